@@ -1,0 +1,89 @@
+/**
+ * The one error class of Pcow. Every failure of the engine, the mount and the command line is a PcowError: a stable code
+ * to test for, the errno that a system call would give, and a sentence that names the image and the next step.
+ */
+import { constants } from 'node:os';
+import { getSystemErrorName } from 'node:util';
+
+const { errno } = constants;
+
+/** The errno of each code, where the failing operation gives no better one. Codes are never renamed. */
+const ERRNO_OF_CODE = {
+  /** An argument that can't be right: a size, a name, an offset. */
+  PCOW_INVALID: errno.EINVAL,
+  PCOW_EXISTS: errno.EEXIST,
+  PCOW_NOT_FOUND: errno.ENOENT,
+  /** Another process is the writer of the image; the message names it. */
+  PCOW_LOCKED: errno.EBUSY,
+  PCOW_BUSY: errno.EBUSY,
+  /** Other images stand on it. */
+  PCOW_IN_USE: errno.EBUSY,
+  PCOW_NOT_AN_IMAGE: errno.EINVAL,
+  /** A newer format, or something that this file system or machine can't do. */
+  PCOW_UNSUPPORTED: errno.EOPNOTSUPP,
+  PCOW_CORRUPT: errno.EIO,
+  PCOW_IO: errno.EIO,
+  PCOW_NO_SPACE: errno.ENOSPC,
+  PCOW_READ_ONLY: errno.EROFS,
+  PCOW_PERMISSION: errno.EACCES,
+  PCOW_TOO_LARGE: errno.EFBIG,
+  /** A limit of the format: too many snapshots, too deep a chain. */
+  PCOW_LIMIT: errno.EMLINK,
+  PCOW_BASE_MISSING: errno.ENOENT,
+  /** The file at the base's path is another image, or has lost the layer. */
+  PCOW_BASE_CHANGED: errno.ESTALE,
+  PCOW_BASE_LOOP: errno.ELOOP,
+  PCOW_BASE_OUTSIDE: errno.EPERM,
+  PCOW_CANCELLED: errno.ECANCELED,
+  PCOW_CLOSED: errno.EBADF,
+  PCOW_NO_MEMORY: errno.ENOMEM,
+  /** The mount itself: its mountpoint, its daemon, FUSE. */
+  PCOW_MOUNT: errno.EIO,
+  /** A command line that can't be understood. */
+  PCOW_USAGE: errno.EINVAL,
+} as const;
+
+export type PcowErrorCode = keyof typeof ERRNO_OF_CODE;
+
+export interface PcowErrorOptions {
+  /** Positive; default: the one that belongs to the code. */
+  errno?: number | undefined;
+  cause?: unknown;
+}
+
+export class PcowError extends Error {
+  readonly code: PcowErrorCode;
+  /** Positive, for example 17. */
+  readonly errno: number;
+  /** For example 'EEXIST'. */
+  readonly errnoName: string;
+
+  constructor(code: PcowErrorCode, message: string, options: PcowErrorOptions = {}) {
+    super(message, options.cause === undefined ? undefined : { cause: options.cause });
+    this.name = 'PcowError';
+    this.code = code;
+    this.errno = options.errno ?? ERRNO_OF_CODE[code];
+    this.errnoName = getSystemErrorName(-this.errno);
+  }
+}
+
+/** Whether a value that was thrown is a PcowError, of one of the given codes where any are given. */
+export function isPcowError(error: unknown, ...codes: PcowErrorCode[]): error is PcowError {
+  return error instanceof PcowError && (codes.length === 0 || codes.includes(error.code));
+}
+
+/** What the addon throws: an Error with the engine's code and errno. */
+interface NativeError extends Error {
+  code: PcowErrorCode;
+  errno: number;
+}
+
+/**
+ * The PcowError for something that the addon threw. Anything that is not an engine's error is a fault of this program
+ * and is returned unchanged.
+ */
+export function fromNative(error: unknown): unknown {
+  if (!(error instanceof Error) || !('code' in error) || !(String(error.code) in ERRNO_OF_CODE)) return error;
+  const { code, errno, message } = error as NativeError;
+  return new PcowError(code, message, { errno });
+}

@@ -1,0 +1,274 @@
+/**
+ * An image: one .pcow file, and the operations on it. See docs/format.md for what they do to the file.
+ *
+ * Every method that returns a Promise works on another thread, beside the others; changes of structure (snapshot,
+ * rollback, delete, resize) on one image follow one another. Everything that fails throws or rejects with a PcowError.
+ */
+import { fromNative, PcowError } from './errors.js';
+import { addon, type NativeBase, type NativeImage } from './native.js';
+import type {
+  BaseOptions,
+  CreateOptions,
+  ImageInfo,
+  LongOptions,
+  OpenOptions,
+  SnapshotInfo,
+} from './types.js';
+import {
+  checkBlockSize,
+  checkBuffer,
+  checkFlag,
+  checkLayer,
+  checkLength,
+  checkOffset,
+  checkOptions,
+  checkPath,
+  checkSize,
+  checkSnapshotName,
+} from './validate.js';
+
+export class Image {
+  /** For the mount's native operations (native-operations.ts) only. */
+  readonly native: NativeImage;
+  #closing: Promise<void> | undefined;
+
+  private constructor(native: NativeImage) {
+    this.native = native;
+  }
+
+  /**
+   * Makes a new, empty image file. It appears under its name only when it is complete and durable.
+   * Where the base's active layer holds data, freeze that first: Image.freezeForClone on the base.
+   */
+  static async create(path: string, options: CreateOptions): Promise<void> {
+    checkPath('the path of the new image', path);
+    checkOptions('the options of Image.create', options, ['size', 'blockSize', 'force', 'base']);
+    const { size, blockSize, force, base } = options;
+    if (size !== undefined) checkSize(size);
+    else if (!base)
+      throw new PcowError('PCOW_INVALID', `${path} needs a size: only an image on a base has a default`);
+    if (blockSize !== undefined) checkBlockSize(blockSize);
+    checkFlag('the option "force"', force);
+    const native = {
+      size: size ?? 0,
+      blockSize: blockSize ?? 0,
+      force: force ?? false,
+      base: nativeBase(base),
+    };
+    await translated(() => addon().create(path, native));
+  }
+
+  /**
+   * Opens an image and its chain. Without `write` it takes no lock, and sees what another process writes.
+   * An image that is let go without close() is closed when it is collected as garbage: late, and with errors lost.
+   */
+  static async open(path: string, options: OpenOptions = {}): Promise<Image> {
+    checkPath('the path of the image', path);
+    checkOptions('the options of Image.open', options, ['write', 'baseRoot']);
+    const { write, baseRoot } = options;
+    checkFlag('the option "write"', write);
+    if (baseRoot !== undefined) checkPath('the option "baseRoot"', baseRoot);
+    return new Image(await translated(() => addon().open(path, write ?? false, baseRoot ?? '')));
+  }
+
+  /** From memory and fstat: takes no time. */
+  info(): ImageInfo {
+    return translatedNow(() => this.native.info());
+  }
+
+  /** The snapshots of this image (not of its bases), oldest first. Counting their data reads their tables. */
+  snapshots(): SnapshotInfo[] {
+    const list = translatedNow(() => this.native.snapshots(true));
+    return list.map((snapshot) => ({ ...snapshot, created: new Date(snapshot.created) }));
+  }
+
+  /** Only the names, oldest first: takes no time however large the image. */
+  snapshotNames(): string[] {
+    return translatedNow(() => this.native.snapshots(false)).map(({ name }) => name);
+  }
+
+  /**
+   * Fills `buffer` from `offset` on, of the active layer or of a snapshot. Returns the bytes read: fewer than the
+   * buffer holds only at the end of the image. The buffer must stay untouched until then.
+   */
+  async read(buffer: Uint8Array, offset: number, snapshot?: string): Promise<number> {
+    checkBuffer(buffer);
+    checkOffset(offset);
+    if (snapshot !== undefined) checkSnapshotName(snapshot);
+    return translated(() => this.native.read(buffer, offset, snapshot ?? ''));
+  }
+
+  /**
+   * Writes the whole buffer, or fails; after a failure any part of it may have been written. Durable after sync().
+   * Returns the bytes written. The buffer must stay untouched until then.
+   */
+  async write(buffer: Uint8Array, offset: number): Promise<number> {
+    checkBuffer(buffer);
+    checkOffset(offset);
+    await translated(() => this.native.write(buffer, offset));
+    return buffer.length;
+  }
+
+  /** The range reads as zeros afterwards; whole blocks of it go back to the disk after the next sync. */
+  async discard(offset: number, length: number): Promise<void> {
+    checkOffset(offset);
+    checkLength(length);
+    await translated(() => this.native.discard(offset, length));
+  }
+
+  /** Everything written before is durable afterwards. A sync that failed makes every later one fail too. */
+  async sync(): Promise<void> {
+    await translated(() => this.native.sync());
+  }
+
+  /** Freezes the active layer under a name. Durable when it returns. */
+  async snapshot(name: string): Promise<void> {
+    checkSnapshotName(name);
+    await translated(() => this.native.snapshot(name));
+  }
+
+  /** A new, empty active layer on that snapshot: what was written since is gone. Nobody may have the image mapped. */
+  async rollback(name: string): Promise<void> {
+    checkSnapshotName(name);
+    await translated(() => this.native.rollback(name));
+  }
+
+  /**
+   * Deletes a snapshot: merged into its only child; dropped where it has none; hidden, until one is left, where it has
+   * several. Images of other files that stand on it are the caller's to check: see dependants().
+   */
+  async delete(name: string, options: LongOptions = {}): Promise<void> {
+    checkSnapshotName(name);
+    checkOptions('the options of Image.delete', options, ['signal', 'onProgress']);
+    const { signal, onProgress } = options;
+    if (signal !== undefined && !(signal instanceof AbortSignal)) {
+      throw new PcowError('PCOW_INVALID', 'the option "signal" must be an AbortSignal');
+    }
+    if (onProgress !== undefined && typeof onProgress !== 'function') {
+      throw new PcowError('PCOW_INVALID', 'the option "onProgress" must be a function');
+    }
+    const cancellation = new (addon().Cancellation)();
+    const cancel = () => {
+      cancellation.cancel();
+    };
+    // An onProgress that throws stops the operation, which then fails with what was thrown.
+    let thrown: { error: unknown } | undefined;
+    const report = onProgress
+      ? (done: number, total: number) => {
+          try {
+            if (!thrown) onProgress(done, total);
+          } catch (error) {
+            thrown = { error };
+            cancel();
+          }
+        }
+      : null;
+    if (signal?.aborted) cancel();
+    signal?.addEventListener('abort', cancel, { once: true });
+    try {
+      await translated(() => this.native.remove(name, cancellation, report));
+    } catch (error) {
+      if (signal?.aborted && error instanceof PcowError && error.code === 'PCOW_CANCELLED') {
+        throw new PcowError(error.code, error.message, { errno: error.errno, cause: signal.reason });
+      }
+      throw thrown ? thrown.error : error;
+    } finally {
+      signal?.removeEventListener('abort', cancel);
+    }
+    if (thrown) throw thrown.error;
+  }
+
+  /** Grows the image to `size` bytes; a smaller size is PCOW_INVALID. */
+  async resize(size: number): Promise<void> {
+    checkSize(size);
+    await translated(() => this.native.resize(size));
+  }
+
+  /**
+   * The id of a frozen layer that holds the image as it is now, for a clone to stand on: the newest one where the
+   * active layer is empty, else that of a new automatic snapshot called `name`.
+   */
+  async freezeForClone(name: string): Promise<number> {
+    checkSnapshotName(name);
+    return translated(() => this.native.freezeForClone(name));
+  }
+
+  /** The id of a snapshot's layer. */
+  layerOf(snapshot: string): number {
+    checkSnapshotName(snapshot);
+    return translatedNow(() => this.native.layerOf(snapshot));
+  }
+
+  /** Points the image at another base, or at none, without looking at the content: an unsafe rebase. */
+  async setBase(base: BaseOptions | null): Promise<void> {
+    const native = nativeBase(base ?? undefined);
+    await translated(() => this.native.setBase(native));
+  }
+
+  /**
+   * Syncs, sets the clean flag and gives up the lock, after what is under way has ended. Operations that start later
+   * fail with PCOW_CLOSED. May be called again: the same Promise.
+   */
+  close(): Promise<void> {
+    this.#closing ??= translated(() => this.native.close());
+    return this.#closing;
+  }
+}
+
+/** One snapshot of several images, which is one cut across them: no write is in one of them that came after a write missing in another. */
+export async function snapshotTogether(name: string, images: Image[]): Promise<void> {
+  checkSnapshotName(name);
+  if (!Array.isArray(images) || images.length === 0) {
+    throw new PcowError('PCOW_INVALID', 'a snapshot across images needs at least one image');
+  }
+  for (const image of images) {
+    if (!(image instanceof Image)) {
+      throw new PcowError('PCOW_INVALID', 'a snapshot across images takes a list of open images');
+    }
+  }
+  if (new Set(images).size < images.length) {
+    throw new PcowError(
+      'PCOW_INVALID',
+      `an image is named twice in the snapshot ${JSON.stringify(name)} across images`,
+    );
+  }
+  await translated(() =>
+    addon().snapshotTogether(
+      images.map(({ native }) => native),
+      name,
+    ),
+  );
+}
+
+function nativeBase(base: BaseOptions | undefined): NativeBase | null {
+  if (base === undefined) return null;
+  checkOptions('the base', base, ['path', 'snapshot', 'layer']);
+  const { path, snapshot, layer } = base;
+  checkPath('the path of the base', path);
+  if ((snapshot === undefined) === (layer === undefined)) {
+    throw new PcowError(
+      'PCOW_INVALID',
+      `the base ${path} needs the name of a snapshot or the id of a layer, and not both`,
+    );
+  }
+  if (snapshot !== undefined) checkSnapshotName(snapshot);
+  if (layer !== undefined) checkLayer(layer);
+  return { path, snapshot: snapshot ?? '', layer: layer ?? 0 };
+}
+
+/** Awaited here so that the error's stack shows the caller of the public method. */
+async function translated<T>(work: () => Promise<T>): Promise<T> {
+  try {
+    return await work();
+  } catch (error) {
+    throw fromNative(error);
+  }
+}
+
+function translatedNow<T>(work: () => T): T {
+  try {
+    return work();
+  } catch (error) {
+    throw fromNative(error);
+  }
+}

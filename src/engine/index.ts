@@ -1,0 +1,16 @@
+/** The engine as the rest of Pcow uses it. */
+export { dependants, type Dependant } from './dependants.js';
+export { isPcowError, PcowError, type PcowErrorCode } from './errors.js';
+export { Image, snapshotTogether } from './image.js';
+export type * from './types.js';
+export {
+  checkBlockSize,
+  checkSize,
+  checkSnapshotName,
+  MAX_BLOCK_SIZE,
+  MAX_NAME_LENGTH,
+  MAX_SIZE,
+  MIN_BLOCK_SIZE,
+  MIN_SIZE,
+  SIZE_UNIT,
+} from './validate.js';

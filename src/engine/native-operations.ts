@@ -1,0 +1,74 @@
+/**
+ * The native operations of a mount: once prepared, the bytes of flat files go from libfuse straight to the engine, and no
+ * read or write passes through JavaScript. For src/mount only. The order of use:
+ *
+ *   const Fuse = requireFuse(directory);           // instead of require('fuse-native'), first thing in the process
+ *   new Fuse(mountpoint, handlers, options).mount(...)     // afterwards interceptions() must be 1
+ *   handlers.open:    cb(0, openHandle(image, { snapshot, writable }))   // the fh is at least FIRST_NATIVE_HANDLE
+ *   handlers.release: closeHandle(fh) || …          // true where fh was a native handle
+ *
+ * Served natively for handles from openHandle: read, write, fsync, fallocate (punch hole, zero range), and open's keep_cache
+ * (the kernel keeps a file's cached pages from one opening to the next as long as no rollback changed the content).
+ * For all paths: statfs (of the image directory, 64-bit) and utimens (sets the times of NAME.pcow, with nanoseconds;
+ * `touch -a` and -m too). Everything else, and every request with another fh, goes to the JavaScript handlers, which must
+ * therefore choose their own handle numbers below FIRST_NATIVE_HANDLE. The handlers for read, write, fsync, statfs, utimens
+ * and open must be given all the same: where the table did not take hold (interceptions() is 0 after the mount) they serve everything.
+ */
+import { fromNative } from './errors.js';
+import type { Image } from './image.js';
+import { addon, requireModule } from './native.js';
+import { checkFlag, checkOptions, checkPath, checkSnapshotName } from './validate.js';
+
+/** Native handle numbers start here; a mount's own (for control files) are smaller. They survive fuse-native's 32-bit signed field. */
+export const FIRST_NATIVE_HANDLE = 0x4000_0000;
+
+export interface HandleOptions {
+  /** Default: the active layer. */
+  snapshot?: string | undefined;
+  writable: boolean;
+}
+
+/**
+ * Loads the operations table, then libfuse, then fuse-native, in the order that lets the table stand between the last two, and
+ * returns what fuse-native exports. `directory` is the image directory. One mount in a process is served natively; a second one
+ * gets the JavaScript handlers.
+ */
+export function requireFuse(directory: string): unknown {
+  checkPath('the image directory', directory);
+  const { lib } = requireModule('fuse-shared-library') as { lib: string };
+  translated(() => {
+    addon().fuseLoad(lib, directory);
+  });
+  return requireModule('fuse-native');
+}
+
+/** How many mounts of this process the table was put under: 1 after a mount that it took hold of, else 0. */
+export function interceptions(): number {
+  return addon().fuseInterceptions();
+}
+
+/** How many requests were served natively since the process began. */
+export function nativeRequests(): number {
+  return addon().fuseRequests();
+}
+
+/** A handle number for open's callback. The image stays in memory until closeHandle; once it is closed, requests get EBADF. */
+export function openHandle(image: Image, options: HandleOptions): number {
+  checkOptions('the options of openHandle', options, ['snapshot', 'writable']);
+  checkFlag('the option "writable"', options.writable);
+  if (options.snapshot !== undefined) checkSnapshotName(options.snapshot);
+  return translated(() => addon().fuseOpenHandle(image.native, options.snapshot ?? '', options.writable));
+}
+
+/** For release: lets a handle go. False where it is not one of ours. Requests under way end in peace. */
+export function closeHandle(fh: number): boolean {
+  return addon().fuseCloseHandle(fh);
+}
+
+function translated<T>(work: () => T): T {
+  try {
+    return work();
+  } catch (error) {
+    throw fromNative(error);
+  }
+}

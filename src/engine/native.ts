@@ -1,0 +1,114 @@
+/**
+ * The addon's surface, declared once, and the one place that loads it. Validation is done before these are called:
+ * the C++ side trusts types. Everything else in src/ uses image.ts and native-operations.ts, never this.
+ */
+import { createRequire } from 'node:module';
+import { constants } from 'node:os';
+import path from 'node:path';
+import { fileURLToPath } from 'node:url';
+
+import { PcowError } from './errors.js';
+import type { ImageInfo } from './types.js';
+
+export interface NativeBase {
+  path: string;
+  /** Empty where `layer` is given. */
+  snapshot: string;
+  /** 0 where `snapshot` is given. */
+  layer: number;
+}
+
+export interface NativeCreateOptions {
+  /** 0: the base's. */
+  size: number;
+  /** 0: the base's, or the default. */
+  blockSize: number;
+  force: boolean;
+  base: NativeBase | null;
+}
+
+export interface NativeSnapshotInfo {
+  name: string;
+  id: number;
+  parent: string | null;
+  /** Milliseconds since the epoch. */
+  created: number;
+  size: number;
+  children: number;
+  automatic: boolean;
+  current: boolean;
+  data: number;
+}
+
+/** Tells a long operation to stop. One for each operation. */
+export interface NativeCancellation {
+  cancel(): void;
+}
+
+/** An open image. Everything that returns a Promise works off the JavaScript thread. */
+export interface NativeImage {
+  info(): ImageInfo;
+  snapshots(withData: boolean): NativeSnapshotInfo[];
+  layerOf(snapshot: string): number;
+  /** `snapshot` empty: the active layer. */
+  read(buffer: Uint8Array, offset: number, snapshot: string): Promise<number>;
+  write(buffer: Uint8Array, offset: number): Promise<void>;
+  discard(offset: number, length: number): Promise<void>;
+  sync(): Promise<void>;
+  snapshot(name: string): Promise<void>;
+  rollback(name: string): Promise<void>;
+  remove(
+    name: string,
+    cancellation: NativeCancellation,
+    onProgress: ((done: number, total: number) => void) | null,
+  ): Promise<void>;
+  resize(size: number): Promise<void>;
+  freezeForClone(name: string): Promise<number>;
+  setBase(base: NativeBase | null): Promise<void>;
+  /** Waits for what is under way. Once only. */
+  close(): Promise<void>;
+}
+
+export interface NativeAddon {
+  create(path: string, options: NativeCreateOptions): Promise<void>;
+  /** `baseRoot` empty: bases may lie anywhere. */
+  open(path: string, write: boolean, baseRoot: string): Promise<NativeImage>;
+  snapshotTogether(images: NativeImage[], name: string): Promise<void>;
+  Cancellation: new () => NativeCancellation;
+
+  /** See native-operations.ts. */
+  fuseLoad(libfuse: string, directory: string): void;
+  fuseInterceptions(): number;
+  fuseRequests(): number;
+  fuseOpenHandle(image: NativeImage, snapshot: string, writable: boolean): number;
+  fuseCloseHandle(fh: number): boolean;
+}
+
+/** The addon is built beside the sources: dist/src/engine/native.js and native/build/Release/pcow.node. */
+const ADDON = fileURLToPath(new URL('../../../native/build/Release/pcow.node', import.meta.url));
+
+let loaded: NativeAddon | undefined;
+
+/**
+ * The addon, loaded at the first call. RTLD_GLOBAL because its fuse_new must be found before libfuse's own
+ * (native-operations.ts); loading it another way first would take that away for the whole process.
+ */
+export function addon(): NativeAddon {
+  if (loaded) return loaded;
+  const module = { exports: {} };
+  try {
+    process.dlopen(module, ADDON, constants.dlopen.RTLD_NOW | constants.dlopen.RTLD_GLOBAL);
+  } catch (cause) {
+    throw new PcowError(
+      'PCOW_UNSUPPORTED',
+      `the native part of Pcow (${path.basename(ADDON)}) can't be loaded: run \`npm run build\` in the repository ` +
+        `(${cause instanceof Error ? cause.message : String(cause)})`,
+      { cause },
+    );
+  }
+  loaded = module.exports as NativeAddon;
+  return loaded;
+}
+
+/** `require` as CommonJS packages want it, from this package's place. */
+export const requireModule = createRequire(import.meta.url);

@@ -1,0 +1,110 @@
+/** What goes into and comes out of an image. Sizes and offsets are bytes. */
+
+/** Where a new image stands: a frozen layer of another image. */
+export interface BaseOptions {
+  /** Of the base image, as the user gave it; stored relative to the new image's directory where possible. */
+  path: string;
+  /** The snapshot to stand on. Give this or `layer`. */
+  snapshot?: string | undefined;
+  /** The id of a frozen layer, as Image.freezeForClone returns it. */
+  layer?: number | undefined;
+}
+
+export interface CreateOptions {
+  /** A multiple of 4096, 64 KiB to 64 TiB; default: the base's. */
+  size?: number | undefined;
+  /** A power of two, 4 KiB to 2 MiB; default: the base's, or 65536. */
+  blockSize?: number | undefined;
+  /** Replace an existing file; never one that a process has open for writing. */
+  force?: boolean | undefined;
+  base?: BaseOptions | undefined;
+}
+
+export interface OpenOptions {
+  /** Be the one writer of the image: takes its lock, or fails with PCOW_LOCKED. Default: read only, no lock. */
+  write?: boolean | undefined;
+  /** A directory that every base must lie in after symbolic links are resolved, else PCOW_BASE_OUTSIDE. */
+  baseRoot?: string | undefined;
+}
+
+export interface BaseInfo {
+  /** As stored in the image. */
+  path: string;
+  /** Absolute. */
+  resolved: string;
+  uuid: string;
+  /** The id of the frozen layer in the base. */
+  layer: number;
+  /** That layer's name, where it has one. */
+  snapshot: string | null;
+}
+
+/** The process that has an image open for writing. */
+export interface Holder {
+  pid: number;
+  /** Clock ticks since boot (field 22 of /proc/PID/stat): tells the process from a later one with its pid. */
+  startTime: number;
+  command: string;
+}
+
+export interface ChainLink {
+  /** The image file that holds this layer. */
+  path: string;
+  /** null: the active layer, or a frozen one without a name. */
+  snapshot: string | null;
+}
+
+export interface ImageInfo {
+  path: string;
+  /** 8-4-4-4-12 hex digits. */
+  uuid: string;
+  formatVersion: number;
+  /** Of the active layer: what a guest sees. */
+  size: number;
+  blockSize: number;
+  subBlockSize: number;
+  /** Of the image file, holes included. */
+  fileSize: number;
+  /** What the image file takes on its disk. */
+  diskUse: number;
+  /** Whether the last writer closed the image. False while somebody has it open for writing. */
+  clean: boolean;
+  /** Whether this opening may write. */
+  writable: boolean;
+  /** Grows with every change of structure. */
+  generation: number;
+  snapshots: number;
+  base: BaseInfo | null;
+  /** Active layer first. */
+  chain: ChainLink[];
+  /** The living process that has it open for writing, if any. */
+  holder: Holder | null;
+  /** The sentence of the last operation that failed on this opening. */
+  lastError: string | null;
+}
+
+export interface SnapshotInfo {
+  name: string;
+  id: number;
+  /** The nearest named ancestor in this image; null at the root. */
+  parent: string | null;
+  created: Date;
+  /** Of the image when it was taken. */
+  size: number;
+  /** Layers that stand directly on it, the active one included. */
+  children: number;
+  /** Made by Pcow for a clone, not asked for by name. */
+  automatic: boolean;
+  /** The active layer stands directly on it. */
+  current: boolean;
+  /** What this layer itself holds. */
+  data: number;
+}
+
+/** For operations that may take long. */
+export interface LongOptions {
+  /** Aborting fails the operation with PCOW_CANCELLED; the image stays sound, and the operation can be started again. */
+  signal?: AbortSignal | undefined;
+  /** Called on the JavaScript thread, now and then. The unit is the operation's own; done reaches total at the end. */
+  onProgress?: ((done: number, total: number) => void) | undefined;
+}

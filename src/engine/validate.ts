@@ -1,0 +1,153 @@
+/**
+ * Checks of what callers pass in, with messages that name the mistake. The addon trusts the types of what got through
+ * here; what only the image can tell (a size below its base's, a name that is taken) is the engine's to refuse.
+ */
+import { PcowError } from './errors.js';
+
+/** Bytes. */
+export const MIN_SIZE = 64 * 1024;
+/** Bytes: 64 TiB. */
+export const MAX_SIZE = 2 ** 46;
+/** Bytes: every size is a multiple of this. */
+export const SIZE_UNIT = 4096;
+export const MIN_BLOCK_SIZE = 4096;
+export const MAX_BLOCK_SIZE = 2 * 1024 * 1024;
+/** Bytes of UTF-8. */
+export const MAX_NAME_LENGTH = 255;
+
+function invalid(message: string): never {
+  throw new PcowError('PCOW_INVALID', message);
+}
+
+/** A short rendering of a value for a message: no newline or control character of it gets through. */
+function show(value: unknown): string {
+  if (typeof value === 'string') {
+    return JSON.stringify(value.length > 80 ? `${value.slice(0, 77)}...` : value);
+  }
+  if (value === null || ['number', 'boolean', 'undefined', 'bigint'].includes(typeof value)) {
+    return String(value);
+  }
+  return Array.isArray(value) ? 'an array' : `a value of type ${typeof value}`;
+}
+
+/** Refuses anything but an object with only these keys, so that a misspelled option is never ignored. */
+export function checkOptions(what: string, options: unknown, known: readonly string[]): void {
+  if (typeof options !== 'object' || options === null || Array.isArray(options)) {
+    invalid(`${what} must be an object, not ${show(options)}`);
+  }
+  for (const key of Object.keys(options)) {
+    if (known.includes(key)) continue;
+    const meant = known.find((name) => name.toLowerCase() === key.toLowerCase());
+    invalid(
+      meant === undefined
+        ? `${what} has no option ${show(key)}; known are ${known.join(', ')}`
+        : `misspelled option ${show(key)} of ${what}: it should be ${show(meant)}`,
+    );
+  }
+}
+
+export function checkFlag(what: string, value: unknown): void {
+  if (value !== undefined && typeof value !== 'boolean')
+    invalid(`${what} must be true or false, not ${show(value)}`);
+}
+
+export function checkPath(what: string, value: unknown): asserts value is string {
+  if (typeof value !== 'string') invalid(`${what} must be a string, not ${show(value)}`);
+  if (value === '') invalid(`${what} is empty`);
+  if (value.includes('\0')) invalid(`${what} ${show(value)} contains a NUL character`);
+}
+
+/** A size that an image may have, in bytes. */
+export function checkSize(value: unknown): asserts value is number {
+  if (typeof value !== 'number') invalid(`the size must be a number of bytes, not ${show(value)}`);
+  if (Number.isNaN(value)) invalid('the size is not a number');
+  if (value < 0) invalid(`the size ${value} is negative`);
+  if (value === 0) invalid('the size is zero; the smallest image has 65536 bytes (64 KiB)');
+  if (value > MAX_SIZE) {
+    throw new PcowError(
+      'PCOW_TOO_LARGE',
+      `the size ${value} is over the limit of ${MAX_SIZE} bytes (64 TiB)`,
+    );
+  }
+  if (!Number.isInteger(value)) invalid(`the size ${value} is not a whole number of bytes`);
+  if (value < MIN_SIZE)
+    invalid(`the size ${value} is too small; the smallest image has ${MIN_SIZE} bytes (64 KiB)`);
+  if (value % SIZE_UNIT !== 0) {
+    const up = Math.ceil(value / SIZE_UNIT) * SIZE_UNIT;
+    invalid(`the size ${value} is not a multiple of ${SIZE_UNIT} bytes; the next one is ${up}`);
+  }
+}
+
+/** A block size that an image may have, in bytes. */
+export function checkBlockSize(value: unknown): asserts value is number {
+  if (typeof value !== 'number') invalid(`the block size must be a number of bytes, not ${show(value)}`);
+  if (!Number.isInteger(value) || value <= 0 || !Number.isInteger(Math.log2(value))) {
+    invalid(`the block size ${value} is not a power of two`);
+  }
+  if (value < MIN_BLOCK_SIZE || value > MAX_BLOCK_SIZE) {
+    invalid(`the block size ${value} is not between ${MIN_BLOCK_SIZE} (4 KiB) and ${MAX_BLOCK_SIZE} (2 MiB)`);
+  }
+}
+
+/** A name that a snapshot may have. */
+export function checkSnapshotName(value: unknown): asserts value is string {
+  if (typeof value !== 'string') invalid(`a snapshot's name must be a string, not ${show(value)}`);
+  if (value === '') invalid("a snapshot's name is empty");
+  if (value === '.' || value === '..') invalid(`a snapshot can't be called ${show(value)}`);
+  if (/\p{Surrogate}/u.test(value)) invalid(`the snapshot name ${show(value)} is not well-formed Unicode`);
+  const bytes = Buffer.byteLength(value);
+  if (bytes > MAX_NAME_LENGTH) {
+    invalid(`the snapshot name ${show(value)} has ${bytes} bytes; the limit is ${MAX_NAME_LENGTH}`);
+  }
+  const bad = /[/@\s\p{Cc}]/u.exec(value)?.[0];
+  if (bad !== undefined) {
+    invalid(
+      `the snapshot name ${show(value)} contains ${describeCharacter(bad)}; not allowed are "/", "@", white space and control characters`,
+    );
+  }
+}
+
+function describeCharacter(character: string): string {
+  if (character === '\0') return 'a NUL character';
+  if (character === '\n') return 'a newline';
+  if (/\p{Cc}/u.test(character)) return 'a control character';
+  return /\s/u.test(character) ? 'white space' : show(character);
+}
+
+export function checkOffset(value: unknown): asserts value is number {
+  if (typeof value !== 'number' || !Number.isInteger(value)) {
+    invalid(`the offset must be a whole number of bytes, not ${show(value)}`);
+  }
+  if (value < 0) invalid(`the offset ${value} is negative`);
+  if (value > MAX_SIZE) {
+    throw new PcowError(
+      'PCOW_TOO_LARGE',
+      `the offset ${value} is over the limit of ${MAX_SIZE} bytes (64 TiB)`,
+    );
+  }
+}
+
+/** The length of a range that starts at a checked offset. */
+export function checkLength(value: unknown): asserts value is number {
+  if (typeof value !== 'number' || !Number.isInteger(value)) {
+    invalid(`the length must be a whole number of bytes, not ${show(value)}`);
+  }
+  if (value < 0) invalid(`the length ${value} is negative`);
+  if (value > MAX_SIZE) {
+    throw new PcowError(
+      'PCOW_TOO_LARGE',
+      `the length ${value} is over the limit of ${MAX_SIZE} bytes (64 TiB)`,
+    );
+  }
+}
+
+export function checkBuffer(value: unknown): asserts value is Uint8Array {
+  if (!(value instanceof Uint8Array)) invalid(`the buffer must be a Uint8Array, not ${show(value)}`);
+}
+
+/** The id of a layer: a positive whole number. */
+export function checkLayer(value: unknown): asserts value is number {
+  if (typeof value !== 'number' || !Number.isSafeInteger(value) || value <= 0) {
+    invalid(`a layer's id must be a positive whole number, not ${show(value)}`);
+  }
+}
