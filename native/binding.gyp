@@ -7,15 +7,13 @@
       ],
       "include_dirs": ["."],
       "defines": ["NAPI_VERSION=8", "NAPI_DISABLE_CPP_EXCEPTIONS", "NODE_ADDON_API_DISABLE_DEPRECATED", "_GNU_SOURCE", "_FILE_OFFSET_BITS=64"],
-      "cflags!": ["-fno-exceptions"],
-      "cflags_cc!": ["-std=gnu++17", "-std=gnu++14"],
+      "cflags_cc!": ["-std=gnu++17"],
       "cflags": ["-fvisibility=hidden"],
       "cflags_cc": [
         "-std=c++20",
         "-Wall",
         "-Wextra",
         "-Werror",
-        "-fno-exceptions",
         "-isystem <!(node -p \"path.dirname(require.resolve('node-addon-api/package.json'))\")",
         "-isystem <!(node -p \"path.join(path.dirname(require.resolve('fuse-shared-library-linux/package.json')), 'libfuse/include')\")"
       ],
