@@ -1,0 +1,193 @@
+import { spawn, type ChildProcess } from 'node:child_process';
+import { once } from 'node:events';
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { guestFiles } from './files.js';
+
+const MIB = 1024 * 1024;
+
+export type Accelerator = 'kvm' | 'tcg';
+
+export interface GuestOptions {
+  /** More options for QEMU: the devices. see pmemArgs(), and `pcow qemu-args`. */
+  qemuArgs?: string[];
+  /** How many /dev/pmemN the guest must see before it is ready. */
+  pmemDevices?: number;
+  /** A command and its options that start QEMU in their turn, such as ['pcow', 'run', '--']. */
+  commandPrefix?: string[];
+  accelerator: Accelerator;
+  /** Milliseconds until the guest must be ready. */
+  timeLimit?: number;
+}
+
+export interface RunOptions {
+  /** Called with each piece of output as it arrives. */
+  onOutput?: (text: string) => void;
+  /** Milliseconds until the script must have ended. */
+  timeLimit?: number;
+}
+
+export interface RunResult {
+  output: string;
+  exitCode: number;
+}
+
+/** QEMU's options for one persistent memory device on a file; `size` is in bytes. The guest has 512 MiB of other memory. */
+export function pmemArgs(file: string, size: number, device: 'virtio-pmem' | 'nvdimm' = 'virtio-pmem'): string[] {
+  const model = device === 'nvdimm' ? 'nvdimm,memdev=pmem' : 'virtio-pmem-pci,memdev=pmem';
+  return [
+    ...['-machine', 'q35,nvdimm=on'],
+    ...['-m', `512M,slots=2,maxmem=${1024 + Math.ceil(size / MIB)}M`],
+    ...['-object', `memory-backend-file,id=pmem,share=on,mem-path=${file},size=${size}`],
+    ...['-device', model],
+  ];
+}
+
+/** The command that boots a guest, but for its two serial ports: ttyS0, the console, and ttyS1, the commands. */
+export function qemuCommand(options: GuestOptions): string[] {
+  const { vmlinuz, initramfs } = guestFiles();
+  const append = `console=ttyS0 panic=-1 quiet pcow.pmem=${options.pmemDevices ?? 0}`;
+  return [
+    ...(options.commandPrefix ?? []),
+    'qemu-system-x86_64',
+    ...['-machine', `q35,accel=${options.accelerator}`, '-cpu', 'max', '-m', '512M'],
+    ...(options.qemuArgs ?? []),
+    ...['-kernel', vmlinuz, '-initrd', initramfs, '-append', append],
+    ...['-nodefaults', '-display', 'none', '-no-reboot'],
+  ];
+}
+
+interface Pending {
+  id: number;
+  onOutput: (text: string) => void;
+  resolve: (result: RunResult) => void;
+  reject: (error: Error) => void;
+}
+
+/**
+ * A running guest. Whoever starts one calls kill() in the end; the kernel does it too when this process dies.
+ */
+export class Guest {
+  readonly exited: Promise<void>;
+  #process: ChildProcess;
+  #scratch: string;
+  #received = '';
+  #pending: Pending | undefined;
+  #nextId = 1;
+
+  /** Resolves when the guest is ready for run(). */
+  static async start(options: GuestOptions): Promise<Guest> {
+    const guest = new Guest(qemuCommand(options));
+    const limit = options.timeLimit ?? 90_000;
+    try {
+      await guest.#answer(0, undefined, limit, 'the guest was not ready');
+      return guest;
+    } catch (error) {
+      await guest.kill();
+      throw error;
+    }
+  }
+
+  private constructor(command: string[]) {
+    this.#scratch = mkdtempSync(join(tmpdir(), 'pcow-guest-'));
+    // setpriv: a QEMU whose test was killed dies with it. A process group of its own, so that kill() reaches what a prefix started.
+    const args = [
+      ...['--pdeathsig', 'KILL', '--'],
+      ...command,
+      ...['-serial', `file:${join(this.#scratch, 'console')}`],
+      ...['-chardev', 'stdio,id=commands,signal=off', '-serial', 'chardev:commands'],
+    ];
+    this.#process = spawn('setpriv', args, { stdio: ['pipe', 'pipe', 'pipe'], detached: true });
+    let complaints = '';
+    this.#process.stderr?.setEncoding('utf8').on('data', (text: string) => (complaints += text));
+    this.#process.stdout?.setEncoding('utf8').on('data', (text: string) => this.#receive(text));
+    this.#process.stdin?.on('error', () => undefined); // QEMU is gone: `exited` tells
+    this.exited = once(this.#process, 'close').then(() => {
+      this.#pending?.reject(new Error(`QEMU ended\n${complaints}${this.console()}`));
+      this.#pending = undefined;
+      rmSync(this.#scratch, { recursive: true, force: true });
+    });
+  }
+
+  get pid(): number {
+    if (this.#process.pid === undefined) throw new Error('QEMU was not started');
+    return this.#process.pid;
+  }
+
+  /** What the guest's kernel has printed; empty once the guest has ended. */
+  console(): string {
+    try {
+      return readFileSync(join(this.#scratch, 'console'), 'utf8');
+    } catch {
+      return '';
+    }
+  }
+
+  /** Runs a shell script in the guest. One at a time. */
+  async run(script: string, options: RunOptions = {}): Promise<RunResult> {
+    const id = this.#nextId++;
+    const answer = this.#answer(id, options.onOutput, options.timeLimit ?? 120_000, `no answer to: ${script}`);
+    const bytes = Buffer.from(script);
+    this.#process.stdin?.write(`${id} ${bytes.length}\n`);
+    this.#process.stdin?.write(bytes);
+    return answer;
+  }
+
+  /** Like run(), for a script that must succeed. Resolves with its output. */
+  async must(script: string, options: RunOptions = {}): Promise<string> {
+    const { output, exitCode } = await this.run(script, options);
+    if (exitCode !== 0)
+      throw new Error(`exit code ${exitCode} in the guest from: ${script}\n${output}\n${this.console()}`);
+    return output;
+  }
+
+  /** Unmounts, flushes and switches off. */
+  async powerOff(): Promise<void> {
+    // The answer to this request is the end of QEMU.
+    this.run('cd /; umount -a -r 2> /dev/null; sync; poweroff -f').catch(() => undefined);
+    await this.exited;
+  }
+
+  /** SIGKILL, as a host that runs out of memory would send it. Resolves when the process is gone. Any number of times. */
+  async kill(): Promise<void> {
+    const { pid, exitCode, signalCode } = this.#process;
+    if (pid !== undefined && exitCode === null && signalCode === null) process.kill(-pid, 'SIGKILL');
+    await this.exited;
+  }
+
+  async #answer(
+    id: number,
+    onOutput: ((text: string) => void) | undefined,
+    limit: number,
+    complaint: string,
+  ): Promise<RunResult> {
+    if (this.#pending) throw new Error('the guest is still busy with another script');
+    let timer: NodeJS.Timeout | undefined;
+    try {
+      return await new Promise<RunResult>((resolve, reject) => {
+        this.#pending = { id, onOutput: onOutput ?? (() => undefined), resolve, reject };
+        timer = setTimeout(
+          () => reject(new Error(`${complaint} (after ${limit} ms)\n${this.#received}\n${this.console()}`)),
+          limit,
+        );
+      });
+    } finally {
+      clearTimeout(timer);
+      this.#pending = undefined;
+    }
+  }
+
+  #receive(text: string): void {
+    this.#received += text;
+    const pending = this.#pending;
+    if (!pending) return;
+    const end = new RegExp(`\\x1e${pending.id} (\\d+)\\n`).exec(this.#received);
+    pending.onOutput(text);
+    if (!end) return;
+    const output = this.#received.slice(0, end.index);
+    this.#received = '';
+    this.#pending = undefined;
+    pending.resolve({ output, exitCode: Number(end[1]) });
+  }
+}
