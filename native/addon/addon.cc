@@ -1,0 +1,92 @@
+// The addon: what src/engine/native.ts declares as NativeAddon.
+#include <napi.h>
+
+#include <memory>
+#include <vector>
+
+#include "addon/arguments.h"
+#include "addon/cancellation.h"
+#include "addon/environment.h"
+#include "addon/fuse_exports.h"
+#include "addon/image_wrap.h"
+#include "addon/promise_task.h"
+#include "addon/shared_image.h"
+#include "engine/image.h"
+
+namespace pcow::addon {
+
+template <>
+struct ToJs<std::shared_ptr<SharedImage>> {
+  static Napi::Value convert(Napi::Env env, std::shared_ptr<SharedImage>& image) { return ImageWrap::wrap(env, image); }
+};
+
+namespace {
+
+// The functions below are called on the JavaScript thread.
+
+template <typename T>
+Napi::Value start_structure(Napi::Env env, typename PromiseTask<T>::Work work) {
+  return start(*Environment::of(env).queue, Lane::kStructure, std::make_unique<PromiseTask<T>>(env, std::move(work)));
+}
+
+// `path`, NativeCreateOptions.
+Napi::Value create(const Napi::CallbackInfo& info) {
+  auto given = info[1].As<Napi::Object>();
+  CreateOptions options;
+  options.size = bytes_of(given.Get("size"));
+  options.block_size = static_cast<uint32_t>(bytes_of(given.Get("blockSize")));
+  options.force = flag_of(given.Get("force"));
+  const Napi::Value base = given.Get("base");
+  options.has_base = !base.IsNull();
+  if (options.has_base) options.base = base_of(base.As<Napi::Object>());
+  return start_structure<void>(info.Env(), [path = text_of(info[0]), options] { return create_image(path, options); });
+}
+
+// `path`, `write`, `base_root` or "".
+Napi::Value open(const Napi::CallbackInfo& info) {
+  OpenOptions options;
+  options.write = flag_of(info[1]);
+  options.base_root = text_of(info[2]);
+  return start_structure<std::shared_ptr<SharedImage>>(
+      info.Env(), [path = text_of(info[0]), options]() -> Result<std::shared_ptr<SharedImage>> {
+        auto image = Image::open(path, options);
+        if (!image) return image.error();
+        return std::make_shared<SharedImage>(std::move(*image), options.write);
+      });
+}
+
+// A list of NativeImage, `name`.
+Napi::Value snapshot_together(const Napi::CallbackInfo& info) {
+  auto list = info[0].As<Napi::Array>();
+  auto leases = std::make_shared<std::vector<SharedImage::Lease>>();
+  for (uint32_t i = 0; i < list.Length(); ++i) {
+    auto lease = ImageWrap::unwrap_image(list.Get(i))->lease();
+    if (!lease) return rejected(info.Env(), lease.error());
+    leases->push_back(std::move(*lease));
+  }
+  return start_structure<void>(info.Env(), [leases, name = text_of(info[1])] {
+    std::vector<Image*> images;
+    for (SharedImage::Lease& lease : *leases) images.push_back(&*lease);
+    return Image::snapshot_together(images, name);
+  });
+}
+
+Napi::Object initialise(Napi::Env env, Napi::Object exports) {
+  auto environment = std::make_unique<Environment>();
+  environment->queue = WorkQueue::create(env);
+  environment->image_constructor = Napi::Persistent(ImageWrap::define(env));
+  env.SetInstanceData(environment.release());
+
+  exports.Set("create", Napi::Function::New<create>(env, "create"));
+  exports.Set("open", Napi::Function::New<open>(env, "open"));
+  exports.Set("snapshotTogether", Napi::Function::New<snapshot_together>(env, "snapshotTogether"));
+  exports.Set("Cancellation", Cancellation::define(env));
+  export_fuse(env, exports);
+  return exports;
+}
+
+}  // namespace
+
+NODE_API_MODULE(pcow, initialise)
+
+}  // namespace pcow::addon

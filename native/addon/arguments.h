@@ -1,0 +1,28 @@
+// JavaScript arguments as the engine wants them. src/engine/validate.ts has checked them: nothing is checked again here.
+#pragma once
+
+#include <napi.h>
+
+#include <cstdint>
+#include <string>
+
+#include "engine/image.h"
+
+namespace pcow::addon {
+
+inline uint64_t bytes_of(const Napi::Value& value) { return static_cast<uint64_t>(value.ToNumber().DoubleValue()); }
+
+inline std::string text_of(const Napi::Value& value) { return value.As<Napi::String>().Utf8Value(); }
+
+inline bool flag_of(const Napi::Value& value) { return value.ToBoolean().Value(); }
+
+// NativeBase of src/engine/native.ts, not null.
+inline BaseSpec base_of(const Napi::Object& base) {
+  BaseSpec spec;
+  spec.path = text_of(base.Get("path"));
+  spec.snapshot = text_of(base.Get("snapshot"));
+  spec.layer = bytes_of(base.Get("layer"));
+  return spec;
+}
+
+}  // namespace pcow::addon

@@ -1,0 +1,69 @@
+#include "addon/fuse_exports.h"
+
+#include <memory>
+#include <utility>
+
+#include "addon/arguments.h"
+#include "addon/environment.h"
+#include "addon/errors.h"
+#include "addon/fuse_handles.h"
+#include "addon/fuse_operations.h"
+#include "addon/image_wrap.h"
+
+namespace pcow::addon {
+
+namespace {
+
+// `libfuse`, `directory`: paths.
+Napi::Value load(const Napi::CallbackInfo& info) {
+  auto prepared = prepare_fuse(text_of(info[0]), text_of(info[1]));
+  if (!prepared) return throw_in_js(info.Env(), prepared.error());
+  return info.Env().Undefined();
+}
+
+Napi::Value count_interceptions(const Napi::CallbackInfo& info) {
+  return Napi::Number::New(info.Env(), static_cast<double>(fuse_interceptions()));
+}
+
+Napi::Value count_requests(const Napi::CallbackInfo& info) {
+  return Napi::Number::New(info.Env(), static_cast<double>(fuse_requests()));
+}
+
+// NativeImage, `snapshot` or "", `writable`.
+Napi::Value open_handle(const Napi::CallbackInfo& info) {
+  auto handle = std::make_shared<FuseHandle>();
+  handle->image = ImageWrap::unwrap_image(info[0]);
+  handle->writable = flag_of(info[2]);
+  auto image = handle->image->lease();
+  if (!image) return throw_in_js(info.Env(), image.error());
+  if (const std::string snapshot = text_of(info[1]); !snapshot.empty()) {
+    auto id = (*image)->layer_id(snapshot);
+    if (!id) return throw_in_js(info.Env(), id.error());
+    auto view = (*image)->view(snapshot);
+    if (!view) return throw_in_js(info.Env(), view.error());
+    handle->layer = *id;
+    handle->view = *view;
+    handle->writable = false;
+  }
+  return Napi::Number::New(info.Env(), static_cast<double>(FuseHandles::instance().add(std::move(handle))));
+}
+
+// `fh`. Letting the handle go may close an image that nobody else uses: off this thread.
+Napi::Value close_handle(const Napi::CallbackInfo& info) {
+  auto handle = FuseHandles::instance().remove(bytes_of(info[0]));
+  const bool found = handle != nullptr;
+  if (found) Environment::of(info.Env()).queue->dispose(std::move(handle));
+  return Napi::Boolean::New(info.Env(), found);
+}
+
+}  // namespace
+
+void export_fuse(Napi::Env env, Napi::Object exports) {
+  exports.Set("fuseLoad", Napi::Function::New<load>(env, "fuseLoad"));
+  exports.Set("fuseInterceptions", Napi::Function::New<count_interceptions>(env, "fuseInterceptions"));
+  exports.Set("fuseRequests", Napi::Function::New<count_requests>(env, "fuseRequests"));
+  exports.Set("fuseOpenHandle", Napi::Function::New<open_handle>(env, "fuseOpenHandle"));
+  exports.Set("fuseCloseHandle", Napi::Function::New<close_handle>(env, "fuseCloseHandle"));
+}
+
+}  // namespace pcow::addon

@@ -1,0 +1,35 @@
+#include "addon/fuse_handles.h"
+
+#include <mutex>
+#include <utility>
+
+namespace pcow::addon {
+
+FuseHandles& FuseHandles::instance() {
+  static FuseHandles& handles = *new FuseHandles();
+  return handles;
+}
+
+uint64_t FuseHandles::add(std::shared_ptr<FuseHandle> handle) {
+  std::unique_lock guard(lock_);
+  // Numbers are used in turn, so that a late request with a closed one meets nobody else's file.
+  while (handles_.contains(next_)) next_ = next_ == kLast ? kFirst : next_ + 1;
+  const uint64_t fh = next_;
+  next_ = next_ == kLast ? kFirst : next_ + 1;
+  handles_.emplace(fh, std::move(handle));
+  return fh;
+}
+
+std::shared_ptr<FuseHandle> FuseHandles::find(uint64_t fh) const {
+  std::shared_lock guard(lock_);
+  const auto found = handles_.find(fh);
+  return found == handles_.end() ? nullptr : found->second;
+}
+
+std::shared_ptr<FuseHandle> FuseHandles::remove(uint64_t fh) {
+  std::unique_lock guard(lock_);
+  auto node = handles_.extract(fh);
+  return node.empty() ? nullptr : std::move(node.mapped());
+}
+
+}  // namespace pcow::addon

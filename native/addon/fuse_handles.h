@@ -1,0 +1,56 @@
+// The open flat files of a mount, by the number that FUSE carries as fh. One table for the process, because FUSE requests come
+// on threads that know no Node environment.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <shared_mutex>
+#include <string>
+#include <unordered_map>
+
+#include "addon/fuse_cache.h"
+#include "addon/shared_image.h"
+#include "engine/error.h"
+#include "engine/image.h"
+
+namespace pcow::addon {
+
+// Shared by the table and by the requests that use it.
+struct FuseHandle {
+  std::shared_ptr<SharedImage> image;
+  std::shared_ptr<View> view;  // null: the active layer. Declared after the image, so let go of before it
+  uint64_t layer = 0;          // id of the frozen layer; 0: the active one
+  bool writable = false;
+
+  // Set while the file is being opened: until open has answered, no other request can name the handle.
+  std::string path;
+  FuseContent content;
+  // Whether FuseCache remembers the content, which it may from the first request after open on.
+  std::atomic<bool> remembered{true};
+};
+
+class FuseHandles {
+ public:
+  // Every number handed out is at least this. fuse-native carries fh through a signed and an unsigned 32-bit field: numbers
+  // from 2^30 to 2^31 - 1 survive both, and leave the small ones to JavaScript.
+  static constexpr uint64_t kFirst = 0x40000000;
+  static constexpr uint64_t kLast = 0x7fffffff;
+
+  // The process's table. Never destroyed: FUSE threads may outlive static objects.
+  static FuseHandles& instance();
+
+  // Any thread.
+  uint64_t add(std::shared_ptr<FuseHandle> handle);
+  std::shared_ptr<FuseHandle> find(uint64_t fh) const;
+  // The handle that is gone from the table, or null. Requests under way keep it alive.
+  std::shared_ptr<FuseHandle> remove(uint64_t fh);
+
+ private:
+  // Guards the two below: shared by find (each request), exclusive for add and remove. Held for the look-up only.
+  mutable std::shared_mutex lock_;
+  std::unordered_map<uint64_t, std::shared_ptr<FuseHandle>> handles_;
+  uint64_t next_ = kFirst;
+};
+
+}  // namespace pcow::addon

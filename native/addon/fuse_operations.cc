@@ -1,0 +1,187 @@
+#include "addon/fuse_operations.h"
+
+#define FUSE_USE_VERSION 29
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <fuse.h>
+#include <linux/falloc.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cerrno>
+#include <cstring>
+#include <memory>
+#include <string_view>
+#include <utility>
+
+#include "addon/fuse_handles.h"
+
+namespace pcow::addon {
+
+namespace {
+
+// Written before the mount's first request, only read afterwards.
+void* libfuse = nullptr;
+int directory_fd = -1;
+fuse_operations javascript{};
+
+std::atomic<uint64_t> interceptions{0};
+std::atomic<uint64_t> requests{0};
+
+constexpr std::string_view kImageSuffix = ".pcow";
+
+bool is_native(const fuse_file_info* file) { return file && file->fh >= FuseHandles::kFirst; }
+
+// What a request holds while it is under way: the image is neither closed nor freed meanwhile.
+struct Request {
+  std::shared_ptr<FuseHandle> handle;
+  SharedImage::Lease image;
+};
+
+Result<Request> begin(const fuse_file_info* file) {
+  requests.fetch_add(1, std::memory_order_relaxed);
+  auto handle = FuseHandles::instance().find(file->fh);
+  if (!handle) return Error(Code::kClosed, "no file is open under this handle");
+  auto image = handle->image->lease();
+  if (!image) return image.error();
+  if (!handle->remembered.exchange(true, std::memory_order_relaxed)) {
+    FuseCache::instance().remember(handle->path, handle->content);
+  }
+  return Request{std::move(handle), std::move(*image)};
+}
+
+// The engine keeps the sentence of its last error for `status`.
+int answer(const Result<void>& result) { return result ? 0 : -result.error().err; }
+
+int read_file(const char* path, char* buffer, size_t length, off_t offset, fuse_file_info* file) {
+  if (!is_native(file)) return javascript.read ? javascript.read(path, buffer, length, offset, file) : -ENOSYS;
+  auto request = begin(file);
+  if (!request) return -request.error().err;
+  auto count = request->image->read(request->handle->view.get(), static_cast<uint64_t>(offset), buffer, length);
+  return count ? static_cast<int>(*count) : -count.error().err;
+}
+
+int write_file(const char* path, const char* buffer, size_t length, off_t offset, fuse_file_info* file) {
+  if (!is_native(file)) return javascript.write ? javascript.write(path, buffer, length, offset, file) : -ENOSYS;
+  auto request = begin(file);
+  if (!request) return -request.error().err;
+  if (!request->handle->writable) return -EBADF;
+  auto written = request->image->write(static_cast<uint64_t>(offset), buffer, length);
+  return written ? static_cast<int>(length) : -written.error().err;
+}
+
+int sync_file(const char* path, int datasync, fuse_file_info* file) {
+  if (!is_native(file)) return javascript.fsync ? javascript.fsync(path, datasync, file) : -ENOSYS;
+  auto request = begin(file);
+  if (!request) return -request.error().err;
+  // Nothing was ever written through an image that is only read.
+  if (!request->handle->image->writer()) return 0;
+  return answer(request->image->sync());
+}
+
+// The kernel has dropped or zeroed its own pages of the range when the answer is 0. Preallocation (mode 0) is refused: an image
+// is sparse on purpose, and callers fall back to writing zeros or do without.
+int allocate_file(const char*, int mode, off_t offset, off_t length, fuse_file_info* file) {
+  if (!is_native(file)) return -EOPNOTSUPP;
+  const int kind = mode & ~FALLOC_FL_KEEP_SIZE;
+  if (kind != FALLOC_FL_PUNCH_HOLE && kind != FALLOC_FL_ZERO_RANGE) return -EOPNOTSUPP;
+  auto request = begin(file);
+  if (!request) return -request.error().err;
+  if (!request->handle->writable) return -EBADF;
+  const uint64_t size = request->image->size();
+  const auto start = static_cast<uint64_t>(offset);
+  auto end = start + static_cast<uint64_t>(length);
+  if (end > size) {
+    if (!(mode & FALLOC_FL_KEEP_SIZE)) return -EFBIG;
+    end = size;
+  }
+  return start >= end ? 0 : answer(request->image->discard(start, end - start));
+}
+
+// Which pages of the file's earlier openings the kernel keeps. A frozen layer never changes, the active one only by a rollback
+// as long as this process is its writer; where another process is, nothing is known.
+int open_file(const char* path, fuse_file_info* file) {
+  if (!javascript.open) return -ENOSYS;
+  const int result = javascript.open(path, file);
+  if (result != 0 || !is_native(file)) return result;
+  auto handle = FuseHandles::instance().find(file->fh);
+  if (!handle || (!handle->view && !handle->image->writer())) return 0;
+  auto image = handle->image->lease();
+  if (!image) return 0;
+  handle->path = path;
+  handle->content = {handle->image->serial(), handle->layer, handle->view ? 0 : (*image)->content_generation()};
+  file->keep_cache = FuseCache::instance().holds(handle->path, handle->content);
+  // Not remembered yet: the kernel drops the old pages only when it has this answer, and another opening that kept them
+  // before that would show the old content. The first request with this handle shows that it is done.
+  if (!file->keep_cache) handle->remembered.store(false);
+  return 0;
+}
+
+// fuse-native's fields are 32-bit, so a large disk would show as empty.
+int stat_filesystem(const char*, struct statvfs* stat) {
+  if (fstatvfs(directory_fd, stat) != 0) return -errno;
+  stat->f_namemax -= kImageSuffix.size();
+  return 0;
+}
+
+// fuse-native passes the access time twice. The times of a flat file are those of its image file; control files have none.
+int set_times(const char* path, const timespec times[2]) {
+  std::string_view name(path);
+  name.remove_prefix(1);
+  if (name.empty() || name == kImageSuffix || name.find('/') != std::string_view::npos) return 0;
+  const std::string image = std::string(name) + std::string(kImageSuffix);
+  return utimensat(directory_fd, image.c_str(), times, AT_SYMLINK_NOFOLLOW) == 0 ? 0 : -errno;
+}
+
+using FuseNew = fuse* (*)(fuse_chan*, fuse_args*, const fuse_operations*, size_t, void*);
+
+// The version that fuse-native was linked with; dlsym would find the oldest one's.
+FuseNew real_fuse_new() {
+  void* library = libfuse ? libfuse : dlopen("libfuse.so.2", RTLD_NOW | RTLD_NOLOAD);
+  return library ? reinterpret_cast<FuseNew>(dlvsym(library, "fuse_new", "FUSE_2.6")) : nullptr;
+}
+
+}  // namespace
+
+Result<void> prepare_fuse(const std::string& library, const std::string& directory) {
+  if (libfuse) return Error(Code::kBusy, "the FUSE library is loaded already: a process serves one mount");
+  const int fd = ::open(directory.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC);
+  if (fd < 0) return system_error(errno, "can't open the image directory " + directory);
+  // RTLD_GLOBAL and NODELETE: fuse-native, loaded later, finds it by its SONAME.
+  void* opened = dlopen(library.c_str(), RTLD_NOW | RTLD_GLOBAL | RTLD_NODELETE);
+  if (!opened) {
+    ::close(fd);
+    return Error(Code::kUnsupported, std::string("the FUSE library can't be loaded: ") + dlerror());
+  }
+  directory_fd = fd;
+  libfuse = opened;
+  return {};
+}
+
+uint64_t fuse_interceptions() { return interceptions.load(); }
+
+uint64_t fuse_requests() { return requests.load(); }
+
+// Called by fuse-native in place of libfuse's. Without prepare_fuse, and for a second mount, the table is passed on as it is.
+extern "C" __attribute__((visibility("default"))) fuse* fuse_new(fuse_chan* channel, fuse_args* arguments,
+                                                                 const fuse_operations* operations, size_t size,
+                                                                 void* user_data) {
+  const FuseNew real = real_fuse_new();
+  if (!real) return nullptr;
+  if (!libfuse || interceptions.exchange(1) != 0) return real(channel, arguments, operations, size, user_data);
+  std::memcpy(&javascript, operations, size < sizeof javascript ? size : sizeof javascript);
+  fuse_operations table = javascript;
+  table.open = open_file;
+  table.read = read_file;
+  table.write = write_file;
+  table.fsync = sync_file;
+  table.fallocate = allocate_file;
+  table.statfs = stat_filesystem;
+  table.utimens = set_times;
+  table.flag_utime_omit_ok = 1;
+  return real(channel, arguments, &table, sizeof table, user_data);
+}
+
+}  // namespace pcow::addon

@@ -1,0 +1,28 @@
+// The native operations table of a mount.
+//
+// fuse-native gives libfuse a table of functions that all pass through JavaScript. This addon exports a fuse_new of its own,
+// which the dynamic linker finds before libfuse's; it replaces the operations on bytes in that table and calls the real one. See
+// src/engine/native-operations.ts for the order of loading, and docs/mount.md for which requests go where.
+//
+// Threads: prepare() and fuse_new on the JavaScript thread, before the mount's first request; the operations on libfuse's threads, any
+// number at a time. An operation may take as long as the disk does: libfuse starts another thread where all are taken.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "engine/error.h"
+
+namespace pcow::addon {
+
+// Loads libfuse, so that fuse-native's need for libfuse.so.2 is met on machines that have only fuse3, and opens the image
+// directory, for statfs and utimens. Once in a process.
+Result<void> prepare_fuse(const std::string& libfuse, const std::string& directory);
+
+// How many mounts were given the table: 0 or 1.
+uint64_t fuse_interceptions();
+
+// How many requests were served natively.
+uint64_t fuse_requests();
+
+}  // namespace pcow::addon

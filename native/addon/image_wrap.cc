@@ -1,0 +1,175 @@
+#include "addon/image_wrap.h"
+
+#include <utility>
+
+#include "addon/arguments.h"
+#include "addon/cancellation.h"
+#include "addon/environment.h"
+#include "addon/info_to_js.h"
+#include "addon/promise_task.h"
+#include "addon/remove_task.h"
+
+namespace pcow::addon {
+
+Napi::Function ImageWrap::define(Napi::Env env) {
+  return DefineClass(env, "NativeImage",
+                     {
+                         InstanceMethod<&ImageWrap::info>("info"),
+                         InstanceMethod<&ImageWrap::snapshots>("snapshots"),
+                         InstanceMethod<&ImageWrap::layer_of>("layerOf"),
+                         InstanceMethod<&ImageWrap::read>("read"),
+                         InstanceMethod<&ImageWrap::write>("write"),
+                         InstanceMethod<&ImageWrap::discard>("discard"),
+                         InstanceMethod<&ImageWrap::sync>("sync"),
+                         InstanceMethod<&ImageWrap::snapshot>("snapshot"),
+                         InstanceMethod<&ImageWrap::rollback>("rollback"),
+                         InstanceMethod<&ImageWrap::remove>("remove"),
+                         InstanceMethod<&ImageWrap::resize>("resize"),
+                         InstanceMethod<&ImageWrap::freeze_for_clone>("freezeForClone"),
+                         InstanceMethod<&ImageWrap::set_base>("setBase"),
+                         InstanceMethod<&ImageWrap::close>("close"),
+                     });
+}
+
+Napi::Value ImageWrap::wrap(Napi::Env env, std::shared_ptr<SharedImage> image) {
+  return Environment::of(env).image_constructor.New({Napi::External<std::shared_ptr<SharedImage>>::New(env, &image)});
+}
+
+std::shared_ptr<SharedImage> ImageWrap::unwrap_image(const Napi::Value& value) {
+  return Unwrap(value.As<Napi::Object>())->image_;
+}
+
+ImageWrap::ImageWrap(const Napi::CallbackInfo& info)
+    : Napi::ObjectWrap<ImageWrap>(info),
+      queue_(Environment::of(info.Env()).queue),
+      image_(*info[0].As<Napi::External<std::shared_ptr<SharedImage>>>().Data()) {}
+
+Napi::Value ImageWrap::info(const Napi::CallbackInfo& info) {
+  auto image = image_->lease();
+  if (!image) return throw_in_js(info.Env(), image.error());
+  return info_to_js(info.Env(), (*image)->info());
+}
+
+// `with_data`.
+Napi::Value ImageWrap::snapshots(const Napi::CallbackInfo& info) {
+  auto image = image_->lease();
+  if (!image) return throw_in_js(info.Env(), image.error());
+  auto snapshots = (*image)->snapshots(flag_of(info[0]));
+  if (!snapshots) return throw_in_js(info.Env(), snapshots.error());
+  return snapshots_to_js(info.Env(), *snapshots);
+}
+
+// `snapshot`.
+Napi::Value ImageWrap::layer_of(const Napi::CallbackInfo& info) {
+  auto image = image_->lease();
+  if (!image) return throw_in_js(info.Env(), image.error());
+  auto id = (*image)->layer_id(text_of(info[0]));
+  if (!id) return throw_in_js(info.Env(), id.error());
+  return Napi::Number::New(info.Env(), static_cast<double>(*id));
+}
+
+template <typename T>
+Napi::Value ImageWrap::run(Napi::Env env, Lane lane, std::function<Result<T>(Image&)> work, Napi::Object buffer) {
+  auto lease = image_->lease();
+  if (!lease) return rejected(env, lease.error());
+  // std::function wants a closure that can be copied; a lease can't be.
+  auto held = std::make_shared<SharedImage::Lease>(std::move(*lease));
+  auto task =
+      std::make_unique<PromiseTask<T>>(env, [held = std::move(held), work = std::move(work)] { return work(**held); });
+  if (!buffer.IsEmpty()) task->keep(buffer);
+  return start(*queue_, lane, std::move(task));
+}
+
+// `buffer`, `offset`, `snapshot` or "".
+Napi::Value ImageWrap::read(const Napi::CallbackInfo& info) {
+  auto buffer = info[0].As<Napi::Uint8Array>();
+  return run<size_t>(
+      info.Env(), Lane::kBytes,
+      [data = buffer.Data(), length = buffer.ByteLength(), offset = bytes_of(info[1]),
+       snapshot = text_of(info[2])](Image& image) -> Result<size_t> {
+        if (snapshot.empty()) return image.read(nullptr, offset, data, length);
+        auto view = image.view(snapshot);
+        if (!view) return view.error();
+        return image.read(view->get(), offset, data, length);
+      },
+      buffer);
+}
+
+// `buffer`, `offset`.
+Napi::Value ImageWrap::write(const Napi::CallbackInfo& info) {
+  auto buffer = info[0].As<Napi::Uint8Array>();
+  return run<void>(
+      info.Env(), Lane::kBytes,
+      [data = buffer.Data(), length = buffer.ByteLength(), offset = bytes_of(info[1])](Image& image) {
+        return image.write(offset, data, length);
+      },
+      buffer);
+}
+
+// `offset`, `length`.
+Napi::Value ImageWrap::discard(const Napi::CallbackInfo& info) {
+  return run<void>(info.Env(), Lane::kBytes, [offset = bytes_of(info[0]), length = bytes_of(info[1])](Image& image) {
+    return image.discard(offset, length);
+  });
+}
+
+Napi::Value ImageWrap::sync(const Napi::CallbackInfo& info) {
+  return run<void>(info.Env(), Lane::kStructure, [](Image& image) { return image.sync(); });
+}
+
+// `name`.
+Napi::Value ImageWrap::snapshot(const Napi::CallbackInfo& info) {
+  return run<void>(info.Env(), Lane::kStructure,
+                   [name = text_of(info[0])](Image& image) { return image.snapshot(name); });
+}
+
+// `name`.
+Napi::Value ImageWrap::rollback(const Napi::CallbackInfo& info) {
+  return run<void>(info.Env(), Lane::kStructure,
+                   [name = text_of(info[0])](Image& image) { return image.rollback(name); });
+}
+
+// `name`, `cancellation`, `on_progress` or null.
+Napi::Value ImageWrap::remove(const Napi::CallbackInfo& info) {
+  auto lease = image_->lease();
+  if (!lease) return rejected(info.Env(), lease.error());
+  auto cancelled = Cancellation::Unwrap(info[1].As<Napi::Object>())->flag();
+  auto on_progress = info[2].IsNull() ? Napi::Function() : info[2].As<Napi::Function>();
+  return start(*queue_, Lane::kStructure,
+               std::make_unique<RemoveTask>(info.Env(), *queue_, std::move(*lease), text_of(info[0]),
+                                            std::move(cancelled), on_progress));
+}
+
+// `size`.
+Napi::Value ImageWrap::resize(const Napi::CallbackInfo& info) {
+  return run<void>(info.Env(), Lane::kStructure,
+                   [size = bytes_of(info[0])](Image& image) { return image.resize(size); });
+}
+
+// `name`.
+Napi::Value ImageWrap::freeze_for_clone(const Napi::CallbackInfo& info) {
+  return run<uint64_t>(info.Env(), Lane::kStructure,
+                       [name = text_of(info[0])](Image& image) { return image.freeze_for_clone(name); });
+}
+
+// `base` or null.
+Napi::Value ImageWrap::set_base(const Napi::CallbackInfo& info) {
+  const bool has_base = !info[0].IsNull();
+  const BaseSpec base = has_base ? base_of(info[0].As<Napi::Object>()) : BaseSpec();
+  return run<void>(info.Env(), Lane::kStructure,
+                   [base, has_base](Image& image) { return image.set_base(base, has_base); });
+}
+
+Napi::Value ImageWrap::close(const Napi::CallbackInfo& info) {
+  auto task = std::make_unique<PromiseTask<void>>(info.Env(), [image = image_] { return image->finish_close(); });
+  Napi::Promise promise = task->promise();
+  // The last lease is returned on some worker or FUSE thread; the task goes along until then.
+  auto waiting = std::make_shared<std::unique_ptr<Task>>(std::move(task));
+  auto begun =
+      image_->close_when_idle([queue = queue_, waiting] { queue->submit(Lane::kStructure, std::move(*waiting)); });
+  if (!begun) return rejected(info.Env(), begun.error());
+  queue_->expect();  // In time: it settles on this thread.
+  return promise;
+}
+
+}  // namespace pcow::addon

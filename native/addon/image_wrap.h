@@ -1,0 +1,50 @@
+// The JavaScript object for an open image: NativeImage in src/engine/native.ts.
+// Every method here is called on the JavaScript thread; what returns a Promise does its work on the queue's threads.
+#pragma once
+
+#include <napi.h>
+
+#include <functional>
+#include <memory>
+#include <utility>
+
+#include "addon/shared_image.h"
+#include "addon/work_queue.h"
+
+namespace pcow::addon {
+
+class ImageWrap : public Napi::ObjectWrap<ImageWrap> {
+ public:
+  static Napi::Function define(Napi::Env env);
+  static Napi::Value wrap(Napi::Env env, std::shared_ptr<SharedImage> image);
+  static std::shared_ptr<SharedImage> unwrap_image(const Napi::Value& value);
+
+  explicit ImageWrap(const Napi::CallbackInfo& info);
+  // The garbage collector's doing. Where nobody else uses the image any more it is closed, which syncs: off this thread.
+  void Finalize(Napi::Env) override { queue_->dispose(std::move(image_)); }
+
+ private:
+  Napi::Value info(const Napi::CallbackInfo& info);
+  Napi::Value snapshots(const Napi::CallbackInfo& info);
+  Napi::Value layer_of(const Napi::CallbackInfo& info);
+  Napi::Value read(const Napi::CallbackInfo& info);
+  Napi::Value write(const Napi::CallbackInfo& info);
+  Napi::Value discard(const Napi::CallbackInfo& info);
+  Napi::Value sync(const Napi::CallbackInfo& info);
+  Napi::Value snapshot(const Napi::CallbackInfo& info);
+  Napi::Value rollback(const Napi::CallbackInfo& info);
+  Napi::Value remove(const Napi::CallbackInfo& info);
+  Napi::Value resize(const Napi::CallbackInfo& info);
+  Napi::Value freeze_for_clone(const Napi::CallbackInfo& info);
+  Napi::Value set_base(const Napi::CallbackInfo& info);
+  Napi::Value close(const Napi::CallbackInfo& info);
+
+  // Runs `work(image)` under a lease on the lane. `buffer`, where given, lives until then.
+  template <typename T>
+  Napi::Value run(Napi::Env env, Lane lane, std::function<Result<T>(Image&)> work, Napi::Object buffer = {});
+
+  const std::shared_ptr<WorkQueue> queue_;
+  std::shared_ptr<SharedImage> image_;
+};
+
+}  // namespace pcow::addon

@@ -1,0 +1,87 @@
+#include "addon/info_to_js.h"
+
+namespace pcow::addon {
+
+namespace {
+
+// Every count and size of the engine is below 2^53.
+Napi::Value number(Napi::Env env, uint64_t value) { return Napi::Number::New(env, static_cast<double>(value)); }
+
+Napi::Value string_or_null(Napi::Env env, const std::string& text) {
+  return text.empty() ? env.Null() : Napi::String::New(env, text);
+}
+
+Napi::Value base_to_js(Napi::Env env, const ImageInfo& info) {
+  if (!info.has_base) return env.Null();
+  auto base = Napi::Object::New(env);
+  base.Set("path", info.base_path);
+  base.Set("resolved", info.base_resolved);
+  base.Set("uuid", info.base_uuid);
+  base.Set("layer", number(env, info.base_layer));
+  base.Set("snapshot", string_or_null(env, info.base_snapshot));
+  return base;
+}
+
+Napi::Value chain_to_js(Napi::Env env, const std::vector<LayerRef>& chain) {
+  auto list = Napi::Array::New(env, chain.size());
+  for (uint32_t i = 0; i < chain.size(); ++i) {
+    auto link = Napi::Object::New(env);
+    link.Set("path", chain[i].path);
+    link.Set("snapshot", string_or_null(env, chain[i].snapshot));
+    list.Set(i, link);
+  }
+  return list;
+}
+
+Napi::Value holder_to_js(Napi::Env env, const ImageInfo& info) {
+  if (!info.has_holder) return env.Null();
+  auto holder = Napi::Object::New(env);
+  holder.Set("pid", number(env, info.holder.pid));
+  holder.Set("startTime", number(env, info.holder.start_time));
+  holder.Set("command", info.holder.command);
+  return holder;
+}
+
+}  // namespace
+
+Napi::Value info_to_js(Napi::Env env, const ImageInfo& info) {
+  auto object = Napi::Object::New(env);
+  object.Set("path", info.path);
+  object.Set("uuid", info.uuid);
+  object.Set("formatVersion", number(env, info.format_version));
+  object.Set("size", number(env, info.size));
+  object.Set("blockSize", number(env, info.block_size));
+  object.Set("subBlockSize", number(env, info.sub_block_size));
+  object.Set("fileSize", number(env, info.file_size));
+  object.Set("diskUse", number(env, info.disk_use));
+  object.Set("clean", info.clean);
+  object.Set("writable", info.writable);
+  object.Set("generation", number(env, info.generation));
+  object.Set("snapshots", number(env, info.snapshots));
+  object.Set("base", base_to_js(env, info));
+  object.Set("chain", chain_to_js(env, info.chain));
+  object.Set("holder", holder_to_js(env, info));
+  object.Set("lastError", string_or_null(env, info.last_error));
+  return object;
+}
+
+Napi::Value snapshots_to_js(Napi::Env env, const std::vector<SnapshotInfo>& snapshots) {
+  auto list = Napi::Array::New(env, snapshots.size());
+  for (uint32_t i = 0; i < snapshots.size(); ++i) {
+    const SnapshotInfo& snapshot = snapshots[i];
+    auto object = Napi::Object::New(env);
+    object.Set("name", snapshot.name);
+    object.Set("id", number(env, snapshot.id));
+    object.Set("parent", string_or_null(env, snapshot.parent));
+    object.Set("created", Napi::Number::New(env, static_cast<double>(snapshot.time_ns) / 1e6));
+    object.Set("size", number(env, snapshot.size));
+    object.Set("children", number(env, snapshot.children));
+    object.Set("automatic", snapshot.automatic);
+    object.Set("current", snapshot.current);
+    object.Set("data", number(env, snapshot.data));
+    list.Set(i, object);
+  }
+  return list;
+}
+
+}  // namespace pcow::addon

@@ -1,0 +1,16 @@
+// The engine's descriptions as the plain objects of src/engine/types.ts.
+#pragma once
+
+#include <napi.h>
+
+#include <vector>
+
+#include "engine/image.h"
+
+namespace pcow::addon {
+
+// Both: JavaScript thread.
+Napi::Value info_to_js(Napi::Env env, const ImageInfo& info);
+Napi::Value snapshots_to_js(Napi::Env env, const std::vector<SnapshotInfo>& snapshots);
+
+}  // namespace pcow::addon

@@ -1,0 +1,76 @@
+// A task that settles a Promise with what an engine call returned.
+#pragma once
+
+#include <napi.h>
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <type_traits>
+#include <utility>
+
+#include "addon/errors.h"
+#include "addon/work_queue.h"
+#include "engine/error.h"
+
+namespace pcow::addon {
+
+template <typename T>
+struct ToJs {
+  static Napi::Value convert(Napi::Env env, T& value) { return Napi::Number::New(env, static_cast<double>(value)); }
+};
+
+template <typename T>
+class PromiseTask : public Task {
+ public:
+  using Work = std::function<Result<T>()>;
+
+  // JavaScript thread.
+  PromiseTask(Napi::Env env, Work work) : deferred_(Napi::Promise::Deferred::New(env)), work_(std::move(work)) {}
+
+  // JavaScript thread.
+  Napi::Promise promise() const { return deferred_.Promise(); }
+  // JavaScript thread: the buffer that the work reads or fills lives as long as the task.
+  void keep(Napi::Object object) { kept_ = Napi::Persistent(object); }
+
+  // Worker thread. The work's leases are returned here: the last one starts a close, or is an image's last owner.
+  void run() override {
+    result_.emplace(work_());
+    work_ = nullptr;
+  }
+
+  // JavaScript thread.
+  void settle(Napi::Env env) override {
+    if (!result_->ok()) {
+      deferred_.Reject(error_to_js(env, result_->error()));
+    } else if constexpr (std::is_void_v<T>) {
+      deferred_.Resolve(env.Undefined());
+    } else {
+      deferred_.Resolve(ToJs<T>::convert(env, **result_));
+    }
+  }
+
+ private:
+  const Napi::Promise::Deferred deferred_;
+  Work work_;
+  std::optional<Result<T>> result_;
+  Napi::ObjectReference kept_;
+};
+
+// JavaScript thread. A Promise that is rejected already.
+inline Napi::Value rejected(Napi::Env env, const Error& error) {
+  auto deferred = Napi::Promise::Deferred::New(env);
+  deferred.Reject(error_to_js(env, error));
+  return deferred.Promise();
+}
+
+// JavaScript thread. Hands a PromiseTask to the lane and returns its Promise.
+template <typename SomePromiseTask>
+Napi::Value start(WorkQueue& queue, Lane lane, std::unique_ptr<SomePromiseTask> task) {
+  Napi::Promise promise = task->promise();
+  queue.expect();
+  queue.submit(lane, std::move(task));
+  return promise;
+}
+
+}  // namespace pcow::addon

@@ -1,0 +1,72 @@
+// An engine image as JavaScript objects, tasks on worker threads and FUSE requests share it.
+//
+// The engine wants close() to come last. So whoever uses the image holds a lease; once a close is asked for no new lease is
+// given, and the close starts when the last one is returned. Nobody ever waits: that last return starts it.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <utility>
+
+#include "engine/image.h"
+
+namespace pcow::addon {
+
+class SharedImage : public std::enable_shared_from_this<SharedImage> {
+ public:
+  // Returns itself when destroyed. Any thread.
+  class Lease {
+   public:
+    explicit Lease(std::shared_ptr<SharedImage> owner) : owner_(std::move(owner)) {}
+    ~Lease() {
+      if (owner_) owner_->give_back();
+    }
+    Lease(Lease&&) = default;
+    Lease& operator=(Lease&&) = delete;
+    Image& operator*() const { return *owner_->image_; }
+    Image* operator->() const { return owner_->image_.get(); }
+
+   private:
+    std::shared_ptr<SharedImage> owner_;
+  };
+
+  // Any thread. `writer`: it was opened for writing.
+  SharedImage(std::unique_ptr<Image> image, bool writer)
+      : path_(image->info().path), writer_(writer), image_(std::move(image)) {}
+
+  // Any thread. kClosed once close_when_idle was called.
+  Result<Lease> lease();
+  // Any thread; a second call fails with kClosed, and its `start` is not called. `start` is called once, without a lock
+  // held, by this call or by the thread that returns the last lease; it must see to it that finish_close is called.
+  Result<void> close_when_idle(std::function<void()> start);
+  // Any thread but the JavaScript thread: syncs.
+  Result<void> finish_close() { return image_->close(); }
+
+  // Another number for each opening of any image in this process.
+  uint64_t serial() const { return serial_; }
+  bool writer() const { return writer_; }
+
+ private:
+  void give_back();
+
+  static std::atomic<uint64_t> openings_;
+
+  const std::string path_;
+  const uint64_t serial_ = ++openings_;
+  const bool writer_;
+
+  // Guards the three below. Never held while the engine is called.
+  std::mutex lock_;
+  uint64_t leases_ = 0;
+  bool closing_ = false;
+  std::function<void()> start_close_;
+
+  // Stays until the end, also when closed: views of it (FuseHandle) may still be let go of.
+  const std::unique_ptr<Image> image_;
+};
+
+}  // namespace pcow::addon
