@@ -1,0 +1,10 @@
+/** Writes docs/man/*.1 from the help texts of the programs. test/cli/man.test.ts tells when they are out of date. */
+import { writeFile } from 'node:fs/promises';
+import { manPages } from '../cli/man-pages.js';
+
+const directory = new URL('../../docs/man/', import.meta.url);
+
+for (const [file, page] of manPages()) {
+  await writeFile(new URL(file, directory), page);
+  console.log(`docs/man/${file}`);
+}
