@@ -40,7 +40,7 @@ export class ModelState {
     for (let done = 0; done < length;) {
       const at = (offset + done) % PAGE;
       const part = Math.min(PAGE - at, length - done);
-      bytes.set((this.#pages[Math.floor((offset + done) / PAGE)]!).subarray(at, at + part), done);
+      bytes.set(this.#pages[Math.floor((offset + done) / PAGE)]!.subarray(at, at + part), done);
       done += part;
     }
     return bytes;
