@@ -1,0 +1,44 @@
+// A table entry: one atomic 64-bit word that says where a block of a layer is and which of its sub-blocks count.
+//
+//   bits 0–15 written | 16–31 durable | 32–61 index | 62–63 zero
+//
+// `written`: this layer holds these sub-blocks; the others fall through to the parent. Index 0 with bits set: they are
+// zero here. `durable`: if this entry is on the disk, so is what it says about these sub-blocks (docs/format.md,
+// "Crash rules").
+#pragma once
+
+#include <cstdint>
+
+namespace pcow {
+
+struct Entry {
+  uint32_t index = 0;
+  uint16_t written = 0;
+  uint16_t durable = 0;
+
+  static constexpr Entry unpack(uint64_t word) {
+    return {static_cast<uint32_t>(word >> 32) & 0x3fffffffu, static_cast<uint16_t>(word),
+            static_cast<uint16_t>(word >> 16)};
+  }
+  constexpr uint64_t pack() const {
+    return (static_cast<uint64_t>(index) << 32) | (static_cast<uint64_t>(durable) << 16) | written;
+  }
+  // What may be believed of this entry after a host crash.
+  constexpr Entry as_durable() const {
+    const auto kept = static_cast<uint16_t>(written & durable);
+    return kept ? Entry{index, kept, kept} : Entry{};
+  }
+  constexpr bool empty() const { return written == 0; }
+
+  friend constexpr bool operator==(const Entry&, const Entry&) = default;
+};
+
+// A word that no writer makes: bits 62–63 set, bits over the block's sub-blocks, durable but not written, or an index
+// with nothing written.
+constexpr bool entry_is_sound(uint64_t word, uint16_t full_mask) {
+  const Entry entry = Entry::unpack(word);
+  return (word >> 62) == 0 && (entry.written & ~full_mask) == 0 && (entry.durable & ~entry.written) == 0 &&
+         (entry.index == 0 || entry.written != 0);
+}
+
+}  // namespace pcow

@@ -1,0 +1,93 @@
+#include "error.h"
+
+#include <cstring>
+
+namespace pcow {
+
+const char* code_name(Code code) {
+  switch (code) {
+    case Code::kInvalid: return "PCOW_INVALID";
+    case Code::kExists: return "PCOW_EXISTS";
+    case Code::kNotFound: return "PCOW_NOT_FOUND";
+    case Code::kLocked: return "PCOW_LOCKED";
+    case Code::kBusy: return "PCOW_BUSY";
+    case Code::kInUse: return "PCOW_IN_USE";
+    case Code::kNotAnImage: return "PCOW_NOT_AN_IMAGE";
+    case Code::kUnsupported: return "PCOW_UNSUPPORTED";
+    case Code::kCorrupt: return "PCOW_CORRUPT";
+    case Code::kIo: return "PCOW_IO";
+    case Code::kNoSpace: return "PCOW_NO_SPACE";
+    case Code::kReadOnly: return "PCOW_READ_ONLY";
+    case Code::kPermission: return "PCOW_PERMISSION";
+    case Code::kTooLarge: return "PCOW_TOO_LARGE";
+    case Code::kLimit: return "PCOW_LIMIT";
+    case Code::kBaseMissing: return "PCOW_BASE_MISSING";
+    case Code::kBaseChanged: return "PCOW_BASE_CHANGED";
+    case Code::kBaseLoop: return "PCOW_BASE_LOOP";
+    case Code::kBaseOutside: return "PCOW_BASE_OUTSIDE";
+    case Code::kCancelled: return "PCOW_CANCELLED";
+    case Code::kClosed: return "PCOW_CLOSED";
+    case Code::kNoMemory: return "PCOW_NO_MEMORY";
+  }
+  return "PCOW_IO";
+}
+
+int code_errno(Code code) {
+  switch (code) {
+    case Code::kInvalid:
+    case Code::kNotAnImage: return EINVAL;
+    case Code::kExists: return EEXIST;
+    case Code::kNotFound:
+    case Code::kBaseMissing: return ENOENT;
+    case Code::kLocked:
+    case Code::kBusy:
+    case Code::kInUse: return EBUSY;
+    case Code::kUnsupported: return EOPNOTSUPP;
+    case Code::kCorrupt:
+    case Code::kIo: return EIO;
+    case Code::kNoSpace: return ENOSPC;
+    case Code::kReadOnly: return EROFS;
+    case Code::kPermission: return EACCES;
+    case Code::kTooLarge: return EFBIG;
+    case Code::kLimit: return EMLINK;
+    case Code::kBaseChanged: return ESTALE;
+    case Code::kBaseLoop: return ELOOP;
+    case Code::kBaseOutside: return EPERM;
+    case Code::kCancelled: return ECANCELED;
+    case Code::kClosed: return EBADF;
+    case Code::kNoMemory: return ENOMEM;
+  }
+  return EIO;
+}
+
+namespace {
+
+Code code_of_errno(int err) {
+  switch (err) {
+    case ENOSPC:
+    case EDQUOT: return Code::kNoSpace;
+    case EACCES:
+    case EPERM: return Code::kPermission;
+    case ENOENT:
+    case ENOTDIR: return Code::kNotFound;
+    case EEXIST: return Code::kExists;
+    case EROFS: return Code::kReadOnly;
+    case EFBIG: return Code::kTooLarge;
+    case ENOMEM: return Code::kNoMemory;
+    case EOPNOTSUPP: return Code::kUnsupported;
+    case ELOOP:
+    case ENAMETOOLONG:
+    case EISDIR: return Code::kInvalid;
+    default: return Code::kIo;
+  }
+}
+
+}  // namespace
+
+Error system_error(int err, const std::string& what) {
+  char text[128];
+  // The GNU strerror_r: thread-safe, and may return a constant instead of using the buffer.
+  return Error(code_of_errno(err), err, what + ": " + strerror_r(err, text, sizeof text));
+}
+
+}  // namespace pcow

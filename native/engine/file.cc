@@ -1,0 +1,180 @@
+#include "file.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cerrno>
+
+namespace pcow {
+
+Mapping::~Mapping() {
+  munmap(address_, length_);
+}
+
+Result<std::shared_ptr<File>> File::open(const std::string& path, bool write, FileObserver* observer) {
+  // O_NONBLOCK: a FIFO under an image's name must not stop us; it has no effect on a regular file.
+  const int descriptor = ::open(path.c_str(), (write ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+  if (descriptor < 0) return system_error(errno, "cannot open " + path);
+  std::shared_ptr<File> file(new File(path, descriptor, observer));
+  auto status = file->status();
+  if (!status) return status.error();
+  if (!S_ISREG(status->st_mode)) return Error(Code::kNotAnImage, path + " is not a regular file");
+  return file;
+}
+
+Result<std::shared_ptr<File>> File::create(const std::string& path, FileObserver* observer) {
+  const int descriptor = ::open(path.c_str(), O_RDWR | O_CLOEXEC | O_CREAT | O_EXCL, 0666);
+  if (descriptor < 0) return system_error(errno, "cannot create " + path);
+  return std::shared_ptr<File>(new File(path, descriptor, observer));
+}
+
+File::~File() {
+  ::close(descriptor_);
+}
+
+Result<size_t> File::read(uint64_t offset, void* buffer, size_t length) const {
+  if (const int err = observe(FileOperation::kRead, offset, length, nullptr))
+    return system_error(err, "cannot read " + path_);
+  size_t done = 0;
+  while (done < length) {
+    const ssize_t count =
+        pread(descriptor_, static_cast<char*>(buffer) + done, length - done, static_cast<off_t>(offset + done));
+    if (count < 0) {
+      if (errno == EINTR) continue;
+      return system_error(errno, "cannot read " + path_);
+    }
+    if (count == 0) break;
+    done += static_cast<size_t>(count);
+  }
+  return done;
+}
+
+Result<void> File::write(uint64_t offset, const void* buffer, size_t length) {
+  if (const int err = observe(FileOperation::kWrite, offset, length, buffer))
+    return system_error(err, "cannot write " + path_);
+  size_t done = 0;
+  while (done < length) {
+    const ssize_t count = pwrite(descriptor_, static_cast<const char*>(buffer) + done, length - done,
+                                 static_cast<off_t>(offset + done));
+    if (count < 0) {
+      if (errno == EINTR) continue;
+      return system_error(errno, "cannot write " + path_);
+    }
+    done += static_cast<size_t>(count);
+  }
+  return {};
+}
+
+Result<void> File::allocate(uint64_t offset, uint64_t length) {
+  int err = observe(FileOperation::kAllocate, offset, length, nullptr);
+  while (!err && fallocate(descriptor_, 0, static_cast<off_t>(offset), static_cast<off_t>(length)) < 0) {
+    if (errno != EINTR) err = errno;
+  }
+  if (err) return system_error(err, "cannot allocate space in " + path_);
+  return {};
+}
+
+Result<void> File::punch(uint64_t offset, uint64_t length) {
+  int err = observe(FileOperation::kPunch, offset, length, nullptr);
+  while (!err && fallocate(descriptor_, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(offset),
+                           static_cast<off_t>(length)) < 0) {
+    if (errno != EINTR) err = errno;
+  }
+  if (err) return system_error(err, "cannot punch a hole into " + path_);
+  return {};
+}
+
+Result<void> File::resize(uint64_t length) {
+  int err = observe(FileOperation::kResize, 0, length, nullptr);
+  while (!err && ftruncate(descriptor_, static_cast<off_t>(length)) < 0) {
+    if (errno != EINTR) err = errno;
+  }
+  if (err) return system_error(err, "cannot change the size of " + path_);
+  return {};
+}
+
+Result<void> File::sync() {
+  int err = observe(FileOperation::kSync, 0, 0, nullptr);
+  while (!err && fdatasync(descriptor_) < 0) {
+    if (errno != EINTR) err = errno;
+  }
+  if (err) return system_error(err, "cannot sync " + path_);
+  return {};
+}
+
+Result<std::unique_ptr<Mapping>> File::map(uint64_t offset, uint64_t length, bool write) {
+  int err = observe(FileOperation::kMap, offset, length, nullptr);
+  if (!err) {
+    void* address = mmap(nullptr, length, PROT_READ | (write ? PROT_WRITE : 0), MAP_SHARED, descriptor_,
+                         static_cast<off_t>(offset));
+    if (address != MAP_FAILED) return std::make_unique<Mapping>(address, length);
+    err = errno;
+  }
+  return system_error(err, "cannot map " + path_);
+}
+
+Result<struct stat> File::status() const {
+  struct stat status;
+  if (fstat(descriptor_, &status) < 0) return system_error(errno, "cannot look at " + path_);
+  return status;
+}
+
+Result<uint64_t> File::size() const {
+  auto found = status();
+  if (!found) return found.error();
+  return static_cast<uint64_t>(found->st_size);
+}
+
+bool File::covers(uint64_t end) const {
+  if (end <= known_size_.load(std::memory_order_relaxed)) return true;
+  auto now = size();
+  if (!now) return false;
+  known_size_.store(*now, std::memory_order_relaxed);
+  return end <= *now;
+}
+
+Result<uint64_t> File::seek(uint64_t from, uint64_t end, int whence) const {
+  const off_t found = lseek(descriptor_, static_cast<off_t>(from), whence);
+  if (found < 0) {
+    if (errno == ENXIO) return end;  // nothing of the kind from here to the end of the file
+    return system_error(errno, "cannot find the holes of " + path_);
+  }
+  return static_cast<uint64_t>(found) < end ? static_cast<uint64_t>(found) : end;
+}
+
+Result<uint64_t> File::next_data(uint64_t from, uint64_t end) const {
+  return seek(from, end, SEEK_DATA);
+}
+
+Result<uint64_t> File::next_hole(uint64_t from, uint64_t end) const {
+  return seek(from, end, SEEK_HOLE);
+}
+
+Result<bool> File::try_lock() {
+  struct flock lock = {};
+  lock.l_type = F_WRLCK;
+  lock.l_whence = SEEK_SET;
+  lock.l_len = 1;
+  if (fcntl(descriptor_, F_OFD_SETLK, &lock) == 0) return true;
+  if (errno == EAGAIN || errno == EACCES) return false;
+  return system_error(errno, "cannot lock " + path_);
+}
+
+void File::unlock() {
+  struct flock lock = {};
+  lock.l_type = F_UNLCK;
+  lock.l_whence = SEEK_SET;
+  lock.l_len = 1;
+  fcntl(descriptor_, F_OFD_SETLK, &lock);
+}
+
+bool File::is_locked_by_other() const {
+  struct flock lock = {};
+  lock.l_type = F_WRLCK;
+  lock.l_whence = SEEK_SET;
+  lock.l_len = 1;
+  return fcntl(descriptor_, F_OFD_GETLK, &lock) == 0 && lock.l_type != F_UNLCK;
+}
+
+}  // namespace pcow

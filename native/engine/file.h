@@ -1,0 +1,105 @@
+// The one door through which the engine touches the disk. An observer may watch every operation and make it fail: the
+// power-cut simulator and the fault-injection tests stand there.
+#pragma once
+
+#include <sys/stat.h>
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "error.h"
+
+namespace pcow {
+
+enum class FileOperation { kRead, kWrite, kAllocate, kPunch, kResize, kSync, kMap, kStore };
+
+class FileObserver {
+ public:
+  virtual ~FileObserver() = default;
+  // Before the operation, on the thread that does it. `data` holds what a write or a store is about to put at `offset`.
+  // Returns 0 to let it happen, or an errno to make it fail without happening (not for kStore, which cannot fail).
+  virtual int before(FileOperation operation, const std::string& path, uint64_t offset, uint64_t length,
+                     const void* data) = 0;
+};
+
+class File;
+
+// A shared mapping of a range of a file; unmapped when it goes.
+class Mapping {
+ public:
+  Mapping(void* address, size_t length) : address_(address), length_(length) {}
+  ~Mapping();
+  Mapping(const Mapping&) = delete;
+  Mapping& operator=(const Mapping&) = delete;
+
+  uint64_t* words() const { return static_cast<uint64_t*>(address_); }
+  size_t length() const { return length_; }
+
+ private:
+  void* address_;
+  size_t length_;
+};
+
+class File {
+ public:
+  // Opens an existing regular file. Anything else (a directory, a device, a pipe) is kInvalid, without blocking on it.
+  static Result<std::shared_ptr<File>> open(const std::string& path, bool write, FileObserver* observer);
+  // Makes a new file; kExists where there is one.
+  static Result<std::shared_ptr<File>> create(const std::string& path, FileObserver* observer);
+  ~File();
+  File(const File&) = delete;
+  File& operator=(const File&) = delete;
+
+  const std::string& path() const { return path_; }
+  int descriptor() const { return descriptor_; }
+
+  // Reads until `length` or the end of the file; returns the bytes read. Offsets and lengths in bytes throughout.
+  Result<size_t> read(uint64_t offset, void* buffer, size_t length) const;
+  // All or an error.
+  Result<void> write(uint64_t offset, const void* buffer, size_t length);
+  // Reserves disk space, so that later stores through a mapping cannot fail; grows the file where it is shorter.
+  Result<void> allocate(uint64_t offset, uint64_t length);
+  // Makes the range a hole that reads as zeros; the file keeps its size.
+  Result<void> punch(uint64_t offset, uint64_t length);
+  Result<void> resize(uint64_t length);
+  // fdatasync(2): data, and the metadata needed to find it.
+  Result<void> sync();
+  Result<std::unique_ptr<Mapping>> map(uint64_t offset, uint64_t length, bool write);
+  // An atomic store into a mapping of this file: `word` lies at file offset `offset`.
+  void store(uint64_t* word, uint64_t offset, uint64_t value) {
+    if (observer_) observer_->before(FileOperation::kStore, path_, offset, sizeof value, &value);
+    std::atomic_ref<uint64_t>(*word).store(value, std::memory_order_release);
+  }
+
+  Result<struct stat> status() const;
+  Result<uint64_t> size() const;
+  // Whether the file reaches to byte `end`; asks the kernel only where it was shorter when last asked.
+  bool covers(uint64_t end) const;
+  // The first offset at or after `from` that holds data (or a hole), or `end` where there is none before it.
+  Result<uint64_t> next_data(uint64_t from, uint64_t end) const;
+  Result<uint64_t> next_hole(uint64_t from, uint64_t end) const;
+
+  // Takes the writer's lock: an open-file-description lock on byte 0 (fcntl(2), F_OFD_SETLK). false: somebody has it.
+  Result<bool> try_lock();
+  void unlock();
+  // Whether some open file description holds the writer's lock.
+  bool is_locked_by_other() const;
+
+ private:
+  File(std::string path, int descriptor, FileObserver* observer)
+      : path_(std::move(path)), descriptor_(descriptor), observer_(observer) {}
+  int observe(FileOperation operation, uint64_t offset, uint64_t length, const void* data) const {
+    return observer_ ? observer_->before(operation, path_, offset, length, data) : 0;
+  }
+  Result<uint64_t> seek(uint64_t from, uint64_t end, int whence) const;
+
+  std::string path_;
+  int descriptor_;
+  FileObserver* observer_;
+  mutable std::atomic<uint64_t> known_size_{0};
+};
+
+}  // namespace pcow

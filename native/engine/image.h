@@ -1,0 +1,154 @@
+// One image: a file with a tree of layers, and the bases that it stands on. See docs/format.md.
+//
+// Threads: every method of Image may be called from any thread at the same time, except that close() must come last.
+// Reads, writes, discards and syncs run side by side; changes of structure (snapshot, rollback, remove, resize, close)
+// follow one another, and only their short final step keeps the others waiting.
+#pragma once
+
+#include <sys/types.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "error.h"
+
+namespace pcow {
+
+class FileObserver;
+class ImageState;
+class View;
+
+struct BaseSpec {
+  std::string path;      // of the base image, as the caller gives it
+  std::string snapshot;  // its name, or empty where `layer` is given
+  uint64_t layer = 0;    // id of a frozen layer; 0: by name
+};
+
+struct CreateOptions {
+  uint64_t size = 0;        // bytes, a multiple of 4096; 0 with a base: the base layer's size
+  uint32_t block_size = 0;  // bytes; 0: the base's, or 65536
+  bool force = false;       // replace an existing file (never one that another process has open for writing)
+  bool has_base = false;
+  BaseSpec base;
+};
+
+// Makes a new image file. It appears under its name only when complete and durable.
+Result<void> create_image(const std::string& path, const CreateOptions& options);
+
+struct OpenOptions {
+  bool write = false;            // be the one writer: takes the lock, or fails with kLocked
+  std::string base_root;         // when not empty, bases must lie in this directory (kBaseOutside)
+  FileObserver* observer = nullptr;  // sees every file operation; outlives the image (tests)
+};
+
+struct LayerRef {
+  std::string path;      // of the image file that holds the layer
+  std::string snapshot;  // empty: the active layer, or one without a name
+};
+
+struct Holder {
+  uint32_t pid = 0;
+  uint64_t start_time = 0;  // field 22 of /proc/PID/stat, clock ticks since boot
+  std::string command;
+};
+
+struct ImageInfo {
+  std::string path;
+  std::string uuid;  // 8-4-4-4-12 hex digits
+  uint32_t format_version = 0;
+  uint64_t size = 0;            // bytes of the active layer
+  uint32_t block_size = 0;      // bytes
+  uint32_t sub_block_size = 0;  // bytes
+  uint64_t file_size = 0;       // bytes, holes included
+  uint64_t disk_use = 0;        // bytes, st_blocks * 512
+  bool clean = false;           // what the superblock said when it was opened or last read
+  bool writable = false;
+  uint64_t generation = 0;
+  uint64_t snapshots = 0;
+  bool has_base = false;
+  std::string base_path;      // as stored
+  std::string base_resolved;  // absolute
+  std::string base_uuid;
+  uint64_t base_layer = 0;
+  std::string base_snapshot;     // empty where that layer has no name
+  std::vector<LayerRef> chain;   // active layer first
+  bool has_holder = false;       // somebody alive has it open for writing
+  Holder holder;
+  std::string last_error;  // the last failed operation's sentence, or empty
+};
+
+struct SnapshotInfo {
+  std::string name;
+  uint64_t id = 0;
+  std::string parent;     // name; empty at the root
+  int64_t time_ns = 0;    // since the epoch
+  uint64_t size = 0;      // bytes
+  uint64_t children = 0;  // layers of this image that stand directly on it, the active one included
+  bool automatic = false;
+  bool current = false;  // the active layer stands directly on it
+  uint64_t data = 0;     // bytes that this layer itself holds
+};
+
+// Called from the working thread; false cancels: what was done stays sound.
+using Progress = std::function<bool(uint64_t done, uint64_t total)>;
+
+class Image {
+ public:
+  // Fails with kNotAnImage, kUnsupported, kCorrupt, kLocked, kBase…, kPermission, kIo, …
+  static Result<std::unique_ptr<Image>> open(const std::string& path, const OpenOptions& options);
+  ~Image();  // closes; an error of the last sync is lost, so call close() where it matters
+  Image(const Image&) = delete;
+  Image& operator=(const Image&) = delete;
+
+  ImageInfo info() const;
+  // Oldest first, hidden layers left out. `with_data` counts each layer's bytes, which reads its table.
+  Result<std::vector<SnapshotInfo>> snapshots(bool with_data) const;
+  uint64_t size() const;  // bytes of the active layer
+  // Grows whenever what a reader of the active layer would see may have changed without a write (rollback).
+  uint64_t content_generation() const;
+
+  // A frozen layer for reading, by name or id. It stays readable until it is let go; deleting the snapshot makes its
+  // later reads fail with kNotFound.
+  Result<std::shared_ptr<View>> view(const std::string& snapshot) const;
+  uint64_t view_size(const View& view) const;
+
+  // Reads the active layer (`view` null) or a frozen one. Returns the bytes read: short only at the end.
+  Result<size_t> read(const View* view, uint64_t offset, void* buffer, size_t length) const;
+  // All or an error; after an error any part may have been written, as with write(2).
+  Result<void> write(uint64_t offset, const void* buffer, size_t length);
+  // The range reads as zeros afterwards. Whole blocks go back to the free space.
+  Result<void> discard(uint64_t offset, uint64_t length);
+  // All that was written before the call is durable afterwards. A failure is remembered: every later sync fails too.
+  Result<void> sync();
+
+  // Freezes the active layer under a name. Durable on return.
+  Result<void> snapshot(const std::string& name);
+  // The same for several images at one moment. Images may be given in any order, each once.
+  static Result<void> snapshot_together(const std::vector<Image*>& images, const std::string& name);
+  // A new empty active layer on that snapshot; what the old active layer held is gone. The caller sees to it that
+  // nobody has the image mapped.
+  Result<void> rollback(const std::string& name);
+  // Deletes a snapshot: merges it into its only child, drops it where it has none, hides it where it has several.
+  Result<void> remove(const std::string& name, const Progress& progress);
+  // Grows the active layer to `size` bytes.
+  Result<void> resize(uint64_t size);
+  // The id of a frozen layer with the present content: the newest where the active layer is empty, otherwise a new
+  // automatic snapshot called `name`.
+  Result<uint64_t> freeze_for_clone(const std::string& name);
+  Result<uint64_t> layer_id(const std::string& snapshot) const;
+  // Points the image at another base without looking at the content (unsafe rebase). An empty path: no base.
+  Result<void> set_base(const BaseSpec& base, bool has_base);
+
+  // Syncs, sets the clean flag, gives up the lock. Later calls fail with kClosed.
+  Result<void> close();
+
+ private:
+  explicit Image(std::unique_ptr<ImageState> state);
+  std::unique_ptr<ImageState> state_;
+};
+
+}  // namespace pcow

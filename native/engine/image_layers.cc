@@ -1,0 +1,421 @@
+// Changes of structure: snapshots, rollback, resize, another base.
+//
+// Order of every such change (crash rules, docs/format.md):
+//   1. the new directory (and a new, empty table) is written to free space, and made durable
+//   2. with the gate held exclusively, the superblock's other slot is written: this is the moment
+//   3. fdatasync; only then is the old directory's place, and what the old structure alone used, released
+// A crash before the slot is on the disk leaves the old structure untouched.
+
+#include <algorithm>
+#include <ctime>
+#include <shared_mutex>
+
+#include "base.h"
+#include "image_state.h"
+
+namespace pcow {
+namespace {
+
+int64_t now_ns() {
+  timespec now;
+  clock_gettime(CLOCK_REALTIME, &now);
+  return int64_t{now.tv_sec} * 1'000'000'000 + now.tv_nsec;
+}
+
+}  // namespace
+
+Result<void> ImageState::prepare_directory(Prepared* prepared) {
+  if (prepared->directory.layers.size() > kMaxLayers)
+    return Error(Code::kLimit, path + " has the most layers that an image can have (" + std::to_string(kMaxLayers) +
+                                   "): delete snapshots first");
+  const std::vector<uint8_t> bytes = prepared->directory.encode(superblock.uuid);
+  const uint64_t blocks = geometry.blocks_for(bytes.size());
+  auto first = space->allocate_range(blocks);
+  if (!first) return first.error();
+  prepared->offset = *first << geometry.block_shift();
+  prepared->length = bytes.size();
+  auto written = file->write(prepared->offset, bytes.data(), bytes.size());
+  if (written) written = file->sync();
+  if (!written) {
+    space->release(*first, blocks);
+    prepared->length = 0;
+  }
+  return written;
+}
+
+Result<void> ImageState::prepare_active(Prepared* prepared, uint64_t parent, uint64_t size) {
+  Layer layer;
+  layer.id = prepared->directory.next_id++;
+  layer.parent = parent;
+  layer.time_ns = now_ns();
+  layer.size = size;
+  layer.table_length = geometry.table_length(size);
+  const uint64_t blocks = layer.table_length >> geometry.block_shift();
+  auto first = space->allocate_range(blocks);
+  if (!first) return first.error();
+  layer.table_offset = *first << geometry.block_shift();
+  auto table = Table::map(file, layer.table_offset, geometry.blocks_for(size), true);
+  if (!table) {
+    space->release(*first, blocks);
+    return table.error();
+  }
+  prepared->table = std::move(*table);
+  prepared->directory.active = layer.id;
+  prepared->directory.layers.push_back(std::move(layer));
+  return {};
+}
+
+void ImageState::abandon(const Prepared& prepared) {
+  if (prepared.length)
+    space->release(prepared.offset >> geometry.block_shift(), geometry.blocks_for(prepared.length));
+  if (prepared.table) {
+    const Layer& layer = prepared.directory.active_layer();
+    space->release(layer.table_offset >> geometry.block_shift(), layer.table_length >> geometry.block_shift());
+  }
+}
+
+Result<void> ImageState::commit(Prepared* prepared) {
+  Superblock next = superblock;
+  next.generation++;
+  next.directory_offset = prepared->offset;
+  next.directory_length = prepared->length;
+  PCOW_TRY(write_superblock(*file, next));
+  space->release(superblock.directory_offset >> geometry.block_shift(),
+                 geometry.blocks_for(superblock.directory_length));
+  superblock = next;
+
+  // Chains that already exist stay right as long as no layer has gone.
+  const bool gone = std::any_of(directory.layers.begin(), directory.layers.end(),
+                                [&](const Layer& layer) { return !prepared->directory.find(layer.id); });
+  Chain::Sources kept;
+  for (const Layer& layer : prepared->directory.layers) {
+    const auto before = std::find_if(directory.layers.begin(), directory.layers.end(),
+                                     [&](const Layer& old) { return old.id == layer.id; });
+    if (before != directory.layers.end()) {
+      kept.push_back(sources[static_cast<size_t>(before - directory.layers.begin())]);
+    } else {
+      kept.push_back(nullptr);  // the new active layer: read through its table, not through a chain
+    }
+  }
+  if (directory.active != prepared->directory.active && prepared->directory.find(directory.active)) {
+    // The active layer has become a frozen one.
+    const Layer& frozen = directory.active_layer();
+    const auto at = std::find_if(prepared->directory.layers.begin(), prepared->directory.layers.end(),
+                                 [&](const Layer& layer) { return layer.id == frozen.id; });
+    auto source = std::make_shared<Source>();
+    source->file = file;
+    source->table_offset = frozen.table_offset;
+    source->entries = active->entries();
+    source->present = active->present();
+    kept[static_cast<size_t>(at - prepared->directory.layers.begin())] = std::move(source);
+  }
+  directory = std::move(prepared->directory);
+  sources = std::move(kept);
+  if (prepared->table) active = prepared->table;
+  if (gone) epoch++;
+  below = chain_from(directory.active_layer().parent);
+  return {};
+}
+
+std::shared_ptr<const Chain> ImageState::chain_from(uint64_t layer) const {
+  Chain::Sources chain;
+  while (layer) {
+    const auto at = std::find_if(directory.layers.begin(), directory.layers.end(),
+                                 [&](const Layer& candidate) { return candidate.id == layer; });
+    chain.push_back(sources[static_cast<size_t>(at - directory.layers.begin())]);
+    layer = at->parent;
+  }
+  chain.insert(chain.end(), base_sources.begin(), base_sources.end());
+  return std::make_shared<Chain>(geometry, std::move(chain));
+}
+
+Result<std::shared_ptr<const Chain>> ImageState::chain_of(const View& view) const {
+  const std::lock_guard lock(view.mutex_);
+  if (view.chain_ && view.epoch_ == epoch) return view.chain_;
+  const Layer* layer = directory.find(view.layer_);
+  if (!layer || layer->hidden) return Error(Code::kNotFound, path + ": that snapshot has been deleted");
+  view.chain_ = chain_from(view.layer_);
+  view.epoch_ = epoch;
+  return view.chain_;
+}
+
+// Every layer frozen so far is durable once a sync is over; from then on a crash takes nothing from it.
+Result<void> ImageState::seal() {
+  PCOW_TRY(sync());
+  uint64_t newest = 0;
+  for (const Layer& layer : directory.layers)
+    if (layer.id != directory.active) newest = std::max(newest, layer.id);
+  if (newest <= superblock.sealed) return {};
+  Superblock next = superblock;
+  next.generation++;
+  next.sealed = newest;
+  PCOW_TRY(write_superblock(*file, next));
+  {
+    const std::unique_lock lock(gate);
+    superblock = next;
+  }
+  return sync();
+}
+
+Result<void> ImageState::change_directory(Prepared* prepared) {
+  if (auto ready = prepare_directory(prepared); !ready) {
+    abandon(*prepared);
+    return ready;
+  }
+  {
+    // A dropped table must not be stored into any more by a sync under way.
+    const std::lock_guard no_sync(syncing);
+    const std::unique_lock lock(gate);
+    const std::shared_ptr<Table> before = active;
+    const uint64_t active_before = directory.active;
+    if (auto done = commit(prepared); !done) {
+      abandon(*prepared);
+      return done;
+    }
+    if (active != before && !directory.find(active_before)) forget_unsynced(*before);
+  }
+  return sync();
+}
+
+Result<void> Image::snapshot(const std::string& name) {
+  return snapshot_together({this}, name);
+}
+
+namespace {
+
+// One image's part of a snapshot: what its gate's exclusive holder needs.
+struct Cut {
+  ImageState* state;
+  ImageState::Prepared prepared;
+};
+
+Result<void> prepare_cut(Cut* cut, const std::string& name, bool automatic) {
+  ImageState& state = *cut->state;
+  if (state.directory.find(name))
+    return Error(Code::kExists, state.path + " already has a snapshot called " + name);
+  cut->prepared.directory = state.directory;
+  Directory& directory = cut->prepared.directory;
+  Layer* frozen = directory.find(directory.active);
+  frozen->name = name;
+  frozen->automatic = automatic;
+  frozen->time_ns = now_ns();
+  PCOW_TRY(state.prepare_active(&cut->prepared, frozen->id, frozen->size));
+  return state.prepare_directory(&cut->prepared);
+}
+
+Result<void> snapshot_states(std::vector<ImageState*> states, const std::string& name, bool automatic) {
+  PCOW_TRY(check_snapshot_name(name));
+  // One order for all callers, so that two of them never wait for each other.
+  std::sort(states.begin(), states.end());
+  if (std::adjacent_find(states.begin(), states.end()) != states.end())
+    return Error(Code::kInvalid, "an image is named twice for one snapshot: " + states.front()->path);
+  std::vector<std::unique_lock<std::mutex>> structures;
+  for (ImageState* state : states) {
+    structures.emplace_back(state->structure);
+    if (state->closed) return state->closed_error();
+    if (!state->writable()) return Error(Code::kReadOnly, state->path + " is open for reading only");
+  }
+  // Most of what there is to sync is synced before the cut, outside every lock that a writer meets.
+  std::vector<Cut> cuts;
+  Result<void> outcome;
+  for (ImageState* state : states) {
+    outcome = state->sync();
+    if (!outcome) break;
+    cuts.push_back({state, {}});
+    outcome = prepare_cut(&cuts.back(), name, automatic);
+    if (!outcome) break;
+  }
+  if (!outcome) {
+    for (const Cut& cut : cuts) cut.state->abandon(cut.prepared);
+    return outcome;
+  }
+  size_t committed = 0;
+  {
+    // All gates are closed before the first superblock changes: no write of any image falls between two of them.
+    std::vector<std::unique_lock<Gate>> gates;
+    for (const Cut& cut : cuts) gates.emplace_back(cut.state->gate);
+    for (; committed < cuts.size() && outcome; committed += outcome ? 1 : 0)
+      outcome = cuts[committed].state->commit(&cuts[committed].prepared);
+    for (size_t i = committed; i < cuts.size(); i++) cuts[i].state->abandon(cuts[i].prepared);
+  }
+  for (size_t i = 0; i < committed; i++) {
+    auto sealed = cuts[i].state->seal();
+    if (!sealed && outcome) outcome = sealed;
+  }
+  return outcome;
+}
+
+}  // namespace
+
+Result<void> Image::snapshot_together(const std::vector<Image*>& images, const std::string& name) {
+  std::vector<ImageState*> states;
+  for (Image* image : images) states.push_back(image->state_.get());
+  auto outcome = snapshot_states(states, name, false);
+  if (!outcome)
+    for (ImageState* state : states) state->note(outcome.error());
+  return outcome;
+}
+
+Result<bool> ImageState::active_is_empty() const {
+  for (uint64_t chunk = 0; chunk < active->chunks(); chunk++) {
+    if (!active->may_hold(chunk)) continue;
+    const uint64_t end = std::min((chunk + 1) * kBlocksPerChunk, active->entries());
+    for (uint64_t block = chunk * kBlocksPerChunk; block < end; block++)
+      if (active->load(block)) return false;
+  }
+  return true;
+}
+
+Result<uint64_t> Image::freeze_for_clone(const std::string& name) {
+  ImageState& state = *state_;
+  {
+    const std::lock_guard structure(state.structure);
+    if (state.closed) return state.closed_error();
+    if (!state.writable()) return Error(Code::kReadOnly, state.path + " is open for reading only");
+    const Layer& active = state.directory.active_layer();
+    const Layer* parent = state.directory.find(active.parent);
+    auto empty = state.active_is_empty();
+    if (!empty) return empty.error();
+    if (*empty && parent && !parent->hidden && parent->size == active.size) return parent->id;
+  }
+  if (auto frozen = snapshot_states({&state}, name, true); !frozen) {
+    state.note(frozen.error());
+    return frozen.error();
+  }
+  return layer_id(name);
+}
+
+Result<uint64_t> Image::layer_id(const std::string& snapshot) const {
+  const std::shared_lock lock(state_->gate);
+  const Layer* layer = state_->directory.find(snapshot);
+  if (!layer) return Error(Code::kNotFound, state_->path + " has no snapshot called " + snapshot);
+  return layer->id;
+}
+
+Result<void> Image::rollback(const std::string& name) {
+  ImageState& state = *state_;
+  const auto change = [&]() -> Result<void> {
+    const std::lock_guard structure(state.structure);
+    if (state.closed) return state.closed_error();
+    if (!state.writable()) return Error(Code::kReadOnly, state.path + " is open for reading only");
+    const Layer* target = state.directory.find(name);
+    if (!target) return Error(Code::kNotFound, state.path + " has no snapshot called " + name);
+    const Layer gone = state.directory.active_layer();
+    ImageState::Prepared prepared;
+    prepared.directory = state.directory;
+    prepared.directory.erase(gone.id);
+    PCOW_TRY(state.prepare_active(&prepared, target->id, target->size));
+    PCOW_TRY(state.change_directory(&prepared));
+    state.content_generation++;
+    PCOW_TRY(state.release_layer(gone, nullptr));
+    return state.collect(nullptr);
+  };
+  return state.noted(change());
+}
+
+Result<void> Image::resize(uint64_t size) {
+  ImageState& state = *state_;
+  const auto change = [&]() -> Result<void> {
+    const std::lock_guard structure(state.structure);
+    if (state.closed) return state.closed_error();
+    if (!state.writable()) return Error(Code::kReadOnly, state.path + " is open for reading only");
+    const Layer before = state.directory.active_layer();
+    if (size % kPageSize) return Error(Code::kInvalid, "an image's size is a multiple of 4096 bytes");
+    if (size < before.size)
+      return Error(Code::kInvalid, state.path + " has " + std::to_string(before.size) +
+                                       " bytes; an image can grow, but not shrink");
+    if (size > state.geometry.max_image_size())
+      return Error(Code::kTooLarge, "an image with blocks of " + std::to_string(state.geometry.block_size()) +
+                                        " bytes has at most " + std::to_string(state.geometry.max_image_size()) +
+                                        " bytes");
+    if (size == before.size) return {};
+    ImageState::Prepared prepared;
+    prepared.directory = state.directory;
+    Layer* layer = prepared.directory.find(before.id);
+    layer->size = size;
+    layer->table_length = state.geometry.table_length(size);
+    const uint64_t blocks = layer->table_length >> state.geometry.block_shift();
+    auto first = state.space->allocate_range(blocks);
+    if (!first) return first.error();
+    layer->table_offset = *first << state.geometry.block_shift();
+    auto table = Table::map(state.file, layer->table_offset, state.geometry.blocks_for(size), true);
+    if (!table) {
+      state.space->release(*first, blocks);
+      return table.error();
+    }
+    prepared.table = *table;
+    if (auto ready = state.prepare_directory(&prepared); !ready) {
+      state.abandon(prepared);
+      return ready;
+    }
+    {
+      // The entries move to a longer table. They must be there, durably, before the superblock says so.
+      const std::lock_guard no_sync(state.syncing);
+      const std::unique_lock lock(state.gate);
+      Result<void> outcome;
+      for (uint64_t chunk = 0; chunk < state.active->chunks() && outcome; chunk++) {
+        if (!state.active->may_hold(chunk)) continue;
+        outcome = prepared.table->ensure(chunk);
+        if (!outcome) break;
+        const uint64_t end = std::min((chunk + 1) * kBlocksPerChunk, state.active->entries());
+        for (uint64_t block = chunk * kBlocksPerChunk; block < end; block++)
+          prepared.table->store(block, Entry::unpack(state.active->load(block)));
+        state.mark_unsynced(prepared.table, chunk);
+      }
+      if (outcome) outcome = state.file->sync();
+      const std::shared_ptr<Table> old = state.active;
+      if (outcome) outcome = state.commit(&prepared);
+      if (!outcome) {
+        state.forget_unsynced(*prepared.table);
+        state.abandon(prepared);
+        return outcome;
+      }
+      state.forget_unsynced(*old);
+    }
+    PCOW_TRY(state.sync());
+    state.space->release(before.table_offset >> state.geometry.block_shift(),
+                         before.table_length >> state.geometry.block_shift());
+    return {};
+  };
+  return state.noted(change());
+}
+
+Result<void> Image::set_base(const BaseSpec& spec, bool has_base) {
+  ImageState& state = *state_;
+  const auto change = [&]() -> Result<void> {
+    const std::lock_guard structure(state.structure);
+    if (state.closed) return state.closed_error();
+    if (!state.writable()) return Error(Code::kReadOnly, state.path + " is open for reading only");
+    Superblock next = state.superblock;
+    next.generation++;
+    next.base.reset();
+    if (has_base) {
+      auto found = find_base(state.path, spec);
+      if (!found) return found.error();
+      if (found->block_size != state.geometry.block_size())
+        return Error(Code::kInvalid, spec.path + " has blocks of " + std::to_string(found->block_size) + " bytes, " +
+                                         state.path + " of " + std::to_string(state.geometry.block_size()) +
+                                         ": an image and its base have the same block size");
+      for (const Layer& layer : state.directory.layers)
+        if (layer.parent == 0 && layer.size < found->size)
+          return Error(Code::kInvalid, spec.path + " is larger than " + state.path + ": resize the image first");
+      next.base = found->reference;
+    }
+    const std::unique_lock lock(state.gate);
+    const auto before = std::exchange(state.superblock, next);
+    // The new chain is opened before anything is written: a base that cannot be read is refused.
+    if (auto opened = state.open_bases(); !opened) {
+      state.superblock = before;
+      PCOW_TRY(state.open_bases());
+      return opened;
+    }
+    PCOW_TRY(write_superblock(*state.file, next));
+    state.epoch++;
+    state.content_generation++;
+    state.below = state.chain_from(state.directory.active_layer().parent);
+    return state.file->sync();
+  };
+  return state.noted(change());
+}
+
+}  // namespace pcow

@@ -1,0 +1,250 @@
+// Opening, recovery, closing.
+//
+// Order of opening for writing (crash rules, docs/format.md):
+//   1. the lock; nobody else changes the image from here on
+//   2. after a host crash: entries that were not durable are dropped
+//   3. the free map is derived; after an unclean end, everything free is punched out
+//   4. the superblock says "open, by us, in this boot", and is synced, before anything else is changed. The sync makes
+//      the holes of step 3 durable as well
+//   5. layers that were frozen but not sealed are synced and sealed; deletions that were begun are finished
+// Step 2 needs no order against step 4: a crash in between finds another boot id, or entries that are already dropped.
+
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <shared_mutex>
+
+#include "base.h"
+#include "image_state.h"
+
+namespace pcow {
+namespace {
+
+Error locked_by(const File& file) {
+  auto superblock = read_superblock(file);
+  std::string who = "another process";
+  if (superblock && superblock->opener.pid && superblock->opener.alive())
+    who = superblock->opener.command + " (pid " + std::to_string(superblock->opener.pid) + ")";
+  return Error(Code::kLocked, file.path() + " is open for writing by " + who);
+}
+
+// Opens and locks; a file that was replaced between the two (create --force, a rename) is let go again.
+Result<std::shared_ptr<File>> open_locked(const std::string& path, FileObserver* observer) {
+  for (;;) {
+    auto file = File::open(path, true, observer);
+    if (!file) return file.error();
+    auto size = (*file)->size();
+    if (!size) return size.error();
+    auto locked = (*file)->try_lock();
+    if (!locked) return locked.error();
+    if (!*locked) return locked_by(**file);
+    auto mine = (*file)->status();
+    if (!mine) return mine.error();
+    struct stat named;
+    if (stat(path.c_str(), &named) < 0) return system_error(errno, "cannot open " + path);
+    if (named.st_dev == mine->st_dev && named.st_ino == mine->st_ino) return file;
+  }
+}
+
+}  // namespace
+
+bool ImageState::is_stale() const {
+  const auto changed = [](const Watch& watch) { return watch.generation->now() != watch.seen; };
+  return (own_watch && changed(*own_watch)) || std::any_of(base_watches.begin(), base_watches.end(), changed);
+}
+
+Result<void> ImageState::load() {
+  std::shared_ptr<GenerationWatch> watch;
+  if (!writable()) {
+    auto started = GenerationWatch::start(*file);
+    if (!started) return started.error();
+    watch = std::move(*started);
+  }
+  auto loaded = load_structure(*file, watch.get());
+  if (!loaded) return loaded.error();
+  superblock = loaded->superblock;
+  directory = std::move(loaded->directory);
+  crashed = loaded->crashed;
+  names_dropped = loaded->names_dropped;
+  if (watch) own_watch = Watch{watch, loaded->seen};
+  if (superblock.block_shift != geometry.block_shift())
+    return Error(Code::kCorrupt, path + ": its block size has changed");
+
+  Chain::Sources fresh;
+  for (const Layer& layer : directory.layers) {
+    if (layer.id == directory.active) {
+      fresh.push_back(nullptr);
+      continue;
+    }
+    auto source = std::make_shared<Source>();
+    source->file = file;
+    source->table_offset = layer.table_offset;
+    source->entries = geometry.blocks_for(layer.size);
+    source->only_durable = crashed && layer.id > superblock.sealed;
+    auto present = present_chunks(*file, layer.table_offset, source->entries);
+    if (!present) return present.error();
+    source->present = std::move(*present);
+    fresh.push_back(std::move(source));
+  }
+  const Layer& layer = directory.active_layer();
+  auto table = Table::map(file, layer.table_offset, geometry.blocks_for(layer.size), writable());
+  if (!table) return table.error();
+  PCOW_TRY(open_bases());
+  active = std::move(*table);
+  sources = std::move(fresh);
+  epoch++;
+  below = chain_from(layer.parent);
+  return {};
+}
+
+Result<void> ImageState::refresh() {
+  const std::unique_lock lock(gate);
+  if (closed) return closed_error();
+  if (!is_stale()) return {};
+  content_generation++;
+  if (!writable()) return load();
+  PCOW_TRY(open_bases());
+  epoch++;
+  below = chain_from(directory.active_layer().parent);
+  return {};
+}
+
+// Nobody else knows the image yet: no locks.
+Result<void> ImageState::take_over() {
+  if (superblock.read_only_compatible)
+    return Error(Code::kUnsupported,
+                 path + " uses features that this program can read, but not write: a newer pcow is needed");
+  opened_clean = superblock.clean;
+  auto size = file->size();
+  if (!size) return size.error();
+  space = std::make_unique<Space>(file, geometry, *size);
+  space->mark_range(0, geometry.superblock_blocks());
+  space->mark_range(superblock.directory_offset >> geometry.block_shift(),
+                    geometry.blocks_for(superblock.directory_length));
+
+  for (size_t number = 0; number < directory.layers.size(); number++) {
+    const Layer& layer = directory.layers[number];
+    space->mark_range(layer.table_offset >> geometry.block_shift(), layer.table_length >> geometry.block_shift());
+    const bool is_active = layer.id == directory.active;
+    // Sealed layers are read as they are; the others may need mending and a sync.
+    const bool is_open = is_active || layer.id > superblock.sealed;
+    std::shared_ptr<Table> table = is_active ? active : nullptr;
+    const uint64_t entries = geometry.blocks_for(layer.size);
+    if (is_open && !is_active) {
+      auto mapped = Table::map(file, layer.table_offset, entries, true);
+      if (!mapped) return mapped.error();
+      table = std::move(*mapped);
+    }
+    for (const auto& [first, end] : is_active ? active->present() : sources[number]->present) {
+      for (uint64_t chunk = first; chunk < end; chunk++) {
+        EntryPage page;
+        PCOW_TRY(read_entry_page(*file, layer.table_offset, entries, chunk, &page));
+        bool unsynced_here = false;
+        for (uint64_t i = 0; i < kBlocksPerChunk; i++) {
+          if (page[i] == 0) continue;
+          const uint64_t block = chunk * kBlocksPerChunk + i;
+          Entry entry = Entry::unpack(page[i]);
+          if (is_open && crashed && entry_is_sound(page[i], geometry.full_mask()) && entry != entry.as_durable()) {
+            entry = entry.as_durable();
+            PCOW_TRY(table->ensure(chunk));
+            table->store(block, entry);
+          }
+          auto checked = checked_entry(entry.pack() | (page[i] >> 62 << 62), geometry, *file, block);
+          if (!checked) return checked.error();
+          if (entry.index) space->mark_data(entry.index);
+          unsynced_here |= entry.written != entry.durable;
+        }
+        if (is_open && unsynced_here) {
+          PCOW_TRY(table->ensure(chunk));
+          mark_unsynced(table, chunk);
+        }
+      }
+    }
+  }
+  if (!opened_clean) PCOW_TRY(space->punch_free());
+
+  superblock.clean = false;
+  superblock.boot = boot_id();
+  superblock.opener = Opener::self();
+  if (names_dropped) {
+    Prepared prepared;
+    prepared.directory = directory;
+    PCOW_TRY(prepare_directory(&prepared));
+    PCOW_TRY(commit(&prepared));
+  } else {
+    superblock.generation++;
+    PCOW_TRY(write_superblock(*file, superblock));
+  }
+  PCOW_TRY(file->sync());
+  space->note_sync_began();
+  space->note_sync_done();
+
+  if (crashed) {
+    // The entries of unsealed layers are mended now: their chains may read them as they stand.
+    crashed = false;
+    PCOW_TRY(load());
+  }
+  const bool all_sealed = std::all_of(directory.layers.begin(), directory.layers.end(), [&](const Layer& layer) {
+    return layer.id == directory.active || layer.id <= superblock.sealed;
+  });
+  if (!all_sealed) PCOW_TRY(seal());
+  // Room for finishing deletions may be missing now: the image is sound without.
+  if (auto collected = collect(nullptr); !collected) note(collected.error());
+  return {};
+}
+
+Result<void> ImageState::close() {
+  const std::lock_guard holding(structure);
+  if (closed) return {};
+  Result<void> outcome;
+  if (writable()) {
+    // Once for what was written, and until everything released is punched out, durably.
+    do {
+      outcome = sync();
+    } while (outcome && space->has_pending());
+    if (outcome) {
+      Superblock next = superblock;
+      next.generation++;
+      next.clean = true;
+      next.opener = Opener{};
+      outcome = write_superblock(*file, next);
+      if (outcome) outcome = file->sync();
+    }
+  }
+  const std::unique_lock lock(gate);
+  closed = true;
+  if (writable()) file->unlock();
+  return outcome;
+}
+
+Image::Image(std::unique_ptr<ImageState> state) : state_(std::move(state)) {}
+
+Image::~Image() {
+  (void)state_->close();
+}
+
+Result<void> Image::close() {
+  return state_->noted(state_->close());
+}
+
+Result<std::unique_ptr<Image>> Image::open(const std::string& path, const OpenOptions& options) {
+  auto file = options.write ? open_locked(path, options.observer) : File::open(path, false, options.observer);
+  if (!file) return file.error();
+  auto size = (*file)->size();
+  if (!size) return size.error();
+  if (*size < 2 * kPageSize) return Error(Code::kNotAnImage, path + " is not a Pcow image (it is too short)");
+  auto superblock = read_superblock(**file);
+  if (!superblock) return superblock.error();
+  auto state = std::make_unique<ImageState>(path, options, *file, *superblock);
+  auto loaded = state->load();
+  if (loaded && options.write) loaded = state->take_over();
+  if (!loaded) {
+    // Without a word to the disk: what could not be opened is not closed either.
+    state->closed = true;
+    if (options.write) (*file)->unlock();
+    return loaded.error();
+  }
+  return std::unique_ptr<Image>(new Image(std::move(state)));
+}
+
+}  // namespace pcow

@@ -1,0 +1,158 @@
+// The state behind Image, and its parts that several files of the engine work on. Nothing outside the engine includes
+// this.
+//
+// Locks, in the order in which they are taken:
+//   structure   one change of structure at a time (snapshot, rollback, remove, resize, set_base, close)
+//   syncing     one sync at a time; also whoever drops a table, since a sync stores into tables
+//   gate        shared: reads, writes, discards. Exclusive: the moment in which the active layer is exchanged, and, as a
+//               barrier, before released blocks are punched (nobody may still be reading them)
+//   chunk       read-modify-write of the entries of a chunk, in whichever table (striped)
+//   leaf locks  Space's, Table's, Chain's, `noting`, `marking`: never held while another is taken
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <map>
+#include <mutex>
+#include <optional>
+#include <set>
+#include <shared_mutex>
+
+#include "directory.h"
+#include "gate.h"
+#include "image.h"
+#include "space.h"
+#include "table.h"
+#include "view.h"
+
+namespace pcow {
+
+// A frozen layer in a reader's hands. The chain is built anew when the image's structure has changed since.
+class View {
+ public:
+  View(uint64_t layer, uint64_t size) : layer_(layer), size_(size) {}
+  uint64_t layer() const { return layer_; }
+  uint64_t size() const { return size_; }
+
+ private:
+  friend class ImageState;
+  const uint64_t layer_;
+  const uint64_t size_;
+  mutable std::mutex mutex_;  // guards the two below
+  mutable std::shared_ptr<const Chain> chain_;
+  mutable uint64_t epoch_ = 0;
+};
+
+// Chunks of tables in which entries have become `written` without being `durable`. Whoever marks a chunk has stored
+// the entry before, and its data before that: a sync that takes the mark covers both.
+using Unsynced = std::map<std::shared_ptr<Table>, std::set<uint64_t>>;
+
+// A file that another process may write, and the generation at which we looked at it.
+struct Watch {
+  std::shared_ptr<GenerationWatch> generation;
+  uint64_t seen;
+};
+
+class ImageState {
+ public:
+  ImageState(std::string path, OpenOptions options, std::shared_ptr<File> file, const Superblock& superblock)
+      : path(std::move(path)),
+        options(std::move(options)),
+        file(std::move(file)),
+        geometry(superblock.block_shift),
+        superblock(superblock) {}
+
+  // image_open.cc
+  Result<void> load();        // directory, bases, active layer
+  Result<void> take_over();   // the writer's part of opening: recovery, free map, the mark of being open
+  Result<void> open_bases();
+  Result<void> refresh();     // loads again what another process changed
+  bool is_stale() const;      // somebody else has changed the structure of a file of the chain
+  Result<void> close();
+
+  // image_io.cc; the caller holds the gate shared
+  Result<size_t> read_locked(const View* view, uint64_t offset, void* buffer, size_t length);
+  Result<void> write_locked(uint64_t offset, const void* buffer, size_t length);
+  Result<void> discard_locked(uint64_t offset, uint64_t length);
+  Result<uint32_t> allocate_block(Table& table, uint64_t block);
+  std::mutex& chunk_lock(uint64_t block) { return chunk_locks[block / kBlocksPerChunk % chunk_locks.size()]; }
+
+  // image_sync.cc
+  Result<void> sync();
+  void mark_unsynced(const std::shared_ptr<Table>& table, uint64_t chunk);
+  void forget_unsynced(const Table& table);  // with `syncing` held
+
+  // image_layers.cc; the caller holds `structure`
+  struct Prepared {
+    Directory directory;
+    uint64_t offset = 0;  // of the encoded directory in the file, bytes
+    uint64_t length = 0;
+    std::shared_ptr<Table> table;  // of a new active layer, or null
+  };
+  Result<void> prepare_directory(Prepared* prepared);  // writes it elsewhere and makes it durable
+  Result<void> prepare_active(Prepared* prepared, uint64_t parent, uint64_t size);
+  void abandon(const Prepared& prepared);
+  Result<void> commit(Prepared* prepared);  // with the gate held exclusively: from here on it counts
+  Result<void> seal();
+  Result<void> change_directory(Prepared* prepared);  // prepare, commit, make durable
+  Result<void> collect(const Progress& progress);     // image_merge.cc: drops and merges hidden layers
+  Result<void> merge(const Layer& parent, const Layer& child, const Progress& progress);
+  Result<void> release_layer(const Layer& gone, const Layer* heir);
+  Result<bool> active_is_empty() const;
+  std::shared_ptr<const Chain> chain_from(uint64_t layer) const;  // with the gate held
+  Result<std::shared_ptr<const Chain>> chain_of(const View& view) const;
+
+  bool writable() const { return options.write; }
+  Error closed_error() const { return Error(Code::kClosed, path + " has been closed"); }
+  Error stale_error() const { return Error(Code::kBaseChanged, path + ": a base of it keeps changing"); }
+  template <typename T>
+  Result<T> noted(Result<T> result) {
+    if (!result) note(result.error());
+    return result;
+  }
+  void note(const Error& error) {
+    const std::lock_guard lock(noting);
+    last_error = error.message;
+  }
+
+  const std::string path;
+  const OpenOptions options;
+  const std::shared_ptr<File> file;
+  const Geometry geometry;
+
+  std::mutex structure;
+  std::mutex syncing;
+  mutable Gate gate;
+  std::array<std::mutex, 64> chunk_locks;
+
+  // Changed with the gate held exclusively (as the writer: and `structure`).
+  bool closed = false;
+  bool opened_clean = true;
+  Superblock superblock;
+  Directory directory;
+  std::shared_ptr<Table> active;
+  std::shared_ptr<const Chain> below;  // what the active layer stands on
+  Chain::Sources sources;              // one for each layer of this file, in the directory's order
+  Chain::Sources base_sources;         // the base's chain
+  std::vector<LayerRef> base_chain;    // the same for people
+  std::string base_resolved;
+  bool crashed = false;        // the host went down under the last writer
+  bool names_dropped = false;  // snapshots that were not yet durable then have been hidden (in memory)
+  std::optional<Watch> own_watch;    // read-only: another process may be the writer
+  std::vector<Watch> base_watches;
+  uint64_t epoch = 0;  // grows when chains built before are no longer right
+  std::atomic<uint64_t> content_generation{0};
+
+  std::unique_ptr<Space> space;  // the writer's
+
+  std::mutex marking;  // guards `unsynced`
+  Unsynced unsynced;
+  std::optional<Error> sync_failure;  // guarded by `syncing`
+  std::atomic<uint64_t> sync_arrivals{0};
+  uint64_t sync_covered = 0;  // guarded by `syncing`
+
+  mutable std::mutex noting;  // guards `last_error`
+  std::string last_error;
+};
+
+}  // namespace pcow

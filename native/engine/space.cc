@@ -1,0 +1,229 @@
+#include "space.h"
+
+#include <algorithm>
+#include <bit>
+
+namespace pcow {
+
+Space::Space(std::shared_ptr<File> file, const Geometry& geometry, uint64_t file_size)
+    : file_(std::move(file)),
+      geometry_(geometry),
+      blocks_(file_size >> geometry.block_shift()),
+      durable_blocks_(blocks_),
+      syncing_blocks_(blocks_) {}
+
+uint64_t Space::word(uint64_t at) const {
+  const uint64_t leaf = at / kLeafWords;
+  return leaf < leaves_.size() && leaves_[leaf] ? (*leaves_[leaf])[at % kLeafWords] : 0;
+}
+
+void Space::set(uint64_t first, uint64_t count, bool used) {
+  for (uint64_t index = first; index < first + count;) {
+    const uint64_t at = index / 64;
+    const uint64_t leaf = at / kLeafWords;
+    if (leaf >= leaves_.size()) leaves_.resize(leaf + 1);
+    if (!leaves_[leaf]) leaves_[leaf] = std::make_unique<Leaf>();
+    const uint64_t bits = std::min<uint64_t>(64 - index % 64, first + count - index);
+    const uint64_t mask = (bits == 64 ? ~uint64_t{0} : (uint64_t{1} << bits) - 1) << (index % 64);
+    uint64_t& word = (*leaves_[leaf])[at % kLeafWords];
+    word = used ? word | mask : word & ~mask;
+    index += bits;
+  }
+}
+
+uint64_t Space::next(bool used, uint64_t from, uint64_t end) const {
+  while (from < end) {
+    const uint64_t bits = (used ? word(from / 64) : ~word(from / 64)) >> (from % 64);
+    if (bits) return std::min(from + static_cast<uint64_t>(std::countr_zero(bits)), end);
+    from = (from / 64 + 1) * 64;
+  }
+  return end;
+}
+
+uint64_t Space::find_free_run(uint64_t count, uint64_t align, uint64_t from) const {
+  for (uint64_t first = round_up(from, align); first + count <= blocks_;) {
+    const uint64_t obstacle = next(true, first, first + count);
+    if (obstacle == first + count) return first;
+    first = round_up(next(false, obstacle, blocks_), align);
+  }
+  return kNone;
+}
+
+void Space::mark_data(uint64_t index) {
+  const std::lock_guard lock(mutex_);
+  set(index, 1, true);
+}
+
+void Space::mark_range(uint64_t first, uint64_t count) {
+  const std::lock_guard lock(mutex_);
+  set(first, count, true);
+  for (uint64_t stretch = first / kStretch; stretch <= (first + count - 1) / kStretch; stretch++)
+    range_stretches_.insert(stretch);
+}
+
+// Grows the file under the mutex: every block that is handed out lies inside the file, so a file that was cut short
+// from outside is recognised by entries that point behind its end.
+Result<void> Space::grow_to(uint64_t blocks) {
+  if (blocks <= blocks_) return {};
+  PCOW_TRY(file_->resize(blocks << geometry_.block_shift()));
+  blocks_ = blocks;
+  return {};
+}
+
+uint32_t Space::take(uint64_t index) {
+  set(index, 1, true);
+  return static_cast<uint32_t>(index);
+}
+
+Result<uint32_t> Space::allocate_block(uint64_t near, uint32_t position, uint32_t window_blocks) {
+  const std::lock_guard lock(mutex_);
+  if (near && near < blocks_ && near <= kMaxBlockIndex && !is_used(near)) return take(near);
+
+  // A window of its own for the chunk: sparse, so that what stays unused of it costs no disk.
+  const uint64_t align = std::has_single_bit(window_blocks) ? window_blocks : 1;
+  uint64_t window = near ? kNone : find_free_run(window_blocks, align, window_hint_);
+  if (window != kNone && window + window_blocks - 1 <= kMaxBlockIndex) {
+    window_hint_ = window;
+    return take(window + position);
+  }
+  Error failure(Code::kNoSpace, file_->path() + ": all block numbers of the format are in use");
+  if (!near) {
+    window_hint_ = blocks_;
+    window = round_up(blocks_, align);
+    if (window + window_blocks - 1 <= kMaxBlockIndex) {
+      auto grown = grow_to(window + window_blocks);
+      if (grown) return take(window + position);
+      failure = grown.error();
+    }
+  }
+
+  // The file cannot grow that far (the filesystem's largest file, or the last index): pack what is left.
+  const uint64_t end = std::min(blocks_, kMaxBlockIndex + 1);
+  const uint64_t any = next(false, block_hint_, end);
+  block_hint_ = any;
+  if (any < end) return take(any);
+  if (blocks_ <= kMaxBlockIndex) {
+    auto grown = grow_to(blocks_ + 1);
+    if (grown) return take(blocks_ - 1);
+    failure = grown.error();
+  }
+  return failure;
+}
+
+Result<uint64_t> Space::allocate_range(uint64_t count) {
+  const std::lock_guard lock(mutex_);
+  for (const uint64_t stretch : range_stretches_) {
+    const uint64_t end = std::min((stretch + 1) * kStretch, blocks_);
+    for (uint64_t first = next(false, stretch * kStretch, end); first + count <= end;) {
+      const uint64_t obstacle = next(true, first, first + count);
+      if (obstacle == first + count) {
+        set(first, count, true);
+        return first;
+      }
+      first = next(false, obstacle, end);
+    }
+  }
+  uint64_t first = find_free_run(round_up(count, kStretch), kStretch, 0);
+  if (first == kNone) {
+    first = blocks_;
+    PCOW_TRY(grow_to(first + count));
+  }
+  set(first, count, true);
+  for (uint64_t stretch = first / kStretch; stretch <= (first + count - 1) / kStretch; stretch++)
+    range_stretches_.insert(stretch);
+  return first;
+}
+
+void Space::release(uint64_t first, uint64_t count) {
+  const std::lock_guard lock(mutex_);
+  for (uint64_t index = first; index < first + count; index++) {
+    if (holding_) {
+      held_.insert(index);
+    } else {
+      released_.push_back(index);
+    }
+  }
+}
+
+void Space::hold_releases(bool hold) {
+  const std::lock_guard lock(mutex_);
+  holding_ = hold;
+  if (hold) return;
+  released_.insert(released_.end(), held_.begin(), held_.end());
+  held_.clear();
+}
+
+std::vector<uint64_t> Space::take_released() {
+  const std::lock_guard lock(mutex_);
+  return std::exchange(released_, {});
+}
+
+Result<void> Space::finish_sync(const std::vector<uint64_t>& released) {
+  {
+    const std::lock_guard lock(mutex_);
+    for (const uint64_t index : punched_) {
+      set(index, 1, false);
+      block_hint_ = std::min(block_hint_, index);
+      window_hint_ = std::min(window_hint_, index);
+    }
+    punched_.clear();
+  }
+  // Only here is a released block touched again, and nobody else knows it: no lock is needed over the system calls.
+  std::vector<uint64_t> sorted = released;
+  std::sort(sorted.begin(), sorted.end());
+  size_t done = 0;
+  Result<void> outcome;
+  while (done < sorted.size()) {
+    size_t last = done;
+    while (last + 1 < sorted.size() && sorted[last + 1] == sorted[last] + 1) last++;
+    outcome = file_->punch(sorted[done] << geometry_.block_shift(), (last + 1 - done) << geometry_.block_shift());
+    if (!outcome) break;
+    done = last + 1;
+  }
+  const std::lock_guard lock(mutex_);
+  punched_.insert(punched_.end(), sorted.begin(), sorted.begin() + static_cast<ptrdiff_t>(done));
+  released_.insert(released_.end(), sorted.begin() + static_cast<ptrdiff_t>(done), sorted.end());
+  return outcome;
+}
+
+bool Space::has_pending() const {
+  const std::lock_guard lock(mutex_);
+  return !released_.empty() || !punched_.empty();
+}
+
+bool Space::is_durable(uint64_t index) const {
+  const std::lock_guard lock(mutex_);
+  return index < durable_blocks_;
+}
+
+void Space::note_sync_began() {
+  const std::lock_guard lock(mutex_);
+  syncing_blocks_ = blocks_;
+}
+
+void Space::note_sync_done() {
+  const std::lock_guard lock(mutex_);
+  durable_blocks_ = syncing_blocks_;
+}
+
+Result<void> Space::punch_free() {
+  const uint64_t end = blocks_ << geometry_.block_shift();
+  for (uint64_t offset = 0; offset < end;) {
+    auto data = file_->next_data(offset, end);
+    if (!data) return data.error();
+    if (*data == end) break;
+    auto hole = file_->next_hole(*data, end);
+    if (!hole) return hole.error();
+    const uint64_t last = geometry_.blocks_for(*hole);
+    for (uint64_t block = *data >> geometry_.block_shift(); block < last;) {
+      const uint64_t first = next(false, block, last);
+      block = next(true, first, last);
+      if (first < block)
+        PCOW_TRY(file_->punch(first << geometry_.block_shift(), (block - first) << geometry_.block_shift()));
+    }
+    offset = *hole;
+  }
+  return {};
+}
+
+}  // namespace pcow

@@ -1,0 +1,217 @@
+#include "superblock.h"
+
+#include <fcntl.h>
+#include <sys/random.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <string_view>
+
+#include "bytes.h"
+#include "crc32c.h"
+
+namespace pcow {
+namespace {
+
+constexpr uint8_t kMagic[8] = {0x89, 'P', 'C', 'O', 'W', '\r', '\n', 0x1a};
+constexpr uint32_t kVersion = 1;
+constexpr uint32_t kCleanFlag = 1;
+constexpr uint64_t kKnownIncompatible = 0;
+
+// Offsets of the fields, as in docs/format.md.
+enum : size_t {
+  kMagicAt = 0,
+  kVersionAt = 8,
+  kChecksumAt = 12,
+  kIncompatibleAt = 16,
+  kCompatibleAt = 24,
+  kGenerationAt = kGenerationOffset,
+  kUuidAt = 40,
+  kBlockShiftAt = 56,
+  kFlagsAt = 60,
+  kBootAt = 64,
+  kDirectoryOffsetAt = 80,
+  kDirectoryLengthAt = 88,
+  kSealedAt = 96,
+  kReadOnlyCompatibleAt = 104,
+  kBaseUuidAt = 112,
+  kBaseLayerAt = 128,
+  kBasePathLengthAt = 136,
+  kOpenerPidAt = 140,
+  kOpenerStartAt = 144,
+  kOpenerCommandAt = 160,
+  kOpenerCommandLength = 64,
+  kBasePathAt = 256,
+};
+
+std::string read_small_file(const std::string& path) {
+  const int descriptor = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (descriptor < 0) return {};
+  char text[4096];
+  const ssize_t length = read(descriptor, text, sizeof text);
+  close(descriptor);
+  return length > 0 ? std::string(text, static_cast<size_t>(length)) : std::string();
+}
+
+// Field 22 of /proc/PID/stat: the 20th after the command, which stands in parentheses and may hold anything.
+uint64_t process_start_time(uint32_t pid) {
+  const std::string stat = read_small_file("/proc/" + std::to_string(pid) + "/stat");
+  size_t at = stat.rfind(')');
+  if (at == std::string::npos) return 0;
+  for (int field = 2; field < 22 && at != std::string::npos; field++) at = stat.find(' ', at + 1);
+  return at == std::string::npos ? 0 : strtoull(stat.c_str() + at, nullptr, 10);
+}
+
+Uuid read_boot_id() {
+  Uuid id{};
+  size_t digits = 0;
+  for (const char c : read_small_file("/proc/sys/kernel/random/boot_id")) {
+    const int value = c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
+    if (value < 0 || digits == 32) continue;
+    id[digits / 2] = static_cast<uint8_t>(id[digits / 2] << 4 | value);
+    digits++;
+  }
+  return digits == 32 ? id : Uuid{};
+}
+
+}  // namespace
+
+std::string format_uuid(const Uuid& uuid) {
+  std::string text;
+  for (size_t i = 0; i < uuid.size(); i++) {
+    if (i == 4 || i == 6 || i == 8 || i == 10) text += '-';
+    char digits[3];
+    snprintf(digits, sizeof digits, "%02x", uuid[i]);
+    text += digits;
+  }
+  return text;
+}
+
+Uuid random_uuid() {
+  Uuid uuid{};
+  size_t done = 0;
+  while (done < uuid.size()) {
+    const ssize_t count = getrandom(uuid.data() + done, uuid.size() - done, 0);
+    if (count > 0) done += static_cast<size_t>(count);
+  }
+  uuid[6] = (uuid[6] & 0x0f) | 0x40;  // RFC 9562: version 4, variant 10
+  uuid[8] = (uuid[8] & 0x3f) | 0x80;
+  return uuid;
+}
+
+const Uuid& boot_id() {
+  static const Uuid id = read_boot_id();
+  return id;
+}
+
+Opener Opener::self() {
+  Opener self;
+  self.pid = static_cast<uint32_t>(getpid());
+  self.start_time = process_start_time(self.pid);
+  std::string command = read_small_file("/proc/self/comm");
+  while (!command.empty() && command.back() == '\n') command.pop_back();
+  self.command = command.substr(0, kOpenerCommandLength - 1);
+  return self;
+}
+
+bool Opener::alive() const {
+  return pid != 0 && process_start_time(pid) == start_time;
+}
+
+std::array<uint8_t, kPageSize> Superblock::encode() const {
+  std::array<uint8_t, kPageSize> page{};
+  uint8_t* bytes = page.data();
+  memcpy(bytes + kMagicAt, kMagic, sizeof kMagic);
+  put_field(bytes, kVersionAt, kVersion);
+  put_field(bytes, kIncompatibleAt, incompatible);
+  put_field(bytes, kCompatibleAt, compatible);
+  put_field(bytes, kGenerationAt, generation);
+  put_field(bytes, kUuidAt, uuid);
+  put_field(bytes, kBlockShiftAt, block_shift);
+  put_field(bytes, kFlagsAt, clean ? kCleanFlag : uint32_t{0});
+  put_field(bytes, kBootAt, boot);
+  put_field(bytes, kDirectoryOffsetAt, directory_offset);
+  put_field(bytes, kDirectoryLengthAt, directory_length);
+  put_field(bytes, kSealedAt, sealed);
+  put_field(bytes, kReadOnlyCompatibleAt, read_only_compatible);
+  if (base) {
+    put_field(bytes, kBaseUuidAt, base->uuid);
+    put_field(bytes, kBaseLayerAt, base->layer);
+    put_field(bytes, kBasePathLengthAt, static_cast<uint32_t>(base->path.size()));
+    memcpy(bytes + kBasePathAt, base->path.data(), base->path.size());
+  }
+  put_field(bytes, kOpenerPidAt, opener.pid);
+  put_field(bytes, kOpenerStartAt, opener.start_time);
+  memcpy(bytes + kOpenerCommandAt, opener.command.data(), opener.command.size());
+  put_field(bytes, kChecksumAt, crc32c(bytes, page.size()));
+  return page;
+}
+
+Result<Superblock> Superblock::decode(const uint8_t* page, const std::string& where) {
+  if (memcmp(page + kMagicAt, kMagic, sizeof kMagic) != 0)
+    return Error(Code::kNotAnImage, where + " is not a Pcow image (no magic number at its start)");
+  uint8_t copy[kPageSize];
+  memcpy(copy, page, sizeof copy);
+  put_field(copy, kChecksumAt, uint32_t{0});
+  if (crc32c(copy, sizeof copy) != get_field<uint32_t>(page, kChecksumAt))
+    return Error(Code::kCorrupt, where + ": the superblock's checksum is wrong");
+  const auto version = get_field<uint32_t>(page, kVersionAt);
+  if (version != kVersion)
+    return Error(Code::kUnsupported, where + " has format version " + std::to_string(version) +
+                                         "; this program knows version " + std::to_string(kVersion));
+  Superblock superblock;
+  superblock.incompatible = get_field<uint64_t>(page, kIncompatibleAt);
+  if (superblock.incompatible & ~kKnownIncompatible)
+    return Error(Code::kUnsupported, where + " uses features that this program does not know: a newer pcow is needed");
+  superblock.compatible = get_field<uint64_t>(page, kCompatibleAt);
+  superblock.read_only_compatible = get_field<uint64_t>(page, kReadOnlyCompatibleAt);
+  superblock.generation = get_field<uint64_t>(page, kGenerationAt);
+  superblock.uuid = get_field<Uuid>(page, kUuidAt);
+  superblock.block_shift = get_field<uint32_t>(page, kBlockShiftAt);
+  superblock.clean = (get_field<uint32_t>(page, kFlagsAt) & kCleanFlag) != 0;
+  superblock.boot = get_field<Uuid>(page, kBootAt);
+  superblock.directory_offset = get_field<uint64_t>(page, kDirectoryOffsetAt);
+  superblock.directory_length = get_field<uint64_t>(page, kDirectoryLengthAt);
+  superblock.sealed = get_field<uint64_t>(page, kSealedAt);
+  if (superblock.block_shift < kMinBlockShift || superblock.block_shift > kMaxBlockShift)
+    return Error(Code::kCorrupt, where + ": the superblock gives an impossible block size");
+  const auto base_length = get_field<uint32_t>(page, kBasePathLengthAt);
+  if (base_length > kMaxBasePathLength)
+    return Error(Code::kCorrupt, where + ": the superblock gives an impossible length of the base's path");
+  if (base_length) {
+    BaseReference base;
+    base.path.assign(reinterpret_cast<const char*>(page) + kBasePathAt, base_length);
+    if (base.path.find('\0') != std::string::npos)
+      return Error(Code::kCorrupt, where + ": the base's path holds a NUL byte");
+    base.uuid = get_field<Uuid>(page, kBaseUuidAt);
+    base.layer = get_field<uint64_t>(page, kBaseLayerAt);
+    superblock.base = std::move(base);
+  }
+  superblock.opener.pid = get_field<uint32_t>(page, kOpenerPidAt);
+  superblock.opener.start_time = get_field<uint64_t>(page, kOpenerStartAt);
+  const char* command = reinterpret_cast<const char*>(page) + kOpenerCommandAt;
+  superblock.opener.command.assign(command, strnlen(command, kOpenerCommandLength));
+  return superblock;
+}
+
+Result<Superblock> read_superblock(const File& file) {
+  std::array<uint8_t, 2 * kPageSize> slots{};
+  auto length = file.read(0, slots.data(), slots.size());
+  if (!length) return length.error();
+  auto first = Superblock::decode(slots.data(), file.path());
+  auto second = Superblock::decode(slots.data() + kPageSize, file.path());
+  if (first && second) return first->generation > second->generation ? first : second;
+  if (first) return first;
+  if (second) return second;
+  // Neither is good: the more telling of the two complaints.
+  return first.error().code == Code::kNotAnImage ? second.error() : first.error();
+}
+
+Result<void> write_superblock(File& file, const Superblock& superblock) {
+  const auto page = superblock.encode();
+  return file.write((superblock.generation & 1) * kPageSize, page.data(), page.size());
+}
+
+}  // namespace pcow

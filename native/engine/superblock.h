@@ -1,0 +1,67 @@
+// The superblock: two slots of a page each at the start of the file (docs/format.md, "Superblock").
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "file.h"
+#include "geometry.h"
+
+namespace pcow {
+
+using Uuid = std::array<uint8_t, 16>;
+
+std::string format_uuid(const Uuid& uuid);
+Uuid random_uuid();
+// This boot of the host, from /proc/sys/kernel/random/boot_id; all zeros where that cannot be read, which equals none.
+const Uuid& boot_id();
+
+struct BaseReference {
+  std::string path;  // as stored: absolute, or relative to the directory of the image
+  Uuid uuid{};
+  uint64_t layer = 0;
+};
+
+// Who opened the image for writing. The kernel does not say who holds an open-file-description lock; this does.
+struct Opener {
+  uint32_t pid = 0;
+  uint64_t start_time = 0;  // clock ticks since boot, field 22 of /proc/PID/stat (proc(5))
+  std::string command;      // at most 63 bytes
+
+  static Opener self();
+  // Whether that very process still lives.
+  bool alive() const;
+};
+
+struct Superblock {
+  uint64_t incompatible = 0;
+  uint64_t compatible = 0;
+  uint64_t read_only_compatible = 0;
+  uint64_t generation = 0;
+  Uuid uuid{};
+  uint32_t block_shift = 16;
+  bool clean = true;
+  Uuid boot{};
+  uint64_t directory_offset = 0;  // bytes
+  uint64_t directory_length = 0;  // bytes
+  uint64_t sealed = 0;            // frozen layers with ids up to this one are durable as a whole
+  std::optional<BaseReference> base;
+  Opener opener;
+
+  std::array<uint8_t, kPageSize> encode() const;
+  // Checks magic, version, checksum and every field that can be checked alone. `where` names the image in messages.
+  static Result<Superblock> decode(const uint8_t* page, const std::string& where);
+};
+
+// The valid slot with the higher generation. kNotAnImage where neither slot has the magic, kUnsupported for a newer
+// version or an unknown incompatible feature, kCorrupt where no slot has a right checksum.
+Result<Superblock> read_superblock(const File& file);
+
+// Writes into the slot that `superblock.generation` chooses (odd: the second). The caller orders it with syncs.
+Result<void> write_superblock(File& file, const Superblock& superblock);
+
+inline constexpr size_t kGenerationOffset = 32;  // of the generation in a slot: what a watcher looks at
+
+}  // namespace pcow

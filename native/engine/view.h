@@ -1,0 +1,91 @@
+// A frozen layer seen whole: itself and everything below it, over all files of its chain, resolved chunk by chunk.
+//
+// A frozen layer never changes, so a chunk is resolved once (one look at each layer of the chain) and remembered; a
+// read then costs the same at any depth. The one thing that moves frozen data is the merge of a deleted snapshot. Inside
+// the writer's process chains are then built anew under the exclusive lock. A base image may be merged by another process:
+// every file of the chain that we do not write ourselves is watched by its superblock's generation, before and after.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <list>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "directory.h"
+#include "entry.h"
+#include "file.h"
+#include "table.h"
+
+namespace pcow {
+
+// The generation of a file's superblock, as its writer last stored it.
+class GenerationWatch {
+ public:
+  static Result<std::shared_ptr<GenerationWatch>> start(File& file);
+  uint64_t now() const;
+
+ private:
+  explicit GenerationWatch(std::unique_ptr<Mapping> mapping) : mapping_(std::move(mapping)) {}
+  std::unique_ptr<Mapping> mapping_;
+};
+
+// One layer of a chain.
+struct Source {
+  std::shared_ptr<File> file;
+  uint64_t table_offset = 0;
+  uint64_t entries = 0;
+  bool only_durable = false;     // the host crashed before the layer was sealed: apply Entry::as_durable
+  std::vector<ChunkRange> present;
+};
+
+// Where some sub-blocks of a block are.
+struct Piece {
+  uint32_t index;   // of the block in the source's file; never 0: zeros have no piece
+  uint16_t source;  // number in the chain, 0 nearest
+  uint16_t mask;    // sub-blocks
+};
+
+// A chunk of a chain, resolved: the pieces of block i of the chunk are those from start[i] to start[i + 1].
+struct ResolvedChunk {
+  std::array<uint16_t, kBlocksPerChunk + 1> start{};
+  std::vector<Piece> pieces;
+};
+
+// kCorrupt unless the word is a possible entry of a block of `file`: sound, and pointing behind the superblocks and
+// inside the file. `block` is for the message.
+Result<Entry> checked_entry(uint64_t word, const Geometry& geometry, const File& file, uint64_t block);
+
+class Chain {
+ public:
+  using Sources = std::vector<std::shared_ptr<const Source>>;  // nearest layer first
+
+  Chain(const Geometry& geometry, Sources sources) : geometry_(geometry), sources_(std::move(sources)) {}
+
+  const Sources& sources() const { return sources_; }
+  // false: nothing below holds anything of this chunk.
+  bool may_hold(uint64_t chunk) const;
+  // kCorrupt where an entry is not sound.
+  Result<std::shared_ptr<const ResolvedChunk>> resolve(uint64_t chunk) const;
+  // The sub-blocks of a block that hold data somewhere in the chain.
+  Result<uint16_t> mask(uint64_t block) const;
+
+ private:
+  Result<std::shared_ptr<const ResolvedChunk>> build(uint64_t chunk) const;
+
+  struct Remembered {
+    std::shared_ptr<const ResolvedChunk> resolved;
+    std::list<uint64_t>::iterator age;
+  };
+
+  const Geometry geometry_;
+  const Sources sources_;
+  mutable std::mutex mutex_;  // guards the cache
+  mutable std::unordered_map<uint64_t, Remembered> cache_;
+  mutable std::list<uint64_t> ages_;  // most recently used first
+};
+
+}  // namespace pcow
