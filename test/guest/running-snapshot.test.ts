@@ -1,0 +1,74 @@
+/** A snapshot of a running guest by its control file: what the guest had then is what a rollback brings back. */
+import { readFile, writeFile } from 'node:fs/promises';
+import path from 'node:path';
+
+import test from 'ava';
+
+import { bootOn, mountedDisk } from '../helpers/guest-disk.js';
+
+const FILE_BYTES = 16 * 1024 * 1024;
+const FILE_PAGES = FILE_BYTES / 4096;
+
+test.serial('snapshot of a running guest, changes, rollback: a new boot finds the old files', async (t) => {
+  const { file, control } = await mountedDisk(t);
+  const guest = await bootOn(t, file);
+  await guest.must('mkfs.ext4 -q -b 4096 /dev/pmem0 && mount -t ext4 -o dax /dev/pmem0 /mnt');
+  await guest.must(`echo old > /mnt/release; pattern fill /mnt/data 1 ${FILE_BYTES}; sync`);
+
+  await writeFile(path.join(control, 'snapshot'), 'before', { flag: 'r+' });
+  await guest.must(`echo new > /mnt/release; pattern fill /mnt/data 2 ${FILE_BYTES}; sync`);
+  t.is(await guest.must('cat /mnt/release'), 'new\n');
+  await guest.powerOff();
+  t.regex(await readFile(path.join(control, 'snapshots'), 'utf8'), /"name":\s*"before"/);
+  await writeFile(path.join(control, 'rollback'), 'before', { flag: 'r+' });
+
+  const again = await bootOn(t, file);
+  await again.must('e2fsck -fy /dev/pmem0 > /dev/null || [ $? -eq 1 ]; mount -t ext4 -o dax /dev/pmem0 /mnt');
+  t.is(await again.must('cat /mnt/release'), 'old\n');
+  t.is(await again.must('pattern verify /mnt/data 1'), `verified ${FILE_PAGES} pages, 0 wrong\n`);
+});
+
+test.serial(
+  'a guest that never pauses: a snapshot holds all rounds that were durable, and no later one without them',
+  async (t) => {
+    const { file, control } = await mountedDisk(t);
+    const guest = await bootOn(t, file);
+    await guest.must('mkfs.ext4 -q -b 4096 /dev/pmem0 && mount -t ext4 -o dax /dev/pmem0 /mnt');
+    await guest.must(`
+    i=0; echo 0 > /tmp/durable
+    while :; do
+      i=$((i + 1)); echo $i > /mnt/round.$i; sync; echo $i > /tmp/next; mv /tmp/next /tmp/durable
+      rm -f /mnt/round.$((i - 8))
+    done &`);
+    const durable = new Map<string, number>();
+    for (const name of ['one', 'two', 'three']) {
+      const wanted = 10 * (durable.size + 1);
+      const line = await guest.must(
+        `until [ "$(cat /tmp/durable)" -ge ${wanted} ]; do usleep 1000; done; cat /tmp/durable`,
+      );
+      durable.set(name, Number(line));
+      await writeFile(path.join(control, 'snapshot'), name, { flag: 'r+' });
+    }
+    await guest.kill();
+
+    for (const [name, before] of [...durable].reverse()) {
+      await writeFile(path.join(control, 'rollback'), name, { flag: 'r+' });
+      const again = await bootOn(t, file);
+      await again.must('mount -t ext4 -o dax /dev/pmem0 /mnt');
+      const listing = await again.must('cd /mnt; for f in round.*; do echo "${f#round.} $(cat $f)"; done | sort -n');
+      const rounds = listing
+        .trim()
+        .split('\n')
+        .map((line) => line.split(' ').map(Number));
+      const first = rounds[0]?.[0] ?? 0;
+      const newest = rounds.at(-1)?.[0] ?? 0;
+      t.true(newest >= before, `snapshot ${name}: round ${before} was durable before it, its newest is ${newest}`);
+      for (const [i, [number, content]] of rounds.entries()) {
+        t.is(number, first + i, `snapshot ${name}: a round is missing`);
+        if (number !== newest) t.is(content, number, `snapshot ${name}: what round ${number} holds`);
+      }
+      await again.must('umount /mnt && e2fsck -fn /dev/pmem0');
+      await again.kill();
+    }
+  },
+);

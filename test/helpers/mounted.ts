@@ -1,0 +1,70 @@
+/** A mount for one test: a process of its own, so that nothing that goes wrong in it can hang the test. */
+import { execFile, spawn, type ChildProcess } from 'node:child_process';
+import { once } from 'node:events';
+import { readFile, writeFile } from 'node:fs/promises';
+import path from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { promisify } from 'node:util';
+
+import type { ExecutionContext } from 'ava';
+
+const run = promisify(execFile);
+const repository = fileURLToPath(new URL('../../../', import.meta.url));
+const READY_MS = 20_000;
+
+export const pcowProgram = path.join(repository, 'dist/cli/pcow.js');
+
+/** Runs `pcow` with these words; resolves with what it prints, rejects where its exit code is not 0. */
+export async function pcow(...words: string[]): Promise<string> {
+  const { stdout } = await run(process.execPath, [pcowProgram, ...words]);
+  return stdout;
+}
+
+/**
+ * Mounts an image directory. Whatever the test does, the mount is gone after it: the clean-up ends the process (a mount that
+ * hangs is aborted by its connection), then takes the mount point away. The kernel ends the process where the test is killed.
+ */
+export async function mounted(
+  t: ExecutionContext<unknown>,
+  images: string,
+  mountPoint: string,
+  ...options: string[]
+): Promise<ChildProcess> {
+  const words = [process.execPath, pcowProgram, 'mount', '--foreground', ...options, images, mountPoint];
+  let said = '';
+  const daemon = spawn('setpriv', ['--pdeathsig', 'KILL', '--', ...words], { stdio: ['ignore', 'pipe', 'pipe'] });
+  t.teardown(() => takeDown(daemon, mountPoint));
+  const ended = once(daemon, 'close').then(() => {
+    throw new Error(`the mount ended: ${said}`);
+  });
+  const ready = new Promise<void>((resolve, reject) => {
+    const timer = setTimeout(() => reject(new Error(`no mount after ${READY_MS} ms: ${said}`)), READY_MS);
+    const listen = (text: string): void => {
+      said += text;
+      if (!said.includes('is mounted on')) return;
+      clearTimeout(timer);
+      resolve();
+    };
+    daemon.stdout.setEncoding('utf8').on('data', listen);
+    daemon.stderr.setEncoding('utf8').on('data', listen);
+  });
+  ended.catch(() => undefined);
+  await Promise.race([ready, ended]);
+  return daemon;
+}
+
+async function takeDown(daemon: ChildProcess, mountPoint: string): Promise<void> {
+  const gone = daemon.exitCode !== null || daemon.signalCode !== null ? Promise.resolve() : once(daemon, 'close');
+  const connection = await connectionOf(mountPoint);
+  await run('fusermount3', ['-u', '-z', mountPoint]).catch(() => undefined); // not mounted any more: fine
+  daemon.kill('SIGKILL');
+  if (connection !== null) await writeFile(`/sys/fs/fuse/connections/${connection}/abort`, '1').catch(() => undefined);
+  await gone;
+}
+
+/** The number of the mount's FUSE connection, or null where nothing is mounted there. */
+async function connectionOf(mountPoint: string): Promise<string | null> {
+  const table = await readFile('/proc/self/mountinfo', 'utf8');
+  const line = table.split('\n').find((entry) => entry.split(' ')[4] === mountPoint);
+  return /^\d+ \d+ \d+:(\d+) /.exec(line ?? '')?.[1] ?? null;
+}
