@@ -51,6 +51,18 @@ class Gatherer {
   size_t length_ = 0;
 };
 
+// Does `attempt` again as long as a base was merged by another process meanwhile. What a first attempt wrote is simply
+// written once more.
+template <typename Attempt>
+Result<void> while_stale(ImageState& state, const Attempt& attempt) {
+  auto outcome = attempt();
+  for (int round = 0; round < kStaleRounds && !outcome && outcome.error().code == Code::kBaseChanged; round++) {
+    PCOW_TRY(state.refresh());
+    outcome = attempt();
+  }
+  return outcome;
+}
+
 // The part of one block that a request covers: bytes [from, to) of block `block`.
 struct Part {
   uint64_t block;
@@ -297,15 +309,10 @@ Result<void> Image::write(uint64_t offset, const void* buffer, size_t length) {
                                         std::to_string(size) + " bytes); pcow resize makes it larger");
     return state.write_locked(offset, buffer, length);
   };
-  auto outcome = attempt();
-  // A base was merged by another process meanwhile. What was written so far is simply written once more.
-  for (int round = 0; round < kStaleRounds && !outcome && outcome.error().code == Code::kBaseChanged; round++) {
-    PCOW_TRY(state.noted(state.refresh()));
-    outcome = attempt();
-  }
+  auto outcome = while_stale(state, attempt);
   // A full disk, but freed blocks are waiting for a sync: two of them give their space back.
   if (!outcome && outcome.error().code == Code::kNoSpace && state.space->has_pending() && state.sync() && state.sync())
-    outcome = attempt();
+    outcome = while_stale(state, attempt);
   return state.noted(std::move(outcome));
 }
 
@@ -358,6 +365,7 @@ Result<void> Image::discard(uint64_t offset, uint64_t length) {
   const auto attempt = [&]() -> Result<void> {
     const std::shared_lock lock(state.gate);
     if (state.closed) return state.closed_error();
+    if (state.is_stale()) return state.stale_error();
     if (!state.writable()) return Error(Code::kReadOnly, state.path + " is open for reading only");
     const uint64_t size = state.directory.active_layer().size;
     if (offset > size || length > size - offset)
@@ -365,7 +373,7 @@ Result<void> Image::discard(uint64_t offset, uint64_t length) {
                                        std::to_string(size) + " bytes)");
     return state.discard_locked(offset, length);
   };
-  return state.noted(attempt());
+  return state.noted(while_stale(state, attempt));
 }
 
 }  // namespace pcow

@@ -91,23 +91,15 @@ Result<void> ImageState::commit(Prepared* prepared) {
   for (const Layer& layer : prepared->directory.layers) {
     const auto before = std::find_if(directory.layers.begin(), directory.layers.end(),
                                      [&](const Layer& old) { return old.id == layer.id; });
-    if (before != directory.layers.end()) {
-      kept.push_back(sources[static_cast<size_t>(before - directory.layers.begin())]);
+    if (layer.id == prepared->directory.active) {
+      kept.push_back(nullptr);  // read through its table, not through a chain
+    } else if (layer.id == prepared->heir) {
+      kept.push_back(prepared->heir_source);
+    } else if (layer.id == directory.active) {
+      kept.push_back(source_of(layer, active->present()));  // has just been frozen
     } else {
-      kept.push_back(nullptr);  // the new active layer: read through its table, not through a chain
+      kept.push_back(sources[static_cast<size_t>(before - directory.layers.begin())]);
     }
-  }
-  if (directory.active != prepared->directory.active && prepared->directory.find(directory.active)) {
-    // The active layer has become a frozen one.
-    const Layer& frozen = directory.active_layer();
-    const auto at = std::find_if(prepared->directory.layers.begin(), prepared->directory.layers.end(),
-                                 [&](const Layer& layer) { return layer.id == frozen.id; });
-    auto source = std::make_shared<Source>();
-    source->file = file;
-    source->table_offset = frozen.table_offset;
-    source->entries = active->entries();
-    source->present = active->present();
-    kept[static_cast<size_t>(at - prepared->directory.layers.begin())] = std::move(source);
   }
   directory = std::move(prepared->directory);
   sources = std::move(kept);
@@ -115,6 +107,16 @@ Result<void> ImageState::commit(Prepared* prepared) {
   if (gone) epoch++;
   below = chain_from(directory.active_layer().parent);
   return {};
+}
+
+std::shared_ptr<const Source> ImageState::source_of(const Layer& layer, std::vector<ChunkRange> present) const {
+  auto source = std::make_shared<Source>();
+  source->file = file;
+  source->table_offset = layer.table_offset;
+  source->entries = geometry.blocks_for(layer.size);
+  source->only_durable = crashed && layer.id > superblock.sealed;
+  source->present = std::move(present);
+  return source;
 }
 
 std::shared_ptr<const Chain> ImageState::chain_from(uint64_t layer) const {

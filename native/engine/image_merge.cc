@@ -60,7 +60,7 @@ Result<void> ImageState::merge(const Layer& parent, const Layer& child, const Pr
   space->hold_releases(true);
   for (const auto& [first, end] : *present) {
     for (uint64_t chunk = first; chunk < end; chunk++, done++) {
-      if (progress && !progress(done << geometry.block_shift(), total << geometry.block_shift()))
+      if (progress && !progress(done * kBlocksPerChunk << geometry.block_shift(), total * kBlocksPerChunk << geometry.block_shift()))
         return Error(Code::kCancelled, "the deletion was interrupted; it is finished when " + path +
                                            " is next opened, or by the next deletion");
       EntryPage page;
@@ -107,11 +107,13 @@ Result<void> ImageState::merge(const Layer& parent, const Layer& child, const Pr
   prepared.directory = directory;
   prepared.directory.find(child.id)->parent = parent.parent;
   prepared.directory.erase(parent.id);
-  const Layer gone = parent;
-  const Layer heir = child;
+  if (child.id != directory.active) {
+    prepared.heir = child.id;
+    prepared.heir_source = source_of(child, table->present());
+  }
   PCOW_TRY(change_directory(&prepared));
-  if (progress) progress(total << geometry.block_shift(), total << geometry.block_shift());
-  return release_layer(gone, &heir);
+  if (progress) progress(total * kBlocksPerChunk << geometry.block_shift(), total * kBlocksPerChunk << geometry.block_shift());
+  return release_layer(parent, &child);
 }
 
 // Releases what a layer that is gone from the directory used: its table, and its blocks but for those that `heir` took.
@@ -145,7 +147,8 @@ Result<void> ImageState::collect(const Progress& progress) {
     const auto child = std::find_if(directory.layers.begin(), directory.layers.end(),
                                     [&](const Layer& layer) { return layer.parent == gone.id; });
     if (child != directory.layers.end()) {
-      PCOW_TRY(merge(gone, Layer(*child), progress));
+      const Layer heir = *child;
+      PCOW_TRY(merge(gone, heir, progress));
       continue;
     }
     Prepared prepared;

@@ -76,15 +76,9 @@ Result<void> ImageState::load() {
       fresh.push_back(nullptr);
       continue;
     }
-    auto source = std::make_shared<Source>();
-    source->file = file;
-    source->table_offset = layer.table_offset;
-    source->entries = geometry.blocks_for(layer.size);
-    source->only_durable = crashed && layer.id > superblock.sealed;
-    auto present = present_chunks(*file, layer.table_offset, source->entries);
+    auto present = present_chunks(*file, layer.table_offset, geometry.blocks_for(layer.size));
     if (!present) return present.error();
-    source->present = std::move(*present);
-    fresh.push_back(std::move(source));
+    fresh.push_back(source_of(layer, std::move(*present)));
   }
   const Layer& layer = directory.active_layer();
   auto table = Table::map(file, layer.table_offset, geometry.blocks_for(layer.size), writable());

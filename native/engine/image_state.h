@@ -88,6 +88,9 @@ class ImageState {
     uint64_t offset = 0;  // of the encoded directory in the file, bytes
     uint64_t length = 0;
     std::shared_ptr<Table> table;  // of a new active layer, or null
+    // A frozen layer that has inherited chunks by a merge, and itself as a link of chains; 0: none.
+    uint64_t heir = 0;
+    std::shared_ptr<const Source> heir_source;
   };
   Result<void> prepare_directory(Prepared* prepared);  // writes it elsewhere and makes it durable
   Result<void> prepare_active(Prepared* prepared, uint64_t parent, uint64_t size);
@@ -99,6 +102,7 @@ class ImageState {
   Result<void> merge(const Layer& parent, const Layer& child, const Progress& progress);
   Result<void> release_layer(const Layer& gone, const Layer* heir);
   Result<bool> active_is_empty() const;
+  std::shared_ptr<const Source> source_of(const Layer& layer, std::vector<ChunkRange> present) const;
   std::shared_ptr<const Chain> chain_from(uint64_t layer) const;  // with the gate held
   Result<std::shared_ptr<const Chain>> chain_of(const View& view) const;
 

@@ -1,0 +1,73 @@
+// What the native tests share: checks that end the program with a sentence, temporary directories, seeded randomness.
+#pragma once
+
+#include <unistd.h>
+
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+#include <random>
+#include <string>
+
+#include "../engine/image.h"
+
+#define CHECK(condition)                                                                  \
+  do {                                                                                    \
+    if (!(condition)) {                                                                   \
+      fprintf(stderr, "%s:%d: failed: %s\n", __FILE__, __LINE__, #condition);             \
+      exit(1);                                                                            \
+    }                                                                                     \
+  } while (false)
+
+// The value of a Result; ends the program with its error where there is none.
+template <typename T>
+T must_(pcow::Result<T> result, const char* file, int line) {
+  if (!result) {
+    fprintf(stderr, "%s:%d: %s: %s\n", file, line, pcow::code_name(result.error().code), result.error().message.c_str());
+    exit(1);
+  }
+  if constexpr (!std::is_void_v<T>) return std::move(*result);
+}
+#define MUST(expression) must_((expression), __FILE__, __LINE__)
+
+#define FAILS(expression, expected)                                                                         \
+  do {                                                                                                      \
+    auto result_ = (expression);                                                                            \
+    CHECK(!result_);                                                                                        \
+    if (result_.error().code != (expected)) {                                                               \
+      fprintf(stderr, "%s:%d: %s: %s\n", __FILE__, __LINE__, pcow::code_name(result_.error().code),         \
+              result_.error().message.c_str());                                                             \
+      exit(1);                                                                                              \
+    }                                                                                                       \
+  } while (false)
+
+class TemporaryDirectory {
+ public:
+  TemporaryDirectory() {
+    char name[] = "/var/tmp/pcow-test-XXXXXX";  // a real disk, where /tmp may be memory
+    if (!mkdtemp(name)) {
+      perror(name);
+      exit(1);
+    }
+    path_ = name;
+  }
+  ~TemporaryDirectory() {
+    std::error_code ignored;
+    std::filesystem::remove_all(path_, ignored);
+  }
+  std::string operator/(const std::string& name) const { return path_ + "/" + name; }
+  const std::string& path() const { return path_; }
+
+ private:
+  std::string path_;
+};
+
+// PCOW_SEED=… runs the same again.
+inline uint64_t test_seed() {
+  const char* given = getenv("PCOW_SEED");
+  const uint64_t seed = given ? strtoull(given, nullptr, 10) : std::random_device{}();
+  printf("PCOW_SEED=%llu\n", static_cast<unsigned long long>(seed));
+  fflush(stdout);
+  return seed;
+}

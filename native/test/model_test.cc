@@ -1,0 +1,165 @@
+// Random operations on a small family of images, against plain memory: after any sequence every image, and every
+// snapshot of it, equals the model. Images are reopened now and then, as after a clean end and as after a killed process.
+#include <cstring>
+#include <map>
+#include <memory>
+#include <vector>
+
+#include "check.h"
+
+using namespace pcow;
+
+namespace {
+
+using Bytes = std::vector<uint8_t>;
+
+struct Modelled {
+  std::string path;
+  std::unique_ptr<Image> image;
+  Bytes active;
+  std::map<std::string, Bytes> snapshots;
+};
+
+struct Family {
+  explicit Family(uint64_t seed) : random(seed) {}
+  std::mt19937_64 random;
+  TemporaryDirectory directory;
+  std::vector<Modelled> images;
+  std::map<std::string, int> bases;  // "path@snapshot": how many images stand on it
+  int names = 0;
+
+  uint64_t below(uint64_t limit) { return random() % limit; }
+};
+
+void open_image(Modelled* modelled) {
+  OpenOptions options;
+  options.write = true;
+  modelled->image = MUST(Image::open(modelled->path, options));
+}
+
+void compare(const Image& image, const View* view, const Bytes& expected, const std::string& what) {
+  Bytes found(expected.size() + 1);
+  const size_t count = MUST(image.read(view, 0, found.data(), found.size()));
+  CHECK(count == expected.size());
+  for (size_t i = 0; i < count; i++) {
+    if (found[i] == expected[i]) continue;
+    fprintf(stderr, "%s differs at byte %zu: %u instead of %u\n", what.c_str(), i, found[i], expected[i]);
+    exit(1);
+  }
+}
+
+void compare_all(const Modelled& modelled) {
+  compare(*modelled.image, nullptr, modelled.active, modelled.path);
+  const auto listed = MUST(modelled.image->snapshots(true));
+  for (const auto& [name, bytes] : modelled.snapshots) {
+    auto view = MUST(modelled.image->view(name));
+    compare(*modelled.image, view.get(), bytes, modelled.path + "@" + name);
+  }
+  size_t named = 0;
+  for (const SnapshotInfo& info : listed) named += modelled.snapshots.contains(info.name);
+  CHECK(named == modelled.snapshots.size() && listed.size() == named);
+}
+
+std::string some_snapshot(Family* family, const Modelled& modelled) {
+  auto at = modelled.snapshots.begin();
+  std::advance(at, static_cast<ptrdiff_t>(family->below(modelled.snapshots.size())));
+  return at->first;
+}
+
+void step(Family* family, uint32_t block_size) {
+  Modelled& m = family->images[family->below(family->images.size())];
+  const uint64_t size = m.active.size();
+  const uint64_t dice = family->below(1000);
+  if (dice < 560) {
+    const uint64_t offset = family->below(size);
+    const uint64_t longest = family->below(3) ? 6000 : 3 * block_size;
+    const uint64_t length = std::min(size - offset, 1 + family->below(longest));
+    Bytes data(length);
+    for (auto& byte : data) byte = static_cast<uint8_t>(family->random());
+    MUST(m.image->write(offset, data.data(), length));
+    memcpy(m.active.data() + offset, data.data(), length);
+  } else if (dice < 680) {
+    const uint64_t offset = family->below(size);
+    const uint64_t length = std::min(size - offset, 1 + family->below(4 * block_size));
+    MUST(m.image->discard(offset, length));
+    memset(m.active.data() + offset, 0, length);
+  } else if (dice < 760) {
+    MUST(m.image->sync());
+  } else if (dice < 820) {
+    const std::string name = "s" + std::to_string(family->names++);
+    if (m.snapshots.size() < 8) {
+      MUST(m.image->snapshot(name));
+      m.snapshots[name] = m.active;
+    }
+  } else if (dice < 840 && !m.snapshots.empty()) {
+    const std::string name = some_snapshot(family, m);
+    MUST(m.image->rollback(name));
+    m.active = m.snapshots[name];
+  } else if (dice < 900 && !m.snapshots.empty()) {
+    const std::string name = some_snapshot(family, m);
+    if (family->bases[m.path + "@" + name]) return;
+    MUST(m.image->remove(name, nullptr));
+    m.snapshots.erase(name);
+  } else if (dice < 910 && family->images.size() < 5) {
+    const std::string name = "clone" + std::to_string(family->names++);
+    const uint64_t layer = MUST(m.image->freeze_for_clone(name));
+    const std::string path = family->directory / (name + ".pcow");
+    CreateOptions options;
+    options.has_base = true;
+    options.base.path = m.path;
+    options.base.layer = layer;
+    MUST(create_image(path, options));
+    for (const SnapshotInfo& info : MUST(m.image->snapshots(false))) {
+      if (info.id != layer) continue;
+      m.snapshots[info.name] = m.active;
+      family->bases[m.path + "@" + info.name]++;
+    }
+    Modelled clone;
+    clone.path = path;
+    clone.active = m.active;
+    open_image(&clone);
+    family->images.push_back(std::move(clone));
+  } else if (dice < 915 && size < 60 * block_size) {
+    m.active.resize(size + 4096 * (1 + family->below(40)));
+    MUST(m.image->resize(m.active.size()));
+  } else if (dice < 940) {
+    if (family->below(2)) MUST(m.image->close());
+    m.image.reset();
+    open_image(&m);
+    compare_all(m);
+  } else if (dice < 970) {
+    compare_all(m);
+  } else {
+    // A reader in between, as another process would have one.
+    auto reader = MUST(Image::open(m.path, {}));
+    compare(*reader, nullptr, m.active, m.path + " (read-only)");
+  }
+}
+
+void run(uint64_t seed, uint32_t block_size, uint64_t size, int steps) {
+  Family family(seed);
+  Modelled first;
+  first.path = family.directory / "first.pcow";
+  CreateOptions options;
+  options.size = size;
+  options.block_size = block_size;
+  MUST(create_image(first.path, options));
+  first.active.resize(size);
+  open_image(&first);
+  family.images.push_back(std::move(first));
+  for (int i = 0; i < steps; i++) step(&family, block_size);
+  for (const Modelled& modelled : family.images) compare_all(modelled);
+  for (Modelled& modelled : family.images) MUST(modelled.image->close());
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const int steps = argc > 1 ? atoi(argv[1]) : 1500;
+  const uint64_t seed = test_seed();
+  for (const uint32_t block_size : {4096u, 16384u, 65536u, 262144u}) {
+    run(seed + block_size, block_size, std::max<uint64_t>(65536, 12 * block_size + 4096), steps);
+  }
+  run(seed, 2097152, 9 * 1048576, steps / 6);
+  return 0;
+}
