@@ -1,0 +1,33 @@
+import type { Command } from 'commander';
+import { addNotes } from '../help.js';
+import { makeImage } from '../making.js';
+import { say } from '../output.js';
+import { newImage } from '../target.js';
+
+export function addClone(program: Command): void {
+  const command = program
+    .command('clone')
+    .summary('make a new image on an existing one')
+    .description('Makes a new image that stands on an existing one, as it is now or at a snapshot. Nothing is copied.')
+    .argument('<image[@snapshot]>', 'what to stand on')
+    .argument('<new>', 'the image file to make; “.pcow” is added where it is missing')
+    .option('--force', 'replace an existing file')
+    .action(clone);
+  addNotes(command, {
+    text: [
+      'Both images can be written from then on, and neither sees what the other writes. The new image finds its base ' +
+        'relative to itself: keep them where they are to each other.',
+    ],
+    examples: [
+      { command: 'pcow clone base vm1', does: 'vm1.pcow, on base.pcow as it is now' },
+      { command: 'pcow clone vm1@before-upgrade vm1-old', does: 'a writable image of a snapshot' },
+      { command: 'pcow clone /mnt/vm1 /mnt/vm2', does: 'the same through a mount' },
+    ],
+  });
+}
+
+async function clone(base: string, given: string, options: { force?: boolean }): Promise<void> {
+  const target = await newImage(given);
+  await makeImage(target, { base, force: options.force });
+  say(`cloned ${base} to ${target.file}`);
+}

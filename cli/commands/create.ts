@@ -1,0 +1,53 @@
+import type { Command } from 'commander';
+import { Failure } from '../errors.js';
+import { addNotes } from '../help.js';
+import { makeImage } from '../making.js';
+import { say } from '../output.js';
+import { formatSize, parseBlockSize, parseSize } from '../size.js';
+import { newImage } from '../target.js';
+
+interface Options {
+  blockSize?: string;
+  base?: string;
+  force?: boolean;
+}
+
+export function addCreate(program: Command): void {
+  const command = program
+    .command('create')
+    .summary('make a new image')
+    .description('Makes a new, empty image, or one that stands on a base. It takes disk space only as it is written.')
+    .argument('<image>', 'the image file to make; “.pcow” is added where it is missing')
+    .argument('[size]', 'bytes, or with K, M, G or T; with --base it may be left out: the base’s size')
+    .option('--block-size <size>', 'unit of allocation, a power of two from 4K to 2M (default: 64K, or the base’s)')
+    .option('--base <image[@snapshot]>', 'stand on this image, as it is now, or on one of its snapshots')
+    .option('--force', 'replace an existing file')
+    .action(create);
+  addNotes(command, {
+    text: [
+      'A base can go on being used and changed: the new image stands on a frozen layer of it. Where the base has ' +
+        'unfrozen data, that is frozen first, under an automatic name.',
+    ],
+    examples: [
+      { command: 'pcow create vm1 10G', does: 'an empty image of 10 GiB, vm1.pcow' },
+      { command: 'pcow create vm2 --base base', does: 'on base.pcow as it is now, of its size' },
+      { command: 'pcow create vm3 20G --base base@installed', does: 'on a snapshot, larger than it' },
+    ],
+  });
+}
+
+async function create(image: string, size: string | undefined, options: Options): Promise<void> {
+  if (size === undefined && options.base === undefined) {
+    throw new Failure(
+      'PCOW_USAGE',
+      'a size is missing: only an image on a base has one by itself',
+      'pcow create IMAGE SIZE',
+    );
+  }
+  const bytes = size === undefined ? undefined : parseSize(size);
+  const blockSize = options.blockSize === undefined ? undefined : parseBlockSize(options.blockSize);
+  const target = await newImage(image);
+  const info = await makeImage(target, { size: bytes, blockSize, base: options.base, force: options.force });
+  const base = options.base === undefined ? '' : `, on ${options.base}`;
+  say(`created ${target.file}: ${formatSize(info.size)}, blocks of ${formatSize(info.blockSize)}${base}`);
+}

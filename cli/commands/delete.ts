@@ -1,0 +1,46 @@
+import type { Command } from 'commander';
+import { askImage } from '../control.js';
+import { addNotes } from '../help.js';
+import { withImage } from '../images.js';
+import { say } from '../output.js';
+import { withProgress } from '../progress.js';
+import { refuseWhereStoodOn } from '../standing.js';
+import { findSnapshotTarget, type ImageTarget } from '../target.js';
+
+export function addDelete(program: Command): void {
+  const command = program
+    .command('delete')
+    .summary('delete a snapshot')
+    .description('Deletes a snapshot. What other snapshots and the image itself need of it stays.')
+    .argument('<image@name>', 'the image and the snapshot to delete')
+    .action(remove);
+  addNotes(command, {
+    text: [
+      'A snapshot that other images of the directory stand on is not deleted; they are named. Images of other ' +
+        'directories are not known here: keep images and their bases together.',
+    ],
+    examples: [
+      { command: 'pcow delete vm1@before-upgrade', does: 'of an image at rest' },
+      { command: 'pcow delete /mnt/vm1@before-upgrade', does: 'through the mount' },
+    ],
+  });
+}
+
+async function remove(given: string): Promise<void> {
+  const { image, snapshot } = await findSnapshotTarget(given);
+  if (image.mount === null) {
+    await removeAtRest(image, snapshot);
+  } else {
+    await askImage(image.mount, image.name, 'delete', snapshot);
+  }
+  say(`deleted ${image.name}@${snapshot}`);
+}
+
+async function removeAtRest(target: ImageTarget, snapshot: string): Promise<void> {
+  await withImage(target.file, { write: true }, async (image) => {
+    const layer = image.layerOf(snapshot);
+    // The writer's lock is held, so no `pcow clone` can come to stand on the active layer in between.
+    await refuseWhereStoodOn(target.file, `${target.name}@${snapshot} can't be deleted`, layer);
+    await withProgress(`delete ${target.name}@${snapshot}`, (options) => image.delete(snapshot, options));
+  });
+}

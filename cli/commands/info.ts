@@ -1,0 +1,67 @@
+import path from 'node:path';
+import type { Command } from 'commander';
+import type { ImageInfo } from '../../src/engine/index.js';
+import { addNotes } from '../help.js';
+import { withImage } from '../images.js';
+import { say, sayJson } from '../output.js';
+import { formatSize } from '../size.js';
+import { describeState } from '../state.js';
+import { facts } from '../table.js';
+import { findImage, flatFile, type ImageTarget } from '../target.js';
+
+export function addInfo(program: Command): void {
+  const command = program
+    .command('info')
+    .summary('tell what an image is')
+    .description('Tells the size, the base, the state and the rest of an image. It may be in use.')
+    .argument('<image>', 'the image')
+    .option('--json', 'for programs')
+    .action(info);
+  addNotes(command, {
+    examples: [
+      { command: 'pcow info vm1', does: 'of vm1.pcow' },
+      { command: 'pcow info /mnt/vm1 --json', does: 'of a mounted image, as JSON' },
+    ],
+  });
+}
+
+async function info(given: string, options: { json?: boolean }): Promise<void> {
+  const target = await findImage(given);
+  const image = await withImage(target.file, {}, (open) => open.info());
+  if (options.json === true) {
+    const { writable: _, ...rest } = image;
+    sayJson({ name: target.name, ...rest, mount: mountOf(target) });
+  } else {
+    say(facts(factsOf(target, image)));
+  }
+}
+
+function mountOf(target: ImageTarget): { mountpoint: string; flatFile: string } | null {
+  return target.mount && { mountpoint: target.mount.mountpoint, flatFile: flatFile(target, target.mount) };
+}
+
+function factsOf(target: ImageTarget, image: ImageInfo): [string, string][] {
+  const lines: [string, string][] = [
+    ['image', image.path],
+    ['size', `${formatSize(image.size)} (${image.size} bytes)`],
+    ['disk use', formatSize(image.diskUse)],
+    ['blocks', `${formatSize(image.blockSize)}, sub-blocks ${formatSize(image.subBlockSize)}`],
+    ['snapshots', String(image.snapshots)],
+  ];
+  if (image.base !== null) {
+    const { path: file, snapshot, layer } = image.base;
+    lines.push(['base', snapshot === null ? `${file}, layer ${layer}` : `${file}@${snapshot}`]);
+    lines.push(['chain', image.chain.map(linkText).join(' → ')]);
+  }
+  lines.push(['state', describeState(image)]);
+  if (target.mount !== null) {
+    lines.push(['mounted', flatFile(target, target.mount)]);
+  }
+  lines.push(['uuid', image.uuid], ['format', `version ${image.formatVersion}`]);
+  return lines;
+}
+
+function linkText(link: ImageInfo['chain'][number], index: number): string {
+  const file = path.basename(link.path);
+  return index === 0 ? file : `${file}@${link.snapshot ?? '(unnamed)'}`;
+}

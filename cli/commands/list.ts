@@ -1,0 +1,155 @@
+import { readdir, stat } from 'node:fs/promises';
+import path from 'node:path';
+import type { Command } from 'commander';
+import { PcowError, type ImageInfo, type SnapshotInfo } from '../../src/engine/index.js';
+import { addNotes } from '../help.js';
+import { withImage } from '../images.js';
+import { IMAGE_SUFFIX } from '../../src/mount/image-names.js';
+import { formatTime, say, sayJson } from '../output.js';
+import { formatSize } from '../size.js';
+import { stateOf, type State } from '../state.js';
+import { table } from '../table.js';
+import { findDirectory, findImage } from '../target.js';
+import { treeOf } from '../tree.js';
+
+export function addList(program: Command): void {
+  const command = program
+    .command('list')
+    .summary('list the images of a directory, or the snapshots of an image')
+    .description('Lists the images of a directory (or of its mount), or the snapshots of an image as a tree.')
+    .argument('[where]', 'a directory, a mount point, or an image', '.')
+    .option('--json', 'for programs')
+    .action(list);
+  addNotes(command, {
+    examples: [
+      { command: 'pcow list /srv/images', does: 'the images there' },
+      { command: 'pcow list /mnt', does: 'the images of a mount' },
+      { command: 'pcow list vm1', does: 'the snapshots of vm1.pcow' },
+    ],
+  });
+}
+
+async function list(where: string, options: { json?: boolean }): Promise<void> {
+  const isDirectory = await stat(where).then(
+    (status) => status.isDirectory(),
+    () => false,
+  );
+  await (isDirectory ? listDirectory(where, options.json === true) : listImage(where, options.json === true));
+}
+
+/** One image of a directory; `error` says why the rest is not known. */
+interface Entry {
+  name: string;
+  file: string;
+  size: number | null;
+  diskUse: number | null;
+  snapshots: number | null;
+  base: { path: string; snapshot: string | null } | null;
+  state: State | 'unreadable';
+  holder: ImageInfo['holder'];
+  error: { code: string; message: string } | null;
+}
+
+async function listDirectory(where: string, json: boolean): Promise<void> {
+  const { directory, mount } = await findDirectory(where);
+  const files = (await readdir(directory)).filter((file) => file.endsWith(IMAGE_SUFFIX)).sort();
+  const images: Entry[] = [];
+  // One after another: an image directory may hold thousands, and each one open takes several descriptors.
+  for (const file of files) {
+    images.push(await entryOf(path.join(directory, file)));
+  }
+  if (json) {
+    sayJson({ directory, mountpoint: mount?.mountpoint ?? null, images });
+    return;
+  }
+  say(mount === null ? `${directory}, not mounted` : `${directory}, mounted on ${mount.mountpoint}`);
+  if (images.length === 0) {
+    say('no images');
+    return;
+  }
+  const size = (bytes: number | null) => (bytes === null ? '' : formatSize(bytes));
+  say(
+    table(
+      [
+        { title: 'image' },
+        { title: 'size', align: 'right' },
+        { title: 'disk use', align: 'right' },
+        { title: 'snapshots', align: 'right' },
+        { title: 'base' },
+        { title: 'state' },
+      ],
+      images.map((image) => [
+        image.name,
+        size(image.size),
+        size(image.diskUse),
+        String(image.snapshots ?? ''),
+        baseText(image.base),
+        image.error?.message ?? (image.holder === null ? image.state : `open (process ${image.holder.pid})`),
+      ]),
+    ),
+  );
+}
+
+async function entryOf(file: string): Promise<Entry> {
+  const name = path.basename(file, IMAGE_SUFFIX);
+  try {
+    const info = await withImage(file, {}, (image) => image.info());
+    return {
+      name,
+      file,
+      size: info.size,
+      diskUse: info.diskUse,
+      snapshots: info.snapshots,
+      base: info.base && { path: info.base.path, snapshot: info.base.snapshot },
+      state: stateOf(info),
+      holder: info.holder,
+      error: null,
+    };
+  } catch (error) {
+    if (!(error instanceof PcowError)) {
+      throw error;
+    }
+    const { code, message } = error;
+    const unknown = { size: null, diskUse: null, snapshots: null, base: null, holder: null };
+    return { name, file, ...unknown, state: 'unreadable', error: { code, message } };
+  }
+}
+
+function baseText(base: Entry['base']): string {
+  if (base === null) {
+    return '';
+  }
+  return base.snapshot === null ? base.path : `${base.path}@${base.snapshot}`;
+}
+
+async function listImage(where: string, json: boolean): Promise<void> {
+  const target = await findImage(where);
+  const { info, snapshots } = await withImage(target.file, {}, (image) => ({
+    info: image.info(),
+    snapshots: image.snapshots(),
+  }));
+  if (json) {
+    sayJson({ name: target.name, file: target.file, size: info.size, snapshots });
+    return;
+  }
+  say(`${target.file}, ${formatSize(info.size)}${info.base === null ? '' : `, on ${baseText(info.base)}`}`);
+  if (snapshots.length === 0) {
+    say('no snapshots');
+    return;
+  }
+  const rows = treeOf(snapshots).map(({ branch, node }) =>
+    node === null
+      ? [`${branch}(active)`, '', '', formatSize(info.size)]
+      : [branch + label(node), formatTime(node.created), formatSize(node.data), formatSize(node.size)],
+  );
+  say(
+    table(
+      [{ title: 'snapshot' }, { title: 'taken' }, { title: 'data', align: 'right' }, { title: 'size', align: 'right' }],
+      rows,
+    ),
+  );
+}
+
+function label(snapshot: SnapshotInfo): string {
+  return snapshot.automatic ? `${snapshot.name} (automatic)` : snapshot.name;
+}

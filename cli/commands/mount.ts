@@ -1,0 +1,66 @@
+import type { Command } from 'commander';
+import { endOnSignals, mountDirectory, startDaemon } from '../../src/mount/index.js';
+import { Failure } from '../errors.js';
+import { addNotes } from '../help.js';
+import { say } from '../output.js';
+
+interface Options {
+  foreground?: boolean;
+  allowOther?: boolean;
+  readOnly?: boolean;
+  log?: string;
+  allowOutsideBase?: boolean;
+  stop: boolean;
+}
+
+export function addMount(program: Command): void {
+  const command = program
+    .command('mount')
+    .summary('show the images of a directory as flat files')
+    .description('Mounts an image directory: every image of it shows as a flat file. Returns when the mount is ready.')
+    .argument('<dir>', 'the image directory')
+    .argument('<mountpoint>', 'an empty directory')
+    .option('--foreground', 'stay, and log to the terminal; Ctrl-C unmounts')
+    .option('--allow-other', 'let other users in, as far as the modes of the images let them')
+    .option('--read-only', 'never write to an image')
+    .option('--log <file>', 'append what happens to this file')
+    .option('--allow-outside-base', 'show images whose base lies outside of the directory, too')
+    .option('--no-stop', 'never stop a process for a snapshot: of a mapped file there is none then')
+    .action(mount);
+  addNotes(command, {
+    text: [
+      'Control files under MOUNTPOINT/.pcow take commands; MOUNTPOINT/.pcow/help tells which. New images in the ' +
+        'directory appear in the mount by themselves.',
+      'A snapshot of a flat file that a process has mapped stops the process for a moment, so that it is a ' +
+        'consistent cut.',
+    ],
+    examples: [
+      { command: 'pcow mount /srv/images /mnt', does: 'leaves a daemon; /mnt/vm1 is vm1.pcow' },
+      { command: 'DEBUG=pcow:* pcow mount /srv/images /mnt --foreground', does: 'to watch what it does' },
+    ],
+  });
+}
+
+async function mount(directory: string, mountpoint: string, options: Options): Promise<void> {
+  const settings = {
+    allowOther: options.allowOther,
+    readOnly: options.readOnly,
+    allowOutsideBase: options.allowOutsideBase,
+    stopMappers: options.stop,
+  };
+  if (options.foreground === true) {
+    if (options.log !== undefined) {
+      throw new Failure('PCOW_USAGE', '--log is for a daemon: with --foreground the log goes to the terminal');
+    }
+    // Its own log says when it is ready.
+    const mounted = await mountDirectory(directory, mountpoint, settings);
+    endOnSignals(mounted);
+    const [failure] = await mounted.ended;
+    if (failure !== undefined) {
+      throw failure.error;
+    }
+    return;
+  }
+  await startDaemon(directory, mountpoint, { ...settings, log: options.log });
+  say(`${directory} is mounted on ${mountpoint}`);
+}

@@ -1,0 +1,96 @@
+import type { Command } from 'commander';
+import { Image, snapshotTogether } from '../../src/engine/index.js';
+import { askForCut, askImage } from '../control.js';
+import { Failure } from '../errors.js';
+import { addNotes } from '../help.js';
+import { say } from '../output.js';
+import { findSnapshotTarget, type ImageTarget } from '../target.js';
+
+export function addSnapshot(program: Command): void {
+  const command = program
+    .command('snapshot')
+    .summary('freeze what an image holds now, under a name')
+    .description(
+      'Takes a snapshot: what the image holds now, frozen under a name. It is durable when the command ends.',
+    )
+    .argument('<image@name...>', 'the image and the name of its new snapshot')
+    .action(snapshot);
+  addNotes(command, {
+    text: [
+      'Of an image in a mount it is taken while the image is in use. With several images (of one mount, or none of ' +
+        'them mounted; the same name for all) the snapshots are one cut.',
+    ],
+    examples: [
+      { command: 'pcow snapshot vm1@before-upgrade', does: 'of vm1.pcow' },
+      { command: 'pcow snapshot /mnt/vm1@before-upgrade', does: 'of a mounted image, also under a running guest' },
+      { command: 'pcow snapshot disk@s1 log@s1', does: 'of two images at one moment' },
+    ],
+  });
+}
+
+async function snapshot(givens: string[]): Promise<void> {
+  const targets = await Promise.all(givens.map(findSnapshotTarget));
+  const [first] = targets;
+  if (first === undefined) {
+    return;
+  }
+  const name = first.snapshot;
+  const other = targets.find((target) => target.snapshot !== name);
+  if (other !== undefined) {
+    throw new Failure(
+      'PCOW_USAGE',
+      `a snapshot across images has one name, and here are two: ${name} and ${other.snapshot}`,
+      'take them one after another, or give all the same name',
+    );
+  }
+  const twice = targets.find(({ image }, i) => targets.findIndex((it) => it.image.file === image.file) !== i);
+  if (twice !== undefined) {
+    throw new Failure('PCOW_USAGE', `the image ${twice.image.name} is named twice`, 'name each image once');
+  }
+  await take(
+    name,
+    targets.map(({ image }) => image),
+  );
+  for (const { image } of targets) {
+    say(`snapshot ${image.name}@${name} taken`);
+  }
+}
+
+async function take(name: string, images: ImageTarget[]): Promise<void> {
+  const [first] = images;
+  if (first === undefined) {
+    return;
+  }
+  const mount = first.mount;
+  const apart = images.find((image) => image.mount?.mountpoint !== mount?.mountpoint);
+  if (apart !== undefined) {
+    throw new Failure(
+      'PCOW_USAGE',
+      `${first.given} and ${apart.given} are not in the same mount, so their snapshots can't be one cut`,
+      'take them one after another',
+    );
+  }
+  if (mount === null) {
+    await takeAtRest(name, images);
+  } else if (images.length === 1) {
+    await askImage(mount, first.name, 'snapshot', name);
+  } else {
+    await askForCut(
+      mount,
+      name,
+      images.map((image) => image.name),
+    );
+  }
+}
+
+async function takeAtRest(name: string, targets: ImageTarget[]): Promise<void> {
+  const images: Image[] = [];
+  try {
+    for (const { file } of targets) {
+      images.push(await Image.open(file, { write: true }));
+    }
+    await snapshotTogether(name, images);
+  } finally {
+    await Promise.all(images.map((image) => image.close()));
+  }
+}

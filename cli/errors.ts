@@ -1,0 +1,59 @@
+/**
+ * How failures reach people: one line that says what happened, to which image, one line with the next step, and an
+ * exit code of `exit-codes.ts`. Nothing else in the CLI writes errors.
+ */
+import createDebug from 'debug';
+import { PcowError, type PcowErrorCode } from '../src/engine/errors.js';
+import { err } from './colors.js';
+import { exitCodeOf } from './exit-codes.js';
+
+const debug = createDebug('pcow:cli');
+
+/** A failure that the CLI itself found, with the next step where the general one would not fit. */
+export class Failure extends PcowError {
+  readonly hint: string | undefined;
+
+  constructor(code: PcowErrorCode, message: string, hint?: string) {
+    super(code, message);
+    this.hint = hint;
+  }
+}
+
+/** The next step after an error of the engine or of the mount. */
+const NEXT_STEPS: Partial<Record<PcowErrorCode, string>> = {
+  PCOW_USAGE: 'see “pcow help COMMAND”',
+  PCOW_EXISTS: 'choose another name',
+  PCOW_NOT_FOUND: '“pcow list” shows the images of a directory and the snapshots of an image',
+  PCOW_LOCKED: 'let that process end first; an image in a mount is changed through the mount',
+  PCOW_IN_USE: 'delete or move those images first',
+  PCOW_NOT_AN_IMAGE:
+    'other formats become images by copying: create one, mount it, “qemu-img convert -n” onto the flat file',
+  PCOW_CORRUPT: 'nothing was changed; restore the image from a copy',
+  PCOW_NO_SPACE: 'free space on the file system of the image, then try again',
+  PCOW_PERMISSION: 'use the user who owns the image and its directory',
+  PCOW_READ_ONLY: 'mount it for writing, or work on a copy',
+  PCOW_BASE_MISSING: 'put the base back where it was; bases are found relative to the image',
+  PCOW_BASE_CHANGED: 'put the original base back; another file has its name now',
+  PCOW_BASE_OUTSIDE: 'move the base into the image directory, or mount with --allow-outside-base',
+};
+
+/** Writes an error for people to stderr and returns the exit code. `program` begins the line. */
+export function report(program: string, error: unknown): number {
+  if (!(error instanceof PcowError)) {
+    const stack = error instanceof Error ? error.stack : undefined;
+    process.stderr.write(`${err.red(`${program}:`)} unexpected failure: ${stack ?? String(error)}\n`);
+    return exitCodeOf(undefined);
+  }
+  debug('%s %s: %s', error.code, error.errnoName, error.stack);
+  process.stderr.write(`${err.red(`${program}:`)} ${error.message}\n`);
+  const hint = error instanceof Failure && error.hint !== undefined ? error.hint : NEXT_STEPS[error.code];
+  if (hint !== undefined) {
+    process.stderr.write(`${' '.repeat(program.length + 2)}${err.dim(hint)}\n`);
+  }
+  return exitCodeOf(error.code);
+}
+
+/** A line for people on stderr that is no failure: the command goes on. */
+export function warn(program: string, message: string): void {
+  process.stderr.write(`${err.yellow(`${program}: warning:`)} ${message}\n`);
+}

@@ -1,0 +1,49 @@
+/**
+ * The exit codes of `pcow` and `pcow-img`: a contract, so a number never changes its meaning.
+ * The same failure has the same code whether the image is mounted or not.
+ */
+import type { PcowErrorCode } from '../src/engine/errors.js';
+
+export interface ExitCode {
+  exit: number;
+  /** What it means, for people. */
+  meaning: string;
+  /** The error codes that end in it. */
+  codes: readonly PcowErrorCode[];
+}
+
+export const exitCodes = [
+  { exit: 0, meaning: 'done', codes: [] },
+  { exit: 1, meaning: 'a failure inside Pcow itself', codes: ['PCOW_CLOSED', 'PCOW_NO_MEMORY'] },
+  { exit: 2, meaning: 'the command line is wrong', codes: ['PCOW_USAGE'] },
+  {
+    exit: 3,
+    meaning: 'a value is wrong: a size, a name, a file that is no image of this kind',
+    codes: ['PCOW_INVALID', 'PCOW_TOO_LARGE', 'PCOW_LIMIT', 'PCOW_NOT_AN_IMAGE', 'PCOW_UNSUPPORTED'],
+  },
+  { exit: 4, meaning: 'an image or a snapshot is not there', codes: ['PCOW_NOT_FOUND'] },
+  { exit: 5, meaning: 'the target exists already', codes: ['PCOW_EXISTS'] },
+  {
+    exit: 6,
+    meaning: 'in use: by another process, or other images stand on it',
+    codes: ['PCOW_LOCKED', 'PCOW_BUSY', 'PCOW_IN_USE'],
+  },
+  { exit: 7, meaning: 'not permitted, or read-only', codes: ['PCOW_PERMISSION', 'PCOW_READ_ONLY'] },
+  { exit: 8, meaning: 'the disk is full', codes: ['PCOW_NO_SPACE'] },
+  { exit: 9, meaning: 'the image is damaged, or could not be read or written', codes: ['PCOW_CORRUPT', 'PCOW_IO'] },
+  {
+    exit: 10,
+    meaning: 'the base is missing, changed, circular, or outside of the directory',
+    codes: ['PCOW_BASE_MISSING', 'PCOW_BASE_CHANGED', 'PCOW_BASE_LOOP', 'PCOW_BASE_OUTSIDE'],
+  },
+  { exit: 11, meaning: 'the mount could not be made, reached or ended', codes: ['PCOW_MOUNT'] },
+  { exit: 130, meaning: 'interrupted; the image is sound', codes: ['PCOW_CANCELLED'] },
+] as const satisfies readonly ExitCode[];
+
+const INTERNAL = 1;
+
+/** The exit code of an error's code; anything unknown is a failure of our own. */
+export function exitCodeOf(code: unknown): number {
+  const table: readonly ExitCode[] = exitCodes;
+  return table.find((entry) => entry.codes.some((known) => known === code))?.exit ?? INTERNAL;
+}

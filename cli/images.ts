@@ -1,0 +1,21 @@
+/** Opening images at rest, for one piece of work. */
+import { Image, type OpenOptions } from '../src/engine/index.js';
+
+/** Opens an image, works on it, and closes it; a close that fails is a failure of the work. */
+export async function withImage<T>(
+  file: string,
+  options: OpenOptions,
+  work: (image: Image) => T | Promise<T>,
+): Promise<T> {
+  const image = await Image.open(file, options);
+  let result: T;
+  try {
+    result = await work(image);
+  } catch (error) {
+    // The first failure is the one to tell; closing repeats it or has less to say.
+    await image.close().catch(() => undefined);
+    throw error;
+  }
+  await image.close();
+  return result;
+}

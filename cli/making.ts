@@ -1,0 +1,101 @@
+/** Making image files: what `create`, `clone` and `pcow-img create` share. */
+import { access } from 'node:fs/promises';
+import { Image, type BaseOptions, type ImageInfo } from '../src/engine/index.js';
+import { automaticName } from '../src/automatic-name.js';
+import { askImage } from './control.js';
+import { Failure } from './errors.js';
+import { withImage } from './images.js';
+import { refuseWhereStoodOn } from './standing.js';
+import { quote } from './quote.js';
+import { findTarget, type ImageTarget, type Target } from './target.js';
+
+export interface MakeOptions {
+  /** Bytes; left out: the base's. */
+  size?: number | undefined;
+  /** Bytes; left out: the base's, or the default. */
+  blockSize?: number | undefined;
+  /** IMAGE or IMAGE@SNAPSHOT, as it was typed. */
+  base?: string | undefined;
+  force?: boolean | undefined;
+}
+
+/** Makes a new image, and returns what it is. Whatever can be refused is refused before a base is frozen for it. */
+export async function makeImage(target: ImageTarget, options: MakeOptions): Promise<ImageInfo> {
+  const { size, blockSize, force = false } = options;
+  await checkTarget(target, force);
+  if (options.base === undefined) {
+    await Image.create(target.file, { size, blockSize, force });
+  } else {
+    const base = await findTarget(options.base);
+    await checkBase(base, target, size);
+    const asItIs = size === undefined && blockSize === undefined && !force;
+    if (base.image.mount !== null && base.image.mount.mountpoint === target.mount?.mountpoint && asItIs) {
+      const { mount, name } = base.image;
+      await askImage(mount, name, 'clone', [target.name, base.snapshot ?? []].flat().join(' '));
+    } else {
+      await onFrozenLayer(base, (standing) => Image.create(target.file, { size, blockSize, force, base: standing }));
+    }
+  }
+  return withImage(target.file, {}, (image) => image.info());
+}
+
+/** A new image never replaces a file unasked, and never one that other images stand on. */
+async function checkTarget(target: ImageTarget, force: boolean): Promise<void> {
+  const exists = await access(target.file).then(
+    () => true,
+    () => false,
+  );
+  if (!exists) {
+    return;
+  }
+  if (!force) {
+    throw new Failure(
+      'PCOW_EXISTS',
+      `${target.file} exists already`,
+      'choose another name, or replace it with --force',
+    );
+  }
+  await refuseWhereStoodOn(target.file, `${target.file} can't be replaced`);
+}
+
+/** What is wrong with a base can be told by reading it, before it is frozen. */
+export async function checkBase({ image, snapshot }: Target, target: ImageTarget, size?: number): Promise<void> {
+  await withImage(image.file, {}, (base) => {
+    const info = base.info();
+    if (info.chain.some((link) => link.path === target.file)) {
+      const why = image.file === target.file ? 'itself' : `${quote(image.given)}, which stands on it`;
+      throw new Failure('PCOW_BASE_LOOP', `${quote(target.given)} can't stand on ${why}`, 'choose another base');
+    }
+    if (snapshot !== null) {
+      base.layerOf(snapshot);
+    }
+    const baseSize = snapshot === null ? info.size : base.snapshots().find(({ name }) => name === snapshot)?.size;
+    if (size !== undefined && baseSize !== undefined && size < baseSize) {
+      throw new Failure(
+        'PCOW_INVALID',
+        `the size ${size} is smaller than the base ${image.name}${snapshot === null ? '' : `@${snapshot}`}, which has ${baseSize} bytes`,
+        'leave the size out to take the base’s',
+      );
+    }
+  });
+}
+
+/**
+ * Calls `work` with the frozen layer of `base` to stand on. A base whose active layer holds data is frozen first, so it
+ * can go on being written; it stays locked until `work` is done, so that nobody deletes that layer before.
+ */
+export async function onFrozenLayer(base: Target, work: (base: BaseOptions) => Promise<void>): Promise<void> {
+  const { image, snapshot } = base;
+  if (snapshot !== null) {
+    await work({ path: image.file, snapshot });
+  } else if (image.mount === null) {
+    await withImage(image.file, { write: true }, async (open) => {
+      const layer = await open.freezeForClone(automaticName());
+      await work({ path: image.file, layer });
+    });
+  } else {
+    const name = automaticName();
+    await askImage(image.mount, image.name, 'snapshot', name);
+    await work({ path: image.file, snapshot: name });
+  }
+}

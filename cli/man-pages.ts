@@ -1,0 +1,53 @@
+/** The man pages of both programs, with the sections that have no place in a help text. */
+import { manPage, type Section } from './man.js';
+import { pcowImgProgram } from './pcow-img-program.js';
+import { pcowProgram } from './pcow-program.js';
+
+/** File name in docs/man/ and text. */
+export function manPages(): [string, string][] {
+  return [
+    ['pcow.1', manPage(pcowProgram(), PCOW_SECTIONS)],
+    ['pcow-img.1', manPage(pcowImgProgram(), PCOW_IMG_SECTIONS)],
+  ];
+}
+
+const ENVIRONMENT: Section = {
+  title: 'Environment',
+  paragraphs: [
+    'DEBUG=pcow:* logs what happens inside to standard error; DEBUG=pcow:cli* only what the program itself does.',
+    'NO_COLOR turns colours off. There are none where the output is not a terminal.',
+  ],
+};
+
+const PCOW_SECTIONS: Section[] = [
+  {
+    title: 'Names',
+    paragraphs: [
+      'An image is a file NAME.pcow; a mount shows it as NAME. Everywhere the path of either is taken, and “.pcow” may be left out.',
+      'IMAGE@SNAPSHOT names a snapshot. The name of a snapshot has 1 to 255 bytes without “/”, “@”, white space and control characters.',
+      'Sizes are bytes, or numbers with K, M, G or T, which are powers of 1024: 65536, 64K, 10G, 1.5T.',
+    ],
+  },
+  {
+    title: 'Output',
+    paragraphs: [
+      'With --json, info, list and qemu-args print JSON: sizes in bytes, times in ISO 8601. Fields are added, never renamed or taken away.',
+      'Errors go to standard error: a line that says what happened to which image, and mostly one with the next step.',
+    ],
+  },
+  ENVIRONMENT,
+  { title: 'See also', paragraphs: ['pcow-img(1), qemu-system-x86_64(1), fusermount3(1)'] },
+];
+
+const PCOW_IMG_SECTIONS: Section[] = [
+  {
+    title: 'Notes',
+    paragraphs: [
+      'Images of the original Pcow have another format, which this program does not read.',
+      'Names are taken as they are given. A mount shows only images whose names end in “.pcow”.',
+      'Other than with the original, a rollback keeps later snapshots, a snapshot never changes, and an error has an exit code that is not 0.',
+    ],
+  },
+  ENVIRONMENT,
+  { title: 'See also', paragraphs: ['pcow(1)'] },
+];

@@ -1,0 +1,76 @@
+/** A man page from a commander program: the same words as `--help`, in the shape of man(7). */
+import type { Argument, Command, Option } from 'commander';
+import { exitCodes } from './exit-codes.js';
+import { notesFor } from './help.js';
+
+export interface Section {
+  title: string;
+  paragraphs: string[];
+}
+
+/** The page in section 1 of the manual. `sections` come after the commands. */
+export function manPage(program: Command, sections: Section[]): string {
+  const name = program.name();
+  const [summary, ...description] = program.description().split('\n\n');
+  const lines = [
+    `.TH ${name.toUpperCase()} 1 "" "Pcow ${program.version() ?? ''}" "User Commands"`,
+    '.SH NAME',
+    text(`${name} - ${lowerFirst(summary ?? '').replace(/\.$/, '')}`),
+    '.SH SYNOPSIS',
+    `.B ${escape(name)}`,
+    '.I command',
+    '[options] [arguments]',
+    ...(description.length === 0 ? [] : ['.SH DESCRIPTION']),
+    ...description.flatMap((paragraph) => ['.PP', text(paragraph.replaceAll('\n', ' '))]),
+    '.SH COMMANDS',
+    ...program.commands.flatMap(commandLines),
+    '.SH EXIT STATUS',
+    ...exitCodes.flatMap(({ exit, meaning }) => ['.TP', `.B ${exit}`, text(meaning)]),
+    ...sections.flatMap(({ title, paragraphs }) => [
+      `.SH ${title.toUpperCase()}`,
+      ...paragraphs.flatMap((paragraph) => ['.PP', text(paragraph)]),
+    ]),
+  ];
+  return `.\\" Made by “npm run man” from the help texts in cli/: change those.\n${lines.join('\n')}\n`;
+}
+
+function commandLines(command: Command): string[] {
+  const notes = notesFor(command);
+  const entries = [...command.registeredArguments, ...command.options].filter((entry) => entry.description !== '');
+  return [
+    `.SS ${escape(`${command.name()} ${command.usage()}`)}`,
+    text(command.description().split('\n\n')[0] ?? ''),
+    ...entries.flatMap((entry) => ['.TP', `.B ${escape(term(entry))}`, text(meaning(entry))]),
+    ...(notes?.text ?? []).flatMap((paragraph) => ['.PP', text(paragraph)]),
+    ...(notes?.examples ?? []).flatMap((example) => [
+      '.PP',
+      text(`${example.does}:`),
+      '.RS',
+      `.B ${escape(example.command)}`,
+      '.RE',
+    ]),
+  ];
+}
+
+function term(entry: Argument | Option): string {
+  return 'flags' in entry ? entry.flags : entry.name();
+}
+
+function meaning(entry: Argument | Option): string {
+  const choices = entry.argChoices === undefined ? '' : ` (${entry.argChoices.join(' or ')})`;
+  const preset = typeof entry.defaultValue === 'string' ? `; default: ${entry.defaultValue}` : '';
+  return `${entry.description}${choices}${preset}`;
+}
+
+/** A line of running text: one that begins with a dot or a quote would be a request to the formatter. */
+function text(line: string): string {
+  return escape(line).replace(/^[.']/, '\\&$&');
+}
+
+function escape(line: string): string {
+  return line.replaceAll('\\', '\\e').replaceAll('-', '\\-');
+}
+
+function lowerFirst(line: string): string {
+  return line.charAt(0).toLowerCase() + line.slice(1);
+}

@@ -1,0 +1,169 @@
+/**
+ * `pcow-img`: the words of the original Pcow's tool, for scripts that know them. Sizes are in its units, names are
+ * taken as they are given, snapshots are numbered from 1; everything else is as in `pcow`.
+ */
+import type { Command } from 'commander';
+import type { Image } from '../src/engine/index.js';
+import { askImage } from './control.js';
+import { Failure } from './errors.js';
+import { addNotes } from './help.js';
+import { withImage } from './images.js';
+import { checkBase, makeImage, onFrozenLayer } from './making.js';
+import { quote } from './quote.js';
+import { formatTime, say } from './output.js';
+import { newProgram } from './program.js';
+import { formatSize, parseBlockSize, parseSize } from './size.js';
+import { describeState } from './state.js';
+import { facts } from './table.js';
+import { findImage, findTarget, imageAsNamed } from './target.js';
+
+export function pcowImgProgram(): Command {
+  const program = newProgram('pcow-img').description(
+    'The words of the original Pcow tool. See “pcow” for everything else.',
+  );
+  addNotes(
+    program
+      .command('create')
+      .summary('make a new image')
+      .description('Makes a new image, empty or on a base as that is now.')
+      .argument('<block-kib>', 'the block size in KiB, a power of two from 4 to 2048')
+      .argument('<size-gib>', 'the size in GiB')
+      .argument('<new>', 'the file to make')
+      .argument('[base]', 'the image to stand on')
+      .action(create),
+    { examples: [{ command: 'pcow-img create 64 128 my_pcow_file.img', does: '128 GiB in blocks of 64 KiB' }] },
+  );
+  addNotes(
+    program
+      .command('snapshot')
+      .summary('take a snapshot')
+      .description('Takes a snapshot, with the next number.')
+      .argument('<image>')
+      .action(snapshot),
+    { examples: [{ command: 'pcow-img snapshot my_pcow_file.img', does: 'snapshot 1 of a new image' }] },
+  );
+  addNotes(
+    program
+      .command('rollback')
+      .summary('go back to a snapshot')
+      .description('Makes the image hold what its snapshot of this number holds. Later snapshots stay.')
+      .argument('<image>')
+      .argument('<number>', 'from 1, the oldest')
+      .action(rollback),
+    { examples: [{ command: 'pcow-img rollback my_pcow_file.img 1', does: 'back to the oldest snapshot' }] },
+  );
+  addNotes(
+    program
+      .command('rebase')
+      .summary('put an image on another base')
+      .description('Changes the base of an image without looking at its content, as the original tool did.')
+      .argument('<image>')
+      .argument('<base>', 'the new base, as it is now; or BASE@SNAPSHOT')
+      .action(rebase),
+    {
+      text: [
+        'The new base must hold what the old one held, or the image changes: this is for a base that was moved or copied.',
+      ],
+      examples: [{ command: 'pcow-img rebase vm.img ../bases/base.img', does: 'after its base was moved' }],
+    },
+  );
+  addNotes(
+    program
+      .command('info')
+      .summary('tell what an image is')
+      .description('Tells the size, the base and the numbered snapshots of an image.')
+      .argument('<image>')
+      .action(info),
+    { examples: [{ command: 'pcow-img info my_pcow_file.img', does: 'with its snapshots' }] },
+  );
+  return program;
+}
+
+async function create(blockKib: string, sizeGib: string, given: string, base: string | undefined): Promise<void> {
+  const blockSize = parseBlockSize(inUnits(blockKib, 'K', 'block size in KiB'));
+  const size = parseSize(inUnits(sizeGib, 'G', 'size in GiB'));
+  const target = await imageAsNamed(given);
+  await makeImage(target, { size, blockSize, base });
+  say(`created ${target.file}: ${formatSize(size)}, blocks of ${formatSize(blockSize)}`);
+}
+
+async function snapshot(given: string): Promise<void> {
+  const target = await findImage(given);
+  const taken = await withImage(target.file, {}, (image) => image.snapshotNames());
+  const name = nextName(taken);
+  if (target.mount === null) {
+    await withImage(target.file, { write: true }, (image) => image.snapshot(name));
+  } else {
+    await askImage(target.mount, target.name, 'snapshot', name);
+  }
+  say(`snapshot ${taken.length + 1} of ${given} taken (${name})`);
+}
+
+async function rollback(given: string, number: string): Promise<void> {
+  const target = await findImage(given);
+  const names = await withImage(target.file, {}, (image) => image.snapshotNames());
+  const name = /^[1-9]\d{0,8}$/.test(number) ? names[Number(number) - 1] : undefined;
+  if (name === undefined) {
+    const have = names.length === 0 ? 'it has none' : `it has 1 to ${names.length}`;
+    throw new Failure(
+      'PCOW_NOT_FOUND',
+      `there is no snapshot ${quote(number)} of ${quote(given)}: ${have}`,
+      `pcow-img info ${given}`,
+    );
+  }
+  if (target.mount === null) {
+    await withImage(target.file, { write: true }, (image) => image.rollback(name));
+  } else {
+    await askImage(target.mount, target.name, 'rollback', name);
+  }
+  say(`${given} is back at snapshot ${number} (${name})`);
+}
+
+async function rebase(given: string, newBase: string): Promise<void> {
+  const target = await findImage(given);
+  const base = await findTarget(newBase);
+  await checkBase(base, target);
+  await onFrozenLayer(base, (standing) => withImage(target.file, { write: true }, (image) => image.setBase(standing)));
+  say(`${given} stands on ${newBase} now`);
+}
+
+async function info(given: string): Promise<void> {
+  const target = await findImage(given);
+  const { image, snapshots } = await withImage(target.file, {}, (open: Image) => ({
+    image: open.info(),
+    snapshots: open.snapshots(),
+  }));
+  say(
+    facts([
+      ['image', image.path],
+      ['size', `${formatSize(image.size)}, blocks of ${formatSize(image.blockSize)}`],
+      ['disk use', formatSize(image.diskUse)],
+      ['base', image.base?.path ?? 'none'],
+      ['state', describeState(image)],
+      ...snapshots.map(({ name, created }, i): [string, string] => [
+        `snapshot ${i + 1}`,
+        `${formatTime(created)}  ${name}`,
+      ]),
+    ]),
+  );
+}
+
+/** `64` and a unit are `64K`; a number with a unit of its own is a mistake here. */
+function inUnits(text: string, unit: string, what: string): string {
+  if (!/^[+-]?\d+(\.\d+)?$/.test(text)) {
+    throw new Failure(
+      'PCOW_INVALID',
+      `${quote(text)} is not a ${what}`,
+      'write a plain number: pcow-img create 64 128 NEW',
+    );
+  }
+  return text + unit;
+}
+
+function nextName(taken: string[]): string {
+  let number = taken.length + 1;
+  while (taken.includes(`snapshot-${number}`)) {
+    number += 1;
+  }
+  return `snapshot-${number}`;
+}

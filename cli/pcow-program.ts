@@ -1,0 +1,40 @@
+/** The commands of `pcow`, in the order of the help. */
+import type { Command } from 'commander';
+import { addClone } from './commands/clone.js';
+import { addCreate } from './commands/create.js';
+import { addDelete } from './commands/delete.js';
+import { addExitCodes } from './commands/exit-codes.js';
+import { addInfo } from './commands/info.js';
+import { addList } from './commands/list.js';
+import { addMount } from './commands/mount.js';
+import { addQemuArgs } from './commands/qemu-args.js';
+import { addResize } from './commands/resize.js';
+import { addRollback } from './commands/rollback.js';
+import { addSnapshot } from './commands/snapshot.js';
+import { addUmount } from './commands/umount.js';
+import { newProgram } from './program.js';
+
+export function pcowProgram(): Command {
+  const program = newProgram('pcow').description(
+    'Images of persistent memory for virtual machines: thin, on bases, with snapshots.\n\n' +
+      'IMAGE is an image file (vm1.pcow), its flat file in a mount (/mnt/vm1), or either without “.pcow”.\n' +
+      'Where the directory of an image is mounted, a change goes through the mount.',
+  );
+  for (const add of [
+    addCreate,
+    addClone,
+    addInfo,
+    addList,
+    addSnapshot,
+    addRollback,
+    addDelete,
+    addResize,
+    addMount,
+    addUmount,
+    addQemuArgs,
+    addExitCodes,
+  ]) {
+    add(program);
+  }
+  return program;
+}

@@ -1,0 +1,54 @@
+/** What both programs share: a commander program whose failures all go through errors.ts, and its run. */
+import { createRequire } from 'node:module';
+import { Command, CommanderError } from 'commander';
+import { Failure, report } from './errors.js';
+
+/** package.json lies beside dist/, where this file is dist/cli/program.js. */
+const { version } = createRequire(import.meta.url)('../../package.json') as { version: string };
+
+/** An empty program; commands that are added with `program.command()` inherit its settings. */
+export function newProgram(name: string): Command {
+  return new Command(name)
+    .version(version)
+    .helpCommand('help [command]', 'show the help of a command')
+    .configureOutput({ outputError: () => undefined })
+    .configureHelp({ showGlobalOptions: false })
+    .exitOverride();
+}
+
+/** Runs the program with these arguments (without node and the script); returns the exit code. */
+export async function run(program: Command, args: string[]): Promise<number> {
+  process.stdout.on('error', quietOnClosedPipe);
+  try {
+    await program.parseAsync(args, { from: 'user' });
+    return 0;
+  } catch (error) {
+    if (error instanceof CommanderError) {
+      return error.exitCode === 0 ? 0 : report(program.name(), usageFailure(program, error));
+    }
+    return report(program.name(), error);
+  }
+}
+
+function usageFailure(program: Command, error: CommanderError): Failure {
+  const [command] = program.args;
+  const known = program.commands.find((candidate) => candidate.name() === command);
+  const help = known === undefined ? `${program.name()} --help` : `${program.name()} ${known.name()} --help`;
+  if (error.code === 'commander.help') {
+    // The help itself went to stderr already.
+    return new Failure('PCOW_USAGE', 'a command is missing', help);
+  }
+  const negative = /unknown option '(-\d[^']*)'/.exec(error.message)?.[1];
+  if (negative !== undefined) {
+    return new Failure('PCOW_INVALID', `the size ${negative} is negative`, help);
+  }
+  return new Failure('PCOW_USAGE', error.message.replace(/^error: /, '').replaceAll('\n', ' '), help);
+}
+
+/** `pcow list | head -1`: the reader has what it wanted. */
+function quietOnClosedPipe(error: NodeJS.ErrnoException): void {
+  if (error.code !== 'EPIPE') {
+    throw error;
+  }
+  process.exit();
+}

@@ -1,0 +1,119 @@
+/** Sizes as people type and read them. Everything is in bytes; the suffixes are powers of 1024. */
+import {
+  checkBlockSize,
+  checkSize,
+  MAX_BLOCK_SIZE,
+  MAX_SIZE,
+  MIN_BLOCK_SIZE,
+  MIN_SIZE,
+  SIZE_UNIT,
+} from '../src/engine/index.js';
+import { Failure } from './errors.js';
+import { quote } from './quote.js';
+
+const KIB = 1024;
+export const MIB = 1024 * KIB;
+export const GIB = 1024 * MIB;
+const TIB = 1024 * GIB;
+
+const SUFFIXES = { '': 1, K: KIB, M: MIB, G: GIB, T: TIB } as const;
+const HOW = 'write bytes, or a number with K, M, G or T: 65536, 64K, 10G, 1.5T';
+
+/** Reads the size of an image. The limits are the engine's; here the sentences speak of what was typed. */
+export function parseSize(text: string): number {
+  const bytes = parseBytes(text, 'size');
+  if (bytes > MAX_SIZE) {
+    throw new Failure('PCOW_TOO_LARGE', `the size ${quote(text)} is over the limit of 64 TiB`);
+  }
+  if (bytes >= MIN_SIZE && bytes % SIZE_UNIT !== 0) {
+    const below = Math.floor(bytes / SIZE_UNIT) * SIZE_UNIT;
+    throw new Failure(
+      'PCOW_INVALID',
+      `the size ${text} is ${bytes} bytes, which is not a multiple of 4 KiB`,
+      `the nearest sizes are ${sizeArgument(below)} and ${sizeArgument(below + SIZE_UNIT)}`,
+    );
+  }
+  checkSize(bytes);
+  return bytes;
+}
+
+/** Reads a block size: a power of two from 4 KiB to 2 MiB. */
+export function parseBlockSize(text: string): number {
+  const bytes = parseBytes(text, 'block size');
+  if (bytes > MIN_BLOCK_SIZE && bytes < MAX_BLOCK_SIZE && !Number.isInteger(Math.log2(bytes))) {
+    const below = 2 ** Math.floor(Math.log2(bytes));
+    throw new Failure(
+      'PCOW_INVALID',
+      `the block size ${text} is not a power of two`,
+      `the nearest block sizes are ${sizeArgument(below)} and ${sizeArgument(below * 2)}`,
+    );
+  }
+  checkBlockSize(bytes);
+  return bytes;
+}
+
+/** Reads an amount of memory for a virtual machine: whole MiB. */
+export function parseMemory(text: string): number {
+  const bytes = parseBytes(text, 'memory size');
+  if (bytes % MIB !== 0) {
+    throw new Failure('PCOW_INVALID', `the memory size ${text} is no multiple of 1 MiB`);
+  }
+  if (bytes > MAX_SIZE) {
+    throw new Failure('PCOW_TOO_LARGE', `the memory size ${text} is over 64 TiB`);
+  }
+  return bytes;
+}
+
+/** `10 GiB`, `1.5 TiB`, `4 KiB`, `100 bytes`: at most three digits and a fraction. */
+export function formatSize(bytes: number): string {
+  for (const [name, unit] of [
+    ['TiB', TIB],
+    ['GiB', GIB],
+    ['MiB', MIB],
+    ['KiB', KIB],
+  ] as const) {
+    if (bytes >= unit) {
+      return `${trimmed(bytes / unit)} ${name}`;
+    }
+  }
+  return bytes === 1 ? '1 byte' : `${bytes} bytes`;
+}
+
+/** The shortest text that `parseSize` reads back as exactly these bytes: `10G`, `65540K`, `100`. */
+export function sizeArgument(bytes: number): string {
+  for (const [suffix, unit] of [
+    ['T', TIB],
+    ['G', GIB],
+    ['M', MIB],
+    ['K', KIB],
+  ] as const) {
+    if (bytes >= unit && bytes % unit === 0) {
+      return `${bytes / unit}${suffix}`;
+    }
+  }
+  return String(bytes);
+}
+
+function parseBytes(text: string, what: string): number {
+  const match = /^([+-]?)(\d+(?:\.\d+)?)\s*([KMGT]?)(?:iB|B)?$/i.exec(text.trim());
+  if (match?.[2] === undefined) {
+    throw new Failure('PCOW_INVALID', `${quote(text)} is not a ${what}`, HOW);
+  }
+  if (match[1] === '-') {
+    throw new Failure('PCOW_INVALID', `the ${what} ${text} is negative`, HOW);
+  }
+  const suffix = (match[3] ?? '').toUpperCase() as keyof typeof SUFFIXES;
+  const bytes = Number(match[2]) * SUFFIXES[suffix];
+  if (bytes === 0) {
+    throw new Failure('PCOW_INVALID', `the ${what} is zero`, HOW);
+  }
+  // More digits than a number holds make it infinite, which is for the limit to refuse.
+  if (Number.isFinite(bytes) && !Number.isInteger(bytes)) {
+    throw new Failure('PCOW_INVALID', `the ${what} ${text} is no whole number of bytes`, HOW);
+  }
+  return bytes;
+}
+
+function trimmed(value: number): string {
+  return value >= 100 ? String(Math.round(value)) : String(Number(value.toFixed(value >= 10 ? 1 : 2)));
+}

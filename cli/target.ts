@@ -1,0 +1,236 @@
+/**
+ * What IMAGE, IMAGE@SNAPSHOT and NEW on a command line stand for.
+ *
+ * An image is named by its file, by its flat file in a mount, or by either without `.pcow`. The commands need to know
+ * both of its sides: the image file, and the mount of its directory where there is one, because a mount is the one
+ * writer of its images and is asked by its control files.
+ */
+import { realpath, stat } from 'node:fs/promises';
+import path from 'node:path';
+import { checkSnapshotName, MAX_NAME_LENGTH } from '../src/engine/index.js';
+import { checkNewImageName, IMAGE_SUFFIX } from '../src/mount/image-names.js';
+import { mountHolding, mountsOfDirectory, type PcowMount } from '../src/mounts.js';
+import { Failure } from './errors.js';
+import { quote } from './quote.js';
+
+/** The directory of control files in a mount. */
+const CONTROL = '.pcow';
+
+export interface ImageTarget {
+  /** As the user wrote it: messages repeat this. */
+  given: string;
+  /** The image file: a real path, or, of an image yet to be made, one in a real directory. */
+  file: string;
+  /** What the mount calls it; also its short name in lists. */
+  name: string;
+  /** The mount of the image's directory, or null. */
+  mount: PcowMount | null;
+}
+
+export interface Target {
+  image: ImageTarget;
+  snapshot: string | null;
+}
+
+/** Finds an image, or fails with what is wrong with the name. */
+export async function findImage(given: string): Promise<ImageTarget> {
+  const found = await lookFor(given);
+  if (found === null) {
+    throw notFound(given);
+  }
+  return found;
+}
+
+/** Finds IMAGE or IMAGE@SNAPSHOT. Whether the snapshot exists is for the engine to say. */
+export async function findTarget(given: string): Promise<Target> {
+  const whole = await lookFor(given);
+  if (whole !== null) {
+    return { image: whole, snapshot: null };
+  }
+  // A path may hold “@”, a snapshot's name can't: the image is the longest part before an “@” that exists.
+  for (let at = given.lastIndexOf('@'); at > 0; at = given.lastIndexOf('@', at - 1)) {
+    const image = await lookFor(given.slice(0, at));
+    if (image !== null) {
+      const snapshot = given.slice(at + 1);
+      checkSnapshotName(snapshot);
+      return { image, snapshot };
+    }
+  }
+  const at = given.lastIndexOf('@');
+  throw notFound(at > 0 && !given.slice(at).includes('/') ? given.slice(0, at) : given);
+}
+
+/** Finds IMAGE@SNAPSHOT, where the snapshot must be named. */
+export async function findSnapshotTarget(given: string): Promise<{ image: ImageTarget; snapshot: string }> {
+  const { image, snapshot } = await findTarget(given);
+  if (snapshot === null) {
+    throw new Failure('PCOW_USAGE', `${quote(given)} names no snapshot`, `write IMAGE@NAME: ${given}@NAME`);
+  }
+  return { image, snapshot };
+}
+
+/** Where a new image of this name goes: into the image directory, also when the path lies in its mount. */
+export async function newImage(given: string): Promise<ImageTarget> {
+  if (given.endsWith('/')) {
+    throw new Failure('PCOW_INVALID', `${quote(given)} names a directory, not an image`);
+  }
+  const name = path.basename(given, IMAGE_SUFFIX);
+  checkNewImageName(name);
+  const fileName = name + IMAGE_SUFFIX;
+  const directory = await existingDirectory(path.dirname(given));
+  const held = await mountHolding(directory);
+  if (held === null) {
+    const [mount = null] = await mountsOfDirectory(directory);
+    return { given, file: path.join(directory, fileName), name, mount };
+  }
+  if (held.inside !== '') {
+    throw new Failure('PCOW_INVALID', `${quote(given)} is among the control files of a mount, not a place for images`);
+  }
+  return { given, file: path.join(held.mount.directory, fileName), name, mount: held.mount };
+}
+
+/** Where a new image of exactly this file name goes: one that a mount does not show unless it ends in `.pcow`. */
+export async function imageAsNamed(given: string): Promise<ImageTarget> {
+  const fileName = path.basename(given);
+  if (fileName.endsWith(IMAGE_SUFFIX)) {
+    return newImage(given);
+  }
+  checkNewImageName(fileName);
+  const directory = await existingDirectory(path.dirname(given));
+  if ((await mountHolding(directory)) !== null) {
+    throw new Failure(
+      'PCOW_INVALID',
+      `${quote(given)} lies in a mount, which holds no files but images`,
+      `name it ${fileName}${IMAGE_SUFFIX}`,
+    );
+  }
+  return { given, file: path.join(directory, fileName), name: fileName, mount: null };
+}
+
+/** An image directory by its own path or by the mount point of its mount. */
+export async function findDirectory(given: string): Promise<{ directory: string; mount: PcowMount | null }> {
+  const directory = await existingDirectory(given);
+  const held = await mountHolding(directory);
+  if (held?.inside === '') {
+    return { directory: held.mount.directory, mount: held.mount };
+  }
+  const [mount = null] = await mountsOfDirectory(directory);
+  return { directory, mount };
+}
+
+/** The path of the flat file that a mount shows for the image. */
+export function flatFile(image: { name: string }, mount: PcowMount): string {
+  return path.join(mount.mountpoint, image.name);
+}
+
+async function lookFor(given: string): Promise<ImageTarget | null> {
+  for (const candidate of given.endsWith(IMAGE_SUFFIX) ? [given] : [given, given + IMAGE_SUFFIX]) {
+    const real = await realPathOfFile(candidate, given);
+    if (real !== null) {
+      return describe(given, real);
+    }
+  }
+  return null;
+}
+
+async function describe(given: string, real: string): Promise<ImageTarget> {
+  const held = await mountHolding(real);
+  if (held === null) {
+    const [mount = null] = await mountsOfDirectory(path.dirname(real));
+    const name = path.basename(real, IMAGE_SUFFIX);
+    // A mount shows `*.pcow` only: other names (pcow-img's) are images at rest.
+    return { given, file: real, name, mount: real.endsWith(IMAGE_SUFFIX) ? mount : null };
+  }
+  if (held.inside.includes('/')) {
+    const [, image, at, snapshot] = held.inside.split('/');
+    throw new Failure(
+      'PCOW_INVALID',
+      `${quote(given)} is not the flat file of an image`,
+      at === 'at' && image !== undefined && snapshot !== undefined
+        ? `name the snapshot as ${path.join(held.mount.mountpoint, image)}@${snapshot}`
+        : `the files under ${path.join(held.mount.mountpoint, CONTROL)} control the mount`,
+    );
+  }
+  const file = path.join(held.mount.directory, held.inside + IMAGE_SUFFIX);
+  return { given, file, name: held.inside, mount: held.mount };
+}
+
+function notFound(given: string): Failure {
+  const bytes = Buffer.byteLength(path.basename(given));
+  if (bytes > MAX_NAME_LENGTH) {
+    return new Failure('PCOW_INVALID', `the name ${quote(given)} has ${bytes} bytes; the limit is ${MAX_NAME_LENGTH}`);
+  }
+  return new Failure(
+    'PCOW_NOT_FOUND',
+    `there is no image ${quote(given)}`,
+    `“pcow list ${path.dirname(given)}” shows the images of that directory`,
+  );
+}
+
+/** The real path of a regular file; null where there is none (a directory `vm1` may lie beside the image `vm1.pcow`). */
+async function realPathOfFile(candidate: string, given: string): Promise<string | null> {
+  try {
+    const real = await realpath(candidate);
+    const status = await stat(real);
+    if (status.isDirectory()) {
+      return null;
+    }
+    if (!status.isFile()) {
+      throw new Failure('PCOW_NOT_AN_IMAGE', `${quote(given)} is no regular file, so it is no image`);
+    }
+    return real;
+  } catch (error) {
+    const errno = errnoName(error);
+    if (errno === 'ENOENT' || errno === 'ENOTDIR' || errno === 'ENAMETOOLONG') {
+      return null;
+    }
+    throw pathFailure(error, given);
+  }
+}
+
+async function existingDirectory(given: string): Promise<string> {
+  try {
+    const real = await realpath(given);
+    if (!(await stat(real)).isDirectory()) {
+      throw new Failure('PCOW_INVALID', `${quote(given)} is not a directory`);
+    }
+    return real;
+  } catch (error) {
+    throw pathFailure(error, given);
+  }
+}
+
+/** Turns what the system says about a path into a sentence about it. */
+function pathFailure(error: unknown, given: string): unknown {
+  switch (errnoName(error)) {
+    case 'ENOENT':
+    case 'ENOTDIR':
+      return new Failure(
+        'PCOW_NOT_FOUND',
+        `there is no directory ${quote(given)}`,
+        'check the path, or make the directory first',
+      );
+    case 'ENAMETOOLONG':
+      return new Failure('PCOW_INVALID', `the name ${quote(given)} is too long for the file system`);
+    case 'ELOOP':
+      return new Failure('PCOW_INVALID', `${quote(given)} is a symbolic link that leads back to itself`);
+    case 'EACCES':
+    case 'EPERM':
+      return new Failure('PCOW_PERMISSION', `${quote(given)} may not be read by this user`);
+    case 'ENOTCONN':
+    case 'ECONNABORTED':
+      return new Failure(
+        'PCOW_MOUNT',
+        `the mount that ${quote(given)} lies in has died`,
+        'end it with “pcow umount MOUNTPOINT”, then mount the directory again; nothing is lost',
+      );
+    default:
+      return error;
+  }
+}
+
+/** `ENOENT` and the like of a failed system call; undefined for any other error. */
+function errnoName(error: unknown): string | undefined {
+  const code = error instanceof Error && 'syscall' in error && 'code' in error ? error.code : undefined;
+  return typeof code === 'string' ? code : undefined;
+}
