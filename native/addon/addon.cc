@@ -6,6 +6,7 @@
 
 #include "addon/arguments.h"
 #include "addon/cancellation.h"
+#include "addon/directory_lock.h"
 #include "addon/environment.h"
 #include "addon/fuse_exports.h"
 #include "addon/image_wrap.h"
@@ -82,6 +83,7 @@ Napi::Object initialise(Napi::Env env, Napi::Object exports) {
   exports.Set("snapshotTogether", Napi::Function::New<snapshot_together>(env, "snapshotTogether"));
   exports.Set("Cancellation", Cancellation::define(env));
   export_fuse(env, exports);
+  export_directory_lock(env, exports);
   return exports;
 }
 

@@ -56,12 +56,42 @@ Napi::Value close_handle(const Napi::CallbackInfo& info) {
   return Napi::Boolean::New(info.Env(), found);
 }
 
+// NativeImage. Works for a closed one as well.
+Napi::Value traffic_of(const Napi::CallbackInfo& info) {
+  const auto image = ImageWrap::unwrap_image(info[0]);
+  const Traffic& traffic = image->traffic();
+  auto result = Napi::Object::New(info.Env());
+  const auto set = [&](const char* name, const Traffic::Counter& counter) {
+    result.Set(name, Napi::Number::New(info.Env(), static_cast<double>(counter.load(std::memory_order_relaxed))));
+  };
+  set("reads", traffic.reads);
+  set("readBytes", traffic.read_bytes);
+  set("writes", traffic.writes);
+  set("writtenBytes", traffic.written_bytes);
+  set("syncs", traffic.syncs);
+  set("discards", traffic.discards);
+  return result;
+}
+
+// `callback`, called once on the JavaScript thread. Waiting for it does not keep the process alive.
+Napi::Value on_end(const Napi::CallbackInfo& info) {
+  auto end = Napi::ThreadSafeFunction::New(info.Env(), info[0].As<Napi::Function>(), "pcow mount end", 0, 1);
+  end.Unref(info.Env());
+  set_fuse_end([end] {
+    end.NonBlockingCall();
+    end.Release();
+  });
+  return info.Env().Undefined();
+}
+
 }  // namespace
 
 void export_fuse(Napi::Env env, Napi::Object exports) {
   exports.Set("fuseLoad", Napi::Function::New<load>(env, "fuseLoad"));
   exports.Set("fuseInterceptions", Napi::Function::New<count_interceptions>(env, "fuseInterceptions"));
   exports.Set("fuseRequests", Napi::Function::New<count_requests>(env, "fuseRequests"));
+  exports.Set("fuseTraffic", Napi::Function::New<traffic_of>(env, "fuseTraffic"));
+  exports.Set("fuseOnEnd", Napi::Function::New<on_end>(env, "fuseOnEnd"));
   exports.Set("fuseOpenHandle", Napi::Function::New<open_handle>(env, "fuseOpenHandle"));
   exports.Set("fuseCloseHandle", Napi::Function::New<close_handle>(env, "fuseCloseHandle"));
 }

@@ -12,6 +12,7 @@
 #include <atomic>
 #include <cerrno>
 #include <cstring>
+#include <functional>
 #include <memory>
 #include <string_view>
 #include <utility>
@@ -26,6 +27,8 @@ namespace {
 void* libfuse = nullptr;
 int directory_fd = -1;
 fuse_operations javascript{};
+
+std::function<void()> on_end;
 
 std::atomic<uint64_t> interceptions{0};
 std::atomic<uint64_t> requests{0};
@@ -60,7 +63,11 @@ int read_file(const char* path, char* buffer, size_t length, off_t offset, fuse_
   auto request = begin(file);
   if (!request) return -request.error().err;
   auto count = request->image->read(request->handle->view.get(), static_cast<uint64_t>(offset), buffer, length);
-  return count ? static_cast<int>(*count) : -count.error().err;
+  if (!count) return -count.error().err;
+  Traffic& traffic = request->handle->image->traffic();
+  Traffic::count(traffic.reads, 1);
+  Traffic::count(traffic.read_bytes, *count);
+  return static_cast<int>(*count);
 }
 
 int write_file(const char* path, const char* buffer, size_t length, off_t offset, fuse_file_info* file) {
@@ -69,7 +76,11 @@ int write_file(const char* path, const char* buffer, size_t length, off_t offset
   if (!request) return -request.error().err;
   if (!request->handle->writable) return -EBADF;
   auto written = request->image->write(static_cast<uint64_t>(offset), buffer, length);
-  return written ? static_cast<int>(length) : -written.error().err;
+  if (!written) return -written.error().err;
+  Traffic& traffic = request->handle->image->traffic();
+  Traffic::count(traffic.writes, 1);
+  Traffic::count(traffic.written_bytes, length);
+  return static_cast<int>(length);
 }
 
 int sync_file(const char* path, int datasync, fuse_file_info* file) {
@@ -78,6 +89,7 @@ int sync_file(const char* path, int datasync, fuse_file_info* file) {
   if (!request) return -request.error().err;
   // Nothing was ever written through an image that is only read.
   if (!request->handle->image->writer()) return 0;
+  Traffic::count(request->handle->image->traffic().syncs, 1);
   return answer(request->image->sync());
 }
 
@@ -97,7 +109,9 @@ int allocate_file(const char*, int mode, off_t offset, off_t length, fuse_file_i
     if (!(mode & FALLOC_FL_KEEP_SIZE)) return -EFBIG;
     end = size;
   }
-  return start >= end ? 0 : answer(request->image->discard(start, end - start));
+  if (start >= end) return 0;
+  Traffic::count(request->handle->image->traffic().discards, 1);
+  return answer(request->image->discard(start, end - start));
 }
 
 // Which pages of the file's earlier openings the kernel keeps. A frozen layer never changes, the active one only by a rollback
@@ -105,7 +119,12 @@ int allocate_file(const char*, int mode, off_t offset, off_t length, fuse_file_i
 int open_file(const char* path, fuse_file_info* file) {
   if (!javascript.open) return -ENOSYS;
   const int result = javascript.open(path, file);
-  if (result != 0 || !is_native(file)) return result;
+  if (result != 0) return result;
+  if (!is_native(file)) {
+    // A control file: its text may be longer when it is read than it was when its size was asked for.
+    file->direct_io = 1;
+    return 0;
+  }
   auto handle = FuseHandles::instance().find(file->fh);
   if (!handle || (!handle->view && !handle->image->writer())) return 0;
   auto image = handle->image->lease();
@@ -135,6 +154,18 @@ int set_times(const char* path, const timespec times[2]) {
   return utimensat(directory_fd, image.c_str(), times, AT_SYMLINK_NOFOLLOW) == 0 ? 0 : -errno;
 }
 
+// The kernel asks for security.capability before every write(2), and nothing but user.* is ever there.
+int get_attribute(const char* path, const char* name, char* value, size_t size) {
+  if (!javascript.getxattr) return -ENOSYS;
+  if (std::strncmp(name, "user.", 5) != 0) return -ENODATA;
+  return javascript.getxattr(path, name, value, size);
+}
+
+// The session is over, whoever ended it: nothing more will be asked.
+void end_session(void*) {
+  if (on_end) on_end();
+}
+
 using FuseNew = fuse* (*)(fuse_chan*, fuse_args*, const fuse_operations*, size_t, void*);
 
 // The version that fuse-native was linked with; dlsym would find the oldest one's.
@@ -160,6 +191,8 @@ Result<void> prepare_fuse(const std::string& library, const std::string& directo
   return {};
 }
 
+void set_fuse_end(std::function<void()> hook) { on_end = std::move(hook); }
+
 uint64_t fuse_interceptions() { return interceptions.load(); }
 
 uint64_t fuse_requests() { return requests.load(); }
@@ -180,6 +213,8 @@ extern "C" __attribute__((visibility("default"))) fuse* fuse_new(fuse_chan* chan
   table.fallocate = allocate_file;
   table.statfs = stat_filesystem;
   table.utimens = set_times;
+  table.getxattr = get_attribute;
+  table.destroy = end_session;
   table.flag_utime_omit_ok = 1;
   return real(channel, arguments, &table, sizeof table, user_data);
 }

@@ -9,6 +9,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 
 #include "engine/error.h"
@@ -18,6 +19,9 @@ namespace pcow::addon {
 // Loads libfuse, so that fuse-native's need for libfuse.so.2 is met on machines that have only fuse3, and opens the image
 // directory, for statfs and utimens. Once in a process.
 Result<void> prepare_fuse(const std::string& libfuse, const std::string& directory);
+
+// `hook` is called on a libfuse thread once the mount has ended, by whatever means. Before the mount's first request.
+void set_fuse_end(std::function<void()> hook);
 
 // How many mounts were given the table: 0 or 1.
 uint64_t fuse_interceptions();

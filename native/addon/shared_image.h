@@ -16,6 +16,19 @@
 
 namespace pcow::addon {
 
+// Requests on flat files since the image was opened. Any thread.
+struct Traffic {
+  using Counter = std::atomic<uint64_t>;
+  Counter reads{0};
+  Counter read_bytes{0};
+  Counter writes{0};
+  Counter written_bytes{0};
+  Counter syncs{0};
+  Counter discards{0};
+
+  static void count(Counter& counter, uint64_t more) { counter.fetch_add(more, std::memory_order_relaxed); }
+};
+
 class SharedImage : public std::enable_shared_from_this<SharedImage> {
  public:
   // Returns itself when destroyed. Any thread.
@@ -49,6 +62,7 @@ class SharedImage : public std::enable_shared_from_this<SharedImage> {
   // Another number for each opening of any image in this process.
   uint64_t serial() const { return serial_; }
   bool writer() const { return writer_; }
+  Traffic& traffic() { return traffic_; }
 
  private:
   void give_back();
@@ -58,6 +72,7 @@ class SharedImage : public std::enable_shared_from_this<SharedImage> {
   const std::string path_;
   const uint64_t serial_ = ++openings_;
   const bool writer_;
+  Traffic traffic_;
 
   // Guards the three below. Never held while the engine is called.
   std::mutex lock_;

@@ -6,14 +6,7 @@
  */
 import { fromNative, PcowError } from './errors.js';
 import { addon, type NativeBase, type NativeImage } from './native.js';
-import type {
-  BaseOptions,
-  CreateOptions,
-  ImageInfo,
-  LongOptions,
-  OpenOptions,
-  SnapshotInfo,
-} from './types.js';
+import type { BaseOptions, CreateOptions, ImageInfo, LongOptions, OpenOptions, SnapshotInfo } from './types.js';
 import {
   checkBlockSize,
   checkBuffer,
@@ -45,8 +38,7 @@ export class Image {
     checkOptions('the options of Image.create', options, ['size', 'blockSize', 'force', 'base']);
     const { size, blockSize, force, base } = options;
     if (size !== undefined) checkSize(size);
-    else if (!base)
-      throw new PcowError('PCOW_INVALID', `${path} needs a size: only an image on a base has a default`);
+    else if (!base) throw new PcowError('PCOW_INVALID', `${path} needs a size: only an image on a base has a default`);
     if (blockSize !== undefined) checkBlockSize(blockSize);
     checkFlag('the option "force"', force);
     const native = {
@@ -76,9 +68,12 @@ export class Image {
     return translatedNow(() => this.native.info());
   }
 
-  /** The snapshots of this image (not of its bases), oldest first. Counting their data reads their tables. */
-  snapshots(): SnapshotInfo[] {
-    const list = translatedNow(() => this.native.snapshots(true));
+  /**
+   * The snapshots of this image (not of its bases), oldest first. Counting their data reads their tables; without, it
+   * takes no time, and `data` is 0.
+   */
+  snapshots({ countData = true } = {}): SnapshotInfo[] {
+    const list = translatedNow(() => this.native.snapshots(countData));
     return list.map((snapshot) => ({ ...snapshot, created: new Date(snapshot.created) }));
   }
 
@@ -136,6 +131,8 @@ export class Image {
   /**
    * Deletes a snapshot: merged into its only child; dropped where it has none; hidden, until one is left, where it has
    * several. Images of other files that stand on it are the caller's to check: see dependants().
+   * Once it has begun, the snapshot is gone by name; stopping it puts the merge off until the next deletion, or until the
+   * image is next opened for writing.
    */
   async delete(name: string, options: LongOptions = {}): Promise<void> {
     checkSnapshotName(name);
@@ -146,6 +143,15 @@ export class Image {
     }
     if (onProgress !== undefined && typeof onProgress !== 'function') {
       throw new PcowError('PCOW_INVALID', 'the option "onProgress" must be a function');
+    }
+    if (signal?.aborted) {
+      throw new PcowError(
+        'PCOW_CANCELLED',
+        `${this.info().path}: the deletion of ${name} was stopped before it began`,
+        {
+          cause: signal.reason,
+        },
+      );
     }
     const cancellation = new (addon().Cancellation)();
     const cancel = () => {
@@ -163,7 +169,6 @@ export class Image {
           }
         }
       : null;
-    if (signal?.aborted) cancel();
     signal?.addEventListener('abort', cancel, { once: true });
     try {
       await translated(() => this.native.remove(name, cancellation, report));

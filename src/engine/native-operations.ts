@@ -9,14 +9,15 @@
  *
  * Served natively for handles from openHandle: read, write, fsync, fallocate (punch hole, zero range), and open's keep_cache
  * (the kernel keeps a file's cached pages from one opening to the next as long as no rollback changed the content).
- * For all paths: statfs (of the image directory, 64-bit) and utimens (sets the times of NAME.pcow, with nanoseconds;
- * `touch -a` and -m too). Everything else, and every request with another fh, goes to the JavaScript handlers, which must
+ * For all paths: statfs (of the image directory, 64-bit), utimens (sets the times of NAME.pcow, with nanoseconds;
+ * `touch -a` and -m too), and getxattr of names outside of `user.`, which the kernel asks for before each write. Files that
+ * are open under the mount's own handle numbers are read and written past the page cache (direct_io). Everything else, and every request with another fh, goes to the JavaScript handlers, which must
  * therefore choose their own handle numbers below FIRST_NATIVE_HANDLE. The handlers for read, write, fsync, statfs, utimens
  * and open must be given all the same: where the table did not take hold (interceptions() is 0 after the mount) they serve everything.
  */
 import { fromNative } from './errors.js';
 import type { Image } from './image.js';
-import { addon, requireModule } from './native.js';
+import { addon, requireModule, type Traffic } from './native.js';
 import { checkFlag, checkOptions, checkPath, checkSnapshotName } from './validate.js';
 
 /** Native handle numbers start here; a mount's own (for control files) are smaller. They survive fuse-native's 32-bit signed field. */
@@ -50,6 +51,18 @@ export function interceptions(): number {
 /** How many requests were served natively since the process began. */
 export function nativeRequests(): number {
   return addon().fuseRequests();
+}
+
+/** What was served natively through one opening of an image, also when it is closed. */
+export function trafficOf(image: Image): Traffic {
+  return addon().fuseTraffic(image.native);
+}
+
+export type { Traffic };
+
+/** Before the mount: `ended` is called once when the mount is over, whoever ended it. Only where the table takes hold. */
+export function onSessionEnd(ended: () => void): void {
+  addon().fuseOnEnd(ended);
 }
 
 /** A handle number for open's callback. The image stays in memory until closeHandle; once it is closed, requests get EBADF. */

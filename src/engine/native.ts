@@ -40,6 +40,16 @@ export interface NativeSnapshotInfo {
   data: number;
 }
 
+/** Requests on the flat files of an image since it was opened. */
+export interface Traffic {
+  reads: number;
+  readBytes: number;
+  writes: number;
+  writtenBytes: number;
+  syncs: number;
+  discards: number;
+}
+
 /** Tells a long operation to stop. One for each operation. */
 export interface NativeCancellation {
   cancel(): void;
@@ -82,6 +92,12 @@ export interface NativeAddon {
   fuseRequests(): number;
   fuseOpenHandle(image: NativeImage, snapshot: string, writable: boolean): number;
   fuseCloseHandle(fh: number): boolean;
+  fuseTraffic(image: NativeImage): Traffic;
+  fuseOnEnd(callback: () => void): void;
+
+  /** See directory-lock.ts. */
+  lockDirectory(directory: string): number;
+  unlockDirectory(lock: number): void;
 }
 
 /** The addon is built beside the sources: dist/src/engine/native.js and native/build/Release/pcow.node. */

@@ -1,0 +1,23 @@
+/** The lock of an image directory: at most one mount serves it. The kernel lets go of it when the process ends. */
+import { fromNative } from './errors.js';
+import { addon } from './native.js';
+import { checkPath } from './validate.js';
+
+export interface DirectoryLock {
+  release(): void;
+}
+
+/** Takes the lock at once, or throws PCOW_LOCKED where a mount has it. */
+export function lockDirectory(directory: string): DirectoryLock {
+  checkPath('the image directory', directory);
+  try {
+    const lock = addon().lockDirectory(directory);
+    return {
+      release: () => {
+        addon().unlockDirectory(lock);
+      },
+    };
+  } catch (error) {
+    throw fromNative(error);
+  }
+}
