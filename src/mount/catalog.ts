@@ -1,0 +1,179 @@
+/**
+ * The images of a directory. Nothing is remembered that the directory could contradict: every look-up asks for the image
+ * file again, so images that appear, go away or are replaced from outside are seen at once.
+ */
+import { readdir, realpath, rename, unlink } from 'node:fs/promises';
+import path from 'node:path';
+
+import { dependants, PcowError } from '../engine/index.js';
+import { isSystemError, noSuchFile } from './failure.js';
+import { usersOf } from './holders.js';
+import { everyFile, fileStatus, type FileStatus, ImageEntry, leadsOutside, noRegularFile } from './image-entry.js';
+import { checkNewImageName, imageFile, imageNameOf } from './image-names.js';
+import { log } from './log.js';
+import { Mutex } from './mutex.js';
+import { flatFilePath, type Place } from './place.js';
+
+export interface Found {
+  entry: ImageEntry;
+  status: FileStatus;
+}
+
+export class Catalog {
+  /** Held while image files come, go or change names, and while a snapshot goes: what stands on what must not change. */
+  readonly structure = new Mutex();
+
+  readonly #place: Place;
+  readonly #entries = new Map<string, ImageEntry>();
+
+  constructor(place: Place) {
+    this.#place = place;
+  }
+
+  /** The names of all images, in order, those that can't be opened included. */
+  async names(): Promise<string[]> {
+    const files = await readdir(this.#place.directory);
+    return files
+      .map(imageNameOf)
+      .filter((name) => name !== null)
+      .sort();
+  }
+
+  async find(name: string): Promise<Found> {
+    const file = imageFile(this.#place.directory, name);
+    let status: FileStatus;
+    try {
+      status = await fileStatus(file);
+    } catch (error) {
+      if (isSystemError(error, 'ENOENT', 'ENOTDIR', 'ENAMETOOLONG')) {
+        this.#forget(name);
+        throw noSuchFile(name);
+      }
+      throw error;
+    }
+    const identity = `${status.device}:${status.inode}`;
+    const known = this.#entries.get(name);
+    if (known?.identity === identity) {
+      return { entry: known, status };
+    }
+    const refused = await this.#refusal(name, file, status);
+    // Another look-up may have been faster while this one waited.
+    const meanwhile = this.#entries.get(name);
+    if (meanwhile?.identity === identity) {
+      return { entry: meanwhile, status };
+    }
+    this.#forget(name);
+    const entry = new ImageEntry(this.#place, name, file, identity, refused);
+    this.#entries.set(name, entry);
+    return { entry, status };
+  }
+
+  /** An image that can be opened; others are not there as far as flat files go. */
+  async findSound(name: string): Promise<Found> {
+    const found = await this.find(name);
+    await found.entry.view();
+    return found;
+  }
+
+  async #refusal(name: string, file: string, status: FileStatus): Promise<PcowError | null> {
+    if (!status.regular) {
+      return noRegularFile(name);
+    }
+    if (this.#place.settings.allowOutsideBase) {
+      return null;
+    }
+    const real = await realpath(file);
+    return real.startsWith(this.#place.directory + path.sep) ? null : leadsOutside(name);
+  }
+
+  #forget(name: string): void {
+    this.#entries.get(name)?.retire();
+    this.#entries.delete(name);
+  }
+
+  /** `rm NAME`: deletes the image, unless somebody uses it or other images stand on it. */
+  async remove(name: string): Promise<void> {
+    await this.structure.run(async () => {
+      const { entry } = await this.findSound(name);
+      await this.#alone(entry, 'removed', async () => {
+        await unlink(entry.file);
+        await entry.shutDown();
+        this.#forget(name);
+        log(`${name}: removed`);
+      });
+    });
+  }
+
+  /** `mv NAME TARGET`: renames the image file, unless somebody uses it or other images stand on it. */
+  async rename(name: string, target: string): Promise<void> {
+    await this.structure.run(async () => {
+      const { entry } = await this.findSound(name);
+      checkNewImageName(target);
+      const file = imageFile(this.#place.directory, target);
+      if (await exists(file)) {
+        throw new PcowError('PCOW_EXISTS', `${name} can't be renamed: there is a ${target} already; remove it first`);
+      }
+      await this.#alone(entry, 'renamed', async () => {
+        await entry.shutDown();
+        await rename(entry.file, file);
+        this.#entries.delete(name);
+        this.#entries.set(target, entry);
+        entry.name = target;
+        entry.file = file;
+        log(`${name}: renamed to ${target}`);
+      });
+    });
+  }
+
+  /** Runs work on an image that nobody else uses, nothing stands on, and that this mount has the lock of. */
+  async #alone(entry: ImageEntry, done: string, work: () => Promise<void>): Promise<void> {
+    await entry.commands.run(async () => {
+      await entry.writer();
+      const standing = await dependants(this.#place.directory, entry.file);
+      if (standing.length > 0) {
+        throw new PcowError(
+          'PCOW_IN_USE',
+          `${entry.name} can't be ${done}: ${standing.map(({ image }) => path.basename(image)).join(', ')} stand on it`,
+        );
+      }
+      await entry.exclusively(everyFile, () => this.inUse(entry, done), work);
+    });
+  }
+
+  /** The error for a command that an open flat file forbids; names who has it open. */
+  async inUse(entry: ImageEntry, done: string): Promise<PcowError> {
+    const users = await usersOf(flatFilePath(this.#place, entry.name));
+    const who = users.length > 0 ? users.join(', ') : 'a process that this mount can not see (or a loop device)';
+    return new PcowError('PCOW_BUSY', `${entry.name} can't be ${done} while it is open by ${who}: let that end first`);
+  }
+
+  /** What the mount knows now, without a look at the directory. */
+  get known(): ImageEntry[] {
+    return [...this.#entries.values()];
+  }
+
+  /** Syncs and closes everything. Returns what went wrong. */
+  async shutDown(): Promise<{ image: string; error: unknown }[]> {
+    const failures: { image: string; error: unknown }[] = [];
+    for (const entry of this.known) {
+      try {
+        await entry.shutDown();
+      } catch (error) {
+        failures.push({ image: entry.name, error });
+      }
+    }
+    return failures;
+  }
+}
+
+async function exists(file: string): Promise<boolean> {
+  try {
+    await fileStatus(file);
+    return true;
+  } catch (error) {
+    if (isSystemError(error, 'ENOENT')) {
+      return false;
+    }
+    throw error;
+  }
+}

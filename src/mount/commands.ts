@@ -1,0 +1,162 @@
+/**
+ * What writing to the control files does. Each command runs while it holds what keeps others from contradicting it:
+ * first the catalog's `structure`, then the `commands` of the images, in the order of their names.
+ */
+import { chmod, chown } from 'node:fs/promises';
+import path from 'node:path';
+
+import { dependants, Image, PcowError, snapshotTogether } from '../engine/index.js';
+import type { Catalog, Found } from './catalog.js';
+import type { Cutter } from './cut.js';
+import { automaticName } from '../automatic-name.js';
+import { errnoOf } from './failure.js';
+import { flatFileOnly, type ImageEntry, snapshotFile } from './image-entry.js';
+import { checkNewImageName, imageFile } from './image-names.js';
+import { debugLog, log } from './log.js';
+import type { Place } from './place.js';
+
+const debug = debugLog('commands');
+
+export class Commands {
+  readonly #place: Place;
+  readonly #catalog: Catalog;
+  readonly #cutter: Cutter;
+
+  constructor(place: Place, catalog: Catalog, cutter: Cutter) {
+    this.#place = place;
+    this.#catalog = catalog;
+    this.#cutter = cutter;
+  }
+
+  async snapshot(entry: ImageEntry, name: string): Promise<void> {
+    await this.snapshotTogether([entry], name);
+  }
+
+  /** One cut across images. */
+  async snapshotTogether(entries: ImageEntry[], name: string): Promise<void> {
+    if (new Set(entries).size < entries.length) {
+      throw new PcowError('PCOW_INVALID', `an image is named twice in the snapshot ${JSON.stringify(name)}`);
+    }
+    await holdingAll(entries, async () => {
+      const images = await Promise.all(entries.map(async (entry) => (await entry.writer()).image));
+      // Before anybody is stopped for nothing.
+      images.forEach((image, at) => {
+        if (image.snapshotNames().includes(name)) {
+          throw new PcowError(
+            'PCOW_EXISTS',
+            `${entries[at]?.name ?? ''} has a snapshot ${JSON.stringify(name)} already`,
+          );
+        }
+      });
+      const [first, ...others] = images;
+      await this.#cutter.run(
+        entries,
+        () => (first && others.length === 0 ? first.snapshot(name) : snapshotTogether(name, images)),
+        async () => {
+          await Promise.all(images.map((image) => image.delete(name)));
+        },
+      );
+      log(`${entries.map((entry) => entry.name).join(', ')}: snapshot ${name}`);
+    });
+  }
+
+  async rollback(entry: ImageEntry, name: string): Promise<void> {
+    await entry.commands.run(async () => {
+      const { image } = await entry.writer();
+      image.layerOf(name);
+      const busy = () => this.#catalog.inUse(entry, 'rolled back');
+      await entry.exclusively(flatFileOnly, busy, () => image.rollback(name));
+      log(`${entry.name}: rolled back to ${name}`);
+    });
+  }
+
+  async delete(entry: ImageEntry, name: string): Promise<void> {
+    await this.#catalog.structure.run(() =>
+      entry.commands.run(async () => {
+        const { image } = await entry.writer();
+        const layer = image.layerOf(name);
+        const standing = (await dependants(this.#place.directory, entry.file)).filter((it) => it.layer === layer);
+        if (standing.length > 0) {
+          const names = standing.map((it) => path.basename(it.image)).join(', ');
+          throw new PcowError(
+            'PCOW_IN_USE',
+            `the snapshot ${name} of ${entry.name} can't be deleted: ${names} stand on it`,
+          );
+        }
+        const busy = () =>
+          Promise.resolve(
+            new PcowError('PCOW_BUSY', `the snapshot ${name} of ${entry.name} can't be deleted while its file is open`),
+          );
+        await entry.exclusively(snapshotFile(name), busy, () => image.delete(name));
+        log(`${entry.name}: snapshot ${name} deleted`);
+      }),
+    );
+  }
+
+  /** A new image on this one, as it is now or at a snapshot. It gets the owner and the mode of this one. */
+  async clone(source: Found, target: string, snapshot: string | null): Promise<void> {
+    const { entry, status } = source;
+    checkNewImageName(target);
+    await this.#catalog.structure.run(() =>
+      entry.commands.run(async () => {
+        const file = imageFile(this.#place.directory, target);
+        await this.#mustNotExist(target);
+        const { image } = await entry.writer();
+        const layer = snapshot === null ? await this.#freeze(entry, image) : image.layerOf(snapshot);
+        await Image.create(file, { base: { path: entry.file, layer } });
+        await giveTo(file, status.mode, status.uid, status.gid);
+        log(`${entry.name}: cloned to ${target}`);
+      }),
+    );
+  }
+
+  async #freeze(entry: ImageEntry, image: Image): Promise<number> {
+    const name = automaticName();
+    return this.#cutter.run(
+      [entry],
+      () => image.freezeForClone(name),
+      async () => {
+        if (image.snapshotNames().includes(name)) {
+          await image.delete(name);
+        }
+      },
+    );
+  }
+
+  async #mustNotExist(name: string): Promise<void> {
+    try {
+      await this.#catalog.find(name);
+    } catch (error) {
+      if (error instanceof PcowError && error.code === 'PCOW_NOT_FOUND') {
+        return;
+      }
+      throw error;
+    }
+    throw new PcowError('PCOW_EXISTS', `there is an image ${name} already: choose another name, or remove it first`);
+  }
+
+  async resize(entry: ImageEntry, size: number): Promise<void> {
+    await entry.commands.run(async () => {
+      const { image } = await entry.writer();
+      await image.resize(size);
+      log(`${entry.name}: resized to ${size} bytes`);
+    });
+  }
+}
+
+/** Holds the `commands` of all images. In one order everywhere, or two cuts could wait for each other. */
+async function holdingAll<T>(entries: ImageEntry[], work: () => Promise<T>): Promise<T> {
+  const ordered = [...entries].sort((a, b) => (a.name < b.name ? -1 : 1));
+  const held = ordered.reduceRight<() => Promise<T>>((inner, entry) => () => entry.commands.run(inner), work);
+  return held();
+}
+
+/** As far as this process may: without the right, a clone belongs to the user of the mount. */
+async function giveTo(file: string, mode: number, uid: number, gid: number): Promise<void> {
+  try {
+    await chown(file, uid, gid);
+  } catch (error) {
+    debug('%s keeps its owner: errno %d', file, errnoOf(error));
+  }
+  await chmod(file, mode & 0o777);
+}

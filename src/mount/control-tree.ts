@@ -1,0 +1,146 @@
+/** The control files: what each says when it is read, and does when it is written. */
+import { PcowError } from '../engine/index.js';
+import type { Catalog, Found } from './catalog.js';
+import type { Commands } from './commands.js';
+import { wordsOf } from './control-text.js';
+import { HELP } from './help.js';
+import type { ImageEntry, LastError } from './image-entry.js';
+import { metricsOf } from './metrics.js';
+import type { Place } from './place.js';
+import { imageStatus, mountStatus, snapshotLines } from './status.js';
+
+/** What a control file acts on and knows. */
+export interface ControlContext {
+  place: Place;
+  catalog: Catalog;
+  commands: Commands;
+  /** Of commands that belong to no single image. */
+  lastError: LastError | null;
+}
+
+/** A control file of an image (Subject: Found) or of the mount (Subject: null). */
+export interface ControlFile<Subject> {
+  read(context: ControlContext, subject: Subject): Promise<string>;
+  /** Absent: the file is read-only. Returns when the command is done. */
+  write?(context: ControlContext, subject: Subject, text: string): Promise<void>;
+}
+
+export const imageControls: ReadonlyMap<string, ControlFile<Found>> = new Map<string, ControlFile<Found>>([
+  ['status', { read: (_, { entry }) => imageStatus(entry) }],
+  ['snapshots', { read: (_, { entry }) => snapshotLines(entry) }],
+  ['metrics', { read: (_, { entry }) => metricsOf([entry]) }],
+  [
+    'snapshot',
+    {
+      read: (_, { entry }) => usage(entry, 'write NAME to take a snapshot; the newest is', newest),
+      write: (context, { entry }, text) =>
+        context.commands.snapshot(entry, oneWord(text, 'the name of the new snapshot')),
+    },
+  ],
+  [
+    'rollback',
+    {
+      read: (_, { entry }) => usage(entry, 'write NAME to go back to that snapshot; the image stands on', current),
+      write: (context, { entry }, text) => context.commands.rollback(entry, oneWord(text, 'the name of a snapshot')),
+    },
+  ],
+  [
+    'delete',
+    {
+      read: (_, { entry }) => usage(entry, 'write NAME to delete that snapshot; there are', all),
+      write: (context, { entry }, text) => context.commands.delete(entry, oneWord(text, 'the name of a snapshot')),
+    },
+  ],
+  [
+    'clone',
+    {
+      read: (_, { entry }) =>
+        usage(entry, 'write NEWIMAGE or NEWIMAGE NAME for a new image on this one; its snapshots:', all),
+      write: (context, found, text) => {
+        const [target = '', snapshot = null] = wordsOf(text, 1, 2, 'NEWIMAGE, or NEWIMAGE and the name of a snapshot');
+        return context.commands.clone(found, target, snapshot);
+      },
+    },
+  ],
+  [
+    'resize',
+    {
+      read: async (_, { entry }) => {
+        const { image } = await entry.view();
+        return `write BYTES to make the image larger; it has ${image.info().size}\n`;
+      },
+      write: (context, { entry }, text) => context.commands.resize(entry, bytesIn(oneWord(text, 'a number of bytes'))),
+    },
+  ],
+]);
+
+/** The one control file of an image that can't be opened. */
+export const STATUS = 'status';
+
+export const mountControls: ReadonlyMap<string, ControlFile<null>> = new Map<string, ControlFile<null>>([
+  ['help', { read: () => Promise.resolve(HELP) }],
+  ['status', { read: (context) => mountStatus(context.place, context.catalog, context.lastError) }],
+  ['metrics', { read: async (context) => metricsOf(await soundEntries(context.catalog)) }],
+  [
+    'snapshot',
+    {
+      read: async (context) => {
+        const names = (await soundEntries(context.catalog)).map(({ name }) => name);
+        return `write "NAME IMAGE IMAGE ..." for one snapshot of several images at one moment; images: ${names.join(' ')}\n`;
+      },
+      write: async (context, _, text) => {
+        const [name = '', ...images] = wordsOf(text, 2, Infinity, 'the name of the new snapshot and the images');
+        const found = await Promise.all(images.map((image) => context.catalog.findSound(image)));
+        await context.commands.snapshotTogether(
+          found.map(({ entry }) => entry),
+          name,
+        );
+      },
+    },
+  ],
+]);
+
+async function soundEntries(catalog: Catalog): Promise<ImageEntry[]> {
+  const found = await Promise.all(
+    (await catalog.names()).map(async (name) => catalog.findSound(name).catch(() => null)),
+  );
+  return found.filter((it) => it !== null).map(({ entry }) => entry);
+}
+
+function oneWord(text: string, usage: string): string {
+  return wordsOf(text, 1, 1, usage)[0] ?? '';
+}
+
+function bytesIn(word: string): number {
+  if (!/^\d{1,15}$/.test(word)) {
+    throw new PcowError('PCOW_INVALID', `the size must be a number of bytes, not ${JSON.stringify(word)}`);
+  }
+  return Number(word);
+}
+
+/** "write NAME …: a b c": what the file does, and what it would do it to. */
+async function usage(
+  entry: ImageEntry,
+  text: string,
+  select: (entry: ImageEntry) => Promise<string[]>,
+): Promise<string> {
+  const names = await select(entry);
+  return `${text} ${names.length === 0 ? '(none)' : names.join(' ')}\n`;
+}
+
+async function all(entry: ImageEntry): Promise<string[]> {
+  const { image } = await entry.view();
+  return image.snapshotNames();
+}
+
+async function newest(entry: ImageEntry): Promise<string[]> {
+  return (await all(entry)).slice(-1);
+}
+
+async function current(entry: ImageEntry): Promise<string[]> {
+  const { image } = await entry.view();
+  return image
+    .snapshots({ countData: false })
+    .filter((snapshot) => snapshot.current)
+    .map(({ name }) => name);
+}

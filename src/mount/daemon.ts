@@ -1,0 +1,102 @@
+/** The process of a mount: started, told to end, and what it does meanwhile. */
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { type FileHandle, open, realpath } from 'node:fs/promises';
+import path from 'node:path';
+import { fileURLToPath } from 'node:url';
+
+import { PcowError, type PcowErrorCode } from '../engine/index.js';
+import { sentenceOf } from './failure.js';
+import { log } from './log.js';
+import type { Mount } from './mount.js';
+import { mountError } from './mountpoint.js';
+import { type MountOptions, settingsOf } from './options.js';
+
+const PROGRAM = fileURLToPath(new URL('daemon-process.js', import.meta.url));
+
+export interface DaemonOptions extends MountOptions {
+  /** A file that the daemon appends its log to. Default: no log. */
+  log?: string | undefined;
+}
+
+/** What the daemon says over IPC, once. */
+export type Readiness = { ready: true } | { ready: false; code: PcowErrorCode; errno: number; message: string };
+
+/** Starts a process that mounts a directory and outlives this one. Resolves when the mount is ready, with its pid. */
+export async function startDaemon(
+  directory: string,
+  mountpoint: string,
+  { log: logFile, ...options }: DaemonOptions = {},
+): Promise<number> {
+  const settings = settingsOf(options);
+  const output = logFile === undefined ? null : await openLog(logFile);
+  try {
+    const stream = output?.fd ?? 'ignore';
+    const child = spawn(
+      process.execPath,
+      [PROGRAM, path.resolve(directory), path.resolve(mountpoint), JSON.stringify(settings)],
+      { detached: true, cwd: '/', stdio: ['ignore', stream, stream, 'ipc'] },
+    );
+    const end = once(child, 'exit').then(([status, signal]) => {
+      throw mountError(
+        `the mount of ${directory} ended before it was ready (${String(signal ?? status)}): ` +
+          'with --foreground it says more',
+      );
+    });
+    end.catch(() => undefined);
+    const [answer] = (await Promise.race([once(child, 'message'), end])) as [Readiness];
+    if (!answer.ready) {
+      throw new PcowError(answer.code, answer.message, { errno: answer.errno });
+    }
+    if (child.connected) {
+      child.disconnect();
+    }
+    child.unref();
+    return child.pid ?? 0;
+  } finally {
+    await output?.close();
+  }
+}
+
+async function openLog(file: string): Promise<FileHandle> {
+  try {
+    const directory = await realpath(path.dirname(path.resolve(file)));
+    return await open(path.join(directory, path.basename(file)), 'a', 0o640);
+  } catch (cause) {
+    throw mountError(`the log file ${file} can't be written: ${sentenceOf(cause)}`, cause);
+  }
+}
+
+/**
+ * Lets SIGINT, SIGTERM and SIGHUP end a mount, and keeps the process alive through exceptions that nobody expected: other
+ * images must not suffer from them. Where files are open, the mount goes out of sight and ends with the last of them.
+ */
+export function endOnSignals(mount: Mount): void {
+  let ending = false;
+  const end = (signal: NodeJS.Signals) => {
+    log(`${signal}: ending the mount on ${mount.mountpoint}`);
+    if (ending) {
+      return;
+    }
+    ending = true;
+    mount
+      .unmount()
+      .catch(async (error: unknown) => {
+        log(`${sentenceOf(error)}. The mount is out of sight now, and ends when the last file is closed`);
+        await mount.detach();
+      })
+      .catch((error: unknown) => {
+        ending = false;
+        log(`the mount on ${mount.mountpoint} could not be ended: ${sentenceOf(error)}`);
+      });
+  };
+  for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
+    process.on(signal, end);
+  }
+  process.on('uncaughtException', (error) => {
+    log(`unexpected: ${error.stack ?? error.message}`);
+  });
+  process.on('unhandledRejection', (reason) => {
+    log(`unexpected: ${reason instanceof Error ? (reason.stack ?? reason.message) : String(reason)}`);
+  });
+}

@@ -1,0 +1,44 @@
+/** Any failure as an errno and a sentence: the one place where the mount's handlers turn exceptions into answers. */
+import { constants } from 'node:os';
+import { getSystemErrorName } from 'node:util';
+
+import { PcowError } from '../engine/index.js';
+
+const { errno } = constants;
+
+export type ErrnoName = keyof typeof errno;
+
+/** A PcowError with an errno that is not its code's own. */
+export function refusal(name: ErrnoName, code: PcowError['code'], message: string): PcowError {
+  return new PcowError(code, message, { errno: errno[name] });
+}
+
+/** What a path that names nothing gets. */
+export function noSuchFile(path: string): PcowError {
+  return new PcowError('PCOW_NOT_FOUND', `there is no ${path} in this mount`);
+}
+
+/** Positive. An exception that nobody expected is EIO. */
+export function errnoOf(error: unknown): number {
+  if (error instanceof PcowError) {
+    return error.errno;
+  }
+  // A failed system call of Node's fs: `errno` is negative there.
+  if (error instanceof Error && 'errno' in error && typeof error.errno === 'number' && error.errno < 0) {
+    return -error.errno;
+  }
+  return errno.EIO;
+}
+
+export function errnoNameOf(error: unknown): string {
+  return getSystemErrorName(-errnoOf(error));
+}
+
+export function sentenceOf(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
+}
+
+/** Whether a system call failed in one of these ways. */
+export function isSystemError(error: unknown, ...names: ErrnoName[]): boolean {
+  return error instanceof Error && 'code' in error && names.some((name) => error.code === name);
+}

@@ -1,0 +1,26 @@
+/** The text of `.pcow/help`. docs/control-files.md says the same at length. */
+export const HELP = `Control files of a Pcow mount. Reading one says something, writing one command to it does something. The
+write returns when it is done; if it fails, the reason is in "status" (lastError).
+
+  NAME                            the image NAME.pcow as a plain file of its full size
+  .pcow/NAME/status               JSON: size, chain, disk use, who has it open, state, last error
+  .pcow/NAME/snapshots            JSON lines: its snapshots, oldest first
+  .pcow/NAME/at/SNAPSHOT          a snapshot as a read-only file
+  .pcow/NAME/snapshot             write SNAPSHOT: take a snapshot, also while it is in use
+  .pcow/NAME/rollback             write SNAPSHOT: back to it; what was written since is lost (nobody may have NAME open)
+  .pcow/NAME/delete               write SNAPSHOT: delete that snapshot
+  .pcow/NAME/clone                write NEWIMAGE or NEWIMAGE SNAPSHOT: a new image on this one
+  .pcow/NAME/resize               write BYTES: make it larger
+  .pcow/NAME/metrics              Prometheus text
+  .pcow/snapshot                  write "SNAPSHOT NAME NAME ...": one snapshot of several images at one moment
+  .pcow/status, .pcow/metrics     the same as above, of the mount and of all its images
+
+Examples
+  echo before-upgrade > .pcow/vm1/snapshot
+  echo before-upgrade > .pcow/vm1/rollback
+  echo vm2 before-upgrade > .pcow/vm1/clone
+  echo nightly vm1 vm2 > .pcow/snapshot
+  cp .pcow/vm1/at/nightly /backup/vm1.raw
+
+rm NAME deletes an image, mv NAME NEWNAME renames it. New images: pcow create, in the image directory.
+`;

@@ -1,0 +1,359 @@
+/**
+ * One image of a mounted directory: its opening, who has its flat file open, and what went wrong last.
+ *
+ * It is opened read-only when it is first looked at, and for writing (which takes the image's lock) at the first open
+ * for writing or the first command; it stays so until the mount ends, or the image file goes away.
+ *
+ * Order of locks: `commands` is held by everything that changes the image's structure. Opening, reading and writing a
+ * flat file never wait for it, because a snapshot needs them to get its mappers' pages written back. They only wait
+ * while the image is shut (exclusively), and nothing that runs then needs a flat file.
+ */
+import { stat } from 'node:fs/promises';
+import { setTimeout as sleep } from 'node:timers/promises';
+
+import { Image, isPcowError, PcowError, type PcowErrorCode, type SnapshotInfo } from '../engine/index.js';
+import { errnoNameOf, refusal, sentenceOf } from './failure.js';
+import { debugLog, log } from './log.js';
+import { Mutex } from './mutex.js';
+import { Opening } from './opening.js';
+import type { Place } from './place.js';
+import { sumOfTraffic, type Traffic } from './traffic.js';
+
+const debug = debugLog('image');
+
+/** Milliseconds for which a failed opening is not tried again. */
+const RETRY_AFTER = 1000;
+
+/** Milliseconds: the kernel sends the release of a closed file after close(2) has returned. */
+const RELEASE_GRACE = 500;
+
+export type ImageState =
+  | 'ok'
+  | 'not an image'
+  | 'damaged'
+  | 'unsupported'
+  | 'base missing'
+  | 'base changed'
+  | 'base loop'
+  | 'base outside of the directory'
+  | 'outside of the directory'
+  | 'unreadable';
+
+export interface LastError {
+  time: Date;
+  /** What was tried, for example "snapshot". */
+  command: string;
+  /** For example "EEXIST". */
+  errno: string;
+  message: string;
+}
+
+/** What stat(2) says of an image file, as far as the mount passes it on. */
+export interface FileStatus {
+  device: bigint;
+  inode: bigint;
+  mode: number;
+  uid: number;
+  gid: number;
+  /** 512-byte units. */
+  blocks: number;
+  /** Milliseconds. */
+  accessed: number;
+  modified: number;
+  changed: number;
+  regular: boolean;
+}
+
+export async function fileStatus(file: string): Promise<FileStatus> {
+  const status = await stat(file, { bigint: true });
+  return {
+    device: status.dev,
+    inode: status.ino,
+    mode: Number(status.mode),
+    uid: Number(status.uid),
+    gid: Number(status.gid),
+    blocks: Number(status.blocks),
+    accessed: Number(status.atimeMs),
+    modified: Number(status.mtimeMs),
+    changed: Number(status.ctimeMs),
+    regular: status.isFile(),
+  };
+}
+
+/** Somebody's open flat file, or open file of a snapshot. */
+export interface FlatFileUse {
+  entry: ImageEntry;
+  opening: Opening;
+  /** null: the flat file itself. */
+  snapshot: string | null;
+  writable: boolean;
+}
+
+/** How often, and for how long in all, processes were stopped for a snapshot. */
+export interface StopTimes {
+  count: number;
+  seconds: number;
+}
+
+export class ImageEntry {
+  /** Held by every change of structure; see above. */
+  readonly commands = new Mutex();
+  readonly uses = new Set<FlatFileUse>();
+  /** Commands done since the mount began, by their name. */
+  readonly done = new Map<string, number>();
+  readonly stops: StopTimes = { count: 0, seconds: 0 };
+  /** Every opening of the image since the mount began: their traffic counts on after they are closed. */
+  readonly #openings: Opening[] = [];
+  lastError: LastError | null = null;
+
+  /** The name in the mount; changes by `mv`. */
+  name: string;
+  /** The image file; changes with the name. */
+  file: string;
+  /** Device and inode of the image file: another file with this name is another entry. */
+  readonly identity: string;
+
+  readonly #place: Place;
+  readonly #refused: PcowError | null;
+  #reader: Promise<Opening> | null = null;
+  #writer: Opening | null = null;
+  #becomingWriter: Promise<Opening> | null = null;
+  #failure: { error: unknown; at: number } | null = null;
+  /** Opens that have not become a use yet. */
+  #pending = 0;
+  #shut: Promise<void> | null = null;
+
+  /** `refused`: why the file must not even be opened. */
+  constructor(place: Place, name: string, file: string, identity: string, refused: PcowError | null) {
+    this.#place = place;
+    this.name = name;
+    this.file = file;
+    this.identity = identity;
+    this.#refused = refused;
+  }
+
+  /** The image for looking at: the writer's opening where there is one. */
+  async view(): Promise<Opening> {
+    if (this.#writer) {
+      return this.#writer;
+    }
+    if (this.#refused) {
+      throw this.#refused;
+    }
+    if (this.#failure && Date.now() - this.#failure.at < RETRY_AFTER) {
+      throw this.#failure.error;
+    }
+    if (!this.#reader) {
+      const opening = this.#open(false);
+      this.#reader = opening;
+      opening.then(
+        () => {
+          this.#failure = null;
+        },
+        (error: unknown) => {
+          debug('%s: %s', this.name, sentenceOf(error));
+          this.#failure = { error, at: Date.now() };
+          this.#reader = null;
+        },
+      );
+    }
+    return this.#reader;
+  }
+
+  /** The image for changing it: takes its lock, or fails with PCOW_LOCKED and the name of the process that has it. */
+  async writer(): Promise<Opening> {
+    if (this.#place.settings.readOnly) {
+      throw new PcowError('PCOW_READ_ONLY', `${this.name} is mounted read-only: mount its directory for writing`);
+    }
+    if (this.#refused) {
+      throw this.#refused;
+    }
+    this.#becomingWriter ??= this.#becomeWriter();
+    return this.#becomingWriter;
+  }
+
+  async #becomeWriter(): Promise<Opening> {
+    try {
+      const opening = await this.#open(true);
+      this.#writer = opening;
+      this.#failure = null;
+      const reader = this.#reader;
+      this.#reader = null;
+      reader?.then(
+        (it) => {
+          it.retire();
+        },
+        () => undefined, // view() has seen it
+      );
+      debug('%s: open for writing', this.name);
+      return opening;
+    } catch (error) {
+      this.#becomingWriter = null;
+      throw error;
+    }
+  }
+
+  async #open(write: boolean): Promise<Opening> {
+    const baseRoot = this.#place.settings.allowOutsideBase ? undefined : this.#place.directory;
+    const opening = new Opening(await Image.open(this.file, { write, ...(baseRoot && { baseRoot }) }), write);
+    this.#openings.push(opening);
+    return opening;
+  }
+
+  /** Requests on the flat file since the mount began. */
+  traffic(): Traffic {
+    return sumOfTraffic(this.#openings.map((opening) => opening.traffic()));
+  }
+
+  /** Whether this mount has it open for writing. */
+  get held(): boolean {
+    return this.#writer !== null;
+  }
+
+  /** 'ok', or what is wrong with it. */
+  async state(): Promise<{ state: ImageState; problem: string | null }> {
+    try {
+      await this.view();
+      return { state: 'ok', problem: null };
+    } catch (error) {
+      return { state: stateOf(error, this.#refused), problem: sentenceOf(error) };
+    }
+  }
+
+  /** Opens the flat file, or that of a snapshot, for somebody. The caller ends it with close(). */
+  async open(snapshot: string | null, writable: boolean): Promise<FlatFileUse> {
+    while (this.#shut) {
+      await this.#shut;
+    }
+    this.#pending += 1;
+    try {
+      const opening = await (writable ? this.writer() : this.view());
+      const use: FlatFileUse = { entry: this, opening, snapshot, writable };
+      opening.use();
+      this.uses.add(use);
+      return use;
+    } finally {
+      this.#pending -= 1;
+    }
+  }
+
+  close(use: FlatFileUse): void {
+    if (this.uses.delete(use)) {
+      use.opening.release();
+    }
+  }
+
+  /** A snapshot by its name. Its data is not counted. */
+  async snapshot(name: string): Promise<SnapshotInfo> {
+    const { image } = await this.view();
+    const found = image.snapshots({ countData: false }).find((snapshot) => snapshot.name === name);
+    if (!found) {
+      throw new PcowError('PCOW_NOT_FOUND', `${this.name} has no snapshot ${JSON.stringify(name)}`);
+    }
+    return found;
+  }
+
+  /** Whether anybody could have the flat file mapped for writing: only who opened it so can. */
+  get openForWriting(): boolean {
+    return [...this.uses].some(({ writable, snapshot }) => writable && snapshot === null);
+  }
+
+  /**
+   * Runs work while nobody has the flat file (or the snapshot's, or with `everything` any file of the image) open, and lets nobody open it meanwhile.
+   * `commands` must be held. `busy` makes the error for when somebody has.
+   */
+  async exclusively<T>(scope: UseScope, busy: () => Promise<PcowError>, work: () => Promise<T>): Promise<T> {
+    const deadline = Date.now() + RELEASE_GRACE;
+    while (this.#pending > 0 || [...this.uses].some((use) => scope.covers(use))) {
+      if (Date.now() > deadline) {
+        throw await busy();
+      }
+      await sleep(5);
+    }
+    let reopen!: () => void;
+    this.#shut = new Promise((resolve) => {
+      reopen = resolve;
+    });
+    try {
+      return await work();
+    } finally {
+      this.#shut = null;
+      reopen();
+    }
+  }
+
+  /** Keeps the sentence for `status`, and logs it. */
+  failed(command: string, error: unknown): void {
+    const message = sentenceOf(error);
+    this.lastError = { time: new Date(), command, errno: errnoNameOf(error), message };
+    log(`${this.name}: ${command} failed: ${message}`);
+  }
+
+  count(command: string): void {
+    this.done.set(command, (this.done.get(command) ?? 0) + 1);
+  }
+
+  /** The image file is gone, or has given way to another: nobody new gets this one. */
+  retire(): void {
+    this.#writer?.retire();
+    this.#reader?.then(
+      (it) => {
+        it.retire();
+      },
+      () => undefined,
+    );
+    this.#writer = this.#reader = this.#becomingWriter = null;
+  }
+
+  /** Syncs and closes, whoever still has a file open: for the end of the mount, and before the image file goes. */
+  async shutDown(): Promise<void> {
+    const openings = [this.#becomingWriter, this.#reader];
+    this.#writer = this.#reader = this.#becomingWriter = null;
+    for (const opening of openings) {
+      const it = await opening?.catch(() => null);
+      await it?.image.close();
+    }
+  }
+}
+
+/** Which open files stand against a command. */
+export interface UseScope {
+  covers(use: FlatFileUse): boolean;
+}
+
+export const flatFileOnly: UseScope = { covers: (use) => use.snapshot === null };
+export const everyFile: UseScope = { covers: () => true };
+export function snapshotFile(name: string): UseScope {
+  return { covers: (use) => use.snapshot === name };
+}
+
+const STATES: Partial<Record<PcowErrorCode, ImageState>> = {
+  PCOW_NOT_AN_IMAGE: 'not an image',
+  PCOW_CORRUPT: 'damaged',
+  PCOW_UNSUPPORTED: 'unsupported',
+  PCOW_BASE_MISSING: 'base missing',
+  PCOW_BASE_CHANGED: 'base changed',
+  PCOW_BASE_LOOP: 'base loop',
+  PCOW_BASE_OUTSIDE: 'base outside of the directory',
+};
+
+function stateOf(error: unknown, refused: PcowError | null): ImageState {
+  if (error === refused && refused?.code === 'PCOW_PERMISSION') {
+    return 'outside of the directory';
+  }
+  return isPcowError(error) ? (STATES[error.code] ?? 'unreadable') : 'unreadable';
+}
+
+/** The refusal of a file that is not to be opened: a symbolic link that leads out of the directory. */
+export function leadsOutside(name: string): PcowError {
+  return refusal(
+    'EPERM',
+    'PCOW_PERMISSION',
+    `${name} is a symbolic link that leads out of the image directory: move the image there, or mount with --allow-outside-base`,
+  );
+}
+
+/** The refusal of something that is no file. */
+export function noRegularFile(name: string): PcowError {
+  return new PcowError('PCOW_NOT_AN_IMAGE', `${name} is not an image: it is no regular file`);
+}

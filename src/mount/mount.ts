@@ -1,0 +1,184 @@
+/** A mount in this process, which must never touch it: a request on its own mount would wait for itself for ever. */
+import { execFile } from 'node:child_process';
+import { once } from 'node:events';
+import { promisify } from 'node:util';
+
+import { type DirectoryLock, lockDirectory } from '../engine/directory-lock.js';
+import { isPcowError } from '../engine/index.js';
+import { interceptions, onSessionEnd } from '../engine/native-operations.js';
+import { mountsOfDirectory, mountTable } from '../mounts.js';
+import { AttributeSource } from './attributes.js';
+import { Catalog } from './catalog.js';
+import { Commands } from './commands.js';
+import type { ControlContext } from './control-tree.js';
+import { Cutter } from './cut.js';
+import { sentenceOf } from './failure.js';
+import { type FuseOptions, FuseSession } from './fuse.js';
+import { usersBelow } from './holders.js';
+import { debugLog, log } from './log.js';
+import { checkedDirectory, checkedMountpoint, checkFuse, detach, mountError } from './mountpoint.js';
+import { FileSystem } from './operations.js';
+import { type MountOptions, settingsOf } from './options.js';
+import type { Place } from './place.js';
+
+const run = promisify(execFile);
+const debug = debugLog('mount');
+
+/** What went wrong when the images were closed at the end, by image; empty is as it should be. */
+export type EndFailures = { image: string; error: unknown }[];
+
+export interface Mount {
+  /** The image directory, as a real path. */
+  readonly directory: string;
+  /** As a real path. */
+  readonly mountpoint: string;
+  /** Resolves when the mount is over, whoever ended it, and every image is synced and closed. */
+  readonly ended: Promise<EndFailures>;
+  /** Ends it, and resolves when that is done; rejects with EBUSY, and goes on, where somebody has a file of it open. */
+  unmount(): Promise<EndFailures>;
+  /** Takes it out of sight at once; it ends when the last open file is closed. */
+  detach(): Promise<void>;
+}
+
+/**
+ * Mounts an image directory. One mount in a process: its bytes are served natively. Every way in which it can't be mounted is
+ * a PcowError with the code PCOW_MOUNT.
+ */
+export async function mountDirectory(
+  directory: string,
+  mountpoint: string,
+  options: MountOptions = {},
+): Promise<Mount> {
+  const settings = settingsOf(options);
+  await checkFuse();
+  const real = await checkedDirectory(directory);
+  const place: Place = {
+    directory: real,
+    mountpoint: await checkedMountpoint(mountpoint, real),
+    device: '',
+    settings,
+  };
+  const lock = await lockOf(place);
+  try {
+    return await begin(place, lock);
+  } catch (error) {
+    lock.release();
+    throw error;
+  }
+}
+
+async function lockOf({ directory }: Place): Promise<DirectoryLock> {
+  try {
+    return lockDirectory(directory);
+  } catch (error) {
+    if (!isPcowError(error, 'PCOW_LOCKED')) {
+      throw error;
+    }
+    const [other] = await mountsOfDirectory(directory);
+    throw mountError(
+      other
+        ? `${directory} is mounted on ${other.mountpoint} already: use that, or end it with "pcow umount ${other.mountpoint}"`
+        : `${directory} is served by a mount that is just ending, or that this process can't see: wait for its end`,
+      error,
+      'EBUSY',
+    );
+  }
+}
+
+async function begin(place: Place, lock: DirectoryLock): Promise<Mount> {
+  const attributes = new AttributeSource(place);
+  const catalog = new Catalog(place);
+  const cutter = new Cutter(place, (entry) => attributes.inodeOf(entry));
+  const commands = new Commands(place, catalog, cutter);
+  const context: ControlContext = { place, catalog, commands, lastError: null };
+  const fileSystem = new FileSystem(context, attributes);
+
+  const session = new FuseSession(place.directory, place.mountpoint, fileSystem.operations, fuseOptions(place));
+  const over = new EventTarget();
+  const sessionOver = once(over, 'end');
+  onSessionEnd(() => over.dispatchEvent(new Event('end')));
+  await started(session, place);
+
+  const ended = sessionOver.then(async () => {
+    debug('the session on %s is over', place.mountpoint);
+    cutter.close();
+    const failures = await catalog.shutDown();
+    for (const { image, error } of failures) {
+      log(`${image}: closing failed: ${sentenceOf(error)}`);
+    }
+    await session.letGo();
+    lock.release();
+    log(`${place.directory} is no longer mounted on ${place.mountpoint}`);
+    return failures;
+  });
+  log(`${place.directory} is mounted on ${place.mountpoint}`);
+  return {
+    directory: place.directory,
+    mountpoint: place.mountpoint,
+    ended,
+    unmount: async () => {
+      await endSession(place);
+      return ended;
+    },
+    detach: () => detach(place.mountpoint),
+  };
+}
+
+async function started(session: FuseSession, place: Place): Promise<void> {
+  try {
+    await session.begin();
+  } catch (cause) {
+    const hint = place.settings.allowOther
+      ? 'for --allow-other as a normal user, /etc/fuse.conf needs the line user_allow_other'
+      : 'its own message is above; a normal user needs write permission on the mountpoint';
+    throw mountError(`FUSE could not mount on ${place.mountpoint} (${sentenceOf(cause)}): ${hint}`, cause);
+  }
+  const mounted = (await mountTable()).findLast(({ mountpoint }) => mountpoint === place.mountpoint);
+  if (!mounted || interceptions() === 0) {
+    await detach(place.mountpoint).catch(() => undefined);
+    throw mountError(
+      mounted
+        ? 'the native operations did not take hold: is another version of libfuse loaded by LD_PRELOAD?'
+        : `${place.mountpoint} was unmounted at once by somebody else`,
+    );
+  }
+  place.device = mounted.device;
+}
+
+function fuseOptions({ directory, settings }: Place): FuseOptions {
+  return {
+    timeout: false,
+    fsname: directory.replace(/[\\,]/g, '\\$&'),
+    // fuse-native has no names for these, and passes the subtype on as it is.
+    subtype: [
+      'pcow',
+      'big_writes',
+      'use_ino', // holders.ts knows flat files by their inode numbers
+      'hard_remove', // libfuse would rename an open file that is removed
+      'default_permissions',
+      ...(settings.readOnly ? ['ro'] : []),
+    ].join(','),
+    allowOther: settings.allowOther,
+    // Images change from outside, and control files by themselves. A name that is gone is noticed by its attributes.
+    attrTimeout: '0',
+    entryTimeout: '1',
+  };
+}
+
+async function endSession({ mountpoint }: Place): Promise<void> {
+  try {
+    await run('fusermount3', ['-u', '--', mountpoint]);
+  } catch (cause) {
+    throw await unmountFailure(mountpoint, cause);
+  }
+}
+
+/** Why fusermount3 did not unmount. */
+export async function unmountFailure(mountpoint: string, cause: unknown): Promise<Error> {
+  if (!/busy/i.test(sentenceOf(cause))) {
+    return mountError(`${mountpoint} could not be unmounted: ${sentenceOf(cause)}`, cause);
+  }
+  const users = await usersBelow(mountpoint);
+  const who = users.length > 0 ? users.join(', ') : 'a loop device, another mount, or a process that can not be seen';
+  return mountError(`${mountpoint} is in use by ${who}: end that first`, cause, 'EBUSY');
+}

@@ -1,0 +1,53 @@
+/** What a mount can be told. */
+import { PcowError } from '../engine/index.js';
+
+export interface MountOptions {
+  /** Other users may use the mount as far as the modes of the images let them. Default: only the user who mounts. */
+  allowOther?: boolean | undefined;
+  /** No image is ever opened for writing, and every write is EROFS. */
+  readOnly?: boolean | undefined;
+  /** Bases may lie outside of the image directory. Default: an image with such a base is not shown. */
+  allowOutsideBase?: boolean | undefined;
+  /** Whether a snapshot may stop the processes that have the flat file mapped. Default: yes; without, it is EBUSY. */
+  stopMappers?: boolean | undefined;
+}
+
+/** The options with their defaults. */
+export interface MountSettings {
+  allowOther: boolean;
+  readOnly: boolean;
+  allowOutsideBase: boolean;
+  stopMappers: boolean;
+}
+
+const DEFAULTS: MountSettings = {
+  allowOther: false,
+  readOnly: false,
+  allowOutsideBase: false,
+  stopMappers: true,
+};
+
+/** Refuses what is no option, so that a misspelled one is never ignored. */
+export function settingsOf(options: MountOptions): MountSettings {
+  const settings = { ...DEFAULTS };
+  for (const [key, value] of Object.entries(options) as [string, unknown][]) {
+    if (!isOption(key)) {
+      const known = Object.keys(DEFAULTS);
+      const meant = known.find((name) => name.toLowerCase() === key.toLowerCase());
+      const hint = meant === undefined ? `known are ${known.join(', ')}` : `it should be "${meant}"`;
+      throw new PcowError('PCOW_INVALID', `a mount has no option ${JSON.stringify(key)}: ${hint}`);
+    }
+    if (value === undefined) {
+      continue;
+    }
+    if (typeof value !== 'boolean') {
+      throw new PcowError('PCOW_INVALID', `the mount option "${key}" must be true or false`);
+    }
+    settings[key] = value;
+  }
+  return settings;
+}
+
+function isOption(key: string): key is keyof MountSettings {
+  return key in DEFAULTS;
+}

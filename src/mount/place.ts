@@ -1,0 +1,19 @@
+/** Where a mount is and how it was asked to be: what its parts share. */
+import path from 'node:path';
+
+import type { MountSettings } from './options.js';
+
+export interface Place {
+  /** The image directory, as a real path. */
+  readonly directory: string;
+  /** As a real path. */
+  readonly mountpoint: string;
+  /** "MAJOR:MINOR" as /proc/self/mountinfo has it; empty until mounted. */
+  device: string;
+  readonly settings: MountSettings;
+}
+
+/** The path of an image's flat file, for helper processes and for messages: this process must never touch it. */
+export function flatFilePath(place: Place, image: string): string {
+  return path.join(place.mountpoint, image);
+}

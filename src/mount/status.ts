@@ -1,0 +1,90 @@
+/** What the `status` control files say: JSON for people and programs. Field names are part of docs/control-files.md. */
+import type { Catalog } from './catalog.js';
+import { sentenceOf } from './failure.js';
+import type { ImageEntry, LastError } from './image-entry.js';
+import { RESERVED_NAMES } from './image-names.js';
+import type { Place } from './place.js';
+
+/** `.pcow/NAME/status`. Never fails: what is wrong with an image is what it says. */
+export async function imageStatus(entry: ImageEntry): Promise<string> {
+  const { state, problem } = await entry.state();
+  return json({
+    name: entry.name,
+    path: entry.file,
+    state,
+    problem,
+    ...(state === 'ok' ? await details(entry) : {}),
+    lastError: errorFields(entry.lastError),
+  });
+}
+
+async function details(entry: ImageEntry): Promise<object> {
+  const { image } = await entry.view();
+  const info = image.info();
+  return {
+    size: info.size,
+    blockSize: info.blockSize,
+    diskUse: info.diskUse,
+    snapshots: info.snapshots,
+    uuid: info.uuid,
+    formatVersion: info.formatVersion,
+    clean: info.clean,
+    writable: info.writable,
+    base: info.base,
+    chain: info.chain,
+    holder: info.holder && { ...info.holder, mount: info.holder.pid === process.pid },
+    open: openFiles(entry),
+  };
+}
+
+function openFiles(entry: ImageEntry): object {
+  const uses = [...entry.uses];
+  const flat = uses.filter(({ snapshot }) => snapshot === null);
+  return {
+    reading: flat.filter(({ writable }) => !writable).length,
+    writing: flat.filter(({ writable }) => writable).length,
+    snapshots: uses.length - flat.length,
+  };
+}
+
+/** `.pcow/status`: the mount itself. */
+export async function mountStatus(place: Place, catalog: Catalog, lastError: LastError | null): Promise<string> {
+  const images = await Promise.all(
+    (await catalog.names()).map(async (name) => {
+      try {
+        const { entry } = await catalog.find(name);
+        const reserved = RESERVED_NAMES.includes(name) && {
+          note: `a control file has this name: rename the image to get control files for it`,
+        };
+        return { name, ...(await entry.state()), ...reserved };
+      } catch (error) {
+        return { name, state: 'unreadable', problem: sentenceOf(error) };
+      }
+    }),
+  );
+  return json({
+    directory: place.directory,
+    mountpoint: place.mountpoint,
+    pid: process.pid,
+    ...place.settings,
+    images,
+    lastError: errorFields(lastError),
+  });
+}
+
+function errorFields(error: LastError | null): object | null {
+  return error && { ...error, time: error.time.toISOString() };
+}
+
+function json(value: object): string {
+  return `${JSON.stringify(value, null, 2)}\n`;
+}
+
+/** `.pcow/NAME/snapshots`: one line for each, oldest first. */
+export async function snapshotLines(entry: ImageEntry): Promise<string> {
+  const { image } = await entry.view();
+  return image
+    .snapshots()
+    .map((snapshot) => `${JSON.stringify(snapshot)}\n`)
+    .join('');
+}
