@@ -3,9 +3,15 @@
  * to test for, the errno that a system call would give, and a sentence that names the image and the next step.
  */
 import { constants } from 'node:os';
-import { getSystemErrorName } from 'node:util';
 
 const { errno } = constants;
+
+/** Linux gives two numbers two names each: those that its manual pages put first. */
+const NAME_OF_ERRNO = new Map(
+  Object.entries(errno)
+    .filter(([name]) => name !== 'ENOTSUP' && name !== 'EWOULDBLOCK')
+    .map(([name, number]) => [number, name]),
+);
 
 /** The errno of each code, where the failing operation gives no better one. Codes are never renamed. */
 const ERRNO_OF_CODE = {
@@ -63,7 +69,7 @@ export class PcowError extends Error {
     this.name = 'PcowError';
     this.code = code;
     this.errno = options.errno ?? ERRNO_OF_CODE[code];
-    this.errnoName = getSystemErrorName(-this.errno);
+    this.errnoName = NAME_OF_ERRNO.get(this.errno) ?? `errno ${this.errno}`;
   }
 }
 

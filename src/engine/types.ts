@@ -13,7 +13,7 @@ export interface BaseOptions {
 export interface CreateOptions {
   /** A multiple of 4096, 64 KiB to 64 TiB; default: the base's. */
   size?: number | undefined;
-  /** A power of two, 4 KiB to 2 MiB; default: the base's, or 65536. */
+  /** A power of two, 4 KiB to 2 MiB; default: 65536. An image on a base has the base's. */
   blockSize?: number | undefined;
   /** Replace an existing file; never one that a process has open for writing. */
   force?: boolean | undefined;
@@ -103,7 +103,7 @@ export interface SnapshotInfo {
 
 /** For operations that may take long. */
 export interface LongOptions {
-  /** Aborting fails the operation with PCOW_CANCELLED; the image stays sound, and the operation can be started again. */
+  /** Aborting fails the operation with PCOW_CANCELLED, and the reason as its cause; the image stays sound. */
   signal?: AbortSignal | undefined;
   /** Called on the JavaScript thread, now and then. The unit is the operation's own; done reaches total at the end. */
   onProgress?: ((done: number, total: number) => void) | undefined;

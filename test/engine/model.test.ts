@@ -180,9 +180,7 @@ class World {
     }
     const clonePath = path.join(this.directory, `image${this.#names++}.pcow`);
     this.note(pair, `clone ${path.basename(clonePath)} at layer ${layer}`);
-    // A clone may have blocks of another size than its base.
-    const blockSize = this.random.chance(0.3) ? this.random.pick([4096, 16384, 65536]) : undefined;
-    await Image.create(clonePath, { blockSize, base: { path: model.path, layer } });
+    await Image.create(clonePath, { base: { path: model.path, layer } });
     this.pairs.push({
       image: await Image.open(clonePath, { write: true, baseRoot: this.directory }),
       model: new ModelImage(clonePath, state.copy(), { path: model.path, layer }, model.depth + 1),

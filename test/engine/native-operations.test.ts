@@ -84,7 +84,7 @@ test.serial('the bytes of flat files do not pass through JavaScript, other files
   t.is(await readFile(mount.file('plain'), 'utf8'), 'through JavaScript');
   const counts = await mount.ask<Counts>('counts');
   t.true(counts.requests > 20);
-  t.is(counts.plainReads, 1);
+  t.true(counts.plainReads > 0);
   await file.close();
 });
 

@@ -38,7 +38,7 @@ export class Random {
       left -= weight;
       if (left < 0) return key;
     }
-    return (entries.at(-1)!)[0];
+    return entries.at(-1)![0];
   }
 
   /** Bytes that differ from call to call, and are never zero. */
