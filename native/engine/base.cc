@@ -138,8 +138,7 @@ Result<void> ImageState::open_bases() {
       return Error(Code::kLimit, path + ": its chain has more than " + std::to_string(kMaxChainImages) + " images");
     auto directory_path = directory_of(stander);
     if (!directory_path) return directory_path.error();
-    const std::string base_path =
-        reference->path[0] == '/' ? reference->path : *directory_path + "/" + reference->path;
+    const std::string base_path = reference->path[0] == '/' ? reference->path : *directory_path + "/" + reference->path;
     auto base = File::open(base_path, false, options.observer);
     if (!base) return missing_base(stander, base_path, base.error());
     auto real = path_of(**base);

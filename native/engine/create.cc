@@ -17,8 +17,8 @@ Result<void> check_size(uint64_t size, const Geometry& geometry) {
                                      " is not: take " + std::to_string(size / kPageSize * kPageSize) + " or " +
                                      std::to_string(round_up<uint64_t>(size, kPageSize)));
   if (size < kMinImageSize)
-    return Error(Code::kInvalid, "an image has at least " + std::to_string(kMinImageSize) + " bytes, not " +
-                                     std::to_string(size));
+    return Error(Code::kInvalid,
+                 "an image has at least " + std::to_string(kMinImageSize) + " bytes, not " + std::to_string(size));
   if (size > geometry.max_image_size())
     return Error(Code::kTooLarge, "an image with blocks of " + std::to_string(geometry.block_size()) +
                                       " bytes has at most " + std::to_string(geometry.max_image_size()) +
@@ -100,8 +100,8 @@ Result<void> create_image(const std::string& path, const CreateOptions& options)
   }
   if (!block_size) block_size = kDefaultBlockSize;
   if (!std::has_single_bit(block_size) || block_size < (1u << kMinBlockShift) || block_size > (1u << kMaxBlockShift))
-    return Error(Code::kInvalid, "a block size is a power of two from 4096 to 2097152 bytes, not " +
-                                     std::to_string(block_size));
+    return Error(Code::kInvalid,
+                 "a block size is a power of two from 4096 to 2097152 bytes, not " + std::to_string(block_size));
   const Geometry geometry(static_cast<uint32_t>(std::countr_zero(block_size)));
   PCOW_TRY(check_size(size, geometry));
   if (access(path.c_str(), F_OK) == 0) {

@@ -60,7 +60,8 @@ bool ranges_are_apart(std::vector<std::pair<uint64_t, uint64_t>> ranges, const G
   std::sort(ranges.begin(), ranges.end());
   uint64_t end = geometry.superblock_blocks() << geometry.block_shift();
   for (const auto& [offset, length] : ranges) {
-    if (offset % geometry.block_size() || offset < end || length > file_size || offset > file_size - length) return false;
+    if (offset % geometry.block_size() || offset < end || length > file_size || offset > file_size - length)
+      return false;
     end = offset + round_up<uint64_t>(length, geometry.block_size());
   }
   return true;
@@ -69,13 +70,12 @@ bool ranges_are_apart(std::vector<std::pair<uint64_t, uint64_t>> ranges, const G
 }  // namespace
 
 const Layer* Directory::find(uint64_t id) const {
-  const auto at = std::lower_bound(layers.begin(), layers.end(), id, [](const Layer& l, uint64_t i) { return l.id < i; });
+  const auto at =
+      std::lower_bound(layers.begin(), layers.end(), id, [](const Layer& l, uint64_t i) { return l.id < i; });
   return at != layers.end() && at->id == id ? &*at : nullptr;
 }
 
-Layer* Directory::find(uint64_t id) {
-  return const_cast<Layer*>(static_cast<const Directory*>(this)->find(id));
-}
+Layer* Directory::find(uint64_t id) { return const_cast<Layer*>(static_cast<const Directory*>(this)->find(id)); }
 
 const Layer* Directory::find(const std::string& name) const {
   if (name.empty()) return nullptr;
@@ -191,9 +191,9 @@ Result<Directory> read_directory(const File& file, const Superblock& superblock)
   if (!file_size) return file_size.error();
   constexpr uint64_t longest = kHeaderLength + uint64_t{kMaxLayers} * (kRecordLength + round_up(kMaxNameLength, 8u));
   if (superblock.directory_length < kHeaderLength || superblock.directory_length > longest ||
-      superblock.directory_length > *file_size || superblock.directory_offset > *file_size - superblock.directory_length)
-    return Error(Code::kCorrupt,
-                 file.path() + ": the layer directory lies outside the file (was the file truncated?)");
+      superblock.directory_length > *file_size ||
+      superblock.directory_offset > *file_size - superblock.directory_length)
+    return Error(Code::kCorrupt, file.path() + ": the layer directory lies outside the file (was the file truncated?)");
   std::vector<uint8_t> bytes(superblock.directory_length);
   auto length = file.read(superblock.directory_offset, bytes.data(), bytes.size());
   if (!length) return length.error();

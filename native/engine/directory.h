@@ -24,7 +24,7 @@ struct Layer {
 
 struct Directory {
   uint64_t next_id = 1;
-  uint64_t active = 0;  // id
+  uint64_t active = 0;        // id
   std::vector<Layer> layers;  // ascending ids
 
   const Layer* find(uint64_t id) const;

@@ -89,8 +89,8 @@ class [[nodiscard]] Result<void> {
 };
 
 // Returns early with the error of a Result<void> expression.
-#define PCOW_TRY(expression)                                      \
-  do {                                                            \
+#define PCOW_TRY(expression)                                        \
+  do {                                                              \
     if (auto tried_ = (expression); !tried_) return tried_.error(); \
   } while (false)
 

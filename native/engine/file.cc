@@ -8,9 +8,7 @@
 
 namespace pcow {
 
-Mapping::~Mapping() {
-  munmap(address_, length_);
-}
+Mapping::~Mapping() { munmap(address_, length_); }
 
 Result<std::shared_ptr<File>> File::open(const std::string& path, bool write, FileObserver* observer) {
   // O_NONBLOCK: a FIFO under an image's name must not stop us; it has no effect on a regular file.
@@ -29,9 +27,7 @@ Result<std::shared_ptr<File>> File::create(const std::string& path, FileObserver
   return std::shared_ptr<File>(new File(path, descriptor, observer));
 }
 
-File::~File() {
-  ::close(descriptor_);
-}
+File::~File() { ::close(descriptor_); }
 
 Result<size_t> File::read(uint64_t offset, void* buffer, size_t length) const {
   if (const int err = observe(FileOperation::kRead, offset, length, nullptr))
@@ -55,8 +51,8 @@ Result<void> File::write(uint64_t offset, const void* buffer, size_t length) {
     return system_error(err, "cannot write " + path_);
   size_t done = 0;
   while (done < length) {
-    const ssize_t count = pwrite(descriptor_, static_cast<const char*>(buffer) + done, length - done,
-                                 static_cast<off_t>(offset + done));
+    const ssize_t count =
+        pwrite(descriptor_, static_cast<const char*>(buffer) + done, length - done, static_cast<off_t>(offset + done));
     if (count < 0) {
       if (errno == EINTR) continue;
       return system_error(errno, "cannot write " + path_);
@@ -143,13 +139,9 @@ Result<uint64_t> File::seek(uint64_t from, uint64_t end, int whence) const {
   return static_cast<uint64_t>(found) < end ? static_cast<uint64_t>(found) : end;
 }
 
-Result<uint64_t> File::next_data(uint64_t from, uint64_t end) const {
-  return seek(from, end, SEEK_DATA);
-}
+Result<uint64_t> File::next_data(uint64_t from, uint64_t end) const { return seek(from, end, SEEK_DATA); }
 
-Result<uint64_t> File::next_hole(uint64_t from, uint64_t end) const {
-  return seek(from, end, SEEK_HOLE);
-}
+Result<uint64_t> File::next_hole(uint64_t from, uint64_t end) const { return seek(from, end, SEEK_HOLE); }
 
 Result<bool> File::try_lock() {
   struct flock lock = {};

@@ -40,8 +40,8 @@ struct CreateOptions {
 Result<void> create_image(const std::string& path, const CreateOptions& options);
 
 struct OpenOptions {
-  bool write = false;            // be the one writer: takes the lock, or fails with kLocked
-  std::string base_root;         // when not empty, bases must lie in this directory (kBaseOutside)
+  bool write = false;                // be the one writer: takes the lock, or fails with kLocked
+  std::string base_root;             // when not empty, bases must lie in this directory (kBaseOutside)
   FileObserver* observer = nullptr;  // sees every file operation; outlives the image (tests)
 };
 
@@ -74,9 +74,9 @@ struct ImageInfo {
   std::string base_resolved;  // absolute
   std::string base_uuid;
   uint64_t base_layer = 0;
-  std::string base_snapshot;     // empty where that layer has no name
-  std::vector<LayerRef> chain;   // active layer first
-  bool has_holder = false;       // somebody alive has it open for writing
+  std::string base_snapshot;    // empty where that layer has no name
+  std::vector<LayerRef> chain;  // active layer first
+  bool has_holder = false;      // somebody alive has it open for writing
   Holder holder;
   std::string last_error;  // the last failed operation's sentence, or empty
 };

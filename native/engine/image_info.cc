@@ -78,8 +78,7 @@ Result<std::vector<SnapshotInfo>> Image::snapshots(bool with_data) const {
           PCOW_TRY(read_entry_page(*source.file, source.table_offset, source.entries, chunk, &page));
           for (const uint64_t word : page) {
             const Entry entry = Entry::unpack(word);
-            if (entry.index)
-              info.data += uint64_t(std::popcount(entry.written)) << state.geometry.sub_block_shift();
+            if (entry.index) info.data += uint64_t(std::popcount(entry.written)) << state.geometry.sub_block_shift();
           }
         }
       }
@@ -94,9 +93,7 @@ uint64_t Image::size() const {
   return state_->directory.active_layer().size;
 }
 
-uint64_t Image::content_generation() const {
-  return state_->content_generation.load();
-}
+uint64_t Image::content_generation() const { return state_->content_generation.load(); }
 
 Result<std::shared_ptr<View>> Image::view(const std::string& snapshot) const {
   ImageState& state = *state_;
@@ -105,13 +102,11 @@ Result<std::shared_ptr<View>> Image::view(const std::string& snapshot) const {
   if (state.closed) return state.closed_error();
   const Layer* layer = state.directory.find(snapshot);
   if (!layer)
-    return state.noted(Result<std::shared_ptr<View>>(
-        Error(Code::kNotFound, state.path + " has no snapshot called " + snapshot)));
+    return state.noted(
+        Result<std::shared_ptr<View>>(Error(Code::kNotFound, state.path + " has no snapshot called " + snapshot)));
   return std::make_shared<View>(layer->id, layer->size);
 }
 
-uint64_t Image::view_size(const View& view) const {
-  return view.size();
-}
+uint64_t Image::view_size(const View& view) const { return view.size(); }
 
 }  // namespace pcow

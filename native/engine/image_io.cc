@@ -369,8 +369,8 @@ Result<void> Image::discard(uint64_t offset, uint64_t length) {
     if (!state.writable()) return Error(Code::kReadOnly, state.path + " is open for reading only");
     const uint64_t size = state.directory.active_layer().size;
     if (offset > size || length > size - offset)
-      return Error(Code::kInvalid, state.path + ": a discard would go past the end of the image (" +
-                                       std::to_string(size) + " bytes)");
+      return Error(Code::kInvalid,
+                   state.path + ": a discard would go past the end of the image (" + std::to_string(size) + " bytes)");
     return state.discard_locked(offset, length);
   };
   return state.noted(while_stale(state, attempt));

@@ -66,8 +66,7 @@ Result<void> ImageState::prepare_active(Prepared* prepared, uint64_t parent, uin
 }
 
 void ImageState::abandon(const Prepared& prepared) {
-  if (prepared.length)
-    space->release(prepared.offset >> geometry.block_shift(), geometry.blocks_for(prepared.length));
+  if (prepared.length) space->release(prepared.offset >> geometry.block_shift(), geometry.blocks_for(prepared.length));
   if (prepared.table) {
     const Layer& layer = prepared.directory.active_layer();
     space->release(layer.table_offset >> geometry.block_shift(), layer.table_length >> geometry.block_shift());
@@ -179,9 +178,7 @@ Result<void> ImageState::change_directory(Prepared* prepared) {
   return sync();
 }
 
-Result<void> Image::snapshot(const std::string& name) {
-  return snapshot_together({this}, name);
-}
+Result<void> Image::snapshot(const std::string& name) { return snapshot_together({this}, name); }
 
 namespace {
 
@@ -193,8 +190,7 @@ struct Cut {
 
 Result<void> prepare_cut(Cut* cut, const std::string& name, bool automatic) {
   ImageState& state = *cut->state;
-  if (state.directory.find(name))
-    return Error(Code::kExists, state.path + " already has a snapshot called " + name);
+  if (state.directory.find(name)) return Error(Code::kExists, state.path + " already has a snapshot called " + name);
   cut->prepared.directory = state.directory;
   Directory& directory = cut->prepared.directory;
   Layer* frozen = directory.find(directory.active);
@@ -324,8 +320,8 @@ Result<void> Image::resize(uint64_t size) {
     const Layer before = state.directory.active_layer();
     if (size % kPageSize) return Error(Code::kInvalid, "an image's size is a multiple of 4096 bytes");
     if (size < before.size)
-      return Error(Code::kInvalid, state.path + " has " + std::to_string(before.size) +
-                                       " bytes; an image can grow, but not shrink");
+      return Error(Code::kInvalid,
+                   state.path + " has " + std::to_string(before.size) + " bytes; an image can grow, but not shrink");
     if (size > state.geometry.max_image_size())
       return Error(Code::kTooLarge, "an image with blocks of " + std::to_string(state.geometry.block_size()) +
                                         " bytes has at most " + std::to_string(state.geometry.max_image_size()) +

@@ -60,7 +60,8 @@ Result<void> ImageState::merge(const Layer& parent, const Layer& child, const Pr
   space->hold_releases(true);
   for (const auto& [first, end] : *present) {
     for (uint64_t chunk = first; chunk < end; chunk++, done++) {
-      if (progress && !progress(done * kBlocksPerChunk << geometry.block_shift(), total * kBlocksPerChunk << geometry.block_shift()))
+      if (progress && !progress(done * kBlocksPerChunk << geometry.block_shift(),
+                                total * kBlocksPerChunk << geometry.block_shift()))
         return Error(Code::kCancelled, "the deletion was interrupted; it is finished when " + path +
                                            " is next opened, or by the next deletion");
       EntryPage page;
@@ -112,7 +113,8 @@ Result<void> ImageState::merge(const Layer& parent, const Layer& child, const Pr
     prepared.heir_source = source_of(child, table->present());
   }
   PCOW_TRY(change_directory(&prepared));
-  if (progress) progress(total * kBlocksPerChunk << geometry.block_shift(), total * kBlocksPerChunk << geometry.block_shift());
+  if (progress)
+    progress(total * kBlocksPerChunk << geometry.block_shift(), total * kBlocksPerChunk << geometry.block_shift());
   return release_layer(parent, &child);
 }
 

@@ -213,13 +213,9 @@ Result<void> ImageState::close() {
 
 Image::Image(std::unique_ptr<ImageState> state) : state_(std::move(state)) {}
 
-Image::~Image() {
-  (void)state_->close();
-}
+Image::~Image() { (void)state_->close(); }
 
-Result<void> Image::close() {
-  return state_->noted(state_->close());
-}
+Result<void> Image::close() { return state_->noted(state_->close()); }
 
 Result<std::unique_ptr<Image>> Image::open(const std::string& path, const OpenOptions& options) {
   auto file = options.write ? open_locked(path, options.observer) : File::open(path, false, options.observer);

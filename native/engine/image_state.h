@@ -63,11 +63,11 @@ class ImageState {
         superblock(superblock) {}
 
   // image_open.cc
-  Result<void> load();        // directory, bases, active layer
-  Result<void> take_over();   // the writer's part of opening: recovery, free map, the mark of being open
+  Result<void> load();       // directory, bases, active layer
+  Result<void> take_over();  // the writer's part of opening: recovery, free map, the mark of being open
   Result<void> open_bases();
-  Result<void> refresh();     // loads again what another process changed
-  bool is_stale() const;      // somebody else has changed the structure of a file of the chain
+  Result<void> refresh();  // loads again what another process changed
+  bool is_stale() const;   // somebody else has changed the structure of a file of the chain
   Result<void> close();
 
   // image_io.cc; the caller holds the gate shared
@@ -140,9 +140,9 @@ class ImageState {
   Chain::Sources base_sources;         // the base's chain
   std::vector<LayerRef> base_chain;    // the same for people
   std::string base_resolved;
-  bool crashed = false;        // the host went down under the last writer
-  bool names_dropped = false;  // snapshots that were not yet durable then have been hidden (in memory)
-  std::optional<Watch> own_watch;    // read-only: another process may be the writer
+  bool crashed = false;            // the host went down under the last writer
+  bool names_dropped = false;      // snapshots that were not yet durable then have been hidden (in memory)
+  std::optional<Watch> own_watch;  // read-only: another process may be the writer
   std::vector<Watch> base_watches;
   uint64_t epoch = 0;  // grows when chains built before are no longer right
   std::atomic<uint64_t> content_generation{0};

@@ -66,7 +66,7 @@ class Space {
   uint64_t word(uint64_t at) const;
   bool is_used(uint64_t index) const { return word(index / 64) >> (index % 64) & 1; }
   void set(uint64_t first, uint64_t count, bool used);
-  uint64_t next(bool used, uint64_t from, uint64_t end) const;  // first block in that state, or `end`
+  uint64_t next(bool used, uint64_t from, uint64_t end) const;                  // first block in that state, or `end`
   uint64_t find_free_run(uint64_t count, uint64_t align, uint64_t from) const;  // kNone where none lies in the file
   Result<void> grow_to(uint64_t blocks);
   uint32_t take(uint64_t index);
@@ -80,8 +80,8 @@ class Space {
   uint64_t blocks_;                            // whole blocks in the file
   uint64_t durable_blocks_;                    // … as of the last sync
   uint64_t syncing_blocks_;                    // … as of the beginning of the sync under way
-  uint64_t window_hint_ = 0;    // no free window starts before this block
-  uint64_t block_hint_ = 0;     // no free block lies before this one
+  uint64_t window_hint_ = 0;                   // no free window starts before this block
+  uint64_t block_hint_ = 0;                    // no free block lies before this one
   bool holding_ = false;
   std::set<uint64_t> held_;
   std::vector<uint64_t> released_;

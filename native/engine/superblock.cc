@@ -116,9 +116,7 @@ Opener Opener::self() {
   return self;
 }
 
-bool Opener::alive() const {
-  return pid != 0 && process_start_time(pid) == start_time;
-}
+bool Opener::alive() const { return pid != 0 && process_start_time(pid) == start_time; }
 
 std::array<uint8_t, kPageSize> Superblock::encode() const {
   std::array<uint8_t, kPageSize> page{};

@@ -5,9 +5,7 @@
 namespace pcow {
 namespace {
 
-constexpr uint64_t chunks_of(uint64_t entries) {
-  return (entries + kBlocksPerChunk - 1) / kBlocksPerChunk;
-}
+constexpr uint64_t chunks_of(uint64_t entries) { return (entries + kBlocksPerChunk - 1) / kBlocksPerChunk; }
 
 }  // namespace
 

@@ -23,7 +23,8 @@ bool contains(const std::vector<ChunkRange>& ranges, uint64_t chunk);
 
 // One page of a table, copied out of the file; missing bytes (past the end of the table) are zeros.
 using EntryPage = std::array<uint64_t, kBlocksPerChunk>;
-Result<void> read_entry_page(const File& file, uint64_t table_offset, uint64_t entries, uint64_t chunk, EntryPage* page);
+Result<void> read_entry_page(const File& file, uint64_t table_offset, uint64_t entries, uint64_t chunk,
+                             EntryPage* page);
 
 // One bit a chunk, set once and for all. Any thread may set and look.
 class ChunkBits {

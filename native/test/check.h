@@ -12,34 +12,35 @@
 
 #include "../engine/image.h"
 
-#define CHECK(condition)                                                                  \
-  do {                                                                                    \
-    if (!(condition)) {                                                                   \
-      fprintf(stderr, "%s:%d: failed: %s\n", __FILE__, __LINE__, #condition);             \
-      exit(1);                                                                            \
-    }                                                                                     \
+#define CHECK(condition)                                                      \
+  do {                                                                        \
+    if (!(condition)) {                                                       \
+      fprintf(stderr, "%s:%d: failed: %s\n", __FILE__, __LINE__, #condition); \
+      exit(1);                                                                \
+    }                                                                         \
   } while (false)
 
 // The value of a Result; ends the program with its error where there is none.
 template <typename T>
 T must_(pcow::Result<T> result, const char* file, int line) {
   if (!result) {
-    fprintf(stderr, "%s:%d: %s: %s\n", file, line, pcow::code_name(result.error().code), result.error().message.c_str());
+    fprintf(stderr, "%s:%d: %s: %s\n", file, line, pcow::code_name(result.error().code),
+            result.error().message.c_str());
     exit(1);
   }
   if constexpr (!std::is_void_v<T>) return std::move(*result);
 }
 #define MUST(expression) must_((expression), __FILE__, __LINE__)
 
-#define FAILS(expression, expected)                                                                         \
-  do {                                                                                                      \
-    auto result_ = (expression);                                                                            \
-    CHECK(!result_);                                                                                        \
-    if (result_.error().code != (expected)) {                                                               \
-      fprintf(stderr, "%s:%d: %s: %s\n", __FILE__, __LINE__, pcow::code_name(result_.error().code),         \
-              result_.error().message.c_str());                                                             \
-      exit(1);                                                                                              \
-    }                                                                                                       \
+#define FAILS(expression, expected)                                                                 \
+  do {                                                                                              \
+    auto result_ = (expression);                                                                    \
+    CHECK(!result_);                                                                                \
+    if (result_.error().code != (expected)) {                                                       \
+      fprintf(stderr, "%s:%d: %s: %s\n", __FILE__, __LINE__, pcow::code_name(result_.error().code), \
+              result_.error().message.c_str());                                                     \
+      exit(1);                                                                                      \
+    }                                                                                               \
   } while (false)
 
 class TemporaryDirectory {
