@@ -53,7 +53,7 @@ const handlers = {
   },
   read: (_file: string, _fh: number, buffer: Buffer, length: number, offset: number, callback: Callback) => {
     ++plainReads;
-    callback(0, PLAIN.copy(buffer, 0, offset, offset + length));
+    callback(PLAIN.copy(buffer, 0, offset, offset + length));
   },
   write: (...args: unknown[]) => {
     (args.at(-1) as Callback)(-5);
@@ -77,6 +77,8 @@ const commands: Record<string, () => unknown> = {
   close: () => image.close(),
 };
 
+// The test has ended, whatever its way.
+process.on('disconnect', () => process.exit());
 process.on('message', (command: string) => {
   void Promise.resolve(commands[command]?.()).then((result) => process.send?.({ result }));
 });
