@@ -1,0 +1,10 @@
+/** docs/man is made from the help texts; this fails where somebody changed one and not the other. */
+import { readFile } from 'node:fs/promises';
+import test from 'ava';
+import { manPages } from '../../cli/man-pages.js';
+
+for (const [file, page] of manPages()) {
+  test(`docs/man/${file} is up to date (“npm run man” makes it so)`, async (t) => {
+    t.is(await readFile(new URL(`../../../docs/man/${file}`, import.meta.url), 'utf8'), page);
+  });
+}
