@@ -5,6 +5,7 @@ import { automaticName } from '../src/automatic-name.js';
 import { askImage } from './control.js';
 import { Failure } from './errors.js';
 import { withImage } from './images.js';
+import { formatSize } from './size.js';
 import { refuseWhereStoodOn } from './standing.js';
 import { quote } from './quote.js';
 import { findTarget, type ImageTarget, type Target } from './target.js';
@@ -27,7 +28,7 @@ export async function makeImage(target: ImageTarget, options: MakeOptions): Prom
     await Image.create(target.file, { size, blockSize, force });
   } else {
     const base = await findTarget(options.base);
-    await checkBase(base, target, size);
+    await checkBase(base, target, { size, blockSize });
     const asItIs = size === undefined && blockSize === undefined && !force;
     if (base.image.mount !== null && base.image.mount.mountpoint === target.mount?.mountpoint && asItIs) {
       const { mount, name } = base.image;
@@ -59,7 +60,11 @@ async function checkTarget(target: ImageTarget, force: boolean): Promise<void> {
 }
 
 /** What is wrong with a base can be told by reading it, before it is frozen. */
-export async function checkBase({ image, snapshot }: Target, target: ImageTarget, size?: number): Promise<void> {
+export async function checkBase(
+  { image, snapshot }: Target,
+  target: ImageTarget,
+  { size, blockSize }: Pick<MakeOptions, 'size' | 'blockSize'> = {},
+): Promise<void> {
   await withImage(image.file, {}, (base) => {
     const info = base.info();
     if (info.chain.some((link) => link.path === target.file)) {
@@ -68,6 +73,13 @@ export async function checkBase({ image, snapshot }: Target, target: ImageTarget
     }
     if (snapshot !== null) {
       base.layerOf(snapshot);
+    }
+    if (blockSize !== undefined && blockSize !== info.blockSize) {
+      throw new Failure(
+        'PCOW_INVALID',
+        `the base ${image.name} has blocks of ${formatSize(info.blockSize)}, and an image on it has the same, not ${formatSize(blockSize)}`,
+        'leave the block size out to take the base’s',
+      );
     }
     const baseSize = snapshot === null ? info.size : base.snapshots().find(({ name }) => name === snapshot)?.size;
     if (size !== undefined && baseSize !== undefined && size < baseSize) {

@@ -3,7 +3,7 @@
  * taken as they are given, snapshots are numbered from 1; everything else is as in `pcow`.
  */
 import type { Command } from 'commander';
-import type { Image } from '../src/engine/index.js';
+import type { BaseOptions, Image } from '../src/engine/index.js';
 import { askImage } from './control.js';
 import { Failure } from './errors.js';
 import { addNotes } from './help.js';
@@ -62,7 +62,8 @@ export function pcowImgProgram(): Command {
       .action(rebase),
     {
       text: [
-        'The new base must hold what the old one held, or the image changes: this is for a base that was moved or copied.',
+        'The new base must hold what the old one held, or the image changes: this is for a base that was moved or ' +
+          'copied. Both must be there: where the old one has gone, first put a symbolic link to the new one in its place.',
       ],
       examples: [{ command: 'pcow-img rebase vm.img ../bases/base.img', does: 'after its base was moved' }],
     },
@@ -123,7 +124,16 @@ async function rebase(given: string, newBase: string): Promise<void> {
   const target = await findImage(given);
   const base = await findTarget(newBase);
   await checkBase(base, target);
-  await onFrozenLayer(base, (standing) => withImage(target.file, { write: true }, (image) => image.setBase(standing)));
+  const present = (await withImage(target.file, {}, (image) => image.info())).base;
+  const uuid = await withImage(base.image.file, {}, (image) => image.info().uuid);
+  const setBase = (standing: BaseOptions) =>
+    withImage(target.file, { write: true }, (image) => image.setBase(standing));
+  if (base.snapshot === null && present?.uuid === uuid) {
+    // The same base in another place: the layer stays, whatever was written to the base since.
+    await setBase({ path: base.image.file, layer: present.layer });
+  } else {
+    await onFrozenLayer(base, setBase);
+  }
   say(`${given} stands on ${newBase} now`);
 }
 

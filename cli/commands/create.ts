@@ -19,7 +19,10 @@ export function addCreate(program: Command): void {
     .description('Makes a new, empty image, or one that stands on a base. It takes disk space only as it is written.')
     .argument('<image>', 'the image file to make; “.pcow” is added where it is missing')
     .argument('[size]', 'bytes, or with K, M, G or T; with --base it may be left out: the base’s size')
-    .option('--block-size <size>', 'unit of allocation, a power of two from 4K to 2M (default: 64K, or the base’s)')
+    .option(
+      '--block-size <size>',
+      'unit of allocation, a power of two from 4K to 2M (default: 64K; on a base always the base’s)',
+    )
     .option('--base <image[@snapshot]>', 'stand on this image, as it is now, or on one of its snapshots')
     .option('--force', 'replace an existing file')
     .action(create);

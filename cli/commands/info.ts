@@ -5,7 +5,7 @@ import { addNotes } from '../help.js';
 import { withImage } from '../images.js';
 import { say, sayJson } from '../output.js';
 import { formatSize } from '../size.js';
-import { describeState } from '../state.js';
+import { describeState, stateOf } from '../state.js';
 import { facts } from '../table.js';
 import { findImage, flatFile, type ImageTarget } from '../target.js';
 
@@ -29,8 +29,9 @@ async function info(given: string, options: { json?: boolean }): Promise<void> {
   const target = await findImage(given);
   const image = await withImage(target.file, {}, (open) => open.info());
   if (options.json === true) {
-    const { writable: _, ...rest } = image;
-    sayJson({ name: target.name, ...rest, mount: mountOf(target) });
+    // What this opening may do, and its own last error, say nothing about the image.
+    const { writable: _writable, lastError: _lastError, ...rest } = image;
+    sayJson({ name: target.name, ...rest, state: stateOf(image), mount: mountOf(target) });
   } else {
     say(facts(factsOf(target, image)));
   }

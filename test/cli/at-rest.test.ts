@@ -151,8 +151,8 @@ test('help has examples for every command, and asking for it is no failure', asy
 
 test('output that is no terminal has no colours, even where CI asks for them', async (t) => {
   const directory = await scratchDirectory(t);
-  process.env['CI'] = 'true';
-  t.teardown(() => delete process.env['CI']);
+  process.env.CI = 'true';
+  t.teardown(() => delete process.env.CI);
   const pcow = pcowIn(directory);
   await succeeds(t, pcow('create', 'vm1', '1G'));
   t.false((await succeeds(t, pcow('list'))).includes('\u001b'));

@@ -1,0 +1,130 @@
+/** `--json` is for programs: its fields have these names and these types, for ever. */
+import { writeFile } from 'node:fs/promises';
+import path from 'node:path';
+import test from 'ava';
+import { scratchDirectory } from '../helpers/scratch.js';
+import { pcowIn, succeeds, type Run } from './outcome.js';
+
+/** The shape of a value: its fields with the names of their types; of a list, the shapes that its members have. */
+function shapeOf(value: unknown): unknown {
+  if (value === null) return 'null';
+  if (Array.isArray(value)) return [...new Map(value.map(shapeOf).map((it) => [JSON.stringify(it), it])).values()];
+  if (typeof value !== 'object') return typeof value;
+  return Object.fromEntries(Object.entries(value).map(([key, member]) => [key, shapeOf(member)]));
+}
+
+async function imagesIn(directory: string, pcow: Run): Promise<void> {
+  for (const words of [
+    ['create', 'base', '1M'],
+    ['snapshot', 'base@one'],
+    ['create', 'vm1', '--base', 'base@one'],
+  ]) {
+    await pcow(...words);
+  }
+  await writeFile(path.join(directory, 'text.pcow'), 'not an image');
+}
+
+test('info', async (t) => {
+  const directory = await scratchDirectory(t);
+  const pcow = pcowIn(directory);
+  await imagesIn(directory, pcow);
+  const info = JSON.parse(await succeeds(t, pcow('info', 'vm1', '--json'))) as Record<string, unknown>;
+  t.deepEqual(shapeOf(info), {
+    name: 'string',
+    path: 'string',
+    uuid: 'string',
+    formatVersion: 'number',
+    size: 'number',
+    blockSize: 'number',
+    subBlockSize: 'number',
+    fileSize: 'number',
+    diskUse: 'number',
+    clean: 'boolean',
+    generation: 'number',
+    snapshots: 'number',
+    base: { path: 'string', resolved: 'string', uuid: 'string', layer: 'number', snapshot: 'string' },
+    chain: [
+      { path: 'string', snapshot: 'null' },
+      { path: 'string', snapshot: 'string' },
+    ],
+    state: 'string',
+    holder: 'null',
+    mount: 'null',
+  });
+  t.is(info.path, path.join(directory, 'vm1.pcow'));
+  t.is(info.size, 2 ** 20);
+  t.is(info.state, 'closed');
+});
+
+test('list of a directory', async (t) => {
+  const directory = await scratchDirectory(t);
+  const pcow = pcowIn(directory);
+  await imagesIn(directory, pcow);
+  const list = JSON.parse(await succeeds(t, pcow('list', '--json'))) as { images: Record<string, unknown>[] };
+  const sound = {
+    name: 'string',
+    file: 'string',
+    size: 'number',
+    diskUse: 'number',
+    snapshots: 'number',
+    base: 'null' as unknown,
+    state: 'string',
+    holder: 'null',
+    error: 'null' as unknown,
+  };
+  t.deepEqual(shapeOf(list), {
+    directory: 'string',
+    mountpoint: 'null',
+    images: [
+      sound,
+      {
+        ...sound,
+        ...{ size: 'null', diskUse: 'null', snapshots: 'null' },
+        error: { code: 'string', message: 'string' },
+      },
+      { ...sound, base: { path: 'string', snapshot: 'string' } },
+    ],
+  });
+  t.deepEqual(
+    list.images.map(({ name, state }) => [name, state]),
+    [
+      ['base', 'closed'],
+      ['text', 'unreadable'],
+      ['vm1', 'closed'],
+    ],
+  );
+});
+
+test('list of an image', async (t) => {
+  const directory = await scratchDirectory(t);
+  const pcow = pcowIn(directory);
+  await imagesIn(directory, pcow);
+  await succeeds(t, pcow('snapshot', 'base@two'));
+  const list = JSON.parse(await succeeds(t, pcow('list', 'base', '--json'))) as { snapshots: { created: string }[] };
+  const snapshot = {
+    name: 'string',
+    id: 'number',
+    parent: 'null',
+    created: 'string',
+    size: 'number',
+    children: 'number',
+    automatic: 'boolean',
+    current: 'boolean',
+    data: 'number',
+  };
+  t.deepEqual(shapeOf(list), {
+    name: 'string',
+    file: 'string',
+    size: 'number',
+    snapshots: [snapshot, { ...snapshot, parent: 'string' }],
+  });
+  for (const { created } of list.snapshots) t.regex(created, /^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$/);
+});
+
+test('nothing but JSON goes to stdout, and a failure leaves it empty', async (t) => {
+  const pcow = pcowIn(await scratchDirectory(t));
+  const { exit, stdout, stderr } = await pcow('info', 'none', '--json');
+  t.is(exit, 4);
+  t.is(stdout, '');
+  t.regex(stderr, /there is no image/);
+});

@@ -1,0 +1,166 @@
+/** The commands on images whose directory is mounted: by the image file and by the flat file, through the control files. */
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { mkdir, open, readFile, stat } from 'node:fs/promises';
+import path from 'node:path';
+import test, { type ExecutionContext } from 'ava';
+import { mounted } from '../helpers/mounted.js';
+import { scratchDirectory } from '../helpers/scratch.js';
+import { fails, pcowIn, succeeds, type Run } from './outcome.js';
+
+interface Stage {
+  scratch: string;
+  /** Runs in `scratch`, where images/ is mounted on mnt/, with the images vm1 and vm2 of 1 MiB. */
+  pcow: Run;
+  flat: string;
+}
+
+async function stage(t: ExecutionContext<unknown>, ...options: string[]): Promise<Stage> {
+  const scratch = await scratchDirectory(t);
+  await mkdir(path.join(scratch, 'images'));
+  await mkdir(path.join(scratch, 'mnt'));
+  const pcow = pcowIn(scratch);
+  await succeeds(t, pcow('create', 'images/vm1', '1M'));
+  await succeeds(t, pcow('create', 'images/vm2', '1M'));
+  await mounted(t, path.join(scratch, 'images'), path.join(scratch, 'mnt'), ...options);
+  return { scratch, pcow, flat: path.join(scratch, 'mnt/vm1') };
+}
+
+async function write(file: string, byte: number): Promise<void> {
+  const handle = await open(file, 'r+');
+  await handle.write(Buffer.alloc(4096, byte), 0, 4096, 0);
+  await handle.sync();
+  await handle.close();
+}
+
+async function firstByte(file: string): Promise<number | undefined> {
+  return (await readFile(file)).at(0);
+}
+
+test.serial('snapshot, rollback, delete, list and info, by either name', async (t) => {
+  const { pcow, flat, scratch } = await stage(t);
+  await write(flat, 1);
+  t.is(await succeeds(t, pcow('snapshot', 'mnt/vm1@one')), 'snapshot vm1@one taken\n');
+  await write(flat, 2);
+  t.is(await succeeds(t, pcow('snapshot', 'images/vm1.pcow@two')), 'snapshot vm1@two taken\n');
+  await write(flat, 3);
+  t.regex(await succeeds(t, pcow('list', 'mnt/vm1')), /^one .*\n.*two .*\n.*\(active\)/m);
+  t.regex(await succeeds(t, pcow('list', 'mnt')), new RegExp(`images, mounted on ${scratch}/mnt\n`));
+  t.regex(await succeeds(t, pcow('list', 'images')), /^vm1 .*\n^vm2 /m);
+  t.regex(await succeeds(t, pcow('info', 'images/vm1')), new RegExp(`^mounted +${scratch}/mnt/vm1$`, 'm'));
+
+  await succeeds(t, pcow('rollback', 'mnt/vm1@one'));
+  t.is(await firstByte(flat), 1);
+  await succeeds(t, pcow('rollback', 'images/vm1@two'));
+  t.is(await firstByte(flat), 2);
+  await succeeds(t, pcow('delete', 'mnt/vm1@one'));
+  t.is(await firstByte(flat), 2);
+  t.notRegex(await succeeds(t, pcow('list', 'mnt/vm1')), /one/);
+});
+
+test.serial('one snapshot of several images of a mount', async (t) => {
+  const { pcow } = await stage(t);
+  await succeeds(t, pcow('snapshot', 'mnt/vm1@both', 'images/vm2@both'));
+  t.regex(await succeeds(t, pcow('list', 'mnt/vm1')), /both/);
+  t.regex(await succeeds(t, pcow('list', 'mnt/vm2')), /both/);
+  await fails(t, pcow('snapshot', 'mnt/vm2@both', 'mnt/vm1@both'), 5, /both/);
+  await succeeds(t, pcow('create', 'elsewhere', '1M'));
+  await fails(t, pcow('snapshot', 'mnt/vm1@x', 'elsewhere@x'), 2, /not in the same mount/);
+});
+
+test.serial('clone and create --base freeze a mounted base through the mount', async (t) => {
+  const { pcow, flat, scratch } = await stage(t);
+  await write(flat, 1);
+  await succeeds(t, pcow('clone', 'mnt/vm1', 'mnt/clone1'));
+  await succeeds(t, pcow('clone', 'images/vm1', 'images/clone2'));
+  await succeeds(t, pcow('create', 'images/larger', '2M', '--base', 'mnt/vm1', '--block-size', '64K'));
+  await succeeds(t, pcow('create', 'outside', '--base', 'images/vm1'));
+  await write(flat, 2);
+  t.is(await firstByte(path.join(scratch, 'mnt/clone1')), 1);
+  t.is(await firstByte(path.join(scratch, 'mnt/clone2')), 1);
+  t.is(await firstByte(path.join(scratch, 'mnt/larger')), 1);
+  t.is((await stat(path.join(scratch, 'mnt/larger'))).size, 2 ** 21);
+  t.regex(await succeeds(t, pcow('info', 'outside')), /^base +images\/vm1\.pcow@auto-/m);
+  await succeeds(t, pcow('snapshot', 'mnt/vm1@two'));
+  await succeeds(t, pcow('clone', 'mnt/vm1@two', 'mnt/clone3'));
+  t.is(await firstByte(path.join(scratch, 'mnt/clone3')), 2);
+});
+
+test.serial('resize grows the flat file', async (t) => {
+  const { pcow, flat } = await stage(t);
+  await succeeds(t, pcow('resize', 'mnt/vm1', '3M'));
+  t.is((await stat(flat)).size, 3 * 2 ** 20);
+  await fails(t, pcow('resize', 'mnt/vm1', '2M'), 3, /can grow, but not shrink/);
+});
+
+test.serial('an image that is made in a mount, or beside it, appears in the mount', async (t) => {
+  const { pcow, scratch } = await stage(t);
+  await succeeds(t, pcow('create', 'mnt/new1', '1M'));
+  await succeeds(t, pcow('create', 'images/new2', '1M'));
+  t.is((await stat(path.join(scratch, 'mnt/new1'))).size, 2 ** 20);
+  t.is((await stat(path.join(scratch, 'mnt/new2'))).size, 2 ** 20);
+  await fails(t, pcow('create', 'mnt/new1', '1M'), 5, /new1\.pcow exists already/);
+});
+
+test.serial('what goes wrong is told in the words of the mount, with the exit codes of images at rest', async (t) => {
+  const { pcow, flat } = await stage(t);
+  await succeeds(t, pcow('snapshot', 'mnt/vm1@one'));
+  await fails(t, pcow('snapshot', 'mnt/vm1@one'), 5, /vm1.*one/);
+  await fails(t, pcow('rollback', 'mnt/vm1@none'), 4, /none/);
+  await fails(t, pcow('delete', 'mnt/vm1@none'), 4, /none/);
+  await fails(t, pcow('snapshot', 'mnt/vm1@a b'), 3, /white space/);
+  await fails(t, pcow('clone', 'mnt/vm1', 'mnt/vm2'), 5, /vm2/);
+  await succeeds(t, pcow('clone', 'mnt/vm1@one', 'mnt/vm3'));
+  await fails(t, pcow('delete', 'mnt/vm1@one'), 6, /vm3\.pcow/);
+  await fails(t, pcow('info', 'mnt/none'), 4, /there is no image/);
+  await fails(t, pcow('info', 'mnt/.pcow/vm1/status'), 3, /not the flat file/);
+  await fails(t, pcow('info', 'mnt/.pcow/vm1/at/one'), 3, /mnt\/vm1@one/);
+  await fails(t, pcow('create', 'mnt/.pcow/new', '1M'), 3, /control files/);
+
+  const opened = await open(flat, 'r+');
+  const user = spawn('sleep', ['60'], { stdio: [opened.fd, 'ignore', 'ignore'] });
+  t.teardown(() => user.kill());
+  await once(user, 'spawn');
+  await opened.close();
+  await fails(t, pcow('rollback', 'mnt/vm1@one'), 6, new RegExp(`vm1.*${user.pid}`));
+});
+
+test.serial('a read-only mount changes nothing', async (t) => {
+  const { pcow } = await stage(t, '--read-only');
+  await fails(t, pcow('snapshot', 'mnt/vm1@one'), 7);
+  t.regex(await succeeds(t, pcow('list', 'mnt/vm1')), /no snapshots/);
+});
+
+test.serial('a mount of its own process: mount returns when it is ready, umount when it is over', async (t) => {
+  const scratch = await scratchDirectory(t);
+  const pcow = pcowIn(scratch);
+  await mkdir(path.join(scratch, 'images'));
+  await mkdir(path.join(scratch, 'mnt'));
+  await succeeds(t, pcow('create', 'images/vm1', '1M'));
+  t.teardown(() => pcow('umount', 'mnt'));
+  t.is(await succeeds(t, pcow('mount', 'images', 'mnt', '--log', 'log')), 'images is mounted on mnt\n');
+  await write(path.join(scratch, 'mnt/vm1'), 7);
+  await fails(t, pcow('mount', 'images', 'mnt'), 11, /already/);
+  t.is(await succeeds(t, pcow('umount', 'mnt')), 'mnt is unmounted\n');
+  t.regex(await succeeds(t, pcow('info', 'images/vm1')), /^state +closed$/m);
+  t.regex(await readFile(path.join(scratch, 'log'), 'utf8'), /is mounted on/);
+  await fails(t, pcow('umount', 'mnt'), 11, /mnt/);
+  await fails(t, pcow('mount', 'images', 'nowhere'), 11, /nowhere does not exist/);
+  await fails(t, pcow('mount', 'nowhere', 'mnt'), 11, /nowhere does not exist/);
+  await fails(t, pcow('mount', 'images', 'mnt', '--foreground', '--log', 'log'), 2, /--log/);
+});
+
+test.serial('a mount that died is told as such', async (t) => {
+  const scratch = await scratchDirectory(t);
+  await mkdir(path.join(scratch, 'images'));
+  await mkdir(path.join(scratch, 'mnt'));
+  const pcow = pcowIn(scratch);
+  await succeeds(t, pcow('create', 'images/vm1', '1M'));
+  const daemon = await mounted(t, path.join(scratch, 'images'), path.join(scratch, 'mnt'));
+  daemon.kill('SIGKILL');
+  await once(daemon, 'close');
+  await fails(t, pcow('snapshot', 'images/vm1@one'), 11, /died/, /pcow umount/);
+  await fails(t, pcow('info', 'mnt/vm1'), 11, /died/, /pcow umount/);
+  await succeeds(t, pcow('umount', 'mnt'));
+  await succeeds(t, pcow('snapshot', 'images/vm1@one'));
+});
