@@ -1,0 +1,118 @@
+/** A directory of images, mounted for one test by a process of its own (mounted.ts says how that one is got rid of). */
+import { type ChildProcess, execFile } from 'node:child_process';
+import { once } from 'node:events';
+import { mkdir, open, readFile } from 'node:fs/promises';
+import path from 'node:path';
+import { promisify } from 'node:util';
+
+import type { ExecutionContext } from 'ava';
+
+import { Image } from '../../src/engine/index.js';
+import { mounted } from './mounted.js';
+import { scratchDirectory } from './scratch.js';
+
+const run = promisify(execFile);
+
+export const MiB = 1 << 20;
+
+export interface Status {
+  state: string;
+  problem: string | null;
+  size: number;
+  holder: { pid: number; command: string; mount: boolean } | null;
+  open: { reading: number; writing: number; snapshots: number };
+  lastError: { command: string; errno: string; message: string } | null;
+}
+
+export class TestMount {
+  readonly images: string;
+  readonly point: string;
+  #daemon: ChildProcess | null = null;
+
+  constructor(
+    readonly t: ExecutionContext<unknown>,
+    readonly scratch: string,
+  ) {
+    this.images = path.join(scratch, 'images');
+    this.point = path.join(scratch, 'mnt');
+  }
+
+  get daemon(): ChildProcess {
+    if (!this.#daemon) throw new Error('it is not mounted');
+    return this.#daemon;
+  }
+
+  async mount(...options: string[]): Promise<void> {
+    this.#daemon = await mounted(this.t, this.images, this.point, ...options);
+  }
+
+  /** Ends it as a user would. Fails where it is in use. */
+  async unmount(): Promise<void> {
+    const ended = once(this.daemon, 'close');
+    await run('fusermount3', ['-u', this.point]);
+    const [status] = (await ended) as [number | null];
+    if (status !== 0) throw new Error(`the mount ended with ${status}`);
+    this.#daemon = null;
+  }
+
+  /** SIGKILL, and nothing else: the mountpoint stays behind. */
+  async kill(): Promise<void> {
+    const ended = once(this.daemon, 'close');
+    this.daemon.kill('SIGKILL');
+    await ended;
+    this.#daemon = null;
+  }
+
+  /** The image file. */
+  image(name: string): string {
+    return path.join(this.images, `${name}.pcow`);
+  }
+
+  /** The flat file. */
+  file(name: string): string {
+    return path.join(this.point, name);
+  }
+
+  /** A control file of an image, or something below it. */
+  control(name: string, ...parts: string[]): string {
+    return path.join(this.point, '.pcow', name, ...parts);
+  }
+
+  async status(name: string): Promise<Status> {
+    return JSON.parse(await readFile(this.control(name, 'status'), 'utf8')) as Status;
+  }
+
+  /** One write to a control file. */
+  async write(text: string | Uint8Array, ...parts: string[]): Promise<void> {
+    const file = await open(path.join(this.point, '.pcow', ...parts), 'w');
+    try {
+      await (typeof text === 'string' ? file.write(text) : file.write(text));
+    } finally {
+      await file.close();
+    }
+  }
+
+  /** A command that must fail with this errno; returns the sentence that `status` has for it. */
+  async refused(errno: string, text: string | Uint8Array, name: string, control: string): Promise<string> {
+    await this.t.throwsAsync(this.write(text, name, control), { code: errno }, `${control} ${String(text)}`);
+    const { lastError } = await this.status(name);
+    this.t.is(lastError?.command, control);
+    this.t.is(lastError?.errno, errno);
+    return lastError?.message ?? '';
+  }
+}
+
+/** Images by name and size in bytes, in a directory that is not mounted yet. */
+export async function imagesFor(t: ExecutionContext<unknown>, images: Record<string, number>): Promise<TestMount> {
+  const mount = new TestMount(t, await scratchDirectory(t));
+  await mkdir(mount.images);
+  await mkdir(mount.point);
+  for (const [name, size] of Object.entries(images)) await Image.create(mount.image(name), { size });
+  return mount;
+}
+
+export async function mountedImages(t: ExecutionContext<unknown>, images: Record<string, number>): Promise<TestMount> {
+  const mount = await imagesFor(t, images);
+  await mount.mount();
+  return mount;
+}

@@ -1,0 +1,62 @@
+/** The C programs of test/programs, built when a test needs them. */
+import { type ChildProcessByStdio, execFile, spawn } from 'node:child_process';
+import { once } from 'node:events';
+import path from 'node:path';
+import { createInterface } from 'node:readline';
+import type { Readable, Writable } from 'node:stream';
+import { fileURLToPath } from 'node:url';
+import { promisify } from 'node:util';
+
+import type { ExecutionContext } from 'ava';
+
+const run = promisify(execFile);
+const sources = fileURLToPath(new URL('../../../test/programs/', import.meta.url));
+
+/** The path of the built program. */
+export async function program(name: string, scratch: string): Promise<string> {
+  const output = path.join(scratch, name);
+  await run('gcc', ['-O2', '-Wall', '-Wextra', '-Werror', '-pthread', '-o', output, path.join(sources, `${name}.c`)]);
+  return output;
+}
+
+/** A program that answers each line with a line. Ends with the test. */
+export class Conversation {
+  readonly #child: ChildProcessByStdio<Writable, Readable, null>;
+  readonly #lines: AsyncIterator<string>;
+
+  private constructor(t: ExecutionContext<unknown>, file: string, words: string[]) {
+    this.#child = spawn(file, words, { stdio: ['pipe', 'pipe', 'inherit'] });
+    t.teardown(() => this.#child.kill('SIGKILL'));
+    this.#lines = createInterface({ input: this.#child.stdout })[Symbol.asyncIterator]();
+  }
+
+  /** Resolves when it has said its first line. */
+  static async start(t: ExecutionContext<unknown>, file: string, ...words: string[]): Promise<Conversation> {
+    const conversation = new Conversation(t, file, words);
+    await conversation.#answer();
+    return conversation;
+  }
+
+  get pid(): number {
+    return this.#child.pid ?? 0;
+  }
+
+  async ask(line: string): Promise<string> {
+    this.#child.stdin.write(`${line}\n`);
+    return this.#answer();
+  }
+
+  /** SIGKILL, or by closing its input. */
+  async end(signal?: NodeJS.Signals): Promise<void> {
+    const ended = once(this.#child, 'close');
+    if (signal) this.#child.kill(signal);
+    else this.#child.stdin.end();
+    await ended;
+  }
+
+  async #answer(): Promise<string> {
+    const { value, done } = (await this.#lines.next()) as IteratorResult<string, undefined>;
+    if (done) throw new Error('the program has ended');
+    return value;
+  }
+}

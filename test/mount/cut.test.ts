@@ -1,0 +1,154 @@
+/** Snapshots of plainly mapped flat files: each is a consistent cut, and nobody is left stopped. */
+import { execFile } from 'node:child_process';
+import { readFile, readdir } from 'node:fs/promises';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { promisify } from 'node:util';
+
+import test from 'ava';
+
+import { imagesFor, MiB, mountedImages, type TestMount } from '../helpers/mount.js';
+import { Conversation, program } from '../helpers/program.js';
+import { type CutShape, checkCut, cutSize } from './cut-record.js';
+
+const run = promisify(execFile);
+const SHAPE: CutShape = { threads: 3, pages: 100 };
+
+async function readCut(file: string): Promise<Buffer> {
+  return (await readFile(file)).subarray(0, cutSize(SHAPE));
+}
+
+async function writerOn(mount: TestMount, name: string): Promise<Conversation> {
+  const writer = await program('cut-writer', mount.scratch);
+  return Conversation.start(mount.t, writer, mount.file(name), String(SHAPE.threads), String(SHAPE.pages));
+}
+
+/** One letter, as in /proc/PID/stat. */
+async function stateOf(pid: number): Promise<string> {
+  const text = await readFile(`/proc/${pid}/stat`, 'utf8');
+  return text.slice(text.lastIndexOf(') ') + 2)[0] ?? '';
+}
+
+test.serial('the checker sees what is no cut', async (t) => {
+  const mount = await mountedImages(t, { vm1: 8 * MiB });
+  const writer = await writerOn(mount, 'vm1');
+  await sleep(100);
+  // The mapping read while it is written to: some pages are older than others.
+  await t.throwsAsync(async () => checkCut(await readCut(mount.file('vm1')), SHAPE), { message: /thread/ });
+  await writer.end('SIGKILL');
+});
+
+test.serial('dozens of snapshots under a writer are consistent cuts', async (t) => {
+  const mount = await mountedImages(t, { vm1: 8 * MiB });
+  const writer = await writerOn(mount, 'vm1');
+  let before = [0];
+  for (let i = 0; i < 40; ++i) {
+    await mount.write(`s${i}`, 'vm1', 'snapshot');
+    const last = checkCut(await readCut(mount.control('vm1', 'at', `s${i}`)), SHAPE);
+    t.true(
+      last.every((number, thread) => number >= (before[thread] ?? 0)),
+      'a later snapshot holds no less',
+    );
+    before = last;
+  }
+  t.true(Math.min(...before) > 1000, `the writer wrote: ${before.join(' ')}`);
+  t.not(await stateOf(writer.pid), 'T');
+  // A frozen layer never changes.
+  const [first, again] = [await readCut(mount.control('vm1', 'at', 's0')), await readCut(mount.control('vm1', 'at', 's0'))];
+  t.deepEqual(first, again);
+  await writer.end('SIGKILL');
+});
+
+test.serial('one snapshot of two images is one cut across both', async (t) => {
+  const mount = await mountedImages(t, { vm1: 8 * MiB, vm2: 8 * MiB });
+  const tool = await program('map-tool', mount.scratch);
+  const one = await Conversation.start(t, tool, mount.file('vm1'));
+  const two = await Conversation.start(t, tool, mount.file('vm2'));
+  // vm2 gets each number only when vm1 has it: a cut has in vm1 the number of vm2, or the next one.
+  let writing = true;
+  const writer = (async () => {
+    for (let i = 1; writing; i = (i % 200) + 1) {
+      await one.ask(`write 4096 1 ${i}`);
+      await two.ask(`write 4096 1 ${i}`);
+    }
+  })();
+  for (let i = 0; i < 15; ++i) {
+    await mount.write(`cut${i} vm1 vm2`, 'snapshot');
+    const [a = 0, b = 0] = await Promise.all(
+      ['vm1', 'vm2'].map(async (name) => (await readFile(mount.control(name, 'at', `cut${i}`)))[4096]),
+    );
+    t.true(a === b || a === (b % 200) + 1, `vm1 has ${a}, vm2 has ${b}`);
+  }
+  writing = false;
+  await writer;
+});
+
+test.serial('a process that somebody had stopped before stays stopped', async (t) => {
+  const mount = await mountedImages(t, { vm1: 8 * MiB });
+  const writer = await writerOn(mount, 'vm1');
+  process.kill(writer.pid, 'SIGSTOP');
+  while ((await stateOf(writer.pid)) !== 'T') await sleep(5);
+  await mount.write('s', 'vm1', 'snapshot');
+  checkCut(await readCut(mount.control('vm1', 'at', 's')), SHAPE);
+  t.is(await stateOf(writer.pid), 'T');
+  process.kill(writer.pid, 'SIGCONT');
+});
+
+test.serial('a process may ask for a snapshot of what it has mapped itself', async (t) => {
+  const mount = await mountedImages(t, { vm1: 8 * MiB });
+  const tool = await Conversation.start(t, await program('map-tool', mount.scratch), mount.file('vm1'));
+  await tool.ask('write 8192 100 7');
+  t.is(await tool.ask(`control ${mount.control('vm1', 'snapshot')} own`), 'ok');
+  t.is((await readFile(mount.control('vm1', 'at', 'own')))[8192], 7);
+  t.is(await tool.ask(`control ${mount.control('vm1', 'snapshot')} own`), '17', 'EEXIST');
+});
+
+test.serial('a clone of a mapped image is a cut as well', async (t) => {
+  const mount = await mountedImages(t, { vm1: 8 * MiB });
+  const writer = await writerOn(mount, 'vm1');
+  await sleep(100);
+  await mount.write('copy', 'vm1', 'clone');
+  const last = checkCut(await readCut(mount.file('copy')), SHAPE);
+  t.true(Math.min(...last) > 0);
+  await writer.end('SIGKILL');
+});
+
+test.serial('with --no-stop a snapshot of a mapped file is refused, and status says why', async (t) => {
+  const mount = await imagesFor(t, { vm1: 8 * MiB });
+  await mount.mount('--no-stop');
+  const writer = await writerOn(mount, 'vm1');
+  const sentence = await mount.refused('EBUSY', 's', 'vm1', 'snapshot');
+  t.regex(sentence, new RegExp(`process ${writer.pid} \\(cut-writer\\).*--no-stop`));
+  await writer.end('SIGKILL');
+  await mount.write('s', 'vm1', 'snapshot');
+  checkCut(await readCut(mount.control('vm1', 'at', 's')), SHAPE);
+});
+
+test.serial('a kill of the mount in the middle of a snapshot leaves no process stopped', async (t) => {
+  const mount = await imagesFor(t, { vm1: 8 * MiB });
+  let stoppedOnce = 0;
+  for (let round = 0; round < 8; ++round) {
+    await mount.mount();
+    const writer = await writerOn(mount, 'vm1');
+    await mount.write(`before${round}`, 'vm1', 'snapshot').catch(() => undefined);
+    const snapshot = mount.write(`s${round}`, 'vm1', 'snapshot').catch(() => undefined);
+    // Killed when it has just stopped the writer, or a little later.
+    const deadline = Date.now() + 1000;
+    while ((await stateOf(writer.pid)) !== 'T' && Date.now() < deadline) await sleep(0);
+    await sleep(round % 4);
+    if ((await stateOf(writer.pid)) === 'T') ++stoppedOnce;
+    await mount.kill();
+    await snapshot;
+    // The writer gets SIGBUS from its mapping when it runs on: it ends. What it must not be is stopped.
+    for (let waited = 0; waited < 200 && (await stopped(writer.pid)); ++waited) await sleep(10);
+    t.false(await stopped(writer.pid), 'the writer is stopped');
+    await writer.end('SIGKILL').catch(() => undefined);
+    await run('fusermount3', ['-u', '-z', mount.point]);
+  }
+  t.true(stoppedOnce > 0, 'at least one kill came while the writer was stopped');
+});
+
+async function stopped(pid: number): Promise<boolean> {
+  const threads = await readdir(`/proc/${pid}/task`).catch(() => []);
+  const states = await Promise.all(threads.map((thread) => stateOf(Number(thread)).catch(() => 'X')));
+  return states.includes('T');
+}

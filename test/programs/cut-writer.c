@@ -1,0 +1,63 @@
+/* Writes into a shared mapping of a file, with several threads and in causal order, until it is killed. test/mount/cut.ts checks
+ * what a snapshot holds of it.
+ *
+ *   cut-writer FILE THREADS PAGES
+ *
+ * Thread j owns PAGES pages. Its write number s (from 1) goes to the page of slot s % PAGES: a record of s and, for each thread k, of
+ * the number of the last write of k that had happened before. So a cut is consistent when for every thread it holds all of its
+ * writes up to one of them, and for every record in it also the writes that the record has seen.
+ */
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+enum { kPage = 4096, kMaxThreads = 64 };
+
+struct Record {
+  uint64_t seen[kMaxThreads];
+  /* Last, and written last: a record that is cut through still has its old number, and has seen no more than there was. */
+  _Atomic uint64_t number;
+};
+
+static char *base;
+static uint64_t threads, pages;
+static _Atomic uint64_t happened[kMaxThreads];
+
+/* Neighbouring writes go to pages far apart, so that the kernel writes them back in another order. */
+static uint64_t page_of(uint64_t slot) { return slot * 37 % pages; }
+
+static void *write_for_ever(void *argument) {
+  const uint64_t me = (uintptr_t)argument;
+  for (uint64_t number = 1;; ++number) {
+    struct Record *record = (struct Record *)(base + (me * pages + page_of(number % pages)) * kPage);
+    for (uint64_t k = 0; k < threads; ++k) record->seen[k] = atomic_load(&happened[k]);
+    atomic_store(&record->number, number);
+    atomic_store(&happened[me], number);
+  }
+  return NULL;
+}
+
+int main(int argc, char **argv) {
+  if (argc != 4) return 2;
+  threads = strtoull(argv[2], NULL, 10);
+  pages = strtoull(argv[3], NULL, 10);
+  if (threads == 0 || threads > kMaxThreads || pages % 37 == 0) return 2;
+  const int fd = open(argv[1], O_RDWR);
+  if (fd < 0) return perror("open"), 1;
+  base = mmap(NULL, threads * pages * kPage, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+  if (base == MAP_FAILED) return perror("mmap"), 1;
+  close(fd);
+  for (uint64_t j = 1; j < threads; ++j) {
+    pthread_t thread;
+    if (pthread_create(&thread, NULL, write_for_ever, (void *)(uintptr_t)j) != 0) return 1;
+  }
+  puts("writing");
+  fflush(stdout);
+  write_for_ever(NULL);
+}

@@ -1,0 +1,59 @@
+/* A shared mapping of a whole file, for tests: one command a line on stdin, one answer a line on stdout.
+ *
+ *   map-tool FILE
+ *     write OFFSET LENGTH BYTE   fills a range
+ *     read OFFSET                the byte there
+ *     sync                       msync of everything
+ *     punch OFFSET LENGTH        fallocate(PUNCH_HOLE)
+ *     control FILE TEXT          writes TEXT to a control file; answers "ok", or the number of the error
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+int main(int argc, char **argv) {
+  if (argc != 2) return 2;
+  const int fd = open(argv[1], O_RDWR);
+  struct stat status;
+  if (fd < 0 || fstat(fd, &status) != 0) return perror(argv[1]), 1;
+  unsigned char *base = mmap(NULL, (size_t)status.st_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+  if (base == MAP_FAILED) return perror("mmap"), 1;
+  puts("mapped");
+  fflush(stdout);
+  char line[4096], file[2048], text[1024];
+  while (fgets(line, sizeof line, stdin)) {
+    size_t offset, length;
+    unsigned byte;
+    int error = 0;
+    if (sscanf(line, "write %zu %zu %u", &offset, &length, &byte) == 3) {
+      memset(base + offset, (int)byte, length);
+    } else if (sscanf(line, "read %zu", &offset) == 1) {
+      printf("%u\n", base[offset]);
+      fflush(stdout);
+      continue;
+    } else if (sscanf(line, "punch %zu %zu", &offset, &length) == 2) {
+      error = fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)length) ? errno : 0;
+    } else if (sscanf(line, "control %2047s %1023s", file, text) == 2) {
+      const int control = open(file, O_WRONLY);
+      error = control < 0 || write(control, text, strlen(text)) < 0 ? errno : 0;
+      if (control >= 0) close(control);
+    } else if (strcmp(line, "sync\n") == 0) {
+      error = msync(base, (size_t)status.st_size, MS_SYNC) ? errno : 0;
+    } else {
+      return 2;
+    }
+    if (error) {
+      printf("%d\n", error);
+    } else {
+      puts("ok");
+    }
+    fflush(stdout);
+  }
+  return 0;
+}
