@@ -6,7 +6,7 @@
         "<!@(node -p \"['engine', 'addon'].flatMap((dir) => fs.readdirSync(dir).filter((name) => name.endsWith('.cc')).sort().map((name) => dir + '/' + name)).join(' ')\")"
       ],
       "include_dirs": ["."],
-      "defines": ["NAPI_VERSION=8", "NAPI_DISABLE_CPP_EXCEPTIONS", "NODE_ADDON_API_DISABLE_DEPRECATED", "_GNU_SOURCE", "_FILE_OFFSET_BITS=64"],
+      "defines": ["NAPI_VERSION=8", "NAPI_DISABLE_CPP_EXCEPTIONS", "NODE_ADDON_API_DISABLE_DEPRECATED", "NODE_API_SWALLOW_UNTHROWABLE_EXCEPTIONS", "_GNU_SOURCE", "_FILE_OFFSET_BITS=64"],
       "cflags_cc!": ["-std=gnu++17"],
       "cflags": ["-fvisibility=hidden"],
       "cflags_cc": [

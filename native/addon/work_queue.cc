@@ -113,7 +113,9 @@ void WorkQueue::push_ready(Ready ready) {
   if (ready_.size() == 1 && !stopped_) wakeup_.NonBlockingCall();
 }
 
-// JavaScript thread. `env` is null when the environment is going down.
+// JavaScript thread. `env` is null when the environment is going down. A worker thread of Node may be terminated at any moment
+// in here: every call into JavaScript fails from then on, and NODE_API_SWALLOW_UNTHROWABLE_EXCEPTIONS (binding.gyp) keeps
+// node-addon-api from ending the process for that.
 void WorkQueue::drain(Napi::Env env, Napi::Function, WorkQueue* queue, void*) {
   if (static_cast<napi_env>(env) == nullptr) return;
   std::deque<Ready> ready;
