@@ -1,0 +1,73 @@
+/** cli/qemu.ts: the arithmetic of the options. That QEMU takes them: qemu-args.test.ts. */
+import test from 'ava';
+import { PcowError } from '../../src/engine/index.js';
+import { Failure } from '../../cli/errors.js';
+import { qemuOptions, type QemuRequest } from '../../cli/qemu.js';
+
+const MIB = 2 ** 20;
+const GIB = 2 ** 30;
+
+function options(request: Partial<QemuRequest>) {
+  return qemuOptions({
+    file: '/mnt/vm1',
+    size: GIB,
+    device: 'virtio-pmem',
+    memory: 4 * GIB,
+    id: 'pcow0',
+    unarmed: false,
+    ...request,
+  });
+}
+
+test('virtio-pmem', (t) => {
+  const { args, warnings } = options({});
+  t.deepEqual(args, [
+    ...['-machine', 'q35'],
+    ...['-m', '4096M,slots=1,maxmem=5120M'],
+    ...['-object', 'memory-backend-file,id=pcow0,share=on,mem-path=/mnt/vm1,size=1073741824'],
+    ...['-device', 'virtio-pmem-pci,id=pcow0-device,memdev=pcow0'],
+  ]);
+  t.deepEqual(warnings, []);
+});
+
+test('nvdimm says what its flushes are worth', (t) => {
+  const plain = options({ device: 'nvdimm' });
+  t.true(plain.args.includes('q35,nvdimm=on'));
+  t.true(plain.args.includes('nvdimm,id=pcow0-device,memdev=pcow0'));
+  t.regex(plain.warnings.join(), /not durable/);
+  const unarmed = options({ device: 'nvdimm', unarmed: true });
+  t.true(unarmed.args.includes('nvdimm,id=pcow0-device,memdev=pcow0,unarmed=on'));
+  t.regex(unarmed.warnings.join(), /read-only/);
+});
+
+test('a size that QEMU does not take is refused, with the next one that it takes and the command', (t) => {
+  const error = t.throws(() => options({ size: 3 * MIB }), { instanceOf: Failure });
+  t.is(error.code, 'PCOW_INVALID');
+  t.regex(error.message, /"\/mnt\/vm1" has 3145728 bytes, which is not a multiple of 2 MiB.* the next one is 4M/);
+  t.is(error.hint, 'pcow resize /mnt/vm1 4M');
+});
+
+test('below the memory sections of a Linux guest there is a warning', (t) => {
+  t.regex(options({ size: 130 * MIB }).warnings.join(), /not a multiple of 128 MiB.*pcow resize \/mnt\/vm1 256M/);
+  t.deepEqual(options({ size: 256 * MIB }).warnings, []);
+});
+
+test('maxmem has room for a last part of a GiB', (t) => {
+  t.true(options({ size: 1280 * MIB }).args.includes('4096M,slots=1,maxmem=6144M'));
+});
+
+test('large images come with address bits', (t) => {
+  t.false(options({ size: 512 * GIB }).args.includes('-cpu'));
+  t.true(options({ size: 1024 * GIB }).args.includes('max,phys-bits=42'));
+  t.true(options({ size: 16 * 1024 * GIB }).args.includes('max,phys-bits=45'));
+});
+
+test('a comma in a path is doubled, as QEMU wants it', (t) => {
+  t.true(options({ file: '/mnt/a,b' }).args.some((arg) => arg.includes('mem-path=/mnt/a,,b,size=')));
+});
+
+test('an id that would be more than an id is refused', (t) => {
+  for (const id of ['', '0', 'a,b', 'a b', 'a=b']) {
+    t.is(t.throws(() => options({ id }), { instanceOf: PcowError }).code, 'PCOW_USAGE');
+  }
+});
