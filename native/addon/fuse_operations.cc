@@ -158,7 +158,9 @@ int set_times(const char* path, const timespec times[2]) {
 int get_attribute(const char* path, const char* name, char* value, size_t size) {
   if (!javascript.getxattr) return -ENOSYS;
   if (std::strncmp(name, "user.", 5) != 0) return -ENODATA;
-  return javascript.getxattr(path, name, value, size);
+  const int length = javascript.getxattr(path, name, value, size);
+  // fuse-native copies what fits and returns the whole length; callers that guess a size wait for this to try a larger one.
+  return size != 0 && length > 0 && static_cast<size_t>(length) > size ? -ERANGE : length;
 }
 
 // The session is over, whoever ended it: nothing more will be asked.

@@ -1,6 +1,7 @@
 /** A directory of images, mounted for one test by a process of its own (mounted.ts says how that one is got rid of). */
 import { type ChildProcess, execFile } from 'node:child_process';
 import { once } from 'node:events';
+import { constants } from 'node:fs';
 import { mkdir, open, readFile } from 'node:fs/promises';
 import path from 'node:path';
 import { promisify } from 'node:util';
@@ -84,7 +85,8 @@ export class TestMount {
 
   /** One write to a control file. */
   async write(text: string | Uint8Array, ...parts: string[]): Promise<void> {
-    const file = await open(path.join(this.point, '.pcow', ...parts), 'w');
+    // As a shell's `>`, but never making a file.
+    const file = await open(path.join(this.point, '.pcow', ...parts), constants.O_WRONLY | constants.O_TRUNC);
     try {
       await (typeof text === 'string' ? file.write(text) : file.write(text));
     } finally {

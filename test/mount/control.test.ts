@@ -1,0 +1,207 @@
+/** The control files: commands, what they say when they are read, and bad input. */
+import { execFile, fork } from 'node:child_process';
+import { once } from 'node:events';
+import { open, readdir, readFile, stat, writeFile } from 'node:fs/promises';
+import path from 'node:path';
+import { promisify } from 'node:util';
+
+import test from 'ava';
+
+import { MiB, mountedImages, type TestMount } from '../helpers/mount.js';
+import { Conversation, program } from '../helpers/program.js';
+
+const run = promisify(execFile);
+
+/** Puts bytes at the beginning of the flat file. */
+async function put(mount: TestMount, name: string, text: string): Promise<void> {
+  await writeFile(mount.file(name), text, { flag: 'r+' });
+}
+
+async function beginOf(file: string, length: number): Promise<string> {
+  return (await readFile(file)).toString('latin1', 0, length);
+}
+
+test.serial('snapshot, look back, roll back, delete', async (t) => {
+  const mount = await mountedImages(t, { vm1: MiB });
+  await put(mount, 'vm1', 'one');
+  await mount.write('first\n', 'vm1', 'snapshot');
+  await put(mount, 'vm1', 'two');
+  await mount.write('second', 'vm1', 'snapshot');
+  await put(mount, 'vm1', 'xyz');
+  t.deepEqual(await readdir(mount.control('vm1', 'at')), ['first', 'second']);
+  t.is(await beginOf(mount.control('vm1', 'at', 'first'), 3), 'one');
+  t.is(await beginOf(mount.control('vm1', 'at', 'second'), 3), 'two');
+  t.is(await beginOf(mount.file('vm1'), 3), 'xyz');
+  const at = await stat(mount.control('vm1', 'at', 'first'));
+  t.is(at.size, MiB);
+  t.is(at.mode & 0o777, 0o444);
+  await t.throwsAsync(writeFile(mount.control('vm1', 'at', 'first'), 'x', { flag: 'r+' }), { code: 'EACCES' });
+
+  await mount.write('first', 'vm1', 'rollback');
+  t.is(await beginOf(mount.file('vm1'), 3), 'one', 'the page cache holds nothing of before');
+  const lines = (await readFile(mount.control('vm1', 'snapshots'), 'utf8')).trimEnd().split('\n');
+  t.deepEqual(
+    lines.map((line) => JSON.parse(line) as { name: string; current: boolean }).map(({ name, current }) => [name, current]),
+    [
+      ['first', true],
+      ['second', false],
+    ],
+  );
+  await mount.write('second', 'vm1', 'delete');
+  t.deepEqual(await readdir(mount.control('vm1', 'at')), ['first']);
+  // The same name again shows the new content, not cached pages of the old one.
+  await put(mount, 'vm1', 'new');
+  await mount.write('second', 'vm1', 'snapshot');
+  t.is(await beginOf(mount.control('vm1', 'at', 'second'), 3), 'new');
+});
+
+test.serial('clone, as it is now and at a snapshot; neither changes the other', async (t) => {
+  const mount = await mountedImages(t, { base: MiB });
+  await put(mount, 'base', 'old');
+  await mount.write('s', 'base', 'snapshot');
+  await put(mount, 'base', 'now');
+  await mount.write('a', 'base', 'clone');
+  await mount.write('b s', 'base', 'clone');
+  await put(mount, 'base', 'xxx');
+  t.is(await beginOf(mount.file('a'), 3), 'now');
+  t.is(await beginOf(mount.file('b'), 3), 'old');
+  await put(mount, 'a', 'own');
+  t.is(await beginOf(mount.file('base'), 3), 'xxx');
+  t.regex(await mount.refused('EBUSY', 's', 'base', 'delete'), /b\.pcow/);
+  t.regex(await mount.refused('EEXIST', 'a', 'base', 'clone'), /a already/);
+  await mount.refused('ENOENT', 'c nothing', 'base', 'clone');
+  for (const bad of ['..', 'x/y', '.hidden', 'a@b', 'status', 'x'.repeat(251)]) await mount.refused('EINVAL', bad, 'base', 'clone');
+  t.deepEqual(await readdir(mount.images), ['a.pcow', 'b.pcow', 'base.pcow']);
+});
+
+test.serial('a snapshot of several images', async (t) => {
+  const mount = await mountedImages(t, { vm1: MiB, vm2: MiB });
+  await mount.write('both vm1 vm2', 'snapshot');
+  for (const name of ['vm1', 'vm2']) t.deepEqual(await readdir(mount.control(name, 'at')), ['both']);
+  for (const [errno, text] of [
+    ['EEXIST', 'both vm1 vm2'],
+    ['EINVAL', 'twice vm1 vm1'],
+    ['EINVAL', 'alone'],
+    ['ENOENT', 's vm1 vm9'],
+  ] as const) {
+    await t.throwsAsync(mount.write(text, 'snapshot'), { code: errno }, text);
+    const { lastError } = JSON.parse(await readFile(path.join(mount.point, '.pcow/status'), 'utf8')) as {
+      lastError: { errno: string };
+    };
+    t.is(lastError.errno, errno);
+  }
+  t.deepEqual(await readdir(mount.control('vm1', 'at')), ['both']);
+});
+
+test.serial('resize grows an image, and its flat file at once', async (t) => {
+  const mount = await mountedImages(t, { vm1: MiB });
+  await mount.write(String(2 * MiB), 'vm1', 'resize');
+  t.is((await stat(mount.file('vm1'))).size, 2 * MiB);
+  t.is((await readFile(mount.file('vm1'))).length, 2 * MiB);
+  for (const bad of [String(MiB), '-1', '1G', '4097', '99999999999999999999']) await mount.refused('EINVAL', bad, 'vm1', 'resize');
+});
+
+test.serial('bad text is refused with a sentence, and changes nothing', async (t) => {
+  const mount = await mountedImages(t, { vm1: MiB });
+  const bad: [string | Uint8Array, RegExp][] = [
+    ['\n', /empty/],
+    ['a b', /takes/],
+    ['a\nb', /newline/],
+    ['a\0b', /NUL/],
+    [Uint8Array.of(0x61, 0xff, 0xfe), /UTF-8/],
+    ['x'.repeat(256), /255/],
+    ['x'.repeat(20_000), /limit/],
+    ['../up', /"\/"/],
+    ['..', /called/],
+    ['tab\u0007', /control character/],
+    ['a@b', /@/],
+  ];
+  for (const [text, sentence] of bad) t.regex(await mount.refused('EINVAL', text, 'vm1', 'snapshot'), sentence);
+  t.regex(await mount.refused('ENOENT', 'nothing', 'vm1', 'rollback'), /nothing/);
+  await mount.refused('ENOENT', 'nothing', 'vm1', 'delete');
+  t.deepEqual(await readdir(mount.control('vm1', 'at')), []);
+  await mount.write('größe', 'vm1', 'snapshot');
+  t.deepEqual(await readdir(mount.control('vm1', 'at')), ['größe']);
+});
+
+test.serial('shells: >, >>, and reading with the usual tools', async (t) => {
+  const mount = await mountedImages(t, { vm1: MiB });
+  const directory = mount.control('vm1');
+  const script = 'cd "$1" && echo a > snapshot && echo b >> snapshot && printf c > snapshot && ls at | tr "\\n" " "';
+  t.is((await run('bash', ['-c', script, 'bash', directory])).stdout, 'a b c ');
+  const { stdout } = await run('bash', ['-c', 'cd "$1" && grep -c name status && wc -c < status && stat -c %s status && cat snapshot', 'bash', directory]);
+  const [, counted, size, ...text] = stdout.trimEnd().split('\n');
+  t.is(counted, size);
+  t.regex(text.join('\n'), /newest is c/);
+  // Each control file says something.
+  for (const name of await readdir(directory)) {
+    if (name !== 'at') t.true((await readFile(path.join(directory, name), 'utf8')).endsWith('\n'), name);
+  }
+  t.regex(await readFile(path.join(mount.point, '.pcow/help'), 'utf8'), /rollback/);
+});
+
+test.serial('a text stays the same for one opening', async (t) => {
+  const mount = await mountedImages(t, { vm1: MiB });
+  const file = await open(mount.control('vm1', 'snapshots'));
+  await mount.write('later', 'vm1', 'snapshot');
+  t.is((await file.readFile()).length, 0);
+  await file.close();
+  t.regex(await readFile(mount.control('vm1', 'snapshots'), 'utf8'), /later/);
+});
+
+test.serial('metrics count what happened', async (t) => {
+  const mount = await mountedImages(t, { vm1: MiB, vm2: MiB });
+  await run('dd', ['if=/dev/zero', `of=${mount.file('vm1')}`, 'bs=4k', 'count=4', 'conv=notrunc,fsync']);
+  await mount.write('s', 'vm1', 'snapshot');
+  const text = await readFile(mount.control('vm1', 'metrics'), 'utf8');
+  t.regex(text, /^pcow_writes_total\{image="vm1"\} 4$/m);
+  t.regex(text, /^pcow_written_bytes_total\{image="vm1"\} 16384$/m);
+  t.regex(text, /^pcow_syncs_total\{image="vm1"\} 1$/m);
+  t.regex(text, /^pcow_commands_total\{image="vm1",command="snapshot"\} 1$/m);
+  const all = await readFile(path.join(mount.point, '.pcow/metrics'), 'utf8');
+  t.regex(all, /^pcow_size_bytes\{image="vm1"\} 1048576\npcow_size_bytes\{image="vm2"\} 1048576$/m);
+  t.is(all.match(/^# TYPE pcow_writes_total counter$/gm)?.length, 1);
+});
+
+test.serial('rollback is refused while somebody has the flat file open, and says who', async (t) => {
+  const mount = await mountedImages(t, { vm1: MiB });
+  await mount.write('s', 'vm1', 'snapshot');
+  const user = await Conversation.start(t, await program('map-tool', mount.scratch), mount.file('vm1'));
+  t.regex(await mount.refused('EBUSY', 's', 'vm1', 'rollback'), new RegExp(`process ${user.pid} \\(map-tool\\)`));
+  await user.end();
+  await mount.write('s', 'vm1', 'rollback');
+});
+
+test.serial('a snapshot whose file is open is not deleted', async (t) => {
+  const mount = await mountedImages(t, { vm1: MiB });
+  await mount.write('s', 'vm1', 'snapshot');
+  const file = await open(mount.control('vm1', 'at', 's'));
+  await mount.refused('EBUSY', 's', 'vm1', 'delete');
+  await file.close();
+  await mount.write('s', 'vm1', 'delete');
+});
+
+test.serial('an image that another process writes: readable, and status names the process', async (t) => {
+  const mount = await mountedImages(t, { vm1: MiB });
+  const child = fork(new URL('hold-image.js', import.meta.url), [mount.image('vm1')]);
+  t.teardown(() => child.kill('SIGKILL'));
+  await once(child, 'message');
+  t.is((await readFile(mount.file('vm1'))).length, MiB);
+  const sentence = await mount.refused('EBUSY', 's', 'vm1', 'snapshot');
+  t.regex(sentence, new RegExp(`\\b${child.pid}\\b`));
+  await t.throwsAsync(put(mount, 'vm1', 'x'), { code: 'EBUSY' });
+  const { holder } = await mount.status('vm1');
+  t.is(holder?.pid, child.pid);
+  t.false(holder?.mount);
+  // What it writes is seen through the mount, past any cached page.
+  child.send('write');
+  await once(child, 'message');
+  t.is(await beginOf(mount.file('vm1'), 3), 'new');
+  const ended = once(child, 'exit');
+  child.send('end');
+  await ended;
+  await mount.write('s', 'vm1', 'snapshot');
+  const after = await mount.status('vm1');
+  t.is(after.holder?.pid, mount.daemon.pid);
+  t.true(after.holder?.mount);
+});

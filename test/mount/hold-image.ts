@@ -1,0 +1,15 @@
+/** A process that has an image open for writing, and writes to it when it is told to. */
+import { Image } from '../../src/engine/index.js';
+
+const image = await Image.open(process.argv[2] ?? '', { write: true });
+process.on('message', (command: string) => {
+  void (async () => {
+    if (command === 'end') {
+      await image.close();
+      process.exit(0);
+    }
+    await image.write(Buffer.from('new'), 0);
+    process.send?.('written');
+  })();
+});
+process.send?.('open');
