@@ -115,6 +115,23 @@ Result<FoundBase> find_base(const std::string& image_path, const BaseSpec& spec)
   return found;
 }
 
+// The file that `stander` names as its base; the `number`-th of our chain, from 0.
+Result<std::shared_ptr<File>> ImageState::open_base(const std::string& stander, const BaseReference& reference,
+                                                    size_t number) const {
+  if (!options.given.empty()) {
+    if (number + 1 >= options.given.size())
+      return Error(Code::kBaseMissing, stander + " stands on " + reference.path + ", which was not handed over");
+    const GivenFile& given = options.given[number + 1];
+    return File::adopt(given.path, given.descriptor, options.observer);
+  }
+  auto directory_path = directory_of(stander);
+  if (!directory_path) return directory_path.error();
+  const std::string base_path = reference.path[0] == '/' ? reference.path : *directory_path + "/" + reference.path;
+  auto base = File::open(base_path, false, options.observer);
+  if (!base) return missing_base(stander, base_path, base.error());
+  return base;
+}
+
 // Opens the chain of bases, from the one that this image names to the last. On failure the former chain stays.
 Result<void> ImageState::open_bases() {
   Chain::Sources opened;

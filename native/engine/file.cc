@@ -21,6 +21,16 @@ Result<std::shared_ptr<File>> File::open(const std::string& path, bool write, Fi
   return file;
 }
 
+Result<std::shared_ptr<File>> File::adopt(const std::string& path, int descriptor, FileObserver* observer) {
+  const int duplicate = fcntl(descriptor, F_DUPFD_CLOEXEC, 0);
+  if (duplicate < 0) return system_error(errno, "cannot use the descriptor of " + path);
+  std::shared_ptr<File> file(new File(path, duplicate, observer));
+  auto status = file->status();
+  if (!status) return status.error();
+  if (!S_ISREG(status->st_mode)) return Error(Code::kNotAnImage, path + " is not a regular file");
+  return file;
+}
+
 Result<std::shared_ptr<File>> File::create(const std::string& path, FileObserver* observer) {
   const int descriptor = ::open(path.c_str(), O_RDWR | O_CLOEXEC | O_CREAT | O_EXCL, 0666);
   if (descriptor < 0) return system_error(errno, "cannot create " + path);

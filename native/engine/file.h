@@ -47,6 +47,8 @@ class File {
  public:
   // Opens an existing regular file. Anything else (a directory, a device, a pipe) is kInvalid, without blocking on it.
   static Result<std::shared_ptr<File>> open(const std::string& path, bool write, FileObserver* observer);
+  // A file that somebody else has opened: takes a duplicate of the descriptor, and with it its lock.
+  static Result<std::shared_ptr<File>> adopt(const std::string& path, int descriptor, FileObserver* observer);
   // Makes a new file; kExists where there is one.
   static Result<std::shared_ptr<File>> create(const std::string& path, FileObserver* observer);
   ~File();

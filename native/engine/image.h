@@ -20,6 +20,7 @@ namespace pcow {
 
 class FileObserver;
 class ImageState;
+class PendingState;
 class View;
 
 struct BaseSpec {
@@ -39,9 +40,18 @@ struct CreateOptions {
 // Makes a new image file. It appears under its name only when complete and durable.
 Result<void> create_image(const std::string& path, const CreateOptions& options);
 
+// A file of a chain that somebody else has opened for us.
+struct GivenFile {
+  std::string path;
+  int descriptor;  // stays the caller's
+};
+
 struct OpenOptions {
   bool write = false;                // be the one writer: takes the lock, or fails with kLocked
   std::string base_root;             // when not empty, bases must lie in this directory (kBaseOutside)
+  // Open descriptors to be used in place of paths (which need not be accessible): the image's, then its bases' in the
+  // order of the chain. To write, the image's must carry the writer's lock; it goes over to us.
+  std::vector<GivenFile> given;
   FileObserver* observer = nullptr;  // sees every file operation; outlives the image (tests)
 };
 
@@ -91,6 +101,20 @@ struct SnapshotInfo {
   bool automatic = false;
   bool current = false;  // the active layer stands directly on it
   uint64_t data = 0;     // bytes that this layer itself holds
+};
+
+// A run of the active layer's own bytes, whose places in the file are neighbours too.
+struct Extent {
+  uint64_t offset = 0;  // bytes, in the image
+  uint64_t length = 0;  // bytes; 0: none
+  uint64_t place = 0;   // bytes, in the image's file
+};
+
+// What a fault needed, for statistics.
+struct FaultWork {
+  bool expanded = false;   // space was allocated where nothing lay below
+  bool copied = false;     // something was copied from below
+  uint64_t copied_bytes = 0;
 };
 
 // Called from the working thread; false cancels: what was done stays sound.
@@ -143,12 +167,43 @@ class Image {
   // Points the image at another base without looking at the content (unsafe rebase). An empty path: no base.
   Result<void> set_base(const BaseSpec& base, bool has_base);
 
+  // For a monitor, which maps the image's own blocks into memory. One thread at a time calls these three.
+  //
+  // The run of own bytes around `offset` that may be mapped for writing: at most the 2 MiB around it, within its chunk.
+  Result<Extent> held(uint64_t offset) const;
+  // Makes the place at `offset` the active layer's own, with disk space behind it, and returns the run around it. Where
+  // nothing lies below, up to `ahead` bytes more are allocated. Where something does, the first write to a block copies
+  // one sub-block, a further one completes the block. kNoSpace changes nothing.
+  Result<Extent> make_writable(uint64_t offset, uint64_t ahead, FaultWork* work);
+  // Completes every block of the chunk at `offset` from below, with disk space, so that it maps in few pieces.
+  Result<void> complete_chunk(uint64_t offset, FaultWork* work);
+  int descriptor() const;  // of the image's file: what extents are mapped from
+
   // Syncs, sets the clean flag, gives up the lock. Later calls fail with kClosed.
   Result<void> close();
 
  private:
+  friend class PendingSnapshot;
   explicit Image(std::unique_ptr<ImageState> state);
   std::unique_ptr<ImageState> state_;
+};
+
+// A snapshot in steps, all on one thread. Until commit() the destructor undoes it.
+class PendingSnapshot {
+ public:
+  // Syncs, and makes the new structure durable beside the old one. Other changes of structure wait from here on.
+  static Result<std::unique_ptr<PendingSnapshot>> prepare(Image* image, const std::string& name, bool automatic);
+  // Keeps reads, writes and discards out. Must be followed by commit(), or by the destructor.
+  void close_gate();
+  // The moment: from here on the new active layer takes writes. Opens the gate.
+  Result<void> commit();
+  // Returns when the snapshot is durable.
+  Result<void> finish();
+  ~PendingSnapshot();
+
+ private:
+  explicit PendingSnapshot(std::unique_ptr<PendingState> state);
+  std::unique_ptr<PendingState> state_;
 };
 
 }  // namespace pcow

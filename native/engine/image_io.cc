@@ -17,9 +17,6 @@
 namespace pcow {
 namespace {
 
-// Structure changes are rare: who meets this many in a row is being fooled.
-constexpr int kStaleRounds = 100;
-
 // Joins neighbouring reads of one file into one system call.
 class Gatherer {
  public:
@@ -50,18 +47,6 @@ class Gatherer {
   char* to_ = nullptr;
   size_t length_ = 0;
 };
-
-// Does `attempt` again as long as a base was merged by another process meanwhile. What a first attempt wrote is simply
-// written once more.
-template <typename Attempt>
-Result<void> while_stale(ImageState& state, const Attempt& attempt) {
-  auto outcome = attempt();
-  for (int round = 0; round < kStaleRounds && !outcome && outcome.error().code == Code::kBaseChanged; round++) {
-    PCOW_TRY(state.refresh());
-    outcome = attempt();
-  }
-  return outcome;
-}
 
 // The part of one block that a request covers: bytes [from, to) of block `block`.
 struct Part {
@@ -205,6 +190,13 @@ Result<size_t> Image::read(const View* view, uint64_t offset, void* buffer, size
     PCOW_TRY(state.noted(state.refresh()));
   }
   return state.noted(Result<size_t>(Error(Code::kIo, state.path + " changes faster than it can be read")));
+}
+
+Result<void> ImageState::read_below(uint64_t block, uint32_t from, char* to, size_t length) {
+  Gatherer gatherer;
+  ChainReader reader(geometry, *below);
+  PCOW_TRY(reader.read({block, from, from + static_cast<uint32_t>(length)}, {}, *file, to, &gatherer));
+  return gatherer.flush();
 }
 
 // With the chunk's lock held. Tries to place the block where its logical neighbours' places say.

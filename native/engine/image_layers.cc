@@ -1,4 +1,4 @@
-// Changes of structure: snapshots, rollback, resize, another base.
+// Changes of structure: what all of them share, and rollback, resize, another base.
 //
 // Order of every such change (crash rules, docs/format.md):
 //   1. the new directory (and a new, empty table) is written to free space, and made durable
@@ -7,23 +7,12 @@
 // A crash before the slot is on the disk leaves the old structure untouched.
 
 #include <algorithm>
-#include <ctime>
 #include <shared_mutex>
 
 #include "base.h"
 #include "image_state.h"
 
 namespace pcow {
-namespace {
-
-int64_t now_ns() {
-  timespec now;
-  clock_gettime(CLOCK_REALTIME, &now);
-  return int64_t{now.tv_sec} * 1'000'000'000 + now.tv_nsec;
-}
-
-}  // namespace
-
 Result<void> ImageState::prepare_directory(Prepared* prepared) {
   if (prepared->directory.layers.size() > kMaxLayers)
     return Error(Code::kLimit, path + " has the most layers that an image can have (" + std::to_string(kMaxLayers) +
@@ -47,7 +36,7 @@ Result<void> ImageState::prepare_active(Prepared* prepared, uint64_t parent, uin
   Layer layer;
   layer.id = prepared->directory.next_id++;
   layer.parent = parent;
-  layer.time_ns = now_ns();
+  layer.time_ns = realtime_ns();
   layer.size = size;
   layer.table_length = geometry.table_length(size);
   const uint64_t blocks = layer.table_length >> geometry.block_shift();
@@ -178,82 +167,6 @@ Result<void> ImageState::change_directory(Prepared* prepared) {
   return sync();
 }
 
-Result<void> Image::snapshot(const std::string& name) { return snapshot_together({this}, name); }
-
-namespace {
-
-// One image's part of a snapshot: what its gate's exclusive holder needs.
-struct Cut {
-  ImageState* state;
-  ImageState::Prepared prepared;
-};
-
-Result<void> prepare_cut(Cut* cut, const std::string& name, bool automatic) {
-  ImageState& state = *cut->state;
-  if (state.directory.find(name)) return Error(Code::kExists, state.path + " already has a snapshot called " + name);
-  cut->prepared.directory = state.directory;
-  Directory& directory = cut->prepared.directory;
-  Layer* frozen = directory.find(directory.active);
-  frozen->name = name;
-  frozen->automatic = automatic;
-  frozen->time_ns = now_ns();
-  PCOW_TRY(state.prepare_active(&cut->prepared, frozen->id, frozen->size));
-  return state.prepare_directory(&cut->prepared);
-}
-
-Result<void> snapshot_states(std::vector<ImageState*> states, const std::string& name, bool automatic) {
-  PCOW_TRY(check_snapshot_name(name));
-  // One order for all callers, so that two of them never wait for each other.
-  std::sort(states.begin(), states.end());
-  if (std::adjacent_find(states.begin(), states.end()) != states.end())
-    return Error(Code::kInvalid, "an image is named twice for one snapshot: " + states.front()->path);
-  std::vector<std::unique_lock<std::mutex>> structures;
-  for (ImageState* state : states) {
-    structures.emplace_back(state->structure);
-    if (state->closed) return state->closed_error();
-    if (!state->writable()) return Error(Code::kReadOnly, state->path + " is open for reading only");
-  }
-  // Most of what there is to sync is synced before the cut, outside every lock that a writer meets.
-  std::vector<Cut> cuts;
-  Result<void> outcome;
-  for (ImageState* state : states) {
-    outcome = state->sync();
-    if (!outcome) break;
-    cuts.push_back({state, {}});
-    outcome = prepare_cut(&cuts.back(), name, automatic);
-    if (!outcome) break;
-  }
-  if (!outcome) {
-    for (const Cut& cut : cuts) cut.state->abandon(cut.prepared);
-    return outcome;
-  }
-  size_t committed = 0;
-  {
-    // All gates are closed before the first superblock changes: no write of any image falls between two of them.
-    std::vector<std::unique_lock<Gate>> gates;
-    for (const Cut& cut : cuts) gates.emplace_back(cut.state->gate);
-    for (; committed < cuts.size() && outcome; committed += outcome ? 1 : 0)
-      outcome = cuts[committed].state->commit(&cuts[committed].prepared);
-    for (size_t i = committed; i < cuts.size(); i++) cuts[i].state->abandon(cuts[i].prepared);
-  }
-  for (size_t i = 0; i < committed; i++) {
-    auto sealed = cuts[i].state->seal();
-    if (!sealed && outcome) outcome = sealed;
-  }
-  return outcome;
-}
-
-}  // namespace
-
-Result<void> Image::snapshot_together(const std::vector<Image*>& images, const std::string& name) {
-  std::vector<ImageState*> states;
-  for (Image* image : images) states.push_back(image->state_.get());
-  auto outcome = snapshot_states(states, name, false);
-  if (!outcome)
-    for (ImageState* state : states) state->note(outcome.error());
-  return outcome;
-}
-
 Result<bool> ImageState::active_is_empty() const {
   for (uint64_t chunk = 0; chunk < active->chunks(); chunk++) {
     if (!active->may_hold(chunk)) continue;
@@ -262,25 +175,6 @@ Result<bool> ImageState::active_is_empty() const {
       if (active->load(block)) return false;
   }
   return true;
-}
-
-Result<uint64_t> Image::freeze_for_clone(const std::string& name) {
-  ImageState& state = *state_;
-  {
-    const std::lock_guard structure(state.structure);
-    if (state.closed) return state.closed_error();
-    if (!state.writable()) return Error(Code::kReadOnly, state.path + " is open for reading only");
-    const Layer& active = state.directory.active_layer();
-    const Layer* parent = state.directory.find(active.parent);
-    auto empty = state.active_is_empty();
-    if (!empty) return empty.error();
-    if (*empty && parent && !parent->hidden && parent->size == active.size) return parent->id;
-  }
-  if (auto frozen = snapshot_states({&state}, name, true); !frozen) {
-    state.note(frozen.error());
-    return frozen.error();
-  }
-  return layer_id(name);
 }
 
 Result<uint64_t> Image::layer_id(const std::string& snapshot) const {

@@ -46,6 +46,16 @@ Result<std::shared_ptr<File>> open_locked(const std::string& path, FileObserver*
   }
 }
 
+// The lock came along with the descriptor; taking it once more is a no-op then, and fails where it did not.
+Result<std::shared_ptr<File>> open_given(const std::string& path, const OpenOptions& options) {
+  auto file = File::adopt(path, options.given.front().descriptor, options.observer);
+  if (!file || !options.write) return file;
+  auto locked = (*file)->try_lock();
+  if (!locked) return locked.error();
+  if (!*locked) return locked_by(**file);
+  return file;
+}
+
 }  // namespace
 
 bool ImageState::is_stale() const {
@@ -218,7 +228,9 @@ Image::~Image() { (void)state_->close(); }
 Result<void> Image::close() { return state_->noted(state_->close()); }
 
 Result<std::unique_ptr<Image>> Image::open(const std::string& path, const OpenOptions& options) {
-  auto file = options.write ? open_locked(path, options.observer) : File::open(path, false, options.observer);
+  auto file = !options.given.empty() ? open_given(path, options)
+              : options.write        ? open_locked(path, options.observer)
+                                     : File::open(path, false, options.observer);
   if (!file) return file.error();
   auto size = (*file)->size();
   if (!size) return size.error();

@@ -47,6 +47,8 @@ class View {
 // the entry before, and its data before that: a sync that takes the mark covers both.
 using Unsynced = std::map<std::shared_ptr<Table>, std::set<uint64_t>>;
 
+int64_t realtime_ns();  // since the epoch
+
 // A file that another process may write, and the generation at which we looked at it.
 struct Watch {
   std::shared_ptr<GenerationWatch> generation;
@@ -66,6 +68,8 @@ class ImageState {
   Result<void> load();       // directory, bases, active layer
   Result<void> take_over();  // the writer's part of opening: recovery, free map, the mark of being open
   Result<void> open_bases();
+  Result<std::shared_ptr<File>> open_base(const std::string& stander, const BaseReference& reference,
+                                          size_t number) const;
   Result<void> refresh();  // loads again what another process changed
   bool is_stale() const;   // somebody else has changed the structure of a file of the chain
   Result<void> close();
@@ -74,6 +78,7 @@ class ImageState {
   Result<size_t> read_locked(const View* view, uint64_t offset, void* buffer, size_t length);
   Result<void> write_locked(uint64_t offset, const void* buffer, size_t length);
   Result<void> discard_locked(uint64_t offset, uint64_t length);
+  Result<void> read_below(uint64_t block, uint32_t from, char* to, size_t length);
   Result<uint32_t> allocate_block(Table& table, uint64_t block);
   std::mutex& chunk_lock(uint64_t block) { return chunk_locks[block / kBlocksPerChunk % chunk_locks.size()]; }
 
@@ -81,6 +86,12 @@ class ImageState {
   Result<void> sync();
   void mark_unsynced(const std::shared_ptr<Table>& table, uint64_t chunk);
   void forget_unsynced(const Table& table);  // with `syncing` held
+
+  // image_fault.cc; the caller holds the gate shared
+  Result<Extent> make_writable_locked(uint64_t offset, uint64_t ahead, FaultWork* work);
+  Result<Entry> complete_block(uint64_t block, Entry entry, FaultWork* work);
+  Result<void> expand(uint64_t block, uint64_t ahead);
+  Extent held_extent(uint64_t offset) const;
 
   // image_layers.cc; the caller holds `structure`
   struct Prepared {
@@ -158,5 +169,20 @@ class ImageState {
   mutable std::mutex noting;  // guards `last_error`
   std::string last_error;
 };
+
+// Structure changes are rare: who meets this many in a row is being fooled.
+inline constexpr int kStaleRounds = 100;
+
+// Does `attempt` again as long as a base was merged by another process meanwhile. What a first attempt wrote is simply
+// written once more.
+template <typename Attempt>
+auto while_stale(ImageState& state, const Attempt& attempt) {
+  auto outcome = attempt();
+  for (int round = 0; round < kStaleRounds && !outcome && outcome.error().code == Code::kBaseChanged; round++) {
+    if (auto refreshed = state.refresh(); !refreshed) return decltype(outcome)(refreshed.error());
+    outcome = attempt();
+  }
+  return outcome;
+}
 
 }  // namespace pcow

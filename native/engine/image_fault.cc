@@ -1,0 +1,232 @@
+// What a monitor's page fault needs: own blocks of the active layer, with disk space behind them, to map into memory.
+//
+// The order is that of a write (image_io.cc): page of the table, block, data, entry, mark. What comes on top is that disk
+// space is allocated before anything is mapped: a store of the guest must never find the disk full, for that is SIGBUS.
+// Only whole sub-blocks that are `written` are mapped, so a sync that takes down the bits covers the guest's stores too:
+// the kernel writes dirty pages of the mapping back by the same fdatasync.
+
+#include <algorithm>
+#include <bit>
+#include <shared_mutex>
+
+#include "image_state.h"
+
+namespace pcow {
+namespace {
+
+constexpr uint64_t kLargestRun = uint64_t{2} << 20;  // bytes; what one mapping call covers at most
+
+}  // namespace
+
+// Both ways from the sub-block at `offset`, as far as sub-blocks are own and neighbours in the file.
+Extent ImageState::held_extent(uint64_t offset) const {
+  const uint32_t shift = geometry.sub_block_shift();
+  const uint32_t per_block = geometry.sub_blocks();
+  const uint64_t size = directory.active_layer().size;
+  const uint64_t chunk_bytes = uint64_t{kBlocksPerChunk} << geometry.block_shift();
+  const uint64_t window = std::min(chunk_bytes, std::max<uint64_t>(kLargestRun, geometry.block_size()));
+  const uint64_t from = offset / window * window;
+  const uint64_t to = std::min(from + window, round_up<uint64_t>(size, geometry.sub_block_size()));
+  // The place in the file of the sub-block with this number in the image, or 0 where it is not our own.
+  const auto place_of = [&](uint64_t number) -> uint64_t {
+    const Entry entry = Entry::unpack(active->load(number / per_block));
+    const auto within = static_cast<uint32_t>(number % per_block);
+    if (!entry.index || !(entry.written >> within & 1)) return 0;
+    return (uint64_t{entry.index} << geometry.block_shift()) + (uint64_t{within} << shift);
+  };
+  const uint64_t middle = offset >> shift;
+  const uint64_t place = place_of(middle);
+  if (!place) return {};
+  uint64_t first = middle;
+  while (first > from >> shift && place_of(first - 1) == place - ((middle - first + 1) << shift)) first--;
+  uint64_t end = middle + 1;
+  while (end < (to + (uint64_t{1} << shift) - 1) >> shift && place_of(end) == place + ((end - middle) << shift)) end++;
+  Extent extent;
+  extent.offset = first << shift;
+  extent.length = std::min(end << shift, round_up<uint64_t>(size, kPageSize)) - extent.offset;
+  extent.place = place - ((middle - first) << shift);
+  return extent;
+}
+
+Result<Extent> Image::held(uint64_t offset) const {
+  const ImageState& state = *state_;
+  const std::shared_lock lock(state.gate);
+  if (state.closed) return state.closed_error();
+  return state.held_extent(offset);
+}
+
+int Image::descriptor() const {
+  return state_->file->descriptor();
+}
+
+// With the chunk's lock held, and the table's page ensured: every sub-block becomes own, and has disk space.
+Result<Entry> ImageState::complete_block(uint64_t block, Entry entry, FaultWork* work) {
+  const bool fresh = entry.index == 0;
+  const Entry before = entry;
+  if (fresh) {
+    auto index = allocate_block(*active, block);
+    if (!index) return index.error();
+    entry.index = *index;
+  }
+  const uint64_t place = uint64_t{entry.index} << geometry.block_shift();
+  const auto fill = [&]() -> Result<void> {
+    if (fresh && before.written && !space->is_durable(entry.index)) PCOW_TRY(file->sync());
+    PCOW_TRY(file->allocate(place, geometry.block_size()));
+    auto lower = below->mask(block);
+    if (!lower) return lower.error();
+    const auto missing = static_cast<uint16_t>(geometry.full_mask() & ~before.written);
+    // In a fresh block only what lies below must be written; in an old one the other sub-blocks too, for an unfinished
+    // write may have left something in them.
+    const auto wanted = static_cast<uint16_t>(fresh ? missing & *lower : missing);
+    std::vector<char> buffer;
+    for (uint32_t first = 0; first < geometry.sub_blocks(); first++) {
+      if (!(wanted >> first & 1)) continue;
+      uint32_t end = first + 1;
+      while (end < geometry.sub_blocks() && (wanted >> end & 1)) end++;
+      const uint64_t within = uint64_t{first} << geometry.sub_block_shift();
+      const size_t length = size_t{end - first} << geometry.sub_block_shift();
+      buffer.resize(length);
+      PCOW_TRY(read_below(block, static_cast<uint32_t>(within), buffer.data(), length));
+      PCOW_TRY(file->write(place + within, buffer.data(), length));
+      first = end;
+    }
+    if (is_stale()) return stale_error();
+    if (wanted & *lower) {
+      work->copied = true;
+      work->copied_bytes += static_cast<uint64_t>(std::popcount(wanted)) << geometry.sub_block_shift();
+    } else {
+      work->expanded = true;
+    }
+    return {};
+  };
+  if (auto filled = fill(); !filled) {
+    if (fresh) space->release(entry.index, 1);
+    return filled.error();
+  }
+  entry.written = geometry.full_mask();
+  active->store(block, entry);
+  mark_unsynced(active, block / kBlocksPerChunk);
+  return entry;
+}
+
+Result<Extent> ImageState::make_writable_locked(uint64_t offset, uint64_t ahead, FaultWork* work) {
+  if (const Extent held = held_extent(offset); held.length) return held;
+  const uint64_t block = offset >> geometry.block_shift();
+  const uint64_t chunk = block / kBlocksPerChunk;
+  PCOW_TRY(active->ensure(chunk));
+  auto lower = below->mask(block);
+  if (!lower) return lower.error();
+
+  std::unique_lock lock(chunk_lock(block));
+  Entry entry = Entry::unpack(active->load(block));
+  const bool copies = (*lower & ~entry.written) != 0;
+  if (copies && entry.empty() && geometry.sub_blocks() > 1) {
+    // The first write to a block that lies below: one sub-block only.
+    auto index = allocate_block(*active, block);
+    if (!index) return index.error();
+    const auto number = static_cast<uint32_t>((offset & (geometry.block_size() - 1)) >> geometry.sub_block_shift());
+    const uint32_t within = number << geometry.sub_block_shift();
+    const uint64_t place = (uint64_t{*index} << geometry.block_shift()) + within;
+    std::vector<char> buffer(geometry.sub_block_size());
+    auto outcome = file->allocate(place, buffer.size());
+    if (outcome) outcome = read_below(block, within, buffer.data(), buffer.size());
+    if (outcome) outcome = file->write(place, buffer.data(), buffer.size());
+    if (outcome && is_stale()) outcome = stale_error();
+    if (!outcome) {
+      space->release(*index, 1);
+      return outcome.error();
+    }
+    entry.index = *index;
+    entry.written = static_cast<uint16_t>(1u << number);
+    active->store(block, entry);
+    mark_unsynced(active, chunk);
+    work->copied = true;
+    work->copied_bytes += buffer.size();
+  } else if (copies || !entry.empty()) {
+    auto completed = complete_block(block, entry, work);
+    if (!completed) return completed.error();
+  } else {
+    PCOW_TRY(expand(block, ahead));
+    work->expanded = true;
+  }
+  return held_extent(offset);
+}
+
+// With the chunk's lock held, and the table's page ensured: allocates `block`, and as many of its followers in the chunk
+// as are empty all the way down and as `ahead` bytes hold, in one go.
+Result<void> ImageState::expand(uint64_t block, uint64_t ahead) {
+  const uint64_t limit = std::min({(block / kBlocksPerChunk + 1) * kBlocksPerChunk, active->entries(),
+                                   block + 1 + (ahead >> geometry.block_shift())});
+  std::vector<uint32_t> places;
+  Result<void> outcome;
+  for (uint64_t next = block; next < limit && outcome; next++) {
+    if (next > block) {
+      if (active->load(next)) break;
+      auto lower = below->mask(next);
+      if (!lower || *lower) break;
+    }
+    // Neighbours only: the first one finds its place by the chunk, the others follow it.
+    auto index = places.empty() ? allocate_block(*active, next)
+                                : space->allocate_block(uint64_t{places.back()} + 1, 0, kBlocksPerChunk);
+    if (!index) {
+      if (places.empty()) outcome = index.error();
+      break;
+    }
+    if (!places.empty() && *index != places.back() + 1) {
+      space->release(*index, 1);
+      break;
+    }
+    places.push_back(*index);
+  }
+  if (outcome) {
+    const uint64_t place = uint64_t{places.front()} << geometry.block_shift();
+    outcome = file->allocate(place, uint64_t{places.size()} << geometry.block_shift());
+    if (!outcome && places.size() > 1) {
+      // No space for the run: just for the one that is needed.
+      for (size_t i = 1; i < places.size(); i++) space->release(places[i], 1);
+      places.resize(1);
+      outcome = file->allocate(place, geometry.block_size());
+    }
+  }
+  if (!outcome) {
+    for (const uint32_t index : places) space->release(index, 1);
+    return outcome;
+  }
+  for (size_t i = 0; i < places.size(); i++) active->store(block + i, {places[i], geometry.full_mask(), 0});
+  mark_unsynced(active, block / kBlocksPerChunk);
+  return {};
+}
+
+Result<Extent> Image::make_writable(uint64_t offset, uint64_t ahead, FaultWork* work) {
+  ImageState& state = *state_;
+  const auto attempt = [&]() -> Result<Extent> {
+    const std::shared_lock lock(state.gate);
+    if (state.closed) return state.closed_error();
+    if (state.is_stale()) return state.stale_error();
+    return state.make_writable_locked(offset, ahead, work);
+  };
+  return state.noted(while_stale(state, attempt));
+}
+
+Result<void> Image::complete_chunk(uint64_t offset, FaultWork* work) {
+  ImageState& state = *state_;
+  const uint64_t chunk = (offset >> state.geometry.block_shift()) / kBlocksPerChunk;
+  const auto attempt = [&]() -> Result<void> {
+    const std::shared_lock lock(state.gate);
+    if (state.closed) return state.closed_error();
+    if (state.is_stale()) return state.stale_error();
+    PCOW_TRY(state.active->ensure(chunk));
+    const uint64_t end = std::min((chunk + 1) * kBlocksPerChunk, state.active->entries());
+    for (uint64_t block = chunk * kBlocksPerChunk; block < end; block++) {
+      const std::lock_guard storing(state.chunk_lock(block));
+      const Entry entry = Entry::unpack(state.active->load(block));
+      if (entry.index && entry.written == state.geometry.full_mask()) continue;
+      auto completed = state.complete_block(block, entry, work);
+      if (!completed) return completed.error();
+    }
+    return {};
+  };
+  return state.noted(while_stale(state, attempt));
+}
+
+}  // namespace pcow
