@@ -4,8 +4,9 @@
 //   1. the lock; nobody else changes the image from here on
 //   2. after a host crash: entries that were not durable are dropped
 //   3. the free map is derived; after an unclean end, everything free is punched out
-//   4. the superblock says "open, by us, in this boot", and is synced, before anything else is changed. The sync makes
-//      the holes of step 3 durable as well
+//   4. a sync: a writer that was killed may have left the newest superblock in the page cache only, and the slot that
+//      comes next is the only other one. Then the superblock says "open, by us, in this boot", and is synced, before
+//      anything else is changed. The holes of step 3 are durable then as well
 //   5. layers that were frozen but not sealed are synced and sealed; deletions that were begun are finished
 // Step 2 needs no order against step 4: a crash in between finds another boot id, or entries that are already dropped.
 
@@ -166,6 +167,7 @@ Result<void> ImageState::take_over() {
     }
   }
   if (!opened_clean) PCOW_TRY(space->punch_free());
+  PCOW_TRY(file->sync());
 
   superblock.clean = false;
   superblock.boot = boot_id();
@@ -202,6 +204,8 @@ Result<void> ImageState::close() {
   if (closed) return {};
   Result<void> outcome;
   if (writable()) {
+    // What an interrupted merge holds back is not used again before the image is opened anew, and the deletion finished.
+    space->hold_releases(false);
     // Once for what was written, and until everything released is punched out, durably.
     do {
       outcome = sync();
