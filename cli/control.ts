@@ -6,10 +6,11 @@
  */
 import { constants } from 'node:fs';
 import { open, readFile } from 'node:fs/promises';
-import { getSystemErrorName } from 'node:util';
 import path from 'node:path';
+import { getSystemErrorName } from 'node:util';
 import createDebug from 'debug';
 import type { PcowErrorCode } from '../src/engine/errors.js';
+import type { ImageState } from '../src/mount/image-entry.js';
 import type { PcowMount } from '../src/mounts.js';
 import { Failure } from './errors.js';
 
@@ -54,6 +55,7 @@ async function writeControl(
 /** The codes of the errnos that a mount answers with; where several codes share one, they share the exit code too. */
 const CODE_OF_ERRNO: Record<string, PcowErrorCode> = {
   EINVAL: 'PCOW_INVALID',
+  ENOTDIR: 'PCOW_NOT_FOUND',
   EEXIST: 'PCOW_EXISTS',
   ENOENT: 'PCOW_NOT_FOUND',
   EBUSY: 'PCOW_BUSY',
@@ -70,6 +72,19 @@ const CODE_OF_ERRNO: Record<string, PcowErrorCode> = {
   ECANCELED: 'PCOW_CANCELLED',
 };
 
+/** An image that the mount can't open has no control files but its status, which says why. */
+const CODE_OF_STATE: Partial<Record<string, PcowErrorCode>> = {
+  'not an image': 'PCOW_NOT_AN_IMAGE',
+  damaged: 'PCOW_CORRUPT',
+  unsupported: 'PCOW_UNSUPPORTED',
+  'base missing': 'PCOW_BASE_MISSING',
+  'base changed': 'PCOW_BASE_CHANGED',
+  'base loop': 'PCOW_BASE_LOOP',
+  'base outside of the directory': 'PCOW_BASE_OUTSIDE',
+  'outside of the directory': 'PCOW_BASE_OUTSIDE',
+  unreadable: 'PCOW_IO',
+} satisfies Partial<Record<ImageState, PcowErrorCode>>;
+
 async function explain(error: unknown, mount: PcowMount, what: string, statusDirectory: string): Promise<unknown> {
   if (!(error instanceof Error) || !('errno' in error) || typeof error.errno !== 'number') {
     return error;
@@ -82,26 +97,38 @@ async function explain(error: unknown, mount: PcowMount, what: string, statusDir
       `end it with “pcow umount ${mount.mountpoint}”, then mount ${mount.directory} again; nothing is lost`,
     );
   }
-  const sentence = await lastError(statusDirectory);
+  const status = await readStatus(statusDirectory);
+  if (status === null) {
+    return new Failure(
+      CODE_OF_ERRNO[errno] ?? 'PCOW_IO',
+      `the mount on ${mount.mountpoint} does not take “${what}” (${errno})`,
+      `end the mount first: pcow umount ${mount.mountpoint}`,
+    );
+  }
+  const state = CODE_OF_STATE[String(status.state)];
+  if (state !== undefined) {
+    return new Failure(state, String(status.problem));
+  }
   return new Failure(
     CODE_OF_ERRNO[errno] ?? 'PCOW_IO',
-    sentence ?? `the mount on ${mount.mountpoint} refused “${what}” (${errno})`,
+    status.lastError?.message ?? `the mount on ${mount.mountpoint} refused “${what}” (${errno})`,
   );
 }
 
-/** The sentence of the last command that failed, from a `status` file. */
-async function lastError(statusDirectory: string): Promise<string | null> {
-  try {
-    const status: unknown = JSON.parse(await readFile(path.join(statusDirectory, 'status'), 'utf8'));
-    const message = memberOf(memberOf(status, 'lastError'), 'message');
-    return typeof message === 'string' ? message : null;
-  } catch (error) {
-    // The errno alone must do then, and it is at hand.
-    debug('no status in %s: %s', statusDirectory, error);
-    return null;
-  }
+/** What a `status` file says, as far as it is asked here (src/mount/status.ts). */
+interface Status {
+  state?: string;
+  problem?: string | null;
+  lastError: { message: string } | null;
 }
 
-function memberOf(value: unknown, key: string): unknown {
-  return typeof value === 'object' && value !== null ? (value as Record<string, unknown>)[key] : undefined;
+/** null where an image has no control files: its name is that of a control file. */
+async function readStatus(directory: string): Promise<Status | null> {
+  try {
+    return JSON.parse(await readFile(path.join(directory, 'status'), 'utf8')) as Status;
+  } catch (error) {
+    // The errno of the command alone must do then, and it is at hand.
+    debug('no status in %s: %s', directory, error);
+    return null;
+  }
 }

@@ -1,13 +1,13 @@
 /** Making image files: what `create`, `clone` and `pcow-img create` share. */
 import { access } from 'node:fs/promises';
-import { Image, type BaseOptions, type ImageInfo } from '../src/engine/index.js';
 import { automaticName } from '../src/automatic-name.js';
+import { Image, type BaseOptions, type ImageInfo } from '../src/engine/index.js';
 import { askImage } from './control.js';
 import { Failure } from './errors.js';
 import { withImage } from './images.js';
+import { quote } from './quote.js';
 import { formatSize } from './size.js';
 import { refuseWhereStoodOn } from './standing.js';
-import { quote } from './quote.js';
 import { findTarget, type ImageTarget, type Target } from './target.js';
 
 export interface MakeOptions {

@@ -2,9 +2,9 @@ import { stat } from 'node:fs/promises';
 import { Option, type Command } from 'commander';
 import { Failure, warn } from '../errors.js';
 import { addNotes } from '../help.js';
-import { quote } from '../quote.js';
 import { say, sayJson } from '../output.js';
 import { DEVICES, qemuOptions, type Device } from '../qemu.js';
+import { quote } from '../quote.js';
 import { parseMemory } from '../size.js';
 import { findImage, flatFile } from '../target.js';
 

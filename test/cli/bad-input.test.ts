@@ -1,7 +1,7 @@
 /** What people get wrong, and what they are told: one clear sentence with its own exit code, and nothing is changed. */
 import { execFile, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { copyFile, link, mkdir, open, readFile, rename, symlink, truncate, writeFile } from 'node:fs/promises';
+import { copyFile, link, mkdir, open, readFile, rename, rm, symlink, truncate, writeFile } from 'node:fs/promises';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
@@ -175,6 +175,21 @@ test('command lines', async (t) => {
   await fails(t, pcow('qemu-args', 'vm1', '--device', 'floppy'), 2, /floppy/, /virtio-pmem/);
   await fails(t, pcow('qemu-args', 'vm1', '--unarmed'), 2, /--device nvdimm/);
   await fails(t, pcow('qemu-args', 'vm1', '--memory', '-4G'), 3, /memory size -4G is negative/);
+});
+
+test('a full disk', async (t) => {
+  const directory = await scratchDirectory(t);
+  t.teardown(() => run('umount', [directory]));
+  await run('mount', ['-t', 'tmpfs', '-o', 'size=256k', 'none', directory]);
+  const pcow = pcowIn(directory);
+  await succeeds(t, pcow('create', 'vm1', '1G'));
+  const filler = path.join(directory, 'filler');
+  await t.throwsAsync(writeFile(filler, Buffer.alloc(2 ** 20)), { code: 'ENOSPC' });
+  await fails(t, pcow('snapshot', 'vm1@one'), 8, /vm1\.pcow: No space left/, /free space/);
+  await fails(t, pcow('create', 'vm2', '1G'), 8, /vm2\.pcow/, /free space/);
+  await rm(filler);
+  t.regex(await succeeds(t, pcow('list')), /^vm1 .* closed$/m);
+  await succeeds(t, pcow('snapshot', 'vm1@one'));
 });
 
 /** A process that has the image open for writing. */

@@ -1,7 +1,7 @@
 /** The commands on images whose directory is mounted: by the image file and by the flat file, through the control files. */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdir, open, readFile, stat } from 'node:fs/promises';
+import { mkdir, open, readFile, rename, stat, writeFile } from 'node:fs/promises';
 import path from 'node:path';
 import test, { type ExecutionContext } from 'ava';
 import { mounted } from '../helpers/mounted.js';
@@ -123,6 +123,28 @@ test.serial('what goes wrong is told in the words of the mount, with the exit co
   await once(user, 'spawn');
   await opened.close();
   await fails(t, pcow('rollback', 'mnt/vm1@one'), 6, new RegExp(`vm1.*${user.pid}`));
+});
+
+test.serial('an image that a mount does not show says why', async (t) => {
+  const { pcow, scratch } = await stage(t);
+  await succeeds(t, pcow('create', 'outside', '1M'));
+  await succeeds(t, pcow('create', 'images/strange', '--base', 'outside'));
+  await succeeds(t, pcow('create', 'images/lost', '--base', 'images/vm2'));
+  await writeFile(path.join(scratch, 'images/text.pcow'), 'not an image');
+  await rename(path.join(scratch, 'images/vm2.pcow'), path.join(scratch, 'vm2.pcow'));
+  await fails(t, pcow('snapshot', 'images/strange@one'), 10, /outside/, /--allow-outside-base/);
+  await fails(t, pcow('snapshot', 'images/lost@one'), 10, /vm2\.pcow/, /put the base back/);
+  await fails(t, pcow('snapshot', 'images/text@one'), 3, /not a Pcow image/);
+  await fails(t, pcow('info', 'mnt/strange'), 4, /there is no image "mnt\/strange"/);
+  await rename(path.join(scratch, 'images/vm1.pcow'), path.join(scratch, 'images/status.pcow'));
+  await fails(t, pcow('snapshot', 'images/status@one'), 4, /“status: snapshot one”/, /pcow umount/);
+});
+
+test.serial('with --allow-outside-base a mount shows images on bases of other directories', async (t) => {
+  const { pcow } = await stage(t, '--allow-outside-base');
+  await succeeds(t, pcow('create', 'outside', '1M'));
+  await succeeds(t, pcow('create', 'images/strange', '--base', 'outside'));
+  await succeeds(t, pcow('snapshot', 'mnt/strange@one'));
 });
 
 test.serial('a read-only mount changes nothing', async (t) => {
