@@ -177,6 +177,8 @@ class Image {
   Result<Extent> make_writable(uint64_t offset, uint64_t ahead, FaultWork* work);
   // Completes every block of the chunk at `offset` from below, with disk space, so that it maps in few pieces.
   Result<void> complete_chunk(uint64_t offset, FaultWork* work);
+  // Where the active layer's own byte at `offset` is in the file, or 0 where it is not its own.
+  uint64_t place(uint64_t offset) const;
   int descriptor() const;  // of the image's file: what extents are mapped from
 
   // Syncs, sets the clean flag, gives up the lock. Later calls fail with kClosed.

@@ -55,6 +55,15 @@ Result<Extent> Image::held(uint64_t offset) const {
   return state.held_extent(offset);
 }
 
+uint64_t Image::place(uint64_t offset) const {
+  const ImageState& state = *state_;
+  const std::shared_lock lock(state.gate);
+  const auto within = static_cast<uint32_t>(offset & (state.geometry.block_size() - 1));
+  const Entry entry = Entry::unpack(state.active->load(offset >> state.geometry.block_shift()));
+  if (!entry.index || !(entry.written >> (within >> state.geometry.sub_block_shift()) & 1)) return 0;
+  return (uint64_t{entry.index} << state.geometry.block_shift()) + within;
+}
+
 int Image::descriptor() const {
   return state_->file->descriptor();
 }
@@ -184,7 +193,7 @@ Result<void> ImageState::expand(uint64_t block, uint64_t ahead) {
     if (!outcome && places.size() > 1) {
       // No space for the run: just for the one that is needed.
       for (size_t i = 1; i < places.size(); i++) space->release(places[i], 1);
-      places.resize(1);
+      places.erase(places.begin() + 1, places.end());
       outcome = file->allocate(place, geometry.block_size());
     }
   }

@@ -1,0 +1,35 @@
+// The userfaultfd of a session (userfaultfd(2), ioctl_userfaultfd(2)). It is never closed while the process lives: a
+// thread that faults on a range whose userfaultfd is closed silently reads zeros.
+#pragma once
+
+#include <linux/userfaultfd.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+
+#include "../engine/error.h"
+
+namespace pcow {
+
+class FaultDescriptor {
+ public:
+  // /dev/userfaultfd, else the system call. kPermission names what grants the right.
+  static Result<std::unique_ptr<FaultDescriptor>> open();
+
+  int descriptor() const { return descriptor_; }
+
+  // A range of private anonymous memory whose missing pages and writes to protected pages come to us. Aligned to 2 MiB.
+  Result<void*> reserve(size_t length, int protection) const;
+  // Fills pages that are missing with a write-protected copy; pages that are there stay as they are.
+  Result<void> copy_protected(void* to, const void* from, size_t length) const;
+  void wake(void* address, size_t length) const;
+  // Reads up to `count` events without blocking; 0: none.
+  size_t read(struct uffd_msg* events, size_t count) const;
+
+ private:
+  explicit FaultDescriptor(int descriptor) : descriptor_(descriptor) {}
+  const int descriptor_;
+};
+
+}  // namespace pcow

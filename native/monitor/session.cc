@@ -1,0 +1,493 @@
+#include "session.h"
+
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <bit>
+#include <csignal>
+#include <thread>
+
+#include "log.h"
+#include "system_calls.h"
+
+namespace pcow {
+namespace {
+
+// Mappings of all sessions of this process: the kernel's limit is one for all (vm.max_map_count).
+std::atomic<int64_t> process_mappings{0};
+
+constexpr uint64_t kStallRetryMs = 100;
+constexpr uint64_t kStallReportNs = 10'000'000'000;
+constexpr int64_t kWorthPromoting = 8;  // boundaries; completing a chunk for less gains nothing
+
+RegionGeometry region_geometry(const ImageInfo& info) {
+  const auto sub_block_shift = static_cast<uint32_t>(std::countr_zero(info.sub_block_size));
+  const auto block_shift = static_cast<uint32_t>(std::countr_zero(info.block_size));
+  return {sub_block_shift, block_shift + 9};
+}
+
+}  // namespace
+
+Session::Session(std::unique_ptr<Image> image, std::unique_ptr<FaultDescriptor> faults, const Limits& limits)
+    : image_(std::move(image)),
+      faults_(std::move(faults)),
+      limits_(limits),
+      writable_(image_->info().writable),
+      geometry_(region_geometry(image_->info())),
+      clean_unit_(std::max<uint64_t>(geometry_.sub_block_size(), std::min<uint64_t>(image_->info().block_size, 65536))),
+      wake_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
+      buffer_(clean_unit_) {}
+
+Result<Session*> Session::start(std::unique_ptr<Image> image, const Limits& limits) {
+  auto faults = FaultDescriptor::open();
+  if (!faults) return faults.error();
+  auto* session = new Session(std::move(image), std::move(*faults), limits);
+  if (session->wake_ < 0) return system_error(errno, "cannot make an eventfd");
+  // The application's signals are none of the fault thread's business: a handler might touch guest memory.
+  sigset_t all;
+  sigset_t before;
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, &before);
+  std::thread([session] { session->serve_faults(); }).detach();
+  pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  return session;
+}
+
+void Session::release_handling() {
+  handling_.unlock();
+  const uint64_t one = 1;
+  (void)!write(wake_, &one, sizeof one);
+}
+
+// The fault thread. It always reads events, whoever holds `handling`: an mremap under way waits for that. Page faults are
+// served only while it holds `handling` itself.
+void Session::serve_faults() {
+  std::deque<Fault> waiting;
+  std::deque<Fault> stalled;
+  uint64_t retry_at = 0;
+  for (;;) {
+    struct pollfd ready[] = {{faults_->descriptor(), POLLIN, 0}, {wake_, POLLIN, 0}};
+    poll(ready, 2, stalled.empty() && waiting.empty() ? -1 : static_cast<int>(kStallRetryMs));
+    uint64_t ignored;
+    if (ready[1].revents) (void)!read(wake_, &ignored, sizeof ignored);
+    for (;;) {
+      struct uffd_msg events[64];
+      const size_t count = faults_->read(events, 64);
+      for (size_t i = 0; i < count; i++) {
+        if (events[i].event != UFFD_EVENT_PAGEFAULT) continue;  // a remap: reading it is all it needs
+        const auto& fault = events[i].arg.pagefault;
+        waiting.push_back({reinterpret_cast<char*>(fault.address & ~uint64_t{4095}),
+                           (fault.flags & (UFFD_PAGEFAULT_FLAG_WRITE | UFFD_PAGEFAULT_FLAG_WP)) != 0, monotonic_ns()});
+      }
+      if (count < 64) break;
+    }
+    if (!handling_.try_lock()) continue;  // whoever has it writes to `wake_` when it is free
+    if (!stalled.empty() && monotonic_ns() >= retry_at) {
+      waiting.insert(waiting.begin(), stalled.begin(), stalled.end());
+      stalled.clear();
+    }
+    while (!waiting.empty()) {
+      if (!serve(waiting.front())) {
+        if (stalled.empty()) retry_at = monotonic_ns() + kStallRetryMs * 1'000'000;
+        stalled.push_back(waiting.front());
+      }
+      waiting.pop_front();
+    }
+    handling_.unlock();
+    statistics_.stalled_now = stalled.size();
+  }
+}
+
+// What was faulted on may have been served meanwhile (two threads, or a neighbour's run): then the thread is only woken.
+bool Session::serve(const Fault& fault) {
+  const auto found = std::find_if(regions_.begin(), regions_.end(),
+                                  [&](const auto& region) { return region->contains(fault.address); });
+  if (found == regions_.end()) {
+    faults_->wake(fault.address, 4096);
+    return true;
+  }
+  Region* region = found->get();
+  const uint64_t offset = region->offset_of(fault.address);
+  FaultKind kind = FaultKind::kMapping;
+  if (region->is_mapped(offset)) {
+    faults_->wake(fault.address, 4096);
+    return true;
+  }
+  if (!(fault.write ? serve_write(region, offset, &kind) : serve_read(region, offset, &kind))) return false;
+  statistics_.faults[static_cast<size_t>(kind)].add(monotonic_ns() - fault.since_ns);
+  if (process_mappings.load(std::memory_order_relaxed) > static_cast<int64_t>(limits_.mapping_budget)) promote();
+  return true;
+}
+
+bool Session::serve_write(Region* region, uint64_t offset, FaultKind* kind) {
+  FaultWork work;
+  auto extent = image_->make_writable(offset, region->ahead(offset), &work);
+  if (!extent) {
+    report_stall(extent.error());
+    return false;
+  }
+  if (work.expanded) region->expanded_to(extent->offset + extent->length);
+  if (auto placed = place(region, offset, *extent); !placed) {
+    report_stall(placed.error());
+    return false;
+  }
+  // Another mapping of the image may show a clean copy of what has just become our own.
+  if (regions_.size() > 1)
+    for (const auto& other : regions_)
+      if (other.get() != region)
+        drop_clean(other.get(), std::max(extent->offset, other->offset()),
+                   std::min(extent->offset + extent->length, other->end()));
+  statistics_.copied_bytes += work.copied_bytes;
+  *kind = work.copied ? FaultKind::kCopyOnWrite : work.expanded ? FaultKind::kExpansion : FaultKind::kMapping;
+  return true;
+}
+
+bool Session::serve_read(Region* region, uint64_t offset, FaultKind* kind) {
+  auto extent = image_->held(offset);
+  Result<void> outcome;
+  if (!extent) {
+    outcome = extent.error();
+  } else if (extent->length) {
+    outcome = place(region, offset, *extent);
+  } else {
+    *kind = FaultKind::kCleanCopy;
+    outcome = copy_clean(region, offset);
+  }
+  if (!outcome) report_stall(outcome.error());
+  return outcome.ok();
+}
+
+// Maps the run of own bytes, or the part of it around `offset` that is not mapped yet, and wakes who waits for it.
+Result<void> Session::place(Region* region, uint64_t offset, const Extent& extent) {
+  const uint64_t sub = geometry_.sub_block_size();
+  const uint64_t low = std::max(extent.offset, region->offset());
+  const uint64_t high = std::min(extent.offset + extent.length, region->end());
+  uint64_t from = std::max(low, offset / sub * sub);
+  while (from > low && !region->is_mapped(from - 1)) from = std::max(low, (from - 1) / sub * sub);
+  uint64_t to = std::min(high, offset / sub * sub + sub);
+  while (to < high && !region->is_mapped(to)) to = std::min(high, to / sub * sub + sub);
+
+  const uint64_t place = extent.place + (from - extent.offset);
+  void* address = region->at(from);
+  const auto try_map = [&] {
+    return system_mmap(address, to - from, region->protection(), MAP_SHARED | MAP_FIXED, image_->descriptor(),
+                       static_cast<off_t>(place)) != MAP_FAILED;
+  };
+  if (!try_map() && (errno != ENOMEM || !promote() || !try_map()))
+    return system_error(errno, image_->info().path + ": cannot map a block of the image into memory");
+
+  // A boundary between mappings is where own and not own meet, or own runs that are no neighbours in the file.
+  const bool left = from > region->offset() && region->is_mapped(from - 1);
+  const bool right = to < region->end() && region->is_mapped(to);
+  const bool joins_left = left && image_->place(from - 1) == place - 1;
+  const bool joins_right = right && image_->place(to) == place + (to - from);
+  count_boundaries(region, from, (joins_left ? 0 : 1) - (left ? 1 : 0) + (joins_right ? 0 : 1) - (right ? 1 : 0));
+  for (uint64_t at = from; at < to; at = at / sub * sub + sub) {
+    if (region->is_clean(at)) {
+      region->set_clean(at, false);
+      statistics_.clean_bytes -= sub;
+    }
+    region->set_mapped(at);
+  }
+  faults_->wake(address, to - from);
+  return {};
+}
+
+Result<void> Session::copy_clean(Region* region, uint64_t offset) {
+  const uint64_t sub = geometry_.sub_block_size();
+  const uint64_t start = offset / clean_unit_ * clean_unit_;
+  const uint64_t low = std::max(start, region->offset());
+  const uint64_t high = std::min(start + clean_unit_, region->end());
+  auto count = image_->read(nullptr, low, buffer_.data(), high - low);
+  if (!count) return count.error();
+  for (uint64_t at = low; at < high;) {
+    const uint64_t end = std::min(high, at / sub * sub + sub);
+    if (!region->is_mapped(at)) {
+      PCOW_TRY(faults_->copy_protected(region->at(at), buffer_.data() + (at - low), end - at));
+      if (!region->is_clean(at)) {
+        region->set_clean(at, true);
+        statistics_.clean_bytes += sub;
+      }
+    }
+    at = end;
+  }
+  clean_units_.push_back({region, start});
+  faults_->wake(region->at(low), high - low);
+  keep_clean_budget();
+  return {};
+}
+
+void Session::drop_clean(Region* region, uint64_t from, uint64_t to) {
+  const uint64_t sub = geometry_.sub_block_size();
+  for (uint64_t at = from; at < to;) {
+    const uint64_t end = std::min(to, at / sub * sub + sub);
+    if (region->is_clean(at)) {
+      // The pages are write-protected copies: dropping them loses nothing, and the next access faults again.
+      system_madvise(region->at(at), end - at, MADV_DONTNEED);
+      region->set_clean(at, false);
+      statistics_.clean_bytes -= sub;
+      statistics_.clean_dropped += sub;
+    }
+    at = end;
+  }
+}
+
+void Session::keep_clean_budget() {
+  // Never the newest unit: the thread that waits for it would fault for ever.
+  while (statistics_.clean_bytes > limits_.clean_cache && clean_units_.size() > 1) {
+    const CleanUnit oldest = clean_units_.front();
+    clean_units_.pop_front();
+    drop_clean(oldest.region, std::max(oldest.offset, oldest.region->offset()),
+               std::min(oldest.offset + clean_unit_, oldest.region->end()));
+  }
+}
+
+void Session::count_boundaries(Region* region, uint64_t offset, int64_t change) {
+  region->boundaries(offset) += change;
+  statistics_.mappings = static_cast<uint64_t>(process_mappings.fetch_add(change) + change);
+}
+
+// Completes the chunk that costs the most mappings, and maps it in one piece (or few).
+bool Session::promote() {
+  Region* worst = nullptr;
+  uint64_t chunk = 0;
+  int64_t most = kWorthPromoting;
+  for (const auto& region : regions_) {
+    int64_t boundaries;
+    const uint64_t start = region->most_fragmented(&boundaries);
+    if (boundaries <= most) continue;
+    most = boundaries;
+    worst = region.get();
+    chunk = start;
+  }
+  if (!worst) return false;
+  FaultWork work;
+  if (auto completed = image_->complete_chunk(chunk, &work); !completed) {
+    report_stall(completed.error());
+    return false;
+  }
+  statistics_.copied_bytes += work.copied_bytes;
+  statistics_.promotions++;
+  const uint64_t sub = geometry_.sub_block_size();
+  const uint64_t end = std::min(chunk + geometry_.chunk_size(), worst->end());
+  int64_t boundaries = 0;
+  uint64_t expected = 0;
+  for (uint64_t at = std::max(chunk, worst->offset()); at < end;) {
+    auto extent = image_->held(at);
+    if (!extent || !extent->length) return false;
+    const uint64_t to = std::min(end, extent->offset + extent->length);
+    const uint64_t place = extent->place + (at - extent->offset);
+    // Over what is mapped already too: the same pages of the same file, so that nothing is lost.
+    if (system_mmap(worst->at(at), to - at, worst->protection(), MAP_SHARED | MAP_FIXED, image_->descriptor(),
+                    static_cast<off_t>(place)) == MAP_FAILED)
+      return false;
+    if (place != expected) boundaries++;
+    expected = place + (to - at);
+    for (uint64_t each = at; each < to; each = each / sub * sub + sub) {
+      if (worst->is_clean(each)) {
+        worst->set_clean(each, false);
+        statistics_.clean_bytes -= sub;
+      }
+      worst->set_mapped(each);
+    }
+    faults_->wake(worst->at(at), to - at);
+    at = to;
+  }
+  count_boundaries(worst, chunk, boundaries + 1 - most);
+  log_detail(image_->info().path + ": completed the chunk at " + std::to_string(chunk) + ", which had " +
+             std::to_string(most) + " boundaries");
+  return true;
+}
+
+void Session::report_stall(const Error& error) {
+  statistics_.stalls++;
+  const uint64_t now = monotonic_ns();
+  if (stall_reported_ns_ && now - stall_reported_ns_ < kStallReportNs) return;
+  stall_reported_ns_ = now;
+  log_notice(error.message + "; the guest waits, and goes on when that is mended");
+}
+
+// Puts a fresh reservation over the range in one step: from then on every access to it faults.
+Result<void> Session::replace(Region* region, uint64_t from, uint64_t to) {
+  auto fresh = faults_->reserve(to - from, region->protection());
+  if (!fresh) return fresh.error();
+  if (system_mremap(*fresh, to - from, to - from, MREMAP_MAYMOVE | MREMAP_FIXED, region->at(from)) != MAP_FAILED)
+    return {};
+  const int err = errno;
+  system_munmap(*fresh, to - from);
+  return system_error(err, "cannot take the image's mapping down");
+}
+
+Result<void*> Session::map(void* address, bool fixed, size_t length, int protection, uint64_t offset) {
+  auto reserved = faults_->reserve(length, protection);
+  if (!reserved) return reserved.error();
+  const Handling held(this);
+  char* at = static_cast<char*>(*reserved);
+  if (fixed) {
+    if (system_mremap(at, length, length, MREMAP_MAYMOVE | MREMAP_FIXED, address) == MAP_FAILED) {
+      const int err = errno;
+      system_munmap(at, length);
+      return system_error(err, "cannot map the image at the address asked for");
+    }
+    at = static_cast<char*>(address);
+  }
+  regions_.push_back(std::make_unique<Region>(geometry_, at, length, offset, protection));
+  return static_cast<void*>(at);
+}
+
+bool Session::overlaps(const void* address, size_t length) {
+  const Handling held(this);
+  const auto* from = static_cast<const char*>(address);
+  return std::any_of(regions_.begin(), regions_.end(), [&](const auto& region) {
+    return from < region->address() + region->length() && region->address() < from + length;
+  });
+}
+
+bool Session::find(const void* address, size_t length, uint64_t* offset, uint64_t* found_length) {
+  const Handling held(this);
+  for (const auto& region : regions_) {
+    if (!region->contains(address)) continue;
+    *offset = region->offset_of(address);
+    *found_length = std::min<uint64_t>(length, region->end() - *offset);
+    return true;
+  }
+  return false;
+}
+
+bool Session::unmap(void* address, size_t length) {
+  const Handling held(this);
+  char* from = static_cast<char*>(address);
+  char* to = from + length;
+  std::vector<std::unique_ptr<Region>> kept;
+  std::erase_if(clean_units_, [&](const CleanUnit& unit) {
+    return from < unit.region->address() + unit.region->length() && unit.region->address() < to;
+  });
+  for (auto& region : regions_) {
+    char* start = region->address();
+    char* end = start + region->length();
+    if (from >= end || start >= to) {
+      kept.push_back(std::move(region));
+      continue;
+    }
+    // What stays of a region starts anew, so that the books are right: everything of it is taken down.
+    if (from > start || end > to) (void)replace(region.get(), region->offset(), region->end());
+    region->take_down([&](uint64_t, uint64_t, int64_t boundaries) { process_mappings -= boundaries; });
+    if (from > start)
+      kept.push_back(std::make_unique<Region>(geometry_, start, static_cast<size_t>(from - start), region->offset(),
+                                              region->protection()));
+    if (end > to)
+      kept.push_back(std::make_unique<Region>(geometry_, to, static_cast<size_t>(end - to), region->offset_of(to),
+                                              region->protection()));
+  }
+  regions_ = std::move(kept);
+  system_munmap(address, length);
+  return regions_.empty();
+}
+
+Result<void> Session::sync() {
+  statistics_.syncs++;
+  return image_->sync();
+}
+
+Result<void> Session::discard(uint64_t offset, uint64_t length) {
+  const Handling held(this);
+  for (const auto& region : regions_) {
+    const uint64_t chunk = geometry_.chunk_size();
+    const uint64_t from = std::max(offset / chunk * chunk, region->offset());
+    const uint64_t to = std::min((offset + length + chunk - 1) / chunk * chunk, region->end());
+    if (from >= to) continue;
+    // Nobody may write through an old mapping of a block that the discard lets go: take all down before.
+    PCOW_TRY(replace(region.get(), region->offset(), region->end()));
+    region->take_down([&](uint64_t, uint64_t, int64_t boundaries) { process_mappings -= boundaries; });
+  }
+  clean_units_.clear();
+  statistics_.clean_bytes = 0;
+  return image_->discard(offset, length);
+}
+
+Result<void> Session::prepare(const std::string& name, bool automatic) {
+  if (pending_) return Error(Code::kBusy, image_->info().path + ": another snapshot is under way");
+  auto pending = PendingSnapshot::prepare(image_.get(), name, automatic);
+  if (!pending) return pending.error();
+  pending_ = std::move(*pending);
+  return {};
+}
+
+Result<void> Session::cut() {
+  if (!pending_ || cut_) return Error(Code::kInvalid, "no snapshot has been prepared");
+  // Most of what is mapped is taken down piece by piece, while the old layer still takes writes: what the guest touches
+  // again comes back by a cheap fault. The cut itself then unmaps only what was touched since.
+  size_t count;
+  {
+    const Handling held(this);
+    count = regions_.size();
+  }
+  for (size_t i = 0; i < count; i++) {
+    for (bool more = true; more;) {
+      const Handling held(this);
+      if (i >= regions_.size()) break;
+      Region* region = regions_[i].get();
+      Result<void> outcome;
+      more = region->take_down_one([&](uint64_t from, uint64_t to, int64_t boundaries) {
+        process_mappings -= boundaries;
+        outcome = replace(region, from, to);
+      });
+      if (!outcome) return outcome;
+    }
+  }
+  handling_.lock();
+  cut_ = true;
+  cut_since_ns_ = monotonic_ns();
+  for (const auto& region : regions_) {
+    if (auto replaced = replace(region.get(), region->offset(), region->end()); !replaced) {
+      abort();
+      return replaced;
+    }
+    region->take_down([&](uint64_t, uint64_t, int64_t boundaries) { process_mappings -= boundaries; });
+  }
+  clean_units_.clear();
+  statistics_.clean_bytes = 0;
+  return {};
+}
+
+Result<void> Session::commit() {
+  if (!cut_) return Error(Code::kInvalid, "nothing has been cut");
+  pending_->close_gate();
+  auto outcome = pending_->commit();
+  cut_ = false;
+  statistics_.last_freeze_ns = monotonic_ns() - cut_since_ns_;
+  release_handling();
+  if (!outcome) pending_.reset();
+  return outcome;
+}
+
+Result<void> Session::finish() {
+  if (!pending_ || cut_) return Error(Code::kInvalid, "nothing has been committed");
+  auto outcome = pending_->finish();
+  pending_.reset();
+  statistics_.snapshots++;
+  return outcome;
+}
+
+void Session::abort() {
+  if (cut_) {
+    cut_ = false;
+    release_handling();
+  }
+  pending_.reset();
+}
+
+void Session::close() {
+  if (auto closed = image_->close(); !closed) log_notice(closed.error().message);
+}
+
+void Session::forget_in_child() {
+  for (const auto& region : regions_)
+    system_mmap(region->address(), region->length(), PROT_NONE,
+                MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+}
+
+}  // namespace pcow

@@ -1,0 +1,121 @@
+// One attached image in this process: its engine, its userfaultfd, the thread that serves its page faults, and every
+// mapping of it.
+//
+// Threads: the fault thread owns nothing alone; what it works on is guarded by `handling`, which it holds while it serves
+// a batch. The control thread (control.h) calls the steps of a snapshot and holds `handling` from cut() to commit() or
+// abort(): meanwhile the fault thread goes on reading events (an mremap returns only when its event has been read), and
+// puts page faults aside. Threads of the application call map(), unmap(), sync(), discard() through the hooks.
+//
+// Lock order: handling → the engine's locks. Nothing on the fault path waits for the mount.
+#pragma once
+
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "../engine/image.h"
+#include "fault_descriptor.h"
+#include "region.h"
+#include "statistics.h"
+
+namespace pcow {
+
+class Session {
+ public:
+  struct Limits {
+    uint64_t clean_cache = 0;   // bytes of clean copies
+    uint64_t mapping_budget = 0;  // mappings of this process that all sessions together may use
+  };
+
+  // Starts the fault thread. A session lives until the process ends: its userfaultfd must never be closed before.
+  static Result<Session*> start(std::unique_ptr<Image> image, const Limits& limits);
+
+  Image& image() { return *image_; }
+  Statistics& statistics() { return statistics_; }
+  bool writable() const { return writable_; }
+
+  // A mapping of bytes [offset, offset + length) of the image, at `address` where `fixed`. Any thread of the application.
+  Result<void*> map(void* address, bool fixed, size_t length, int protection, uint64_t offset);
+  bool overlaps(const void* address, size_t length);
+  // Cuts the range out of every mapping and unmaps it; true: nothing of the image is mapped any more.
+  bool unmap(void* address, size_t length);
+  Result<void> sync();
+  // Bytes [offset, offset + length) read as zeros afterwards, in every mapping too.
+  Result<void> discard(uint64_t offset, uint64_t length);
+  // The part of [address, address + length) that is mapped here, as a range of the image; false: none.
+  bool find(const void* address, size_t length, uint64_t* offset, uint64_t* found_length);
+
+  // The steps of a snapshot, all on the control thread.
+  Result<void> prepare(const std::string& name, bool automatic);
+  Result<void> cut();
+  Result<void> commit();
+  Result<void> finish();
+  void abort();
+
+  // Syncs and closes the image. Faults are not answered any more: only when nothing is mapped, or the process ends.
+  void close();
+  // In a forked child: the mappings are the parent's alone.
+  void forget_in_child();
+
+ private:
+  struct Fault {
+    char* address;
+    bool write;
+    uint64_t since_ns;
+  };
+  // Holds `handling`; on the way out the fault thread is told that it may look again.
+  class Handling {
+   public:
+    explicit Handling(Session* session) : session_(session) { session_->handling_.lock(); }
+    ~Handling() { session_->release_handling(); }
+    Handling(const Handling&) = delete;
+    Handling& operator=(const Handling&) = delete;
+
+   private:
+    Session* session_;
+  };
+
+  Session(std::unique_ptr<Image> image, std::unique_ptr<FaultDescriptor> faults, const Limits& limits);
+  void serve_faults();  // the fault thread
+  void release_handling();
+  // The rest: with `handling` held.
+  bool serve(const Fault& fault);  // false: it must wait
+  bool serve_write(Region* region, uint64_t offset, FaultKind* kind);
+  bool serve_read(Region* region, uint64_t offset, FaultKind* kind);
+  Result<void> place(Region* region, uint64_t offset, const Extent& extent);
+  Result<void> copy_clean(Region* region, uint64_t offset);
+  void drop_clean(Region* region, uint64_t from, uint64_t to);
+  void keep_clean_budget();
+  bool promote();
+  Result<void> replace(Region* region, uint64_t from, uint64_t to);
+  void count_boundaries(Region* region, uint64_t offset, int64_t change);
+  void report_stall(const Error& error);
+
+  const std::unique_ptr<Image> image_;
+  const std::unique_ptr<FaultDescriptor> faults_;
+  const Limits limits_;
+  const bool writable_;
+  const RegionGeometry geometry_;
+  const uint64_t clean_unit_;  // bytes that a read of a lower block copies at once
+  const int wake_;             // eventfd: `handling` was released
+  Statistics statistics_;
+
+  std::mutex handling_;
+  std::vector<std::unique_ptr<Region>> regions_;
+  struct CleanUnit {
+    Region* region;
+    uint64_t offset;
+  };
+  std::deque<CleanUnit> clean_units_;  // oldest first
+  std::vector<char> buffer_;
+  uint64_t stall_reported_ns_ = 0;
+
+  // The control thread's.
+  std::unique_ptr<PendingSnapshot> pending_;
+  bool cut_ = false;
+  uint64_t cut_since_ns_ = 0;
+};
+
+}  // namespace pcow

@@ -1,0 +1,226 @@
+// A session in this process: threads write through the mapping, in causal order, over a base and over holes, while
+// snapshots freeze it. No write may be lost, no read may see zeros, every snapshot is a consistent cut, and the mapping,
+// the image and the model agree.
+//
+//   monitor_test [SNAPSHOTS]
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <fstream>
+#include <memory>
+#include <thread>
+#include <vector>
+
+#include "../monitor/session.h"
+#include "check.h"
+
+using namespace pcow;
+
+namespace {
+
+constexpr uint64_t kMiB = uint64_t{1} << 20;
+
+struct Monitored {
+  Session* session;
+  char* memory;
+  size_t length;
+};
+
+Monitored monitor(const std::string& path, const Session::Limits& limits) {
+  OpenOptions options;
+  options.write = true;
+  auto image = MUST(Image::open(path, options));
+  const size_t length = image->size();
+  Session* session = MUST(Session::start(std::move(image), limits));
+  void* memory = MUST(session->map(nullptr, false, length, PROT_READ | PROT_WRITE, 0));
+  return {session, static_cast<char*>(memory), length};
+}
+
+void finish(const Monitored& monitored) {
+  CHECK(monitored.session->unmap(monitored.memory, monitored.length));
+  monitored.session->close();
+}
+
+void snapshot(Session* session, const std::string& name) {
+  MUST(session->prepare(name, false));
+  MUST(session->cut());
+  MUST(session->commit());
+  MUST(session->finish());
+}
+
+// An image of `size` bytes on a base whose every other 4 KiB hold the page's number.
+std::string make_over_base(const TemporaryDirectory& directory, uint64_t size, uint32_t block_size) {
+  CreateOptions options;
+  options.size = size;
+  options.block_size = block_size;
+  MUST(create_image(directory / "base.pcow", options));
+  OpenOptions opening;
+  opening.write = true;
+  auto base = MUST(Image::open(directory / "base.pcow", opening));
+  for (uint64_t page = 0; page < size / 4096; page += 2) {
+    std::vector<uint64_t> content(512, page + 1);
+    MUST(base->write(page * 4096, content.data(), 4096));
+  }
+  MUST(base->snapshot("base"));
+  MUST(base->close());
+  CreateOptions clone;
+  clone.has_base = true;
+  clone.base.path = directory / "base.pcow";
+  clone.base.snapshot = "base";
+  MUST(create_image(directory / "vm.pcow", clone));
+  return directory / "vm.pcow";
+}
+
+// Threads write the round's number to a cell of their own in every block, in ascending order: at any cut, block i + 1
+// holds at most what block i holds, and at most one less.
+void cuts(uint32_t block_size, int snapshots, const Session::Limits& limits) {
+  constexpr int kThreads = 3;
+  constexpr uint64_t kStride = 36864;
+  const TemporaryDirectory directory;
+  const Monitored m = monitor(make_over_base(directory, 24 * kMiB, block_size), limits);
+  const size_t cells = m.length / kStride;
+  std::atomic<bool> stop{false};
+  std::atomic<uint64_t> wrong{0};
+  std::vector<std::thread> threads;
+  for (int id = 0; id < kThreads; id++) {
+    threads.emplace_back([&, id] {
+      for (uint64_t round = 1; !stop; round++) {
+        for (size_t i = 0; i < cells; i++) {
+          auto* cell = reinterpret_cast<uint64_t*>(m.memory + i * kStride + 64 + static_cast<size_t>(id) * 64);
+          const std::atomic_ref<uint64_t> value(*cell);
+          const uint64_t page = (i * kStride + 64) / 4096;
+          const uint64_t first = page % 2 ? 0 : page + 1;
+          if (value.load() != (round == 1 ? first : round + 1'000'000 - 1)) wrong++;
+          value.store(round + 1'000'000);
+        }
+      }
+    });
+  }
+  for (int number = 0; number < snapshots; number++) {
+    snapshot(m.session, "s" + std::to_string(number));
+    if (number % 4 == 3) MUST(m.session->image().remove("s" + std::to_string(number - 2), nullptr));
+    if (number % 3 == 0) MUST(m.session->sync());
+  }
+  stop = true;
+  for (auto& thread : threads) thread.join();
+  CHECK(wrong == 0);
+
+  for (const SnapshotInfo& info : MUST(m.session->image().snapshots(false))) {
+    auto view = MUST(m.session->image().view(info.name));
+    for (int id = 0; id < kThreads; id++) {
+      uint64_t before = 0;
+      uint64_t first = 0;
+      for (size_t i = 0; i < cells; i++) {
+        uint64_t value;
+        const uint64_t at = i * kStride + 64 + static_cast<uint64_t>(id) * 64;
+        CHECK(MUST(m.session->image().read(view.get(), at, &value, 8)) == 8);
+        if (value < 1'000'000) value = 1'000'000;  // not written yet
+        if (i == 0) first = value;
+        CHECK(i == 0 || value <= before);
+        CHECK(first - value <= 1);
+        before = value;
+      }
+    }
+  }
+  std::vector<char> content(m.length);
+  CHECK(MUST(m.session->image().read(nullptr, 0, content.data(), m.length)) == m.length);
+  CHECK(memcmp(content.data(), m.memory, m.length) == 0);
+  const Statistics& statistics = m.session->statistics();
+  printf("block %u: %s\n", block_size, statistics.json().c_str());
+  CHECK(statistics.clean_bytes <= limits.clean_cache + 65536 * 2);
+  finish(m);
+}
+
+// Random stores, loads, snapshots, deletions and syncs through two mappings of one image, against plain memory.
+void model(uint64_t seed, uint32_t block_size, int steps) {
+  std::mt19937_64 random(seed);
+  const TemporaryDirectory directory;
+  const std::string path = make_over_base(directory, 8 * kMiB + 4096, block_size);
+  Monitored m = monitor(path, {kMiB, 30000});
+  const uint64_t second_offset = m.length / 8192 * 4096;
+  const size_t half = m.length - second_offset;
+  char* second =
+      static_cast<char*>(MUST(m.session->map(nullptr, false, half, PROT_READ | PROT_WRITE, second_offset)));
+  std::vector<char> expected(m.length);
+  CHECK(MUST(m.session->image().read(nullptr, 0, expected.data(), m.length)) == m.length);
+  std::vector<std::pair<std::string, std::vector<char>>> snapshots;
+  for (int step = 0; step < steps; step++) {
+    const uint64_t offset = random() % m.length;
+    const uint64_t length = std::min<uint64_t>(m.length - offset, 1 + random() % 9000);
+    const bool through_second = offset >= second_offset && offset + length <= second_offset + half && random() % 2;
+    char* at = through_second ? second + (offset - second_offset) : m.memory + offset;
+    const auto dice = random() % 100;
+    if (dice < 45) {
+      for (uint64_t i = 0; i < length; i++) at[i] = expected[offset + i] = static_cast<char>(random());
+    } else if (dice < 85) {
+      CHECK(memcmp(at, expected.data() + offset, length) == 0);
+    } else if (dice < 89) {
+      MUST(m.session->sync());
+    } else if (dice < 92) {
+      MUST(m.session->discard(offset, length));
+      memset(expected.data() + offset, 0, length);
+    } else if (dice < 96 && snapshots.size() < 6) {
+      snapshots.emplace_back("s" + std::to_string(step), expected);
+      snapshot(m.session, snapshots.back().first);
+    } else if (dice < 98 && !snapshots.empty()) {
+      const size_t which = random() % snapshots.size();
+      MUST(m.session->image().remove(snapshots[which].first, nullptr));
+      snapshots.erase(snapshots.begin() + static_cast<ptrdiff_t>(which));
+    } else if (dice == 98) {
+      CHECK(m.session->unmap(m.memory, m.length) == false);
+      m.memory = static_cast<char*>(MUST(m.session->map(nullptr, false, m.length, PROT_READ | PROT_WRITE, 0)));
+    }
+  }
+  CHECK(memcmp(m.memory, expected.data(), m.length) == 0);
+  for (const auto& [name, content] : snapshots) {
+    std::vector<char> found(m.length);
+    auto view = MUST(m.session->image().view(name));
+    CHECK(MUST(m.session->image().read(view.get(), 0, found.data(), m.length)) == m.length);
+    CHECK(found == content);
+  }
+  (void)m.session->unmap(second, half);
+  finish(m);
+  auto reader = MUST(Image::open(path, {}));
+  std::vector<char> found(m.length);
+  CHECK(MUST(reader->read(nullptr, 0, found.data(), m.length)) == m.length);
+  CHECK(found == expected);
+}
+
+// One byte in every block over a base, in random order: more mappings than the budget without promotion.
+void mapping_budget() {
+  const TemporaryDirectory directory;
+  constexpr uint64_t kBudget = 3000;
+  const Monitored m = monitor(make_over_base(directory, 256 * kMiB, 65536), {64 * kMiB, kBudget});
+  std::vector<uint64_t> blocks(m.length / 65536);
+  for (size_t i = 0; i < blocks.size(); i++) blocks[i] = i;
+  std::shuffle(blocks.begin(), blocks.end(), std::mt19937_64(1));
+  for (const uint64_t block : blocks) m.memory[block * 65536 + 5000] = 'x';
+  std::ifstream maps("/proc/self/maps");
+  size_t lines = 0;
+  for (std::string line; std::getline(maps, line);) lines++;
+  printf("%zu mappings, %llu promotions\n", lines,
+         static_cast<unsigned long long>(m.session->statistics().promotions.load()));
+  CHECK(lines < kBudget + 500);
+  for (const uint64_t block : blocks) {
+    CHECK(m.memory[block * 65536 + 5000] == 'x');
+    uint64_t number;
+    memcpy(&number, m.memory + block * 65536 + 8192, 8);
+    CHECK(number == block * 16 + 3);
+  }
+  finish(m);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const int snapshots = argc > 1 ? atoi(argv[1]) : 30;
+  const uint64_t seed = test_seed();
+  cuts(65536, snapshots, {512 * 1024, 30000});
+  cuts(4096, snapshots, {64 * kMiB, 30000});
+  cuts(2 * kMiB, snapshots, {64 * kMiB, 300});
+  for (const uint32_t block_size : {4096u, 65536u, 524288u}) model(seed + block_size, block_size, 1500);
+  mapping_budget();
+  return 0;
+}
