@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "addon/arguments.h"
+#include "addon/attach_exports.h"
 #include "addon/cancellation.h"
 #include "addon/directory_lock.h"
 #include "addon/environment.h"
@@ -84,6 +85,7 @@ Napi::Object initialise(Napi::Env env, Napi::Object exports) {
   exports.Set("Cancellation", Cancellation::define(env));
   export_fuse(env, exports);
   export_directory_lock(env, exports);
+  exports.Set("AttachServer", AttachServerWrap::define(env));
   return exports;
 }
 

@@ -1,0 +1,140 @@
+#include "addon/attach_exports.h"
+
+#include <string>
+#include <utility>
+
+#include "addon/arguments.h"
+#include "addon/errors.h"
+
+namespace pcow::addon {
+
+namespace {
+
+const char* kind_name(AttachEvent::Kind kind) {
+  switch (kind) {
+    case AttachEvent::Kind::kAttach: return "attach";
+    case AttachEvent::Kind::kResume: return "resume";
+    case AttachEvent::Kind::kHandedOver: return "handed over";
+    case AttachEvent::Kind::kAnswer: return "answer";
+    case AttachEvent::Kind::kClosed: return "closed";
+  }
+  return "";
+}
+
+// Only what belongs to the kind: NativeAttachEvent.
+Napi::Object event_to_js(Napi::Env env, const AttachEvent& event) {
+  auto object = Napi::Object::New(env);
+  const auto number = [&](const char* name, uint64_t value) {
+    object.Set(name, Napi::Number::New(env, static_cast<double>(value)));
+  };
+  object.Set("kind", kind_name(event.kind));
+  number("connection", event.connection);
+  switch (event.kind) {
+    case AttachEvent::Kind::kAttach:
+      object.Set("writable", event.wants_write);
+      number("mountId", event.mount_id);
+      number("inode", event.inode);
+      number("flags", event.flags);
+      break;
+    case AttachEvent::Kind::kResume:
+      object.Set("identity", std::to_string(event.device) + ":" + std::to_string(event.inode));
+      object.Set("uuid", event.text);
+      break;
+    case AttachEvent::Kind::kAnswer: number("id", event.id); [[fallthrough]];
+    case AttachEvent::Kind::kHandedOver:
+      object.Set("ok", event.ok);
+      number("errno", static_cast<uint64_t>(event.err));
+      [[fallthrough]];
+    case AttachEvent::Kind::kClosed: object.Set("text", event.text); return object;
+  }
+  number("pid", event.pid);
+  number("uid", event.uid);
+  return object;
+}
+
+// A null `env`: the environment is going down.
+void deliver(Napi::Env env, Napi::Function on_event, AttachEvent* given) {
+  const std::unique_ptr<AttachEvent> event(given);
+  if (static_cast<napi_env>(env) != nullptr) on_event.Call({event_to_js(env, *event)});
+}
+
+AttachCommand command_for(AttachCommand::Kind kind, const Napi::CallbackInfo& info) {
+  AttachCommand command;
+  command.kind = kind;
+  command.connection = bytes_of(info[0]);
+  return command;
+}
+
+}  // namespace
+
+Napi::Function AttachServerWrap::define(Napi::Env env) {
+  return DefineClass(env, "AttachServer",
+                     {
+                         InstanceMethod<&AttachServerWrap::hand_over>("handOver"),
+                         InstanceMethod<&AttachServerWrap::confirm>("confirm"),
+                         InstanceMethod<&AttachServerWrap::refuse>("refuse"),
+                         InstanceMethod<&AttachServerWrap::request>("request"),
+                         InstanceMethod<&AttachServerWrap::close>("close"),
+                         InstanceMethod<&AttachServerWrap::stop>("stop"),
+                     });
+}
+
+AttachServerWrap::AttachServerWrap(const Napi::CallbackInfo& info) : Napi::ObjectWrap<AttachServerWrap>(info) {
+  auto events = Napi::ThreadSafeFunction::New(info.Env(), info[1].As<Napi::Function>(), "pcow attach", 0, 1);
+  events.Unref(info.Env());
+  auto server = AttachServer::start(text_of(info[0]), [events](AttachEvent event) {
+    auto carried = std::make_unique<AttachEvent>(std::move(event));
+    if (events.NonBlockingCall(carried.get(), deliver) == napi_ok) carried.release();
+  });
+  if (!server) {
+    events.Release();
+    throw_in_js(info.Env(), server.error());
+    return;
+  }
+  server_ = *server;
+  // Clean-up hooks run in reverse order, so this one comes before the one that closes `events`.
+  info.Env().AddCleanupHook([server = server_] { server->stop(); });
+}
+
+// `connection`, `paths`, `write`.
+void AttachServerWrap::hand_over(const Napi::CallbackInfo& info) {
+  AttachCommand command = command_for(AttachCommand::Kind::kHandOver, info);
+  auto paths = info[1].As<Napi::Array>();
+  for (uint32_t i = 0; i < paths.Length(); ++i) command.paths.push_back(text_of(paths.Get(i)));
+  command.write = flag_of(info[2]);
+  server_->command(std::move(command));
+}
+
+// `connection`.
+void AttachServerWrap::confirm(const Napi::CallbackInfo& info) {
+  server_->command(command_for(AttachCommand::Kind::kConfirm, info));
+}
+
+// `connection`, `errno`, `text`.
+void AttachServerWrap::refuse(const Napi::CallbackInfo& info) {
+  AttachCommand command = command_for(AttachCommand::Kind::kRefuse, info);
+  command.err = info[1].ToNumber().Int32Value();
+  command.text = text_of(info[2]);
+  server_->command(std::move(command));
+}
+
+// `connection`, `id`, `kind`, `value`, `text`.
+void AttachServerWrap::request(const Napi::CallbackInfo& info) {
+  AttachCommand command = command_for(AttachCommand::Kind::kRequest, info);
+  command.id = info[1].ToNumber().Uint32Value();
+  command.request = static_cast<protocol::Kind>(info[2].ToNumber().Uint32Value());
+  command.value = info[3].ToNumber().Uint32Value();
+  command.text = text_of(info[4]);
+  server_->command(std::move(command));
+}
+
+// `connection`, `why`.
+void AttachServerWrap::close(const Napi::CallbackInfo& info) {
+  AttachCommand command = command_for(AttachCommand::Kind::kClose, info);
+  command.text = text_of(info[1]);
+  server_->command(std::move(command));
+}
+
+void AttachServerWrap::stop(const Napi::CallbackInfo&) { server_->stop(); }
+
+}  // namespace pcow::addon

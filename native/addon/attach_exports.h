@@ -1,0 +1,30 @@
+// The attach server for JavaScript: NativeAttachServer in src/engine/native.ts.
+#pragma once
+
+#include <napi.h>
+
+#include <memory>
+
+#include "addon/attach_server.h"
+
+namespace pcow::addon {
+
+// Every method: JavaScript thread. They return at once; what comes of them is reported by an event.
+class AttachServerWrap : public Napi::ObjectWrap<AttachServerWrap> {
+ public:
+  static Napi::Function define(Napi::Env env);
+  // `path`, `on_event`. Throws where it can't listen there.
+  explicit AttachServerWrap(const Napi::CallbackInfo& info);
+
+ private:
+  void hand_over(const Napi::CallbackInfo& info);
+  void confirm(const Napi::CallbackInfo& info);
+  void refuse(const Napi::CallbackInfo& info);
+  void request(const Napi::CallbackInfo& info);
+  void close(const Napi::CallbackInfo& info);
+  void stop(const Napi::CallbackInfo& info);
+
+  std::shared_ptr<AttachServer> server_;
+};
+
+}  // namespace pcow::addon

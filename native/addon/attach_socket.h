@@ -1,0 +1,59 @@
+// Packets of the attach protocol (monitor/protocol.h) on a SOCK_SEQPACKET socket, with their descriptors. Nothing here waits.
+#pragma once
+
+#include <unistd.h>
+
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "engine/error.h"
+#include "monitor/protocol.h"
+
+namespace pcow::addon {
+
+// Owns a file descriptor.
+class Descriptor {
+ public:
+  Descriptor() = default;
+  explicit Descriptor(int number) : number_(number) {}
+  ~Descriptor() { reset(); }
+  Descriptor(Descriptor&& other) noexcept : number_(std::exchange(other.number_, -1)) {}
+  Descriptor& operator=(Descriptor&& other) noexcept {
+    reset();
+    number_ = std::exchange(other.number_, -1);
+    return *this;
+  }
+  int number() const { return number_; }
+  explicit operator bool() const { return number_ >= 0; }
+  int release() { return std::exchange(number_, -1); }
+  void reset() {
+    if (number_ >= 0) ::close(std::exchange(number_, -1));
+  }
+
+ private:
+  int number_ = -1;
+};
+
+struct Packet {
+  protocol::Kind kind{};
+  uint32_t id = 0;
+  uint32_t value = 0;
+  std::string text;
+  std::vector<Descriptor> descriptors;
+};
+
+enum class Received { kPacket, kNothing, kEnd, kMalformed };
+
+// Takes the next packet. kMalformed: it came whole, but is none of the protocol; `reason` says what is wrong with it. Its
+// descriptors are closed.
+Received receive_packet(int socket, Packet* packet, std::string* reason);
+
+// False where the peer is gone, or does not take what it was sent.
+bool send_packet(int socket, const Packet& packet);
+
+// A listening socket at `path`, in place of a stale one, that everybody may connect to.
+Result<Descriptor> listen_at(const std::string& path);
+
+}  // namespace pcow::addon
