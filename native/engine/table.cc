@@ -50,7 +50,7 @@ Result<void> read_entry_page(const File& file, uint64_t table_offset, uint64_t e
 Result<std::shared_ptr<Table>> Table::map(std::shared_ptr<File> file, uint64_t offset, uint64_t entries, bool write) {
   auto mapping = file->map(offset, chunks_of(entries) * kPageSize, write);
   if (!mapping) return mapping.error();
-  std::shared_ptr<Table> table(new Table(std::move(file), std::move(*mapping), offset, entries));
+  std::shared_ptr<Table> table(new Table(std::move(file), std::move(*mapping), offset, entries, write));
   auto present = present_chunks(*table->file_, offset, entries);
   if (!present) return present.error();
   for (const auto& [first, end] : *present)

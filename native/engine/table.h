@@ -46,7 +46,10 @@ class Table {
 
   uint64_t entries() const { return entries_; }
   uint64_t chunks() const { return (entries_ + kBlocksPerChunk - 1) / kBlocksPerChunk; }
+  // As the writer, a page that was never stored to is not touched: on tmpfs reading a hole through a mapping takes a page of
+  // the disk, and raises SIGBUS where that is full.
   uint64_t load(uint64_t block) const {
+    if (write_ && !may_hold(block / kBlocksPerChunk)) return 0;
     return std::atomic_ref<uint64_t>(mapping_->words()[block]).load(std::memory_order_acquire);
   }
   // Only into chunks that ensure() has seen.
@@ -61,11 +64,12 @@ class Table {
   bool may_hold(uint64_t chunk) const { return present_.get(chunk); }
 
  private:
-  Table(std::shared_ptr<File> file, std::unique_ptr<Mapping> mapping, uint64_t offset, uint64_t entries)
+  Table(std::shared_ptr<File> file, std::unique_ptr<Mapping> mapping, uint64_t offset, uint64_t entries, bool write)
       : file_(std::move(file)),
         mapping_(std::move(mapping)),
         offset_(offset),
         entries_(entries),
+        write_(write),
         present_(chunks()),
         ensured_(chunks()) {}
 
@@ -73,6 +77,7 @@ class Table {
   std::unique_ptr<Mapping> mapping_;
   const uint64_t offset_;   // bytes
   const uint64_t entries_;  // blocks of the image
+  const bool write_;        // by this process alone
   ChunkBits present_;       // chunks whose page may hold entries
   ChunkBits ensured_;       // chunks whose page surely has disk space
 };
