@@ -47,8 +47,7 @@ export function checkOptions(what: string, options: unknown, known: readonly str
 }
 
 export function checkFlag(what: string, value: unknown): void {
-  if (value !== undefined && typeof value !== 'boolean')
-    invalid(`${what} must be true or false, not ${show(value)}`);
+  if (value !== undefined && typeof value !== 'boolean') invalid(`${what} must be true or false, not ${show(value)}`);
 }
 
 export function checkPath(what: string, value: unknown): asserts value is string {
@@ -64,14 +63,10 @@ export function checkSize(value: unknown): asserts value is number {
   if (value < 0) invalid(`the size ${value} is negative`);
   if (value === 0) invalid('the size is zero; the smallest image has 65536 bytes (64 KiB)');
   if (value > MAX_SIZE) {
-    throw new PcowError(
-      'PCOW_TOO_LARGE',
-      `the size ${value} is over the limit of ${MAX_SIZE} bytes (64 TiB)`,
-    );
+    throw new PcowError('PCOW_TOO_LARGE', `the size ${value} is over the limit of ${MAX_SIZE} bytes (64 TiB)`);
   }
   if (!Number.isInteger(value)) invalid(`the size ${value} is not a whole number of bytes`);
-  if (value < MIN_SIZE)
-    invalid(`the size ${value} is too small; the smallest image has ${MIN_SIZE} bytes (64 KiB)`);
+  if (value < MIN_SIZE) invalid(`the size ${value} is too small; the smallest image has ${MIN_SIZE} bytes (64 KiB)`);
   if (value % SIZE_UNIT !== 0) {
     const up = Math.ceil(value / SIZE_UNIT) * SIZE_UNIT;
     invalid(`the size ${value} is not a multiple of ${SIZE_UNIT} bytes; the next one is ${up}`);
@@ -120,10 +115,7 @@ export function checkOffset(value: unknown): asserts value is number {
   }
   if (value < 0) invalid(`the offset ${value} is negative`);
   if (value > MAX_SIZE) {
-    throw new PcowError(
-      'PCOW_TOO_LARGE',
-      `the offset ${value} is over the limit of ${MAX_SIZE} bytes (64 TiB)`,
-    );
+    throw new PcowError('PCOW_TOO_LARGE', `the offset ${value} is over the limit of ${MAX_SIZE} bytes (64 TiB)`);
   }
 }
 
@@ -134,10 +126,7 @@ export function checkLength(value: unknown): asserts value is number {
   }
   if (value < 0) invalid(`the length ${value} is negative`);
   if (value > MAX_SIZE) {
-    throw new PcowError(
-      'PCOW_TOO_LARGE',
-      `the length ${value} is over the limit of ${MAX_SIZE} bytes (64 TiB)`,
-    );
+    throw new PcowError('PCOW_TOO_LARGE', `the length ${value} is over the limit of ${MAX_SIZE} bytes (64 TiB)`);
   }
 }
 
