@@ -18,6 +18,19 @@
         "-isystem <!(node -p \"path.join(path.dirname(require.resolve('fuse-shared-library-linux/package.json')), 'libfuse/include')\")"
       ],
       "libraries": ["-ldl", "-lpthread"]
+    },
+    {
+      "target_name": "pcow-monitor",
+      "target_conditions": [["_target_name == 'pcow-monitor'", {"product_prefix": "lib", "product_extension": "so"}]],
+      "sources": [
+        "<!@(node -p \"['engine', 'monitor'].flatMap((dir) => fs.readdirSync(dir).filter((name) => name.endsWith('.cc')).sort().map((name) => dir + '/' + name)).join(' ')\")"
+      ],
+      "defines": ["_GNU_SOURCE", "_FILE_OFFSET_BITS=64"],
+      "cflags_cc!": ["-std=gnu++17"],
+      "cflags": ["-fvisibility=hidden"],
+      "cflags_cc": ["-std=c++20", "-Wall", "-Wextra", "-Werror"],
+      "ldflags": ["-static-libstdc++", "-static-libgcc", "-Wl,--exclude-libs,ALL"],
+      "libraries": ["-lpthread"]
     }
   ]
 }

@@ -303,6 +303,7 @@ bool Session::promote() {
 }
 
 void Session::report_stall(const Error& error) {
+  if (closed_) return;  // the process is about to end
   statistics_.stalls++;
   const uint64_t now = monotonic_ns();
   if (stall_reported_ns_ && now - stall_reported_ns_ < kStallReportNs) return;
@@ -480,7 +481,14 @@ void Session::abort() {
   pending_.reset();
 }
 
+Result<void> Session::remove(const std::string& name) {
+  // The snapshot under way keeps every other change of structure waiting, and it is this thread that would finish it.
+  if (pending_) return Error(Code::kBusy, image_->info().path + ": a snapshot is under way");
+  return image_->remove(name, nullptr);
+}
+
 void Session::close() {
+  closed_ = true;
   if (auto closed = image_->close(); !closed) log_notice(closed.error().message);
 }
 
@@ -488,6 +496,8 @@ void Session::forget_in_child() {
   for (const auto& region : regions_)
     system_mmap(region->address(), region->length(), PROT_NONE,
                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+  // So that a child that outlives the parent does not keep the image locked.
+  ::close(image_->descriptor());
 }
 
 }  // namespace pcow

@@ -9,6 +9,7 @@
 // Lock order: handling → the engine's locks. Nothing on the fault path waits for the mount.
 #pragma once
 
+#include <atomic>
 #include <deque>
 #include <memory>
 #include <mutex>
@@ -53,10 +54,14 @@ class Session {
   Result<void> commit();
   Result<void> finish();
   void abort();
+  // Deletes a snapshot; the control thread as well.
+  Result<void> remove(const std::string& name);
 
   // Syncs and closes the image. Faults are not answered any more: only when nothing is mapped, or the process ends.
   void close();
-  // In a forked child: the mappings are the parent's alone.
+  // Around fork(2), so that the child finds the regions in order; the child then gives up what is the parent's alone.
+  void lock_for_fork() { handling_.lock(); }
+  void unlock_after_fork() { release_handling(); }
   void forget_in_child();
 
  private:
@@ -111,6 +116,7 @@ class Session {
   std::deque<CleanUnit> clean_units_;  // oldest first
   std::vector<char> buffer_;
   uint64_t stall_reported_ns_ = 0;
+  std::atomic<bool> closed_{false};
 
   // The control thread's.
   std::unique_ptr<PendingSnapshot> pending_;

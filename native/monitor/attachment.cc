@@ -1,0 +1,180 @@
+#include "attachment.h"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+
+#include <csignal>
+#include <cstring>
+#include <thread>
+
+#include "log.h"
+
+namespace pcow {
+namespace {
+
+using protocol::Descriptor;
+using protocol::Kind;
+using protocol::Packet;
+using protocol::Received;
+
+constexpr int kAnswerMs = 30'000;  // opening and recovering an image may take the mount a while
+constexpr int kReconnectMs = 200;
+
+Result<Descriptor> connect_to(const std::string& path) {
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  if (path.size() >= sizeof address.sun_path) return system_error(ENAMETOOLONG, path);
+  memcpy(address.sun_path, path.data(), path.size());
+  Descriptor made(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
+  if (!made) return system_error(errno, "cannot make a socket");
+  if (connect(made.number(), reinterpret_cast<sockaddr*>(&address), sizeof address) < 0)
+    return system_error(errno, "cannot connect to the mount at " + path);
+  return made;
+}
+
+// Sends a request that carries one descriptor, and waits for the answer.
+Result<Packet> ask(int socket, Kind kind, uint32_t value, const std::string& text, int descriptor) {
+  Packet request;
+  request.kind = kind;
+  request.value = value;
+  request.text = text;
+  request.descriptors.emplace_back(fcntl(descriptor, F_DUPFD_CLOEXEC, 0));
+  if (!request.descriptors.front() || !protocol::send_packet(socket, request))
+    return system_error(errno, "cannot send a request to the mount");
+  struct pollfd ready = {socket, POLLIN, 0};
+  if (poll(&ready, 1, kAnswerMs) <= 0) return Error(Code::kIo, ETIMEDOUT, "the mount does not answer");
+  Packet answer;
+  std::string reason;
+  if (protocol::receive_packet(socket, protocol::kMaxDescriptors, &answer, &reason) != Received::kPacket)
+    return Error(Code::kIo, EPROTO, "the mount answered with " + (reason.empty() ? "nothing" : reason));
+  if (answer.kind == Kind::kRefused) {
+    Error refused = system_error(static_cast<int>(answer.value), "");
+    refused.message = answer.text;
+    return refused;
+  }
+  if (answer.kind != Kind::kAttached) return Error(Code::kIo, EPROTO, "the mount gave an answer out of order");
+  return answer;
+}
+
+Packet done(const Packet& request, std::string text = {}) {
+  Packet answer;
+  answer.kind = Kind::kDone;
+  answer.id = request.id;
+  answer.text = std::move(text);
+  return answer;
+}
+
+Packet failed(const Packet& request, const Error& error) {
+  Packet answer;
+  answer.kind = Kind::kFailed;
+  answer.id = request.id;
+  answer.value = static_cast<uint32_t>(error.err);
+  answer.text = error.message.substr(0, protocol::kMaxText);
+  return answer;
+}
+
+}  // namespace
+
+Result<Attachment*> Attachment::attach(const std::string& socket_path, int flat_file, bool write,
+                                       const Session::Limits& limits) {
+  auto socket = connect_to(socket_path);
+  if (!socket) return socket.error();
+  auto answer = ask(socket->number(), Kind::kAttach, write ? 1 : 0, "", flat_file);
+  if (!answer) return answer.error();
+
+  OpenOptions options;
+  options.write = write;
+  const char* path = answer->text.c_str();
+  for (const Descriptor& descriptor : answer->descriptors) {
+    if (path >= answer->text.c_str() + answer->text.size())
+      return Error(Code::kIo, EPROTO, "the mount handed over more descriptors than paths");
+    options.given.push_back({path, descriptor.number()});
+    path += options.given.back().path.size() + 1;
+  }
+  if (options.given.empty()) return Error(Code::kIo, EPROTO, "the mount handed over no image");
+  auto image = Image::open(options.given.front().path, options);
+  if (!image) return image.error();
+  auto* attachment = new Attachment(socket_path, std::move(*socket));
+  attachment->uuid_ = (*image)->info().uuid;
+  auto session = Session::start(std::move(*image), limits);
+  if (!session) {
+    delete attachment;
+    return session.error();
+  }
+  attachment->session_ = *session;
+  attachment->stop_ = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+  log_detail("attached " + options.given.front().path + (write ? " for writing" : " for reading"));
+  attachment->start_control_thread();
+  return attachment;
+}
+
+void Attachment::start_control_thread() {
+  sigset_t all;
+  sigset_t before;
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, &before);
+  std::thread([this] { serve_mount(); }).detach();
+  pthread_sigmask(SIG_SETMASK, &before, nullptr);
+}
+
+void Attachment::serve_mount() {
+  for (;;) {
+    struct pollfd ready[] = {{stop_, POLLIN, 0}, {socket_.number(), POLLIN, 0}};
+    poll(ready, socket_ ? 2 : 1, socket_ ? -1 : kReconnectMs);
+    if (ready[0].revents) return;
+    if (!socket_) {
+      if (session_->writable() && resume()) log_detail(socket_path_ + ": attached to the next mount");
+      continue;
+    }
+    Packet request;
+    std::string reason;
+    const Received received = protocol::receive_packet(socket_.number(), 0, &request, &reason);
+    if (received == Received::kNothing) continue;
+    if (received == Received::kPacket && protocol::send_packet(socket_.number(), answer(request))) continue;
+    // The mount has gone, or talks nonsense. A snapshot that it has not committed never happened, and the guest goes on.
+    session_->abort();
+    socket_.reset();
+    log_detail(socket_path_ + ": the mount has gone" + (reason.empty() ? "" : " (" + reason + ")"));
+  }
+}
+
+bool Attachment::resume() {
+  auto socket = connect_to(socket_path_);
+  if (!socket) return false;
+  auto answer = ask(socket->number(), Kind::kResume, 1, uuid_, session_->image().descriptor());
+  if (!answer) {
+    log_detail(socket_path_ + ": " + answer.error().message);
+    return false;
+  }
+  socket_ = std::move(*socket);
+  return true;
+}
+
+Packet Attachment::answer(const Packet& request) {
+  const auto outcome = [&](const Result<void>& result) {
+    if (!result) log_detail(result.error().message);
+    return result ? done(request) : failed(request, result.error());
+  };
+  switch (request.kind) {
+    case Kind::kPrepare: return outcome(session_->prepare(request.text, request.value == 1));
+    case Kind::kCut: return outcome(session_->cut());
+    case Kind::kCommit: return outcome(session_->commit());
+    case Kind::kFinish: return outcome(session_->finish());
+    case Kind::kAbort: session_->abort(); return done(request);
+    case Kind::kDelete: return outcome(session_->remove(request.text));
+    case Kind::kStatus: return done(request, session_->statistics().json());
+    case Kind::kMetrics: return done(request, session_->statistics().prometheus(session_->image().info().path));
+    default: return failed(request, Error(Code::kInvalid, "a request that no monitor knows"));
+  }
+}
+
+void Attachment::detach() {
+  const uint64_t one = 1;
+  (void)!write(stop_, &one, sizeof one);
+  session_->close();
+}
+
+}  // namespace pcow

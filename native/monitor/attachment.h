@@ -1,0 +1,38 @@
+// The tie between a session and the mount: attaching, the control thread that answers the mount's requests, and finding
+// the next mount when one has died. The guest needs none of it: faults and flushes are served without the mount.
+#pragma once
+
+#include <string>
+
+#include "packet.h"
+#include "session.h"
+
+namespace pcow {
+
+class Attachment {
+ public:
+  // Shows the open flat file to the mount behind `socket_path` and takes over its image. Any thread of the application.
+  // Fails with what the mount answered (kBusy and the like), or why it could not be asked.
+  static Result<Attachment*> attach(const std::string& socket_path, int flat_file, bool write,
+                                    const Session::Limits& limits);
+
+  Session& session() { return *session_; }
+  // Ends the control thread, and closes the image: the mount takes it back.
+  void detach();
+
+ private:
+  Attachment(std::string socket_path, protocol::Descriptor socket)
+      : socket_path_(std::move(socket_path)), socket_(std::move(socket)) {}
+  void start_control_thread();
+  void serve_mount();  // the control thread
+  bool resume();
+  protocol::Packet answer(const protocol::Packet& request);
+
+  const std::string socket_path_;
+  protocol::Descriptor socket_;  // the control thread's; none while the mount is gone
+  Session* session_ = nullptr;
+  std::string uuid_;
+  int stop_ = -1;  // eventfd: the control thread is to end
+};
+
+}  // namespace pcow
