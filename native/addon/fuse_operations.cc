@@ -176,6 +176,13 @@ FuseNew real_fuse_new() {
   return library ? reinterpret_cast<FuseNew>(dlvsym(library, "fuse_new", "FUSE_2.6")) : nullptr;
 }
 
+// libfuse leaves its descriptor of /dev/fuse to child processes. A helper that outlives a killed mount (`sync --data` on
+// this very mount) would keep the connection alive, and wait, with everybody else, for answers that never come.
+void keep_from_children(fuse_chan* channel) {
+  const auto descriptor_of = reinterpret_cast<int (*)(fuse_chan*)>(dlsym(libfuse, "fuse_chan_fd"));
+  if (descriptor_of) fcntl(descriptor_of(channel), F_SETFD, FD_CLOEXEC);
+}
+
 }  // namespace
 
 Result<void> prepare_fuse(const std::string& library, const std::string& directory) {
@@ -206,6 +213,7 @@ extern "C" __attribute__((visibility("default"))) fuse* fuse_new(fuse_chan* chan
   const FuseNew real = real_fuse_new();
   if (!real) return nullptr;
   if (!libfuse || interceptions.exchange(1) != 0) return real(channel, arguments, operations, size, user_data);
+  keep_from_children(channel);
   std::memcpy(&javascript, operations, size < sizeof javascript ? size : sizeof javascript);
   fuse_operations table = javascript;
   table.open = open_file;
