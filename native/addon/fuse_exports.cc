@@ -30,22 +30,38 @@ Napi::Value count_requests(const Napi::CallbackInfo& info) {
 }
 
 // NativeImage, `snapshot` or "", `writable`.
-Napi::Value open_handle(const Napi::CallbackInfo& info) {
+Result<std::shared_ptr<FuseHandle>> handle_of(const Napi::Value& native, const Napi::Value& name, bool writable) {
   auto handle = std::make_shared<FuseHandle>();
-  handle->image = ImageWrap::unwrap_image(info[0]);
-  handle->writable = flag_of(info[2]);
+  handle->image = ImageWrap::unwrap_image(native);
+  handle->writable = writable;
   auto image = handle->image->lease();
-  if (!image) return throw_in_js(info.Env(), image.error());
-  if (const std::string snapshot = text_of(info[1]); !snapshot.empty()) {
+  if (!image) return image.error();
+  if (const std::string snapshot = text_of(name); !snapshot.empty()) {
     auto id = (*image)->layer_id(snapshot);
-    if (!id) return throw_in_js(info.Env(), id.error());
+    if (!id) return id.error();
     auto view = (*image)->view(snapshot);
-    if (!view) return throw_in_js(info.Env(), view.error());
+    if (!view) return view.error();
     handle->layer = *id;
     handle->view = *view;
     handle->writable = false;
   }
-  return Napi::Number::New(info.Env(), static_cast<double>(FuseHandles::instance().add(std::move(handle))));
+  return handle;
+}
+
+// NativeImage, `snapshot` or "", `writable`.
+Napi::Value open_handle(const Napi::CallbackInfo& info) {
+  auto handle = handle_of(info[0], info[1], flag_of(info[2]));
+  if (!handle) return throw_in_js(info.Env(), handle.error());
+  return Napi::Number::New(info.Env(), static_cast<double>(FuseHandles::instance().add(std::move(*handle))));
+}
+
+// `fh`, NativeImage, `snapshot` or "", `writable`. Letting the old one go may close its image: off this thread.
+Napi::Value move_handle(const Napi::CallbackInfo& info) {
+  auto handle = handle_of(info[1], info[2], flag_of(info[3]));
+  if (!handle) return throw_in_js(info.Env(), handle.error());
+  auto old = FuseHandles::instance().replace(bytes_of(info[0]), std::move(*handle));
+  if (old) Environment::of(info.Env()).queue->dispose(std::move(old));
+  return info.Env().Undefined();
 }
 
 // `fh`. Letting the handle go may close an image that nobody else uses: off this thread.
@@ -93,6 +109,7 @@ void export_fuse(Napi::Env env, Napi::Object exports) {
   exports.Set("fuseTraffic", Napi::Function::New<traffic_of>(env, "fuseTraffic"));
   exports.Set("fuseOnEnd", Napi::Function::New<on_end>(env, "fuseOnEnd"));
   exports.Set("fuseOpenHandle", Napi::Function::New<open_handle>(env, "fuseOpenHandle"));
+  exports.Set("fuseMoveHandle", Napi::Function::New<move_handle>(env, "fuseMoveHandle"));
   exports.Set("fuseCloseHandle", Napi::Function::New<close_handle>(env, "fuseCloseHandle"));
 }
 

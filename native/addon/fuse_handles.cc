@@ -20,6 +20,12 @@ uint64_t FuseHandles::add(std::shared_ptr<FuseHandle> handle) {
   return fh;
 }
 
+std::shared_ptr<FuseHandle> FuseHandles::replace(uint64_t fh, std::shared_ptr<FuseHandle> handle) {
+  std::unique_lock guard(lock_);
+  const auto found = handles_.find(fh);
+  return found == handles_.end() ? nullptr : std::exchange(found->second, std::move(handle));
+}
+
 std::shared_ptr<FuseHandle> FuseHandles::find(uint64_t fh) const {
   std::shared_lock guard(lock_);
   const auto found = handles_.find(fh);

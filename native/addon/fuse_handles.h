@@ -42,6 +42,8 @@ class FuseHandles {
 
   // Any thread.
   uint64_t add(std::shared_ptr<FuseHandle> handle);
+  // Puts `handle` in the place of the one under `fh`, which is returned; null where there is none. Later requests use it.
+  std::shared_ptr<FuseHandle> replace(uint64_t fh, std::shared_ptr<FuseHandle> handle);
   std::shared_ptr<FuseHandle> find(uint64_t fh) const;
   // The handle that is gone from the table, or null. Requests under way keep it alive.
   std::shared_ptr<FuseHandle> remove(uint64_t fh);

@@ -55,6 +55,13 @@ Result<Request> begin(const fuse_file_info* file) {
   return Request{std::move(handle), std::move(*image)};
 }
 
+// Why a request may not write; 0 where it may. A file opened for writing whose image this mount only reads has been taken
+// over by a monitor.
+int write_refusal(const FuseHandle& handle) {
+  if (!handle.writable) return -EBADF;
+  return handle.image->writer() ? 0 : -EBUSY;
+}
+
 // The engine keeps the sentence of its last error for `status`.
 int answer(const Result<void>& result) { return result ? 0 : -result.error().err; }
 
@@ -74,7 +81,7 @@ int write_file(const char* path, const char* buffer, size_t length, off_t offset
   if (!is_native(file)) return javascript.write ? javascript.write(path, buffer, length, offset, file) : -ENOSYS;
   auto request = begin(file);
   if (!request) return -request.error().err;
-  if (!request->handle->writable) return -EBADF;
+  if (const int refusal = write_refusal(*request->handle)) return refusal;
   auto written = request->image->write(static_cast<uint64_t>(offset), buffer, length);
   if (!written) return -written.error().err;
   Traffic& traffic = request->handle->image->traffic();
@@ -101,7 +108,7 @@ int allocate_file(const char*, int mode, off_t offset, off_t length, fuse_file_i
   if (kind != FALLOC_FL_PUNCH_HOLE && kind != FALLOC_FL_ZERO_RANGE) return -EOPNOTSUPP;
   auto request = begin(file);
   if (!request) return -request.error().err;
-  if (!request->handle->writable) return -EBADF;
+  if (const int refusal = write_refusal(*request->handle)) return refusal;
   const uint64_t size = request->image->size();
   const auto start = static_cast<uint64_t>(offset);
   auto end = start + static_cast<uint64_t>(length);

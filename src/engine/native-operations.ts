@@ -73,6 +73,17 @@ export function openHandle(image: Image, options: HandleOptions): number {
   return translated(() => addon().fuseOpenHandle(image.native, options.snapshot ?? '', options.writable));
 }
 
+/**
+ * Lets an open handle go on with another opening of the same image. `writable` where the opening is not: its writes are EBUSY.
+ * Requests under way end with the old one.
+ */
+export function moveHandle(fh: number, image: Image, options: HandleOptions): void {
+  checkOptions('the options of moveHandle', options, ['snapshot', 'writable']);
+  translated(() => {
+    addon().fuseMoveHandle(fh, image.native, options.snapshot ?? '', options.writable);
+  });
+}
+
 /** For release: lets a handle go. False where it is not one of ours. Requests under way end in peace. */
 export function closeHandle(fh: number): boolean {
   return addon().fuseCloseHandle(fh);

@@ -55,6 +55,32 @@ export interface NativeCancellation {
   cancel(): void;
 }
 
+/** What the attach server reports; see attach-server.ts. */
+export type NativeAttachEvent =
+  | {
+      kind: 'attach';
+      connection: number;
+      pid: number;
+      uid: number;
+      writable: boolean;
+      mountId: number;
+      inode: number;
+      flags: number;
+    }
+  | { kind: 'resume'; connection: number; pid: number; uid: number; identity: string; uuid: string }
+  | { kind: 'handed over'; connection: number; ok: boolean; errno: number; text: string }
+  | { kind: 'answer'; connection: number; id: number; ok: boolean; errno: number; text: string }
+  | { kind: 'closed'; connection: number; text: string };
+
+export interface NativeAttachServer {
+  handOver(connection: number, paths: string[], write: boolean): void;
+  confirm(connection: number): void;
+  refuse(connection: number, errno: number, text: string): void;
+  request(connection: number, id: number, kind: number, value: number, text: string): void;
+  close(connection: number, why: string): void;
+  stop(): void;
+}
+
 /** An open image. Everything that returns a Promise works off the JavaScript thread. */
 export interface NativeImage {
   info(): ImageInfo;
@@ -91,6 +117,7 @@ export interface NativeAddon {
   fuseInterceptions(): number;
   fuseRequests(): number;
   fuseOpenHandle(image: NativeImage, snapshot: string, writable: boolean): number;
+  fuseMoveHandle(fh: number, image: NativeImage, snapshot: string, writable: boolean): void;
   fuseCloseHandle(fh: number): boolean;
   fuseTraffic(image: NativeImage): Traffic;
   fuseOnEnd(callback: () => void): void;
@@ -98,6 +125,9 @@ export interface NativeAddon {
   /** See directory-lock.ts. */
   lockDirectory(directory: string): number;
   unlockDirectory(lock: number): void;
+
+  /** See attach-server.ts. */
+  AttachServer: new (path: string, onEvent: (event: NativeAttachEvent) => void) => NativeAttachServer;
 }
 
 /** The addon is built beside the sources: dist/src/engine/native.js and native/build/Release/pcow.node. */

@@ -1,0 +1,38 @@
+/**
+ * The mount's end of the attach protocol (native/monitor/protocol.h), as native/addon/attach_server.h serves it: who connects
+ * with which open file, and what they are answered. It knows nothing of images; src/attach does.
+ */
+import { fromNative } from './errors.js';
+import { addon, type NativeAttachEvent, type NativeAttachServer } from './native.js';
+
+/**
+ * In this order for a connection: 'attach' or 'resume'; 'handed over', where that was asked for; an 'answer' to each request;
+ * 'closed', after which nothing more comes. A connection that never asks for anything is never heard of.
+ */
+export type AttachEvent = NativeAttachEvent;
+
+/** Every method returns at once. What is said to a connection that has gone is lost: its 'closed' tells. */
+export type AttachServer = NativeAttachServer;
+
+/** What a mount asks a monitor for. */
+export const RequestKind = {
+  prepare: 5,
+  cut: 6,
+  commit: 7,
+  finish: 8,
+  abort: 9,
+  delete: 10,
+  status: 11,
+  metrics: 12,
+} as const;
+
+export type RequestName = keyof typeof RequestKind;
+
+/** Listens at `path`, in place of whatever socket was there. Waiting for events does not keep the process alive. */
+export function startAttachServer(path: string, onEvent: (event: AttachEvent) => void): AttachServer {
+  try {
+    return new (addon().AttachServer)(path, onEvent);
+  } catch (error) {
+    throw fromNative(error);
+  }
+}
