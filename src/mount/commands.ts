@@ -5,7 +5,9 @@
 import { chmod, chown } from 'node:fs/promises';
 import path from 'node:path';
 
-import { dependants, Image, PcowError, snapshotTogether } from '../engine/index.js';
+import { LiveSnapshot } from '../attach/live-snapshot.js';
+import type { Monitor } from '../attach/monitor.js';
+import { checkSnapshotName, dependants, Image, PcowError, snapshotTogether } from '../engine/index.js';
 import type { Catalog, Found } from './catalog.js';
 import type { Cutter } from './cut.js';
 import { automaticName } from '../automatic-name.js';
@@ -34,30 +36,80 @@ export class Commands {
 
   /** One cut across images. */
   async snapshotTogether(entries: ImageEntry[], name: string): Promise<void> {
+    checkSnapshotName(name);
     if (new Set(entries).size < entries.length) {
       throw new PcowError('PCOW_INVALID', `an image is named twice in the snapshot ${JSON.stringify(name)}`);
     }
     await holdingAll(entries, async () => {
-      const images = await Promise.all(entries.map(async (entry) => (await entry.writer()).image));
       // Before anybody is stopped for nothing.
-      images.forEach((image, at) => {
+      for (const entry of entries) {
+        const { image } = await entry.view();
         if (image.snapshotNames().includes(name)) {
-          throw new PcowError(
-            'PCOW_EXISTS',
-            `${entries[at]?.name ?? ''} has a snapshot ${JSON.stringify(name)} already`,
-          );
+          throw new PcowError('PCOW_EXISTS', `${entry.name} has a snapshot ${JSON.stringify(name)} already`);
         }
-      });
-      const [first, ...others] = images;
-      await this.#cutter.run(
-        entries,
-        () => (first && others.length === 0 ? first.snapshot(name) : snapshotTogether(name, images)),
-        async () => {
-          await Promise.all(images.map((image) => image.delete(name)));
-        },
-      );
+      }
+      await this.#takeTogether(entries, name, false);
       log(`${entries.map((entry) => entry.name).join(', ')}: snapshot ${name}`);
     });
+  }
+
+  /**
+   * The cut across images that are attached and others. Processes that have the others mapped are stopped first, then the
+   * monitors freeze their memory; the others' snapshot is taken while everything stands still.
+   */
+  async #takeTogether(entries: ImageEntry[], name: string, automatic: boolean): Promise<void> {
+    const monitors = entries.map((entry) => entry.monitor).filter((it) => it !== null);
+    const plain = entries.filter((entry) => entry.monitor === null);
+    const images = await Promise.all(plain.map(async (entry) => (await entry.writer()).image));
+    await this.#noneToStop(plain, monitors);
+    const [first, ...others] = images;
+    let taken = false;
+    const take = async () => {
+      await (first && others.length === 0 ? first.snapshot(name) : snapshotTogether(name, images));
+      taken = true;
+    };
+    const takeAway = async () => {
+      if (taken) {
+        taken = false;
+        await Promise.all(images.map((image) => image.delete(name)));
+      }
+    };
+    if (monitors.length === 0) {
+      await this.#cutter.run(plain, take, takeAway);
+      return;
+    }
+    const live = new LiveSnapshot(monitors, name, automatic);
+    try {
+      await live.prepare();
+      const cut = async () => {
+        await live.cut();
+        if (images.length > 0) {
+          await take();
+        }
+        await live.commit();
+      };
+      await this.#cutter.run(plain, cut, takeAway);
+      await live.finish();
+    } catch (error) {
+      await live.undo();
+      await takeAway();
+      throw error;
+    }
+  }
+
+  /** A process that is stopped can't freeze its memory. */
+  async #noneToStop(plain: ImageEntry[], monitors: Monitor[]): Promise<void> {
+    if (plain.length === 0 || monitors.length === 0) {
+      return;
+    }
+    const mappers = new Set((await this.#cutter.mappers(plain)).map(({ pid }) => pid));
+    const both = monitors.find(({ pid }) => mappers.has(pid));
+    if (both) {
+      throw new PcowError(
+        'PCOW_BUSY',
+        `${both.process} is attached to one image and has another of this snapshot mapped plainly: it can't be stopped for a cut`,
+      );
+    }
   }
 
   async rollback(entry: ImageEntry, name: string): Promise<void> {
@@ -73,8 +125,9 @@ export class Commands {
   async delete(entry: ImageEntry, name: string): Promise<void> {
     await this.#catalog.structure.run(() =>
       entry.commands.run(async () => {
-        const { image } = await entry.writer();
-        const layer = image.layerOf(name);
+        const { monitor } = entry;
+        const opening = monitor ? null : await entry.writer();
+        const layer = (await entry.snapshot(name)).id;
         const standing = (await dependants(this.#place.directory, entry.file)).filter((it) => it.layer === layer);
         if (standing.length > 0) {
           const names = standing.map((it) => path.basename(it.image)).join(', ');
@@ -87,7 +140,9 @@ export class Commands {
           Promise.resolve(
             new PcowError('PCOW_BUSY', `the snapshot ${name} of ${entry.name} can't be deleted while its file is open`),
           );
-        await entry.exclusively(snapshotFile(name), busy, () => image.delete(name));
+        await entry.exclusively(snapshotFile(name), busy, async () => {
+          await (opening ? opening.image.delete(name) : monitor?.request('delete', { text: name }));
+        });
         log(`${entry.name}: snapshot ${name} deleted`);
       }),
     );
@@ -101,13 +156,25 @@ export class Commands {
       entry.commands.run(async () => {
         const file = imageFile(this.#place.directory, target);
         await this.#mustNotExist(target);
-        const { image } = await entry.writer();
-        const layer = snapshot === null ? await this.#freeze(entry, image) : image.layerOf(snapshot);
+        const layer = await this.#layerFor(entry, snapshot);
         await Image.create(file, { base: { path: entry.file, layer } });
         await giveTo(file, status.mode, status.uid, status.gid);
         log(`${entry.name}: cloned to ${target}`);
       }),
     );
+  }
+
+  /** The frozen layer that a clone is to stand on. */
+  async #layerFor(entry: ImageEntry, snapshot: string | null): Promise<number> {
+    if (entry.monitor) {
+      const name = snapshot ?? automaticName();
+      if (snapshot === null) {
+        await this.#takeTogether([entry], name, true);
+      }
+      return (await entry.snapshot(name)).id;
+    }
+    const { image } = await entry.writer();
+    return snapshot === null ? this.#freeze(entry, image) : image.layerOf(snapshot);
   }
 
   async #freeze(entry: ImageEntry, image: Image): Promise<number> {

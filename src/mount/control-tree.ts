@@ -1,4 +1,5 @@
 /** The control files: what each says when it is read, and does when it is written. */
+import { attachmentMetrics } from '../attach/attachment-status.js';
 import { PcowError } from '../engine/index.js';
 import type { Catalog, Found } from './catalog.js';
 import type { Commands } from './commands.js';
@@ -28,7 +29,7 @@ export interface ControlFile<Subject> {
 export const imageControls: ReadonlyMap<string, ControlFile<Found>> = new Map<string, ControlFile<Found>>([
   ['status', { read: (_, { entry }) => imageStatus(entry) }],
   ['snapshots', { read: (_, { entry }) => snapshotLines(entry) }],
-  ['metrics', { read: (_, { entry }) => metricsOf([entry]) }],
+  ['metrics', { read: async (_, { entry }) => (await metricsOf([entry])) + (await attachmentMetrics(entry)) }],
   [
     'snapshot',
     {

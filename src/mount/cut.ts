@@ -58,8 +58,8 @@ export class Cutter {
         return take();
       }
       const inodes = new Set(open.map(this.#inodeOf));
-      const mappers = await mappersOf(this.#place.device, inodes);
-      await this.#flush(open);
+      const mappers = await this.mappers(open);
+      await this.flush(open);
       if (mappers.length === 0) {
         return take();
       }
@@ -89,7 +89,7 @@ export class Cutter {
     try {
       do {
         await this.#stopAll(stopped, inodes, open);
-        await this.#flush(open, FLUSH_LIMIT);
+        await this.flush(open, FLUSH_LIMIT);
         // Who has begun to map a file since the last look may have changed pages before or after the flush.
       } while ((await this.#newcomers(stopped, inodes)).length > 0);
       taken = await take();
@@ -142,8 +142,13 @@ export class Cutter {
     return mappers.filter(({ pid }) => !stopped.has(pid));
   }
 
-  /** `limit` in milliseconds. A helper that is stuck in the kernel can't be killed, so the limit does not wait for its end. */
-  async #flush(entries: ImageEntry[], limit?: number): Promise<void> {
+  /** Who has one of them mapped, shared and writable, without a monitor. */
+  async mappers(entries: ImageEntry[]): Promise<Mapper[]> {
+    return mappersOf(this.#place.device, new Set(entries.map(this.#inodeOf)));
+  }
+
+  /** Has the changed pages of their mappings written back. `limit` in milliseconds. A helper that is stuck in the kernel can't be killed, so the limit does not wait for its end. */
+  async flush(entries: ImageEntry[], limit?: number): Promise<void> {
     const files = entries.map(({ name }) => flatFilePath(this.#place, name));
     const over = new AbortController();
     try {

@@ -11,7 +11,9 @@
 import { stat } from 'node:fs/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
 
+import type { Monitor } from '../attach/monitor.js';
 import { Image, isPcowError, PcowError, type PcowErrorCode, type SnapshotInfo } from '../engine/index.js';
+import { moveHandle } from '../engine/native-operations.js';
 import { errnoNameOf, refusal, sentenceOf } from './failure.js';
 import { debugLog, log } from './log.js';
 import { Mutex } from './mutex.js';
@@ -26,6 +28,9 @@ const RETRY_AFTER = 1000;
 
 /** Milliseconds: the kernel sends the release of a closed file after close(2) has returned. */
 const RELEASE_GRACE = 500;
+
+/** Milliseconds: the lock of a monitor that ended is released a moment after its connection. */
+const LOCK_GRACE = 3000;
 
 export type ImageState =
   | 'ok'
@@ -87,6 +92,8 @@ export interface FlatFileUse {
   /** null: the flat file itself. */
   snapshot: string | null;
   writable: boolean;
+  /** Where its bytes are served natively. */
+  handle: number | null;
 }
 
 /** How often, and for how long in all, processes were stopped for a snapshot. */
@@ -99,6 +106,8 @@ export class ImageEntry {
   /** Held by every change of structure; see above. */
   readonly commands = new Mutex();
   readonly uses = new Set<FlatFileUse>();
+  /** Processes that have it mapped through a monitor to read; each has a use, too. */
+  readonly readers = new Set<Monitor>();
   /** Commands done since the mount began, by their name. */
   readonly done = new Map<string, number>();
   readonly stops: StopTimes = { count: 0, seconds: 0 };
@@ -117,6 +126,9 @@ export class ImageEntry {
   readonly #refused: PcowError | null;
   #reader: Promise<Opening> | null = null;
   #writer: Opening | null = null;
+  #monitor: Monitor | null = null;
+  /** When the last monitor went, in milliseconds. */
+  #freed = -Infinity;
   #becomingWriter: Promise<Opening> | null = null;
   #failure: { error: unknown; at: number } | null = null;
   /** Opens that have not become a use yet. */
@@ -168,13 +180,16 @@ export class ImageEntry {
     if (this.#refused) {
       throw this.#refused;
     }
+    if (this.#monitor) {
+      throw attachedTo(this.name, this.#monitor);
+    }
     this.#becomingWriter ??= this.#becomeWriter();
     return this.#becomingWriter;
   }
 
   async #becomeWriter(): Promise<Opening> {
     try {
-      const opening = await this.#open(true);
+      const opening = await this.#openToWrite();
       this.#writer = opening;
       this.#failure = null;
       const reader = this.#reader;
@@ -193,11 +208,75 @@ export class ImageEntry {
     }
   }
 
+  async #openToWrite(): Promise<Opening> {
+    for (;;) {
+      try {
+        return await this.#open(true);
+      } catch (error) {
+        if (!isPcowError(error, 'PCOW_LOCKED') || this.#monitor || Date.now() > this.#freed + LOCK_GRACE) {
+          throw error;
+        }
+        await sleep(20);
+      }
+    }
+  }
+
   async #open(write: boolean): Promise<Opening> {
     const baseRoot = this.#place.settings.allowOutsideBase ? undefined : this.#place.directory;
     const opening = new Opening(await Image.open(this.file, { write, ...(baseRoot && { baseRoot }) }), write);
     this.#openings.push(opening);
     return opening;
+  }
+
+  /** The process that writes the image through its own memory instead of this mount. */
+  get monitor(): Monitor | null {
+    return this.#monitor;
+  }
+
+  /**
+   * Makes way for a monitor: open files go on reading, and writing to them is EBUSY from here on. Everything written is in
+   * the image afterwards, and its lock is free. `commands` must be held, and nobody may have changed pages in a mapping.
+   */
+  async lend(monitor: Monitor): Promise<void> {
+    if (this.#monitor) {
+      throw attachedTo(this.name, this.#monitor);
+    }
+    this.#monitor = monitor;
+    await this.#becomingWriter?.catch(() => undefined);
+    const writer = this.#writer;
+    if (!writer) {
+      await this.view();
+      return;
+    }
+    const reader = this.#open(false);
+    this.#reader = reader;
+    this.#writer = this.#becomingWriter = null;
+    const opening = await reader;
+    for (const use of this.uses) {
+      if (use.opening === writer) {
+        moveUse(use, opening);
+      }
+    }
+    await writer.image.close();
+    debug('%s: lent to %s', this.name, monitor.process);
+  }
+
+  /** After lend(), also where that failed: the monitor has gone. Who has the flat file open for writing may write again. */
+  async takeBack(monitor: Monitor): Promise<void> {
+    if (this.#monitor !== monitor) {
+      return;
+    }
+    this.#monitor = null;
+    this.#freed = Date.now();
+    const writers = () =>
+      [...this.uses].filter((use) => use.writable && use.snapshot === null && !use.opening.writable);
+    if (writers().length > 0) {
+      const opening = await this.writer();
+      for (const use of writers()) {
+        moveUse(use, opening);
+      }
+    }
+    debug('%s: taken back from %s', this.name, monitor.process);
   }
 
   /** Requests on the flat file since the mount began. */
@@ -227,8 +306,9 @@ export class ImageEntry {
     }
     this.#pending += 1;
     try {
-      const opening = await (writable ? this.writer() : this.view());
-      const use: FlatFileUse = { entry: this, opening, snapshot, writable };
+      // An attached process may open its file for writing again; it writes to its memory.
+      const opening = await (writable && !this.#monitor ? this.writer() : this.view());
+      const use: FlatFileUse = { entry: this, opening, snapshot, writable, handle: null };
       opening.use();
       this.uses.add(use);
       return use;
@@ -314,6 +394,24 @@ export class ImageEntry {
       await it?.image.close();
     }
   }
+}
+
+/** An open file goes on with another opening of its image. */
+function moveUse(use: FlatFileUse, opening: Opening): void {
+  const { handle, snapshot, writable } = use;
+  if (handle !== null) {
+    moveHandle(handle, opening.image, { writable, ...(snapshot !== null && { snapshot }) });
+  }
+  opening.use();
+  use.opening.release();
+  use.opening = opening;
+}
+
+function attachedTo(name: string, monitor: Monitor): PcowError {
+  return new PcowError(
+    'PCOW_LOCKED',
+    `${name} is attached to ${monitor.process}, which alone can change it: let that end first`,
+  );
 }
 
 /** Which open files stand against a command. */

@@ -3,6 +3,7 @@ import { execFile } from 'node:child_process';
 import { once } from 'node:events';
 import { promisify } from 'node:util';
 
+import { AttachService } from '../attach/attach-service.js';
 import { type DirectoryLock, lockDirectory } from '../engine/directory-lock.js';
 import { isPcowError } from '../engine/index.js';
 import { interceptions, onSessionEnd } from '../engine/native-operations.js';
@@ -56,6 +57,7 @@ export async function mountDirectory(
     directory: real,
     mountpoint: await checkedMountpoint(mountpoint, real),
     device: '',
+    socket: '',
     settings,
   };
   const lock = await lockOf(place);
@@ -98,9 +100,11 @@ async function begin(place: Place, lock: DirectoryLock): Promise<Mount> {
   const sessionOver = once(over, 'end');
   onSessionEnd(() => over.dispatchEvent(new Event('end')));
   await started(session, place);
+  const attachService = await AttachService.start({ place, catalog, attributes, cutter });
 
   const ended = sessionOver.then(async () => {
     debug('the session on %s is over', place.mountpoint);
+    attachService?.stop();
     cutter.close();
     const failures = await catalog.shutDown();
     for (const { image, error } of failures) {

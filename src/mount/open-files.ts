@@ -28,9 +28,13 @@ export class OpenFiles {
   /** `native`: the bytes are to be served without JavaScript. */
   addFlatFile(use: FlatFileUse, native: boolean): number {
     const { opening, snapshot, writable } = use;
-    const handle = native
-      ? openHandle(opening.image, { writable, ...(snapshot !== null && { snapshot }) })
-      : this.#freeNumber();
+    let handle: number;
+    if (native) {
+      handle = openHandle(opening.image, { writable, ...(snapshot !== null && { snapshot }) });
+      use.handle = handle;
+    } else {
+      handle = this.#freeNumber();
+    }
     this.#files.set(handle, { kind: 'flat', use });
     return handle;
   }

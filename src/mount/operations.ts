@@ -349,12 +349,12 @@ export class FileSystem {
     if (node.kind !== 'flat' || !read) {
       throw refusal('ENODATA', 'PCOW_NOT_FOUND', `${path} has no attribute ${name}`);
     }
-    return Buffer.from(await read(node.found.entry));
+    return Buffer.from(await read(node.found.entry, this.#context.place));
   }
 
   async #listxattr(path: string): Promise<string[]> {
     const node = await resolve(this.#context.catalog, path);
-    return node.kind === 'flat' ? extendedAttributeNames : [];
+    return node.kind === 'flat' ? extendedAttributeNames(this.#context.place) : [];
   }
 }
 

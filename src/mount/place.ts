@@ -10,6 +10,8 @@ export interface Place {
   readonly mountpoint: string;
   /** "MAJOR:MINOR" as /proc/self/mountinfo has it; empty until mounted. */
   device: string;
+  /** Where monitors connect; empty where the mount serves none. */
+  socket: string;
   readonly settings: MountSettings;
 }
 

@@ -1,4 +1,5 @@
 /** What the `status` control files say: JSON for people and programs. Field names are part of docs/control-files.md. */
+import { attachmentStatus } from '../attach/attachment-status.js';
 import type { Catalog } from './catalog.js';
 import { sentenceOf } from './failure.js';
 import type { ImageEntry, LastError } from './image-entry.js';
@@ -33,6 +34,8 @@ async function details(entry: ImageEntry): Promise<object> {
     base: info.base,
     chain: info.chain,
     holder: info.holder && { ...info.holder, mount: info.holder.pid === process.pid },
+    attached: entry.monitor && (await attachmentStatus(entry.monitor)),
+    readers: await Promise.all([...entry.readers].map(attachmentStatus)),
     open: openFiles(entry),
   };
 }

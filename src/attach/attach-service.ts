@@ -1,0 +1,254 @@
+/**
+ * Attaching: a process shows the mount its open flat file, and gets the image itself, to map it into its memory. It is
+ * the image's writer from then on, and the mount only looks (ImageEntry.lend), until its connection ends.
+ *
+ * The proof of right is the descriptor: the file system has checked the rights when it was opened. Of the process itself
+ * only its pid and uid are known, for messages.
+ */
+import { constants } from 'node:fs';
+import { readFile } from 'node:fs/promises';
+
+import { type AttachEvent, type AttachServer, startAttachServer } from '../engine/attach-server.js';
+import { PcowError } from '../engine/index.js';
+import type { AttributeSource } from '../mount/attributes.js';
+import type { Catalog } from '../mount/catalog.js';
+import type { Cutter } from '../mount/cut.js';
+import { errnoOf, refusal, sentenceOf } from '../mount/failure.js';
+import { describeProcess, textOf } from '../mount/holders.js';
+import type { ImageEntry } from '../mount/image-entry.js';
+import { debugLog, log } from '../mount/log.js';
+import { flatFilePath, type Place } from '../mount/place.js';
+import { loopDevicesOn } from './loop-devices.js';
+import { Monitor } from './monitor.js';
+import { socketPath } from './socket-path.js';
+
+const debug = debugLog('attach');
+
+type AttachRequest = Extract<AttachEvent, { kind: 'attach' }>;
+type ResumeRequest = Extract<AttachEvent, { kind: 'resume' }>;
+
+/** Linux: the descriptor names a file, and may not read it. */
+const O_PATH = 0o10000000;
+const ACCESS_MODE = 0o3;
+
+/** The kernel passes so many descriptors in one message, less a few: kMaxDescriptors of the protocol. */
+const MAX_FILES = 250;
+
+export interface AttachContext {
+  place: Place;
+  catalog: Catalog;
+  attributes: AttributeSource;
+  cutter: Cutter;
+}
+
+export class AttachService {
+  readonly #context: AttachContext;
+  readonly #server: AttachServer;
+  readonly #monitors = new Map<number, Monitor>();
+  /** What is to be done when a connection ends. */
+  readonly #endings = new Map<Monitor, () => Promise<void> | void>();
+
+  private constructor(context: AttachContext, socket: string) {
+    this.#context = context;
+    this.#server = startAttachServer(socket, (event) => {
+      this.#heard(event);
+    });
+  }
+
+  /** Where no socket can be made the mount works all the same, and says why nobody can attach. */
+  static async start(context: AttachContext): Promise<AttachService | null> {
+    const { place } = context;
+    try {
+      const socket = await socketPath(place.directory);
+      const service = new AttachService(context, socket);
+      place.socket = socket;
+      return service;
+    } catch (error) {
+      log(`no process can attach to the images of ${place.directory}: ${sentenceOf(error)}`);
+      return null;
+    }
+  }
+
+  /** Attached processes go on alone, and wait for the next mount of the directory. */
+  stop(): void {
+    this.#context.place.socket = '';
+    this.#server.stop();
+  }
+
+  #heard(event: AttachEvent): void {
+    debug('%o', event);
+    if (event.kind === 'attach' || event.kind === 'resume') {
+      void this.#answer(event);
+      return;
+    }
+    const monitor = this.#monitors.get(event.connection);
+    monitor?.heard(event);
+    if (monitor && event.kind === 'closed') {
+      this.#monitors.delete(event.connection);
+      void this.#end(monitor);
+    }
+  }
+
+  async #end(monitor: Monitor): Promise<void> {
+    const ending = this.#endings.get(monitor);
+    this.#endings.delete(monitor);
+    try {
+      await ending?.();
+    } catch (error) {
+      log(`after the end of ${monitor.process}: ${sentenceOf(error)}`);
+    }
+  }
+
+  /** Never rejects: what is wrong becomes a refusal. */
+  async #answer(event: AttachRequest | ResumeRequest): Promise<void> {
+    const { connection, pid, uid } = event;
+    const writable = event.kind === 'resume' || event.writable;
+    const command = textOf(`/proc/${pid}/comm`).then((text) => text.trimEnd());
+    // Known before the first wait: its end may be reported any time from here on.
+    const monitor = new Monitor(this.#server, connection, pid, uid, writable);
+    this.#monitors.set(connection, monitor);
+    let entry: ImageEntry | null = null;
+    try {
+      monitor.command = await command;
+      entry = await this.#imageOf(event);
+      await this.#attach(entry, monitor, event);
+      const how = `${event.kind === 'resume' ? 'again ' : ''}attached to ${monitor.process}`;
+      log(`${entry.name}: ${how}${writable ? '' : ', to read'}`);
+    } catch (error) {
+      entry?.failed('attach', error);
+      debug('connection %d refused: %s', connection, sentenceOf(error));
+      this.#server.refuse(connection, errnoOf(error), sentenceOf(error));
+    }
+  }
+
+  #imageOf(event: AttachRequest | ResumeRequest): Promise<ImageEntry> {
+    return event.kind === 'attach' ? this.#shown(event) : this.#resumed(event);
+  }
+
+  #attach(entry: ImageEntry, monitor: Monitor, event: AttachRequest | ResumeRequest): Promise<void> {
+    if (event.kind === 'resume') {
+      return entry.commands.run(() => this.#lend(entry, monitor, 'as before'));
+    }
+    return event.writable ? this.#attachWriter(entry, monitor) : this.#attachReader(entry, monitor);
+  }
+
+  /** The image whose flat file the descriptor has open, with the rights that are asked for. */
+  async #shown({ mountId, inode, flags, writable }: AttachRequest): Promise<ImageEntry> {
+    const { place, catalog, attributes } = this.#context;
+    const entry = catalog.known.find((it) => attributes.inodeOf(it) === inode);
+    if (!entry || (await deviceOfMount(mountId)) !== place.device) {
+      throw refusal('EINVAL', 'PCOW_INVALID', `what was shown is not an open flat file of ${place.mountpoint}`);
+    }
+    const found = await catalog.find(entry.name);
+    if (found.entry !== entry) {
+      throw refusal('ESTALE', 'PCOW_NOT_FOUND', `the image file of ${entry.name} has been replaced: open it again`);
+    }
+    const access = flags & ACCESS_MODE;
+    const enough = writable ? access === constants.O_RDWR : access !== constants.O_WRONLY;
+    if (!enough || (flags & O_PATH) !== 0) {
+      throw new PcowError(
+        'PCOW_PERMISSION',
+        `the flat file of ${entry.name} is not open for ${writable ? 'reading and writing' : 'reading'}`,
+      );
+    }
+    return entry;
+  }
+
+  /** The image whose file the descriptor has open; whether it carries the lock is the server's to find out. */
+  async #resumed({ identity, uuid }: ResumeRequest): Promise<ImageEntry> {
+    const { place, catalog } = this.#context;
+    for (const name of await catalog.names()) {
+      const { entry } = await catalog.find(name).catch(() => ({ entry: null }));
+      if (entry?.identity === identity) {
+        const { image } = await entry.view();
+        if (image.info().uuid !== uuid) {
+          break;
+        }
+        return entry;
+      }
+    }
+    throw new PcowError('PCOW_NOT_FOUND', `the image ${uuid} is not in ${place.directory} (any more)`);
+  }
+
+  async #attachWriter(entry: ImageEntry, monitor: Monitor): Promise<void> {
+    const { place, cutter } = this.#context;
+    if (place.settings.readOnly) {
+      throw new PcowError('PCOW_READ_ONLY', `${entry.name} is mounted read-only: mount its directory for writing`);
+    }
+    await entry.commands.run(async () => {
+      if (entry.monitor === null) {
+        await this.#aloneFor(entry);
+        await cutter.flush([entry]);
+      }
+      await this.#lend(entry, monitor, await chainFiles(entry));
+    });
+  }
+
+  /** Changed pages of others could not be written back any more once a monitor has the image. */
+  async #aloneFor(entry: ImageEntry): Promise<void> {
+    const mappers = await this.#context.cutter.mappers([entry]);
+    const who = await Promise.all(mappers.map(({ pid }) => describeProcess(pid)));
+    who.push(...(await loopDevicesOn(flatFilePath(this.#context.place, entry.name))));
+    if (who.length > 0) {
+      throw new PcowError(
+        'PCOW_BUSY',
+        `${entry.name} can't be attached while it is in use without a monitor by ${who.join(', ')}: end that first`,
+      );
+    }
+  }
+
+  async #lend(entry: ImageEntry, monitor: Monitor, files: string[] | 'as before'): Promise<void> {
+    this.#endings.set(monitor, () => this.#takeBack(entry, monitor));
+    try {
+      await entry.lend(monitor);
+      await monitor.handOver(files);
+    } catch (error) {
+      await this.#end(monitor);
+      throw error;
+    }
+  }
+
+  async #takeBack(entry: ImageEntry, monitor: Monitor): Promise<void> {
+    if (entry.monitor === monitor) {
+      log(`${entry.name}: no longer attached to ${monitor.process}`);
+      await entry.takeBack(monitor);
+    }
+  }
+
+  /** Counts as an open file: what may not happen while one is open does not happen to its mapping either. */
+  async #attachReader(entry: ImageEntry, monitor: Monitor): Promise<void> {
+    const use = await entry.open(null, false);
+    entry.readers.add(monitor);
+    this.#endings.set(monitor, () => {
+      entry.readers.delete(monitor);
+      entry.close(use);
+    });
+    try {
+      await monitor.handOver(await chainFiles(entry));
+    } catch (error) {
+      await this.#end(monitor);
+      throw error;
+    }
+  }
+}
+
+/** The image file and those of its bases, each once, in the order of the chain. */
+async function chainFiles(entry: ImageEntry): Promise<string[]> {
+  const { image } = await entry.view();
+  const files = [...new Set(image.info().chain.map(({ path }) => path))];
+  if (files.length > MAX_FILES) {
+    throw new PcowError(
+      'PCOW_LIMIT',
+      `${entry.name} stands on ${files.length - 1} images: at most ${MAX_FILES - 1} can be attached`,
+    );
+  }
+  return files;
+}
+
+/** "MAJOR:MINOR" of a mount that this process can see, or null. */
+async function deviceOfMount(mountId: number): Promise<string | null> {
+  const table = await readFile('/proc/self/mountinfo', 'utf8');
+  // id parent major:minor …
+  const line = table.split('\n').find((it) => it.startsWith(`${mountId} `));
+  return line?.split(' ', 3)[2] ?? null;
+}
