@@ -93,6 +93,8 @@ export function endOnSignals(mount: Mount): void {
   for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
     process.on(signal, end);
   }
+  // Who read the log may be gone (`2>&1 | head`): an error of its own for every line would be logged in its turn, for ever.
+  process.stderr.on('error', () => undefined);
   process.on('uncaughtException', (error) => {
     log(`unexpected: ${error.stack ?? error.message}`);
   });

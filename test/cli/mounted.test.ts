@@ -1,5 +1,5 @@
 /** The commands on images whose directory is mounted: by the image file and by the flat file, through the control files. */
-import { spawn } from 'node:child_process';
+import { spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
 import { mkdir, open, readFile, rename, stat, writeFile } from 'node:fs/promises';
 import path from 'node:path';
@@ -13,6 +13,7 @@ interface Stage {
   /** Runs in `scratch`, where images/ is mounted on mnt/, with the images vm1 and vm2 of 1 MiB. */
   pcow: Run;
   flat: string;
+  daemon: ChildProcess;
 }
 
 async function stage(t: ExecutionContext<unknown>, ...options: string[]): Promise<Stage> {
@@ -22,8 +23,8 @@ async function stage(t: ExecutionContext<unknown>, ...options: string[]): Promis
   const pcow = pcowIn(scratch);
   await succeeds(t, pcow('create', 'images/vm1', '1M'));
   await succeeds(t, pcow('create', 'images/vm2', '1M'));
-  await mounted(t, path.join(scratch, 'images'), path.join(scratch, 'mnt'), ...options);
-  return { scratch, pcow, flat: path.join(scratch, 'mnt/vm1') };
+  const daemon = await mounted(t, path.join(scratch, 'images'), path.join(scratch, 'mnt'), ...options);
+  return { scratch, pcow, flat: path.join(scratch, 'mnt/vm1'), daemon };
 }
 
 async function write(file: string, byte: number): Promise<void> {
@@ -170,6 +171,18 @@ test.serial('a mount of its own process: mount returns when it is ready, umount 
   await fails(t, pcow('mount', 'images', 'nowhere'), 11, /nowhere does not exist/);
   await fails(t, pcow('mount', 'nowhere', 'mnt'), 11, /nowhere does not exist/);
   await fails(t, pcow('mount', 'images', 'mnt', '--foreground', '--log', 'log'), 2, /--log/);
+});
+
+test.serial('a mount in the foreground goes on when nobody reads its log, and ends when it is told to', async (t) => {
+  const { scratch, daemon, pcow } = await stage(t);
+  daemon.stdout?.destroy();
+  daemon.stderr?.destroy();
+  await succeeds(t, pcow('snapshot', 'mnt/vm1@one'));
+  await fails(t, pcow('snapshot', 'mnt/vm1@one'), 5, /one/);
+  daemon.kill('SIGTERM');
+  const [exit] = (await once(daemon, 'exit', { signal: AbortSignal.timeout(20_000) })) as [number | null];
+  t.is(exit, 0);
+  t.regex(await succeeds(t, pcow('info', path.join(scratch, 'images/vm1'))), /^state +closed$/m);
 });
 
 test.serial('a mount that died is told as such', async (t) => {
