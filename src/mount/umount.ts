@@ -25,7 +25,11 @@ export async function umount(mountpoint: string): Promise<void> {
   const place = await placeOf(mountpoint);
   const mount = (await mountTable()).findLast((entry) => entry.mountpoint === place);
   if (mount?.type !== MOUNT_TYPE) {
-    throw mountError(`no image directory is mounted on ${mountpoint}: "pcow list DIR" says where DIR is mounted`, undefined, 'EINVAL');
+    throw mountError(
+      `no image directory is mounted on ${mountpoint}: "pcow list DIR" says where DIR is mounted`,
+      undefined,
+      'EINVAL',
+    );
   }
   try {
     await run('fusermount3', ['-u', '--', place]);
