@@ -134,22 +134,33 @@ Result<std::shared_ptr<AttachServer>> AttachServer::start(const std::string& pat
   if (!wakeup) return system_error(errno, "can't serve monitors at " + path);
   ServerStart start;
   start.server.reset(new AttachServer(path, listener->number(), wakeup.number(), std::move(report)));
-  // Signals are Node's to handle, on its own threads.
-  sigset_t all;
-  sigset_t before;
-  sigfillset(&all);
-  pthread_sigmask(SIG_SETMASK, &all, &before);
-  pthread_t thread;
-  const int err = pthread_create(&thread, nullptr, thread_main, &start);
-  pthread_sigmask(SIG_SETMASK, &before, nullptr);
-  if (err != 0) return system_error(err, "can't start a thread that serves monitors at " + path);
-  pthread_detach(thread);
+  PCOW_TRY(start_thread(report_main, &start));
+  start.ready.acquire();
+  if (auto started = start_thread(serve_main, &start); !started) {
+    start.server->stop();
+    wakeup.release();
+    return started.error();
+  }
   start.ready.acquire();
   wakeup.release();
   return start.server;
 }
 
-void* AttachServer::thread_main(void* argument) {
+// Signals are Node's to handle, on its own threads.
+Result<void> AttachServer::start_thread(void* (*main)(void*), void* argument) {
+  sigset_t all;
+  sigset_t before;
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, &before);
+  pthread_t thread;
+  const int err = pthread_create(&thread, nullptr, main, argument);
+  pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  if (err != 0) return system_error(err, "can't start a thread that serves monitors");
+  pthread_detach(thread);
+  return {};
+}
+
+void* AttachServer::serve_main(void* argument) {
   auto* start = static_cast<ServerStart*>(argument);
   const std::shared_ptr<AttachServer> server = start->server;
   pthread_setname_np(pthread_self(), "pcow-attach");
@@ -157,6 +168,25 @@ void* AttachServer::thread_main(void* argument) {
   start->ready.release();
   server->serve();
   return nullptr;
+}
+
+void* AttachServer::report_main(void* argument) {
+  auto* start = static_cast<ServerStart*>(argument);
+  const std::shared_ptr<AttachServer> server = start->server;
+  pthread_setname_np(pthread_self(), "pcow-report");
+  start->ready.release();
+  server->carry_reports();
+  return nullptr;
+}
+
+void AttachServer::carry_reports() {
+  std::unique_lock guard(lock_);
+  for (;;) {
+    reported_.wait(guard, [this] { return stopped_ || !events_.empty(); });
+    if (stopped_) return;
+    report_(std::move(events_.front()));
+    events_.pop_front();
+  }
 }
 
 void AttachServer::command(AttachCommand command) {
@@ -174,11 +204,13 @@ void AttachServer::stop() {
   unlink(path_.c_str());
   eventfd_write(wakeup_, 1);
   ::close(wakeup_);
+  reported_.notify_all();
 }
 
 void AttachServer::report(AttachEvent event) {
   const std::lock_guard guard(lock_);
-  if (!stopped_) report_(std::move(event));
+  events_.push_back(std::move(event));
+  reported_.notify_one();
 }
 
 // Of all that the process has open, this thread keeps its own two: a copy of an image's descriptor would keep its lock.

@@ -6,9 +6,11 @@
 // The thread has a table of file descriptors of its own (unshare(2), CLONE_FILES). Closing the descriptor of a flat file
 // makes the kernel ask this process's own mount to write back and flush it. Were the process killed at that moment, a thread
 // that waits so would keep the table with /dev/fuse in it alive, which it waits for: for ever. With a table of its own,
-// the others' end closes /dev/fuse, and that ends the waiting.
+// the others' end closes /dev/fuse, and that ends the waiting. Nor can that thread wake Node, whose loop waits for a descriptor:
+// a second one, with the process's table, carries the reports.
 #pragma once
 
+#include <condition_variable>
 #include <cstdint>
 #include <deque>
 #include <functional>
@@ -63,7 +65,7 @@ struct AttachCommand {
 
 class AttachServer : public std::enable_shared_from_this<AttachServer> {
  public:
-  // Any thread. `report` is called on the server's thread, and no more once stop() has returned.
+  // Any thread. `report` is called on a thread of the server's, and no more once stop() has returned.
   using Report = std::function<void(AttachEvent)>;
   static Result<std::shared_ptr<AttachServer>> start(const std::string& path, Report report);
   // Any thread. For a connection that is gone it does nothing: its kClosed is on its way, or has been reported.
@@ -84,7 +86,10 @@ class AttachServer : public std::enable_shared_from_this<AttachServer> {
   using Connections = std::map<uint64_t, Connection>;
 
   AttachServer(std::string path, int listener, int wakeup, Report report);
-  static void* thread_main(void* start);
+  static Result<void> start_thread(void* (*main)(void*), void* argument);
+  static void* serve_main(void* start);
+  static void* report_main(void* start);
+  void carry_reports();
   // The rest: the server's thread.
   void take_own_table();
   void serve();
@@ -111,10 +116,12 @@ class AttachServer : public std::enable_shared_from_this<AttachServer> {
   uint64_t next_id_ = 2;         // 0 and 1 are the epoll marks of wakeup_ and listener_
   int64_t accept_again_ms_ = 0;  // not 0: the listener rests until then, since descriptors have run out
 
-  // Guards the three below. Held while report_ is called, which only queues.
+  // Guards the rest. Held while report_ is called, which only queues.
   std::mutex lock_;
   bool stopped_ = false;
   std::deque<AttachCommand> commands_;
+  std::deque<AttachEvent> events_;
+  std::condition_variable reported_;
   Report report_;
 };
 
