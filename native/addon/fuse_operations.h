@@ -1,8 +1,8 @@
 // The native operations table of a mount.
 //
 // fuse-native gives libfuse a table of functions that all pass through JavaScript. This addon exports a fuse_new of its own,
-// which the dynamic linker finds before libfuse's; it replaces the operations on bytes in that table and calls the real one. See
-// src/engine/native-operations.ts for the order of loading, and docs/mount.md for which requests go where.
+// which the dynamic linker finds before libfuse's; it replaces the operations on bytes in that table and calls the real one.
+// src/engine/native-operations.ts says in which order all is loaded, and which requests go where.
 //
 // Threads: prepare() and fuse_new on the JavaScript thread, before the mount's first request; the operations on libfuse's threads, any
 // number at a time. An operation may take as long as the disk does: libfuse starts another thread where all are taken.

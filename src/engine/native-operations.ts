@@ -7,13 +7,16 @@
  *   handlers.open:    cb(0, openHandle(image, { snapshot, writable }))   // the fh is at least FIRST_NATIVE_HANDLE
  *   handlers.release: closeHandle(fh) || …          // true where fh was a native handle
  *
- * Served natively for handles from openHandle: read, write, fsync, fallocate (punch hole, zero range), and open's keep_cache
- * (the kernel keeps a file's cached pages from one opening to the next as long as no rollback changed the content).
- * For all paths: statfs (of the image directory, 64-bit), utimens (sets the times of NAME.pcow, with nanoseconds;
- * `touch -a` and -m too), and getxattr of names outside of `user.`, which the kernel asks for before each write. Files that
- * are open under the mount's own handle numbers are read and written past the page cache (direct_io). Everything else, and every request with another fh, goes to the JavaScript handlers, which must
- * therefore choose their own handle numbers below FIRST_NATIVE_HANDLE. The handlers for read, write, fsync, statfs, utimens
- * and open must be given all the same: where the table did not take hold (interceptions() is 0 after the mount) they serve everything.
+ * Served natively for handles from openHandle: read, write, fsync, fallocate (punch hole, zero range), and open's
+ * keep_cache: the kernel keeps a file's cached pages from one opening to the next as long as no rollback changed the content.
+ *
+ * Served natively for all paths: statfs (of the image directory, 64-bit), utimens (sets the times of NAME.pcow, with
+ * nanoseconds; `touch -a` and -m too), and getxattr of names outside of `user.`, which the kernel asks for before each write.
+ *
+ * Everything else, and every request with another fh, goes to the JavaScript handlers, which must therefore choose their own
+ * handle numbers below FIRST_NATIVE_HANDLE. Files open under those are read and written past the page cache (direct_io). The
+ * handlers for read, write, fsync, statfs, utimens and open must be given all the same: where the table did not take hold
+ * (interceptions() is 0 after the mount) they serve everything.
  */
 import { fromNative } from './errors.js';
 import type { Image } from './image.js';
