@@ -6,6 +6,9 @@ import { Mutex } from '../mount/mutex.js';
 /** Milliseconds for which `status` and `metrics` wait for a monitor that is busy with something long. */
 const PATIENCE = 1000;
 
+/** Milliseconds for which a report counts: to look at a file and to read it are two requests. */
+const FRESH = 250;
+
 export interface RequestOptions {
   /** For example the snapshot's name. */
   text?: string;
@@ -19,6 +22,13 @@ interface Waiting {
   reject(error: PcowError): void;
 }
 
+/** Times in milliseconds. */
+interface Report {
+  answer: Promise<string | null>;
+  asked: number;
+  answered: number | null;
+}
+
 export class Monitor {
   readonly since = new Date();
   /** As the kernel has it. */
@@ -30,7 +40,7 @@ export class Monitor {
   #handingOver: Waiting | null = null;
   #lastId = 0;
   #gone: string | null = null;
-  readonly #reports = new Map<RequestName, Promise<string | null>>();
+  readonly #reports = new Map<RequestName, Report>();
 
   constructor(
     server: AttachServer,
@@ -96,13 +106,20 @@ export class Monitor {
 
   /** What it says of itself, or null where it is busy or has gone: nobody's `status` is to hang on a monitor. */
   report(name: 'status' | 'metrics'): Promise<string | null> {
+    const now = Date.now();
     let report = this.#reports.get(name);
-    if (!report) {
+    if (!report || (report.answered !== null && now - report.answered > FRESH)) {
       const answer = this.request(name).catch(() => null);
-      report = answer.finally(() => this.#reports.delete(name));
-      this.#reports.set(name, report);
+      const asked: Report = { answer, asked: now, answered: null };
+      void answer.then(() => {
+        asked.answered = Date.now();
+      });
+      this.#reports.set(name, asked);
+      report = asked;
     }
-    return Promise.race([report, afterPatience()]);
+    return report.answered === null
+      ? Promise.race([report.answer, after(Math.max(0, report.asked + PATIENCE - now))])
+      : report.answer;
   }
 
   /** What the server reports of this connection. */
@@ -140,8 +157,8 @@ function settle(waiting: Waiting | null, ok: boolean, answer: string, failure: {
   }
 }
 
-function afterPatience(): Promise<null> {
+function after(milliseconds: number): Promise<null> {
   return new Promise((resolve) => {
-    setTimeout(resolve, PATIENCE, null).unref();
+    setTimeout(resolve, milliseconds, null).unref();
   });
 }

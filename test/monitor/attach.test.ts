@@ -1,0 +1,345 @@
+/** The mount's side of attaching, with a process that speaks the protocol and maps nothing (test/programs/fake-monitor.c). */
+import { execFile } from 'node:child_process';
+import { open, readdir, readFile, stat } from 'node:fs/promises';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { promisify } from 'node:util';
+
+import test, { type ExecutionContext } from 'ava';
+
+import { Image } from '../../src/engine/index.js';
+import { mountedImages, imagesFor, MiB, type TestMount } from '../helpers/mount.js';
+import { Conversation, program } from '../helpers/program.js';
+
+const run = promisify(execFile);
+
+interface Attached {
+  pid: number;
+  command: string;
+  uid: number;
+  since: string;
+  writable: boolean;
+  monitor: unknown;
+}
+
+interface AttachStatus {
+  uuid: string;
+  writable: boolean;
+  clean: boolean;
+  attached: Attached | null;
+  readers: Attached[];
+}
+
+async function statusOf(mount: TestMount, name: string): Promise<AttachStatus> {
+  return JSON.parse(await readFile(mount.control(name, 'status'), 'utf8')) as AttachStatus;
+}
+
+/** A fake monitor on a flat file, not attached yet. `mode` is "", ":r" or ":p", as fake-monitor.c has it. */
+async function monitor(t: ExecutionContext<unknown>, mount: TestMount, name: string, mode = ''): Promise<Conversation> {
+  return Conversation.start(t, await program('fake-monitor', mount.scratch), mount.file(name) + mode);
+}
+
+async function attached(t: ExecutionContext<unknown>, mount: TestMount, name: string): Promise<Conversation> {
+  const it = await monitor(t, mount, name);
+  t.is(await it.ask('attach w'), `attached ${mount.image(name)}`);
+  return it;
+}
+
+/** Answers the requests of these kinds, in this order, while something waits for them; other reports are answered, too. */
+async function answers(t: ExecutionContext<unknown>, it: Conversation, ...expected: string[]): Promise<void> {
+  for (const request of expected) {
+    t.is(await it.ask('next'), request);
+    await it.ask('done ');
+  }
+}
+
+/** Waits until the mount's own writer is back, or nobody has the image. */
+async function free(mount: TestMount, name: string): Promise<void> {
+  while ((await statusOf(mount, name)).attached !== null) await sleep(20);
+}
+
+test.serial('attach: the image with its lock goes over; the mount reads it, and says who has it', async (t) => {
+  const mount = await mountedImages(t, { vm1: MiB });
+  const it = await monitor(t, mount, 'vm1');
+  t.is(await it.ask('write 0 7'), 'ok');
+  t.is(await it.ask('attach w'), `attached ${mount.image('vm1')}`);
+
+  const reading = statusOf(mount, 'vm1');
+  t.is(await it.ask('next'), 'status 0 ');
+  await it.ask('done {"faults": 12}');
+  const { attached, writable, readers } = await reading;
+  t.like(attached, { pid: it.pid, command: 'fake-monitor', uid: process.getuid?.(), writable: true });
+  t.deepEqual(attached?.monitor, { faults: 12 });
+  t.false(writable);
+  t.deepEqual(readers, []);
+  await t.throwsAsync(Image.open(mount.image('vm1'), { write: true }), { code: 'PCOW_LOCKED' });
+
+  t.is(await it.ask('write 0 8'), 'EBUSY', 'also by a file that was open before');
+  t.is(await it.ask('read 0'), '7');
+  const other = await open(mount.file('vm1'), 'r+');
+  await t.throwsAsync(other.write('x'), { code: 'EBUSY' });
+  await other.close();
+  t.is((await readFile(mount.file('vm1')))[0], 7, 'what was written before went along');
+
+  await it.end('SIGKILL');
+  await free(mount, 'vm1');
+  const again = await open(mount.file('vm1'), 'r+');
+  await again.write(Buffer.of(9), 0, 1, 0);
+  await again.close();
+  t.is((await readFile(mount.file('vm1')))[0], 9);
+});
+
+test.serial('a process that lets the image go may write its open file again', async (t) => {
+  const mount = await mountedImages(t, { vm1: MiB });
+  const it = await attached(t, mount, 'vm1');
+  t.is(await it.ask('open'), 'ok', 'it may be opened again, to be mapped a second time');
+  t.is(await it.ask('write 0 1'), 'EBUSY');
+  await it.ask('release');
+  await it.ask('close');
+  await free(mount, 'vm1');
+  let outcome: string;
+  do {
+    outcome = await it.ask('write 0 5');
+  } while (outcome === 'EBUSY');
+  t.is(outcome, 'ok');
+  t.is((await readFile(mount.file('vm1')))[0], 5);
+  t.is(await it.ask('attach w'), `attached ${mount.image('vm1')}`);
+});
+
+test.serial('one writer; commands that need the image name the process that has it', async (t) => {
+  const mount = await mountedImages(t, { vm1: MiB });
+  await mount.write('s', 'vm1', 'snapshot');
+  const it = await attached(t, mount, 'vm1');
+  const second = await monitor(t, mount, 'vm1');
+  const who = `process ${it.pid} \\(fake-monitor\\)`;
+  t.regex(await second.ask('attach w'), new RegExp(`^refused 16 vm1 is attached to ${who}`));
+  await Promise.all([it.end('SIGKILL'), second.end('SIGKILL')]);
+  await free(mount, 'vm1');
+
+  const holder = await attached(t, mount, 'vm1');
+  for (const [command, text] of [
+    ['rollback', 's'],
+    ['resize', String(2 * MiB)],
+  ] as const) {
+    await t.throwsAsync(mount.write(text, 'vm1', command), { code: 'EBUSY' }, command);
+  }
+  await t.throwsAsync(run('rm', [mount.file('vm1')]), { message: /busy/ });
+  await holder.end('SIGKILL');
+  await free(mount, 'vm1');
+  t.regex((await mount.status('vm1')).lastError?.message ?? '', /is attached to process \d+ \(fake-monitor\)/);
+});
+
+test.serial('an image on bases comes with them, in the order of the chain', async (t) => {
+  const mount = await mountedImages(t, { base: MiB });
+  await mount.write('middle', 'base', 'clone');
+  await mount.write('vm1', 'middle', 'clone');
+  const it = await monitor(t, mount, 'vm1');
+  const chain = ['vm1', 'middle', 'base'].map((name) => mount.image(name)).join(' ');
+  t.is(await it.ask('attach w'), `attached ${chain}`);
+  // A base is not locked by that: it can go on by itself.
+  const base = await open(mount.file('base'), 'r+');
+  await base.write('x');
+  await base.close();
+});
+
+test.serial('to read: any number, beside a writer; the image stays in use', async (t) => {
+  const mount = await mountedImages(t, { vm1: MiB });
+  await mount.write('s', 'vm1', 'snapshot');
+  const readers = [await monitor(t, mount, 'vm1', ':r'), await monitor(t, mount, 'vm1', ':r')];
+  for (const reader of readers) t.is(await reader.ask('attach r'), `attached ${mount.image('vm1')}`);
+  const reading = statusOf(mount, 'vm1');
+  for (const reader of readers) {
+    t.is(await reader.ask('next'), 'status 0 ');
+    await reader.ask('done null');
+  }
+  t.deepEqual(
+    (await reading).readers.map(({ pid, writable }) => [pid, writable]),
+    readers.map(({ pid }) => [pid, false]),
+  );
+  t.is((await reading).attached, null);
+  const writer = await attached(t, mount, 'vm1');
+  await writer.end('SIGKILL');
+  await readers[0]?.end('SIGKILL');
+  await t.throwsAsync(mount.write('s', 'vm1', 'rollback'), { code: 'EBUSY' });
+  await readers[1]?.end('SIGKILL');
+  await mount.write('s', 'vm1', 'rollback');
+  t.pass();
+});
+
+test.serial('the open file is the right: what it may not do, the process gets no image for', async (t) => {
+  const mount = await mountedImages(t, { vm1: MiB });
+  await mount.write('s', 'vm1', 'snapshot');
+  const reader = await monitor(t, mount, 'vm1', ':r');
+  t.regex(await reader.ask('attach w'), /^refused 13 the flat file of vm1 is not open for reading and writing/);
+  const none = await monitor(t, mount, 'vm1', ':p');
+  t.regex(await none.ask('attach r'), /^refused 13 /);
+  t.regex(await none.ask('attach w'), /^refused 13 /);
+  await reader.end('SIGKILL');
+  await none.end('SIGKILL');
+  t.is((await statusOf(mount, 'vm1')).attached, null);
+});
+
+test.serial('a flat file that is mapped without a monitor, or under a loop device, is not handed over', async (t) => {
+  const mount = await mountedImages(t, { vm1: MiB, vm2: MiB });
+  const it = await monitor(t, mount, 'vm1');
+  const mapper = await Conversation.start(t, await program('map-tool', mount.scratch), mount.file('vm1'));
+  await mapper.ask('write 0 10 5');
+  t.regex(await it.ask('attach w'), new RegExp(`^refused 16 vm1 .* process ${mapper.pid} \\(map-tool\\)`));
+  await mapper.end();
+  t.is(await it.ask('attach w'), `attached ${mount.image('vm1')}`);
+  t.is(await it.ask('read 9'), '5', 'its pages were written back');
+
+  const { stdout } = await run('losetup', ['--find', '--show', mount.file('vm2')]);
+  const device = stdout.trim();
+  t.teardown(() => run('losetup', ['-d', device]).catch(() => undefined));
+  const other = await monitor(t, mount, 'vm2');
+  t.regex(await other.ask('attach w'), new RegExp(`^refused 16 vm2 .*${device}`));
+  await run('losetup', ['-d', device]);
+});
+
+test.serial('snapshot and delete are the monitor’s to do', async (t) => {
+  const mount = await mountedImages(t, { vm1: MiB });
+  await mount.write('old', 'vm1', 'snapshot');
+  const it = await attached(t, mount, 'vm1');
+  const writing = mount.write('s', 'vm1', 'snapshot');
+  await answers(t, it, 'prepare 0 s', 'cut 0 ', 'commit 0 ', 'finish 0 ');
+  await writing;
+  const deleting = mount.write('old', 'vm1', 'delete');
+  await answers(t, it, 'delete 0 old');
+  await deleting;
+  const metrics = readFile(mount.control('vm1', 'metrics'), 'utf8');
+  t.is(await it.ask('next'), 'metrics 0 ');
+  await it.ask('done pcow_faults_total{kind="copy"} 3');
+  t.regex(await metrics, /^pcow_faults_total\{kind="copy"\} 3$/m);
+});
+
+test.serial('a snapshot that a monitor can not take: its errno, its sentence, and the rest is undone', async (t) => {
+  const mount = await mountedImages(t, { vm1: MiB, vm2: MiB, plain: MiB });
+  const one = await attached(t, mount, 'vm1');
+  const two = await attached(t, mount, 'vm2');
+  const refused = t.throwsAsync(mount.write('s vm1 vm2 plain', 'snapshot'), { code: 'ENOSPC' });
+  await answers(t, one, 'prepare 0 s');
+  t.is(await two.ask('next'), 'prepare 0 s');
+  await two.ask('failed 28 no room');
+  await answers(t, one, 'abort 0 ');
+  await answers(t, two, 'abort 0 ');
+  await refused;
+  t.deepEqual(await readdir(mount.control('plain', 'at')), []);
+
+  const lost = t.throwsAsync(mount.write('s vm1 vm2 plain', 'snapshot'), { code: 'EIO' });
+  await answers(t, one, 'prepare 0 s');
+  await answers(t, two, 'prepare 0 s');
+  await answers(t, one, 'cut 0 ');
+  t.is(await two.ask('next'), 'cut 0 ');
+  await two.end('SIGKILL');
+  await answers(t, one, 'abort 0 ');
+  await lost;
+  t.deepEqual(await readdir(mount.control('plain', 'at')), []);
+
+  await free(mount, 'vm2');
+  const taking = mount.write('s vm1 vm2 plain', 'snapshot');
+  await answers(t, one, 'prepare 0 s', 'cut 0 ', 'commit 0 ', 'finish 0 ');
+  await taking;
+  for (const name of ['vm2', 'plain']) t.deepEqual(await readdir(mount.control(name, 'at')), ['s']);
+});
+
+test.serial('the mount is killed: the process keeps the image, and comes back to the next mount', async (t) => {
+  const mount = await mountedImages(t, { vm1: MiB, vm2: MiB });
+  const { uuid } = await statusOf(mount, 'vm1');
+  const it = await attached(t, mount, 'vm1');
+  await mount.kill();
+  await run('fusermount3', ['-u', '-z', mount.point]);
+  await mount.mount();
+  await t.throwsAsync(mount.write('s', 'vm1', 'snapshot'), { code: 'EBUSY' }, 'nobody else gets it meanwhile');
+  t.regex(await it.ask('resume 00000000-0000-0000-0000-000000000000'), /^refused 2 /);
+  t.is(await it.ask(`resume ${uuid}`), 'attached');
+  const writing = mount.write('s', 'vm1', 'snapshot');
+  await answers(t, it, 'prepare 0 s', 'cut 0 ', 'commit 0 ', 'finish 0 ');
+  await writing;
+  await it.end('SIGKILL');
+  await free(mount, 'vm1');
+  await mount.write('s', 'vm1', 'snapshot');
+  t.deepEqual(await readdir(mount.control('vm1', 'at')), ['s']);
+});
+
+test.serial('who shows an image file without its lock does not become its writer', async (t) => {
+  const mount = await mountedImages(t, { vm1: MiB });
+  const { uuid } = await statusOf(mount, 'vm1');
+  const it = await monitor(t, mount, 'vm1');
+  t.is(await it.ask('attach r'), `attached ${mount.image('vm1')}`);
+  t.regex(await it.ask(`resume ${uuid}`), /^refused 16 the descriptor does not carry the writer's lock/);
+  t.is((await statusOf(mount, 'vm1')).attached, null);
+});
+
+test.serial('hostile peers are refused, and disturb nobody', async (t) => {
+  const mount = await mountedImages(t, { vm1: MiB });
+  const it = await monitor(t, mount, 'vm1');
+  const before = await readdir(`/proc/${mount.daemon.pid}/fd`);
+  for (const name of [
+    'short',
+    'magic',
+    'version',
+    'length',
+    'long',
+    'zero',
+    'value',
+    'text',
+    'uuid',
+    'no-descriptor',
+    'two-descriptors',
+    'many-descriptors',
+    'order',
+    'kind',
+    'request',
+  ]) {
+    t.regex(await it.ask(`hostile ${name}`), /^refused 71 the monitor sent /, name);
+  }
+  t.regex(await it.ask('hostile pipe'), /^refused 22 what was shown is not an open flat file/);
+  t.regex(await it.ask('hostile resume-pipe'), /^refused 2 /);
+  t.regex(await it.ask('hostile resume-flat-file'), /^refused 2 /);
+  t.is(await it.ask('hostile empty'), 'closed');
+  t.is(await it.ask('attach w'), `attached ${mount.image('vm1')}`);
+  // An answer that nobody asked for ends the connection.
+  await it.ask('answer-id 77');
+  t.regex(await it.ask('next'), /^refused 71 the monitor sent an answer that nobody waits for/);
+  await it.end('SIGKILL');
+  await free(mount, 'vm1');
+  await mount.write('s', 'vm1', 'snapshot');
+  const after = await readdir(`/proc/${mount.daemon.pid}/fd`);
+  t.true(after.length <= before.length + 3, `${before.length} open descriptors before, ${after.length} after`);
+});
+
+test.serial('silence, and more connections than there may be', async (t) => {
+  const mount = await mountedImages(t, { vm1: MiB });
+  const crowd = await monitor(t, mount, 'vm1');
+  t.is(await crowd.ask('many 1000'), 'ok');
+  t.is(await crowd.ask('many 20'), 'ok');
+  const it = await attached(t, mount, 'vm1');
+  t.is(await crowd.ask('many 4'), 'ok');
+  const silent = await monitor(t, mount, 'vm1');
+  t.regex(await silent.ask('hostile silence'), /^refused 110 the mount waited ten seconds/);
+  // A monitor that is silent when it is asked keeps nobody's status waiting.
+  t.is((await statusOf(mount, 'vm1')).attached?.monitor, null);
+  await it.end('SIGKILL');
+  await free(mount, 'vm1');
+});
+
+test.serial('the socket: its place depends on the directory alone, and goes with the mount', async (t) => {
+  const mount = await imagesFor(t, { vm1: MiB });
+  const attribute = async (): Promise<string> => {
+    const it = await monitor(t, mount, 'vm1');
+    const where = await it.ask('where');
+    await it.end();
+    return where;
+  };
+  await mount.mount();
+  const first = await attribute();
+  const { mode } = await stat(first);
+  t.is(mode & 0o777, 0o666);
+  await mount.kill();
+  await run('fusermount3', ['-u', '-z', mount.point]);
+  t.true((await stat(first)).isSocket(), 'a killed mount leaves its socket behind');
+  await mount.mount();
+  t.is(await attribute(), first);
+  await mount.unmount();
+  await t.throwsAsync(stat(first), { code: 'ENOENT' });
+});
