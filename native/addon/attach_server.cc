@@ -18,13 +18,17 @@
 #include <semaphore>
 #include <utility>
 
+#include "addon/attach_listener.h"
 #include "engine/file.h"
 
 namespace pcow::addon {
 
 namespace {
 
+using protocol::Received;
+
 constexpr size_t kMaxConnections = 1024;
+constexpr size_t kMostDescriptors = 1;       // in a message of a monitor
 constexpr int64_t kFirstMessageMs = 10'000;  // for a connection to say what it wants
 constexpr int64_t kRestMs = 100;             // of the listener, when descriptors have run out
 
@@ -312,7 +316,7 @@ void AttachServer::accept_one(Descriptor socket) {
 void AttachServer::receive(Connections::iterator connection) {
   Packet packet;
   std::string wrong;
-  switch (receive_packet(connection->second.socket.number(), &packet, &wrong)) {
+  switch (receive_packet(connection->second.socket.number(), kMostDescriptors, &packet, &wrong)) {
     case Received::kNothing: return;
     case Received::kEnd: drop(connection, ""); return;
     case Received::kMalformed: break;

@@ -20,10 +20,13 @@
 #include <string>
 #include <vector>
 
-#include "addon/attach_socket.h"
 #include "engine/error.h"
+#include "monitor/packet.h"
 
 namespace pcow::addon {
+
+using protocol::Descriptor;
+using protocol::Packet;
 
 struct AttachEvent {
   enum class Kind {
