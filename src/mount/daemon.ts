@@ -44,7 +44,10 @@ export async function startDaemon(
       );
     });
     end.catch(() => undefined);
-    const [answer] = (await Promise.race([once(child, 'message'), end])) as [Readiness];
+    const said = once(child, 'message').catch((cause: unknown) => {
+      throw mountError(`the process of the mount could not be started: ${sentenceOf(cause)}`, cause);
+    });
+    const [answer] = (await Promise.race([said, end])) as [Readiness];
     if (!answer.ready) {
       throw new PcowError(answer.code, answer.message, { errno: answer.errno });
     }
