@@ -10,6 +10,7 @@
 #include <cstring>
 #include <thread>
 
+#include "inside.h"
 #include "log.h"
 
 namespace pcow {
@@ -121,6 +122,7 @@ void Attachment::start_control_thread() {
 }
 
 void Attachment::serve_mount() {
+  const Inside inside;
   for (;;) {
     struct pollfd ready[] = {{stop_, POLLIN, 0}, {socket_.number(), POLLIN, 0}};
     poll(ready, socket_ ? 2 : 1, socket_ ? -1 : kReconnectMs);

@@ -37,9 +37,10 @@ Result<std::unique_ptr<FaultDescriptor>> FaultDescriptor::open() {
   const int descriptor = open_userfaultfd(&err);
   if (descriptor < 0) {
     if (err == EPERM || err == EACCES)
-      return Error(Code::kPermission, err,
-                   "no right to userfaultfd: as root, run \"chmod 666 /dev/userfaultfd\" (or a group's mode of your choice), "
-                   "or \"sysctl vm.unprivileged_userfaultfd=1\"; or start without the monitor (pcow run --plain)");
+      return Error(
+          Code::kPermission, err,
+          "no right to userfaultfd: as root, run \"chmod 666 /dev/userfaultfd\" (or a group's mode of your choice), "
+          "or \"sysctl vm.unprivileged_userfaultfd=1\"; or start without the monitor (pcow run --plain)");
     return system_error(err, "this kernel has no userfaultfd");
   }
   struct uffdio_api api = {};
@@ -48,7 +49,8 @@ Result<std::unique_ptr<FaultDescriptor>> FaultDescriptor::open() {
   if (ioctl(descriptor, UFFDIO_API, &api) < 0) {
     err = errno;
     close(descriptor);
-    return system_error(err, "this kernel's userfaultfd cannot write-protect or follow mremap (Linux 5.7 or newer is needed)");
+    return system_error(
+        err, "this kernel's userfaultfd cannot write-protect or follow mremap (Linux 5.7 or newer is needed)");
   }
   return std::unique_ptr<FaultDescriptor>(new FaultDescriptor(descriptor));
 }

@@ -23,6 +23,7 @@
 #include <vector>
 
 #include "attachment.h"
+#include "inside.h"
 #include "log.h"
 #include "protocol.h"
 #include "system_calls.h"
@@ -113,6 +114,7 @@ void* fail(int err) {
 
 // A fork in the middle of anything: the child is told with every lock held that guards what it looks at.
 void before_fork() {
+  const pcow::Inside inside;
   registry().mutex.lock();
   for (const Attached& each : registry().attached) each.attachment->session().lock_for_fork();
 }
@@ -124,6 +126,7 @@ void after_fork_in_parent() {
 
 // The mappings and the image are the parent's. What the child touches of them is an error, not zeros.
 void after_fork_in_child() {
+  const pcow::Inside inside;
   for (const Attached& each : registry().attached) each.attachment->session().forget_in_child();
   registry().attached.clear();
   attached_count = 0;
@@ -132,6 +135,7 @@ void after_fork_in_child() {
 
 // At exit(3): sync, and leave the image clean. A process that is killed leaves it as it is, and nothing is lost either.
 __attribute__((destructor)) void close_all() {
+  const pcow::Inside inside;
   for (const Attached& each : all_attached()) each.attachment->detach();
 }
 
@@ -201,6 +205,8 @@ void* map_flat_file(const char* socket_path, void* address, size_t length, int p
 }
 
 void* map(void* address, size_t length, int protection, int flags, int descriptor, off_t offset) {
+  if (pcow::Inside::active()) return pcow::system_mmap(address, length, protection, flags, descriptor, offset);
+  const pcow::Inside inside;
   const int type = flags & MAP_TYPE;
   if (descriptor >= 0 && !(flags & MAP_ANONYMOUS) && (type == MAP_SHARED || type == MAP_SHARED_VALIDATE)) {
     char path[128];
@@ -224,8 +230,9 @@ int outcome_of(const pcow::Result<void>& result) {
 }
 
 int allocate(int descriptor, int mode, off_t offset, off_t length) {
-  Session* session = session_of(descriptor);
+  Session* session = pcow::Inside::active() ? nullptr : session_of(descriptor);
   if (!session) return static_cast<int>(syscall(SYS_fallocate, descriptor, mode, offset, length));
+  const pcow::Inside inside;
   const bool zeroes = mode == (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE) ||
                       (mode & ~FALLOC_FL_KEEP_SIZE) == FALLOC_FL_ZERO_RANGE;
   if (offset < 0 || length <= 0) {
@@ -242,6 +249,8 @@ int allocate(int descriptor, int mode, off_t offset, off_t length) {
 }
 
 int advise(void* address, size_t length, int advice) {
+  if (pcow::Inside::active()) return pcow::system_madvise(address, length, advice);
+  const pcow::Inside inside;
   Session* session = session_at(address, length);
   if (!session) return pcow::system_madvise(address, length, advice);
   switch (advice) {
@@ -286,6 +295,8 @@ PCOW_HOOK int munmap(void* address, size_t length) noexcept {
     errno = EINVAL;
     return -1;
   }
+  if (pcow::Inside::active()) return pcow::system_munmap(address, length);
+  const pcow::Inside inside;
   length = (length + kPage - 1) / kPage * kPage;
   unmap_everywhere(address, length);
   return pcow::system_munmap(address, length);
@@ -299,13 +310,15 @@ PCOW_HOOK void* mremap(void* old, size_t old_length, size_t length, int flags, .
     target = va_arg(rest, void*);
     va_end(rest);
   }
+  if (pcow::Inside::active()) return pcow::system_mremap(old, old_length, length, flags, target);
+  const pcow::Inside inside;
   if (!session_at(old, old_length)) {
     if (flags & MREMAP_FIXED) unmap_everywhere(target, length);
     return pcow::system_mremap(old, old_length, length, flags, target);
   }
   // Shrinking in place is cutting off the end; a mapping that serves a guest is not moved, and a file's end not passed.
   if (length > old_length || (flags & MREMAP_FIXED) || length == 0) return fail(length == 0 ? EINVAL : ENOMEM);
-  if (length < old_length && munmap(static_cast<char*>(old) + length, old_length - length) < 0) return MAP_FAILED;
+  if (length < old_length) unmap_everywhere(static_cast<char*>(old) + length, old_length - length);
   return old;
 }
 
@@ -314,6 +327,8 @@ PCOW_HOOK int madvise(void* address, size_t length, int advice) noexcept {
 }
 
 PCOW_HOOK int msync(void* address, size_t length, int flags) {
+  if (pcow::Inside::active()) return static_cast<int>(syscall(SYS_msync, address, length, flags));
+  const pcow::Inside inside;
   Session* session = session_at(address, length);
   if (!session) return static_cast<int>(syscall(SYS_msync, address, length, flags));
   // The kernel checks the arguments; what MS_SYNC promises is the engine's to do.
@@ -322,12 +337,14 @@ PCOW_HOOK int msync(void* address, size_t length, int flags) {
 }
 
 PCOW_HOOK int fsync(int descriptor) {
-  Session* session = session_of(descriptor);
+  Session* session = pcow::Inside::active() ? nullptr : session_of(descriptor);
+  const pcow::Inside inside;
   return session ? outcome_of(session->sync()) : static_cast<int>(syscall(SYS_fsync, descriptor));
 }
 
 PCOW_HOOK int fdatasync(int descriptor) {
-  Session* session = session_of(descriptor);
+  Session* session = pcow::Inside::active() ? nullptr : session_of(descriptor);
+  const pcow::Inside inside;
   return session ? outcome_of(session->sync()) : static_cast<int>(syscall(SYS_fdatasync, descriptor));
 }
 
@@ -341,6 +358,8 @@ PCOW_HOOK int fallocate64(int descriptor, int mode, off64_t offset, off64_t leng
 
 // Locked pages would all have to be the image's own: what a file may answer where the limit is too low, mlock(2).
 PCOW_HOOK int mlock(const void* address, size_t length) noexcept {
+  if (pcow::Inside::active()) return static_cast<int>(syscall(SYS_mlock, address, length));
+  const pcow::Inside inside;
   if (!session_at(address, length)) return static_cast<int>(syscall(SYS_mlock, address, length));
   errno = ENOMEM;
   return -1;

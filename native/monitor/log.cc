@@ -30,7 +30,8 @@ int log_descriptor() {
 std::string stamped(const std::string& text) {
   timespec now;
   clock_gettime(CLOCK_REALTIME, &now);
-  return std::to_string(now.tv_sec) + "." + std::to_string(1000 + now.tv_nsec / 1'000'000).substr(1) + " " + text + "\n";
+  return std::to_string(now.tv_sec) + "." + std::to_string(1000 + now.tv_nsec / 1'000'000).substr(1) + " " + text +
+         "\n";
 }
 
 }  // namespace

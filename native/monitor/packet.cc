@@ -69,8 +69,7 @@ Received receive_packet(int socket, size_t most_descriptors, Packet* packet, std
 }
 
 bool send_packet(int socket, const Packet& packet) {
-  Header header{kMagic, kVersion, packet.kind, packet.id, packet.value,
-                static_cast<uint32_t>(packet.text.size()), 0};
+  Header header{kMagic, kVersion, packet.kind, packet.id, packet.value, static_cast<uint32_t>(packet.text.size()), 0};
   iovec parts[] = {{&header, sizeof header}, {const_cast<char*>(packet.text.data()), packet.text.size()}};
   msghdr message{};
   message.msg_iov = parts;

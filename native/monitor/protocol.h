@@ -25,8 +25,8 @@ namespace pcow::protocol {
 
 inline constexpr uint32_t kMagic = 0x574f4350;  // "PCOW"
 inline constexpr uint16_t kVersion = 1;
-inline constexpr uint32_t kMaxText = 60000;     // bytes
-inline constexpr int kMaxDescriptors = 250;     // of one kAttached; the kernel's limit is 253 (SCM_MAX_FD)
+inline constexpr uint32_t kMaxText = 60000;  // bytes
+inline constexpr int kMaxDescriptors = 250;  // of one kAttached; the kernel's limit is 253 (SCM_MAX_FD)
 inline constexpr char kAttribute[] = "user.pcow.attach";
 
 enum class Kind : uint16_t {

@@ -10,6 +10,7 @@
 #include <csignal>
 #include <thread>
 
+#include "inside.h"
 #include "log.h"
 #include "system_calls.h"
 
@@ -65,6 +66,7 @@ void Session::release_handling() {
 // The fault thread. It always reads events, whoever holds `handling`: an mremap under way waits for that. Page faults are
 // served only while it holds `handling` itself.
 void Session::serve_faults() {
+  const Inside inside;
   std::deque<Fault> waiting;
   std::deque<Fault> stalled;
   uint64_t retry_at = 0;

@@ -26,7 +26,7 @@ namespace pcow {
 class Session {
  public:
   struct Limits {
-    uint64_t clean_cache = 0;   // bytes of clean copies
+    uint64_t clean_cache = 0;     // bytes of clean copies
     uint64_t mapping_budget = 0;  // mappings of this process that all sessions together may use
   };
 

@@ -32,14 +32,14 @@ class Histogram {
 struct Statistics {
   std::array<Histogram, kFaultKinds> faults;
   std::atomic<uint64_t> copied_bytes{0};
-  std::atomic<uint64_t> clean_bytes{0};       // resident clean copies
-  std::atomic<uint64_t> clean_dropped{0};     // bytes dropped for the budget
-  std::atomic<uint64_t> mappings{0};          // estimate of mappings in use
+  std::atomic<uint64_t> clean_bytes{0};    // resident clean copies
+  std::atomic<uint64_t> clean_dropped{0};  // bytes dropped for the budget
+  std::atomic<uint64_t> mappings{0};       // estimate of mappings in use
   std::atomic<uint64_t> promotions{0};
-  std::atomic<uint64_t> stalls{0};            // faults that found no space, and waited
-  std::atomic<uint64_t> stalled_now{0};       // that wait now
+  std::atomic<uint64_t> stalls{0};       // faults that found no space, and waited
+  std::atomic<uint64_t> stalled_now{0};  // that wait now
   std::atomic<uint64_t> snapshots{0};
-  std::atomic<uint64_t> last_freeze_ns{0};    // from the cut until the memory went on
+  std::atomic<uint64_t> last_freeze_ns{0};  // from the cut until the memory went on
   std::atomic<uint64_t> syncs{0};
 
   // JSON for `status`, Prometheus text for `metrics`; `image` is the label.
