@@ -47,8 +47,8 @@ struct GivenFile {
 };
 
 struct OpenOptions {
-  bool write = false;                // be the one writer: takes the lock, or fails with kLocked
-  std::string base_root;             // when not empty, bases must lie in this directory (kBaseOutside)
+  bool write = false;     // be the one writer: takes the lock, or fails with kLocked
+  std::string base_root;  // when not empty, bases must lie in this directory (kBaseOutside)
   // Open descriptors to be used in place of paths (which need not be accessible): the image's, then its bases' in the
   // order of the chain. To write, the image's must carry the writer's lock; it goes over to us.
   std::vector<GivenFile> given;
@@ -112,8 +112,8 @@ struct Extent {
 
 // What a fault needed, for statistics.
 struct FaultWork {
-  bool expanded = false;   // space was allocated where nothing lay below
-  bool copied = false;     // something was copied from below
+  bool expanded = false;  // space was allocated where nothing lay below
+  bool copied = false;    // something was copied from below
   uint64_t copied_bytes = 0;
 };
 

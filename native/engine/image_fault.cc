@@ -64,9 +64,7 @@ uint64_t Image::place(uint64_t offset) const {
   return (uint64_t{entry.index} << state.geometry.block_shift()) + within;
 }
 
-int Image::descriptor() const {
-  return state_->file->descriptor();
-}
+int Image::descriptor() const { return state_->file->descriptor(); }
 
 // With the chunk's lock held, and the table's page ensured: every sub-block becomes own, and has disk space.
 Result<Entry> ImageState::complete_block(uint64_t block, Entry entry, FaultWork* work) {

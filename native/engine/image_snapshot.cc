@@ -40,8 +40,7 @@ Result<std::unique_ptr<PendingSnapshot>> PendingSnapshot::prepare(Image* image, 
     auto pending = std::unique_ptr<PendingSnapshot>(new PendingSnapshot(std::make_unique<PendingState>(&state)));
     if (state.closed) return state.closed_error();
     if (!state.writable()) return Error(Code::kReadOnly, state.path + " is open for reading only");
-    if (state.directory.find(name))
-      return Error(Code::kExists, state.path + " already has a snapshot called " + name);
+    if (state.directory.find(name)) return Error(Code::kExists, state.path + " already has a snapshot called " + name);
     PCOW_TRY(state.sync());
     ImageState::Prepared& prepared = pending->state_->prepared;
     prepared.directory = state.directory;
@@ -56,9 +55,7 @@ Result<std::unique_ptr<PendingSnapshot>> PendingSnapshot::prepare(Image* image, 
   return state.noted(ready());
 }
 
-void PendingSnapshot::close_gate() {
-  state_->gate = std::unique_lock(state_->image->gate);
-}
+void PendingSnapshot::close_gate() { state_->gate = std::unique_lock(state_->image->gate); }
 
 Result<void> PendingSnapshot::commit() {
   auto outcome = state_->image->commit(&state_->prepared);
@@ -67,13 +64,9 @@ Result<void> PendingSnapshot::commit() {
   return state_->image->noted(std::move(outcome));
 }
 
-Result<void> PendingSnapshot::finish() {
-  return state_->image->noted(state_->image->seal());
-}
+Result<void> PendingSnapshot::finish() { return state_->image->noted(state_->image->seal()); }
 
-Result<void> Image::snapshot(const std::string& name) {
-  return snapshot_together({this}, name);
-}
+Result<void> Image::snapshot(const std::string& name) { return snapshot_together({this}, name); }
 
 Result<void> Image::snapshot_together(const std::vector<Image*>& images, const std::string& name) {
   // One order for all callers, so that two of them never wait for each other.

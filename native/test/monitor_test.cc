@@ -141,8 +141,7 @@ void model(uint64_t seed, uint32_t block_size, int steps) {
   Monitored m = monitor(path, {kMiB, 30000});
   const uint64_t second_offset = m.length / 8192 * 4096;
   const size_t half = m.length - second_offset;
-  char* second =
-      static_cast<char*>(MUST(m.session->map(nullptr, false, half, PROT_READ | PROT_WRITE, second_offset)));
+  char* second = static_cast<char*>(MUST(m.session->map(nullptr, false, half, PROT_READ | PROT_WRITE, second_offset)));
   std::vector<char> expected(m.length);
   CHECK(MUST(m.session->image().read(nullptr, 0, expected.data(), m.length)) == m.length);
   std::vector<std::pair<std::string, std::vector<char>>> snapshots;

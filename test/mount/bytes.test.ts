@@ -159,7 +159,9 @@ test.serial('dd, with and without notrunc, and with direct I/O', async (t) => {
     await run('dd', [`if=${raw}`, `of=${mount.file('vm1')}`, 'bs=64k', ...words]);
     await run('cmp', [raw, mount.file('vm1')]);
   }
-  const { stdout } = await run('dd', [`if=${mount.file('vm1')}`, 'bs=4k', 'count=1', 'iflag=direct'], { encoding: 'buffer' });
+  const { stdout } = await run('dd', [`if=${mount.file('vm1')}`, 'bs=4k', 'count=1', 'iflag=direct'], {
+    encoding: 'buffer',
+  });
   t.true(bytes.subarray(0, 4096).equals(stdout));
 });
 

@@ -41,7 +41,9 @@ test.serial('snapshot, look back, roll back, delete', async (t) => {
   t.is(await beginOf(mount.file('vm1'), 3), 'one', 'the page cache holds nothing of before');
   const lines = (await readFile(mount.control('vm1', 'snapshots'), 'utf8')).trimEnd().split('\n');
   t.deepEqual(
-    lines.map((line) => JSON.parse(line) as { name: string; current: boolean }).map(({ name, current }) => [name, current]),
+    lines
+      .map((line) => JSON.parse(line) as { name: string; current: boolean })
+      .map(({ name, current }) => [name, current]),
     [
       ['first', true],
       ['second', false],
@@ -70,7 +72,8 @@ test.serial('clone, as it is now and at a snapshot; neither changes the other', 
   t.regex(await mount.refused('EBUSY', 's', 'base', 'delete'), /b\.pcow/);
   t.regex(await mount.refused('EEXIST', 'a', 'base', 'clone'), /a already/);
   await mount.refused('ENOENT', 'c nothing', 'base', 'clone');
-  for (const bad of ['..', 'x/y', '.hidden', 'a@b', 'status', 'x'.repeat(251)]) await mount.refused('EINVAL', bad, 'base', 'clone');
+  for (const bad of ['..', 'x/y', '.hidden', 'a@b', 'status', 'x'.repeat(251)])
+    await mount.refused('EINVAL', bad, 'base', 'clone');
   t.deepEqual(await readdir(mount.images), ['a.pcow', 'b.pcow', 'base.pcow']);
 });
 
@@ -98,7 +101,8 @@ test.serial('resize grows an image, and its flat file at once', async (t) => {
   await mount.write(String(2 * MiB), 'vm1', 'resize');
   t.is((await stat(mount.file('vm1'))).size, 2 * MiB);
   t.is((await readFile(mount.file('vm1'))).length, 2 * MiB);
-  for (const bad of [String(MiB), '-1', '1G', '4097', '99999999999999999999']) await mount.refused('EINVAL', bad, 'vm1', 'resize');
+  for (const bad of [String(MiB), '-1', '1G', '4097', '99999999999999999999'])
+    await mount.refused('EINVAL', bad, 'vm1', 'resize');
 });
 
 test.serial('bad text is refused with a sentence, and changes nothing', async (t) => {
@@ -129,7 +133,12 @@ test.serial('shells: >, >>, and reading with the usual tools', async (t) => {
   const directory = mount.control('vm1');
   const script = 'cd "$1" && echo a > snapshot && echo b >> snapshot && printf c > snapshot && ls at | tr "\\n" " "';
   t.is((await run('bash', ['-c', script, 'bash', directory])).stdout, 'a b c ');
-  const { stdout } = await run('bash', ['-c', 'cd "$1" && grep -c name status && wc -c < status && stat -c %s status && cat snapshot', 'bash', directory]);
+  const { stdout } = await run('bash', [
+    '-c',
+    'cd "$1" && grep -c name status && wc -c < status && stat -c %s status && cat snapshot',
+    'bash',
+    directory,
+  ]);
   const [, counted, size, ...text] = stdout.trimEnd().split('\n');
   t.is(counted, size);
   t.regex(text.join('\n'), /newest is c/);

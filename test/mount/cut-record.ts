@@ -25,7 +25,9 @@ export function checkCut(bytes: Buffer, { threads, pages }: CutShape): number[] 
     for (let number = Math.max(1, newest - pages + 1); number <= newest; ++number) {
       const found = numberAt(thread, number % pages);
       if (found !== number) {
-        throw new Error(`thread ${thread}: write ${newest} is there, but in place of write ${number} there is ${found}`);
+        throw new Error(
+          `thread ${thread}: write ${newest} is there, but in place of write ${number} there is ${found}`,
+        );
       }
     }
     if (newest === 0) continue;
@@ -33,7 +35,9 @@ export function checkCut(bytes: Buffer, { threads, pages }: CutShape): number[] 
     for (let other = 0; other < threads; ++other) {
       const seen = Number(bytes.readBigUInt64LE(record + other * 8));
       if (seen > (last[other] ?? 0)) {
-        throw new Error(`write ${newest} of thread ${thread} had seen write ${seen} of thread ${other}, which has ${last[other]}`);
+        throw new Error(
+          `write ${newest} of thread ${thread} had seen write ${seen} of thread ${other}, which has ${last[other]}`,
+        );
       }
     }
   }

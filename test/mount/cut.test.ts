@@ -53,7 +53,10 @@ test.serial('dozens of snapshots under a writer are consistent cuts', async (t) 
   t.true(Math.min(...before) > 1000, `the writer wrote: ${before.join(' ')}`);
   t.not(await stateOf(writer.pid), 'T');
   // A frozen layer never changes.
-  const [first, again] = [await readCut(mount.control('vm1', 'at', 's0')), await readCut(mount.control('vm1', 'at', 's0'))];
+  const [first, again] = [
+    await readCut(mount.control('vm1', 'at', 's0')),
+    await readCut(mount.control('vm1', 'at', 's0')),
+  ];
   t.true(first.equals(again));
   await writer.end('SIGKILL');
 });

@@ -15,8 +15,16 @@ const PAGES = 300;
 const ROUNDS = Number(process.env.PCOW_KILL_ROUNDS ?? 12);
 
 /** Runs the writer until the mount is killed under it. Returns the last number that it said was written. */
-async function writeAndKill(mount: TestMount, writer: string, way: string, first: number, after: number): Promise<number> {
-  const child = spawn(writer, [mount.file('vm1'), way, String(PAGES), String(first)], { stdio: ['ignore', 'pipe', 'inherit'] });
+async function writeAndKill(
+  mount: TestMount,
+  writer: string,
+  way: string,
+  first: number,
+  after: number,
+): Promise<number> {
+  const child = spawn(writer, [mount.file('vm1'), way, String(PAGES), String(first)], {
+    stdio: ['ignore', 'pipe', 'inherit'],
+  });
   mount.t.teardown(() => child.kill('SIGKILL'));
   let said = '';
   child.stdout.setEncoding('utf8').on('data', (text: string) => (said += text));

@@ -69,7 +69,9 @@ class Model {
       reopen: 1,
       kill: 1,
     });
-    const name = this.random.chance(0.5) ? [...image.snapshots.keys()][this.random.below(image.snapshots.size)] : undefined;
+    const name = this.random.chance(0.5)
+      ? [...image.snapshots.keys()][this.random.below(image.snapshots.size)]
+      : undefined;
     switch (kind) {
       case 'write':
         return this.write(image);

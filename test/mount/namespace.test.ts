@@ -1,6 +1,19 @@
 /** What a mount shows, and what rm, mv and their like do in it. */
 import { execFile } from 'node:child_process';
-import { chmod, copyFile, mkdir, readdir, readFile, rename, rm, stat, statfs, symlink, utimes, writeFile } from 'node:fs/promises';
+import {
+  chmod,
+  copyFile,
+  mkdir,
+  readdir,
+  readFile,
+  rename,
+  rm,
+  stat,
+  statfs,
+  symlink,
+  utimes,
+  writeFile,
+} from 'node:fs/promises';
 import path from 'node:path';
 import { promisify } from 'node:util';
 
@@ -73,7 +86,9 @@ test.serial('files that are no images disturb nobody, and are explained in statu
   const flipped = await readFile(mount.image('vm1'));
   for (let at = 0; at < 8192; at += 7) flipped[at] = (flipped[at] ?? 0) ^ 0x55;
   await writeFile(mount.image('flipped'), flipped);
-  await Image.create(mount.image('orphan'), { base: { path: mount.image('base'), layer: await frozenLayer(mount.image('base')) } });
+  await Image.create(mount.image('orphan'), {
+    base: { path: mount.image('base'), layer: await frozenLayer(mount.image('base')) },
+  });
   await rm(mount.image('base'));
   await mount.mount();
   t.deepEqual(await readdir(mount.point), ['.pcow', 'vm1']);
@@ -95,7 +110,9 @@ test.serial('files that are no images disturb nobody, and are explained in statu
   }
   t.is((await mount.status('vm1')).state, 'ok');
   await mount.write('s', 'vm1', 'snapshot');
-  const whole = JSON.parse(await readFile(path.join(mount.point, '.pcow/status'), 'utf8')) as { images: { name: string; state: string }[] };
+  const whole = JSON.parse(await readFile(path.join(mount.point, '.pcow/status'), 'utf8')) as {
+    images: { name: string; state: string }[];
+  };
   t.deepEqual(
     whole.images.filter(({ state }) => state === 'ok').map(({ name }) => name),
     ['vm1'],
@@ -192,13 +209,18 @@ test.serial('chmod and touch act on the image file', async (t) => {
   t.is((await stat(mount.image('vm1'))).mode & 0o777, 0o600);
   await utimes(mount.file('vm1'), 1000, 2000);
   t.is((await stat(mount.image('vm1'))).mtimeMs, 2_000_000);
-  t.is((await stat(mount.control('vm1', 'snapshot'))).mode & 0o777, 0o600, 'control files have the rights of the image');
+  t.is(
+    (await stat(mount.control('vm1', 'snapshot'))).mode & 0o777,
+    0o600,
+    'control files have the rights of the image',
+  );
 });
 
 test.serial('extended attributes tell state, chain and status', async (t) => {
   const mount = await mountedImages(t, { base: MiB });
   await mount.write('child', 'base', 'clone');
-  const script = 'import os,sys\nfor n in sorted(os.listxattr(sys.argv[1])): print(n, os.getxattr(sys.argv[1], n).decode().split())';
+  const script =
+    'import os,sys\nfor n in sorted(os.listxattr(sys.argv[1])): print(n, os.getxattr(sys.argv[1], n).decode().split())';
   const { stdout } = await run('python3', ['-c', script, mount.file('child')]);
   t.regex(stdout, /^user\.pcow\.chain \['\S+child\.pcow', '\S+base\.pcow@auto-\S+'\]$/m);
   t.regex(stdout, /^user\.pcow\.state \['ok'\]$/m);
