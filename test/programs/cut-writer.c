@@ -5,7 +5,8 @@
  *
  * Thread j owns PAGES pages. Its write number s (from 1) goes to the page of slot s % PAGES: a record of s and, for each thread k, of
  * the number of the last write of k that had happened before. So a cut is consistent when for every thread it holds all of its
- * writes up to one of them, and for every record in it also the writes that the record has seen.
+ * writes up to one of them, and for every record in it also the writes that the record has seen. A thread that does not find its
+ * own record of the round before in a slot ends the process with an error: a write was lost, or read as zeros.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -36,6 +37,11 @@ static void *write_for_ever(void *argument) {
   const uint64_t me = (uintptr_t)argument;
   for (uint64_t number = 1;; ++number) {
     struct Record *record = (struct Record *)(base + (me * pages + page_of(number % pages)) * kPage);
+    if (number > pages && atomic_load(&record->number) != number - pages) {
+      fprintf(stderr, "cut-writer: thread %lu: in place of write %lu there is %lu\n", me, number - pages,
+              atomic_load(&record->number));
+      abort();
+    }
     for (uint64_t k = 0; k < threads; ++k) record->seen[k] = atomic_load(&happened[k]);
     atomic_store(&record->number, number);
     atomic_store(&happened[me], number);

@@ -3,6 +3,7 @@
  *   map-tool FILE
  *     write OFFSET LENGTH BYTE   fills a range
  *     read OFFSET                the byte there
+ *     dump FILE                  writes all of the mapping to a file, by write(2) from the mapped memory
  *     sync                       msync of everything
  *     punch OFFSET LENGTH        fallocate(PUNCH_HOLE)
  *     control FILE TEXT          writes TEXT to a control file; answers "ok", or the number of the error
@@ -37,6 +38,14 @@ int main(int argc, char **argv) {
       printf("%u\n", base[offset]);
       fflush(stdout);
       continue;
+    } else if (sscanf(line, "dump %2047s", file) == 1) {
+      const int to = open(file, O_WRONLY | O_CREAT | O_TRUNC, 0600);
+      for (off_t done = 0; done < status.st_size && !error;) {
+        const ssize_t count = write(to, base + done, (size_t)(status.st_size - done));
+        if (count < 0) error = errno;
+        done += count;
+      }
+      close(to);
     } else if (sscanf(line, "punch %zu %zu", &offset, &length) == 2) {
       error = fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)length) ? errno : 0;
     } else if (sscanf(line, "control %2047s %1023s", file, text) == 2) {
