@@ -2,12 +2,14 @@
 import test from 'ava';
 
 import type { Guest } from '../../scripts/guest/guest.js';
-import { bootOn, GUEST_DISK, mountedDisk } from '../helpers/guest-disk.js';
+import { bootOn, GUEST_DISK } from '../helpers/guest-disk.js';
+import { mountedImages } from '../helpers/mount.js';
 
 const PAGES = GUEST_DISK / 4096;
 
 test.serial('a guest fills its disk, flushes and is killed: a new boot finds every page', async (t) => {
-  const { file } = await mountedDisk(t);
+  const mount = await mountedImages(t, { vm1: GUEST_DISK });
+  const file = mount.file('vm1');
   const first = await bootOn(t, file);
   await first.must('pattern fill /dev/pmem0 42');
   await first.kill();
@@ -17,7 +19,8 @@ test.serial('a guest fills its disk, flushes and is killed: a new boot finds eve
 });
 
 test.serial('a guest is killed while it writes to a DAX file: every page flushed until then is there', async (t) => {
-  const { file } = await mountedDisk(t);
+  const mount = await mountedImages(t, { vm1: GUEST_DISK });
+  const file = mount.file('vm1');
   const first = await bootOn(t, file);
   await first.must('mkfs.ext4 -q -b 4096 /dev/pmem0 && mount -t ext4 -o dax /dev/pmem0 /mnt');
   const flushed = await killedAfter(first, 'pattern fill /mnt/data 43 67108864', 4096);
@@ -44,7 +47,8 @@ async function killedAfter(guest: Guest, script: string, pages: number): Promise
 }
 
 test.serial('an nvdimm on the flat file keeps what the guest wrote, too', async (t) => {
-  const { file } = await mountedDisk(t);
+  const mount = await mountedImages(t, { vm1: GUEST_DISK });
+  const file = mount.file('vm1');
   const first = await bootOn(t, file, 'nvdimm');
   await first.must('pattern fill /dev/pmem0 44');
   await first.kill();

@@ -1,26 +1,27 @@
 /** A snapshot of a running guest by its control file: what the guest had then is what a rollback brings back. */
-import { readFile, writeFile } from 'node:fs/promises';
-import path from 'node:path';
+import { readFile } from 'node:fs/promises';
 
 import test from 'ava';
 
-import { bootOn, mountedDisk } from '../helpers/guest-disk.js';
+import { bootOn, GUEST_DISK } from '../helpers/guest-disk.js';
+import { mountedImages } from '../helpers/mount.js';
 
 const FILE_BYTES = 16 * 1024 * 1024;
 const FILE_PAGES = FILE_BYTES / 4096;
 
 test.serial('snapshot of a running guest, changes, rollback: a new boot finds the old files', async (t) => {
-  const { file, control } = await mountedDisk(t);
+  const mount = await mountedImages(t, { vm1: GUEST_DISK });
+  const file = mount.file('vm1');
   const guest = await bootOn(t, file);
   await guest.must('mkfs.ext4 -q -b 4096 /dev/pmem0 && mount -t ext4 -o dax /dev/pmem0 /mnt');
   await guest.must(`echo old > /mnt/release; pattern fill /mnt/data 1 ${FILE_BYTES}; sync`);
 
-  await writeFile(path.join(control, 'snapshot'), 'before', { flag: 'r+' });
+  await mount.write('before', 'vm1', 'snapshot');
   await guest.must(`echo new > /mnt/release; pattern fill /mnt/data 2 ${FILE_BYTES}; sync`);
   t.is(await guest.must('cat /mnt/release'), 'new\n');
   await guest.powerOff();
-  t.regex(await readFile(path.join(control, 'snapshots'), 'utf8'), /"name":\s*"before"/);
-  await writeFile(path.join(control, 'rollback'), 'before', { flag: 'r+' });
+  t.regex(await readFile(mount.control('vm1', 'snapshots'), 'utf8'), /"name":\s*"before"/);
+  await mount.write('before', 'vm1', 'rollback');
 
   const again = await bootOn(t, file);
   await again.must('e2fsck -fy /dev/pmem0 > /dev/null || [ $? -eq 1 ]; mount -t ext4 -o dax /dev/pmem0 /mnt');
@@ -31,7 +32,8 @@ test.serial('snapshot of a running guest, changes, rollback: a new boot finds th
 test.serial(
   'a guest that never pauses: a snapshot holds all rounds that were durable, and no later one without them',
   async (t) => {
-    const { file, control } = await mountedDisk(t);
+    const mount = await mountedImages(t, { vm1: GUEST_DISK });
+  const file = mount.file('vm1');
     const guest = await bootOn(t, file);
     await guest.must('mkfs.ext4 -q -b 4096 /dev/pmem0 && mount -t ext4 -o dax /dev/pmem0 /mnt');
     await guest.must(`
@@ -47,12 +49,12 @@ test.serial(
         `until [ "$(cat /tmp/durable)" -ge ${wanted} ]; do usleep 1000; done; cat /tmp/durable`,
       );
       durable.set(name, Number(line));
-      await writeFile(path.join(control, 'snapshot'), name, { flag: 'r+' });
+      await mount.write(name, 'vm1', 'snapshot');
     }
     await guest.kill();
 
     for (const [name, before] of [...durable].reverse()) {
-      await writeFile(path.join(control, 'rollback'), name, { flag: 'r+' });
+      await mount.write(name, 'vm1', 'rollback');
       const again = await bootOn(t, file);
       await again.must('mount -t ext4 -o dax /dev/pmem0 /mnt');
       const listing = await again.must('cd /mnt; for f in round.*; do echo "${f#round.} $(cat $f)"; done | sort -n');

@@ -14,12 +14,6 @@ const READY_MS = 20_000;
 
 export const pcowProgram = path.join(repository, 'dist/cli/pcow.js');
 
-/** Runs `pcow` with these words; resolves with what it prints, rejects where its exit code is not 0. */
-export async function pcow(...words: string[]): Promise<string> {
-  const { stdout } = await run(process.execPath, [pcowProgram, ...words]);
-  return stdout;
-}
-
 /**
  * Mounts an image directory. Whatever the test does, the mount is gone after it: the clean-up ends the process (a mount that
  * hangs is aborted by its connection), then takes the mount point away. The kernel ends the process where the test is killed.
