@@ -193,7 +193,7 @@ Result<void> ImageState::open_bases() {
       source->file = *base;
       source->table_offset = next->table_offset;
       source->entries = geometry.blocks_for(next->size);
-      source->only_durable = loaded->crashed && next->id > loaded->superblock.sealed;
+      source->only_durable = loaded->crashed;
       auto present = present_chunks(**base, next->table_offset, source->entries);
       if (!present) return present.error();
       source->present = std::move(*present);

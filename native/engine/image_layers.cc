@@ -102,7 +102,7 @@ std::shared_ptr<const Source> ImageState::source_of(const Layer& layer, std::vec
   source->file = file;
   source->table_offset = layer.table_offset;
   source->entries = geometry.blocks_for(layer.size);
-  source->only_durable = crashed && layer.id > superblock.sealed;
+  source->only_durable = crashed;
   source->present = std::move(present);
   return source;
 }

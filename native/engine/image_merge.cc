@@ -66,7 +66,6 @@ Result<void> ImageState::merge(const Layer& parent, const Layer& child, const Pr
                                            " is next opened, or by the next deletion");
       EntryPage page;
       PCOW_TRY(read_entry_page(*file, parent.table_offset, parent_entries, chunk, &page));
-      bool touched = false;
       for (uint64_t i = 0; i < kBlocksPerChunk; i++) {
         if (page[i] == 0) continue;
         const uint64_t block = chunk * kBlocksPerChunk + i;
@@ -97,9 +96,9 @@ Result<void> ImageState::merge(const Layer& parent, const Layer& child, const Pr
           entry.written |= missing;
         }
         table->store(block, entry);
-        touched = true;
+        // At once: what an interrupted merge has stored is not looked at again by the one that goes on.
+        mark_unsynced(table, chunk);
       }
-      if (touched) mark_unsynced(table, chunk);
     }
   }
   PCOW_TRY(sync());

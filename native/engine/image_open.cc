@@ -2,13 +2,15 @@
 //
 // Order of opening for writing (crash rules, docs/format.md):
 //   1. the lock; nobody else changes the image from here on
-//   2. after a host crash: entries that were not durable are dropped
-//   3. the free map is derived; after an unclean end, everything free is punched out
-//   4. a sync: a writer that was killed may have left the newest superblock in the page cache only, and the slot that
-//      comes next is the only other one. Then the superblock says "open, by us, in this boot", and is synced, before
-//      anything else is changed. The holes of step 3 are durable then as well
-//   5. layers that were frozen but not sealed are synced and sealed; deletions that were begun are finished
-// Step 2 needs no order against step 4: a crash in between finds another boot id, or entries that are already dropped.
+//   2. a sync: a writer that was killed may have left the newest superblock in the page cache only. Until that is on the
+//      disk, what the one before names is not free, and the slot of the one before is not to be written
+//   3. after a host crash: entries that were not durable are dropped, in every layer (a frozen one has such where a merge
+//      into it was interrupted)
+//   4. the free map is derived; after an unclean end, everything free is punched out
+//   5. the superblock says "open, by us, in this boot", and is synced, before anything else is changed. The sync makes
+//      the holes of step 4 durable as well
+//   6. layers that were frozen but not sealed are synced and sealed; deletions that were begun are finished
+// Step 3 needs no order against step 5: a crash in between finds another boot id, or entries that are already dropped.
 
 #include <sys/stat.h>
 
@@ -120,6 +122,7 @@ Result<void> ImageState::take_over() {
     return Error(Code::kUnsupported,
                  path + " uses features that this program can read, but not write: a newer pcow is needed");
   opened_clean = superblock.clean;
+  PCOW_TRY(file->sync());
   auto size = file->size();
   if (!size) return size.error();
   space = std::make_unique<Space>(file, geometry, *size);
@@ -131,15 +134,17 @@ Result<void> ImageState::take_over() {
     const Layer& layer = directory.layers[number];
     space->mark_range(layer.table_offset >> geometry.block_shift(), layer.table_length >> geometry.block_shift());
     const bool is_active = layer.id == directory.active;
-    // Sealed layers are read as they are; the others may need mending and a sync.
-    const bool is_open = is_active || layer.id > superblock.sealed;
-    std::shared_ptr<Table> table = is_active ? active : nullptr;
     const uint64_t entries = geometry.blocks_for(layer.size);
-    if (is_open && !is_active) {
-      auto mapped = Table::map(file, layer.table_offset, entries, true);
-      if (!mapped) return mapped.error();
-      table = std::move(*mapped);
-    }
+    // Of a frozen layer only mapped where there is something to mend: it was not sealed, or a merge into it was interrupted.
+    std::shared_ptr<Table> table = is_active ? active : nullptr;
+    const auto prepare_stores = [&](uint64_t chunk) -> Result<void> {
+      if (!table) {
+        auto mapped = Table::map(file, layer.table_offset, entries, true);
+        if (!mapped) return mapped.error();
+        table = std::move(*mapped);
+      }
+      return table->ensure(chunk);
+    };
     for (const auto& [first, end] : is_active ? active->present() : sources[number]->present) {
       for (uint64_t chunk = first; chunk < end; chunk++) {
         EntryPage page;
@@ -149,9 +154,9 @@ Result<void> ImageState::take_over() {
           if (page[i] == 0) continue;
           const uint64_t block = chunk * kBlocksPerChunk + i;
           Entry entry = Entry::unpack(page[i]);
-          if (is_open && crashed && entry_is_sound(page[i], geometry.full_mask()) && entry != entry.as_durable()) {
+          if (crashed && entry_is_sound(page[i], geometry.full_mask()) && entry != entry.as_durable()) {
             entry = entry.as_durable();
-            PCOW_TRY(table->ensure(chunk));
+            PCOW_TRY(prepare_stores(chunk));
             table->store(block, entry);
           }
           auto checked = checked_entry(entry.pack() | (page[i] >> 62 << 62), geometry, *file, block);
@@ -159,15 +164,14 @@ Result<void> ImageState::take_over() {
           if (entry.index) space->mark_data(entry.index);
           unsynced_here |= entry.written != entry.durable;
         }
-        if (is_open && unsynced_here) {
-          PCOW_TRY(table->ensure(chunk));
+        if (unsynced_here) {
+          PCOW_TRY(prepare_stores(chunk));
           mark_unsynced(table, chunk);
         }
       }
     }
   }
   if (!opened_clean) PCOW_TRY(space->punch_free());
-  PCOW_TRY(file->sync());
 
   superblock.clean = false;
   superblock.boot = boot_id();
@@ -186,7 +190,7 @@ Result<void> ImageState::take_over() {
   space->note_sync_done();
 
   if (crashed) {
-    // The entries of unsealed layers are mended now: their chains may read them as they stand.
+    // The entries are mended now: chains may read them as they stand.
     crashed = false;
     PCOW_TRY(load());
   }

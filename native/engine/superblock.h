@@ -46,7 +46,7 @@ struct Superblock {
   Uuid boot{};
   uint64_t directory_offset = 0;  // bytes
   uint64_t directory_length = 0;  // bytes
-  uint64_t sealed = 0;            // frozen layers with ids up to this one are durable as a whole
+  uint64_t sealed = 0;  // frozen layers with ids up to this one are durable as a whole: their snapshots have returned
   std::optional<BaseReference> base;
   Opener opener;
 

@@ -38,7 +38,7 @@ struct Source {
   std::shared_ptr<File> file;
   uint64_t table_offset = 0;
   uint64_t entries = 0;
-  bool only_durable = false;  // the host crashed before the layer was sealed: apply Entry::as_durable
+  bool only_durable = false;  // the host crashed under the file's writer: apply Entry::as_durable
   std::vector<ChunkRange> present;
 };
 
