@@ -45,13 +45,12 @@ T must_(pcow::Result<T> result, const char* file, int line) {
 
 class TemporaryDirectory {
  public:
-  TemporaryDirectory() {
-    char name[] = "/var/tmp/pcow-test-XXXXXX";  // a real disk, where /tmp may be memory
-    if (!mkdtemp(name)) {
-      perror(name);
+  // By default on a real disk: /tmp may be memory.
+  explicit TemporaryDirectory(const std::string& parent = "/var/tmp") : path_(parent + "/pcow-test-XXXXXX") {
+    if (!mkdtemp(path_.data())) {
+      perror(path_.c_str());
       exit(1);
     }
-    path_ = name;
   }
   ~TemporaryDirectory() {
     std::error_code ignored;

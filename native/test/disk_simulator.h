@@ -1,0 +1,54 @@
+// A disk under a page cache, as far as one file is concerned: what a power cut could leave of it.
+//
+// Every page is written back whole, as it stood at any moment since the last sync; in which order, and whether at all, is
+// the kernel's affair. The same goes for the length of the file. A power cut may tear a page between two 512-byte sectors.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "../engine/file.h"
+#include "../engine/geometry.h"
+
+using DiskPage = std::array<uint8_t, pcow::kPageSize>;
+
+// The content of the file; pages that are missing are zeros.
+struct DiskState {
+  uint64_t size = 0;
+  std::map<uint64_t, std::shared_ptr<const DiskPage>> pages;
+
+  // As if the host had been started again since: superblocks of this boot get another boot id.
+  void forget_boot();
+  void write_to(const std::string& path) const;
+  static DiskState of_file(const std::string& path);
+};
+
+class DiskSimulator {
+ public:
+  explicit DiskSimulator(DiskState state);
+
+  // The operation reaches the page cache.
+  void apply(pcow::FileOperation operation, uint64_t offset, uint64_t length, const void* data);
+  // All of the page cache reaches the disk.
+  void sync();
+
+  // What every process sees.
+  DiskState cached() const;
+  // States that a power cut could leave now: all of them where there are at most `budget`, otherwise the two extremes,
+  // states where just one page is ahead of the others or behind, and random ones.
+  void sample(size_t budget, std::mt19937_64* random, const std::function<void(DiskState)>& use) const;
+
+ private:
+  using Versions = std::vector<std::shared_ptr<const DiskPage>>;  // the first is on the disk; null: zeros
+  DiskState choose(const std::function<size_t(size_t)>& version, std::mt19937_64* tear) const;
+  void change(uint64_t offset, uint64_t length, const uint8_t* data);
+
+  std::map<uint64_t, Versions> pages_;
+  std::vector<uint64_t> sizes_;
+};
