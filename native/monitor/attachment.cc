@@ -117,7 +117,7 @@ void Attachment::start_control_thread() {
   sigset_t before;
   sigfillset(&all);
   pthread_sigmask(SIG_SETMASK, &all, &before);
-  std::thread([this] { serve_mount(); }).detach();
+  control_ = std::thread([this] { serve_mount(); });
   pthread_sigmask(SIG_SETMASK, &before, nullptr);
 }
 
@@ -126,7 +126,7 @@ void Attachment::serve_mount() {
   for (;;) {
     struct pollfd ready[] = {{stop_, POLLIN, 0}, {socket_.number(), POLLIN, 0}};
     poll(ready, socket_ ? 2 : 1, socket_ ? -1 : kReconnectMs);
-    if (ready[0].revents) return;
+    if (ready[0].revents) break;
     if (!socket_) {
       if (session_->writable() && resume()) log_detail(socket_path_ + ": attached to the next mount");
       continue;
@@ -141,6 +141,8 @@ void Attachment::serve_mount() {
     socket_.reset();
     log_detail(socket_path_ + ": the mount has gone" + (reason.empty() ? "" : " (" + reason + ")"));
   }
+  // A snapshot under way holds up faults, and the closing of the image.
+  session_->abort();
 }
 
 bool Attachment::resume() {
@@ -176,7 +178,15 @@ Packet Attachment::answer(const Packet& request) {
 void Attachment::detach() {
   const uint64_t one = 1;
   (void)!write(stop_, &one, sizeof one);
+  control_.join();
   session_->close();
+  // Last: the mount opens the image when the connection ends.
+  socket_.reset();
+}
+
+void Attachment::forget_in_child() {
+  socket_.reset();
+  session_->forget_in_child();
 }
 
 }  // namespace pcow

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <string>
+#include <thread>
 
 #include "packet.h"
 #include "session.h"
@@ -19,6 +20,8 @@ class Attachment {
   Session& session() { return *session_; }
   // Ends the control thread, and closes the image: the mount takes it back.
   void detach();
+  // In the child of a fork(2): what would keep the image from the mount when the parent has ended is given up.
+  void forget_in_child();
 
  private:
   Attachment(std::string socket_path, protocol::Descriptor socket)
@@ -33,6 +36,7 @@ class Attachment {
   Session* session_ = nullptr;
   std::string uuid_;
   int stop_ = -1;  // eventfd: the control thread is to end
+  std::thread control_;
 };
 
 }  // namespace pcow

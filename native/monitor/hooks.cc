@@ -127,7 +127,7 @@ void after_fork_in_parent() {
 // The mappings and the image are the parent's. What the child touches of them is an error, not zeros.
 void after_fork_in_child() {
   const pcow::Inside inside;
-  for (const Attached& each : registry().attached) each.attachment->session().forget_in_child();
+  for (const Attached& each : registry().attached) each.attachment->forget_in_child();
   registry().attached.clear();
   attached_count = 0;
   registry().mutex.unlock();
@@ -233,8 +233,8 @@ int allocate(int descriptor, int mode, off_t offset, off_t length) {
   Session* session = pcow::Inside::active() ? nullptr : session_of(descriptor);
   if (!session) return static_cast<int>(syscall(SYS_fallocate, descriptor, mode, offset, length));
   const pcow::Inside inside;
-  const bool zeroes = mode == (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE) ||
-                      (mode & ~FALLOC_FL_KEEP_SIZE) == FALLOC_FL_ZERO_RANGE;
+  const bool zeroes =
+      mode == (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE) || (mode & ~FALLOC_FL_KEEP_SIZE) == FALLOC_FL_ZERO_RANGE;
   if (offset < 0 || length <= 0) {
     errno = EINVAL;
     return -1;
@@ -286,7 +286,8 @@ PCOW_HOOK void* mmap(void* address, size_t length, int protection, int flags, in
   return map(address, length, protection, flags, descriptor, offset);
 }
 
-PCOW_HOOK void* mmap64(void* address, size_t length, int protection, int flags, int descriptor, off64_t offset) noexcept {
+PCOW_HOOK void* mmap64(void* address, size_t length, int protection, int flags, int descriptor,
+                       off64_t offset) noexcept {
   return map(address, length, protection, flags, descriptor, offset);
 }
 
@@ -322,9 +323,7 @@ PCOW_HOOK void* mremap(void* old, size_t old_length, size_t length, int flags, .
   return old;
 }
 
-PCOW_HOOK int madvise(void* address, size_t length, int advice) noexcept {
-  return advise(address, length, advice);
-}
+PCOW_HOOK int madvise(void* address, size_t length, int advice) noexcept { return advise(address, length, advice); }
 
 PCOW_HOOK int msync(void* address, size_t length, int flags) {
   if (pcow::Inside::active()) return static_cast<int>(syscall(SYS_msync, address, length, flags));

@@ -132,16 +132,12 @@ bool Session::serve_write(Region* region, uint64_t offset, FaultKind* kind) {
     return false;
   }
   if (work.expanded) region->expanded_to(extent->offset + extent->length);
+  // Before the writer goes on: it may look there next.
+  drop_clean_elsewhere(region, extent->offset, extent->offset + extent->length);
   if (auto placed = place(region, offset, *extent); !placed) {
     report_stall(placed.error());
     return false;
   }
-  // Another mapping of the image may show a clean copy of what has just become our own.
-  if (regions_.size() > 1)
-    for (const auto& other : regions_)
-      if (other.get() != region)
-        drop_clean(other.get(), std::max(extent->offset, other->offset()),
-                   std::min(extent->offset + extent->length, other->end()));
   statistics_.copied_bytes += work.copied_bytes;
   *kind = work.copied ? FaultKind::kCopyOnWrite : work.expanded ? FaultKind::kExpansion : FaultKind::kMapping;
   return true;
@@ -207,7 +203,8 @@ Result<void> Session::copy_clean(Region* region, uint64_t offset) {
   if (!count) return count.error();
   for (uint64_t at = low; at < high;) {
     const uint64_t end = std::min(high, at / sub * sub + sub);
-    if (!region->is_mapped(at)) {
+    // Never of what is the image's own already: another mapping of it may be written without a fault.
+    if (!region->is_mapped(at) && image_->place(at) == 0) {
       PCOW_TRY(faults_->copy_protected(region->at(at), buffer_.data() + (at - low), end - at));
       if (!region->is_clean(at)) {
         region->set_clean(at, true);
@@ -235,6 +232,12 @@ void Session::drop_clean(Region* region, uint64_t from, uint64_t to) {
     }
     at = end;
   }
+}
+
+// Another mapping of the image may show clean copies of what becomes the image's own.
+void Session::drop_clean_elsewhere(Region* region, uint64_t from, uint64_t to) {
+  for (const auto& other : regions_)
+    if (other.get() != region) drop_clean(other.get(), std::max(from, other->offset()), std::min(to, other->end()));
 }
 
 void Session::keep_clean_budget() {
@@ -266,6 +269,7 @@ bool Session::promote() {
     chunk = start;
   }
   if (!worst) return false;
+  drop_clean_elsewhere(worst, chunk, chunk + geometry_.chunk_size());
   FaultWork work;
   if (auto completed = image_->complete_chunk(chunk, &work); !completed) {
     report_stall(completed.error());
@@ -496,8 +500,8 @@ void Session::close() {
 
 void Session::forget_in_child() {
   for (const auto& region : regions_)
-    system_mmap(region->address(), region->length(), PROT_NONE,
-                MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+    system_mmap(region->address(), region->length(), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED,
+                -1, 0);
   // So that a child that outlives the parent does not keep the image locked.
   ::close(image_->descriptor());
 }

@@ -92,6 +92,7 @@ class Session {
   Result<void> place(Region* region, uint64_t offset, const Extent& extent);
   Result<void> copy_clean(Region* region, uint64_t offset);
   void drop_clean(Region* region, uint64_t from, uint64_t to);
+  void drop_clean_elsewhere(Region* region, uint64_t from, uint64_t to);
   void keep_clean_budget();
   bool promote();
   Result<void> replace(Region* region, uint64_t from, uint64_t to);
