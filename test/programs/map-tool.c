@@ -4,6 +4,7 @@
  *     write OFFSET LENGTH BYTE   fills a range
  *     read OFFSET                the byte there
  *     dump FILE                  writes all of the mapping to a file, by write(2) from the mapped memory
+ *     unmap                      takes the mapping away; nothing else can be done afterwards
  *     sync                       msync of everything
  *     punch OFFSET LENGTH        fallocate(PUNCH_HOLE)
  *     control FILE TEXT          writes TEXT to a control file; answers "ok", or the number of the error
@@ -52,6 +53,8 @@ int main(int argc, char **argv) {
       const int control = open(file, O_WRONLY);
       error = control < 0 || write(control, text, strlen(text)) < 0 ? errno : 0;
       if (control >= 0) close(control);
+    } else if (strcmp(line, "unmap\n") == 0) {
+      error = munmap(base, (size_t)status.st_size) ? errno : 0;
     } else if (strcmp(line, "sync\n") == 0) {
       error = msync(base, (size_t)status.st_size, MS_SYNC) ? errno : 0;
     } else {
