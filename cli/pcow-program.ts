@@ -10,6 +10,7 @@ import { addMount } from './commands/mount.js';
 import { addQemuArgs } from './commands/qemu-args.js';
 import { addResize } from './commands/resize.js';
 import { addRollback } from './commands/rollback.js';
+import { addRun } from './commands/run.js';
 import { addSnapshot } from './commands/snapshot.js';
 import { addUmount } from './commands/umount.js';
 import { newProgram } from './program.js';
@@ -20,6 +21,8 @@ export function pcowProgram(): Command {
       'IMAGE is an image file (vm1.pcow), its flat file in a mount (/mnt/vm1), or either without “.pcow”.\n' +
       'Where the directory of an image is mounted, a change goes through the mount.',
   );
+  // So that “run” can leave alone what comes after its command.
+  program.enablePositionalOptions();
   for (const add of [
     addCreate,
     addClone,
@@ -32,6 +35,7 @@ export function pcowProgram(): Command {
     addMount,
     addUmount,
     addQemuArgs,
+    addRun,
     addExitCodes,
   ]) {
     add(program);

@@ -64,6 +64,15 @@ export function parseMemory(text: string): number {
   return bytes;
 }
 
+/** Reads how much memory the clean copies of a monitored image may take. */
+export function parseCacheSize(text: string): number {
+  const bytes = parseBytes(text, 'size of the clean cache');
+  if (bytes > MAX_SIZE) {
+    throw new Failure('PCOW_TOO_LARGE', `the size of the clean cache ${quote(text)} is over 64 TiB`);
+  }
+  return bytes;
+}
+
 /** `10 GiB`, `1.5 TiB`, `4 KiB`, `100 bytes`: at most three digits and a fraction. */
 export function formatSize(bytes: number): string {
   for (const [name, unit] of [

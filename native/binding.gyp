@@ -4,6 +4,7 @@
       "target_name": "pcow",
       "sources": [
         "<!@(node -p \"['engine', 'addon'].flatMap((dir) => fs.readdirSync(dir).filter((name) => name.endsWith('.cc')).sort().map((name) => dir + '/' + name)).join(' ')\")",
+        "monitor/fault_descriptor.cc",
         "monitor/packet.cc"
       ],
       "include_dirs": ["."],

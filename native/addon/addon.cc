@@ -12,6 +12,7 @@
 #include "addon/fuse_exports.h"
 #include "addon/image_wrap.h"
 #include "addon/promise_task.h"
+#include "addon/run_exports.h"
 #include "addon/shared_image.h"
 #include "engine/image.h"
 
@@ -85,6 +86,7 @@ Napi::Object initialise(Napi::Env env, Napi::Object exports) {
   exports.Set("Cancellation", Cancellation::define(env));
   export_fuse(env, exports);
   export_directory_lock(env, exports);
+  export_run(env, exports);
   exports.Set("AttachServer", AttachServerWrap::define(env));
   return exports;
 }

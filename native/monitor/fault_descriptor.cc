@@ -40,7 +40,7 @@ Result<std::unique_ptr<FaultDescriptor>> FaultDescriptor::open() {
       return Error(
           Code::kPermission, err,
           "no right to userfaultfd: as root, run \"chmod 666 /dev/userfaultfd\" (or a group's mode of your choice), "
-          "or \"sysctl vm.unprivileged_userfaultfd=1\"; or start without the monitor (pcow run --plain)");
+          "or \"sysctl vm.unprivileged_userfaultfd=1\"");
     return system_error(err, "this kernel has no userfaultfd");
   }
   struct uffdio_api api = {};

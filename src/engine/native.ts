@@ -126,6 +126,10 @@ export interface NativeAddon {
   lockDirectory(directory: string): number;
   unlockDirectory(lock: number): void;
 
+  /** See run.ts. */
+  checkUserfaultfd(): void;
+  become(words: string[], environment: string[]): never;
+
   /** See attach-server.ts. */
   AttachServer: new (path: string, onEvent: (event: NativeAttachEvent) => void) => NativeAttachServer;
 }

@@ -1,0 +1,77 @@
+import type { Command } from 'commander';
+import { isPcowError } from '../../src/engine/index.js';
+import { runMonitored, runPlain, shellExports } from '../../src/run.js';
+import { Failure, warn } from '../errors.js';
+import { addNotes } from '../help.js';
+import { parseCacheSize } from '../size.js';
+
+interface Options {
+  cleanCache?: number;
+  log?: string;
+  plain?: boolean;
+  printEnv?: boolean;
+}
+
+export function addRun(program: Command): void {
+  const command = program
+    .command('run')
+    .summary('run a command whose mapped images are its own memory')
+    .description(
+      'Runs a command, for example QEMU, under the monitor: shared mappings of flat files become mappings of the ' +
+        'images themselves.',
+    )
+    .argument('[command...]', 'the command and its arguments')
+    .option('--clean-cache <size>', 'memory for copies of what lies below an image; default: a quarter', parseCacheSize)
+    .option('--log <file>', 'append what the monitor does to this file')
+    .option('--plain', 'run it without the monitor')
+    .option('--print-env', 'print what sets the monitor up for a shell, and run nothing')
+    .usage('[options] -- COMMAND [ARGUMENT...]')
+    // What follows the command is its own.
+    .passThroughOptions()
+    .action(run);
+  addNotes(command, {
+    text: [
+      'The command takes the place of pcow: its process, its signals and its exit code are its own.',
+      'The guest of a monitored QEMU goes on when the mount dies, and a snapshot does not stop it. docs/monitor.md ' +
+        'tells more, and how libvirt starts QEMU so.',
+      'Served page faults need the right to userfaultfd. Without it the command is not run, but with --plain.',
+    ],
+    examples: [
+      { command: 'pcow run -- qemu-system-x86_64 $(pcow qemu-args /mnt/vm1) …', does: 'a guest with live snapshots' },
+      { command: 'eval "$(pcow run --print-env)"', does: 'the same for all that this shell starts from now on' },
+    ],
+  });
+}
+
+function run(words: string[], options: Options): void {
+  const { cleanCache, log, plain = false, printEnv = false } = options;
+  if (plain && (printEnv || cleanCache !== undefined || log !== undefined)) {
+    throw new Failure('PCOW_USAGE', '--plain is without the monitor: no other option goes with it');
+  }
+  if (printEnv) {
+    if (words.length > 0) {
+      throw new Failure('PCOW_USAGE', '--print-env runs nothing: leave the command out');
+    }
+    process.stdout.write(shellExports({ cleanCache, log }));
+    return;
+  }
+  const [name, ...rest] = words;
+  if (name === undefined) {
+    throw new Failure('PCOW_USAGE', 'the command to run is missing', 'pcow run --help');
+  }
+  try {
+    if (plain) {
+      warn('pcow', 'without the monitor: a snapshot stops the command, and it does not survive the mount');
+      runPlain([name, ...rest]);
+    }
+    runMonitored([name, ...rest], { cleanCache, log });
+  } catch (error) {
+    throw isPcowError(error) ? new Failure(error.code, error.message, hintFor(error.code)) : error;
+  }
+}
+
+function hintFor(code: string): string {
+  return code === 'PCOW_NOT_FOUND'
+    ? 'check its name, and that PATH has its directory'
+    : 'or run it without the monitor: pcow run --plain -- COMMAND';
+}

@@ -1,0 +1,63 @@
+#include "addon/run_exports.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <csignal>
+#include <string>
+#include <vector>
+
+#include "addon/arguments.h"
+#include "addon/errors.h"
+#include "monitor/fault_descriptor.h"
+
+namespace pcow::addon {
+
+namespace {
+
+// Throws what the monitor would fail with. Nothing has been registered with the descriptor, so it can be closed again.
+Napi::Value check_userfaultfd(const Napi::CallbackInfo& info) {
+  auto faults = FaultDescriptor::open();
+  if (!faults) return throw_in_js(info.Env(), faults.error());
+  ::close((*faults)->descriptor());
+  return info.Env().Undefined();
+}
+
+std::vector<std::string> texts_of(const Napi::Value& value) {
+  auto list = value.As<Napi::Array>();
+  std::vector<std::string> texts;
+  for (uint32_t i = 0; i < list.Length(); ++i) texts.push_back(text_of(list.Get(i)));
+  return texts;
+}
+
+std::vector<char*> pointers_to(std::vector<std::string>& texts) {
+  std::vector<char*> pointers;
+  for (std::string& text : texts) pointers.push_back(text.data());
+  pointers.push_back(nullptr);
+  return pointers;
+}
+
+// `words` (the command first), `environment` ("NAME=value"). Returns only where the command can't be run: it throws.
+Napi::Value become(const Napi::CallbackInfo& info) {
+  std::vector<std::string> words = texts_of(info[0]);
+  std::vector<std::string> environment = texts_of(info[1]);
+  // What Node has changed for itself, and exec(2) would keep.
+  for (const int number : {SIGPIPE, SIGXFSZ}) ::signal(number, SIG_DFL);
+  for (const int standard : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) {
+    const int flags = ::fcntl(standard, F_GETFL);
+    if (flags >= 0 && (flags & O_NONBLOCK)) ::fcntl(standard, F_SETFL, flags & ~O_NONBLOCK);
+    ::fcntl(standard, F_SETFD, 0);
+  }
+  ::execvpe(words.front().c_str(), pointers_to(words).data(), pointers_to(environment).data());
+  return throw_in_js(info.Env(), system_error(errno, "can't run " + words.front()));
+}
+
+}  // namespace
+
+void export_run(Napi::Env env, Napi::Object exports) {
+  exports.Set("checkUserfaultfd", Napi::Function::New<check_userfaultfd>(env, "checkUserfaultfd"));
+  exports.Set("become", Napi::Function::New<become>(env, "become"));
+}
+
+}  // namespace pcow::addon

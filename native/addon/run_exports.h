@@ -1,0 +1,11 @@
+// What `pcow run` needs of the system: src/engine/run.ts.
+#pragma once
+
+#include <napi.h>
+
+namespace pcow::addon {
+
+// JavaScript thread.
+void export_run(Napi::Env env, Napi::Object exports);
+
+}  // namespace pcow::addon
