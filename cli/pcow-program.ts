@@ -12,6 +12,7 @@ import { addResize } from './commands/resize.js';
 import { addRollback } from './commands/rollback.js';
 import { addRun } from './commands/run.js';
 import { addSnapshot } from './commands/snapshot.js';
+import { addTop } from './commands/top.js';
 import { addUmount } from './commands/umount.js';
 import { newProgram } from './program.js';
 
@@ -36,6 +37,7 @@ export function pcowProgram(): Command {
     addUmount,
     addQemuArgs,
     addRun,
+    addTop,
     addExitCodes,
   ]) {
     add(program);

@@ -1,0 +1,79 @@
+import { isatty } from 'node:tty';
+import { setTimeout as sleep } from 'node:timers/promises';
+import type { Command } from 'commander';
+import { lookAt, type Look } from '../../src/watch.js';
+import { Failure } from '../errors.js';
+import { addNotes } from '../help.js';
+import { say, sayJson } from '../output.js';
+import { quote } from '../quote.js';
+import { findDirectory } from '../target.js';
+import { topTable } from '../top.js';
+
+const REFRESH_MS = 1000;
+const HOME_AND_CLEAR = '\u001b[H\u001b[J';
+
+export function addTop(program: Command): void {
+  const command = program
+    .command('top')
+    .summary('show what the images of a mount are doing')
+    .description('Shows all images of a mount, with the processes that are attached to them, anew each second.')
+    .argument('<mountpoint>', 'where it is mounted, or the image directory')
+    .option('--once', 'one table, then end')
+    .option('--json', 'one look as JSON, for programs')
+    .action(top);
+  addNotes(command, {
+    text: [
+      'Page faults a second by what they needed: a new block (expand), a copy of what lies below (cow), a clean copy ' +
+        'that is only read (clean), or a mapping of what the image holds already (map). p99: of the slowest kind, since ' +
+        'the process attached; so are the bytes copied from below, and the stalls, which are faults that found the disk full.',
+    ],
+    examples: [
+      { command: 'pcow top /mnt', does: 'until Ctrl-C' },
+      { command: 'pcow top /mnt --json', does: 'once, for a program' },
+    ],
+  });
+}
+
+async function top(given: string, options: { once?: boolean; json?: boolean }): Promise<void> {
+  const { mount } = await findDirectory(given);
+  if (mount === null) {
+    throw new Failure('PCOW_MOUNT', `${quote(given)} is not mounted`, 'pcow mount DIR MOUNTPOINT');
+  }
+  let before: Look | null = null;
+  for (;;) {
+    const now = await look(mount.mountpoint);
+    if (options.json === true) {
+      sayJson(now);
+      return;
+    }
+    if (options.once === true) {
+      say(topTable(now, null));
+      return;
+    }
+    show(topTable(now, before));
+    before = now;
+    await sleep(REFRESH_MS);
+  }
+}
+
+async function look(mountpoint: string): Promise<Look> {
+  try {
+    return await lookAt(mountpoint);
+  } catch (error) {
+    throw new Failure(
+      'PCOW_MOUNT',
+      `the mount on ${mountpoint} has ended, or does not answer (${error instanceof Error ? error.message : String(error)})`,
+      'attached processes go on: mount the directory again',
+    );
+  }
+}
+
+/** On a terminal in place of the table before, and no more than fits there. */
+function show(text: string): void {
+  if (!isatty(1)) {
+    say(`${text}\n`);
+    return;
+  }
+  const lines = text.split('\n').slice(0, Math.max(1, process.stdout.rows - 1));
+  process.stdout.write(`${HOME_AND_CLEAR}${lines.join('\n')}\n`);
+}

@@ -1,0 +1,93 @@
+/** The table of `pcow top`. */
+import { FAULT_KINDS, type Activity, type FaultKind, type ImageActivity, type Look } from '../src/watch.js';
+import { formatSize } from './size.js';
+import { table, type Column } from './table.js';
+
+const right = (title: string): Column => ({ title, align: 'right' });
+const COLUMNS: Column[] = [
+  { title: 'image' },
+  { title: 'state' },
+  { title: 'process' },
+  right('expand/s'),
+  right('cow/s'),
+  right('clean/s'),
+  right('map/s'),
+  right('p99'),
+  right('copied'),
+  right('clean cache'),
+  right('mappings'),
+  right('stalls'),
+  right('snapshots'),
+];
+
+/** For what has no monitor, or one that is too busy to answer: the cells from expand/s to stalls. */
+const NO_FIGURES: string[] = new Array<string>(9).fill('');
+
+/** Faults a second are since the look before; of a process that was not there then, since it attached. */
+export function topTable(now: Look, before: Look | null): string {
+  const rows = now.images.flatMap((image): string[][] => {
+    const [first, ...others] = image.attached;
+    const earlier = before?.images.find(({ name }) => name === image.name);
+    const figures = (it: Activity) => activityCells(it, rateOf(it, now, earlier, before));
+    const snapshots = String(image.snapshots);
+    if (first === undefined) {
+      return [[image.name, stateText(image), '', ...NO_FIGURES, snapshots]];
+    }
+    return [
+      [image.name, attachedText(first), ...figures(first), snapshots],
+      ...others.map((it) => ['', attachedText(it), ...figures(it), '']),
+    ];
+  });
+  return now.images.length === 0 ? 'no images' : table(COLUMNS, rows);
+}
+
+function stateText({ state, open }: ImageActivity): string {
+  if (state !== 'ok') return state;
+  return open > 0 ? 'open' : 'idle';
+}
+
+function attachedText({ writable, monitor }: Activity): string {
+  if (monitor === null) return 'busy';
+  if (monitor.stalledNow > 0) return 'stalled: disk full';
+  return writable ? 'attached' : 'attached to read';
+}
+
+function rateOf(
+  process: Activity,
+  now: Look,
+  earlier: ImageActivity | undefined,
+  before: Look | null,
+): (kind: FaultKind) => string {
+  const same = earlier?.attached.find(
+    ({ pid, since, monitor }) => pid === process.pid && since.getTime() === process.since.getTime() && monitor !== null,
+  );
+  const from = same === undefined || before === null ? process.since : before.time;
+  const seconds = Math.max((now.time.getTime() - from.getTime()) / 1000, 0.001);
+  return (kind) => {
+    const count = process.monitor?.faults[kind].count ?? 0;
+    return String(Math.round((count - (same?.monitor?.faults[kind].count ?? 0)) / seconds));
+  };
+}
+
+function activityCells(process: Activity, rate: (kind: FaultKind) => string): string[] {
+  const name = `${process.pid} ${process.command}`;
+  const { monitor } = process;
+  if (monitor === null) {
+    return [name, ...NO_FIGURES];
+  }
+  return [
+    name,
+    ...FAULT_KINDS.map(rate),
+    slowest(monitor.faults),
+    formatSize(monitor.copiedBytes),
+    formatSize(monitor.cleanCacheBytes),
+    String(monitor.mappings),
+    String(monitor.stalls),
+  ];
+}
+
+/** The 99th percentile of the kind of fault that has the highest. */
+function slowest(faults: Record<FaultKind, { count: number; p99Us: number }>): string {
+  const microseconds = Math.max(...FAULT_KINDS.map((kind) => (faults[kind].count > 0 ? faults[kind].p99Us : 0)));
+  return microseconds < 1000 ? `${microseconds} µs` : `${Math.round(microseconds / 1000)} ms`;
+}
