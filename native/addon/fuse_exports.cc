@@ -93,10 +93,8 @@ Napi::Value traffic_of(const Napi::CallbackInfo& info) {
 Napi::Value on_end(const Napi::CallbackInfo& info) {
   auto end = Napi::ThreadSafeFunction::New(info.Env(), info[0].As<Napi::Function>(), "pcow mount end", 0, 1);
   end.Unref(info.Env());
-  set_fuse_end([end] {
-    end.NonBlockingCall();
-    end.Release();
-  });
+  // Not released there: by then the callback may have let the process exit, and Node has taken this function apart.
+  set_fuse_end([end] { end.NonBlockingCall(); });
   return info.Env().Undefined();
 }
 

@@ -219,8 +219,8 @@ extern "C" __attribute__((visibility("default"))) fuse* fuse_new(fuse_chan* chan
                                                                  void* user_data) {
   const FuseNew real = real_fuse_new();
   if (!real) return nullptr;
-  if (!libfuse || interceptions.exchange(1) != 0) return real(channel, arguments, operations, size, user_data);
   keep_from_children(channel);
+  if (!libfuse || interceptions.exchange(1) != 0) return real(channel, arguments, operations, size, user_data);
   std::memcpy(&javascript, operations, size < sizeof javascript ? size : sizeof javascript);
   fuse_operations table = javascript;
   table.open = open_file;

@@ -20,7 +20,7 @@ export interface Found {
 }
 
 export class Catalog {
-  /** Held while image files come, go or change names, and while a snapshot goes: what stands on what must not change. */
+  /** Held while image files come, go or change names: what stands on what must not change. */
   readonly structure = new Mutex();
 
   readonly #place: Place;

@@ -123,29 +123,28 @@ export class Commands {
   }
 
   async delete(entry: ImageEntry, name: string): Promise<void> {
-    await this.#catalog.structure.run(() =>
-      entry.commands.run(async () => {
-        const { monitor } = entry;
-        const opening = monitor ? null : await entry.writer();
-        const layer = (await entry.snapshot(name)).id;
-        const standing = (await dependants(this.#place.directory, entry.file)).filter((it) => it.layer === layer);
-        if (standing.length > 0) {
-          const names = standing.map((it) => path.basename(it.image)).join(', ');
-          throw new PcowError(
-            'PCOW_IN_USE',
-            `the snapshot ${name} of ${entry.name} can't be deleted: ${names} stand on it`,
-          );
-        }
-        const busy = () =>
-          Promise.resolve(
-            new PcowError('PCOW_BUSY', `the snapshot ${name} of ${entry.name} can't be deleted while its file is open`),
-          );
-        await entry.exclusively(snapshotFile(name), busy, async () => {
-          await (opening ? opening.image.delete(name) : monitor?.request('delete', { text: name }));
-        });
-        log(`${entry.name}: snapshot ${name} deleted`);
-      }),
-    );
+    // Not under `structure`: a merge may take long, and clones of this image wait for its `commands` anyway.
+    await entry.commands.run(async () => {
+      const { monitor } = entry;
+      const opening = monitor ? null : await entry.writer();
+      const layer = (await entry.snapshot(name)).id;
+      const standing = (await dependants(this.#place.directory, entry.file)).filter((it) => it.layer === layer);
+      if (standing.length > 0) {
+        const names = standing.map((it) => path.basename(it.image)).join(', ');
+        throw new PcowError(
+          'PCOW_IN_USE',
+          `the snapshot ${name} of ${entry.name} can't be deleted: ${names} stand on it`,
+        );
+      }
+      const busy = () =>
+        Promise.resolve(
+          new PcowError('PCOW_BUSY', `the snapshot ${name} of ${entry.name} can't be deleted while its file is open`),
+        );
+      await entry.exclusively(snapshotFile(name), busy, async () => {
+        await (opening ? opening.image.delete(name) : monitor?.request('delete', { text: name }));
+      });
+      log(`${entry.name}: snapshot ${name} deleted`);
+    });
   }
 
   /** A new image on this one, as it is now or at a snapshot. It gets the owner and the mode of this one. */

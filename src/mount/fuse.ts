@@ -1,5 +1,9 @@
 /** The part of fuse-native's interface that the mount uses, and the guard between it and the handlers. */
-import { requireFuse } from '../engine/native-operations.js';
+import { readdir } from 'node:fs/promises';
+import { setTimeout as sleep } from 'node:timers/promises';
+
+import { interceptions, onSessionEnd, requireFuse } from '../engine/native-operations.js';
+import { mountTable } from '../mounts.js';
 import { errnoOf, sentenceOf } from './failure.js';
 import { debugLog } from './log.js';
 
@@ -24,23 +28,47 @@ interface NativeFuseClass {
   unmount(mountpoint: string, callback: (error: Error | null) => void): void;
 }
 
+/** Milliseconds between looks at whether a session that tells nothing is over. */
+const END_PAUSE = 100;
+
+let loaded: NativeFuseClass | null = null;
+
+/** fuse-native, loaded so that the native operations take hold of the process's first mount. */
+function loadFuse(directory: string): NativeFuseClass {
+  if (!loaded) {
+    loaded = requireFuse(directory) as NativeFuseClass;
+    // Its own runs a shell. The mount ends sessions itself, and letGo() is called when that has happened.
+    loaded.unmount = (_mountpoint, callback) => {
+      callback(null);
+    };
+  }
+  return loaded;
+}
+
 /** A FUSE session of fuse-native's. */
 export class FuseSession {
   readonly #fuse: NativeFuse;
+  readonly #mountpoint: string;
+  #native = false;
+  #ended: Promise<void> | null = null;
 
-  /** Loads fuse-native so that the native operations take hold. */
   constructor(directory: string, mountpoint: string, operations: Operations, options: FuseOptions) {
-    const Fuse = requireFuse(directory) as NativeFuseClass;
-    // Its own runs a shell. The mount ends sessions itself, and letGo() is called when that has happened.
-    Fuse.unmount = (_mountpoint, callback) => {
-      callback(null);
-    };
+    const Fuse = loadFuse(directory);
+    this.#mountpoint = mountpoint;
     this.#fuse = new Fuse(mountpoint, operations, options);
   }
 
-  /** Resolves when the kernel has begun the session. */
-  begin(): Promise<void> {
-    return new Promise((resolve, reject) => {
+  /** Begins it. Resolves with its device, "MAJOR:MINOR" in decimal; with null where somebody has ended it already. */
+  async begin(): Promise<string | null> {
+    const before = interceptions();
+    // The native operations are one session's, the first one's, and only they tell of its end.
+    const nativeEnd =
+      before === 0
+        ? new Promise<void>((resolve) => {
+            onSessionEnd(resolve);
+          })
+        : null;
+    await new Promise<void>((resolve, reject) => {
       this.#fuse.mount((error) => {
         if (error) {
           reject(error);
@@ -49,15 +77,42 @@ export class FuseSession {
         }
       });
     });
+    const device = (await mountTable()).findLast(({ mountpoint }) => mountpoint === this.#mountpoint)?.device ?? null;
+    this.#native = interceptions() > before;
+    this.#ended = this.#native && nativeEnd ? nativeEnd : device === null ? Promise.resolve() : connectionGone(device);
+    return device;
   }
 
-  /** After the session's end: it no longer keeps this process alive. */
+  /** Whether bytes are served without JavaScript: those of the process's first mount. */
+  get native(): boolean {
+    return this.#native;
+  }
+
+  /** After begin(): resolves when it is over, whoever ended it. */
+  get ended(): Promise<void> {
+    return this.#ended ?? Promise.resolve();
+  }
+
+  /** After its end: it no longer keeps this process alive. */
   letGo(): Promise<void> {
     return new Promise((resolve) => {
       this.#fuse.unmount(() => {
         resolve();
       });
     });
+  }
+}
+
+/** The kernel lists a connection as long as anything uses it, also out of sight. */
+async function connectionGone(device: string): Promise<void> {
+  const connections = '/sys/fs/fuse/connections';
+  const own = device.split(':')[1] ?? '';
+  for (;;) {
+    const listed = await readdir(connections).catch((): string[] => []);
+    if (!listed.includes(own) && !(await mountTable()).some((mount) => mount.device === device)) {
+      return;
+    }
+    await sleep(END_PAUSE);
   }
 }
 

@@ -133,7 +133,7 @@ export class ImageEntry {
   #failure: { error: unknown; at: number } | null = null;
   /** Opens that have not become a use yet. */
   #pending = 0;
-  #shut: Promise<void> | null = null;
+  #shut: { scope: UseScope; end: Promise<void> } | null = null;
 
   /** `refused`: why the file must not even be opened. */
   constructor(place: Place, name: string, file: string, identity: string, refused: PcowError | null) {
@@ -301,8 +301,8 @@ export class ImageEntry {
 
   /** Opens the flat file, or that of a snapshot, for somebody. The caller ends it with close(). */
   async open(snapshot: string | null, writable: boolean): Promise<FlatFileUse> {
-    while (this.#shut) {
-      await this.#shut;
+    while (this.#shut?.scope.covers(snapshot)) {
+      await this.#shut.end;
     }
     this.#pending += 1;
     try {
@@ -344,16 +344,17 @@ export class ImageEntry {
    */
   async exclusively<T>(scope: UseScope, busy: () => Promise<PcowError>, work: () => Promise<T>): Promise<T> {
     const deadline = Date.now() + RELEASE_GRACE;
-    while (this.#pending > 0 || [...this.uses].some((use) => scope.covers(use))) {
+    while (this.#pending > 0 || [...this.uses].some((use) => scope.covers(use.snapshot))) {
       if (Date.now() > deadline) {
         throw await busy();
       }
       await sleep(5);
     }
     let reopen!: () => void;
-    this.#shut = new Promise((resolve) => {
+    const end = new Promise<void>((resolve) => {
       reopen = resolve;
     });
+    this.#shut = { scope, end };
     try {
       return await work();
     } finally {
@@ -414,15 +415,15 @@ function attachedTo(name: string, monitor: Monitor): PcowError {
   );
 }
 
-/** Which open files stand against a command. */
+/** Which open files stand against a command: those of these snapshots, where null is the flat file itself. */
 export interface UseScope {
-  covers(use: FlatFileUse): boolean;
+  covers(snapshot: string | null): boolean;
 }
 
-export const flatFileOnly: UseScope = { covers: (use) => use.snapshot === null };
+export const flatFileOnly: UseScope = { covers: (snapshot) => snapshot === null };
 export const everyFile: UseScope = { covers: () => true };
 export function snapshotFile(name: string): UseScope {
-  return { covers: (use) => use.snapshot === name };
+  return { covers: (snapshot) => snapshot === name };
 }
 
 const STATES: Partial<Record<PcowErrorCode, ImageState>> = {

@@ -1,13 +1,11 @@
 /** A mount in this process, which must never touch it: a request on its own mount would wait for itself for ever. */
 import { execFile } from 'node:child_process';
-import { once } from 'node:events';
 import { promisify } from 'node:util';
 
 import { AttachService } from '../attach/attach-service.js';
 import { type DirectoryLock, lockDirectory } from '../engine/directory-lock.js';
 import { isPcowError } from '../engine/index.js';
-import { interceptions, onSessionEnd } from '../engine/native-operations.js';
-import { mountsOfDirectory, mountTable } from '../mounts.js';
+import { mountsOfDirectory } from '../mounts.js';
 import { AttributeSource } from './attributes.js';
 import { Catalog } from './catalog.js';
 import { Commands } from './commands.js';
@@ -42,8 +40,8 @@ export interface Mount {
 }
 
 /**
- * Mounts an image directory. One mount in a process: its bytes are served natively. Every way in which it can't be mounted is
- * a PcowError with the code PCOW_MOUNT.
+ * Mounts an image directory. The bytes of a process's first mount are served natively, those of further ones through JavaScript. Every
+ * way in which it can't be mounted is a PcowError with the code PCOW_MOUNT.
  */
 export async function mountDirectory(
   directory: string,
@@ -96,13 +94,11 @@ async function begin(place: Place, lock: DirectoryLock): Promise<Mount> {
   const fileSystem = new FileSystem(context, attributes);
 
   const session = new FuseSession(place.directory, place.mountpoint, fileSystem.operations, fuseOptions(place));
-  const over = new EventTarget();
-  const sessionOver = once(over, 'end');
-  onSessionEnd(() => over.dispatchEvent(new Event('end')));
   await started(session, place);
+  fileSystem.native = session.native;
   const attachService = await AttachService.start({ place, catalog, attributes, cutter });
 
-  const ended = sessionOver.then(async () => {
+  const ended = session.ended.then(async () => {
     debug('the session on %s is over', place.mountpoint);
     attachService?.stop();
     cutter.close();
@@ -129,24 +125,22 @@ async function begin(place: Place, lock: DirectoryLock): Promise<Mount> {
 }
 
 async function started(session: FuseSession, place: Place): Promise<void> {
+  let device: string | null;
   try {
-    await session.begin();
+    device = await session.begin();
   } catch (cause) {
     const hint = place.settings.allowOther
       ? 'for --allow-other as a normal user, /etc/fuse.conf needs the line user_allow_other'
       : 'its own message is above; a normal user needs write permission on the mountpoint';
     throw mountError(`FUSE could not mount on ${place.mountpoint} (${sentenceOf(cause)}): ${hint}`, cause);
   }
-  const mounted = (await mountTable()).findLast(({ mountpoint }) => mountpoint === place.mountpoint);
-  if (!mounted || interceptions() === 0) {
-    await detach(place.mountpoint).catch(() => undefined);
-    throw mountError(
-      mounted
-        ? 'the native operations did not take hold: is another version of libfuse loaded by LD_PRELOAD?'
-        : `${place.mountpoint} was unmounted at once by somebody else`,
-    );
+  if (device === null) {
+    throw mountError(`${place.mountpoint} was unmounted at once by somebody else`);
   }
-  place.device = mounted.device;
+  if (!session.native) {
+    log(`${place.mountpoint}: bytes go through JavaScript: the native operations are the first mount's of a process`);
+  }
+  place.device = device;
 }
 
 function fuseOptions({ directory, settings }: Place): FuseOptions {

@@ -2,7 +2,6 @@
 import { constants } from 'node:fs';
 import { chmod, chown, statfs, utimes } from 'node:fs/promises';
 
-import { interceptions } from '../engine/native-operations.js';
 import { PcowError } from '../engine/index.js';
 import type { Attributes, AttributeSource } from './attributes.js';
 import { commandText } from './control-text.js';
@@ -19,6 +18,8 @@ export class FileSystem {
   readonly #context: ControlContext;
   readonly #attributes: AttributeSource;
   readonly #files = new OpenFiles();
+  /** Whether the bytes of flat files are served natively; known once the session has begun, and before the first open. */
+  native = false;
 
   constructor(context: ControlContext, attributes: AttributeSource) {
     this.#context = context;
@@ -129,7 +130,10 @@ export class FileSystem {
     const attributes = [own, own];
     for (const name of await namesIn(this.#context.catalog, node, path)) {
       try {
-        attributes.push(await this.#getattr(path === '/' ? `/${name}` : `${path}/${name}`));
+        const child = path === '/' ? `/${name}` : `${path}/${name}`;
+        // Of these the kernel takes the type and the inode number only: no text is made for its size.
+        const noSize = () => Promise.resolve(0);
+        attributes.push(await this.#attributes.of(await resolve(this.#context.catalog, child), child, noSize));
         names.push(name);
       } catch (error) {
         // It has gone away since the directory was read; anything else is shown by a look at the file itself.
@@ -164,7 +168,7 @@ export class FileSystem {
     try {
       const use = await entry.open(snapshot, writable);
       try {
-        return this.#files.addFlatFile(use, interceptions() > 0);
+        return this.#files.addFlatFile(use, this.native);
       } catch (error) {
         entry.close(use);
         throw error;

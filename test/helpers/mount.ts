@@ -51,8 +51,8 @@ export class TestMount {
   async unmount(): Promise<void> {
     const ended = once(this.daemon, 'close');
     await run('fusermount3', ['-u', this.point]);
-    const [status] = (await ended) as [number | null];
-    if (status !== 0) throw new Error(`the mount ended with ${status}`);
+    const [status, signal] = (await ended) as [number | null, string | null];
+    if (status !== 0) throw new Error(`the mount ended with ${status ?? signal}`);
     this.#daemon = null;
   }
 

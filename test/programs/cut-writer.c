@@ -26,17 +26,17 @@ struct Record {
   _Atomic uint64_t number;
 };
 
-static char *base;
+static char* base;
 static uint64_t threads, pages;
 static _Atomic uint64_t happened[kMaxThreads];
 
 /* Neighbouring writes go to pages far apart, so that the kernel writes them back in another order. */
 static uint64_t page_of(uint64_t slot) { return slot * 37 % pages; }
 
-static void *write_for_ever(void *argument) {
+static void* write_for_ever(void* argument) {
   const uint64_t me = (uintptr_t)argument;
   for (uint64_t number = 1;; ++number) {
-    struct Record *record = (struct Record *)(base + (me * pages + page_of(number % pages)) * kPage);
+    struct Record* record = (struct Record*)(base + (me * pages + page_of(number % pages)) * kPage);
     if (number > pages && atomic_load(&record->number) != number - pages) {
       fprintf(stderr, "cut-writer: thread %lu: in place of write %lu there is %lu\n", me, number - pages,
               atomic_load(&record->number));
@@ -49,7 +49,7 @@ static void *write_for_ever(void *argument) {
   return NULL;
 }
 
-int main(int argc, char **argv) {
+int main(int argc, char** argv) {
   if (argc != 4) return 2;
   threads = strtoull(argv[2], NULL, 10);
   pages = strtoull(argv[3], NULL, 10);
@@ -61,7 +61,7 @@ int main(int argc, char **argv) {
   close(fd);
   for (uint64_t j = 1; j < threads; ++j) {
     pthread_t thread;
-    if (pthread_create(&thread, NULL, write_for_ever, (void *)(uintptr_t)j) != 0) return 1;
+    if (pthread_create(&thread, NULL, write_for_ever, (void*)(uintptr_t)j) != 0) return 1;
   }
   puts("writing");
   fflush(stdout);

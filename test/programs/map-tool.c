@@ -19,12 +19,12 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-int main(int argc, char **argv) {
+int main(int argc, char** argv) {
   if (argc != 2) return 2;
   const int fd = open(argv[1], O_RDWR);
   struct stat status;
   if (fd < 0 || fstat(fd, &status) != 0) return perror(argv[1]), 1;
-  unsigned char *base = mmap(NULL, (size_t)status.st_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+  unsigned char* base = mmap(NULL, (size_t)status.st_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
   if (base == MAP_FAILED) return perror("mmap"), 1;
   puts("mapped");
   fflush(stdout);

@@ -20,13 +20,13 @@ static void end(int number) {
   _exit(0);
 }
 
-int main(int argc, char **argv) {
+int main(int argc, char** argv) {
   if (argc != 5) return 2;
   const int mapped = strcmp(argv[2], "msync") == 0;
   const uint64_t pages = strtoull(argv[3], NULL, 10);
   const int fd = open(argv[1], O_RDWR);
   if (fd < 0) return perror("open"), 1;
-  char *base = NULL;
+  char* base = NULL;
   if (mapped) {
     signal(SIGBUS, end); /* the mount has died */
     base = mmap(NULL, pages * kPage, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
@@ -35,7 +35,7 @@ int main(int argc, char **argv) {
   for (uint64_t number = strtoull(argv[4], NULL, 10);; ++number) {
     const uint64_t offset = number * 37 % pages * kPage;
     if (mapped) {
-      *(uint64_t *)(base + offset) = number;
+      *(uint64_t*)(base + offset) = number;
       if (msync(base + offset, kPage, MS_SYNC) != 0) return 0;
     } else if (pwrite(fd, &number, sizeof number, (off_t)offset) != sizeof number) {
       return 0;
