@@ -33,7 +33,7 @@ test.serial(
   'a guest that never pauses: a snapshot holds all rounds that were durable, and no later one without them',
   async (t) => {
     const mount = await mountedImages(t, { vm1: GUEST_DISK });
-  const file = mount.file('vm1');
+    const file = mount.file('vm1');
     const guest = await bootOn(t, file);
     await guest.must('mkfs.ext4 -q -b 4096 /dev/pmem0 && mount -t ext4 -o dax /dev/pmem0 /mnt');
     await guest.must(`
