@@ -126,6 +126,7 @@ void watch(int epoll, int descriptor, uint64_t mark) {
 struct ServerStart {
   std::shared_ptr<AttachServer> server;
   std::binary_semaphore ready{0};
+  int err = 0;  // what kept the thread from starting
 };
 
 AttachServer::AttachServer(std::string path, int listener, int wakeup, Report report)
@@ -147,6 +148,10 @@ Result<std::shared_ptr<AttachServer>> AttachServer::start(const std::string& pat
   }
   start.ready.acquire();
   wakeup.release();
+  if (start.err != 0) {
+    start.server->stop();
+    return system_error(start.err, "can't give the thread that serves monitors descriptors of its own");
+  }
   return start.server;
 }
 
@@ -168,9 +173,10 @@ void* AttachServer::serve_main(void* argument) {
   auto* start = static_cast<ServerStart*>(argument);
   const std::shared_ptr<AttachServer> server = start->server;
   pthread_setname_np(pthread_self(), "pcow-attach");
-  server->take_own_table();
+  const int err = server->take_own_table();
+  start->err = err;
   start->ready.release();
-  server->serve();
+  if (err == 0) server->serve();
   return nullptr;
 }
 
@@ -218,13 +224,15 @@ void AttachServer::report(AttachEvent event) {
 }
 
 // Of all that the process has open, this thread keeps its own two: a copy of an image's descriptor would keep its lock.
-void AttachServer::take_own_table() {
+// Returns an errno, or 0.
+int AttachServer::take_own_table() {
   const auto low = static_cast<unsigned>(std::min(listener_, wakeup_));
   const auto high = static_cast<unsigned>(std::max(listener_, wakeup_));
-  unshare(CLONE_FILES);
+  if (unshare(CLONE_FILES) < 0) return errno;
   if (low > 3) close_range(3, low - 1, 0);
   if (high > low + 1) close_range(low + 1, high - 1, 0);
   close_range(high + 1, ~0u, 0);
+  return 0;
 }
 
 void AttachServer::serve() {

@@ -94,7 +94,7 @@ class AttachServer : public std::enable_shared_from_this<AttachServer> {
   static void* report_main(void* start);
   void carry_reports();
   // The rest: the server's thread.
-  void take_own_table();
+  int take_own_table();
   void serve();
   int wait_ms() const;
   void expire();
