@@ -1,5 +1,5 @@
 /**
- * `npm run demo`: a Linux guest whose persistent memory is an image, with a base, a snapshot of the running guest, and a
+ * `npm run demo`: a Linux guest whose persistent memory is an image, with a base, a snapshot of the guest as it writes, and a
  * rollback. Every command is printed as a user would type it, and really run.
  */
 import { Stage } from './demo/stage.js';
@@ -48,14 +48,18 @@ async function play(): Promise<void> {
   await stage.inGuest('mount -t ext4 -o dax /dev/pmem0 /mnt && cat /mnt/release');
   await stage.inGuest('echo "dear diary" > /mnt/diary && pattern fill /mnt/data 1 16777216 | tail -n 1 && sync');
 
-  stage.scene('A snapshot while the guest runs: one write to a control file');
+  stage.scene('A snapshot while the guest writes: one write to a control file, and the guest is not stopped');
+  await stage.inGuest('(while echo tick >> /mnt/ticks; do sync; done) > /dev/null 2>&1 & echo $! > /ticker; sleep 1');
   await stage.shell('echo before-upgrade > mnt/.pcow/vm1/snapshot');
+  await stage.shell('grep -o "last_freeze_nanoseconds.*" mnt/.pcow/vm1/status');
+  await stage.inGuest('kill $(cat /ticker) && sync && wc -l < /mnt/ticks');
   await stage.shell('cat mnt/.pcow/vm1/snapshots');
 
   stage.scene('The upgrade goes wrong');
   await stage.inGuest('echo "release 2 (broken)" > /mnt/release && rm /mnt/diary');
   await stage.inGuest('pattern fill /mnt/data 2 16777216 | tail -n 1 && sync');
   await stage.inGuest('cat /mnt/release; ls /mnt');
+  await stage.shell('pcow top mnt --once');
   await stage.powerOff();
 
   stage.scene('Back to the snapshot');

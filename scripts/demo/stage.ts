@@ -42,11 +42,13 @@ export class Stage {
     this.#mayGoOn();
     const json = await this.#bash(`pcow qemu-args ${flatFile} --memory 512M --json`);
     const { args } = JSON.parse(json) as { args: string[] };
-    const options: BootOptions = { qemuArgs: args, pmemDevices: 1 };
+    const program = join(repository, 'dist/cli/pcow.js');
+    const options: BootOptions = { qemuArgs: args, pmemDevices: 1, commandPrefix: [program, 'run', '--'] };
     const by = await accelerator();
     const shown = qemuCommand({
       ...options,
       accelerator: by,
+      commandPrefix: ['pcow', 'run', '--'],
       qemuArgs: [`$(pcow qemu-args ${flatFile} --memory 512M)`],
     });
     print(`${pc.green('$')} ${onLines([...shown, '-serial', 'stdio'])}`);
