@@ -22,10 +22,15 @@ namespace {
 
 using Bytes = std::vector<uint8_t>;
 
-#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
+#if defined(__SANITIZE_THREAD__)
+constexpr int kRandomRounds = 20;
+constexpr int kMutantValues[] = {0xff};
+#elif defined(__SANITIZE_ADDRESS__)
 constexpr int kRandomRounds = 150;
+constexpr int kMutantValues[] = {0x00, 0x7f, 0xff};
 #else
 constexpr int kRandomRounds = 1000;
+constexpr int kMutantValues[] = {0x00, 0x01, 0x7f, 0xff};
 #endif
 
 constexpr uint32_t kBlock = 16384;
@@ -150,7 +155,7 @@ void mutate_structures(const TemporaryDirectory& directory, const Bytes& good) {
   const size_t slot = later ? kPageSize : 0;
   const auto mutate = [&](size_t start, size_t length, size_t checksum_at, size_t fields, const char* name) {
     for (size_t at = 0; at < fields; at += at < 160 ? 1 : 7) {
-      for (const int value : {0x00, 0x01, 0x7f, 0xff}) {
+      for (const int value : kMutantValues) {
         Bytes bad = good;
         if (bad[start + at] == value) continue;
         bad[start + at] = static_cast<uint8_t>(value);
