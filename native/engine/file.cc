@@ -101,11 +101,24 @@ Result<void> File::resize(uint64_t length) {
 }
 
 Result<void> File::sync() {
+  const auto failure = [&]() {
+    const std::lock_guard lock(failing_);
+    return sync_failure_;
+  };
+  if (auto failed = failure()) return *failed;
   int err = observe(FileOperation::kSync, 0, 0, nullptr);
   while (!err && fdatasync(descriptor_) < 0) {
     if (errno != EINTR) err = errno;
   }
-  if (err) return system_error(err, "cannot sync " + path_);
+  if (err) {
+    Error error = system_error(err, "cannot sync " + path_);
+    error.message += "; it stays unsynced until it is opened anew";
+    const std::lock_guard lock(failing_);
+    sync_failure_ = error;
+    return error;
+  }
+  // The kernel may have told another thread, between our call and its return, of what concerns us too.
+  if (auto failed = failure()) return *failed;
   return {};
 }
 

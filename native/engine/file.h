@@ -8,6 +8,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <mutex>
+#include <optional>
 #include <string>
 
 #include "error.h"
@@ -67,7 +69,8 @@ class File {
   // Makes the range a hole that reads as zeros; the file keeps its size.
   Result<void> punch(uint64_t offset, uint64_t length);
   Result<void> resize(uint64_t length);
-  // fdatasync(2): data, and the metadata needed to find it.
+  // fdatasync(2): data, and the metadata needed to find it. The kernel tells of a lost write-back once and then forgets it:
+  // so that nobody takes lost data for safe, a file whose sync has failed cannot be synced any more until it is opened anew.
   Result<void> sync();
   Result<std::unique_ptr<Mapping>> map(uint64_t offset, uint64_t length, bool write);
   // An atomic store into a mapping of this file: `word` lies at file offset `offset`.
@@ -102,6 +105,8 @@ class File {
   int descriptor_;
   FileObserver* observer_;
   mutable std::atomic<uint64_t> known_size_{0};
+  std::mutex failing_;  // guards the next
+  std::optional<Error> sync_failure_;
 };
 
 }  // namespace pcow

@@ -28,7 +28,6 @@ void ImageState::forget_unsynced(const Table& table) {
 Result<void> ImageState::sync() {
   const uint64_t arrival = ++sync_arrivals;
   const std::lock_guard lock(syncing);
-  if (sync_failure) return *sync_failure;
   if (sync_covered >= arrival) return {};  // one that began after we came has already run
   const uint64_t covering = sync_arrivals.load();
 
@@ -56,13 +55,7 @@ Result<void> ImageState::sync() {
     }
   }
 
-  const auto failed = [&](const Error& error) -> Error {
-    // The kernel tells of a lost write-back once and then forgets it: so that nobody takes lost data for safe, this
-    // image cannot be synced any more until it is opened anew.
-    sync_failure = Error(error.code, error.err, error.message + "; it stays unsynced until it is opened anew");
-    return *sync_failure;
-  };
-  if (auto synced = file->sync(); !synced) return failed(synced.error());
+  if (auto synced = file->sync(); !synced) return synced;
   for (const auto& [table, block, then] : noted_entries) {
     const std::lock_guard storing(chunk_lock(block));
     Entry now = Entry::unpack(table->load(block));
@@ -71,7 +64,7 @@ Result<void> ImageState::sync() {
     table->store(block, now);
   }
   if (!noted_entries.empty())
-    if (auto synced = file->sync(); !synced) return failed(synced.error());
+    if (auto synced = file->sync(); !synced) return synced;
   space->note_sync_done();
   sync_covered = covering;
 
