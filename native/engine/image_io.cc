@@ -217,6 +217,25 @@ Result<uint32_t> ImageState::allocate_block(Table& table, uint64_t block) {
                                static_cast<uint32_t>(std::min<uint64_t>(kBlocksPerChunk, table.entries())));
 }
 
+// With the chunk's lock held: bytes [at, end) of a block, all in own sub-blocks or all in others. Others are written whole, so
+// that what an unfinished write may have left in the block never shows. Of own ones just these bytes: their neighbours may be
+// written in place at the same time, without the lock.
+Result<void> ImageState::fill(uint64_t block, uint32_t index, const Entry& before, bool own, uint32_t at, uint32_t end,
+                              const char* bytes) {
+  const uint64_t place = uint64_t{index} << geometry.block_shift();
+  const uint32_t first = at >> geometry.sub_block_shift() << geometry.sub_block_shift();
+  const uint32_t last = round_up(end, geometry.sub_block_size());
+  if (own || (first == at && last == end)) return file->write(place + at, bytes, end - at);
+  std::vector<char> whole(last - first);
+  Gatherer gatherer;
+  ChainReader reader(geometry, *below);
+  PCOW_TRY(reader.read({block, first, last}, before, *file, whole.data(), &gatherer));
+  PCOW_TRY(gatherer.flush());
+  if (is_stale()) return stale_error();
+  memcpy(whole.data() + (at - first), bytes, end - at);
+  return file->write(place + first, whole.data(), whole.size());
+}
+
 Result<void> ImageState::write_locked(uint64_t offset, const void* buffer, size_t length) {
   const auto* from = static_cast<const char*>(buffer);
   for (size_t done = 0; done < length;) {
@@ -259,22 +278,17 @@ Result<void> ImageState::write_locked(uint64_t offset, const void* buffer, size_
         }
       }
     }
-    // Whole sub-blocks are written, so that what an unfinished write may have left in the block never shows.
-    const uint32_t first = part.from >> geometry.sub_block_shift() << geometry.sub_block_shift();
-    const uint32_t last = round_up(part.to, geometry.sub_block_size());
-    const uint64_t place = (uint64_t{after.index} << geometry.block_shift());
     Result<void> outcome;
-    if (first == part.from && last == part.to) {
-      outcome = file->write(place + first, from + done, part.length());
-    } else {
-      std::vector<char> whole(last - first);
-      Gatherer gatherer;
-      ChainReader reader(geometry, *below);
-      outcome = reader.read({part.block, first, last}, entry, *file, whole.data(), &gatherer);
-      if (outcome) outcome = gatherer.flush();
-      if (is_stale()) outcome = stale_error();
-      memcpy(whole.data() + (part.from - first), from + done, part.length());
-      if (outcome) outcome = file->write(place + first, whole.data(), whole.size());
+    for (uint32_t at = part.from; at < part.to && outcome;) {
+      const auto is_own = [&](uint32_t byte) {
+        return !fresh && (entry.written >> (byte >> geometry.sub_block_shift()) & 1);
+      };
+      const bool own = is_own(at);
+      uint32_t end = at;
+      while (end < part.to && is_own(end) == own)
+        end = std::min(part.to, ((end >> geometry.sub_block_shift()) + 1) << geometry.sub_block_shift());
+      outcome = fill(part.block, after.index, entry, own, at, end, from + done + (at - part.from));
+      at = end;
     }
     if (!outcome) {
       if (fresh) space->release(after.index, 1);

@@ -78,6 +78,8 @@ class ImageState {
   Result<size_t> read_locked(const View* view, uint64_t offset, void* buffer, size_t length);
   Result<void> write_locked(uint64_t offset, const void* buffer, size_t length);
   Result<void> discard_locked(uint64_t offset, uint64_t length);
+  Result<void> fill(uint64_t block, uint32_t index, const Entry& before, bool own, uint32_t at, uint32_t end,
+                    const char* bytes);
   Result<void> read_below(uint64_t block, uint32_t from, char* to, size_t length);
   Result<uint32_t> allocate_block(Table& table, uint64_t block);
   std::mutex& chunk_lock(uint64_t block) { return chunk_locks[block / kBlocksPerChunk % chunk_locks.size()]; }
@@ -162,7 +164,6 @@ class ImageState {
 
   std::mutex marking;  // guards `unsynced`
   Unsynced unsynced;
-  std::optional<Error> sync_failure;  // guarded by `syncing`
   std::atomic<uint64_t> sync_arrivals{0};
   uint64_t sync_covered = 0;  // guarded by `syncing`
 
