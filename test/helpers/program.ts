@@ -23,6 +23,8 @@ export async function program(name: string, scratch: string): Promise<string> {
 export class Conversation {
   readonly #child: ChildProcessByStdio<Writable, Readable, null>;
   readonly #lines: AsyncIterator<string>;
+  /** Its first line. */
+  greeting = '';
 
   private constructor(t: ExecutionContext<unknown>, file: string, words: string[]) {
     this.#child = spawn(file, words, { stdio: ['pipe', 'pipe', 'inherit'] });
@@ -33,7 +35,7 @@ export class Conversation {
   /** Resolves when it has said its first line. */
   static async start(t: ExecutionContext<unknown>, file: string, ...words: string[]): Promise<Conversation> {
     const conversation = new Conversation(t, file, words);
-    await conversation.#answer();
+    conversation.greeting = await conversation.#answer();
     return conversation;
   }
 
