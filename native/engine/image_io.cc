@@ -322,8 +322,10 @@ Result<void> Image::write(uint64_t offset, const void* buffer, size_t length) {
   return state.noted(std::move(outcome));
 }
 
-// Whole blocks are let go: the entry becomes empty, or "zero here" where something lies below. "Zero here" has no data
-// that could be missing after a crash, so it is durable with its entry. In a block that is discarded in part, sub-blocks
+// Whole blocks are let go: the entry becomes empty, or "zero here" where something lies below. Data that a layer below hides
+// behind zeros counts as well: that layer may be the one that a merge under way is about to take out, and this entry may
+// hold the zeros that it has already handed on. "Zero here" has no data that could be missing after a crash, so it is
+// durable with its entry. In a block that is discarded in part, sub-blocks
 // of our own are punched in place, and zeros are written over those of the layers below.
 Result<void> ImageState::discard_locked(uint64_t offset, uint64_t length) {
   const std::vector<char> zeros(geometry.block_size());
@@ -336,7 +338,7 @@ Result<void> ImageState::discard_locked(uint64_t offset, uint64_t length) {
       continue;
     }
     done += part.length();
-    auto lower = below->mask(part.block);
+    auto lower = below->buried_mask(part.block);
     if (!lower) return lower.error();
     const bool reaches_end = offset + done >= directory.active_layer().size;
     if (part.from == 0 && (part.to == geometry.block_size() || reaches_end)) {

@@ -72,9 +72,12 @@ Result<void> ImageState::commit(Prepared* prepared) {
                  geometry.blocks_for(superblock.directory_length));
   superblock = next;
 
-  // Chains that already exist stay right as long as no layer has gone.
-  const bool gone = std::any_of(directory.layers.begin(), directory.layers.end(),
-                                [&](const Layer& layer) { return !prepared->directory.find(layer.id); });
+  // Chains that already exist stay right as long as no layer has gone. One that is hidden goes already now for those who
+  // read it: the merge that follows lets its heir write into its blocks.
+  const bool gone = std::any_of(directory.layers.begin(), directory.layers.end(), [&](const Layer& layer) {
+    const Layer* after = prepared->directory.find(layer.id);
+    return !after || after->hidden != layer.hidden;
+  });
   Chain::Sources kept;
   for (const Layer& layer : prepared->directory.layers) {
     const auto before = std::find_if(directory.layers.begin(), directory.layers.end(),

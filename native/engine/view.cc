@@ -63,6 +63,7 @@ Result<std::shared_ptr<const ResolvedChunk>> Chain::resolve(uint64_t chunk) cons
 Result<std::shared_ptr<const ResolvedChunk>> Chain::build(uint64_t chunk) const {
   std::array<uint16_t, kBlocksPerChunk> settled{};  // sub-blocks that a nearer layer holds
   std::array<std::vector<Piece>, kBlocksPerChunk> found;
+  auto resolved = std::make_shared<ResolvedChunk>();
   EntryPage page;
   for (size_t number = 0; number < sources_.size(); number++) {
     const Source& source = *sources_[number];
@@ -76,10 +77,10 @@ Result<std::shared_ptr<const ResolvedChunk>> Chain::build(uint64_t chunk) const 
       const Entry entry = *checked;
       const auto fresh = static_cast<uint16_t>(entry.written & ~settled[i]);
       settled[i] |= entry.written;
+      if (entry.index) resolved->buried[i] |= entry.written;
       if (fresh && entry.index) found[i].push_back({entry.index, static_cast<uint16_t>(number), fresh});
     }
   }
-  auto resolved = std::make_shared<ResolvedChunk>();
   for (size_t i = 0; i < kBlocksPerChunk; i++) {
     resolved->pieces.insert(resolved->pieces.end(), found[i].begin(), found[i].end());
     resolved->start[i + 1] = static_cast<uint16_t>(resolved->pieces.size());
@@ -97,6 +98,14 @@ Result<uint16_t> Chain::mask(uint64_t block) const {
   uint16_t mask = 0;
   for (size_t p = (*resolved)->start[i]; p < (*resolved)->start[i + 1]; p++) mask |= (*resolved)->pieces[p].mask;
   return mask;
+}
+
+Result<uint16_t> Chain::buried_mask(uint64_t block) const {
+  const uint64_t chunk = block / kBlocksPerChunk;
+  if (!may_hold(chunk)) return uint16_t{0};
+  auto resolved = resolve(chunk);
+  if (!resolved) return resolved.error();
+  return (*resolved)->buried[block % kBlocksPerChunk];
 }
 
 }  // namespace pcow

@@ -53,6 +53,7 @@ struct Piece {
 struct ResolvedChunk {
   std::array<uint16_t, kBlocksPerChunk + 1> start{};
   std::vector<Piece> pieces;
+  std::array<uint16_t, kBlocksPerChunk> buried{};  // sub-blocks that some layer holds data of, seen or not
 };
 
 // kCorrupt unless the word is a possible entry of a block of `file`: sound, and pointing behind the superblocks and
@@ -72,6 +73,8 @@ class Chain {
   Result<std::shared_ptr<const ResolvedChunk>> resolve(uint64_t chunk) const;
   // The sub-blocks of a block that hold data somewhere in the chain.
   Result<uint16_t> mask(uint64_t block) const;
+  // The same, and those whose data a nearer layer hides behind zeros.
+  Result<uint16_t> buried_mask(uint64_t block) const;
 
  private:
   Result<std::shared_ptr<const ResolvedChunk>> build(uint64_t chunk) const;
