@@ -91,11 +91,11 @@ int write_file(const char* path, const char* buffer, size_t length, off_t offset
 }
 
 int sync_file(const char* path, int datasync, fuse_file_info* file) {
-  if (!is_native(file)) return javascript.fsync ? javascript.fsync(path, datasync, file) : -ENOSYS;
+  const auto handle = is_native(file) ? FuseHandles::instance().find(file->fh) : nullptr;
+  // Not ours to sync, but perhaps a monitor's, which JavaScript asks. No lease meanwhile: closing would wait for it.
+  if (!handle || !handle->image->writer()) return javascript.fsync ? javascript.fsync(path, datasync, file) : -ENOSYS;
   auto request = begin(file);
   if (!request) return -request.error().err;
-  // Nothing was ever written through an image that is only read.
-  if (!request->handle->image->writer()) return 0;
   Traffic::count(request->handle->image->traffic().syncs, 1);
   return answer(request->image->sync());
 }

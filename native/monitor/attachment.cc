@@ -79,8 +79,8 @@ Packet failed(const Packet& request, const Error& error) {
 
 }  // namespace
 
-Result<Attachment*> Attachment::attach(const std::string& socket_path, int flat_file, bool write,
-                                       const Session::Limits& limits) {
+Result<std::shared_ptr<Attachment>> Attachment::attach(const std::string& socket_path, int flat_file, bool write,
+                                                       const Session::Limits& limits) {
   auto socket = connect_to(socket_path);
   if (!socket) return socket.error();
   auto answer = ask(socket->number(), Kind::kAttach, write ? 1 : 0, "", flat_file);
@@ -98,18 +98,19 @@ Result<Attachment*> Attachment::attach(const std::string& socket_path, int flat_
   if (options.given.empty()) return Error(Code::kIo, EPROTO, "the mount handed over no image");
   auto image = Image::open(options.given.front().path, options);
   if (!image) return image.error();
-  auto* attachment = new Attachment(socket_path, std::move(*socket));
+  std::shared_ptr<Attachment> attachment(new Attachment(socket_path, std::move(*socket)));
   attachment->uuid_ = (*image)->info().uuid;
   auto session = Session::start(std::move(*image), limits);
-  if (!session) {
-    delete attachment;
-    return session.error();
-  }
-  attachment->session_ = *session;
+  if (!session) return session.error();
+  attachment->session_ = std::move(*session);
   attachment->stop_ = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
   log_detail("attached " + options.given.front().path + (write ? " for writing" : " for reading"));
   attachment->start_control_thread();
   return attachment;
+}
+
+Attachment::~Attachment() {
+  if (stop_ >= 0) close(stop_);
 }
 
 void Attachment::start_control_thread() {
@@ -169,6 +170,7 @@ Packet Attachment::answer(const Packet& request) {
     case Kind::kFinish: return outcome(session_->finish());
     case Kind::kAbort: session_->abort(); return done(request);
     case Kind::kDelete: return outcome(session_->remove(request.text));
+    case Kind::kSync: return outcome(session_->sync());
     case Kind::kStatus: return done(request, session_->statistics().json());
     case Kind::kMetrics: return done(request, session_->statistics().prometheus(session_->image().info().path));
     default: return failed(request, Error(Code::kInvalid, "a request that no monitor knows"));

@@ -2,6 +2,7 @@
 // the next mount when one has died. The guest needs none of it: faults and flushes are served without the mount.
 #pragma once
 
+#include <memory>
 #include <string>
 #include <thread>
 
@@ -14,8 +15,12 @@ class Attachment {
  public:
   // Shows the open flat file to the mount behind `socket_path` and takes over its image. Any thread of the application.
   // Fails with what the mount answered (kBusy and the like), or why it could not be asked.
-  static Result<Attachment*> attach(const std::string& socket_path, int flat_file, bool write,
-                                    const Session::Limits& limits);
+  static Result<std::shared_ptr<Attachment>> attach(const std::string& socket_path, int flat_file, bool write,
+                                                    const Session::Limits& limits);
+  // After detach(), and when nothing is mapped.
+  ~Attachment();
+  Attachment(const Attachment&) = delete;
+  Attachment& operator=(const Attachment&) = delete;
 
   Session& session() { return *session_; }
   // Ends the control thread, and closes the image: the mount takes it back.
@@ -33,7 +38,7 @@ class Attachment {
 
   const std::string socket_path_;
   protocol::Descriptor socket_;  // the control thread's; none while the mount is gone
-  Session* session_ = nullptr;
+  std::unique_ptr<Session> session_;
   std::string uuid_;
   int stop_ = -1;  // eventfd: the control thread is to end
   std::thread control_;

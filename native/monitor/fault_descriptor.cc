@@ -55,6 +55,8 @@ Result<std::unique_ptr<FaultDescriptor>> FaultDescriptor::open() {
   return std::unique_ptr<FaultDescriptor>(new FaultDescriptor(descriptor));
 }
 
+FaultDescriptor::~FaultDescriptor() { close(descriptor_); }
+
 Result<void*> FaultDescriptor::reserve(size_t length, int protection) const {
   const size_t roomy = length + kAlignment;
   void* found = system_mmap(nullptr, roomy, protection, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);

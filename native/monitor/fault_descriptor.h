@@ -1,5 +1,5 @@
-// The userfaultfd of a session (userfaultfd(2), ioctl_userfaultfd(2)). It is never closed while the process lives: a
-// thread that faults on a range whose userfaultfd is closed silently reads zeros.
+// The userfaultfd of a session (userfaultfd(2), ioctl_userfaultfd(2)). Never closed while anything is mapped: a thread that
+// faults on a range whose userfaultfd is closed silently reads zeros.
 #pragma once
 
 #include <linux/userfaultfd.h>
@@ -16,6 +16,9 @@ class FaultDescriptor {
  public:
   // /dev/userfaultfd, else the system call. kPermission names what grants the right.
   static Result<std::unique_ptr<FaultDescriptor>> open();
+  ~FaultDescriptor();
+  FaultDescriptor(const FaultDescriptor&) = delete;
+  FaultDescriptor& operator=(const FaultDescriptor&) = delete;
 
   int descriptor() const { return descriptor_; }
 

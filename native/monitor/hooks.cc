@@ -19,7 +19,9 @@
 #include <cstdarg>
 #include <cstdlib>
 #include <fstream>
+#include <memory>
 #include <mutex>
+#include <utility>
 #include <vector>
 
 #include "attachment.h"
@@ -53,8 +55,14 @@ bool identify(int descriptor, FlatFile* file) {
 
 struct Attached {
   FlatFile file;
-  Attachment* attachment;
+  std::shared_ptr<Attachment> attachment;
 };
+
+// Held over everything that changes which images are attached: nobody maps an image that another thread is letting go.
+std::recursive_mutex& changing() {
+  static auto* made = new std::recursive_mutex;
+  return *made;
+}
 
 // Never destroyed: threads may come here until the very end of the process.
 struct Registry {
@@ -74,17 +82,21 @@ std::vector<Attached> all_attached() {
   return registry().attached;
 }
 
-Session* session_of(int descriptor) {
+std::shared_ptr<Session> session_in(const Attached& attached) {
+  return {attached.attachment, &attached.attachment->session()};
+}
+
+std::shared_ptr<Session> session_of(int descriptor) {
   FlatFile file;
   if (attached_count.load(std::memory_order_acquire) == 0 || !identify(descriptor, &file)) return nullptr;
   for (const Attached& each : all_attached())
-    if (each.file == file) return &each.attachment->session();
+    if (each.file == file) return session_in(each);
   return nullptr;
 }
 
-Session* session_at(const void* address, size_t length) {
+std::shared_ptr<Session> session_at(const void* address, size_t length) {
   for (const Attached& each : all_attached())
-    if (each.attachment->session().overlaps(address, length)) return &each.attachment->session();
+    if (each.attachment->session().overlaps(address, length)) return session_in(each);
   return nullptr;
 }
 
@@ -115,6 +127,7 @@ void* fail(int err) {
 // A fork in the middle of anything: the child is told with every lock held that guards what it looks at.
 void before_fork() {
   const pcow::Inside inside;
+  changing().lock();
   registry().mutex.lock();
   for (const Attached& each : registry().attached) each.attachment->session().lock_for_fork();
 }
@@ -122,15 +135,18 @@ void before_fork() {
 void after_fork_in_parent() {
   for (const Attached& each : registry().attached) each.attachment->session().unlock_after_fork();
   registry().mutex.unlock();
+  changing().unlock();
 }
 
 // The mappings and the image are the parent's. What the child touches of them is an error, not zeros.
 void after_fork_in_child() {
   const pcow::Inside inside;
   for (const Attached& each : registry().attached) each.attachment->forget_in_child();
-  registry().attached.clear();
+  // Not destroyed: their threads are the parent's alone.
+  (void)new std::vector<Attached>(std::exchange(registry().attached, {}));
   attached_count = 0;
   registry().mutex.unlock();
+  changing().unlock();
 }
 
 // At exit(3): sync, and leave the image clean. A process that is killed leaves it as it is, and nothing is lost either.
@@ -139,16 +155,21 @@ __attribute__((destructor)) void close_all() {
   for (const Attached& each : all_attached()) each.attachment->detach();
 }
 
+void let_go(const std::shared_ptr<Attachment>& attachment) {
+  {
+    const std::lock_guard lock(registry().mutex);
+    std::erase_if(registry().attached, [&](const Attached& other) { return other.attachment == attachment; });
+    attached_count = registry().attached.size();
+  }
+  attachment->detach();
+}
+
 void unmap_everywhere(void* address, size_t length) {
   for (const Attached& each : all_attached()) {
     Session& session = each.attachment->session();
-    if (!session.overlaps(address, length) || !session.unmap(address, length)) continue;
-    {
-      const std::lock_guard lock(registry().mutex);
-      std::erase_if(registry().attached, [&](const Attached& other) { return other.attachment == each.attachment; });
-      attached_count = registry().attached.size();
-    }
-    each.attachment->detach();
+    if (!session.overlaps(address, length)) continue;
+    const std::lock_guard lock(changing());
+    if (session.unmap(address, length)) let_go(each.attachment);
   }
 }
 
@@ -166,9 +187,10 @@ void* map_flat_file(const char* socket_path, void* address, size_t length, int p
   if (forks_watched) return fail(forks_watched);
 
   // One thread at a time: two mappings of one file share a session.
-  static std::mutex& attaching = *new std::mutex;
-  const std::lock_guard one_by_one(attaching);
-  Session* session = session_of(descriptor);
+  const std::lock_guard one_by_one(changing());
+  // What is replaced goes first: it may be the last mapping of this very file.
+  if (flags & MAP_FIXED) unmap_everywhere(address, length);
+  std::shared_ptr<Session> session = session_of(descriptor);
   const bool write = (protection & PROT_WRITE) != 0;
   if (session && write && !session->writable()) {
     pcow::log_notice(session->image().info().path + " is mapped for reading only in this process; unmap that first");
@@ -180,15 +202,22 @@ void* map_flat_file(const char* socket_path, void* address, size_t length, int p
       pcow::log_notice("cannot attach: " + attachment.error().message);
       return fail(attachment.error().err);
     }
-    session = &(*attachment)->session();
     const std::lock_guard lock(registry().mutex);
     registry().attached.push_back({file, *attachment});
     attached_count = registry().attached.size();
+    session = session_in(registry().attached.back());
   }
+  // An image of which nothing came to be mapped after all is let go.
+  struct LetGo {
+    FlatFile file;
+    ~LetGo() {
+      for (const Attached& each : all_attached())
+        if (each.file == file && each.attachment->session().is_idle()) let_go(each.attachment);
+    }
+  } const let_go_of_idle{file};
 
   // The kernel's own mapping first: it finds the place, and stays for what lies beyond the end of the image (SIGBUS, as on
   // any file). Over the rest comes the session's.
-  if (flags & MAP_FIXED) unmap_everywhere(address, length);
   void* whole = pcow::system_mmap(address, length, protection, flags, descriptor, offset);
   if (whole == MAP_FAILED) return MAP_FAILED;
   const uint64_t size = (session->image().size() + kPage - 1) / kPage * kPage;
@@ -230,7 +259,7 @@ int outcome_of(const pcow::Result<void>& result) {
 }
 
 int allocate(int descriptor, int mode, off_t offset, off_t length) {
-  Session* session = pcow::Inside::active() ? nullptr : session_of(descriptor);
+  const auto session = pcow::Inside::active() ? nullptr : session_of(descriptor);
   if (!session) return static_cast<int>(syscall(SYS_fallocate, descriptor, mode, offset, length));
   const pcow::Inside inside;
   const bool zeroes =
@@ -251,7 +280,7 @@ int allocate(int descriptor, int mode, off_t offset, off_t length) {
 int advise(void* address, size_t length, int advice) {
   if (pcow::Inside::active()) return pcow::system_madvise(address, length, advice);
   const pcow::Inside inside;
-  Session* session = session_at(address, length);
+  const auto session = session_at(address, length);
   if (!session) return pcow::system_madvise(address, length, advice);
   switch (advice) {
     case MADV_REMOVE: {
@@ -325,10 +354,23 @@ PCOW_HOOK void* mremap(void* old, size_t old_length, size_t length, int flags, .
 
 PCOW_HOOK int madvise(void* address, size_t length, int advice) noexcept { return advise(address, length, advice); }
 
+PCOW_HOOK int mprotect(void* address, size_t length, int protection) noexcept {
+  // The kernel checks the arguments, and changes what lies around our mappings.
+  if (pcow::system_mprotect(address, length, protection) < 0) return -1;
+  if (pcow::Inside::active() || attached_count.load(std::memory_order_acquire) == 0) return 0;
+  const pcow::Inside inside;
+  for (const Attached& each : all_attached()) {
+    Session& session = each.attachment->session();
+    if (!session.overlaps(address, length)) continue;
+    if (const int outcome = outcome_of(session.protect(address, length, protection))) return outcome;
+  }
+  return 0;
+}
+
 PCOW_HOOK int msync(void* address, size_t length, int flags) {
   if (pcow::Inside::active()) return static_cast<int>(syscall(SYS_msync, address, length, flags));
   const pcow::Inside inside;
-  Session* session = session_at(address, length);
+  const auto session = session_at(address, length);
   if (!session) return static_cast<int>(syscall(SYS_msync, address, length, flags));
   // The kernel checks the arguments; what MS_SYNC promises is the engine's to do.
   if (syscall(SYS_msync, address, length, flags & ~MS_SYNC) < 0) return -1;
@@ -336,13 +378,13 @@ PCOW_HOOK int msync(void* address, size_t length, int flags) {
 }
 
 PCOW_HOOK int fsync(int descriptor) {
-  Session* session = pcow::Inside::active() ? nullptr : session_of(descriptor);
+  const auto session = pcow::Inside::active() ? nullptr : session_of(descriptor);
   const pcow::Inside inside;
   return session ? outcome_of(session->sync()) : static_cast<int>(syscall(SYS_fsync, descriptor));
 }
 
 PCOW_HOOK int fdatasync(int descriptor) {
-  Session* session = pcow::Inside::active() ? nullptr : session_of(descriptor);
+  const auto session = pcow::Inside::active() ? nullptr : session_of(descriptor);
   const pcow::Inside inside;
   return session ? outcome_of(session->sync()) : static_cast<int>(syscall(SYS_fdatasync, descriptor));
 }

@@ -9,7 +9,8 @@
 //                                          ◀─ kAttached (descriptors: the image, then its bases; text: their paths), or
 //                                             kRefused
 //   from here on the mount asks and the monitor answers, one request at a time:
-//                                          ◀─ kPrepare, kCut, kCommit, kFinish, kAbort, kDelete, kStatus, kMetrics
+//                                          ◀─ kPrepare, kCut, kCommit, kFinish, kAbort, kDelete, kSync, kStatus,
+//                                             kMetrics
 //   kDone or kFailed ─▶
 //   after the mount died, to its successor:
 //   kResume  (descriptor of the image) ─────▶
@@ -44,6 +45,7 @@ enum class Kind : uint16_t {
   kMetrics = 12,  // answered by kDone with Prometheus text
   kDone = 13,     // Text: the answer, where there is one
   kFailed = 14,   // value: an errno. Text: a sentence
+  kSync = 15,     // somebody else's fsync of the flat file
 };
 
 struct Header {

@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <unordered_map>
+#include <vector>
 
 namespace pcow {
 
@@ -46,20 +47,22 @@ class Region {
   int64_t& boundaries(uint64_t offset) { return chunks_[offset >> geometry_.chunk_shift].boundaries; }
   // The start of the chunk with the most boundaries, and how many; 0 where there is none.
   uint64_t most_fragmented(int64_t* boundaries) const;
-  // Forgets one chunk that may have something in it, after `visit(from, to, boundaries)` with its range of the image;
-  // false: there was none.
+  // Of the chunks that may have something in them, in no order.
+  std::vector<uint64_t> chunk_starts() const;
+  // Forgets the chunks that bytes [from, to) of the image touch, each after `visit(from, to, boundaries)` with its range.
   template <typename Visit>
-  bool take_down_one(const Visit& visit) {
-    if (chunks_.empty()) return false;
-    const auto first = chunks_.begin();
-    const uint64_t start = first->first << geometry_.chunk_shift;
-    visit(std::max(start, offset_), std::min(start + geometry_.chunk_size(), end()), first->second.boundaries);
-    chunks_.erase(first);
-    return true;
-  }
-  template <typename Visit>
-  void take_down(const Visit& visit) {
-    while (take_down_one(visit)) {
+  void take_down(uint64_t from, uint64_t to, const Visit& visit) {
+    const uint64_t low = from >> geometry_.chunk_shift;
+    const uint64_t high = (to + geometry_.chunk_size() - 1) >> geometry_.chunk_shift;
+    for (auto at = chunks_.begin(); at != chunks_.end();) {
+      const auto& [number, chunk] = *at;
+      if (number < low || number >= high) {
+        ++at;
+        continue;
+      }
+      const uint64_t start = number << geometry_.chunk_shift;
+      visit(std::max(start, offset_), std::min(start + geometry_.chunk_size(), end()), chunk.boundaries);
+      at = chunks_.erase(at);
     }
   }
 

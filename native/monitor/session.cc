@@ -42,19 +42,27 @@ Session::Session(std::unique_ptr<Image> image, std::unique_ptr<FaultDescriptor> 
       wake_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
       buffer_(clean_unit_) {}
 
-Result<Session*> Session::start(std::unique_ptr<Image> image, const Limits& limits) {
+Result<std::unique_ptr<Session>> Session::start(std::unique_ptr<Image> image, const Limits& limits) {
   auto faults = FaultDescriptor::open();
   if (!faults) return faults.error();
-  auto* session = new Session(std::move(image), std::move(*faults), limits);
+  std::unique_ptr<Session> session(new Session(std::move(image), std::move(*faults), limits));
   if (session->wake_ < 0) return system_error(errno, "cannot make an eventfd");
   // The application's signals are none of the fault thread's business: a handler might touch guest memory.
   sigset_t all;
   sigset_t before;
   sigfillset(&all);
   pthread_sigmask(SIG_SETMASK, &all, &before);
-  std::thread([session] { session->serve_faults(); }).detach();
+  session->fault_thread_ = std::thread([serving = session.get()] { serving->serve_faults(); });
   pthread_sigmask(SIG_SETMASK, &before, nullptr);
   return session;
+}
+
+Session::~Session() {
+  ended_ = true;
+  const uint64_t one = 1;
+  (void)!write(wake_, &one, sizeof one);
+  if (fault_thread_.joinable()) fault_thread_.join();
+  if (wake_ >= 0) ::close(wake_);
 }
 
 void Session::release_handling() {
@@ -70,7 +78,7 @@ void Session::serve_faults() {
   std::deque<Fault> waiting;
   std::deque<Fault> stalled;
   uint64_t retry_at = 0;
-  for (;;) {
+  while (!ended_) {
     struct pollfd ready[] = {{faults_->descriptor(), POLLIN, 0}, {wake_, POLLIN, 0}};
     poll(ready, 2, stalled.empty() && waiting.empty() ? -1 : static_cast<int>(kStallRetryMs));
     uint64_t ignored;
@@ -345,12 +353,74 @@ Result<void*> Session::map(void* address, bool fixed, size_t length, int protect
   return static_cast<void*>(at);
 }
 
+// What stays of a region whose books have begun anew.
+void Session::keep_part(std::vector<std::unique_ptr<Region>>* kept, const Region& whole, char* from, char* to,
+                        int protection) {
+  from = std::max(from, whole.address());
+  to = std::min(to, whole.address() + whole.length());
+  if (from < to)
+    kept->push_back(
+        std::make_unique<Region>(geometry_, from, static_cast<size_t>(to - from), whole.offset_of(from), protection));
+}
+
+void Session::drop_books(Region* region) { drop_books(region, 0, region->end()); }
+
+// Nothing of whole chunks of the region is mapped or copied any more.
+void Session::drop_books(Region* region, uint64_t from, uint64_t to) {
+  std::erase_if(clean_units_, [&](const CleanUnit& unit) {
+    return unit.region == region && unit.offset >= from && unit.offset < to;
+  });
+  region->take_down(from, to, [&](uint64_t start, uint64_t end, int64_t boundaries) {
+    const uint64_t sub = geometry_.sub_block_size();
+    for (uint64_t at = start; at < end; at = at / sub * sub + sub)
+      if (region->is_clean(at)) statistics_.clean_bytes -= sub;
+    process_mappings -= boundaries;
+  });
+}
+
+Result<void> Session::protect(void* address, size_t length, int protection) {
+  if ((protection & PROT_WRITE) && !writable_)
+    return Error(Code::kPermission, image_->info().path + " is mapped for reading only in this process");
+  const Handling held(this);
+  char* from = static_cast<char*>(address);
+  char* to = from + length;
+  std::vector<std::unique_ptr<Region>> kept;
+  Result<void> outcome;
+  for (auto& region : regions_) {
+    char* end = region->address() + region->length();
+    if (!outcome || from >= end || region->address() >= to) {
+      kept.push_back(std::move(region));
+      continue;
+    }
+    // Its blocks come back by cheap faults, with the protection of their part.
+    outcome = replace(region.get(), region->offset(), region->end());
+    if (!outcome) {
+      kept.push_back(std::move(region));
+      continue;
+    }
+    drop_books(region.get());
+    keep_part(&kept, *region, region->address(), from, region->protection());
+    keep_part(&kept, *region, from, to, protection);
+    keep_part(&kept, *region, to, end, region->protection());
+    char* first = std::max(from, region->address());
+    if (system_mprotect(first, static_cast<size_t>(std::min(to, end) - first), protection) < 0)
+      outcome = system_error(errno, image_->info().path + ": cannot change the protection of its mapping");
+  }
+  regions_ = std::move(kept);
+  return outcome;
+}
+
 bool Session::overlaps(const void* address, size_t length) {
   const Handling held(this);
   const auto* from = static_cast<const char*>(address);
   return std::any_of(regions_.begin(), regions_.end(), [&](const auto& region) {
     return from < region->address() + region->length() && region->address() < from + length;
   });
+}
+
+bool Session::is_idle() {
+  const Handling held(this);
+  return regions_.empty();
 }
 
 bool Session::find(const void* address, size_t length, uint64_t* offset, uint64_t* found_length) {
@@ -369,9 +439,6 @@ bool Session::unmap(void* address, size_t length) {
   char* from = static_cast<char*>(address);
   char* to = from + length;
   std::vector<std::unique_ptr<Region>> kept;
-  std::erase_if(clean_units_, [&](const CleanUnit& unit) {
-    return from < unit.region->address() + unit.region->length() && unit.region->address() < to;
-  });
   for (auto& region : regions_) {
     char* start = region->address();
     char* end = start + region->length();
@@ -381,13 +448,9 @@ bool Session::unmap(void* address, size_t length) {
     }
     // What stays of a region starts anew, so that the books are right: everything of it is taken down.
     if (from > start || end > to) (void)replace(region.get(), region->offset(), region->end());
-    region->take_down([&](uint64_t, uint64_t, int64_t boundaries) { process_mappings -= boundaries; });
-    if (from > start)
-      kept.push_back(std::make_unique<Region>(geometry_, start, static_cast<size_t>(from - start), region->offset(),
-                                              region->protection()));
-    if (end > to)
-      kept.push_back(std::make_unique<Region>(geometry_, to, static_cast<size_t>(end - to), region->offset_of(to),
-                                              region->protection()));
+    drop_books(region.get());
+    keep_part(&kept, *region, start, from, region->protection());
+    keep_part(&kept, *region, to, end, region->protection());
   }
   regions_ = std::move(kept);
   system_munmap(address, length);
@@ -401,17 +464,17 @@ Result<void> Session::sync() {
 
 Result<void> Session::discard(uint64_t offset, uint64_t length) {
   const Handling held(this);
+  const uint64_t chunk = geometry_.chunk_size();
+  const uint64_t first = offset / chunk * chunk;
+  const uint64_t last = (offset + length + chunk - 1) / chunk * chunk;
   for (const auto& region : regions_) {
-    const uint64_t chunk = geometry_.chunk_size();
-    const uint64_t from = std::max(offset / chunk * chunk, region->offset());
-    const uint64_t to = std::min((offset + length + chunk - 1) / chunk * chunk, region->end());
+    const uint64_t from = std::max(first, region->offset());
+    const uint64_t to = std::min(last, region->end());
     if (from >= to) continue;
-    // Nobody may write through an old mapping of a block that the discard lets go: take all down before.
-    PCOW_TRY(replace(region.get(), region->offset(), region->end()));
-    region->take_down([&](uint64_t, uint64_t, int64_t boundaries) { process_mappings -= boundaries; });
+    // Nobody may write through an old mapping of a block that the discard lets go: take its chunk down before.
+    PCOW_TRY(replace(region.get(), from, to));
+    drop_books(region.get(), first, last);
   }
-  clean_units_.clear();
-  statistics_.clean_bytes = 0;
   return image_->discard(offset, length);
 }
 
@@ -426,24 +489,23 @@ Result<void> Session::prepare(const std::string& name, bool automatic) {
 Result<void> Session::cut() {
   if (!pending_ || cut_) return Error(Code::kInvalid, "no snapshot has been prepared");
   // Most of what is mapped is taken down piece by piece, while the old layer still takes writes: what the guest touches
-  // again comes back by a cheap fault. The cut itself then unmaps only what was touched since.
-  size_t count;
+  // again comes back by a cheap fault. The cut itself then unmaps only what was touched since. Each chunk once, however
+  // fast the guest brings them back.
+  std::vector<std::pair<size_t, uint64_t>> pieces;  // number of the region, start of the chunk
   {
     const Handling held(this);
-    count = regions_.size();
+    for (size_t i = 0; i < regions_.size(); i++)
+      for (const uint64_t start : regions_[i]->chunk_starts()) pieces.emplace_back(i, start);
   }
-  for (size_t i = 0; i < count; i++) {
-    for (bool more = true; more;) {
-      const Handling held(this);
-      if (i >= regions_.size()) break;
-      Region* region = regions_[i].get();
-      Result<void> outcome;
-      more = region->take_down_one([&](uint64_t from, uint64_t to, int64_t boundaries) {
-        process_mappings -= boundaries;
-        outcome = replace(region, from, to);
-      });
-      if (!outcome) return outcome;
-    }
+  for (const auto& [number, start] : pieces) {
+    const Handling held(this);
+    if (number >= regions_.size()) break;  // unmapped meanwhile
+    Region* region = regions_[number].get();
+    const uint64_t from = std::max(start, region->offset());
+    const uint64_t to = std::min(start + geometry_.chunk_size(), region->end());
+    if (from >= to) continue;
+    PCOW_TRY(replace(region, from, to));
+    drop_books(region, start, start + geometry_.chunk_size());
   }
   handling_.lock();
   cut_ = true;
@@ -453,10 +515,8 @@ Result<void> Session::cut() {
       abort();
       return replaced;
     }
-    region->take_down([&](uint64_t, uint64_t, int64_t boundaries) { process_mappings -= boundaries; });
+    drop_books(region.get());
   }
-  clean_units_.clear();
-  statistics_.clean_bytes = 0;
   return {};
 }
 

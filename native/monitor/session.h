@@ -14,6 +14,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "../engine/image.h"
@@ -30,8 +31,12 @@ class Session {
     uint64_t mapping_budget = 0;  // mappings of this process that all sessions together may use
   };
 
-  // Starts the fault thread. A session lives until the process ends: its userfaultfd must never be closed before.
-  static Result<Session*> start(std::unique_ptr<Image> image, const Limits& limits);
+  // Starts the fault thread.
+  static Result<std::unique_ptr<Session>> start(std::unique_ptr<Image> image, const Limits& limits);
+  // Ends the fault thread: only when nothing is mapped, for who faults later would wait for ever.
+  ~Session();
+  Session(const Session&) = delete;
+  Session& operator=(const Session&) = delete;
 
   Image& image() { return *image_; }
   Statistics& statistics() { return statistics_; }
@@ -39,7 +44,10 @@ class Session {
 
   // A mapping of bytes [offset, offset + length) of the image, at `address` where `fixed`. Any thread of the application.
   Result<void*> map(void* address, bool fixed, size_t length, int protection, uint64_t offset);
+  // mprotect(2) of the range, as far as it is mapped here.
+  Result<void> protect(void* address, size_t length, int protection);
   bool overlaps(const void* address, size_t length);
+  bool is_idle();  // nothing is mapped
   // Cuts the range out of every mapping and unmaps it; true: nothing of the image is mapped any more.
   bool unmap(void* address, size_t length);
   Result<void> sync();
@@ -96,6 +104,9 @@ class Session {
   void keep_clean_budget();
   bool promote();
   Result<void> replace(Region* region, uint64_t from, uint64_t to);
+  void keep_part(std::vector<std::unique_ptr<Region>>* kept, const Region& whole, char* from, char* to, int protection);
+  void drop_books(Region* region);
+  void drop_books(Region* region, uint64_t from, uint64_t to);
   void count_boundaries(Region* region, uint64_t offset, int64_t change);
   void report_stall(const Error& error);
 
@@ -105,7 +116,9 @@ class Session {
   const bool writable_;
   const RegionGeometry geometry_;
   const uint64_t clean_unit_;  // bytes that a read of a lower block copies at once
-  const int wake_;             // eventfd: `handling` was released
+  const int wake_;             // eventfd: `handling` was released, or the fault thread is to end
+  std::thread fault_thread_;
+  std::atomic<bool> ended_{false};
   Statistics statistics_;
 
   std::mutex handling_;

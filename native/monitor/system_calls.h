@@ -22,6 +22,10 @@ inline void* system_mremap(void* old, size_t old_length, size_t length, int flag
   return reinterpret_cast<void*>(syscall(SYS_mremap, old, old_length, length, flags, address));
 }
 
+inline int system_mprotect(void* address, size_t length, int protection) {
+  return static_cast<int>(syscall(SYS_mprotect, address, length, protection));
+}
+
 inline int system_madvise(void* address, size_t length, int advice) {
   return static_cast<int>(syscall(SYS_madvise, address, length, advice));
 }

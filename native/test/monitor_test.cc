@@ -23,7 +23,7 @@ namespace {
 constexpr uint64_t kMiB = uint64_t{1} << 20;
 
 struct Monitored {
-  Session* session;
+  std::unique_ptr<Session> session;
   char* memory;
   size_t length;
 };
@@ -33,9 +33,9 @@ Monitored monitor(const std::string& path, const Session::Limits& limits) {
   options.write = true;
   auto image = MUST(Image::open(path, options));
   const size_t length = image->size();
-  Session* session = MUST(Session::start(std::move(image), limits));
+  auto session = MUST(Session::start(std::move(image), limits));
   void* memory = MUST(session->map(nullptr, false, length, PROT_READ | PROT_WRITE, 0));
-  return {session, static_cast<char*>(memory), length};
+  return {std::move(session), static_cast<char*>(memory), length};
 }
 
 void finish(const Monitored& monitored) {
@@ -99,7 +99,7 @@ void cuts(uint32_t block_size, int snapshots, const Session::Limits& limits) {
     });
   }
   for (int number = 0; number < snapshots; number++) {
-    snapshot(m.session, "s" + std::to_string(number));
+    snapshot(m.session.get(), "s" + std::to_string(number));
     if (number % 4 == 3) MUST(m.session->image().remove("s" + std::to_string(number - 2), nullptr));
     if (number % 3 == 0) MUST(m.session->sync());
   }
@@ -162,7 +162,7 @@ void model(uint64_t seed, uint32_t block_size, int steps) {
       memset(expected.data() + offset, 0, length);
     } else if (dice < 96 && snapshots.size() < 6) {
       snapshots.emplace_back("s" + std::to_string(step), expected);
-      snapshot(m.session, snapshots.back().first);
+      snapshot(m.session.get(), snapshots.back().first);
     } else if (dice < 98 && !snapshots.empty()) {
       const size_t which = random() % snapshots.size();
       MUST(m.session->image().remove(snapshots[which].first, nullptr));

@@ -24,6 +24,7 @@ export const RequestKind = {
   delete: 10,
   status: 11,
   metrics: 12,
+  sync: 15,
 } as const;
 
 export type RequestName = keyof typeof RequestKind;

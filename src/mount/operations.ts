@@ -256,9 +256,16 @@ export class FileSystem {
 
   async #fsync(handle: number): Promise<void> {
     const file = this.#files.get(handle);
-    if (file.kind === 'flat' && file.use.opening.writable) {
-      await file.use.opening.image.sync();
-      file.use.opening.served.syncs += 1;
+    if (file.kind !== 'flat') {
+      return;
+    }
+    const { entry, opening } = file.use;
+    if (opening.writable) {
+      await opening.image.sync();
+      opening.served.syncs += 1;
+    } else if (entry.monitor) {
+      // In its turn: not between the steps of a snapshot, while a guest stands still.
+      await entry.commands.run(async () => entry.monitor?.request('sync'));
     }
   }
 

@@ -2,13 +2,14 @@
 import { execFile } from 'node:child_process';
 import { readFile, writeFile } from 'node:fs/promises';
 import path from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { promisify } from 'node:util';
 
 import test, { type ExecutionContext } from 'ava';
 
 import { Image } from '../../src/engine/index.js';
 import { imagesFor, MiB, type TestMount } from '../helpers/mount.js';
-import { attachedStatus, attachedTo, monitored, monitorPrefix } from '../helpers/monitored.js';
+import { attachedStatus, attachedTo, monitored, monitorPrefix, monitorReport } from '../helpers/monitored.js';
 import { program } from '../helpers/program.js';
 import { scratchDirectory } from '../helpers/scratch.js';
 
@@ -17,7 +18,7 @@ const SIZE = 4 * MiB;
 const PAGE = 4096;
 const EVERYWHERE = [
   ...['offset', 'two-mappings', 'fixed', 'read-only', 'write-only', 'unmap-part', 'shrink', 'advise', 'sync', 'remove'],
-  ...['private', 'beyond-the-end', 'fork', 'system-calls'],
+  ...['protect', 'replace-itself', 'private', 'beyond-the-end', 'fork', 'system-calls'],
 ];
 
 /** As mapping-cases.c expects it. */
@@ -78,14 +79,17 @@ test.serial('a mapping under the monitor does the same', async (t) => {
   t.true(content().equals(await readFile(mount.file('vm1'))));
 });
 
-test.serial('what a monitored mapping cannot do fails with an errno that programs know', async (t) => {
-  const mount = await mountedContent(t);
-  const cases = await program('mapping-cases', mount.scratch);
-  for (const name of ['not-moved', 'not-locked', 'not-synchronous']) {
-    t.is(await underMonitor(cases, mount.file('vm1'), name), 'ok\n', name);
-    await attachedTo(mount, 'vm1', null);
-  }
-});
+test.serial(
+  'what only a monitored mapping does, or cannot do: an errno that programs know, and nothing kept',
+  async (t) => {
+    const mount = await mountedContent(t);
+    const cases = await program('mapping-cases', mount.scratch);
+    for (const name of ['not-moved', 'not-locked', 'not-synchronous', 'cycles']) {
+      t.is(await underMonitor(cases, mount.file('vm1'), name), 'ok\n', name);
+      await attachedTo(mount, 'vm1', null);
+    }
+  },
+);
 
 test.serial('a forked child that outlives its parent keeps nothing of the image', async (t) => {
   const mount = await mountedContent(t);
@@ -109,6 +113,22 @@ test.serial('a process that unmaps the image lets it go', async (t) => {
   await attachedTo(mount, 'vm1', null);
   await writeFile(mount.file('vm1'), Buffer.of(99, 98), { flag: 'r+' });
   t.deepEqual((await readFile(mount.file('vm1'))).subarray(0, 3), Buffer.of(99, 98, 1));
+  await tool.end();
+});
+
+test.serial('an fsync of the flat file by another process makes durable what the attached one wrote', async (t) => {
+  const mount = await mountedContent(t);
+  const tool = await monitored(t, await program('map-tool', mount.scratch), [mount.file('vm1')]);
+  t.is(await tool.ask('write 0 1 99'), 'ok');
+  const before = (await monitorReport(mount, 'vm1')).monitor_syncs;
+  await run('sync', [mount.file('vm1')]);
+  await run('sync', ['--data', mount.file('vm1')]);
+  let after = before;
+  for (let tries = 0; tries < 100 && after === before; ++tries) {
+    await sleep(20); // a report may be a moment old
+    after = (await monitorReport(mount, 'vm1')).monitor_syncs;
+  }
+  t.is(after, (before ?? NaN) + 2);
   await tool.end();
 });
 

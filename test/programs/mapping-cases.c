@@ -6,6 +6,7 @@
  * those of `monitored` for a flat file under the monitor.
  */
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <setjmp.h>
@@ -137,6 +138,42 @@ static void read_only(void) {
 static void write_only(void) {
   const int fd = open_file(O_WRONLY);
   MUST_FAIL(mmap(NULL, SIZE, PROT_WRITE, MAP_SHARED, fd, 0) == MAP_FAILED, EACCES);
+}
+
+static void protect(void) {
+  const int fd = open_file(O_RDWR);
+  char* mapped = map(NULL, SIZE, READ_WRITE, MAP_SHARED, fd, 0);
+  mapped[5 * PAGE] = 3;
+  MUST(mprotect(mapped + 4 * PAGE, 4 * PAGE, PROT_READ) == 0);
+  MUST(mapped[5 * PAGE] == 3);
+  MUST(signal_of(mapped + 5 * PAGE, 1) == SIGSEGV);
+  MUST(signal_of(mapped + 7 * PAGE, 1) == SIGSEGV);
+  must_hold(mapped + 6 * PAGE, 6 * PAGE, 2 * PAGE);
+  mapped[8 * PAGE] = 4; /* around it all is as before */
+  MUST(mprotect(mapped, 6 * PAGE, PROT_NONE) == 0);
+  MUST(signal_of(mapped + PAGE, 0) == SIGSEGV);
+  MUST(mprotect(mapped, SIZE, READ_WRITE) == 0);
+  MUST(mapped[5 * PAGE] == 3 && mapped[8 * PAGE] == 4);
+  mapped[5 * PAGE] = (char)byte_of(5 * PAGE);
+  mapped[8 * PAGE] = (char)byte_of(8 * PAGE);
+  must_hold(mapped, 0, SIZE);
+  MUST_FAIL(mprotect(mapped + 1, PAGE, PROT_READ) == -1, EINVAL);
+  const int reading = open_file(O_RDONLY);
+  MUST(munmap(mapped, SIZE) == 0);
+  mapped = map(NULL, SIZE, PROT_READ, MAP_SHARED, reading, 0);
+  MUST_FAIL(mprotect(mapped, SIZE, READ_WRITE) == -1, EACCES);
+  must_hold(mapped, 0, PAGE);
+  MUST(signal_of(mapped, 1) == SIGSEGV);
+}
+
+static void replace_itself(void) {
+  const int fd = open_file(O_RDWR);
+  char* mapped = map(NULL, SIZE, READ_WRITE, MAP_SHARED, fd, 0);
+  mapped[0] = 9;
+  MUST(map(mapped, SIZE, READ_WRITE, MAP_SHARED | MAP_FIXED, fd, 0) == mapped);
+  MUST(mapped[0] == 9);
+  mapped[0] = (char)byte_of(0);
+  must_hold(mapped, 0, SIZE);
 }
 
 static void unmap_part(void) {
@@ -294,6 +331,31 @@ static void not_synchronous(void) {
   must_hold(map(NULL, SIZE, READ_WRITE, MAP_SHARED_VALIDATE, fd, 0), 0, SIZE);
 }
 
+static size_t entries_of(const char* directory) {
+  DIR* opened = opendir(directory);
+  MUST(opened);
+  size_t count = 0;
+  while (readdir(opened)) count++;
+  closedir(opened);
+  return count;
+}
+
+/* Mapping and unmapping again and again keeps no thread and no descriptor. */
+static void cycles(void) {
+  size_t threads = 0, descriptors = 0;
+  for (int round = 0; round < 10; round++) {
+    const int fd = open_file(O_RDWR);
+    char* mapped = map(NULL, SIZE, READ_WRITE, MAP_SHARED, fd, 0);
+    must_hold(mapped, 0, 2 * PAGE);
+    mapped[0] = (char)byte_of(0);
+    MUST(munmap(mapped, SIZE) == 0);
+    close(fd);
+    if (round == 0) threads = entries_of("/proc/self/task"), descriptors = entries_of("/proc/self/fd");
+  }
+  MUST(entries_of("/proc/self/task") == threads);
+  MUST(entries_of("/proc/self/fd") == descriptors);
+}
+
 /* A child that lives on has nothing of the mapping, and does not keep the image from others when the parent ends. */
 static void child_lives_on(void) {
   char* mapped = map(NULL, SIZE, READ_WRITE, MAP_SHARED, open_file(O_RDWR), 0);
@@ -320,6 +382,8 @@ static const struct {
     {"fixed", fixed},
     {"read-only", read_only},
     {"write-only", write_only},
+    {"protect", protect},
+    {"replace-itself", replace_itself},
     {"unmap-part", unmap_part},
     {"shrink", shrink},
     {"advise", advise},
@@ -332,6 +396,7 @@ static const struct {
     {"not-moved", not_moved},
     {"not-locked", not_locked},
     {"not-synchronous", not_synchronous},
+    {"cycles", cycles},
     {"child-lives-on", child_lives_on},
 };
 
