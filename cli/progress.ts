@@ -1,35 +1,164 @@
-/** Long work: a bar on a terminal, nothing elsewhere; Ctrl-C stops it and leaves the image sound. */
+/**
+ * Long work: a bar with rate and time left on a terminal, JSON lines with `--progress json`, nothing elsewhere; Ctrl-C stops
+ * the work and leaves everything sound. All of it goes to stderr: stdout is for what a command has to say.
+ */
 import { SingleBar } from 'cli-progress';
+import { Option } from 'commander';
 import type { LongOptions } from '../src/engine/index.js';
+import { formatSize } from './size.js';
 
-/** Runs `work` with a bar called `label`, and with a signal that the first Ctrl-C aborts (PCOW_CANCELLED). */
-export async function withProgress<T>(label: string, work: (options: LongOptions) => Promise<T>): Promise<T> {
+/** What `--progress` may be. */
+export type ProgressForm = 'bar' | 'json' | 'none';
+
+/** `--progress`: for every command that may take long. */
+export function progressOption(): Option {
+  return new Option('--progress <form>', 'how standard error shows it; left out: a bar on a terminal').choices([
+    'bar',
+    'json',
+    'none',
+  ]);
+}
+
+/** Milliseconds between two JSON lines. */
+const INTERVAL = 250;
+
+/** How far some work is; `done` and `total` are bytes. */
+interface Meter {
+  update(done: number, total: number): void;
+  stop(): void;
+}
+
+/** Runs `work`, which `label` names, with a meter, and with a signal that the first Ctrl-C or SIGTERM aborts (PCOW_CANCELLED). */
+export async function withProgress<T>(
+  label: string,
+  form: ProgressForm | undefined,
+  work: (options: Required<LongOptions>) => Promise<T>,
+): Promise<T> {
   const interruption = new AbortController();
   const interrupt = () => {
     interruption.abort();
   };
-  const bar = process.stderr.isTTY
-    ? new SingleBar({
-        format: `${label} {bar} {percentage}%  {eta_formatted} left`,
-        clearOnComplete: true,
-        stream: process.stderr,
-      })
-    : null;
-  let started = false;
-  const onProgress = (done: number, total: number) => {
-    if (!started) {
-      bar?.start(total, done);
-      started = true;
-    }
-    bar?.update(done);
-  };
+  const meter = meterOf(label, form ?? (process.stderr.isTTY ? 'bar' : 'none'));
   process.once('SIGINT', interrupt);
+  process.once('SIGTERM', interrupt);
   try {
-    return await work({ signal: interruption.signal, onProgress });
+    return await work({
+      signal: interruption.signal,
+      onProgress: (done, total) => {
+        meter.update(done, total);
+      },
+    });
   } finally {
     process.off('SIGINT', interrupt);
-    if (started) {
-      bar?.stop();
+    process.off('SIGTERM', interrupt);
+    meter.stop();
+  }
+}
+
+function meterOf(label: string, form: ProgressForm): Meter {
+  switch (form) {
+    case 'bar':
+      return new Bar(label);
+    case 'json':
+      return new Lines(label);
+    case 'none':
+      return { update: () => undefined, stop: () => undefined };
+  }
+}
+
+class Bar implements Meter {
+  readonly #bar: SingleBar;
+  readonly #rate = new Rate();
+  #started = false;
+
+  constructor(label: string) {
+    this.#bar = new SingleBar({
+      format: `${label} {bar} {percentage}%  {rate}  {left}`,
+      clearOnComplete: true,
+      stream: process.stderr,
+    });
+  }
+
+  update(done: number, total: number): void {
+    const { rate, left } = this.#rate.at(done, total);
+    const shown = {
+      rate: rate === null ? '' : `${formatSize(Math.round(rate))}/s`,
+      left: left === null ? '' : `${formatSeconds(left)} left`,
+    };
+    if (!this.#started) {
+      this.#bar.start(total, done, shown);
+      this.#started = true;
+    }
+    this.#bar.setTotal(total);
+    this.#bar.update(done, shown);
+  }
+
+  stop(): void {
+    if (this.#started) {
+      this.#bar.stop();
     }
   }
+}
+
+/** One JSON object a line: `operation`, `done` and `total` in bytes, `rate` in bytes a second, `left` in seconds. */
+class Lines implements Meter {
+  readonly #label: string;
+  readonly #rate = new Rate();
+  #written = -Infinity;
+  #waiting: string | null = null;
+
+  constructor(label: string) {
+    this.#label = label;
+  }
+
+  update(done: number, total: number): void {
+    const { rate, left } = this.#rate.at(done, total);
+    const now = performance.now();
+    this.#waiting = JSON.stringify({
+      operation: this.#label,
+      done,
+      total,
+      rate: rate && Math.round(rate),
+      left: left && Math.round(left),
+    });
+    if (now - this.#written >= INTERVAL) {
+      this.#written = now;
+      this.#flush();
+    }
+  }
+
+  /** The last line is always written: it says how far the work came. */
+  stop(): void {
+    this.#flush();
+  }
+
+  #flush(): void {
+    if (this.#waiting !== null) {
+      process.stderr.write(`${this.#waiting}\n`);
+      this.#waiting = null;
+    }
+  }
+}
+
+/** Bytes a second since the first report; null until there is enough to tell. */
+class Rate {
+  #start: { at: number; done: number } | null = null;
+
+  at(done: number, total: number): { rate: number | null; left: number | null } {
+    const now = performance.now();
+    this.#start ??= { at: now, done };
+    const seconds = (now - this.#start.at) / 1000;
+    if (seconds < 0.1 || done <= this.#start.done) {
+      return { rate: null, left: null };
+    }
+    const rate = (done - this.#start.done) / seconds;
+    return { rate, left: Math.max(0, total - done) / rate };
+  }
+}
+
+function formatSeconds(seconds: number): string {
+  const whole = Math.ceil(seconds);
+  const two = (value: number) => String(value).padStart(2, '0');
+  const [hours, minutes] = [Math.floor(whole / 3600), Math.floor(whole / 60) % 60];
+  return hours > 0 ? `${hours}:${two(minutes)}:${two(whole % 60)}` : `${minutes}:${two(whole % 60)}`;
 }

@@ -3,7 +3,7 @@ import { askImage } from '../control.js';
 import { addNotes } from '../help.js';
 import { withImage } from '../images.js';
 import { say } from '../output.js';
-import { withProgress } from '../progress.js';
+import { type ProgressForm, progressOption, withProgress } from '../progress.js';
 import { refuseWhereStoodOn } from '../standing.js';
 import { findSnapshotTarget, type ImageTarget } from '../target.js';
 
@@ -13,6 +13,7 @@ export function addDelete(program: Command): void {
     .summary('delete a snapshot')
     .description('Deletes a snapshot. What other snapshots and the image itself need of it stays.')
     .argument('<image@name>', 'the image and the snapshot to delete')
+    .addOption(progressOption())
     .action(remove);
   addNotes(command, {
     text: [
@@ -26,21 +27,21 @@ export function addDelete(program: Command): void {
   });
 }
 
-async function remove(given: string): Promise<void> {
+async function remove(given: string, { progress }: { progress?: ProgressForm }): Promise<void> {
   const { image, snapshot } = await findSnapshotTarget(given);
   if (image.mount === null) {
-    await removeAtRest(image, snapshot);
+    await removeAtRest(image, snapshot, progress);
   } else {
     await askImage(image.mount, image.name, 'delete', snapshot);
   }
   say(`deleted ${image.name}@${snapshot}`);
 }
 
-async function removeAtRest(target: ImageTarget, snapshot: string): Promise<void> {
+async function removeAtRest(target: ImageTarget, snapshot: string, form: ProgressForm | undefined): Promise<void> {
   await withImage(target.file, { write: true }, async (image) => {
     const layer = image.layerOf(snapshot);
     // The writer's lock is held, so no `pcow clone` can come to stand on the active layer in between.
     await refuseWhereStoodOn(target.file, `${target.name}@${snapshot} can't be deleted`, layer);
-    await withProgress(`delete ${target.name}@${snapshot}`, (options) => image.delete(snapshot, options));
+    await withProgress(`delete ${target.name}@${snapshot}`, form, (options) => image.delete(snapshot, options));
   });
 }

@@ -3,11 +3,9 @@
 #include <utility>
 
 #include "addon/arguments.h"
-#include "addon/cancellation.h"
 #include "addon/environment.h"
 #include "addon/info_to_js.h"
 #include "addon/promise_task.h"
-#include "addon/remove_task.h"
 
 namespace pcow::addon {
 
@@ -80,6 +78,17 @@ Napi::Value ImageWrap::run(Napi::Env env, Lane lane, std::function<Result<T>(Ima
   return start(*queue_, lane, std::move(task));
 }
 
+template <typename T>
+Napi::Value ImageWrap::run_long(const Napi::CallbackInfo& info, size_t at, typename LongTask<T>::LongWork work) {
+  auto lease = image_->lease();
+  if (!lease) return rejected(info.Env(), lease.error());
+  auto cancelled = Cancellation::Unwrap(info[at].As<Napi::Object>())->flag();
+  auto on_progress = info[at + 1].IsNull() ? Napi::Function() : info[at + 1].As<Napi::Function>();
+  return start(*queue_, Lane::kStructure,
+               std::make_unique<LongTask<T>>(info.Env(), *queue_, std::move(*lease), std::move(cancelled), on_progress,
+                                             std::move(work)));
+}
+
 // `buffer`, `offset`, `snapshot` or "".
 Napi::Value ImageWrap::read(const Napi::CallbackInfo& info) {
   auto buffer = info[0].As<Napi::Uint8Array>();
@@ -131,13 +140,9 @@ Napi::Value ImageWrap::rollback(const Napi::CallbackInfo& info) {
 
 // `name`, `cancellation`, `on_progress` or null.
 Napi::Value ImageWrap::remove(const Napi::CallbackInfo& info) {
-  auto lease = image_->lease();
-  if (!lease) return rejected(info.Env(), lease.error());
-  auto cancelled = Cancellation::Unwrap(info[1].As<Napi::Object>())->flag();
-  auto on_progress = info[2].IsNull() ? Napi::Function() : info[2].As<Napi::Function>();
-  return start(*queue_, Lane::kStructure,
-               std::make_unique<RemoveTask>(info.Env(), *queue_, std::move(*lease), text_of(info[0]),
-                                            std::move(cancelled), on_progress));
+  return run_long<void>(info, 1, [name = text_of(info[0])](Image& image, const Progress& progress) {
+    return image.remove(name, progress);
+  });
 }
 
 // `size`.

@@ -8,6 +8,7 @@
 #include <memory>
 #include <utility>
 
+#include "addon/long_task.h"
 #include "addon/shared_image.h"
 #include "addon/work_queue.h"
 
@@ -42,6 +43,10 @@ class ImageWrap : public Napi::ObjectWrap<ImageWrap> {
   // Runs `work(image)` under a lease on the lane. `buffer`, where given, lives until then.
   template <typename T>
   Napi::Value run(Napi::Env env, Lane lane, std::function<Result<T>(Image&)> work, Napi::Object buffer = {});
+
+  // The same for work that may take long; the arguments at `at` and after it: `cancellation`, `on_progress` or null.
+  template <typename T>
+  Napi::Value run_long(const Napi::CallbackInfo& info, size_t at, typename LongTask<T>::LongWork work);
 
   const std::shared_ptr<WorkQueue> queue_;
   std::shared_ptr<SharedImage> image_;

@@ -5,7 +5,7 @@
  * rollback, delete, resize) on one image follow one another. Everything that fails throws or rejects with a PcowError.
  */
 import { fromNative, PcowError } from './errors.js';
-import { addon, type NativeBase, type NativeImage } from './native.js';
+import { addon, type NativeBase, type NativeCancellation, type NativeImage } from './native.js';
 import type { BaseOptions, CreateOptions, ImageInfo, LongOptions, OpenOptions, SnapshotInfo } from './types.js';
 import {
   checkBlockSize,
@@ -136,51 +136,9 @@ export class Image {
    */
   async delete(name: string, options: LongOptions = {}): Promise<void> {
     checkSnapshotName(name);
-    checkOptions('the options of Image.delete', options, ['signal', 'onProgress']);
-    const { signal, onProgress } = options;
-    if (signal !== undefined && !(signal instanceof AbortSignal)) {
-      throw new PcowError('PCOW_INVALID', 'the option "signal" must be an AbortSignal');
-    }
-    if (onProgress !== undefined && typeof onProgress !== 'function') {
-      throw new PcowError('PCOW_INVALID', 'the option "onProgress" must be a function');
-    }
-    if (signal?.aborted) {
-      throw new PcowError(
-        'PCOW_CANCELLED',
-        `${this.info().path}: the deletion of ${name} was stopped before it began`,
-        {
-          cause: signal.reason,
-        },
-      );
-    }
-    const cancellation = new (addon().Cancellation)();
-    const cancel = () => {
-      cancellation.cancel();
-    };
-    // An onProgress that throws stops the operation, which then fails with what was thrown.
-    let thrown: { error: unknown } | undefined;
-    const report = onProgress
-      ? (done: number, total: number) => {
-          try {
-            if (!thrown) onProgress(done, total);
-          } catch (error) {
-            thrown = { error };
-            cancel();
-          }
-        }
-      : null;
-    signal?.addEventListener('abort', cancel, { once: true });
-    try {
-      await translated(() => this.native.remove(name, cancellation, report));
-    } catch (error) {
-      if (signal?.aborted && error instanceof PcowError && error.code === 'PCOW_CANCELLED') {
-        throw new PcowError(error.code, error.message, { errno: error.errno, cause: signal.reason });
-      }
-      throw thrown ? thrown.error : error;
-    } finally {
-      signal?.removeEventListener('abort', cancel);
-    }
-    if (thrown) throw thrown.error;
+    await this.#long('delete', `the deletion of ${name}`, options, (cancellation, report) =>
+      this.native.remove(name, cancellation, report),
+    );
   }
 
   /** Grows the image to `size` bytes; a smaller size is PCOW_INVALID. */
@@ -208,6 +166,60 @@ export class Image {
   async setBase(base: BaseOptions | null): Promise<void> {
     const native = nativeBase(base ?? undefined);
     await translated(() => this.native.setBase(native));
+  }
+
+  /**
+   * Runs work that may take long. `method` and `what` name it in messages, for example `delete` and `the deletion of s1`.
+   */
+  async #long<T>(
+    method: string,
+    what: string,
+    options: LongOptions,
+    work: (cancellation: NativeCancellation, report: ((done: number, total: number) => void) | null) => Promise<T>,
+  ): Promise<T> {
+    checkOptions(`the options of Image.${method}`, options, ['signal', 'onProgress']);
+    const { signal, onProgress } = options;
+    if (signal !== undefined && !(signal instanceof AbortSignal)) {
+      throw new PcowError('PCOW_INVALID', 'the option "signal" must be an AbortSignal');
+    }
+    if (onProgress !== undefined && typeof onProgress !== 'function') {
+      throw new PcowError('PCOW_INVALID', 'the option "onProgress" must be a function');
+    }
+    if (signal?.aborted) {
+      throw new PcowError('PCOW_CANCELLED', `${this.info().path}: ${what} was stopped before it began`, {
+        cause: signal.reason,
+      });
+    }
+    const cancellation = new (addon().Cancellation)();
+    const cancel = () => {
+      cancellation.cancel();
+    };
+    // An onProgress that throws stops the operation, which then fails with what was thrown.
+    let thrown: { error: unknown } | undefined;
+    const report = onProgress
+      ? (done: number, total: number) => {
+          try {
+            if (!thrown) onProgress(done, total);
+          } catch (error) {
+            thrown = { error };
+            cancel();
+          }
+        }
+      : null;
+    signal?.addEventListener('abort', cancel, { once: true });
+    let result: T;
+    try {
+      result = await translated(() => work(cancellation, report));
+    } catch (error) {
+      if (signal?.aborted && error instanceof PcowError && error.code === 'PCOW_CANCELLED') {
+        throw new PcowError(error.code, error.message, { errno: error.errno, cause: signal.reason });
+      }
+      throw thrown ? thrown.error : error;
+    } finally {
+      signal?.removeEventListener('abort', cancel);
+    }
+    if (thrown) throw thrown.error;
+    return result;
   }
 
   /**

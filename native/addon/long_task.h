@@ -1,0 +1,67 @@
+// Work on an image that may take minutes: it reports progress and can be cancelled.
+#pragma once
+
+#include <napi.h>
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <utility>
+
+#include "addon/cancellation.h"
+#include "addon/promise_task.h"
+#include "addon/shared_image.h"
+
+namespace pcow::addon {
+
+template <typename T>
+class LongTask : public PromiseTask<T> {
+ public:
+  using LongWork = std::function<Result<T>(Image&, const Progress&)>;
+
+  // JavaScript thread. `on_progress` may be empty.
+  LongTask(Napi::Env env, WorkQueue& queue, SharedImage::Lease lease, Cancellation::Flag cancelled,
+           Napi::Function on_progress, LongWork work)
+      : PromiseTask<T>(env,
+                       // std::function wants a closure that can be copied, a lease can't be.
+                       [this, image = std::make_shared<SharedImage::Lease>(std::move(lease)), work = std::move(work)] {
+                         return work(**image, [this](uint64_t done, uint64_t total) { return progress(done, total); });
+                       }),
+        queue_(queue),
+        cancelled_(std::move(cancelled)) {
+    if (!on_progress.IsEmpty()) on_progress_ = Napi::Persistent(on_progress);
+  }
+
+  // JavaScript thread.
+  void report(Napi::Env env) override {
+    report_asked_.store(false);
+    const auto total = static_cast<double>(total_.load());
+    const auto done = static_cast<double>(done_.load());
+    on_progress_.Call({Napi::Number::New(env, done), Napi::Number::New(env, total)});
+  }
+  void cancel() override { cancelled_->store(true); }
+
+ private:
+  // Worker thread, called by the engine. False: stop.
+  bool progress(uint64_t done, uint64_t total) {
+    if (!on_progress_.IsEmpty()) {
+      total_.store(total);
+      done_.store(done);
+      if (!report_asked_.exchange(true)) queue_.ask_report(this);
+    }
+    return !cancelled_->load();
+  }
+
+  WorkQueue& queue_;
+  const Cancellation::Flag cancelled_;
+  Napi::FunctionReference on_progress_;
+
+  // Written by the worker, read by the JavaScript thread. A report is asked for only when none is on its way, so that the
+  // engine may call progress() as often as it likes.
+  std::atomic<uint64_t> done_{0};
+  std::atomic<uint64_t> total_{0};
+  std::atomic<bool> report_asked_{false};
+};
+
+}  // namespace pcow::addon
