@@ -1,5 +1,5 @@
 import type { Command } from 'commander';
-import { endOnSignals, mountDirectory, startDaemon } from '../../src/mount/index.js';
+import { endOnSignals, mountDirectory, startDaemon, tellReady } from '../../src/mount/index.js';
 import { Failure } from '../errors.js';
 import { addNotes } from '../help.js';
 import { say } from '../output.js';
@@ -23,7 +23,7 @@ export function addMount(program: Command): void {
     .option('--foreground', 'stay, and log to the terminal; Ctrl-C unmounts')
     .option('--allow-other', 'let other users in, as far as the modes of the images let them')
     .option('--read-only', 'never write to an image')
-    .option('--log <file>', 'append what happens to this file')
+    .option('--log <file>', 'append what happens to this file; SIGHUP opens it anew')
     .option('--allow-outside-base', 'show images whose base lies outside of the directory, too')
     .option('--no-stop', 'never stop a process for a snapshot: of a mapped file there is none then')
     .action(mount);
@@ -55,6 +55,7 @@ async function mount(directory: string, mountpoint: string, options: Options): P
     // Its own log says when it is ready.
     const mounted = await mountDirectory(directory, mountpoint, settings);
     endOnSignals(mounted);
+    tellReady(`${mounted.directory} is mounted on ${mounted.mountpoint}`);
     const [failure] = await mounted.ended;
     if (failure !== undefined) {
       throw failure.error;

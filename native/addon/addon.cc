@@ -7,6 +7,7 @@
 #include "addon/arguments.h"
 #include "addon/attach_exports.h"
 #include "addon/cancellation.h"
+#include "addon/daemon_exports.h"
 #include "addon/directory_lock.h"
 #include "addon/environment.h"
 #include "addon/fuse_exports.h"
@@ -87,6 +88,7 @@ Napi::Object initialise(Napi::Env env, Napi::Object exports) {
   export_fuse(env, exports);
   export_directory_lock(env, exports);
   export_run(env, exports);
+  export_daemon(env, exports);
   exports.Set("AttachServer", AttachServerWrap::define(env));
   return exports;
 }

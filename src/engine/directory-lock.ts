@@ -1,5 +1,5 @@
 /** The lock of an image directory: at most one mount serves it. The kernel lets go of it when the process ends. */
-import { fromNative } from './errors.js';
+import { translatedNow } from './errors.js';
 import { addon } from './native.js';
 import { checkPath } from './validate.js';
 
@@ -10,14 +10,10 @@ export interface DirectoryLock {
 /** Takes the lock at once, or throws PCOW_LOCKED where a mount has it. */
 export function lockDirectory(directory: string): DirectoryLock {
   checkPath('the image directory', directory);
-  try {
-    const lock = addon().lockDirectory(directory);
-    return {
-      release: () => {
-        addon().unlockDirectory(lock);
-      },
-    };
-  } catch (error) {
-    throw fromNative(error);
-  }
+  const lock = translatedNow(() => addon().lockDirectory(directory));
+  return {
+    release: () => {
+      addon().unlockDirectory(lock);
+    },
+  };
 }

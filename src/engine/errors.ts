@@ -93,3 +93,12 @@ export function fromNative(error: unknown): unknown {
   const { code, errno, message } = error as NativeError;
   return new PcowError(code, message, { errno });
 }
+
+/** Runs work that calls the addon: what it throws becomes a PcowError. */
+export function translatedNow<T>(work: () => T): T {
+  try {
+    return work();
+  } catch (error) {
+    throw fromNative(error);
+  }
+}

@@ -4,7 +4,7 @@
  * Every method that returns a Promise works on another thread, beside the others; changes of structure (snapshot,
  * rollback, delete, resize) on one image follow one another. Everything that fails throws or rejects with a PcowError.
  */
-import { fromNative, PcowError } from './errors.js';
+import { fromNative, PcowError, translatedNow } from './errors.js';
 import { addon, type NativeBase, type NativeCancellation, type NativeImage } from './native.js';
 import type { BaseOptions, CreateOptions, ImageInfo, LongOptions, OpenOptions, SnapshotInfo } from './types.js';
 import {
@@ -277,14 +277,6 @@ function nativeBase(base: BaseOptions | undefined): NativeBase | null {
 async function translated<T>(work: () => Promise<T>): Promise<T> {
   try {
     return await work();
-  } catch (error) {
-    throw fromNative(error);
-  }
-}
-
-function translatedNow<T>(work: () => T): T {
-  try {
-    return work();
   } catch (error) {
     throw fromNative(error);
   }

@@ -18,7 +18,7 @@
  * handlers for read, write, fsync, statfs, utimens and open must be given all the same: where the table did not take hold
  * (interceptions() is 0 after the mount) they serve everything.
  */
-import { fromNative } from './errors.js';
+import { translatedNow } from './errors.js';
 import type { Image } from './image.js';
 import { addon, requireModule, type Traffic } from './native.js';
 import { checkFlag, checkOptions, checkPath, checkSnapshotName } from './validate.js';
@@ -40,7 +40,7 @@ export interface HandleOptions {
 export function requireFuse(directory: string): unknown {
   checkPath('the image directory', directory);
   const { lib } = requireModule('fuse-shared-library') as { lib: string };
-  translated(() => {
+  translatedNow(() => {
     addon().fuseLoad(lib, directory);
   });
   return requireModule('fuse-native');
@@ -73,7 +73,7 @@ export function openHandle(image: Image, options: HandleOptions): number {
   checkOptions('the options of openHandle', options, ['snapshot', 'writable']);
   checkFlag('the option "writable"', options.writable);
   if (options.snapshot !== undefined) checkSnapshotName(options.snapshot);
-  return translated(() => addon().fuseOpenHandle(image.native, options.snapshot ?? '', options.writable));
+  return translatedNow(() => addon().fuseOpenHandle(image.native, options.snapshot ?? '', options.writable));
 }
 
 /**
@@ -82,7 +82,7 @@ export function openHandle(image: Image, options: HandleOptions): number {
  */
 export function moveHandle(fh: number, image: Image, options: HandleOptions): void {
   checkOptions('the options of moveHandle', options, ['snapshot', 'writable']);
-  translated(() => {
+  translatedNow(() => {
     addon().fuseMoveHandle(fh, image.native, options.snapshot ?? '', options.writable);
   });
 }
@@ -90,12 +90,4 @@ export function moveHandle(fh: number, image: Image, options: HandleOptions): vo
 /** For release: lets a handle go. False where it is not one of ours. Requests under way end in peace. */
 export function closeHandle(fh: number): boolean {
   return addon().fuseCloseHandle(fh);
-}
-
-function translated<T>(work: () => T): T {
-  try {
-    return work();
-  } catch (error) {
-    throw fromNative(error);
-  }
 }

@@ -130,6 +130,10 @@ export interface NativeAddon {
   checkUserfaultfd(): void;
   become(words: string[], environment: string[]): never;
 
+  /** See daemon.ts. */
+  notifyManager(socket: string, text: string): void;
+  logTo(file: string): void;
+
   /** See attach-server.ts. */
   AttachServer: new (path: string, onEvent: (event: NativeAttachEvent) => void) => NativeAttachServer;
 }

@@ -1,14 +1,12 @@
 /** Becoming another program, and whether that one may serve its own page faults: what `pcow run` needs of the addon. */
-import { fromNative } from './errors.js';
+import { translatedNow } from './errors.js';
 import { addon } from './native.js';
 
 /** Throws PCOW_PERMISSION with the command that grants the right, or what this kernel lacks. */
 export function checkUserfaultfd(): void {
-  try {
+  translatedNow(() => {
     addon().checkUserfaultfd();
-  } catch (error) {
-    throw fromNative(error);
-  }
+  });
 }
 
 /**
@@ -20,9 +18,5 @@ export function become(words: readonly [string, ...string[]], environment: NodeJ
   const variables = Object.entries(environment).flatMap(([name, value]) =>
     value === undefined ? [] : [`${name}=${value}`],
   );
-  try {
-    return addon().become([...words], variables);
-  } catch (error) {
-    throw fromNative(error);
-  }
+  return translatedNow(() => addon().become([...words], variables));
 }

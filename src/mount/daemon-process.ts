@@ -1,11 +1,11 @@
-/** The program of a mount's process (daemon.ts): DIRECTORY MOUNTPOINT OPTIONS, the last as JSON. */
+/** The program of a mount's process (daemon.ts): DIRECTORY MOUNTPOINT OPTIONS LOG; OPTIONS is JSON, LOG may be empty. */
 import { PcowError } from '../engine/index.js';
-import { endOnSignals, type Readiness } from './daemon.js';
+import { endOnSignals, type Readiness, reopenLogOnHangup } from './daemon.js';
 import { errnoOf, sentenceOf } from './failure.js';
 import { mountDirectory } from './mount.js';
 import type { MountOptions } from './options.js';
 
-const [directory = '', mountpoint = '', options = '{}'] = process.argv.slice(2);
+const [directory = '', mountpoint = '', options = '{}', logFile = ''] = process.argv.slice(2);
 process.title = `pcow mount ${directory} ${mountpoint}`;
 
 function tell(readiness: Readiness): Promise<void> {
@@ -19,7 +19,8 @@ function tell(readiness: Readiness): Promise<void> {
 
 try {
   const mount = await mountDirectory(directory, mountpoint, JSON.parse(options) as MountOptions);
-  endOnSignals(mount);
+  endOnSignals(mount, ['SIGINT', 'SIGTERM']);
+  reopenLogOnHangup(logFile);
   await tell({ ready: true });
   if (process.connected) {
     process.disconnect();

@@ -5,17 +5,19 @@ import { type FileHandle, open, realpath } from 'node:fs/promises';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
 
+import { logTo } from '../engine/daemon.js';
 import { PcowError, type PcowErrorCode } from '../engine/index.js';
 import { sentenceOf } from './failure.js';
 import { log } from './log.js';
 import type { Mount } from './mount.js';
 import { mountError } from './mountpoint.js';
 import { type MountOptions, settingsOf } from './options.js';
+import { tellStopping } from './service-manager.js';
 
 const PROGRAM = fileURLToPath(new URL('daemon-process.js', import.meta.url));
 
 export interface DaemonOptions extends MountOptions {
-  /** A file that the daemon appends its log to. Default: no log. */
+  /** A file that the daemon appends its log to, and opens anew at SIGHUP. Default: no log. */
   log?: string | undefined;
 }
 
@@ -31,10 +33,10 @@ export async function startDaemon(
   const settings = settingsOf(options);
   const output = logFile === undefined ? null : await openLog(logFile);
   try {
-    const stream = output?.fd ?? 'ignore';
+    const stream = output?.handle.fd ?? 'ignore';
     const child = spawn(
       process.execPath,
-      [PROGRAM, path.resolve(directory), path.resolve(mountpoint), JSON.stringify(settings)],
+      [PROGRAM, path.resolve(directory), path.resolve(mountpoint), JSON.stringify(settings), output?.file ?? ''],
       { detached: true, cwd: '/', stdio: ['ignore', stream, stream, 'ipc'] },
     );
     const end = once(child, 'exit').then(([status, signal]) => {
@@ -57,24 +59,44 @@ export async function startDaemon(
     child.unref();
     return child.pid ?? 0;
   } finally {
-    await output?.close();
+    await output?.handle.close();
   }
 }
 
-async function openLog(file: string): Promise<FileHandle> {
+/** `file`: as a path that the daemon can open again from its own working directory. */
+async function openLog(given: string): Promise<{ handle: FileHandle; file: string }> {
   try {
-    const directory = await realpath(path.dirname(path.resolve(file)));
-    return await open(path.join(directory, path.basename(file)), 'a', 0o640);
+    const directory = await realpath(path.dirname(path.resolve(given)));
+    const file = path.join(directory, path.basename(given));
+    return { handle: await open(file, 'a', 0o640), file };
   } catch (cause) {
-    throw mountError(`the log file ${file} can't be written: ${sentenceOf(cause)}`, cause);
+    throw mountError(`the log file ${given} can't be written: ${sentenceOf(cause)}`, cause);
   }
+}
+
+/** Signals that end a mount in the foreground: the last is what its terminal sends as it closes. */
+const ENDS = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const;
+
+/** A daemon has no terminal: SIGHUP is from who has renamed its log. */
+export function reopenLogOnHangup(file: string): void {
+  process.on('SIGHUP', () => {
+    if (file === '') {
+      return;
+    }
+    try {
+      logTo(file);
+      log('SIGHUP: the log is opened anew');
+    } catch (error) {
+      log(sentenceOf(error));
+    }
+  });
 }
 
 /**
- * Lets SIGINT, SIGTERM and SIGHUP end a mount, and keeps the process alive through exceptions that nobody expected: other
- * images must not suffer from them. Where files are open, the mount goes out of sight and ends with the last of them.
+ * Lets signals end a mount, and keeps the process alive through exceptions that nobody expected: other images must not suffer from
+ * them. Where files are open, the mount goes out of sight and ends with the last of them.
  */
-export function endOnSignals(mount: Mount): void {
+export function endOnSignals(mount: Mount, signals: readonly NodeJS.Signals[] = ENDS): void {
   let ending = false;
   const end = (signal: NodeJS.Signals) => {
     log(`${signal}: ending the mount on ${mount.mountpoint}`);
@@ -82,6 +104,7 @@ export function endOnSignals(mount: Mount): void {
       return;
     }
     ending = true;
+    tellStopping();
     mount
       .unmount()
       .catch(async (error: unknown) => {
@@ -93,7 +116,7 @@ export function endOnSignals(mount: Mount): void {
         log(`the mount on ${mount.mountpoint} could not be ended: ${sentenceOf(error)}`);
       });
   };
-  for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
+  for (const signal of signals) {
     process.on(signal, end);
   }
   // Who read the log may be gone (`2>&1 | head`): an error of its own for every line would be logged in its turn, for ever.

@@ -2,4 +2,5 @@
 export { type DaemonOptions, endOnSignals, startDaemon } from './daemon.js';
 export { type EndFailures, type Mount, mountDirectory } from './mount.js';
 export type { MountOptions } from './options.js';
+export { tellReady } from './service-manager.js';
 export { umount } from './umount.js';

@@ -1,11 +1,26 @@
 /**
- * What a mount tells its operator: one line for each event, on stderr, which is the log file of a daemon. Details for
+ * What a mount tells its operator: one line for each event, on stderr, which is the log file of a daemon, or the journal. Details for
  * debugging go through `debug` (DEBUG=pcow:mount:*) instead.
  */
+import { fstatSync } from 'node:fs';
+
 import createDebug from 'debug';
 
+/** The journal has times of its own. */
+const journal = isJournal(process.env.JOURNAL_STREAM);
+
 export function log(line: string): void {
-  process.stderr.write(`${new Date().toISOString()} ${oneLine(line)}\n`);
+  const time = journal ? '' : `${new Date().toISOString()} `;
+  process.stderr.write(`${time}${oneLine(line)}\n`);
+}
+
+/** Whether stderr is the stream that systemd has named in the environment: it may lead elsewhere by now. */
+function isJournal(stream: string | undefined): boolean {
+  if (stream === undefined) {
+    return false;
+  }
+  const { dev, ino } = fstatSync(process.stderr.fd);
+  return stream === `${dev}:${ino}`;
 }
 
 export function debugLog(noun: string): createDebug.Debugger {

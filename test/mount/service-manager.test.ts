@@ -1,0 +1,66 @@
+/** A mount in the foreground tells the service manager that started it when it is ready, and when it ends. */
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { readFile } from 'node:fs/promises';
+import path from 'node:path';
+import { createInterface } from 'node:readline';
+import { fileURLToPath } from 'node:url';
+
+import test, { type ExecutionContext } from 'ava';
+
+import { imagesFor, MiB, type TestMount } from '../helpers/mount.js';
+import { pcowProgram } from '../helpers/mounted.js';
+
+const LISTENER = fileURLToPath(new URL('../../../test/programs/notify-socket.py', import.meta.url));
+
+/** A fake service manager; yields what it is told. */
+async function listener(t: ExecutionContext<unknown>, socket: string): Promise<AsyncIterator<string>> {
+  const child = spawn('python3', [LISTENER, socket], { stdio: ['ignore', 'pipe', 'inherit'] });
+  t.teardown(() => child.kill('SIGKILL'));
+  const lines = createInterface({ input: child.stdout })[Symbol.asyncIterator]();
+  t.is((await lines.next()).value, 'ready');
+  return lines;
+}
+
+async function mountUnder(t: ExecutionContext<unknown>, mount: TestMount, socket: string) {
+  const words = ['--pdeathsig', 'KILL', '--', process.execPath, pcowProgram, 'mount', '--foreground'];
+  const child = spawn('setpriv', [...words, mount.images, mount.point], {
+    env: { ...process.env, NOTIFY_SOCKET: socket },
+    stdio: ['ignore', 'ignore', 'pipe'],
+  });
+  t.teardown(async () => {
+    child.kill('SIGKILL');
+    await once(spawn('fusermount3', ['-u', '-z', mount.point], { stdio: 'ignore' }), 'close');
+  });
+  let log = '';
+  child.stderr.setEncoding('utf8').on('data', (text: string) => (log += text));
+  const ended = once(child, 'close').then(([exit]) => ({ exit: exit as number | null, log }));
+  return { child, ended };
+}
+
+for (const place of ['a path', 'an abstract name'] as const) {
+  test.serial(`READY=1 when it is mounted, STOPPING=1 as it ends: by ${place}`, async (t) => {
+    const mount = await imagesFor(t, { vm1: MiB });
+    const socket = place === 'a path' ? path.join(mount.scratch, 'notify') : `@pcow-test-${process.pid}`;
+    const messages = await listener(t, socket);
+    const { child, ended } = await mountUnder(t, mount, socket);
+    const ready = (await messages.next()) as IteratorYieldResult<string>;
+    t.is(JSON.parse(ready.value), `READY=1\nSTATUS=${mount.images} is mounted on ${mount.point}\n`);
+    // It is true.
+    t.is((await readFile(mount.file('vm1'))).length, MiB);
+    child.kill('SIGTERM');
+    const stopping = (await messages.next()) as IteratorYieldResult<string>;
+    t.is(JSON.parse(stopping.value), 'STOPPING=1\n');
+    t.is((await ended).exit, 0);
+  });
+}
+
+test.serial('a service manager that can not be reached is told of in the log, and harms nothing', async (t) => {
+  const mount = await imagesFor(t, { vm1: MiB });
+  const { child, ended } = await mountUnder(t, mount, path.join(mount.scratch, 'nobody'));
+  await once(child.stderr, 'data');
+  child.kill('SIGTERM');
+  const { exit, log } = await ended;
+  t.is(exit, 0);
+  t.regex(log, /can't reach the service manager at .*nobody/);
+});
