@@ -1,13 +1,15 @@
-/** The man pages of both programs, with the sections that have no place in a help text. */
+/** The man pages of the programs, with the sections that have no place in a help text. */
 import { manPage, type Section } from './man.js';
+import { mountHelperProgram } from './mount-helper-program.js';
 import { pcowImgProgram } from './pcow-img-program.js';
 import { pcowProgram } from './pcow-program.js';
 
 /** File name in docs/man/ and text. */
 export function manPages(): [string, string][] {
   return [
-    ['pcow.1', manPage(pcowProgram(), PCOW_SECTIONS)],
-    ['pcow-img.1', manPage(pcowImgProgram(), PCOW_IMG_SECTIONS)],
+    ['pcow.1', manPage(pcowProgram(), 1, PCOW_SECTIONS)],
+    ['pcow-img.1', manPage(pcowImgProgram(), 1, PCOW_IMG_SECTIONS)],
+    ['mount.fuse.pcow.8', manPage(mountHelperProgram(), 8, MOUNT_HELPER_SECTIONS)],
   ];
 }
 
@@ -36,7 +38,7 @@ const PCOW_SECTIONS: Section[] = [
     ],
   },
   ENVIRONMENT,
-  { title: 'See also', paragraphs: ['pcow-img(1), qemu-system-x86_64(1), fusermount3(1)'] },
+  { title: 'See also', paragraphs: ['pcow-img(1), mount.fuse.pcow(8), qemu-system-x86_64(1), fusermount3(1)'] },
 ];
 
 const PCOW_IMG_SECTIONS: Section[] = [
@@ -50,4 +52,9 @@ const PCOW_IMG_SECTIONS: Section[] = [
   },
   ENVIRONMENT,
   { title: 'See also', paragraphs: ['pcow(1)'] },
+];
+
+const MOUNT_HELPER_SECTIONS: Section[] = [
+  ENVIRONMENT,
+  { title: 'See also', paragraphs: ['pcow(1), mount(8), fstab(5)'] },
 ];

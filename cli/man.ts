@@ -8,22 +8,27 @@ export interface Section {
   paragraphs: string[];
 }
 
-/** The page in section 1 of the manual. `sections` come after the commands. */
-export function manPage(program: Command, sections: Section[]): string {
+/** Of the manual: commands, or what is for the administrator. */
+type ManSection = 1 | 8;
+
+const HEADINGS: Record<ManSection, string> = { 1: 'User Commands', 8: 'System Administration' };
+
+/** The page of a program, with its commands where it has any. `sections` come after those. */
+export function manPage(program: Command, section: ManSection, sections: Section[]): string {
   const name = program.name();
   const [summary, ...description] = program.description().split('\n\n');
   const lines = [
-    `.TH ${name.toUpperCase()} 1 "" "Pcow ${program.version() ?? ''}" "User Commands"`,
+    `.TH ${name.toUpperCase()} ${section} "" "Pcow ${program.version() ?? ''}" "${HEADINGS[section]}"`,
     '.SH NAME',
     text(`${name} - ${lowerFirst(summary ?? '').replace(/\.$/, '')}`),
     '.SH SYNOPSIS',
     `.B ${escape(name)}`,
-    '.I command',
-    '[options] [arguments]',
+    ...(program.commands.length > 0 ? ['.I command', '[options] [arguments]'] : [text(program.usage())]),
     ...(description.length === 0 ? [] : ['.SH DESCRIPTION']),
     ...description.flatMap((paragraph) => ['.PP', text(paragraph.replaceAll('\n', ' '))]),
-    '.SH COMMANDS',
-    ...program.commands.flatMap(commandLines),
+    ...(program.commands.length > 0
+      ? ['.SH COMMANDS', ...program.commands.flatMap(commandLines)]
+      : ['.SH OPTIONS', ...bodyOf(program)]),
     '.SH EXIT STATUS',
     ...exitCodes.flatMap(({ exit, meaning }) => ['.TP', `.B ${exit}`, text(meaning)]),
     ...sections.flatMap(({ title, paragraphs }) => [
@@ -35,11 +40,17 @@ export function manPage(program: Command, sections: Section[]): string {
 }
 
 function commandLines(command: Command): string[] {
-  const notes = notesFor(command);
-  const entries = [...command.registeredArguments, ...command.options].filter((entry) => entry.description !== '');
   return [
     `.SS ${escape(`${command.name()} ${command.usage()}`)}`,
     text(command.description().split('\n\n')[0] ?? ''),
+    ...bodyOf(command),
+  ];
+}
+
+function bodyOf(command: Command): string[] {
+  const notes = notesFor(command);
+  const entries = [...command.registeredArguments, ...command.options].filter((entry) => entry.description !== '');
+  return [
     ...entries.flatMap((entry) => ['.TP', `.B ${escape(term(entry))}`, text(meaning(entry))]),
     ...(notes?.text ?? []).flatMap((paragraph) => ['.PP', text(paragraph)]),
     ...(notes?.examples ?? []).flatMap((example) => [

@@ -21,6 +21,11 @@ export function pcowImgIn(directory: string): Run {
   return (...words) => outcomeOf('pcow-img', directory, words);
 }
 
+/** `mount.fuse.pcow` in a working directory. */
+export function mountHelperIn(directory: string): Run {
+  return (...words) => outcomeOf('mount-fuse-pcow', directory, words);
+}
+
 /** What a command that must succeed prints. */
 export async function succeeds(t: ExecutionContext<unknown>, outcome: Promise<Outcome>): Promise<string> {
   const { exit, stdout, stderr } = await outcome;

@@ -1,0 +1,82 @@
+/** `mount.fuse.pcow`: what mount(8) runs for the type fuse.pcow, from a command line or from /etc/fstab. */
+import type { Command } from 'commander';
+import { type DaemonOptions, startDaemon } from '../src/mount/index.js';
+import { Failure } from './errors.js';
+import { addNotes } from './help.js';
+import { newProgram } from './program.js';
+import { quote } from './quote.js';
+
+interface Options {
+  o: string[];
+  fake?: boolean;
+  sloppy?: boolean;
+}
+
+/** Those of mount(8) that hold for every mount of Pcow, or that are not for it: they change nothing. */
+const WITHOUT_EFFECT =
+  /^(defaults|rw|auto|noauto|users?|nousers?|owner|group|nofail|_netdev|nosuid|nodev|exec|async|(no|rel|strict)atime|x-.*|comment=.*)$/i;
+
+export function mountHelperProgram(): Command {
+  const program = newProgram('mount.fuse.pcow')
+    .summary('mount an image directory of Pcow')
+    .description(
+      'Mounts an image directory of Pcow.\n\nAs “pcow mount” does. mount(8) runs it for the type fuse.pcow, also for lines of /etc/fstab.',
+    )
+    .argument('<dir>', 'the image directory')
+    .argument('<mountpoint>', 'an empty directory')
+    .option('-o <options>', 'mount options with commas between them', collected, [])
+    .option('-f, --fake', 'look at the options, and mount nothing')
+    .option('-s, --sloppy', 'pass over unknown options')
+    .option('-n', 'as in mount(8); without effect')
+    .option('-v', 'as in mount(8); without effect')
+    .option('-t <type>', 'as in mount(8); without effect')
+    .usage('<dir> <mountpoint> [-o options]')
+    .action(mountIt);
+  addNotes(program, {
+    text: [
+      'Options after -o: “ro” (never write to an image), “allow_other” (let other users in, as far as the modes of the images let them), ' +
+        '“allow_outside_base” (show images whose base lies outside of the directory), “no_stop” (never stop a process for a ' +
+        'snapshot), “log=FILE” (append what happens to this file; SIGHUP opens it anew). The common ones of mount(8) are taken, too.',
+    ],
+    examples: [
+      { command: 'mount -t fuse.pcow /srv/images /mnt', does: 'as pcow mount /srv/images /mnt' },
+      {
+        command: '/srv/images /mnt fuse.pcow allow_other,log=/var/log/pcow.log,nofail 0 0',
+        does: 'a line of /etc/fstab',
+      },
+    ],
+  });
+  return program;
+}
+
+async function mountIt(directory: string, mountpoint: string, options: Options): Promise<void> {
+  const settings = settingsOf(options.o, options.sloppy === true);
+  if (options.fake !== true) {
+    await startDaemon(directory, mountpoint, settings);
+  }
+}
+
+/** What the words after -o ask for. */
+export function settingsOf(words: string[], sloppy: boolean): DaemonOptions {
+  const settings: DaemonOptions = {};
+  for (const word of words) {
+    if (word === 'ro') settings.readOnly = true;
+    else if (word === 'rw') settings.readOnly = false;
+    else if (word === 'allow_other') settings.allowOther = true;
+    else if (word === 'allow_outside_base') settings.allowOutsideBase = true;
+    else if (word === 'no_stop') settings.stopMappers = false;
+    else if (word.startsWith('log=')) settings.log = word.slice('log='.length);
+    else if (!sloppy && !WITHOUT_EFFECT.test(word)) throw unknown(word);
+  }
+  return settings;
+}
+
+function unknown(word: string): Failure {
+  return word === 'remount'
+    ? new Failure('PCOW_USAGE', 'a mount of Pcow keeps its options', 'unmount it, then mount it with the new ones')
+    : new Failure('PCOW_USAGE', `there is no mount option ${quote(word)}`, 'man 8 mount.fuse.pcow');
+}
+
+function collected(list: string, before: string[]): string[] {
+  return [...before, ...list.split(',').filter((word) => word !== '')];
+}

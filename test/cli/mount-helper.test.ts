@@ -1,0 +1,77 @@
+/** `mount.fuse.pcow`, called as mount(8) calls it. */
+import { execFile } from 'node:child_process';
+import { readFile, rename, writeFile } from 'node:fs/promises';
+import path from 'node:path';
+import { promisify } from 'node:util';
+import test, { type ExecutionContext } from 'ava';
+import { settingsOf } from '../../cli/mount-helper-program.js';
+import { umount } from '../../src/mount/index.js';
+import { pcowMounts } from '../../src/mounts.js';
+import { eventually } from '../helpers/eventually.js';
+import { imagesFor, MiB, type TestMount } from '../helpers/mount.js';
+import { fails, mountHelperIn, succeeds } from './outcome.js';
+
+const run = promisify(execFile);
+
+async function stage(t: ExecutionContext<unknown>): Promise<TestMount> {
+  const images = await imagesFor(t, { vm1: MiB });
+  t.teardown(() => run('fusermount3', ['-u', '-z', images.point]).catch(() => undefined));
+  return images;
+}
+
+test('options of mount(8) and of Pcow', (t) => {
+  t.deepEqual(settingsOf(['rw', 'nosuid', 'nodev', 'relatime', 'x-systemd.automount', 'nofail'], false), {
+    readOnly: false,
+  });
+  t.deepEqual(settingsOf(['ro', 'allow_other', 'allow_outside_base', 'no_stop', 'log=/a=b'], false), {
+    readOnly: true,
+    allowOther: true,
+    allowOutsideBase: true,
+    stopMappers: false,
+    log: '/a=b',
+  });
+  t.throws(() => settingsOf(['allow-other'], false), { message: /no mount option "allow-other"/ });
+  t.throws(() => settingsOf(['remount', 'ro'], false), { message: /keeps its options/ });
+  t.deepEqual(settingsOf(['unheard_of'], true), {});
+});
+
+test.serial('it mounts, with its options, and the mount outlives it', async (t) => {
+  const { images, point } = await stage(t);
+  const helper = mountHelperIn('/');
+  await succeeds(t, helper(images, point, '-f', '-o', 'ro'));
+  t.false((await pcowMounts()).some(({ mountpoint }) => mountpoint === point));
+  await succeeds(t, helper(images, point, '-n', '-v', '-o', 'ro,nosuid,nodev', '-t', 'fuse.pcow'));
+  t.like(
+    (await pcowMounts()).find(({ mountpoint }) => mountpoint === point),
+    { directory: images, readOnly: true },
+  );
+  t.is((await readFile(path.join(point, 'vm1'))).length, MiB);
+  await umount(point);
+});
+
+test.serial('what goes wrong is told, with the exit codes of pcow', async (t) => {
+  const { images, point, scratch } = await stage(t);
+  const helper = async (...words: string[]) => {
+    const { stderr, ...rest } = await mountHelperIn('/')(...words);
+    return { stderr: stderr.replace(/^mount\.fuse\.pcow: /, 'pcow: '), ...rest };
+  };
+  await fails(t, helper(images, path.join(scratch, 'none')), 11, /mountpoint .* does not exist/);
+  await fails(t, helper(images, point, '-o', 'nonsense'), 2, /no mount option "nonsense"/);
+  await fails(t, helper(images), 2, /mountpoint/);
+});
+
+test.serial('SIGHUP opens the log anew', async (t) => {
+  const { images, point, scratch } = await stage(t);
+  const log = path.join(scratch, 'mount.log');
+  await succeeds(t, mountHelperIn('/')(images, point, '-o', `log=${log}`));
+  const { pid } = JSON.parse(await readFile(path.join(point, '.pcow/status'), 'utf8')) as { pid: number };
+  await rename(log, `${log}.1`);
+  process.kill(pid, 'SIGHUP');
+  await eventually(async () => (await readFile(log, 'utf8').catch(() => '')).includes('opened anew'));
+  await t.throwsAsync(writeFile(path.join(point, '.pcow/vm1/rollback'), 'none'), { code: 'ENOENT' });
+  t.regex(await readFile(log, 'utf8'), /rollback failed/);
+  const old = await readFile(`${log}.1`, 'utf8');
+  t.regex(old, /is mounted on/);
+  t.notRegex(old, /rollback failed/);
+  await umount(point);
+});
