@@ -22,7 +22,7 @@ async function listener(t: ExecutionContext<unknown>, socket: string): Promise<A
   return lines;
 }
 
-async function mountUnder(t: ExecutionContext<unknown>, mount: TestMount, socket: string) {
+function mountUnder(t: ExecutionContext<unknown>, mount: TestMount, socket: string) {
   const words = ['--pdeathsig', 'KILL', '--', process.execPath, pcowProgram, 'mount', '--foreground'];
   const child = spawn('setpriv', [...words, mount.images, mount.point], {
     env: { ...process.env, NOTIFY_SOCKET: socket },
@@ -43,7 +43,7 @@ for (const place of ['a path', 'an abstract name'] as const) {
     const mount = await imagesFor(t, { vm1: MiB });
     const socket = place === 'a path' ? path.join(mount.scratch, 'notify') : `@pcow-test-${process.pid}`;
     const messages = await listener(t, socket);
-    const { child, ended } = await mountUnder(t, mount, socket);
+    const { child, ended } = mountUnder(t, mount, socket);
     const ready = (await messages.next()) as IteratorYieldResult<string>;
     t.is(JSON.parse(ready.value), `READY=1\nSTATUS=${mount.images} is mounted on ${mount.point}\n`);
     // It is true.
@@ -57,7 +57,7 @@ for (const place of ['a path', 'an abstract name'] as const) {
 
 test.serial('a service manager that can not be reached is told of in the log, and harms nothing', async (t) => {
   const mount = await imagesFor(t, { vm1: MiB });
-  const { child, ended } = await mountUnder(t, mount, path.join(mount.scratch, 'nobody'));
+  const { child, ended } = mountUnder(t, mount, path.join(mount.scratch, 'nobody'));
   await once(child.stderr, 'data');
   child.kill('SIGTERM');
   const { exit, log } = await ended;
