@@ -5,6 +5,7 @@ import { addCreate } from './commands/create.js';
 import { addDelete } from './commands/delete.js';
 import { addExitCodes } from './commands/exit-codes.js';
 import { addInfo } from './commands/info.js';
+import { addLibvirtXml } from './commands/libvirt-xml.js';
 import { addList } from './commands/list.js';
 import { addMount } from './commands/mount.js';
 import { addQemuArgs } from './commands/qemu-args.js';
@@ -36,6 +37,7 @@ export function pcowProgram(): Command {
     addMount,
     addUmount,
     addQemuArgs,
+    addLibvirtXml,
     addRun,
     addTop,
     addExitCodes,

@@ -10,22 +10,26 @@ export const DEVICES = ['virtio-pmem', 'nvdimm'] as const;
 export type Device = (typeof DEVICES)[number];
 
 /** QEMU places and KVM maps persistent memory in huge pages: anything else is refused, or falls back to small ones. */
-const SIZE_STEP = 2 * MIB;
+export const SIZE_STEP = 2 * MIB;
 /** A Linux guest manages its memory in sections of this size; the rest of a last one is lost or refused. */
-const SECTION = 128 * MIB;
+export const SECTION = 128 * MIB;
 /** x86 guests have 40 address bits unless told otherwise. */
-const DEFAULT_ADDRESS_BITS = 40;
+export const DEFAULT_ADDRESS_BITS = 40;
 
-export interface QemuRequest {
+export interface Backing {
   /** The mounted flat file. */
   file: string;
   /** Its size in bytes. */
   size: number;
+  /** Names the memory backend; the device is called ID-device. */
+  id: string;
+}
+
+export interface QemuRequest {
+  images: Backing[];
   device: Device;
   /** Bytes of ordinary memory of the virtual machine. */
   memory: number;
-  /** Names the memory backend; the device is called ID-device. */
-  id: string;
   /** nvdimm only: tell the guest that its flushes are not durable. */
   unarmed: boolean;
 }
@@ -36,64 +40,94 @@ export interface QemuOptions {
 }
 
 export function qemuOptions(request: QemuRequest): QemuOptions {
-  const { file, size, device, memory, id, unarmed } = request;
-  if (size % SIZE_STEP !== 0) {
-    const fitting = sizeArgument(Math.ceil(size / SIZE_STEP) * SIZE_STEP);
-    throw new Failure(
-      'PCOW_INVALID',
-      `${quote(file)} has ${size} bytes, which is not a multiple of 2 MiB, as QEMU needs it; the next one is ${fitting}`,
-      `pcow resize ${file} ${fitting}`,
-    );
-  }
-  if (!/^[A-Za-z][A-Za-z0-9._-]*$/.test(id)) {
-    throw new Failure(
-      'PCOW_USAGE',
-      `${quote(id)} can't be an id in QEMU`,
-      'take letters, digits, “.”, “_” and “-”, beginning with a letter',
-    );
-  }
+  const { images, device, memory, unarmed } = request;
+  const maxMemory = maxMemoryOf(request);
+  const bits = addressBits(maxMemory);
+  const machine = device === 'nvdimm' ? 'q35,nvdimm=on' : 'q35';
+  return {
+    args: [
+      ...['-machine', machine],
+      ...(bits > DEFAULT_ADDRESS_BITS ? ['-cpu', `max,phys-bits=${bits}`] : []),
+      ...['-m', `${memory / MIB}M,slots=${images.length},maxmem=${maxMemory / MIB}M`],
+      ...images.flatMap((image) => ['-object', backendOf(image), '-device', deviceOf(image, device, unarmed)]),
+    ],
+    warnings: warningsFor(request),
+  };
+}
+
+/** The value of -object. */
+export function backendOf({ file, size, id }: Backing): string {
+  return `memory-backend-file,id=${id},share=on,mem-path=${escapeValue(file)},size=${size}`;
+}
+
+/** The value of -device. */
+export function deviceOf({ id }: Backing, device: Device, unarmed: boolean): string {
+  const common = `id=${id}-device,memdev=${id}`;
+  return device === 'nvdimm' ? `nvdimm,${common}${unarmed ? ',unarmed=on' : ''}` : `virtio-pmem-pci,${common}`;
+}
+
+/** What holds however the virtual machine is described; fails where QEMU would not take an image. */
+export function warningsFor({ images, device, unarmed }: Pick<QemuRequest, 'images' | 'device' | 'unarmed'>): string[] {
   const warnings: string[] = [];
-  if (size % SECTION !== 0) {
-    const fitting = sizeArgument(Math.ceil(size / SECTION) * SECTION);
-    warnings.push(
-      `${formatSize(size)} is not a multiple of 128 MiB: some guests can't use all of it, or none ` +
-        `(pcow resize ${file} ${fitting})`,
-    );
+  for (const { file, size } of images) {
+    if (size % SIZE_STEP !== 0) {
+      const fitting = sizeArgument(Math.ceil(size / SIZE_STEP) * SIZE_STEP);
+      throw new Failure(
+        'PCOW_INVALID',
+        `${quote(file)} has ${size} bytes, which is not a multiple of 2 MiB, as QEMU needs it; the next one is ${fitting}`,
+        `pcow resize ${file} ${fitting}`,
+      );
+    }
+    if (size % SECTION !== 0) {
+      warnings.push(`${quote(file)}: ${sectionWarning(size)} (pcow resize ${file} ${nextSection(size)})`);
+    }
   }
   if (device === 'nvdimm') {
     warnings.push(
       unarmed
         ? 'unarmed=on: the guest knows that its flushes are not durable; Linux makes such a device read-only'
-        : 'what a guest flushes by processor instructions alone is not durable on a file that is not DAX: ' +
-            'virtio-pmem is, as its flush is an fsync here',
+        : NVDIMM_WARNING,
     );
   }
+  return warnings;
+}
 
-  const maxMemory = memory + Math.ceil(size / GIB) * GIB;
-  const bits = addressBits(maxMemory);
-  const machine = device === 'nvdimm' ? 'q35,nvdimm=on' : 'q35';
-  const backend = `memory-backend-file,id=${id},share=on,mem-path=${escapeValue(file)},size=${size}`;
-  const front =
-    device === 'nvdimm'
-      ? `nvdimm,id=${id}-device,memdev=${id}${unarmed ? ',unarmed=on' : ''}`
-      : `virtio-pmem-pci,id=${id}-device,memdev=${id}`;
-  return {
-    args: [
-      ...['-machine', machine],
-      ...(bits > DEFAULT_ADDRESS_BITS ? ['-cpu', `max,phys-bits=${bits}`] : []),
-      ...['-m', `${memory / MIB}M,slots=1,maxmem=${maxMemory / MIB}M`],
-      ...['-object', backend],
-      ...['-device', front],
-    ],
-    warnings,
-  };
+export const NVDIMM_WARNING =
+  'what a guest flushes by processor instructions alone is not durable on a file that is not DAX: ' +
+  'virtio-pmem is, as its flush is an fsync here';
+
+export function sectionWarning(size: number): string {
+  return `${formatSize(size)} is not a multiple of 128 MiB: some guests can't use all of it, or none`;
+}
+
+export function nextSection(size: number): string {
+  return sizeArgument(Math.ceil(size / SECTION) * SECTION);
+}
+
+/** Bytes, a multiple of 1 GiB for each image: room for their alignment. */
+export function maxMemoryOf({ images, memory }: Pick<QemuRequest, 'images' | 'memory'>): number {
+  return images.reduce((sum, { size }) => sum + Math.ceil(size / GIB) * GIB, memory);
+}
+
+/** An id in QEMU for each image: the given one, with a number where there are several. */
+export function backingIds(given: string | undefined, count: number): string[] {
+  if (given !== undefined && !/^[A-Za-z][A-Za-z0-9._-]*$/.test(given)) {
+    throw new Failure(
+      'PCOW_USAGE',
+      `${quote(given)} can't be an id in QEMU`,
+      'take letters, digits, “.”, “_” and “-”, beginning with a letter',
+    );
+  }
+  return given !== undefined && count === 1
+    ? [given]
+    : Array.from({ length: count }, (_, number) => `${given ?? 'pcow'}${number}`);
 }
 
 /**
  * How many address bits a guest needs. QEMU puts such memory above the ordinary one, at the next GiB, with room for
  * the 32-bit hole and PCI; what would cross 1 TiB moves above it, because of a hole that AMD machines have there.
  */
-function addressBits(maxMemory: number): number {
+export function addressBits(maxMemory: number): number {
   const room = maxMemory + 8 * GIB;
   const end = room > 1012 * GIB ? room + 1024 * GIB : room;
   return Math.max(DEFAULT_ADDRESS_BITS, Math.ceil(Math.log2(end)));

@@ -45,7 +45,8 @@ function monitorVariables({ cleanCache, log }: MonitorOptions): Record<string, s
   };
 }
 
-function monitorLibrary(): string {
+/** The library to preload. Fails where it is not built, or lies where the dynamic linker can't find it. */
+export function monitorLibrary(): string {
   if (/[\s:]/.test(MONITOR)) {
     throw new PcowError(
       'PCOW_UNSUPPORTED',

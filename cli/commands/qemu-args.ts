@@ -1,17 +1,16 @@
-import { stat } from 'node:fs/promises';
 import { Option, type Command } from 'commander';
+import { backingsFor } from '../backings.js';
 import { Failure, warn } from '../errors.js';
 import { addNotes } from '../help.js';
 import { say, sayJson } from '../output.js';
 import { DEVICES, qemuOptions, type Device } from '../qemu.js';
 import { quote } from '../quote.js';
 import { parseMemory } from '../size.js';
-import { findImage, flatFile } from '../target.js';
 
 interface Options {
   device: Device;
   memory: string;
-  id: string;
+  id?: string;
   unarmed?: boolean;
   json?: boolean;
 }
@@ -19,12 +18,12 @@ interface Options {
 export function addQemuArgs(program: Command): void {
   const command = program
     .command('qemu-args')
-    .summary('print the options with which QEMU maps an image')
-    .description('Prints the options with which QEMU maps a mounted image as persistent memory of its guest.')
-    .argument('<file>', 'the mounted flat file, or the image file of a mounted directory')
+    .summary('print the options with which QEMU maps images')
+    .description('Prints the options with which QEMU maps mounted images as persistent memory of its guest.')
+    .argument('<image...>', 'the mounted flat files, or the image files of a mounted directory')
     .addOption(new Option('--device <device>', 'what the guest sees').choices(DEVICES).default('virtio-pmem'))
     .option('--memory <size>', 'ordinary memory of the guest, as with QEMU’s -m', '4G')
-    .option('--id <id>', 'a name for the memory in QEMU', 'pcow0')
+    .option('--id <id>', 'a name for the memory in QEMU, numbered where there are several; default: pcow0, pcow1, …')
     .option('--unarmed', 'with nvdimm: tell the guest that its flushes are not durable')
     .option('--json', 'a list of arguments, for programs')
     .action(qemuArgs);
@@ -36,33 +35,26 @@ export function addQemuArgs(program: Command): void {
     ],
     examples: [
       { command: 'qemu-system-x86_64 $(pcow qemu-args /mnt/vm1) -nographic …', does: 'a guest with /dev/pmem0' },
+      { command: 'pcow qemu-args /mnt/root /mnt/data', does: 'two: /dev/pmem0 and /dev/pmem1' },
       { command: 'pcow qemu-args /mnt/vm1 --device nvdimm --memory 8G', does: 'as an NVDIMM, beside 8 GiB' },
     ],
   });
 }
 
-async function qemuArgs(given: string, options: Options): Promise<void> {
-  if (options.unarmed === true && options.device !== 'nvdimm') {
+async function qemuArgs(given: string[], options: Options): Promise<void> {
+  const { device, unarmed = false } = options;
+  if (unarmed && device !== 'nvdimm') {
     throw new Failure('PCOW_USAGE', '--unarmed goes with --device nvdimm only');
   }
   const memory = parseMemory(options.memory);
-  const image = await findImage(given);
-  if (image.mount === null) {
-    throw new Failure(
-      'PCOW_MOUNT',
-      `${quote(given)} is not mounted, and QEMU maps the flat file of a mount`,
-      'pcow mount DIR MOUNTPOINT, then pcow qemu-args MOUNTPOINT/NAME',
-    );
-  }
-  const file = flatFile(image, image.mount);
-  const { size } = await stat(file);
-  const { device, id, unarmed = false } = options;
-  const { args, warnings } = qemuOptions({ file, size, device, memory, id, unarmed });
+  const images = await backingsFor(given, options.id);
+  const { args, warnings } = qemuOptions({ images, device, memory, unarmed });
   for (const warning of warnings) {
     warn('pcow', warning);
   }
   if (options.json === true) {
-    sayJson({ args, file, size, device, warnings });
+    const [first] = images;
+    sayJson({ args, file: first?.file, size: first?.size, images, device, warnings });
     return;
   }
   const unquotable = args.find((arg) => /[\s*?[\]\\"'$]/.test(arg));

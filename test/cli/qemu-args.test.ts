@@ -69,7 +69,7 @@ test.serial('the JSON has the same options', async (t) => {
   const words = ['qemu-args', 'mnt/128M', '--device', 'nvdimm', '--unarmed', '--id', 'disk', '--memory', '64M'];
   const text = await succeeds(t, pcow(...words));
   const json = JSON.parse(await succeeds(t, pcow(...words, '--json'))) as Record<string, unknown>;
-  t.deepEqual(Object.keys(json).sort(), ['args', 'device', 'file', 'size', 'warnings']);
+  t.deepEqual(Object.keys(json).sort(), ['args', 'device', 'file', 'images', 'size', 'warnings']);
   t.deepEqual(json.args, text.trim().split(/\s+/));
   const [memory] = await memoryDevices(json.args as string[]);
   t.is(memory?.data.id, 'disk-device');
@@ -87,4 +87,44 @@ test.serial('a size that QEMU does not take is refused with the command that men
   await fails(t, pcow('qemu-args', 'mnt/1M'), 3, /not a multiple of 2 MiB/, /pcow resize \S*mnt\/1M 2M/);
   await succeeds(t, pcow('resize', `${scratch}/mnt/1M`, '2M'));
   await succeeds(t, pcow('qemu-args', 'mnt/1M'));
+});
+
+test.serial('several images; none twice', async (t) => {
+  const { pcow, scratch } = await mountOf(t, '128M', '256M');
+  const text = await succeeds(t, pcow('qemu-args', 'mnt/128M', 'images/256M', '--memory', '64M'));
+  const devices = await memoryDevices(text.trim().split(/\s+/));
+  t.deepEqual(
+    devices.map(({ data }) => [data.id, data.size]),
+    [
+      ['pcow0-device', 2 ** 27],
+      ['pcow1-device', 2 ** 28],
+    ],
+  );
+  await fails(t, pcow('qemu-args', 'mnt/128M', `${scratch}/images/128M.pcow`), 2, /named twice/);
+});
+
+test.serial('what libvirt is told to pass to QEMU, QEMU takes', async (t) => {
+  const { pcow } = await mountOf(t, '128M', '256M');
+  for (const device of ['virtio-pmem', 'nvdimm']) {
+    const words = ['libvirt-xml', 'mnt/128M', 'mnt/256M', '--device', device, '--memory', '64M', '--cpus', '2'];
+    const xml = await succeeds(t, pcow(...words));
+    const args = [...xml.matchAll(/<arg value='([^']*)'\/>/g)].map(([, value]) => value ?? '');
+    // As libvirt writes the rest of the domain.
+    const rest = ['-machine', 'q35', '-m', 'size=65536k,slots=2,maxmem=2162688k', '-smp', '2'];
+    const [maxMemory] = /<maxMemory .*/.exec(xml) ?? [];
+    t.is(maxMemory, "<maxMemory slots='2' unit='KiB'>2162688</maxMemory>");
+    const devices = await memoryDevices([...rest, ...args]);
+    t.deepEqual(
+      devices.map(({ type, data }) => [type, data.size]),
+      [
+        [device, 2 ** 27],
+        [device, 2 ** 28],
+      ],
+    );
+    t.regex(xml, /<cell id='0' cpus='0-1' memory='65536' unit='KiB'\/>/);
+    t.regex(xml, /<env name='LD_PRELOAD' value='\S+libpcow-monitor\.so'\/>/);
+  }
+  t.notRegex(await succeeds(t, pcow('libvirt-xml', 'mnt/128M', '--plain')), /LD_PRELOAD/);
+  await fails(t, pcow('libvirt-xml', 'mnt/128M', '--cpus', '0'), 2, /from 1 to 9999/);
+  await fails(t, pcow('libvirt-xml', 'mnt/128M', '--unarmed'), 2, /nvdimm only/);
 });

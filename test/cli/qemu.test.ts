@@ -2,21 +2,17 @@
 import test from 'ava';
 import { PcowError } from '../../src/engine/index.js';
 import { Failure } from '../../cli/errors.js';
-import { qemuOptions, type QemuRequest } from '../../cli/qemu.js';
+import { libvirtElements } from '../../cli/libvirt.js';
+import { type Backing, backingIds, qemuOptions, type QemuRequest } from '../../cli/qemu.js';
 
 const MIB = 2 ** 20;
 const GIB = 2 ** 30;
 
-function options(request: Partial<QemuRequest>) {
-  return qemuOptions({
-    file: '/mnt/vm1',
-    size: GIB,
-    device: 'virtio-pmem',
-    memory: 4 * GIB,
-    id: 'pcow0',
-    unarmed: false,
-    ...request,
-  });
+const VM1: Backing = { file: '/mnt/vm1', size: GIB, id: 'pcow0' };
+
+function options({ file, size, ...request }: Partial<QemuRequest & Backing>) {
+  const images = [{ ...VM1, ...(file !== undefined && { file }), ...(size !== undefined && { size }) }];
+  return qemuOptions({ images, device: 'virtio-pmem', memory: 4 * GIB, unarmed: false, ...request });
 }
 
 test('virtio-pmem', (t) => {
@@ -68,6 +64,32 @@ test('a comma in a path is doubled, as QEMU wants it', (t) => {
 
 test('an id that would be more than an id is refused', (t) => {
   for (const id of ['', '0', 'a,b', 'a b', 'a=b']) {
-    t.is(t.throws(() => options({ id }), { instanceOf: PcowError }).code, 'PCOW_USAGE');
+    t.is(t.throws(() => backingIds(id, 1), { instanceOf: PcowError }).code, 'PCOW_USAGE');
   }
+});
+
+test('several images have an id each, and room for all', (t) => {
+  t.deepEqual(backingIds(undefined, 2), ['pcow0', 'pcow1']);
+  t.deepEqual(backingIds(undefined, 1), ['pcow0']);
+  t.deepEqual(backingIds('disk', 1), ['disk']);
+  t.deepEqual(backingIds('disk', 2), ['disk0', 'disk1']);
+  const { args } = options({ images: [VM1, { file: '/mnt/vm2', size: 128 * MIB, id: 'pcow1' }] });
+  t.deepEqual(args.slice(2), [
+    ...['-m', '4096M,slots=2,maxmem=6144M'],
+    ...['-object', 'memory-backend-file,id=pcow0,share=on,mem-path=/mnt/vm1,size=1073741824'],
+    ...['-device', 'virtio-pmem-pci,id=pcow0-device,memdev=pcow0'],
+    ...['-object', 'memory-backend-file,id=pcow1,share=on,mem-path=/mnt/vm2,size=134217728'],
+    ...['-device', 'virtio-pmem-pci,id=pcow1-device,memdev=pcow1'],
+  ]);
+});
+
+test('a domain has at most as many images as there are places, and nothing in a name gets out of its attribute', (t) => {
+  const xml = (images: Backing[]) =>
+    libvirtElements({ images, device: 'virtio-pmem', memory: GIB, cpus: 2, unarmed: false, monitor: '/a&b.so' });
+  const odd = xml([{ ...VM1, file: `/mnt/a'/><b c="` }]);
+  t.true(odd.includes('mem-path=/mnt/a&#39;/&#62;&#60;b c=&#34;,size='));
+  t.true(odd.includes(`<env name='LD_PRELOAD' value='/a&#38;b.so'/>`));
+  t.true(xml(Array<Backing>(15).fill(VM1)).includes('addr=0x1e'));
+  const error = t.throws(() => xml(Array<Backing>(16).fill(VM1)), { instanceOf: Failure });
+  t.is(error.code, 'PCOW_LIMIT');
 });

@@ -1,0 +1,65 @@
+import { InvalidArgumentError, Option, type Command } from 'commander';
+import { monitorLibrary } from '../../src/run.js';
+import { backingsFor } from '../backings.js';
+import { Failure, warn } from '../errors.js';
+import { addNotes } from '../help.js';
+import { libvirtElements } from '../libvirt.js';
+import { say } from '../output.js';
+import { DEVICES, warningsFor, type Device } from '../qemu.js';
+import { parseMemory } from '../size.js';
+
+interface Options {
+  device: Device;
+  memory: string;
+  cpus: number;
+  unarmed?: boolean;
+  plain?: boolean;
+}
+
+export function addLibvirtXml(program: Command): void {
+  const command = program
+    .command('libvirt-xml')
+    .summary('print what a libvirt domain needs to have images as memory')
+    .description('Prints the elements with which a domain of libvirt has mounted images as persistent memory.')
+    .argument('<image...>', 'the mounted flat files, or the image files of a mounted directory')
+    .addOption(new Option('--device <device>', 'what the guest sees').choices(DEVICES).default('virtio-pmem'))
+    .option('--memory <size>', 'ordinary memory of the guest', '4G')
+    .option('--cpus <number>', 'virtual processors of the guest', parseCpus, 1)
+    .option('--unarmed', 'with nvdimm: tell the guest that its flushes are not durable')
+    .option('--plain', 'without the monitor')
+    .action(libvirtXml);
+  addNotes(command, {
+    text: [
+      'The elements belong into <domain>, in place of those of the same name. Persistent memory of a guest needs a NUMA node, so its ' +
+        'ordinary memory is written there. The machine must be a q35.',
+      'QEMU gets the images as arguments: libvirt’s own <memory> fills an nvdimm as it starts, and some versions refuse a virtio-pmem. ' +
+        'It preloads the monitor. It runs as a user of libvirt’s, who must be let in (mount with --allow-other, and the mode of the ' +
+        'image), and in a confinement: docs/monitor.md tells more.',
+      '“pcow doctor --libvirt FILE” looks at a whole domain.',
+    ],
+    examples: [
+      { command: 'pcow libvirt-xml /mnt/vm1 --memory 8G --cpus 4', does: 'an image, 8 GiB, 4 processors' },
+      { command: 'virsh edit vm1', does: 'where the elements go' },
+    ],
+  });
+}
+
+async function libvirtXml(given: string[], options: Options): Promise<void> {
+  const { device, cpus, unarmed = false, plain = false } = options;
+  if (unarmed && device !== 'nvdimm') {
+    throw new Failure('PCOW_USAGE', '--unarmed goes with --device nvdimm only');
+  }
+  const memory = parseMemory(options.memory);
+  const images = await backingsFor(given);
+  for (const warning of warningsFor({ images, device, unarmed })) {
+    warn('pcow', warning);
+  }
+  say(libvirtElements({ images, device, memory, cpus, unarmed, monitor: plain ? null : monitorLibrary() }));
+}
+
+function parseCpus(text: string): number {
+  if (!/^[1-9]\d{0,3}$/.test(text)) {
+    throw new InvalidArgumentError('it must be a number from 1 to 9999.');
+  }
+  return Number(text);
+}

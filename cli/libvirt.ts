@@ -1,0 +1,62 @@
+/**
+ * What a domain of libvirt needs to have images as memory. The devices are passed to QEMU as arguments: libvirt's own <memory> of the
+ * model nvdimm touches every page as it starts, which fills a thin image, and that of virtio-pmem does not start with libvirt 9.0.
+ * (Tried with libvirt 9.0 and QEMU 7.2, of Debian 12.)
+ */
+import { Failure } from './errors.js';
+import { type Backing, backendOf, type Device, deviceOf, maxMemoryOf } from './qemu.js';
+
+const KIB = 1024;
+
+/** Places on the guest's PCI bus that libvirt, which counts from 1, gives to its own devices last. */
+const FIRST_SLOT = 0x10;
+const LAST_SLOT = 0x1e;
+
+export interface LibvirtRequest {
+  images: Backing[];
+  device: Device;
+  /** Bytes of ordinary memory of the virtual machine. */
+  memory: number;
+  cpus: number;
+  unarmed: boolean;
+  /** The library that QEMU preloads; null: without the monitor. */
+  monitor: string | null;
+}
+
+/** Elements of <domain>. */
+export function libvirtElements(request: LibvirtRequest): string {
+  const { images, memory, cpus, monitor } = request;
+  return [
+    `<maxMemory slots='${images.length}' unit='KiB'>${maxMemoryOf(request) / KIB}</maxMemory>`,
+    `<vcpu>${cpus}</vcpu>`,
+    `<cpu mode='host-passthrough'>`,
+    `  <numa>`,
+    `    <cell id='0' cpus='${cpus === 1 ? '0' : `0-${cpus - 1}`}' memory='${memory / KIB}' unit='KiB'/>`,
+    `  </numa>`,
+    `</cpu>`,
+    `<commandline xmlns='http://libvirt.org/schemas/domain/qemu/1.0'>`,
+    ...argumentsOf(request).map((argument) => `  <arg value='${escaped(argument)}'/>`),
+    ...(monitor === null ? [] : [`  <env name='LD_PRELOAD' value='${escaped(monitor)}'/>`]),
+    `</commandline>`,
+  ].join('\n');
+}
+
+function argumentsOf({ images, device, unarmed }: LibvirtRequest): string[] {
+  if (FIRST_SLOT + images.length - 1 > LAST_SLOT) {
+    throw new Failure(
+      'PCOW_LIMIT',
+      `a domain takes ${LAST_SLOT - FIRST_SLOT + 1} images at most, not ${images.length}`,
+    );
+  }
+  return [
+    ...(device === 'nvdimm' ? ['-machine', 'nvdimm=on'] : []),
+    ...images.flatMap((image, at) => {
+      const place = device === 'nvdimm' ? '' : `,bus=pcie.0,addr=0x${(FIRST_SLOT + at).toString(16)}`;
+      return ['-object', backendOf(image), '-device', deviceOf(image, device, unarmed) + place];
+    }),
+  ];
+}
+
+function escaped(text: string): string {
+  return text.replace(/[&<>'"]/g, (character) => `&#${character.charCodeAt(0)};`);
+}
