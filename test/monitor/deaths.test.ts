@@ -135,9 +135,10 @@ test.serial(
       }
       // The mount has the image again: it may be written.
       const file = await open(mount.file('vm1'), 'r+');
-      await file.write(Buffer.of(round + 1), 0, 1, PAGES * PAGE);
+      const byte = 1 + (round % 255);
+      await file.write(Buffer.of(byte), 0, 1, PAGES * PAGE);
       await file.close();
-      t.is((await readFile(mount.file('vm1')))[PAGES * PAGE], round + 1, where);
+      t.is((await readFile(mount.file('vm1')))[PAGES * PAGE], byte, where);
     }
     t.true(last > ROUNDS * 10, `it stored ${last} numbers`);
     t.is((await mount.status('vm1')).state, 'ok');
