@@ -172,7 +172,7 @@ Packet Attachment::answer(const Packet& request) {
     case Kind::kDelete: return outcome(session_->remove(request.text));
     case Kind::kSync: return outcome(session_->sync());
     case Kind::kStatus: return done(request, session_->statistics().json());
-    case Kind::kMetrics: return done(request, session_->statistics().prometheus(session_->image().info().path));
+    case Kind::kMetrics: return done(request, session_->statistics().prometheus());
     default: return failed(request, Error(Code::kInvalid, "a request that no monitor knows"));
   }
 }

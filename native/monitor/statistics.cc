@@ -71,14 +71,13 @@ std::string Statistics::json() const {
   return text + "}";
 }
 
-std::string Statistics::prometheus(const std::string& image) const {
-  const std::string label = "image=\"" + image + "\"";
+std::string Statistics::prometheus() const {
   std::string text;
   const std::string name = "pcow_fault_seconds";
   text += "# HELP " + name + " Time from a page fault's event to its answer.\n# TYPE " + name + " histogram\n";
   for (size_t kind = 0; kind < kFaultKinds; kind++) {
     const Histogram& histogram = faults[kind];
-    const std::string labels = label + ",kind=\"" + fault_kind_name(static_cast<FaultKind>(kind)) + "\"";
+    const std::string labels = std::string("kind=\"") + fault_kind_name(static_cast<FaultKind>(kind)) + "\"";
     uint64_t sum = 0;
     for (size_t i = 0; i + 1 < Histogram::kBuckets; i++) {
       sum += histogram.bucket(i);
@@ -91,8 +90,7 @@ std::string Statistics::prometheus(const std::string& image) const {
   }
   for (const Gauge& gauge : kGauges)
     text += std::string("# HELP pcow_") + gauge.name + " " + gauge.help + "\n# TYPE pcow_" + gauge.name + " " +
-            gauge.type + "\npcow_" + gauge.name + "{" + label + "} " + std::to_string((this->*gauge.value).load()) +
-            "\n";
+            gauge.type + "\npcow_" + gauge.name + " " + std::to_string((this->*gauge.value).load()) + "\n";
   return text;
 }
 

@@ -42,9 +42,9 @@ struct Statistics {
   std::atomic<uint64_t> last_freeze_ns{0};  // from the cut until the memory went on
   std::atomic<uint64_t> syncs{0};
 
-  // JSON for `status`, Prometheus text for `metrics`; `image` is the label.
+  // JSON for `status`, Prometheus text for `metrics`: the mount, which knows the image's name, adds that as a label.
   std::string json() const;
-  std::string prometheus(const std::string& image) const;
+  std::string prometheus() const;
 };
 
 uint64_t monotonic_ns();

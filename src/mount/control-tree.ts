@@ -1,5 +1,5 @@
 /** The control files: what each says when it is read, and does when it is written. */
-import { attachmentMetrics } from '../attach/attachment-status.js';
+import { attachmentMetrics } from '../attach/attachment-metrics.js';
 import { PcowError } from '../engine/index.js';
 import type { Catalog, Found } from './catalog.js';
 import type { Commands } from './commands.js';
@@ -29,7 +29,7 @@ export interface ControlFile<Subject> {
 export const imageControls: ReadonlyMap<string, ControlFile<Found>> = new Map<string, ControlFile<Found>>([
   ['status', { read: (_, { entry }) => imageStatus(entry) }],
   ['snapshots', { read: (_, { entry }) => snapshotLines(entry) }],
-  ['metrics', { read: async (_, { entry }) => (await metricsOf([entry])) + (await attachmentMetrics(entry)) }],
+  ['metrics', { read: (_, { entry }) => allMetrics([entry]) }],
   [
     'snapshot',
     {
@@ -81,7 +81,7 @@ export const STATUS = 'status';
 export const mountControls: ReadonlyMap<string, ControlFile<null>> = new Map<string, ControlFile<null>>([
   ['help', { read: () => Promise.resolve(HELP) }],
   ['status', { read: (context) => mountStatus(context.place, context.catalog, context.lastError) }],
-  ['metrics', { read: async (context) => metricsOf(await soundEntries(context.catalog)) }],
+  ['metrics', { read: async (context) => allMetrics(await soundEntries(context.catalog)) }],
   [
     'snapshot',
     {
@@ -100,6 +100,10 @@ export const mountControls: ReadonlyMap<string, ControlFile<null>> = new Map<str
     },
   ],
 ]);
+
+async function allMetrics(entries: ImageEntry[]): Promise<string> {
+  return (await metricsOf(entries)) + (await attachmentMetrics(entries));
+}
 
 async function soundEntries(catalog: Catalog): Promise<ImageEntry[]> {
   const found = await Promise.all(

@@ -60,12 +60,16 @@ export async function metricsOf(entries: ImageEntry[]): Promise<string> {
   return FAMILIES.map((family) => {
     const lines = samples.flatMap((sample) =>
       family.values(sample).map(([labels, value]) => {
-        const image = `image="${escaped(sample.entry.name)}"`;
+        const image = imageLabel(sample.entry.name);
         return `${family.name}{${labels === '' ? image : `${image},${labels}`}} ${value}\n`;
       }),
     );
     return `# HELP ${family.name} ${family.help}\n# TYPE ${family.name} ${family.type}\n${lines.join('')}`;
   }).join('');
+}
+
+export function imageLabel(name: string): string {
+  return `image="${escaped(name)}"`;
 }
 
 function gauge(name: string, help: string, value: (sample: Sample) => number): Family {

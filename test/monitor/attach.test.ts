@@ -209,7 +209,7 @@ test.serial('snapshot and delete are the monitor’s to do', async (t) => {
   const metrics = readFile(mount.control('vm1', 'metrics'), 'utf8');
   t.is(await it.ask('next'), 'metrics 0 ');
   await it.ask('done pcow_faults_total{kind="copy"} 3');
-  t.regex(await metrics, /^pcow_faults_total\{kind="copy"\} 3$/m);
+  t.regex(await metrics, /^pcow_faults_total\{image="vm1",kind="copy"\} 3$/m);
 });
 
 test.serial('a snapshot that a monitor can not take: its errno, its sentence, and the rest is undone', async (t) => {

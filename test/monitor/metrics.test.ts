@@ -1,0 +1,46 @@
+/** The `metrics` of attached images: one text for Prometheus, whose labels name the images as the mount does. */
+import { readFile } from 'node:fs/promises';
+import path from 'node:path';
+
+import test from 'ava';
+
+import { MiB, mountedImages } from '../helpers/mount.js';
+import { attachedTo, monitored } from '../helpers/monitored.js';
+import { program } from '../helpers/program.js';
+
+test.serial('every family once, every sample with the name of its image', async (t) => {
+  const mount = await mountedImages(t, { vm1: MiB, vm2: MiB, idle: MiB });
+  const file = await program('map-tool', mount.scratch);
+  for (const name of ['vm1', 'vm2']) {
+    const tool = await monitored(t, file, [mount.file(name)]);
+    await attachedTo(mount, name, tool.pid);
+    t.is(await tool.ask('write 0 4096 1'), 'ok');
+  }
+  const texts: [string, string[]][] = [
+    [mount.control('vm1', 'metrics'), ['vm1']],
+    [path.join(mount.point, '.pcow/metrics'), ['idle', 'vm1', 'vm2']],
+  ];
+  for (const [metrics, images] of texts) {
+    const text = await readFile(metrics, 'utf8');
+    let family = '';
+    const families: string[] = [];
+    for (const line of text.trimEnd().split('\n')) {
+      const help = /^# HELP (\w+) \S/.exec(line)?.[1];
+      if (help !== undefined) {
+        families.push((family = help));
+      } else if (line.startsWith('#')) {
+        t.regex(line, new RegExp(`^# TYPE ${family} (counter|gauge|histogram)$`));
+      } else {
+        const [, name = '', image = ''] = /^(\w+)\{image="([^"]+)"(?:,\w+="[^"]*")*\} [\d.e+-]+$/.exec(line) ?? [];
+        t.true(name.startsWith(family), line);
+        t.true(images.includes(image), line);
+      }
+    }
+    t.deepEqual(families, [...new Set(families)]);
+    for (const image of images) {
+      const [, count] =
+        new RegExp(`^pcow_fault_seconds_count\\{image="${image}",kind="expansion"\\} (\\d+)$`, 'm').exec(text) ?? [];
+      t.is(count === undefined, image === 'idle', image);
+    }
+  }
+});
