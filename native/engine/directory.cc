@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <unordered_set>
 
 #include "bytes.h"
 #include "crc32c.h"
@@ -140,6 +141,7 @@ Result<Directory> Directory::decode(const std::vector<uint8_t>& bytes, const Sup
 
   std::vector<std::pair<uint64_t, uint64_t>> ranges = {{superblock.directory_offset, superblock.directory_length}};
   size_t at = kHeaderLength;
+  std::unordered_set<std::string> names;
   uint64_t last_id = 0;
   for (uint32_t i = 0; i < count; i++) {
     if (bytes.size() - at < kRecordLength) return corrupt("is shorter than its count of layers");
@@ -172,7 +174,8 @@ Result<Directory> Directory::decode(const std::vector<uint8_t>& bytes, const Sup
     if (const Layer* parent = directory.find(layer.parent); parent && parent->size > layer.size)
       return corrupt(which + "a size smaller than its parent's");
     const bool named = layer.id != directory.active && !layer.hidden;
-    if (named != !layer.name.empty() || (named && (!check_snapshot_name(layer.name) || directory.find(layer.name))))
+    if (named != !layer.name.empty() ||
+        (named && (!check_snapshot_name(layer.name) || !names.insert(layer.name).second)))
       return corrupt(which + "a name that it may not have");
     ranges.emplace_back(layer.table_offset, layer.table_length);
     directory.layers.push_back(std::move(layer));

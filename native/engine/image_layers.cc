@@ -80,8 +80,6 @@ Result<void> ImageState::commit(Prepared* prepared) {
   });
   Chain::Sources kept;
   for (const Layer& layer : prepared->directory.layers) {
-    const auto before = std::find_if(directory.layers.begin(), directory.layers.end(),
-                                     [&](const Layer& old) { return old.id == layer.id; });
     if (layer.id == prepared->directory.active) {
       kept.push_back(nullptr);  // read through its table, not through a chain
     } else if (layer.id == prepared->heir) {
@@ -89,7 +87,7 @@ Result<void> ImageState::commit(Prepared* prepared) {
     } else if (layer.id == directory.active) {
       kept.push_back(source_of(layer, active->present()));  // has just been frozen
     } else {
-      kept.push_back(sources[static_cast<size_t>(before - directory.layers.begin())]);
+      kept.push_back(source_in_use(layer.id));
     }
   }
   directory = std::move(prepared->directory);
@@ -110,13 +108,15 @@ std::shared_ptr<const Source> ImageState::source_of(const Layer& layer, std::vec
   return source;
 }
 
+const std::shared_ptr<const Source>& ImageState::source_in_use(uint64_t layer) const {
+  return sources[static_cast<size_t>(directory.find(layer) - directory.layers.data())];
+}
+
 std::shared_ptr<const Chain> ImageState::chain_from(uint64_t layer) const {
   Chain::Sources chain;
   while (layer) {
-    const auto at = std::find_if(directory.layers.begin(), directory.layers.end(),
-                                 [&](const Layer& candidate) { return candidate.id == layer; });
-    chain.push_back(sources[static_cast<size_t>(at - directory.layers.begin())]);
-    layer = at->parent;
+    chain.push_back(source_in_use(layer));
+    layer = directory.find(layer)->parent;
   }
   chain.insert(chain.end(), base_sources.begin(), base_sources.end());
   return std::make_shared<Chain>(geometry, std::move(chain));

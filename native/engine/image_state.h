@@ -116,7 +116,8 @@ class ImageState {
   Result<void> release_layer(const Layer& gone, const Layer* heir);
   Result<bool> active_is_empty() const;
   std::shared_ptr<const Source> source_of(const Layer& layer, std::vector<ChunkRange> present) const;
-  std::shared_ptr<const Chain> chain_from(uint64_t layer) const;  // with the gate held
+  const std::shared_ptr<const Source>& source_in_use(uint64_t layer) const;  // of a layer in the directory
+  std::shared_ptr<const Chain> chain_from(uint64_t layer) const;             // with the gate held
   Result<std::shared_ptr<const Chain>> chain_of(const View& view) const;
 
   bool writable() const { return options.write; }
