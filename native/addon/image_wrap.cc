@@ -9,6 +9,21 @@
 
 namespace pcow::addon {
 
+template <>
+struct ToJs<ExtentBatch> {
+  static Napi::Value convert(Napi::Env env, ExtentBatch& batch) { return extents_to_js(env, batch); }
+};
+
+namespace {
+
+// A frozen layer by name, or nothing for the active one.
+Result<std::shared_ptr<View>> view_of(const Image& image, const std::string& snapshot) {
+  if (snapshot.empty()) return std::shared_ptr<View>();
+  return image.view(snapshot);
+}
+
+}  // namespace
+
 Napi::Function ImageWrap::define(Napi::Env env) {
   return DefineClass(env, "NativeImage",
                      {
@@ -16,6 +31,8 @@ Napi::Function ImageWrap::define(Napi::Env env) {
                          InstanceMethod<&ImageWrap::snapshots>("snapshots"),
                          InstanceMethod<&ImageWrap::layer_of>("layerOf"),
                          InstanceMethod<&ImageWrap::read>("read"),
+                         InstanceMethod<&ImageWrap::map>("map"),
+                         InstanceMethod<&ImageWrap::changes>("changes"),
                          InstanceMethod<&ImageWrap::write>("write"),
                          InstanceMethod<&ImageWrap::discard>("discard"),
                          InstanceMethod<&ImageWrap::sync>("sync"),
@@ -96,12 +113,36 @@ Napi::Value ImageWrap::read(const Napi::CallbackInfo& info) {
       info.Env(), Lane::kBytes,
       [data = buffer.Data(), length = buffer.ByteLength(), offset = bytes_of(info[1]),
        snapshot = text_of(info[2])](Image& image) -> Result<size_t> {
-        if (snapshot.empty()) return image.read(nullptr, offset, data, length);
-        auto view = image.view(snapshot);
+        auto view = view_of(image, snapshot);
         if (!view) return view.error();
         return image.read(view->get(), offset, data, length);
       },
       buffer);
+}
+
+// `offset`, `snapshot` or "", the depths: first and end.
+Napi::Value ImageWrap::map(const Napi::CallbackInfo& info) {
+  return run<ExtentBatch>(
+      info.Env(), Lane::kBytes,
+      [offset = bytes_of(info[0]), snapshot = text_of(info[1]),
+       depths = DepthRange{bytes_of(info[2]), bytes_of(info[3])}](Image& image) -> Result<ExtentBatch> {
+        auto view = view_of(image, snapshot);
+        if (!view) return view.error();
+        return image.map(view->get(), offset, depths);
+      });
+}
+
+// `offset`, `from` and `to`: snapshots or "".
+Napi::Value ImageWrap::changes(const Napi::CallbackInfo& info) {
+  return run<ExtentBatch>(info.Env(), Lane::kBytes,
+                          [offset = bytes_of(info[0]), from = text_of(info[1]),
+                           to = text_of(info[2])](Image& image) -> Result<ExtentBatch> {
+                            auto before = view_of(image, from);
+                            if (!before) return before.error();
+                            auto after = view_of(image, to);
+                            if (!after) return after.error();
+                            return image.changes(before->get(), after->get(), offset);
+                          });
 }
 
 // `buffer`, `offset`.

@@ -29,6 +29,8 @@ class ImageWrap : public Napi::ObjectWrap<ImageWrap> {
   Napi::Value snapshots(const Napi::CallbackInfo& info);
   Napi::Value layer_of(const Napi::CallbackInfo& info);
   Napi::Value read(const Napi::CallbackInfo& info);
+  Napi::Value map(const Napi::CallbackInfo& info);
+  Napi::Value changes(const Napi::CallbackInfo& info);
   Napi::Value write(const Napi::CallbackInfo& info);
   Napi::Value discard(const Napi::CallbackInfo& info);
   Napi::Value sync(const Napi::CallbackInfo& info);

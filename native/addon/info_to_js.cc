@@ -1,5 +1,7 @@
 #include "addon/info_to_js.h"
 
+#include <algorithm>
+
 namespace pcow::addon {
 
 namespace {
@@ -22,9 +24,10 @@ Napi::Value base_to_js(Napi::Env env, const ImageInfo& info) {
   return base;
 }
 
-Napi::Value chain_to_js(Napi::Env env, const std::vector<LayerRef>& chain) {
-  auto list = Napi::Array::New(env, chain.size());
-  for (uint32_t i = 0; i < chain.size(); ++i) {
+// The first `count` links.
+Napi::Value chain_to_js(Napi::Env env, const std::vector<LayerRef>& chain, size_t count) {
+  auto list = Napi::Array::New(env, count);
+  for (uint32_t i = 0; i < count; ++i) {
     auto link = Napi::Object::New(env);
     link.Set("path", chain[i].path);
     link.Set("snapshot", string_or_null(env, chain[i].snapshot));
@@ -59,7 +62,7 @@ Napi::Value info_to_js(Napi::Env env, const ImageInfo& info) {
   object.Set("generation", number(env, info.generation));
   object.Set("snapshots", number(env, info.snapshots));
   object.Set("base", base_to_js(env, info));
-  object.Set("chain", chain_to_js(env, info.chain));
+  object.Set("chain", chain_to_js(env, info.chain, info.chain.size()));
   object.Set("holder", holder_to_js(env, info));
   object.Set("lastError", string_or_null(env, info.last_error));
   return object;
@@ -82,6 +85,27 @@ Napi::Value snapshots_to_js(Napi::Env env, const std::vector<SnapshotInfo>& snap
     list.Set(i, object);
   }
   return list;
+}
+
+// One flat array of numbers, since a batch may have thousands of extents.
+Napi::Value extents_to_js(Napi::Env env, const ExtentBatch& batch) {
+  auto numbers = Napi::Float64Array::New(env, batch.extents.size() * 5);
+  double* at = numbers.Data();
+  uint64_t deepest = 0;
+  for (const MapExtent& extent : batch.extents) {
+    *at++ = static_cast<double>(extent.offset);
+    *at++ = static_cast<double>(extent.length);
+    *at++ = static_cast<double>(extent.kind);
+    *at++ = static_cast<double>(extent.depth);
+    *at++ = static_cast<double>(extent.place);
+    deepest = std::max(deepest, extent.depth);
+  }
+  auto object = Napi::Object::New(env);
+  object.Set("extents", numbers);
+  object.Set("next", number(env, batch.next));
+  object.Set("size", number(env, batch.size));
+  object.Set("chain", chain_to_js(env, batch.chain, std::min<size_t>(batch.chain.size(), deepest + 1)));
+  return object;
 }
 
 }  // namespace pcow::addon

@@ -9,8 +9,10 @@
 
 namespace pcow::addon {
 
-// Both: JavaScript thread.
+// All: JavaScript thread.
 Napi::Value info_to_js(Napi::Env env, const ImageInfo& info);
 Napi::Value snapshots_to_js(Napi::Env env, const std::vector<SnapshotInfo>& snapshots);
+// NativeExtentBatch of src/engine/native.ts.
+Napi::Value extents_to_js(Napi::Env env, const ExtentBatch& batch);
 
 }  // namespace pcow::addon

@@ -110,6 +110,31 @@ struct Extent {
   uint64_t place = 0;   // bytes, in the image's file
 };
 
+// What a range of an image is: bytes in some file, zeros that a layer holds, or nothing anywhere (which reads as zeros).
+enum class ExtentKind { kData, kZero, kHole };
+
+// A range that one layer holds, as Image::map finds it. (Bytes of a kData range may be zeros all the same.)
+struct MapExtent {
+  uint64_t offset = 0;  // bytes, in the image
+  uint64_t length = 0;  // bytes
+  ExtentKind kind = ExtentKind::kHole;
+  uint64_t depth = 0;  // of the layer that holds it, in the chain: 0 is the one that was asked for. Not of a hole
+  uint64_t place = 0;  // bytes, in that layer's file; of kData only
+};
+
+struct ExtentBatch {
+  std::vector<MapExtent> extents;  // ascending
+  uint64_t next = 0;               // where the next batch begins, bytes; `size` at the end
+  uint64_t size = 0;               // bytes of the layer that was asked for
+  std::vector<LayerRef> chain;     // of it, itself first: what depths count
+};
+
+// Layers of a chain by their depth, `end` excluded.
+struct DepthRange {
+  uint64_t first = 0;
+  uint64_t end = UINT64_MAX;
+};
+
 // What a fault needed, for statistics.
 struct FaultWork {
   bool expanded = false;  // space was allocated where nothing lay below
@@ -142,6 +167,13 @@ class Image {
 
   // Reads the active layer (`view` null) or a frozen one. Returns the bytes read: short only at the end.
   Result<size_t> read(const View* view, uint64_t offset, void* buffer, size_t length) const;
+  // Where the bytes of the active layer (`view` null) or of a frozen one are, from `offset` on: 0, then the `next` of the batch
+  // before. With fewer depths than all, a hole is what none of these layers holds. While somebody writes, each batch is right
+  // for a moment of its own.
+  Result<ExtentBatch> map(const View* view, uint64_t offset, DepthRange depths) const;
+  // The ranges of `to` that may differ from `from` (null: the active layer), by sub-blocks; elsewhere the two read the same.
+  // What one of them has behind the end of the other is not compared with anything.
+  Result<ExtentBatch> changes(const View* from, const View* to, uint64_t offset) const;
   // All or an error; after an error any part may have been written, as with write(2).
   Result<void> write(uint64_t offset, const void* buffer, size_t length);
   // The range reads as zeros afterwards. Whole blocks go back to the free space.

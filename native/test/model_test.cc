@@ -1,6 +1,8 @@
 // Random operations on a small family of images, against plain memory: after any sequence every image, and every
 // snapshot of it, equals the model. Images are reopened now and then, as after a clean end and as after a killed process.
 // Between the chunks of a merge they are worked with, as a guest would that goes on, and sometimes the merge is cancelled.
+#include <fcntl.h>
+
 #include <cstring>
 #include <map>
 #include <memory>
@@ -50,6 +52,78 @@ void compare(const Image& image, const View* view, const Bytes& expected, const 
   }
 }
 
+// Every byte is where the map says, and all of the layer is mapped.
+void compare_map(const Image& image, const View* view, const Bytes& expected, const std::string& what) {
+  uint64_t offset = 0;
+  uint64_t end = 0;
+  do {
+    const ExtentBatch batch = MUST(image.map(view, offset, {}));
+    CHECK(batch.size == expected.size());
+    for (const MapExtent& extent : batch.extents) {
+      CHECK(extent.offset == end && extent.length > 0);
+      end += extent.length;
+      CHECK(end <= expected.size());
+      Bytes found(extent.length);
+      if (extent.kind == ExtentKind::kData) {
+        const int descriptor = open(batch.chain[extent.depth].path.c_str(), O_RDONLY | O_CLOEXEC);
+        CHECK(descriptor >= 0);
+        CHECK(pread(descriptor, found.data(), found.size(), static_cast<off_t>(extent.place)) ==
+              static_cast<ssize_t>(found.size()));
+        close(descriptor);
+      }
+      if (memcmp(found.data(), expected.data() + extent.offset, found.size()) == 0) continue;
+      fprintf(stderr, "the map of %s is wrong at %llu\n", what.c_str(), static_cast<unsigned long long>(extent.offset));
+      exit(1);
+    }
+    CHECK(batch.next > offset && (batch.next == expected.size() || batch.next % 4096 == 0));
+    offset = batch.next;
+  } while (offset < expected.size());
+  CHECK(end == expected.size());
+}
+
+// Outside of the listed changes two layers are equal. Returns the bytes that are listed.
+uint64_t compare_changes(const Image& image, const View* from, const Bytes& before, const View* to,
+                         const Bytes& after) {
+  Bytes patched = before;
+  patched.resize(after.size());
+  uint64_t offset = 0;
+  uint64_t end = 0;
+  uint64_t listed = 0;
+  do {
+    const ExtentBatch batch = MUST(image.changes(from, to, offset));
+    CHECK(batch.size == after.size());
+    for (const MapExtent& extent : batch.extents) {
+      CHECK(extent.offset >= end && extent.length > 0);
+      end = extent.offset + extent.length;
+      CHECK(end <= after.size());
+      listed += extent.length;
+      if (extent.kind == ExtentKind::kData) {
+        memcpy(patched.data() + extent.offset, after.data() + extent.offset, extent.length);
+      } else {
+        memset(patched.data() + extent.offset, 0, extent.length);
+      }
+    }
+    offset = batch.next;
+  } while (offset < after.size());
+  CHECK(patched == after);
+  return listed;
+}
+
+// The changes between neighbours in the list, both ways: over and over these are all sorts of pairs.
+void compare_maps(const Modelled& modelled) {
+  std::vector<std::pair<std::shared_ptr<View>, const Bytes*>> layers = {{nullptr, &modelled.active}};
+  for (const auto& [name, bytes] : modelled.snapshots) layers.emplace_back(MUST(modelled.image->view(name)), &bytes);
+  const auto* last = &layers.back();
+  for (const auto& layer : layers) {
+    const auto& [view, bytes] = layer;
+    compare_map(*modelled.image, view.get(), *bytes, modelled.path);
+    CHECK(compare_changes(*modelled.image, view.get(), *bytes, view.get(), *bytes) == 0);
+    compare_changes(*modelled.image, last->first.get(), *last->second, view.get(), *bytes);
+    compare_changes(*modelled.image, view.get(), *bytes, last->first.get(), *last->second);
+    last = &layer;
+  }
+}
+
 void compare_all(const Modelled& modelled) {
   compare(*modelled.image, nullptr, modelled.active, modelled.path);
   const auto listed = MUST(modelled.image->snapshots(true));
@@ -60,6 +134,7 @@ void compare_all(const Modelled& modelled) {
   size_t named = 0;
   for (const SnapshotInfo& info : listed) named += modelled.snapshots.contains(info.name);
   CHECK(named == modelled.snapshots.size() && listed.size() == named);
+  compare_maps(modelled);
 }
 
 std::string some_snapshot(Family* family, const Modelled& modelled) {
@@ -168,6 +243,7 @@ void step(Family* family, uint32_t block_size) {
     // A reader in between, as another process would have one.
     auto reader = MUST(Image::open(m.path, {}));
     compare(*reader, nullptr, m.active, m.path + " (read-only)");
+    compare_map(*reader, nullptr, m.active, m.path + " (read-only)");
   }
 }
 

@@ -5,17 +5,29 @@
  * rollback, delete, resize) on one image follow one another. Everything that fails throws or rejects with a PcowError.
  */
 import { fromNative, PcowError, translatedNow } from './errors.js';
+import { extentsOf } from './extents.js';
 import { addon, type NativeBase, type NativeCancellation, type NativeImage } from './native.js';
-import type { BaseOptions, CreateOptions, ImageInfo, LongOptions, OpenOptions, SnapshotInfo } from './types.js';
+import type {
+  BaseOptions,
+  CreateOptions,
+  Extent,
+  ImageInfo,
+  LongOptions,
+  MapOptions,
+  OpenOptions,
+  SnapshotInfo,
+} from './types.js';
 import {
   checkBlockSize,
   checkBuffer,
+  checkDepths,
   checkFlag,
   checkLayer,
   checkLength,
   checkOffset,
   checkOptions,
   checkPath,
+  checkSignal,
   checkSize,
   checkSnapshotName,
 } from './validate.js';
@@ -91,6 +103,36 @@ export class Image {
     checkOffset(offset);
     if (snapshot !== undefined) checkSnapshotName(snapshot);
     return translated(() => this.native.read(buffer, offset, snapshot ?? ''));
+  }
+
+  /**
+   * Where the bytes of the active layer, or of a snapshot, are: extents in ascending order that cover all of it. Holes cost
+   * nothing, however large. While somebody writes, what is listed was right when it was looked at.
+   */
+  map(options: MapOptions = {}): AsyncGenerator<Extent, void> {
+    checkOptions('the options of Image.map', options, ['snapshot', 'depths', 'signal']);
+    const { snapshot, depths, signal } = options;
+    if (snapshot !== undefined) checkSnapshotName(snapshot);
+    if (depths !== undefined) checkDepths(depths);
+    checkSignal(signal);
+    const { first, end } = depths ?? { first: 0, end: Number.MAX_SAFE_INTEGER };
+    return extentsOf((offset) => translated(() => this.native.map(offset, snapshot ?? '', first, end)), signal);
+  }
+
+  /**
+   * The ranges of `to` that may differ from what `from` reads there, by sub-blocks and in ascending order, each with what `to`
+   * has there. Elsewhere the two are equal. null: the active layer. It looks only at tables, not at the bytes.
+   */
+  diff(
+    from: string | null,
+    to: string | null,
+    options: { signal?: AbortSignal | undefined } = {},
+  ): AsyncGenerator<Extent, void> {
+    if (from !== null) checkSnapshotName(from);
+    if (to !== null) checkSnapshotName(to);
+    checkOptions('the options of Image.diff', options, ['signal']);
+    checkSignal(options.signal);
+    return extentsOf((offset) => translated(() => this.native.changes(offset, from ?? '', to ?? '')), options.signal);
   }
 
   /**
@@ -179,9 +221,7 @@ export class Image {
   ): Promise<T> {
     checkOptions(`the options of Image.${method}`, options, ['signal', 'onProgress']);
     const { signal, onProgress } = options;
-    if (signal !== undefined && !(signal instanceof AbortSignal)) {
-      throw new PcowError('PCOW_INVALID', 'the option "signal" must be an AbortSignal');
-    }
+    checkSignal(signal);
     if (onProgress !== undefined && typeof onProgress !== 'function') {
       throw new PcowError('PCOW_INVALID', 'the option "onProgress" must be a function');
     }

@@ -8,7 +8,7 @@ import path from 'node:path';
 import { fileURLToPath } from 'node:url';
 
 import { PcowError } from './errors.js';
-import type { ImageInfo } from './types.js';
+import type { ChainLink, ImageInfo } from './types.js';
 
 export interface NativeBase {
   path: string;
@@ -38,6 +38,17 @@ export interface NativeSnapshotInfo {
   automatic: boolean;
   current: boolean;
   data: number;
+}
+
+/** Some of the extents of a layer, in ascending order. */
+export interface NativeExtentBatch {
+  /** Five numbers for each: offset, length, kind (0 data, 1 zero, 2 hole), depth of the layer, place in its file. */
+  extents: Float64Array;
+  /** Where the next batch begins; `size` at the end. */
+  next: number;
+  size: number;
+  /** The chain, the walked layer first, as far down as the extents name it. */
+  chain: ChainLink[];
 }
 
 /** Requests on the flat files of an image since it was opened. */
@@ -88,6 +99,10 @@ export interface NativeImage {
   layerOf(snapshot: string): number;
   /** `snapshot` empty: the active layer. */
   read(buffer: Uint8Array, offset: number, snapshot: string): Promise<number>;
+  /** From `offset` on: 0, or the `next` of the batch before. Only layers of depths from `first` to before `end`. */
+  map(offset: number, snapshot: string, first: number, end: number): Promise<NativeExtentBatch>;
+  /** `from` and `to` empty: the active layer. */
+  changes(offset: number, from: string, to: string): Promise<NativeExtentBatch>;
   write(buffer: Uint8Array, offset: number): Promise<void>;
   discard(offset: number, length: number): Promise<void>;
   sync(): Promise<void>;

@@ -101,6 +101,31 @@ export interface SnapshotInfo {
   data: number;
 }
 
+/** A range of an image, as Image.map and Image.diff list it. */
+export interface Extent {
+  offset: number;
+  length: number;
+  /**
+   * `data`: bytes in a file (which may be zeros). `zero`: zeros that a layer holds over what is below. `hole`: no layer holds
+   * anything, which reads as zeros.
+   */
+  kind: 'data' | 'zero' | 'hole';
+  /** Where in the chain the layer is that holds it: 0 is the one that was asked for. null of a hole. */
+  depth: number | null;
+  /** That layer. null of a hole. */
+  layer: ChainLink | null;
+  /** Where the bytes are in that layer's file. null unless `data`. */
+  place: number | null;
+}
+
+export interface MapOptions {
+  /** Default: the active layer. */
+  snapshot?: string | undefined;
+  /** Looks only at these layers of the chain, by depth: a hole is what none of them holds. `end` excluded; default: all. */
+  depths?: { first: number; end: number } | undefined;
+  signal?: AbortSignal | undefined;
+}
+
 /** For operations that may take long. */
 export interface LongOptions {
   /** Aborting fails the operation with PCOW_CANCELLED, and the reason as its cause; the image stays sound. */

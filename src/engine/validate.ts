@@ -140,3 +140,19 @@ export function checkLayer(value: unknown): asserts value is number {
     invalid(`a layer's id must be a positive whole number, not ${show(value)}`);
   }
 }
+
+export function checkSignal(value: unknown): asserts value is AbortSignal | undefined {
+  if (value !== undefined && !(value instanceof AbortSignal)) {
+    invalid('the option "signal" must be an AbortSignal');
+  }
+}
+
+/** A range of depths in a chain. */
+export function checkDepths(value: unknown): asserts value is { first: number; end: number } {
+  checkOptions('the option "depths"', value, ['first', 'end']);
+  const { first, end } = value as Record<string, unknown>;
+  if (!Number.isSafeInteger(first) || !Number.isSafeInteger(end) || (first as number) < 0) {
+    invalid(`the depths must be two whole numbers, not ${show(first)} and ${show(end)}`);
+  }
+  if ((end as number) < (first as number)) invalid(`the depths end (${show(end)}) before they begin (${show(first)})`);
+}

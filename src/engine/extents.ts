@@ -1,0 +1,63 @@
+/** The extents that the engine finds batch by batch, as one sequence. */
+import { PcowError } from './errors.js';
+import type { NativeExtentBatch } from './native.js';
+import type { ChainLink, Extent } from './types.js';
+
+const KINDS = ['data', 'zero', 'hole'] as const;
+
+/** Asks for batch after batch, and joins extents that a batch's end has cut. An aborted signal ends it with PCOW_CANCELLED. */
+export async function* extentsOf(
+  nextBatch: (offset: number) => Promise<NativeExtentBatch>,
+  signal: AbortSignal | undefined,
+): AsyncGenerator<Extent, void> {
+  let held: Extent | null = null;
+  let offset = 0;
+  let end = false;
+  while (!end) {
+    if (signal?.aborted) {
+      throw new PcowError('PCOW_CANCELLED', 'the walk over the image was stopped', { cause: signal.reason });
+    }
+    const batch = await nextBatch(offset);
+    for (const extent of unpack(batch)) {
+      if (held !== null && continues(held, extent)) {
+        held.length += extent.length;
+        continue;
+      }
+      if (held !== null) yield held;
+      held = extent;
+    }
+    offset = batch.next;
+    end = offset >= batch.size;
+  }
+  if (held !== null) yield held;
+}
+
+function* unpack({ extents, chain }: NativeExtentBatch): Generator<Extent> {
+  for (let at = 0; at < extents.length; at += 5) {
+    const [offset = 0, length = 0, kind = 0, depth = 0, place = 0] = extents.subarray(at, at + 5);
+    const name = KINDS[kind] ?? 'data';
+    yield {
+      offset,
+      length,
+      kind: name,
+      depth: name === 'hole' ? null : depth,
+      layer: name === 'hole' ? null : (chain[depth] ?? null),
+      place: name === 'data' ? place : null,
+    };
+  }
+}
+
+function continues(before: Extent, after: Extent): boolean {
+  return (
+    before.offset + before.length === after.offset &&
+    before.kind === after.kind &&
+    before.depth === after.depth &&
+    sameLayer(before.layer, after.layer) &&
+    (before.place === null || before.place + before.length === after.place)
+  );
+}
+
+/** Between two batches a snapshot may have been taken, and depths count anew. */
+function sameLayer(before: ChainLink | null, after: ChainLink | null): boolean {
+  return before?.path === after?.path && before?.snapshot === after?.snapshot;
+}
