@@ -1,6 +1,7 @@
 /** The commands of `pcow`, in the order of the help. */
 import type { Command } from 'commander';
 import { addClone } from './commands/clone.js';
+import { addCompletion } from './commands/completion.js';
 import { addCreate } from './commands/create.js';
 import { addDelete } from './commands/delete.js';
 import { addExitCodes } from './commands/exit-codes.js';
@@ -40,6 +41,7 @@ export function pcowProgram(): Command {
     addLibvirtXml,
     addRun,
     addTop,
+    addCompletion,
     addExitCodes,
   ]) {
     add(program);

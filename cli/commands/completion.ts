@@ -1,0 +1,39 @@
+import { Argument, type Command } from 'commander';
+import { complete } from '../completion/candidates.js';
+import { answerLines, completionScript, SHELLS, type Shell } from '../completion/scripts.js';
+import { Failure } from '../errors.js';
+import { addNotes } from '../help.js';
+import { say } from '../output.js';
+
+/** In place of a shell's name: what the scripts ask with. */
+const QUESTION = 'words';
+
+export function addCompletion(program: Command): void {
+  const command = program
+    .command('completion')
+    .summary('print the completion of commands, options and images for a shell')
+    .description('Prints a script with which a shell completes commands, options, images and snapshots.')
+    .addArgument(new Argument('<shell>', 'the shell; “words” is what its script calls').choices([...SHELLS, QUESTION]))
+    .argument('[words...]', 'after “words --”: the command line so far, its last word unfinished')
+    .action(async (shell: Shell | typeof QUESTION, words: string[]) => {
+      if (shell === QUESTION) {
+        process.stdout.write(
+          answerLines(await complete(program, words))
+            .map((line) => `${line}\n`)
+            .join(''),
+        );
+        return;
+      }
+      if (words.length > 0) {
+        throw new Failure('PCOW_USAGE', `the script for ${shell} takes no further words`);
+      }
+      say(completionScript(program.name(), shell).trimEnd());
+    });
+  addNotes(command, {
+    text: ['The Debian package has all three in their places.'],
+    examples: [
+      { command: 'source <(pcow completion bash)', does: 'for this bash; zsh too, with “zsh”' },
+      { command: 'pcow completion fish > ~/.config/fish/completions/pcow.fish', does: 'for every fish' },
+    ],
+  });
+}

@@ -1,0 +1,62 @@
+/** Images, snapshots and mountpoints as candidates. What can't be looked at has none: an unfinished line is no place for messages. */
+import { type Dirent } from 'node:fs';
+import { readdir, realpath } from 'node:fs/promises';
+import path from 'node:path';
+import { IMAGE_SUFFIX } from '../../src/mount/image-names.js';
+import { pcowMounts } from '../../src/mounts.js';
+import { withImage } from '../images.js';
+import { findDirectory, findImage } from '../target.js';
+import type { Candidate } from './candidates.js';
+
+/** Images (without “.pcow”), or flat files of a mount, in the directory that was typed; and its directories. */
+export async function imageCandidates(current: string): Promise<Candidate[]> {
+  const typed = current.slice(0, current.lastIndexOf('/') + 1);
+  const begun = current.slice(typed.length);
+  const { entries, mounted } = await contentsOf(typed === '' ? '.' : typed);
+  return entries.flatMap((entry): Candidate[] => {
+    if (!entry.name.startsWith(begun) || (entry.name.startsWith('.') && !begun.startsWith('.'))) return [];
+    if (entry.isDirectory()) return [{ value: `${typed}${entry.name}/`, description: '' }];
+    if (mounted) return [{ value: typed + entry.name, description: 'mounted image' }];
+    if (!entry.name.endsWith(IMAGE_SUFFIX)) return [];
+    return [{ value: typed + path.basename(entry.name, IMAGE_SUFFIX), description: 'image' }];
+  });
+}
+
+/** IMAGE@SNAPSHOT where the image is written already, else images with an “@”. */
+export async function snapshotCandidates(current: string): Promise<Candidate[]> {
+  const at = current.lastIndexOf('@');
+  const names = at > 0 ? await snapshotsOf(current.slice(0, at)) : null;
+  if (names === null) {
+    const images = await imageCandidates(current);
+    return images.map((it) => (it.value.endsWith('/') ? it : { ...it, value: `${it.value}@` }));
+  }
+  return names
+    .map((name) => ({ value: current.slice(0, at + 1) + name, description: 'snapshot' }))
+    .filter(({ value }) => value.startsWith(current));
+}
+
+export async function mountpointCandidates(current: string): Promise<Candidate[]> {
+  const mounts = await pcowMounts();
+  return mounts
+    .map(({ mountpoint, directory }) => ({ value: mountpoint, description: directory }))
+    .filter(({ value }) => value.startsWith(current));
+}
+
+async function contentsOf(directory: string): Promise<{ entries: Dirent[]; mounted: boolean }> {
+  try {
+    const entries = await readdir(directory, { withFileTypes: true });
+    const { mount } = await findDirectory(directory);
+    return { entries, mounted: mount?.mountpoint === (await realpath(directory)) };
+  } catch {
+    return { entries: [], mounted: false };
+  }
+}
+
+async function snapshotsOf(image: string): Promise<string[] | null> {
+  try {
+    const { file } = await findImage(image);
+    return await withImage(file, {}, (open) => open.snapshotNames());
+  } catch {
+    return null;
+  }
+}
