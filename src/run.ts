@@ -1,12 +1,9 @@
 /** Running a command under the monitor: its environment, and the check that the monitor will be able to work. */
 import { accessSync } from 'node:fs';
 import path from 'node:path';
-import { fileURLToPath } from 'node:url';
+import { HOW_TO_BUILD, MONITOR } from './engine/built.js';
 import { PcowError } from './engine/index.js';
 import { become, checkUserfaultfd } from './engine/run.js';
-
-/** Built beside the sources, as the addon is: this is dist/src/run.js. */
-const MONITOR = fileURLToPath(new URL('../../native/build/Release/libpcow-monitor.so', import.meta.url));
 
 export interface MonitorOptions {
   /** Bytes of clean copies of lower blocks that each image may keep in memory; default: a quarter of the memory. */
@@ -56,11 +53,9 @@ export function monitorLibrary(): string {
   try {
     accessSync(MONITOR);
   } catch (cause) {
-    throw new PcowError(
-      'PCOW_UNSUPPORTED',
-      `the monitor (${path.basename(MONITOR)}) is not built: run \`npm run build\` in the repository`,
-      { cause },
-    );
+    throw new PcowError('PCOW_UNSUPPORTED', `the monitor (${path.basename(MONITOR)}) is not built: ${HOW_TO_BUILD}`, {
+      cause,
+    });
   }
   return MONITOR;
 }

@@ -2,11 +2,11 @@
  * The addon's surface, declared once, and the one place that loads it. Validation is done before these are called:
  * the C++ side trusts types. Everything else in src/ uses image.ts and native-operations.ts, never this.
  */
+import { existsSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { constants } from 'node:os';
-import path from 'node:path';
-import { fileURLToPath } from 'node:url';
 
+import { ADDON, HOW_TO_BUILD } from './built.js';
 import { PcowError } from './errors.js';
 import type { ChainLink, ImageInfo } from './types.js';
 
@@ -153,9 +153,6 @@ export interface NativeAddon {
   AttachServer: new (path: string, onEvent: (event: NativeAttachEvent) => void) => NativeAttachServer;
 }
 
-/** The addon is built beside the sources: dist/src/engine/native.js and native/build/Release/pcow.node. */
-const ADDON = fileURLToPath(new URL('../../../native/build/Release/pcow.node', import.meta.url));
-
 let loaded: NativeAddon | undefined;
 
 /**
@@ -170,8 +167,9 @@ export function addon(): NativeAddon {
   } catch (cause) {
     throw new PcowError(
       'PCOW_UNSUPPORTED',
-      `the native part of Pcow (${path.basename(ADDON)}) can't be loaded: run \`npm run build\` in the repository ` +
-        `(${cause instanceof Error ? cause.message : String(cause)})`,
+      existsSync(ADDON)
+        ? `the native part of Pcow can't be loaded (${cause instanceof Error ? cause.message : String(cause)}): ${HOW_TO_BUILD}`
+        : `the native part of Pcow is not built: ${HOW_TO_BUILD}`,
       { cause },
     );
   }
