@@ -101,6 +101,24 @@ test.serial('one snapshot of two images, each of a process of its own, is one cu
   await writer;
 });
 
+test.serial('one snapshot of two images of one process is one cut across both', async (t) => {
+  const shape = { threads: 4, pages: 60 };
+  const half = cutSize(shape) / 2;
+  const mount = await mountedImages(t, { vm1: half, vm2: half });
+  const words = [mount.file('vm1'), String(shape.threads), String(shape.pages), mount.file('vm2')];
+  const writer = await monitored(t, await program('cut-writer', mount.scratch), words);
+  let before = shape.threads;
+  for (let i = 0; i < 15; ++i) {
+    await mount.write(`cut${i} vm1 vm2`, 'snapshot');
+    const halves = await Promise.all(['vm1', 'vm2'].map((name) => readFile(mount.control(name, 'at', `cut${i}`))));
+    const written = checkCut(Buffer.concat(halves), shape).reduce((sum, number) => sum + number);
+    t.true(written >= before, `${written} writes after ${before}`);
+    before = written;
+  }
+  t.true(before > 15 * shape.pages, `it wrote: ${before}`);
+  await writer.end('SIGKILL');
+});
+
 test.serial('random steps: the mapping, the flat file, the snapshots and a model agree', async (t) => {
   const random = new Random(seedFromEnvironment());
   t.log(`seed ${random.seed}`);

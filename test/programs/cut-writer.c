@@ -1,7 +1,9 @@
 /* Writes into a shared mapping of a file, with several threads and in causal order, until it is killed. test/mount/cut.ts checks
  * what a snapshot holds of it.
  *
- *   cut-writer FILE THREADS PAGES
+ *   cut-writer FILE THREADS PAGES [FILE...]
+ *
+ * With several files each is an equal part of what is written, in their order.
  *
  * Thread j owns PAGES pages. Its write number s (from 1) goes to the page of slot s % PAGES: a record of s and, for each thread k, of
  * the number of the last write of k that had happened before. So a cut is consistent when for every thread it holds all of its
@@ -50,15 +52,21 @@ static void* write_for_ever(void* argument) {
 }
 
 int main(int argc, char** argv) {
-  if (argc != 4) return 2;
+  if (argc < 4) return 2;
   threads = strtoull(argv[2], NULL, 10);
   pages = strtoull(argv[3], NULL, 10);
   if (threads == 0 || threads > kMaxThreads || pages % 37 == 0) return 2;
-  const int fd = open(argv[1], O_RDWR);
-  if (fd < 0) return perror("open"), 1;
-  base = mmap(NULL, threads * pages * kPage, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+  const size_t files = (size_t)argc - 3, length = threads * pages * kPage / files;
+  if (threads * pages % files) return 2;
+  base = mmap(NULL, files * length, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (base == MAP_FAILED) return perror("mmap"), 1;
-  close(fd);
+  for (size_t i = 0; i < files; ++i) {
+    const int fd = open(argv[i == 0 ? 1 : 3 + i], O_RDWR);
+    if (fd < 0) return perror("open"), 1;
+    if (mmap(base + i * length, length, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0) == MAP_FAILED)
+      return perror("mmap"), 1;
+    close(fd);
+  }
   for (uint64_t j = 1; j < threads; ++j) {
     pthread_t thread;
     if (pthread_create(&thread, NULL, write_for_ever, (void*)(uintptr_t)j) != 0) return 1;
