@@ -8,6 +8,7 @@
 #include <filesystem>
 
 #include "image_state.h"
+#include "rules.h"
 
 namespace pcow {
 namespace {
@@ -70,8 +71,10 @@ Result<LoadedStructure> load_structure(const File& file, const GenerationWatch* 
     if (directory && (last || superblock->generation == loaded.seen)) {
       loaded.superblock = *superblock;
       loaded.directory = std::move(*directory);
-      loaded.crashed = !superblock->clean && superblock->boot != boot_id();
-      if (loaded.crashed) loaded.names_dropped = drop_unsealed_names(&loaded.directory, superblock->sealed);
+      const bool host_crashed = !superblock->clean && superblock->boot != boot_id();
+      loaded.crashed = host_crashed && keeps(Rule::kDropUndurable);
+      if (host_crashed && keeps(Rule::kHideUnsealed))
+        loaded.names_dropped = drop_unsealed_names(&loaded.directory, superblock->sealed);
       return loaded;
     }
     if (!directory && (last || (superblock && superblock->generation == loaded.seen && watch->now() == loaded.seen)))

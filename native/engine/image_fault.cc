@@ -10,6 +10,7 @@
 #include <shared_mutex>
 
 #include "image_state.h"
+#include "rules.h"
 
 namespace pcow {
 namespace {
@@ -48,11 +49,18 @@ Extent ImageState::held_extent(uint64_t offset) const {
   return extent;
 }
 
+// A discard of a part of a block leaves own sub-blocks without disk space: what is to be stored to gets it again.
+Result<Extent> ImageState::mappable_extent(uint64_t offset) const {
+  const Extent extent = held_extent(offset);
+  if (extent.length && writable()) PCOW_TRY(file->allocate(extent.place, extent.length));
+  return extent;
+}
+
 Result<Extent> Image::held(uint64_t offset) const {
   const ImageState& state = *state_;
   const std::shared_lock lock(state.gate);
   if (state.closed) return state.closed_error();
-  return state.held_extent(offset);
+  return state.mappable_extent(offset);
 }
 
 uint64_t Image::place(uint64_t offset) const {
@@ -77,8 +85,10 @@ Result<Entry> ImageState::complete_block(uint64_t block, Entry entry, FaultWork*
   }
   const uint64_t place = uint64_t{entry.index} << geometry.block_shift();
   const auto fill = [&]() -> Result<void> {
-    if (fresh && before.written && !space->is_durable(entry.index)) PCOW_TRY(file->sync());
-    PCOW_TRY(file->allocate(place, geometry.block_size()));
+    if (fresh && before.written && !space->is_durable(entry.index) && keeps(Rule::kZerosBeforeEntry))
+      PCOW_TRY(file->sync());
+    if (keeps(Rule::kDataSpaceBeforeMapping)) PCOW_TRY(file->allocate(place, geometry.block_size()));
+    if (!keeps(Rule::kDataBeforeEntry)) active->store(block, {entry.index, geometry.full_mask(), entry.durable});
     auto lower = below->mask(block);
     if (!lower) return lower.error();
     const auto missing = static_cast<uint16_t>(geometry.full_mask() & ~before.written);
@@ -117,7 +127,7 @@ Result<Entry> ImageState::complete_block(uint64_t block, Entry entry, FaultWork*
 }
 
 Result<Extent> ImageState::make_writable_locked(uint64_t offset, uint64_t ahead, FaultWork* work) {
-  if (const Extent held = held_extent(offset); held.length) return held;
+  if (auto held = mappable_extent(offset); !held || held->length) return held;
   const uint64_t block = offset >> geometry.block_shift();
   const uint64_t chunk = block / kBlocksPerChunk;
   PCOW_TRY(active->ensure(chunk));
@@ -156,7 +166,7 @@ Result<Extent> ImageState::make_writable_locked(uint64_t offset, uint64_t ahead,
     PCOW_TRY(expand(block, ahead));
     work->expanded = true;
   }
-  return held_extent(offset);
+  return mappable_extent(offset);
 }
 
 // With the chunk's lock held, and the table's page ensured: allocates `block`, and as many of its followers in the chunk

@@ -13,6 +13,7 @@
 #include <shared_mutex>
 
 #include "image_state.h"
+#include "rules.h"
 
 namespace pcow {
 namespace {
@@ -271,13 +272,16 @@ Result<void> ImageState::write_locked(uint64_t offset, const void* buffer, size_
       after.index = *index;
       // Sub-blocks that were "zero here" keep their durable bits: the new block is zero there, durably, if it lay inside
       // the file at the last sync.
-      if (entry.written && !space->is_durable(*index)) {
+      if (entry.written && !space->is_durable(*index) && keeps(Rule::kZerosBeforeEntry)) {
         if (auto synced = file->sync(); !synced) {
           space->release(*index, 1);
           return synced.error();
         }
       }
     }
+    after.written |= touched;
+    if (!keeps(Rule::kDataBeforeEntry)) active->store(part.block, after);
+    if (!keeps(Rule::kDurableAfterSync)) after.durable |= touched;
     Result<void> outcome;
     for (uint32_t at = part.from; at < part.to && outcome;) {
       const auto is_own = [&](uint32_t byte) {
@@ -294,7 +298,6 @@ Result<void> ImageState::write_locked(uint64_t offset, const void* buffer, size_
       if (fresh) space->release(after.index, 1);
       return outcome;
     }
-    after.written |= touched;
     active->store(part.block, after);
     mark_unsynced(active, chunk);
     done += part.length();

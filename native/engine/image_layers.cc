@@ -11,6 +11,7 @@
 
 #include "base.h"
 #include "image_state.h"
+#include "rules.h"
 
 namespace pcow {
 Result<void> ImageState::prepare_directory(Prepared* prepared) {
@@ -24,7 +25,7 @@ Result<void> ImageState::prepare_directory(Prepared* prepared) {
   prepared->offset = *first << geometry.block_shift();
   prepared->length = bytes.size();
   auto written = file->write(prepared->offset, bytes.data(), bytes.size());
-  if (written) written = file->sync();
+  if (written && keeps(Rule::kDirectoryBeforeSuperblock)) written = file->sync();
   if (!written) {
     space->release(*first, blocks);
     prepared->length = 0;
@@ -134,7 +135,7 @@ Result<std::shared_ptr<const Chain>> ImageState::chain_of(const View& view) cons
 
 // Every layer frozen so far is durable once a sync is over; from then on a crash takes nothing from it.
 Result<void> ImageState::seal() {
-  PCOW_TRY(sync());
+  if (keeps(Rule::kDurableBeforeSeal)) PCOW_TRY(sync());
   uint64_t newest = 0;
   for (const Layer& layer : directory.layers)
     if (layer.id != directory.active) newest = std::max(newest, layer.id);
@@ -147,7 +148,7 @@ Result<void> ImageState::seal() {
     const std::unique_lock lock(gate);
     superblock = next;
   }
-  return sync();
+  return keeps(Rule::kSealBeforeReturn) ? sync() : Result<void>();
 }
 
 Result<void> ImageState::change_directory(Prepared* prepared) {
@@ -167,7 +168,7 @@ Result<void> ImageState::change_directory(Prepared* prepared) {
     }
     if (active != before && !directory.find(active_before)) forget_unsynced(*before);
   }
-  return sync();
+  return keeps(Rule::kSuperblockBeforeReturn) ? sync() : Result<void>();
 }
 
 Result<bool> ImageState::active_is_empty() const {
@@ -257,7 +258,7 @@ Result<void> Image::resize(uint64_t size) {
           prepared.table->store(block, Entry::unpack(state.active->load(block)));
         state.mark_unsynced(prepared.table, chunk);
       }
-      if (outcome) outcome = state.file->sync();
+      if (outcome && keeps(Rule::kLongerTableBeforeSuperblock)) outcome = state.file->sync();
       const std::shared_ptr<Table> old = state.active;
       if (outcome) outcome = state.commit(&prepared);
       if (!outcome) {

@@ -15,6 +15,7 @@
 #include <shared_mutex>
 
 #include "image_state.h"
+#include "rules.h"
 
 namespace pcow {
 namespace {
@@ -87,7 +88,7 @@ Result<void> ImageState::merge(const Layer& parent, const Layer& child, const Pr
             auto index = allocate_block(*table, block);
             if (!index) return index.error();
             entry.index = *index;
-            if (!space->is_durable(*index)) PCOW_TRY(file->sync());
+            if (!space->is_durable(*index) && keeps(Rule::kZerosBeforeEntry)) PCOW_TRY(file->sync());
           }
           if (auto copied = copy_sub_blocks(*file, geometry, lower.index, entry.index, missing); !copied) {
             if (fresh) space->release(entry.index, 1);
@@ -101,7 +102,7 @@ Result<void> ImageState::merge(const Layer& parent, const Layer& child, const Pr
       }
     }
   }
-  PCOW_TRY(sync());
+  if (keeps(Rule::kHeirBeforeSuperblock)) PCOW_TRY(sync());
 
   Prepared prepared;
   prepared.directory = directory;

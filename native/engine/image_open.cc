@@ -19,6 +19,7 @@
 
 #include "base.h"
 #include "image_state.h"
+#include "rules.h"
 
 namespace pcow {
 namespace {
@@ -122,7 +123,7 @@ Result<void> ImageState::take_over() {
     return Error(Code::kUnsupported,
                  path + " uses features that this program can read, but not write: a newer pcow is needed");
   opened_clean = superblock.clean;
-  PCOW_TRY(file->sync());
+  if (keeps(Rule::kSyncAtOpening)) PCOW_TRY(file->sync());
   auto size = file->size();
   if (!size) return size.error();
   space = std::make_unique<Space>(file, geometry, *size);
@@ -171,7 +172,7 @@ Result<void> ImageState::take_over() {
       }
     }
   }
-  if (!opened_clean) PCOW_TRY(space->punch_free());
+  if (!opened_clean && keeps(Rule::kPunchAtOpening)) PCOW_TRY(space->punch_free());
 
   superblock.clean = false;
   superblock.boot = boot_id();
@@ -185,7 +186,7 @@ Result<void> ImageState::take_over() {
     superblock.generation++;
     PCOW_TRY(write_superblock(*file, superblock));
   }
-  PCOW_TRY(file->sync());
+  if (keeps(Rule::kMarkBeforeWrite)) PCOW_TRY(file->sync());
   space->note_sync_began();
   space->note_sync_done();
 
@@ -211,9 +212,9 @@ Result<void> ImageState::close() {
     // What an interrupted merge holds back is not used again before the image is opened anew, and the deletion finished.
     space->hold_releases(false);
     // Once for what was written, and until everything released is punched out, durably.
-    do {
-      outcome = sync();
-    } while (outcome && space->has_pending());
+    if (keeps(Rule::kSyncBeforeClean)) do {
+        outcome = sync();
+      } while (outcome && space->has_pending() && keeps(Rule::kHolesBeforeClean));
     if (outcome) {
       Superblock next = superblock;
       next.generation++;

@@ -94,6 +94,7 @@ class ImageState {
   Result<Entry> complete_block(uint64_t block, Entry entry, FaultWork* work);
   Result<void> expand(uint64_t block, uint64_t ahead);
   Extent held_extent(uint64_t offset) const;
+  Result<Extent> mappable_extent(uint64_t offset) const;  // … with disk space behind it
 
   // image_layers.cc; the caller holds `structure`
   struct Prepared {

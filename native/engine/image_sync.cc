@@ -12,6 +12,7 @@
 #include <shared_mutex>
 
 #include "image_state.h"
+#include "rules.h"
 
 namespace pcow {
 
@@ -36,6 +37,7 @@ Result<void> ImageState::sync() {
     const std::lock_guard taking(marking);
     marked.swap(unsynced);
   }
+  if (!keeps(Rule::kFreeingBeforePunch)) PCOW_TRY(space->finish_sync(space->take_released()));
   const std::vector<uint64_t> released = space->take_released();
   space->note_sync_began();
 
@@ -55,16 +57,15 @@ Result<void> ImageState::sync() {
     }
   }
 
-  if (auto synced = file->sync(); !synced) return synced;
+  if (keeps(Rule::kDataBeforeDurable)) PCOW_TRY(file->sync());
   for (const auto& [table, block, then] : noted_entries) {
     const std::lock_guard storing(chunk_lock(block));
     Entry now = Entry::unpack(table->load(block));
     if (now.index != then.index) continue;  // discarded meanwhile; its block is not reused before this sync is over
-    now.durable |= then.written & now.written;
+    now.durable |= (keeps(Rule::kNotedBitsOnly) ? then.written : now.written) & now.written;
     table->store(block, now);
   }
-  if (!noted_entries.empty())
-    if (auto synced = file->sync(); !synced) return synced;
+  if (!noted_entries.empty() && keeps(Rule::kDurableBeforeReturn)) PCOW_TRY(file->sync());
   space->note_sync_done();
   sync_covered = covering;
 

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <bit>
 
+#include "rules.h"
+
 namespace pcow {
 
 Space::Space(std::shared_ptr<File> file, const Geometry& geometry, uint64_t file_size)
@@ -65,7 +67,7 @@ void Space::mark_range(uint64_t first, uint64_t count) {
 // from outside is recognised by entries that point behind its end.
 Result<void> Space::grow_to(uint64_t blocks) {
   if (blocks <= blocks_) return {};
-  PCOW_TRY(file_->resize(blocks << geometry_.block_shift()));
+  if (keeps(Rule::kFileReachesBeforeUse)) PCOW_TRY(file_->resize(blocks << geometry_.block_shift()));
   blocks_ = blocks;
   return {};
 }
@@ -134,10 +136,17 @@ Result<uint64_t> Space::allocate_range(uint64_t count) {
   return first;
 }
 
+void Space::free(uint64_t first, uint64_t count) {
+  set(first, count, false);
+  block_hint_ = std::min(block_hint_, first);
+  window_hint_ = std::min(window_hint_, first);
+}
+
 void Space::release(uint64_t first, uint64_t count) {
   const std::lock_guard lock(mutex_);
+  if (!keeps(Rule::kFreeingBeforeReuse)) return free(first, count);
   for (uint64_t index = first; index < first + count; index++) {
-    if (holding_) {
+    if (holding_ && keeps(Rule::kHoldReleasesDuringMerges)) {
       held_.insert(index);
     } else {
       released_.push_back(index);
@@ -161,11 +170,7 @@ std::vector<uint64_t> Space::take_released() {
 Result<void> Space::finish_sync(const std::vector<uint64_t>& released) {
   {
     const std::lock_guard lock(mutex_);
-    for (const uint64_t index : punched_) {
-      set(index, 1, false);
-      block_hint_ = std::min(block_hint_, index);
-      window_hint_ = std::min(window_hint_, index);
-    }
+    for (const uint64_t index : punched_) free(index, 1);
     punched_.clear();
   }
   // Only here is a released block touched again, and nobody else knows it: no lock is needed over the system calls.
@@ -181,6 +186,8 @@ Result<void> Space::finish_sync(const std::vector<uint64_t>& released) {
     done = last + 1;
   }
   const std::lock_guard lock(mutex_);
+  if (!keeps(Rule::kHoleBeforeReuse))
+    for (size_t i = 0; i < done; i++) free(sorted[i], 1);
   punched_.insert(punched_.end(), sorted.begin(), sorted.begin() + static_cast<ptrdiff_t>(done));
   released_.insert(released_.end(), sorted.begin() + static_cast<ptrdiff_t>(done), sorted.end());
   return outcome;

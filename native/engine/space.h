@@ -70,6 +70,7 @@ class Space {
   uint64_t find_free_run(uint64_t count, uint64_t align, uint64_t from) const;  // kNone where none lies in the file
   Result<void> grow_to(uint64_t blocks);
   uint32_t take(uint64_t index);
+  void free(uint64_t first, uint64_t count);
 
   std::shared_ptr<File> file_;
   const Geometry geometry_;

@@ -11,6 +11,7 @@
 
 #include "bytes.h"
 #include "crc32c.h"
+#include "rules.h"
 
 namespace pcow {
 namespace {
@@ -209,7 +210,8 @@ Result<Superblock> read_superblock(const File& file) {
 
 Result<void> write_superblock(File& file, const Superblock& superblock) {
   const auto page = superblock.encode();
-  return file.write((superblock.generation & 1) * kPageSize, page.data(), page.size());
+  const uint64_t slot = keeps(Rule::kOtherSlot) ? superblock.generation & 1 : 0;
+  return file.write(slot * kPageSize, page.data(), page.size());
 }
 
 }  // namespace pcow

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "rules.h"
+
 namespace pcow {
 namespace {
 
@@ -73,7 +75,7 @@ std::vector<ChunkRange> Table::present() const {
 
 Result<void> Table::ensure(uint64_t chunk) {
   if (ensured_.get(chunk)) return {};
-  PCOW_TRY(file_->allocate(offset_ + chunk * kPageSize, kPageSize));
+  if (keeps(Rule::kTableSpaceBeforeStore)) PCOW_TRY(file_->allocate(offset_ + chunk * kPageSize, kPageSize));
   present_.set(chunk);
   ensured_.set(chunk);
   return {};

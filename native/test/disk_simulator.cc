@@ -15,6 +15,9 @@ namespace {
 
 constexpr size_t kSector = 512;
 
+// Of these nobody need trust that a sector is written whole: there are two, and each has a checksum.
+bool is_superblock(uint64_t page) { return page < 2; }
+
 uint64_t pages_for(uint64_t bytes) { return (bytes + kPageSize - 1) / kPageSize; }
 
 }  // namespace
@@ -58,7 +61,16 @@ DiskState DiskState::of_file(const std::string& path) {
 }
 
 DiskSimulator::DiskSimulator(DiskState state) : sizes_{state.size} {
-  for (auto& [number, page] : state.pages) pages_[number] = {std::move(page)};
+  for (auto& [number, page] : state.pages) {
+    pages_[number] = {std::move(page)};
+    allocated_.insert(number);
+  }
+}
+
+bool DiskSimulator::has_space(uint64_t offset, uint64_t length) const {
+  for (uint64_t page = offset / kPageSize; page < pages_for(offset + length); page++)
+    if (!allocated_.contains(page)) return false;
+  return true;
 }
 
 // `data` null: zeros.
@@ -83,6 +95,13 @@ void DiskSimulator::change(uint64_t offset, uint64_t length, const uint8_t* data
 
 void DiskSimulator::apply(FileOperation operation, uint64_t offset, uint64_t length, const void* data) {
   uint64_t size = sizes_.back();
+  if (operation == FileOperation::kWrite || operation == FileOperation::kAllocate) {
+    for (uint64_t page = offset / kPageSize; page < pages_for(offset + length); page++) allocated_.insert(page);
+  } else if (operation == FileOperation::kPunch) {
+    const uint64_t first = pages_for(offset);
+    const uint64_t end = (offset + length) / kPageSize;
+    if (first < end) allocated_.erase(allocated_.lower_bound(first), allocated_.lower_bound(end));
+  }
   switch (operation) {
     case FileOperation::kWrite:
     case FileOperation::kStore:
@@ -122,10 +141,11 @@ DiskState DiskSimulator::choose(const std::function<size_t(size_t)>& version, st
       auto torn = page ? std::make_shared<DiskPage>(*page) : std::make_shared<DiskPage>();
       for (size_t at = 0; at < kPageSize; at += kSector) {
         if ((*tear)() % 2) continue;
+        const size_t length = is_superblock(number) ? (*tear)() % kSector : kSector;
         if (other) {
-          memcpy(torn->data() + at, other->data() + at, kSector);
+          memcpy(torn->data() + at, other->data() + at, length);
         } else {
-          memset(torn->data() + at, 0, kSector);
+          memset(torn->data() + at, 0, length);
         }
       }
       page = std::move(torn);

@@ -1,7 +1,8 @@
 // A disk under a page cache, as far as one file is concerned: what a power cut could leave of it.
 //
 // Every page is written back whole, as it stood at any moment since the last sync; in which order, and whether at all, is
-// the kernel's affair. The same goes for the length of the file. A power cut may tear a page between two 512-byte sectors.
+// the kernel's affair. The same goes for the length of the file. A power cut may tear a page between two 512-byte sectors, and
+// a superblock anywhere.
 #pragma once
 
 #include <array>
@@ -10,6 +11,7 @@
 #include <map>
 #include <memory>
 #include <random>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -38,6 +40,9 @@ class DiskSimulator {
   // All of the page cache reaches the disk.
   void sync();
 
+  // Whether a store there can't find the disk full: it was allocated, or written, and not punched since.
+  bool has_space(uint64_t offset, uint64_t length) const;
+
   // What every process sees.
   DiskState cached() const;
   // States that a power cut could leave now: all of them where there are at most `budget`, otherwise the two extremes,
@@ -50,5 +55,6 @@ class DiskSimulator {
   void change(uint64_t offset, uint64_t length, const uint8_t* data);
 
   std::map<uint64_t, Versions> pages_;
+  std::set<uint64_t> allocated_;  // pages
   std::vector<uint64_t> sizes_;
 };

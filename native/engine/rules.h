@@ -1,0 +1,51 @@
+// The ordering rules of docs/format.md, each asked for at the place that keeps it. The engine keeps them all. In a test build
+// (PCOW_BREAKABLE) one of them can be broken, to show that the power-cut simulator finds it: native/test/broken_rules_test.cc.
+#pragma once
+
+namespace pcow {
+
+enum class Rule {
+  kNone,
+  // Opening.
+  kSyncAtOpening,    // what a killed writer left is on the disk before anything is punched, or a slot written
+  kDropUndurable,    // after a host crash, what was written and not durable does not count
+  kHideUnsealed,     // … nor does a snapshot that had not returned
+  kPunchAtOpening,   // after an unclean end, what is free is punched out
+  kMarkBeforeWrite,  // the open mark is on the disk before anything else is changed
+  // Writing.
+  kDataBeforeEntry,           // the data is written before the entry is stored
+  kDurableAfterSync,          // … which says `durable` only after a sync
+  kZerosBeforeEntry,          // sub-blocks that stay zero are so on the disk before an entry points at them
+  kTableSpaceBeforeStore,     // a table's page has disk space before it is stored to
+  kDataSpaceBeforeMapping,    // a block has disk space before it is mapped
+  kFileReachesBeforeUse,      // the file reaches to the end of a block before it is used
+  kFreeingBeforePunch,        // a freeing is on the disk before the block is punched out
+  kFreeingBeforeReuse,        // … and before the block is used again
+  kHoleBeforeReuse,           // … and so is the hole
+  kHoldReleasesDuringMerges,  // what a merge's heir lets go is not used again before the merge is over
+  // Syncing.
+  kDataBeforeDurable,    // data and entries are on the disk before their `durable` bits
+  kNotedBitsOnly,        // only bits that were noted before that sync become durable
+  kDurableBeforeReturn,  // `durable` bits are on the disk before a sync returns
+  // Changing the structure.
+  kDirectoryBeforeSuperblock,    // a directory is on the disk before the superblock that names it
+  kLongerTableBeforeSuperblock,  // the entries of a longer table are, too
+  kHeirBeforeSuperblock,         // what an heir has taken is, too
+  kSuperblockBeforeReturn,       // the superblock is on the disk before a change returns
+  kOtherSlot,                    // the superblock that counts is never overwritten
+  kDurableBeforeSeal,            // a frozen layer is on the disk before the superblock that seals it
+  kSealBeforeReturn,             // the seal is on the disk before a snapshot returns
+  // Closing.
+  kSyncBeforeClean,   // everything is on the disk before the superblock says `clean`
+  kHolesBeforeClean,  // everything free is a hole before it does
+  kCount,
+};
+
+#ifdef PCOW_BREAKABLE
+inline Rule broken_rule = Rule::kNone;
+inline bool keeps(Rule rule) { return rule != broken_rule; }
+#else
+constexpr bool keeps(Rule) { return true; }
+#endif
+
+}  // namespace pcow

@@ -1,0 +1,93 @@
+// A deliberately broken engine. Each ordering rule of docs/format.md (engine/rules.h) is broken in turn, and the power-cut
+// simulator must find a state in which that breaks a promise.
+//
+//   broken_rules_test [ROUNDS [RULE]]     how often a workload is tried before a breach counts as not found
+#include <sys/wait.h>
+
+#include <cstring>
+#include <set>
+
+#include "../engine/rules.h"
+#include "check.h"
+#include "crash_workload.h"
+
+using pcow::Rule;
+
+namespace {
+
+struct Breach {
+  Rule rule;
+  const char* name;
+  const char* workload;  // where it shows
+};
+
+#define BREACH(rule, workload) \
+  { Rule::rule, #rule, workload }
+const Breach kBreaches[] = {
+    BREACH(kSyncAtOpening, "killed processes"),
+    BREACH(kDropUndurable, "expansion"),
+    BREACH(kHideUnsealed, "meanwhile"),
+    BREACH(kPunchAtOpening, "mapping, killed"),
+    BREACH(kMarkBeforeWrite, "expansion"),
+    BREACH(kDataBeforeEntry, "killed processes"),
+    BREACH(kDurableAfterSync, "expansion"),
+    BREACH(kZerosBeforeEntry, "copy-on-write"),
+    BREACH(kTableSpaceBeforeStore, "expansion"),
+    BREACH(kDataSpaceBeforeMapping, "mapping, killed"),
+    BREACH(kFileReachesBeforeUse, "expansion"),
+    BREACH(kFreeingBeforePunch, "several children"),
+    BREACH(kFreeingBeforeReuse, "discard and reuse"),
+    BREACH(kHoleBeforeReuse, "mapping"),
+    BREACH(kHoldReleasesDuringMerges, "long merge"),
+    BREACH(kDataBeforeDurable, "expansion"),
+    BREACH(kNotedBitsOnly, "meanwhile"),
+    BREACH(kDurableBeforeReturn, "copy-on-write"),
+    BREACH(kDirectoryBeforeSuperblock, "snapshots"),
+    BREACH(kLongerTableBeforeSuperblock, "growing"),
+    BREACH(kHeirBeforeSuperblock, "deletion and merge"),
+    BREACH(kSuperblockBeforeReturn, "several children"),
+    BREACH(kOtherSlot, "snapshots"),
+    BREACH(kDurableBeforeSeal, "meanwhile"),
+    BREACH(kSealBeforeReturn, "snapshots"),
+    BREACH(kSyncBeforeClean, "expansion"),
+    BREACH(kHolesBeforeClean, "mapping"),
+};
+
+// In a process of its own, for that is how a failure ends.
+bool is_found(const Breach& breach, uint64_t seed, int rounds) {
+  fflush(nullptr);
+  const pid_t child = fork();
+  CHECK(child >= 0);
+  if (child == 0) {
+    CHECK(freopen("/dev/null", "w", stderr));
+    pcow::broken_rule = breach.rule;
+    Run run;
+    run.random.seed(seed);
+    for (int round = 0; round < rounds; round++) run_workload(&run, breach.workload, 20);
+    _exit(0);
+  }
+  int status = 0;
+  CHECK(waitpid(child, &status, 0) == child);
+  // The engine may also stop at what its broken rule has led to.
+  return WIFSIGNALED(status) || WEXITSTATUS(status) == 1;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const int rounds = argc > 1 ? atoi(argv[1]) : 60;
+  const uint64_t seed = test_seed();
+  std::set<Rule> seen;
+  for (const Breach& breach : kBreaches) seen.insert(breach.rule);
+  CHECK(seen.size() == static_cast<size_t>(Rule::kCount) - 1);  // all but kNone
+  int missed = 0;
+  for (const Breach& breach : kBreaches) {
+    if (argc > 2 && strcmp(argv[2], breach.name) != 0) continue;
+    if (!is_found(breach, seed, rounds)) {
+      missed++;
+      printf("a breach of this rule is not found: %s\n", breach.name);
+    }
+  }
+  printf("%zu broken rules, %d not found\n", std::size(kBreaches), missed);
+  return missed ? 1 : 0;
+}

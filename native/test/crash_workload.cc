@@ -1,0 +1,702 @@
+#include "crash_workload.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstring>
+#include <functional>
+#include <map>
+#include <optional>
+#include <set>
+#include <utility>
+#include <vector>
+
+#include "../engine/superblock.h"
+#include "check.h"
+#include "disk_simulator.h"
+
+using namespace pcow;
+
+namespace {
+
+constexpr size_t kSector = 512;
+constexpr uint32_t kBlockSizes[] = {4096, 16384, 65536};
+using Stamps = std::vector<uint64_t>;  // what each sector holds; 0: zeros
+
+struct Content {
+  Stamps active;
+  std::map<std::string, Stamps> snapshots;
+  friend bool operator==(const Content&, const Content&) = default;
+};
+
+// What a disk may hold: `active` gives the stamps that each sector may have.
+struct World {
+  std::vector<std::set<uint64_t>> active;
+  std::map<std::string, Stamps> snapshots;
+};
+
+World exactly(const Content& content) {
+  World world;
+  for (const uint64_t stamp : content.active) world.active.push_back({stamp});
+  world.snapshots = content.snapshots;
+  return world;
+}
+
+bool allows(const World& world, const Content& content) {
+  if (world.snapshots != content.snapshots || world.active.size() != content.active.size()) return false;
+  for (size_t i = 0; i < content.active.size(); i++)
+    if (!world.active[i].contains(content.active[i])) return false;
+  return true;
+}
+
+// A sector says which write made it, and where it belongs.
+void fill_sector(uint64_t stamp, uint64_t sector, uint8_t* bytes) {
+  uint64_t words[kSector / 8];
+  for (size_t i = 0; i < std::size(words); i++) words[i] = stamp * 0x9e3779b97f4a7c15u + i;
+  words[0] = stamp;
+  words[1] = sector;
+  memcpy(bytes, words, kSector);
+}
+
+std::optional<uint64_t> stamp_of(const uint8_t* bytes, uint64_t sector) {
+  static const uint8_t zeros[kSector] = {};
+  if (memcmp(bytes, zeros, kSector) == 0) return 0;
+  uint64_t stamp;
+  memcpy(&stamp, bytes, sizeof stamp);
+  uint8_t expected[kSector];
+  fill_sector(stamp, sector, expected);
+  if (memcmp(bytes, expected, kSector) != 0) return std::nullopt;
+  return stamp;
+}
+
+Result<std::unique_ptr<Image>> open_image(const std::string& path, bool write, FileObserver* observer) {
+  OpenOptions options;
+  options.write = write;
+  options.observer = observer;
+  return Image::open(path, options);
+}
+
+Stamps read_stamps(const Run& run, const Image& image, const View* view, const std::string& what) {
+  const uint64_t size = view ? image.view_size(*view) : image.size();
+  std::vector<uint8_t> bytes(size);
+  if (run.must(image.read(view, 0, bytes.data(), size), "read") != size) run.fail(what + " is short");
+  Stamps stamps(size / kSector);
+  for (size_t i = 0; i < stamps.size(); i++) {
+    const auto stamp = stamp_of(bytes.data() + i * kSector, i);
+    if (!stamp) run.fail(what + " holds in sector " + std::to_string(i) + " what nobody wrote there");
+    stamps[i] = *stamp;
+  }
+  return stamps;
+}
+
+Content read_content(const Run& run, const Image& image) {
+  Content content;
+  content.active = read_stamps(run, image, nullptr, "the active layer");
+  for (const SnapshotInfo& info : run.must(image.snapshots(true), "snapshots")) {
+    const auto view = run.must(image.view(info.name), "view");
+    content.snapshots[info.name] = read_stamps(run, image, view.get(), "snapshot " + info.name);
+  }
+  return content;
+}
+
+std::string difference(const World& world, const Content& content) {
+  for (const auto& [name, stamps] : world.snapshots) {
+    const auto found = content.snapshots.find(name);
+    if (found == content.snapshots.end()) return "snapshot " + name + " is missing";
+    if (found->second != stamps) return "snapshot " + name + " has changed";
+  }
+  if (content.snapshots.size() != world.snapshots.size()) return "there is a snapshot too many";
+  if (content.active.size() != world.active.size()) return "the size is wrong";
+  for (size_t i = 0; i < content.active.size(); i++)
+    if (!world.active[i].contains(content.active[i]))
+      return "sector " + std::to_string(i) + " holds stamp " + std::to_string(content.active[i]) + " instead of " +
+             std::to_string(*world.active[i].rbegin());
+  return "nothing";
+}
+
+Result<void> write_sectors(Image* image, Content* content, uint64_t first, uint64_t count, Run* run) {
+  std::vector<uint8_t> bytes(count * kSector);
+  const uint64_t stamp = ++run->stamps;
+  for (uint64_t i = 0; i < count; i++) {
+    fill_sector(stamp, first + i, bytes.data() + i * kSector);
+    content->active[first + i] = stamp;
+  }
+  return image->write(first * kSector, bytes.data(), bytes.size());
+}
+
+// Stands at the engine's door to one file.
+class PowerCuts : public FileObserver {
+ public:
+  PowerCuts(Run* run, const TemporaryDirectory* directory, size_t budget, bool nested)
+      : run_(run), directory_(directory), budget_(budget), nested_(nested) {}
+
+  std::vector<World> worlds;  // what a state may hold at present
+  // Does something else at a moment when another thread could: after a sync has taken down what it covers.
+  std::function<void()> interrupt;
+
+  void watch(const std::string& path) {
+    path_ = path;
+    disk_.emplace(DiskState::of_file(path));
+  }
+  void begin(const std::string& operation) {
+    if (!nested_) run_->operation = operation;
+  }
+  // The process dies before that many operations more.
+  void kill_after(uint64_t operations) { left_ = operations; }
+  bool killed() const { return killed_; }
+  // A process stores into its mapping of the file: no operation of the engine.
+  void store_through_mapping(uint64_t offset, uint64_t length, const uint8_t* data) {
+    if (!disk_->has_space(offset, length)) run_->fail("a store through a mapping may find the disk full");
+    disk_->apply(FileOperation::kWrite, offset, length, data);
+    if (run_->random() % 8 == 0) cut(2);
+  }
+  // The process is dead; its file, as the page cache has it, goes on as another one.
+  void go_on_as(const std::string& path) {
+    disk_->cached().write_to(path);
+    path_ = path;
+    killed_ = false;
+    left_ = kNever;
+  }
+
+  int before(FileOperation operation, const std::string& path, uint64_t offset, uint64_t length,
+             const void* data) override {
+    if (path != path_ || operation == FileOperation::kRead || operation == FileOperation::kMap) return 0;
+    if (left_ != kNever && left_-- == 0) killed_ = true;
+    if (killed_) {
+      left_ = 0;
+      return EIO;
+    }
+    if (operation == FileOperation::kSync) {
+      cut(budget_);
+      disk_->sync();
+      // Not in what is done meanwhile itself.
+      if (auto meanwhile = std::exchange(interrupt, nullptr)) {
+        meanwhile();
+        interrupt = std::move(meanwhile);
+      }
+      return 0;
+    }
+    if (operation == FileOperation::kStore && !disk_->has_space(offset, length))
+      run_->fail("a store into a table may find the disk full");
+    disk_->apply(operation, offset, length, data);
+    if (run_->random() % 16 == 0) cut(2);
+    return 0;
+  }
+
+ private:
+  static constexpr uint64_t kNever = ~uint64_t{0};
+
+  void cut(size_t budget) {
+    disk_->sample(budget, &run_->random, [&](DiskState state) { check(std::move(state)); });
+  }
+  void check(DiskState state);
+  void go_on(const std::string& path, Content content);
+  void cut_recovery(const DiskState& state);
+
+  Run* run_;
+  const TemporaryDirectory* directory_;
+  const size_t budget_;
+  const bool nested_;
+  std::string path_;
+  std::optional<DiskSimulator> disk_;
+  uint64_t left_ = kNever;
+  bool killed_ = false;
+};
+
+void PowerCuts::check(DiskState state) {
+  run_->states++;
+  state.forget_boot();
+  const std::string path = *directory_ / (nested_ ? "nested-state.pcow" : "state.pcow");
+  state.write_to(path);
+  Content content;
+  {
+    auto reader = run_->must(open_image(path, false, nullptr), "open for reading");
+    content = read_content(*run_, *reader);
+  }
+  bool allowed = false;
+  for (const World& world : worlds) allowed = allowed || allows(world, content);
+  if (!allowed) {
+    std::string why;
+    for (const World& world : worlds)
+      why += (why.empty() ? "" : "; or, if what was under way is over: ") + difference(world, content);
+    run_->fail(why);
+  }
+  if (!nested_ && run_->random() % 24 == 0) cut_recovery(state);
+  go_on(path, std::move(content));
+}
+
+// What was recovered for reading is recovered for writing as well, and the image can be worked with.
+void PowerCuts::go_on(const std::string& path, Content content) {
+  auto image = run_->must(open_image(path, true, nullptr), "open for writing");
+  if (read_content(*run_, *image) != content) run_->fail("opened for writing it holds something else");
+  for (int i = 0; i < 5; i++) {
+    const uint64_t first = run_->random() % content.active.size();
+    const uint64_t count = std::min<uint64_t>(1 + run_->random() % 12, content.active.size() - first);
+    if (run_->random() % 4 == 0) {
+      // What is new to a mapping is not written, and must read as before.
+      FaultWork work;
+      run_->must(image->make_writable(first * kSector, count * kSector, &work), "fault");
+    } else if (run_->random() % 4 == 0) {
+      run_->must(image->discard(first * kSector, count * kSector), "discard");
+      std::fill_n(content.active.begin() + static_cast<ptrdiff_t>(first), count, 0);
+    } else {
+      run_->must(write_sectors(image.get(), &content, first, count, run_), "write");
+    }
+  }
+  if (run_->random() % 8 == 0) {
+    while (!content.snapshots.empty()) {
+      run_->must(image->remove(content.snapshots.begin()->first, nullptr), "remove");
+      content.snapshots.erase(content.snapshots.begin());
+    }
+  }
+  if (read_content(*run_, *image) != content) run_->fail("after further work it holds something else");
+  run_->must(image->close(), "close");
+  image = run_->must(open_image(path, false, nullptr), "open again");
+  if (read_content(*run_, *image) != content) run_->fail("after closing it holds something else");
+}
+
+// Cuts the power again, while the image recovers and after.
+void PowerCuts::cut_recovery(const DiskState& state) {
+  const std::string path = *directory_ / "recovering.pcow";
+  state.write_to(path);
+  PowerCuts cuts(run_, directory_, 6, true);
+  cuts.worlds = worlds;
+  cuts.watch(path);
+  cuts.begin("recovery");
+  auto image = run_->must(open_image(path, true, &cuts), "open for writing, with power cuts");
+  run_->must(image->sync(), "sync");
+  cuts.worlds = {exactly(read_content(*run_, *image))};
+  run_->must(image->close(), "close");
+}
+
+// How often, of a hundred steps, what is done.
+struct Profile {
+  const char* name;
+  int write, discard, sync, snapshot, remove, rollback, clone, resize, reopen;
+  bool base = false;         // the image stands on a base
+  bool kills = false;        // the process is killed now and then
+  int touch = 0;             // a place is made the image's own, and mapped: then it is stored to at any time
+  int promote = 0;           // a chunk is completed from below
+  bool interrupted = false;  // writes and discards come in the middle of syncs, snapshots and merges
+  uint64_t blocks = 9;
+};
+
+constexpr Profile kProfiles[] = {
+    {"expansion", 70, 0, 25, 0, 0, 0, 0, 0, 5},
+    {"copy-on-write", 60, 4, 20, 10, 0, 0, 0, 0, 6, true},
+    {"discard and reuse", 45, 30, 20, 2, 0, 0, 0, 0, 3},
+    {"snapshots", 45, 10, 10, 25, 5, 0, 0, 0, 5},
+    {"deletion and merge", 45, 10, 8, 18, 15, 4, 0, 0, 0},
+    {"several children", 40, 8, 8, 14, 14, 14, 0, 0, 2, true},
+    {"clones", 50, 8, 10, 8, 8, 0, 12, 0, 4},
+    {"growing", 50, 10, 12, 8, 8, 0, 0, 8, 4},
+    {"killed processes", 50, 10, 14, 8, 8, 4, 2, 2, 2, true, true},
+    {"mapping", 6, 14, 18, 8, 4, 2, 0, 2, 4, true, false, 34, 8, true},
+    {"mapping, killed", 6, 8, 14, 8, 6, 4, 0, 2, 2, true, true, 40, 6},
+    {"meanwhile", 40, 16, 24, 8, 6, 2, 0, 0, 4, false, false, 0, 0, true},
+};
+// Two chunks, for what may come in between when a merge is done with the first.
+constexpr Profile kLongMerge = {"long merge", 50, 6, 8, 18, 18, 0, 0, 0, 0, false, false, 0, 0, true, 520};
+
+class Workload {
+ public:
+  Workload(Run* run, const Profile& profile, uint32_t block_size)
+      : run_(run),
+        profile_(profile),
+        block_size_(block_size),
+        cuts_(run, &directory_, profile.blocks > 100 ? 3 : 10, false) {}
+
+  void go(int steps) {
+    prepare();
+    for (int i = 0; i < steps; i++) {
+      run_->where =
+          std::string(profile_.name) + ", blocks of " + std::to_string(block_size_) + ", step " + std::to_string(i);
+      if (profile_.kills && run_->random() % 3 == 0) cuts_.kill_after(run_->random() % 12);
+      step();
+    }
+    attempt("close", now_, {world_}, [&] { return image_->close(); });
+  }
+
+ private:
+  uint64_t below(uint64_t limit) { return run_->random() % limit; }
+
+  void prepare() {
+    const std::string path = directory_ / "image.pcow";
+    CreateOptions options;
+    options.size = std::max<uint64_t>(65536, profile_.blocks * block_size_ + 4096);
+    options.block_size = block_size_;
+    if (profile_.base) {
+      const std::string base = directory_ / "base.pcow";
+      run_->must(create_image(base, options), "create");
+      now_.active.resize(options.size / kSector);
+      auto image = run_->must(open_image(base, true, nullptr), "open");
+      for (int i = 0; i < 10; i++) {
+        const uint64_t first = below(now_.active.size());
+        const uint64_t count = std::min<uint64_t>(1 + below(40), now_.active.size() - first);
+        run_->must(write_sectors(image.get(), &now_, first, count, run_), "write");
+      }
+      run_->must(image->snapshot("ground"), "snapshot");
+      run_->must(image->close(), "close");
+      options.has_base = true;
+      options.base.path = base;
+      options.base.snapshot = "ground";
+    }
+    run_->must(create_image(path, options), "create");
+    now_.active.resize(options.size / kSector);
+    world_ = exactly(now_);
+    cuts_.watch(path);
+    cuts_.worlds = {world_};
+    cuts_.begin("open");
+    image_ = run_->must(open_image(path, true, &cuts_), "open");
+  }
+
+  // Does one thing, which takes the content from `now_` to `after`. While it is done the disk may hold any of `meanwhile`;
+  // true: it was done, and the caller says what the disk may hold from now on.
+  template <typename Do>
+  bool attempt(const char* name, const Content& after, std::vector<World> meanwhile, const Do& what) {
+    cuts_.begin(name);
+    cuts_.worlds = std::move(meanwhile);
+    later_.clear();
+    auto outcome = what();
+    if (cuts_.killed()) {
+      revive(after);
+      return false;
+    }
+    run_->must(std::move(outcome), name);
+    now_ = after;
+    for (const auto& [sector, stamps] : later_) now_.active[sector] = stamps.back();
+    return true;
+  }
+
+  // The process was killed in the middle. Nothing is lost; what was being done may be seen or not.
+  void revive(const Content& after) {
+    run_->kills++;
+    mapped_.clear();
+    const std::string path = directory_ / ("image" + std::to_string(run_->kills) + ".pcow");
+    cuts_.go_on_as(path);
+    image_.reset();
+    cuts_.begin("open after a kill");
+    image_ = run_->must(open_image(path, true, &cuts_), "open after a kill");
+    const Content found = read_content(*run_, *image_);
+    if (found.snapshots != now_.snapshots && found.snapshots != after.snapshots)
+      run_->fail("a killed process has changed snapshots");
+    if (found.active.size() != now_.active.size() && found.active.size() != after.active.size())
+      run_->fail("a killed process has changed the size");
+    for (size_t i = 0; i < found.active.size(); i++) {
+      const bool as_before = i < now_.active.size() && found.active[i] == now_.active[i];
+      if (!as_before && found.active[i] != after.active[i]) run_->fail("a killed process has lost a write");
+    }
+    now_ = found;
+    // Whichever of the worlds it is, it is on the disk now; but for what was written and not synced.
+    World world = exactly(now_);
+    for (const World& possible : cuts_.worlds) {
+      if (possible.active.size() != world.active.size() || possible.snapshots != world.snapshots) continue;
+      for (size_t i = 0; i < world.active.size(); i++)
+        world.active[i].insert(possible.active[i].begin(), possible.active[i].end());
+    }
+    settle(std::move(world));
+  }
+
+  // What came in while it was done may be on the disk or not.
+  void settle(World world) {
+    world_ = std::move(world);
+    for (const auto& [sector, stamps] : later_) world_.active[sector].insert(stamps.begin(), stamps.end());
+    later_.clear();
+    cuts_.worlds = {world_};
+  }
+
+  // For the time of `what`, other threads write, discard and store through the mapping whenever they could.
+  template <typename Do>
+  auto interrupted(const Do& what) {
+    if (profile_.interrupted) {
+      cuts_.interrupt = [&] {
+        if (below(2)) meanwhile();
+      };
+    }
+    auto outcome = what();
+    cuts_.interrupt = nullptr;
+    return outcome;
+  }
+
+  void meanwhile() {
+    const uint64_t kind = below(4);
+    if (kind == 0 && !mapped_.empty()) return store_meanwhile();
+    if (kind == 1 && mapped_.empty()) return discard_meanwhile();
+    write_meanwhile();
+  }
+  void discard_meanwhile() {
+    uint64_t first, count;
+    pick(&first, &count);
+    come_later(first, count, 0);
+    run_->must(image_->discard(first * kSector, count * kSector), "discard meanwhile");
+  }
+  void write_meanwhile() {
+    uint64_t first, count;
+    pick(&first, &count);
+    Content content = now_;
+    come_later(first, count, run_->stamps + 1);
+    run_->must(write_sectors(image_.get(), &content, first, count, run_), "write meanwhile");
+  }
+
+  void come_later(uint64_t first, uint64_t count, uint64_t stamp) {
+    for (uint64_t i = first; i < first + count; i++) {
+      auto& stamps = later_[i];
+      if (stamps.empty()) stamps.push_back(now_.active[i]);
+      stamps.push_back(stamp);
+      for (World& world : cuts_.worlds) world.active[i].insert(stamp);
+    }
+  }
+
+  std::string some_snapshot() {
+    auto at = now_.snapshots.begin();
+    std::advance(at, static_cast<ptrdiff_t>(below(now_.snapshots.size())));
+    return at->first;
+  }
+
+  void step() {
+    int dice = static_cast<int>(below(100));
+    if ((dice -= profile_.write) < 0) return write();
+    if ((dice -= profile_.discard) < 0) return discard();
+    if ((dice -= profile_.sync) < 0) return sync();
+    if ((dice -= profile_.snapshot) < 0) return now_.snapshots.size() < 5 ? snapshot() : remove();
+    if ((dice -= profile_.remove) < 0) return now_.snapshots.empty() ? snapshot() : remove();
+    if ((dice -= profile_.rollback) < 0) return now_.snapshots.empty() ? snapshot() : rollback();
+    if ((dice -= profile_.clone) < 0) return clone();
+    if ((dice -= profile_.resize) < 0) return resize();
+    if ((dice -= profile_.touch) < 0) return touch();
+    if ((dice -= profile_.promote) < 0) return promote();
+    reopen();
+  }
+
+  void pick(uint64_t* first, uint64_t* count) {
+    const uint64_t block = block_size_ / kSector;
+    const uint64_t from = profile_.blocks > 100 ? (profile_.blocks - 20) * block : 0;
+    *first = from + below(now_.active.size() - from);
+    *count = below(3) ? 1 + below(10) : 1 + below(2 * block);
+    if (below(3) == 0) {  // whole blocks
+      *first = *first / block * block;
+      *count = block * (1 + below(2));
+    }
+    *count = std::min(*count, now_.active.size() - *first);
+  }
+
+  // A guest under the monitor faults at a place.
+  void touch() {
+    FaultWork work;
+    const uint64_t offset = below(now_.active.size()) * kSector;
+    Extent extent;
+    const auto fault = [&]() -> Result<void> {
+      auto made = image_->make_writable(offset, below(4) * block_size_, &work);
+      if (!made) return made.error();
+      extent = *made;
+      return {};
+    };
+    if (!attempt("fault", now_, {world_}, fault)) return;
+    mapped_.push_back(extent);
+    for (uint64_t stores = 1 + below(3); stores; stores--) store();
+  }
+
+  // … and stores, which nobody sees.
+  struct Stored {
+    uint64_t first, count, stamp;
+  };
+  Stored store_sectors() {
+    const Extent& extent = mapped_[below(mapped_.size())];
+    const uint64_t sectors = std::min(extent.length, now_.active.size() * kSector - extent.offset) / kSector;
+    const uint64_t within = below(sectors);
+    const uint64_t count = std::min<uint64_t>(1 + below(12), sectors - within);
+    const uint64_t stamp = ++run_->stamps;
+    std::vector<uint8_t> bytes(count * kSector);
+    const uint64_t first = extent.offset / kSector + within;
+    for (uint64_t i = 0; i < count; i++) fill_sector(stamp, first + i, bytes.data() + i * kSector);
+    const uint64_t place = extent.place + within * kSector;
+    for (uint64_t i = 0; i < count; i++)
+      for (World& world : cuts_.worlds) world.active[first + i].insert(stamp);
+    CHECK(pwrite(image_->descriptor(), bytes.data(), bytes.size(), static_cast<off_t>(place)) ==
+          static_cast<ssize_t>(bytes.size()));
+    cuts_.store_through_mapping(place, bytes.size(), bytes.data());
+    return {first, count, stamp};
+  }
+  void store() {
+    const auto [first, count, stamp] = store_sectors();
+    for (uint64_t i = first; i < first + count; i++) {
+      now_.active[i] = stamp;
+      world_.active[i].insert(stamp);
+    }
+  }
+  void store_meanwhile() {
+    const auto [first, count, stamp] = store_sectors();
+    come_later(first, count, stamp);
+  }
+
+  void promote() {
+    FaultWork work;
+    const uint64_t offset = below(now_.active.size()) * kSector;
+    attempt("promotion", now_, {world_}, [&] { return image_->complete_chunk(offset, &work); });
+  }
+
+  void write() {
+    uint64_t first, count;
+    pick(&first, &count);
+    Content after = now_;
+    World world = world_;
+    for (uint64_t i = first; i < first + count; i++) world.active[i].insert(run_->stamps + 1);
+    if (attempt("write", after, {world}, [&] { return write_sectors(image_.get(), &after, first, count, run_); })) {
+      now_ = after;
+      settle(std::move(world));
+    }
+  }
+
+  void discard() {
+    mapped_.clear();  // the monitor takes the range out of the mapping before
+    uint64_t first, count;
+    pick(&first, &count);
+    Content after = now_;
+    World world = world_;
+    for (uint64_t i = first; i < first + count; i++) {
+      after.active[i] = 0;
+      world.active[i].insert(0);
+    }
+    if (attempt("discard", after, {world}, [&] { return image_->discard(first * kSector, count * kSector); }))
+      settle(std::move(world));
+  }
+
+  void sync() {
+    const Content before = now_;
+    if (attempt("sync", now_, {world_}, [&] { return interrupted([&] { return image_->sync(); }); }))
+      settle(exactly(before));
+  }
+
+  void snapshot() {
+    const std::string name = "s" + std::to_string(names_++);
+    if (profile_.interrupted) return snapshot_in_steps(name);
+    mapped_.clear();
+    Content after = now_;
+    after.snapshots[name] = now_.active;
+    if (attempt("snapshot", after, {world_, exactly(after)}, [&] { return image_->snapshot(name); }))
+      settle(exactly(after));
+  }
+
+  // As the monitor takes one: writes and stores come in until the cut, and again after it.
+  void snapshot_in_steps(const std::string& name) {
+    std::unique_ptr<PendingSnapshot> pending;
+    const auto prepare = [&]() -> Result<void> {
+      auto prepared = interrupted([&] { return PendingSnapshot::prepare(image_.get(), name, false); });
+      if (!prepared) return prepared.error();
+      pending = std::move(*prepared);
+      return {};
+    };
+    CHECK(attempt("prepare", now_, {world_}, prepare));
+    settle(world_);
+    mapped_.clear();
+    Content after = now_;
+    after.snapshots[name] = now_.active;
+    const auto finish = [&]() -> Result<void> {
+      pending->close_gate();
+      PCOW_TRY(pending->commit());
+      return interrupted([&] { return pending->finish(); });
+    };
+    CHECK(attempt("commit", after, {world_, exactly(after)}, finish));
+    settle(exactly(after));
+  }
+
+  void remove() {
+    Content after = now_;
+    const std::string name = some_snapshot();
+    after.snapshots.erase(name);
+    World world = world_;
+    world.snapshots.erase(name);
+    // Enough for blocks to be let go, and to be used again where that is allowed.
+    const Progress between = [&](uint64_t, uint64_t) {
+      if (!profile_.interrupted || below(3) == 0) return true;
+      for (uint64_t times = mapped_.empty() ? below(5) : 0; times; times--) discard_meanwhile();
+      for (uint64_t times = below(3); times; times--) run_->must(image_->sync(), "sync meanwhile");
+      for (uint64_t times = below(5); times; times--) write_meanwhile();
+      return true;
+    };
+    if (attempt("remove", after, {world_, world}, [&] { return image_->remove(name, between); }))
+      settle(std::move(world));
+  }
+
+  void rollback() {
+    mapped_.clear();
+    Content after = now_;
+    const std::string name = some_snapshot();
+    after.active = now_.snapshots[name];
+    if (attempt("rollback", after, {world_, exactly(after)}, [&] { return image_->rollback(name); }))
+      settle(exactly(after));
+  }
+
+  void clone() {
+    if (now_.snapshots.size() >= 6) return remove();
+    mapped_.clear();
+    Content after = now_;
+    const std::string name = "c" + std::to_string(names_++);
+    after.snapshots[name] = now_.active;
+    bool made = false;
+    const auto freeze = [&]() -> Result<void> {
+      PCOW_TRY(image_->freeze_for_clone(name));
+      made = image_->layer_id(name).ok();
+      if (!made) after.snapshots.erase(name);
+      return {};
+    };
+    if (!attempt("freeze for a clone", after, {world_, exactly(after)}, freeze)) return;
+    now_ = after;
+    if (made) world_ = exactly(after);
+    settle(world_);
+  }
+
+  void resize() {
+    if (now_.active.size() * kSector > 40 * uint64_t{block_size_}) return write();
+    mapped_.clear();
+    Content after = now_;
+    after.active.resize(now_.active.size() + 8 * (1 + below(40)));
+    World world = world_;
+    world.active.resize(after.active.size(), {0});
+    if (attempt("resize", after, {world_, world}, [&] { return image_->resize(after.active.size() * kSector); }))
+      settle(std::move(world));
+  }
+
+  void reopen() {
+    mapped_.clear();
+    if (!attempt("close", now_, {world_}, [&] { return image_->close(); })) return;
+    settle(exactly(now_));
+    const std::string path = image_->info().path;
+    image_.reset();
+    Result<void> outcome;
+    attempt("open", now_, {world_}, [&]() -> Result<void> {
+      auto opened = open_image(path, true, &cuts_);
+      if (!opened) return opened.error();
+      image_ = std::move(*opened);
+      return {};
+    });
+  }
+
+  Run* run_;
+  const Profile& profile_;
+  const uint32_t block_size_;
+  TemporaryDirectory directory_{"/dev/shm"};  // states are written by the thousand, and nothing here is to last
+  PowerCuts cuts_;
+  std::unique_ptr<Image> image_;
+  Content now_;                                      // as every process sees it
+  World world_;                                      // what a power cut may leave of it
+  std::vector<Extent> mapped_;                       // what a guest may store to
+  std::map<uint64_t, std::vector<uint64_t>> later_;  // sectors that were written during an operation, by it not covered
+  int names_ = 0;
+};
+
+}  // namespace
+
+void run_workloads(Run* run, int steps) {
+  for (const Profile& profile : kProfiles)
+    for (const uint32_t block_size : kBlockSizes) Workload(run, profile, block_size).go(steps);
+  Workload(run, kLongMerge, 4096).go(steps);
+}
+
+void run_workload(Run* run, const std::string& name, int steps) {
+  if (name == kLongMerge.name) return Workload(run, kLongMerge, 4096).go(steps);
+  const auto profile =
+      std::find_if(std::begin(kProfiles), std::end(kProfiles), [&](const Profile& one) { return name == one.name; });
+  CHECK(profile != std::end(kProfiles));
+  for (const uint32_t block_size : kBlockSizes) Workload(run, *profile, block_size).go(steps);
+}

@@ -1,0 +1,41 @@
+// Workloads whose power is cut. The engine works on an image, and every file operation goes to a simulated disk as well. At
+// every sync, and now and then in between, states of the disk that a power cut could leave at this moment are made into
+// files, and opened as after a new start of the host: read-only, then for writing. Each must open, and hold
+//   - every sector as it was at the last sync that returned, or as written since; nothing of another place or time
+//   - every snapshot that returned, bit for bit; one that did not return whole, or not at all
+// and go on working. Some recoveries have their power cut as well; and some workloads a process that is killed.
+#pragma once
+
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <random>
+#include <string>
+
+#include "../engine/error.h"
+
+// What a run counts, and where it is, for the sentence about a failure: that ends the program, with exit code 1.
+struct Run {
+  std::mt19937_64 random;
+  uint64_t states = 0;
+  uint64_t kills = 0;
+  uint64_t stamps = 0;
+  std::string where;
+  std::string operation;
+
+  [[noreturn]] void fail(const std::string& what) const {
+    fprintf(stderr, "%s, in %s, state %llu: %s\n", where.c_str(), operation.c_str(),
+            static_cast<unsigned long long>(states), what.c_str());
+    exit(1);
+  }
+  template <typename T>
+  T must(pcow::Result<T> result, const char* what) const {
+    if (!result) fail(std::string(what) + ": " + result.error().message);
+    if constexpr (!std::is_void_v<T>) return std::move(*result);
+  }
+};
+
+// All workloads, that many steps of each.
+void run_workloads(Run* run, int steps);
+// One of them, by name.
+void run_workload(Run* run, const std::string& name, int steps);
