@@ -1,7 +1,12 @@
 // The addon: what src/engine/native.ts declares as NativeAddon.
 #include <napi.h>
+#include <unistd.h>
 
+#include <algorithm>
+#include <cerrno>
 #include <memory>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "addon/arguments.h"
@@ -15,6 +20,7 @@
 #include "addon/promise_task.h"
 #include "addon/run_exports.h"
 #include "addon/shared_image.h"
+#include "engine/crc32c.h"
 #include "engine/image.h"
 
 namespace pcow::addon {
@@ -75,6 +81,31 @@ Napi::Value snapshot_together(const Napi::CallbackInfo& info) {
   });
 }
 
+// `bytes`, `seed`.
+Napi::Value crc32c_of(const Napi::CallbackInfo& info) {
+  auto bytes = info[0].As<Napi::Uint8Array>();
+  return Napi::Number::New(info.Env(), crc32c(bytes.Data(), bytes.ByteLength(), info[1].ToNumber().Uint32Value()));
+}
+
+// `descriptor`, `from`, `end`. Asks memory only, on any local filesystem.
+Napi::Value next_data(const Napi::CallbackInfo& info) {
+  const int descriptor = info[0].ToNumber().Int32Value();
+  const auto end = static_cast<off_t>(bytes_of(info[2]));
+  const auto seek = [&](off_t from, int whence) {
+    const off_t found = lseek(descriptor, from, whence);
+    return found < 0 && errno == ENXIO ? end : found;
+  };
+  auto from = static_cast<off_t>(bytes_of(info[1]));
+  off_t data = seek(from, SEEK_DATA);
+  off_t hole = data < 0 || data >= end ? end : seek(data, SEEK_HOLE);
+  // A filesystem that does not know holes has data everywhere.
+  if (data < 0 || hole < 0) std::tie(data, hole) = std::pair(from, end);
+  auto range = Napi::Array::New(info.Env(), 2);
+  range.Set(uint32_t{0}, static_cast<double>(std::min(data, end)));
+  range.Set(uint32_t{1}, static_cast<double>(std::min(hole, end)));
+  return range;
+}
+
 Napi::Object initialise(Napi::Env env, Napi::Object exports) {
   auto environment = std::make_unique<Environment>();
   environment->queue = WorkQueue::create(env);
@@ -85,6 +116,8 @@ Napi::Object initialise(Napi::Env env, Napi::Object exports) {
   exports.Set("open", Napi::Function::New<open>(env, "open"));
   exports.Set("snapshotTogether", Napi::Function::New<snapshot_together>(env, "snapshotTogether"));
   exports.Set("Cancellation", Cancellation::define(env));
+  exports.Set("crc32c", Napi::Function::New<crc32c_of>(env, "crc32c"));
+  exports.Set("nextData", Napi::Function::New<next_data>(env, "nextData"));
   export_fuse(env, exports);
   export_directory_lock(env, exports);
   export_run(env, exports);

@@ -1,5 +1,6 @@
 #include "addon/image_wrap.h"
 
+#include <cstdlib>
 #include <utility>
 
 #include "addon/arguments.h"
@@ -29,6 +30,7 @@ Napi::Function ImageWrap::define(Napi::Env env) {
                      {
                          InstanceMethod<&ImageWrap::info>("info"),
                          InstanceMethod<&ImageWrap::snapshots>("snapshots"),
+                         InstanceMethod<&ImageWrap::chain>("chain"),
                          InstanceMethod<&ImageWrap::layer_of>("layerOf"),
                          InstanceMethod<&ImageWrap::read>("read"),
                          InstanceMethod<&ImageWrap::map>("map"),
@@ -72,6 +74,17 @@ Napi::Value ImageWrap::snapshots(const Napi::CallbackInfo& info) {
   auto snapshots = (*image)->snapshots(flag_of(info[0]));
   if (!snapshots) return throw_in_js(info.Env(), snapshots.error());
   return snapshots_to_js(info.Env(), *snapshots);
+}
+
+// `snapshot` or "".
+Napi::Value ImageWrap::chain(const Napi::CallbackInfo& info) {
+  auto image = image_->lease();
+  if (!image) return throw_in_js(info.Env(), image.error());
+  auto view = view_of(**image, text_of(info[0]));
+  if (!view) return throw_in_js(info.Env(), view.error());
+  auto chain = (*image)->chain(view->get());
+  if (!chain) return throw_in_js(info.Env(), chain.error());
+  return chain_to_js(info.Env(), *chain, chain->size());
 }
 
 // `snapshot`.
@@ -167,10 +180,13 @@ Napi::Value ImageWrap::sync(const Napi::CallbackInfo& info) {
   return run<void>(info.Env(), Lane::kStructure, [](Image& image) { return image.sync(); });
 }
 
-// `name`.
+// `name`, and of a received snapshot its `identity` and `created`, else "" and 0.
 Napi::Value ImageWrap::snapshot(const Napi::CallbackInfo& info) {
+  SnapshotOrigin origin;
+  origin.identity = strtoull(text_of(info[1]).c_str(), nullptr, 16);
+  origin.time_ns = static_cast<int64_t>(info[2].ToNumber().DoubleValue() * 1e6);
   return run<void>(info.Env(), Lane::kStructure,
-                   [name = text_of(info[0])](Image& image) { return image.snapshot(name); });
+                   [name = text_of(info[0]), origin](Image& image) { return image.snapshot(name, origin); });
 }
 
 // `name`.

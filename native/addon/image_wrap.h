@@ -27,6 +27,7 @@ class ImageWrap : public Napi::ObjectWrap<ImageWrap> {
  private:
   Napi::Value info(const Napi::CallbackInfo& info);
   Napi::Value snapshots(const Napi::CallbackInfo& info);
+  Napi::Value chain(const Napi::CallbackInfo& info);
   Napi::Value layer_of(const Napi::CallbackInfo& info);
   Napi::Value read(const Napi::CallbackInfo& info);
   Napi::Value map(const Napi::CallbackInfo& info);

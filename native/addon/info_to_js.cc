@@ -1,6 +1,7 @@
 #include "addon/info_to_js.h"
 
 #include <algorithm>
+#include <cstdio>
 
 namespace pcow::addon {
 
@@ -11,6 +12,13 @@ Napi::Value number(Napi::Env env, uint64_t value) { return Napi::Number::New(env
 
 Napi::Value string_or_null(Napi::Env env, const std::string& text) {
   return text.empty() ? env.Null() : Napi::String::New(env, text);
+}
+
+// 16 hex digits: a number of JavaScript has not enough bits.
+std::string identity_text(uint64_t identity) {
+  char digits[17];
+  snprintf(digits, sizeof digits, "%016llx", static_cast<unsigned long long>(identity));
+  return digits;
 }
 
 Napi::Value base_to_js(Napi::Env env, const ImageInfo& info) {
@@ -24,18 +32,6 @@ Napi::Value base_to_js(Napi::Env env, const ImageInfo& info) {
   return base;
 }
 
-// The first `count` links.
-Napi::Value chain_to_js(Napi::Env env, const std::vector<LayerRef>& chain, size_t count) {
-  auto list = Napi::Array::New(env, count);
-  for (uint32_t i = 0; i < count; ++i) {
-    auto link = Napi::Object::New(env);
-    link.Set("path", chain[i].path);
-    link.Set("snapshot", string_or_null(env, chain[i].snapshot));
-    list.Set(i, link);
-  }
-  return list;
-}
-
 Napi::Value holder_to_js(Napi::Env env, const ImageInfo& info) {
   if (!info.has_holder) return env.Null();
   auto holder = Napi::Object::New(env);
@@ -46,6 +42,17 @@ Napi::Value holder_to_js(Napi::Env env, const ImageInfo& info) {
 }
 
 }  // namespace
+
+Napi::Value chain_to_js(Napi::Env env, const std::vector<LayerRef>& chain, size_t count) {
+  auto list = Napi::Array::New(env, count);
+  for (uint32_t i = 0; i < count; ++i) {
+    auto link = Napi::Object::New(env);
+    link.Set("path", chain[i].path);
+    link.Set("snapshot", string_or_null(env, chain[i].snapshot));
+    list.Set(i, link);
+  }
+  return list;
+}
 
 Napi::Value info_to_js(Napi::Env env, const ImageInfo& info) {
   auto object = Napi::Object::New(env);
@@ -75,6 +82,7 @@ Napi::Value snapshots_to_js(Napi::Env env, const std::vector<SnapshotInfo>& snap
     auto object = Napi::Object::New(env);
     object.Set("name", snapshot.name);
     object.Set("id", number(env, snapshot.id));
+    object.Set("identity", identity_text(snapshot.identity));
     object.Set("parent", string_or_null(env, snapshot.parent));
     object.Set("created", Napi::Number::New(env, static_cast<double>(snapshot.time_ns) / 1e6));
     object.Set("size", number(env, snapshot.size));

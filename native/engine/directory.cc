@@ -32,6 +32,7 @@ enum : size_t {
   kTableLengthAt = 40,
   kFlagsAt = 48,
   kNameLengthAt = 52,
+  kIdentityAt = 56,
   kRecordLength = 64,  // the name follows, padded to 8 bytes
 };
 
@@ -108,6 +109,7 @@ std::vector<uint8_t> Directory::encode(const Uuid& image) const {
     put_field(record, kFlagsAt,
               (layer.hidden ? kHiddenFlag : uint32_t{0}) | (layer.automatic ? kAutomaticFlag : uint32_t{0}));
     put_field(record, kNameLengthAt, static_cast<uint32_t>(layer.name.size()));
+    put_field(record, kIdentityAt, layer.identity);
     memcpy(record + kRecordLength, layer.name.data(), layer.name.size());
   }
   memcpy(bytes.data() + kMagicAt, kMagic, sizeof kMagic);
@@ -156,6 +158,7 @@ Result<Directory> Directory::decode(const std::vector<uint8_t>& bytes, const Sup
     const auto flags = get_field<uint32_t>(record, kFlagsAt);
     layer.hidden = flags & kHiddenFlag;
     layer.automatic = flags & kAutomaticFlag;
+    layer.identity = get_field<uint64_t>(record, kIdentityAt);
     const auto name_length = get_field<uint32_t>(record, kNameLengthAt);
     at += kRecordLength;
     if (name_length > kMaxNameLength || bytes.size() - at < round_up<size_t>(name_length, 8))
@@ -202,6 +205,17 @@ Result<Directory> read_directory(const File& file, const Superblock& superblock)
   if (!length) return length.error();
   if (*length != bytes.size()) return Error(Code::kCorrupt, file.path() + ": the layer directory is cut off");
   return Directory::decode(bytes, superblock, *file_size, file.path());
+}
+
+uint64_t identity_of(const Layer& layer, const Uuid& image) {
+  return layer.identity ? layer.identity : get_field<uint64_t>(image.data(), 0) + layer.id;
+}
+
+uint64_t random_identity() {
+  // Of a uuid six bits are fixed, but not the same ones in its halves.
+  const Uuid random = random_uuid();
+  const uint64_t identity = get_field<uint64_t>(random.data(), 0) ^ get_field<uint64_t>(random.data(), 8) << 1;
+  return identity ? identity : 1;
 }
 
 Result<void> check_snapshot_name(const std::string& name) {

@@ -19,6 +19,7 @@ struct Layer {
   uint64_t table_length = 0;  // bytes, whole blocks
   bool hidden = false;        // deleted, but still needed by its children
   bool automatic = false;     // made by Pcow itself, for a clone
+  uint64_t identity = 0;      // of the content, random; 0: none was recorded, see identity_of()
   std::string name;           // empty: the active layer, or a hidden one
 };
 
@@ -43,6 +44,10 @@ struct Directory {
 
 // The directory that the superblock names.
 Result<Directory> read_directory(const File& file, const Superblock& superblock);
+
+// The number that stands for what a frozen layer reads as, in all images that it is sent to.
+uint64_t identity_of(const Layer& layer, const Uuid& image);
+uint64_t random_identity();
 
 // kInvalid with a sentence where `name` may not be a snapshot's name.
 Result<void> check_snapshot_name(const std::string& name);

@@ -91,9 +91,16 @@ struct ImageInfo {
   std::string last_error;  // the last failed operation's sentence, or empty
 };
 
+// Of a snapshot that is received from another image: what it shares with that one. 0: its own.
+struct SnapshotOrigin {
+  uint64_t identity = 0;
+  int64_t time_ns = 0;
+};
+
 struct SnapshotInfo {
   std::string name;
   uint64_t id = 0;
+  uint64_t identity = 0;  // of the content: the same number in whatever image it was sent to
   std::string parent;     // name; empty at the root
   int64_t time_ns = 0;    // since the epoch
   uint64_t size = 0;      // bytes
@@ -167,6 +174,8 @@ class Image {
 
   // Reads the active layer (`view` null) or a frozen one. Returns the bytes read: short only at the end.
   Result<size_t> read(const View* view, uint64_t offset, void* buffer, size_t length) const;
+  // The layers that the active layer (`view` null) or a frozen one reads from, itself first.
+  Result<std::vector<LayerRef>> chain(const View* view) const;
   // Where the bytes of the active layer (`view` null) or of a frozen one are, from `offset` on: 0, then the `next` of the batch
   // before. With fewer depths than all, a hole is what none of these layers holds. While somebody writes, each batch is right
   // for a moment of its own.
@@ -182,7 +191,7 @@ class Image {
   Result<void> sync();
 
   // Freezes the active layer under a name. Durable on return.
-  Result<void> snapshot(const std::string& name);
+  Result<void> snapshot(const std::string& name, const SnapshotOrigin& origin = {});
   // The same for several images at one moment. Images may be given in any order, each once.
   static Result<void> snapshot_together(const std::vector<Image*>& images, const std::string& name);
   // A new empty active layer on that snapshot; what the old active layer held is gone. The caller sees to it that
@@ -226,7 +235,8 @@ class Image {
 class PendingSnapshot {
  public:
   // Syncs, and makes the new structure durable beside the old one. Other changes of structure wait from here on.
-  static Result<std::unique_ptr<PendingSnapshot>> prepare(Image* image, const std::string& name, bool automatic);
+  static Result<std::unique_ptr<PendingSnapshot>> prepare(Image* image, const std::string& name, bool automatic,
+                                                          const SnapshotOrigin& origin = {});
   // Keeps reads, writes and discards out. Must be followed by commit(), or by the destructor.
   void close_gate();
   // The moment: from here on the new active layer takes writes. Opens the gate.

@@ -61,6 +61,7 @@ Result<std::vector<SnapshotInfo>> Image::snapshots(bool with_data) const {
     SnapshotInfo info;
     info.name = layer.name;
     info.id = layer.id;
+    info.identity = identity_of(layer, state.superblock.uuid);
     // Hidden layers are not there for people: the parent is the nearest that is.
     const Layer* parent = directory.find(layer.parent);
     while (parent && parent->hidden) parent = directory.find(parent->parent);

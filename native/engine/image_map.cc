@@ -278,6 +278,16 @@ Result<ExtentBatch> walk_image(ImageState& state, uint64_t offset, const Make& m
 
 }  // namespace
 
+Result<std::vector<LayerRef>> Image::chain(const View* view) const {
+  ImageState& state = *state_;
+  if (state.is_stale()) PCOW_TRY(state.noted(state.refresh()));
+  const std::shared_lock lock(state.gate);
+  if (state.closed) return state.closed_error();
+  auto layer = layer_of(state, view);
+  if (!layer) return layer.error();
+  return chain_walk(state, **layer).names;
+}
+
 Result<ExtentBatch> Image::map(const View* view, uint64_t offset, DepthRange depths) const {
   ImageState& state = *state_;
   return state.noted(walk_image(state, offset, [&]() -> Result<Walk> {

@@ -32,8 +32,8 @@ PendingSnapshot::~PendingSnapshot() {
   if (!state_->committed) state_->image->abandon(state_->prepared);
 }
 
-Result<std::unique_ptr<PendingSnapshot>> PendingSnapshot::prepare(Image* image, const std::string& name,
-                                                                  bool automatic) {
+Result<std::unique_ptr<PendingSnapshot>> PendingSnapshot::prepare(Image* image, const std::string& name, bool automatic,
+                                                                  const SnapshotOrigin& origin) {
   ImageState& state = *image->state_;
   const auto ready = [&]() -> Result<std::unique_ptr<PendingSnapshot>> {
     PCOW_TRY(check_snapshot_name(name));
@@ -47,7 +47,8 @@ Result<std::unique_ptr<PendingSnapshot>> PendingSnapshot::prepare(Image* image, 
     Layer* frozen = prepared.directory.find(prepared.directory.active);
     frozen->name = name;
     frozen->automatic = automatic;
-    frozen->time_ns = realtime_ns();
+    frozen->time_ns = origin.time_ns ? origin.time_ns : realtime_ns();
+    frozen->identity = origin.identity ? origin.identity : random_identity();
     PCOW_TRY(state.prepare_active(&prepared, frozen->id, frozen->size));
     PCOW_TRY(state.prepare_directory(&prepared));
     return pending;
@@ -66,7 +67,13 @@ Result<void> PendingSnapshot::commit() {
 
 Result<void> PendingSnapshot::finish() { return state_->image->noted(state_->image->seal()); }
 
-Result<void> Image::snapshot(const std::string& name) { return snapshot_together({this}, name); }
+Result<void> Image::snapshot(const std::string& name, const SnapshotOrigin& origin) {
+  auto pending = PendingSnapshot::prepare(this, name, false, origin);
+  if (!pending) return pending.error();
+  (*pending)->close_gate();
+  PCOW_TRY((*pending)->commit());
+  return (*pending)->finish();
+}
 
 Result<void> Image::snapshot_together(const std::vector<Image*>& images, const std::string& name) {
   // One order for all callers, so that two of them never wait for each other.

@@ -9,6 +9,7 @@ import { extentsOf } from './extents.js';
 import { addon, type NativeBase, type NativeCancellation, type NativeImage } from './native.js';
 import type {
   BaseOptions,
+  ChainLink,
   CreateOptions,
   Extent,
   ImageInfo,
@@ -16,6 +17,7 @@ import type {
   MapOptions,
   OpenOptions,
   SnapshotInfo,
+  SnapshotOrigin,
 } from './types.js';
 import {
   checkBlockSize,
@@ -89,6 +91,21 @@ export class Image {
     return list.map((snapshot) => ({ ...snapshot, created: new Date(snapshot.created) }));
   }
 
+  /** The layers that the active layer, or a snapshot, reads from: itself first. Takes no time. */
+  chain(snapshot?: string): ChainLink[] {
+    if (snapshot !== undefined) checkSnapshotName(snapshot);
+    return translatedNow(() => this.native.chain(snapshot ?? ''));
+  }
+
+  /** One snapshot, without a count of its data: takes no time. */
+  snapshotInfo(name: string): SnapshotInfo {
+    const found = this.snapshots({ countData: false }).find((snapshot) => snapshot.name === name);
+    if (found === undefined) {
+      throw new PcowError('PCOW_NOT_FOUND', `${this.info().path} has no snapshot called ${name}`);
+    }
+    return found;
+  }
+
   /** Only the names, oldest first: takes no time however large the image. */
   snapshotNames(): string[] {
     return translatedNow(() => this.native.snapshots(false)).map(({ name }) => name);
@@ -158,10 +175,10 @@ export class Image {
     await translated(() => this.native.sync());
   }
 
-  /** Freezes the active layer under a name. Durable when it returns. */
-  async snapshot(name: string): Promise<void> {
+  /** Freezes the active layer under a name. Durable when it returns. `origin`: it is another image's snapshot, received. */
+  async snapshot(name: string, origin?: SnapshotOrigin): Promise<void> {
     checkSnapshotName(name);
-    await translated(() => this.native.snapshot(name));
+    await translated(() => this.native.snapshot(name, origin?.identity ?? '', origin?.created.getTime() ?? 0));
   }
 
   /** A new, empty active layer on that snapshot: what was written since is gone. Nobody may have the image mapped. */

@@ -1,7 +1,9 @@
 /** The engine as the rest of Pcow uses it. */
+export { crc32c } from './checksum.js';
 export { dependants, type Dependant } from './dependants.js';
 export { isPcowError, PcowError, type PcowErrorCode } from './errors.js';
 export { Image, snapshotTogether } from './image.js';
+export { nextData } from './sparse-file.js';
 export type * from './types.js';
 export {
   checkBlockSize,

@@ -30,6 +30,7 @@ export interface NativeCreateOptions {
 export interface NativeSnapshotInfo {
   name: string;
   id: number;
+  identity: string;
   parent: string | null;
   /** Milliseconds since the epoch. */
   created: number;
@@ -97,6 +98,7 @@ export interface NativeImage {
   info(): ImageInfo;
   snapshots(withData: boolean): NativeSnapshotInfo[];
   layerOf(snapshot: string): number;
+  chain(snapshot: string): ChainLink[];
   /** `snapshot` empty: the active layer. */
   read(buffer: Uint8Array, offset: number, snapshot: string): Promise<number>;
   /** From `offset` on: 0, or the `next` of the batch before. Only layers of depths from `first` to before `end`. */
@@ -106,7 +108,8 @@ export interface NativeImage {
   write(buffer: Uint8Array, offset: number): Promise<void>;
   discard(offset: number, length: number): Promise<void>;
   sync(): Promise<void>;
-  snapshot(name: string): Promise<void>;
+  /** Of a received snapshot with its `identity` and when it was `created` (milliseconds), else with '' and 0. */
+  snapshot(name: string, identity: string, created: number): Promise<void>;
   rollback(name: string): Promise<void>;
   remove(
     name: string,
@@ -126,6 +129,10 @@ export interface NativeAddon {
   open(path: string, write: boolean, baseRoot: string): Promise<NativeImage>;
   snapshotTogether(images: NativeImage[], name: string): Promise<void>;
   Cancellation: new () => NativeCancellation;
+  /** Goes on from `seed`, the checksum of what came before; 0 at the beginning. */
+  crc32c(bytes: Uint8Array, seed: number): number;
+  /** Where a file holds data next: [start, end), both `end` where there is none before it. */
+  nextData(descriptor: number, from: number, end: number): [number, number];
 
   /** See native-operations.ts. */
   fuseLoad(libfuse: string, directory: string): void;

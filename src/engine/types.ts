@@ -86,6 +86,8 @@ export interface ImageInfo {
 export interface SnapshotInfo {
   name: string;
   id: number;
+  /** Of the content, 16 hex digits: the same in every image that the snapshot was sent to. */
+  identity: string;
   /** The nearest named ancestor in this image; null at the root. */
   parent: string | null;
   created: Date;
@@ -99,6 +101,12 @@ export interface SnapshotInfo {
   current: boolean;
   /** What this layer itself holds. */
   data: number;
+}
+
+/** What a snapshot that is received from another image shares with that one. */
+export interface SnapshotOrigin {
+  identity: string;
+  created: Date;
 }
 
 /** A range of an image, as Image.map and Image.diff list it. */

@@ -104,6 +104,7 @@ test('list of an image', async (t) => {
   const snapshot = {
     name: 'string',
     id: 'number',
+    identity: 'string',
     parent: 'null',
     created: 'string',
     size: 'number',

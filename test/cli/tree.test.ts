@@ -4,8 +4,8 @@ import type { SnapshotInfo } from '../../src/engine/index.js';
 import { treeOf } from '../../cli/tree.js';
 
 function snapshot(name: string, parent: string | null, current = false): SnapshotInfo {
-  const id = 1;
-  return { name, id, parent, created: new Date(0), size: 65536, children: 0, automatic: false, current, data: 0 };
+  const base = { name, id: 1, identity: '0000000000000001', parent };
+  return { ...base, created: new Date(0), size: 65536, children: 0, automatic: false, current, data: 0 };
 }
 
 function draw(snapshots: SnapshotInfo[]): string[] {
