@@ -2,12 +2,16 @@
 import type { Command } from 'commander';
 import { addClone } from './commands/clone.js';
 import { addCompletion } from './commands/completion.js';
+import { addCompare } from './commands/compare.js';
 import { addCreate } from './commands/create.js';
 import { addDelete } from './commands/delete.js';
+import { addDiff } from './commands/diff.js';
 import { addExitCodes } from './commands/exit-codes.js';
 import { addInfo } from './commands/info.js';
 import { addLibvirtXml } from './commands/libvirt-xml.js';
 import { addList } from './commands/list.js';
+import { addMap } from './commands/map.js';
+import { addMeasure } from './commands/measure.js';
 import { addMount } from './commands/mount.js';
 import { addQemuArgs } from './commands/qemu-args.js';
 import { addResize } from './commands/resize.js';
@@ -35,6 +39,10 @@ export function pcowProgram(): Command {
     addRollback,
     addDelete,
     addResize,
+    addMap,
+    addDiff,
+    addCompare,
+    addMeasure,
     addMount,
     addUmount,
     addQemuArgs,

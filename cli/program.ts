@@ -21,7 +21,7 @@ export async function run(program: Command, args: string[]): Promise<number> {
   process.stdout.on('error', quietOnClosedPipe);
   try {
     await program.parseAsync(args, { from: 'user' });
-    return 0;
+    return Number(process.exitCode ?? 0);
   } catch (error) {
     if (error instanceof CommanderError) {
       return error.exitCode === 0 ? 0 : report(program.name(), usageFailure(program, error));

@@ -1,0 +1,99 @@
+import type { Command } from 'commander';
+import { compareContents, type Comparison } from '../../src/contents/compare.js';
+import { isPcowError } from '../../src/engine/errors.js';
+import { openContents } from '../contents.js';
+import { Failure } from '../errors.js';
+import { exitCodeOf } from '../exit-codes.js';
+import { addNotes } from '../help.js';
+import { say, sayJson } from '../output.js';
+import { type ProgressForm, progressOption, withProgress } from '../progress.js';
+
+interface Options {
+  format?: string;
+  secondFormat?: string;
+  strict?: boolean;
+  json?: boolean;
+  progress?: ProgressForm;
+}
+
+export function addCompare(program: Command): void {
+  const command = program
+    .command('compare')
+    .summary('compare what two images read as')
+    .description('Compares two images byte by byte: Pcow images, snapshots, raw files, and formats that QEMU knows.')
+    .argument('<first>', 'an image, IMAGE@SNAPSHOT, or another file')
+    .argument('<second>', 'what to compare it with')
+    .option('-f <format>', 'format of the first: pcow, raw, or one of qemu-img’s; left out: what it looks like')
+    .option('-F <format>', 'format of the second')
+    .option('-s, --strict', 'fail too where the sizes differ, or one holds data where the other has none')
+    .option('--json', 'for programs')
+    .addOption(progressOption())
+    .action(async (first: string, second: string, { f, F, ...options }: Options & { f?: string; F?: string }) =>
+      compare(first, second, {
+        ...options,
+        ...(f !== undefined && { format: f }),
+        ...(F !== undefined && { secondFormat: F }),
+      }),
+    );
+  addNotes(command, {
+    text: [
+      'Exit codes are those of “qemu-img compare”: 0 the same, 1 different, larger ones for failures. Without --strict a longer ' +
+        'image is the same where all that it has more is zeros.',
+    ],
+    examples: [
+      { command: 'pcow compare vm1@monday vm1', does: 'what is there now with a snapshot' },
+      { command: 'pcow compare vm1 vm1.qcow2', does: 'with a copy in another format' },
+      { command: 'pcow compare -s vm1 /backup/vm1', does: 'also whether data lies at the same places' },
+    ],
+  });
+}
+
+async function compare(first: string, second: string, options: Options): Promise<void> {
+  try {
+    const result = await compared(first, second, options);
+    if (options.json === true) {
+      sayJson(result.same ? { same: true, offset: null, why: null } : result);
+    } else {
+      say(sentenceOf(result));
+    }
+    if (!result.same) {
+      process.exitCode = 1;
+    }
+  } catch (error) {
+    // 1 says that they differ.
+    if (isPcowError(error) && exitCodeOf(error.code) === 1) {
+      throw new Failure('PCOW_IO', error.message);
+    }
+    throw error;
+  }
+}
+
+async function compared(first: string, second: string, options: Options): Promise<Comparison> {
+  const left = await openContents(first, options.format);
+  try {
+    const right = await openContents(second, options.secondFormat);
+    try {
+      return await withProgress(`compare ${first} ${second}`, options.progress, (long) =>
+        compareContents(left, right, { strict: options.strict ?? false, ...long }),
+      );
+    } finally {
+      await right.close();
+    }
+  } finally {
+    await left.close();
+  }
+}
+
+function sentenceOf(result: Comparison): string {
+  if (result.same) {
+    return 'Images are identical.';
+  }
+  switch (result.why) {
+    case 'content':
+      return `Content mismatch at offset ${result.offset}!`;
+    case 'allocation':
+      return `Strict mode: Offset ${result.offset} allocation mismatch!`;
+    case 'size':
+      return 'Strict mode: Image size mismatch!';
+  }
+}

@@ -1,0 +1,96 @@
+import type { Command } from 'commander';
+import type { Extent, Image } from '../../src/engine/index.js';
+import { Failure } from '../errors.js';
+import { addNotes } from '../help.js';
+import { withImage } from '../images.js';
+import { jsonLines, sayEach } from '../lines.js';
+import { say } from '../output.js';
+import { quote } from '../quote.js';
+import { formatSize } from '../size.js';
+import { table } from '../table.js';
+import { findSnapshotTarget, findTarget, type ImageTarget } from '../target.js';
+
+export function addDiff(program: Command): void {
+  const command = program
+    .command('diff')
+    .summary('list the ranges that changed since a snapshot')
+    .description('Lists the ranges of an image that may have changed since a snapshot, by its tables alone.')
+    .argument('<image@name>', 'the image, and the snapshot to begin with')
+    .argument('[name]', 'the snapshot to end with; left out: the image as it is now')
+    .option('--json', 'for programs')
+    .action(diff);
+  addNotes(command, {
+    text: [
+      'A range is listed where it was written or discarded, also where that changed no byte. “zero” is what reads as zeros ' +
+        'now. Everything else is the same in both.',
+    ],
+    examples: [
+      { command: 'pcow diff vm1@monday', does: 'what changed since' },
+      { command: 'pcow diff vm1@monday tuesday --json', does: 'between two snapshots, as JSON' },
+    ],
+  });
+}
+
+async function diff(given: string, second: string | undefined, options: { json?: boolean }): Promise<void> {
+  const { image: target, snapshot: from } = await findSnapshotTarget(given);
+  const to = second === undefined ? null : await secondSnapshot(target, second);
+  await withImage(target.file, {}, async (image) => {
+    if (options.json === true) {
+      await sayEach(jsonLines(changes(image, from, to)));
+      return;
+    }
+    const rows: string[][] = [];
+    let total = 0;
+    for await (const { offset, length, kind } of changes(image, from, to)) {
+      rows.push([String(offset), String(length), kind]);
+      total += length;
+    }
+    if (rows.length === 0) {
+      say(`nothing changed since ${target.name}@${from}`);
+      return;
+    }
+    say(table([{ title: 'offset', align: 'right' }, { title: 'length', align: 'right' }, { title: 'now' }], rows));
+    say(`${formatSize(total)} in ${rows.length === 1 ? '1 range' : `${rows.length} ranges`}`);
+  });
+}
+
+/** `S2`, or `IMAGE@S2` of the same image. */
+async function secondSnapshot(target: ImageTarget, given: string): Promise<string> {
+  if (!given.includes('@')) {
+    return given;
+  }
+  const { image, snapshot } = await findTarget(given);
+  if (image.file !== target.file || snapshot === null) {
+    throw new Failure(
+      'PCOW_USAGE',
+      `${quote(given)} is no snapshot of ${target.name}: a diff is between two layers of one image`,
+      '“pcow compare” compares any two images',
+    );
+  }
+  return snapshot;
+}
+
+interface Change {
+  offset: number;
+  length: number;
+  kind: 'data' | 'zero';
+}
+
+/** What differs, for whoever only asks what it reads as: data, or zeros. Neighbours are joined. */
+async function* changes(image: Image, from: string, to: string | null): AsyncGenerator<Change> {
+  let held: Change | null = null;
+  for await (const extent of image.diff(from, to)) {
+    const kind = kindOf(extent);
+    if (held !== null && held.kind === kind && held.offset + held.length === extent.offset) {
+      held.length += extent.length;
+      continue;
+    }
+    if (held !== null) yield held;
+    held = { offset: extent.offset, length: extent.length, kind };
+  }
+  if (held !== null) yield held;
+}
+
+function kindOf({ kind }: Extent): 'data' | 'zero' {
+  return kind === 'data' ? 'data' : 'zero';
+}

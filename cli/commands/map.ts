@@ -1,0 +1,97 @@
+import path from 'node:path';
+import { type Command, Option } from 'commander';
+import type { Extent } from '../../src/engine/index.js';
+import { addNotes } from '../help.js';
+import { withImage } from '../images.js';
+import { jsonLines, sayEach } from '../lines.js';
+import { mapPicture } from '../map-picture.js';
+import { findTarget } from '../target.js';
+
+interface Options {
+  output: 'human' | 'json' | 'svg';
+}
+
+export function addMap(program: Command): void {
+  const command = program
+    .command('map')
+    .summary('show where the data of an image lies')
+    .description(
+      'Lists the extents of an image or of a snapshot, with the layer that holds each; or draws a picture of it.',
+    )
+    .argument('<image[@name]>', 'the image, or one of its snapshots')
+    .addOption(
+      new Option('--output <form>', 'a table, JSON as of “qemu-img map”, or a picture')
+        .choices(['human', 'json', 'svg'])
+        .default('human'),
+    )
+    .action(map);
+  addNotes(command, {
+    text: [
+      'The table leaves out what no layer holds. JSON covers the whole image, with the fields of “qemu-img map”: “depth” counts ' +
+        'layers, 0 being the one that was asked for, “offset” is the place in “file”; “snapshot” names the layer. The picture has ' +
+        'a row for what is read, and one for each layer, where what newer layers hide is pale.',
+    ],
+    examples: [
+      { command: 'pcow map vm1', does: 'as it is now' },
+      { command: 'pcow map vm1@monday --output json', does: 'of a snapshot, as JSON' },
+      { command: 'pcow map vm1 --output svg > vm1.svg', does: 'a picture of all layers' },
+    ],
+  });
+}
+
+async function map(given: string, { output }: Options): Promise<void> {
+  const { image: target, snapshot } = await findTarget(given);
+  const which = snapshot ?? undefined;
+  await withImage(target.file, {}, async (image) => {
+    switch (output) {
+      case 'human':
+        await sayEach(lines(image.map({ snapshot: which })));
+        break;
+      case 'json':
+        await sayEach(jsonLines(members(image.map({ snapshot: which }))));
+        break;
+      case 'svg':
+        process.stdout.write(await mapPicture(image, target.name, snapshot));
+        break;
+    }
+  });
+}
+
+/** Columns of fixed width: a map may be longer than memory is good for. */
+async function* lines(extents: AsyncIterable<Extent>): AsyncGenerator<string> {
+  yield lineOf('offset', 'length', 'kind', 'place', 'layer');
+  for await (const { offset, length, kind, place, layer } of extents) {
+    if (layer !== null) {
+      yield lineOf(hex(offset), hex(length), kind, place === null ? '' : hex(place), nameOf(layer));
+    }
+  }
+}
+
+function lineOf(offset: string, length: string, kind: string, place: string, layer: string): string {
+  return `${offset.padStart(15)} ${length.padStart(13)}  ${kind.padEnd(4)} ${place.padStart(15)}  ${layer}\n`;
+}
+
+function hex(value: number): string {
+  return `0x${value.toString(16)}`;
+}
+
+function nameOf({ path: file, snapshot }: NonNullable<Extent['layer']>): string {
+  return snapshot === null ? path.basename(file) : `${path.basename(file)}@${snapshot}`;
+}
+
+async function* members(extents: AsyncIterable<Extent>) {
+  for await (const { offset, length, kind, depth, place, layer } of extents) {
+    yield {
+      start: offset,
+      length,
+      depth: depth ?? 0,
+      present: kind !== 'hole',
+      zero: kind !== 'data',
+      data: kind === 'data',
+      ...(place === null ? {} : { offset: place }),
+      kind,
+      file: layer?.path ?? null,
+      snapshot: layer?.snapshot ?? null,
+    };
+  }
+}

@@ -1,0 +1,84 @@
+/** Opening whatever a user names, to read it flat: an image, a snapshot, a raw file, or any format that QEMU knows. */
+import { execFile } from 'node:child_process';
+import { mkdtemp, open, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import path from 'node:path';
+import { promisify } from 'node:util';
+import { type Contents, fileContents, imageContents } from '../src/contents/contents.js';
+import { Image } from '../src/engine/index.js';
+import { Failure } from './errors.js';
+import { quote } from './quote.js';
+import { findTarget } from './target.js';
+
+const run = promisify(execFile);
+
+const MAGIC = Buffer.from('\x89PCOW\r\n\x1a', 'latin1');
+
+/** `format`: `pcow`, `raw`, or one of qemu-img's; left out: what the file looks like. */
+export async function openContents(given: string, format?: string): Promise<Contents> {
+  const { image, snapshot } = await findTarget(given);
+  const isImage = format === 'pcow' || (format === undefined && (await beginsLikeAnImage(image.file)));
+  if (isImage) {
+    return imageContents(await Image.open(image.file), snapshot);
+  }
+  if (snapshot !== null) {
+    throw new Failure(
+      'PCOW_NOT_AN_IMAGE',
+      `${quote(image.given)} is not a Pcow image, so it has no snapshot ${snapshot}`,
+    );
+  }
+  const found = format ?? (await formatOf(image.file));
+  return found === 'raw' ? fileContents(image.file) : convertedContents(image.file, found);
+}
+
+async function beginsLikeAnImage(file: string): Promise<boolean> {
+  const handle = await open(file);
+  try {
+    const { bytesRead, buffer } = await handle.read(Buffer.alloc(MAGIC.length), 0, MAGIC.length, 0);
+    return bytesRead === MAGIC.length && buffer.equals(MAGIC);
+  } finally {
+    await handle.close();
+  }
+}
+
+async function formatOf(file: string): Promise<string> {
+  const { stdout } = await qemuImg(file, 'info', '--output=json', '--', file);
+  return (JSON.parse(stdout) as { format: string }).format;
+}
+
+/** A raw copy, sparse, which goes when the contents are closed. */
+async function convertedContents(file: string, format: string): Promise<Contents> {
+  const directory = await mkdtemp(path.join(tmpdir(), 'pcow-'));
+  const remove = () => rm(directory, { recursive: true, force: true });
+  try {
+    const raw = path.join(directory, 'raw');
+    await qemuImg(file, 'convert', '-f', format, '-O', 'raw', '--', file, raw);
+    const contents = await fileContents(raw);
+    return {
+      ...contents,
+      close: async () => {
+        await contents.close();
+        await remove();
+      },
+    };
+  } catch (error) {
+    await remove();
+    throw error;
+  }
+}
+
+async function qemuImg(file: string, ...words: string[]): Promise<{ stdout: string }> {
+  try {
+    return await run('qemu-img', words);
+  } catch (error) {
+    if (error instanceof Error && 'code' in error && error.code === 'ENOENT') {
+      throw new Failure(
+        'PCOW_UNSUPPORTED',
+        `${quote(file)} is not a Pcow image, and qemu-img, which would read it, is not installed`,
+        'install qemu-utils, or say that it is raw with its format option',
+      );
+    }
+    const said = error instanceof Error && 'stderr' in error ? String(error.stderr).trim() : String(error);
+    throw new Failure('PCOW_NOT_AN_IMAGE', `qemu-img can't read ${quote(file)}: ${said.replace(/^qemu-img: /, '')}`);
+  }
+}

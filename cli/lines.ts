@@ -1,0 +1,26 @@
+/** Long lists on stdout: written in pieces, no faster than they are read. */
+import { once } from 'node:events';
+
+export async function sayEach(lines: AsyncIterable<string>): Promise<void> {
+  let piece = '';
+  for await (const line of lines) {
+    piece += line;
+    if (piece.length >= 65536) {
+      if (!process.stdout.write(piece)) {
+        await once(process.stdout, 'drain');
+      }
+      piece = '';
+    }
+  }
+  process.stdout.write(piece);
+}
+
+/** A JSON array with a member a line, as `qemu-img map` writes it. */
+export async function* jsonLines(members: AsyncIterable<unknown>): AsyncGenerator<string> {
+  let before = '[';
+  for await (const member of members) {
+    yield before + JSON.stringify(member);
+    before = ',\n';
+  }
+  yield before === '[' ? '[]\n' : ']\n';
+}

@@ -1,0 +1,64 @@
+/** Whether two contents are equal, byte by byte, without reading what both say is zeros. */
+import type { LongOptions } from '../engine/index.js';
+import type { Contents, Range } from './contents.js';
+
+export type Comparison =
+  | { same: true }
+  /** The first byte that differs, or the first of a range that one holds and the other does not (strict only). */
+  | { same: false; offset: number; why: 'content' | 'allocation' }
+  | { same: false; offset: number; why: 'size' };
+
+/** Bytes that are read at once. */
+const STEP = 1 << 20;
+
+/** `strict`: sizes must be equal, and what is allocated in one must be in the other. Otherwise the rest of the longer must be zeros. */
+export async function compareContents(
+  left: Contents,
+  right: Contents,
+  { strict, signal, onProgress }: LongOptions & { strict: boolean },
+): Promise<Comparison> {
+  const shorter = Math.min(left.size, right.size);
+  const total = Math.max(left.size, right.size);
+  if (strict && left.size !== right.size) return { same: false, offset: shorter, why: 'size' };
+  const buffers = [Buffer.alloc(STEP), Buffer.alloc(STEP)] as const;
+  for await (const { offset, length, first, second } of together(left.ranges(signal), right.ranges(signal))) {
+    if (strict && first !== second) return { same: false, offset, why: 'allocation' };
+    for (let at = offset; (first || second) && at < offset + length; at += STEP) {
+      signal?.throwIfAborted();
+      const step = Math.min(STEP, offset + length - at);
+      const [one, other] = await Promise.all([
+        bytesOf(left, first, buffers[0].subarray(0, step), at),
+        bytesOf(right, second, buffers[1].subarray(0, step), at),
+      ]);
+      if (!one.equals(other)) {
+        return { same: false, offset: at + one.findIndex((byte, index) => byte !== other[index]), why: 'content' };
+      }
+      onProgress?.(at + step, total);
+    }
+    onProgress?.(offset + length, total);
+  }
+  return { same: true };
+}
+
+async function bytesOf(contents: Contents, data: boolean, buffer: Buffer, offset: number): Promise<Buffer> {
+  if (data) await contents.read(buffer, offset);
+  else buffer.fill(0);
+  return buffer;
+}
+
+/** Two lists of ranges cut at each other's ends. Behind its end a content has no data. */
+async function* together(left: AsyncIterable<Range>, right: AsyncIterable<Range>) {
+  const iterators = [left[Symbol.asyncIterator](), right[Symbol.asyncIterator]()] as const;
+  const next = async (side: 0 | 1) => ((await iterators[side].next()) as IteratorResult<Range, undefined>).value;
+  const now = [await next(0), await next(1)];
+  for (let at = 0; ;) {
+    for (const side of [0, 1] as const) {
+      while (now[side] !== undefined && now[side].offset + now[side].length <= at) now[side] = await next(side);
+    }
+    const ends = now.filter((range) => range !== undefined).map((range) => range.offset + range.length);
+    if (ends.length === 0) return;
+    const end = Math.min(...ends);
+    yield { offset: at, length: end - at, first: now[0]?.data ?? false, second: now[1]?.data ?? false };
+    at = end;
+  }
+}

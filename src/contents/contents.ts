@@ -1,0 +1,72 @@
+/** The flat content of an image, a snapshot or a raw file: what comparing and measuring look at, whatever holds it. */
+import { open } from 'node:fs/promises';
+import { type Image, nextData, PcowError } from '../engine/index.js';
+
+export interface Range {
+  offset: number;
+  length: number;
+  /** false: it reads as zeros, and nothing needs to be read. */
+  data: boolean;
+}
+
+export interface Contents {
+  /** Bytes. */
+  readonly size: number;
+  /** In ascending order, all of it. */
+  ranges(signal?: AbortSignal): AsyncIterable<Range>;
+  /** Fills the buffer, which must not reach behind the end. */
+  read(buffer: Uint8Array, offset: number): Promise<void>;
+  close(): Promise<void>;
+}
+
+/** Of the active layer, or of a snapshot. Closing it closes the image. */
+export function imageContents(image: Image, snapshot: string | null): Contents {
+  const name = snapshot ?? undefined;
+  const size = name === undefined ? image.info().size : image.snapshotInfo(name).size;
+  return {
+    size,
+    async *ranges(signal) {
+      for await (const { offset, length, kind } of image.map({ snapshot: name, signal })) {
+        yield { offset, length, data: kind === 'data' };
+      }
+    },
+    async read(buffer, offset) {
+      const count = await image.read(buffer, offset, name);
+      if (count < buffer.length) throw shortRead(image.info().path);
+    },
+    close: () => image.close(),
+  };
+}
+
+/** Of a regular file, by its holes. */
+export async function fileContents(path: string): Promise<Contents> {
+  const handle = await open(path);
+  const { size } = await handle.stat();
+  return {
+    size,
+    // eslint-disable-next-line @typescript-eslint/require-await -- asking for holes takes no time; others of its kind do wait
+    async *ranges(signal) {
+      for (let at = 0; at < size;) {
+        if (signal?.aborted) {
+          throw new PcowError('PCOW_CANCELLED', `reading ${path} was stopped`, { cause: signal.reason });
+        }
+        const { start, end } = nextData(handle.fd, at, size);
+        if (start > at) yield { offset: at, length: start - at, data: false };
+        if (end > start) yield { offset: start, length: end - start, data: true };
+        at = end;
+      }
+    },
+    async read(buffer, offset) {
+      for (let done = 0; done < buffer.length;) {
+        const { bytesRead } = await handle.read(buffer, done, buffer.length - done, offset + done);
+        if (bytesRead === 0) throw shortRead(path);
+        done += bytesRead;
+      }
+    },
+    close: () => handle.close(),
+  };
+}
+
+function shortRead(path: string): PcowError {
+  return new PcowError('PCOW_IO', `${path} became shorter while it was read`);
+}
