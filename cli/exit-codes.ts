@@ -12,6 +12,9 @@ export interface ExitCode {
   codes: readonly PcowErrorCode[];
 }
 
+/** Of the doctor, which has not failed itself. */
+export const UNFIT = 12;
+
 export const exitCodes = [
   { exit: 0, meaning: 'done', codes: [] },
   { exit: 1, meaning: 'a failure inside Pcow itself', codes: ['PCOW_CLOSED', 'PCOW_NO_MEMORY'] },
@@ -37,6 +40,7 @@ export const exitCodes = [
     codes: ['PCOW_BASE_MISSING', 'PCOW_BASE_CHANGED', 'PCOW_BASE_LOOP', 'PCOW_BASE_OUTSIDE'],
   },
   { exit: 11, meaning: 'the mount could not be made, reached or ended', codes: ['PCOW_MOUNT'] },
+  { exit: UNFIT, meaning: '“pcow doctor” found what will not work', codes: [] },
   { exit: 130, meaning: 'interrupted; the image is sound', codes: ['PCOW_CANCELLED'] },
 ] as const satisfies readonly ExitCode[];
 

@@ -6,6 +6,7 @@ import { addCompare } from './commands/compare.js';
 import { addCreate } from './commands/create.js';
 import { addDelete } from './commands/delete.js';
 import { addDiff } from './commands/diff.js';
+import { addDoctor } from './commands/doctor.js';
 import { addExitCodes } from './commands/exit-codes.js';
 import { addInfo } from './commands/info.js';
 import { addLibvirtXml } from './commands/libvirt-xml.js';
@@ -49,6 +50,7 @@ export function pcowProgram(): Command {
     addLibvirtXml,
     addRun,
     addTop,
+    addDoctor,
     addCompletion,
     addExitCodes,
   ]) {

@@ -1,0 +1,112 @@
+import { readFile } from 'node:fs/promises';
+import type { Command } from 'commander';
+import { guestOfCommandLine } from '../doctor/command-line.js';
+import { directoryFindings } from '../doctor/directory.js';
+import type { Finding, Level } from '../doctor/finding.js';
+import { guestFindings } from '../doctor/guest-findings.js';
+import type { Guest } from '../doctor/guest.js';
+import { guestOfDomain } from '../doctor/libvirt-domain.js';
+import { machineFindings } from '../doctor/machine.js';
+import { out } from '../colors.js';
+import { UNFIT } from '../exit-codes.js';
+import { Failure } from '../errors.js';
+import { addNotes } from '../help.js';
+import { say, sayJson } from '../output.js';
+import { quote } from '../quote.js';
+
+interface Options {
+  libvirt?: string;
+  json?: boolean;
+}
+
+const DEFAULT_QEMU = 'qemu-system-x86_64';
+
+export function addDoctor(program: Command): void {
+  const command = program
+    .command('doctor')
+    .summary('tell what this machine, or a guest, lacks')
+    .description(
+      'Looks at this machine, an image directory, and a command line of QEMU or a domain of libvirt; tells what will not work, and what mends it.',
+    )
+    .argument('[words...]', 'the image directory (or its mount), then -- and a command line of QEMU')
+    .option('--libvirt <file>', 'the XML of a domain; “-” is standard input')
+    .option('--json', 'for programs')
+    .usage('[options] [DIR] [-- COMMAND [ARGUMENT...]]')
+    .action(doctor);
+  addNotes(command, {
+    text: [
+      'In the directory it makes an image, uses it and removes it again. Nothing else is changed, and no guest is started.',
+      `The exit code is ${UNFIT} where something will not work, else 0; warnings do not count.`,
+      'A finding in JSON has “subject” (machine, directory or guest), “check”, “level” (ok, warning or problem), “message” and “mend”.',
+    ],
+    examples: [
+      { command: 'pcow doctor', does: 'this machine' },
+      { command: 'pcow doctor /srv/images', does: 'and whether images can lie there' },
+      { command: 'pcow doctor -- qemu-system-x86_64 -m 4G …', does: 'and whether a guest will work' },
+      { command: 'virsh dumpxml vm1 | pcow doctor --libvirt -', does: 'the same of a domain of libvirt' },
+    ],
+  });
+}
+
+async function doctor(words: string[], options: Options, command: Command): Promise<void> {
+  const { directory, commandLine } = partsOf(words, command);
+  if (options.libvirt !== undefined && commandLine.length > 0) {
+    throw new Failure('PCOW_USAGE', 'a guest is described by a command line or by --libvirt, and not by both');
+  }
+  const guest = await guestOf(commandLine, options.libvirt);
+  const about: [subject: string, findings: Finding[]][] = [
+    ['machine', await machineFindings(guest?.emulator ?? DEFAULT_QEMU)],
+    ...(directory === undefined ? [] : ([['directory', await directoryFindings(directory)]] as [string, Finding[]][])),
+    ...(guest === null ? [] : ([['guest', await guestFindings(guest)]] as [string, Finding[]][])),
+  ];
+  const findings = about.flatMap(([subject, list]) => list.map((finding) => ({ subject, ...finding })));
+  if (options.json === true) sayJson({ findings });
+  else for (const [subject, list] of about) say(`${subject}\n${list.map(lines).join('\n')}`);
+  if (findings.some(({ level }) => level === 'problem')) process.exitCode = UNFIT;
+}
+
+/** commander takes the “--” away: what stood before it is told by the command's own count of arguments. */
+function partsOf(words: string[], command: Command): { directory: string | undefined; commandLine: string[] } {
+  const raw = rawWords(command);
+  const end = raw.indexOf('--');
+  const before = end < 0 ? words : words.slice(0, words.length - (raw.length - end - 1));
+  if (before.length > 1) {
+    throw new Failure(
+      'PCOW_USAGE',
+      `${quote(before[1] ?? '')} is one word too many`,
+      'a command line of QEMU comes after “--”',
+    );
+  }
+  return { directory: before[0], commandLine: words.slice(before.length) };
+}
+
+function rawWords(command: Command): string[] {
+  return (command.parent as (Command & { rawArgs: string[] }) | null)?.rawArgs ?? [];
+}
+
+async function guestOf(commandLine: string[], libvirt: string | undefined): Promise<Guest | null> {
+  if (libvirt !== undefined) return guestOfDomain(await textOf(libvirt), libvirt);
+  return commandLine.length === 0 ? null : guestOfCommandLine(commandLine);
+}
+
+async function textOf(file: string): Promise<string> {
+  try {
+    return await readFile(file === '-' ? '/dev/stdin' : file, 'utf8');
+  } catch (error) {
+    throw new Failure(
+      'PCOW_NOT_FOUND',
+      `${quote(file)} can't be read: ${error instanceof Error ? error.message : String(error)}`,
+    );
+  }
+}
+
+const SIGNS: Record<Level, string> = {
+  ok: out.green('  ok     '),
+  warning: out.yellow('  warning'),
+  problem: out.red('  problem'),
+};
+
+function lines({ level, message, mend }: Finding): string {
+  const first = `${SIGNS[level]}  ${message}`;
+  return mend === null ? first : `${first}\n             ${out.dim(mend)}`;
+}

@@ -1,0 +1,144 @@
+/** An image directory: tried out with an image that is made, used and removed there. */
+import { constants } from 'node:fs';
+import { access, copyFile, mkdtemp, readdir, rm, stat, statfs } from 'node:fs/promises';
+import path from 'node:path';
+import { Image, PcowError } from '../../src/engine/index.js';
+import { IMAGE_SUFFIX } from '../../src/mount/image-names.js';
+import { mountTable, type MountTableEntry } from '../../src/mounts.js';
+import { withImage } from '../images.js';
+import { quote } from '../quote.js';
+import { formatSize, GIB, MIB } from '../size.js';
+import { findDirectory } from '../target.js';
+import { type Finding, ok, problem, warning } from './finding.js';
+
+/** Kinds of file systems where a mapping on one machine does not see what another one writes. */
+const SHARED = /^(nfs|cifs|smb|9p|afs|ceph|glusterfs|fuse)/;
+
+/** A disk that is fuller than this stalls guests soon. */
+const LITTLE_SPACE = 0.05;
+
+export async function directoryFindings(given: string): Promise<Finding[]> {
+  const { directory, mount } = await findDirectory(given);
+  const place = await fileSystemOf(directory);
+  return [
+    mount === null
+      ? ok('mount', `${directory} is not mounted`)
+      : ok('mount', `${directory} is mounted on ${mount.mountpoint}`),
+    fileSystem(place),
+    dax(place),
+    await space(directory),
+    ...(await tried(directory)),
+    ...(await images(directory)),
+  ];
+}
+
+async function fileSystemOf(directory: string): Promise<MountTableEntry | undefined> {
+  const around = (await mountTable()).filter(
+    ({ mountpoint }) => mountpoint === '/' || directory === mountpoint || directory.startsWith(`${mountpoint}/`),
+  );
+  const longest = Math.max(...around.map(({ mountpoint }) => mountpoint.length));
+  return around.findLast(({ mountpoint }) => mountpoint.length === longest);
+}
+
+function fileSystem(place: MountTableEntry | undefined): Finding {
+  const type = place?.type ?? 'unknown';
+  if (SHARED.test(type)) {
+    return warning(
+      'filesystem',
+      `the images are on ${type}: no other machine may use them meanwhile`,
+      'use a local file system',
+    );
+  }
+  if (type === 'tmpfs' || type === 'ramfs') {
+    return warning(
+      'filesystem',
+      `the images are on ${type}: they are gone after the next boot`,
+      'use a file system on a disk',
+    );
+  }
+  return ok('filesystem', `the images are on ${type}`);
+}
+
+function dax(place: MountTableEntry | undefined): Finding {
+  const option = place?.options.find((it) => /^dax(=always)?$/.test(it));
+  return ok(
+    'dax',
+    option === undefined
+      ? 'no DAX: what a guest flushes is durable by fsync, so with virtio-pmem'
+      : 'DAX: the images are persistent memory themselves',
+  );
+}
+
+async function space(directory: string): Promise<Finding> {
+  const { bavail, blocks, bsize } = await statfs(directory);
+  const text = `${formatSize(bavail * bsize)} of ${formatSize(blocks * bsize)} are free`;
+  return bavail < blocks * LITTLE_SPACE
+    ? warning('space', `${text}: on a full disk guests wait`, 'free space, or move images elsewhere')
+    : ok('space', text);
+}
+
+/** Whether the file system does what an image needs: sparse files and holes; and reflinks, which copies like. */
+async function tried(directory: string): Promise<Finding[]> {
+  try {
+    await access(directory, constants.W_OK);
+  } catch {
+    return [problem('writable', `${directory} may not be written by this user`, 'use the user who owns it')];
+  }
+  const scratch = await mkdtemp(path.join(directory, '.pcow-doctor-'));
+  try {
+    const file = path.join(scratch, `image${IMAGE_SUFFIX}`);
+    await Image.create(file, { size: 64 * GIB });
+    const { empty, full, punched } = await withImage(file, { write: true }, async (image) => {
+      const use = async () => {
+        await image.sync();
+        return (await stat(file)).blocks * 512;
+      };
+      const before = await use();
+      await image.write(Buffer.alloc(MIB, 1), 32 * GIB);
+      const after = await use();
+      await image.discard(32 * GIB, MIB);
+      await use(); // what was freed goes back at the sync after the one that makes its freeing durable
+      return { empty: before, full: after, punched: await use() };
+    });
+    const reflinks = await copyFile(file, `${file}-copy`, constants.COPYFILE_FICLONE_FORCE).then(
+      () => true,
+      () => false,
+    );
+    return [
+      empty < MIB
+        ? ok('sparse', 'files are sparse: an image takes space as it is written')
+        : problem('sparse', `an empty image takes ${formatSize(empty)}: files are not sparse here`, 'use ext4 or XFS'),
+      punched < full
+        ? ok('holes', 'what a guest discards goes back to the disk')
+        : warning('holes', 'what a guest discards does not go back to the disk', 'use ext4 or XFS'),
+      ok(
+        'reflink',
+        reflinks ? 'cp --reflink copies an image at once' : 'no reflinks: copies of image files take time and space',
+      ),
+    ];
+  } catch (error) {
+    if (!(error instanceof PcowError)) throw error;
+    return [problem('image', `an image can't be made in ${directory}: ${error.message}`, 'use ext4 or XFS')];
+  } finally {
+    await rm(scratch, { recursive: true, force: true });
+  }
+}
+
+/** Those that can't be opened. */
+async function images(directory: string): Promise<Finding[]> {
+  const files = (await readdir(directory))
+    .filter((file) => file.endsWith(IMAGE_SUFFIX) && !file.startsWith('.'))
+    .sort();
+  const findings: Finding[] = [];
+  for (const file of files) {
+    try {
+      await withImage(path.join(directory, file), {}, (image) => image.info());
+    } catch (error) {
+      if (!(error instanceof PcowError)) throw error;
+      findings.push(
+        problem('image', `${quote(file)} can't be opened: ${error.message}`, `pcow info ${path.join(directory, file)}`),
+      );
+    }
+  }
+  return [...findings, ok('images', `${files.length - findings.length} of ${files.length} images can be opened`)];
+}

@@ -1,0 +1,258 @@
+/** What of a guest's description works with Pcow, what does not, and what mends it. */
+import { readFile, realpath, stat } from 'node:fs/promises';
+import path from 'node:path';
+import { IMAGE_SUFFIX } from '../../src/mount/image-names.js';
+import { mountHolding } from '../../src/mounts.js';
+import {
+  addressBits,
+  DEFAULT_ADDRESS_BITS,
+  nextSection,
+  NVDIMM_WARNING,
+  SECTION,
+  sectionWarning,
+  SIZE_STEP,
+} from '../qemu.js';
+import { quote } from '../quote.js';
+import { formatSize, sizeArgument } from '../size.js';
+import { type Finding, ok, problem, warning } from './finding.js';
+import type { Backend, Guest } from './guest.js';
+
+/** A backend, and what lies at its path. */
+interface Found {
+  backend: Backend;
+  /** Bytes of the flat file. */
+  size: number;
+}
+
+export async function guestFindings(guest: Guest): Promise<Finding[]> {
+  const findings: Finding[] = [];
+  const found: Found[] = [];
+  for (const backend of guest.backends) {
+    const place = await placeOf(backend);
+    findings.push(...place.findings);
+    if (place.size !== null) found.push({ backend, size: place.size });
+  }
+  if (found.length === 0 && findings.length === 0) {
+    findings.push(
+      problem(
+        'backend',
+        'no memory of this guest is a mounted image',
+        'pcow qemu-args IMAGE, or pcow libvirt-xml IMAGE',
+      ),
+    );
+  }
+  for (const it of found) {
+    findings.push(
+      ...optionFindings(guest, it.backend),
+      ...sizeFindings(guest, it),
+      ...deviceFindings(guest, it.backend),
+    );
+  }
+  const twice = found.find(({ backend }, at) =>
+    found.some((other, before) => before < at && other.backend.path === backend.path),
+  );
+  if (twice) findings.push(problem('twice', `${quote(twice.backend.path)} is there twice`, 'leave one of them out'));
+  if (found.length > 0) {
+    findings.push(...memoryFindings(guest, found), ...sharingFindings(guest), monitorFinding(guest));
+    findings.push(...guest.unseen.map((what) => warning('unseen', what, 'look at it yourself')));
+  }
+  return findings;
+}
+
+/** Whether a backend is the flat file of a mount, and its size; null where it is not, or nothing there. */
+async function placeOf({ path: file }: Backend): Promise<{ size: number | null; findings: Finding[] }> {
+  const none = (finding: Finding) => ({ size: null, findings: [finding] });
+  let real: string;
+  try {
+    real = await realpath(file);
+  } catch {
+    return none(problem('path', `there is no ${quote(file)}`, 'pcow mount DIR MOUNTPOINT, and use MOUNTPOINT/NAME'));
+  }
+  const held = await mountHolding(real);
+  if (held === null) {
+    return none(
+      real.endsWith(IMAGE_SUFFIX)
+        ? problem(
+            'path',
+            `${quote(file)} is the image file: what a guest writes there destroys it`,
+            'mount its directory, and use the flat file: MOUNTPOINT/NAME',
+          )
+        : problem(
+            'path',
+            `${quote(file)} is not in a mount of Pcow`,
+            'pcow mount DIR MOUNTPOINT, and use MOUNTPOINT/NAME',
+          ),
+    );
+  }
+  if (held.inside.startsWith('.pcow/')) {
+    return none(
+      problem(
+        'path',
+        `${quote(file)} is a snapshot or a control file: a guest can't write it`,
+        'pcow clone IMAGE@SNAPSHOT NEW',
+      ),
+    );
+  }
+  const { size } = await stat(real);
+  const control = path.join(held.mount.mountpoint, '.pcow', held.inside, 'status');
+  const status = JSON.parse(await readFile(control, 'utf8')) as { attached?: { pid: number; command: string } | null };
+  const attached = status.attached ?? null;
+  return {
+    size,
+    findings: [
+      attached === null
+        ? ok('path', `${quote(file)} is an image of ${formatSize(size)}`)
+        : problem(
+            'attached',
+            `${quote(file)} is attached to process ${attached.pid} (${attached.command}): a second guest can't have it`,
+            'let that end first, or clone a snapshot of it',
+          ),
+      ...(held.mount.readOnly
+        ? [problem('read-only', `${held.mount.mountpoint} is mounted read-only`, 'mount it for writing')]
+        : []),
+    ],
+  };
+}
+
+function optionFindings({ words }: Guest, backend: Backend): Finding[] {
+  const name = quote(backend.path);
+  const findings: Finding[] = [];
+  if (!backend.shared) {
+    findings.push(problem('share', `${name} is mapped privately: what the guest writes is lost with it`, words.share));
+  }
+  if (backend.discardData) {
+    findings.push(problem('discard-data', `QEMU discards all of ${name} when it ends`, words.discardData));
+  }
+  if (backend.preallocated) {
+    findings.push(
+      problem('prealloc', `QEMU touches every page of ${name} as it starts: the thin image is filled`, words.prealloc),
+    );
+  }
+  if (backend.pmem) {
+    findings.push(
+      problem(
+        'pmem',
+        `${name} is promised to be persistent memory, which a mount can't hold: MAP_SYNC is refused`,
+        words.pmem,
+      ),
+    );
+  }
+  return findings;
+}
+
+function sizeFindings({ words }: Guest, { backend, size }: Found): Finding[] {
+  const name = quote(backend.path);
+  const asked = backend.size ?? size;
+  if (asked > size) {
+    return [
+      problem(
+        'size',
+        `${asked} bytes are asked for, and ${name} has ${size}: QEMU refuses that`,
+        `${words.size(size)}, or pcow resize ${backend.path} ${sizeArgument(asked)}`,
+      ),
+    ];
+  }
+  const findings: Finding[] = [];
+  if (asked < size) {
+    findings.push(
+      warning('size', `the guest gets ${formatSize(asked)} of the ${formatSize(size)} of ${name}`, words.size(size)),
+    );
+  }
+  if (asked % SIZE_STEP !== 0) {
+    const fitting = Math.ceil(size / SIZE_STEP) * SIZE_STEP;
+    findings.push(
+      problem(
+        'size',
+        `the ${asked} bytes of ${name} are not a multiple of 2 MiB, as QEMU needs it`,
+        `pcow resize ${backend.path} ${sizeArgument(fitting)}, and ${words.size(fitting)}`,
+      ),
+    );
+  } else if (asked % SECTION !== 0) {
+    findings.push(
+      warning('size', `${name}: ${sectionWarning(asked)}`, `pcow resize ${backend.path} ${nextSection(asked)}`),
+    );
+  }
+  return findings;
+}
+
+function deviceFindings({ devices, words }: Guest, { id, path: file }: Backend): Finding[] {
+  const device = devices.find(({ backend }) => backend === id);
+  if (device === undefined) {
+    return [problem('device', `no device of the guest has ${quote(file)}`, `add -device virtio-pmem-pci,memdev=${id}`)];
+  }
+  return device.kind === 'nvdimm' && !device.unarmed
+    ? [warning('nvdimm', `${quote(file)}: ${NVDIMM_WARNING}`, words.unarmed)]
+    : [];
+}
+
+function memoryFindings(guest: Guest, found: Found[]): Finding[] {
+  const { words, maxMemory, memory } = guest;
+  const findings: Finding[] = [];
+  const wanted = found.reduce((sum, { backend, size }) => sum + (backend.size ?? size), memory ?? 0);
+  if (maxMemory === null || maxMemory < wanted) {
+    const has = maxMemory === null ? 'none' : formatSize(maxMemory);
+    findings.push(problem('maxmem', `the guest needs room for ${formatSize(wanted)}, and has ${has}`, words.maxMemory));
+  }
+  const modules = guest.devices.filter(({ kind }) => kind === 'nvdimm').length;
+  if (modules > 0 && !guest.nvdimmMachine) {
+    findings.push(problem('nvdimm-machine', 'the machine takes no NVDIMMs', words.nvdimmMachine));
+  }
+  if (guest.slots < modules) {
+    findings.push(problem('slots', `${modules} NVDIMMs need as many slots, and there are ${guest.slots}`, words.slots));
+  }
+  const bits = addressBits(Math.max(maxMemory ?? 0, wanted));
+  const has = guest.physicalBits ?? DEFAULT_ADDRESS_BITS;
+  if (has !== 'host' && has < bits) {
+    findings.push(
+      problem(
+        'address-bits',
+        `the guest's processor has ${has} address bits, and its memory needs ${bits}`,
+        words.physicalBits(bits),
+      ),
+    );
+  }
+  return findings;
+}
+
+function sharingFindings({ words, locked, vhostUser, vfio }: Guest): Finding[] {
+  return [
+    ...(locked
+      ? [
+          problem(
+            'locked',
+            'all memory is to be locked: that touches every page of the image, and the monitor refuses it',
+            words.locked,
+          ),
+        ]
+      : []),
+    ...vhostUser.map((device) =>
+      problem(
+        'vhost-user',
+        `${device}: its process maps the flat file by itself, and would not see what the guest writes`,
+        'use a device inside QEMU, or run it without the monitor (pcow run --plain)',
+      ),
+    ),
+    ...vfio.map((device) =>
+      problem(
+        'vfio',
+        `${device}: it pins the guest's memory, and its writes would miss copy-on-write and snapshots`,
+        'leave it out',
+      ),
+    ),
+  ];
+}
+
+function monitorFinding({ monitored, emulator }: Guest): Finding {
+  if (monitored === true) return ok('monitored', 'it runs under the monitor');
+  return monitored === false
+    ? warning(
+        'monitored',
+        'it runs without the monitor: slower, snapshots stop it, and it does not survive the mount',
+        `pcow run -- ${emulator} …`,
+      )
+    : warning(
+        'monitored',
+        `whether ${emulator} starts QEMU under the monitor can't be seen here`,
+        'pcow top MOUNTPOINT, when it runs',
+      );
+}
