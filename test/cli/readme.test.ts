@@ -5,39 +5,11 @@ import path from 'node:path';
 import { fileURLToPath } from 'node:url';
 import test from 'ava';
 import { pcowIn } from './outcome.js';
+import { comparable, stepsOf } from '../../scripts/readme-tour.js';
 import { scratchDirectory } from '../helpers/scratch.js';
 
 const README = fileURLToPath(new URL('../../../README.md', import.meta.url));
 const PROGRAM = fileURLToPath(new URL('../../cli/pcow.js', import.meta.url));
-
-interface Step {
-  command: string;
-  prints: string;
-}
-
-/** The `$` lines of the console blocks, each with the lines below it. */
-function stepsOf(markdown: string): Step[] {
-  const blocks = [...markdown.matchAll(/^```console\n(.*?)^```$/gms)].map(([, block]) => block ?? '');
-  return blocks.flatMap((block) =>
-    block
-      .split(/^\$ /m)
-      .slice(1)
-      .map((text) => {
-        const [command = '', ...prints] = text.split('\n');
-        return { command, prints: prints.join('\n') };
-      }),
-  );
-}
-
-/** What is another in every run, or on every disk: paths, times, processes, disk use; and columns move with them. */
-function comparable(text: string, scratch: string): string {
-  return text
-    .replaceAll(scratch, '/srv/vm')
-    .replace(/\d{4}-\d\d-\d\d \d\d:\d\d:\d\d/g, 'TIME')
-    .replace(/process \d+/g, 'process N')
-    .replace(/[\d.]+ (KiB|MiB)(?= +\d)/g, 'N')
-    .replace(/ +/g, ' ');
-}
 
 test.serial('the tour', async (t) => {
   const scratch = await scratchDirectory(t);

@@ -1,0 +1,97 @@
+/** In the chroot that scripts/fresh-machine has made: what the README says, word by word. Prints a line of TAP for each step. */
+import { execFile } from 'node:child_process';
+import { copyFile, mkdir, readFile } from 'node:fs/promises';
+import path from 'node:path';
+import { comparable, stepsOf } from './readme-tour.js';
+
+const [root = ''] = process.argv.slice(2);
+const readme = await readFile(new URL('../../README.md', import.meta.url), 'utf8');
+let failures = 0;
+
+/** A shell command in the chroot, in an environment like that of a login. */
+async function inside(directory: string, command: string): Promise<{ output: string; errors: string; ok: boolean }> {
+  const environment = [
+    'HOME=/root',
+    'NODE_EXTRA_CA_CERTS=/etc/ssl/certs/ca-certificates.crt',
+    'TERM=dumb',
+    'LANG=C.UTF-8',
+    'PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin',
+  ];
+  const words = ['chroot', root, '/usr/bin/env', '-i', ...environment, 'bash', '-c', `cd ${directory} && ${command}`];
+  return new Promise((resolve) => {
+    execFile('setsid', words, { maxBuffer: 1 << 26 }, (error, stdout, stderr) => {
+      resolve({ output: stdout, errors: stderr, ok: error === null });
+    });
+  });
+}
+
+function tell(ok: boolean, what: string, details: string): void {
+  console.log(`${ok ? 'ok' : 'not ok'} - ${what}`);
+  if (!ok) {
+    failures += 1;
+    console.log(details.replaceAll(/^/gm, '  # '));
+  }
+}
+
+async function succeeds(directory: string, command: string, says = /(?:)/): Promise<void> {
+  const { output, errors, ok } = await inside(directory, command);
+  tell(ok && says.test(output), command, output + errors);
+}
+
+/** The line of the README's shell blocks that holds this. */
+function lineWith(text: string): string {
+  const line = readme.split('\n').find((it) => it.includes(text) && !it.startsWith('|'));
+  if (line === undefined) throw new Error(`the README has no line with ${text}`);
+  return line.replace(/ +#.*$/, '');
+}
+
+async function tour(): Promise<void> {
+  await mkdir(path.join(root, 'srv/vm'), { recursive: true });
+  for (const { command, prints } of stepsOf(readme)) {
+    const { output, errors, ok } = await inside('/srv/vm', command);
+    const as = comparable(output, '/srv/vm');
+    tell(ok && as === comparable(prints, '/srv/vm'), command, `${output}${errors}\nwanted:\n${prints}`);
+  }
+  await inside('/srv', 'rm -rf vm');
+}
+
+await succeeds('/srv/pcow', lineWith('apt-get install -y ./build/pcow_'));
+await tour();
+
+// What the package has beyond the README's tour.
+const stage = 'mkdir -p images mnt && pcow create images/vm1 1G';
+await succeeds('/srv', stage, /created/);
+await succeeds('/srv', 'mount -t fuse.pcow images mnt && pcow list mnt && umount mnt', /vm1/);
+await succeeds(
+  '/srv',
+  'echo "/srv/images /srv/mnt fuse.pcow ro,nofail 0 0" >> /etc/fstab && mount mnt && findmnt -no FSTYPE,OPTIONS mnt && umount mnt',
+  /fuse\.pcow ro/,
+);
+await succeeds(
+  '/',
+  'apt-get install -y --no-install-recommends man-db systemd bash-completion > /dev/null 2>&1; for page in pcow pcow-img mount.fuse.pcow; do man -w $page || exit 1; done',
+  /man8\/mount\.fuse\.pcow/,
+);
+await succeeds('/', 'systemd-analyze verify /lib/systemd/system/pcow@.service');
+await succeeds(
+  '/',
+  "bash -ic '. /usr/share/bash-completion/bash_completion; _completion_loader pcow; complete -p pcow'",
+  /_pcow/,
+);
+await succeeds('/', 'apt-get remove -y pcow && ! command -v pcow && ! ls /usr/lib/pcow');
+
+// The npm package compiles as it is installed: with this machine's Node, as Debian 12 has an older one.
+await inside('/', 'apt-get install -y --no-install-recommends ca-certificates build-essential python3');
+// What this machine trusts: its way to the packages may have certificates of its own.
+await copyFile('/etc/ssl/certs/ca-certificates.crt', path.join(root, 'etc/ssl/certs/ca-certificates.crt'));
+const tools = `cp $(readlink -f "$(command -v node)") ${root}/usr/local/bin/node && mkdir -p ${root}/usr/local/lib/node_modules && cp -r "$(npm root -g)/npm" ${root}/usr/local/lib/node_modules/ && ln -sf ../lib/node_modules/npm/bin/npm-cli.js ${root}/usr/local/bin/npm`;
+await new Promise((resolve) => execFile('bash', ['-c', tools], resolve));
+await succeeds('/srv/pcow', lineWith('npm install -g ./build/pcow-'));
+await tour();
+await succeeds('/srv/pcow', 'npm install -g --ignore-scripts ./build/pcow-*.tgz');
+const { errors, ok } = await inside('/srv', 'pcow info images/vm1');
+const advice = /build it with “([^”]+)”/.exec(errors)?.[1] ?? 'false';
+tell(!ok && advice !== 'false', 'without install scripts pcow says how to build', errors);
+await succeeds('/srv', `${advice} && pcow info images/vm1`, /1 GiB/);
+
+process.exitCode = failures === 0 ? 0 : 1;
