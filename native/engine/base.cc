@@ -137,10 +137,22 @@ Result<std::shared_ptr<File>> ImageState::open_base(const std::string& stander, 
 
 // Opens the chain of bases, from the one that this image names to the last. On failure the former chain stays.
 Result<void> ImageState::open_bases() {
-  Chain::Sources opened;
-  std::vector<LayerRef> names;
-  std::vector<Watch> watches;
-  std::string first_resolved;
+  auto opened = open_chain(superblock.base);
+  if (!opened) return opened.error();
+  adopt_bases(std::move(*opened));
+  return {};
+}
+
+void ImageState::adopt_bases(BaseChain bases) {
+  base_sources = std::move(bases.sources);
+  base_chain = std::move(bases.names);
+  base_watches = std::move(bases.watches);
+  base_resolved = std::move(bases.resolved);
+  base_size = bases.size;
+}
+
+Result<BaseChain> ImageState::open_chain(std::optional<BaseReference> reference) const {
+  BaseChain bases;
   std::set<std::pair<dev_t, ino_t>> visited;
   auto own = file->status();
   if (!own) return own.error();
@@ -153,14 +165,11 @@ Result<void> ImageState::open_bases() {
     root = std::move(*real);
   }
   std::string stander = path;  // the image that names the next base
-  for (std::optional<BaseReference> reference = superblock.base; reference;) {
-    if (watches.size() >= kMaxChainImages)
+  while (reference) {
+    if (bases.watches.size() >= kMaxChainImages)
       return Error(Code::kLimit, path + ": its chain has more than " + std::to_string(kMaxChainImages) + " images");
-    auto directory_path = directory_of(stander);
-    if (!directory_path) return directory_path.error();
-    const std::string base_path = reference->path[0] == '/' ? reference->path : *directory_path + "/" + reference->path;
-    auto base = File::open(base_path, false, options.observer);
-    if (!base) return missing_base(stander, base_path, base.error());
+    auto base = open_base(stander, *reference, bases.watches.size());
+    if (!base) return base.error();
     auto real = path_of(**base);
     if (!real) return real.error();
     if (!root.empty() && !lies_in(*real, root))
@@ -187,10 +196,13 @@ Result<void> ImageState::open_bases() {
     if (!layer || layer->id == loaded->directory.active)
       return Error(Code::kBaseChanged, stander + " stands on layer " + std::to_string(reference->layer) + " of " +
                                            *real + ", which does not exist any more");
-    if (watches.empty()) first_resolved = *real;
-    names.push_back({*real, layer->name});
+    if (bases.watches.empty()) {
+      bases.resolved = *real;
+      bases.size = layer->size;
+    }
+    bases.names.push_back({*real, layer->name});
     for (const Layer* next = layer; next; next = loaded->directory.find(next->parent)) {
-      if (opened.size() >= kMaxLayers)
+      if (bases.sources.size() >= kMaxLayers)
         return Error(Code::kLimit, path + ": its chain has more than " + std::to_string(kMaxLayers) + " layers");
       auto source = std::make_shared<Source>();
       source->file = *base;
@@ -200,18 +212,14 @@ Result<void> ImageState::open_bases() {
       auto present = present_chunks(**base, next->table_offset, source->entries);
       if (!present) return present.error();
       source->present = std::move(*present);
-      opened.push_back(std::move(source));
-      if (next != layer) names.push_back({*real, next->name});
+      bases.sources.push_back(std::move(source));
+      if (next != layer) bases.names.push_back({*real, next->name});
     }
-    watches.push_back({*watch, loaded->seen});
+    bases.watches.push_back({*watch, loaded->seen});
     stander = *real;
     reference = loaded->superblock.base;
   }
-  base_sources = std::move(opened);
-  base_chain = std::move(names);
-  base_watches = std::move(watches);
-  base_resolved = std::move(first_resolved);
-  return {};
+  return bases;
 }
 
 }  // namespace pcow

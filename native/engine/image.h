@@ -49,6 +49,8 @@ struct GivenFile {
 struct OpenOptions {
   bool write = false;     // be the one writer: takes the lock, or fails with kLocked
   std::string base_root;  // when not empty, bases must lie in this directory (kBaseOutside)
+  // The bases are left alone, even if they are not there: for set_base() and close() only.
+  bool without_bases = false;
   // Open descriptors to be used in place of paths (which need not be accessible): the image's, then its bases' in the
   // order of the chain. To write, the image's must carry the writer's lock; it goes over to us.
   std::vector<GivenFile> given;
@@ -199,14 +201,23 @@ class Image {
   Result<void> rollback(const std::string& name);
   // Deletes a snapshot: merges it into its only child, drops it where it has none, hides it where it has several.
   Result<void> remove(const std::string& name, const Progress& progress);
-  // Grows the active layer to `size` bytes.
-  Result<void> resize(uint64_t size);
+  // Gives the active layer `size` bytes. Fewer than it has only with `shrink`, and never fewer than what it stands on has;
+  // the caller sees to it that nobody has the image mapped then.
+  Result<void> resize(uint64_t size, bool shrink = false);
   // The id of a frozen layer with the present content: the newest where the active layer is empty, otherwise a new
   // automatic snapshot called `name`.
   Result<uint64_t> freeze_for_clone(const std::string& name);
   Result<uint64_t> layer_id(const std::string& snapshot) const;
   // Points the image at another base without looking at the content (unsafe rebase). An empty path: no base.
   Result<void> set_base(const BaseSpec& base, bool has_base);
+  // Points the image at another base, or at none, and takes in what the two hold differently: nobody sees a change.
+  Result<void> rebase(const BaseSpec& base, bool has_base, const Progress& progress);
+  // Moves what this image has written into its base, `base`, as a new snapshot there called `name`, and stands on that,
+  // empty, afterwards. Returns whether the base's own content went along: it does where the base has written nothing
+  // since; the caller sees to it that nobody has the base mapped then. The image itself may be in use.
+  Result<bool> commit_into(Image* base, const std::string& name, bool automatic, const Progress& progress);
+  // Gives back blocks that hold nothing but zeros, of all layers.
+  Result<void> compact(const Progress& progress);
 
   // For a monitor, which maps the image's own blocks into memory. One thread at a time calls these three.
   //

@@ -343,6 +343,12 @@ Result<void> ImageState::discard_locked(uint64_t offset, uint64_t length) {
     done += part.length();
     auto lower = below->buried_mask(part.block);
     if (!lower) return lower.error();
+    if (coming) {
+      auto later = coming->buried_mask(part.block);
+      if (!later) return later.error();
+      *lower |= *later;
+    }
+    if (is_stale()) return stale_error();
     const bool reaches_end = offset + done >= directory.active_layer().size;
     if (part.from == 0 && (part.to == geometry.block_size() || reaches_end)) {
       if (*lower) PCOW_TRY(active->ensure(chunk));

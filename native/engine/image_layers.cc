@@ -68,6 +68,8 @@ Result<void> ImageState::commit(Prepared* prepared) {
   next.generation++;
   next.directory_offset = prepared->offset;
   next.directory_length = prepared->length;
+  if (prepared->sealed) next.sealed = *prepared->sealed;
+  if (prepared->rebased) next.base = prepared->base;
   PCOW_TRY(write_superblock(*file, next));
   space->release(superblock.directory_offset >> geometry.block_shift(),
                  geometry.blocks_for(superblock.directory_length));
@@ -94,7 +96,8 @@ Result<void> ImageState::commit(Prepared* prepared) {
   directory = std::move(prepared->directory);
   sources = std::move(kept);
   if (prepared->table) active = prepared->table;
-  if (gone) epoch++;
+  if (prepared->rebased) adopt_bases(std::move(prepared->bases));
+  if (gone || prepared->rebased) epoch++;
   below = chain_from(directory.active_layer().parent);
   return {};
 }
@@ -209,7 +212,43 @@ Result<void> Image::rollback(const std::string& name) {
   return state.noted(change());
 }
 
-Result<void> Image::resize(uint64_t size) {
+// The active layer's entries, as far as an image of `size` bytes has them, into another table. What the last block holds
+// behind the end is left behind: should the image grow again, there are zeros. With the gate held exclusively.
+Result<void> ImageState::copy_entries(Table* table, uint64_t size) {
+  const uint64_t last = (size - 1) >> geometry.block_shift();
+  const auto tail = static_cast<uint32_t>(size - (last << geometry.block_shift()));  // bytes of the last block
+  for (uint64_t chunk = 0; chunk < std::min(active->chunks(), table->chunks()); chunk++) {
+    if (!active->may_hold(chunk)) continue;
+    PCOW_TRY(table->ensure(chunk));
+    const uint64_t end = std::min({(chunk + 1) * kBlocksPerChunk, active->entries(), table->entries()});
+    for (uint64_t block = chunk * kBlocksPerChunk; block < end; block++) {
+      Entry entry = Entry::unpack(active->load(block));
+      if (block == last && size < directory.active_layer().size) {
+        entry.written &= geometry.touched_mask(0, tail);
+        entry.durable &= entry.written;
+        const uint32_t torn = tail >> geometry.sub_block_shift();  // a sub-block that ends behind the image
+        if (entry.empty()) {
+          entry = {};
+        } else if (entry.index && tail % geometry.sub_block_size() && (entry.written >> torn & 1)) {
+          // Not in place: until the superblock names the new table, the old end counts.
+          std::vector<char> bytes(tail);
+          auto count = file->read(uint64_t{entry.index} << geometry.block_shift(), bytes.data(), tail);
+          if (!count) return count.error();
+          if (*count != tail) return Error(Code::kCorrupt, path + " was cut short while it was open");
+          auto index = allocate_block(*table, block);
+          if (!index) return index.error();
+          entry.index = *index;
+          table->store(block, entry);
+          PCOW_TRY(file->write(uint64_t{*index} << geometry.block_shift(), bytes.data(), tail));
+        }
+      }
+      table->store(block, entry);
+    }
+  }
+  return {};
+}
+
+Result<void> Image::resize(uint64_t size, bool shrink) {
   ImageState& state = *state_;
   const auto change = [&]() -> Result<void> {
     const std::lock_guard structure(state.structure);
@@ -217,9 +256,20 @@ Result<void> Image::resize(uint64_t size) {
     if (!state.writable()) return Error(Code::kReadOnly, state.path + " is open for reading only");
     const Layer before = state.directory.active_layer();
     if (size % kPageSize) return Error(Code::kInvalid, "an image's size is a multiple of 4096 bytes");
-    if (size < before.size)
+    if (size < before.size && !shrink)
       return Error(Code::kInvalid,
-                   state.path + " has " + std::to_string(before.size) + " bytes; an image can grow, but not shrink");
+                   state.path + " has " + std::to_string(before.size) +
+                       " bytes: it is made smaller, and loses what lies behind, only when that is asked for");
+    if (size < kMinImageSize)
+      return Error(Code::kInvalid, "an image has at least " + std::to_string(kMinImageSize) + " bytes");
+    const Layer* parent = state.directory.find(before.parent);
+    const uint64_t least = parent ? parent->size : state.base_size;
+    if (size < least)
+      return Error(Code::kInvalid, state.path + " can't have less than " + std::to_string(least) + " bytes, which " +
+                                       (parent ? parent->name.empty() ? "a deleted snapshot that it stands on"
+                                                                      : "its snapshot " + parent->name
+                                               : "its base") +
+                                       " has: an image is never smaller than what it stands on");
     if (size > state.geometry.max_image_size())
       return Error(Code::kTooLarge, "an image with blocks of " + std::to_string(state.geometry.block_size()) +
                                         " bytes has at most " + std::to_string(state.geometry.max_image_size()) +
@@ -240,40 +290,55 @@ Result<void> Image::resize(uint64_t size) {
       return table.error();
     }
     prepared.table = *table;
+    const Layer after = *layer;
     if (auto ready = state.prepare_directory(&prepared); !ready) {
       state.abandon(prepared);
       return ready;
     }
     {
-      // The entries move to a longer table. They must be there, durably, before the superblock says so.
+      // The entries move to another table. They must be there, durably, before the superblock says so.
       const std::lock_guard no_sync(state.syncing);
       const std::unique_lock lock(state.gate);
-      Result<void> outcome;
-      for (uint64_t chunk = 0; chunk < state.active->chunks() && outcome; chunk++) {
-        if (!state.active->may_hold(chunk)) continue;
-        outcome = prepared.table->ensure(chunk);
-        if (!outcome) break;
-        const uint64_t end = std::min((chunk + 1) * kBlocksPerChunk, state.active->entries());
-        for (uint64_t block = chunk * kBlocksPerChunk; block < end; block++)
-          prepared.table->store(block, Entry::unpack(state.active->load(block)));
-        state.mark_unsynced(prepared.table, chunk);
-      }
+      Result<void> outcome = state.copy_entries(prepared.table.get(), size);
+      for (uint64_t chunk = 0; chunk < prepared.table->chunks(); chunk++)
+        if (prepared.table->may_hold(chunk)) state.mark_unsynced(prepared.table, chunk);
       if (outcome && keeps(Rule::kLongerTableBeforeSuperblock)) outcome = state.file->sync();
       const std::shared_ptr<Table> old = state.active;
       if (outcome) outcome = state.commit(&prepared);
       if (!outcome) {
         state.forget_unsynced(*prepared.table);
+        // The one block that copy_entries() may have taken.
+        const uint64_t last = prepared.table->entries() - 1;
+        const uint32_t taken = Entry::unpack(prepared.table->load(last)).index;
+        if (taken && taken != Entry::unpack(last < old->entries() ? old->load(last) : 0).index)
+          state.space->release(taken, 1);
         state.abandon(prepared);
         return outcome;
       }
       state.forget_unsynced(*old);
+      if (size < before.size) state.content_generation++;
     }
     PCOW_TRY(state.sync());
-    state.space->release(before.table_offset >> state.geometry.block_shift(),
-                         before.table_length >> state.geometry.block_shift());
-    return {};
+    return state.release_layer(before, &after);
   };
   return state.noted(change());
+}
+
+// What a base reference to `spec` is to say; refused where this image cannot stand on it.
+Result<BaseReference> ImageState::reference_to(const BaseSpec& spec) const {
+  auto found = find_base(path, spec);
+  if (!found) return found.error();
+  if (found->block_size != geometry.block_size())
+    return Error(Code::kInvalid, spec.path + " has blocks of " + std::to_string(found->block_size) + " bytes, " + path +
+                                     " of " + std::to_string(geometry.block_size()) +
+                                     ": an image and its base have the same block size");
+  for (const Layer& layer : directory.layers)
+    if (layer.parent == 0 && layer.size < found->size)
+      return Error(Code::kInvalid, spec.path + " has " + std::to_string(found->size) + " bytes there, " +
+                                       (layer.id == directory.active ? path : "the oldest snapshot of " + path) +
+                                       " only " + std::to_string(layer.size) +
+                                       ": an image is never smaller than its base");
+  return std::move(found->reference);
 }
 
 Result<void> Image::set_base(const BaseSpec& spec, bool has_base) {
@@ -286,26 +351,17 @@ Result<void> Image::set_base(const BaseSpec& spec, bool has_base) {
     next.generation++;
     next.base.reset();
     if (has_base) {
-      auto found = find_base(state.path, spec);
-      if (!found) return found.error();
-      if (found->block_size != state.geometry.block_size())
-        return Error(Code::kInvalid, spec.path + " has blocks of " + std::to_string(found->block_size) + " bytes, " +
-                                         state.path + " of " + std::to_string(state.geometry.block_size()) +
-                                         ": an image and its base have the same block size");
-      for (const Layer& layer : state.directory.layers)
-        if (layer.parent == 0 && layer.size < found->size)
-          return Error(Code::kInvalid, spec.path + " is larger than " + state.path + ": resize the image first");
-      next.base = found->reference;
+      auto reference = state.reference_to(spec);
+      if (!reference) return reference.error();
+      next.base = std::move(*reference);
     }
-    const std::unique_lock lock(state.gate);
-    const auto before = std::exchange(state.superblock, next);
     // The new chain is opened before anything is written: a base that cannot be read is refused.
-    if (auto opened = state.open_bases(); !opened) {
-      state.superblock = before;
-      PCOW_TRY(state.open_bases());
-      return opened;
-    }
+    auto bases = state.open_chain(next.base);
+    if (!bases) return bases.error();
+    const std::unique_lock lock(state.gate);
     PCOW_TRY(write_superblock(*state.file, next));
+    state.superblock = next;
+    state.adopt_bases(std::move(*bases));
     state.epoch++;
     state.content_generation++;
     state.below = state.chain_from(state.directory.active_layer().parent);

@@ -128,7 +128,9 @@ Result<void> ImageState::release_layer(const Layer& gone, const Layer* heir) {
       EntryPage page;
       EntryPage taken{};
       PCOW_TRY(read_entry_page(*file, gone.table_offset, entries, chunk, &page));
-      if (heir) PCOW_TRY(read_entry_page(*file, heir->table_offset, geometry.blocks_for(heir->size), chunk, &taken));
+      const bool inherited = heir && chunk < geometry.chunks_for(heir->size);
+      if (inherited)
+        PCOW_TRY(read_entry_page(*file, heir->table_offset, geometry.blocks_for(heir->size), chunk, &taken));
       for (uint64_t i = 0; i < kBlocksPerChunk; i++) {
         const uint32_t index = Entry::unpack(page[i]).index;
         if (index && Entry::unpack(taken[i]).index != index) space->release(index, 1);

@@ -60,11 +60,16 @@ Result<std::shared_ptr<File>> open_given(const std::string& path, const OpenOpti
   return file;
 }
 
+bool has_changed(const Watch& watch) { return watch.generation->now() != watch.seen; }
+
 }  // namespace
 
 bool ImageState::is_stale() const {
-  const auto changed = [](const Watch& watch) { return watch.generation->now() != watch.seen; };
-  return (own_watch && changed(*own_watch)) || std::any_of(base_watches.begin(), base_watches.end(), changed);
+  return (own_watch && has_changed(*own_watch)) || std::any_of(base_watches.begin(), base_watches.end(), has_changed);
+}
+
+bool ImageState::is_stale(const BaseChain& bases) const {
+  return std::any_of(bases.watches.begin(), bases.watches.end(), has_changed);
 }
 
 Result<void> ImageState::load() {
@@ -97,7 +102,7 @@ Result<void> ImageState::load() {
   const Layer& layer = directory.active_layer();
   auto table = Table::map(file, layer.table_offset, geometry.blocks_for(layer.size), writable());
   if (!table) return table.error();
-  PCOW_TRY(open_bases());
+  if (!options.without_bases) PCOW_TRY(open_bases());
   active = std::move(*table);
   sources = std::move(fresh);
   epoch++;

@@ -55,6 +55,15 @@ struct Watch {
   uint64_t seen;
 };
 
+// The chain of bases below an image.
+struct BaseChain {
+  Chain::Sources sources;       // nearest layer first
+  std::vector<LayerRef> names;  // the same for people
+  std::vector<Watch> watches;   // one for each file
+  std::string resolved;         // where the first file is
+  uint64_t size = 0;            // bytes of the nearest layer
+};
+
 class ImageState {
  public:
   ImageState(std::string path, OpenOptions options, std::shared_ptr<File> file, const Superblock& superblock)
@@ -68,6 +77,9 @@ class ImageState {
   Result<void> load();       // directory, bases, active layer
   Result<void> take_over();  // the writer's part of opening: recovery, free map, the mark of being open
   Result<void> open_bases();
+  Result<BaseChain> open_chain(std::optional<BaseReference> reference) const;
+  void adopt_bases(BaseChain bases);  // with the gate held exclusively
+  bool is_stale(const BaseChain& bases) const;
   Result<std::shared_ptr<File>> open_base(const std::string& stander, const BaseReference& reference,
                                           size_t number) const;
   Result<void> refresh();  // loads again what another process changed
@@ -105,6 +117,11 @@ class ImageState {
     // A frozen layer that has inherited chunks by a merge, and itself as a link of chains; 0: none.
     uint64_t heir = 0;
     std::shared_ptr<const Source> heir_source;
+    std::optional<uint64_t> sealed;  // the superblock says so from then on
+    // The image stands on another base from then on.
+    bool rebased = false;
+    std::optional<BaseReference> base;
+    BaseChain bases;
   };
   Result<void> prepare_directory(Prepared* prepared);  // writes it elsewhere and makes it durable
   Result<void> prepare_active(Prepared* prepared, uint64_t parent, uint64_t size);
@@ -115,11 +132,26 @@ class ImageState {
   Result<void> collect(const Progress& progress);     // image_merge.cc: drops and merges hidden layers
   Result<void> merge(const Layer& parent, const Layer& child, const Progress& progress);
   Result<void> release_layer(const Layer& gone, const Layer* heir);
+  Result<void> copy_entries(Table* table, uint64_t size);
+  Result<BaseReference> reference_to(const BaseSpec& spec) const;
   Result<bool> active_is_empty() const;
   std::shared_ptr<const Source> source_of(const Layer& layer, std::vector<ChunkRange> present) const;
   const std::shared_ptr<const Source>& source_in_use(uint64_t layer) const;  // of a layer in the directory
   std::shared_ptr<const Chain> chain_from(uint64_t layer) const;             // with the gate held
   Result<std::shared_ptr<const Chain>> chain_of(const View& view) const;
+
+  // image_rebase.cc; the caller holds `structure`
+  Result<void> take_in_differences(const Layer& root, const std::shared_ptr<Table>& table,
+                                   const std::optional<BaseReference>& reference, BaseChain* next,
+                                   const std::function<bool(uint64_t chunk)>& go_on);
+
+  // image_commit.cc; the caller holds `structure`
+  Result<void> freeze_hidden();
+  Result<void> copy_layer(ImageState* source, const Layer& from, Table* table, const Progress& progress);
+
+  // image_compact.cc; the caller holds `structure`
+  Result<void> compact_layer(const Layer& layer, const std::function<bool(uint64_t bytes)>& go_on);
+  Result<bool> is_zero(uint32_t index, uint16_t mask) const;
 
   bool writable() const { return options.write; }
   Error closed_error() const { return Error(Code::kClosed, path + " has been closed"); }
@@ -150,11 +182,13 @@ class ImageState {
   Superblock superblock;
   Directory directory;
   std::shared_ptr<Table> active;
-  std::shared_ptr<const Chain> below;  // what the active layer stands on
-  Chain::Sources sources;              // one for each layer of this file, in the directory's order
-  Chain::Sources base_sources;         // the base's chain
-  std::vector<LayerRef> base_chain;    // the same for people
+  std::shared_ptr<const Chain> below;   // what the active layer stands on
+  std::shared_ptr<const Chain> coming;  // during a rebase: the base that is to be; a discard hides what lies there, too
+  Chain::Sources sources;               // one for each layer of this file, in the directory's order
+  Chain::Sources base_sources;          // the base's chain
+  std::vector<LayerRef> base_chain;     // the same for people
   std::string base_resolved;
+  uint64_t base_size = 0;          // bytes of the base's layer; 0: no base
   bool crashed = false;            // the host went down under the last writer
   bool names_dropped = false;      // snapshots that were not yet durable then have been hidden (in memory)
   std::optional<Watch> own_watch;  // read-only: another process may be the writer

@@ -31,6 +31,7 @@ enum class Rule {
   kDirectoryBeforeSuperblock,    // a directory is on the disk before the superblock that names it
   kLongerTableBeforeSuperblock,  // the entries of a longer table are, too
   kHeirBeforeSuperblock,         // what an heir has taken is, too
+  kTakenInBeforeSuperblock,      // what a root has taken in from its base is, before the one that names another base
   kSuperblockBeforeReturn,       // the superblock is on the disk before a change returns
   kOtherSlot,                    // the superblock that counts is never overwritten
   kDurableBeforeSeal,            // a frozen layer is on the disk before the superblock that seals it

@@ -45,6 +45,7 @@ const Breach kBreaches[] = {
     BREACH(kDirectoryBeforeSuperblock, "snapshots"),
     BREACH(kLongerTableBeforeSuperblock, "growing"),
     BREACH(kHeirBeforeSuperblock, "deletion and merge"),
+    BREACH(kTakenInBeforeSuperblock, "rebases"),
     BREACH(kSuperblockBeforeReturn, "several children"),
     BREACH(kOtherSlot, "snapshots"),
     BREACH(kDurableBeforeSeal, "meanwhile"),

@@ -1,5 +1,6 @@
 #include "crash_workload.h"
 
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -141,6 +142,14 @@ class PowerCuts : public FileObserver {
   void begin(const std::string& operation) {
     if (!nested_) run_->operation = operation;
   }
+  // The image's base, where it is written as well: every state of the image comes with one of the base's disk.
+  void watch_base(const std::string& path) {
+    base_path_ = path;
+    base_disk_.emplace(DiskState::of_file(path));
+  }
+  // What snapshots of that base hold: those that it must have, and one that may be there already.
+  std::map<std::string, Stamps> base_snapshots;
+  std::map<std::string, Stamps> base_coming;
   // The process dies before that many operations more.
   void kill_after(uint64_t operations) { left_ = operations; }
   bool killed() const { return killed_; }
@@ -160,7 +169,12 @@ class PowerCuts : public FileObserver {
 
   int before(FileOperation operation, const std::string& path, uint64_t offset, uint64_t length,
              const void* data) override {
-    if (path != path_ || operation == FileOperation::kRead || operation == FileOperation::kMap) return 0;
+    if (operation == FileOperation::kRead || operation == FileOperation::kMap) return 0;
+    if (base_disk_ && path == base_path_) {
+      before_in_base(operation, offset, length, data);
+      return 0;
+    }
+    if (path != path_) return 0;
     if (left_ != kNever && left_-- == 0) killed_ = true;
     if (killed_) {
       left_ = 0;
@@ -186,6 +200,16 @@ class PowerCuts : public FileObserver {
  private:
   static constexpr uint64_t kNever = ~uint64_t{0};
 
+  void before_in_base(FileOperation operation, uint64_t offset, uint64_t length, const void* data) {
+    if (operation == FileOperation::kSync) {
+      cut(budget_);
+      base_disk_->sync();
+    } else {
+      base_disk_->apply(operation, offset, length, data);
+      if (run_->random() % 16 == 0) cut(2);
+    }
+  }
+  void check_base();
   void cut(size_t budget) {
     disk_->sample(budget, &run_->random, [&](DiskState state) { check(std::move(state)); });
   }
@@ -199,6 +223,8 @@ class PowerCuts : public FileObserver {
   const bool nested_;
   std::string path_;
   std::optional<DiskSimulator> disk_;
+  std::string base_path_;
+  std::optional<DiskSimulator> base_disk_;
   uint64_t left_ = kNever;
   bool killed_ = false;
 };
@@ -206,8 +232,9 @@ class PowerCuts : public FileObserver {
 void PowerCuts::check(DiskState state) {
   run_->states++;
   state.forget_boot();
-  const std::string path = *directory_ / (nested_ ? "nested-state.pcow" : "state.pcow");
+  const std::string path = *directory_ / (nested_ ? "states/nested-state.pcow" : "states/state.pcow");
   state.write_to(path);
+  if (base_disk_) check_base();
   Content content;
   {
     auto reader = run_->must(open_image(path, false, nullptr), "open for reading");
@@ -223,6 +250,27 @@ void PowerCuts::check(DiskState state) {
   }
   if (!nested_ && run_->random() % 24 == 0) cut_recovery(state);
   go_on(path, std::move(content));
+}
+
+// Makes the base of the state to be checked: its disk may be in any state, independently of the image's.
+void PowerCuts::check_base() {
+  std::vector<DiskState> states;
+  base_disk_->sample(4, &run_->random, [&](DiskState state) { states.push_back(std::move(state)); });
+  DiskState& chosen = states[run_->random() % states.size()];
+  chosen.forget_boot();
+  const std::string path = *directory_ / "states/base.pcow";
+  chosen.write_to(path);
+  auto base = run_->must(open_image(path, false, nullptr), "open the base");
+  const Content content = read_content(*run_, *base);
+  for (const auto& [name, stamps] : base_snapshots)
+    if (!content.snapshots.contains(name)) run_->fail("the base has lost its snapshot " + name);
+  for (const auto& [name, stamps] : content.snapshots) {
+    const auto known = base_snapshots.find(name);
+    const auto coming = base_coming.find(name);
+    if ((known == base_snapshots.end() || known->second != stamps) &&
+        (coming == base_coming.end() || coming->second != stamps))
+      run_->fail("the base's snapshot " + name + " is wrong");
+  }
 }
 
 // What was recovered for reading is recovered for writing as well, and the image can be worked with.
@@ -257,7 +305,7 @@ void PowerCuts::go_on(const std::string& path, Content content) {
 
 // Cuts the power again, while the image recovers and after.
 void PowerCuts::cut_recovery(const DiskState& state) {
-  const std::string path = *directory_ / "recovering.pcow";
+  const std::string path = *directory_ / "states/recovering.pcow";
   state.write_to(path);
   PowerCuts cuts(run_, directory_, 6, true);
   cuts.worlds = worlds;
@@ -279,6 +327,7 @@ struct Profile {
   int promote = 0;           // a chunk is completed from below
   bool interrupted = false;  // writes and discards come in the middle of syncs, snapshots and merges
   uint64_t blocks = 9;
+  int shrink = 0, rebase = 0, commit = 0, compact = 0;
 };
 
 constexpr Profile kProfiles[] = {
@@ -294,6 +343,11 @@ constexpr Profile kProfiles[] = {
     {"mapping", 6, 14, 18, 8, 4, 2, 0, 2, 4, true, false, 34, 8, true},
     {"mapping, killed", 6, 8, 14, 8, 6, 4, 0, 2, 2, true, true, 40, 6},
     {"meanwhile", 40, 16, 24, 8, 6, 2, 0, 0, 4, false, false, 0, 0, true},
+    {"shrinking", 48, 8, 10, 4, 8, 0, 0, 8, 4, false, false, 0, 0, false, 9, 10},
+    {"rebases", 46, 8, 10, 8, 6, 4, 0, 0, 4, true, false, 0, 0, false, 9, 0, 14},
+    {"commits", 56, 10, 10, 0, 0, 0, 0, 4, 6, true, false, 0, 0, false, 9, 0, 0, 14},
+    {"compactions", 40, 6, 10, 8, 6, 4, 2, 0, 4, true, false, 0, 0, false, 9, 0, 0, 0, 20},
+    {"killed changes", 44, 8, 8, 6, 6, 2, 0, 2, 2, true, true, 0, 0, false, 9, 4, 8, 0, 10},
 };
 // Two chunks, for what may come in between when a merge is done with the first.
 constexpr Profile kLongMerge = {"long merge", 50, 6, 8, 18, 18, 0, 0, 0, 0, false, false, 0, 0, true, 520};
@@ -325,29 +379,44 @@ class Workload {
     CreateOptions options;
     options.size = std::max<uint64_t>(65536, profile_.blocks * block_size_ + 4096);
     options.block_size = block_size_;
+    CHECK(mkdir((directory_ / "states").c_str(), 0700) == 0);
     if (profile_.base) {
-      const std::string base = directory_ / "base.pcow";
-      run_->must(create_image(base, options), "create");
-      now_.active.resize(options.size / kSector);
-      auto image = run_->must(open_image(base, true, nullptr), "open");
-      for (int i = 0; i < 10; i++) {
-        const uint64_t first = below(now_.active.size());
-        const uint64_t count = std::min<uint64_t>(1 + below(40), now_.active.size() - first);
-        run_->must(write_sectors(image.get(), &now_, first, count, run_), "write");
-      }
-      run_->must(image->snapshot("ground"), "snapshot");
-      run_->must(image->close(), "close");
+      make_base("base", options);
+      if (profile_.rebase) make_base("other", options);
+      now_.active = bases_["base"];
       options.has_base = true;
-      options.base.path = base;
+      options.base.path = directory_ / "base.pcow";
       options.base.snapshot = "ground";
     }
     run_->must(create_image(path, options), "create");
     now_.active.resize(options.size / kSector);
     world_ = exactly(now_);
     cuts_.watch(path);
+    if (profile_.commit) {
+      cuts_.watch_base(options.base.path);
+      cuts_.base_snapshots["ground"] = bases_["base"];
+    }
     cuts_.worlds = {world_};
     cuts_.begin("open");
     image_ = run_->must(open_image(path, true, &cuts_), "open");
+  }
+
+  // With a snapshot "ground". The states of the image find it too.
+  void make_base(const std::string& name, const CreateOptions& options) {
+    const std::string path = directory_ / (name + ".pcow");
+    run_->must(create_image(path, options), "create");
+    Content content;
+    content.active.resize(options.size / kSector);
+    auto image = run_->must(open_image(path, true, nullptr), "open");
+    for (int i = 0; i < 10; i++) {
+      const uint64_t first = below(content.active.size());
+      const uint64_t count = std::min<uint64_t>(1 + below(40), content.active.size() - first);
+      run_->must(write_sectors(image.get(), &content, first, count, run_), "write");
+    }
+    run_->must(image->snapshot("ground"), "snapshot");
+    run_->must(image->close(), "close");
+    if (!profile_.commit) CHECK(link(path.c_str(), (directory_ / ("states/" + name + ".pcow")).c_str()) == 0);
+    bases_[name] = content.active;
   }
 
   // Does one thing, which takes the content from `now_` to `after`. While it is done the disk may hold any of `meanwhile`;
@@ -465,6 +534,10 @@ class Workload {
     if ((dice -= profile_.resize) < 0) return resize();
     if ((dice -= profile_.touch) < 0) return touch();
     if ((dice -= profile_.promote) < 0) return promote();
+    if ((dice -= profile_.shrink) < 0) return shrink();
+    if ((dice -= profile_.rebase) < 0) return rebase();
+    if ((dice -= profile_.commit) < 0) return commit();
+    if ((dice -= profile_.compact) < 0) return below(2) ? compact() : write_zeros();
     reopen();
   }
 
@@ -657,6 +730,71 @@ class Workload {
       settle(std::move(world));
   }
 
+  void shrink() {
+    Content after = now_;
+    after.active.resize(now_.active.size() - std::min(now_.active.size() - 128, 8 * (1 + below(30))));
+    World world = world_;
+    world.active.resize(after.active.size());
+    bool refused = false;  // it is never smaller than what it stands on
+    const auto resize = [&] {
+      auto outcome = image_->resize(after.active.size() * kSector, true);
+      refused = !outcome && outcome.error().code == Code::kInvalid;
+      return refused ? Result<void>() : outcome;
+    };
+    const Content before = now_;
+    if (!attempt("shrink", after, {world_, world}, resize)) return;
+    if (refused) now_ = before;
+    settle(refused ? world_ : std::move(world));
+  }
+
+  // To one of the bases, or to none. Nobody sees a change.
+  void rebase() {
+    BaseSpec base;
+    base.snapshot = "ground";
+    const uint64_t which = below(3);
+    base.path = directory_ / (which == 1 ? "other.pcow" : "base.pcow");
+    if (attempt("rebase", now_, {world_}, [&] { return image_->rebase(base, which != 0, nullptr); }))
+      settle(exactly(now_));
+  }
+
+  void commit() {
+    const std::string name = "c" + std::to_string(names_++);
+    cuts_.base_coming = {{name, now_.active}};
+    const auto into_base = [&]() -> Result<void> {
+      auto base = open_image(directory_ / "base.pcow", true, &cuts_);
+      if (!base) return base.error();
+      auto along = image_->commit_into(base->get(), name, false, nullptr);
+      if (!along) return along.error();
+      return (*base)->close();
+    };
+    if (!attempt("commit", now_, {world_}, into_base)) return;
+    cuts_.base_snapshots[name] = now_.active;
+    cuts_.base_coming.clear();
+    settle(exactly(now_));
+  }
+
+  void write_zeros() {
+    uint64_t first, count;
+    pick(&first, &count);
+    const uint64_t page = kPageSize / kSector;
+    first = first / page * page;
+    count = std::min(round_up(count, page), now_.active.size() - first);
+    Content after = now_;
+    World world = world_;
+    for (uint64_t i = first; i < first + count; i++) {
+      after.active[i] = 0;
+      world.active[i].insert(0);
+    }
+    const std::vector<char> zeros(count * kSector);
+    if (attempt("write zeros", after, {world},
+                [&] { return image_->write(first * kSector, zeros.data(), zeros.size()); }))
+      settle(std::move(world));
+  }
+
+  void compact() {
+    if (attempt("compact", now_, {world_}, [&] { return image_->compact(nullptr); })) settle(exactly(now_));
+  }
+
   void reopen() {
     mapped_.clear();
     if (!attempt("close", now_, {world_}, [&] { return image_->close(); })) return;
@@ -683,6 +821,7 @@ class Workload {
   std::vector<Extent> mapped_;                       // what a guest may store to
   std::map<uint64_t, std::vector<uint64_t>> later_;  // sectors that were written during an operation, by it not covered
   int names_ = 0;
+  std::map<std::string, Stamps> bases_;  // what their snapshots "ground" hold
 };
 
 }  // namespace

@@ -21,6 +21,7 @@ struct Modelled {
   std::unique_ptr<Image> image;
   Bytes active;
   std::map<std::string, Bytes> snapshots;
+  std::string base;  // "path@snapshot"
 };
 
 struct Family {
@@ -31,7 +32,16 @@ struct Family {
   std::map<std::string, int> bases;  // "path@snapshot": how many images stand on it
   int names = 0;
 
+  std::string latest;  // of the bases
+
   uint64_t below(uint64_t limit) { return random() % limit; }
+  // An image that stood on one base (null: on none) stands on another ("": on none).
+  void stand(std::string* from, const std::string& to) {
+    if (from && !from->empty()) bases[*from]--;
+    if (!to.empty()) bases[to]++;
+    if (from) *from = to;
+    latest = to;
+  }
 };
 
 void open_image(Modelled* modelled) {
@@ -168,11 +178,9 @@ void discard_some(Family* family, Modelled* m, uint32_t block_size) {
   memset(m->active.data() + offset, 0, length);
 }
 
-void remove_some(Family* family, Modelled* m, uint32_t block_size) {
-  const std::string name = some_snapshot(family, *m);
-  if (family->bases[m->path + "@" + name]) return;
-  const bool cancel = family->below(4) == 0;
-  auto removed = m->image->remove(name, [&](uint64_t done, uint64_t total) {
+// Work on the image between two chunks of something that takes long; or an end of that, where it has begun.
+Progress between_chunks(Family* family, Modelled* m, uint32_t block_size, bool cancel) {
+  return [=](uint64_t done, uint64_t total) {
     for (uint64_t count = family->below(8); count; count--) {
       if (family->below(2)) {
         write_some(family, m, block_size);
@@ -181,19 +189,103 @@ void remove_some(Family* family, Modelled* m, uint32_t block_size) {
       }
     }
     if (family->below(3) == 0) MUST(m->image->sync());
-    compare(*m->image, nullptr, m->active, m->path + " while " + name + " is merged");
+    compare(*m->image, nullptr, m->active, m->path + " in the middle of a change");
     return !cancel || done == 0 || done == total;
-  });
+  };
+}
+
+void remove_some(Family* family, Modelled* m, uint32_t block_size) {
+  const std::string name = some_snapshot(family, *m);
+  if (family->bases[m->path + "@" + name]) return;
+  const bool cancel = family->below(4) == 0;
+  auto removed = m->image->remove(name, between_chunks(family, m, block_size, cancel));
   CHECK(removed || (cancel && removed.error().code == Code::kCancelled));
   m->snapshots.erase(name);
+}
+
+// Written zeros, for compact() to find.
+void put_zeros(Family* family, Modelled* m, uint32_t block_size) {
+  const uint64_t offset = family->below(m->active.size()) / 4096 * 4096;
+  const uint64_t length = std::min<uint64_t>(m->active.size() - offset, 2 * block_size);
+  const Bytes zeros(length);
+  MUST(m->image->write(offset, zeros.data(), length));
+  memset(m->active.data() + offset, 0, length);
+}
+
+void shrink(Family* family, Modelled* m) {
+  const uint64_t size = m->active.size() - std::min(m->active.size() - 65536, 4096 * family->below(60));
+  auto shrunk = m->image->resize(size, true);
+  if (shrunk) {
+    m->active.resize(size);
+  } else {
+    // Not below what it stands on.
+    CHECK(shrunk.error().code == Code::kInvalid && !(m->snapshots.empty() && m->base.empty()));
+  }
+}
+
+// To a random snapshot of the family, or to none.
+void rebase(Family* family, Modelled* m, uint32_t block_size) {
+  const bool cancel = family->below(4) == 0;
+  const Progress progress = between_chunks(family, m, block_size, cancel);
+  const Modelled& target = family->images[family->below(family->images.size())];
+  if (family->below(3) == 0 || target.snapshots.empty()) {
+    auto flattened = m->image->rebase({}, false, progress);
+    if (flattened) return family->stand(&m->base, "");
+    CHECK(cancel && flattened.error().code == Code::kCancelled);
+    return;
+  }
+  BaseSpec base;
+  base.path = target.path;
+  base.snapshot = some_snapshot(family, target);
+  auto outcome = m->image->rebase(base, true, progress);
+  if (outcome) return family->stand(&m->base, base.path + "@" + base.snapshot);
+  // A circle, or a base that is larger.
+  CHECK(outcome.error().code == Code::kBaseLoop || outcome.error().code == Code::kInvalid ||
+        (cancel && outcome.error().code == Code::kCancelled));
+}
+
+void commit(Family* family, Modelled* m, uint32_t block_size) {
+  if (m->base.empty()) return;
+  const std::string path = m->base.substr(0, m->base.find('@'));
+  for (Modelled& base : family->images) {
+    if (base.path != path) continue;
+    const std::string name = "c" + std::to_string(family->names++);
+    // What is frozen when it begins; writes go on.
+    const Bytes frozen = m->active;
+    const bool cancel = family->below(4) == 0;
+    auto followed = m->image->commit_into(base.image.get(), name, false, between_chunks(family, m, block_size, cancel));
+    if (!m->snapshots.empty()) {
+      CHECK(!followed && followed.error().code == Code::kInUse);
+      return;
+    }
+    if (cancel && !followed) {
+      CHECK(followed.error().code == Code::kCancelled);
+      return;
+    }
+    const bool along = MUST(std::move(followed));
+    base.snapshots[name] = frozen;
+    if (along) base.active = frozen;
+    return family->stand(&m->base, path + "@" + name);
+  }
+  CHECK(false);
 }
 
 void step(Family* family, uint32_t block_size) {
   Modelled& m = family->images[family->below(family->images.size())];
   const uint64_t size = m.active.size();
   const uint64_t dice = family->below(1000);
-  if (dice < 560) {
+  if (dice < 490) {
     write_some(family, &m, block_size);
+  } else if (dice < 520) {
+    put_zeros(family, &m, block_size);
+  } else if (dice < 535) {
+    const bool cancel = family->below(4) == 0;
+    auto compacted = m.image->compact(between_chunks(family, &m, block_size, cancel));
+    CHECK(compacted || (cancel && compacted.error().code == Code::kCancelled));
+  } else if (dice < 550) {
+    rebase(family, &m, block_size);
+  } else if (dice < 560) {
+    commit(family, &m, block_size);
   } else if (dice < 680) {
     discard_some(family, &m, block_size);
   } else if (dice < 760) {
@@ -222,16 +314,19 @@ void step(Family* family, uint32_t block_size) {
     for (const SnapshotInfo& info : MUST(m.image->snapshots(false))) {
       if (info.id != layer) continue;
       m.snapshots[info.name] = m.active;
-      family->bases[m.path + "@" + info.name]++;
+      family->stand(nullptr, m.path + "@" + info.name);
     }
     Modelled clone;
     clone.path = path;
+    clone.base = family->latest;
     clone.active = m.active;
     open_image(&clone);
     family->images.push_back(std::move(clone));
   } else if (dice < 915 && size < 60 * block_size) {
     m.active.resize(size + 4096 * (1 + family->below(40)));
     MUST(m.image->resize(m.active.size()));
+  } else if (dice < 922) {
+    shrink(family, &m);
   } else if (dice < 940) {
     if (family->below(2)) MUST(m.image->close());
     m.image.reset();
