@@ -65,6 +65,21 @@ Napi::Value open(const Napi::CallbackInfo& info) {
       });
 }
 
+// `path`, `base` or null.
+Napi::Value set_base_blindly(const Napi::CallbackInfo& info) {
+  const bool has_base = !info[1].IsNull();
+  const BaseSpec base = has_base ? base_of(info[1].As<Napi::Object>()) : BaseSpec();
+  return start_structure<void>(info.Env(), [path = text_of(info[0]), base, has_base]() -> Result<void> {
+    OpenOptions options;
+    options.write = true;
+    options.without_bases = true;
+    auto image = Image::open(path, options);
+    if (!image) return image.error();
+    PCOW_TRY((*image)->set_base(base, has_base));
+    return (*image)->close();
+  });
+}
+
 // A list of NativeImage, `name`.
 Napi::Value snapshot_together(const Napi::CallbackInfo& info) {
   auto list = info[0].As<Napi::Array>();
@@ -114,6 +129,7 @@ Napi::Object initialise(Napi::Env env, Napi::Object exports) {
 
   exports.Set("create", Napi::Function::New<create>(env, "create"));
   exports.Set("open", Napi::Function::New<open>(env, "open"));
+  exports.Set("setBaseBlindly", Napi::Function::New<set_base_blindly>(env, "setBaseBlindly"));
   exports.Set("snapshotTogether", Napi::Function::New<snapshot_together>(env, "snapshotTogether"));
   exports.Set("Cancellation", Cancellation::define(env));
   exports.Set("crc32c", Napi::Function::New<crc32c_of>(env, "crc32c"));

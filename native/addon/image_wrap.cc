@@ -44,6 +44,9 @@ Napi::Function ImageWrap::define(Napi::Env env) {
                          InstanceMethod<&ImageWrap::resize>("resize"),
                          InstanceMethod<&ImageWrap::freeze_for_clone>("freezeForClone"),
                          InstanceMethod<&ImageWrap::set_base>("setBase"),
+                         InstanceMethod<&ImageWrap::rebase>("rebase"),
+                         InstanceMethod<&ImageWrap::commit_into>("commitInto"),
+                         InstanceMethod<&ImageWrap::compact>("compact"),
                          InstanceMethod<&ImageWrap::close>("close"),
                      });
 }
@@ -202,10 +205,11 @@ Napi::Value ImageWrap::remove(const Napi::CallbackInfo& info) {
   });
 }
 
-// `size`.
+// `size`, `shrink`.
 Napi::Value ImageWrap::resize(const Napi::CallbackInfo& info) {
-  return run<void>(info.Env(), Lane::kStructure,
-                   [size = bytes_of(info[0])](Image& image) { return image.resize(size); });
+  return run<void>(info.Env(), Lane::kStructure, [size = bytes_of(info[0]), shrink = flag_of(info[1])](Image& image) {
+    return image.resize(size, shrink);
+  });
 }
 
 // `name`.
@@ -220,6 +224,31 @@ Napi::Value ImageWrap::set_base(const Napi::CallbackInfo& info) {
   const BaseSpec base = has_base ? base_of(info[0].As<Napi::Object>()) : BaseSpec();
   return run<void>(info.Env(), Lane::kStructure,
                    [base, has_base](Image& image) { return image.set_base(base, has_base); });
+}
+
+// `base` or null, `cancellation`, `on_progress` or null.
+Napi::Value ImageWrap::rebase(const Napi::CallbackInfo& info) {
+  const bool has_base = !info[0].IsNull();
+  const BaseSpec base = has_base ? base_of(info[0].As<Napi::Object>()) : BaseSpec();
+  return run_long<void>(info, 1, [base, has_base](Image& image, const Progress& progress) {
+    return image.rebase(base, has_base, progress);
+  });
+}
+
+// `base`: a NativeImage, `name`, `automatic`, `cancellation`, `on_progress` or null.
+Napi::Value ImageWrap::commit_into(const Napi::CallbackInfo& info) {
+  auto lease = unwrap_image(info[0])->lease();
+  if (!lease) return rejected(info.Env(), lease.error());
+  auto base = std::make_shared<SharedImage::Lease>(std::move(*lease));
+  return run_long<bool>(
+      info, 3, [base, name = text_of(info[1]), automatic = flag_of(info[2])](Image& image, const Progress& progress) {
+        return image.commit_into(&**base, name, automatic, progress);
+      });
+}
+
+// `cancellation`, `on_progress` or null.
+Napi::Value ImageWrap::compact(const Napi::CallbackInfo& info) {
+  return run_long<void>(info, 0, [](Image& image, const Progress& progress) { return image.compact(progress); });
 }
 
 Napi::Value ImageWrap::close(const Napi::CallbackInfo& info) {

@@ -41,6 +41,9 @@ class ImageWrap : public Napi::ObjectWrap<ImageWrap> {
   Napi::Value resize(const Napi::CallbackInfo& info);
   Napi::Value freeze_for_clone(const Napi::CallbackInfo& info);
   Napi::Value set_base(const Napi::CallbackInfo& info);
+  Napi::Value rebase(const Napi::CallbackInfo& info);
+  Napi::Value commit_into(const Napi::CallbackInfo& info);
+  Napi::Value compact(const Napi::CallbackInfo& info);
   Napi::Value close(const Napi::CallbackInfo& info);
 
   // Runs `work(image)` under a lease on the lane. `buffer`, where given, lives until then.

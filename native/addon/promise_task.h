@@ -20,6 +20,11 @@ struct ToJs {
   static Napi::Value convert(Napi::Env env, T& value) { return Napi::Number::New(env, static_cast<double>(value)); }
 };
 
+template <>
+struct ToJs<bool> {
+  static Napi::Value convert(Napi::Env env, bool value) { return Napi::Boolean::New(env, value); }
+};
+
 template <typename T>
 class PromiseTask : public Task {
  public:

@@ -287,9 +287,7 @@ Result<void> Image::rebase(const BaseSpec& spec, bool has_base, const Progress& 
       // Chains that are built from here on see what the frozen roots have taken in.
       for (size_t i = 0; i < tables.size(); i++) {
         if (roots[i].id == state.directory.active) continue;
-        const auto at = std::find_if(state.directory.layers.begin(), state.directory.layers.end(),
-                                     [&](const Layer& layer) { return layer.id == roots[i].id; });
-        state.sources[static_cast<size_t>(at - state.directory.layers.begin())] =
+        state.sources[static_cast<size_t>(state.directory.find(roots[i].id) - state.directory.layers.data())] =
             state.source_of(roots[i], tables[i]->present());
       }
       state.epoch++;

@@ -200,10 +200,15 @@ export class Image {
     );
   }
 
-  /** Grows the image to `size` bytes; a smaller size is PCOW_INVALID. */
-  async resize(size: number): Promise<void> {
+  /**
+   * Gives the image `size` bytes. A smaller size is PCOW_INVALID without `shrink`, which throws away what lies behind it,
+   * and always where it is below that of the snapshot or base that the image stands on.
+   */
+  async resize(size: number, options: { shrink?: boolean | undefined } = {}): Promise<void> {
     checkSize(size);
-    await translated(() => this.native.resize(size));
+    checkOptions('the options of Image.resize', options, ['shrink']);
+    checkFlag('the option "shrink"', options.shrink);
+    await translated(() => this.native.resize(size, options.shrink ?? false));
   }
 
   /**
@@ -277,6 +282,47 @@ export class Image {
     }
     if (thrown) throw thrown.error;
     return result;
+  }
+
+  /**
+   * The same for an image whose base need not be there any more. Nobody may have the image open for writing.
+   */
+  static async setBaseBlindly(path: string, base: BaseOptions | null): Promise<void> {
+    checkPath('the path of the image', path);
+    const native = nativeBase(base ?? undefined);
+    await translated(() => addon().setBaseBlindly(path, native));
+  }
+
+  /**
+   * Points the image at another base, or (null) at none, and copies what the two hold differently: neither the image nor
+   * its snapshots change. Where it is stopped, the image stands where it stood.
+   */
+  async rebase(base: BaseOptions | null, options: LongOptions = {}): Promise<void> {
+    const native = nativeBase(base ?? undefined);
+    await this.#long('rebase', 'the change of its base', options, (cancellation, report) =>
+      this.native.rebase(native, cancellation, report),
+    );
+  }
+
+  /**
+   * Moves what this image has written into `base`, its base, opened for writing, as a new snapshot `name` there; the image
+   * stands on that afterwards, empty, and reads as before. It must have no snapshots. Returns whether the base's own content
+   * went along, which it does where the base has written nothing since; nobody may have the base mapped then.
+   */
+  async commitInto(base: Image, name: string, options: LongOptions & { automatic?: boolean } = {}): Promise<boolean> {
+    if (!(base instanceof Image)) throw new PcowError('PCOW_INVALID', 'the base must be an open image');
+    checkSnapshotName(name);
+    const { automatic = false, ...rest } = options;
+    return this.#long('commitInto', `the commit of ${name}`, rest, (cancellation, report) =>
+      this.native.commitInto(base.native, name, automatic, cancellation, report),
+    );
+  }
+
+  /** Gives back blocks that hold nothing but zeros, of the image and of its snapshots. */
+  async compact(options: LongOptions = {}): Promise<void> {
+    await this.#long('compact', 'compacting', options, (cancellation, report) =>
+      this.native.compact(cancellation, report),
+    );
   }
 
   /**

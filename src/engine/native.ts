@@ -116,9 +116,22 @@ export interface NativeImage {
     cancellation: NativeCancellation,
     onProgress: ((done: number, total: number) => void) | null,
   ): Promise<void>;
-  resize(size: number): Promise<void>;
+  resize(size: number, shrink: boolean): Promise<void>;
   freezeForClone(name: string): Promise<number>;
   setBase(base: NativeBase | null): Promise<void>;
+  rebase(
+    base: NativeBase | null,
+    cancellation: NativeCancellation,
+    onProgress: ((done: number, total: number) => void) | null,
+  ): Promise<void>;
+  commitInto(
+    base: NativeImage,
+    name: string,
+    automatic: boolean,
+    cancellation: NativeCancellation,
+    onProgress: ((done: number, total: number) => void) | null,
+  ): Promise<boolean>;
+  compact(cancellation: NativeCancellation, onProgress: ((done: number, total: number) => void) | null): Promise<void>;
   /** Waits for what is under way. Once only. */
   close(): Promise<void>;
 }
@@ -127,6 +140,7 @@ export interface NativeAddon {
   create(path: string, options: NativeCreateOptions): Promise<void>;
   /** `baseRoot` empty: bases may lie anywhere. */
   open(path: string, write: boolean, baseRoot: string): Promise<NativeImage>;
+  setBaseBlindly(path: string, base: NativeBase | null): Promise<void>;
   snapshotTogether(images: NativeImage[], name: string): Promise<void>;
   Cancellation: new () => NativeCancellation;
   /** Goes on from `seed`, the checksum of what came before; 0 at the beginning. */
