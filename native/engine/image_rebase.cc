@@ -15,6 +15,7 @@
 #include <shared_mutex>
 
 #include "image_state.h"
+#include "rules.h"
 
 namespace pcow {
 namespace {
