@@ -187,7 +187,7 @@ Napi::Value ImageWrap::sync(const Napi::CallbackInfo& info) {
 Napi::Value ImageWrap::snapshot(const Napi::CallbackInfo& info) {
   SnapshotOrigin origin;
   origin.identity = strtoull(text_of(info[1]).c_str(), nullptr, 16);
-  origin.time_ns = static_cast<int64_t>(info[2].ToNumber().DoubleValue() * 1e6);
+  origin.time_ns = info[2].ToNumber().Int64Value() * 1'000'000;  // a double has not that many digits
   return run<void>(info.Env(), Lane::kStructure,
                    [name = text_of(info[0]), origin](Image& image) { return image.snapshot(name, origin); });
 }

@@ -84,7 +84,7 @@ Napi::Value snapshots_to_js(Napi::Env env, const std::vector<SnapshotInfo>& snap
     object.Set("id", number(env, snapshot.id));
     object.Set("identity", identity_text(snapshot.identity));
     object.Set("parent", string_or_null(env, snapshot.parent));
-    object.Set("created", Napi::Number::New(env, static_cast<double>(snapshot.time_ns) / 1e6));
+    object.Set("created", Napi::Number::New(env, static_cast<double>(snapshot.time_ns / 1'000'000)));
     object.Set("size", number(env, snapshot.size));
     object.Set("children", number(env, snapshot.children));
     object.Set("automatic", snapshot.automatic);

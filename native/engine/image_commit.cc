@@ -26,6 +26,7 @@ Result<void> ImageState::freeze_hidden() {
   Layer* frozen = prepared.directory.find(directory.active);
   frozen->hidden = true;
   frozen->time_ns = realtime_ns();
+  frozen->identity = random_identity();
   PCOW_TRY(prepare_active(&prepared, frozen->id, frozen->size));
   PCOW_TRY(change_directory(&prepared));
   return seal();
@@ -121,6 +122,7 @@ Result<bool> Image::commit_into(Image* target, const std::string& name, bool aut
       added.name = name;
       added.automatic = automatic;
       added.time_ns = realtime_ns();
+      added.identity = random_identity();
       added.size = frozen.size;
       added.table_length = base.geometry.table_length(added.size);
       auto first = base.space->allocate_range(added.table_length >> base.geometry.block_shift());
