@@ -8,6 +8,8 @@ import { addDelete } from './commands/delete.js';
 import { addDiff } from './commands/diff.js';
 import { addDoctor } from './commands/doctor.js';
 import { addExitCodes } from './commands/exit-codes.js';
+import { addExport } from './commands/export.js';
+import { addImport } from './commands/import.js';
 import { addInfo } from './commands/info.js';
 import { addLibvirtXml } from './commands/libvirt-xml.js';
 import { addList } from './commands/list.js';
@@ -15,9 +17,11 @@ import { addMap } from './commands/map.js';
 import { addMeasure } from './commands/measure.js';
 import { addMount } from './commands/mount.js';
 import { addQemuArgs } from './commands/qemu-args.js';
+import { addReceive } from './commands/receive.js';
 import { addResize } from './commands/resize.js';
 import { addRollback } from './commands/rollback.js';
 import { addRun } from './commands/run.js';
+import { addSend } from './commands/send.js';
 import { addSnapshot } from './commands/snapshot.js';
 import { addTop } from './commands/top.js';
 import { addUmount } from './commands/umount.js';
@@ -44,6 +48,10 @@ export function pcowProgram(): Command {
     addDiff,
     addCompare,
     addMeasure,
+    addSend,
+    addReceive,
+    addExport,
+    addImport,
     addMount,
     addUmount,
     addQemuArgs,

@@ -28,11 +28,17 @@ interface Meter {
   stop(): void;
 }
 
+/** LongOptions with all of them given. */
+interface Long extends LongOptions {
+  signal: AbortSignal;
+  onProgress: (done: number, total: number) => void;
+}
+
 /** Runs `work`, which `label` names, with a meter, and with a signal that the first Ctrl-C or SIGTERM aborts (PCOW_CANCELLED). */
 export async function withProgress<T>(
   label: string,
   form: ProgressForm | undefined,
-  work: (options: Required<LongOptions>) => Promise<T>,
+  work: (options: Long) => Promise<T>,
 ): Promise<T> {
   const interruption = new AbortController();
   const interrupt = () => {

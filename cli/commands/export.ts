@@ -1,0 +1,53 @@
+import type { Command } from 'commander';
+import { exportStream } from '../../src/stream/archive.js';
+import { addNotes } from '../help.js';
+import { withImage } from '../images.js';
+import { say, sayJson } from '../output.js';
+import { writeToFile, writeToStdout } from '../pipe.js';
+import { type ProgressForm, progressOption, withProgress } from '../progress.js';
+import { findImage } from '../target.js';
+
+interface Options {
+  json?: boolean;
+  progress?: ProgressForm;
+}
+
+export function addExport(program: Command): void {
+  const command = program
+    .command('export')
+    .summary('write an image with its bases and snapshots as one file')
+    .description('Writes an image, what it stands on, and all its snapshots as one file.')
+    .argument('<image>', 'the image')
+    .argument('<file>', 'the file to make; “-”: standard output')
+    .option('--json', 'for programs')
+    .addOption(progressOption())
+    .action(exportCommand);
+  addNotes(command, {
+    text: [
+      '“pcow import” makes one image of it that stands on nothing. The file is checked as a whole when it is imported. What an ' +
+        'image in use holds beyond its snapshots is read while it changes: take a snapshot first.',
+    ],
+    examples: [
+      { command: 'pcow export vm1 vm1.export', does: 'with all it needs' },
+      { command: 'pcow export vm1 - | zstd > vm1.export.zst', does: 'compressed' },
+    ],
+  });
+}
+
+async function exportCommand(given: string, file: string, options: Options): Promise<void> {
+  const target = await findImage(given);
+  await withImage(target.file, {}, (image) =>
+    withProgress(`export ${target.name}`, options.progress, async (long) => {
+      const bytes = exportStream(image, long);
+      await (file === '-' ? writeToStdout(bytes, long.signal) : writeToFile(file, bytes));
+    }),
+  );
+  if (file === '-') {
+    return;
+  }
+  if (options.json === true) {
+    sayJson({ image: target.name, file });
+  } else {
+    say(`exported ${target.name} to ${file}`);
+  }
+}

@@ -1,0 +1,131 @@
+import type { Command } from 'commander';
+import { isPcowError } from '../../src/engine/errors.js';
+import { abandonReceiving, receive, resumeTokenOf } from '../../src/stream/receive.js';
+import { formatToken } from '../../src/stream/resume-token.js';
+import { Failure } from '../errors.js';
+import { addNotes } from '../help.js';
+import { say, sayJson } from '../output.js';
+import { readFrom } from '../pipe.js';
+import { type ProgressForm, progressOption, withProgress } from '../progress.js';
+import { formatSize } from '../size.js';
+import { findImage, type ImageTarget, newImage } from '../target.js';
+
+interface Options {
+  resumeToken?: boolean;
+  abort?: boolean;
+  force?: boolean;
+  json?: boolean;
+  progress?: ProgressForm;
+}
+
+export function addReceive(program: Command): void {
+  const command = program
+    .command('receive')
+    .summary('take in a stream of “pcow send”')
+    .description('Reads a stream from standard input, and takes the snapshot that it holds.')
+    .argument(
+      '<image>',
+      'the image that has the older snapshot; made where it is missing and the stream is a whole one',
+    )
+    .option('--resume-token', 'instead: print what has arrived of a stream that broke off, for “pcow send --resume”')
+    .option('--abort', 'instead: give up a stream that broke off; the image is as before it')
+    .option('--force', 'drop what the image holds that is in no snapshot')
+    .option('--json', 'for programs')
+    .addOption(progressOption())
+    .action(receiveCommand);
+  addNotes(command, {
+    text: [
+      'A stream goes only onto the very snapshot that it was made from, whatever that is called here. The image must be at rest, and ' +
+        'must hold nothing that is in no snapshot. Until the end of the stream has arrived, the image has its former snapshots only.',
+    ],
+    examples: [
+      { command: 'pcow send vm1@monday | pcow receive /backup/vm1', does: 'a copy, with its snapshot' },
+      { command: 'pcow receive --resume-token /backup/vm1', does: 'what arrived before the connection broke' },
+      { command: 'pcow receive --abort /backup/vm1', does: 'start anew' },
+    ],
+  });
+}
+
+async function receiveCommand(given: string, options: Options): Promise<void> {
+  if (options.resumeToken === true) {
+    await printToken(await findImage(given), options);
+  } else if (options.abort === true) {
+    await abandon(await findImage(given), options);
+  } else {
+    await takeIn(await targetOf(given), options);
+  }
+}
+
+async function targetOf(given: string): Promise<ImageTarget> {
+  try {
+    return await findImage(given);
+  } catch (error) {
+    if (!isPcowError(error, 'PCOW_NOT_FOUND')) {
+      throw error;
+    }
+    return newImage(given);
+  }
+}
+
+async function takeIn(target: ImageTarget, options: Options): Promise<void> {
+  try {
+    const received = await withProgress(`receive ${target.name}`, options.progress, (long) =>
+      receive(readFrom(null, long.signal), target.file, { force: options.force ?? false, ...long }),
+    );
+    if (options.json === true) {
+      sayJson({ image: target.name, ...received });
+    } else {
+      say(`received ${target.name}@${received.snapshot}: ${formatSize(received.data)} of data`);
+    }
+  } catch (error) {
+    throw await withNextStep(error, target);
+  }
+}
+
+/** Where something has arrived, the next step is to go on from there. */
+async function withNextStep(error: unknown, target: ImageTarget): Promise<unknown> {
+  if (!isPcowError(error, 'PCOW_CORRUPT', 'PCOW_IO', 'PCOW_CANCELLED', 'PCOW_NO_SPACE')) {
+    return error;
+  }
+  const token = await resumeTokenOf(target.file).catch(() => null);
+  if (token === null) {
+    return error;
+  }
+  return new Failure(
+    error.code,
+    error.message,
+    `what arrived is kept: go on with “pcow send IMAGE --resume ${formatToken(token)}”`,
+  );
+}
+
+async function printToken(target: ImageTarget, { json }: Options): Promise<void> {
+  const token = await resumeTokenOf(target.file);
+  if (token === null) {
+    throw nothingBegun(target);
+  }
+  if (json === true) {
+    sayJson({ image: target.name, token: formatToken(token), offset: token.offset });
+  } else {
+    say(formatToken(token));
+  }
+}
+
+async function abandon(target: ImageTarget, { json }: Options): Promise<void> {
+  const snapshot = await abandonReceiving(target.file);
+  if (snapshot === null) {
+    throw nothingBegun(target);
+  }
+  if (json === true) {
+    sayJson({ image: target.name, abandoned: snapshot });
+  } else {
+    say(`gave up ${target.name}@${snapshot}`);
+  }
+}
+
+function nothingBegun(target: ImageTarget): Failure {
+  return new Failure(
+    'PCOW_NOT_FOUND',
+    `${target.name} has no stream that broke off`,
+    'nothing to go on with: send the next snapshot as usual',
+  );
+}

@@ -1,0 +1,113 @@
+import type { Command } from 'commander';
+import type { Image } from '../../src/engine/index.js';
+import { parseToken } from '../../src/stream/resume-token.js';
+import { resumedSending, type Sending, sendingOf, sendStream } from '../../src/stream/send.js';
+import { Failure } from '../errors.js';
+import { addNotes } from '../help.js';
+import { withImage } from '../images.js';
+import { say, sayJson } from '../output.js';
+import { writeToStdout } from '../pipe.js';
+import { type ProgressForm, progressOption, withProgress } from '../progress.js';
+import { quote } from '../quote.js';
+import { formatSize } from '../size.js';
+import { findSnapshotTarget, findTarget, type ImageTarget } from '../target.js';
+
+interface Options {
+  from?: string;
+  resume?: string;
+  dryRun?: boolean;
+  json?: boolean;
+  progress?: ProgressForm;
+}
+
+export function addSend(program: Command): void {
+  const command = program
+    .command('send')
+    .summary('write a snapshot, or what changed since another, as a stream')
+    .description('Writes a snapshot to standard output as a stream: all of it, or what changed since an older one.')
+    .argument('<image@name>', 'the image and the snapshot to send; with --resume only the image')
+    .option('--from <name>', 'send only what changed since this snapshot, which the receiver has')
+    .option('--resume <token>', 'go on with what “pcow receive --resume-token” says is missing')
+    .option('--dry-run', 'only tell what would be sent')
+    .option('--json', 'with --dry-run: for programs')
+    .addOption(progressOption())
+    .action(send);
+  addNotes(command, {
+    text: [
+      'The image may be in use. Every record of the stream carries a checksum, and the receiver takes the snapshot only when all of ' +
+        'it has arrived: docs/stream.md.',
+    ],
+    examples: [
+      { command: 'pcow send vm1@monday | ssh backup pcow receive vm1', does: 'a first, whole copy' },
+      { command: 'pcow send vm1@tuesday --from monday | ssh backup pcow receive vm1', does: 'what changed since' },
+      {
+        command: 'pcow send vm1 --resume "$(ssh backup pcow receive --resume-token vm1)" | ssh backup pcow receive vm1',
+        does: 'go on after an interruption',
+      },
+      { command: 'pcow send vm1@tuesday --from monday --dry-run', does: 'how much it is' },
+    ],
+  });
+}
+
+async function send(given: string, options: Options): Promise<void> {
+  const { image: target, prepare } = await request(given, options);
+  await withImage(target.file, {}, (image) =>
+    withProgress(`send ${target.name}`, options.progress, async (long) => {
+      const sending = await prepare(image, long.signal);
+      if (options.dryRun === true) {
+        tell(target, sending, options.json === true);
+      } else {
+        await writeToStdout(sendStream(image, sending, long), long.signal);
+      }
+    }),
+  );
+}
+
+interface Request {
+  image: ImageTarget;
+  prepare: (image: Image, signal: AbortSignal) => Promise<Sending>;
+}
+
+async function request(given: string, { from, resume }: Options): Promise<Request> {
+  if (resume === undefined) {
+    const { image, snapshot } = await findSnapshotTarget(given);
+    const older = from === undefined ? null : await olderSnapshot(image, from);
+    return { image, prepare: (open, signal) => sendingOf(open, snapshot, older, signal) };
+  }
+  const token = parseToken(resume);
+  const { image, snapshot } = await findTarget(given);
+  if (from !== undefined || snapshot !== null) {
+    throw new Failure(
+      'PCOW_USAGE',
+      'the resume token says what to send: give only the image',
+      'pcow send IMAGE --resume TOKEN',
+    );
+  }
+  return { image, prepare: (open, signal) => resumedSending(open, token, signal) };
+}
+
+/** `S0`, or `IMAGE@S0` of the same image. */
+async function olderSnapshot(target: ImageTarget, given: string): Promise<string> {
+  if (!given.includes('@')) {
+    return given;
+  }
+  const { image, snapshot } = await findSnapshotTarget(given);
+  if (image.file !== target.file) {
+    throw new Failure(
+      'PCOW_USAGE',
+      `${quote(given)} is no snapshot of ${target.name}`,
+      'pcow send IMAGE@NEW --from OLD',
+    );
+  }
+  return snapshot;
+}
+
+function tell(target: ImageTarget, { begin }: Sending, json: boolean): void {
+  const { snapshot, from, data, resumedAt, size } = begin;
+  if (json) {
+    sayJson({ image: target.name, snapshot: snapshot?.name ?? null, from: from?.name ?? null, size, resumedAt, data });
+    return;
+  }
+  const what = `${target.name}@${snapshot?.name ?? ''}${from === null ? '' : ` since ${from.name}`}`;
+  say(`${what}: ${formatSize(data)} of data${resumedAt === 0 ? '' : `, from byte ${resumedAt} on`}`);
+}

@@ -1,0 +1,101 @@
+/** Streams in and out: standard input and output, or a file. */
+import { fstatSync } from 'node:fs';
+import { open, unlink } from 'node:fs/promises';
+import { Socket } from 'node:net';
+import { addAbortSignal, type Readable, type Writable } from 'node:stream';
+import { pipeline } from 'node:stream/promises';
+import { isatty } from 'node:tty';
+import { isPcowError, PcowError } from '../src/engine/errors.js';
+import { Failure } from './errors.js';
+import { quote } from './quote.js';
+
+const STDOUT = 1;
+
+/** Writes all to standard output; a reader that goes away is a failure, unlike that of a list. */
+export async function writeToStdout(bytes: AsyncIterable<Buffer>, signal: AbortSignal): Promise<void> {
+  if (isatty(STDOUT)) {
+    throw new Failure(
+      'PCOW_USAGE',
+      'a stream is nothing for a terminal',
+      'send it on: pcow send … | ssh HOST pcow receive …, or into a file with >',
+    );
+  }
+  const status = fstatSync(STDOUT);
+  if (status.isFIFO() || status.isSocket()) {
+    // process.stdout would block this process while the reader is slow, and Ctrl-C would not get through.
+    await pumped(bytes, new Socket({ fd: STDOUT, readable: false, writable: true }), signal);
+  } else {
+    await pumped(bytes, process.stdout, signal);
+  }
+}
+
+/** Writes a new file, which is gone again where that fails. */
+export async function writeToFile(file: string, bytes: AsyncIterable<Buffer>): Promise<void> {
+  const handle = await open(file, 'wx').catch((error: unknown) => {
+    throw fileFailure(error, file);
+  });
+  try {
+    for await (const piece of bytes) await handle.writeFile(piece);
+    await handle.sync();
+  } catch (error) {
+    await unlink(file);
+    throw error;
+  } finally {
+    await handle.close();
+  }
+}
+
+/** Standard input, or a file where `file` is given. Aborting ends it with PCOW_CANCELLED. */
+export async function* readFrom(file: string | null, signal: AbortSignal): AsyncGenerator<Buffer> {
+  if (file === null && isatty(0)) {
+    throw new Failure('PCOW_USAGE', 'a stream is expected on standard input', 'pcow send … | pcow receive IMAGE');
+  }
+  const source = file === null ? process.stdin : await fileSource(file);
+  try {
+    for await (const piece of addAbortSignal(signal, source)) yield piece as Buffer;
+  } catch (error) {
+    throw stopped(error, signal);
+  }
+}
+
+async function fileSource(file: string): Promise<Readable> {
+  const handle = await open(file).catch((error: unknown) => {
+    throw fileFailure(error, file);
+  });
+  return handle.createReadStream({ highWaterMark: 1 << 20 });
+}
+
+async function pumped(bytes: AsyncIterable<Buffer>, target: Writable, signal: AbortSignal): Promise<void> {
+  try {
+    await pipeline(bytes, target, { signal });
+  } catch (error) {
+    throw stopped(error, signal);
+  }
+}
+
+function stopped(error: unknown, signal: AbortSignal): unknown {
+  if (isPcowError(error)) {
+    return error;
+  }
+  if (signal.aborted) {
+    return new PcowError('PCOW_CANCELLED', 'the stream was stopped', { cause: error });
+  }
+  if (error instanceof Error && 'code' in error && error.code === 'EPIPE') {
+    return new PcowError('PCOW_IO', 'the reader of the stream has ended before its end', { cause: error });
+  }
+  return error;
+}
+
+function fileFailure(error: unknown, file: string): unknown {
+  const code = error instanceof Error && 'code' in error ? error.code : undefined;
+  switch (code) {
+    case 'EEXIST':
+      return new Failure('PCOW_EXISTS', `${quote(file)} exists already`, 'choose another name, or remove it first');
+    case 'ENOENT':
+      return new Failure('PCOW_NOT_FOUND', `there is no ${quote(file)}`, 'check the path');
+    case 'EACCES':
+      return new Failure('PCOW_PERMISSION', `${quote(file)} may not be used by this user`);
+    default:
+      return error;
+  }
+}

@@ -1,0 +1,55 @@
+/** Putting the records of one stream into the active layer of an image, up to the end record. */
+import { type Image, type LongOptions, PcowError } from '../engine/index.js';
+import { type Begin, type End, parseEnd } from './header.js';
+import { chained, corruptStream, type RecordReader, RecordType, type StreamRecord } from './record.js';
+
+export interface ApplyOptions extends LongOptions {
+  /** Called after a record was applied: where its range ends, and the bytes that were written. */
+  onApplied?: ((end: number, written: number) => Promise<void>) | undefined;
+}
+
+/** Returns when the end record has said that nothing is missing. Nothing is synced yet. */
+export async function applyStream(
+  image: Image,
+  begin: Begin,
+  reader: RecordReader,
+  { signal, onProgress, onApplied }: ApplyOptions,
+): Promise<End> {
+  const found: End = { records: 0, data: 0, zeros: 0, checksum: 0 };
+  let end = begin.resumedAt;
+  for (;;) {
+    if (signal?.aborted) {
+      throw new PcowError('PCOW_CANCELLED', 'receiving was stopped; what has arrived is kept', {
+        cause: signal.reason,
+      });
+    }
+    const record = await reader.must();
+    if (record.type === RecordType.end) {
+      const told = parseEnd(record.payload);
+      const same = (['records', 'data', 'zeros', 'checksum'] as const).every((field) => told[field] === found[field]);
+      if (!same) throw corruptStream('records of it are missing, or in another order');
+      return found;
+    }
+    checkRange(record, end, begin.size);
+    if (record.type === RecordType.data) {
+      await image.write(record.payload, record.offset);
+      found.data += record.length;
+    } else {
+      await image.discard(record.offset, record.length);
+      found.zeros += record.length;
+    }
+    found.records++;
+    found.checksum = chained(found.checksum, record.checksum);
+    end = record.offset + record.length;
+    onProgress?.(found.data, begin.data);
+    await onApplied?.(end, record.payload.length);
+  }
+}
+
+function checkRange({ type, offset, length, payload }: StreamRecord, end: number, size: number): void {
+  if (type !== RecordType.data && type !== RecordType.zeros) throw corruptStream('a record is of an unknown type');
+  if (offset < end) throw corruptStream('its ranges are out of order');
+  if (length === 0 || !(offset + length <= size)) throw corruptStream('a range lies outside of the image');
+  if (payload.length !== (type === RecordType.data ? length : 0))
+    throw corruptStream('a record is not as long as its range');
+}

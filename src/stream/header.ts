@@ -1,0 +1,114 @@
+/** What the first and the last record of a stream say. They come from elsewhere, so everything in them is checked. */
+import { checkBlockSize, checkSize, checkSnapshotName } from '../engine/index.js';
+import { corruptStream } from './record.js';
+
+/** A snapshot by the identity of its content; the name is for messages. */
+export interface Named {
+  name: string;
+  identity: string;
+}
+
+export interface Begin {
+  version: 1;
+  size: number;
+  blockSize: number;
+  /** The snapshot that is there at the end; null: what the image holds beyond its last one (in an archive). */
+  snapshot: (Named & { created: string }) | null;
+  /** What the changes go on top of; null: nothing. */
+  from: Named | null;
+  /** Ranges before this offset are not in the stream: the receiver has them. */
+  resumedAt: number;
+  /** Bytes in data records that are to come. */
+  data: number;
+  /** What the snapshot stands on at the sender, newest first, so that a receiver can tell what it is missing. */
+  history: Named[];
+}
+
+export interface End {
+  /** Of data and zeros records. */
+  records: number;
+  data: number;
+  zeros: number;
+  /** Over the checksums of these records, in their order. */
+  checksum: number;
+}
+
+export interface Archive {
+  version: 1;
+  /** How many streams follow. */
+  streams: number;
+  size: number;
+  blockSize: number;
+  data: number;
+}
+
+export function parseBegin(payload: Buffer): Begin {
+  const value = objectOf(payload);
+  version(value);
+  checkSize(value.size);
+  checkBlockSize(value.blockSize);
+  const from = value.from === null ? null : named(value.from);
+  const history = Array.isArray(value.history) ? value.history.map(named) : [];
+  return {
+    version: 1,
+    size: value.size,
+    blockSize: value.blockSize,
+    snapshot: value.snapshot === null ? null : { ...named(value.snapshot), created: created(value.snapshot) },
+    from,
+    resumedAt: count(value.resumedAt),
+    data: count(value.data),
+    history,
+  };
+}
+
+export function parseEnd(payload: Buffer): End {
+  const { records, data, zeros, checksum } = objectOf(payload);
+  return { records: count(records), data: count(data), zeros: count(zeros), checksum: count(checksum) };
+}
+
+export function parseArchive(payload: Buffer): Archive {
+  const value = objectOf(payload);
+  version(value);
+  checkSize(value.size);
+  checkBlockSize(value.blockSize);
+  return {
+    version: 1,
+    streams: count(value.streams),
+    size: value.size,
+    blockSize: value.blockSize,
+    data: count(value.data),
+  };
+}
+
+function objectOf(payload: Buffer): Record<string, unknown> {
+  try {
+    const value: unknown = JSON.parse(payload.toString('utf8'));
+    if (typeof value === 'object' && value !== null) return value as Record<string, unknown>;
+  } catch {
+    // Said below.
+  }
+  throw corruptStream('a record that should hold JSON does not');
+}
+
+function version(value: Record<string, unknown>): void {
+  if (value.version !== 1) throw corruptStream('it is of a version that this pcow does not know');
+}
+
+function named(value: unknown): Named {
+  const { name, identity } = (value ?? {}) as Record<string, unknown>;
+  checkSnapshotName(name);
+  if (typeof identity !== 'string' || !/^[0-9a-f]{16}$/.test(identity))
+    throw corruptStream('a snapshot has no identity');
+  return { name, identity };
+}
+
+function created(value: unknown): string {
+  const { created: time } = (value ?? {}) as Record<string, unknown>;
+  if (typeof time !== 'string' || Number.isNaN(Date.parse(time))) throw corruptStream('a snapshot has no time');
+  return time;
+}
+
+function count(value: unknown): number {
+  if (!Number.isSafeInteger(value) || (value as number) < 0) throw corruptStream('a number in it can’t be right');
+  return value as number;
+}

@@ -1,0 +1,59 @@
+/**
+ * What a receiver has durably: a small file beside the image, written anew after each sync. It counts only while nobody else
+ * has opened the image for writing, which the generation of its superblock tells: opening adds one, and closing one more.
+ */
+import { open, readFile, rename, rm } from 'node:fs/promises';
+import path from 'node:path';
+import type { ImageInfo } from '../engine/index.js';
+import type { Begin } from './header.js';
+
+export interface Receipt {
+  /** Of the image. */
+  uuid: string;
+  /** Of its superblock while the receiver had it open. */
+  generation: number;
+  /** The receiver was about to open it, which adds one. */
+  opening?: boolean;
+  begin: Begin;
+  /** Bytes of the image: everything before is there. */
+  offset: number;
+  /** The receiver has made the image file. */
+  made: boolean;
+}
+
+/** With a dot at its start: no image of a mount. */
+function placeOf(image: string): string {
+  return path.join(path.dirname(image), `.${path.basename(image)}.receiving`);
+}
+
+export async function writeReceipt(image: string, receipt: Receipt): Promise<void> {
+  const place = placeOf(image);
+  const draft = `${place}.new`;
+  const file = await open(draft, 'w');
+  try {
+    await file.writeFile(JSON.stringify(receipt));
+    await file.sync();
+  } finally {
+    await file.close();
+  }
+  await rename(draft, place);
+}
+
+/** null where there is none that counts. `info`: of the image before it is opened for writing. */
+export async function readReceipt(image: string, info: ImageInfo): Promise<Receipt | null> {
+  let text: string;
+  try {
+    text = await readFile(placeOf(image), 'utf8');
+  } catch (error) {
+    if (error instanceof Error && 'code' in error && error.code === 'ENOENT') return null;
+    throw error;
+  }
+  const receipt = JSON.parse(text) as Receipt;
+  const leftOpen = info.generation === receipt.generation;
+  const next = info.generation === receipt.generation + 1 && (info.clean || receipt.opening === true);
+  return receipt.uuid === info.uuid && (leftOpen || next) ? receipt : null;
+}
+
+export async function removeReceipt(image: string): Promise<void> {
+  await rm(placeOf(image), { force: true });
+}

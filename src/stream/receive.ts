@@ -1,0 +1,251 @@
+/**
+ * The receiving side of a stream (docs/stream.md). Changes go into the active layer, and only over the snapshot that they were
+ * made from. The snapshot is taken when everything has arrived; until then a receipt beside the image says what is there.
+ */
+import { access, unlink } from 'node:fs/promises';
+import { Image, type LongOptions, PcowError, type SnapshotInfo } from '../engine/index.js';
+import { applyStream } from './apply.js';
+import { type Begin, parseBegin } from './header.js';
+import { readReceipt, type Receipt, removeReceipt, writeReceipt } from './receipt.js';
+import { RecordReader, RecordType, corruptStream } from './record.js';
+import type { ResumeToken } from './resume-token.js';
+
+export interface ReceiveOptions extends LongOptions {
+  /** Drop what the image holds beyond its snapshots, and another stream that was begun. */
+  force?: boolean | undefined;
+}
+
+export interface Received {
+  snapshot: string;
+  from: string | null;
+  /** Bytes. */
+  data: number;
+  zeros: number;
+  /** Bytes of the image that had arrived before. */
+  resumedAt: number;
+}
+
+/** Bytes of data between two syncs: what a receiver that is killed has to be sent again, at most. */
+const CHECKPOINT = 32 << 20;
+
+/** Receives one stream into the image file, which is made where there is none. */
+export async function receive(
+  source: AsyncIterable<Uint8Array>,
+  file: string,
+  { force = false, ...long }: ReceiveOptions = {},
+): Promise<Received> {
+  const reader = new RecordReader(source);
+  const first = await reader.must();
+  if (first.type !== RecordType.begin) {
+    throw first.type === RecordType.archive
+      ? new PcowError('PCOW_INVALID', 'this is an export of a whole image: pcow import takes it')
+      : corruptStream('it does not begin with its beginning');
+  }
+  const begin = parseBegin(first.payload);
+  const { snapshot } = begin;
+  if (snapshot === null) throw corruptStream('it names no snapshot');
+
+  const made = await makeWhereMissing(file, begin);
+  const image = await openWithReceipt(file);
+  try {
+    const taken = await takeUp(image, file, begin, made, force);
+    const resumedAt = taken.offset;
+    let unsynced = 0;
+    const keep = async () => {
+      await image.sync();
+      await writeReceipt(file, taken);
+      unsynced = 0;
+    };
+    await keep();
+    let found;
+    try {
+      found = await applyStream(image, begin, reader, {
+        ...long,
+        onApplied: async (end, written) => {
+          unsynced += written;
+          taken.offset = Math.max(taken.offset, end);
+          if (unsynced >= CHECKPOINT) await keep();
+        },
+      });
+    } catch (error) {
+      // What has arrived is sound. A disk that fails now has its say at the next opening.
+      await keep().catch(() => undefined);
+      throw error;
+    }
+    await image.snapshot(snapshot.name, { identity: snapshot.identity, created: new Date(snapshot.created) });
+    await removeReceipt(file);
+    const { data, zeros } = found;
+    return { snapshot: snapshot.name, from: begin.from?.name ?? null, data, zeros, resumedAt };
+  } finally {
+    await image.close();
+  }
+}
+
+/** What an image has of a stream that was begun; null where there is none. */
+export async function resumeTokenOf(file: string): Promise<ResumeToken | null> {
+  const { receipt } = await look(file);
+  const snapshot = receipt?.begin.snapshot;
+  if (!receipt || !snapshot) return null;
+  return { from: receipt.begin.from?.identity ?? null, to: snapshot.identity, offset: receipt.offset };
+}
+
+/** Gives up a stream that was begun: the image is as before it. Returns the name of the snapshot that will not come, or null. */
+export async function abandonReceiving(file: string): Promise<string | null> {
+  const { receipt } = await look(file);
+  if (receipt === null) return null;
+  const image = await openWithReceipt(file);
+  try {
+    const { from } = receipt.begin;
+    const own = from === null ? undefined : ownSnapshot(image, from.identity);
+    if (own === undefined) await image.discard(0, image.info().size);
+    else await image.rollback(own.name);
+  } finally {
+    await image.close();
+  }
+  if (receipt.made) await unlink(file);
+  await removeReceipt(file);
+  return receipt.begin.snapshot?.name ?? null;
+}
+
+async function makeWhereMissing(file: string, begin: Begin): Promise<boolean> {
+  const exists = await access(file).then(
+    () => true,
+    () => false,
+  );
+  if (exists) return false;
+  if (begin.from !== null || begin.resumedAt > 0) {
+    throw new PcowError(
+      'PCOW_NOT_FOUND',
+      `${file} does not exist, and the stream holds only what comes after ${begin.from?.name ?? 'a part that is missing'}: ` +
+        `send ${begin.from === null ? 'it from its beginning' : 'that snapshot'} first`,
+    );
+  }
+  await Image.create(file, { size: begin.size, blockSize: begin.blockSize });
+  return true;
+}
+
+async function look(file: string): Promise<{ receipt: Receipt | null; generation: number }> {
+  const image = await Image.open(file);
+  try {
+    const info = image.info();
+    return { receipt: await readReceipt(file, info), generation: info.generation };
+  } finally {
+    await image.close();
+  }
+}
+
+/** Opens the image for writing, with a receipt that goes on to count, whoever ends this process in between. */
+async function openWithReceipt(file: string): Promise<Image> {
+  const { receipt, generation } = await look(file);
+  if (receipt !== null) await writeReceipt(file, { ...receipt, generation, opening: true });
+  const image = await Image.open(file, { write: true });
+  if (receipt !== null) {
+    await writeReceipt(file, { ...receipt, generation: image.info().generation, opening: false });
+  }
+  return image;
+}
+
+/** Checks that the stream goes on where the image stands, and makes the active layer ready for it. */
+async function takeUp(image: Image, file: string, begin: Begin, made: boolean, force: boolean): Promise<Receipt> {
+  const info = image.info();
+  const { uuid, generation } = info;
+  const fresh: Receipt = { uuid, generation, begin, offset: 0, made };
+  const receipt = await readReceipt(file, info);
+  if (receipt !== null) {
+    const same =
+      receipt.begin.snapshot?.identity === begin.snapshot?.identity &&
+      receipt.begin.from?.identity === begin.from?.identity;
+    if (same) {
+      if (begin.resumedAt > receipt.offset) {
+        throw missing(
+          `${file} has ${begin.snapshot?.name ?? ''} up to byte ${receipt.offset}, and the stream goes on at ${begin.resumedAt} only`,
+        );
+      }
+      return { ...receipt, generation, begin: { ...begin, resumedAt: 0 } };
+    }
+    if (!force) {
+      throw new PcowError(
+        'PCOW_BUSY',
+        `${file} has begun to receive ${receipt.begin.snapshot?.name ?? ''}: finish that first (pcow receive --resume-token), ` +
+          'or give it up (pcow receive --abort)',
+      );
+    }
+  }
+  if (begin.resumedAt > 0) {
+    throw missing(
+      `${file} has nothing of ${begin.snapshot?.name ?? ''}, and the stream goes on at byte ${begin.resumedAt}`,
+    );
+  }
+  checkIsNew(image, file, begin);
+  await standOn(image, file, begin, force || receipt !== null);
+  return { ...fresh, generation: image.info().generation };
+}
+
+function checkIsNew(image: Image, file: string, { snapshot }: Begin): void {
+  const known = image.snapshots({ countData: false });
+  const same = known.find(({ identity }) => identity === snapshot?.identity);
+  if (same !== undefined) {
+    throw new PcowError('PCOW_EXISTS', `${file} has that snapshot already, as ${same.name}`);
+  }
+  if (known.some(({ name }) => name === snapshot?.name)) {
+    throw new PcowError(
+      'PCOW_EXISTS',
+      `${file} has another snapshot called ${snapshot?.name ?? ''}: delete one of the two, here or at the sender`,
+    );
+  }
+}
+
+/** Empties the active layer on the snapshot that the stream stands on. Nothing that is no snapshot is lost without `force`. */
+async function standOn(image: Image, file: string, begin: Begin, force: boolean): Promise<void> {
+  const { from } = begin;
+  const empty = await activeIsEmpty(image);
+  const known = image.snapshots({ countData: false });
+  if (from === null) {
+    if (known.length > 0 || image.info().base !== null || !empty) {
+      throw new PcowError(
+        'PCOW_EXISTS',
+        `${file} holds something already, and the stream holds all of ${begin.snapshot?.name ?? ''}: receive it into a new image, or send what changed ` +
+          'since a snapshot that both have (pcow send --from)',
+      );
+    }
+  } else {
+    const own = ownSnapshot(image, from.identity);
+    if (own === undefined) throw missing(sentenceOfMissing(file, begin, known));
+    if (!empty && !force) {
+      throw new PcowError(
+        'PCOW_BUSY',
+        `${file} holds changes that are in no snapshot, and receiving would drop them: take a snapshot, or drop them with --force`,
+      );
+    }
+    if (!empty || !own.current || image.info().size !== own.size) await image.rollback(own.name);
+  }
+  const { size } = image.info();
+  if (size > begin.size) {
+    throw new PcowError('PCOW_INVALID', `${file} has ${size} bytes, more than what is sent (${begin.size})`);
+  }
+  if (size < begin.size) await image.resize(begin.size);
+}
+
+function sentenceOfMissing(file: string, { from, snapshot, history }: Begin, known: SnapshotInfo[]): string {
+  const name = from?.name ?? '';
+  const common = history.find(({ identity }) => known.some((own) => own.identity === identity));
+  const impostor = known.some((own) => own.name === name) ? ` (it has another one of that name)` : '';
+  const sentence = `${file} has no snapshot ${name}${impostor}, which the changes of ${snapshot?.name ?? ''} stand on`;
+  if (common === undefined) return `${sentence}: send ${name} first`;
+  return `${sentence}; the newest that both have is ${common.name}: send ${name} --from ${common.name} first`;
+}
+
+function missing(why: string): PcowError {
+  return new PcowError('PCOW_NOT_FOUND', why);
+}
+
+function ownSnapshot(image: Image, identity: string): SnapshotInfo | undefined {
+  return image.snapshots({ countData: false }).find((snapshot) => snapshot.identity === identity);
+}
+
+async function activeIsEmpty(image: Image): Promise<boolean> {
+  for await (const { kind } of image.map({ depths: { first: 0, end: 1 } })) {
+    if (kind !== 'hole') return false;
+  }
+  return true;
+}

@@ -1,0 +1,122 @@
+/** The records of a stream, as bytes: docs/stream.md. Every record carries a checksum, and nothing of it is believed before. */
+import { crc32c, PcowError } from '../engine/index.js';
+
+/** Numbers are never used again for something else. */
+export const RecordType = { begin: 1, data: 2, zeros: 3, end: 4, archive: 5, archiveEnd: 6 } as const;
+
+export interface StreamRecord {
+  type: number;
+  /** Bytes, in the image; 0 where the record is not about a range. */
+  offset: number;
+  /** Bytes, of the range. */
+  length: number;
+  payload: Buffer;
+  checksum: number;
+}
+
+const MAGIC = 0x31524350; // "PCR1"
+const HEADER = 32;
+/** Bytes; also what is read and written at once. */
+export const MAX_PAYLOAD = 1 << 20;
+
+export function encodeRecord(type: number, offset: number, length: number, payload: Uint8Array): Buffer {
+  const record = Buffer.alloc(HEADER + payload.length);
+  record.writeUInt32LE(MAGIC, 0);
+  record.writeUInt32LE(type, 4);
+  record.writeBigUInt64LE(BigInt(offset), 8);
+  record.writeBigUInt64LE(BigInt(length), 16);
+  record.writeUInt32LE(payload.length, 24);
+  record.set(payload, HEADER);
+  record.writeUInt32LE(crc32c(record), 28);
+  return record;
+}
+
+export function encodeText(type: number, value: unknown): Buffer {
+  return encodeRecord(type, 0, 0, Buffer.from(JSON.stringify(value)));
+}
+
+export function checksumOf(record: Buffer): number {
+  return record.readUInt32LE(28);
+}
+
+/** The checksum of a sequence of records: tells when one is missing, doubled, or out of place. */
+export function chained(before: number, checksum: number): number {
+  const bytes = Buffer.alloc(4);
+  bytes.writeUInt32LE(checksum);
+  return crc32c(bytes, before);
+}
+
+export function corruptStream(why: string): PcowError {
+  return new PcowError('PCOW_CORRUPT', `the stream is damaged: ${why}`);
+}
+
+/** Takes records out of a stream of bytes. */
+export class RecordReader {
+  readonly #source: AsyncIterator<Uint8Array>;
+  #pieces: Uint8Array[] = [];
+  #length = 0;
+  #position = 0;
+
+  constructor(source: AsyncIterable<Uint8Array>) {
+    this.#source = source[Symbol.asyncIterator]();
+  }
+
+  /** null at the end of the bytes, where that is the end of a record too. */
+  async next(): Promise<StreamRecord | null> {
+    const header = await this.#take(HEADER);
+    if (header === null) return null;
+    if (header.readUInt32LE(0) !== MAGIC) {
+      throw corruptStream(
+        this.#position === HEADER ? 'this is no stream of pcow send' : 'a record begins with other bytes',
+      );
+    }
+    const payloadLength = header.readUInt32LE(24);
+    const checksum = header.readUInt32LE(28);
+    if (payloadLength > MAX_PAYLOAD) throw corruptStream('a record is longer than records are');
+    const payload = await this.#take(payloadLength);
+    if (payload === null) throw brokenOff(this.#position);
+    header.writeUInt32LE(0, 28);
+    if (crc32c(payload, crc32c(header)) !== checksum) {
+      throw corruptStream(`the checksum of a record is wrong, before byte ${this.#position}`);
+    }
+    return {
+      type: header.readUInt32LE(4),
+      offset: Number(header.readBigUInt64LE(8)),
+      length: Number(header.readBigUInt64LE(16)),
+      payload,
+      checksum,
+    };
+  }
+
+  /** The same, where the stream can't be over. */
+  async must(): Promise<StreamRecord> {
+    const record = await this.next();
+    if (record === null) throw brokenOff(this.#position);
+    return record;
+  }
+
+  async #take(length: number): Promise<Buffer | null> {
+    while (this.#length < length) {
+      const { value, done } = (await this.#source.next()) as IteratorResult<Uint8Array, undefined>;
+      if (done === true || value === undefined) {
+        if (this.#length === 0) return null;
+        throw brokenOff(this.#position + this.#length);
+      }
+      this.#pieces.push(value);
+      this.#length += value.length;
+    }
+    const all = this.#pieces.length === 1 ? this.#pieces[0] : Buffer.concat(this.#pieces);
+    const bytes = Buffer.from(all ?? []);
+    this.#pieces = bytes.length > length ? [bytes.subarray(length)] : [];
+    this.#length -= length;
+    this.#position += length;
+    return bytes.subarray(0, length);
+  }
+}
+
+function brokenOff(position: number): PcowError {
+  return new PcowError(
+    'PCOW_IO',
+    `the stream breaks off after ${position} bytes: its sender has ended, or the connection`,
+  );
+}
