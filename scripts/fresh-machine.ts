@@ -81,7 +81,8 @@ await succeeds(
 await succeeds('/', 'apt-get remove -y pcow && ! command -v pcow && ! ls /usr/lib/pcow');
 
 // The npm package compiles as it is installed: with this machine's Node, as Debian 12 has an older one.
-await inside('/', 'apt-get install -y --no-install-recommends ca-certificates build-essential python3');
+await inside('/', 'apt-get install -y --no-install-recommends ca-certificates');
+await succeeds('/', lineWith('apt-get install -y build-essential'));
 // What this machine trusts: its way to the packages may have certificates of its own.
 await copyFile('/etc/ssl/certs/ca-certificates.crt', path.join(root, 'etc/ssl/certs/ca-certificates.crt'));
 const tools = `cp $(readlink -f "$(command -v node)") ${root}/usr/local/bin/node && mkdir -p ${root}/usr/local/lib/node_modules && cp -r "$(npm root -g)/npm" ${root}/usr/local/lib/node_modules/ && ln -sf ../lib/node_modules/npm/bin/npm-cli.js ${root}/usr/local/bin/npm`;

@@ -10,11 +10,13 @@ import path from 'node:path';
 /** The file system type that the kernel shows for a Pcow mount. */
 export const MOUNT_TYPE = 'fuse.pcow';
 
+/** A mount of an image directory, as the kernel lists it. */
 export interface PcowMount {
   /** The image directory, as a real path. */
   directory: string;
   /** Where its flat files are, as a real path. */
   mountpoint: string;
+  /** Whether nothing can be written in it. */
   readOnly: boolean;
   /** The FUSE connection: /sys/fs/fuse/connections/<this>. */
   connection: number;

@@ -6,6 +6,7 @@ import { isPcowError, PcowError } from './errors.js';
 import { Image } from './image.js';
 import { checkPath } from './validate.js';
 
+/** An image that stands on another. */
 export interface Dependant {
   /** The path of the image that stands on the given one. */
   image: string;

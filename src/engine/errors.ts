@@ -49,15 +49,24 @@ const ERRNO_OF_CODE = {
   PCOW_USAGE: errno.EINVAL,
 } as const;
 
+/**
+ * What went wrong, for programs. Codes are never renamed. The most common: PCOW_INVALID (an argument that can't be right), PCOW_NOT_FOUND,
+ * PCOW_EXISTS, PCOW_LOCKED (another process is the writer), PCOW_BUSY (a file is open), PCOW_IN_USE (other images stand on it),
+ * PCOW_NO_SPACE, PCOW_CORRUPT, PCOW_READ_ONLY, PCOW_PERMISSION, PCOW_CANCELLED, PCOW_CLOSED, PCOW_MOUNT.
+ */
 export type PcowErrorCode = keyof typeof ERRNO_OF_CODE;
 
+/** What a PcowError may know beside its code and its sentence. */
 export interface PcowErrorOptions {
   /** Positive; default: the one that belongs to the code. */
   errno?: number | undefined;
+  /** The failure that led to it. */
   cause?: unknown;
 }
 
+/** Every failure of Pcow. The message is a sentence for people: it names the image, and mostly the next step. */
 export class PcowError extends Error {
+  /** To test for. */
   readonly code: PcowErrorCode;
   /** Positive, for example 17. */
   readonly errno: number;

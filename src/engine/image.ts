@@ -34,8 +34,9 @@ import {
   checkSnapshotName,
 } from './validate.js';
 
+/** An open image. Everything that fails throws, or rejects with, a PcowError; after close() that is PCOW_CLOSED. */
 export class Image {
-  /** For the mount's native operations (native-operations.ts) only. */
+  /** @internal For the mount's native operations (native-operations.ts) only. */
   readonly native: NativeImage;
   #closing: Promise<void> | undefined;
 
@@ -46,6 +47,7 @@ export class Image {
   /**
    * Makes a new, empty image file. It appears under its name only when it is complete and durable.
    * Where the base's active layer holds data, freeze that first: Image.freezeForClone on the base.
+   * Errors: PCOW_EXISTS, PCOW_INVALID, PCOW_NO_SPACE, PCOW_PERMISSION; PCOW_LOCKED with `force`; PCOW_NOT_FOUND of the base.
    */
   static async create(path: string, options: CreateOptions): Promise<void> {
     checkPath('the path of the new image', path);
@@ -67,6 +69,8 @@ export class Image {
   /**
    * Opens an image and its chain. Without `write` it takes no lock, and sees what another process writes.
    * An image that is let go without close() is closed when it is collected as garbage: late, and with errors lost.
+   * Errors: PCOW_NOT_FOUND, PCOW_NOT_AN_IMAGE, PCOW_CORRUPT, PCOW_UNSUPPORTED, PCOW_PERMISSION, PCOW_LOCKED with `write`, and
+   * PCOW_BASE_MISSING, _CHANGED, _LOOP, _OUTSIDE.
    */
   static async open(path: string, options: OpenOptions = {}): Promise<Image> {
     checkPath('the path of the image', path);
@@ -113,7 +117,8 @@ export class Image {
 
   /**
    * Fills `buffer` from `offset` on, of the active layer or of a snapshot. Returns the bytes read: fewer than the
-   * buffer holds only at the end of the image. The buffer must stay untouched until then.
+   * buffer holds only at the end of the image. The buffer must stay untouched until then. Errors: PCOW_IO, PCOW_CORRUPT,
+   * PCOW_NOT_FOUND of the snapshot.
    */
   async read(buffer: Uint8Array, offset: number, snapshot?: string): Promise<number> {
     checkBuffer(buffer);
@@ -124,7 +129,8 @@ export class Image {
 
   /**
    * Where the bytes of the active layer, or of a snapshot, are: extents in ascending order that cover all of it. Holes cost
-   * nothing, however large. While somebody writes, what is listed was right when it was looked at.
+   * nothing, however large. While somebody writes, what is listed was right when it was looked at. Errors: PCOW_NOT_FOUND of the
+   * snapshot, PCOW_CANCELLED, PCOW_CORRUPT.
    */
   map(options: MapOptions = {}): AsyncGenerator<Extent, void> {
     checkOptions('the options of Image.map', options, ['snapshot', 'depths', 'signal']);
@@ -138,7 +144,7 @@ export class Image {
 
   /**
    * The ranges of `to` that may differ from what `from` reads there, by sub-blocks and in ascending order, each with what `to`
-   * has there. Elsewhere the two are equal. null: the active layer. It looks only at tables, not at the bytes.
+   * has there. Elsewhere the two are equal. null: the active layer. It looks only at tables, not at the bytes. Errors as those of map().
    */
   diff(
     from: string | null,
@@ -154,7 +160,8 @@ export class Image {
 
   /**
    * Writes the whole buffer, or fails; after a failure any part of it may have been written. Durable after sync().
-   * Returns the bytes written. The buffer must stay untouched until then.
+   * Returns the bytes written. The buffer must stay untouched until then. Errors: PCOW_READ_ONLY, PCOW_NO_SPACE, PCOW_IO; PCOW_INVALID
+   * beyond the end.
    */
   async write(buffer: Uint8Array, offset: number): Promise<number> {
     checkBuffer(buffer);
@@ -163,25 +170,31 @@ export class Image {
     return buffer.length;
   }
 
-  /** The range reads as zeros afterwards; whole blocks of it go back to the disk after the next sync. */
+  /** The range reads as zeros afterwards; whole blocks of it go back to the disk after the next sync. Errors as those of write(). */
   async discard(offset: number, length: number): Promise<void> {
     checkOffset(offset);
     checkLength(length);
     await translated(() => this.native.discard(offset, length));
   }
 
-  /** Everything written before is durable afterwards. A sync that failed makes every later one fail too. */
+  /** Everything written before is durable afterwards. Errors: PCOW_IO, PCOW_NO_SPACE; one that failed makes every later one fail too. */
   async sync(): Promise<void> {
     await translated(() => this.native.sync());
   }
 
-  /** Freezes the active layer under a name. Durable when it returns. `origin`: it is another image's snapshot, received. */
+  /**
+   * Freezes the active layer under a name. Durable when it returns. `origin`: it is another image's snapshot, received.
+   * Errors: PCOW_EXISTS, PCOW_INVALID of the name, PCOW_LIMIT, PCOW_NO_SPACE, PCOW_READ_ONLY.
+   */
   async snapshot(name: string, origin?: SnapshotOrigin): Promise<void> {
     checkSnapshotName(name);
     await translated(() => this.native.snapshot(name, origin?.identity ?? '', origin?.created.getTime() ?? 0));
   }
 
-  /** A new, empty active layer on that snapshot: what was written since is gone. Nobody may have the image mapped. */
+  /**
+   * A new, empty active layer on that snapshot: what was written since is gone. Nobody may have the image mapped.
+   * Errors: PCOW_NOT_FOUND, PCOW_NO_SPACE, PCOW_READ_ONLY.
+   */
   async rollback(name: string): Promise<void> {
     checkSnapshotName(name);
     await translated(() => this.native.rollback(name));
@@ -191,7 +204,7 @@ export class Image {
    * Deletes a snapshot: merged into its only child; dropped where it has none; hidden, until one is left, where it has
    * several. Images of other files that stand on it are the caller's to check: see dependants().
    * Once it has begun, the snapshot is gone by name; stopping it puts the merge off until the next deletion, or until the
-   * image is next opened for writing.
+   * image is next opened for writing. Errors: PCOW_NOT_FOUND, PCOW_CANCELLED, PCOW_NO_SPACE, PCOW_READ_ONLY.
    */
   async delete(name: string, options: LongOptions = {}): Promise<void> {
     checkSnapshotName(name);
@@ -213,20 +226,20 @@ export class Image {
 
   /**
    * The id of a frozen layer that holds the image as it is now, for a clone to stand on: the newest one where the
-   * active layer is empty, else that of a new automatic snapshot called `name`.
+   * active layer is empty, else that of a new automatic snapshot called `name`. Errors as those of snapshot().
    */
   async freezeForClone(name: string): Promise<number> {
     checkSnapshotName(name);
     return translated(() => this.native.freezeForClone(name));
   }
 
-  /** The id of a snapshot's layer. */
+  /** The id of a snapshot's layer. Errors: PCOW_NOT_FOUND. */
   layerOf(snapshot: string): number {
     checkSnapshotName(snapshot);
     return translatedNow(() => this.native.layerOf(snapshot));
   }
 
-  /** Points the image at another base, or at none, without looking at the content: an unsafe rebase. */
+  /** Points the image at another base, or at none, without looking at the content: an unsafe rebase. Errors as those of create(). */
   async setBase(base: BaseOptions | null): Promise<void> {
     const native = nativeBase(base ?? undefined);
     await translated(() => this.native.setBase(native));
@@ -327,7 +340,7 @@ export class Image {
 
   /**
    * Syncs, sets the clean flag and gives up the lock, after what is under way has ended. Operations that start later
-   * fail with PCOW_CLOSED. May be called again: the same Promise.
+   * fail with PCOW_CLOSED. May be called again: the same Promise. Errors as those of sync(); the image is closed all the same.
    */
   close(): Promise<void> {
     this.#closing ??= translated(() => this.native.close());

@@ -10,6 +10,7 @@ export interface BaseOptions {
   layer?: number | undefined;
 }
 
+/** For Image.create. */
 export interface CreateOptions {
   /** A multiple of 4096, 64 KiB to 64 TiB; default: the base's. */
   size?: number | undefined;
@@ -17,9 +18,11 @@ export interface CreateOptions {
   blockSize?: number | undefined;
   /** Replace an existing file; never one that a process has open for writing. */
   force?: boolean | undefined;
+  /** What the new image stands on; default: nothing. */
   base?: BaseOptions | undefined;
 }
 
+/** For Image.open. */
 export interface OpenOptions {
   /** Be the one writer of the image: takes its lock, or fails with PCOW_LOCKED. Default: read only, no lock. */
   write?: boolean | undefined;
@@ -27,11 +30,13 @@ export interface OpenOptions {
   baseRoot?: string | undefined;
 }
 
+/** What an image stands on. */
 export interface BaseInfo {
   /** As stored in the image. */
   path: string;
   /** Absolute. */
   resolved: string;
+  /** Of the base image: another one at the path is PCOW_BASE_CHANGED. */
   uuid: string;
   /** The id of the frozen layer in the base. */
   layer: number;
@@ -41,12 +46,15 @@ export interface BaseInfo {
 
 /** The process that has an image open for writing. */
 export interface Holder {
+  /** Process id, in this process's namespace. */
   pid: number;
   /** Clock ticks since boot (field 22 of /proc/PID/stat): tells the process from a later one with its pid. */
   startTime: number;
+  /** As in /proc/PID/comm. */
   command: string;
 }
 
+/** One layer of the chain that a read falls through. */
 export interface ChainLink {
   /** The image file that holds this layer. */
   path: string;
@@ -54,14 +62,19 @@ export interface ChainLink {
   snapshot: string | null;
 }
 
+/** What Image.info tells. */
 export interface ImageInfo {
+  /** Of the image file, absolute. */
   path: string;
   /** 8-4-4-4-12 hex digits. */
   uuid: string;
+  /** Of docs/format.md. */
   formatVersion: number;
   /** Of the active layer: what a guest sees. */
   size: number;
+  /** Bytes: the unit of allocation. */
   blockSize: number;
+  /** Bytes: the unit of fine-grained copy-on-write. */
   subBlockSize: number;
   /** Of the image file, holes included. */
   fileSize: number;
@@ -73,7 +86,9 @@ export interface ImageInfo {
   writable: boolean;
   /** Grows with every change of structure. */
   generation: number;
+  /** How many. */
   snapshots: number;
+  /** null: the image stands on nothing. */
   base: BaseInfo | null;
   /** Active layer first. */
   chain: ChainLink[];
@@ -83,13 +98,17 @@ export interface ImageInfo {
   lastError: string | null;
 }
 
+/** A named frozen layer. */
 export interface SnapshotInfo {
+  /** 1 to 255 bytes of UTF-8. */
   name: string;
+  /** Of its layer in this image. */
   id: number;
   /** Of the content, 16 hex digits: the same in every image that the snapshot was sent to. */
   identity: string;
   /** The nearest named ancestor in this image; null at the root. */
   parent: string | null;
+  /** When it was taken. */
   created: Date;
   /** Of the image when it was taken. */
   size: number;
@@ -99,19 +118,23 @@ export interface SnapshotInfo {
   automatic: boolean;
   /** The active layer stands directly on it. */
   current: boolean;
-  /** What this layer itself holds. */
+  /** Bytes that this layer itself holds. */
   data: number;
 }
 
 /** What a snapshot that is received from another image shares with that one. */
 export interface SnapshotOrigin {
+  /** As in SnapshotInfo. */
   identity: string;
+  /** When it was taken there. */
   created: Date;
 }
 
 /** A range of an image, as Image.map and Image.diff list it. */
 export interface Extent {
+  /** Bytes from the begin of the image. */
   offset: number;
+  /** Bytes. */
   length: number;
   /**
    * `data`: bytes in a file (which may be zeros). `zero`: zeros that a layer holds over what is below. `hole`: no layer holds
@@ -126,11 +149,21 @@ export interface Extent {
   place: number | null;
 }
 
+/** Layers of a chain, counted from the one that is asked for. */
+export interface DepthRange {
+  /** The first of them. */
+  first: number;
+  /** The one after the last. */
+  end: number;
+}
+
+/** For Image.map. */
 export interface MapOptions {
   /** Default: the active layer. */
   snapshot?: string | undefined;
   /** Looks only at these layers of the chain, by depth: a hole is what none of them holds. `end` excluded; default: all. */
-  depths?: { first: number; end: number } | undefined;
+  depths?: DepthRange | undefined;
+  /** Aborting ends the iteration with PCOW_CANCELLED. */
   signal?: AbortSignal | undefined;
 }
 

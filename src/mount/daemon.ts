@@ -16,6 +16,7 @@ import { tellStopping } from './service-manager.js';
 
 const PROGRAM = fileURLToPath(new URL('daemon-process.js', import.meta.url));
 
+/** For startDaemon. */
 export interface DaemonOptions extends MountOptions {
   /** A file that the daemon appends its log to, and opens anew at SIGHUP. Default: no log. */
   log?: string | undefined;

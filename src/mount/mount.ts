@@ -24,8 +24,17 @@ const run = promisify(execFile);
 const debug = debugLog('mount');
 
 /** What went wrong when the images were closed at the end, by image; empty is as it should be. */
-export type EndFailures = { image: string; error: unknown }[];
+export type EndFailures = EndFailure[];
 
+/** An image that was not closed as it should be. */
+export interface EndFailure {
+  /** Its name in the mount. */
+  image: string;
+  /** What was thrown. */
+  error: unknown;
+}
+
+/** A mount that this process serves. */
 export interface Mount {
   /** The image directory, as a real path. */
   readonly directory: string;

@@ -1,6 +1,7 @@
 /** What a mount can be told. */
 import { PcowError } from '../engine/index.js';
 
+/** What a mount can be told. */
 export interface MountOptions {
   /** Other users may use the mount as far as the modes of the images let them. Default: only the user who mounts. */
   allowOther?: boolean | undefined;

@@ -1,0 +1,22 @@
+/**
+ * Pcow as a library: images, and mounts of image directories. docs/library.md shows how to use it.
+ *
+ * Sizes, offsets and lengths are bytes. Everything that fails throws, or rejects with, a {@link PcowError}.
+ *
+ * @module pcow
+ */
+export { type Dependant, dependants } from './engine/dependants.js';
+export { isPcowError, PcowError, type PcowErrorCode, type PcowErrorOptions } from './engine/errors.js';
+export { Image, snapshotTogether } from './engine/image.js';
+export type * from './engine/types.js';
+export {
+  type DaemonOptions,
+  type EndFailure,
+  type EndFailures,
+  type Mount,
+  mountDirectory as mount,
+  type MountOptions,
+  startDaemon,
+  umount,
+} from './mount/index.js';
+export { mountsOfDirectory, type PcowMount, pcowMounts } from './mounts.js';
