@@ -5,7 +5,7 @@ import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { promisify } from 'node:util';
 import { type Contents, fileContents, imageContents } from '../src/contents/contents.js';
-import { Image } from '../src/engine/index.js';
+import { Image, PcowError } from '../src/engine/index.js';
 import { Failure } from './errors.js';
 import { quote } from './quote.js';
 import { findTarget } from './target.js';
@@ -15,7 +15,7 @@ const run = promisify(execFile);
 const MAGIC = Buffer.from('\x89PCOW\r\n\x1a', 'latin1');
 
 /** `format`: `pcow`, `raw`, or one of qemu-img's; left out: what the file looks like. */
-export async function openContents(given: string, format?: string): Promise<Contents> {
+export async function openContents(given: string, format: string | undefined, signal: AbortSignal): Promise<Contents> {
   const { image, snapshot } = await findTarget(given);
   const isImage = format === 'pcow' || (format === undefined && (await beginsLikeAnImage(image.file)));
   if (isImage) {
@@ -27,8 +27,8 @@ export async function openContents(given: string, format?: string): Promise<Cont
       `${quote(image.given)} is not a Pcow image, so it has no snapshot ${snapshot}`,
     );
   }
-  const found = format ?? (await formatOf(image.file));
-  return found === 'raw' ? fileContents(image.file) : convertedContents(image.file, found);
+  const found = format ?? (await formatOf(image.file, signal));
+  return found === 'raw' ? fileContents(image.file) : convertedContents(image.file, found, signal);
 }
 
 async function beginsLikeAnImage(file: string): Promise<boolean> {
@@ -41,18 +41,18 @@ async function beginsLikeAnImage(file: string): Promise<boolean> {
   }
 }
 
-async function formatOf(file: string): Promise<string> {
-  const { stdout } = await qemuImg(file, 'info', '--output=json', '--', file);
+async function formatOf(file: string, signal: AbortSignal): Promise<string> {
+  const { stdout } = await qemuImg(file, signal, 'info', '--output=json', '--', file);
   return (JSON.parse(stdout) as { format: string }).format;
 }
 
 /** A raw copy, sparse, which goes when the contents are closed. */
-async function convertedContents(file: string, format: string): Promise<Contents> {
+async function convertedContents(file: string, format: string, signal: AbortSignal): Promise<Contents> {
   const directory = await mkdtemp(path.join(tmpdir(), 'pcow-'));
   const remove = () => rm(directory, { recursive: true, force: true });
   try {
     const raw = path.join(directory, 'raw');
-    await qemuImg(file, 'convert', '-f', format, '-O', 'raw', '--', file, raw);
+    await qemuImg(file, signal, 'convert', '-f', format, '-O', 'raw', '--', file, raw);
     const contents = await fileContents(raw);
     return {
       ...contents,
@@ -67,10 +67,13 @@ async function convertedContents(file: string, format: string): Promise<Contents
   }
 }
 
-async function qemuImg(file: string, ...words: string[]): Promise<{ stdout: string }> {
+async function qemuImg(file: string, signal: AbortSignal, ...words: string[]): Promise<{ stdout: string }> {
   try {
-    return await run('qemu-img', words);
+    return await run('qemu-img', words, { signal });
   } catch (error) {
+    if (signal.aborted) {
+      throw new PcowError('PCOW_CANCELLED', `reading ${quote(file)} was stopped`, { cause: error });
+    }
     if (error instanceof Error && 'code' in error && error.code === 'ENOENT') {
       throw new Failure(
         'PCOW_UNSUPPORTED',

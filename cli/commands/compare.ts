@@ -68,20 +68,20 @@ async function compare(first: string, second: string, options: Options): Promise
   }
 }
 
-async function compared(first: string, second: string, options: Options): Promise<Comparison> {
-  const left = await openContents(first, options.format);
-  try {
-    const right = await openContents(second, options.secondFormat);
+function compared(first: string, second: string, options: Options): Promise<Comparison> {
+  return withProgress(`compare ${first} ${second}`, options.progress, async (long) => {
+    const left = await openContents(first, options.format, long.signal);
     try {
-      return await withProgress(`compare ${first} ${second}`, options.progress, (long) =>
-        compareContents(left, right, { strict: options.strict ?? false, ...long }),
-      );
+      const right = await openContents(second, options.secondFormat, long.signal);
+      try {
+        return await compareContents(left, right, { strict: options.strict ?? false, ...long });
+      } finally {
+        await right.close();
+      }
     } finally {
-      await right.close();
+      await left.close();
     }
-  } finally {
-    await left.close();
-  }
+  });
 }
 
 function sentenceOf(result: Comparison): string {

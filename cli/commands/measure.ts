@@ -62,13 +62,13 @@ async function measureCommand(source: string | undefined, options: Options): Pro
   }
 }
 
-async function measureSource(source: string, blockSize: number, options: Options) {
-  const contents = await openContents(source, options.f);
-  try {
-    return await withProgress(`measure ${source}`, options.progress, (long) =>
-      measure(contents.size, blockSize, contents, long),
-    );
-  } finally {
-    await contents.close();
-  }
+function measureSource(source: string, blockSize: number, options: Options) {
+  return withProgress(`measure ${source}`, options.progress, async (long) => {
+    const contents = await openContents(source, options.f, long.signal);
+    try {
+      return await measure(contents.size, blockSize, contents, long);
+    } finally {
+      await contents.close();
+    }
+  });
 }

@@ -1,5 +1,5 @@
 /** Whether two contents are equal, byte by byte, without reading what both say is zeros. */
-import type { LongOptions } from '../engine/index.js';
+import { type LongOptions, PcowError } from '../engine/index.js';
 import type { Contents, Range } from './contents.js';
 
 export type Comparison =
@@ -24,7 +24,9 @@ export async function compareContents(
   for await (const { offset, length, first, second } of together(left.ranges(signal), right.ranges(signal))) {
     if (strict && first !== second) return { same: false, offset, why: 'allocation' };
     for (let at = offset; (first || second) && at < offset + length; at += STEP) {
-      signal?.throwIfAborted();
+      if (signal?.aborted) {
+        throw new PcowError('PCOW_CANCELLED', 'the comparison was stopped', { cause: signal.reason });
+      }
       const step = Math.min(STEP, offset + length - at);
       const [one, other] = await Promise.all([
         bytesOf(left, first, buffers[0].subarray(0, step), at),
