@@ -25,6 +25,8 @@ export interface Attributes {
 
 const DIRECTORY = 0o040000;
 const REGULAR = 0o100000;
+/** How many directories are in one is not said: programs would count on it. */
+const DIRECTORY_LINKS = 1;
 const BLOCK = 4096;
 /** Of what takes no disk of its own. Not 0: some programs take a file without blocks for one big hole. */
 const FEW_BLOCKS = BLOCK / 512;
@@ -94,7 +96,7 @@ export class AttributeSource {
       gid: status.gid,
       size: BLOCK,
       ino: 0,
-      nlink: 2,
+      nlink: DIRECTORY_LINKS,
       blocks: 0,
       blksize: BLOCK,
       atime: new Date(status.accessed),
@@ -112,7 +114,7 @@ export class AttributeSource {
       gid: status.gid,
       size: BLOCK,
       ino: 0,
-      nlink: type === DIRECTORY ? 2 : 1,
+      nlink: 1,
       blocks: type === DIRECTORY ? 0 : FEW_BLOCKS,
       blksize: BLOCK,
       atime: new Date(status.accessed),
