@@ -1,5 +1,6 @@
 /** People at a shell, and the programs that walk through whole trees: nothing in a mount hangs them, and they do no harm. */
 import { execFile } from 'node:child_process';
+import { createHash } from 'node:crypto';
 import { mkdir, readdir, readFile, stat, statfs, writeFile } from 'node:fs/promises';
 import path from 'node:path';
 import { promisify } from 'node:util';
@@ -30,7 +31,10 @@ async function content(mount: TestMount): Promise<unknown> {
   const images = await Promise.all(
     ['vm1', 'vm2'].map(async (name) => {
       const { lastError } = await mount.status(name);
-      return [name, await readFile(mount.file(name)), await readdir(mount.control(name, 'at')), lastError];
+      const sum = createHash('sha256')
+        .update(await readFile(mount.file(name)))
+        .digest('hex');
+      return [name, sum, await readdir(mount.control(name, 'at')), lastError];
     }),
   );
   return [await readdir(mount.point), images];
@@ -48,7 +52,7 @@ test.serial('find, grep, cp, tar, du and ls go through all of it', async (t) => 
     'mnt/vm1',
   ]);
   await shell(mount, 'cp -r mnt copy && tar cf archive.tar mnt && ls -lR mnt && du -a mnt && cmp copy/vm1 mnt/vm1');
-  t.deepEqual(await readFile(path.join(mount.scratch, 'copy/.pcow/vm1/at/one')), await readFile(mount.file('vm1')));
+  await shell(mount, 'cmp copy/.pcow/vm1/at/one mnt/vm1');
   t.is(await shell(mount, 'tar xOf archive.tar mnt/.pcow/help'), HELP);
   t.deepEqual(await content(mount), before);
 });
