@@ -16,7 +16,8 @@ import { Failure } from './errors.js';
 
 const debug = createDebug('pcow:cli:control');
 
-export type ImageControl = 'snapshot' | 'rollback' | 'delete' | 'clone' | 'resize';
+export type ImageControl =
+  'snapshot' | 'rollback' | 'delete' | 'clone' | 'resize' | 'rebase' | 'flatten' | 'commit' | 'compact';
 
 /** Writes `text` to a control file of one image; returns when the mount has done it. */
 export async function askImage(mount: PcowMount, image: string, control: ImageControl, text: string): Promise<void> {
@@ -29,6 +30,11 @@ export async function askForCut(mount: PcowMount, name: string, images: string[]
   const directory = path.join(mount.mountpoint, '.pcow');
   const text = [name, ...images].join(' ');
   await writeControl(mount, path.join(directory, 'snapshot'), text, `snapshot ${text}`, directory);
+}
+
+/** The sentence for an operation on a flat file that the mount has refused. */
+export function explainOperation(error: unknown, mount: PcowMount, image: string, what: string): Promise<unknown> {
+  return explain(error, mount, what, path.join(mount.mountpoint, '.pcow', image));
 }
 
 async function writeControl(

@@ -18,6 +18,12 @@ import { addMeasure } from './commands/measure.js';
 import { addMount } from './commands/mount.js';
 import { addQemuArgs } from './commands/qemu-args.js';
 import { addReceive } from './commands/receive.js';
+import { addCommit } from './commands/commit.js';
+import { addCompact } from './commands/compact.js';
+import { addFlatten } from './commands/flatten.js';
+import { addRebase } from './commands/rebase.js';
+import { addRename } from './commands/rename.js';
+import { addRm } from './commands/rm.js';
 import { addResize } from './commands/resize.js';
 import { addRollback } from './commands/rollback.js';
 import { addRun } from './commands/run.js';
@@ -44,6 +50,12 @@ export function pcowProgram(): Command {
     addRollback,
     addDelete,
     addResize,
+    addRebase,
+    addFlatten,
+    addCommit,
+    addCompact,
+    addRename,
+    addRm,
     addMap,
     addDiff,
     addCompare,

@@ -2,30 +2,53 @@ import type { Command } from 'commander';
 import { askImage } from '../control.js';
 import { addNotes } from '../help.js';
 import { withImage } from '../images.js';
-import { say } from '../output.js';
+import { say, sayJson } from '../output.js';
+import { Failure } from '../errors.js';
 import { formatSize, parseSize } from '../size.js';
 import { findImage } from '../target.js';
 
 export function addResize(program: Command): void {
   const command = program
     .command('resize')
-    .summary('make an image larger')
-    .description('Makes an image larger. The new part reads as zeros; snapshots keep their sizes.')
+    .summary('make an image larger or smaller')
+    .description(
+      'Makes an image larger, or with --shrink smaller. A new part reads as zeros; snapshots keep their sizes.',
+    )
     .argument('<image>', 'the image')
-    .argument('<size>', 'the new size: bytes, or with K, M, G or T')
+    .argument('<size>', 'the new size: bytes, or with K, M, G or T; +SIZE: so much more')
+    .option('--shrink', 'make it smaller: what lies behind the new end is lost')
+    .option('--json', 'for programs')
     .action(resize);
   addNotes(command, {
-    examples: [{ command: 'pcow resize vm1 20G', does: 'to 20 GiB' }],
+    text: [
+      'An image is never smaller than the snapshot or the base that it stands on. One that is used can be made larger, and is ' +
+        'not made smaller.',
+    ],
+    examples: [
+      { command: 'pcow resize vm1 20G', does: 'to 20 GiB' },
+      { command: 'pcow resize vm1 +5G', does: 'by 5 GiB' },
+      { command: 'pcow resize vm1 5G --shrink', does: 'to 5 GiB, which throws the rest away' },
+    ],
   });
 }
 
-async function resize(given: string, size: string): Promise<void> {
-  const bytes = parseSize(size);
+async function resize(given: string, size: string, options: { shrink?: boolean; json?: boolean }): Promise<void> {
+  const { shrink = false } = options;
   const image = await findImage(given);
-  if (image.mount === null) {
-    await withImage(image.file, { write: true }, (open) => open.resize(bytes));
-  } else {
-    await askImage(image.mount, image.name, 'resize', String(bytes));
+  const present = await withImage(image.file, {}, (open) => open.info().size);
+  const bytes = size.startsWith('+') ? present + parseSize(size.slice(1)) : parseSize(size);
+  if (bytes < present && !shrink) {
+    throw new Failure(
+      'PCOW_INVALID',
+      `${image.name} has ${formatSize(present)}, and making it smaller loses what lies behind ${formatSize(bytes)}`,
+      `if that is meant: pcow resize ${given} ${size} --shrink`,
+    );
   }
-  say(`${image.name} has ${formatSize(bytes)} now`);
+  if (image.mount === null) {
+    await withImage(image.file, { write: true }, (open) => open.resize(bytes, { shrink }));
+  } else {
+    await askImage(image.mount, image.name, 'resize', bytes < present ? `${bytes} shrink` : String(bytes));
+  }
+  if (options.json === true) sayJson({ image: image.file, before: present, size: bytes });
+  else say(`${image.name} has ${formatSize(bytes)} now`);
 }

@@ -2,6 +2,7 @@
 export { crc32c } from './checksum.js';
 export { dependants, type Dependant } from './dependants.js';
 export { isPcowError, PcowError, type PcowErrorCode } from './errors.js';
+export { renameImage, type Standing } from './rename.js';
 export { Image, snapshotTogether } from './image.js';
 export { nextData } from './sparse-file.js';
 export type * from './types.js';

@@ -2,10 +2,10 @@
  * The images of a directory. Nothing is remembered that the directory could contradict: every look-up asks for the image
  * file again, so images that appear, go away or are replaced from outside are seen at once.
  */
-import { readdir, realpath, rename, unlink } from 'node:fs/promises';
+import { readdir, realpath, unlink } from 'node:fs/promises';
 import path from 'node:path';
 
-import { dependants, PcowError } from '../engine/index.js';
+import { dependants, PcowError, renameImage, type Standing } from '../engine/index.js';
 import { isSystemError, noSuchFile } from './failure.js';
 import { usersOf } from './holders.js';
 import { everyFile, fileStatus, type FileStatus, ImageEntry, leadsOutside, noRegularFile } from './image-entry.js';
@@ -104,7 +104,7 @@ export class Catalog {
     });
   }
 
-  /** `mv NAME TARGET`: renames the image file, unless somebody uses it or other images stand on it. */
+  /** `mv NAME TARGET`: renames the image file, unless somebody uses it; images that stand on it are told. */
   async rename(name: string, target: string): Promise<void> {
     await this.structure.run(async () => {
       const { entry } = await this.findSound(name);
@@ -113,9 +113,10 @@ export class Catalog {
       if (await exists(file)) {
         throw new PcowError('PCOW_EXISTS', `${name} can't be renamed: there is a ${target} already; remove it first`);
       }
-      await this.#alone(entry, 'renamed', async () => {
+      const standing = await this.#standingOn(entry);
+      await this.#unused(entry, 'renamed', async () => {
         await entry.shutDown();
-        await rename(entry.file, file);
+        await renameImage(entry.file, file, standing);
         this.#entries.delete(name);
         this.#entries.set(target, entry);
         entry.name = target;
@@ -125,17 +126,35 @@ export class Catalog {
     });
   }
 
+  /** The images that stand on this one, for writing. Fails where one of them is another process's. */
+  async #standingOn(entry: ImageEntry): Promise<Standing[]> {
+    const standing: Standing[] = [];
+    for (const { image, layer } of await dependants(this.#place.directory, entry.file)) {
+      const name = imageNameOf(path.basename(image));
+      if (name !== null) {
+        const child = await this.findSound(name);
+        standing.push({ image: (await child.entry.writer()).image, layer });
+      }
+    }
+    return standing;
+  }
+
   /** Runs work on an image that nobody else uses, nothing stands on, and that this mount has the lock of. */
   async #alone(entry: ImageEntry, done: string, work: () => Promise<void>): Promise<void> {
+    const standing = await dependants(this.#place.directory, entry.file);
+    if (standing.length > 0) {
+      throw new PcowError(
+        'PCOW_IN_USE',
+        `${entry.name} can't be ${done}: ${standing.map(({ image }) => path.basename(image)).join(', ')} stand on it`,
+      );
+    }
+    await this.#unused(entry, done, work);
+  }
+
+  /** Runs work on an image that nobody else uses, and that this mount has the lock of. */
+  async #unused(entry: ImageEntry, done: string, work: () => Promise<void>): Promise<void> {
     await entry.commands.run(async () => {
       await entry.writer();
-      const standing = await dependants(this.#place.directory, entry.file);
-      if (standing.length > 0) {
-        throw new PcowError(
-          'PCOW_IN_USE',
-          `${entry.name} can't be ${done}: ${standing.map(({ image }) => path.basename(image)).join(', ')} stand on it`,
-        );
-      }
       await entry.exclusively(everyFile, () => this.inUse(entry, done), work);
     });
   }

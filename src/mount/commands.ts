@@ -2,7 +2,7 @@
  * What writing to the control files does. Each command runs while it holds what keeps others from contradicting it:
  * first the catalog's `structure`, then the `commands` of the images, in the order of their names.
  */
-import { chmod, chown } from 'node:fs/promises';
+import { chmod, chown, realpath } from 'node:fs/promises';
 import path from 'node:path';
 
 import { LiveSnapshot } from '../attach/live-snapshot.js';
@@ -201,10 +201,65 @@ export class Commands {
     throw new PcowError('PCOW_EXISTS', `there is an image ${name} already: choose another name, or remove it first`);
   }
 
-  async resize(entry: ImageEntry, size: number): Promise<void> {
+  /** Another base for an image, or (null) none, with its content kept. `base` is not deleted meanwhile: its commands are held. */
+  async rebase(entry: ImageEntry, base: ImageEntry | null, snapshot: string | null): Promise<void> {
+    const held = base === null || base === entry ? [entry] : [entry, base];
+    await holdingAll(held, async () => {
+      const { image } = await entry.writer();
+      await image.rebase(base && { path: base.file, layer: await this.#layerFor(base, snapshot) });
+      log(base ? `${entry.name}: stands on ${base.name} now` : `${entry.name}: flattened`);
+    });
+  }
+
+  /** What an image has written goes into its base, as a snapshot there. Neither may be in use. */
+  async commit(entry: ImageEntry, name: string): Promise<void> {
+    checkSnapshotName(name);
+    const base = await this.#baseOf(entry);
+    await holdingAll([entry, base], async () => {
+      const { image } = await entry.writer();
+      const { image: into } = await base.writer();
+      const busy = (used: ImageEntry) => () => this.#catalog.inUse(used, 'part of a commit');
+      await entry.exclusively(flatFileOnly, busy(entry), () =>
+        base.exclusively(flatFileOnly, busy(base), () => image.commitInto(into, name)),
+      );
+      log(`${entry.name}: committed to ${base.name} as ${name}`);
+    });
+  }
+
+  async #baseOf(entry: ImageEntry): Promise<ImageEntry> {
+    const { base } = (await entry.view()).image.info();
+    if (base === null) {
+      throw new PcowError('PCOW_INVALID', `${entry.name} has no base to commit to`);
+    }
+    for (const name of await this.#catalog.names()) {
+      const found = (await this.#catalog.find(name)).entry;
+      if ((await realpath(found.file)) === base.resolved) {
+        return found;
+      }
+    }
+    throw new PcowError(
+      'PCOW_BASE_OUTSIDE',
+      `the base of ${entry.name}, ${base.resolved}, is not in this directory: end the mount, then commit`,
+    );
+  }
+
+  async compact(entry: ImageEntry): Promise<void> {
     await entry.commands.run(async () => {
       const { image } = await entry.writer();
-      await image.resize(size);
+      await image.compact();
+      log(`${entry.name}: compacted`);
+    });
+  }
+
+  async resize(entry: ImageEntry, size: number, shrink: boolean): Promise<void> {
+    await entry.commands.run(async () => {
+      const { image } = await entry.writer();
+      if (shrink) {
+        const busy = () => this.#catalog.inUse(entry, 'made smaller');
+        await entry.exclusively(flatFileOnly, busy, () => image.resize(size, { shrink }));
+      } else {
+        await image.resize(size);
+      }
       log(`${entry.name}: resized to ${size} bytes`);
     });
   }

@@ -68,9 +68,58 @@ export const imageControls: ReadonlyMap<string, ControlFile<Found>> = new Map<st
     {
       read: async (_, { entry }) => {
         const { image } = await entry.view();
-        return `write BYTES to make the image larger; it has ${image.info().size}\n`;
+        return `write BYTES to make the image larger, or "BYTES shrink" to make it smaller; it has ${image.info().size}\n`;
       },
-      write: (context, { entry }, text) => context.commands.resize(entry, bytesIn(oneWord(text, 'a number of bytes'))),
+      write: (context, { entry }, text) => {
+        const [size = '', how] = wordsOf(text, 1, 2, 'a number of bytes, or one and "shrink"');
+        if (how !== undefined && how !== 'shrink') {
+          throw new PcowError('PCOW_INVALID', `a number of bytes is followed by "shrink" or nothing, not by "${how}"`);
+        }
+        return context.commands.resize(entry, bytesIn(size), how !== undefined);
+      },
+    },
+  ],
+  [
+    'rebase',
+    {
+      read: (_, { entry }) =>
+        usage(entry, 'write IMAGE or IMAGE SNAPSHOT to stand on that, with the content kept; the base is', baseName),
+      write: async (context, { entry }, text) => {
+        const [base = '', snapshot = null] = wordsOf(text, 1, 2, 'IMAGE, or IMAGE and the name of a snapshot');
+        await context.commands.rebase(entry, (await context.catalog.findSound(base)).entry, snapshot);
+      },
+    },
+  ],
+  [
+    'flatten',
+    {
+      read: (_, { entry }) => usage(entry, 'write "now" to copy everything from the base and drop it; it is', baseName),
+      write: (context, { entry }, text) => {
+        now(text);
+        return context.commands.rebase(entry, null, null);
+      },
+    },
+  ],
+  [
+    'commit',
+    {
+      read: (_, { entry }) =>
+        usage(entry, 'write NAME to move what was written into the base, as its snapshot; the base is', baseName),
+      write: (context, { entry }, text) =>
+        context.commands.commit(entry, oneWord(text, 'the name of the new snapshot of the base')),
+    },
+  ],
+  [
+    'compact',
+    {
+      read: async (_, { entry }) => {
+        const { image } = await entry.view();
+        return `write "now" to give back blocks of zeros; the image takes ${image.info().diskUse} bytes\n`;
+      },
+      write: (context, { entry }, text) => {
+        now(text);
+        return context.commands.compact(entry);
+      },
     },
   ],
 ]);
@@ -116,6 +165,13 @@ function oneWord(text: string, usage: string): string {
   return wordsOf(text, 1, 1, usage)[0] ?? '';
 }
 
+function now(text: string): void {
+  const word = oneWord(text, '"now"');
+  if (word !== 'now') {
+    throw new PcowError('PCOW_INVALID', `this takes "now", not ${JSON.stringify(word)}`);
+  }
+}
+
 function bytesIn(word: string): number {
   if (!/^\d{1,15}$/.test(word)) {
     throw new PcowError('PCOW_INVALID', `the size must be a number of bytes, not ${JSON.stringify(word)}`);
@@ -136,6 +192,11 @@ async function usage(
 async function all(entry: ImageEntry): Promise<string[]> {
   const { image } = await entry.view();
   return image.snapshotNames();
+}
+
+async function baseName(entry: ImageEntry): Promise<string[]> {
+  const { base } = (await entry.view()).image.info();
+  return base ? [base.snapshot === null ? base.path : `${base.path}@${base.snapshot}`] : [];
 }
 
 async function newest(entry: ImageEntry): Promise<string[]> {

@@ -10,7 +10,11 @@ write returns when it is done; if it fails, the reason is in "status" (lastError
   .pcow/NAME/rollback             write SNAPSHOT: back to it; what was written since is lost (nobody may have NAME open)
   .pcow/NAME/delete               write SNAPSHOT: delete that snapshot
   .pcow/NAME/clone                write NEWIMAGE or NEWIMAGE SNAPSHOT: a new image on this one
-  .pcow/NAME/resize               write BYTES: make it larger
+  .pcow/NAME/resize               write BYTES: make it larger; BYTES shrink: smaller (nobody may have NAME open)
+  .pcow/NAME/rebase               write IMAGE or IMAGE SNAPSHOT: stand on that, with the content kept
+  .pcow/NAME/flatten              write now: copy everything from the base, and drop it
+  .pcow/NAME/commit               write SNAPSHOT: move what was written into the base, as a snapshot there
+  .pcow/NAME/compact              write now: give back blocks of zeros
   .pcow/NAME/metrics              Prometheus text
   .pcow/snapshot                  write "SNAPSHOT NAME NAME ...": one snapshot of several images at one moment
   .pcow/status, .pcow/metrics     the same as above, of the mount and of all its images

@@ -136,9 +136,9 @@ test('bases: missing, changed, circular, too large', async (t) => {
   await fails(t, pcow('info', 'vm1'), 10, /vm1\.pcow/);
 });
 
-test('a size can only grow', async (t) => {
+test('an image is not made smaller unasked', async (t) => {
   const { pcow } = await withImage(t);
-  await fails(t, pcow('resize', 'vm1', '512M'), 3, /can grow, but not shrink/);
+  await fails(t, pcow('resize', 'vm1', '512M'), 3, /loses what lies behind 512 MiB/, /--shrink/);
   await fails(t, pcow('resize', 'vm1', '1000000001'), 3, /not a multiple of 4 KiB/);
 });
 

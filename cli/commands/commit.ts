@@ -1,0 +1,89 @@
+import type { Command } from 'commander';
+import { automaticName } from '../../src/automatic-name.js';
+import type { Image } from '../../src/engine/index.js';
+import { askImage } from '../control.js';
+import { Failure } from '../errors.js';
+import { addNotes } from '../help.js';
+import { withImage } from '../images.js';
+import { say, sayJson } from '../output.js';
+import { type ProgressForm, progressOption, withProgress } from '../progress.js';
+import { findImage, type ImageTarget } from '../target.js';
+
+export function addCommit(program: Command): void {
+  const command = program
+    .command('commit')
+    .summary('move what was written into the base')
+    .description(
+      'Moves what an image has written into its base, as a new snapshot there. The image stands on that then, and is empty itself.',
+    )
+    .argument('<image>', 'the image; it must have no snapshots')
+    .option('--name <name>', 'of the new snapshot of the base; left out: an automatic one')
+    .option('--json', 'for programs')
+    .addOption(progressOption())
+    .action(commit);
+  addNotes(command, {
+    text: [
+      'Other images on the same base are not harmed: they go on standing on the snapshot that they stand on. The base itself ' +
+        'holds what was committed afterwards, unless it was written since the image was made on it; then its present content ' +
+        'stays, and what was committed is only its new snapshot.',
+      'Neither the image nor its base may be in use.',
+    ],
+    examples: [
+      { command: 'pcow commit vm1', does: 'into its base' },
+      { command: 'pcow commit vm1 --name patched', does: 'as BASE@patched' },
+    ],
+  });
+}
+
+interface Options {
+  name?: string;
+  json?: boolean;
+  progress?: ProgressForm;
+}
+
+async function commit(given: string, { name, json, progress }: Options): Promise<void> {
+  const image = await findImage(given);
+  const { base } = await withImage(image.file, {}, (open) => open.info());
+  if (base === null) {
+    throw new Failure(
+      'PCOW_INVALID',
+      `${image.name} has no base to commit to`,
+      'pcow info shows what an image stands on',
+    );
+  }
+  const into = await findImage(base.resolved);
+  const snapshot = name ?? automaticName();
+  if (image.mount !== null) {
+    await askImage(image.mount, image.name, 'commit', snapshot);
+  } else if (into.mount !== null) {
+    throw new Failure(
+      'PCOW_BUSY',
+      `the base ${into.file} is mounted on ${into.mount.mountpoint}, and ${image.name} is not`,
+      `end that mount first: pcow umount ${into.mount.mountpoint}`,
+    );
+  } else {
+    await commitAtRest(image, into, snapshot, { automatic: name === undefined, progress });
+  }
+  const followed = await withImage(into.file, {}, (open) => open.info().chain[1]?.snapshot === snapshot);
+  if (json === true) {
+    sayJson({ image: image.file, base: into.file, snapshot, followed });
+  } else {
+    say(`${image.name} is committed to ${into.name}@${snapshot}, and stands on it`);
+    if (!followed) say(`${into.name} was written since: its present content stays, and is not on that snapshot`);
+  }
+}
+
+async function commitAtRest(
+  image: ImageTarget,
+  base: ImageTarget,
+  snapshot: string,
+  { automatic, progress }: { automatic: boolean; progress: ProgressForm | undefined },
+): Promise<void> {
+  await withImage(image.file, { write: true }, (open: Image) =>
+    withImage(base.file, { write: true }, (into) =>
+      withProgress(`commit ${image.name}`, progress, (options) =>
+        open.commitInto(into, snapshot, { ...options, automatic }),
+      ),
+    ),
+  );
+}

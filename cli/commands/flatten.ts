@@ -1,0 +1,43 @@
+import type { Command } from 'commander';
+import { askImage } from '../control.js';
+import { addNotes } from '../help.js';
+import { withImage } from '../images.js';
+import { say, sayJson } from '../output.js';
+import { type ProgressForm, progressOption, withProgress } from '../progress.js';
+import { findImage } from '../target.js';
+
+export function addFlatten(program: Command): void {
+  const command = program
+    .command('flatten')
+    .summary('copy everything from the base, and let it go')
+    .description('Copies what an image, or a snapshot of it, reads from its base into it; then it stands on no base.')
+    .argument('<image>', 'the image')
+    .option('--json', 'for programs')
+    .addOption(progressOption())
+    .action(flatten);
+  addNotes(command, {
+    text: ['The content stays, of its snapshots too. Stopped in the middle, the image stands on its base as before.'],
+    examples: [
+      { command: 'pcow flatten vm1', does: 'before vm1.pcow goes to another machine' },
+      { command: 'pcow flatten /mnt/vm1', does: 'through the mount, also while it is used' },
+    ],
+  });
+}
+
+interface Options {
+  json?: boolean;
+  progress?: ProgressForm;
+}
+
+async function flatten(given: string, { json, progress }: Options): Promise<void> {
+  const image = await findImage(given);
+  if (image.mount === null) {
+    await withImage(image.file, { write: true }, (open) =>
+      withProgress(`flatten ${image.name}`, progress, (options) => open.rebase(null, options)),
+    );
+  } else {
+    await askImage(image.mount, image.name, 'flatten', 'now');
+  }
+  if (json === true) sayJson({ image: image.file, base: null });
+  else say(`${image.name} stands on no base now`);
+}

@@ -1,0 +1,94 @@
+import type { Command } from 'commander';
+import { type BaseOptions, Image } from '../../src/engine/index.js';
+import { askImage } from '../control.js';
+import { Failure } from '../errors.js';
+import { addNotes } from '../help.js';
+import { withImage } from '../images.js';
+import { checkBase, onFrozenLayer } from '../making.js';
+import { say, sayJson } from '../output.js';
+import { type ProgressForm, progressOption, withProgress } from '../progress.js';
+import { quote } from '../quote.js';
+import { findImage, findTarget, type ImageTarget, type Target } from '../target.js';
+
+export function addRebase(program: Command): void {
+  const command = program
+    .command('rebase')
+    .summary('put an image on another base')
+    .description('Puts an image on another base. Its content stays: what the two bases hold differently is copied.')
+    .argument('<image>', 'the image')
+    .requiredOption('-b, --base <image[@snapshot]>', 'what to stand on; empty (""): nothing, as “pcow flatten”')
+    .option('-u, --unsafe', 'only change the name of the base, whatever it holds: it was moved or copied')
+    .option('--json', 'for programs')
+    .addOption(progressOption())
+    .action(rebase);
+  addNotes(command, {
+    text: [
+      'Snapshots keep their content as well. Stopped in the middle, the image stands where it stood. With --unsafe the old base ' +
+        'need not be there any more; the new one must hold the same, or the image changes.',
+    ],
+    examples: [
+      { command: 'pcow rebase vm1 --base base@patched', does: 'on a newer snapshot of its base' },
+      { command: 'pcow rebase vm1 --base ""', does: 'on nothing' },
+      { command: 'pcow rebase vm1 --unsafe --base ../bases/base@installed', does: 'after its base was moved' },
+    ],
+  });
+}
+
+interface Options {
+  base: string;
+  unsafe?: boolean;
+  json?: boolean;
+  progress?: ProgressForm;
+}
+
+async function rebase(given: string, { base: newBase, unsafe, json, progress }: Options): Promise<void> {
+  const image = await findImage(given);
+  const base = newBase === '' ? null : await findTarget(newBase);
+  if (unsafe === true) {
+    await rebaseBlindly(image, base);
+  } else {
+    if (base !== null) await checkBase(base, image);
+    await rebaseSafely(image, base, progress);
+  }
+  if (json === true) sayJson({ image: image.file, base: base && { path: base.image.file, snapshot: base.snapshot } });
+  else say(base === null ? `${image.name} stands on no base now` : `${image.name} stands on ${newBase} now`);
+}
+
+async function rebaseSafely(image: ImageTarget, base: Target | null, form: ProgressForm | undefined): Promise<void> {
+  if (image.mount === null) {
+    const change = (standing: BaseOptions | null) =>
+      withImage(image.file, { write: true }, (open) =>
+        withProgress(`rebase ${image.name}`, form, (options) => open.rebase(standing, options)),
+      );
+    await (base === null ? change(null) : onFrozenLayer(base, change));
+  } else if (base === null) {
+    await askImage(image.mount, image.name, 'flatten', 'now');
+  } else if (base.image.mount?.mountpoint === image.mount.mountpoint) {
+    await askImage(image.mount, image.name, 'rebase', [base.image.name, base.snapshot ?? []].flat().join(' '));
+  } else {
+    throw new Failure(
+      'PCOW_BASE_OUTSIDE',
+      `${quote(image.given)} is mounted, and ${quote(base.image.given)} is not in the same mount`,
+      `move it into ${image.mount.directory}, or end the mount first: pcow umount ${image.mount.mountpoint}`,
+    );
+  }
+}
+
+/** The image's own base may be missing: it is not opened. */
+export async function rebaseBlindly(image: ImageTarget, base: Target | null): Promise<void> {
+  if (image.mount !== null) {
+    throw new Failure(
+      'PCOW_BUSY',
+      `the base of ${image.name} can't be changed unseen while it is mounted on ${image.mount.mountpoint}`,
+      `pcow umount ${image.mount.mountpoint}`,
+    );
+  }
+  if (base === null) {
+    await Image.setBaseBlindly(image.file, null);
+    return;
+  }
+  if (base.image.file === image.file) {
+    throw new Failure('PCOW_BASE_LOOP', `${quote(image.given)} can't stand on itself`, 'choose another base');
+  }
+  await onFrozenLayer(base, (standing) => Image.setBaseBlindly(image.file, standing));
+}

@@ -1,0 +1,71 @@
+import { rename as renameFile } from 'node:fs/promises';
+import path from 'node:path';
+import type { Command } from 'commander';
+import { dependants, Image, renameImage, type Standing } from '../../src/engine/index.js';
+import { Failure } from '../errors.js';
+import { addNotes } from '../help.js';
+import { withImage } from '../images.js';
+import { say, sayJson } from '../output.js';
+import { quote } from '../quote.js';
+import { explainOperation } from '../control.js';
+import { findImage, flatFile, type ImageTarget, newImage } from '../target.js';
+
+export function addRename(program: Command): void {
+  const command = program
+    .command('rename')
+    .summary('give an image another name')
+    .description('Gives an image another name in its directory. Images there that stand on it are told.')
+    .argument('<image>', 'the image')
+    .argument('<new>', 'its new name; “.pcow” is added where it is missing')
+    .option('--json', 'for programs')
+    .action(rename);
+  addNotes(command, {
+    text: [
+      'Images find their bases by path, and know them by their uuid: those of the same directory are told the new name, ' +
+        'those of other directories have to be told with “pcow rebase --unsafe”. Neither the image nor one that stands on it may ' +
+        'be in use by another process. Killed in the middle, the image has both names; the same command again finishes it.',
+    ],
+    examples: [{ command: 'pcow rename vm1 web', does: 'vm1.pcow becomes web.pcow' }],
+  });
+}
+
+async function rename(given: string, newName: string, { json }: { json?: boolean }): Promise<void> {
+  const image = await findImage(given);
+  // A plain name stays in the image's directory, wherever that is.
+  const directory = image.mount === null ? path.dirname(image.file) : image.mount.mountpoint;
+  const target = await newImage(newName.includes('/') ? newName : path.join(directory, newName));
+  if (path.dirname(target.file) !== path.dirname(image.file)) {
+    throw new Failure(
+      'PCOW_INVALID',
+      `${quote(newName)} lies in another directory than ${image.file}, and a rename keeps an image where it is`,
+      'move the file with mv, and tell images that stand on it with “pcow rebase --unsafe”',
+    );
+  }
+  if (target.file === image.file) {
+    throw new Failure('PCOW_EXISTS', `${image.name} has that name already`);
+  }
+  if (image.mount === null) {
+    await renameAtRest(image, target);
+  } else {
+    const { mount } = image;
+    await renameFile(flatFile(image, mount), flatFile(target, mount)).catch(async (error: unknown) => {
+      throw await explainOperation(error, mount, image.name, `mv ${image.name} ${target.name}`);
+    });
+  }
+  if (json === true) sayJson({ from: image.file, to: target.file });
+  else say(`${image.name} is called ${target.name} now`);
+}
+
+async function renameAtRest(image: ImageTarget, target: ImageTarget): Promise<void> {
+  await withImage(image.file, { write: true }, async () => {
+    const standing: Standing[] = [];
+    try {
+      for (const { image: file, layer } of await dependants(path.dirname(image.file), image.file)) {
+        standing.push({ image: await Image.open(file, { write: true }), layer });
+      }
+      await renameImage(image.file, target.file, standing);
+    } finally {
+      await Promise.all(standing.map((one) => one.image.close()));
+    }
+  });
+}
