@@ -4,6 +4,7 @@ import { mkdtemp, open, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { promisify } from 'node:util';
+import { beginsLikeOriginal, OriginalImage } from '../src/contents/original.js';
 import { type Contents, fileContents, imageContents } from '../src/contents/contents.js';
 import { Image, PcowError } from '../src/engine/index.js';
 import { Failure } from './errors.js';
@@ -14,11 +15,11 @@ const run = promisify(execFile);
 
 const MAGIC = Buffer.from('\x89PCOW\r\n\x1a', 'latin1');
 
-/** `format`: `pcow`, `raw`, or one of qemu-img's; left out: what the file looks like. */
+/** `format`: `pcow`, `original` (the first Pcow's), `raw`, or one of qemu-img's; left out: what the file looks like. */
 export async function openContents(given: string, format: string | undefined, signal: AbortSignal): Promise<Contents> {
   const { image, snapshot } = await findTarget(given);
-  const isImage = format === 'pcow' || (format === undefined && (await beginsLikeAnImage(image.file)));
-  if (isImage) {
+  const found = format ?? (await formatOf(image.file, signal));
+  if (found === 'pcow') {
     return imageContents(await Image.open(image.file), snapshot);
   }
   if (snapshot !== null) {
@@ -27,21 +28,29 @@ export async function openContents(given: string, format: string | undefined, si
       `${quote(image.given)} is not a Pcow image, so it has no snapshot ${snapshot}`,
     );
   }
-  const found = format ?? (await formatOf(image.file, signal));
+  if (found === 'original') {
+    const original = await OriginalImage.open(image.file);
+    return { ...original.state(original.snapshots), close: () => original.close() };
+  }
   return found === 'raw' ? fileContents(image.file) : convertedContents(image.file, found, signal);
 }
 
-async function beginsLikeAnImage(file: string): Promise<boolean> {
+/** Of the original Pcow, with its snapshots. */
+export async function openOriginal(given: string): Promise<OriginalImage> {
+  const { image } = await findTarget(given);
+  return OriginalImage.open(image.file);
+}
+
+/** What a file looks like. */
+export async function formatOf(file: string, signal?: AbortSignal): Promise<string> {
   const handle = await open(file);
   try {
-    const { bytesRead, buffer } = await handle.read(Buffer.alloc(MAGIC.length), 0, MAGIC.length, 0);
-    return bytesRead === MAGIC.length && buffer.equals(MAGIC);
+    const { buffer } = await handle.read(Buffer.alloc(64), 0, 64, 0);
+    if (buffer.subarray(0, MAGIC.length).equals(MAGIC)) return 'pcow';
+    if (beginsLikeOriginal(buffer)) return 'original';
   } finally {
     await handle.close();
   }
-}
-
-async function formatOf(file: string, signal: AbortSignal): Promise<string> {
   const { stdout } = await qemuImg(file, signal, 'info', '--output=json', '--', file);
   return (JSON.parse(stdout) as { format: string }).format;
 }
@@ -67,12 +76,16 @@ async function convertedContents(file: string, format: string, signal: AbortSign
   }
 }
 
-async function qemuImg(file: string, signal: AbortSignal, ...words: string[]): Promise<{ stdout: string }> {
+export async function qemuImg(
+  file: string,
+  signal: AbortSignal | undefined,
+  ...words: string[]
+): Promise<{ stdout: string }> {
   try {
     return await run('qemu-img', words, { signal });
   } catch (error) {
-    if (signal.aborted) {
-      throw new PcowError('PCOW_CANCELLED', `reading ${quote(file)} was stopped`, { cause: error });
+    if (signal?.aborted) {
+      throw new PcowError('PCOW_CANCELLED', `the work on ${quote(file)} was stopped`, { cause: error });
     }
     if (error instanceof Error && 'code' in error && error.code === 'ENOENT') {
       throw new Failure(
@@ -82,6 +95,6 @@ async function qemuImg(file: string, signal: AbortSignal, ...words: string[]): P
       );
     }
     const said = error instanceof Error && 'stderr' in error ? String(error.stderr).trim() : String(error);
-    throw new Failure('PCOW_NOT_AN_IMAGE', `qemu-img can't read ${quote(file)}: ${said.replace(/^qemu-img: /, '')}`);
+    throw new Failure('PCOW_NOT_AN_IMAGE', `qemu-img can't work on ${quote(file)}: ${said.replace(/^qemu-img: /, '')}`);
   }
 }

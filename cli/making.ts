@@ -41,7 +41,7 @@ export async function makeImage(target: ImageTarget, options: MakeOptions): Prom
 }
 
 /** A new image never replaces a file unasked, and never one that other images stand on. */
-async function checkTarget(target: ImageTarget, force: boolean): Promise<void> {
+export async function checkTarget(target: ImageTarget, force: boolean): Promise<void> {
   const exists = await access(target.file).then(
     () => true,
     () => false,

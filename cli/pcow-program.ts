@@ -3,6 +3,7 @@ import type { Command } from 'commander';
 import { addClone } from './commands/clone.js';
 import { addCompletion } from './commands/completion.js';
 import { addCompare } from './commands/compare.js';
+import { addConvert } from './commands/convert.js';
 import { addCreate } from './commands/create.js';
 import { addDelete } from './commands/delete.js';
 import { addDiff } from './commands/diff.js';
@@ -50,6 +51,7 @@ export function pcowProgram(): Command {
     addRollback,
     addDelete,
     addResize,
+    addConvert,
     addRebase,
     addFlatten,
     addCommit,

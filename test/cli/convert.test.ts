@@ -1,0 +1,172 @@
+/** pcow convert: round trips of random sparse data, and images of the original Pcow. */
+import { execFile } from 'node:child_process';
+import { copyFile, open, readFile, readdir, stat, truncate, writeFile } from 'node:fs/promises';
+import path from 'node:path';
+import { promisify } from 'node:util';
+import test, { type ExecutionContext } from 'ava';
+import { Image } from '../../src/engine/index.js';
+import { makeOriginal, type OriginalBlock } from '../helpers/original.js';
+import { Random, seedFromEnvironment } from '../helpers/random.js';
+import { scratchDirectory } from '../helpers/scratch.js';
+import { fails, pcowIn, succeeds } from './outcome.js';
+
+const run = promisify(execFile);
+const MiB = 2 ** 20;
+const BLOCK = 65536;
+
+/** A sparse raw file with random data, and with zeros that are written. */
+async function randomRaw(random: Random, file: string, size: number): Promise<void> {
+  const handle = await open(file, 'w');
+  await handle.truncate(size);
+  for (let i = 0; i < 40; i += 1) {
+    const length = 1 + random.below(200_000);
+    const bytes = random.chance(0.2) ? Buffer.alloc(length) : random.fill(Buffer.alloc(length));
+    const offset = random.below(size - length);
+    await handle.write(bytes, 0, length, offset);
+  }
+  await handle.close();
+}
+
+async function diskUse(file: string): Promise<number> {
+  return (await stat(file)).blocks * 512;
+}
+
+async function contentOf(file: string, snapshot?: string): Promise<Buffer> {
+  const image = await Image.open(file);
+  const bytes = Buffer.alloc(image.info().size);
+  await image.read(bytes, 0, snapshot);
+  await image.close();
+  return bytes;
+}
+
+test('raw → pcow → qcow2 → pcow → raw, byte for byte and sparse', async (t) => {
+  const random = new Random(seedFromEnvironment());
+  t.log(`seed ${random.seed}`);
+  const directory = await scratchDirectory(t);
+  const pcow = pcowIn(directory);
+  const at = (name: string) => path.join(directory, name);
+  await randomRaw(random, at('start.raw'), 64 * MiB);
+  await succeeds(t, pcow('convert', 'start.raw', 'one'));
+  await succeeds(t, pcow('convert', 'one', 'two.qcow2'));
+  await run('qemu-img', ['check', at('two.qcow2')]);
+  await succeeds(t, pcow('convert', 'two.qcow2', 'three', '--block-size', '4K'));
+  await succeeds(t, pcow('convert', 'three', 'end.raw'));
+  t.true((await readFile(at('start.raw'))).equals(await readFile(at('end.raw'))));
+  t.true((await diskUse(at('end.raw'))) <= (await diskUse(at('start.raw'))));
+  t.true((await diskUse(at('one.pcow'))) < 48 * MiB);
+  t.deepEqual((await readdir(directory)).sort(), ['end.raw', 'one.pcow', 'start.raw', 'three.pcow', 'two.qcow2']);
+});
+
+test('vmdk, vdi and vhdx in', async (t) => {
+  const random = new Random(seedFromEnvironment());
+  t.log(`seed ${random.seed}`);
+  const directory = await scratchDirectory(t);
+  const pcow = pcowIn(directory);
+  await randomRaw(random, path.join(directory, 'start.raw'), 16 * MiB);
+  const expected = await readFile(path.join(directory, 'start.raw'));
+  for (const format of ['vmdk', 'vdi', 'vhdx']) {
+    await run('qemu-img', ['convert', '-f', 'raw', '-O', format, 'start.raw', `in.${format}`], { cwd: directory });
+    await succeeds(t, pcow('convert', `in.${format}`, format));
+    t.true((await contentOf(path.join(directory, `${format}.pcow`))).equals(expected), format);
+  }
+});
+
+test('a snapshot, and -B: only what differs from the base is stored', async (t) => {
+  const directory = await scratchDirectory(t);
+  const pcow = pcowIn(directory);
+  const raw = Buffer.alloc(4 * MiB, 7);
+  await writeFile(path.join(directory, 'a.raw'), raw);
+  await succeeds(t, pcow('convert', 'a.raw', 'base'));
+  await succeeds(t, pcow('snapshot', 'base@s'));
+  raw.fill(8, BLOCK, 2 * BLOCK);
+  raw.fill(0, 3 * BLOCK, 4 * BLOCK);
+  await writeFile(path.join(directory, 'b.raw'), raw);
+  await succeeds(t, pcow('convert', 'b.raw', 'vm', '-B', 'base@s'));
+  t.true((await contentOf(path.join(directory, 'vm.pcow'))).equals(raw));
+  t.true((await diskUse(path.join(directory, 'vm.pcow'))) < 4 * BLOCK);
+  await succeeds(t, pcow('convert', 'base@s', 'back.raw'));
+  t.true((await readFile(path.join(directory, 'back.raw'))).equals(await readFile(path.join(directory, 'a.raw'))));
+});
+
+/** Random blocks, some of them copied in part, applied to `disk`. */
+function randomSegment(random: Random, disk: Buffer, below: Buffer): OriginalBlock[] {
+  const numbers = new Set(Array.from({ length: 6 }, () => random.below(disk.length / BLOCK)));
+  return [...numbers].map((block) => {
+    const bytes = random.fill(Buffer.alloc(BLOCK));
+    const bitmap = random.chance(0.5) ? 0 : 1 + random.below(65535);
+    for (let unit = 0; unit < 16; unit += 1) {
+      const from = block * BLOCK + unit * 4096;
+      const source = bitmap === 0 || (bitmap >> unit) & 1 ? bytes.subarray(unit * 4096) : below.subarray(from);
+      source.copy(disk, from, 0, 4096);
+    }
+    return { block, bitmap, bytes };
+  });
+}
+
+test('an image of the original Pcow, with snapshots and a base', async (t) => {
+  const random = new Random(seedFromEnvironment());
+  t.log(`seed ${random.seed}`);
+  const directory = await scratchDirectory(t);
+  const pcow = pcowIn(directory);
+  const blocks = 32;
+  const disk = Buffer.alloc(blocks * BLOCK);
+  const states: Buffer[] = [];
+  const write = () => {
+    const below = Buffer.from(disk);
+    const segment = randomSegment(random, disk, below);
+    states.push(Buffer.from(disk));
+    return segment;
+  };
+  await makeOriginal(path.join(directory, 'base.img'), { blocks, segments: [write(), write()] });
+  states.length = 0;
+  await makeOriginal(path.join(directory, 'old.img'), { blocks, base: 'base.img', segments: [write(), write(), write()] });
+  await succeeds(t, pcow('convert', 'old.img', 'vm'));
+  const file = path.join(directory, 'vm.pcow');
+  t.true((await contentOf(file, 'snapshot-1')).equals(states[0] ?? Buffer.alloc(0)));
+  t.true((await contentOf(file, 'snapshot-2')).equals(states[1] ?? Buffer.alloc(0)));
+  t.true((await contentOf(file)).equals(states[2] ?? Buffer.alloc(0)));
+});
+
+test('damaged images of the original Pcow are refused, and nothing is left', async (t) => {
+  const directory = await scratchDirectory(t);
+  const pcow = pcowIn(directory);
+  const at = (name: string) => path.join(directory, name);
+  const bytes = Buffer.alloc(BLOCK, 1);
+  const segments = [[{ block: 1, bytes }], [{ block: 2, bytes }]];
+  await makeOriginal(at('good.img'), { blocks: 4, segments });
+  const damage = async (name: string, offset: number, value: number) => {
+    await copyFile(at('good.img'), at(name));
+    const handle = await open(at(name), 'r+');
+    const word = Buffer.alloc(4);
+    word.writeInt32LE(value);
+    await handle.write(word, 0, 4, offset);
+    await handle.close();
+  };
+  await copyFile(at('good.img'), at('cut.img'));
+  await truncate(at('cut.img'), 2.5 * BLOCK);
+  await fails(t, pcow('convert', 'cut.img', 'vm'), 9, /cut\.img.*cut short: block 1 should be at 131072/);
+  await damage('count.img', BLOCK, -1);
+  await fails(t, pcow('convert', 'count.img', 'vm'), 9, /count\.img.*counts -1 blocks/);
+  await damage('block.img', BLOCK + 64, 99);
+  await fails(t, pcow('convert', 'block.img', 'vm'), 9, /block\.img.*names block 99 of 4/);
+  await damage('size.img', 0, 5000);
+  await fails(t, pcow('convert', 'size.img', 'vm'), 9, /size\.img.*a block size of 5000 bytes/);
+  await makeOriginal(at('lost.img'), { blocks: 4, base: 'none.img', segments });
+  await fails(t, pcow('convert', 'lost.img', 'vm'), 10, /lost\.img stands on "none\.img"/);
+  await makeOriginal(at('loop.img'), { blocks: 4, base: 'loop.img', segments });
+  await fails(t, pcow('convert', 'loop.img', 'vm'), 10, /loop\.img stands on .*loop\.img, which stands on it/);
+  t.false((await readdir(directory)).some((name) => name.includes('vm')));
+});
+
+test('mistakes', async (t) => {
+  const directory = await scratchDirectory(t);
+  const pcow = pcowIn(directory);
+  await succeeds(t, pcow('create', 'vm', '1M'));
+  await fails(t, pcow('convert', 'vm', 'copy'), 2, /does not tell which format/, /-O pcow/);
+  await fails(t, pcow('convert', 'vm', 'copy.raw', '-c'), 2, /-c is for targets of the format qcow2/);
+  await writeFile(path.join(directory, 'there.raw'), 'x');
+  await fails(t, pcow('convert', 'vm', 'there.raw'), 5, /there\.raw exists already/, /--force/);
+  await fails(t, pcow('convert', 'none', 'x.raw'), 4, /no image "none"/);
+  await fails(t, pcow('convert', 'vm', 'nowhere/x.raw'), 4, /no directory "nowhere"/);
+  t.is(await readFile(path.join(directory, 'there.raw'), 'utf8'), 'x');
+});
