@@ -151,6 +151,8 @@ async function toImage(source: string, from: string, given: string, options: Opt
   return made;
 }
 
+type Interruptible = LongOptions & { signal: AbortSignal };
+
 interface Making {
   blockSize: number | undefined;
   base: BaseOptions | undefined;
@@ -166,7 +168,7 @@ async function fill(
   source: string,
   from: string,
   making: Making,
-  long: Required<LongOptions>,
+  long: Interruptible,
 ): Promise<string[]> {
   const contents = await openContents(source, from, long.signal);
   try {

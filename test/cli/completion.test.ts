@@ -77,7 +77,7 @@ test.serial('mounted images, and mountpoints', async (t) => {
 
 test('the program answers its scripts', async (t) => {
   const pcow = pcowIn('/');
-  t.is(await succeeds(t, pcow('completion', 'words', '--', 'resi')), 'resize\tmake an image larger\n');
+  t.is(await succeeds(t, pcow('completion', 'words', '--', 'resi')), 'resize\tmake an image larger or smaller\n');
   await fails(t, pcow('completion', 'tcsh'), 2, /bash, zsh, fish/);
   await fails(t, pcow('completion', 'bash', 'x'), 2, /no further words/);
 });

@@ -3,7 +3,7 @@ import { execFile } from 'node:child_process';
 import { copyFile, open, readFile, readdir, stat, truncate, writeFile } from 'node:fs/promises';
 import path from 'node:path';
 import { promisify } from 'node:util';
-import test, { type ExecutionContext } from 'ava';
+import test from 'ava';
 import { Image } from '../../src/engine/index.js';
 import { makeOriginal, type OriginalBlock } from '../helpers/original.js';
 import { Random, seedFromEnvironment } from '../helpers/random.js';
@@ -92,7 +92,8 @@ test('a snapshot, and -B: only what differs from the base is stored', async (t) 
 function randomSegment(random: Random, disk: Buffer, below: Buffer): OriginalBlock[] {
   const numbers = new Set(Array.from({ length: 6 }, () => random.below(disk.length / BLOCK)));
   return [...numbers].map((block) => {
-    const bytes = random.fill(Buffer.alloc(BLOCK));
+    const bytes = Buffer.alloc(BLOCK);
+    random.fill(bytes);
     const bitmap = random.chance(0.5) ? 0 : 1 + random.below(65535);
     for (let unit = 0; unit < 16; unit += 1) {
       const from = block * BLOCK + unit * 4096;
@@ -119,7 +120,11 @@ test('an image of the original Pcow, with snapshots and a base', async (t) => {
   };
   await makeOriginal(path.join(directory, 'base.img'), { blocks, segments: [write(), write()] });
   states.length = 0;
-  await makeOriginal(path.join(directory, 'old.img'), { blocks, base: 'base.img', segments: [write(), write(), write()] });
+  await makeOriginal(path.join(directory, 'old.img'), {
+    blocks,
+    base: 'base.img',
+    segments: [write(), write(), write()],
+  });
   await succeeds(t, pcow('convert', 'old.img', 'vm'));
   const file = path.join(directory, 'vm.pcow');
   t.true((await contentOf(file, 'snapshot-1')).equals(states[0] ?? Buffer.alloc(0)));

@@ -13,7 +13,12 @@ export interface OriginalBlock {
 /** `segments`: what was written before the first snapshot, between it and the second, … */
 export async function makeOriginal(
   file: string,
-  { blockSize = 65536, blocks, base = '', segments }: {
+  {
+    blockSize = 65536,
+    blocks,
+    base = '',
+    segments,
+  }: {
     blockSize?: number;
     blocks: number;
     base?: string;
