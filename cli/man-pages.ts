@@ -45,7 +45,7 @@ const PCOW_IMG_SECTIONS: Section[] = [
   {
     title: 'Notes',
     paragraphs: [
-      'Images of the original Pcow have another format, which this program does not read.',
+      'Images of the original Pcow have another format: “pcow convert” makes images of them.',
       'Names are taken as they are given. A mount shows only images whose names end in “.pcow”.',
       'Other than with the original, a rollback keeps later snapshots, a snapshot never changes, and an error has an exit code that is not 0.',
     ],
