@@ -17,6 +17,7 @@
 #include <string_view>
 #include <utility>
 
+#include "addon/fuse_channel.h"
 #include "addon/fuse_handles.h"
 
 namespace pcow::addon {
@@ -235,7 +236,8 @@ extern "C" __attribute__((visibility("default"))) fuse* fuse_new(fuse_chan* chan
   table.getxattr = get_attribute;
   table.destroy = end_session;
   table.flag_utime_omit_ok = 1;
-  return real(channel, arguments, &table, sizeof table, user_data);
+  fuse_chan* better = make_fuse_channel(libfuse, channel);
+  return real(better ? better : channel, arguments, &table, sizeof table, user_data);
 }
 
 }  // namespace pcow::addon

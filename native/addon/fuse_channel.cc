@@ -1,0 +1,121 @@
+#include "addon/fuse_channel.h"
+
+#include <dlfcn.h>
+#include <linux/fuse.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+
+namespace pcow::addon {
+
+namespace {
+
+constexpr uint32_t kLargestRequest = uint32_t{1} << 20;
+constexpr uint32_t kHeader = 4096;  // what libfuse keeps of its buffer for the header of a request
+
+struct Library {
+  decltype(&fuse_chan_new) chan_new;
+  decltype(&fuse_chan_fd) chan_fd;
+  decltype(&fuse_chan_data) chan_data;
+  decltype(&fuse_chan_session) chan_session;
+  decltype(&fuse_session_exit) session_exit;
+  decltype(&fuse_session_exited) session_exited;
+};
+Library library;
+
+template <typename Function>
+bool find(void* libfuse, const char* name, const char* version, Function* found) {
+  *found = reinterpret_cast<Function>(dlvsym(libfuse, name, version));
+  return *found != nullptr;
+}
+
+// Of one connection.
+struct Greeting {
+  uint64_t unique = 0;  // of the request that was FUSE_INIT; the kernel's numbers begin behind 0
+  uint32_t offered = 0;
+};
+
+Greeting* greeting_of(fuse_chan* channel) { return static_cast<Greeting*>(library.chan_data(channel)); }
+
+void note_greeting(fuse_chan* channel, const char* request, size_t length) {
+  fuse_in_header header;
+  std::memcpy(&header, request, sizeof header);
+  fuse_init_in offer{};
+  if (header.opcode != FUSE_INIT || length < sizeof header + offsetof(fuse_init_in, flags) + sizeof offer.flags) return;
+  std::memcpy(&offer, request + sizeof header, std::min(length - sizeof header, sizeof offer));
+  greeting_of(channel)->unique = header.unique;
+  greeting_of(channel)->offered = offer.flags;
+}
+
+// As libfuse's own (fuse_kern_chan.c): it knows these values.
+int receive(fuse_chan** channel, char* buffer, size_t size) {
+  fuse_session* session = library.chan_session(*channel);
+  for (;;) {
+    const ssize_t length = read(library.chan_fd(*channel), buffer, size);
+    const int err = errno;
+    if (library.session_exited(session)) return 0;
+    if (length < 0 && err == ENOENT) continue;  // the request was interrupted
+    if (length < 0 && err == ENODEV) {          // the mount has ended
+      library.session_exit(session);
+      return 0;
+    }
+    if (length < 0) return -err;
+    if (static_cast<size_t>(length) < sizeof(fuse_in_header)) return -EIO;
+    note_greeting(*channel, buffer, static_cast<size_t>(length));
+    return static_cast<int>(length);
+  }
+}
+
+int pass_on(fuse_chan* channel, const iovec* parts, size_t count) {
+  if (writev(library.chan_fd(channel), parts, static_cast<int>(count)) >= 0) return 0;
+  return -errno;
+}
+
+int send(fuse_chan* channel, const iovec parts[], size_t count) {
+  Greeting* greeting = greeting_of(channel);
+  if (!parts) return 0;  // libfuse has nothing to say
+  fuse_out_header header;
+  std::memcpy(&header, parts[0].iov_base, sizeof header);
+  if (greeting->unique == 0 || header.unique != greeting->unique) return pass_on(channel, parts, count);
+  greeting->unique = 0;
+  if (header.error != 0 || count != 2) return pass_on(channel, parts, count);
+
+  fuse_init_out answer{};
+  std::memcpy(&answer, parts[1].iov_base, std::min(parts[1].iov_len, sizeof answer));
+  if (greeting->offered & FUSE_MAX_PAGES) {
+    answer.flags |= FUSE_MAX_PAGES;
+    answer.max_pages = static_cast<uint16_t>(kLargestRequest / 4096);
+  }
+  // No file of a mount has a right that a write would have to take away: no set-user-id bit, no capability.
+  answer.flags |= greeting->offered & FUSE_HANDLE_KILLPRIV_V2;
+  header.len = sizeof header + sizeof answer;
+  const iovec completed[] = {{&header, sizeof header}, {&answer, sizeof answer}};
+  return pass_on(channel, completed, 2);
+}
+
+void destroy(fuse_chan* channel) { delete greeting_of(channel); }
+
+}  // namespace
+
+fuse_chan* make_fuse_channel(void* libfuse, fuse_chan* channel) {
+  if (!find(libfuse, "fuse_chan_new", "FUSE_2.6", &library.chan_new) ||
+      !find(libfuse, "fuse_chan_fd", "FUSE_2.4", &library.chan_fd) ||
+      !find(libfuse, "fuse_chan_data", "FUSE_2.4", &library.chan_data) ||
+      !find(libfuse, "fuse_chan_session", "FUSE_2.4", &library.chan_session) ||
+      !find(libfuse, "fuse_session_exit", "FUSE_2.4", &library.session_exit) ||
+      !find(libfuse, "fuse_session_exited", "FUSE_2.4", &library.session_exited))
+    return nullptr;
+  fuse_chan_ops operations = {receive, send, destroy};
+  auto greeting = std::make_unique<Greeting>();
+  fuse_chan* made = library.chan_new(&operations, library.chan_fd(channel), kLargestRequest + kHeader, greeting.get());
+  if (made) greeting.release();
+  return made;
+}
+
+}  // namespace pcow::addon
