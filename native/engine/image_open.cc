@@ -62,6 +62,28 @@ Result<std::shared_ptr<File>> open_given(const std::string& path, const OpenOpti
 
 bool has_changed(const Watch& watch) { return watch.generation->now() != watch.seen; }
 
+// Neighbouring blocks in use, gathered.
+class Run {
+ public:
+  explicit Run(Space* space) : space_(space) {}
+  void add(uint64_t index) {
+    if (index != first_ + count_) {
+      end();
+      first_ = index;
+    }
+    count_++;
+  }
+  void end() {
+    if (count_) space_->mark_data(first_, count_);
+    count_ = 0;
+  }
+
+ private:
+  Space* const space_;
+  uint64_t first_ = 0;
+  uint64_t count_ = 0;
+};
+
 }  // namespace
 
 bool ImageState::is_stale() const {
@@ -136,6 +158,12 @@ Result<void> ImageState::take_over() {
   space->mark_range(superblock.directory_offset >> geometry.block_shift(),
                     geometry.blocks_for(superblock.directory_length));
 
+  // A large image has millions of entries: many pages are read at once, and neighbours are marked together.
+  std::vector<EntryPage> pages(256);
+  const uint64_t whole = Entry{0, geometry.full_mask(), geometry.full_mask()}.pack();
+  const uint64_t lowest = geometry.superblock_blocks();
+  const uint64_t limit = std::min(*size >> geometry.block_shift(), kMaxBlockIndex + 1);
+  Run run(space.get());
   for (size_t number = 0; number < directory.layers.size(); number++) {
     const Layer& layer = directory.layers[number];
     space->mark_range(layer.table_offset >> geometry.block_shift(), layer.table_length >> geometry.block_shift());
@@ -153,11 +181,20 @@ Result<void> ImageState::take_over() {
     };
     for (const auto& [first, end] : is_active ? active->present() : sources[number]->present) {
       for (uint64_t chunk = first; chunk < end; chunk++) {
-        EntryPage page;
-        PCOW_TRY(read_entry_page(*file, layer.table_offset, entries, chunk, &page));
+        const uint64_t within = (chunk - first) % pages.size();
+        if (within == 0)
+          PCOW_TRY(read_entry_pages(*file, layer.table_offset, entries, chunk,
+                                    std::min<uint64_t>(end - chunk, pages.size()), pages.data()));
+        const EntryPage& page = pages[within];
         bool unsynced_here = false;
         for (uint64_t i = 0; i < kBlocksPerChunk; i++) {
           if (page[i] == 0) continue;
+          // Nearly all entries of a large image: whole, durable, inside the file.
+          if (const uint64_t index = page[i] >> 32;
+              (page[i] & 0xffffffffu) == whole && index >= lowest && index < limit) {
+            run.add(index);
+            continue;
+          }
           const uint64_t block = chunk * kBlocksPerChunk + i;
           Entry entry = Entry::unpack(page[i]);
           if (crashed && entry_is_sound(page[i], geometry.full_mask()) && entry != entry.as_durable()) {
@@ -167,7 +204,7 @@ Result<void> ImageState::take_over() {
           }
           auto checked = checked_entry(entry.pack() | (page[i] >> 62 << 62), geometry, *file, block);
           if (!checked) return checked.error();
-          if (entry.index) space->mark_data(entry.index);
+          if (entry.index) run.add(entry.index);
           unsynced_here |= entry.written != entry.durable;
         }
         if (unsynced_here) {
@@ -177,6 +214,7 @@ Result<void> ImageState::take_over() {
       }
     }
   }
+  run.end();
   if (!opened_clean && keeps(Rule::kPunchAtOpening)) PCOW_TRY(space->punch_free());
 
   superblock.clean = false;

@@ -51,9 +51,9 @@ uint64_t Space::find_free_run(uint64_t count, uint64_t align, uint64_t from) con
   return kNone;
 }
 
-void Space::mark_data(uint64_t index) {
+void Space::mark_data(uint64_t first, uint64_t count) {
   const std::lock_guard lock(mutex_);
-  set(index, 1, true);
+  set(first, count, true);
 }
 
 void Space::mark_range(uint64_t first, uint64_t count) {

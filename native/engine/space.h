@@ -25,7 +25,7 @@ class Space {
   Space(std::shared_ptr<File> file, const Geometry& geometry, uint64_t file_size);
 
   // While deriving the map: these blocks are in use, by data or by a table or directory.
-  void mark_data(uint64_t index);
+  void mark_data(uint64_t first, uint64_t count);
   void mark_range(uint64_t first, uint64_t count);
 
   // A block that reads as zeros. `near`: take this very one if it is free (0: no wish). Otherwise from a window of

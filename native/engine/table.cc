@@ -1,6 +1,7 @@
 #include "table.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "rules.h"
 
@@ -41,11 +42,16 @@ bool contains(const std::vector<ChunkRange>& ranges, uint64_t chunk) {
 
 Result<void> read_entry_page(const File& file, uint64_t table_offset, uint64_t entries, uint64_t chunk,
                              EntryPage* page) {
-  page->fill(0);
-  const uint64_t count = std::min<uint64_t>(kBlocksPerChunk, entries - chunk * kBlocksPerChunk);
-  auto length = file.read(table_offset + chunk * kPageSize, page->data(), count * 8);
+  return read_entry_pages(file, table_offset, entries, chunk, 1, page);
+}
+
+Result<void> read_entry_pages(const File& file, uint64_t table_offset, uint64_t entries, uint64_t first, uint64_t count,
+                              EntryPage* pages) {
+  const uint64_t wanted = std::min(count * kBlocksPerChunk, entries - first * kBlocksPerChunk) * 8;
+  auto length = file.read(table_offset + first * kPageSize, pages->data(), wanted);
   if (!length) return length.error();
-  if (*length != count * 8) return Error(Code::kCorrupt, file.path() + ": a layer's table is cut off");
+  if (*length != wanted) return Error(Code::kCorrupt, file.path() + ": a layer's table is cut off");
+  memset(reinterpret_cast<char*>(pages->data()) + wanted, 0, count * kPageSize - wanted);
   return {};
 }
 

@@ -25,6 +25,9 @@ bool contains(const std::vector<ChunkRange>& ranges, uint64_t chunk);
 using EntryPage = std::array<uint64_t, kBlocksPerChunk>;
 Result<void> read_entry_page(const File& file, uint64_t table_offset, uint64_t entries, uint64_t chunk,
                              EntryPage* page);
+// The same for `count` pages from chunk `first` on.
+Result<void> read_entry_pages(const File& file, uint64_t table_offset, uint64_t entries, uint64_t first, uint64_t count,
+                              EntryPage* pages);
 
 // One bit a chunk, set once and for all. Any thread may set and look.
 class ChunkBits {
