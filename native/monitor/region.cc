@@ -25,12 +25,16 @@ std::vector<uint64_t> Region::chunk_starts() const {
 uint64_t Region::ahead(uint64_t offset) {
   constexpr uint64_t kFirst = uint64_t{128} << 10;
   constexpr uint64_t kMost = uint64_t{2} << 20;
-  if (offset == expected_) {
-    ahead_ = std::clamp(ahead_ * 2, kFirst, kMost);
+  const auto found =
+      std::find_if(streams_.begin(), streams_.end(), [&](const Stream& stream) { return stream.expected == offset; });
+  if (found == streams_.end()) {
+    newest_ = (newest_ + 1) % streams_.size();
+    streams_[newest_] = {};
   } else {
-    ahead_ = 0;
+    newest_ = static_cast<size_t>(found - streams_.begin());
+    streams_[newest_].ahead = std::clamp(streams_[newest_].ahead * 2, kFirst, kMost);
   }
-  return ahead_;
+  return streams_[newest_].ahead;
 }
 
 }  // namespace pcow

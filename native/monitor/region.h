@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <unordered_map>
@@ -44,31 +45,36 @@ class Region {
   void set_clean(uint64_t offset, bool clean) { set(offset, &Chunk::clean, clean); }
 
   // How many boundaries between mappings lie in the chunk at `offset` (an upper estimate).
-  int64_t& boundaries(uint64_t offset) { return chunks_[offset >> geometry_.chunk_shift].boundaries; }
+  int64_t& boundaries(uint64_t offset) { return at_or_new(offset).boundaries; }
   // The start of the chunk with the most boundaries, and how many; 0 where there is none.
   uint64_t most_fragmented(int64_t* boundaries) const;
   // Of the chunks that may have something in them, in no order.
   std::vector<uint64_t> chunk_starts() const;
-  // Forgets the chunks that bytes [from, to) of the image touch, each after `visit(from, to, boundaries)` with its range.
+  // Forgets the chunks that bytes [from, to) of the image touch, each after `visit(clean, boundaries)`
+  // with the number of its clean sub-blocks.
   template <typename Visit>
   void take_down(uint64_t from, uint64_t to, const Visit& visit) {
     const uint64_t low = from >> geometry_.chunk_shift;
     const uint64_t high = (to + geometry_.chunk_size() - 1) >> geometry_.chunk_shift;
-    for (auto at = chunks_.begin(); at != chunks_.end();) {
-      const auto& [number, chunk] = *at;
-      if (number < low || number >= high) {
-        ++at;
-        continue;
-      }
-      const uint64_t start = number << geometry_.chunk_shift;
-      visit(std::max(start, offset_), std::min(start + geometry_.chunk_size(), end()), chunk.boundaries);
-      at = chunks_.erase(at);
+    const auto forget = [&](auto at) {
+      uint64_t clean = 0;
+      for (const uint64_t word : at->second.clean) clean += static_cast<uint64_t>(std::popcount(word));
+      visit(clean, at->second.boundaries);
+      last_ = nullptr;
+      return chunks_.erase(at);
+    };
+    if (high - low < chunks_.size()) {
+      for (uint64_t number = low; number < high; number++)
+        if (const auto at = chunks_.find(number); at != chunks_.end()) forget(at);
+      return;
     }
+    for (auto at = chunks_.begin(); at != chunks_.end();) at = at->first >= low && at->first < high ? forget(at) : ++at;
   }
 
-  // Bytes to allocate beyond a first touch at `offset`: doubles while touches follow one another.
+  // Bytes to allocate beyond a first touch at `offset`: doubles while touches follow one another, in each of a few streams.
   uint64_t ahead(uint64_t offset);
-  void expanded_to(uint64_t end) { expected_ = end; }
+  // The last ahead()'s touch was served up to `end`: that is where the next of its stream would be.
+  void served_to(uint64_t end) { streams_[newest_].expected = end; }
 
  private:
   static constexpr size_t kSubBlocksPerChunk = 8192;
@@ -79,15 +85,34 @@ class Region {
     int64_t boundaries = 0;
   };
 
+  struct Stream {
+    uint64_t expected = ~uint64_t{0};
+    uint64_t ahead = 0;
+  };
+
+  // Null where nothing was ever set. Remembers the last one found: a fault looks at many neighbours.
+  Chunk* find(uint64_t offset) const {
+    const uint64_t number = offset >> geometry_.chunk_shift;
+    if (!last_ || last_number_ != number) {
+      const auto found = chunks_.find(number);
+      last_ = found == chunks_.end() ? nullptr : &found->second;
+      last_number_ = number;
+    }
+    return last_;
+  }
+  Chunk& at_or_new(uint64_t offset) {
+    if (Chunk* found = find(offset)) return *found;
+    return *(last_ = &chunks_[offset >> geometry_.chunk_shift]);
+  }
   bool get(uint64_t offset, Bits Chunk::*bits) const {
-    const auto found = chunks_.find(offset >> geometry_.chunk_shift);
-    if (found == chunks_.end()) return false;
+    const Chunk* found = find(offset);
+    if (!found) return false;
     const uint64_t number = (offset & (geometry_.chunk_size() - 1)) >> geometry_.sub_block_shift;
-    return (found->second.*bits)[number / 64] >> (number % 64) & 1;
+    return (found->*bits)[number / 64] >> (number % 64) & 1;
   }
   void set(uint64_t offset, Bits Chunk::*bits, bool value) {
     const uint64_t number = (offset & (geometry_.chunk_size() - 1)) >> geometry_.sub_block_shift;
-    uint64_t& word = (chunks_[offset >> geometry_.chunk_shift].*bits)[number / 64];
+    uint64_t& word = (at_or_new(offset).*bits)[number / 64];
     word = value ? word | uint64_t{1} << (number % 64) : word & ~(uint64_t{1} << (number % 64));
   }
 
@@ -96,9 +121,11 @@ class Region {
   const size_t length_;
   const uint64_t offset_;
   const int protection_;
-  std::unordered_map<uint64_t, Chunk> chunks_;
-  uint64_t expected_ = ~uint64_t{0};  // where the next touch of a sequential writer would be
-  uint64_t ahead_ = 0;
+  mutable std::unordered_map<uint64_t, Chunk> chunks_;
+  mutable Chunk* last_ = nullptr;
+  mutable uint64_t last_number_ = 0;
+  std::array<Stream, 8> streams_;  // of sequential writers
+  size_t newest_ = 0;              // the one that served the last touch
 };
 
 }  // namespace pcow

@@ -1,6 +1,7 @@
 #include "session.h"
 
 #include <poll.h>
+#include <sched.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
@@ -21,6 +22,7 @@ namespace {
 std::atomic<int64_t> process_mappings{0};
 
 constexpr uint64_t kStallRetryMs = 100;
+constexpr uint64_t kAwaitNs = 30'000;
 constexpr uint64_t kStallReportNs = 10'000'000'000;
 constexpr int64_t kWorthPromoting = 8;  // boundaries; completing a chunk for less gains nothing
 
@@ -71,6 +73,33 @@ void Session::release_handling() {
   (void)!write(wake_, &one, sizeof one);
 }
 
+// false: there was none.
+bool Session::read_events(std::deque<Fault>* waiting) {
+  struct uffd_msg events[64];
+  size_t all = 0;
+  for (size_t count = 64; count == 64; all += count) {
+    count = faults_->read(events, 64);
+    const uint64_t now = count ? monotonic_ns() : 0;
+    for (size_t i = 0; i < count; i++) {
+      if (events[i].event != UFFD_EVENT_PAGEFAULT) continue;  // a remap: reading it is all it needs
+      const auto& fault = events[i].arg.pagefault;
+      waiting->push_back({reinterpret_cast<char*>(fault.address & ~uint64_t{4095}),
+                          (fault.flags & (UFFD_PAGEFAULT_FLAG_WRITE | UFFD_PAGEFAULT_FLAG_WP)) != 0, now});
+    }
+  }
+  return all > 0;
+}
+
+// Faults come in bursts, and to be woken takes longer than to serve one: for a moment after the last one the thread looks again
+// by itself. It yields, in case it has the faulting thread's processor. false: none came.
+bool Session::await_fault(std::deque<Fault>* waiting) {
+  for (const uint64_t end = monotonic_ns() + kAwaitNs; monotonic_ns() < end;) {
+    if (read_events(waiting)) return true;
+    sched_yield();
+  }
+  return false;
+}
+
 // The fault thread. It always reads events, whoever holds `handling`: an mremap under way waits for that. Page faults are
 // served only while it holds `handling` itself.
 void Session::serve_faults() {
@@ -78,28 +107,23 @@ void Session::serve_faults() {
   std::deque<Fault> waiting;
   std::deque<Fault> stalled;
   uint64_t retry_at = 0;
+  bool served = false;
   while (!ended_) {
-    struct pollfd ready[] = {{faults_->descriptor(), POLLIN, 0}, {wake_, POLLIN, 0}};
-    poll(ready, 2, stalled.empty() && waiting.empty() ? -1 : static_cast<int>(kStallRetryMs));
-    uint64_t ignored;
-    if (ready[1].revents) (void)!read(wake_, &ignored, sizeof ignored);
-    for (;;) {
-      struct uffd_msg events[64];
-      const size_t count = faults_->read(events, 64);
-      for (size_t i = 0; i < count; i++) {
-        if (events[i].event != UFFD_EVENT_PAGEFAULT) continue;  // a remap: reading it is all it needs
-        const auto& fault = events[i].arg.pagefault;
-        waiting.push_back({reinterpret_cast<char*>(fault.address & ~uint64_t{4095}),
-                           (fault.flags & (UFFD_PAGEFAULT_FLAG_WRITE | UFFD_PAGEFAULT_FLAG_WP)) != 0, monotonic_ns()});
-      }
-      if (count < 64) break;
+    if (!served || !await_fault(&waiting)) {
+      struct pollfd ready[] = {{faults_->descriptor(), POLLIN, 0}, {wake_, POLLIN, 0}};
+      poll(ready, 2, stalled.empty() && waiting.empty() ? -1 : static_cast<int>(kStallRetryMs));
+      uint64_t ignored;
+      if (ready[1].revents) (void)!read(wake_, &ignored, sizeof ignored);
     }
+    (void)read_events(&waiting);
+    served = false;
     if (!handling_.try_lock()) continue;  // whoever has it writes to `wake_` when it is free
     if (!stalled.empty() && monotonic_ns() >= retry_at) {
       waiting.insert(waiting.begin(), stalled.begin(), stalled.end());
       stalled.clear();
     }
     while (!waiting.empty()) {
+      served = true;
       if (!serve(waiting.front())) {
         if (stalled.empty()) retry_at = monotonic_ns() + kStallRetryMs * 1'000'000;
         stalled.push_back(waiting.front());
@@ -139,7 +163,7 @@ bool Session::serve_write(Region* region, uint64_t offset, FaultKind* kind) {
     report_stall(extent.error());
     return false;
   }
-  if (work.expanded) region->expanded_to(extent->offset + extent->length);
+  if (work.expanded || work.copied) region->served_to(extent->offset + extent->length);
   // Before the writer goes on: it may look there next.
   drop_clean_elsewhere(region, extent->offset, extent->offset + extent->length);
   if (auto placed = place(region, offset, *extent); !placed) {
@@ -370,10 +394,8 @@ void Session::drop_books(Region* region, uint64_t from, uint64_t to) {
   std::erase_if(clean_units_, [&](const CleanUnit& unit) {
     return unit.region == region && unit.offset >= from && unit.offset < to;
   });
-  region->take_down(from, to, [&](uint64_t start, uint64_t end, int64_t boundaries) {
-    const uint64_t sub = geometry_.sub_block_size();
-    for (uint64_t at = start; at < end; at = at / sub * sub + sub)
-      if (region->is_clean(at)) statistics_.clean_bytes -= sub;
+  region->take_down(from, to, [&](uint64_t clean, int64_t boundaries) {
+    statistics_.clean_bytes -= clean * geometry_.sub_block_size();
     process_mappings -= boundaries;
   });
 }

@@ -92,6 +92,8 @@ class Session {
 
   Session(std::unique_ptr<Image> image, std::unique_ptr<FaultDescriptor> faults, const Limits& limits);
   void serve_faults();  // the fault thread
+  bool read_events(std::deque<Fault>* waiting);
+  bool await_fault(std::deque<Fault>* waiting);
   void release_handling();
   // The rest: with `handling` held.
   bool serve(const Fault& fault);  // false: it must wait
