@@ -1,0 +1,31 @@
+/** One comparison: what it measures, on which systems, and how its figures are drawn. */
+import type { Ledger, Results } from './results.js';
+import type { Stand } from './stand.js';
+
+export interface Bench {
+  stand: Stand;
+  record: Ledger;
+  short: boolean;
+  say: (line: string) => void;
+}
+
+export interface Comparison {
+  name: string;
+  run: (bench: Bench) => Promise<void>;
+  /** SVG pictures by their names. */
+  plots: (results: Results) => Record<string, string>;
+}
+
+/** The systems in another order each round, so that none always comes first. */
+export function rotated<T>(systems: readonly T[], round: number): T[] {
+  const from = round % systems.length;
+  return [...systems.slice(from), ...systems.slice(0, from)];
+}
+
+/** What the programs print of latencies: microseconds. */
+export interface Latencies {
+  p50: number;
+  p99: number;
+  longest: number;
+  histogram: [number, number][];
+}

@@ -1,0 +1,213 @@
+/**
+ * In a guest: small durable writes, reads, Redis with an append-only file, fio, a tree of files; on persistent memory and on
+ * virtio-blk. All guests run at once and take turns, so that each round has all systems within seconds.
+ */
+import path from 'node:path';
+
+import { Image } from '../../src/engine/index.js';
+import { accelerator } from '../guest/accelerator.js';
+import { boot } from '../guest/boot.js';
+import { repository } from '../guest/files.js';
+import { pmemArgs, type Guest } from '../guest/guest.js';
+import { rotated, type Bench, type Comparison, type Latencies } from './comparison.js';
+import { bars } from './plot.js';
+import { spreadOf, type Results } from './results.js';
+import { freshFile, lastProcessor, type Stand } from './stand.js';
+
+const MiB = 2 ** 20;
+const SIZE = 512 * MiB;
+const FILE = 64 * MiB;
+
+const PMEM = ['pcow', 'pcow, plain', 'raw pmem', 'qcow2 export pmem'] as const;
+const DISKS = ['qcow2 virtio-blk', 'raw virtio-blk', 'pcow virtio-blk'] as const;
+const SYSTEMS = [...PMEM, ...DISKS];
+type System = (typeof SYSTEMS)[number];
+
+export const guests: Comparison = { name: 'guest', run, plots };
+
+async function run(bench: Bench): Promise<void> {
+  const { stand, record, short, say } = bench;
+  say(`guest: booting ${SYSTEMS.length} guests (${await accelerator()})`);
+  const running = new Map<System, Guest>();
+  try {
+    for (const system of SYSTEMS) running.set(system, await start(stand, system));
+    const rounds = short ? 3 : 5;
+    const seconds = short ? 0.7 : 1.5;
+    for (let round = 0; round < rounds; ++round) {
+      say(`guest: round ${round + 1} of ${rounds}`);
+      for (const [table, row, script, unit, better, value] of cases(seconds, short)) {
+        for (const system of rotated(SYSTEMS, round)) {
+          const guest = running.get(system);
+          const command = script(isPmem(system));
+          if (!guest || command === null) continue;
+          const output = await guest.must(command, { timeLimit: 300_000 });
+          record.add({ table, row, system, unit, better }, value(output));
+        }
+      }
+    }
+  } finally {
+    for (const guest of running.values()) await guest.kill();
+  }
+}
+
+const isPmem = (system: System): boolean => (PMEM as readonly string[]).includes(system);
+
+type Case = [
+  table: string,
+  row: string[],
+  /** null: this kind of device cannot do that. */
+  script: (pmem: boolean) => string | null,
+  unit: string,
+  better: 'more' | 'less',
+  value: (output: string) => number,
+];
+
+function* cases(seconds: number, short: boolean): Generator<Case> {
+  const durable = (size: number, pattern: string, how: string): string =>
+    `$B/bin/durable /mnt/durable ${FILE} ${size} ${pattern} ${how} ${seconds}`;
+  const p50 = (output: string): number => (JSON.parse(output.trim().split('\n').at(-1) ?? '') as Latencies).p50;
+  for (const size of [64, 4096])
+    for (const pattern of ['seq', 'random']) {
+      const row = [`${size} bytes`, pattern];
+      const add = (what: string, pmem: string, disk: string | null): Case => [
+        'durable',
+        [what, ...row],
+        (is) => (is ? shell(durable(size, pattern, pmem)) : disk && shell(durable(size, pattern, disk))),
+        'µs',
+        'less',
+        p50,
+      ];
+      // A block device's nearest to each is what a program must do there.
+      yield add('write, flush instruction', 'flush', 'fdatasync');
+      yield add('write, msync', 'msync', 'fdatasync');
+      yield add('read', 'load', 'pread');
+    }
+  for (const policy of ['always', 'everysec']) {
+    const requests = short ? 1000 : 3000;
+    yield [
+      'redis',
+      [`SET, appendfsync ${policy}`],
+      () => redis(policy, requests),
+      'requests/s',
+      'more',
+      (output) => Number(/"SET[^"]*","([0-9.]+)"/.exec(output)?.[1]),
+    ];
+  }
+  for (const [name, rw] of [
+    ['random 4 KiB writes, fdatasync', 'randwrite'],
+    ['random 4 KiB reads', 'randread'],
+  ] as const)
+    yield ['fio', [name], () => fio(rw, seconds), 'IOPS', 'more', iops];
+  yield ['files', ['untar 1,000 files and sync'], () => untar, 's', 'less', (output) => Number(output.trim())];
+}
+
+const shell = (line: string): string => `B=/bench; export LD_LIBRARY_PATH=$B/lib; ${line}`;
+
+function redis(policy: string, requests: number): string {
+  return shell(
+    `L="$B/lib/ld-linux-x86-64.so.2"; rm -rf /mnt/redis; mkdir /mnt/redis; ip link set lo up
+     $L $B/bin/redis-server --dir /mnt/redis --save "" --appendonly yes --appendfsync ${policy} --daemonize yes > /dev/null
+     until $L $B/bin/redis-cli ping > /dev/null 2>&1; do usleep 50000; done
+     $L $B/bin/redis-benchmark -t set -n ${requests} -c 4 -d 64 -r 1000 --csv
+     $L $B/bin/redis-cli shutdown nosave > /dev/null 2>&1; true`,
+  );
+}
+
+function fio(rw: string, seconds: number): string {
+  const direct = rw === 'randread' ? '--direct=1' : '--fdatasync=1';
+  return shell(
+    `$B/lib/ld-linux-x86-64.so.2 $B/bin/fio --name=x --filename=/mnt/durable --size=${FILE} --bs=4k --rw=${rw} ${direct} ` +
+      `--ioengine=psync --time_based --runtime=${Math.ceil(seconds)} --output-format=json --thread`,
+  );
+}
+
+function iops(output: string): number {
+  const { jobs } = JSON.parse(output.slice(output.indexOf('{'))) as {
+    jobs: { read: { iops: number }; write: { iops: number } }[];
+  };
+  return Math.max(jobs[0]?.read.iops ?? 0, jobs[0]?.write.iops ?? 0);
+}
+
+/** Prints the seconds that it took. */
+const untar = shell(
+  `rm -rf /mnt/tree; cat $B/tree.tar > /dev/null; sync; s=$(date +%s%N 2> /dev/null || true); set -- $(cat /proc/uptime); a=$1
+   tar -C /mnt -xf $B/tree.tar; sync; set -- $(cat /proc/uptime); awk "BEGIN { print $1 - $a }"`,
+);
+
+async function start(stand: Stand, system: System): Promise<Guest> {
+  const tools = path.join(repository, 'build/guest/bench.img');
+  const qemuArgs = [
+    ...(await device(stand, system)),
+    ...['-drive', `if=none,id=tools,file=${tools},format=raw,readonly=on`],
+    ...['-device', 'virtio-blk-pci,drive=tools,serial=tools'],
+  ];
+  const pmem = isPmem(system);
+  const guest = await boot({
+    qemuArgs,
+    pmemDevices: pmem ? 1 : 0,
+    ...(system === 'pcow' ? { commandPrefix: stand.monitored() } : {}),
+    timeLimit: 180_000,
+  });
+  await guest.must(
+    `for d in /sys/block/vd*; do case $(cat $d/serial) in tools) tools=/dev/\${d##*/};; disk) disk=/dev/\${d##*/};; esac; done
+     mkdir -p /bench /lib64; mount -t ext4 -o ro $tools /bench
+     ${pmem ? 'disk=/dev/pmem0' : ''}
+     mkfs.ext4 -q -F -b 4096 $disk && mount -t ext4 ${pmem ? '-o dax' : ''} $disk /mnt`,
+  );
+  return guest;
+}
+
+/** QEMU's options for the device that is measured. */
+async function device(stand: Stand, system: System): Promise<string[]> {
+  const disk = (file: string, format: string): string[] => [
+    ...['-drive', `if=none,id=disk,file=${file},format=${format},cache=none`],
+    ...['-device', 'virtio-blk-pci,drive=disk,serial=disk'],
+  ];
+  const cpus = `0-${lastProcessor}`;
+  switch (system) {
+    case 'pcow':
+    case 'pcow, plain':
+    case 'pcow virtio-blk': {
+      const mount = await stand.mount(cpus);
+      await Image.create(path.join(mount.directory, 'vm.pcow'), { size: SIZE });
+      const file = path.join(mount.mountpoint, 'vm');
+      return system === 'pcow virtio-blk' ? disk(file, 'raw') : pmemArgs(file, SIZE);
+    }
+    case 'raw pmem':
+    case 'raw virtio-blk': {
+      const file = stand.fresh('raw');
+      await freshFile(file, SIZE);
+      return system === 'raw pmem' ? pmemArgs(file, SIZE) : disk(file, 'raw');
+    }
+    case 'qcow2 export pmem':
+    case 'qcow2 virtio-blk': {
+      const image = stand.fresh('vm.qcow2');
+      await stand.command('qemu-img', 'create', '-q', '-f', 'qcow2', image, String(SIZE));
+      return system === 'qcow2 virtio-blk'
+        ? disk(image, 'qcow2')
+        : pmemArgs((await stand.fuseExport(image, cpus)).file, SIZE);
+    }
+  }
+}
+
+function plots({ measurements }: Results): Record<string, string> {
+  const of = (table: string) => measurements.filter((each) => each.table === table);
+  const rows = (table: string) => [...new Map(of(table).map((each) => [each.row.join(', '), each.row])).keys()];
+  const drawn = (table: string, title: string, unit: string) =>
+    bars({
+      title,
+      unit,
+      groups: rows(table),
+      series: SYSTEMS.map((name) => ({
+        name,
+        values: rows(table).map((row) => {
+          const found = of(table).find((each) => each.row.join(', ') === row && each.system === name);
+          return found ? spreadOf(found.values) : null;
+        }),
+      })),
+    });
+  return {
+    redis: drawn('redis', 'Redis in a guest: requests a second', '/s'),
+    durable: drawn('durable', 'Small accesses in a guest: microseconds (median)', 'µs'),
+  };
+}

@@ -1,0 +1,89 @@
+/** Disk used against bytes written, for random 4 KiB writes over a base. */
+import { rm, stat } from 'node:fs/promises';
+import path from 'node:path';
+
+import { Image } from '../../src/engine/index.js';
+import type { Bench, Comparison } from './comparison.js';
+import { lines } from './plot.js';
+import { spreadOf, type Results } from './results.js';
+import { lastProcessor } from './stand.js';
+
+const MiB = 2 ** 20;
+/** Bytes written of each 64 KiB, on average, in pages. */
+const DENSITIES = [0.25, 0.5, 1, 2, 4];
+const SYSTEMS = ['pcow', 'pcow, monitored', 'qcow2', 'qcow2, extended L2'] as const;
+
+export const space: Comparison = { name: 'space', run, plots };
+
+async function run({ stand, record, short, say }: Bench): Promise<void> {
+  const length = (short ? 256 : 1024) * MiB;
+  const mount = await stand.mount(`0-${lastProcessor}`);
+  const base = path.join(mount.directory, 'base.pcow');
+  await Image.create(base, { size: length });
+  const image = await Image.open(base, { write: true });
+  const bytes = Buffer.alloc(MiB, 'b');
+  for (let at = 0; at < length; at += MiB) await image.write(bytes, at);
+  await image.snapshot('full');
+  await image.close();
+  const qcow2Base = stand.fresh('base.qcow2');
+  await stand.command(
+    'qemu-img',
+    'convert',
+    '-O',
+    'qcow2',
+    path.join(mount.mountpoint, '.pcow/base/at/full'),
+    qcow2Base,
+  );
+
+  for (const density of DENSITIES) {
+    say(`space: ${density} pages a block`);
+    const pages = Math.round((length / 65536) * density);
+    for (const system of SYSTEMS) {
+      const vm = await over(system);
+      const words = [vm.flat, String(length), String(pages)];
+      const prefix = system === 'pcow, monitored' ? stand.monitored() : [];
+      const how = system === 'pcow, monitored' ? 'store' : 'write';
+      const { written } = await stand.json<{ written: number }>(...prefix, stand.program('scatter'), how, ...words);
+      await vm.end();
+      const { blocks } = await stat(vm.image);
+      const row = [String(density)];
+      record.add({ table: 'amplification', row, system, unit: '×', better: 'less' }, (blocks * 512) / written);
+      await rm(vm.image);
+    }
+  }
+  await mount.end();
+
+  async function over(system: string): Promise<{ image: string; flat: string; end(): Promise<void> }> {
+    if (system.startsWith('pcow')) {
+      const file = path.join(mount.directory, 'vm.pcow');
+      await Image.create(file, { base: { path: base, snapshot: 'full' } });
+      const flat = path.join(mount.mountpoint, 'vm');
+      return { image: file, flat, end: () => stand.command('sync', file).then(() => undefined) };
+    }
+    const file = stand.fresh('vm.qcow2');
+    const options = system === 'qcow2' ? 'cluster_size=64k' : 'cluster_size=64k,extended_l2=on';
+    await stand.command('qemu-img', 'create', '-q', '-f', 'qcow2', '-o', options, '-b', qcow2Base, '-F', 'qcow2', file);
+    const served = await stand.fuseExport(file, `0-${lastProcessor}`);
+    return { image: file, flat: served.file, end: () => served.end() };
+  }
+}
+
+function plots({ measurements }: Results): Record<string, string> {
+  return {
+    space: lines({
+      title: 'Disk used for each byte written, random pages over a base',
+      x: {
+        label: 'pages of 4 KiB written in each 64 KiB, on average',
+        logarithmic: true,
+        names: new Map(DENSITIES.map((d) => [d, String(d)])),
+      },
+      y: { label: 'bytes on the disk for each byte written', logarithmic: true },
+      series: SYSTEMS.map((name) => ({
+        name,
+        points: measurements
+          .filter((each) => each.system === name)
+          .map((each): [number, number] => [Number(each.row[0]), spreadOf(each.values).median]),
+      })),
+    }),
+  };
+}

@@ -1,0 +1,208 @@
+/** What was aimed at, and what was found. */
+import { short } from './plot.js';
+import { advantage, find, spreadOf, type Measurement, type Results } from './results.js';
+
+type All = Map<string, Results>;
+
+interface Found {
+  text: string;
+  met: boolean;
+}
+
+interface Target {
+  what: string;
+  against: string;
+  target: string;
+  /** null: not measured. */
+  found: (all: All) => Found | null;
+}
+
+const TARGETS: Target[] = [
+  {
+    what: 'loads and stores once touched, slowest of four kinds',
+    against: 'a raw file, mapped',
+    target: 'at least 0.98',
+    found: (all) => least(ratios(of(all, 'mapping', 'memory'), 'pcow', 'raw'), 0.98),
+  },
+  {
+    what: '64-byte store made durable in the guest, store and flush instruction',
+    against: 'virtio-blk on qcow2, cache=none',
+    target: 'at least 50',
+    found: (all) => least(ratios(durable(all, 'write, flush instruction'), 'pcow', 'qcow2 virtio-blk'), 50),
+  },
+  {
+    what: '64-byte store made durable in the guest, msync',
+    against: 'virtio-pmem on a raw file',
+    target: 'at least 1.0',
+    found: (all) => least(ratios(durable(all, 'write, msync'), 'pcow', 'raw pmem'), 1),
+  },
+  {
+    what: 'Redis, append-only file, fsync always',
+    against: 'virtio-blk on qcow2',
+    target: 'more than 1.0',
+    found: (all) => least(ratios(redis(all), 'pcow', 'qcow2 virtio-blk'), 1),
+  },
+  {
+    what: 'Redis, append-only file, fsync always',
+    against: 'virtio-pmem on a raw file',
+    target: 'at least 0.95',
+    found: (all) => least(ratios(redis(all), 'pcow', 'raw pmem'), 0.95),
+  },
+  {
+    what: 'expansion, sequential first touch',
+    against: 'a raw sparse file',
+    target: 'at least 1.0',
+    found: (all) => least(ratios(rows(of(all, 'mapping', 'expansion'), 'sequential, whole pages'), 'pcow', 'raw'), 1),
+  },
+  {
+    what: 'copy-on-write fault, p50, single byte',
+    against: 'userfaultfd round trip + 4 KiB copy + one mapping call',
+    target: 'at most 1.3 times',
+    found: (all) => {
+      const p50 = rows(of(all, 'mapping', 'copies p50'), 'one byte a block, over a base');
+      return most(ratios(p50, 'floor', 'pcow'), 1.3, '×');
+    },
+  },
+  {
+    what: 'stall of a writer by a live snapshot, longest of all cuts, most memory mapped',
+    against: 'unmapping as much at once',
+    target: 'at most 5 ms',
+    found: (all) => stall(all, (row) => row[0] === 'mapped memory'),
+  },
+  {
+    what: 'the same, images of 1 GiB to 16 TiB',
+    against: '',
+    target: 'at most 5 ms',
+    found: (all) => stall(all, (row) => row[0] === 'size of the image'),
+  },
+  {
+    what: 'first seconds after a live snapshot, work of a mixed workload',
+    against: 'the same without a snapshot',
+    target: 'at least 0.8',
+    found: (all) => least(ratios(of(all, 'snapshots', 'work'), 'after', 'before'), 0.8),
+  },
+  {
+    what: 'FUSE reads and writes, each size and pattern',
+    against: 'qemu-storage-daemon’s FUSE export of a qcow2',
+    target: 'at least 1.0 in every row, 2.0 in most',
+    found: (all) => {
+      const found = ['direct', 'cached'].flatMap((table) =>
+        ratios(of(all, 'fuse', table), 'pcow', 'qemu-storage-daemon'),
+      );
+      if (found.length === 0) return null;
+      const reached = (limit: number) => found.filter(({ ratio }) => ratio >= limit).length;
+      const worst = lowest(found);
+      return {
+        text: `at least 1.0 in ${reached(1)} of ${found.length} rows, 2.0 in ${reached(2)}; lowest ${short(worst.ratio)} (${worst.row})`,
+        met: reached(1) === found.length && reached(2) > found.length / 2,
+      };
+    },
+  },
+  {
+    what: 'space, random 4 KiB over a base, written through the flat file',
+    against: 'bytes written',
+    target: 'at most 1.15 times',
+    found: (all) => amplification(all, 'pcow'),
+  },
+  {
+    what: 'the same, stored through a monitored mapping',
+    against: 'bytes written',
+    target: 'at most 1.15 times',
+    found: (all) => amplification(all, 'pcow, monitored'),
+  },
+  {
+    what: 'opening a 1 TiB image with 100 snapshots, half full',
+    against: '',
+    target: 'at most 100 ms',
+    found: (all) => milliseconds(all, 'opening to write'),
+  },
+  {
+    what: 'attaching to it',
+    against: '',
+    target: 'at most 100 ms',
+    found: (all) => milliseconds(all, 'attaching'),
+  },
+];
+
+export function targetTable(all: All): string {
+  const lines = [
+    '| what | against | target | found | |',
+    '| --- | --- | --- | --- | --- |',
+    ...TARGETS.map(({ what, against, target, found }) => {
+      const outcome = found(all);
+      const word = outcome === null ? '' : outcome.met ? 'met' : '**missed**';
+      return `| ${what} | ${against} | ${target} | ${outcome?.text ?? '(not measured)'} | ${word} |`;
+    }),
+  ];
+  return lines.join('\n');
+}
+
+const of = (all: All, comparison: string, table: string): Measurement[] =>
+  (all.get(comparison)?.measurements ?? []).filter((each) => each.table === table);
+
+const rows = (measurements: Measurement[], first: string): Measurement[] =>
+  measurements.filter((each) => each.row[0] === first);
+
+const durable = (all: All, what: string): Measurement[] =>
+  rows(of(all, 'guest', 'durable'), what).filter((each) => each.row[1] === '64 bytes');
+
+const redis = (all: All): Measurement[] => rows(of(all, 'guest', 'redis'), 'SET, appendfsync always');
+
+interface Ratio {
+  row: string;
+  ratio: number;
+}
+
+function ratios(measurements: Measurement[], system: string, peer: string): Ratio[] {
+  return measurements
+    .filter((each) => each.system === system)
+    .flatMap((mine) => {
+      const other = find(measurements, mine.table, mine.row, peer);
+      return other ? [{ row: mine.row.join(', '), ratio: advantage(mine, other).median }] : [];
+    });
+}
+
+const lowest = (all: Ratio[]): Ratio => all.reduce((a, b) => (b.ratio < a.ratio ? b : a));
+
+function least(all: Ratio[], limit: number): Found | null {
+  if (all.length === 0) return null;
+  const worst = lowest(all);
+  return { text: `${short(worst.ratio)} (${worst.row})`, met: worst.ratio >= limit };
+}
+
+function most(all: Ratio[], limit: number, unit: string): Found | null {
+  if (all.length === 0) return null;
+  const worst = all.reduce((a, b) => (b.ratio > a.ratio ? b : a));
+  return { text: `${short(worst.ratio)}${unit} (${worst.row})`, met: worst.ratio <= limit };
+}
+
+function stall(all: All, wanted: (row: string[]) => boolean): Found | null {
+  const found = of(all, 'snapshots', 'stall').filter((each) => wanted(each.row));
+  const worst = found.map((each) => ({ row: each.row.join(': '), ratio: spreadOf(each.values).high }));
+  const medians = found.map((each) => spreadOf(each.values).median);
+  const outcome = most(worst, 5, ' ms');
+  return (
+    outcome && {
+      ...outcome,
+      text: `${outcome.text}; medians ${short(Math.min(...medians))}–${short(Math.max(...medians))} ms`,
+    }
+  );
+}
+
+function amplification(all: All, system: string): Found | null {
+  const found = of(all, 'space', 'amplification').filter((each) => each.system === system);
+  return most(
+    found.map((each) => ({ row: `${each.row.join()} pages a block`, ratio: spreadOf(each.values).median })),
+    1.15,
+    '×',
+  );
+}
+
+function milliseconds(all: All, what: string): Found | null {
+  const found = rows(of(all, 'snapshots', 'opening'), what);
+  return most(
+    found.map((each) => ({ row: each.row[1] ?? '', ratio: spreadOf(each.values).median })),
+    100,
+    ' ms',
+  );
+}
