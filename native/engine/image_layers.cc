@@ -248,6 +248,22 @@ Result<void> ImageState::copy_entries(Table* table, uint64_t size) {
   return {};
 }
 
+// The blocks of the active layer that another table for it has left out. With the gate held exclusively: afterwards a discard
+// may let go of any of those that it has taken.
+std::vector<uint32_t> ImageState::left_out_by(const Table& table) const {
+  std::vector<uint32_t> left_out;
+  for (uint64_t chunk = 0; chunk < active->chunks(); chunk++) {
+    if (!active->may_hold(chunk)) continue;
+    const uint64_t end = std::min((chunk + 1) * kBlocksPerChunk, active->entries());
+    for (uint64_t block = chunk * kBlocksPerChunk; block < end; block++) {
+      const uint32_t index = Entry::unpack(active->load(block)).index;
+      const bool taken = block < table.entries() && Entry::unpack(table.load(block)).index == index;
+      if (index && !taken) left_out.push_back(index);
+    }
+  }
+  return left_out;
+}
+
 Result<void> Image::resize(uint64_t size, bool shrink) {
   ImageState& state = *state_;
   const auto change = [&]() -> Result<void> {
@@ -290,7 +306,7 @@ Result<void> Image::resize(uint64_t size, bool shrink) {
       return table.error();
     }
     prepared.table = *table;
-    const Layer after = *layer;
+    std::vector<uint32_t> left_out;
     if (auto ready = state.prepare_directory(&prepared); !ready) {
       state.abandon(prepared);
       return ready;
@@ -304,6 +320,7 @@ Result<void> Image::resize(uint64_t size, bool shrink) {
         if (prepared.table->may_hold(chunk)) state.mark_unsynced(prepared.table, chunk);
       if (outcome && keeps(Rule::kLongerTableBeforeSuperblock)) outcome = state.file->sync();
       const std::shared_ptr<Table> old = state.active;
+      if (size < before.size) left_out = state.left_out_by(*prepared.table);
       if (outcome) outcome = state.commit(&prepared);
       if (!outcome) {
         state.forget_unsynced(*prepared.table);
@@ -319,7 +336,10 @@ Result<void> Image::resize(uint64_t size, bool shrink) {
       if (size < before.size) state.content_generation++;
     }
     PCOW_TRY(state.sync());
-    return state.release_layer(before, &after);
+    for (const uint32_t index : left_out) state.space->release(index, 1);
+    state.space->release(before.table_offset >> state.geometry.block_shift(),
+                         before.table_length >> state.geometry.block_shift());
+    return {};
   };
   return state.noted(change());
 }

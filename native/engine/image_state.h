@@ -134,6 +134,7 @@ class ImageState {
   Result<void> merge(const Layer& parent, const Layer& child, const Progress& progress);
   Result<void> release_layer(const Layer& gone, const Layer* heir);
   Result<void> copy_entries(Table* table, uint64_t size);
+  std::vector<uint32_t> left_out_by(const Table& table) const;  // with the gate held exclusively
   Result<BaseReference> reference_to(const BaseSpec& spec) const;
   Result<bool> active_is_empty() const;
   std::shared_ptr<const Source> source_of(const Layer& layer, std::vector<ChunkRange> present) const;
