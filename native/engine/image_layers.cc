@@ -275,7 +275,7 @@ Result<void> Image::resize(uint64_t size, bool shrink) {
     if (size < before.size && !shrink)
       return Error(Code::kInvalid,
                    state.path + " has " + std::to_string(before.size) +
-                       " bytes: it is made smaller, and loses what lies behind, only when that is asked for");
+                       " bytes; pcow resize --shrink makes it smaller, and what lies behind the new end is lost");
     if (size < kMinImageSize)
       return Error(Code::kInvalid, "an image has at least " + std::to_string(kMinImageSize) + " bytes");
     const Layer* parent = state.directory.find(before.parent);
