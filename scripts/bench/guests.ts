@@ -32,7 +32,7 @@ async function run(bench: Bench): Promise<void> {
   try {
     for (const system of SYSTEMS) running.set(system, await start(stand, system));
     const rounds = short ? 3 : 5;
-    const seconds = short ? 0.7 : 1.5;
+    const seconds = short ? 0.3 : 1.5;
     for (let round = 0; round < rounds; ++round) {
       say(`guest: round ${round + 1} of ${rounds}`);
       for (const [table, row, script, unit, better, value] of cases(seconds, short)) {
@@ -83,7 +83,7 @@ function* cases(seconds: number, short: boolean): Generator<Case> {
       yield add('read', 'load', 'pread');
     }
   for (const policy of ['always', 'everysec']) {
-    const requests = short ? 1000 : 3000;
+    const requests = short ? 500 : 3000;
     yield [
       'redis',
       [`SET, appendfsync ${policy}`],

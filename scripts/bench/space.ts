@@ -10,7 +10,7 @@ import { lastProcessor } from './stand.js';
 
 const MiB = 2 ** 20;
 /** Bytes written of each 64 KiB, on average, in pages. */
-const DENSITIES = [0.25, 0.5, 1, 2, 4];
+const DENSITIES = [0.25, 1, 4];
 const SYSTEMS = ['pcow', 'pcow, monitored', 'qcow2', 'qcow2, extended L2'] as const;
 
 export const space: Comparison = { name: 'space', run, plots };
