@@ -270,6 +270,8 @@ Result<void> Image::resize(uint64_t size, bool shrink) {
     const std::lock_guard structure(state.structure);
     if (state.closed) return state.closed_error();
     if (!state.writable()) return Error(Code::kReadOnly, state.path + " is open for reading only");
+    // A snapshot whose deletion was interrupted does not stand in the way.
+    if (shrink) PCOW_TRY(state.collect(nullptr));
     const Layer before = state.directory.active_layer();
     if (size % kPageSize) return Error(Code::kInvalid, "an image's size is a multiple of 4096 bytes");
     if (size < before.size && !shrink)
