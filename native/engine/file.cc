@@ -39,43 +39,58 @@ Result<std::shared_ptr<File>> File::create(const std::string& path, FileObserver
 
 File::~File() { ::close(descriptor_); }
 
-Result<size_t> File::read(uint64_t offset, void* buffer, size_t length) const {
-  if (const int err = observe(FileOperation::kRead, offset, length, nullptr))
-    return system_error(err, "cannot read " + path_);
-  size_t done = 0;
-  while (done < length) {
-    const ssize_t count =
-        pread(descriptor_, static_cast<char*>(buffer) + done, length - done, static_cast<off_t>(offset + done));
-    if (count < 0) {
-      if (errno == EINTR) continue;
-      return system_error(errno, "cannot read " + path_);
-    }
-    if (count == 0) break;
-    done += static_cast<size_t>(count);
+template <typename Call>
+int File::insist(FileOperation operation, const Call& call) const {
+  for (;;) {
+    const bool interrupted = step(operation, 1) == 0;
+    if (!interrupted && call() == 0) return 0;
+    if (!interrupted && errno != EINTR) return errno;
   }
+}
+
+template <typename Call>
+int File::move_all(FileOperation operation, size_t length, size_t* done, const Call& call) const {
+  while (*done < length) {
+    const size_t most = step(operation, length - *done);
+    if (most == 0) continue;
+    const ssize_t count = call(*done, most);
+    if (count == 0) return 0;
+    if (count < 0 && errno != EINTR) return errno;
+    if (count > 0) *done += static_cast<size_t>(count);
+  }
+  return 0;
+}
+
+Result<size_t> File::read(uint64_t offset, void* buffer, size_t length) const {
+  size_t done = 0;
+  int err = observe(FileOperation::kRead, offset, length, nullptr);
+  if (!err) {
+    err = move_all(FileOperation::kRead, length, &done, [&](size_t from, size_t most) {
+      return pread(descriptor_, static_cast<char*>(buffer) + from, most, static_cast<off_t>(offset + from));
+    });
+  }
+  if (err) return system_error(err, "cannot read " + path_);
   return done;
 }
 
 Result<void> File::write(uint64_t offset, const void* buffer, size_t length) {
-  if (const int err = observe(FileOperation::kWrite, offset, length, buffer))
-    return system_error(err, "cannot write " + path_);
   size_t done = 0;
-  while (done < length) {
-    const ssize_t count =
-        pwrite(descriptor_, static_cast<const char*>(buffer) + done, length - done, static_cast<off_t>(offset + done));
-    if (count < 0) {
-      if (errno == EINTR) continue;
-      return system_error(errno, "cannot write " + path_);
-    }
-    done += static_cast<size_t>(count);
+  int err = observe(FileOperation::kWrite, offset, length, buffer);
+  if (!err) {
+    err = move_all(FileOperation::kWrite, length, &done, [&](size_t from, size_t most) {
+      return pwrite(descriptor_, static_cast<const char*>(buffer) + from, most, static_cast<off_t>(offset + from));
+    });
   }
+  if (!err && done < length) err = EIO;
+  if (err) return system_error(err, "cannot write " + path_);
   return {};
 }
 
 Result<void> File::allocate(uint64_t offset, uint64_t length) {
   int err = observe(FileOperation::kAllocate, offset, length, nullptr);
-  while (!err && fallocate(descriptor_, 0, static_cast<off_t>(offset), static_cast<off_t>(length)) < 0) {
-    if (errno != EINTR) err = errno;
+  if (!err) {
+    err = insist(FileOperation::kAllocate,
+                 [&] { return fallocate(descriptor_, 0, static_cast<off_t>(offset), static_cast<off_t>(length)); });
   }
   if (err) return system_error(err, "cannot allocate space in " + path_);
   return {};
@@ -83,9 +98,11 @@ Result<void> File::allocate(uint64_t offset, uint64_t length) {
 
 Result<void> File::punch(uint64_t offset, uint64_t length) {
   int err = observe(FileOperation::kPunch, offset, length, nullptr);
-  while (!err && fallocate(descriptor_, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(offset),
-                           static_cast<off_t>(length)) < 0) {
-    if (errno != EINTR) err = errno;
+  if (!err) {
+    err = insist(FileOperation::kPunch, [&] {
+      return fallocate(descriptor_, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(offset),
+                       static_cast<off_t>(length));
+    });
   }
   if (err) return system_error(err, "cannot punch a hole into " + path_);
   return {};
@@ -93,9 +110,7 @@ Result<void> File::punch(uint64_t offset, uint64_t length) {
 
 Result<void> File::resize(uint64_t length) {
   int err = observe(FileOperation::kResize, 0, length, nullptr);
-  while (!err && ftruncate(descriptor_, static_cast<off_t>(length)) < 0) {
-    if (errno != EINTR) err = errno;
-  }
+  if (!err) err = insist(FileOperation::kResize, [&] { return ftruncate(descriptor_, static_cast<off_t>(length)); });
   if (err) return system_error(err, "cannot change the size of " + path_);
   return {};
 }
@@ -107,9 +122,7 @@ Result<void> File::sync() {
   };
   if (auto failed = failure()) return *failed;
   int err = observe(FileOperation::kSync, 0, 0, nullptr);
-  while (!err && fdatasync(descriptor_) < 0) {
-    if (errno != EINTR) err = errno;
-  }
+  if (!err) err = insist(FileOperation::kSync, [&] { return fdatasync(descriptor_); });
   if (err) {
     Error error = system_error(err, "cannot sync " + path_);
     error.message += "; it stays unsynced until it is opened anew";

@@ -25,6 +25,8 @@ class FileObserver {
   // Returns 0 to let it happen, or an errno to make it fail without happening (not for kStore, which cannot fail).
   virtual int before(FileOperation operation, const std::string& path, uint64_t offset, uint64_t length,
                      const void* data) = 0;
+  // How much of `length` bytes one system call of a read or a write moves. 0: a signal interrupts it, whatever it does.
+  virtual size_t step(FileOperation, size_t length) { return length; }
 };
 
 class File;
@@ -99,6 +101,15 @@ class File {
   int observe(FileOperation operation, uint64_t offset, uint64_t length, const void* data) const {
     return observer_ ? observer_->before(operation, path_, offset, length, data) : 0;
   }
+  size_t step(FileOperation operation, size_t length) const {
+    return observer_ ? observer_->step(operation, length) : length;
+  }
+  // Calls again while signals interrupt it. Returns an errno, or 0.
+  template <typename Call>
+  int insist(FileOperation operation, const Call& call) const;
+  // The same for a read or a write: `call` moves that many bytes, from that many on, until all are moved or none are left.
+  template <typename Call>
+  int move_all(FileOperation operation, size_t length, size_t* done, const Call& call) const;
   Result<uint64_t> seek(uint64_t from, uint64_t end, int whence) const;
 
   std::string path_;

@@ -46,23 +46,28 @@ Result<void> ImageState::sync() {
     uint64_t block;
     Entry entry;
   };
-  std::vector<Noted> noted_entries;
-  for (const auto& [table, chunks] : marked) {
-    for (const uint64_t chunk : chunks) {
-      const uint64_t end = std::min((chunk + 1) * kBlocksPerChunk, table->entries());
-      for (uint64_t block = chunk * kBlocksPerChunk; block < end; block++) {
-        const Entry entry = Entry::unpack(table->load(block));
-        if (entry.written != entry.durable) noted_entries.push_back({table.get(), block, entry});
+  const auto take_note = [&] {
+    std::vector<Noted> noted;
+    for (const auto& [table, chunks] : marked) {
+      for (const uint64_t chunk : chunks) {
+        const uint64_t end = std::min((chunk + 1) * kBlocksPerChunk, table->entries());
+        for (uint64_t block = chunk * kBlocksPerChunk; block < end; block++) {
+          const Entry entry = Entry::unpack(table->load(block));
+          if (entry.written != entry.durable) noted.push_back({table.get(), block, entry});
+        }
       }
     }
-  }
+    return noted;
+  };
+  auto noted_entries = take_note();
 
   if (keeps(Rule::kDataBeforeDurable)) PCOW_TRY(file->sync());
+  if (!keeps(Rule::kNotedBitsOnly)) noted_entries = take_note();
   for (const auto& [table, block, then] : noted_entries) {
     const std::lock_guard storing(chunk_lock(block));
     Entry now = Entry::unpack(table->load(block));
     if (now.index != then.index) continue;  // discarded meanwhile; its block is not reused before this sync is over
-    now.durable |= (keeps(Rule::kNotedBitsOnly) ? then.written : now.written) & now.written;
+    now.durable |= then.written & now.written;
     table->store(block, now);
   }
   if (!noted_entries.empty() && keeps(Rule::kDurableBeforeReturn)) PCOW_TRY(file->sync());

@@ -169,12 +169,14 @@ class PowerCuts : public FileObserver {
 
   int before(FileOperation operation, const std::string& path, uint64_t offset, uint64_t length,
              const void* data) override {
-    if (operation == FileOperation::kRead || operation == FileOperation::kMap) return 0;
     if (base_disk_ && path == base_path_) {
-      before_in_base(operation, offset, length, data);
+      if (operation != FileOperation::kRead && operation != FileOperation::kMap)
+        before_in_base(operation, offset, length, data);
       return 0;
     }
     if (path != path_) return 0;
+    if (const int err = fault_of(operation)) return err;
+    if (operation == FileOperation::kRead || operation == FileOperation::kMap) return 0;
     if (left_ != kNever && left_-- == 0) killed_ = true;
     if (killed_) {
       left_ = 0;
@@ -197,6 +199,18 @@ class PowerCuts : public FileObserver {
     return 0;
   }
 
+  size_t step(FileOperation, size_t length) override {
+    if (!run_->interrupts || run_->random() % 3) return length;
+    return run_->random() % 2 ? 0 : 1 + run_->random() % length;
+  }
+
+  // The machine is well again. Says whether a fault has struck since this was last asked; `sync`: it was a sync that failed.
+  bool recover(bool* sync) {
+    *sync = sync_failed_;
+    sync_failed_ = false;
+    return std::exchange(faulty_, false);
+  }
+
  private:
   static constexpr uint64_t kNever = ~uint64_t{0};
 
@@ -210,6 +224,22 @@ class PowerCuts : public FileObserver {
     }
   }
   void check_base();
+  // The errno of the run's fault, where this is the operation that it strikes, or 0.
+  int fault_of(FileOperation operation) {
+    Fault& fault = run_->fault;
+    const bool needs_space = operation == FileOperation::kWrite || operation == FileOperation::kAllocate ||
+                             operation == FileOperation::kResize;
+    const bool eligible = fault.err == ENOSPC   ? needs_space
+                          : fault.err == ENOMEM ? operation == FileOperation::kMap
+                                                : fault.err != 0 && operation != FileOperation::kStore;
+    if (nested_ || !eligible) return 0;
+    if (faulty_ && fault.lasts) return fault.err;
+    if (fault.struck || fault.operation-- > 0) return 0;
+    fault.struck = faulty_ = true;
+    sync_failed_ = operation == FileOperation::kSync;
+    return fault.err;
+  }
+
   void cut(size_t budget) {
     disk_->sample(budget, &run_->random, [&](DiskState state) { check(std::move(state)); });
   }
@@ -227,6 +257,8 @@ class PowerCuts : public FileObserver {
   std::optional<DiskSimulator> base_disk_;
   uint64_t left_ = kNever;
   bool killed_ = false;
+  bool faulty_ = false;
+  bool sync_failed_ = false;
 };
 
 void PowerCuts::check(DiskState state) {
@@ -350,7 +382,7 @@ constexpr Profile kProfiles[] = {
     {"killed changes", 44, 8, 8, 6, 6, 2, 0, 2, 2, true, true, 0, 0, false, 9, 4, 8, 0, 10},
 };
 // Two chunks, for what may come in between when a merge is done with the first.
-constexpr Profile kLongMerge = {"long merge", 50, 6, 8, 18, 18, 0, 0, 0, 0, false, false, 0, 0, true, 520};
+constexpr Profile kLongMerge = {"long merge", 40, 4, 4, 26, 26, 0, 0, 0, 0, false, false, 0, 0, true, 520};
 
 class Workload {
  public:
@@ -358,7 +390,7 @@ class Workload {
       : run_(run),
         profile_(profile),
         block_size_(block_size),
-        cuts_(run, &directory_, profile.blocks > 100 ? 3 : 10, false) {}
+        cuts_(run, &directory_, run->fault.err || profile.blocks > 100 ? 1 : 10, false) {}
 
   void go(int steps) {
     prepare();
@@ -369,6 +401,8 @@ class Workload {
       step();
     }
     attempt("close", now_, {world_}, [&] { return image_->close(); });
+    const auto closed = run_->must(open_image(image_path_, false, nullptr), "open what was closed");
+    if (read_content(*run_, *closed) != now_) run_->fail("what was closed holds something else");
   }
 
  private:
@@ -397,8 +431,15 @@ class Workload {
       cuts_.base_snapshots["ground"] = bases_["base"];
     }
     cuts_.worlds = {world_};
-    cuts_.begin("open");
-    image_ = run_->must(open_image(path, true, &cuts_), "open");
+    image_path_ = path;
+    attempt("open", now_, {world_}, [&] { return open_again(); });
+  }
+
+  Result<void> open_again() {
+    auto opened = open_image(image_path_, true, &cuts_);
+    if (!opened) return opened.error();
+    image_ = std::move(*opened);
+    return {};
   }
 
   // With a snapshot "ground". The states of the image find it too.
@@ -431,6 +472,11 @@ class Workload {
       revive(after);
       return false;
     }
+    bool sync_failed = false;
+    if (cuts_.recover(&sync_failed) && !outcome) {
+      survive(after, outcome.error(), sync_failed);
+      return false;
+    }
     run_->must(std::move(outcome), name);
     now_ = after;
     for (const auto& [sector, stamps] : later_) now_.active[sector] = stamps.back();
@@ -443,19 +489,11 @@ class Workload {
     mapped_.clear();
     const std::string path = directory_ / ("image" + std::to_string(run_->kills) + ".pcow");
     cuts_.go_on_as(path);
+    image_path_ = path;
     image_.reset();
     cuts_.begin("open after a kill");
     image_ = run_->must(open_image(path, true, &cuts_), "open after a kill");
-    const Content found = read_content(*run_, *image_);
-    if (found.snapshots != now_.snapshots && found.snapshots != after.snapshots)
-      run_->fail("a killed process has changed snapshots");
-    if (found.active.size() != now_.active.size() && found.active.size() != after.active.size())
-      run_->fail("a killed process has changed the size");
-    for (size_t i = 0; i < found.active.size(); i++) {
-      const bool as_before = i < now_.active.size() && found.active[i] == now_.active[i];
-      if (!as_before && found.active[i] != after.active[i]) run_->fail("a killed process has lost a write");
-    }
-    now_ = found;
+    now_ = content_between(after);
     // Whichever of the worlds it is, it is on the disk now; but for what was written and not synced.
     World world = exactly(now_);
     for (const World& possible : cuts_.worlds) {
@@ -464,6 +502,45 @@ class Workload {
         world.active[i].insert(possible.active[i].begin(), possible.active[i].end());
     }
     settle(std::move(world));
+  }
+
+  // What there is when something was not done to its end: nothing is lost, and it may be seen or not.
+  Content content_between(const Content& after) {
+    Content found = read_content(*run_, *image_);
+    if (found.snapshots != now_.snapshots && found.snapshots != after.snapshots)
+      run_->fail("what was not done to its end has changed snapshots");
+    if (found.active.size() != now_.active.size() && found.active.size() != after.active.size())
+      run_->fail("what was not done to its end has changed the size");
+    for (size_t i = 0; i < found.active.size(); i++) {
+      const bool as_before = i < now_.active.size() && found.active[i] == now_.active[i];
+      if (!as_before && found.active[i] != after.active[i]) run_->fail("what was not done to its end has lost a write");
+    }
+    return found;
+  }
+
+  // The machine let an operation down. An error came out; the image is sound, and goes on. A failed sync is not forgotten
+  // until the image is opened anew.
+  void survive(const Content& after, const Error& error, bool sync_failed) {
+    if (error.err != run_->fault.err) run_->fail("the fault became another error: " + error.message);
+    mapped_.clear();
+    const std::vector<World> meanwhile = cuts_.worlds;
+    if (image_ && sync_failed) {
+      const auto again = image_->sync();
+      const bool closed = !again && again.error().code == Code::kClosed;
+      if (again || (!closed && again.error().message.find("opened anew") == std::string::npos))
+        run_->fail("a failed sync was forgotten");
+      if (!closed && image_->close()) run_->fail("a failed sync was forgotten by closing");
+    }
+    if (image_ && !sync_failed && image_->sync()) {
+      now_ = content_between(after);
+      // What it was doing can be done again, and what was begun is finished by opening anew.
+      run_->must(image_->close(), "close after an error");
+    }
+    image_.reset();
+    run_->must(open_again(), "open after an error");
+    now_ = content_between(after);
+    run_->must(image_->sync(), "sync after an error");
+    settle(exactly(now_));
   }
 
   // What came in while it was done may be on the disk or not.
@@ -477,7 +554,7 @@ class Workload {
   // For the time of `what`, other threads write, discard and store through the mapping whenever they could.
   template <typename Do>
   auto interrupted(const Do& what) {
-    if (profile_.interrupted) {
+    if (profile_.interrupted && !run_->fault.err) {
       cuts_.interrupt = [&] {
         if (below(2)) meanwhile();
       };
@@ -659,18 +736,19 @@ class Workload {
       pending = std::move(*prepared);
       return {};
     };
-    CHECK(attempt("prepare", now_, {world_}, prepare));
+    if (!attempt("prepare", now_, {world_}, prepare)) return;
     settle(world_);
     mapped_.clear();
     Content after = now_;
     after.snapshots[name] = now_.active;
     const auto finish = [&]() -> Result<void> {
       pending->close_gate();
-      PCOW_TRY(pending->commit());
-      return interrupted([&] { return pending->finish(); });
+      auto outcome = pending->commit();
+      if (outcome) outcome = interrupted([&] { return pending->finish(); });
+      pending.reset();
+      return outcome;
     };
-    CHECK(attempt("commit", after, {world_, exactly(after)}, finish));
-    settle(exactly(after));
+    if (attempt("commit", after, {world_, exactly(after)}, finish)) settle(exactly(after));
   }
 
   void remove() {
@@ -681,7 +759,7 @@ class Workload {
     world.snapshots.erase(name);
     // Enough for blocks to be let go, and to be used again where that is allowed.
     const Progress between = [&](uint64_t, uint64_t) {
-      if (!profile_.interrupted || below(3) == 0) return true;
+      if (!profile_.interrupted || run_->fault.err || below(3) == 0) return true;
       for (uint64_t times = mapped_.empty() ? below(5) : 0; times; times--) discard_meanwhile();
       for (uint64_t times = below(3); times; times--) run_->must(image_->sync(), "sync meanwhile");
       for (uint64_t times = below(5); times; times--) write_meanwhile();
@@ -799,15 +877,8 @@ class Workload {
     mapped_.clear();
     if (!attempt("close", now_, {world_}, [&] { return image_->close(); })) return;
     settle(exactly(now_));
-    const std::string path = image_->info().path;
     image_.reset();
-    Result<void> outcome;
-    attempt("open", now_, {world_}, [&]() -> Result<void> {
-      auto opened = open_image(path, true, &cuts_);
-      if (!opened) return opened.error();
-      image_ = std::move(*opened);
-      return {};
-    });
+    attempt("open", now_, {world_}, [&] { return open_again(); });
   }
 
   Run* run_;
@@ -815,6 +886,7 @@ class Workload {
   const uint32_t block_size_;
   TemporaryDirectory directory_{"/dev/shm"};  // states are written by the thousand, and nothing here is to last
   PowerCuts cuts_;
+  std::string image_path_;
   std::unique_ptr<Image> image_;
   Content now_;                                      // as every process sees it
   World world_;                                      // what a power cut may leave of it
@@ -838,4 +910,16 @@ void run_workload(Run* run, const std::string& name, int steps) {
       std::find_if(std::begin(kProfiles), std::end(kProfiles), [&](const Profile& one) { return name == one.name; });
   CHECK(profile != std::end(kProfiles));
   for (const uint32_t block_size : kBlockSizes) Workload(run, *profile, block_size).go(steps);
+}
+
+void run_with_fault(Run* run, const std::string& name, uint32_t block_size, int steps) {
+  for (const Profile& profile : kProfiles)
+    if (name == profile.name) Workload(run, profile, block_size).go(steps);
+}
+
+std::vector<std::string> fault_workloads() {
+  std::vector<std::string> names;
+  for (const Profile& profile : kProfiles)
+    if (!profile.kills && !profile.commit) names.emplace_back(profile.name);  // a commit is judged by its base
+  return names;
 }

@@ -11,8 +11,18 @@
 #include <cstdlib>
 #include <random>
 #include <string>
+#include <vector>
 
 #include "../engine/error.h"
+
+// Something that the machine does to a run's file operations: the one with this number fails (and the following ones of the
+// same step of the workload, where it lasts). Operations are counted that can fail so.
+struct Fault {
+  int err = 0;             // EIO: any operation; ENOSPC: those that need space; ENOMEM: mapping the file
+  uint64_t operation = 0;  // counted down
+  bool lasts = false;
+  bool struck = false;
+};
 
 // What a run counts, and where it is, for the sentence about a failure: that ends the program, with exit code 1.
 struct Run {
@@ -22,6 +32,8 @@ struct Run {
   uint64_t stamps = 0;
   std::string where;
   std::string operation;
+  Fault fault;              // err 0: none
+  bool interrupts = false;  // reads and writes go piece by piece, and signals come in between
 
   [[noreturn]] void fail(const std::string& what) const {
     fprintf(stderr, "%s, in %s, state %llu: %s\n", where.c_str(), operation.c_str(),
@@ -39,3 +51,7 @@ struct Run {
 void run_workloads(Run* run, int steps);
 // One of them, by name.
 void run_workload(Run* run, const std::string& name, int steps);
+// One, with a block size. Few power cuts: with `run->fault`, it is one of many.
+void run_with_fault(Run* run, const std::string& name, uint32_t block_size, int steps);
+// Those that run_with_fault() takes.
+std::vector<std::string> fault_workloads();
