@@ -89,7 +89,8 @@ Extent ImageState::held_extent(uint64_t offset) const {
 // A discard of a part of a block leaves own sub-blocks without disk space: what is to be stored to gets it again.
 Result<Extent> ImageState::mappable_extent(uint64_t offset) const {
   const Extent extent = held_extent(offset);
-  if (extent.length && writable()) PCOW_TRY(file->allocate(extent.place, extent.length));
+  if (extent.length && writable() && keeps(Rule::kDataSpaceBeforeMapping))
+    PCOW_TRY(file->allocate(extent.place, extent.length));
   return extent;
 }
 

@@ -120,25 +120,31 @@ Result<void> ImageState::merge(const Layer& parent, const Layer& child, const Pr
 
 // Releases what a layer that is gone from the directory used: its table, and its blocks but for those that `heir` took.
 Result<void> ImageState::release_layer(const Layer& gone, const Layer* heir) {
-  const uint64_t entries = geometry.blocks_for(gone.size);
-  auto present = present_chunks(*file, gone.table_offset, entries);
-  if (!present) return present.error();
-  for (const auto& [first, end] : *present) {
-    for (uint64_t chunk = first; chunk < end; chunk++) {
-      EntryPage page;
-      EntryPage taken{};
-      PCOW_TRY(read_entry_page(*file, gone.table_offset, entries, chunk, &page));
-      const bool inherited = heir && chunk < geometry.chunks_for(heir->size);
-      if (inherited)
-        PCOW_TRY(read_entry_page(*file, heir->table_offset, geometry.blocks_for(heir->size), chunk, &taken));
-      for (uint64_t i = 0; i < kBlocksPerChunk; i++) {
-        const uint32_t index = Entry::unpack(page[i]).index;
-        if (index && Entry::unpack(taken[i]).index != index) space->release(index, 1);
+  const auto release = [&]() -> Result<void> {
+    const uint64_t entries = geometry.blocks_for(gone.size);
+    auto present = present_chunks(*file, gone.table_offset, entries);
+    if (!present) return present.error();
+    for (const auto& [first, end] : *present) {
+      for (uint64_t chunk = first; chunk < end; chunk++) {
+        EntryPage page;
+        EntryPage taken{};
+        PCOW_TRY(read_entry_page(*file, gone.table_offset, entries, chunk, &page));
+        const bool inherited = heir && chunk < geometry.chunks_for(heir->size);
+        if (inherited)
+          PCOW_TRY(read_entry_page(*file, heir->table_offset, geometry.blocks_for(heir->size), chunk, &taken));
+        for (uint64_t i = 0; i < kBlocksPerChunk; i++) {
+          const uint32_t index = Entry::unpack(page[i]).index;
+          if (index && Entry::unpack(taken[i]).index != index) space->release(index, 1);
+        }
       }
     }
-  }
-  space->release(gone.table_offset >> geometry.block_shift(), gone.table_length >> geometry.block_shift());
-  return {};
+    space->release(gone.table_offset >> geometry.block_shift(), gone.table_length >> geometry.block_shift());
+    return {};
+  };
+  auto released = release();
+  // Neither in use nor on its way to a hole any more: only an opener that finds the image unclean punches it out.
+  if (!released) leaks = true;
+  return released;
 }
 
 Result<void> ImageState::collect(const Progress& progress) {

@@ -258,7 +258,7 @@ Result<void> ImageState::close() {
     if (keeps(Rule::kSyncBeforeClean)) do {
         outcome = sync();
       } while (outcome && space->has_pending() && keeps(Rule::kHolesBeforeClean));
-    if (outcome) {
+    if (outcome && !leaks) {
       Superblock next = superblock;
       next.generation++;
       next.clean = true;

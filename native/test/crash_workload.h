@@ -32,12 +32,13 @@ struct Run {
   uint64_t stamps = 0;
   std::string where;
   std::string operation;
-  Fault fault;              // err 0: none
+  Fault fault;  // err 0: none
+  std::string fault_name;
   bool interrupts = false;  // reads and writes go piece by piece, and signals come in between
 
   [[noreturn]] void fail(const std::string& what) const {
-    fprintf(stderr, "%s, in %s, state %llu: %s\n", where.c_str(), operation.c_str(),
-            static_cast<unsigned long long>(states), what.c_str());
+    fprintf(stderr, "%s, in %s, state %llu: %s %s\n", where.c_str(), operation.c_str(),
+            static_cast<unsigned long long>(states), what.c_str(), fault_name.c_str());
     exit(1);
   }
   template <typename T>
