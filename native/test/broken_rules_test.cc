@@ -2,6 +2,8 @@
 // simulator must find a state in which that breaks a promise.
 //
 //   broken_rules_test [ROUNDS [RULE]]     how often a workload is tried before a breach counts as not found
+//
+// Without ROUNDS (npm test), what only luck finds in reasonable time is left out; npm run crash tries it too.
 #include <sys/wait.h>
 
 #include <cstring>
@@ -81,14 +83,17 @@ int main(int argc, char** argv) {
   std::set<Rule> seen;
   for (const Breach& breach : kBreaches) seen.insert(breach.rule);
   CHECK(seen.size() == static_cast<size_t>(Rule::kCount) - 1);  // all but kNone
+  int tried = 0;
   int missed = 0;
   for (const Breach& breach : kBreaches) {
+    if (argc < 2 && breach.rule == Rule::kHoldReleasesDuringMerges) continue;
     if (argc > 2 && strcmp(argv[2], breach.name) != 0) continue;
+    tried++;
     if (!is_found(breach, seed, rounds)) {
       missed++;
       printf("a breach of this rule is not found: %s\n", breach.name);
     }
   }
-  printf("%zu broken rules, %d not found\n", std::size(kBreaches), missed);
+  printf("%d broken rules, %d not found\n", tried, missed);
   return missed ? 1 : 0;
 }
