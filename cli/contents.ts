@@ -95,6 +95,10 @@ export async function qemuImg(
       );
     }
     const said = error instanceof Error && 'stderr' in error ? String(error.stderr).trim() : String(error);
-    throw new Failure('PCOW_NOT_AN_IMAGE', `qemu-img can't work on ${quote(file)}: ${said.replace(/^qemu-img: /, '')}`);
+    throw new Failure(
+      'PCOW_NOT_AN_IMAGE',
+      `qemu-img can't work on ${quote(file)}: ${said.replace(/^qemu-img: /, '')}`,
+      `“qemu-img info ${file}” tells what it is; leave the format out to have it found`,
+    );
   }
 }

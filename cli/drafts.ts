@@ -14,12 +14,32 @@ export async function throughDraft<T>(target: string, force: boolean, work: (dra
     else await link(draft, target);
     return result;
   } catch (error) {
-    if (error instanceof Error && 'code' in error && error.code === 'EEXIST') {
-      throw new Failure('PCOW_EXISTS', `${target} exists already`, 'choose another name, or replace it with --force');
-    }
-    throw error;
+    throw draftFailure(error, target);
   } finally {
     await unlink(draft).catch(() => undefined); // it has its name, or was never made
+  }
+}
+
+function draftFailure(error: unknown, target: string): unknown {
+  switch (error instanceof Error && 'code' in error ? error.code : undefined) {
+    case 'EEXIST':
+      return new Failure('PCOW_EXISTS', `${target} exists already`, 'choose another name, or replace it with --force');
+    case 'EACCES':
+    case 'EPERM':
+    case 'EROFS':
+      return new Failure(
+        'PCOW_PERMISSION',
+        `${target} can't be made: its directory may not be written by this user`,
+        'choose another directory, or the user who owns it',
+      );
+    case 'ENOSPC':
+      return new Failure(
+        'PCOW_NO_SPACE',
+        `${target}: no space left on its file system`,
+        'free space there, or choose another directory',
+      );
+    default:
+      return error;
   }
 }
 

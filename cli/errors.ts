@@ -26,8 +26,7 @@ const NEXT_STEPS: Partial<Record<PcowErrorCode, string>> = {
   PCOW_NOT_FOUND: '“pcow list” shows the images of a directory and the snapshots of an image',
   PCOW_LOCKED: 'let that process end first; an image in a mount is changed through the mount',
   PCOW_IN_USE: 'delete or move those images first',
-  PCOW_NOT_AN_IMAGE:
-    'other formats become images by copying: create one, mount it, “qemu-img convert -n” onto the flat file',
+  PCOW_NOT_AN_IMAGE: '“pcow convert FILE NEW” makes an image of a file of another format',
   PCOW_CORRUPT: 'nothing was changed; restore the image from a copy',
   PCOW_NO_SPACE: 'free space on the file system of the image, then try again',
   PCOW_PERMISSION: 'use the user who owns the image and its directory',

@@ -5,6 +5,7 @@
 import type { Command } from 'commander';
 import type { BaseOptions, Image } from '../src/engine/index.js';
 import { askImage } from './control.js';
+import { isPcowError } from '../src/engine/errors.js';
 import { Failure } from './errors.js';
 import { addNotes } from './help.js';
 import { withImage } from './images.js';
@@ -84,7 +85,13 @@ async function create(blockKib: string, sizeGib: string, given: string, base: st
   const blockSize = parseBlockSize(inUnits(blockKib, 'K', 'block size in KiB'));
   const size = parseSize(inUnits(sizeGib, 'G', 'size in GiB'));
   const target = await imageAsNamed(given);
-  await makeImage(target, { size, blockSize, base });
+  try {
+    await makeImage(target, { size, blockSize, base });
+  } catch (error) {
+    // There is no --force here.
+    if (!isPcowError(error, 'PCOW_EXISTS')) throw error;
+    throw new Failure(error.code, error.message, 'choose another name, or remove it first');
+  }
   say(`created ${target.file}: ${formatSize(size)}, blocks of ${formatSize(blockSize)}`);
 }
 

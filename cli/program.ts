@@ -20,7 +20,7 @@ export function newProgram(name: string): Command {
 export async function run(program: Command, args: string[]): Promise<number> {
   process.stdout.on('error', quietOnClosedPipe);
   try {
-    await program.parseAsync(args, { from: 'user' });
+    await program.parseAsync(withoutVainHelp(program, args), { from: 'user' });
     return Number(process.exitCode ?? 0);
   } catch (error) {
     if (error instanceof CommanderError) {
@@ -30,10 +30,21 @@ export async function run(program: Command, args: string[]): Promise<number> {
   }
 }
 
+/** “help NAME” of a command that is not there is answered as NAME itself is: with the one that may be meant. */
+function withoutVainHelp(program: Command, args: string[]): string[] {
+  const [help, name] = args;
+  const vain = help === 'help' && name !== undefined && !program.commands.some((known) => known.name() === name);
+  return vain && name !== 'help' ? [name] : args;
+}
+
 function usageFailure(program: Command, error: CommanderError): Failure {
   const [command] = program.args;
   const known = program.commands.find((candidate) => candidate.name() === command);
-  const help = known === undefined ? `${program.name()} --help` : `${program.name()} ${known.name()} --help`;
+  const name = program.name();
+  const help =
+    known === undefined
+      ? `${name} --help`
+      : `${name} ${known.name()} ${known.usage()} (more: ${name} ${known.name()} --help)`;
   if (error.code === 'commander.help') {
     // The help itself went to stderr already.
     return new Failure('PCOW_USAGE', 'a command is missing', help);

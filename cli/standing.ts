@@ -1,5 +1,6 @@
 /** Images that stand on other images must not lose what they stand on. */
 import path from 'node:path';
+import { saidOf } from '../src/engine/dependants.js';
 import { dependants } from '../src/engine/index.js';
 import { Failure } from './errors.js';
 
@@ -12,7 +13,6 @@ export async function refuseWhereStoodOn(file: string, what: string, layer?: num
     (dependant) => layer === undefined || dependant.layer === layer,
   );
   if (standing.length > 0) {
-    const names = standing.map(({ image }) => path.basename(image)).join(', ');
-    throw new Failure('PCOW_IN_USE', `${what}: ${names} ${standing.length === 1 ? 'stands' : 'stand'} on it`);
+    throw new Failure('PCOW_IN_USE', `${what}: ${saidOf(standing)}`);
   }
 }

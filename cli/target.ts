@@ -34,11 +34,15 @@ export interface Target {
 
 /** Finds an image, or fails with what is wrong with the name. */
 export async function findImage(given: string): Promise<ImageTarget> {
-  const found = await lookFor(given);
-  if (found === null) {
-    throw notFound(given);
+  const { image, snapshot } = await findTarget(given);
+  if (snapshot !== null) {
+    throw new Failure(
+      'PCOW_USAGE',
+      `${quote(given)} names a snapshot, and this is for a whole image`,
+      `leave the name of the snapshot out: ${given.slice(0, -snapshot.length - 1)}`,
+    );
   }
-  return found;
+  return image;
 }
 
 /** Finds IMAGE or IMAGE@SNAPSHOT. Whether the snapshot exists is for the engine to say. */
@@ -57,7 +61,7 @@ export async function findTarget(given: string): Promise<Target> {
     }
   }
   const at = given.lastIndexOf('@');
-  throw notFound(at > 0 && !given.slice(at).includes('/') ? given.slice(0, at) : given);
+  throw await notFound(at > 0 && !given.slice(at).includes('/') ? given.slice(0, at) : given);
 }
 
 /** Finds IMAGE@SNAPSHOT, where the snapshot must be named. */
@@ -96,15 +100,21 @@ export async function imageAsNamed(given: string): Promise<ImageTarget> {
     return newImage(given);
   }
   checkNewImageName(fileName);
+  const file = await newFile(given, `name it ${fileName}${IMAGE_SUFFIX}`);
+  return { given, file, name: fileName, mount: null };
+}
+
+/** Where a new file that a mount does not show goes; `instead` is the next step where it would lie in one. */
+export async function newFile(given: string, instead = 'choose a directory that is not mounted'): Promise<string> {
   const directory = await existingDirectory(path.dirname(given));
   if ((await mountHolding(directory)) !== null) {
-    throw new Failure(
-      'PCOW_INVALID',
-      `${quote(given)} lies in a mount, which holds no files but images`,
-      `name it ${fileName}${IMAGE_SUFFIX}`,
-    );
+    throw new Failure('PCOW_INVALID', `${quote(given)} lies in a mount, which holds no files but images`, instead);
   }
-  return { given, file: path.join(directory, fileName), name: fileName, mount: null };
+  const file = path.join(directory, path.basename(given));
+  if (given.endsWith('/') || (await isDirectory(file))) {
+    throw new Failure('PCOW_INVALID', `${quote(given)} names a directory, not a file`, 'name the file in it');
+  }
+  return file;
 }
 
 /** An image directory by its own path or by the mount point of its mount. */
@@ -155,15 +165,26 @@ async function describe(given: string, real: string): Promise<ImageTarget> {
   return { given, file, name: held.inside, mount: held.mount };
 }
 
-function notFound(given: string): Failure {
+async function notFound(given: string): Promise<Failure> {
   const bytes = Buffer.byteLength(path.basename(given));
   if (bytes > MAX_NAME_LENGTH) {
     return new Failure('PCOW_INVALID', `the name ${quote(given)} has ${bytes} bytes; the limit is ${MAX_NAME_LENGTH}`);
   }
+  const there = given !== '' && (await isDirectory(given));
+  const directory = there ? given : path.dirname(given);
   return new Failure(
     'PCOW_NOT_FOUND',
-    `there is no image ${quote(given)}`,
-    `“pcow list ${path.dirname(given)}” shows the images of that directory`,
+    `there is no image ${quote(given)}${there ? ': that is a directory' : ''}`,
+    (await isDirectory(directory))
+      ? `“pcow list ${directory}” shows the images of that directory`
+      : `there is no directory ${quote(directory)} either: check the path`,
+  );
+}
+
+function isDirectory(file: string): Promise<boolean> {
+  return stat(file).then(
+    (status) => status.isDirectory(),
+    () => false,
   );
 }
 

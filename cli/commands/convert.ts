@@ -1,4 +1,4 @@
-import { access, open, realpath, unlink } from 'node:fs/promises';
+import { access, open, unlink } from 'node:fs/promises';
 import path from 'node:path';
 import { type Command, Option } from 'commander';
 import { copyContents, type Target } from '../../src/contents/copy.js';
@@ -14,7 +14,7 @@ import { say, sayJson } from '../output.js';
 import { type ProgressForm, progressOption, withProgress } from '../progress.js';
 import { quote } from '../quote.js';
 import { formatSize, parseBlockSize } from '../size.js';
-import { findTarget, newImage } from '../target.js';
+import { findTarget, newFile, newImage } from '../target.js';
 
 const OUT = ['pcow', 'raw', 'qcow2'] as const;
 type Out = (typeof OUT)[number];
@@ -212,10 +212,7 @@ function into(image: Image, holding: boolean): Target {
 }
 
 async function toFile(source: string, from: string, given: string, to: Out, options: Options): Promise<Made> {
-  const directory = await realpath(path.dirname(given)).catch(() => {
-    throw new Failure('PCOW_NOT_FOUND', `there is no directory ${quote(path.dirname(given))}`, 'check the path');
-  });
-  const target = path.join(directory, path.basename(given));
+  const target = await newFile(given);
   const { force = false } = options;
   if (
     !force &&

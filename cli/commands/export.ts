@@ -5,7 +5,7 @@ import { withImage } from '../images.js';
 import { say, sayJson } from '../output.js';
 import { writeToFile, writeToStdout } from '../pipe.js';
 import { type ProgressForm, progressOption, withProgress } from '../progress.js';
-import { findImage } from '../target.js';
+import { findImage, newFile } from '../target.js';
 
 interface Options {
   json?: boolean;
@@ -36,13 +36,14 @@ export function addExport(program: Command): void {
 
 async function exportCommand(given: string, file: string, options: Options): Promise<void> {
   const target = await findImage(given);
+  const written = file === '-' ? null : await newFile(file);
   await withImage(target.file, {}, (image) =>
     withProgress(`export ${target.name}`, options.progress, async (long) => {
       const bytes = exportStream(image, long);
-      await (file === '-' ? writeToStdout(bytes, long.signal) : writeToFile(file, bytes));
+      await (written === null ? writeToStdout(bytes, long.signal) : writeToFile(written, bytes));
     }),
   );
-  if (file === '-') {
+  if (written === null) {
     return;
   }
   if (options.json === true) {

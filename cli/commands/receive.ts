@@ -1,7 +1,7 @@
 import type { Command } from 'commander';
 import { isPcowError } from '../../src/engine/errors.js';
 import { abandonReceiving, receive, resumeTokenOf } from '../../src/stream/receive.js';
-import { formatToken } from '../../src/stream/resume-token.js';
+import { formatToken, type ResumeToken } from '../../src/stream/resume-token.js';
 import { Failure } from '../errors.js';
 import { addNotes } from '../help.js';
 import { say, sayJson } from '../output.js';
@@ -84,12 +84,22 @@ async function takeIn(target: ImageTarget, options: Options): Promise<void> {
 
 /** Where something has arrived, the next step is to go on from there. */
 async function withNextStep(error: unknown, target: ImageTarget): Promise<unknown> {
+  if (isPcowError(error, 'PCOW_EXISTS', 'PCOW_NOT_FOUND')) {
+    return new Failure(error.code, error.message, '“pcow list IMAGE”, here and at the sender, shows what both have');
+  }
   if (!isPcowError(error, 'PCOW_CORRUPT', 'PCOW_IO', 'PCOW_CANCELLED', 'PCOW_NO_SPACE')) {
     return error;
   }
-  const token = await resumeTokenOf(target.file).catch(() => null);
+  let token: ResumeToken | null;
+  try {
+    token = await resumeTokenOf(target.file);
+  } catch (second) {
+    if (!isPcowError(second, 'PCOW_NOT_FOUND')) return error;
+    token = null;
+  }
   if (token === null) {
-    return error;
+    const hint = 'nothing has arrived: see what the sender says, and send again';
+    return isPcowError(error, 'PCOW_CORRUPT', 'PCOW_IO') ? new Failure(error.code, error.message, hint) : error;
   }
   return new Failure(
     error.code,

@@ -29,7 +29,9 @@ export function addSnapshot(program: Command): void {
 }
 
 async function snapshot(givens: string[]): Promise<void> {
-  const targets = await Promise.all(givens.map(findSnapshotTarget));
+  // One after another: of two mistakes the first is told.
+  const targets: { image: ImageTarget; snapshot: string }[] = [];
+  for (const given of givens) targets.push(await findSnapshotTarget(given));
   const [first] = targets;
   if (first === undefined) {
     return;

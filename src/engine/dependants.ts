@@ -35,6 +35,12 @@ export async function dependants(directory: string, imagePath: string): Promise<
   return found;
 }
 
+/** For messages: “vm1.pcow stands on it”, “vm1.pcow, vm2.pcow stand on it”. */
+export function saidOf(standing: Dependant[]): string {
+  const names = standing.map(({ image }) => path.basename(image)).join(', ');
+  return `${names} ${standing.length === 1 ? 'stands' : 'stand'} on it`;
+}
+
 /** Device and inode: equal for every path of one file. null where there is none. */
 async function identity(file: string): Promise<string | null> {
   try {

@@ -5,6 +5,7 @@
 import { readdir, realpath, unlink } from 'node:fs/promises';
 import path from 'node:path';
 
+import { saidOf } from '../engine/dependants.js';
 import { dependants, PcowError, renameImage, type Standing } from '../engine/index.js';
 import { isSystemError, noSuchFile } from './failure.js';
 import { usersOf } from './holders.js';
@@ -143,10 +144,7 @@ export class Catalog {
   async #alone(entry: ImageEntry, done: string, work: () => Promise<void>): Promise<void> {
     const standing = await dependants(this.#place.directory, entry.file);
     if (standing.length > 0) {
-      throw new PcowError(
-        'PCOW_IN_USE',
-        `${entry.name} can't be ${done}: ${standing.map(({ image }) => path.basename(image)).join(', ')} stand on it`,
-      );
+      throw new PcowError('PCOW_IN_USE', `${entry.name} can't be ${done}: ${saidOf(standing)}`);
     }
     await this.#unused(entry, done, work);
   }

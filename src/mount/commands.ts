@@ -3,10 +3,10 @@
  * first the catalog's `structure`, then the `commands` of the images, in the order of their names.
  */
 import { chmod, chown, realpath } from 'node:fs/promises';
-import path from 'node:path';
 
 import { LiveSnapshot } from '../attach/live-snapshot.js';
 import type { Monitor } from '../attach/monitor.js';
+import { saidOf } from '../engine/dependants.js';
 import { checkSnapshotName, dependants, Image, PcowError, snapshotTogether } from '../engine/index.js';
 import type { Catalog, Found } from './catalog.js';
 import type { Cutter } from './cut.js';
@@ -130,10 +130,9 @@ export class Commands {
       const layer = (await entry.snapshot(name)).id;
       const standing = (await dependants(this.#place.directory, entry.file)).filter((it) => it.layer === layer);
       if (standing.length > 0) {
-        const names = standing.map((it) => path.basename(it.image)).join(', ');
         throw new PcowError(
           'PCOW_IN_USE',
-          `the snapshot ${name} of ${entry.name} can't be deleted: ${names} stand on it`,
+          `the snapshot ${name} of ${entry.name} can't be deleted: ${saidOf(standing)}`,
         );
       }
       const busy = () =>
