@@ -1,0 +1,204 @@
+/**
+ * The rows of `docs/qemu-img.md`: qemu-img and pcow do the same to the same data, and what comes of it is compared. `convert` is in
+ * `convert.test.ts`; `compare`, `map` and `measure` are in `contents.test.ts`.
+ */
+import { execFile } from 'node:child_process';
+import { copyFile, mkdir, readFile, writeFile } from 'node:fs/promises';
+import path from 'node:path';
+import { promisify } from 'node:util';
+import test, { type ExecutionContext } from 'ava';
+import { Image } from '../../src/engine/index.js';
+import { mounted } from '../helpers/mounted.js';
+import { Random, seedFromEnvironment } from '../helpers/random.js';
+import { scratchDirectory } from '../helpers/scratch.js';
+import { working } from '../stream/images.js';
+import { fails, pcowIn, succeeds, type Run } from './outcome.js';
+
+const run = promisify(execFile);
+const MiB = 2 ** 20;
+const SIZE = 8 * MiB;
+
+interface Pair {
+  directory: string;
+  pcow: Run;
+  /** Runs qemu-img; says what it prints. */
+  qemu: (...words: string[]) => Promise<string>;
+  /** Writes the same random bytes to NAME.pcow and NAME.qcow2, in multiples of `unit` bytes. */
+  scribble: (name: string, where?: { from?: number; to?: number; unit?: number }) => Promise<void>;
+  /** NAME.pcow, or a snapshot of it, reads as NAME.qcow2, or the same snapshot of it, does. */
+  same: (name: string, snapshot?: string) => Promise<void>;
+}
+
+async function pair(t: ExecutionContext<unknown>): Promise<Pair> {
+  const random = new Random(seedFromEnvironment());
+  t.log(`PCOW_SEED=${random.seed}`);
+  const directory = await scratchDirectory(t);
+  const at = (name: string) => path.join(directory, name);
+  const qemu = async (...words: string[]) => (await run('qemu-img', words, { cwd: directory })).stdout;
+  const scribble: Pair['scribble'] = async (name, { from = 0, to = SIZE, unit = 512 } = {}) => {
+    const patches = Array.from({ length: 12 }, () => {
+      const bytes = random.fill(Buffer.alloc(unit * (1 + random.below(Math.ceil(51200 / unit)))));
+      return { bytes, offset: from + unit * random.below((to - from - bytes.length) / unit) };
+    });
+    await working(at(`${name}.pcow`), async (image) => {
+      for (const { bytes, offset } of patches) await image.write(bytes, offset);
+    });
+    await writeQcow2(directory, `${name}.qcow2`, patches);
+  };
+  const same = async (name: string, snapshot?: string) => {
+    const image = await Image.open(at(`${name}.pcow`));
+    const size = (snapshot === undefined ? image.info() : image.snapshots().find((it) => it.name === snapshot))?.size;
+    const ours = Buffer.alloc(size ?? 0);
+    await image.read(ours, 0, snapshot);
+    await image.close();
+    const of = snapshot === undefined ? [] : ['-l', `snapshot.name=${snapshot}`];
+    await qemu('convert', '-f', 'qcow2', ...of, '-O', 'raw', `${name}.qcow2`, 'theirs.raw');
+    const theirs = await readFile(at('theirs.raw'));
+    t.is(ours.length, theirs.length, name);
+    t.true(ours.equals(theirs), `${name} ${snapshot ?? ''}`);
+  };
+  return { directory, pcow: pcowIn(directory), qemu, scribble, same };
+}
+
+/** By qemu-io, from a file of the bytes. */
+async function writeQcow2(
+  directory: string,
+  name: string,
+  patches: { bytes: Uint8Array; offset: number }[],
+): Promise<void> {
+  const commands: string[] = [];
+  for (const [number, { bytes, offset }] of patches.entries()) {
+    const file = path.join(directory, `patch${number}`);
+    await writeFile(file, bytes);
+    commands.push('-c', `write -s ${file} ${offset} ${bytes.length}`);
+  }
+  await run('qemu-io', ['-f', 'qcow2', ...commands, name], { cwd: directory });
+}
+
+/** base (written) and vm on it (written over it), of both kinds. */
+async function stacked(t: ExecutionContext<unknown>): Promise<Pair> {
+  const both = await pair(t);
+  const { pcow, qemu, scribble } = both;
+  await succeeds(t, pcow('create', 'base', '8M'));
+  await qemu('create', '-f', 'qcow2', 'base.qcow2', '8M');
+  await scribble('base');
+  await succeeds(t, pcow('snapshot', 'base@installed'));
+  await succeeds(t, pcow('create', 'vm', '--base', 'base@installed'));
+  await qemu('create', '-f', 'qcow2', '-b', 'base.qcow2', '-F', 'qcow2', 'vm.qcow2');
+  await scribble('vm');
+  return both;
+}
+
+test('create, with and without a base, and info', async (t) => {
+  const { pcow, qemu, same, directory } = await stacked(t);
+  await same('base');
+  await same('vm');
+  const facts = async (name: string) => {
+    const ours = JSON.parse(await succeeds(t, pcow('info', name, '--json'))) as Record<string, unknown>;
+    const theirs = JSON.parse(await qemu('info', '--output=json', `${name}.qcow2`)) as Record<string, unknown>;
+    return { ours, theirs };
+  };
+  for (const name of ['base', 'vm']) {
+    const { ours, theirs } = await facts(name);
+    t.is(ours.size, theirs['virtual-size']);
+    t.is(ours.blockSize, theirs['cluster-size']);
+  }
+  const { ours, theirs } = await facts('vm');
+  t.is(theirs['backing-filename'], 'base.qcow2');
+  t.like(ours, { base: { resolved: path.join(directory, 'base.pcow'), snapshot: 'installed' } });
+});
+
+test('snapshot: taken, listed, gone back to, deleted', async (t) => {
+  const { pcow, qemu, scribble, same } = await stacked(t);
+  const names = async () => {
+    const listed = JSON.parse(await succeeds(t, pcow('list', 'vm', '--json'))) as { snapshots: { name: string }[] };
+    const theirs = [...(await qemu('snapshot', '-l', 'vm.qcow2')).matchAll(/^\d+ +(\S+)/gm)].map(([, name]) => name);
+    t.deepEqual(
+      listed.snapshots.map(({ name }) => name),
+      theirs as string[],
+    );
+  };
+  for (const name of ['monday', 'tuesday', 'friday']) {
+    await succeeds(t, pcow('snapshot', `vm@${name}`));
+    await qemu('snapshot', '-c', name, 'vm.qcow2');
+    await scribble('vm');
+  }
+  await names();
+  for (const name of ['monday', 'tuesday', 'friday']) await same('vm', name);
+  await succeeds(t, pcow('rollback', 'vm@tuesday'));
+  await qemu('snapshot', '-a', 'tuesday', 'vm.qcow2');
+  await same('vm');
+  await scribble('vm');
+  await succeeds(t, pcow('delete', 'vm@tuesday'));
+  await qemu('snapshot', '-d', 'tuesday', 'vm.qcow2');
+  await names();
+  await same('vm');
+  for (const name of ['monday', 'friday']) await same('vm', name);
+});
+
+test('resize: larger, by how much, and smaller only where that is said', async (t) => {
+  const { pcow, qemu, scribble, same } = await stacked(t);
+  for (const size of ['12M', '+4M']) {
+    await succeeds(t, pcow('resize', 'vm', size));
+    await qemu('resize', '-f', 'qcow2', 'vm.qcow2', size);
+    await same('vm');
+  }
+  await scribble('vm', { from: SIZE, to: 16 * MiB });
+  await same('vm');
+  await fails(t, pcow('resize', 'vm', '10M'), 3, /--shrink/);
+  await t.throwsAsync(qemu('resize', '-f', 'qcow2', 'vm.qcow2', '10M'), { message: /--shrink/ });
+  await same('vm');
+  await succeeds(t, pcow('resize', 'vm', '10M', '--shrink'));
+  await qemu('resize', '-f', 'qcow2', '--shrink', 'vm.qcow2', '10M');
+  await same('vm');
+});
+
+test('rebase: onto another base, onto none, and unseen', async (t) => {
+  const { pcow, qemu, scribble, same } = await stacked(t);
+  await succeeds(t, pcow('create', 'other', '8M'));
+  await qemu('create', '-f', 'qcow2', 'other.qcow2', '8M');
+  await scribble('other');
+  await succeeds(t, pcow('snapshot', 'other@installed'));
+  await same('vm');
+  await succeeds(t, pcow('rebase', 'vm', '-b', 'other@installed'));
+  await qemu('rebase', '-f', 'qcow2', '-b', 'other.qcow2', '-F', 'qcow2', 'vm.qcow2');
+  await same('vm');
+  await succeeds(t, pcow('rebase', 'vm', '-b', ''));
+  await qemu('rebase', '-f', 'qcow2', '-b', '', 'vm.qcow2');
+  await same('vm');
+
+  // Of a cluster that was written in part, qcow2 holds all: whole ones are compared.
+  await succeeds(t, pcow('create', 'unseen', '--base', 'base@installed'));
+  await qemu('create', '-f', 'qcow2', '-b', 'base.qcow2', '-F', 'qcow2', 'unseen.qcow2');
+  await scribble('unseen', { unit: 65536 });
+  await succeeds(t, pcow('rebase', '-u', 'unseen', '-b', 'other@installed'));
+  await qemu('rebase', '-u', '-f', 'qcow2', '-b', 'other.qcow2', '-F', 'qcow2', 'unseen.qcow2');
+  await same('unseen');
+});
+
+test('commit: the base holds what the image held', async (t) => {
+  const { pcow, qemu, same } = await stacked(t);
+  await succeeds(t, pcow('commit', 'vm', '--name', 'patched'));
+  await qemu('commit', '-f', 'qcow2', 'vm.qcow2');
+  await same('base');
+  await same('vm');
+});
+
+test('dd: on the file of a mounted image, as qemu-img dd does it', async (t) => {
+  const { pcow, qemu, directory } = await stacked(t);
+  const [images, mnt] = ['images', 'mnt'].map((name) => path.join(directory, name));
+  await mkdir(images ?? '');
+  await mkdir(mnt ?? '');
+  await succeeds(t, pcow('flatten', 'vm'));
+  await copyFile(path.join(directory, 'vm.pcow'), path.join(images ?? '', 'vm.pcow'));
+  await mounted(t, images ?? '', mnt ?? '');
+  const words = ['bs=4096', 'skip=100', 'count=500'];
+  await run('dd', [`if=${path.join(mnt ?? '', 'vm')}`, 'of=ours.raw', ...words], { cwd: directory });
+  await qemu('dd', '-f', 'qcow2', '-O', 'raw', ...words, 'if=vm.qcow2', 'of=theirs.raw');
+  // qemu-img counts from the beginning of its input, and dd from what it skips.
+  const [ours, theirs] = await Promise.all(
+    ['ours.raw', 'theirs.raw'].map((name) => readFile(path.join(directory, name))),
+  );
+  t.is(theirs?.length, 400 * 4096);
+  t.true(ours?.subarray(0, theirs?.length).equals(theirs ?? Buffer.alloc(0)));
+});
