@@ -84,7 +84,7 @@ test.serial('the bytes of flat files do not pass through JavaScript, other files
   t.true(back.equals(bytes));
   t.is(await readFile(mount.file('plain'), 'utf8'), 'through JavaScript');
   const counts = await mount.ask<Counts>('counts');
-  t.true(counts.requests > 20);
+  t.true(counts.requests >= 4, 'the writes alone: a request has 1 MiB at most');
   t.true(counts.plainReads > 0);
   await file.close();
 });
