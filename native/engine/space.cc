@@ -14,51 +14,23 @@ Space::Space(std::shared_ptr<File> file, const Geometry& geometry, uint64_t file
       durable_blocks_(blocks_),
       syncing_blocks_(blocks_) {}
 
-uint64_t Space::word(uint64_t at) const {
-  const uint64_t leaf = at / kLeafWords;
-  return leaf < leaves_.size() && leaves_[leaf] ? (*leaves_[leaf])[at % kLeafWords] : 0;
-}
-
-void Space::set(uint64_t first, uint64_t count, bool used) {
-  for (uint64_t index = first; index < first + count;) {
-    const uint64_t at = index / 64;
-    const uint64_t leaf = at / kLeafWords;
-    if (leaf >= leaves_.size()) leaves_.resize(leaf + 1);
-    if (!leaves_[leaf]) leaves_[leaf] = std::make_unique<Leaf>();
-    const uint64_t bits = std::min<uint64_t>(64 - index % 64, first + count - index);
-    const uint64_t mask = (bits == 64 ? ~uint64_t{0} : (uint64_t{1} << bits) - 1) << (index % 64);
-    uint64_t& word = (*leaves_[leaf])[at % kLeafWords];
-    word = used ? word | mask : word & ~mask;
-    index += bits;
-  }
-}
-
-uint64_t Space::next(bool used, uint64_t from, uint64_t end) const {
-  while (from < end) {
-    const uint64_t bits = (used ? word(from / 64) : ~word(from / 64)) >> (from % 64);
-    if (bits) return std::min(from + static_cast<uint64_t>(std::countr_zero(bits)), end);
-    from = (from / 64 + 1) * 64;
-  }
-  return end;
-}
-
 uint64_t Space::find_free_run(uint64_t count, uint64_t align, uint64_t from) const {
   for (uint64_t first = round_up(from, align); first + count <= blocks_;) {
-    const uint64_t obstacle = next(true, first, first + count);
+    const uint64_t obstacle = used_.next(true, first, first + count);
     if (obstacle == first + count) return first;
-    first = round_up(next(false, obstacle, blocks_), align);
+    first = round_up(used_.next(false, obstacle, blocks_), align);
   }
   return kNone;
 }
 
 void Space::mark_data(uint64_t first, uint64_t count) {
   const std::lock_guard lock(mutex_);
-  set(first, count, true);
+  used_.set(first, count, true);
 }
 
 void Space::mark_range(uint64_t first, uint64_t count) {
   const std::lock_guard lock(mutex_);
-  set(first, count, true);
+  used_.set(first, count, true);
   for (uint64_t stretch = first / kStretch; stretch <= (first + count - 1) / kStretch; stretch++)
     range_stretches_.insert(stretch);
 }
@@ -73,13 +45,13 @@ Result<void> Space::grow_to(uint64_t blocks) {
 }
 
 uint32_t Space::take(uint64_t index) {
-  set(index, 1, true);
+  used_.set(index, 1, true);
   return static_cast<uint32_t>(index);
 }
 
 Result<uint32_t> Space::allocate_block(uint64_t near, uint32_t position, uint32_t window_blocks) {
   const std::lock_guard lock(mutex_);
-  if (near && near < blocks_ && near <= kMaxBlockIndex && !is_used(near)) return take(near);
+  if (near && near < blocks_ && near <= kMaxBlockIndex && !used_.contains(near)) return take(near);
 
   // A window of its own for the chunk: sparse, so that what stays unused of it costs no disk.
   const uint64_t align = std::has_single_bit(window_blocks) ? window_blocks : 1;
@@ -101,7 +73,7 @@ Result<uint32_t> Space::allocate_block(uint64_t near, uint32_t position, uint32_
 
   // The file cannot grow that far (the filesystem's largest file, or the last index): pack what is left.
   const uint64_t end = std::min(blocks_, kMaxBlockIndex + 1);
-  const uint64_t any = next(false, block_hint_, end);
+  const uint64_t any = used_.next(false, block_hint_, end);
   block_hint_ = any;
   if (any < end) return take(any);
   if (blocks_ <= kMaxBlockIndex) {
@@ -116,13 +88,13 @@ Result<uint64_t> Space::allocate_range(uint64_t count) {
   const std::lock_guard lock(mutex_);
   for (const uint64_t stretch : range_stretches_) {
     const uint64_t end = std::min((stretch + 1) * kStretch, blocks_);
-    for (uint64_t first = next(false, stretch * kStretch, end); first + count <= end;) {
-      const uint64_t obstacle = next(true, first, first + count);
+    for (uint64_t first = used_.next(false, stretch * kStretch, end); first + count <= end;) {
+      const uint64_t obstacle = used_.next(true, first, first + count);
       if (obstacle == first + count) {
-        set(first, count, true);
+        used_.set(first, count, true);
         return first;
       }
-      first = next(false, obstacle, end);
+      first = used_.next(false, obstacle, end);
     }
   }
   uint64_t first = find_free_run(round_up(count, kStretch), kStretch, 0);
@@ -130,14 +102,14 @@ Result<uint64_t> Space::allocate_range(uint64_t count) {
     first = blocks_;
     PCOW_TRY(grow_to(first + count));
   }
-  set(first, count, true);
+  used_.set(first, count, true);
   for (uint64_t stretch = first / kStretch; stretch <= (first + count - 1) / kStretch; stretch++)
     range_stretches_.insert(stretch);
   return first;
 }
 
 void Space::free(uint64_t first, uint64_t count) {
-  set(first, count, false);
+  used_.set(first, count, false);
   block_hint_ = std::min(block_hint_, first);
   window_hint_ = std::min(window_hint_, first);
 }
@@ -223,8 +195,8 @@ Result<void> Space::punch_free() {
     if (!hole) return hole.error();
     const uint64_t last = geometry_.blocks_for(*hole);
     for (uint64_t block = *data >> geometry_.block_shift(); block < last;) {
-      const uint64_t first = next(false, block, last);
-      block = next(true, first, last);
+      const uint64_t first = used_.next(false, block, last);
+      block = used_.next(true, first, last);
       if (first < block)
         PCOW_TRY(file_->punch(first << geometry_.block_shift(), (block - first) << geometry_.block_shift()));
     }

@@ -8,13 +8,13 @@
 // Thread-safe: one mutex guards all; it is never held over a system call, except that growing the file is.
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <memory>
 #include <mutex>
 #include <set>
 #include <vector>
 
+#include "block_set.h"
 #include "file.h"
 #include "geometry.h"
 
@@ -58,15 +58,8 @@ class Space {
   Result<void> punch_free();
 
  private:
-  // A stretch of the map; one that was never marked does not exist, so that a huge sparse file costs nothing.
-  static constexpr uint64_t kLeafWords = 4096;
-  using Leaf = std::array<uint64_t, kLeafWords>;
   static constexpr uint64_t kNone = ~uint64_t{0};
 
-  uint64_t word(uint64_t at) const;
-  bool is_used(uint64_t index) const { return word(index / 64) >> (index % 64) & 1; }
-  void set(uint64_t first, uint64_t count, bool used);
-  uint64_t next(bool used, uint64_t from, uint64_t end) const;                  // first block in that state, or `end`
   uint64_t find_free_run(uint64_t count, uint64_t align, uint64_t from) const;  // kNone where none lies in the file
   Result<void> grow_to(uint64_t blocks);
   uint32_t take(uint64_t index);
@@ -76,13 +69,13 @@ class Space {
   const Geometry geometry_;
   mutable std::mutex mutex_;
   static constexpr uint64_t kStretch = kBlocksPerChunk;
-  std::set<uint64_t> range_stretches_ = {0};   // numbers of the stretches that hold tables and directories
-  std::vector<std::unique_ptr<Leaf>> leaves_;  // a set bit: in use
-  uint64_t blocks_;                            // whole blocks in the file
-  uint64_t durable_blocks_;                    // … as of the last sync
-  uint64_t syncing_blocks_;                    // … as of the beginning of the sync under way
-  uint64_t window_hint_ = 0;                   // no free window starts before this block
-  uint64_t block_hint_ = 0;                    // no free block lies before this one
+  std::set<uint64_t> range_stretches_ = {0};  // numbers of the stretches that hold tables and directories
+  BlockSet used_;
+  uint64_t blocks_;           // whole blocks in the file
+  uint64_t durable_blocks_;   // … as of the last sync
+  uint64_t syncing_blocks_;   // … as of the beginning of the sync under way
+  uint64_t window_hint_ = 0;  // no free window starts before this block
+  uint64_t block_hint_ = 0;   // no free block lies before this one
   bool holding_ = false;
   std::set<uint64_t> held_;
   std::vector<uint64_t> released_;
