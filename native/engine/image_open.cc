@@ -12,43 +12,16 @@
 //   6. layers that were frozen but not sealed are synced and sealed; deletions that were begun are finished
 // Step 3 needs no order against step 5: a crash in between finds another boot id, or entries that are already dropped.
 
-#include <sys/stat.h>
-
 #include <algorithm>
 #include <shared_mutex>
 
 #include "base.h"
 #include "image_state.h"
+#include "locking.h"
 #include "rules.h"
 
 namespace pcow {
 namespace {
-
-Error locked_by(const File& file) {
-  auto superblock = read_superblock(file);
-  std::string who = "another process";
-  if (superblock && superblock->opener.pid && superblock->opener.alive())
-    who = superblock->opener.command + " (pid " + std::to_string(superblock->opener.pid) + ")";
-  return Error(Code::kLocked, file.path() + " is open for writing by " + who);
-}
-
-// Opens and locks; a file that was replaced between the two (create --force, a rename) is let go again.
-Result<std::shared_ptr<File>> open_locked(const std::string& path, FileObserver* observer) {
-  for (;;) {
-    auto file = File::open(path, true, observer);
-    if (!file) return file.error();
-    auto size = (*file)->size();
-    if (!size) return size.error();
-    auto locked = (*file)->try_lock();
-    if (!locked) return locked.error();
-    if (!*locked) return locked_by(**file);
-    auto mine = (*file)->status();
-    if (!mine) return mine.error();
-    struct stat named;
-    if (stat(path.c_str(), &named) < 0) return system_error(errno, "cannot open " + path);
-    if (named.st_dev == mine->st_dev && named.st_ino == mine->st_ino) return file;
-  }
-}
 
 // The lock came along with the descriptor; taking it once more is a no-op then, and fails where it did not.
 Result<std::shared_ptr<File>> open_given(const std::string& path, const OpenOptions& options) {
