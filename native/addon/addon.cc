@@ -12,6 +12,7 @@
 #include "addon/arguments.h"
 #include "addon/attach_exports.h"
 #include "addon/cancellation.h"
+#include "addon/check_exports.h"
 #include "addon/daemon_exports.h"
 #include "addon/directory_lock.h"
 #include "addon/environment.h"
@@ -137,6 +138,7 @@ Napi::Object initialise(Napi::Env env, Napi::Object exports) {
   export_fuse(env, exports);
   export_directory_lock(env, exports);
   export_run(env, exports);
+  export_check(env, exports);
   export_daemon(env, exports);
   exports.Set("AttachServer", AttachServerWrap::define(env));
   return exports;

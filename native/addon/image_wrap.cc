@@ -112,14 +112,15 @@ Napi::Value ImageWrap::run(Napi::Env env, Lane lane, std::function<Result<T>(Ima
 }
 
 template <typename T>
-Napi::Value ImageWrap::run_long(const Napi::CallbackInfo& info, size_t at, typename LongTask<T>::LongWork work) {
+Napi::Value ImageWrap::run_long(const Napi::CallbackInfo& info, size_t at,
+                                std::function<Result<T>(Image&, const Progress&)> work) {
   auto lease = image_->lease();
   if (!lease) return rejected(info.Env(), lease.error());
-  auto cancelled = Cancellation::Unwrap(info[at].As<Napi::Object>())->flag();
-  auto on_progress = info[at + 1].IsNull() ? Napi::Function() : info[at + 1].As<Napi::Function>();
+  auto held = std::make_shared<SharedImage::Lease>(std::move(*lease));
   return start(*queue_, Lane::kStructure,
-               std::make_unique<LongTask<T>>(info.Env(), *queue_, std::move(*lease), std::move(cancelled), on_progress,
-                                             std::move(work)));
+               std::make_unique<LongTask<T>>(info.Env(), *queue_, info[at], info[at + 1],
+                                             [held = std::move(held), work = std::move(work)](
+                                                 const Progress& progress) { return work(**held, progress); }));
 }
 
 // `buffer`, `offset`, `snapshot` or "".

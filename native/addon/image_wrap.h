@@ -52,7 +52,8 @@ class ImageWrap : public Napi::ObjectWrap<ImageWrap> {
 
   // The same for work that may take long; the arguments at `at` and after it: `cancellation`, `on_progress` or null.
   template <typename T>
-  Napi::Value run_long(const Napi::CallbackInfo& info, size_t at, typename LongTask<T>::LongWork work);
+  Napi::Value run_long(const Napi::CallbackInfo& info, size_t at,
+                       std::function<Result<T>(Image&, const Progress&)> work);
 
   const std::shared_ptr<WorkQueue> queue_;
   std::shared_ptr<SharedImage> image_;

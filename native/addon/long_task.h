@@ -1,4 +1,4 @@
-// Work on an image that may take minutes: it reports progress and can be cancelled.
+// Work that may take minutes: it reports progress and can be cancelled.
 #pragma once
 
 #include <napi.h>
@@ -6,31 +6,29 @@
 #include <atomic>
 #include <cstdint>
 #include <functional>
-#include <memory>
 #include <utility>
 
 #include "addon/cancellation.h"
 #include "addon/promise_task.h"
-#include "addon/shared_image.h"
+#include "engine/image.h"
 
 namespace pcow::addon {
 
 template <typename T>
 class LongTask : public PromiseTask<T> {
  public:
-  using LongWork = std::function<Result<T>(Image&, const Progress&)>;
+  using LongWork = std::function<Result<T>(const Progress&)>;
 
-  // JavaScript thread. `on_progress` may be empty.
-  LongTask(Napi::Env env, WorkQueue& queue, SharedImage::Lease lease, Cancellation::Flag cancelled,
-           Napi::Function on_progress, LongWork work)
+  // JavaScript thread. `cancellation`, and `on_progress` or null, as src/engine/long.ts passes them.
+  LongTask(Napi::Env env, WorkQueue& queue, const Napi::Value& cancellation, const Napi::Value& on_progress,
+           LongWork work)
       : PromiseTask<T>(env,
-                       // std::function wants a closure that can be copied, a lease can't be.
-                       [this, image = std::make_shared<SharedImage::Lease>(std::move(lease)), work = std::move(work)] {
-                         return work(**image, [this](uint64_t done, uint64_t total) { return progress(done, total); });
+                       [this, work = std::move(work)] {
+                         return work([this](uint64_t done, uint64_t total) { return progress(done, total); });
                        }),
         queue_(queue),
-        cancelled_(std::move(cancelled)) {
-    if (!on_progress.IsEmpty()) on_progress_ = Napi::Persistent(on_progress);
+        cancelled_(Cancellation::Unwrap(cancellation.As<Napi::Object>())->flag()) {
+    if (!on_progress.IsNull()) on_progress_ = Napi::Persistent(on_progress.As<Napi::Function>());
   }
 
   // JavaScript thread.

@@ -17,7 +17,7 @@ constexpr uint32_t kAutomaticFlag = 2;
 // Offsets of the fields, as in docs/format.md.
 enum : size_t {
   kMagicAt = 0,
-  kChecksumAt = 8,
+  kChecksumAt = kDirectoryChecksumOffset,
   kCountAt = 12,
   kUuidAt = 16,
   kNextIdAt = 32,
@@ -192,7 +192,7 @@ Result<Directory> Directory::decode(const std::vector<uint8_t>& bytes, const Sup
   return directory;
 }
 
-Result<Directory> read_directory(const File& file, const Superblock& superblock) {
+Result<std::vector<uint8_t>> read_directory_bytes(const File& file, const Superblock& superblock) {
   auto file_size = file.size();
   if (!file_size) return file_size.error();
   constexpr uint64_t longest = kHeaderLength + uint64_t{kMaxLayers} * (kRecordLength + round_up(kMaxNameLength, 8u));
@@ -204,7 +204,15 @@ Result<Directory> read_directory(const File& file, const Superblock& superblock)
   auto length = file.read(superblock.directory_offset, bytes.data(), bytes.size());
   if (!length) return length.error();
   if (*length != bytes.size()) return Error(Code::kCorrupt, file.path() + ": the layer directory is cut off");
-  return Directory::decode(bytes, superblock, *file_size, file.path());
+  return bytes;
+}
+
+Result<Directory> read_directory(const File& file, const Superblock& superblock) {
+  auto bytes = read_directory_bytes(file, superblock);
+  if (!bytes) return bytes.error();
+  auto file_size = file.size();
+  if (!file_size) return file_size.error();
+  return Directory::decode(*bytes, superblock, *file_size, file.path());
 }
 
 uint64_t identity_of(const Layer& layer, const Uuid& image) {

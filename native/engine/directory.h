@@ -42,7 +42,10 @@ struct Directory {
                                   const std::string& where);
 };
 
-// The directory that the superblock names.
+inline constexpr size_t kDirectoryChecksumOffset = 8;  // in the encoded directory
+
+// The directory that the superblock names; as it lies in the file, or decoded.
+Result<std::vector<uint8_t>> read_directory_bytes(const File& file, const Superblock& superblock);
 Result<Directory> read_directory(const File& file, const Superblock& superblock);
 
 // The number that stands for what a frozen layer reads as, in all images that it is sent to.

@@ -25,7 +25,7 @@ constexpr uint64_t kKnownIncompatible = 0;
 enum : size_t {
   kMagicAt = 0,
   kVersionAt = 8,
-  kChecksumAt = 12,
+  kChecksumAt = kSuperblockChecksumOffset,
   kIncompatibleAt = 16,
   kCompatibleAt = 24,
   kGenerationAt = kGenerationOffset,

@@ -62,6 +62,7 @@ Result<Superblock> read_superblock(const File& file);
 // Writes into the slot that `superblock.generation` chooses (odd: the second). The caller orders it with syncs.
 Result<void> write_superblock(File& file, const Superblock& superblock);
 
+inline constexpr size_t kSuperblockChecksumOffset = 12;
 inline constexpr size_t kGenerationOffset = 32;  // of the generation in a slot: what a watcher looks at
 
 }  // namespace pcow

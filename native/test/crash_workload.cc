@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "../engine/check.h"
 #include "../engine/superblock.h"
 #include "check.h"
 #include "disk_simulator.h"
@@ -75,6 +76,12 @@ Result<std::unique_ptr<Image>> open_image(const std::string& path, bool write, F
   options.write = write;
   options.observer = observer;
   return Image::open(path, options);
+}
+
+// The check finds nothing: neither in what a crash may leave, nor in what a writer has closed.
+void must_be_sound(const Run& run, const std::string& path) {
+  const CheckReport report = run.must(check_image(path, {}, nullptr), "check");
+  if (report.damages || report.leaks) run.fail("the check finds: " + report.findings.front().message);
 }
 
 Stamps read_stamps(const Run& run, const Image& image, const View* view, const std::string& what) {
@@ -267,6 +274,7 @@ void PowerCuts::check(DiskState state) {
   const std::string path = *directory_ / (nested_ ? "states/nested-state.pcow" : "states/state.pcow");
   state.write_to(path);
   if (base_disk_) check_base();
+  must_be_sound(*run_, path);
   Content content;
   {
     auto reader = run_->must(open_image(path, false, nullptr), "open for reading");
@@ -331,6 +339,7 @@ void PowerCuts::go_on(const std::string& path, Content content) {
   }
   if (read_content(*run_, *image) != content) run_->fail("after further work it holds something else");
   run_->must(image->close(), "close");
+  must_be_sound(*run_, path);
   image = run_->must(open_image(path, false, nullptr), "open again");
   if (read_content(*run_, *image) != content) run_->fail("after closing it holds something else");
 }

@@ -1,0 +1,97 @@
+#include "addon/check_exports.h"
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "addon/arguments.h"
+#include "addon/environment.h"
+#include "addon/long_task.h"
+#include "engine/check.h"
+
+namespace pcow::addon {
+
+namespace {
+
+Napi::Value number(Napi::Env env, uint64_t value) { return Napi::Number::New(env, static_cast<double>(value)); }
+
+const char* severity_name(Severity severity) {
+  switch (severity) {
+    case Severity::kNote: return "note";
+    case Severity::kLeak: return "leak";
+    case Severity::kDamage: return "damage";
+  }
+  return "damage";
+}
+
+Napi::Value findings_to_js(Napi::Env env, const std::vector<Finding>& findings) {
+  auto list = Napi::Array::New(env, findings.size());
+  for (uint32_t i = 0; i < findings.size(); ++i) {
+    const Finding& finding = findings[i];
+    auto object = Napi::Object::New(env);
+    object.Set("severity", severity_name(finding.severity));
+    object.Set("structure", finding.structure);
+    object.Set("message", finding.message);
+    object.Set("place", number(env, finding.place));
+    object.Set("layer", finding.layer ? number(env, finding.layer) : env.Null());
+    object.Set("snapshot", finding.snapshot.empty() ? env.Null() : Napi::String::New(env, finding.snapshot));
+    object.Set("offset", finding.length ? number(env, finding.offset) : env.Null());
+    object.Set("length", finding.length ? number(env, finding.length) : env.Null());
+    object.Set("repaired", finding.repaired);
+    list.Set(i, object);
+  }
+  return list;
+}
+
+}  // namespace
+
+template <>
+struct ToJs<CheckReport> {
+  static Napi::Value convert(Napi::Env env, CheckReport& report) {
+    auto object = Napi::Object::New(env);
+    const bool known = !report.uuid.empty();
+    object.Set("path", report.path);
+    object.Set("uuid", known ? Napi::String::New(env, report.uuid) : env.Null());
+    object.Set("generation", known ? number(env, report.generation) : env.Null());
+    object.Set("blockSize", known ? number(env, report.block_size) : env.Null());
+    object.Set("size", report.size ? number(env, report.size) : env.Null());
+    object.Set("snapshots", report.size ? number(env, report.snapshots) : env.Null());
+    object.Set("data", report.size ? number(env, report.data) : env.Null());
+    object.Set("inUse", report.in_use);
+    object.Set("clean", report.clean);
+    object.Set("hostCrashed", report.crashed);
+    object.Set("dropped", number(env, report.dropped));
+    object.Set("damages", number(env, report.damages));
+    object.Set("leaks", number(env, report.leaks));
+    object.Set("repaired", number(env, report.repaired));
+    object.Set("lost", report.lost_path.empty() ? env.Null() : Napi::String::New(env, report.lost_path));
+    object.Set("findings", findings_to_js(env, report.findings));
+    return object;
+  }
+};
+
+namespace {
+
+template <typename T>
+Napi::Value start_long(const Napi::CallbackInfo& info, size_t at, typename LongTask<T>::LongWork work) {
+  WorkQueue& queue = *Environment::of(info.Env()).queue;
+  return start(queue, Lane::kStructure,
+               std::make_unique<LongTask<T>>(info.Env(), queue, info[at], info[at + 1], std::move(work)));
+}
+
+// `path`, `repair`, `cancellation`, `on_progress` or null.
+Napi::Value check(const Napi::CallbackInfo& info) {
+  CheckOptions options;
+  options.repair = flag_of(info[1]);
+  return start_long<CheckReport>(info, 2, [path = text_of(info[0]), options](const Progress& progress) {
+    return check_image(path, options, progress);
+  });
+}
+
+}  // namespace
+
+void export_check(Napi::Env env, Napi::Object exports) {
+  exports.Set("check", Napi::Function::New<check>(env, "check"));
+}
+
+}  // namespace pcow::addon
