@@ -27,7 +27,7 @@ const NEXT_STEPS: Partial<Record<PcowErrorCode, string>> = {
   PCOW_LOCKED: 'let that process end first; an image in a mount is changed through the mount',
   PCOW_IN_USE: 'delete or move those images first',
   PCOW_NOT_AN_IMAGE: '“pcow convert FILE NEW” makes an image of a file of another format',
-  PCOW_CORRUPT: 'nothing was changed; restore the image from a copy',
+  PCOW_CORRUPT: '“pcow check” tells what is damaged, and “pcow check --repair” mends what can be mended',
   PCOW_NO_SPACE: 'free space on the file system of the image, then try again',
   PCOW_PERMISSION: 'use the user who owns the image and its directory',
   PCOW_READ_ONLY: 'mount it for writing, or work on a copy',

@@ -15,6 +15,10 @@ export interface ExitCode {
 /** Of the doctor, which has not failed itself. */
 export const UNFIT = 12;
 
+/** Of commands that look for faults, and have done what they were asked for. */
+export const FOUND_DAMAGE = 13;
+export const FOUND_LEAKS = 14;
+
 export const exitCodes = [
   { exit: 0, meaning: 'done', codes: [] },
   { exit: 1, meaning: 'a failure inside Pcow itself', codes: ['PCOW_CLOSED', 'PCOW_NO_MEMORY'] },
@@ -41,6 +45,8 @@ export const exitCodes = [
   },
   { exit: 11, meaning: 'the mount could not be made, reached or ended', codes: ['PCOW_MOUNT'] },
   { exit: UNFIT, meaning: '“pcow doctor” found what will not work', codes: [] },
+  { exit: FOUND_DAMAGE, meaning: '“check” was completed, and has found damage', codes: [] },
+  { exit: FOUND_LEAKS, meaning: '“check” was completed, and has found nothing but bytes in free space', codes: [] },
   { exit: 130, meaning: 'interrupted; the image is sound', codes: ['PCOW_CANCELLED'] },
 ] as const satisfies readonly ExitCode[];
 

@@ -1,5 +1,6 @@
 /** The commands of `pcow`, in the order of the help. */
 import type { Command } from 'commander';
+import { addCheck } from './commands/check.js';
 import { addClone } from './commands/clone.js';
 import { addCompletion } from './commands/completion.js';
 import { addCompare } from './commands/compare.js';
@@ -66,6 +67,7 @@ export function pcowProgram(): Command {
     addReceive,
     addExport,
     addImport,
+    addCheck,
     addMount,
     addUmount,
     addQemuArgs,

@@ -95,8 +95,8 @@ Result<void> Inspection::look_at_superblocks() {
     if (decoded) {
       found[number] = *decoded;
       if ((decoded->generation & 1) == number) continue;
-      finding.message += " holds generation " + std::to_string(decoded->generation) +
-                         ", which belongs into the other slot";
+      finding.message +=
+          " holds generation " + std::to_string(decoded->generation) + ", which belongs into the other slot";
       add(finding);
       slot_damaged = true;
       continue;

@@ -111,3 +111,12 @@ export function translatedNow<T>(work: () => T): T {
     throw fromNative(error);
   }
 }
+
+/** What the addon rejects with, as PcowErrors. Awaited here so that the error's stack shows the caller of the public method. */
+export async function translated<T>(work: () => Promise<T>): Promise<T> {
+  try {
+    return await work();
+  } catch (error) {
+    throw fromNative(error);
+  }
+}

@@ -4,9 +4,10 @@
  * Every method that returns a Promise works on another thread, beside the others; changes of structure (snapshot,
  * rollback, delete, resize) on one image follow one another. Everything that fails throws or rejects with a PcowError.
  */
-import { fromNative, PcowError, translatedNow } from './errors.js';
+import { PcowError, translated, translatedNow } from './errors.js';
 import { extentsOf } from './extents.js';
-import { addon, type NativeBase, type NativeCancellation, type NativeImage } from './native.js';
+import { type LongWork, runLong } from './long.js';
+import { addon, type NativeBase, type NativeImage } from './native.js';
 import type {
   BaseOptions,
   ChainLink,
@@ -245,56 +246,9 @@ export class Image {
     await translated(() => this.native.setBase(native));
   }
 
-  /**
-   * Runs work that may take long. `method` and `what` name it in messages, for example `delete` and `the deletion of s1`.
-   */
-  async #long<T>(
-    method: string,
-    what: string,
-    options: LongOptions,
-    work: (cancellation: NativeCancellation, report: ((done: number, total: number) => void) | null) => Promise<T>,
-  ): Promise<T> {
-    checkOptions(`the options of Image.${method}`, options, ['signal', 'onProgress']);
-    const { signal, onProgress } = options;
-    checkSignal(signal);
-    if (onProgress !== undefined && typeof onProgress !== 'function') {
-      throw new PcowError('PCOW_INVALID', 'the option "onProgress" must be a function');
-    }
-    if (signal?.aborted) {
-      throw new PcowError('PCOW_CANCELLED', `${this.info().path}: ${what} was stopped before it began`, {
-        cause: signal.reason,
-      });
-    }
-    const cancellation = new (addon().Cancellation)();
-    const cancel = () => {
-      cancellation.cancel();
-    };
-    // An onProgress that throws stops the operation, which then fails with what was thrown.
-    let thrown: { error: unknown } | undefined;
-    const report = onProgress
-      ? (done: number, total: number) => {
-          try {
-            if (!thrown) onProgress(done, total);
-          } catch (error) {
-            thrown = { error };
-            cancel();
-          }
-        }
-      : null;
-    signal?.addEventListener('abort', cancel, { once: true });
-    let result: T;
-    try {
-      result = await translated(() => work(cancellation, report));
-    } catch (error) {
-      if (signal?.aborted && error instanceof PcowError && error.code === 'PCOW_CANCELLED') {
-        throw new PcowError(error.code, error.message, { errno: error.errno, cause: signal.reason });
-      }
-      throw thrown ? thrown.error : error;
-    } finally {
-      signal?.removeEventListener('abort', cancel);
-    }
-    if (thrown) throw thrown.error;
-    return result;
+  /** `method` and `what` name the work in messages, for example `delete` and `the deletion of s1`. */
+  async #long<T>(method: string, what: string, options: LongOptions, work: LongWork<T>): Promise<T> {
+    return runLong(`Image.${method}`, () => `${this.info().path}: ${what}`, options, work);
   }
 
   /**
@@ -387,13 +341,4 @@ function nativeBase(base: BaseOptions | undefined): NativeBase | null {
   if (snapshot !== undefined) checkSnapshotName(snapshot);
   if (layer !== undefined) checkLayer(layer);
   return { path, snapshot: snapshot ?? '', layer: layer ?? 0 };
-}
-
-/** Awaited here so that the error's stack shows the caller of the public method. */
-async function translated<T>(work: () => Promise<T>): Promise<T> {
-  try {
-    return await work();
-  } catch (error) {
-    throw fromNative(error);
-  }
 }

@@ -1,5 +1,6 @@
 /** The engine as the rest of Pcow uses it. */
 export { crc32c } from './checksum.js';
+export { checkImage } from './check.js';
 export { dependants, type Dependant } from './dependants.js';
 export { isPcowError, PcowError, type PcowErrorCode } from './errors.js';
 export { renameImage, type Standing } from './rename.js';

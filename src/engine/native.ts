@@ -8,7 +8,7 @@ import { constants } from 'node:os';
 
 import { ADDON, HOW_TO_BUILD } from './built.js';
 import { PcowError } from './errors.js';
-import type { ChainLink, ImageInfo } from './types.js';
+import type { ChainLink, CheckReport, ImageInfo } from './types.js';
 
 export interface NativeBase {
   path: string;
@@ -142,6 +142,12 @@ export interface NativeAddon {
   open(path: string, write: boolean, baseRoot: string): Promise<NativeImage>;
   setBaseBlindly(path: string, base: NativeBase | null): Promise<void>;
   snapshotTogether(images: NativeImage[], name: string): Promise<void>;
+  check(
+    path: string,
+    repair: boolean,
+    cancellation: NativeCancellation,
+    onProgress: ((done: number, total: number) => void) | null,
+  ): Promise<CheckReport>;
   Cancellation: new () => NativeCancellation;
   /** Goes on from `seed`, the checksum of what came before; 0 at the beginning. */
   crc32c(bytes: Uint8Array, seed: number): number;

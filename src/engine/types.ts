@@ -174,3 +174,49 @@ export interface LongOptions {
   /** Called on the JavaScript thread, now and then. The unit is the operation's own; done reaches total at the end. */
   onProgress?: ((done: number, total: number) => void) | undefined;
 }
+
+/** What a check has found, and where. */
+export interface Finding {
+  /** A note is no fault. A leak is bytes where nothing should be. */
+  severity: 'note' | 'leak' | 'damage';
+  structure: 'file' | 'superblock' | 'directory' | 'table' | 'entry' | 'base' | 'free space';
+  /** A sentence, without the name of the image. */
+  message: string;
+  /** Offset in the image file. */
+  place: number;
+  /** The layer that it concerns, and that one's name. */
+  layer: number | null;
+  snapshot: string | null;
+  /** What it concerns of the flat file. */
+  offset: number | null;
+  length: number | null;
+  repaired: boolean;
+}
+
+/** Figures are null where too much is damaged to tell them. */
+export interface CheckReport {
+  path: string;
+  uuid: string | null;
+  generation: number | null;
+  blockSize: number | null;
+  size: number | null;
+  snapshots: number | null;
+  /** Bytes of blocks that entries name. */
+  data: number | null;
+  /** Somebody has it open for writing: the figures are of a moving image. */
+  inUse: boolean;
+  /** Its last writer has closed it. */
+  clean: boolean;
+  /** Not clean, and left by another boot of the host: what was not synced does not count. */
+  hostCrashed: boolean;
+  /** Bytes that the next opening for writing drops for that reason. */
+  dropped: number;
+  /** How many there are at the end; `findings` lists the first thousand. */
+  damages: number;
+  leaks: number;
+  /** How many were mended. */
+  repaired: number;
+  /** The file with what a repair could not place; null: there was nothing. */
+  lost: string | null;
+  findings: Finding[];
+}

@@ -1,0 +1,110 @@
+import type { Command } from 'commander';
+import { checkImage, type CheckReport } from '../../src/engine/index.js';
+import { Failure } from '../errors.js';
+import { FOUND_DAMAGE, FOUND_LEAKS } from '../exit-codes.js';
+import { counted, findingLines } from '../findings.js';
+import { addNotes } from '../help.js';
+import { say, sayJson } from '../output.js';
+import { type ProgressForm, progressOption, withProgress } from '../progress.js';
+import { formatSize } from '../size.js';
+import { findImage, type ImageTarget } from '../target.js';
+
+interface Options {
+  repair?: boolean;
+  json?: boolean;
+  progress?: ProgressForm;
+}
+
+export function addCheck(program: Command): void {
+  const command = program
+    .command('check')
+    .summary('verify the structure of an image, and repair it')
+    .description(
+      'Verifies the structure of an image: both superblocks, the layer directory, every entry of every table, the base. ' +
+        'Says what is damaged, and where. The image may be in use, and need not be one that can be opened.',
+    )
+    .argument('<image>', 'the image')
+    .option('--repair', 'mend what can be mended without guessing; what has no place is kept in IMAGE.lost')
+    .option('--json', 'for programs')
+    .addOption(progressOption())
+    .action(check);
+  addNotes(command, {
+    text: [
+      'Without --repair nothing is written. With it, the image must not be mounted or in use. What cannot be placed is ' +
+        'appended to IMAGE.lost; a line of JSON for each piece in IMAGE.lost.index says what it was.',
+      'The bytes of the blocks are not looked at.',
+      'The exit code is 0 for a sound image, 13 for damage, 14 where there are only bytes in free space, and another ' +
+        'one (“pcow help exit-codes”) where the check could not be completed. After a repair it tells what is left.',
+    ],
+    examples: [
+      { command: 'pcow check vm1', does: 'says that vm1.pcow is sound, or what is not' },
+      { command: 'pcow check /srv/images/vm1.pcow --repair', does: 'and mends it' },
+      { command: 'pcow check vm1 --json | jq .damages', does: 'for programs' },
+    ],
+  });
+}
+
+async function check(given: string, { repair = false, json = false, progress }: Options): Promise<void> {
+  const target = await findImage(given);
+  if (repair && target.mount !== null) {
+    throw new Failure(
+      'PCOW_BUSY',
+      `${target.name} is mounted on ${target.mount.mountpoint}: a repair needs the image for itself`,
+      `end the mount first: pcow umount ${target.mount.mountpoint}`,
+    );
+  }
+  const report = await withProgress(`check ${target.name}`, progress, (options) =>
+    checkImage(target.file, { ...options, repair }),
+  );
+  if (json) {
+    sayJson({ name: target.name, outcome: outcomeOf(report), ...report });
+  } else {
+    say([...findingLines(report.findings), ...summary(target, report, repair)].join('\n'));
+  }
+  if (report.damages > 0) {
+    process.exitCode = FOUND_DAMAGE;
+  } else if (report.leaks > 0) {
+    process.exitCode = FOUND_LEAKS;
+  }
+}
+
+function outcomeOf({ damages, leaks }: CheckReport): 'sound' | 'damaged' | 'leaks' {
+  return damages > 0 ? 'damaged' : leaks > 0 ? 'leaks' : 'sound';
+}
+
+function summary(target: ImageTarget, report: CheckReport, repair: boolean): string[] {
+  const lines: string[] = [];
+  const { size, snapshots, data } = report;
+  const figures =
+    size === null
+      ? ''
+      : `: ${formatSize(size)}, ${counted(snapshots ?? 0, 'snapshot')}, ${formatSize(data ?? 0)} of data`;
+  if (report.repaired > 0) {
+    lines.push(`${counted(report.repaired, 'fault')} repaired`);
+  }
+  if (report.lost !== null) {
+    lines.push(`what could not be placed is in ${report.lost}; ${report.lost}.index says what it is`);
+  }
+  if (outcomeOf(report) === 'sound') {
+    lines.push(`${target.file} is sound${figures}`);
+  } else {
+    const found = [
+      ...(report.damages > 0 ? [counted(report.damages, 'fault')] : []),
+      ...(report.leaks > 0 ? [`${counted(report.leaks, 'block')} with bytes in free space`] : []),
+    ].join(', ');
+    const next = repair
+      ? 'this cannot be mended without guessing: restore the image from a copy'
+      : `“pcow check ${target.given} --repair” mends what can be mended`;
+    lines.push(`${target.file}: ${found}${figures}`, next);
+  }
+  if (report.inUse) {
+    lines.push('it is open for writing: the figures are of a moving image');
+  } else if (!report.clean) {
+    const why = report.hostCrashed ? 'the host went down under its last writer' : 'its last writer was killed';
+    const dropped = report.hostCrashed
+      ? `; ${formatSize(report.dropped)} that were never flushed are dropped then`
+      : '';
+    lines.push(`${why}: the next opening for writing, or --repair, recovers it${dropped}`);
+  }
+  return lines;
+}
