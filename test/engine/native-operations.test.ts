@@ -46,10 +46,10 @@ async function mounted(t: ExecutionContext): Promise<Mount> {
   await Image.create(path.join(directory, 'disk.pcow'), { size: 16 * MiB });
   t.teardown(async () => {
     const connection = await connectionOf(point);
+    // It may hang in a request to itself. While it is still listed: afterwards its number is the next mount's.
+    if (connection) await writeFile(`/sys/fs/fuse/connections/${connection}/abort`, '1').catch(() => undefined);
     await run('umount', ['-l', point]).catch(() => undefined); // not mounted: fine
     child.kill('SIGKILL');
-    // Its death ends the connection, unless it hangs in a request to itself.
-    if (connection) await writeFile(`/sys/fs/fuse/connections/${connection}/abort`, '1').catch(() => undefined);
   });
   const program = fileURLToPath(new URL('flat-file-mount.js', import.meta.url));
   const child = fork(program, [directory, point]);

@@ -50,9 +50,10 @@ export async function mounted(
 async function takeDown(daemon: ChildProcess, mountPoint: string): Promise<void> {
   const gone = daemon.exitCode !== null || daemon.signalCode !== null ? Promise.resolve() : once(daemon, 'close');
   const connection = await connectionOf(mountPoint);
+  // While it is still listed: once it is unmounted the kernel gives its number to the next mount, of some other test.
+  if (connection !== null) await writeFile(`/sys/fs/fuse/connections/${connection}/abort`, '1').catch(() => undefined);
   await run('fusermount3', ['-u', '-z', mountPoint]).catch(() => undefined); // not mounted any more: fine
   daemon.kill('SIGKILL');
-  if (connection !== null) await writeFile(`/sys/fs/fuse/connections/${connection}/abort`, '1').catch(() => undefined);
   await gone;
 }
 
