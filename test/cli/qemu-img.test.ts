@@ -2,12 +2,13 @@
  * The rows of `docs/qemu-img.md`: qemu-img and pcow do the same to the same data, and what comes of it is compared. `convert` is in
  * `convert.test.ts`; `compare`, `map` and `measure` are in `contents.test.ts`.
  */
-import { execFile } from 'node:child_process';
-import { copyFile, mkdir, readFile, writeFile } from 'node:fs/promises';
+import { execFile, spawn } from 'node:child_process';
+import { access, copyFile, mkdir, open, readFile, stat, writeFile } from 'node:fs/promises';
 import path from 'node:path';
 import { promisify } from 'node:util';
 import test, { type ExecutionContext } from 'ava';
 import { Image } from '../../src/engine/index.js';
+import { eventually } from '../helpers/eventually.js';
 import { mounted } from '../helpers/mounted.js';
 import { Random, seedFromEnvironment } from '../helpers/random.js';
 import { scratchDirectory } from '../helpers/scratch.js';
@@ -181,6 +182,131 @@ test('commit: the base holds what the image held', async (t) => {
   await succeeds(t, pcow('commit', 'vm', '--name', 'patched'));
   await qemu('commit', '-f', 'qcow2', 'vm.qcow2');
   await same('base');
+  await same('vm');
+});
+
+/** What `qemu-img check` and `pcow check` end with in the same case. */
+const CHECK_CODES = { sound: [0, 0], damage: [2, 13], leak: [3, 14] } as const;
+
+test('check: sound, damaged, with a leak, and mended', async (t) => {
+  const { directory, pcow, qemu, scribble, same } = await pair(t);
+  const at = (name: string) => path.join(directory, name);
+  await succeeds(t, pcow('create', 'vm', '8M'));
+  await qemu('create', '-f', 'qcow2', 'vm.qcow2', '8M');
+  await scribble('vm', { unit: 65536 });
+  const both = async (outcome: keyof typeof CHECK_CODES) => {
+    const theirs = await run('qemu-img', ['check', '-f', 'qcow2', at('vm.qcow2')]).then(
+      () => 0,
+      (error: { code: number }) => error.code,
+    );
+    t.deepEqual([theirs, (await pcow('check', 'vm')).exit], [...CHECK_CODES[outcome]], outcome);
+  };
+  await both('sound');
+  await damageQcow2(at('vm.qcow2'));
+  await damagePcow(at('vm.pcow'));
+  await both('damage');
+  await qemu('check', '-q', '-r', 'all', '-f', 'qcow2', 'vm.qcow2');
+  await succeeds(t, pcow('check', 'vm', '--repair'));
+  await both('sound');
+  await same('vm');
+  await leakQcow2(at('vm.qcow2'));
+  await leakPcow(at('vm.pcow'));
+  await both('leak');
+  await qemu('check', '-q', '-r', 'leaks', '-f', 'qcow2', 'vm.qcow2');
+  await succeeds(t, pcow('check', 'vm', '--repair'));
+  await both('sound');
+  await same('vm');
+});
+
+async function patch(file: string, at: number, bytes: Uint8Array): Promise<void> {
+  const handle = await open(file, 'r+');
+  await handle.write(bytes, 0, bytes.length, at);
+  await handle.close();
+}
+
+/** Where the refcounts of the first clusters are: two bytes each. */
+async function refcountsOf(file: string): Promise<number> {
+  const bytes = await readFile(file);
+  return Number(bytes.readBigUInt64BE(Number(bytes.readBigUInt64BE(48))));
+}
+
+/** The last cluster is used, and counted as free. */
+async function damageQcow2(file: string): Promise<void> {
+  const last = Math.ceil((await stat(file)).size / 65536) - 1;
+  await patch(file, (await refcountsOf(file)) + 2 * last, Buffer.from([0, 0]));
+}
+
+/** Entries of a closed image that are written and not durable. */
+async function damagePcow(file: string): Promise<void> {
+  const bytes = await readFile(file);
+  const entry = bytes.indexOf(Buffer.from('ffffffff', 'hex'), 2 * 65536);
+  if (entry < 0) throw new Error('no entry is complete');
+  await patch(file, entry + 2, Buffer.from([0, 0]));
+}
+
+/** A cluster behind the last one, that is counted as used. */
+async function leakQcow2(file: string): Promise<void> {
+  const next = Math.ceil((await stat(file)).size / 65536);
+  await patch(file, next * 65536, Buffer.alloc(65536, 1));
+  await patch(file, (await refcountsOf(file)) + 2 * next, Buffer.from([0, 1]));
+}
+
+async function leakPcow(file: string): Promise<void> {
+  await patch(file, Math.ceil((await stat(file)).size / 65536) * 65536, Buffer.alloc(65536, 1));
+}
+
+test('amend: the size, the one option of it that says anything of the content', async (t) => {
+  const { pcow, qemu, same } = await stacked(t);
+  await succeeds(t, pcow('resize', 'vm', '12M'));
+  await qemu('amend', '-f', 'qcow2', '-o', 'size=12M', 'vm.qcow2');
+  await same('vm');
+});
+
+test('bitmap: what a dirty bitmap counts, diff counts', async (t) => {
+  const { directory, pcow, qemu, scribble } = await stacked(t);
+  await succeeds(t, pcow('snapshot', 'vm@monday'));
+  await qemu('bitmap', '--add', '-g', '65536', 'vm.qcow2', 'monday');
+  await scribble('vm', { unit: 65536 });
+  const ours = JSON.parse(await succeeds(t, pcow('diff', 'vm@monday', '--json'))) as {
+    offset: number;
+    length: number;
+  }[];
+  const socket = path.join(directory, 'nbd');
+  const words = ['-r', '-k', socket, '-B', 'monday', '-f', 'qcow2', path.join(directory, 'vm.qcow2')];
+  const server = spawn('qemu-nbd', words, { stdio: 'inherit' });
+  t.teardown(() => server.kill('SIGKILL'));
+  await eventually(() =>
+    access(socket).then(
+      () => true,
+      () => false,
+    ),
+  );
+  const options = `driver=nbd,server.type=unix,server.path=${socket},x-dirty-bitmap=qemu:dirty-bitmap:monday`;
+  const theirs = JSON.parse(await qemu('map', '--output=json', '--image-opts', options)) as {
+    start: number;
+    length: number;
+    data: boolean;
+  }[];
+  t.deepEqual(
+    ours.map(({ offset, length }) => [offset, length]),
+    theirs.filter(({ data }) => !data).map(({ start, length }) => [start, length]),
+  );
+});
+
+test('bench: the same program, on the file of a mounted image', async (t) => {
+  const { directory, pcow, qemu, same } = await stacked(t);
+  const [images = '', mnt = ''] = ['images', 'mnt'].map((name) => path.join(directory, name));
+  await mkdir(images);
+  await mkdir(mnt);
+  for (const name of ['base', 'vm']) {
+    await copyFile(path.join(directory, `${name}.pcow`), path.join(images, `${name}.pcow`));
+  }
+  await mounted(t, images, mnt);
+  const words = ['-q', '-w', '-c', '60', '-d', '4', '-s', '65536', '-S', '131072', '--pattern', '65'];
+  await qemu('bench', ...words, '-f', 'raw', path.join(mnt, 'vm'));
+  await qemu('bench', ...words, '-f', 'qcow2', 'vm.qcow2');
+  await succeeds(t, pcow('umount', mnt));
+  await copyFile(path.join(images, 'vm.pcow'), path.join(directory, 'vm.pcow'));
   await same('vm');
 });
 
