@@ -58,7 +58,7 @@ async function writeControl(
   }
 }
 
-/** The codes of the errnos that a mount answers with; where several codes share one, they share the exit code too. */
+/** The codes of the errnos that a mount answers with, for where its `status` does not tell the code. */
 const CODE_OF_ERRNO: Record<string, PcowErrorCode> = {
   EINVAL: 'PCOW_INVALID',
   ENOTDIR: 'PCOW_NOT_FOUND',
@@ -115,17 +115,17 @@ async function explain(error: unknown, mount: PcowMount, what: string, statusDir
   if (state !== undefined) {
     return new Failure(state, String(status.problem));
   }
-  return new Failure(
-    CODE_OF_ERRNO[errno] ?? 'PCOW_IO',
-    status.lastError?.message ?? `the mount on ${mount.mountpoint} refused “${what}” (${errno})`,
-  );
+  const { lastError } = status;
+  return lastError?.errno === errno
+    ? new Failure(lastError.code, lastError.message)
+    : new Failure(CODE_OF_ERRNO[errno] ?? 'PCOW_IO', `the mount on ${mount.mountpoint} refused “${what}” (${errno})`);
 }
 
 /** What a `status` file says, as far as it is asked here (src/mount/status.ts). */
 interface Status {
   state?: string;
   problem?: string | null;
-  lastError: { message: string } | null;
+  lastError: { code: PcowErrorCode; errno: string; message: string } | null;
 }
 
 /** null where an image has no control files: its name is that of a control file. */

@@ -65,12 +65,12 @@ export async function checkBase(
   target: ImageTarget,
   { size, blockSize }: Pick<MakeOptions, 'size' | 'blockSize'> = {},
 ): Promise<void> {
+  const loop = (on: string) =>
+    new Failure('PCOW_BASE_LOOP', `${quote(target.given)} can't stand on ${on}`, 'choose another base');
+  if (image.file === target.file) throw loop('itself');
   await withImage(image.file, {}, (base) => {
     const info = base.info();
-    if (info.chain.some((link) => link.path === target.file)) {
-      const why = image.file === target.file ? 'itself' : `${quote(image.given)}, which stands on it`;
-      throw new Failure('PCOW_BASE_LOOP', `${quote(target.given)} can't stand on ${why}`, 'choose another base');
-    }
+    if (info.chain.some((link) => link.path === target.file)) throw loop(`${quote(image.given)}, which stands on it`);
     if (snapshot !== null) {
       base.layerOf(snapshot);
     }

@@ -3,13 +3,14 @@
  * taken as they are given, snapshots are numbered from 1; everything else is as in `pcow`.
  */
 import type { Command } from 'commander';
-import type { BaseOptions, Image } from '../src/engine/index.js';
+import type { Image } from '../src/engine/index.js';
 import { askImage } from './control.js';
 import { isPcowError } from '../src/engine/errors.js';
 import { Failure } from './errors.js';
 import { addNotes } from './help.js';
 import { withImage } from './images.js';
-import { checkBase, makeImage, onFrozenLayer } from './making.js';
+import { rebaseBlindly } from './commands/rebase.js';
+import { makeImage } from './making.js';
 import { formatTime, say } from './output.js';
 import { newProgram } from './program.js';
 import { quote } from './quote.js';
@@ -64,7 +65,7 @@ export function pcowImgProgram(): Command {
     {
       text: [
         'The new base must hold what the old one held, or the image changes: this is for a base that was moved or ' +
-          'copied. Both must be there: where the old one has gone, first put a symbolic link to the new one in its place.',
+          'copied. The old one need not be there any more.',
       ],
       examples: [{ command: 'pcow-img rebase vm.img ../bases/base.img', does: 'after its base was moved' }],
     },
@@ -129,18 +130,7 @@ async function rollback(given: string, number: string): Promise<void> {
 
 async function rebase(given: string, newBase: string): Promise<void> {
   const target = await findImage(given);
-  const base = await findTarget(newBase);
-  await checkBase(base, target);
-  const present = (await withImage(target.file, {}, (image) => image.info())).base;
-  const uuid = await withImage(base.image.file, {}, (image) => image.info().uuid);
-  const setBase = (standing: BaseOptions) =>
-    withImage(target.file, { write: true }, (image) => image.setBase(standing));
-  if (base.snapshot === null && present?.uuid === uuid) {
-    // The same base in another place: the layer stays, whatever was written to the base since.
-    await setBase({ path: base.image.file, layer: present.layer });
-  } else {
-    await onFrozenLayer(base, setBase);
-  }
+  await rebaseBlindly(target, await findTarget(newBase));
   say(`${given} stands on ${newBase} now`);
 }
 

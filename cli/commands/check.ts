@@ -1,5 +1,6 @@
 import type { Command } from 'commander';
-import { checkImage, type CheckReport } from '../../src/engine/index.js';
+import { checkImage, type CheckReport, isPcowError } from '../../src/engine/index.js';
+import { formatOf } from '../contents.js';
 import { Failure } from '../errors.js';
 import { FOUND_DAMAGE, FOUND_LEAKS } from '../exit-codes.js';
 import { counted, findingLines } from '../findings.js';
@@ -53,6 +54,7 @@ async function check(given: string, { repair = false, json = false, progress }: 
       `end the mount first: pcow umount ${target.mount.mountpoint}`,
     );
   }
+  await refuseForeign(target);
   const report = await withProgress(`check ${target.name}`, progress, (options) =>
     checkImage(target.file, { ...options, repair }),
   );
@@ -66,6 +68,19 @@ async function check(given: string, { repair = false, json = false, progress }: 
   } else if (report.leaks > 0) {
     process.exitCode = FOUND_LEAKS;
   }
+}
+
+/** What is an image of another program is none of ours that is damaged. */
+async function refuseForeign({ file }: ImageTarget): Promise<void> {
+  const format = await formatOf(file).catch((error: unknown) => {
+    // Without qemu-img, or where that can't read it, it may be ours.
+    if (isPcowError(error, 'PCOW_UNSUPPORTED', 'PCOW_NOT_AN_IMAGE')) return 'raw';
+    throw error;
+  });
+  if (format === 'pcow' || format === 'raw') return;
+  const hint =
+    format === 'original' ? '“pcow convert” makes a Pcow image of it' : `qemu-img check -f ${format} ${file}`;
+  throw new Failure('PCOW_NOT_AN_IMAGE', `${file} is no Pcow image: its format is ${format}`, hint);
 }
 
 function outcomeOf({ damages, leaks }: CheckReport): 'sound' | 'damaged' | 'leaks' {

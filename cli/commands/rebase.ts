@@ -24,12 +24,13 @@ export function addRebase(program: Command): void {
   addNotes(command, {
     text: [
       'Snapshots keep their content as well. Stopped in the middle, the image stands where it stood. With --unsafe the old base ' +
-        'need not be there any more; the new one must hold the same, or the image changes.',
+        'need not be there any more; the new one must hold the same, or the image changes. Where it is the old base in another place, ' +
+        'its snapshot need not be named.',
     ],
     examples: [
       { command: 'pcow rebase vm1 --base base@patched', does: 'on a newer snapshot of its base' },
       { command: 'pcow rebase vm1 --base ""', does: 'on nothing' },
-      { command: 'pcow rebase vm1 --unsafe --base ../bases/base@installed', does: 'after its base was moved' },
+      { command: 'pcow rebase vm1 --unsafe --base ../bases/base', does: 'after its base was moved' },
     ],
   });
 }
@@ -87,8 +88,14 @@ export async function rebaseBlindly(image: ImageTarget, base: Target | null): Pr
     await Image.setBaseBlindly(image.file, null);
     return;
   }
-  if (base.image.file === image.file) {
-    throw new Failure('PCOW_BASE_LOOP', `${quote(image.given)} can't stand on itself`, 'choose another base');
+  await checkBase(base, image);
+  const setBase = (standing: BaseOptions) => Image.setBaseBlindly(image.file, standing);
+  const present = await Image.baseOf(image.file);
+  const { uuid } = await withImage(base.image.file, {}, (open) => open.info());
+  if (base.snapshot === null && present?.uuid === uuid) {
+    // The same base in another place: the layer stays, whatever was written to the base since.
+    await setBase({ path: base.image.file, layer: present.layer });
+  } else {
+    await onFrozenLayer(base, setBase);
   }
-  await onFrozenLayer(base, (standing) => Image.setBaseBlindly(image.file, standing));
 }

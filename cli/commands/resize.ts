@@ -1,11 +1,12 @@
 import type { Command } from 'commander';
+import { isPcowError } from '../../src/engine/errors.js';
 import { askImage } from '../control.js';
 import { addNotes } from '../help.js';
 import { withImage } from '../images.js';
 import { say, sayJson } from '../output.js';
 import { Failure } from '../errors.js';
 import { formatSize, parseSize } from '../size.js';
-import { findImage } from '../target.js';
+import { findImage, type ImageTarget } from '../target.js';
 
 export function addResize(program: Command): void {
   const command = program
@@ -32,6 +33,20 @@ export function addResize(program: Command): void {
   });
 }
 
+async function change({ mount, file, name }: ImageTarget, bytes: number, shrink: boolean): Promise<void> {
+  if (mount === null) {
+    await withImage(file, { write: true }, (open) => open.resize(bytes, { shrink }));
+  } else {
+    await askImage(mount, name, 'resize', shrink ? `${bytes} shrink` : String(bytes));
+  }
+}
+
+function withNextStep(error: unknown, { given }: ImageTarget): unknown {
+  if (!isPcowError(error, 'PCOW_INVALID')) return error;
+  const hint = `“pcow info ${given}” shows what that is: “pcow delete” takes a snapshot away, “pcow flatten” the base`;
+  return new Failure(error.code, error.message, hint);
+}
+
 async function resize(given: string, size: string, options: { shrink?: boolean; json?: boolean }): Promise<void> {
   const { shrink = false } = options;
   const image = await findImage(given);
@@ -44,10 +59,10 @@ async function resize(given: string, size: string, options: { shrink?: boolean; 
       `if that is meant: pcow resize ${given} ${size} --shrink`,
     );
   }
-  if (image.mount === null) {
-    await withImage(image.file, { write: true }, (open) => open.resize(bytes, { shrink }));
-  } else {
-    await askImage(image.mount, image.name, 'resize', bytes < present ? `${bytes} shrink` : String(bytes));
+  try {
+    await change(image, bytes, bytes < present);
+  } catch (error) {
+    throw bytes < present ? withNextStep(error, image) : error;
   }
   if (options.json === true) sayJson({ image: image.file, before: present, size: bytes });
   else say(`${image.name} has ${formatSize(bytes)} now`);

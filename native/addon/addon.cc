@@ -53,11 +53,12 @@ Napi::Value create(const Napi::CallbackInfo& info) {
   return start_structure<void>(info.Env(), [path = text_of(info[0]), options] { return create_image(path, options); });
 }
 
-// `path`, `write`, `base_root` or "".
+// `path`, `write`, `base_root` or "", `without_bases`: nothing can be read then.
 Napi::Value open(const Napi::CallbackInfo& info) {
   OpenOptions options;
   options.write = flag_of(info[1]);
   options.base_root = text_of(info[2]);
+  options.without_bases = flag_of(info[3]);
   return start_structure<std::shared_ptr<SharedImage>>(
       info.Env(), [path = text_of(info[0]), options]() -> Result<std::shared_ptr<SharedImage>> {
         auto image = Image::open(path, options);

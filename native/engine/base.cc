@@ -34,7 +34,8 @@ bool lies_in(const std::string& path, const std::string& directory) {
 }
 
 Error missing_base(const std::string& image, const std::string& base, const Error& why) {
-  return Error(Code::kBaseMissing, why.err, image + " stands on " + base + ", which cannot be opened: " + why.message);
+  const std::string said = why.code == Code::kNotFound ? ", which is not there" : ": " + why.message;
+  return Error(Code::kBaseMissing, why.err, image + " stands on " + base + said);
 }
 
 // A frozen layer that was not sealed when the host went down is no consistent cut: its snapshot never returned. It loses

@@ -313,7 +313,7 @@ void what_cannot_be_mended() {
   save(path, good.bytes);
   CHECK(rename((directory / "base.pcow").c_str(), (directory / "gone.pcow").c_str()) == 0);
   CheckReport report = check(path);
-  if (!has(report, "base", 0, "cannot be opened") || report.damages != 1) fail("a missing base is not found", report);
+  if (!has(report, "base", 0, "is not there") || report.damages != 1) fail("a missing base is not found", report);
   CreateOptions options;
   options.size = kImage;
   options.block_size = kBlock;

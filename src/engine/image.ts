@@ -9,6 +9,7 @@ import { extentsOf } from './extents.js';
 import { type LongWork, runLong } from './long.js';
 import { addon, type NativeBase, type NativeImage } from './native.js';
 import type {
+  BaseInfo,
   BaseOptions,
   ChainLink,
   CreateOptions,
@@ -79,7 +80,21 @@ export class Image {
     const { write, baseRoot } = options;
     checkFlag('the option "write"', write);
     if (baseRoot !== undefined) checkPath('the option "baseRoot"', baseRoot);
-    return new Image(await translated(() => addon().open(path, write ?? false, baseRoot ?? '')));
+    return new Image(await translated(() => addon().open(path, write ?? false, baseRoot ?? '', false)));
+  }
+
+  /**
+   * What an image stands on, as it is written in it; null: nothing. The base is not looked for: `resolved` is empty, and `snapshot`
+   * null. Errors: those of open() without the ones of bases.
+   */
+  static async baseOf(path: string): Promise<BaseInfo | null> {
+    checkPath('the path of the image', path);
+    const native = await translated(() => addon().open(path, false, '', true));
+    try {
+      return translatedNow(() => native.info()).base;
+    } finally {
+      await translated(() => native.close());
+    }
   }
 
   /** From memory and fstat: takes no time. */

@@ -139,7 +139,7 @@ export interface NativeImage {
 export interface NativeAddon {
   create(path: string, options: NativeCreateOptions): Promise<void>;
   /** `baseRoot` empty: bases may lie anywhere. */
-  open(path: string, write: boolean, baseRoot: string): Promise<NativeImage>;
+  open(path: string, write: boolean, baseRoot: string, withoutBases: boolean): Promise<NativeImage>;
   setBaseBlindly(path: string, base: NativeBase | null): Promise<void>;
   snapshotTogether(images: NativeImage[], name: string): Promise<void>;
   check(

@@ -2,7 +2,7 @@
 import { constants } from 'node:os';
 import { getSystemErrorName } from 'node:util';
 
-import { PcowError } from '../engine/index.js';
+import { PcowError, type PcowErrorCode } from '../engine/index.js';
 
 const { errno } = constants;
 
@@ -16,6 +16,11 @@ export function refusal(name: ErrnoName, code: PcowError['code'], message: strin
 /** What a path that names nothing gets. */
 export function noSuchFile(path: string): PcowError {
   return new PcowError('PCOW_NOT_FOUND', `there is no ${path} in this mount`);
+}
+
+/** PCOW_IO for what is no error of Pcow's own. */
+export function codeOf(error: unknown): PcowErrorCode {
+  return error instanceof PcowError ? error.code : 'PCOW_IO';
 }
 
 /** Positive. An exception that nobody expected is EIO. */

@@ -14,7 +14,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import type { Monitor } from '../attach/monitor.js';
 import { Image, isPcowError, PcowError, type PcowErrorCode, type SnapshotInfo } from '../engine/index.js';
 import { moveHandle } from '../engine/native-operations.js';
-import { errnoNameOf, refusal, sentenceOf } from './failure.js';
+import { codeOf, errnoNameOf, refusal, sentenceOf } from './failure.js';
 import { debugLog, log } from './log.js';
 import { Mutex } from './mutex.js';
 import { Opening } from './opening.js';
@@ -48,9 +48,20 @@ export interface LastError {
   time: Date;
   /** What was tried, for example "snapshot". */
   command: string;
+  code: PcowErrorCode;
   /** For example "EEXIST". */
   errno: string;
   message: string;
+}
+
+export function lastErrorOf(command: string, error: unknown): LastError {
+  return {
+    time: new Date(),
+    command,
+    code: codeOf(error),
+    errno: errnoNameOf(error),
+    message: sentenceOf(error),
+  };
 }
 
 /** What stat(2) says of an image file, as far as the mount passes it on. */
@@ -365,9 +376,8 @@ export class ImageEntry {
 
   /** Keeps the sentence for `status`, and logs it. */
   failed(command: string, error: unknown): void {
-    const message = sentenceOf(error);
-    this.lastError = { time: new Date(), command, errno: errnoNameOf(error), message };
-    log(`${this.name}: ${command} failed: ${message}`);
+    this.lastError = lastErrorOf(command, error);
+    log(`${this.name}: ${command} failed: ${this.lastError.message}`);
   }
 
   count(command: string): void {

@@ -7,9 +7,9 @@ import type { Attributes, AttributeSource } from './attributes.js';
 import { commandText } from './control-text.js';
 import type { ControlContext } from './control-tree.js';
 import { extendedAttributeNames, extendedAttributes } from './extended-attributes.js';
-import { errnoNameOf, noSuchFile, refusal, sentenceOf } from './failure.js';
+import { noSuchFile, refusal } from './failure.js';
 import { guarded, type Operations } from './fuse.js';
-import type { ImageEntry } from './image-entry.js';
+import { type ImageEntry, lastErrorOf } from './image-entry.js';
 import { log } from './log.js';
 import { namesIn, type Node, resolve } from './namespace.js';
 import { OpenFiles } from './open-files.js';
@@ -249,9 +249,8 @@ export class FileSystem {
 
   /** Of a command that belongs to no single image. */
   #failed(command: string, error: unknown): void {
-    const message = sentenceOf(error);
-    this.#context.lastError = { time: new Date(), command, errno: errnoNameOf(error), message };
-    log(`${command} failed: ${message}`);
+    this.#context.lastError = lastErrorOf(command, error);
+    log(`${command} failed: ${this.#context.lastError.message}`);
   }
 
   async #fsync(handle: number): Promise<void> {

@@ -170,6 +170,12 @@ test('rebase --unsafe works where the old base has gone', async (t) => {
   await fails(t, pcow('info', 'vm'), 10, /base\.pcow/);
   await succeeds(t, pcow('rebase', 'vm', '--unsafe', '--base', 'moved@one'));
   t.deepEqual(await content(file('vm')), VM);
+  // Without a snapshot it is the layer that it stood on, whatever was written since.
+  await rename(file('moved'), file('again'));
+  await succeeds(t, pcow('rebase', 'vm', '--unsafe', '--base', 'again'));
+  t.deepEqual(await content(file('vm')), VM);
+  t.regex(await succeeds(t, pcow('info', 'vm')), /again\.pcow@one/);
+  await rename(file('again'), file('moved'));
   await fails(t, pcow('rebase', 'vm', '--unsafe', '--base', 'vm'), 10, /can't stand on itself/);
 });
 

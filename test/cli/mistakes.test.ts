@@ -76,8 +76,8 @@ const MISTAKES: Mistake[] = [
   {
     typed: 'pcow info lost',
     exit: 10,
-    says: 'HERE/lost.pcow stands on HERE/gone.pcow, which cannot be opened: cannot open HERE/gone.pcow: No such file or directory',
-    next: 'put the base back where it was; bases are found relative to the image',
+    says: 'HERE/lost.pcow stands on HERE/gone.pcow, which is not there',
+    next: 'put the base back, or say where it is now: pcow rebase IMAGE --unsafe --base BASE',
   },
   {
     typed: 'pcow ls',
@@ -137,6 +137,7 @@ const MISTAKES: Mistake[] = [
     typed: 'pcow delete images/disk@one',
     exit: 6,
     says: "the snapshot one of disk can't be deleted: child.pcow stands on it",
+    next: 'delete or move those images first',
   },
   {
     typed: 'pcow clone vm1',
@@ -172,6 +173,7 @@ const MISTAKES: Mistake[] = [
     typed: 'pcow resize vm2 4M --shrink',
     exit: 3,
     says: "HERE/vm2.pcow can't have less than 8388608 bytes, which its base has: an image is never smaller than what it stands on",
+    next: '“pcow info vm2” shows what that is: “pcow delete” takes a snapshot away, “pcow flatten” the base',
   },
   {
     typed: 'pcow convert notes.txt lone',
@@ -314,6 +316,24 @@ const MISTAKES: Mistake[] = [
     exit: 3,
     says: '"mnt/vm1.export" lies in a mount, which holds no files but images',
     next: 'choose a directory that is not mounted',
+  },
+  {
+    typed: 'pcow check vm1@one',
+    exit: 2,
+    says: '"vm1@one" names a snapshot, and this is for a whole image',
+    next: 'leave the name of the snapshot out: vm1',
+  },
+  {
+    typed: 'pcow check disk.qcow2 --repair',
+    exit: 3,
+    says: 'HERE/disk.qcow2 is no Pcow image: its format is qcow2',
+    next: 'qemu-img check -f qcow2 HERE/disk.qcow2',
+  },
+  {
+    typed: 'pcow check images/disk --repair',
+    exit: 6,
+    says: 'disk is mounted on HERE/mnt: a repair needs the image for itself',
+    next: 'end the mount first: pcow umount HERE/mnt',
   },
   {
     typed: 'pcow mount images mnt',

@@ -1,5 +1,5 @@
 /** The words of the original tool. */
-import { rename, symlink, unlink } from 'node:fs/promises';
+import { rename } from 'node:fs/promises';
 import path from 'node:path';
 import test from 'ava';
 import { Image } from '../../src/engine/index.js';
@@ -80,10 +80,8 @@ test('rebase after a base was moved: the image keeps its content, though the bas
   await succeeds(t, img('create', '64', '1', 'vm.img', 'base.img'));
   await write(base, 2);
   await rename(base, path.join(directory, 'moved.img'));
-  await fails(t, img('rebase', 'vm.img', 'moved.img'), 10, /base\.img/);
-  await symlink('moved.img', base);
+  await fails(t, img('info', 'vm.img'), 10, /base\.img, which is not there/, /pcow rebase IMAGE --unsafe/);
   await succeeds(t, img('rebase', 'vm.img', 'moved.img'));
-  await unlink(base);
   t.is(await firstByte(file), 1);
   t.regex(await succeeds(t, img('info', 'vm.img')), /^base +moved\.img$/m);
 });
