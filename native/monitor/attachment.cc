@@ -6,6 +6,8 @@
 #include <sys/socket.h>
 #include <sys/un.h>
 
+#include <algorithm>
+#include <chrono>
 #include <csignal>
 #include <cstring>
 #include <thread>
@@ -21,23 +23,41 @@ using protocol::Kind;
 using protocol::Packet;
 using protocol::Received;
 
-constexpr int kAnswerMs = 30'000;  // opening and recovering an image may take the mount a while
 constexpr int kReconnectMs = 200;
 
-Result<Descriptor> connect_to(const std::string& path) {
+// Waits until `socket` can be read; false: not in that time, or `stop` can be read before (-1: there is none).
+bool await_packet(int socket, int stop, int patience_ms) {
+  using Clock = std::chrono::steady_clock;
+  const auto end = Clock::now() + std::chrono::milliseconds(patience_ms);
+  for (;;) {
+    const auto left = std::chrono::ceil<std::chrono::milliseconds>(end - Clock::now()).count();
+    struct pollfd ready[] = {{socket, POLLIN, 0}, {stop, POLLIN, 0}};
+    const int count = poll(ready, 2, static_cast<int>(std::max<int64_t>(left, 0)));
+    if (count < 0 && errno == EINTR) continue;  // a signal of the application's
+    return count > 0 && ready[0].revents;
+  }
+}
+
+// A mount that takes no connections makes connect(2) wait: at most so long.
+Result<Descriptor> connect_to(const std::string& path, int patience_ms) {
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
   if (path.size() >= sizeof address.sun_path) return system_error(ENAMETOOLONG, path);
   memcpy(address.sun_path, path.data(), path.size());
   Descriptor made(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
-  if (!made) return system_error(errno, "cannot make a socket");
-  if (connect(made.number(), reinterpret_cast<sockaddr*>(&address), sizeof address) < 0)
-    return system_error(errno, "cannot connect to the mount at " + path);
+  const timeval limit = {patience_ms / 1000, patience_ms % 1000 * 1000};
+  if (!made || setsockopt(made.number(), SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit) < 0)
+    return system_error(errno, "cannot make a socket");
+  int outcome;
+  do {
+    outcome = connect(made.number(), reinterpret_cast<sockaddr*>(&address), sizeof address);
+  } while (outcome < 0 && errno == EINTR);
+  if (outcome < 0) return system_error(errno, "cannot connect to the mount at " + path);
   return made;
 }
 
-// Sends a request that carries one descriptor, and waits for the answer.
-Result<Packet> ask(int socket, Kind kind, uint32_t value, const std::string& text, int descriptor) {
+// Sends a request that carries one descriptor.
+Result<void> send_request(int socket, Kind kind, uint32_t value, const std::string& text, int descriptor) {
   Packet request;
   request.kind = kind;
   request.value = value;
@@ -45,14 +65,19 @@ Result<Packet> ask(int socket, Kind kind, uint32_t value, const std::string& tex
   request.descriptors.emplace_back(fcntl(descriptor, F_DUPFD_CLOEXEC, 0));
   if (!request.descriptors.front() || !protocol::send_packet(socket, request))
     return system_error(errno, "cannot send a request to the mount");
-  struct pollfd ready = {socket, POLLIN, 0};
-  if (poll(&ready, 1, kAnswerMs) <= 0) return Error(Code::kIo, ETIMEDOUT, "the mount does not answer");
+  return {};
+}
+
+// Waits for the answer, unless `stop` can be read before: a silent mount must not keep a process from ending.
+Result<Packet> receive_answer(int socket, int stop, int patience_ms) {
+  if (!await_packet(socket, stop, patience_ms)) return Error(Code::kIo, ETIMEDOUT, "the mount does not answer");
   Packet answer;
   std::string reason;
   if (protocol::receive_packet(socket, protocol::kMaxDescriptors, &answer, &reason) != Received::kPacket)
     return Error(Code::kIo, EPROTO, "the mount answered with " + (reason.empty() ? "nothing" : reason));
   if (answer.kind == Kind::kRefused) {
-    Error refused = system_error(static_cast<int>(answer.value), "");
+    const bool is_errno = answer.value > 0 && answer.value < 4096;
+    Error refused = system_error(is_errno ? static_cast<int>(answer.value) : EPROTO, "");
     refused.message = answer.text;
     return refused;
   }
@@ -80,10 +105,11 @@ Packet failed(const Packet& request, const Error& error) {
 }  // namespace
 
 Result<std::shared_ptr<Attachment>> Attachment::attach(const std::string& socket_path, int flat_file, bool write,
-                                                       const Session::Limits& limits) {
-  auto socket = connect_to(socket_path);
+                                                       const Session::Limits& limits, const Patience& patience) {
+  auto socket = connect_to(socket_path, patience.answer_ms);
   if (!socket) return socket.error();
-  auto answer = ask(socket->number(), Kind::kAttach, write ? 1 : 0, "", flat_file);
+  PCOW_TRY(send_request(socket->number(), Kind::kAttach, write ? 1 : 0, "", flat_file));
+  auto answer = receive_answer(socket->number(), -1, patience.answer_ms);
   if (!answer) return answer.error();
 
   OpenOptions options;
@@ -98,7 +124,7 @@ Result<std::shared_ptr<Attachment>> Attachment::attach(const std::string& socket
   if (options.given.empty()) return Error(Code::kIo, EPROTO, "the mount handed over no image");
   auto image = Image::open(options.given.front().path, options);
   if (!image) return image.error();
-  std::shared_ptr<Attachment> attachment(new Attachment(socket_path, std::move(*socket)));
+  std::shared_ptr<Attachment> attachment(new Attachment(socket_path, std::move(*socket), patience));
   attachment->uuid_ = (*image)->info().uuid;
   auto session = Session::start(std::move(*image), limits);
   if (!session) return session.error();
@@ -126,7 +152,7 @@ void Attachment::serve_mount() {
   const Inside inside;
   for (;;) {
     struct pollfd ready[] = {{stop_, POLLIN, 0}, {socket_.number(), POLLIN, 0}};
-    poll(ready, socket_ ? 2 : 1, socket_ ? -1 : kReconnectMs);
+    const int count = poll(ready, 2, !socket_ ? kReconnectMs : session_->is_cut() ? patience_.cut_ms : -1);
     if (ready[0].revents) break;
     if (!socket_) {
       if (session_->writable() && resume()) log_detail(socket_path_ + ": attached to the next mount");
@@ -135,7 +161,10 @@ void Attachment::serve_mount() {
     Packet request;
     std::string reason;
     const Received received = protocol::receive_packet(socket_.number(), 0, &request, &reason);
-    if (received == Received::kNothing) continue;
+    if (received == Received::kNothing) {
+      if (count != 0) continue;
+      reason = "it has left the memory frozen for too long";
+    }
     if (received == Received::kPacket && protocol::send_packet(socket_.number(), answer(request))) continue;
     // The mount has gone, or talks nonsense. A snapshot that it has not committed never happened, and the guest goes on.
     session_->abort();
@@ -147,9 +176,10 @@ void Attachment::serve_mount() {
 }
 
 bool Attachment::resume() {
-  auto socket = connect_to(socket_path_);
+  auto socket = connect_to(socket_path_, kReconnectMs);
   if (!socket) return false;
-  auto answer = ask(socket->number(), Kind::kResume, 1, uuid_, session_->image().descriptor());
+  auto sent = send_request(socket->number(), Kind::kResume, 1, uuid_, session_->image().descriptor());
+  auto answer = sent ? receive_answer(socket->number(), stop_, patience_.answer_ms) : sent.error();
   if (!answer) {
     log_detail(socket_path_ + ": " + answer.error().message);
     return false;

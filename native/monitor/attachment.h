@@ -11,12 +11,18 @@
 
 namespace pcow {
 
+// How long a mount may be silent where something waits for it. It is taken for dead then.
+struct Patience {
+  int answer_ms = 30'000;  // to attach and to resume: opening and recovering an image may take it a while
+  int cut_ms = 60'000;     // while the memory stands still: twice what it gives each of its monitors (live-snapshot.ts)
+};
+
 class Attachment {
  public:
   // Shows the open flat file to the mount behind `socket_path` and takes over its image. Any thread of the application.
   // Fails with what the mount answered (kBusy and the like), or why it could not be asked.
   static Result<std::shared_ptr<Attachment>> attach(const std::string& socket_path, int flat_file, bool write,
-                                                    const Session::Limits& limits);
+                                                    const Session::Limits& limits, const Patience& patience = {});
   // After detach(), and when nothing is mapped.
   ~Attachment();
   Attachment(const Attachment&) = delete;
@@ -29,14 +35,15 @@ class Attachment {
   void forget_in_child();
 
  private:
-  Attachment(std::string socket_path, protocol::Descriptor socket)
-      : socket_path_(std::move(socket_path)), socket_(std::move(socket)) {}
+  Attachment(std::string socket_path, protocol::Descriptor socket, const Patience& patience)
+      : socket_path_(std::move(socket_path)), patience_(patience), socket_(std::move(socket)) {}
   void start_control_thread();
   void serve_mount();  // the control thread
   bool resume();
   protocol::Packet answer(const protocol::Packet& request);
 
   const std::string socket_path_;
+  const Patience patience_;
   protocol::Descriptor socket_;  // the control thread's; none while the mount is gone
   std::unique_ptr<Session> session_;
   std::string uuid_;

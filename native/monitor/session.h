@@ -62,6 +62,7 @@ class Session {
   Result<void> commit();
   Result<void> finish();
   void abort();
+  bool is_cut() const { return cut_; }
   // Deletes a snapshot; the control thread as well.
   Result<void> remove(const std::string& name);
 

@@ -1,0 +1,313 @@
+// The monitor's end of the attach protocol, beside a mount that is silent, busy, dead or strange: whoever waits for it gets an
+// error in the end, and memory that stood still for it goes on.
+#include "../monitor/attachment.h"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+
+#include <atomic>
+#include <csignal>
+#include <cstring>
+#include <functional>
+#include <thread>
+
+#include "check.h"
+
+using namespace pcow;
+
+namespace {
+
+constexpr uint64_t kSize = 1 << 20;
+constexpr Session::Limits kLimits = {1 << 20, 100};
+// A test that hangs is ended by alarm(2); whoever waits for as long as this has hung.
+constexpr unsigned kHungSeconds = 120;
+constexpr Patience kNever = {10 * 60 * 1000, 10 * 60 * 1000};
+
+// A mount as far as the socket goes.
+class Mount {
+ public:
+  explicit Mount(const std::string& path, int backlog = 8) : path_(path) {
+    sockaddr_un address{};
+    address.sun_family = AF_UNIX;
+    CHECK(path.size() < sizeof address.sun_path);
+    memcpy(address.sun_path, path.data(), path.size());
+    listener_ = protocol::Descriptor(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
+    CHECK(bind(listener_.number(), reinterpret_cast<sockaddr*>(&address), sizeof address) == 0);
+    CHECK(listen(listener_.number(), backlog) == 0);
+  }
+  ~Mount() { unlink(path_.c_str()); }
+
+  // Waits for a connection, and for what it says first.
+  void meet(protocol::Kind kind) {
+    peer_ = protocol::Descriptor(accept4(listener_.number(), nullptr, nullptr, SOCK_CLOEXEC));
+    CHECK(peer_);
+    CHECK(hear().kind == kind);
+  }
+
+  protocol::Packet hear() {
+    pollfd ready = {peer_.number(), POLLIN, 0};
+    CHECK(poll(&ready, 1, -1) == 1);
+    protocol::Packet packet;
+    std::string reason;
+    CHECK(protocol::receive_packet(peer_.number(), 1, &packet, &reason) == protocol::Received::kPacket);
+    return packet;
+  }
+
+  void say(const protocol::Packet& packet) { CHECK(protocol::send_packet(peer_.number(), packet)); }
+
+  // A request, answered by kDone.
+  void ask(protocol::Kind kind, const std::string& text = {}) {
+    protocol::Packet request;
+    request.kind = kind;
+    request.text = text;
+    say(request);
+    CHECK(hear().kind == protocol::Kind::kDone);
+  }
+
+  void wait_for_end() {
+    pollfd ready = {peer_.number(), POLLIN, 0};
+    CHECK(poll(&ready, 1, -1) == 1);
+    protocol::Packet packet;
+    std::string reason;
+    CHECK(protocol::receive_packet(peer_.number(), 1, &packet, &reason) == protocol::Received::kEnd);
+  }
+
+  void die() {
+    peer_.reset();
+    listener_.reset();
+    unlink(path_.c_str());
+  }
+
+ private:
+  const std::string path_;
+  protocol::Descriptor listener_;
+  protocol::Descriptor peer_;
+};
+
+struct Stage {
+  TemporaryDirectory directory;
+  std::string image = directory / "image.pcow";
+  std::string socket = directory / "socket";
+  int flat_file = open("/dev/null", O_RDWR | O_CLOEXEC);
+
+  Stage() {
+    CreateOptions options;
+    options.size = kSize;
+    MUST(create_image(image, options));
+  }
+  ~Stage() { close(flat_file); }
+
+  // The image with the writer's lock, as a mount hands it over.
+  protocol::Packet image_with_lock() const {
+    protocol::Packet answer;
+    answer.kind = protocol::Kind::kAttached;
+    answer.text = image + '\0';
+    answer.descriptors.emplace_back(open(image.c_str(), O_RDWR | O_CLOEXEC));
+    const struct flock whole = {F_WRLCK, SEEK_SET, 0, 0, 0};
+    CHECK(fcntl(answer.descriptors.front().number(), F_OFD_SETLK, &whole) == 0);
+    return answer;
+  }
+
+  Result<std::shared_ptr<Attachment>> attach(const Patience& patience, bool write = true) const {
+    return Attachment::attach(socket, flat_file, write, kLimits, patience);
+  }
+
+  std::shared_ptr<Attachment> attached(Mount* mount, const Patience& patience) const {
+    std::thread handing_over([&] {
+      mount->meet(protocol::Kind::kAttach);
+      mount->say(image_with_lock());
+    });
+    auto attachment = MUST(attach(patience));
+    handing_over.join();
+    return attachment;
+  }
+
+  // What a mount hands over in its place.
+  void refuses(const char* what, const std::function<protocol::Packet()>& answer, int expected) const {
+    Mount mount(socket);
+    std::thread answering([&] {
+      mount.meet(protocol::Kind::kAttach);
+      mount.say(answer());
+    });
+    auto outcome = attach(kNever);
+    answering.join();
+    CHECK(!outcome);
+    if (expected && outcome.error().err != expected) {
+      fprintf(stderr, "%s: %s (%d)\n", what, outcome.error().message.c_str(), outcome.error().err);
+      exit(1);
+    }
+  }
+};
+
+void silent_when_attaching() {
+  const Stage stage;
+  const Mount mount(stage.socket);
+  const auto outcome = stage.attach({50, 50});
+  CHECK(!outcome && outcome.error().err == ETIMEDOUT);
+}
+
+void takes_no_connections() {
+  const Stage stage;
+  const Mount mount(stage.socket, 0);
+  std::vector<protocol::Descriptor> others;
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  memcpy(address.sun_path, stage.socket.data(), stage.socket.size());
+  int outcome;
+  do {
+    others.emplace_back(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+    outcome = connect(others.back().number(), reinterpret_cast<sockaddr*>(&address), sizeof address);
+  } while (outcome == 0);
+  const auto attached = stage.attach({50, 50});
+  CHECK(!attached && attached.error().err == EAGAIN);
+}
+
+// An application has signals of its own, and they interrupt the waiting.
+void signals_while_it_waits() {
+  const Stage stage;
+  Mount mount(stage.socket);
+  static std::atomic<int> arrived;
+  arrived = 0;
+  struct sigaction counting {};
+  counting.sa_handler = [](int) { arrived++; };
+  CHECK(sigaction(SIGUSR1, &counting, nullptr) == 0);
+  const pthread_t application = pthread_self();
+  std::thread answering([&] {
+    mount.meet(protocol::Kind::kAttach);
+    for (int sent = 1; sent <= 20; sent++) {
+      pthread_kill(application, SIGUSR1);
+      while (arrived < sent) sched_yield();
+    }
+    mount.say(stage.image_with_lock());
+  });
+  const auto attachment = MUST(stage.attach(kNever));
+  answering.join();
+  attachment->detach();
+}
+
+void strange_answers() {
+  const Stage stage;
+  const auto refused = [](uint32_t value) {
+    protocol::Packet answer;
+    answer.kind = protocol::Kind::kRefused;
+    answer.value = value;
+    return answer;
+  };
+  stage.refuses(
+      "a refusal", [&] { return refused(EBUSY); }, EBUSY);
+  for (const uint32_t value : {0u, 4096u, 0x80000000u, 0xffffffffu})
+    stage.refuses(
+        "a refusal for no errno", [&] { return refused(value); }, EPROTO);
+  const auto handed = [&](const std::string& text, const std::vector<int>& descriptors) {
+    protocol::Packet answer;
+    answer.kind = protocol::Kind::kAttached;
+    answer.text = text;
+    for (const int descriptor : descriptors) answer.descriptors.emplace_back(fcntl(descriptor, F_DUPFD_CLOEXEC, 0));
+    return answer;
+  };
+  int pipes[2];
+  CHECK(pipe(pipes) == 0);
+  const std::string path = stage.image + '\0';
+  const protocol::Descriptor folder(open(stage.directory.path().c_str(), O_RDONLY | O_CLOEXEC));
+  const protocol::Descriptor unlocked(open(stage.image.c_str(), O_RDWR | O_CLOEXEC));
+  stage.refuses(
+      "nothing", [&] { return handed("", {}); }, EPROTO);
+  stage.refuses(
+      "a path without a descriptor", [&] { return handed(path, {}); }, EPROTO);
+  stage.refuses(
+      "a descriptor without a path", [&] { return handed("", {unlocked.number()}); }, EPROTO);
+  stage.refuses(
+      "more descriptors than paths",
+      [&] {
+        return handed(path, {unlocked.number(), pipes[0]});
+      },
+      EPROTO);
+  stage.refuses(
+      "a pipe", [&] { return handed(path, {pipes[0]}); }, 0);
+  stage.refuses(
+      "a directory", [&] { return handed(path, {folder.number()}); }, 0);
+  {
+    const protocol::Packet elsewhere = stage.image_with_lock();
+    stage.refuses(
+        "an image without its lock", [&] { return handed(path, {unlocked.number()}); }, EBUSY);
+  }
+  stage.refuses(
+      "a request in place of an answer",
+      [&] {
+        protocol::Packet answer;
+        answer.kind = protocol::Kind::kCut;
+        return answer;
+      },
+      EPROTO);
+  close(pipes[0]);
+  close(pipes[1]);
+}
+
+void silent_after_the_cut() {
+  const Stage stage;
+  Mount mount(stage.socket);
+  const auto attachment = stage.attached(&mount, {10 * 60 * 1000, 200});
+  Session& session = attachment->session();
+  auto* memory = static_cast<char*>(MUST(session.map(nullptr, false, kSize, PROT_READ | PROT_WRITE, 0)));
+  memory[0] = 1;
+  mount.ask(protocol::Kind::kPrepare, "never");
+  mount.ask(protocol::Kind::kCut);
+  memory[4096] = 2;  // stands still until the mount is taken for dead
+  CHECK(memory[0] == 1);
+  mount.wait_for_end();
+  CHECK(MUST(session.image().snapshots(false)).empty());
+  CHECK(session.unmap(memory, kSize));
+  attachment->detach();
+
+  OpenOptions reading;
+  char bytes[4097];
+  MUST(MUST(Image::open(stage.image, reading))->read(nullptr, 0, bytes, sizeof bytes));
+  CHECK(bytes[0] == 1 && bytes[4096] == 2);
+}
+
+void silent_when_resuming() {
+  const Stage stage;
+  Mount first(stage.socket);
+  const auto attachment = stage.attached(&first, kNever);
+  first.die();
+  Mount second(stage.socket);
+  second.meet(protocol::Kind::kResume);
+  attachment->detach();  // does not wait for the answer
+}
+
+void strange_when_resuming() {
+  const Stage stage;
+  Mount first(stage.socket);
+  const auto attachment = stage.attached(&first, kNever);
+  first.die();
+  Mount second(stage.socket);
+  second.meet(protocol::Kind::kResume);
+  protocol::Packet nonsense;
+  nonsense.kind = protocol::Kind::kMetrics;
+  second.say(nonsense);
+  // It comes again, and again, until it gets its answer.
+  second.meet(protocol::Kind::kResume);
+  protocol::Packet confirmed;
+  confirmed.kind = protocol::Kind::kAttached;
+  second.say(confirmed);
+  second.ask(protocol::Kind::kStatus);
+  attachment->detach();
+  second.wait_for_end();
+}
+
+}  // namespace
+
+int main() {
+  alarm(kHungSeconds);
+  silent_when_attaching();
+  takes_no_connections();
+  signals_while_it_waits();
+  strange_answers();
+  silent_after_the_cut();
+  silent_when_resuming();
+  strange_when_resuming();
+  return 0;
+}
