@@ -44,10 +44,14 @@ export function pmemArgs(file: string, size: number, device: 'virtio-pmem' | 'nv
   ];
 }
 
-/** The command that boots a guest, but for its two serial ports: ttyS0, the console, and ttyS1, the commands. */
-export function qemuCommand(options: GuestOptions): string[] {
+/**
+ * The command that boots a guest, but for its two serial ports: ttyS0, the console, and ttyS1, the commands. `init`: a program of
+ * scripts/guest, and its arguments, that is all that runs in the guest, in place of the init that Guest talks to.
+ */
+export function qemuCommand(options: GuestOptions, init?: [string, ...string[]]): string[] {
   const { vmlinuz, initramfs } = guestFiles();
-  const append = `console=ttyS0 panic=-1 quiet pcow.pmem=${options.pmemDevices ?? 0}`;
+  const start = init ? ` rdinit=/bin/${init[0]} -- ${init.slice(1).join(' ')}` : '';
+  const append = `console=ttyS0 panic=-1 quiet pcow.pmem=${options.pmemDevices ?? 0}${start}`;
   return [
     ...(options.commandPrefix ?? []),
     'qemu-system-x86_64',

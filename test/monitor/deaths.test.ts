@@ -1,102 +1,15 @@
 /** kill -9 of the process that has an image mapped, and of the mount, at random moments: nothing is lost, nobody is stuck. */
-import { open, readFile, writeFile } from 'node:fs/promises';
-import path from 'node:path';
+import { open, readFile } from 'node:fs/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
 
-import test, { type ExecutionContext } from 'ava';
+import test from 'ava';
 
-import { Image } from '../../src/engine/index.js';
-import { imagesFor, MiB, type TestMount } from '../helpers/mount.js';
-import { attachedTo, imageOnBase, monitored } from '../helpers/monitored.js';
-import { type Conversation, program } from '../helpers/program.js';
+import { attachedTo } from '../helpers/monitored.js';
+import { checkerOf, checkNumbers, NumberWriter, PAGE, PAGES } from '../helpers/number-writer.js';
 import { Random, seedFromEnvironment } from '../helpers/random.js';
 
-const PAGE = 4096;
-const PAGES = 1500;
-const STEP = 37;
 const ROUNDS = Number(process.env.PCOW_KILL_ROUNDS ?? 25);
 const MOUNT_ROUNDS = Number(process.env.PCOW_KILL_ROUNDS ?? 10);
-
-/** stored-numbers.c on an image over a base. */
-class Writer {
-  #process: Conversation | null = null;
-
-  private constructor(
-    readonly mount: TestMount,
-    readonly file: string,
-    readonly progress: string,
-    readonly settings: Record<string, string>,
-  ) {}
-
-  static async prepare(t: ExecutionContext<unknown>, settings: Record<string, string>): Promise<Writer> {
-    const mount = await imagesFor(t, {});
-    // A page's number must be 0 before its first write: where the base holds something, it is not in the first bytes.
-    await imageOnBase(mount, 'vm1', 8 * MiB, (block) => (block % 3 === 0 ? 0 : 1));
-    const image = await Image.open(mount.image('vm1'), { write: true });
-    for (let page = 0; page < PAGES; page += 1) await image.write(Buffer.alloc(8), page * PAGE);
-    await image.snapshot('zeros');
-    await image.close();
-    const progress = path.join(mount.scratch, 'progress');
-    await writeFile(progress, Buffer.alloc(PAGE));
-    return new Writer(mount, await program('stored-numbers', mount.scratch), progress, settings);
-  }
-
-  get process(): Conversation {
-    if (!this.#process) throw new Error('it does not run');
-    return this.#process;
-  }
-
-  async start(first: number): Promise<void> {
-    const words = [this.mount.file('vm1'), this.progress, String(PAGES), String(first)];
-    this.#process = await monitored(this.mount.t, this.file, words, this.settings);
-  }
-
-  async stored(): Promise<number> {
-    return Number((await readFile(this.progress)).readBigUInt64LE(0));
-  }
-
-  async flushed(): Promise<number> {
-    return Number((await readFile(this.progress)).readBigUInt64LE(8));
-  }
-
-  /** Waits for a flush that began after now. */
-  async flushesAgain(): Promise<void> {
-    const wanted = (await this.stored()) + 32;
-    for (let tries = 0; tries < 500; ++tries) {
-      if ((await this.flushed()) >= wanted) return;
-      await sleep(20);
-    }
-    throw new Error('the process does not flush any more');
-  }
-}
-
-/**
- * Every page must hold the last number up to `last` that went there; the one after may be there as well. Returns the last number
- * that is there.
- */
-function checkNumbers(bytes: Buffer, last: number): number {
-  const wanted = new Map<number, number>();
-  for (let number = Math.max(1, last - PAGES + 1); number <= last; ++number)
-    wanted.set((number * STEP) % PAGES, number);
-  let newest = last;
-  for (let page = 0; page < PAGES; ++page) {
-    const found = Number(bytes.readBigUInt64LE(page * PAGE));
-    if (found === (wanted.get(page) ?? 0)) continue;
-    if (found !== last + 1 || (found * STEP) % PAGES !== page) {
-      throw new Error(`page ${page} holds ${found} in place of ${wanted.get(page) ?? 0}; ${last} was the last`);
-    }
-    newest = found;
-  }
-  return newest;
-}
-
-/** A snapshot holds all numbers up to one of them, which must be in a range. */
-function checkSnapshot(bytes: Buffer, from: number, to: number): void {
-  let newest = 0;
-  for (let page = 0; page < PAGES; ++page) newest = Math.max(newest, Number(bytes.readBigUInt64LE(page * PAGE)));
-  if (newest < from || newest > to + 1) throw new Error(`it ends with ${newest}, not between ${from} and ${to}`);
-  checkNumbers(bytes, newest);
-}
 
 test.serial(
   'kill -9 of the mapping process while it stores, flushes and is snapshotted: all that it stored is there',
@@ -104,7 +17,7 @@ test.serial(
     const random = new Random(seedFromEnvironment());
     t.log(`seed ${random.seed}`);
     // Few mappings, so that promotions are under way as well.
-    const writer = await Writer.prepare(t, { PCOW_MAPPING_BUDGET: '40' });
+    const writer = await NumberWriter.prepare(t, { PCOW_MAPPING_BUDGET: '40' });
     const { mount } = writer;
     await mount.mount();
     let last = 0;
@@ -146,19 +59,12 @@ test.serial(
   },
 );
 
-async function checkerOf(mount: TestMount, name: string, from: number, to: number): Promise<() => void> {
-  const bytes = await readFile(mount.control('vm1', 'at', name));
-  return () => {
-    checkSnapshot(bytes, from, to);
-  };
-}
-
 test.serial(
   'kill -9 of the mount: the process goes on, flushes, and the next mount has its control files again',
   async (t) => {
     const random = new Random(seedFromEnvironment());
     t.log(`seed ${random.seed}`);
-    const writer = await Writer.prepare(t, {});
+    const writer = await NumberWriter.prepare(t, {});
     const { mount } = writer;
     await mount.mount();
     await writer.start(1);
@@ -189,7 +95,7 @@ test.serial(
 test.serial('both die, the mount first: the next mount has all that was stored', async (t) => {
   const random = new Random(seedFromEnvironment());
   t.log(`seed ${random.seed}`);
-  const writer = await Writer.prepare(t, {});
+  const writer = await NumberWriter.prepare(t, {});
   const { mount } = writer;
   let last = 0;
   for (let round = 0; round < 5; ++round) {
