@@ -1,13 +1,13 @@
 /** Opening whatever a user names, to read it flat: an image, a snapshot, a raw file, or any format that QEMU knows. */
 import { execFile } from 'node:child_process';
-import { mkdtemp, open, rm } from 'node:fs/promises';
+import { open } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
-import path from 'node:path';
 import { promisify } from 'node:util';
 import { beginsLikeOriginal, OriginalImage } from '../src/contents/original.js';
 import { type Contents, fileContents, imageContents } from '../src/contents/contents.js';
 import { Image, PcowError } from '../src/engine/index.js';
 import { Failure } from './errors.js';
+import { openNameless, pathOf } from './nameless.js';
 import { quote } from './quote.js';
 import { findTarget } from './target.js';
 
@@ -57,22 +57,15 @@ export async function formatOf(file: string, signal?: AbortSignal): Promise<stri
 
 /** A raw copy, sparse, which goes when the contents are closed. */
 async function convertedContents(file: string, format: string, signal: AbortSignal): Promise<Contents> {
-  const directory = await mkdtemp(path.join(tmpdir(), 'pcow-'));
-  const remove = () => rm(directory, { recursive: true, force: true });
+  const { stdout } = await qemuImg(file, signal, 'info', '--output=json', '-f', format, '--', file);
+  const raw = await openNameless(tmpdir());
   try {
-    const raw = path.join(directory, 'raw');
-    await qemuImg(file, signal, 'convert', '-f', format, '-O', 'raw', '--', file, raw);
-    const contents = await fileContents(raw);
-    return {
-      ...contents,
-      close: async () => {
-        await contents.close();
-        await remove();
-      },
-    };
-  } catch (error) {
-    await remove();
-    throw error;
+    await raw.truncate((JSON.parse(stdout) as { 'virtual-size': number })['virtual-size']);
+    const words = ['-n', '--target-is-zero', '-f', format, '-O', 'raw', '--', file, pathOf(raw)];
+    await qemuImg(file, signal, 'convert', ...words);
+    return await fileContents(pathOf(raw));
+  } finally {
+    await raw.close();
   }
 }
 

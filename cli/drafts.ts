@@ -1,17 +1,18 @@
-/** A file appears under its name only when it is complete: until then it is a hidden one beside it. */
-import { link, readdir, rename, unlink } from 'node:fs/promises';
+/** Making a file that appears under its name only when it is complete. */
+import { link, open, rename, unlink } from 'node:fs/promises';
 import path from 'node:path';
+import { draftOf, exists, removeRemains } from '../src/drafts.js';
 import { Failure } from './errors.js';
 
 /** Calls `work` with the path of a file to make, which then gets the name `target`. Existing ones only give way with `force`. */
 export async function throughDraft<T>(target: string, force: boolean, work: (draft: string) => Promise<T>): Promise<T> {
-  await removeStale(target);
-  const draft = path.join(path.dirname(target), `.${path.basename(target)}.${process.pid}.convert`);
+  if (!force && (await exists(target))) throw existsAlready(target);
+  await removeRemains(path.dirname(target));
+  const draft = draftOf(target);
   try {
     const result = await work(draft);
-    // link(2) never replaces; rename(2) does.
     if (force) await rename(draft, target);
-    else await link(draft, target);
+    else await giveName(draft, target);
     return result;
   } catch (error) {
     throw draftFailure(error, target);
@@ -20,10 +21,30 @@ export async function throughDraft<T>(target: string, force: boolean, work: (dra
   }
 }
 
+/** Never replaces a file. */
+async function giveName(draft: string, target: string): Promise<void> {
+  try {
+    await link(draft, target);
+  } catch (error) {
+    if (codeOf(error) !== 'EPERM' && codeOf(error) !== 'EOPNOTSUPP') throw error;
+    // A file system without hard links: an empty file takes the name first.
+    await (await open(target, 'wx')).close();
+    await rename(draft, target);
+  }
+}
+
+function codeOf(error: unknown): unknown {
+  return error instanceof Error && 'code' in error ? error.code : undefined;
+}
+
+function existsAlready(target: string): Failure {
+  return new Failure('PCOW_EXISTS', `${target} exists already`, 'choose another name, or replace it with --force');
+}
+
 function draftFailure(error: unknown, target: string): unknown {
-  switch (error instanceof Error && 'code' in error ? error.code : undefined) {
+  switch (codeOf(error)) {
     case 'EEXIST':
-      return new Failure('PCOW_EXISTS', `${target} exists already`, 'choose another name, or replace it with --force');
+      return existsAlready(target);
     case 'EACCES':
     case 'EPERM':
     case 'EROFS':
@@ -40,23 +61,5 @@ function draftFailure(error: unknown, target: string): unknown {
       );
     default:
       return error;
-  }
-}
-
-/** What commands that were killed have left behind. */
-async function removeStale(target: string): Promise<void> {
-  const prefix = `.${path.basename(target)}.`;
-  for (const name of await readdir(path.dirname(target))) {
-    const [, pid] = name.startsWith(prefix) ? (/^(\d+)\.convert(?:\.raw)?$/.exec(name.slice(prefix.length)) ?? []) : [];
-    if (pid !== undefined && !isAlive(Number(pid))) await unlink(path.join(path.dirname(target), name));
-  }
-}
-
-function isAlive(pid: number): boolean {
-  try {
-    process.kill(pid, 0);
-    return true;
-  } catch (error) {
-    return error instanceof Error && 'code' in error && error.code === 'EPERM';
   }
 }

@@ -1,6 +1,7 @@
 /** Making image files: what `create`, `clone` and `pcow-img create` share. */
-import { access } from 'node:fs/promises';
+import path from 'node:path';
 import { automaticName } from '../src/automatic-name.js';
+import { exists, removeRemains } from '../src/drafts.js';
 import { Image, type BaseOptions, type ImageInfo } from '../src/engine/index.js';
 import { askImage } from './control.js';
 import { Failure } from './errors.js';
@@ -24,6 +25,7 @@ export interface MakeOptions {
 export async function makeImage(target: ImageTarget, options: MakeOptions): Promise<ImageInfo> {
   const { size, blockSize, force = false } = options;
   await checkTarget(target, force);
+  await removeRemains(path.dirname(target.file));
   if (options.base === undefined) {
     await Image.create(target.file, { size, blockSize, force });
   } else {
@@ -42,13 +44,7 @@ export async function makeImage(target: ImageTarget, options: MakeOptions): Prom
 
 /** A new image never replaces a file unasked, and never one that other images stand on. */
 export async function checkTarget(target: ImageTarget, force: boolean): Promise<void> {
-  const exists = await access(target.file).then(
-    () => true,
-    () => false,
-  );
-  if (!exists) {
-    return;
-  }
+  if (!(await exists(target.file))) return;
   if (!force) {
     throw new Failure(
       'PCOW_EXISTS',

@@ -1,6 +1,6 @@
 /** Streams in and out: standard input and output, or a file. */
 import { fstatSync } from 'node:fs';
-import { open, unlink } from 'node:fs/promises';
+import { open } from 'node:fs/promises';
 import { Socket } from 'node:net';
 import { addAbortSignal, type Readable, type Writable } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
@@ -29,17 +29,12 @@ export async function writeToStdout(bytes: AsyncIterable<Buffer>, signal: AbortS
   }
 }
 
-/** Writes a new file, which is gone again where that fails. */
+/** Writes a new file. */
 export async function writeToFile(file: string, bytes: AsyncIterable<Buffer>): Promise<void> {
-  const handle = await open(file, 'wx').catch((error: unknown) => {
-    throw fileFailure(error, file);
-  });
+  const handle = await open(file, 'wx');
   try {
     for await (const piece of bytes) await handle.writeFile(piece);
     await handle.sync();
-  } catch (error) {
-    await unlink(file);
-    throw error;
   } finally {
     await handle.close();
   }
@@ -89,8 +84,6 @@ function stopped(error: unknown, signal: AbortSignal): unknown {
 function fileFailure(error: unknown, file: string): unknown {
   const code = error instanceof Error && 'code' in error ? error.code : undefined;
   switch (code) {
-    case 'EEXIST':
-      return new Failure('PCOW_EXISTS', `${quote(file)} exists already`, 'choose another name, or remove it first');
     case 'ENOENT':
       return new Failure('PCOW_NOT_FOUND', `there is no ${quote(file)}`, 'check the path');
     case 'EACCES':

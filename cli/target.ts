@@ -111,8 +111,12 @@ export async function newFile(given: string, instead = 'choose a directory that 
     throw new Failure('PCOW_INVALID', `${quote(given)} lies in a mount, which holds no files but images`, instead);
   }
   const file = path.join(directory, path.basename(given));
-  if (given.endsWith('/') || (await isDirectory(file))) {
+  const there = await stat(file).catch(() => null);
+  if (given.endsWith('/') || there?.isDirectory() === true) {
     throw new Failure('PCOW_INVALID', `${quote(given)} names a directory, not a file`, 'name the file in it');
+  }
+  if (there?.isFile() === false) {
+    throw new Failure('PCOW_INVALID', `${quote(given)} is no regular file`, 'make a file, and copy that there');
   }
   return file;
 }

@@ -1,4 +1,4 @@
-import { access, open, unlink } from 'node:fs/promises';
+import { type FileHandle, open } from 'node:fs/promises';
 import path from 'node:path';
 import { type Command, Option } from 'commander';
 import { copyContents, type Target } from '../../src/contents/copy.js';
@@ -10,6 +10,7 @@ import { Failure } from '../errors.js';
 import { addNotes } from '../help.js';
 import { withImage } from '../images.js';
 import { checkTarget, onFrozenLayer } from '../making.js';
+import { openNameless, pathOf } from '../nameless.js';
 import { say, sayJson } from '../output.js';
 import { type ProgressForm, progressOption, withProgress } from '../progress.js';
 import { quote } from '../quote.js';
@@ -213,53 +214,47 @@ function into(image: Image, holding: boolean): Target {
 
 async function toFile(source: string, from: string, given: string, to: Out, options: Options): Promise<Made> {
   const target = await newFile(given);
-  const { force = false } = options;
-  if (
-    !force &&
-    (await access(target).then(
-      () => true,
-      () => false,
-    ))
-  ) {
-    throw new Failure('PCOW_EXISTS', `${target} exists already`, 'choose another name, or replace it with --force');
-  }
-  return withProgress(`convert ${source}`, options.progress, async (long) => {
-    const contents = await openContents(source, from, long.signal);
-    try {
-      await throughDraft(target, force, (draft) =>
-        to === 'raw' ? writeRaw(contents, draft, long) : writeQcow2(contents, draft, options, long),
-      );
-    } finally {
-      await contents.close();
-    }
-    return { target, size: contents.size };
-  });
+  return throughDraft(target, options.force ?? false, (draft) =>
+    withProgress(`convert ${source}`, options.progress, async (long) => {
+      const contents = await openContents(source, from, long.signal);
+      try {
+        await (to === 'raw' ? writeRaw(contents, draft, long) : writeQcow2(contents, draft, options, long));
+      } finally {
+        await contents.close();
+      }
+      return { target, size: contents.size };
+    }),
+  );
 }
 
-/** By a raw stage beside it. */
+/** By a raw stage in the same directory. */
 async function writeQcow2(contents: Contents, file: string, { c, o }: Options, long: LongOptions): Promise<void> {
-  const stage = `${file}.raw`;
+  const stage = await openNameless(path.dirname(file));
   try {
-    await writeRaw(contents, stage, long);
+    await fillRaw(contents, stage, long);
     const words = [...(c === true ? ['-c'] : []), ...(o === undefined ? [] : ['-o', o])];
-    await qemuImg(file, long.signal, 'convert', '-f', 'raw', '-O', 'qcow2', ...words, '--', stage, file);
+    await qemuImg(file, long.signal, 'convert', '-f', 'raw', '-O', 'qcow2', ...words, '--', pathOf(stage), file);
   } finally {
-    await unlink(stage);
+    await stage.close();
   }
 }
 
 async function writeRaw(contents: Contents, file: string, long: LongOptions): Promise<void> {
   const handle = await open(file, 'wx');
   try {
-    await handle.truncate(contents.size);
-    await copyContents(contents, { write: (buffer, offset) => writeAll(handle, buffer, offset) }, long);
+    await fillRaw(contents, handle, long);
     await handle.datasync();
   } finally {
     await handle.close();
   }
 }
 
-async function writeAll(handle: Awaited<ReturnType<typeof open>>, buffer: Uint8Array, offset: number): Promise<void> {
+async function fillRaw(contents: Contents, handle: FileHandle, long: LongOptions): Promise<void> {
+  await handle.truncate(contents.size);
+  await copyContents(contents, { write: (buffer, offset) => writeAll(handle, buffer, offset) }, long);
+}
+
+async function writeAll(handle: FileHandle, buffer: Uint8Array, offset: number): Promise<void> {
   for (let done = 0; done < buffer.length;) {
     done += (await handle.write(buffer, done, buffer.length - done, offset + done)).bytesWritten;
   }

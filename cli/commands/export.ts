@@ -1,5 +1,6 @@
 import type { Command } from 'commander';
 import { exportStream } from '../../src/stream/archive.js';
+import { throughDraft } from '../drafts.js';
 import { addNotes } from '../help.js';
 import { withImage } from '../images.js';
 import { say, sayJson } from '../output.js';
@@ -8,6 +9,7 @@ import { type ProgressForm, progressOption, withProgress } from '../progress.js'
 import { findImage, newFile } from '../target.js';
 
 interface Options {
+  force?: boolean;
   json?: boolean;
   progress?: ProgressForm;
 }
@@ -19,12 +21,13 @@ export function addExport(program: Command): void {
     .description('Writes an image, what it stands on, and all its snapshots as one file.')
     .argument('<image>', 'the image')
     .argument('<file>', 'the file to make; “-”: standard output')
+    .option('--force', 'replace an existing file')
     .option('--json', 'for programs')
     .addOption(progressOption())
     .action(exportCommand);
   addNotes(command, {
     text: [
-      '“pcow import” makes one image of it that stands on nothing. The file is checked as a whole when it is imported. What an ' +
+      '“pcow import” makes one image of it that stands on nothing. The file appears only when all of it is there. The file is checked as a whole when it is imported. What an ' +
         'image in use holds beyond its snapshots is read while it changes: take a snapshot first.',
     ],
     examples: [
@@ -37,12 +40,14 @@ export function addExport(program: Command): void {
 async function exportCommand(given: string, file: string, options: Options): Promise<void> {
   const target = await findImage(given);
   const written = file === '-' ? null : await newFile(file);
-  await withImage(target.file, {}, (image) =>
-    withProgress(`export ${target.name}`, options.progress, async (long) => {
-      const bytes = exportStream(image, long);
-      await (written === null ? writeToStdout(bytes, long.signal) : writeToFile(written, bytes));
-    }),
-  );
+  const write = (to: string | null) =>
+    withImage(target.file, {}, (image) =>
+      withProgress(`export ${target.name}`, options.progress, async (long) => {
+        const bytes = exportStream(image, long);
+        await (to === null ? writeToStdout(bytes, long.signal) : writeToFile(to, bytes));
+      }),
+    );
+  await (written === null ? write(null) : throughDraft(written, options.force ?? false, write));
   if (written === null) {
     return;
   }

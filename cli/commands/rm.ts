@@ -1,6 +1,7 @@
 import { unlink } from 'node:fs/promises';
 import path from 'node:path';
 import type { Command } from 'commander';
+import { removeRemains } from '../../src/drafts.js';
 import { dependants, Image, isPcowError } from '../../src/engine/index.js';
 import { explainOperation } from '../control.js';
 import { Failure } from '../errors.js';
@@ -85,4 +86,5 @@ async function remove(image: ImageTarget): Promise<void> {
   }
   await unlink(image.file);
   await open?.close();
+  await removeRemains(path.dirname(image.file));
 }

@@ -109,10 +109,11 @@ Result<void> create_image(const std::string& path, const CreateOptions& options)
     PCOW_TRY(check_replaceable(path));
   }
 
-  // Under another name first (a leading dot: no image of a mount), so that nobody ever sees half an image.
+  // Under another name first (a leading dot: no image of a mount), so that nobody ever sees half an image. src/drafts.ts
+  // removes what is left of it where this process is killed.
   const size_t name_at = path.rfind('/') == std::string::npos ? 0 : path.rfind('/') + 1;
   const std::string draft =
-      path.substr(0, name_at) + "." + path.substr(name_at, 200) + "." + std::to_string(getpid()) + ".new";
+      path.substr(0, name_at) + "." + path.substr(name_at, 200) + "." + std::to_string(getpid()) + ".pcow-draft";
   auto file = File::create(draft, nullptr);
   if (!file) return Error(file.error().code, file.error().err, "cannot create " + path + ": " + file.error().message);
   auto outcome = write_structures(**file, geometry, size, base);

@@ -6,6 +6,7 @@ import { readdir, realpath, unlink } from 'node:fs/promises';
 import path from 'node:path';
 
 import { saidOf } from '../engine/dependants.js';
+import { removeRemains } from '../drafts.js';
 import { dependants, PcowError, renameImage, type Standing } from '../engine/index.js';
 import { isSystemError, noSuchFile } from './failure.js';
 import { usersOf } from './holders.js';
@@ -100,9 +101,16 @@ export class Catalog {
         await unlink(entry.file);
         await entry.shutDown();
         this.#forget(name);
+        await this.removeRemains();
         log(`${name}: removed`);
       });
     });
+  }
+
+  /** What commands that were killed have left in the directory. */
+  async removeRemains(): Promise<void> {
+    if (this.#place.settings.readOnly) return;
+    for (const file of await removeRemains(this.#place.directory)) log(`removed ${file}, which a killed command left`);
   }
 
   /** `mv NAME TARGET`: renames the image file, unless somebody uses it; images that stand on it are told. */

@@ -97,6 +97,7 @@ async function lockOf({ directory }: Place): Promise<DirectoryLock> {
 async function begin(place: Place, lock: DirectoryLock): Promise<Mount> {
   const attributes = new AttributeSource(place);
   const catalog = new Catalog(place);
+  await catalog.removeRemains();
   const cutter = new Cutter(place, (entry) => attributes.inodeOf(entry));
   const commands = new Commands(place, catalog, cutter);
   const context: ControlContext = { place, catalog, commands, lastError: null };

@@ -4,6 +4,7 @@
  */
 import { link, rm } from 'node:fs/promises';
 import path from 'node:path';
+import { draftOf, removeRemains } from '../drafts.js';
 import { Image, type LongOptions, PcowError } from '../engine/index.js';
 import { applyStream } from './apply.js';
 import { type Archive, type Named, parseArchive, parseBegin } from './header.js';
@@ -64,7 +65,8 @@ export async function importStream(
       : corruptStream('it does not begin with its beginning');
   }
   const archive = parseArchive(first.payload);
-  const draft = path.join(path.dirname(file), `.${path.basename(file)}.${process.pid}.importing`);
+  await removeRemains(path.dirname(file));
+  const draft = draftOf(file);
   try {
     const imported = await fill(reader, archive, draft, { signal, onProgress });
     await link(draft, file);

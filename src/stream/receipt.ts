@@ -3,7 +3,7 @@
  * has opened the image for writing, which the generation of its superblock tells: opening adds one, and closing one more.
  */
 import { open, readFile, rename, rm } from 'node:fs/promises';
-import path from 'node:path';
+import { receiptOf } from '../drafts.js';
 import type { ImageInfo } from '../engine/index.js';
 import type { Begin } from './header.js';
 
@@ -21,13 +21,8 @@ export interface Receipt {
   made: boolean;
 }
 
-/** With a dot at its start: no image of a mount. */
-function placeOf(image: string): string {
-  return path.join(path.dirname(image), `.${path.basename(image)}.receiving`);
-}
-
 export async function writeReceipt(image: string, receipt: Receipt): Promise<void> {
-  const place = placeOf(image);
+  const place = receiptOf(image);
   const draft = `${place}.new`;
   const file = await open(draft, 'w');
   try {
@@ -43,7 +38,7 @@ export async function writeReceipt(image: string, receipt: Receipt): Promise<voi
 export async function readReceipt(image: string, info: ImageInfo): Promise<Receipt | null> {
   let text: string;
   try {
-    text = await readFile(placeOf(image), 'utf8');
+    text = await readFile(receiptOf(image), 'utf8');
   } catch (error) {
     if (error instanceof Error && 'code' in error && error.code === 'ENOENT') return null;
     throw error;
@@ -55,5 +50,5 @@ export async function readReceipt(image: string, info: ImageInfo): Promise<Recei
 }
 
 export async function removeReceipt(image: string): Promise<void> {
-  await rm(placeOf(image), { force: true });
+  await rm(receiptOf(image), { force: true });
 }

@@ -2,7 +2,9 @@
  * The receiving side of a stream (docs/stream.md). Changes go into the active layer, and only over the snapshot that they were
  * made from. The snapshot is taken when everything has arrived; until then a receipt beside the image says what is there.
  */
-import { access, unlink } from 'node:fs/promises';
+import { unlink } from 'node:fs/promises';
+import path from 'node:path';
+import { exists, removeRemains } from '../drafts.js';
 import { Image, type LongOptions, PcowError, type SnapshotInfo } from '../engine/index.js';
 import { applyStream } from './apply.js';
 import { type Begin, parseBegin } from './header.js';
@@ -108,11 +110,8 @@ export async function abandonReceiving(file: string): Promise<string | null> {
 }
 
 async function makeWhereMissing(file: string, begin: Begin): Promise<boolean> {
-  const exists = await access(file).then(
-    () => true,
-    () => false,
-  );
-  if (exists) return false;
+  await removeRemains(path.dirname(file));
+  if (await exists(file)) return false;
   if (begin.from !== null || begin.resumedAt > 0) {
     throw new PcowError(
       'PCOW_NOT_FOUND',

@@ -167,11 +167,15 @@ test('an import or export that is killed or interrupted makes nothing', async (t
     });
     t.is((await outcome).code, signal === 'SIGINT' ? 130 : null);
     await t.throwsAsync(access(at('imported')), { code: 'ENOENT' });
-    if (signal === 'SIGINT')
-      t.false((await readdir(directory)).some((name) => name.includes(`.${child.pid}.importing`)));
+    if (signal === 'SIGINT') t.false((await readdir(directory)).some((name) => name.includes(`.${child.pid}.`)));
   }
   const outcome = await ended(start(t, directory, 'import', exported, 'imported'));
   t.is(outcome.code, 0, outcome.stderr);
+  t.deepEqual(
+    (await readdir(directory)).filter((name) => name.startsWith('.')),
+    [],
+    'what the killed ones left is gone',
+  );
   await isSame(t, [at('source'), null], [at('imported'), null]);
 
   await interrupted(t, directory, ['export', 'source', 'half', '--progress', 'json'], () =>

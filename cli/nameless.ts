@@ -1,0 +1,15 @@
+/** Files without a name: they take disk space until this process ends, however it does. */
+import { type FileHandle, open, unlink } from 'node:fs/promises';
+import path from 'node:path';
+
+/** Opens an empty one in a directory. Other programs find it at `pathOf` meanwhile. */
+export async function openNameless(directory: string): Promise<FileHandle> {
+  const name = path.join(directory, `.pcow-${process.pid}-${performance.now()}`);
+  const handle = await open(name, 'wx+');
+  await unlink(name);
+  return handle;
+}
+
+export function pathOf({ fd }: FileHandle): string {
+  return `/proc/${process.pid}/fd/${fd}`;
+}
