@@ -58,7 +58,7 @@ async function takeDown(daemon: ChildProcess, mountPoint: string): Promise<void>
 }
 
 /** The number of the mount's FUSE connection, or null where nothing is mounted there. */
-async function connectionOf(mountPoint: string): Promise<string | null> {
+export async function connectionOf(mountPoint: string): Promise<string | null> {
   const table = await readFile('/proc/self/mountinfo', 'utf8');
   const line = table.split('\n').find((entry) => entry.split(' ')[4] === mountPoint);
   return /^\d+ \d+ \d+:(\d+) /.exec(line ?? '')?.[1] ?? null;
