@@ -7,22 +7,63 @@
 import { constants } from 'node:fs';
 import { open, readFile } from 'node:fs/promises';
 import path from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { getSystemErrorName } from 'node:util';
 import createDebug from 'debug';
 import type { PcowErrorCode } from '../src/engine/errors.js';
 import type { ImageState } from '../src/mount/image-entry.js';
 import type { PcowMount } from '../src/mounts.js';
-import { Failure } from './errors.js';
+import { Failure, warn } from './errors.js';
+import { type ProgressForm, withProgress } from './progress.js';
 
 const debug = createDebug('pcow:cli:control');
 
 export type ImageControl =
-  'snapshot' | 'rollback' | 'delete' | 'clone' | 'resize' | 'rebase' | 'flatten' | 'commit' | 'compact';
+  'snapshot' | 'rollback' | 'delete' | 'clone' | 'resize' | 'rebase' | 'flatten' | 'commit' | 'compact' | 'cancel';
 
 /** Writes `text` to a control file of one image; returns when the mount has done it. */
 export async function askImage(mount: PcowMount, image: string, control: ImageControl, text: string): Promise<void> {
   const directory = path.join(mount.mountpoint, '.pcow', image);
   await writeControl(mount, path.join(directory, control), text, `${image}: ${control} ${text}`, directory);
+}
+
+/** Milliseconds between two looks at how far the mount is. */
+const LOOK = 100;
+
+/** The same for what takes long: with its progress, and stopped by Ctrl-C. `label` names it. */
+export async function askForWork(
+  { mount, name }: { mount: PcowMount; name: string },
+  control: ImageControl,
+  text: string,
+  label: string,
+  form: ProgressForm | undefined,
+): Promise<void> {
+  const directory = path.join(mount.mountpoint, '.pcow', name);
+  await withProgress(label, form, async ({ signal, onProgress }) => {
+    let over = false;
+    let total = 0;
+    const asked = askImage(mount, name, control, text).finally(() => {
+      over = true;
+    });
+    asked.catch(() => undefined); // told below
+    const cancel = () => {
+      askImage(mount, name, 'cancel', `${control} ${text}`).catch((error: unknown) => {
+        debug('not cancelled: %s', error);
+        if (!over)
+          warn('pcow', `${name}: this can't be stopped, and goes on in the mount; Ctrl-C again leaves it alone`);
+      });
+    };
+    signal.addEventListener('abort', cancel, { once: true });
+    while (!over) {
+      await Promise.race([asked.catch(() => undefined), sleep(LOOK)]);
+      const { working } = (await readStatus(directory)) ?? {};
+      if (working?.command !== control || working.text !== text || working.total === 0) continue;
+      ({ total } = working);
+      onProgress(working.done, total);
+    }
+    await asked;
+    if (total > 0) onProgress(total, total);
+  });
 }
 
 /** One cut across several images of a mount. */
@@ -125,6 +166,7 @@ async function explain(error: unknown, mount: PcowMount, what: string, statusDir
 interface Status {
   state?: string;
   problem?: string | null;
+  working?: { command: string; text: string; done: number; total: number } | null;
   lastError: { code: PcowErrorCode; errno: string; message: string } | null;
 }
 

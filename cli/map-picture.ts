@@ -3,7 +3,7 @@
  * newest first. The width is the address space. A column stands for many bytes, and is the fuller the more of them there are.
  */
 import path from 'node:path';
-import type { Image } from '../src/engine/index.js';
+import type { Image, LongOptions } from '../src/engine/index.js';
 import { formatSize } from './size.js';
 
 const COLOURS = ['#2563eb', '#f59e0b', '#10b981', '#8b5cf6', '#ef4444', '#06b6d4', '#84cc16', '#ec4899', '#a16207'];
@@ -33,8 +33,13 @@ interface Layer {
 }
 
 /** The picture of the chain of `snapshot`, or of the image as it is now. */
-export async function mapPicture(image: Image, name: string, snapshot: string | null): Promise<string> {
-  const { layers, size } = await layersOf(image, snapshot);
+export async function mapPicture(
+  image: Image,
+  name: string,
+  snapshot: string | null,
+  long: LongOptions,
+): Promise<string> {
+  const { layers, size } = await layersOf(image, snapshot, long);
   const nothing = layers.every(({ data }) => data === 0);
   const bottom = 178 + TOP_HEIGHT + layers.length * ROW_STEP;
   const total = layers.reduce((sum, { data }) => sum + data, 0);
@@ -87,8 +92,13 @@ class Columns {
   }
 }
 
-async function layersOf(image: Image, snapshot: string | null): Promise<{ layers: Layer[]; size: number }> {
+async function layersOf(
+  image: Image,
+  snapshot: string | null,
+  { signal, onProgress }: LongOptions,
+): Promise<{ layers: Layer[]; size: number }> {
   const which = snapshot ?? undefined;
+  const passes = image.chain(which).length + 1;
   const size = snapshot === null ? image.info().size : image.snapshotInfo(snapshot).size;
   const layers: Layer[] = [];
   for (const { path: file, snapshot: layer } of image.chain(which)) {
@@ -105,7 +115,9 @@ async function layersOf(image: Image, snapshot: string | null): Promise<{ layers
     for await (const { offset, length, kind } of image.map({
       snapshot: which,
       depths: { first: depth, end: depth + 1 },
+      signal,
     })) {
+      onProgress?.(depth * size + offset + length, passes * size);
       if (kind === 'data') {
         made.data += length;
         made.held.add(offset, length);
@@ -115,7 +127,8 @@ async function layersOf(image: Image, snapshot: string | null): Promise<{ layers
     }
     layers.push(made);
   }
-  for await (const { offset, length, kind, depth } of image.map({ snapshot: which })) {
+  for await (const { offset, length, kind, depth } of image.map({ snapshot: which, signal })) {
+    onProgress?.(layers.length * size + offset + length, passes * size);
     if (kind === 'data' && depth !== null) layers[depth]?.seen.add(offset, length);
   }
   return { layers, size };

@@ -29,7 +29,7 @@ interface Meter {
 }
 
 /** LongOptions with all of them given. */
-interface Long extends LongOptions {
+export interface Long extends LongOptions {
   signal: AbortSignal;
   onProgress: (done: number, total: number) => void;
 }
@@ -58,6 +58,23 @@ export async function withProgress<T>(
     process.off('SIGINT', interrupt);
     process.off('SIGTERM', interrupt);
     meter.stop();
+  }
+}
+
+/** For what writes its output as it goes on: on a terminal, a bar would lie between its lines. */
+export function besideOutput(form: ProgressForm | undefined): ProgressForm | undefined {
+  return form ?? (process.stdout.isTTY ? 'none' : undefined);
+}
+
+/** Passes on extents of an image of `size` bytes, and tells how far they are. */
+export async function* reported<E extends { offset: number; length: number }>(
+  extents: AsyncIterable<E>,
+  size: number,
+  onProgress: (done: number, total: number) => void,
+): AsyncGenerator<E, void> {
+  for await (const extent of extents) {
+    yield extent;
+    onProgress(extent.offset + extent.length, size);
   }
 }
 

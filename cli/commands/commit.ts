@@ -1,7 +1,7 @@
 import type { Command } from 'commander';
 import { automaticName } from '../../src/automatic-name.js';
 import type { Image } from '../../src/engine/index.js';
-import { askImage } from '../control.js';
+import { askForWork } from '../control.js';
 import { Failure } from '../errors.js';
 import { addNotes } from '../help.js';
 import { withImage } from '../images.js';
@@ -54,7 +54,7 @@ async function commit(given: string, { name, json, progress }: Options): Promise
   const into = await findImage(base.resolved);
   const snapshot = name ?? automaticName();
   if (image.mount !== null) {
-    await askImage(image.mount, image.name, 'commit', snapshot);
+    await askForWork({ mount: image.mount, name: image.name }, 'commit', snapshot, `commit ${image.name}`, progress);
   } else if (into.mount !== null) {
     throw new Failure(
       'PCOW_BUSY',

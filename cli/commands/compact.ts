@@ -1,5 +1,5 @@
 import type { Command } from 'commander';
-import { askImage } from '../control.js';
+import { askForWork } from '../control.js';
 import { addNotes } from '../help.js';
 import { withImage } from '../images.js';
 import { say, sayJson } from '../output.js';
@@ -42,7 +42,7 @@ async function compact(given: string, { json, progress }: Options): Promise<void
       withProgress(`compact ${image.name}`, progress, (options) => open.compact(options)),
     );
   } else {
-    await askImage(image.mount, image.name, 'compact', 'now');
+    await askForWork({ mount: image.mount, name: image.name }, 'compact', 'now', `compact ${image.name}`, progress);
   }
   const after = await diskUse();
   if (json === true) sayJson({ image: image.file, before, after });

@@ -1,5 +1,5 @@
 import type { Command } from 'commander';
-import { askImage } from '../control.js';
+import { askForWork } from '../control.js';
 import { addNotes } from '../help.js';
 import { withImage } from '../images.js';
 import { say } from '../output.js';
@@ -32,7 +32,13 @@ async function remove(given: string, { progress }: { progress?: ProgressForm }):
   if (image.mount === null) {
     await removeAtRest(image, snapshot, progress);
   } else {
-    await askImage(image.mount, image.name, 'delete', snapshot);
+    await askForWork(
+      { mount: image.mount, name: image.name },
+      'delete',
+      snapshot,
+      `delete ${image.name}@${snapshot}`,
+      progress,
+    );
   }
   say(`deleted ${image.name}@${snapshot}`);
 }

@@ -1,10 +1,11 @@
 import type { Command } from 'commander';
-import type { Extent, Image } from '../../src/engine/index.js';
+import type { Extent } from '../../src/engine/index.js';
 import { Failure } from '../errors.js';
 import { addNotes } from '../help.js';
 import { withImage } from '../images.js';
 import { jsonLines, sayEach } from '../lines.js';
 import { say } from '../output.js';
+import { besideOutput, type Long, type ProgressForm, progressOption, reported, withProgress } from '../progress.js';
 import { quote } from '../quote.js';
 import { formatSize } from '../size.js';
 import { table } from '../table.js';
@@ -18,6 +19,7 @@ export function addDiff(program: Command): void {
     .argument('<image@name>', 'the image, and the snapshot to begin with')
     .argument('[name]', 'the snapshot to end with; left out: the image as it is now')
     .option('--json', 'for programs')
+    .addOption(progressOption())
     .action(diff);
   addNotes(command, {
     text: [
@@ -31,20 +33,30 @@ export function addDiff(program: Command): void {
   });
 }
 
-async function diff(given: string, second: string | undefined, options: { json?: boolean }): Promise<void> {
+interface Options {
+  json?: boolean;
+  progress?: ProgressForm;
+}
+
+async function diff(given: string, second: string | undefined, { json, progress }: Options): Promise<void> {
   const { image: target, snapshot: from } = await findSnapshotTarget(given);
   const to = second === undefined ? null : await secondSnapshot(target, second);
   await withImage(target.file, {}, async (image) => {
-    if (options.json === true) {
-      await sayEach(jsonLines(changes(image, from, to)));
+    const size = to === null ? image.info().size : image.snapshotInfo(to).size;
+    const found = ({ signal, onProgress }: Long) =>
+      changes(reported(image.diff(from, to, { signal }), size, onProgress));
+    if (json === true) {
+      await withProgress(`diff ${given}`, besideOutput(progress), (long) => sayEach(jsonLines(found(long))));
       return;
     }
     const rows: string[][] = [];
     let total = 0;
-    for await (const { offset, length, kind } of changes(image, from, to)) {
-      rows.push([String(offset), String(length), kind]);
-      total += length;
-    }
+    await withProgress(`diff ${given}`, progress, async (long) => {
+      for await (const { offset, length, kind } of found(long)) {
+        rows.push([String(offset), String(length), kind]);
+        total += length;
+      }
+    });
     if (rows.length === 0) {
       say(`nothing changed since ${target.name}@${from}`);
       return;
@@ -77,9 +89,9 @@ interface Change {
 }
 
 /** What differs, for whoever only asks what it reads as: data, or zeros. Neighbours are joined. */
-async function* changes(image: Image, from: string, to: string | null): AsyncGenerator<Change> {
+async function* changes(extents: AsyncIterable<Extent>): AsyncGenerator<Change> {
   let held: Change | null = null;
-  for await (const extent of image.diff(from, to)) {
+  for await (const extent of extents) {
     const kind = kindOf(extent);
     if (held !== null && held.kind === kind && held.offset + held.length === extent.offset) {
       held.length += extent.length;

@@ -1,5 +1,5 @@
 import type { Command } from 'commander';
-import { askImage } from '../control.js';
+import { askForWork } from '../control.js';
 import { addNotes } from '../help.js';
 import { withImage } from '../images.js';
 import { say, sayJson } from '../output.js';
@@ -36,7 +36,7 @@ async function flatten(given: string, { json, progress }: Options): Promise<void
       withProgress(`flatten ${image.name}`, progress, (options) => open.rebase(null, options)),
     );
   } else {
-    await askImage(image.mount, image.name, 'flatten', 'now');
+    await askForWork({ mount: image.mount, name: image.name }, 'flatten', 'now', `flatten ${image.name}`, progress);
   }
   if (json === true) sayJson({ image: image.file, base: null });
   else say(`${image.name} stands on no base now`);

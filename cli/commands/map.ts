@@ -5,10 +5,12 @@ import { addNotes } from '../help.js';
 import { withImage } from '../images.js';
 import { jsonLines, sayEach } from '../lines.js';
 import { mapPicture } from '../map-picture.js';
+import { besideOutput, type ProgressForm, progressOption, reported, withProgress } from '../progress.js';
 import { findTarget } from '../target.js';
 
 interface Options {
   output: 'human' | 'json' | 'svg';
+  progress?: ProgressForm;
 }
 
 export function addMap(program: Command): void {
@@ -24,6 +26,7 @@ export function addMap(program: Command): void {
         .choices(['human', 'json', 'svg'])
         .default('human'),
     )
+    .addOption(progressOption())
     .action(map);
   addNotes(command, {
     text: [
@@ -39,22 +42,28 @@ export function addMap(program: Command): void {
   });
 }
 
-async function map(given: string, { output }: Options): Promise<void> {
+async function map(given: string, { output, progress }: Options): Promise<void> {
   const { image: target, snapshot } = await findTarget(given);
-  const which = snapshot ?? undefined;
-  await withImage(target.file, {}, async (image) => {
-    switch (output) {
-      case 'human':
-        await sayEach(lines(image.map({ snapshot: which })));
-        break;
-      case 'json':
-        await sayEach(jsonLines(members(image.map({ snapshot: which }))));
-        break;
-      case 'svg':
-        process.stdout.write(await mapPicture(image, target.name, snapshot));
-        break;
-    }
-  });
+  const form = output === 'svg' ? progress : besideOutput(progress);
+  await withImage(target.file, {}, (image) =>
+    withProgress(`map ${given}`, form, async (long) => {
+      const extents = () => {
+        const size = snapshot === null ? image.info().size : image.snapshotInfo(snapshot).size;
+        return reported(image.map({ snapshot: snapshot ?? undefined, signal: long.signal }), size, long.onProgress);
+      };
+      switch (output) {
+        case 'human':
+          await sayEach(lines(extents()));
+          break;
+        case 'json':
+          await sayEach(jsonLines(members(extents())));
+          break;
+        case 'svg':
+          process.stdout.write(await mapPicture(image, target.name, snapshot, long));
+          break;
+      }
+    }),
+  );
 }
 
 /** Columns of fixed width: a map may be longer than memory is good for. */

@@ -1,6 +1,6 @@
 import type { Command } from 'commander';
 import { type BaseOptions, Image } from '../../src/engine/index.js';
-import { askImage } from '../control.js';
+import { askForWork } from '../control.js';
 import { Failure } from '../errors.js';
 import { addNotes } from '../help.js';
 import { withImage } from '../images.js';
@@ -63,9 +63,10 @@ async function rebaseSafely(image: ImageTarget, base: Target | null, form: Progr
       );
     await (base === null ? change(null) : onFrozenLayer(base, change));
   } else if (base === null) {
-    await askImage(image.mount, image.name, 'flatten', 'now');
+    await askForWork({ mount: image.mount, name: image.name }, 'flatten', 'now', `rebase ${image.name}`, form);
   } else if (base.image.mount?.mountpoint === image.mount.mountpoint) {
-    await askImage(image.mount, image.name, 'rebase', [base.image.name, base.snapshot ?? []].flat().join(' '));
+    const text = [base.image.name, base.snapshot ?? []].flat().join(' ');
+    await askForWork({ mount: image.mount, name: image.name }, 'rebase', text, `rebase ${image.name}`, form);
   } else {
     throw new Failure(
       'PCOW_BASE_OUTSIDE',

@@ -140,7 +140,9 @@ export class Commands {
           new PcowError('PCOW_BUSY', `the snapshot ${name} of ${entry.name} can't be deleted while its file is open`),
         );
       await entry.exclusively(snapshotFile(name), busy, async () => {
-        await (opening ? opening.image.delete(name) : monitor?.request('delete', { text: name }));
+        await (opening
+          ? entry.long('delete', name, (options) => opening.image.delete(name, options))
+          : monitor?.request('delete', { text: name }));
       });
       log(`${entry.name}: snapshot ${name} deleted`);
     });
@@ -205,7 +207,9 @@ export class Commands {
     const held = base === null || base === entry ? [entry] : [entry, base];
     await holdingAll(held, async () => {
       const { image } = await entry.writer();
-      await image.rebase(base && { path: base.file, layer: await this.#layerFor(base, snapshot) });
+      const standing = base && { path: base.file, layer: await this.#layerFor(base, snapshot) };
+      const text = base ? [base.name, snapshot ?? []].flat().join(' ') : 'now';
+      await entry.long(base ? 'rebase' : 'flatten', text, (options) => image.rebase(standing, options));
       log(base ? `${entry.name}: stands on ${base.name} now` : `${entry.name}: flattened`);
     });
   }
@@ -219,7 +223,9 @@ export class Commands {
       const { image: into } = await base.writer();
       const busy = (used: ImageEntry) => () => this.#catalog.inUse(used, 'part of a commit');
       await entry.exclusively(flatFileOnly, busy(entry), () =>
-        base.exclusively(flatFileOnly, busy(base), () => image.commitInto(into, name)),
+        base.exclusively(flatFileOnly, busy(base), () =>
+          entry.long('commit', name, (options) => image.commitInto(into, name, options)),
+        ),
       );
       log(`${entry.name}: committed to ${base.name} as ${name}`);
     });
@@ -245,7 +251,7 @@ export class Commands {
   async compact(entry: ImageEntry): Promise<void> {
     await entry.commands.run(async () => {
       const { image } = await entry.writer();
-      await image.compact();
+      await entry.long('compact', 'now', (options) => image.compact(options));
       log(`${entry.name}: compacted`);
     });
   }

@@ -122,6 +122,16 @@ export const imageControls: ReadonlyMap<string, ControlFile<Found>> = new Map<st
       },
     },
   ],
+  [
+    'cancel',
+    {
+      read: (_, { entry }) => Promise.resolve(`write COMMAND to stop it; under way is ${underWay(entry)}\n`),
+      write: (_, { entry }, text) => {
+        entry.cancel(wordsOf(text, 1, Infinity, 'the name of a command that is under way').join(' '));
+        return Promise.resolve();
+      },
+    },
+  ],
 ]);
 
 /** The one control file of an image that can't be opened. */
@@ -149,6 +159,12 @@ export const mountControls: ReadonlyMap<string, ControlFile<null>> = new Map<str
     },
   ],
 ]);
+
+function underWay({ work }: ImageEntry): string {
+  if (work === null) return '(none)';
+  const part = work.total === 0 ? '' : `, ${Math.floor((100 * work.done) / work.total)} % done`;
+  return `${work.command} ${work.text}${part}`;
+}
 
 async function allMetrics(entries: ImageEntry[]): Promise<string> {
   return (await metricsOf(entries)) + (await attachmentMetrics(entries));

@@ -12,13 +12,21 @@ import { stat } from 'node:fs/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
 
 import type { Monitor } from '../attach/monitor.js';
-import { Image, isPcowError, PcowError, type PcowErrorCode, type SnapshotInfo } from '../engine/index.js';
+import {
+  Image,
+  isPcowError,
+  type LongOptions,
+  PcowError,
+  type PcowErrorCode,
+  type SnapshotInfo,
+} from '../engine/index.js';
 import { moveHandle } from '../engine/native-operations.js';
 import { codeOf, errnoNameOf, refusal, sentenceOf } from './failure.js';
 import { debugLog, log } from './log.js';
 import { Mutex } from './mutex.js';
 import { Opening } from './opening.js';
 import type { Place } from './place.js';
+import { Work } from './work.js';
 import { sumOfTraffic, type Traffic } from './traffic.js';
 
 const debug = debugLog('image');
@@ -125,6 +133,8 @@ export class ImageEntry {
   /** Every opening of the image since the mount began: their traffic counts on after they are closed. */
   readonly #openings: Opening[] = [];
   lastError: LastError | null = null;
+  /** What it holds `commands` for, where that takes long. */
+  work: Work | null = null;
 
   /** The name in the mount; changes by `mv`. */
   name: string;
@@ -372,6 +382,27 @@ export class ImageEntry {
       this.#shut = null;
       reopen();
     }
+  }
+
+  /** Runs what takes long, so that others can see how far it is, and stop it. `commands` must be held. */
+  async long(command: string, text: string, run: (options: LongOptions) => Promise<unknown>): Promise<void> {
+    const work = new Work(command, text);
+    this.work = work;
+    try {
+      await run(work.options);
+    } finally {
+      this.work = null;
+    }
+  }
+
+  /** Stops the command that `text` names: by its name alone, or with what was written to its control file. */
+  cancel(text: string): void {
+    const { work } = this;
+    if (work === null || (text !== work.command && text !== `${work.command} ${work.text}`)) {
+      const instead = work === null ? '' : `: it is ${work.command} ${work.text}`;
+      throw new PcowError('PCOW_NOT_FOUND', `${this.name} has no ${JSON.stringify(text)} under way${instead}`);
+    }
+    work.stop();
   }
 
   /** Keeps the sentence for `status`, and logs it. */

@@ -5,6 +5,7 @@ import { sentenceOf } from './failure.js';
 import type { ImageEntry, LastError } from './image-entry.js';
 import { RESERVED_NAMES } from './image-names.js';
 import type { Place } from './place.js';
+import type { Work } from './work.js';
 
 /** `.pcow/NAME/status`. Never fails: what is wrong with an image is what it says. */
 export async function imageStatus(entry: ImageEntry): Promise<string> {
@@ -37,6 +38,7 @@ async function details(entry: ImageEntry): Promise<object> {
     attached: entry.monitor && (await attachmentStatus(entry.monitor)),
     readers: await Promise.all([...entry.readers].map(attachmentStatus)),
     open: openFiles(entry),
+    working: entry.work && workFields(entry.work),
   };
 }
 
@@ -73,6 +75,10 @@ export async function mountStatus(place: Place, catalog: Catalog, lastError: Las
     images,
     lastError: errorFields(lastError),
   });
+}
+
+function workFields({ command, text, since, done, total }: Work): object {
+  return { command, text, since: since.toISOString(), done, total };
 }
 
 function errorFields(error: LastError | null): object | null {

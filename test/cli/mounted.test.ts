@@ -4,8 +4,11 @@ import { once } from 'node:events';
 import { mkdir, open, readFile, rename, stat, writeFile } from 'node:fs/promises';
 import path from 'node:path';
 import test, { type ExecutionContext } from 'ava';
-import { mounted } from '../helpers/mounted.js';
+import { Image } from '../../src/engine/index.js';
+import { MiB, type Status } from '../helpers/mount.js';
+import { mounted, pcowProgram } from '../helpers/mounted.js';
 import { scratchDirectory } from '../helpers/scratch.js';
+import { working } from '../stream/images.js';
 import { fails, pcowIn, succeeds, type Run } from './outcome.js';
 
 interface Stage {
@@ -198,4 +201,52 @@ test.serial('a mount that died is told as such', async (t) => {
   await fails(t, pcow('info', 'mnt/vm1'), 11, /died/, /pcow umount/);
   await succeeds(t, pcow('umount', 'mnt'));
   await succeeds(t, pcow('snapshot', 'images/vm1@one'));
+});
+
+interface Struck {
+  code: number | null;
+  lines: { operation: string; done: number; total: number }[];
+}
+
+/** Runs a command that tells its progress; `strike` is called with its process at the first line of that. */
+async function told(cwd: string, words: string[], strike: (child: ChildProcess) => void): Promise<Struck> {
+  const child = spawn(process.execPath, [pcowProgram, ...words, '--progress', 'json'], {
+    cwd,
+    stdio: ['ignore', 'ignore', 'pipe'],
+  });
+  let said = '';
+  child.stderr.setEncoding('utf8').on('data', (text: string) => (said += text));
+  child.stderr.once('data', () => strike(child));
+  const [code] = (await once(child, 'close')) as [number | null];
+  const lines = said.split('\n').filter((line) => line.startsWith('{'));
+  return { code, lines: lines.map((line) => JSON.parse(line) as Struck['lines'][number]) };
+}
+
+test.serial('long changes through a mount tell their progress, and are stopped by Ctrl-C', async (t) => {
+  const { scratch, pcow } = await stage(t);
+  const at = (name: string) => path.join(scratch, `images/${name}.pcow`);
+  await Image.create(at('base'), { size: 512 * MiB });
+  await working(at('base'), async (image) => {
+    for (let offset = 0; offset < 512 * MiB; offset += MiB) await image.write(Buffer.alloc(MiB, 1), offset);
+    await image.snapshot('full');
+  });
+  const status = async () => JSON.parse(await readFile(path.join(scratch, 'mnt/.pcow/vm3/status'), 'utf8')) as Status;
+  for (let round = 0; ; round += 1) {
+    await succeeds(t, pcow('clone', 'mnt/base@full', 'mnt/vm3'));
+    const { code } = await told(scratch, ['flatten', 'mnt/vm3'], (child) => child.kill('SIGINT'));
+    if (code === 130) break;
+    t.true(code === 0 && round < 20, 'it was always done before it was interrupted');
+    await succeeds(t, pcow('rm', 'mnt/vm3'));
+  }
+  t.like(await status(), { base: { snapshot: 'full' }, lastError: { command: 'flatten', code: 'PCOW_CANCELLED' } });
+  const { code, lines } = await told(scratch, ['flatten', 'mnt/vm3'], () => undefined);
+  t.is(code, 0);
+  t.true(lines.every(({ operation }) => operation === 'flatten vm3'));
+  const last = lines.at(-1);
+  t.is(last?.done, last?.total);
+  t.like(await status(), { base: null, working: null });
+  const cancel = path.join(scratch, 'mnt/.pcow/vm3/cancel');
+  t.is(await readFile(cancel, 'utf8'), 'write COMMAND to stop it; under way is (none)\n');
+  await t.throwsAsync(writeFile(cancel, 'flatten'), { code: 'ENOENT' });
+  t.regex((await status()).lastError?.message ?? '', /vm3 has no "flatten" under way/);
 });
