@@ -58,7 +58,6 @@ Result<void> ImageState::merge(const Layer& parent, const Layer& child, const Pr
   for (const auto& [first, end] : *present) total += end - first;
   uint64_t done = 0;
 
-  space->hold_releases(true);
   for (const auto& [first, end] : *present) {
     for (uint64_t chunk = first; chunk < end; chunk++, done++) {
       if (progress && !progress(done * kBlocksPerChunk << geometry.block_shift(),
@@ -153,6 +152,8 @@ Result<void> ImageState::collect(const Progress& progress) {
       return layer.hidden && directory.count_children(layer.id) <= 1;
     });
     if (spent == directory.layers.end()) break;
+    // Of all that wait: an heir of any of them may have begun to take blocks over, and whichever fails first ends this.
+    space->hold_releases(true);
     const Layer gone = *spent;
     const auto child = std::find_if(directory.layers.begin(), directory.layers.end(),
                                     [&](const Layer& layer) { return layer.parent == gone.id; });
@@ -164,7 +165,6 @@ Result<void> ImageState::collect(const Progress& progress) {
     Prepared prepared;
     prepared.directory = directory;
     prepared.directory.erase(gone.id);
-    space->hold_releases(true);
     PCOW_TRY(change_directory(&prepared));
     PCOW_TRY(release_layer(gone, nullptr));
   }

@@ -1,8 +1,11 @@
 // What happens to an image while a deleted snapshot is merged into its heir. The progress callback of the deletion stands
 // between two chunks of the merge: what it does there happens after the first chunk has been handed on, every time.
+#include <cerrno>
 #include <cstring>
 #include <vector>
 
+#include "../engine/check.h"
+#include "../engine/file.h"
 #include "check.h"
 
 using namespace pcow;
@@ -80,11 +83,80 @@ void read_of_the_deleted() {
   CHECK(holds(*image, nullptr, 0, kBlock, 'b'));
 }
 
+// Makes the machine fail as long as it is told to.
+class Failing : public FileObserver {
+ public:
+  FileOperation operation = FileOperation::kSync;
+  int err = 0;     // 0: nothing fails
+  int spared = 0;  // so many go well first
+  int failures = 0;
+
+  int before(FileOperation happening, const std::string&, uint64_t, uint64_t, const void*) override {
+    if (!err || happening != operation || spared-- > 0) return 0;
+    failures++;
+    return err;
+  }
+};
+
+// Two deletions were interrupted, and opening the image cannot go on with the first one: what the other one's heir lets go is still
+// named by the layer that is to be merged into it, so it must not be used again.
+void release_beside_a_merge_that_waits() {
+  constexpr uint32_t kSmall = 4096;
+  constexpr uint64_t kShared = 16;  // blocks
+  constexpr uint64_t kReused = 40;
+  TemporaryDirectory directory;
+  CreateOptions options;
+  options.size = kShared * kSmall;  // small at first: its blocks lie where a full disk takes them from
+  options.block_size = kSmall;
+  MUST(create_image(directory / "image.pcow", options));
+  OpenOptions writing;
+  writing.write = true;
+  auto image = MUST(Image::open(directory / "image.pcow", writing));
+  put(image.get(), 0, kSmall, 'a');
+  MUST(image->snapshot("first"));
+  put(image.get(), kSmall, kSmall, 'b');
+  MUST(image->snapshot("heir"));
+  put(image.get(), 0, kShared * kSmall, 'c');
+  MUST(image->resize((512 + 2 * kReused) * kSmall));
+  const uint64_t second_chunk = 512 * uint64_t{kSmall};
+  put(image.get(), second_chunk + kReused * kSmall, kSmall, 'c');
+  MUST(image->snapshot("second"));
+  FAILS(image->remove("second", [&](uint64_t done, uint64_t) { return done == 0; }), Code::kCancelled);
+  FAILS(image->remove("first", [](uint64_t, uint64_t) { return false; }), Code::kCancelled);
+  MUST(image->close());
+
+  Failing machine;
+  machine.operation = FileOperation::kMap;
+  machine.err = ENOMEM;
+  machine.spared = 1;  // the active layer's table
+  writing.observer = &machine;
+  image = MUST(Image::open(directory / "image.pcow", writing));
+  CHECK(machine.failures == 1);
+  machine.err = 0;
+  MUST(image->discard(0, kShared * kSmall));
+  for (int i = 0; i < 2; i++) MUST(image->sync());
+  machine = {};
+  machine.operation = FileOperation::kResize;
+  machine.err = ENOSPC;
+  put(image.get(), second_chunk, kReused * kSmall, 'd');
+  CHECK(machine.failures > 0);
+  machine.err = 0;
+  MUST(image->compact(nullptr));  // finishes both deletions
+  for (int i = 0; i < 3; i++) MUST(image->sync());
+  CHECK(holds(*image, nullptr, 0, kShared * kSmall, 0));
+  CHECK(holds(*image, nullptr, second_chunk, kReused * kSmall, 'd'));
+  CHECK(holds(*image, nullptr, second_chunk + kReused * kSmall, kSmall, 'c'));
+  MUST(image->close());
+  const CheckReport report = MUST(check_image(directory / "image.pcow", {}, nullptr));
+  CHECK(report.damages == 0 && report.leaks == 0);
+}
+
 }  // namespace
 
 int main() {
   discard_of_inherited_zeros(false);
   discard_of_inherited_zeros(true);
   read_of_the_deleted();
+  release_beside_a_merge_that_waits();
   return 0;
 }
