@@ -10,6 +10,7 @@
 #include <bit>
 #include <csignal>
 #include <thread>
+#include <utility>
 
 #include "inside.h"
 #include "log.h"
@@ -505,11 +506,12 @@ Result<void> Session::prepare(const std::string& name, bool automatic) {
   auto pending = PendingSnapshot::prepare(image_.get(), name, automatic);
   if (!pending) return pending.error();
   pending_ = std::move(*pending);
+  step_ = Step::kPrepared;
   return {};
 }
 
 Result<void> Session::cut() {
-  if (!pending_ || cut_) return Error(Code::kInvalid, "no snapshot has been prepared");
+  if (step_ != Step::kPrepared) return Error(Code::kInvalid, "no snapshot has been prepared");
   // Most of what is mapped is taken down piece by piece, while the old layer still takes writes: what the guest touches
   // again comes back by a cheap fault. The cut itself then unmaps only what was touched since. Each chunk once, however
   // fast the guest brings them back.
@@ -530,7 +532,7 @@ Result<void> Session::cut() {
     drop_books(region, start, start + geometry_.chunk_size());
   }
   handling_.lock();
-  cut_ = true;
+  step_ = Step::kCut;
   cut_since_ns_ = monotonic_ns();
   for (const auto& region : regions_) {
     if (auto replaced = replace(region.get(), region->offset(), region->end()); !replaced) {
@@ -543,10 +545,10 @@ Result<void> Session::cut() {
 }
 
 Result<void> Session::commit() {
-  if (!cut_) return Error(Code::kInvalid, "nothing has been cut");
+  if (step_ != Step::kCut) return Error(Code::kInvalid, "nothing has been cut");
   pending_->close_gate();
   auto outcome = pending_->commit();
-  cut_ = false;
+  step_ = outcome ? Step::kCommitted : Step::kNone;
   statistics_.last_freeze_ns = monotonic_ns() - cut_since_ns_;
   release_handling();
   if (!outcome) pending_.reset();
@@ -554,18 +556,16 @@ Result<void> Session::commit() {
 }
 
 Result<void> Session::finish() {
-  if (!pending_ || cut_) return Error(Code::kInvalid, "nothing has been committed");
+  if (step_ != Step::kCommitted) return Error(Code::kInvalid, "nothing has been committed");
   auto outcome = pending_->finish();
+  step_ = Step::kNone;
   pending_.reset();
   statistics_.snapshots++;
   return outcome;
 }
 
 void Session::abort() {
-  if (cut_) {
-    cut_ = false;
-    release_handling();
-  }
+  if (std::exchange(step_, Step::kNone) == Step::kCut) release_handling();
   pending_.reset();
 }
 

@@ -62,7 +62,7 @@ class Session {
   Result<void> commit();
   Result<void> finish();
   void abort();
-  bool is_cut() const { return cut_; }
+  bool is_cut() const { return step_ == Step::kCut; }
   // Deletes a snapshot; the control thread as well.
   Result<void> remove(const std::string& name);
 
@@ -136,8 +136,9 @@ class Session {
   std::atomic<bool> closed_{false};
 
   // The control thread's.
-  std::unique_ptr<PendingSnapshot> pending_;
-  bool cut_ = false;
+  enum class Step { kNone, kPrepared, kCut, kCommitted };
+  Step step_ = Step::kNone;
+  std::unique_ptr<PendingSnapshot> pending_;  // from kPrepared on
   uint64_t cut_since_ns_ = 0;
 };
 

@@ -59,13 +59,9 @@ class Mount {
   void say(const protocol::Packet& packet) { CHECK(protocol::send_packet(peer_.number(), packet)); }
 
   // A request, answered by kDone.
-  void ask(protocol::Kind kind, const std::string& text = {}) {
-    protocol::Packet request;
-    request.kind = kind;
-    request.text = text;
-    say(request);
-    CHECK(hear().kind == protocol::Kind::kDone);
-  }
+  void ask(protocol::Kind kind, const std::string& text = {}) { CHECK(answer_to(kind, text) == protocol::Kind::kDone); }
+  // One out of order, answered by kFailed.
+  void ask_in_vain(protocol::Kind kind) { CHECK(answer_to(kind, "s") == protocol::Kind::kFailed); }
 
   void wait_for_end() {
     pollfd ready = {peer_.number(), POLLIN, 0};
@@ -82,6 +78,14 @@ class Mount {
   }
 
  private:
+  protocol::Kind answer_to(protocol::Kind kind, const std::string& text) {
+    protocol::Packet request;
+    request.kind = kind;
+    request.text = text;
+    say(request);
+    return hear().kind;
+  }
+
   const std::string path_;
   protocol::Descriptor listener_;
   protocol::Descriptor peer_;
@@ -246,6 +250,34 @@ void strange_answers() {
   close(pipes[1]);
 }
 
+// Each step of a snapshot in the state that the one before has left, and none of the others.
+void steps_out_of_order() {
+  using protocol::Kind;
+  const Stage stage;
+  Mount mount(stage.socket);
+  const auto attachment = stage.attached(&mount, kNever);
+  Session& session = attachment->session();
+  auto* memory = static_cast<char*>(MUST(session.map(nullptr, false, kSize, PROT_READ | PROT_WRITE, 0)));
+  memory[0] = 1;
+  for (const Kind step : {Kind::kCut, Kind::kCommit, Kind::kFinish}) mount.ask_in_vain(step);
+  mount.ask(Kind::kPrepare, "s");
+  for (const Kind step : {Kind::kPrepare, Kind::kCommit, Kind::kFinish, Kind::kDelete}) mount.ask_in_vain(step);
+  mount.ask(Kind::kCut);
+  for (const Kind step : {Kind::kPrepare, Kind::kCut, Kind::kFinish, Kind::kDelete}) mount.ask_in_vain(step);
+  mount.ask(Kind::kCommit);
+  for (const Kind step : {Kind::kPrepare, Kind::kCut, Kind::kCommit, Kind::kDelete}) mount.ask_in_vain(step);
+  memory[0] = 2;
+  mount.ask(Kind::kFinish);
+  for (const Kind step : {Kind::kCut, Kind::kCommit, Kind::kFinish}) mount.ask_in_vain(step);
+  mount.ask(Kind::kAbort);
+  char frozen = 0;
+  const auto view = MUST(session.image().view("s"));
+  MUST(session.image().read(view.get(), 0, &frozen, 1));
+  CHECK(frozen == 1 && memory[0] == 2);
+  CHECK(session.unmap(memory, kSize));
+  attachment->detach();
+}
+
 void silent_after_the_cut() {
   const Stage stage;
   Mount mount(stage.socket);
@@ -306,6 +338,7 @@ int main() {
   takes_no_connections();
   signals_while_it_waits();
   strange_answers();
+  steps_out_of_order();
   silent_after_the_cut();
   silent_when_resuming();
   strange_when_resuming();
