@@ -157,6 +157,8 @@ class PowerCuts : public FileObserver {
   // What snapshots of that base hold: those that it must have, and one that may be there already.
   std::map<std::string, Stamps> base_snapshots;
   std::map<std::string, Stamps> base_coming;
+  // The file system has no room for a longer file: blocks come from what is free in it.
+  bool full = false;
   // The process dies before that many operations more.
   void kill_after(uint64_t operations) { left_ = operations; }
   bool killed() const { return killed_; }
@@ -182,6 +184,7 @@ class PowerCuts : public FileObserver {
       return 0;
     }
     if (path != path_) return 0;
+    if (full && operation == FileOperation::kResize) return ENOSPC;
     if (const int err = fault_of(operation)) return err;
     if (operation == FileOperation::kRead || operation == FileOperation::kMap) return 0;
     if (left_ != kNever && left_-- == 0) killed_ = true;
@@ -393,6 +396,9 @@ constexpr Profile kProfiles[] = {
 // Two chunks, for what may come in between when a merge is done with the first.
 constexpr Profile kLongMerge = {"long merge", 40, 4, 4, 26, 26, 0, 0, 0, 0, false, false, 0, 0, true, 520};
 
+// Not at random: see Workload::reuse_during_a_merge().
+constexpr Profile kReuse = {"reuse during a merge", 0, 0, 0, 0, 0, 0, 0, 0, 0, false, false, 0, 0, false, 16};
+
 class Workload {
  public:
   Workload(Run* run, const Profile& profile, uint32_t block_size)
@@ -400,6 +406,33 @@ class Workload {
         profile_(profile),
         block_size_(block_size),
         cuts_(run, &directory_, run->fault.err || profile.blocks > 100 ? 1 : 10, false) {}
+
+  // A deletion with blocks that its heir lets go of and that would be used again at once, were they not held back: the file is full,
+  // and they are the first that are free in it.
+  void reuse_during_a_merge() {
+    constexpr uint64_t kShared = 16;  // blocks: few, for then they lie where a full file has them taken from first
+    constexpr uint64_t kReused = 40;
+    const uint64_t sectors = block_size_ / kSector;
+    const uint64_t second_chunk = kBlocksPerChunk * sectors;
+    run_->where = "reuse during a merge";
+    prepare();
+    write(0, kShared * sectors);
+    resize(second_chunk + 2 * kReused * sectors);
+    write(second_chunk + kReused * sectors, sectors);  // so that the merge has two chunks
+    snapshot();
+    const Progress between = [&](uint64_t done, uint64_t) {
+      if (done == 0 || cuts_.full) return true;
+      discard_meanwhile(0, kShared * sectors);
+      for (int i = 0; i < 2; i++) run_->must(image_->sync(), "sync meanwhile");
+      cuts_.full = true;
+      write_meanwhile(second_chunk, kReused * sectors);
+      return true;
+    };
+    remove(between);
+    for (int i = 0; i < 3; i++) sync();
+    cuts_.full = false;
+    finish();
+  }
 
   void go(int steps) {
     prepare();
@@ -409,12 +442,16 @@ class Workload {
       if (profile_.kills && run_->random() % 3 == 0) cuts_.kill_after(run_->random() % 12);
       step();
     }
+    finish();
+  }
+
+ private:
+  void finish() {
     attempt("close", now_, {world_}, [&] { return image_->close(); });
     const auto closed = run_->must(open_image(image_path_, false, nullptr), "open what was closed");
     if (read_content(*run_, *closed) != now_) run_->fail("what was closed holds something else");
   }
 
- private:
   uint64_t below(uint64_t limit) { return run_->random() % limit; }
 
   void prepare() {
@@ -582,12 +619,18 @@ class Workload {
   void discard_meanwhile() {
     uint64_t first, count;
     pick(&first, &count);
+    discard_meanwhile(first, count);
+  }
+  void discard_meanwhile(uint64_t first, uint64_t count) {
     come_later(first, count, 0);
     run_->must(image_->discard(first * kSector, count * kSector), "discard meanwhile");
   }
   void write_meanwhile() {
     uint64_t first, count;
     pick(&first, &count);
+    write_meanwhile(first, count);
+  }
+  void write_meanwhile(uint64_t first, uint64_t count) {
     Content content = now_;
     come_later(first, count, run_->stamps + 1);
     run_->must(write_sectors(image_.get(), &content, first, count, run_), "write meanwhile");
@@ -697,6 +740,9 @@ class Workload {
   void write() {
     uint64_t first, count;
     pick(&first, &count);
+    write(first, count);
+  }
+  void write(uint64_t first, uint64_t count) {
     Content after = now_;
     World world = world_;
     for (uint64_t i = first; i < first + count; i++) world.active[i].insert(run_->stamps + 1);
@@ -761,11 +807,6 @@ class Workload {
   }
 
   void remove() {
-    Content after = now_;
-    const std::string name = some_snapshot();
-    after.snapshots.erase(name);
-    World world = world_;
-    world.snapshots.erase(name);
     // Enough for blocks to be let go, and to be used again where that is allowed.
     const Progress between = [&](uint64_t, uint64_t) {
       if (!profile_.interrupted || run_->fault.err || below(3) == 0) return true;
@@ -774,6 +815,14 @@ class Workload {
       for (uint64_t times = below(5); times; times--) write_meanwhile();
       return true;
     };
+    remove(between);
+  }
+  void remove(const Progress& between) {
+    Content after = now_;
+    const std::string name = some_snapshot();
+    after.snapshots.erase(name);
+    World world = world_;
+    world.snapshots.erase(name);
     if (attempt("remove", after, {world_, world}, [&] { return image_->remove(name, between); }))
       settle(std::move(world));
   }
@@ -808,9 +857,12 @@ class Workload {
 
   void resize() {
     if (now_.active.size() * kSector > 40 * uint64_t{block_size_}) return write();
+    resize(now_.active.size() + 8 * (1 + below(40)));
+  }
+  void resize(uint64_t sectors) {
     mapped_.clear();
     Content after = now_;
-    after.active.resize(now_.active.size() + 8 * (1 + below(40)));
+    after.active.resize(sectors);
     World world = world_;
     world.active.resize(after.active.size(), {0});
     if (attempt("resize", after, {world_, world}, [&] { return image_->resize(after.active.size() * kSector); }))
@@ -911,10 +963,12 @@ void run_workloads(Run* run, int steps) {
   for (const Profile& profile : kProfiles)
     for (const uint32_t block_size : kBlockSizes) Workload(run, profile, block_size).go(steps);
   Workload(run, kLongMerge, 4096).go(steps);
+  Workload(run, kReuse, 4096).reuse_during_a_merge();
 }
 
 void run_workload(Run* run, const std::string& name, int steps) {
   if (name == kLongMerge.name) return Workload(run, kLongMerge, 4096).go(steps);
+  if (name == kReuse.name) return Workload(run, kReuse, 4096).reuse_during_a_merge();
   const auto profile =
       std::find_if(std::begin(kProfiles), std::end(kProfiles), [&](const Profile& one) { return name == one.name; });
   CHECK(profile != std::end(kProfiles));
