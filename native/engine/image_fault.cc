@@ -1,12 +1,14 @@
 // What a monitor's page fault needs: own blocks of the active layer, with disk space behind them, to map into memory.
 //
-// The order is that of a write (image_io.cc): page of the table, block, data, entry, mark. What comes on top is that disk
-// space is allocated before anything is mapped: a store of the guest must never find the disk full, for that is SIGBUS.
+// The order is that of a write (image_io.cc): page of the table, block, data, entry, mark. What comes on top is that nothing
+// is mapped that has no disk space, because it was written (a copy) or allocated: a store of the guest must never find the
+// disk full, for that is SIGBUS.
 // Only whole sub-blocks that are `written` are mapped, so a sync that takes down the bits covers the guest's stores too:
 // the kernel writes dirty pages of the mapping back by the same fdatasync.
 
 #include <algorithm>
 #include <bit>
+#include <memory>
 #include <shared_mutex>
 
 #include "image_state.h"
@@ -17,35 +19,63 @@ namespace {
 
 constexpr uint64_t kLargestRun = uint64_t{2} << 20;  // bytes; what one mapping call covers at most
 
+constexpr uint64_t kCopiesAheadShare = 4;  // of what would be allocated ahead where nothing must be copied
+
+// A copy passes through here: not zeroed, for all of it is read into. Not a buffer of the thread's own that is kept: a file's
+// observer (file.h) may come back to the engine in the middle of a write.
+std::unique_ptr<char[]> scratch(size_t length) { return std::make_unique_for_overwrite<char[]>(length); }
+
 }  // namespace
 
-// Both ways from the sub-block at `offset`, as far as sub-blocks are own and neighbours in the file.
+// Both ways from the sub-block at `offset`, as far as sub-blocks are own and neighbours in the file. Whole blocks count in
+// one step: this is done twice a fault.
 Extent ImageState::held_extent(uint64_t offset) const {
   const uint32_t shift = geometry.sub_block_shift();
   const uint32_t per_block = geometry.sub_blocks();
+  const uint16_t full = geometry.full_mask();
   const uint64_t size = directory.active_layer().size;
   const uint64_t chunk_bytes = uint64_t{kBlocksPerChunk} << geometry.block_shift();
   const uint64_t window = std::min(chunk_bytes, std::max<uint64_t>(kLargestRun, geometry.block_size()));
   const uint64_t from = offset / window * window;
   const uint64_t to = std::min(from + window, round_up<uint64_t>(size, geometry.sub_block_size()));
-  // The place in the file of the sub-block with this number in the image, or 0 where it is not our own.
-  const auto place_of = [&](uint64_t number) -> uint64_t {
-    const Entry entry = Entry::unpack(active->load(number / per_block));
-    const auto within = static_cast<uint32_t>(number % per_block);
-    if (!entry.index || !(entry.written >> within & 1)) return 0;
-    return (uint64_t{entry.index} << geometry.block_shift()) + (uint64_t{within} << shift);
-  };
-  const uint64_t middle = offset >> shift;
-  const uint64_t place = place_of(middle);
-  if (!place) return {};
-  uint64_t first = middle;
-  while (first > from >> shift && place_of(first - 1) == place - ((middle - first + 1) << shift)) first--;
-  uint64_t end = middle + 1;
-  while (end < (to + (uint64_t{1} << shift) - 1) >> shift && place_of(end) == place + ((end - middle) << shift)) end++;
+
+  uint64_t block = offset >> geometry.block_shift();
+  Entry entry = Entry::unpack(active->load(block));
+  const auto middle = static_cast<uint32_t>((offset & (geometry.block_size() - 1)) >> shift);
+  if (!entry.index || !(entry.written >> middle & 1)) return {};
+  // Sub-blocks [first, end) of `block` to begin with, then of the image.
+  uint32_t first = middle;
+  while (first > 0 && (entry.written >> (first - 1) & 1)) first--;
+  uint32_t end = middle + 1;
+  while (end < per_block && (entry.written >> end & 1)) end++;
+  uint64_t low = block * per_block + first;
+  uint64_t high = block * per_block + end;
+  const uint64_t place = (uint64_t{entry.index} << geometry.block_shift()) + (uint64_t{first} << shift);
+
+  uint32_t before = 0;
+  for (uint64_t other = block, index = entry.index; first == 0 && other > from >> geometry.block_shift(); other--) {
+    const Entry left = Entry::unpack(active->load(other - 1));
+    if (left.index == 0 || left.index != --index) break;
+    const auto held =
+        left.written == full
+            ? per_block
+            : static_cast<uint32_t>(std::countl_one(static_cast<uint16_t>(left.written << (16 - per_block))));
+    before += held;
+    if (held < per_block) break;
+  }
+  for (uint64_t index = entry.index; end == per_block && high < to >> shift;) {
+    const Entry right = Entry::unpack(active->load(++block));
+    if (right.index == 0 || right.index != ++index) break;
+    const auto held = right.written == full ? per_block : static_cast<uint32_t>(std::countr_one(right.written));
+    high += held;
+    if (held < per_block) break;
+  }
+  low -= before;
+  high = std::min(high, (to + (uint64_t{1} << shift) - 1) >> shift);
   Extent extent;
-  extent.offset = first << shift;
-  extent.length = std::min(end << shift, round_up<uint64_t>(size, kPageSize)) - extent.offset;
-  extent.place = place - ((middle - first) << shift);
+  extent.offset = low << shift;
+  extent.length = std::min(high << shift, round_up<uint64_t>(size, kPageSize)) - extent.offset;
+  extent.place = place - (uint64_t{before} << shift);
   return extent;
 }
 
@@ -88,7 +118,6 @@ Result<Entry> ImageState::complete_block(uint64_t block, Entry entry, FaultWork*
   const auto fill = [&]() -> Result<void> {
     if (fresh && before.written && !space->is_durable(entry.index) && keeps(Rule::kZerosBeforeEntry))
       PCOW_TRY(file->sync());
-    if (keeps(Rule::kDataSpaceBeforeMapping)) PCOW_TRY(file->allocate(place, geometry.block_size()));
     if (!keeps(Rule::kDataBeforeEntry)) active->store(block, {entry.index, geometry.full_mask(), entry.durable});
     auto lower = below->mask(block);
     if (!lower) return lower.error();
@@ -96,16 +125,18 @@ Result<Entry> ImageState::complete_block(uint64_t block, Entry entry, FaultWork*
     // In a fresh block only what lies below must be written; in an old one the other sub-blocks too, for an unfinished
     // write may have left something in them.
     const auto wanted = static_cast<uint16_t>(fresh ? missing & *lower : missing);
-    std::vector<char> buffer;
+    // What is written has its disk space by that.
+    if (fresh && wanted != geometry.full_mask() && keeps(Rule::kDataSpaceBeforeMapping))
+      PCOW_TRY(file->allocate(place, geometry.block_size()));
     for (uint32_t first = 0; first < geometry.sub_blocks(); first++) {
       if (!(wanted >> first & 1)) continue;
       uint32_t end = first + 1;
       while (end < geometry.sub_blocks() && (wanted >> end & 1)) end++;
       const uint64_t within = uint64_t{first} << geometry.sub_block_shift();
       const size_t length = size_t{end - first} << geometry.sub_block_shift();
-      buffer.resize(length);
-      PCOW_TRY(read_below(block, static_cast<uint32_t>(within), buffer.data(), length));
-      PCOW_TRY(file->write(place + within, buffer.data(), length));
+      const auto buffer = scratch(length);
+      PCOW_TRY(read_below(block, static_cast<uint32_t>(within), buffer.get(), length));
+      PCOW_TRY(file->write(place + within, buffer.get(), length));
       first = end;
     }
     if (is_stale()) return stale_error();
@@ -138,36 +169,65 @@ Result<Extent> ImageState::make_writable_locked(uint64_t offset, uint64_t ahead,
   std::unique_lock lock(chunk_lock(block));
   Entry entry = Entry::unpack(active->load(block));
   const bool copies = (*lower & ~entry.written) != 0;
-  if (copies && entry.empty() && geometry.sub_blocks() > 1) {
-    // The first write to a block that lies below: one sub-block only.
-    auto index = allocate_block(*active, block);
-    if (!index) return index.error();
-    const auto number = static_cast<uint32_t>((offset & (geometry.block_size() - 1)) >> geometry.sub_block_shift());
+  // One sub-block at a time as long as writes are scattered: what is copied takes disk space. The rest of the block follows
+  // where writes come one after another; over a base, where half of it is our own already; over a snapshot of our own, at the
+  // second write, for what was in use when it was taken is in use now, and comes back sooner in whole blocks.
+  const int own = std::popcount(entry.written);
+  bool scattered = ahead == 0 && own < static_cast<int>(geometry.sub_blocks() / 2);
+  if (copies && scattered && own > 0) {
+    auto snapshot = below->holds(block, below->sources().size() - base_sources.size());
+    if (!snapshot) return snapshot.error();
+    scattered = !*snapshot;
+  }
+  const auto number = static_cast<uint32_t>((offset & (geometry.block_size() - 1)) >> geometry.sub_block_shift());
+  if (copies && scattered && (entry.empty() || entry.index) && (*lower >> number & 1)) {
+    const bool fresh = entry.index == 0;
+    if (fresh) {
+      auto index = allocate_block(*active, block);
+      if (!index) return index.error();
+      entry.index = *index;
+    }
     const uint32_t within = number << geometry.sub_block_shift();
-    const uint64_t place = (uint64_t{*index} << geometry.block_shift()) + within;
-    std::vector<char> buffer(geometry.sub_block_size());
-    auto outcome = file->allocate(place, buffer.size());
-    if (outcome) outcome = read_below(block, within, buffer.data(), buffer.size());
-    if (outcome) outcome = file->write(place, buffer.data(), buffer.size());
+    const uint64_t place = (uint64_t{entry.index} << geometry.block_shift()) + within;
+    const auto buffer = scratch(geometry.sub_block_size());
+    auto outcome = read_below(block, within, buffer.get(), geometry.sub_block_size());
+    if (outcome) outcome = file->write(place, buffer.get(), geometry.sub_block_size());
     if (outcome && is_stale()) outcome = stale_error();
     if (!outcome) {
-      space->release(*index, 1);
+      if (fresh) space->release(entry.index, 1);
       return outcome.error();
     }
-    entry.index = *index;
-    entry.written = static_cast<uint16_t>(1u << number);
+    entry.written |= static_cast<uint16_t>(1u << number);
     active->store(block, entry);
     mark_unsynced(active, chunk);
     work->copied = true;
-    work->copied_bytes += buffer.size();
+    work->copied_bytes += geometry.sub_block_size();
   } else if (copies || !entry.empty()) {
     auto completed = complete_block(block, entry, work);
     if (!completed) return completed.error();
+    if (copies) PCOW_TRY(copy_ahead(block, ahead, work));
   } else {
     PCOW_TRY(expand(block, ahead));
     work->expanded = true;
   }
   return mappable_extent(offset);
+}
+
+// With the chunk's lock held, and the table's page ensured: completes followers of `block` in the chunk that lie below
+// as well. Not as many as `ahead` bytes hold, for each costs a copy.
+Result<void> ImageState::copy_ahead(uint64_t block, uint64_t ahead, FaultWork* work) {
+  const uint64_t limit = std::min({(block / kBlocksPerChunk + 1) * kBlocksPerChunk, active->entries(),
+                                   block + 1 + (ahead >> geometry.block_shift()) / kCopiesAheadShare});
+  for (uint64_t next = block + 1; next < limit; next++) {
+    const Entry entry = Entry::unpack(active->load(next));
+    auto lower = below->mask(next);
+    if (!lower) return lower.error();
+    if (!entry.empty() || *lower != geometry.full_mask()) break;
+    auto completed = complete_block(next, entry, work);
+    // The one that is needed is there: a full disk is no reason to make its writer wait.
+    if (!completed) return completed.error().code == Code::kNoSpace ? Result<void>() : completed.error();
+  }
+  return {};
 }
 
 // With the chunk's lock held, and the table's page ensured: allocates `block`, and as many of its followers in the chunk

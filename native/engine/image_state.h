@@ -104,6 +104,7 @@ class ImageState {
   // image_fault.cc; the caller holds the gate shared
   Result<Extent> make_writable_locked(uint64_t offset, uint64_t ahead, FaultWork* work);
   Result<Entry> complete_block(uint64_t block, Entry entry, FaultWork* work);
+  Result<void> copy_ahead(uint64_t block, uint64_t ahead, FaultWork* work);
   Result<void> expand(uint64_t block, uint64_t ahead);
   Extent held_extent(uint64_t offset) const;
   Result<Extent> mappable_extent(uint64_t offset) const;  // … with disk space behind it

@@ -100,6 +100,17 @@ Result<uint16_t> Chain::mask(uint64_t block) const {
   return mask;
 }
 
+Result<bool> Chain::holds(uint64_t block, size_t nearest) const {
+  const uint64_t chunk = block / kBlocksPerChunk;
+  if (!may_hold(chunk)) return false;
+  auto resolved = resolve(chunk);
+  if (!resolved) return resolved.error();
+  const size_t i = block % kBlocksPerChunk;
+  return std::any_of((*resolved)->pieces.begin() + (*resolved)->start[i],
+                     (*resolved)->pieces.begin() + (*resolved)->start[i + 1],
+                     [&](const Piece& piece) { return piece.source < nearest; });
+}
+
 Result<uint16_t> Chain::buried_mask(uint64_t block) const {
   const uint64_t chunk = block / kBlocksPerChunk;
   if (!may_hold(chunk)) return uint16_t{0};

@@ -73,6 +73,8 @@ class Chain {
   Result<std::shared_ptr<const ResolvedChunk>> resolve(uint64_t chunk) const;
   // The sub-blocks of a block that hold data somewhere in the chain.
   Result<uint16_t> mask(uint64_t block) const;
+  // Whether data of the block is seen in one of the `nearest` first layers.
+  Result<bool> holds(uint64_t block, size_t nearest) const;
   // As mask(), and those whose data a nearer layer hides behind zeros.
   Result<uint16_t> buried_mask(uint64_t block) const;
 
