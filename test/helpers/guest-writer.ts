@@ -43,32 +43,31 @@ export class GuestWriter {
     return new GuestWriter(t, [...command, '-serial', 'null', '-serial', 'stdio']);
   }
 
-  get pid(): number {
-    return this.#process.pid ?? 0;
+  /** Resolves when it begins to store. */
+  async ready(): Promise<void> {
+    await this.#says(/^ready 0\r?\n/);
   }
 
-  /** Resolves when it begins to store, or says anything else; rejects when QEMU ends before. */
-  async ready(): Promise<void> {
-    while (!this.#said.includes('\n')) {
+  /** Resolves when a flush in the guest has failed with EIO, after which it stores no more. */
+  async failed(): Promise<void> {
+    await this.#says(/^failed 5\r?\n/m);
+  }
+
+  async #says(line: RegExp): Promise<void> {
+    while (!line.test(this.#said)) {
+      if (/^failed \d+\r?\n/m.test(this.#said)) throw new Error(`the guest said: ${this.#said}`);
       await Promise.race([
         once(this.#process.stdout, 'data'),
         this.#ended.then(() => {
-          throw new Error('QEMU ended before its guest was ready');
+          throw new Error('QEMU has ended');
         }),
       ]);
     }
-    if (!this.#said.startsWith('ready')) throw new Error(`the guest said: ${this.#said}`);
   }
 
   /** The last number that a flush has returned for; 0: none yet. All before it are flushed as well. */
   get flushed(): number {
     return Number([...this.#said.matchAll(/^flushed (\d+)\r?\n/gm)].at(-1)?.[1] ?? 0);
-  }
-
-  /** An errno that a flush in the guest has failed with, or null. */
-  get failed(): number | null {
-    const found = /^failed (\d+)/m.exec(this.#said);
-    return found ? Number(found[1]) : null;
   }
 
   async kill(): Promise<void> {

@@ -18,13 +18,24 @@ export const pcowProgram = path.join(repository, 'dist/cli/pcow.js');
  * Mounts an image directory. Whatever the test does, the mount is gone after it: the clean-up ends the process (a mount that
  * hangs is aborted by its connection), then takes the mount point away. The kernel ends the process where the test is killed.
  */
-export async function mounted(
+export function mounted(
   t: ExecutionContext<unknown>,
   images: string,
   mountPoint: string,
   ...options: string[]
 ): Promise<ChildProcess> {
-  const words = [process.execPath, pcowProgram, 'mount', '--foreground', ...options, images, mountPoint];
+  return mountedBy(t, [], images, mountPoint, ...options);
+}
+
+/** The same; `prefix`: words before the command, that make it another user's. */
+export async function mountedBy(
+  t: ExecutionContext<unknown>,
+  prefix: string[],
+  images: string,
+  mountPoint: string,
+  ...options: string[]
+): Promise<ChildProcess> {
+  const words = [...prefix, process.execPath, pcowProgram, 'mount', '--foreground', ...options, images, mountPoint];
   let said = '';
   const daemon = spawn('setpriv', ['--pdeathsig', 'KILL', '--', ...words], { stdio: ['ignore', 'pipe', 'pipe'] });
   t.teardown(() => takeDown(daemon, mountPoint));

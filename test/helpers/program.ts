@@ -14,8 +14,17 @@ const sources = fileURLToPath(new URL('../../../test/programs/', import.meta.url
 
 /** The path of the built program. */
 export async function program(name: string, scratch: string): Promise<string> {
-  const output = path.join(scratch, name);
-  await run('gcc', ['-O2', '-Wall', '-Wextra', '-Werror', '-pthread', '-o', output, path.join(sources, `${name}.c`)]);
+  return build(name, path.join(scratch, name), []);
+}
+
+/** The same of a library to preload. */
+export async function preloadable(name: string, scratch: string): Promise<string> {
+  return build(name, path.join(scratch, `${name}.so`), ['-shared', '-fPIC']);
+}
+
+async function build(name: string, output: string, options: string[]): Promise<string> {
+  const source = path.join(sources, `${name}.c`);
+  await run('gcc', ['-O2', '-Wall', '-Wextra', '-Werror', '-pthread', ...options, '-o', output, source, '-ldl']);
   return output;
 }
 
