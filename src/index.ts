@@ -5,6 +5,7 @@
  *
  * @module pcow
  */
+export { checkImage } from './engine/check.js';
 export { type Dependant, dependants } from './engine/dependants.js';
 export { isPcowError, PcowError, type PcowErrorCode, type PcowErrorOptions } from './engine/errors.js';
 export { Image, snapshotTogether } from './engine/image.js';
@@ -19,4 +20,17 @@ export {
   startDaemon,
   umount,
 } from './mount/index.js';
+export {
+  abandonReceiving,
+  exportImage,
+  type Imported,
+  importImage,
+  receive,
+  type Received,
+  type ReceiveOptions,
+  resumeSending,
+  resumeToken,
+  send,
+  type SendOptions,
+} from './stream/index.js';
 export { mountsOfDirectory, type PcowMount, pcowMounts } from './mounts.js';

@@ -179,27 +179,37 @@ export interface LongOptions {
 export interface Finding {
   /** A note is no fault. A leak is bytes where nothing should be. */
   severity: 'note' | 'leak' | 'damage';
+  /** What it is in. */
   structure: 'file' | 'superblock' | 'directory' | 'table' | 'entry' | 'base' | 'free space';
   /** A sentence, without the name of the image. */
   message: string;
   /** Offset in the image file. */
   place: number;
-  /** The layer that it concerns, and that one's name. */
+  /** The id of the layer that it concerns. */
   layer: number | null;
+  /** The name of that layer. */
   snapshot: string | null;
-  /** What it concerns of the flat file. */
+  /** Where in the flat file it concerns something. */
   offset: number | null;
+  /** How many bytes of the flat file it concerns. */
   length: number | null;
+  /** Whether it was mended. */
   repaired: boolean;
 }
 
-/** Figures are null where too much is damaged to tell them. */
+/** What checkImage has found. Figures are null where too much is damaged to tell them. */
 export interface CheckReport {
+  /** Of the image file. */
   path: string;
+  /** 8-4-4-4-12 hex digits. */
   uuid: string | null;
+  /** Of the superblock that counts. */
   generation: number | null;
+  /** Bytes. */
   blockSize: number | null;
+  /** Of the active layer. */
   size: number | null;
+  /** How many. */
   snapshots: number | null;
   /** Bytes of blocks that entries name. */
   data: number | null;
@@ -211,12 +221,14 @@ export interface CheckReport {
   hostCrashed: boolean;
   /** Bytes that the next opening for writing drops for that reason. */
   dropped: number;
-  /** How many there are at the end; `findings` lists the first thousand. */
+  /** How many there are at the end. */
   damages: number;
+  /** How many blocks with bytes in free space there are at the end. */
   leaks: number;
   /** How many were mended. */
   repaired: number;
   /** The file with what a repair could not place; null: there was nothing. */
   lost: string | null;
+  /** The first thousand. */
   findings: Finding[];
 }

@@ -44,10 +44,13 @@ export async function* exportStream(image: Image, { signal, onProgress }: LongOp
   }
 }
 
+/** What importImage() has made. */
 export interface Imported {
+  /** How many. */
   snapshots: number;
-  /** Bytes. */
+  /** Of the image, bytes. */
   size: number;
+  /** Bytes of data that arrived. */
   data: number;
 }
 

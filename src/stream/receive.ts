@@ -12,16 +12,15 @@ import { readReceipt, type Receipt, removeReceipt, writeReceipt } from './receip
 import { RecordReader, RecordType, corruptStream } from './record.js';
 import type { ResumeToken } from './resume-token.js';
 
-export interface ReceiveOptions extends LongOptions {
-  /** Drop what the image holds beyond its snapshots, and another stream that was begun. */
-  force?: boolean | undefined;
-}
-
+/** What receive() has done. */
 export interface Received {
+  /** The name of the snapshot that is there now. */
   snapshot: string;
+  /** The name of the snapshot that the changes went onto; null: nothing. */
   from: string | null;
-  /** Bytes. */
+  /** Bytes of data that arrived. */
   data: number;
+  /** Bytes that arrived as zeros. */
   zeros: number;
   /** Bytes of the image that had arrived before. */
   resumedAt: number;
@@ -34,7 +33,7 @@ const CHECKPOINT = 32 << 20;
 export async function receive(
   source: AsyncIterable<Uint8Array>,
   file: string,
-  { force = false, ...long }: ReceiveOptions = {},
+  { force = false, ...long }: LongOptions & { force?: boolean | undefined } = {},
 ): Promise<Received> {
   const reader = new RecordReader(source);
   const first = await reader.must();

@@ -3,10 +3,12 @@ import { execFile } from 'node:child_process';
 import { mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { promisify } from 'node:util';
 import test from 'ava';
 import ts from 'typescript';
 import { scratchDirectory } from '../helpers/scratch.js';
 
+const run = promisify(execFile);
 const ROOT = fileURLToPath(new URL('../../../', import.meta.url));
 
 const page = await readFile(path.join(ROOT, 'docs/library.md'), 'utf8');
@@ -44,6 +46,11 @@ test('they are right for the compiler, with the types that the package exports',
     ),
     [],
   );
+});
+
+test('all that is exported is documented', async (t) => {
+  const typedoc = path.join(ROOT, 'node_modules/typedoc/bin/typedoc');
+  await t.notThrowsAsync(run(process.execPath, [typedoc, '--emit', 'none'], { cwd: ROOT }));
 });
 
 for (const { title, program, prints } of examples) {
