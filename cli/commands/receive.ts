@@ -35,8 +35,8 @@ export function addReceive(program: Command): void {
     .action(receiveCommand);
   addNotes(command, {
     text: [
-      'A stream goes only onto the very snapshot that it was made from, whatever that is called here. The image must be at rest, and ' +
-        'must hold nothing that is in no snapshot. Until the end of the stream has arrived, the image has its former snapshots only.',
+      'A stream goes only onto the very snapshot that it was made from, whatever that is called here. Nobody may have the image open for ' +
+        'writing, a mount that was asked to change it neither; and it must hold nothing that is in no snapshot. Until the end of the stream has arrived, the image has its former snapshots only.',
     ],
     examples: [
       { command: 'pcow send vm1@monday | pcow receive /backup/vm1', does: 'a copy, with its snapshot' },
@@ -84,6 +84,14 @@ async function takeIn(target: ImageTarget, options: Options): Promise<void> {
 
 /** Where something has arrived, the next step is to go on from there. */
 async function withNextStep(error: unknown, target: ImageTarget): Promise<unknown> {
+  const { mount } = target;
+  if (isPcowError(error, 'PCOW_LOCKED') && mount !== null) {
+    return new Failure(
+      'PCOW_BUSY',
+      `${target.name} is in use in the mount on ${mount.mountpoint}, and receiving needs the image for itself`,
+      `end the mount first: pcow umount ${mount.mountpoint}`,
+    );
+  }
   if (isPcowError(error, 'PCOW_EXISTS', 'PCOW_NOT_FOUND')) {
     return new Failure(error.code, error.message, '“pcow list IMAGE”, here and at the sender, shows what both have');
   }

@@ -5,7 +5,7 @@
  */
 import { execFile, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdir, readdir, rm, stat, symlink, writeFile } from 'node:fs/promises';
+import { mkdir, readdir, rm, stat, writeFile } from 'node:fs/promises';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
@@ -14,7 +14,7 @@ import { Image } from '../../src/engine/index.js';
 import { mounted } from '../helpers/mounted.js';
 import { scratchDirectory } from '../helpers/scratch.js';
 import { working } from '../stream/images.js';
-import { type Outcome, succeeds } from './outcome.js';
+import { type Outcome, shellIn, succeeds } from './outcome.js';
 
 const run = promisify(execFile);
 const MiB = 2 ** 20;
@@ -280,8 +280,8 @@ const MISTAKES: Mistake[] = [
   {
     typed: 'pcow receive images/disk < two.stream',
     exit: 6,
-    says: 'HERE/images/disk.pcow is open for writing by node (pid MOUNT)',
-    next: 'let that process end first; an image in a mount is changed through the mount',
+    says: 'disk is in use in the mount on HERE/mnt, and receiving needs the image for itself',
+    next: 'end the mount first: pcow umount HERE/mnt',
   },
   {
     typed: 'pcow receive new < /dev/null',
@@ -411,6 +411,7 @@ const MISTAKES: Mistake[] = [
 
 interface Place {
   directory: string;
+  shell: (line: string) => Promise<Outcome>;
   mount: number;
   holder: number;
 }
@@ -422,10 +423,8 @@ interface Place {
 async function prepare(t: ExecutionContext<unknown>): Promise<Place> {
   const directory = await scratchDirectory(t);
   const at = (name: string) => path.join(directory, name);
-  for (const name of ['images', 'mnt', 'full', 'bin']) await mkdir(at(name));
-  for (const name of ['pcow', 'pcow-img']) {
-    await symlink(fileURLToPath(new URL(`../../cli/${name}.js`, import.meta.url)), at(`bin/${name}`));
-  }
+  for (const name of ['images', 'mnt', 'full']) await mkdir(at(name));
+  const shell = await shellIn(t, directory);
   await Image.create(at('vm1.pcow'), { size: 8 * MiB });
   await working(at('vm1.pcow'), async (image) => {
     await image.write(Buffer.alloc(4096, 1), 0);
@@ -442,24 +441,14 @@ async function prepare(t: ExecutionContext<unknown>): Promise<Place> {
   await writeFile(at('full/file'), '');
   await writeFile(at('notes.txt'), 'Buy milk. '.repeat(20));
   await run('qemu-img', ['create', '-q', '-f', 'qcow2', at('disk.qcow2'), '8M']);
-  await succeeds(t, typedIn(directory, 'pcow send vm1@two --from one > two.stream'));
-  await succeeds(t, typedIn(directory, 'pcow export vm1 vm1.export'));
+  await succeeds(t, shell('pcow send vm1@two --from one > two.stream'));
+  await succeeds(t, shell('pcow export vm1 vm1.export'));
   const daemon = await mounted(t, at('images'), at('mnt'));
   const program = fileURLToPath(new URL('../engine/hold-image.js', import.meta.url));
   const holder = spawn(process.execPath, [program, at('held.pcow')], { stdio: ['pipe', 'pipe', 'inherit'] });
   t.teardown(() => holder.kill('SIGKILL'));
   await once(holder.stdout, 'data');
-  return { directory, mount: daemon.pid ?? 0, holder: holder.pid ?? 0 };
-}
-
-/** What a shell makes of the line. */
-function typedIn(directory: string, line: string): Promise<Outcome> {
-  const env = { ...process.env, PATH: `${path.join(directory, 'bin')}:${process.env.PATH ?? ''}` };
-  return new Promise((resolve) => {
-    execFile('sh', ['-c', line], { cwd: directory, env }, (error, stdout, stderr) => {
-      resolve({ exit: error === null ? 0 : Number(error.code), stdout, stderr });
-    });
-  });
+  return { directory, shell, mount: daemon.pid ?? 0, holder: holder.pid ?? 0 };
 }
 
 /** All files with their sizes. (Opening an image for writing marks it, so times tell nothing.) */
@@ -469,10 +458,10 @@ async function filesOf(directory: string): Promise<string[]> {
 }
 
 test('the most likely mistakes, and what Pcow answers', async (t) => {
-  const { directory, mount, holder } = await prepare(t);
+  const { directory, shell, mount, holder } = await prepare(t);
   const before = await filesOf(directory);
   const made = async ({ typed, exit, says, next }: Mistake): Promise<void> => {
-    const found = await typedIn(directory, typed);
+    const found = await shell(typed);
     const told = found.stderr
       .replaceAll(directory, 'HERE')
       .replaceAll(new RegExp(`\\b${mount}\\b`, 'g'), 'MOUNT')

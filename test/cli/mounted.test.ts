@@ -9,7 +9,7 @@ import { MiB, type Status } from '../helpers/mount.js';
 import { mounted, pcowProgram } from '../helpers/mounted.js';
 import { scratchDirectory } from '../helpers/scratch.js';
 import { working } from '../stream/images.js';
-import { fails, pcowIn, succeeds, type Run } from './outcome.js';
+import { fails, pcowIn, shellIn, succeeds, type Run } from './outcome.js';
 
 interface Stage {
   scratch: string;
@@ -250,3 +250,34 @@ test.serial('long changes through a mount tell their progress, and are stopped b
   await t.throwsAsync(writeFile(cancel, 'flatten'), { code: 'ENOENT' });
   t.regex((await status()).lastError?.message ?? '', /vm3 has no "flatten" under way/);
 });
+
+test.serial(
+  'receive: beside a mount that only shows the image, not where the mount has it open for writing',
+  async (t) => {
+    const { scratch, pcow, flat } = await stage(t);
+    await succeeds(t, pcow('create', 'source', '1M'));
+    const put = (byte: number, name: string) =>
+      working(path.join(scratch, 'source.pcow'), async (image) => {
+        await image.write(Buffer.alloc(4096, byte), 0);
+        await image.snapshot(name);
+      });
+    const shell = await shellIn(t, scratch);
+    await put(1, 'one');
+    await succeeds(t, shell('pcow send source@one | pcow receive mnt/vm1'));
+    t.is(await firstByte(flat), 1);
+    await put(2, 'two');
+    await succeeds(t, shell('pcow send source@two --from one | pcow receive images/vm1'));
+    t.is(await firstByte(flat), 2);
+    t.is(await firstByte(path.join(scratch, 'mnt/.pcow/vm1/at/one')), 1);
+    await succeeds(t, pcow('snapshot', 'mnt/vm1@here'));
+    await put(3, 'three');
+    await fails(
+      t,
+      shell('pcow send source@three --from two | pcow receive mnt/vm1'),
+      6,
+      /in use in the mount on/,
+      /pcow umount/,
+    );
+    t.is(await firstByte(flat), 2);
+  },
+);

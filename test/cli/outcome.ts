@@ -1,7 +1,10 @@
 /** Running the programs as a user does, with all that comes of it. */
-import { execFile } from 'node:child_process';
+import { execFile, type ExecFileOptions } from 'node:child_process';
+import { symlink } from 'node:fs/promises';
+import path from 'node:path';
 import { fileURLToPath } from 'node:url';
 import type { ExecutionContext } from 'ava';
+import { scratchDirectory } from '../helpers/scratch.js';
 
 export interface Outcome {
   exit: number;
@@ -13,17 +16,25 @@ export type Run = (...words: string[]) => Promise<Outcome>;
 
 /** `pcow` in a working directory. */
 export function pcowIn(directory: string): Run {
-  return (...words) => outcomeOf('pcow', directory, words);
+  return runner('pcow', directory);
 }
 
 /** `pcow-img` in a working directory. */
 export function pcowImgIn(directory: string): Run {
-  return (...words) => outcomeOf('pcow-img', directory, words);
+  return runner('pcow-img', directory);
 }
 
 /** `mount.fuse.pcow` in a working directory. */
 export function mountHelperIn(directory: string): Run {
-  return (...words) => outcomeOf('mount-fuse-pcow', directory, words);
+  return runner('mount-fuse-pcow', directory);
+}
+
+/** What a shell makes of a line in a working directory: it finds both programs by their names. */
+export async function shellIn(t: ExecutionContext<unknown>, cwd: string): Promise<(line: string) => Promise<Outcome>> {
+  const programs = await scratchDirectory(t);
+  for (const name of ['pcow', 'pcow-img']) await symlink(fileOf(name), path.join(programs, name));
+  const env = { ...process.env, PATH: `${programs}:${process.env.PATH ?? ''}` };
+  return (line) => outcomeOf('sh', ['-c', line], { cwd, env });
 }
 
 /** What a command that must succeed prints. */
@@ -48,11 +59,18 @@ export async function fails(
   for (const words of says) t.regex(found.stderr, words);
 }
 
-function outcomeOf(program: string, cwd: string, words: string[]): Promise<Outcome> {
-  const file = fileURLToPath(new URL(`../../cli/${program}.js`, import.meta.url));
+function fileOf(program: string): string {
+  return fileURLToPath(new URL(`../../cli/${program}.js`, import.meta.url));
+}
+
+function outcomeOf(file: string, words: string[], options: ExecFileOptions): Promise<Outcome> {
   return new Promise((resolve) => {
-    execFile(process.execPath, [file, ...words], { cwd }, (error, stdout, stderr) => {
+    execFile(file, words, { ...options, encoding: 'utf8' }, (error, stdout, stderr) => {
       resolve({ exit: error === null ? 0 : Number(error.code), stdout, stderr });
     });
   });
+}
+
+function runner(program: string, cwd: string): Run {
+  return (...words) => outcomeOf(process.execPath, [fileOf(program), ...words], { cwd });
 }
