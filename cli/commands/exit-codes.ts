@@ -13,7 +13,10 @@ export function addExitCodes(program: Command): void {
       say(exitCodeTable());
     });
   addNotes(command, {
-    examples: [{ command: 'pcow info vm1 || echo $?', does: 'shows the exit code of a failure' }],
+    examples: [
+      { command: 'pcow exit-codes', does: 'shows this table' },
+      { command: 'pcow info vm1 || echo $?', does: 'shows the exit code of a failure' },
+    ],
   });
 }
 

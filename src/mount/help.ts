@@ -25,7 +25,7 @@ Examples
   echo before-upgrade > .pcow/vm1/rollback
   echo vm2 before-upgrade > .pcow/vm1/clone
   echo nightly vm1 vm2 > .pcow/snapshot
-  cp .pcow/vm1/at/nightly /backup/vm1.raw
+  cp --sparse=always .pcow/vm1/at/nightly /backup/vm1.raw
 
 rm NAME deletes an image, mv NAME NEWNAME renames it. New images: pcow create, in the image directory.
 `;

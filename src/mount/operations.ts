@@ -38,6 +38,8 @@ export class FileSystem {
     };
     const getattr = guarded('getattr', (path: string) => this.#getattr(path), value);
     const refused = (name: string) => guarded(name, (path: string) => this.#refuseCreation(path), done);
+    const refusedTarget = (name: string) =>
+      guarded(name, (_source: string, target: string) => this.#refuseCreation(target), done);
     return {
       getattr,
       fgetattr: getattr,
@@ -103,9 +105,9 @@ export class FileSystem {
       create: refused('create'),
       mknod: refused('mknod'),
       mkdir: refused('mkdir'),
-      rmdir: refused('rmdir'),
-      symlink: refused('symlink'),
-      link: refused('link'),
+      rmdir: guarded('rmdir', (path: string) => Promise.reject(belongsToMount(path)), done),
+      symlink: refusedTarget('symlink'),
+      link: refusedTarget('link'),
       getxattr: guarded('getxattr', (path: string, name: string) => this.#getxattr(path, name), value),
       listxattr: guarded('listxattr', (path: string) => this.#listxattr(path), value),
     };
@@ -158,6 +160,9 @@ export class FileSystem {
         return this.#openFlatFile(node.found.entry, node.snapshot.name, false);
       case 'image control':
       case 'mount control':
+        if (writable && !node.file.write) {
+          throw refusal('EACCES', 'PCOW_READ_ONLY', `${path} only tells something: nothing can be written to it`);
+        }
         return this.#files.addText(path, await this.#textOf(node));
       default:
         throw noSuchFile(path);
@@ -312,13 +317,9 @@ export class FileSystem {
   async #unlink(path: string): Promise<void> {
     const node = await resolve(this.#context.catalog, path);
     if (node.kind !== 'flat') {
-      throw refusal(
-        'EPERM',
-        'PCOW_PERMISSION',
-        node.kind === 'snapshot'
-          ? `${path} can't be removed: write its name to the "delete" control file`
-          : `${path} can't be removed: it belongs to the mount`,
-      );
+      throw node.kind === 'snapshot'
+        ? refusal('EPERM', 'PCOW_PERMISSION', `${path} can't be removed: write its name to the "delete" control file`)
+        : belongsToMount(path);
     }
     const { entry } = node.found;
     await this.#onImage(entry, 'rm', () => this.#context.catalog.remove(entry.name));
@@ -366,6 +367,10 @@ export class FileSystem {
     const node = await resolve(this.#context.catalog, path);
     return node.kind === 'flat' ? extendedAttributeNames(this.#context.place) : [];
   }
+}
+
+function belongsToMount(path: string): PcowError {
+  return refusal('EPERM', 'PCOW_PERMISSION', `${path} can't be removed: it belongs to the mount`);
 }
 
 /** (uid_t)-1 means "leave it", and comes as an unsigned number. */

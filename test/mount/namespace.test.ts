@@ -40,6 +40,13 @@ test.serial('images show as plain files of their full size', async (t) => {
   t.true(flat.isFile());
 });
 
+test.serial('what only tells something is not written to', async (t) => {
+  const mount = await mountedImages(t, { vm1: MiB });
+  for (const words of [['help'], ['status'], ['vm1', 'status'], ['vm1', 'snapshots'], ['vm1', 'metrics']]) {
+    await t.throwsAsync(mount.write('x', ...words), { code: 'EACCES' }, words.join('/'));
+  }
+});
+
 test.serial('du tells what the images take', async (t) => {
   const mount = await mountedImages(t, { vm1: 64 * MiB });
   await run('dd', ['if=/dev/urandom', `of=${mount.file('vm1')}`, 'bs=1M', 'count=5', 'conv=notrunc,fsync']);
