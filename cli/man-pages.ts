@@ -33,7 +33,8 @@ const PCOW_SECTIONS: Section[] = [
   {
     title: 'Output',
     paragraphs: [
-      'With --json, info, list and qemu-args print JSON: sizes in bytes, times in ISO 8601. Fields are added, never renamed or taken away.',
+      'With --json commands print JSON: sizes in bytes, times in ISO 8601. Fields are added, never renamed or taken away.',
+      'What takes long shows a bar on a terminal, or with --progress json a line of JSON now and then, on standard error. Ctrl-C stops it, and leaves every image sound; through a mount as well.',
       'Errors go to standard error: a line that says what happened to which image, and mostly one with the next step.',
     ],
   },
