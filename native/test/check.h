@@ -1,4 +1,4 @@
-// What the native tests share: checks that end the program with a sentence, temporary directories, seeded randomness.
+// What the native tests share: checks that end the program with a sentence, files, temporary directories, seeded randomness.
 #pragma once
 
 #include <unistd.h>
@@ -7,8 +7,10 @@
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
+#include <fstream>
 #include <random>
 #include <string>
+#include <vector>
 
 #include "../engine/image.h"
 
@@ -42,6 +44,19 @@ T must_(pcow::Result<T> result, const char* file, int line) {
       exit(1);                                                                                      \
     }                                                                                               \
   } while (false)
+
+// A whole file.
+using Bytes = std::vector<uint8_t>;
+
+inline Bytes load(const std::string& path) {
+  std::ifstream in(path, std::ios::binary);
+  return Bytes(std::istreambuf_iterator<char>(in), {});
+}
+
+inline void save(const std::string& path, const Bytes& bytes) {
+  std::ofstream(path, std::ios::binary | std::ios::trunc)
+      .write(reinterpret_cast<const char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
+}
 
 class TemporaryDirectory {
  public:

@@ -8,7 +8,6 @@
 #include <unistd.h>
 
 #include <cstring>
-#include <fstream>
 #include <map>
 #include <thread>
 #include <vector>
@@ -34,18 +33,7 @@ constexpr int kFlips = 1500;
 
 constexpr uint32_t kBlock = 16384;
 constexpr uint64_t kImage = 24 * kBlock + 4096;
-using Bytes = std::vector<uint8_t>;
 using Contents = std::map<std::string, std::vector<char>>;  // of the active layer ("") and the snapshots
-
-Bytes load(const std::string& path) {
-  std::ifstream in(path, std::ios::binary);
-  return Bytes(std::istreambuf_iterator<char>(in), {});
-}
-
-void save(const std::string& path, const Bytes& bytes) {
-  std::ofstream(path, std::ios::binary | std::ios::trunc)
-      .write(reinterpret_cast<const char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
-}
 
 std::unique_ptr<Image> open_image(const std::string& path, bool write = false) {
   OpenOptions options;

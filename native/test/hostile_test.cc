@@ -5,7 +5,6 @@
 #include <unistd.h>
 
 #include <cstring>
-#include <fstream>
 #include <map>
 #include <set>
 #include <vector>
@@ -20,8 +19,6 @@ using namespace pcow;
 
 namespace {
 
-using Bytes = std::vector<uint8_t>;
-
 #if defined(__SANITIZE_THREAD__)
 constexpr int kRandomRounds = 20;
 constexpr int kMutantValues[] = {0xff};
@@ -35,16 +32,6 @@ constexpr int kMutantValues[] = {0x00, 0x01, 0x7f, 0xff};
 
 constexpr uint32_t kBlock = 16384;
 constexpr uint64_t kImage = 20 * kBlock + 4096;
-
-Bytes load(const std::string& path) {
-  std::ifstream in(path, std::ios::binary);
-  return Bytes(std::istreambuf_iterator<char>(in), {});
-}
-
-void save(const std::string& path, const Bytes& bytes) {
-  std::ofstream(path, std::ios::binary | std::ios::trunc)
-      .write(reinterpret_cast<const char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
-}
 
 Result<std::unique_ptr<Image>> open_image(const std::string& path, bool write = false, const std::string& root = "") {
   OpenOptions options;

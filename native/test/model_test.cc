@@ -14,8 +14,6 @@ using namespace pcow;
 
 namespace {
 
-using Bytes = std::vector<uint8_t>;
-
 struct Modelled {
   std::string path;
   std::unique_ptr<Image> image;
