@@ -1,5 +1,5 @@
 import type { Command } from 'commander';
-import { checkImage, type CheckReport, isPcowError } from '../../src/engine/index.js';
+import { checkImage, type CheckReport } from '../../src/engine/index.js';
 import { formatOf } from '../contents.js';
 import { Failure } from '../errors.js';
 import { FOUND_DAMAGE, FOUND_LEAKS } from '../exit-codes.js';
@@ -72,11 +72,8 @@ async function check(given: string, { repair = false, json = false, progress }: 
 
 /** What is an image of another program is none of ours that is damaged. */
 async function refuseForeign({ file }: ImageTarget): Promise<void> {
-  const format = await formatOf(file).catch((error: unknown) => {
-    // Without qemu-img, or where that can't read it, it may be ours.
-    if (isPcowError(error, 'PCOW_UNSUPPORTED', 'PCOW_NOT_AN_IMAGE')) return 'raw';
-    throw error;
-  });
+  // Where that can't be told (there is no qemu-img, or the file may not be read), the check itself says what it finds.
+  const format = await formatOf(file).catch(() => 'raw');
   if (format === 'pcow' || format === 'raw') return;
   const hint =
     format === 'original' ? '“pcow convert” makes a Pcow image of it' : `qemu-img check -f ${format} ${file}`;
