@@ -4,13 +4,14 @@
  *   npm run bench                          everything; the figures of docs/benchmarks.md
  *   npm run bench -- --short               everything in a few minutes, into build/bench
  *   npm run bench -- --short fuse space    some comparisons alone
+ *   npm run bench -- --again               the same once more: the document then says whether both runs agree
  *   npm run bench -- --document            only writes docs/benchmarks.md again, from the figures that are there
  */
 import path from 'node:path';
 import { parseArgs } from 'node:util';
 
 import { comparisons } from './bench/comparisons.js';
-import { writeDocument } from './bench/document.js';
+import { AGAIN, writeDocument } from './bench/document.js';
 import { describeMachine } from './bench/machine.js';
 import { keep, Ledger } from './bench/results.js';
 import { Stand } from './bench/stand.js';
@@ -18,7 +19,11 @@ import { repository } from './guest/files.js';
 
 const { values, positionals } = parseArgs({
   allowPositionals: true,
-  options: { short: { type: 'boolean', default: false }, document: { type: 'boolean', default: false } },
+  options: {
+    short: { type: 'boolean', default: false },
+    again: { type: 'boolean', default: false },
+    document: { type: 'boolean', default: false },
+  },
 });
 const unknown = positionals.find((name) => !comparisons.some((each) => each.name === name));
 if (unknown !== undefined) {
@@ -40,7 +45,7 @@ for (const comparison of values.document ? [] : wanted) {
     const machine = describeMachine(stand.scratch, repository);
     const record = new Ledger();
     await comparison.run({ stand, record, short: values.short, say });
-    await keep(kept, {
+    await keep(values.again ? path.join(kept, AGAIN) : kept, {
       comparison: comparison.name,
       date: new Date().toISOString().slice(0, 16),
       short: values.short,

@@ -3,6 +3,7 @@
  *
  *   {{machine}}                                   what it was measured on
  *   {{targets}}                                   each target, and what was found
+ *   {{agreement}}                                 whether a second run says the same
  *   {{table|COMPARISON|TABLE|SYSTEM|PEER|…}}      a table; for each peer a column with SYSTEM's advantage over it
  *   {{plot|COMPARISON|NAME}}                      a picture
  *   {{value|COMPARISON|TABLE|ROW|SYSTEM}}         a median with its unit; the parts of ROW are apart by " / "
@@ -12,26 +13,40 @@ import { readFile, writeFile } from 'node:fs/promises';
 import path from 'node:path';
 
 import { repository } from '../guest/files.js';
+import { agreement } from './agreement.js';
 import { comparisons } from './comparisons.js';
 import { short } from './plot.js';
 import { advantage, find, kept, spreadOf, type Measurement, type Results, type Spread } from './results.js';
 import { targetTable } from './targets.js';
 
+/** The folder, in that of the figures, of a second run's. */
+export const AGAIN = 'again';
+
 export async function writeDocument(output: string, directory: string): Promise<string> {
   const template = await readFile(path.join(repository, 'scripts/bench/template.md'), 'utf8');
-  const all = new Map<string, Results>();
+  const all = everything(directory);
   for (const { name, plots } of comparisons) {
-    const results = kept(directory, name);
+    const results = all.get(name);
     if (!results) continue;
-    all.set(name, results);
     for (const [plot, svg] of Object.entries(plots(results)))
       await writeFile(path.join(directory, `${name}-${plot}.svg`), svg);
   }
   const pictures = path.basename(directory);
-  const text = template.replace(/\{\{([^}]+)\}\}/g, (_, words: string) => replacement(words.split('|'), all, pictures));
+  const again = everything(path.join(directory, AGAIN));
+  const text = template.replace(/\{\{([^}]+)\}\}/g, (_, words: string) =>
+    words === 'agreement' ? agreement(all, again) : replacement(words.split('|'), all, pictures),
+  );
   const file = path.join(output, 'benchmarks.md');
   await writeFile(file, text);
   return path.relative(repository, file);
+}
+
+function everything(directory: string): Map<string, Results> {
+  const found = comparisons.flatMap(({ name }): [string, Results][] => {
+    const results = kept(directory, name);
+    return results ? [[name, results]] : [];
+  });
+  return new Map(found);
 }
 
 function replacement([kind, name = '', ...rest]: string[], all: Map<string, Results>, pictures: string): string {

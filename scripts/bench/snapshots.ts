@@ -102,7 +102,7 @@ async function stalls({ stand, record, short, say }: Bench): Promise<void> {
 
 /** Ten seconds of a mixed workload before a snapshot and after it. */
 async function work({ stand, record, short, say }: Bench): Promise<void> {
-  const seconds = short ? 5 : 10;
+  const seconds = 10;
   for (const mapped of short ? [512 * MiB] : [512 * MiB, 4 * GiB]) {
     for (let round = 0; round < 3; ++round) {
       say(`snapshots: work before and after, ${bytesOf(mapped)}, round ${round + 1} of 3`);

@@ -76,7 +76,7 @@ const TARGETS: Target[] = [
     found: (all) => stall(all, (row) => row[0] === 'size of the image'),
   },
   {
-    what: 'first seconds after a live snapshot, work of a mixed workload',
+    what: 'first 10 seconds after a live snapshot, work of a mixed workload',
     against: 'the same without a snapshot',
     target: 'at least 0.8',
     found: (all) => least(ratios(of(all, 'snapshots', 'work'), 'after', 'before'), 0.8),

@@ -1,0 +1,55 @@
+/** Whether a run says again what the run before it said: who wins each row. */
+import { short } from './plot.js';
+import { advantage, find, type Measurement, type Results } from './results.js';
+
+/** A row of one table: Pcow's advantage over one peer, in both runs. */
+interface Comparison {
+  name: string;
+  first: number;
+  second: number;
+  /** In one of the runs some rounds were won and others lost. */
+  open: boolean;
+}
+
+/** Pcow beside each peer in each row that both runs have. */
+function comparisonsOf(name: string, first: Measurement[], second: Measurement[]): Comparison[] {
+  return first
+    .filter((mine) => mine.system === 'pcow')
+    .flatMap((mine) =>
+      first
+        .filter((peer) => peer.system !== 'pcow' && find([peer], mine.table, mine.row, peer.system))
+        .flatMap((peer) => {
+          const mineAgain = find(second, mine.table, mine.row, mine.system);
+          const peerAgain = find(second, peer.table, peer.row, peer.system);
+          if (!mineAgain || !peerAgain) return [];
+          const both = [advantage(mine, peer), advantage(mineAgain, peerAgain)] as const;
+          return {
+            name: `${name}: ${mine.row.join(', ')}, against ${peer.system}`,
+            first: both[0].median,
+            second: both[1].median,
+            open: both.some(({ low, high }) => low <= 1 && high >= 1),
+          };
+        }),
+    );
+}
+
+/** A sentence with the counts, and a list of the rows that have another winner. */
+export function agreement(runs: Map<string, Results>, again: Map<string, Results>): string {
+  const all = [...runs].flatMap(([name, { measurements }]) =>
+    comparisonsOf(name, measurements, again.get(name)?.measurements ?? []),
+  );
+  if (all.length === 0) return '(measured once)';
+  const differ = all.filter(({ first, second }) => first >= 1 !== second >= 1);
+  const clear = differ.filter(({ open }) => !open);
+  const [least, most] = [Math.min, Math.max].map((pick) => short(pick(...all.map((each) => each.second / each.first))));
+  return [
+    `Of ${all.length} comparisons of Pcow with a peer in a row, ${all.length - differ.length} have the same winner in both runs, and ${differ.length} another: ${differ.length - clear.length}`,
+    `where the rounds of one run do not agree among themselves (a tie), and ${clear.length} where they do. The second run's median ratio was ${least}× to ${most}× the first's.`,
+    ...(differ.length > 0
+      ? ['', '| row with another winner | first run | second run | |', '| --- | ---: | ---: | --- |']
+      : []),
+    ...differ.map(
+      ({ name, first, second, open }) => `| ${name} | ${short(first)}× | ${short(second)}× | ${open ? 'a tie' : ''} |`,
+    ),
+  ].join('\n');
+}
