@@ -234,17 +234,22 @@ Result<void> Session::copy_clean(Region* region, uint64_t offset) {
   const uint64_t high = std::min(start + clean_unit_, region->end());
   auto count = image_->read(nullptr, low, buffer_.data(), high - low);
   if (!count) return count.error();
+  // Never of what is the image's own already: another mapping of it may be written without a fault.
+  const auto wanted = [&](uint64_t at) { return !region->is_mapped(at) && image_->place(at) == 0; };
+  const auto next = [&](uint64_t at) { return std::min(high, at / sub * sub + sub); };
   for (uint64_t at = low; at < high;) {
-    const uint64_t end = std::min(high, at / sub * sub + sub);
-    // Never of what is the image's own already: another mapping of it may be written without a fault.
-    if (!region->is_mapped(at) && image_->place(at) == 0) {
-      PCOW_TRY(faults_->copy_protected(region->at(at), buffer_.data() + (at - low), end - at));
-      if (!region->is_clean(at)) {
-        region->set_clean(at, true);
-        statistics_.clean_bytes += sub;
-      }
+    uint64_t end = at;
+    while (end < high && wanted(end)) end = next(end);
+    if (end == at) {
+      at = next(at);
+      continue;
     }
-    at = end;
+    PCOW_TRY(faults_->copy_protected(region->at(at), buffer_.data() + (at - low), end - at));
+    for (; at < end; at = next(at)) {
+      if (region->is_clean(at)) continue;
+      region->set_clean(at, true);
+      statistics_.clean_bytes += sub;
+    }
   }
   clean_units_.push_back({region, start});
   faults_->wake(region->at(low), high - low);
