@@ -54,8 +54,9 @@ const Breach kBreaches[] = {
     BREACH(kHolesBeforeClean, "mapping"),
 };
 
-// In a process of its own, for that is how a failure ends.
+// In a process of its own, for that is how a failure ends. Its files are this one's to remove.
 bool is_found(const Breach& breach, uint64_t seed, int rounds) {
+  const TemporaryDirectory place("/dev/shm");
   fflush(nullptr);
   const pid_t child = fork();
   CHECK(child >= 0);
@@ -64,6 +65,7 @@ bool is_found(const Breach& breach, uint64_t seed, int rounds) {
     pcow::broken_rule = breach.rule;
     Run run;
     run.random.seed(seed);
+    run.place = place.path();
     for (int round = 0; round < rounds; round++) run_workload(&run, breach.workload, 20);
     _exit(0);
   }

@@ -405,6 +405,7 @@ class Workload {
       : run_(run),
         profile_(profile),
         block_size_(block_size),
+        directory_(run->place),
         cuts_(run, &directory_, run->fault.err || profile.blocks > 100 ? 1 : 10, false) {}
 
   // A deletion with blocks that its heir lets go of and that would be used again at once, were they not held back: the file is full,
@@ -945,7 +946,7 @@ class Workload {
   Run* run_;
   const Profile& profile_;
   const uint32_t block_size_;
-  TemporaryDirectory directory_{"/dev/shm"};  // states are written by the thousand, and nothing here is to last
+  TemporaryDirectory directory_;
   PowerCuts cuts_;
   std::string image_path_;
   std::unique_ptr<Image> image_;

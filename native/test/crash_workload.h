@@ -34,7 +34,8 @@ struct Run {
   std::string operation;
   Fault fault;  // err 0: none
   std::string fault_name;
-  bool interrupts = false;  // reads and writes go piece by piece, and signals come in between
+  std::string place = "/dev/shm";  // for its files: states are written by the thousand, and nothing of them is to last
+  bool interrupts = false;         // reads and writes go piece by piece, and signals come in between
 
   [[noreturn]] void fail(const std::string& what) const {
     fprintf(stderr, "%s, in %s, state %llu: %s %s\n", where.c_str(), operation.c_str(),
