@@ -205,15 +205,9 @@ Result<BaseChain> ImageState::open_chain(std::optional<BaseReference> reference)
     for (const Layer* next = layer; next; next = loaded->directory.find(next->parent)) {
       if (bases.sources.size() >= kMaxLayers)
         return Error(Code::kLimit, path + ": its chain has more than " + std::to_string(kMaxLayers) + " layers");
-      auto source = std::make_shared<Source>();
-      source->file = *base;
-      source->table_offset = next->table_offset;
-      source->entries = geometry.blocks_for(next->size);
-      source->only_durable = loaded->crashed;
-      auto present = present_chunks(**base, next->table_offset, source->entries);
+      auto present = present_chunks(**base, next->table_offset, geometry.blocks_for(next->size));
       if (!present) return present.error();
-      source->present = std::move(*present);
-      bases.sources.push_back(std::move(source));
+      bases.sources.push_back(make_source(*base, geometry, *next, loaded->crashed, std::move(*present)));
       if (next != layer) bases.names.push_back({*real, next->name});
     }
     bases.watches.push_back({*watch, loaded->seen});

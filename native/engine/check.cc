@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "bytes.h"
+#include "checksums.h"
 #include "crc32c.h"
 #include "image_state.h"
 #include "inspection.h"
@@ -68,8 +69,11 @@ std::string Inspection::name_of(const Layer& layer) const {
 // What lies in a block of the structure, for people.
 std::string Inspection::owner_of(uint64_t block) const {
   const uint64_t place = block << geometry_->block_shift();
-  for (const Layer& layer : directory->layers)
+  for (const Layer& layer : directory->layers) {
     if (place - layer.table_offset < layer.table_length) return "the table of " + name_of(layer);
+    if (layer.checksums && place - (uint64_t{layer.checksums} << geometry_->block_shift()) < layer.table_length)
+      return "the checksums of " + name_of(layer);
+  }
   return place < 2 * kPageSize ? "the superblocks" : "the layer directory";
 }
 
@@ -168,7 +172,8 @@ std::optional<Directory> Inspection::look_at_directory(const Superblock& from) {
   constexpr uint64_t kAnySize = uint64_t{1} << 62;
   if (auto cut = Directory::decode(*bytes, from, kAnySize, path)) {
     for (const Layer& layer : cut->layers) {
-      const uint64_t end = layer.table_offset + layer.table_length;
+      const uint64_t checksums = uint64_t{layer.checksums} << geometry_->block_shift();
+      const uint64_t end = std::max(layer.table_offset, checksums) + layer.table_length;
       if (end <= file_size_) continue;
       wanted_size = std::max(wanted_size, end);
       Finding finding;
@@ -273,6 +278,7 @@ Result<void> Inspection::look_at_tables(const Progress& progress) {
   occupy(superblock->directory_offset, superblock->directory_length);
   for (const Layer& layer : directory->layers) {
     occupy(layer.table_offset, layer.table_length);
+    if (layer.checksums) occupy(uint64_t{layer.checksums} << geometry_->block_shift(), layer.table_length);
     total_ += geometry_->chunks_for(layer.size);
   }
   for (const Layer& layer : directory->layers) {
@@ -338,6 +344,26 @@ Result<void> Inspection::look_at_shared() {
   return {};
 }
 
+Result<void> Inspection::look_at_checksums() {
+  for (const Layer& layer : directory->layers) {
+    const uint64_t begin = uint64_t{layer.checksums} << geometry_->block_shift();
+    if (!layer.checksums || begin >= file_size_) continue;
+    const Checksums checksums(file, *geometry_, layer);
+    auto present = present_chunks(*file, begin, geometry_->blocks_for(layer.size));
+    if (!present) return present.error();
+    for (const auto& [first, end] : *present) {
+      for (uint64_t chunk = first; chunk < end; chunk++) {
+        if (checksums.page(chunk)) continue;
+        const uint64_t place = begin + chunk * kPageSize;
+        damage("checksums", "a page of the checksums of " + name_of(layer) + " is damaged", place, layer,
+               chunk * kBlocksPerChunk, kBlocksPerChunk);
+        damaged_checksums.push_back(place);
+      }
+    }
+  }
+  return {};
+}
+
 Result<void> Inspection::look_at_base() {
   if (!superblock->base) return {};
   // Its chain is opened as for reading the image; of the image itself no more than the superblock is needed for that.
@@ -381,7 +407,8 @@ Result<void> Inspection::for_each_stray(
 
 // In a clean image what is free is a hole: a block that is taken into use relies on it.
 Result<void> Inspection::look_at_free_space() {
-  if (!report.clean || report.in_use) return {};
+  const bool all_known = !(superblock->read_only_compatible & ~kKnownReadOnlyCompatible);
+  if (!report.clean || report.in_use || !all_known) return {};
   return for_each_stray([&](uint64_t block, const std::vector<char>&) -> Result<void> {
     Finding finding;
     finding.severity = Severity::kLeak;
@@ -428,6 +455,7 @@ Result<void> Inspection::run(const Progress& progress) {
     }
   }
   PCOW_TRY(look_at_tables(progress));
+  PCOW_TRY(look_at_checksums());
   PCOW_TRY(look_at_base());
   PCOW_TRY(look_at_free_space());
   if (progress) progress(total_ * kPageSize, total_ * kPageSize);

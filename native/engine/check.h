@@ -19,13 +19,14 @@ enum class Severity {
 // What was found, and where. Offsets and lengths are bytes; what does not apply is 0, or empty.
 struct Finding {
   Severity severity = Severity::kDamage;
-  std::string structure;  // "file", "superblock", "directory", "table", "entry", "base", "free space"
-  std::string message;    // a sentence, without the image's name and a full stop
-  uint64_t place = 0;     // in the image file
-  uint64_t layer = 0;     // id
-  std::string snapshot;   // that layer's name
-  uint64_t offset = 0;    // what it concerns of the flat file
-  uint64_t length = 0;    // 0: nothing in particular
+  std::string
+      structure;  // "file", "superblock", "directory", "table", "entry", "block", "checksums", "base", "free space"
+  std::string message;   // a sentence, without the image's name and a full stop
+  uint64_t place = 0;    // in the image file
+  uint64_t layer = 0;    // id
+  std::string snapshot;  // that layer's name
+  uint64_t offset = 0;   // what it concerns of the flat file
+  uint64_t length = 0;   // 0: nothing in particular
   bool repaired = false;
 };
 

@@ -13,6 +13,7 @@ namespace {
 constexpr uint8_t kMagic[8] = {'P', 'C', 'O', 'W', 'D', 'I', 'R', 0};
 constexpr uint32_t kHiddenFlag = 1;
 constexpr uint32_t kAutomaticFlag = 2;
+constexpr uint32_t kChecksumsShift = 2;  // the bits from here on
 
 // Offsets of the fields, as in docs/format.md.
 enum : size_t {
@@ -90,6 +91,11 @@ uint64_t Directory::count_children(uint64_t id) const {
       std::count_if(layers.begin(), layers.end(), [&](const Layer& l) { return l.parent == id; }));
 }
 
+uint64_t Directory::features() const {
+  return std::any_of(layers.begin(), layers.end(), [](const Layer& l) { return l.checksums != 0; }) ? kLayerChecksums
+                                                                                                    : 0;
+}
+
 void Directory::erase(uint64_t id) {
   std::erase_if(layers, [&](const Layer& l) { return l.id == id; });
 }
@@ -107,7 +113,8 @@ std::vector<uint8_t> Directory::encode(const Uuid& image) const {
     put_field(record, kTableOffsetAt, layer.table_offset);
     put_field(record, kTableLengthAt, layer.table_length);
     put_field(record, kFlagsAt,
-              (layer.hidden ? kHiddenFlag : uint32_t{0}) | (layer.automatic ? kAutomaticFlag : uint32_t{0}));
+              (layer.hidden ? kHiddenFlag : uint32_t{0}) | (layer.automatic ? kAutomaticFlag : uint32_t{0}) |
+                  layer.checksums << kChecksumsShift);
     put_field(record, kNameLengthAt, static_cast<uint32_t>(layer.name.size()));
     put_field(record, kIdentityAt, layer.identity);
     memcpy(record + kRecordLength, layer.name.data(), layer.name.size());
@@ -158,6 +165,7 @@ Result<Directory> Directory::decode(const std::vector<uint8_t>& bytes, const Sup
     const auto flags = get_field<uint32_t>(record, kFlagsAt);
     layer.hidden = flags & kHiddenFlag;
     layer.automatic = flags & kAutomaticFlag;
+    if (superblock.read_only_compatible & kLayerChecksums) layer.checksums = flags >> kChecksumsShift;
     layer.identity = get_field<uint64_t>(record, kIdentityAt);
     const auto name_length = get_field<uint32_t>(record, kNameLengthAt);
     at += kRecordLength;
@@ -181,6 +189,10 @@ Result<Directory> Directory::decode(const std::vector<uint8_t>& bytes, const Sup
         (named && (!check_snapshot_name(layer.name) || !names.insert(layer.name).second)))
       return corrupt(which + "a name that it may not have");
     ranges.emplace_back(layer.table_offset, layer.table_length);
+    if (layer.checksums) {
+      if (layer.id == directory.active) return corrupt(which + "checksums, which the active layer has not");
+      ranges.emplace_back(uint64_t{layer.checksums} << geometry.block_shift(), layer.table_length);
+    }
     directory.layers.push_back(std::move(layer));
   }
   if (at != bytes.size()) return corrupt("is longer than its count of layers");

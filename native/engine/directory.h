@@ -20,6 +20,7 @@ struct Layer {
   bool hidden = false;        // deleted, but still needed by its children
   bool automatic = false;     // made by Pcow itself, for a clone
   uint64_t identity = 0;      // of the content, random; 0: none was recorded, see identity_of()
+  uint32_t checksums = 0;     // the block where they begin; they are as long as the table. 0: it has none
   std::string name;           // empty: the active layer, or a hidden one
 };
 
@@ -33,6 +34,8 @@ struct Directory {
   const Layer* find(const std::string& name) const;
   const Layer& active_layer() const { return *find(active); }
   uint64_t count_children(uint64_t id) const;
+  // The read-only compatible features that it needs.
+  uint64_t features() const;
   void erase(uint64_t id);
 
   std::vector<uint8_t> encode(const Uuid& image) const;

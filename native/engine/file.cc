@@ -146,6 +146,14 @@ Result<std::unique_ptr<Mapping>> File::map(uint64_t offset, uint64_t length, boo
   return system_error(err, "cannot map " + path_);
 }
 
+void File::forget_cached(uint64_t offset, uint64_t length) const {
+  posix_fadvise(descriptor_, static_cast<off_t>(offset), static_cast<off_t>(length), POSIX_FADV_DONTNEED);
+}
+
+void File::read_ahead(uint64_t offset, uint64_t length) const {
+  posix_fadvise(descriptor_, static_cast<off_t>(offset), static_cast<off_t>(length), POSIX_FADV_WILLNEED);
+}
+
 Result<struct stat> File::status() const {
   struct stat status;
   if (fstat(descriptor_, &status) < 0) return system_error(errno, "cannot look at " + path_);

@@ -81,6 +81,11 @@ class File {
     std::atomic_ref<uint64_t>(*word).store(value, std::memory_order_release);
   }
 
+  // The kernel need not keep its copy of the range: the next read of it is from the disk. What is not written back stays.
+  void forget_cached(uint64_t offset, uint64_t length) const;
+  // The range will be read soon.
+  void read_ahead(uint64_t offset, uint64_t length) const;
+
   Result<struct stat> status() const;
   Result<uint64_t> size() const;
   // Whether the file reaches to byte `end`; asks the kernel only where it was shorter when last asked.

@@ -22,6 +22,7 @@ class FileObserver;
 class ImageState;
 class PendingState;
 class View;
+struct ScrubReport;
 
 struct BaseSpec {
   std::string path;      // of the base image, as the caller gives it
@@ -218,6 +219,13 @@ class Image {
   Result<bool> commit_into(Image* base, const std::string& name, bool automatic, const Progress& progress);
   // Gives back blocks that hold nothing but zeros, of all layers.
   Result<void> compact(const Progress& progress);
+
+  // Checksums of what frozen layers hold, where they have none. Works side by side with everything else.
+  Result<void> add_checksums(const Progress& progress);
+  // Takes them all away: what is damaged reads as it lies on the disk from then on.
+  Result<void> remove_checksums();
+  // Reads all that has checksums from the disk. Fails where that could not be completed, not for what it finds.
+  Result<ScrubReport> scrub(const Progress& progress) const;
 
   // For a monitor, which maps the image's own blocks into memory. One thread at a time calls these three.
   //

@@ -44,6 +44,7 @@ Result<void> ImageState::compact_layer(const Layer& layer, const std::function<b
     if (!mapped) return mapped.error();
     table = std::move(*mapped);
   }
+  const std::shared_ptr<const Checksums> checksums = is_active ? nullptr : source_in_use(layer.id)->checksums;
   for (const auto& [first, end] : table->present()) {
     for (uint64_t chunk = first; chunk < end; chunk++) {
       if (!go_on(uint64_t{kBlocksPerChunk} << geometry.block_shift()))
@@ -61,6 +62,8 @@ Result<void> ImageState::compact_layer(const Layer& layer, const std::function<b
         auto zero = is_zero(seen.index, seen.written);
         if (!zero) return zero.error();
         if (!*zero) continue;
+        // What has become zeros by damage stays what it is.
+        if (checksums && !checksums->verify(block, seen.index)) continue;
 
         const std::unique_lock exclusively(gate);
         const Entry entry = Entry::unpack(table->load(block));

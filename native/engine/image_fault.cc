@@ -224,8 +224,9 @@ Result<void> ImageState::copy_ahead(uint64_t block, uint64_t ahead, FaultWork* w
     if (!lower) return lower.error();
     if (!entry.empty() || *lower != geometry.full_mask()) break;
     auto completed = complete_block(next, entry, work);
-    // The one that is needed is there: a full disk is no reason to make its writer wait.
-    if (!completed) return completed.error().code == Code::kNoSpace ? Result<void>() : completed.error();
+    // The one that is needed is there: a full disk is no reason to make its writer wait, and a damaged neighbour none to fail.
+    if (!completed && (completed.error().code == Code::kNoSpace || completed.error().code == Code::kCorrupt)) return {};
+    if (!completed) return completed.error();
   }
   return {};
 }

@@ -77,6 +77,7 @@ class ChainReader {
     size_t count = 0;
     if (wanted & ~own.written) PCOW_TRY(look_up(part.block, &pieces, &count));
     // Sub-block by sub-block; the gatherer joins what belongs together.
+    const Piece* verified = nullptr;
     for (uint32_t at = part.from; at < part.to;) {
       const uint32_t number = at >> geometry_.sub_block_shift();
       const uint32_t end = std::min(part.to, (number + 1) << geometry_.sub_block_shift());
@@ -89,6 +90,8 @@ class ChainReader {
       } else {
         for (size_t i = 0; i < count && !file; i++) {
           if (!(pieces[i].mask >> number & 1)) continue;
+          if (&pieces[i] != verified) PCOW_TRY(chain_.verify(part.block, pieces[i]));
+          verified = &pieces[i];
           file = chain_.sources()[pieces[i].source]->file.get();
           index = pieces[i].index;
         }

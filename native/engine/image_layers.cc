@@ -68,6 +68,7 @@ Result<void> ImageState::commit(Prepared* prepared) {
   next.generation++;
   next.directory_offset = prepared->offset;
   next.directory_length = prepared->length;
+  next.read_only_compatible = (next.read_only_compatible & ~kLayerChecksums) | prepared->directory.features();
   if (prepared->sealed) next.sealed = *prepared->sealed;
   if (prepared->rebased) next.base = prepared->base;
   PCOW_TRY(write_superblock(*file, next));
@@ -75,11 +76,11 @@ Result<void> ImageState::commit(Prepared* prepared) {
                  geometry.blocks_for(superblock.directory_length));
   superblock = next;
 
-  // Chains that already exist stay right as long as no layer has gone. One that is hidden goes already now for those who
+  // Chains that already exist stay right as long as no layer has gone, or has other checksums. One that is hidden goes already now for those who
   // read it: the merge that follows lets its heir write into its blocks.
   const bool gone = std::any_of(directory.layers.begin(), directory.layers.end(), [&](const Layer& layer) {
     const Layer* after = prepared->directory.find(layer.id);
-    return !after || after->hidden != layer.hidden;
+    return !after || after->hidden != layer.hidden || after->checksums != layer.checksums;
   });
   Chain::Sources kept;
   for (const Layer& layer : prepared->directory.layers) {
@@ -89,6 +90,8 @@ Result<void> ImageState::commit(Prepared* prepared) {
       kept.push_back(prepared->heir_source);
     } else if (layer.id == directory.active) {
       kept.push_back(source_of(layer, active->present()));  // has just been frozen
+    } else if (directory.find(layer.id)->checksums != layer.checksums) {
+      kept.push_back(source_of(layer, source_in_use(layer.id)->present));
     } else {
       kept.push_back(source_in_use(layer.id));
     }
@@ -103,13 +106,7 @@ Result<void> ImageState::commit(Prepared* prepared) {
 }
 
 std::shared_ptr<const Source> ImageState::source_of(const Layer& layer, std::vector<ChunkRange> present) const {
-  auto source = std::make_shared<Source>();
-  source->file = file;
-  source->table_offset = layer.table_offset;
-  source->entries = geometry.blocks_for(layer.size);
-  source->only_durable = crashed;
-  source->present = std::move(present);
-  return source;
+  return make_source(file, geometry, layer, crashed, std::move(present));
 }
 
 const std::shared_ptr<const Source>& ImageState::source_in_use(uint64_t layer) const {

@@ -58,6 +58,7 @@ Result<void> ImageState::merge(const Layer& parent, const Layer& child, const Pr
   for (const auto& [first, end] : *present) total += end - first;
   uint64_t done = 0;
 
+  const std::shared_ptr<const Checksums> checksums = source_in_use(parent.id)->checksums;
   for (const auto& [first, end] : *present) {
     for (uint64_t chunk = first; chunk < end; chunk++, done++) {
       if (progress && !progress(done * kBlocksPerChunk << geometry.block_shift(),
@@ -75,6 +76,8 @@ Result<void> ImageState::merge(const Layer& parent, const Layer& child, const Pr
         Entry entry = Entry::unpack(table->load(block));
         const auto missing = static_cast<uint16_t>(lower.written & ~entry.written);
         if (!missing) continue;
+        // In the heir it has no checksum any more.
+        if (lower.index && checksums) PCOW_TRY(checksums->verify(block, lower.index));
         if (entry.empty()) {
           entry = lower;
         } else if (!lower.index && !entry.index) {
@@ -138,6 +141,7 @@ Result<void> ImageState::release_layer(const Layer& gone, const Layer* heir) {
       }
     }
     space->release(gone.table_offset >> geometry.block_shift(), gone.table_length >> geometry.block_shift());
+    if (gone.checksums) space->release(gone.checksums, gone.table_length >> geometry.block_shift());
     return {};
   };
   auto released = release();

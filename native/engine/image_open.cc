@@ -60,8 +60,10 @@ class Run {
 }  // namespace
 
 bool ImageState::is_stale() const {
-  return (own_watch && has_changed(*own_watch)) || std::any_of(base_watches.begin(), base_watches.end(), has_changed);
+  return is_own_stale() || std::any_of(base_watches.begin(), base_watches.end(), has_changed);
 }
+
+bool ImageState::is_own_stale() const { return own_watch && has_changed(*own_watch); }
 
 bool ImageState::is_stale(const BaseChain& bases) const {
   return std::any_of(bases.watches.begin(), bases.watches.end(), has_changed);
@@ -119,7 +121,7 @@ Result<void> ImageState::refresh() {
 
 // Nobody else knows the image yet: no locks.
 Result<void> ImageState::take_over() {
-  if (superblock.read_only_compatible)
+  if (superblock.read_only_compatible & ~kKnownReadOnlyCompatible)
     return Error(Code::kUnsupported,
                  path + " uses features that this program can read, but not write: a newer pcow is needed");
   opened_clean = superblock.clean;
@@ -140,6 +142,7 @@ Result<void> ImageState::take_over() {
   for (size_t number = 0; number < directory.layers.size(); number++) {
     const Layer& layer = directory.layers[number];
     space->mark_range(layer.table_offset >> geometry.block_shift(), layer.table_length >> geometry.block_shift());
+    if (layer.checksums) space->mark_range(layer.checksums, layer.table_length >> geometry.block_shift());
     const bool is_active = layer.id == directory.active;
     const uint64_t entries = geometry.blocks_for(layer.size);
     // Of a frozen layer only mapped where there is something to mend: it was not sealed, or a merge into it was interrupted.
@@ -221,6 +224,8 @@ Result<void> ImageState::take_over() {
 }
 
 Result<void> ImageState::close() {
+  closing = true;
+  const std::lock_guard no_checksums(checksumming);
   const std::lock_guard holding(structure);
   if (closed) return {};
   Result<void> outcome;

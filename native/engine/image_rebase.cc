@@ -54,6 +54,15 @@ class ChunkOfChain {
     return mask;
   }
 
+  // That what it has there is not damaged, as far as checksums tell.
+  Result<void> verify(uint64_t block, uint32_t sub_block) const {
+    const size_t i = block % kBlocksPerChunk;
+    if (resolved_)
+      for (size_t p = resolved_->start[i]; p < resolved_->start[i + 1]; p++)
+        if (resolved_->pieces[p].mask >> sub_block & 1) return chain_->verify(block, resolved_->pieces[p]);
+    return {};
+  }
+
   Place place(size_t block_in_chunk, uint32_t sub_block) const {
     if (resolved_) {
       for (size_t p = resolved_->start[block_in_chunk]; p < resolved_->start[block_in_chunk + 1]; p++) {
@@ -108,8 +117,9 @@ Result<void> ImageState::take_in_differences(const Layer& root, const std::share
   };
 
   // The sub-blocks of a block that must be taken in, and of these the ones that are zeros; `old_bytes` has the others.
-  const auto differences = [&](const ChunkOfChain& from, const ChunkOfChain& to, size_t i, uint16_t own,
+  const auto differences = [&](const ChunkOfChain& from, const ChunkOfChain& to, uint64_t block, uint16_t own,
                                uint16_t* zeros) -> Result<uint16_t> {
+    const size_t i = block % kBlocksPerChunk;
     uint16_t wanted = 0;
     for (uint32_t number = 0; number < geometry.sub_blocks(); number++) {
       if (!(((from.mask(i) | to.mask(i)) & ~own) >> number & 1)) continue;
@@ -117,6 +127,8 @@ Result<void> ImageState::take_in_differences(const Layer& root, const std::share
       const Place after = to.place(i, number);
       if (before.same_as(after)) continue;
       char* bytes = old_bytes.data() + (size_t{number} << geometry.sub_block_shift());
+      PCOW_TRY(from.verify(block, number));
+      PCOW_TRY(to.verify(block, number));
       PCOW_TRY(read_place(before, bytes, length));
       PCOW_TRY(read_place(after, new_bytes.data(), length));
       if (memcmp(bytes, new_bytes.data(), length) == 0) continue;
@@ -183,7 +195,7 @@ Result<void> ImageState::take_in_differences(const Layer& root, const std::share
       const uint16_t own = Entry::unpack(table->load(block)).written;
       if (!((from->mask(i) | to->mask(i)) & ~own)) continue;
       uint16_t zeros = 0;
-      auto wanted = differences(*from, *to, i, own, &zeros);
+      auto wanted = differences(*from, *to, block, own, &zeros);
       if (!wanted) return wanted.error();
       if (!*wanted) continue;
       if (old_is_stale() || is_stale(*next)) return stale_error();

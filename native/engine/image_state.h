@@ -2,6 +2,7 @@
 // this.
 //
 // Locks, in the order in which they are taken:
+//   checksumming  one making of checksums at a time; close() waits for it
 //   structure   one change of structure at a time (snapshot, rollback, remove, resize, set_base, close)
 //   syncing     one sync at a time; also whoever drops a table, since a sync stores into tables
 //   gate        shared: reads, writes, discards. Exclusive: the moment in which the active layer is exchanged, and, as a
@@ -82,8 +83,9 @@ class ImageState {
   bool is_stale(const BaseChain& bases) const;
   Result<std::shared_ptr<File>> open_base(const std::string& stander, const BaseReference& reference,
                                           size_t number) const;
-  Result<void> refresh();  // loads again what another process changed
-  bool is_stale() const;   // somebody else has changed the structure of a file of the chain
+  Result<void> refresh();     // loads again what another process changed
+  bool is_stale() const;      // somebody else has changed the structure of a file of the chain
+  bool is_own_stale() const;  // … of this file
   Result<void> close();
 
   // image_io.cc; the caller holds the gate shared
@@ -155,6 +157,23 @@ class ImageState {
   Result<void> compact_layer(const Layer& layer, const std::function<bool(uint64_t bytes)>& go_on);
   Result<bool> is_zero(uint32_t index, uint16_t mask) const;
 
+  // image_checksums.cc
+  struct FrozenLayer {
+    Layer layer;
+    std::shared_ptr<const Source> source;
+  };
+  using Wanted = std::function<uint16_t(size_t block_in_chunk, const Entry&)>;  // sub-blocks
+  std::vector<uint64_t> frozen_layers() const;                                  // ids
+  std::optional<FrozenLayer> frozen_layer(uint64_t id) const;
+  Result<std::array<Entry, kBlocksPerChunk>> frozen_entries(const Source& source, uint64_t chunk) const;
+  Result<void> checksum_chunk(const FrozenLayer& in_hand, uint64_t chunk, bool from_disk, const Wanted& wanted,
+                              const std::function<bool()>& go_on,
+                              const std::function<void(const HeldBlock&, Result<uint32_t>)>& use) const;
+  Result<uint64_t> count_missing(const FrozenLayer& in_hand) const;  // bytes
+  Result<ChecksumPage> make_checksums(const FrozenLayer& in_hand, uint64_t chunk, const std::function<bool()>& go_on,
+                                      uint64_t* added) const;
+  Result<void> add_checksums(const FrozenLayer& in_hand, const std::function<bool(uint64_t added)>& go_on);
+
   bool writable() const { return options.write; }
   Error closed_error() const { return Error(Code::kClosed, path + " has been closed"); }
   Error stale_error() const { return Error(Code::kBaseChanged, path + ": a base of it keeps changing"); }
@@ -173,10 +192,13 @@ class ImageState {
   const std::shared_ptr<File> file;
   const Geometry geometry;
 
+  std::mutex checksumming;
   std::mutex structure;
   std::mutex syncing;
   mutable Gate gate;
   std::array<std::mutex, 64> chunk_locks;
+
+  std::atomic<bool> closing{false};  // set before close() waits
 
   // Changed with the gate held exclusively (as the writer: and `structure`).
   bool closed = false;

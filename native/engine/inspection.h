@@ -56,6 +56,7 @@ class Inspection {
   uint64_t damaged_directory_place = 0;
   uint64_t wanted_size = 0;  // bytes that the file must have for all tables to lie inside
   std::unordered_set<uint32_t> shared;
+  std::vector<uint64_t> damaged_checksums;  // places of the pages
 
  private:
   void add(Finding finding);
@@ -67,6 +68,7 @@ class Inspection {
   std::optional<Directory> look_at_directory(const Superblock& superblock);
   Result<void> look_at_tables(const Progress& progress);
   Result<void> look_at_shared();
+  Result<void> look_at_checksums();
   Result<void> look_at_base();
   Result<void> look_at_free_space();
   void describe(const Layer& layer, uint64_t block, uint64_t word, EntryFault fault);
@@ -76,7 +78,7 @@ class Inspection {
   std::optional<Geometry> geometry_;
   uint64_t file_size_ = 0;
   std::vector<Superblock> candidates_;  // to go on from, the likeliest first
-  BlockSet structure_;                  // blocks of the superblocks, the directory and the tables
+  BlockSet structure_;                  // blocks of the superblocks, the directory, the tables and checksums
   BlockSet used_;                       // … and those that entries name
   uint64_t done_ = 0;
   uint64_t total_ = 0;

@@ -136,6 +136,8 @@ class Repair {
       const uint64_t word = store.entry.pack();
       PCOW_TRY(file_->write(store.place, &word, sizeof word));
     }
+    // A page of zeros covers nothing.
+    for (const uint64_t place : found_.damaged_checksums) PCOW_TRY(file_->punch(place, kPageSize));
     PCOW_TRY(file_->sync());
     next.generation = found_.newest;
     next.clean = false;
@@ -170,6 +172,9 @@ Result<CheckReport> repair(const std::shared_ptr<File>& file, const CheckOptions
   PCOW_TRY(file->sync());
   Inspection before(file, false);
   PCOW_TRY(before.run(progress));
+  if (before.superblock && before.superblock->read_only_compatible & ~kKnownReadOnlyCompatible)
+    return Error(Code::kUnsupported,
+                 file->path() + " uses features that this program can read, but not write: a newer pcow is needed");
   const bool broken = before.report.damages || before.report.leaks || before.slot_damaged;
   if (!before.directory || (!broken && before.report.clean)) return std::move(before.report);
   std::string lost_path;

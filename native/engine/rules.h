@@ -29,6 +29,7 @@ enum class Rule {
   kDurableBeforeReturn,  // `durable` bits are on the disk before a sync returns
   // Changing the structure.
   kDirectoryBeforeSuperblock,    // a directory is on the disk before the superblock that names it
+  kChecksumsBeforeSuperblock,    // a layer's checksums are, too
   kLongerTableBeforeSuperblock,  // the entries of a longer table are, too
   kHeirBeforeSuperblock,         // what an heir has taken is, too
   kTakenInBeforeSuperblock,      // what a root has taken in from its base is, before the one that names another base

@@ -62,6 +62,10 @@ Result<Superblock> read_superblock(const File& file);
 // Writes into the slot that `superblock.generation` chooses (odd: the second). The caller orders it with syncs.
 Result<void> write_superblock(File& file, const Superblock& superblock);
 
+// Read-only compatible features.
+inline constexpr uint64_t kLayerChecksums = 1;
+inline constexpr uint64_t kKnownReadOnlyCompatible = kLayerChecksums;
+
 inline constexpr size_t kSuperblockChecksumOffset = 12;
 inline constexpr size_t kGenerationOffset = 32;  // of the generation in a slot: what a watcher looks at
 

@@ -33,6 +33,18 @@ Result<Entry> checked_entry(uint64_t word, const Geometry& geometry, const File&
                                    " is damaged, or the file was cut short");
 }
 
+std::shared_ptr<const Source> make_source(std::shared_ptr<File> file, const Geometry& geometry, const Layer& layer,
+                                          bool only_durable, std::vector<ChunkRange> present) {
+  auto source = std::make_shared<Source>();
+  if (layer.checksums) source->checksums = std::make_shared<Checksums>(file, geometry, layer);
+  source->file = std::move(file);
+  source->table_offset = layer.table_offset;
+  source->entries = geometry.blocks_for(layer.size);
+  source->only_durable = only_durable;
+  source->present = std::move(present);
+  return source;
+}
+
 bool Chain::may_hold(uint64_t chunk) const {
   return std::any_of(sources_.begin(), sources_.end(),
                      [&](const auto& source) { return contains(source->present, chunk); });

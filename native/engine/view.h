@@ -15,6 +15,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "checksums.h"
 #include "directory.h"
 #include "entry.h"
 #include "file.h"
@@ -40,7 +41,12 @@ struct Source {
   uint64_t entries = 0;
   bool only_durable = false;  // the host crashed under the file's writer: apply Entry::as_durable
   std::vector<ChunkRange> present;
+  std::shared_ptr<const Checksums> checksums;  // null: none
 };
+
+// A frozen layer of `file` as a link of chains.
+std::shared_ptr<const Source> make_source(std::shared_ptr<File> file, const Geometry& geometry, const Layer& layer,
+                                          bool only_durable, std::vector<ChunkRange> present);
 
 // Where some sub-blocks of a block are.
 struct Piece {
@@ -77,6 +83,11 @@ class Chain {
   Result<bool> holds(uint64_t block, size_t nearest) const;
   // As mask(), and those whose data a nearer layer hides behind zeros.
   Result<uint16_t> buried_mask(uint64_t block) const;
+  // kCorrupt where the block behind the piece is not what it was, as far as checksums tell.
+  Result<void> verify(uint64_t block, const Piece& piece) const {
+    const auto& checksums = sources_[piece.source]->checksums;
+    return checksums ? checksums->verify(block, piece.index) : Result<void>();
+  }
 
  private:
   Result<std::shared_ptr<const ResolvedChunk>> build(uint64_t chunk) const;

@@ -16,6 +16,7 @@
 #include "../engine/check.h"
 #include "../engine/crc32c.h"
 #include "../engine/image.h"
+#include "../engine/scrub.h"
 
 using namespace pcow;
 
@@ -70,6 +71,7 @@ void walk(const std::string& path) {
   for (const LayerRef& layer : info.chain)
     if (layer.path.compare(0, directory().size(), directory()) != 0) abort();
   read_ends(**image, nullptr);
+  if (const auto report = (*image)->scrub(nullptr); report && report->findings.size() > kListedFindings) abort();
   auto snapshots = (*image)->snapshots(true);
   if (!snapshots) return;
   for (const SnapshotInfo& snapshot : *snapshots)
@@ -104,7 +106,10 @@ void change(const std::string& path) {
   (void)image.make_writable(8192, 65536, &work);
   (void)image.snapshot("fuzzed");
   (void)image.write(30000, bytes.data(), bytes.size());
-  if (size < kMostSize) (void)image.complete_chunk(0, &work);
+  if (size < kMostSize) {
+    (void)image.complete_chunk(0, &work);
+    (void)image.add_checksums(nullptr);
+  }
   if (auto snapshots = image.snapshots(false); snapshots && !snapshots->empty()) {
     (void)image.remove(snapshots->front().name, nullptr);
     (void)image.rollback(snapshots->back().name);

@@ -43,6 +43,7 @@ const Breach kBreaches[] = {
     BREACH(kNotedBitsOnly, "meanwhile"),
     BREACH(kDurableBeforeReturn, "copy-on-write"),
     BREACH(kDirectoryBeforeSuperblock, "snapshots"),
+    BREACH(kChecksumsBeforeSuperblock, "checksums"),
     BREACH(kLongerTableBeforeSuperblock, "growing"),
     BREACH(kHeirBeforeSuperblock, "deletion and merge"),
     BREACH(kTakenInBeforeSuperblock, "rebases"),

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "../engine/check.h"
+#include "../engine/scrub.h"
 #include "../engine/superblock.h"
 #include "check.h"
 #include "disk_simulator.h"
@@ -78,6 +79,14 @@ Result<std::unique_ptr<Image>> open_image(const std::string& path, bool write, F
   return Image::open(path, options);
 }
 
+// What has checksums has the right ones; `whole`: and a layer that has some has them all.
+void must_have_checksums(const Run& run, const Image& image, bool whole) {
+  const ScrubReport report = run.must(image.scrub(nullptr), "scrub");
+  if (report.damages) run.fail("the scrub finds: " + report.findings.front().message);
+  for (const ScrubbedLayer& layer : report.layers)
+    if (whole && layer.has_checksums && layer.missing) run.fail("checksums are missing");
+}
+
 // The check finds nothing: neither in what a crash may leave, nor in what a writer has closed.
 void must_be_sound(const Run& run, const std::string& path) {
   const CheckReport report = run.must(check_image(path, {}, nullptr), "check");
@@ -141,6 +150,8 @@ class PowerCuts : public FileObserver {
   std::vector<World> worlds;  // what a state may hold at present
   // Does something else at a moment when another thread could: after a sync has taken down what it covers.
   std::function<void()> interrupt;
+  bool checksums = false;        // some layers have them
+  bool whole_checksums = false;  // of a layer, all are made at once, and it takes nothing in later
 
   void watch(const std::string& path) {
     path_ = path;
@@ -282,6 +293,7 @@ void PowerCuts::check(DiskState state) {
   {
     auto reader = run_->must(open_image(path, false, nullptr), "open for reading");
     content = read_content(*run_, *reader);
+    must_have_checksums(*run_, *reader, whole_checksums);
   }
   bool allowed = false;
   for (const World& world : worlds) allowed = allowed || allows(world, content);
@@ -340,6 +352,7 @@ void PowerCuts::go_on(const std::string& path, Content content) {
       content.snapshots.erase(content.snapshots.begin());
     }
   }
+  if (checksums && run_->random() % 4 == 0) run_->must(image->add_checksums(nullptr), "add checksums");
   if (read_content(*run_, *image) != content) run_->fail("after further work it holds something else");
   run_->must(image->close(), "close");
   must_be_sound(*run_, path);
@@ -353,6 +366,8 @@ void PowerCuts::cut_recovery(const DiskState& state) {
   state.write_to(path);
   PowerCuts cuts(run_, directory_, 6, true);
   cuts.worlds = worlds;
+  cuts.checksums = checksums;
+  cuts.whole_checksums = whole_checksums;
   cuts.watch(path);
   cuts.begin("recovery");
   auto image = run_->must(open_image(path, true, &cuts), "open for writing, with power cuts");
@@ -372,6 +387,7 @@ struct Profile {
   bool interrupted = false;  // writes and discards come in the middle of syncs, snapshots and merges
   uint64_t blocks = 9;
   int shrink = 0, rebase = 0, commit = 0, compact = 0;
+  int checksums = 0;  // frozen layers get checksums, or lose them
 };
 
 constexpr Profile kProfiles[] = {
@@ -391,6 +407,9 @@ constexpr Profile kProfiles[] = {
     {"rebases", 46, 8, 10, 8, 6, 4, 0, 0, 4, true, false, 0, 0, false, 9, 0, 14},
     {"commits", 56, 10, 10, 0, 0, 0, 0, 4, 6, true, false, 0, 0, false, 9, 0, 0, 14},
     {"compactions", 40, 6, 10, 8, 6, 4, 2, 0, 4, true, false, 0, 0, false, 9, 0, 0, 0, 20},
+    {"checksums", 50, 4, 8, 14, 0, 2, 2, 0, 4, false, false, 0, 0, false, 9, 0, 0, 0, 0, 16},
+    {"checksums and merges", 40, 6, 6, 12, 10, 2, 2, 0, 2, true, false, 0, 0, false, 9, 0, 4, 0, 4, 12},
+    {"checksums, killed", 40, 6, 6, 12, 8, 2, 2, 0, 2, false, true, 0, 0, false, 9, 0, 0, 0, 8, 14},
     {"killed changes", 44, 8, 8, 6, 6, 2, 0, 2, 2, true, true, 0, 0, false, 9, 4, 8, 0, 10},
 };
 // Two chunks, for what may come in between when a merge is done with the first.
@@ -478,6 +497,7 @@ class Workload {
       cuts_.base_snapshots["ground"] = bases_["base"];
     }
     cuts_.worlds = {world_};
+    cuts_.checksums = cuts_.whole_checksums = profile_.checksums > 0;
     image_path_ = path;
     attempt("open", now_, {world_}, [&] { return open_again(); });
   }
@@ -668,6 +688,7 @@ class Workload {
     if ((dice -= profile_.rebase) < 0) return rebase();
     if ((dice -= profile_.commit) < 0) return commit();
     if ((dice -= profile_.compact) < 0) return below(2) ? compact() : write_zeros();
+    if ((dice -= profile_.checksums) < 0) return below(8) ? add_checksums() : remove_checksums();
     reopen();
   }
 
@@ -819,6 +840,7 @@ class Workload {
     remove(between);
   }
   void remove(const Progress& between) {
+    cuts_.whole_checksums = false;  // what an heir takes has none
     Content after = now_;
     const std::string name = some_snapshot();
     after.snapshots.erase(name);
@@ -889,6 +911,7 @@ class Workload {
 
   // To one of the bases, or to none. Nobody sees a change.
   void rebase() {
+    cuts_.whole_checksums = false;
     BaseSpec base;
     base.snapshot = "ground";
     const uint64_t which = below(3);
@@ -933,6 +956,14 @@ class Workload {
 
   void compact() {
     if (attempt("compact", now_, {world_}, [&] { return image_->compact(nullptr); })) settle(exactly(now_));
+  }
+
+  void add_checksums() {
+    if (attempt("add checksums", now_, {world_}, [&] { return image_->add_checksums(nullptr); })) settle(exactly(now_));
+  }
+
+  void remove_checksums() {
+    attempt("remove checksums", now_, {world_}, [&] { return image_->remove_checksums(); });
   }
 
   void reopen() {
