@@ -96,6 +96,19 @@ Result<void> FaultDescriptor::copy_protected(void* to, const void* from, size_t 
   return {};
 }
 
+bool FaultDescriptor::poison(void* address, size_t length) const {
+  // As in <linux/userfaultfd.h> of Linux 6.6; distributions have older headers than kernels.
+  struct {
+    struct uffdio_range range;
+    uint64_t mode;
+    int64_t updated;
+  } request = {{reinterpret_cast<uintptr_t>(address), length}, 0, 0};
+  constexpr unsigned long kPoison = _IOWR(UFFDIO, 0x08, decltype(request));
+  if (ioctl(descriptor_, kPoison, &request) < 0) return false;
+  wake(address, length);
+  return true;
+}
+
 void FaultDescriptor::wake(void* address, size_t length) const {
   struct uffdio_range range = {reinterpret_cast<uintptr_t>(address), length};
   ioctl(descriptor_, UFFDIO_WAKE, &range);

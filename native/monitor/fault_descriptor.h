@@ -26,6 +26,9 @@ class FaultDescriptor {
   Result<void*> reserve(size_t length, int protection) const;
   // Fills pages that are missing with a write-protected copy; pages that are there stay as they are.
   Result<void> copy_protected(void* to, const void* from, size_t length) const;
+  // Whoever touches these pages, which are missing, gets SIGBUS from here on (of a KVM guest the guest: a machine check). false:
+  // the kernel cannot (before Linux 6.6).
+  bool poison(void* address, size_t length) const;
   void wake(void* address, size_t length) const;
   // Reads up to `count` events without blocking; 0: none.
   size_t read(struct uffd_msg* events, size_t count) const;

@@ -160,10 +160,7 @@ bool Session::serve(const Fault& fault) {
 bool Session::serve_write(Region* region, uint64_t offset, FaultKind* kind) {
   FaultWork work;
   auto extent = image_->make_writable(offset, region->ahead(offset), &work);
-  if (!extent) {
-    report_stall(extent.error());
-    return false;
-  }
+  if (!extent) return fail(region, offset, extent.error());
   if (work.expanded || work.copied) region->served_to(extent->offset + extent->length);
   // Before the writer goes on: it may look there next.
   drop_clean_elsewhere(region, extent->offset, extent->offset + extent->length);
@@ -187,8 +184,20 @@ bool Session::serve_read(Region* region, uint64_t offset, FaultKind* kind) {
     *kind = FaultKind::kCleanCopy;
     outcome = copy_clean(region, offset);
   }
-  if (!outcome) report_stall(outcome.error());
-  return outcome.ok();
+  return outcome || fail(region, offset, outcome.error());
+}
+
+// What is damaged stays so: whoever touches it is told, instead of waiting. true: nobody waits.
+bool Session::fail(Region* region, uint64_t offset, const Error& error) {
+  const uint64_t sub = geometry_.sub_block_size();
+  const uint64_t low = std::max(offset / sub * sub, region->offset());
+  const uint64_t high = std::min(offset / sub * sub + sub, region->end());
+  if (error.code != Code::kCorrupt || !faults_->poison(region->at(low), high - low)) {
+    report_stall(error);
+    return false;
+  }
+  log_notice(error.message + "; who touches it gets SIGBUS");
+  return true;
 }
 
 // Maps the run of own bytes, or the part of it around `offset` that is not mapped yet, and wakes who waits for it.
@@ -230,9 +239,15 @@ Result<void> Session::place(Region* region, uint64_t offset, const Extent& exten
 Result<void> Session::copy_clean(Region* region, uint64_t offset) {
   const uint64_t sub = geometry_.sub_block_size();
   const uint64_t start = offset / clean_unit_ * clean_unit_;
-  const uint64_t low = std::max(start, region->offset());
-  const uint64_t high = std::min(start + clean_unit_, region->end());
+  uint64_t low = std::max(start, region->offset());
+  uint64_t high = std::min(start + clean_unit_, region->end());
   auto count = image_->read(nullptr, low, buffer_.data(), high - low);
+  if (!count && count.error().code == Code::kCorrupt) {
+    // What is damaged may be a neighbour.
+    low = std::max(low, offset / sub * sub);
+    high = std::min(high, offset / sub * sub + sub);
+    count = image_->read(nullptr, low, buffer_.data(), high - low);
+  }
   if (!count) return count.error();
   // Never of what is the image's own already: another mapping of it may be written without a fault.
   const auto wanted = [&](uint64_t at) { return !region->is_mapped(at) && image_->place(at) == 0; };

@@ -111,6 +111,7 @@ class Session {
   void drop_books(Region* region);
   void drop_books(Region* region, uint64_t from, uint64_t to);
   void count_boundaries(Region* region, uint64_t offset, int64_t change);
+  bool fail(Region* region, uint64_t offset, const Error& error);
   void report_stall(const Error& error);
 
   const std::unique_ptr<Image> image_;

@@ -3,6 +3,8 @@
 // the image and the model agree.
 //
 //   monitor_test [SNAPSHOTS]
+#include <setjmp.h>
+#include <signal.h>
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -211,6 +213,56 @@ void mapping_budget() {
   finish(m);
 }
 
+sigjmp_buf bus_error;
+
+// Whether the access raises SIGBUS.
+template <typename Access>
+bool raises(const Access& access) {
+  struct sigaction catching = {};
+  struct sigaction before = {};
+  catching.sa_handler = [](int) { siglongjmp(bus_error, 1); };
+  sigaction(SIGBUS, &catching, &before);
+  const bool raised = sigsetjmp(bus_error, 1) != 0;
+  if (!raised) access();
+  sigaction(SIGBUS, &before, nullptr);
+  return raised;
+}
+
+// A block of the base is damaged: reading and writing there ends in SIGBUS, and nowhere else.
+void damaged_base(uint32_t block_size) {
+  const TemporaryDirectory directory;
+  const std::string path = make_over_base(directory, 4 * kMiB, block_size);
+  OpenOptions opening;
+  opening.write = true;
+  uint64_t place = 0;
+  {
+    auto base = MUST(Image::open(directory / "base.pcow", opening));
+    MUST(base->add_checksums(nullptr));
+    const auto view = MUST(base->view("base"));
+    for (const MapExtent& extent : MUST(base->map(view.get(), 0, {})).extents)
+      if (extent.kind == ExtentKind::kData && kMiB - extent.offset < extent.length)
+        place = extent.place + kMiB - extent.offset;
+    MUST(base->close());
+  }
+  CHECK(place != 0);
+  std::fstream(directory / "base.pcow", std::ios::in | std::ios::out | std::ios::binary)
+      .seekp(static_cast<std::streamoff>(place))
+      .put('!');
+  const Monitored m = monitor(path, {kMiB, 30000});
+  auto* cells = reinterpret_cast<std::atomic<uint64_t>*>(m.memory);
+  const auto cell = [&](uint64_t offset) -> std::atomic<uint64_t>& { return cells[offset / 8]; };
+  CHECK(raises([&] { (void)cell(kMiB).load(); }));
+  CHECK(raises([&] { cell(kMiB + 2048).store(1); }));
+  const uint64_t next = kMiB + block_size;
+  CHECK(!raises([&] { CHECK(cell(next).load() == (next / 4096 % 2 ? 0 : next / 4096 + 1)); }));
+  CHECK(!raises([&] { cell(kMiB - 8).store(7); }));
+  CHECK(cell(kMiB - 8).load() == 7);
+  snapshot(m.session.get(), "after");
+  CHECK(raises([&] { cell(kMiB).store(1); }));
+  CHECK(!raises([&] { cell(next).store(5); }));
+  finish(m);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -221,5 +273,6 @@ int main(int argc, char** argv) {
   cuts(2 * kMiB, snapshots, {64 * kMiB, 300});
   for (const uint32_t block_size : {4096u, 65536u, 524288u}) model(seed + block_size, block_size, 1500);
   mapping_budget();
+  for (const uint32_t block_size : {4096u, 65536u}) damaged_base(block_size);
   return 0;
 }
