@@ -19,7 +19,17 @@ import { type ProgressForm, withProgress } from './progress.js';
 const debug = createDebug('pcow:cli:control');
 
 export type ImageControl =
-  'snapshot' | 'rollback' | 'delete' | 'clone' | 'resize' | 'rebase' | 'flatten' | 'commit' | 'compact' | 'cancel';
+  | 'snapshot'
+  | 'rollback'
+  | 'delete'
+  | 'clone'
+  | 'resize'
+  | 'rebase'
+  | 'flatten'
+  | 'commit'
+  | 'compact'
+  | 'checksums'
+  | 'cancel';
 
 /** Writes `text` to a control file of one image; returns when the mount has done it. */
 export async function askImage(mount: PcowMount, image: string, control: ImageControl, text: string): Promise<void> {

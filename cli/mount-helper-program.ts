@@ -36,7 +36,7 @@ export function mountHelperProgram(): Command {
     text: [
       'Options after -o: “ro” (never write to an image), “allow_other” (let other users in, as far as the modes of the images let them), ' +
         '“allow_outside_base” (show images whose base lies outside of the directory), “no_stop” (never stop a process for a ' +
-        'snapshot), “log=FILE” (append what happens to this file; SIGHUP opens it anew). The common ones of mount(8) are taken, too.',
+        'snapshot), “checksums” (give each snapshot some, in the background), “log=FILE” (append what happens to this file; SIGHUP opens it anew). The common ones of mount(8) are taken, too.',
     ],
     examples: [
       { command: 'mount -t fuse.pcow /srv/images /mnt', does: 'as pcow mount /srv/images /mnt' },
@@ -65,6 +65,7 @@ export function settingsOf(words: string[], sloppy: boolean): DaemonOptions {
     else if (word === 'allow_other') settings.allowOther = true;
     else if (word === 'allow_outside_base') settings.allowOutsideBase = true;
     else if (word === 'no_stop') settings.stopMappers = false;
+    else if (word === 'checksums') settings.checksums = true;
     else if (word.startsWith('log=')) settings.log = word.slice('log='.length);
     else if (!sloppy && !WITHOUT_EFFECT.test(word)) throw unknown(word);
   }

@@ -29,6 +29,7 @@ import { addRm } from './commands/rm.js';
 import { addResize } from './commands/resize.js';
 import { addRollback } from './commands/rollback.js';
 import { addRun } from './commands/run.js';
+import { addScrub } from './commands/scrub.js';
 import { addSend } from './commands/send.js';
 import { addSnapshot } from './commands/snapshot.js';
 import { addTop } from './commands/top.js';
@@ -68,6 +69,7 @@ export function pcowProgram(): Command {
     addExport,
     addImport,
     addCheck,
+    addScrub,
     addMount,
     addUmount,
     addQemuArgs,

@@ -11,6 +11,7 @@ interface Options {
   log?: string;
   allowOutsideBase?: boolean;
   stop: boolean;
+  checksums?: boolean;
 }
 
 export function addMount(program: Command): void {
@@ -26,6 +27,7 @@ export function addMount(program: Command): void {
     .option('--log <file>', 'append what happens to this file; SIGHUP opens it anew')
     .option('--allow-outside-base', 'show images whose base lies outside of the directory, too')
     .option('--no-stop', 'never stop a process for a snapshot: of a mapped file there is none then')
+    .option('--checksums', 'give each snapshot checksums in the background, for “pcow scrub” and for whoever reads it')
     .action(mount);
   addNotes(command, {
     text: [
@@ -47,6 +49,7 @@ async function mount(directory: string, mountpoint: string, options: Options): P
     readOnly: options.readOnly,
     allowOutsideBase: options.allowOutsideBase,
     stopMappers: options.stop,
+    checksums: options.checksums,
   };
   if (options.foreground === true) {
     if (options.log !== undefined) {

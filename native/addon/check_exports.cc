@@ -2,10 +2,10 @@
 
 #include <memory>
 #include <string>
-#include <vector>
 
 #include "addon/arguments.h"
 #include "addon/environment.h"
+#include "addon/info_to_js.h"
 #include "addon/long_task.h"
 #include "engine/check.h"
 
@@ -14,34 +14,6 @@ namespace pcow::addon {
 namespace {
 
 Napi::Value number(Napi::Env env, uint64_t value) { return Napi::Number::New(env, static_cast<double>(value)); }
-
-const char* severity_name(Severity severity) {
-  switch (severity) {
-    case Severity::kNote: return "note";
-    case Severity::kLeak: return "leak";
-    case Severity::kDamage: return "damage";
-  }
-  return "damage";
-}
-
-Napi::Value findings_to_js(Napi::Env env, const std::vector<Finding>& findings) {
-  auto list = Napi::Array::New(env, findings.size());
-  for (uint32_t i = 0; i < findings.size(); ++i) {
-    const Finding& finding = findings[i];
-    auto object = Napi::Object::New(env);
-    object.Set("severity", severity_name(finding.severity));
-    object.Set("structure", finding.structure);
-    object.Set("message", finding.message);
-    object.Set("place", number(env, finding.place));
-    object.Set("layer", finding.layer ? number(env, finding.layer) : env.Null());
-    object.Set("snapshot", finding.snapshot.empty() ? env.Null() : Napi::String::New(env, finding.snapshot));
-    object.Set("offset", finding.length ? number(env, finding.offset) : env.Null());
-    object.Set("length", finding.length ? number(env, finding.length) : env.Null());
-    object.Set("repaired", finding.repaired);
-    list.Set(i, object);
-  }
-  return list;
-}
 
 }  // namespace
 

@@ -4,11 +4,17 @@
 #include <utility>
 
 #include "addon/arguments.h"
+#include "addon/background.h"
 #include "addon/environment.h"
 #include "addon/info_to_js.h"
 #include "addon/promise_task.h"
 
 namespace pcow::addon {
+
+template <>
+struct ToJs<ScrubReport> {
+  static Napi::Value convert(Napi::Env env, ScrubReport& report) { return scrub_to_js(env, report); }
+};
 
 template <>
 struct ToJs<ExtentBatch> {
@@ -47,6 +53,9 @@ Napi::Function ImageWrap::define(Napi::Env env) {
                          InstanceMethod<&ImageWrap::rebase>("rebase"),
                          InstanceMethod<&ImageWrap::commit_into>("commitInto"),
                          InstanceMethod<&ImageWrap::compact>("compact"),
+                         InstanceMethod<&ImageWrap::add_checksums>("addChecksums"),
+                         InstanceMethod<&ImageWrap::remove_checksums>("removeChecksums"),
+                         InstanceMethod<&ImageWrap::scrub>("scrub"),
                          InstanceMethod<&ImageWrap::close>("close"),
                      });
 }
@@ -250,6 +259,25 @@ Napi::Value ImageWrap::commit_into(const Napi::CallbackInfo& info) {
 // `cancellation`, `on_progress` or null.
 Napi::Value ImageWrap::compact(const Napi::CallbackInfo& info) {
   return run_long<void>(info, 0, [](Image& image, const Progress& progress) { return image.compact(progress); });
+}
+
+// `background`, `cancellation`, `on_progress` or null.
+Napi::Value ImageWrap::add_checksums(const Napi::CallbackInfo& info) {
+  return run_long<void>(info, 1, [background = flag_of(info[0])](Image& image, const Progress& progress) {
+    if (!background) return image.add_checksums(progress);
+    Result<void> outcome;
+    run_in_background([&] { outcome = image.add_checksums(progress); });
+    return outcome;
+  });
+}
+
+Napi::Value ImageWrap::remove_checksums(const Napi::CallbackInfo& info) {
+  return run<void>(info.Env(), Lane::kStructure, [](Image& image) { return image.remove_checksums(); });
+}
+
+// `cancellation`, `on_progress` or null.
+Napi::Value ImageWrap::scrub(const Napi::CallbackInfo& info) {
+  return run_long<ScrubReport>(info, 0, [](Image& image, const Progress& progress) { return image.scrub(progress); });
 }
 
 Napi::Value ImageWrap::close(const Napi::CallbackInfo& info) {

@@ -44,6 +44,9 @@ class ImageWrap : public Napi::ObjectWrap<ImageWrap> {
   Napi::Value rebase(const Napi::CallbackInfo& info);
   Napi::Value commit_into(const Napi::CallbackInfo& info);
   Napi::Value compact(const Napi::CallbackInfo& info);
+  Napi::Value add_checksums(const Napi::CallbackInfo& info);
+  Napi::Value remove_checksums(const Napi::CallbackInfo& info);
+  Napi::Value scrub(const Napi::CallbackInfo& info);
   Napi::Value close(const Napi::CallbackInfo& info);
 
   // Runs `work(image)` under a lease on the lane. `buffer`, where given, lives until then.

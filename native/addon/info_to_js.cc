@@ -41,6 +41,15 @@ Napi::Value holder_to_js(Napi::Env env, const ImageInfo& info) {
   return holder;
 }
 
+const char* severity_name(Severity severity) {
+  switch (severity) {
+    case Severity::kNote: return "note";
+    case Severity::kLeak: return "leak";
+    case Severity::kDamage: return "damage";
+  }
+  return "damage";
+}
+
 }  // namespace
 
 Napi::Value chain_to_js(Napi::Env env, const std::vector<LayerRef>& chain, size_t count) {
@@ -113,6 +122,45 @@ Napi::Value extents_to_js(Napi::Env env, const ExtentBatch& batch) {
   object.Set("next", number(env, batch.next));
   object.Set("size", number(env, batch.size));
   object.Set("chain", chain_to_js(env, batch.chain, std::min<size_t>(batch.chain.size(), deepest + 1)));
+  return object;
+}
+
+Napi::Value findings_to_js(Napi::Env env, const std::vector<Finding>& findings) {
+  auto list = Napi::Array::New(env, findings.size());
+  for (uint32_t i = 0; i < findings.size(); ++i) {
+    const Finding& finding = findings[i];
+    auto object = Napi::Object::New(env);
+    object.Set("severity", severity_name(finding.severity));
+    object.Set("structure", finding.structure);
+    object.Set("message", finding.message);
+    object.Set("place", number(env, finding.place));
+    object.Set("layer", finding.layer ? number(env, finding.layer) : env.Null());
+    object.Set("snapshot", finding.snapshot.empty() ? env.Null() : Napi::String::New(env, finding.snapshot));
+    object.Set("offset", finding.length ? number(env, finding.offset) : env.Null());
+    object.Set("length", finding.length ? number(env, finding.length) : env.Null());
+    object.Set("repaired", finding.repaired);
+    list.Set(i, object);
+  }
+  return list;
+}
+
+Napi::Value scrub_to_js(Napi::Env env, const ScrubReport& report) {
+  auto object = Napi::Object::New(env);
+  object.Set("path", report.path);
+  object.Set("verified", number(env, report.verified));
+  object.Set("damages", number(env, report.damages));
+  object.Set("findings", findings_to_js(env, report.findings));
+  auto layers = Napi::Array::New(env, report.layers.size());
+  for (uint32_t i = 0; i < report.layers.size(); ++i) {
+    const ScrubbedLayer& layer = report.layers[i];
+    auto entry = Napi::Object::New(env);
+    entry.Set("layer", number(env, layer.id));
+    entry.Set("snapshot", string_or_null(env, layer.snapshot));
+    entry.Set("covered", number(env, layer.covered));
+    entry.Set("missing", number(env, layer.missing));
+    layers.Set(i, entry);
+  }
+  object.Set("layers", layers);
   return object;
 }
 

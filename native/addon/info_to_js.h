@@ -5,7 +5,9 @@
 
 #include <vector>
 
+#include "engine/check.h"
 #include "engine/image.h"
+#include "engine/scrub.h"
 
 namespace pcow::addon {
 
@@ -16,5 +18,7 @@ Napi::Value snapshots_to_js(Napi::Env env, const std::vector<SnapshotInfo>& snap
 Napi::Value chain_to_js(Napi::Env env, const std::vector<LayerRef>& chain, size_t count);
 // NativeExtentBatch of src/engine/native.ts.
 Napi::Value extents_to_js(Napi::Env env, const ExtentBatch& batch);
+Napi::Value findings_to_js(Napi::Env env, const std::vector<Finding>& findings);
+Napi::Value scrub_to_js(Napi::Env env, const ScrubReport& report);
 
 }  // namespace pcow::addon

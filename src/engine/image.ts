@@ -18,6 +18,7 @@ import type {
   LongOptions,
   MapOptions,
   OpenOptions,
+  ScrubReport,
   SnapshotInfo,
   SnapshotOrigin,
 } from './types.js';
@@ -305,6 +306,29 @@ export class Image {
     await this.#long('compact', 'compacting', options, (cancellation, report) =>
       this.native.compact(cancellation, report),
     );
+  }
+
+  /**
+   * Makes checksums of what snapshots hold, where they have none: whoever reads what has one gets an error (PCOW_CORRUPT)
+   * instead of bytes that have changed on the disk. An image with checksums can't be written by a pcow that does not know them.
+   * Everything else goes on meanwhile; with `background` it gives way to that.
+   */
+  async addChecksums(options: LongOptions & { background?: boolean | undefined } = {}): Promise<void> {
+    const { background, ...rest } = options;
+    checkFlag('the option "background"', background);
+    await this.#long('addChecksums', 'making checksums', rest, (cancellation, report) =>
+      this.native.addChecksums(background ?? false, cancellation, report),
+    );
+  }
+
+  /** Takes all checksums away: what is damaged reads as it lies on the disk from then on. */
+  async removeChecksums(): Promise<void> {
+    await translated(() => this.native.removeChecksums());
+  }
+
+  /** Reads all that has checksums from the disk, and tells what is damaged. Fails only where that can't be completed. */
+  async scrub(options: LongOptions = {}): Promise<ScrubReport> {
+    return this.#long('scrub', 'the scrub', options, (cancellation, report) => this.native.scrub(cancellation, report));
   }
 
   /**

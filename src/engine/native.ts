@@ -8,7 +8,7 @@ import { constants } from 'node:os';
 
 import { ADDON, HOW_TO_BUILD } from './built.js';
 import { PcowError } from './errors.js';
-import type { ChainLink, CheckReport, ImageInfo } from './types.js';
+import type { ChainLink, CheckReport, ImageInfo, ScrubReport } from './types.js';
 
 export interface NativeBase {
   path: string;
@@ -132,6 +132,16 @@ export interface NativeImage {
     onProgress: ((done: number, total: number) => void) | null,
   ): Promise<boolean>;
   compact(cancellation: NativeCancellation, onProgress: ((done: number, total: number) => void) | null): Promise<void>;
+  addChecksums(
+    background: boolean,
+    cancellation: NativeCancellation,
+    onProgress: ((done: number, total: number) => void) | null,
+  ): Promise<void>;
+  removeChecksums(): Promise<void>;
+  scrub(
+    cancellation: NativeCancellation,
+    onProgress: ((done: number, total: number) => void) | null,
+  ): Promise<ScrubReport>;
   /** Waits for what is under way. Once only. */
   close(): Promise<void>;
 }

@@ -180,7 +180,7 @@ export interface Finding {
   /** A note is no fault. A leak is bytes where nothing should be. */
   severity: 'note' | 'leak' | 'damage';
   /** What it is in. */
-  structure: 'file' | 'superblock' | 'directory' | 'table' | 'entry' | 'base' | 'free space';
+  structure: 'file' | 'superblock' | 'directory' | 'table' | 'entry' | 'block' | 'checksums' | 'base' | 'free space';
   /** A sentence, without the name of the image. */
   message: string;
   /** Offset in the image file. */
@@ -231,4 +231,30 @@ export interface CheckReport {
   lost: string | null;
   /** The first thousand. */
   findings: Finding[];
+}
+
+/** What a scrub has found. */
+export interface ScrubReport {
+  /** Of the image file. */
+  path: string;
+  /** Bytes that are as they were when their checksums were made. */
+  verified: number;
+  /** How many there are; `findings` lists the first thousand. */
+  damages: number;
+  /** The first thousand. */
+  findings: Finding[];
+  /** The snapshots, oldest first, and deleted ones on which others stand. */
+  layers: ScrubbedLayer[];
+}
+
+/** A frozen layer, and how much of it a scrub can verify. */
+export interface ScrubbedLayer {
+  /** Its id. */
+  layer: number;
+  /** null: it is deleted, and others stand on it. */
+  snapshot: string | null;
+  /** Bytes that have checksums. */
+  covered: number;
+  /** Bytes that have none. */
+  missing: number;
 }

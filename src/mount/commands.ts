@@ -50,6 +50,9 @@ export class Commands {
       }
       await this.#takeTogether(entries, name, false);
       log(`${entries.map((entry) => entry.name).join(', ')}: snapshot ${name}`);
+      for (const entry of entries) {
+        entry.makeChecksums();
+      }
     });
   }
 
@@ -160,6 +163,7 @@ export class Commands {
         await Image.create(file, { base: { path: entry.file, layer } });
         await giveTo(file, status.mode, status.uid, status.gid);
         log(`${entry.name}: cloned to ${target}`);
+        entry.makeChecksums();
       }),
     );
   }
@@ -253,6 +257,23 @@ export class Commands {
       const { image } = await entry.writer();
       await entry.long('compact', 'now', (options) => image.compact(options));
       log(`${entry.name}: compacted`);
+    });
+  }
+
+  async addChecksums(entry: ImageEntry): Promise<void> {
+    await entry.commands.run(async () => {
+      const { image } = await entry.writer();
+      await entry.long('checksums', 'add', (options) => entry.checksums.run(image, options));
+      log(`${entry.name}: snapshots have checksums`);
+    });
+  }
+
+  async removeChecksums(entry: ImageEntry): Promise<void> {
+    await entry.commands.run(async () => {
+      const { image } = await entry.writer();
+      await entry.checksums.stop();
+      await image.removeChecksums();
+      log(`${entry.name}: checksums removed`);
     });
   }
 

@@ -123,6 +123,22 @@ export const imageControls: ReadonlyMap<string, ControlFile<Found>> = new Map<st
     },
   ],
   [
+    'checksums',
+    {
+      read: () => Promise.resolve('write "add" for checksums of what snapshots hold, "remove" to take them all away\n'),
+      write: (context, { entry }, text) => {
+        const word = oneWord(text, '"add" or "remove"');
+        if (word === 'add') {
+          return context.commands.addChecksums(entry);
+        }
+        if (word === 'remove') {
+          return context.commands.removeChecksums(entry);
+        }
+        throw new PcowError('PCOW_INVALID', `this takes "add" or "remove", not ${JSON.stringify(word)}`);
+      },
+    },
+  ],
+  [
     'cancel',
     {
       read: (_, { entry }) => Promise.resolve(`write COMMAND to stop it; under way is ${underWay(entry)}\n`),

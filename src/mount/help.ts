@@ -15,7 +15,8 @@ write returns when it is done; if it fails, the reason is in "status" (lastError
   .pcow/NAME/flatten              write now: copy everything from the base, and drop it
   .pcow/NAME/commit               write SNAPSHOT: move what was written into the base, as a snapshot there
   .pcow/NAME/compact              write now: give back blocks of zeros
-  .pcow/NAME/cancel               write COMMAND (delete, rebase, flatten, commit, compact): stop it; "status" tells how far it is
+  .pcow/NAME/checksums            write add or remove: checksums of what snapshots hold ("pcow scrub" verifies them)
+  .pcow/NAME/cancel               write COMMAND (delete, rebase, flatten, commit, compact, checksums): stop it; "status" tells how far it is
   .pcow/NAME/metrics              Prometheus text
   .pcow/snapshot                  write "SNAPSHOT NAME NAME ...": one snapshot of several images at one moment
   .pcow/status, .pcow/metrics     the same as above, of the mount and of all its images

@@ -21,6 +21,7 @@ import {
   type SnapshotInfo,
 } from '../engine/index.js';
 import { moveHandle } from '../engine/native-operations.js';
+import { ChecksumMaking } from './checksum-making.js';
 import { codeOf, errnoNameOf, refusal, sentenceOf } from './failure.js';
 import { debugLog, log } from './log.js';
 import { Mutex } from './mutex.js';
@@ -129,6 +130,7 @@ export class ImageEntry {
   readonly readers = new Set<Monitor>();
   /** Commands done since the mount began, by their name. */
   readonly done = new Map<string, number>();
+  readonly checksums = new ChecksumMaking();
   readonly stops: StopTimes = { count: 0, seconds: 0 };
   /** Every opening of the image since the mount began: their traffic counts on after they are closed. */
   readonly #openings: Opening[] = [];
@@ -278,6 +280,7 @@ export class ImageEntry {
         moveUse(use, opening);
       }
     }
+    await this.checksums.stop();
     await writer.image.close();
     debug('%s: lent to %s', this.name, monitor.process);
   }
@@ -297,7 +300,23 @@ export class ImageEntry {
         moveUse(use, opening);
       }
     }
+    this.makeChecksums();
     debug('%s: taken back from %s', this.name, monitor.process);
+  }
+
+  /** In the background, where the mount is to: after a snapshot, and after the monitor that may have taken some. */
+  makeChecksums(): void {
+    if (!this.#place.settings.checksums || this.#monitor) {
+      return;
+    }
+    this.checksums.start(
+      async () => (await this.writer()).image,
+      (error) => {
+        if (!this.#monitor) {
+          this.failed('checksums', error);
+        }
+      },
+    );
   }
 
   /** Requests on the flat file since the mount began. */
@@ -417,6 +436,7 @@ export class ImageEntry {
 
   /** The image file is gone, or has given way to another: nobody new gets this one. */
   retire(): void {
+    void this.checksums.stop();
     this.#writer?.retire();
     this.#reader?.then(
       (it) => {
@@ -429,6 +449,7 @@ export class ImageEntry {
 
   /** Syncs and closes, whoever still has a file open: for the end of the mount, and before the image file goes. */
   async shutDown(): Promise<void> {
+    await this.checksums.stop();
     const openings = [this.#becomingWriter, this.#reader];
     this.#writer = this.#reader = this.#becomingWriter = null;
     for (const opening of openings) {

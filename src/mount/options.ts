@@ -11,6 +11,8 @@ export interface MountOptions {
   allowOutsideBase?: boolean | undefined;
   /** Whether a snapshot may stop the processes that have the flat file mapped. Default: yes; without, it is EBUSY. */
   stopMappers?: boolean | undefined;
+  /** Snapshots get checksums, in the background after they were taken. Default: only by command. */
+  checksums?: boolean | undefined;
 }
 
 /** The options with their defaults. */
@@ -19,6 +21,7 @@ export interface MountSettings {
   readOnly: boolean;
   allowOutsideBase: boolean;
   stopMappers: boolean;
+  checksums: boolean;
 }
 
 const DEFAULTS: MountSettings = {
@@ -26,6 +29,7 @@ const DEFAULTS: MountSettings = {
   readOnly: false,
   allowOutsideBase: false,
   stopMappers: true,
+  checksums: false,
 };
 
 /** Refuses what is no option, so that a misspelled one is never ignored. */
