@@ -56,14 +56,20 @@ async function snapshot(
   const durable = performance.now() - began;
   await sleep(50);
   const { longestUs } = await guest.ask<Report>();
-  const status = await readStatus(mount);
-  return { stall: longestUs / 1000, durable, freeze: status / 1e6 };
+  const { last_freeze_nanoseconds: freeze } = await readCounts(mount);
+  return { stall: longestUs / 1000, durable, freeze: freeze / 1e6 };
 }
 
-async function readStatus({ mountpoint }: Mount): Promise<number> {
+/** What the monitor says of itself, in nanoseconds, and faults by what they needed. */
+interface Counts {
+  last_freeze_nanoseconds: number;
+  faults: Record<string, { count: number; p50Us: number; p99Us: number }>;
+}
+
+async function readCounts({ mountpoint }: Mount): Promise<Counts> {
   const text = await readFile(path.join(mountpoint, '.pcow/vm/status'), 'utf8');
-  const { attached } = JSON.parse(text) as { attached: { monitor: { last_freeze_nanoseconds: number } | null } | null };
-  return attached?.monitor?.last_freeze_nanoseconds ?? 0;
+  const { attached } = JSON.parse(text) as { attached: { monitor: Counts | null } | null };
+  return attached?.monitor ?? { last_freeze_nanoseconds: 0, faults: {} };
 }
 
 async function stalls({ stand, record, short, say }: Bench): Promise<void> {
@@ -112,16 +118,30 @@ async function work({ stand, record, short, say }: Bench): Promise<void> {
       await guest.ask<Report>();
       await sleep(seconds * 1000);
       const before = await guest.ask<Report>();
-      const done = writeFile(path.join(mount.mountpoint, '.pcow/vm/snapshot'), 'cut');
+      const countsBefore = await readCounts(mount);
+      const began = performance.now();
+      const done = writeFile(path.join(mount.mountpoint, '.pcow/vm/snapshot'), 'cut').then(
+        () => performance.now() - began,
+      );
       await sleep(seconds * 1000);
       const after = await guest.ask<Report>();
-      await done;
+      const durable = await done;
+      const counts = await readCounts(mount);
       await guest.end();
       await mount.end();
       const rate = (report: Report) => report.steps / report.seconds;
       const of = { row: [bytesOf(mapped)], unit: 'steps/s', better: 'more' as const, table: 'work' };
       record.add({ ...of, system: 'after' }, rate(after));
       record.add({ ...of, system: 'before' }, rate(before));
+      const spent = { row: [bytesOf(mapped)], better: 'less' as const };
+      record.add({ ...spent, table: 'work sync', system: 'until durable', unit: 'ms' }, durable);
+      for (const [kind, { count, p50Us, p99Us }] of Object.entries(counts.faults)) {
+        const of = { row: [bytesOf(mapped), kind.replaceAll('_', ' ')], better: 'less' as const };
+        const faults = count - (countsBefore.faults[kind]?.count ?? 0);
+        record.add({ ...of, table: 'work faults', system: 'faults', unit: 'in ten seconds' }, faults);
+        record.add({ ...of, table: 'work latencies', system: 'p50', unit: 'µs' }, p50Us);
+        record.add({ ...of, table: 'work latencies', system: 'p99', unit: 'µs' }, p99Us);
+      }
       [...before.timeline.slice(-10), ...after.timeline].forEach((steps, slot) => {
         record.add(
           {
