@@ -24,7 +24,7 @@ function comparisonsOf(name: string, first: Measurement[], second: Measurement[]
           if (!mineAgain || !peerAgain) return [];
           const both = [advantage(mine, peer), advantage(mineAgain, peerAgain)] as const;
           return {
-            name: `${name}: ${mine.row.join(', ')}, against ${peer.system}`,
+            name: `${name}, ${mine.table}: ${mine.row.join(', ')}, against ${peer.system}`,
             first: both[0].median,
             second: both[1].median,
             open: both.some(({ low, high }) => low <= 1 && high >= 1),
