@@ -30,6 +30,19 @@ bool is_zero(const uint8_t* bytes, size_t length) {
 
 }  // namespace
 
+Finding damage_in(const Layer& layer, const Geometry& geometry, const char* structure, const std::string& message,
+                  uint64_t place, uint64_t block, uint64_t blocks) {
+  Finding finding;
+  finding.structure = structure;
+  finding.message = message;
+  finding.place = place;
+  finding.layer = layer.id;
+  finding.snapshot = layer.name;
+  finding.offset = block << geometry.block_shift();
+  finding.length = std::min(blocks << geometry.block_shift(), layer.size - std::min(layer.size, finding.offset));
+  return finding;
+}
+
 void Inspection::add(Finding finding) {
   uint64_t before = 0;
   switch (finding.severity) {
@@ -50,15 +63,7 @@ void Inspection::damage(const char* structure, const std::string& message, uint6
 
 void Inspection::damage(const char* structure, const std::string& message, uint64_t place, const Layer& layer,
                         uint64_t block, uint64_t blocks) {
-  Finding finding;
-  finding.structure = structure;
-  finding.message = message;
-  finding.place = place;
-  finding.layer = layer.id;
-  finding.snapshot = layer.name;
-  finding.offset = block << geometry_->block_shift();
-  finding.length = std::min(blocks << geometry_->block_shift(), layer.size - std::min(layer.size, finding.offset));
-  add(std::move(finding));
+  add(damage_in(layer, *geometry_, structure, message, place, block, blocks));
 }
 
 std::string Inspection::name_of(const Layer& layer) const {

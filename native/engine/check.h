@@ -10,6 +10,9 @@
 
 namespace pcow {
 
+class Geometry;
+struct Layer;
+
 enum class Severity {
   kNote,    // nothing is wrong, but worth knowing
   kLeak,    // bytes where nothing should be
@@ -29,6 +32,10 @@ struct Finding {
   uint64_t length = 0;   // 0: nothing in particular
   bool repaired = false;
 };
+
+// Damage of `blocks` blocks of a layer from `block` on.
+Finding damage_in(const Layer& layer, const Geometry& geometry, const char* structure, const std::string& message,
+                  uint64_t place, uint64_t block, uint64_t blocks);
 
 inline constexpr size_t kListedFindings = 1000;  // of each severity; more are only counted
 

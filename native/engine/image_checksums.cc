@@ -375,15 +375,7 @@ class Scrub {
   void add(ScrubReport* found, const Layer& layer, const char* structure, const std::string& message, uint64_t place,
            uint64_t block, uint64_t blocks) const {
     found->damages++;
-    Finding finding;
-    finding.structure = structure;
-    finding.message = message;
-    finding.place = place;
-    finding.layer = layer.id;
-    finding.snapshot = layer.name;
-    finding.offset = block << geometry_.block_shift();
-    finding.length = std::min(blocks << geometry_.block_shift(), layer.size - std::min(layer.size, finding.offset));
-    found->findings.push_back(std::move(finding));
+    found->findings.push_back(damage_in(layer, geometry_, structure, message, place, block, blocks));
   }
 
   void take(ScrubReport of_chunk) {
