@@ -4,7 +4,7 @@
 // libfuse 2.9 speaks version 7.19 of the protocol, which knows neither; but the kernel takes both from whoever sets the flags that
 // it offers. So the answer to its first request (FUSE_INIT) is completed on its way.
 //
-// Threads: libfuse's, any number at a time. The first request is answered before there is a second one.
+// Threads: those of fuse_loop, any number at a time. The first request is answered before there is a second one.
 #pragma once
 
 #define FUSE_USE_VERSION 29

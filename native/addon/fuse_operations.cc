@@ -19,6 +19,7 @@
 
 #include "addon/fuse_channel.h"
 #include "addon/fuse_handles.h"
+#include "addon/fuse_loop.h"
 
 namespace pcow::addon {
 
@@ -28,6 +29,7 @@ namespace {
 void* libfuse = nullptr;
 int directory_fd = -1;
 fuse_operations javascript{};
+fuse* served = nullptr;  // what has our table
 
 std::function<void()> on_end;
 
@@ -36,7 +38,8 @@ std::atomic<uint64_t> requests{0};
 
 constexpr std::string_view kImageSuffix = ".pcow";
 
-bool is_native(const fuse_file_info* file) { return file && file->fh >= FuseHandles::kFirst; }
+bool is_native(uint64_t fh) { return fh >= FuseHandles::kFirst; }
+bool is_native(const fuse_file_info* file) { return file && is_native(file->fh); }
 
 // What a request holds while it is under way: the image is neither closed nor freed meanwhile.
 struct Request {
@@ -44,9 +47,9 @@ struct Request {
   SharedImage::Lease image;
 };
 
-Result<Request> begin(const fuse_file_info* file) {
+Result<Request> begin(uint64_t fh) {
   requests.fetch_add(1, std::memory_order_relaxed);
-  auto handle = FuseHandles::instance().find(file->fh);
+  auto handle = FuseHandles::instance().find(fh);
   if (!handle) return Error(Code::kClosed, "no file is open under this handle");
   auto image = handle->image->lease();
   if (!image) return image.error();
@@ -66,11 +69,10 @@ int write_refusal(const FuseHandle& handle) {
 // The engine keeps the sentence of its last error for `status`.
 int answer(const Result<void>& result) { return result ? 0 : -result.error().err; }
 
-int read_file(const char* path, char* buffer, size_t length, off_t offset, fuse_file_info* file) {
-  if (!is_native(file)) return javascript.read ? javascript.read(path, buffer, length, offset, file) : -ENOSYS;
-  auto request = begin(file);
+int read_image(uint64_t fh, char* buffer, size_t length, uint64_t offset) {
+  auto request = begin(fh);
   if (!request) return -request.error().err;
-  auto count = request->image->read(request->handle->view.get(), static_cast<uint64_t>(offset), buffer, length);
+  auto count = request->image->read(request->handle->view.get(), offset, buffer, length);
   if (!count) return -count.error().err;
   Traffic& traffic = request->handle->image->traffic();
   Traffic::count(traffic.reads, 1);
@@ -78,12 +80,11 @@ int read_file(const char* path, char* buffer, size_t length, off_t offset, fuse_
   return static_cast<int>(*count);
 }
 
-int write_file(const char* path, const char* buffer, size_t length, off_t offset, fuse_file_info* file) {
-  if (!is_native(file)) return javascript.write ? javascript.write(path, buffer, length, offset, file) : -ENOSYS;
-  auto request = begin(file);
+int write_image(uint64_t fh, const char* buffer, size_t length, uint64_t offset) {
+  auto request = begin(fh);
   if (!request) return -request.error().err;
   if (const int refusal = write_refusal(*request->handle)) return refusal;
-  auto written = request->image->write(static_cast<uint64_t>(offset), buffer, length);
+  auto written = request->image->write(offset, buffer, length);
   if (!written) return -written.error().err;
   Traffic& traffic = request->handle->image->traffic();
   Traffic::count(traffic.writes, 1);
@@ -91,11 +92,22 @@ int write_file(const char* path, const char* buffer, size_t length, off_t offset
   return static_cast<int>(length);
 }
 
+// Where the loop is libfuse's own, these two are asked for all files.
+int read_file(const char* path, char* buffer, size_t length, off_t offset, fuse_file_info* file) {
+  if (is_native(file)) return read_image(file->fh, buffer, length, static_cast<uint64_t>(offset));
+  return javascript.read ? javascript.read(path, buffer, length, offset, file) : -ENOSYS;
+}
+
+int write_file(const char* path, const char* buffer, size_t length, off_t offset, fuse_file_info* file) {
+  if (is_native(file)) return write_image(file->fh, buffer, length, static_cast<uint64_t>(offset));
+  return javascript.write ? javascript.write(path, buffer, length, offset, file) : -ENOSYS;
+}
+
 int sync_file(const char* path, int datasync, fuse_file_info* file) {
   const auto handle = is_native(file) ? FuseHandles::instance().find(file->fh) : nullptr;
   // Not ours to sync, but perhaps a monitor's, which JavaScript asks. No lease meanwhile: closing would wait for it.
   if (!handle || !handle->image->writer()) return javascript.fsync ? javascript.fsync(path, datasync, file) : -ENOSYS;
-  auto request = begin(file);
+  auto request = begin(file->fh);
   if (!request) return -request.error().err;
   Traffic::count(request->handle->image->traffic().syncs, 1);
   return answer(request->image->sync());
@@ -107,7 +119,7 @@ int allocate_file(const char*, int mode, off_t offset, off_t length, fuse_file_i
   if (!is_native(file)) return -EOPNOTSUPP;
   const int kind = mode & ~FALLOC_FL_KEEP_SIZE;
   if (kind != FALLOC_FL_PUNCH_HOLE && kind != FALLOC_FL_ZERO_RANGE) return -EOPNOTSUPP;
-  auto request = begin(file);
+  auto request = begin(file->fh);
   if (!request) return -request.error().err;
   if (const int refusal = write_refusal(*request->handle)) return refusal;
   const uint64_t size = request->image->size();
@@ -179,11 +191,13 @@ void end_session(void*) {
 }
 
 using FuseNew = fuse* (*)(fuse_chan*, fuse_args*, const fuse_operations*, size_t, void*);
+using FuseLoop = int (*)(fuse*);
 
-// The version that fuse-native was linked with; dlsym would find the oldest one's.
-FuseNew real_fuse_new() {
+// Of the version that fuse-native was linked with; dlsym would find the oldest one's.
+template <typename Function>
+Function real(const char* name, const char* version) {
   void* library = libfuse ? libfuse : dlopen("libfuse.so.2", RTLD_NOW | RTLD_NOLOAD);
-  return library ? reinterpret_cast<FuseNew>(dlvsym(library, "fuse_new", "FUSE_2.6")) : nullptr;
+  return library ? reinterpret_cast<Function>(dlvsym(library, name, version)) : nullptr;
 }
 
 // libfuse leaves its descriptor of /dev/fuse to child processes. A helper that outlives a killed mount (`sync --data` on
@@ -220,10 +234,10 @@ uint64_t fuse_requests() { return requests.load(); }
 extern "C" __attribute__((visibility("default"))) fuse* fuse_new(fuse_chan* channel, fuse_args* arguments,
                                                                  const fuse_operations* operations, size_t size,
                                                                  void* user_data) {
-  const FuseNew real = real_fuse_new();
-  if (!real) return nullptr;
+  const auto make = real<FuseNew>("fuse_new", "FUSE_2.6");
+  if (!make) return nullptr;
   keep_from_children(channel);
-  if (!libfuse || interceptions.exchange(1) != 0) return real(channel, arguments, operations, size, user_data);
+  if (!libfuse || interceptions.exchange(1) != 0) return make(channel, arguments, operations, size, user_data);
   std::memcpy(&javascript, operations, size < sizeof javascript ? size : sizeof javascript);
   fuse_operations table = javascript;
   table.open = open_file;
@@ -237,7 +251,18 @@ extern "C" __attribute__((visibility("default"))) fuse* fuse_new(fuse_chan* chan
   table.destroy = end_session;
   table.flag_utime_omit_ok = 1;
   fuse_chan* better = make_fuse_channel(libfuse, channel);
-  return real(better ? better : channel, arguments, &table, sizeof table, user_data);
+  served = make(better ? better : channel, arguments, &table, sizeof table, user_data);
+  return served;
+}
+
+// Likewise: the thread on which fuse-native serves a mount.
+extern "C" __attribute__((visibility("default"))) int fuse_loop_mt(fuse* session) {
+  if (session && session == served) {
+    const auto ended = run_fuse_loop(libfuse, session, {is_native, read_image, write_image});
+    if (ended) return *ended;
+  }
+  const auto loop = real<FuseLoop>("fuse_loop_mt", "FUSE_2.2");
+  return loop ? loop(session) : -1;
 }
 
 }  // namespace pcow::addon

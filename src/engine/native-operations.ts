@@ -1,6 +1,6 @@
 /**
- * The native operations of a mount: once prepared, the bytes of flat files go from libfuse straight to the engine, and no
- * read or write passes through JavaScript. For src/mount only. The order of use:
+ * The native operations of a mount: once prepared, the bytes of flat files go from the kernel's requests straight to the engine, and
+ * no read or write passes through libfuse or JavaScript. For src/mount only. The order of use:
  *
  *   const Fuse = requireFuse(directory);           // instead of require('fuse-native'), first thing in the process
  *   new Fuse(mountpoint, handlers, options).mount(...)     // afterwards interceptions() must be 1

@@ -1,0 +1,227 @@
+#include "addon/fuse_loop.h"
+
+#include <dlfcn.h>
+#include <fuse_lowlevel.h>
+#include <linux/fuse.h>
+#include <pthread.h>
+#include <sys/mman.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <condition_variable>
+#include <csignal>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <mutex>
+
+namespace pcow::addon {
+
+namespace {
+
+// So many wait for requests at most: more end when they have served theirs.
+constexpr int kMostIdle = 10;
+
+struct Library {
+  decltype(&fuse_get_session) get_session;
+  decltype(&fuse_session_next_chan) next_chan;
+  decltype(&fuse_session_process_buf) process_buf;
+  decltype(&fuse_session_exited) exited;
+  decltype(&fuse_session_reset) reset;
+  decltype(&fuse_chan_recv) receive;
+  decltype(&fuse_chan_bufsize) buffer_size;
+  decltype(&fuse_chan_fd) descriptor;
+};
+
+template <typename Function>
+bool find(void* libfuse, const char* name, Function* found) {
+  *found = reinterpret_cast<Function>(dlsym(libfuse, name));
+  return *found != nullptr;
+}
+
+bool load(void* libfuse, Library* library) {
+  return find(libfuse, "fuse_get_session", &library->get_session) &&
+         find(libfuse, "fuse_session_next_chan", &library->next_chan) &&
+         find(libfuse, "fuse_session_process_buf", &library->process_buf) &&
+         find(libfuse, "fuse_session_exited", &library->exited) &&
+         find(libfuse, "fuse_session_reset", &library->reset) && find(libfuse, "fuse_chan_recv", &library->receive) &&
+         find(libfuse, "fuse_chan_bufsize", &library->buffer_size) &&
+         find(libfuse, "fuse_chan_fd", &library->descriptor);
+}
+
+// Of one thread: a request, and then, for what is read, the answer. The bytes that are written or read lie at the start of a page,
+// as they do in the image's file and in the page cache, and in one huge page where there are any: the kernel copies page by page,
+// and looks up each.
+class Buffer {
+ public:
+  explicit Buffer(size_t largest) {
+    const size_t length = (kPage + largest + kHugePage - 1) / kHugePage * kHugePage;
+    void* made = std::aligned_alloc(kHugePage, length);
+    if (made) madvise(made, length, MADV_HUGEPAGE);
+    memory_.reset(static_cast<char*>(made));
+  }
+  bool is_there() const { return memory_ != nullptr; }
+  char* request() const { return bytes() - sizeof(fuse_in_header) - sizeof(fuse_write_in); }
+  char* bytes() const { return memory_.get() + kPage; }
+
+ private:
+  static constexpr size_t kPage = 4096;
+  static constexpr size_t kHugePage = size_t{2} << 20;
+  struct Free {
+    void operator()(char* memory) const { std::free(memory); }
+  };
+  std::unique_ptr<char, Free> memory_;
+};
+
+class Loop {
+ public:
+  Loop(const Library& library, fuse_session* session, fuse_chan* channel, const DirectOperations& operations)
+      : library_(library),
+        session_(session),
+        channel_(channel),
+        operations_(operations),
+        largest_(library.buffer_size(channel)) {}
+
+  int run() {
+    if (!start()) return -1;
+    std::unique_lock lock(mutex_);
+    ended_.wait(lock, [&] { return threads_ == 0; });
+    library_.reset(session_);
+    return 0;
+  }
+
+ private:
+  bool start() {
+    // Signals are for the threads that the program itself has started.
+    sigset_t all;
+    sigset_t before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    const std::lock_guard lock(mutex_);
+    pthread_t thread;
+    const bool started = pthread_create(&thread, nullptr, &Loop::serve_on_thread, this) == 0;
+    pthread_sigmask(SIG_SETMASK, &before, nullptr);
+    if (!started) return false;
+    pthread_detach(thread);
+    threads_++;
+    idle_++;
+    return true;
+  }
+
+  static void* serve_on_thread(void* loop) {
+    static_cast<Loop*>(loop)->serve();
+    return nullptr;
+  }
+
+  // A thread. While it is at a request another one must be waiting for the next: a request may take as long as it likes.
+  void serve() {
+    const Buffer buffer(largest_);
+    while (buffer.is_there() && !library_.exited(session_)) {
+      fuse_chan* channel = channel_;
+      const int length = library_.receive(&channel, buffer.request(), largest_);
+      if (length == -EINTR || length == -EAGAIN) continue;
+      if (length <= 0) break;
+      // Where no thread can be had, those there are do.
+      if (leave() == 0) (void)start();
+      if (!serve_directly(buffer, static_cast<size_t>(length))) {
+        pass_on(buffer.request(), static_cast<size_t>(length));
+        come_back();
+      }
+      if (idle() > kMostIdle) break;
+    }
+    const std::lock_guard lock(mutex_);
+    idle_--;
+    if (--threads_ == 0) ended_.notify_all();
+  }
+
+  // The number of those that are left.
+  int leave() {
+    const std::lock_guard lock(mutex_);
+    return --idle_;
+  }
+  void come_back() {
+    const std::lock_guard lock(mutex_);
+    idle_++;
+  }
+  int idle() {
+    const std::lock_guard lock(mutex_);
+    return idle_;
+  }
+
+  // false: it is for libfuse to serve. Otherwise this thread counts as waiting again.
+  bool serve_directly(const Buffer& buffer, size_t length) {
+    fuse_in_header header;
+    std::memcpy(&header, buffer.request(), sizeof header);
+    const char* body = buffer.request() + sizeof header;
+    const size_t body_length = length - sizeof header;  // the channel lets no shorter request through
+    if (header.opcode == FUSE_INTERRUPT) {
+      // Nothing here can be interrupted, and libfuse would look for requests that it has never seen.
+      come_back();
+      return true;
+    }
+    if (header.opcode == FUSE_READ && body_length >= sizeof(fuse_read_in)) {
+      fuse_read_in read;
+      std::memcpy(&read, body, sizeof read);
+      if (!operations_.knows(read.fh) || read.size > largest_) return false;
+      reply(header.unique, operations_.read(read.fh, buffer.bytes(), read.size, read.offset), buffer.bytes());
+      return true;
+    }
+    if (header.opcode == FUSE_WRITE && body_length >= sizeof(fuse_write_in)) {
+      fuse_write_in write;
+      std::memcpy(&write, body, sizeof write);
+      if (!operations_.knows(write.fh) || write.size > body_length - sizeof write) return false;
+      const int written = operations_.write(write.fh, buffer.bytes(), write.size, write.offset);
+      fuse_write_out out = {};
+      out.size = static_cast<uint32_t>(written);
+      reply(header.unique, written < 0 ? written : static_cast<int>(sizeof out), reinterpret_cast<const char*>(&out));
+      return true;
+    }
+    return false;
+  }
+
+  void pass_on(char* request, size_t length) {
+    fuse_buf buffer = {};
+    buffer.mem = request;
+    buffer.size = length;
+    library_.process_buf(session_, &buffer, channel_);
+  }
+
+  // `result`: the bytes at `body`, or a negative errno. That nobody waits for it any more (ENOENT) is not an error.
+  void reply(uint64_t unique, int result, const char* body) {
+    fuse_out_header out = {};
+    out.unique = unique;
+    out.error = result < 0 ? result : 0;
+    const size_t length = result < 0 ? 0 : static_cast<size_t>(result);
+    out.len = static_cast<uint32_t>(sizeof out + length);
+    const iovec parts[] = {{&out, sizeof out}, {const_cast<char*>(body), length}};
+    // Before the answer: who gets it may take this processor at once, and send the next request before we are back. That is no
+    // reason for another thread.
+    come_back();
+    (void)!writev(library_.descriptor(channel_), parts, length ? 2 : 1);
+  }
+
+  const Library library_;
+  fuse_session* const session_;
+  fuse_chan* const channel_;
+  const DirectOperations operations_;
+  const size_t largest_;  // request
+
+  std::mutex mutex_;  // guards what follows
+  std::condition_variable ended_;
+  int threads_ = 0;
+  int idle_ = 0;  // of them, waiting for a request
+};
+
+}  // namespace
+
+std::optional<int> run_fuse_loop(void* libfuse, fuse* fuse, const DirectOperations& operations) {
+  Library library;
+  if (!load(libfuse, &library)) return std::nullopt;
+  fuse_session* session = library.get_session(fuse);
+  fuse_chan* channel = library.next_chan(session, nullptr);
+  if (!channel) return std::nullopt;
+  return Loop(library, session, channel, operations).run();
+}
+
+}  // namespace pcow::addon
