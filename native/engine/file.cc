@@ -6,6 +6,8 @@
 
 #include <cerrno>
 
+#include "geometry.h"
+
 namespace pcow {
 
 Mapping::~Mapping() { munmap(address_, length_); }
@@ -115,14 +117,15 @@ Result<void> File::resize(uint64_t length) {
   return {};
 }
 
-Result<void> File::sync() {
+template <typename Call>
+Result<void> File::sync_by(uint64_t offset, uint64_t length, const Call& call) {
   const auto failure = [&]() {
     const std::lock_guard lock(failing_);
     return sync_failure_;
   };
   if (auto failed = failure()) return *failed;
-  int err = observe(FileOperation::kSync, 0, 0, nullptr);
-  if (!err) err = insist(FileOperation::kSync, [&] { return fdatasync(descriptor_); });
+  int err = observe(FileOperation::kSync, offset, length, nullptr);
+  if (!err) err = insist(FileOperation::kSync, call);
   if (err) {
     Error error = system_error(err, "cannot sync " + path_);
     error.message += "; it stays unsynced until it is opened anew";
@@ -133,6 +136,19 @@ Result<void> File::sync() {
   // The kernel may have told another thread, between our call and its return, of what concerns us too.
   if (auto failed = failure()) return *failed;
   return {};
+}
+
+Result<void> File::sync() {
+  return sync_by(0, kWholeFile, [&] { return fdatasync(descriptor_); });
+}
+
+Result<void> File::sync(uint64_t offset, uint64_t length) {
+  const uint64_t start = offset / kPageSize * kPageSize;
+  const size_t mapped = offset + length - start;
+  void* const address = mmap(nullptr, mapped, PROT_READ, MAP_SHARED, descriptor_, static_cast<off_t>(start));
+  if (address == MAP_FAILED) return sync();
+  const Mapping mapping(address, mapped);
+  return sync_by(offset, length, [&] { return msync(address, mapped, MS_SYNC); });
 }
 
 Result<std::unique_ptr<Mapping>> File::map(uint64_t offset, uint64_t length, bool write) {

@@ -16,6 +16,8 @@
 
 namespace pcow {
 
+inline constexpr uint64_t kWholeFile = ~uint64_t{0};  // the length of a sync of everything
+
 enum class FileOperation { kRead, kWrite, kAllocate, kPunch, kResize, kSync, kMap, kStore };
 
 class FileObserver {
@@ -74,6 +76,8 @@ class File {
   // fdatasync(2): data, and the metadata needed to find it. The kernel tells of a lost write-back once and then forgets it:
   // so that nobody takes lost data for safe, a file whose sync has failed cannot be synced any more until it is opened anew.
   Result<void> sync();
+  // The same for the range alone: what else has been written may stay behind. msync(2), MS_SYNC.
+  Result<void> sync(uint64_t offset, uint64_t length);
   Result<std::unique_ptr<Mapping>> map(uint64_t offset, uint64_t length, bool write);
   // An atomic store into a mapping of this file: `word` lies at file offset `offset`.
   void store(uint64_t* word, uint64_t offset, uint64_t value) {
@@ -116,6 +120,8 @@ class File {
   template <typename Call>
   int move_all(FileOperation operation, size_t length, size_t* done, const Call& call) const;
   Result<uint64_t> seek(uint64_t from, uint64_t end, int whence) const;
+  template <typename Call>
+  Result<void> sync_by(uint64_t offset, uint64_t length, const Call& call);
 
   std::string path_;
   int descriptor_;

@@ -14,7 +14,7 @@
 #include "rules.h"
 
 namespace pcow {
-Result<void> ImageState::prepare_directory(Prepared* prepared) {
+Result<void> ImageState::prepare_directory(Prepared* prepared, Reach reach) {
   if (prepared->directory.layers.size() > kMaxLayers)
     return Error(Code::kLimit, path + " has the most layers that an image can have (" + std::to_string(kMaxLayers) +
                                    "): delete snapshots first");
@@ -25,7 +25,8 @@ Result<void> ImageState::prepare_directory(Prepared* prepared) {
   prepared->offset = *first << geometry.block_shift();
   prepared->length = bytes.size();
   auto written = file->write(prepared->offset, bytes.data(), bytes.size());
-  if (written && keeps(Rule::kDirectoryBeforeSuperblock)) written = file->sync();
+  if (written && keeps(Rule::kDirectoryBeforeSuperblock))
+    written = reach == Reach::kFile ? file->sync() : file->sync(prepared->offset, prepared->length);
   if (!written) {
     space->release(*first, blocks);
     prepared->length = 0;
@@ -148,11 +149,11 @@ Result<void> ImageState::seal() {
     const std::unique_lock lock(gate);
     superblock = next;
   }
-  return keeps(Rule::kSealBeforeReturn) ? sync() : Result<void>();
+  return keeps(Rule::kSealBeforeReturn) ? sync_superblock(*file) : Result<void>();
 }
 
 Result<void> ImageState::change_directory(Prepared* prepared) {
-  if (auto ready = prepare_directory(prepared); !ready) {
+  if (auto ready = prepare_directory(prepared, Reach::kFile); !ready) {
     abandon(*prepared);
     return ready;
   }
@@ -306,7 +307,7 @@ Result<void> Image::resize(uint64_t size, bool shrink) {
     }
     prepared.table = *table;
     std::vector<uint32_t> left_out;
-    if (auto ready = state.prepare_directory(&prepared); !ready) {
+    if (auto ready = state.prepare_directory(&prepared, ImageState::Reach::kFile); !ready) {
       state.abandon(prepared);
       return ready;
     }

@@ -199,7 +199,7 @@ Result<void> ImageState::take_over() {
   if (names_dropped) {
     Prepared prepared;
     prepared.directory = directory;
-    PCOW_TRY(prepare_directory(&prepared));
+    PCOW_TRY(prepare_directory(&prepared, Reach::kFile));
     PCOW_TRY(commit(&prepared));
   } else {
     superblock.generation++;

@@ -50,7 +50,8 @@ Result<std::unique_ptr<PendingSnapshot>> PendingSnapshot::prepare(Image* image, 
     frozen->time_ns = origin.time_ns ? origin.time_ns : realtime_ns();
     frozen->identity = origin.identity ? origin.identity : random_identity();
     PCOW_TRY(state.prepare_active(&prepared, frozen->id, frozen->size));
-    PCOW_TRY(state.prepare_directory(&prepared));
+    // The rest is durable, or is made so after the moment: a busy writer has written much again by now.
+    PCOW_TRY(state.prepare_directory(&prepared, ImageState::Reach::kDirectory));
     return pending;
   };
   return state.noted(ready());

@@ -126,7 +126,9 @@ class ImageState {
     std::optional<BaseReference> base;
     BaseChain bases;
   };
-  Result<void> prepare_directory(Prepared* prepared);  // writes it elsewhere and makes it durable
+  enum class Reach { kFile, kDirectory };
+  // Writes it elsewhere, and makes it durable: it alone, or with all else that has been written.
+  Result<void> prepare_directory(Prepared* prepared, Reach reach);
   Result<void> prepare_active(Prepared* prepared, uint64_t parent, uint64_t size);
   void abandon(const Prepared& prepared);
   Result<void> commit(Prepared* prepared);  // with the gate held exclusively: from here on it counts

@@ -4,7 +4,7 @@
 //   1. take the marked chunks and the released blocks; note which sub-blocks are `written` but not `durable`
 //   2. fdatasync: their data, their entries, and every freeing stored before are on the disk
 //   3. set `durable` for exactly the noted bits (a write that came in meanwhile keeps waiting for the next sync)
-//   4. fdatasync, where step 3 set anything
+//   4. where step 3 set anything: those entries are on the disk (and no more: what a busy writer has written meanwhile can wait)
 //   5. punch the released blocks, after everybody who may still be reading them has passed the gate; free what the
 //      sync before punched, for step 2 made those holes durable
 // A crash between 2 and 4 loses bits whose data is on the disk; the sync had not returned, so nothing was promised.
@@ -70,7 +70,9 @@ Result<void> ImageState::sync() {
     now.durable |= then.written & now.written;
     table->store(block, now);
   }
-  if (!noted_entries.empty() && keeps(Rule::kDurableBeforeReturn)) PCOW_TRY(file->sync());
+  if (!noted_entries.empty() && keeps(Rule::kDurableBeforeReturn)) {
+    for (const auto& [table, chunks] : marked) PCOW_TRY(table->sync(*chunks.begin(), *chunks.rbegin() + 1));
+  }
   space->note_sync_done();
   sync_covered = covering;
 

@@ -61,6 +61,8 @@ Result<Superblock> read_superblock(const File& file);
 
 // Writes into the slot that `superblock.generation` chooses (odd: the second). The caller orders it with syncs.
 Result<void> write_superblock(File& file, const Superblock& superblock);
+// Both slots are on the disk.
+Result<void> sync_superblock(File& file);
 
 // Read-only compatible features.
 inline constexpr uint64_t kLayerChecksums = 1;

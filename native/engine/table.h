@@ -59,6 +59,10 @@ class Table {
   void store(uint64_t block, Entry entry) {
     file_->store(&mapping_->words()[block], offset_ + block * 8, entry.pack());
   }
+  // The entries of chunks [first, end), and perhaps others.
+  Result<void> sync(uint64_t first, uint64_t end) {
+    return file_->sync(offset_ + first * kPageSize, (end - first) * kPageSize);
+  }
   // The chunks for which that is true. Complete once nobody stores any more.
   std::vector<ChunkRange> present() const;
   // Reserves disk space for the chunk's page, so that storing into it cannot raise SIGBUS on a full disk.

@@ -205,7 +205,7 @@ class PowerCuts : public FileObserver {
     }
     if (operation == FileOperation::kSync) {
       cut(budget_);
-      disk_->sync();
+      disk_->sync(offset, length);
       // Not in what is done meanwhile itself.
       if (auto meanwhile = std::exchange(interrupt, nullptr)) {
         meanwhile();
@@ -238,7 +238,7 @@ class PowerCuts : public FileObserver {
   void before_in_base(FileOperation operation, uint64_t offset, uint64_t length, const void* data) {
     if (operation == FileOperation::kSync) {
       cut(budget_);
-      base_disk_->sync();
+      base_disk_->sync(offset, length);
     } else {
       base_disk_->apply(operation, offset, length, data);
       if (run_->random() % 16 == 0) cut(2);

@@ -121,9 +121,13 @@ void DiskSimulator::apply(FileOperation operation, uint64_t offset, uint64_t len
   if (size != sizes_.back()) sizes_.push_back(size);
 }
 
-void DiskSimulator::sync() {
-  sizes_ = {sizes_.back()};
-  for (auto& [number, versions] : pages_) versions = {versions.back()};
+void DiskSimulator::sync(uint64_t offset, uint64_t length) {
+  const bool whole = length == kWholeFile;
+  const uint64_t end = whole ? kWholeFile : pages_for(offset + length);
+  const auto reaches = [&](uint64_t size) { return !whole && pages_for(size) >= end; };
+  sizes_.erase(sizes_.begin(), std::find_if(sizes_.begin(), sizes_.end() - 1, reaches));
+  for (auto at = pages_.lower_bound(offset / kPageSize); at != pages_.end() && at->first < end; ++at)
+    at->second = {at->second.back()};
 }
 
 // `version` is asked with the number of versions of each thing that has several. With `tear`, pages are torn.

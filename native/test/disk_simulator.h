@@ -37,8 +37,8 @@ class DiskSimulator {
 
   // The operation reaches the page cache.
   void apply(pcow::FileOperation operation, uint64_t offset, uint64_t length, const void* data);
-  // All of the page cache reaches the disk.
-  void sync();
+  // The pages of the range reach the disk, and that the file reaches to its end; kWholeFile: all of the page cache.
+  void sync(uint64_t offset, uint64_t length);
 
   // Whether a store there can't find the disk full: it was allocated, or written, and not punched since.
   bool has_space(uint64_t offset, uint64_t length) const;
