@@ -145,6 +145,12 @@ struct DepthRange {
   uint64_t end = UINT64_MAX;
 };
 
+// What a monitor knows of a fault's place.
+struct FaultHint {
+  uint64_t ahead = 0;        // bytes that may be allocated beyond it, because its writer goes on from there
+  bool whole_block = false;  // worth a copy of the whole block at its first write
+};
+
 // What a fault needed, for statistics.
 struct FaultWork {
   bool expanded = false;  // space was allocated where nothing lay below
@@ -231,10 +237,10 @@ class Image {
   //
   // The run of own bytes around `offset` that may be mapped for writing: at most the 2 MiB around it, within its chunk.
   Result<Extent> held(uint64_t offset) const;
-  // Makes the place at `offset` the active layer's own, with disk space behind it, and returns the run around it. Where
-  // nothing lies below, up to `ahead` bytes more are allocated. Where something does, the first write to a block copies
-  // one sub-block, a further one completes the block. kNoSpace changes nothing.
-  Result<Extent> make_writable(uint64_t offset, uint64_t ahead, FaultWork* work);
+  // Makes the place at `offset` the active layer's own, with disk space behind it. Returns what was made so around it, or, where
+  // it was its own already, the run as held() does. Where nothing lies below, up to `hint.ahead` bytes more are allocated. Where
+  // something does, the first write to a block copies one sub-block, a further one completes the block. kNoSpace changes nothing.
+  Result<Extent> make_writable(uint64_t offset, const FaultHint& hint, FaultWork* work);
   // Completes every block of the chunk at `offset` from below, with disk space, so that it maps in few pieces.
   Result<void> complete_chunk(uint64_t offset, FaultWork* work);
   // Where the active layer's own byte at `offset` is in the file, or 0 where it is not its own.

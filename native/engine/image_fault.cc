@@ -6,6 +6,8 @@
 // Only whole sub-blocks that are `written` are mapped, so a sync that takes down the bits covers the guest's stores too:
 // the kernel writes dirty pages of the mapping back by the same fdatasync.
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <bit>
 #include <memory>
@@ -24,6 +26,13 @@ constexpr uint64_t kCopiesAheadShare = 4;  // of what would be allocated ahead w
 // A copy passes through here: not zeroed, for all of it is read into. Not a buffer of the thread's own that is kept: a file's
 // observer (file.h) may come back to the engine in the middle of a write.
 std::unique_ptr<char[]> scratch(size_t length) { return std::make_unique_for_overwrite<char[]>(length); }
+
+// kLargestRun bytes; null where there is no address space. Never written, so each of its pages is the kernel's one page of zeros:
+// to read all of it is to read that page again and again, from the processor's cache.
+const char* zeros() {
+  static void* const made = mmap(nullptr, kLargestRun, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  return made == MAP_FAILED ? nullptr : static_cast<const char*>(made);
+}
 
 }  // namespace
 
@@ -125,8 +134,8 @@ Result<Entry> ImageState::complete_block(uint64_t block, Entry entry, FaultWork*
     // In a fresh block only what lies below must be written; in an old one the other sub-blocks too, for an unfinished
     // write may have left something in them.
     const auto wanted = static_cast<uint16_t>(fresh ? missing & *lower : missing);
-    // What is written has its disk space by that.
-    if (fresh && wanted != geometry.full_mask() && keeps(Rule::kDataSpaceBeforeMapping))
+    // What is written has its disk space by that; what is our own already may have lost it by a discard.
+    if (wanted != geometry.full_mask() && keeps(Rule::kDataSpaceBeforeMapping))
       PCOW_TRY(file->allocate(place, geometry.block_size()));
     for (uint32_t first = 0; first < geometry.sub_blocks(); first++) {
       if (!(wanted >> first & 1)) continue;
@@ -158,7 +167,7 @@ Result<Entry> ImageState::complete_block(uint64_t block, Entry entry, FaultWork*
   return entry;
 }
 
-Result<Extent> ImageState::make_writable_locked(uint64_t offset, uint64_t ahead, FaultWork* work) {
+Result<Extent> ImageState::make_writable_locked(uint64_t offset, const FaultHint& hint, FaultWork* work) {
   if (auto held = mappable_extent(offset); !held || held->length) return held;
   const uint64_t block = offset >> geometry.block_shift();
   const uint64_t chunk = block / kBlocksPerChunk;
@@ -173,12 +182,15 @@ Result<Extent> ImageState::make_writable_locked(uint64_t offset, uint64_t ahead,
   // where writes come one after another; over a base, where half of it is our own already; over a snapshot of our own, at the
   // second write, for what was in use when it was taken is in use now, and comes back sooner in whole blocks.
   const int own = std::popcount(entry.written);
-  bool scattered = ahead == 0 && own < static_cast<int>(geometry.sub_blocks() / 2);
+  bool scattered = hint.ahead == 0 && !hint.whole_block && own < static_cast<int>(geometry.sub_blocks() / 2);
   if (copies && scattered && own > 0) {
     auto snapshot = below->holds(block, below->sources().size() - base_sources.size());
     if (!snapshot) return snapshot.error();
     scattered = !*snapshot;
   }
+  // What is made here, and no more of its neighbours: they have been mapped, or have a fault of their own.
+  uint64_t from = block << geometry.block_shift();
+  uint64_t to = from + geometry.block_size();
   const auto number = static_cast<uint32_t>((offset & (geometry.block_size() - 1)) >> geometry.sub_block_shift());
   if (copies && scattered && (entry.empty() || entry.index) && (*lower >> number & 1)) {
     const bool fresh = entry.index == 0;
@@ -202,20 +214,29 @@ Result<Extent> ImageState::make_writable_locked(uint64_t offset, uint64_t ahead,
     mark_unsynced(active, chunk);
     work->copied = true;
     work->copied_bytes += geometry.sub_block_size();
+    from += within;
+    to = from + geometry.sub_block_size();
   } else if (copies || !entry.empty()) {
     auto completed = complete_block(block, entry, work);
     if (!completed) return completed.error();
-    if (copies) PCOW_TRY(copy_ahead(block, ahead, work));
+    if (copies) PCOW_TRY(copy_ahead(block, hint.ahead, &to, work));
   } else {
-    PCOW_TRY(expand(block, ahead));
+    PCOW_TRY(expand(block, hint.ahead, &to));
     work->expanded = true;
   }
-  return mappable_extent(offset);
+  Extent extent = held_extent(offset);
+  const uint64_t end = std::min(to, extent.offset + extent.length);
+  if (extent.offset < from) {
+    extent.place += from - extent.offset;
+    extent.offset = from;
+  }
+  extent.length = end - extent.offset;
+  return extent;
 }
 
 // With the chunk's lock held, and the table's page ensured: completes followers of `block` in the chunk that lie below
-// as well. Not as many as `ahead` bytes hold, for each costs a copy.
-Result<void> ImageState::copy_ahead(uint64_t block, uint64_t ahead, FaultWork* work) {
+// as well. Not as many as `ahead` bytes hold, for each costs a copy. `*to` becomes the end of what is complete, in the image.
+Result<void> ImageState::copy_ahead(uint64_t block, uint64_t ahead, uint64_t* to, FaultWork* work) {
   const uint64_t limit = std::min({(block / kBlocksPerChunk + 1) * kBlocksPerChunk, active->entries(),
                                    block + 1 + (ahead >> geometry.block_shift()) / kCopiesAheadShare});
   for (uint64_t next = block + 1; next < limit; next++) {
@@ -227,15 +248,33 @@ Result<void> ImageState::copy_ahead(uint64_t block, uint64_t ahead, FaultWork* w
     // The one that is needed is there: a full disk is no reason to make its writer wait, and a damaged neighbour none to fail.
     if (!completed && (completed.error().code == Code::kNoSpace || completed.error().code == Code::kCorrupt)) return {};
     if (!completed) return completed.error();
+    *to += geometry.block_size();
+  }
+  return {};
+}
+
+// Neighbouring blocks that read as zeros, and whose space is allocated, come into the page cache as zeros of large folios. A page
+// that a fault brings in by itself costs the kernel several times as much, and a folio of its own.
+Result<void> ImageState::fill_cache(uint64_t index, uint64_t count) {
+  const uint64_t place = index << geometry.block_shift();
+  const uint64_t end = place + (count << geometry.block_shift());
+  for (uint64_t at = place; zeros() && at < end;) {
+    const uint64_t next = std::min(end, at / kLargestRun * kLargestRun + kLargestRun);
+    PCOW_TRY(file->write(at, zeros(), next - at));
+    at = next;
   }
   return {};
 }
 
 // With the chunk's lock held, and the table's page ensured: allocates `block`, and as many of its followers in the chunk
-// as are empty all the way down and as `ahead` bytes hold, in one go.
-Result<void> ImageState::expand(uint64_t block, uint64_t ahead) {
-  const uint64_t limit = std::min({(block / kBlocksPerChunk + 1) * kBlocksPerChunk, active->entries(),
-                                   block + 1 + (ahead >> geometry.block_shift())});
+// as are empty all the way down and as `ahead` bytes hold, in one go. A run that would pass a multiple of kLargestRun ends there,
+// so that the next one is a whole one: aligned in the image, in the file and in memory, it can be one huge page. `*to` becomes the
+// end of the run, in the image.
+Result<void> ImageState::expand(uint64_t block, uint64_t ahead, uint64_t* to) {
+  const uint64_t whole = std::max<uint64_t>(kLargestRun >> geometry.block_shift(), 1);
+  uint64_t limit = block + 1 + (ahead >> geometry.block_shift());
+  if (limit / whole > block / whole) limit = std::max(limit / whole * whole, block + 1);
+  limit = std::min({(block / kBlocksPerChunk + 1) * kBlocksPerChunk, active->entries(), limit});
   std::vector<uint32_t> places;
   Result<void> outcome;
   for (uint64_t next = block; next < limit && outcome; next++) {
@@ -267,22 +306,24 @@ Result<void> ImageState::expand(uint64_t block, uint64_t ahead) {
       outcome = file->allocate(place, geometry.block_size());
     }
   }
+  if (outcome && places.size() > 1) outcome = fill_cache(places.front(), places.size());
   if (!outcome) {
     for (const uint32_t index : places) space->release(index, 1);
     return outcome;
   }
   for (size_t i = 0; i < places.size(); i++) active->store(block + i, {places[i], geometry.full_mask(), 0});
   mark_unsynced(active, block / kBlocksPerChunk);
+  *to = (block + places.size()) << geometry.block_shift();
   return {};
 }
 
-Result<Extent> Image::make_writable(uint64_t offset, uint64_t ahead, FaultWork* work) {
+Result<Extent> Image::make_writable(uint64_t offset, const FaultHint& hint, FaultWork* work) {
   ImageState& state = *state_;
   const auto attempt = [&]() -> Result<Extent> {
     const std::shared_lock lock(state.gate);
     if (state.closed) return state.closed_error();
     if (state.is_stale()) return state.stale_error();
-    return state.make_writable_locked(offset, ahead, work);
+    return state.make_writable_locked(offset, hint, work);
   };
   return state.noted(while_stale(state, attempt));
 }

@@ -104,10 +104,11 @@ class ImageState {
   void forget_unsynced(const Table& table);  // with `syncing` held
 
   // image_fault.cc; the caller holds the gate shared
-  Result<Extent> make_writable_locked(uint64_t offset, uint64_t ahead, FaultWork* work);
+  Result<Extent> make_writable_locked(uint64_t offset, const FaultHint& hint, FaultWork* work);
   Result<Entry> complete_block(uint64_t block, Entry entry, FaultWork* work);
-  Result<void> copy_ahead(uint64_t block, uint64_t ahead, FaultWork* work);
-  Result<void> expand(uint64_t block, uint64_t ahead);
+  Result<void> copy_ahead(uint64_t block, uint64_t ahead, uint64_t* to, FaultWork* work);
+  Result<void> expand(uint64_t block, uint64_t ahead, uint64_t* to);
+  Result<void> fill_cache(uint64_t index, uint64_t count);
   Extent held_extent(uint64_t offset) const;
   Result<Extent> mappable_extent(uint64_t offset) const;  // … with disk space behind it
 

@@ -22,6 +22,23 @@ std::vector<uint64_t> Region::chunk_starts() const {
   return starts;
 }
 
+void Region::remember_use(uint64_t offset) {
+  const Chunk* chunk = find(offset);
+  if (!chunk) return;
+  auto& used = used_[offset >> geometry_.chunk_shift];
+  for (size_t word = 0; word < chunk->mapped.size(); word++) {
+    for (uint64_t bits = chunk->mapped[word] | chunk->clean[word]; bits; bits &= bits - 1) {
+      const uint64_t sub_block = word * 64 + static_cast<uint64_t>(std::countr_zero(bits));
+      used.set(block_in_chunk(sub_block << geometry_.sub_block_shift));
+    }
+  }
+}
+
+bool Region::was_in_use(uint64_t offset) const {
+  const auto used = used_.find(offset >> geometry_.chunk_shift);
+  return used != used_.end() && used->second.test(block_in_chunk(offset));
+}
+
 uint64_t Region::ahead(uint64_t offset) {
   constexpr uint64_t kFirst = uint64_t{128} << 10;
   constexpr uint64_t kMost = uint64_t{2} << 20;

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <bit>
+#include <bitset>
 #include <cstddef>
 #include <cstdint>
 #include <unordered_map>
@@ -71,13 +72,19 @@ class Region {
     for (auto at = chunks_.begin(); at != chunks_.end();) at = at->first >= low && at->first < high ? forget(at) : ++at;
   }
 
+  // Which blocks of the chunk at `offset` are mapped or clean copies now, for was_in_use() to tell when they no longer are.
+  void remember_use(uint64_t offset);
+  void forget_use() { used_.clear(); }
+  bool was_in_use(uint64_t offset) const;
+
   // Bytes to allocate beyond a first touch at `offset`: doubles while touches follow one another, in each of a few streams.
   uint64_t ahead(uint64_t offset);
   // The last ahead()'s touch was served up to `end`: that is where the next of its stream would be.
   void served_to(uint64_t end) { streams_[newest_].expected = end; }
 
  private:
-  static constexpr size_t kSubBlocksPerChunk = 8192;
+  static constexpr size_t kBlocksPerChunk = 512;
+  static constexpr size_t kSubBlocksPerChunk = 16 * kBlocksPerChunk;
   using Bits = std::array<uint64_t, kSubBlocksPerChunk / 64>;
   struct Chunk {
     Bits mapped{};
@@ -116,6 +123,10 @@ class Region {
     word = value ? word | uint64_t{1} << (number % 64) : word & ~(uint64_t{1} << (number % 64));
   }
 
+  size_t block_in_chunk(uint64_t offset) const {
+    return (offset & (geometry_.chunk_size() - 1)) / (geometry_.chunk_size() / kBlocksPerChunk);
+  }
+
   const RegionGeometry geometry_;
   char* const address_;
   const size_t length_;
@@ -124,8 +135,9 @@ class Region {
   mutable std::unordered_map<uint64_t, Chunk> chunks_;
   mutable Chunk* last_ = nullptr;
   mutable uint64_t last_number_ = 0;
-  std::array<Stream, 8> streams_;  // of sequential writers
-  size_t newest_ = 0;              // the one that served the last touch
+  std::unordered_map<uint64_t, std::bitset<kBlocksPerChunk>> used_;  // by the chunk's number
+  std::array<Stream, 8> streams_;                                    // of sequential writers
+  size_t newest_ = 0;                                                // the one that served the last touch
 };
 
 }  // namespace pcow

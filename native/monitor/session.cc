@@ -1,7 +1,6 @@
 #include "session.h"
 
 #include <poll.h>
-#include <sched.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
@@ -24,6 +23,11 @@ std::atomic<int64_t> process_mappings{0};
 
 constexpr uint64_t kStallRetryMs = 100;
 constexpr uint64_t kAwaitNs = 30'000;
+constexpr uint64_t kSliceNs = 100'000;  // the least that the kernel takes
+constexpr uint32_t kMostInVain = 4;     // times in a row
+constexpr uint32_t kTryAgain = 16;      // … then every so often
+constexpr uint64_t kBusyNs = 250'000;   // some times what it takes to serve a fault
+constexpr uint64_t kCleanGroup = 4;     // units that come back together
 constexpr uint64_t kStallReportNs = 10'000'000'000;
 constexpr int64_t kWorthPromoting = 8;  // boundaries; completing a chunk for less gains nothing
 
@@ -31,6 +35,22 @@ RegionGeometry region_geometry(const ImageInfo& info) {
   const auto sub_block_shift = static_cast<uint32_t>(std::countr_zero(info.sub_block_size));
   const auto block_shift = static_cast<uint32_t>(std::countr_zero(info.block_size));
   return {sub_block_shift, block_shift + 9};
+}
+
+// A short slice, so that this thread, when a fault wakes it, need not wait until whoever has its processor has used up one of the
+// usual milliseconds: sched(7), sched_setattr(2); Linux 6.12 and newer, others ignore it. What it may use in all stays the same.
+void ask_for_short_slices() {
+  struct {  // of <linux/sched/types.h>, which does not go together with <sched.h>
+    uint32_t size, policy;
+    uint64_t flags;
+    int32_t nice;
+    uint32_t priority;
+    uint64_t runtime, deadline, period;
+  } attributes = {};
+  if (syscall(SYS_sched_getattr, 0, &attributes, sizeof attributes, 0) < 0 || attributes.policy != 0) return;
+  attributes.size = sizeof attributes;
+  attributes.runtime = kSliceNs;
+  (void)syscall(SYS_sched_setattr, 0, &attributes, 0);
 }
 
 }  // namespace
@@ -91,13 +111,18 @@ bool Session::read_events(std::deque<Fault>* waiting) {
   return all > 0;
 }
 
-// Faults come in bursts, and to be woken takes longer than to serve one: for a moment after the last one the thread looks again
-// by itself. It yields, in case it has the faulting thread's processor. false: none came.
+// Faults come in bursts, and to be woken takes longer than to serve one: for a moment after the last one the thread looks again by
+// itself. It does not yield: the scheduler counts that against it, and makes it wait for milliseconds behind whoever comes later.
+// Where looking is in vain, it mostly sleeps at once: the faulting thread may be waiting for this processor. false: none came.
 bool Session::await_fault(std::deque<Fault>* waiting) {
+  if (in_vain_ >= kMostInVain && ++in_vain_ % kTryAgain != 0) return false;
   for (const uint64_t end = monotonic_ns() + kAwaitNs; monotonic_ns() < end;) {
-    if (read_events(waiting)) return true;
-    sched_yield();
+    if (read_events(waiting)) {
+      in_vain_ = 0;
+      return true;
+    }
   }
+  in_vain_++;
   return false;
 }
 
@@ -105,6 +130,7 @@ bool Session::await_fault(std::deque<Fault>* waiting) {
 // served only while it holds `handling` itself.
 void Session::serve_faults() {
   const Inside inside;
+  ask_for_short_slices();
   std::deque<Fault> waiting;
   std::deque<Fault> stalled;
   uint64_t retry_at = 0;
@@ -151,20 +177,25 @@ bool Session::serve(const Fault& fault) {
     faults_->wake(fault.address, 4096);
     return true;
   }
+  busy_ = fault.since_ns < served_ns_ + kBusyNs;
   if (!(fault.write ? serve_write(region, offset, &kind) : serve_read(region, offset, &kind))) return false;
-  statistics_.faults[static_cast<size_t>(kind)].add(monotonic_ns() - fault.since_ns);
+  served_ns_ = monotonic_ns();
+  statistics_.faults[static_cast<size_t>(kind)].add(served_ns_ - fault.since_ns);
   if (process_mappings.load(std::memory_order_relaxed) > static_cast<int64_t>(limits_.mapping_budget)) promote();
   return true;
 }
 
 bool Session::serve_write(Region* region, uint64_t offset, FaultKind* kind) {
   FaultWork work;
-  auto extent = image_->make_writable(offset, region->ahead(offset), &work);
+  // What was in use before a snapshot is in use after it. While the guest mostly waits for such blocks they come back whole, in a
+  // fault each; once it has time, what it writes here and there takes no more disk space than it must.
+  const FaultHint hint = {.ahead = region->ahead(offset), .whole_block = busy_ && region->was_in_use(offset)};
+  auto extent = image_->make_writable(offset, hint, &work);
   if (!extent) return fail(region, offset, extent.error());
   if (work.expanded || work.copied) region->served_to(extent->offset + extent->length);
   // Before the writer goes on: it may look there next.
   drop_clean_elsewhere(region, extent->offset, extent->offset + extent->length);
-  if (auto placed = place(region, offset, *extent); !placed) {
+  if (auto placed = place(region, offset, *extent, work.expanded || work.copied); !placed) {
     report_stall(placed.error());
     return false;
   }
@@ -179,10 +210,11 @@ bool Session::serve_read(Region* region, uint64_t offset, FaultKind* kind) {
   if (!extent) {
     outcome = extent.error();
   } else if (extent->length) {
-    outcome = place(region, offset, *extent);
+    outcome = place(region, offset, *extent, false);
   } else {
     *kind = FaultKind::kCleanCopy;
     outcome = copy_clean(region, offset);
+    if (outcome && busy_ && region->was_in_use(offset)) copy_clean_around(region, offset);
   }
   return outcome || fail(region, offset, outcome.error());
 }
@@ -200,14 +232,15 @@ bool Session::fail(Region* region, uint64_t offset, const Error& error) {
   return true;
 }
 
-// Maps the run of own bytes, or the part of it around `offset` that is not mapped yet, and wakes who waits for it.
-Result<void> Session::place(Region* region, uint64_t offset, const Extent& extent) {
+// Maps the run of own bytes, and wakes who waits for it: all of what was just made, in one piece with what lies between and is mapped
+// already, or else the part around `offset` that is not mapped yet.
+Result<void> Session::place(Region* region, uint64_t offset, const Extent& extent, bool made) {
   const uint64_t sub = geometry_.sub_block_size();
   const uint64_t low = std::max(extent.offset, region->offset());
   const uint64_t high = std::min(extent.offset + extent.length, region->end());
-  uint64_t from = std::max(low, offset / sub * sub);
+  uint64_t from = made ? low : std::max(low, offset / sub * sub);
   while (from > low && !region->is_mapped(from - 1)) from = std::max(low, (from - 1) / sub * sub);
-  uint64_t to = std::min(high, offset / sub * sub + sub);
+  uint64_t to = made ? high : std::min(high, offset / sub * sub + sub);
   while (to < high && !region->is_mapped(to)) to = std::min(high, to / sub * sub + sub);
 
   const uint64_t place = extent.place + (from - extent.offset);
@@ -224,7 +257,14 @@ Result<void> Session::place(Region* region, uint64_t offset, const Extent& exten
   const bool right = to < region->end() && region->is_mapped(to);
   const bool joins_left = left && image_->place(from - 1) == place - 1;
   const bool joins_right = right && image_->place(to) == place + (to - from);
-  count_boundaries(region, from, (joins_left ? 0 : 1) - (left ? 1 : 0) + (joins_right ? 0 : 1) - (right ? 1 : 0));
+  int64_t before = 0;
+  bool mapped = left;
+  for (uint64_t at = from; at < to; at = at / sub * sub + sub) {
+    if (region->is_mapped(at) != mapped) before++;
+    mapped = region->is_mapped(at);
+  }
+  if (right != mapped) before++;
+  count_boundaries(region, from, (joins_left ? 0 : 1) + (joins_right ? 0 : 1) - before);
   for (uint64_t at = from; at < to; at = at / sub * sub + sub) {
     if (region->is_clean(at)) {
       region->set_clean(at, false);
@@ -270,6 +310,18 @@ Result<void> Session::copy_clean(Region* region, uint64_t offset) {
   faults_->wake(region->at(low), high - low);
   keep_clean_budget();
   return {};
+}
+
+// Nobody waits: what was in use before the snapshot near `offset`, so that it needs no faults of its own. Not at the price of other
+// copies: the one just made might be dropped before its reader is back, for ever.
+void Session::copy_clean_around(Region* region, uint64_t offset) {
+  const uint64_t group = offset / (clean_unit_ * kCleanGroup) * (clean_unit_ * kCleanGroup);
+  for (uint64_t at = std::max(group, region->offset()); at < std::min(group + clean_unit_ * kCleanGroup, region->end());
+       at = (at / clean_unit_ + 1) * clean_unit_) {
+    if (statistics_.clean_bytes + clean_unit_ > limits_.clean_cache) return;
+    if (!region->was_in_use(at) || region->is_mapped(at) || region->is_clean(at)) continue;
+    if (!copy_clean(region, at)) return;  // who touches it will be told
+  }
 }
 
 void Session::drop_clean(Region* region, uint64_t from, uint64_t to) {
@@ -538,6 +590,7 @@ Result<void> Session::cut() {
   std::vector<std::pair<size_t, uint64_t>> pieces;  // number of the region, start of the chunk
   {
     const Handling held(this);
+    for (const auto& region : regions_) region->forget_use();
     for (size_t i = 0; i < regions_.size(); i++)
       for (const uint64_t start : regions_[i]->chunk_starts()) pieces.emplace_back(i, start);
   }
@@ -549,6 +602,7 @@ Result<void> Session::cut() {
     const uint64_t to = std::min(start + geometry_.chunk_size(), region->end());
     if (from >= to) continue;
     PCOW_TRY(replace(region, from, to));
+    region->remember_use(start);
     drop_books(region, start, start + geometry_.chunk_size());
   }
   handling_.lock();
@@ -559,6 +613,7 @@ Result<void> Session::cut() {
       abort();
       return replaced;
     }
+    for (const uint64_t start : region->chunk_starts()) region->remember_use(start);
     drop_books(region.get());
   }
   return {};

@@ -100,8 +100,9 @@ class Session {
   bool serve(const Fault& fault);  // false: it must wait
   bool serve_write(Region* region, uint64_t offset, FaultKind* kind);
   bool serve_read(Region* region, uint64_t offset, FaultKind* kind);
-  Result<void> place(Region* region, uint64_t offset, const Extent& extent);
+  Result<void> place(Region* region, uint64_t offset, const Extent& extent, bool made);
   Result<void> copy_clean(Region* region, uint64_t offset);
+  void copy_clean_around(Region* region, uint64_t offset);
   void drop_clean(Region* region, uint64_t from, uint64_t to);
   void drop_clean_elsewhere(Region* region, uint64_t from, uint64_t to);
   void keep_clean_budget();
@@ -134,6 +135,9 @@ class Session {
   std::deque<CleanUnit> clean_units_;  // oldest first
   std::vector<char> buffer_;
   uint64_t stall_reported_ns_ = 0;
+  uint64_t served_ns_ = 0;  // when the last fault had been served
+  bool busy_ = false;       // faults follow one another
+  uint32_t in_vain_ = 0;    // how often in a row await_fault() came to nothing, or was not tried after that
   std::atomic<bool> closed_{false};
 
   // The control thread's.

@@ -127,9 +127,9 @@ void finds_damage(uint32_t block_size) {
   CHECK(MUST(sample.at("", 5 * block)) == '2');
   // A guest's memory does not get it either.
   FaultWork work;
-  FAILS(sample.image->make_writable(2 * block, 0, &work), Code::kCorrupt);
+  FAILS(sample.image->make_writable(2 * block, {}, &work), Code::kCorrupt);
   FAILS(sample.image->complete_chunk(0, &work), Code::kCorrupt);
-  MUST(sample.image->make_writable(3 * block, 0, &work));
+  MUST(sample.image->make_writable(3 * block, {}, &work));
   // An image that stands on it does not read it, and what is written over it is sound.
   const std::string clone = sample.directory / "clone.pcow";
   CreateOptions options;

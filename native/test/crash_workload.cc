@@ -338,7 +338,7 @@ void PowerCuts::go_on(const std::string& path, Content content) {
     if (run_->random() % 4 == 0) {
       // What is new to a mapping is not written, and must read as before.
       FaultWork work;
-      run_->must(image->make_writable(first * kSector, count * kSector, &work), "fault");
+      run_->must(image->make_writable(first * kSector, {.ahead = count * kSector}, &work), "fault");
     } else if (run_->random() % 4 == 0) {
       run_->must(image->discard(first * kSector, count * kSector), "discard");
       std::fill_n(content.active.begin() + static_cast<ptrdiff_t>(first), count, 0);
@@ -710,7 +710,7 @@ class Workload {
     const uint64_t offset = below(now_.active.size()) * kSector;
     Extent extent;
     const auto fault = [&]() -> Result<void> {
-      auto made = image_->make_writable(offset, below(4) * block_size_, &work);
+      auto made = image_->make_writable(offset, {.ahead = below(4) * block_size_, .whole_block = below(2) == 0}, &work);
       if (!made) return made.error();
       extent = *made;
       return {};
