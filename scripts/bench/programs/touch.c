@@ -123,6 +123,7 @@ int main(int argc, char** argv) {
     order[other] = swapped;
   }
   place_threads(strcmp(argv[8], "together") == 0);
+  warm_memory(2 * length);
   pthread_barrier_init(&start, NULL, (unsigned)threads + 1);
   pthread_t started[MOST_THREADS];
   for (int id = 0; id < threads; id++)
