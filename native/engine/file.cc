@@ -12,6 +12,8 @@ namespace pcow {
 
 Mapping::~Mapping() { munmap(address_, length_); }
 
+void Mapping::expect_random() const { madvise(address_, length_, MADV_RANDOM); }
+
 Result<std::shared_ptr<File>> File::open(const std::string& path, bool write, FileObserver* observer) {
   // O_NONBLOCK: a FIFO under an image's name must not stop us; it has no effect on a regular file.
   const int descriptor = ::open(path.c_str(), (write ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);

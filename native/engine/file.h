@@ -42,6 +42,8 @@ class Mapping {
   Mapping& operator=(const Mapping&) = delete;
 
   uint64_t* words() const { return static_cast<uint64_t*>(address_); }
+  // Nothing is read ahead of an access any more.
+  void expect_random() const;
   size_t length() const { return length_; }
 
  private:

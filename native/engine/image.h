@@ -233,7 +233,7 @@ class Image {
   // Reads all that has checksums from the disk. Fails where that could not be completed, not for what it finds.
   Result<ScrubReport> scrub(const Progress& progress) const;
 
-  // For a monitor, which maps the image's own blocks into memory. One thread at a time calls these three.
+  // For a monitor, which maps the image's own blocks into memory. One thread at a time calls these four.
   //
   // The run of own bytes around `offset` that may be mapped for writing: at most the 2 MiB around it, within its chunk.
   Result<Extent> held(uint64_t offset) const;
@@ -241,6 +241,8 @@ class Image {
   // it was its own already, the run as held() does. Where nothing lies below, up to `hint.ahead` bytes more are allocated. Where
   // something does, the first write to a block copies one sub-block, a further one completes the block. kNoSpace changes nothing.
   Result<Extent> make_writable(uint64_t offset, const FaultHint& hint, FaultWork* work);
+  // Allocates up to `length` bytes from `offset` on for a writer that will come there, as far as they are empty all the way down.
+  Result<void> allocate_ahead(uint64_t offset, uint64_t length);
   // Completes every block of the chunk at `offset` from below, with disk space, so that it maps in few pieces.
   Result<void> complete_chunk(uint64_t offset, FaultWork* work);
   // Where the active layer's own byte at `offset` is in the file, or 0 where it is not its own.

@@ -328,6 +328,25 @@ Result<Extent> Image::make_writable(uint64_t offset, const FaultHint& hint, Faul
   return state.noted(while_stale(state, attempt));
 }
 
+Result<void> Image::allocate_ahead(uint64_t offset, uint64_t length) {
+  ImageState& state = *state_;
+  const uint64_t block = offset >> state.geometry.block_shift();
+  const auto attempt = [&]() -> Result<void> {
+    const std::shared_lock lock(state.gate);
+    if (state.closed) return state.closed_error();
+    if (state.is_stale()) return state.stale_error();
+    if (block >= state.active->entries()) return {};
+    PCOW_TRY(state.active->ensure(block / kBlocksPerChunk));
+    auto lower = state.below->mask(block);
+    if (!lower) return lower.error();
+    const std::lock_guard storing(state.chunk_lock(block));
+    if (*lower || state.active->load(block)) return {};
+    uint64_t to;
+    return state.expand(block, length - std::min<uint64_t>(length, state.geometry.block_size()), &to);
+  };
+  return while_stale(state, attempt);  // not noted: nobody asked for it, and whoever does will be told
+}
+
 Result<void> Image::complete_chunk(uint64_t offset, FaultWork* work) {
   ImageState& state = *state_;
   const uint64_t chunk = (offset >> state.geometry.block_shift()) / kBlocksPerChunk;

@@ -50,6 +50,7 @@ Result<void> ImageState::prepare_active(Prepared* prepared, uint64_t parent, uin
     space->release(*first, blocks);
     return table.error();
   }
+  (*table)->expect_nothing();
   prepared->table = std::move(*table);
   prepared->directory.active = layer.id;
   prepared->directory.layers.push_back(std::move(layer));
@@ -134,9 +135,11 @@ Result<std::shared_ptr<const Chain>> ImageState::chain_of(const View& view) cons
   return view.chain_;
 }
 
-// Every layer frozen so far is durable once a sync is over; from then on a crash takes nothing from it.
+// Every layer frozen so far is durable once a sync is over; from then on a crash takes nothing from it. Freed blocks wait for a quieter
+// moment: while a hole is punched, and perhaps discarded on the disk, the kernel keeps writers of the file waiting, and a guest whose
+// memory has just been frozen needs many copies written.
 Result<void> ImageState::seal() {
-  if (keeps(Rule::kDurableBeforeSeal)) PCOW_TRY(sync());
+  if (keeps(Rule::kDurableBeforeSeal)) PCOW_TRY(sync(Freed::kKeep));
   uint64_t newest = 0;
   for (const Layer& layer : directory.layers)
     if (layer.id != directory.active) newest = std::max(newest, layer.id);

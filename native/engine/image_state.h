@@ -99,7 +99,9 @@ class ImageState {
   std::mutex& chunk_lock(uint64_t block) { return chunk_locks[block / kBlocksPerChunk % chunk_locks.size()]; }
 
   // image_sync.cc
-  Result<void> sync();
+  enum class Freed { kGiveBack, kKeep };
+  // kKeep: blocks that have been freed wait for another sync.
+  Result<void> sync(Freed freed = Freed::kGiveBack);
   void mark_unsynced(const std::shared_ptr<Table>& table, uint64_t chunk);
   void forget_unsynced(const Table& table);  // with `syncing` held
 

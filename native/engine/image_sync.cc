@@ -26,7 +26,7 @@ void ImageState::forget_unsynced(const Table& table) {
   std::erase_if(unsynced, [&](const auto& marked) { return marked.first.get() == &table; });
 }
 
-Result<void> ImageState::sync() {
+Result<void> ImageState::sync(Freed freed) {
   const uint64_t arrival = ++sync_arrivals;
   const std::lock_guard lock(syncing);
   if (sync_covered >= arrival) return {};  // one that began after we came has already run
@@ -38,7 +38,7 @@ Result<void> ImageState::sync() {
     marked.swap(unsynced);
   }
   if (!keeps(Rule::kFreeingBeforePunch)) PCOW_TRY(space->finish_sync(space->take_released()));
-  const std::vector<uint64_t> released = space->take_released();
+  const std::vector<uint64_t> released = freed == Freed::kGiveBack ? space->take_released() : std::vector<uint64_t>();
   space->note_sync_began();
 
   struct Noted {
@@ -76,6 +76,7 @@ Result<void> ImageState::sync() {
   space->note_sync_done();
   sync_covered = covering;
 
+  if (freed == Freed::kKeep) return {};
   if (!released.empty()) {
     const std::unique_lock barrier(gate);
   }

@@ -47,6 +47,10 @@ class Table {
   // Of a layer with `entries` blocks, at byte `offset` of the file.
   static Result<std::shared_ptr<Table>> map(std::shared_ptr<File> file, uint64_t offset, uint64_t entries, bool write);
 
+  // It is new: there is nothing to read ahead. The kernel would fill megabytes of its cache with zeros, and the fault that made it do
+  // so would wait for that.
+  void expect_nothing() const { mapping_->expect_random(); }
+
   uint64_t entries() const { return entries_; }
   uint64_t chunks() const { return (entries_ + kBlocksPerChunk - 1) / kBlocksPerChunk; }
   // As the writer, a page that was never stored to is not touched: on tmpfs reading a hole through a mapping takes a page of

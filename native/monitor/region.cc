@@ -41,7 +41,6 @@ bool Region::was_in_use(uint64_t offset) const {
 
 uint64_t Region::ahead(uint64_t offset) {
   constexpr uint64_t kFirst = uint64_t{128} << 10;
-  constexpr uint64_t kMost = uint64_t{2} << 20;
   const auto found =
       std::find_if(streams_.begin(), streams_.end(), [&](const Stream& stream) { return stream.expected == offset; });
   if (found == streams_.end()) {
@@ -49,7 +48,7 @@ uint64_t Region::ahead(uint64_t offset) {
     streams_[newest_] = {};
   } else {
     newest_ = static_cast<size_t>(found - streams_.begin());
-    streams_[newest_].ahead = std::clamp(streams_[newest_].ahead * 2, kFirst, kMost);
+    streams_[newest_].ahead = std::clamp(streams_[newest_].ahead * 2, kFirst, kLargestRun);
   }
   return streams_[newest_].ahead;
 }

@@ -77,6 +77,7 @@ class Region {
   void forget_use() { used_.clear(); }
   bool was_in_use(uint64_t offset) const;
 
+  static constexpr uint64_t kLargestRun = uint64_t{2} << 20;  // that a stream gets at a time
   // Bytes to allocate beyond a first touch at `offset`: doubles while touches follow one another, in each of a few streams.
   uint64_t ahead(uint64_t offset);
   // The last ahead()'s touch was served up to `end`: that is where the next of its stream would be.

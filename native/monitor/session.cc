@@ -192,14 +192,18 @@ bool Session::serve_write(Region* region, uint64_t offset, FaultKind* kind) {
   const FaultHint hint = {.ahead = region->ahead(offset), .whole_block = busy_ && region->was_in_use(offset)};
   auto extent = image_->make_writable(offset, hint, &work);
   if (!extent) return fail(region, offset, extent.error());
-  if (work.expanded || work.copied) region->served_to(extent->offset + extent->length);
+  const uint64_t end = extent->offset + extent->length;
+  if (work.expanded || work.copied || hint.ahead) region->served_to(end);
   // Before the writer goes on: it may look there next.
-  drop_clean_elsewhere(region, extent->offset, extent->offset + extent->length);
+  drop_clean_elsewhere(region, extent->offset, end);
   if (auto placed = place(region, offset, *extent, work.expanded || work.copied); !placed) {
     report_stall(placed.error());
     return false;
   }
   statistics_.copied_bytes += work.copied_bytes;
+  // Its writer is back at work: what it needs next is made meanwhile. Where that fails its fault will say so.
+  if (hint.ahead == Region::kLargestRun && !work.copied && end < region->end())
+    (void)image_->allocate_ahead(end, Region::kLargestRun);
   *kind = work.copied ? FaultKind::kCopyOnWrite : work.expanded ? FaultKind::kExpansion : FaultKind::kMapping;
   return true;
 }

@@ -713,6 +713,7 @@ class Workload {
       auto made = image_->make_writable(offset, {.ahead = below(4) * block_size_, .whole_block = below(2) == 0}, &work);
       if (!made) return made.error();
       extent = *made;
+      if (below(4) == 0) return image_->allocate_ahead(extent.offset + extent.length, 4 * block_size_);
       return {};
     };
     if (!attempt("fault", now_, {world_}, fault)) return;

@@ -122,8 +122,11 @@ int main(int argc, char** argv) {
     order[i] = order[other];
     order[other] = swapped;
   }
+  for (int cpu = (int)sysconf(_SC_NPROCESSORS_ONLN); cpu-- > 0;) {
+    pin(0, cpu);
+    warm_memory(2 * length);
+  }
   place_threads(strcmp(argv[8], "together") == 0);
-  warm_memory(2 * length);
   pthread_barrier_init(&start, NULL, (unsigned)threads + 1);
   pthread_t started[MOST_THREADS];
   for (int id = 0; id < threads; id++)
