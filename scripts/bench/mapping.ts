@@ -77,6 +77,15 @@ const READS: Touch[] = [
 ];
 const ONE_PROCESSOR: Touch[] = [...EXPANSION.slice(0, 2), ...COPIES.slice(0, 1)].map((t) => ({ ...t, together: true }));
 const THREADS = [1, 2, 4, 8];
+/** Ways to make a run ready for first touches, as the program "runs" wants them. */
+const WAYS = new Map([
+  ['mapped only', 'm'],
+  ['fallocate, mapped', 'am'],
+  ['zeros written, mapped', 'zm'],
+  ['fallocate, zeros written, mapped', 'azm'],
+  ['fallocate, mapped with MADV_HUGEPAGE', 'amh'],
+  ['fallocate, mapped with MADV_HUGEPAGE, MADV_POPULATE_WRITE', 'amhp'],
+]);
 
 function after(on: Touch['on']): string {
   return on === 'base' ? 'over a base' : 'after a snapshot';
@@ -135,6 +144,14 @@ async function run({ stand, record, short, say }: Bench): Promise<void> {
         const t: Touch = { ...COPIES[0]!, threads };
         await measure('threads', t, ['copy-on-write, one byte a block', String(threads)], system);
       }
+    for (const [name, way] of WAYS) {
+      const file = stand.fresh('raw');
+      await freshFile(file, length);
+      const outcome = await stand.json<Record<string, number>>(stand.program('runs'), file, String(length), way);
+      for (const [system, value] of Object.entries(outcome))
+        record.add({ table: 'runs', row: [name], system, unit: 'µs', better: 'less' }, value);
+      await rm(file);
+    }
   }
 
   say('mapping: memory once touched');
