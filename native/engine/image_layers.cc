@@ -172,7 +172,10 @@ Result<void> ImageState::change_directory(Prepared* prepared) {
     }
     if (active != before && !directory.find(active_before)) forget_unsynced(*before);
   }
-  return keeps(Rule::kSuperblockBeforeReturn) ? sync() : Result<void>();
+  auto outcome = keeps(Rule::kSuperblockBeforeReturn) ? sync() : Result<void>();
+  // The change has happened, and its caller will not release what only the old structure used.
+  if (!outcome) leaks = true;
+  return outcome;
 }
 
 Result<bool> ImageState::active_is_empty() const {
@@ -338,7 +341,10 @@ Result<void> Image::resize(uint64_t size, bool shrink) {
       state.forget_unsynced(*old);
       if (size < before.size) state.content_generation++;
     }
-    PCOW_TRY(state.sync());
+    if (auto synced = state.sync(); !synced) {
+      state.leaks = true;
+      return synced;
+    }
     for (const uint32_t index : left_out) state.space->release(index, 1);
     state.space->release(before.table_offset >> state.geometry.block_shift(),
                          before.table_length >> state.geometry.block_shift());

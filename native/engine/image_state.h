@@ -207,7 +207,7 @@ class ImageState {
 
   // Changed with the gate held exclusively (as the writer: and `structure`).
   bool closed = false;
-  bool leaks = false;  // a release failed on its way: what is free is not all holes, and the image is not closed clean
+  bool leaks = false;  // something was not released: what is free is not all holes, and the image is not closed clean
   bool opened_clean = true;
   Superblock superblock;
   Directory directory;

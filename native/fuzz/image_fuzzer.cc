@@ -103,7 +103,7 @@ void change(const std::string& path) {
   (void)image.write(0, bytes.data(), bytes.size());
   (void)image.write(size - bytes.size(), bytes.data(), bytes.size());
   (void)image.discard(4096, 20000);
-  (void)image.make_writable(8192, 65536, &work);
+  (void)image.make_writable(8192, {.ahead = 65536}, &work);
   (void)image.snapshot("fuzzed");
   (void)image.write(30000, bytes.data(), bytes.size());
   if (size < kMostSize) {

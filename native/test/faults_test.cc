@@ -28,7 +28,8 @@ Run run_with_error(const Kind& kind, uint64_t operation, uint64_t seed, const st
   return run;
 }
 
-// The release of a dropped layer could not read its table, and the image was closed clean.
+// The release of a dropped layer could not read its table, or a hole could not be punched before it began, and the image was
+// closed clean.
 void known_faults() {
   for (uint64_t operation = 45; operation < 55; operation++)
     CHECK(run_with_error({EIO, false}, operation, 4, "deletion and merge", 4096).fault.struck);
