@@ -1,6 +1,7 @@
 #include "fault_descriptor.h"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
@@ -112,6 +113,11 @@ bool FaultDescriptor::poison(void* address, size_t length) const {
 void FaultDescriptor::wake(void* address, size_t length) const {
   struct uffdio_range range = {reinterpret_cast<uintptr_t>(address), length};
   ioctl(descriptor_, UFFDIO_WAKE, &range);
+}
+
+bool FaultDescriptor::is_awaited() const {
+  struct pollfd ready = {descriptor_, POLLIN, 0};
+  return poll(&ready, 1, 0) > 0;
 }
 
 size_t FaultDescriptor::read(struct uffd_msg* events, size_t count) const {

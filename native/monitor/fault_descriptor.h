@@ -30,6 +30,8 @@ class FaultDescriptor {
   // the kernel cannot (before Linux 6.6).
   bool poison(void* address, size_t length) const;
   void wake(void* address, size_t length) const;
+  // Whether there are events to read.
+  bool is_awaited() const;
   // Reads up to `count` events without blocking; 0: none.
   size_t read(struct uffd_msg* events, size_t count) const;
 

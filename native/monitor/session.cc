@@ -316,13 +316,13 @@ Result<void> Session::copy_clean(Region* region, uint64_t offset) {
   return {};
 }
 
-// Nobody waits: what was in use before the snapshot near `offset`, so that it needs no faults of its own. Not at the price of other
-// copies: the one just made might be dropped before its reader is back, for ever.
+// As long as nobody waits: what was in use before the snapshot near `offset`, so that it needs no faults of its own. Not at the price
+// of other copies: the one just made might be dropped before its reader is back, for ever.
 void Session::copy_clean_around(Region* region, uint64_t offset) {
   const uint64_t group = offset / (clean_unit_ * kCleanGroup) * (clean_unit_ * kCleanGroup);
   for (uint64_t at = std::max(group, region->offset()); at < std::min(group + clean_unit_ * kCleanGroup, region->end());
        at = (at / clean_unit_ + 1) * clean_unit_) {
-    if (statistics_.clean_bytes + clean_unit_ > limits_.clean_cache) return;
+    if (statistics_.clean_bytes + clean_unit_ > limits_.clean_cache || faults_->is_awaited()) return;
     if (!region->was_in_use(at) || region->is_mapped(at) || region->is_clean(at)) continue;
     if (!copy_clean(region, at)) return;  // who touches it will be told
   }
