@@ -159,7 +159,7 @@ async function run({ stand, record, short, say }: Bench): Promise<void> {
   const raw = stand.fresh('raw');
   await freshFile(raw, length);
   const passes = await stand.json<Record<string, [number[], number[]]>>(
-    ...[...stand.monitored(), stand.program('memory'), vm.flat, raw, String(length), String(short ? 9 : 25)],
+    ...[...stand.monitored(), stand.program('memory'), vm.flat, raw, String(length), '25'],
   );
   for (const [pass, [mine, theirs]] of Object.entries(passes)) {
     const of = { table: 'memory', row: [pass], unit: 's', better: 'less' as const };

@@ -3,12 +3,12 @@
  *
  *   durable FILE BYTES SIZE seq|random flush|msync|fdatasync|load|pread SECONDS
  *
- * flush: a store into the mapping, each page of which was stored to before, then the processor's flush and fence. msync: the same, then msync. fdatasync: pwrite and
- * fdatasync. load: reads the mapping. pread: O_DIRECT where the size allows it. Prints JSON.
+ * flush: a store into the mapping, each page of which was stored to before, then the processor's flush and fence. msync: the same,
+ * then msync. fdatasync: pwrite and fdatasync. load: reads the mapping. pread: O_DIRECT where the size allows it. Prints JSON.
  */
-#include <emmintrin.h>
-
 #include "../programs/bench.h"
+
+#include <emmintrin.h>
 
 int main(int argc, char** argv) {
   if (argc != 7) return 2;
