@@ -1,6 +1,5 @@
 #include "addon/fuse_channel.h"
 
-#include <dlfcn.h>
 #include <linux/fuse.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -11,6 +10,8 @@
 #include <cstdint>
 #include <cstring>
 #include <memory>
+
+#include "addon/fuse_library.h"
 
 namespace pcow::addon {
 
@@ -28,12 +29,6 @@ struct Library {
   decltype(&fuse_session_exited) session_exited;
 };
 Library library;
-
-template <typename Function>
-bool find(void* libfuse, const char* name, const char* version, Function* found) {
-  *found = reinterpret_cast<Function>(dlvsym(libfuse, name, version));
-  return *found != nullptr;
-}
 
 // Of one connection.
 struct Greeting {
@@ -104,12 +99,12 @@ void destroy(fuse_chan* channel) { delete greeting_of(channel); }
 }  // namespace
 
 fuse_chan* make_fuse_channel(void* libfuse, fuse_chan* channel) {
-  if (!find(libfuse, "fuse_chan_new", "FUSE_2.6", &library.chan_new) ||
-      !find(libfuse, "fuse_chan_fd", "FUSE_2.4", &library.chan_fd) ||
-      !find(libfuse, "fuse_chan_data", "FUSE_2.4", &library.chan_data) ||
-      !find(libfuse, "fuse_chan_session", "FUSE_2.4", &library.chan_session) ||
-      !find(libfuse, "fuse_session_exit", "FUSE_2.4", &library.session_exit) ||
-      !find(libfuse, "fuse_session_exited", "FUSE_2.4", &library.session_exited))
+  if (!find_function(libfuse, "fuse_chan_new", "FUSE_2.6", &library.chan_new) ||
+      !find_function(libfuse, "fuse_chan_fd", "FUSE_2.4", &library.chan_fd) ||
+      !find_function(libfuse, "fuse_chan_data", "FUSE_2.4", &library.chan_data) ||
+      !find_function(libfuse, "fuse_chan_session", "FUSE_2.4", &library.chan_session) ||
+      !find_function(libfuse, "fuse_session_exit", "FUSE_2.4", &library.session_exit) ||
+      !find_function(libfuse, "fuse_session_exited", "FUSE_2.4", &library.session_exited))
     return nullptr;
   fuse_chan_ops operations = {receive, send, destroy};
   auto greeting = std::make_unique<Greeting>();

@@ -1,6 +1,5 @@
 #include "addon/fuse_loop.h"
 
-#include <dlfcn.h>
 #include <fuse_lowlevel.h>
 #include <linux/fuse.h>
 #include <pthread.h>
@@ -15,6 +14,8 @@
 #include <cstring>
 #include <memory>
 #include <mutex>
+
+#include "addon/fuse_library.h"
 
 namespace pcow::addon {
 
@@ -34,20 +35,15 @@ struct Library {
   decltype(&fuse_chan_fd) descriptor;
 };
 
-template <typename Function>
-bool find(void* libfuse, const char* name, Function* found) {
-  *found = reinterpret_cast<Function>(dlsym(libfuse, name));
-  return *found != nullptr;
-}
-
 bool load(void* libfuse, Library* library) {
-  return find(libfuse, "fuse_get_session", &library->get_session) &&
-         find(libfuse, "fuse_session_next_chan", &library->next_chan) &&
-         find(libfuse, "fuse_session_process_buf", &library->process_buf) &&
-         find(libfuse, "fuse_session_exited", &library->exited) &&
-         find(libfuse, "fuse_session_reset", &library->reset) && find(libfuse, "fuse_chan_recv", &library->receive) &&
-         find(libfuse, "fuse_chan_bufsize", &library->buffer_size) &&
-         find(libfuse, "fuse_chan_fd", &library->descriptor);
+  return find_function(libfuse, "fuse_get_session", "FUSE_2.6", &library->get_session) &&
+         find_function(libfuse, "fuse_session_next_chan", "FUSE_2.4", &library->next_chan) &&
+         find_function(libfuse, "fuse_session_process_buf", "FUSE_2.9", &library->process_buf) &&
+         find_function(libfuse, "fuse_session_exited", "FUSE_2.4", &library->exited) &&
+         find_function(libfuse, "fuse_session_reset", "FUSE_2.4", &library->reset) &&
+         find_function(libfuse, "fuse_chan_recv", "FUSE_2.6", &library->receive) &&
+         find_function(libfuse, "fuse_chan_bufsize", "FUSE_2.4", &library->buffer_size) &&
+         find_function(libfuse, "fuse_chan_fd", "FUSE_2.4", &library->descriptor);
 }
 
 // Of one thread: a request, and then, for what is read, the answer. The bytes that are written or read lie at the start of a page,

@@ -19,6 +19,7 @@
 
 #include "addon/fuse_channel.h"
 #include "addon/fuse_handles.h"
+#include "addon/fuse_library.h"
 #include "addon/fuse_loop.h"
 
 namespace pcow::addon {
@@ -193,11 +194,13 @@ void end_session(void*) {
 using FuseNew = fuse* (*)(fuse_chan*, fuse_args*, const fuse_operations*, size_t, void*);
 using FuseLoop = int (*)(fuse*);
 
-// Of the version that fuse-native was linked with; dlsym would find the oldest one's.
+// Of the version that fuse-native was linked with; null where there is none.
 template <typename Function>
 Function real(const char* name, const char* version) {
   void* library = libfuse ? libfuse : dlopen("libfuse.so.2", RTLD_NOW | RTLD_NOLOAD);
-  return library ? reinterpret_cast<Function>(dlvsym(library, name, version)) : nullptr;
+  Function found = nullptr;
+  if (library) find_function(library, name, version, &found);
+  return found;
 }
 
 // libfuse leaves its descriptor of /dev/fuse to child processes. A helper that outlives a killed mount (`sync --data` on
