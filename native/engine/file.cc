@@ -4,7 +4,9 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
+#include <chrono>
 
 #include "geometry.h"
 
@@ -119,24 +121,27 @@ Result<void> File::resize(uint64_t length) {
   return {};
 }
 
+std::optional<Error> File::sync_failure() {
+  const std::lock_guard lock(failing_);
+  return sync_failure_;
+}
+
+Error File::fail_sync(int err) {
+  Error error = system_error(err, "cannot sync " + path_);
+  error.message += "; it stays unsynced until it is opened anew";
+  const std::lock_guard lock(failing_);
+  sync_failure_ = error;
+  return error;
+}
+
 template <typename Call>
 Result<void> File::sync_by(uint64_t offset, uint64_t length, const Call& call) {
-  const auto failure = [&]() {
-    const std::lock_guard lock(failing_);
-    return sync_failure_;
-  };
-  if (auto failed = failure()) return *failed;
+  if (auto failed = sync_failure()) return *failed;
   int err = observe(FileOperation::kSync, offset, length, nullptr);
   if (!err) err = insist(FileOperation::kSync, call);
-  if (err) {
-    Error error = system_error(err, "cannot sync " + path_);
-    error.message += "; it stays unsynced until it is opened anew";
-    const std::lock_guard lock(failing_);
-    sync_failure_ = error;
-    return error;
-  }
+  if (err) return fail_sync(err);
   // The kernel may have told another thread, between our call and its return, of what concerns us too.
-  if (auto failed = failure()) return *failed;
+  if (auto failed = sync_failure()) return *failed;
   return {};
 }
 
@@ -151,6 +156,28 @@ Result<void> File::sync(uint64_t offset, uint64_t length) {
   if (address == MAP_FAILED) return sync();
   const Mapping mapping(address, mapped);
   return sync_by(offset, length, [&] { return msync(address, mapped, MS_SYNC); });
+}
+
+Result<void> File::write_back(uint64_t end) {
+  using namespace std::chrono_literals;
+  constexpr uint64_t kLeast = uint64_t{64} << 10;
+  constexpr uint64_t kMost = uint64_t{8} << 20;
+  const auto act = [&](uint64_t offset, uint64_t length, unsigned how) {
+    return sync_file_range(descriptor_, static_cast<off_t>(offset), static_cast<off_t>(length), how) == 0;
+  };
+  uint64_t length = uint64_t{1} << 20;
+  for (uint64_t offset = 0; offset < end;) {
+    const auto began = std::chrono::steady_clock::now();
+    if (!act(offset, length, SYNC_FILE_RANGE_WRITE)) break;  // what it is about, the wait or the next sync will tell
+    const auto took = std::chrono::steady_clock::now() - began;
+    offset += length;
+    if (took < 200us) length = std::min(length * 2, kMost);
+    if (took > 500us) length = std::max(length / 2, kLeast);
+  }
+  if (!act(0, end, SYNC_FILE_RANGE_WAIT_BEFORE) && (errno == EIO || errno == ENOSPC || errno == EDQUOT))
+    return fail_sync(errno);
+  if (auto failed = sync_failure()) return *failed;
+  return {};
 }
 
 Result<std::unique_ptr<Mapping>> File::map(uint64_t offset, uint64_t length, bool write) {

@@ -80,6 +80,11 @@ class File {
   Result<void> sync();
   // The same for the range alone: what else has been written may stay behind. msync(2), MS_SYNC.
   Result<void> sync(uint64_t offset, uint64_t length);
+  // Writes back what is dirty before `end`, so that the next sync finds less. Nothing is durable by that; but where the kernel tells of a
+  // lost write-back, it counts as a failed sync. In short steps: in each the kernel takes the lock of the file's mappings for every dirty
+  // page that is mapped, and whoever maps something, as the monitor does for a page fault, gets it only between two steps, or after 4 ms.
+  // sync_file_range(2).
+  Result<void> write_back(uint64_t end);
   Result<std::unique_ptr<Mapping>> map(uint64_t offset, uint64_t length, bool write);
   // An atomic store into a mapping of this file: `word` lies at file offset `offset`.
   void store(uint64_t* word, uint64_t offset, uint64_t value) {
@@ -124,6 +129,8 @@ class File {
   Result<uint64_t> seek(uint64_t from, uint64_t end, int whence) const;
   template <typename Call>
   Result<void> sync_by(uint64_t offset, uint64_t length, const Call& call);
+  std::optional<Error> sync_failure();
+  Error fail_sync(int err);
 
   std::string path_;
   int descriptor_;

@@ -29,7 +29,7 @@ Result<void> ImageState::freeze_hidden() {
   frozen->identity = random_identity();
   PCOW_TRY(prepare_active(&prepared, frozen->id, frozen->size));
   PCOW_TRY(change_directory(&prepared));
-  return seal();
+  return seal(space->file_end());
 }
 
 // Step 2, on the base: what a frozen layer of `source` holds, into `table`.
@@ -109,7 +109,7 @@ Result<bool> Image::commit_into(Image* target, const std::string& name, bool aut
                                      "), which need its base as it is: delete them first, or commit a clone");
     // Deletions that were begun come to their end: then there is one layer only.
     PCOW_TRY(state.collect(nullptr));
-    PCOW_TRY(base.seal());
+    PCOW_TRY(base.seal(base.space->file_end()));
     PCOW_TRY(state.freeze_hidden());
     const Layer frozen = *state.directory.find(state.directory.active_layer().parent);
 

@@ -135,11 +135,10 @@ Result<std::shared_ptr<const Chain>> ImageState::chain_of(const View& view) cons
   return view.chain_;
 }
 
-// Every layer frozen so far is durable once a sync is over; from then on a crash takes nothing from it. Freed blocks wait for a quieter
-// moment: while a hole is punched, and perhaps discarded on the disk, the kernel keeps writers of the file waiting, and a guest whose
-// memory has just been frozen needs many copies written.
-Result<void> ImageState::seal() {
-  if (keeps(Rule::kDurableBeforeSeal)) PCOW_TRY(sync(Freed::kKeep));
+// Every layer frozen so far is made durable, and said to be: from then on a crash takes nothing from it. `end`: where the file ended when
+// the newest of them was frozen, or later.
+Result<void> ImageState::seal(uint64_t end) {
+  if (keeps(Rule::kDurableBeforeSeal)) PCOW_TRY(sync_frozen(end));
   uint64_t newest = 0;
   for (const Layer& layer : directory.layers)
     if (layer.id != directory.active) newest = std::max(newest, layer.id);

@@ -217,7 +217,7 @@ Result<void> ImageState::take_over() {
   const bool all_sealed = std::all_of(directory.layers.begin(), directory.layers.end(), [&](const Layer& layer) {
     return layer.id == directory.active || layer.id <= superblock.sealed;
   });
-  if (!all_sealed) PCOW_TRY(seal());
+  if (!all_sealed) PCOW_TRY(seal(space->file_end()));
   // Room for finishing deletions may be missing now: the image is sound without.
   if (auto collected = collect(nullptr); !collected) note(collected.error());
   return {};

@@ -1,7 +1,8 @@
 // Snapshots: of one image, of several at one moment, and in steps for a monitor that freezes the guest's memory itself.
 //
-// The order is that of every change of structure (image_layers.cc). What can take long happens before the moment, with the
-// old layer still taking writes (the first sync), or after it, with the new one doing so (the sync that seals).
+// The order is that of every change of structure (image_layers.cc). What can take long happens before the moment, with the old layer
+// still taking writes (most of what is dirty is written back), or after it, with the new one doing so (the sync that seals). Before it
+// nothing need be durable but the directory; but what is written back then need not be while many faults follow the moment.
 
 #include <algorithm>
 #include <ctime>
@@ -24,6 +25,7 @@ class PendingState {
   std::unique_lock<Gate> gate;
   ImageState::Prepared prepared;
   bool committed = false;
+  uint64_t file_end = 0;  // bytes, when it was committed
 };
 
 PendingSnapshot::PendingSnapshot(std::unique_ptr<PendingState> state) : state_(std::move(state)) {}
@@ -41,7 +43,7 @@ Result<std::unique_ptr<PendingSnapshot>> PendingSnapshot::prepare(Image* image, 
     if (state.closed) return state.closed_error();
     if (!state.writable()) return Error(Code::kReadOnly, state.path + " is open for reading only");
     if (state.directory.find(name)) return Error(Code::kExists, state.path + " already has a snapshot called " + name);
-    PCOW_TRY(state.sync());
+    PCOW_TRY(state.file->write_back(state.space->file_end()));
     ImageState::Prepared& prepared = pending->state_->prepared;
     prepared.directory = state.directory;
     Layer* frozen = prepared.directory.find(prepared.directory.active);
@@ -62,11 +64,12 @@ void PendingSnapshot::close_gate() { state_->gate = std::unique_lock(state_->ima
 Result<void> PendingSnapshot::commit() {
   auto outcome = state_->image->commit(&state_->prepared);
   state_->committed = outcome.ok();
+  state_->file_end = state_->image->space->file_end();
   state_->gate.unlock();
   return state_->image->noted(std::move(outcome));
 }
 
-Result<void> PendingSnapshot::finish() { return state_->image->noted(state_->image->seal()); }
+Result<void> PendingSnapshot::finish() { return state_->image->noted(state_->image->seal(state_->file_end)); }
 
 Result<void> Image::snapshot(const std::string& name, const SnapshotOrigin& origin) {
   auto pending = PendingSnapshot::prepare(this, name, false, origin);

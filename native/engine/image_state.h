@@ -99,9 +99,10 @@ class ImageState {
   std::mutex& chunk_lock(uint64_t block) { return chunk_locks[block / kBlocksPerChunk % chunk_locks.size()]; }
 
   // image_sync.cc
-  enum class Freed { kGiveBack, kKeep };
-  // kKeep: blocks that have been freed wait for another sync.
-  Result<void> sync(Freed freed = Freed::kGiveBack);
+  Result<void> sync();
+  Result<void> sync_frozen(uint64_t end);  // bytes of the file
+  template <typename WriteBack>
+  Result<void> make_durable(const Unsynced& marked, const WriteBack& write_back);
   void mark_unsynced(const std::shared_ptr<Table>& table, uint64_t chunk);
   void forget_unsynced(const Table& table);  // with `syncing` held
 
@@ -135,7 +136,7 @@ class ImageState {
   Result<void> prepare_active(Prepared* prepared, uint64_t parent, uint64_t size);
   void abandon(const Prepared& prepared);
   Result<void> commit(Prepared* prepared);  // with the gate held exclusively: from here on it counts
-  Result<void> seal();
+  Result<void> seal(uint64_t end);
   Result<void> change_directory(Prepared* prepared);  // prepare, commit, make durable
   Result<void> collect(const Progress& progress);     // image_merge.cc: drops and merges hidden layers
   Result<void> merge(const Layer& parent, const Layer& child, const Progress& progress);

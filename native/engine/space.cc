@@ -170,6 +170,11 @@ bool Space::has_pending() const {
   return !released_.empty() || !punched_.empty();
 }
 
+uint64_t Space::file_end() const {
+  const std::lock_guard lock(mutex_);
+  return blocks_ << geometry_.block_shift();
+}
+
 bool Space::is_durable(uint64_t index) const {
   const std::lock_guard lock(mutex_);
   return index < durable_blocks_;

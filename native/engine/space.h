@@ -49,6 +49,9 @@ class Space {
   // Whether punched or released blocks would become free by further syncs.
   bool has_pending() const;
 
+  // Bytes: every block that was handed out lies before it.
+  uint64_t file_end() const;
+
   // Whether the whole block lay inside the file when a sync last began: its being a hole is durable.
   bool is_durable(uint64_t index) const;
   void note_sync_began();
