@@ -1,7 +1,5 @@
 #include "region.h"
 
-#include <algorithm>
-
 namespace pcow {
 
 uint64_t Region::most_fragmented(int64_t* boundaries) const {
@@ -37,20 +35,6 @@ void Region::remember_use(uint64_t offset) {
 bool Region::was_in_use(uint64_t offset) const {
   const auto used = used_.find(offset >> geometry_.chunk_shift);
   return used != used_.end() && used->second.test(block_in_chunk(offset));
-}
-
-uint64_t Region::ahead(uint64_t offset) {
-  constexpr uint64_t kFirst = uint64_t{128} << 10;
-  const auto found =
-      std::find_if(streams_.begin(), streams_.end(), [&](const Stream& stream) { return stream.expected == offset; });
-  if (found == streams_.end()) {
-    newest_ = (newest_ + 1) % streams_.size();
-    streams_[newest_] = {};
-  } else {
-    newest_ = static_cast<size_t>(found - streams_.begin());
-    streams_[newest_].ahead = std::clamp(streams_[newest_].ahead * 2, kFirst, kLargestRun);
-  }
-  return streams_[newest_].ahead;
 }
 
 }  // namespace pcow

@@ -11,6 +11,8 @@
 #include <unordered_map>
 #include <vector>
 
+#include "streams.h"
+
 namespace pcow {
 
 // Sizes of the image that a region needs, in powers of two of bytes.
@@ -77,11 +79,10 @@ class Region {
   void forget_use() { used_.clear(); }
   bool was_in_use(uint64_t offset) const;
 
-  static constexpr uint64_t kLargestRun = uint64_t{2} << 20;  // that a stream gets at a time
-  // Bytes to allocate beyond a first touch at `offset`: doubles while touches follow one another, in each of a few streams.
-  uint64_t ahead(uint64_t offset);
-  // The last ahead()'s touch was served up to `end`: that is where the next of its stream would be.
-  void served_to(uint64_t end) { streams_[newest_].expected = end; }
+  static constexpr uint64_t kLargestRun = uint64_t{2} << 20;     // bytes that a writer's stream gets at a time
+  static constexpr uint64_t kLargestRead = uint64_t{512} << 10;  // … beyond what a reader's has touched
+  Streams& writers() { return writers_; }
+  Streams& readers() { return readers_; }
 
  private:
   static constexpr size_t kBlocksPerChunk = 512;
@@ -91,11 +92,6 @@ class Region {
     Bits mapped{};
     Bits clean{};
     int64_t boundaries = 0;
-  };
-
-  struct Stream {
-    uint64_t expected = ~uint64_t{0};
-    uint64_t ahead = 0;
   };
 
   // Null where nothing was ever set. Remembers the last one found: a fault looks at many neighbours.
@@ -137,8 +133,8 @@ class Region {
   mutable Chunk* last_ = nullptr;
   mutable uint64_t last_number_ = 0;
   std::unordered_map<uint64_t, std::bitset<kBlocksPerChunk>> used_;  // by the chunk's number
-  std::array<Stream, 8> streams_;                                    // of sequential writers
-  size_t newest_ = 0;                                                // the one that served the last touch
+  Streams writers_{uint64_t{128} << 10, kLargestRun};
+  Streams readers_{uint64_t{64} << 10, kLargestRead};
 };
 
 }  // namespace pcow

@@ -63,7 +63,7 @@ Session::Session(std::unique_ptr<Image> image, std::unique_ptr<FaultDescriptor> 
       geometry_(region_geometry(image_->info())),
       clean_unit_(std::max<uint64_t>(geometry_.sub_block_size(), std::min<uint64_t>(image_->info().block_size, 65536))),
       wake_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
-      buffer_(clean_unit_) {}
+      buffer_(clean_unit_ + Region::kLargestRead) {}
 
 Result<std::unique_ptr<Session>> Session::start(std::unique_ptr<Image> image, const Limits& limits) {
   auto faults = FaultDescriptor::open();
@@ -189,11 +189,11 @@ bool Session::serve_write(Region* region, uint64_t offset, FaultKind* kind) {
   FaultWork work;
   // What was in use before a snapshot is in use after it. While the guest mostly waits for such blocks they come back whole, in a
   // fault each; once it has time, what it writes here and there takes no more disk space than it must.
-  const FaultHint hint = {.ahead = region->ahead(offset), .whole_block = busy_ && region->was_in_use(offset)};
+  const FaultHint hint = {.ahead = region->writers().ahead(offset), .whole_block = busy_ && region->was_in_use(offset)};
   auto extent = image_->make_writable(offset, hint, &work);
   if (!extent) return fail(region, offset, extent.error());
   const uint64_t end = extent->offset + extent->length;
-  if (work.expanded || work.copied || hint.ahead) region->served_to(end);
+  if (work.expanded || work.copied || hint.ahead) region->writers().served_to(end);
   // Before the writer goes on: it may look there next.
   drop_clean_elsewhere(region, extent->offset, end);
   if (auto placed = place(region, offset, *extent, work.expanded || work.copied); !placed) {
@@ -217,7 +217,7 @@ bool Session::serve_read(Region* region, uint64_t offset, FaultKind* kind) {
     outcome = place(region, offset, *extent, false);
   } else {
     *kind = FaultKind::kCleanCopy;
-    outcome = copy_clean(region, offset);
+    outcome = copy_clean(region, offset, clean_ahead(region, offset));
     if (outcome && busy_ && region->was_in_use(offset)) copy_clean_around(region, offset);
   }
   return outcome || fail(region, offset, outcome.error());
@@ -280,11 +280,25 @@ Result<void> Session::place(Region* region, uint64_t offset, const Extent& exten
   return {};
 }
 
-Result<void> Session::copy_clean(Region* region, uint64_t offset) {
+// Bytes that come with the unit at `offset`, because a reader that goes on will want them: one copy of many pages instead of many faults. As
+// far as nothing is there yet, and not at the price of other copies: what was just made might be dropped before its reader is back.
+uint64_t Session::clean_ahead(Region* region, uint64_t offset) {
+  const uint64_t unit_end = (offset / clean_unit_ + 1) * clean_unit_;
+  const uint64_t wanted = region->readers().ahead(offset);
+  const uint64_t end = std::min(unit_end + wanted, region->end());
+  uint64_t at = std::min(unit_end, end);
+  const auto fits = [&] { return statistics_.clean_bytes + (at - offset) + clean_unit_ <= limits_.clean_cache; };
+  while (at < end && !region->is_mapped(at) && !region->is_clean(at) && fits()) at = std::min(end, at + clean_unit_);
+  region->readers().served_to(at);
+  return at - std::min(unit_end, at);
+}
+
+// The unit at `offset`, and `ahead` bytes behind it.
+Result<void> Session::copy_clean(Region* region, uint64_t offset, uint64_t ahead) {
   const uint64_t sub = geometry_.sub_block_size();
   const uint64_t start = offset / clean_unit_ * clean_unit_;
   uint64_t low = std::max(start, region->offset());
-  uint64_t high = std::min(start + clean_unit_, region->end());
+  uint64_t high = std::min(start + clean_unit_ + ahead, region->end());
   auto count = image_->read(nullptr, low, buffer_.data(), high - low);
   if (!count && count.error().code == Code::kCorrupt) {
     // What is damaged may be a neighbour.
@@ -310,6 +324,8 @@ Result<void> Session::copy_clean(Region* region, uint64_t offset) {
       statistics_.clean_bytes += sub;
     }
   }
+  // The one that was asked for is the newest.
+  for (uint64_t unit = start + clean_unit_; unit < high; unit += clean_unit_) clean_units_.push_back({region, unit});
   clean_units_.push_back({region, start});
   faults_->wake(region->at(low), high - low);
   keep_clean_budget();
@@ -324,7 +340,7 @@ void Session::copy_clean_around(Region* region, uint64_t offset) {
        at = (at / clean_unit_ + 1) * clean_unit_) {
     if (statistics_.clean_bytes + clean_unit_ > limits_.clean_cache || faults_->is_awaited()) return;
     if (!region->was_in_use(at) || region->is_mapped(at) || region->is_clean(at)) continue;
-    if (!copy_clean(region, at)) return;  // who touches it will be told
+    if (!copy_clean(region, at, 0)) return;  // who touches it will be told
   }
 }
 

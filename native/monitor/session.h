@@ -101,7 +101,8 @@ class Session {
   bool serve_write(Region* region, uint64_t offset, FaultKind* kind);
   bool serve_read(Region* region, uint64_t offset, FaultKind* kind);
   Result<void> place(Region* region, uint64_t offset, const Extent& extent, bool made);
-  Result<void> copy_clean(Region* region, uint64_t offset);
+  uint64_t clean_ahead(Region* region, uint64_t offset);
+  Result<void> copy_clean(Region* region, uint64_t offset, uint64_t ahead);
   void copy_clean_around(Region* region, uint64_t offset);
   void drop_clean(Region* region, uint64_t from, uint64_t to);
   void drop_clean_elsewhere(Region* region, uint64_t from, uint64_t to);

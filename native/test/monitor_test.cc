@@ -273,6 +273,23 @@ void damaged_base(uint32_t block_size) {
   finish(m);
 }
 
+// A reader that goes on gets more at a time, as far as that may be kept, and what is right, also around a page that is the image's own.
+void reading_on(uint32_t block_size, uint64_t budget) {
+  const TemporaryDirectory directory;
+  const Monitored m = monitor(make_over_base(directory, 16 * kMiB, block_size), {budget, 30000});
+  auto* pages = reinterpret_cast<uint64_t*>(m.memory);
+  const uint64_t own = 5 * kMiB / 4096 + 3;
+  pages[own * 512] = 5;
+  for (uint64_t page = 0; page < m.length / 4096; page++)
+    CHECK(pages[page * 512] == (page == own ? 5 : page % 2 ? 0 : page + 1));
+  const Statistics& statistics = m.session->statistics();
+  const uint64_t units = m.length / std::min<uint64_t>(block_size, 65536);
+  const uint64_t faults = statistics.faults[static_cast<size_t>(FaultKind::kCleanCopy)].count();
+  CHECK(budget < kMiB ? faults >= units / 2 : faults < units / 4);
+  CHECK(statistics.clean_bytes <= budget + 65536);
+  finish(m);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -283,6 +300,8 @@ int main(int argc, char** argv) {
   cuts(2 * kMiB, snapshots, {64 * kMiB, 300});
   for (const uint32_t block_size : {4096u, 65536u, 524288u}) model(seed + block_size, block_size, 1500);
   mapping_budget();
+  for (const uint32_t block_size : {4096u, 65536u})
+    for (const uint64_t budget : {128 * uint64_t{1024}, 64 * kMiB}) reading_on(block_size, budget);
   if (kernel_can_poison()) {
     for (const uint32_t block_size : {4096u, 65536u}) damaged_base(block_size);
   } else {

@@ -1,0 +1,44 @@
+// Sequential touches, recognised: how far to go beyond a touch, doubling while they follow one another, in each of a few streams.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
+
+namespace pcow {
+
+class Streams {
+ public:
+  // `first`: bytes beyond the second touch of a stream; `largest`: the most.
+  constexpr Streams(uint64_t first, uint64_t largest) : first_(first), largest_(largest) {}
+
+  // Bytes to go beyond a touch at `offset`: 0 where it follows none.
+  uint64_t ahead(uint64_t offset) {
+    const auto found =
+        std::find_if(streams_.begin(), streams_.end(), [&](const Stream& stream) { return stream.expected == offset; });
+    if (found == streams_.end()) {
+      newest_ = (newest_ + 1) % streams_.size();
+      streams_[newest_] = {};
+    } else {
+      newest_ = static_cast<size_t>(found - streams_.begin());
+      streams_[newest_].ahead = std::clamp(streams_[newest_].ahead * 2, first_, largest_);
+    }
+    return streams_[newest_].ahead;
+  }
+  // The last ahead()'s touch was served up to `end`: that is where the next of its stream would be.
+  void served_to(uint64_t end) { streams_[newest_].expected = end; }
+
+ private:
+  struct Stream {
+    uint64_t expected = ~uint64_t{0};
+    uint64_t ahead = 0;
+  };
+
+  const uint64_t first_;
+  const uint64_t largest_;
+  std::array<Stream, 8> streams_;
+  size_t newest_ = 0;  // the one that served the last touch
+};
+
+}  // namespace pcow
