@@ -6,6 +6,7 @@
 #include "addon/arguments.h"
 #include "addon/environment.h"
 #include "addon/errors.h"
+#include "addon/flat_files.h"
 #include "addon/fuse_handles.h"
 #include "addon/fuse_operations.h"
 #include "addon/image_wrap.h"
@@ -72,6 +73,18 @@ Napi::Value close_handle(const Napi::CallbackInfo& info) {
   return Napi::Boolean::New(info.Env(), found);
 }
 
+// `name` in the mount, `device` and `inode` of its image file, its `number` in the mount, NativeImage.
+Napi::Value tell_flat_file(const Napi::CallbackInfo& info) {
+  bool lossless;
+  FlatFile file;
+  file.device = info[1].As<Napi::BigInt>().Uint64Value(&lossless);
+  file.inode = info[2].As<Napi::BigInt>().Uint64Value(&lossless);
+  file.number = bytes_of(info[3]);
+  file.image = ImageWrap::unwrap_image(info[4]);
+  FlatFiles::instance().tell(text_of(info[0]), std::move(file));
+  return info.Env().Undefined();
+}
+
 // NativeImage. Works for a closed one as well.
 Napi::Value traffic_of(const Napi::CallbackInfo& info) {
   const auto image = ImageWrap::unwrap_image(info[0]);
@@ -104,6 +117,7 @@ void export_fuse(Napi::Env env, Napi::Object exports) {
   exports.Set("fuseLoad", Napi::Function::New<load>(env, "fuseLoad"));
   exports.Set("fuseInterceptions", Napi::Function::New<count_interceptions>(env, "fuseInterceptions"));
   exports.Set("fuseRequests", Napi::Function::New<count_requests>(env, "fuseRequests"));
+  exports.Set("fuseTellFlatFile", Napi::Function::New<tell_flat_file>(env, "fuseTellFlatFile"));
   exports.Set("fuseTraffic", Napi::Function::New<traffic_of>(env, "fuseTraffic"));
   exports.Set("fuseOnEnd", Napi::Function::New<on_end>(env, "fuseOnEnd"));
   exports.Set("fuseOpenHandle", Napi::Function::New<open_handle>(env, "fuseOpenHandle"));

@@ -17,6 +17,7 @@
 #include <string_view>
 #include <utility>
 
+#include "addon/flat_files.h"
 #include "addon/fuse_channel.h"
 #include "addon/fuse_handles.h"
 #include "addon/fuse_library.h"
@@ -166,14 +167,39 @@ int stat_filesystem(const char*, struct statvfs* stat) {
   return 0;
 }
 
+// Of a path right below the root, the name of the flat file that it may be; empty: it can't be one.
+std::string flat_file_name(const char* path) {
+  const std::string_view name(path + 1);
+  return name.starts_with('.') || name.find('/') != name.npos ? std::string() : std::string(name);
+}
+
+std::string image_file(const std::string& name) { return name + std::string(kImageSuffix); }
+
 // fuse-native passes the access time twice. The times of a flat file are those of its image file; control files have none.
 int set_times(const char* path, const timespec times[2]) {
-  std::string_view name(path);
-  name.remove_prefix(1);
-  if (name.empty() || name == kImageSuffix || name.find('/') != std::string_view::npos) return 0;
-  const std::string image = std::string(name) + std::string(kImageSuffix);
-  return utimensat(directory_fd, image.c_str(), times, AT_SYMLINK_NOFOLLOW) == 0 ? 0 : -errno;
+  const std::string name = flat_file_name(path);
+  if (name.empty()) return 0;
+  return utimensat(directory_fd, image_file(name).c_str(), times, AT_SYMLINK_NOFOLLOW) == 0 ? 0 : -errno;
 }
+
+bool stat_flat_file(const std::string& name, struct stat* stat) {
+  if (name.empty()) return false;
+  const auto found = FlatFiles::instance().status(directory_fd, name, image_file(name));
+  if (found) *stat = *found;
+  return found.has_value();
+}
+
+// JavaScript finds out what a name stands for, and tells FlatFiles. What it answers of a flat file itself is replaced, so that the times
+// have all their digits from the first answer on: fuse-native's do not.
+int get_attributes(const char* path, struct stat* stat) {
+  const std::string name = flat_file_name(path);
+  if (stat_flat_file(name, stat)) return 0;
+  const int result = javascript.getattr ? javascript.getattr(path, stat) : -ENOSYS;
+  if (result == 0) stat_flat_file(name, stat);
+  return result;
+}
+
+int get_open_attributes(const char* path, struct stat* stat, fuse_file_info*) { return get_attributes(path, stat); }
 
 // The kernel asks for security.capability before every write(2), and nothing but user.* is ever there. libvirt keeps the owner
 // of a file in trusted.*, unless a file system can't have it: "no data" would make it try to store it.
@@ -243,6 +269,8 @@ extern "C" __attribute__((visibility("default"))) fuse* fuse_new(fuse_chan* chan
   if (!libfuse || interceptions.exchange(1) != 0) return make(channel, arguments, operations, size, user_data);
   std::memcpy(&javascript, operations, size < sizeof javascript ? size : sizeof javascript);
   fuse_operations table = javascript;
+  table.getattr = get_attributes;
+  table.fgetattr = get_open_attributes;
   table.open = open_file;
   table.read = read_file;
   table.write = write_file;

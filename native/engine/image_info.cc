@@ -90,6 +90,7 @@ Result<std::vector<SnapshotInfo>> Image::snapshots(bool with_data) const {
 }
 
 uint64_t Image::size() const {
+  if (state_->is_stale()) (void)state_->refresh();
   const std::shared_lock lock(state_->gate);
   return state_->directory.active_layer().size;
 }

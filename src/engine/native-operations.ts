@@ -10,6 +10,9 @@
  * Served natively for handles from openHandle: read, write, fsync, fallocate (punch hole, zero range), and open's
  * keep_cache: the kernel keeps a file's cached pages from one opening to the next as long as no rollback changed the content.
  *
+ * Served natively for the flat files that the mount has told of (tellFlatFile): getattr, as long as their names stand for the same
+ * image file and the image is open.
+ *
  * Served natively for all paths: statfs (of the image directory, 64-bit), utimens (sets the times of NAME.pcow, with
  * nanoseconds; `touch -a` and -m too), and getxattr of names outside of `user.`, which the kernel asks for before each write.
  *
@@ -25,6 +28,12 @@ import { checkFlag, checkOptions, checkPath, checkSnapshotName } from './validat
 
 /** Native handle numbers start here; a mount's own (for control files) are smaller. They survive fuse-native's 32-bit signed field. */
 export const FIRST_NATIVE_HANDLE = 0x4000_0000;
+
+/** Of an image file. */
+export interface FileIdentity {
+  device: bigint;
+  inode: bigint;
+}
 
 export interface HandleOptions {
   /** Default: the active layer. */
@@ -59,6 +68,14 @@ export function nativeRequests(): number {
 /** What was served natively through one opening of an image, also when it is closed. */
 export function trafficOf(image: Image): Traffic {
   return addon().fuseTraffic(image.native);
+}
+
+/**
+ * For getattr: `name` in the mount is the flat file of this open image. `device` and `inode` are those of the image file, `number` is the
+ * flat file's inode number. Also where the mount has no native operations: then nobody asks.
+ */
+export function tellFlatFile(name: string, { device, inode }: FileIdentity, number: number, image: Image): void {
+  addon().fuseTellFlatFile(name, device, inode, number, image.native);
 }
 
 export type { Traffic };

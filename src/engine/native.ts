@@ -171,6 +171,7 @@ export interface NativeAddon {
   fuseOpenHandle(image: NativeImage, snapshot: string, writable: boolean): number;
   fuseMoveHandle(fh: number, image: NativeImage, snapshot: string, writable: boolean): void;
   fuseCloseHandle(fh: number): boolean;
+  fuseTellFlatFile(name: string, device: bigint, inode: bigint, number: number, image: NativeImage): void;
   fuseTraffic(image: NativeImage): Traffic;
   fuseOnEnd(callback: () => void): void;
 

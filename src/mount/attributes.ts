@@ -1,4 +1,5 @@
 /** What stat(2) says of the files of a mount. */
+import { tellFlatFile } from '../engine/native-operations.js';
 import type { Found } from './catalog.js';
 import { fileStatus } from './image-entry.js';
 import type { ImageEntry } from './image-entry.js';
@@ -77,11 +78,13 @@ export class AttributeSource {
       case 'flat': {
         const { entry, status } = node.found;
         const { image } = await entry.view();
+        const number = this.inodeOf(entry);
+        tellFlatFile(entry.name, status, number, image);
         return {
           ...this.#ofImage(node.found, REGULAR, 0o777),
           size: image.info().size,
           blocks: status.blocks,
-          ino: this.inodeOf(entry),
+          ino: number,
         };
       }
     }

@@ -40,6 +40,17 @@ test.serial('images show as plain files of their full size', async (t) => {
   t.true(flat.isFile());
 });
 
+test.serial('a flat file has the times of its image to the last digit, from the first look on', async (t) => {
+  const mount = await imagesFor(t, { vm1: MiB });
+  await run('touch', ['-d', '2020-02-02 02:02:02.123456789 UTC', mount.image('vm1')]);
+  await mount.mount();
+  const time = async () => (await stat(mount.file('vm1'), { bigint: true })).mtimeNs;
+  t.is(await time(), 1_580_608_922_123_456_789n);
+  t.is(await time(), 1_580_608_922_123_456_789n);
+  await run('touch', ['-d', '2021-02-02 02:02:02.987654321 UTC', mount.image('vm1')]);
+  t.is(await time(), 1_612_231_322_987_654_321n);
+});
+
 test.serial('what only tells something is not written to', async (t) => {
   const mount = await mountedImages(t, { vm1: MiB });
   for (const words of [['help'], ['status'], ['vm1', 'status'], ['vm1', 'snapshots'], ['vm1', 'metrics']]) {
