@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <chrono>
+#include <thread>
 
 #include "geometry.h"
 
@@ -160,19 +161,25 @@ Result<void> File::sync(uint64_t offset, uint64_t length) {
 
 Result<void> File::write_back(uint64_t end) {
   using namespace std::chrono_literals;
+  using Clock = std::chrono::steady_clock;
   constexpr uint64_t kLeast = uint64_t{64} << 10;
-  constexpr uint64_t kMost = uint64_t{8} << 20;
+  constexpr uint64_t kMost = uint64_t{2} << 20;  // a longer one may come from clean pages to many dirty ones
   const auto act = [&](uint64_t offset, uint64_t length, unsigned how) {
     return sync_file_range(descriptor_, static_cast<off_t>(offset), static_cast<off_t>(length), how) == 0;
   };
-  uint64_t length = uint64_t{1} << 20;
+  uint64_t length = uint64_t{256} << 10;
+  Clock::duration worked{0};
   for (uint64_t offset = 0; offset < end;) {
-    const auto began = std::chrono::steady_clock::now();
+    const auto began = Clock::now();
     if (!act(offset, length, SYNC_FILE_RANGE_WRITE)) break;  // what it is about, the wait or the next sync will tell
-    const auto took = std::chrono::steady_clock::now() - began;
+    const auto took = Clock::now() - began;
     offset += length;
-    if (took < 200us) length = std::min(length * 2, kMost);
-    if (took > 500us) length = std::max(length / 2, kLeast);
+    if (took < 100us) length = std::min(length * 2, kMost);
+    if (took > 300us) length = std::max(length / 2, kLeast);
+    // Who waits for this very processor would get it at a tick of the clock only, after up to 4 ms.
+    if ((worked += took) < 500us) continue;
+    worked = {};
+    std::this_thread::yield();
   }
   if (!act(0, end, SYNC_FILE_RANGE_WAIT_BEFORE) && (errno == EIO || errno == ENOSPC || errno == EDQUOT))
     return fail_sync(errno);

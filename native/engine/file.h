@@ -81,9 +81,9 @@ class File {
   // The same for the range alone: what else has been written may stay behind. msync(2), MS_SYNC.
   Result<void> sync(uint64_t offset, uint64_t length);
   // Writes back what is dirty before `end`, so that the next sync finds less. Nothing is durable by that; but where the kernel tells of a
-  // lost write-back, it counts as a failed sync. In short steps: in each the kernel takes the lock of the file's mappings for every dirty
-  // page that is mapped, and whoever maps something, as the monitor does for a page fault, gets it only between two steps, or after 4 ms.
-  // sync_file_range(2).
+  // lost write-back, it counts as a failed sync. In steps of a third of a millisecond: in each the kernel takes the lock of the file's
+  // mappings for every dirty page that is mapped, and whoever maps something, as the monitor does for a page fault, gets it only between
+  // two steps, or after 4 ms; nor does it look in between who else wants the processor. sync_file_range(2).
   Result<void> write_back(uint64_t end);
   Result<std::unique_ptr<Mapping>> map(uint64_t offset, uint64_t length, bool write);
   // An atomic store into a mapping of this file: `word` lies at file offset `offset`.
