@@ -38,8 +38,9 @@ const wanted = comparisons.filter(({ name }) => positionals.length === 0 || posi
 
 for (const comparison of values.document ? [] : wanted) {
   const stand = await Stand.open();
+  // The terminal and npm both pass an interruption on: what comes while the first one is seen to changes nothing.
   const interrupted = (): void => void stand.close().finally(() => process.exit(130));
-  process.once('SIGINT', interrupted).once('SIGTERM', interrupted);
+  process.on('SIGINT', interrupted).on('SIGTERM', interrupted);
   try {
     const began = Date.now();
     const machine = describeMachine(stand.scratch, repository);

@@ -142,12 +142,14 @@ async function start(stand: Stand, system: System): Promise<Guest> {
     ...['-device', 'virtio-blk-pci,drive=tools,serial=tools'],
   ];
   const pmem = isPmem(system);
-  const guest = await boot({
+  const booting = boot({
     qemuArgs,
     pmemDevices: pmem ? 1 : 0,
     ...(system === 'pcow' ? { commandPrefix: stand.monitored() } : {}),
     timeLimit: 180_000,
   });
+  stand.atEnd(async () => (await booting.catch(() => null))?.kill());
+  const guest = await booting;
   await guest.must(
     `for d in /sys/block/vd*; do case $(cat $d/serial) in tools) tools=/dev/\${d##*/};; disk) disk=/dev/\${d##*/};; esac; done
      mkdir -p /bench /lib64; mount -t ext4 -o ro $tools /bench

@@ -3,6 +3,7 @@ import { rm } from 'node:fs/promises';
 import path from 'node:path';
 
 import { Image } from '../../src/engine/index.js';
+import { diskStatistics } from './disk-statistics.js';
 import { rotated, type Bench, type Comparison, type Latencies } from './comparison.js';
 import { lines, shares } from './plot.js';
 import { find, spreadOf, type Results } from './results.js';
@@ -93,7 +94,8 @@ function after(on: Touch['on']): string {
 
 export const mapping: Comparison = { name: 'mapping', run, plots };
 
-async function run({ stand, record, short, say }: Bench): Promise<void> {
+async function run(bench: Bench): Promise<void> {
+  const { stand, record, short, say } = bench;
   const length = (short ? 128 : 256) * MiB;
   const rounds = short ? 5 : 9;
   const bases = await makeBase(stand, length);
@@ -144,6 +146,9 @@ async function run({ stand, record, short, say }: Bench): Promise<void> {
         const t: Touch = { ...COPIES[0]!, threads };
         await measure('threads', t, ['copy-on-write, one byte a block', String(threads)], system);
       }
+    for (const pattern of ['seq', 'random'])
+      for (const system of rotated(['pcow', 'pcow, plain', 'raw'], round))
+        await durable(bench, bases, length, pattern, system);
     for (const [name, way] of WAYS) {
       const file = stand.fresh('raw');
       await freshFile(file, length);
@@ -169,6 +174,28 @@ async function run({ stand, record, short, say }: Bench): Promise<void> {
   await vm.remove();
   await rm(raw);
   await bases.end();
+}
+
+/** 64 bytes stored and msynced, again and again: how long each takes, and what goes to the disk for it. */
+async function durable(
+  { stand, record, short }: Bench,
+  bases: Mount,
+  length: number,
+  pattern: string,
+  system: string,
+): Promise<void> {
+  const image = system === 'raw' ? null : await prepared(bases, 'nothing', length);
+  const file = image?.flat ?? stand.fresh('raw');
+  if (!image) await freshFile(file, length);
+  const statistics = diskStatistics(stand.scratch);
+  const { p50, bytesWritten } = await stand.json<Latencies & { bytesWritten: number }>(
+    ...[...(system === 'pcow' ? stand.monitored() : []), stand.program('durable'), file, String(length)],
+    ...['64', pattern, 'msync', short ? '0.3' : '1', ...(statistics === null ? [] : [statistics])],
+  );
+  const of = { row: [pattern], system, better: 'less' as const };
+  record.add({ ...of, table: 'durable', unit: 'µs' }, p50);
+  if (statistics !== null) record.add({ ...of, table: 'durable disk', unit: 'KiB' }, bytesWritten / KiB);
+  await (image ? image.remove() : rm(file));
 }
 
 /** A mount with an image that is full, and has the snapshot "full". */

@@ -10,7 +10,7 @@ import { Image } from '../../src/engine/index.js';
 import { rotated, type Bench, type Comparison } from './comparison.js';
 import { bars, lines } from './plot.js';
 import { spreadOf, type Measurement, type Results } from './results.js';
-import { lastProcessor, type Conversation, type Mount, type Stand } from './stand.js';
+import { freshFile, lastProcessor, type Conversation, type Mount, type Stand } from './stand.js';
 
 const MiB = 2 ** 20;
 const GiB = 2 ** 30;
@@ -27,21 +27,30 @@ export const snapshots: Comparison = { name: 'snapshots', run, plots };
 
 async function run(bench: Bench): Promise<void> {
   await stalls(bench);
+  await freshStalls(bench);
   await work(bench);
   await unmapping(bench);
   await structure(bench);
   await opening(bench);
 }
 
+/** Whether what a writer has filled is on the disk already when it begins, as it soon is by itself. */
+type State = 'written-back' | 'fresh';
+
 /** A writer on the first `mapped` bytes of an image, all written. */
-async function writer(stand: Stand, mount: Mount, size: number, mapped: number): Promise<Conversation> {
+async function writer(
+  stand: Stand,
+  mount: Mount,
+  size: number,
+  mapped: number,
+  state: State = 'written-back',
+): Promise<Conversation> {
   await Image.create(path.join(mount.directory, 'vm.pcow'), { size });
-  return write(stand, mount, mapped);
+  return write(stand, stand.monitored(), path.join(mount.mountpoint, 'vm'), mapped, state);
 }
 
-async function write(stand: Stand, mount: Mount, mapped: number): Promise<Conversation> {
-  const words = [path.join(mount.mountpoint, 'vm'), String(mapped), '1'];
-  return stand.conversation(...stand.monitored(), stand.program('writer'), ...words);
+function write(stand: Stand, prefix: string[], file: string, mapped: number, state: State): Promise<Conversation> {
+  return stand.conversation(...prefix, stand.program('writer'), file, String(mapped), '1', state);
 }
 
 /** The longest stall of a writing thread during one snapshot, and how long the snapshot took, in milliseconds. */
@@ -94,8 +103,19 @@ async function stalls({ stand, record, short, say }: Bench): Promise<void> {
       }
       await image.close();
     }
-    const guest = before > 0 ? await write(stand, mount, mapped) : await writer(stand, mount, size, mapped);
+    const guest =
+      before > 0
+        ? await write(stand, stand.monitored(), path.join(mount.mountpoint, 'vm'), mapped, 'written-back')
+        : await writer(stand, mount, size, mapped);
     for (let cut = 0; cut < cuts; ++cut) add(row, await snapshot(mount, `cut${cut}`, guest));
+    // Whatever else makes it stand still, for about as long.
+    await sleep(1000);
+    for (let look = 0; look < cuts; ++look) {
+      await guest.ask<Report>();
+      await sleep(100);
+      const { longestUs } = await guest.ask<Report>();
+      record.add({ table: 'quiet', row, system: 'pcow', unit: 'ms', better: 'less' }, longestUs / 1000);
+    }
     await guest.end();
     await mount.end();
   };
@@ -104,6 +124,33 @@ async function stalls({ stand, record, short, say }: Bench): Promise<void> {
   for (const mapped of [64 * MiB, 512 * MiB, ...(short ? [GiB] : [2 * GiB, 8 * GiB])])
     await measure(['mapped memory', bytesOf(mapped)], 16 * GiB, mapped, 0);
   for (const before of [1, 10, 100, 1000]) await measure(['snapshots below', String(before)], GiB, 256 * MiB, before);
+}
+
+/** A snapshot, and an fsync(2) of a raw file, when all that is mapped has just been written. */
+async function freshStalls({ stand, record, short, say }: Bench): Promise<void> {
+  for (const mapped of short ? [GiB] : [GiB, 8 * GiB])
+    for (let round = 0; round < 3; ++round) {
+      say(`snapshots: nothing written back yet, ${bytesOf(mapped)}, round ${round + 1} of 3`);
+      const of = { table: 'fresh', row: [bytesOf(mapped)], unit: 'ms', better: 'less' as const };
+      for (const system of rotated(['pcow, snapshot', 'raw, fsync'], round)) {
+        if (system === 'raw, fsync') {
+          const raw = stand.fresh('raw');
+          await freshFile(raw, mapped);
+          const guest = await write(stand, [], raw, mapped, 'fresh');
+          await guest.ask<Report>();
+          await stand.command('sync', raw);
+          record.add({ ...of, system }, (await guest.ask<Report>()).longestUs / 1000);
+          await guest.end();
+          await rm(raw);
+          continue;
+        }
+        const mount = await stand.mount(String(lastProcessor));
+        const guest = await writer(stand, mount, 16 * GiB, mapped, 'fresh');
+        record.add({ ...of, system }, (await snapshot(mount, 'cut', guest)).stall);
+        await guest.end();
+        await mount.end();
+      }
+    }
 }
 
 /** Ten seconds of a mixed workload before a snapshot and after it. */

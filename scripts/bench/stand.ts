@@ -29,6 +29,7 @@ export interface Served {
 export class Stand {
   readonly #ends: (() => Promise<void>)[] = [];
   #numbers = 0;
+  #closing: Promise<void> | undefined;
 
   private constructor(readonly scratch: string) {}
 
@@ -59,9 +60,26 @@ export class Stand {
     return this.path(`${name}-${++this.#numbers}`);
   }
 
-  async close(): Promise<void> {
+  /** Ends all that was started here, the newest first; from then on nothing can be started. */
+  close(): Promise<void> {
+    return (this.#closing ??= this.#close());
+  }
+
+  async #close(): Promise<void> {
     for (const end of this.#ends.splice(0).reverse()) await end();
     await rm(this.scratch, { recursive: true, force: true, maxRetries: 3 });
+  }
+
+  /** To be done at close(), or before by the function that is returned; once. */
+  atEnd(end: () => Promise<void>): () => Promise<void> {
+    let done: Promise<void> | undefined;
+    const once = () => (done ??= end());
+    if (this.#closing) {
+      void once();
+      throw new Error('the benchmark was interrupted');
+    }
+    this.#ends.push(once);
+    return once;
   }
 
   /** A mount of a directory of images, which is removed with it. `cpus` as taskset(1) wants them. */
@@ -69,11 +87,13 @@ export class Stand {
     const mountpoint = this.fresh('mnt');
     await mkdir(directory, { recursive: true });
     await mkdir(mountpoint);
-    await run('taskset', ['-c', cpus, process.execPath, pcow, 'mount', directory, mountpoint]);
-    const end = this.#later(async () => {
+    const started = run('taskset', ['-c', cpus, process.execPath, pcow, 'mount', directory, mountpoint]);
+    const end = this.atEnd(async () => {
+      await started.catch(() => undefined);
       await run(process.execPath, [pcow, 'umount', mountpoint]);
       await rm(directory, { recursive: true, force: true });
     });
+    await started;
     return { directory, mountpoint, end };
   }
 
@@ -87,7 +107,7 @@ export class Stand {
       ...['--blockdev', 'driver=qcow2,node-name=disk,file=file'],
       ...['--export', `type=fuse,id=export,node-name=disk,mountpoint=${file},writable=on`],
     ]);
-    const end = this.#later(() => ended(daemon, 'SIGTERM'));
+    const end = this.atEnd(() => ended(daemon, 'SIGTERM'));
     await until(async () => (await stat(file)).size > 0, 'qemu-storage-daemon did not export its image');
     return { file, end };
   }
@@ -99,12 +119,12 @@ export class Stand {
       ...['-c', cpus, 'qemu-nbd', '--persistent', '--shared=8', '--format=qcow2', '--cache=writeback'],
       ...[`--socket=${socket}`, image],
     ]);
-    const endServer = this.#later(() => ended(server, 'SIGTERM'));
+    const endServer = this.atEnd(() => ended(server, 'SIGTERM'));
     await until(() => Promise.resolve(existsSync(socket)), 'qemu-nbd did not start');
     const file = this.fresh('nbd-file');
     await writeFile(file, '');
     const client = this.#spawn('taskset', ['-c', cpus, 'nbdfuse', file, '--unix', socket]);
-    const end = this.#later(async () => {
+    const end = this.atEnd(async () => {
       await run('fusermount3', ['-u', file]).catch(() => undefined);
       await ended(client, 'SIGTERM');
       await endServer();
@@ -136,7 +156,7 @@ export class Stand {
     const child = spawn(command, rest, { stdio: ['pipe', 'pipe', 'inherit'] });
     const conversation = new Conversation(
       child,
-      this.#later(() => ended(child, 'SIGKILL')),
+      this.atEnd(() => ended(child, 'SIGKILL')),
     );
     await conversation.answer();
     return conversation;
@@ -144,14 +164,6 @@ export class Stand {
 
   #spawn(command: string, words: string[]): ChildProcess {
     return spawn(command, words, { stdio: ['ignore', 'ignore', 'inherit'] });
-  }
-
-  /** To be done at close(), or before by the function that is returned; once. */
-  #later(end: () => Promise<void>): () => Promise<void> {
-    let done: Promise<void> | undefined;
-    const once = () => (done ??= end());
-    this.#ends.push(once);
-    return once;
   }
 }
 

@@ -1,9 +1,9 @@
 /*
  * A guest's stand-in: threads that load and store in a mapped file without pause, while the caller takes snapshots.
  *
- *   writer FILE BYTES THREADS
+ *   writer FILE BYTES THREADS written-back|fresh
  *
- * All of the first BYTES are written first; then it says "ready". Each step takes a 4 KiB page, nine times of ten in the first
+ * All of the first BYTES are written first, and, unless they are to be fresh, written back; then it says "ready". Each step takes a 4 KiB page, nine times of ten in the first
  * tenth of the file, and one time in three writes 64 bytes there, else adds up the page. A line on the standard input is answered
  * with JSON of what has happened since the line before: "longestUs", the longest that any thread has waited for one step;
  * "steps"; "seconds"; "timeline", the steps in each 100 ms.
@@ -50,7 +50,7 @@ static void* run(void* argument) {
 }
 
 int main(int argc, char** argv) {
-  if (argc != 4) return 2;
+  if (argc != 5) return 2;
   size_t length = strtoull(argv[2], NULL, 10);
   int threads = atoi(argv[3]);
   int file = open(argv[1], O_RDWR);
@@ -59,6 +59,7 @@ int main(int argc, char** argv) {
   memory = file < 0 ? MAP_FAILED : mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
   if (memory == MAP_FAILED) die(argv[1]);
   memset(memory, 1, length);
+  if (strcmp(argv[4], "fresh") != 0 && fsync(file) < 0) die("fsync");
   place_threads(0);
   uint64_t since = now_ns();
   for (int id = 0; id < threads; id++) {
