@@ -7,6 +7,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cerrno>
 #include <condition_variable>
 #include <csignal>
@@ -119,30 +120,28 @@ class Loop {
       if (length == -EINTR || length == -EAGAIN) continue;
       if (length <= 0) break;
       // Where no thread can be had, those there are do.
-      if (leave() == 0) (void)start();
+      if (--idle_ == 0) (void)start();
       if (!serve_directly(buffer, static_cast<size_t>(length))) {
         pass_on(buffer.request(), static_cast<size_t>(length));
-        come_back();
+        idle_++;
       }
-      if (idle() > kMostIdle) break;
+      if (is_surplus()) return end();
     }
-    const std::lock_guard lock(mutex_);
     idle_--;
-    if (--threads_ == 0) ended_.notify_all();
+    end();
   }
 
-  // The number of those that are left.
-  int leave() {
-    const std::lock_guard lock(mutex_);
-    return --idle_;
+  // true: this thread no longer counts as waiting, for more than enough do. However many look at once, enough stay.
+  bool is_surplus() {
+    int idle = idle_;
+    while (idle > kMostIdle)
+      if (idle_.compare_exchange_weak(idle, idle - 1)) return true;
+    return false;
   }
-  void come_back() {
+
+  void end() {
     const std::lock_guard lock(mutex_);
-    idle_++;
-  }
-  int idle() {
-    const std::lock_guard lock(mutex_);
-    return idle_;
+    if (--threads_ == 0) ended_.notify_all();
   }
 
   // false: it is for libfuse to serve. Otherwise this thread counts as waiting again.
@@ -153,7 +152,7 @@ class Loop {
     const size_t body_length = length - sizeof header;  // the channel lets no shorter request through
     if (header.opcode == FUSE_INTERRUPT) {
       // Nothing here can be interrupted, and libfuse would look for requests that it has never seen.
-      come_back();
+      idle_++;
       return true;
     }
     if (header.opcode == FUSE_READ && body_length >= sizeof(fuse_read_in)) {
@@ -193,7 +192,7 @@ class Loop {
     const iovec parts[] = {{&out, sizeof out}, {const_cast<char*>(body), length}};
     // Before the answer: who gets it may take this processor at once, and send the next request before we are back. That is no
     // reason for another thread.
-    come_back();
+    idle_++;
     (void)!writev(library_.descriptor(channel_), parts, length ? 2 : 1);
   }
 
@@ -203,10 +202,11 @@ class Loop {
   const DirectOperations operations_;
   const size_t largest_;  // request
 
+  std::atomic<int> idle_{0};  // threads that wait for a request
+
   std::mutex mutex_;  // guards what follows
   std::condition_variable ended_;
   int threads_ = 0;
-  int idle_ = 0;  // of them, waiting for a request
 };
 
 }  // namespace

@@ -145,6 +145,9 @@ struct DepthRange {
   uint64_t end = UINT64_MAX;
 };
 
+inline constexpr uint64_t kLargestRun = uint64_t{2}
+                                        << 20;  // bytes that one fault maps at most; where a run may be one huge page
+
 // What a monitor knows of a fault's place.
 struct FaultHint {
   uint64_t ahead = 0;        // bytes that may be allocated beyond it, because its writer goes on from there

@@ -19,8 +19,6 @@
 namespace pcow {
 namespace {
 
-constexpr uint64_t kLargestRun = uint64_t{2} << 20;  // bytes; what one mapping call covers at most
-
 constexpr uint64_t kCopiesAheadShare = 4;  // of what would be allocated ahead where nothing must be copied
 
 // A copy passes through here: not zeroed, for all of it is read into. Not a buffer of the thread's own that is kept: a file's

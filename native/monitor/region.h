@@ -11,6 +11,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "../engine/image.h"
 #include "streams.h"
 
 namespace pcow {
@@ -79,8 +80,7 @@ class Region {
   void forget_use() { used_.clear(); }
   bool was_in_use(uint64_t offset) const;
 
-  static constexpr uint64_t kLargestRun = uint64_t{2} << 20;     // bytes that a writer's stream gets at a time
-  static constexpr uint64_t kLargestRead = uint64_t{512} << 10;  // … beyond what a reader's has touched
+  static constexpr uint64_t kLargestRead = uint64_t{512} << 10;  // bytes beyond what a reader that goes on has touched
   Streams& writers() { return writers_; }
   Streams& readers() { return readers_; }
 

@@ -202,8 +202,7 @@ bool Session::serve_write(Region* region, uint64_t offset, FaultKind* kind) {
   }
   statistics_.copied_bytes += work.copied_bytes;
   // Its writer is back at work: what it needs next is made meanwhile. Where that fails its fault will say so.
-  if (hint.ahead == Region::kLargestRun && !work.copied && end < region->end())
-    (void)image_->allocate_ahead(end, Region::kLargestRun);
+  if (hint.ahead == kLargestRun && !work.copied && end < region->end()) (void)image_->allocate_ahead(end, kLargestRun);
   *kind = work.copied ? FaultKind::kCopyOnWrite : work.expanded ? FaultKind::kExpansion : FaultKind::kMapping;
   return true;
 }
