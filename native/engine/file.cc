@@ -153,7 +153,8 @@ Result<void> File::sync() {
 Result<void> File::sync(uint64_t offset, uint64_t length) {
   const uint64_t start = offset / kPageSize * kPageSize;
   const size_t mapped = offset + length - start;
-  void* const address = mmap(nullptr, mapped, PROT_READ, MAP_SHARED, descriptor_, static_cast<off_t>(start));
+  // Without any right: what has one is read in, all of it, in a process that locks its memory (mlockall(2), MCL_FUTURE).
+  void* const address = mmap(nullptr, mapped, PROT_NONE, MAP_SHARED, descriptor_, static_cast<off_t>(start));
   if (address == MAP_FAILED) return sync();
   const Mapping mapping(address, mapped);
   return sync_by(offset, length, [&] { return msync(address, mapped, MS_SYNC); });

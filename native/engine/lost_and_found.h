@@ -1,7 +1,8 @@
 // Where a repair keeps what it cannot place: IMAGE.lost holds the bytes, IMAGE.lost.index a line of JSON for each piece.
-// Both only ever grow.
+// Both only ever grow. A repair that did not come to its end is begun anew: what it has kept already is not kept twice.
 #pragma once
 
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -30,10 +31,13 @@ class LostAndFound {
 
  private:
   Result<std::shared_ptr<File>> open(const std::string& path, uint64_t* size) const;
+  Result<void> open_both();
+  Result<bool> is_kept(const std::string& rest, const char* bytes, size_t length) const;
 
   const std::string image_;
   std::shared_ptr<File> bytes_;
   std::shared_ptr<File> index_;
+  std::multimap<std::string, uint64_t> kept_;  // lines without their "at", and that
   uint64_t bytes_size_ = 0;
   uint64_t index_size_ = 0;
 };

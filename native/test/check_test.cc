@@ -229,6 +229,9 @@ void each_kind_of_damage() {
          {"entry", place, "calls sub-blocks durable"}, {0});
   // The sub-block that the entry does not hold any more is kept.
   CHECK(load(lost).size() == kBlock && load(lost)[4096] == '1');
+  damage(directory, good, "the same, mended anew", set_word(place, word & ~uint64_t{2}),
+         {"entry", place, "calls sub-blocks durable"}, {0});
+  CHECK(load(lost).size() == kBlock);
   damage(directory, good, "written bits that are not durable", set_word(place, word & ~uint64_t{0x20000}),
          {"entry", place, "not durable"});
   unlink(lost.c_str());
