@@ -145,8 +145,8 @@ struct DepthRange {
   uint64_t end = UINT64_MAX;
 };
 
-inline constexpr uint64_t kLargestRun = uint64_t{2}
-                                        << 20;  // bytes that one fault maps at most; where a run may be one huge page
+// Bytes that one fault maps at most; a run of so many may be one huge page.
+inline constexpr uint64_t kLargestRun = uint64_t{2} << 20;
 
 // What a monitor knows of a fault's place.
 struct FaultHint {

@@ -282,14 +282,13 @@ Result<void> Session::place(Region* region, uint64_t offset, const Extent& exten
 // Bytes that come with the unit at `offset`, because a reader that goes on will want them: one copy of many pages instead of many faults. As
 // far as nothing is there yet, and not at the price of other copies: what was just made might be dropped before its reader is back.
 uint64_t Session::clean_ahead(Region* region, uint64_t offset) {
-  const uint64_t unit_end = (offset / clean_unit_ + 1) * clean_unit_;
-  const uint64_t wanted = region->readers().ahead(offset);
-  const uint64_t end = std::min(unit_end + wanted, region->end());
-  uint64_t at = std::min(unit_end, end);
+  const uint64_t start = std::min((offset / clean_unit_ + 1) * clean_unit_, region->end());
+  const uint64_t end = std::min(start + region->readers().ahead(offset), region->end());
+  uint64_t at = start;
   const auto fits = [&] { return statistics_.clean_bytes + (at - offset) + clean_unit_ <= limits_.clean_cache; };
   while (at < end && !region->is_mapped(at) && !region->is_clean(at) && fits()) at = std::min(end, at + clean_unit_);
   region->readers().served_to(at);
-  return at - std::min(unit_end, at);
+  return at - start;
 }
 
 // The unit at `offset`, and `ahead` bytes behind it.
