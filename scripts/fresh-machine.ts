@@ -72,6 +72,7 @@ await succeeds(
   'apt-get install -y --no-install-recommends man-db systemd bash-completion > /dev/null 2>&1; for page in pcow pcow-img mount.fuse.pcow; do man -w $page || exit 1; done',
   /man8\/mount\.fuse\.pcow/,
 );
+await succeeds('/', '/lib/systemd/systemd-sysctl --cat-config', /^vm\.max_map_count = 1048576$/m);
 await succeeds('/', 'systemd-analyze verify /lib/systemd/system/pcow@.service');
 await succeeds(
   '/',

@@ -399,7 +399,11 @@ bool Session::promote() {
     return false;
   }
   statistics_.copied_bytes += work.copied_bytes;
-  statistics_.promotions++;
+  if (statistics_.promotions++ == 0)
+    log_notice(image_->info().path + ": what has been written lies in more pieces than this process may map (" +
+               std::to_string(limits_.mapping_budget) +
+               "), so parts of the image are copied whole, which takes disk space; sysctl " +
+               "vm.max_map_count=1048576 allows more of them, from the next start on");
   const uint64_t sub = geometry_.sub_block_size();
   const uint64_t end = std::min(chunk + geometry_.chunk_size(), worst->end());
   int64_t boundaries = 0;

@@ -3,6 +3,7 @@
  * vm.max_map_count. With PCOW_LONG set also 200,000 of them with the default budget.
  */
 import { readFile } from 'node:fs/promises';
+import path from 'node:path';
 
 import test, { type ExecutionContext } from 'ava';
 
@@ -15,7 +16,7 @@ const BASE_BYTE = 7;
 /** A process has some of its own, and a promotion comes only when the budget is passed. */
 const SLACK = 100;
 
-/** One byte into each block, twice with a snapshot in between. */
+/** One byte into each block, twice with a snapshot in between. That it costs disk space is said once. */
 async function isolatedBytes(
   t: ExecutionContext<unknown>,
   blocks: number,
@@ -26,7 +27,11 @@ async function isolatedBytes(
   await imageOnBase(mount, 'vm1', blocks * BLOCK, () => BASE_BYTE);
   await mount.mount();
   const writer = await program('isolated-bytes', mount.scratch);
-  const tool = await monitored(t, writer, [mount.file('vm1'), String(blocks), String(BLOCK)], settings);
+  const log = path.join(mount.scratch, 'log');
+  const tool = await monitored(t, writer, [mount.file('vm1'), String(blocks), String(BLOCK)], {
+    PCOW_MONITOR_LOG: log,
+    ...settings,
+  });
   for (const byte of [1, 2]) {
     const most = Number(await tool.ask(`fill ${byte}`));
     t.true(most <= budget + SLACK, `${most} mappings with a budget of ${budget}`);
@@ -35,6 +40,7 @@ async function isolatedBytes(
     if (byte === 1) await mount.write('s', 'vm1', 'snapshot');
   }
   t.true(((await monitorReport(mount, 'vm1')).promotions ?? 0) > 0);
+  t.is((await readFile(log, 'utf8')).match(/more pieces than this process may map/g)?.length, 1);
   await tool.end();
   await attachedTo(mount, 'vm1', null);
 }
