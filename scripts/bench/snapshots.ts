@@ -37,16 +37,15 @@ async function run(bench: Bench): Promise<void> {
 /** Whether what a writer has filled is on the disk already when it begins, as it soon is by itself. */
 type State = 'written-back' | 'fresh';
 
-/** A writer on the first `mapped` bytes of an image, all written. */
-async function writer(
-  stand: Stand,
-  mount: Mount,
-  size: number,
-  mapped: number,
-  state: State = 'written-back',
-): Promise<Conversation> {
-  await Image.create(path.join(mount.directory, 'vm.pcow'), { size });
+/** A writer on the first `mapped` bytes of the mount's image, all written. */
+function writer(stand: Stand, mount: Mount, mapped: number, state: State): Promise<Conversation> {
   return write(stand, stand.monitored(), path.join(mount.mountpoint, 'vm'), mapped, state);
+}
+
+async function create(mount: Mount, size: number): Promise<string> {
+  const file = path.join(mount.directory, 'vm.pcow');
+  await Image.create(file, { size });
+  return file;
 }
 
 function write(stand: Stand, prefix: string[], file: string, mapped: number, state: State): Promise<Conversation> {
@@ -92,9 +91,8 @@ async function stalls({ stand, record, short, say }: Bench): Promise<void> {
   const measure = async (row: string[], size: number, mapped: number, before: number) => {
     say(`snapshots: ${row.join(', ')}`);
     const mount = await stand.mount(String(lastProcessor));
+    const file = await create(mount, size);
     if (before > 0) {
-      const file = path.join(mount.directory, 'vm.pcow');
-      await Image.create(file, { size });
       const image = await Image.open(file, { write: true });
       const bytes = Buffer.alloc(65536, 'd');
       for (let number = 0; number < before; ++number) {
@@ -103,26 +101,35 @@ async function stalls({ stand, record, short, say }: Bench): Promise<void> {
       }
       await image.close();
     }
-    const guest =
-      before > 0
-        ? await write(stand, stand.monitored(), path.join(mount.mountpoint, 'vm'), mapped, 'written-back')
-        : await writer(stand, mount, size, mapped);
+    const guest = await writer(stand, mount, mapped, 'written-back');
+    await look(guest, row, 'before the first');
     for (let cut = 0; cut < cuts; ++cut) add(row, await snapshot(mount, `cut${cut}`, guest));
-    // Whatever else makes it stand still, for about as long.
     await sleep(1000);
-    for (let look = 0; look < cuts; ++look) {
-      await guest.ask<Report>();
-      await sleep(100);
-      const { longestUs } = await guest.ask<Report>();
-      record.add({ table: 'quiet', row, system: 'pcow', unit: 'ms', better: 'less' }, longestUs / 1000);
-    }
+    await look(guest, row, 'after the last');
     await guest.end();
     await mount.end();
   };
+  // Whatever else makes it stand still, for about as long.
+  const look = async (guest: Conversation, row: string[], system: string) => {
+    for (let number = 0; number < cuts; ++number) {
+      await guest.ask<Report>();
+      await sleep(100);
+      const { longestUs } = await guest.ask<Report>();
+      record.add({ table: 'quiet', row, system, unit: 'ms', better: 'less' }, longestUs / 1000);
+    }
+  };
   for (const size of [GiB, 32 * GiB, TiB, 16 * TiB])
     await measure(['size of the image', bytesOf(size)], size, 256 * MiB, 0);
-  for (const mapped of [64 * MiB, 512 * MiB, ...(short ? [GiB] : [2 * GiB, 8 * GiB])])
-    await measure(['mapped memory', bytesOf(mapped)], 16 * GiB, mapped, 0);
+  for (const mapped of [64 * MiB, 512 * MiB, ...(short ? [GiB] : [2 * GiB, 8 * GiB])]) {
+    const row = ['mapped memory', bytesOf(mapped)];
+    await measure(row, 16 * GiB, mapped, 0);
+    const raw = stand.fresh('raw');
+    await freshFile(raw, mapped);
+    const guest = await write(stand, [], raw, mapped, 'written-back');
+    await look(guest, row, 'raw file');
+    await guest.end();
+    await rm(raw);
+  }
   for (const before of [1, 10, 100, 1000]) await measure(['snapshots below', String(before)], GiB, 256 * MiB, before);
 }
 
@@ -145,7 +152,8 @@ async function freshStalls({ stand, record, short, say }: Bench): Promise<void> 
           continue;
         }
         const mount = await stand.mount(String(lastProcessor));
-        const guest = await writer(stand, mount, 16 * GiB, mapped, 'fresh');
+        await create(mount, 16 * GiB);
+        const guest = await writer(stand, mount, mapped, 'fresh');
         record.add({ ...of, system }, (await snapshot(mount, 'cut', guest)).stall);
         await guest.end();
         await mount.end();
@@ -160,7 +168,8 @@ async function work({ stand, record, short, say }: Bench): Promise<void> {
     for (let round = 0; round < 3; ++round) {
       say(`snapshots: work before and after, ${bytesOf(mapped)}, round ${round + 1} of 3`);
       const mount = await stand.mount(String(lastProcessor));
-      const guest = await writer(stand, mount, 16 * GiB, mapped);
+      await create(mount, 16 * GiB);
+      const guest = await writer(stand, mount, mapped, 'written-back');
       await sleep(500);
       await guest.ask<Report>();
       await sleep(seconds * 1000);

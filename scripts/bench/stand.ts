@@ -5,7 +5,7 @@
 import { execFile, spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
 import { existsSync } from 'node:fs';
-import { mkdir, mkdtemp, readdir, rm, stat, writeFile } from 'node:fs/promises';
+import { mkdir, mkdtemp, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
 import os from 'node:os';
 import path from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -80,6 +80,15 @@ export class Stand {
     }
     this.#ends.push(once);
     return once;
+  }
+
+  /** A limit of the kernel's that is lower, until close() or the function that is returned. */
+  async raise(setting: string, value: number): Promise<() => Promise<void>> {
+    const before = await readFile(setting, 'utf8');
+    if (Number(before) >= value) return () => Promise.resolve();
+    const restore = this.atEnd(() => writeFile(setting, before));
+    await writeFile(setting, String(value));
+    return restore;
   }
 
   /** A mount of a directory of images, which is removed with it. `cpus` as taskset(1) wants them. */
