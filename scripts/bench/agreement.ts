@@ -43,7 +43,7 @@ export function agreement(runs: Map<string, Results>, again: Map<string, Results
   const clear = differ.filter(({ open }) => !open);
   const [least, most] = [Math.min, Math.max].map((pick) => short(pick(...all.map((each) => each.second / each.first))));
   return [
-    `Of ${all.length} comparisons of Pcow with a peer in a row, ${all.length - differ.length} have the same winner in both runs, and ${differ.length} another: ${differ.length - clear.length}`,
+    `Two runs of the ${[...runs.values()].every((each) => each.short) ? 'short' : 'full'} form: of ${all.length} comparisons of Pcow with a peer in a row, ${all.length - differ.length} have the same winner in both runs, and ${differ.length} another: ${differ.length - clear.length}`,
     `where the rounds of one run do not agree among themselves (a tie), and ${clear.length} where they do. The second run's median ratio was ${least}× to ${most}× the first's.`,
     ...(differ.length > 0
       ? ['', '| row with another winner | first run | second run | |', '| --- | ---: | ---: | --- |']

@@ -21,6 +21,8 @@ import { targetTable } from './targets.js';
 
 /** The folder, in that of the figures, of a second run's. */
 export const AGAIN = 'again';
+/** The folder, in that of the full form's figures, of the short form's, if they are kept as well: of that one two runs must agree. */
+const SHORT = 'short';
 
 export async function writeDocument(output: string, directory: string): Promise<string> {
   const template = await readFile(path.join(repository, 'scripts/bench/template.md'), 'utf8');
@@ -32,9 +34,10 @@ export async function writeDocument(output: string, directory: string): Promise<
       await writeFile(path.join(directory, `${name}-${plot}.svg`), svg);
   }
   const pictures = path.basename(directory);
-  const again = everything(path.join(directory, AGAIN));
+  const again = (place: string): Map<string, Results> => everything(path.join(place, AGAIN));
+  const twice = [path.join(directory, SHORT), directory].find((place) => again(place).size > 0) ?? directory;
   const text = template.replace(/\{\{([^}]+)\}\}/g, (_, words: string) =>
-    words === 'agreement' ? agreement(all, again) : replacement(words.split('|'), all, pictures),
+    words === 'agreement' ? agreement(everything(twice), again(twice)) : replacement(words.split('|'), all, pictures),
   );
   const file = path.join(output, 'benchmarks.md');
   await writeFile(file, text);

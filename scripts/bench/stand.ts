@@ -82,6 +82,16 @@ export class Stand {
     return once;
   }
 
+  /** This process, and what it starts that is not placed elsewhere, until close() or the function that is returned. */
+  async place(cpus: string): Promise<() => Promise<void>> {
+    const put = async (where: string): Promise<void> => {
+      await run('taskset', ['--all-tasks', '--cpu-list', '--pid', where, String(process.pid)]);
+    };
+    const restore = this.atEnd(() => put(`0-${lastProcessor}`));
+    await put(cpus);
+    return restore;
+  }
+
   /** A limit of the kernel's that is lower, until close() or the function that is returned. */
   async raise(setting: string, value: number): Promise<() => Promise<void>> {
     const before = await readFile(setting, 'utf8');
