@@ -182,8 +182,9 @@ Result<void> File::write_back(uint64_t end) {
     worked = {};
     std::this_thread::yield();
   }
-  if (!act(0, end, SYNC_FILE_RANGE_WAIT_BEFORE) && (errno == EIO || errno == ENOSPC || errno == EDQUOT))
-    return fail_sync(errno);
+  int err = observe(FileOperation::kWriteBack, 0, end, nullptr);
+  if (!err && !act(0, end, SYNC_FILE_RANGE_WAIT_BEFORE)) err = errno;
+  if (err == EIO || err == ENOSPC || err == EDQUOT) return fail_sync(err);
   if (auto failed = sync_failure()) return *failed;
   return {};
 }

@@ -18,7 +18,7 @@ namespace pcow {
 
 inline constexpr uint64_t kWholeFile = ~uint64_t{0};  // the length of a sync of everything
 
-enum class FileOperation { kRead, kWrite, kAllocate, kPunch, kResize, kSync, kMap, kStore };
+enum class FileOperation { kRead, kWrite, kAllocate, kPunch, kResize, kSync, kWriteBack, kMap, kStore };
 
 class FileObserver {
  public:

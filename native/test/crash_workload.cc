@@ -257,7 +257,7 @@ class PowerCuts : public FileObserver {
     if (faulty_ && fault.lasts) return fault.err;
     if (fault.struck || fault.operation-- > 0) return 0;
     fault.struck = faulty_ = true;
-    sync_failed_ = operation == FileOperation::kSync;
+    sync_failed_ = operation == FileOperation::kSync || operation == FileOperation::kWriteBack;
     return fault.err;
   }
 

@@ -116,7 +116,8 @@ void DiskSimulator::apply(FileOperation operation, uint64_t offset, uint64_t len
       break;
     case FileOperation::kRead:
     case FileOperation::kMap:
-    case FileOperation::kSync: break;
+    case FileOperation::kSync:
+    case FileOperation::kWriteBack: break;
   }
   if (size != sizes_.back()) sizes_.push_back(size);
 }

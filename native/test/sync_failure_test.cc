@@ -1,4 +1,4 @@
-// Syncs that fail, each of a workload in turn. The kernel tells of lost data once: from then on no sync succeeds, and no
+// Syncs that fail, and waits for what is written back, each of a workload in turn. The kernel tells of lost data once: from then on no sync succeeds, and no
 // superblock is written, until the image is opened anew; then everything that was written is there.
 #include <cstring>
 #include <functional>
@@ -21,7 +21,8 @@ class FailingSync : public FileObserver {
 
   int before(FileOperation operation, const std::string&, uint64_t offset, uint64_t, const void*) override {
     if (operation == FileOperation::kWrite && offset < 8192 && failed_) superblocks_since_++;
-    if (operation != FileOperation::kSync || failed_ || left_-- > 0) return 0;  // only this one: the kernel forgets
+    const bool tells = operation == FileOperation::kSync || operation == FileOperation::kWriteBack;
+    if (!tells || failed_ || left_-- > 0) return 0;  // only this one: the kernel forgets
     failed_ = true;
     return EIO;
   }
