@@ -102,8 +102,9 @@ Result<void> ImageState::commit(Prepared* prepared) {
   sources = std::move(kept);
   if (prepared->table) active = prepared->table;
   if (prepared->rebased) adopt_bases(std::move(prepared->bases));
-  if (gone || prepared->rebased) epoch++;
-  below = chain_from(directory.active_layer().parent);
+  const bool anew = gone || prepared->rebased;
+  if (anew) epoch++;
+  below = chain_from(directory.active_layer().parent, anew ? nullptr : std::move(below));
   return {};
 }
 
@@ -115,14 +116,14 @@ const std::shared_ptr<const Source>& ImageState::source_in_use(uint64_t layer) c
   return sources[static_cast<size_t>(directory.find(layer) - directory.layers.data())];
 }
 
-std::shared_ptr<const Chain> ImageState::chain_from(uint64_t layer) const {
+std::shared_ptr<const Chain> ImageState::chain_from(uint64_t layer, std::shared_ptr<const Chain> continued) const {
   Chain::Sources chain;
   while (layer) {
     chain.push_back(source_in_use(layer));
     layer = directory.find(layer)->parent;
   }
   chain.insert(chain.end(), base_sources.begin(), base_sources.end());
-  return std::make_shared<Chain>(geometry, std::move(chain));
+  return std::make_shared<Chain>(geometry, std::move(chain), std::move(continued));
 }
 
 Result<std::shared_ptr<const Chain>> ImageState::chain_of(const View& view) const {

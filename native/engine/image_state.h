@@ -147,8 +147,10 @@ class ImageState {
   Result<bool> active_is_empty() const;
   std::shared_ptr<const Source> source_of(const Layer& layer, std::vector<ChunkRange> present) const;
   const std::shared_ptr<const Source>& source_in_use(uint64_t layer) const;  // of a layer in the directory
-  std::shared_ptr<const Chain> chain_from(uint64_t layer) const;             // with the gate held
+  // With the gate held. `continued`: as Chain has it.
+  std::shared_ptr<const Chain> chain_from(uint64_t layer, std::shared_ptr<const Chain> continued = nullptr) const;
   Result<std::shared_ptr<const Chain>> chain_of(const View& view) const;
+  SnapshotInfo describe(const Layer& layer, uint64_t children) const;  // image_info.cc; with the gate held
 
   // image_rebase.cc; the caller holds `structure`
   Result<void> take_in_differences(const Layer& root, const std::shared_ptr<Table>& table,

@@ -45,6 +45,19 @@ std::shared_ptr<const Source> make_source(std::shared_ptr<File> file, const Geom
   return source;
 }
 
+Chain::Chain(const Geometry& geometry, Sources sources, std::shared_ptr<const Chain> continued)
+    : geometry_(geometry), sources_(std::move(sources)) {
+  if (!continued || continued->sources_.size() > sources_.size()) return;
+  nearer_ = sources_.size() - continued->sources_.size();
+  if (!std::equal(continued->sources_.begin(), continued->sources_.end(),
+                  sources_.begin() + static_cast<ptrdiff_t>(nearer_)))
+    return;
+  continued_ = std::move(continued);
+  // Or each would keep all before it.
+  const std::lock_guard lock(continued_->mutex_);
+  continued_->continued_ = nullptr;
+}
+
 bool Chain::may_hold(uint64_t chunk) const {
   return std::any_of(sources_.begin(), sources_.end(),
                      [&](const auto& source) { return contains(source->present, chunk); });
@@ -72,12 +85,27 @@ Result<std::shared_ptr<const ResolvedChunk>> Chain::resolve(uint64_t chunk) cons
   return built;
 }
 
+// What it remembers of the chunk, which it forgets by that, or null.
+std::shared_ptr<const ResolvedChunk> Chain::take(uint64_t chunk) const {
+  const std::lock_guard lock(mutex_);
+  auto found = cache_.extract(chunk);
+  if (found.empty()) return nullptr;
+  ages_.erase(found.mapped().age);
+  return std::move(found.mapped().resolved);
+}
+
 Result<std::shared_ptr<const ResolvedChunk>> Chain::build(uint64_t chunk) const {
+  std::shared_ptr<const Chain> continued;
+  {
+    const std::lock_guard lock(mutex_);
+    continued = continued_;
+  }
+  const auto farther = continued ? continued->take(chunk) : nullptr;
   std::array<uint16_t, kBlocksPerChunk> settled{};  // sub-blocks that a nearer layer holds
   std::array<std::vector<Piece>, kBlocksPerChunk> found;
   auto resolved = std::make_shared<ResolvedChunk>();
   EntryPage page;
-  for (size_t number = 0; number < sources_.size(); number++) {
+  for (size_t number = 0; number < (farther ? nearer_ : sources_.size()); number++) {
     const Source& source = *sources_[number];
     if (!contains(source.present, chunk)) continue;
     PCOW_TRY(read_entry_page(*source.file, source.table_offset, source.entries, chunk, &page));
@@ -94,6 +122,14 @@ Result<std::shared_ptr<const ResolvedChunk>> Chain::build(uint64_t chunk) const 
     }
   }
   for (size_t i = 0; i < kBlocksPerChunk; i++) {
+    if (farther) {
+      resolved->buried[i] |= farther->buried[i];
+      for (size_t p = farther->start[i]; p < farther->start[i + 1]; p++) {
+        const Piece& piece = farther->pieces[p];
+        const auto fresh = static_cast<uint16_t>(piece.mask & ~settled[i]);
+        if (fresh) found[i].push_back({piece.index, static_cast<uint16_t>(piece.source + nearer_), fresh});
+      }
+    }
     resolved->pieces.insert(resolved->pieces.end(), found[i].begin(), found[i].end());
     resolved->start[i + 1] = static_cast<uint16_t>(resolved->pieces.size());
   }

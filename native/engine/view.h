@@ -70,7 +70,9 @@ class Chain {
  public:
   using Sources = std::vector<std::shared_ptr<const Source>>;  // nearest layer first
 
-  Chain(const Geometry& geometry, Sources sources) : geometry_(geometry), sources_(std::move(sources)) {}
+  // `continued`: a chain that is still right. Where its layers are the last of these, what it has resolved is taken over from
+  // it, chunk by chunk: after a snapshot of an image with a thousand, each chunk needs a look at one table, not at a thousand.
+  Chain(const Geometry& geometry, Sources sources, std::shared_ptr<const Chain> continued = nullptr);
 
   const Sources& sources() const { return sources_; }
   // false: nothing below holds anything of this chunk.
@@ -91,6 +93,7 @@ class Chain {
 
  private:
   Result<std::shared_ptr<const ResolvedChunk>> build(uint64_t chunk) const;
+  std::shared_ptr<const ResolvedChunk> take(uint64_t chunk) const;
 
   struct Remembered {
     std::shared_ptr<const ResolvedChunk> resolved;
@@ -99,7 +102,9 @@ class Chain {
 
   const Geometry geometry_;
   const Sources sources_;
-  mutable std::mutex mutex_;  // guards the cache
+  size_t nearer_ = 0;         // layers, before those of `continued_`
+  mutable std::mutex mutex_;  // guards the rest
+  mutable std::shared_ptr<const Chain> continued_;
   mutable std::unordered_map<uint64_t, Remembered> cache_;
   mutable std::list<uint64_t> ages_;  // most recently used first
 };
