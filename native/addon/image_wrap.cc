@@ -35,7 +35,10 @@ Napi::Function ImageWrap::define(Napi::Env env) {
   return DefineClass(env, "NativeImage",
                      {
                          InstanceMethod<&ImageWrap::info>("info"),
+                         InstanceMethod<&ImageWrap::size>("size"),
                          InstanceMethod<&ImageWrap::snapshots>("snapshots"),
+                         InstanceMethod<&ImageWrap::snapshot_info>("snapshotInfo"),
+                         InstanceMethod<&ImageWrap::snapshot_names>("snapshotNames"),
                          InstanceMethod<&ImageWrap::chain>("chain"),
                          InstanceMethod<&ImageWrap::layer_of>("layerOf"),
                          InstanceMethod<&ImageWrap::read>("read"),
@@ -80,12 +83,38 @@ Napi::Value ImageWrap::info(const Napi::CallbackInfo& info) {
 }
 
 // `with_data`.
+Napi::Value ImageWrap::size(const Napi::CallbackInfo& info) {
+  auto image = image_->lease();
+  if (!image) return throw_in_js(info.Env(), image.error());
+  return Napi::Number::New(info.Env(), static_cast<double>((*image)->size()));
+}
+
 Napi::Value ImageWrap::snapshots(const Napi::CallbackInfo& info) {
   auto image = image_->lease();
   if (!image) return throw_in_js(info.Env(), image.error());
   auto snapshots = (*image)->snapshots(flag_of(info[0]));
   if (!snapshots) return throw_in_js(info.Env(), snapshots.error());
-  return snapshots_to_js(info.Env(), *snapshots);
+  auto list = Napi::Array::New(info.Env(), snapshots->size());
+  for (uint32_t i = 0; i < snapshots->size(); ++i) list.Set(i, snapshot_to_js(info.Env(), (*snapshots)[i]));
+  return list;
+}
+
+Napi::Value ImageWrap::snapshot_info(const Napi::CallbackInfo& info) {
+  auto image = image_->lease();
+  if (!image) return throw_in_js(info.Env(), image.error());
+  auto snapshot = (*image)->snapshot_info(text_of(info[0]));
+  if (!snapshot) return throw_in_js(info.Env(), snapshot.error());
+  return snapshot_to_js(info.Env(), *snapshot);
+}
+
+Napi::Value ImageWrap::snapshot_names(const Napi::CallbackInfo& info) {
+  auto image = image_->lease();
+  if (!image) return throw_in_js(info.Env(), image.error());
+  auto names = (*image)->snapshot_names();
+  if (!names) return throw_in_js(info.Env(), names.error());
+  auto list = Napi::Array::New(info.Env(), names->size());
+  for (uint32_t i = 0; i < names->size(); ++i) list.Set(i, (*names)[i]);
+  return list;
 }
 
 // `snapshot` or "".

@@ -26,7 +26,10 @@ class ImageWrap : public Napi::ObjectWrap<ImageWrap> {
 
  private:
   Napi::Value info(const Napi::CallbackInfo& info);
+  Napi::Value size(const Napi::CallbackInfo& info);
   Napi::Value snapshots(const Napi::CallbackInfo& info);
+  Napi::Value snapshot_info(const Napi::CallbackInfo& info);
+  Napi::Value snapshot_names(const Napi::CallbackInfo& info);
   Napi::Value chain(const Napi::CallbackInfo& info);
   Napi::Value layer_of(const Napi::CallbackInfo& info);
   Napi::Value read(const Napi::CallbackInfo& info);

@@ -84,24 +84,19 @@ Napi::Value info_to_js(Napi::Env env, const ImageInfo& info) {
   return object;
 }
 
-Napi::Value snapshots_to_js(Napi::Env env, const std::vector<SnapshotInfo>& snapshots) {
-  auto list = Napi::Array::New(env, snapshots.size());
-  for (uint32_t i = 0; i < snapshots.size(); ++i) {
-    const SnapshotInfo& snapshot = snapshots[i];
-    auto object = Napi::Object::New(env);
-    object.Set("name", snapshot.name);
-    object.Set("id", number(env, snapshot.id));
-    object.Set("identity", identity_text(snapshot.identity));
-    object.Set("parent", string_or_null(env, snapshot.parent));
-    object.Set("created", Napi::Number::New(env, static_cast<double>(snapshot.time_ns / 1'000'000)));
-    object.Set("size", number(env, snapshot.size));
-    object.Set("children", number(env, snapshot.children));
-    object.Set("automatic", snapshot.automatic);
-    object.Set("current", snapshot.current);
-    object.Set("data", number(env, snapshot.data));
-    list.Set(i, object);
-  }
-  return list;
+Napi::Value snapshot_to_js(Napi::Env env, const SnapshotInfo& snapshot) {
+  auto object = Napi::Object::New(env);
+  object.Set("name", snapshot.name);
+  object.Set("id", number(env, snapshot.id));
+  object.Set("identity", identity_text(snapshot.identity));
+  object.Set("parent", string_or_null(env, snapshot.parent));
+  object.Set("created", Napi::Number::New(env, static_cast<double>(snapshot.time_ns / 1'000'000)));
+  object.Set("size", number(env, snapshot.size));
+  object.Set("children", number(env, snapshot.children));
+  object.Set("automatic", snapshot.automatic);
+  object.Set("current", snapshot.current);
+  object.Set("data", number(env, snapshot.data));
+  return object;
 }
 
 // One flat array of numbers, since a batch may have thousands of extents.

@@ -13,7 +13,7 @@ namespace pcow::addon {
 
 // All: JavaScript thread.
 Napi::Value info_to_js(Napi::Env env, const ImageInfo& info);
-Napi::Value snapshots_to_js(Napi::Env env, const std::vector<SnapshotInfo>& snapshots);
+Napi::Value snapshot_to_js(Napi::Env env, const SnapshotInfo& snapshot);
 // The first `count` links.
 Napi::Value chain_to_js(Napi::Env env, const std::vector<LayerRef>& chain, size_t count);
 // NativeExtentBatch of src/engine/native.ts.

@@ -175,7 +175,10 @@ class Image {
   ImageInfo info() const;
   // Oldest first, hidden layers left out. `with_data` counts each layer's bytes, which reads its table.
   Result<std::vector<SnapshotInfo>> snapshots(bool with_data) const;
-  uint64_t size() const;  // bytes of the active layer
+  // One of them, its bytes not counted. kNotFound.
+  Result<SnapshotInfo> snapshot_info(const std::string& name) const;
+  Result<std::vector<std::string>> snapshot_names() const;  // in the same order
+  uint64_t size() const;                                    // bytes of the active layer
   // Grows whenever what a reader of the active layer would see may have changed without a write (rollback).
   uint64_t content_generation() const;
 

@@ -48,29 +48,38 @@ ImageInfo Image::info() const {
   return info;
 }
 
+SnapshotInfo ImageState::describe(const Layer& layer, uint64_t children) const {
+  SnapshotInfo info;
+  info.name = layer.name;
+  info.id = layer.id;
+  info.identity = identity_of(layer, superblock.uuid);
+  // Hidden layers are not there for people: the parent is the nearest that is.
+  const Layer* parent = directory.find(layer.parent);
+  while (parent && parent->hidden) parent = directory.find(parent->parent);
+  if (parent) info.parent = parent->name;
+  info.time_ns = layer.time_ns;
+  info.size = layer.size;
+  info.children = children;
+  info.automatic = layer.automatic;
+  info.current = directory.active_layer().parent == layer.id;
+  return info;
+}
+
 Result<std::vector<SnapshotInfo>> Image::snapshots(bool with_data) const {
   ImageState& state = *state_;
   if (state.is_stale()) PCOW_TRY(state.refresh());
   const std::shared_lock lock(state.gate);
   if (state.closed) return state.closed_error();
   const Directory& directory = state.directory;
+  std::vector<uint64_t> children(directory.layers.size());
+  for (const Layer& layer : directory.layers)
+    if (const Layer* parent = directory.find(layer.parent))
+      children[static_cast<size_t>(parent - directory.layers.data())]++;
   std::vector<SnapshotInfo> found;
   for (size_t number = 0; number < directory.layers.size(); number++) {
     const Layer& layer = directory.layers[number];
     if (layer.name.empty()) continue;
-    SnapshotInfo info;
-    info.name = layer.name;
-    info.id = layer.id;
-    info.identity = identity_of(layer, state.superblock.uuid);
-    // Hidden layers are not there for people: the parent is the nearest that is.
-    const Layer* parent = directory.find(layer.parent);
-    while (parent && parent->hidden) parent = directory.find(parent->parent);
-    if (parent) info.parent = parent->name;
-    info.time_ns = layer.time_ns;
-    info.size = layer.size;
-    info.children = directory.count_children(layer.id);
-    info.automatic = layer.automatic;
-    info.current = directory.active_layer().parent == layer.id;
+    SnapshotInfo info = state.describe(layer, children[number]);
     if (with_data) {
       const Source& source = *state.sources[number];
       for (const auto& [first, end] : source.present) {
@@ -87,6 +96,27 @@ Result<std::vector<SnapshotInfo>> Image::snapshots(bool with_data) const {
     found.push_back(std::move(info));
   }
   return found;
+}
+
+Result<SnapshotInfo> Image::snapshot_info(const std::string& name) const {
+  ImageState& state = *state_;
+  if (state.is_stale()) PCOW_TRY(state.refresh());
+  const std::shared_lock lock(state.gate);
+  if (state.closed) return state.closed_error();
+  const Layer* layer = state.directory.find(name);
+  if (!layer) return Error(Code::kNotFound, state.path + " has no snapshot called " + name);
+  return state.describe(*layer, state.directory.count_children(layer->id));
+}
+
+Result<std::vector<std::string>> Image::snapshot_names() const {
+  ImageState& state = *state_;
+  if (state.is_stale()) PCOW_TRY(state.refresh());
+  const std::shared_lock lock(state.gate);
+  if (state.closed) return state.closed_error();
+  std::vector<std::string> names;
+  for (const Layer& layer : state.directory.layers)
+    if (!layer.name.empty()) names.push_back(layer.name);
+  return names;
 }
 
 uint64_t Image::size() const {

@@ -7,7 +7,7 @@
 import { PcowError, translated, translatedNow } from './errors.js';
 import { extentsOf } from './extents.js';
 import { type LongWork, runLong } from './long.js';
-import { addon, type NativeBase, type NativeImage } from './native.js';
+import { addon, type NativeBase, type NativeImage, type NativeSnapshotInfo } from './native.js';
 import type {
   BaseInfo,
   BaseOptions,
@@ -103,13 +103,17 @@ export class Image {
     return translatedNow(() => this.native.info());
   }
 
+  /** Bytes of the active layer. From memory, and quicker than info() where there are many snapshots. */
+  size(): number {
+    return translatedNow(() => this.native.size());
+  }
+
   /**
    * The snapshots of this image (not of its bases), oldest first. Counting their data reads their tables; without, it
    * takes no time, and `data` is 0.
    */
   snapshots({ countData = true } = {}): SnapshotInfo[] {
-    const list = translatedNow(() => this.native.snapshots(countData));
-    return list.map((snapshot) => ({ ...snapshot, created: new Date(snapshot.created) }));
+    return translatedNow(() => this.native.snapshots(countData)).map(withDate);
   }
 
   /** The layers that the active layer, or a snapshot, reads from: itself first. Takes no time. */
@@ -120,16 +124,13 @@ export class Image {
 
   /** One snapshot, without a count of its data: takes no time. */
   snapshotInfo(name: string): SnapshotInfo {
-    const found = this.snapshots({ countData: false }).find((snapshot) => snapshot.name === name);
-    if (found === undefined) {
-      throw new PcowError('PCOW_NOT_FOUND', `${this.info().path} has no snapshot called ${name}`);
-    }
-    return found;
+    checkPath('the name of a snapshot', name);
+    return withDate(translatedNow(() => this.native.snapshotInfo(name)));
   }
 
   /** Only the names, oldest first: takes no time however large the image. */
   snapshotNames(): string[] {
-    return translatedNow(() => this.native.snapshots(false)).map(({ name }) => name);
+    return translatedNow(() => this.native.snapshotNames());
   }
 
   /**
@@ -364,6 +365,10 @@ export async function snapshotTogether(name: string, images: Image[]): Promise<v
       name,
     ),
   );
+}
+
+function withDate(snapshot: NativeSnapshotInfo): SnapshotInfo {
+  return { ...snapshot, created: new Date(snapshot.created) };
 }
 
 function nativeBase(base: BaseOptions | undefined): NativeBase | null {

@@ -96,7 +96,10 @@ export interface NativeAttachServer {
 /** An open image. Everything that returns a Promise works off the JavaScript thread. */
 export interface NativeImage {
   info(): ImageInfo;
+  size(): number;
   snapshots(withData: boolean): NativeSnapshotInfo[];
+  snapshotInfo(name: string): NativeSnapshotInfo;
+  snapshotNames(): string[];
   layerOf(snapshot: string): number;
   chain(snapshot: string): ChainLink[];
   /** `snapshot` empty: the active layer. */

@@ -82,7 +82,7 @@ export class AttributeSource {
         tellFlatFile(entry.name, status, number, image);
         return {
           ...this.#ofImage(node.found, REGULAR, 0o777),
-          size: image.info().size,
+          size: image.size(),
           blocks: status.blocks,
           ino: number,
         };

@@ -68,7 +68,7 @@ export const imageControls: ReadonlyMap<string, ControlFile<Found>> = new Map<st
     {
       read: async (_, { entry }) => {
         const { image } = await entry.view();
-        return `write BYTES to make the image larger, or "BYTES shrink" to make it smaller; it has ${image.info().size}\n`;
+        return `write BYTES to make the image larger, or "BYTES shrink" to make it smaller; it has ${image.size()}\n`;
       },
       write: (context, { entry }, text) => {
         const [size = '', how] = wordsOf(text, 1, 2, 'a number of bytes, or one and "shrink"');

@@ -366,11 +366,7 @@ export class ImageEntry {
   /** A snapshot by its name. Its data is not counted. */
   async snapshot(name: string): Promise<SnapshotInfo> {
     const { image } = await this.view();
-    const found = image.snapshots({ countData: false }).find((snapshot) => snapshot.name === name);
-    if (!found) {
-      throw new PcowError('PCOW_NOT_FOUND', `${this.name} has no snapshot ${JSON.stringify(name)}`);
-    }
-    return found;
+    return image.snapshotInfo(name);
   }
 
   /** Whether anybody could have the flat file mapped for writing: only who opened it so can. */

@@ -292,7 +292,7 @@ export class FileSystem {
     }
     const { entry } = node.found;
     const { image } = await entry.view();
-    const present = image.info().size;
+    const present = image.size();
     if (size === present || (size === 0 && !byHandle)) {
       return;
     }
