@@ -1,14 +1,21 @@
 /** Whether a run says again what the run before it said: who wins each row. */
 import { short } from './plot.js';
-import { advantage, find, type Measurement, type Results } from './results.js';
+import { advantage, find, spreadOf, type Measurement, type Results } from './results.js';
 
 /** A row of one table: Pcow's advantage over one peer, in both runs. */
 interface Comparison {
   name: string;
   first: number;
   second: number;
-  /** In one of the runs some rounds were won and others lost. */
+  /** In one of the runs nobody won clearly. */
   open: boolean;
+}
+
+/** Some rounds were won and others lost, or what the two have measured overlaps: a few rounds may all fall on one side by chance. */
+function isOpen(mine: Measurement, peer: Measurement): boolean {
+  const ratios = advantage(mine, peer);
+  const [own, other] = [spreadOf(mine.values), spreadOf(peer.values)];
+  return (ratios.low <= 1 && ratios.high >= 1) || (own.low <= other.high && other.low <= own.high);
 }
 
 /** Pcow beside each peer in each row that both runs have. */
@@ -22,12 +29,11 @@ function comparisonsOf(name: string, first: Measurement[], second: Measurement[]
           const mineAgain = find(second, mine.table, mine.row, mine.system);
           const peerAgain = find(second, peer.table, peer.row, peer.system);
           if (!mineAgain || !peerAgain) return [];
-          const both = [advantage(mine, peer), advantage(mineAgain, peerAgain)] as const;
           return {
             name: `${name}, ${mine.table}: ${mine.row.join(', ')}, against ${peer.system}`,
-            first: both[0].median,
-            second: both[1].median,
-            open: both.some(({ low, high }) => low <= 1 && high >= 1),
+            first: advantage(mine, peer).median,
+            second: advantage(mineAgain, peerAgain).median,
+            open: isOpen(mine, peer) || isOpen(mineAgain, peerAgain),
           };
         }),
     );
@@ -44,7 +50,8 @@ export function agreement(runs: Map<string, Results>, again: Map<string, Results
   const [least, most] = [Math.min, Math.max].map((pick) => short(pick(...all.map((each) => each.second / each.first))));
   return [
     `Two runs of the ${[...runs.values()].every((each) => each.short) ? 'short' : 'full'} form: of ${all.length} comparisons of Pcow with a peer in a row, ${all.length - differ.length} have the same winner in both runs, and ${differ.length} another: ${differ.length - clear.length}`,
-    `where the rounds of one run do not agree among themselves (a tie), and ${clear.length} where they do. The second run's median ratio was ${least}× to ${most}× the first's.`,
+    `where one of the runs has no clear winner (a tie: its rounds do not agree, or the values of the two overlap, which is so in ${all.filter(({ open }) => open).length} of all), and ${clear.length} where both have.`,
+    `The second run's median ratio was ${least}× to ${most}× the first's.`,
     ...(differ.length > 0
       ? ['', '| row with another winner | first run | second run | |', '| --- | ---: | ---: | --- |']
       : []),

@@ -31,9 +31,15 @@ export function describeMachine(directory: string, repository: string): Machine 
     hypervisor: /^flags.*\bhypervisor\b/m.test(cpuinfo) ? 'yes' : 'no',
     qemu: output('qemu-system-x86_64', '--version').split('\n')[0] ?? '',
     node: process.version,
-    commit: output('git', '-C', repository, 'describe', '--always', '--dirty'),
+    commit: output('git', '-C', repository, 'rev-parse', '--short', 'HEAD') + (isChanged(repository) ? '-dirty' : ''),
     load: Math.round((os.loadavg()[0] ?? 0) * 100) / 100,
   };
+}
+
+/** Whether there are changes beside the figures themselves, which the comparisons before have written. */
+function isChanged(repository: string): boolean {
+  const figures = [':!docs/benchmarks', ':!docs/benchmarks.md'];
+  return output('git', '-C', repository, 'status', '--porcelain', '--', '.', ...figures) !== '';
 }
 
 function output(command: string, ...words: string[]): string {
