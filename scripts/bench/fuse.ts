@@ -21,7 +21,7 @@ export const fuse: Comparison = { name: 'fuse', run, plots };
 
 async function run({ stand, record, short, say }: Bench): Promise<void> {
   const length = (short ? 256 : 512) * MiB;
-  const seconds = short ? 0.25 : 0.5;
+  const seconds = short ? 0.15 : 0.5;
   const rounds = short ? 3 : 5;
   for (const jobs of [1, 8]) {
     // One client and its server share a processor: the work counts, not the hypervisor's way to wake another processor. Eight

@@ -32,7 +32,7 @@ async function run(bench: Bench): Promise<void> {
   try {
     for (const system of SYSTEMS) running.set(system, await start(stand, system));
     const rounds = short ? 3 : 5;
-    const seconds = short ? 0.3 : 1.5;
+    const seconds = short ? 0.2 : 1.5;
     for (let round = 0; round < rounds; ++round) {
       say(`guest: round ${round + 1} of ${rounds}`);
       for (const [table, row, script, unit, better, value] of cases(seconds, short)) {

@@ -167,9 +167,10 @@ async function freshStalls({ stand, record, short, say }: Bench): Promise<void> 
 /** Ten seconds of a mixed workload before a snapshot and after it. */
 async function work({ stand, record, short, say }: Bench): Promise<void> {
   const seconds = 10;
+  const rounds = short ? 2 : 3;
   for (const mapped of short ? [512 * MiB] : [512 * MiB, 4 * GiB]) {
-    for (let round = 0; round < 3; ++round) {
-      say(`snapshots: work before and after, ${bytesOf(mapped)}, round ${round + 1} of 3`);
+    for (let round = 0; round < rounds; ++round) {
+      say(`snapshots: work before and after, ${bytesOf(mapped)}, round ${round + 1} of ${rounds}`);
       const mount = await stand.mount(String(lastProcessor));
       await create(mount, 16 * GiB);
       const guest = await writer(stand, mount, mapped, 'written-back');
