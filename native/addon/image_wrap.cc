@@ -82,13 +82,13 @@ Napi::Value ImageWrap::info(const Napi::CallbackInfo& info) {
   return info_to_js(info.Env(), (*image)->info());
 }
 
-// `with_data`.
 Napi::Value ImageWrap::size(const Napi::CallbackInfo& info) {
   auto image = image_->lease();
   if (!image) return throw_in_js(info.Env(), image.error());
   return Napi::Number::New(info.Env(), static_cast<double>((*image)->size()));
 }
 
+// `with_data`.
 Napi::Value ImageWrap::snapshots(const Napi::CallbackInfo& info) {
   auto image = image_->lease();
   if (!image) return throw_in_js(info.Env(), image.error());
@@ -99,6 +99,7 @@ Napi::Value ImageWrap::snapshots(const Napi::CallbackInfo& info) {
   return list;
 }
 
+// `name`.
 Napi::Value ImageWrap::snapshot_info(const Napi::CallbackInfo& info) {
   auto image = image_->lease();
   if (!image) return throw_in_js(info.Env(), image.error());

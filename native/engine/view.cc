@@ -48,10 +48,7 @@ std::shared_ptr<const Source> make_source(std::shared_ptr<File> file, const Geom
 Chain::Chain(const Geometry& geometry, Sources sources, std::shared_ptr<const Chain> continued)
     : geometry_(geometry), sources_(std::move(sources)) {
   if (!continued || continued->sources_.size() > sources_.size()) return;
-  nearer_ = sources_.size() - continued->sources_.size();
-  if (!std::equal(continued->sources_.begin(), continued->sources_.end(),
-                  sources_.begin() + static_cast<ptrdiff_t>(nearer_)))
-    return;
+  if (!std::equal(continued->sources_.rbegin(), continued->sources_.rend(), sources_.rbegin())) return;
   continued_ = std::move(continued);
   // Or each would keep all before it.
   const std::lock_guard lock(continued_->mutex_);
@@ -101,11 +98,13 @@ Result<std::shared_ptr<const ResolvedChunk>> Chain::build(uint64_t chunk) const 
     continued = continued_;
   }
   const auto farther = continued ? continued->take(chunk) : nullptr;
+  // Layers whose tables must be looked at.
+  const size_t nearer = farther ? sources_.size() - continued->sources_.size() : sources_.size();
   std::array<uint16_t, kBlocksPerChunk> settled{};  // sub-blocks that a nearer layer holds
   std::array<std::vector<Piece>, kBlocksPerChunk> found;
   auto resolved = std::make_shared<ResolvedChunk>();
   EntryPage page;
-  for (size_t number = 0; number < (farther ? nearer_ : sources_.size()); number++) {
+  for (size_t number = 0; number < nearer; number++) {
     const Source& source = *sources_[number];
     if (!contains(source.present, chunk)) continue;
     PCOW_TRY(read_entry_page(*source.file, source.table_offset, source.entries, chunk, &page));
@@ -127,7 +126,7 @@ Result<std::shared_ptr<const ResolvedChunk>> Chain::build(uint64_t chunk) const 
       for (size_t p = farther->start[i]; p < farther->start[i + 1]; p++) {
         const Piece& piece = farther->pieces[p];
         const auto fresh = static_cast<uint16_t>(piece.mask & ~settled[i]);
-        if (fresh) found[i].push_back({piece.index, static_cast<uint16_t>(piece.source + nearer_), fresh});
+        if (fresh) found[i].push_back({piece.index, static_cast<uint16_t>(piece.source + nearer), fresh});
       }
     }
     resolved->pieces.insert(resolved->pieces.end(), found[i].begin(), found[i].end());

@@ -102,7 +102,6 @@ class Chain {
 
   const Geometry geometry_;
   const Sources sources_;
-  size_t nearer_ = 0;         // layers, before those of `continued_`
   mutable std::mutex mutex_;  // guards the rest
   mutable std::shared_ptr<const Chain> continued_;
   mutable std::unordered_map<uint64_t, Remembered> cache_;
