@@ -1,0 +1,113 @@
+#include "crash_content.h"
+
+#include <cstring>
+#include <optional>
+
+#include "../engine/check.h"
+#include "../engine/scrub.h"
+
+using namespace pcow;
+
+namespace crash {
+
+World exactly(const Content& content) {
+  World world;
+  for (const uint64_t stamp : content.active) world.active.push_back({stamp});
+  world.snapshots = content.snapshots;
+  return world;
+}
+
+bool allows(const World& world, const Content& content) {
+  if (world.snapshots != content.snapshots || world.active.size() != content.active.size()) return false;
+  for (size_t i = 0; i < content.active.size(); i++)
+    if (!world.active[i].contains(content.active[i])) return false;
+  return true;
+}
+
+void fill_sector(uint64_t stamp, uint64_t sector, uint8_t* bytes) {
+  uint64_t words[kSector / 8];
+  for (size_t i = 0; i < std::size(words); i++) words[i] = stamp * 0x9e3779b97f4a7c15u + i;
+  words[0] = stamp;
+  words[1] = sector;
+  memcpy(bytes, words, kSector);
+}
+
+static std::optional<uint64_t> stamp_of(const uint8_t* bytes, uint64_t sector) {
+  static const uint8_t zeros[kSector] = {};
+  if (memcmp(bytes, zeros, kSector) == 0) return 0;
+  uint64_t stamp;
+  memcpy(&stamp, bytes, sizeof stamp);
+  uint8_t expected[kSector];
+  fill_sector(stamp, sector, expected);
+  if (memcmp(bytes, expected, kSector) != 0) return std::nullopt;
+  return stamp;
+}
+
+Result<std::unique_ptr<Image>> open_image(const std::string& path, bool write, FileObserver* observer) {
+  OpenOptions options;
+  options.write = write;
+  options.observer = observer;
+  return Image::open(path, options);
+}
+
+void must_have_checksums(const Run& run, const Image& image, bool whole) {
+  const ScrubReport report = run.must(image.scrub(nullptr), "scrub");
+  if (report.damages) run.fail("the scrub finds: " + report.findings.front().message);
+  for (const ScrubbedLayer& layer : report.layers)
+    if (whole && layer.has_checksums && layer.missing) run.fail("checksums are missing");
+}
+
+void must_be_sound(const Run& run, const std::string& path) {
+  const CheckReport report = run.must(check_image(path, {}, nullptr), "check");
+  if (report.damages || report.leaks) run.fail("the check finds: " + report.findings.front().message);
+}
+
+Stamps read_stamps(const Run& run, const Image& image, const View* view, const std::string& what) {
+  const uint64_t size = view ? image.view_size(*view) : image.size();
+  std::vector<uint8_t> bytes(size);
+  if (run.must(image.read(view, 0, bytes.data(), size), "read") != size) run.fail(what + " is short");
+  Stamps stamps(size / kSector);
+  for (size_t i = 0; i < stamps.size(); i++) {
+    const auto stamp = stamp_of(bytes.data() + i * kSector, i);
+    if (!stamp) run.fail(what + " holds in sector " + std::to_string(i) + " what nobody wrote there");
+    stamps[i] = *stamp;
+  }
+  return stamps;
+}
+
+Content read_content(const Run& run, const Image& image) {
+  Content content;
+  content.active = read_stamps(run, image, nullptr, "the active layer");
+  for (const SnapshotInfo& info : run.must(image.snapshots(true), "snapshots")) {
+    const auto view = run.must(image.view(info.name), "view");
+    content.snapshots[info.name] = read_stamps(run, image, view.get(), "snapshot " + info.name);
+  }
+  return content;
+}
+
+std::string difference(const World& world, const Content& content) {
+  for (const auto& [name, stamps] : world.snapshots) {
+    const auto found = content.snapshots.find(name);
+    if (found == content.snapshots.end()) return "snapshot " + name + " is missing";
+    if (found->second != stamps) return "snapshot " + name + " has changed";
+  }
+  if (content.snapshots.size() != world.snapshots.size()) return "there is a snapshot too many";
+  if (content.active.size() != world.active.size()) return "the size is wrong";
+  for (size_t i = 0; i < content.active.size(); i++)
+    if (!world.active[i].contains(content.active[i]))
+      return "sector " + std::to_string(i) + " holds stamp " + std::to_string(content.active[i]) + " instead of " +
+             std::to_string(*world.active[i].rbegin());
+  return "nothing";
+}
+
+Result<void> write_sectors(Image* image, Content* content, uint64_t first, uint64_t count, Run* run) {
+  std::vector<uint8_t> bytes(count * kSector);
+  const uint64_t stamp = ++run->stamps;
+  for (uint64_t i = 0; i < count; i++) {
+    fill_sector(stamp, first + i, bytes.data() + i * kSector);
+    content->active[first + i] = stamp;
+  }
+  return image->write(first * kSector, bytes.data(), bytes.size());
+}
+
+}  // namespace crash

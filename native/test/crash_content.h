@@ -1,0 +1,51 @@
+// What an image holds, sector by sector, and what a power cut may leave of it.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "../engine/image.h"
+#include "crash_workload.h"
+
+namespace crash {
+
+constexpr size_t kSector = 512;
+using Stamps = std::vector<uint64_t>;  // what each sector holds; 0: zeros
+
+struct Content {
+  Stamps active;
+  std::map<std::string, Stamps> snapshots;
+  friend bool operator==(const Content&, const Content&) = default;
+};
+
+// What a disk may hold: `active` gives the stamps that each sector may have.
+struct World {
+  std::vector<std::set<uint64_t>> active;
+  std::map<std::string, Stamps> snapshots;
+};
+
+World exactly(const Content& content);
+bool allows(const World& world, const Content& content);
+// Why it does not.
+std::string difference(const World& world, const Content& content);
+
+// A sector says which write made it, and where it belongs.
+void fill_sector(uint64_t stamp, uint64_t sector, uint8_t* bytes);
+
+pcow::Result<std::unique_ptr<pcow::Image>> open_image(const std::string& path, bool write,
+                                                      pcow::FileObserver* observer);
+// Writes sectors with a new stamp, into the image and into `content`.
+pcow::Result<void> write_sectors(pcow::Image* image, Content* content, uint64_t first, uint64_t count, Run* run);
+Stamps read_stamps(const Run& run, const pcow::Image& image, const pcow::View* view, const std::string& what);
+Content read_content(const Run& run, const pcow::Image& image);
+
+// What has checksums has the right ones; `whole`: and a layer that has some has them all.
+void must_have_checksums(const Run& run, const pcow::Image& image, bool whole);
+// The check finds nothing: neither in what a crash may leave, nor in what a writer has closed.
+void must_be_sound(const Run& run, const std::string& path);
+
+}  // namespace crash

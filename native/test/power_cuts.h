@@ -1,0 +1,108 @@
+// The observer at the engine's door to one file, which cuts the power: see crash_workload.h.
+#pragma once
+
+#include <cerrno>
+#include <functional>
+#include <map>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "check.h"
+#include "crash_content.h"
+#include "disk_simulator.h"
+
+namespace crash {
+
+// Stands at the engine's door to one file.
+class PowerCuts : public pcow::FileObserver {
+ public:
+  PowerCuts(Run* run, const TemporaryDirectory* directory, size_t budget, bool nested)
+      : run_(run), directory_(directory), budget_(budget), nested_(nested) {}
+
+  std::vector<World> worlds;  // what a state may hold at present
+  // Does something else at a moment when another thread could: after a sync has taken down what it covers.
+  std::function<void()> interrupt;
+  bool checksums = false;        // some layers have them
+  bool whole_checksums = false;  // of a layer, all are made at once, and it takes nothing in later
+
+  void watch(const std::string& path) {
+    path_ = path;
+    disk_.emplace(DiskState::of_file(path));
+  }
+  void begin(const std::string& operation) {
+    if (!nested_) run_->operation = operation;
+  }
+  // The image's base, where it is written as well: every state of the image comes with one of the base's disk.
+  void watch_base(const std::string& path) {
+    base_path_ = path;
+    base_disk_.emplace(DiskState::of_file(path));
+  }
+  // What snapshots of that base hold: those that it must have, and one that may be there already.
+  std::map<std::string, Stamps> base_snapshots;
+  std::map<std::string, Stamps> base_coming;
+  // The file system has no room for a longer file: blocks come from what is free in it.
+  bool full = false;
+  // The process dies before that many operations more.
+  void kill_after(uint64_t operations) { left_ = operations; }
+  bool killed() const { return killed_; }
+  // A process stores into its mapping of the file: no operation of the engine.
+  void store_through_mapping(uint64_t offset, uint64_t length, const uint8_t* data) {
+    if (!disk_->has_space(offset, length)) run_->fail("a store through a mapping may find the disk full");
+    disk_->apply(pcow::FileOperation::kWrite, offset, length, data);
+    if (run_->random() % 8 == 0) cut(2);
+  }
+  // The process is dead; its file, as the page cache has it, goes on as another one.
+  void go_on_as(const std::string& path) {
+    disk_->cached().write_to(path);
+    path_ = path;
+    killed_ = false;
+    left_ = kNever;
+  }
+
+  int before(pcow::FileOperation operation, const std::string& path, uint64_t offset, uint64_t length,
+             const void* data) override;
+
+  size_t step(pcow::FileOperation, size_t length) override {
+    if (!run_->interrupts || run_->random() % 3) return length;
+    return run_->random() % 2 ? 0 : 1 + run_->random() % length;
+  }
+
+  // The machine is well again. Says whether a fault has struck since this was last asked; `sync`: it was a sync that failed.
+  bool recover(bool* sync) {
+    *sync = sync_failed_;
+    sync_failed_ = false;
+    return std::exchange(faulty_, false);
+  }
+
+ private:
+  static constexpr uint64_t kNever = ~uint64_t{0};
+
+  void before_in_base(pcow::FileOperation operation, uint64_t offset, uint64_t length, const void* data);
+  void check_base();
+  // The errno of the run's fault, where this is the operation that it strikes, or 0.
+  int fault_of(pcow::FileOperation operation);
+
+  void cut(size_t budget) {
+    disk_->sample(budget, &run_->random, [&](DiskState state) { check(std::move(state)); });
+  }
+  void check(DiskState state);
+  void go_on(const std::string& path, Content content);
+  void cut_recovery(const DiskState& state);
+
+  Run* run_;
+  const TemporaryDirectory* directory_;
+  const size_t budget_;
+  const bool nested_;
+  std::string path_;
+  std::optional<DiskSimulator> disk_;
+  std::string base_path_;
+  std::optional<DiskSimulator> base_disk_;
+  uint64_t left_ = kNever;
+  bool killed_ = false;
+  bool faulty_ = false;
+  bool sync_failed_ = false;
+};
+
+}  // namespace crash

@@ -1,0 +1,164 @@
+// One workload of the power-cut simulator: an image that is worked with at random, and what it must hold.
+#pragma once
+
+#include <algorithm>
+#include <map>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "power_cuts.h"
+
+namespace crash {
+
+// How often, of a hundred steps, what is done.
+struct Profile {
+  const char* name;
+  int write, discard, sync, snapshot, remove, rollback, clone, resize, reopen;
+  bool base = false;         // the image stands on a base
+  bool kills = false;        // the process is killed now and then
+  int touch = 0;             // a place is made the image's own, and mapped: then it is stored to at any time
+  int promote = 0;           // a chunk is completed from below
+  bool interrupted = false;  // writes and discards come in the middle of syncs, snapshots and merges
+  uint64_t blocks = 9;
+  int shrink = 0, rebase = 0, commit = 0, compact = 0;
+  int checksums = 0;  // frozen layers get checksums, or lose them
+};
+
+class Workload {
+ public:
+  Workload(Run* run, const Profile& profile, uint32_t block_size)
+      : run_(run),
+        profile_(profile),
+        block_size_(block_size),
+        directory_(run->place),
+        cuts_(run, &directory_, run->fault.err || profile.blocks > 100 ? 1 : 10, false) {}
+
+  // A deletion with blocks that its heir lets go of and that would be used again at once, were they not held back: the file is full,
+  // and they are the first that are free in it.
+  void reuse_during_a_merge();
+  void go(int steps);
+
+ private:
+  void finish();
+
+  uint64_t below(uint64_t limit) { return run_->random() % limit; }
+
+  void prepare();
+  pcow::Result<void> open_again();
+
+  // With a snapshot "ground". The states of the image find it too.
+  void make_base(const std::string& name, const pcow::CreateOptions& options);
+
+  // Does one thing, which takes the content from `now_` to `after`. While it is done the disk may hold any of `meanwhile`;
+  // true: it was done, and the caller says what the disk may hold from now on.
+  template <typename Do>
+  bool attempt(const char* name, const Content& after, std::vector<World> meanwhile, const Do& what) {
+    cuts_.begin(name);
+    cuts_.worlds = std::move(meanwhile);
+    later_.clear();
+    auto outcome = what();
+    if (cuts_.killed()) {
+      revive(after);
+      return false;
+    }
+    bool sync_failed = false;
+    if (cuts_.recover(&sync_failed) && !outcome) {
+      survive(after, outcome.error(), sync_failed);
+      return false;
+    }
+    run_->must(std::move(outcome), name);
+    now_ = after;
+    for (const auto& [sector, stamps] : later_) now_.active[sector] = stamps.back();
+    return true;
+  }
+
+  // The process was killed in the middle. Nothing is lost; what was being done may be seen or not.
+  void revive(const Content& after);
+
+  // What there is when something was not done to its end: nothing is lost, and it may be seen or not.
+  Content content_between(const Content& after);
+
+  // The machine let an operation down. An error came out; the image is sound, and goes on. A failed sync is not forgotten
+  // until the image is opened anew.
+  void survive(const Content& after, const pcow::Error& error, bool sync_failed);
+
+  // What came in while it was done may be on the disk or not.
+  void settle(World world);
+
+  // For the time of `what`, other threads write, discard and store through the mapping whenever they could.
+  template <typename Do>
+  auto interrupted(const Do& what) {
+    if (profile_.interrupted && !run_->fault.err) {
+      cuts_.interrupt = [&] {
+        if (below(2)) meanwhile();
+      };
+    }
+    auto outcome = what();
+    cuts_.interrupt = nullptr;
+    return outcome;
+  }
+
+  void meanwhile();
+  void discard_meanwhile();
+  void discard_meanwhile(uint64_t first, uint64_t count);
+  void write_meanwhile();
+  void write_meanwhile(uint64_t first, uint64_t count);
+  void come_later(uint64_t first, uint64_t count, uint64_t stamp);
+  std::string some_snapshot();
+  void step();
+  void pick(uint64_t* first, uint64_t* count);
+
+  // A guest under the monitor faults at a place.
+  void touch();
+
+  // … and stores, which nobody sees.
+  struct Stored {
+    uint64_t first, count, stamp;
+  };
+  Stored store_sectors();
+  void store();
+  void store_meanwhile();
+  void promote();
+  void write();
+  void write(uint64_t first, uint64_t count);
+  void discard();
+  void sync();
+  void snapshot();
+
+  // As the monitor takes one: writes and stores come in until the cut, and again after it.
+  void snapshot_in_steps(const std::string& name);
+  void remove();
+  void remove(const pcow::Progress& between);
+  void rollback();
+  void clone();
+  void resize();
+  void resize(uint64_t sectors);
+  void shrink();
+
+  // To one of the bases, or to none. Nobody sees a change.
+  void rebase();
+  void commit();
+  void write_zeros();
+  void compact();
+  void add_checksums();
+  void remove_checksums();
+  void reopen();
+
+  Run* run_;
+  const Profile& profile_;
+  const uint32_t block_size_;
+  TemporaryDirectory directory_;
+  PowerCuts cuts_;
+  std::string image_path_;
+  std::unique_ptr<pcow::Image> image_;
+  Content now_;                                      // as every process sees it
+  World world_;                                      // what a power cut may leave of it
+  std::vector<pcow::Extent> mapped_;                 // what a guest may store to
+  std::map<uint64_t, std::vector<uint64_t>> later_;  // sectors that were written during an operation, by it not covered
+  int names_ = 0;
+  std::map<std::string, Stamps> bases_;  // what their snapshots "ground" hold
+};
+
+}  // namespace crash
