@@ -76,10 +76,10 @@ Result<void> ImageState::compact_layer(const Layer& layer, const std::function<b
         }
         uint16_t hides = entry.written;
         if (is_active) {
-          auto lower = below->buried_mask(block);
+          auto lower = hidden_below(block);
+          if (!lower && lower.error().code == Code::kBaseChanged) continue;  // what lies below can't be told now
           if (!lower) return lower.error();
           hides &= *lower;
-          if (is_stale()) continue;  // a base is being merged: what lies below can't be told now
         }
         PCOW_TRY(table->ensure(chunk));
         const std::lock_guard lock(chunk_lock(block));

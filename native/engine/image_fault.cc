@@ -126,7 +126,7 @@ Result<Entry> ImageState::complete_block(uint64_t block, Entry entry, FaultWork*
     if (fresh && before.written && !space->is_durable(entry.index) && keeps(Rule::kZerosBeforeEntry))
       PCOW_TRY(file->sync());
     if (!keeps(Rule::kDataBeforeEntry)) active->store(block, {entry.index, geometry.full_mask(), entry.durable});
-    auto lower = below->mask(block);
+    auto lower = mask_below(block);
     if (!lower) return lower.error();
     const auto missing = static_cast<uint16_t>(geometry.full_mask() & ~before.written);
     // In a fresh block only what lies below must be written; in an old one the other sub-blocks too, for an unfinished
@@ -142,11 +142,10 @@ Result<Entry> ImageState::complete_block(uint64_t block, Entry entry, FaultWork*
       const uint64_t within = uint64_t{first} << geometry.sub_block_shift();
       const size_t length = size_t{end - first} << geometry.sub_block_shift();
       const auto buffer = scratch(length);
-      PCOW_TRY(read_below(block, static_cast<uint32_t>(within), buffer.get(), length));
+      PCOW_TRY(read_below(block, {}, static_cast<uint32_t>(within), buffer.get(), length));
       PCOW_TRY(file->write(place + within, buffer.get(), length));
       first = end;
     }
-    if (is_stale()) return stale_error();
     if (wanted & *lower) {
       work->copied = true;
       work->copied_bytes += static_cast<uint64_t>(std::popcount(wanted)) << geometry.sub_block_shift();
@@ -170,7 +169,7 @@ Result<Extent> ImageState::make_writable_locked(uint64_t offset, const FaultHint
   const uint64_t block = offset >> geometry.block_shift();
   const uint64_t chunk = block / kBlocksPerChunk;
   PCOW_TRY(active->ensure(chunk));
-  auto lower = below->mask(block);
+  auto lower = mask_below(block);
   if (!lower) return lower.error();
 
   std::unique_lock lock(chunk_lock(block));
@@ -182,7 +181,7 @@ Result<Extent> ImageState::make_writable_locked(uint64_t offset, const FaultHint
   const int own = std::popcount(entry.written);
   bool scattered = hint.ahead == 0 && !hint.whole_block && own < static_cast<int>(geometry.sub_blocks() / 2);
   if (copies && scattered && own > 0) {
-    auto snapshot = below->holds(block, below->sources().size() - base_sources.size());
+    auto snapshot = confirm(below->holds(block, below->sources().size() - base_sources.size()));
     if (!snapshot) return snapshot.error();
     scattered = !*snapshot;
   }
@@ -200,9 +199,8 @@ Result<Extent> ImageState::make_writable_locked(uint64_t offset, const FaultHint
     const uint32_t within = number << geometry.sub_block_shift();
     const uint64_t place = (uint64_t{entry.index} << geometry.block_shift()) + within;
     const auto buffer = scratch(geometry.sub_block_size());
-    auto outcome = read_below(block, within, buffer.get(), geometry.sub_block_size());
+    auto outcome = read_below(block, {}, within, buffer.get(), geometry.sub_block_size());
     if (outcome) outcome = file->write(place, buffer.get(), geometry.sub_block_size());
-    if (outcome && is_stale()) outcome = stale_error();
     if (!outcome) {
       if (fresh) space->release(entry.index, 1);
       return outcome.error();
@@ -239,7 +237,7 @@ Result<void> ImageState::copy_ahead(uint64_t block, uint64_t ahead, uint64_t* to
                                    block + 1 + (ahead >> geometry.block_shift()) / kCopiesAheadShare});
   for (uint64_t next = block + 1; next < limit; next++) {
     const Entry entry = Entry::unpack(active->load(next));
-    auto lower = below->mask(next);
+    auto lower = mask_below(next);
     if (!lower) return lower.error();
     if (!entry.empty() || *lower != geometry.full_mask()) break;
     auto completed = complete_block(next, entry, work);
@@ -278,7 +276,7 @@ Result<void> ImageState::expand(uint64_t block, uint64_t ahead, uint64_t* to) {
   for (uint64_t next = block; next < limit && outcome; next++) {
     if (next > block) {
       if (active->load(next)) break;
-      auto lower = below->mask(next);
+      auto lower = mask_below(next);
       if (!lower || *lower) break;
     }
     // Neighbours only: the first one finds its place by the chunk, the others follow it.
@@ -335,7 +333,7 @@ Result<void> Image::allocate_ahead(uint64_t offset, uint64_t length) {
     if (state.is_stale()) return state.stale_error();
     if (block >= state.active->entries()) return {};
     PCOW_TRY(state.active->ensure(block / kBlocksPerChunk));
-    auto lower = state.below->mask(block);
+    auto lower = state.mask_below(block);
     if (!lower) return lower.error();
     const std::lock_guard storing(state.chunk_lock(block));
     if (*lower || state.active->load(block)) return {};

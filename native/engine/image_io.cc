@@ -116,7 +116,8 @@ class ChainReader {
     if (chunk != chunk_) {
       resolved_ = nullptr;
       if (chain_.may_hold(chunk)) {
-        auto resolved = chain_.resolve(chunk);
+        // Whoever reads by this confirms afterwards: the bytes must have been there as well.
+        auto resolved = chain_.resolve(chunk).unconfirmed();
         if (!resolved) return resolved.error();
         resolved_ = std::move(*resolved);
       }
@@ -196,11 +197,22 @@ Result<size_t> Image::read(const View* view, uint64_t offset, void* buffer, size
   return state.noted(Result<size_t>(Error(Code::kIo, state.path + " changes faster than it can be read")));
 }
 
-Result<void> ImageState::read_below(uint64_t block, uint32_t from, char* to, size_t length) {
+Result<uint16_t> ImageState::mask_below(uint64_t block) const { return confirm(below->mask(block)); }
+
+Result<uint16_t> ImageState::hidden_below(uint64_t block) const {
+  auto now = confirm(below->buried_mask(block));
+  if (!now || !coming) return now;
+  auto later = confirm(coming->chain->buried_mask(block));
+  if (!later) return later;
+  return static_cast<uint16_t>(*now | *later);
+}
+
+Result<void> ImageState::read_below(uint64_t block, const Entry& own, uint32_t from, char* to, size_t length) const {
   Gatherer gatherer;
   ChainReader reader(geometry, *below);
-  PCOW_TRY(reader.read({block, from, from + static_cast<uint32_t>(length)}, {}, *file, to, &gatherer));
-  return gatherer.flush();
+  auto outcome = reader.read({block, from, from + static_cast<uint32_t>(length)}, own, *file, to, &gatherer);
+  if (outcome) outcome = gatherer.flush();
+  return confirm(std::move(outcome));
 }
 
 // With the chunk's lock held. Tries to place the block where its logical neighbours' places say.
@@ -231,11 +243,7 @@ Result<void> ImageState::fill(uint64_t block, uint32_t index, const Entry& befor
   const uint32_t last = round_up(end, geometry.sub_block_size());
   if (own || (first == at && last == end)) return file->write(place + at, bytes, end - at);
   std::vector<char> whole(last - first);
-  Gatherer gatherer;
-  ChainReader reader(geometry, *below);
-  PCOW_TRY(reader.read({block, first, last}, before, *file, whole.data(), &gatherer));
-  PCOW_TRY(gatherer.flush());
-  if (is_stale()) return stale_error();
+  PCOW_TRY(read_below(block, before, first, whole.data(), whole.size()));
   memcpy(whole.data() + (at - first), bytes, end - at);
   return file->write(place + first, whole.data(), whole.size());
 }
@@ -344,14 +352,8 @@ Result<void> ImageState::discard_locked(uint64_t offset, uint64_t length) {
       continue;
     }
     done += part.length();
-    auto lower = below->buried_mask(part.block);
+    auto lower = hidden_below(part.block);
     if (!lower) return lower.error();
-    if (coming) {
-      auto later = coming->buried_mask(part.block);
-      if (!later) return later.error();
-      *lower |= *later;
-    }
-    if (is_stale()) return stale_error();
     const bool reaches_end = offset + done >= directory.active_layer().size;
     if (part.from == 0 && (part.to == geometry.block_size() || reaches_end)) {
       if (*lower) PCOW_TRY(active->ensure(chunk));

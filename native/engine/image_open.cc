@@ -35,6 +35,10 @@ Result<std::shared_ptr<File>> open_given(const std::string& path, const OpenOpti
 
 bool has_changed(const Watch& watch) { return watch.generation->now() != watch.seen; }
 
+bool any_has_changed(const std::vector<Watch>& watches) {
+  return std::any_of(watches.begin(), watches.end(), has_changed);
+}
+
 // Neighbouring blocks in use, gathered.
 class Run {
  public:
@@ -60,14 +64,10 @@ class Run {
 }  // namespace
 
 bool ImageState::is_stale() const {
-  return is_own_stale() || std::any_of(base_watches.begin(), base_watches.end(), has_changed);
+  return is_own_stale() || any_has_changed(base_watches) || (coming && any_has_changed(coming->bases.watches));
 }
 
 bool ImageState::is_own_stale() const { return own_watch && has_changed(*own_watch); }
-
-bool ImageState::is_stale(const BaseChain& bases) const {
-  return std::any_of(bases.watches.begin(), bases.watches.end(), has_changed);
-}
 
 Result<void> ImageState::load() {
   std::shared_ptr<GenerationWatch> watch;
@@ -113,7 +113,15 @@ Result<void> ImageState::refresh() {
   if (!is_stale()) return {};
   content_generation++;
   if (!writable()) return load();
-  PCOW_TRY(open_bases());
+  auto bases = open_chain(superblock.base);
+  if (!bases) return bases.error();
+  if (coming) {
+    auto next = open_chain(coming->reference);
+    if (!next) return next.error();
+    coming->bases = std::move(*next);
+    coming->chain = std::make_shared<Chain>(geometry, coming->bases.sources);
+  }
+  adopt_bases(std::move(*bases));
   epoch++;
   below = chain_from(directory.active_layer().parent);
   return {};

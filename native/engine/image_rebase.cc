@@ -35,7 +35,7 @@ class ChunkOfChain {
   static Result<ChunkOfChain> of(const Chain& chain, const Geometry& geometry, uint64_t chunk) {
     ChunkOfChain found(chain, geometry);
     if (!chain.may_hold(chunk)) return found;
-    auto resolved = chain.resolve(chunk);
+    auto resolved = chain.resolve(chunk).unconfirmed();
     if (!resolved) return resolved.error();
     found.resolved_ = std::move(*resolved);
     for (const auto& source : chain.sources()) {
@@ -101,19 +101,21 @@ bool all_zero(const char* bytes, size_t length) {
 
 }  // namespace
 
-// Step 1 for one root. `next` is the chain of the new base; it is opened anew where somebody merges in it.
+// Step 1 for one root. Where somebody merges in either base, both chains are opened anew.
 Result<void> ImageState::take_in_differences(const Layer& root, const std::shared_ptr<Table>& table,
-                                             const std::optional<BaseReference>& reference, BaseChain* next,
                                              const std::function<bool(uint64_t chunk)>& go_on) {
   const uint32_t length = geometry.sub_block_size();
   std::vector<char> old_bytes(geometry.block_size());
   std::vector<char> new_bytes(length);
-  std::unique_ptr<Chain> old_chain, new_chain;
+  std::shared_ptr<const Chain> old_chain, new_chain;
+  uint64_t built = 0;  // the epoch of both
   const uint64_t entries = geometry.blocks_for(root.size);
 
-  const auto old_is_stale = [&] {
+  // Whether what was seen in the two chains need not have been so: the gate is open meanwhile, and somebody else who found
+  // them stale may have opened others.
+  const auto chains_are_stale = [&] {
     const std::shared_lock lock(gate);
-    return is_stale();
+    return !old_chain || built != epoch || is_stale();
   };
 
   // The sub-blocks of a block that must be taken in, and of these the ones that are zeros; `old_bytes` has the others.
@@ -198,7 +200,7 @@ Result<void> ImageState::take_in_differences(const Layer& root, const std::share
       auto wanted = differences(*from, *to, block, own, &zeros);
       if (!wanted) return wanted.error();
       if (!*wanted) continue;
-      if (old_is_stale() || is_stale(*next)) return stale_error();
+      if (chains_are_stale()) return stale_error();
       PCOW_TRY(take_in(block, *wanted, zeros));
     }
     return {};
@@ -209,28 +211,16 @@ Result<void> ImageState::take_in_differences(const Layer& root, const std::share
     if (!go_on(chunk))
       return Error(Code::kCancelled, path + ": the change of its base was interrupted; it stands where it stood");
     for (int round = 0;; round++) {
-      if (old_is_stale()) {
+      if (chains_are_stale()) {
         PCOW_TRY(refresh());
-        old_chain.reset();
-      }
-      if (is_stale(*next)) {
-        auto opened = open_chain(reference);
-        if (!opened) return opened.error();
-        {
-          const std::unique_lock lock(gate);
-          *next = std::move(*opened);
-          coming = std::make_shared<Chain>(geometry, next->sources);
-        }
-        new_chain.reset();
-      }
-      if (!old_chain) {
         const std::shared_lock lock(gate);
-        old_chain = std::make_unique<Chain>(geometry, base_sources);
+        old_chain = std::make_shared<Chain>(geometry, base_sources);
+        new_chain = coming->chain;
+        built = epoch;
       }
-      if (!new_chain) new_chain = std::make_unique<Chain>(geometry, next->sources);
-      if (!old_chain->may_hold(chunk) && !new_chain->may_hold(chunk)) break;
-      auto done = do_chunk(chunk);
-      if (done && !old_is_stale() && !is_stale(*next)) break;
+      const bool held = old_chain->may_hold(chunk) || new_chain->may_hold(chunk);
+      auto done = held ? do_chunk(chunk) : Result<void>();
+      if (done && !chains_are_stale()) break;
       if (!done && (done.error().code != Code::kBaseChanged || round == kStaleRounds)) return done;
     }
   }
@@ -252,8 +242,9 @@ Result<void> Image::rebase(const BaseSpec& spec, bool has_base, const Progress& 
     auto next = state.open_chain(prepared.base);
     if (!next) return next.error();
     {
+      const auto chain = std::make_shared<Chain>(state.geometry, next->sources);
       const std::unique_lock lock(state.gate);
-      state.coming = std::make_shared<Chain>(state.geometry, next->sources);
+      state.coming = Coming{prepared.base, std::move(*next), chain};
     }
 
     std::vector<Layer> roots;
@@ -278,7 +269,7 @@ Result<void> Image::rebase(const BaseSpec& spec, bool has_base, const Progress& 
           return !progress ||
                  progress(before + std::min(root.size, chunk * kBlocksPerChunk << state.geometry.block_shift()), total);
         };
-        PCOW_TRY(state.take_in_differences(root, table, prepared.base, &*next, go_on));
+        PCOW_TRY(state.take_in_differences(root, table, go_on));
         before += root.size;
       }
       return keeps(Rule::kTakenInBeforeSuperblock) ? state.sync() : Result<void>();
@@ -286,7 +277,8 @@ Result<void> Image::rebase(const BaseSpec& spec, bool has_base, const Progress& 
     Result<void> outcome = take_in_all();
     {
       const std::unique_lock lock(state.gate);
-      state.coming = nullptr;
+      Coming next_base = std::move(*state.coming);
+      state.coming.reset();
       if (outcome) {
         Superblock superblock = state.superblock;
         superblock.generation++;
@@ -294,7 +286,7 @@ Result<void> Image::rebase(const BaseSpec& spec, bool has_base, const Progress& 
         outcome = write_superblock(*state.file, superblock);
         if (outcome) {
           state.superblock = superblock;
-          state.adopt_bases(std::move(*next));
+          state.adopt_bases(std::move(next_base.bases));
         }
       }
       // Chains that are built from here on see what the frozen roots have taken in.

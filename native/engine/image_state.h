@@ -65,6 +65,13 @@ struct BaseChain {
   uint64_t size = 0;            // bytes of the nearest layer
 };
 
+// The base that is to be, while an image takes in how the one that it has differs.
+struct Coming {
+  std::optional<BaseReference> reference;
+  BaseChain bases;
+  std::shared_ptr<const Chain> chain;
+};
+
 class ImageState {
  public:
   ImageState(std::string path, OpenOptions options, std::shared_ptr<File> file, const Superblock& superblock)
@@ -80,7 +87,6 @@ class ImageState {
   Result<void> open_bases();
   Result<BaseChain> open_chain(std::optional<BaseReference> reference) const;
   void adopt_bases(BaseChain bases);  // with the gate held exclusively
-  bool is_stale(const BaseChain& bases) const;
   Result<std::shared_ptr<File>> open_base(const std::string& stander, const BaseReference& reference,
                                           size_t number) const;
   Result<void> refresh();     // loads again what another process changed
@@ -94,7 +100,25 @@ class ImageState {
   Result<void> discard_locked(uint64_t offset, uint64_t length);
   Result<void> fill(uint64_t block, uint32_t index, const Entry& before, bool own, uint32_t at, uint32_t end,
                     const char* bytes);
-  Result<void> read_below(uint64_t block, uint32_t from, char* to, size_t length);
+
+  // Looks at what lies below the active layer, for whoever decides by them what to store. What they return is true for ever:
+  // a frozen layer never changes what it reads as, and the tables and blocks that were looked at still counted after the look.
+  // A base's writer lets blocks go only after the superblock that no longer names them, and uses them again two syncs later.
+  // So it is no matter if that superblock comes between the look and the store. kBaseChanged: it came too early; look again.
+  Result<uint16_t> mask_below(uint64_t block) const;    // as Chain::mask()
+  Result<uint16_t> hidden_below(uint64_t block) const;  // what zeros must hide: also what a rebase under way brings below
+  // Bytes of the block, as read through `own`, an entry of the active layer.
+  Result<void> read_below(uint64_t block, const Entry& own, uint32_t from, char* to, size_t length) const;
+  template <typename T>
+  Result<T> confirm(Look<T> look) const {
+    return confirm(std::move(look.seen_));
+  }
+  template <typename T>
+  Result<T> confirm(Result<T> look) const {
+    // A look that failed, too: what it stumbled over may have been something else by then.
+    return is_stale() ? Result<T>(stale_error()) : look;
+  }
+
   Result<uint32_t> allocate_block(Table& table, uint64_t block);
   std::mutex& chunk_lock(uint64_t block) { return chunk_locks[block / kBlocksPerChunk % chunk_locks.size()]; }
 
@@ -154,7 +178,6 @@ class ImageState {
 
   // image_rebase.cc; the caller holds `structure`
   Result<void> take_in_differences(const Layer& root, const std::shared_ptr<Table>& table,
-                                   const std::optional<BaseReference>& reference, BaseChain* next,
                                    const std::function<bool(uint64_t chunk)>& go_on);
 
   // image_commit.cc; the caller holds `structure`
@@ -216,7 +239,7 @@ class ImageState {
   Directory directory;
   std::shared_ptr<Table> active;
   std::shared_ptr<const Chain> below;   // what the active layer stands on
-  std::shared_ptr<const Chain> coming;  // during a rebase: the base that is to be; a discard hides what lies there, too
+  std::optional<Coming> coming;         // during a rebase; a discard hides what lies there, too
   Chain::Sources sources;               // one for each layer of this file, in the directory's order
   Chain::Sources base_sources;          // the base's chain
   std::vector<LayerRef> base_chain;     // the same for people

@@ -60,7 +60,7 @@ bool Chain::may_hold(uint64_t chunk) const {
                      [&](const auto& source) { return contains(source->present, chunk); });
 }
 
-Result<std::shared_ptr<const ResolvedChunk>> Chain::resolve(uint64_t chunk) const {
+Look<std::shared_ptr<const ResolvedChunk>> Chain::resolve(uint64_t chunk) const {
   {
     const std::lock_guard lock(mutex_);
     const auto found = cache_.find(chunk);
@@ -70,16 +70,16 @@ Result<std::shared_ptr<const ResolvedChunk>> Chain::resolve(uint64_t chunk) cons
     }
   }
   auto built = build(chunk);
-  if (!built) return built;
+  if (!built) return built.error();
   const std::lock_guard lock(mutex_);
-  if (cache_.contains(chunk)) return built;
+  if (cache_.contains(chunk)) return *built;
   if (cache_.size() >= kRememberedChunks) {
     cache_.erase(ages_.back());
     ages_.pop_back();
   }
   ages_.push_front(chunk);
   cache_.emplace(chunk, Remembered{*built, ages_.begin()});
-  return built;
+  return *built;
 }
 
 // What it remembers of the chunk, which it forgets by that, or null.
@@ -136,10 +136,10 @@ Result<std::shared_ptr<const ResolvedChunk>> Chain::build(uint64_t chunk) const 
   return std::shared_ptr<const ResolvedChunk>(std::move(resolved));
 }
 
-Result<uint16_t> Chain::mask(uint64_t block) const {
+Look<uint16_t> Chain::mask(uint64_t block) const {
   const uint64_t chunk = block / kBlocksPerChunk;
   if (!may_hold(chunk)) return uint16_t{0};
-  auto resolved = resolve(chunk);
+  auto resolved = resolve(chunk).unconfirmed();
   if (!resolved) return resolved.error();
   const size_t i = block % kBlocksPerChunk;
   uint16_t mask = 0;
@@ -147,10 +147,10 @@ Result<uint16_t> Chain::mask(uint64_t block) const {
   return mask;
 }
 
-Result<bool> Chain::holds(uint64_t block, size_t nearest) const {
+Look<bool> Chain::holds(uint64_t block, size_t nearest) const {
   const uint64_t chunk = block / kBlocksPerChunk;
   if (!may_hold(chunk)) return false;
-  auto resolved = resolve(chunk);
+  auto resolved = resolve(chunk).unconfirmed();
   if (!resolved) return resolved.error();
   const size_t i = block % kBlocksPerChunk;
   return std::any_of((*resolved)->pieces.begin() + (*resolved)->start[i],
@@ -158,10 +158,10 @@ Result<bool> Chain::holds(uint64_t block, size_t nearest) const {
                      [&](const Piece& piece) { return piece.source < nearest; });
 }
 
-Result<uint16_t> Chain::buried_mask(uint64_t block) const {
+Look<uint16_t> Chain::buried_mask(uint64_t block) const {
   const uint64_t chunk = block / kBlocksPerChunk;
   if (!may_hold(chunk)) return uint16_t{0};
-  auto resolved = resolve(chunk);
+  auto resolved = resolve(chunk).unconfirmed();
   if (!resolved) return resolved.error();
   return (*resolved)->buried[block % kBlocksPerChunk];
 }

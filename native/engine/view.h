@@ -13,6 +13,7 @@
 #include <mutex>
 #include <string>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "checksums.h"
@@ -66,6 +67,21 @@ struct ResolvedChunk {
 // inside the file. `block` is for the message.
 Result<Entry> checked_entry(uint64_t word, const Geometry& geometry, const File& file, uint64_t block);
 
+// What a look at a chain saw. It counts once ImageState::confirm() has taken it: none of the chain's files had another
+// structure by then. So nobody can act on a look and forget to ask.
+template <typename T>
+class [[nodiscard]] Look {
+ public:
+  Look(T seen) : seen_(std::move(seen)) {}       // NOLINT(google-explicit-constructor)
+  Look(Error error) : seen_(std::move(error)) {}  // NOLINT(google-explicit-constructor)
+  // For whoever looks often, and confirms once: after the last look, and before anything is done by what was seen.
+  Result<T> unconfirmed() && { return std::move(seen_); }
+
+ private:
+  friend class ImageState;
+  Result<T> seen_;
+};
+
 class Chain {
  public:
   using Sources = std::vector<std::shared_ptr<const Source>>;  // nearest layer first
@@ -78,13 +94,13 @@ class Chain {
   // false: nothing below holds anything of this chunk.
   bool may_hold(uint64_t chunk) const;
   // kCorrupt where an entry is not sound.
-  Result<std::shared_ptr<const ResolvedChunk>> resolve(uint64_t chunk) const;
+  Look<std::shared_ptr<const ResolvedChunk>> resolve(uint64_t chunk) const;
   // The sub-blocks of a block that hold data somewhere in the chain.
-  Result<uint16_t> mask(uint64_t block) const;
+  Look<uint16_t> mask(uint64_t block) const;
   // Whether data of the block is seen in one of the `nearest` first layers.
-  Result<bool> holds(uint64_t block, size_t nearest) const;
+  Look<bool> holds(uint64_t block, size_t nearest) const;
   // As mask(), and those whose data a nearer layer hides behind zeros.
-  Result<uint16_t> buried_mask(uint64_t block) const;
+  Look<uint16_t> buried_mask(uint64_t block) const;
   // kCorrupt where the block behind the piece is not what it was, as far as checksums tell.
   Result<void> verify(uint64_t block, const Piece& piece) const {
     const auto& checksums = sources_[piece.source]->checksums;
