@@ -51,6 +51,93 @@ bool drop_unsealed_names(Directory* directory, uint64_t sealed) {
   return dropped;
 }
 
+Error too_many_layers(const std::string& image) {
+  return Error(Code::kLimit, image + ": its chain of bases has more than " + std::to_string(kMaxLayers) +
+                                 " layers: pcow flatten one of its bases, or delete snapshots of one");
+}
+
+// A file of a chain of bases, looked at.
+struct OpenedBase {
+  std::shared_ptr<File> file;
+  std::string name;  // where it is
+  std::shared_ptr<GenerationWatch> watch;
+  LoadedStructure loaded;  // has the layer that the reference names
+};
+
+// Where it is now; or, where it has no name any more, where it was.
+std::string name_of(const File& file) {
+  auto real = path_of(file);
+  struct stat there;
+  auto here = file.status();
+  const bool named =
+      real && here && stat(real->c_str(), &there) == 0 && there.st_dev == here->st_dev && there.st_ino == here->st_ino;
+  return named ? *real : file.path();
+}
+
+// Whether the file is what `stander` names as its base.
+Result<OpenedBase> look_at_base(std::shared_ptr<File> file, const std::string& stander, const BaseReference& reference,
+                                const Geometry& geometry) {
+  OpenedBase base;
+  base.name = name_of(*file);
+  auto size = file->size();
+  if (!size) return size.error();
+  if (*size < 2 * kPageSize) return Error(Code::kNotAnImage, base.name + " is not a Pcow image (it is too short)");
+  auto watch = GenerationWatch::start(*file);
+  if (!watch) return watch.error();
+  auto loaded = load_structure(*file, watch->get());
+  if (!loaded) return loaded.error();
+  if (loaded->superblock.uuid != reference.uuid)
+    return Error(Code::kBaseChanged, stander + " stands on " + base.name + " with uuid " + format_uuid(reference.uuid) +
+                                         ", but there is now another image with uuid " +
+                                         format_uuid(loaded->superblock.uuid));
+  if (loaded->superblock.block_shift != geometry.block_shift())
+    return Error(Code::kBaseChanged, base.name + " has another block size than " + stander);
+  const Layer* layer = loaded->directory.find(reference.layer);
+  if (!layer || layer->id == loaded->directory.active)
+    return Error(Code::kBaseChanged, stander + " stands on layer " + std::to_string(reference.layer) + " of " +
+                                         base.name + ", which does not exist any more");
+  base.file = std::move(file);
+  base.watch = std::move(*watch);
+  base.loaded = std::move(*loaded);
+  return base;
+}
+
+// How the files of a chain are found.
+struct BaseOpening {
+  const OpenOptions& options;
+  const Geometry& geometry;
+  const BaseFiles& held;
+  bool only_held;
+};
+
+// One of the files in hand where one is what `stander` stands on: it is so whatever its name is by now, and there may be no
+// descriptor left for another. Otherwise what the path leads to.
+Result<OpenedBase> open_base(const BaseOpening& opening, const std::string& stander, const BaseReference& reference) {
+  for (const auto& file : opening.held) {
+    auto superblock = read_superblock(*file);
+    if (!superblock || superblock->uuid != reference.uuid) continue;
+    auto base = look_at_base(file, stander, reference, opening.geometry);
+    if (base || base.error().code != Code::kBaseChanged) return base;
+  }
+  const OpenOptions& options = opening.options;
+  if (opening.only_held)
+    return Error(Code::kBaseMissing, stander + " stands on " + reference.path + ", which was not handed over");
+  auto directory_path = directory_of(stander);
+  if (!directory_path) return missing_base(stander, reference.path, directory_path.error());
+  const std::string base_path = reference.path[0] == '/' ? reference.path : *directory_path + "/" + reference.path;
+  auto file = File::open(base_path, false, options.observer);
+  if (!file) return missing_base(stander, base_path, file.error());
+  if (!options.base_root.empty()) {
+    auto root = real_path(options.base_root);
+    if (!root) return root.error();
+    auto real = path_of(**file);
+    if (!real) return real.error();
+    if (!lies_in(*real, *root))
+      return Error(Code::kBaseOutside, stander + " stands on " + *real + ", which lies outside " + *root);
+  }
+  return look_at_base(std::move(*file), stander, reference, opening.geometry);
+}
+
 }  // namespace
 
 Result<std::string> directory_of(const std::string& image_path) {
@@ -119,32 +206,16 @@ Result<FoundBase> find_base(const std::string& image_path, const BaseSpec& spec)
   return found;
 }
 
-// The file that `stander` names as its base; the `number`-th of our chain, from 0.
-Result<std::shared_ptr<File>> ImageState::open_base(const std::string& stander, const BaseReference& reference,
-                                                    size_t number) const {
-  if (!options.given.empty()) {
-    if (number + 1 >= options.given.size())
-      return Error(Code::kBaseMissing, stander + " stands on " + reference.path + ", which was not handed over");
-    const GivenFile& given = options.given[number + 1];
-    return File::adopt(given.path, given.descriptor, options.observer);
-  }
-  auto directory_path = directory_of(stander);
-  if (!directory_path) return directory_path.error();
-  const std::string base_path = reference.path[0] == '/' ? reference.path : *directory_path + "/" + reference.path;
-  auto base = File::open(base_path, false, options.observer);
-  if (!base) return missing_base(stander, base_path, base.error());
-  return base;
-}
-
 // Opens the chain of bases, from the one that this image names to the last. On failure the former chain stays.
 Result<void> ImageState::open_bases() {
-  auto opened = open_chain(superblock.base);
+  auto opened = open_chain(superblock.base, held_files());
   if (!opened) return opened.error();
   adopt_bases(std::move(*opened));
   return {};
 }
 
 void ImageState::adopt_bases(BaseChain bases) {
+  base_files = std::move(bases.files);
   base_sources = std::move(bases.sources);
   base_chain = std::move(bases.names);
   base_watches = std::move(bases.watches);
@@ -152,67 +223,40 @@ void ImageState::adopt_bases(BaseChain bases) {
   base_size = bases.size;
 }
 
-Result<BaseChain> ImageState::open_chain(std::optional<BaseReference> reference) const {
+Result<BaseChain> ImageState::open_chain(std::optional<BaseReference> reference, const BaseFiles& held) const {
   BaseChain bases;
   std::set<std::pair<dev_t, ino_t>> visited;
   auto own = file->status();
   if (!own) return own.error();
   visited.emplace(own->st_dev, own->st_ino);
-
-  std::string root;
-  if (!options.base_root.empty()) {
-    auto real = real_path(options.base_root);
-    if (!real) return real.error();
-    root = std::move(*real);
-  }
+  const BaseOpening opening{options, geometry, held, bases_are_given};
   std::string stander = path;  // the image that names the next base
   while (reference) {
-    if (bases.watches.size() >= kMaxChainImages)
+    if (bases.files.size() >= kMaxChainImages)
       return Error(Code::kLimit, path + ": its chain has more than " + std::to_string(kMaxChainImages) + " images");
-    auto base = open_base(stander, *reference, bases.watches.size());
+    auto base = open_base(opening, stander, *reference);
     if (!base) return base.error();
-    auto real = path_of(**base);
-    if (!real) return real.error();
-    if (!root.empty() && !lies_in(*real, root))
-      return Error(Code::kBaseOutside, stander + " stands on " + *real + ", which lies outside " + root);
-    auto status = (*base)->status();
+    auto status = base->file->status();
     if (!status) return status.error();
     if (!visited.emplace(status->st_dev, status->st_ino).second)
-      return Error(Code::kBaseLoop, path + ": its chain of bases comes back to " + *real);
-
-    auto size = (*base)->size();
-    if (!size) return size.error();
-    if (*size < 2 * kPageSize) return Error(Code::kNotAnImage, *real + " is not a Pcow image (it is too short)");
-    auto watch = GenerationWatch::start(**base);
-    if (!watch) return watch.error();
-    auto loaded = load_structure(**base, watch->get());
-    if (!loaded) return loaded.error();
-    if (loaded->superblock.uuid != reference->uuid)
-      return Error(Code::kBaseChanged, stander + " stands on " + *real + " with uuid " + format_uuid(reference->uuid) +
-                                           ", but there is now another image with uuid " +
-                                           format_uuid(loaded->superblock.uuid));
-    if (loaded->superblock.block_shift != geometry.block_shift())
-      return Error(Code::kBaseChanged, *real + " has another block size than " + stander);
-    const Layer* layer = loaded->directory.find(reference->layer);
-    if (!layer || layer->id == loaded->directory.active)
-      return Error(Code::kBaseChanged, stander + " stands on layer " + std::to_string(reference->layer) + " of " +
-                                           *real + ", which does not exist any more");
-    if (bases.watches.empty()) {
-      bases.resolved = *real;
+      return Error(Code::kBaseLoop, path + ": its chain of bases comes back to " + base->name);
+    const Directory& directory = base->loaded.directory;
+    const Layer* layer = directory.find(reference->layer);
+    if (bases.files.empty()) {
+      bases.resolved = base->name;
       bases.size = layer->size;
     }
-    bases.names.push_back({*real, layer->name});
-    for (const Layer* next = layer; next; next = loaded->directory.find(next->parent)) {
-      if (bases.sources.size() >= kMaxLayers)
-        return Error(Code::kLimit, path + ": its chain has more than " + std::to_string(kMaxLayers) + " layers");
-      auto present = present_chunks(**base, next->table_offset, geometry.blocks_for(next->size));
+    for (const Layer* next = layer; next; next = directory.find(next->parent)) {
+      if (bases.sources.size() >= kMaxLayers) return too_many_layers(path);
+      auto present = present_chunks(*base->file, next->table_offset, geometry.blocks_for(next->size));
       if (!present) return present.error();
-      bases.sources.push_back(make_source(*base, geometry, *next, loaded->crashed, std::move(*present)));
-      if (next != layer) bases.names.push_back({*real, next->name});
+      bases.sources.push_back(make_source(base->file, geometry, *next, base->loaded.crashed, std::move(*present)));
+      bases.names.push_back({base->name, next->name});
     }
-    bases.watches.push_back({*watch, loaded->seen});
-    stander = *real;
-    reference = loaded->superblock.base;
+    bases.files.push_back(base->file);
+    bases.watches.push_back({base->watch, base->loaded.seen});
+    stander = base->name;
+    reference = base->loaded.superblock.base;
   }
   return bases;
 }

@@ -44,7 +44,7 @@ Result<void> create_image(const std::string& path, const CreateOptions& options)
 // A file of a chain that somebody else has opened for us.
 struct GivenFile {
   std::string path;
-  int descriptor;  // stays the caller's
+  int descriptor;  // stays the caller's: a duplicate is taken before the call returns
 };
 
 struct OpenOptions {
@@ -52,8 +52,9 @@ struct OpenOptions {
   std::string base_root;  // when not empty, bases must lie in this directory (kBaseOutside)
   // The bases are left alone, even if they are not there: for set_base() and close() only.
   bool without_bases = false;
-  // Open descriptors to be used in place of paths (which need not be accessible): the image's, then its bases' in the
-  // order of the chain. To write, the image's must carry the writer's lock; it goes over to us.
+  // Open descriptors to be used in place of paths (which need not be accessible): the image's, then its bases' in any order.
+  // To write, the image's must carry the writer's lock; it goes over to us. Should the chain need another file later, that is
+  // kBaseMissing until give_bases() brings it.
   std::vector<GivenFile> given;
   FileObserver* observer = nullptr;  // sees every file operation; outlives the image (tests)
 };
@@ -254,6 +255,9 @@ class Image {
   // Where the active layer's own byte at `offset` is in the file, or 0 where it is not its own.
   uint64_t place(uint64_t offset) const;
   int descriptor() const;  // of the image's file: what extents are mapped from
+
+  // For an image that was opened by given descriptors: those of its bases' files as the chain is now.
+  Result<void> give_bases(const std::vector<GivenFile>& bases);
 
   // Syncs, sets the clean flag, gives up the lock. Later calls fail with kClosed.
   Result<void> close();

@@ -165,17 +165,24 @@ Result<bool> Image::commit_into(Image* target, const std::string& name, bool aut
       return follows;
     }
 
-    ImageState::Prepared prepared;
-    prepared.directory = state.directory;
-    prepared.directory.erase(frozen.id);
-    prepared.directory.find(state.directory.active)->parent = 0;
-    prepared.rebased = true;
-    prepared.base = reference;
-    prepared.base->layer = added.id;
-    auto bases = state.open_chain(prepared.base);
-    if (!bases) return bases.error();
-    prepared.bases = std::move(*bases);
-    PCOW_TRY(state.change_directory(&prepared));
+    const auto stand_on_it = [&]() -> Result<void> {
+      ImageState::Prepared prepared;
+      prepared.directory = state.directory;
+      prepared.directory.erase(frozen.id);
+      prepared.directory.find(state.directory.active)->parent = 0;
+      prepared.rebased = true;
+      prepared.base = reference;
+      prepared.base->layer = added.id;
+      auto bases = state.open_chain(prepared.base, {});
+      if (!bases) return bases.error();
+      prepared.bases = std::move(*bases);
+      return state.change_directory(&prepared);
+    };
+    if (auto stands = stand_on_it(); !stands) {
+      // The base has a snapshot more; the image is as it was once it has its layer back.
+      if (state.directory.find(frozen.id)) PCOW_TRY(state.collect(nullptr));
+      return stands.error();
+    }
     PCOW_TRY(state.release_layer(frozen, nullptr));
     if (progress) progress(1, 1);
     return follows;

@@ -49,12 +49,7 @@ Result<void> ImageState::compact_layer(const Layer& layer, const std::function<b
     for (uint64_t chunk = first; chunk < end; chunk++) {
       if (!go_on(uint64_t{kBlocksPerChunk} << geometry.block_shift()))
         return Error(Code::kCancelled, path + ": compacting was interrupted; what was done so far counts");
-      bool stale = false;
-      {
-        const std::shared_lock lock(gate);
-        stale = is_stale();
-      }
-      if (stale) PCOW_TRY(refresh());
+      PCOW_TRY(bring_up_to_date());
       const uint64_t limit = std::min((chunk + 1) * kBlocksPerChunk, entries);
       for (uint64_t block = chunk * kBlocksPerChunk; block < limit; block++) {
         const Entry seen = Entry::unpack(table->load(block));
@@ -122,12 +117,13 @@ Result<void> Image::compact(const Progress& progress) {
     // What was done is brought to its end also where the rest was not.
     {
       const std::unique_lock lock(state.gate);
+      // Chains remember what has been let go, whatever comes.
+      state.epoch++;
+      state.below = state.chain_from(state.directory.active_layer().parent);
       Superblock next = state.superblock;
       next.generation++;
       PCOW_TRY(write_superblock(*state.file, next));
       state.superblock = next;
-      state.epoch++;
-      state.below = state.chain_from(state.directory.active_layer().parent);
     }
     state.space->hold_releases(false);
     PCOW_TRY(state.sync());

@@ -8,7 +8,7 @@ namespace pcow {
 
 ImageInfo Image::info() const {
   ImageState& state = *state_;
-  if (state.is_stale()) (void)state.refresh();
+  (void)state.bring_up_to_date();
   const std::shared_lock lock(state.gate);
   ImageInfo info;
   info.path = state.path;
@@ -67,7 +67,7 @@ SnapshotInfo ImageState::describe(const Layer& layer, uint64_t children) const {
 
 Result<std::vector<SnapshotInfo>> Image::snapshots(bool with_data) const {
   ImageState& state = *state_;
-  if (state.is_stale()) PCOW_TRY(state.refresh());
+  PCOW_TRY(state.bring_up_to_date());
   const std::shared_lock lock(state.gate);
   if (state.closed) return state.closed_error();
   const Directory& directory = state.directory;
@@ -100,7 +100,7 @@ Result<std::vector<SnapshotInfo>> Image::snapshots(bool with_data) const {
 
 Result<SnapshotInfo> Image::snapshot_info(const std::string& name) const {
   ImageState& state = *state_;
-  if (state.is_stale()) PCOW_TRY(state.refresh());
+  PCOW_TRY(state.bring_up_to_date());
   const std::shared_lock lock(state.gate);
   if (state.closed) return state.closed_error();
   const Layer* layer = state.directory.find(name);
@@ -110,7 +110,7 @@ Result<SnapshotInfo> Image::snapshot_info(const std::string& name) const {
 
 Result<std::vector<std::string>> Image::snapshot_names() const {
   ImageState& state = *state_;
-  if (state.is_stale()) PCOW_TRY(state.refresh());
+  PCOW_TRY(state.bring_up_to_date());
   const std::shared_lock lock(state.gate);
   if (state.closed) return state.closed_error();
   std::vector<std::string> names;
@@ -120,7 +120,7 @@ Result<std::vector<std::string>> Image::snapshot_names() const {
 }
 
 uint64_t Image::size() const {
-  if (state_->is_stale()) (void)state_->refresh();
+  (void)state_->bring_up_to_date();
   const std::shared_lock lock(state_->gate);
   return state_->directory.active_layer().size;
 }
@@ -129,7 +129,7 @@ uint64_t Image::content_generation() const { return state_->content_generation.l
 
 Result<std::shared_ptr<View>> Image::view(const std::string& snapshot) const {
   ImageState& state = *state_;
-  if (state.is_stale()) PCOW_TRY(state.refresh());
+  PCOW_TRY(state.bring_up_to_date());
   const std::shared_lock lock(state.gate);
   if (state.closed) return state.closed_error();
   const Layer* layer = state.directory.find(snapshot);

@@ -385,7 +385,7 @@ Result<void> Image::set_base(const BaseSpec& spec, bool has_base) {
       next.base = std::move(*reference);
     }
     // The new chain is opened before anything is written: a base that cannot be read is refused.
-    auto bases = state.open_chain(next.base);
+    auto bases = state.open_chain(next.base, {});
     if (!bases) return bases.error();
     const std::unique_lock lock(state.gate);
     PCOW_TRY(write_superblock(*state.file, next));

@@ -280,7 +280,7 @@ Result<ExtentBatch> walk_image(ImageState& state, uint64_t offset, const Make& m
 
 Result<std::vector<LayerRef>> Image::chain(const View* view) const {
   ImageState& state = *state_;
-  if (state.is_stale()) PCOW_TRY(state.noted(state.refresh()));
+  PCOW_TRY(state.noted(state.bring_up_to_date()));
   const std::shared_lock lock(state.gate);
   if (state.closed) return state.closed_error();
   auto layer = layer_of(state, view);

@@ -69,6 +69,7 @@ bool ImageState::is_stale() const {
 
 bool ImageState::is_own_stale() const { return own_watch && has_changed(*own_watch); }
 
+// Nothing that is in use is touched before all that can fail is done: a reader lives on with what it had.
 Result<void> ImageState::load() {
   std::shared_ptr<GenerationWatch> watch;
   if (!writable()) {
@@ -78,49 +79,72 @@ Result<void> ImageState::load() {
   }
   auto loaded = load_structure(*file, watch.get());
   if (!loaded) return loaded.error();
-  superblock = loaded->superblock;
-  directory = std::move(loaded->directory);
-  crashed = loaded->crashed;
-  names_dropped = loaded->names_dropped;
-  if (watch) own_watch = Watch{watch, loaded->seen};
-  if (superblock.block_shift != geometry.block_shift())
+  if (loaded->superblock.block_shift != geometry.block_shift())
     return Error(Code::kCorrupt, path + ": its block size has changed");
 
   Chain::Sources fresh;
-  for (const Layer& layer : directory.layers) {
-    if (layer.id == directory.active) {
+  for (const Layer& layer : loaded->directory.layers) {
+    if (layer.id == loaded->directory.active) {
       fresh.push_back(nullptr);
       continue;
     }
     auto present = present_chunks(*file, layer.table_offset, geometry.blocks_for(layer.size));
     if (!present) return present.error();
-    fresh.push_back(source_of(layer, std::move(*present)));
+    fresh.push_back(make_source(file, geometry, layer, loaded->crashed, std::move(*present)));
   }
-  const Layer& layer = directory.active_layer();
+  const Layer& layer = loaded->directory.active_layer();
   auto table = Table::map(file, layer.table_offset, geometry.blocks_for(layer.size), writable());
   if (!table) return table.error();
-  if (!options.without_bases) PCOW_TRY(open_bases());
+  Result<BaseChain> bases = BaseChain{};
+  if (!options.without_bases) bases = open_chain(loaded->superblock.base, held_files());
+  if (!bases) return bases.error();
+
+  superblock = loaded->superblock;
+  directory = std::move(loaded->directory);
+  crashed = loaded->crashed;
+  names_dropped = loaded->names_dropped;
+  if (watch) own_watch = Watch{watch, loaded->seen};
   active = std::move(*table);
   sources = std::move(fresh);
+  adopt_bases(std::move(*bases));
   epoch++;
-  below = chain_from(layer.parent);
+  below = chain_from(directory.active_layer().parent);
   return {};
+}
+
+// What a chain is opened anew with: the files that we have need no path, and no descriptor more.
+BaseFiles ImageState::held_files() const {
+  BaseFiles held = base_files;
+  held.insert(held.end(), given_bases.begin(), given_bases.end());
+  return held;
+}
+
+Result<void> ImageState::bring_up_to_date() {
+  {
+    const std::shared_lock lock(gate);
+    if (!is_stale()) return {};
+  }
+  return refresh();
 }
 
 Result<void> ImageState::refresh() {
   const std::unique_lock lock(gate);
   if (closed) return closed_error();
   if (!is_stale()) return {};
-  content_generation++;
-  if (!writable()) return load();
-  auto bases = open_chain(superblock.base);
+  if (!writable()) {
+    PCOW_TRY(load());
+    content_generation++;
+    return {};
+  }
+  auto bases = open_chain(superblock.base, held_files());
   if (!bases) return bases.error();
   if (coming) {
-    auto next = open_chain(coming->reference);
+    auto next = open_chain(coming->reference, coming->bases.files);
     if (!next) return next.error();
     coming->bases = std::move(*next);
     coming->chain = std::make_shared<Chain>(geometry, coming->bases.sources);
   }
+  content_generation++;
   adopt_bases(std::move(*bases));
   epoch++;
   below = chain_from(directory.active_layer().parent);
@@ -259,6 +283,20 @@ Result<void> ImageState::close() {
   return outcome;
 }
 
+Result<void> ImageState::take_bases(const std::vector<GivenFile>& bases) {
+  BaseFiles taken;
+  for (const GivenFile& given : bases) {
+    auto adopted = File::adopt(given.path, given.descriptor, options.observer);
+    if (!adopted) return adopted.error();
+    taken.push_back(std::move(*adopted));
+  }
+  const std::unique_lock lock(gate);
+  given_bases = std::move(taken);
+  return {};
+}
+
+Result<void> Image::give_bases(const std::vector<GivenFile>& bases) { return state_->take_bases(bases); }
+
 Image::Image(std::unique_ptr<ImageState> state) : state_(std::move(state)) {}
 
 Image::~Image() { (void)state_->close(); }
@@ -275,8 +313,13 @@ Result<std::unique_ptr<Image>> Image::open(const std::string& path, const OpenOp
   if (*size < 2 * kPageSize) return Error(Code::kNotAnImage, path + " is not a Pcow image (it is too short)");
   auto superblock = read_superblock(**file);
   if (!superblock) return superblock.error();
-  auto state = std::make_unique<ImageState>(path, options, *file, *superblock);
-  auto loaded = state->load();
+  OpenOptions kept = options;
+  kept.given.clear();  // numbers that mean something only until we return
+  auto state = std::make_unique<ImageState>(path, std::move(kept), *file, *superblock);
+  state->bases_are_given = !options.given.empty();
+  Result<void> loaded;
+  if (state->bases_are_given) loaded = state->take_bases({options.given.begin() + 1, options.given.end()});
+  if (loaded) loaded = state->load();
   if (loaded && options.write) loaded = state->take_over();
   if (!loaded) {
     // Without a word to the disk: what could not be opened is not closed either.

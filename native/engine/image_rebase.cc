@@ -239,7 +239,7 @@ Result<void> Image::rebase(const BaseSpec& spec, bool has_base, const Progress& 
       if (!reference) return reference.error();
       prepared.base = std::move(*reference);
     }
-    auto next = state.open_chain(prepared.base);
+    auto next = state.open_chain(prepared.base, {});
     if (!next) return next.error();
     {
       const auto chain = std::make_shared<Chain>(state.geometry, next->sources);

@@ -50,6 +50,8 @@ using Unsynced = std::map<std::shared_ptr<Table>, std::set<uint64_t>>;
 
 int64_t realtime_ns();  // since the epoch
 
+using BaseFiles = std::vector<std::shared_ptr<File>>;
+
 // A file that another process may write, and the generation at which we looked at it.
 struct Watch {
   std::shared_ptr<GenerationWatch> generation;
@@ -58,6 +60,7 @@ struct Watch {
 
 // The chain of bases below an image.
 struct BaseChain {
+  BaseFiles files;              // nearest first
   Chain::Sources sources;       // nearest layer first
   std::vector<LayerRef> names;  // the same for people
   std::vector<Watch> watches;   // one for each file
@@ -82,14 +85,17 @@ class ImageState {
         superblock(superblock) {}
 
   // image_open.cc
-  Result<void> load();       // directory, bases, active layer
+  Result<void> load();       // directory, bases, active layer: all of it anew, or nothing is changed
   Result<void> take_over();  // the writer's part of opening: recovery, free map, the mark of being open
   Result<void> open_bases();
-  Result<BaseChain> open_chain(std::optional<BaseReference> reference) const;
+  // `held`: files that may be used in place of what the paths lead to.
+  Result<BaseChain> open_chain(std::optional<BaseReference> reference, const BaseFiles& held) const;
   void adopt_bases(BaseChain bases);  // with the gate held exclusively
-  Result<std::shared_ptr<File>> open_base(const std::string& stander, const BaseReference& reference,
-                                          size_t number) const;
-  Result<void> refresh();     // loads again what another process changed
+  // Loads again what another process changed. Where that fails all stays as it was, and stale: reads fail until it succeeds.
+  Result<void> refresh();
+  Result<void> bring_up_to_date();  // refresh(), where that is needed
+  Result<void> take_bases(const std::vector<GivenFile>& bases);
+  BaseFiles held_files() const;
   bool is_stale() const;      // somebody else has changed the structure of a file of the chain
   bool is_own_stale() const;  // … of this file
   Result<void> close();
@@ -105,8 +111,9 @@ class ImageState {
   // a frozen layer never changes what it reads as, and the tables and blocks that were looked at still counted after the look.
   // A base's writer lets blocks go only after the superblock that no longer names them, and uses them again two syncs later.
   // So it is no matter if that superblock comes between the look and the store. kBaseChanged: it came too early; look again.
-  Result<uint16_t> mask_below(uint64_t block) const;    // as Chain::mask()
-  Result<uint16_t> hidden_below(uint64_t block) const;  // what zeros must hide: also what a rebase under way brings below
+  Result<uint16_t> mask_below(uint64_t block) const;  // as Chain::mask()
+  Result<uint16_t> hidden_below(
+      uint64_t block) const;  // what zeros must hide: also what a rebase under way brings below
   // Bytes of the block, as read through `own`, an entry of the active layer.
   Result<void> read_below(uint64_t block, const Entry& own, uint32_t from, char* to, size_t length) const;
   template <typename T>
@@ -222,6 +229,8 @@ class ImageState {
   const OpenOptions options;
   const std::shared_ptr<File> file;
   const Geometry geometry;
+  bool bases_are_given =
+      false;  // by descriptors (OpenOptions::given): no path is tried. Set before anybody knows the image
 
   std::mutex checksumming;
   std::mutex structure;
@@ -238,11 +247,13 @@ class ImageState {
   Superblock superblock;
   Directory directory;
   std::shared_ptr<Table> active;
-  std::shared_ptr<const Chain> below;   // what the active layer stands on
-  std::optional<Coming> coming;         // during a rebase; a discard hides what lies there, too
-  Chain::Sources sources;               // one for each layer of this file, in the directory's order
-  Chain::Sources base_sources;          // the base's chain
-  std::vector<LayerRef> base_chain;     // the same for people
+  std::shared_ptr<const Chain> below;  // what the active layer stands on
+  std::optional<Coming> coming;        // during a rebase; a discard hides what lies there, too
+  Chain::Sources sources;              // one for each layer of this file, in the directory's order
+  BaseFiles given_bases;               // what somebody who may open them has opened for us
+  BaseFiles base_files;                // the base's chain
+  Chain::Sources base_sources;
+  std::vector<LayerRef> base_chain;  // the same for people
   std::string base_resolved;
   uint64_t base_size = 0;          // bytes of the base's layer; 0: no base
   bool crashed = false;            // the host went down under the last writer
