@@ -138,6 +138,20 @@ Result<OpenedBase> open_base(const BaseOpening& opening, const std::string& stan
   return look_at_base(std::move(*file), stander, reference, opening.geometry);
 }
 
+// That an image can stand on this layer: what lies below is there, and not too much.
+Result<void> check_chain_below(const std::string& image, const std::shared_ptr<File>& base,
+                               const LoadedStructure& loaded, const Layer& layer) {
+  size_t layers = 0;
+  for (const Layer* next = &layer; next; next = loaded.directory.find(next->parent)) layers++;
+  if (loaded.superblock.base) {
+    const ImageState state(base->path(), {}, base, loaded.superblock);
+    auto below = state.open_chain(loaded.superblock.base, {});
+    if (!below) return below.error();
+    layers += below->sources.size();
+  }
+  return layers > kMaxLayers ? Result<void>(too_many_layers(image)) : Result<void>();
+}
+
 }  // namespace
 
 Result<std::string> directory_of(const std::string& image_path) {
@@ -184,6 +198,7 @@ Result<FoundBase> find_base(const std::string& image_path, const BaseSpec& spec)
   if (!layer || layer->id == loaded->directory.active)
     return Error(Code::kNotFound, spec.layer ? spec.path + " has no frozen layer " + std::to_string(spec.layer)
                                              : spec.path + " has no snapshot called " + spec.snapshot);
+  PCOW_TRY(check_chain_below(image_path, *file, *loaded, *layer));
   FoundBase found;
   found.block_size = Geometry(loaded->superblock.block_shift).block_size();
   found.size = layer->size;

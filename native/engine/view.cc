@@ -117,7 +117,7 @@ Result<std::shared_ptr<const ResolvedChunk>> Chain::build(uint64_t chunk) const 
       const auto fresh = static_cast<uint16_t>(entry.written & ~settled[i]);
       settled[i] |= entry.written;
       if (entry.index) resolved->buried[i] |= entry.written;
-      if (fresh && entry.index) found[i].push_back({entry.index, static_cast<uint16_t>(number), fresh});
+      if (fresh && entry.index) found[i].push_back({entry.index, number, fresh});
     }
   }
   for (size_t i = 0; i < kBlocksPerChunk; i++) {
@@ -126,7 +126,7 @@ Result<std::shared_ptr<const ResolvedChunk>> Chain::build(uint64_t chunk) const 
       for (size_t p = farther->start[i]; p < farther->start[i + 1]; p++) {
         const Piece& piece = farther->pieces[p];
         const auto fresh = static_cast<uint16_t>(piece.mask & ~settled[i]);
-        if (fresh) found[i].push_back({piece.index, static_cast<uint16_t>(piece.source + nearer), fresh});
+        if (fresh) found[i].push_back({piece.index, piece.source + nearer, fresh});
       }
     }
     resolved->pieces.insert(resolved->pieces.end(), found[i].begin(), found[i].end());

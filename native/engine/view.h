@@ -20,6 +20,7 @@
 #include "directory.h"
 #include "entry.h"
 #include "file.h"
+#include "geometry.h"
 #include "table.h"
 
 namespace pcow {
@@ -49,15 +50,19 @@ struct Source {
 std::shared_ptr<const Source> make_source(std::shared_ptr<File> file, const Geometry& geometry, const Layer& layer,
                                           bool only_durable, std::vector<ChunkRange> present);
 
-// Where some sub-blocks of a block are.
+// Where some sub-blocks of a block are. One word: a busy image remembers millions of them.
 struct Piece {
-  uint32_t index;   // of the block in the source's file; never 0: zeros have no piece
-  uint16_t source;  // number in the chain, 0 nearest
-  uint16_t mask;    // sub-blocks
+  uint64_t index : 30;   // of the block in the source's file; never 0: zeros have no piece
+  uint64_t source : 18;  // number in the chain, 0 nearest
+  uint64_t mask : 16;    // sub-blocks
 };
+static_assert(sizeof(Piece) == 8);
+static_assert(kMaxBlockIndex < uint64_t{1} << 30);
+static_assert(kMaxChainLayers <= uint64_t{1} << 18);
 
 // A chunk of a chain, resolved: the pieces of block i of the chunk are those from start[i] to start[i + 1].
 struct ResolvedChunk {
+  static_assert(kBlocksPerChunk * kMaxSubBlocks <= UINT16_MAX, "each sub-block of a chunk may be a piece of its own");
   std::array<uint16_t, kBlocksPerChunk + 1> start{};
   std::vector<Piece> pieces;
   std::array<uint16_t, kBlocksPerChunk> buried{};  // sub-blocks that some layer holds data of, seen or not
@@ -72,7 +77,7 @@ Result<Entry> checked_entry(uint64_t word, const Geometry& geometry, const File&
 template <typename T>
 class [[nodiscard]] Look {
  public:
-  Look(T seen) : seen_(std::move(seen)) {}       // NOLINT(google-explicit-constructor)
+  Look(T seen) : seen_(std::move(seen)) {}        // NOLINT(google-explicit-constructor)
   Look(Error error) : seen_(std::move(error)) {}  // NOLINT(google-explicit-constructor)
   // For whoever looks often, and confirms once: after the last look, and before anything is done by what was seen.
   Result<T> unconfirmed() && { return std::move(seen_); }

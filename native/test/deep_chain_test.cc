@@ -1,9 +1,13 @@
 // A snapshot on many others does not make the next reads look at all of their tables again; a deletion among them does, and either way
-// each layer's bytes are seen.
+// each layer's bytes are seen. So are those of the farthest layer that a chain can have; and none gets longer than that.
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "../engine/directory.h"
+#include "../engine/entry.h"
 #include "../engine/file.h"
+#include "../engine/geometry.h"
 #include "check.h"
 
 using namespace pcow;
@@ -22,9 +26,90 @@ class CountingReads : public FileObserver {
   uint64_t reads = 0;
 };
 
+// An image with `count` frozen layers, one upon the other. The oldest holds `block`, full of `value`.
+void make_deep(const std::string& path, uint8_t number, uint64_t count, const std::optional<BaseReference>& base,
+               uint64_t block, char value) {
+  constexpr uint64_t kRecord = 64 + 8;
+  constexpr uint64_t kDirectoryAt = 2;  // blocks
+  const uint64_t data_at = kDirectoryAt + 1 + (count + 1) * kRecord / kBlock + 1;
+  Directory directory;
+  for (uint64_t id = 1; id <= count + 1; id++) {
+    Layer layer;
+    layer.id = directory.next_id++;
+    layer.parent = id - 1;
+    layer.size = kMinImageSize;
+    layer.table_offset = (data_at + id) * kBlock;
+    layer.table_length = kBlock;
+    if (id <= count) layer.name = "s" + std::to_string(id);
+    directory.layers.push_back(layer);
+  }
+  directory.active = count + 1;
+  Superblock superblock;
+  superblock.uuid[0] = number;
+  superblock.block_shift = kMinBlockShift;
+  superblock.base = base;
+  superblock.sealed = count;
+  superblock.directory_offset = kDirectoryAt * kBlock;
+  const std::vector<uint8_t> bytes = directory.encode(superblock.uuid);
+  superblock.directory_length = bytes.size();
+  CHECK(kDirectoryAt * kBlock + bytes.size() <= data_at * kBlock);
+  auto file = MUST(File::create(path, nullptr));
+  MUST(file->resize((data_at + count + 2) * kBlock));
+  MUST(file->write(superblock.directory_offset, bytes.data(), bytes.size()));
+  const std::string data(kBlock, value);
+  MUST(file->write(data_at * kBlock, data.data(), kBlock));
+  const uint64_t word = Entry{static_cast<uint32_t>(data_at), 1, 1}.pack();
+  MUST(file->write((data_at + 1) * kBlock + block * 8, &word, sizeof word));
+  for (int slot = 0; slot < 2; slot++, superblock.generation++) MUST(write_superblock(*file, superblock));
+}
+
+char byte_of(Image* image, uint64_t block) {
+  char found = '?';
+  CHECK(MUST(image->read(nullptr, block * kBlock, &found, 1)) == 1);
+  return found;
+}
+
+void longest_chain() {
+  const TemporaryDirectory directory;
+  constexpr uint64_t kMost = kMaxLayers - 1;  // frozen ones of an image
+  const auto path = [&](const char* name) { return directory / (std::string(name) + ".pcow"); };
+  BaseReference on_base;
+  on_base.path = "base.pcow";
+  on_base.uuid[0] = 1;
+  on_base.layer = kMost;
+  make_deep(path("base"), 1, kMost, std::nullopt, 0, 'B');
+  make_deep(path("top"), 2, kMost, on_base, 1, 'T');
+  OpenOptions options;
+  options.write = true;
+  auto top = MUST(Image::open(path("top"), options));
+  // The block of the base lies where the image has its own, in its own file.
+  CHECK(byte_of(top.get(), 0) == 'B' && byte_of(top.get(), 1) == 'T' && byte_of(top.get(), 2) == 0);
+  FaultWork work;
+  MUST(top->make_writable(0, {}, &work));
+  CHECK(work.copied && byte_of(top.get(), 0) == 'B');
+  FAILS(top->snapshot("more"), Code::kLimit);
+  MUST(top->close());
+
+  // Nothing is made that could not be opened.
+  const BaseSpec too_deep = {path("top"), "s" + std::to_string(kMost), 0};
+  CreateOptions create;
+  create.has_base = true;
+  create.base = too_deep;
+  FAILS(create_image(path("third"), create), Code::kLimit);
+  create.base = {path("top"), "s1", 0};
+  MUST(create_image(path("third"), create));
+  auto third = MUST(Image::open(path("third"), options));
+  CHECK(byte_of(third.get(), 0) == 'B' && byte_of(third.get(), 1) == 'T');
+  FAILS(third->set_base(too_deep, true), Code::kLimit);
+  FAILS(third->rebase(too_deep, true, nullptr), Code::kLimit);
+  CHECK(byte_of(third.get(), 0) == 'B');
+  MUST(third->close());
+}
+
 }  // namespace
 
 int main() {
+  longest_chain();
   const TemporaryDirectory directory;
   const std::string path = directory / "image.pcow";
   CreateOptions create;
