@@ -1,5 +1,7 @@
 #include "addon/attach_exports.h"
 
+#include <sys/sysmacros.h>
+
 #include <string>
 #include <utility>
 
@@ -16,6 +18,8 @@ const char* kind_name(AttachEvent::Kind kind) {
     case AttachEvent::Kind::kResume: return "resume";
     case AttachEvent::Kind::kHandedOver: return "handed over";
     case AttachEvent::Kind::kAnswer: return "answer";
+    case AttachEvent::Kind::kRelease: return "release";
+    case AttachEvent::Kind::kLooked: return "looked";
     case AttachEvent::Kind::kClosed: return "closed";
   }
   return "";
@@ -32,7 +36,7 @@ Napi::Object event_to_js(Napi::Env env, const AttachEvent& event) {
   switch (event.kind) {
     case AttachEvent::Kind::kAttach:
       object.Set("writable", event.wants_write);
-      number("mountId", event.mount_id);
+      object.Set("device", std::to_string(major(event.device)) + ":" + std::to_string(minor(event.device)));
       number("inode", event.inode);
       number("flags", event.flags);
       break;
@@ -40,6 +44,8 @@ Napi::Object event_to_js(Napi::Env env, const AttachEvent& event) {
       object.Set("identity", std::to_string(event.device) + ":" + std::to_string(event.inode));
       object.Set("uuid", event.text);
       break;
+    case AttachEvent::Kind::kRelease: return object;
+    case AttachEvent::Kind::kLooked: number("id", event.id); return object;
     case AttachEvent::Kind::kAnswer: number("id", event.id); [[fallthrough]];
     case AttachEvent::Kind::kHandedOver:
       object.Set("ok", event.ok);
@@ -74,6 +80,8 @@ Napi::Function AttachServerWrap::define(Napi::Env env) {
                          InstanceMethod<&AttachServerWrap::confirm>("confirm"),
                          InstanceMethod<&AttachServerWrap::refuse>("refuse"),
                          InstanceMethod<&AttachServerWrap::request>("request"),
+                         InstanceMethod<&AttachServerWrap::released>("released"),
+                         InstanceMethod<&AttachServerWrap::look>("look"),
                          InstanceMethod<&AttachServerWrap::close>("close"),
                          InstanceMethod<&AttachServerWrap::stop>("stop"),
                      });
@@ -125,6 +133,18 @@ void AttachServerWrap::request(const Napi::CallbackInfo& info) {
   command.request = static_cast<protocol::Kind>(info[2].ToNumber().Uint32Value());
   command.value = info[3].ToNumber().Uint32Value();
   command.text = text_of(info[4]);
+  server_->command(std::move(command));
+}
+
+// `connection`.
+void AttachServerWrap::released(const Napi::CallbackInfo& info) {
+  server_->command(command_for(AttachCommand::Kind::kReleased, info));
+}
+
+// `connection`, `id`.
+void AttachServerWrap::look(const Napi::CallbackInfo& info) {
+  AttachCommand command = command_for(AttachCommand::Kind::kLook, info);
+  command.id = info[1].ToNumber().Uint32Value();
   server_->command(std::move(command));
 }
 

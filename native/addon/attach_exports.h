@@ -21,6 +21,8 @@ class AttachServerWrap : public Napi::ObjectWrap<AttachServerWrap> {
   void confirm(const Napi::CallbackInfo& info);
   void refuse(const Napi::CallbackInfo& info);
   void request(const Napi::CallbackInfo& info);
+  void released(const Napi::CallbackInfo& info);
+  void look(const Napi::CallbackInfo& info);
   void close(const Napi::CallbackInfo& info);
   void stop(const Napi::CallbackInfo& info);
 

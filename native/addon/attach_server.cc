@@ -13,7 +13,6 @@
 #include <algorithm>
 #include <cerrno>
 #include <csignal>
-#include <cstdio>
 #include <ctime>
 #include <semaphore>
 #include <utility>
@@ -28,8 +27,8 @@ namespace {
 using protocol::Received;
 
 constexpr size_t kMaxConnections = 1024;
-constexpr size_t kMostDescriptors = 1;       // in a message of a monitor
 constexpr int64_t kFirstMessageMs = 10'000;  // for a connection to say what it wants
+constexpr int64_t kLastMessageMs = 10'000;   // for one that was told kReleased to close
 constexpr int64_t kRestMs = 100;             // of the listener, when descriptors have run out
 
 constexpr uint64_t kWakeupMark = 0;
@@ -41,38 +40,9 @@ int64_t now_ms() {
   return int64_t{now.tv_sec} * 1000 + now.tv_nsec / 1'000'000;
 }
 
-struct DescriptorInfo {
-  uint64_t mount_id = 0;
-  uint64_t inode = 0;
-  uint32_t flags = 0;
-};
-
-// Asks the kernel alone: the file may lie in this process's own mount, which a request could wait for.
-bool descriptor_info(int descriptor, DescriptorInfo* info) {
-  char name[64];
-  std::snprintf(name, sizeof name, "/proc/thread-self/fdinfo/%d", descriptor);
-  std::FILE* file = std::fopen(name, "re");
-  if (!file) return false;
-  int found = 0;
-  char line[256];
-  while (std::fgets(line, sizeof line, file)) {
-    unsigned long long value;
-    if (std::sscanf(line, "mnt_id: %llu", &value) == 1) {
-      info->mount_id = value;
-      found |= 1;
-    } else if (std::sscanf(line, "ino: %llu", &value) == 1) {
-      info->inode = value;
-      found |= 2;
-    } else if (std::sscanf(line, "flags: %llo", &value) == 1) {
-      info->flags = static_cast<uint32_t>(value);
-      found |= 4;
-    }
-  }
-  std::fclose(file);
-  return found == 7;
-}
-
-// Device and inode from what the kernel has in memory: no request to a file system that might not answer.
+// Device and inode from what the kernel has in memory: no request to a file system that might not answer, such as this process's own
+// mount, or a stranger's. The device is that of the superblock: the same in every mount namespace, and no other's as long as this
+// descriptor is open.
 bool identity_of(int descriptor, uint64_t* device, uint64_t* inode) {
   struct statx status;
   if (statx(descriptor, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_INO, &status) < 0) return false;
@@ -251,7 +221,7 @@ void AttachServer::serve() {
       } else if (mark == kListenerMark) {
         accept_all();
       } else if (auto found = connections_.find(mark); found != connections_.end()) {
-        receive(found);
+        (void)receive(found);
       }
     }
     {
@@ -261,15 +231,22 @@ void AttachServer::serve() {
     expire();
   }
   // Here, because they are this thread's alone; its table goes with it.
+  for (auto& [id, connection] : connections_) {
+    closer_.close(std::move(connection.socket), connection.uid);
+    closer_.close(std::move(connection.image), connection.uid);
+  }
   connections_.clear();
   epoll_.reset();
+  ::close(wakeup_);
+  ::close(listener_);  // last: what strangers have sent is still in it
 }
 
 // Milliseconds for epoll_wait; -1: nothing is to be given up.
 int AttachServer::wait_ms() const {
   int64_t next = accept_again_ms_ == 0 ? INT64_MAX : accept_again_ms_;
   for (const auto& [id, connection] : connections_) {
-    if (connection.state == State::kNew) next = std::min(next, connection.deadline_ms);
+    if (connection.state == State::kNew || connection.state == State::kReleased)
+      next = std::min(next, connection.deadline_ms);
   }
   return next == INT64_MAX ? -1 : static_cast<int>(std::max<int64_t>(next - now_ms(), 0) + 1);
 }
@@ -278,8 +255,11 @@ void AttachServer::expire() {
   const int64_t now = now_ms();
   for (auto at = connections_.begin(); at != connections_.end();) {
     const auto connection = at++;
-    if (connection->second.state == State::kNew && connection->second.deadline_ms <= now)
+    if (connection->second.deadline_ms > now) continue;
+    if (connection->second.state == State::kNew)
       refuse(connection, ETIMEDOUT, "the mount waited ten seconds for the first message");
+    else if (connection->second.state == State::kReleased)
+      drop(connection, "it did not close the connection");
   }
   if (accept_again_ms_ != 0 && accept_again_ms_ <= now) {
     accept_again_ms_ = 0;
@@ -304,12 +284,21 @@ void AttachServer::accept_all() {
 
 // Who has not said what it wants gives way: ids grow, so the first of these came first.
 void AttachServer::accept_one(Descriptor socket) {
+  ucred peer{};
+  socklen_t length = sizeof peer;
+  if (getsockopt(socket.number(), SOL_SOCKET, SO_PEERCRED, &peer, &length) < 0) peer = {0, ~0u, ~0u};
+  if (closer_.refuses(peer.uid)) {
+    send_packet(socket.number(), refusal(EAGAIN, "closing the files that this user has shown takes too long"));
+    closer_.close(std::move(socket), peer.uid);
+    return;
+  }
   if (connections_.size() >= kMaxConnections) {
     const auto idle = std::find_if(connections_.begin(), connections_.end(),
                                    [](const auto& item) { return item.second.state == State::kNew; });
     const std::string why = "the mount has too many connections: try again later";
     if (idle == connections_.end()) {
       send_packet(socket.number(), refusal(EAGAIN, why));
+      closer_.close(std::move(socket), peer.uid);
       return;
     }
     refuse(idle, EAGAIN, why);
@@ -318,24 +307,34 @@ void AttachServer::accept_one(Descriptor socket) {
   watch(epoll_.number(), socket.number(), id);
   Connection& connection = connections_[id];
   connection.socket = std::move(socket);
+  connection.pid = static_cast<uint32_t>(peer.pid);
+  connection.uid = peer.uid;
   connection.deadline_ms = now_ms() + kFirstMessageMs;
 }
 
-void AttachServer::receive(Connections::iterator connection) {
+// Whether there was a message, and there may be more. A message may carry as many descriptors as the kernel lets it: what did not fit
+// the kernel would close at once, on this thread.
+bool AttachServer::receive(Connections::iterator connection) {
+  const uint32_t uid = connection->second.uid;
   Packet packet;
   std::string wrong;
-  switch (receive_packet(connection->second.socket.number(), kMostDescriptors, &packet, &wrong)) {
-    case Received::kNothing: return;
-    case Received::kEnd: drop(connection, ""); return;
-    case Received::kMalformed: break;
-    case Received::kPacket:
-      if (connection->second.state == State::kNew) {
-        wrong = take_first(connection->first, &connection->second, &packet);
-      } else {
-        wrong = take_answer(connection->first, &connection->second, &packet);
-      }
+  const auto received = receive_packet(connection->second.socket.number(), protocol::kMaxDescriptors, &packet, &wrong);
+  if (received == Received::kPacket) wrong = take(connection->first, &connection->second, &packet);
+  for (Descriptor& descriptor : packet.descriptors) closer_.close(std::move(descriptor), uid);
+  if (received == Received::kNothing) return false;
+  if (received == Received::kEnd) {
+    drop(connection, "");
+  } else if (!wrong.empty()) {
+    refuse(connection, EPROTO, "the monitor sent " + wrong);
   }
-  if (!wrong.empty()) refuse(connection, EPROTO, "the monitor sent " + wrong);
+  return received == Received::kPacket && wrong.empty();
+}
+
+// Returns what is wrong with the message, or "". Descriptors that it leaves are closed.
+std::string AttachServer::take(uint64_t id, Connection* connection, Packet* packet) {
+  if (connection->state == State::kNew) return take_first(id, connection, packet);
+  if (packet->kind == protocol::Kind::kRelease) return take_release(id, connection, *packet);
+  return take_answer(id, connection, packet);
 }
 
 // What a connection wants. Returns what is wrong with the message, or "".
@@ -345,29 +344,22 @@ std::string AttachServer::take_first(uint64_t id, Connection* connection, Packet
   if (packet->value > 1 || (!attach && packet->value == 0)) return "a value that its message does not have";
   if (packet->descriptors.size() != 1) return "a message without the one descriptor that belongs to it";
   if (attach ? !packet->text.empty() : packet->text.size() != 36) return "a text that its message does not have";
-  Descriptor shown = std::move(packet->descriptors.front());
+  const int shown = packet->descriptors.front().number();
 
   AttachEvent event;
   event.kind = attach ? AttachEvent::Kind::kAttach : AttachEvent::Kind::kResume;
   event.connection = id;
   event.wants_write = packet->value == 1;
-  ucred peer{};
-  socklen_t length = sizeof peer;
-  if (getsockopt(connection->socket.number(), SOL_SOCKET, SO_PEERCRED, &peer, &length) < 0)
-    return "its message without a name: the kernel does not know the process";
-  event.pid = static_cast<uint32_t>(peer.pid);
-  event.uid = peer.uid;
+  event.pid = connection->pid;
+  event.uid = connection->uid;
+  if (!identity_of(shown, &event.device, &event.inode)) return "a descriptor that is no file";
   if (attach) {
-    DescriptorInfo info;
-    if (!descriptor_info(shown.number(), &info)) return "a descriptor that /proc says nothing of";
-    event.mount_id = info.mount_id;
-    event.inode = info.inode;
-    event.flags = info.flags;
-    shown.reset();
+    const int flags = fcntl(shown, F_GETFL);
+    if (flags < 0) return "a descriptor that is no file";
+    event.flags = static_cast<uint32_t>(flags);
   } else {
-    if (!identity_of(shown.number(), &event.device, &event.inode)) return "a descriptor that is no file";
     event.text = std::move(packet->text);
-    connection->image = std::move(shown);
+    connection->image = std::move(packet->descriptors.front());
   }
   connection->state = State::kAsked;
   report(std::move(event));
@@ -376,11 +368,16 @@ std::string AttachServer::take_first(uint64_t id, Connection* connection, Packet
 
 // Returns what is wrong with the message, or "".
 std::string AttachServer::take_answer(uint64_t id, Connection* connection, Packet* packet) {
-  if (connection->state != State::kAttached) return "a message before it was answered";
+  const bool over = connection->state == State::kReleasing || connection->state == State::kReleased;
+  if (!over && connection->state != State::kAttached) return "a message before it was answered";
   const bool ok = packet->kind == protocol::Kind::kDone;
   if (!ok && packet->kind != protocol::Kind::kFailed) return "something else than an answer";
-  if (!connection->outstanding || packet->id != connection->id) return "an answer that nobody waits for";
   if (!packet->descriptors.empty()) return "an answer with a descriptor";
+  if (over && packet->id == connection->late_id && packet->id != 0) {
+    connection->late_id = 0;
+    return "";
+  }
+  if (!connection->outstanding || packet->id != connection->id) return "an answer that nobody waits for";
   connection->outstanding = false;
   AttachEvent event;
   event.kind = AttachEvent::Kind::kAnswer;
@@ -394,6 +391,34 @@ std::string AttachServer::take_answer(uint64_t id, Connection* connection, Packe
   return "";
 }
 
+// A request that is under way is over: the monitor has closed the image, and may have done so before it read the request.
+std::string AttachServer::take_release(uint64_t id, Connection* connection, const Packet& packet) {
+  if (connection->state != State::kAttached) return "kRelease without an image";
+  if (packet.id != 0 || packet.value != 0 || !packet.text.empty() || !packet.descriptors.empty())
+    return "kRelease with something else in it";
+  connection->state = State::kReleasing;
+  AttachEvent event;
+  event.kind = AttachEvent::Kind::kRelease;
+  event.connection = id;
+  report(std::move(event));
+  if (connection->outstanding) {
+    connection->outstanding = false;
+    connection->late_id = connection->id;
+    report_shut_down(id, connection->id);
+  }
+  return "";
+}
+
+void AttachServer::report_shut_down(uint64_t id, uint32_t request) {
+  AttachEvent event;
+  event.kind = AttachEvent::Kind::kAnswer;
+  event.connection = id;
+  event.id = request;
+  event.err = ESHUTDOWN;
+  event.text = "it has let the image go";
+  report(std::move(event));
+}
+
 void AttachServer::run_commands() {
   std::deque<AttachCommand> commands;
   {
@@ -403,7 +428,23 @@ void AttachServer::run_commands() {
   for (const AttachCommand& command : commands) run(command);
 }
 
+void AttachServer::look(const AttachCommand& command) {
+  for (;;) {
+    const auto connection = connections_.find(command.connection);
+    if (connection == connections_.end() || !receive(connection)) break;
+  }
+  AttachEvent event;
+  event.kind = AttachEvent::Kind::kLooked;
+  event.connection = command.connection;
+  event.id = command.id;
+  report(std::move(event));
+}
+
 void AttachServer::run(const AttachCommand& command) {
+  if (command.kind == AttachCommand::Kind::kLook) {
+    look(command);
+    return;
+  }
   const auto connection = connections_.find(command.connection);
   if (connection == connections_.end()) return;
   switch (command.kind) {
@@ -411,17 +452,35 @@ void AttachServer::run(const AttachCommand& command) {
     case AttachCommand::Kind::kConfirm: confirm(connection); return;
     case AttachCommand::Kind::kRefuse: refuse(connection, command.err, command.text); return;
     case AttachCommand::Kind::kClose: drop(connection, command.text); return;
-    case AttachCommand::Kind::kRequest: {
-      Packet packet;
-      packet.kind = command.request;
-      packet.id = command.id;
-      packet.value = command.value;
-      packet.text = command.text;
-      connection->second.outstanding = true;
-      connection->second.id = command.id;
-      if (!send_packet(connection->second.socket.number(), packet)) drop(connection, "it takes no messages");
-    }
+    case AttachCommand::Kind::kRequest: request(connection, command); return;
+    case AttachCommand::Kind::kReleased: released(connection); return;
+    case AttachCommand::Kind::kLook: return;
   }
+}
+
+void AttachServer::request(Connections::iterator connection, const AttachCommand& command) {
+  if (connection->second.state != State::kAttached) {
+    report_shut_down(connection->first, command.id);
+    return;
+  }
+  Packet packet;
+  packet.kind = command.request;
+  packet.id = command.id;
+  packet.value = command.value;
+  packet.text = command.text;
+  connection->second.outstanding = true;
+  connection->second.id = command.id;
+  if (!send_packet(connection->second.socket.number(), packet)) drop(connection, "it takes no messages");
+}
+
+// The monitor ends the connection: were it done here, a late answer that nobody has read would take the message away.
+void AttachServer::released(Connections::iterator connection) {
+  if (connection->second.state != State::kReleasing) return;
+  Packet packet;
+  packet.kind = protocol::Kind::kReleased;
+  connection->second.state = State::kReleased;
+  connection->second.deadline_ms = now_ms() + kLastMessageMs;
+  if (!send_packet(connection->second.socket.number(), packet)) drop(connection, "");
 }
 
 // The descriptors are closed here as soon as they are sent: the lock is the monitor's alone then.
@@ -468,7 +527,7 @@ void AttachServer::confirm(Connections::iterator connection) {
     event.err = EPIPE;
     event.text = "the process did not take the answer";
   }
-  connection->second.image.reset();
+  closer_.close(std::move(connection->second.image), connection->second.uid);
   connection->second.state = State::kAttached;
   event.ok = event.err == 0;
   const AttachEvent outcome = event;
@@ -489,6 +548,9 @@ void AttachServer::drop(Connections::iterator connection, const std::string& why
     event.text = why;
     report(std::move(event));
   }
+  epoll_ctl(epoll_.number(), EPOLL_CTL_DEL, connection->second.socket.number(), nullptr);
+  closer_.close(std::move(connection->second.socket), connection->second.uid);
+  closer_.close(std::move(connection->second.image), connection->second.uid);
   connections_.erase(connection);
 }
 

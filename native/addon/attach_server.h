@@ -20,6 +20,7 @@
 #include <string>
 #include <vector>
 
+#include "addon/foreign_closer.h"
 #include "engine/error.h"
 #include "monitor/packet.h"
 
@@ -34,6 +35,8 @@ struct AttachEvent {
     kResume,      // somebody shows an image file that they write: answer with kConfirm or kRefuse
     kHandedOver,  // kHandOver or kConfirm was done (ok), or failed, and the connection is closed
     kAnswer,      // to a request
+    kRelease,     // the monitor has closed the image: answer with kReleased
+    kLooked,      // kLook was done
     kClosed,      // after kAttach or kResume: the connection is gone; nothing more comes from it
   };
   Kind kind{};
@@ -42,11 +45,10 @@ struct AttachEvent {
   uint32_t pid = 0;  // as this process sees it
   uint32_t uid = 0;
   bool wants_write = false;
-  uint64_t mount_id = 0;  // kAttach: what fdinfo says of the flat file's descriptor
-  uint64_t inode = 0;     // the same
-  uint32_t flags = 0;     // the same: those of open(2)
-  uint64_t device = 0;    // kResume: of the image file, with `inode`
-  // kHandedOver, kAnswer
+  uint64_t device = 0;  // of the file that was shown: the flat file, or (kResume) the image file
+  uint64_t inode = 0;   // the same
+  uint32_t flags = 0;   // kAttach: those of open(2)
+  // kHandedOver, kAnswer, kLooked
   uint32_t id = 0;
   bool ok = false;
   int err = 0;       // positive
@@ -54,7 +56,8 @@ struct AttachEvent {
 };
 
 struct AttachCommand {
-  enum class Kind { kHandOver, kConfirm, kRefuse, kRequest, kClose };
+  // kLook: whatever the connection has sent until now is taken and reported first, then kLooked, also of one that is gone.
+  enum class Kind { kHandOver, kConfirm, kRefuse, kRequest, kReleased, kLook, kClose };
   Kind kind{};
   uint64_t connection = 0;
   std::vector<std::string> paths;  // kHandOver: the image, then its bases
@@ -62,7 +65,7 @@ struct AttachCommand {
   int err = 0;                     // kRefuse, positive
   std::string text;                // kRefuse, kRequest
   protocol::Kind request{};        // kRequest, with `id` and `value`
-  uint32_t id = 0;
+  uint32_t id = 0;                 // kLook as well
   uint32_t value = 0;
 };
 
@@ -77,14 +80,19 @@ class AttachServer : public std::enable_shared_from_this<AttachServer> {
   void stop();
 
  private:
-  enum class State { kNew, kAsked, kAttached };
+  // kReleasing: the monitor has given the image back, and kReleased was not sent yet; kReleased: it was.
+  enum class State { kNew, kAsked, kAttached, kReleasing, kReleased };
   struct Connection {
     Descriptor socket;
     State state = State::kNew;
-    int64_t deadline_ms = 0;   // kNew: when it is given up
+    uint32_t pid = 0;  // as this process sees it
+    uint32_t uid = 0;
+    int64_t deadline_ms = 0;   // kNew, kReleased: when it is given up
     Descriptor image;          // kAsked after kResume: the file that was shown
     bool outstanding = false;  // a request that waits for its answer
     uint32_t id = 0;           // of that request
+    uint32_t late_id =
+        0;  // kReleasing, kReleased: of a request whose answer may still come, and is not needed; 0: none
   };
   using Connections = std::map<uint64_t, Connection>;
 
@@ -100,11 +108,17 @@ class AttachServer : public std::enable_shared_from_this<AttachServer> {
   void expire();
   void accept_all();
   void accept_one(Descriptor socket);
-  void receive(Connections::iterator connection);
+  bool receive(Connections::iterator connection);
+  std::string take(uint64_t id, Connection* connection, Packet* packet);
   std::string take_first(uint64_t id, Connection* connection, Packet* packet);
   std::string take_answer(uint64_t id, Connection* connection, Packet* packet);
+  std::string take_release(uint64_t id, Connection* connection, const Packet& packet);
+  void report_shut_down(uint64_t id, uint32_t request);
   void run_commands();
   void run(const AttachCommand& command);
+  void look(const AttachCommand& command);
+  void request(Connections::iterator connection, const AttachCommand& command);
+  void released(Connections::iterator connection);
   void hand_over(Connections::iterator connection, const AttachCommand& command);
   void confirm(Connections::iterator connection);
   void refuse(Connections::iterator connection, int err, const std::string& text);
@@ -116,6 +130,7 @@ class AttachServer : public std::enable_shared_from_this<AttachServer> {
   const int wakeup_;    // open in both until the end
   Descriptor epoll_;
   Connections connections_;
+  ForeignCloser closer_;         // of everything that a connection has sent, and of its socket
   uint64_t next_id_ = 2;         // 0 and 1 are the epoll marks of wakeup_ and listener_
   int64_t accept_again_ms_ = 0;  // not 0: the listener rests until then, since descriptors have run out
 

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <cstddef>
 #include <cstdint>
@@ -18,6 +19,7 @@ namespace pcow::addon {
 namespace {
 
 constexpr uint32_t kLargestRequest = uint32_t{1} << 20;
+constexpr uint64_t kDirectIoAllowMmap = uint64_t{1} << 36;  // FUSE_DIRECT_IO_ALLOW_MMAP; older headers do not have it
 constexpr uint32_t kHeader = 4096;  // what libfuse keeps of its buffer for the header of a request
 
 struct Library {
@@ -33,8 +35,10 @@ Library library;
 // Of one connection.
 struct Greeting {
   uint64_t unique = 0;  // of the request that was FUSE_INIT; the kernel's numbers begin behind 0
-  uint32_t offered = 0;
+  uint64_t offered = 0;
 };
+
+std::atomic<bool> maps_direct_files{false};
 
 Greeting* greeting_of(fuse_chan* channel) { return static_cast<Greeting*>(library.chan_data(channel)); }
 
@@ -46,6 +50,7 @@ void note_greeting(fuse_chan* channel, const char* request, size_t length) {
   std::memcpy(&offer, request + sizeof header, std::min(length - sizeof header, sizeof offer));
   greeting_of(channel)->unique = header.unique;
   greeting_of(channel)->offered = offer.flags;
+  if (offer.flags & FUSE_INIT_EXT) greeting_of(channel)->offered |= uint64_t{offer.flags2} << 32;
 }
 
 // As libfuse's own (fuse_kern_chan.c): it knows these values.
@@ -88,7 +93,12 @@ int send(fuse_chan* channel, const iovec parts[], size_t count) {
     answer.max_pages = static_cast<uint16_t>(kLargestRequest / 4096);
   }
   // No file of a mount has a right that a write would have to take away: no set-user-id bit, no capability.
-  answer.flags |= greeting->offered & FUSE_HANDLE_KILLPRIV_V2;
+  answer.flags |= static_cast<uint32_t>(greeting->offered) & FUSE_HANDLE_KILLPRIV_V2;
+  if (greeting->offered & kDirectIoAllowMmap) {
+    answer.flags |= FUSE_INIT_EXT;
+    answer.flags2 |= kDirectIoAllowMmap >> 32;
+    maps_direct_files = true;
+  }
   header.len = sizeof header + sizeof answer;
   const iovec completed[] = {{&header, sizeof header}, {&answer, sizeof answer}};
   return pass_on(channel, completed, 2);
@@ -97,6 +107,8 @@ int send(fuse_chan* channel, const iovec parts[], size_t count) {
 void destroy(fuse_chan* channel) { delete greeting_of(channel); }
 
 }  // namespace
+
+bool fuse_maps_direct_files() { return maps_direct_files; }
 
 fuse_chan* make_fuse_channel(void* libfuse, fuse_chan* channel) {
   if (!find_function(libfuse, "fuse_chan_new", "FUSE_2.6", &library.chan_new) ||

@@ -17,4 +17,7 @@ namespace pcow::addon {
 // Null where that lacks something: then `channel` itself will do.
 fuse_chan* make_fuse_channel(void* libfuse, fuse_chan* channel);
 
+// Whether files that are opened past the page cache can be mapped all the same: kernel 6.6 and later.
+bool fuse_maps_direct_files();
+
 }  // namespace pcow::addon

@@ -1,5 +1,6 @@
 #include "addon/fuse_exports.h"
 
+#include <cerrno>
 #include <memory>
 #include <utility>
 
@@ -9,6 +10,7 @@
 #include "addon/flat_files.h"
 #include "addon/fuse_handles.h"
 #include "addon/fuse_operations.h"
+#include "addon/fuse_questions.h"
 #include "addon/image_wrap.h"
 
 namespace pcow::addon {
@@ -49,17 +51,20 @@ Result<std::shared_ptr<FuseHandle>> handle_of(const Napi::Value& native, const N
   return handle;
 }
 
-// NativeImage, `snapshot` or "", `writable`.
+// NativeImage, `snapshot` or "", `writable`, `lent`.
 Napi::Value open_handle(const Napi::CallbackInfo& info) {
   auto handle = handle_of(info[0], info[1], flag_of(info[2]));
   if (!handle) return throw_in_js(info.Env(), handle.error());
+  (*handle)->lent = flag_of(info[3]);
   return Napi::Number::New(info.Env(), static_cast<double>(FuseHandles::instance().add(std::move(*handle))));
 }
 
-// `fh`, NativeImage, `snapshot` or "", `writable`. Letting the old one go may close its image: off this thread.
+// `fh`, NativeImage, `snapshot` or "", `writable`, `lent`, `refusesCached`. Letting the old one go may close its image: off this thread.
 Napi::Value move_handle(const Napi::CallbackInfo& info) {
   auto handle = handle_of(info[1], info[2], flag_of(info[3]));
   if (!handle) return throw_in_js(info.Env(), handle.error());
+  (*handle)->lent = flag_of(info[4]);
+  (*handle)->refuses_cached = flag_of(info[5]);
   auto old = FuseHandles::instance().replace(bytes_of(info[0]), std::move(*handle));
   if (old) Environment::of(info.Env()).queue->dispose(std::move(old));
   return info.Env().Undefined();
@@ -102,6 +107,43 @@ Napi::Value traffic_of(const Napi::CallbackInfo& info) {
   return result;
 }
 
+// NativeImage. Works for a closed one as well.
+Napi::Value count_cached_reads(const Napi::CallbackInfo& info) {
+  const auto count = ImageWrap::unwrap_image(info[0])->traffic().cached_reads.load(std::memory_order_relaxed);
+  return Napi::Number::New(info.Env(), static_cast<double>(count));
+}
+
+// A null `env`: the environment is going down.
+void put_question(Napi::Env env, Napi::Function on_question, FuseQuestion* given) {
+  const std::unique_ptr<FuseQuestion> question(given);
+  if (static_cast<napi_env>(env) == nullptr) {
+    FuseQuestions::instance().answer(question->id, -EBUSY);
+    return;
+  }
+  const auto number = [&](uint64_t value) { return Napi::Number::New(env, static_cast<double>(value)); };
+  const char* kind = question->kind == FuseQuestion::Kind::kOpen ? "open" : "write";
+  on_question.Call({number(question->id), Napi::String::New(env, kind), number(question->fh), number(question->pid)});
+}
+
+// `callback`: (id, kind, fh, pid). Waiting for questions does not keep the process alive.
+Napi::Value on_question(const Napi::CallbackInfo& info) {
+  auto ask = Napi::ThreadSafeFunction::New(info.Env(), info[0].As<Napi::Function>(), "pcow question", 0, 1);
+  ask.Unref(info.Env());
+  FuseQuestions::instance().set_ask([ask](const FuseQuestion& question) {
+    auto carried = std::make_unique<FuseQuestion>(question);
+    if (ask.NonBlockingCall(carried.get(), put_question) != napi_ok) return false;
+    carried.release();
+    return true;
+  });
+  return info.Env().Undefined();
+}
+
+// `id`, `result`.
+Napi::Value answer_question(const Napi::CallbackInfo& info) {
+  FuseQuestions::instance().answer(bytes_of(info[0]), info[1].ToNumber().Int32Value());
+  return info.Env().Undefined();
+}
+
 // `callback`, called once on the JavaScript thread. Waiting for it does not keep the process alive.
 Napi::Value on_end(const Napi::CallbackInfo& info) {
   auto end = Napi::ThreadSafeFunction::New(info.Env(), info[0].As<Napi::Function>(), "pcow mount end", 0, 1);
@@ -119,6 +161,9 @@ void export_fuse(Napi::Env env, Napi::Object exports) {
   exports.Set("fuseRequests", Napi::Function::New<count_requests>(env, "fuseRequests"));
   exports.Set("fuseTellFlatFile", Napi::Function::New<tell_flat_file>(env, "fuseTellFlatFile"));
   exports.Set("fuseTraffic", Napi::Function::New<traffic_of>(env, "fuseTraffic"));
+  exports.Set("fuseCachedReads", Napi::Function::New<count_cached_reads>(env, "fuseCachedReads"));
+  exports.Set("fuseOnQuestion", Napi::Function::New<on_question>(env, "fuseOnQuestion"));
+  exports.Set("fuseAnswer", Napi::Function::New<answer_question>(env, "fuseAnswer"));
   exports.Set("fuseOnEnd", Napi::Function::New<on_end>(env, "fuseOnEnd"));
   exports.Set("fuseOpenHandle", Napi::Function::New<open_handle>(env, "fuseOpenHandle"));
   exports.Set("fuseMoveHandle", Napi::Function::New<move_handle>(env, "fuseMoveHandle"));

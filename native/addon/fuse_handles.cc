@@ -23,7 +23,9 @@ uint64_t FuseHandles::add(std::shared_ptr<FuseHandle> handle) {
 std::shared_ptr<FuseHandle> FuseHandles::replace(uint64_t fh, std::shared_ptr<FuseHandle> handle) {
   std::unique_lock guard(lock_);
   const auto found = handles_.find(fh);
-  return found == handles_.end() ? nullptr : std::exchange(found->second, std::move(handle));
+  if (found == handles_.end()) return nullptr;
+  handle->direct = found->second->direct.load();
+  return std::exchange(found->second, std::move(handle));
 }
 
 std::shared_ptr<FuseHandle> FuseHandles::find(uint64_t fh) const {

@@ -22,6 +22,9 @@ struct FuseHandle {
   std::shared_ptr<View> view;  // null: the active layer. Declared after the image, so let go of before it
   uint64_t layer = 0;          // id of the frozen layer; 0: the active one
   bool writable = false;
+  bool lent = false;                // the image's writer is a monitor
+  bool refuses_cached = false;      // what the kernel writes back is older than the image
+  std::atomic<bool> direct{false};  // it was opened past the page cache
 
   // Set while the file is being opened: until open has answered, no other request can name the handle.
   std::string path;

@@ -166,7 +166,8 @@ class Loop {
       fuse_write_in write;
       std::memcpy(&write, body, sizeof write);
       if (!operations_.knows(write.fh) || write.size > body_length - sizeof write) return false;
-      const int written = operations_.write(write.fh, buffer.bytes(), write.size, write.offset);
+      const bool cached = write.write_flags & FUSE_WRITE_CACHE;
+      const int written = operations_.write(write.fh, buffer.bytes(), write.size, write.offset, cached);
       fuse_write_out out = {};
       out.size = static_cast<uint32_t>(written);
       reply(header.unique, written < 0 ? written : static_cast<int>(sizeof out), reinterpret_cast<const char*>(&out));

@@ -18,7 +18,8 @@ namespace pcow::addon {
 struct DirectOperations {
   bool (*knows)(uint64_t fh);
   int (*read)(uint64_t fh, char* buffer, size_t length, uint64_t offset);
-  int (*write)(uint64_t fh, const char* buffer, size_t length, uint64_t offset);
+  // `cached`: the kernel writes back pages of its cache; nobody waits in a write(2) for it.
+  int (*write)(uint64_t fh, const char* buffer, size_t length, uint64_t offset, bool cached);
 };
 
 // Until the session is over, however that comes. 0, or -1 where no thread could be started; nothing where this libfuse lacks

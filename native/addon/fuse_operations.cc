@@ -22,6 +22,7 @@
 #include "addon/fuse_handles.h"
 #include "addon/fuse_library.h"
 #include "addon/fuse_loop.h"
+#include "addon/fuse_questions.h"
 
 namespace pcow::addon {
 
@@ -34,6 +35,8 @@ fuse_operations javascript{};
 fuse* served = nullptr;  // what has our table
 
 std::function<void()> on_end;
+
+decltype(&fuse_get_context) fuse_context = nullptr;
 
 std::atomic<uint64_t> interceptions{0};
 std::atomic<uint64_t> requests{0};
@@ -51,21 +54,45 @@ struct Request {
 
 Result<Request> begin(uint64_t fh) {
   requests.fetch_add(1, std::memory_order_relaxed);
-  auto handle = FuseHandles::instance().find(fh);
-  if (!handle) return Error(Code::kClosed, "no file is open under this handle");
-  auto image = handle->image->lease();
-  if (!image) return image.error();
-  if (!handle->remembered.exchange(true, std::memory_order_relaxed)) {
-    FuseCache::instance().remember(handle->path, handle->content);
+  for (;;) {
+    auto handle = FuseHandles::instance().find(fh);
+    if (!handle) return Error(Code::kClosed, "no file is open under this handle");
+    auto image = handle->image->lease();
+    if (!image) {
+      // Before an opening of the image is closed for another one, every handle goes over to that.
+      if (FuseHandles::instance().find(fh) == handle) return image.error();
+      continue;
+    }
+    if (!handle->remembered.exchange(true, std::memory_order_relaxed)) {
+      FuseCache::instance().remember(handle->path, handle->content);
+    }
+    return Request{std::move(handle), std::move(*image)};
   }
-  return Request{std::move(handle), std::move(*image)};
 }
 
-// Why a request may not write; 0 where it may. A file opened for writing whose image this mount only reads has been taken
-// over by a monitor.
-int write_refusal(const FuseHandle& handle) {
+// Why a request may not write; 0 where it may. EBUSY: the file was opened for writing, and its image has been taken over by a
+// monitor. `cached`: it is the kernel that writes back pages.
+int write_refusal(const FuseHandle& handle, bool cached) {
   if (!handle.writable) return -EBADF;
+  if (cached && handle.refuses_cached) return -EBUSY;
   return handle.image->writer() ? 0 : -EBUSY;
+}
+
+// A request that may write, or the negative errno for why not. Where a monitor gives the image back, the request waits for that. What the
+// kernel writes back does not wait: nobody may write through a mapping beside a monitor, and who drops the kernel's cache waits for it.
+Result<Request> begin_write(uint64_t fh, bool cached) {
+  for (;;) {
+    {
+      auto request = begin(fh);
+      if (!request) return request;
+      const int refusal = write_refusal(*request->handle, cached);
+      if (refusal == 0) return request;
+      if (refusal != -EBUSY || cached) return system_error(-refusal, "");
+    }
+    // Not while the request keeps the image from being closed.
+    const int answer = FuseQuestions::instance().ask(FuseQuestion::Kind::kWrite, fh, 0);
+    if (answer < 0) return system_error(-answer, "");
+  }
 }
 
 // The engine keeps the sentence of its last error for `status`.
@@ -79,13 +106,14 @@ int read_image(uint64_t fh, char* buffer, size_t length, uint64_t offset) {
   Traffic& traffic = request->handle->image->traffic();
   Traffic::count(traffic.reads, 1);
   Traffic::count(traffic.read_bytes, *count);
+  const FuseHandle& handle = *request->handle;
+  if (handle.lent && !handle.view && !handle.direct) Traffic::count(traffic.cached_reads, 1);
   return static_cast<int>(*count);
 }
 
-int write_image(uint64_t fh, const char* buffer, size_t length, uint64_t offset) {
-  auto request = begin(fh);
+int write_image(uint64_t fh, const char* buffer, size_t length, uint64_t offset, bool cached) {
+  auto request = begin_write(fh, cached);
   if (!request) return -request.error().err;
-  if (const int refusal = write_refusal(*request->handle)) return refusal;
   auto written = request->image->write(offset, buffer, length);
   if (!written) return -written.error().err;
   Traffic& traffic = request->handle->image->traffic();
@@ -101,18 +129,22 @@ int read_file(const char* path, char* buffer, size_t length, off_t offset, fuse_
 }
 
 int write_file(const char* path, const char* buffer, size_t length, off_t offset, fuse_file_info* file) {
-  if (is_native(file)) return write_image(file->fh, buffer, length, static_cast<uint64_t>(offset));
+  if (is_native(file)) return write_image(file->fh, buffer, length, static_cast<uint64_t>(offset), file->writepage);
   return javascript.write ? javascript.write(path, buffer, length, offset, file) : -ENOSYS;
 }
 
 int sync_file(const char* path, int datasync, fuse_file_info* file) {
   const auto handle = is_native(file) ? FuseHandles::instance().find(file->fh) : nullptr;
+  if (handle && handle->image->writer()) {
+    auto request = begin(file->fh);
+    if (!request) return -request.error().err;
+    if (request->handle->image->writer()) {  // it was not lent just now
+      Traffic::count(request->handle->image->traffic().syncs, 1);
+      return answer(request->image->sync());
+    }
+  }
   // Not ours to sync, but perhaps a monitor's, which JavaScript asks. No lease meanwhile: closing would wait for it.
-  if (!handle || !handle->image->writer()) return javascript.fsync ? javascript.fsync(path, datasync, file) : -ENOSYS;
-  auto request = begin(file->fh);
-  if (!request) return -request.error().err;
-  Traffic::count(request->handle->image->traffic().syncs, 1);
-  return answer(request->image->sync());
+  return javascript.fsync ? javascript.fsync(path, datasync, file) : -ENOSYS;
 }
 
 // The kernel has dropped or zeroed its own pages of the range when the answer is 0. Preallocation (mode 0) is refused: an image
@@ -121,9 +153,8 @@ int allocate_file(const char*, int mode, off_t offset, off_t length, fuse_file_i
   if (!is_native(file)) return -EOPNOTSUPP;
   const int kind = mode & ~FALLOC_FL_KEEP_SIZE;
   if (kind != FALLOC_FL_PUNCH_HOLE && kind != FALLOC_FL_ZERO_RANGE) return -EOPNOTSUPP;
-  auto request = begin(file->fh);
+  auto request = begin_write(file->fh, false);
   if (!request) return -request.error().err;
-  if (const int refusal = write_refusal(*request->handle)) return refusal;
   const uint64_t size = request->image->size();
   const auto start = static_cast<uint64_t>(offset);
   auto end = start + static_cast<uint64_t>(length);
@@ -138,6 +169,19 @@ int allocate_file(const char*, int mode, off_t offset, off_t length, fuse_file_i
 
 // Which pages of the file's earlier openings the kernel keeps. A frozen layer never changes, the active one only by a rollback
 // as long as this process is its writer; where another process is, nothing is known.
+// While a monitor has the image, the kernel's pages would grow old: the attached process alone opens the flat file with the page cache.
+int open_lent_file(const char* path, fuse_file_info* file, FuseHandle* handle) {
+  const auto pid = static_cast<uint32_t>(fuse_context()->pid);
+  const int answer = FuseQuestions::instance().ask(FuseQuestion::Kind::kOpen, file->fh, pid);
+  if (answer < 0) {
+    if (javascript.release) javascript.release(path, file);
+    return answer;
+  }
+  file->direct_io = answer == FuseQuestions::kDirect && fuse_maps_direct_files();
+  handle->direct = file->direct_io != 0;
+  return 0;
+}
+
 int open_file(const char* path, fuse_file_info* file) {
   if (!javascript.open) return -ENOSYS;
   const int result = javascript.open(path, file);
@@ -148,6 +192,7 @@ int open_file(const char* path, fuse_file_info* file) {
     return 0;
   }
   auto handle = FuseHandles::instance().find(file->fh);
+  if (handle && handle->lent && !handle->view) return open_lent_file(path, file, handle.get());
   if (!handle || (!handle->view && !handle->image->writer())) return 0;
   auto image = handle->image->lease();
   if (!image) return 0;
@@ -247,6 +292,10 @@ Result<void> prepare_fuse(const std::string& library, const std::string& directo
   if (!opened) {
     ::close(fd);
     return Error(Code::kUnsupported, std::string("the FUSE library can't be loaded: ") + dlerror());
+  }
+  if (!find_function(opened, "fuse_get_context", "FUSE_2.2", &fuse_context)) {
+    ::close(fd);
+    return Error(Code::kUnsupported, "the FUSE library has no fuse_get_context");
   }
   directory_fd = fd;
   libfuse = opened;

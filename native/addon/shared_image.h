@@ -25,6 +25,7 @@ struct Traffic {
   Counter written_bytes{0};
   Counter syncs{0};
   Counter discards{0};
+  Counter cached_reads{0};  // those among `reads` that leave pages in the kernel's cache which nobody keeps up to date
 
   static void count(Counter& counter, uint64_t more) { counter.fetch_add(more, std::memory_order_relaxed); }
 };

@@ -53,7 +53,8 @@ Received receive_packet(int socket, size_t most_descriptors, Packet* packet, std
     length = recvmsg(socket, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
   } while (length < 0 && errno == EINTR);
   if (length < 0) return errno == EAGAIN ? Received::kNothing : Received::kEnd;
-  std::vector<Descriptor> descriptors = take_descriptors(&message);
+  // Also of a message that is malformed: closing a descriptor may take as long as a stranger likes.
+  packet->descriptors = take_descriptors(&message);
   // An empty packet can't be told from the end, and is no message either.
   if (length == 0) return Received::kEnd;
   if (const char* fault = fault_of(message, static_cast<size_t>(length), header)) {
@@ -64,7 +65,6 @@ Received receive_packet(int socket, size_t most_descriptors, Packet* packet, std
   packet->id = header.id;
   packet->value = header.value;
   packet->text.assign(text.get(), header.length);
-  packet->descriptors = std::move(descriptors);
   return Received::kPacket;
 }
 

@@ -46,8 +46,8 @@ struct Packet {
 
 enum class Received { kPacket, kNothing, kEnd, kMalformed };
 
-// Takes the next packet. kMalformed: it came whole, but is none of the protocol; `reason` says what is wrong with it. Its
-// descriptors are closed. A message with more than `most_descriptors` is malformed.
+// Takes the next packet. kMalformed: it came whole, but is none of the protocol; `reason` says what is wrong with it. Of such a
+// packet, only its descriptors are set. A message with more than `most_descriptors` is malformed; the kernel closes the rest.
 Received receive_packet(int socket, size_t most_descriptors, Packet* packet, std::string* reason);
 
 // False where the peer is gone, or does not take what it was sent.

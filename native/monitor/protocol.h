@@ -12,12 +12,18 @@
 //                                          ◀─ kPrepare, kCut, kCommit, kFinish, kAbort, kDelete, kSync, kStatus,
 //                                             kMetrics
 //   kDone or kFailed ─▶
+//   when nothing of a writable image is mapped any more, and the monitor has closed it:
+//   kRelease ─▶
+//                                          ◀─ kReleased, when the mount has taken the image back. The monitor answers
+//                                             requests that came meanwhile by kFailed with ESHUTDOWN; then it closes
+//                                             the connection, and munmap(2) returns
 //   after the mount died, to its successor:
 //   kResume  (descriptor of the image) ─────▶
 //                                          ◀─ kAttached without descriptors, or kRefused
 //
 // A snapshot is kPrepare, kCut, kCommit, kFinish. Between kCut and kCommit the memory is frozen: across several images
-// the mount sends kCommit only when every kCut was answered. If the connection ends in between, the monitor aborts.
+// the mount sends kCommit only when every kCut was answered. If the connection ends in between, the monitor aborts. A
+// connection that ends without kRelease is the death of the process, or of the mount.
 #pragma once
 
 #include <cstdint>
@@ -27,25 +33,27 @@ namespace pcow::protocol {
 inline constexpr uint32_t kMagic = 0x574f4350;  // "PCOW"
 inline constexpr uint16_t kVersion = 1;
 inline constexpr uint32_t kMaxText = 60000;  // bytes
-inline constexpr int kMaxDescriptors = 250;  // of one kAttached; the kernel's limit is 253 (SCM_MAX_FD)
+inline constexpr int kMaxDescriptors = 253;  // of one message: the kernel's limit (SCM_MAX_FD)
 inline constexpr char kAttribute[] = "user.pcow.attach";
 
 enum class Kind : uint16_t {
-  kAttach = 1,    // value: 1 to write, 0 to read only. One descriptor: the open flat file
-  kResume = 2,    // value: 1. Text: the image's uuid. One descriptor: the image file, with the writer's lock
-  kAttached = 3,  // Text: the paths of the descriptors that come along, each ended by a NUL
-  kRefused = 4,   // value: an errno. Text: a sentence
-  kPrepare = 5,   // Text: the snapshot's name; value: 1 for an automatic one. Syncs, makes the new layer ready
-  kCut = 6,       // freezes the memory
-  kCommit = 7,    // the new layer takes writes; the memory goes on
-  kFinish = 8,    // returns when the snapshot is durable
-  kAbort = 9,     // undoes kPrepare and kCut
-  kDelete = 10,   // Text: a snapshot's name
-  kStatus = 11,   // answered by kDone with JSON
-  kMetrics = 12,  // answered by kDone with Prometheus text
-  kDone = 13,     // Text: the answer, where there is one
-  kFailed = 14,   // value: an errno. Text: a sentence
-  kSync = 15,     // somebody else's fsync of the flat file
+  kAttach = 1,     // value: 1 to write, 0 to read only. One descriptor: the open flat file
+  kResume = 2,     // value: 1. Text: the image's uuid. One descriptor: the image file, with the writer's lock
+  kAttached = 3,   // Text: the paths of the descriptors that come along, each ended by a NUL
+  kRefused = 4,    // value: an errno. Text: a sentence
+  kPrepare = 5,    // Text: the snapshot's name; value: 1 for an automatic one. Syncs, makes the new layer ready
+  kCut = 6,        // freezes the memory
+  kCommit = 7,     // the new layer takes writes; the memory goes on
+  kFinish = 8,     // returns when the snapshot is durable
+  kAbort = 9,      // undoes kPrepare and kCut
+  kDelete = 10,    // Text: a snapshot's name
+  kStatus = 11,    // answered by kDone with JSON
+  kMetrics = 12,   // answered by kDone with Prometheus text
+  kDone = 13,      // Text: the answer, where there is one
+  kFailed = 14,    // value: an errno. Text: a sentence
+  kSync = 15,      // somebody else's fsync of the flat file
+  kRelease = 16,   // id 0, value 0: the image is closed and its lock given up
+  kReleased = 17,  // id 0, value 0: the mount has the image back
 };
 
 struct Header {

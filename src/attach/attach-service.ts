@@ -6,7 +6,6 @@
  * only its pid and uid are known, for messages.
  */
 import { constants } from 'node:fs';
-import { readFile } from 'node:fs/promises';
 
 import { type AttachEvent, type AttachServer, startAttachServer } from '../engine/attach-server.js';
 import { PcowError } from '../engine/index.js';
@@ -45,8 +44,8 @@ export class AttachService {
   readonly #context: AttachContext;
   readonly #server: AttachServer;
   readonly #monitors = new Map<number, Monitor>();
-  /** What is to be done when a connection ends. */
-  readonly #endings = new Map<Monitor, () => Promise<void> | void>();
+  /** What is to be done when a monitor gives its image back ('releasing'), or its connection ends without that. */
+  readonly #endings = new Map<Monitor, (how: 'releasing' | 'lost') => Promise<void> | void>();
 
   private constructor(context: AttachContext, socket: string) {
     this.#context = context;
@@ -82,18 +81,26 @@ export class AttachService {
       return;
     }
     const monitor = this.#monitors.get(event.connection);
-    monitor?.heard(event);
-    if (monitor && event.kind === 'closed') {
-      this.#monitors.delete(event.connection);
-      void this.#end(monitor);
+    if (!monitor) {
+      return;
     }
+    // The image is on its way back before anybody hears that a request has failed for that.
+    if (event.kind === 'release') {
+      void this.#end(monitor, 'releasing').then(() => {
+        this.#server.released(monitor.connection);
+      });
+    } else if (event.kind === 'closed') {
+      this.#monitors.delete(event.connection);
+      void this.#end(monitor, 'lost');
+    }
+    monitor.heard(event);
   }
 
-  async #end(monitor: Monitor): Promise<void> {
+  async #end(monitor: Monitor, how: 'releasing' | 'lost'): Promise<void> {
     const ending = this.#endings.get(monitor);
     this.#endings.delete(monitor);
     try {
-      await ending?.();
+      await ending?.(how);
     } catch (error) {
       log(`after the end of ${monitor.process}: ${sentenceOf(error)}`);
     }
@@ -127,16 +134,17 @@ export class AttachService {
 
   #attach(entry: ImageEntry, monitor: Monitor, event: AttachRequest | ResumeRequest): Promise<void> {
     if (event.kind === 'resume') {
-      return entry.commands.run(() => this.#lend(entry, monitor, 'as before'));
+      // Not in the turn of the commands: one of them may wait for this. The process has the image anyway.
+      return this.#lend(entry, monitor, 'as before');
     }
     return event.writable ? this.#attachWriter(entry, monitor) : this.#attachReader(entry, monitor);
   }
 
   /** The image whose flat file the descriptor has open, with the rights that are asked for. */
-  async #shown({ mountId, inode, flags, writable }: AttachRequest): Promise<ImageEntry> {
+  async #shown({ device, inode, flags, writable }: AttachRequest): Promise<ImageEntry> {
     const { place, catalog, attributes } = this.#context;
-    const entry = catalog.known.find((it) => attributes.inodeOf(it) === inode);
-    if (!entry || (await deviceOfMount(mountId)) !== place.device) {
+    const entry = device === place.device ? catalog.known.find((it) => attributes.inodeOf(it) === inode) : undefined;
+    if (!entry) {
       throw refusal('EINVAL', 'PCOW_INVALID', `what was shown is not an open flat file of ${place.mountpoint}`);
     }
     const found = await catalog.find(entry.name);
@@ -176,6 +184,7 @@ export class AttachService {
       throw new PcowError('PCOW_READ_ONLY', `${entry.name} is mounted read-only: mount its directory for writing`);
     }
     await entry.commands.run(async () => {
+      await entry.attachment.settled();
       if (entry.monitor === null) {
         await this.#aloneFor(entry);
         await cutter.flush([entry]);
@@ -198,20 +207,25 @@ export class AttachService {
   }
 
   async #lend(entry: ImageEntry, monitor: Monitor, files: string[] | 'as before'): Promise<void> {
-    this.#endings.set(monitor, () => this.#takeBack(entry, monitor));
+    this.#endings.set(monitor, (how) => this.#takeBack(entry, monitor, how));
     try {
-      await entry.lend(monitor);
+      await entry.attachment.lend(monitor);
+      if (files !== 'as before') {
+        // Who has begun to map it meanwhile could not write back what it changes.
+        await this.#aloneFor(entry);
+      }
       await monitor.handOver(files);
+      entry.attachment.handedOver(monitor);
     } catch (error) {
-      await this.#end(monitor);
+      await this.#end(monitor, 'lost');
       throw error;
     }
   }
 
-  async #takeBack(entry: ImageEntry, monitor: Monitor): Promise<void> {
+  async #takeBack(entry: ImageEntry, monitor: Monitor, how: 'releasing' | 'lost'): Promise<void> {
     if (entry.monitor === monitor) {
       log(`${entry.name}: no longer attached to ${monitor.process}`);
-      await entry.takeBack(monitor);
+      await entry.attachment.takeBack(monitor, how);
     }
   }
 
@@ -226,7 +240,7 @@ export class AttachService {
     try {
       await monitor.handOver(await chainFiles(entry));
     } catch (error) {
-      await this.#end(monitor);
+      await this.#end(monitor, 'lost');
       throw error;
     }
   }
@@ -243,12 +257,4 @@ async function chainFiles(entry: ImageEntry): Promise<string[]> {
     );
   }
   return files;
-}
-
-/** "MAJOR:MINOR" of a mount that this process can see, or null. */
-async function deviceOfMount(mountId: number): Promise<string | null> {
-  const table = await readFile('/proc/self/mountinfo', 'utf8');
-  // id parent major:minor …
-  const line = table.split('\n').find((it) => it.startsWith(`${mountId} `));
-  return line?.split(' ', 3)[2] ?? null;
 }

@@ -2,6 +2,7 @@
 import { PcowError } from '../engine/index.js';
 import { type AttachEvent, type AttachServer, RequestKind, type RequestName } from '../engine/attach-server.js';
 import { Mutex } from '../mount/mutex.js';
+import { halted, running } from './halted.js';
 
 /** Milliseconds for which `status` and `metrics` wait for a monitor that is busy with something long. */
 const PATIENCE = 1000;
@@ -9,12 +10,37 @@ const PATIENCE = 1000;
 /** Milliseconds for which a report counts: to look at a file and to read it are two requests. */
 const FRESH = 250;
 
+/** What a monitor answers that has let the image go. Node does not name it. */
+const ESHUTDOWN = 108;
+
 export interface RequestOptions {
   /** For example the snapshot's name. */
   text?: string;
   value?: number;
   /** Milliseconds; default: as long as the connection lives. A monitor that takes longer is let go. */
   limit?: number;
+  /**
+   * For what somebody waits for: it fails with Halted where the process does not run. What it has done by the time it runs again is
+   * undone by these requests; where it had not been asked yet, it is not.
+   */
+  undo?: UndoRequest[];
+  /** It has to be asked, also later than anybody waits for it. */
+  must?: boolean;
+}
+
+export interface UndoRequest {
+  name: RequestName;
+  text?: string;
+}
+
+/** The process has let the image go, or has died, before it answered. The image is coming back to the mount. */
+export class MonitorGone extends PcowError {}
+
+/** The process does not run. What it was asked for does not happen. */
+export class Halted extends PcowError {}
+
+export function isGone(error: unknown): boolean {
+  return error instanceof MonitorGone;
 }
 
 interface Waiting {
@@ -38,6 +64,10 @@ export class Monitor {
   /** Of the request that was sent last: the server allows no second one before. */
   #waiting: (Waiting & { id: number }) | null = null;
   #handingOver: Waiting | null = null;
+  /** Nothing is asked of it before. */
+  readonly #ready: Promise<void>;
+  #becomeReady: () => void = () => undefined;
+  readonly #looks = new Map<number, () => void>();
   #lastId = 0;
   #gone: string | null = null;
   readonly #reports = new Map<RequestName, Report>();
@@ -50,6 +80,9 @@ export class Monitor {
     readonly writable: boolean,
   ) {
     this.#server = server;
+    this.#ready = new Promise((resolve) => {
+      this.#becomeReady = resolve;
+    });
   }
 
   /** As messages name it. */
@@ -78,12 +111,63 @@ export class Monitor {
     });
   }
 
-  /** Rejects with the monitor's own error, or with PCOW_IO where the process ends before it has answered. */
+  /** Rejects with the monitor's own error, or with MonitorGone where the process lets the image go before it has answered. */
   request(name: RequestName, options: RequestOptions = {}): Promise<string> {
-    return this.#requests.run(() => this.#send(name, options));
+    const { undo } = options;
+    return undo ? this.#requestUnlessHalted(name, options, undo) : this.#requests.run(() => this.#send(name, options));
+  }
+
+  async #requestUnlessHalted(name: RequestName, options: RequestOptions, undo: UndoRequest[]): Promise<string> {
+    const over = new AbortController();
+    let givenUp: Halted | null = null;
+    const answer = this.#requests.run(async () => {
+      if (options.must !== true) {
+        // What has not been sent can't happen later.
+        await running(this.pid, over.signal);
+        if (givenUp) {
+          throw givenUp;
+        }
+      }
+      try {
+        return await this.#send(name, options);
+      } finally {
+        // Before anybody else asks for something.
+        for (const request of givenUp ? undo : []) {
+          await this.#send(request.name, { text: request.text ?? '' }).catch(() => undefined);
+        }
+      }
+    });
+    answer.catch(() => undefined);
+    const halt = halted(this.pid, over.signal).then((reason) => {
+      if (reason !== null) {
+        givenUp = new Halted('PCOW_BUSY', `${this.process}, which has the image attached, ${reason}, then try again`);
+        throw givenUp;
+      }
+      return '';
+    });
+    halt.catch(() => undefined);
+    try {
+      return await Promise.race([answer, halt]);
+    } finally {
+      over.abort();
+    }
+  }
+
+  /** Returns when everything that it has sent by now, its end included, is known. */
+  look(): Promise<void> {
+    if (this.#gone !== null) {
+      return Promise.resolve();
+    }
+    const id = (this.#lastId += 1);
+    const looked = new Promise<void>((resolve) => {
+      this.#looks.set(id, resolve);
+    });
+    this.#server.look(this.connection, id);
+    return looked;
   }
 
   async #send(name: RequestName, { text = '', value = 0, limit }: RequestOptions): Promise<string> {
+    await this.#ready;
     if (this.#gone !== null) {
       throw this.#lost();
     }
@@ -126,34 +210,53 @@ export class Monitor {
   heard(event: Exclude<AttachEvent, { kind: 'attach' | 'resume' }>): void {
     switch (event.kind) {
       case 'handed over':
-        settle(this.#handingOver, event.ok, '', event);
+        if (event.ok) {
+          this.#becomeReady();
+        }
+        settle(this.#handingOver, event.ok, new PcowError('PCOW_IO', event.text, { errno: event.errno }));
         this.#handingOver = null;
         return;
       case 'answer':
         if (this.#waiting?.id === event.id) {
           const waiting = this.#waiting;
           this.#waiting = null;
-          settle(waiting, event.ok, event.text, { ...event, text: `${this.process}: ${event.text}` });
+          settle(waiting, event.ok, this.#failure(event), event.text);
         }
         return;
+      case 'looked':
+        this.#looks.get(event.id)?.();
+        this.#looks.delete(event.id);
+        return;
+      case 'release':
+        return; // the server answers what is under way
       case 'closed':
         this.#gone = event.text === '' ? 'it has ended, or let the image go' : event.text;
         this.#handingOver?.reject(this.#lost());
         this.#waiting?.reject(this.#lost());
         this.#handingOver = this.#waiting = null;
+        this.#becomeReady();
+        for (const resolve of this.#looks.values()) {
+          resolve();
+        }
+        this.#looks.clear();
     }
   }
 
+  #failure({ errno, text }: { errno: number; text: string }): PcowError {
+    const sentence = `${this.process}: ${text}`;
+    return errno === ESHUTDOWN ? new MonitorGone('PCOW_IO', sentence) : new PcowError('PCOW_IO', sentence, { errno });
+  }
+
   #lost(): PcowError {
-    return new PcowError('PCOW_IO', `the connection to ${this.process} was lost: ${this.#gone ?? ''}`);
+    return new MonitorGone('PCOW_IO', `the connection to ${this.process} was lost: ${this.#gone ?? ''}`);
   }
 }
 
-function settle(waiting: Waiting | null, ok: boolean, answer: string, failure: { errno: number; text: string }): void {
+function settle(waiting: Waiting | null, ok: boolean, failure: PcowError, answer = ''): void {
   if (ok) {
     waiting?.resolve(answer);
   } else {
-    waiting?.reject(new PcowError('PCOW_IO', failure.text, { errno: failure.errno }));
+    waiting?.reject(failure);
   }
 }
 

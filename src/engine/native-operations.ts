@@ -39,7 +39,27 @@ export interface HandleOptions {
   /** Default: the active layer. */
   snapshot?: string | undefined;
   writable: boolean;
+  /** The image's writer is a monitor: this opening of it only reads, and nobody keeps cached pages of it up to date. Default: false. */
+  lent?: boolean | undefined;
 }
+
+export interface MoveOptions extends HandleOptions {
+  /** Pages that the kernel writes back are refused with EBUSY, because they are older than the image. Default: false. */
+  refusesCached?: boolean | undefined;
+}
+
+/**
+ * What a native operation waits for: 'open': may the process `pid` (a thread of it) open the flat file of a lent image under this
+ * handle; 'write': may somebody write again who has it open. The answer to 'write' comes when the handle has its writer back.
+ */
+export interface Question {
+  kind: 'open' | 'write';
+  fh: number;
+  pid: number;
+}
+
+/** Yes; yes, but past the page cache; or no, with an errno (positive). */
+export type QuestionAnswer = 'yes' | 'past the page cache' | { errno: number };
 
 /**
  * Loads the operations table, then libfuse, then fuse-native, in the order that lets the table stand between the last two, and
@@ -87,21 +107,37 @@ export function onSessionEnd(ended: () => void): void {
 
 /** A handle number for open's callback. The image stays in memory until closeHandle; once it is closed, requests get EBADF. */
 export function openHandle(image: Image, options: HandleOptions): number {
-  checkOptions('the options of openHandle', options, ['snapshot', 'writable']);
+  checkOptions('the options of openHandle', options, ['snapshot', 'writable', 'lent']);
   checkFlag('the option "writable"', options.writable);
   if (options.snapshot !== undefined) checkSnapshotName(options.snapshot);
-  return translatedNow(() => addon().fuseOpenHandle(image.native, options.snapshot ?? '', options.writable));
+  const { snapshot = '', writable, lent = false } = options;
+  return translatedNow(() => addon().fuseOpenHandle(image.native, snapshot, writable, lent));
 }
 
 /**
  * Lets an open handle go on with another opening of the same image. `writable` where the opening is not: its writes are EBUSY.
  * Requests under way end with the old one.
  */
-export function moveHandle(fh: number, image: Image, options: HandleOptions): void {
-  checkOptions('the options of moveHandle', options, ['snapshot', 'writable']);
+export function moveHandle(fh: number, image: Image, options: MoveOptions): void {
+  checkOptions('the options of moveHandle', options, ['snapshot', 'writable', 'lent', 'refusesCached']);
+  const { snapshot = '', writable, lent = false, refusesCached = false } = options;
   translatedNow(() => {
-    addon().fuseMoveHandle(fh, image.native, options.snapshot ?? '', options.writable);
+    addon().fuseMoveHandle(fh, image.native, snapshot, writable, lent, refusesCached);
   });
+}
+
+/** Before the mount. `answer` never rejects. */
+export function onQuestion(answer: (question: Question) => Promise<QuestionAnswer>): void {
+  addon().fuseOnQuestion((id, kind, fh, pid) => {
+    void answer({ kind, fh, pid }).then((it) => {
+      addon().fuseAnswer(id, typeof it === 'object' ? -it.errno : it === 'yes' ? 0 : 1);
+    });
+  });
+}
+
+/** How many reads of a lent image have left pages in the kernel's cache, through this opening of it. */
+export function cachedReads(image: Image): number {
+  return addon().fuseCachedReads(image.native);
 }
 
 /** For release: lets a handle go. False where it is not one of ours. Requests under way end in peace. */

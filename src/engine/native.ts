@@ -75,13 +75,16 @@ export type NativeAttachEvent =
       pid: number;
       uid: number;
       writable: boolean;
-      mountId: number;
+      /** "MAJOR:MINOR" of the superblock, in decimal: the same in every mount namespace. */
+      device: string;
       inode: number;
       flags: number;
     }
   | { kind: 'resume'; connection: number; pid: number; uid: number; identity: string; uuid: string }
   | { kind: 'handed over'; connection: number; ok: boolean; errno: number; text: string }
   | { kind: 'answer'; connection: number; id: number; ok: boolean; errno: number; text: string }
+  | { kind: 'release'; connection: number }
+  | { kind: 'looked'; connection: number; id: number }
   | { kind: 'closed'; connection: number; text: string };
 
 export interface NativeAttachServer {
@@ -89,6 +92,8 @@ export interface NativeAttachServer {
   confirm(connection: number): void;
   refuse(connection: number, errno: number, text: string): void;
   request(connection: number, id: number, kind: number, value: number, text: string): void;
+  released(connection: number): void;
+  look(connection: number, id: number): void;
   close(connection: number, why: string): void;
   stop(): void;
 }
@@ -171,11 +176,21 @@ export interface NativeAddon {
   fuseLoad(libfuse: string, directory: string): void;
   fuseInterceptions(): number;
   fuseRequests(): number;
-  fuseOpenHandle(image: NativeImage, snapshot: string, writable: boolean): number;
-  fuseMoveHandle(fh: number, image: NativeImage, snapshot: string, writable: boolean): void;
+  fuseOpenHandle(image: NativeImage, snapshot: string, writable: boolean, lent: boolean): number;
+  fuseMoveHandle(
+    fh: number,
+    image: NativeImage,
+    snapshot: string,
+    writable: boolean,
+    lent: boolean,
+    refusesCached: boolean,
+  ): void;
   fuseCloseHandle(fh: number): boolean;
   fuseTellFlatFile(name: string, device: bigint, inode: bigint, number: number, image: NativeImage): void;
   fuseTraffic(image: NativeImage): Traffic;
+  fuseCachedReads(image: NativeImage): number;
+  fuseOnQuestion(callback: (id: number, kind: 'open' | 'write', fh: number, pid: number) => void): void;
+  fuseAnswer(id: number, result: number): void;
   fuseOnEnd(callback: () => void): void;
 
   /** See directory-lock.ts. */

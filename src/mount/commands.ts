@@ -5,7 +5,7 @@
 import { chmod, chown, realpath } from 'node:fs/promises';
 
 import { LiveSnapshot } from '../attach/live-snapshot.js';
-import type { Monitor } from '../attach/monitor.js';
+import { isGone, type Monitor } from '../attach/monitor.js';
 import { saidOf } from '../engine/dependants.js';
 import { checkSnapshotName, dependants, Image, PcowError, snapshotTogether } from '../engine/index.js';
 import type { Catalog, Found } from './catalog.js';
@@ -48,7 +48,7 @@ export class Commands {
           throw new PcowError('PCOW_EXISTS', `${entry.name} has a snapshot ${JSON.stringify(name)} already`);
         }
       }
-      await this.#takeTogether(entries, name, false);
+      await this.#takeWhoeverHas(entries, name, false);
       log(`${entries.map((entry) => entry.name).join(', ')}: snapshot ${name}`);
       for (const entry of entries) {
         entry.makeChecksums();
@@ -57,11 +57,67 @@ export class Commands {
   }
 
   /**
+   * A cut, of which the images may change hands: a process lets one go, or ends. Before the cut nothing has happened, so it is done over
+   * with whoever has the image then; after the commit it has happened. No process takes an image meanwhile: `commands` are held.
+   */
+  async #takeWhoeverHas(entries: ImageEntry[], name: string, automatic: boolean): Promise<void> {
+    for (;;) {
+      await Promise.all(entries.map(({ attachment }) => attachment.settled()));
+      const before = entries.map(({ monitor }) => monitor);
+      try {
+        await this.#takeTogether(entries, name, automatic);
+        return;
+      } catch (error) {
+        if (!isGone(error) && entries.every(({ monitor }, at) => monitor === before[at])) {
+          throw error;
+        }
+        debug('%s: an image has changed hands: %o', name, error);
+      }
+      await Promise.all(entries.map(({ attachment }) => attachment.settled()));
+      const taken = await Promise.all(entries.map((entry) => has(entry, name)));
+      if (taken.every((it) => it)) {
+        await Promise.all(entries.map(({ attachment }) => attachment.syncNow()));
+        return;
+      }
+      for (const [at, entry] of entries.entries()) {
+        if (taken[at] === true) {
+          await this.#deleteWhoeverHas(entry, name);
+        }
+      }
+    }
+  }
+
+  async #deleteWhoeverHas(entry: ImageEntry, name: string): Promise<void> {
+    for (;;) {
+      await entry.attachment.settled();
+      const { monitor } = entry;
+      try {
+        if (monitor) {
+          await monitor.request('delete', { text: name, undo: [] });
+        } else {
+          const { image } = await entry.writer();
+          await entry.long('delete', name, (options) => image.delete(name, options));
+        }
+        return;
+      } catch (error) {
+        if (!isGone(error) && entry.monitor === monitor) {
+          throw error;
+        }
+      }
+      await entry.attachment.settled();
+      if (!(await has(entry, name))) {
+        return; // the process has done it before it ended
+      }
+    }
+  }
+
+  /**
    * The cut across images that are attached and others. Processes that have the others mapped are stopped first, then the
    * monitors freeze their memory; the others' snapshot is taken while everything stands still.
    */
   async #takeTogether(entries: ImageEntry[], name: string, automatic: boolean): Promise<void> {
-    const monitors = entries.map((entry) => entry.monitor).filter((it) => it !== null);
+    const attached = new Map(entries.flatMap((entry) => (entry.monitor ? [[entry.monitor, entry] as const] : [])));
+    const monitors = [...attached.keys()];
     const plain = entries.filter((entry) => entry.monitor === null);
     const images = await Promise.all(plain.map(async (entry) => (await entry.writer()).image));
     await this.#noneToStop(plain, monitors);
@@ -81,7 +137,7 @@ export class Commands {
       await this.#cutter.run(plain, take, takeAway);
       return;
     }
-    const live = new LiveSnapshot(monitors, name, automatic);
+    const live = new LiveSnapshot(attached, name, automatic);
     try {
       await live.prepare();
       const cut = async () => {
@@ -128,8 +184,10 @@ export class Commands {
   async delete(entry: ImageEntry, name: string): Promise<void> {
     // Not under `structure`: a merge may take long, and clones of this image wait for its `commands` anyway.
     await entry.commands.run(async () => {
-      const { monitor } = entry;
-      const opening = monitor ? null : await entry.writer();
+      await entry.attachment.settled();
+      if (!entry.monitor) {
+        await entry.writer();
+      }
       const layer = (await entry.snapshot(name)).id;
       const standing = (await dependants(this.#place.directory, entry.file)).filter((it) => it.layer === layer);
       if (standing.length > 0) {
@@ -142,11 +200,7 @@ export class Commands {
         Promise.resolve(
           new PcowError('PCOW_BUSY', `the snapshot ${name} of ${entry.name} can't be deleted while its file is open`),
         );
-      await entry.exclusively(snapshotFile(name), busy, async () => {
-        await (opening
-          ? entry.long('delete', name, (options) => opening.image.delete(name, options))
-          : monitor?.request('delete', { text: name }));
-      });
+      await entry.exclusively(snapshotFile(name), busy, () => this.#deleteWhoeverHas(entry, name));
       log(`${entry.name}: snapshot ${name} deleted`);
     });
   }
@@ -170,10 +224,11 @@ export class Commands {
 
   /** The frozen layer that a clone is to stand on. */
   async #layerFor(entry: ImageEntry, snapshot: string | null): Promise<number> {
+    await entry.attachment.settled();
     if (entry.monitor) {
       const name = snapshot ?? automaticName();
       if (snapshot === null) {
-        await this.#takeTogether([entry], name, true);
+        await this.#takeWhoeverHas([entry], name, true);
       }
       return (await entry.snapshot(name)).id;
     }
@@ -296,6 +351,10 @@ async function holdingAll<T>(entries: ImageEntry[], work: () => Promise<T>): Pro
   const ordered = [...entries].sort((a, b) => (a.name < b.name ? -1 : 1));
   const held = ordered.reduceRight<() => Promise<T>>((inner, entry) => () => entry.commands.run(inner), work);
   return held();
+}
+
+async function has(entry: ImageEntry, name: string): Promise<boolean> {
+  return (await entry.view()).image.snapshotNames().includes(name);
 }
 
 /** As far as this process may: without the right, a clone belongs to the user of the mount. */

@@ -12,34 +12,20 @@ import { stat } from 'node:fs/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
 
 import type { Monitor } from '../attach/monitor.js';
-import {
-  Image,
-  isPcowError,
-  type LongOptions,
-  PcowError,
-  type PcowErrorCode,
-  type SnapshotInfo,
-} from '../engine/index.js';
-import { moveHandle } from '../engine/native-operations.js';
+import { isPcowError, type LongOptions, PcowError, type PcowErrorCode, type SnapshotInfo } from '../engine/index.js';
+import { Attachment } from './attachment.js';
 import { ChecksumMaking } from './checksum-making.js';
 import { codeOf, errnoNameOf, refusal, sentenceOf } from './failure.js';
-import { debugLog, log } from './log.js';
+import { log } from './log.js';
 import { Mutex } from './mutex.js';
-import { Opening } from './opening.js';
-import type { Place } from './place.js';
+import type { Opening } from './opening.js';
+import { Openings } from './openings.js';
+import { flatFilePath, type Place } from './place.js';
+import type { Traffic } from './traffic.js';
 import { Work } from './work.js';
-import { sumOfTraffic, type Traffic } from './traffic.js';
-
-const debug = debugLog('image');
-
-/** Milliseconds for which a failed opening is not tried again. */
-const RETRY_AFTER = 1000;
 
 /** Milliseconds: the kernel sends the release of a closed file after close(2) has returned. */
 const RELEASE_GRACE = 500;
-
-/** Milliseconds: the lock of a monitor that ended is released a moment after its connection. */
-const LOCK_GRACE = 3000;
 
 export type ImageState =
   | 'ok'
@@ -125,6 +111,8 @@ export interface StopTimes {
 export class ImageEntry {
   /** Held by every change of structure; see above. */
   readonly commands = new Mutex();
+  /** Whether this mount writes it, or the monitor of another process. */
+  readonly attachment: Attachment;
   readonly uses = new Set<FlatFileUse>();
   /** Processes that have it mapped through a monitor to read; each has a use, too. */
   readonly readers = new Set<Monitor>();
@@ -132,8 +120,6 @@ export class ImageEntry {
   readonly done = new Map<string, number>();
   readonly checksums = new ChecksumMaking();
   readonly stops: StopTimes = { count: 0, seconds: 0 };
-  /** Every opening of the image since the mount began: their traffic counts on after they are closed. */
-  readonly #openings: Opening[] = [];
   lastError: LastError | null = null;
   /** What it holds `commands` for, where that takes long. */
   work: Work | null = null;
@@ -147,13 +133,7 @@ export class ImageEntry {
 
   readonly #place: Place;
   readonly #refused: PcowError | null;
-  #reader: Promise<Opening> | null = null;
-  #writer: Opening | null = null;
-  #monitor: Monitor | null = null;
-  /** When the last monitor went, in milliseconds. */
-  #freed = -Infinity;
-  #becomingWriter: Promise<Opening> | null = null;
-  #failure: { error: unknown; at: number } | null = null;
+  readonly #openings: Openings;
   /** Opens that have not become a use yet. */
   #pending = 0;
   #shut: { scope: UseScope; end: Promise<void> } | null = null;
@@ -165,154 +145,54 @@ export class ImageEntry {
     this.file = file;
     this.identity = identity;
     this.#refused = refused;
+    this.#openings = new Openings(this, place, refused);
+    this.attachment = new Attachment(this, this.#openings);
   }
 
   /** The image for looking at: the writer's opening where there is one. */
-  async view(): Promise<Opening> {
-    if (this.#writer) {
-      return this.#writer;
-    }
-    if (this.#refused) {
-      throw this.#refused;
-    }
-    if (this.#failure && Date.now() - this.#failure.at < RETRY_AFTER) {
-      throw this.#failure.error;
-    }
-    if (!this.#reader) {
-      const opening = this.#open(false);
-      this.#reader = opening;
-      opening.then(
-        () => {
-          this.#failure = null;
-        },
-        (error: unknown) => {
-          debug('%s: %s', this.name, sentenceOf(error));
-          this.#failure = { error, at: Date.now() };
-          this.#reader = null;
-        },
-      );
-    }
-    return this.#reader;
+  view(): Promise<Opening> {
+    return this.#openings.view();
   }
 
   /** The image for changing it: takes its lock, or fails with PCOW_LOCKED and the name of the process that has it. */
   async writer(): Promise<Opening> {
-    if (this.#place.settings.readOnly) {
-      throw new PcowError('PCOW_READ_ONLY', `${this.name} is mounted read-only: mount its directory for writing`);
+    const { refusal } = this.#openings;
+    if (refusal) {
+      throw refusal;
     }
-    if (this.#refused) {
-      throw this.#refused;
+    await this.attachment.settled();
+    const { monitor } = this;
+    if (monitor) {
+      throw this.attachment.attachedTo(monitor);
     }
-    if (this.#monitor) {
-      throw attachedTo(this.name, this.#monitor);
-    }
-    this.#becomingWriter ??= this.#becomeWriter();
-    return this.#becomingWriter;
+    return this.attachment.writer();
   }
 
-  async #becomeWriter(): Promise<Opening> {
-    try {
-      const opening = await this.#openToWrite();
-      this.#writer = opening;
-      this.#failure = null;
-      const reader = this.#reader;
-      this.#reader = null;
-      reader?.then(
-        (it) => {
-          it.retire();
-        },
-        () => undefined, // view() has seen it
-      );
-      debug('%s: open for writing', this.name);
-      return opening;
-    } catch (error) {
-      this.#becomingWriter = null;
-      throw error;
-    }
-  }
-
-  async #openToWrite(): Promise<Opening> {
-    for (;;) {
-      try {
-        return await this.#open(true);
-      } catch (error) {
-        if (!isPcowError(error, 'PCOW_LOCKED') || this.#monitor || Date.now() > this.#freed + LOCK_GRACE) {
-          throw error;
-        }
-        await sleep(20);
-      }
-    }
-  }
-
-  async #open(write: boolean): Promise<Opening> {
-    const baseRoot = this.#place.settings.allowOutsideBase ? undefined : this.#place.directory;
-    const opening = new Opening(await Image.open(this.file, { write, ...(baseRoot && { baseRoot }) }), write);
-    this.#openings.push(opening);
-    return opening;
-  }
-
-  /** The process that writes the image through its own memory instead of this mount. */
+  /** Of the process that writes the image through its own memory instead of this mount. */
   get monitor(): Monitor | null {
-    return this.#monitor;
+    return this.attachment.monitor;
   }
 
-  /**
-   * Makes way for a monitor: open files go on reading, and writing to them is EBUSY from here on. Everything written is in
-   * the image afterwards, and its lock is free. `commands` must be held, and nobody may have changed pages in a mapping.
-   */
-  async lend(monitor: Monitor): Promise<void> {
-    if (this.#monitor) {
-      throw attachedTo(this.name, this.#monitor);
-    }
-    this.#monitor = monitor;
-    await this.#becomingWriter?.catch(() => undefined);
-    const writer = this.#writer;
-    if (!writer) {
-      await this.view();
-      return;
-    }
-    const reader = this.#open(false);
-    this.#reader = reader;
-    this.#writer = this.#becomingWriter = null;
-    const opening = await reader;
-    for (const use of this.uses) {
-      if (use.opening === writer) {
-        moveUse(use, opening);
-      }
-    }
-    await this.checksums.stop();
-    await writer.image.close();
-    debug('%s: lent to %s', this.name, monitor.process);
-  }
-
-  /** After lend(), also where that failed: the monitor has gone. Who has the flat file open for writing may write again. */
-  async takeBack(monitor: Monitor): Promise<void> {
-    if (this.#monitor !== monitor) {
-      return;
-    }
-    this.#monitor = null;
-    this.#freed = Date.now();
-    const writers = () =>
-      [...this.uses].filter((use) => use.writable && use.snapshot === null && !use.opening.writable);
-    if (writers().length > 0) {
-      const opening = await this.writer();
-      for (const use of writers()) {
-        moveUse(use, opening);
-      }
-    }
-    this.makeChecksums();
-    debug('%s: taken back from %s', this.name, monitor.process);
+  /** Its path in the mount. */
+  get flatFile(): string {
+    return flatFilePath(this.#place, this.name);
   }
 
   /** In the background, where the mount is to: after a snapshot, and after the monitor that may have taken some. */
   makeChecksums(): void {
-    if (!this.#place.settings.checksums || this.#monitor) {
+    if (!this.#place.settings.checksums || this.attachment.state !== 'detached') {
       return;
     }
     this.checksums.start(
-      async () => (await this.writer()).image,
+      async () => {
+        // Not after a wait: lend() waits for this.
+        if (this.attachment.state !== 'detached') {
+          throw new PcowError('PCOW_CANCELLED', `${this.name} is attached`);
+        }
+        return (await this.attachment.writer()).image;
+      },
       (error) => {
-        if (!this.#monitor) {
+        if (this.attachment.state === 'detached') {
           this.failed('checksums', error);
         }
       },
@@ -321,12 +201,12 @@ export class ImageEntry {
 
   /** Requests on the flat file since the mount began. */
   traffic(): Traffic {
-    return sumOfTraffic(this.#openings.map((opening) => opening.traffic()));
+    return this.#openings.traffic();
   }
 
   /** Whether this mount has it open for writing. */
   get held(): boolean {
-    return this.#writer !== null;
+    return this.#openings.present !== null;
   }
 
   /** 'ok', or what is wrong with it. */
@@ -346,14 +226,25 @@ export class ImageEntry {
     }
     this.#pending += 1;
     try {
-      // An attached process may open its file for writing again; it writes to its memory.
-      const opening = await (writable && !this.#monitor ? this.writer() : this.view());
+      const opening = await this.#openingFor(snapshot === null && writable);
       const use: FlatFileUse = { entry: this, opening, snapshot, writable, handle: null };
       opening.use();
       this.uses.add(use);
       return use;
     } finally {
       this.#pending -= 1;
+    }
+  }
+
+  async #openingFor(writable: boolean): Promise<Opening> {
+    for (;;) {
+      await (writable ? this.attachment.settled() : undefined);
+      const { monitor } = this;
+      // An attached process may open its file for writing again, since it writes to its memory. mayOpen() refuses others.
+      const opening = await (writable && !monitor ? this.writer() : this.view());
+      if (!opening.ended) {
+        return opening;
+      }
     }
   }
 
@@ -433,44 +324,14 @@ export class ImageEntry {
   /** The image file is gone, or has given way to another: nobody new gets this one. */
   retire(): void {
     void this.checksums.stop();
-    this.#writer?.retire();
-    this.#reader?.then(
-      (it) => {
-        it.retire();
-      },
-      () => undefined,
-    );
-    this.#writer = this.#reader = this.#becomingWriter = null;
+    this.#openings.retire();
   }
 
   /** Syncs and closes, whoever still has a file open: for the end of the mount, and before the image file goes. */
   async shutDown(): Promise<void> {
     await this.checksums.stop();
-    const openings = [this.#becomingWriter, this.#reader];
-    this.#writer = this.#reader = this.#becomingWriter = null;
-    for (const opening of openings) {
-      const it = await opening?.catch(() => null);
-      await it?.image.close();
-    }
+    await this.#openings.shutDown();
   }
-}
-
-/** An open file goes on with another opening of its image. */
-function moveUse(use: FlatFileUse, opening: Opening): void {
-  const { handle, snapshot, writable } = use;
-  if (handle !== null) {
-    moveHandle(handle, opening.image, { writable, ...(snapshot !== null && { snapshot }) });
-  }
-  opening.use();
-  use.opening.release();
-  use.opening = opening;
-}
-
-function attachedTo(name: string, monitor: Monitor): PcowError {
-  return new PcowError(
-    'PCOW_LOCKED',
-    `${name} is attached to ${monitor.process}, which alone can change it: let that end first`,
-  );
 }
 
 /** Which open files stand against a command: those of these snapshots, where null is the flat file itself. */

@@ -5,6 +5,7 @@ import { promisify } from 'node:util';
 import { AttachService } from '../attach/attach-service.js';
 import { type DirectoryLock, lockDirectory } from '../engine/directory-lock.js';
 import { isPcowError } from '../engine/index.js';
+import { onQuestion } from '../engine/native-operations.js';
 import { mountsOfDirectory } from '../mounts.js';
 import { AttributeSource } from './attributes.js';
 import { Catalog } from './catalog.js';
@@ -103,6 +104,7 @@ async function begin(place: Place, lock: DirectoryLock): Promise<Mount> {
   const context: ControlContext = { place, catalog, commands, lastError: null };
   const fileSystem = new FileSystem(context, attributes);
 
+  onQuestion((question) => fileSystem.answer(question));
   const session = new FuseSession(place.directory, place.mountpoint, fileSystem.operations, fuseOptions(place));
   await started(session, place);
   fileSystem.native = session.native;

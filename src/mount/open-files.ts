@@ -30,7 +30,8 @@ export class OpenFiles {
     const { opening, snapshot, writable } = use;
     let handle: number;
     if (native) {
-      handle = openHandle(opening.image, { writable, ...(snapshot !== null && { snapshot }) });
+      const lent = snapshot === null && use.entry.attachment.state !== 'detached' && !opening.writable;
+      handle = openHandle(opening.image, { writable, lent, ...(snapshot !== null && { snapshot }) });
       use.handle = handle;
     } else {
       handle = this.#freeNumber();

@@ -14,6 +14,8 @@ export class Opening {
   readonly writable: boolean;
   /** What this process served in JavaScript. */
   readonly served: Traffic = noTraffic();
+  /** Closed, or about to be: nobody new gets it. */
+  ended = false;
   #users = 0;
   #retired = false;
 
@@ -41,8 +43,15 @@ export class Opening {
     this.#closeIfDone();
   }
 
+  /** Whoever still uses it. */
+  async close(): Promise<void> {
+    this.ended = true;
+    await this.image.close();
+  }
+
   #closeIfDone(): void {
     if (this.#retired && this.#users === 0) {
+      this.ended = true;
       this.image.close().catch((error: unknown) => {
         log(`closing an image failed: ${sentenceOf(error)}`);
       });

@@ -7,7 +7,8 @@ import type { Attributes, AttributeSource } from './attributes.js';
 import { commandText } from './control-text.js';
 import type { ControlContext } from './control-tree.js';
 import { extendedAttributeNames, extendedAttributes } from './extended-attributes.js';
-import { noSuchFile, refusal } from './failure.js';
+import type { Question, QuestionAnswer } from '../engine/native-operations.js';
+import { errnoOf, noSuchFile, refusal } from './failure.js';
 import { guarded, type Operations } from './fuse.js';
 import { type ImageEntry, lastErrorOf } from './image-entry.js';
 import { log } from './log.js';
@@ -217,6 +218,7 @@ export class FileSystem {
       await this.#command(path, buffer);
       return buffer.length;
     }
+    await file.use.entry.attachment.regain(file.use);
     const { opening } = file.use;
     const bytes = await opening.image.write(buffer, offset);
     opening.served.writes += 1;
@@ -263,13 +265,27 @@ export class FileSystem {
     if (file.kind !== 'flat') {
       return;
     }
-    const { entry, opening } = file.use;
-    if (opening.writable) {
-      await opening.image.sync();
-      opening.served.syncs += 1;
-    } else if (entry.monitor) {
-      // In its turn: not between the steps of a snapshot, while a guest stands still.
-      await entry.commands.run(async () => entry.monitor?.request('sync'));
+    await file.use.entry.attachment.sync();
+  }
+
+  /** What the native operations wait for. Never rejects. */
+  async answer({ kind, fh, pid }: Question): Promise<QuestionAnswer> {
+    try {
+      const file = this.#files.get(fh);
+      if (file.kind !== 'flat') {
+        return 'yes';
+      }
+      const { use } = file;
+      if (kind === 'open') {
+        return await use.entry.attachment.mayOpen(use, pid).catch((error: unknown) => {
+          use.entry.failed('open', error);
+          throw error;
+        });
+      }
+      await use.entry.attachment.regain(use);
+      return 'yes';
+    } catch (error) {
+      return { errno: errnoOf(error) };
     }
   }
 

@@ -75,9 +75,7 @@ test.serial('attach: the image with its lock goes over; the mount reads it, and 
 
   t.is(await it.ask('write 0 8'), 'EBUSY', 'also by a file that was open before');
   t.is(await it.ask('read 0'), '7');
-  const other = await open(mount.file('vm1'), 'r+');
-  await t.throwsAsync(other.write('x'), { code: 'EBUSY' });
-  await other.close();
+  await t.throwsAsync(open(mount.file('vm1'), 'r+'), { code: 'EBUSY' }, 'nobody else gets it to write');
   t.is((await readFile(mount.file('vm1')))[0], 7, 'what was written before went along');
 
   await it.end('SIGKILL');
@@ -95,12 +93,7 @@ test.serial('a process that lets the image go may write its open file again', as
   t.is(await it.ask('write 0 1'), 'EBUSY');
   await it.ask('release');
   await it.ask('close');
-  await free(mount, 'vm1');
-  let outcome: string;
-  do {
-    outcome = await it.ask('write 0 5');
-  } while (outcome === 'EBUSY');
-  t.is(outcome, 'ok');
+  t.is(await it.ask('write 0 5'), 'ok', 'it waits until the mount has the image');
   t.is((await readFile(mount.file('vm1')))[0], 5);
   t.is(await it.ask('attach w'), `attached ${mount.image('vm1')}`);
 });
@@ -108,8 +101,8 @@ test.serial('a process that lets the image go may write its open file again', as
 test.serial('one writer; commands that need the image name the process that has it', async (t) => {
   const mount = await mountedImages(t, { vm1: MiB });
   await mount.write('s', 'vm1', 'snapshot');
-  const it = await attached(t, mount, 'vm1');
   const second = await monitor(t, mount, 'vm1');
+  const it = await attached(t, mount, 'vm1');
   const who = `process ${it.pid} \\(fake-monitor\\)`;
   t.regex(await second.ask('attach w'), new RegExp(`^refused 16 vm1 is attached to ${who}`));
   await Promise.all([it.end('SIGKILL'), second.end('SIGKILL')]);
@@ -225,19 +218,14 @@ test.serial('a snapshot that a monitor can not take: its errno, its sentence, an
   await refused;
   t.deepEqual(await readdir(mount.control('plain', 'at')), []);
 
-  const lost = t.throwsAsync(mount.write('s vm1 vm2 plain', 'snapshot'), { code: 'EIO' });
+  const taking = mount.write('s vm1 vm2 plain', 'snapshot');
   await answers(t, one, 'prepare 0 s');
   await answers(t, two, 'prepare 0 s');
   await answers(t, one, 'cut 0 ');
   t.is(await two.ask('next'), 'cut 0 ');
   await two.end('SIGKILL');
-  await answers(t, one, 'abort 0 ');
-  await lost;
-  t.deepEqual(await readdir(mount.control('plain', 'at')), []);
-
-  await free(mount, 'vm2');
-  const taking = mount.write('s vm1 vm2 plain', 'snapshot');
-  await answers(t, one, 'prepare 0 s', 'cut 0 ', 'commit 0 ', 'finish 0 ');
+  // Nothing has happened yet: it is done over, and the mount takes that of the image which it has got back.
+  await answers(t, one, 'abort 0 ', 'prepare 0 s', 'cut 0 ', 'commit 0 ', 'finish 0 ');
   await taking;
   for (const name of ['vm2', 'plain']) t.deepEqual(await readdir(mount.control(name, 'at')), ['s']);
 });

@@ -8,11 +8,18 @@
  *     failed ERRNO TEXT
  *     answer-id NUMBER       answers a request of that number, asked for or not
  *     resume UUID            shows the image to whoever listens now: "attached" or "refused ERRNO TEXT"
+ *     let-go                 gives the image back: closes it, and waits for the mount to have it ("released 0 ");
+ *                            requests that come meanwhile are not answered
  *     close                  closes the connection, and goes on holding the image
  *     release                closes the image's descriptors
  *     open                   opens the flat file once more, for reading and writing: "ok" or an errno
  *     write OFFSET BYTE      to the flat file: "ok" or an errno
+ *     punch OFFSET LENGTH    a hole in the flat file: "ok" or an errno
+ *     fsync                  of the flat file: "ok" or an errno
  *     read OFFSET            the byte there of the flat file
+ *     map-store OFFSET BYTE  by a mapping of the kernel's, which stays, and msync: "ok" or an errno
+ *     dirty FILE             opens and maps another file, and stores into it
+ *     show-dirty             shows that file on another connection: "ok"
  *     where                  the path of the socket
  *     hostile NAME           a connection that breaks the rules in this way; what the mount says to it
  *     many COUNT             opens so many silent connections: "ok"
@@ -25,12 +32,23 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <sys/xattr.h>
 #include <unistd.h>
 
-enum { ATTACH = 1, RESUME = 2, ATTACHED = 3, REFUSED = 4, PREPARE = 5, DONE = 13, FAILED = 14 };
+enum {
+  ATTACH = 1,
+  RESUME = 2,
+  ATTACHED = 3,
+  REFUSED = 4,
+  PREPARE = 5,
+  DONE = 13,
+  FAILED = 14,
+  RELEASE = 16,
+  RELEASED = 17
+};
 enum { MAX_TEXT = 60000, MAX_FILES = 250 };
 
 struct header {
@@ -39,8 +57,9 @@ struct header {
   uint32_t id, value, length, zero;
 };
 
-static const char* const names[] = {"",       "attach", "resume", "attached", "refused", "prepare", "cut",   "commit",
-                                    "finish", "abort",  "delete", "status",   "metrics", "done",    "failed"};
+static const char* const names[] = {"",        "attach", "resume", "attached", "refused", "prepare",
+                                    "cut",     "commit", "finish", "abort",    "delete",  "status",
+                                    "metrics", "done",   "failed", "sync",     "release", "released"};
 
 static struct sockaddr_un address = {.sun_family = AF_UNIX};
 static struct header answer;
@@ -164,6 +183,8 @@ static void hostile(const char* name, int flat) {
     send_message(to, 99, 1, 0, "", NULL, 0);
   } else if (strcmp(name, "request") == 0) {
     send_message(to, PREPARE, 1, 0, "s", NULL, 0);
+  } else if (strcmp(name, "release") == 0) {
+    send_message(to, RELEASE, 0, 0, "", NULL, 0);
   } else if (strcmp(name, "empty") == 0) {
     send_raw(to, "", 0, "", 0, NULL, 0);
   } else if (strcmp(name, "silence") != 0) {
@@ -174,6 +195,20 @@ static void hostile(const char* name, int flat) {
   close(to);
 }
 
+static int map_store(int flat, unsigned offset, unsigned byte) {
+  static unsigned char* base;
+  const off_t size = lseek(flat, 0, SEEK_END);
+  if (!base) base = mmap(NULL, (size_t)size, PROT_READ | PROT_WRITE, MAP_SHARED, flat, 0);
+  if (base == MAP_FAILED) {
+    base = NULL;
+    return errno;
+  }
+  base[offset] = (unsigned char)byte;
+  return msync(base, (size_t)size, MS_SYNC) ? errno : 0;
+}
+
+static const char* outcome(int failed) { return failed ? strerrorname_np(errno) : "ok"; }
+
 int main(int argc, char** argv) {
   if (argc != 2) return 2;
   char* const mode = strrchr(argv[1], ':');
@@ -183,7 +218,8 @@ int main(int argc, char** argv) {
   if (flat < 0) return perror(argv[1]), 1;
   if (getxattr(argv[1], "user.pcow.attach", address.sun_path, sizeof address.sun_path - 1) < 0)
     return perror("user.pcow.attach"), 1;
-  int mount = -1;
+  int mount = -1, other = -1;
+  volatile char* stored = NULL;
   puts("ready");
   fflush(stdout);
   char line[4096], word[4096];
@@ -211,6 +247,20 @@ int main(int argc, char** argv) {
       puts("ok");
     } else if (strcmp(line, "where") == 0) {
       puts(address.sun_path);
+    } else if (strcmp(line, "let-go") == 0) {
+      for (int i = 0; i < file_count; i++) close(files[i]);
+      file_count = 0;
+      send_message(mount, RELEASE, 0, 0, "", NULL, 0);
+      int received;
+      do {
+        received = receive(mount, 20000);
+      } while (received == 1 && answer.kind != RELEASED && answer.kind != REFUSED);
+      if (received == 1) {
+        printf("%s %u %s\n", names[answer.kind], answer.value, text);
+      } else {
+        puts(received ? "silence" : "closed");
+      }
+      close(mount);
     } else if (strcmp(line, "close") == 0) {
       close(mount);
       puts("ok");
@@ -223,6 +273,21 @@ int main(int argc, char** argv) {
     } else if (sscanf(line, "write %u %u", &number, &byte) == 2) {
       const char value = (char)byte;
       puts(pwrite(flat, &value, 1, number) == 1 ? "ok" : strerrorname_np(errno));
+    } else if (sscanf(line, "punch %u %u", &number, &byte) == 2) {
+      puts(outcome(fallocate(flat, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, number, byte)));
+    } else if (strcmp(line, "fsync") == 0) {
+      puts(outcome(fsync(flat)));
+    } else if (sscanf(line, "map-store %u %u", &number, &byte) == 2) {
+      const int err = map_store(flat, number, byte);
+      puts(err ? strerrorname_np(err) : "ok");
+    } else if (sscanf(line, "dirty %4095s", word) == 1) {
+      other = open(word, O_RDWR | O_CLOEXEC);
+      stored = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, other, 0);
+      puts(outcome(stored == MAP_FAILED));
+      if (stored != MAP_FAILED) *stored = 1;
+    } else if (strcmp(line, "show-dirty") == 0) {
+      send_message(connection(), ATTACH, 0, 1, "", &other, 1);
+      puts("ok");
     } else if (sscanf(line, "read %u", &number) == 1) {
       unsigned char value;
       if (pread(flat, &value, 1, number) == 1) {

@@ -1,0 +1,67 @@
+/**
+ * Whether a process can't answer because it does not run: a signal or a debugger has stopped it, or its control group is frozen (as by
+ * "docker pause"). Read from /proc and the control groups alone. One that this mount can't see counts as running.
+ */
+import { setTimeout as sleep } from 'node:timers/promises';
+
+import { stateOf, textOf, threadsOf } from '../mount/holders.js';
+
+/** Milliseconds for which a process may stand still: a debugger that attaches stops it for a moment. */
+const HALT_LIMIT = 3000;
+
+/** Milliseconds between two looks. */
+const PAUSE = 250;
+
+/** Resolves with what keeps it from running, as soon as that has lasted for HALT_LIMIT; never with null before `over`. */
+export async function halted(pid: number, over: AbortSignal): Promise<string | null> {
+  let since: number | null = null;
+  while (!over.aborted) {
+    const reason = await reasonOf(pid);
+    const now = performance.now();
+    since = reason === null ? null : (since ?? now);
+    if (reason !== null && since !== null && now - since >= HALT_LIMIT) {
+      return reason;
+    }
+    await sleep(PAUSE, undefined, { signal: over, ref: false }).catch(() => undefined);
+  }
+  return null;
+}
+
+/** Waits until it runs, or `over`. */
+export async function running(pid: number, over: AbortSignal): Promise<void> {
+  while (!over.aborted && (await reasonOf(pid)) !== null) {
+    await sleep(PAUSE, undefined, { signal: over, ref: false }).catch(() => undefined);
+  }
+}
+
+async function reasonOf(pid: number): Promise<string | null> {
+  const threads = pid === 0 ? [] : await threadsOf(pid);
+  if (threads.length === 0) {
+    return null;
+  }
+  const states = await Promise.all(threads.map((thread) => stateOf(pid, thread)));
+  const alive = states.filter((state) => state !== null && !'ZXx'.includes(state));
+  if (alive.length > 0 && alive.every((state) => state === 'T' || state === 't')) {
+    return `is stopped: continue it ("kill -CONT ${pid}")`;
+  }
+  return (await isFrozen(pid)) ? 'is in a control group that is frozen: thaw it' : null;
+}
+
+async function isFrozen(pid: number): Promise<boolean> {
+  const groups = (await textOf(`/proc/${pid}/cgroup`)).split('\n');
+  for (const line of groups) {
+    // number:controllers:path
+    const [, controllers, group] = /^\d+:([^:]*):(.*)$/.exec(line) ?? [];
+    if (group === undefined) {
+      continue;
+    }
+    if (controllers === '' && /^frozen 1$/m.test(await textOf(`/sys/fs/cgroup${group}/cgroup.events`))) {
+      return true;
+    }
+    const state = controllers === 'freezer' ? await textOf(`/sys/fs/cgroup/freezer${group}/freezer.state`) : '';
+    if (state.startsWith('FROZEN')) {
+      return true;
+    }
+  }
+  return false;
+}
