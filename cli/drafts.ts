@@ -1,50 +1,23 @@
-/** Making a file that appears under its name only when it is complete. */
-import { link, open, rename, unlink } from 'node:fs/promises';
-import path from 'node:path';
-import { draftOf, exists, removeRemains } from '../src/drafts.js';
+/** Making a file that appears under its name only when it is complete: what is told where that fails. */
+import { isPcowError, type Making, throughDraft as throughEngineDraft } from '../src/engine/index.js';
 import { Failure } from './errors.js';
 
-/** Calls `work` with the path of a file to make, which then gets the name `target`. Existing ones only give way with `force`. */
-export async function throughDraft<T>(target: string, force: boolean, work: (draft: string) => Promise<T>): Promise<T> {
-  if (!force && (await exists(target))) throw existsAlready(target);
-  await removeRemains(path.dirname(target));
-  const draft = draftOf(target);
+/** As the engine's, with the next step in the errors. */
+export async function throughDraft<T>(target: string, making: Making, work: (draft: string) => Promise<T>): Promise<T> {
   try {
-    const result = await work(draft);
-    if (force) await rename(draft, target);
-    else await giveName(draft, target);
-    return result;
+    return await throughEngineDraft(target, making, work);
   } catch (error) {
     throw draftFailure(error, target);
-  } finally {
-    await unlink(draft).catch(() => undefined); // it has its name, or was never made
   }
 }
 
-/** Never replaces a file. */
-async function giveName(draft: string, target: string): Promise<void> {
-  try {
-    await link(draft, target);
-  } catch (error) {
-    if (codeOf(error) !== 'EPERM' && codeOf(error) !== 'EOPNOTSUPP') throw error;
-    // A file system without hard links: an empty file takes the name first.
-    await (await open(target, 'wx')).close();
-    await rename(draft, target);
+/** Where a file can't be made, or replaced. */
+export function draftFailure(error: unknown, target: string): unknown {
+  if (isPcowError(error, 'PCOW_EXISTS') && !(error instanceof Failure)) {
+    return new Failure('PCOW_EXISTS', `${target} exists already`, 'choose another name, or replace it with --force');
   }
-}
-
-function codeOf(error: unknown): unknown {
-  return error instanceof Error && 'code' in error ? error.code : undefined;
-}
-
-function existsAlready(target: string): Failure {
-  return new Failure('PCOW_EXISTS', `${target} exists already`, 'choose another name, or replace it with --force');
-}
-
-function draftFailure(error: unknown, target: string): unknown {
   switch (codeOf(error)) {
-    case 'EEXIST':
-      return existsAlready(target);
+    case 'PCOW_PERMISSION':
     case 'EACCES':
     case 'EPERM':
     case 'EROFS':
@@ -62,4 +35,8 @@ function draftFailure(error: unknown, target: string): unknown {
     default:
       return error;
   }
+}
+
+function codeOf(error: unknown): unknown {
+  return error instanceof Error && 'code' in error ? error.code : undefined;
 }

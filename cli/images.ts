@@ -19,3 +19,8 @@ export async function withImage<T>(
   await image.close();
   return result;
 }
+
+/** The files that an image is read from: its own, and those of its bases. */
+export function chainOf(file: string): Promise<string[]> {
+  return withImage(file, {}, (image) => image.chain().map((link) => link.path));
+}

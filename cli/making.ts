@@ -1,14 +1,20 @@
 /** Making image files: what `create`, `clone` and `pcow-img create` share. */
 import path from 'node:path';
 import { automaticName } from '../src/automatic-name.js';
-import { exists, removeRemains } from '../src/drafts.js';
-import { Image, type BaseOptions, type ImageInfo } from '../src/engine/index.js';
+import {
+  type BaseOptions,
+  exists,
+  Image,
+  type ImageInfo,
+  mayBeReplaced,
+  removeRemains,
+  standingOn,
+} from '../src/engine/index.js';
 import { askImage } from './control.js';
 import { Failure } from './errors.js';
 import { withImage } from './images.js';
 import { quote } from './quote.js';
 import { formatSize } from './size.js';
-import { refuseWhereStoodOn } from './standing.js';
 import { findTarget, type ImageTarget, type Target } from './target.js';
 
 export interface MakeOptions {
@@ -42,8 +48,8 @@ export async function makeImage(target: ImageTarget, options: MakeOptions): Prom
   return withImage(target.file, {}, (image) => image.info());
 }
 
-/** A new image never replaces a file unasked, and never one that other images stand on. */
-export async function checkTarget(target: ImageTarget, force: boolean): Promise<void> {
+/** A new image never replaces a file unasked, and never one that is in use or that other images stand on. */
+export async function checkTarget(target: ImageTarget, force: boolean, sources: readonly string[] = []): Promise<void> {
   if (!(await exists(target.file))) return;
   if (!force) {
     throw new Failure(
@@ -52,7 +58,7 @@ export async function checkTarget(target: ImageTarget, force: boolean): Promise<
       'choose another name, or replace it with --force',
     );
   }
-  await refuseWhereStoodOn(target.file, `${target.file} can't be replaced`);
+  await mayBeReplaced(target.file, { replace: true, sources });
 }
 
 /** What is wrong with a base can be told by reading it, before it is frozen. */
@@ -90,20 +96,21 @@ export async function checkBase(
 
 /**
  * Calls `work` with the frozen layer of `base` to stand on. A base whose active layer holds data is frozen first, so it
- * can go on being written; it stays locked until `work` is done, so that nobody deletes that layer before.
+ * can go on being written. Nobody takes that layer away before `work` is done, when what stands on it is durable.
  */
 export async function onFrozenLayer(base: Target, work: (base: BaseOptions) => Promise<void>): Promise<void> {
   const { image, snapshot } = base;
   if (snapshot !== null) {
-    await work({ path: image.file, snapshot });
+    await standingOn(image.file, () => work({ path: image.file, snapshot }));
   } else if (image.mount === null) {
     await withImage(image.file, { write: true }, async (open) => {
       const layer = await open.freezeForClone(automaticName());
-      await work({ path: image.file, layer });
+      await standingOn(image.file, () => work({ path: image.file, layer }));
     });
   } else {
     const name = automaticName();
     await askImage(image.mount, image.name, 'snapshot', name);
-    await work({ path: image.file, snapshot: name });
+    // Somebody else may have deleted it by now: then there is no such snapshot.
+    await standingOn(image.file, () => work({ path: image.file, snapshot: name }));
   }
 }

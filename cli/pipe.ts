@@ -29,9 +29,9 @@ export async function writeToStdout(bytes: AsyncIterable<Buffer>, signal: AbortS
   }
 }
 
-/** Writes a new file. */
+/** Fills an empty file. */
 export async function writeToFile(file: string, bytes: AsyncIterable<Buffer>): Promise<void> {
-  const handle = await open(file, 'wx');
+  const handle = await open(file, 'r+');
   try {
     for await (const piece of bytes) await handle.writeFile(piece);
     await handle.sync();

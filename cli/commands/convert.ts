@@ -3,12 +3,12 @@ import path from 'node:path';
 import { type Command, Option } from 'commander';
 import { copyContents, type Target } from '../../src/contents/copy.js';
 import type { Contents } from '../../src/contents/contents.js';
-import { type BaseOptions, Image, type LongOptions, MIN_SIZE, SIZE_UNIT } from '../../src/engine/index.js';
+import { type BaseOptions, Image, type LongOptions, type Making, MIN_SIZE, SIZE_UNIT } from '../../src/engine/index.js';
 import { formatOf, openContents, openOriginal, qemuImg } from '../contents.js';
 import { throughDraft } from '../drafts.js';
 import { Failure } from '../errors.js';
 import { addNotes } from '../help.js';
-import { withImage } from '../images.js';
+import { chainOf, withImage } from '../images.js';
 import { checkTarget, onFrozenLayer } from '../making.js';
 import { openNameless, pathOf } from '../nameless.js';
 import { say, sayJson } from '../output.js';
@@ -91,8 +91,12 @@ async function convert(given: string, target: string, options: Options): Promise
     }
   }
   if (from === 'pcow' && snapshot === null) await refuseInUse(image.file, given);
+  const sources = from === 'pcow' ? await chainOf(image.file) : [image.file];
+  const making: Making = { replace: options.force, sources };
   const result =
-    to === 'pcow' ? await toImage(source, from, target, options) : await toFile(source, from, target, to, options);
+    to === 'pcow'
+      ? await toImage(source, from, target, options, making)
+      : await toFile(source, from, target, to, options, making);
   if (options.json === true)
     sayJson({ source: image.file, sourceFormat: from, targetFormat: to, snapshots: [], ...result });
   else say(`converted ${source} (${from}) to ${result.target}: ${formatSize(result.size)}, ${to}`);
@@ -128,12 +132,14 @@ interface Made {
   snapshots?: string[];
 }
 
-async function toImage(source: string, from: string, given: string, options: Options): Promise<Made> {
+async function toImage(source: string, from: string, given: string, options: Options, making: Making): Promise<Made> {
   const target = await newImage(given);
-  await checkTarget(target, options.force ?? false);
   const blockSize = options.blockSize === undefined ? undefined : parseBlockSize(options.blockSize);
+  const below = options.B === undefined ? null : await findTarget(options.B);
+  const sources = [...(making.sources ?? []), ...(below === null ? [] : await chainOf(below.image.file))];
+  await checkTarget(target, options.force ?? false, sources);
   const make = (base?: BaseOptions) =>
-    throughDraft(target.file, options.force ?? false, (draft) =>
+    throughDraft(target.file, { ...making, sources }, (draft) =>
       withProgress(`convert ${source}`, options.progress, async (long) => {
         const snapshots =
           from === 'original'
@@ -142,10 +148,9 @@ async function toImage(source: string, from: string, given: string, options: Opt
         return { target: target.file, snapshots, size: await withImage(draft, {}, (image) => image.info().size) };
       }),
     );
-  if (options.B === undefined) return make();
-  const base = await findTarget(options.B);
+  if (below === null) return make();
   let made: Made | undefined;
-  await onFrozenLayer(base, async (standing) => {
+  await onFrozenLayer(below, async (standing) => {
     made = await make(standing);
   });
   if (made === undefined) throw new Error('onFrozenLayer() has not called its work');
@@ -154,28 +159,28 @@ async function toImage(source: string, from: string, given: string, options: Opt
 
 type Interruptible = LongOptions & { signal: AbortSignal };
 
-interface Making {
+interface Content {
   blockSize: number | undefined;
   base: BaseOptions | undefined;
 }
 
-async function create(draft: string, size: number, { blockSize, base }: Making): Promise<void> {
+async function create(draft: string, size: number, { blockSize, base }: Content): Promise<void> {
   const rounded = Math.max(MIN_SIZE, Math.ceil(size / SIZE_UNIT) * SIZE_UNIT);
-  await Image.create(draft, { size: rounded, ...(base ? { base } : { blockSize }) });
+  await Image.createInDraft(draft, { size: rounded, ...(base ? { base } : { blockSize }) });
 }
 
 async function fill(
   draft: string,
   source: string,
   from: string,
-  making: Making,
+  content: Content,
   long: Interruptible,
 ): Promise<string[]> {
   const contents = await openContents(source, from, long.signal);
   try {
-    await create(draft, contents.size, making);
+    await create(draft, contents.size, content);
     await withImage(draft, { write: true }, (image) =>
-      copyContents(contents, into(image, making.base !== undefined), long),
+      copyContents(contents, into(image, content.base !== undefined), long),
     );
   } finally {
     await contents.close();
@@ -183,15 +188,15 @@ async function fill(
   return [];
 }
 
-async function fillFromOriginal(draft: string, source: string, making: Making, long: LongOptions): Promise<string[]> {
+async function fillFromOriginal(draft: string, source: string, content: Content, long: LongOptions): Promise<string[]> {
   const original = await openOriginal(source);
   const names: string[] = [];
   try {
-    const blockSize = making.blockSize ?? Math.min(original.blockSize, 2 ** 21);
-    await create(draft, original.size, { ...making, blockSize });
+    const blockSize = content.blockSize ?? Math.min(original.blockSize, 2 ** 21);
+    await create(draft, original.size, { ...content, blockSize });
     await withImage(draft, { write: true }, async (image) => {
       for (let state = 0; state <= original.snapshots; state += 1) {
-        await copyContents(original.state(state), into(image, state === 0 ? making.base !== undefined : true), long);
+        await copyContents(original.state(state), into(image, state === 0 ? content.base !== undefined : true), long);
         if (state < original.snapshots) {
           names.push(`snapshot-${state + 1}`);
           await image.snapshot(`snapshot-${state + 1}`);
@@ -212,9 +217,16 @@ function into(image: Image, holding: boolean): Target {
   return { write, present: { read, discard: (offset, length) => image.discard(offset, length) } };
 }
 
-async function toFile(source: string, from: string, given: string, to: Out, options: Options): Promise<Made> {
+async function toFile(
+  source: string,
+  from: string,
+  given: string,
+  to: Out,
+  options: Options,
+  making: Making,
+): Promise<Made> {
   const target = await newFile(given);
-  return throughDraft(target, options.force ?? false, (draft) =>
+  return throughDraft(target, making, (draft) =>
     withProgress(`convert ${source}`, options.progress, async (long) => {
       const contents = await openContents(source, from, long.signal);
       try {
@@ -240,7 +252,7 @@ async function writeQcow2(contents: Contents, file: string, { c, o }: Options, l
 }
 
 async function writeRaw(contents: Contents, file: string, long: LongOptions): Promise<void> {
-  const handle = await open(file, 'wx');
+  const handle = await open(file, 'r+');
   try {
     await fillRaw(contents, handle, long);
     await handle.datasync();

@@ -1,10 +1,10 @@
 import type { Command } from 'commander';
+import { takingAway } from '../../src/engine/index.js';
 import { askForWork } from '../control.js';
 import { addNotes } from '../help.js';
 import { withImage } from '../images.js';
 import { say } from '../output.js';
 import { type ProgressForm, progressOption, withProgress } from '../progress.js';
-import { refuseWhereStoodOn } from '../standing.js';
 import { findSnapshotTarget, type ImageTarget } from '../target.js';
 
 export function addDelete(program: Command): void {
@@ -46,8 +46,8 @@ async function remove(given: string, { progress }: { progress?: ProgressForm }):
 async function removeAtRest(target: ImageTarget, snapshot: string, form: ProgressForm | undefined): Promise<void> {
   await withImage(target.file, { write: true }, async (image) => {
     const layer = image.layerOf(snapshot);
-    // The writer's lock is held, so no `pcow clone` can come to stand on the active layer in between.
-    await refuseWhereStoodOn(target.file, `${target.name}@${snapshot} can't be deleted`, layer);
-    await withProgress(`delete ${target.name}@${snapshot}`, form, (options) => image.delete(snapshot, options));
+    await takingAway({ file: target.file, what: `${target.name}@${snapshot} can't be deleted`, layer }, () =>
+      withProgress(`delete ${target.name}@${snapshot}`, form, (options) => image.delete(snapshot, options)),
+    );
   });
 }

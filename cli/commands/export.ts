@@ -2,7 +2,7 @@ import type { Command } from 'commander';
 import { exportStream } from '../../src/stream/archive.js';
 import { throughDraft } from '../drafts.js';
 import { addNotes } from '../help.js';
-import { withImage } from '../images.js';
+import { chainOf, withImage } from '../images.js';
 import { say, sayJson } from '../output.js';
 import { writeToFile, writeToStdout } from '../pipe.js';
 import { type ProgressForm, progressOption, withProgress } from '../progress.js';
@@ -47,10 +47,11 @@ async function exportCommand(given: string, file: string, options: Options): Pro
         await (to === null ? writeToStdout(bytes, long.signal) : writeToFile(to, bytes));
       }),
     );
-  await (written === null ? write(null) : throughDraft(written, options.force ?? false, write));
   if (written === null) {
+    await write(null);
     return;
   }
+  await throughDraft(written, { replace: options.force, sources: await chainOf(target.file) }, write);
   if (options.json === true) {
     sayJson({ image: target.name, file });
   } else {

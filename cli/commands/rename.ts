@@ -1,7 +1,7 @@
-import { rename as renameFile } from 'node:fs/promises';
+import { rename as renameInMount } from 'node:fs/promises';
 import path from 'node:path';
 import type { Command } from 'commander';
-import { dependants, Image, renameImage, type Standing } from '../../src/engine/index.js';
+import { Image, renameImage } from '../../src/engine/index.js';
 import { Failure } from '../errors.js';
 import { addNotes } from '../help.js';
 import { withImage } from '../images.js';
@@ -48,7 +48,7 @@ async function rename(given: string, newName: string, { json }: { json?: boolean
     await renameAtRest(image, target);
   } else {
     const { mount } = image;
-    await renameFile(flatFile(image, mount), flatFile(target, mount)).catch(async (error: unknown) => {
+    await renameInMount(flatFile(image, mount), flatFile(target, mount)).catch(async (error: unknown) => {
       throw await explainOperation(error, mount, image.name, `mv ${image.name} ${target.name}`);
     });
   }
@@ -57,15 +57,11 @@ async function rename(given: string, newName: string, { json }: { json?: boolean
 }
 
 async function renameAtRest(image: ImageTarget, target: ImageTarget): Promise<void> {
-  await withImage(image.file, { write: true }, async () => {
-    const standing: Standing[] = [];
-    try {
-      for (const { image: file, layer } of await dependants(path.dirname(image.file), image.file)) {
-        standing.push({ image: await Image.open(file, { write: true }), layer });
-      }
-      await renameImage(image.file, target.file, standing);
-    } finally {
-      await Promise.all(standing.map((one) => one.image.close()));
-    }
-  });
+  // Open for writing: nobody else has it so, and nobody deletes it.
+  await withImage(image.file, { write: true }, () =>
+    renameImage(image.file, target.file, {
+      open: async ({ image: file, layer }) => ({ image: await Image.open(file, { write: true }), layer }),
+      close: ({ image: standing }) => standing.close(),
+    }),
+  );
 }

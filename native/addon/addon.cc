@@ -18,6 +18,7 @@
 #include "addon/environment.h"
 #include "addon/fuse_exports.h"
 #include "addon/image_wrap.h"
+#include "addon/name_exports.h"
 #include "addon/promise_task.h"
 #include "addon/run_exports.h"
 #include "addon/shared_image.h"
@@ -46,7 +47,7 @@ Napi::Value create(const Napi::CallbackInfo& info) {
   CreateOptions options;
   options.size = bytes_of(given.Get("size"));
   options.block_size = static_cast<uint32_t>(bytes_of(given.Get("blockSize")));
-  options.force = flag_of(given.Get("force"));
+  options.into = flag_of(given.Get("into"));
   const Napi::Value base = given.Get("base");
   options.has_base = !base.IsNull();
   if (options.has_base) options.base = base_of(base.As<Napi::Object>());
@@ -138,6 +139,7 @@ Napi::Object initialise(Napi::Env env, Napi::Object exports) {
   exports.Set("nextData", Napi::Function::New<next_data>(env, "nextData"));
   export_fuse(env, exports);
   export_directory_lock(env, exports);
+  export_names(env, exports);
   export_run(env, exports);
   export_check(env, exports);
   export_daemon(env, exports);

@@ -1,5 +1,4 @@
 // Making a new image file.
-#include <fcntl.h>
 #include <unistd.h>
 
 #include <bit>
@@ -7,6 +6,7 @@
 
 #include "base.h"
 #include "image.h"
+#include "names.h"
 
 namespace pcow {
 namespace {
@@ -59,24 +59,11 @@ Result<void> write_structures(File& file, const Geometry& geometry, uint64_t siz
   return file.sync();
 }
 
-// A file that another process has open for writing is never replaced.
-Result<void> check_replaceable(const std::string& path) {
-  auto existing = File::open(path, false, nullptr);
-  if (!existing) return existing.error().code == Code::kNotFound ? Result<void>() : Result<void>(existing.error());
-  if ((*existing)->is_locked_by_other())
-    return Error(Code::kLocked, path + " is open for writing by another process; it is not replaced");
-  return {};
-}
-
-Result<void> sync_directory(const std::string& path) {
-  const size_t slash = path.rfind('/');
-  const std::string directory = slash == std::string::npos ? "." : path.substr(0, slash + 1);
-  const int descriptor = open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (descriptor < 0) return system_error(errno, "cannot open " + directory);
-  const int err = fsync(descriptor) < 0 ? errno : 0;
-  close(descriptor);
-  if (err) return system_error(err, "cannot sync " + directory);
-  return {};
+Result<void> fill_draft(const std::string& draft, const Geometry& geometry, uint64_t size,
+                        const std::optional<BaseReference>& base) {
+  auto file = File::open(draft, true, nullptr);
+  if (!file) return file.error();
+  return write_structures(**file, geometry, size, base);
 }
 
 }  // namespace
@@ -104,27 +91,17 @@ Result<void> create_image(const std::string& path, const CreateOptions& options)
                  "a block size is a power of two from 4096 to 2097152 bytes, not " + std::to_string(block_size));
   const Geometry geometry(static_cast<uint32_t>(std::countr_zero(block_size)));
   PCOW_TRY(check_size(size, geometry));
-  if (access(path.c_str(), F_OK) == 0) {
-    if (!options.force) return Error(Code::kExists, path + " exists already");
-    PCOW_TRY(check_replaceable(path));
-  }
+  if (options.into) return fill_draft(path, geometry, size, base);
+  if (access(path.c_str(), F_OK) == 0) return Error(Code::kExists, path + " exists already");
 
-  // Under another name first (a leading dot: no image of a mount), so that nobody ever sees half an image. src/drafts.ts
-  // removes what is left of it where this process is killed.
-  const size_t name_at = path.rfind('/') == std::string::npos ? 0 : path.rfind('/') + 1;
-  const std::string draft =
-      path.substr(0, name_at) + "." + path.substr(name_at, 200) + "." + std::to_string(getpid()) + ".pcow-draft";
-  auto file = File::create(draft, nullptr);
-  if (!file) return Error(file.error().code, file.error().err, "cannot create " + path + ": " + file.error().message);
-  auto outcome = write_structures(**file, geometry, size, base);
-  if (outcome) {
-    // link(2) never replaces; rename(2) does.
-    const int failed = options.force ? rename(draft.c_str(), path.c_str()) : link(draft.c_str(), path.c_str());
-    if (failed) outcome = system_error(errno, "cannot create " + path);
-  }
-  if (!outcome || !options.force) unlink(draft.c_str());
-  if (!outcome) return outcome;
-  return sync_directory(path);
+  // Nobody ever sees half an image under its name.
+  auto draft = make_draft(path);
+  if (!draft) return draft.error();
+  auto outcome = fill_draft(draft->path, geometry, size, base);
+  if (outcome) outcome = give_name(draft->path, path, false);
+  if (!outcome) unlink(draft->path.c_str());
+  close(draft->descriptor);
+  return outcome;
 }
 
 }  // namespace pcow

@@ -33,7 +33,7 @@ struct BaseSpec {
 struct CreateOptions {
   uint64_t size = 0;        // bytes, a multiple of 4096; 0 with a base: the base layer's size
   uint32_t block_size = 0;  // bytes; 0: the base's, or 65536
-  bool force = false;       // replace an existing file (never one that another process has open for writing)
+  bool into = false;        // the path is that of an empty draft (names.h), which is filled as it lies
   bool has_base = false;
   BaseSpec base;
 };

@@ -8,6 +8,8 @@
 #include <string_view>
 #include <vector>
 
+#include "names.h"
+
 namespace pcow {
 namespace {
 
@@ -92,7 +94,9 @@ Result<void> LostAndFound::keep(const LostPiece& piece, const char* bytes, size_
 Result<void> LostAndFound::sync() {
   if (!bytes_) return {};
   PCOW_TRY(bytes_->sync());
-  return index_->sync();
+  PCOW_TRY(index_->sync());
+  // Their names too, or what is about to be taken out of the image is nowhere after a power cut.
+  return sync_directory_of(bytes_->path());
 }
 
 }  // namespace pcow

@@ -4,10 +4,12 @@
  * Every method that returns a Promise works on another thread, beside the others; changes of structure (snapshot,
  * rollback, delete, resize) on one image follow one another. Everything that fails throws or rejects with a PcowError.
  */
-import { PcowError, translated, translatedNow } from './errors.js';
+import { isPcowError, PcowError, translated, translatedNow } from './errors.js';
 import { extentsOf } from './extents.js';
+import { lockStanding } from './file-lock.js';
 import { type LongWork, runLong } from './long.js';
 import { addon, type NativeBase, type NativeImage, type NativeSnapshotInfo } from './native.js';
+import { throughDraft } from './replace.js';
 import type {
   BaseInfo,
   BaseOptions,
@@ -50,23 +52,29 @@ export class Image {
   /**
    * Makes a new, empty image file. It appears under its name only when it is complete and durable.
    * Where the base's active layer holds data, freeze that first: Image.freezeForClone on the base.
-   * Errors: PCOW_EXISTS, PCOW_INVALID, PCOW_NO_SPACE, PCOW_PERMISSION; PCOW_LOCKED with `force`; PCOW_NOT_FOUND of the base.
+   * Errors: PCOW_EXISTS, PCOW_INVALID, PCOW_NO_SPACE, PCOW_PERMISSION; PCOW_NOT_FOUND of the base; with `force` PCOW_LOCKED and
+   * PCOW_IN_USE of what would be replaced.
    */
   static async create(path: string, options: CreateOptions): Promise<void> {
     checkPath('the path of the new image', path);
     checkOptions('the options of Image.create', options, ['size', 'blockSize', 'force', 'base']);
-    const { size, blockSize, force, base } = options;
-    if (size !== undefined) checkSize(size);
-    else if (!base) throw new PcowError('PCOW_INVALID', `${path} needs a size: only an image on a base has a default`);
-    if (blockSize !== undefined) checkBlockSize(blockSize);
+    const { force, ...rest } = options;
     checkFlag('the option "force"', force);
-    const native = {
-      size: size ?? 0,
-      blockSize: blockSize ?? 0,
-      force: force ?? false,
-      base: nativeBase(base),
-    };
-    await translated(() => addon().create(path, native));
+    const native = nativeCreateOptions(path, rest);
+    const sources = options.base && [options.base.path];
+    await standingOnBase(path, options.base, () =>
+      force === true
+        ? throughDraft(path, { replace: true, sources }, (draft) =>
+            translated(() => addon().create(draft, { ...native, into: true })),
+          )
+        : translated(() => addon().create(path, { ...native, into: false })),
+    );
+  }
+
+  /** @internal The same in an empty draft (throughDraft). The caller holds what keeps the base from going (standingOn). */
+  static async createInDraft(draft: string, options: Omit<CreateOptions, 'force'>): Promise<void> {
+    const native = nativeCreateOptions(draft, options);
+    await translated(() => addon().create(draft, { ...native, into: true }));
   }
 
   /**
@@ -260,7 +268,12 @@ export class Image {
   /** Points the image at another base, or at none, without looking at the content: an unsafe rebase. Errors as those of create(). */
   async setBase(base: BaseOptions | null): Promise<void> {
     const native = nativeBase(base ?? undefined);
-    await translated(() => this.native.setBase(native));
+    await standingOnBase(this.info().path, base, () => translated(() => this.native.setBase(native)));
+  }
+
+  /** @internal The same for renameImage(), which holds the lock of the base itself. */
+  async moveBase(base: BaseOptions): Promise<void> {
+    await translated(() => this.native.setBase(nativeBase(base)));
   }
 
   /** `method` and `what` name the work in messages, for example `delete` and `the deletion of s1`. */
@@ -274,7 +287,7 @@ export class Image {
   static async setBaseBlindly(path: string, base: BaseOptions | null): Promise<void> {
     checkPath('the path of the image', path);
     const native = nativeBase(base ?? undefined);
-    await translated(() => addon().setBaseBlindly(path, native));
+    await standingOnBase(path, base, () => translated(() => addon().setBaseBlindly(path, native)));
   }
 
   /**
@@ -283,8 +296,10 @@ export class Image {
    */
   async rebase(base: BaseOptions | null, options: LongOptions = {}): Promise<void> {
     const native = nativeBase(base ?? undefined);
-    await this.#long('rebase', 'the change of its base', options, (cancellation, report) =>
-      this.native.rebase(native, cancellation, report),
+    await standingOnBase(this.info().path, base, () =>
+      this.#long('rebase', 'the change of its base', options, (cancellation, report) =>
+        this.native.rebase(native, cancellation, report),
+      ),
     );
   }
 
@@ -369,6 +384,32 @@ export async function snapshotTogether(name: string, images: Image[]): Promise<v
 
 function withDate(snapshot: NativeSnapshotInfo): SnapshotInfo {
   return { ...snapshot, created: new Date(snapshot.created) };
+}
+
+/** Runs work that makes the image `path` stand on a base, where it is to stand on any. The base keeps its layers meanwhile. */
+async function standingOnBase(
+  path: string,
+  base: BaseOptions | null | undefined,
+  work: () => Promise<void>,
+): Promise<void> {
+  if (base == null) return work();
+  const lock = await lockStanding(base.path, 'shared').catch((error: unknown) => {
+    if (!isPcowError(error) || error.code === 'PCOW_BUSY') throw error;
+    const why = error.code === 'PCOW_NOT_FOUND' ? ', which is not there' : `: ${error.message}`;
+    throw new PcowError('PCOW_BASE_MISSING', `${path} stands on ${base.path}${why}`, { errno: error.errno });
+  });
+  try {
+    await work();
+  } finally {
+    lock.release();
+  }
+}
+
+function nativeCreateOptions(path: string, { size, blockSize, base }: Omit<CreateOptions, 'force'>) {
+  if (size !== undefined) checkSize(size);
+  else if (!base) throw new PcowError('PCOW_INVALID', `${path} needs a size: only an image on a base has a default`);
+  if (blockSize !== undefined) checkBlockSize(blockSize);
+  return { size: size ?? 0, blockSize: blockSize ?? 0, base: nativeBase(base) };
 }
 
 function nativeBase(base: BaseOptions | undefined): NativeBase | null {

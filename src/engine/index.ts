@@ -1,8 +1,13 @@
 /** The engine as the rest of Pcow uses it. */
 export { crc32c } from './checksum.js';
 export { checkImage } from './check.js';
-export { dependants, type Dependant } from './dependants.js';
+export { dependants, type Dependant, refuseWhereStoodOn, saidOf, survey, takingAway } from './dependants.js';
+export { exists, receiptOf, removeRemains } from './drafts.js';
 export { isPcowError, PcowError, type PcowErrorCode } from './errors.js';
+export { standingOn } from './file-lock.js';
+export { giveName, removeName } from './names.js';
+export { removeImage } from './removal.js';
+export { type Making, mayBeReplaced, throughDraft } from './replace.js';
 export { renameImage, type Standing } from './rename.js';
 export { Image, snapshotTogether } from './image.js';
 export { nextData } from './sparse-file.js';

@@ -23,8 +23,15 @@ export interface NativeCreateOptions {
   size: number;
   /** 0: the base's, or the default. */
   blockSize: number;
-  force: boolean;
+  /** The path is that of an empty draft, to be filled as it lies. */
+  into: boolean;
   base: NativeBase | null;
+}
+
+/** What an image says of itself in its superblock. */
+export interface NativeIdentity {
+  uuid: string;
+  base: { path: string; uuid: string; layer: number } | null;
 }
 
 export interface NativeSnapshotInfo {
@@ -196,6 +203,19 @@ export interface NativeAddon {
   /** See directory-lock.ts. */
   lockDirectory(directory: string): number;
   unlockDirectory(lock: number): void;
+
+  /** See names.ts. */
+  giveName(draft: string, name: string, replace: boolean): Promise<void>;
+  addName(name: string, second: string): Promise<void>;
+  removeName(name: string): Promise<void>;
+  /** See file-lock.ts. */
+  lockFile(path: string, byte: number, exclusive: boolean): Promise<number>;
+  unlockFile(lock: number): void;
+  /** See replace.ts and drafts.ts: `lock` is for unlockFile(). */
+  makeDraft(name: string): Promise<{ path: string; lock: number }>;
+  removeLeftDraft(path: string): Promise<boolean>;
+  /** See dependants.ts. */
+  identify(path: string): Promise<NativeIdentity>;
 
   /** See run.ts. */
   checkUserfaultfd(): void;

@@ -2,13 +2,21 @@
  * The images of a directory. Nothing is remembered that the directory could contradict: every look-up asks for the image
  * file again, so images that appear, go away or are replaced from outside are seen at once.
  */
-import { readdir, realpath, unlink } from 'node:fs/promises';
+import { readdir, realpath } from 'node:fs/promises';
 import path from 'node:path';
 
-import { saidOf } from '../engine/dependants.js';
-import { removeRemains } from '../drafts.js';
-import { dependants, PcowError, renameImage, type Standing } from '../engine/index.js';
-import { isSystemError, noSuchFile } from './failure.js';
+import {
+  type Dependant,
+  type Image,
+  PcowError,
+  refuseWhereStoodOn,
+  removeName,
+  removeRemains,
+  renameImage,
+  type Standing,
+  takingAway,
+} from '../engine/index.js';
+import { isSystemError, noSuchFile, refusal } from './failure.js';
 import { usersOf } from './holders.js';
 import { everyFile, fileStatus, type FileStatus, ImageEntry, leadsOutside, noRegularFile } from './image-entry.js';
 import { checkNewImageName, imageFile, imageNameOf } from './image-names.js';
@@ -93,17 +101,46 @@ export class Catalog {
     this.#entries.delete(name);
   }
 
-  /** `rm NAME`: deletes the image, unless somebody uses it or other images stand on it. */
+  /** Deletes an image with all it holds, unless somebody uses it or other images stand on it: "remove" is written to for that. */
   async remove(name: string): Promise<void> {
+    await this.#remove(name, () => Promise.resolve());
+  }
+
+  /**
+   * `rm NAME`: deletes an image that holds nothing. Programs that replace a file (tar, mv, install) unlink it first, and can't make it anew
+   * here: what holds anything would be lost by them, with all its snapshots.
+   */
+  async unlink(name: string): Promise<void> {
+    await this.#remove(name, async (entry) => {
+      const { image } = await entry.view();
+      const what = image.snapshotNames().length > 0 ? 'has snapshots' : (await isEmpty(image)) ? null : 'holds data';
+      if (what === null) return;
+      throw refusal(
+        'EPERM',
+        'PCOW_PERMISSION',
+        `${name} ${what}, and is not deleted by removing its flat file: delete it with "pcow rm", ` +
+          `or write ${name} to .pcow/${name}/remove. To replace what it holds, write into the flat file (cp, dd)`,
+      );
+    });
+  }
+
+  /** `check` is asked when nobody can change the image any more; it throws where it is to stay. */
+  async #remove(name: string, check: (entry: ImageEntry) => Promise<void>): Promise<void> {
     await this.structure.run(async () => {
       const { entry } = await this.findSound(name);
-      await this.#alone(entry, 'removed', async () => {
-        await unlink(entry.file);
-        await entry.shutDown();
-        this.#forget(name);
-        await this.removeRemains();
-        log(`${name}: removed`);
-      });
+      const what = `${name} can't be removed`;
+      // It is told first who stands on it, whoever has it open.
+      await refuseWhereStoodOn({ file: entry.file, what });
+      await this.#unused(entry, 'removed', () =>
+        takingAway({ file: entry.file, what }, async () => {
+          await check(entry);
+          await removeName(entry.file);
+          await entry.shutDown();
+          this.#forget(name);
+          await this.removeRemains();
+          log(`${name}: removed`);
+        }),
+      );
     });
   }
 
@@ -122,10 +159,12 @@ export class Catalog {
       if (await exists(file)) {
         throw new PcowError('PCOW_EXISTS', `${name} can't be renamed: there is a ${target} already; remove it first`);
       }
-      const standing = await this.#standingOn(entry);
       await this.#unused(entry, 'renamed', async () => {
         await entry.shutDown();
-        await renameImage(entry.file, file, standing);
+        await renameImage(entry.file, file, {
+          open: (dependant) => this.#openStanding(dependant),
+          close: () => Promise.resolve(), // they are this mount's for good
+        });
         this.#entries.delete(name);
         this.#entries.set(target, entry);
         entry.name = target;
@@ -135,26 +174,12 @@ export class Catalog {
     });
   }
 
-  /** The images that stand on this one, for writing. Fails where one of them is another process's. */
-  async #standingOn(entry: ImageEntry): Promise<Standing[]> {
-    const standing: Standing[] = [];
-    for (const { image, layer } of await dependants(this.#place.directory, entry.file)) {
-      const name = imageNameOf(path.basename(image));
-      if (name !== null) {
-        const child = await this.findSound(name);
-        standing.push({ image: (await child.entry.writer()).image, layer });
-      }
-    }
-    return standing;
-  }
-
-  /** Runs work on an image that nobody else uses, nothing stands on, and that this mount has the lock of. */
-  async #alone(entry: ImageEntry, done: string, work: () => Promise<void>): Promise<void> {
-    const standing = await dependants(this.#place.directory, entry.file);
-    if (standing.length > 0) {
-      throw new PcowError('PCOW_IN_USE', `${entry.name} can't be ${done}: ${saidOf(standing)}`);
-    }
-    await this.#unused(entry, done, work);
+  /** Fails where it is another process's. */
+  async #openStanding({ image, layer }: Dependant): Promise<Standing> {
+    const name = imageNameOf(path.basename(image));
+    if (name === null) throw new PcowError('PCOW_IN_USE', `${image} stands on it, which this mount does not show`);
+    const child = await this.findSound(name);
+    return { image: (await child.entry.writer()).image, layer };
   }
 
   /** Runs work on an image that nobody else uses, and that this mount has the lock of. */
@@ -189,6 +214,14 @@ export class Catalog {
     }
     return failures;
   }
+}
+
+/** Whether it holds nothing of its own. */
+async function isEmpty(image: Image): Promise<boolean> {
+  for await (const { kind } of image.map({ depths: { first: 0, end: 1 } })) {
+    if (kind !== 'hole') return false;
+  }
+  return true;
 }
 
 async function exists(file: string): Promise<boolean> {

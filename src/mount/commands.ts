@@ -6,8 +6,7 @@ import { chmod, chown, realpath } from 'node:fs/promises';
 
 import { LiveSnapshot } from '../attach/live-snapshot.js';
 import { isGone, type Monitor } from '../attach/monitor.js';
-import { saidOf } from '../engine/dependants.js';
-import { checkSnapshotName, dependants, Image, PcowError, snapshotTogether } from '../engine/index.js';
+import { checkSnapshotName, Image, PcowError, snapshotTogether, takingAway } from '../engine/index.js';
 import type { Catalog, Found } from './catalog.js';
 import type { Cutter } from './cut.js';
 import { automaticName } from '../automatic-name.js';
@@ -189,18 +188,14 @@ export class Commands {
         await entry.writer();
       }
       const layer = (await entry.snapshot(name)).id;
-      const standing = (await dependants(this.#place.directory, entry.file)).filter((it) => it.layer === layer);
-      if (standing.length > 0) {
-        throw new PcowError(
-          'PCOW_IN_USE',
-          `the snapshot ${name} of ${entry.name} can't be deleted: ${saidOf(standing)}`,
-        );
-      }
+      const what = `the snapshot ${name} of ${entry.name} can't be deleted`;
       const busy = () =>
         Promise.resolve(
           new PcowError('PCOW_BUSY', `the snapshot ${name} of ${entry.name} can't be deleted while its file is open`),
         );
-      await entry.exclusively(snapshotFile(name), busy, () => this.#deleteWhoeverHas(entry, name));
+      await takingAway({ file: entry.file, what, layer }, () =>
+        entry.exclusively(snapshotFile(name), busy, () => this.#deleteWhoeverHas(entry, name)),
+      );
       log(`${entry.name}: snapshot ${name} deleted`);
     });
   }
@@ -305,6 +300,17 @@ export class Commands {
       'PCOW_BASE_OUTSIDE',
       `the base of ${entry.name}, ${base.resolved}, is not in this directory: end the mount, then commit`,
     );
+  }
+
+  /** Deletes the image, which is named once more: nobody does that by mistake. */
+  async remove(entry: ImageEntry, name: string): Promise<void> {
+    if (name !== entry.name) {
+      throw new PcowError(
+        'PCOW_INVALID',
+        `${entry.name} is deleted by its own name alone, not by ${JSON.stringify(name)}`,
+      );
+    }
+    await this.#catalog.remove(name);
   }
 
   async compact(entry: ImageEntry): Promise<void> {

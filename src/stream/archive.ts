@@ -2,10 +2,8 @@
  * An image with its bases and all its snapshots as one stream of streams (docs/stream.md), and one self-contained image made from
  * it: every snapshot as changes on the one that it stands on, bases' first, then what the image holds now.
  */
-import { link, rm } from 'node:fs/promises';
 import path from 'node:path';
-import { draftOf, removeRemains } from '../drafts.js';
-import { Image, type LongOptions, PcowError } from '../engine/index.js';
+import { Image, type LongOptions, PcowError, throughDraft } from '../engine/index.js';
 import { applyStream } from './apply.js';
 import { type Archive, type Named, parseArchive, parseBegin } from './header.js';
 import { corruptStream, encodeText, RecordReader, RecordType } from './record.js';
@@ -68,20 +66,7 @@ export async function importStream(
       : corruptStream('it does not begin with its beginning');
   }
   const archive = parseArchive(first.payload);
-  await removeRemains(path.dirname(file));
-  const draft = draftOf(file);
-  try {
-    const imported = await fill(reader, archive, draft, { signal, onProgress });
-    await link(draft, file);
-    return imported;
-  } catch (error) {
-    if (error instanceof Error && 'code' in error && error.code === 'EEXIST') {
-      throw new PcowError('PCOW_EXISTS', `${file} exists already`);
-    }
-    throw error;
-  } finally {
-    await rm(draft, { force: true });
-  }
+  return throughDraft(file, {}, (draft) => fill(reader, archive, draft, { signal, onProgress }));
 }
 
 async function fill(
@@ -98,7 +83,7 @@ async function fill(
       if (record.type !== RecordType.begin) throw corruptStream('a snapshot is missing');
       const begin = parseBegin(record.payload);
       if (image === null) {
-        await Image.create(draft, { size: begin.size, blockSize: archive.blockSize, force: true });
+        await Image.createInDraft(draft, { size: begin.size, blockSize: archive.blockSize });
         image = await Image.open(draft, { write: true });
       }
       await standOn(image, begin.from);

@@ -2,9 +2,8 @@
  * What a receiver has durably: a small file beside the image, written anew after each sync. It counts only while nobody else
  * has opened the image for writing, which the generation of its superblock tells: opening adds one, and closing one more.
  */
-import { open, readFile, rename, rm } from 'node:fs/promises';
-import { receiptOf } from '../drafts.js';
-import type { ImageInfo } from '../engine/index.js';
+import { readFile, writeFile } from 'node:fs/promises';
+import { exists, giveName, type ImageInfo, receiptOf, removeName } from '../engine/index.js';
 import type { Begin } from './header.js';
 
 export interface Receipt {
@@ -24,14 +23,8 @@ export interface Receipt {
 export async function writeReceipt(image: string, receipt: Receipt): Promise<void> {
   const place = receiptOf(image);
   const draft = `${place}.new`;
-  const file = await open(draft, 'w');
-  try {
-    await file.writeFile(JSON.stringify(receipt));
-    await file.sync();
-  } finally {
-    await file.close();
-  }
-  await rename(draft, place);
+  await writeFile(draft, JSON.stringify(receipt));
+  await giveName(draft, place, true);
 }
 
 /** null where there is none that counts. `info`: of the image before it is opened for writing. */
@@ -50,5 +43,5 @@ export async function readReceipt(image: string, info: ImageInfo): Promise<Recei
 }
 
 export async function removeReceipt(image: string): Promise<void> {
-  await rm(receiptOf(image), { force: true });
+  if (await exists(receiptOf(image))) await removeName(receiptOf(image));
 }

@@ -2,10 +2,16 @@
  * The receiving side of a stream (docs/stream.md). Changes go into the active layer, and only over the snapshot that they were
  * made from. The snapshot is taken when everything has arrived; until then a receipt beside the image says what is there.
  */
-import { unlink } from 'node:fs/promises';
 import path from 'node:path';
-import { exists, removeRemains } from '../drafts.js';
-import { Image, type LongOptions, PcowError, type SnapshotInfo } from '../engine/index.js';
+import {
+  exists,
+  Image,
+  type LongOptions,
+  PcowError,
+  removeImage,
+  removeRemains,
+  type SnapshotInfo,
+} from '../engine/index.js';
 import { applyStream } from './apply.js';
 import { type Begin, parseBegin } from './header.js';
 import { readReceipt, type Receipt, removeReceipt, writeReceipt } from './receipt.js';
@@ -103,7 +109,7 @@ export async function abandonReceiving(file: string): Promise<string | null> {
   } finally {
     await image.close();
   }
-  if (receipt.made) await unlink(file);
+  if (receipt.made) await removeImage(file);
   await removeReceipt(file);
   return receipt.begin.snapshot?.name ?? null;
 }

@@ -175,3 +175,37 @@ test('mistakes', async (t) => {
   await fails(t, pcow('convert', 'vm', 'nowhere/x.raw'), 4, /no directory "nowhere"/);
   t.is(await readFile(path.join(directory, 'there.raw'), 'utf8'), 'x');
 });
+
+test('an image that is in use, that others stand on, or that is read from is not replaced', async (t) => {
+  const directory = await scratchDirectory(t);
+  const pcow = pcowIn(directory);
+  const at = (name: string) => path.join(directory, name);
+  for (const name of ['vm', 'other']) await succeeds(t, pcow('create', name, '1M'));
+  await succeeds(t, pcow('snapshot', 'other@s'));
+  const ways = [
+    ['create', 'vm', '1M', '--force'],
+    ['clone', 'other@s', 'vm', '--force'],
+    ['convert', '-O', 'pcow', 'other@s', 'vm', '--force'],
+    ['convert', '-O', 'raw', 'other@s', 'vm.pcow', '--force'],
+    ['convert', '-O', 'qcow2', 'other@s', 'vm.pcow', '--force'],
+    ['convert', '-O', 'pcow', '-B', 'other@s', 'other', 'vm', '--force'],
+    ['export', 'other', 'vm.pcow', '--force'],
+  ];
+  const guest = await Image.open(at('vm.pcow'), { write: true });
+  await guest.write(Buffer.from('guest'), 0);
+  for (const words of ways) await fails(t, pcow(...words), 6, /vm\.pcow is open for writing by .+; it is not replaced/);
+  await guest.snapshot('s');
+  await guest.close();
+  await succeeds(t, pcow('clone', 'vm@s', 'child'));
+  for (const words of ways) await fails(t, pcow(...words), 6, /vm\.pcow can't be replaced: child\.pcow stands on it/);
+  for (const words of [
+    ['convert', '-O', 'pcow', 'vm', 'vm', '--force'],
+    ['convert', '-O', 'raw', 'child', 'vm.pcow', '--force'],
+    ['convert', '-O', 'pcow', '-B', 'other@s', 'vm', 'other', '--force'],
+    ['export', 'child', 'vm.pcow', '--force'],
+  ]) {
+    await fails(t, pcow(...words), 3, /can't be replaced by what is read from it/, /choose another name/);
+  }
+  await succeeds(t, pcow('rm', 'child'));
+  await succeeds(t, pcow('convert', '-O', 'pcow', 'other', 'vm', '--force'));
+});

@@ -6,6 +6,8 @@ import { promisify } from 'node:util';
 
 import type { ExecutionContext } from 'ava';
 
+import { scratchDirectory } from './scratch.js';
+
 const run = promisify(execFile);
 
 /** Mounts one of `size` bytes at a directory that it makes, for one test. */
@@ -32,4 +34,25 @@ export function freeDisk(directory: string): Promise<void> {
 
 function filler(directory: string): string {
   return path.join(directory, 'filler');
+}
+
+/** A directory that takes names in capitals and small letters for one; null where there can't be one. */
+export async function caseIgnoringDirectory(t: ExecutionContext<unknown>): Promise<string | null> {
+  const scratch = await scratchDirectory(t);
+  const [disk, point] = [path.join(scratch, 'disk'), path.join(scratch, 'mnt')];
+  await mkdir(point);
+  try {
+    await run('truncate', ['-s', '64M', disk]);
+    await run('mkfs.ext4', ['-q', '-F', '-O', 'casefold', '-E', 'encoding=utf8', disk]);
+    await run('mount', ['-o', 'loop', disk, point]);
+  } catch {
+    return null;
+  }
+  t.teardown(() => run('umount', ['-l', point]));
+  const directory = path.join(point, 'images');
+  await mkdir(directory);
+  return run('chattr', ['+F', directory]).then(
+    () => directory,
+    () => null,
+  );
 }
