@@ -23,6 +23,7 @@ export type ImageControl =
   | 'rollback'
   | 'delete'
   | 'clone'
+  | 'remove'
   | 'resize'
   | 'rebase'
   | 'flatten'

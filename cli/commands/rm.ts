@@ -1,15 +1,12 @@
-import { unlink } from 'node:fs/promises';
 import path from 'node:path';
 import type { Command } from 'commander';
-import { removeRemains } from '../../src/drafts.js';
-import { dependants, Image, isPcowError } from '../../src/engine/index.js';
-import { explainOperation } from '../control.js';
+import { refuseWhereStoodOn, removeImage, removeRemains, survey } from '../../src/engine/index.js';
+import { askImage } from '../control.js';
 import { Failure } from '../errors.js';
 import { addNotes } from '../help.js';
 import { say, sayJson } from '../output.js';
 import { quote } from '../quote.js';
-import { refuseWhereStoodOn } from '../standing.js';
-import { findTarget, flatFile, type ImageTarget } from '../target.js';
+import { findTarget, type ImageTarget } from '../target.js';
 
 export function addRm(program: Command): void {
   const command = program
@@ -39,13 +36,14 @@ async function rm(given: string[], { json }: { json?: boolean }): Promise<void> 
   for (let left = images; left.length > 0;) {
     const free: ImageTarget[] = [];
     for (const image of left) {
-      const standing = await dependants(path.dirname(image.file), image.file);
+      // Of what can't be told to stand on it, it must be taken that it does.
+      const { standing, unclear } = await survey(path.dirname(image.file), image.file);
       const gone = (file: string) => ordered.some((it) => it.file === file);
-      if (standing.every((one) => gone(one.image))) free.push(image);
+      if ([...standing, ...unclear].every((one) => gone(one.image))) free.push(image);
     }
     const [blocked] = left;
     if (free.length === 0 && blocked !== undefined) {
-      await refuseWhereStoodOn(blocked.file, `${blocked.file} can't be deleted`);
+      await refuseWhereStoodOn({ file: blocked.file, what: `${blocked.file} can't be deleted` });
     }
     ordered.push(...free);
     left = left.filter((image) => !free.includes(image));
@@ -69,22 +67,11 @@ async function imageToRemove(given: string): Promise<ImageTarget> {
   return image;
 }
 
-async function remove(image: ImageTarget): Promise<void> {
-  const { mount } = image;
+async function remove({ file, name, mount }: ImageTarget): Promise<void> {
   if (mount !== null) {
-    await unlink(flatFile(image, mount)).catch(async (error: unknown) => {
-      throw await explainOperation(error, mount, image.name, `rm ${image.name}`);
-    });
+    await askImage(mount, name, 'remove', name);
     return;
   }
-  let open: Image | null = null;
-  try {
-    open = await Image.open(image.file, { write: true });
-  } catch (error) {
-    // Whoever holds its lock would have been told apart first.
-    if (!isPcowError(error, 'PCOW_CORRUPT', 'PCOW_BASE_MISSING', 'PCOW_BASE_CHANGED', 'PCOW_BASE_LOOP')) throw error;
-  }
-  await unlink(image.file);
-  await open?.close();
-  await removeRemains(path.dirname(image.file));
+  await removeImage(file);
+  await removeRemains(path.dirname(file));
 }

@@ -64,6 +64,15 @@ export const imageControls: ReadonlyMap<string, ControlFile<Found>> = new Map<st
     },
   ],
   [
+    'remove',
+    {
+      read: (_, { entry }) =>
+        Promise.resolve(`write ${entry.name} to delete the image with all its snapshots, while nobody has it open\n`),
+      write: (context, { entry }, text) =>
+        context.commands.remove(entry, oneWord(text, 'the name of the image that is to go')),
+    },
+  ],
+  [
     'resize',
     {
       read: async (_, { entry }) => {

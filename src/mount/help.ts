@@ -10,6 +10,7 @@ write returns when it is done; if it fails, the reason is in "status" (lastError
   .pcow/NAME/rollback             write SNAPSHOT: back to it; what was written since is lost (nobody may have NAME open)
   .pcow/NAME/delete               write SNAPSHOT: delete that snapshot
   .pcow/NAME/clone                write NEWIMAGE or NEWIMAGE SNAPSHOT: a new image on this one
+  .pcow/NAME/remove               write NAME: delete the image with all its snapshots (nobody may have it open)
   .pcow/NAME/resize               write BYTES: make it larger; BYTES shrink: smaller (nobody may have NAME open)
   .pcow/NAME/rebase               write IMAGE or IMAGE SNAPSHOT: stand on that, with the content kept
   .pcow/NAME/flatten              write now: copy everything from the base, and drop it
@@ -28,5 +29,6 @@ Examples
   echo nightly vm1 vm2 > .pcow/snapshot
   cp --sparse=always .pcow/vm1/at/nightly /backup/vm1.raw
 
-rm NAME deletes an image, mv NAME NEWNAME renames it. New images: pcow create, in the image directory.
+mv NAME NEWNAME renames an image. rm NAME deletes it only where it holds nothing: "pcow rm" deletes any. New images: pcow create, in the
+image directory.
 `;

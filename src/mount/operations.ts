@@ -338,7 +338,7 @@ export class FileSystem {
         : belongsToMount(path);
     }
     const { entry } = node.found;
-    await this.#onImage(entry, 'rm', () => this.#context.catalog.remove(entry.name));
+    await this.#onImage(entry, 'rm', () => this.#context.catalog.unlink(entry.name));
   }
 
   async #rename(path: string, target: string): Promise<void> {

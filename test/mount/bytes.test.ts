@@ -123,7 +123,7 @@ test.serial('a file system on a loop device, with discard', async (t) => {
   t.true(data.equals(await readFile(path.join(point, 'data'))));
   await run('umount', [point]);
   // Without the snapshot the discarded blocks go back to the disk.
-  await run('rm', [mount.file('old')]);
+  await mount.write('old', 'old', 'remove');
   await mount.write('full', 'vm1', 'delete');
   await mount.unmount();
   const left = (await stat(mount.image('vm1'))).blocks;

@@ -170,7 +170,7 @@ class Model {
   /** The newest image: nothing stands on it, and what it stood on is taken for needed still. */
   async remove(image: ModelImage): Promise<void> {
     if (image.needed.size > 0) return;
-    await run('rm', [this.mount.file(image.name)]);
+    await this.mount.write(image.name, image.name, 'remove');
     this.images.pop();
     for (const other of this.images) {
       for (const name of [...other.needed]) {
