@@ -16,7 +16,7 @@ export interface CreateOptions {
   size?: number | undefined;
   /** A power of two, 4 KiB to 2 MiB; default: 65536. An image on a base has the base's. */
   blockSize?: number | undefined;
-  /** Replace an existing file; never one that a process has open for writing. */
+  /** Replace an existing file; never one that a process has open for writing, or that other images of its directory stand on. */
   force?: boolean | undefined;
   /** What the new image stands on; default: nothing. */
   base?: BaseOptions | undefined;
