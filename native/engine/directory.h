@@ -34,6 +34,8 @@ struct Directory {
   const Layer* find(const std::string& name) const;
   const Layer& active_layer() const { return *find(active); }
   uint64_t count_children(uint64_t id) const;
+  // Hidden, and no branch: it is on its way out, and blocks that it names may be its only child's by now.
+  bool is_spent(const Layer& layer) const { return layer.hidden && count_children(layer.id) <= 1; }
   // The read-only compatible features that it needs.
   uint64_t features() const;
   void erase(uint64_t id);

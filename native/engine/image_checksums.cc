@@ -52,7 +52,7 @@ std::optional<ImageState::FrozenLayer> ImageState::frozen_layer(uint64_t id) con
   const std::shared_lock lock(gate);
   const Layer* layer = directory.find(id);
   if (!layer || closed) return std::nullopt;
-  return FrozenLayer{*layer, source_in_use(id)};
+  return FrozenLayer{*layer, source_in_use(id), directory.is_spent(*layer)};
 }
 
 Result<std::array<Entry, kBlocksPerChunk>> ImageState::frozen_entries(const Source& source, uint64_t chunk) const {
@@ -185,7 +185,8 @@ Result<void> ImageState::add_checksums(const FrozenLayer& in_hand, const std::fu
     Prepared prepared;
     prepared.directory = directory;
     Layer* now = prepared.directory.find(layer.id);
-    if (!now || now->checksums != layer.checksums) return Error(Code::kNotFound, path + ": the layer has changed");
+    if (!now || now->checksums != layer.checksums || directory.is_spent(*now))
+      return Error(Code::kNotFound, path + ": the layer has changed");
     now->checksums = static_cast<uint32_t>(first);
     return change_directory(&prepared);
   };
@@ -211,7 +212,8 @@ Result<void> Image::add_checksums(const Progress& progress) {
     std::vector<uint64_t> wanting;
     for (const uint64_t id : state.frozen_layers()) {
       const auto in_hand = state.frozen_layer(id);
-      if (!in_hand) continue;
+      // The heir of one that is being merged away writes into its blocks.
+      if (!in_hand || in_hand->spent) continue;
       auto missing = state.count_missing(*in_hand);
       if (!missing) return missing.error();
       if (*missing) wanting.push_back(id);

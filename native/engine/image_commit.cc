@@ -97,6 +97,9 @@ Result<bool> Image::commit_into(Image* target, const std::string& name, bool aut
     }
     if (!state.superblock.base) return Error(Code::kInvalid, state.path + " has no base to commit to");
     const BaseReference reference = *state.superblock.base;
+    // Deletions that were begun come to their end: then the image has one layer only, and the new layer of the base gets no parent
+    // that is being merged away.
+    PCOW_TRY(base.finish_deletions("a commit"));
     const Layer* stood_on = base.directory.find(reference.layer);
     if (reference.uuid != base.superblock.uuid || !stood_on || stood_on->id == base.directory.active)
       return Error(Code::kBaseChanged, state.path + " does not stand on " + base.path);
@@ -107,8 +110,7 @@ Result<bool> Image::commit_into(Image* target, const std::string& name, bool aut
     if (!names.empty())
       return Error(Code::kInUse, state.path + " has snapshots (" + names +
                                      "), which need its base as it is: delete them first, or commit a clone");
-    // Deletions that were begun come to their end: then there is one layer only.
-    PCOW_TRY(state.collect(nullptr));
+    PCOW_TRY(state.finish_deletions("a commit"));
     PCOW_TRY(base.seal(base.space->file_end()));
     PCOW_TRY(state.freeze_hidden());
     const Layer frozen = *state.directory.find(state.directory.active_layer().parent);

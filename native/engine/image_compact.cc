@@ -93,7 +93,7 @@ Result<void> Image::compact(const Progress& progress) {
     if (state.closed) return state.closed_error();
     if (!state.writable()) return Error(Code::kReadOnly, state.path + " is open for reading only");
     // A layer that is being merged away shares blocks with its heir: first that comes to its end.
-    PCOW_TRY(state.collect(nullptr));
+    PCOW_TRY(state.finish_deletions("compacting"));
     uint64_t total = 0;
     for (const Layer& layer : state.directory.layers) {
       auto present = present_chunks(*state.file, layer.table_offset, state.geometry.blocks_for(layer.size));

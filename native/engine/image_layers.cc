@@ -211,7 +211,9 @@ Result<void> Image::rollback(const std::string& name) {
     PCOW_TRY(state.change_directory(&prepared));
     state.content_generation++;
     PCOW_TRY(state.release_layer(gone, nullptr));
-    return state.collect(nullptr);
+    // The image is back at the snapshot, whatever keeps an earlier deletion from being finished.
+    if (auto collected = state.collect(nullptr); !collected) state.note(collected.error());
+    return {};
   };
   return state.noted(change());
 }
@@ -275,7 +277,7 @@ Result<void> Image::resize(uint64_t size, bool shrink) {
     if (state.closed) return state.closed_error();
     if (!state.writable()) return Error(Code::kReadOnly, state.path + " is open for reading only");
     // A snapshot whose deletion was interrupted does not stand in the way.
-    if (shrink) PCOW_TRY(state.collect(nullptr));
+    if (shrink) PCOW_TRY(state.finish_deletions("making it smaller"));
     const Layer before = state.directory.active_layer();
     if (size % kPageSize) return Error(Code::kInvalid, "an image's size is a multiple of 4096 bytes");
     if (size < before.size && !shrink)

@@ -9,6 +9,13 @@
 //   4. blocks that the child did not take are released
 // The parent's table is only read. So after a crash anywhere the merge starts over: what the child has taken, it holds.
 // Until step 4 a block may be named by both; blocks that the child lets go meanwhile are held back (Space).
+//
+// Who may write a block that two tables name? Only the child, which is the only one that still needs what lies in it. A merge
+// writes into blocks of its child, so nothing is ever merged *into* a layer that is to be merged away itself: some of the blocks that
+// such a layer names may be its own child's by now. Of hidden layers that stand on each other, the one that is nearest to the active
+// layer goes first. One that cannot be finished (a damaged block, a full disk) stays, and so do those below it; other branches go on.
+// If a snapshot is deleted into which a merge was begun and not finished, three tables may name a block. What the nearest of
+// them holds then hides all that the other two hold, and the block is released with the last of them.
 
 #include <algorithm>
 #include <bit>
@@ -41,6 +48,9 @@ Result<void> copy_sub_blocks(File& file, const Geometry& geometry, uint32_t from
   }
   return {};
 }
+
+// Why one deletion cannot be finished now, though others can.
+bool is_stuck(const Error& why) { return why.code == Code::kCorrupt || why.code == Code::kNoSpace; }
 
 }  // namespace
 
@@ -120,8 +130,13 @@ Result<void> ImageState::merge(const Layer& parent, const Layer& child, const Pr
   return release_layer(parent, &child);
 }
 
-// Releases what a layer that is gone from the directory used: its table, and its blocks but for those that `heir` took.
+// Releases what a layer that is gone from the directory used: its table, and its blocks but for those that another table names.
+// That can be the one of `heir`, or of a hidden layer below: what a merge from there, which was begun and not finished, has handed on.
 Result<void> ImageState::release_layer(const Layer& gone, const Layer* heir) {
+  std::vector<Layer> others;
+  if (heir) others.push_back(*heir);
+  for (const Layer* layer = directory.find(gone.parent); layer && layer->hidden; layer = directory.find(layer->parent))
+    others.push_back(*layer);
   const auto release = [&]() -> Result<void> {
     const uint64_t entries = geometry.blocks_for(gone.size);
     auto present = present_chunks(*file, gone.table_offset, entries);
@@ -129,15 +144,17 @@ Result<void> ImageState::release_layer(const Layer& gone, const Layer* heir) {
     for (const auto& [first, end] : *present) {
       for (uint64_t chunk = first; chunk < end; chunk++) {
         EntryPage page;
-        EntryPage taken{};
         PCOW_TRY(read_entry_page(*file, gone.table_offset, entries, chunk, &page));
-        const bool inherited = heir && chunk < geometry.chunks_for(heir->size);
-        if (inherited)
-          PCOW_TRY(read_entry_page(*file, heir->table_offset, geometry.blocks_for(heir->size), chunk, &taken));
-        for (uint64_t i = 0; i < kBlocksPerChunk; i++) {
-          const uint32_t index = Entry::unpack(page[i]).index;
-          if (index && Entry::unpack(taken[i]).index != index) space->release(index, 1);
+        std::array<uint32_t, kBlocksPerChunk> unnamed;
+        std::transform(page.begin(), page.end(), unnamed.begin(), [](uint64_t word) { return Entry::unpack(word).index; });
+        for (const Layer& other : others) {
+          if (chunk >= geometry.chunks_for(other.size)) continue;
+          PCOW_TRY(read_entry_page(*file, other.table_offset, geometry.blocks_for(other.size), chunk, &page));
+          for (size_t i = 0; i < kBlocksPerChunk; i++)
+            if (Entry::unpack(page[i]).index == unnamed[i]) unnamed[i] = 0;
         }
+        for (const uint32_t index : unnamed)
+          if (index) space->release(index, 1);
       }
     }
     space->release(gone.table_offset >> geometry.block_shift(), gone.table_length >> geometry.block_shift());
@@ -150,30 +167,54 @@ Result<void> ImageState::release_layer(const Layer& gone, const Layer* heir) {
   return released;
 }
 
+// Drops a hidden layer without children, or merges it into its only one.
+Result<void> ImageState::collect_layer(const Layer& spent, const Progress& progress) {
+  const auto child = std::find_if(directory.layers.begin(), directory.layers.end(),
+                                  [&](const Layer& layer) { return layer.parent == spent.id; });
+  if (child != directory.layers.end()) return merge(spent, Layer(*child), progress);
+  Prepared prepared;
+  prepared.directory = directory;
+  prepared.directory.erase(spent.id);
+  PCOW_TRY(change_directory(&prepared));
+  return release_layer(spent, nullptr);
+}
+
 Result<void> ImageState::collect(const Progress& progress) {
+  std::set<uint64_t> stuck;  // ids
+  Result<void> outcome;
   for (;;) {
-    const auto spent = std::find_if(directory.layers.begin(), directory.layers.end(), [&](const Layer& layer) {
-      return layer.hidden && directory.count_children(layer.id) <= 1;
-    });
+    const auto may_go = [&](const Layer& layer) {
+      if (!directory.is_spent(layer) || stuck.contains(layer.id)) return false;
+      if (!keeps(Rule::kMergeNearestFirst)) return true;
+      return std::none_of(directory.layers.begin(), directory.layers.end(), [&](const Layer& other) {
+        return other.parent == layer.id && directory.is_spent(other);
+      });
+    };
+    const auto spent = std::find_if(directory.layers.begin(), directory.layers.end(), may_go);
     if (spent == directory.layers.end()) break;
-    // Of all that wait: an heir of any of them may have begun to take blocks over, and whichever fails first ends this.
+    // Of all that wait: an heir of any of them may have begun to take blocks over.
     space->hold_releases(true);
     const Layer gone = *spent;
-    const auto child = std::find_if(directory.layers.begin(), directory.layers.end(),
-                                    [&](const Layer& layer) { return layer.parent == gone.id; });
-    if (child != directory.layers.end()) {
-      const Layer heir = *child;
-      PCOW_TRY(merge(gone, heir, progress));
-      continue;
-    }
-    Prepared prepared;
-    prepared.directory = directory;
-    prepared.directory.erase(gone.id);
-    PCOW_TRY(change_directory(&prepared));
-    PCOW_TRY(release_layer(gone, nullptr));
+    auto collected = collect_layer(gone, progress);
+    if (collected) continue;
+    // One that is damaged, or too large for the disk, does not keep those of other branches from going.
+    if (!is_stuck(collected.error())) return collected;
+    if (outcome) outcome = std::move(collected);
+    stuck.insert(gone.id);
   }
-  space->hold_releases(false);
-  return {};
+  if (outcome) space->hold_releases(false);
+  return outcome;
+}
+
+Result<void> ImageState::finish_deletions(const std::string& what) {
+  auto collected = collect(nullptr);
+  if (collected || collected.error().code == Code::kCancelled) return collected;
+  const Error& why = collected.error();
+  const bool damaged = why.code == Code::kCorrupt;
+  return Error(why.code, why.err,
+               path + ": " + what + " waits for the deletion of a snapshot that was begun, and it cannot be finished: " +
+                   why.message +
+                   (damaged ? ". Write the damaged place anew, or take the checksums away (pcow scrub --remove)" : ""));
 }
 
 Result<void> Image::remove(const std::string& name, const Progress& progress) {
@@ -190,8 +231,15 @@ Result<void> Image::remove(const std::string& name, const Progress& progress) {
     hidden->hidden = true;
     hidden->automatic = false;
     hidden->name.clear();
+    const uint64_t id = hidden->id;
     PCOW_TRY(state.change_directory(&prepared));
-    return state.collect(progress);
+    auto collected = state.collect(progress);
+    // What keeps another deletion from being finished is no failure of this one.
+    if (!collected && is_stuck(collected.error()) && !state.directory.find(id)) {
+      state.note(collected.error());
+      return {};
+    }
+    return collected;
   };
   return state.noted(change());
 }

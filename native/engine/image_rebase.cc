@@ -233,6 +233,8 @@ Result<void> Image::rebase(const BaseSpec& spec, bool has_base, const Progress& 
     const std::lock_guard structure(state.structure);
     if (state.closed) return state.closed_error();
     if (!state.writable()) return Error(Code::kReadOnly, state.path + " is open for reading only");
+    // A root that is being merged away shares blocks with its heir, which writes them.
+    PCOW_TRY(state.finish_deletions("another base"));
     ImageState::Prepared prepared;
     if (has_base) {
       auto reference = state.reference_to(spec);

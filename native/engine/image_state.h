@@ -169,7 +169,11 @@ class ImageState {
   Result<void> commit(Prepared* prepared);  // with the gate held exclusively: from here on it counts
   Result<void> seal(uint64_t end);
   Result<void> change_directory(Prepared* prepared);  // prepare, commit, make durable
-  Result<void> collect(const Progress& progress);     // image_merge.cc: drops and merges hidden layers
+  // image_merge.cc: drops and merges hidden layers. An error: not all that could go are gone.
+  Result<void> collect(const Progress& progress);
+  Result<void> collect_layer(const Layer& spent, const Progress& progress);
+  // The same before another change that must not meet a merge that was begun. `what`: that change, for people.
+  Result<void> finish_deletions(const std::string& what);
   Result<void> merge(const Layer& parent, const Layer& child, const Progress& progress);
   Result<void> release_layer(const Layer& gone, const Layer* heir);
   Result<void> copy_entries(Table* table, uint64_t size);
@@ -199,6 +203,7 @@ class ImageState {
   struct FrozenLayer {
     Layer layer;
     std::shared_ptr<const Source> source;
+    bool spent;  // is being merged away, or about to be
   };
   using Wanted = std::function<uint16_t(size_t block_in_chunk, const Entry&)>;  // sub-blocks
   std::vector<uint64_t> frozen_layers() const;                                  // ids

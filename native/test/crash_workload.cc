@@ -39,6 +39,7 @@ constexpr Profile kLongMerge = {"long merge", 40, 4, 4, 26, 26, 0, 0, 0, 0, fals
 
 // Not at random: see Workload::reuse_during_a_merge().
 constexpr Profile kReuse = {"reuse during a merge", 0, 0, 0, 0, 0, 0, 0, 0, 0, false, false, 0, 0, false, 16};
+constexpr Profile kTwoDeletions = {"two deletions", 0, 0, 0, 0, 0, 0, 0, 0, 0, false, false, 0, 0, false, 516};
 
 }  // namespace
 
@@ -47,11 +48,13 @@ void run_workloads(Run* run, int steps) {
     for (const uint32_t block_size : kBlockSizes) Workload(run, profile, block_size).go(steps);
   Workload(run, kLongMerge, 4096).go(steps);
   Workload(run, kReuse, 4096).reuse_during_a_merge();
+  Workload(run, kTwoDeletions, 8192).two_deletions();
 }
 
 void run_workload(Run* run, const std::string& name, int steps) {
   if (name == kLongMerge.name) return Workload(run, kLongMerge, 4096).go(steps);
   if (name == kReuse.name) return Workload(run, kReuse, 4096).reuse_during_a_merge();
+  if (name == kTwoDeletions.name) return Workload(run, kTwoDeletions, 8192).two_deletions();
   const auto profile =
       std::find_if(std::begin(kProfiles), std::end(kProfiles), [&](const Profile& one) { return name == one.name; });
   CHECK(profile != std::end(kProfiles));

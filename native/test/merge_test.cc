@@ -83,6 +83,12 @@ void read_of_the_deleted() {
   CHECK(holds(*image, nullptr, 0, kBlock, 'b'));
 }
 
+void must_be_sound(const std::string& path) {
+  const CheckReport report = MUST(check_image(path, {}, nullptr));
+  if (report.damages || report.leaks) fprintf(stderr, "%s\n", report.findings.front().message.c_str());
+  CHECK(report.damages == 0 && report.leaks == 0);
+}
+
 // Makes the machine fail as long as it is told to.
 class Failing : public FileObserver {
  public:
@@ -147,8 +153,128 @@ void release_beside_a_merge_that_waits() {
   CHECK(holds(*image, nullptr, second_chunk, kReused * kSmall, 'd'));
   CHECK(holds(*image, nullptr, second_chunk + kReused * kSmall, kSmall, 'c'));
   MUST(image->close());
-  const CheckReport report = MUST(check_image(directory / "image.pcow", {}, nullptr));
-  CHECK(report.damages == 0 && report.leaks == 0);
+  must_be_sound(directory / "image.pcow");
+}
+
+// One deletion is stopped in the middle, its heir writes into a block that it has taken over, and then something else would like to
+// merge into the layer that waits, or to change it.
+enum class Next { kOlderDeletion, kFrozenHeir, kDeletedHeir, kFlatten, kRollback };
+void beside_a_deletion_that_waits(Next next, bool reopened, bool damaged) {
+  TemporaryDirectory directory;
+  const std::string path = directory / "image.pcow";
+  const std::string base = directory / "base.pcow";
+  auto below = new_image(base);
+  put(below.get(), 2 * 4096, 4096, 'z');
+  MUST(below->snapshot("ground"));
+  MUST(below->close());
+  CreateOptions options;
+  options.has_base = true;
+  options.base = {base, "ground"};
+  MUST(create_image(path, options));
+  OpenOptions writing;
+  writing.write = true;
+  auto image = MUST(Image::open(path, writing));
+  if (next != Next::kFlatten) {
+    put(image.get(), 4096, 4096, 'a');
+    MUST(image->snapshot("older"));
+  }
+  put(image.get(), 0, 4096, 'b');
+  put(image.get(), kChunk, 4096, 'b');
+  const uint64_t place = image->place(kChunk);
+  MUST(image->snapshot("newer"));
+  const auto flip = [&] { MUST(MUST(File::open(path, true, nullptr))->write(place + 9, "#", 1)); };
+  if (damaged) {
+    MUST(image->add_checksums(nullptr));
+    MUST(image->close());
+    flip();
+    image = MUST(Image::open(path, writing));
+    FAILS(image->remove("newer", nullptr), Code::kCorrupt);
+  } else {
+    FAILS(image->remove("newer", [](uint64_t done, uint64_t) { return done == 0; }), Code::kCancelled);
+  }
+  put(image.get(), 4096, 4096, 'c');
+  put(image.get(), 2 * 4096, 4096, 'd');
+  MUST(image->sync());
+  if (next == Next::kFrozenHeir || next == Next::kDeletedHeir) {
+    MUST(image->snapshot("heir"));
+    put(image.get(), 3 * 4096, 4096, 'e');
+  }
+  if (reopened) {
+    MUST(image->close());
+    image = MUST(Image::open(path, writing));
+  }
+  const auto must_hold = [&](const View* view) {
+    CHECK(holds(*image, view, 0, 4096, 'b'));
+    CHECK(holds(*image, view, 4096, 4096, 'c'));
+    CHECK(holds(*image, view, 2 * 4096, 4096, 'd'));
+    if (!damaged) CHECK(holds(*image, view, kChunk, 4096, 'b'));
+  };
+  const auto attempt = [&]() -> Result<void> {
+    switch (next) {
+      case Next::kFlatten: return image->rebase({}, false, nullptr);
+      case Next::kDeletedHeir: return image->remove("heir", nullptr);
+      case Next::kRollback: return image->rollback("older");
+      default: return image->remove("older", nullptr);
+    }
+  };
+  if (next == Next::kRollback || next == Next::kDeletedHeir || !damaged) {
+    MUST(attempt());
+  } else {
+    FAILS(attempt(), Code::kCorrupt);
+  }
+  if (damaged && next != Next::kRollback) {
+    FAILS(image->compact(nullptr), Code::kCorrupt);
+    FAILS(image->resize(kChunk, true), Code::kCorrupt);
+  }
+  if (next == Next::kRollback) {
+    CHECK(holds(*image, nullptr, 0, 4096, 0));
+    CHECK(holds(*image, nullptr, 4096, 4096, 'a'));
+  } else {
+    must_hold(nullptr);
+    if (next == Next::kFrozenHeir) must_hold(MUST(image->view("heir")).get());
+  }
+  MUST(image->close());
+  must_be_sound(path);
+  if (!damaged || next == Next::kRollback) return;
+  // The block gets its byte back, and all goes on.
+  MUST(MUST(File::open(path, true, nullptr))->write(place + 9, "b", 1));
+  image = MUST(Image::open(path, writing));
+  if (next == Next::kFlatten) MUST(image->rebase({}, false, nullptr));
+  must_hold(nullptr);
+  const size_t left = MUST(image->snapshots(false)).size();
+  CHECK(left == (next == Next::kFrozenHeir || next == Next::kDeletedHeir ? 1 : 0));
+  MUST(image->close());
+  must_be_sound(path);
+}
+
+// The merge of one branch cannot be finished: those of others can.
+void a_branch_that_is_stuck() {
+  TemporaryDirectory directory;
+  const std::string path = directory / "image.pcow";
+  auto image = new_image(path);
+  put(image.get(), 0, kBlock, 'a');
+  MUST(image->snapshot("fork"));
+  put(image.get(), kBlock, kBlock, 'b');
+  const uint64_t place = image->place(kBlock);
+  MUST(image->snapshot("bad"));
+  MUST(image->snapshot("stands on it"));
+  MUST(image->rollback("fork"));
+  put(image.get(), 2 * kBlock, kBlock, 'c');
+  MUST(image->snapshot("good"));
+  put(image.get(), 2 * kBlock, 4096, 'd');
+  MUST(image->add_checksums(nullptr));
+  MUST(image->close());
+  MUST(MUST(File::open(path, true, nullptr))->write(place, "#", 1));
+  OpenOptions writing;
+  writing.write = true;
+  image = MUST(Image::open(path, writing));
+  FAILS(image->remove("bad", nullptr), Code::kCorrupt);
+  MUST(image->remove("good", nullptr));
+  CHECK(holds(*image, nullptr, 2 * kBlock, 4096, 'd'));
+  CHECK(holds(*image, nullptr, 2 * kBlock + 4096, 4096, 'c'));
+  CHECK(MUST(image->snapshots(false)).size() == 2);
+  MUST(image->close());
+  must_be_sound(path);
 }
 
 }  // namespace
@@ -158,5 +284,12 @@ int main() {
   discard_of_inherited_zeros(true);
   read_of_the_deleted();
   release_beside_a_merge_that_waits();
+  for (const Next next :
+       {Next::kOlderDeletion, Next::kFrozenHeir, Next::kDeletedHeir, Next::kFlatten, Next::kRollback}) {
+    beside_a_deletion_that_waits(next, false, false);
+    beside_a_deletion_that_waits(next, false, true);
+    beside_a_deletion_that_waits(next, true, true);
+  }
+  a_branch_that_is_stuck();
   return 0;
 }

@@ -38,6 +38,9 @@ class Workload {
   // A deletion with blocks that its heir lets go of and that would be used again at once, were they not held back: the file is full,
   // and they are the first that are free in it.
   void reuse_during_a_merge();
+  // A deletion is stopped when its heir has taken a block over, the heir writes into that block, and an older snapshot is deleted, which
+  // has something there that the newer one has not.
+  void two_deletions();
   void go(int steps);
 
  private:
@@ -130,7 +133,10 @@ class Workload {
   // As the monitor takes one: writes and stores come in until the cut, and again after it.
   void snapshot_in_steps(const std::string& name);
   void remove();
-  void remove(const pcow::Progress& between);
+  void remove(const pcow::Progress& between) { remove(some_snapshot(), between); }
+  void remove(const std::string& name, const pcow::Progress& between);
+  // Until its heir has taken over the first chunk.
+  void stop_remove(const std::string& name);
   void rollback();
   void clone();
   void resize();

@@ -53,10 +53,9 @@ void Workload::remove() {
   remove(between);
 }
 
-void Workload::remove(const Progress& between) {
+void Workload::remove(const std::string& name, const Progress& between) {
   cuts_.whole_checksums = false;  // what an heir takes has none
   Content after = now_;
-  const std::string name = some_snapshot();
   after.snapshots.erase(name);
   World world = world_;
   world.snapshots.erase(name);
