@@ -56,7 +56,7 @@ Result<void> ImageState::copy_layer(ImageState* source, const Layer& from, Table
         PCOW_TRY(table->ensure(chunk));
         Entry copy{0, checked->written, checked->written};
         if (checked->index) {
-          auto index = allocate_block(*table, block);
+          auto index = take_block(*table, block, {});
           if (!index) return index.error();
           copy.index = *index;
           // At once, so that whoever gives up finds every block that was taken in the table.

@@ -117,14 +117,12 @@ Result<Entry> ImageState::complete_block(uint64_t block, Entry entry, FaultWork*
   const bool fresh = entry.index == 0;
   const Entry before = entry;
   if (fresh) {
-    auto index = allocate_block(*active, block);
+    auto index = take_block(*active, block, before);
     if (!index) return index.error();
     entry.index = *index;
   }
   const uint64_t place = uint64_t{entry.index} << geometry.block_shift();
   const auto fill = [&]() -> Result<void> {
-    if (fresh && before.written && !space->is_durable(entry.index) && keeps(Rule::kZerosBeforeEntry))
-      PCOW_TRY(file->sync());
     if (!keeps(Rule::kDataBeforeEntry)) active->store(block, {entry.index, geometry.full_mask(), entry.durable});
     auto lower = mask_below(block);
     if (!lower) return lower.error();
@@ -192,7 +190,7 @@ Result<Extent> ImageState::make_writable_locked(uint64_t offset, const FaultHint
   if (copies && scattered && (entry.empty() || entry.index) && (*lower >> number & 1)) {
     const bool fresh = entry.index == 0;
     if (fresh) {
-      auto index = allocate_block(*active, block);
+      auto index = take_block(*active, block, entry);
       if (!index) return index.error();
       entry.index = *index;
     }
@@ -280,7 +278,7 @@ Result<void> ImageState::expand(uint64_t block, uint64_t ahead, uint64_t* to) {
       if (!lower || *lower) break;
     }
     // Neighbours only: the first one finds its place by the chunk, the others follow it.
-    auto index = places.empty() ? allocate_block(*active, next)
+    auto index = places.empty() ? take_block(*active, next, {})
                                 : space->allocate_block(uint64_t{places.back()} + 1, 0, kBlocksPerChunk);
     if (!index) {
       if (places.empty()) outcome = index.error();

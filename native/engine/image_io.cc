@@ -233,6 +233,19 @@ Result<uint32_t> ImageState::allocate_block(Table& table, uint64_t block) {
                                static_cast<uint32_t>(std::min<uint64_t>(kBlocksPerChunk, table.entries())));
 }
 
+// With the chunk's lock held: a block of the file for one whose entry, `before`, has none; whoever does not store it releases it.
+// Sub-blocks that are *zero here* keep their durable bits, so they must be zeros in the new block after a crash as well: they are if
+// it lay inside the file at the last sync. For every way in which a block becomes a layer's own.
+Result<uint32_t> ImageState::take_block(Table& table, uint64_t block, const Entry& before) {
+  auto index = allocate_block(table, block);
+  if (!index || !before.written || space->is_durable(*index) || !keeps(Rule::kZerosBeforeEntry)) return index;
+  if (auto synced = file->sync(); !synced) {
+    space->release(*index, 1);
+    return synced.error();
+  }
+  return index;
+}
+
 // With the chunk's lock held: bytes [at, end) of a block, all in own sub-blocks or all in others. Others are written whole, so
 // that what an unfinished write may have left in the block never shows. Of own ones just these bytes: their neighbours may be
 // written in place at the same time, without the lock.
@@ -278,17 +291,9 @@ Result<void> ImageState::write_locked(uint64_t offset, const void* buffer, size_
     const bool fresh = entry.index == 0;
     Entry after = entry;
     if (fresh) {
-      auto index = allocate_block(*active, part.block);
+      auto index = take_block(*active, part.block, entry);
       if (!index) return index.error();
       after.index = *index;
-      // Sub-blocks that were "zero here" keep their durable bits: the new block is zero there, durably, if it lay inside
-      // the file at the last sync.
-      if (entry.written && !space->is_durable(*index) && keeps(Rule::kZerosBeforeEntry)) {
-        if (auto synced = file->sync(); !synced) {
-          space->release(*index, 1);
-          return synced.error();
-        }
-      }
     }
     after.written |= touched;
     if (!keeps(Rule::kDataBeforeEntry)) active->store(part.block, after);

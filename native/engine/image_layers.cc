@@ -241,7 +241,7 @@ Result<void> ImageState::copy_entries(Table* table, uint64_t size) {
           auto count = file->read(uint64_t{entry.index} << geometry.block_shift(), bytes.data(), tail);
           if (!count) return count.error();
           if (*count != tail) return Error(Code::kCorrupt, path + " was cut short while it was open");
-          auto index = allocate_block(*table, block);
+          auto index = take_block(*table, block, {});
           if (!index) return index.error();
           entry.index = *index;
           table->store(block, entry);

@@ -96,11 +96,9 @@ Result<void> ImageState::merge(const Layer& parent, const Layer& child, const Pr
         } else {
           const bool fresh = entry.index == 0;
           if (fresh) {
-            // Sub-blocks that are zero in the child stay so: see the write path.
-            auto index = allocate_block(*table, block);
+            auto index = take_block(*table, block, entry);
             if (!index) return index.error();
             entry.index = *index;
-            if (!space->is_durable(*index) && keeps(Rule::kZerosBeforeEntry)) PCOW_TRY(file->sync());
           }
           if (auto copied = copy_sub_blocks(*file, geometry, lower.index, entry.index, missing); !copied) {
             if (fresh) space->release(entry.index, 1);

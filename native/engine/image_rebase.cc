@@ -155,15 +155,8 @@ Result<void> ImageState::take_in_differences(const Layer& root, const std::share
     }
     const bool fresh = entry.index == 0;
     if (fresh) {
-      // Sub-blocks that are zero here stay so: see the write path.
-      auto index = allocate_block(*table, block);
+      auto index = take_block(*table, block, entry);
       if (!index) return index.error();
-      if (entry.written && !space->is_durable(*index)) {
-        if (auto synced = file->sync(); !synced) {
-          space->release(*index, 1);
-          return synced;
-        }
-      }
       entry.index = *index;
     }
     Result<void> written;

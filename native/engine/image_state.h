@@ -127,6 +127,7 @@ class ImageState {
   }
 
   Result<uint32_t> allocate_block(Table& table, uint64_t block);
+  Result<uint32_t> take_block(Table& table, uint64_t block, const Entry& before);
   std::mutex& chunk_lock(uint64_t block) { return chunk_locks[block / kBlocksPerChunk % chunk_locks.size()]; }
 
   // image_sync.cc
