@@ -352,7 +352,8 @@ Result<void> Inspection::look_at_shared() {
 Result<void> Inspection::look_at_checksums() {
   for (const Layer& layer : directory->layers) {
     const uint64_t begin = uint64_t{layer.checksums} << geometry_->block_shift();
-    if (!layer.checksums || begin >= file_size_) continue;
+    // A layer that is being merged away loses its pages; one of them may be half empty after a crash.
+    if (!layer.checksums || begin >= file_size_ || directory->is_spent(layer)) continue;
     const Checksums checksums(file, *geometry_, layer);
     auto present = present_chunks(*file, begin, geometry_->blocks_for(layer.size));
     if (!present) return present.error();

@@ -98,6 +98,7 @@ Checksums::Checksums(std::shared_ptr<File> file, const Geometry& geometry, const
 Result<std::shared_ptr<const ChecksumPage>> Checksums::page(uint64_t chunk) const {
   {
     const std::lock_guard lock(mutex_);
+    if (gone_.contains(chunk)) return std::make_shared<const ChecksumPage>();
     if (last_chunk_ == chunk) return last_page_;
   }
   uint8_t bytes[kPageSize];
@@ -111,6 +112,11 @@ Result<std::shared_ptr<const ChecksumPage>> Checksums::page(uint64_t chunk) cons
   last_chunk_ = chunk;
   last_page_ = page;
   return page;
+}
+
+void Checksums::forget(uint64_t first, uint64_t end) const {
+  const std::lock_guard lock(mutex_);
+  gone_.set(first, end - first, true);
 }
 
 Result<void> Checksums::verify(uint64_t block, uint32_t index) const {

@@ -47,6 +47,8 @@ class Checksums {
   // kCorrupt where the layer's block, which is at `index` of the file, does not have its checksum. A block is read for this
   // when it is first asked for. What is not covered, or by a page that is damaged itself, is not judged.
   Result<void> verify(uint64_t block, uint32_t index) const;
+  // The pages of chunks [first, end) are holes from now on: nothing there is covered any more.
+  void forget(uint64_t first, uint64_t end) const;
 
  private:
   const std::shared_ptr<File> file_;
@@ -56,6 +58,7 @@ class Checksums {
   const std::string name_;      // of the layer, for people
   mutable std::mutex mutex_;    // guards the rest
   mutable BlockSet good_;       // blocks that need not be looked at any more
+  mutable BlockSet gone_;       // chunks that have lost their page
   mutable uint64_t last_chunk_ = ~uint64_t{0};
   mutable std::shared_ptr<const ChecksumPage> last_page_;
 };

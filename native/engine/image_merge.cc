@@ -2,6 +2,7 @@
 //
 // A deleted layer is first hidden (one change of the directory: from then on it is deleted, whatever happens). A hidden
 // layer without children is dropped. One with a single child is merged into it, and then dropped:
+//   0. sixteen chunks at a time: what is to be handed on is verified, and the parent's checksums of it are taken away, durably
 //   1. entry by entry, under the chunk's lock, the child takes what it does not hold itself: the parent's whole block
 //      where the child has none (the entry is moved: one store), a copy of sub-blocks where it has one already
 //   2. sync: the child's entries and copies are durable
@@ -26,6 +27,8 @@
 
 namespace pcow {
 namespace {
+
+constexpr uint64_t kChunksAtOnce = 16;  // for which one sync takes the parent's checksums away
 
 // Copies sub-blocks `mask` from one block of the file to another.
 Result<void> copy_sub_blocks(File& file, const Geometry& geometry, uint32_t from, uint32_t to, uint16_t mask) {
@@ -54,62 +57,103 @@ bool is_stuck(const Error& why) { return why.code == Code::kCorrupt || why.code 
 
 }  // namespace
 
+// Before the heir takes anything over of these chunks: what it will take is verified, for it has no checksum in the heir. Then the
+// parent's checksums of them are taken away, and that is durable, before the heir can write into a block that it has taken over:
+// after a crash such a block may hold what the heir has written while the heir's table does not name it yet, and whoever reads it
+// through the parent must not call that damage. `*end` becomes the first chunk that must not be taken over, because of damage.
+Result<void> ImageState::give_up_checksums(const Layer& parent, const Table& heir, uint64_t first, uint64_t* end) {
+  const std::shared_ptr<const Checksums> checksums = source_in_use(parent.id)->checksums;
+  if (!checksums) return {};
+  const uint64_t entries = geometry.blocks_for(parent.size);
+  const auto verify_chunk = [&](uint64_t chunk) -> Result<void> {
+    EntryPage page;
+    PCOW_TRY(read_entry_page(*file, parent.table_offset, entries, chunk, &page));
+    for (uint64_t i = 0; i < kBlocksPerChunk; i++) {
+      const uint64_t block = chunk * kBlocksPerChunk + i;
+      const Entry lower = Entry::unpack(page[i]);
+      // What the heir holds never gets less while this goes on.
+      if (lower.index && (lower.written & ~Entry::unpack(heir.load(block)).written))
+        PCOW_TRY(checksums->verify(block, lower.index));
+    }
+    return {};
+  };
+  Result<void> outcome;
+  uint64_t chunk = first;
+  while (chunk < *end && (outcome = verify_chunk(chunk))) chunk++;
+  *end = chunk;
+  if (chunk == first || !keeps(Rule::kChecksumsGoneBeforeHeir)) return outcome;
+  PCOW_TRY(file->punch((uint64_t{parent.checksums} << geometry.block_shift()) + first * kPageSize,
+                       (chunk - first) * kPageSize));
+  PCOW_TRY(file->sync());
+  // Nobody is still comparing with what was there.
+  const std::unique_lock barrier(gate);
+  checksums->forget(first, chunk);
+  return outcome;
+}
+
+// The heir takes over what it does not hold of a chunk.
+Result<void> ImageState::merge_chunk(const Layer& parent, const std::shared_ptr<Table>& heir, uint64_t chunk) {
+  EntryPage page;
+  PCOW_TRY(read_entry_page(*file, parent.table_offset, geometry.blocks_for(parent.size), chunk, &page));
+  for (uint64_t i = 0; i < kBlocksPerChunk; i++) {
+    if (page[i] == 0) continue;
+    const uint64_t block = chunk * kBlocksPerChunk + i;
+    const Entry lower = Entry::unpack(page[i]);
+    PCOW_TRY(heir->ensure(chunk));
+    const std::lock_guard lock(chunk_lock(block));
+    Entry entry = Entry::unpack(heir->load(block));
+    const auto missing = static_cast<uint16_t>(lower.written & ~entry.written);
+    if (!missing) continue;
+    if (entry.empty()) {
+      entry = lower;
+    } else if (!lower.index && !entry.index) {
+      entry.written |= missing;
+      entry.durable |= missing;
+    } else {
+      const bool fresh = entry.index == 0;
+      if (fresh) {
+        auto index = take_block(*heir, block, entry);
+        if (!index) return index.error();
+        entry.index = *index;
+      }
+      if (auto copied = copy_sub_blocks(*file, geometry, lower.index, entry.index, missing); !copied) {
+        if (fresh) space->release(entry.index, 1);
+        return copied;
+      }
+      entry.written |= missing;
+    }
+    heir->store(block, entry);
+    // At once: what an interrupted merge has stored is not looked at again by the one that goes on.
+    mark_unsynced(heir, chunk);
+  }
+  return {};
+}
+
 Result<void> ImageState::merge(const Layer& parent, const Layer& child, const Progress& progress) {
-  const uint64_t parent_entries = geometry.blocks_for(parent.size);
   std::shared_ptr<Table> table = active;
   if (child.id != directory.active) {
     auto mapped = Table::map(file, child.table_offset, geometry.blocks_for(child.size), true);
     if (!mapped) return mapped.error();
     table = std::move(*mapped);
   }
-  auto present = present_chunks(*file, parent.table_offset, parent_entries);
+  auto present = present_chunks(*file, parent.table_offset, geometry.blocks_for(parent.size));
   if (!present) return present.error();
+  const uint64_t chunk_size = kBlocksPerChunk << geometry.block_shift();
   uint64_t total = 0;
   for (const auto& [first, end] : *present) total += end - first;
   uint64_t done = 0;
-
-  const std::shared_ptr<const Checksums> checksums = source_in_use(parent.id)->checksums;
   for (const auto& [first, end] : *present) {
-    for (uint64_t chunk = first; chunk < end; chunk++, done++) {
-      if (progress && !progress(done * kBlocksPerChunk << geometry.block_shift(),
-                                total * kBlocksPerChunk << geometry.block_shift()))
-        return Error(Code::kCancelled, "the deletion was interrupted; it is finished when " + path +
-                                           " is next opened, or by the next deletion");
-      EntryPage page;
-      PCOW_TRY(read_entry_page(*file, parent.table_offset, parent_entries, chunk, &page));
-      for (uint64_t i = 0; i < kBlocksPerChunk; i++) {
-        if (page[i] == 0) continue;
-        const uint64_t block = chunk * kBlocksPerChunk + i;
-        const Entry lower = Entry::unpack(page[i]);
-        PCOW_TRY(table->ensure(chunk));
-        const std::lock_guard lock(chunk_lock(block));
-        Entry entry = Entry::unpack(table->load(block));
-        const auto missing = static_cast<uint16_t>(lower.written & ~entry.written);
-        if (!missing) continue;
-        // In the heir it has no checksum any more.
-        if (lower.index && checksums) PCOW_TRY(checksums->verify(block, lower.index));
-        if (entry.empty()) {
-          entry = lower;
-        } else if (!lower.index && !entry.index) {
-          entry.written |= missing;
-          entry.durable |= missing;
-        } else {
-          const bool fresh = entry.index == 0;
-          if (fresh) {
-            auto index = take_block(*table, block, entry);
-            if (!index) return index.error();
-            entry.index = *index;
-          }
-          if (auto copied = copy_sub_blocks(*file, geometry, lower.index, entry.index, missing); !copied) {
-            if (fresh) space->release(entry.index, 1);
-            return copied;
-          }
-          entry.written |= missing;
-        }
-        table->store(block, entry);
-        // At once: what an interrupted merge has stored is not looked at again by the one that goes on.
-        mark_unsynced(table, chunk);
+    for (uint64_t from = first; from < end;) {
+      const uint64_t wanted = std::min(end, from + kChunksAtOnce);
+      uint64_t to = wanted;
+      auto verified = give_up_checksums(parent, *table, from, &to);
+      for (; from < to; from++, done++) {
+        if (progress && !progress(done * chunk_size, total * chunk_size))
+          return Error(Code::kCancelled, "the deletion was interrupted; it is finished when " + path +
+                                             " is next opened, or by the next deletion");
+        PCOW_TRY(merge_chunk(parent, table, from));
       }
+      PCOW_TRY(verified);
     }
   }
   if (keeps(Rule::kHeirBeforeSuperblock)) PCOW_TRY(sync());
@@ -123,8 +167,7 @@ Result<void> ImageState::merge(const Layer& parent, const Layer& child, const Pr
     prepared.heir_source = source_of(child, table->present());
   }
   PCOW_TRY(change_directory(&prepared));
-  if (progress)
-    progress(total * kBlocksPerChunk << geometry.block_shift(), total * kBlocksPerChunk << geometry.block_shift());
+  if (progress) progress(total * chunk_size, total * chunk_size);
   return release_layer(parent, &child);
 }
 

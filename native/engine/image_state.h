@@ -176,6 +176,8 @@ class ImageState {
   // The same before another change that must not meet a merge that was begun. `what`: that change, for people.
   Result<void> finish_deletions(const std::string& what);
   Result<void> merge(const Layer& parent, const Layer& child, const Progress& progress);
+  Result<void> merge_chunk(const Layer& parent, const std::shared_ptr<Table>& heir, uint64_t chunk);
+  Result<void> give_up_checksums(const Layer& parent, const Table& heir, uint64_t first, uint64_t* end);
   Result<void> release_layer(const Layer& gone, const Layer* heir);
   Result<void> copy_entries(Table* table, uint64_t size);
   std::vector<uint32_t> left_out_by(const Table& table) const;  // with the gate held exclusively
@@ -213,6 +215,7 @@ class ImageState {
   Result<void> checksum_chunk(const FrozenLayer& in_hand, uint64_t chunk, bool from_disk, const Wanted& wanted,
                               const std::function<bool()>& go_on,
                               const std::function<void(const HeldBlock&, Result<uint32_t>)>& use) const;
+  bool is_handed_over(const FrozenLayer& in_hand, uint64_t block, uint32_t index) const;
   Result<uint64_t> count_missing(const FrozenLayer& in_hand) const;  // bytes
   Result<ChecksumPage> make_checksums(const FrozenLayer& in_hand, uint64_t chunk, const std::function<bool()>& go_on,
                                       uint64_t* added) const;

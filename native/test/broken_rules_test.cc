@@ -39,6 +39,7 @@ const Breach kBreaches[] = {
     BREACH(kFreeingBeforeReuse, "discard and reuse"),
     BREACH(kHoleBeforeReuse, "mapping"),
     BREACH(kHoldReleasesDuringMerges, "reuse during a merge"),
+    BREACH(kChecksumsGoneBeforeHeir, "checksums of a merge"),
     BREACH(kMergeNearestFirst, "two deletions"),
     BREACH(kDataBeforeDurable, "expansion"),
     BREACH(kNotedBitsOnly, "meanwhile"),

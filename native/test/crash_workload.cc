@@ -40,6 +40,8 @@ constexpr Profile kLongMerge = {"long merge", 40, 4, 4, 26, 26, 0, 0, 0, 0, fals
 // Not at random: see Workload::reuse_during_a_merge().
 constexpr Profile kReuse = {"reuse during a merge", 0, 0, 0, 0, 0, 0, 0, 0, 0, false, false, 0, 0, false, 16};
 constexpr Profile kTwoDeletions = {"two deletions", 0, 0, 0, 0, 0, 0, 0, 0, 0, false, false, 0, 0, false, 516};
+constexpr Profile kMergedChecksums = {
+    "checksums of a merge", 0, 0, 0, 0, 0, 0, 0, 0, 0, false, false, 0, 0, true, 520, 0, 0, 0, 0, 1};
 
 }  // namespace
 
@@ -49,12 +51,14 @@ void run_workloads(Run* run, int steps) {
   Workload(run, kLongMerge, 4096).go(steps);
   Workload(run, kReuse, 4096).reuse_during_a_merge();
   Workload(run, kTwoDeletions, 8192).two_deletions();
+  Workload(run, kMergedChecksums, 4096).merge_with_checksums();
 }
 
 void run_workload(Run* run, const std::string& name, int steps) {
   if (name == kLongMerge.name) return Workload(run, kLongMerge, 4096).go(steps);
   if (name == kReuse.name) return Workload(run, kReuse, 4096).reuse_during_a_merge();
   if (name == kTwoDeletions.name) return Workload(run, kTwoDeletions, 8192).two_deletions();
+  if (name == kMergedChecksums.name) return Workload(run, kMergedChecksums, 4096).merge_with_checksums();
   const auto profile =
       std::find_if(std::begin(kProfiles), std::end(kProfiles), [&](const Profile& one) { return name == one.name; });
   CHECK(profile != std::end(kProfiles));

@@ -6,6 +6,7 @@
 
 #include "../engine/check.h"
 #include "../engine/file.h"
+#include "../engine/scrub.h"
 #include "check.h"
 
 using namespace pcow;
@@ -257,7 +258,7 @@ void a_branch_that_is_stuck() {
   put(image.get(), kBlock, kBlock, 'b');
   const uint64_t place = image->place(kBlock);
   MUST(image->snapshot("bad"));
-  MUST(image->snapshot("stands on it"));
+  MUST(image->snapshot("above"));
   MUST(image->rollback("fork"));
   put(image.get(), 2 * kBlock, kBlock, 'c');
   MUST(image->snapshot("good"));
@@ -277,6 +278,46 @@ void a_branch_that_is_stuck() {
   must_be_sound(path);
 }
 
+// The heir writes into a block that it has taken over from a layer with checksums: no scrub calls that damage, neither now nor when the
+// deletion was stopped, and no checksum is made of it.
+void scrub_beside_a_merge() {
+  TemporaryDirectory directory;
+  const std::string path = directory / "image.pcow";
+  OpenOptions writing;
+  writing.write = true;
+  auto image = new_image(path);
+  put(image.get(), 0, kBlock, 'a');
+  put(image.get(), kChunk, kBlock, 'a');
+  const uint64_t place = image->place(kChunk);
+  MUST(image->snapshot("s"));
+  MUST(image->add_checksums(nullptr));
+  MUST(image->close());
+  MUST(MUST(File::open(path, true, nullptr))->write(place, "#", 1));  // the second chunk stays where it is
+  image = MUST(Image::open(path, writing));
+  FAILS(image->remove("s", nullptr), Code::kCorrupt);
+  put(image.get(), 0, kBlock, 'b');
+  MUST(image->sync());
+  const auto look = [&] {
+    const auto other = MUST(Image::open(path, {}));
+    for (const Image* by : {image.get(), other.get()}) {
+      const ScrubReport report = MUST(by->scrub(nullptr));
+      CHECK(report.damages == 1 && report.findings[0].offset == kChunk);
+    }
+  };
+  look();
+  MUST(image->add_checksums(nullptr));
+  look();
+  MUST(image->close());
+  image = MUST(Image::open(path, writing));
+  look();
+  MUST(image->close());
+  MUST(MUST(File::open(path, true, nullptr))->write(place, "a", 1));
+  image = MUST(Image::open(path, writing));
+  CHECK(MUST(image->scrub(nullptr)).layers.empty());
+  CHECK(holds(*image, nullptr, 0, kBlock, 'b'));
+  CHECK(holds(*image, nullptr, kChunk, kBlock, 'a'));
+}
+
 }  // namespace
 
 int main() {
@@ -291,5 +332,6 @@ int main() {
     beside_a_deletion_that_waits(next, true, true);
   }
   a_branch_that_is_stuck();
+  scrub_beside_a_merge();
   return 0;
 }

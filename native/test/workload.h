@@ -41,6 +41,8 @@ class Workload {
   // A deletion is stopped when its heir has taken a block over, the heir writes into that block, and an older snapshot is deleted, which
   // has something there that the newer one has not.
   void two_deletions();
+  // The layer that goes has checksums, and its heir writes into blocks as soon as it has taken them over.
+  void merge_with_checksums();
   void go(int steps);
 
  private:

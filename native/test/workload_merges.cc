@@ -34,4 +34,24 @@ void Workload::two_deletions() {
   finish();
 }
 
+void Workload::merge_with_checksums() {
+  constexpr uint64_t kBlocks = 8;  // enough for a cut between the write of one and its entry
+  const uint64_t sectors = block_size_ / kSector;
+  run_->where = profile_.name;
+  prepare();
+  write(0, kBlocks * sectors);
+  write(kBlocksPerChunk * sectors, sectors);  // so that the merge has two chunks
+  snapshot();
+  add_checksums();
+  const Progress between = [&](uint64_t done, uint64_t) {
+    if (done == 0) return true;
+    for (uint64_t block = 0; block < kBlocks; block++) write_meanwhile(block * sectors, sectors);
+    must_have_checksums(*run_, *image_, false);
+    must_have_checksums(*run_, *run_->must(open_image(image_path_, false, nullptr), "open"), false);
+    return true;
+  };
+  remove("s0", between);
+  finish();
+}
+
 }  // namespace crash
