@@ -96,6 +96,11 @@ Result<OpenedBase> look_at_base(std::shared_ptr<File> file, const std::string& s
   if (!layer || layer->id == loaded->directory.active)
     return Error(Code::kBaseChanged, stander + " stands on layer " + std::to_string(reference.layer) + " of " +
                                          base.name + ", which does not exist any more");
+  // Its heir may be writing into what was its blocks. The layers below it are safe: what a merge does there has frozen heirs,
+  // of this layer or nearer to it, and nobody writes in place what a frozen layer holds.
+  if (loaded->directory.is_spent(*layer))
+    return Error(Code::kBaseChanged, stander + " stands on layer " + std::to_string(reference.layer) + " of " +
+                                         base.name + ", a snapshot that was deleted");
   base.file = std::move(file);
   base.watch = std::move(*watch);
   base.loaded = std::move(*loaded);
@@ -195,7 +200,7 @@ Result<FoundBase> find_base(const std::string& image_path, const BaseSpec& spec)
   if (!loaded) return loaded.error();
 
   const Layer* layer = spec.layer ? loaded->directory.find(spec.layer) : loaded->directory.find(spec.snapshot);
-  if (!layer || layer->id == loaded->directory.active)
+  if (!layer || layer->id == loaded->directory.active || loaded->directory.is_spent(*layer))
     return Error(Code::kNotFound, spec.layer ? spec.path + " has no frozen layer " + std::to_string(spec.layer)
                                              : spec.path + " has no snapshot called " + spec.snapshot);
   PCOW_TRY(check_chain_below(image_path, *file, *loaded, *layer));

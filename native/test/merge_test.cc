@@ -318,6 +318,59 @@ void scrub_beside_a_merge() {
   CHECK(holds(*image, nullptr, kChunk, kBlock, 'a'));
 }
 
+// An image that nobody asks stands on the snapshot that goes. It reads what it has always read, or is told; also where it is opened
+// while the merge is under way, and where its base layer is hidden, but stays as long as two layers stand on it.
+void clone_on_a_deleted_snapshot() {
+  TemporaryDirectory directory;
+  const std::string path = directory / "base.pcow";
+  const std::string path_of_clone = directory / "clone.pcow";
+  auto base = new_image(path);
+  put(base.get(), 0, kBlock, 'a');
+  put(base.get(), kChunk, kBlock, 'a');
+  MUST(base->snapshot("ground"));
+  put(base.get(), 0, 4096, 's');
+  put(base.get(), kChunk, 4096, 's');
+  MUST(base->snapshot("s"));
+  CreateOptions options;
+  options.has_base = true;
+  options.base = {path, "s"};
+  MUST(create_image(path_of_clone, options));
+  const auto clone = MUST(Image::open(path_of_clone, {}));
+  const auto must_read = [&](const Image& image) {
+    CHECK(holds(image, nullptr, 0, 4096, 's'));
+    CHECK(holds(image, nullptr, 4096, 4096, 'a'));
+    CHECK(holds(image, nullptr, kChunk + 4096, 4096, 'a'));
+  };
+  // Below the layer it stands on, layers may go.
+  remove_and(base.get(), "ground", [&] {
+    put(base.get(), 0, kBlock, 'x');
+    must_read(*clone);
+  });
+  must_read(*clone);
+  MUST(base->snapshot("branch"));
+  MUST(base->rollback("s"));
+  MUST(base->remove("s", nullptr));  // hidden, with two children
+  must_read(*clone);
+  must_read(*MUST(Image::open(path_of_clone, {})));
+  const auto must_fail = [&] {
+    char byte;
+    FAILS(clone->read(nullptr, 0, &byte, 1), Code::kBaseChanged);
+    FAILS(Image::open(path_of_clone, {}), Code::kBaseChanged);
+  };
+  int calls = 0;
+  MUST(base->remove("branch", [&](uint64_t done, uint64_t) {
+    if (done == kChunk && calls++ == 0) {
+      put(base.get(), 0, kBlock, 'y');
+      must_fail();
+    }
+    return true;
+  }));
+  CHECK(calls == 1);
+  must_fail();
+  options.base.layer = 2;
+  FAILS(create_image(directory / "another.pcow", options), Code::kNotFound);
+}
+
 }  // namespace
 
 int main() {
@@ -333,5 +386,6 @@ int main() {
   }
   a_branch_that_is_stuck();
   scrub_beside_a_merge();
+  clone_on_a_deleted_snapshot();
   return 0;
 }
