@@ -2,10 +2,12 @@
 
 #include <unistd.h>
 
+#include <chrono>
 #include <climits>
 #include <cstdlib>
 #include <ctime>
 #include <filesystem>
+#include <thread>
 
 #include "image_state.h"
 #include "rules.h"
@@ -191,15 +193,54 @@ Result<LoadedStructure> load_structure(const File& file, const GenerationWatch* 
   }
 }
 
+namespace {
+
+constexpr std::chrono::minutes kSealingTime{1};  // a disk that needs longer for a sync has worse troubles
+
+const Layer* named_by(const BaseSpec& spec, const Directory& directory) {
+  return spec.layer ? directory.find(spec.layer) : directory.find(spec.snapshot);
+}
+
+// A snapshot that is just being taken is seen before it is durable: a power cut would take it from under whoever stands on it. Its
+// writer seals it soon; where no writer lives any more, we are one for a moment, for opening the image seals what is not.
+Result<LoadedStructure> load_sealed(const std::shared_ptr<File>& file, const BaseSpec& spec) {
+  using namespace std::chrono_literals;
+  auto watch = GenerationWatch::start(*file);
+  if (!watch) return watch.error();
+  const std::string name = spec.path + "@" + (spec.layer ? std::to_string(spec.layer) : spec.snapshot);
+  const auto give_up = std::chrono::steady_clock::now() + kSealingTime;
+  for (;;) {
+    auto loaded = load_structure(*file, watch->get());
+    if (!loaded) return loaded;
+    const Layer* layer = named_by(spec, loaded->directory);
+    if (!layer || layer->id <= loaded->superblock.sealed || layer->id == loaded->directory.active) return loaded;
+    if (!keeps(Rule::kSealedBeforeNamed)) return loaded;
+    if (file->is_locked_by_other()) {
+      if (std::chrono::steady_clock::now() > give_up)
+        return Error(Code::kLocked, name + " is still being made durable by the process that has " + spec.path +
+                                        " open: try again later");
+      std::this_thread::sleep_for(2ms);
+      continue;
+    }
+    OpenOptions writing;
+    writing.write = true;
+    auto image = Image::open(spec.path, writing);
+    const Result<void> sealed = image ? (*image)->close() : Result<void>(image.error());
+    if (!sealed && sealed.error().code != Code::kLocked)
+      return Error(sealed.error().code, sealed.error().err,
+                   name + " is not durable, for the process that took it has ended, and " + spec.path +
+                       " cannot be opened for writing to make it so: " + sealed.error().message);
+  }
+}
+
+}  // namespace
+
 Result<FoundBase> find_base(const std::string& image_path, const BaseSpec& spec) {
   auto file = File::open(spec.path, false, nullptr);
   if (!file) return missing_base(image_path, spec.path, file.error());
-  auto watch = GenerationWatch::start(**file);
-  if (!watch) return watch.error();
-  auto loaded = load_structure(**file, watch->get());
+  auto loaded = load_sealed(*file, spec);
   if (!loaded) return loaded.error();
-
-  const Layer* layer = spec.layer ? loaded->directory.find(spec.layer) : loaded->directory.find(spec.snapshot);
+  const Layer* layer = named_by(spec, loaded->directory);
   if (!layer || layer->id == loaded->directory.active || loaded->directory.is_spent(*layer))
     return Error(Code::kNotFound, spec.layer ? spec.path + " has no frozen layer " + std::to_string(spec.layer)
                                              : spec.path + " has no snapshot called " + spec.snapshot);

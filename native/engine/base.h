@@ -18,7 +18,7 @@ struct FoundBase {
 };
 
 // Looks up what a new image at `image_path` is to stand on. The stored path is relative to the image's directory where
-// the base lies in or below it, or where the caller's path is relative; otherwise absolute.
+// the base lies in or below it, or where the caller's path is relative; otherwise absolute. Waits until the layer is durable.
 Result<FoundBase> find_base(const std::string& image_path, const BaseSpec& spec);
 
 // The image's directory, with symbolic links resolved: what a relative base path is relative to.

@@ -117,7 +117,11 @@ Result<uint64_t> Image::freeze_for_clone(const std::string& name) {
     const Layer* parent = state.directory.find(active.parent);
     auto empty = state.active_is_empty();
     if (!empty) return empty.error();
-    if (*empty && parent && !parent->hidden && parent->size == active.size) return parent->id;
+    if (*empty && parent && !parent->hidden && parent->size == active.size) {
+      // Where the sync of its snapshot failed it is not durable.
+      PCOW_TRY(state.seal(state.space->file_end()));
+      return parent->id;
+    }
   }
   auto pending = PendingSnapshot::prepare(this, name, true);
   if (!pending) return pending.error();

@@ -52,6 +52,7 @@ const Breach kBreaches[] = {
     BREACH(kSuperblockBeforeReturn, "several children"),
     BREACH(kOtherSlot, "snapshots"),
     BREACH(kDurableBeforeSeal, "meanwhile"),
+    BREACH(kSealedBeforeNamed, "clone of a snapshot"),
     BREACH(kSealBeforeReturn, "snapshots"),
     BREACH(kSyncBeforeClean, "expansion"),
     BREACH(kHolesBeforeClean, "mapping"),

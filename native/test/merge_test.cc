@@ -1,12 +1,17 @@
 // What happens to an image while a deleted snapshot is merged into its heir. The progress callback of the deletion stands
 // between two chunks of the merge: what it does there happens after the first chunk has been handed on, every time.
+#include <atomic>
 #include <cerrno>
+#include <chrono>
 #include <cstring>
+#include <filesystem>
+#include <thread>
 #include <vector>
 
 #include "../engine/check.h"
 #include "../engine/file.h"
 #include "../engine/scrub.h"
+#include "../engine/superblock.h"
 #include "check.h"
 
 using namespace pcow;
@@ -371,6 +376,44 @@ void clone_on_a_deleted_snapshot() {
   FAILS(create_image(directory / "another.pcow", options), Code::kNotFound);
 }
 
+// A snapshot that other processes see, but that is not durable yet: who wants to stand on it waits. If its writer has died, it is made
+// durable by whoever comes.
+void clone_on_an_unsealed_snapshot(bool writer_dies) {
+  TemporaryDirectory directory;
+  std::string path = directory / "base.pcow";
+  auto base = new_image(path);
+  put(base.get(), 0, kBlock, 's');
+  auto pending = MUST(PendingSnapshot::prepare(base.get(), "s", false));
+  pending->close_gate();
+  MUST(pending->commit());
+  const auto sealed = [&] { return MUST(read_superblock(*MUST(File::open(path, false, nullptr)))).sealed; };
+  CHECK(sealed() == 0);
+  if (writer_dies) {
+    // As the page cache has it; nobody has this file open.
+    const std::string copy = directory / "copy.pcow";
+    std::filesystem::copy_file(path, copy);
+    path = copy;
+  }
+  std::atomic<bool> made{false};
+  std::thread cloning([&] {
+    CreateOptions options;
+    options.has_base = true;
+    options.base = {path, "s"};
+    MUST(create_image(directory / "clone.pcow", options));
+    CHECK(sealed() == 1);
+    made = true;
+  });
+  if (!writer_dies) {
+    // However long it takes to get there: it must not be made before.
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    CHECK(!made);
+    MUST(pending->finish());
+  }
+  cloning.join();
+  CHECK(holds(*MUST(Image::open(directory / "clone.pcow", {})), nullptr, 0, kBlock, 's'));
+  if (writer_dies) MUST(pending->finish());
+}
+
 }  // namespace
 
 int main() {
@@ -387,5 +430,7 @@ int main() {
   a_branch_that_is_stuck();
   scrub_beside_a_merge();
   clone_on_a_deleted_snapshot();
+  clone_on_an_unsealed_snapshot(false);
+  clone_on_an_unsealed_snapshot(true);
   return 0;
 }

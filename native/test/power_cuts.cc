@@ -85,6 +85,7 @@ void PowerCuts::check(DiskState state) {
       why += (why.empty() ? "" : "; or, if what was under way is over: ") + difference(world, content);
     run_->fail(why);
   }
+  if (also) also(path);
   if (!nested_ && run_->random() % 24 == 0) cut_recovery(state);
   go_on(path, std::move(content));
 }

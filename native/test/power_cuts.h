@@ -24,6 +24,8 @@ class PowerCuts : public pcow::FileObserver {
   std::vector<World> worlds;  // what a state may hold at present
   // Does something else at a moment when another thread could: after a sync has taken down what it covers.
   std::function<void()> interrupt;
+  // Looks at a state, too, in a file by this path.
+  std::function<void(const std::string& path)> also;
   bool checksums = false;        // some layers have them
   bool whole_checksums = false;  // of a layer, all are made at once, and it takes nothing in later
 

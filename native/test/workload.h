@@ -43,6 +43,8 @@ class Workload {
   void two_deletions();
   // The layer that goes has checksums, and its heir writes into blocks as soon as it has taken them over.
   void merge_with_checksums();
+  // Another process makes an image on a snapshot while it is being taken. That image is durable: a power cut must not take its base away.
+  void clone_of_a_snapshot();
   void go(int steps);
 
  private:

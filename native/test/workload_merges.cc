@@ -1,4 +1,10 @@
 // Deletions at moments that a random workload hits too seldom.
+#include <unistd.h>
+
+#include <atomic>
+#include <filesystem>
+#include <thread>
+
 #include "../engine/geometry.h"
 #include "workload.h"
 
@@ -51,6 +57,49 @@ void Workload::merge_with_checksums() {
     return true;
   };
   remove("s0", between);
+  finish();
+}
+
+void Workload::clone_of_a_snapshot() {
+  run_->where = profile_.name;
+  prepare();
+  write(0, 12);
+  const std::string clone = directory_ / "clone.pcow";
+  Content after = now_;
+  after.snapshots["s"] = now_.active;
+  const auto look_at_clone = [&](const std::string& state) {
+    const std::string base = directory_ / "states/image.pcow";
+    std::filesystem::remove(base);
+    std::filesystem::create_hard_link(state, base);
+    const auto image = run_->must(open_image(directory_ / "states/clone.pcow", false, nullptr), "open the clone");
+    if (read_content(*run_, *image).active != after.snapshots["s"]) run_->fail("the clone holds something else");
+  };
+  std::atomic<bool> made{false};
+  std::thread cloning;
+  const auto take = [&]() -> Result<void> {
+    auto pending = PendingSnapshot::prepare(image_.get(), "s", false);
+    if (!pending) return pending.error();
+    (*pending)->close_gate();
+    PCOW_TRY((*pending)->commit());
+    cloning = std::thread([&] {
+      CreateOptions options;
+      options.has_base = true;
+      options.base.path = image_path_;
+      options.base.snapshot = "s";
+      run_->must(create_image(clone, options), "clone");
+      std::filesystem::copy_file(clone, directory_ / "states/clone.pcow");
+      made = true;
+    });
+    // Time enough for it, if it does not wait.
+    for (int i = 0; i < 100 && !made; i++) usleep(200);
+    if (made) cuts_.also = look_at_clone;
+    return (*pending)->finish();
+  };
+  if (attempt("snapshot", after, {world_, exactly(after)}, take)) settle(exactly(after));
+  cloning.join();
+  cuts_.also = look_at_clone;
+  write(0, 12);
+  sync();
   finish();
 }
 
