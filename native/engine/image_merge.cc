@@ -187,7 +187,8 @@ Result<void> ImageState::release_layer(const Layer& gone, const Layer* heir) {
         EntryPage page;
         PCOW_TRY(read_entry_page(*file, gone.table_offset, entries, chunk, &page));
         std::array<uint32_t, kBlocksPerChunk> unnamed;
-        std::transform(page.begin(), page.end(), unnamed.begin(), [](uint64_t word) { return Entry::unpack(word).index; });
+        std::transform(page.begin(), page.end(), unnamed.begin(),
+                       [](uint64_t word) { return Entry::unpack(word).index; });
         for (const Layer& other : others) {
           if (chunk >= geometry.chunks_for(other.size)) continue;
           PCOW_TRY(read_entry_page(*file, other.table_offset, geometry.blocks_for(other.size), chunk, &page));
@@ -227,9 +228,8 @@ Result<void> ImageState::collect(const Progress& progress) {
     const auto may_go = [&](const Layer& layer) {
       if (!directory.is_spent(layer) || stuck.contains(layer.id)) return false;
       if (!keeps(Rule::kMergeNearestFirst)) return true;
-      return std::none_of(directory.layers.begin(), directory.layers.end(), [&](const Layer& other) {
-        return other.parent == layer.id && directory.is_spent(other);
-      });
+      return std::none_of(directory.layers.begin(), directory.layers.end(),
+                          [&](const Layer& other) { return other.parent == layer.id && directory.is_spent(other); });
     };
     const auto spent = std::find_if(directory.layers.begin(), directory.layers.end(), may_go);
     if (spent == directory.layers.end()) break;
@@ -253,8 +253,8 @@ Result<void> ImageState::finish_deletions(const std::string& what) {
   const Error& why = collected.error();
   const bool damaged = why.code == Code::kCorrupt;
   return Error(why.code, why.err,
-               path + ": " + what + " waits for the deletion of a snapshot that was begun, and it cannot be finished: " +
-                   why.message +
+               path + ": " + what +
+                   " waits for the deletion of a snapshot that was begun, and it cannot be finished: " + why.message +
                    (damaged ? ". Write the damaged place anew, or take the checksums away (pcow scrub --remove)" : ""));
 }
 

@@ -38,7 +38,7 @@ enum class Rule {
   kSuperblockBeforeReturn,       // the superblock is on the disk before a change returns
   kOtherSlot,                    // the superblock that counts is never overwritten
   kDurableBeforeSeal,            // a frozen layer is on the disk before the superblock that seals it
-  kSealedBeforeNamed,             // a frozen layer is sealed before another image names it as its base
+  kSealedBeforeNamed,            // a frozen layer is sealed before another image names it as its base
   kSealBeforeReturn,             // the seal is on the disk before a snapshot returns
   // Closing.
   kSyncBeforeClean,   // everything is on the disk before the superblock says `clean`

@@ -45,6 +45,7 @@ void Workload::merge_with_checksums() {
   const uint64_t sectors = block_size_ / kSector;
   run_->where = profile_.name;
   prepare();
+  resize((kBlocksPerChunk + 2) * sectors);
   write(0, kBlocks * sectors);
   write(kBlocksPerChunk * sectors, sectors);  // so that the merge has two chunks
   snapshot();
