@@ -28,9 +28,10 @@
         "<!@(node -p \"['engine', 'monitor'].flatMap((dir) => fs.readdirSync(dir).filter((name) => name.endsWith('.cc')).sort().map((name) => dir + '/' + name)).join(' ')\")"
       ],
       "defines": ["_GNU_SOURCE", "_FILE_OFFSET_BITS=64"],
-      "cflags_cc!": ["-std=gnu++17"],
+      # With exceptions: a thread of the application that is cancelled in one of the interposed functions unwinds through it.
+      "cflags_cc!": ["-std=gnu++17", "-fno-exceptions"],
       "cflags": ["-fvisibility=hidden"],
-      "cflags_cc": ["-std=c++20", "-Wall", "-Wextra", "-Werror"],
+      "cflags_cc": ["-std=c++20", "-fexceptions", "-Wall", "-Wextra", "-Werror"],
       "ldflags": ["-static-libstdc++", "-static-libgcc", "-Wl,--exclude-libs,ALL"],
       "libraries": ["-lpthread"]
     }

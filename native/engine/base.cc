@@ -24,7 +24,7 @@ Result<std::string> real_path(const std::string& path) {
 // Where an open file really is: what the descriptor was opened through does not matter any more.
 Result<std::string> path_of(const File& file) {
   char target[PATH_MAX];
-  const std::string link = "/proc/self/fd/" + std::to_string(file.descriptor());
+  const std::string link = "/proc/thread-self/fd/" + std::to_string(file.descriptor());
   const ssize_t length = readlink(link.c_str(), target, sizeof target);
   if (length < 0) return system_error(errno, "cannot tell where " + file.path() + " is");
   return std::string(target, static_cast<size_t>(length));

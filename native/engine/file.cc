@@ -194,8 +194,11 @@ Result<std::unique_ptr<Mapping>> File::map(uint64_t offset, uint64_t length, boo
   if (!err) {
     void* address = mmap(nullptr, length, PROT_READ | (write ? PROT_WRITE : 0), MAP_SHARED, descriptor_,
                          static_cast<off_t>(offset));
-    if (address != MAP_FAILED) return std::make_unique<Mapping>(address, length);
+    // Not for a child of fork(2): as long as it lives, a mapping of its own would keep the writer's lock of a parent that has ended.
+    if (address != MAP_FAILED && madvise(address, length, MADV_DONTFORK) == 0)
+      return std::make_unique<Mapping>(address, length);
     err = errno;
+    if (address != MAP_FAILED) munmap(address, length);
   }
   return system_error(err, "cannot map " + path_);
 }

@@ -92,7 +92,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   }
   Session& session = (*attachment)->session();
   const size_t length = session.image().size();
-  const auto memory = session.map(nullptr, false, length, write ? PROT_READ | PROT_WRITE : PROT_READ, 0);
+  const auto memory = session.map(length, write ? PROT_READ | PROT_WRITE : PROT_READ, 0);
   auto* bytes = memory ? static_cast<volatile char*>(*memory) : nullptr;
   if (bytes && write) bytes[0] = 1;
   mount.join();
@@ -100,7 +100,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     bytes[length - 1] = 1;
     if (bytes[0] != 1) abort();
   }
-  if (memory) session.unmap(*memory, length);
+  if (memory) (void)session.unmap(*memory, length);
   (*attachment)->detach();
   return 0;
 }

@@ -8,11 +8,8 @@
 
 #include <algorithm>
 #include <chrono>
-#include <csignal>
 #include <cstring>
-#include <thread>
 
-#include "inside.h"
 #include "log.h"
 
 namespace pcow {
@@ -131,7 +128,7 @@ Result<std::shared_ptr<Attachment>> Attachment::attach(const std::string& socket
   attachment->session_ = std::move(*session);
   attachment->stop_ = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
   log_detail("attached " + options.given.front().path + (write ? " for writing" : " for reading"));
-  attachment->start_control_thread();
+  PCOW_TRY(attachment->control_.start("pcow-control", [serving = attachment.get()] { serving->serve_mount(); }));
   return attachment;
 }
 
@@ -139,17 +136,7 @@ Attachment::~Attachment() {
   if (stop_ >= 0) close(stop_);
 }
 
-void Attachment::start_control_thread() {
-  sigset_t all;
-  sigset_t before;
-  sigfillset(&all);
-  pthread_sigmask(SIG_SETMASK, &all, &before);
-  control_ = std::thread([this] { serve_mount(); });
-  pthread_sigmask(SIG_SETMASK, &before, nullptr);
-}
-
 void Attachment::serve_mount() {
-  const Inside inside;
   for (;;) {
     struct pollfd ready[] = {{stop_, POLLIN, 0}, {socket_.number(), POLLIN, 0}};
     const int count = poll(ready, 2, !socket_ ? kReconnectMs : session_->is_cut() ? patience_.cut_ms : -1);
@@ -212,13 +199,26 @@ void Attachment::detach() {
   (void)!write(stop_, &one, sizeof one);
   control_.join();
   session_->close();
-  // Last: the mount opens the image when the connection ends.
+  release();
+  // Last: the mount opens the image when the connection ends, too.
   socket_.reset();
 }
 
-void Attachment::forget_in_child() {
-  socket_.reset();
-  session_->forget_in_child();
+// The image is closed, and its lock given up. Returns when the mount has taken it back, or does not answer (an old one ends the
+// connection): who writes to the flat file by write(2) next must not find it attached.
+void Attachment::release() {
+  Packet word;
+  word.kind = Kind::kRelease;
+  if (!socket_ || !protocol::send_packet(socket_.number(), word)) return;
+  while (await_packet(socket_.number(), -1, patience_.answer_ms)) {
+    Packet said;
+    std::string reason;
+    if (protocol::receive_packet(socket_.number(), 0, &said, &reason) != Received::kPacket) return;
+    if (said.kind == Kind::kReleased || said.kind == Kind::kRefused) return;
+    // A request that crossed it: the mount does it itself when it has the image back.
+    const Error going(Code::kClosed, ESHUTDOWN, "the process is letting the image go");
+    if (!protocol::send_packet(socket_.number(), failed(said, going))) return;
+  }
 }
 
 }  // namespace pcow

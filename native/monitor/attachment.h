@@ -4,7 +4,6 @@
 
 #include <memory>
 #include <string>
-#include <thread>
 
 #include "packet.h"
 #include "session.h"
@@ -29,17 +28,15 @@ class Attachment {
   Attachment& operator=(const Attachment&) = delete;
 
   Session& session() { return *session_; }
-  // Ends the control thread, and closes the image: the mount takes it back.
+  // Ends the control thread, and closes the image: when it returns the mount has it back, or does not answer.
   void detach();
-  // In the child of a fork(2): what would keep the image from the mount when the parent has ended is given up.
-  void forget_in_child();
 
  private:
   Attachment(std::string socket_path, protocol::Descriptor socket, const Patience& patience)
       : socket_path_(std::move(socket_path)), patience_(patience), socket_(std::move(socket)) {}
-  void start_control_thread();
   void serve_mount();  // the control thread
   bool resume();
+  void release();
   protocol::Packet answer(const protocol::Packet& request);
 
   const std::string socket_path_;
@@ -48,7 +45,7 @@ class Attachment {
   std::unique_ptr<Session> session_;
   std::string uuid_;
   int stop_ = -1;  // eventfd: the control thread is to end
-  std::thread control_;
+  Thread control_;
 };
 
 }  // namespace pcow

@@ -7,6 +7,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 
 #include "system_calls.h"
@@ -42,7 +43,7 @@ Result<std::unique_ptr<FaultDescriptor>> FaultDescriptor::open() {
           Code::kPermission, err,
           "no right to userfaultfd: as root, run \"chmod 666 /dev/userfaultfd\" (or a group's mode of your choice), "
           "or \"sysctl vm.unprivileged_userfaultfd=1\"");
-    return system_error(err, "this kernel has no userfaultfd");
+    return system_error(err, err == ENOSYS ? "this kernel has no userfaultfd" : "cannot make a userfaultfd");
   }
   struct uffdio_api api = {};
   api.api = UFFD_API;
@@ -67,6 +68,12 @@ Result<void*> FaultDescriptor::reserve(size_t length, int protection) const {
   if (aligned > start) system_munmap(found, aligned - start);
   system_munmap(reinterpret_cast<void*>(aligned + length), start + roomy - aligned - length);
   void* address = reinterpret_cast<void*>(aligned);
+  // A child of fork(2) would have no userfaultfd, and read zeros. So it has no mapping either: accessing it raises SIGSEGV there.
+  if (system_madvise(address, length, MADV_DONTFORK) < 0) {
+    const int err = errno;
+    system_munmap(address, length);
+    return system_error(err, "cannot keep the image's mapping from children of this process");
+  }
   struct uffdio_register whole = {};
   whole.range = {aligned, length};
   whole.mode = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP;
@@ -79,17 +86,23 @@ Result<void*> FaultDescriptor::reserve(size_t length, int protection) const {
 }
 
 Result<void> FaultDescriptor::copy_protected(void* to, const void* from, size_t length) const {
+  // The kernel copies into one of its mappings at a time, and the application may have split ours in many ways (madvise, mbind, mlock2,
+  // prctl): where a range lies in several, page by page.
+  size_t most = length;
   for (size_t done = 0; done < length;) {
     struct uffdio_copy copy = {};
     copy.dst = reinterpret_cast<uintptr_t>(to) + done;
     copy.src = reinterpret_cast<uintptr_t>(from) + done;
-    copy.len = length - done;
+    copy.len = std::min(length - done, most);
     copy.mode = UFFDIO_COPY_MODE_WP | UFFDIO_COPY_MODE_DONTWAKE;
-    if (ioctl(descriptor_, UFFDIO_COPY, &copy) == 0) return {};
-    if (copy.copy > 0) {
+    if (ioctl(descriptor_, UFFDIO_COPY, &copy) == 0) {
+      done += copy.len;
+    } else if (copy.copy > 0) {
       done += static_cast<size_t>(copy.copy);
     } else if (errno == EEXIST) {
       done += 4096;  // that page is there already
+    } else if (errno == ENOENT && most > 4096) {
+      most = 4096;
     } else if (errno != EAGAIN) {
       return system_error(errno, "cannot copy pages into the guest's memory");
     }

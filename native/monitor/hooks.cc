@@ -1,122 +1,73 @@
-// The functions of the C library that the preloaded monitor interposes. Each looks whether the call is about a flat file of
-// a Pcow mount, or memory that is one's mapping; everything else goes straight to the kernel.
+// The functions of the C library that the preloaded monitor interposes. Each looks whether the call is about a flat file of a Pcow mount, or
+// memory that is a mapping of one; everything else goes straight to the kernel, without memory or locks of ours (footprint.h). What concerns
+// an image is done by the monitor's own threads (threads.h), through the registry.
 //
-// Threads: all of them, at any time, also before main. The registry's lock is never held while guest memory is touched.
+// Threads: all of the application's, at any time, also before main, in signal handlers, and in the middle of its allocator.
 
 // Both names of each function are defined here, so the headers must not make one of two (off_t has 64 bits anyway).
 #undef _FILE_OFFSET_BITS
 
+#include <dlfcn.h>
 #include <fcntl.h>
 #include <pthread.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <sys/xattr.h>
 
-#include <algorithm>
-#include <atomic>
 #include <cerrno>
 #include <cstdarg>
-#include <cstdlib>
-#include <fstream>
-#include <memory>
-#include <mutex>
-#include <utility>
-#include <vector>
+#include <optional>
+#include <string>
 
-#include "attachment.h"
+#include "direct_reads.h"
+#include "footprint.h"
 #include "inside.h"
 #include "log.h"
 #include "protocol.h"
+#include "registry.h"
 #include "system_calls.h"
+#include "threads.h"
 
 namespace {
 
-using pcow::Attachment;
-using pcow::Error;
-using pcow::Session;
+using pcow::Registry;
+using pcow::footprint::OpenFile;
+namespace footprint = pcow::footprint;
+namespace threads = pcow::threads;
 
 constexpr size_t kPage = 4096;
 
-// An open flat file without a question to its filesystem, which may be a mount that has died.
-struct FlatFile {
-  uint64_t mount = 0;
-  uint64_t inode = 0;
-  friend bool operator==(const FlatFile&, const FlatFile&) = default;
-};
+size_t whole_pages(size_t length) { return (length + kPage - 1) / kPage * kPage; }
 
-bool identify(int descriptor, FlatFile* file) {
-  struct statx found;
-  if (syscall(SYS_statx, descriptor, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_INO | STATX_MNT_ID, &found) < 0)
-    return false;
-  *file = {found.stx_mnt_id, found.stx_ino};
-  return true;
+// Whether the call may be about an image of this process. A child of fork(2) has none, though it has copies of what its parent knows.
+bool concerns(const void* address, size_t length) {
+  return !pcow::Inside::active() && footprint::holds(address, length) && threads::begun();
 }
 
-struct Attached {
-  FlatFile file;
-  std::shared_ptr<Attachment> attachment;
-};
-
-// Held over everything that changes which images are attached: nobody maps an image that another thread is letting go.
-std::recursive_mutex& changing() {
-  static auto* made = new std::recursive_mutex;
-  return *made;
+bool concerns(int descriptor, OpenFile* file) {
+  return !pcow::Inside::active() && !footprint::is_empty() && footprint::identify(descriptor, file) &&
+         footprint::holds(*file) && threads::begun();
 }
 
-// Never destroyed: threads may come here until the very end of the process.
-struct Registry {
-  std::mutex mutex;
-  std::vector<Attached> attached;
-};
-Registry& registry() {
-  static auto* made = new Registry;
-  return *made;
-}
-// So that a process without any attached image pays one load.
-std::atomic<size_t> attached_count{0};
-
-std::vector<Attached> all_attached() {
-  if (attached_count.load(std::memory_order_acquire) == 0) return {};
-  const std::lock_guard lock(registry().mutex);
-  return registry().attached;
+// Has the registry do something on a thread of the monitor; its errno becomes the caller's. What the wait does to errno is undone.
+template <typename Work>
+Registry::Outcome ask(const Work& work) {
+  const int before = errno;
+  const Registry::Outcome outcome = threads::run([&] { return work(Registry::instance()); });
+  errno = outcome.err ? outcome.err : before;
+  return outcome;
 }
 
-std::shared_ptr<Session> session_in(const Attached& attached) {
-  return {attached.attachment, &attached.attachment->session()};
+template <typename Work>
+int ask_for_int(const Work& work) {
+  return ask(work).err ? -1 : 0;
 }
 
-std::shared_ptr<Session> session_of(int descriptor) {
-  FlatFile file;
-  if (attached_count.load(std::memory_order_acquire) == 0 || !identify(descriptor, &file)) return nullptr;
-  for (const Attached& each : all_attached())
-    if (each.file == file) return session_in(each);
-  return nullptr;
-}
-
-std::shared_ptr<Session> session_at(const void* address, size_t length) {
-  for (const Attached& each : all_attached())
-    if (each.attachment->session().overlaps(address, length)) return session_in(each);
-  return nullptr;
-}
-
-uint64_t number_from_environment(const char* name, uint64_t fallback) {
-  const char* text = getenv(name);
-  return text && *text ? strtoull(text, nullptr, 10) : fallback;
-}
-
-uint64_t read_number(const char* path, uint64_t fallback) {
-  std::ifstream file(path);
-  uint64_t number;
-  return file >> number ? number : fallback;
-}
-
-Session::Limits limits() {
-  const auto memory = static_cast<uint64_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
-  const uint64_t mappings = read_number("/proc/sys/vm/max_map_count", 65530);
-  // The rest is for the application, and for runs that meet at a limit of a mapping call.
-  return {number_from_environment("PCOW_CLEAN_CACHE", memory / 4),
-          number_from_environment("PCOW_MAPPING_BUDGET", mappings / 4 * 3)};
+template <typename Work>
+void* ask_for_address(const Work& work) {
+  const Registry::Outcome outcome = ask(work);
+  return outcome.err ? MAP_FAILED : outcome.address;
 }
 
 void* fail(int err) {
@@ -124,176 +75,133 @@ void* fail(int err) {
   return MAP_FAILED;
 }
 
-// A fork in the middle of anything: the child is told with every lock held that guards what it looks at.
-void before_fork() {
-  const pcow::Inside inside;
-  changing().lock();
-  registry().mutex.lock();
-  for (const Attached& each : registry().attached) each.attachment->session().lock_for_fork();
+// A function of the C library that this one stands before, for the calls that are none of ours: some are cancellation points, and only the
+// library knows how. Before the constructor has run: null.
+template <typename Function>
+Function* next_function(const char* name) {
+  return reinterpret_cast<Function*>(dlsym(RTLD_NEXT, name));
 }
 
-void after_fork_in_parent() {
-  for (const Attached& each : registry().attached) each.attachment->session().unlock_after_fork();
-  registry().mutex.unlock();
-  changing().unlock();
+int (*next_fsync)(int) = nullptr;
+int (*next_fdatasync)(int) = nullptr;
+int (*next_msync)(void*, size_t, int) = nullptr;
+ssize_t (*next_read)(int, void*, size_t) = nullptr;
+ssize_t (*next_pread)(int, void*, size_t, off64_t) = nullptr;
+ssize_t (*next_readv)(int, const iovec*, int) = nullptr;
+ssize_t (*next_preadv)(int, const iovec*, int, off64_t) = nullptr;
+ssize_t (*next_preadv2)(int, const iovec*, int, off64_t, int) = nullptr;
+
+__attribute__((constructor)) void find_next_functions() {
+  next_fsync = next_function<int(int)>("fsync");
+  next_fdatasync = next_function<int(int)>("fdatasync");
+  next_msync = next_function<int(void*, size_t, int)>("msync");
+  next_read = next_function<ssize_t(int, void*, size_t)>("read");
+  next_pread = next_function<ssize_t(int, void*, size_t, off64_t)>("pread64");
+  next_readv = next_function<ssize_t(int, const iovec*, int)>("readv");
+  next_preadv = next_function<ssize_t(int, const iovec*, int, off64_t)>("preadv64");
+  next_preadv2 = next_function<ssize_t(int, const iovec*, int, off64_t, int)>("preadv64v2");
 }
 
-// The mappings and the image are the parent's. What the child touches of them is an error, not zeros.
+// In the child of fork(2): the kernel has given it none of the mappings (MADV_DONTFORK), nor the monitor's descriptors and threads.
 void after_fork_in_child() {
-  const pcow::Inside inside;
-  for (const Attached& each : registry().attached) each.attachment->forget_in_child();
-  // Not destroyed: their threads are the parent's alone.
-  (void)new std::vector<Attached>(std::exchange(registry().attached, {}));
-  attached_count = 0;
-  registry().mutex.unlock();
-  changing().unlock();
+  threads::forget();
+  Registry::forget();
+  footprint::clear();
 }
 
-// At exit(3): sync, and leave the image clean. A process that is killed leaves it as it is, and nothing is lost either.
-__attribute__((destructor)) void close_all() {
-  const pcow::Inside inside;
-  for (const Attached& each : all_attached()) each.attachment->detach();
+// At exit(3) what was written is made durable. The image stays attached until the kernel has taken the memory down: other threads may store
+// into it, and destructors that come later. Then the mount takes it back, as after a kill.
+__attribute__((destructor)) void sync_all() {
+  if (pcow::Inside::active() || footprint::is_empty() || !threads::begun()) return;
+  ask([](Registry& registry) {
+    registry.sync_all();
+    return Registry::Outcome{};
+  });
 }
 
-void let_go(const std::shared_ptr<Attachment>& attachment) {
-  {
-    const std::lock_guard lock(registry().mutex);
-    std::erase_if(registry().attached, [&](const Attached& other) { return other.attachment == attachment; });
-    attached_count = registry().attached.size();
-  }
-  attachment->detach();
+// The socket of the mount that a file lies in, or an empty text: it is in no mount of ours. An error: nobody answers.
+int socket_of(int descriptor, std::string* socket) {
+  char path[128];
+  const int before = errno;
+  const ssize_t count = fgetxattr(descriptor, pcow::protocol::kAttribute, path, sizeof path);
+  const int err = count < 0 ? errno : 0;
+  errno = before;
+  if (count > 0) socket->assign(path, static_cast<size_t>(count));
+  // The kernel's answer for a file system whose process has ended.
+  return err == ENOTCONN || err == ECONNABORTED ? err : 0;
 }
 
-void unmap_everywhere(void* address, size_t length) {
-  for (const Attached& each : all_attached()) {
-    Session& session = each.attachment->session();
-    if (!session.overlaps(address, length)) continue;
-    const std::lock_guard lock(changing());
-    if (session.unmap(address, length)) let_go(each.attachment);
-  }
-}
-
-// A shared mapping of a flat file, at the socket of its mount.
-void* map_flat_file(const char* socket_path, void* address, size_t length, int protection, int flags, int descriptor,
-                    off_t offset) {
+// A shared mapping of a file that may be a flat file. None: it is not.
+std::optional<void*> map_if_flat(void* address, size_t length, int protection, int flags, int descriptor,
+                                 off_t offset) {
+  OpenFile file;
+  std::string socket;
+  const bool attached = concerns(descriptor, &file);
+  const int unanswered = attached ? 0 : socket_of(descriptor, &socket);
+  if (unanswered) return fail(unanswered);
+  if (!attached && socket.empty()) return std::nullopt;
+  if (!footprint::identify(descriptor, &file)) return fail(errno);
   if (flags & MAP_SYNC) return fail(EOPNOTSUPP);  // the image's filesystem is not DAX: mmap(2)
+  if (flags & MAP_LOCKED) return fail(EAGAIN);    // as where too much is locked already: see mlock below
   if (length == 0 || offset < 0 || static_cast<uint64_t>(offset) % kPage) return fail(EINVAL);
-  length = (length + kPage - 1) / kPage * kPage;
+  if ((flags & MAP_FIXED) && reinterpret_cast<uintptr_t>(address) % kPage) return fail(EINVAL);
+  static const int fork_watched = pthread_atfork(nullptr, nullptr, after_fork_in_child);
+  if (fork_watched) return fail(fork_watched);
+  if (auto begun = threads::begin(); !begun) {
+    pcow::log_notice(begun.error().message);
+    return fail(begun.error().err);
+  }
   const int access = fcntl(descriptor, F_GETFL) & O_ACCMODE;
-  if (access == O_WRONLY || ((protection & PROT_WRITE) && access != O_RDWR)) return fail(EACCES);
-  FlatFile file;
-  if (!identify(descriptor, &file)) return fail(errno);
-  static const int forks_watched = pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
-  if (forks_watched) return fail(forks_watched);
-
-  // One thread at a time: two mappings of one file share a session.
-  const std::lock_guard one_by_one(changing());
-  // What is replaced goes first: it may be the last mapping of this very file.
-  if (flags & MAP_FIXED) unmap_everywhere(address, length);
-  std::shared_ptr<Session> session = session_of(descriptor);
-  const bool write = (protection & PROT_WRITE) != 0;
-  if (session && write && !session->writable()) {
-    pcow::log_notice(session->image().info().path + " is mapped for reading only in this process; unmap that first");
-    return fail(EBUSY);
-  }
-  if (!session) {
-    auto attachment = Attachment::attach(socket_path, descriptor, write, limits());
-    if (!attachment) {
-      pcow::log_notice("cannot attach: " + attachment.error().message);
-      return fail(attachment.error().err);
-    }
-    const std::lock_guard lock(registry().mutex);
-    registry().attached.push_back({file, *attachment});
-    attached_count = registry().attached.size();
-    session = session_in(registry().attached.back());
-  }
-  // An image of which nothing came to be mapped after all is let go.
-  struct LetGo {
-    FlatFile file;
-    ~LetGo() {
-      for (const Attached& each : all_attached())
-        if (each.file == file && each.attachment->session().is_idle()) let_go(each.attachment);
-    }
-  } const let_go_of_idle{file};
-
-  // The kernel's own mapping first: it finds the place, and stays for what lies beyond the end of the image (SIGBUS, as on
-  // any file). Over the rest comes the session's.
-  void* whole = pcow::system_mmap(address, length, protection, flags, descriptor, offset);
-  if (whole == MAP_FAILED) return MAP_FAILED;
-  const uint64_t size = (session->image().size() + kPage - 1) / kPage * kPage;
-  if (static_cast<uint64_t>(offset) >= size) return whole;
-  const size_t inside = std::min<uint64_t>(length, size - static_cast<uint64_t>(offset));
-  auto mapped = session->map(whole, true, inside, protection, static_cast<uint64_t>(offset));
-  if (!mapped) {
-    pcow::log_notice(session->image().info().path + ": " + mapped.error().message);
-    pcow::system_munmap(whole, length);
-    return fail(mapped.error().err);
-  }
-  pcow::log_detail("took over " + std::to_string(inside) + " bytes of " + session->image().info().path);
-  return whole;
+  const Registry::MapCall call = {
+      address, whole_pages(length), protection, flags, descriptor, offset, static_cast<pid_t>(syscall(SYS_gettid))};
+  return ask_for_address([&](Registry& registry) { return registry.map_flat_file(socket, file, access, call); });
 }
 
 void* map(void* address, size_t length, int protection, int flags, int descriptor, off_t offset) {
-  if (pcow::Inside::active()) return pcow::system_mmap(address, length, protection, flags, descriptor, offset);
-  const pcow::Inside inside;
+  const auto plainly = [&] { return pcow::system_mmap(address, length, protection, flags, descriptor, offset); };
+  if (pcow::Inside::active()) return plainly();
   const int type = flags & MAP_TYPE;
-  if (descriptor >= 0 && !(flags & MAP_ANONYMOUS) && (type == MAP_SHARED || type == MAP_SHARED_VALIDATE)) {
-    char path[128];
-    const int err = errno;
-    const ssize_t count = fgetxattr(descriptor, pcow::protocol::kAttribute, path, sizeof path - 1);
-    errno = err;
-    if (count > 0) {
-      path[count] = 0;
-      return map_flat_file(path, address, length, protection, flags, descriptor, offset);
-    }
-  }
-  if ((flags & MAP_FIXED) && attached_count.load(std::memory_order_acquire)) unmap_everywhere(address, length);
-  return pcow::system_mmap(address, length, protection, flags, descriptor, offset);
-}
-
-int outcome_of(const pcow::Result<void>& result) {
-  if (result) return 0;
-  pcow::log_notice(result.error().message);
-  errno = result.error().err;
-  return -1;
+  if (descriptor >= 0 && !(flags & MAP_ANONYMOUS) && (type == MAP_SHARED || type == MAP_SHARED_VALIDATE))
+    if (const auto mapped = map_if_flat(address, length, protection, flags, descriptor, offset)) return *mapped;
+  if (!(flags & MAP_FIXED) || length == 0 || reinterpret_cast<uintptr_t>(address) % kPage ||
+      !concerns(address, whole_pages(length)))
+    return plainly();
+  const Registry::MapCall call = {
+      address, whole_pages(length), protection, flags, descriptor, offset, static_cast<pid_t>(syscall(SYS_gettid))};
+  return ask_for_address([&](Registry& registry) { return registry.map_over(call); });
 }
 
 int allocate(int descriptor, int mode, off_t offset, off_t length) {
-  const auto session = pcow::Inside::active() ? nullptr : session_of(descriptor);
-  if (!session) return static_cast<int>(syscall(SYS_fallocate, descriptor, mode, offset, length));
-  const pcow::Inside inside;
+  const auto plainly = [&] { return static_cast<int>(syscall(SYS_fallocate, descriptor, mode, offset, length)); };
+  OpenFile file;
+  if (!concerns(descriptor, &file)) return plainly();
+  const int flags = fcntl(descriptor, F_GETFL);
+  const int access = flags & O_ACCMODE;
+  if ((flags & O_PATH) || access == O_RDONLY) return errno = EBADF, -1;
+  if (offset < 0 || length <= 0) return errno = EINVAL, -1;
   const bool zeroes =
       mode == (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE) || (mode & ~FALLOC_FL_KEEP_SIZE) == FALLOC_FL_ZERO_RANGE;
-  if (offset < 0 || length <= 0) {
-    errno = EINVAL;
-    return -1;
-  }
-  if (!zeroes) {
-    errno = EOPNOTSUPP;
-    return -1;
-  }
-  const uint64_t size = session->image().size();
-  const auto from = std::min<uint64_t>(static_cast<uint64_t>(offset), size);
-  return outcome_of(session->discard(from, std::min<uint64_t>(static_cast<uint64_t>(length), size - from)));
+  if (!zeroes) return errno = EOPNOTSUPP, -1;
+  bool ours = false;
+  const int outcome = ask_for_int([&](Registry& registry) {
+    Registry::Outcome done;
+    ours = registry.discard_file(file, static_cast<uint64_t>(offset), static_cast<uint64_t>(length), &done);
+    return done;
+  });
+  return ours ? outcome : plainly();
 }
 
 int advise(void* address, size_t length, int advice) {
-  if (pcow::Inside::active()) return pcow::system_madvise(address, length, advice);
-  const pcow::Inside inside;
-  const auto session = session_at(address, length);
-  if (!session) return pcow::system_madvise(address, length, advice);
+  const auto plainly = [&] { return pcow::system_madvise(address, length, advice); };
+  if (reinterpret_cast<uintptr_t>(address) % kPage || length == 0 || !concerns(address, whole_pages(length)))
+    return plainly();
   switch (advice) {
-    case MADV_REMOVE: {
-      uint64_t offset;
-      uint64_t found;
-      if (!session->find(address, length, &offset, &found)) break;
-      return outcome_of(session->discard(offset, found));
-    }
+    case MADV_REMOVE:
+      return ask_for_int([&](Registry& registry) { return registry.remove_range(address, whole_pages(length)); });
     case MADV_FREE:
     case MADV_WIPEONFORK:
-      errno = EINVAL;  // as for every shared mapping of a file
-      return -1;
-    // Advice about anonymous memory, or flags that would split our mappings apart: nothing to do for a file.
+      return errno = EINVAL, -1;  // as for every shared mapping of a file
+    // Advice about anonymous memory, or flags that would split our mappings apart: nothing to do for a file. And a child does not get them.
     case MADV_HUGEPAGE:
     case MADV_NOHUGEPAGE:
     case MADV_MERGEABLE:
@@ -302,9 +210,43 @@ int advise(void* address, size_t length, int advice) {
     case MADV_DOFORK:
     case MADV_DONTDUMP:
     case MADV_DODUMP: return 0;
-    default: break;
+    default: return plainly();
   }
-  return pcow::system_madvise(address, length, advice);
+}
+
+// fsync and fdatasync of a flat file are cancellation points like those of every file: at their beginning.
+template <typename Next>
+int sync_file(int descriptor, Next* next, long number) {
+  OpenFile file;
+  if (concerns(descriptor, &file)) {
+    pthread_testcancel();
+    bool ours = false;
+    const int outcome = ask_for_int([&](Registry& registry) {
+      Registry::Outcome done;
+      ours = registry.sync_file(file, &done);
+      return done;
+    });
+    if (ours) return outcome;
+  }
+  return next && !pcow::Inside::active() ? next(descriptor) : static_cast<int>(syscall(number, descriptor));
+}
+
+// Whether a read goes past the page cache into an image's memory (direct_reads.h).
+bool reads_directly_into_image(int descriptor, const iovec* parts, int count) {
+  if (pcow::Inside::active() || footprint::is_empty()) return false;
+  for (int i = 0; i < count; i++)
+    if (footprint::holds(parts[i].iov_base, parts[i].iov_len)) {
+      const int flags = static_cast<int>(syscall(SYS_fcntl, descriptor, F_GETFL));
+      return flags >= 0 && (flags & O_DIRECT);
+    }
+  return false;
+}
+
+template <typename Call>
+ssize_t read_by(int descriptor, const iovec* parts, int count, const Call& call) {
+  if (!reads_directly_into_image(descriptor, parts, count)) return call();
+  const pcow::direct_reads::Read read;
+  return call();
 }
 
 }  // namespace
@@ -321,73 +263,61 @@ PCOW_HOOK void* mmap64(void* address, size_t length, int protection, int flags, 
 }
 
 PCOW_HOOK int munmap(void* address, size_t length) noexcept {
-  if (length == 0 || reinterpret_cast<uintptr_t>(address) % kPage) {
-    errno = EINVAL;
-    return -1;
-  }
-  if (pcow::Inside::active()) return pcow::system_munmap(address, length);
-  const pcow::Inside inside;
-  length = (length + kPage - 1) / kPage * kPage;
-  unmap_everywhere(address, length);
-  return pcow::system_munmap(address, length);
+  if (reinterpret_cast<uintptr_t>(address) % kPage || length == 0 || !concerns(address, whole_pages(length)))
+    return pcow::system_munmap(address, length);
+  return ask_for_int([&](Registry& registry) { return registry.unmap(address, whole_pages(length)); });
 }
 
 PCOW_HOOK void* mremap(void* old, size_t old_length, size_t length, int flags, ...) noexcept {
   void* target = nullptr;
-  if (flags & MREMAP_FIXED) {
+  if (flags & (MREMAP_FIXED | MREMAP_DONTUNMAP)) {
     va_list rest;
     va_start(rest, flags);
     target = va_arg(rest, void*);
     va_end(rest);
   }
-  if (pcow::Inside::active()) return pcow::system_mremap(old, old_length, length, flags, target);
-  const pcow::Inside inside;
-  if (!session_at(old, old_length)) {
-    if (flags & MREMAP_FIXED) unmap_everywhere(target, length);
-    return pcow::system_mremap(old, old_length, length, flags, target);
+  const auto plainly = [&] { return pcow::system_mremap(old, old_length, length, flags, target); };
+  if (reinterpret_cast<uintptr_t>(old) % kPage || length == 0) return plainly();
+  if (!concerns(old, old_length ? whole_pages(old_length) : kPage)) {
+    if (!(flags & MREMAP_FIXED) || reinterpret_cast<uintptr_t>(target) % kPage ||
+        !concerns(target, whole_pages(length)))
+      return plainly();
+    return ask_for_address(
+        [&](Registry& registry) { return registry.move_over(old, old_length, whole_pages(length), flags, target); });
   }
-  // Shrinking in place is cutting off the end; a mapping that serves a guest is not moved, and a file's end not passed.
-  if (length > old_length || (flags & MREMAP_FIXED) || length == 0) return fail(length == 0 ? EINVAL : ENOMEM);
-  if (length < old_length) unmap_everywhere(static_cast<char*>(old) + length, old_length - length);
-  return old;
+  // A second mapping of the same pages is what no snapshot would take down; a mapping that serves a guest is not moved, and a file's end
+  // not passed. Shrinking in place is cutting off the end.
+  if (old_length == 0 || (flags & MREMAP_DONTUNMAP)) return fail(EINVAL);
+  if (whole_pages(length) > whole_pages(old_length) || (flags & MREMAP_FIXED)) return fail(ENOMEM);
+  const size_t kept = whole_pages(length);
+  if (kept == whole_pages(old_length)) return old;
+  const int cut = ask_for_int([&](Registry& registry) {
+    return registry.unmap(static_cast<char*>(old) + kept, whole_pages(old_length) - kept);
+  });
+  return cut < 0 ? MAP_FAILED : old;
 }
 
 PCOW_HOOK int madvise(void* address, size_t length, int advice) noexcept { return advise(address, length, advice); }
 
 PCOW_HOOK int mprotect(void* address, size_t length, int protection) noexcept {
-  // The kernel checks the arguments, and changes what lies around our mappings.
-  if (pcow::system_mprotect(address, length, protection) < 0) return -1;
-  if (pcow::Inside::active() || attached_count.load(std::memory_order_acquire) == 0) return 0;
-  const pcow::Inside inside;
-  for (const Attached& each : all_attached()) {
-    Session& session = each.attachment->session();
-    if (!session.overlaps(address, length)) continue;
-    if (const int outcome = outcome_of(session.protect(address, length, protection))) return outcome;
-  }
-  return 0;
+  if (reinterpret_cast<uintptr_t>(address) % kPage || length == 0 || !concerns(address, whole_pages(length)))
+    return pcow::system_mprotect(address, length, protection);
+  return ask_for_int([&](Registry& registry) { return registry.protect(address, whole_pages(length), protection); });
 }
 
 PCOW_HOOK int msync(void* address, size_t length, int flags) {
-  if (pcow::Inside::active()) return static_cast<int>(syscall(SYS_msync, address, length, flags));
-  const pcow::Inside inside;
-  const auto session = session_at(address, length);
-  if (!session) return static_cast<int>(syscall(SYS_msync, address, length, flags));
-  // The kernel checks the arguments; what MS_SYNC promises is the engine's to do.
-  if (syscall(SYS_msync, address, length, flags & ~MS_SYNC) < 0) return -1;
-  return (flags & MS_SYNC) ? outcome_of(session->sync()) : 0;
+  const bool checked = reinterpret_cast<uintptr_t>(address) % kPage == 0 && length != 0;
+  if (checked && concerns(address, whole_pages(length))) {
+    pthread_testcancel();
+    return ask_for_int([&](Registry& registry) { return registry.sync_range(address, whole_pages(length), flags); });
+  }
+  return next_msync && !pcow::Inside::active() ? next_msync(address, length, flags)
+                                               : static_cast<int>(syscall(SYS_msync, address, length, flags));
 }
 
-PCOW_HOOK int fsync(int descriptor) {
-  const auto session = pcow::Inside::active() ? nullptr : session_of(descriptor);
-  const pcow::Inside inside;
-  return session ? outcome_of(session->sync()) : static_cast<int>(syscall(SYS_fsync, descriptor));
-}
+PCOW_HOOK int fsync(int descriptor) { return sync_file(descriptor, next_fsync, SYS_fsync); }
 
-PCOW_HOOK int fdatasync(int descriptor) {
-  const auto session = pcow::Inside::active() ? nullptr : session_of(descriptor);
-  const pcow::Inside inside;
-  return session ? outcome_of(session->sync()) : static_cast<int>(syscall(SYS_fdatasync, descriptor));
-}
+PCOW_HOOK int fdatasync(int descriptor) { return sync_file(descriptor, next_fdatasync, SYS_fdatasync); }
 
 PCOW_HOOK int fallocate(int descriptor, int mode, off_t offset, off_t length) {
   return allocate(descriptor, mode, offset, length);
@@ -399,9 +329,65 @@ PCOW_HOOK int fallocate64(int descriptor, int mode, off64_t offset, off64_t leng
 
 // Locked pages would all have to be the image's own: what a file may answer where the limit is too low, mlock(2).
 PCOW_HOOK int mlock(const void* address, size_t length) noexcept {
-  if (pcow::Inside::active()) return static_cast<int>(syscall(SYS_mlock, address, length));
-  const pcow::Inside inside;
-  if (!session_at(address, length)) return static_cast<int>(syscall(SYS_mlock, address, length));
-  errno = ENOMEM;
-  return -1;
+  if (!concerns(address, length)) return static_cast<int>(syscall(SYS_mlock, address, length));
+  return errno = ENOMEM, -1;
+}
+
+PCOW_HOOK int mlock2(const void* address, size_t length, unsigned flags) noexcept {
+  if (!concerns(address, length)) return static_cast<int>(syscall(SYS_mlock2, address, length, flags));
+  return errno = ENOMEM, -1;
+}
+
+// An order of pages of its own is what a mapping of a block format never has.
+PCOW_HOOK int remap_file_pages(void* address, size_t length, int protection, size_t page, int flags) noexcept {
+  if (!concerns(address, length))
+    return static_cast<int>(syscall(SYS_remap_file_pages, address, length, protection, page, flags));
+  return errno = EINVAL, -1;
+}
+
+PCOW_HOOK ssize_t read(int descriptor, void* buffer, size_t length) {
+  const iovec part = {buffer, length};
+  return read_by(descriptor, &part, 1, [&] {
+    return next_read ? next_read(descriptor, buffer, length) : syscall(SYS_read, descriptor, buffer, length);
+  });
+}
+
+PCOW_HOOK ssize_t pread64(int descriptor, void* buffer, size_t length, off64_t offset) {
+  const iovec part = {buffer, length};
+  return read_by(descriptor, &part, 1, [&] {
+    return next_pread ? next_pread(descriptor, buffer, length, offset)
+                      : syscall(SYS_pread64, descriptor, buffer, length, offset);
+  });
+}
+
+PCOW_HOOK ssize_t pread(int descriptor, void* buffer, size_t length, off_t offset) {
+  return pread64(descriptor, buffer, length, offset);
+}
+
+PCOW_HOOK ssize_t readv(int descriptor, const iovec* parts, int count) {
+  return read_by(descriptor, parts, count, [&] {
+    return next_readv ? next_readv(descriptor, parts, count) : syscall(SYS_readv, descriptor, parts, count);
+  });
+}
+
+PCOW_HOOK ssize_t preadv64(int descriptor, const iovec* parts, int count, off64_t offset) {
+  return read_by(descriptor, parts, count, [&] {
+    return next_preadv ? next_preadv(descriptor, parts, count, offset)
+                       : syscall(SYS_preadv, descriptor, parts, count, offset, 0);
+  });
+}
+
+PCOW_HOOK ssize_t preadv(int descriptor, const iovec* parts, int count, off_t offset) {
+  return preadv64(descriptor, parts, count, offset);
+}
+
+PCOW_HOOK ssize_t preadv64v2(int descriptor, const iovec* parts, int count, off64_t offset, int flags) {
+  return read_by(descriptor, parts, count, [&] {
+    return next_preadv2 ? next_preadv2(descriptor, parts, count, offset, flags)
+                        : syscall(SYS_preadv2, descriptor, parts, count, offset, 0, flags);
+  });
+}
+
+PCOW_HOOK ssize_t preadv2(int descriptor, const iovec* parts, int count, off_t offset, int flags) {
+  return preadv64v2(descriptor, parts, count, offset, flags);
 }

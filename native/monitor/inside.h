@@ -1,5 +1,5 @@
-// Whether this thread is at work for the monitor. The engine and the C++ library call the very functions that hooks.cc
-// interposes; such a call goes straight to the kernel, or it would wait for a lock that its own caller holds.
+// Whether this thread is one of the monitor's. The engine and the C++ library call the very functions that hooks.cc interposes; such a
+// call goes straight to the kernel, or it would wait for itself.
 #pragma once
 
 namespace pcow {
@@ -13,7 +13,8 @@ class Inside {
   static bool active() { return depth_ > 0; }
 
  private:
-  static inline thread_local int depth_ = 0;
+  // The loader has made room for it before anything runs: other models may call malloc(3) at the first access, which may be in malloc.
+  __attribute__((tls_model("initial-exec"))) static inline thread_local int depth_ = 0;
 };
 
 }  // namespace pcow

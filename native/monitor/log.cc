@@ -6,14 +6,19 @@
 #include <cctype>
 #include <cstdlib>
 #include <ctime>
+#include <mutex>
+#include <utility>
+
+#include "threads.h"
 
 namespace pcow {
 namespace {
 
+// The monitor's threads have descriptors of their own: one of the application's is borrowed.
 int open_log() {
   const char* where = getenv("PCOW_MONITOR_LOG");
   if (!where || !*where) return -1;
-  if (isdigit(static_cast<unsigned char>(*where))) return atoi(where);
+  if (isdigit(static_cast<unsigned char>(*where))) return threads::borrow(atoi(where), getpid()).release();
   return open(where, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0640);
 }
 
@@ -22,8 +27,13 @@ void put(int descriptor, const std::string& line) {
   if (descriptor >= 0 && write(descriptor, line.data(), line.size()) < 0) return;
 }
 
+// A child of fork(2) opens its own: its threads have another table.
 int log_descriptor() {
-  static const int descriptor = open_log();
+  static std::mutex opening;
+  static pid_t opened_by = 0;
+  static int descriptor = -1;
+  const std::lock_guard lock(opening);
+  if (std::exchange(opened_by, getpid()) != getpid()) descriptor = open_log();
   return descriptor;
 }
 
@@ -36,13 +46,16 @@ std::string stamped(const std::string& text) {
 
 }  // namespace
 
+// Not on a thread of the application: the log's number means something else there.
 void log_detail(const std::string& text) {
-  if (log_descriptor() >= 0) put(log_descriptor(), stamped(text));
+  if (threads::is_own()) put(log_descriptor(), stamped(text));
 }
 
 void log_notice(const std::string& text) {
   log_detail(text);
-  put(STDERR_FILENO, "pcow: " + text + "\n");
+  const std::string line = "pcow: " + text + "\n";
+  if (!threads::is_own()) return put(STDERR_FILENO, line);
+  put(threads::borrow(STDERR_FILENO, getpid()).number(), line);
 }
 
 }  // namespace pcow

@@ -7,19 +7,13 @@
 #include <algorithm>
 #include <atomic>
 #include <bit>
-#include <csignal>
-#include <thread>
 #include <utility>
 
-#include "inside.h"
 #include "log.h"
 #include "system_calls.h"
 
 namespace pcow {
 namespace {
-
-// Mappings of all sessions of this process: the kernel's limit is one for all (vm.max_map_count).
-std::atomic<int64_t> process_mappings{0};
 
 constexpr uint64_t kStallRetryMs = 100;
 constexpr uint64_t kAwaitNs = 30'000;
@@ -70,13 +64,7 @@ Result<std::unique_ptr<Session>> Session::start(std::unique_ptr<Image> image, co
   if (!faults) return faults.error();
   std::unique_ptr<Session> session(new Session(std::move(image), std::move(*faults), limits));
   if (session->wake_ < 0) return system_error(errno, "cannot make an eventfd");
-  // The application's signals are none of the fault thread's business: a handler might touch guest memory.
-  sigset_t all;
-  sigset_t before;
-  sigfillset(&all);
-  pthread_sigmask(SIG_SETMASK, &all, &before);
-  session->fault_thread_ = std::thread([serving = session.get()] { serving->serve_faults(); });
-  pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  PCOW_TRY(session->fault_thread_.start("pcow-faults", [serving = session.get()] { serving->serve_faults(); }));
   return session;
 }
 
@@ -84,7 +72,7 @@ Session::~Session() {
   ended_ = true;
   const uint64_t one = 1;
   (void)!write(wake_, &one, sizeof one);
-  if (fault_thread_.joinable()) fault_thread_.join();
+  fault_thread_.join();
   if (wake_ >= 0) ::close(wake_);
 }
 
@@ -129,7 +117,6 @@ bool Session::await_fault(std::deque<Fault>* waiting) {
 // The fault thread. It always reads events, whoever holds `handling`: an mremap under way waits for that. Page faults are
 // served only while it holds `handling` itself.
 void Session::serve_faults() {
-  const Inside inside;
   ask_for_short_slices();
   std::deque<Fault> waiting;
   std::deque<Fault> stalled;
@@ -181,7 +168,7 @@ bool Session::serve(const Fault& fault) {
   if (!(fault.write ? serve_write(region, offset, &kind) : serve_read(region, offset, &kind))) return false;
   served_ns_ = monotonic_ns();
   statistics_.faults[static_cast<size_t>(kind)].add(served_ns_ - fault.since_ns);
-  if (process_mappings.load(std::memory_order_relaxed) > static_cast<int64_t>(limits_.mapping_budget)) promote();
+  if (process_mappings_.load(std::memory_order_relaxed) > static_cast<int64_t>(limits_.mapping_budget)) promote();
   return true;
 }
 
@@ -194,8 +181,6 @@ bool Session::serve_write(Region* region, uint64_t offset, FaultKind* kind) {
   if (!extent) return fail(region, offset, extent.error());
   const uint64_t end = extent->offset + extent->length;
   if (work.expanded || work.copied || hint.ahead) region->writers().served_to(end);
-  // Before the writer goes on: it may look there next.
-  drop_clean_elsewhere(region, extent->offset, end);
   if (auto placed = place(region, offset, *extent, work.expanded || work.copied); !placed) {
     report_stall(placed.error());
     return false;
@@ -207,8 +192,10 @@ bool Session::serve_write(Region* region, uint64_t offset, FaultKind* kind) {
   return true;
 }
 
+// A reader's session maps nothing of the image: its writer, in another process, may let go of a block at any time and use it for
+// something else, and after a crash of the host an entry counts only as far as it is durable. Image::read() knows of both.
 bool Session::serve_read(Region* region, uint64_t offset, FaultKind* kind) {
-  auto extent = image_->held(offset);
+  auto extent = writable_ ? image_->held(offset) : Extent{};
   Result<void> outcome;
   if (!extent) {
     outcome = extent.error();
@@ -248,10 +235,9 @@ Result<void> Session::place(Region* region, uint64_t offset, const Extent& exten
 
   const uint64_t place = extent.place + (from - extent.offset);
   void* address = region->at(from);
-  const auto try_map = [&] {
-    return system_mmap(address, to - from, region->protection(), MAP_SHARED | MAP_FIXED, image_->descriptor(),
-                       static_cast<off_t>(place)) != MAP_FAILED;
-  };
+  // Other mappings of the image show these blocks as clean copies yet: they must not any more when this one can be stored to.
+  drop_clean_elsewhere(region, from, to);
+  const auto try_map = [&] { return map_blocks(address, to - from, region->protection(), place); };
   if (!try_map() && (errno != ENOMEM || !promote() || !try_map()))
     return system_error(errno, image_->info().path + ": cannot map a block of the image into memory");
 
@@ -271,12 +257,30 @@ Result<void> Session::place(Region* region, uint64_t offset, const Extent& exten
   for (uint64_t at = from; at < to; at = at / sub * sub + sub) {
     if (region->is_clean(at)) {
       region->set_clean(at, false);
-      statistics_.clean_bytes -= sub;
+      count_clean(-static_cast<int64_t>(sub));
     }
     region->set_mapped(at);
   }
   faults_->wake(address, to - from);
   return {};
+}
+
+// The image's own blocks, over whatever is there. A child of fork(2) does not get them: it would store into the image beside its
+// parent, also into what has been frozen since.
+bool Session::map_blocks(void* address, size_t length, int protection, uint64_t place) {
+  return system_mmap(address, length, protection, MAP_SHARED | MAP_FIXED, image_->descriptor(),
+                     static_cast<off_t>(place)) != MAP_FAILED &&
+         system_madvise(address, length, MADV_DONTFORK) == 0;
+}
+
+void Session::count_clean(int64_t bytes) {
+  statistics_.clean_bytes += static_cast<uint64_t>(bytes);
+  process_clean_ += bytes;
+}
+
+bool Session::has_room_for(uint64_t bytes) const {
+  return process_clean_.load(std::memory_order_relaxed) + static_cast<int64_t>(bytes) <=
+         static_cast<int64_t>(limits_.clean_cache);
 }
 
 // Bytes that come with the unit at `offset`, because a reader that goes on will want them: one copy of many pages instead of many faults. As
@@ -285,7 +289,7 @@ uint64_t Session::clean_ahead(Region* region, uint64_t offset) {
   const uint64_t start = std::min((offset / clean_unit_ + 1) * clean_unit_, region->end());
   const uint64_t end = std::min(start + region->readers().ahead(offset), region->end());
   uint64_t at = start;
-  const auto fits = [&] { return statistics_.clean_bytes + (at - offset) + clean_unit_ <= limits_.clean_cache; };
+  const auto fits = [&] { return has_room_for((at - offset) + clean_unit_); };
   while (at < end && !region->is_mapped(at) && !region->is_clean(at) && fits()) at = std::min(end, at + clean_unit_);
   region->readers().served_to(at);
   return at - start;
@@ -319,7 +323,7 @@ Result<void> Session::copy_clean(Region* region, uint64_t offset, uint64_t ahead
     for (; at < end; at = next(at)) {
       if (region->is_clean(at)) continue;
       region->set_clean(at, true);
-      statistics_.clean_bytes += sub;
+      count_clean(static_cast<int64_t>(sub));
     }
   }
   // The one that was asked for is the newest.
@@ -336,7 +340,7 @@ void Session::copy_clean_around(Region* region, uint64_t offset) {
   const uint64_t group = offset / (clean_unit_ * kCleanGroup) * (clean_unit_ * kCleanGroup);
   for (uint64_t at = std::max(group, region->offset()); at < std::min(group + clean_unit_ * kCleanGroup, region->end());
        at = (at / clean_unit_ + 1) * clean_unit_) {
-    if (statistics_.clean_bytes + clean_unit_ > limits_.clean_cache || faults_->is_awaited()) return;
+    if (!has_room_for(clean_unit_) || faults_->is_awaited()) return;
     if (!region->was_in_use(at) || region->is_mapped(at) || region->is_clean(at)) continue;
     if (!copy_clean(region, at, 0)) return;  // who touches it will be told
   }
@@ -350,7 +354,7 @@ void Session::drop_clean(Region* region, uint64_t from, uint64_t to) {
       // The pages are write-protected copies: dropping them loses nothing, and the next access faults again.
       system_madvise(region->at(at), end - at, MADV_DONTNEED);
       region->set_clean(at, false);
-      statistics_.clean_bytes -= sub;
+      count_clean(-static_cast<int64_t>(sub));
       statistics_.clean_dropped += sub;
     }
     at = end;
@@ -365,7 +369,7 @@ void Session::drop_clean_elsewhere(Region* region, uint64_t from, uint64_t to) {
 
 void Session::keep_clean_budget() {
   // Never the newest unit: the thread that waits for it would fault for ever.
-  while (statistics_.clean_bytes > limits_.clean_cache && clean_units_.size() > 1) {
+  while (!has_room_for(0) && clean_units_.size() > 1) {
     const CleanUnit oldest = clean_units_.front();
     clean_units_.pop_front();
     drop_clean(oldest.region, std::max(oldest.offset, oldest.region->offset()),
@@ -375,7 +379,7 @@ void Session::keep_clean_budget() {
 
 void Session::count_boundaries(Region* region, uint64_t offset, int64_t change) {
   region->boundaries(offset) += change;
-  statistics_.mappings = static_cast<uint64_t>(process_mappings.fetch_add(change) + change);
+  statistics_.mappings = static_cast<uint64_t>(process_mappings_.fetch_add(change) + change);
 }
 
 // Completes the chunk that costs the most mappings, and maps it in one piece (or few).
@@ -400,10 +404,10 @@ bool Session::promote() {
   }
   statistics_.copied_bytes += work.copied_bytes;
   if (statistics_.promotions++ == 0)
-    log_notice(image_->info().path + ": what has been written lies in more pieces than this process may map (" +
+    log_notice(image_->info().path + ": the image is too fragmented for this process's mapping limit (" +
                std::to_string(limits_.mapping_budget) +
-               "), so parts of the image are copied whole, which takes disk space; sysctl " +
-               "vm.max_map_count=1048576 allows more of them, from the next start on");
+               "), so parts of it are copied whole, which takes disk space; sysctl " +
+               "vm.max_map_count=1048576 raises the limit, from the next start on");
   const uint64_t sub = geometry_.sub_block_size();
   const uint64_t end = std::min(chunk + geometry_.chunk_size(), worst->end());
   int64_t boundaries = 0;
@@ -414,15 +418,13 @@ bool Session::promote() {
     const uint64_t to = std::min(end, extent->offset + extent->length);
     const uint64_t place = extent->place + (at - extent->offset);
     // Over what is mapped already too: the same pages of the same file, so that nothing is lost.
-    if (system_mmap(worst->at(at), to - at, worst->protection(), MAP_SHARED | MAP_FIXED, image_->descriptor(),
-                    static_cast<off_t>(place)) == MAP_FAILED)
-      return false;
+    if (!map_blocks(worst->at(at), to - at, worst->protection(), place)) return false;
     if (place != expected) boundaries++;
     expected = place + (to - at);
     for (uint64_t each = at; each < to; each = each / sub * sub + sub) {
       if (worst->is_clean(each)) {
         worst->set_clean(each, false);
-        statistics_.clean_bytes -= sub;
+        count_clean(-static_cast<int64_t>(sub));
       }
       worst->set_mapped(each);
     }
@@ -444,245 +446,9 @@ void Session::report_stall(const Error& error) {
   log_notice(error.message + "; the guest waits, and goes on when that is mended");
 }
 
-// Puts a fresh reservation over the range in one step: from then on every access to it faults.
-Result<void> Session::replace(Region* region, uint64_t from, uint64_t to) {
-  auto fresh = faults_->reserve(to - from, region->protection());
-  if (!fresh) return fresh.error();
-  if (system_mremap(*fresh, to - from, to - from, MREMAP_MAYMOVE | MREMAP_FIXED, region->at(from)) != MAP_FAILED)
-    return {};
-  const int err = errno;
-  system_munmap(*fresh, to - from);
-  return system_error(err, "cannot take the image's mapping down");
-}
-
-Result<void*> Session::map(void* address, bool fixed, size_t length, int protection, uint64_t offset) {
-  auto reserved = faults_->reserve(length, protection);
-  if (!reserved) return reserved.error();
-  const Handling held(this);
-  char* at = static_cast<char*>(*reserved);
-  if (fixed) {
-    if (system_mremap(at, length, length, MREMAP_MAYMOVE | MREMAP_FIXED, address) == MAP_FAILED) {
-      const int err = errno;
-      system_munmap(at, length);
-      return system_error(err, "cannot map the image at the address asked for");
-    }
-    at = static_cast<char*>(address);
-  }
-  regions_.push_back(std::make_unique<Region>(geometry_, at, length, offset, protection));
-  return static_cast<void*>(at);
-}
-
-// What stays of a region whose books have begun anew.
-void Session::keep_part(std::vector<std::unique_ptr<Region>>* kept, const Region& whole, char* from, char* to,
-                        int protection) {
-  from = std::max(from, whole.address());
-  to = std::min(to, whole.address() + whole.length());
-  if (from < to)
-    kept->push_back(
-        std::make_unique<Region>(geometry_, from, static_cast<size_t>(to - from), whole.offset_of(from), protection));
-}
-
-void Session::drop_books(Region* region) { drop_books(region, 0, region->end()); }
-
-// Nothing of whole chunks of the region is mapped or copied any more.
-void Session::drop_books(Region* region, uint64_t from, uint64_t to) {
-  std::erase_if(clean_units_, [&](const CleanUnit& unit) {
-    return unit.region == region && unit.offset >= from && unit.offset < to;
-  });
-  region->take_down(from, to, [&](uint64_t clean, int64_t boundaries) {
-    statistics_.clean_bytes -= clean * geometry_.sub_block_size();
-    process_mappings -= boundaries;
-  });
-}
-
-Result<void> Session::protect(void* address, size_t length, int protection) {
-  if ((protection & PROT_WRITE) && !writable_)
-    return Error(Code::kPermission, image_->info().path + " is mapped for reading only in this process");
-  const Handling held(this);
-  char* from = static_cast<char*>(address);
-  char* to = from + length;
-  std::vector<std::unique_ptr<Region>> kept;
-  Result<void> outcome;
-  for (auto& region : regions_) {
-    char* end = region->address() + region->length();
-    if (!outcome || from >= end || region->address() >= to) {
-      kept.push_back(std::move(region));
-      continue;
-    }
-    // Its blocks come back by cheap faults, with the protection of their part.
-    outcome = replace(region.get(), region->offset(), region->end());
-    if (!outcome) {
-      kept.push_back(std::move(region));
-      continue;
-    }
-    drop_books(region.get());
-    keep_part(&kept, *region, region->address(), from, region->protection());
-    keep_part(&kept, *region, from, to, protection);
-    keep_part(&kept, *region, to, end, region->protection());
-    char* first = std::max(from, region->address());
-    if (system_mprotect(first, static_cast<size_t>(std::min(to, end) - first), protection) < 0)
-      outcome = system_error(errno, image_->info().path + ": cannot change the protection of its mapping");
-  }
-  regions_ = std::move(kept);
-  return outcome;
-}
-
-bool Session::overlaps(const void* address, size_t length) {
-  const Handling held(this);
-  const auto* from = static_cast<const char*>(address);
-  return std::any_of(regions_.begin(), regions_.end(), [&](const auto& region) {
-    return from < region->address() + region->length() && region->address() < from + length;
-  });
-}
-
-bool Session::is_idle() {
-  const Handling held(this);
-  return regions_.empty();
-}
-
-bool Session::find(const void* address, size_t length, uint64_t* offset, uint64_t* found_length) {
-  const Handling held(this);
-  for (const auto& region : regions_) {
-    if (!region->contains(address)) continue;
-    *offset = region->offset_of(address);
-    *found_length = std::min<uint64_t>(length, region->end() - *offset);
-    return true;
-  }
-  return false;
-}
-
-bool Session::unmap(void* address, size_t length) {
-  const Handling held(this);
-  char* from = static_cast<char*>(address);
-  char* to = from + length;
-  std::vector<std::unique_ptr<Region>> kept;
-  for (auto& region : regions_) {
-    char* start = region->address();
-    char* end = start + region->length();
-    if (from >= end || start >= to) {
-      kept.push_back(std::move(region));
-      continue;
-    }
-    // What stays of a region starts anew, so that the books are right: everything of it is taken down.
-    if (from > start || end > to) (void)replace(region.get(), region->offset(), region->end());
-    drop_books(region.get());
-    keep_part(&kept, *region, start, from, region->protection());
-    keep_part(&kept, *region, to, end, region->protection());
-  }
-  regions_ = std::move(kept);
-  system_munmap(address, length);
-  return regions_.empty();
-}
-
-Result<void> Session::sync() {
-  statistics_.syncs++;
-  return image_->sync();
-}
-
-Result<void> Session::discard(uint64_t offset, uint64_t length) {
-  const Handling held(this);
-  const uint64_t chunk = geometry_.chunk_size();
-  const uint64_t first = offset / chunk * chunk;
-  const uint64_t last = (offset + length + chunk - 1) / chunk * chunk;
-  for (const auto& region : regions_) {
-    const uint64_t from = std::max(first, region->offset());
-    const uint64_t to = std::min(last, region->end());
-    if (from >= to) continue;
-    // Nobody may write through an old mapping of a block that the discard lets go: take its chunk down before.
-    PCOW_TRY(replace(region.get(), from, to));
-    drop_books(region.get(), first, last);
-  }
-  return image_->discard(offset, length);
-}
-
-Result<void> Session::prepare(const std::string& name, bool automatic) {
-  if (pending_) return Error(Code::kBusy, image_->info().path + ": another snapshot is under way");
-  auto pending = PendingSnapshot::prepare(image_.get(), name, automatic);
-  if (!pending) return pending.error();
-  pending_ = std::move(*pending);
-  step_ = Step::kPrepared;
-  return {};
-}
-
-Result<void> Session::cut() {
-  if (step_ != Step::kPrepared) return Error(Code::kInvalid, "no snapshot has been prepared");
-  // Most of what is mapped is taken down piece by piece, while the old layer still takes writes: what the guest touches
-  // again comes back by a cheap fault. The cut itself then unmaps only what was touched since. Each chunk once, however
-  // fast the guest brings them back.
-  std::vector<std::pair<size_t, uint64_t>> pieces;  // number of the region, start of the chunk
-  {
-    const Handling held(this);
-    for (const auto& region : regions_) region->forget_use();
-    for (size_t i = 0; i < regions_.size(); i++)
-      for (const uint64_t start : regions_[i]->chunk_starts()) pieces.emplace_back(i, start);
-  }
-  for (const auto& [number, start] : pieces) {
-    const Handling held(this);
-    if (number >= regions_.size()) break;  // unmapped meanwhile
-    Region* region = regions_[number].get();
-    const uint64_t from = std::max(start, region->offset());
-    const uint64_t to = std::min(start + geometry_.chunk_size(), region->end());
-    if (from >= to) continue;
-    PCOW_TRY(replace(region, from, to));
-    region->remember_use(start);
-    drop_books(region, start, start + geometry_.chunk_size());
-  }
-  handling_.lock();
-  step_ = Step::kCut;
-  cut_since_ns_ = monotonic_ns();
-  for (const auto& region : regions_) {
-    if (auto replaced = replace(region.get(), region->offset(), region->end()); !replaced) {
-      abort();
-      return replaced;
-    }
-    for (const uint64_t start : region->chunk_starts()) region->remember_use(start);
-    drop_books(region.get());
-  }
-  return {};
-}
-
-Result<void> Session::commit() {
-  if (step_ != Step::kCut) return Error(Code::kInvalid, "nothing has been cut");
-  pending_->close_gate();
-  auto outcome = pending_->commit();
-  step_ = outcome ? Step::kCommitted : Step::kNone;
-  statistics_.last_freeze_ns = monotonic_ns() - cut_since_ns_;
-  release_handling();
-  if (!outcome) pending_.reset();
-  return outcome;
-}
-
-Result<void> Session::finish() {
-  if (step_ != Step::kCommitted) return Error(Code::kInvalid, "nothing has been committed");
-  auto outcome = pending_->finish();
-  step_ = Step::kNone;
-  pending_.reset();
-  statistics_.snapshots++;
-  return outcome;
-}
-
-void Session::abort() {
-  if (std::exchange(step_, Step::kNone) == Step::kCut) release_handling();
-  pending_.reset();
-}
-
-Result<void> Session::remove(const std::string& name) {
-  // The snapshot under way keeps every other change of structure waiting, and it is this thread that would finish it.
-  if (pending_) return Error(Code::kBusy, image_->info().path + ": a snapshot is under way");
-  return image_->remove(name, nullptr);
-}
-
 void Session::close() {
   closed_ = true;
   if (auto closed = image_->close(); !closed) log_notice(closed.error().message);
-}
-
-void Session::forget_in_child() {
-  for (const auto& region : regions_)
-    system_mmap(region->address(), region->length(), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED,
-                -1, 0);
-  // So that a child that outlives the parent does not keep the image locked.
-  ::close(image_->descriptor());
 }
 
 }  // namespace pcow

@@ -2,9 +2,10 @@
 // mapping of it.
 //
 // Threads: the fault thread owns nothing alone; what it works on is guarded by `handling`, which it holds while it serves
-// a batch. The control thread (control.h) calls the steps of a snapshot and holds `handling` from cut() to commit() or
+// a batch. The control thread (attachment.h) calls the steps of a snapshot and holds `handling` from cut() to commit() or
 // abort(): meanwhile the fault thread goes on reading events (an mremap returns only when its event has been read), and
-// puts page faults aside. Threads of the application call map(), unmap(), sync(), discard() through the hooks.
+// puts page faults aside. The registry (registry.h) calls map(), unmap(), sync(), discard() for threads of the application. All of
+// them are threads of the monitor (threads.h).
 //
 // Lock order: handling → the engine's locks. Nothing on the fault path waits for the mount.
 #pragma once
@@ -14,21 +15,22 @@
 #include <memory>
 #include <mutex>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "../engine/image.h"
 #include "fault_descriptor.h"
 #include "region.h"
 #include "statistics.h"
+#include "threads.h"
 
 namespace pcow {
 
 class Session {
  public:
   struct Limits {
+    // For all sessions of this process together:
     uint64_t clean_cache = 0;     // bytes of clean copies
-    uint64_t mapping_budget = 0;  // mappings of this process that all sessions together may use
+    uint64_t mapping_budget = 0;  // mappings
   };
 
   // Starts the fault thread.
@@ -42,19 +44,38 @@ class Session {
   Statistics& statistics() { return statistics_; }
   bool writable() const { return writable_; }
 
-  // A mapping of bytes [offset, offset + length) of the image, at `address` where `fixed`. Any thread of the application.
-  Result<void*> map(void* address, bool fixed, size_t length, int protection, uint64_t offset);
+  // A mapping of bytes [offset, offset + length) of the image. Addresses and lengths are whole pages, here and below. Any thread of the
+  // monitor.
+  Result<void*> map(size_t length, int protection, uint64_t offset);
+  // kPermission where it asks for more than the session has.
+  Result<void> check_protection(int protection) const;
   // mprotect(2) of the range, as far as it is mapped here.
   Result<void> protect(void* address, size_t length, int protection);
   bool overlaps(const void* address, size_t length);
   bool is_idle();  // nothing is mapped
-  // Cuts the range out of every mapping and unmaps it; true: nothing of the image is mapped any more.
-  bool unmap(void* address, size_t length);
+  // What lies in a range of addresses, as a range of the image, bytes.
+  struct Part {
+    char* address;
+    size_t length;
+    uint64_t offset;
+    int protection;
+  };
+  std::vector<Part> parts(const void* address, size_t length);
+  std::vector<Part> all_parts();
+  // Cuts the range out of every mapping, and unmaps it in one call.
+  Result<void> unmap(void* address, size_t length);
+  // The same in steps, where one call of the kernel's takes mappings of several sessions away, or puts something in their place:
+  // hold(), prepare_removal(), then that call, forget_removed() where it succeeded, and let_go(). What comes there may be a mapping of
+  // a session: reserve_at() is the call then, and add_region() follows forget_removed().
+  void hold() { handling_.lock(); }
+  void let_go() { release_handling(); }
+  Result<void> prepare_removal(const char* from, const char* to);
+  Result<void> reserve_at(void* address, size_t length, int protection) const;
+  void forget_removed(char* from, char* to);
+  void add_region(char* address, size_t length, uint64_t offset, int protection);
   Result<void> sync();
   // Bytes [offset, offset + length) read as zeros afterwards, in every mapping too.
   Result<void> discard(uint64_t offset, uint64_t length);
-  // The part of [address, address + length) that is mapped here, as a range of the image; false: none.
-  bool find(const void* address, size_t length, uint64_t* offset, uint64_t* found_length);
 
   // The steps of a snapshot, all on the control thread.
   Result<void> prepare(const std::string& name, bool automatic);
@@ -66,12 +87,8 @@ class Session {
   // Deletes a snapshot; the control thread as well.
   Result<void> remove(const std::string& name);
 
-  // Syncs and closes the image. Faults are not answered any more: only when nothing is mapped, or the process ends.
+  // Syncs and closes the image: only when nothing is mapped.
   void close();
-  // Around fork(2), so that the child finds the regions in order; the child then gives up what is the parent's alone.
-  void lock_for_fork() { handling_.lock(); }
-  void unlock_after_fork() { release_handling(); }
-  void forget_in_child();
 
  private:
   struct Fault {
@@ -108,13 +125,20 @@ class Session {
   void drop_clean_elsewhere(Region* region, uint64_t from, uint64_t to);
   void keep_clean_budget();
   bool promote();
-  Result<void> replace(Region* region, uint64_t from, uint64_t to);
+  Result<void> replace(Region* region, uint64_t from, uint64_t to) const;
   void keep_part(std::vector<std::unique_ptr<Region>>* kept, const Region& whole, char* from, char* to, int protection);
   void drop_books(Region* region);
   void drop_books(Region* region, uint64_t from, uint64_t to);
+  bool map_blocks(void* address, size_t length, int protection, uint64_t place);
+  void count_clean(int64_t bytes);
+  bool has_room_for(uint64_t bytes) const;  // of clean copies
   void count_boundaries(Region* region, uint64_t offset, int64_t change);
   bool fail(Region* region, uint64_t offset, const Error& error);
   void report_stall(const Error& error);
+
+  // Of all sessions of this process: its limits are one for all.
+  static inline std::atomic<int64_t> process_mappings_{0};
+  static inline std::atomic<int64_t> process_clean_{0};  // bytes
 
   const std::unique_ptr<Image> image_;
   const std::unique_ptr<FaultDescriptor> faults_;
@@ -123,7 +147,7 @@ class Session {
   const RegionGeometry geometry_;
   const uint64_t clean_unit_;  // bytes that a read of a lower block copies at once
   const int wake_;             // eventfd: `handling` was released, or the fault thread is to end
-  std::thread fault_thread_;
+  Thread fault_thread_;
   std::atomic<bool> ended_{false};
   Statistics statistics_;
 

@@ -71,6 +71,21 @@ class Mount {
     CHECK(protocol::receive_packet(peer_.number(), 1, &packet, &reason) == protocol::Received::kEnd);
   }
 
+  // Takes the image back. A request crosses the monitor's word for it: the monitor has nothing to do with it any more.
+  void take_back() {
+    CHECK(hear().kind == protocol::Kind::kRelease);
+    protocol::Packet crossing;
+    crossing.kind = protocol::Kind::kPrepare;
+    crossing.text = "s";
+    say(crossing);
+    const protocol::Packet said = hear();
+    CHECK(said.kind == protocol::Kind::kFailed && said.value == ESHUTDOWN);
+    protocol::Packet released;
+    released.kind = protocol::Kind::kReleased;
+    say(released);
+    wait_for_end();
+  }
+
   void die() {
     peer_.reset();
     listener_.reset();
@@ -189,7 +204,9 @@ void signals_while_it_waits() {
   });
   const auto attachment = MUST(stage.attach(kNever));
   answering.join();
+  std::thread taking_back([&] { mount.take_back(); });
   attachment->detach();
+  taking_back.join();
 }
 
 void strange_answers() {
@@ -257,7 +274,7 @@ void steps_out_of_order() {
   Mount mount(stage.socket);
   const auto attachment = stage.attached(&mount, kNever);
   Session& session = attachment->session();
-  auto* memory = static_cast<char*>(MUST(session.map(nullptr, false, kSize, PROT_READ | PROT_WRITE, 0)));
+  auto* memory = static_cast<char*>(MUST(session.map(kSize, PROT_READ | PROT_WRITE, 0)));
   memory[0] = 1;
   for (const Kind step : {Kind::kCut, Kind::kCommit, Kind::kFinish}) mount.ask_in_vain(step);
   mount.ask(Kind::kPrepare, "s");
@@ -274,8 +291,10 @@ void steps_out_of_order() {
   const auto view = MUST(session.image().view("s"));
   MUST(session.image().read(view.get(), 0, &frozen, 1));
   CHECK(frozen == 1 && memory[0] == 2);
-  CHECK(session.unmap(memory, kSize));
+  MUST(session.unmap(memory, kSize));
+  std::thread taking_back([&] { mount.take_back(); });
   attachment->detach();
+  taking_back.join();
 }
 
 void silent_after_the_cut() {
@@ -283,7 +302,7 @@ void silent_after_the_cut() {
   Mount mount(stage.socket);
   const auto attachment = stage.attached(&mount, {10 * 60 * 1000, 200});
   Session& session = attachment->session();
-  auto* memory = static_cast<char*>(MUST(session.map(nullptr, false, kSize, PROT_READ | PROT_WRITE, 0)));
+  auto* memory = static_cast<char*>(MUST(session.map(kSize, PROT_READ | PROT_WRITE, 0)));
   memory[0] = 1;
   mount.ask(protocol::Kind::kPrepare, "never");
   mount.ask(protocol::Kind::kCut);
@@ -291,7 +310,7 @@ void silent_after_the_cut() {
   CHECK(memory[0] == 1);
   mount.wait_for_end();
   CHECK(MUST(session.image().snapshots(false)).empty());
-  CHECK(session.unmap(memory, kSize));
+  MUST(session.unmap(memory, kSize));
   attachment->detach();
 
   OpenOptions reading;

@@ -36,12 +36,13 @@ Monitored monitor(const std::string& path, const Session::Limits& limits) {
   auto image = MUST(Image::open(path, options));
   const size_t length = image->size();
   auto session = MUST(Session::start(std::move(image), limits));
-  void* memory = MUST(session->map(nullptr, false, length, PROT_READ | PROT_WRITE, 0));
+  void* memory = MUST(session->map(length, PROT_READ | PROT_WRITE, 0));
   return {std::move(session), static_cast<char*>(memory), length};
 }
 
 void finish(const Monitored& monitored) {
-  CHECK(monitored.session->unmap(monitored.memory, monitored.length));
+  MUST(monitored.session->unmap(monitored.memory, monitored.length));
+  CHECK(monitored.session->is_idle());
   monitored.session->close();
 }
 
@@ -143,7 +144,7 @@ void model(uint64_t seed, uint32_t block_size, int steps) {
   Monitored m = monitor(path, {kMiB, 30000});
   const uint64_t second_offset = m.length / 8192 * 4096;
   const size_t half = m.length - second_offset;
-  char* second = static_cast<char*>(MUST(m.session->map(nullptr, false, half, PROT_READ | PROT_WRITE, second_offset)));
+  char* second = static_cast<char*>(MUST(m.session->map(half, PROT_READ | PROT_WRITE, second_offset)));
   std::vector<char> expected(m.length);
   CHECK(MUST(m.session->image().read(nullptr, 0, expected.data(), m.length)) == m.length);
   std::vector<std::pair<std::string, std::vector<char>>> snapshots;
@@ -170,8 +171,8 @@ void model(uint64_t seed, uint32_t block_size, int steps) {
       MUST(m.session->image().remove(snapshots[which].first, nullptr));
       snapshots.erase(snapshots.begin() + static_cast<ptrdiff_t>(which));
     } else if (dice == 98) {
-      CHECK(m.session->unmap(m.memory, m.length) == false);
-      m.memory = static_cast<char*>(MUST(m.session->map(nullptr, false, m.length, PROT_READ | PROT_WRITE, 0)));
+      MUST(m.session->unmap(m.memory, m.length));
+      m.memory = static_cast<char*>(MUST(m.session->map(m.length, PROT_READ | PROT_WRITE, 0)));
     }
   }
   CHECK(memcmp(m.memory, expected.data(), m.length) == 0);
@@ -181,7 +182,7 @@ void model(uint64_t seed, uint32_t block_size, int steps) {
     CHECK(MUST(m.session->image().read(view.get(), 0, found.data(), m.length)) == m.length);
     CHECK(found == content);
   }
-  (void)m.session->unmap(second, half);
+  MUST(m.session->unmap(second, half));
   finish(m);
   auto reader = MUST(Image::open(path, {}));
   std::vector<char> found(m.length);

@@ -1,0 +1,10 @@
+// How much of the process's memory and of its mappings the monitor may use.
+#pragma once
+
+#include "session.h"
+
+namespace pcow {
+
+Session::Limits process_limits();
+
+}  // namespace pcow

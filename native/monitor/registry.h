@@ -1,0 +1,95 @@
+// The images that are attached in this process, and what the interposed functions (hooks.cc) do about them.
+//
+// Threads: all methods run on threads of the monitor (threads.h). `changing` is held over everything that maps or unmaps, so that
+// nobody maps an image that another thread is letting go. Lock order: changing → attached → a session's `handling` (of several
+// sessions in any order, for only the holder of `changing` takes more than one).
+#pragma once
+
+#include <sys/types.h>
+
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "attachment.h"
+#include "footprint.h"
+
+namespace pcow {
+
+class Registry {
+ public:
+  // Never destroyed: threads may come here until the very end of the process.
+  static Registry& instance();
+  // In a child of fork(2): the images, their threads and their locks are the parent's.
+  static void forget();
+
+  // The words of an mmap(2) by a thread of the application; length in whole pages.
+  struct MapCall {
+    void* address;
+    size_t length;
+    int protection;
+    int flags;
+    int descriptor;  // in the application's table
+    off_t offset;
+    pid_t thread;
+  };
+  // Of what an interposed function returns: an errno (0: none), and with it MAP_FAILED, or an address.
+  struct Outcome {
+    int err = 0;
+    void* address = nullptr;
+  };
+  // A shared mapping of a flat file. `socket_path`: of its mount; empty where the image seemed to be attached already, which needs no
+  // mount. `access`: O_ACCMODE of the descriptor.
+  Outcome map_flat_file(const std::string& socket_path, const footprint::OpenFile& file, int access, MapCall call);
+  // Anything else that takes the place of mappings of images: mmap(2) with MAP_FIXED, mremap(2) with MREMAP_FIXED, munmap(2).
+  Outcome map_over(const MapCall& call);
+  Outcome move_over(void* old, size_t old_length, size_t length, int flags, void* target);
+  Outcome unmap(void* address, size_t length);
+
+  Outcome protect(void* address, size_t length, int protection);
+  // msync(2), MADV_REMOVE: the parts that are no image's go to the kernel.
+  Outcome sync_range(void* address, size_t length, int flags);
+  Outcome remove_range(void* address, size_t length);
+  // fdatasync(2), and fallocate(2) with FALLOC_FL_PUNCH_HOLE or FALLOC_FL_ZERO_RANGE, of a flat file. false: it is not attached.
+  bool sync_file(const footprint::OpenFile& file, Outcome* outcome);
+  bool discard_file(const footprint::OpenFile& file, uint64_t offset, uint64_t length, Outcome* outcome);
+  void sync_all();
+
+ private:
+  struct Attached {
+    footprint::OpenFile file;
+    std::shared_ptr<Attachment> attachment;
+    Session& session() const { return attachment->session(); }
+  };
+  // A range of addresses that is all of one session, or (null) of none.
+  struct Stretch {
+    Attached attached;
+    char* address;
+    size_t length;
+    uint64_t offset;  // in the image
+    int protection;
+  };
+
+  std::vector<Attached> all();
+  std::shared_ptr<Session> session_of(const footprint::OpenFile& file);
+  std::vector<Stretch> stretches(void* address, size_t length);
+  struct Addition {
+    Session* session;
+    size_t length;    // from the beginning of the range on
+    uint64_t offset;  // in the image
+    int protection;
+  };
+  template <typename Call>
+  Outcome in_place_of(void* address, size_t length, const Call& call, const Addition* added);
+  Outcome attach(const std::string& socket_path, const footprint::OpenFile& file, int descriptor, bool write);
+  Outcome map_attached(Session* session, const MapCall& call, int descriptor);
+  void publish();
+  void let_go_of_idle();
+
+  std::mutex changing_;
+  std::mutex attached_lock_;  // guards the next
+  std::vector<Attached> attached_;
+};
+
+}  // namespace pcow

@@ -1,0 +1,102 @@
+// The steps of a live snapshot (docs/monitor.md, "A freeze, step by step"). All on the control thread.
+#include <algorithm>
+#include <utility>
+
+#include "direct_reads.h"
+#include "session.h"
+
+namespace pcow {
+namespace {
+
+constexpr int kDirectReadMs =
+    10'000;  // for which a cut waits for the reads under way; the mount waits longer for the cut
+
+}  // namespace
+
+Result<void> Session::prepare(const std::string& name, bool automatic) {
+  if (pending_) return Error(Code::kBusy, image_->info().path + ": another snapshot is under way");
+  auto pending = PendingSnapshot::prepare(image_.get(), name, automatic);
+  if (!pending) return pending.error();
+  pending_ = std::move(*pending);
+  step_ = Step::kPrepared;
+  return {};
+}
+
+Result<void> Session::cut() {
+  if (step_ != Step::kPrepared) return Error(Code::kInvalid, "no snapshot has been prepared");
+  // Most of what is mapped is taken down piece by piece, while the old layer still takes writes: what the guest touches
+  // again comes back by a cheap fault. The cut itself then unmaps only what was touched since. Each chunk once, however
+  // fast the guest brings them back.
+  std::vector<std::pair<size_t, uint64_t>> pieces;  // number of the region, start of the chunk
+  {
+    const Handling held(this);
+    for (const auto& region : regions_) region->forget_use();
+    for (size_t i = 0; i < regions_.size(); i++)
+      for (const uint64_t start : regions_[i]->chunk_starts()) pieces.emplace_back(i, start);
+  }
+  for (const auto& [number, start] : pieces) {
+    const Handling held(this);
+    if (number >= regions_.size()) break;  // unmapped meanwhile
+    Region* region = regions_[number].get();
+    const uint64_t from = std::max(start, region->offset());
+    const uint64_t to = std::min(start + geometry_.chunk_size(), region->end());
+    if (from >= to) continue;
+    PCOW_TRY(replace(region, from, to));
+    region->remember_use(start);
+    drop_books(region, start, start + geometry_.chunk_size());
+  }
+  if (!direct_reads::hold_back(kDirectReadMs))
+    return Error(Code::kBusy,
+                 image_->info().path + ": a read(2) with O_DIRECT into the image's memory has been under way for " +
+                     std::to_string(kDirectReadMs / 1000) +
+                     " seconds, and would change the snapshot when it ends: try again when its disk answers");
+  handling_.lock();
+  step_ = Step::kCut;
+  cut_since_ns_ = monotonic_ns();
+  for (const auto& region : regions_) {
+    if (auto replaced = replace(region.get(), region->offset(), region->end()); !replaced) {
+      abort();
+      return replaced;
+    }
+    for (const uint64_t start : region->chunk_starts()) region->remember_use(start);
+    drop_books(region.get());
+  }
+  return {};
+}
+
+Result<void> Session::commit() {
+  if (step_ != Step::kCut) return Error(Code::kInvalid, "nothing has been cut");
+  pending_->close_gate();
+  auto outcome = pending_->commit();
+  step_ = outcome ? Step::kCommitted : Step::kNone;
+  statistics_.last_freeze_ns = monotonic_ns() - cut_since_ns_;
+  release_handling();
+  direct_reads::go_on();
+  if (!outcome) pending_.reset();
+  return outcome;
+}
+
+Result<void> Session::finish() {
+  if (step_ != Step::kCommitted) return Error(Code::kInvalid, "nothing has been committed");
+  auto outcome = pending_->finish();
+  step_ = Step::kNone;
+  pending_.reset();
+  statistics_.snapshots++;
+  return outcome;
+}
+
+void Session::abort() {
+  if (std::exchange(step_, Step::kNone) == Step::kCut) {
+    release_handling();
+    direct_reads::go_on();
+  }
+  pending_.reset();
+}
+
+Result<void> Session::remove(const std::string& name) {
+  // The snapshot under way keeps every other change of structure waiting, and it is this thread that would finish it.
+  if (pending_) return Error(Code::kBusy, image_->info().path + ": a snapshot is under way");
+  return image_->remove(name, nullptr);
+}
+
+}  // namespace pcow

@@ -1,0 +1,207 @@
+#include "threads.h"
+
+#include <fcntl.h>
+#include <linux/close_range.h>
+#include <linux/futex.h>
+#include <sched.h>
+#include <semaphore.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <climits>
+#include <csignal>
+#include <memory>
+#include <mutex>
+#include <utility>
+
+#include "inside.h"
+
+namespace pcow {
+namespace {
+
+constexpr int kMostWorkers = 64;
+constexpr unsigned kPidfdThread = O_EXCL;  // PIDFD_THREAD, Linux 6.9: headers of distributions are older than kernels
+
+// The kernel's own system calls, since the hooks' thread-local state must not be asked here.
+void wait_while(std::atomic<uint32_t>* word, uint32_t value) {
+  while (word->load(std::memory_order_acquire) == value)
+    syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, value, nullptr, nullptr, 0);
+}
+
+void wake_all(std::atomic<uint32_t>* word) {
+  syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0);
+}
+
+struct Start {
+  std::function<void()> main;
+  char name[16];
+};
+
+void* thread_main(void* argument) {
+  const std::unique_ptr<Start> start(static_cast<Start*>(argument));
+  const Inside inside;
+  pthread_setname_np(pthread_self(), start->name);
+  start->main();
+  return nullptr;
+}
+
+// Signals are the application's business: one of its handlers might touch an image, which waits for these very threads.
+int create(pthread_t* thread, void* (*main)(void*), void* argument) {
+  sigset_t all;
+  sigset_t before;
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, &before);
+  const int err = pthread_create(thread, nullptr, main, argument);
+  pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  return err;
+}
+
+// Tasks that wait, and the threads that take them. Never destroyed: threads may ask until the very end of the process.
+struct Workers {
+  std::atomic<threads::Task*> asked{nullptr};  // newest first. Pushed to without a lock: also by signal handlers
+  sem_t waiting;                               // counts the tasks; sem_post(3) is async-signal-safe
+  std::mutex taking;                           // the workers' alone; guards the next
+  threads::Task* in_order = nullptr;           // oldest first
+  std::atomic<int> idle{0};
+  std::atomic<int> count{0};
+
+  threads::Task* take();
+  void serve();
+  void add();
+};
+
+// `begun` is the pid of the process whose threads these are: a child of _Fork(3) or clone(2), of which no handler tells, has a
+// copy of it.
+std::atomic<Workers*> workers{nullptr};
+std::atomic<pid_t> begun_in{0};
+
+threads::Task* Workers::take() {
+  const std::lock_guard lock(taking);
+  if (!in_order) {
+    threads::Task* newest = asked.exchange(nullptr, std::memory_order_acquire);
+    while (newest) in_order = std::exchange(newest, std::exchange(newest->next, in_order));
+  }
+  return std::exchange(in_order, in_order->next);
+}
+
+void Workers::serve() {
+  for (;;) {
+    idle++;
+    while (sem_wait(&waiting) < 0) continue;
+    // A task may take long (a sync), or wait for another one: somebody must be there for the next.
+    if (--idle == 0 && count < kMostWorkers) add();
+    threads::Task* task = take();
+    task->work(task);
+    task->done.store(1, std::memory_order_release);
+    // Its stack frame may be gone by now; to wake nobody does no harm.
+    wake_all(&task->done);
+  }
+}
+
+// Where there can be no more threads, tasks wait for those that there are.
+void Workers::add() {
+  Thread one_more;
+  count++;
+  if (!one_more.start("pcow-work", [this] { serve(); })) count--;
+}
+
+// The first one: it takes the table of descriptors, and the root, that all others then share.
+struct First {
+  Workers* workers;
+  std::atomic<uint32_t> ready{0};
+  int err = 0;
+};
+
+int take_own_place() {
+  // With CLOSE_RANGE_UNSHARE, descriptors are not copied first and then closed: close(2) of some may wait for a filesystem.
+  if (syscall(SYS_close_range, 0u, ~0u, CLOSE_RANGE_UNSHARE) < 0) return errno;
+  // The C library writes to these numbers, whatever has them.
+  for (int number = 0; number < 3; number++)
+    if (open("/dev/null", O_RDWR | O_CLOEXEC) < 0) return errno;
+  return unshare(CLONE_FS) < 0 ? errno : 0;
+}
+
+void* first_main(void* argument) {
+  auto* first = static_cast<First*>(argument);
+  Workers* const own = first->workers;
+  const Inside inside;
+  pthread_setname_np(pthread_self(), "pcow-work");
+  const int err = take_own_place();
+  first->err = err;
+  first->ready.store(1, std::memory_order_release);
+  wake_all(&first->ready);
+  if (err == 0) own->serve();
+  return nullptr;
+}
+
+Error no_thread(int err) {
+  return system_error(err,
+                      "cannot start a thread of the monitor (see RLIMIT_NPROC, and pids.max of the control group)");
+}
+
+}  // namespace
+
+Result<void> Thread::start(const char* name, std::function<void()> main) {
+  auto start = std::make_unique<Start>();
+  start->main = std::move(main);
+  snprintf(start->name, sizeof start->name, "%s", name);
+  if (const int err = create(&thread_, thread_main, start.get())) return no_thread(err);
+  (void)start.release();
+  runs_ = true;
+  return {};
+}
+
+void Thread::join() {
+  if (std::exchange(runs_, false)) pthread_join(thread_, nullptr);
+}
+
+namespace threads {
+
+Result<void> begin() {
+  static std::mutex one_at_a_time;
+  // Not in a child: it may have been copied while it was held. What begins twice there leaves a few idle threads more.
+  std::unique_lock lock(one_at_a_time, std::defer_lock);
+  if (begun_in == 0) lock.lock();
+  if (begun()) return {};
+  auto* made = new Workers;
+  sem_init(&made->waiting, 0, 0);
+  made->count = 1;
+  First first{made};
+  pthread_t thread;
+  if (const int err = create(&thread, first_main, &first)) return no_thread(err);
+  pthread_detach(thread);
+  wait_while(&first.ready, 0);
+  if (first.err)
+    return system_error(first.err, "cannot give the monitor descriptors of its own (Linux 5.9 or newer is needed)");
+  workers = made;
+  begun_in = getpid();
+  return {};
+}
+
+void forget() { workers = nullptr; }
+
+bool begun() { return workers.load() != nullptr && begun_in.load() == getpid(); }
+
+bool is_own() { return Inside::active(); }
+
+void ask_and_wait(Task* task) {
+  Workers* const own = workers.load(std::memory_order_acquire);
+  Task* newest = own->asked.load(std::memory_order_relaxed);
+  do {
+    task->next = newest;
+  } while (!own->asked.compare_exchange_weak(newest, task, std::memory_order_release, std::memory_order_relaxed));
+  sem_post(&own->waiting);
+  wait_while(&task->done, 0);
+}
+
+protocol::Descriptor borrow(int number, pid_t thread) {
+  int pidfd = static_cast<int>(syscall(SYS_pidfd_open, thread, kPidfdThread));
+  if (pidfd < 0) pidfd = static_cast<int>(syscall(SYS_pidfd_open, getpid(), 0));
+  const protocol::Descriptor process(pidfd);
+  if (!process) return {};
+  return protocol::Descriptor(static_cast<int>(syscall(SYS_pidfd_getfd, process.number(), number, 0)));
+}
+
+}  // namespace threads
+}  // namespace pcow

@@ -1,0 +1,90 @@
+/** The monitor lives in other people's programs. What they do besides harms neither a mapping nor the programs. */
+import { execFile, spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { promisify } from 'node:util';
+
+import test, { type ExecutionContext } from 'ava';
+
+import { Image } from '../../src/engine/index.js';
+import { attachedTo, monitored, monitorPrefix, monitorReport } from '../helpers/monitored.js';
+import { imagesFor, MiB, type TestMount } from '../helpers/mount.js';
+import { program } from '../helpers/program.js';
+
+const run = promisify(execFile);
+const SIZE = 4 * MiB;
+const CASES = [
+  ...[
+    'unmap-beside-others',
+    'replace-beside-others',
+    'close-everything',
+    'cancel',
+    'cancel-another',
+    'touch-in-handlers',
+  ],
+  ...['children', 'child-without-handlers', 'split', 'two-mappings', 'every-part', 'read-only', 'limits'],
+  ...['exit-beside-stores', 'store-in-destructor'],
+];
+
+/** Two images on one base, which is full of 0x55. */
+async function mountedClones(t: ExecutionContext<unknown>): Promise<TestMount> {
+  const mount = await imagesFor(t, { base: SIZE });
+  const base = await Image.open(mount.image('base'), { write: true });
+  await base.write(Buffer.alloc(SIZE, 0x55), 0);
+  await base.snapshot('s');
+  await base.close();
+  for (const name of ['vm1', 'vm2']) {
+    await Image.create(mount.image(name), { base: { path: mount.image('base'), snapshot: 's' } });
+  }
+  await mount.mount();
+  return mount;
+}
+
+for (const name of CASES) {
+  test.serial(`a program that is careless of its mapping: ${name}`, async (t) => {
+    const mount = await mountedClones(t);
+    const cases = await program('process-cases', mount.scratch);
+    const [command = '', ...words] = [...monitorPrefix(), cases, mount.file('vm1'), name, mount.file('vm2')];
+    const { stdout } = await run(command, words);
+    t.is(stdout, 'ok\n');
+    await attachedTo(mount, 'vm1', null);
+    const base = await Image.open(mount.image('base'));
+    const bytes = Buffer.alloc(SIZE);
+    await base.read(bytes, 0, 's');
+    t.true(bytes.equals(Buffer.alloc(SIZE, 0x55)), 'the base is what it was');
+    await base.close();
+  });
+}
+
+test.serial('an allocator that calls mmap and munmap by their names', async (t) => {
+  const mount = await mountedClones(t);
+  const allocator = await program('own-allocator', mount.scratch);
+  const [command = '', ...words] = [...monitorPrefix(), allocator, mount.file('vm1')];
+  t.is((await run(command, words)).stdout, 'ok\n');
+});
+
+test.serial('msync over two images makes both durable', async (t) => {
+  const mount = await mountedClones(t);
+  const cases = await program('process-cases', mount.scratch);
+  const conversation = await monitored(t, cases, [mount.file('vm1'), 'two-images', mount.file('vm2')]);
+  t.is(conversation.greeting, 'synced');
+  for (const name of ['vm1', 'vm2']) t.is((await monitorReport(mount, name)).monitor_syncs, 1, name);
+  await conversation.end();
+});
+
+test.serial('a child that lives on does not keep the image of its killed parent', async (t) => {
+  const mount = await mountedClones(t);
+  const cases = await program('leave-child', mount.scratch);
+  const [command = '', ...words] = [...monitorPrefix(), cases, mount.file('vm1')];
+  const parent = spawn(command, words, { stdio: ['ignore', 'pipe', 'inherit'] });
+  t.teardown(() => parent.kill('SIGKILL'));
+  const [line] = (await once(parent.stdout, 'data')) as [Buffer];
+  const child = Number(line.toString());
+  t.teardown(() => process.kill(child, 'SIGKILL'));
+  await attachedTo(mount, 'vm1', parent.pid ?? 0);
+  const ended = once(parent, 'exit');
+  parent.kill('SIGKILL');
+  await ended;
+  await attachedTo(mount, 'vm1', null);
+  await mount.write('after', 'vm1', 'snapshot'); // needs the lock
+  t.notThrows(() => process.kill(child, 0));
+});
