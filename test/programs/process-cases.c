@@ -22,7 +22,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { PAGE = 4096, SIZE = 4 << 20, READ_WRITE = PROT_READ | PROT_WRITE, ROUNDS = 40 };
+enum { PAGE = 4096, SIZE = 4 << 20, READ_WRITE = PROT_READ | PROT_WRITE, ROUNDS = 15 };
 
 #define MUST(condition)                                                                             \
   do {                                                                                              \
