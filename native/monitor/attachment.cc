@@ -209,7 +209,7 @@ void Attachment::detach() {
 void Attachment::release() {
   Packet word;
   word.kind = Kind::kRelease;
-  if (!socket_ || !protocol::send_packet(socket_.number(), word)) return;
+  if (!socket_ || !session_->writable() || !protocol::send_packet(socket_.number(), word)) return;
   while (await_packet(socket_.number(), -1, patience_.answer_ms)) {
     Packet said;
     std::string reason;
