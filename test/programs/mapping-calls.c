@@ -54,7 +54,8 @@ static void tell(const char* name, long result, int err) {
   printf(" | loads");
   for (size_t i = 0; i < sizeof pages / sizeof *pages; i++) printf(" %s", outcome_of(memory + pages[i] * PAGE, 0));
   printf(" | stores");
-  for (size_t i = 0; i < sizeof pages / sizeof *pages; i++) printf(" %s", outcome_of(memory + pages[i] * PAGE + 100, 1));
+  for (size_t i = 0; i < sizeof pages / sizeof *pages; i++)
+    printf(" %s", outcome_of(memory + pages[i] * PAGE + 100, 1));
   printf(" | file");
   for (size_t i = 0; i < sizeof pages / sizeof *pages; i++) {
     /* The file as another mapping of it shows it. */
@@ -89,13 +90,13 @@ static void end(void) {
   alarm(0);
 }
 
-#define CALL(name, call)                 \
-  do {                                   \
-    begin(name);                         \
-    errno = 0;                           \
-    const long result_ = (long)(call);   \
-    tell(name, result_, errno);          \
-    end();                               \
+#define CALL(name, call)               \
+  do {                                 \
+    begin(name);                       \
+    errno = 0;                         \
+    const long result_ = (long)(call); \
+    tell(name, result_, errno);        \
+    end();                             \
   } while (0)
 
 /* The result of an mmap is an address: only whether there is one counts, and it is taken away again. */
@@ -144,13 +145,14 @@ static void maps(void) {
        mmap(memory + 8 * PAGE, PAGE, READ_WRITE, MAP_SHARED | MAP_FIXED, other, 0) == MAP_FAILED ? -1 : 0);
   CALL("mmap fixed at an odd address",
        mmap(memory + 100, PAGE, READ_WRITE, MAP_SHARED | MAP_FIXED, fd, 0) == MAP_FAILED ? -1 : 0);
-  CALL("mmap fixed, no replacing", mmap(memory + 8 * PAGE, PAGE, READ_WRITE,
-                                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0) == MAP_FAILED
-                                       ? -1
-                                       : 0);
+  CALL("mmap fixed, no replacing",
+       mmap(memory + 8 * PAGE, PAGE, READ_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0) == MAP_FAILED
+           ? -1
+           : 0);
   CALL("mmap fixed of the file, no replacing",
        mmap(memory + 8 * PAGE, PAGE, READ_WRITE, MAP_SHARED | MAP_FIXED_NOREPLACE, fd, 0) == MAP_FAILED ? -1 : 0);
-  CALL("mmap fixed that fails", mmap(memory + 8 * PAGE, PAGE, READ_WRITE, MAP_SHARED | MAP_FIXED, 999, 0) == MAP_FAILED ? -1 : 0);
+  CALL("mmap fixed that fails",
+       mmap(memory + 8 * PAGE, PAGE, READ_WRITE, MAP_SHARED | MAP_FIXED, 999, 0) == MAP_FAILED ? -1 : 0);
   CALL("munmap of a part", munmap(memory + 8 * PAGE, PAGE));
   CALL("munmap of an odd length", munmap(memory + 8 * PAGE, 100));
   CALL("munmap at an odd address", munmap(memory + 100, PAGE));
@@ -231,7 +233,8 @@ static void syncs(void) {
   CALL("fdatasync", fdatasync(fd));
   CALL("sync_file_range", sync_file_range(fd, 0, SIZE, SYNC_FILE_RANGE_WRITE));
   CALL("fallocate, punching", fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 8 * PAGE, PAGE));
-  CALL("fallocate, punching an odd range", fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 8 * PAGE + 50, 100));
+  CALL("fallocate, punching an odd range",
+       fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 8 * PAGE + 50, 100));
   CALL("fallocate of nothing", fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, 0));
   CALL("fallocate before the beginning", fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, -PAGE, PAGE));
   CALL("fallocate, collapsing", fallocate(fd, FALLOC_FL_COLLAPSE_RANGE, 0, PAGE));

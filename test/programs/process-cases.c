@@ -24,12 +24,12 @@
 
 enum { PAGE = 4096, SIZE = 4 << 20, READ_WRITE = PROT_READ | PROT_WRITE, ROUNDS = 15 };
 
-#define MUST(condition)                                                                             \
-  do {                                                                                              \
-    if (!(condition)) {                                                                             \
+#define MUST(condition)                                                                                \
+  do {                                                                                                 \
+    if (!(condition)) {                                                                                \
       dprintf(1, "line %d: not true: %s (errno: %s)\n", __LINE__, #condition, strerrorname_np(errno)); \
-      _exit(1);                                                                                     \
-    }                                                                                               \
+      _exit(1);                                                                                        \
+    }                                                                                                  \
   } while (0)
 
 static const char *file, *other_file;
