@@ -28,4 +28,14 @@ uint64_t BlockSet::next(bool member, uint64_t from, uint64_t end) const {
   return end;
 }
 
+uint64_t BlockSet::end() const {
+  for (uint64_t leaf = leaves_.size(); leaf-- > 0;) {
+    if (!leaves_[leaf]) continue;
+    for (uint64_t at = kLeafWords; at-- > 0;)
+      if (const uint64_t bits = (*leaves_[leaf])[at])
+        return (leaf * kLeafWords + at) * 64 + static_cast<uint64_t>(std::bit_width(bits));
+  }
+  return 0;
+}
+
 }  // namespace pcow

@@ -15,6 +15,8 @@ class BlockSet {
   void set(uint64_t first, uint64_t count, bool member);
   // The first block from `from` on that is (or is not) in the set; `end` where there is none before it.
   uint64_t next(bool member, uint64_t from, uint64_t end) const;
+  // One behind the last block in the set; 0 where it is empty.
+  uint64_t end() const;
 
  private:
   static constexpr uint64_t kLeafWords = 4096;

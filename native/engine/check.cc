@@ -91,7 +91,9 @@ Result<void> Inspection::look_at_superblocks() {
            *length);
     return {};
   }
+  PCOW_TRY(check_supported(slots.data(), file->path()));
   std::optional<Superblock> found[2];
+  bool given_up[2] = {};  // the older slot, with a feature that the newer one does without
   Finding slot_findings[2];
   std::optional<Superblock> mended[2];
   for (uint64_t number = 0; number < 2; number++) {
@@ -110,7 +112,8 @@ Result<void> Inspection::look_at_superblocks() {
       slot_damaged = true;
       continue;
     }
-    if (decoded.error().code == Code::kUnsupported) return decoded.error();
+    given_up[number] = decoded.error().code == Code::kUnsupported;
+    if (given_up[number]) continue;
     slot_damaged = true;
     if (is_zero(page, kPageSize)) {
       finding.message += " is empty";
@@ -130,8 +133,8 @@ Result<void> Inspection::look_at_superblocks() {
   // A power cut may tear the slot that is being written, down to a single bit that is missing. The other one counts then, and
   // names all that there is. Only where that one leads nowhere is a slot used in which a bit has been put right.
   for (uint64_t number = 0; number < 2; number++) {
-    if (found[number]) continue;
-    if (found[1 - number]) {
+    if (found[number] || given_up[number]) continue;
+    if (found[1 - number] && !is_intact_slot(slots.data() + number * kPageSize)) {
       slot_findings[number].severity = Severity::kNote;
       slot_findings[number].message += "; the other slot counts, as after a power cut";
     }
@@ -390,8 +393,8 @@ Result<void> Inspection::look_at_base() {
 
 Result<void> Inspection::for_each_stray(
     const std::function<Result<void>(uint64_t, const std::vector<char>&)>& use) const {
-  const uint64_t end = file_size_ >> geometry_->block_shift() << geometry_->block_shift();
-  std::vector<char> bytes(geometry_->block_size());
+  const uint64_t end = file_size_;
+  std::vector<char> bytes;
   for (uint64_t offset = 0; offset < end;) {
     auto data = file->next_data(offset, end);
     if (!data) return data.error();
@@ -401,10 +404,11 @@ Result<void> Inspection::for_each_stray(
     const uint64_t last = geometry_->blocks_for(*hole);
     for (uint64_t block = used_.next(false, *data >> geometry_->block_shift(), last); block < last;
          block = used_.next(false, block + 1, last)) {
+      bytes.resize(geometry_->block_size());
       auto length = file->read(block << geometry_->block_shift(), bytes.data(), bytes.size());
       if (!length) return length.error();
-      if (*length == bytes.size() && !is_zero(reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size()))
-        PCOW_TRY(use(block, bytes));
+      bytes.resize(*length);  // less than a block where somebody has appended to the file
+      if (!is_zero(reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size())) PCOW_TRY(use(block, bytes));
     }
     offset = *hole;
   }

@@ -6,7 +6,8 @@
 //      disk, what the one before names is not free, and the slot of the one before is not to be written
 //   3. after a host crash: entries that were not durable are dropped, in every layer (a frozen one has such where a merge
 //      into it was interrupted)
-//   4. the free map is derived; after an unclean end, everything free is punched out
+//   4. the free map is derived; after an unclean end, everything free is punched out, and in any case what somebody has
+//      appended to the file
 //   5. the superblock says "open, by us, in this boot", and is synced, before anything else is changed. The sync makes
 //      the holes of step 4 durable as well
 //   6. layers that were frozen but not sealed are synced and sealed; deletions that were begun are finished
@@ -223,7 +224,10 @@ Result<void> ImageState::take_over() {
     }
   }
   run.end();
-  if (!opened_clean && keeps(Rule::kPunchAtOpening)) PCOW_TRY(space->punch_free());
+  if (keeps(Rule::kPunchAtOpening)) {
+    if (!opened_clean) PCOW_TRY(space->punch_free());
+    PCOW_TRY(space->punch_tail());
+  }
 
   superblock.clean = false;
   superblock.boot = boot_id();

@@ -210,4 +210,14 @@ Result<void> Space::punch_free() {
   return {};
 }
 
+Result<void> Space::punch_tail() {
+  const uint64_t from = used_.end() << geometry_.block_shift();
+  auto size = file_->size();
+  if (!size) return size.error();
+  if (from >= *size) return {};
+  auto data = file_->next_data(from, *size);
+  if (!data) return data.error();
+  return *data < *size ? file_->punch(*data, *size - *data) : Result<void>();
+}
+
 }  // namespace pcow

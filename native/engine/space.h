@@ -59,6 +59,9 @@ class Space {
 
   // Punches out everything in the file that is not in use: after an unclean end, free blocks may hold stale bytes.
   Result<void> punch_free();
+  // Punches out what lies behind the last block in use, to the very end of the file: anybody can append bytes to a file,
+  // and `clean` says nothing of those. The file is not shortened, since readers in other processes may have it mapped.
+  Result<void> punch_tail();
 
  private:
   static constexpr uint64_t kNone = ~uint64_t{0};

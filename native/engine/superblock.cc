@@ -20,6 +20,7 @@ constexpr uint8_t kMagic[8] = {0x89, 'P', 'C', 'O', 'W', '\r', '\n', 0x1a};
 constexpr uint32_t kVersion = 1;
 constexpr uint32_t kCleanFlag = 1;
 constexpr uint64_t kKnownIncompatible = 0;
+constexpr uint64_t kLastGeneration = (uint64_t{1} << 63) - 1;
 
 // Offsets of the fields, as in docs/format.md.
 enum : size_t {
@@ -77,7 +78,30 @@ Uuid read_boot_id() {
   return digits == 32 ? id : Uuid{};
 }
 
+uint32_t version_of(const uint8_t* page) { return get_field<uint32_t>(page, kVersionAt); }
+
+Error newer_version(const uint8_t* page, const std::string& where) {
+  return Error(Code::kUnsupported, where + " has format version " + std::to_string(version_of(page)) +
+                                       "; this program knows version " + std::to_string(kVersion));
+}
+
+bool needs_unknown_features(const uint8_t* page) {
+  return get_field<uint64_t>(page, kIncompatibleAt) & ~kKnownIncompatible;
+}
+
+Error unknown_features(const std::string& where) {
+  return Error(Code::kUnsupported, where + " uses features that this program does not know: a newer pcow is needed");
+}
+
 }  // namespace
+
+bool is_intact_slot(const uint8_t* page) {
+  uint8_t copy[kPageSize];
+  memcpy(copy, page, sizeof copy);
+  put_field(copy, kChecksumAt, uint32_t{0});
+  return memcmp(page + kMagicAt, kMagic, sizeof kMagic) == 0 &&
+         crc32c(copy, sizeof copy) == get_field<uint32_t>(page, kChecksumAt);
+}
 
 std::string format_uuid(const Uuid& uuid) {
   std::string text;
@@ -151,19 +175,11 @@ std::array<uint8_t, kPageSize> Superblock::encode() const {
 Result<Superblock> Superblock::decode(const uint8_t* page, const std::string& where) {
   if (memcmp(page + kMagicAt, kMagic, sizeof kMagic) != 0)
     return Error(Code::kNotAnImage, where + " is not a Pcow image (no magic number at its start)");
-  uint8_t copy[kPageSize];
-  memcpy(copy, page, sizeof copy);
-  put_field(copy, kChecksumAt, uint32_t{0});
-  if (crc32c(copy, sizeof copy) != get_field<uint32_t>(page, kChecksumAt))
-    return Error(Code::kCorrupt, where + ": the superblock's checksum is wrong");
-  const auto version = get_field<uint32_t>(page, kVersionAt);
-  if (version != kVersion)
-    return Error(Code::kUnsupported, where + " has format version " + std::to_string(version) +
-                                         "; this program knows version " + std::to_string(kVersion));
+  if (!is_intact_slot(page)) return Error(Code::kCorrupt, where + ": the superblock's checksum is wrong");
+  if (version_of(page) != kVersion) return newer_version(page, where);
+  if (needs_unknown_features(page)) return unknown_features(where);
   Superblock superblock;
   superblock.incompatible = get_field<uint64_t>(page, kIncompatibleAt);
-  if (superblock.incompatible & ~kKnownIncompatible)
-    return Error(Code::kUnsupported, where + " uses features that this program does not know: a newer pcow is needed");
   superblock.compatible = get_field<uint64_t>(page, kCompatibleAt);
   superblock.read_only_compatible = get_field<uint64_t>(page, kReadOnlyCompatibleAt);
   superblock.generation = get_field<uint64_t>(page, kGenerationAt);
@@ -176,6 +192,8 @@ Result<Superblock> Superblock::decode(const uint8_t* page, const std::string& wh
   superblock.sealed = get_field<uint64_t>(page, kSealedAt);
   if (superblock.block_shift < kMinBlockShift || superblock.block_shift > kMaxBlockShift)
     return Error(Code::kCorrupt, where + ": the superblock gives an impossible block size");
+  if (superblock.generation > kLastGeneration)
+    return Error(Code::kCorrupt, where + ": the superblock gives an impossible generation");
   const auto base_length = get_field<uint32_t>(page, kBasePathLengthAt);
   if (base_length > kMaxBasePathLength)
     return Error(Code::kCorrupt, where + ": the superblock gives an impossible length of the base's path");
@@ -195,17 +213,53 @@ Result<Superblock> Superblock::decode(const uint8_t* page, const std::string& wh
   return superblock;
 }
 
+Result<void> check_supported(const uint8_t* slots, const std::string& where) {
+  // Of a slot of another version nothing else is known, not even which of the two is the newer.
+  for (const uint8_t* page : {slots, slots + kPageSize})
+    if (is_intact_slot(page) && version_of(page) != kVersion) return newer_version(page, where);
+  for (const size_t number : {0, 1}) {
+    const uint8_t* page = slots + number * kPageSize;
+    const uint8_t* other = slots + (1 - number) * kPageSize;
+    if (!is_intact_slot(page) || !needs_unknown_features(page)) continue;
+    // Where the other slot is newer, the program that knew the feature has given it up since.
+    if (!is_intact_slot(other) || get_field<uint64_t>(page, kGenerationAt) >= get_field<uint64_t>(other, kGenerationAt))
+      return unknown_features(where);
+  }
+  return {};
+}
+
+Result<Superblock> choose_superblock(const uint8_t* slots, const std::string& where) {
+  PCOW_TRY(check_supported(slots, where));
+  const auto contradiction = [&](const std::string& what) {
+    return Error(Code::kCorrupt, where + ": " + what + "; pcow check tells more");
+  };
+  std::optional<Superblock> newest;
+  std::optional<Error> torn;
+  for (const uint64_t number : {0, 1}) {
+    auto slot = Superblock::decode(slots + number * kPageSize, where);
+    if (!slot) {
+      if (slot.error().code == Code::kUnsupported) continue;  // the older one: see check_supported()
+      if (is_intact_slot(slots + number * kPageSize)) return slot.error();
+      // Neither is good: the more telling of the two complaints.
+      if (!torn || torn->code == Code::kNotAnImage) torn = slot.error();
+      continue;
+    }
+    // The next superblock goes into the other slot than the one that counts only where that is in its own.
+    if ((slot->generation & 1) != number)
+      return contradiction("superblock slot " + std::to_string(number) + " holds a generation of the other slot");
+    if (newest && (newest->uuid != slot->uuid || newest->block_shift != slot->block_shift))
+      return contradiction("the two superblock slots are of different images");
+    if (!newest || slot->generation > newest->generation) newest = std::move(*slot);
+  }
+  if (!newest) return *torn;
+  return std::move(*newest);
+}
+
 Result<Superblock> read_superblock(const File& file) {
   std::array<uint8_t, 2 * kPageSize> slots{};
   auto length = file.read(0, slots.data(), slots.size());
   if (!length) return length.error();
-  auto first = Superblock::decode(slots.data(), file.path());
-  auto second = Superblock::decode(slots.data() + kPageSize, file.path());
-  if (first && second) return first->generation > second->generation ? first : second;
-  if (first) return first;
-  if (second) return second;
-  // Neither is good: the more telling of the two complaints.
-  return first.error().code == Code::kNotAnImage ? second.error() : first.error();
+  return choose_superblock(slots.data(), file.path());
 }
 
 Result<void> write_superblock(File& file, const Superblock& superblock) {

@@ -55,9 +55,17 @@ struct Superblock {
   static Result<Superblock> decode(const uint8_t* page, const std::string& where);
 };
 
-// The valid slot with the higher generation. kNotAnImage where neither slot has the magic, kUnsupported for a newer
-// version or an unknown incompatible feature, kCorrupt where no slot has a right checksum.
+// The slot that counts. A slot that a crash has torn has a wrong checksum, and the other one counts; what has a right
+// checksum was written on purpose and is never passed over. kNotAnImage where neither slot has the magic, kUnsupported
+// where a newer program has written the slot that counts, kCorrupt where no slot has a right checksum, or the two
+// contradict each other.
 Result<Superblock> read_superblock(const File& file);
+// The same for the 2 * kPageSize bytes at the start of a file.
+Result<Superblock> choose_superblock(const uint8_t* slots, const std::string& where);
+// Whether a writer has written this slot, and all of it is there: magic number and checksum.
+bool is_intact_slot(const uint8_t* page);
+// Only whether this program knows what the slot that counts needs: kUnsupported where it does not.
+Result<void> check_supported(const uint8_t* slots, const std::string& where);
 
 // Writes into the slot that `superblock.generation` chooses (odd: the second). The caller orders it with syncs.
 Result<void> write_superblock(File& file, const Superblock& superblock);
