@@ -103,6 +103,11 @@ Result<OpenedBase> look_at_base(std::shared_ptr<File> file, const std::string& s
   if (loaded->directory.is_spent(*layer))
     return Error(Code::kBaseChanged, stander + " stands on layer " + std::to_string(reference.layer) + " of " +
                                          base.name + ", a snapshot that was deleted");
+  // The same number need not be the same snapshot: the base may have been restored from a copy, and frozen anew.
+  if (reference.identity && identity_of(*layer, loaded->superblock.uuid) != reference.identity)
+    return Error(Code::kBaseChanged,
+                 stander + " stands on " + (layer->name.empty() ? "a layer" : "snapshot " + layer->name) + " of " +
+                     base.name + ", which does not hold what it held: the base was restored, or the snapshot taken anew");
   base.file = std::move(file);
   base.watch = std::move(*watch);
   base.loaded = std::move(*loaded);
@@ -250,6 +255,7 @@ Result<FoundBase> find_base(const std::string& image_path, const BaseSpec& spec)
   found.size = layer->size;
   found.reference.uuid = loaded->superblock.uuid;
   found.reference.layer = layer->id;
+  found.reference.identity = identity_of(*layer, loaded->superblock.uuid);
 
   const std::filesystem::path given(image_path);
   auto directory = real_path(given.has_parent_path() ? given.parent_path().string() : ".");

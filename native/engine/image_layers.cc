@@ -372,31 +372,51 @@ Result<BaseReference> ImageState::reference_to(const BaseSpec& spec) const {
   return std::move(found->reference);
 }
 
+// Whether a reference leads to the same content as the other, as far as the two say: it was moved, or copied.
+static bool same_content(const std::optional<BaseReference>& one, const BaseReference& other) {
+  if (!one) return false;
+  if (one->identity && other.identity) return one->identity == other.identity;
+  return one->uuid == other.uuid && one->layer == other.layer;
+}
+
 Result<void> Image::set_base(const BaseSpec& spec, bool has_base) {
   ImageState& state = *state_;
   const auto change = [&]() -> Result<void> {
     const std::lock_guard structure(state.structure);
     if (state.closed) return state.closed_error();
     if (!state.writable()) return Error(Code::kReadOnly, state.path + " is open for reading only");
-    Superblock next = state.superblock;
-    next.generation++;
-    next.base.reset();
+    ImageState::Prepared prepared;
+    prepared.rebased = true;
     if (has_base) {
       auto reference = state.reference_to(spec);
       if (!reference) return reference.error();
-      next.base = std::move(*reference);
+      prepared.base = std::move(*reference);
     }
     // The new chain is opened before anything is written: a base that cannot be read is refused.
-    auto bases = state.open_chain(next.base, {});
+    auto bases = state.open_chain(prepared.base, {});
     if (!bases) return bases.error();
-    const std::unique_lock lock(state.gate);
-    PCOW_TRY(write_superblock(*state.file, next));
-    state.superblock = next;
-    state.adopt_bases(std::move(*bases));
-    state.epoch++;
+    if (prepared.base ? same_content(state.superblock.base, *prepared.base) : !state.superblock.base) {
+      Superblock next = state.superblock;
+      next.generation++;
+      next.base = std::move(prepared.base);
+      const std::unique_lock lock(state.gate);
+      PCOW_TRY(write_superblock(*state.file, next));
+      state.superblock = next;
+      state.adopt_bases(std::move(*bases));
+      state.epoch++;
+      state.content_generation++;
+      state.below = state.chain_from(state.directory.active_layer().parent);
+      return state.file->sync();
+    }
+    // Frozen layers may read otherwise from then on: in the same step as the base, each gets an identity of its own, so that
+    // nobody takes its content for what it was.
+    prepared.bases = std::move(*bases);
+    prepared.directory = state.directory;
+    for (Layer& layer : prepared.directory.layers)
+      if (layer.id != prepared.directory.active) layer.identity = random_identity();
+    PCOW_TRY(state.change_directory(&prepared));
     state.content_generation++;
-    state.below = state.chain_from(state.directory.active_layer().parent);
-    return state.file->sync();
+    return {};
   };
   return state.noted(change());
 }

@@ -45,6 +45,7 @@ enum : size_t {
   kOpenerStartAt = 144,
   kOpenerCommandAt = 160,
   kOpenerCommandLength = 64,
+  kBaseIdentityAt = 224,
   kBasePathAt = 256,
 };
 
@@ -162,6 +163,7 @@ std::array<uint8_t, kPageSize> Superblock::encode() const {
   if (base) {
     put_field(bytes, kBaseUuidAt, base->uuid);
     put_field(bytes, kBaseLayerAt, base->layer);
+    put_field(bytes, kBaseIdentityAt, base->identity);
     put_field(bytes, kBasePathLengthAt, static_cast<uint32_t>(base->path.size()));
     memcpy(bytes + kBasePathAt, base->path.data(), base->path.size());
   }
@@ -204,6 +206,7 @@ Result<Superblock> Superblock::decode(const uint8_t* page, const std::string& wh
       return Error(Code::kCorrupt, where + ": the base's path holds a NUL byte");
     base.uuid = get_field<Uuid>(page, kBaseUuidAt);
     base.layer = get_field<uint64_t>(page, kBaseLayerAt);
+    base.identity = get_field<uint64_t>(page, kBaseIdentityAt);
     superblock.base = std::move(base);
   }
   superblock.opener.pid = get_field<uint32_t>(page, kOpenerPidAt);

@@ -22,6 +22,7 @@ struct BaseReference {
   std::string path;  // as stored: absolute, or relative to the directory of the image
   Uuid uuid{};
   uint64_t layer = 0;
+  uint64_t identity = 0;  // of what that layer reads as (identity_of()); 0: older software wrote the reference
 };
 
 // Who opened the image for writing. The kernel does not say who holds an open-file-description lock; this does.
