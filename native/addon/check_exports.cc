@@ -7,7 +7,9 @@
 #include "addon/environment.h"
 #include "addon/info_to_js.h"
 #include "addon/long_task.h"
+#include "addon/promise_task.h"
 #include "engine/check.h"
+#include "engine/recovery.h"
 
 namespace pcow::addon {
 
@@ -42,6 +44,15 @@ struct ToJs<CheckReport> {
   }
 };
 
+template <>
+struct ToJs<Recovery> {
+  static Napi::Value convert(Napi::Env env, Recovery& recovery) {
+    return Napi::String::New(env, recovery == Recovery::kNothing     ? "nothing"
+                                  : recovery == Recovery::kRecovered ? "recovered"
+                                                                     : "in use");
+  }
+};
+
 namespace {
 
 template <typename T>
@@ -60,10 +71,18 @@ Napi::Value check(const Napi::CallbackInfo& info) {
   });
 }
 
+// `path`.
+Napi::Value recover(const Napi::CallbackInfo& info) {
+  return start(*Environment::of(info.Env()).queue, Lane::kStructure,
+               std::make_unique<PromiseTask<Recovery>>(info.Env(),
+                                                       [path = text_of(info[0])] { return recover_image(path); }));
+}
+
 }  // namespace
 
 void export_check(Napi::Env env, Napi::Object exports) {
   exports.Set("check", Napi::Function::New<check>(env, "check"));
+  exports.Set("recover", Napi::Function::New<recover>(env, "recover"));
 }
 
 }  // namespace pcow::addon

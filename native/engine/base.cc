@@ -10,6 +10,7 @@
 #include <thread>
 
 #include "image_state.h"
+#include "page_cache.h"
 #include "rules.h"
 
 namespace pcow {
@@ -185,7 +186,7 @@ Result<LoadedStructure> load_structure(const File& file, const GenerationWatch* 
     if (directory && (last || superblock->generation == loaded.seen)) {
       loaded.superblock = *superblock;
       loaded.directory = std::move(*directory);
-      const bool host_crashed = !superblock->clean && superblock->boot != boot_id();
+      const bool host_crashed = !superblock->clean && !page_cache_survived(file, *superblock);
       loaded.crashed = host_crashed && keeps(Rule::kDropUndurable);
       if (host_crashed && keeps(Rule::kHideUnsealed))
         loaded.names_dropped = drop_unsealed_names(&loaded.directory, superblock->sealed);

@@ -28,7 +28,7 @@ Result<std::string> directory_of(const std::string& image_path);
 struct LoadedStructure {
   Superblock superblock;
   Directory directory;
-  bool crashed = false;  // unclean, and by another boot of the host: only durable bits count
+  bool crashed = false;  // unclean, and the last writer's page cache is gone: only durable bits count
   bool names_dropped = false;
   uint64_t seen = 0;  // the generation that a watch of the file shows
 };

@@ -14,6 +14,7 @@
 #include "image_state.h"
 #include "inspection.h"
 #include "locking.h"
+#include "page_cache.h"
 #include "repair.h"
 
 namespace pcow {
@@ -163,7 +164,7 @@ Result<void> Inspection::look_at_superblocks() {
   report.generation = superblock->generation;
   report.block_size = geometry_->block_size();
   report.clean = superblock->clean;
-  report.crashed = !superblock->clean && superblock->boot != boot_id();
+  report.crashed = !superblock->clean && !page_cache_survived(*file, *superblock);
   return {};
 }
 
@@ -447,6 +448,7 @@ Result<void> Inspection::run(const Progress& progress) {
     superblock = candidate;
     superblock->clean = first.clean && candidate.clean;
     superblock->boot = first.boot;
+    superblock->cache = first.cache;
     break;
   }
   if (!directory) return {};

@@ -54,7 +54,7 @@ struct CheckReport {
   uint64_t data = 0;     // bytes of blocks that entries name
   bool in_use = false;   // somebody has it open for writing: the figures are of a moving image
   bool clean = true;     // its last writer has closed it
-  bool crashed = false;  // not clean, and left by another boot of the host: only durable bits count
+  bool crashed = false;  // not clean, and the last writer's page cache is gone: only durable bits count
   uint64_t dropped = 0;  // bytes that the next opening for writing drops for that reason
   std::vector<Finding> findings;
   uint64_t damages = 0;  // that are there at the end, listed or not

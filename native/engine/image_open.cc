@@ -8,7 +8,8 @@
 //      into it was interrupted)
 //   4. the free map is derived; after an unclean end, everything free is punched out, and in any case what somebody has
 //      appended to the file
-//   5. the superblock says "open, by us, in this boot", and is synced, before anything else is changed. The sync makes
+//   5. the superblock says "open, by us, in this boot, with this page cache" (page_cache.h), and is synced, before anything
+//      else is changed; then the inode is marked in memory. The sync makes
 //      the holes of step 4 durable as well
 //   6. layers that were frozen but not sealed are synced and sealed; deletions that were begun are finished
 // Step 3 needs no order against step 5: a crash in between finds another boot id, or entries that are already dropped.
@@ -19,6 +20,7 @@
 #include "base.h"
 #include "image_state.h"
 #include "locking.h"
+#include "page_cache.h"
 #include "rules.h"
 
 namespace pcow {
@@ -80,6 +82,8 @@ Result<void> ImageState::load() {
   }
   auto loaded = load_structure(*file, watch.get());
   if (!loaded) return loaded.error();
+  // Once this writer has recovered, all counts, also where the host does not tell its boot id.
+  if (marked) loaded->crashed = loaded->names_dropped = false;
   if (loaded->superblock.block_shift != geometry.block_shift())
     return Error(Code::kCorrupt, path + ": its block size has changed");
 
@@ -231,6 +235,7 @@ Result<void> ImageState::take_over() {
 
   superblock.clean = false;
   superblock.boot = boot_id();
+  superblock.cache = cache_token_of(*file);
   superblock.opener = Opener::self();
   if (names_dropped) {
     Prepared prepared;
@@ -242,6 +247,8 @@ Result<void> ImageState::take_over() {
     PCOW_TRY(write_superblock(*file, superblock));
   }
   if (keeps(Rule::kMarkBeforeWrite)) PCOW_TRY(file->sync());
+  mark_inode(*file);
+  marked = true;
   space->note_sync_began();
   space->note_sync_done();
 

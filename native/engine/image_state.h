@@ -253,6 +253,7 @@ class ImageState {
   bool closed = false;
   bool leaks = false;  // something was not released: what is free is not all holes, and the image is not closed clean
   bool opened_clean = true;
+  bool marked = false;  // the superblock says that the image is open by us
   Superblock superblock;
   Directory directory;
   std::shared_ptr<Table> active;

@@ -12,6 +12,7 @@
 
 #include "inspection.h"
 #include "lost_and_found.h"
+#include "page_cache.h"
 
 namespace pcow {
 namespace {
@@ -141,7 +142,10 @@ class Repair {
     PCOW_TRY(file_->sync());
     next.generation = found_.newest;
     next.clean = false;
-    if (!found_.report.crashed) next.boot = boot_id();
+    if (!found_.report.crashed) {
+      next.boot = boot_id();
+      next.cache = cache_token_of(*file_);
+    }
     next.opener = Opener{};
     for (int slot = 0; slot < 2; slot++) {
       next.generation++;

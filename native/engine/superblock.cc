@@ -43,9 +43,13 @@ enum : size_t {
   kBasePathLengthAt = 136,
   kOpenerPidAt = 140,
   kOpenerStartAt = 144,
+  kDeviceAt = 152,
   kOpenerCommandAt = 160,
   kOpenerCommandLength = 64,
   kBaseIdentityAt = 224,
+  kInodeAt = 232,
+  kMountAt = 240,
+  kFilesystemAt = 248,
   kBasePathAt = 256,
 };
 
@@ -156,6 +160,10 @@ std::array<uint8_t, kPageSize> Superblock::encode() const {
   put_field(bytes, kBlockShiftAt, block_shift);
   put_field(bytes, kFlagsAt, clean ? kCleanFlag : uint32_t{0});
   put_field(bytes, kBootAt, boot);
+  put_field(bytes, kDeviceAt, cache.device);
+  put_field(bytes, kInodeAt, cache.inode);
+  put_field(bytes, kMountAt, cache.mount);
+  put_field(bytes, kFilesystemAt, cache.filesystem);
   put_field(bytes, kDirectoryOffsetAt, directory_offset);
   put_field(bytes, kDirectoryLengthAt, directory_length);
   put_field(bytes, kSealedAt, sealed);
@@ -189,6 +197,10 @@ Result<Superblock> Superblock::decode(const uint8_t* page, const std::string& wh
   superblock.block_shift = get_field<uint32_t>(page, kBlockShiftAt);
   superblock.clean = (get_field<uint32_t>(page, kFlagsAt) & kCleanFlag) != 0;
   superblock.boot = get_field<Uuid>(page, kBootAt);
+  superblock.cache.device = get_field<uint64_t>(page, kDeviceAt);
+  superblock.cache.inode = get_field<uint64_t>(page, kInodeAt);
+  superblock.cache.mount = get_field<uint64_t>(page, kMountAt);
+  superblock.cache.filesystem = get_field<uint64_t>(page, kFilesystemAt);
   superblock.directory_offset = get_field<uint64_t>(page, kDirectoryOffsetAt);
   superblock.directory_length = get_field<uint64_t>(page, kDirectoryLengthAt);
   superblock.sealed = get_field<uint64_t>(page, kSealedAt);

@@ -15,7 +15,8 @@ using Uuid = std::array<uint8_t, 16>;
 
 std::string format_uuid(const Uuid& uuid);
 Uuid random_uuid();
-// This boot of the host, from /proc/sys/kernel/random/boot_id; all zeros where that cannot be read, which equals none.
+// This boot of the host, from /proc/sys/kernel/random/boot_id; all zeros where that cannot be read, which equals none:
+// page_cache_survived() compares them.
 const Uuid& boot_id();
 
 struct BaseReference {
@@ -23,6 +24,16 @@ struct BaseReference {
   Uuid uuid{};
   uint64_t layer = 0;
   uint64_t identity = 0;  // of what that layer reads as (identity_of()); 0: older software wrote the reference
+};
+
+// Where a writer had the image open: in this boot, what tells whether the page cache of the file is still the same one
+// (page_cache.h). All zeros: older software wrote it, or the filesystem tells nothing that could be relied on.
+struct CacheToken {
+  uint64_t device = 0;      // st_dev
+  uint64_t inode = 0;       // st_ino
+  uint64_t mount = 0;       // the unique id of the mount (statx(2)); 0: the kernel has none
+  uint64_t filesystem = 0;  // the inode of the filesystem's directory in /sys/fs, made anew by each mount; 0: none
+  bool operator==(const CacheToken&) const = default;
 };
 
 // Who opened the image for writing. The kernel does not say who holds an open-file-description lock; this does.
@@ -45,6 +56,7 @@ struct Superblock {
   uint32_t block_shift = 16;
   bool clean = true;
   Uuid boot{};
+  CacheToken cache;
   uint64_t directory_offset = 0;  // bytes
   uint64_t directory_length = 0;  // bytes
   uint64_t sealed = 0;  // frozen layers with ids up to this one are durable as a whole: their snapshots have returned

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "../engine/page_cache.h"
 #include "../engine/superblock.h"
 #include "check.h"
 
@@ -43,6 +44,21 @@ void DiskState::write_to(const std::string& path) const {
     CHECK(pwrite(descriptor, page->data(), static_cast<size_t>(length), static_cast<off_t>(offset)) == length);
   }
   close(descriptor);
+}
+
+void DiskState::go_on_as(const std::string& path) {
+  write_to(path);
+  const auto file = MUST(File::open(path, true, nullptr));
+  for (const uint64_t slot : {0, 1}) {
+    const auto at = pages.find(slot);
+    if (at == pages.end()) continue;
+    auto superblock = Superblock::decode(at->second->data(), "a simulated disk");
+    if (!superblock || superblock->boot != boot_id()) continue;
+    superblock->cache = cache_token_of(*file);
+    const auto page = superblock->encode();
+    MUST(file->write(slot * kPageSize, page.data(), page.size()));
+  }
+  mark_inode(*file);
 }
 
 DiskState DiskState::of_file(const std::string& path) {

@@ -28,6 +28,8 @@ struct DiskState {
   // As if the host had been started again since: superblocks of this boot get another boot id.
   void forget_boot();
   void write_to(const std::string& path) const;
+  // The same, and the file is the very one that a process of this boot has written: with its page cache.
+  void go_on_as(const std::string& path);
   static DiskState of_file(const std::string& path);
 };
 

@@ -32,6 +32,7 @@ std::vector<uint8_t> build(bool clean) {
   superblock.block_shift = 13;
   superblock.clean = clean;
   superblock.directory_offset = 1 * kBlock;
+  superblock.cache = {0x801, 1234, 0x80000021, 18262};
   superblock.opener.pid = 4242;
   superblock.opener.start_time = 123456;
   superblock.opener.command = "pcow";

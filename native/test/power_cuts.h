@@ -57,7 +57,7 @@ class PowerCuts : public pcow::FileObserver {
   }
   // The process is dead; its file, as the page cache has it, goes on as another one.
   void go_on_as(const std::string& path) {
-    disk_->cached().write_to(path);
+    disk_->cached().go_on_as(path);
     path_ = path;
     killed_ = false;
     left_ = kNever;

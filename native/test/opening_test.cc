@@ -1,0 +1,454 @@
+// What opening refuses, what it makes sure of, and what it takes for the page cache of the last writer.
+#include <fcntl.h>
+#include <sys/wait.h>
+
+#include <atomic>
+#include <cstring>
+#include <functional>
+#include <thread>
+
+#include "../engine/check.h"
+#include "../engine/crc32c.h"
+#include "../engine/file.h"
+#include "../engine/locking.h"
+#include "../engine/page_cache.h"
+#include "../engine/recovery.h"
+#include "../engine/superblock.h"
+#include "check.h"
+
+using namespace pcow;
+
+namespace {
+
+constexpr uint64_t kBlock = 65536;
+constexpr size_t kVersionAt = 8;
+constexpr size_t kIncompatibleAt = 16;
+constexpr size_t kReadOnlyCompatibleAt = 104;
+
+Result<std::unique_ptr<Image>> open_image(const std::string& path, bool write) {
+  OpenOptions options;
+  options.write = write;
+  return Image::open(path, options);
+}
+
+void fill(Image* image, uint64_t offset, uint64_t length, char value) {
+  const std::vector<char> bytes(length, value);
+  MUST(image->write(offset, bytes.data(), length));
+}
+
+char byte_at(const Image& image, uint64_t offset) {
+  char byte = '?';
+  CHECK(MUST(image.read(nullptr, offset, &byte, 1)) == 1);
+  return byte;
+}
+
+std::string sample(const TemporaryDirectory& directory, uint64_t size = 16 * kBlock) {
+  const std::string path = directory / "image.pcow";
+  CreateOptions options;
+  options.size = size;
+  options.force = true;
+  MUST(create_image(path, options));
+  auto image = MUST(open_image(path, true));
+  fill(image.get(), 0, kBlock, '1');
+  MUST(image->snapshot("s"));
+  fill(image.get(), 0, kBlock, '2');
+  MUST(image->close());
+  return path;
+}
+
+Superblock newest_of(const std::string& path) { return MUST(read_superblock(*MUST(File::open(path, false, nullptr)))); }
+
+// Writes a slot as it is, whatever its fields say, with a right checksum.
+using Slot = std::array<uint8_t, kPageSize>;
+void put_slot(const std::string& path, uint64_t number, Slot slot) {
+  memset(slot.data() + kSuperblockChecksumOffset, 0, 4);
+  const uint32_t sum = crc32c(slot.data(), slot.size());
+  memcpy(slot.data() + kSuperblockChecksumOffset, &sum, sizeof sum);
+  MUST(MUST(File::open(path, true, nullptr))->write(number * kPageSize, slot.data(), slot.size()));
+}
+
+template <typename Value>
+void put(Slot* slot, size_t at, Value value) {
+  memcpy(slot->data() + at, &value, sizeof value);
+}
+
+void is_refused(const std::string& path, Code code) {
+  const Bytes before = load(path);
+  for (const bool write : {false, true}) FAILS(open_image(path, write), code);
+  if (code == Code::kUnsupported)
+    for (const bool repair : {false, true}) FAILS(check_image(path, {.repair = repair}, nullptr), code);
+  CHECK(load(path) == before);
+}
+
+// A newer program's superblock is never passed over for the older one in the other slot.
+void newer_programs() {
+  const TemporaryDirectory directory;
+  for (const bool newest : {true, false}) {
+    const std::string path = sample(directory);
+    Superblock superblock = newest_of(path);
+    if (newest) superblock.generation++;
+    if (!newest) superblock.generation--;
+    Slot slot = superblock.encode();
+    put(&slot, kVersionAt, uint32_t{2});
+    memset(slot.data() + 16, 0xa5, 4080);  // nothing else is where this program would look for it
+    put_slot(path, superblock.generation & 1, slot);
+    is_refused(path, Code::kUnsupported);
+  }
+  {
+    const std::string path = sample(directory);
+    Superblock superblock = newest_of(path);
+    superblock.generation++;
+    Slot slot = superblock.encode();
+    put(&slot, kIncompatibleAt, uint64_t{1} << 40);
+    put_slot(path, superblock.generation & 1, slot);
+    is_refused(path, Code::kUnsupported);
+    // The same in the older slot: whoever wrote the newer one has given the feature up.
+    superblock.generation++;
+    put_slot(path, superblock.generation & 1, superblock.encode());
+    CHECK(MUST(check_image(path, {}, nullptr)).damages == 0);
+    CHECK(byte_at(*MUST(open_image(path, false)), 0) == '2');
+    CHECK(byte_at(*MUST(open_image(path, true)), 0) == '2');
+  }
+  {
+    const std::string path = sample(directory);
+    Superblock superblock = newest_of(path);
+    superblock.generation++;
+    Slot slot = superblock.encode();
+    put(&slot, kReadOnlyCompatibleAt, uint64_t{1} << 40);
+    put_slot(path, superblock.generation & 1, slot);
+    CHECK(byte_at(*MUST(open_image(path, false)), 0) == '2');
+    const Bytes before = load(path);
+    FAILS(open_image(path, true), Code::kUnsupported);
+    FAILS(check_image(path, {.repair = true}, nullptr), Code::kUnsupported);
+    CHECK(load(path) == before);
+  }
+}
+
+// Two slots with right checksums that cannot both be this image's.
+void contradictions() {
+  const TemporaryDirectory directory;
+  const auto with_next = [&](auto change, uint64_t steps, bool mendable = true) {
+    const std::string path = sample(directory);
+    Superblock superblock = newest_of(path);
+    superblock.generation += steps;
+    const uint64_t number = superblock.generation & 1;
+    change(&superblock);
+    put_slot(path, number, superblock.encode());
+    is_refused(path, Code::kCorrupt);
+    CHECK(MUST(check_image(path, {}, nullptr)).damages > 0);
+    MUST(check_image(path, {.repair = true}, nullptr));
+    if (mendable) MUST(open_image(path, true));
+    if (!mendable) FAILS(open_image(path, true), Code::kCorrupt);
+  };
+  // Whose image it is, a repair does not guess.
+  with_next([](Superblock* superblock) { superblock->uuid[3] ^= 1; }, 1, false);
+  // Equal generations: one of them stands in the slot of the other.
+  with_next([](Superblock* superblock) { superblock->generation--; }, 1);
+  with_next([](Superblock* superblock) { superblock->generation += 1; }, 2);
+  // Fields that no writer writes, in the older slot as in the newer.
+  for (const uint64_t steps : {1, 2}) {
+    with_next([](Superblock* superblock) { superblock->block_shift = 30; }, steps);
+    with_next([](Superblock* superblock) { superblock->generation |= uint64_t{1} << 63; }, steps);
+  }
+}
+
+// What was appended to the file of an image, clean or not, is not what fresh memory holds.
+void appended_bytes() {
+  const TemporaryDirectory directory;
+  for (const uint64_t length : {uint64_t{1}, uint64_t{40960}, kBlock, 5 * kBlock + 4097}) {
+    const std::string path = sample(directory);
+    Bytes bytes = load(path);
+    bytes.resize(bytes.size() + length, 'G');
+    save(path, bytes);
+    CHECK(MUST(check_image(path, {}, nullptr)).leaks > 0);
+    auto image = MUST(open_image(path, true));
+    FaultWork work;
+    for (uint64_t offset = kBlock; offset < image->size(); offset += kBlock)
+      MUST(image->make_writable(offset, {.ahead = kBlock}, &work));
+    for (uint64_t offset = kBlock; offset < image->size(); offset += 512) CHECK(byte_at(*image, offset) == 0);
+    CHECK(byte_at(*image, 0) == '2');
+    MUST(image->close());
+    const CheckReport report = MUST(check_image(path, {}, nullptr));
+    CHECK(report.damages == 0 && report.leaks == 0);
+  }
+}
+
+// --- bases ---
+
+void make_on(const std::string& path, const std::string& base, const std::string& snapshot) {
+  CreateOptions options;
+  options.has_base = true;
+  options.base.path = base;
+  options.base.snapshot = snapshot;
+  options.force = true;
+  MUST(create_image(path, options));
+}
+
+void take(const std::string& path, char value, const std::string& name) {
+  auto image = MUST(open_image(path, true));
+  fill(image.get(), 0, kBlock, value);
+  MUST(image->snapshot(name));
+  MUST(image->close());
+}
+
+// Software that knew no identities in references.
+void forget_identity(const std::string& path) {
+  Superblock superblock = newest_of(path);
+  superblock.base->identity = 0;
+  for (int i = 0; i < 2; i++) {
+    superblock.generation++;
+    put_slot(path, superblock.generation & 1, superblock.encode());
+  }
+}
+
+// A base that was restored from a copy, and frozen anew: the uuid and the layer's number are as before.
+void restored_bases() {
+  const TemporaryDirectory directory;
+  const std::string base = directory / "base.pcow", child = directory / "child.pcow";
+  const auto begin_anew = [&] {
+    CreateOptions options;
+    options.size = 16 * kBlock;
+    options.force = true;
+    MUST(create_image(base, options));
+  };
+  const auto restore = [&](const Bytes& copy) {
+    save(base, copy);
+    take(base, 'X', "other");
+  };
+  const auto reference = [&] { return *newest_of(child).base; };
+
+  begin_anew();
+  const Bytes copy = load(base);
+  take(base, 'A', "s");
+  make_on(child, base, "s");
+  CHECK(reference().identity != 0);
+  CHECK(byte_at(*MUST(open_image(child, true)), 0) == 'A');
+  take(child, 'c', "frozen");
+  const uint64_t identity = MUST(MUST(open_image(child, false))->snapshot_info("frozen")).identity;
+
+  const Bytes frozen = load(base);
+  restore(copy);
+  is_refused(child, Code::kBaseChanged);
+  CHECK(MUST(check_image(child, {}, nullptr)).damages > 0);
+
+  // The same base in another place: the content is the same, and so are identities.
+  const auto stand_on = [&](const std::string& path, const std::string& snapshot) {
+    OpenOptions options;
+    options.write = true;
+    options.without_bases = true;
+    auto image = MUST(Image::open(child, options));
+    MUST(image->set_base({.path = path, .snapshot = snapshot}, true));
+    MUST(image->close());
+  };
+  save(directory / "moved.pcow", frozen);
+  stand_on(directory / "moved.pcow", "s");
+  CHECK(MUST(MUST(open_image(child, false))->snapshot_info("frozen")).identity == identity);
+
+  // Another content: nobody is to take the child's snapshots for what they were.
+  make_on(directory / "grandchild.pcow", child, "frozen");
+  stand_on(base, "other");
+  CHECK(reference().identity == MUST(MUST(open_image(base, false))->snapshot_info("other")).identity);
+  CHECK(MUST(MUST(open_image(child, false))->snapshot_info("frozen")).identity != identity);
+  FAILS(open_image(directory / "grandchild.pcow", false), Code::kBaseChanged);
+
+  // A reference without an identity goes by the number, as it did.
+  forget_identity(child);
+  begin_anew();
+  FAILS(open_image(child, false), Code::kBaseChanged);  // another uuid
+  save(base, copy);
+  take(base, 'A', "s");
+  make_on(child, base, "s");
+  forget_identity(child);
+  restore(copy);
+  CHECK(byte_at(*MUST(open_image(child, false)), 0) == 'X');
+}
+
+// A commit refers to the layer that it has made; one into a base that was restored is refused.
+void commits() {
+  const TemporaryDirectory directory;
+  const std::string base = directory / "base.pcow", child = directory / "child.pcow";
+  CreateOptions options;
+  options.size = 16 * kBlock;
+  MUST(create_image(base, options));
+  const Bytes copy = load(base);
+  take(base, 'A', "s");
+  make_on(child, base, "s");
+  {
+    auto image = MUST(open_image(child, true));
+    fill(image.get(), kBlock, kBlock, 'c');
+    auto below = MUST(open_image(base, true));
+    MUST(image->commit_into(below.get(), "t", false, nullptr));
+    MUST(below->close());
+    MUST(image->close());
+  }
+  CHECK(newest_of(child).base->identity == MUST(MUST(open_image(base, false))->snapshot_info("t")).identity);
+  CHECK(byte_at(*MUST(open_image(child, false)), kBlock) == 'c');
+}
+
+// --- the page cache of a writer that was killed ---
+
+// Something is written and not synced, and the process dies.
+void write_and_die(const std::string& path) {
+  fflush(nullptr);
+  const pid_t child = fork();
+  CHECK(child >= 0);
+  if (child == 0) {
+    auto image = MUST(open_image(path, true));
+    fill(image.get(), 4 * kBlock, kBlock, 'u');
+    _exit(0);
+  }
+  int status = 0;
+  CHECK(waitpid(child, &status, 0) == child && status == 0);
+}
+
+void set_hint(const std::string& path, uint64_t hint) {
+  CHECK(fcntl(MUST(File::open(path, true, nullptr))->descriptor(), F_SET_RW_HINT, &hint) == 0);
+}
+
+// Writes the newest superblock once more, changed.
+void change_newest(const std::string& path, const std::function<void(Superblock*)>& change) {
+  Superblock superblock = newest_of(path);
+  change(&superblock);
+  put_slot(path, superblock.generation & 1, superblock.encode());
+}
+
+char unsynced_byte(const std::string& path) { return byte_at(*MUST(open_image(path, false)), 4 * kBlock); }
+
+// Each proof alone is enough that what was not synced counts; without one it does not.
+void proofs() {
+  const TemporaryDirectory directory;
+  const std::string path = sample(directory);
+  write_and_die(path);
+  CHECK(unsynced_byte(path) == 'u');
+  CHECK(!MUST(check_image(path, {}, nullptr)).crashed);
+  const Superblock left = newest_of(path);
+  CHECK(left.cache == cache_token_of(*MUST(File::open(path, false, nullptr))) && left.cache.inode != 0);
+
+  const auto reads = [&](uint64_t hint, const std::function<void(Superblock*)>& change) {
+    set_hint(path, hint);
+    change_newest(path, [&](Superblock* superblock) {
+      *superblock = left;
+      change(superblock);
+    });
+    const bool crashed = MUST(check_image(path, {}, nullptr)).crashed;
+    const char byte = unsynced_byte(path);
+    CHECK(crashed == (byte == 0));
+    return byte;
+  };
+  const auto no_mount = [](Superblock* superblock) { superblock->cache.mount = superblock->cache.filesystem = 0; };
+  const auto other_mount = [](Superblock* superblock) {
+    superblock->cache.mount++;
+    superblock->cache.filesystem++;
+  };
+  CHECK(reads(RWH_WRITE_LIFE_NONE, no_mount) == 'u');
+  CHECK(reads(RWH_WRITE_LIFE_NONE, other_mount) == 'u');
+  CHECK(reads(RWH_WRITE_LIFE_NOT_SET, no_mount) == 0);
+  CHECK(reads(RWH_WRITE_LIFE_NOT_SET, other_mount) == 0);
+  if (left.cache.mount)
+    CHECK(reads(RWH_WRITE_LIFE_NOT_SET, [](Superblock* superblock) { superblock->cache.filesystem = 0; }) == 'u');
+  if (left.cache.filesystem)
+    CHECK(reads(RWH_WRITE_LIFE_NOT_SET, [](Superblock* superblock) { superblock->cache.mount = 0; }) == 'u');
+  // Another file, another device, another boot, none that anybody could read.
+  CHECK(reads(RWH_WRITE_LIFE_NONE, [](Superblock* superblock) { superblock->cache.inode++; }) == 0);
+  CHECK(reads(RWH_WRITE_LIFE_NONE, [](Superblock* superblock) { superblock->cache.device++; }) == 0);
+  CHECK(reads(RWH_WRITE_LIFE_NONE, [](Superblock* superblock) { superblock->boot[0] ^= 1; }) == 0);
+  CHECK(reads(RWH_WRITE_LIFE_NONE, [](Superblock* superblock) { superblock->boot = {}; }) == 0);
+  // Older software stores no token: its boot id is all that there is.
+  CHECK(reads(RWH_WRITE_LIFE_NOT_SET, [](Superblock* superblock) { superblock->cache = {}; }) == 'u');
+
+  // A copy of the file is not what the last writer had in memory.
+  reads(RWH_WRITE_LIFE_NONE, [](Superblock*) {});
+  save(directory / "copy.pcow", load(path));
+  CHECK(unsynced_byte(directory / "copy.pcow") == 0);
+  CHECK(byte_at(*MUST(open_image(directory / "copy.pcow", true)), 0) == '2');
+}
+
+class FailingSync : public FileObserver {
+ public:
+  int before(FileOperation operation, const std::string&, uint64_t, uint64_t, const void*) override {
+    return operation == FileOperation::kSync && ++syncs_ == 2 ? EIO : 0;
+  }
+
+ private:
+  int syncs_ = 0;  // the second one makes the mark of being open durable
+};
+
+// The inode is marked only after the token is on the disk: it would vouch for pages of a filesystem that is gone.
+void token_before_mark() {
+  const TemporaryDirectory directory;
+  const std::string path = sample(directory);
+  set_hint(path, RWH_WRITE_LIFE_NOT_SET);
+  FailingSync observer;
+  OpenOptions options;
+  options.write = true;
+  options.observer = &observer;
+  FAILS(Image::open(path, options), Code::kIo);
+  uint64_t hint = 0;
+  CHECK(fcntl(MUST(File::open(path, false, nullptr))->descriptor(), F_GET_RW_HINT, &hint) == 0);
+  CHECK(hint == RWH_WRITE_LIFE_NOT_SET);
+}
+
+// Whoever comes next makes durable what a killed writer has left: then the host may be started anew.
+void recovers() {
+  const TemporaryDirectory directory;
+  const std::string path = sample(directory);
+  CHECK(MUST(recover_image(path)) == Recovery::kNothing);
+  write_and_die(path);
+  CHECK(MUST(recover_image(path)) == Recovery::kRecovered);
+  CHECK(MUST(recover_image(path)) == Recovery::kNothing);
+  CHECK(newest_of(path).clean);
+  change_newest(path, [](Superblock* superblock) {
+    superblock->clean = false;
+    superblock->boot[0] ^= 1;
+  });
+  CHECK(unsynced_byte(path) == 'u');
+  // After a crash of the host there is nothing left to save: that is for whoever opens it for writing.
+  CHECK(MUST(recover_image(path)) == Recovery::kNothing);
+  {
+    auto writer = MUST(open_image(path, true));
+    CHECK(MUST(recover_image(path)) == Recovery::kInUse);
+  }
+  // The base is not there: what the image itself holds is saved all the same.
+  const std::string child = directory / "child.pcow";
+  make_on(child, path, "s");
+  write_and_die(child);
+  std::filesystem::rename(path, directory / "elsewhere.pcow");
+  CHECK(MUST(recover_image(child)) == Recovery::kRecovered);
+  CHECK(newest_of(child).clean);
+  FAILS(recover_image(path), Code::kNotFound);
+}
+
+// Who wants to write an image that is being recovered waits for that, and is not refused.
+void waits_for_a_recovery() {
+  const TemporaryDirectory directory;
+  const std::string path = sample(directory);
+  auto recovering = MUST(File::open(path, true, nullptr));
+  CHECK(MUST(try_lock_for_recovery(*recovering)) && MUST(recovering->try_lock()));
+  CHECK(MUST(recover_image(path)) == Recovery::kInUse);
+  std::atomic<bool> over{false};
+  std::thread writer([&] {
+    auto image = MUST(open_image(path, true));
+    CHECK(over);
+    MUST(image->close());
+  });
+  const timespec moment = {0, 20'000'000};
+  nanosleep(&moment, nullptr);
+  over = true;
+  recovering = nullptr;
+  writer.join();
+}
+
+}  // namespace
+
+int main() {
+  restored_bases();
+  commits();
+  proofs();
+  token_before_mark();
+  recovers();
+  waits_for_a_recovery();
+  newer_programs();
+  contradictions();
+  appended_bytes();
+  return 0;
+}
