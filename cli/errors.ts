@@ -32,7 +32,7 @@ const NEXT_STEPS: Partial<Record<PcowErrorCode, string>> = {
   PCOW_PERMISSION: 'use the user who owns the image and its directory',
   PCOW_READ_ONLY: 'mount it for writing, or work on a copy',
   PCOW_BASE_MISSING: 'put the base back, or say where it is now: pcow rebase IMAGE --unsafe --base BASE',
-  PCOW_BASE_CHANGED: 'put the original base back; another file has its name now',
+  PCOW_BASE_CHANGED: 'put the original base back, or take what is there now: pcow rebase IMAGE --unsafe --base BASE',
   PCOW_BASE_OUTSIDE: 'move the base into the image directory, or mount with --allow-outside-base',
 };
 

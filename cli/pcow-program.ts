@@ -24,6 +24,7 @@ import { addCommit } from './commands/commit.js';
 import { addCompact } from './commands/compact.js';
 import { addFlatten } from './commands/flatten.js';
 import { addRebase } from './commands/rebase.js';
+import { addRecover } from './commands/recover.js';
 import { addRename } from './commands/rename.js';
 import { addRm } from './commands/rm.js';
 import { addResize } from './commands/resize.js';
@@ -70,6 +71,7 @@ export function pcowProgram(): Command {
     addImport,
     addCheck,
     addScrub,
+    addRecover,
     addMount,
     addUmount,
     addQemuArgs,

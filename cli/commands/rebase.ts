@@ -8,6 +8,7 @@ import { checkBase, onFrozenLayer } from '../making.js';
 import { say, sayJson } from '../output.js';
 import { type ProgressForm, progressOption, withProgress } from '../progress.js';
 import { quote } from '../quote.js';
+import { refuseWhereStoodOn } from '../standing.js';
 import { findImage, findTarget, type ImageTarget, type Target } from '../target.js';
 
 export function addRebase(program: Command): void {
@@ -86,17 +87,28 @@ export async function rebaseBlindly(image: ImageTarget, base: Target | null): Pr
     );
   }
   if (base === null) {
+    await refuseChange(image);
     await Image.setBaseBlindly(image.file, null);
     return;
   }
   await checkBase(base, image);
   const setBase = (standing: BaseOptions) => Image.setBaseBlindly(image.file, standing);
   const present = await Image.baseOf(image.file);
-  const { uuid } = await withImage(base.image.file, {}, (open) => open.info());
-  if (base.snapshot === null && present?.uuid === uuid) {
-    // The same base in another place: the layer stays, whatever was written to the base since.
+  const { uuid, layer } = await withImage(base.image.file, {}, (open) => ({
+    uuid: open.info().uuid,
+    layer: base.snapshot === null ? present?.layer : open.layerOf(base.snapshot),
+  }));
+  // The same base in another place: the layer stays, whatever was written to the base since.
+  const moved = present?.uuid === uuid && present.layer === layer;
+  if (!moved) await refuseChange(image);
+  if (moved && base.snapshot === null) {
     await setBase({ path: base.image.file, layer: present.layer });
   } else {
     await onFrozenLayer(base, setBase);
   }
+}
+
+/** Snapshots of the image may read otherwise afterwards: nobody may stand on them. */
+async function refuseChange(image: ImageTarget): Promise<void> {
+  await refuseWhereStoodOn(image.file, `the base of ${image.name} can't be changed unseen`);
 }

@@ -73,9 +73,9 @@ Napi::Value check(const Napi::CallbackInfo& info) {
 
 // `path`.
 Napi::Value recover(const Napi::CallbackInfo& info) {
-  return start(*Environment::of(info.Env()).queue, Lane::kStructure,
-               std::make_unique<PromiseTask<Recovery>>(info.Env(),
-                                                       [path = text_of(info[0])] { return recover_image(path); }));
+  return start(
+      *Environment::of(info.Env()).queue, Lane::kStructure,
+      std::make_unique<PromiseTask<Recovery>>(info.Env(), [path = text_of(info[0])] { return recover_image(path); }));
 }
 
 }  // namespace

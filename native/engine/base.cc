@@ -108,7 +108,8 @@ Result<OpenedBase> look_at_base(std::shared_ptr<File> file, const std::string& s
   if (reference.identity && identity_of(*layer, loaded->superblock.uuid) != reference.identity)
     return Error(Code::kBaseChanged,
                  stander + " stands on " + (layer->name.empty() ? "a layer" : "snapshot " + layer->name) + " of " +
-                     base.name + ", which does not hold what it held: the base was restored, or the snapshot taken anew");
+                     base.name +
+                     ", which does not hold what it held: the base was restored, or the snapshot taken anew");
   base.file = std::move(file);
   base.watch = std::move(*watch);
   base.loaded = std::move(*loaded);

@@ -101,11 +101,9 @@ Result<bool> Image::commit_into(Image* target, const std::string& name, bool aut
     // that is being merged away.
     PCOW_TRY(base.finish_deletions("a commit"));
     const Layer* stood_on = base.directory.find(reference.layer);
-    const bool fits =
-        reference.uuid == base.superblock.uuid && stood_on && stood_on->id != base.directory.active &&
-        (!reference.identity || reference.identity == identity_of(*stood_on, base.superblock.uuid));
-    if (!fits)
-      return Error(Code::kBaseChanged, state.path + " does not stand on " + base.path);
+    const bool fits = reference.uuid == base.superblock.uuid && stood_on && stood_on->id != base.directory.active &&
+                      (!reference.identity || reference.identity == identity_of(*stood_on, base.superblock.uuid));
+    if (!fits) return Error(Code::kBaseChanged, state.path + " does not stand on " + base.path);
     if (base.directory.find(name)) return Error(Code::kExists, base.path + " already has a snapshot called " + name);
     std::string names;
     for (const Layer& layer : state.directory.layers)

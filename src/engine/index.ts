@@ -10,6 +10,7 @@ export { removeImage } from './removal.js';
 export { type Making, mayBeReplaced, throughDraft } from './replace.js';
 export { renameImage, type Standing } from './rename.js';
 export { Image, snapshotTogether } from './image.js';
+export { type DirectoryRecovery, recoverDirectory, recoverImage, type Recovery } from './recovery.js';
 export { nextData } from './sparse-file.js';
 export type * from './types.js';
 export {

@@ -166,6 +166,7 @@ export interface NativeAddon {
   /** `baseRoot` empty: bases may lie anywhere. */
   open(path: string, write: boolean, baseRoot: string, withoutBases: boolean): Promise<NativeImage>;
   setBaseBlindly(path: string, base: NativeBase | null): Promise<void>;
+  recover(path: string): Promise<'nothing' | 'recovered' | 'in use'>;
   snapshotTogether(images: NativeImage[], name: string): Promise<void>;
   check(
     path: string,

@@ -8,7 +8,7 @@ import { existsSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 
 import { isGone, type Monitor } from '../attach/monitor.js';
-import { isPcowError, PcowError } from '../engine/index.js';
+import { isPcowError, PcowError, recoverImage } from '../engine/index.js';
 import { cachedReads, moveHandle } from '../engine/native-operations.js';
 import type { FlatFileUse, ImageEntry } from './image-entry.js';
 import { debugLog } from './log.js';
@@ -20,6 +20,9 @@ const debug = debugLog('attachment');
 
 /** Milliseconds for which pages that were read through an old descriptor stay in the kernel's cache while a monitor has the image. */
 const CACHE_AGE = 200;
+
+/** Milliseconds: the lock of a process that died is released a moment after its connection. */
+const LOCK_GRACE = 3000;
 
 /**
  * detached    the mount may write it
@@ -176,6 +179,7 @@ export class Attachment {
           moveUse(use, use.opening);
         }
       }
+      await this.#recover(isOurs);
     } finally {
       // Another monitor may have come for it, or this one again.
       if (isOurs()) {
@@ -183,6 +187,27 @@ export class Attachment {
         this.#entry.makeChecksums();
         debug('%s: taken back from %s', this.#entry.name, monitor.process);
       }
+    }
+  }
+
+  /** What a process that was killed has written is made durable, before anybody else can have the image. */
+  async #recover(goOn: () => boolean): Promise<void> {
+    const { present, refusal } = this.#openings;
+    if (refusal) {
+      return;
+    }
+    const deadline = Date.now() + LOCK_GRACE;
+    try {
+      if (present) {
+        await present.image.sync();
+        return;
+      }
+      while (goOn() && (await recoverImage(this.#entry.file)) === 'in use' && Date.now() < deadline) {
+        await sleep(20);
+      }
+    } catch (error) {
+      // Whoever uses it next finds out as well.
+      this.#entry.failed('recover', error);
     }
   }
 

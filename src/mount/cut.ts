@@ -21,7 +21,6 @@ import { debugLog } from './log.js';
 import { Mutex } from './mutex.js';
 import { flatFilePath, type Place } from './place.js';
 import { StoppedProcesses } from './stopped-processes.js';
-import { Watchdog } from './watchdog.js';
 
 const debug = debugLog('cut');
 const run = promisify(execFile);
@@ -38,7 +37,6 @@ const FLUSH_LIMIT = 60_000;
 export class Cutter {
   readonly #place: Place;
   readonly #inodeOf: (entry: ImageEntry) => number;
-  readonly #watchdog = new Watchdog();
   /** One cut at a time: two must not stop and continue the same processes. */
   readonly #cuts = new Mutex();
 
@@ -81,8 +79,8 @@ export class Cutter {
     take: () => Promise<T>,
     undo: (taken: T) => Promise<void>,
   ): Promise<T> {
-    await this.#watchdog.ready();
-    const stopped = new StoppedProcesses(this.#watchdog, path.join(this.#place.mountpoint, '.pcow'));
+    await this.#place.watchdog.ready();
+    const stopped = new StoppedProcesses(this.#place.watchdog, path.join(this.#place.mountpoint, '.pcow'));
     const began = performance.now();
     let taken: T;
     let disturbed: string | null;
@@ -163,10 +161,6 @@ export class Cutter {
     } finally {
       over.abort();
     }
-  }
-
-  close(): void {
-    this.#watchdog.close();
   }
 }
 

@@ -4,7 +4,7 @@ import { promisify } from 'node:util';
 
 import { AttachService } from '../attach/attach-service.js';
 import { type DirectoryLock, lockDirectory } from '../engine/directory-lock.js';
-import { isPcowError } from '../engine/index.js';
+import { isPcowError, recoverDirectory } from '../engine/index.js';
 import { onQuestion } from '../engine/native-operations.js';
 import { mountsOfDirectory } from '../mounts.js';
 import { AttributeSource } from './attributes.js';
@@ -20,6 +20,7 @@ import { checkedDirectory, checkedMountpoint, checkFuse, detach, mountError } fr
 import { FileSystem } from './operations.js';
 import { type MountOptions, settingsOf } from './options.js';
 import type { Place } from './place.js';
+import { Watchdog } from './watchdog.js';
 
 const run = promisify(execFile);
 const debug = debugLog('mount');
@@ -67,6 +68,7 @@ export async function mountDirectory(
     device: '',
     socket: '',
     settings,
+    watchdog: new Watchdog(real),
   };
   const lock = await lockOf(place);
   try {
@@ -99,6 +101,7 @@ async function begin(place: Place, lock: DirectoryLock): Promise<Mount> {
   const attributes = new AttributeSource(place);
   const catalog = new Catalog(place);
   await catalog.removeRemains();
+  if (!place.settings.readOnly) await recoverImages(place.directory);
   const cutter = new Cutter(place, (entry) => attributes.inodeOf(entry));
   const commands = new Commands(place, catalog, cutter);
   const context: ControlContext = { place, catalog, commands, lastError: null };
@@ -113,8 +116,8 @@ async function begin(place: Place, lock: DirectoryLock): Promise<Mount> {
   const ended = session.ended.then(async () => {
     debug('the session on %s is over', place.mountpoint);
     attachService?.stop();
-    cutter.close();
     const failures = await catalog.shutDown();
+    if (failures.length === 0) place.watchdog.close();
     for (const { image, error } of failures) {
       log(`${image}: closing failed: ${sentenceOf(error)}`);
     }
@@ -134,6 +137,14 @@ async function begin(place: Place, lock: DirectoryLock): Promise<Mount> {
     },
     detach: () => detach(place.mountpoint),
   };
+}
+
+/** What a mount that was killed has left unsynced, or a guest that lived on without one. Before anybody can want the images. */
+async function recoverImages(directory: string): Promise<void> {
+  const { recovered, failed } = await recoverDirectory(directory);
+  for (const image of recovered) log(`${image} is recovered: a process that was killed had it open`);
+  // Whoever opens it finds out as well.
+  for (const { image, error } of failed) log(`${image} can't be recovered: ${sentenceOf(error)}`);
 }
 
 async function started(session: FuseSession, place: Place): Promise<void> {

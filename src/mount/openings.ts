@@ -6,7 +6,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 
 import { Image, isPcowError, PcowError } from '../engine/index.js';
 import { sentenceOf } from './failure.js';
-import { debugLog } from './log.js';
+import { debugLog, log } from './log.js';
 import { Opening } from './opening.js';
 import type { Place } from './place.js';
 import { sumOfTraffic, type Traffic } from './traffic.js';
@@ -134,6 +134,11 @@ export class Openings {
   }
 
   async #open(write: boolean): Promise<Opening> {
+    if (write) {
+      await this.#place.watchdog.start().catch((error: unknown) => {
+        log(`${this.#image.name}: nobody will sync it should the mount be killed: ${sentenceOf(error)}`);
+      });
+    }
     const baseRoot = this.#place.settings.allowOutsideBase ? undefined : this.#place.directory;
     const image = await Image.open(this.#image.file, { write, ...(baseRoot && { baseRoot }) });
     const opening = new Opening(image, write);

@@ -2,6 +2,7 @@
 import path from 'node:path';
 
 import type { MountSettings } from './options.js';
+import type { Watchdog } from './watchdog.js';
 
 export interface Place {
   /** The image directory, as a real path. */
@@ -13,6 +14,8 @@ export interface Place {
   /** Where monitors connect; empty where the mount serves none. */
   socket: string;
   readonly settings: MountSettings;
+  /** Does what this process still had to do, if it is killed. */
+  readonly watchdog: Watchdog;
 }
 
 /** The path of an image's flat file, for helper processes and for messages: this process must never touch it. */

@@ -1,0 +1,58 @@
+import { stat } from 'node:fs/promises';
+import type { Command } from 'commander';
+import { type DirectoryRecovery, recoverDirectory, recoverImage } from '../../src/engine/index.js';
+import { addNotes } from '../help.js';
+import { say, sayJson } from '../output.js';
+import { findImage } from '../target.js';
+
+export function addRecover(program: Command): void {
+  const command = program
+    .command('recover')
+    .summary('make durable what killed programs have written')
+    .description(
+      'Makes durable what a mount, a guest or a command that was killed has written to images and not synced, so that nothing is lost ' +
+        'when the host is started anew.',
+    )
+    .argument('<what...>', 'image directories, or images')
+    .option('--json', 'for programs')
+    .action(recover);
+  addNotes(command, {
+    text: [
+      'A killed program loses nothing while the host goes on: the kernel has what it wrote. A mount that is killed is followed by this ' +
+        'of its own accord, and so is each “pcow mount” of the directory; the unit for systemd runs it when the service ends.',
+      'Images that somebody has open are left alone, and so are those that need nothing.',
+    ],
+    examples: [{ command: 'pcow recover /srv/images', does: 'all images of the directory' }],
+  });
+}
+
+async function recover(given: string[], { json }: { json?: boolean }): Promise<void> {
+  const all: DirectoryRecovery = { recovered: [], inUse: [], failed: [] };
+  for (const what of given) {
+    if (await isDirectory(what)) {
+      const { recovered, inUse, failed } = await recoverDirectory(what);
+      all.recovered.push(...recovered);
+      all.inUse.push(...inUse);
+      all.failed.push(...failed);
+    } else {
+      const { file } = await findImage(what);
+      const done = await recoverImage(file);
+      if (done === 'recovered') all.recovered.push(file);
+      if (done === 'in use') all.inUse.push(file);
+    }
+  }
+  if (json === true)
+    sayJson({ recovered: all.recovered, inUse: all.inUse, failed: all.failed.map(({ image }) => image) });
+  else for (const image of all.recovered) say(`${image} is recovered`);
+  // One that fails is no reason to leave the others as they are; the first failure is the command's.
+  const [first] = all.failed;
+  if (first) throw first.error;
+}
+
+async function isDirectory(what: string): Promise<boolean> {
+  try {
+    return (await stat(what)).isDirectory();
+  } catch {
+    return false; // whatever is wrong with it, findImage() says it
+  }
+}

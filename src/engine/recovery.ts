@@ -1,0 +1,44 @@
+/** Making durable what a writer that was killed has left in the page cache: docs/durability.md. */
+import { readdir } from 'node:fs/promises';
+import path from 'node:path';
+
+import { isPcowError, translated } from './errors.js';
+import { addon } from './native.js';
+import { checkPath } from './validate.js';
+
+/** `nothing`: the image is clean, or the page cache is gone. `in use`: somebody has it open for writing, or recovers it. */
+export type Recovery = 'nothing' | 'recovered' | 'in use';
+
+/** What became of the images of a directory; each is named by its path. */
+export interface DirectoryRecovery {
+  recovered: string[];
+  inUse: string[];
+  failed: { image: string; error: unknown }[];
+}
+
+/**
+ * Makes durable what a killed writer of the image has left unsynced, so that nothing of it is lost when the host is started
+ * anew. The image's base is not looked at.
+ */
+export async function recoverImage(file: string): Promise<Recovery> {
+  checkPath('the path of the image', file);
+  return translated(() => addon().recover(file));
+}
+
+/** The same for each `*.pcow` in a directory. Files that are no images, or go away meanwhile, are passed over. */
+export async function recoverDirectory(directory: string): Promise<DirectoryRecovery> {
+  checkPath('the directory', directory);
+  const outcome: DirectoryRecovery = { recovered: [], inUse: [], failed: [] };
+  for (const name of (await readdir(directory)).sort()) {
+    if (!name.endsWith('.pcow')) continue;
+    const image = path.join(directory, name);
+    try {
+      const done = await recoverImage(image);
+      if (done === 'recovered') outcome.recovered.push(image);
+      if (done === 'in use') outcome.inUse.push(image);
+    } catch (error) {
+      if (!isPcowError(error, 'PCOW_NOT_AN_IMAGE', 'PCOW_NOT_FOUND')) outcome.failed.push({ image, error });
+    }
+  }
+  return outcome;
+}
