@@ -82,12 +82,54 @@ Code code_of_errno(int err) {
   }
 }
 
-}  // namespace
-
-Error system_error(int err, const std::string& what) {
+std::string text_of(int err) {
   char text[128];
   // The GNU strerror_r: thread-safe, and may return a constant instead of using the buffer.
-  return Error(code_of_errno(err), err, what + ": " + strerror_r(err, text, sizeof text));
+  return strerror_r(err, text, sizeof text);
+}
+
+// What block devices (the table blk_errors in the kernel's block/blk-core.c) and filesystems mean by an errno. null: its text is right.
+const char* disk_meaning(int err) {
+  switch (err) {
+    case ENODATA: return "the disk cannot read or keep that place any more, a medium error";
+    case ETIMEDOUT: return "the disk did not answer in time";
+    case ETIME: return "the disk gave up after its time limit";
+    case ENOLINK: return "the way to the disk is lost";
+    case EREMOTEIO: return "the disk refuses to do that";
+    case EBADE: return "another host has reserved the disk";
+    case EILSEQ: return "the disk found a wrong checksum";
+    case ENODEV:
+    case ENXIO: return "the device behind it is not there";
+    case EREMCHG:
+    case EBUSY:
+    case EAGAIN: return "the disk is busy, try again later";
+    case ETOOMANYREFS:
+    case EOVERFLOW: return "too many zones of the disk are in use";
+    case EINVAL:
+    case EOPNOTSUPP:
+    case ENOSYS: return "the disk or the filesystem cannot do that";
+    case EUCLEAN: return "the filesystem is damaged, check it with fsck";
+    case EBADMSG: return "the filesystem found a wrong checksum, check it with fsck";
+    case ESHUTDOWN: return "the filesystem has shut down after an error";
+    case ENOTCONN:
+    case ECONNABORTED: return "the process behind the filesystem has ended";
+    case ESTALE: return "the file is not there any more";
+    case ENOKEY:
+    case EKEYREVOKED:
+    case EKEYEXPIRED: return "the key that the file is encrypted with is not there";
+    case ETXTBSY: return "the file is used for swapping or is being run";
+    default: return nullptr;
+  }
+}
+
+}  // namespace
+
+Error system_error(int err, const std::string& what) { return Error(code_of_errno(err), err, what + ": " + text_of(err)); }
+
+Error disk_error(int err, const std::string& what) {
+  const char* meaning = disk_meaning(err);
+  if (!meaning) return system_error(err, what);
+  return Error(code_of_errno(err), err, what + ": " + meaning + " (" + text_of(err) + ")");
 }
 
 }  // namespace pcow

@@ -54,6 +54,10 @@ struct Error {
 // code follows from it (ENOSPC and EDQUOT become kNoSpace, EACCES and EPERM kPermission, …).
 Error system_error(int err, const std::string& what);
 
+// The same for a call that reads or writes a file: where the text of an errno is about something else, or about nothing, what the
+// disk or the filesystem means by it stands before that text.
+Error disk_error(int err, const std::string& what);
+
 template <typename T>
 class [[nodiscard]] Result {
  public:

@@ -7,11 +7,31 @@
 #include <algorithm>
 #include <cerrno>
 #include <chrono>
+#include <csignal>
 #include <thread>
 
 #include "geometry.h"
 
 namespace pcow {
+namespace {
+
+// While it lives, no signal interrupts this thread's system calls.
+class SignalsHeld {
+ public:
+  SignalsHeld() {
+    sigset_t all;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before_);
+  }
+  ~SignalsHeld() { pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
+  SignalsHeld(const SignalsHeld&) = delete;
+  SignalsHeld& operator=(const SignalsHeld&) = delete;
+
+ private:
+  sigset_t before_;
+};
+
+}  // namespace
 
 Mapping::~Mapping() { munmap(address_, length_); }
 
@@ -20,7 +40,7 @@ void Mapping::expect_random() const { madvise(address_, length_, MADV_RANDOM); }
 Result<std::shared_ptr<File>> File::open(const std::string& path, bool write, FileObserver* observer) {
   // O_NONBLOCK: a FIFO under an image's name must not stop us; it has no effect on a regular file.
   const int descriptor = ::open(path.c_str(), (write ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
-  if (descriptor < 0) return system_error(errno, "cannot open " + path);
+  if (descriptor < 0) return disk_error(errno, "cannot open " + path);
   std::shared_ptr<File> file(new File(path, descriptor, observer));
   auto status = file->status();
   if (!status) return status.error();
@@ -40,7 +60,7 @@ Result<std::shared_ptr<File>> File::adopt(const std::string& path, int descripto
 
 Result<std::shared_ptr<File>> File::create(const std::string& path, FileObserver* observer) {
   const int descriptor = ::open(path.c_str(), O_RDWR | O_CLOEXEC | O_CREAT | O_EXCL, 0666);
-  if (descriptor < 0) return system_error(errno, "cannot create " + path);
+  if (descriptor < 0) return disk_error(errno, "cannot create " + path);
   return std::shared_ptr<File>(new File(path, descriptor, observer));
 }
 
@@ -76,7 +96,7 @@ Result<size_t> File::read(uint64_t offset, void* buffer, size_t length) const {
       return pread(descriptor_, static_cast<char*>(buffer) + from, most, static_cast<off_t>(offset + from));
     });
   }
-  if (err) return system_error(err, "cannot read " + path_);
+  if (err) return disk_error(err, "cannot read " + path_);
   return done;
 }
 
@@ -89,7 +109,7 @@ Result<void> File::write(uint64_t offset, const void* buffer, size_t length) {
     });
   }
   if (!err && done < length) err = EIO;
-  if (err) return system_error(err, "cannot write " + path_);
+  if (err) return disk_error(err, "cannot write " + path_);
   return {};
 }
 
@@ -99,7 +119,7 @@ Result<void> File::allocate(uint64_t offset, uint64_t length) {
     err = insist(FileOperation::kAllocate,
                  [&] { return fallocate(descriptor_, 0, static_cast<off_t>(offset), static_cast<off_t>(length)); });
   }
-  if (err) return system_error(err, "cannot allocate space in " + path_);
+  if (err) return disk_error(err, "cannot allocate space in " + path_);
   return {};
 }
 
@@ -111,14 +131,14 @@ Result<void> File::punch(uint64_t offset, uint64_t length) {
                        static_cast<off_t>(length));
     });
   }
-  if (err) return system_error(err, "cannot punch a hole into " + path_);
+  if (err) return disk_error(err, "cannot punch a hole into " + path_);
   return {};
 }
 
 Result<void> File::resize(uint64_t length) {
   int err = observe(FileOperation::kResize, 0, length, nullptr);
   if (!err) err = insist(FileOperation::kResize, [&] { return ftruncate(descriptor_, static_cast<off_t>(length)); });
-  if (err) return system_error(err, "cannot change the size of " + path_);
+  if (err) return disk_error(err, "cannot change the size of " + path_);
   return {};
 }
 
@@ -128,19 +148,27 @@ std::optional<Error> File::sync_failure() {
 }
 
 Error File::fail_sync(int err) {
-  Error error = system_error(err, "cannot sync " + path_);
+  Error error = disk_error(err, "cannot sync " + path_);
   error.message += "; it stays unsynced until it is opened anew";
   const std::lock_guard lock(failing_);
   sync_failure_ = error;
   return error;
 }
 
+// A call by which the kernel tells of a lost write-back, once: the file description has no other memory of it. So it is not made
+// again, whatever errno it returns. EINTR too may be what the disk (a filesystem in userspace, a server) gave as its reason; so that
+// it is never just a signal of this process, signals are held.
+template <typename Call>
+int File::tell_lost(FileOperation operation, uint64_t offset, uint64_t length, const Call& call) const {
+  if (const int err = observe(operation, offset, length, nullptr)) return err;
+  const SignalsHeld held;
+  return call() == 0 ? 0 : errno;
+}
+
 template <typename Call>
 Result<void> File::sync_by(uint64_t offset, uint64_t length, const Call& call) {
   if (auto failed = sync_failure()) return *failed;
-  int err = observe(FileOperation::kSync, offset, length, nullptr);
-  if (!err) err = insist(FileOperation::kSync, call);
-  if (err) return fail_sync(err);
+  if (const int err = tell_lost(FileOperation::kSync, offset, length, call)) return fail_sync(err);
   // The kernel may have told another thread, between our call and its return, of what concerns us too.
   if (auto failed = sync_failure()) return *failed;
   return {};
@@ -165,14 +193,22 @@ Result<void> File::write_back(uint64_t end) {
   using Clock = std::chrono::steady_clock;
   constexpr uint64_t kLeast = uint64_t{64} << 10;
   constexpr uint64_t kMost = uint64_t{2} << 20;  // a longer one may come from clean pages to many dirty ones
+  if (auto failed = sync_failure()) return *failed;
+  // Without flags it does nothing, and takes no error of the file along: it only says whether there is such a call (an old kernel, a
+  // sandbox). Where there is none, nothing is lost: the next sync has more to do. From here on every failure is a lost write-back: no
+  // errno is harmless, for each may be what the disk gave as its reason.
+  if (sync_file_range(descriptor_, 0, 0, 0) != 0) return {};
   const auto act = [&](uint64_t offset, uint64_t length, unsigned how) {
-    return sync_file_range(descriptor_, static_cast<off_t>(offset), static_cast<off_t>(length), how) == 0;
+    return tell_lost(FileOperation::kWriteBack, offset, length, [&] {
+      return sync_file_range(descriptor_, static_cast<off_t>(offset), static_cast<off_t>(length), how);
+    });
   };
   uint64_t length = uint64_t{256} << 10;
   Clock::duration worked{0};
   for (uint64_t offset = 0; offset < end;) {
     const auto began = Clock::now();
-    if (!act(offset, length, SYNC_FILE_RANGE_WRITE)) break;  // what it is about, the wait or the next sync will tell
+    // Also where it only begins to write: a filesystem may have let pages go that it found no place for, and tell nobody else.
+    if (const int err = act(offset, length, SYNC_FILE_RANGE_WRITE)) return fail_sync(err);
     const auto took = Clock::now() - began;
     offset += length;
     if (took < 100us) length = std::min(length * 2, kMost);
@@ -182,9 +218,7 @@ Result<void> File::write_back(uint64_t end) {
     worked = {};
     std::this_thread::yield();
   }
-  int err = observe(FileOperation::kWriteBack, 0, end, nullptr);
-  if (!err && !act(0, end, SYNC_FILE_RANGE_WAIT_BEFORE)) err = errno;
-  if (err == EIO || err == ENOSPC || err == EDQUOT) return fail_sync(err);
+  if (const int err = act(0, end, SYNC_FILE_RANGE_WAIT_BEFORE)) return fail_sync(err);
   if (auto failed = sync_failure()) return *failed;
   return {};
 }
@@ -213,7 +247,7 @@ void File::read_ahead(uint64_t offset, uint64_t length) const {
 
 Result<struct stat> File::status() const {
   struct stat status;
-  if (fstat(descriptor_, &status) < 0) return system_error(errno, "cannot look at " + path_);
+  if (fstat(descriptor_, &status) < 0) return disk_error(errno, "cannot look at " + path_);
   return status;
 }
 
@@ -235,7 +269,7 @@ Result<uint64_t> File::seek(uint64_t from, uint64_t end, int whence) const {
   const off_t found = lseek(descriptor_, static_cast<off_t>(from), whence);
   if (found < 0) {
     if (errno == ENXIO) return end;  // nothing of the kind from here to the end of the file
-    return system_error(errno, "cannot find the holes of " + path_);
+    return disk_error(errno, "cannot find the holes of " + path_);
   }
   return static_cast<uint64_t>(found) < end ? static_cast<uint64_t>(found) : end;
 }
@@ -267,7 +301,7 @@ bool File::is_locked_by_other() const {
   lock.l_type = F_WRLCK;
   lock.l_whence = SEEK_SET;
   lock.l_len = 1;
-  return fcntl(descriptor_, F_OFD_GETLK, &lock) == 0 && lock.l_type != F_UNLCK;
+  return fcntl(descriptor_, F_OFD_GETLK, &lock) != 0 || lock.l_type != F_UNLCK;
 }
 
 }  // namespace pcow

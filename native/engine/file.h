@@ -80,8 +80,8 @@ class File {
   Result<void> sync();
   // The same for the range alone: what else has been written may stay behind. msync(2), MS_SYNC.
   Result<void> sync(uint64_t offset, uint64_t length);
-  // Writes back what is dirty before `end`, so that the next sync finds less. Nothing is durable by that; but where the kernel tells of a
-  // lost write-back, it counts as a failed sync. In steps of a third of a millisecond: in each the kernel takes the lock of the file's
+  // Writes back what is dirty before `end`, so that the next sync finds less. Nothing is durable by that; but any failure
+  // counts as a failed sync, for by it the kernel may tell of a lost write-back. In steps of a third of a millisecond: in each the kernel takes the lock of the file's
   // mappings for every dirty page that is mapped, and whoever maps something, as the monitor does for a page fault, gets it only between
   // two steps, or after 4 ms; nor does it look in between who else wants the processor. sync_file_range(2).
   Result<void> write_back(uint64_t end);
@@ -108,7 +108,7 @@ class File {
   // Takes the writer's lock: an open-file-description lock on byte 0 (fcntl(2), F_OFD_SETLK). false: somebody has it.
   Result<bool> try_lock();
   void unlock();
-  // Whether some open file description holds the writer's lock.
+  // Whether some open file description holds the writer's lock, or may hold it: the kernel does not say.
   bool is_locked_by_other() const;
 
  private:
@@ -127,6 +127,8 @@ class File {
   template <typename Call>
   int move_all(FileOperation operation, size_t length, size_t* done, const Call& call) const;
   Result<uint64_t> seek(uint64_t from, uint64_t end, int whence) const;
+  template <typename Call>
+  int tell_lost(FileOperation operation, uint64_t offset, uint64_t length, const Call& call) const;
   template <typename Call>
   Result<void> sync_by(uint64_t offset, uint64_t length, const Call& call);
   std::optional<Error> sync_failure();

@@ -15,12 +15,13 @@
 
 #include "../engine/error.h"
 
-// Something that the machine does to a run's file operations: the one with this number fails (and the following ones of the
-// same step of the workload, where it lasts). Operations are counted that can fail so.
+// Something that the machine does to a run's file operations: the one with this number fails, whatever it is but a store (and the
+// following ones of the same step of the workload, where it lasts).
 struct Fault {
-  int err = 0;             // EIO: any operation; ENOSPC: those that need space; ENOMEM: mapping the file
+  int err = 0;
   uint64_t operation = 0;  // counted down
   bool lasts = false;
+  bool of_space = false;  // only operations that need space are counted, and fail
   bool struck = false;
 };
 

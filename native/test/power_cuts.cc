@@ -53,14 +53,12 @@ int PowerCuts::fault_of(FileOperation operation) {
   Fault& fault = run_->fault;
   const bool needs_space = operation == FileOperation::kWrite || operation == FileOperation::kAllocate ||
                            operation == FileOperation::kResize;
-  const bool eligible = fault.err == ENOSPC   ? needs_space
-                        : fault.err == ENOMEM ? operation == FileOperation::kMap
-                                              : fault.err != 0 && operation != FileOperation::kStore;
+  const bool eligible = fault.err != 0 && operation != FileOperation::kStore && (!fault.of_space || needs_space);
   if (nested_ || !eligible) return 0;
-  if (faulty_ && fault.lasts) return fault.err;
-  if (fault.struck || fault.operation-- > 0) return 0;
+  const bool goes_on = faulty_ && fault.lasts;
+  if (!goes_on && (fault.struck || fault.operation-- > 0)) return 0;
   fault.struck = faulty_ = true;
-  sync_failed_ = operation == FileOperation::kSync || operation == FileOperation::kWriteBack;
+  sync_failed_ |= operation == FileOperation::kSync || operation == FileOperation::kWriteBack;
   return fault.err;
 }
 
