@@ -18,6 +18,7 @@
 #include <utility>
 
 #include "addon/attach_listener.h"
+#include "engine/bus_guard.h"
 #include "engine/file.h"
 
 namespace pcow::addon {
@@ -127,13 +128,9 @@ Result<std::shared_ptr<AttachServer>> AttachServer::start(const std::string& pat
 
 // Signals are Node's to handle, on its own threads.
 Result<void> AttachServer::start_thread(void* (*main)(void*), void* argument) {
-  sigset_t all;
-  sigset_t before;
-  sigfillset(&all);
-  pthread_sigmask(SIG_SETMASK, &all, &before);
+  const SignalsHeld held;
   pthread_t thread;
   const int err = pthread_create(&thread, nullptr, main, argument);
-  pthread_sigmask(SIG_SETMASK, &before, nullptr);
   if (err != 0) return system_error(err, "can't start a thread that serves monitors");
   pthread_detach(thread);
   return {};

@@ -10,13 +10,13 @@
 #include <atomic>
 #include <cerrno>
 #include <condition_variable>
-#include <csignal>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <mutex>
 
 #include "addon/fuse_library.h"
+#include "engine/bus_guard.h"
 
 namespace pcow::addon {
 
@@ -91,14 +91,10 @@ class Loop {
  private:
   bool start() {
     // Signals are for the threads that the program itself has started.
-    sigset_t all;
-    sigset_t before;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
+    const SignalsHeld held;
     const std::lock_guard lock(mutex_);
     pthread_t thread;
     const bool started = pthread_create(&thread, nullptr, &Loop::serve_on_thread, this) == 0;
-    pthread_sigmask(SIG_SETMASK, &before, nullptr);
     if (!started) return false;
     pthread_detach(thread);
     threads_++;

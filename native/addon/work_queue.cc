@@ -1,8 +1,9 @@
 #include "addon/work_queue.h"
 
 #include <algorithm>
-#include <csignal>
 #include <utility>
+
+#include "engine/bus_guard.h"
 
 namespace pcow::addon {
 
@@ -68,14 +69,10 @@ void WorkQueue::dispose(std::shared_ptr<void> thing) {
 
 // Lock held. Signals are Node's to handle, on its own threads.
 bool WorkQueue::add_thread(LaneState& lane) {
-  sigset_t all;
-  sigset_t before;
-  sigfillset(&all);
-  pthread_sigmask(SIG_SETMASK, &all, &before);
+  const SignalsHeld held;
   auto start = std::make_unique<Start>(Start{this, &lane});
   pthread_t thread;
   const bool created = pthread_create(&thread, nullptr, thread_main, start.get()) == 0;
-  pthread_sigmask(SIG_SETMASK, &before, nullptr);
   if (!created) return false;
   start.release();
   lane.threads.push_back(thread);

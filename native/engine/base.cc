@@ -184,6 +184,7 @@ Result<LoadedStructure> load_structure(const File& file, const GenerationWatch* 
     if (watch) loaded.seen = watch->now();
     auto superblock = read_superblock(file);
     Result<Directory> directory = superblock ? read_directory(file, *superblock) : superblock.error();
+    if (watch && watch->is_torn()) return file.torn();
     if (directory && (last || superblock->generation == loaded.seen)) {
       loaded.superblock = *superblock;
       loaded.directory = std::move(*directory);

@@ -124,7 +124,9 @@ const char* disk_meaning(int err) {
 
 }  // namespace
 
-Error system_error(int err, const std::string& what) { return Error(code_of_errno(err), err, what + ": " + text_of(err)); }
+Error system_error(int err, const std::string& what) {
+  return Error(code_of_errno(err), err, what + ": " + text_of(err));
+}
 
 Error disk_error(int err, const std::string& what) {
   const char* meaning = disk_meaning(err);

@@ -7,33 +7,30 @@
 #include <algorithm>
 #include <cerrno>
 #include <chrono>
-#include <csignal>
 #include <thread>
 
+#include "bus_guard.h"
 #include "geometry.h"
 
 namespace pcow {
 namespace {
 
-// While it lives, no signal interrupts this thread's system calls.
-class SignalsHeld {
- public:
-  SignalsHeld() {
-    sigset_t all;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before_);
-  }
-  ~SignalsHeld() { pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
-  SignalsHeld(const SignalsHeld&) = delete;
-  SignalsHeld& operator=(const SignalsHeld&) = delete;
-
- private:
-  sigset_t before_;
-};
+constexpr const char* kUntilOpenedAnew = "; it stays unsynced until it is opened anew";
 
 }  // namespace
 
-Mapping::~Mapping() { munmap(address_, length_); }
+Mapping::Mapping(void* address, size_t length, int protection, std::shared_ptr<std::atomic<bool>> stores_lost)
+    : address_(address),
+      length_(length),
+      stores_lost_(std::move(stores_lost)),
+      guard_(guard_range(address, length, protection, stores_lost_.get())) {}
+
+Mapping::~Mapping() {
+  unguard_range(guard_);
+  munmap(address_, length_);
+}
+
+bool Mapping::is_torn() const { return guard_->torn.load(std::memory_order_acquire); }
 
 void Mapping::expect_random() const { madvise(address_, length_, MADV_RANDOM); }
 
@@ -142,14 +139,35 @@ Result<void> File::resize(uint64_t length) {
   return {};
 }
 
+Result<void> File::check_length(uint64_t end) {
+  auto now = size();
+  if (!now) return now.error();
+  if (*now >= end) return {};
+  least_length_.store(end);
+  stores_lost_->store(true);
+  return torn();
+}
+
+Error File::torn() const {
+  auto now = size();
+  if (now && *now < std::max(mapped_end_.load(), least_length_.load()))
+    return Error(Code::kCorrupt, path_ + " was cut short while it was open");
+  return Error(Code::kIo, path_ + ": a mapped page of it cannot be read from the disk, or finds no space there");
+}
+
 std::optional<Error> File::sync_failure() {
+  if (is_torn()) {
+    Error error = torn();
+    error.message += kUntilOpenedAnew;
+    return error;
+  }
   const std::lock_guard lock(failing_);
   return sync_failure_;
 }
 
 Error File::fail_sync(int err) {
   Error error = disk_error(err, "cannot sync " + path_);
-  error.message += "; it stays unsynced until it is opened anew";
+  error.message += kUntilOpenedAnew;
   const std::lock_guard lock(failing_);
   sync_failure_ = error;
   return error;
@@ -184,8 +202,9 @@ Result<void> File::sync(uint64_t offset, uint64_t length) {
   // Without any right: what has one is read in, all of it, in a process that locks its memory (mlockall(2), MCL_FUTURE).
   void* const address = mmap(nullptr, mapped, PROT_NONE, MAP_SHARED, descriptor_, static_cast<off_t>(start));
   if (address == MAP_FAILED) return sync();
-  const Mapping mapping(address, mapped);
-  return sync_by(offset, length, [&] { return msync(address, mapped, MS_SYNC); });
+  auto outcome = sync_by(offset, length, [&] { return msync(address, mapped, MS_SYNC); });
+  munmap(address, mapped);
+  return outcome;
 }
 
 Result<void> File::write_back(uint64_t end) {
@@ -226,11 +245,15 @@ Result<void> File::write_back(uint64_t end) {
 Result<std::unique_ptr<Mapping>> File::map(uint64_t offset, uint64_t length, bool write) {
   int err = observe(FileOperation::kMap, offset, length, nullptr);
   if (!err) {
-    void* address = mmap(nullptr, length, PROT_READ | (write ? PROT_WRITE : 0), MAP_SHARED, descriptor_,
-                         static_cast<off_t>(offset));
+    const int protection = PROT_READ | (write ? PROT_WRITE : 0);
+    void* address = mmap(nullptr, length, protection, MAP_SHARED, descriptor_, static_cast<off_t>(offset));
     // Not for a child of fork(2): as long as it lives, a mapping of its own would keep the writer's lock of a parent that has ended.
-    if (address != MAP_FAILED && madvise(address, length, MADV_DONTFORK) == 0)
-      return std::make_unique<Mapping>(address, length);
+    if (address != MAP_FAILED && madvise(address, length, MADV_DONTFORK) == 0) {
+      for (uint64_t end = mapped_end_;
+           end < offset + length && !mapped_end_.compare_exchange_weak(end, offset + length);)
+        continue;
+      return std::make_unique<Mapping>(address, length, protection, write ? stores_lost_ : nullptr);
+    }
     err = errno;
     if (address != MAP_FAILED) munmap(address, length);
   }

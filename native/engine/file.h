@@ -31,17 +31,21 @@ class FileObserver {
   virtual size_t step(FileOperation, size_t length) { return length; }
 };
 
-class File;
+struct GuardedRange;
 
-// A shared mapping of a range of a file; unmapped when it goes.
+// A shared mapping of a range of a file; unmapped when it goes. An access to a page that is not there does not end the process
+// (bus_guard.h): the mapping is torn then. What is loaded from it is zeros, and what is stored into it is lost.
 class Mapping {
  public:
-  Mapping(void* address, size_t length) : address_(address), length_(length) {}
+  // `stores_lost` (may be null): becomes true when the mapping is torn.
+  Mapping(void* address, size_t length, int protection, std::shared_ptr<std::atomic<bool>> stores_lost);
   ~Mapping();
   Mapping(const Mapping&) = delete;
   Mapping& operator=(const Mapping&) = delete;
 
   uint64_t* words() const { return static_cast<uint64_t*>(address_); }
+  // To be asked after whatever was loaded, before anybody relies on it.
+  bool is_torn() const;
   // Nothing is read ahead of an access any more.
   void expect_random() const;
   size_t length() const { return length_; }
@@ -49,6 +53,8 @@ class Mapping {
  private:
   void* address_;
   size_t length_;
+  std::shared_ptr<std::atomic<bool>> stores_lost_;
+  GuardedRange* guard_;
 };
 
 class File {
@@ -91,6 +97,13 @@ class File {
     if (observer_) observer_->before(FileOperation::kStore, path_, offset, sizeof value, &value);
     std::atomic_ref<uint64_t>(*word).store(value, std::memory_order_release);
   }
+
+  // Whether a mapping for writing has been torn: stores are lost, and so no sync succeeds any more until the file is opened anew.
+  bool is_torn() const { return stores_lost_->load(std::memory_order_acquire); }
+  // Its writer made it at least that long, in bytes: an error where it is not any more, and no sync succeeds from then on either.
+  Result<void> check_length(uint64_t end);
+  // The error of a torn mapping, whichever.
+  Error torn() const;
 
   // The kernel need not keep its copy of the range: the next read of it is from the disk. What is not written back stays.
   void forget_cached(uint64_t offset, uint64_t length) const;
@@ -138,6 +151,9 @@ class File {
   int descriptor_;
   FileObserver* observer_;
   mutable std::atomic<uint64_t> known_size_{0};
+  std::atomic<uint64_t> mapped_end_{0};    // bytes: the farthest that was mapped
+  std::atomic<uint64_t> least_length_{0};  // bytes: what check_length() has missed
+  const std::shared_ptr<std::atomic<bool>> stores_lost_ = std::make_shared<std::atomic<bool>>(false);
   std::mutex failing_;  // guards the next
   std::optional<Error> sync_failure_;
 };

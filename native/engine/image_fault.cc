@@ -98,7 +98,10 @@ Result<Extent> Image::held(uint64_t offset) const {
   const ImageState& state = *state_;
   const std::shared_lock lock(state.gate);
   if (state.closed) return state.closed_error();
-  return state.mappable_extent(offset);
+  auto extent = state.mappable_extent(offset);
+  if (extent && state.writable())
+    PCOW_TRY(state.untorn());  // a reader asks Image::read() next, which maps the table anew
+  return extent;
 }
 
 uint64_t Image::place(uint64_t offset) const {

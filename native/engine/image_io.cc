@@ -18,6 +18,9 @@
 namespace pcow {
 namespace {
 
+// A writer moves a block once in a while: whoever sees this many reads in a row overtaken is being fooled.
+constexpr int kMovedRounds = 1000;
+
 // Joins neighbouring reads of one file into one system call.
 class Gatherer {
  public:
@@ -138,7 +141,10 @@ class ChainReader {
 
 }  // namespace
 
-Result<size_t> ImageState::read_locked(const View* view, uint64_t offset, void* buffer, size_t length) {
+// The writer, another process, may free and use again a block between our look at its entry and at its data: `*moved` then, and what
+// was read does not count.
+Result<size_t> ImageState::read_once(const View* view, uint64_t offset, void* buffer, size_t length, bool* moved) {
+  *moved = false;
   const uint64_t size = view ? view->size() : directory.active_layer().size;
   if (offset >= size) return size_t{0};
   length = std::min<uint64_t>(length, size - offset);
@@ -171,12 +177,18 @@ Result<size_t> ImageState::read_locked(const View* view, uint64_t offset, void* 
     done += part.length();
   }
   PCOW_TRY(gatherer.flush());
-  // The writer may have freed and reused a block between our look at its entry and at its data: look again.
-  for (const auto& [block, word] : used) {
-    if (Entry::unpack(word).index != Entry::unpack(active->load(block)).index)
-      return read_locked(view, offset, buffer, length);
-  }
+  for (const auto& [block, word] : used)
+    *moved |= Entry::unpack(word).index != Entry::unpack(active->load(block)).index;
   return length;
+}
+
+Result<size_t> ImageState::read_locked(const View* view, uint64_t offset, void* buffer, size_t length) {
+  for (int round = 0; round < kMovedRounds; round++) {
+    bool moved;
+    auto count = read_once(view, offset, buffer, length, &moved);
+    if (!moved) return count;
+  }
+  return Error(Code::kIo, path + " changes faster than it can be read");
 }
 
 Result<size_t> Image::read(const View* view, uint64_t offset, void* buffer, size_t length) const {
@@ -189,6 +201,9 @@ Result<size_t> Image::read(const View* view, uint64_t offset, void* buffer, size
       if (state.closed) return state.closed_error();
       if (!state.is_stale()) {
         auto count = state.read_locked(view, offset, buffer, length);
+        // Mapping it anew does not help twice.
+        if (auto whole = state.untorn(); !whole && (round || state.writable()))
+          return state.noted(Result<size_t>(whole.error()));
         if (!state.is_stale()) return state.noted(std::move(count));
       }
     }

@@ -267,6 +267,7 @@ Result<ExtentBatch> walk_image(ImageState& state, uint64_t offset, const Make& m
         Result<Walk> walk = make();
         if (!walk) return walk.error();
         auto batch = walk_batch(state.geometry, *walk, offset);
+        if (auto whole = state.untorn(); !whole && (round || state.writable())) return whole.error();
         if (batch) batch->chain = std::move(walk->names);
         if (!state.is_stale()) return batch;
       }

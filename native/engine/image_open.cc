@@ -70,7 +70,8 @@ bool ImageState::is_stale() const {
   return is_own_stale() || any_has_changed(base_watches) || (coming && any_has_changed(coming->bases.watches));
 }
 
-bool ImageState::is_own_stale() const { return own_watch && has_changed(*own_watch); }
+// As a reader, a table that was torn is mapped anew.
+bool ImageState::is_own_stale() const { return own_watch && (has_changed(*own_watch) || active->is_torn()); }
 
 // Nothing that is in use is touched before all that can fail is done: a reader lives on with what it had.
 Result<void> ImageState::load() {

@@ -117,6 +117,7 @@ Result<uint64_t> Image::freeze_for_clone(const std::string& name) {
     const Layer* parent = state.directory.find(active.parent);
     auto empty = state.active_is_empty();
     if (!empty) return empty.error();
+    PCOW_TRY(state.untorn());
     if (*empty && parent && !parent->hidden && parent->size == active.size) {
       // Where the sync of its snapshot failed it is not durable.
       PCOW_TRY(state.seal(state.space->file_end()));

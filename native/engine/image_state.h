@@ -102,6 +102,7 @@ class ImageState {
 
   // image_io.cc; the caller holds the gate shared
   Result<size_t> read_locked(const View* view, uint64_t offset, void* buffer, size_t length);
+  Result<size_t> read_once(const View* view, uint64_t offset, void* buffer, size_t length, bool* moved);
   Result<void> write_locked(uint64_t offset, const void* buffer, size_t length);
   Result<void> discard_locked(uint64_t offset, uint64_t length);
   Result<void> fill(uint64_t block, uint32_t index, const Entry& before, bool own, uint32_t at, uint32_t end,
@@ -222,6 +223,8 @@ class ImageState {
   Result<void> add_checksums(const FrozenLayer& in_hand, const std::function<bool(uint64_t added)>& go_on);
 
   bool writable() const { return options.write; }
+  // An error where a mapping of our file was torn: what was loaded, or stored, since does not count.
+  Result<void> untorn() const { return active->is_torn() || file->is_torn() ? file->torn() : Result<void>(); }
   Error closed_error() const { return Error(Code::kClosed, path + " has been closed"); }
   Error stale_error() const { return Error(Code::kBaseChanged, path + ": a base of it keeps changing"); }
   template <typename T>
@@ -288,13 +291,20 @@ class ImageState {
 inline constexpr int kStaleRounds = 100;
 
 // Does `attempt` again as long as a base was merged by another process meanwhile. What a first attempt wrote is simply
-// written once more.
+// written once more. For writers, who do not exchange a table of theirs that was torn.
 template <typename Attempt>
 auto while_stale(ImageState& state, const Attempt& attempt) {
-  auto outcome = attempt();
+  const auto attempt_whole = [&] {
+    auto outcome = attempt();
+    if (!outcome) return outcome;
+    const std::shared_lock lock(state.gate);
+    if (auto whole = state.untorn(); !whole) return decltype(outcome)(whole.error());
+    return outcome;
+  };
+  auto outcome = attempt_whole();
   for (int round = 0; round < kStaleRounds && !outcome && outcome.error().code == Code::kBaseChanged; round++) {
     if (auto refreshed = state.refresh(); !refreshed) return decltype(outcome)(refreshed.error());
-    outcome = attempt();
+    outcome = attempt_whole();
   }
   return outcome;
 }

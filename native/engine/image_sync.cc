@@ -49,6 +49,8 @@ Result<void> ImageState::make_durable(const Unsynced& marked, const WriteBack& w
     return noted;
   };
   auto noted_entries = take_note();
+  // Somebody who may write the file has cut it short. It may have grown again since: its entries, or blocks, are gone all the same.
+  if (keeps(Rule::kFileReachesBeforeUse)) PCOW_TRY(file->check_length(space->file_end()));
 
   if (keeps(Rule::kDataBeforeDurable)) PCOW_TRY(write_back());
   if (!keeps(Rule::kNotedBitsOnly)) noted_entries = take_note();

@@ -39,7 +39,11 @@ void Space::mark_range(uint64_t first, uint64_t count) {
 // from outside is recognised by entries that point behind its end.
 Result<void> Space::grow_to(uint64_t blocks) {
   if (blocks <= blocks_) return {};
-  if (keeps(Rule::kFileReachesBeforeUse)) PCOW_TRY(file_->resize(blocks << geometry_.block_shift()));
+  if (keeps(Rule::kFileReachesBeforeUse)) {
+    // To grow again what somebody has cut short would hide that.
+    PCOW_TRY(file_->check_length(blocks_ << geometry_.block_shift()));
+    PCOW_TRY(file_->resize(blocks << geometry_.block_shift()));
+  }
   blocks_ = blocks;
   return {};
 }

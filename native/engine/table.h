@@ -59,6 +59,8 @@ class Table {
     if (write_ && !may_hold(block / kBlocksPerChunk)) return 0;
     return std::atomic_ref<uint64_t>(mapping_->words()[block]).load(std::memory_order_acquire);
   }
+  // What was loaded may be zeros that the file does not hold (file.h).
+  bool is_torn() const { return mapping_->is_torn(); }
   // Only into chunks that ensure() has seen.
   void store(uint64_t block, Entry entry) {
     file_->store(&mapping_->words()[block], offset_ + block * 8, entry.pack());

@@ -30,6 +30,7 @@ class GenerationWatch {
  public:
   static Result<std::shared_ptr<GenerationWatch>> start(File& file);
   uint64_t now() const;
+  bool is_torn() const { return mapping_->is_torn(); }
 
  private:
   explicit GenerationWatch(std::unique_ptr<Mapping> mapping) : mapping_(std::move(mapping)) {}

@@ -10,6 +10,7 @@
 #include <dlfcn.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <signal.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
@@ -20,6 +21,7 @@
 #include <optional>
 #include <string>
 
+#include "../engine/bus_guard.h"
 #include "direct_reads.h"
 #include "footprint.h"
 #include "inside.h"
@@ -325,6 +327,25 @@ PCOW_HOOK int fallocate(int descriptor, int mode, off_t offset, off_t length) {
 
 PCOW_HOOK int fallocate64(int descriptor, int mode, off64_t offset, off64_t length) {
   return allocate(descriptor, mode, offset, length);
+}
+
+// SIGBUS is the engine's first, for its own mappings (engine/bus_guard.h). The program's action for it is kept, and takes effect for all
+// that is not the engine's, whichever was installed first.
+PCOW_HOOK int sigaction(int number, const struct sigaction* action, struct sigaction* before) noexcept {
+  using Function = int (*)(int, const struct sigaction*, struct sigaction*);
+  static const auto next = reinterpret_cast<Function>(dlsym(RTLD_NEXT, "sigaction"));
+  if (number == SIGBUS && pcow::exchange_bus_action(action, before)) return 0;
+  return next(number, action, before);
+}
+
+PCOW_HOOK sighandler_t signal(int number, sighandler_t handler) noexcept {
+  struct sigaction action = {};
+  struct sigaction before = {};
+  action.sa_handler = handler;
+  action.sa_flags = SA_RESTART;  // signal(3): what the C library's does
+  sigemptyset(&action.sa_mask);
+  sigaddset(&action.sa_mask, number);
+  return sigaction(number, &action, &before) == 0 ? before.sa_handler : SIG_ERR;
 }
 
 // Locked pages would all have to be the image's own: what a file may answer where the limit is too low, mlock(2).

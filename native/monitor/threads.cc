@@ -10,11 +10,11 @@
 
 #include <cerrno>
 #include <climits>
-#include <csignal>
 #include <memory>
 #include <mutex>
 #include <utility>
 
+#include "../engine/bus_guard.h"
 #include "inside.h"
 
 namespace pcow {
@@ -48,13 +48,8 @@ void* thread_main(void* argument) {
 
 // Signals are the application's business: one of its handlers might touch an image, which waits for these very threads.
 int create(pthread_t* thread, void* (*main)(void*), void* argument) {
-  sigset_t all;
-  sigset_t before;
-  sigfillset(&all);
-  pthread_sigmask(SIG_SETMASK, &all, &before);
-  const int err = pthread_create(thread, nullptr, main, argument);
-  pthread_sigmask(SIG_SETMASK, &before, nullptr);
-  return err;
+  const SignalsHeld held;
+  return pthread_create(thread, nullptr, main, argument);
 }
 
 // Tasks that wait, and the threads that take them. Never destroyed: threads may ask until the very end of the process.
