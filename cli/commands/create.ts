@@ -1,5 +1,8 @@
+import { realpath } from 'node:fs/promises';
+import path from 'node:path';
 import type { Command } from 'commander';
 import { Failure } from '../errors.js';
+import { fileSystemOf, overwritingProblem } from '../file-system.js';
 import { addNotes } from '../help.js';
 import { makeImage } from '../making.js';
 import { say } from '../output.js';
@@ -53,4 +56,7 @@ async function create(image: string, size: string | undefined, options: Options)
   const info = await makeImage(target, { size: bytes, blockSize, base: options.base, force: options.force });
   const base = options.base === undefined ? '' : `, on ${options.base}`;
   say(`created ${target.file}: ${formatSize(info.size)}, blocks of ${formatSize(info.blockSize)}${base}`);
+  const place = await fileSystemOf(await realpath(path.dirname(target.file)));
+  const overwriting = overwritingProblem(place?.type ?? '');
+  if (overwriting !== null) process.stderr.write(`warning: ${overwriting}; use ext4 or XFS, or keep space free\n`);
 }

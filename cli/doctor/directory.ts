@@ -4,7 +4,8 @@ import { access, copyFile, mkdtemp, readdir, rm, stat, statfs } from 'node:fs/pr
 import path from 'node:path';
 import { Image, PcowError } from '../../src/engine/index.js';
 import { IMAGE_SUFFIX } from '../../src/mount/image-names.js';
-import { mountTable, type MountTableEntry } from '../../src/mounts.js';
+import type { MountTableEntry } from '../../src/mounts.js';
+import { fileSystemOf, overwritingProblem } from '../file-system.js';
 import { withImage } from '../images.js';
 import { quote } from '../quote.js';
 import { formatSize, GIB, MIB } from '../size.js';
@@ -32,14 +33,6 @@ export async function directoryFindings(given: string): Promise<Finding[]> {
   ];
 }
 
-async function fileSystemOf(directory: string): Promise<MountTableEntry | undefined> {
-  const around = (await mountTable()).filter(
-    ({ mountpoint }) => mountpoint === '/' || directory === mountpoint || directory.startsWith(`${mountpoint}/`),
-  );
-  const longest = Math.max(...around.map(({ mountpoint }) => mountpoint.length));
-  return around.findLast(({ mountpoint }) => mountpoint.length === longest);
-}
-
 function fileSystem(place: MountTableEntry | undefined): Finding {
   const type = place?.type ?? 'unknown';
   if (SHARED.test(type)) {
@@ -56,6 +49,8 @@ function fileSystem(place: MountTableEntry | undefined): Finding {
       'use a file system on a disk',
     );
   }
+  const overwriting = overwritingProblem(type);
+  if (overwriting !== null) return warning('filesystem', overwriting, 'use ext4 or XFS, or keep space free');
   return ok('filesystem', `the images are on ${type}`);
 }
 

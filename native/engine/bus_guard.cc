@@ -135,8 +135,9 @@ void unguard_range(GuardedRange* range) {
 bool exchange_bus_action(const struct sigaction* action, struct sigaction* before) {
   const struct sigaction* kept = previous.load(std::memory_order_acquire);
   if (!kept) return false;
-  if (before) *before = *kept;
+  const struct sigaction then = *kept;  // the caller may give one place for both
   if (action) keep(*action);
+  if (before) *before = then;
   return true;
 }
 

@@ -1,6 +1,10 @@
 #include "file.h"
 
 #include <fcntl.h>
+#include <linux/falloc.h>
+#include <linux/fiemap.h>
+#include <linux/fs.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -16,6 +20,26 @@ namespace pcow {
 namespace {
 
 constexpr const char* kUntilOpenedAnew = "; it stays unsynced until it is opened anew";
+
+// Whether every byte of the range has its place on the disk, which it shares with no other file: ioctl_fiemap(2).
+bool has_own_space(int descriptor, uint64_t offset, uint64_t length) {
+  constexpr uint32_t kExtents = 64;
+  alignas(fiemap) char bytes[sizeof(fiemap) + kExtents * sizeof(fiemap_extent)] = {};
+  auto* map = reinterpret_cast<fiemap*>(bytes);
+  for (const uint64_t end = offset + length; offset < end;) {
+    map->fm_start = offset;
+    map->fm_length = end - offset;
+    map->fm_extent_count = kExtents;
+    if (ioctl(descriptor, FS_IOC_FIEMAP, map) < 0 || map->fm_mapped_extents == 0) return false;
+    for (uint32_t i = 0; i < map->fm_mapped_extents; i++) {
+      const fiemap_extent& extent = map->fm_extents[i];
+      const bool shared = extent.fe_flags & (FIEMAP_EXTENT_SHARED | FIEMAP_EXTENT_UNKNOWN);
+      if (shared || extent.fe_logical > offset) return false;
+      offset = extent.fe_logical + extent.fe_length;
+    }
+  }
+  return true;
+}
 
 }  // namespace
 
@@ -111,12 +135,26 @@ Result<void> File::write(uint64_t offset, const void* buffer, size_t length) {
 }
 
 Result<void> File::allocate(uint64_t offset, uint64_t length) {
-  int err = observe(FileOperation::kAllocate, offset, length, nullptr);
-  if (!err) {
-    err = insist(FileOperation::kAllocate,
-                 [&] { return fallocate(descriptor_, 0, static_cast<off_t>(offset), static_cast<off_t>(length)); });
+  const std::string what = "cannot allocate space in " + path_;
+  if (const int err = observe(FileOperation::kAllocate, offset, length, nullptr)) return disk_error(err, what);
+  const auto act = [&](int mode) {
+    return insist(FileOperation::kAllocate,
+                  [&] { return fallocate(descriptor_, mode, static_cast<off_t>(offset), static_cast<off_t>(length)); });
+  };
+  int err = 0;
+  // Space that the range shares with another file (cp makes reflinks where it can) is not its own: a store would need new space. To
+  // unshare is to allocate as well. A filesystem that cannot do it at the first time never can.
+  if (unshares_.load(std::memory_order_relaxed)) {
+    err = act(FALLOC_FL_UNSHARE_RANGE);
+    if (!err) known_to_unshare_.store(true, std::memory_order_relaxed);
+    if (err == EOPNOTSUPP && !known_to_unshare_.load(std::memory_order_relaxed))
+      unshares_.store(false, std::memory_order_relaxed);
   }
-  if (err) return disk_error(err, "cannot allocate space in " + path_);
+  if (!unshares_.load(std::memory_order_relaxed)) err = act(0);
+  // On a full disk XFS asks for free space before it looks whether any is needed.
+  const bool full = err == ENOSPC || err == EDQUOT;
+  if (full && covers(offset + length) && has_own_space(descriptor_, offset, length)) return {};
+  if (err) return disk_error(err, what);
   return {};
 }
 

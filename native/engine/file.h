@@ -76,7 +76,7 @@ class File {
   Result<size_t> read(uint64_t offset, void* buffer, size_t length) const;
   // All or an error.
   Result<void> write(uint64_t offset, const void* buffer, size_t length);
-  // Reserves disk space, so that later stores through a mapping cannot fail; grows the file where it is shorter.
+  // Reserves disk space of the file's own, so that later stores through a mapping cannot fail; grows the file where it is shorter.
   Result<void> allocate(uint64_t offset, uint64_t length);
   // Makes the range a hole that reads as zeros; the file keeps its size.
   Result<void> punch(uint64_t offset, uint64_t length);
@@ -154,6 +154,9 @@ class File {
   std::atomic<uint64_t> mapped_end_{0};    // bytes: the farthest that was mapped
   std::atomic<uint64_t> least_length_{0};  // bytes: what check_length() has missed
   const std::shared_ptr<std::atomic<bool>> stores_lost_ = std::make_shared<std::atomic<bool>>(false);
+  // Whether the filesystem can end the sharing of space with other files: not known, until known_to_unshare_ or not unshares_.
+  std::atomic<bool> unshares_{true};
+  std::atomic<bool> known_to_unshare_{false};
   std::mutex failing_;  // guards the next
   std::optional<Error> sync_failure_;
 };

@@ -376,7 +376,8 @@ Result<void> ImageState::discard_locked(uint64_t offset, uint64_t length) {
     if (!lower) return lower.error();
     const bool reaches_end = offset + done >= directory.active_layer().size;
     if (part.from == 0 && (part.to == geometry.block_size() || reaches_end)) {
-      if (*lower) PCOW_TRY(active->ensure(chunk));
+      // Also for a store that empties an entry: the page may share its space with a copy of the file. One that holds nothing stays a hole.
+      if (*lower || active->may_hold(chunk)) PCOW_TRY(active->ensure(chunk));
       const std::lock_guard lock(chunk_lock(part.block));
       const Entry before = Entry::unpack(active->load(part.block));
       const Entry after{0, *lower, *lower};

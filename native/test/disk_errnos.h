@@ -27,7 +27,7 @@ inline constexpr int kDiskErrnos[] = {
     // Filesystems: quota, a read-only remount after an error, EFSCORRUPTED and EFSBADCRC (ext4, XFS, btrfs), a forced shutdown, the
     // largest file, immutable files, encryption without its key, a server's stale handle or refusal, a dead FUSE daemon and what it
     // may answer, a device that is gone.
-    EDQUOT, EROFS, EUCLEAN, EBADMSG, ESHUTDOWN, EFBIG, EPERM, EACCES, ENOKEY, EKEYREVOKED, ESTALE, ENOTCONN, ECONNABORTED, ENOSYS,
-    EPROTO, ENXIO, ETXTBSY, EINTR,
+    EDQUOT, EROFS, EUCLEAN, EBADMSG, ESHUTDOWN, EFBIG, EPERM, EACCES, ENOKEY, EKEYREVOKED, ESTALE, ENOTCONN,
+    ECONNABORTED, ENOSYS, EPROTO, ENXIO, ETXTBSY, EINTR,
     // Tables that are full: of the process, of the host.
     EMFILE, ENFILE};

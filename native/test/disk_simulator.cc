@@ -77,10 +77,7 @@ DiskState DiskState::of_file(const std::string& path) {
 }
 
 DiskSimulator::DiskSimulator(DiskState state) : sizes_{state.size} {
-  for (auto& [number, page] : state.pages) {
-    pages_[number] = {std::move(page)};
-    allocated_.insert(number);
-  }
+  for (auto& [number, page] : state.pages) pages_[number] = {std::move(page)};
 }
 
 bool DiskSimulator::has_space(uint64_t offset, uint64_t length) const {

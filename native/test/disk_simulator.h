@@ -35,6 +35,7 @@ struct DiskState {
 
 class DiskSimulator {
  public:
+  // All that it holds is shared with a copy of the file.
   explicit DiskSimulator(DiskState state);
 
   // The operation reaches the page cache.
@@ -42,7 +43,9 @@ class DiskSimulator {
   // The pages of the range reach the disk, and that the file reaches to its end; kWholeFile: all of the page cache.
   void sync(uint64_t offset, uint64_t length);
 
-  // Whether a store there can't find the disk full: it was allocated, or written, and not punched since.
+  // The file is copied, by reflinks: from now on whatever is in it shares its space, and a store there needs new space.
+  void share() { allocated_.clear(); }
+  // Whether a store there can't find the disk full: it was allocated, or written, and neither punched nor shared since.
   bool has_space(uint64_t offset, uint64_t length) const;
 
   // What every process sees.

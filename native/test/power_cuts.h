@@ -49,6 +49,8 @@ class PowerCuts : public pcow::FileObserver {
   // The process dies before that many operations more.
   void kill_after(uint64_t operations) { left_ = operations; }
   bool killed() const { return killed_; }
+  // The file, which nobody has open, is copied by reflinks.
+  void share() { disk_->share(); }
   // A process stores into its mapping of the file: no operation of the engine.
   void store_through_mapping(uint64_t offset, uint64_t length, const uint8_t* data) {
     if (!disk_->has_space(offset, length)) run_->fail("a store through a mapping may find the disk full");

@@ -184,6 +184,7 @@ void Workload::reopen() {
   if (!attempt("close", now_, {world_}, [&] { return image_->close(); })) return;
   settle(exactly(now_));
   image_.reset();
+  cuts_.share();
   attempt("open", now_, {world_}, [&] { return open_again(); });
 }
 

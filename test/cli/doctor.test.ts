@@ -1,6 +1,6 @@
 /** `pcow doctor`: every mistake in a guest's description that it knows, in both kinds of description. */
 import { execFile } from 'node:child_process';
-import { mkdir, readdir, writeFile } from 'node:fs/promises';
+import { mkdir, readdir, truncate, writeFile } from 'node:fs/promises';
 import path from 'node:path';
 import { promisify } from 'node:util';
 import test from 'ava';
@@ -194,6 +194,19 @@ test.serial('a full disk, and one that is gone with the next boot', async (t) =>
   t.regex(full.stdout, /warning .* are free: on a full disk guests wait/);
   t.regex(full.stdout, /problem +an image can't be made/);
   t.regex((await pcow('doctor', 'memory')).stdout, /warning +the images are on tmpfs/);
+});
+
+test.serial('a file system that writes elsewhere on every overwrite', async (t) => {
+  const { images, scratch } = await imagesFor(t, {});
+  const disk = path.join(scratch, 'disk');
+  await writeFile(disk, '');
+  await truncate(disk, 160 * MiB);
+  await run('mkfs.btrfs', ['-q', disk], { env: { ...process.env, PATH: `${process.env.PATH}:/usr/sbin` } });
+  await run('mount', ['-o', 'loop', disk, images]);
+  t.teardown(() => run('umount', ['-l', images]));
+  const pcow = pcowIn(scratch);
+  t.regex((await pcow('doctor', 'images')).stdout, /warning +btrfs writes elsewhere on every overwrite: .*SIGBUS/);
+  t.regex((await pcow('create', 'images/vm1', '1G')).stderr, /warning: btrfs writes elsewhere/);
 });
 
 test('mistakes in its own command line', async (t) => {
