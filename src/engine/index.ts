@@ -18,6 +18,7 @@ export {
   checkSize,
   checkSnapshotName,
   MAX_BLOCK_SIZE,
+  FORBIDDEN_IN_NAMES,
   MAX_NAME_LENGTH,
   MAX_SIZE,
   MIN_BLOCK_SIZE,

@@ -94,19 +94,46 @@ export function checkSnapshotName(value: unknown): asserts value is string {
   if (bytes > MAX_NAME_LENGTH) {
     invalid(`the snapshot name ${show(value)} has ${bytes} bytes; the limit is ${MAX_NAME_LENGTH}`);
   }
-  const bad = /[/@\s\p{Cc}]/u.exec(value)?.[0];
+  const bad = FORBIDDEN_IN_NAMES.exec(value)?.[0];
   if (bad !== undefined) {
     invalid(
-      `the snapshot name ${show(value)} contains ${describeCharacter(bad)}; not allowed are "/", "@", white space and control characters`,
+      `the snapshot name ${show(value)} contains ${describeCharacter(bad)}; not allowed are "/", "@", spaces, newlines and control characters`,
     );
   }
 }
 
+/** The characters that docs/format.md forbids in names, and no others: check_snapshot_name() of the engine has the same rule. */
+// eslint-disable-next-line no-control-regex -- they are what it is about
+export const FORBIDDEN_IN_NAMES = /[/@\u0000-\u0020\u007f]/u;
+
 function describeCharacter(character: string): string {
   if (character === '\0') return 'a NUL character';
   if (character === '\n') return 'a newline';
-  if (/\p{Cc}/u.test(character)) return 'a control character';
-  return /\s/u.test(character) ? 'white space' : show(character);
+  if (character === ' ') return 'white space';
+  return character < ' ' || character === '\u007f' ? 'a control character' : show(character);
+}
+
+/** The layer that is to be read: a snapshot's name, or an id. */
+export function checkLayerChoice(value: unknown): asserts value is string | number {
+  if (typeof value === 'number') checkLayer(value);
+  else checkSnapshotName(value);
+}
+
+/** Milliseconds: what a signed 64-bit number of nanoseconds reaches from 1970, to both sides. */
+const FARTHEST = 9_223_372_036_854;
+
+/** A time that a snapshot may have: one that docs/format.md has room for. */
+export function checkCreated(value: unknown): asserts value is Date {
+  if (!(value instanceof Date) || !(Math.abs(value.getTime()) <= FARTHEST)) {
+    invalid(`a snapshot's time must be a date between 1677-09-22 and 2262-04-11, not ${show(String(value))}`);
+  }
+}
+
+/** What a snapshot's content is known by: 16 hex digits, of which 0 stands for none. */
+export function checkIdentity(value: unknown): asserts value is string {
+  if (typeof value !== 'string' || !/^[0-9a-f]{16}$/.test(value) || /^0+$/.test(value)) {
+    invalid(`a snapshot's identity must be 16 hex digits, and not zero: ${show(value)}`);
+  }
 }
 
 export function checkOffset(value: unknown): asserts value is number {

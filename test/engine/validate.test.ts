@@ -60,11 +60,9 @@ test('names of snapshots', (t) => {
   no('a/b', /contains "\/"; not allowed are/);
   no('a@b', /contains "@"/);
   no('a b', /contains white space/);
-  no('a\u00a0b', /contains white space/);
   no('a\nb', /^the snapshot name "a\\nb" contains a newline/);
   no('a\0b', /contains a NUL character/);
   no('a\u001b[31m', /contains a control character/);
-  no('a\u0085', /contains a control character/);
   no('x'.repeat(300), /^the snapshot name "x{77}\.\.\." has 300 bytes; the limit is 255$/);
   no('é'.repeat(128), /has 256 bytes; the limit is 255$/);
   no('\ud800', /is not well-formed Unicode$/);
