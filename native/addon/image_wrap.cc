@@ -223,11 +223,12 @@ Napi::Value ImageWrap::sync(const Napi::CallbackInfo& info) {
   return run<void>(info.Env(), Lane::kStructure, [](Image& image) { return image.sync(); });
 }
 
-// `name`, and of a received snapshot its `identity` and `created`, else "" and 0.
+// `name`, and of a received snapshot its `identity` and `created`, else null and null.
 Napi::Value ImageWrap::snapshot(const Napi::CallbackInfo& info) {
   SnapshotOrigin origin;
-  origin.identity = strtoull(text_of(info[1]).c_str(), nullptr, 16);
-  origin.time_ns = info[2].ToNumber().Int64Value() * 1'000'000;  // a double has not that many digits
+  if (info[1].IsString()) origin.identity = strtoull(text_of(info[1]).c_str(), nullptr, 16);
+  // A double has not the digits of nanoseconds; checkOrigin() has seen to it that the product fits.
+  if (info[2].IsNumber()) origin.time_ns = info[2].ToNumber().Int64Value() * 1'000'000;
   return run<void>(info.Env(), Lane::kStructure,
                    [name = text_of(info[0]), origin](Image& image) { return image.snapshot(name, origin); });
 }

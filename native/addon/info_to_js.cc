@@ -14,6 +14,10 @@ Napi::Value string_or_null(Napi::Env env, const std::string& text) {
   return text.empty() ? env.Null() : Napi::String::New(env, text);
 }
 
+Napi::Value milliseconds(Napi::Env env, int64_t time_ns) {
+  return Napi::Number::New(env, static_cast<double>(time_ns / 1'000'000));
+}
+
 // 16 hex digits: a number of JavaScript has not enough bits.
 std::string identity_text(uint64_t identity) {
   char digits[17];
@@ -90,7 +94,7 @@ Napi::Value snapshot_to_js(Napi::Env env, const SnapshotInfo& snapshot) {
   object.Set("id", number(env, snapshot.id));
   object.Set("identity", identity_text(snapshot.identity));
   object.Set("parent", string_or_null(env, snapshot.parent));
-  object.Set("created", Napi::Number::New(env, static_cast<double>(snapshot.time_ns / 1'000'000)));
+  object.Set("created", milliseconds(env, snapshot.time_ns));
   object.Set("size", number(env, snapshot.size));
   object.Set("children", number(env, snapshot.children));
   object.Set("automatic", snapshot.automatic);

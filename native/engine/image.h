@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -95,10 +96,11 @@ struct ImageInfo {
   std::string last_error;  // the last failed operation's sentence, or empty
 };
 
-// Of a snapshot that is received from another image: what it shares with that one. 0: its own.
+// Of a snapshot that is received from another image: what it shares with that one. Absent: its own. Every time is a time,
+// that of 1970 too; 0 is not an identity (docs/format.md).
 struct SnapshotOrigin {
-  uint64_t identity = 0;
-  int64_t time_ns = 0;
+  std::optional<uint64_t> identity;
+  std::optional<int64_t> time_ns;
 };
 
 struct SnapshotInfo {

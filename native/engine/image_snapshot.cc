@@ -39,6 +39,8 @@ Result<std::unique_ptr<PendingSnapshot>> PendingSnapshot::prepare(Image* image, 
   ImageState& state = *image->state_;
   const auto ready = [&]() -> Result<std::unique_ptr<PendingSnapshot>> {
     PCOW_TRY(check_snapshot_name(name));
+    if (origin.identity == uint64_t{0})
+      return Error(Code::kInvalid, "a snapshot's identity cannot be 0, which stands for none: " + name);
     auto pending = std::unique_ptr<PendingSnapshot>(new PendingSnapshot(std::make_unique<PendingState>(&state)));
     if (state.closed) return state.closed_error();
     if (!state.writable()) return Error(Code::kReadOnly, state.path + " is open for reading only");
@@ -49,8 +51,8 @@ Result<std::unique_ptr<PendingSnapshot>> PendingSnapshot::prepare(Image* image, 
     Layer* frozen = prepared.directory.find(prepared.directory.active);
     frozen->name = name;
     frozen->automatic = automatic;
-    frozen->time_ns = origin.time_ns ? origin.time_ns : realtime_ns();
-    frozen->identity = origin.identity ? origin.identity : random_identity();
+    frozen->time_ns = origin.time_ns.value_or(realtime_ns());
+    frozen->identity = origin.identity.value_or(random_identity());
     PCOW_TRY(state.prepare_active(&prepared, frozen->id, frozen->size));
     // The rest is durable, or is made so after the moment: a busy writer has written much again by now.
     PCOW_TRY(state.prepare_directory(&prepared, ImageState::Reach::kDirectory));

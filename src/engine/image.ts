@@ -29,8 +29,10 @@ import {
   checkBuffer,
   checkDepths,
   checkFlag,
+  checkCreated,
   checkLayer,
   checkLength,
+  checkIdentity,
   checkOffset,
   checkOptions,
   checkPath,
@@ -214,7 +216,11 @@ export class Image {
    */
   async snapshot(name: string, origin?: SnapshotOrigin): Promise<void> {
     checkSnapshotName(name);
-    await translated(() => this.native.snapshot(name, origin?.identity ?? '', origin?.created.getTime() ?? 0));
+    if (origin !== undefined) {
+      checkIdentity(origin.identity);
+      checkCreated(origin.created);
+    }
+    await translated(() => this.native.snapshot(name, origin?.identity ?? null, origin?.created.getTime() ?? null));
   }
 
   /**

@@ -15,10 +15,11 @@ export { nextData } from './sparse-file.js';
 export type * from './types.js';
 export {
   checkBlockSize,
+  checkCreated,
   checkSize,
   checkSnapshotName,
-  MAX_BLOCK_SIZE,
   FORBIDDEN_IN_NAMES,
+  MAX_BLOCK_SIZE,
   MAX_NAME_LENGTH,
   MAX_SIZE,
   MIN_BLOCK_SIZE,

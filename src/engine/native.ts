@@ -123,8 +123,8 @@ export interface NativeImage {
   write(buffer: Uint8Array, offset: number): Promise<void>;
   discard(offset: number, length: number): Promise<void>;
   sync(): Promise<void>;
-  /** Of a received snapshot with its `identity` and when it was `created` (milliseconds), else with '' and 0. */
-  snapshot(name: string, identity: string, created: number): Promise<void>;
+  /** Of a received snapshot with its `identity` and when it was `created` (milliseconds), else with null and null. */
+  snapshot(name: string, identity: string | null, created: number | null): Promise<void>;
   rollback(name: string): Promise<void>;
   remove(
     name: string,

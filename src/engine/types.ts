@@ -126,7 +126,7 @@ export interface SnapshotInfo {
 export interface SnapshotOrigin {
   /** As in SnapshotInfo. */
   identity: string;
-  /** When it was taken there. */
+  /** When it was taken there: from 1677-09-22 to 2262-04-11. */
   created: Date;
 }
 

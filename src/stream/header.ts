@@ -1,5 +1,5 @@
 /** What the first and the last record of a stream say. They come from elsewhere, so everything in them is checked. */
-import { checkBlockSize, checkSize, checkSnapshotName } from '../engine/index.js';
+import { checkBlockSize, checkCreated, checkSize, checkSnapshotName, isPcowError } from '../engine/index.js';
 import { corruptStream } from './record.js';
 
 /** A snapshot by the identity of its content; the name is for messages. */
@@ -55,15 +55,15 @@ export function parseBegin(payload: Buffer): Begin {
     blockSize: value.blockSize,
     snapshot: value.snapshot === null ? null : { ...named(value.snapshot), created: created(value.snapshot) },
     from,
-    resumedAt: count(value.resumedAt),
-    data: count(value.data),
+    resumedAt: count(value.resumedAt, value.size),
+    data: count(value.data, value.size),
     history,
   };
 }
 
 export function parseEnd(payload: Buffer): End {
   const { records, data, zeros, checksum } = objectOf(payload);
-  return { records: count(records), data: count(data), zeros: count(zeros), checksum: count(checksum) };
+  return { records: count(records), data: count(data), zeros: count(zeros), checksum: count(checksum, 2 ** 32 - 1) };
 }
 
 export function parseArchive(payload: Buffer): Archive {
@@ -103,12 +103,22 @@ function named(value: unknown): Named {
 }
 
 function created(value: unknown): string {
+  // An image says by it that it knows none; there an invented one would take its place.
+  if (/^0+$/.test(identity)) throw corruptStream(`the identity of the snapshot ${name} is zero, which stands for none`);
   const { created: time } = (value ?? {}) as Record<string, unknown>;
-  if (typeof time !== 'string' || Number.isNaN(Date.parse(time))) throw corruptStream('a snapshot has no time');
+  if (typeof time !== 'string' || !ISO_TIME.test(time) || Number.isNaN(Date.parse(time)))
+    throw corruptStream('a snapshot has no time');
+  try {
+    checkCreated(new Date(time));
+  } catch (error) {
+    if (isPcowError(error)) throw corruptStream(`a snapshot is from ${time}, a time that an image has no room for`);
+    throw error;
+  }
   return time;
 }
 
-function count(value: unknown): number {
-  if (!Number.isSafeInteger(value) || (value as number) < 0) throw corruptStream('a number in it can’t be right');
+function count(value: unknown, most = Number.MAX_SAFE_INTEGER): number {
+  if (!Number.isSafeInteger(value) || (value as number) < 0 || (value as number) > most)
+    throw corruptStream('a number in it can’t be right');
   return value as number;
 }

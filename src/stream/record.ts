@@ -81,8 +81,8 @@ export class RecordReader {
     }
     return {
       type: header.readUInt32LE(4),
-      offset: Number(header.readBigUInt64LE(8)),
-      length: Number(header.readBigUInt64LE(16)),
+      offset: exact(header.readBigUInt64LE(8)),
+      length: exact(header.readBigUInt64LE(16)),
       payload,
       checksum,
     };
@@ -112,6 +112,12 @@ export class RecordReader {
     this.#position += length;
     return bytes.subarray(0, length);
   }
+}
+
+/** Beyond 2^53 a number would be rounded; no image reaches so far. */
+function exact(value: bigint): number {
+  if (value > BigInt(Number.MAX_SAFE_INTEGER)) throw corruptStream('a range lies outside of every image');
+  return Number(value);
 }
 
 function brokenOff(position: number): PcowError {
