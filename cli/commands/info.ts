@@ -29,8 +29,8 @@ async function info(given: string, options: { json?: boolean }): Promise<void> {
   const target = await findImage(given);
   const image = await withImage(target.file, {}, (open) => open.info());
   if (options.json === true) {
-    // What this opening may do, and its own last error, say nothing about the image.
-    const { writable: _writable, lastError: _lastError, ...rest } = image;
+    // What this opening may do, and its own last error, say nothing about the image; who is alive is `holder`.
+    const { writable: _writable, lastError: _lastError, opener: _opener, ...rest } = image;
     sayJson({ name: target.name, ...rest, state: stateOf(image), mount: mountOf(target) });
   } else {
     say(facts(factsOf(target, image)));

@@ -36,13 +36,13 @@ Napi::Value base_to_js(Napi::Env env, const ImageInfo& info) {
   return base;
 }
 
-Napi::Value holder_to_js(Napi::Env env, const ImageInfo& info) {
-  if (!info.has_holder) return env.Null();
-  auto holder = Napi::Object::New(env);
-  holder.Set("pid", number(env, info.holder.pid));
-  holder.Set("startTime", number(env, info.holder.start_time));
-  holder.Set("command", info.holder.command);
-  return holder;
+Napi::Value holder_to_js(Napi::Env env, bool is_there, const Holder& holder) {
+  if (!is_there) return env.Null();
+  auto object = Napi::Object::New(env);
+  object.Set("pid", number(env, holder.pid));
+  object.Set("startTime", number(env, holder.start_time));
+  object.Set("command", holder.command);
+  return object;
 }
 
 const char* severity_name(Severity severity) {
@@ -83,7 +83,8 @@ Napi::Value info_to_js(Napi::Env env, const ImageInfo& info) {
   object.Set("snapshots", number(env, info.snapshots));
   object.Set("base", base_to_js(env, info));
   object.Set("chain", chain_to_js(env, info.chain, info.chain.size()));
-  object.Set("holder", holder_to_js(env, info));
+  object.Set("holder", holder_to_js(env, info.has_holder, info.holder));
+  object.Set("opener", holder_to_js(env, info.has_opener, info.opener));
   object.Set("lastError", string_or_null(env, info.last_error));
   return object;
 }

@@ -94,6 +94,8 @@ struct ImageInfo {
   bool has_holder = false;      // somebody alive has it open for writing
   Holder holder;
   std::string last_error;  // the last failed operation's sentence, or empty
+  bool has_opener = false;  // it is not clean: who has it open for writing, or was the last one and has died
+  Holder opener;
 };
 
 // Of a snapshot that is received from another image: what it shares with that one. Absent: its own. Every time is a time,

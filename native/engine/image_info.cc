@@ -43,6 +43,8 @@ ImageInfo Image::info() const {
     info.has_holder = true;
     info.holder = {opener.pid, opener.start_time, opener.command};
   }
+  info.has_opener = opener.pid != 0;
+  info.opener = {opener.pid, opener.start_time, opener.command};
   const std::lock_guard noting(state.noting);
   info.last_error = state.last_error;
   return info;

@@ -122,6 +122,8 @@ export interface SnapshotInfo {
   data: number;
 }
 
+  /** Of an image that is not clean: the process that opened it for writing last, alive or not. */
+  opener: Holder | null;
 /** What a snapshot that is received from another image shares with that one. */
 export interface SnapshotOrigin {
   /** As in SnapshotInfo. */

@@ -1,18 +1,30 @@
 /**
  * What a receiver has durably: a small file beside the image, written anew after each sync. It counts only while nobody else
- * has opened the image for writing, which the generation of its superblock tells: opening adds one, and closing one more.
+ * has opened the image for writing. The generation of its superblock tells that, which opening raises by one, and closing by one more; and
+ * while the receiver is about to open it, who has done so: another one that came first, and was killed, leaves the same generation.
  */
 import { readFile, writeFile } from 'node:fs/promises';
-import { exists, giveName, type ImageInfo, receiptOf, removeName } from '../engine/index.js';
-import type { Begin } from './header.js';
+import {
+  exists,
+  giveName,
+  type Holder,
+  type ImageInfo,
+  isPcowError,
+  receiptOf,
+  removeName,
+} from '../engine/index.js';
+import { type Begin, parseBegin } from './header.js';
+
+/** A process as a superblock names it. */
+export type Opener = Pick<Holder, 'pid' | 'startTime'>;
 
 export interface Receipt {
   /** Of the image. */
   uuid: string;
   /** Of its superblock while the receiver had it open. */
   generation: number;
-  /** The receiver was about to open it, which adds one. */
-  opening?: boolean;
+  /** The receiver that was about to open it, which adds one; null: it has. */
+  opening?: Opener | null;
   begin: Begin;
   /** Bytes of the image: everything before is there. */
   offset: number;
@@ -36,10 +48,44 @@ export async function readReceipt(image: string, info: ImageInfo): Promise<Recei
     if (error instanceof Error && 'code' in error && error.code === 'ENOENT') return null;
     throw error;
   }
-  const receipt = JSON.parse(text) as Receipt;
-  const leftOpen = info.generation === receipt.generation;
-  const next = info.generation === receipt.generation + 1 && (info.clean || receipt.opening === true);
-  return receipt.uuid === info.uuid && (leftOpen || next) ? receipt : null;
+  const receipt = parseReceipt(text);
+  return receipt !== null && counts(receipt, info) ? receipt : null;
+}
+
+function counts({ uuid, generation, opening }: Receipt, info: ImageInfo): boolean {
+  if (uuid !== info.uuid) return false;
+  // The receiver has it open, or was killed; or it has not opened it yet.
+  if (info.generation === generation) return true;
+  if (info.generation !== generation + 1) return false;
+  // It has closed it; or it has opened it, and could not say so any more.
+  if (!opening) return info.clean;
+  return info.opener?.pid === opening.pid && info.opener.startTime === opening.startTime;
+}
+
+/** null: two receivers have written it at once, or somebody else. */
+function parseReceipt(text: string): Receipt | null {
+  try {
+    const { uuid, generation, opening, begin, offset, made } = JSON.parse(text) as Partial<Receipt>;
+    if (typeof uuid !== 'string' || !isCount(generation) || !isCount(offset)) return null;
+    const known = parseBegin(Buffer.from(JSON.stringify(begin ?? null)));
+    return offset > known.size
+      ? null
+      : { uuid, generation, opening: openerOf(opening), begin: known, offset, made: made === true };
+  } catch (error) {
+    if (error instanceof SyntaxError || error instanceof TypeError || isPcowError(error)) return null;
+    throw error;
+  }
+}
+
+/** Who is named only in part, as by an older version, is nobody. */
+function openerOf(value: unknown): Opener | null {
+  if (value === undefined || value === null || value === false) return null;
+  const { pid, startTime } = value as Partial<Opener>;
+  return isCount(pid) && isCount(startTime) ? { pid, startTime } : { pid: 0, startTime: 0 };
+}
+
+function isCount(value: unknown): value is number {
+  return Number.isSafeInteger(value) && (value as number) >= 0;
 }
 
 export async function removeReceipt(image: string): Promise<void> {

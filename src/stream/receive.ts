@@ -2,6 +2,7 @@
  * The receiving side of a stream (docs/stream.md). Changes go into the active layer, and only over the snapshot that they were
  * made from. The snapshot is taken when everything has arrived; until then a receipt beside the image says what is there.
  */
+import { readFile } from 'node:fs/promises';
 import path from 'node:path';
 import {
   exists,
@@ -14,7 +15,7 @@ import {
 } from '../engine/index.js';
 import { applyStream } from './apply.js';
 import { type Begin, parseBegin } from './header.js';
-import { readReceipt, type Receipt, removeReceipt, writeReceipt } from './receipt.js';
+import { type Opener, readReceipt, type Receipt, removeReceipt, writeReceipt } from './receipt.js';
 import { RecordReader, RecordType, corruptStream } from './record.js';
 import type { ResumeToken } from './resume-token.js';
 
@@ -53,7 +54,7 @@ export async function receive(
   if (snapshot === null) throw corruptStream('it names no snapshot');
 
   const made = await makeWhereMissing(file, begin);
-  const image = await openWithReceipt(file);
+  const { image } = await openWithReceipt(file);
   try {
     const taken = await takeUp(image, file, begin, made, force);
     const resumedAt = taken.offset;
@@ -98,10 +99,11 @@ export async function resumeTokenOf(file: string): Promise<ResumeToken | null> {
 
 /** Gives up a stream that was begun: the image is as before it. Returns the name of the snapshot that will not come, or null. */
 export async function abandonReceiving(file: string): Promise<string | null> {
-  const { receipt } = await look(file);
-  if (receipt === null) return null;
-  const image = await openWithReceipt(file);
+  if ((await look(file)).receipt === null) return null;
+  const { image, receipt } = await openWithReceipt(file);
   try {
+    // Somebody was quicker to open it: what the image holds now is theirs.
+    if (receipt === null) return null;
     const { from } = receipt.begin;
     const own = from === null ? undefined : ownSnapshot(image, from.identity);
     if (own === undefined) await image.discard(0, image.info().size);
@@ -139,14 +141,28 @@ async function look(file: string): Promise<{ receipt: Receipt | null; generation
 }
 
 /** Opens the image for writing, with a receipt that goes on to count, whoever ends this process in between. */
-async function openWithReceipt(file: string): Promise<Image> {
+async function openWithReceipt(file: string): Promise<{ image: Image; receipt: Receipt | null }> {
   const { receipt, generation } = await look(file);
-  if (receipt !== null) await writeReceipt(file, { ...receipt, generation, opening: true });
+  if (receipt !== null) await writeReceipt(file, { ...receipt, generation, opening: await thisProcess() });
   const image = await Image.open(file, { write: true });
-  if (receipt !== null) {
-    await writeReceipt(file, { ...receipt, generation: image.info().generation, opening: false });
+  try {
+    const now = image.info().generation;
+    // Somebody may have opened it since we looked: then the receipt stays as it is, and does not count any more.
+    if (receipt === null || now !== generation + 1) return { image, receipt: null };
+    await writeReceipt(file, { ...receipt, generation: now, opening: null });
+    return { image, receipt };
+  } catch (error) {
+    await image.close();
+    throw error;
   }
-  return image;
+}
+
+/** As the engine writes it into the superblock. */
+async function thisProcess(): Promise<Opener> {
+  const status = await readFile('/proc/self/stat', 'utf8');
+  // The second field, the command, is in parentheses and may hold anything.
+  const fields = status.slice(status.lastIndexOf(')') + 2).split(' ');
+  return { pid: process.pid, startTime: Number(fields[19]) };
 }
 
 /** Checks that the stream goes on where the image stands, and makes the active layer ready for it. */
@@ -247,6 +263,7 @@ function ownSnapshot(image: Image, identity: string): SnapshotInfo | undefined {
   return image.snapshots({ countData: false }).find((snapshot) => snapshot.identity === identity);
 }
 
+/** Nobody else changes the image: it is open for writing here. */
 async function activeIsEmpty(image: Image): Promise<boolean> {
   for await (const { kind } of image.map({ depths: { first: 0, end: 1 } })) {
     if (kind !== 'hole') return false;
