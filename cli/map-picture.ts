@@ -3,7 +3,7 @@
  * newest first. The width is the address space. A column stands for many bytes, and is the fuller the more of them there are.
  */
 import path from 'node:path';
-import type { Image, LongOptions } from '../src/engine/index.js';
+import { type Image, isPcowError, type LongOptions } from '../src/engine/index.js';
 import { formatSize } from './size.js';
 
 const COLOURS = ['#2563eb', '#f59e0b', '#10b981', '#8b5cf6', '#ef4444', '#06b6d4', '#84cc16', '#ec4899', '#a16207'];
@@ -39,7 +39,7 @@ export async function mapPicture(
   snapshot: string | null,
   long: LongOptions,
 ): Promise<string> {
-  const { layers, size } = await layersOf(image, snapshot, long);
+  const { layers, size } = await settledLayersOf(image, snapshot, long);
   const nothing = layers.every(({ data }) => data === 0);
   const bottom = 178 + TOP_HEIGHT + layers.length * ROW_STEP;
   const total = layers.reduce((sum, { data }) => sum + data, 0);
@@ -92,14 +92,29 @@ class Columns {
   }
 }
 
+/** How often a picture is begun anew because the layers changed. */
+const ATTEMPTS = 5;
+
+/** All walks of a picture are over one chain. */
+async function settledLayersOf(image: Image, snapshot: string | null, long: LongOptions) {
+  for (let attempt = 1; ; attempt++) {
+    try {
+      return await layersOf(image, snapshot, long);
+    } catch (error) {
+      if (!isPcowError(error, 'PCOW_BUSY') || attempt === ATTEMPTS) throw error;
+    }
+  }
+}
+
 async function layersOf(
   image: Image,
   snapshot: string | null,
   { signal, onProgress }: LongOptions,
 ): Promise<{ layers: Layer[]; size: number }> {
-  const which = snapshot ?? undefined;
+  const which = image.layerOf(snapshot);
+  const chain = await image.chainState(which);
   const passes = image.chain(which).length + 1;
-  const size = snapshot === null ? image.info().size : image.snapshotInfo(snapshot).size;
+  const size = image.layers().find(({ id }) => id === which)?.size ?? 0;
   const layers: Layer[] = [];
   for (const { path: file, snapshot: layer } of image.chain(which)) {
     const depth = layers.length;
@@ -115,6 +130,7 @@ async function layersOf(
     for await (const { offset, length, kind } of image.map({
       snapshot: which,
       depths: { first: depth, end: depth + 1 },
+      chain,
       signal,
     })) {
       onProgress?.(depth * size + offset + length, passes * size);
@@ -127,7 +143,7 @@ async function layersOf(
     }
     layers.push(made);
   }
-  for await (const { offset, length, kind, depth } of image.map({ snapshot: which, signal })) {
+  for await (const { offset, length, kind, depth } of image.map({ snapshot: which, chain, signal })) {
     onProgress?.(layers.length * size + offset + length, passes * size);
     if (kind === 'data' && depth !== null) layers[depth]?.seen.add(offset, length);
   }

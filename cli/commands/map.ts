@@ -47,9 +47,12 @@ async function map(given: string, { output, progress }: Options): Promise<void> 
   const form = output === 'svg' ? progress : besideOutput(progress);
   await withImage(target.file, {}, (image) =>
     withProgress(`map ${given}`, form, async (long) => {
+      const layer = image.layerOf(snapshot);
+      const chain = await image.chainState(layer);
       const extents = () => {
-        const size = snapshot === null ? image.info().size : image.snapshotInfo(snapshot).size;
-        return reported(image.map({ snapshot: snapshot ?? undefined, signal: long.signal }), size, long.onProgress);
+        const size = image.layers().find(({ id }) => id === layer)?.size ?? 0;
+        // Depths of two halves must count the same layers.
+        return reported(image.map({ snapshot: layer, chain, signal: long.signal }), size, long.onProgress);
       };
       switch (output) {
         case 'human':

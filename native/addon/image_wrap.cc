@@ -23,11 +23,21 @@ struct ToJs<ExtentBatch> {
 
 namespace {
 
-// A frozen layer by name, or nothing for the active one.
-Result<std::shared_ptr<View>> view_of(const Image& image, const std::string& snapshot) {
-  if (snapshot.empty()) return std::shared_ptr<View>();
-  return image.view(snapshot);
-}
+// A layer as JavaScript names it: a snapshot's name, the id of a layer, or "" for whichever is active when it is looked at.
+struct LayerChoice {
+  std::string snapshot;
+  uint64_t layer = 0;  // 0: by name
+
+  static LayerChoice of(const Napi::Value& value) {
+    if (value.IsNumber()) return {"", bytes_of(value)};
+    return {text_of(value), 0};
+  }
+  Result<std::shared_ptr<View>> view(const Image& image) const {
+    if (layer) return image.view_of_layer(layer);
+    if (snapshot.empty()) return std::shared_ptr<View>();
+    return image.view(snapshot);
+  }
+};
 
 }  // namespace
 
@@ -40,10 +50,12 @@ Napi::Function ImageWrap::define(Napi::Env env) {
                          InstanceMethod<&ImageWrap::snapshot_info>("snapshotInfo"),
                          InstanceMethod<&ImageWrap::snapshot_names>("snapshotNames"),
                          InstanceMethod<&ImageWrap::chain>("chain"),
+                         InstanceMethod<&ImageWrap::layers>("layers"),
                          InstanceMethod<&ImageWrap::layer_of>("layerOf"),
                          InstanceMethod<&ImageWrap::read>("read"),
                          InstanceMethod<&ImageWrap::map>("map"),
                          InstanceMethod<&ImageWrap::changes>("changes"),
+                         InstanceMethod<&ImageWrap::changes_to_base>("changesToBase"),
                          InstanceMethod<&ImageWrap::write>("write"),
                          InstanceMethod<&ImageWrap::discard>("discard"),
                          InstanceMethod<&ImageWrap::sync>("sync"),
@@ -118,18 +130,28 @@ Napi::Value ImageWrap::snapshot_names(const Napi::CallbackInfo& info) {
   return list;
 }
 
-// `snapshot` or "".
+Napi::Value ImageWrap::layers(const Napi::CallbackInfo& info) {
+  auto image = image_->lease();
+  if (!image) return throw_in_js(info.Env(), image.error());
+  auto layers = (*image)->layers();
+  if (!layers) return throw_in_js(info.Env(), layers.error());
+  auto list = Napi::Array::New(info.Env(), layers->size());
+  for (uint32_t i = 0; i < layers->size(); ++i) list.Set(i, layer_to_js(info.Env(), (*layers)[i]));
+  return list;
+}
+
+// `layer`.
 Napi::Value ImageWrap::chain(const Napi::CallbackInfo& info) {
   auto image = image_->lease();
   if (!image) return throw_in_js(info.Env(), image.error());
-  auto view = view_of(**image, text_of(info[0]));
+  auto view = LayerChoice::of(info[0]).view(**image);
   if (!view) return throw_in_js(info.Env(), view.error());
   auto chain = (*image)->chain(view->get());
   if (!chain) return throw_in_js(info.Env(), chain.error());
   return chain_to_js(info.Env(), *chain, chain->size());
 }
 
-// `snapshot`.
+// `snapshot` or "".
 Napi::Value ImageWrap::layer_of(const Napi::CallbackInfo& info) {
   auto image = image_->lease();
   if (!image) return throw_in_js(info.Env(), image.error());
@@ -162,43 +184,54 @@ Napi::Value ImageWrap::run_long(const Napi::CallbackInfo& info, size_t at,
                                                  const Progress& progress) { return work(**held, progress); }));
 }
 
-// `buffer`, `offset`, `snapshot` or "".
+// `buffer`, `offset`, `layer`.
 Napi::Value ImageWrap::read(const Napi::CallbackInfo& info) {
   auto buffer = info[0].As<Napi::Uint8Array>();
   return run<size_t>(
       info.Env(), Lane::kBytes,
       [data = buffer.Data(), length = buffer.ByteLength(), offset = bytes_of(info[1]),
-       snapshot = text_of(info[2])](Image& image) -> Result<size_t> {
-        auto view = view_of(image, snapshot);
+       layer = LayerChoice::of(info[2])](Image& image) -> Result<size_t> {
+        auto view = layer.view(image);
         if (!view) return view.error();
         return image.read(view->get(), offset, data, length);
       },
       buffer);
 }
 
-// `offset`, `snapshot` or "", the depths: first and end.
+// `offset`, `layer`, the depths: first and end.
 Napi::Value ImageWrap::map(const Napi::CallbackInfo& info) {
   return run<ExtentBatch>(
       info.Env(), Lane::kBytes,
-      [offset = bytes_of(info[0]), snapshot = text_of(info[1]),
+      [offset = bytes_of(info[0]), layer = LayerChoice::of(info[1]),
        depths = DepthRange{bytes_of(info[2]), bytes_of(info[3])}](Image& image) -> Result<ExtentBatch> {
-        auto view = view_of(image, snapshot);
+        auto view = layer.view(image);
         if (!view) return view.error();
         return image.map(view->get(), offset, depths);
       });
 }
 
-// `offset`, `from` and `to`: snapshots or "".
+// `offset`, `from` and `to`: layers.
 Napi::Value ImageWrap::changes(const Napi::CallbackInfo& info) {
   return run<ExtentBatch>(info.Env(), Lane::kBytes,
-                          [offset = bytes_of(info[0]), from = text_of(info[1]),
-                           to = text_of(info[2])](Image& image) -> Result<ExtentBatch> {
-                            auto before = view_of(image, from);
+                          [offset = bytes_of(info[0]), from = LayerChoice::of(info[1]),
+                           to = LayerChoice::of(info[2])](Image& image) -> Result<ExtentBatch> {
+                            auto before = from.view(image);
                             if (!before) return before.error();
-                            auto after = view_of(image, to);
+                            auto after = to.view(image);
                             if (!after) return after.error();
                             return image.changes(before->get(), after->get(), offset);
                           });
+}
+
+// `offset`, `to`: a layer.
+Napi::Value ImageWrap::changes_to_base(const Napi::CallbackInfo& info) {
+  return run<ExtentBatch>(
+      info.Env(), Lane::kBytes,
+      [offset = bytes_of(info[0]), to = LayerChoice::of(info[1])](Image& image) -> Result<ExtentBatch> {
+        auto view = to.view(image);
+        if (!view) return view.error();
+        return image.changes_to_base(view->get(), offset);
+      });
 }
 
 // `buffer`, `offset`.

@@ -31,10 +31,12 @@ class ImageWrap : public Napi::ObjectWrap<ImageWrap> {
   Napi::Value snapshot_info(const Napi::CallbackInfo& info);
   Napi::Value snapshot_names(const Napi::CallbackInfo& info);
   Napi::Value chain(const Napi::CallbackInfo& info);
+  Napi::Value layers(const Napi::CallbackInfo& info);
   Napi::Value layer_of(const Napi::CallbackInfo& info);
   Napi::Value read(const Napi::CallbackInfo& info);
   Napi::Value map(const Napi::CallbackInfo& info);
   Napi::Value changes(const Napi::CallbackInfo& info);
+  Napi::Value changes_to_base(const Napi::CallbackInfo& info);
   Napi::Value write(const Napi::CallbackInfo& info);
   Napi::Value discard(const Napi::CallbackInfo& info);
   Napi::Value sync(const Napi::CallbackInfo& info);

@@ -62,6 +62,7 @@ Napi::Value chain_to_js(Napi::Env env, const std::vector<LayerRef>& chain, size_
     auto link = Napi::Object::New(env);
     link.Set("path", chain[i].path);
     link.Set("snapshot", string_or_null(env, chain[i].snapshot));
+    link.Set("layer", number(env, chain[i].layer));
     list.Set(i, link);
   }
   return list;
@@ -104,6 +105,19 @@ Napi::Value snapshot_to_js(Napi::Env env, const SnapshotInfo& snapshot) {
   return object;
 }
 
+Napi::Value layer_to_js(Napi::Env env, const LayerInfo& layer) {
+  auto object = Napi::Object::New(env);
+  object.Set("id", number(env, layer.id));
+  object.Set("parent", layer.parent ? number(env, layer.parent) : env.Null());
+  object.Set("name", string_or_null(env, layer.name));
+  object.Set("hidden", layer.hidden);
+  object.Set("active", layer.active);
+  object.Set("identity", layer.active ? env.Null() : Napi::String::New(env, identity_text(layer.identity)));
+  object.Set("created", milliseconds(env, layer.time_ns));
+  object.Set("size", number(env, layer.size));
+  return object;
+}
+
 // One flat array of numbers, since a batch may have thousands of extents.
 Napi::Value extents_to_js(Napi::Env env, const ExtentBatch& batch) {
   auto numbers = Napi::Float64Array::New(env, batch.extents.size() * 5);
@@ -122,6 +136,7 @@ Napi::Value extents_to_js(Napi::Env env, const ExtentBatch& batch) {
   object.Set("next", number(env, batch.next));
   object.Set("size", number(env, batch.size));
   object.Set("chain", chain_to_js(env, batch.chain, std::min<size_t>(batch.chain.size(), deepest + 1)));
+  object.Set("chainState", identity_text(batch.chain_state));
   return object;
 }
 

@@ -14,6 +14,8 @@ namespace pcow::addon {
 // All: JavaScript thread.
 Napi::Value info_to_js(Napi::Env env, const ImageInfo& info);
 Napi::Value snapshot_to_js(Napi::Env env, const SnapshotInfo& snapshot);
+
+Napi::Value layer_to_js(Napi::Env env, const LayerInfo& layer);
 // The first `count` links.
 Napi::Value chain_to_js(Napi::Env env, const std::vector<LayerRef>& chain, size_t count);
 // NativeExtentBatch of src/engine/native.ts.

@@ -321,7 +321,7 @@ Result<BaseChain> ImageState::open_chain(std::optional<BaseReference> reference,
       auto present = present_chunks(*base->file, next->table_offset, geometry.blocks_for(next->size));
       if (!present) return present.error();
       bases.sources.push_back(make_source(base->file, geometry, *next, base->loaded.crashed, std::move(*present)));
-      bases.names.push_back({base->name, next->name});
+      bases.names.push_back({base->name, next->name, next->id});
     }
     bases.files.push_back(base->file);
     bases.watches.push_back({base->watch, base->loaded.seen});

@@ -63,6 +63,7 @@ struct OpenOptions {
 struct LayerRef {
   std::string path;      // of the image file that holds the layer
   std::string snapshot;  // empty: the active layer, or one without a name
+  uint64_t layer = 0;    // its id in that file
 };
 
 struct Holder {
@@ -93,9 +94,9 @@ struct ImageInfo {
   std::vector<LayerRef> chain;  // active layer first
   bool has_holder = false;      // somebody alive has it open for writing
   Holder holder;
-  std::string last_error;  // the last failed operation's sentence, or empty
   bool has_opener = false;  // it is not clean: who has it open for writing, or was the last one and has died
   Holder opener;
+  std::string last_error;  // the last failed operation's sentence, or empty
 };
 
 // Of a snapshot that is received from another image: what it shares with that one. Absent: its own. Every time is a time,
@@ -116,6 +117,18 @@ struct SnapshotInfo {
   bool automatic = false;
   bool current = false;  // the active layer stands directly on it
   uint64_t data = 0;     // bytes that this layer itself holds
+};
+
+// One layer of an image's tree, hidden ones and the active one included.
+struct LayerInfo {
+  uint64_t id = 0;
+  uint64_t parent = 0;  // id; 0: a root
+  std::string name;     // empty: the active layer, or a hidden one
+  bool hidden = false;
+  bool active = false;
+  uint64_t identity = 0;  // of the content; of the active layer 0
+  int64_t time_ns = 0;    // since the epoch
+  uint64_t size = 0;      // bytes
 };
 
 // A run of the active layer's own bytes, whose places in the file are neighbours too.
@@ -142,6 +155,8 @@ struct ExtentBatch {
   uint64_t next = 0;               // where the next batch begins, bytes; `size` at the end
   uint64_t size = 0;               // bytes of the layer that was asked for
   std::vector<LayerRef> chain;     // of it, itself first: what depths count
+  // Stands for that chain, file by file and layer by layer. Depths of two batches count the same layers only where it is equal.
+  uint64_t chain_state = 0;
 };
 
 // Layers of a chain by their depth, `end` excluded.
@@ -183,13 +198,19 @@ class Image {
   // One of them, its bytes not counted. kNotFound.
   Result<SnapshotInfo> snapshot_info(const std::string& name) const;
   Result<std::vector<std::string>> snapshot_names() const;  // in the same order
-  uint64_t size() const;                                    // bytes of the active layer
+  // The whole tree at one moment, by ascending ids: the active layer last.
+  Result<std::vector<LayerInfo>> layers() const;
+  uint64_t size() const;  // bytes of the active layer
   // Grows whenever what a reader of the active layer would see may have changed without a write (rollback).
   uint64_t content_generation() const;
 
   // A frozen layer for reading, by name or id. It stays readable until it is let go; deleting the snapshot makes its
   // later reads fail with kNotFound.
   Result<std::shared_ptr<View>> view(const std::string& snapshot) const;
+  // Any layer by its id, for whoever reads for long: an id means one layer for ever, a name or "the active layer" may mean another
+  // one by the next call. The active layer stays readable after a snapshot has frozen it, and a deleted one as long as
+  // several layers stand on it (nothing is merged then). Otherwise kNotFound.
+  Result<std::shared_ptr<View>> view_of_layer(uint64_t layer) const;
   uint64_t view_size(const View& view) const;
 
   // Reads the active layer (`view` null) or a frozen one. Returns the bytes read: short only at the end.
@@ -203,6 +224,8 @@ class Image {
   // The ranges of `to` that may differ from `from` (null: the active layer), by sub-blocks; elsewhere the two read the same.
   // What one of them has behind the end of the other is not compared with anything.
   Result<ExtentBatch> changes(const View* from, const View* to, uint64_t offset) const;
+  // The ranges that the layer and those below it in this file hold: what its content differs in from that of the base, by sub-blocks.
+  Result<ExtentBatch> changes_to_base(const View* to, uint64_t offset) const;
   // All or an error; after an error any part may have been written, as with write(2).
   Result<void> write(uint64_t offset, const void* buffer, size_t length);
   // The range reads as zeros afterwards. Whole blocks go back to the free space.
@@ -225,7 +248,7 @@ class Image {
   // The id of a frozen layer with the present content: the newest where the active layer is empty, otherwise a new
   // automatic snapshot called `name`.
   Result<uint64_t> freeze_for_clone(const std::string& name);
-  Result<uint64_t> layer_id(const std::string& snapshot) const;
+  Result<uint64_t> layer_id(const std::string& snapshot) const;  // empty: of the active layer
   // Points the image at another base without looking at the content (unsafe rebase). An empty path: no base.
   Result<void> set_base(const BaseSpec& base, bool has_base);
   // Points the image at another base, or at none, and takes in what the two hold differently: nobody sees a change.

@@ -25,10 +25,10 @@ ImageInfo Image::info() const {
   info.writable = state.writable() && !state.closed;
   info.generation = state.superblock.generation;
   for (const Layer& layer : state.directory.layers) info.snapshots += layer.name.empty() ? 0 : 1;
-  info.chain.push_back({state.path, ""});
+  info.chain.push_back({state.path, "", state.directory.active});
   for (const Layer* layer = state.directory.find(state.directory.active_layer().parent); layer;
        layer = state.directory.find(layer->parent))
-    info.chain.push_back({state.path, layer->name});
+    info.chain.push_back({state.path, layer->name, layer->id});
   info.chain.insert(info.chain.end(), state.base_chain.begin(), state.base_chain.end());
   if (const auto& base = state.superblock.base) {
     info.has_base = true;
@@ -138,7 +138,31 @@ Result<std::shared_ptr<View>> Image::view(const std::string& snapshot) const {
   if (!layer)
     return state.noted(
         Result<std::shared_ptr<View>>(Error(Code::kNotFound, state.path + " has no snapshot called " + snapshot)));
-  return std::make_shared<View>(layer->id, layer->size);
+  return std::make_shared<View>(layer->id, layer->size, true);
+}
+
+Result<std::shared_ptr<View>> Image::view_of_layer(uint64_t layer) const {
+  ImageState& state = *state_;
+  if (state.is_stale()) PCOW_TRY(state.refresh());
+  const std::shared_lock lock(state.gate);
+  if (state.closed) return state.closed_error();
+  auto found = state.layer_in_view(View(layer, 0, false));
+  if (!found) return state.noted(Result<std::shared_ptr<View>>(found.error()));
+  return std::make_shared<View>(layer, (*found)->size, false);
+}
+
+Result<std::vector<LayerInfo>> Image::layers() const {
+  ImageState& state = *state_;
+  if (state.is_stale()) PCOW_TRY(state.refresh());
+  const std::shared_lock lock(state.gate);
+  if (state.closed) return state.closed_error();
+  std::vector<LayerInfo> found;
+  for (const Layer& layer : state.directory.layers) {
+    const bool active = layer.id == state.directory.active;
+    found.push_back({layer.id, layer.parent, layer.name, layer.hidden, active,
+                     active ? 0 : identity_of(layer, state.superblock.uuid), layer.time_ns, layer.size});
+  }
+  return found;
 }
 
 uint64_t Image::view_size(const View& view) const { return view.size(); }

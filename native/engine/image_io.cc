@@ -149,8 +149,12 @@ Result<size_t> ImageState::read_once(const View* view, uint64_t offset, void* bu
   if (offset >= size) return size_t{0};
   length = std::min<uint64_t>(length, size - offset);
 
+  // A view may be of the active layer: until a snapshot freezes it, its entries are read like those of no view.
+  const bool of_active = !view || view->layer() == directory.active;
   std::shared_ptr<const Chain> chain = below;
-  if (view) {
+  if (of_active && view) {
+    if (auto layer = layer_in_view(*view); !layer) return layer.error();
+  } else if (view) {
     auto built = chain_of(*view);
     if (!built) return built.error();
     chain = std::move(*built);
@@ -162,7 +166,7 @@ Result<size_t> ImageState::read_once(const View* view, uint64_t offset, void* bu
   for (size_t done = 0; done < length;) {
     const Part part = part_at(geometry, offset + done, length - done);
     Entry own;
-    if (!view) {
+    if (of_active) {
       uint64_t word = active->load(part.block);
       if (!writable()) {
         used.emplace_back(part.block, word);

@@ -129,11 +129,28 @@ std::shared_ptr<const Chain> ImageState::chain_from(uint64_t layer, std::shared_
 Result<std::shared_ptr<const Chain>> ImageState::chain_of(const View& view) const {
   const std::lock_guard lock(view.mutex_);
   if (view.chain_ && view.epoch_ == epoch) return view.chain_;
-  const Layer* layer = directory.find(view.layer_);
-  if (!layer || layer->hidden) return Error(Code::kNotFound, path + ": that snapshot has been deleted");
+  auto layer = layer_in_view(view);
+  if (!layer) return layer.error();
   view.chain_ = chain_from(view.layer_);
   view.epoch_ = epoch;
   return view.chain_;
+}
+
+// A deleted layer with one child may be merged into it at any time: the child's writes go into its blocks then. With several it
+// only stands there.
+bool ImageState::is_readable(const Layer& layer, bool by_name) const {
+  return !layer.hidden || (!by_name && directory.count_children(layer.id) > 1);
+}
+
+Result<const Layer*> ImageState::layer_in_view(const View& view) const {
+  const Layer* layer = directory.find(view.layer());
+  if (!layer || !is_readable(*layer, view.by_name()))
+    return Error(Code::kNotFound,
+                 path + (view.by_name() ? ": that snapshot has been deleted"
+                                        : ": the layer that is read is there no more: its snapshot was "
+                                          "deleted, or the image rolled back or committed"));
+  if (layer->size < view.size()) return Error(Code::kBusy, path + " became smaller while it was read");
+  return layer;
 }
 
 // Every layer frozen so far is made durable, and said to be: from then on a crash takes nothing from it. `end`: where the file ended when
@@ -189,8 +206,9 @@ Result<bool> ImageState::active_is_empty() const {
 }
 
 Result<uint64_t> Image::layer_id(const std::string& snapshot) const {
+  if (state_->is_stale()) PCOW_TRY(state_->refresh());
   const std::shared_lock lock(state_->gate);
-  const Layer* layer = state_->directory.find(snapshot);
+  const Layer* layer = snapshot.empty() ? &state_->directory.active_layer() : state_->directory.find(snapshot);
   if (!layer) return Error(Code::kNotFound, state_->path + " has no snapshot called " + snapshot);
   return layer->id;
 }

@@ -242,7 +242,7 @@ Walk chain_walk(const ImageState& state, const Layer& top) {
   walk.size = top.size;
   for (const Layer* layer = &top; layer; layer = state.directory.find(layer->parent)) {
     walk.chain.push_back(walked(state, *layer));
-    walk.names.push_back({state.path, layer->name});
+    walk.names.push_back({state.path, layer->name, layer->id});
   }
   for (const auto& source : state.base_sources) walk.chain.emplace_back(source);
   walk.names.insert(walk.names.end(), state.base_chain.begin(), state.base_chain.end());
@@ -250,10 +250,19 @@ Walk chain_walk(const ImageState& state, const Layer& top) {
 }
 
 Result<const Layer*> layer_of(const ImageState& state, const View* view) {
-  const Directory& directory = state.directory;
-  const Layer* layer = view ? directory.find(view->layer()) : &directory.active_layer();
-  if (!layer || layer->hidden) return Error(Code::kNotFound, state.path + ": that snapshot has been deleted");
-  return layer;
+  if (!view) return &state.directory.active_layer();
+  return state.layer_in_view(*view);
+}
+
+// FNV-1a of the files and ids.
+uint64_t state_of(const std::vector<LayerRef>& chain) {
+  uint64_t hash = 0xcbf29ce484222325;
+  const auto add = [&](uint8_t byte) { hash = (hash ^ byte) * 0x100000001b3; };
+  for (const LayerRef& link : chain) {
+    for (const char c : link.path) add(static_cast<uint8_t>(c));
+    for (uint32_t shift = 0; shift < 64; shift += 8) add(static_cast<uint8_t>(link.layer >> shift));
+  }
+  return hash;
 }
 
 // As with a read, what was walked counts only if no superblock of the chain changed meanwhile.
@@ -268,7 +277,10 @@ Result<ExtentBatch> walk_image(ImageState& state, uint64_t offset, const Make& m
         if (!walk) return walk.error();
         auto batch = walk_batch(state.geometry, *walk, offset);
         if (auto whole = state.untorn(); !whole && (round || state.writable())) return whole.error();
-        if (batch) batch->chain = std::move(walk->names);
+        if (batch) {
+          batch->chain_state = state_of(walk->names);
+          batch->chain = std::move(walk->names);
+        }
         if (!state.is_stale()) return batch;
       }
     }
@@ -322,6 +334,18 @@ Result<ExtentBatch> Image::changes(const View* from, const View* to, uint64_t of
         left = state.directory.find(left->parent);
       }
     }
+    return walk;
+  }));
+}
+
+Result<ExtentBatch> Image::changes_to_base(const View* to, uint64_t offset) const {
+  ImageState& state = *state_;
+  return state.noted(walk_image(state, offset, [&]() -> Result<Walk> {
+    auto layer = layer_of(state, to);
+    if (!layer) return layer.error();
+    Walk walk = chain_walk(state, **layer);
+    walk.only_held = true;
+    walk.end = walk.chain.size() - state.base_sources.size();
     return walk;
   }));
 }

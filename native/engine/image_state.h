@@ -31,14 +31,16 @@ namespace pcow {
 // A frozen layer in a reader's hands. The chain is built anew when the image's structure has changed since.
 class View {
  public:
-  View(uint64_t layer, uint64_t size) : layer_(layer), size_(size) {}
+  View(uint64_t layer, uint64_t size, bool by_name) : layer_(layer), size_(size), by_name_(by_name) {}
   uint64_t layer() const { return layer_; }
   uint64_t size() const { return size_; }
+  bool by_name() const { return by_name_; }  // whoever asked for a name does not read it once it is deleted
 
  private:
   friend class ImageState;
   const uint64_t layer_;
   const uint64_t size_;
+  const bool by_name_;
   mutable std::mutex mutex_;  // guards the two below
   mutable std::shared_ptr<const Chain> chain_;
   mutable uint64_t epoch_ = 0;
@@ -188,7 +190,10 @@ class ImageState {
   const std::shared_ptr<const Source>& source_in_use(uint64_t layer) const;  // of a layer in the directory
   // With the gate held. `continued`: as Chain has it.
   std::shared_ptr<const Chain> chain_from(uint64_t layer, std::shared_ptr<const Chain> continued = nullptr) const;
-  Result<std::shared_ptr<const Chain>> chain_of(const View& view) const;
+  Result<std::shared_ptr<const Chain>> chain_of(const View& view) const;  // of a frozen layer
+  // The layer that a view is of, if it still reads as it did; else kNotFound, or kBusy where it has become smaller.
+  Result<const Layer*> layer_in_view(const View& view) const;
+  bool is_readable(const Layer& layer, bool by_name) const;
   SnapshotInfo describe(const Layer& layer, uint64_t children) const;  // image_info.cc; with the gate held
 
   // image_rebase.cc; the caller holds `structure`

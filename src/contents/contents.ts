@@ -19,23 +19,36 @@ export interface Contents {
   close(): Promise<void>;
 }
 
-/** Of the active layer, or of a snapshot. Closing it closes the image. */
+/**
+ * Of the layer that is active now, or of a snapshot: that layer to the end, whatever happens to the image meanwhile. Where it goes (deleted,
+ * rolled back, committed), reading fails. Closing it closes the image.
+ */
 export function imageContents(image: Image, snapshot: string | null): Contents {
-  const name = snapshot ?? undefined;
-  const size = name === undefined ? image.info().size : image.snapshotInfo(name).size;
+  const { id, size } = layerOf(image, snapshot);
   return {
     size,
     async *ranges(signal) {
-      for await (const { offset, length, kind } of image.map({ snapshot: name, signal })) {
-        yield { offset, length, data: kind === 'data' };
+      let end = 0;
+      for await (const { offset, length, kind } of image.map({ snapshot: id, signal })) {
+        if (offset >= size) break;
+        end = Math.min(offset + length, size);
+        yield { offset, length: end - offset, data: kind === 'data' };
       }
+      if (end < size) throw shortRead(image.info().path);
     },
     async read(buffer, offset) {
-      const count = await image.read(buffer, offset, name);
+      const count = await image.read(buffer, offset, id);
       if (count < buffer.length) throw shortRead(image.info().path);
     },
     close: () => image.close(),
   };
+}
+
+function layerOf(image: Image, snapshot: string | null): { id: number; size: number } {
+  if (snapshot !== null) return image.snapshotInfo(snapshot);
+  const active = image.layers().at(-1);
+  if (active === undefined) throw new Error('an image has no active layer');
+  return active;
 }
 
 /** Of a regular file, by its holes. */

@@ -5,20 +5,43 @@ import type { ChainLink, Extent } from './types.js';
 
 const KINDS = ['data', 'zero', 'hole'] as const;
 
-/** Asks for batch after batch, and joins extents that a batch's end has cut. An aborted signal ends it with PCOW_CANCELLED. */
+interface Walked {
+  /** The path, for messages. */
+  image: () => string;
+  /** NativeExtentBatch.chainState that every batch must have; undefined: any. */
+  chain?: string | undefined;
+}
+
+/**
+ * Asks for batch after batch, and joins extents that a batch's end has cut. An aborted signal ends it with PCOW_CANCELLED. The layer that
+ * is walked may grow meanwhile: the walk ends where the layer ended at its begin.
+ */
 export async function* extentsOf(
   nextBatch: (offset: number) => Promise<NativeExtentBatch>,
   signal: AbortSignal | undefined,
+  { image, chain }: Walked,
 ): AsyncGenerator<Extent, void> {
   let held: Extent | null = null;
   let offset = 0;
-  let end = false;
-  while (!end) {
+  let size: number | undefined;
+  while (size === undefined || offset < size) {
     if (signal?.aborted) {
       throw new PcowError('PCOW_CANCELLED', 'the walk over the image was stopped', { cause: signal.reason });
     }
     const batch = await nextBatch(offset);
+    size ??= batch.size;
+    if (batch.size < size) {
+      throw new PcowError('PCOW_BUSY', `${image()} became smaller while it was read: try again`);
+    }
+    if (chain !== undefined && batch.chainState !== chain) {
+      throw new PcowError(
+        'PCOW_BUSY',
+        `the layers of ${image()} changed while they were listed (a snapshot was deleted, or the base changed): try again`,
+      );
+    }
     for (const extent of unpack(batch)) {
+      if (extent.offset >= size) break;
+      extent.length = Math.min(extent.length, size - extent.offset);
       if (held !== null && continues(held, extent)) {
         held.length += extent.length;
         continue;
@@ -27,7 +50,6 @@ export async function* extentsOf(
       held = extent;
     }
     offset = batch.next;
-    end = offset >= batch.size;
   }
   if (held !== null) yield held;
 }
@@ -57,7 +79,7 @@ function continues(before: Extent, after: Extent): boolean {
   );
 }
 
-/** Between two batches a snapshot may have been taken, and depths count anew. */
+/** Between two batches a snapshot may have been deleted, and depths count anew. */
 function sameLayer(before: ChainLink | null, after: ChainLink | null): boolean {
-  return before?.path === after?.path && before?.snapshot === after?.snapshot;
+  return before?.path === after?.path && before?.layer === after?.layer;
 }

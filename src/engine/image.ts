@@ -8,7 +8,7 @@ import { isPcowError, PcowError, translated, translatedNow } from './errors.js';
 import { extentsOf } from './extents.js';
 import { lockStanding } from './file-lock.js';
 import { type LongWork, runLong } from './long.js';
-import { addon, type NativeBase, type NativeImage, type NativeSnapshotInfo } from './native.js';
+import { addon, type NativeBase, type NativeImage } from './native.js';
 import { throughDraft } from './replace.js';
 import type {
   BaseInfo,
@@ -17,6 +17,8 @@ import type {
   CreateOptions,
   Extent,
   ImageInfo,
+  LayerChoice,
+  LayerInfo,
   LongOptions,
   MapOptions,
   OpenOptions,
@@ -27,12 +29,13 @@ import type {
 import {
   checkBlockSize,
   checkBuffer,
+  checkCreated,
   checkDepths,
   checkFlag,
-  checkCreated,
-  checkLayer,
-  checkLength,
   checkIdentity,
+  checkLayer,
+  checkLayerChoice,
+  checkLength,
   checkOffset,
   checkOptions,
   checkPath,
@@ -127,9 +130,22 @@ export class Image {
   }
 
   /** The layers that the active layer, or a snapshot, reads from: itself first. Takes no time. */
-  chain(snapshot?: string): ChainLink[] {
-    if (snapshot !== undefined) checkSnapshotName(snapshot);
+  chain(snapshot?: LayerChoice): ChainLink[] {
+    if (snapshot !== undefined) checkLayerChoice(snapshot);
     return translatedNow(() => this.native.chain(snapshot ?? ''));
+  }
+
+  /** Stands for the layers that the active layer, or a snapshot, reads from: another text means that they are others. For MapOptions.chain. */
+  async chainState(snapshot?: LayerChoice): Promise<string> {
+    if (snapshot !== undefined) checkLayerChoice(snapshot);
+    // A batch that begins at the end holds nothing else.
+    const batch = await translated(() => this.native.map(Number.MAX_SAFE_INTEGER, snapshot ?? '', 0, 0));
+    return batch.chainState;
+  }
+
+  /** All layers of this image (not of its bases) at one moment, also deleted ones that others stand on; the active layer last. Takes no time. */
+  layers(): LayerInfo[] {
+    return translatedNow(() => this.native.layers()).map(withDate);
   }
 
   /** One snapshot, without a count of its data: takes no time. */
@@ -146,28 +162,39 @@ export class Image {
   /**
    * Fills `buffer` from `offset` on, of the active layer or of a snapshot. Returns the bytes read: fewer than the
    * buffer holds only at the end of the image. The buffer must stay untouched until then. Errors: PCOW_IO, PCOW_CORRUPT,
-   * PCOW_NOT_FOUND of the snapshot.
+   * PCOW_NOT_FOUND of the snapshot. Whoever reads piece by piece while the image is in use names the layer by its id.
    */
-  async read(buffer: Uint8Array, offset: number, snapshot?: string): Promise<number> {
+  async read(buffer: Uint8Array, offset: number, snapshot?: LayerChoice): Promise<number> {
     checkBuffer(buffer);
     checkOffset(offset);
-    if (snapshot !== undefined) checkSnapshotName(snapshot);
+    if (snapshot !== undefined) checkLayerChoice(snapshot);
     return translated(() => this.native.read(buffer, offset, snapshot ?? ''));
   }
 
   /**
    * Where the bytes of the active layer, or of a snapshot, are: extents in ascending order that cover all of it. Holes cost
-   * nothing, however large. While somebody writes, what is listed was right when it was looked at. Errors: PCOW_NOT_FOUND of the
-   * snapshot, PCOW_CANCELLED, PCOW_CORRUPT.
+   * nothing, however large. The walk is of one layer from its begin to its end. While somebody writes to that, what is listed was right
+   * when it was looked at. Errors: PCOW_NOT_FOUND of the snapshot, also where it is deleted during the walk, or the image rolled back;
+   * PCOW_BUSY where the image became smaller; PCOW_CANCELLED, PCOW_CORRUPT.
    */
   map(options: MapOptions = {}): AsyncGenerator<Extent, void> {
-    checkOptions('the options of Image.map', options, ['snapshot', 'depths', 'signal']);
-    const { snapshot, depths, signal } = options;
-    if (snapshot !== undefined) checkSnapshotName(snapshot);
+    checkOptions('the options of Image.map', options, ['snapshot', 'depths', 'chain', 'signal']);
+    const { snapshot, depths, chain, signal } = options;
+    if (snapshot !== undefined) checkLayerChoice(snapshot);
     if (depths !== undefined) checkDepths(depths);
     checkSignal(signal);
     const { first, end } = depths ?? { first: 0, end: Number.MAX_SAFE_INTEGER };
-    return extentsOf((offset) => translated(() => this.native.map(offset, snapshot ?? '', first, end)), signal);
+    const layer = this.#pinned(snapshot);
+    return extentsOf((offset) => translated(() => this.native.map(offset, layer(), first, end)), signal, {
+      image: () => this.info().path,
+      chain,
+    });
+  }
+
+  /** The id of the layer that is meant, looked up once, at the first call: names may mean other layers later. */
+  #pinned(choice: LayerChoice | undefined): () => number {
+    let id = typeof choice === 'number' ? choice : undefined;
+    return () => (id ??= this.native.layerOf(typeof choice === 'string' ? choice : ''));
   }
 
   /**
@@ -175,15 +202,33 @@ export class Image {
    * has there. Elsewhere the two are equal. null: the active layer. It looks only at tables, not at the bytes. Errors as those of map().
    */
   diff(
-    from: string | null,
-    to: string | null,
+    from: LayerChoice | null,
+    to: LayerChoice | null,
     options: { signal?: AbortSignal | undefined } = {},
   ): AsyncGenerator<Extent, void> {
-    if (from !== null) checkSnapshotName(from);
-    if (to !== null) checkSnapshotName(to);
+    if (from !== null) checkLayerChoice(from);
+    if (to !== null) checkLayerChoice(to);
     checkOptions('the options of Image.diff', options, ['signal']);
     checkSignal(options.signal);
-    return extentsOf((offset) => translated(() => this.native.changes(offset, from ?? '', to ?? '')), options.signal);
+    const before = this.#pinned(from ?? undefined);
+    const after = this.#pinned(to ?? undefined);
+    return extentsOf((offset) => translated(() => this.native.changes(offset, before(), after())), options.signal, {
+      image: () => this.info().path,
+    });
+  }
+
+  /**
+   * The ranges in which a layer differs from the image's base, or from nothing: what it and the layers of this image that it stands on
+   * hold. As diff() otherwise.
+   */
+  diffToBase(to: LayerChoice | null, options: { signal?: AbortSignal | undefined } = {}): AsyncGenerator<Extent, void> {
+    if (to !== null) checkLayerChoice(to);
+    checkOptions('the options of Image.diffToBase', options, ['signal']);
+    checkSignal(options.signal);
+    const layer = this.#pinned(to ?? undefined);
+    return extentsOf((offset) => translated(() => this.native.changesToBase(offset, layer())), options.signal, {
+      image: () => this.info().path,
+    });
   }
 
   /**
@@ -265,10 +310,10 @@ export class Image {
     return translated(() => this.native.freezeForClone(name));
   }
 
-  /** The id of a snapshot's layer. Errors: PCOW_NOT_FOUND. */
-  layerOf(snapshot: string): number {
-    checkSnapshotName(snapshot);
-    return translatedNow(() => this.native.layerOf(snapshot));
+  /** The id of a snapshot's layer; null: of the layer that is active now. Errors: PCOW_NOT_FOUND. */
+  layerOf(snapshot: string | null): number {
+    if (snapshot !== null) checkSnapshotName(snapshot);
+    return translatedNow(() => this.native.layerOf(snapshot ?? ''));
   }
 
   /** Points the image at another base, or at none, without looking at the content: an unsafe rebase. Errors as those of create(). */
@@ -388,8 +433,8 @@ export async function snapshotTogether(name: string, images: Image[]): Promise<v
   );
 }
 
-function withDate(snapshot: NativeSnapshotInfo): SnapshotInfo {
-  return { ...snapshot, created: new Date(snapshot.created) };
+function withDate<T extends { created: number }>(described: T): Omit<T, 'created'> & { created: Date } {
+  return { ...described, created: new Date(described.created) };
 }
 
 /** Runs work that makes the image `path` stand on a base, where it is to stand on any. The base keeps its layers meanwhile. */

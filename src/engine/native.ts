@@ -48,6 +48,21 @@ export interface NativeSnapshotInfo {
   data: number;
 }
 
+/** A snapshot's name, the id of a layer, or '' for the active layer, whichever that is at the time of each call. */
+export type NativeLayer = string | number;
+
+export interface NativeLayerInfo {
+  id: number;
+  parent: number | null;
+  name: string | null;
+  hidden: boolean;
+  active: boolean;
+  identity: string | null;
+  /** Milliseconds since the epoch. */
+  created: number;
+  size: number;
+}
+
 /** Some of the extents of a layer, in ascending order. */
 export interface NativeExtentBatch {
   /** Five numbers for each: offset, length, kind (0 data, 1 zero, 2 hole), depth of the layer, place in its file. */
@@ -57,6 +72,8 @@ export interface NativeExtentBatch {
   size: number;
   /** The chain, the walked layer first, as far down as the extents name it. */
   chain: ChainLink[];
+  /** Of the whole chain: where it is another one than in the batch before, depths count other layers. */
+  chainState: string;
 }
 
 /** Requests on the flat files of an image since it was opened. */
@@ -112,14 +129,15 @@ export interface NativeImage {
   snapshots(withData: boolean): NativeSnapshotInfo[];
   snapshotInfo(name: string): NativeSnapshotInfo;
   snapshotNames(): string[];
+  layers(): NativeLayerInfo[];
+  /** '': the active layer's. */
   layerOf(snapshot: string): number;
-  chain(snapshot: string): ChainLink[];
-  /** `snapshot` empty: the active layer. */
-  read(buffer: Uint8Array, offset: number, snapshot: string): Promise<number>;
+  chain(layer: NativeLayer): ChainLink[];
+  read(buffer: Uint8Array, offset: number, layer: NativeLayer): Promise<number>;
   /** From `offset` on: 0, or the `next` of the batch before. Only layers of depths from `first` to before `end`. */
-  map(offset: number, snapshot: string, first: number, end: number): Promise<NativeExtentBatch>;
-  /** `from` and `to` empty: the active layer. */
-  changes(offset: number, from: string, to: string): Promise<NativeExtentBatch>;
+  map(offset: number, layer: NativeLayer, first: number, end: number): Promise<NativeExtentBatch>;
+  changes(offset: number, from: NativeLayer, to: NativeLayer): Promise<NativeExtentBatch>;
+  changesToBase(offset: number, to: NativeLayer): Promise<NativeExtentBatch>;
   write(buffer: Uint8Array, offset: number): Promise<void>;
   discard(offset: number, length: number): Promise<void>;
   sync(): Promise<void>;

@@ -60,7 +60,35 @@ export interface ChainLink {
   path: string;
   /** null: the active layer, or a frozen one without a name. */
   snapshot: string | null;
+  /** Its id in that file: never used again for another layer. */
+  layer: number;
 }
+
+/** One layer of an image's tree. */
+export interface LayerInfo {
+  /** Never used again for another layer of this image. */
+  id: number;
+  /** The id of the layer that it stands on; null: a root, which stands on the image's base, if it has one. */
+  parent: number | null;
+  /** null: the active layer, or a hidden one. */
+  name: string | null;
+  /** A snapshot that was deleted, and that several layers stand on, or that waits to be merged. */
+  hidden: boolean;
+  /** It takes the writes. */
+  active: boolean;
+  /** As in SnapshotInfo; null: the active layer, which has none yet. */
+  identity: string | null;
+  /** When it was frozen; of the active layer when it was made. */
+  created: Date;
+  /** Bytes. */
+  size: number;
+}
+
+/**
+ * What to read: a snapshot by its name, or a layer by its id (Image.layers, SnapshotInfo.id). An id is one layer for ever. So whoever reads for
+ * long takes ids: the active layer by its id stays what it was when somebody takes a snapshot meanwhile.
+ */
+export type LayerChoice = string | number;
 
 /** What Image.info tells. */
 export interface ImageInfo {
@@ -94,6 +122,8 @@ export interface ImageInfo {
   chain: ChainLink[];
   /** The living process that has it open for writing, if any. */
   holder: Holder | null;
+  /** Of an image that is not clean: the process that opened it for writing last, alive or not. */
+  opener: Holder | null;
   /** The sentence of the last operation that failed on this opening. */
   lastError: string | null;
 }
@@ -122,8 +152,6 @@ export interface SnapshotInfo {
   data: number;
 }
 
-  /** Of an image that is not clean: the process that opened it for writing last, alive or not. */
-  opener: Holder | null;
 /** What a snapshot that is received from another image shares with that one. */
 export interface SnapshotOrigin {
   /** As in SnapshotInfo. */
@@ -143,7 +171,7 @@ export interface Extent {
    * anything, which reads as zeros.
    */
   kind: 'data' | 'zero' | 'hole';
-  /** Where in the chain the layer is that holds it: 0 is the one that was asked for. null of a hole. */
+  /** Where in the chain, as it was when this range was looked at, the layer is that holds it: 0 is the one that was asked for. null of a hole. */
   depth: number | null;
   /** That layer. null of a hole. */
   layer: ChainLink | null;
@@ -161,10 +189,12 @@ export interface DepthRange {
 
 /** For Image.map. */
 export interface MapOptions {
-  /** Default: the active layer. */
-  snapshot?: string | undefined;
+  /** Default: the layer that is active when the walk begins. */
+  snapshot?: LayerChoice | undefined;
   /** Looks only at these layers of the chain, by depth: a hole is what none of them holds. `end` excluded; default: all. */
   depths?: DepthRange | undefined;
+  /** What Image.chainState() has said: the walk ends with PCOW_BUSY when its layers are not these any more, so that depths would count others. */
+  chain?: string | undefined;
   /** Aborting ends the iteration with PCOW_CANCELLED. */
   signal?: AbortSignal | undefined;
 }

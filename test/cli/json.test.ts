@@ -44,8 +44,8 @@ test('info', async (t) => {
     snapshots: 'number',
     base: { path: 'string', resolved: 'string', uuid: 'string', layer: 'number', snapshot: 'string' },
     chain: [
-      { path: 'string', snapshot: 'null' },
-      { path: 'string', snapshot: 'string' },
+      { path: 'string', snapshot: 'null', layer: 'number' },
+      { path: 'string', snapshot: 'string', layer: 'number' },
     ],
     state: 'string',
     holder: 'null',

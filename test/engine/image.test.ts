@@ -44,7 +44,7 @@ test('a new image is described by info', async (t) => {
     lastError: null,
   });
   t.regex(info.uuid, /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/);
-  t.deepEqual(info.chain, [{ path: file, snapshot: null }]);
+  t.deepEqual(info.chain, [{ path: file, snapshot: null, layer: 1 }]);
   const { size, blocks } = await stat(file);
   t.is(info.fileSize, size);
   t.is(info.diskUse, blocks * 512);
@@ -166,8 +166,8 @@ test('a clone stands on a frozen layer, and neither side sees what the other wri
     snapshot: 'for-clone',
   });
   t.deepEqual(clone.info().chain, [
-    { path: cloneFile, snapshot: null },
-    { path: file, snapshot: 'for-clone' },
+    { path: cloneFile, snapshot: null, layer: 1 },
+    { path: file, snapshot: 'for-clone', layer },
   ]);
   await clone.write(Buffer.from('C'), 0);
   await image.write(Buffer.from('I'), 1);
