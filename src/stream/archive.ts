@@ -2,43 +2,32 @@
  * An image with its bases and all its snapshots as one stream of streams (docs/stream.md), and one self-contained image made from
  * it: every snapshot as changes on the one that it stands on, bases' first, then what the image holds now.
  */
-import path from 'node:path';
-import { Image, type LongOptions, PcowError, throughDraft } from '../engine/index.js';
+import { type Extent, Image, type LongOptions, PcowError, throughDraft } from '../engine/index.js';
 import { applyStream } from './apply.js';
 import { type Archive, type Named, parseArchive, parseBegin } from './header.js';
+import { ExportPlan, NO_LAYER, type Part } from './plan.js';
 import { corruptStream, encodeText, RecordReader, RecordType } from './record.js';
-import { prepare, type Sending, sendStream } from './send.js';
-
-/** A stream of an export: which opening it is read from, and what it holds. */
-interface Part {
-  image: Image;
-  sending: Sending;
-}
+import { HISTORY, prepare, type Sending, sendStream } from './send.js';
 
 /** The bytes of an export. `image` stays the caller's. */
 export async function* exportStream(image: Image, { signal, onProgress }: LongOptions = {}): AsyncGenerator<Buffer> {
-  const bases = await openBases(image);
+  const plan = await ExportPlan.make(image);
   try {
-    const parts: Part[] = [];
-    const names = new Map<string, string>();
-    for (const [opened, snapshots] of wanted(image, bases)) {
-      for (const snapshot of snapshots) parts.push(await partOf(opened, snapshot, bases, names, signal));
-    }
-    const data = parts.reduce((sum, { sending }) => sum + sending.begin.data, 0);
-    const { size, blockSize } = image.info();
-    const archive: Archive = { version: 1, streams: parts.length, size, blockSize, data };
+    const sendings: [Image, Sending][] = [];
+    for (const part of plan.parts) sendings.push([part.image, await sendingOf(part, signal)]);
+    const data = sendings.reduce((sum, [, { begin }]) => sum + begin.data, 0);
+    const size = plan.parts.at(-1)?.layer.size ?? 0;
+    const archive: Archive = { version: 1, streams: sendings.length, size, blockSize: image.info().blockSize, data };
     yield encodeText(RecordType.archive, archive);
     let done = 0;
-    for (const part of parts) {
-      yield* sendStream(part.image, part.sending, {
-        signal,
-        onProgress: (sent) => onProgress?.(done + sent, data),
-      });
-      done += part.sending.begin.data;
+    for (const [from, sending] of sendings) {
+      yield* sendStream(from, sending, { signal, onProgress: (sent) => onProgress?.(done + sent, data) });
+      done += sending.begin.data;
     }
+    plan.checkBases();
     yield encodeText(RecordType.archiveEnd, archive);
   } finally {
-    for (const base of bases.values()) await base.close();
+    await plan.close();
   }
 }
 
@@ -77,6 +66,7 @@ async function fill(
 ): Promise<Imported> {
   let image: Image | null = null;
   let done = 0;
+  const hidden: string[] = [];
   try {
     for (let number = 0; number < archive.streams; number++) {
       const record = await reader.must();
@@ -96,10 +86,12 @@ async function fill(
       if (begin.snapshot !== null) {
         const { name, identity, created } = begin.snapshot;
         await image.snapshot(name, { identity, created: new Date(created) });
+        if (begin.hidden === true) hidden.push(name);
       }
     }
     const last = await reader.must();
     if (last.type !== RecordType.archiveEnd || image === null) throw corruptStream('its end is missing');
+    for (const name of hidden) await image.delete(name, { signal });
     return { snapshots: image.snapshotNames().length, size: image.info().size, data: done };
   } finally {
     await image?.close();
@@ -114,72 +106,31 @@ async function standOn(image: Image, from: Named | null): Promise<void> {
     if (known.length > 0) throw corruptStream('a second image begins in it');
     return;
   }
-  const own = known.find(({ identity }) => identity === from.identity);
+  // Two snapshots have one identity where one image of the chain has received it from another.
+  const same = known.filter(({ identity }) => identity === from.identity);
+  const own = same.find(({ name }) => name === from.name) ?? same[0];
   if (own === undefined) throw corruptStream(`${from.name} is missing, on which other snapshots stand`);
   if (own !== current || image.info().size !== own.size) await image.rollback(own.name);
 }
 
-/** The files of the chain below an image, opened; by their paths. */
-async function openBases(image: Image): Promise<Map<string, Image>> {
-  const bases = new Map<string, Image>();
-  const own = image.info().path;
-  try {
-    for (const { path: file, snapshot } of image.chain()) {
-      if (file !== own && snapshot !== null && !bases.has(file)) bases.set(file, await Image.open(file));
-    }
-  } catch (error) {
-    for (const base of bases.values()) await base.close();
-    throw error;
+async function sendingOf(part: Part, signal: AbortSignal | undefined): Promise<Sending> {
+  const { image, layer, snapshot, hidden, from } = part;
+  async function* extents(stop: AbortSignal | undefined): AsyncGenerator<Extent> {
+    if (layer.id === NO_LAYER) return;
+    const own = from?.image === image && from.layer.id !== NO_LAYER;
+    yield* own ? image.diff(from.layer.id, layer.id, { signal: stop }) : image.diffToBase(layer.id, { signal: stop });
   }
-  return bases;
-}
-
-/** What is exported, in an order in which everything stands on what came before: of bases their part of the chain. */
-function wanted(image: Image, bases: Map<string, Image>): [Image, (string | null)[]][] {
-  const below = [...bases.entries()].reverse().map(([file, base]): [Image, string[]] => {
-    const links = image.chain().filter((link) => link.path === file);
-    return [base, links.flatMap(({ snapshot }) => snapshot ?? []).reverse()];
+  return prepare(image, { source: layer, extents, signal }, 0, {
+    snapshot: snapshot && { ...snapshot, created: layer.created.toISOString() },
+    from: from?.snapshot ?? null,
+    history: historyOf(part),
+    hidden,
   });
-  return [...below, [image, [...image.snapshotNames(), null]]];
 }
 
-/** `names`: of what is exported already, by identity. Two snapshots of the chain may have one name; in one image they can't. */
-async function partOf(
-  image: Image,
-  snapshot: string | null,
-  bases: Map<string, Image>,
-  names: Map<string, string>,
-  signal: AbortSignal | undefined,
-): Promise<Part> {
-  const chain = image.chain(snapshot ?? undefined);
-  const depth = chain.findIndex((link, number) => number > 0 && link.snapshot !== null);
-  const below = chain[depth];
-  let from: Named | null = null;
-  if (below?.snapshot != null) {
-    const holder = bases.get(below.path) ?? image;
-    const { identity } = holder.snapshotInfo(below.snapshot);
-    from = { name: names.get(identity) ?? below.snapshot, identity };
-  }
-  const depths = { first: 0, end: below === undefined ? chain.length : depth };
-  const which = snapshot ?? undefined;
-  async function* extents(stop: AbortSignal | undefined) {
-    for await (const extent of image.map({ snapshot: which, depths, signal: stop })) {
-      if (extent.kind !== 'hole') yield extent;
-    }
-  }
-  let to = null;
-  if (snapshot !== null) {
-    const { identity, created } = image.snapshotInfo(snapshot);
-    const name = freeName(snapshot, image.info().path, new Set(names.values()));
-    names.set(identity, name);
-    to = { name, identity, created: created.toISOString() };
-  }
-  return { image, sending: await prepare(image, { snapshot, extents, signal }, 0, { snapshot: to, from }) };
-}
-
-function freeName(name: string, file: string, taken: Set<string>): string {
-  const own = `${path.basename(file, '.pcow')}.${name}`;
-  let free = taken.has(name) ? own : name;
-  for (let number = 2; taken.has(free); number++) free = `${own}.${number}`;
-  return free;
+/** What a part stands on, newest first. */
+function historyOf({ from }: Part): Named[] {
+  const history: Named[] = [];
+  for (let next = from; next?.snapshot && history.length < HISTORY; next = next.from) history.push(next.snapshot);
+  return history;
 }

@@ -14,6 +14,8 @@ export interface Begin {
   blockSize: number;
   /** The snapshot that is there at the end; null: what the image holds beyond its last one (in an archive). */
   snapshot: (Named & { created: string }) | null;
+  /** In an archive: the snapshot is deleted in the end; others stand on it. */
+  hidden?: boolean | undefined;
   /** What the changes go on top of; null: nothing. */
   from: Named | null;
   /** Ranges before this offset are not in the stream: the receiver has them. */
@@ -49,6 +51,7 @@ export function parseBegin(payload: Buffer): Begin {
   checkBlockSize(value.blockSize);
   const from = value.from === null ? null : named(value.from);
   const history = Array.isArray(value.history) ? value.history.map(named) : [];
+  if (value.hidden !== undefined && typeof value.hidden !== 'boolean') throw corruptStream('a flag in it is no flag');
   return {
     version: 1,
     size: value.size,
@@ -58,6 +61,7 @@ export function parseBegin(payload: Buffer): Begin {
     resumedAt: count(value.resumedAt, value.size),
     data: count(value.data, value.size),
     history,
+    ...(value.hidden === true && { hidden: true }),
   };
 }
 
@@ -99,12 +103,15 @@ function named(value: unknown): Named {
   checkSnapshotName(name);
   if (typeof identity !== 'string' || !/^[0-9a-f]{16}$/.test(identity))
     throw corruptStream('a snapshot has no identity');
+  // An image says by it that it knows none; there an invented one would take its place.
+  if (/^0+$/.test(identity)) throw corruptStream(`the identity of the snapshot ${name} is zero, which stands for none`);
   return { name, identity };
 }
 
+/** As Date.toISOString() writes it, years before 0 and after 9999 too. */
+const ISO_TIME = /^(?:\d{4}|[+-]\d{6})-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,9})?Z$/;
+
 function created(value: unknown): string {
-  // An image says by it that it knows none; there an invented one would take its place.
-  if (/^0+$/.test(identity)) throw corruptStream(`the identity of the snapshot ${name} is zero, which stands for none`);
   const { created: time } = (value ?? {}) as Record<string, unknown>;
   if (typeof time !== 'string' || !ISO_TIME.test(time) || Number.isNaN(Date.parse(time)))
     throw corruptStream('a snapshot has no time');

@@ -4,15 +4,7 @@
  * while the receiver is about to open it, who has done so: another one that came first, and was killed, leaves the same generation.
  */
 import { readFile, writeFile } from 'node:fs/promises';
-import {
-  exists,
-  giveName,
-  type Holder,
-  type ImageInfo,
-  isPcowError,
-  receiptOf,
-  removeName,
-} from '../engine/index.js';
+import { exists, giveName, type Holder, type ImageInfo, isPcowError, receiptOf, removeName } from '../engine/index.js';
 import { type Begin, parseBegin } from './header.js';
 
 /** A process as a superblock names it. */

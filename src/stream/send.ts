@@ -1,19 +1,25 @@
 /** The sending side: the changes between two snapshots of an image, or all that one holds, as a stream (docs/stream.md). */
-import { type Extent, type Image, type LongOptions, PcowError } from '../engine/index.js';
+import { type Extent, type Image, type LayerInfo, type LongOptions, PcowError } from '../engine/index.js';
 import type { Begin, End, Named } from './header.js';
 import { chained, checksumOf, encodeRecord, encodeText, MAX_PAYLOAD, RecordType } from './record.js';
 import type { ResumeToken } from './resume-token.js';
 
 /** How much of its history a stream tells. */
-const HISTORY = 200;
+export const HISTORY = 200;
 
 /** What a stream is to hold. */
 export interface Sending {
   begin: Begin;
   /** The ranges of the snapshot that are to be sent, in ascending order. */
   extents: (signal: AbortSignal | undefined) => AsyncIterable<Extent>;
-  /** null: the active layer. */
-  snapshot: string | null;
+  /** The id of the layer that they are read from: names may mean others before the stream ends. */
+  layer: number;
+}
+
+/** What prepare() needs to know of a layer. */
+interface Source {
+  id: number;
+  size: number;
 }
 
 /** The changes of `snapshot` since `from`; where that is null, all of it. */
@@ -23,19 +29,22 @@ export async function sendingOf(
   from: string | null,
   signal?: AbortSignal,
 ): Promise<Sending> {
-  const { identity, created } = image.snapshotInfo(snapshot);
+  const source = image.snapshotInfo(snapshot);
+  const { id, identity, created } = source;
+  const older = from === null ? null : image.snapshotInfo(from);
   const extents = (stop: AbortSignal | undefined) =>
-    from === null ? image.map({ snapshot, signal: stop }) : image.diff(from, snapshot, { signal: stop });
-  return prepare(image, { snapshot, extents, signal }, 0, {
+    older === null ? image.map({ snapshot: id, signal: stop }) : image.diff(older.id, id, { signal: stop });
+  return prepare(image, { source, extents, signal }, 0, {
     snapshot: { name: snapshot, identity, created: created.toISOString() },
-    from: from === null ? null : namedOf(image, from),
+    from: older === null ? null : { name: older.name, identity: older.identity },
+    history: historyOf(image.layers(), id),
   });
 }
 
 /** What is still missing at a receiver that has handed out this token. */
 export async function resumedSending(image: Image, token: ResumeToken, signal?: AbortSignal): Promise<Sending> {
   const known = image.snapshots({ countData: false });
-  const find = (identity: string) => {
+  const find = (identity: string): string => {
     const found = known.find((candidate) => candidate.identity === identity);
     if (found === undefined) {
       throw new PcowError(
@@ -47,35 +56,36 @@ export async function resumedSending(image: Image, token: ResumeToken, signal?: 
   };
   const from = token.from === null ? null : find(token.from);
   const whole = await sendingOf(image, find(token.to), from, signal);
-  return prepare(image, { ...whole, signal }, token.offset, whole.begin);
+  const source = { id: whole.layer, size: whole.begin.size };
+  return prepare(image, { source, extents: whole.extents, signal }, token.offset, whole.begin);
 }
 
 export async function prepare(
   image: Image,
-  { snapshot, extents, signal }: Omit<Sending, 'begin'> & { signal?: AbortSignal | undefined },
+  { source, extents, signal }: { source: Source; extents: Sending['extents']; signal?: AbortSignal | undefined },
   offset: number,
-  { snapshot: to, from }: Pick<Begin, 'snapshot' | 'from'>,
+  { snapshot, from, history, hidden }: Pick<Begin, 'snapshot' | 'from' | 'history' | 'hidden'>,
 ): Promise<Sending> {
   const rest = (stop: AbortSignal | undefined) => after(extents(stop), offset);
   let data = 0;
   for await (const extent of rest(signal)) data += extent.kind === 'data' ? extent.length : 0;
-  const { blockSize, size } = image.info();
   const begin: Begin = {
     version: 1,
-    size: snapshot === null ? size : image.snapshotInfo(snapshot).size,
-    blockSize,
-    snapshot: to,
+    size: source.size,
+    blockSize: image.info().blockSize,
+    snapshot,
     from,
     resumedAt: offset,
     data,
-    history: historyOf(image, snapshot),
+    history,
+    ...(hidden === true && { hidden }),
   };
-  return { begin, extents: rest, snapshot };
+  return { begin, extents: rest, layer: source.id };
 }
 
 /** The bytes of the stream, record by record. Progress counts the bytes of data. */
 export async function* sendStream(image: Image, sending: Sending, options: LongOptions = {}): AsyncGenerator<Buffer> {
-  const { begin, snapshot } = sending;
+  const { begin, layer } = sending;
   const { signal, onProgress } = options;
   const end: End = { records: 0, data: 0, zeros: 0, checksum: 0 };
   const counted = (record: Buffer) => {
@@ -95,21 +105,15 @@ export async function* sendStream(image: Image, sending: Sending, options: LongO
     for (let at = offset; at < offset + length; at += MAX_PAYLOAD) {
       stopWhere(signal);
       const bytes = Buffer.alloc(Math.min(MAX_PAYLOAD, offset + length - at));
-      await image.read(bytes, at, snapshot ?? undefined);
+      const count = await image.read(bytes, at, layer);
+      if (count < bytes.length)
+        throw new PcowError('PCOW_BUSY', `${image.info().path} became smaller while it was sent`);
       end.data += bytes.length;
       onProgress?.(end.data, begin.data);
       yield counted(encodeRecord(RecordType.data, at, bytes.length, bytes));
     }
   }
-  // A snapshot that was deleted, and another one taken under its name, meanwhile.
-  if (snapshot !== null && image.snapshotInfo(snapshot).identity !== begin.snapshot?.identity) {
-    throw new PcowError('PCOW_BUSY', `${snapshot} is not the snapshot any more that it was when the stream began`);
-  }
   yield encodeText(RecordType.end, end);
-}
-
-export function namedOf(image: Image, snapshot: string): Named {
-  return { name: snapshot, identity: image.snapshotInfo(snapshot).identity };
 }
 
 function stopWhere(signal: AbortSignal | undefined): void {
@@ -129,18 +133,15 @@ async function* after(extents: AsyncIterable<Extent>, offset: number): AsyncGene
   }
 }
 
-/** The ancestors of a snapshot in this image. */
-function historyOf(image: Image, snapshot: string | null): Named[] {
-  const known = image.snapshots({ countData: false });
+/** The snapshots that a layer stands on in its image, newest first. */
+function historyOf(layers: readonly LayerInfo[], layer: number): Named[] {
+  const known = new Map(layers.map((one) => [one.id, one]));
   const history: Named[] = [];
-  let next =
-    snapshot === null
-      ? known.find(({ current }) => current)?.name
-      : known.find(({ name }) => name === snapshot)?.parent;
-  while (next !== undefined && next !== null && history.length < HISTORY) {
-    const found = known.find(({ name }) => name === next);
+  let next = known.get(layer)?.parent ?? null;
+  while (next !== null && history.length < HISTORY) {
+    const found = known.get(next);
     if (found === undefined) break;
-    history.push({ name: found.name, identity: found.identity });
+    if (found.name !== null && found.identity !== null) history.push({ name: found.name, identity: found.identity });
     next = found.parent;
   }
   return history;
