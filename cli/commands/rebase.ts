@@ -1,5 +1,5 @@
 import type { Command } from 'commander';
-import { type BaseOptions, Image } from '../../src/engine/index.js';
+import { type BaseOptions, Image, refuseWhereStoodOn } from '../../src/engine/index.js';
 import { askForWork } from '../control.js';
 import { Failure } from '../errors.js';
 import { addNotes } from '../help.js';
@@ -8,7 +8,6 @@ import { checkBase, onFrozenLayer } from '../making.js';
 import { say, sayJson } from '../output.js';
 import { type ProgressForm, progressOption, withProgress } from '../progress.js';
 import { quote } from '../quote.js';
-import { refuseWhereStoodOn } from '../standing.js';
 import { findImage, findTarget, type ImageTarget, type Target } from '../target.js';
 
 export function addRebase(program: Command): void {
@@ -110,5 +109,5 @@ export async function rebaseBlindly(image: ImageTarget, base: Target | null): Pr
 
 /** Snapshots of the image may read otherwise afterwards: nobody may stand on them. */
 async function refuseChange(image: ImageTarget): Promise<void> {
-  await refuseWhereStoodOn(image.file, `the base of ${image.name} can't be changed unseen`);
+  await refuseWhereStoodOn({ file: image.file, what: `the base of ${image.name} can't be changed unseen` });
 }
