@@ -1,5 +1,5 @@
 import type { Command } from 'commander';
-import { type BaseOptions, Image, refuseWhereStoodOn } from '../../src/engine/index.js';
+import { type BaseOptions, Image, takingAway } from '../../src/engine/index.js';
 import { askForWork } from '../control.js';
 import { Failure } from '../errors.js';
 import { addNotes } from '../help.js';
@@ -86,8 +86,7 @@ export async function rebaseBlindly(image: ImageTarget, base: Target | null): Pr
     );
   }
   if (base === null) {
-    await refuseChange(image);
-    await Image.setBaseBlindly(image.file, null);
+    await unlessStoodOn(image, () => Image.setBaseBlindly(image.file, null));
     return;
   }
   await checkBase(base, image);
@@ -97,17 +96,15 @@ export async function rebaseBlindly(image: ImageTarget, base: Target | null): Pr
     uuid: open.info().uuid,
     layer: base.snapshot === null ? present?.layer : open.layerOf(base.snapshot),
   }));
-  // The same base in another place: the layer stays, whatever was written to the base since.
-  const moved = present?.uuid === uuid && present.layer === layer;
-  if (!moved) await refuseChange(image);
-  if (moved && base.snapshot === null) {
+  if (present?.uuid === uuid && present.layer === layer) {
+    // The same base in another place: the layer stays, whatever was written to the base since.
     await setBase({ path: base.image.file, layer: present.layer });
   } else {
-    await onFrozenLayer(base, setBase);
+    await unlessStoodOn(image, () => onFrozenLayer(base, setBase));
   }
 }
 
 /** Snapshots of the image may read otherwise afterwards: nobody may stand on them. */
-async function refuseChange(image: ImageTarget): Promise<void> {
-  await refuseWhereStoodOn({ file: image.file, what: `the base of ${image.name} can't be changed unseen` });
+async function unlessStoodOn(image: ImageTarget, change: () => Promise<void>): Promise<void> {
+  await takingAway({ file: image.file, what: `the base of ${image.name} can't be changed unseen` }, change);
 }

@@ -46,7 +46,7 @@ std::string sample(const TemporaryDirectory& directory, uint64_t size = 16 * kBl
   const std::string path = directory / "image.pcow";
   CreateOptions options;
   options.size = size;
-  options.force = true;
+  std::filesystem::remove(path);
   MUST(create_image(path, options));
   auto image = MUST(open_image(path, true));
   fill(image.get(), 0, kBlock, '1');
@@ -180,7 +180,7 @@ void make_on(const std::string& path, const std::string& base, const std::string
   options.has_base = true;
   options.base.path = base;
   options.base.snapshot = snapshot;
-  options.force = true;
+  std::filesystem::remove(path);
   MUST(create_image(path, options));
 }
 
@@ -208,7 +208,7 @@ void restored_bases() {
   const auto begin_anew = [&] {
     CreateOptions options;
     options.size = 16 * kBlock;
-    options.force = true;
+    std::filesystem::remove(base);
     MUST(create_image(base, options));
   };
   const auto restore = [&](const Bytes& copy) {
