@@ -1,30 +1,83 @@
-// Random operations on a small family of images, against plain memory: after any sequence every image, and every
-// snapshot of it, equals the model. Images are reopened now and then, as after a clean end and as after a killed process.
-// Between the chunks of a merge they are worked with, as a guest would that goes on, and sometimes the merge is cancelled.
-#include <fcntl.h>
-
+// Random operations on a small family of images (a base, clones, clones of clones), against plain
+// memory: after any sequence every image, and every snapshot of it, equals the model; for the
+// engine, for a reader that was opened once and lives across all changes, and for a second reader,
+// which was written from docs/format.md alone. Images are reopened now and then, as after a clean
+// end and as after a killed process. Between the chunks of a merge they are worked with, as a guest
+// would that goes on, and changes are interrupted anywhere, by a cancellation or a full disk: then
+// more is done while they wait.
 #include <cstring>
 #include <map>
 #include <memory>
 #include <vector>
 
+#include "../engine/file.h"
 #include "check.h"
+#include "model_compare.h"
+#include "second_reader.h"
 
 using namespace pcow;
 
 namespace {
 
+// At the door to one image: an operation fails, or the process is as good as dead.
+class Failures : public FileObserver {
+ public:
+  // One operation fails, after that many others of its kind. ENOSPC: one that needs space; EIO:
+  // any, but for syncs, whose failures are never forgotten (sync_failure_test).
+  void fail_after(uint64_t operations, int err) {
+    left_ = operations;
+    err_ = err;
+  }
+  // The machine is well. Whether something has failed since this was last said.
+  bool recover() {
+    err_ = 0;
+    return std::exchange(failed_, false);
+  }
+  // Nothing reaches the file from now on.
+  void kill() { dead_ = true; }
+
+  int before(FileOperation operation, const std::string&, uint64_t, uint64_t, const void*) override {
+    if (dead_) return EIO;
+    const bool needs_space = operation == FileOperation::kWrite || operation == FileOperation::kAllocate ||
+                             operation == FileOperation::kResize;
+    const bool is_sync = operation == FileOperation::kSync || operation == FileOperation::kWriteBack;
+    const bool eligible = err_ == ENOSPC ? needs_space : err_ == EIO && !is_sync && operation != FileOperation::kStore;
+    if (!eligible || left_-- > 0) return 0;
+    failed_ = true;
+    return std::exchange(err_, 0);
+  }
+
+ private:
+  uint64_t left_ = 0;
+  int err_ = 0;
+  bool failed_ = false;
+  bool dead_ = false;
+};
+
+// Of another process: opened once, while all sorts of things happen to the image and to its bases.
+struct LongReader {
+  std::unique_ptr<Image> image;
+  std::shared_ptr<View> view;  // of a snapshot, which is read piece by piece
+  std::string snapshot;
+  uint64_t next = 0;
+  uint64_t next_mapped = 0;
+};
+
 struct Modelled {
   std::string path;
+  std::unique_ptr<Failures> failures;
   std::unique_ptr<Image> image;
+  LongReader reader;
   Bytes active;
   std::map<std::string, Bytes> snapshots;
   std::string base;  // "path@snapshot"
 };
 
 struct Family {
-  explicit Family(uint64_t seed) : random(seed) {}
+  Family(uint64_t seed, SecondReader* second_reader) : random(seed), second_reader(second_reader) {}
   std::mt19937_64 random;
+  SecondReader* const second_reader;
+  bool many_deletions = false;
   TemporaryDirectory directory;
   std::vector<Modelled> images;
   std::map<std::string, int> bases;  // "path@snapshot": how many images stand on it
@@ -45,79 +98,14 @@ struct Family {
 void open_image(Modelled* modelled) {
   OpenOptions options;
   options.write = true;
+  modelled->image.reset();
+  modelled->failures = std::make_unique<Failures>();
+  options.observer = modelled->failures.get();
   modelled->image = MUST(Image::open(modelled->path, options));
 }
 
-void compare(const Image& image, const View* view, const Bytes& expected, const std::string& what) {
-  Bytes found(expected.size() + 1);
-  const size_t count = MUST(image.read(view, 0, found.data(), found.size()));
-  CHECK(count == expected.size());
-  if (memcmp(found.data(), expected.data(), count) == 0) return;
-  for (size_t i = 0; i < count; i++) {
-    if (found[i] == expected[i]) continue;
-    fprintf(stderr, "%s differs at byte %zu: %u instead of %u\n", what.c_str(), i, found[i], expected[i]);
-    exit(1);
-  }
-}
-
-// Every byte is where the map says, and all of the layer is mapped.
-void compare_map(const Image& image, const View* view, const Bytes& expected, const std::string& what) {
-  uint64_t offset = 0;
-  uint64_t end = 0;
-  do {
-    const ExtentBatch batch = MUST(image.map(view, offset, {}));
-    CHECK(batch.size == expected.size());
-    for (const MapExtent& extent : batch.extents) {
-      CHECK(extent.offset == end && extent.length > 0);
-      end += extent.length;
-      CHECK(end <= expected.size());
-      Bytes found(extent.length);
-      if (extent.kind == ExtentKind::kData) {
-        const int descriptor = open(batch.chain[extent.depth].path.c_str(), O_RDONLY | O_CLOEXEC);
-        CHECK(descriptor >= 0);
-        CHECK(pread(descriptor, found.data(), found.size(), static_cast<off_t>(extent.place)) ==
-              static_cast<ssize_t>(found.size()));
-        close(descriptor);
-      }
-      if (memcmp(found.data(), expected.data() + extent.offset, found.size()) == 0) continue;
-      fprintf(stderr, "the map of %s is wrong at %llu\n", what.c_str(), static_cast<unsigned long long>(extent.offset));
-      exit(1);
-    }
-    CHECK(batch.next > offset && (batch.next == expected.size() || batch.next % 4096 == 0));
-    offset = batch.next;
-  } while (offset < expected.size());
-  CHECK(end == expected.size());
-}
-
-// Outside of the listed changes two layers are equal. Returns the bytes that are listed.
-uint64_t compare_changes(const Image& image, const View* from, const Bytes& before, const View* to,
-                         const Bytes& after) {
-  Bytes patched = before;
-  patched.resize(after.size());
-  uint64_t offset = 0;
-  uint64_t end = 0;
-  uint64_t listed = 0;
-  do {
-    const ExtentBatch batch = MUST(image.changes(from, to, offset));
-    CHECK(batch.size == after.size());
-    for (const MapExtent& extent : batch.extents) {
-      CHECK(extent.offset >= end && extent.length > 0);
-      end = extent.offset + extent.length;
-      CHECK(end <= after.size());
-      listed += extent.length;
-      if (extent.kind == ExtentKind::kData) {
-        memcpy(patched.data() + extent.offset, after.data() + extent.offset, extent.length);
-      } else {
-        memset(patched.data() + extent.offset, 0, extent.length);
-      }
-    }
-    offset = batch.next;
-  } while (offset < after.size());
-  CHECK(patched == after);
-  return listed;
-}
-
-// The changes between neighbours in the list, both ways: over and over these are all sorts of pairs.
+// The changes between neighbours in the list, both ways: over and over these are all sorts of
+// pairs.
 void compare_maps(const Modelled& modelled) {
   std::vector<std::pair<std::shared_ptr<View>, const Bytes*>> layers = {{nullptr, &modelled.active}};
   for (const auto& [name, bytes] : modelled.snapshots) layers.emplace_back(MUST(modelled.image->view(name)), &bytes);
@@ -151,6 +139,33 @@ std::string some_snapshot(Family* family, const Modelled& modelled) {
   return at->first;
 }
 
+// A reader that was opened long ago goes on where it stopped the last time, in the bytes of a
+// snapshot and in its map.
+void read_on(Family* family, Modelled* m) {
+  LongReader& reader = m->reader;
+  if (!reader.image) reader.image = MUST(Image::open(m->path, {}));
+  compare(*reader.image, nullptr, m->active, m->path + " (opened long ago)");
+  if (!m->snapshots.contains(reader.snapshot)) {
+    if (reader.view) {
+      char byte;
+      FAILS(reader.image->read(reader.view.get(), 0, &byte, 1), Code::kNotFound);
+    }
+    reader.view = nullptr;
+    if (m->snapshots.empty()) return;
+    reader.snapshot = some_snapshot(family, *m);
+    reader.view = MUST(reader.image->view(reader.snapshot));
+    reader.next = reader.next_mapped = 0;
+  }
+  const Bytes& expected = m->snapshots[reader.snapshot];
+  Bytes piece(std::min<uint64_t>(expected.size() - reader.next, 1 + family->below(200000)));
+  CHECK(MUST(reader.image->read(reader.view.get(), reader.next, piece.data(), piece.size())) == piece.size());
+  CHECK(memcmp(piece.data(), expected.data() + reader.next, piece.size()) == 0);
+  reader.next = (reader.next + piece.size()) % expected.size();
+  const uint64_t next = compare_batch(*reader.image, reader.view.get(), reader.next_mapped, expected,
+                                      m->path + "@" + reader.snapshot + " (opened long ago)");
+  reader.next_mapped = next % expected.size();
+}
+
 // Few places in each chunk of an image that has several, so that operations meet.
 uint64_t some_offset(Family* family, uint64_t size, uint32_t block_size) {
   const uint64_t chunk = uint64_t{512} * block_size;
@@ -176,9 +191,17 @@ void discard_some(Family* family, Modelled* m, uint32_t block_size) {
   memset(m->active.data() + offset, 0, length);
 }
 
-// Work on the image between two chunks of something that takes long; or an end of that, where it has begun.
-Progress between_chunks(Family* family, Modelled* m, uint32_t block_size, bool cancel) {
+// Something that takes long, and may be interrupted: by a cancellation between two chunks, or
+// anywhere by a failure. Between chunks the image is worked with.
+Progress between_chunks(Family* family, Modelled* m, uint32_t block_size) {
+  const bool cancel = family->below(4) == 0;
+  const auto fail_soon = [=] {
+    if (!cancel && family->below(2)) m->failures->fail_after(family->below(16), family->below(2) ? ENOSPC : EIO);
+  };
+  fail_soon();
   return [=](uint64_t done, uint64_t total) {
+    // What the guest does meanwhile does not fail.
+    const bool failed = m->failures->recover();
     for (uint64_t count = family->below(8); count; count--) {
       if (family->below(2)) {
         write_some(family, m, block_size);
@@ -188,17 +211,42 @@ Progress between_chunks(Family* family, Modelled* m, uint32_t block_size, bool c
     }
     if (family->below(3) == 0) MUST(m->image->sync());
     compare(*m->image, nullptr, m->active, m->path + " in the middle of a change");
-    return !cancel || done == 0 || done == total;
+    read_on(family, m);
+    if (!failed) fail_soon();
+    return !cancel || (done != 0 && done == total) || family->below(3) == 0;
   };
+}
+
+// Whether it was done; where not, because it was interrupted.
+template <typename T>
+bool is_done(Modelled* m, const Result<T>& outcome) {
+  m->failures->recover();
+  if (outcome) return true;
+  const Code code = outcome.error().code;
+  if (code == Code::kCancelled || code == Code::kNoSpace || code == Code::kIo) return false;
+  fprintf(stderr, "%s: %s: %s\n", m->path.c_str(), code_name(code), outcome.error().message.c_str());
+  exit(1);
+}
+
+// Whether it was done to its end.
+bool remove(Family* family, Modelled* m, uint32_t block_size, const std::string& name) {
+  const Progress progress = between_chunks(family, m, block_size);
+  const bool done = is_done(m, m->image->remove(name, [&](uint64_t reached, uint64_t total) {
+    m->snapshots.erase(name);  // as soon as it has begun
+    return progress(reached, total);
+  }));
+  if (!m->image->layer_id(name)) m->snapshots.erase(name);
+  return done;
 }
 
 void remove_some(Family* family, Modelled* m, uint32_t block_size) {
   const std::string name = some_snapshot(family, *m);
   if (family->bases[m->path + "@" + name]) return;
-  const bool cancel = family->below(4) == 0;
-  auto removed = m->image->remove(name, between_chunks(family, m, block_size, cancel));
-  CHECK(removed || (cancel && removed.error().code == Code::kCancelled));
-  m->snapshots.erase(name);
+  const std::string below = MUST(m->image->snapshot_info(name)).parent;
+  if (remove(family, m, block_size, name) || family->below(2)) return;
+  // It waits, and the one that it stands on is to be deleted as well.
+  for (uint64_t count = family->below(8); count; count--) write_some(family, m, block_size);
+  if (!below.empty() && !family->bases[m->path + "@" + below]) remove(family, m, block_size, below);
 }
 
 // Written zeros, for compact() to find.
@@ -223,23 +271,20 @@ void shrink(Family* family, Modelled* m) {
 
 // To a random snapshot of the family, or to none.
 void rebase(Family* family, Modelled* m, uint32_t block_size) {
-  const bool cancel = family->below(4) == 0;
-  const Progress progress = between_chunks(family, m, block_size, cancel);
+  const Progress progress = between_chunks(family, m, block_size);
   const Modelled& target = family->images[family->below(family->images.size())];
   if (family->below(3) == 0 || target.snapshots.empty()) {
-    auto flattened = m->image->rebase({}, false, progress);
-    if (flattened) return family->stand(&m->base, "");
-    CHECK(cancel && flattened.error().code == Code::kCancelled);
+    if (is_done(m, m->image->rebase({}, false, progress))) family->stand(&m->base, "");
     return;
   }
   BaseSpec base;
   base.path = target.path;
   base.snapshot = some_snapshot(family, target);
   auto outcome = m->image->rebase(base, true, progress);
-  if (outcome) return family->stand(&m->base, base.path + "@" + base.snapshot);
   // A circle, or a base that is larger.
-  CHECK(outcome.error().code == Code::kBaseLoop || outcome.error().code == Code::kInvalid ||
-        (cancel && outcome.error().code == Code::kCancelled));
+  const bool refused = !outcome && (outcome.error().code == Code::kBaseLoop || outcome.error().code == Code::kInvalid);
+  if (refused) m->failures->recover();
+  if (!refused && is_done(m, outcome)) family->stand(&m->base, base.path + "@" + base.snapshot);
 }
 
 void commit(Family* family, Modelled* m, uint32_t block_size) {
@@ -250,36 +295,51 @@ void commit(Family* family, Modelled* m, uint32_t block_size) {
     const std::string name = "c" + std::to_string(family->names++);
     // What is frozen when it begins; writes go on.
     const Bytes frozen = m->active;
-    const bool cancel = family->below(4) == 0;
-    auto followed = m->image->commit_into(base.image.get(), name, false, between_chunks(family, m, block_size, cancel));
+    auto followed = m->image->commit_into(base.image.get(), name, false, between_chunks(family, m, block_size));
     if (!m->snapshots.empty()) {
       CHECK(!followed && followed.error().code == Code::kInUse);
+      m->failures->recover();
       return;
     }
-    if (cancel && !followed) {
-      CHECK(followed.error().code == Code::kCancelled);
+    const bool done = is_done(m, followed);
+    // Interrupted, the base may have the snapshot already, and then its own content may have gone
+    // along.
+    if (!base.image->layer_id(name)) {
+      CHECK(!done);
       return;
     }
-    const bool along = MUST(std::move(followed));
     base.snapshots[name] = frozen;
-    if (along) base.active = frozen;
-    return family->stand(&m->base, path + "@" + name);
+    if (done ? *followed : reads_as(*base.image, frozen)) base.active = frozen;
+    if (done) family->stand(&m->base, path + "@" + name);
+    return;
   }
   CHECK(false);
+}
+
+// After a clean end, or a death.
+void reopen(Family* family, Modelled* m) {
+  if (family->below(2)) {
+    MUST(m->image->close());
+  } else {
+    m->failures->kill();
+  }
+  m->image.reset();
+  family->second_reader->compare(m->path, m->active, m->snapshots);
+  open_image(m);
+  compare_all(*m);
 }
 
 void step(Family* family, uint32_t block_size) {
   Modelled& m = family->images[family->below(family->images.size())];
   const uint64_t size = m.active.size();
-  const uint64_t dice = family->below(1000);
+  uint64_t dice = family->below(1000);
+  if (family->many_deletions && dice % 3 == 0) dice = dice % 2 ? 800 : 880;
   if (dice < 490) {
     write_some(family, &m, block_size);
   } else if (dice < 520) {
     put_zeros(family, &m, block_size);
   } else if (dice < 535) {
-    const bool cancel = family->below(4) == 0;
-    auto compacted = m.image->compact(between_chunks(family, &m, block_size, cancel));
-    CHECK(compacted || (cancel && compacted.error().code == Code::kCancelled));
+    is_done(&m, m.image->compact(between_chunks(family, &m, block_size)));
   } else if (dice < 550) {
     rebase(family, &m, block_size);
   } else if (dice < 560) {
@@ -326,22 +386,23 @@ void step(Family* family, uint32_t block_size) {
   } else if (dice < 922) {
     shrink(family, &m);
   } else if (dice < 940) {
-    if (family->below(2)) MUST(m.image->close());
-    m.image.reset();
-    open_image(&m);
-    compare_all(m);
+    reopen(family, &m);
   } else if (dice < 970) {
     compare_all(m);
   } else {
-    // A reader in between, as another process would have one.
+    // Readers in between, as other processes would have them.
     auto reader = MUST(Image::open(m.path, {}));
     compare(*reader, nullptr, m.active, m.path + " (read-only)");
     compare_map(*reader, nullptr, m.active, m.path + " (read-only)");
+    if (dice >= 990) family->second_reader->compare(m.path, m.active, m.snapshots);
   }
+  if (family->below(8) == 0) read_on(family, &family->images[family->below(family->images.size())]);
 }
 
-void run(uint64_t seed, uint32_t block_size, uint64_t size, int steps) {
-  Family family(seed);
+void run(uint64_t seed, SecondReader* second_reader, uint32_t block_size, uint64_t size, int steps,
+         bool many_deletions = false) {
+  Family family(seed, second_reader);
+  family.many_deletions = many_deletions;
   Modelled first;
   first.path = family.directory / "first.pcow";
   CreateOptions options;
@@ -354,24 +415,30 @@ void run(uint64_t seed, uint32_t block_size, uint64_t size, int steps) {
   for (int i = 0; i < steps; i++) step(&family, block_size);
   for (const Modelled& modelled : family.images) compare_all(modelled);
   for (Modelled& modelled : family.images) MUST(modelled.image->close());
+  for (const Modelled& modelled : family.images)
+    second_reader->compare(modelled.path, modelled.active, modelled.snapshots);
 }
 
 }  // namespace
 
 // The thread sanitizer makes this many times slower, and finds nothing in a program of one thread.
 #if defined(__SANITIZE_THREAD__)
-constexpr int kSteps = 60;
+constexpr int kSteps = 40;
+#elif defined(__SANITIZE_ADDRESS__)
+constexpr int kSteps = 400;
 #else
-constexpr int kSteps = 1500;
+constexpr int kSteps = 1000;
 #endif
 
 int main(int argc, char** argv) {
   const int steps = argc > 1 ? atoi(argv[1]) : kSteps;
   const uint64_t seed = test_seed();
+  SecondReader second_reader;
   for (const uint32_t block_size : {4096u, 16384u, 65536u, 262144u}) {
-    run(seed + block_size, block_size, std::max<uint64_t>(65536, 12 * block_size + 4096), steps);
+    run(seed + block_size, &second_reader, block_size, std::max<uint64_t>(65536, 12 * block_size + 4096), steps);
   }
-  run(seed, 2097152, 9 * 1048576, steps / 6);
-  run(seed + 1, 4096, 5 * 1048576, steps);  // three chunks
+  run(seed, &second_reader, 2097152, 9 * 1048576, steps / 6);
+  run(seed + 1, &second_reader, 4096, 5 * 1048576, steps);  // three chunks
+  run(seed + 2, &second_reader, 16384, 300000 / 4096 * 4096, steps, true);
   return 0;
 }
