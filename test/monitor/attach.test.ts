@@ -303,7 +303,7 @@ test.serial('silence, and more connections than there may be', async (t) => {
   t.is(await crowd.ask('many 20'), 'ok');
   const it = await attached(t, mount, 'vm1');
   t.is(await crowd.ask('many 4'), 'ok');
-  const silent = await monitor(t, mount, 'vm1');
+  const silent = await monitor(t, mount, 'vm1', ':r');
   t.regex(await silent.ask('hostile silence'), /^refused 110 the mount waited ten seconds/);
   // A monitor that is silent when it is asked keeps nobody's status waiting.
   t.is((await statusOf(mount, 'vm1')).attached?.monitor, null);
