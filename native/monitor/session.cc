@@ -309,8 +309,8 @@ Result<void> Session::copy_clean(Region* region, uint64_t offset, uint64_t ahead
     count = image_->read(nullptr, low, buffer_.data(), high - low);
   }
   if (!count) return count.error();
-  // Never of what is the image's own already: another mapping of it may be written without a fault.
-  const auto wanted = [&](uint64_t at) { return !region->is_mapped(at) && image_->place(at) == 0; };
+  // A writer: never of what is the image's own already, for another mapping of it may be written without a fault.
+  const auto wanted = [&](uint64_t at) { return !region->is_mapped(at) && (!writable_ || image_->place(at) == 0); };
   const auto next = [&](uint64_t at) { return std::min(high, at / sub * sub + sub); };
   for (uint64_t at = low; at < high;) {
     uint64_t end = at;
