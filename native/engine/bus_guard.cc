@@ -20,6 +20,8 @@ std::atomic<GuardedRange*> ranges{nullptr};
 std::array<struct sigaction, 64> actions;
 std::atomic<size_t> actions_kept{0};
 std::atomic<const struct sigaction*> previous{nullptr};
+// Not 0: the guard itself changes the action for SIGBUS, which must reach the kernel though the monitor interposes the function.
+std::atomic<int> own_changes{0};
 
 struct Registry {
   std::mutex mutex;  // guards the rest, and who adds to `ranges`
@@ -43,6 +45,7 @@ void pass_on(int number, siginfo_t* info, void* context) {
   const bool sent = info->si_code <= 0;  // by kill(2): nothing faults again when we return
   if (action.sa_handler == SIG_IGN && sent) return;
   if (action.sa_handler != SIG_IGN && action.sa_handler != SIG_DFL) return action.sa_handler(number);
+  own_changes++;  // for ever: the process ends by this
   signal(number, SIG_DFL);
   if (sent) raise(number);
 }
@@ -91,6 +94,7 @@ void forget_in_child() {
 void install() {
   if (previous.load()) return;
   pthread_atfork([] { registry().mutex.lock(); }, [] { registry().mutex.unlock(); }, forget_in_child);
+  own_changes++;
   struct sigaction before = {};
   sigaction(SIGBUS, nullptr, &before);
   keep(before);
@@ -99,6 +103,7 @@ void install() {
   action.sa_mask = before.sa_mask;
   action.sa_flags = SA_SIGINFO | SA_RESTART | SA_ONSTACK;
   sigaction(SIGBUS, &action, nullptr);
+  own_changes--;
 }
 
 }  // namespace
@@ -134,7 +139,7 @@ void unguard_range(GuardedRange* range) {
 
 bool exchange_bus_action(const struct sigaction* action, struct sigaction* before) {
   const struct sigaction* kept = previous.load(std::memory_order_acquire);
-  if (!kept) return false;
+  if (!kept || own_changes.load() != 0) return false;
   const struct sigaction then = *kept;  // the caller may give one place for both
   if (action) keep(*action);
   if (before) *before = then;

@@ -81,13 +81,14 @@ threads::Task* Workers::take() {
 }
 
 void Workers::serve() {
-  for (;;) {
-    idle++;
+  for (idle++;;) {
     while (sem_wait(&waiting) < 0) continue;
     // A task may take long (a sync), or wait for another one: somebody must be there for the next.
     if (--idle == 0 && count < kMostWorkers) add();
     threads::Task* task = take();
     task->work(task);
+    // Before whoever waits for it goes on, and asks again: it needs no more workers than this one.
+    idle++;
     task->done.store(1, std::memory_order_release);
     // Its stack frame may be gone by now; to wake nobody does no harm.
     wake_all(&task->done);
