@@ -263,6 +263,11 @@ Result<void> File::write_back(uint64_t end) {
   uint64_t length = uint64_t{256} << 10;
   Clock::duration worked{0};
   for (uint64_t offset = 0; offset < end;) {
+    // Holes have nothing to write: a sparse file of many tables is mostly holes.
+    auto data = next_data(offset, end);
+    if (!data) return data.error();
+    if (*data == end) break;
+    offset = std::max(offset, *data / kPageSize * kPageSize);
     const auto began = Clock::now();
     // Also where it only begins to write: a filesystem may have let pages go that it found no place for, and tell nobody else.
     if (const int err = act(offset, length, SYNC_FILE_RANGE_WRITE)) return fail_sync(err);
