@@ -42,7 +42,9 @@ void report(AttachEvent event) {
       command.request = protocol::Kind::kStatus;
       command.id = 7;
       break;
+    case AttachEvent::Kind::kRelease: command.kind = AttachCommand::Kind::kReleased; break;
     case AttachEvent::Kind::kAnswer:
+    case AttachEvent::Kind::kLooked:
     case AttachEvent::Kind::kClosed: return;
   }
   // Not here: the server holds its lock while it reports.

@@ -37,7 +37,6 @@ bool look(const Look& look_at) {
   for (;;) {
     const uint64_t before = version.load(std::memory_order_acquire);
     const bool found = look_at(copies[before % 2]);
-    std::atomic_thread_fence(std::memory_order_acquire);
     if (version.load(std::memory_order_relaxed) == before) return found;
   }
 }
@@ -82,9 +81,9 @@ bool holds(const void* address, size_t length) {
   const auto from = reinterpret_cast<uintptr_t>(address);
   const uintptr_t to = from + length;
   return look([&](const Copy& copy) {
-    const size_t count = std::min(copy.ranges.load(std::memory_order_relaxed), kMostRanges);
+    const size_t count = std::min(copy.ranges.load(std::memory_order_acquire), kMostRanges);
     for (size_t i = 0; i < count; i++)
-      if (from < copy.to[i].load(std::memory_order_relaxed) && copy.from[i].load(std::memory_order_relaxed) < to)
+      if (from < copy.to[i].load(std::memory_order_acquire) && copy.from[i].load(std::memory_order_acquire) < to)
         return true;
     return false;
   });
@@ -92,11 +91,11 @@ bool holds(const void* address, size_t length) {
 
 bool holds(const OpenFile& file) {
   return look([&](const Copy& copy) {
-    if (copy.any_file.load(std::memory_order_relaxed)) return true;
-    const size_t count = std::min(copy.files.load(std::memory_order_relaxed), kMostFiles);
+    if (copy.any_file.load(std::memory_order_acquire)) return true;
+    const size_t count = std::min(copy.files.load(std::memory_order_acquire), kMostFiles);
     for (size_t i = 0; i < count; i++)
-      if (copy.inode[i].load(std::memory_order_relaxed) == file.inode &&
-          copy.mount[i].load(std::memory_order_relaxed) == file.mount)
+      if (copy.inode[i].load(std::memory_order_acquire) == file.inode &&
+          copy.mount[i].load(std::memory_order_acquire) == file.mount)
         return true;
     return false;
   });
@@ -104,7 +103,7 @@ bool holds(const OpenFile& file) {
 
 bool is_empty() {
   return !look([](const Copy& copy) {
-    return copy.files.load(std::memory_order_relaxed) != 0 || copy.ranges.load(std::memory_order_relaxed) != 0;
+    return copy.files.load(std::memory_order_acquire) != 0 || copy.ranges.load(std::memory_order_acquire) != 0;
   });
 }
 
@@ -112,19 +111,19 @@ void publish(std::vector<Range> ranges, const std::vector<OpenFile>& files) {
   fit(&ranges);
   const uint64_t next = version.load(std::memory_order_relaxed) + 1;
   Copy& copy = copies[next % 2];
-  // A reader that still looks at this copy must see the version change if it sees any of what follows.
-  std::atomic_thread_fence(std::memory_order_release);
+  // A reader that still looks at this copy must see the version change if it sees any of what follows: each store releases the
+  // version that was stored before, and each load in look() acquires it.
   for (size_t i = 0; i < ranges.size(); i++) {
-    copy.from[i].store(ranges[i].from, std::memory_order_relaxed);
-    copy.to[i].store(ranges[i].to, std::memory_order_relaxed);
+    copy.from[i].store(ranges[i].from, std::memory_order_release);
+    copy.to[i].store(ranges[i].to, std::memory_order_release);
   }
-  copy.ranges.store(ranges.size(), std::memory_order_relaxed);
-  copy.any_file.store(files.size() > kMostFiles, std::memory_order_relaxed);
+  copy.ranges.store(ranges.size(), std::memory_order_release);
+  copy.any_file.store(files.size() > kMostFiles, std::memory_order_release);
   for (size_t i = 0; i < std::min(files.size(), kMostFiles); i++) {
-    copy.mount[i].store(files[i].mount, std::memory_order_relaxed);
-    copy.inode[i].store(files[i].inode, std::memory_order_relaxed);
+    copy.mount[i].store(files[i].mount, std::memory_order_release);
+    copy.inode[i].store(files[i].inode, std::memory_order_release);
   }
-  copy.files.store(files.size(), std::memory_order_relaxed);
+  copy.files.store(files.size(), std::memory_order_release);
   version.store(next, std::memory_order_release);
 }
 
