@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstdio>
 
+#include "addon/errors.h"
+
 namespace pcow::addon {
 
 namespace {
@@ -68,6 +70,14 @@ Napi::Value chain_to_js(Napi::Env env, const std::vector<LayerRef>& chain, size_
   return list;
 }
 
+Napi::Value last_error_to_js(Napi::Env env, const std::optional<LastError>& last) {
+  if (!last) return env.Null();
+  auto object = Napi::Object::New(env);
+  object.Set("time", milliseconds(env, last->time_ns));
+  object.Set("error", error_to_js(env, last->error));
+  return object;
+}
+
 Napi::Value info_to_js(Napi::Env env, const ImageInfo& info) {
   auto object = Napi::Object::New(env);
   object.Set("path", info.path);
@@ -86,7 +96,7 @@ Napi::Value info_to_js(Napi::Env env, const ImageInfo& info) {
   object.Set("chain", chain_to_js(env, info.chain, info.chain.size()));
   object.Set("holder", holder_to_js(env, info.has_holder, info.holder));
   object.Set("opener", holder_to_js(env, info.has_opener, info.opener));
-  object.Set("lastError", string_or_null(env, info.last_error));
+  object.Set("lastError", last_error_to_js(env, info.last_error));
   return object;
 }
 

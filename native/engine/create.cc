@@ -2,9 +2,9 @@
 #include <unistd.h>
 
 #include <bit>
-#include <ctime>
 
 #include "base.h"
+#include "clock.h"
 #include "image.h"
 #include "names.h"
 
@@ -33,9 +33,7 @@ Result<void> write_structures(File& file, const Geometry& geometry, uint64_t siz
   Directory directory;
   Layer layer;
   layer.id = directory.next_id++;
-  timespec now;
-  clock_gettime(CLOCK_REALTIME, &now);
-  layer.time_ns = int64_t{now.tv_sec} * 1'000'000'000 + now.tv_nsec;
+  layer.time_ns = realtime_ns();
   layer.size = size;
   layer.table_offset = directory_offset + geometry.block_size();
   layer.table_length = geometry.table_length(size);

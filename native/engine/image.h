@@ -72,6 +72,11 @@ struct Holder {
   std::string command;
 };
 
+struct LastError {
+  Error error;
+  int64_t time_ns;  // since the epoch
+};
+
 struct ImageInfo {
   std::string path;
   std::string uuid;  // 8-4-4-4-12 hex digits
@@ -96,7 +101,7 @@ struct ImageInfo {
   Holder holder;
   bool has_opener = false;  // it is not clean: who has it open for writing, or was the last one and has died
   Holder opener;
-  std::string last_error;  // the last failed operation's sentence, or empty
+  std::optional<LastError> last_error;  // of the last operation that failed on this opening
 };
 
 // Of a snapshot that is received from another image: what it shares with that one. Absent: its own. Every time is a time,

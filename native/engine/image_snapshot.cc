@@ -5,17 +5,10 @@
 // nothing need be durable but the directory; but what is written back then need not be while many faults follow the moment.
 
 #include <algorithm>
-#include <ctime>
 
 #include "image_state.h"
 
 namespace pcow {
-
-int64_t realtime_ns() {
-  timespec now;
-  clock_gettime(CLOCK_REALTIME, &now);
-  return int64_t{now.tv_sec} * 1'000'000'000 + now.tv_nsec;
-}
 
 class PendingState {
  public:

@@ -19,6 +19,7 @@
 #include <set>
 #include <shared_mutex>
 
+#include "clock.h"
 #include "directory.h"
 #include "gate.h"
 #include "image.h"
@@ -49,8 +50,6 @@ class View {
 // Chunks of tables in which entries have become `written` without being `durable`. Whoever marks a chunk has stored
 // the entry before, and its data before that: a sync that takes the mark covers both.
 using Unsynced = std::map<std::shared_ptr<Table>, std::set<uint64_t>>;
-
-int64_t realtime_ns();  // since the epoch
 
 using BaseFiles = std::vector<std::shared_ptr<File>>;
 
@@ -237,9 +236,11 @@ class ImageState {
     if (!result) note(result.error());
     return result;
   }
+  // For ImageInfo::last_error. What the caller gave up has not failed.
   void note(const Error& error) {
+    if (error.code == Code::kCancelled) return;
     const std::lock_guard lock(noting);
-    last_error = error.message;
+    last_error = LastError{error, realtime_ns()};
   }
 
   const std::string path;
@@ -289,7 +290,7 @@ class ImageState {
   uint64_t sync_covered = 0;  // guarded by `syncing`
 
   mutable std::mutex noting;  // guards `last_error`
-  std::string last_error;
+  std::optional<LastError> last_error;
 };
 
 // Structure changes are rare: who meets this many in a row is being fooled.

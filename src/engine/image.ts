@@ -4,7 +4,7 @@
  * Every method that returns a Promise works on another thread, beside the others; changes of structure (snapshot,
  * rollback, delete, resize) on one image follow one another. Everything that fails throws or rejects with a PcowError.
  */
-import { isPcowError, PcowError, translated, translatedNow } from './errors.js';
+import { fromNative, isPcowError, PcowError, translated, translatedNow } from './errors.js';
 import { extentsOf } from './extents.js';
 import { lockStanding } from './file-lock.js';
 import { type LongWork, runLong } from './long.js';
@@ -113,7 +113,11 @@ export class Image {
 
   /** From memory and fstat: takes no time. */
   info(): ImageInfo {
-    return translatedNow(() => this.native.info());
+    const { lastError, ...info } = translatedNow(() => this.native.info());
+    return {
+      ...info,
+      lastError: lastError && { time: new Date(lastError.time), error: fromNative(lastError.error) as PcowError },
+    };
   }
 
   /** Bytes of the active layer. From memory, and quicker than info() where there are many snapshots. */

@@ -34,6 +34,11 @@ export interface NativeIdentity {
   base: { path: string; uuid: string; layer: number } | null;
 }
 
+export type NativeImageInfo = Omit<ImageInfo, 'lastError'> & {
+  /** `time`: milliseconds since the epoch. */
+  lastError: { time: number; error: Error } | null;
+};
+
 export interface NativeSnapshotInfo {
   name: string;
   id: number;
@@ -124,7 +129,7 @@ export interface NativeAttachServer {
 
 /** An open image. Everything that returns a Promise works off the JavaScript thread. */
 export interface NativeImage {
-  info(): ImageInfo;
+  info(): NativeImageInfo;
   size(): number;
   snapshots(withData: boolean): NativeSnapshotInfo[];
   snapshotInfo(name: string): NativeSnapshotInfo;

@@ -1,4 +1,5 @@
 /** What goes into and comes out of an image. Sizes and offsets are bytes. */
+import type { PcowError } from './errors.js';
 
 /** Where a new image stands: a frozen layer of another image. */
 export interface BaseOptions {
@@ -124,8 +125,8 @@ export interface ImageInfo {
   holder: Holder | null;
   /** Of an image that is not clean: the process that opened it for writing last, alive or not. */
   opener: Holder | null;
-  /** The sentence of the last operation that failed on this opening. */
-  lastError: string | null;
+  /** Of the last operation that failed on this opening: when, and how. */
+  lastError: { time: Date; error: PcowError } | null;
 }
 
 /** A named frozen layer. */

@@ -15,7 +15,8 @@ import type { Monitor } from '../attach/monitor.js';
 import { isPcowError, type LongOptions, PcowError, type PcowErrorCode, type SnapshotInfo } from '../engine/index.js';
 import { Attachment } from './attachment.js';
 import { ChecksumMaking } from './checksum-making.js';
-import { codeOf, errnoNameOf, refusal, sentenceOf } from './failure.js';
+import { refusal, sentenceOf } from './failure.js';
+import { type LastError, lastErrorOf } from './last-error.js';
 import { log } from './log.js';
 import { Mutex } from './mutex.js';
 import type { Opening } from './opening.js';
@@ -38,26 +39,6 @@ export type ImageState =
   | 'base outside of the directory'
   | 'outside of the directory'
   | 'unreadable';
-
-export interface LastError {
-  time: Date;
-  /** What was tried, for example "snapshot". */
-  command: string;
-  code: PcowErrorCode;
-  /** For example "EEXIST". */
-  errno: string;
-  message: string;
-}
-
-export function lastErrorOf(command: string, error: unknown): LastError {
-  return {
-    time: new Date(),
-    command,
-    code: codeOf(error),
-    errno: errnoNameOf(error),
-    message: sentenceOf(error),
-  };
-}
 
 /** What stat(2) says of an image file, as far as the mount passes it on. */
 export interface FileStatus {
@@ -120,7 +101,7 @@ export class ImageEntry {
   readonly done = new Map<string, number>();
   readonly checksums = new ChecksumMaking();
   readonly stops: StopTimes = { count: 0, seconds: 0 };
-  lastError: LastError | null = null;
+  #lastFailed: LastError | null = null;
   /** What it holds `commands` for, where that takes long. */
   work: Work | null = null;
 
@@ -313,8 +294,15 @@ export class ImageEntry {
 
   /** Keeps the sentence for `status`, and logs it. */
   failed(command: string, error: unknown): void {
-    this.lastError = lastErrorOf(command, error);
-    log(`${this.name}: ${command} failed: ${this.lastError.message}`);
+    this.#lastFailed = lastErrorOf(command, error);
+    log(`${this.name}: ${command} failed: ${this.#lastFailed.message}`);
+  }
+
+  /** What failed last: a command, or a read, write or fsync that was served natively. */
+  get lastError(): LastError | null {
+    const command = this.#lastFailed;
+    const served = this.#openings.lastError();
+    return served && (command === null || served.time > command.time) ? served : command;
   }
 
   count(command: string): void {

@@ -6,6 +6,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 
 import { Image, isPcowError, PcowError } from '../engine/index.js';
 import { sentenceOf } from './failure.js';
+import { type LastError, lastErrorOf } from './last-error.js';
 import { debugLog, log } from './log.js';
 import { Opening } from './opening.js';
 import type { Place } from './place.js';
@@ -176,6 +177,18 @@ export class Openings {
   /** Requests on the flat file since the mount began. */
   traffic(): Traffic {
     return sumOfTraffic(this.#all.map((opening) => opening.traffic()));
+  }
+
+  /** Of the last request that failed on an opening that is still there. */
+  lastError(): LastError | null {
+    return this.#all
+      .filter(({ ended }) => !ended)
+      .map(({ image }) => image.info().lastError)
+      .filter((last) => last !== null)
+      .reduce<LastError | null>(
+        (latest, { time, error }) => (latest && latest.time >= time ? latest : lastErrorOf(null, error, time)),
+        null,
+      );
   }
 
   /** The image file is gone, or has given way to another: nobody new gets this one. */

@@ -10,7 +10,8 @@ import { extendedAttributeNames, extendedAttributes } from './extended-attribute
 import type { Question, QuestionAnswer } from '../engine/native-operations.js';
 import { errnoOf, noSuchFile, refusal } from './failure.js';
 import { guarded, type Operations } from './fuse.js';
-import { type ImageEntry, lastErrorOf } from './image-entry.js';
+import type { ImageEntry } from './image-entry.js';
+import { lastErrorOf } from './last-error.js';
 import { log } from './log.js';
 import { namesIn, type Node, resolve } from './namespace.js';
 import { OpenFiles } from './open-files.js';

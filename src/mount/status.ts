@@ -2,7 +2,8 @@
 import { attachmentStatus } from '../attach/attachment-status.js';
 import type { Catalog } from './catalog.js';
 import { sentenceOf } from './failure.js';
-import type { ImageEntry, LastError } from './image-entry.js';
+import type { ImageEntry } from './image-entry.js';
+import type { LastError } from './last-error.js';
 import { RESERVED_NAMES } from './image-names.js';
 import type { Place } from './place.js';
 import type { Work } from './work.js';

@@ -55,7 +55,7 @@ test('a write', async (t) => {
   );
   t.is(error.errnoName, 'ENOSPC');
   t.true(written > 40 && written < 64, `${written} blocks were written`);
-  t.regex(image.info().lastError ?? '', /space/i);
+  t.regex(image.info().lastError?.error.message ?? '', /space/i);
   await check(t, image, written, (block) => block + 1);
 
   // What a discard gives back can be written again, without a sync in between that the user has to ask for.

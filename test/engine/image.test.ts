@@ -201,5 +201,5 @@ test('force replaces an existing file', async (t) => {
 test('the sentence of the last failure is in info', async (t) => {
   const image = await opened(t);
   await t.throwsAsync(image.rollback('nowhere'), { code: 'PCOW_NOT_FOUND' });
-  t.regex(image.info().lastError ?? '', /nowhere/);
+  t.regex(image.info().lastError?.error.message ?? '', /nowhere/);
 });
