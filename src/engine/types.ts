@@ -125,8 +125,16 @@ export interface ImageInfo {
   holder: Holder | null;
   /** Of an image that is not clean: the process that opened it for writing last, alive or not. */
   opener: Holder | null;
-  /** Of the last operation that failed on this opening: when, and how. */
-  lastError: { time: Date; error: PcowError } | null;
+  /** Of the last operation that failed on this opening. */
+  lastError: ImageFailure | null;
+}
+
+/** An operation on an image that failed. */
+export interface ImageFailure {
+  /** When. */
+  time: Date;
+  /** What the operation threw or rejected with. */
+  error: PcowError;
 }
 
 /** A named frozen layer. */
