@@ -79,6 +79,16 @@ class TemporaryDirectory {
 };
 
 // PCOW_SEED=… runs the same again.
+// Of the places that a test goes through one by one, every so many-th is tried, from a random one of the first on. The sanitizers make a
+// program many times slower, and the thread sanitizer finds nothing in one of one thread: all places are for the plain flavour.
+#if defined(__SANITIZE_THREAD__)
+inline constexpr int kEvery = 60;
+#elif defined(__SANITIZE_ADDRESS__)
+inline constexpr int kEvery = 6;
+#else
+inline constexpr int kEvery = 1;
+#endif
+
 inline uint64_t test_seed() {
   const char* given = getenv("PCOW_SEED");
   const uint64_t seed = given ? strtoull(given, nullptr, 10) : std::random_device{}();

@@ -47,8 +47,13 @@ constexpr Profile kCloned = {"clone of a snapshot", 0, 0, 0, 0, 0, 0, 0, 0, 0};
 }  // namespace
 
 void run_workloads(Run* run, int steps) {
-  for (const Profile& profile : kProfiles)
+  for (const Profile& profile : kProfiles) {
+    if (kEvery > 1) {
+      Workload(run, profile, kBlockSizes[run->random() % std::size(kBlockSizes)]).go(steps);
+      continue;
+    }
     for (const uint32_t block_size : kBlockSizes) Workload(run, profile, block_size).go(steps);
+  }
   Workload(run, kLongMerge, 4096).go(steps);
   Workload(run, kReuse, 4096).reuse_during_a_merge();
   Workload(run, kTwoDeletions, 8192).two_deletions();

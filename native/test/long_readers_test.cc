@@ -371,7 +371,7 @@ void away_for_a_moment(Kind kind) {
 }
 
 // The image itself changes under a reader, and what it needs then is not there, or can't be read.
-void own_changes(FileOperation operation) {
+void own_changes(std::mt19937_64* random, FileOperation operation) {
   const std::vector<std::pair<const char*, std::function<void(Image*)>>> own = {
       {"rollback", [](Image* w) { MUST(w->rollback("own")); }},
       {"snapshot", [](Image* w) { MUST(w->snapshot("second")); }},
@@ -380,7 +380,7 @@ void own_changes(FileOperation operation) {
       {"rebase", [](Image* w) { MUST(w->rebase({}, false, nullptr)); }},
   };
   for (const auto& [name, happen] : own) {
-    for (int number = 1;; number++) {
+    for (int number = 1 + static_cast<int>((*random)() % kEvery);; number += kEvery) {
       Scene scene;
       Failing failing;
       OpenOptions options;
@@ -418,17 +418,18 @@ void own_changes(FileOperation operation) {
 }  // namespace
 
 int main() {
+  std::mt19937_64 random(test_seed());
   for (const Change& change : changes()) {
     for (const Kind kind : kKinds) {
       for (const FileOperation operation : {FileOperation::kRead, FileOperation::kMap}) {
-        int number = 1;
-        while (fail_for_a_while(change, kind, operation, number)) number++;
+        int number = 1 + static_cast<int>(random() % kEvery);
+        while (fail_for_a_while(change, kind, operation, number)) number += kEvery;
       }
       without_descriptors(change, kind);
     }
   }
   for (const Kind kind : {Kind::kWriter, Kind::kReader}) away_for_a_moment(kind);
-  own_changes(FileOperation::kRead);
-  own_changes(FileOperation::kMap);
+  own_changes(&random, FileOperation::kRead);
+  own_changes(&random, FileOperation::kMap);
   return 0;
 }
