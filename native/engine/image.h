@@ -206,6 +206,8 @@ class Image {
   // The whole tree at one moment, by ascending ids: the active layer last.
   Result<std::vector<LayerInfo>> layers() const;
   uint64_t size() const;  // bytes of the active layer
+  // "DEVICE:INODE" of the image file, decimal, as stat(2) has them; empty where that fails.
+  std::string file_identity() const;
   // Grows whenever what a reader of the active layer would see may have changed without a write (rollback).
   uint64_t content_generation() const;
 

@@ -127,6 +127,11 @@ uint64_t Image::size() const {
   return state_->directory.active_layer().size;
 }
 
+std::string Image::file_identity() const {
+  const auto status = state_->file->status();
+  return status ? std::to_string(status->st_dev) + ":" + std::to_string(status->st_ino) : "";
+}
+
 uint64_t Image::content_generation() const { return state_->content_generation.load(); }
 
 Result<std::shared_ptr<View>> Image::view(const std::string& snapshot) const {

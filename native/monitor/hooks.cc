@@ -173,10 +173,29 @@ void* map(void* address, size_t length, int protection, int flags, int descripto
   return ask_for_address([&](Registry& registry) { return registry.map_over(call); });
 }
 
+// Whether it is a flat file of an image of this process by another mount than the one that it was attached through. Leaves errno alone.
+bool is_another_name(int descriptor, OpenFile* file) {
+  if (pcow::Inside::active() || footprint::is_empty() || !threads::begun()) return false;
+  const int before = errno;
+  const auto thread = static_cast<pid_t>(syscall(SYS_gettid));
+  bool found = false;
+  if (footprint::identify(descriptor, file))
+    ask([&](Registry& registry) {
+      found = registry.learn(*file, descriptor, thread);
+      return Registry::Outcome{};
+    });
+  errno = before;
+  return found;
+}
+
 int allocate(int descriptor, int mode, off_t offset, off_t length) {
   const auto plainly = [&] { return static_cast<int>(syscall(SYS_fallocate, descriptor, mode, offset, length)); };
   OpenFile file;
-  if (!concerns(descriptor, &file)) return plainly();
+  if (!concerns(descriptor, &file)) {
+    const int outcome = plainly();
+    // Its mount refuses what an attached process does by the mount: perhaps that process is this one.
+    if (outcome == 0 || errno != EBUSY || !is_another_name(descriptor, &file)) return outcome;
+  }
   const int flags = fcntl(descriptor, F_GETFL);
   const int access = flags & O_ACCMODE;
   if ((flags & O_PATH) || access == O_RDONLY) return errno = EBADF, -1;

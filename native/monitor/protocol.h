@@ -35,6 +35,7 @@ inline constexpr uint16_t kVersion = 1;
 inline constexpr uint32_t kMaxText = 60000;  // bytes
 inline constexpr int kMaxDescriptors = 253;  // of one message: the kernel's limit (SCM_MAX_FD)
 inline constexpr char kAttribute[] = "user.pcow.attach";
+inline constexpr char kImageAttribute[] = "user.pcow.image";  // of a flat file as well: Image::file_identity()
 
 enum class Kind : uint16_t {
   kAttach = 1,     // value: 1 to write, 0 to read only. One descriptor: the open flat file

@@ -55,8 +55,34 @@ std::vector<Registry::Attached> Registry::all() {
 
 std::shared_ptr<Session> Registry::session_of(const OpenFile& file) {
   for (const Attached& each : all())
-    if (each.file == file) return {each.attachment, &each.session()};
+    if (std::find(each.files.begin(), each.files.end(), file) != each.files.end())
+      return {each.attachment, &each.session()};
   return nullptr;
+}
+
+// The mount says which file the image is in: the same device and inode as of the file that a session works on is the same image,
+// whichever mount its flat file is of. With `changing` held.
+std::shared_ptr<Session> Registry::learn(const OpenFile& file, int descriptor) {
+  char text[64];
+  const ssize_t count = fgetxattr(descriptor, protocol::kImageAttribute, text, sizeof text);
+  if (count <= 0) return nullptr;
+  {
+    const std::lock_guard lock(attached_lock_);
+    const auto same = std::find_if(attached_.begin(), attached_.end(), [&](const Attached& each) {
+      return each.session().image().file_identity() == std::string_view(text, static_cast<size_t>(count));
+    });
+    if (same == attached_.end()) return nullptr;
+    same->files.push_back(file);
+  }
+  publish();
+  return session_of(file);
+}
+
+bool Registry::learn(const OpenFile& file, int descriptor, pid_t thread) {
+  const protocol::Descriptor borrowed = threads::borrow(descriptor, thread);
+  if (!borrowed) return false;
+  const std::lock_guard one_by_one(changing_);
+  return session_of(file) || learn(file, borrowed.number());
 }
 
 // In the order of their addresses, without gaps.
@@ -115,7 +141,7 @@ Registry::Outcome Registry::attach(const std::string& socket_path, const OpenFil
     return failed(error);
   }
   const std::lock_guard lock(attached_lock_);
-  attached_.push_back({file, *attachment});
+  attached_.push_back({{file}, *attachment});
   return {};
 }
 
@@ -127,6 +153,7 @@ Registry::Outcome Registry::map_flat_file(const std::string& socket_path, const 
   if (!descriptor) return failed(system_error(errno, "the monitor cannot take the descriptor of a flat file over"));
   const std::lock_guard one_by_one(changing_);
   std::shared_ptr<Session> session = session_of(file);
+  if (!session) session = learn(file, descriptor.number());
   if (session && write && !session->writable())
     return failed(Error(
         Code::kBusy, session->image().info().path + " is mapped for reading only in this process: unmap that first"));
@@ -290,7 +317,7 @@ void Registry::publish() {
   std::vector<footprint::Range> ranges;
   std::vector<OpenFile> files;
   for (const Attached& each : all()) {
-    files.push_back(each.file);
+    files.insert(files.end(), each.files.begin(), each.files.end());
     for (const Session::Part& part : each.session().all_parts()) {
       const auto from = reinterpret_cast<uintptr_t>(part.address);
       ranges.push_back({from, from + part.length});

@@ -54,11 +54,15 @@ class Registry {
   // fdatasync(2), and fallocate(2) with FALLOC_FL_PUNCH_HOLE or FALLOC_FL_ZERO_RANGE, of a flat file. false: it is not attached.
   bool sync_file(const footprint::OpenFile& file, Outcome* outcome);
   bool discard_file(const footprint::OpenFile& file, uint64_t offset, uint64_t length, Outcome* outcome);
+  // Whether an open file is a flat file of an image that is attached, under another name: after its mount has died, the next one has
+  // another flat file of it. It is known from then on. `descriptor`: in the table of the application's `thread`.
+  bool learn(const footprint::OpenFile& file, int descriptor, pid_t thread);
   void sync_all();
 
  private:
   struct Attached {
-    footprint::OpenFile file;
+    std::vector<footprint::OpenFile>
+        files;  // flat files of the image: of its mount, and of the mounts that came after it
     std::shared_ptr<Attachment> attachment;
     Session& session() const { return attachment->session(); }
   };
@@ -82,6 +86,7 @@ class Registry {
   };
   template <typename Call>
   Outcome in_place_of(void* address, size_t length, const Call& call, const Addition* added);
+  std::shared_ptr<Session> learn(const footprint::OpenFile& file, int descriptor);
   Outcome attach(const std::string& socket_path, const footprint::OpenFile& file, int descriptor, bool write);
   Outcome map_attached(Session* session, const MapCall& call, int descriptor);
   void publish();

@@ -4,8 +4,10 @@ import { setTimeout as sleep } from 'node:timers/promises';
 
 import test from 'ava';
 
-import { attachedTo } from '../helpers/monitored.js';
+import { attachedTo, monitored } from '../helpers/monitored.js';
+import { imagesFor, MiB } from '../helpers/mount.js';
 import { checkerOf, checkNumbers, NumberWriter, PAGE, PAGES } from '../helpers/number-writer.js';
+import { program } from '../helpers/program.js';
 import { Random, seedFromEnvironment } from '../helpers/random.js';
 
 const ROUNDS = Number(process.env.PCOW_KILL_ROUNDS ?? 25);
@@ -91,6 +93,28 @@ test.serial(
     t.is((await mount.status('vm1')).state, 'ok');
   },
 );
+
+test.serial('the next mount: a process knows its own image there, by whatever descriptor', async (t) => {
+  const mount = await imagesFor(t, { vm1: MiB });
+  await mount.mount();
+  const tool = await program('map-tool', mount.scratch);
+  for (const first of ['punch 65536 4096', 'another']) {
+    const it = await monitored(t, tool, [mount.file('vm1')]);
+    t.is(await it.ask('write 65536 8192 7'), 'ok');
+    await mount.kill();
+    await mount.mount();
+    await attachedTo(mount, 'vm1', it.pid);
+    t.is(await it.ask('another'), 'ok', 'by the descriptor of the dead mount');
+    t.is(await it.ask('reopen'), 'ok');
+    t.is(await it.ask(first), 'ok');
+    t.is(await it.ask('punch 65536 4096'), 'ok');
+    t.is(await it.ask('another'), 'ok');
+    t.is(await it.ask('read 65536'), '0');
+    t.is(await it.ask('read 69632'), '7');
+    await it.end();
+    await attachedTo(mount, 'vm1', null);
+  }
+});
 
 test.serial('both die, the mount first: the next mount has all that was stored', async (t) => {
   const random = new Random(seedFromEnvironment());

@@ -7,6 +7,8 @@
  *     unmap                      takes the mapping away; nothing else can be done afterwards
  *     sync                       msync of everything
  *     punch OFFSET LENGTH        fallocate(PUNCH_HOLE)
+ *     reopen                     opens the file once more: by that descriptor punch goes from then on
+ *     another                    maps the whole file once more by that descriptor, and compares; then that mapping goes
  *     control FILE TEXT          writes TEXT to a control file; answers "ok", or the number of the error
  */
 #define _GNU_SOURCE
@@ -21,7 +23,7 @@
 
 int main(int argc, char** argv) {
   if (argc != 2) return 2;
-  const int fd = open(argv[1], O_RDWR);
+  int fd = open(argv[1], O_RDWR);
   struct stat status;
   if (fd < 0 || fstat(fd, &status) != 0) return perror(argv[1]), 1;
   unsigned char* base = mmap(NULL, (size_t)status.st_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
@@ -53,6 +55,14 @@ int main(int argc, char** argv) {
       const int control = open(file, O_WRONLY);
       error = control < 0 || write(control, text, strlen(text)) < 0 ? errno : 0;
       if (control >= 0) close(control);
+    } else if (strcmp(line, "reopen\n") == 0) {
+      close(fd);
+      fd = open(argv[1], O_RDWR);
+      error = fd < 0 ? errno : 0;
+    } else if (strcmp(line, "another\n") == 0) {
+      unsigned char* other = mmap(NULL, (size_t)status.st_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+      error = other == MAP_FAILED ? errno : memcmp(other, base, (size_t)status.st_size) ? -1 : 0;
+      if (other != MAP_FAILED) munmap(other, (size_t)status.st_size);
     } else if (strcmp(line, "unmap\n") == 0) {
       error = munmap(base, (size_t)status.st_size) ? errno : 0;
     } else if (strcmp(line, "sync\n") == 0) {
