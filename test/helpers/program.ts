@@ -32,13 +32,21 @@ async function build(name: string, output: string, options: string[]): Promise<s
 export class Conversation {
   readonly #child: ChildProcessByStdio<Writable, Readable, null>;
   readonly #lines: AsyncIterator<string>;
+  /** Resolves when it has ended, for whatever reason. */
+  readonly closed: Promise<unknown>;
   /** Its first line. */
   greeting = '';
 
   private constructor(t: ExecutionContext<unknown>, file: string, words: string[]) {
     this.#child = spawn(file, words, { stdio: ['pipe', 'pipe', 'inherit'] });
     t.teardown(() => this.#child.kill('SIGKILL'));
+    this.closed = once(this.#child, 'close');
     this.#lines = createInterface({ input: this.#child.stdout })[Symbol.asyncIterator]();
+  }
+
+  /** One that says nothing at first. */
+  static begin(t: ExecutionContext<unknown>, file: string, ...words: string[]): Conversation {
+    return new Conversation(t, file, words);
   }
 
   /** Resolves when it has said its first line. */
@@ -59,10 +67,17 @@ export class Conversation {
 
   /** SIGKILL, or by closing its input. */
   async end(signal?: NodeJS.Signals): Promise<void> {
-    const ended = once(this.#child, 'close');
     if (signal) this.#child.kill(signal);
     else this.#child.stdin.end();
-    await ended;
+    await this.closed;
+  }
+
+  /** By closing its input; what it says then. */
+  async endWithAnswer(): Promise<string> {
+    this.#child.stdin.end();
+    const answer = await this.#answer();
+    await this.closed;
+    return answer;
   }
 
   async #answer(): Promise<string> {
