@@ -79,11 +79,9 @@ class TemporaryDirectory {
 };
 
 // PCOW_SEED=… runs the same again.
-// Of the places that a test goes through one by one, every so many-th is tried, from a random one of the first on. The sanitizers make a
-// program many times slower, and the thread sanitizer finds nothing in one of one thread: all places are for the plain flavour.
-#if defined(__SANITIZE_THREAD__)
-inline constexpr int kEvery = 60;
-#elif defined(__SANITIZE_ADDRESS__)
+// Of the places that a test goes through one by one, every so many-th is tried, from a random one of the first on: all are for the plain
+// flavour, for the sanitizer makes the programs many times slower.
+#if defined(__SANITIZE_ADDRESS__)
 inline constexpr int kEvery = 6;
 #else
 inline constexpr int kEvery = 1;

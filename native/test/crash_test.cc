@@ -6,10 +6,7 @@
 
 int main(int argc, char** argv) {
   const int effort = argc > 1 ? atoi(argv[1]) : 1;
-  // The thread sanitizer makes this many times slower, and finds nothing in a program of one thread.
-#if defined(__SANITIZE_THREAD__)
-  constexpr int kSteps = 1;
-#elif defined(__SANITIZE_ADDRESS__)
+#if defined(__SANITIZE_ADDRESS__)
   constexpr int kSteps = 4;
 #else
   constexpr int kSteps = 20;

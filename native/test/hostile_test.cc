@@ -19,10 +19,7 @@ using namespace pcow;
 
 namespace {
 
-#if defined(__SANITIZE_THREAD__)
-constexpr int kRandomRounds = 20;
-constexpr int kMutantValues[] = {0xff};
-#elif defined(__SANITIZE_ADDRESS__)
+#if defined(__SANITIZE_ADDRESS__)
 constexpr int kRandomRounds = 150;
 constexpr int kMutantValues[] = {0x00, 0x7f, 0xff};
 #else

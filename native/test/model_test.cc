@@ -421,10 +421,7 @@ void run(uint64_t seed, SecondReader* second_reader, uint32_t block_size, uint64
 
 }  // namespace
 
-// The thread sanitizer makes this many times slower, and finds nothing in a program of one thread.
-#if defined(__SANITIZE_THREAD__)
-constexpr int kSteps = 40;
-#elif defined(__SANITIZE_ADDRESS__)
+#if defined(__SANITIZE_ADDRESS__)
 constexpr int kSteps = 400;
 #else
 constexpr int kSteps = 1000;
