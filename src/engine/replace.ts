@@ -74,8 +74,11 @@ async function holdTarget(target: string, { replace = false, sources = [] }: Mak
       );
     }
   }
-  const writer = await lockWriter(target).catch((error: unknown) => {
+  const stoodOn = { file: target, what: `${target} can't be replaced` };
+  const writer = await lockWriter(target).catch(async (error: unknown) => {
     if (!isPcowError(error, 'PCOW_LOCKED')) throw error;
+    // What stays true when that process has ended is said first.
+    if (await isImage(target)) await refuseWhereStoodOn(stoodOn);
     throw new PcowError(error.code, `${error.message}; it is not replaced`, { errno: error.errno });
   });
   try {
@@ -88,7 +91,7 @@ async function holdTarget(target: string, { replace = false, sources = [] }: Mak
       },
     };
     try {
-      await refuseWhereStoodOn({ file: target, what: `${target} can't be replaced` });
+      await refuseWhereStoodOn(stoodOn);
       return both;
     } catch (error) {
       standing.release();
