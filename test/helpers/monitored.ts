@@ -12,7 +12,12 @@ const library = fileURLToPath(new URL('../../../native/build/Release/libpcow-mon
 
 /** The words before a command that put it under the monitor; `settings` are PCOW_… variables. */
 export function monitorPrefix(settings: Record<string, string> = {}): string[] {
-  return ['env', `LD_PRELOAD=${library}`, ...Object.entries(settings).map(([name, value]) => `${name}=${value}`)];
+  return ['env', `LD_PRELOAD=${library}`, ...environmentOf(settings)];
+}
+
+/** As env(1) takes it. */
+export function environmentOf(settings: Record<string, string>): string[] {
+  return Object.entries(settings).map(([name, value]) => `${name}=${value}`);
 }
 
 /** A conversation with a program of test/programs (program.ts) under the monitor. */

@@ -11,7 +11,7 @@ import { promisify } from 'node:util';
 import test, { type ExecutionContext } from 'ava';
 
 import { checkImage, Image } from '../../src/engine/index.js';
-import { attachedTo, monitorPrefix } from '../helpers/monitored.js';
+import { attachedTo, environmentOf, monitorPrefix } from '../helpers/monitored.js';
 import { imagesFor, MiB } from '../helpers/mount.js';
 import { Conversation, program } from '../helpers/program.js';
 import { Random, seedFromEnvironment } from '../helpers/random.js';
@@ -20,6 +20,9 @@ import { scratchDirectory } from '../helpers/scratch.js';
 const run = promisify(execFile);
 const SIZE = 8 * MiB;
 const SECONDS = Number(process.env.PCOW_RANDOM_SECONDS ?? 60);
+
+/** Of scripts/mapper: the same program with a monitor in it that a sanitizer watches. */
+const SANITIZED = process.env.PCOW_RANDOM_MAPPER;
 
 /** A run over a new image. Ends after some seconds, or when a thread has filled its log. */
 async function epoch(t: ExecutionContext<unknown>, random: Random, seconds: number): Promise<void> {
@@ -38,7 +41,8 @@ async function epoch(t: ExecutionContext<unknown>, random: Random, seconds: numb
   const mapper = await program('random-mapper', mount.scratch);
   const checker = await program('random-checker', mount.scratch);
   const settings: Record<string, string> = random.chance(0.5) ? { PCOW_MAPPING_BUDGET: '100' } : {};
-  const [command = '', ...prefix] = [...monitorPrefix(settings), mapper, model, mount.file('vm1'), mount.scratch];
+  const words = SANITIZED ? ['env', ...environmentOf(settings), SANITIZED] : [...monitorPrefix(settings), mapper];
+  const [command = '', ...prefix] = [...words, model, mount.file('vm1'), mount.scratch];
 
   let snapshots = 0;
   let steps = 0;
@@ -50,6 +54,7 @@ async function epoch(t: ExecutionContext<unknown>, random: Random, seconds: numb
       checker,
       ...[model, mount.point, 'vm1', `${random.below(1e9)}`, `${snapshots}`],
     );
+    await attachedTo(mount, 'vm1', worker.pid);
     await Promise.race([sleep(500 + random.below(10_000)), worker.closed, taker.closed]);
     const dies = random.chance(0.5);
     if (dies) await worker.end('SIGKILL');
