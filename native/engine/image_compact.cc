@@ -109,6 +109,7 @@ Result<void> Image::compact(const Progress& progress) {
     };
 
     state.space->hold_releases(true);
+    state.owing = true;
     Result<void> outcome;
     for (const Layer& layer : state.directory.layers) {
       outcome = state.compact_layer(layer, go_on);
@@ -120,12 +121,8 @@ Result<void> Image::compact(const Progress& progress) {
       // Chains remember what has been let go, whatever comes.
       state.epoch++;
       state.below = state.chain_from(state.directory.active_layer().parent);
-      Superblock next = state.superblock;
-      next.generation++;
-      PCOW_TRY(write_superblock(*state.file, next));
-      state.superblock = next;
     }
-    state.space->hold_releases(false);
+    PCOW_TRY(state.let_go());
     PCOW_TRY(state.sync());
     PCOW_TRY(state.sync());
     PCOW_TRY(outcome);

@@ -77,6 +77,7 @@ Result<void> ImageState::commit(Prepared* prepared) {
   space->release(superblock.directory_offset >> geometry.block_shift(),
                  geometry.blocks_for(superblock.directory_length));
   superblock = next;
+  owing = false;
 
   // Chains that already exist stay right as long as no layer has gone, or has other checksums. One that is hidden goes already now for those who
   // read it: the merge that follows lets its heir write into its blocks.

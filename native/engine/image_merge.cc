@@ -243,8 +243,22 @@ Result<void> ImageState::collect(const Progress& progress) {
     if (outcome) outcome = std::move(collected);
     stuck.insert(gone.id);
   }
-  if (outcome) space->hold_releases(false);
-  return outcome;
+  return outcome ? let_go() : outcome;
+}
+
+// A reader in another process goes by the tables that it has loaded until it sees another generation. A compaction that could not
+// write its superblock owes it one: only with that may the blocks be used again.
+Result<void> ImageState::let_go() {
+  if (owing) {
+    const std::unique_lock lock(gate);
+    Superblock next = superblock;
+    next.generation++;
+    PCOW_TRY(write_superblock(*file, next));
+    superblock = next;
+    owing = false;
+  }
+  space->hold_releases(false);
+  return {};
 }
 
 Result<void> ImageState::finish_deletions(const std::string& what) {

@@ -275,7 +275,8 @@ Result<void> ImageState::close() {
   Result<void> outcome;
   if (writable()) {
     // What an interrupted merge holds back is not used again before the image is opened anew, and the deletion finished.
-    space->hold_releases(false);
+    auto told = let_go();
+    if (!told) leaks = true;
     // Once for what was written, and until everything released is punched out, durably.
     if (keeps(Rule::kSyncBeforeClean)) do {
         outcome = sync();
@@ -288,6 +289,7 @@ Result<void> ImageState::close() {
       outcome = write_superblock(*file, next);
       if (outcome) outcome = file->sync();
     }
+    if (outcome) outcome = std::move(told);
   }
   const std::unique_lock lock(gate);
   closed = true;

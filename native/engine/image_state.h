@@ -174,6 +174,7 @@ class ImageState {
   Result<void> change_directory(Prepared* prepared);  // prepare, commit, make durable
   // image_merge.cc: drops and merges hidden layers. An error: not all that could go are gone.
   Result<void> collect(const Progress& progress);
+  Result<void> let_go();  // of what Space holds back; readers elsewhere are told first
   Result<void> collect_layer(const Layer& spent, const Progress& progress);
   // The same before another change that must not meet a merge that was begun. `what`: that change, for people.
   Result<void> finish_deletions(const std::string& what);
@@ -260,6 +261,7 @@ class ImageState {
 
   // Changed with the gate held exclusively (as the writer: and `structure`).
   bool closed = false;
+  bool owing = false;  // blocks were taken out of frozen layers, and readers elsewhere not told
   bool leaks = false;  // something was not released: what is free is not all holes, and the image is not closed clean
   bool opened_clean = true;
   bool marked = false;  // the superblock says that the image is open by us
