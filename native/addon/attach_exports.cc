@@ -4,6 +4,7 @@
 
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "addon/arguments.h"
 #include "addon/errors.h"
@@ -19,6 +20,7 @@ const char* kind_name(AttachEvent::Kind kind) {
     case AttachEvent::Kind::kHandedOver: return "handed over";
     case AttachEvent::Kind::kAnswer: return "answer";
     case AttachEvent::Kind::kRelease: return "release";
+    case AttachEvent::Kind::kWant: return "want";
     case AttachEvent::Kind::kLooked: return "looked";
     case AttachEvent::Kind::kClosed: return "closed";
   }
@@ -44,7 +46,8 @@ Napi::Object event_to_js(Napi::Env env, const AttachEvent& event) {
       object.Set("identity", std::to_string(event.device) + ":" + std::to_string(event.inode));
       object.Set("uuid", event.text);
       break;
-    case AttachEvent::Kind::kRelease: return object;
+    case AttachEvent::Kind::kRelease:
+    case AttachEvent::Kind::kWant: return object;
     case AttachEvent::Kind::kLooked: number("id", event.id); return object;
     case AttachEvent::Kind::kAnswer: number("id", event.id); [[fallthrough]];
     case AttachEvent::Kind::kHandedOver:
@@ -64,6 +67,13 @@ void deliver(Napi::Env env, Napi::Function on_event, AttachEvent* given) {
   if (static_cast<napi_env>(env) != nullptr) on_event.Call({event_to_js(env, *event)});
 }
 
+std::vector<std::string> texts_of(const Napi::Value& value) {
+  auto array = value.As<Napi::Array>();
+  std::vector<std::string> texts;
+  for (uint32_t i = 0; i < array.Length(); ++i) texts.push_back(text_of(array.Get(i)));
+  return texts;
+}
+
 AttachCommand command_for(AttachCommand::Kind kind, const Napi::CallbackInfo& info) {
   AttachCommand command;
   command.kind = kind;
@@ -80,6 +90,7 @@ Napi::Function AttachServerWrap::define(Napi::Env env) {
                          InstanceMethod<&AttachServerWrap::confirm>("confirm"),
                          InstanceMethod<&AttachServerWrap::refuse>("refuse"),
                          InstanceMethod<&AttachServerWrap::request>("request"),
+                         InstanceMethod<&AttachServerWrap::give_bases>("giveBases"),
                          InstanceMethod<&AttachServerWrap::released>("released"),
                          InstanceMethod<&AttachServerWrap::look>("look"),
                          InstanceMethod<&AttachServerWrap::close>("close"),
@@ -107,8 +118,7 @@ AttachServerWrap::AttachServerWrap(const Napi::CallbackInfo& info) : Napi::Objec
 // `connection`, `paths`, `write`.
 void AttachServerWrap::hand_over(const Napi::CallbackInfo& info) {
   AttachCommand command = command_for(AttachCommand::Kind::kHandOver, info);
-  auto paths = info[1].As<Napi::Array>();
-  for (uint32_t i = 0; i < paths.Length(); ++i) command.paths.push_back(text_of(paths.Get(i)));
+  command.paths = texts_of(info[1]);
   command.write = flag_of(info[2]);
   server_->command(std::move(command));
 }
@@ -133,6 +143,14 @@ void AttachServerWrap::request(const Napi::CallbackInfo& info) {
   command.request = static_cast<protocol::Kind>(info[2].ToNumber().Uint32Value());
   command.value = info[3].ToNumber().Uint32Value();
   command.text = text_of(info[4]);
+  server_->command(std::move(command));
+}
+
+// `connection`, `id`, `paths`.
+void AttachServerWrap::give_bases(const Napi::CallbackInfo& info) {
+  AttachCommand command = command_for(AttachCommand::Kind::kGiveBases, info);
+  command.id = info[1].ToNumber().Uint32Value();
+  command.paths = texts_of(info[2]);
   server_->command(std::move(command));
 }
 

@@ -20,6 +20,7 @@ class AttachServerWrap : public Napi::ObjectWrap<AttachServerWrap> {
   void hand_over(const Napi::CallbackInfo& info);
   void confirm(const Napi::CallbackInfo& info);
   void refuse(const Napi::CallbackInfo& info);
+  void give_bases(const Napi::CallbackInfo& info);
   void request(const Napi::CallbackInfo& info);
   void released(const Napi::CallbackInfo& info);
   void look(const Napi::CallbackInfo& info);

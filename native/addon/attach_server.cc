@@ -6,8 +6,6 @@
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
-#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -17,9 +15,9 @@
 #include <semaphore>
 #include <utility>
 
+#include "addon/attach_files.h"
 #include "addon/attach_listener.h"
 #include "engine/bus_guard.h"
-#include "engine/file.h"
 
 namespace pcow::addon {
 
@@ -39,42 +37,6 @@ int64_t now_ms() {
   timespec now;
   clock_gettime(CLOCK_MONOTONIC, &now);
   return int64_t{now.tv_sec} * 1000 + now.tv_nsec / 1'000'000;
-}
-
-// Device and inode from what the kernel has in memory: no request to a file system that might not answer, such as this process's own
-// mount, or a stranger's. The device is that of the superblock: the same in every mount namespace, and no other's as long as this
-// descriptor is open.
-bool identity_of(int descriptor, uint64_t* device, uint64_t* inode) {
-  struct statx status;
-  if (statx(descriptor, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_INO, &status) < 0) return false;
-  *device = makedev(status.stx_dev_major, status.stx_dev_minor);
-  *inode = status.stx_ino;
-  return true;
-}
-
-// Whether the writer's lock belongs to this open file (its description), which must be open for writing. The file lies on the
-// image directory's file system.
-bool holds_lock(int descriptor) {
-  struct flock lock {};
-  lock.l_type = F_WRLCK;
-  lock.l_whence = SEEK_SET;
-  lock.l_len = 1;
-  return fcntl(descriptor, F_OFD_SETLK, &lock) == 0;
-}
-
-// The image with the writer's lock where `write` says so; bases, and images to be read, without.
-Result<Descriptor> open_for_handover(const std::string& path, bool write) {
-  auto file = File::open(path, write, nullptr);
-  if (!file) return file.error();
-  if (write) {
-    auto locked = (*file)->try_lock();
-    if (!locked) return locked.error();
-    if (!*locked) return Error(Code::kLocked, path + " is open for writing by another process: end that first");
-  }
-  // The lock belongs to the open file description, and goes with every duplicate.
-  Descriptor descriptor(fcntl((*file)->descriptor(), F_DUPFD_CLOEXEC, 0));
-  if (!descriptor) return system_error(errno, "cannot pass on " + path);
-  return descriptor;
 }
 
 Packet refusal(int err, const std::string& text) {
@@ -331,6 +293,7 @@ bool AttachServer::receive(Connections::iterator connection) {
 std::string AttachServer::take(uint64_t id, Connection* connection, Packet* packet) {
   if (connection->state == State::kNew) return take_first(id, connection, packet);
   if (packet->kind == protocol::Kind::kRelease) return take_release(id, connection, *packet);
+  if (packet->kind == protocol::Kind::kWant) return take_want(id, connection, *packet);
   return take_answer(id, connection, packet);
 }
 
@@ -384,6 +347,19 @@ std::string AttachServer::take_answer(uint64_t id, Connection* connection, Packe
   // Whatever a monitor sends, it becomes an errno that there is.
   event.err = ok ? 0 : packet->value > 0 && packet->value < 4096 ? static_cast<int>(packet->value) : EIO;
   event.text = std::move(packet->text);
+  report(std::move(event));
+  return "";
+}
+
+// Whatever a monitor sends, there is one question at a time.
+std::string AttachServer::take_want(uint64_t id, Connection* connection, const Packet& packet) {
+  if (connection->state != State::kAttached) return "kWant without an image";
+  if (packet.id != 0 || packet.value != 0 || !packet.text.empty() || !packet.descriptors.empty())
+    return "kWant with something else in it";
+  if (std::exchange(connection->wants, true)) return "";
+  AttachEvent event;
+  event.kind = AttachEvent::Kind::kWant;
+  event.connection = id;
   report(std::move(event));
   return "";
 }
@@ -450,6 +426,7 @@ void AttachServer::run(const AttachCommand& command) {
     case AttachCommand::Kind::kRefuse: refuse(connection, command.err, command.text); return;
     case AttachCommand::Kind::kClose: drop(connection, command.text); return;
     case AttachCommand::Kind::kRequest: request(connection, command); return;
+    case AttachCommand::Kind::kGiveBases: give_bases(connection, command); return;
     case AttachCommand::Kind::kReleased: released(connection); return;
     case AttachCommand::Kind::kLook: return;
   }
@@ -465,6 +442,35 @@ void AttachServer::request(Connections::iterator connection, const AttachCommand
   packet.id = command.id;
   packet.value = command.value;
   packet.text = command.text;
+  connection->second.outstanding = true;
+  connection->second.id = command.id;
+  if (!send_packet(connection->second.socket.number(), packet)) drop(connection, "it takes no messages");
+}
+
+// A request like any other, but for its descriptors. Where one cannot be opened there is none, and its answer says so.
+void AttachServer::give_bases(Connections::iterator connection, const AttachCommand& command) {
+  connection->second.wants = false;
+  if (command.paths.empty()) return;
+  if (connection->second.state != State::kAttached) {
+    report_shut_down(connection->first, command.id);
+    return;
+  }
+  Packet packet;
+  packet.kind = protocol::Kind::kBases;
+  packet.id = command.id;
+  Result<void> outcome = add_files(&packet, command.paths, false);
+  if (outcome && packet.text.size() > protocol::kMaxText)
+    outcome = Error(Code::kTooLarge, "the paths of the bases are too long to be passed on");
+  if (!outcome) {
+    AttachEvent event;
+    event.kind = AttachEvent::Kind::kAnswer;
+    event.connection = connection->first;
+    event.id = command.id;
+    event.err = outcome.error().err;
+    event.text = outcome.error().message;
+    report(std::move(event));
+    return;
+  }
   connection->second.outstanding = true;
   connection->second.id = command.id;
   if (!send_packet(connection->second.socket.number(), packet)) drop(connection, "it takes no messages");
@@ -487,18 +493,13 @@ void AttachServer::hand_over(Connections::iterator connection, const AttachComma
   event.connection = connection->first;
   Packet packet;
   packet.kind = protocol::Kind::kAttached;
-  for (const std::string& path : command.paths) {
-    auto opened = open_for_handover(path, command.write && packet.descriptors.empty());
-    if (!opened) {
-      event.err = opened.error().err;
-      event.text = opened.error().message;
-      report(std::move(event));
-      refuse(connection, opened.error().err, opened.error().message);
-      return;
-    }
-    packet.descriptors.push_back(std::move(*opened));
-    packet.text += path;
-    packet.text += '\0';
+  packet.value = protocol::kMayWant;
+  if (auto added = add_files(&packet, command.paths, command.write); !added) {
+    event.err = added.error().err;
+    event.text = added.error().message;
+    report(std::move(event));
+    refuse(connection, added.error().err, added.error().message);
+    return;
   }
   event.ok = packet.text.size() <= protocol::kMaxText && send_packet(connection->second.socket.number(), packet);
   connection->second.state = State::kAttached;
@@ -517,6 +518,7 @@ void AttachServer::confirm(Connections::iterator connection) {
   event.connection = connection->first;
   Packet packet;
   packet.kind = protocol::Kind::kAttached;
+  packet.value = protocol::kMayWant;
   if (!holds_lock(connection->second.image.number())) {
     event.err = EBUSY;
     event.text = "the descriptor does not carry the writer's lock of the image";

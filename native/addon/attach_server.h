@@ -36,6 +36,7 @@ struct AttachEvent {
     kHandedOver,  // kHandOver or kConfirm was done (ok), or failed, and the connection is closed
     kAnswer,      // to a request
     kRelease,     // the monitor has closed the image: answer with kReleased
+    kWant,        // the image's bases are needed anew: answer with kGiveBases. No second one comes before
     kLooked,      // kLook was done
     kClosed,      // after kAttach or kResume: the connection is gone; nothing more comes from it
   };
@@ -57,15 +58,16 @@ struct AttachEvent {
 
 struct AttachCommand {
   // kLook: whatever the connection has sent until now is taken and reported first, then kLooked, also of one that is gone.
-  enum class Kind { kHandOver, kConfirm, kRefuse, kRequest, kReleased, kLook, kClose };
+  enum class Kind { kHandOver, kConfirm, kRefuse, kRequest, kGiveBases, kReleased, kLook, kClose };
   Kind kind{};
   uint64_t connection = 0;
-  std::vector<std::string> paths;  // kHandOver: the image, then its bases
-  bool write = false;              // kHandOver: the image with the writer's lock
-  int err = 0;                     // kRefuse, positive
-  std::string text;                // kRefuse, kRequest
-  protocol::Kind request{};        // kRequest, with `id` and `value`
-  uint32_t id = 0;                 // kLook as well
+  std::vector<std::string>
+      paths;                 // kHandOver: the image, then its bases. kGiveBases: these; none: there are none to give
+  bool write = false;        // kHandOver: the image with the writer's lock
+  int err = 0;               // kRefuse, positive
+  std::string text;          // kRefuse, kRequest
+  protocol::Kind request{};  // kRequest, with `id` and `value`
+  uint32_t id = 0;           // kLook and kGiveBases as well
   uint32_t value = 0;
 };
 
@@ -91,6 +93,7 @@ class AttachServer : public std::enable_shared_from_this<AttachServer> {
     Descriptor image;          // kAsked after kResume: the file that was shown
     bool outstanding = false;  // a request that waits for its answer
     uint32_t id = 0;           // of that request
+    bool wants = false;        // kWant was reported, and is not answered yet
     uint32_t late_id =
         0;  // kReleasing, kReleased: of a request whose answer may still come, and is not needed; 0: none
   };
@@ -112,12 +115,14 @@ class AttachServer : public std::enable_shared_from_this<AttachServer> {
   std::string take(uint64_t id, Connection* connection, Packet* packet);
   std::string take_first(uint64_t id, Connection* connection, Packet* packet);
   std::string take_answer(uint64_t id, Connection* connection, Packet* packet);
+  std::string take_want(uint64_t id, Connection* connection, const Packet& packet);
   std::string take_release(uint64_t id, Connection* connection, const Packet& packet);
   void report_shut_down(uint64_t id, uint32_t request);
   void run_commands();
   void run(const AttachCommand& command);
   void look(const AttachCommand& command);
   void request(Connections::iterator connection, const AttachCommand& command);
+  void give_bases(Connections::iterator connection, const AttachCommand& command);
   void released(Connections::iterator connection);
   void hand_over(Connections::iterator connection, const AttachCommand& command);
   void confirm(Connections::iterator connection);

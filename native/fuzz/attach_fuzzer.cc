@@ -43,6 +43,11 @@ void report(AttachEvent event) {
       command.id = 7;
       break;
     case AttachEvent::Kind::kRelease: command.kind = AttachCommand::Kind::kReleased; break;
+    case AttachEvent::Kind::kWant:
+      command.kind = AttachCommand::Kind::kGiveBases;
+      command.paths = {directory + "/image.pcow"};
+      command.id = 8;
+      break;
     case AttachEvent::Kind::kAnswer:
     case AttachEvent::Kind::kLooked:
     case AttachEvent::Kind::kClosed: return;

@@ -21,6 +21,7 @@ using protocol::Packet;
 using protocol::Received;
 
 constexpr int kReconnectMs = 200;
+constexpr int64_t kWantAgainMs = 1000;
 
 // Waits until `socket` can be read; false: not in that time, or `stop` can be read before (-1: there is none).
 bool await_packet(int socket, int stop, int patience_ms) {
@@ -90,6 +91,24 @@ Packet done(const Packet& request, std::string text = {}) {
   return answer;
 }
 
+int64_t monotonic_ms() {
+  using namespace std::chrono;
+  return duration_cast<milliseconds>(steady_clock::now().time_since_epoch()).count();
+}
+
+// The descriptors of a message with their paths; they stay the packet's.
+Result<std::vector<GivenFile>> files_of(const Packet& packet) {
+  std::vector<GivenFile> files;
+  const char* path = packet.text.c_str();
+  for (const Descriptor& descriptor : packet.descriptors) {
+    if (path >= packet.text.c_str() + packet.text.size())
+      return Error(Code::kIo, EPROTO, "the mount handed over more descriptors than paths");
+    files.push_back({path, descriptor.number()});
+    path += files.back().path.size() + 1;
+  }
+  return files;
+}
+
 Packet failed(const Packet& request, const Error& error) {
   Packet answer;
   answer.kind = Kind::kFailed;
@@ -111,13 +130,9 @@ Result<std::shared_ptr<Attachment>> Attachment::attach(const std::string& socket
 
   OpenOptions options;
   options.write = write;
-  const char* path = answer->text.c_str();
-  for (const Descriptor& descriptor : answer->descriptors) {
-    if (path >= answer->text.c_str() + answer->text.size())
-      return Error(Code::kIo, EPROTO, "the mount handed over more descriptors than paths");
-    options.given.push_back({path, descriptor.number()});
-    path += options.given.back().path.size() + 1;
-  }
+  auto files = files_of(*answer);
+  if (!files) return files.error();
+  options.given = std::move(*files);
   if (options.given.empty()) return Error(Code::kIo, EPROTO, "the mount handed over no image");
   auto image = Image::open(options.given.front().path, options);
   if (!image) return image.error();
@@ -127,30 +142,42 @@ Result<std::shared_ptr<Attachment>> Attachment::attach(const std::string& socket
   if (!session) return session.error();
   attachment->session_ = std::move(*session);
   attachment->stop_ = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+  attachment->want_ = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+  attachment->may_want_ = answer->value == protocol::kMayWant;
+  attachment->session_->tell_of_missing_bases(attachment->want_);
   log_detail("attached " + options.given.front().path + (write ? " for writing" : " for reading"));
   PCOW_TRY(attachment->control_.start("pcow-control", [serving = attachment.get()] { serving->serve_mount(); }));
   return attachment;
 }
 
 Attachment::~Attachment() {
+  session_.reset();  // its fault thread may write to `want_`
   if (stop_ >= 0) close(stop_);
+  if (want_ >= 0) close(want_);
 }
 
 void Attachment::serve_mount() {
   for (;;) {
-    struct pollfd ready[] = {{stop_, POLLIN, 0}, {socket_.number(), POLLIN, 0}};
-    const int count = poll(ready, 2, !socket_ ? kReconnectMs : session_->is_cut() ? patience_.cut_ms : -1);
+    // While it can't be asked for, what is wanted waits.
+    const int want = socket_ && may_want_ ? want_ : -1;
+    struct pollfd ready[] = {{stop_, POLLIN, 0}, {socket_.number(), POLLIN, 0}, {want, POLLIN, 0}};
+    const int count = poll(ready, 3, !socket_ ? kReconnectMs : session_->is_cut() ? patience_.cut_ms : -1);
     if (ready[0].revents) break;
     if (!socket_) {
       if (session_->writable() && resume()) log_detail(socket_path_ + ": attached to the next mount");
       continue;
     }
+    if (ready[2].revents && ask_for_bases()) continue;
     Packet request;
     std::string reason;
-    const Received received = protocol::receive_packet(socket_.number(), 0, &request, &reason);
+    Received received = protocol::receive_packet(socket_.number(), protocol::kMaxDescriptors, &request, &reason);
     if (received == Received::kNothing) {
       if (count != 0) continue;
       reason = "it has left the memory frozen for too long";
+    }
+    if (received == Received::kPacket && !request.descriptors.empty() && request.kind != Kind::kBases) {
+      received = Received::kMalformed;
+      reason = "a request with descriptors that do not belong to it";
     }
     if (received == Received::kPacket && protocol::send_packet(socket_.number(), answer(request))) continue;
     // The mount has gone, or talks nonsense. A snapshot that it has not committed never happened, and the guest goes on.
@@ -160,6 +187,18 @@ void Attachment::serve_mount() {
   }
   // A snapshot under way holds up faults, and the closing of the image.
   session_->abort();
+}
+
+// As long as something waits for a base the fault thread tells of it again and again. false: the mount has gone.
+bool Attachment::ask_for_bases() {
+  uint64_t ignored;
+  (void)!read(want_, &ignored, sizeof ignored);
+  const int64_t now = monotonic_ms();
+  if (wanted_ms_ && now - wanted_ms_ < kWantAgainMs) return true;
+  wanted_ms_ = now;
+  Packet want;
+  want.kind = Kind::kWant;
+  return protocol::send_packet(socket_.number(), want);
 }
 
 bool Attachment::resume() {
@@ -172,6 +211,8 @@ bool Attachment::resume() {
     return false;
   }
   socket_ = std::move(*socket);
+  may_want_ = answer->value == protocol::kMayWant;
+  wanted_ms_ = 0;
   return true;
 }
 
@@ -188,6 +229,10 @@ Packet Attachment::answer(const Packet& request) {
     case Kind::kAbort: session_->abort(); return done(request);
     case Kind::kDelete: return outcome(session_->remove(request.text));
     case Kind::kSync: return outcome(session_->sync());
+    case Kind::kBases: {
+      auto files = files_of(request);
+      return outcome(files ? session_->give_bases(*files) : files.error());
+    }
     case Kind::kStatus: return done(request, session_->statistics().json());
     case Kind::kMetrics: return done(request, session_->statistics().prometheus());
     default: return failed(request, Error(Code::kInvalid, "a request that no monitor knows"));
@@ -213,7 +258,8 @@ void Attachment::release() {
   while (await_packet(socket_.number(), -1, patience_.answer_ms)) {
     Packet said;
     std::string reason;
-    if (protocol::receive_packet(socket_.number(), 0, &said, &reason) != Received::kPacket) return;
+    if (protocol::receive_packet(socket_.number(), protocol::kMaxDescriptors, &said, &reason) != Received::kPacket)
+      return;
     if (said.kind == Kind::kReleased || said.kind == Kind::kRefused) return;
     // A request that crossed it: the mount does it itself when it has the image back.
     const Error going(Code::kClosed, ESHUTDOWN, "the process is letting the image go");

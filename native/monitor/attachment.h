@@ -2,6 +2,7 @@
 // the next mount when one has died. The guest needs none of it: faults and flushes are served without the mount.
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <string>
 
@@ -37,6 +38,7 @@ class Attachment {
   void serve_mount();  // the control thread
   bool resume();
   void release();
+  bool ask_for_bases();
   protocol::Packet answer(const protocol::Packet& request);
 
   const std::string socket_path_;
@@ -45,6 +47,10 @@ class Attachment {
   std::unique_ptr<Session> session_;
   std::string uuid_;
   int stop_ = -1;  // eventfd: the control thread is to end
+  int want_ = -1;  // eventfd, which the session writes to: a base is missing
+  // The control thread's.
+  bool may_want_ = false;  // the mount knows kWant
+  int64_t wanted_ms_ = 0;  // when it was last sent; monotonic
   Thread control_;
 };
 

@@ -20,6 +20,11 @@
 //   after the mount died, to its successor:
 //   kResume  (descriptor of the image) ─────▶
 //                                          ◀─ kAttached without descriptors, or kRefused
+//   when the image's chain needs a base that was not handed over (a base of it has got another base, say):
+//   kWant ──────────────────────────────────▶
+//                                          ◀─ kBases (descriptors: the bases as they are now; text: their paths), a request
+//
+// kAttached says by its value whether the mount knows kWant: a monitor and a mount of different age get on.
 //
 // A snapshot is kPrepare, kCut, kCommit, kFinish. Between kCut and kCommit the memory is frozen: across several images
 // the mount sends kCommit only when every kCut was answered. If the connection ends in between, the monitor aborts. A
@@ -34,13 +39,14 @@ inline constexpr uint32_t kMagic = 0x574f4350;  // "PCOW"
 inline constexpr uint16_t kVersion = 1;
 inline constexpr uint32_t kMaxText = 60000;  // bytes
 inline constexpr int kMaxDescriptors = 253;  // of one message: the kernel's limit (SCM_MAX_FD)
+inline constexpr uint32_t kMayWant = 1;      // value of kAttached: the mount answers kWant
 inline constexpr char kAttribute[] = "user.pcow.attach";
 inline constexpr char kImageAttribute[] = "user.pcow.image";  // of a flat file as well: Image::file_identity()
 
 enum class Kind : uint16_t {
   kAttach = 1,     // value: 1 to write, 0 to read only. One descriptor: the open flat file
   kResume = 2,     // value: 1. Text: the image's uuid. One descriptor: the image file, with the writer's lock
-  kAttached = 3,   // Text: the paths of the descriptors that come along, each ended by a NUL
+  kAttached = 3,   // Text: the paths of the descriptors that come along, each ended by a NUL. value: kMayWant, or 0
   kRefused = 4,    // value: an errno. Text: a sentence
   kPrepare = 5,    // Text: the snapshot's name; value: 1 for an automatic one. Syncs, makes the new layer ready
   kCut = 6,        // freezes the memory
@@ -55,6 +61,8 @@ enum class Kind : uint16_t {
   kSync = 15,      // somebody else's fsync of the flat file
   kRelease = 16,   // id 0, value 0: the image is closed and its lock given up
   kReleased = 17,  // id 0, value 0: the mount has the image back
+  kWant = 18,      // id 0, value 0: the image's bases are needed anew. kBases comes for it, or it is sent again
+  kBases = 19,     // Text: the paths of the descriptors that come along, each ended by a NUL
 };
 
 struct Header {

@@ -209,6 +209,11 @@ bool Session::serve_read(Region* region, uint64_t offset, FaultKind* kind) {
   return outcome || fail(region, offset, outcome.error());
 }
 
+void Session::tell_if_base_is_missing(const Error& error) {
+  const uint64_t one = 1;
+  if (error.code == Code::kBaseMissing && missing_bases_ >= 0) (void)!write(missing_bases_, &one, sizeof one);
+}
+
 // What is damaged stays so: whoever touches it is told, instead of waiting. true: nobody waits.
 bool Session::fail(Region* region, uint64_t offset, const Error& error) {
   const uint64_t sub = geometry_.sub_block_size();
@@ -440,6 +445,7 @@ bool Session::promote() {
 void Session::report_stall(const Error& error) {
   if (closed_) return;  // the process is about to end
   statistics_.stalls++;
+  tell_if_base_is_missing(error);
   const uint64_t now = monotonic_ns();
   if (stall_reported_ns_ && now - stall_reported_ns_ < kStallReportNs) return;
   stall_reported_ns_ = now;

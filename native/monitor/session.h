@@ -90,6 +90,12 @@ class Session {
   // Syncs and closes the image: only when nothing is mapped.
   void close();
 
+  // `eventfd` is written to whenever something cannot be read because a file of the image's chain was not handed over. It
+  // outlives the session.
+  void tell_of_missing_bases(int eventfd) { missing_bases_ = eventfd; }
+  // What was missing: whoever waits goes on.
+  Result<void> give_bases(const std::vector<GivenFile>& bases) { return image_->give_bases(bases); }
+
  private:
   struct Fault {
     char* address;
@@ -134,6 +140,7 @@ class Session {
   bool has_room_for(uint64_t bytes) const;  // of clean copies
   void count_boundaries(Region* region, uint64_t offset, int64_t change);
   bool fail(Region* region, uint64_t offset, const Error& error);
+  void tell_if_base_is_missing(const Error& error);
   void report_stall(const Error& error);
 
   // Of all sessions of this process: its limits are one for all.
@@ -164,6 +171,7 @@ class Session {
   bool busy_ = false;       // faults follow one another
   uint32_t in_vain_ = 0;    // how often in a row await_fault() came to nothing, or was not tried after that
   std::atomic<bool> closed_{false};
+  std::atomic<int> missing_bases_{-1};
 
   // The control thread's.
   enum class Step { kNone, kPrepared, kCut, kCommitted };

@@ -177,7 +177,9 @@ Result<void> Session::discard(uint64_t offset, uint64_t length) {
     PCOW_TRY(replace(region.get(), from, to));
     drop_books(region.get(), first, last);
   }
-  return image_->discard(offset, length);
+  auto discarded = image_->discard(offset, length);
+  if (!discarded) tell_if_base_is_missing(discarded.error());
+  return discarded;
 }
 
 }  // namespace pcow

@@ -58,6 +58,14 @@ class Mount {
 
   void say(const protocol::Packet& packet) { CHECK(protocol::send_packet(peer_.number(), packet)); }
 
+  // Questions that come in between are passed over.
+  protocol::Kind hear_answer() {
+    for (;;) {
+      const protocol::Kind kind = hear().kind;
+      if (kind != protocol::Kind::kWant) return kind;
+    }
+  }
+
   // A request, answered by kDone.
   void ask(protocol::Kind kind, const std::string& text = {}) { CHECK(answer_to(kind, text) == protocol::Kind::kDone); }
   // One out of order, answered by kFailed.
@@ -98,7 +106,7 @@ class Mount {
     request.kind = kind;
     request.text = text;
     say(request);
-    return hear().kind;
+    return hear_answer();
   }
 
   const std::string path_;
@@ -339,6 +347,128 @@ void next_mounts() {
   attachment->detach();  // does not wait for an answer
 }
 
+// What is attached stands on a base, which gets another base that was not handed over.
+struct ChangedBase {
+  Stage stage;
+  std::string ground = stage.directory / "ground.pcow";
+  std::string other = stage.directory / "other.pcow";
+  std::string base = stage.directory / "base.pcow";
+  std::string image = stage.directory / "on-base.pcow";
+  std::unique_ptr<Image> writer;
+
+  ChangedBase() {
+    make(ground, "", 1);
+    make(other, "", 2);
+    make(base, ground, 3);
+    CreateOptions on_base;
+    on_base.has_base = true;
+    on_base.base = {base, "s", 0};
+    MUST(create_image(image, on_base));
+    OpenOptions options;
+    options.write = true;
+    writer = MUST(Image::open(base, options));
+  }
+
+  // Each holds its `value` in a block of its own, and has the snapshot s.
+  static void make(const std::string& path, const std::string& on, char value) {
+    CreateOptions create;
+    create.size = on.empty() ? kSize : 0;
+    create.has_base = !on.empty();
+    if (create.has_base) create.base = {on, "s", 0};
+    MUST(create_image(path, create));
+    OpenOptions options;
+    options.write = true;
+    auto made = MUST(Image::open(path, options));
+    const std::string bytes(65536, value);
+    MUST(made->write(65536 * static_cast<uint64_t>(value), bytes.data(), bytes.size()));
+    MUST(made->snapshot("s"));
+    MUST(made->close());
+  }
+
+  std::shared_ptr<Attachment> attached(Mount* mount, uint32_t value) const {
+    std::thread handing_over([&] {
+      mount->meet(protocol::Kind::kAttach);
+      protocol::Packet answer;
+      answer.kind = protocol::Kind::kAttached;
+      answer.value = value;
+      for (const std::string& path : {image, base, ground}) add(&answer, path);
+      mount->say(answer);
+    });
+    auto attachment = MUST(stage.attach(kNever, false));
+    handing_over.join();
+    return attachment;
+  }
+
+  static void add(protocol::Packet* packet, const std::string& path) {
+    packet->text += path + '\0';
+    packet->descriptors.emplace_back(open(path.c_str(), O_RDONLY | O_CLOEXEC));
+    CHECK(packet->descriptors.back());
+  }
+};
+
+void base_that_was_not_handed_over() {
+  using protocol::Kind;
+  const ChangedBase scene;
+  Mount mount(scene.stage.socket);
+  const auto attachment = scene.attached(&mount, protocol::kMayWant);
+  Session& session = attachment->session();
+  auto* memory = static_cast<volatile char*>(MUST(session.map(kSize, PROT_READ, 0)));
+  CHECK(memory[3 * 65536] == 3);
+  MUST(scene.writer->rebase({scene.other, "s", 0}, true, nullptr));
+  std::atomic<int> found{-1};
+  std::thread reader([&] { found = memory[65536]; });
+  CHECK(mount.hear().kind == Kind::kWant);
+  mount.ask(Kind::kStatus);  // side by side with all else
+  // What does not help is no answer: it asks again.
+  protocol::Packet bases;
+  bases.kind = Kind::kBases;
+  ChangedBase::add(&bases, scene.base);
+  mount.say(bases);
+  CHECK(mount.hear_answer() == Kind::kDone);
+  CHECK(mount.hear().kind == Kind::kWant);
+  CHECK(found == -1);
+  ChangedBase::add(&bases, scene.other);
+  mount.say(bases);
+  bases.descriptors.clear();
+  CHECK(mount.hear_answer() == Kind::kDone);
+  reader.join();
+  CHECK(found == 1 && memory[2 * 65536] == 0 && memory[3 * 65536] == 3);
+  MUST(session.unmap(const_cast<char*>(memory), kSize));
+  attachment->detach();
+}
+
+// A mount of another age says nothing of it, and would take the question for nonsense.
+void mount_that_is_not_to_be_asked() {
+  using protocol::Kind;
+  const ChangedBase scene;
+  Mount mount(scene.stage.socket);
+  const auto attachment = scene.attached(&mount, 0);
+  Session& session = attachment->session();
+  auto* memory = static_cast<volatile char*>(MUST(session.map(kSize, PROT_READ, 0)));
+  CHECK(memory[3 * 65536] == 3);
+  MUST(scene.writer->rebase({scene.other, "s", 0}, true, nullptr));
+  std::atomic<int> found{-1};
+  std::thread reader([&] { found = memory[65536]; });
+  while (session.statistics().stalled_now == 0) usleep(1000);
+  mount.ask(Kind::kStatus);
+  // It may bring the files all the same.
+  protocol::Packet bases;
+  bases.kind = Kind::kBases;
+  for (const std::string& path : {scene.base, scene.other}) ChangedBase::add(&bases, path);
+  mount.say(bases);
+  bases.descriptors.clear();
+  CHECK(mount.hear_answer() == Kind::kDone);
+  reader.join();
+  CHECK(found == 1);
+  MUST(session.unmap(const_cast<char*>(memory), kSize));
+  // Descriptors with anything else are nonsense.
+  bases.kind = Kind::kStatus;
+  ChangedBase::add(&bases, scene.base);
+  mount.say(bases);
+  mount.wait_for_end();
+  attachment->detach();
+}
+
 }  // namespace
 
 int main() {
@@ -350,5 +480,7 @@ int main() {
   steps_out_of_order();
   silent_after_the_cut();
   next_mounts();
+  base_that_was_not_handed_over();
+  mount_that_is_not_to_be_asked();
   return 0;
 }

@@ -18,7 +18,7 @@ import type { ImageEntry } from '../mount/image-entry.js';
 import { debugLog, log } from '../mount/log.js';
 import { flatFilePath, type Place } from '../mount/place.js';
 import { loopDevicesOn } from './loop-devices.js';
-import { Monitor } from './monitor.js';
+import { isGone, Monitor } from './monitor.js';
 import { socketPath } from './socket-path.js';
 
 const debug = debugLog('attach');
@@ -44,6 +44,8 @@ export class AttachService {
   readonly #context: AttachContext;
   readonly #server: AttachServer;
   readonly #monitors = new Map<number, Monitor>();
+  /** What they are attached to. */
+  readonly #images = new Map<Monitor, ImageEntry>();
   /** What is to be done when a monitor gives its image back ('releasing'), or its connection ends without that. */
   readonly #endings = new Map<Monitor, (how: 'releasing' | 'lost') => Promise<void> | void>();
 
@@ -84,6 +86,10 @@ export class AttachService {
     if (!monitor) {
       return;
     }
+    if (event.kind === 'want') {
+      void this.#giveBases(monitor);
+      return;
+    }
     // The image is on its way back before anybody hears that a request has failed for that.
     if (event.kind === 'release') {
       void this.#end(monitor, 'releasing').then(() => {
@@ -96,7 +102,23 @@ export class AttachService {
     monitor.heard(event);
   }
 
+  /**
+   * A base of the image has got another base, which the process was not given. Never rejects: it asks again, as long as it
+   * needs them.
+   */
+  async #giveBases(monitor: Monitor): Promise<void> {
+    const entry = this.#images.get(monitor);
+    const bases = entry ? (await chainFiles(entry).catch(failed)).slice(1) : [];
+    await monitor.giveBases(bases).catch(failed);
+
+    function failed(error: unknown): string[] {
+      if (!isGone(error)) entry?.failed('attach', error);
+      return [];
+    }
+  }
+
   async #end(monitor: Monitor, how: 'releasing' | 'lost'): Promise<void> {
+    this.#images.delete(monitor);
     const ending = this.#endings.get(monitor);
     this.#endings.delete(monitor);
     try {
@@ -118,6 +140,7 @@ export class AttachService {
     try {
       monitor.command = await command;
       entry = await this.#imageOf(event);
+      this.#images.set(monitor, entry);
       await this.#attach(entry, monitor, event);
       const how = `${event.kind === 'resume' ? 'again ' : ''}attached to ${monitor.process}`;
       log(`${entry.name}: ${how}${writable ? '' : ', to read'}`);

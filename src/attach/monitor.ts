@@ -166,7 +166,26 @@ export class Monitor {
     return looked;
   }
 
-  async #send(name: RequestName, { text = '', value = 0, limit }: RequestOptions): Promise<string> {
+  /** The files of its image's bases as they are now, or none where they are not known: it asks again then. */
+  async giveBases(paths: string[]): Promise<void> {
+    if (paths.length === 0) {
+      this.#server.giveBases(this.connection, 0, paths);
+      return;
+    }
+    await this.#requests.run(() =>
+      this.#ask((id) => {
+        this.#server.giveBases(this.connection, id, paths);
+      }),
+    );
+  }
+
+  #send(name: RequestName, { text = '', value = 0, limit }: RequestOptions): Promise<string> {
+    return this.#ask((id) => {
+      this.#server.request(this.connection, id, RequestKind[name], value, text);
+    }, limit);
+  }
+
+  async #ask(say: (id: number) => void, limit?: number): Promise<string> {
     await this.#ready;
     if (this.#gone !== null) {
       throw this.#lost();
@@ -181,7 +200,7 @@ export class Monitor {
     try {
       return await new Promise<string>((resolve, reject) => {
         this.#waiting = { id, resolve, reject };
-        this.#server.request(this.connection, id, RequestKind[name], value, text);
+        say(id);
       });
     } finally {
       clearTimeout(timer);
@@ -207,7 +226,7 @@ export class Monitor {
   }
 
   /** What the server reports of this connection. */
-  heard(event: Exclude<AttachEvent, { kind: 'attach' | 'resume' }>): void {
+  heard(event: Exclude<AttachEvent, { kind: 'attach' | 'resume' | 'want' }>): void {
     switch (event.kind) {
       case 'handed over':
         if (event.ok) {

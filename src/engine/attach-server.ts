@@ -9,7 +9,7 @@ import { addon, type NativeAttachEvent, type NativeAttachServer } from './native
  * In this order for a connection: 'attach' or 'resume'; 'handed over', where that was asked for; an 'answer' to each request;
  * 'release', where its monitor gives the image back; 'closed', after which only 'looked' may come. A connection that never asks for
  * anything is never heard of. A request that is under way at the 'release', or asked for after it, is answered with ESHUTDOWN.
- * 'looked' says that all that the connection had sent when look() was called has been reported.
+ * 'want' comes at any time before that, when the monitor needs its image's bases anew (giveBases). 'looked' says that all that the connection had sent when look() was called has been reported.
  */
 export type AttachEvent = NativeAttachEvent;
 

@@ -113,6 +113,7 @@ export type NativeAttachEvent =
   | { kind: 'handed over'; connection: number; ok: boolean; errno: number; text: string }
   | { kind: 'answer'; connection: number; id: number; ok: boolean; errno: number; text: string }
   | { kind: 'release'; connection: number }
+  | { kind: 'want'; connection: number }
   | { kind: 'looked'; connection: number; id: number }
   | { kind: 'closed'; connection: number; text: string };
 
@@ -121,6 +122,8 @@ export interface NativeAttachServer {
   confirm(connection: number): void;
   refuse(connection: number, errno: number, text: string): void;
   request(connection: number, id: number, kind: number, value: number, text: string): void;
+  /** A request, too. No paths: there is nothing to give, and the monitor may ask again. */
+  giveBases(connection: number, id: number, paths: string[]): void;
   released(connection: number): void;
   look(connection: number, id: number): void;
   close(connection: number, why: string): void;
