@@ -11,13 +11,13 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-/* By system calls alone: the functions are those of whoever is preloaded behind. */
+/* By system calls alone: the functions are those of whoever is preloaded behind. The monitor's threads have descriptors of their own. */
 static int fails(int fd, const char* what) {
   const char* disk = getenv("FAILING_DISK");
   const char* file = getenv("FAILING_FILE");
   char link[40], path[4096], word[16] = "";
   if (!disk || !file) return 0;
-  snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+  snprintf(link, sizeof link, "/proc/thread-self/fd/%d", fd);
   const ssize_t length = readlink(link, path, sizeof path - 1);
   const size_t end = strlen(file);
   if (length < (ssize_t)end || memcmp(path + length - end, file, end) != 0) return 0;
