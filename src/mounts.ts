@@ -4,7 +4,7 @@
  * Nothing is stored anywhere: /proc/self/mountinfo is always true, also after a mount died.
  * It is read, never stat'ed through, so a mount whose process hangs can't hang the reader.
  */
-import { readFile, realpath } from 'node:fs/promises';
+import { readdir, readFile, readlink, realpath } from 'node:fs/promises';
 import path from 'node:path';
 
 /** The file system type that the kernel shows for a Pcow mount. */
@@ -60,6 +60,37 @@ export interface MountTableEntry {
 /** Everything that is mounted, in mounting order: of two on one mountpoint the later one hides the earlier. */
 export async function mountTable(): Promise<MountTableEntry[]> {
   return parseMountTable(await readFile('/proc/self/mountinfo', 'utf8'));
+}
+
+/** Where a file system is mounted besides, in any mount namespace that this user may look into. */
+export interface OtherPlace {
+  mountpoint: string;
+  /** A process of that mount namespace; null: our own. */
+  pid: number | null;
+}
+
+/** Where the file system with this device is mounted: bind mounts of it, and copies in other mount namespaces. */
+export async function placesOfDevice(device: string): Promise<OtherPlace[]> {
+  const own = await readlink('/proc/self/ns/mnt');
+  const places: OtherPlace[] = [];
+  const seen = new Set<string>();
+  for (const pid of ['self', ...(await readdir('/proc')).filter((name) => /^\d+$/.test(name))]) {
+    try {
+      const namespace = await readlink(`/proc/${pid}/ns/mnt`);
+      if (seen.has(namespace)) {
+        continue;
+      }
+      seen.add(namespace);
+      for (const entry of parseMountTable(await readFile(`/proc/${pid}/mountinfo`, 'utf8'))) {
+        if (entry.device === device) {
+          places.push({ mountpoint: entry.mountpoint, pid: namespace === own ? null : Number(pid) });
+        }
+      }
+    } catch {
+      // It has ended, or is not ours to look at.
+    }
+  }
+  return places;
 }
 
 function parseMountTable(text: string): MountTableEntry[] {

@@ -5,7 +5,7 @@ import { promisify } from 'node:util';
 
 import { lockDirectory } from '../engine/directory-lock.js';
 import { isPcowError } from '../engine/index.js';
-import { MOUNT_TYPE, mountTable } from '../mounts.js';
+import { MOUNT_TYPE, mountTable, type OtherPlace, placesOfDevice } from '../mounts.js';
 import { unmountFailure } from './mount.js';
 import { clearDeadMount, mountError, placeOf } from './mountpoint.js';
 
@@ -14,9 +14,12 @@ const run = promisify(execFile);
 /** Milliseconds between looks at whether the mount's process has ended. */
 const PAUSE = 20;
 
+/** Looks after which, and after each as many more, it is asked whether the file system is mounted elsewhere: then it does not end. */
+const LOOKS_BEFORE_ASKING = 100;
+
 /**
  * Ends the mount on a mountpoint. Resolves when its last sync is done and every image is closed; rejects with EBUSY, and the mount goes
- * on, where somebody uses it. Clears a dead mount away.
+ * on, where somebody uses it, or where it is mounted elsewhere as well. Clears a dead mount away.
  */
 export async function umount(mountpoint: string): Promise<void> {
   if (await clearDeadMount(mountpoint)) {
@@ -36,12 +39,18 @@ export async function umount(mountpoint: string): Promise<void> {
   } catch (cause) {
     throw await unmountFailure(place, cause);
   }
-  await lockFree(mount.source);
+  await ended(mount.source, mount.device);
 }
 
 /** The mount's process holds the lock of its directory until all is done, or it dies. */
-async function lockFree(directory: string): Promise<void> {
-  for (;;) {
+async function ended(directory: string, device: string): Promise<void> {
+  for (let looks = 1; ; looks += 1) {
+    if (looks % LOOKS_BEFORE_ASKING === 0) {
+      const places = await placesOfDevice(device);
+      if (places.length > 0) {
+        throw mountError(`${directory} goes on being mounted ${places.map(sentencePart).join(', ')}`, undefined, 'EBUSY');
+      }
+    }
     try {
       lockDirectory(directory).release();
       return;
@@ -52,4 +61,10 @@ async function lockFree(directory: string): Promise<void> {
       await sleep(PAUSE);
     }
   }
+}
+
+function sentencePart({ mountpoint, pid }: OtherPlace): string {
+  return pid === null
+    ? `on ${mountpoint}: "umount ${mountpoint}" takes that away`
+    : `on ${mountpoint} in another mount namespace, that of process ${pid}: "nsenter -t ${pid} -m umount ${mountpoint}" takes that away`;
 }
