@@ -21,7 +21,15 @@ const HOW = 'write bytes, or a number with K, M, G or T: 65536, 64K, 10G, 1.5T';
 
 /** Reads the size of an image. The limits are the engine's; here the sentences speak of what was typed. */
 export function parseSize(text: string): number {
-  const bytes = parseBytes(text, 'size');
+  return imageSize(parseBytes(text, 'size'), text);
+}
+
+/** Reads a size that is typed as `+GROWTH`, of an image that has `present` bytes, or as it is. The limits are for the sum. */
+export function parseNewSize(text: string, present: number): number {
+  return text.startsWith('+') ? imageSize(present + parseBytes(text.slice(1), 'size'), text) : parseSize(text);
+}
+
+function imageSize(bytes: number, text: string): number {
   if (bytes > MAX_SIZE) {
     throw new Failure('PCOW_TOO_LARGE', `the size ${quote(text)} is over the limit of 64 TiB`);
   }
@@ -29,7 +37,7 @@ export function parseSize(text: string): number {
     const below = Math.floor(bytes / SIZE_UNIT) * SIZE_UNIT;
     throw new Failure(
       'PCOW_INVALID',
-      `the size ${text} is ${bytes} bytes, which is not a multiple of 4 KiB`,
+      `the size ${text} ${text.startsWith('+') ? 'makes it' : 'is'} ${bytes} bytes, which is not a multiple of 4 KiB`,
       `the nearest sizes are ${sizeArgument(below)} and ${sizeArgument(below + SIZE_UNIT)}`,
     );
   }

@@ -5,7 +5,7 @@ import { addNotes } from '../help.js';
 import { withImage } from '../images.js';
 import { say, sayJson } from '../output.js';
 import { Failure } from '../errors.js';
-import { formatSize, parseSize } from '../size.js';
+import { formatSize, parseNewSize } from '../size.js';
 import { findImage, type ImageTarget } from '../target.js';
 
 export function addResize(program: Command): void {
@@ -51,7 +51,7 @@ async function resize(given: string, size: string, options: { shrink?: boolean; 
   const { shrink = false } = options;
   const image = await findImage(given);
   const present = await withImage(image.file, {}, (open) => open.info().size);
-  const bytes = size.startsWith('+') ? present + parseSize(size.slice(1)) : parseSize(size);
+  const bytes = parseNewSize(size, present);
   if (bytes < present && !shrink) {
     throw new Failure(
       'PCOW_INVALID',

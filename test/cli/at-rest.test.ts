@@ -4,7 +4,7 @@ import path from 'node:path';
 import test from 'ava';
 import { Image } from '../../src/engine/index.js';
 import { scratchDirectory } from '../helpers/scratch.js';
-import { pcowIn, succeeds } from './outcome.js';
+import { fails, pcowIn, succeeds } from './outcome.js';
 
 async function fill(file: string, byte: number): Promise<void> {
   const image = await Image.open(file, { write: true });
@@ -111,6 +111,9 @@ test('resize grows', async (t) => {
   const pcow = pcowIn(await scratchDirectory(t));
   await succeeds(t, pcow('create', 'vm1', '1G'));
   t.is(await succeeds(t, pcow('resize', 'vm1', '2G')), 'vm1 has 2 GiB now\n');
+  await succeeds(t, pcow('resize', 'vm1', '+4K'));
+  await fails(t, pcow('resize', 'vm1', '+1K'), 3, /makes it 2147488768 bytes, which is not a multiple of 4 KiB/);
+  await fails(t, pcow('resize', 'vm1', '+64T'), 3, /over the limit of 64 TiB/);
 });
 
 test('list of a directory shows every image, also what is wrong with one', async (t) => {
