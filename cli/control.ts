@@ -177,8 +177,15 @@ async function explain(error: unknown, mount: PcowMount, what: string, statusDir
 interface Status {
   state?: string;
   problem?: string | null;
+  monitors?: { problem: string | null };
   working?: { command: string; text: string; done: number; total: number } | null;
   lastError: { code: PcowErrorCode; errno: string; message: string } | null;
+}
+
+/** Why no process can attach to the images of a mount, as its status says; null where they can. */
+export async function monitorsProblem(mountpoint: string): Promise<string | null> {
+  const status = await readStatus(path.join(mountpoint, '.pcow'));
+  return status?.monitors?.problem ?? null;
 }
 
 /** null where an image has no control files: its name is that of a control file. */

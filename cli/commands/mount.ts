@@ -1,6 +1,7 @@
 import type { Command } from 'commander';
 import { endOnSignals, mountDirectory, startDaemon, tellReady } from '../../src/mount/index.js';
-import { Failure } from '../errors.js';
+import { monitorsProblem } from '../control.js';
+import { Failure, warn } from '../errors.js';
 import { addNotes } from '../help.js';
 import { say } from '../output.js';
 
@@ -67,4 +68,8 @@ async function mount(directory: string, mountpoint: string, options: Options): P
   }
   await startDaemon(directory, mountpoint, { ...settings, log: options.log });
   say(`${directory} is mounted on ${mountpoint}`);
+  const problem = await monitorsProblem(mountpoint);
+  if (problem !== null) {
+    warn('pcow', `${problem}. Until then guests run with “pcow run --plain” only`);
+  }
 }

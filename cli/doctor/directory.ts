@@ -5,6 +5,7 @@ import path from 'node:path';
 import { Image, PcowError } from '../../src/engine/index.js';
 import { IMAGE_SUFFIX } from '../../src/mount/image-names.js';
 import type { MountTableEntry } from '../../src/mounts.js';
+import { monitorsProblem } from '../control.js';
 import { fileSystemOf, overwritingProblem } from '../file-system.js';
 import { withImage } from '../images.js';
 import { quote } from '../quote.js';
@@ -24,13 +25,20 @@ export async function directoryFindings(given: string): Promise<Finding[]> {
   return [
     mount === null
       ? ok('mount', `${directory} is not mounted`)
-      : ok('mount', `${directory} is mounted on ${mount.mountpoint}`),
+      : await mountFinding(directory, mount.mountpoint),
     fileSystem(place),
     dax(place),
     await space(directory),
     ...(await tried(directory)),
     ...(await images(directory)),
   ];
+}
+
+async function mountFinding(directory: string, mountpoint: string): Promise<Finding> {
+  const unattached = await monitorsProblem(mountpoint);
+  return unattached === null
+    ? ok('mount', `${directory} is mounted on ${mountpoint}`)
+    : problem('mount', `${mountpoint}: ${unattached}`, `pcow umount ${mountpoint}, and mount it again with that`);
 }
 
 function fileSystem(place: MountTableEntry | undefined): Finding {

@@ -133,6 +133,15 @@ int socket_of(int descriptor, std::string* socket) {
   return err == ENOTCONN || err == ECONNABORTED ? err : 0;
 }
 
+// Whether a file is a flat file of a mount of ours, be it that it serves no monitors. Leaves errno alone.
+bool is_flat_file(int descriptor) {
+  char identity[64];
+  const int before = errno;
+  const ssize_t count = fgetxattr(descriptor, pcow::protocol::kImageAttribute, identity, sizeof identity);
+  errno = before;
+  return count > 0;
+}
+
 // A shared mapping of a file that may be a flat file. None: it is not.
 std::optional<void*> map_if_flat(void* address, size_t length, int protection, int flags, int descriptor,
                                  off_t offset) {
@@ -141,7 +150,12 @@ std::optional<void*> map_if_flat(void* address, size_t length, int protection, i
   const bool attached = concerns(descriptor, &file);
   const int unanswered = attached ? 0 : socket_of(descriptor, &socket);
   if (unanswered) return fail(unanswered);
-  if (!attached && socket.empty()) return std::nullopt;
+  if (!attached && socket.empty()) {
+    if (!is_flat_file(descriptor)) return std::nullopt;
+    pcow::log_notice(
+        "the mount of a flat file serves no monitors, so it is not mapped: its log and \".pcow/status\" say why");
+    return fail(ENODEV);
+  }
   if (!footprint::identify(descriptor, &file)) return fail(errno);
   if (flags & MAP_SYNC) return fail(EOPNOTSUPP);  // the image's filesystem is not DAX: mmap(2)
   if (flags & MAP_LOCKED) return fail(EAGAIN);    // as where too much is locked already: see mlock below

@@ -65,7 +65,8 @@ export class AttachService {
       place.socket = socket;
       return service;
     } catch (error) {
-      log(`no process can attach to the images of ${place.directory}: ${sentenceOf(error)}`);
+      place.noMonitors = `no process can attach to the images of ${place.directory}: ${sentenceOf(error)}`;
+      log(place.noMonitors);
       return null;
     }
   }

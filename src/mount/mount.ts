@@ -67,6 +67,7 @@ export async function mountDirectory(
     mountpoint: await checkedMountpoint(mountpoint, real),
     device: '',
     socket: '',
+    noMonitors: null,
     settings,
     watchdog: new Watchdog(real),
   };

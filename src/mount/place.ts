@@ -13,6 +13,8 @@ export interface Place {
   device: string;
   /** Where monitors connect; empty where the mount serves none. */
   socket: string;
+  /** Why it serves none: a sentence, or null. */
+  noMonitors: string | null;
   readonly settings: MountSettings;
   /** Does what this process still had to do, if it is killed. */
   readonly watchdog: Watchdog;

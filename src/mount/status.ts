@@ -73,6 +73,7 @@ export async function mountStatus(place: Place, catalog: Catalog, lastError: Las
     mountpoint: place.mountpoint,
     pid: process.pid,
     ...place.settings,
+    monitors: { socket: place.socket || null, problem: place.noMonitors },
     images,
     lastError: errorFields(lastError),
   });

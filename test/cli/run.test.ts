@@ -5,7 +5,7 @@ import { readFile, stat } from 'node:fs/promises';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
 import test from 'ava';
-import { mountedImages, MiB } from '../helpers/mount.js';
+import { imagesFor, mountedImages, MiB } from '../helpers/mount.js';
 import { pcowProgram } from '../helpers/mounted.js';
 import { Conversation, program } from '../helpers/program.js';
 import { fails, pcowIn, succeeds, type Outcome } from './outcome.js';
@@ -100,4 +100,23 @@ test.serial('a mapping under it is attached, and --log tells so', async (t) => {
   t.regex(await readFile(log, 'utf8'), /attached \S+vm1\.pcow for writing/);
   await mapping.end();
   t.is((await readFile(mount.file('vm1')))[4096], 7);
+});
+
+test('where the mount can make no socket: it warns, and nothing is mapped without the monitor in silence', async (t) => {
+  const mount = await imagesFor(t, { vm1: MiB });
+  const tool = await program('map-tool', mount.scratch);
+  const command = `'${process.execPath}' '${pcowProgram}'`;
+  const script = `
+    mount -t tmpfs -o ro none /run
+    ${command} mount '${mount.images}' '${mount.point}' || exit
+    ${command} run -- '${tool}' '${mount.file('vm1')}' < /dev/null; echo "run: $?"
+    ${command} run --plain -- '${tool}' '${mount.file('vm1')}' < /dev/null; echo "plain: $?"
+    ${command} doctor '${mount.images}' | grep 'no process can attach'
+    ${command} umount '${mount.point}'`;
+  const { exit, stdout, stderr } = await shell(`unset XDG_RUNTIME_DIR; unshare -m bash -c "$SCRIPT"`, { SCRIPT: script });
+  t.is(exit, 0, stderr);
+  t.regex(stderr, /^pcow: warning: no process can attach to the images of .*: set XDG_RUNTIME_DIR .* “pcow run --plain” only$/m);
+  t.regex(stderr, /^pcow: the mount of a flat file serves no monitors/m);
+  t.regex(stderr, /^mmap: No such device$/m);
+  t.regex(stdout, /^run: 1$[^]*^mapped$[^]*^plain: 0$[^]*no process can attach/m);
 });
