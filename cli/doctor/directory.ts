@@ -23,9 +23,7 @@ export async function directoryFindings(given: string): Promise<Finding[]> {
   const { directory, mount } = await findDirectory(given);
   const place = await fileSystemOf(directory);
   return [
-    mount === null
-      ? ok('mount', `${directory} is not mounted`)
-      : await mountFinding(directory, mount.mountpoint),
+    mount === null ? ok('mount', `${directory} is not mounted`) : await mountFinding(directory, mount.mountpoint),
     fileSystem(place),
     dax(place),
     await space(directory),

@@ -48,7 +48,11 @@ async function ended(directory: string, device: string): Promise<void> {
     if (looks % LOOKS_BEFORE_ASKING === 0) {
       const places = await placesOfDevice(device);
       if (places.length > 0) {
-        throw mountError(`${directory} goes on being mounted ${places.map(sentencePart).join(', ')}`, undefined, 'EBUSY');
+        throw mountError(
+          `${directory} goes on being mounted ${places.map(sentencePart).join(', ')}`,
+          undefined,
+          'EBUSY',
+        );
       }
     }
     try {

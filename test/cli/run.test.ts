@@ -113,9 +113,14 @@ test('where the mount can make no socket: it warns, and nothing is mapped withou
     ${command} run --plain -- '${tool}' '${mount.file('vm1')}' < /dev/null; echo "plain: $?"
     ${command} doctor '${mount.images}' | grep 'no process can attach'
     ${command} umount '${mount.point}'`;
-  const { exit, stdout, stderr } = await shell(`unset XDG_RUNTIME_DIR; unshare -m bash -c "$SCRIPT"`, { SCRIPT: script });
+  const { exit, stdout, stderr } = await shell(`unset XDG_RUNTIME_DIR; unshare -m bash -c "$SCRIPT"`, {
+    SCRIPT: script,
+  });
   t.is(exit, 0, stderr);
-  t.regex(stderr, /^pcow: warning: no process can attach to the images of .*: set XDG_RUNTIME_DIR .* “pcow run --plain” only$/m);
+  t.regex(
+    stderr,
+    /^pcow: warning: no process can attach to the images of .*: set XDG_RUNTIME_DIR .* “pcow run --plain” only$/m,
+  );
   t.regex(stderr, /^pcow: the mount of a flat file serves no monitors/m);
   t.regex(stderr, /^mmap: No such device$/m);
   t.regex(stdout, /^run: 1$[^]*^mapped$[^]*^plain: 0$[^]*no process can attach/m);

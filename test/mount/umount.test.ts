@@ -36,6 +36,9 @@ test.serial('a mount that is taken away in another mount namespace only', async 
   await mount.mount();
   const { code, stderr } = await refusalOf('unshare', '-m', process.execPath, pcowProgram, 'umount', mount.point);
   t.is(code, 11);
-  t.regex(stderr, new RegExp(`^pcow: ${mount.images} goes on being mounted on ${mount.point} in another mount namespace, that of`));
+  t.regex(
+    stderr,
+    new RegExp(`^pcow: ${mount.images} goes on being mounted on ${mount.point} in another mount namespace, that of`),
+  );
   t.is((await mount.status('vm1')).state, 'ok');
 });
