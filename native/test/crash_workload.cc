@@ -48,19 +48,16 @@ constexpr Profile kFullMerge = {"merge on a full disk", 0, 0, 0, 0, 0, 0, 0, 0, 
 }  // namespace
 
 void run_workloads(Run* run, int steps) {
-  for (const Profile& profile : kProfiles) {
-    if (kEvery > 1) {
-      Workload(run, profile, kBlockSizes[run->random() % std::size(kBlockSizes)]).go(steps);
-      continue;
-    }
-    for (const uint32_t block_size : kBlockSizes) Workload(run, profile, block_size).go(steps);
-  }
-  Workload(run, kLongMerge, 4096).go(steps);
-  Workload(run, kReuse, 4096).reuse_during_a_merge();
-  Workload(run, kTwoDeletions, 8192).two_deletions();
-  Workload(run, kMergedChecksums, 4096).merge_with_checksums();
-  Workload(run, kCloned, 4096).clone_of_a_snapshot();
-  Workload(run, kFullMerge, 8192).merge_on_a_full_disk();
+  const auto has_turn = [&] { return run->random() % kEvery == 0; };
+  for (const Profile& profile : kProfiles)
+    for (const uint32_t block_size : kBlockSizes)
+      if (has_turn()) Workload(run, profile, block_size).go(steps);
+  if (has_turn()) Workload(run, kLongMerge, 4096).go(steps);
+  if (has_turn()) Workload(run, kReuse, 4096).reuse_during_a_merge();
+  if (has_turn()) Workload(run, kTwoDeletions, 8192).two_deletions();
+  if (has_turn()) Workload(run, kMergedChecksums, 4096).merge_with_checksums();
+  if (has_turn()) Workload(run, kCloned, 4096).clone_of_a_snapshot();
+  if (has_turn()) Workload(run, kFullMerge, 8192).merge_on_a_full_disk();
 }
 
 void run_workload(Run* run, const std::string& name, int steps) {
