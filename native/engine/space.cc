@@ -147,22 +147,16 @@ Result<void> Space::keep_reserve() {
   {
     const std::lock_guard lock(mutex_);
     if (reserve_.blocks || making_reserve_) return {};
-    // What a deletion spends is not for data, neither as space on the disk nor as blocks of a file that cannot grow.
-    const bool spending = spending_;
-    const auto left = Error(Code::kNoSpace, ENOSPC, file_->path() + ": a deletion needs what is left of the disk");
-    if (spending && !file_->disk_has(2 * (reserve_blocks() << geometry_.block_shift()))) return left;
+    if (spending_) return Error(Code::kNoSpace, ENOSPC, file_->path() + ": a deletion needs what is left of the disk");
     // Asking for space behind an end that somebody has cut off would hide that.
     if (keeps(Rule::kFileReachesBeforeUse)) PCOW_TRY(file_->check_length(blocks_ << geometry_.block_shift()));
     const uint64_t blocks = reserve_blocks();
     // Apart from data, where directories can make use of it. A file that cannot grow has it anywhere, or none.
     uint64_t first = round_up(blocks_, kStretch);
-    if (!spending && take_range(place_of_reserve_.first, place_of_reserve_.blocks)) {
+    if (take_range(place_of_reserve_.first, place_of_reserve_.blocks)) {
       next = place_of_reserve_;
     } else {
-      if (!grow_to(first + blocks)) {
-        if (spending) return left;
-        first = find_free_run(blocks, 1, 1);
-      }
+      if (!grow_to(first + blocks)) first = find_free_run(blocks, 1, 1);
       if (first != kNone && take_range(first, blocks))
         next = {static_cast<uint32_t>(first), static_cast<uint32_t>(blocks)};
     }

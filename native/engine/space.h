@@ -48,10 +48,10 @@ class Space {
   Reserve reserve() const;
   // At opening: that of the one who had the image before, if nothing has come to use it.
   void adopt_reserve(const Reserve& left);
-  // Before a block is taken for data: that there is one. kNoSpace where the disk is full, or has no more than what is being spent.
+  // Before a block is taken for data: that there is one. kNoSpace where the disk is full, or what gives space back is spending it.
   Result<void> keep_reserve();
-  // Gives it back to the disk and to the file, for one who gives space back; false: there is none. Until it is told that they are done,
-  // keep_reserve() leaves that much to them.
+  // Gives it back to the disk and to the file, for one who gives space back; false: there is none. From then on keep_reserve() fails,
+  // until it is told that they are done.
   bool spend_reserve();
   void end_spending();
 
