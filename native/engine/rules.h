@@ -24,7 +24,6 @@ enum class Rule {
   kHoleBeforeReuse,           // … and so is the hole
   kHoldReleasesDuringMerges,  // what a merge's heir lets go is not used again before the merge is over
   kChecksumsGoneBeforeHeir,   // a layer's checksums of what its heir takes over are gone before the heir can write it
-  kHeirBeforeHandingOver,     // what an heir has taken is durable before the layer that is merged away loses it
   kMergeNearestFirst,         // nothing is merged into a layer that is to be merged away itself
   // Syncing.
   kDataBeforeDurable,    // data and entries are on the disk before their `durable` bits

@@ -40,7 +40,6 @@ const Breach kBreaches[] = {
     BREACH(kHoleBeforeReuse, "mapping"),
     BREACH(kHoldReleasesDuringMerges, "reuse during a merge"),
     BREACH(kChecksumsGoneBeforeHeir, "checksums of a merge"),
-    BREACH(kHeirBeforeHandingOver, "merge on a full disk"),
     BREACH(kMergeNearestFirst, "two deletions"),
     BREACH(kDataBeforeDurable, "expansion"),
     BREACH(kNotedBitsOnly, "meanwhile"),
