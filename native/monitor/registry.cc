@@ -63,6 +63,7 @@ std::shared_ptr<Session> Registry::session_of(const OpenFile& file) {
 // The mount says which file the image is in: the same device and inode as of the file that a session works on is the same image,
 // whichever mount its flat file is of. With `changing` held.
 std::shared_ptr<Session> Registry::learn(const OpenFile& file, int descriptor) {
+  if (all().empty()) return nullptr;
   char text[64];
   const ssize_t count = fgetxattr(descriptor, protocol::kImageAttribute, text, sizeof text);
   if (count <= 0) return nullptr;
