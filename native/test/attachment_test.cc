@@ -399,6 +399,14 @@ struct ChangedBase {
     return attachment;
   }
 
+  // A mapping that has been read, and then the base stands on what was not handed over.
+  volatile char* map_and_rebase(Session* session) const {
+    auto* memory = static_cast<volatile char*>(MUST(session->map(kSize, PROT_READ, 0)));
+    CHECK(memory[3 * 65536] == 3);
+    MUST(writer->rebase({other, "s", 0}, true, nullptr));
+    return memory;
+  }
+
   static void add(protocol::Packet* packet, const std::string& path) {
     packet->text += path + '\0';
     packet->descriptors.emplace_back(open(path.c_str(), O_RDONLY | O_CLOEXEC));
@@ -412,9 +420,7 @@ void base_that_was_not_handed_over() {
   Mount mount(scene.stage.socket);
   const auto attachment = scene.attached(&mount, protocol::kMayWant);
   Session& session = attachment->session();
-  auto* memory = static_cast<volatile char*>(MUST(session.map(kSize, PROT_READ, 0)));
-  CHECK(memory[3 * 65536] == 3);
-  MUST(scene.writer->rebase({scene.other, "s", 0}, true, nullptr));
+  volatile char* const memory = scene.map_and_rebase(&session);
   std::atomic<int> found{-1};
   std::thread reader([&] { found = memory[65536]; });
   CHECK(mount.hear().kind == Kind::kWant);
@@ -444,9 +450,7 @@ void mount_that_is_not_to_be_asked() {
   Mount mount(scene.stage.socket);
   const auto attachment = scene.attached(&mount, 0);
   Session& session = attachment->session();
-  auto* memory = static_cast<volatile char*>(MUST(session.map(kSize, PROT_READ, 0)));
-  CHECK(memory[3 * 65536] == 3);
-  MUST(scene.writer->rebase({scene.other, "s", 0}, true, nullptr));
+  volatile char* const memory = scene.map_and_rebase(&session);
   std::atomic<int> found{-1};
   std::thread reader([&] { found = memory[65536]; });
   while (session.statistics().stalled_now == 0) usleep(1000);

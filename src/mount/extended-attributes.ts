@@ -9,7 +9,7 @@ export const extendedAttributes: ReadonlyMap<string, (entry: ImageEntry, place: 
   ['user.pcow.chain', chain],
   ['user.pcow.status', imageStatus],
   ['user.pcow.attach', attachSocket],
-  ['user.pcow.image', async (entry: ImageEntry) => Promise.resolve(entry.identity)],
+  ['user.pcow.image', (entry: ImageEntry) => Promise.resolve(entry.identity)],
 ]);
 
 export function extendedAttributeNames(place: Place): string[] {

@@ -49,7 +49,7 @@ async function ended(directory: string, device: string): Promise<void> {
       const places = await placesOfDevice(device);
       if (places.length > 0) {
         throw mountError(
-          `${directory} goes on being mounted ${places.map(sentencePart).join(', ')}`,
+          `${directory} goes on being mounted ${places.map(placeAndRemedy).join(', ')}`,
           undefined,
           'EBUSY',
         );
@@ -67,7 +67,7 @@ async function ended(directory: string, device: string): Promise<void> {
   }
 }
 
-function sentencePart({ mountpoint, pid }: OtherPlace): string {
+function placeAndRemedy({ mountpoint, pid }: OtherPlace): string {
   return pid === null
     ? `on ${mountpoint}: "umount ${mountpoint}" takes that away`
     : `on ${mountpoint} in another mount namespace, that of process ${pid}: "nsenter -t ${pid} -m umount ${mountpoint}" takes that away`;

@@ -231,6 +231,7 @@ for (const change of CHANGES) {
     await change.happen(mount, pcow);
 
     await guestSees(t, guest, model);
+    const expected = Buffer.from(model); // of those who do not read what this guest writes
     for (let block = 0; block < BLOCKS; block += 7) {
       t.is(await guest.ask(`write ${block * BLOCK + 4096} 100 88`), 'ok');
       model.fill(88, block * BLOCK + 4096, block * BLOCK + 4196);
@@ -240,15 +241,6 @@ for (const change of CHANGES) {
 
     const flat = Buffer.alloc(SIZE);
     await plain.read(flat, 0, SIZE, 0);
-    const expected = Buffer.alloc(SIZE);
-    for (const [first, end, value] of [
-      [0, 200, 1],
-      [0, 20, 3],
-      [20, 60, 4],
-      [240, 250, 5],
-    ] as const) {
-      expected.fill(value, first * BLOCK, end * BLOCK);
-    }
     t.true(flat.equals(expected), 'the mount');
     t.is(await sending.goOn(made('stream')), 0, 'send');
     t.is(await converting.goOn(), 0, 'convert');
