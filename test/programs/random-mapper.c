@@ -209,6 +209,15 @@ static void unmap_slot(struct worker* worker, struct slot* slot) {
   }
 }
 
+/* False: another thread's mapping, or the C library's, is in the hole by now. */
+static bool map_hole(const struct slot* slot, uint32_t part, uint32_t count) {
+  char* address = slot->memory + (size_t)part * PAGE;
+  const off_t offset = (off_t)(slot->first + part) * PAGE;
+  void* mapped = mmap(address, (size_t)count * PAGE, READ_WRITE, MAP_SHARED | MAP_FIXED_NOREPLACE, fd, offset);
+  MUST(mapped == address || (mapped == MAP_FAILED && errno == EEXIST));
+  return mapped == address;
+}
+
 /* The mapping of a slot becomes another one. */
 static void remap(struct worker* worker) {
   struct slot* slot = &slots[below(worker, SLOTS)];
@@ -223,7 +232,11 @@ static void remap(struct worker* worker) {
     case 1: MUST(map(address, slot->first + part, count, MAP_FIXED) == address); break;
     case 2:
       MUST(munmap(address, (size_t)count * PAGE) == 0);
-      MUST(map(address, slot->first + part, count, MAP_FIXED_NOREPLACE) == address);
+      if (map_hole(slot, part, count)) break;
+      if (part) MUST(munmap(slot->memory, (size_t)part * PAGE) == 0);
+      if (part + count < slot->count)
+        MUST(munmap(address + (size_t)count * PAGE, (size_t)(slot->count - part - count) * PAGE) == 0);
+      map_slot(worker, slot);
       break;
     case 3:
       MUST(mprotect(address, (size_t)count * PAGE, PROT_READ) == 0);
