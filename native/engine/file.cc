@@ -6,6 +6,7 @@
 #include <linux/fs.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -184,6 +185,11 @@ Result<void> File::check_length(uint64_t end) {
   least_length_.store(end);
   stores_lost_->store(true);
   return torn();
+}
+
+bool File::disk_has(uint64_t bytes) const {
+  struct statvfs disk;
+  return fstatvfs(descriptor_, &disk) == 0 && disk.f_bavail >= bytes / disk.f_frsize;
 }
 
 Error File::torn() const {

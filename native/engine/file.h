@@ -102,6 +102,8 @@ class File {
   bool is_torn() const { return stores_lost_->load(std::memory_order_acquire); }
   // Its writer made it at least that long, in bytes: an error where it is not any more, and no sync succeeds from then on either.
   Result<void> check_length(uint64_t end);
+  // Whether the filesystem says that it has so many bytes for us. A guess: others use it as well.
+  bool disk_has(uint64_t bytes) const;
   // The error of a torn mapping, whichever.
   Error torn() const;
 

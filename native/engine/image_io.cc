@@ -219,6 +219,8 @@ Result<size_t> Image::read(const View* view, uint64_t offset, void* buffer, size
 Result<uint16_t> ImageState::mask_below(uint64_t block) const { return confirm(below->mask(block)); }
 
 Result<uint16_t> ImageState::hidden_below(uint64_t block) const {
+  // What a merge takes out below may come back by a crash.
+  if (handing_over) return geometry.full_mask();
   auto now = confirm(below->buried_mask(block));
   if (!now || !coming) return now;
   auto later = confirm(coming->chain->buried_mask(block));
@@ -255,7 +257,8 @@ Result<uint32_t> ImageState::allocate_block(Table& table, uint64_t block) {
 // With the chunk's lock held: a block of the file for one whose entry, `before`, has none; whoever does not store it releases it.
 // Sub-blocks that are *zero here* keep their durable bits, so they must be zeros in the new block after a crash as well: they are if
 // it lay inside the file at the last sync. For every way in which a block becomes a layer's own.
-Result<uint32_t> ImageState::take_block(Table& table, uint64_t block, const Entry& before) {
+Result<uint32_t> ImageState::take_block(Table& table, uint64_t block, const Entry& before, Purpose purpose) {
+  if (purpose == Purpose::kData) PCOW_TRY(space->keep_reserve());
   auto index = allocate_block(table, block);
   if (!index || !before.written || space->is_durable(*index) || !keeps(Rule::kZerosBeforeEntry)) return index;
   if (auto synced = file->sync(); !synced) {
@@ -420,7 +423,9 @@ Result<void> Image::discard(uint64_t offset, uint64_t length) {
                    state.path + ": a discard would go past the end of the image (" + std::to_string(size) + " bytes)");
     return state.discard_locked(offset, length);
   };
-  return state.noted(while_stale(state, attempt));
+  return state.noted(state.writable()
+                         ? state.giving_back([&] { return while_stale(state, attempt); }, [] { return true; })
+                         : while_stale(state, attempt));
 }
 
 }  // namespace pcow

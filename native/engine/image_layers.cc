@@ -65,9 +65,16 @@ void ImageState::abandon(const Prepared& prepared) {
   }
 }
 
-Result<void> ImageState::commit(Prepared* prepared) {
+Superblock ImageState::next_superblock() const {
   Superblock next = superblock;
   next.generation++;
+  next.reserve = space->reserve().first;
+  next.reserve_blocks = space->reserve().blocks;
+  return next;
+}
+
+Result<void> ImageState::commit(Prepared* prepared) {
+  Superblock next = next_superblock();
   next.directory_offset = prepared->offset;
   next.directory_length = prepared->length;
   next.read_only_compatible = (next.read_only_compatible & ~kLayerChecksums) | prepared->directory.features();
@@ -162,8 +169,7 @@ Result<void> ImageState::seal(uint64_t end) {
   for (const Layer& layer : directory.layers)
     if (layer.id != directory.active) newest = std::max(newest, layer.id);
   if (newest <= superblock.sealed) return {};
-  Superblock next = superblock;
-  next.generation++;
+  Superblock next = next_superblock();
   next.sealed = newest;
   PCOW_TRY(write_superblock(*file, next));
   {
@@ -223,11 +229,14 @@ Result<void> Image::rollback(const std::string& name) {
     const Layer* target = state.directory.find(name);
     if (!target) return Error(Code::kNotFound, state.path + " has no snapshot called " + name);
     const Layer gone = state.directory.active_layer();
-    ImageState::Prepared prepared;
-    prepared.directory = state.directory;
-    prepared.directory.erase(gone.id);
-    PCOW_TRY(state.prepare_active(&prepared, target->id, target->size));
-    PCOW_TRY(state.change_directory(&prepared));
+    const Layer stood_on = *target;
+    PCOW_TRY(state.giving_back_by_change([&]() -> Result<void> {
+      ImageState::Prepared prepared;
+      prepared.directory = state.directory;
+      prepared.directory.erase(gone.id);
+      PCOW_TRY(state.prepare_active(&prepared, stood_on.id, stood_on.size));
+      return state.change_directory(&prepared);
+    }));
     state.content_generation++;
     PCOW_TRY(state.release_layer(gone, nullptr));
     // The image is back at the snapshot, whatever keeps an earlier deletion from being finished.
@@ -260,7 +269,7 @@ Result<void> ImageState::copy_entries(Table* table, uint64_t size) {
           auto count = file->read(uint64_t{entry.index} << geometry.block_shift(), bytes.data(), tail);
           if (!count) return count.error();
           if (*count != tail) return Error(Code::kCorrupt, path + " was cut short while it was open");
-          auto index = take_block(*table, block, {});
+          auto index = take_block(*table, block, {}, Purpose::kGivingBack);
           if (!index) return index.error();
           entry.index = *index;
           table->store(block, entry);
@@ -292,11 +301,6 @@ std::vector<uint32_t> ImageState::left_out_by(const Table& table) const {
 Result<void> Image::resize(uint64_t size, bool shrink) {
   ImageState& state = *state_;
   const auto change = [&]() -> Result<void> {
-    const std::lock_guard structure(state.structure);
-    if (state.closed) return state.closed_error();
-    if (!state.writable()) return Error(Code::kReadOnly, state.path + " is open for reading only");
-    // A snapshot whose deletion was interrupted does not stand in the way.
-    if (shrink) PCOW_TRY(state.finish_deletions("making it smaller"));
     const Layer before = state.directory.active_layer();
     if (size % kPageSize) return Error(Code::kInvalid, "an image's size is a multiple of 4096 bytes");
     if (size < before.size && !shrink)
@@ -371,7 +375,16 @@ Result<void> Image::resize(uint64_t size, bool shrink) {
                          before.table_length >> state.geometry.block_shift());
     return {};
   };
-  return state.noted(change());
+  const auto locked = [&]() -> Result<void> {
+    const std::lock_guard structure(state.structure);
+    if (state.closed) return state.closed_error();
+    if (!state.writable()) return Error(Code::kReadOnly, state.path + " is open for reading only");
+    if (!shrink) return change();
+    // A snapshot whose deletion was interrupted does not stand in the way.
+    PCOW_TRY(state.finish_deletions("making it smaller"));
+    return state.giving_back_by_change(change);
+  };
+  return state.noted(locked());
 }
 
 // What a base reference to `spec` is to say; refused where this image cannot stand on it.

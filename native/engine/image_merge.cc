@@ -8,7 +8,8 @@
 //   2. sync: the child's entries and copies are durable
 //   3. the directory without the parent is committed
 //   4. blocks that the child did not take are released
-// The parent's table is only read. So after a crash anywhere the merge starts over: what the child has taken, it holds.
+// Of the parent's table only what the heir holds durably is taken out, and that only on a full disk: hand_over(). So after a crash
+// anywhere the merge starts over: what the child has taken, it holds.
 // Until step 4 a block may be named by both; blocks that the child lets go meanwhile are held back (Space).
 //
 // Who may write a block that two tables name? Only the child, which is the only one that still needs what lies in it. A merge
@@ -53,7 +54,7 @@ Result<void> copy_sub_blocks(File& file, const Geometry& geometry, uint32_t from
 }
 
 // Why one deletion cannot be finished now, though others can.
-bool is_stuck(const Error& why) { return why.code == Code::kCorrupt || why.code == Code::kNoSpace; }
+bool is_stuck(const Error& why) { return why.code == Code::kCorrupt || ImageState::is_full(why); }
 
 }  // namespace
 
@@ -91,13 +92,16 @@ Result<void> ImageState::give_up_checksums(const Layer& parent, const Table& hei
   return outcome;
 }
 
-// The heir takes over what it does not hold of a chunk.
-Result<void> ImageState::merge_chunk(const Layer& parent, const std::shared_ptr<Table>& heir, uint64_t chunk) {
+// The heir takes over what it does not hold of a chunk. `*taken`: all blocks before this one, also where it fails.
+Result<void> ImageState::merge_chunk(const Layer& parent, const std::shared_ptr<Table>& heir, uint64_t chunk,
+                                     uint64_t* taken) {
   EntryPage page;
+  *taken = chunk * kBlocksPerChunk;
   PCOW_TRY(read_entry_page(*file, parent.table_offset, geometry.blocks_for(parent.size), chunk, &page));
   for (uint64_t i = 0; i < kBlocksPerChunk; i++) {
     if (page[i] == 0) continue;
     const uint64_t block = chunk * kBlocksPerChunk + i;
+    *taken = block;
     const Entry lower = Entry::unpack(page[i]);
     PCOW_TRY(heir->ensure(chunk));
     const std::lock_guard lock(chunk_lock(block));
@@ -112,7 +116,7 @@ Result<void> ImageState::merge_chunk(const Layer& parent, const std::shared_ptr<
     } else {
       const bool fresh = entry.index == 0;
       if (fresh) {
-        auto index = take_block(*heir, block, entry);
+        auto index = take_block(*heir, block, entry, Purpose::kGivingBack);
         if (!index) return index.error();
         entry.index = *index;
       }
@@ -129,6 +133,88 @@ Result<void> ImageState::merge_chunk(const Layer& parent, const std::shared_ptr<
   return {};
 }
 
+// Chunks [first, end), where the heir holds all before. Where the disk is full, what the heir holds is taken out of the parent, and
+// gives its space for what is to come; where there is nothing yet, the reserve does.
+Result<void> ImageState::merge_chunks(const Layer& parent, const Layer& child, const std::shared_ptr<Table>& heir,
+                                      uint64_t first, uint64_t end, const std::function<bool(uint64_t chunk)>& go_on) {
+  for (uint64_t chunk = first; chunk < end;) {
+    if (!go_on(chunk))
+      return Error(Code::kCancelled, "the deletion was interrupted; it is finished when " + path +
+                                         " is next opened, or by the next deletion");
+    uint64_t taken = 0;
+    auto merged = merge_chunk(parent, heir, chunk, &taken);
+    if (!merged && !is_full(merged.error())) return merged;
+    if (!merged && !space->spend_reserve()) {
+      auto handed = hand_over(parent, child, heir, taken);
+      if (!handed) return handed.error();
+      if (!*handed) return merged;
+    }
+    if (merged) chunk++;
+  }
+  return {};
+}
+
+// From here on everybody reads what the heir has taken over in the heir. With the superblock of the next generation: readers in other
+// processes load the tables anew.
+Result<void> ImageState::show_heir(const Layer& child, const Table& heir) {
+  const std::unique_lock lock(gate);
+  const Superblock next = next_superblock();
+  PCOW_TRY(write_superblock(*file, next));
+  superblock = next;
+  if (child.id != directory.active)
+    sources[static_cast<size_t>(directory.find(child.id) - directory.layers.data())] = source_of(child, heir.present());
+  handing_over = true;
+  epoch++;
+  below = chain_from(directory.active_layer().parent);
+  return {};
+}
+
+// Takes out of the parent what its heir holds durably of blocks before `end`, all of which the heir has taken. False: nothing.
+//   1. sync: what the heir has taken is durable. What it holds of other blocks may only have come to be *zero here* since, by a discard
+//      that no sync has seen yet
+//   2. nobody reads it in the parent any more
+//   3. the parent's entries are emptied, pages without an entry punched, and the blocks that nobody names then released
+//   4. sync: that is durable, and the blocks are given back to the disk
+// After a crash before 4 any of these entries may be there still; the heir holds what they say. Only a discard, which would leave
+// nothing in the heir where nothing lies below, leaves zeros as long as that lasts (`handing_over`).
+Result<bool> ImageState::hand_over(const Layer& parent, const Layer& child, const std::shared_ptr<Table>& heir,
+                                   uint64_t end) {
+  if (keeps(Rule::kHeirBeforeHandingOver)) PCOW_TRY(sync());
+  PCOW_TRY(show_heir(child, *heir));
+  auto table = Table::map(file, parent.table_offset, geometry.blocks_for(parent.size), true);
+  if (!table) return table.error();
+  std::vector<Layer> others = hidden_ancestors(parent);
+  others.push_back(child);
+  bool any = false;
+  for (uint64_t chunk = 0; chunk * kBlocksPerChunk < end; chunk++) {
+    if (!(*table)->may_hold(chunk)) continue;
+    PCOW_TRY((*table)->ensure(chunk));
+    const std::lock_guard lock(chunk_lock(chunk * kBlocksPerChunk));
+    auto unnamed = unnamed_blocks(parent, others, chunk);
+    if (!unnamed) return unnamed.error();
+    bool left = false;
+    for (uint64_t i = 0; i < kBlocksPerChunk && chunk * kBlocksPerChunk + i < (*table)->entries(); i++) {
+      const uint64_t block = chunk * kBlocksPerChunk + i;
+      const Entry lower = Entry::unpack((*table)->load(block));
+      const Entry entry = Entry::unpack(heir->load(block));
+      if (lower == Entry{}) continue;
+      const uint16_t held = keeps(Rule::kHeirBeforeHandingOver) ? entry.durable : entry.written;
+      if (block >= end || (lower.written & ~held)) {
+        left = true;
+        continue;
+      }
+      (*table)->store(block, {});
+      if ((*unnamed)[i]) space->release_now((*unnamed)[i]);
+      any = true;
+    }
+    if (!left) PCOW_TRY(file->punch(parent.table_offset + chunk * kPageSize, kPageSize));
+  }
+  PCOW_TRY(sync());
+  const std::unique_lock lock(gate);
+  handing_over = false;
+  return any;
+}
+
 Result<void> ImageState::merge(const Layer& parent, const Layer& child, const Progress& progress) {
   std::shared_ptr<Table> table = active;
   if (child.id != directory.active) {
@@ -141,20 +227,19 @@ Result<void> ImageState::merge(const Layer& parent, const Layer& child, const Pr
   const uint64_t chunk_size = kBlocksPerChunk << geometry.block_shift();
   uint64_t total = 0;
   for (const auto& [first, end] : *present) total += end - first;
-  uint64_t done = 0;
+  uint64_t before = 0;
   for (const auto& [first, end] : *present) {
+    const auto go_on = [&, first = first](uint64_t chunk) {
+      return !progress || progress((before + chunk - first) * chunk_size, total * chunk_size);
+    };
     for (uint64_t from = first; from < end;) {
-      const uint64_t wanted = std::min(end, from + kChunksAtOnce);
-      uint64_t to = wanted;
+      uint64_t to = std::min(end, from + kChunksAtOnce);
       auto verified = give_up_checksums(parent, *table, from, &to);
-      for (; from < to; from++, done++) {
-        if (progress && !progress(done * chunk_size, total * chunk_size))
-          return Error(Code::kCancelled, "the deletion was interrupted; it is finished when " + path +
-                                             " is next opened, or by the next deletion");
-        PCOW_TRY(merge_chunk(parent, table, from));
-      }
+      PCOW_TRY(merge_chunks(parent, child, table, from, to, go_on));
       PCOW_TRY(verified);
+      from = to;
     }
+    before += end - first;
   }
   if (keeps(Rule::kHeirBeforeSuperblock)) PCOW_TRY(sync());
 
@@ -171,31 +256,44 @@ Result<void> ImageState::merge(const Layer& parent, const Layer& child, const Pr
   return release_layer(parent, &child);
 }
 
+// Layers whose tables may name what `layer` names because a merge from there was begun and not finished.
+std::vector<Layer> ImageState::hidden_ancestors(const Layer& layer) const {
+  std::vector<Layer> hidden;
+  for (const Layer* at = directory.find(layer.parent); at && at->hidden; at = directory.find(at->parent))
+    hidden.push_back(*at);
+  return hidden;
+}
+
+// The blocks that a layer names in a chunk; 0 where one of `others` names the same.
+Result<std::array<uint32_t, kBlocksPerChunk>> ImageState::unnamed_blocks(const Layer& layer,
+                                                                         const std::vector<Layer>& others,
+                                                                         uint64_t chunk) const {
+  std::array<uint32_t, kBlocksPerChunk> unnamed;
+  EntryPage page;
+  PCOW_TRY(read_entry_page(*file, layer.table_offset, geometry.blocks_for(layer.size), chunk, &page));
+  std::transform(page.begin(), page.end(), unnamed.begin(), [](uint64_t word) { return Entry::unpack(word).index; });
+  for (const Layer& other : others) {
+    if (chunk >= geometry.chunks_for(other.size)) continue;
+    PCOW_TRY(read_entry_page(*file, other.table_offset, geometry.blocks_for(other.size), chunk, &page));
+    for (size_t i = 0; i < kBlocksPerChunk; i++)
+      if (Entry::unpack(page[i]).index == unnamed[i]) unnamed[i] = 0;
+  }
+  return unnamed;
+}
+
 // Releases what a layer that is gone from the directory used: its table, and its blocks but for those that another table names.
 // That can be the one of `heir`, or of a hidden layer below: what a merge from there, which was begun and not finished, has handed on.
 Result<void> ImageState::release_layer(const Layer& gone, const Layer* heir) {
-  std::vector<Layer> others;
+  std::vector<Layer> others = hidden_ancestors(gone);
   if (heir) others.push_back(*heir);
-  for (const Layer* layer = directory.find(gone.parent); layer && layer->hidden; layer = directory.find(layer->parent))
-    others.push_back(*layer);
   const auto release = [&]() -> Result<void> {
-    const uint64_t entries = geometry.blocks_for(gone.size);
-    auto present = present_chunks(*file, gone.table_offset, entries);
+    auto present = present_chunks(*file, gone.table_offset, geometry.blocks_for(gone.size));
     if (!present) return present.error();
     for (const auto& [first, end] : *present) {
       for (uint64_t chunk = first; chunk < end; chunk++) {
-        EntryPage page;
-        PCOW_TRY(read_entry_page(*file, gone.table_offset, entries, chunk, &page));
-        std::array<uint32_t, kBlocksPerChunk> unnamed;
-        std::transform(page.begin(), page.end(), unnamed.begin(),
-                       [](uint64_t word) { return Entry::unpack(word).index; });
-        for (const Layer& other : others) {
-          if (chunk >= geometry.chunks_for(other.size)) continue;
-          PCOW_TRY(read_entry_page(*file, other.table_offset, geometry.blocks_for(other.size), chunk, &page));
-          for (size_t i = 0; i < kBlocksPerChunk; i++)
-            if (Entry::unpack(page[i]).index == unnamed[i]) unnamed[i] = 0;
-        }
-        for (const uint32_t index : unnamed)
+        auto unnamed = unnamed_blocks(gone, others, chunk);
+        if (!unnamed) return unnamed.error();
+        for (const uint32_t index : *unnamed)
           if (index) space->release(index, 1);
       }
     }
@@ -236,13 +334,17 @@ Result<void> ImageState::collect(const Progress& progress) {
     // Of all that wait: an heir of any of them may have begun to take blocks over.
     space->hold_releases(true);
     const Layer gone = *spent;
-    auto collected = collect_layer(gone, progress);
+    auto collected = giving_back_by_change([&] { return collect_layer(gone, progress); });
     if (collected) continue;
     // One that is damaged, or too large for the disk, does not keep those of other branches from going.
-    if (!is_stuck(collected.error())) return collected;
+    if (!is_stuck(collected.error())) {
+      space->end_spending();
+      return collected;
+    }
     if (outcome) outcome = std::move(collected);
     stuck.insert(gone.id);
   }
+  space->end_spending();
   return outcome ? let_go() : outcome;
 }
 
@@ -280,14 +382,16 @@ Result<void> Image::remove(const std::string& name, const Progress& progress) {
     if (!state.writable()) return Error(Code::kReadOnly, state.path + " is open for reading only");
     const Layer* layer = state.directory.find(name);
     if (!layer) return Error(Code::kNotFound, state.path + " has no snapshot called " + name);
-    ImageState::Prepared prepared;
-    prepared.directory = state.directory;
-    Layer* hidden = prepared.directory.find(layer->id);
-    hidden->hidden = true;
-    hidden->automatic = false;
-    hidden->name.clear();
-    const uint64_t id = hidden->id;
-    PCOW_TRY(state.change_directory(&prepared));
+    const uint64_t id = layer->id;
+    PCOW_TRY(state.giving_back_by_change([&]() -> Result<void> {
+      ImageState::Prepared prepared;
+      prepared.directory = state.directory;
+      Layer* hidden = prepared.directory.find(id);
+      hidden->hidden = true;
+      hidden->automatic = false;
+      hidden->name.clear();
+      return state.change_directory(&prepared);
+    }));
     auto collected = state.collect(progress);
     // What keeps another deletion from being finished is no failure of this one.
     if (!collected && is_stuck(collected.error()) && !state.directory.find(id)) {

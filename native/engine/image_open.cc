@@ -229,10 +229,12 @@ Result<void> ImageState::take_over() {
     }
   }
   run.end();
-  if (keeps(Rule::kPunchAtOpening)) {
-    if (!opened_clean) PCOW_TRY(space->punch_free());
-    PCOW_TRY(space->punch_tail());
-  }
+  // A reserve reads as zeros: one that the last writer had begun to spend is punched out with all that is free. One that is not in the
+  // superblock yet is not found again: another, that will be, or each end of that kind would leave one behind.
+  if (!opened_clean && keeps(Rule::kPunchAtOpening)) PCOW_TRY(space->punch_free());
+  space->adopt_reserve({superblock.reserve, superblock.reserve_blocks});
+  if (!opened_clean) (void)space->keep_reserve();
+  if (keeps(Rule::kPunchAtOpening)) PCOW_TRY(space->punch_tail());
 
   superblock.clean = false;
   superblock.boot = boot_id();
@@ -244,7 +246,7 @@ Result<void> ImageState::take_over() {
     PCOW_TRY(prepare_directory(&prepared, Reach::kFile));
     PCOW_TRY(commit(&prepared));
   } else {
-    superblock.generation++;
+    superblock = next_superblock();
     PCOW_TRY(write_superblock(*file, superblock));
   }
   if (keeps(Rule::kMarkBeforeWrite)) PCOW_TRY(file->sync());
@@ -282,8 +284,7 @@ Result<void> ImageState::close() {
         outcome = sync();
       } while (outcome && space->has_pending() && keeps(Rule::kHolesBeforeClean));
     if (outcome && !leaks) {
-      Superblock next = superblock;
-      next.generation++;
+      Superblock next = next_superblock();
       next.clean = true;
       next.opener = Opener{};
       outcome = write_superblock(*file, next);

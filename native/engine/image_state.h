@@ -129,7 +129,28 @@ class ImageState {
   }
 
   Result<uint32_t> allocate_block(Table& table, uint64_t block);
-  Result<uint32_t> take_block(Table& table, uint64_t block, const Entry& before);
+  enum class Purpose { kData, kGivingBack };
+  Result<uint32_t> take_block(Table& table, uint64_t block, const Entry& before, Purpose purpose = Purpose::kData);
+  // Does what gives space back, and does it again where the disk is full and `may_repeat` says so. Without the gate.
+  template <typename Do, typename MayRepeat>
+  auto giving_back(const Do& what, const MayRepeat& may_repeat) {
+    const auto is_over = [&](const auto& outcome) { return outcome || !is_full(outcome.error()) || !may_repeat(); };
+    auto outcome = what();
+    if (is_over(outcome)) return outcome;
+    // What was released before may only be waiting for a sync; two of them give its space back.
+    if (space->has_pending() && sync() && sync()) outcome = what();
+    if (is_over(outcome) || !space->spend_reserve()) return outcome;
+    outcome = what();
+    space->end_spending();
+    return outcome;
+  }
+  // A change of structure: with `structure` held. One that has happened is not done again, whatever failed afterwards.
+  template <typename Do>
+  auto giving_back_by_change(const Do& what) {
+    return giving_back(what,
+                       [&, before = superblock.directory_offset] { return superblock.directory_offset == before; });
+  }
+  static bool is_full(const Error& why) { return why.code == Code::kNoSpace || why.code == Code::kTooLarge; }
   std::mutex& chunk_lock(uint64_t block) { return chunk_locks[block / kBlocksPerChunk % chunk_locks.size()]; }
 
   // image_sync.cc
@@ -169,6 +190,7 @@ class ImageState {
   Result<void> prepare_directory(Prepared* prepared, Reach reach);
   Result<void> prepare_active(Prepared* prepared, uint64_t parent, uint64_t size);
   void abandon(const Prepared& prepared);
+  Superblock next_superblock() const;       // the one that counts, as it is to be written again
   Result<void> commit(Prepared* prepared);  // with the gate held exclusively: from here on it counts
   Result<void> seal(uint64_t end);
   Result<void> change_directory(Prepared* prepared);  // prepare, commit, make durable
@@ -179,7 +201,14 @@ class ImageState {
   // The same before another change that must not meet a merge that was begun. `what`: that change, for people.
   Result<void> finish_deletions(const std::string& what);
   Result<void> merge(const Layer& parent, const Layer& child, const Progress& progress);
-  Result<void> merge_chunk(const Layer& parent, const std::shared_ptr<Table>& heir, uint64_t chunk);
+  Result<void> merge_chunk(const Layer& parent, const std::shared_ptr<Table>& heir, uint64_t chunk, uint64_t* taken);
+  Result<void> merge_chunks(const Layer& parent, const Layer& child, const std::shared_ptr<Table>& heir, uint64_t first,
+                            uint64_t end, const std::function<bool(uint64_t chunk)>& go_on);
+  Result<bool> hand_over(const Layer& parent, const Layer& child, const std::shared_ptr<Table>& heir, uint64_t end);
+  Result<void> show_heir(const Layer& child, const Table& heir);
+  Result<std::array<uint32_t, kBlocksPerChunk>> unnamed_blocks(const Layer& layer, const std::vector<Layer>& others,
+                                                               uint64_t chunk) const;
+  std::vector<Layer> hidden_ancestors(const Layer& layer) const;
   Result<void> give_up_checksums(const Layer& parent, const Table& heir, uint64_t first, uint64_t* end);
   Result<void> release_layer(const Layer& gone, const Layer* heir);
   Result<void> copy_entries(Table* table, uint64_t size);
@@ -261,7 +290,8 @@ class ImageState {
 
   // Changed with the gate held exclusively (as the writer: and `structure`).
   bool closed = false;
-  bool owing = false;  // blocks were taken out of frozen layers, and readers elsewhere not told
+  bool owing = false;         // blocks were taken out of frozen layers, and readers elsewhere not told
+  bool handing_over = false;  // a layer that is merged away loses entries that may come back by a crash
   bool leaks = false;  // something was not released: what is free is not all holes, and the image is not closed clean
   bool opened_clean = true;
   bool marked = false;  // the superblock says that the image is open by us

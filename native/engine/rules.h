@@ -24,6 +24,7 @@ enum class Rule {
   kHoleBeforeReuse,           // … and so is the hole
   kHoldReleasesDuringMerges,  // what a merge's heir lets go is not used again before the merge is over
   kChecksumsGoneBeforeHeir,   // a layer's checksums of what its heir takes over are gone before the heir can write it
+  kHeirBeforeHandingOver,     // what an heir has taken is durable before the layer that is merged away loses it
   kMergeNearestFirst,         // nothing is merged into a layer that is to be merged away itself
   // Syncing.
   kDataBeforeDurable,    // data and entries are on the disk before their `durable` bits
@@ -49,8 +50,12 @@ enum class Rule {
 #ifdef PCOW_BREAKABLE
 inline Rule broken_rule = Rule::kNone;
 inline bool keeps(Rule rule) { return rule != broken_rule; }
+// An image without a reserve, as one has that an older writer made: its file does not reach further than what is in use, so that more
+// breaches show.
+inline bool goes_without_reserve = false;
 #else
 constexpr bool keeps(Rule) { return true; }
+constexpr bool goes_without_reserve = false;
 #endif
 
 }  // namespace pcow

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cerrno>
 
 #include "rules.h"
 
@@ -110,6 +111,106 @@ Result<uint64_t> Space::allocate_range(uint64_t count) {
   for (uint64_t stretch = first / kStretch; stretch <= (first + count - 1) / kStretch; stretch++)
     range_stretches_.insert(stretch);
   return first;
+}
+
+Space::Reserve Space::reserve() const {
+  const std::lock_guard lock(mutex_);
+  return reserve_;
+}
+
+// With the mutex held: takes these blocks if they are free and have numbers of the format.
+bool Space::take_range(uint64_t first, uint64_t count) {
+  if (first == 0 || count == 0 || first + count > std::min(blocks_, kMaxBlockIndex + 1)) return false;
+  if (used_.next(true, first, first + count) < first + count) return false;
+  used_.set(first, count, true);
+  // For directories, once it is spent.
+  for (const uint64_t end : {first, first + count - 1}) range_stretches_.insert(end / kStretch);
+  return true;
+}
+
+uint64_t Space::reserve_blocks() const { return geometry_.blocks_for(kReserveBytes + geometry_.block_size()); }
+
+void Space::adopt_reserve(const Reserve& left) {
+  const std::lock_guard lock(mutex_);
+  if (left.blocks > reserve_blocks() || !take_range(left.first, left.blocks)) return;
+  // Whether it has its disk space still is told by asking for it: a copy of the file may have holes there.
+  place_of_reserve_ = left;
+  if (file_->allocate(uint64_t{left.first} << geometry_.block_shift(),
+                      uint64_t{left.blocks} << geometry_.block_shift()))
+    reserve_ = left;
+  else
+    free(left.first, left.blocks);
+}
+
+Result<void> Space::keep_reserve() {
+  Reserve next;
+  {
+    const std::lock_guard lock(mutex_);
+    if (reserve_.blocks || making_reserve_ || goes_without_reserve) return {};
+    // What a deletion spends is not for data, neither as space on the disk nor as blocks of a file that cannot grow.
+    const bool spending = spending_;
+    const auto left = Error(Code::kNoSpace, ENOSPC, file_->path() + ": a deletion needs what is left of the disk");
+    if (spending && !file_->disk_has(2 * (reserve_blocks() << geometry_.block_shift()))) return left;
+    // Asking for space behind an end that somebody has cut off would hide that.
+    if (keeps(Rule::kFileReachesBeforeUse)) PCOW_TRY(file_->check_length(blocks_ << geometry_.block_shift()));
+    const uint64_t blocks = reserve_blocks();
+    // Apart from data, where directories can make use of it. A file that cannot grow has it anywhere, or none.
+    uint64_t first = round_up(blocks_, kStretch);
+    if (!spending && take_range(place_of_reserve_.first, place_of_reserve_.blocks)) {
+      next = place_of_reserve_;
+    } else {
+      if (!grow_to(first + blocks)) {
+        if (spending) return left;
+        first = find_free_run(blocks, 1, 1);
+      }
+      if (first != kNone && take_range(first, blocks))
+        next = {static_cast<uint32_t>(first), static_cast<uint32_t>(blocks)};
+    }
+    making_reserve_ = true;
+  }
+  Result<void> outcome;
+  if (next.blocks)
+    outcome = file_->allocate(uint64_t{next.first} << geometry_.block_shift(),
+                              uint64_t{next.blocks} << geometry_.block_shift());
+  const std::lock_guard lock(mutex_);
+  making_reserve_ = false;
+  if (outcome) {
+    reserve_ = next;
+  } else if (next.blocks) {
+    free(next.first, next.blocks);
+  }
+  if (next.blocks) place_of_reserve_ = next;
+  return outcome;
+}
+
+bool Space::spend_reserve() {
+  Reserve spent;
+  {
+    const std::lock_guard lock(mutex_);
+    if (!reserve_.blocks) return false;
+    spending_ = true;
+    spent = std::exchange(reserve_, {});
+  }
+  // Nobody has ever written there: it reads as zeros, durably, before and after.
+  const auto punched =
+      file_->punch(uint64_t{spent.first} << geometry_.block_shift(), uint64_t{spent.blocks} << geometry_.block_shift());
+  const std::lock_guard lock(mutex_);
+  free(spent.first, spent.blocks);
+  return punched.ok();
+}
+
+void Space::end_spending() {
+  {
+    const std::lock_guard lock(mutex_);
+    if (!std::exchange(spending_, false)) return;
+  }
+  (void)keep_reserve();  // otherwise whoever comes next for a block tries again
+}
+
+void Space::release_now(uint64_t index) {
+  const std::lock_guard lock(mutex_);
+  held_.erase(index);
+  released_.push_back(index);
 }
 
 void Space::free(uint64_t first, uint64_t count) {

@@ -51,6 +51,8 @@ enum : size_t {
   kMountAt = 240,
   kFilesystemAt = 248,
   kBasePathAt = 256,
+  kReserveAt = 2304,
+  kReserveBlocksAt = 2308,
 };
 
 std::string read_small_file(const std::string& path) {
@@ -168,6 +170,8 @@ std::array<uint8_t, kPageSize> Superblock::encode() const {
   put_field(bytes, kDirectoryLengthAt, directory_length);
   put_field(bytes, kSealedAt, sealed);
   put_field(bytes, kReadOnlyCompatibleAt, read_only_compatible);
+  put_field(bytes, kReserveAt, reserve);
+  put_field(bytes, kReserveBlocksAt, reserve_blocks);
   if (base) {
     put_field(bytes, kBaseUuidAt, base->uuid);
     put_field(bytes, kBaseLayerAt, base->layer);
@@ -192,6 +196,8 @@ Result<Superblock> Superblock::decode(const uint8_t* page, const std::string& wh
   superblock.incompatible = get_field<uint64_t>(page, kIncompatibleAt);
   superblock.compatible = get_field<uint64_t>(page, kCompatibleAt);
   superblock.read_only_compatible = get_field<uint64_t>(page, kReadOnlyCompatibleAt);
+  superblock.reserve = get_field<uint32_t>(page, kReserveAt);
+  superblock.reserve_blocks = get_field<uint32_t>(page, kReserveBlocksAt);
   superblock.generation = get_field<uint64_t>(page, kGenerationAt);
   superblock.uuid = get_field<Uuid>(page, kUuidAt);
   superblock.block_shift = get_field<uint32_t>(page, kBlockShiftAt);

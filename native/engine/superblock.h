@@ -59,7 +59,9 @@ struct Superblock {
   CacheToken cache;
   uint64_t directory_offset = 0;  // bytes
   uint64_t directory_length = 0;  // bytes
-  uint64_t sealed = 0;  // frozen layers with ids up to this one are durable as a whole: their snapshots have returned
+  uint64_t sealed = 0;   // frozen layers with ids up to this one are durable as a whole: their snapshots have returned
+  uint32_t reserve = 0;  // free blocks that have disk space, for who gives space back; a hint
+  uint32_t reserve_blocks = 0;  // so many; 0: none
   std::optional<BaseReference> base;
   Opener opener;
 

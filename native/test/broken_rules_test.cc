@@ -40,6 +40,7 @@ const Breach kBreaches[] = {
     BREACH(kHoleBeforeReuse, "mapping"),
     BREACH(kHoldReleasesDuringMerges, "reuse during a merge"),
     BREACH(kChecksumsGoneBeforeHeir, "checksums of a merge"),
+    BREACH(kHeirBeforeHandingOver, "merge on a full disk"),
     BREACH(kMergeNearestFirst, "two deletions"),
     BREACH(kDataBeforeDurable, "expansion"),
     BREACH(kNotedBitsOnly, "meanwhile"),
@@ -70,7 +71,10 @@ bool is_found(const Breach& breach, uint64_t seed, int rounds) {
     Run run;
     run.random.seed(seed);
     run.place = place.path();
-    for (int round = 0; round < rounds; round++) run_workload(&run, breach.workload, 20);
+    for (int round = 0; round < rounds; round++) {
+      pcow::goes_without_reserve = round % 2 == 0 && breach.rule != Rule::kHeirBeforeHandingOver;
+      run_workload(&run, breach.workload, 20);
+    }
     _exit(0);
   }
   int status = 0;

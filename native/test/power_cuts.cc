@@ -15,6 +15,10 @@ int PowerCuts::before(FileOperation operation, const std::string& path, uint64_t
   }
   if (path != path_) return 0;
   if (full && operation == FileOperation::kResize) return ENOSPC;
+  if (refused_writes && operation == FileOperation::kWrite) {
+    refused_writes--;
+    return ENOSPC;
+  }
   if (const int err = fault_of(operation)) return err;
   if (operation == FileOperation::kRead || operation == FileOperation::kMap) return 0;
   if (left_ != kNever && left_-- == 0) killed_ = true;

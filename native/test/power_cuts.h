@@ -46,6 +46,8 @@ class PowerCuts : public pcow::FileObserver {
   std::map<std::string, Stamps> base_coming;
   // The file system has no room for a longer file: blocks come from what is free in it.
   bool full = false;
+  // So many writes find the disk full.
+  int refused_writes = 0;
   // The process dies before that many operations more.
   void kill_after(uint64_t operations) { left_ = operations; }
   bool killed() const { return killed_; }

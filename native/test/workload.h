@@ -45,6 +45,8 @@ class Workload {
   void merge_with_checksums();
   // Another process makes an image on a snapshot while it is being taken. That image is durable: a power cut must not take its base away.
   void clone_of_a_snapshot();
+  // A merge finds the disk full, spends the reserve, and then takes out of the layer that goes what its heir holds.
+  void merge_on_a_full_disk();
   void go(int steps);
 
  private:
@@ -131,6 +133,7 @@ class Workload {
   void write();
   void write(uint64_t first, uint64_t count);
   void discard();
+  void discard(uint64_t first, uint64_t count);
   void sync();
   void snapshot();
 

@@ -61,6 +61,41 @@ void Workload::merge_with_checksums() {
   finish();
 }
 
+void Workload::merge_on_a_full_disk() {
+  constexpr uint64_t kBlocks = 8;
+  const uint64_t sectors = block_size_ / kSector;
+  const uint64_t second_chunk = kBlocksPerChunk * sectors;
+  run_->where = profile_.name;
+  prepare();
+  resize(second_chunk + 6 * sectors);
+  // Two snapshots: what is lost of the nearer one would show the other.
+  for (int snapshots = 0; snapshots < 2; snapshots++) {
+    write(0, kBlocks * sectors);
+    write(second_chunk, 6 * sectors);
+    snapshot();
+  }
+  for (uint64_t block = 0; block < kBlocks / 2; block++) write(block * sectors, sectors / 2);
+  // Of the second chunk the heir takes over one block, and the next one, of which it holds a part, finds the disk full.
+  write(second_chunk + sectors, sectors / 2);
+  sync();
+  const Progress between = [&](uint64_t done, uint64_t) {
+    if (done == 0 || cuts_.interrupt) return true;
+    discard_meanwhile(0, sectors);
+    write_meanwhile(sectors, sectors);
+    cuts_.refused_writes = 2;  // the first one is answered by the reserve
+    // In the syncs that precede the handing over, discards of what the heir has not taken yet.
+    cuts_.interrupt = [&, block = 2]() mutable {
+      if (block < 6) discard_meanwhile(second_chunk + block++ * sectors, sectors);
+    };
+    return true;
+  };
+  remove("s1", between);
+  cuts_.interrupt = nullptr;
+  discard(kBlocks / 2 * sectors, sectors);
+  sync();
+  finish();
+}
+
 void Workload::clone_of_a_snapshot() {
   run_->where = profile_.name;
   prepare();

@@ -121,6 +121,10 @@ void Workload::discard() {
   mapped_.clear();  // the monitor takes the range out of the mapping before
   uint64_t first, count;
   pick(&first, &count);
+  discard(first, count);
+}
+
+void Workload::discard(uint64_t first, uint64_t count) {
   Content after = now_;
   World world = world_;
   for (uint64_t i = first; i < first + count; i++) {

@@ -11,6 +11,8 @@ export interface Measure {
 
 const PAGE = 4096;
 const ENTRIES_PER_PAGE = PAGE / 8;
+/** What an image that holds data keeps for deletions on a full disk, and a block. */
+const RESERVE = 128 << 10;
 
 /** Of an image that is to hold `contents`, or of an empty one where there are none. */
 export async function measure(
@@ -33,10 +35,11 @@ export async function measure(
   }
   // The two superblock slots, and a directory of one layer.
   const fixed = Math.max(2 * PAGE, blockSize) + blockSize;
+  const reserve = Math.ceil((RESERVE + blockSize) / blockSize) * blockSize;
   const table = Math.ceil(Math.ceil(size / blockSize) / ENTRIES_PER_PAGE) * PAGE;
   return {
-    required: fixed + pages.count * PAGE + units.count * unit,
-    fullyAllocated: fixed + table + Math.ceil(size / blockSize) * blockSize,
+    required: fixed + pages.count * PAGE + units.count * unit + (units.count ? reserve : 0),
+    fullyAllocated: fixed + table + reserve + Math.ceil(size / blockSize) * blockSize,
   };
 }
 

@@ -6,7 +6,7 @@ import { promisify } from 'node:util';
 
 import test, { type ExecutionContext } from 'ava';
 
-import { Image, isPcowError, PcowError } from '../../src/engine/index.js';
+import { Image, PcowError } from '../../src/engine/index.js';
 import { scratchDirectory } from '../helpers/scratch.js';
 
 const run = promisify(execFile);
@@ -28,8 +28,8 @@ async function freeSpace(disk: string): Promise<number> {
 }
 
 /** Takes all of the disk but `left` bytes. */
-async function fill(disk: string, left: number): Promise<void> {
-  await writeFile(path.join(disk, 'filler'), Buffer.alloc((await freeSpace(disk)) - left, 1));
+async function fill(disk: string, left: number, name = 'filler'): Promise<void> {
+  await writeFile(path.join(disk, name), Buffer.alloc((await freeSpace(disk)) - left, 1));
 }
 
 /** Every byte of each of the first `count` blocks is what the function says. */
@@ -91,39 +91,48 @@ test('a snapshot', async (t) => {
   await again.close();
 });
 
-test('a merge', async (t) => {
-  const disk = await smallDisk(t, 16 * MiB);
-  const file = path.join(disk, 'a.pcow');
-  await Image.create(file, { size: 16 * MiB });
-  const image = await Image.open(file, { write: true });
-  const count = 32;
-  // Each block is whole in the lower layer and has one sub-block of its own in the upper one, so the merge copies.
-  for (let block = 0; block < count; ++block) await image.write(Buffer.alloc(BLOCK, 1), block * BLOCK);
-  await image.snapshot('lower');
-  for (let block = 0; block < count; ++block) await image.write(Buffer.alloc(4096, 2), block * BLOCK);
-  await image.snapshot('upper');
-  const expected = Buffer.alloc(BLOCK, 1).fill(2, 0, 4096);
-  const intact = async (opened: Image) => {
-    const bytes = Buffer.alloc(BLOCK);
-    for (let block = 0; block < count; ++block) {
-      await opened.read(bytes, block * BLOCK);
-      if (!bytes.equals(expected)) t.fail(`block ${block} is wrong`);
-    }
-  };
-  await fill(disk, 0);
-  try {
+for (const atRest of [false, true]) {
+  test(`a deletion, a rollback: ${atRest ? 'of an image at rest' : 'of an open image'}`, async (t) => {
+    const disk = await smallDisk(t, 16 * MiB);
+    const file = path.join(disk, 'a.pcow');
+    await Image.create(file, { size: 16 * MiB });
+    let image = await Image.open(file, { write: true });
+    const count = 32;
+    // Each block is whole in the lower layer and has one sub-block of its own in the upper one, so the merge copies.
+    for (let block = 0; block < count; ++block) await image.write(Buffer.alloc(BLOCK, 1), block * BLOCK);
+    await image.snapshot('lower');
+    for (let block = 0; block < count; ++block) await image.write(Buffer.alloc(4096, 2), block * BLOCK);
+    await image.snapshot('upper');
+    const expected = Buffer.alloc(BLOCK, 1).fill(2, 0, 4096);
+    const intact = async (opened: Image) => {
+      const bytes = Buffer.alloc(BLOCK);
+      for (let block = 0; block < count; ++block) {
+        await opened.read(bytes, block * BLOCK);
+        if (!bytes.equals(expected)) t.fail(`block ${block} is wrong`);
+      }
+    };
+    // The guest goes on until nothing is left.
+    await fill(disk, 20 * BLOCK);
+    const more = async () => {
+      for (let block = count; block < 256; ++block) await image.write(Buffer.alloc(BLOCK, 3), block * BLOCK);
+    };
+    await t.throwsAsync(more(), { code: 'PCOW_NO_SPACE' });
+    if (atRest) await image.close();
+    await fill(disk, 0, 'more');
+    if (atRest) image = await Image.open(file, { write: true });
+    await image.rollback('upper');
+    await intact(image);
     await image.delete('lower');
-  } catch (error) {
-    t.true(isPcowError(error, 'PCOW_NO_SPACE'), String(error));
-  }
-  await intact(image);
-  await rm(path.join(disk, 'filler'));
-  await image.close();
-  const again = await Image.open(file, { write: true });
-  await intact(again);
-  const names = again.snapshotNames();
-  if (names.includes('lower')) await again.delete('lower');
-  t.like(again.snapshots(), [{ name: 'upper', parent: null, data: count * BLOCK }]);
-  await intact(again);
-  await again.close();
-});
+    t.deepEqual(image.snapshotNames(), ['upper']);
+    await intact(image);
+    for (let sync = 0; sync < 2; ++sync) await image.sync();
+    t.true((await freeSpace(disk)) > 16 * BLOCK);
+    await image.write(Buffer.alloc(BLOCK, 4), 100 * BLOCK);
+    await image.close();
+    const again = await Image.open(file, { write: true });
+    t.like(again.snapshots(), [{ name: 'upper', parent: null, data: count * BLOCK }]);
+    await again.delete('upper');
+    await intact(again);
+    await again.close();
+  });
+}
