@@ -22,7 +22,7 @@ export function manPage(program: Command, section: ManSection, sections: Section
     '.SH NAME',
     text(`${name} - ${lowerFirst(summary ?? '').replace(/\.$/, '')}`),
     '.SH SYNOPSIS',
-    `.B ${escape(name)}`,
+    `.B ${word(name)}`,
     ...(program.commands.length > 0 ? ['.I command', '[options] [arguments]'] : [text(program.usage())]),
     ...(description.length === 0 ? [] : ['.SH DESCRIPTION']),
     ...description.flatMap((paragraph) => ['.PP', text(paragraph.replaceAll('\n', ' '))]),
@@ -41,7 +41,7 @@ export function manPage(program: Command, section: ManSection, sections: Section
 
 function commandLines(command: Command): string[] {
   return [
-    `.SS ${escape(`${command.name()} ${command.usage()}`)}`,
+    `.SS ${word(`${command.name()} ${command.usage()}`)}`,
     text(command.description().split('\n\n')[0] ?? ''),
     ...bodyOf(command),
   ];
@@ -51,13 +51,13 @@ function bodyOf(command: Command): string[] {
   const notes = notesFor(command);
   const entries = [...command.registeredArguments, ...command.options].filter((entry) => entry.description !== '');
   return [
-    ...entries.flatMap((entry) => ['.TP', `.B ${escape(term(entry))}`, text(meaning(entry))]),
+    ...entries.flatMap((entry) => ['.TP', `.B ${word(term(entry))}`, text(meaning(entry))]),
     ...(notes?.text ?? []).flatMap((paragraph) => ['.PP', text(paragraph)]),
     ...(notes?.examples ?? []).flatMap((example) => [
       '.PP',
       text(`${example.does}:`),
       '.RS',
-      `.B ${escape(example.command)}`,
+      `.B ${word(example.command)}`,
       '.RE',
     ]),
   ];
@@ -77,6 +77,19 @@ function meaning(entry: Argument | Option): string {
 function text(line: string): string {
   return escape(line).replace(/^[.']/, '\\&$&');
 }
+
+/** What is typed: it stands in the argument of a request, which takes quotes away, and the formatter makes signs of its own of the others. */
+function word(line: string): string {
+  return escape(line).replace(/["'`^~]/g, (sign) => TYPED_SIGNS[sign] ?? sign);
+}
+
+const TYPED_SIGNS: Record<string, string> = {
+  '"': '\\(dq',
+  "'": '\\(aq',
+  '`': '\\(ga',
+  '^': '\\(ha',
+  '~': '\\(ti',
+};
 
 function escape(line: string): string {
   return line.replaceAll('\\', '\\e').replaceAll('-', '\\-');

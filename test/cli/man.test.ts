@@ -8,3 +8,13 @@ for (const [file, page] of manPages()) {
     t.is(await readFile(new URL(`../../../docs/man/${file}`, import.meta.url), 'utf8'), page);
   });
 }
+
+for (const [file, page] of manPages()) {
+  test(`${file}: nothing that is typed has a sign that the formatter takes away or changes`, (t) => {
+    const requests = page.split('\n').filter((line) => /^\.(B|I|SS) /.test(line));
+    t.deepEqual(
+      requests.filter((line) => /["'`^~]/.test(line)),
+      [],
+    );
+  });
+}
