@@ -12,9 +12,33 @@ interface Options {
   sloppy?: boolean;
 }
 
-/** Those of mount(8) that hold for every mount of Pcow, or that are not for it: they change nothing. */
-const WITHOUT_EFFECT =
-  /^(defaults|rw|auto|noauto|users?|nousers?|owner|group|nofail|_netdev|nosuid|nodev|exec|async|(no|rel|strict)atime|x-.*|comment=.*)$/i;
+/**
+ * Those of mount(8) that hold for every mount of Pcow, or that are not for it: they change nothing. No mount has devices, set-user-ID
+ * programs or symbolic links, names are durable before a call returns, and times are those of the image files.
+ */
+const WITHOUT_EFFECT = new RegExp(
+  `^(${[
+    'defaults|(no)?auto|nofail|_netdev|silent|loud|x-.*|comment=.*|helper=.*',
+    '(no)?users?|user=.*|(no)?owner|(no)?group',
+    '(no)?suid|(no)?dev|dirsync|(no)?symfollow|(no)?mand|(no)?iversion',
+    '(no)?(atime|diratime|relatime|strictatime|lazytime)',
+  ].join('|')})$`,
+  'i',
+);
+
+/** The others: what each asks for. */
+const SETTINGS: Readonly<Record<string, DaemonOptions>> = {
+  ro: { readOnly: true },
+  rw: { readOnly: false },
+  allow_other: { allowOther: true },
+  allow_outside_base: { allowOutsideBase: true },
+  no_stop: { stopMappers: false },
+  checksums: { checksums: true },
+  sync: { sync: true },
+  async: { sync: false },
+  noexec: { noExec: true },
+  exec: { noExec: false },
+};
 
 export function mountHelperProgram(): Command {
   const program = newProgram('mount.fuse.pcow')
@@ -36,7 +60,8 @@ export function mountHelperProgram(): Command {
     text: [
       'Options after -o: “ro” (never write to an image), “allow_other” (let other users in, as far as the modes of the images let them), ' +
         '“allow_outside_base” (show images whose base lies outside of the directory), “no_stop” (never stop a process for a ' +
-        'snapshot), “checksums” (give each snapshot some, in the background), “log=FILE” (append what happens to this file; SIGHUP opens it anew). The common ones of mount(8) are taken, too.',
+        'snapshot), “checksums” (give each snapshot some, in the background), “log=FILE” (append what happens to this file; SIGHUP opens it anew). Of mount(8)’s own, “noexec” and “sync” (each write is durable before it returns) ' +
+        'have their meaning, “user”, “users”, “owner” and “group” say who may mount, and the other common ones are taken.',
     ],
     examples: [
       { command: 'mount -t fuse.pcow /srv/images /mnt', does: 'as pcow mount /srv/images /mnt' },
@@ -60,12 +85,8 @@ async function mountIt(directory: string, mountpoint: string, options: Options):
 export function settingsOf(words: string[], sloppy: boolean): DaemonOptions {
   const settings: DaemonOptions = {};
   for (const word of words) {
-    if (word === 'ro') settings.readOnly = true;
-    else if (word === 'rw') settings.readOnly = false;
-    else if (word === 'allow_other') settings.allowOther = true;
-    else if (word === 'allow_outside_base') settings.allowOutsideBase = true;
-    else if (word === 'no_stop') settings.stopMappers = false;
-    else if (word === 'checksums') settings.checksums = true;
+    const setting = SETTINGS[word];
+    if (setting !== undefined) Object.assign(settings, setting);
     else if (word.startsWith('log=')) settings.log = word.slice('log='.length);
     else if (!sloppy && !WITHOUT_EFFECT.test(word)) throw unknown(word);
   }

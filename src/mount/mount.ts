@@ -179,6 +179,8 @@ function fuseOptions({ directory, settings }: Place): FuseOptions {
       'hard_remove', // libfuse would rename an open file that is removed
       'default_permissions',
       ...(settings.readOnly ? ['ro'] : []),
+      ...(settings.sync ? ['sync'] : []),
+      ...(settings.noExec ? ['noexec'] : []),
     ].join(','),
     allowOther: settings.allowOther,
     // Images change from outside, and control files by themselves. A name that is gone is noticed by its attributes.

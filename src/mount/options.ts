@@ -13,6 +13,10 @@ export interface MountOptions {
   stopMappers?: boolean | undefined;
   /** Snapshots get checksums, in the background after they were taken. Default: only by command. */
   checksums?: boolean | undefined;
+  /** Each write is durable before it returns, as with mount(8)'s option sync. Default: after an fsync. */
+  sync?: boolean | undefined;
+  /** No file of it can be executed, whatever its image's mode says. */
+  noExec?: boolean | undefined;
 }
 
 /** The options with their defaults. */
@@ -22,6 +26,8 @@ export interface MountSettings {
   allowOutsideBase: boolean;
   stopMappers: boolean;
   checksums: boolean;
+  sync: boolean;
+  noExec: boolean;
 }
 
 const DEFAULTS: MountSettings = {
@@ -30,6 +36,8 @@ const DEFAULTS: MountSettings = {
   allowOutsideBase: false,
   stopMappers: true,
   checksums: false,
+  sync: false,
+  noExec: false,
 };
 
 /** Refuses what is no option, so that a misspelled one is never ignored. */

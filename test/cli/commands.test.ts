@@ -27,7 +27,14 @@ function optionsIn(example: string, name: string): string[] {
 
 /** A man page with the signs that a reader sees for the formatter's. */
 function typed(page: string): string {
-  const signs: Record<string, string> = { '\\e': '\\', '\\(dq': '"', '\\(aq': "'", '\\(ga': '`', '\\(ha': '^', '\\(ti': '~' };
+  const signs: Record<string, string> = {
+    '\\e': '\\',
+    '\\(dq': '"',
+    '\\(aq': "'",
+    '\\(ga': '`',
+    '\\(ha': '^',
+    '\\(ti': '~',
+  };
   return page.replace(/\\(?:e|\((?:dq|aq|ga|ha|ti))/g, (sign) => signs[sign] ?? sign);
 }
 

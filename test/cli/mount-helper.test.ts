@@ -1,6 +1,6 @@
 /** `mount.fuse.pcow`, called as mount(8) calls it. */
 import { execFile } from 'node:child_process';
-import { readFile, rename, writeFile } from 'node:fs/promises';
+import { chmod, readFile, rename, writeFile } from 'node:fs/promises';
 import path from 'node:path';
 import { promisify } from 'node:util';
 import test, { type ExecutionContext } from 'ava';
@@ -30,6 +30,14 @@ test('options of mount(8) and of Pcow', (t) => {
     stopMappers: false,
     log: '/a=b',
   });
+  // What mount(8) makes of "user", "owner" and the like, and the rest of its own.
+  t.deepEqual(settingsOf(['noexec', 'nosuid', 'nodev', 'user=alice', 'users', 'owner', 'group'], false), {
+    noExec: true,
+  });
+  t.deepEqual(settingsOf(['user', 'noexec', 'exec', 'sync'], false), { noExec: false, sync: true });
+  const others =
+    'suid,dev,dirsync,nodiratime,diratime,lazytime,nosymfollow,nomand,norelatime,atime,silent,X-mount.mkdir';
+  t.deepEqual(settingsOf(others.split(','), false), {});
   t.throws(() => settingsOf(['allow-other'], false), { message: /no mount option "allow-other"/ });
   t.throws(() => settingsOf(['remount', 'ro'], false), { message: /keeps its options/ });
   t.deepEqual(settingsOf(['unheard_of'], true), {});
@@ -46,6 +54,16 @@ test.serial('it mounts, with its options, and the mount outlives it', async (t) 
     { directory: images, readOnly: true },
   );
   t.is((await readFile(path.join(point, 'vm1'))).length, MiB);
+  await umount(point);
+});
+
+test.serial('noexec and sync are those of any file system', async (t) => {
+  const { images, point } = await stage(t);
+  await chmod(path.join(images, 'vm1.pcow'), 0o755);
+  await succeeds(t, mountHelperIn('/')(images, point, '-o', 'noexec,sync'));
+  await run('dd', ['if=/dev/zero', `of=${path.join(point, 'vm1')}`, 'bs=4096', 'count=3', 'conv=notrunc']);
+  t.regex(await readFile(path.join(point, '.pcow/metrics'), 'utf8'), /^pcow_syncs_total\{image="vm1"\} 3$/m);
+  await t.throwsAsync(run(path.join(point, 'vm1')), { code: 'EACCES' });
   await umount(point);
 });
 
