@@ -41,8 +41,9 @@ Result<std::unique_ptr<FaultDescriptor>> FaultDescriptor::open() {
     if (err == EPERM || err == EACCES)
       return Error(
           Code::kPermission, err,
-          "no right to userfaultfd: as root, run \"chmod 666 /dev/userfaultfd\" (or a group's mode of your choice), "
-          "or \"sysctl vm.unprivileged_userfaultfd=1\"");
+          "no right to userfaultfd: as root, give it to a group of this user's, "
+          "\"chgrp kvm /dev/userfaultfd && chmod 660 /dev/userfaultfd\" (Pcow's udev rule 60-pcow.rules does that "
+          "at each boot), or to everybody, \"sysctl vm.unprivileged_userfaultfd=1\"");
     return system_error(err, err == ENOSYS ? "this kernel has no userfaultfd" : "cannot make a userfaultfd");
   }
   struct uffdio_api api = {};
