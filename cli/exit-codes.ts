@@ -18,6 +18,8 @@ export const UNFIT = 12;
 /** Of commands that look for faults, and have done what they were asked for. */
 export const FOUND_DAMAGE = 13;
 export const FOUND_LEAKS = 14;
+/** Of a repair: nothing is damaged any more, and data is missing. */
+export const LOST_DATA = 15;
 
 export const exitCodes = [
   { exit: 0, meaning: 'done', codes: [] },
@@ -47,6 +49,11 @@ export const exitCodes = [
   { exit: UNFIT, meaning: '“pcow doctor” found what will not work', codes: [] },
   { exit: FOUND_DAMAGE, meaning: '“check” was completed, and has found damage', codes: [] },
   { exit: FOUND_LEAKS, meaning: '“check” was completed, and has found nothing but bytes in free space', codes: [] },
+  {
+    exit: LOST_DATA,
+    meaning: '“check --repair” has mended the image, and could not bring all of its data back',
+    codes: [],
+  },
   { exit: 130, meaning: 'interrupted; the image is sound', codes: ['PCOW_CANCELLED'] },
 ] as const satisfies readonly ExitCode[];
 

@@ -1,6 +1,7 @@
 /** What a check has found, for people: a line for each finding. */
-import type { Finding } from '../src/engine/index.js';
+import type { CheckReport, Finding, Loss } from '../src/engine/index.js';
 import { out } from './colors.js';
+import { formatSize } from './size.js';
 
 export function findingLines(findings: readonly Finding[]): string[] {
   return findings.map((finding) => `${kindOf(finding)}: ${finding.message} (${placeOf(finding)})`);
@@ -20,6 +21,38 @@ function placeOf({ structure, place, snapshot, offset, length }: Finding): strin
     where.push(`bytes ${offset} to ${offset + length - 1} of ${view}`);
   }
   return [structure, ...where].join(', ');
+}
+
+/** What a repair could not bring back, for people; none where nothing is missing. */
+export function lossLines({ losses, unplaced, blockSize, olderDirectory }: CheckReport): string[] {
+  const lines: string[] = [];
+  if (olderDirectory) {
+    const undone = 'the newest layer directory could not be read, so the one before it counts';
+    lines.push(`${out.red('lost')}: ${undone}: what was snapshotted, deleted or resized last is undone`);
+  }
+  for (const loss of losses) {
+    const view = loss.snapshot === null ? 'the image' : `snapshot ${loss.snapshot}`;
+    if (loss.gone > 0) {
+      lines.push(`${out.red('lost')}: ${formatSize(loss.gone)} of ${view}: ${rangesOf(loss, true)}`);
+    }
+    if (loss.doubtful > 0) {
+      const size = formatSize(loss.doubtful);
+      lines.push(`${out.red('doubtful')}: ${size} of ${view} may not be what they were: ${rangesOf(loss, false)}`);
+    }
+  }
+  if (unplaced > 0) {
+    const size = formatSize(unplaced * (blockSize ?? 0));
+    lines.push(`${out.red('lost')}: ${size} that something held, nobody can tell what`);
+  }
+  return lines;
+}
+
+const LISTED_RANGES = 20;
+
+function rangesOf({ ranges }: Loss, certain: boolean): string {
+  const chosen = ranges.filter((range) => range.certain === certain);
+  const listed = chosen.slice(0, LISTED_RANGES).map(({ offset, length }) => `${offset} to ${offset + length - 1}`);
+  return `bytes ${listed.join(', ')}${chosen.length > LISTED_RANGES ? ', … (all with --json)' : ''}`;
 }
 
 /** “one fault”, “3 faults”. */

@@ -2,8 +2,8 @@ import type { Command } from 'commander';
 import { checkImage, type CheckReport } from '../../src/engine/index.js';
 import { formatOf } from '../contents.js';
 import { Failure } from '../errors.js';
-import { FOUND_DAMAGE, FOUND_LEAKS } from '../exit-codes.js';
-import { counted, findingLines } from '../findings.js';
+import { FOUND_DAMAGE, FOUND_LEAKS, LOST_DATA } from '../exit-codes.js';
+import { counted, findingLines, lossLines } from '../findings.js';
 import { addNotes } from '../help.js';
 import { say, sayJson } from '../output.js';
 import { type ProgressForm, progressOption, withProgress } from '../progress.js';
@@ -35,7 +35,8 @@ export function addCheck(program: Command): void {
         'appended to IMAGE.lost; a line of JSON for each piece in IMAGE.lost.index says what it was.',
       'The bytes of the blocks are not looked at.',
       'The exit code is 0 for a sound image, 13 for damage, 14 where there are only bytes in free space, and another ' +
-        'one (“pcow help exit-codes”) where the check could not be completed. After a repair it tells what is left.',
+        'one (“pcow help exit-codes”) where the check could not be completed. After a repair it tells what is left; it is 15 where ' +
+        'nothing is, but data could not be brought back: the last lines say how much of which snapshot, and where.',
     ],
     examples: [
       { command: 'pcow check vm1', does: 'says that vm1.pcow is sound, or what is not' },
@@ -63,12 +64,10 @@ async function check(given: string, { repair = false, json = false, progress }: 
   } else {
     say([...findingLines(report.findings), ...summary(target, report, repair)].join('\n'));
   }
-  if (report.damages > 0) {
-    process.exitCode = FOUND_DAMAGE;
-  } else if (report.leaks > 0) {
-    process.exitCode = FOUND_LEAKS;
-  }
+  process.exitCode = exitCodes[outcomeOf(report)];
 }
+
+const exitCodes = { sound: 0, damaged: FOUND_DAMAGE, leaks: FOUND_LEAKS, lost: LOST_DATA };
 
 /** What is an image of another program is none of ours that is damaged. */
 async function refuseForeign({ file }: ImageTarget): Promise<void> {
@@ -80,8 +79,13 @@ async function refuseForeign({ file }: ImageTarget): Promise<void> {
   throw new Failure('PCOW_NOT_AN_IMAGE', `${file} is no Pcow image: its format is ${format}`, hint);
 }
 
-function outcomeOf({ damages, leaks }: CheckReport): 'sound' | 'damaged' | 'leaks' {
-  return damages > 0 ? 'damaged' : leaks > 0 ? 'leaks' : 'sound';
+type Outcome = 'sound' | 'damaged' | 'leaks' | 'lost';
+
+/** `lost`: a repair has left no damage, and data is missing. */
+function outcomeOf({ damages, leaks, losses, unplaced, olderDirectory }: CheckReport): Outcome {
+  if (damages > 0) return 'damaged';
+  if (leaks > 0) return 'leaks';
+  return losses.length > 0 || unplaced > 0 || olderDirectory ? 'lost' : 'sound';
 }
 
 function summary(target: ImageTarget, report: CheckReport, repair: boolean): string[] {
@@ -97,7 +101,15 @@ function summary(target: ImageTarget, report: CheckReport, repair: boolean): str
   if (report.lost !== null) {
     lines.push(`what could not be placed is in ${report.lost}; ${report.lost}.index says what it is`);
   }
-  if (outcomeOf(report) === 'sound') {
+  lines.push(...lossLines(report));
+  if (repair && report.dropped > 0) {
+    lines.push(`${formatSize(report.dropped)} that were never flushed when the host went down are dropped`);
+  }
+  if (outcomeOf(report) === 'lost') {
+    lines.push(
+      `${target.file} has a sound structure again${figures}, but not all of its data: restore what is named above from a copy`,
+    );
+  } else if (outcomeOf(report) === 'sound') {
     lines.push(`${target.file} is sound${figures}`);
   } else {
     const found = [

@@ -39,6 +39,9 @@ struct ToJs<CheckReport> {
     object.Set("leaks", number(env, report.leaks));
     object.Set("repaired", number(env, report.repaired));
     object.Set("lost", report.lost_path.empty() ? env.Null() : Napi::String::New(env, report.lost_path));
+    object.Set("losses", losses_to_js(env, report.losses));
+    object.Set("unplaced", number(env, report.unplaced));
+    object.Set("olderDirectory", report.older_directory);
     object.Set("findings", findings_to_js(env, report.findings));
     return object;
   }

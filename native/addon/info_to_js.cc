@@ -169,6 +169,29 @@ Napi::Value findings_to_js(Napi::Env env, const std::vector<Finding>& findings) 
   return list;
 }
 
+Napi::Value losses_to_js(Napi::Env env, const std::vector<Loss>& losses) {
+  auto list = Napi::Array::New(env, losses.size());
+  for (uint32_t i = 0; i < losses.size(); ++i) {
+    const Loss& loss = losses[i];
+    auto object = Napi::Object::New(env);
+    object.Set("layer", number(env, loss.layer));
+    object.Set("snapshot", string_or_null(env, loss.snapshot));
+    object.Set("gone", number(env, loss.gone));
+    object.Set("doubtful", number(env, loss.doubtful));
+    auto ranges = Napi::Array::New(env, loss.ranges.size());
+    for (uint32_t n = 0; n < loss.ranges.size(); ++n) {
+      auto range = Napi::Object::New(env);
+      range.Set("offset", number(env, loss.ranges[n].offset));
+      range.Set("length", number(env, loss.ranges[n].length));
+      range.Set("certain", loss.ranges[n].certain);
+      ranges.Set(n, range);
+    }
+    object.Set("ranges", ranges);
+    list.Set(i, object);
+  }
+  return list;
+}
+
 Napi::Value scrub_to_js(Napi::Env env, const ScrubReport& report) {
   auto object = Napi::Object::New(env);
   object.Set("path", report.path);

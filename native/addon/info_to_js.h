@@ -21,6 +21,7 @@ Napi::Value chain_to_js(Napi::Env env, const std::vector<LayerRef>& chain, size_
 // NativeExtentBatch of src/engine/native.ts.
 Napi::Value extents_to_js(Napi::Env env, const ExtentBatch& batch);
 Napi::Value findings_to_js(Napi::Env env, const std::vector<Finding>& findings);
+Napi::Value losses_to_js(Napi::Env env, const std::vector<Loss>& losses);
 Napi::Value scrub_to_js(Napi::Env env, const ScrubReport& report);
 
 }  // namespace pcow::addon

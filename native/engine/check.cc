@@ -449,6 +449,7 @@ Result<void> Inspection::run(const Progress& progress) {
     superblock->clean = first.clean && candidate.clean;
     superblock->boot = first.boot;
     superblock->cache = first.cache;
+    older_directory = candidate.generation < first.generation;
     break;
   }
   if (!directory) return {};

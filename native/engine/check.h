@@ -39,6 +39,22 @@ Finding damage_in(const Layer& layer, const Geometry& geometry, const char* stru
 
 inline constexpr size_t kListedFindings = 1000;  // of each severity; more are only counted
 
+// Bytes of a flat file that a repair could not bring back.
+struct LostRange {
+  uint64_t offset = 0;
+  uint64_t length = 0;
+  bool certain = false;  // they read otherwise than they did; false: nobody can tell whether they do
+};
+
+// What one snapshot, or the active layer, has lost.
+struct Loss {
+  uint64_t layer = 0;
+  std::string snapshot;  // empty: the active layer
+  uint64_t gone = 0;     // bytes that are certain, listed or not
+  uint64_t doubtful = 0;
+  std::vector<LostRange> ranges;  // ascending; the first kListedFindings
+};
+
 struct CheckOptions {
   bool repair = false;
   FileObserver* observer = nullptr;  // sees every file operation (tests)
@@ -55,12 +71,16 @@ struct CheckReport {
   bool in_use = false;   // somebody has it open for writing: the figures are of a moving image
   bool clean = true;     // its last writer has closed it
   bool crashed = false;  // not clean, and the last writer's page cache is gone: only durable bits count
-  uint64_t dropped = 0;  // bytes that the next opening for writing drops for that reason
+  uint64_t dropped = 0;  // bytes that the next opening for writing drops for that reason, or that a repair has dropped
   std::vector<Finding> findings;
   uint64_t damages = 0;  // that are there at the end, listed or not
   uint64_t leaks = 0;
   uint64_t repaired = 0;  // that were mended
   std::string lost_path;  // where a repair has put what it could not place; empty: there was nothing
+  // After a repair: the structure may be sound, and data missing all the same.
+  std::vector<Loss> losses;
+  uint64_t unplaced = 0;  // blocks of data that nothing named, in an image that was closed: some entry has lost them
+  bool older_directory = false;  // the newest directory could not be read: what the structure was before it counts
 };
 
 // Reads all of the structure. Works on images that cannot be opened, at rest or in use; writes only to repair, and then

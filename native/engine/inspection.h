@@ -42,6 +42,7 @@ class Inspection {
   // Whether a sound entry, or a structure, has the block.
   bool is_named(uint64_t block) const { return used_.contains(block); }
   std::string name_of(const Layer& layer) const;
+  uint64_t file_size() const { return file_size_; }
   const Geometry& geometry() const { return *geometry_; }
 
   const std::shared_ptr<File> file;
@@ -50,6 +51,7 @@ class Inspection {
   std::optional<Superblock> superblock;  // to go on from; empty: none can be read
   std::optional<Directory> directory;    // that it names
   bool slot_damaged = false;             // one of the slots is not as a writer leaves it
+  bool older_directory = false;          // the newest slot's directory cannot be read: that of the other one counts
   // Where a bit of the directory was wrong: as it should be. Where none can be read: as it is.
   std::vector<uint8_t> mended_directory;
   std::vector<uint8_t> damaged_directory;

@@ -1,5 +1,6 @@
 // Nothing is guessed: what has one possible meaning is put right; what has none is taken out, and kept beside the image;
-// what two entries claim, each gets; and where two things are possible, what is read stays as it was. The order:
+// what two entries claim, each gets; and where two things are possible, what is read stays as it was. Whatever data is lost by
+// that, or may be, is in the report (losses.h). The order:
 //   1. what cannot be placed is written to the lost-and-found, durably
 //   2. copies and a mended directory are written behind the end of the file; a file that was cut short is lengthened; sync
 //   3. the entries are stored; sync
@@ -11,6 +12,7 @@
 #include <algorithm>
 
 #include "inspection.h"
+#include "losses.h"
 #include "lost_and_found.h"
 #include "page_cache.h"
 
@@ -25,12 +27,15 @@ class Repair {
     auto size = file_->size();
     if (!size) return size.error();
     end_ = found_.geometry().blocks_for(std::max(*size, found_.wanted_size));
+    look_at_tables();
     PCOW_TRY(look_at_entries());
     PCOW_TRY(keep_what_nothing_names());
     PCOW_TRY(lost_.sync());
     return apply();
   }
   std::string lost_path() const { return lost_.path(); }
+  // Once run() has stored the entries.
+  Result<std::vector<Loss>> losses() const { return losses_.of_views(*file_, found_.geometry(), *found_.directory); }
 
  private:
   struct Store {
@@ -72,44 +77,64 @@ class Repair {
     return lost_.keep(piece, bytes.data(), *length);
   }
 
+  // Entries that were cut off read as empty from now on, and so does what a newer directory knew of the active layer.
+  void look_at_tables() {
+    for (const Layer& layer : found_.directory->layers) {
+      const uint64_t entries = found_.geometry().blocks_for(layer.size);
+      if (layer.table_offset + entries * 8 <= found_.file_size()) continue;
+      const uint64_t there = found_.file_size() - std::min(found_.file_size(), layer.table_offset);
+      losses_.add_doubtful_from(layer.id, there / 8);
+    }
+    if (found_.older_directory) losses_.add_doubtful_from(found_.directory->active, 0);
+  }
+
   Result<void> look_at_entries() {
     for (const Layer& layer : found_.directory->layers) {
       const auto look = [&](uint64_t block, uint64_t word) -> Result<void> {
         const EntryFault fault = found_.fault_of(word);
-        if (fault == EntryFault::kNone) return {};
-        Entry entry = Entry::unpack(word);
-        const uint16_t full = found_.geometry().full_mask();
-        const auto stray = static_cast<uint16_t>(entry.durable & ~entry.written & full);
-        entry.written &= full;
-        entry.durable &= entry.written;
-        if (found_.report.crashed) entry = entry.as_durable();
-        Store store{layer.table_offset + block * 8, entry};
-        if (fault == EntryFault::kUnsynced) {
-          // Which of the two it was, a missing durable bit or a written one too many, nobody can tell: what is read stays.
-          store.entry.durable = store.entry.written;
-        } else if (const uint32_t index = Entry::unpack(word).index) {
-          const EntryFault left = found_.fault_of(Entry{index, full, full}.pack());
-          if (left == EntryFault::kOutside || left == EntryFault::kStructure) {
-            PCOW_TRY(keep(layer, block, index, "the entry pointed at what cannot be its block"));
-            store.entry = {};
-          } else if (entry.empty()) {
-            store.entry = {};
-            PCOW_TRY(keep(layer, block, index, "the entry held nothing of this block"));
-            claimed_.insert(index);
-          } else {
-            // Which of the two it was, the durable bit or the missing written one, nobody can tell.
-            if (stray) PCOW_TRY(keep(layer, block, index, "the entry called sub-blocks durable that it did not hold"));
-            if (!claimed_.insert(index).second || (fault == EntryFault::kUnsound && found_.is_named(index))) {
-              store.copy_of = index;
-              store.entry.index = static_cast<uint32_t>(end_++);
-            }
-          }
-        }
-        stores_.push_back(store);
-        return {};
+        return fault == EntryFault::kNone ? Result<void>{} : look_at_entry(layer, block, word, fault);
       };
       PCOW_TRY(found_.for_each_entry(layer, look, [](uint64_t, const Error&) {}));
     }
+    return {};
+  }
+
+  Result<void> look_at_entry(const Layer& layer, uint64_t block, uint64_t word, EntryFault fault) {
+    const uint16_t full = found_.geometry().full_mask();
+    Entry entry = Entry::unpack(word);
+    const uint32_t index = entry.index;
+    // Which of the two it was, the durable bit or the missing written one, nobody can tell: what is read stays.
+    const auto stray = static_cast<uint16_t>(entry.durable & ~entry.written & full);
+    losses_.add_doubtful(layer.id, block, (entry.written || !index) ? stray : full);
+    entry.written &= full;
+    entry.durable &= entry.written;
+    if (found_.report.crashed) entry = entry.as_durable();
+    Store store{layer.table_offset + block * 8, entry};
+    if (fault == EntryFault::kUnsynced) {
+      // Likewise: a missing durable bit, or a written one too many.
+      losses_.add_doubtful(layer.id, block, entry.written & ~entry.durable);
+      store.entry.durable = store.entry.written;
+    } else if (index) {
+      const EntryFault left = found_.fault_of(Entry{index, full, full}.pack());
+      if (left == EntryFault::kOutside || left == EntryFault::kStructure) {
+        PCOW_TRY(keep(layer, block, index, "the entry pointed at what cannot be its block"));
+        losses_.add_gone(layer.id, block, entry.written);
+        store.entry = {};
+      } else if (entry.empty()) {
+        PCOW_TRY(keep(layer, block, index, "the entry held nothing of this block"));
+        claimed_.insert(index);
+        store.entry = {};
+      } else {
+        if (stray) PCOW_TRY(keep(layer, block, index, "the entry called sub-blocks durable that it did not hold"));
+        const bool is_named = fault == EntryFault::kUnsound && found_.is_named(index);
+        if (left == EntryFault::kShared || is_named) losses_.add_doubtful(layer.id, block, entry.written);
+        if (!claimed_.insert(index).second || is_named) {
+          store.copy_of = index;
+          store.entry.index = static_cast<uint32_t>(end_++);
+        }
+      }
+    }
+    stores_.push_back(store);
     return {};
   }
 
@@ -158,6 +183,7 @@ class Repair {
   const Inspection& found_;
   const std::shared_ptr<File> file_;
   LostAndFound lost_;
+  Losses losses_;
   uint64_t end_ = 0;  // blocks of the file, those to come included
   std::unordered_set<uint32_t> claimed_;
   std::vector<Store> stores_;
@@ -182,10 +208,14 @@ Result<CheckReport> repair(const std::shared_ptr<File>& file, const CheckOptions
   const bool broken = before.report.damages || before.report.leaks || before.slot_damaged;
   if (!before.directory || (!broken && before.report.clean)) return std::move(before.report);
   std::string lost_path;
+  std::vector<Loss> losses;
   if (broken) {
     Repair mending(before);
     PCOW_TRY(mending.run());
     lost_path = mending.lost_path();
+    auto lost = mending.losses();
+    if (!lost) return lost.error();
+    losses = std::move(*lost);
   }
   // What opening for writing recovers, and punches out, is part of it. Where the image cannot be opened still (its base is
   // missing), that is for the next who opens it; the second look says why.
@@ -202,11 +232,16 @@ Result<CheckReport> repair(const std::shared_ptr<File>& file, const CheckOptions
   const uint64_t after_count = report.damages + report.leaks;
   report.repaired = before_count > after_count ? before_count - after_count : 0;
   report.lost_path = lost_path;
+  report.losses = std::move(losses);
+  report.unplaced = before.report.leaks - std::min(before.report.leaks, report.leaks);
+  report.older_directory = before.older_directory;
+  report.dropped = before.report.dropped;
   for (Finding& finding : before.report.findings) {
+    if (is_in(finding, report.findings)) continue;
+    // A note on a snapshot that does not count is no fault that was mended: it is gone.
     const bool is_note = finding.severity == Severity::kNote;
-    if (is_in(finding, report.findings) || (is_note && finding.structure != "superblock")) continue;
-    report.repaired += is_note ? 1 : 0;
-    finding.repaired = true;
+    finding.repaired = !is_note || finding.structure == "superblock";
+    report.repaired += is_note && finding.repaired ? 1 : 0;
     report.findings.push_back(std::move(finding));
   }
   return report;

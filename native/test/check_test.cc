@@ -141,6 +141,39 @@ bool has(const CheckReport& report, const std::string& structure, uint64_t place
   return false;
 }
 
+// Whatever reads otherwise after a repair than it did before the damage is among what the repair says is lost, or may be; unless
+// data had no place, which it says as well.
+void all_losses_are_told(const std::string& what, const CheckReport& mended, const Contents& before,
+                         const Contents& now) {
+  if (mended.unplaced) return;
+  for (const auto& [name, bytes] : before) {
+    std::vector<bool> told(bytes.size());
+    uint64_t total = 0;
+    for (const Loss& loss : mended.losses) {
+      uint64_t end = 0;
+      for (const LostRange& range : loss.ranges) {
+        if (range.offset < end || !range.length) fail(what + ": lost ranges overlap", mended);
+        end = range.offset + range.length;
+        total += range.length;
+        if (loss.snapshot != name) continue;
+        if (end > bytes.size()) fail(what + ": a lost range behind the end of \"" + name + "\"", mended);
+        std::fill_n(told.begin() + static_cast<ptrdiff_t>(range.offset), range.length, true);
+      }
+      total -= loss.gone + loss.doubtful;
+    }
+    if (total) fail(what + ": the sums of what is lost are wrong", mended);
+    for (size_t i = 0; i < bytes.size(); i++)
+      if (bytes[i] != now.at(name)[i] && !told[i])
+        fail(what + ": byte " + std::to_string(i) + " of \"" + name + "\" is lost, and not told", mended);
+  }
+}
+
+const Loss* loss_of(const CheckReport& report, const std::string& snapshot) {
+  for (const Loss& loss : report.losses)
+    if (loss.snapshot == snapshot) return &loss;
+  return nullptr;
+}
+
 struct Expected {
   std::string structure;
   uint64_t place;
@@ -171,6 +204,7 @@ CheckReport damage(const TemporaryDirectory& directory, const Sample& good, cons
       memcpy(expected_bytes.data() + block * kBlock, now.at(name).data() + block * kBlock, kBlock);
     if (now.at(name) != expected_bytes) fail(what + ": the content has changed in \"" + name + "\"", mended);
   }
+  all_losses_are_told(what, mended, good.contents, now);
   open_image(path, true);
   return mended;
 }
@@ -337,6 +371,8 @@ void older_directory() {
   const CheckReport mended = check(path, true);
   if (mended.damages || mended.generation <= next.generation) fail("the older directory is not used", mended);
   CHECK(contents_of(path) == good.contents);
+  // What it knew and this one does not, nobody can tell.
+  CHECK(mended.older_directory && loss_of(mended, "")->doubtful == good.contents.at("").size());
   // What was damaged is kept.
   CHECK(load(mended.lost_path)[0] == 0x77);
 }
@@ -367,6 +403,46 @@ void cut_short() {
   CHECK(now.at("one") == good.contents.at("one") && now.at("two") == good.contents.at("two"));
   // What the active layer had is gone from it, but not from the host: it is among what nothing names.
   CHECK(load(mended.lost_path)[0] == '3');
+  CHECK(mended.unplaced == 2);
+  const Loss* lost = loss_of(mended, "");
+  CHECK(lost && lost->doubtful == now.at("").size() && mended.losses.size() == 1);
+}
+
+// The blocks of snapshots were cut off: each view names what it misses, but for what lies in nearer layers.
+void cut_data() {
+  TemporaryDirectory directory;
+  const Sample good = make_sample(directory);
+  const std::string path = directory / "image.pcow";
+  // Whatever lies last in the file, a block of data of "two" by now, and what comes after it.
+  const uint64_t place = good.entry_place("two", 9);
+  const Entry entry = Entry::unpack(word_at(good.bytes, place));
+  CHECK(entry.index);
+  Bytes bytes = good.bytes;
+  const uint64_t last = round_up<uint64_t>(bytes.size(), kBlock);
+  bytes.resize(last + kBlock);
+  memcpy(bytes.data() + last, bytes.data() + entry.index * uint64_t{kBlock}, kBlock);
+  memset(bytes.data() + entry.index * uint64_t{kBlock}, 0, kBlock);
+  put_field(bytes.data(), place, Entry{static_cast<uint32_t>(last / kBlock), entry.written, entry.durable}.pack());
+  save(path, bytes);
+  CHECK(contents_of(path) == good.contents);
+  CHECK(check(path).findings.empty());
+  // One sub-block of it was written anew since.
+  auto image = open_image(path, true);
+  put(image.get(), 9 * kBlock + 4096, 4096, '4');
+  MUST(image->close());
+  const Contents before = contents_of(path);
+  CHECK(Entry::unpack(word_at(load(path), good.entry_place("", 9))).index != last / kBlock);
+  bytes = load(path);
+  // The new block lies behind it: what is cut is the old one, so that the file keeps its length.
+  CHECK(truncate(path.c_str(), static_cast<off_t>(last)) == 0);
+  const CheckReport mended = check(path, true);
+  CHECK(!mended.damages);
+  const Contents now = contents_of(path);
+  all_losses_are_told("a cut", mended, before, now);
+  const Loss* frozen = loss_of(mended, "two");
+  CHECK(frozen && frozen->gone == kBlock && frozen->ranges.size() == 1 && frozen->ranges[0].offset == 9 * kBlock);
+  CHECK(!loss_of(mended, "one"));
+  CHECK(now.at("one") == before.at("one"));
 }
 
 // Left by a writer that was killed, or by a host that went down: no damage, and a repair recovers it.
@@ -493,12 +569,14 @@ void random_flips() {
     const CheckReport report = check(path);
     const bool sound = !report.damages && !report.leaks;
     found += !sound;
+    CheckReport mended;
     if (!sound) {
-      const CheckReport mended = check(path, true);
+      mended = check(path, true);
       if (mended.damages || mended.leaks) fail(what + " is not mended", mended);
     }
     const Contents now = contents_of(path);
     CHECK(now.size() == good.contents.size());
+    if (!sound) all_losses_are_told(what, mended, good.contents, now);
     for (const auto& [name, before] : good.contents) {
       uint64_t first = 0, last = 0;
       const size_t count = differing_bytes(before, now.at(name), &first, &last);
@@ -548,6 +626,7 @@ int main() {
   what_cannot_be_mended();
   older_directory();
   cut_short();
+  cut_data();
   unclean();
   interrupted_merge();
   in_use();

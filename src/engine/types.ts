@@ -238,6 +238,20 @@ export interface Finding {
   repaired: boolean;
 }
 
+/** What a repair could not bring back of one snapshot, or of the image's present content. */
+export interface Loss {
+  /** The id of its layer. */
+  layer: number;
+  /** Its name; null: the present content. */
+  snapshot: string | null;
+  /** Bytes that read as something else than they did: as what lies below, or zeros. */
+  gone: number;
+  /** Bytes of which nobody can tell whether they read as they did. */
+  doubtful: number;
+  /** Where, in the flat file; the first thousand. */
+  ranges: { offset: number; length: number; /** Gone, not doubtful. */ certain: boolean }[];
+}
+
 /** What checkImage has found. Figures are null where too much is damaged to tell them. */
 export interface CheckReport {
   /** Of the image file. */
@@ -260,7 +274,7 @@ export interface CheckReport {
   clean: boolean;
   /** Not clean, and left by another boot of the host: what was not synced does not count. */
   hostCrashed: boolean;
-  /** Bytes that the next opening for writing drops for that reason. */
+  /** Bytes that the next opening for writing drops for that reason, or that the repair has dropped. */
   dropped: number;
   /** How many there are at the end. */
   damages: number;
@@ -270,6 +284,12 @@ export interface CheckReport {
   repaired: number;
   /** The file with what a repair could not place; null: there was nothing. */
   lost: string | null;
+  /** What a repair could not bring back, for each snapshot that misses something. The structure can be sound all the same. */
+  losses: Loss[];
+  /** Blocks of data that nothing named, so that a repair could only keep them in `lost`: something misses them. */
+  unplaced: number;
+  /** A repair had to go back to the directory before the newest one: what was snapshotted, deleted or resized last is undone. */
+  olderDirectory: boolean;
   /** The first thousand. */
   findings: Finding[];
 }
