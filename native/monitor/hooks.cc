@@ -87,6 +87,7 @@ Function* next_function(const char* name) {
 int (*next_fsync)(int) = nullptr;
 int (*next_fdatasync)(int) = nullptr;
 int (*next_msync)(void*, size_t, int) = nullptr;
+int (*next_fallocate)(int, int, off64_t, off64_t) = nullptr;
 ssize_t (*next_read)(int, void*, size_t) = nullptr;
 ssize_t (*next_pread)(int, void*, size_t, off64_t) = nullptr;
 ssize_t (*next_readv)(int, const iovec*, int) = nullptr;
@@ -97,6 +98,7 @@ __attribute__((constructor)) void find_next_functions() {
   next_fsync = next_function<int(int)>("fsync");
   next_fdatasync = next_function<int(int)>("fdatasync");
   next_msync = next_function<int(void*, size_t, int)>("msync");
+  next_fallocate = next_function<int(int, int, off64_t, off64_t)>("fallocate64");
   next_read = next_function<ssize_t(int, void*, size_t)>("read");
   next_pread = next_function<ssize_t(int, void*, size_t, off64_t)>("pread64");
   next_readv = next_function<ssize_t(int, const iovec*, int)>("readv");
@@ -202,14 +204,20 @@ bool is_another_name(int descriptor, OpenFile* file) {
   return found;
 }
 
+// A cancellation point, as for every file: at its beginning.
 int allocate(int descriptor, int mode, off_t offset, off_t length) {
-  const auto plainly = [&] { return static_cast<int>(syscall(SYS_fallocate, descriptor, mode, offset, length)); };
+  const auto plainly = [&] {
+    return next_fallocate && !pcow::Inside::active()
+               ? next_fallocate(descriptor, mode, offset, length)
+               : static_cast<int>(syscall(SYS_fallocate, descriptor, mode, offset, length));
+  };
   OpenFile file;
   if (!concerns(descriptor, &file)) {
     const int outcome = plainly();
     // Its mount refuses what an attached process does by the mount: perhaps that process is this one.
     if (outcome == 0 || errno != EBUSY || !is_another_name(descriptor, &file)) return outcome;
   }
+  pthread_testcancel();
   const int flags = fcntl(descriptor, F_GETFL);
   const int access = flags & O_ACCMODE;
   if ((flags & O_PATH) || access == O_RDONLY) return errno = EBADF, -1;

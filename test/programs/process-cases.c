@@ -106,20 +106,31 @@ static void close_everything(void) {
   for (int i = 0; i < 40; i++) MUST(lseek(own[i], 0, SEEK_END) == 5);
 }
 
-/* A thread is cancelled in a call about the mapping; others go on. */
+/* A thread is cancelled in a call about the mapping; others go on. Each call is a cancellation point of its own. */
 static void* syncs(void* unused) {
   for (unsigned i = 0;; i++) {
     memory[i % 1000 * PAGE] = 1;
     fsync(fd);
-    fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, i % 1000 * PAGE + 100, 1000);
   }
   return unused;
 }
+static void* syncs_memory(void* unused) {
+  for (unsigned i = 0;; i++) {
+    memory[i % 1000 * PAGE] = 1;
+    msync(memory + i % 1000 * PAGE, PAGE, MS_SYNC);
+  }
+  return unused;
+}
+static void* punches(void* unused) {
+  for (unsigned i = 0;; i++) fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, i % 1000 * PAGE + 100, 1000);
+  return unused;
+}
 static void cancel(void) {
+  void* (*const calls[])(void*) = {syncs, syncs_memory, punches};
   for (int i = 0; i < ROUNDS; i++) {
     pthread_t thread;
     void* outcome;
-    MUST(pthread_create(&thread, NULL, syncs, NULL) == 0);
+    MUST(pthread_create(&thread, NULL, calls[i % 3], NULL) == 0);
     usleep((unsigned)(i * 131 % 3000));
     MUST(pthread_cancel(thread) == 0 && pthread_join(thread, &outcome) == 0 && outcome == PTHREAD_CANCELED);
     memory[i * PAGE] = 3;
@@ -127,17 +138,30 @@ static void cancel(void) {
   }
 }
 
-/* fsync of a file that is none of ours stays a cancellation point. */
-static void* syncs_another(void* unused) {
-  const int own = open("/tmp", O_TMPFILE | O_RDWR, 0600);
-  for (;;) fsync(own);
-  return unused;
+/* What is a cancellation point for a file that is none of ours stays one. */
+static void* syncs_another(void* own) {
+  for (;;) fsync(*(int*)own);
+  return NULL;
+}
+static void* allocates_another(void* own) {
+  for (;;) fallocate(*(int*)own, 0, 0, PAGE);
+  return NULL;
+}
+static void* reads_another(void* own) {
+  char byte;
+  for (;;) pread(*(int*)own, &byte, 1, 0);
+  return NULL;
 }
 static void cancel_another(void) {
-  pthread_t thread;
-  void* outcome;
-  MUST(pthread_create(&thread, NULL, syncs_another, NULL) == 0);
-  MUST(pthread_cancel(thread) == 0 && pthread_join(thread, &outcome) == 0 && outcome == PTHREAD_CANCELED);
+  void* (*const calls[])(void*) = {syncs_another, allocates_another, reads_another};
+  int own = open("/tmp", O_TMPFILE | O_RDWR, 0600);
+  MUST(own >= 0);
+  for (int i = 0; i < 3; i++) {
+    pthread_t thread;
+    void* outcome;
+    MUST(pthread_create(&thread, NULL, calls[i], &own) == 0);
+    MUST(pthread_cancel(thread) == 0 && pthread_join(thread, &outcome) == 0 && outcome == PTHREAD_CANCELED);
+  }
 }
 
 /* A handler stores into the mapping, whatever call about it its thread is in. */
