@@ -58,6 +58,10 @@ Result<void> ImageState::prepare_active(Prepared* prepared, uint64_t parent, uin
 }
 
 void ImageState::abandon(const Prepared& prepared) {
+  if (doubt) {
+    leaks = true;  // the disk may name it
+    return;
+  }
   if (prepared.length) space->release(prepared.offset >> geometry.block_shift(), geometry.blocks_for(prepared.length));
   if (prepared.table) {
     const Layer& layer = prepared.directory.active_layer();
@@ -65,12 +69,42 @@ void ImageState::abandon(const Prepared& prepared) {
   }
 }
 
-Superblock ImageState::next_superblock() const {
+// Whoever watches may have seen a generation that we have only begun to write, so none is given twice; one for the same slot follows.
+Superblock ImageState::next_superblock() {
   Superblock next = superblock;
-  next.generation++;
+  next.generation = std::max(superblock.generation, settled_generation) + 1;
+  if (next.generation <= last_generation) next.generation = last_generation + 2;
+  last_generation = next.generation;
   next.reserve = space->reserve().first;
   next.reserve_blocks = space->reserve().blocks;
   return next;
+}
+
+// A write that fails may have been done, in part or as a whole: readers may have seen what it says, and a crash would make it count. So
+// the superblock that we go on with is written over it.
+Result<void> ImageState::put_superblock(const Superblock& next) {
+  auto outcome = write_superblock(*file, next);
+  if (outcome)
+    doubt = 0;
+  else
+    (void)settle();
+  return outcome;
+}
+
+Result<void> ImageState::settle() {
+  const Superblock again = next_superblock();
+  auto outcome = write_superblock(*file, again);
+  if (outcome) settled_generation = again.generation;
+  doubt = outcome ? 0 : outcome.error().err;
+  return outcome;
+}
+
+Result<void> ImageState::check_settled() const {
+  if (const int err = doubt)
+    return Error(
+        Code::kIo, err,
+        path + ": a change failed, and whether it is on the disk is not known; nothing is durable before it is");
+  return {};
 }
 
 Result<void> ImageState::commit(Prepared* prepared) {
@@ -80,7 +114,7 @@ Result<void> ImageState::commit(Prepared* prepared) {
   next.read_only_compatible = (next.read_only_compatible & ~kLayerChecksums) | prepared->directory.features();
   if (prepared->sealed) next.sealed = *prepared->sealed;
   if (prepared->rebased) next.base = prepared->base;
-  PCOW_TRY(write_superblock(*file, next));
+  PCOW_TRY(put_superblock(next));
   space->release(superblock.directory_offset >> geometry.block_shift(),
                  geometry.blocks_for(superblock.directory_length));
   superblock = next;
@@ -171,7 +205,7 @@ Result<void> ImageState::seal(uint64_t end) {
   if (newest <= superblock.sealed) return {};
   Superblock next = next_superblock();
   next.sealed = newest;
-  PCOW_TRY(write_superblock(*file, next));
+  PCOW_TRY(put_superblock(next));
   {
     const std::unique_lock lock(gate);
     superblock = next;
@@ -428,11 +462,10 @@ Result<void> Image::set_base(const BaseSpec& spec, bool has_base) {
     auto bases = state.open_chain(prepared.base, {});
     if (!bases) return bases.error();
     if (prepared.base ? same_content(state.superblock.base, *prepared.base) : !state.superblock.base) {
-      Superblock next = state.superblock;
-      next.generation++;
-      next.base = std::move(prepared.base);
       const std::unique_lock lock(state.gate);
-      PCOW_TRY(write_superblock(*state.file, next));
+      Superblock next = state.next_superblock();
+      next.base = std::move(prepared.base);
+      PCOW_TRY(state.put_superblock(next));
       state.superblock = next;
       state.adopt_bases(std::move(*bases));
       state.epoch++;

@@ -159,7 +159,7 @@ Result<void> ImageState::merge_chunks(const Layer& parent, const Layer& child, c
 Result<void> ImageState::show_heir(const Layer& child, const Table& heir) {
   const std::unique_lock lock(gate);
   const Superblock next = next_superblock();
-  PCOW_TRY(write_superblock(*file, next));
+  PCOW_TRY(put_superblock(next));
   superblock = next;
   if (child.id != directory.active)
     sources[static_cast<size_t>(directory.find(child.id) - directory.layers.data())] = source_of(child, heir.present());
@@ -353,9 +353,8 @@ Result<void> ImageState::collect(const Progress& progress) {
 Result<void> ImageState::let_go() {
   if (owing) {
     const std::unique_lock lock(gate);
-    Superblock next = superblock;
-    next.generation++;
-    PCOW_TRY(write_superblock(*file, next));
+    const Superblock next = next_superblock();
+    PCOW_TRY(put_superblock(next));
     superblock = next;
     owing = false;
   }

@@ -246,8 +246,9 @@ Result<void> ImageState::take_over() {
     PCOW_TRY(prepare_directory(&prepared, Reach::kFile));
     PCOW_TRY(commit(&prepared));
   } else {
-    superblock = next_superblock();
-    PCOW_TRY(write_superblock(*file, superblock));
+    const Superblock next = next_superblock();
+    PCOW_TRY(put_superblock(next));
+    superblock = next;
   }
   if (keeps(Rule::kMarkBeforeWrite)) PCOW_TRY(file->sync());
   mark_inode(*file);
@@ -287,7 +288,7 @@ Result<void> ImageState::close() {
       Superblock next = next_superblock();
       next.clean = true;
       next.opener = Opener{};
-      outcome = write_superblock(*file, next);
+      outcome = put_superblock(next);
       if (outcome) outcome = file->sync();
     }
     if (outcome) outcome = std::move(told);

@@ -275,10 +275,9 @@ Result<void> Image::rebase(const BaseSpec& spec, bool has_base, const Progress& 
       Coming next_base = std::move(*state.coming);
       state.coming.reset();
       if (outcome) {
-        Superblock superblock = state.superblock;
-        superblock.generation++;
+        Superblock superblock = state.next_superblock();
         superblock.base = prepared.base;
-        outcome = write_superblock(*state.file, superblock);
+        outcome = state.put_superblock(superblock);
         if (outcome) {
           state.superblock = superblock;
           state.adopt_bases(std::move(next_base.bases));

@@ -190,7 +190,10 @@ class ImageState {
   Result<void> prepare_directory(Prepared* prepared, Reach reach);
   Result<void> prepare_active(Prepared* prepared, uint64_t parent, uint64_t size);
   void abandon(const Prepared& prepared);
-  Superblock next_superblock() const;       // the one that counts, as it is to be written again
+  Superblock next_superblock();  // the one that counts, as it is to be written again
+  Result<void> put_superblock(const Superblock& next);
+  Result<void> settle();                    // with `structure` held
+  Result<void> check_settled() const;       // an error: a crash could make a change count that failed
   Result<void> commit(Prepared* prepared);  // with the gate held exclusively: from here on it counts
   Result<void> seal(uint64_t end);
   Result<void> change_directory(Prepared* prepared);  // prepare, commit, make durable
@@ -296,6 +299,9 @@ class ImageState {
   bool opened_clean = true;
   bool marked = false;  // the superblock says that the image is open by us
   Superblock superblock;
+  uint64_t last_generation = 0;     // the highest that we have begun to write, or 0
+  uint64_t settled_generation = 0;  // of the superblock that was written over a failed one, or 0
+  std::atomic<int> doubt{0};  // the errno for which that failed, too: the file may say what has not happened; or 0
   Directory directory;
   std::shared_ptr<Table> active;
   std::shared_ptr<const Chain> below;  // what the active layer stands on

@@ -68,6 +68,7 @@ Result<void> ImageState::make_durable(const Unsynced& marked, const WriteBack& w
 }
 
 Result<void> ImageState::sync() {
+  PCOW_TRY(check_settled());
   const uint64_t arrival = ++sync_arrivals;
   const std::lock_guard lock(syncing);
   if (sync_covered >= arrival) return {};  // one that began after we came has already run
@@ -96,6 +97,7 @@ Result<void> ImageState::sync() {
 // blocks wait for one as well: while a hole is punched, and perhaps discarded on the disk, the kernel keeps writers of the file waiting,
 // and a guest whose memory has just been frozen needs many copies written.
 Result<void> ImageState::sync_frozen(uint64_t end) {
+  PCOW_TRY(check_settled());
   const std::lock_guard lock(syncing);
   Unsynced marked;
   {
@@ -117,6 +119,10 @@ Result<void> Image::sync() {
     if (state.closed) return state.closed_error();
   }
   if (!state.writable()) return {};
+  if (state.doubt) {
+    const std::lock_guard structure(state.structure);
+    if (state.doubt) PCOW_TRY(state.noted(state.settle()));
+  }
   return state.noted(state.sync());
 }
 

@@ -1,5 +1,8 @@
 #include "power_cuts.h"
 
+#include <fcntl.h>
+#include <unistd.h>
+
 #include <algorithm>
 
 using namespace pcow;
@@ -19,7 +22,10 @@ int PowerCuts::before(FileOperation operation, const std::string& path, uint64_t
     refused_writes--;
     return ENOSPC;
   }
-  if (const int err = fault_of(operation)) return err;
+  if (const int err = fault_of(operation)) {
+    if (operation == FileOperation::kWrite) do_in_part(offset, length, data);
+    return err;
+  }
   if (operation == FileOperation::kRead || operation == FileOperation::kMap) return 0;
   if (left_ != kNever && left_-- == 0) killed_ = true;
   if (killed_) {
@@ -51,6 +57,17 @@ void PowerCuts::before_in_base(FileOperation operation, uint64_t offset, uint64_
     base_disk_->apply(operation, offset, length, data);
     if (run_->random() % 16 == 0) cut(2);
   }
+}
+
+// A write that fails may have been done, in part or as a whole. (A superblock is torn anywhere; sectors of data are what is told apart.)
+void PowerCuts::do_in_part(uint64_t offset, uint64_t length, const void* data) {
+  uint64_t done = run_->random() % 2 ? run_->random() % (length + 1) : length;
+  if (offset > kPageSize) done -= done % kSector;
+  if (done == 0) return;
+  const int descriptor = open(path_.c_str(), O_WRONLY | O_CLOEXEC);
+  CHECK(descriptor >= 0 && pwrite(descriptor, data, done, static_cast<off_t>(offset)) == static_cast<ssize_t>(done));
+  ::close(descriptor);
+  disk_->apply(FileOperation::kWrite, offset, done, data);
 }
 
 int PowerCuts::fault_of(FileOperation operation) {

@@ -89,6 +89,7 @@ class PowerCuts : public pcow::FileObserver {
   void check_base();
   // The errno of the run's fault, where this is the operation that it strikes, or 0.
   int fault_of(pcow::FileOperation operation);
+  void do_in_part(uint64_t offset, uint64_t length, const void* data);
 
   void cut(size_t budget) {
     disk_->sample(budget, &run_->random, [&](DiskState state) { check(std::move(state)); });
