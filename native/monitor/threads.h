@@ -2,7 +2,8 @@
 // of the interposed functions only asks and waits (run()). That is what makes the monitor safe in any process:
 //   - they have a table of file descriptors of their own (unshare(2), CLONE_FILES). A program that closes descriptors it does
 //     not know closes none of ours, its limits do not count ours, and a child of fork(2) inherits none of them
-//   - they have a root and a working directory of their own: chroot(2) does not cut them off from the mount's socket
+//   - they have a root and a working directory of their own: chroot(2) does not cut them off from the mount's socket (but where the
+//     process has a filter of system calls by then, which may forbid that)
 //   - they block all signals and are never cancelled, so a lock of theirs is never held by a thread that a signal handler
 //     or pthread_cancel(3) has taken away, and a signal handler that touches an image finds somebody who serves it
 //   - fork(2) copies none of them: no lock of theirs matters in the child
