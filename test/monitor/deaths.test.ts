@@ -9,6 +9,7 @@ import { imagesFor, MiB } from '../helpers/mount.js';
 import { checkerOf, checkNumbers, NumberWriter, PAGE, PAGES } from '../helpers/number-writer.js';
 import { program } from '../helpers/program.js';
 import { Random, seedFromEnvironment } from '../helpers/random.js';
+import { scratchDirectory } from '../helpers/scratch.js';
 
 const ROUNDS = Number(process.env.PCOW_KILL_ROUNDS ?? 25);
 const MOUNT_ROUNDS = Number(process.env.PCOW_KILL_ROUNDS ?? 10);
@@ -114,6 +115,23 @@ test.serial('the next mount: a process knows its own image there, by whatever de
     await it.end();
     await attachedTo(mount, 'vm1', null);
   }
+});
+
+test.serial('the next mount: a process that has another root by then is attached again', async (t) => {
+  const mount = await imagesFor(t, { vm1: MiB });
+  await mount.mount();
+  const it = await monitored(t, await program('map-tool', mount.scratch), [mount.file('vm1')]);
+  t.is(await it.ask('write 0 4096 7'), 'ok');
+  t.is(await it.ask(`chroot ${await scratchDirectory(t)}`), 'ok');
+  await mount.kill();
+  await mount.mount();
+  await attachedTo(mount, 'vm1', it.pid);
+  await mount.write('s', 'vm1', 'snapshot');
+  t.is(await it.ask('write 0 4096 8'), 'ok');
+  t.is((await readFile(mount.control('vm1', 'at', 's')))[0], 7);
+  await it.end();
+  await attachedTo(mount, 'vm1', null);
+  t.is((await readFile(mount.file('vm1')))[0], 8);
 });
 
 test.serial('both die, the mount first: the next mount has all that was stored', async (t) => {

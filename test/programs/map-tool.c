@@ -9,6 +9,7 @@
  *     punch OFFSET LENGTH        fallocate(PUNCH_HOLE)
  *     reopen                     opens the file once more: by that descriptor punch goes from then on
  *     another                    maps the whole file once more by that descriptor, and compares; then that mapping goes
+ *     chroot DIRECTORY           has that directory for its root and working directory from then on
  *     control FILE TEXT          writes TEXT to a control file; answers "ok", or the number of the error
  */
 #define _GNU_SOURCE
@@ -55,6 +56,8 @@ int main(int argc, char** argv) {
       const int control = open(file, O_WRONLY);
       error = control < 0 || write(control, text, strlen(text)) < 0 ? errno : 0;
       if (control >= 0) close(control);
+    } else if (sscanf(line, "chroot %2047s", file) == 1) {
+      error = chroot(file) || chdir("/") ? errno : 0;
     } else if (strcmp(line, "reopen\n") == 0) {
       close(fd);
       fd = open(argv[1], O_RDWR);
