@@ -6,6 +6,7 @@ import createDebug from 'debug';
 import { PcowError, type PcowErrorCode } from '../src/engine/errors.js';
 import { err } from './colors.js';
 import { exitCodeOf } from './exit-codes.js';
+import { inThisLocale } from './locale.js';
 
 const debug = createDebug('pcow:cli');
 
@@ -44,15 +45,15 @@ export function report(program: string, error: unknown): number {
     return exitCodeOf(undefined);
   }
   debug('%s %s: %s', error.code, error.errnoName, error.stack);
-  process.stderr.write(`${err.red(`${program}:`)} ${error.message}\n`);
+  process.stderr.write(`${err.red(`${program}:`)} ${inThisLocale(error.message)}\n`);
   const hint = error instanceof Failure && error.hint !== undefined ? error.hint : NEXT_STEPS[error.code];
   if (hint !== undefined) {
-    process.stderr.write(`${' '.repeat(program.length + 2)}${err.dim(hint)}\n`);
+    process.stderr.write(`${' '.repeat(program.length + 2)}${err.dim(inThisLocale(hint))}\n`);
   }
   return exitCodeOf(error.code);
 }
 
 /** A line for people on stderr that is no failure: the command goes on. */
 export function warn(program: string, message: string): void {
-  process.stderr.write(`${err.yellow(`${program}: warning:`)} ${message}\n`);
+  process.stderr.write(`${err.yellow(`${program}: warning:`)} ${inThisLocale(message)}\n`);
 }

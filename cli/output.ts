@@ -1,8 +1,10 @@
 /** What commands print on stdout: lines for people, or JSON for programs. */
 
+import { inThisLocale } from './locale.js';
+
 /** One line (or a block of lines) for people. */
 export function say(text: string): void {
-  process.stdout.write(`${text}\n`);
+  process.stdout.write(`${inThisLocale(text)}\n`);
 }
 
 /** JSON for programs. Fields are only ever added; times are ISO 8601 in UTC, sizes are bytes. */

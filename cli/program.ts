@@ -2,6 +2,9 @@
 import { createRequire } from 'node:module';
 import { Command, CommanderError } from 'commander';
 import { Failure, report } from './errors.js';
+import { commandInstead, optionInstead, withSmallerSize } from './habits.js';
+import { inThisLocale } from './locale.js';
+import { quote } from './quote.js';
 
 /** package.json lies beside dist/, where this file is dist/cli/program.js. */
 const { version } = createRequire(import.meta.url)('../../package.json') as { version: string };
@@ -11,7 +14,11 @@ export function newProgram(name: string): Command {
   return new Command(name)
     .version(version)
     .helpCommand('help [command]', 'show the help of a command')
-    .configureOutput({ outputError: () => undefined })
+    .configureOutput({
+      outputError: () => undefined,
+      writeOut: (text) => process.stdout.write(inThisLocale(text)),
+      writeErr: (text) => process.stderr.write(inThisLocale(text)),
+    })
     .configureHelp({ showGlobalOptions: false })
     .exitOverride();
 }
@@ -20,7 +27,7 @@ export function newProgram(name: string): Command {
 export async function run(program: Command, args: string[]): Promise<number> {
   process.stdout.on('error', quietOnClosedPipe);
   try {
-    await program.parseAsync(withoutVainHelp(program, args), { from: 'user' });
+    await program.parseAsync(withSmallerSize(withoutVainHelp(program, args)), { from: 'user' });
     return Number(process.exitCode ?? 0);
   } catch (error) {
     if (error instanceof CommanderError) {
@@ -53,7 +60,13 @@ function usageFailure(program: Command, error: CommanderError): Failure {
   if (negative !== undefined) {
     return new Failure('PCOW_INVALID', `the size ${negative} is negative`, help);
   }
-  return new Failure('PCOW_USAGE', error.message.replace(/^error: /, '').replaceAll('\n', ' '), help);
+  const message = error.message.replace(/^error: /, '').replaceAll('\n', ' ');
+  const [, what, word = ''] = /^unknown (command|option) '([^']*)'/.exec(message) ?? [];
+  const instead =
+    what === 'command' ? commandInstead(word) : what === 'option' ? optionInstead(command ?? '', word) : undefined;
+  return instead === undefined || name !== 'pcow'
+    ? new Failure('PCOW_USAGE', message, help)
+    : new Failure('PCOW_USAGE', `unknown ${what ?? ''} ${quote(word)}`, instead);
 }
 
 /** `pcow list | head -1`: the reader has what it wanted. */

@@ -5,7 +5,9 @@
 import { SingleBar } from 'cli-progress';
 import { Option } from 'commander';
 import type { LongOptions } from '../src/engine/index.js';
+import { inThisLocale } from './locale.js';
 import { formatSize } from './size.js';
+import { progressLine } from './width.js';
 
 /** What `--progress` may be. */
 export type ProgressForm = 'bar' | 'json' | 'none';
@@ -18,6 +20,9 @@ export function progressOption(): Option {
     'none',
   ]);
 }
+
+/** Of a terminal that does not say it. */
+const DEFAULT_WIDTH = 80;
 
 /** Milliseconds between two JSON lines. */
 const INTERVAL = 250;
@@ -89,6 +94,12 @@ function meterOf(label: string, form: ProgressForm): Meter {
   }
 }
 
+/** What is told beside the bar. */
+interface Shown {
+  rate: string;
+  left: string;
+}
+
 class Bar implements Meter {
   readonly #bar: SingleBar;
   readonly #rate = new Rate();
@@ -96,7 +107,8 @@ class Bar implements Meter {
 
   constructor(label: string) {
     this.#bar = new SingleBar({
-      format: `${label} {bar} {percentage}%  {rate}  {left}`,
+      format: (_, { progress }, shown) =>
+        inThisLocale(progressLine(label, progress, shown as Shown, process.stderr.columns || DEFAULT_WIDTH)),
       clearOnComplete: true,
       stream: process.stderr,
     });
@@ -104,7 +116,7 @@ class Bar implements Meter {
 
   update(done: number, total: number): void {
     const { rate, left } = this.#rate.at(done, total);
-    const shown = {
+    const shown: Shown = {
       rate: rate === null ? '' : `${formatSize(Math.round(rate))}/s`,
       left: left === null ? '' : `${formatSeconds(left)} left`,
     };

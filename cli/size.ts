@@ -24,9 +24,19 @@ export function parseSize(text: string): number {
   return imageSize(parseBytes(text, 'size'), text);
 }
 
-/** Reads a size that is typed as `+GROWTH`, of an image that has `present` bytes, or as it is. The limits are for the sum. */
+/** Reads a size that is typed as `+GROWTH` or `-LESS`, of an image that has `present` bytes, or as it is. The limits are for the result. */
 export function parseNewSize(text: string, present: number): number {
-  return text.startsWith('+') ? imageSize(present + parseBytes(text.slice(1), 'size'), text) : parseSize(text);
+  if (!/^[+-]/.test(text)) return parseSize(text);
+  const change = parseBytes(text.slice(1), 'size');
+  if (text.startsWith('+')) return imageSize(present + change, text);
+  if (change >= present) {
+    throw new Failure(
+      'PCOW_INVALID',
+      `nothing is left of ${formatSize(present)} that become ${text.slice(1)} smaller`,
+      HOW,
+    );
+  }
+  return imageSize(present - change, text);
 }
 
 function imageSize(bytes: number, text: string): number {
@@ -37,7 +47,7 @@ function imageSize(bytes: number, text: string): number {
     const below = Math.floor(bytes / SIZE_UNIT) * SIZE_UNIT;
     throw new Failure(
       'PCOW_INVALID',
-      `the size ${text} ${text.startsWith('+') ? 'makes it' : 'is'} ${bytes} bytes, which is not a multiple of 4 KiB`,
+      `the size ${text} ${/^[+-]/.test(text) ? 'makes it' : 'is'} ${bytes} bytes, which is not a multiple of 4 KiB`,
       `the nearest sizes are ${sizeArgument(below)} and ${sizeArgument(below + SIZE_UNIT)}`,
     );
   }

@@ -1,5 +1,7 @@
 /** What state an image file is in, in words. */
 import type { ImageInfo } from '../src/engine/index.js';
+import { readReceipt } from '../src/stream/receipt.js';
+import { formatSize } from './size.js';
 
 /** `open`: somebody writes it; `closed`: properly; `unclean`: its writer died, and the next one recovers it. */
 export type State = 'open' | 'closed' | 'unclean';
@@ -20,4 +22,26 @@ export function describeState(image: ImageInfo): string {
     case 'unclean':
       return 'not closed by its last writer; the next one recovers it';
   }
+}
+
+/** What an image has got of a stream that has not ended. */
+export interface Reception {
+  /** The snapshot that it will be; null: what an export holds beyond its snapshots. */
+  snapshot: string | null;
+  /** Bytes of the image: everything before is there. */
+  offset: number;
+  /** Of the image when all is there. */
+  size: number;
+}
+
+/** null: it is whole. What this user may not look at is taken for whole. */
+export async function receptionOf(image: ImageInfo): Promise<Reception | null> {
+  const receipt = await readReceipt(image.path, image).catch(() => null);
+  if (receipt === null) return null;
+  const { begin, offset } = receipt;
+  return { snapshot: begin.snapshot?.name ?? null, offset, size: begin.size };
+}
+
+export function describeReception({ snapshot, offset, size }: Reception): string {
+  return `half received: ${snapshot ?? 'a stream'} up to ${formatSize(offset)} of ${formatSize(size)}`;
 }

@@ -1,30 +1,34 @@
 /** The table of `pcow top`. */
 import { FAULT_KINDS, type Activity, type FaultKind, type ImageActivity, type Look } from '../src/watch.js';
 import { formatSize } from './size.js';
-import { table, type Column } from './table.js';
+import { table } from './table.js';
+import { fitted, type FittingColumn } from './width.js';
 
-const right = (title: string): Column => ({ title, align: 'right' });
-const COLUMNS: Column[] = [
+const right = (title: string, dispensable: number): FittingColumn => ({ title, align: 'right', dispensable });
+const COLUMNS: FittingColumn[] = [
   { title: 'image' },
   { title: 'state' },
-  { title: 'process' },
-  right('expand/s'),
-  right('cow/s'),
-  right('clean/s'),
-  right('map/s'),
-  right('p99'),
-  right('copied'),
-  right('clean cache'),
-  right('mappings'),
-  right('stalls'),
-  right('snapshots'),
+  { title: 'process', dispensable: 3 },
+  right('expand/s', 4),
+  right('cow/s', 5),
+  right('clean/s', 8),
+  right('map/s', 9),
+  right('p99', 6),
+  right('copied', 7),
+  right('clean cache', 11),
+  right('mappings', 12),
+  right('stalls', 2),
+  right('snapshots', 10),
 ];
 
 /** For what has no monitor, or one that is too busy to answer: the cells from expand/s to stalls. */
 const NO_FIGURES: string[] = new Array<string>(9).fill('');
 
-/** Faults a second are since the look before; of a process that was not there then, since it attached. */
-export function topTable(now: Look, before: Look | null): string {
+/**
+ * Faults a second are since the look before; of a process that was not there then, since it attached. What does not fit `width`
+ * signs is left out, the less important columns first.
+ */
+export function topTable(now: Look, before: Look | null, width = Infinity): string {
   const rows = now.images.flatMap((image): string[][] => {
     const [first, ...others] = image.attached;
     const earlier = before?.images.find(({ name }) => name === image.name);
@@ -38,7 +42,9 @@ export function topTable(now: Look, before: Look | null): string {
       ...others.map((it) => ['', attachedText(it), ...figures(it), '']),
     ];
   });
-  return now.images.length === 0 ? 'no images' : table(COLUMNS, rows);
+  if (now.images.length === 0) return 'no images';
+  const fitting = fitted(COLUMNS, rows, width);
+  return table(fitting.columns, fitting.rows);
 }
 
 function stateText({ state, open }: ImageActivity): string {

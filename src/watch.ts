@@ -1,6 +1,7 @@
 /** What all images of a mount are doing now, from their `status` control files. `pcow top` shows it. */
 import { readFile } from 'node:fs/promises';
 import path from 'node:path';
+import { naturalOrder } from './natural-order.js';
 
 export const FAULT_KINDS = ['expansion', 'copy_on_write', 'clean_copy', 'mapping'] as const;
 export type FaultKind = (typeof FAULT_KINDS)[number];
@@ -45,7 +46,9 @@ export interface Look {
 export async function lookAt(mountpoint: string): Promise<Look> {
   const control = path.join(mountpoint, '.pcow');
   const { images } = await jsonOf(path.join(control, 'status'));
-  const names = listOf(images).map((image) => textOf(image.name));
+  const names = listOf(images)
+    .map((image) => textOf(image.name))
+    .sort(naturalOrder);
   const found = await Promise.all(
     names.map(async (name) => {
       try {

@@ -7,12 +7,15 @@ import { counted, findingLines, lossLines } from '../findings.js';
 import { addNotes } from '../help.js';
 import { say, sayJson } from '../output.js';
 import { type ProgressForm, progressOption, withProgress } from '../progress.js';
+import { failWith, forEach } from '../several.js';
 import { formatSize } from '../size.js';
 import { findImage, type ImageTarget } from '../target.js';
+import { patiently, waitOption } from '../waiting.js';
 
 interface Options {
   repair?: boolean;
   json?: boolean;
+  wait?: number;
   progress?: ProgressForm;
 }
 
@@ -24,9 +27,10 @@ export function addCheck(program: Command): void {
       'Verifies the structure of an image: both superblocks, the layer directory, every entry of every table, the base. ' +
         'Says what is damaged, and where. The image may be in use, and need not be one that can be opened.',
     )
-    .argument('<image>', 'the image')
+    .argument('<image...>', 'the images')
     .option('--repair', 'mend what can be mended without guessing; what has no place is kept in IMAGE.lost')
     .option('--json', 'for programs')
+    .addOption(waitOption())
     .addOption(progressOption())
     .action(check);
   addNotes(command, {
@@ -34,6 +38,7 @@ export function addCheck(program: Command): void {
       'Without --repair nothing is written. With it, the image must not be mounted or in use. What cannot be placed is ' +
         'appended to IMAGE.lost; a line of JSON for each piece in IMAGE.lost.index says what it was.',
       'The bytes of the blocks are not looked at.',
+      'Of several images each is looked at, whatever is found in the others, and the first exit code that is not 0 is the command’s.',
       'The exit code is 0 for a sound image, 13 for damage, 14 where there are only bytes in free space, and another ' +
         'one (“pcow help exit-codes”) where the check could not be completed. After a repair it tells what is left; it is 15 where ' +
         'nothing is, but data could not be brought back: the last lines say how much of which snapshot, and where.',
@@ -41,12 +46,17 @@ export function addCheck(program: Command): void {
     examples: [
       { command: 'pcow check vm1', does: 'says that vm1.pcow is sound, or what is not' },
       { command: 'pcow check /srv/images/vm1.pcow --repair', does: 'and mends it' },
-      { command: 'pcow check vm1 --json | jq .damages', does: 'for programs' },
+      { command: 'pcow check vm1 --json | jq .damages', does: 'for programs; of several images it is a list' },
     ],
   });
 }
 
-async function check(given: string, { repair = false, json = false, progress }: Options): Promise<void> {
+async function check(givens: string[], options: Options): Promise<void> {
+  const found = await forEach(givens, (given) => checkOne(given, options));
+  if (options.json === true) sayJson(givens.length === 1 ? found[0] : found);
+}
+
+async function checkOne(given: string, { repair = false, json = false, progress, wait }: Options): Promise<object> {
   const target = await findImage(given);
   if (repair && target.mount !== null) {
     throw new Failure(
@@ -56,15 +66,15 @@ async function check(given: string, { repair = false, json = false, progress }: 
     );
   }
   await refuseForeign(target);
-  const report = await withProgress(`check ${target.name}`, progress, (options) =>
-    checkImage(target.file, { ...options, repair }),
+  const report = await patiently(repair ? wait : undefined, () =>
+    withProgress(`check ${target.name}`, progress, (options) => checkImage(target.file, { ...options, repair })),
   );
-  if (json) {
-    sayJson({ name: target.name, outcome: outcomeOf(report), ...report });
-  } else {
+  if (!json) {
     say([...findingLines(report.findings), ...summary(target, report, repair)].join('\n'));
   }
-  process.exitCode = exitCodes[outcomeOf(report)];
+  const outcome = outcomeOf(report);
+  failWith(exitCodes[outcome]);
+  return { name: target.name, outcome, ...report };
 }
 
 const exitCodes = { sound: 0, damaged: FOUND_DAMAGE, leaks: FOUND_LEAKS, lost: LOST_DATA };

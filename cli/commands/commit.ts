@@ -8,6 +8,7 @@ import { withImage } from '../images.js';
 import { say, sayJson } from '../output.js';
 import { type ProgressForm, progressOption, withProgress } from '../progress.js';
 import { findImage, type ImageTarget } from '../target.js';
+import { patiently, waitOption } from '../waiting.js';
 
 export function addCommit(program: Command): void {
   const command = program
@@ -19,6 +20,7 @@ export function addCommit(program: Command): void {
     .argument('<image>', 'the image; it must have no snapshots')
     .option('--name <name>', 'of the new snapshot of the base; left out: an automatic one')
     .option('--json', 'for programs')
+    .addOption(waitOption())
     .addOption(progressOption())
     .action(commit);
   addNotes(command, {
@@ -38,10 +40,11 @@ export function addCommit(program: Command): void {
 interface Options {
   name?: string;
   json?: boolean;
+  wait?: number;
   progress?: ProgressForm;
 }
 
-async function commit(given: string, { name, json, progress }: Options): Promise<void> {
+async function commit(given: string, { name, json, wait, progress }: Options): Promise<void> {
   const image = await findImage(given);
   const { base } = await withImage(image.file, {}, (open) => open.info());
   if (base === null) {
@@ -54,7 +57,8 @@ async function commit(given: string, { name, json, progress }: Options): Promise
   const into = await findImage(base.resolved);
   const snapshot = name ?? automaticName();
   if (image.mount !== null) {
-    await askForWork({ mount: image.mount, name: image.name }, 'commit', snapshot, `commit ${image.name}`, progress);
+    const mounted = { mount: image.mount, name: image.name };
+    await patiently(wait, () => askForWork(mounted, 'commit', snapshot, `commit ${image.name}`, progress));
   } else if (into.mount !== null) {
     throw new Failure(
       'PCOW_BUSY',
@@ -62,7 +66,7 @@ async function commit(given: string, { name, json, progress }: Options): Promise
       `end that mount first: pcow umount ${into.mount.mountpoint}`,
     );
   } else {
-    await commitAtRest(image, into, snapshot, { automatic: name === undefined, progress });
+    await patiently(wait, () => commitAtRest(image, into, snapshot, { automatic: name === undefined, progress }));
   }
   const followed = await withImage(into.file, {}, (open) => open.info().chain[1]?.snapshot === snapshot);
   if (json === true) {

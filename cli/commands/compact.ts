@@ -6,6 +6,7 @@ import { say, sayJson } from '../output.js';
 import { type ProgressForm, progressOption, withProgress } from '../progress.js';
 import { formatSize } from '../size.js';
 import { findImage } from '../target.js';
+import { patiently, waitOption } from '../waiting.js';
 
 export function addCompact(program: Command): void {
   const command = program
@@ -14,6 +15,7 @@ export function addCompact(program: Command): void {
     .description('Gives blocks that hold nothing but zeros back to the file system, of the image and of its snapshots.')
     .argument('<image>', 'the image')
     .option('--json', 'for programs')
+    .addOption(waitOption())
     .addOption(progressOption())
     .action(compact);
   addNotes(command, {
@@ -30,20 +32,22 @@ export function addCompact(program: Command): void {
 
 interface Options {
   json?: boolean;
+  wait?: number;
   progress?: ProgressForm;
 }
 
-async function compact(given: string, { json, progress }: Options): Promise<void> {
+async function compact(given: string, { json, wait, progress }: Options): Promise<void> {
   const image = await findImage(given);
   const diskUse = () => withImage(image.file, {}, (open) => open.info().diskUse);
   const before = await diskUse();
-  if (image.mount === null) {
-    await withImage(image.file, { write: true }, (open) =>
-      withProgress(`compact ${image.name}`, progress, (options) => open.compact(options)),
-    );
-  } else {
-    await askForWork({ mount: image.mount, name: image.name }, 'compact', 'now', `compact ${image.name}`, progress);
-  }
+  const { mount, name, file } = image;
+  await patiently(wait, () =>
+    mount === null
+      ? withImage(file, { write: true }, (open) =>
+          withProgress(`compact ${name}`, progress, (options) => open.compact(options)),
+        )
+      : askForWork({ mount, name }, 'compact', 'now', `compact ${name}`, progress),
+  );
   const after = await diskUse();
   if (json === true) sayJson({ image: image.file, before, after });
   else say(`${image.name} takes ${formatSize(after)} now, ${formatSize(Math.max(0, before - after))} less than before`);

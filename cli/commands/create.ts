@@ -26,7 +26,7 @@ export function addCreate(program: Command): void {
       '--block-size <size>',
       'unit of allocation, a power of two from 4K to 2M (default: 64K; on a base always the base’s)',
     )
-    .option('--base <image[@snapshot]>', 'stand on this image, as it is now, or on one of its snapshots')
+    .option('-b, --base <image[@snapshot]>', 'stand on this image, as it is now, or on one of its snapshots')
     .option('--force', 'replace an existing file')
     .action(create);
   addNotes(command, {
@@ -37,7 +37,7 @@ export function addCreate(program: Command): void {
     examples: [
       { command: 'pcow create vm1 10G', does: 'an empty image of 10 GiB, vm1.pcow' },
       { command: 'pcow create vm2 --base base', does: 'on base.pcow as it is now, of its size' },
-      { command: 'pcow create vm3 20G --base base@installed', does: 'on a snapshot, larger than it' },
+      { command: 'pcow create -b base@installed vm3 20G', does: 'on a snapshot, larger than it' },
     ],
   });
 }

@@ -1,53 +1,114 @@
 import type { Command } from 'commander';
-import { takingAway } from '../../src/engine/index.js';
+import { InvalidArgumentError } from 'commander';
+import { type SnapshotInfo, takingAway } from '../../src/engine/index.js';
 import { askForWork } from '../control.js';
+import { Failure } from '../errors.js';
 import { addNotes } from '../help.js';
 import { withImage } from '../images.js';
 import { say } from '../output.js';
 import { type ProgressForm, progressOption, withProgress } from '../progress.js';
+import { quote } from '../quote.js';
+import { forEach } from '../several.js';
 import { findSnapshotTarget, type ImageTarget } from '../target.js';
+import { patiently, waitOption } from '../waiting.js';
+
+interface Options {
+  keep?: number;
+  dryRun?: boolean;
+  wait?: number;
+  progress?: ProgressForm;
+}
+
+interface Doomed {
+  image: ImageTarget;
+  snapshot: string;
+}
 
 export function addDelete(program: Command): void {
   const command = program
     .command('delete')
-    .summary('delete a snapshot')
-    .description('Deletes a snapshot. What other snapshots and the image itself need of it stays.')
-    .argument('<image@name>', 'the image and the snapshot to delete')
+    .summary('delete snapshots')
+    .description('Deletes snapshots. What other snapshots and the image itself need of them stays.')
+    .argument('<image@name...>', 'the image and the snapshot to delete; in NAME, * and ? stand for any characters')
+    .option('--keep <number>', 'of those that a NAME stands for, keep so many: the newest', parseCount)
+    .option('-n, --dry-run', 'only tell what would be deleted')
+    .addOption(waitOption())
     .addOption(progressOption())
     .action(remove);
   addNotes(command, {
     text: [
       'A snapshot that other images of the directory stand on is not deleted; they are named. Images of other ' +
-        'directories are not known here: keep images and their bases together.',
+        'directories are not known here: keep images and their bases together. Of several snapshots the others are deleted all the same, and the ' +
+        'exit code is that of the first failure.',
+      'A NAME with * or ? stands for all snapshots that it fits, oldest first; for automatic ones only where it begins as they do (auto-*). A ' +
+        'snapshot of exactly that name comes first.',
     ],
     examples: [
       { command: 'pcow delete vm1@before-upgrade', does: 'of an image at rest' },
       { command: 'pcow delete /mnt/vm1@before-upgrade', does: 'through the mount' },
+      { command: "pcow delete 'vm1@daily-*' --keep 7 --dry-run", does: 'what all but the newest seven are' },
     ],
   });
 }
 
-async function remove(given: string, { progress }: { progress?: ProgressForm }): Promise<void> {
-  const { image, snapshot } = await findSnapshotTarget(given);
-  if (image.mount === null) {
-    await removeAtRest(image, snapshot, progress);
-  } else {
-    await askForWork(
-      { mount: image.mount, name: image.name },
-      'delete',
-      snapshot,
-      `delete ${image.name}@${snapshot}`,
-      progress,
-    );
-  }
-  say(`deleted ${image.name}@${snapshot}`);
+async function remove(givens: string[], { keep, dryRun = false, wait, progress }: Options): Promise<void> {
+  const doomed: Doomed[] = [];
+  for (const given of givens) doomed.push(...(await standingFor(given, keep)));
+  const each = doomed.filter(
+    ({ image, snapshot }, at) =>
+      doomed.findIndex((other) => other.image.file === image.file && other.snapshot === snapshot) === at,
+  );
+  if (each.length === 0) say('nothing to delete');
+  await forEach(each, async ({ image, snapshot }) => {
+    const name = `${image.name}@${snapshot}`;
+    if (!dryRun) await patiently(wait, () => removeOne(image, snapshot, progress));
+    say(`${dryRun ? 'would delete' : 'deleted'} ${name}`);
+  });
 }
 
-async function removeAtRest(target: ImageTarget, snapshot: string, form: ProgressForm | undefined): Promise<void> {
-  await withImage(target.file, { write: true }, async (image) => {
-    const layer = image.layerOf(snapshot);
-    await takingAway({ file: target.file, what: `${target.name}@${snapshot} can't be deleted`, layer }, () =>
-      withProgress(`delete ${target.name}@${snapshot}`, form, (options) => image.delete(snapshot, options)),
+/** The snapshots that an argument stands for, oldest first, less those to keep. */
+async function standingFor(given: string, keep: number | undefined): Promise<Doomed[]> {
+  const { image, snapshot } = await findSnapshotTarget(given);
+  const asked = { image, snapshot };
+  const pattern = /[*?]/.test(snapshot);
+  if (!pattern && keep === undefined) return [asked];
+  const snapshots = await withImage(image.file, {}, (open) => open.snapshots({ countData: false }));
+  const exact = snapshots.filter(({ name }) => name === snapshot);
+  const fitting = exact.length > 0 || !pattern ? exact : snapshots.filter((it) => fits(it, snapshot));
+  if (fitting.length === 0 && keep === undefined) {
+    throw new Failure('PCOW_NOT_FOUND', `${image.name} has no snapshot that ${quote(snapshot)} stands for`);
+  }
+  // As they stand in the image's directory, those of the same moment are in the order in which they were taken.
+  const oldestFirst = [...fitting].sort((a, b) => a.created.getTime() - b.created.getTime());
+  return oldestFirst
+    .slice(0, Math.max(0, oldestFirst.length - (keep ?? 0)))
+    .map(({ name }) => ({ image, snapshot: name }));
+}
+
+function fits({ name, automatic }: SnapshotInfo, pattern: string): boolean {
+  const parts = pattern.split(/([*?])/).map((part) => {
+    if (part === '*') return '.*';
+    return part === '?' ? '.' : part.replace(/[\\^$.|()[\]{}+]/g, '\\$&');
+  });
+  const begun = pattern.replace(/[*?].*$/s, '');
+  return new RegExp(`^${parts.join('')}$`, 'su').test(name) && (!automatic || begun !== '');
+}
+
+async function removeOne(image: ImageTarget, snapshot: string, form: ProgressForm | undefined): Promise<void> {
+  const label = `delete ${image.name}@${snapshot}`;
+  if (image.mount !== null) {
+    await askForWork({ mount: image.mount, name: image.name }, 'delete', snapshot, label, form);
+    return;
+  }
+  await withImage(image.file, { write: true }, async (open) => {
+    const layer = open.layerOf(snapshot);
+    await takingAway({ file: image.file, what: `${image.name}@${snapshot} can't be deleted`, layer }, () =>
+      withProgress(label, form, (options) => open.delete(snapshot, options)),
     );
   });
+}
+
+function parseCount(text: string): number {
+  if (!/^\d{1,6}$/.test(text)) throw new InvalidArgumentError('it must be a number.');
+  return Number(text);
 }

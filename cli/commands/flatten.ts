@@ -5,6 +5,7 @@ import { withImage } from '../images.js';
 import { say, sayJson } from '../output.js';
 import { type ProgressForm, progressOption, withProgress } from '../progress.js';
 import { findImage } from '../target.js';
+import { patiently, waitOption } from '../waiting.js';
 
 export function addFlatten(program: Command): void {
   const command = program
@@ -13,6 +14,7 @@ export function addFlatten(program: Command): void {
     .description('Copies what an image, or a snapshot of it, reads from its base into it; then it stands on no base.')
     .argument('<image>', 'the image')
     .option('--json', 'for programs')
+    .addOption(waitOption())
     .addOption(progressOption())
     .action(flatten);
   addNotes(command, {
@@ -26,18 +28,20 @@ export function addFlatten(program: Command): void {
 
 interface Options {
   json?: boolean;
+  wait?: number;
   progress?: ProgressForm;
 }
 
-async function flatten(given: string, { json, progress }: Options): Promise<void> {
+async function flatten(given: string, { json, wait, progress }: Options): Promise<void> {
   const image = await findImage(given);
-  if (image.mount === null) {
-    await withImage(image.file, { write: true }, (open) =>
-      withProgress(`flatten ${image.name}`, progress, (options) => open.rebase(null, options)),
-    );
-  } else {
-    await askForWork({ mount: image.mount, name: image.name }, 'flatten', 'now', `flatten ${image.name}`, progress);
-  }
+  const { mount, name, file } = image;
+  await patiently(wait, () =>
+    mount === null
+      ? withImage(file, { write: true }, (open) =>
+          withProgress(`flatten ${name}`, progress, (options) => open.rebase(null, options)),
+        )
+      : askForWork({ mount, name }, 'flatten', 'now', `flatten ${name}`, progress),
+  );
   if (json === true) sayJson({ image: image.file, base: null });
   else say(`${image.name} stands on no base now`);
 }

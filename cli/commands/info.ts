@@ -4,8 +4,9 @@ import type { ImageInfo } from '../../src/engine/index.js';
 import { addNotes } from '../help.js';
 import { withImage } from '../images.js';
 import { say, sayJson } from '../output.js';
+import { forEach } from '../several.js';
 import { formatSize } from '../size.js';
-import { describeState, stateOf } from '../state.js';
+import { describeReception, describeState, type Reception, receptionOf, stateOf } from '../state.js';
 import { facts } from '../table.js';
 import { findImage, flatFile, type ImageTarget } from '../target.js';
 
@@ -14,34 +15,48 @@ export function addInfo(program: Command): void {
     .command('info')
     .summary('tell what an image is')
     .description('Tells the size, the base, the state and the rest of an image. It may be in use.')
-    .argument('<image>', 'the image')
+    .argument('<image...>', 'the images')
     .option('--json', 'for programs')
     .action(info);
   addNotes(command, {
     examples: [
       { command: 'pcow info vm1', does: 'of vm1.pcow' },
-      { command: 'pcow info /mnt/vm1 --json', does: 'of a mounted image, as JSON' },
+      { command: 'pcow info /mnt/vm1 --json', does: 'of a mounted image, as JSON; of several, as a list' },
     ],
   });
 }
 
-async function info(given: string, options: { json?: boolean }): Promise<void> {
-  const target = await findImage(given);
-  const image = await withImage(target.file, {}, (open) => open.info());
+async function info(givens: string[], options: { json?: boolean }): Promise<void> {
+  const found = await forEach(givens, async (given) => {
+    const target = await findImage(given);
+    const image = await withImage(target.file, {}, (open) => open.info());
+    return { target, image, receiving: await receptionOf(image) };
+  });
   if (options.json === true) {
-    // What this opening may do, and its own last error, say nothing about the image; who is alive is `holder`.
-    const { writable: _writable, lastError: _lastError, opener: _opener, ...rest } = image;
-    sayJson({ name: target.name, ...rest, state: stateOf(image), mount: mountOf(target) });
-  } else {
-    say(facts(factsOf(target, image)));
+    const described = found.map(forPrograms);
+    sayJson(givens.length === 1 ? described[0] : described);
+  } else if (found.length > 0) {
+    say(found.map((it) => facts(factsOf(it))).join('\n\n'));
   }
+}
+
+interface Found {
+  target: ImageTarget;
+  image: ImageInfo;
+  receiving: Reception | null;
+}
+
+function forPrograms({ target, image, receiving }: Found): object {
+  // What this opening may do, and its own last error, say nothing about the image; who is alive is `holder`.
+  const { writable: _writable, lastError: _lastError, opener: _opener, ...rest } = image;
+  return { name: target.name, ...rest, state: stateOf(image), receiving, mount: mountOf(target) };
 }
 
 function mountOf(target: ImageTarget): { mountpoint: string; flatFile: string } | null {
   return target.mount && { mountpoint: target.mount.mountpoint, flatFile: flatFile(target, target.mount) };
 }
 
-function factsOf(target: ImageTarget, image: ImageInfo): [string, string][] {
+function factsOf({ target, image, receiving }: Found): [string, string][] {
   const lines: [string, string][] = [
     ['image', image.path],
     ['size', `${formatSize(image.size)} (${image.size} bytes)`],
@@ -54,7 +69,8 @@ function factsOf(target: ImageTarget, image: ImageInfo): [string, string][] {
     lines.push(['base', snapshot === null ? `${file}, layer ${layer}` : `${file}@${snapshot}`]);
     lines.push(['chain', image.chain.map(linkText).join(' → ')]);
   }
-  lines.push(['state', describeState(image)]);
+  const state = describeState(image);
+  lines.push(['state', receiving === null ? state : `${state}\n${describeReception(receiving)}`]);
   if (target.mount !== null) {
     lines.push(['mounted', flatFile(target, target.mount)]);
   }

@@ -3,11 +3,13 @@ import path from 'node:path';
 import type { Command } from 'commander';
 import { PcowError, type ImageInfo, type SnapshotInfo } from '../../src/engine/index.js';
 import { IMAGE_SUFFIX } from '../../src/mount/image-names.js';
+import { naturalOrder } from '../../src/natural-order.js';
+import { type PcowMount, pcowMounts } from '../../src/mounts.js';
 import { addNotes } from '../help.js';
 import { withImage } from '../images.js';
 import { formatTime, say, sayJson } from '../output.js';
 import { formatSize } from '../size.js';
-import { stateOf, type State } from '../state.js';
+import { describeReception, type Reception, receptionOf, stateOf, type State } from '../state.js';
 import { table } from '../table.js';
 import { findDirectory, findImage } from '../target.js';
 import { treeOf } from '../tree.js';
@@ -17,11 +19,15 @@ export function addList(program: Command): void {
     .command('list')
     .summary('list the images of a directory, or the snapshots of an image')
     .description('Lists the images of a directory (or of its mount), or the snapshots of an image as a tree.')
-    .argument('[where]', 'a directory, a mount point, or an image', '.')
+    .argument(
+      '[where]',
+      'a directory, a mountpoint, or an image; left out: the mounts of this machine, and the images here',
+    )
     .option('--json', 'for programs')
     .action(list);
   addNotes(command, {
     examples: [
+      { command: 'pcow list', does: 'all mounts' },
       { command: 'pcow list /srv/images', does: 'the images there' },
       { command: 'pcow list /mnt', does: 'the images of a mount' },
       { command: 'pcow list vm1', does: 'the snapshots of vm1.pcow' },
@@ -29,7 +35,11 @@ export function addList(program: Command): void {
   });
 }
 
-async function list(where: string, options: { json?: boolean }): Promise<void> {
+async function list(where: string | undefined, options: { json?: boolean }): Promise<void> {
+  if (where === undefined) {
+    await listMounts(options.json === true);
+    return;
+  }
   const isDirectory = await stat(where).then(
     (status) => status.isDirectory(),
     () => false,
@@ -47,21 +57,60 @@ interface Entry {
   base: { path: string; snapshot: string | null } | null;
   state: State | 'unreadable';
   holder: ImageInfo['holder'];
+  receiving: Reception | null;
   error: { code: string; message: string } | null;
 }
 
-async function listDirectory(where: string, json: boolean): Promise<void> {
-  const { directory, mount } = await findDirectory(where);
-  const files = (await readdir(directory)).filter((file) => file.endsWith(IMAGE_SUFFIX)).sort();
-  const images: Entry[] = [];
-  // One after another: an image directory may hold thousands, and each one open takes several descriptors.
-  for (const file of files) {
-    images.push(await entryOf(path.join(directory, file)));
-  }
+/** All mounts; and the images of this directory, where it has some. */
+async function listMounts(json: boolean): Promise<void> {
+  const mounts = await pcowMounts();
+  const here = await imagesOf('.');
   if (json) {
-    sayJson({ directory, mountpoint: mount?.mountpoint ?? null, images });
+    sayJson({ directory: here.directory, mountpoint: here.mount?.mountpoint ?? null, images: here.images, mounts });
     return;
   }
+  if (mounts.length === 0) say('nothing is mounted');
+  else {
+    const rows = mounts.map(({ directory, mountpoint, readOnly }) => [
+      directory,
+      mountpoint,
+      readOnly ? 'read-only' : '',
+    ]);
+    say(table([{ title: 'images' }, { title: 'mounted on' }, { title: '' }], rows));
+  }
+  if (here.images.length === 0) return;
+  say('');
+  sayImages(here);
+}
+
+interface Listing {
+  directory: string;
+  mount: PcowMount | null;
+  images: Entry[];
+}
+
+async function imagesOf(where: string): Promise<Listing> {
+  const { directory, mount } = await findDirectory(where);
+  const names = (await readdir(directory))
+    .filter((file) => file.endsWith(IMAGE_SUFFIX))
+    .map((file) => path.basename(file, IMAGE_SUFFIX))
+    .sort(naturalOrder);
+  const images: Entry[] = [];
+  // One after another: an image directory may hold thousands, and each one open takes several descriptors.
+  for (const name of names) {
+    images.push(await entryOf(path.join(directory, name + IMAGE_SUFFIX)));
+  }
+  return { directory, mount, images };
+}
+
+async function listDirectory(where: string, json: boolean): Promise<void> {
+  const listing = await imagesOf(where);
+  const { directory, mount, images } = listing;
+  if (json) sayJson({ directory, mountpoint: mount?.mountpoint ?? null, images });
+  else sayImages(listing);
+}
+
+function sayImages({ directory, mount, images }: Listing): void {
   say(mount === null ? `${directory}, not mounted` : `${directory}, mounted on ${mount.mountpoint}`);
   if (images.length === 0) {
     say('no images');
@@ -84,10 +133,16 @@ async function listDirectory(where: string, json: boolean): Promise<void> {
         size(image.diskUse),
         String(image.snapshots ?? ''),
         baseText(image.base),
-        image.error?.message ?? (image.holder === null ? image.state : `open (process ${image.holder.pid})`),
+        stateText(image),
       ]),
     ),
   );
+}
+
+function stateText({ error, holder, receiving, state }: Entry): string {
+  if (error !== null) return error.message;
+  if (receiving !== null) return describeReception(receiving);
+  return holder === null ? state : `open (process ${holder.pid})`;
 }
 
 async function entryOf(file: string): Promise<Entry> {
@@ -103,6 +158,7 @@ async function entryOf(file: string): Promise<Entry> {
       base: info.base && { path: info.base.path, snapshot: info.base.snapshot },
       state: stateOf(info),
       holder: info.holder,
+      receiving: await receptionOf(info),
       error: null,
     };
   } catch (error) {
@@ -110,7 +166,7 @@ async function entryOf(file: string): Promise<Entry> {
       throw error;
     }
     const { code, message } = error;
-    const unknown = { size: null, diskUse: null, snapshots: null, base: null, holder: null };
+    const unknown = { size: null, diskUse: null, snapshots: null, base: null, holder: null, receiving: null };
     return { name, file, ...unknown, state: 'unreadable', error: { code, message } };
   }
 }
@@ -128,11 +184,13 @@ async function listImage(where: string, json: boolean): Promise<void> {
     info: image.info(),
     snapshots: image.snapshots(),
   }));
+  const receiving = await receptionOf(info);
   if (json) {
-    sayJson({ name: target.name, file: target.file, size: info.size, snapshots });
+    sayJson({ name: target.name, file: target.file, size: info.size, snapshots, receiving });
     return;
   }
   say(`${target.file}, ${formatSize(info.size)}${info.base === null ? '' : `, on ${baseText(info.base)}`}`);
+  if (receiving !== null) say(describeReception(receiving));
   if (snapshots.length === 0) {
     say('no snapshots');
     return;

@@ -9,6 +9,7 @@ import { say, sayJson } from '../output.js';
 import { type ProgressForm, progressOption, withProgress } from '../progress.js';
 import { quote } from '../quote.js';
 import { findImage, findTarget, type ImageTarget, type Target } from '../target.js';
+import { patiently, waitOption } from '../waiting.js';
 
 export function addRebase(program: Command): void {
   const command = program
@@ -19,6 +20,7 @@ export function addRebase(program: Command): void {
     .requiredOption('-b, --base <image[@snapshot]>', 'what to stand on; empty (""): nothing, as “pcow flatten”')
     .option('-u, --unsafe', 'only change the name of the base, whatever it holds: it was moved or copied')
     .option('--json', 'for programs')
+    .addOption(waitOption())
     .addOption(progressOption())
     .action(rebase);
   addNotes(command, {
@@ -39,17 +41,18 @@ interface Options {
   base: string;
   unsafe?: boolean;
   json?: boolean;
+  wait?: number;
   progress?: ProgressForm;
 }
 
-async function rebase(given: string, { base: newBase, unsafe, json, progress }: Options): Promise<void> {
+async function rebase(given: string, { base: newBase, unsafe, json, wait, progress }: Options): Promise<void> {
   const image = await findImage(given);
   const base = newBase === '' ? null : await findTarget(newBase);
   if (unsafe === true) {
-    await rebaseBlindly(image, base);
+    await patiently(wait, () => rebaseBlindly(image, base));
   } else {
     if (base !== null) await checkBase(base, image);
-    await rebaseSafely(image, base, progress);
+    await patiently(wait, () => rebaseSafely(image, base, progress));
   }
   if (json === true) sayJson({ image: image.file, base: base && { path: base.image.file, snapshot: base.snapshot } });
   else say(base === null ? `${image.name} stands on no base now` : `${image.name} stands on ${newBase} now`);

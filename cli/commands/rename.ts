@@ -6,9 +6,10 @@ import { Failure } from '../errors.js';
 import { addNotes } from '../help.js';
 import { withImage } from '../images.js';
 import { say, sayJson } from '../output.js';
-import { quote } from '../quote.js';
+import { quote, word } from '../quote.js';
 import { explainOperation } from '../control.js';
-import { findImage, flatFile, type ImageTarget, newImage } from '../target.js';
+import { findTarget, flatFile, type ImageTarget, newImage } from '../target.js';
+import { patiently, waitOption } from '../waiting.js';
 
 export function addRename(program: Command): void {
   const command = program
@@ -18,6 +19,7 @@ export function addRename(program: Command): void {
     .argument('<image>', 'the image')
     .argument('<new>', 'its new name; “.pcow” is added where it is missing')
     .option('--json', 'for programs')
+    .addOption(waitOption())
     .action(rename);
   addNotes(command, {
     text: [
@@ -29,8 +31,19 @@ export function addRename(program: Command): void {
   });
 }
 
-async function rename(given: string, newName: string, { json }: { json?: boolean }): Promise<void> {
-  const image = await findImage(given);
+async function rename(
+  given: string,
+  newName: string,
+  { json, wait }: { json?: boolean; wait?: number },
+): Promise<void> {
+  const { image, snapshot } = await findTarget(given);
+  if (snapshot !== null) {
+    throw new Failure(
+      'PCOW_UNSUPPORTED',
+      `${quote(given)} is a snapshot, and a snapshot keeps the name that it was taken under`,
+      `what stands on it finds it by that; “pcow clone ${word(given)} NEW” makes an image of it`,
+    );
+  }
   // A plain name stays in the image's directory, wherever that is.
   const directory = image.mount === null ? path.dirname(image.file) : image.mount.mountpoint;
   const target = await newImage(newName.includes('/') ? newName : path.join(directory, newName));
@@ -45,12 +58,14 @@ async function rename(given: string, newName: string, { json }: { json?: boolean
     throw new Failure('PCOW_EXISTS', `${image.name} has that name already`);
   }
   if (image.mount === null) {
-    await renameAtRest(image, target);
+    await patiently(wait, () => renameAtRest(image, target));
   } else {
     const { mount } = image;
-    await renameInMount(flatFile(image, mount), flatFile(target, mount)).catch(async (error: unknown) => {
-      throw await explainOperation(error, mount, image.name, `mv ${image.name} ${target.name}`);
-    });
+    await patiently(wait, () =>
+      renameInMount(flatFile(image, mount), flatFile(target, mount)).catch(async (error: unknown) => {
+        throw await explainOperation(error, mount, image.name, `mv ${image.name} ${target.name}`);
+      }),
+    );
   }
   if (json === true) sayJson({ from: image.file, to: target.file });
   else say(`${image.name} is called ${target.name} now`);

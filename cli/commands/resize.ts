@@ -7,6 +7,13 @@ import { say, sayJson } from '../output.js';
 import { Failure } from '../errors.js';
 import { formatSize, parseNewSize } from '../size.js';
 import { findImage, type ImageTarget } from '../target.js';
+import { patiently, waitOption } from '../waiting.js';
+
+interface Options {
+  shrink?: boolean;
+  json?: boolean;
+  wait?: number;
+}
 
 export function addResize(program: Command): void {
   const command = program
@@ -16,9 +23,10 @@ export function addResize(program: Command): void {
       'Makes an image larger, or with --shrink smaller. A new part reads as zeros; snapshots keep their sizes.',
     )
     .argument('<image>', 'the image')
-    .argument('<size>', 'the new size: bytes, or with K, M, G or T; +SIZE: so much more')
+    .argument('<size>', 'the new size: bytes, or with K, M, G or T; +SIZE: so much more; -SIZE: so much less')
     .option('--shrink', 'make it smaller: what lies behind the new end is lost')
     .option('--json', 'for programs')
+    .addOption(waitOption())
     .action(resize);
   addNotes(command, {
     text: [
@@ -29,6 +37,7 @@ export function addResize(program: Command): void {
       { command: 'pcow resize vm1 20G', does: 'to 20 GiB' },
       { command: 'pcow resize vm1 +5G', does: 'by 5 GiB' },
       { command: 'pcow resize vm1 5G --shrink', does: 'to 5 GiB, which throws the rest away' },
+      { command: 'pcow resize vm1 -10M --shrink', does: 'by 10 MiB smaller' },
     ],
   });
 }
@@ -47,7 +56,7 @@ function withNextStep(error: unknown, { given }: ImageTarget): unknown {
   return new Failure(error.code, error.message, hint);
 }
 
-async function resize(given: string, size: string, options: { shrink?: boolean; json?: boolean }): Promise<void> {
+async function resize(given: string, size: string, options: Options): Promise<void> {
   const { shrink = false } = options;
   const image = await findImage(given);
   const present = await withImage(image.file, {}, (open) => open.info().size);
@@ -60,7 +69,7 @@ async function resize(given: string, size: string, options: { shrink?: boolean; 
     );
   }
   try {
-    await change(image, bytes, bytes < present);
+    await patiently(options.wait, () => change(image, bytes, bytes < present));
   } catch (error) {
     throw bytes < present ? withNextStep(error, image) : error;
   }

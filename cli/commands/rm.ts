@@ -7,6 +7,7 @@ import { addNotes } from '../help.js';
 import { say, sayJson } from '../output.js';
 import { quote } from '../quote.js';
 import { findTarget, type ImageTarget } from '../target.js';
+import { patiently, waitOption } from '../waiting.js';
 
 export function addRm(program: Command): void {
   const command = program
@@ -15,6 +16,7 @@ export function addRm(program: Command): void {
     .description('Deletes images, with their snapshots. One that others of its directory stand on is not deleted.')
     .argument('<image...>', 'the images; bases may come before what stands on them')
     .option('--json', 'for programs')
+    .addOption(waitOption())
     .action(rm);
   addNotes(command, {
     text: ['Also a damaged image, or one whose base is missing, is deleted; an image that is in use is not.'],
@@ -25,7 +27,7 @@ export function addRm(program: Command): void {
   });
 }
 
-async function rm(given: string[], { json }: { json?: boolean }): Promise<void> {
+async function rm(given: string[], { json, wait }: { json?: boolean; wait?: number }): Promise<void> {
   const images = await Promise.all(given.map(imageToRemove));
   const twice = images.find(({ file }, i) => images.findIndex((it) => it.file === file) !== i);
   if (twice !== undefined) {
@@ -49,7 +51,7 @@ async function rm(given: string[], { json }: { json?: boolean }): Promise<void> 
     left = left.filter((image) => !free.includes(image));
   }
   for (const image of ordered) {
-    await remove(image);
+    await patiently(wait, () => remove(image));
     if (json !== true) say(`deleted ${image.file}`);
   }
   if (json === true) sayJson({ deleted: ordered.map(({ file }) => file) });

@@ -4,6 +4,7 @@ import { addNotes } from '../help.js';
 import { withImage } from '../images.js';
 import { say } from '../output.js';
 import { findSnapshotTarget } from '../target.js';
+import { patiently, waitOption } from '../waiting.js';
 
 export function addRollback(program: Command): void {
   const command = program
@@ -11,6 +12,7 @@ export function addRollback(program: Command): void {
     .summary('go back to a snapshot')
     .description('Makes an image hold what a snapshot holds. What was written since the last snapshot is gone.')
     .argument('<image@name>', 'the image and the snapshot to go back to')
+    .addOption(waitOption())
     .action(rollback);
   addNotes(command, {
     text: ['No snapshot is lost, later ones included. The image must not be in use by a guest.'],
@@ -21,12 +23,13 @@ export function addRollback(program: Command): void {
   });
 }
 
-async function rollback(given: string): Promise<void> {
+async function rollback(given: string, { wait }: { wait?: number }): Promise<void> {
   const { image, snapshot } = await findSnapshotTarget(given);
-  if (image.mount === null) {
-    await withImage(image.file, { write: true }, (open) => open.rollback(snapshot));
-  } else {
-    await askImage(image.mount, image.name, 'rollback', snapshot);
-  }
+  const { mount, file, name } = image;
+  await patiently(wait, () =>
+    mount === null
+      ? withImage(file, { write: true }, (open) => open.rollback(snapshot))
+      : askImage(mount, name, 'rollback', snapshot),
+  );
   say(`${image.name} is back at ${snapshot}`);
 }

@@ -5,6 +5,7 @@ import { Failure } from '../errors.js';
 import { addNotes } from '../help.js';
 import { say } from '../output.js';
 import { findSnapshotTarget, type ImageTarget } from '../target.js';
+import { patiently, waitOption } from '../waiting.js';
 
 export function addSnapshot(program: Command): void {
   const command = program
@@ -14,6 +15,7 @@ export function addSnapshot(program: Command): void {
       'Takes a snapshot: what the image holds now, frozen under a name. It is durable when the command ends.',
     )
     .argument('<image@name...>', 'the image and the name of its new snapshot')
+    .addOption(waitOption())
     .action(snapshot);
   addNotes(command, {
     text: [
@@ -28,7 +30,7 @@ export function addSnapshot(program: Command): void {
   });
 }
 
-async function snapshot(givens: string[]): Promise<void> {
+async function snapshot(givens: string[], { wait }: { wait?: number }): Promise<void> {
   // One after another: of two mistakes the first is told.
   const targets: { image: ImageTarget; snapshot: string }[] = [];
   for (const given of givens) targets.push(await findSnapshotTarget(given));
@@ -49,10 +51,8 @@ async function snapshot(givens: string[]): Promise<void> {
   if (twice !== undefined) {
     throw new Failure('PCOW_USAGE', `the image ${twice.image.name} is named twice`, 'name each image once');
   }
-  await take(
-    name,
-    targets.map(({ image }) => image),
-  );
+  const images = targets.map(({ image }) => image);
+  await patiently(wait, () => take(name, images));
   for (const { image } of targets) {
     say(`snapshot ${image.name}@${name} taken`);
   }

@@ -4,6 +4,7 @@ import type { Command } from 'commander';
 import { lookAt, type Look } from '../../src/watch.js';
 import { Failure } from '../errors.js';
 import { addNotes } from '../help.js';
+import { inThisLocale } from '../locale.js';
 import { say, sayJson } from '../output.js';
 import { quote } from '../quote.js';
 import { findDirectory } from '../target.js';
@@ -47,10 +48,10 @@ async function top(given: string, options: { once?: boolean; json?: boolean }): 
       return;
     }
     if (options.once === true) {
-      say(topTable(now, null));
+      say(topTable(now, null, width()));
       return;
     }
-    show(topTable(now, before));
+    show(topTable(now, before, width()));
     before = now;
     await sleep(REFRESH_MS);
   }
@@ -68,6 +69,11 @@ async function look(mountpoint: string): Promise<Look> {
   }
 }
 
+/** Programs get all of it. */
+function width(): number {
+  return isatty(1) ? process.stdout.columns : Infinity;
+}
+
 /** On a terminal in place of the table before, and no more than fits there. */
 function show(text: string): void {
   if (!isatty(1)) {
@@ -75,5 +81,5 @@ function show(text: string): void {
     return;
   }
   const lines = text.split('\n').slice(0, Math.max(1, process.stdout.rows - 1));
-  process.stdout.write(`${HOME_AND_CLEAR}${lines.join('\n')}\n`);
+  process.stdout.write(inThisLocale(`${HOME_AND_CLEAR}${lines.join('\n')}\n`));
 }

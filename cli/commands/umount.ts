@@ -1,20 +1,43 @@
+import { realpath } from 'node:fs/promises';
 import type { Command } from 'commander';
 import { umount } from '../../src/mount/index.js';
+import { mountHolding, mountsOfDirectory } from '../../src/mounts.js';
+import { Failure } from '../errors.js';
 import { addNotes } from '../help.js';
 import { say } from '../output.js';
+import { quote } from '../quote.js';
 
 export function addUmount(program: Command): void {
   const command = program
     .command('umount')
     .summary('end a mount')
     .description('Ends a mount. Returns when the last sync is done and every image is closed.')
-    .argument('<mountpoint>', 'where it is mounted')
-    .action(async (mountpoint: string) => {
+    .argument('<mountpoint>', 'where it is mounted, or the image directory')
+    .action(async (given: string) => {
+      const mountpoint = await mountpointOf(given);
       await umount(mountpoint);
       say(`${mountpoint} is unmounted`);
     });
   addNotes(command, {
     text: ['A mount that a process still uses is not ended. The remains of one that died are cleared away.'],
-    examples: [{ command: 'pcow umount /mnt', does: 'ends the mount on /mnt' }],
+    examples: [
+      { command: 'pcow umount /mnt', does: 'ends the mount on /mnt' },
+      { command: 'pcow umount /srv/images', does: 'ends the mount of the images there' },
+    ],
   });
+}
+
+/** As it was given, unless that is an image directory which is mounted elsewhere. */
+async function mountpointOf(given: string): Promise<string> {
+  const mounts = await mountsOfDirectory(given).catch(() => []); // nothing that is there: what is said of mountpoints says that
+  const [mount, other] = mounts;
+  if (mount === undefined || (await mountHolding(await realpath(given))) !== null) return given;
+  if (other !== undefined) {
+    throw new Failure(
+      'PCOW_USAGE',
+      `${quote(given)} is mounted on ${mounts.map(({ mountpoint }) => mountpoint).join(' and ')}`,
+      'name the mountpoint',
+    );
+  }
+  return mount.mountpoint;
 }

@@ -78,7 +78,7 @@ async function valuesOf(of: Argument | Option, placeholder: string, current: str
   if (placeholder.includes('where')) return { candidates: await imageCandidates(current), shells: 'directories' };
   if (/dir|new/.test(placeholder)) return { candidates: [], shells: 'directories' };
   if (placeholder.includes('command')) return { candidates: [], shells: 'commands' };
-  if (/size|number|name|id|count|rate/.test(placeholder)) return nothing;
+  if (/size|number|name|id|count|rate|seconds/.test(placeholder)) return nothing;
   return { candidates: [], shells: 'files' };
 }
 

@@ -409,10 +409,11 @@ bool Session::promote() {
   }
   statistics_.copied_bytes += work.copied_bytes;
   if (statistics_.promotions++ == 0)
-    log_notice(image_->info().path + ": the image is too fragmented for this process's mapping limit (" +
-               std::to_string(limits_.mapping_budget) +
-               "), so parts of it are copied whole, which takes disk space; sysctl " +
-               "vm.max_map_count=1048576 raises the limit, from the next start on");
+    log_notice(
+        image_->info().path + ": the image is too fragmented for this process's mapping limit (" +
+        std::to_string(limits_.mapping_budget) +
+        "), so parts of it are copied whole, which takes disk space. As root, \"sysctl vm.max_map_count=1048576\" "
+        "raises the limit for processes that are started afterwards");
   const uint64_t sub = geometry_.sub_block_size();
   const uint64_t end = std::min(chunk + geometry_.chunk_size(), worst->end());
   int64_t boundaries = 0;

@@ -119,7 +119,7 @@ test('resize grows', async (t) => {
 test('list of a directory shows every image, also what is wrong with one', async (t) => {
   const directory = await scratchDirectory(t);
   const pcow = pcowIn(directory);
-  t.regex(await succeeds(t, pcow('list')), /not mounted\nno images/);
+  t.regex(await succeeds(t, pcow('list', '.')), /not mounted\nno images/);
   await succeeds(t, pcow('create', 'base', '1G'));
   await succeeds(t, pcow('create', 'lost', '1G'));
   await succeeds(t, pcow('create', 'vm1', '--base', 'lost'));

@@ -166,7 +166,7 @@ test('command lines', async (t) => {
   await fails(t, pcow('creat', 'vm2', '1G'), 2, /unknown command 'creat'.*create/);
   await fails(t, pcow('info', 'vm1', '--jsn'), 2, /unknown option '--jsn'.*--json/, /pcow info --help/);
   await fails(t, pcow('info'), 2, /missing required argument 'image'/, /pcow info --help/);
-  await fails(t, pcow('info', 'vm1', 'vm2'), 2, /too many arguments/);
+  await fails(t, pcow('map', 'vm1', 'vm2'), 2, /too many arguments/);
   const bare = await pcow();
   t.is(bare.exit, 2);
   t.regex(bare.stderr, /Usage: pcow/);

@@ -49,6 +49,7 @@ test('info', async (t) => {
     ],
     state: 'string',
     holder: 'null',
+    receiving: 'null',
     mount: 'null',
   });
   t.is(info.path, path.join(directory, 'vm1.pcow'));
@@ -60,7 +61,7 @@ test('list of a directory', async (t) => {
   const directory = await scratchDirectory(t);
   const pcow = pcowIn(directory);
   await imagesIn(directory, pcow);
-  const list = JSON.parse(await succeeds(t, pcow('list', '--json'))) as { images: Record<string, unknown>[] };
+  const list = JSON.parse(await succeeds(t, pcow('list', '.', '--json'))) as { images: Record<string, unknown>[] };
   const sound = {
     name: 'string',
     file: 'string',
@@ -70,6 +71,7 @@ test('list of a directory', async (t) => {
     base: 'null' as unknown,
     state: 'string',
     holder: 'null',
+    receiving: 'null',
     error: 'null' as unknown,
   };
   t.deepEqual(shapeOf(list), {
@@ -117,6 +119,7 @@ test('list of an image', async (t) => {
     name: 'string',
     file: 'string',
     size: 'number',
+    receiving: 'null',
     snapshots: [snapshot, { ...snapshot, parent: 'string' }],
   });
   for (const { created } of list.snapshots) t.regex(created, /^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$/);

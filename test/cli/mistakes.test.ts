@@ -46,8 +46,8 @@ const MISTAKES: Mistake[] = [
   {
     typed: 'pcow create new --size 1G',
     exit: 2,
-    says: "unknown option '--size'",
-    next: 'pcow create [options] <image> [size] (more: pcow create --help)',
+    says: 'unknown option "--size"',
+    next: 'the size comes after the name: pcow create IMAGE SIZE',
   },
   {
     typed: 'pcow create lone 1G',

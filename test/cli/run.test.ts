@@ -81,7 +81,8 @@ test('without the right to userfaultfd it refuses, and names what grants it; --p
   const refused = await shell(`${nobody} ${RUN} -- echo ran`);
   t.is(refused.exit, granted ? 0 : 7, refused.stderr);
   t.is(refused.stdout, granted ? 'ran\n' : '');
-  if (!granted) t.regex(refused.stderr, /chgrp kvm \/dev\/userfaultfd && chmod 660 \/dev\/userfaultfd.*\n.*pcow run --plain/);
+  if (!granted)
+    t.regex(refused.stderr, /chgrp kvm \/dev\/userfaultfd && chmod 660 \/dev\/userfaultfd.*\n.*pcow run --plain/);
 
   const plain = await shell(`${nobody} ${RUN} --plain -- echo ran`);
   t.like(plain, { exit: 0, stdout: 'ran\n' });

@@ -1,0 +1,194 @@
+/** What people type who know qemu-img, ZFS and LVM: it has its meaning here, or the message says what has. */
+import { mkdir, rename } from 'node:fs/promises';
+import path from 'node:path';
+import test, { type ExecutionContext } from 'ava';
+import { commandInstead, ownOptionInstead } from '../../cli/habits.js';
+import { pcowProgram } from '../../cli/pcow-program.js';
+import { Image } from '../../src/engine/index.js';
+import { naturalOrder } from '../../src/natural-order.js';
+import { mounted } from '../helpers/mounted.js';
+import { scratchDirectory } from '../helpers/scratch.js';
+import { working } from '../stream/images.js';
+import { fails, pcowIn, shellIn, succeeds, type Run } from './outcome.js';
+
+interface Place {
+  directory: string;
+  pcow: Run;
+}
+
+async function place(t: ExecutionContext<unknown>): Promise<Place> {
+  const directory = await scratchDirectory(t);
+  return { directory, pcow: pcowIn(directory) };
+}
+
+async function snapshotsOf(t: ExecutionContext<unknown>, pcow: Run, image: string): Promise<string[]> {
+  const { snapshots } = JSON.parse(await succeeds(t, pcow('list', image, '--json'))) as {
+    snapshots: { name: string }[];
+  };
+  return snapshots.map(({ name }) => name);
+}
+
+test('commands and options of other programs: what is meant is said', async (t) => {
+  const { pcow } = await place(t);
+  await fails(
+    t,
+    pcow('remove', 'vm1'),
+    2,
+    /unknown command "remove"/,
+    /“pcow rm” deletes an image, “pcow delete” a snapshot/,
+  );
+  await fails(t, pcow('snap'), 2, /“pcow snapshot IMAGE@NAME”/);
+  await fails(t, pcow('toString'), 2, /unknown command 'toString'/);
+  await fails(t, pcow('snapshot', '-c', 'one', 'vm1'), 2, /unknown option "-c"/, /pcow snapshot IMAGE@NAME/);
+  await fails(t, pcow('check', '-r', 'all', 'vm1'), 2, /--repair/);
+  await fails(t, pcow('rename', 'none@one', 'two'), 4, /no image "none"/);
+});
+
+test('none of them is a command, or an option, that there is', (t) => {
+  for (const command of pcowProgram().commands) {
+    t.is(commandInstead(command.name()), undefined, command.name());
+    for (const { long, short } of command.options) {
+      for (const flag of [long, short]) {
+        // Of what is the same for all commands, some have it.
+        if (flag != null) t.is(ownOptionInstead(command.name(), flag), undefined, `${command.name()} ${flag}`);
+      }
+    }
+  }
+});
+
+test('resize -SIZE makes it so much smaller, where that is said', async (t) => {
+  const { pcow } = await place(t);
+  await succeeds(t, pcow('create', 'vm1', '20M'));
+  await fails(t, pcow('resize', 'vm1', '-5M'), 3, /has 20 MiB.*loses/, /pcow resize vm1 -5M --shrink/);
+  t.is(await succeeds(t, pcow('resize', 'vm1', '-5M', '--shrink')), 'vm1 has 15 MiB now\n');
+  t.is(await succeeds(t, pcow('resize', '--shrink', 'vm1', '-4K')), 'vm1 has 15 MiB now\n');
+  await fails(t, pcow('resize', 'vm1', '-1G', '--shrink'), 3, /nothing is left/);
+  await fails(t, pcow('resize', 'vm1', '-100', '--shrink'), 3, /not a multiple of 4 KiB/);
+});
+
+test('names are in the order in which people count', async (t) => {
+  const { pcow } = await place(t);
+  for (const name of ['vm10', 'vm2', 'vm1', 'base']) await succeeds(t, pcow('create', name, '1M'));
+  const { images } = JSON.parse(await succeeds(t, pcow('list', '--json'))) as { images: { name: string }[] };
+  t.deepEqual(
+    images.map(({ name }) => name),
+    ['base', 'vm1', 'vm2', 'vm10'],
+  );
+  const names = ['a', 'a1', 'a1b', 'a1b2', 'a1b10', 'a01', 'a2', 'a9007199254740993', 'a9007199254740994', 'b'];
+  t.deepEqual([...names].reverse().sort(naturalOrder), names);
+});
+
+test('several images for info and check: one that fails does not hide the others', async (t) => {
+  const { pcow } = await place(t);
+  for (const name of ['vm1', 'vm2']) await succeeds(t, pcow('create', name, '1M'));
+  const two = JSON.parse(await succeeds(t, pcow('info', 'vm1', 'vm2', '--json'))) as { name: string }[];
+  t.deepEqual(
+    two.map(({ name }) => name),
+    ['vm1', 'vm2'],
+  );
+  t.regex(await succeeds(t, pcow('info', 'vm1', 'vm2')), /vm1\.pcow\n[^]*\n\nimage +\S+vm2\.pcow\n/);
+  const { exit, stdout, stderr } = await pcow('check', 'vm1', 'none', 'vm2');
+  t.is(exit, 4);
+  t.regex(stderr, /no image "none"/);
+  t.regex(stdout, /vm1\.pcow is sound[^]*vm2\.pcow is sound/);
+});
+
+test('delete: several, by a pattern, the newest kept, and what it would be', async (t) => {
+  const { pcow } = await place(t);
+  await succeeds(t, pcow('create', 'vm1', '1M'));
+  for (const name of ['daily-1', 'daily-2', 'weekly', 'daily-3', 'daily-4', 'x1', 'x2']) {
+    await succeeds(t, pcow('snapshot', `vm1@${name}`));
+  }
+  const words = ['delete', 'vm1@daily-*', '--keep', '2'];
+  t.is(await succeeds(t, pcow(...words, '--dry-run')), 'would delete vm1@daily-1\nwould delete vm1@daily-2\n');
+  t.is((await snapshotsOf(t, pcow, 'vm1')).length, 7);
+  t.is(await succeeds(t, pcow(...words)), 'deleted vm1@daily-1\ndeleted vm1@daily-2\n');
+  t.is(await succeeds(t, pcow(...words)), 'nothing to delete\n');
+  await succeeds(t, pcow('delete', 'vm1@x?', 'vm1@x1'));
+  t.deepEqual(await snapshotsOf(t, pcow, 'vm1'), ['weekly', 'daily-3', 'daily-4']);
+  await fails(t, pcow('delete', 'vm1@none*'), 4, /no snapshot that "none\*" stands for/);
+
+  // What others stand on stays, and an automatic one is not meant by every pattern.
+  await succeeds(t, pcow('clone', 'vm1@daily-3', 'on-daily'));
+  const image = 'vm1';
+  const { exit, stdout, stderr } = await pcow('delete', `${image}@*`);
+  t.is(exit, 6);
+  t.regex(stderr, /daily-3 can't be deleted: on-daily/);
+  t.is(stdout, 'deleted vm1@weekly\ndeleted vm1@daily-4\n');
+  t.deepEqual(await snapshotsOf(t, pcow, 'vm1'), ['daily-3']);
+});
+
+test('a pattern in the name of a snapshot is that name, where it is one', async (t) => {
+  const { pcow } = await place(t);
+  await succeeds(t, pcow('create', 'vm1', '1M'));
+  for (const name of ['a*', 'ab', 'ac']) await succeeds(t, pcow('snapshot', `vm1@${name}`));
+  t.is(await succeeds(t, pcow('delete', 'vm1@a*')), 'deleted vm1@a*\n');
+  t.deepEqual(await snapshotsOf(t, pcow, 'vm1'), ['ab', 'ac']);
+});
+
+test('--wait: who has the image is waited for, and no longer than is said', async (t) => {
+  const { directory, pcow } = await place(t);
+  await succeeds(t, pcow('create', 'vm1', '1M'));
+  const guest = await Image.open(path.join(directory, 'vm1.pcow'), { write: true });
+  await fails(t, pcow('snapshot', 'vm1@one'), 6, /open for writing/);
+  await fails(t, pcow('snapshot', 'vm1@one', '--wait', '0.2'), 6, /waiting for its end[^]*open for writing/);
+  const waiting = ['snapshot vm1@one', 'resize vm1 2M', 'flatten vm1'].map((line) =>
+    pcow(...line.split(' '), '--wait', '120'),
+  );
+  await guest.close();
+  for (const outcome of waiting) await succeeds(t, outcome);
+  await fails(t, pcow('resize', 'vm1', '2M', '--wait', 'long'), 2, /number of seconds/);
+});
+
+test('a snapshot keeps its name, and the message says what there is instead', async (t) => {
+  const { pcow } = await place(t);
+  await succeeds(t, pcow('create', 'vm1', '1M'));
+  await succeeds(t, pcow('snapshot', 'vm1@one'));
+  await fails(t, pcow('rename', 'vm1@one', 'two'), 3, /keeps the name/, /pcow clone vm1@one NEW/);
+});
+
+test.serial('umount by the image directory', async (t) => {
+  const { directory, pcow } = await place(t);
+  const [images, point] = ['images', 'mnt'].map((name) => path.join(directory, name)) as [string, string];
+  await mkdir(images);
+  await mkdir(point);
+  await succeeds(t, pcow('create', 'images/vm1', '1M'));
+  await mounted(t, images, point);
+  t.is(await succeeds(t, pcow('umount', 'images')), `${point} is unmounted\n`);
+  await fails(t, pcow('umount', 'images'), 11, /no image directory is mounted on images/);
+  await rename(images, `${images}2`);
+  await fails(t, pcow('umount', 'images'), 11, /images/);
+});
+
+test('an image that is half received shows as such', async (t) => {
+  const { directory, pcow } = await place(t);
+  await succeeds(t, pcow('create', 'vm1', '8M'));
+  await working(path.join(directory, 'vm1.pcow'), (image) => image.write(Buffer.alloc(8 * 2 ** 20, 1), 0));
+  await succeeds(t, pcow('snapshot', 'vm1@monday'));
+  const shell = await shellIn(t, directory);
+  await shell('pcow send vm1@monday | head -c 3000000 | pcow receive copy');
+  t.regex(await succeeds(t, pcow('list', '.')), /^copy .* half received: monday up to \S+ MiB of 8 MiB$/m);
+  t.regex(await succeeds(t, pcow('info', 'copy')), /half received: monday/);
+  const { receiving } = JSON.parse(await succeeds(t, pcow('info', 'copy', '--json'))) as { receiving: unknown };
+  t.like(receiving, { snapshot: 'monday', size: 8 * 2 ** 20 });
+  const token = (await succeeds(t, pcow('receive', '--resume-token', 'copy'))).trim();
+  t.is((await shell(`pcow send vm1 --resume ${token} | pcow receive copy`)).exit, 0);
+  t.notRegex(await succeeds(t, pcow('list', '.')), /half received/);
+});
+
+test.serial('list without arguments: all mounts, and the images here', async (t) => {
+  const { directory, pcow } = await place(t);
+  const [images, point] = ['images', 'mnt'].map((name) => path.join(directory, name)) as [string, string];
+  await mkdir(images);
+  await mkdir(point);
+  await mounted(t, images, point);
+  const shown = await succeeds(t, pcow('list'));
+  t.true(
+    shown.split('\n').some((line) => line.startsWith(`${images} `) && line.endsWith(point)),
+    shown,
+  );
+  await succeeds(t, pcow('create', 'here', '1M'));
+  t.regex(await succeeds(t, pcow('list')), /\nhere +1 MiB/);
+  const { mounts } = JSON.parse(await succeeds(t, pcow('list', '--json'))) as { mounts: { mountpoint: string }[] };
+  t.true(mounts.some(({ mountpoint }) => mountpoint === point));
+});
