@@ -5,7 +5,15 @@ import { Failure } from './errors.js';
 /** As the engine's, with the next step in the errors. */
 export async function throughDraft<T>(target: string, making: Making, work: (draft: string) => Promise<T>): Promise<T> {
   try {
-    return await throughEngineDraft(target, making, work);
+    return await throughEngineDraft(target, making, async (draft) => {
+      try {
+        return await work(draft);
+      } catch (error) {
+        if (!(error instanceof Failure)) throw error;
+        // As the engine does it with messages.
+        throw new Failure(error.code, error.message, error.hint?.replaceAll(draft, target));
+      }
+    });
   } catch (error) {
     throw draftFailure(error, target);
   }

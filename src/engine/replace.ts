@@ -46,6 +46,10 @@ export async function throughDraft<T>(target: string, making: Making, work: (dra
       }
     }
     return result;
+  } catch (error) {
+    // What was being made is known by the name that it was to have.
+    if (error instanceof Error) error.message = error.message.replaceAll(draft.path, target);
+    throw error;
   } finally {
     if (!named) await removeName(draft.path).catch(() => undefined); // the first failure is the one to tell
     lock.release();

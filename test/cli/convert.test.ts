@@ -8,7 +8,7 @@ import { Image } from '../../src/engine/index.js';
 import { makeOriginal, type OriginalBlock } from '../helpers/original.js';
 import { Random, seedFromEnvironment } from '../helpers/random.js';
 import { scratchDirectory } from '../helpers/scratch.js';
-import { fails, pcowIn, succeeds } from './outcome.js';
+import { fails, pcowIn, shellIn, succeeds } from './outcome.js';
 
 const run = promisify(execFile);
 const MiB = 2 ** 20;
@@ -208,4 +208,98 @@ test('an image that is in use, that others stand on, or that is read from is not
   }
   await succeeds(t, pcow('rm', 'child'));
   await succeeds(t, pcow('convert', '-O', 'pcow', 'other', 'vm', '--force'));
+});
+
+/** disk.qcow2 with what it held at two moments as snapshots (one with a name that is none here), and what it holds now. */
+async function withInternalSnapshots(directory: string): Promise<Buffer[]> {
+  const states: Buffer[] = [];
+  const disk = Buffer.alloc(4 * MiB);
+  const write = async (command: string) => {
+    await run('qemu-io', ['-f', 'qcow2', '-c', command, 'disk.qcow2'], { cwd: directory });
+  };
+  await run('qemu-img', ['create', '-q', '-f', 'qcow2', 'disk.qcow2', '4M'], { cwd: directory });
+  for (const [at, name] of ['before upgrade', 'before upgrade', null].entries()) {
+    await write(`write -P ${at + 1} ${at * BLOCK} ${2 * BLOCK}`);
+    disk.fill(at + 1, at * BLOCK, (at + 2) * BLOCK);
+    states.push(Buffer.from(disk));
+    if (name !== null) await run('qemu-img', ['snapshot', '-c', name, 'disk.qcow2'], { cwd: directory });
+  }
+  return states;
+}
+
+test('the snapshots inside a qcow2 file come along, or the one that is named', async (t) => {
+  const directory = await scratchDirectory(t);
+  const pcow = pcowIn(directory);
+  const at = (name: string) => path.join(directory, name);
+  const [first, second, now] = (await withInternalSnapshots(directory)) as [Buffer, Buffer, Buffer];
+  t.regex(
+    await succeeds(t, pcow('convert', 'disk.qcow2', 'vm')),
+    /with the snapshots before-upgrade, before-upgrade-2$/m,
+  );
+  t.true((await contentOf(at('vm.pcow'), 'before-upgrade')).equals(first));
+  t.true((await contentOf(at('vm.pcow'), 'before-upgrade-2')).equals(second));
+  t.true((await contentOf(at('vm.pcow'))).equals(now));
+  t.true((await diskUse(at('vm.pcow'))) < 12 * BLOCK, 'each is stored as what differs');
+
+  await succeeds(t, pcow('convert', '-l', 'before upgrade', 'disk.qcow2', 'one.raw'));
+  t.true((await readFile(at('one.raw'))).equals(first));
+  await succeeds(t, pcow('convert', '-l', 'snapshot.id=2', 'disk.qcow2', 'two'));
+  t.true((await contentOf(at('two.pcow'))).equals(second));
+  await succeeds(t, pcow('compare', 'disk.qcow2@2', 'two'));
+  await fails(t, pcow('convert', '-l', 'none', 'disk.qcow2', 'x'), 4, /no snapshot "none"/, /it has "before upgrade"/);
+  await fails(t, pcow('convert', '-l', 'none', 'one.raw', 'x'), 3, /not a Pcow image/);
+});
+
+test('what qemu-img users type: -p -q -t -T -W -m, -n, and - for standard output', async (t) => {
+  const directory = await scratchDirectory(t);
+  const pcow = pcowIn(directory);
+  const at = (name: string) => path.join(directory, name);
+  const bytes = Buffer.alloc(4 * MiB);
+  bytes.fill(5, BLOCK, 2 * BLOCK);
+  await writeFile(at('a.raw'), bytes);
+  t.is(await succeeds(t, pcow('convert', '-q', '-t', 'none', '-T', 'none', '-W', '-m', '8', 'a.raw', 'vm')), '');
+  await fails(t, pcow('convert', '-m', '99', 'a.raw', 'x'), 2, /number from 1 to 16/);
+  await succeeds(t, pcow('convert', '-p', 'a.raw', 'shown'));
+
+  // Zeros overwrite what is there, and what lies behind the end stays.
+  const target = Buffer.alloc(5 * MiB, 9);
+  await writeFile(at('there.raw'), target);
+  await succeeds(t, pcow('convert', '-n', '-O', 'raw', 'vm', 'there.raw'));
+  bytes.copy(target);
+  t.true((await readFile(at('there.raw'))).equals(target));
+  await succeeds(t, pcow('create', 'big', '5M'));
+  await succeeds(t, pcow('convert', '-n', 'there.raw', '-O', 'pcow', 'big'));
+  await succeeds(t, pcow('snapshot', 'big@s'));
+  await succeeds(t, pcow('convert', '-n', '-O', 'pcow', 'a.raw', 'big'));
+  t.true((await contentOf(at('big.pcow'))).equals(target));
+  await run('qemu-img', ['create', '-q', '-f', 'qcow2', at('there.qcow2'), '4M']);
+  await succeeds(t, pcow('convert', '-n', 'vm', 'there.qcow2'));
+  await succeeds(t, pcow('compare', 'vm', 'there.qcow2'));
+
+  await succeeds(t, pcow('create', 'small', '1M'));
+  await fails(
+    t,
+    pcow('convert', '-n', '-O', 'pcow', 'a.raw', 'small'),
+    3,
+    /small has 1 MiB, and "a\.raw" 4 MiB/,
+    /resize small 4M/,
+  );
+  await fails(t, pcow('convert', '-n', '-O', 'raw', 'a.raw', 'vm.pcow'), 3, /raw bytes would destroy/);
+  await fails(t, pcow('convert', '-n', '-O', 'raw', 'a.raw', 'none.raw'), 4, /no "none\.raw"/);
+  await fails(t, pcow('convert', '-n', '-O', 'pcow', 'vm', 'vm'), 3, /is read from/);
+
+  const shell = await shellIn(t, directory);
+  t.like(await shell('pcow convert vm - | cmp - a.raw'), { exit: 0, stdout: '', stderr: '' });
+  t.like(await shell('pcow convert vm - > out.raw && cmp out.raw a.raw'), { exit: 0, stdout: '', stderr: '' });
+  await fails(t, pcow('convert', '-O', 'qcow2', 'vm', '-'), 2, /nothing for standard output/, /-O raw/);
+});
+
+test('a draft is never named: what fails is told of the file that was to be made', async (t) => {
+  const directory = await scratchDirectory(t);
+  await writeFile(path.join(directory, 'a.raw'), Buffer.alloc(MiB, 1));
+  const pcow = pcowIn(directory);
+  await succeeds(t, pcow('convert', 'a.raw', 'vm'));
+  const outcome = await pcow('convert', '-o', 'nonsense=1', 'vm', 'out.qcow2');
+  await fails(t, Promise.resolve(outcome), 3, /out\.qcow2/, /nonsense/);
+  t.notRegex(outcome.stderr, /draft|\/proc\//);
 });

@@ -1,0 +1,68 @@
+/** The snapshots that lie inside a file of qcow2: found, chosen, and given names that snapshots of Pcow can have. */
+import { FORBIDDEN_IN_NAMES, MAX_NAME_LENGTH } from '../src/engine/index.js';
+import { Failure } from './errors.js';
+import { qemuImg } from './qemu-img.js';
+import { quote } from './quote.js';
+
+export interface InternalSnapshot {
+  /** As qemu-img knows it. */
+  id: string;
+  /** As it was given: any text. */
+  name: string;
+  /** Bytes of the state of a machine that was running; 0: there is none. */
+  machineState: number;
+}
+
+/** Of the formats that can have them, those whose snapshots qemu-img reads. */
+export function hasInternalSnapshots(format: string): boolean {
+  return format === 'qcow2' || format === 'qcow';
+}
+
+/** In the order in which they were taken. */
+export async function internalSnapshots(file: string, signal?: AbortSignal): Promise<InternalSnapshot[]> {
+  const { stdout } = await qemuImg(file, signal, 'info', '--output=json', '--', file);
+  const { snapshots = [] } = JSON.parse(stdout) as {
+    snapshots?: { id: string; name: string; 'vm-state-size': number; 'date-sec': number; 'date-nsec': number }[];
+  };
+  return snapshots
+    .sort((a, b) => a['date-sec'] - b['date-sec'] || a['date-nsec'] - b['date-nsec'])
+    .map(({ id, name, 'vm-state-size': machineState }) => ({ id, name, machineState }));
+}
+
+/** By its name, or as qemu-img does it, by its id. */
+export async function internalSnapshot(file: string, asked: string, signal?: AbortSignal): Promise<InternalSnapshot> {
+  const all = await internalSnapshots(file, signal);
+  const found = all.find(({ name }) => name === asked) ?? all.find(({ id }) => id === asked);
+  if (found === undefined) {
+    const names = all.map(({ name, id }) => (name === '' ? `number ${id}` : quote(name)));
+    throw new Failure(
+      'PCOW_NOT_FOUND',
+      `${quote(file)} has no snapshot ${quote(asked)}`,
+      names.length === 0 ? 'it has no snapshots' : `it has ${names.join(', ')}`,
+    );
+  }
+  return found;
+}
+
+/** The words of qemu-img that choose it. Names may be the same, ids are not. */
+export function chosen(snapshot: InternalSnapshot | null): string[] {
+  return snapshot === null ? [] : ['-l', `snapshot.id=${snapshot.id}`];
+}
+
+/** A name for each that a snapshot of Pcow can have, and that no other of them has. */
+export function namesFor(snapshots: InternalSnapshot[]): string[] {
+  const names: string[] = [];
+  for (const { id, name } of snapshots) {
+    const possible = shortened([...name].map((sign) => (FORBIDDEN_IN_NAMES.test(sign) ? '-' : sign)).join(''));
+    const wanted = possible === '' ? `snapshot-${id}` : possible;
+    names.push(names.includes(wanted) ? `${wanted}-${id}` : wanted);
+  }
+  return names;
+}
+
+/** With room for an id behind it. */
+function shortened(name: string): string {
+  let text = name;
+  while (Buffer.byteLength(text) > MAX_NAME_LENGTH - 20) text = [...text].slice(0, -1).join('');
+  return text;
+}

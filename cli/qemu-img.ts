@@ -1,0 +1,36 @@
+/** Running qemu-img, for formats that are not Pcow's. */
+import { execFile } from 'node:child_process';
+import { promisify } from 'node:util';
+import { PcowError } from '../src/engine/index.js';
+import { Failure } from './errors.js';
+import { quote, word } from './quote.js';
+
+const run = promisify(execFile);
+
+/** `file`: what messages are about. */
+export async function qemuImg(
+  file: string,
+  signal: AbortSignal | undefined,
+  ...words: string[]
+): Promise<{ stdout: string }> {
+  try {
+    return await run('qemu-img', words, { signal });
+  } catch (error) {
+    if (signal?.aborted) {
+      throw new PcowError('PCOW_CANCELLED', `the work on ${quote(file)} was stopped`, { cause: error });
+    }
+    if (error instanceof Error && 'code' in error && error.code === 'ENOENT') {
+      throw new Failure(
+        'PCOW_UNSUPPORTED',
+        `${quote(file)} is not a Pcow image, and qemu-img, which would read it, is not installed`,
+        'install qemu-utils, or say that it is raw with its format option',
+      );
+    }
+    const said = error instanceof Error && 'stderr' in error ? String(error.stderr).trim() : String(error);
+    throw new Failure(
+      'PCOW_NOT_AN_IMAGE',
+      `qemu-img can't work on ${quote(file)}: ${said.replace(/^qemu-img: /, '').replace(/\/proc\/\d+\/fd\/\d+/g, 'its raw copy')}`,
+      `“qemu-img info ${word(file)}” tells what it is; leave the format out to have it found`,
+    );
+  }
+}
