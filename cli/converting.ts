@@ -10,7 +10,7 @@ import { throughDraft } from './drafts.js';
 import { Failure, warn } from './errors.js';
 import { chainOf, withImage } from './images.js';
 import { hasInternalSnapshots, internalSnapshots, namesFor } from './internal-snapshots.js';
-import { checkTarget, onFrozenLayer } from './making.js';
+import { checkTarget, distanceWarning, onFrozenLayer } from './making.js';
 import { openNameless, pathOf } from './nameless.js';
 import { writeToStdout } from './pipe.js';
 import { type Long, type ProgressForm, withProgress } from './progress.js';
@@ -66,6 +66,8 @@ export async function toImage(conversion: Conversion, given: string): Promise<Ma
   await onFrozenLayer(below, async (standing) => {
     made = await make(standing);
   });
+  const warning = distanceWarning(target, below.image);
+  if (warning !== null) warn('pcow', warning);
   if (made === undefined) throw new Error('onFrozenLayer() has not called its work');
   return made;
 }

@@ -114,3 +114,12 @@ export async function onFrozenLayer(base: Target, work: (base: BaseOptions) => P
     await standingOn(image.file, () => work({ path: image.file, snapshot: name }));
   }
 }
+
+/** What is to be known of an image whose base lies in another directory; null: it does not. */
+export function distanceWarning(target: ImageTarget, base: ImageTarget): string | null {
+  if (path.dirname(target.file) === path.dirname(base.file)) return null;
+  return (
+    `${target.name} stands on ${base.file}, in another directory: a deletion there asks only the images of that directory whether they need a ` +
+    'snapshot, and a mount shows such an image with --allow-outside-base only'
+  );
+}

@@ -33,4 +33,6 @@ export {
   send,
   type SendOptions,
 } from './stream/index.js';
+export { type MountedBase, MountedImage, type MountedStatus, snapshotMountedTogether } from './mounted.js';
+export { type MonitorOptions, spawnMonitored } from './run.js';
 export { mountsOfDirectory, type PcowMount, pcowMounts } from './mounts.js';

@@ -1,10 +1,12 @@
 /** Running a command under the monitor: its environment, and the check that the monitor will be able to work. */
+import { type ChildProcess, spawn, type SpawnOptions } from 'node:child_process';
 import { accessSync } from 'node:fs';
 import path from 'node:path';
 import { HOW_TO_BUILD, MONITOR } from './engine/built.js';
 import { PcowError } from './engine/index.js';
 import { become, checkUserfaultfd } from './engine/run.js';
 
+/** How the monitor of a command works. */
 export interface MonitorOptions {
   /** Bytes of clean copies of lower blocks that each image may keep in memory; default: a quarter of the memory. */
   cleanCache?: number | undefined;
@@ -18,6 +20,21 @@ export function runMonitored(words: readonly [string, ...string[]], options: Mon
   const others = withoutMonitor(process.env.LD_PRELOAD);
   const preload = [monitorLibrary(), ...others].join(':');
   return become(words, { ...process.env, ...monitorVariables(options), LD_PRELOAD: preload });
+}
+
+/**
+ * Starts a command under the monitor: what it maps of flat files is the images' own memory. As spawn() of Node, whose options are taken. Throws
+ * PCOW_PERMISSION, with what grants the right, where the monitor could not work.
+ */
+export function spawnMonitored(
+  command: string,
+  args: readonly string[] = [],
+  { monitor = {}, ...options }: SpawnOptions & { monitor?: MonitorOptions } = {},
+): ChildProcess {
+  checkUserfaultfd();
+  const { env = process.env } = options;
+  const preload = [monitorLibrary(), ...withoutMonitor(env.LD_PRELOAD)].join(':');
+  return spawn(command, args, { ...options, env: { ...env, ...monitorVariables(monitor), LD_PRELOAD: preload } });
 }
 
 /** Runs the command in place of this process, without the monitor, also where the environment has it. */

@@ -1,8 +1,9 @@
 import type { Command } from 'commander';
+import { warn } from '../errors.js';
 import { addNotes } from '../help.js';
-import { makeImage } from '../making.js';
+import { distanceWarning, makeImage } from '../making.js';
 import { say } from '../output.js';
-import { newImage } from '../target.js';
+import { findTarget, newImage } from '../target.js';
 
 export function addClone(program: Command): void {
   const command = program
@@ -30,4 +31,6 @@ async function clone(base: string, given: string, options: { force?: boolean }):
   const target = await newImage(given);
   await makeImage(target, { base, force: options.force });
   say(`cloned ${base} to ${target.file}`);
+  const warning = distanceWarning(target, (await findTarget(base)).image);
+  if (warning !== null) warn('pcow', warning);
 }

@@ -1,13 +1,13 @@
 import { realpath } from 'node:fs/promises';
 import path from 'node:path';
 import type { Command } from 'commander';
-import { Failure } from '../errors.js';
+import { Failure, warn } from '../errors.js';
 import { fileSystemOf, overwritingProblem } from '../file-system.js';
 import { addNotes } from '../help.js';
-import { makeImage } from '../making.js';
+import { distanceWarning, makeImage } from '../making.js';
 import { say } from '../output.js';
 import { formatSize, parseBlockSize, parseSize } from '../size.js';
-import { newImage } from '../target.js';
+import { findTarget, newImage } from '../target.js';
 
 interface Options {
   blockSize?: string;
@@ -56,6 +56,8 @@ async function create(image: string, size: string | undefined, options: Options)
   const info = await makeImage(target, { size: bytes, blockSize, base: options.base, force: options.force });
   const base = options.base === undefined ? '' : `, on ${options.base}`;
   say(`created ${target.file}: ${formatSize(info.size)}, blocks of ${formatSize(info.blockSize)}${base}`);
+  const distance = options.base === undefined ? null : distanceWarning(target, (await findTarget(options.base)).image);
+  if (distance !== null) warn('pcow', distance);
   const place = await fileSystemOf(await realpath(path.dirname(target.file)));
   const overwriting = overwritingProblem(place?.type ?? '');
   if (overwriting !== null) process.stderr.write(`warning: ${overwriting}; use ext4 or XFS, or keep space free\n`);

@@ -410,6 +410,11 @@ export class Image {
     this.#closing ??= translated(() => this.native.close());
     return this.#closing;
   }
+
+  /** `await using image = await Image.open(…)` closes it. */
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close();
+  }
 }
 
 /** One snapshot of several images, which is one cut across them: no write is in one of them that came after a write missing in another. */

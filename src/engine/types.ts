@@ -249,7 +249,14 @@ export interface Loss {
   /** Bytes of which nobody can tell whether they read as they did. */
   doubtful: number;
   /** Where, in the flat file; the first thousand. */
-  ranges: { offset: number; length: number; /** Gone, not doubtful. */ certain: boolean }[];
+  ranges: {
+    /** Bytes. */
+    offset: number;
+    /** Bytes. */
+    length: number;
+    /** Gone, not doubtful. */
+    certain: boolean;
+  }[];
 }
 
 /** What checkImage has found. Figures are null where too much is damaged to tell them. */

@@ -48,6 +48,8 @@ export interface Mount {
   unmount(): Promise<EndFailures>;
   /** Takes it out of sight at once; it ends when the last open file is closed. */
   detach(): Promise<void>;
+  /** `await using mounted = await mount(…)` unmounts it, and rejects with the first image that could not be closed. */
+  [Symbol.asyncDispose](): Promise<void>;
 }
 
 /**
@@ -137,6 +139,11 @@ async function begin(place: Place, lock: DirectoryLock): Promise<Mount> {
       return ended;
     },
     detach: () => detach(place.mountpoint),
+    [Symbol.asyncDispose]: async () => {
+      await endSession(place);
+      const [failure] = await ended;
+      if (failure !== undefined) throw failure.error;
+    },
   };
 }
 

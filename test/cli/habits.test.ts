@@ -192,3 +192,18 @@ test.serial('list without arguments: all mounts, and the images here', async (t)
   const { mounts } = JSON.parse(await succeeds(t, pcow('list', '--json'))) as { mounts: { mountpoint: string }[] };
   t.true(mounts.some(({ mountpoint }) => mountpoint === point));
 });
+
+test('a clone outside of its base’s directory is warned of', async (t) => {
+  const { directory, pcow } = await place(t);
+  await mkdir(path.join(directory, 'elsewhere'));
+  await succeeds(t, pcow('create', 'base', '1M'));
+  for (const words of [
+    ['clone', 'base', 'elsewhere/vm1'],
+    ['create', '-b', 'base', 'elsewhere/vm2'],
+  ]) {
+    const { exit, stderr } = await pcow(...words);
+    t.is(exit, 0, stderr);
+    t.regex(stderr, /warning: vm\d stands on \S+base\.pcow, in another directory/);
+  }
+  t.is((await pcow('clone', 'base', 'vm3')).stderr, '');
+});
