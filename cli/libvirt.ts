@@ -21,17 +21,19 @@ export interface LibvirtRequest {
   unarmed: boolean;
   /** The library that QEMU preloads; null: without the monitor. */
   monitor: string | null;
+  /** Whether there is KVM, which alone can pass the host's processor on. */
+  kvm: boolean;
 }
 
 /** Elements of <domain>. */
 export function libvirtElements(request: LibvirtRequest): string {
-  const { images, memory, cpus, monitor } = request;
+  const { images, memory, cpus, monitor, kvm } = request;
   return [
     `<maxMemory slots='${images.length}' unit='KiB'>${maxMemoryOf(request) / KIB}</maxMemory>`,
     `<vcpu>${cpus}</vcpu>`,
-    `<cpu mode='host-passthrough'>`,
+    kvm ? `<cpu mode='host-passthrough'>` : '<cpu>',
     `  <numa>`,
-    `    <cell id='0' cpus='${cpus === 1 ? '0' : `0-${cpus - 1}`}' memory='${memory / KIB}' unit='KiB'/>`,
+    `    <cell id='0' cpus='${allOf(cpus)}' memory='${memory / KIB}' unit='KiB'/>`,
     `  </numa>`,
     `</cpu>`,
     `<commandline xmlns='http://libvirt.org/schemas/domain/qemu/1.0'>`,
@@ -41,17 +43,25 @@ export function libvirtElements(request: LibvirtRequest): string {
   ].join('\n');
 }
 
-function argumentsOf({ images, device, unarmed }: LibvirtRequest): string[] {
-  if (FIRST_SLOT + images.length - 1 > LAST_SLOT) {
-    throw new Failure(
-      'PCOW_LIMIT',
-      `a domain takes ${LAST_SLOT - FIRST_SLOT + 1} images at most, not ${images.length}`,
-    );
+/** The processors of a NUMA cell that has all. */
+export function allOf(cpus: number): string {
+  return cpus === 1 ? '0' : `0-${cpus - 1}`;
+}
+
+/** `taken`: places on the first bus that other devices have. */
+export function argumentsOf(
+  { images, device, unarmed }: Pick<LibvirtRequest, 'images' | 'device' | 'unarmed'>,
+  taken: ReadonlySet<number> = new Set(),
+): string[] {
+  const all = Array.from({ length: LAST_SLOT - FIRST_SLOT + 1 }, (_, at) => FIRST_SLOT + at);
+  const free = all.filter((slot) => !taken.has(slot));
+  if (images.length > free.length) {
+    throw new Failure('PCOW_LIMIT', `a domain takes ${free.length} images at most, not ${images.length}`);
   }
   return [
     ...(device === 'nvdimm' ? ['-machine', 'nvdimm=on'] : []),
     ...images.flatMap((image, at) => {
-      const place = device === 'nvdimm' ? '' : `,bus=pcie.0,addr=0x${(FIRST_SLOT + at).toString(16)}`;
+      const place = device === 'nvdimm' ? '' : `,bus=pcie.0,addr=0x${(free[at] ?? 0).toString(16)}`;
       return ['-object', backendOf(image), '-device', deviceOf(image, device, unarmed) + place];
     }),
   ];

@@ -1,4 +1,3 @@
-import { readFile } from 'node:fs/promises';
 import type { Command } from 'commander';
 import { guestOfCommandLine } from '../doctor/command-line.js';
 import { directoryFindings } from '../doctor/directory.js';
@@ -6,6 +5,7 @@ import type { Finding, Level } from '../doctor/finding.js';
 import { guestFindings } from '../doctor/guest-findings.js';
 import type { Guest } from '../doctor/guest.js';
 import { guestOfDomain } from '../doctor/libvirt-domain.js';
+import { libvirtFindings, libvirtHost } from '../doctor/libvirt-host.js';
 import { machineFindings } from '../doctor/machine.js';
 import { out } from '../colors.js';
 import { UNFIT } from '../exit-codes.js';
@@ -13,6 +13,7 @@ import { Failure } from '../errors.js';
 import { addNotes } from '../help.js';
 import { say, sayJson } from '../output.js';
 import { quote } from '../quote.js';
+import { textOf } from '../text-file.js';
 
 interface Options {
   libvirt?: string;
@@ -37,7 +38,7 @@ export function addDoctor(program: Command): void {
     text: [
       'In the directory it makes an image, uses it and removes it again. Nothing else is changed, and no guest is started.',
       `The exit code is ${UNFIT} where something will not work, else 0; warnings do not count.`,
-      'A finding in JSON has “subject” (machine, directory or guest), “check”, “level” (ok, warning or problem), “message” and “mend”.',
+      'A finding in JSON has “subject” (machine, directory, guest or libvirt), “check”, “level” (ok, warning or problem), “message” and “mend”.',
     ],
     examples: [
       { command: 'pcow doctor', does: 'this machine' },
@@ -58,11 +59,18 @@ async function doctor(words: string[], options: Options, command: Command): Prom
     ['machine', await machineFindings(guest?.emulator ?? DEFAULT_QEMU)],
     ...(directory === undefined ? [] : ([['directory', await directoryFindings(directory)]] as [string, Finding[]][])),
     ...(guest === null ? [] : ([['guest', await guestFindings(guest)]] as [string, Finding[]][])),
+    ...(guest === null || options.libvirt === undefined ? [] : [await aboutLibvirt(guest)]),
   ];
   const findings = about.flatMap(([subject, list]) => list.map((finding) => ({ subject, ...finding })));
   if (options.json === true) sayJson({ findings });
   else for (const [subject, list] of about) say(`${subject}\n${list.map(lines).join('\n')}`);
   if (findings.some(({ level }) => level === 'problem')) process.exitCode = UNFIT;
+}
+
+/** What of the host stands between libvirt's user and this guest. */
+async function aboutLibvirt({ backends, monitored }: Guest): Promise<[string, Finding[]]> {
+  const files = backends.map((backend) => backend.path).filter((file) => file !== '');
+  return ['libvirt', await libvirtFindings(await libvirtHost(), files, monitored !== false)];
 }
 
 /** commander takes the “--” away: what stood before it is told by the command's own count of arguments. */
@@ -87,17 +95,6 @@ function rawWords(command: Command): string[] {
 async function guestOf(commandLine: string[], libvirt: string | undefined): Promise<Guest | null> {
   if (libvirt !== undefined) return guestOfDomain(await textOf(libvirt), libvirt);
   return commandLine.length === 0 ? null : guestOfCommandLine(commandLine);
-}
-
-async function textOf(file: string): Promise<string> {
-  try {
-    return await readFile(file === '-' ? '/dev/stdin' : file, 'utf8');
-  } catch (error) {
-    throw new Failure(
-      'PCOW_NOT_FOUND',
-      `${quote(file)} can't be read: ${error instanceof Error ? error.message : String(error)}`,
-    );
-  }
 }
 
 const SIGNS: Record<Level, string> = {

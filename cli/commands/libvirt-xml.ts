@@ -1,20 +1,26 @@
+import { existsSync } from 'node:fs';
 import { InvalidArgumentError, Option, type Command } from 'commander';
 import { monitorLibrary } from '../../src/run.js';
 import { backingsFor } from '../backings.js';
 import { Failure, warn } from '../errors.js';
 import { addNotes } from '../help.js';
+import { intoDomain } from '../into-domain.js';
 import { libvirtElements } from '../libvirt.js';
 import { say } from '../output.js';
 import { DEVICES, warningsFor, type Device } from '../qemu.js';
 import { parseMemory } from '../size.js';
+import { textOf } from '../text-file.js';
 
 interface Options {
   device: Device;
-  memory: string;
-  cpus: number;
+  memory?: string;
+  cpus?: number;
+  into?: string;
   unarmed?: boolean;
   plain?: boolean;
 }
+
+const DEFAULT_MEMORY = '4G';
 
 export function addLibvirtXml(program: Command): void {
   const command = program
@@ -23,8 +29,9 @@ export function addLibvirtXml(program: Command): void {
     .description('Prints the elements with which a domain of libvirt has mounted images as persistent memory.')
     .argument('<image...>', 'the mounted flat files, or the image files of a mounted directory')
     .addOption(new Option('--device <device>', 'what the guest sees').choices(DEVICES).default('virtio-pmem'))
-    .option('--memory <size>', 'ordinary memory of the guest', '4G')
-    .option('--cpus <number>', 'virtual processors of the guest', parseCpus, 1)
+    .option('--memory <size>', 'ordinary memory of the guest; left out: 4G')
+    .option('--cpus <number>', 'virtual processors of the guest; left out: 1', parseCpus)
+    .option('--into <file>', 'print this whole domain with the images in it; “-” is standard input')
     .option('--unarmed', 'with nvdimm: tell the guest that its flushes are not durable')
     .option('--plain', 'without the monitor')
     .action(libvirtXml);
@@ -40,21 +47,36 @@ export function addLibvirtXml(program: Command): void {
     examples: [
       { command: 'pcow libvirt-xml /mnt/vm1 --memory 8G --cpus 4', does: 'an image, 8 GiB, 4 processors' },
       { command: 'virsh edit vm1', does: 'where the elements go' },
+      {
+        command: 'virsh dumpxml --inactive vm1 | pcow libvirt-xml /mnt/vm1 --into - > vm1.xml',
+        does: 'the whole domain, for “virsh define vm1.xml”',
+      },
     ],
   });
 }
 
 async function libvirtXml(given: string[], options: Options): Promise<void> {
-  const { device, cpus, unarmed = false, plain = false } = options;
+  const { device, cpus = 1, unarmed = false, plain = false } = options;
   if (unarmed && device !== 'nvdimm') {
     throw new Failure('PCOW_USAGE', '--unarmed goes with --device nvdimm only');
   }
-  const memory = parseMemory(options.memory);
+  if (options.into !== undefined && (options.memory !== undefined || options.cpus !== undefined)) {
+    throw new Failure(
+      'PCOW_USAGE',
+      'a domain says its memory and its processors itself: leave --memory and --cpus out',
+    );
+  }
+  const memory = parseMemory(options.memory ?? DEFAULT_MEMORY);
   const images = await backingsFor(given);
   for (const warning of warningsFor({ images, device, unarmed })) {
     warn('pcow', warning);
   }
-  say(libvirtElements({ images, device, memory, cpus, unarmed, monitor: plain ? null : monitorLibrary() }));
+  const monitor = plain ? null : monitorLibrary();
+  say(
+    options.into === undefined
+      ? libvirtElements({ images, device, memory, cpus, unarmed, monitor, kvm: existsSync('/dev/kvm') })
+      : intoDomain(await textOf(options.into), options.into, { images, device, unarmed, monitor }),
+  );
 }
 
 function parseCpus(text: string): number {

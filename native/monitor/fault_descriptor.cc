@@ -43,7 +43,8 @@ Result<std::unique_ptr<FaultDescriptor>> FaultDescriptor::open() {
           Code::kPermission, err,
           "no right to userfaultfd: as root, give it to a group of this user's, "
           "\"chgrp kvm /dev/userfaultfd && chmod 660 /dev/userfaultfd\" (Pcow's udev rule 60-pcow.rules does that "
-          "at each boot), or to everybody, \"sysctl vm.unprivileged_userfaultfd=1\"");
+          "at each boot), or to everybody, \"sysctl vm.unprivileged_userfaultfd=1\"; "
+          "a guest of libvirt's also needs it in cgroup_device_acl of qemu.conf");
     return system_error(err, err == ENOSYS ? "this kernel has no userfaultfd" : "cannot make a userfaultfd");
   }
   struct uffdio_api api = {};

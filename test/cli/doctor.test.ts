@@ -158,10 +158,12 @@ test.serial('what pcow prints for QEMU and for libvirt is found good', async (t)
   t.deepEqual(await found(guestOfCommandLine(['pcow', 'run', '--', 'qemu-system-x86_64', ...args])), []);
   const elements = await succeeds(t, pcow('libvirt-xml', 'mnt/vm1', 'mnt/vm2'));
   await writeFile(path.join(mount.scratch, 'vm.xml'), `<domain type='kvm'><name>vm</name>${elements}</domain>`);
-  const { findings } = JSON.parse(await succeeds(t, pcow('doctor', '--json', '--libvirt', 'vm.xml'))) as {
+  // Where libvirt is installed, its user may not look into this mount: that is a finding of its own.
+  const { stdout } = await pcow('doctor', '--json', '--libvirt', 'vm.xml');
+  const { findings } = JSON.parse(stdout) as {
     findings: { subject: string; check: string; level: string; mend: string | null }[];
   };
-  t.deepEqual([...new Set(findings.map(({ subject }) => subject))], ['machine', 'guest']);
+  t.deepEqual([...new Set(findings.map(({ subject }) => subject))], ['machine', 'guest', 'libvirt']);
   t.deepEqual(
     findings.filter(({ subject, level }) => subject === 'guest' && level !== 'ok'),
     [],

@@ -85,7 +85,15 @@ test('several images have an id each, and room for all', (t) => {
 
 test('a domain has at most as many images as there are places, and nothing in a name gets out of its attribute', (t) => {
   const xml = (images: Backing[]) =>
-    libvirtElements({ images, device: 'virtio-pmem', memory: GIB, cpus: 2, unarmed: false, monitor: '/a&b.so' });
+    libvirtElements({
+      images,
+      device: 'virtio-pmem',
+      memory: GIB,
+      cpus: 2,
+      unarmed: false,
+      monitor: '/a&b.so',
+      kvm: true,
+    });
   const odd = xml([{ ...VM1, file: `/mnt/a'/><b c="` }]);
   t.true(odd.includes('mem-path=/mnt/a&#39;/&#62;&#60;b c=&#34;,size='));
   t.true(odd.includes(`<env name='LD_PRELOAD' value='/a&#38;b.so'/>`));

@@ -1,0 +1,16 @@
+/** Text that a command is given: in a file, or on standard input. */
+import { readFile } from 'node:fs/promises';
+import { Failure } from './errors.js';
+import { quote } from './quote.js';
+
+/** “-” is standard input. */
+export async function textOf(file: string): Promise<string> {
+  try {
+    return await readFile(file === '-' ? '/dev/stdin' : file, 'utf8');
+  } catch (error) {
+    throw new Failure(
+      'PCOW_NOT_FOUND',
+      `${quote(file)} can't be read: ${error instanceof Error ? error.message : String(error)}`,
+    );
+  }
+}
