@@ -3,9 +3,13 @@
  *
  *   Super | Meta | data × N | Meta | data × N | … | Super (a snapshot was taken) | Meta | …
  *
- * An entry of a Meta says of the data block at the same position which virtual block it is, and by a bitmap which parts of
- * that one have been copied there; the others are as before. The original program never read the bitmaps, and where it was
+ * An entry of a Meta says of the data block at the same position which virtual block it is, and by a bitmap which units of
+ * 4 KiB have been copied there; the others are as before. The original program never read the bitmaps, and where it was
  * killed it showed zeros instead.
+ *
+ * A bitmap has 32 bits, whatever the block size, and the original set the bit of unit n by `1ULL << n << 32`: none for the units 32 to 63, and
+ * again that of unit 0 for unit 64, as x86-64 shifts. It copied one unit, and at a further fault the whole block. So in blocks of more than
+ * 128 KiB a bit stands for those of its units that hold anything.
  */
 import { type FileHandle, open, realpath } from 'node:fs/promises';
 import path from 'node:path';
@@ -17,12 +21,18 @@ const MAGIC = 'NBJL';
 const MAGIC_AT = 12;
 const HEADER = 64;
 
+/** Bytes that one bit of a bitmap stands for. */
+const UNIT = 4096;
+
+/** Units after which the bits begin anew. */
+const BITS_AGAIN = 64;
+
 /** Where one virtual block is. */
 interface Place {
   /** Number of the block in the file. */
   index: number;
-  /** Which of its units are there. */
-  units: number;
+  /** Which of its units are there, bit by bit; 0: all. */
+  bitmap: number;
 }
 
 /** What was written between two snapshots. */
@@ -71,7 +81,7 @@ export class OriginalImage {
       }.bind(this),
       read: async (buffer, offset) => {
         for (let done = 0; done < buffer.length;) {
-          const unit = this.unit - ((offset + done) % this.unit);
+          const unit = UNIT - ((offset + done) % UNIT);
           const part = buffer.subarray(done, Math.min(buffer.length, done + unit));
           await this.#readUnit(part, offset + done, state);
           done += part.length;
@@ -79,11 +89,6 @@ export class OriginalImage {
       },
       close: () => Promise.resolve(),
     };
-  }
-
-  /** Bytes that one bit of a bitmap stands for. */
-  private get unit(): number {
-    return unitOf(this.blockSize);
   }
 
   async close(): Promise<void> {
@@ -116,13 +121,34 @@ export class OriginalImage {
     return false;
   }
 
+  async #isThere({ index, bitmap }: Place, unit: number): Promise<boolean> {
+    if (bitmap === 0) return true;
+    const bit = unit % BITS_AGAIN;
+    if (bit >= 32 || ((bitmap >>> bit) & 1) === 0) return false;
+    const units = this.blockSize / UNIT;
+    if (units <= BITS_AGAIN) return true;
+    if (await this.#holdsBytes(index, unit)) return true;
+    if (unit >= BITS_AGAIN) return false;
+    // Zeros were copied, where no other unit of this bit holds anything.
+    for (let other = unit + BITS_AGAIN; other < units; other += BITS_AGAIN) {
+      if (await this.#holdsBytes(index, other)) return false;
+    }
+    return true;
+  }
+
+  async #holdsBytes(index: number, unit: number): Promise<boolean> {
+    const buffer = Buffer.alloc(UNIT);
+    const { bytesRead } = await this.handle.read(buffer, 0, UNIT, index * this.blockSize + unit * UNIT);
+    return buffer.subarray(0, bytesRead).some((byte) => byte !== 0);
+  }
+
   /** A part of one unit. */
   async #readUnit(buffer: Uint8Array, offset: number, state: number): Promise<void> {
     const block = Math.floor(offset / this.blockSize);
-    const bit = Math.floor((offset % this.blockSize) / this.unit);
+    const unit = Math.floor((offset % this.blockSize) / UNIT);
     for (let number = state; number >= 0; number -= 1) {
       const place = this.segments[number]?.get(block);
-      if (place === undefined || !((place.units >>> bit) & 1)) continue;
+      if (place === undefined || !(await this.#isThere(place, unit))) continue;
       const { bytesRead } = await this.handle.read(
         buffer,
         0,
@@ -162,10 +188,6 @@ async function openBase(image: string, name: string, above: readonly string[]): 
     'PCOW_BASE_MISSING',
     `${image} stands on ${JSON.stringify(name)}, which is neither beside it nor in the working directory`,
   );
-}
-
-function unitOf(blockSize: number): number {
-  return Math.max(4096, blockSize / 32);
 }
 
 interface Super {
@@ -256,7 +278,7 @@ class Reader {
     if (count < 0 || count > capacity || (full && count !== capacity)) {
       throw this.#corrupt(`${where} counts ${count} blocks, of ${capacity} that it can hold`);
     }
-    const all = Math.min(32, blockSize / unitOf(blockSize));
+    const all = Math.min(32, blockSize / UNIT);
     const mask = all === 32 ? 0xffffffff : 2 ** all - 1;
     for (let i = 0; i < count; i += 1) {
       const block = bytes.readUInt32LE(HEADER + i * entrySize);
@@ -268,7 +290,7 @@ class Reader {
       if ((index + 1) * blockSize > this.length) {
         throw this.#corrupt(`it was cut short: block ${block} should be at ${index * blockSize}`);
       }
-      segment.set(block, { index, units: bitmap === 0 ? mask : bitmap });
+      segment.set(block, { index, bitmap });
     }
     return count;
   }

@@ -132,6 +132,36 @@ test('an image of the original Pcow, with snapshots and a base', async (t) => {
   t.true((await contentOf(file)).equals(states[2] ?? Buffer.alloc(0)));
 });
 
+test('in large blocks of the original a bit of the bitmap stands for 4 KiB, and every 64th unit has the same', async (t) => {
+  const directory = await scratchDirectory(t);
+  const pcow = pcowIn(directory);
+  for (const kib of [64, 128, 256, 1024, 2048]) {
+    const blockSize = kib * 1024;
+    const below = Buffer.alloc(blockSize, 0x11);
+    await makeOriginal(path.join(directory, 'base.img'), {
+      blockSize,
+      blocks: 8,
+      segments: [[{ block: 3, bytes: below }]],
+    });
+    for (const unit of [0, 10, 74].filter((it) => it < blockSize / 4096)) {
+      // As the original leaves it when it has copied one unit.
+      const bytes = Buffer.alloc(blockSize);
+      bytes.fill(0x22, unit * 4096, (unit + 1) * 4096);
+      await makeOriginal(path.join(directory, 'top.img'), {
+        blockSize,
+        blocks: 8,
+        base: 'base.img',
+        segments: [[{ block: 3, bitmap: 1 << (unit % 64), bytes }]],
+      });
+      await succeeds(t, pcow('convert', 'top.img', 'vm', '--force'));
+      const wanted = Buffer.from(below);
+      wanted.fill(0x22, unit * 4096, (unit + 1) * 4096);
+      const content = await contentOf(path.join(directory, 'vm.pcow'));
+      t.true(content.subarray(3 * blockSize, 4 * blockSize).equals(wanted), `${kib} KiB, unit ${unit}`);
+    }
+  }
+});
+
 test('damaged images of the original Pcow are refused, and nothing is left', async (t) => {
   const directory = await scratchDirectory(t);
   const pcow = pcowIn(directory);
