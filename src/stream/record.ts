@@ -39,6 +39,32 @@ export function checksumOf(record: Buffer): number {
   return record.readUInt32LE(28);
 }
 
+/** What begins with these bytes is something else, and not damaged. */
+function noStream(start: Buffer): PcowError {
+  const [, , what, instead] = OTHERS.find(([magic, at]) => start.toString('latin1', at, at + magic.length) === magic) ?? [];
+  const it = 'a stream of pcow send or pcow export';
+  if (what === undefined) return new PcowError('PCOW_NOT_AN_IMAGE', `this is not ${it}`);
+  return instead === undefined
+    ? new PcowError('PCOW_NOT_AN_IMAGE', `this is ${what}, not ${it}`)
+    : new PcowError('PCOW_INVALID', `this is ${what}, not ${it}: ${instead}`);
+}
+
+/** What a file may begin with: the bytes, where they are, what it is then, and what to do where that is not to convert it. */
+const OTHERS: readonly (readonly [string, number, string, string?])[] = [
+  ['\x89PCOW\r\n\x1a', 0, 'a Pcow image', 'copy it as it is, or with pcow convert'],
+  ['NBJL', 12, 'an image of the original Pcow'],
+  ['QFI\xfb', 0, 'a qcow2 image'],
+  ['KDMV', 0, 'a vmdk image'],
+  ['# Disk DescriptorFile', 0, 'a vmdk image'],
+  ['vhdxfile', 0, 'a vhdx image'],
+  ['conectix', 0, 'a vhd image'],
+  ['<<<', 0, 'a vdi image'],
+  ['QED\0', 0, 'a qed image'],
+  ['\x28\xb5\x2f\xfd', 0, 'a file that zstd has compressed', 'unpack it on the way (zstd -dc FILE | …)'],
+  ['\x1f\x8b', 0, 'a file that gzip has compressed', 'unpack it on the way (gzip -dc FILE | …)'],
+  ['\xfd7zXZ\0', 0, 'a file that xz has compressed', 'unpack it on the way (xz -dc FILE | …)'],
+];
+
 /** The checksum of a sequence of records: tells when one is missing, doubled, or out of place. */
 export function chained(before: number, checksum: number): number {
   const bytes = Buffer.alloc(4);
@@ -66,9 +92,7 @@ export class RecordReader {
     const header = await this.#take(HEADER);
     if (header === null) return null;
     if (header.readUInt32LE(0) !== MAGIC) {
-      throw corruptStream(
-        this.#position === HEADER ? 'this is no stream of pcow send' : 'a record begins with other bytes',
-      );
+      throw this.#position === HEADER ? noStream(header) : corruptStream('a record begins with other bytes');
     }
     const payloadLength = header.readUInt32LE(24);
     const checksum = header.readUInt32LE(28);

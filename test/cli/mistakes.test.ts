@@ -291,9 +291,9 @@ const MISTAKES: Mistake[] = [
   },
   {
     typed: 'pcow receive new < notes.txt',
-    exit: 9,
-    says: 'the stream is damaged: this is no stream of pcow send',
-    next: 'nothing has arrived: see what the sender says, and send again',
+    exit: 3,
+    says: 'this is not a stream of pcow send or pcow export',
+    next: '“pcow convert FILE NEW” makes an image of a file of another format',
   },
   {
     typed: 'pcow receive new < vm1.export',

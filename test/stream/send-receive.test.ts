@@ -2,6 +2,7 @@
 import { stat } from 'node:fs/promises';
 import test, { type ExecutionContext } from 'ava';
 import { Image, PcowError } from '../../src/engine/index.js';
+import { importStream } from '../../src/stream/archive.js';
 import { abandonReceiving, receive, resumeTokenOf } from '../../src/stream/receive.js';
 import { formatToken, parseToken } from '../../src/stream/resume-token.js';
 import { resumedSending, sendingOf, sendStream } from '../../src/stream/send.js';
@@ -232,8 +233,18 @@ test('what is no stream, or no token, is told apart', async (t) => {
   const { at, random } = await bench(t);
   const text = Buffer.from('This is no stream, but long enough to be one.');
   await t.throwsAsync(receive(piecewise(text, random), at('copy')), {
-    code: 'PCOW_CORRUPT',
-    message: /no stream of pcow send/,
+    code: 'PCOW_NOT_AN_IMAGE',
+    message: /not a stream of pcow send/,
+  });
+  const disk = Buffer.concat([Buffer.from('QFI\xfb', 'latin1'), Buffer.alloc(100)]);
+  await t.throwsAsync(importStream(piecewise(disk, random), at('copy')), {
+    code: 'PCOW_NOT_AN_IMAGE',
+    message: /^this is a qcow2 image, not a stream/,
+  });
+  const packed = Buffer.concat([Buffer.from('\x28\xb5\x2f\xfd', 'latin1'), Buffer.alloc(100)]);
+  await t.throwsAsync(receive(piecewise(packed, random), at('copy')), {
+    code: 'PCOW_INVALID',
+    message: /zstd has compressed.*zstd -dc/,
   });
   await t.throwsAsync(receive(piecewise(Buffer.alloc(0), random), at('copy')), { code: 'PCOW_IO' });
   t.throws(() => parseToken('1-nothing-0000000000000000-0-00000000'), { code: 'PCOW_INVALID' });
