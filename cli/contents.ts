@@ -4,12 +4,13 @@ import { tmpdir } from 'node:os';
 import { beginsLikeOriginal, OriginalImage } from '../src/contents/original.js';
 import { type Contents, fileContents, imageContents } from '../src/contents/contents.js';
 import { Image } from '../src/engine/index.js';
+import { attachedTo } from './control.js';
 import { Failure } from './errors.js';
 import { openNameless, pathOf } from './nameless.js';
 import { qemuImg } from './qemu-img.js';
 import { quote } from './quote.js';
 import { chosen, hasInternalSnapshots, type InternalSnapshot, internalSnapshot } from './internal-snapshots.js';
-import { findTarget, type Target } from './target.js';
+import { findTarget, type ImageTarget, type Target } from './target.js';
 
 const MAGIC = Buffer.from('\x89PCOW\r\n\x1a', 'latin1');
 
@@ -34,19 +35,53 @@ export async function openTarget(
       `${quote(image.given)} is not a Pcow image, so it has no snapshot ${snapshot}`,
     );
   }
+  const file = await fileWith(found, image);
   if (found === 'original') {
-    const original = await OriginalImage.open(image.file);
+    const original = await OriginalImage.open(file);
     return { ...original.state(original.snapshots), close: () => original.close() };
   }
-  if (found === 'raw') return fileContents(image.file);
-  const internal = snapshot === null ? null : await internalSnapshot(image.file, snapshot, signal);
-  return convertedContents(image.file, found, internal, signal);
+  if (found === 'raw') return fileContents(file);
+  const internal = snapshot === null ? null : await internalSnapshot(file, snapshot, signal);
+  return convertedContents(file, found, internal, signal);
+}
+
+/** The file that is to be read as another format than Pcow's: of an image that was named by its flat file, that one. */
+async function fileWith(format: string, { given, file, flat, mount, name }: ImageTarget): Promise<string> {
+  if (flat === undefined || mount === null) {
+    if (format === 'raw' && (await beginsLikeImage(file))) {
+      throw new Failure(
+        'PCOW_INVALID',
+        `${quote(given)} is a Pcow image: as a raw file it would be copied with its header and tables`,
+        'leave the format out, and what the image holds is read (the file itself is copied by cp)',
+      );
+    }
+    return file;
+  }
+  const process = await attachedTo(mount.mountpoint, name);
+  if (process !== null) {
+    throw new Failure(
+      'PCOW_BUSY',
+      `${quote(given)} is written by process ${process.pid} (${process.command}) past the mount, so its flat file may show older bytes`,
+      `take a snapshot, and read that: pcow snapshot ${given}@now, then ${given}@now without a format`,
+    );
+  }
+  return flat;
+}
+
+async function beginsLikeImage(file: string): Promise<boolean> {
+  const handle = await open(file);
+  try {
+    const { buffer } = await handle.read(Buffer.alloc(MAGIC.length), 0, MAGIC.length, 0);
+    return buffer.equals(MAGIC);
+  } finally {
+    await handle.close();
+  }
 }
 
 /** Of the original Pcow, with its snapshots. */
 export async function openOriginal(given: string): Promise<OriginalImage> {
   const { image } = await findTarget(given);
-  return OriginalImage.open(image.file);
+  return OriginalImage.open(await fileWith('original', image));
 }
 
 /** What a file looks like. */

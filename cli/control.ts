@@ -179,7 +179,21 @@ interface Status {
   problem?: string | null;
   monitors?: { problem: string | null };
   working?: { command: string; text: string; done: number; total: number } | null;
+  attached?: { pid: number; command: string; monitor: { stalled?: number } | null } | null;
   lastError: { code: PcowErrorCode; errno: string; message: string } | null;
+}
+
+/** A process that writes an image through a monitor, as its mount's status says. */
+export interface Attached {
+  pid: number;
+  command: string;
+  /** It stands still: the disk has no room for what it writes, or fails. */
+  stalled: boolean;
+}
+
+export async function attachedTo(mountpoint: string, name: string): Promise<Attached | null> {
+  const attached = (await readStatus(path.join(mountpoint, '.pcow', name)))?.attached ?? null;
+  return attached && { pid: attached.pid, command: attached.command, stalled: (attached.monitor?.stalled ?? 0) > 0 };
 }
 
 /** Why no process can attach to the images of a mount, as its status says; null where they can. */

@@ -25,6 +25,8 @@ export interface ImageTarget {
   name: string;
   /** The mount of the image's directory, or null. */
   mount: PcowMount | null;
+  /** The flat file, where that is what was named. */
+  flat?: string;
 }
 
 export interface Target {
@@ -166,7 +168,7 @@ async function describe(given: string, real: string): Promise<ImageTarget> {
     );
   }
   const file = path.join(held.mount.directory, held.inside + IMAGE_SUFFIX);
-  return { given, file, name: held.inside, mount: held.mount };
+  return { given, file, name: held.inside, mount: held.mount, flat: real };
 }
 
 async function notFound(given: string): Promise<Failure> {

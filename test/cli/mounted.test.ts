@@ -97,6 +97,19 @@ test.serial('resize grows the flat file', async (t) => {
   await fails(t, pcow('resize', 'mnt/vm1', '2M'), 3, /loses what lies behind 2 MiB/, /--shrink/);
 });
 
+test.serial('a flat file that is named as raw is read, never the image file behind it', async (t) => {
+  const { scratch, pcow, flat } = await stage(t);
+  const wanted = Buffer.alloc(MiB, 'content');
+  await writeFile(path.join(scratch, 'wanted'), wanted);
+  await writeFile(flat, wanted, { flag: 'r+' });
+  await succeeds(t, pcow('convert', '-f', 'raw', '-O', 'raw', 'mnt/vm1', 'got'));
+  t.true((await readFile(path.join(scratch, 'got'))).equals(wanted));
+  await succeeds(t, pcow('compare', '-f', 'raw', '-F', 'raw', 'mnt/vm1', 'wanted'));
+  const refused = pcow('convert', '-f', 'raw', '-O', 'raw', 'images/vm1', 'got', '--force');
+  await fails(t, refused, 3, /is a Pcow image: as a raw/, /leave the format out/);
+  await fails(t, pcow('measure', '-f', 'raw', 'images/vm1.pcow'), 3, /header and tables/);
+});
+
 test.serial('an image that is made in a mount, or beside it, appears in the mount', async (t) => {
   const { pcow, scratch } = await stage(t);
   await succeeds(t, pcow('create', 'mnt/new1', '1M'));
