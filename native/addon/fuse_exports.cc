@@ -45,6 +45,7 @@ Result<std::shared_ptr<FuseHandle>> handle_of(const Napi::Value& native, const N
     auto view = (*image)->view(snapshot);
     if (!view) return view.error();
     handle->layer = *id;
+    handle->viewed = image->keep();
     handle->view = *view;
     handle->writable = false;
   }
@@ -84,7 +85,7 @@ Napi::Value tell_flat_file(const Napi::CallbackInfo& info) {
   FlatFile file;
   file.device = info[1].As<Napi::BigInt>().Uint64Value(&lossless);
   file.inode = info[2].As<Napi::BigInt>().Uint64Value(&lossless);
-  file.number = bytes_of(info[3]);
+  file.number = info[3].As<Napi::BigInt>().Uint64Value(&lossless);
   file.image = ImageWrap::unwrap_image(info[4]);
   FlatFiles::instance().tell(text_of(info[0]), std::move(file));
   return info.Env().Undefined();

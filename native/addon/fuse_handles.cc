@@ -1,5 +1,6 @@
 #include "addon/fuse_handles.h"
 
+#include <algorithm>
 #include <mutex>
 #include <utility>
 
@@ -32,6 +33,13 @@ std::shared_ptr<FuseHandle> FuseHandles::find(uint64_t fh) const {
   std::shared_lock guard(lock_);
   const auto found = handles_.find(fh);
   return found == handles_.end() ? nullptr : found->second;
+}
+
+bool FuseHandles::is_written(const SharedImage& image) const {
+  std::shared_lock guard(lock_);
+  return std::any_of(handles_.begin(), handles_.end(), [&](const auto& entry) {
+    return entry.second->writable && entry.second->image->path() == image.path();
+  });
 }
 
 std::shared_ptr<FuseHandle> FuseHandles::remove(uint64_t fh) {

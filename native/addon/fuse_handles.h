@@ -19,8 +19,9 @@ namespace pcow::addon {
 // Shared by the table and by the requests that use it.
 struct FuseHandle {
   std::shared_ptr<SharedImage> image;
-  std::shared_ptr<View> view;  // null: the active layer. Declared after the image, so let go of before it
-  uint64_t layer = 0;          // id of the frozen layer; 0: the active one
+  std::shared_ptr<Image> viewed;  // null where there is no view
+  std::shared_ptr<View> view;     // null: the active layer. Declared after its image, so let go of before it
+  uint64_t layer = 0;             // id of the frozen layer; 0: the active one
   bool writable = false;
   bool lent = false;                // the image's writer is a monitor
   bool refuses_cached = false;      // what the kernel writes back is older than the image
@@ -48,6 +49,8 @@ class FuseHandles {
   // Puts `handle` in the place of the one under `fh`, which is returned; null where there is none. Later requests use it.
   std::shared_ptr<FuseHandle> replace(uint64_t fh, std::shared_ptr<FuseHandle> handle);
   std::shared_ptr<FuseHandle> find(uint64_t fh) const;
+  // Whether a file of this image is open for writing, by whatever opening of the image.
+  bool is_written(const SharedImage& image) const;
   // The handle that is gone from the table, or null. Requests under way keep it alive.
   std::shared_ptr<FuseHandle> remove(uint64_t fh);
 

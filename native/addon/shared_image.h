@@ -43,6 +43,8 @@ class SharedImage : public std::enable_shared_from_this<SharedImage> {
     Lease& operator=(Lease&&) = delete;
     Image& operator*() const { return *owner_->image_; }
     Image* operator->() const { return owner_->image_.get(); }
+    // Keeps it in memory, closed or not, as long as a view of it is there.
+    std::shared_ptr<Image> keep() const { return owner_->image_; }
 
    private:
     std::shared_ptr<SharedImage> owner_;
@@ -57,12 +59,17 @@ class SharedImage : public std::enable_shared_from_this<SharedImage> {
   // Any thread; a second call fails with kClosed, and its `start` is not called. `start` is called once, without a lock
   // held, by this call or by the thread that returns the last lease; it must see to it that finish_close is called.
   Result<void> close_when_idle(std::function<void()> start);
-  // Any thread but the JavaScript thread: syncs.
-  Result<void> finish_close() { return image_->close(); }
+  // Any thread but the JavaScript thread: syncs. Afterwards the image's files are closed, unless somebody keeps it.
+  Result<void> finish_close() {
+    auto closed = image_->close();
+    image_.reset();
+    return closed;
+  }
 
   // Another number for each opening of any image in this process.
   uint64_t serial() const { return serial_; }
   bool writer() const { return writer_; }
+  const std::string& path() const { return path_; }
   Traffic& traffic() { return traffic_; }
 
  private:
@@ -81,8 +88,8 @@ class SharedImage : public std::enable_shared_from_this<SharedImage> {
   bool closing_ = false;
   std::function<void()> start_close_;
 
-  // Stays until the end, also when closed: views of it (FuseHandle) may still be let go of.
-  const std::unique_ptr<Image> image_;
+  // Until it is closed, which happens when nobody has a lease any more.
+  std::shared_ptr<Image> image_;
 };
 
 }  // namespace pcow::addon

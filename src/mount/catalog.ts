@@ -22,6 +22,7 @@ import { everyFile, fileStatus, type FileStatus, ImageEntry, leadsOutside, noReg
 import { checkNewImageName, imageFile, imageNameOf } from './image-names.js';
 import { log } from './log.js';
 import { Mutex } from './mutex.js';
+import type { Opening } from './opening.js';
 import { flatFilePath, type Place } from './place.js';
 
 export interface Found {
@@ -161,9 +162,20 @@ export class Catalog {
       }
       await this.#unused(entry, 'renamed', async () => {
         await entry.shutDown();
+        const used = new Map<Standing, Opening>();
         await renameImage(entry.file, file, {
-          open: (dependant) => this.#openStanding(dependant),
-          close: () => Promise.resolve(), // they are this mount's for good
+          open: async (dependant) => {
+            const opening = await this.#openDependant(dependant);
+            // They stay this mount's, but not for this.
+            opening.use();
+            const standing = { image: opening.image, layer: dependant.layer };
+            used.set(standing, opening);
+            return standing;
+          },
+          close: (standing) => {
+            used.get(standing)?.release();
+            return Promise.resolve();
+          },
         });
         this.#entries.delete(name);
         this.#entries.set(target, entry);
@@ -175,11 +187,11 @@ export class Catalog {
   }
 
   /** Fails where it is another process's. */
-  async #openStanding({ image, layer }: Dependant): Promise<Standing> {
+  async #openDependant({ image }: Dependant): Promise<Opening> {
     const name = imageNameOf(path.basename(image));
     if (name === null) throw new PcowError('PCOW_IN_USE', `${image} stands on it, which this mount does not show`);
     const child = await this.findSound(name);
-    return { image: (await child.entry.writer()).image, layer };
+    return child.entry.writer();
   }
 
   /** Runs work on an image that nobody else uses, and that this mount has the lock of. */

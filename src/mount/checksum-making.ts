@@ -10,6 +10,11 @@ export class ChecksumMaking {
   #again = false;
   #stopped = false;
 
+  /** Whether any are being made. */
+  get busy(): boolean {
+    return this.#background !== null || this.#running.size > 0;
+  }
+
   /** Returns when everything that was frozen at the call has checksums. PCOW_CANCELLED where it is stopped. */
   async run(image: Image, { signal, ...options }: LongOptions & { background?: boolean }): Promise<void> {
     const abort = new AbortController();

@@ -2,7 +2,8 @@
  * One image of a mounted directory: its opening, who has its flat file open, and what went wrong last.
  *
  * It is opened read-only when it is first looked at, and for writing (which takes the image's lock) at the first open
- * for writing or the first command; it stays so until the mount ends, or the image file goes away.
+ * for writing or the first command; it stays so until the mount ends, the image file goes away, or others need its descriptors while
+ * nobody uses it.
  *
  * Order of locks: `commands` is held by everything that changes the image's structure. Opening, reading and writing a
  * flat file never wait for it, because a snapshot needs them to get its mappers' pages written back. They only wait
@@ -126,7 +127,7 @@ export class ImageEntry {
     this.file = file;
     this.identity = identity;
     this.#refused = refused;
-    this.#openings = new Openings(this, place, refused);
+    this.#openings = new Openings(this, place, refused, () => this.#closeIdleWriter());
     this.attachment = new Attachment(this, this.#openings);
   }
 
@@ -190,13 +191,13 @@ export class ImageEntry {
     return this.#openings.present !== null;
   }
 
-  /** 'ok', or what is wrong with it. */
-  async state(): Promise<{ state: ImageState; problem: string | null }> {
+  /** 'ok', or what is wrong with it, and the error that told so. */
+  async state(): Promise<{ state: ImageState; problem: string | null; error: unknown }> {
     try {
       await this.view();
-      return { state: 'ok', problem: null };
+      return { state: 'ok', problem: null, error: null };
     } catch (error) {
-      return { state: stateOf(error, this.#refused), problem: sentenceOf(error) };
+      return { state: stateOf(error, this.#refused), problem: sentenceOf(error), error };
     }
   }
 
@@ -215,6 +216,24 @@ export class ImageEntry {
     } finally {
       this.#pending -= 1;
     }
+  }
+
+  /** Lets go of the image where nobody needs it for writing: null where somebody does. */
+  #closeIdleWriter(): Promise<void> | null {
+    const needed = !this.commands.idle || this.uses.size > 0 || this.#pending > 0 || this.#shut !== null;
+    if (needed || this.attachment.state !== 'detached' || this.checksums.busy) return null;
+    return this.commands
+      .run(() =>
+        this.exclusively(
+          everyFile,
+          () => Promise.resolve(new PcowError('PCOW_BUSY', `${this.name} is in use again`)),
+          () => this.#openings.closeWriter(),
+        ),
+      )
+      .catch((error: unknown) => {
+        // That somebody uses it again is no failure.
+        if (!isPcowError(error, 'PCOW_BUSY')) this.failed('close', error);
+      });
   }
 
   async #openingFor(writable: boolean): Promise<Opening> {
@@ -342,6 +361,14 @@ const STATES: Partial<Record<PcowErrorCode, ImageState>> = {
   PCOW_BASE_LOOP: 'base loop',
   PCOW_BASE_OUTSIDE: 'base outside of the directory',
 };
+
+/**
+ * Whether there is something to show: an image, or what can't be read at this moment (no right, no descriptor, a failed disk). That is an error
+ * for whoever looks at it, and never an absence, or a backup would leave it out in silence.
+ */
+export function isShown(state: ImageState): boolean {
+  return state === 'ok' || state === 'unreadable';
+}
 
 function stateOf(error: unknown, refused: PcowError | null): ImageState {
   if (error === refused && refused?.code === 'PCOW_PERMISSION') {

@@ -17,6 +17,7 @@ import { type FuseOptions, FuseSession } from './fuse.js';
 import { usersBelow } from './holders.js';
 import { debugLog, log } from './log.js';
 import { checkedDirectory, checkedMountpoint, checkFuse, detach, mountError } from './mountpoint.js';
+import { OpenImages } from './open-images.js';
 import { FileSystem } from './operations.js';
 import { type MountOptions, settingsOf } from './options.js';
 import type { Place } from './place.js';
@@ -71,6 +72,7 @@ export async function mountDirectory(
     socket: '',
     noMonitors: null,
     settings,
+    openImages: await OpenImages.ofThisProcess(),
     watchdog: new Watchdog(real),
   };
   const lock = await lockOf(place);

@@ -1,9 +1,18 @@
 /** Runs asynchronous work one after the other, in the order of the calls. */
 export class Mutex {
   #last: Promise<unknown> = Promise.resolve();
+  #waiting = 0;
+
+  /** Whether nothing runs, and nothing waits to run. */
+  get idle(): boolean {
+    return this.#waiting === 0;
+  }
 
   run<T>(work: () => Promise<T>): Promise<T> {
-    const result = this.#last.then(work);
+    this.#waiting += 1;
+    const result = this.#last.then(work).finally(() => {
+      this.#waiting -= 1;
+    });
     this.#last = result.catch(() => undefined);
     return result;
   }

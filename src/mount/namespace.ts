@@ -2,7 +2,8 @@
 import type { Catalog, Found } from './catalog.js';
 import { type ControlFile, imageControls, mountControls, STATUS } from './control-tree.js';
 import { noSuchFile } from './failure.js';
-import type { SnapshotInfo } from '../engine/index.js';
+import { isShown } from './image-entry.js';
+import { PcowError, type SnapshotInfo } from '../engine/index.js';
 import { RESERVED_NAMES } from './image-names.js';
 
 export const CONTROL_DIRECTORY = '.pcow';
@@ -81,8 +82,9 @@ async function soundOrNothing(catalog: Catalog, name: string): Promise<Found> {
 }
 
 async function sound({ entry }: Found, path: string): Promise<void> {
-  if ((await entry.state()).state !== 'ok') {
-    throw noSuchFile(path);
+  const { state, error } = await entry.state();
+  if (state !== 'ok') {
+    throw isShown(state) ? error : noSuchFile(path);
   }
 }
 
@@ -90,7 +92,7 @@ async function sound({ entry }: Found, path: string): Promise<void> {
 export async function namesIn(catalog: Catalog, node: Node, path: string): Promise<string[]> {
   switch (node.kind) {
     case 'root':
-      return [CONTROL_DIRECTORY, ...(await soundNames(catalog))];
+      return [CONTROL_DIRECTORY, ...(await shownNames(catalog))];
     case 'control': {
       const images = (await catalog.names()).filter((name) => !RESERVED_NAMES.includes(name));
       return [...mountControls.keys(), ...images];
@@ -108,16 +110,16 @@ export async function namesIn(catalog: Catalog, node: Node, path: string): Promi
   }
 }
 
-async function soundNames(catalog: Catalog): Promise<string[]> {
+async function shownNames(catalog: Catalog): Promise<string[]> {
   const names = await catalog.names();
-  const sounds = await Promise.all(
+  const shown = await Promise.all(
     names.map(async (name) => {
       try {
-        return (await (await catalog.find(name)).entry.state()).state === 'ok';
-      } catch {
-        return false; // it has just gone away
+        return isShown((await (await catalog.find(name)).entry.state()).state);
+      } catch (error) {
+        return !(error instanceof PcowError && error.code === 'PCOW_NOT_FOUND'); // it has just gone away
       }
     }),
   );
-  return names.filter((_, at) => sounds[at]);
+  return names.filter((_, at) => shown[at]);
 }

@@ -1,6 +1,6 @@
 /**
  * The openings of one image file: one to look at it, from the first look on; in its place one to write it, which takes the image's
- * lock, from the first command or the first open for writing on.
+ * lock, from the first command or the first open for writing on. What nobody uses may be closed to make room for others (open-images.ts).
  */
 import { setTimeout as sleep } from 'node:timers/promises';
 
@@ -8,9 +8,10 @@ import { Image, isPcowError, PcowError } from '../engine/index.js';
 import { sentenceOf } from './failure.js';
 import { type LastError, lastErrorOf } from './last-error.js';
 import { debugLog, log } from './log.js';
-import { Opening } from './opening.js';
+import { isOutOfDescriptors } from './open-images.js';
+import { Opening, type OpeningOwner } from './opening.js';
 import type { Place } from './place.js';
-import { sumOfTraffic, type Traffic } from './traffic.js';
+import { noTraffic, sumOfTraffic, type Traffic } from './traffic.js';
 
 const debug = debugLog('image');
 
@@ -23,25 +24,40 @@ const RETRY_AFTER = 1000;
  */
 const LOCK_GRACE = 3000;
 
-export class Openings {
+export class Openings implements OpeningOwner {
   /** Its names change by `mv`. */
   readonly #image: { readonly name: string; readonly file: string };
   readonly #place: Place;
   readonly #refused: PcowError | null;
-  /** Every opening since the mount began: their traffic counts on after they are closed. */
-  readonly #all: Opening[] = [];
+  readonly #closeIdleWriter: () => Promise<void> | null;
+  /** Those that are not closed. */
+  readonly #all = new Set<Opening>();
+  /** What those have served that are closed, and the last error of those that were closed to make room. */
+  #past = noTraffic();
+  #pastError: LastError | null = null;
   #reader: Promise<Opening> | null = null;
+  /** The same, where it is there. */
+  #presentReader: Opening | null = null;
   #writer: Opening | null = null;
   #becomingWriter: Promise<Opening> | null = null;
   #failure: { error: unknown; at: number } | null = null;
   /** Until when a lock that somebody holds is waited for, in milliseconds. */
   #lockGrace = Date.now() + LOCK_GRACE;
 
-  /** `refused`: why the file must not even be opened. */
-  constructor(image: { readonly name: string; readonly file: string }, place: Place, refused: PcowError | null) {
+  /**
+   * `refused`: why the file must not even be opened. `closeIdleWriter` has closeWriter() called where nobody needs the writer, and returns
+   * null where somebody does.
+   */
+  constructor(
+    image: { readonly name: string; readonly file: string },
+    place: Place,
+    refused: PcowError | null,
+    closeIdleWriter: () => Promise<void> | null,
+  ) {
     this.#image = image;
     this.#place = place;
     this.#refused = refused;
+    this.#closeIdleWriter = closeIdleWriter;
   }
 
   /** Why the image can't be changed by this mount, whoever has its lock. */
@@ -54,8 +70,10 @@ export class Openings {
 
   /** The image for looking at: the writer's opening where there is one. */
   async view(): Promise<Opening> {
-    if (this.#writer) {
-      return this.#writer;
+    const present = this.#writer ?? this.#presentReader;
+    if (present) {
+      this.#place.openImages.touch(present);
+      return present;
     }
     if (this.#refused) {
       throw this.#refused;
@@ -67,17 +85,48 @@ export class Openings {
       const opening = this.#open(false);
       this.#reader = opening;
       opening.then(
-        () => {
+        (it) => {
           this.#failure = null;
+          if (this.#reader === opening) this.#presentReader = it;
         },
         (error: unknown) => {
           debug('%s: %s', this.#image.name, sentenceOf(error));
-          this.#failure = { error, at: Date.now() };
+          // There may be a descriptor at any moment.
+          if (!isOutOfDescriptors(error)) this.#failure = { error, at: Date.now() };
           this.#reader = null;
         },
       );
     }
     return this.#reader;
+  }
+
+  closeIfIdle(opening: Opening): Promise<void> | null {
+    if (opening === this.#writer) return this.#closeIdleWriter();
+    if (opening !== this.#presentReader) return null; // it is just taking another one's place
+    this.#reader = this.#presentReader = null;
+    return this.#closeForRoom(opening).catch((error: unknown) => {
+      log(`${this.#image.name}: closing it failed: ${sentenceOf(error)}`);
+    });
+  }
+
+  /** The writer, where there is one, is closed; whoever wants to write opens another. Nobody may be using it, or begin to. */
+  async closeWriter(): Promise<void> {
+    const writer = this.#writer;
+    if (writer?.idle !== true) return;
+    this.#writer = this.#becomingWriter = null;
+    this.expectLock();
+    await this.#closeForRoom(writer);
+  }
+
+  #closeForRoom(opening: Opening): Promise<void> {
+    this.#pastError = this.lastError();
+    return opening.close();
+  }
+
+  closed(opening: Opening): void {
+    if (!this.#all.delete(opening)) return;
+    this.#past = sumOfTraffic([this.#past, opening.traffic()]);
+    this.#place.openImages.remove(opening);
   }
 
   /**
@@ -100,7 +149,7 @@ export class Openings {
       this.#writer = opening;
       this.#failure = null;
       const reader = this.#reader;
-      this.#reader = null;
+      this.#reader = this.#presentReader = null;
       reader?.then(
         (it) => {
           it.retire();
@@ -141,9 +190,12 @@ export class Openings {
       });
     }
     const baseRoot = this.#place.settings.allowOutsideBase ? undefined : this.#place.directory;
-    const image = await Image.open(this.#image.file, { write, ...(baseRoot && { baseRoot }) });
-    const opening = new Opening(image, write);
-    this.#all.push(opening);
+    const image = await this.#place.openImages.opening(() =>
+      Image.open(this.#image.file, { write, ...(baseRoot && { baseRoot }) }),
+    );
+    const opening = new Opening(image, write, this);
+    this.#all.add(opening);
+    this.#place.openImages.add(opening);
     return opening;
   }
 
@@ -163,7 +215,9 @@ export class Openings {
     this.#writer = this.#becomingWriter = null;
     writer.ended = true;
     try {
-      move(writer, await reader);
+      const opening = await reader;
+      move(writer, opening);
+      this.#presentReader = opening;
     } catch (error) {
       this.#reader = null;
       this.#writer = writer;
@@ -176,18 +230,18 @@ export class Openings {
 
   /** Requests on the flat file since the mount began. */
   traffic(): Traffic {
-    return sumOfTraffic(this.#all.map((opening) => opening.traffic()));
+    return sumOfTraffic([this.#past, ...[...this.#all].map((opening) => opening.traffic())]);
   }
 
-  /** Of the last request that failed on an opening that is still there. */
+  /** Of the last request that failed on an opening that is still there, or was closed to make room. */
   lastError(): LastError | null {
-    return this.#all
+    return [...this.#all]
       .filter(({ ended }) => !ended)
       .map(({ image }) => image.info().lastError)
       .filter((last) => last !== null)
       .reduce<LastError | null>(
         (latest, { time, error }) => (latest && latest.time >= time ? latest : lastErrorOf(null, error, time)),
-        null,
+        this.#pastError,
       );
   }
 
@@ -200,13 +254,13 @@ export class Openings {
       },
       () => undefined,
     );
-    this.#writer = this.#reader = this.#becomingWriter = null;
+    this.#writer = this.#reader = this.#presentReader = this.#becomingWriter = null;
   }
 
   /** Syncs and closes, whoever still uses one of them. */
   async shutDown(): Promise<void> {
     const openings = [this.#becomingWriter, this.#reader];
-    this.#writer = this.#reader = this.#becomingWriter = null;
+    this.#writer = this.#reader = this.#presentReader = this.#becomingWriter = null;
     for (const opening of openings) {
       const it = await opening?.catch(() => null);
       await it?.close();

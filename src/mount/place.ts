@@ -1,6 +1,7 @@
 /** Where a mount is and how it was asked to be: what its parts share. */
 import path from 'node:path';
 
+import type { OpenImages } from './open-images.js';
 import type { MountSettings } from './options.js';
 import type { Watchdog } from './watchdog.js';
 
@@ -16,6 +17,7 @@ export interface Place {
   /** Why it serves none: a sentence, or null. */
   noMonitors: string | null;
   readonly settings: MountSettings;
+  readonly openImages: OpenImages;
   /** Does what this process still had to do, if it is killed. */
   readonly watchdog: Watchdog;
 }

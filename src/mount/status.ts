@@ -62,7 +62,8 @@ export async function mountStatus(place: Place, catalog: Catalog, lastError: Las
         const reserved = RESERVED_NAMES.includes(name) && {
           note: `a control file has this name: rename the image to get control files for it`,
         };
-        return { name, ...(await entry.state()), ...reserved };
+        const { state, problem } = await entry.state();
+        return { name, state, problem, ...reserved };
       } catch (error) {
         return { name, state: 'unreadable', problem: sentenceOf(error) };
       }
