@@ -34,6 +34,7 @@ const SETTINGS: Readonly<Record<string, DaemonOptions>> = {
   allow_outside_base: { allowOutsideBase: true },
   no_stop: { stopMappers: false },
   checksums: { checksums: true },
+  show_control: { showControl: true },
   sync: { sync: true },
   async: { sync: false },
   noexec: { noExec: true },
@@ -60,7 +61,7 @@ export function mountHelperProgram(): Command {
     text: [
       'Options after -o: “ro” (never write to an image), “allow_other” (let other users in, as far as the modes of the images let them), ' +
         '“allow_outside_base” (show images whose base lies outside of the directory), “no_stop” (never stop a process for a ' +
-        'snapshot), “checksums” (give each snapshot some, in the background), “log=FILE” (append what happens to this file; SIGHUP opens it anew). Of mount(8)’s own, “noexec” and “sync” (each write is durable before it returns) ' +
+        'snapshot), “checksums” (give each snapshot some, in the background), “show_control” (list the directory .pcow), “log=FILE” (append what happens to this file; SIGHUP opens it anew). Of mount(8)’s own, “noexec” and “sync” (each write is durable before it returns) ' +
         'have their meaning, “user”, “users”, “owner” and “group” say who may mount, and the other common ones are taken.',
     ],
     examples: [

@@ -13,6 +13,7 @@ interface Options {
   allowOutsideBase?: boolean;
   stop: boolean;
   checksums?: boolean;
+  showControl?: boolean;
 }
 
 export function addMount(program: Command): void {
@@ -28,12 +29,14 @@ export function addMount(program: Command): void {
     .option('--log <file>', 'append what happens to this file; SIGHUP opens it anew')
     .option('--allow-outside-base', 'show images whose base lies outside of the directory, too')
     .option('--no-stop', 'never stop a process for a snapshot: of a mapped file there is none then')
+    .option('--show-control', 'list MOUNTPOINT/.pcow, which is there for whoever names it in any case')
     .option('--checksums', 'give each snapshot checksums in the background, for “pcow scrub” and for whoever reads it')
     .action(mount);
   addNotes(command, {
     text: [
       'Control files under MOUNTPOINT/.pcow take commands; MOUNTPOINT/.pcow/help tells which. New images in the ' +
         'directory appear in the mount by themselves.',
+      'MOUNTPOINT/.pcow is not listed, so that “cp -r” and “rsync -a” of a mount copy the images, and not each of their snapshots as well.',
       'A snapshot of a flat file that a process has mapped stops the process for a moment, so that it is a ' +
         'consistent cut.',
     ],
@@ -51,6 +54,7 @@ async function mount(directory: string, mountpoint: string, options: Options): P
     allowOutsideBase: options.allowOutsideBase,
     stopMappers: options.stop,
     checksums: options.checksums,
+    showControl: options.showControl,
   };
   if (options.foreground === true) {
     if (options.log !== undefined) {

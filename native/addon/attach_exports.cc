@@ -39,7 +39,7 @@ Napi::Object event_to_js(Napi::Env env, const AttachEvent& event) {
     case AttachEvent::Kind::kAttach:
       object.Set("writable", event.wants_write);
       object.Set("device", std::to_string(major(event.device)) + ":" + std::to_string(minor(event.device)));
-      number("inode", event.inode);
+      object.Set("inode", Napi::BigInt::New(env, event.inode));
       number("flags", event.flags);
       break;
     case AttachEvent::Kind::kResume:

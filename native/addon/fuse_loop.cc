@@ -169,6 +169,17 @@ class Loop {
       reply(header.unique, written < 0 ? written : static_cast<int>(sizeof out), reinterpret_cast<const char*>(&out));
       return true;
     }
+    if (header.opcode == FUSE_LSEEK && body_length >= sizeof(fuse_lseek_in)) {
+      // libfuse does not know it, and would answer ENOSYS: the kernel would not ask again then, of no file.
+      fuse_lseek_in seek;
+      std::memcpy(&seek, body, sizeof seek);
+      const int64_t found = operations_.seek(seek.fh, seek.offset, seek.whence);
+      fuse_lseek_out out = {};
+      out.offset = static_cast<uint64_t>(found);
+      const int result = found < 0 ? static_cast<int>(found) : static_cast<int>(sizeof out);
+      reply(header.unique, result, reinterpret_cast<const char*>(&out));
+      return true;
+    }
     return false;
   }
 

@@ -20,6 +20,8 @@ struct DirectOperations {
   int (*read)(uint64_t fh, char* buffer, size_t length, uint64_t offset);
   // `cached`: the kernel writes back pages of its cache; nobody waits in a write(2) for it.
   int (*write)(uint64_t fh, const char* buffer, size_t length, uint64_t offset, bool cached);
+  // lseek(2) by SEEK_DATA or SEEK_HOLE; an offset, or a negative errno. Asked for every handle.
+  int64_t (*seek)(uint64_t fh, uint64_t offset, uint32_t whence);
 };
 
 // Until the session is over, however that comes. 0, or -1 where no thread could be started; nothing where this libfuse lacks

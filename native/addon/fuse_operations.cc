@@ -9,6 +9,7 @@
 #include <sys/statvfs.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <cstring>
@@ -120,6 +121,38 @@ int write_image(uint64_t fh, const char* buffer, size_t length, uint64_t offset,
   Traffic::count(traffic.writes, 1);
   Traffic::count(traffic.written_bytes, length);
   return static_cast<int>(length);
+}
+
+// Where what is asked for begins, from `offset` on; the end of the layer where that is nowhere.
+Result<uint64_t> find_extent(const Image& image, const View* view, uint64_t offset, uint64_t size, bool data) {
+  while (offset < size) {
+    auto batch = image.map(view, offset, {});
+    if (!batch) return batch.error();
+    for (const MapExtent& extent : batch->extents) {
+      const bool is_data = extent.kind == ExtentKind::kData;
+      if (is_data == data && extent.offset + extent.length > offset) return std::max(offset, extent.offset);
+    }
+    if (batch->next <= offset) break;
+    offset = batch->next;
+  }
+  return size;
+}
+
+// Holes are told of what nobody can be changing by stores that are in the kernel's cache only: snapshots, and images of which no flat
+// file is open for writing, here or by a monitor. Of others everything is data, which is never wrong.
+int64_t seek_image(uint64_t fh, uint64_t offset, uint32_t whence) {
+  if (!is_native(fh) || (whence != SEEK_DATA && whence != SEEK_HOLE)) return -EINVAL;
+  auto request = begin(fh);
+  if (!request) return -request.error().err;
+  const FuseHandle& handle = *request->handle;
+  const uint64_t size = handle.view ? request->image->view_size(*handle.view) : request->image->size();
+  if (offset >= size) return -ENXIO;
+  const bool data = whence == SEEK_DATA;
+  const bool known = handle.view || (!handle.lent && !FuseHandles::instance().is_written(*handle.image));
+  if (!known) return static_cast<int64_t>(data ? offset : size);
+  const auto found = find_extent(*request->image, handle.view.get(), offset, size, data);
+  if (!found) return -found.error().err;
+  return data && *found >= size ? -ENXIO : static_cast<int64_t>(*found);
 }
 
 // Where the loop is libfuse's own, these two are asked for all files.
@@ -234,17 +267,44 @@ bool stat_flat_file(const std::string& name, struct stat* stat) {
   return found.has_value();
 }
 
+// fuse-native's fields for these two have 32 bits each. JavaScript puts the upper half of the inode number into that of the device, which
+// the kernel is not told.
+void join_inode(struct stat* stat) {
+  stat->st_ino |= uint64_t{stat->st_dev} << 32;
+  stat->st_dev = 0;
+}
+
 // JavaScript finds out what a name stands for, and tells FlatFiles. What it answers of a flat file itself is replaced, so that the times
 // have all their digits from the first answer on: fuse-native's do not.
 int get_attributes(const char* path, struct stat* stat) {
   const std::string name = flat_file_name(path);
   if (stat_flat_file(name, stat)) return 0;
   const int result = javascript.getattr ? javascript.getattr(path, stat) : -ENOSYS;
-  if (result == 0) stat_flat_file(name, stat);
-  return result;
+  if (result != 0) return result;
+  join_inode(stat);
+  stat_flat_file(name, stat);
+  return 0;
 }
 
 int get_open_attributes(const char* path, struct stat* stat, fuse_file_info*) { return get_attributes(path, stat); }
+
+struct Listing {
+  void* buffer;
+  fuse_fill_dir_t fill;
+};
+
+int list_file(void* listing, const char* name, const struct stat* stat, off_t offset) {
+  const auto& [buffer, fill] = *static_cast<const Listing*>(listing);
+  if (!stat) return fill(buffer, name, stat, offset);
+  struct stat joined = *stat;
+  join_inode(&joined);
+  return fill(buffer, name, &joined, offset);
+}
+
+int list_directory(const char* path, void* buffer, fuse_fill_dir_t fill, off_t offset, fuse_file_info* file) {
+  Listing listing{buffer, fill};
+  return javascript.readdir ? javascript.readdir(path, &listing, list_file, offset, file) : -ENOSYS;
+}
 
 // The kernel asks for security.capability before every write(2), and nothing but user.* is ever there. libvirt keeps the owner
 // of a file in trusted.*, unless a file system can't have it: "no data" would make it try to store it.
@@ -320,6 +380,7 @@ extern "C" __attribute__((visibility("default"))) fuse* fuse_new(fuse_chan* chan
   fuse_operations table = javascript;
   table.getattr = get_attributes;
   table.fgetattr = get_open_attributes;
+  table.readdir = list_directory;
   table.open = open_file;
   table.read = read_file;
   table.write = write_file;
@@ -338,7 +399,7 @@ extern "C" __attribute__((visibility("default"))) fuse* fuse_new(fuse_chan* chan
 // Likewise: the thread on which fuse-native serves a mount.
 extern "C" __attribute__((visibility("default"))) int fuse_loop_mt(fuse* session) {
   if (session && session == served) {
-    const auto ended = run_fuse_loop(libfuse, session, {is_native, read_image, write_image});
+    const auto ended = run_fuse_loop(libfuse, session, {is_native, read_image, write_image, seek_image});
     if (ended) return *ended;
   }
   const auto loop = real<FuseLoop>("fuse_loop_mt", "FUSE_2.2");

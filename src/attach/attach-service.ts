@@ -20,6 +20,7 @@ import { flatFilePath, type Place } from '../mount/place.js';
 import { loopDevicesOn } from './loop-devices.js';
 import { isGone, Monitor } from './monitor.js';
 import { socketPath } from './socket-path.js';
+import { watchForStalls } from './stall-watch.js';
 
 const debug = debugLog('attach');
 
@@ -167,7 +168,7 @@ export class AttachService {
   /** The image whose flat file the descriptor has open, with the rights that are asked for. */
   async #shown({ device, inode, flags, writable }: AttachRequest): Promise<ImageEntry> {
     const { place, catalog, attributes } = this.#context;
-    const entry = device === place.device ? catalog.known.find((it) => attributes.inodeOf(it) === inode) : undefined;
+    const entry = device === place.device ? attributes.entryWith(inode, catalog.known) : undefined;
     if (!entry) {
       throw refusal('EINVAL', 'PCOW_INVALID', `what was shown is not an open flat file of ${place.mountpoint}`);
     }
@@ -240,6 +241,7 @@ export class AttachService {
       }
       await monitor.handOver(files);
       entry.attachment.handedOver(monitor);
+      void watchForStalls(entry, monitor);
     } catch (error) {
       await this.#end(monitor, 'lost');
       throw error;

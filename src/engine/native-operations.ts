@@ -13,6 +13,8 @@
  * Served natively for the flat files that the mount has told of (tellFlatFile): getattr, as long as their names stand for the same
  * image file and the image is open.
  *
+ * The inode numbers of getattr and readdir: the upper half of one is taken from the field `dev`.
+ *
  * Served natively for all paths: statfs (of the image directory, 64-bit), utimens (sets the times of NAME.pcow, with
  * nanoseconds; `touch -a` and -m too), and getxattr of names outside of `user.`, which the kernel asks for before each write.
  *
@@ -94,7 +96,7 @@ export function trafficOf(image: Image): Traffic {
  * For getattr: `name` in the mount is the flat file of this open image. `device` and `inode` are those of the image file, `number` is the
  * flat file's inode number. Also where the mount has no native operations: then nobody asks.
  */
-export function tellFlatFile(name: string, { device, inode }: FileIdentity, number: number, image: Image): void {
+export function tellFlatFile(name: string, { device, inode }: FileIdentity, number: bigint, image: Image): void {
   addon().fuseTellFlatFile(name, device, inode, number, image.native);
 }
 

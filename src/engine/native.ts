@@ -106,7 +106,7 @@ export type NativeAttachEvent =
       writable: boolean;
       /** "MAJOR:MINOR" of the superblock, in decimal: the same in every mount namespace. */
       device: string;
-      inode: number;
+      inode: bigint;
       flags: number;
     }
   | { kind: 'resume'; connection: number; pid: number; uid: number; identity: string; uuid: string }
@@ -220,7 +220,7 @@ export interface NativeAddon {
     refusesCached: boolean,
   ): void;
   fuseCloseHandle(fh: number): boolean;
-  fuseTellFlatFile(name: string, device: bigint, inode: bigint, number: number, image: NativeImage): void;
+  fuseTellFlatFile(name: string, device: bigint, inode: bigint, number: bigint, image: NativeImage): void;
   fuseTraffic(image: NativeImage): Traffic;
   fuseCachedReads(image: NativeImage): number;
   fuseOnQuestion(callback: (id: number, kind: 'open' | 'write', fh: number, pid: number) => void): void;

@@ -1,9 +1,9 @@
 /** What stat(2) says of the files of a mount. */
-import { tellFlatFile } from '../engine/native-operations.js';
+import { interceptions, tellFlatFile } from '../engine/native-operations.js';
 import type { Found } from './catalog.js';
 import { fileStatus } from './image-entry.js';
 import type { ImageEntry } from './image-entry.js';
-import { InodeNumbers, ROOT_INODE } from './inode-numbers.js';
+import { halves, InodeNumbers, ROOT_INODE } from './inode-numbers.js';
 import type { Node } from './namespace.js';
 import type { Place } from './place.js';
 
@@ -14,7 +14,9 @@ export interface Attributes {
   gid: number;
   /** Bytes. */
   size: number;
+  /** The inode number: the lower half here, the upper one below. */
   ino: number;
+  dev: number;
   nlink: number;
   /** 512-byte units. */
   blocks: number;
@@ -34,42 +36,72 @@ const FEW_BLOCKS = BLOCK / 512;
 
 export class AttributeSource {
   readonly #place: Place;
-  readonly #inodes = new InodeNumbers();
+  readonly #interceptions = interceptions();
+  #numbers: InodeNumbers | null = null;
 
+  /** Before the session begins. */
   constructor(place: Place) {
     this.#place = place;
   }
 
-  inodeOf(entry: ImageEntry): number {
-    return this.#inodes.of(`flat ${entry.identity}`);
+  /** Asked for by the session's requests: whether its operations are native has been decided by then. */
+  get #inodes(): InodeNumbers {
+    this.#numbers ??= new InodeNumbers(interceptions() > this.#interceptions ? 63 : 32);
+    return this.#numbers;
+  }
+
+  /** Of the flat file. */
+  async inodeOf(entry: ImageEntry): Promise<bigint> {
+    const { uuid } = await entry.view();
+    return this.#inodes.of(flatKey(entry), `flat ${lasting(entry, uuid)}`);
+  }
+
+  /** The image whose flat file has this number, among those that were looked at. */
+  entryWith(inode: bigint, entries: ImageEntry[]): ImageEntry | undefined {
+    return entries.find((entry) => this.#inodes.known(flatKey(entry)) === inode);
+  }
+
+  /** Of what can't be read at this moment, for the list of a directory. */
+  unreadable(path: string): Promise<Attributes> {
+    return this.#ofMount(REGULAR, 0, path);
   }
 
   /** `textSize` gives the size in bytes of a control file's text. */
   async of(node: Node, path: string, textSize: () => Promise<number>): Promise<Attributes> {
     switch (node.kind) {
       case 'root':
-        return { ...(await this.#ofMount(DIRECTORY, 0o777)), ino: ROOT_INODE };
+        return { ...(await this.#ofMount(DIRECTORY, 0o777, path)), ...halves(ROOT_INODE) };
       case 'control':
-        return { ...(await this.#ofMount(DIRECTORY, 0o555)), ino: this.#inodes.of(path) };
+        return this.#ofMount(DIRECTORY, 0o555, path);
       case 'mount control':
         return {
-          ...(await this.#ofMount(REGULAR, node.file.write ? 0o666 : 0o444)),
-          ...this.#regular(path, await textSize()),
+          ...(await this.#ofMount(REGULAR, node.file.write ? 0o666 : 0o444, path)),
+          size: await textSize(),
+          nlink: 1,
         };
       case 'image':
       case 'snapshots':
-        return { ...this.#ofImage(node.found, DIRECTORY, 0), ino: this.#inodes.of(path) };
+        return { ...this.#ofImage(node.found, DIRECTORY, 0), ...this.#control(path) };
       case 'image control':
         return {
           ...this.#ofImage(node.found, REGULAR, node.file.write ? 0o666 : 0o444),
-          ...this.#regular(path, await textSize()),
+          ...this.#control(path),
+          size: await textSize(),
+          blocks: 0,
         };
       case 'snapshot': {
-        const { created, size, id } = node.snapshot;
+        const { created, size, id, identity } = node.snapshot;
+        const { entry } = node.found;
+        const { uuid } = await entry.view();
         return {
           ...this.#ofImage(node.found, REGULAR, 0o444),
           size,
-          ino: this.#inodes.of(`snapshot ${node.found.entry.identity} ${id}`),
+          ...halves(
+            this.#inodes.of(
+              `snapshot ${entry.identity} ${id} ${identity}`,
+              `snapshot ${lasting(entry, uuid)} ${id} ${identity}`,
+            ),
+          ),
           atime: created,
           mtime: created,
           ctime: created,
@@ -78,27 +110,27 @@ export class AttributeSource {
       case 'flat': {
         const { entry, status } = node.found;
         const { image } = await entry.view();
-        const number = this.inodeOf(entry);
+        const number = await this.inodeOf(entry);
         tellFlatFile(entry.name, status, number, image);
         return {
           ...this.#ofImage(node.found, REGULAR, 0o777),
           size: image.size(),
           blocks: status.blocks,
-          ino: number,
+          ...halves(number),
         };
       }
     }
   }
 
   /** Of what belongs to no image: with the owner of the image directory, and of its rights those in `mask`. */
-  async #ofMount(type: number, mask: number): Promise<Attributes> {
+  async #ofMount(type: number, mask: number, path: string): Promise<Attributes> {
     const status = await fileStatus(this.#place.directory);
     return {
       mode: type | (status.mode & mask),
       uid: status.uid,
       gid: status.gid,
       size: BLOCK,
-      ino: 0,
+      ...this.#control(path),
       nlink: DIRECTORY_LINKS,
       blocks: 0,
       blksize: BLOCK,
@@ -116,7 +148,7 @@ export class AttributeSource {
       uid: status.uid,
       gid: status.gid,
       size: BLOCK,
-      ino: 0,
+      ...halves(0n),
       nlink: 1,
       blocks: type === DIRECTORY ? 0 : FEW_BLOCKS,
       blksize: BLOCK,
@@ -126,7 +158,17 @@ export class AttributeSource {
     };
   }
 
-  #regular(path: string, size: number): Pick<Attributes, 'size' | 'ino' | 'nlink' | 'blocks'> {
-    return { size, ino: this.#inodes.of(path), nlink: 1, blocks: 0 };
+  /** What has no content of its own is known by its path. */
+  #control(path: string): Pick<Attributes, 'ino' | 'dev'> {
+    return halves(this.#inodes.of(`path ${path}`));
   }
+}
+
+function flatKey(entry: ImageEntry): string {
+  return `flat ${entry.identity}`;
+}
+
+/** What an image is known by: its uuid, which a copy of the file has too, and the file's inode number, which a copy does not have. */
+function lasting({ identity }: ImageEntry, uuid: string): string {
+  return `${uuid} ${identity.split(':')[1] ?? ''}`;
 }

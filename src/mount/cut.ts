@@ -36,11 +36,11 @@ const FLUSH_LIMIT = 60_000;
 
 export class Cutter {
   readonly #place: Place;
-  readonly #inodeOf: (entry: ImageEntry) => number;
+  readonly #inodeOf: (entry: ImageEntry) => Promise<bigint>;
   /** One cut at a time: two must not stop and continue the same processes. */
   readonly #cuts = new Mutex();
 
-  constructor(place: Place, inodeOf: (entry: ImageEntry) => number) {
+  constructor(place: Place, inodeOf: (entry: ImageEntry) => Promise<bigint>) {
     this.#place = place;
     this.#inodeOf = inodeOf;
   }
@@ -55,7 +55,7 @@ export class Cutter {
       if (open.length === 0) {
         return take();
       }
-      const inodes = new Set(open.map(this.#inodeOf));
+      const inodes = await this.#inodesOf(open);
       const mappers = await this.mappers(open);
       await this.flush(open);
       if (mappers.length === 0) {
@@ -75,7 +75,7 @@ export class Cutter {
 
   async #stopAndTake<T>(
     open: ImageEntry[],
-    inodes: Set<number>,
+    inodes: Set<bigint>,
     take: () => Promise<T>,
     undo: (taken: T) => Promise<void>,
   ): Promise<T> {
@@ -112,7 +112,7 @@ export class Cutter {
   }
 
   /** Stops every mapper, and those that turn up meanwhile: forks, or others that have just mapped a file. */
-  async #stopAll(stopped: StoppedProcesses, inodes: Set<number>, open: ImageEntry[]): Promise<void> {
+  async #stopAll(stopped: StoppedProcesses, inodes: Set<bigint>, open: ImageEntry[]): Promise<void> {
     let running: string | null = null;
     for (const limit of ATTEMPTS) {
       running = null;
@@ -135,14 +135,18 @@ export class Cutter {
     );
   }
 
-  async #newcomers(stopped: StoppedProcesses, inodes: Set<number>): Promise<Mapper[]> {
+  async #newcomers(stopped: StoppedProcesses, inodes: Set<bigint>): Promise<Mapper[]> {
     const mappers = await mappersOf(this.#place.device, inodes);
     return mappers.filter(({ pid }) => !stopped.has(pid));
   }
 
   /** Who has one of them mapped, shared and writable, without a monitor. */
   async mappers(entries: ImageEntry[]): Promise<Mapper[]> {
-    return mappersOf(this.#place.device, new Set(entries.map(this.#inodeOf)));
+    return mappersOf(this.#place.device, await this.#inodesOf(entries));
+  }
+
+  async #inodesOf(entries: ImageEntry[]): Promise<Set<bigint>> {
+    return new Set(await Promise.all(entries.map(this.#inodeOf)));
   }
 
   /** Has the changed pages of their mappings written back. `limit` in milliseconds. A helper that is stuck in the kernel can't be killed, so the limit does not wait for its end. */

@@ -10,11 +10,11 @@ export interface Mapper {
   /** Clock ticks since boot: tells it from a later process with its pid. */
   startTime: number;
   /** The inode numbers of the flat files. */
-  inodes: Set<number>;
+  inodes: Set<bigint>;
 }
 
 /** `device` is "MAJOR:MINOR" in decimal, as in mountinfo. */
-export async function mappersOf(device: string, inodes: ReadonlySet<number>): Promise<Mapper[]> {
+export async function mappersOf(device: string, inodes: ReadonlySet<bigint>): Promise<Mapper[]> {
   const wanted = hexDevice(device);
   const mappers: Mapper[] = [];
   for (const pid of await processes()) {
@@ -33,16 +33,17 @@ export async function mappersOf(device: string, inodes: ReadonlySet<number>): Pr
 }
 
 /** The inodes among `inodes` that the text of a /proc/PID/maps shows as shared and writable. `device` is in hex. */
-export function writableMappings(maps: string, device: string, inodes: ReadonlySet<number>): Set<number> {
-  const found = new Set<number>();
+export function writableMappings(maps: string, device: string, inodes: ReadonlySet<bigint>): Set<bigint> {
+  const found = new Set<bigint>();
   if (!maps.includes(` ${device} `)) {
     return found;
   }
   for (const line of maps.split('\n')) {
     // range permissions offset device inode path
     const [, permissions = '', , lineDevice, inode] = line.split(/ +/, 5);
-    if (lineDevice === device && permissions[1] === 'w' && permissions[3] === 's' && inodes.has(Number(inode))) {
-      found.add(Number(inode));
+    if (lineDevice === device && permissions[1] === 'w' && permissions[3] === 's') {
+      const number = BigInt(inode ?? 0);
+      if (inodes.has(number)) found.add(number);
     }
   }
   return found;

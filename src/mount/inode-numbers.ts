@@ -1,21 +1,43 @@
 /**
- * The inode numbers that the kernel shows (option use_ino), so that the mount knows a flat file's line in /proc/PID/maps
- * without asking its own file system. fuse-native carries 32 bits.
+ * The inode numbers that the kernel shows (option use_ino): the same in every mount for the same image, snapshot or control file, so that
+ * backup programs know again what they have read; and different within a mount, so that the mount knows a flat file's line in
+ * /proc/PID/maps without asking its own file system.
+ *
+ * They are made of what they stand for, by a hash, of 63 bits: some programs take them for signed. fuse-native carries 32 bits; where the
+ * native operations are in place, the others travel in its field for the device (join_inode() in fuse_operations.cc).
  */
-export class InodeNumbers {
-  readonly #numbers = new Map<string, number>();
-  #next = 2;
+import { createHash } from 'node:crypto';
 
-  /** The root's number is 1. The same key gives the same number as long as the mount lives. */
-  of(key: string): number {
-    let number = this.#numbers.get(key);
-    if (number === undefined) {
-      number = this.#next;
-      this.#next = this.#next === 0xffff_fffe ? 2 : this.#next + 1;
-      this.#numbers.set(key, number);
-    }
+export const ROOT_INODE = 1n;
+
+export class InodeNumbers {
+  readonly #numbers = new Map<string, bigint>();
+  readonly #taken = new Set<bigint>([0n, ROOT_INODE]);
+  readonly #bits: number;
+
+  constructor(bits: 32 | 63) {
+    this.#bits = bits;
+  }
+
+  /** Of what `key` stands for in this mount. `lasting`: what it is known by in every mount. */
+  of(key: string, lasting = key): bigint {
+    const known = this.#numbers.get(key);
+    if (known !== undefined) return known;
+    let number = BigInt.asUintN(this.#bits, createHash('sha256').update(lasting).digest().readBigUInt64LE());
+    // By chance, or because two images are one by what they are known by.
+    while (this.#taken.has(number)) number = BigInt.asUintN(this.#bits, number + 1n);
+    this.#numbers.set(key, number);
+    this.#taken.add(number);
     return number;
+  }
+
+  /** Without making one. */
+  known(key: string): bigint | undefined {
+    return this.#numbers.get(key);
   }
 }
 
-export const ROOT_INODE = 1;
+/** As fuse-native takes a number: the lower half, and the upper half. */
+export function halves(number: bigint): { ino: number; dev: number } {
+  return { ino: Number(BigInt.asUintN(32, number)), dev: Number(number >> 32n) };
+}

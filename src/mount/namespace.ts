@@ -88,11 +88,14 @@ async function sound({ entry }: Found, path: string): Promise<void> {
   }
 }
 
-/** The names in a directory. Fails with ENOTDIR's kin, ENOENT, for anything else. */
-export async function namesIn(catalog: Catalog, node: Node, path: string): Promise<string[]> {
+/**
+ * The names in a directory. Fails with ENOTDIR's kin, ENOENT, for anything else. The control directory is there for whoever names it, and
+ * listed where `showControl` says so: what copies a mount would read each snapshot.
+ */
+export async function namesIn(catalog: Catalog, node: Node, path: string, showControl: boolean): Promise<string[]> {
   switch (node.kind) {
     case 'root':
-      return [CONTROL_DIRECTORY, ...(await shownNames(catalog))];
+      return [...(showControl ? [CONTROL_DIRECTORY] : []), ...(await shownNames(catalog))];
     case 'control': {
       const images = (await catalog.names()).filter((name) => !RESERVED_NAMES.includes(name));
       return [...mountControls.keys(), ...images];

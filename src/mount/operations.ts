@@ -132,21 +132,26 @@ export class FileSystem {
     const names = ['.', '..'];
     const own = await this.#attributesOf(node, path);
     const attributes = [own, own];
-    for (const name of await namesIn(this.#context.catalog, node, path)) {
-      try {
-        const child = path === '/' ? `/${name}` : `${path}/${name}`;
-        // Of these the kernel takes the type and the inode number only: no text is made for its size.
-        const noSize = () => Promise.resolve(0);
-        attributes.push(await this.#attributes.of(await resolve(this.#context.catalog, child), child, noSize));
+    const { showControl } = this.#context.place.settings;
+    for (const name of await namesIn(this.#context.catalog, node, path, showControl)) {
+      const listed = await this.#listed(path === '/' ? `/${name}` : `${path}/${name}`);
+      if (listed) {
+        attributes.push(listed);
         names.push(name);
-      } catch (error) {
-        // It has gone away since the directory was read; anything else is shown by a look at the file itself.
-        if (!(error instanceof PcowError && error.code === 'PCOW_NOT_FOUND')) {
-          throw error;
-        }
       }
     }
     return { names, attributes };
+  }
+
+  /** Of these the kernel takes the type and the inode number only: no text is made for its size. null: there is no such file any more. */
+  async #listed(path: string): Promise<Attributes | null> {
+    const noSize = () => Promise.resolve(0);
+    try {
+      return await this.#attributes.of(await resolve(this.#context.catalog, path), path, noSize);
+    } catch (error) {
+      // Whatever else is wrong is told to who looks at the file itself.
+      return error instanceof PcowError && error.code === 'PCOW_NOT_FOUND' ? null : this.#attributes.unreadable(path);
+    }
   }
 
   async #open(path: string, flags: number): Promise<number> {

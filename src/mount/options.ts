@@ -13,6 +13,8 @@ export interface MountOptions {
   stopMappers?: boolean | undefined;
   /** Snapshots get checksums, in the background after they were taken. Default: only by command. */
   checksums?: boolean | undefined;
+  /** The directory of the control files is listed. Default: it is there for whoever names it. */
+  showControl?: boolean | undefined;
   /** Each write is durable before it returns, as with mount(8)'s option sync. Default: after an fsync. */
   sync?: boolean | undefined;
   /** No file of it can be executed, whatever its image's mode says. */
@@ -26,6 +28,7 @@ export interface MountSettings {
   allowOutsideBase: boolean;
   stopMappers: boolean;
   checksums: boolean;
+  showControl: boolean;
   sync: boolean;
   noExec: boolean;
 }
@@ -36,6 +39,7 @@ const DEFAULTS: MountSettings = {
   allowOutsideBase: false,
   stopMappers: true,
   checksums: false,
+  showControl: false,
   sync: false,
   noExec: false,
 };

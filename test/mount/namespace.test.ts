@@ -29,7 +29,7 @@ test.serial('images show as plain files of their full size', async (t) => {
   await chmod(mount.image('vm1'), 0o640);
   await utimes(mount.image('vm1'), 1_600_000_000, 1_600_000_000);
   await mount.mount();
-  t.deepEqual(await readdir(mount.point), ['.pcow', 'vm1', 'vm2']);
+  t.deepEqual(await readdir(mount.point), ['vm1', 'vm2']);
   const [flat, image] = [await stat(mount.file('vm1')), await stat(mount.image('vm1'))];
   t.is(flat.size, 64 * MiB);
   t.is((await stat(mount.file('vm2'))).size, 2 ** 40);
@@ -38,6 +38,19 @@ test.serial('images show as plain files of their full size', async (t) => {
   t.is(flat.mtimeMs, image.mtimeMs);
   t.is(flat.blocks, image.blocks);
   t.true(flat.isFile());
+});
+
+test.serial('the control files are listed with --show-control only, and are there for whoever names them', async (t) => {
+  const mount = await imagesFor(t, { vm1: MiB });
+  await mount.mount();
+  t.deepEqual(await readdir(mount.point), ['vm1']);
+  await mount.write('s', 'vm1', 'snapshot');
+  const copy = path.join(mount.scratch, 'copy');
+  await run('cp', ['-r', mount.point, copy]);
+  t.deepEqual(await readdir(copy), ['vm1']);
+  await mount.unmount();
+  await mount.mount('--show-control');
+  t.deepEqual(await readdir(mount.point), ['.pcow', 'vm1']);
 });
 
 test.serial('a flat file has the times of its image to the last digit, from the first look on', async (t) => {
@@ -82,7 +95,7 @@ test.serial('images that appear and go are seen at once', async (t) => {
   await Image.create(mount.image('new'), { size: 3 * MiB });
   t.is((await stat(mount.file('new'))).size, 3 * MiB);
   await rename(mount.image('new'), mount.image('newer'));
-  t.deepEqual(await readdir(mount.point), ['.pcow', 'newer', 'vm1']);
+  t.deepEqual(await readdir(mount.point), ['newer', 'vm1']);
   await t.throwsAsync(readFile(mount.file('new')), { code: 'ENOENT' });
   await rm(mount.image('newer'));
   await t.throwsAsync(stat(mount.file('newer')), { code: 'ENOENT' });
@@ -109,7 +122,7 @@ test.serial('files that are no images disturb nobody, and are explained in statu
   });
   await rm(mount.image('base'));
   await mount.mount();
-  t.deepEqual(await readdir(mount.point), ['.pcow', 'vm1']);
+  t.deepEqual(await readdir(mount.point), ['vm1']);
   const states: [string, RegExp][] = [
     ['text', /^not an image$/],
     ['empty', /^not an image$/],
@@ -154,14 +167,14 @@ test.serial('what leaves the image directory is refused, unless it is allowed', 
   await symlink(outside, mount.image('link'));
   await symlink('vm1.pcow', mount.image('alias'));
   await mount.mount();
-  t.deepEqual(await readdir(mount.point), ['.pcow', 'alias', 'vm1']);
+  t.deepEqual(await readdir(mount.point), ['alias', 'vm1']);
   const child = await mount.status('child');
   t.is(child.state, 'base outside of the directory');
   t.regex(child.problem ?? '', /outside/);
   t.is((await mount.status('link')).state, 'outside of the directory');
   await mount.unmount();
   await mount.mount('--allow-outside-base');
-  t.deepEqual(await readdir(mount.point), ['.pcow', 'alias', 'child', 'link', 'vm1']);
+  t.deepEqual(await readdir(mount.point), ['alias', 'child', 'link', 'vm1']);
 });
 
 test.serial('nothing can be made in a mount', async (t) => {
@@ -178,7 +191,7 @@ test.serial('rm removes an image that holds nothing', async (t) => {
   const mount = await mountedImages(t, { vm1: MiB });
   await rm(mount.file('vm1'));
   t.deepEqual(await readdir(mount.images), []);
-  t.deepEqual(await readdir(mount.point), ['.pcow']);
+  t.deepEqual(await readdir(mount.point), []);
 });
 
 test.serial('rm refuses an image that others stand on, or that is open; mv tells those that stand on it', async (t) => {
