@@ -1,6 +1,8 @@
 /** What state an image file is in, in words. */
 import type { ImageInfo } from '../src/engine/index.js';
+import type { PcowMount } from '../src/mounts.js';
 import { readReceipt } from '../src/stream/receipt.js';
+import { attachedTo } from './control.js';
 import { formatSize } from './size.js';
 
 /** `open`: somebody writes it; `closed`: properly; `unclean`: its writer died, and the next one recovers it. */
@@ -13,7 +15,13 @@ export function stateOf(image: ImageInfo): State {
   return image.clean ? 'closed' : 'unclean';
 }
 
-export function describeState(image: ImageInfo): string {
+/** Whether a guest has the image and stands still, as the mount knows it. */
+export async function isStalled(holder: ImageInfo['holder'], mount: PcowMount | null, name: string): Promise<boolean> {
+  return holder !== null && mount !== null && (await attachedTo(mount.mountpoint, name))?.stalled === true;
+}
+
+export function describeState(image: ImageInfo, stalled = false): string {
+  if (stalled) return `stalled: process ${image.holder?.pid ?? '?'} waits for the disk, which is full or fails`;
   switch (stateOf(image)) {
     case 'open':
       return `open for writing by process ${image.holder?.pid ?? '?'} (${image.holder?.command ?? '?'})`;

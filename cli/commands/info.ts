@@ -6,7 +6,7 @@ import { withImage } from '../images.js';
 import { say, sayJson } from '../output.js';
 import { forEach } from '../several.js';
 import { formatSize } from '../size.js';
-import { describeReception, describeState, type Reception, receptionOf, stateOf } from '../state.js';
+import { describeReception, describeState, isStalled, type Reception, receptionOf, stateOf } from '../state.js';
 import { facts } from '../table.js';
 import { findImage, flatFile, type ImageTarget } from '../target.js';
 
@@ -30,7 +30,8 @@ async function info(givens: string[], options: { json?: boolean }): Promise<void
   const found = await forEach(givens, async (given) => {
     const target = await findImage(given);
     const image = await withImage(target.file, {}, (open) => open.info());
-    return { target, image, receiving: await receptionOf(image) };
+    const stalled = await isStalled(image.holder, target.mount, target.name);
+    return { target, image, stalled, receiving: await receptionOf(image) };
   });
   if (options.json === true) {
     const described = found.map(forPrograms);
@@ -43,20 +44,29 @@ async function info(givens: string[], options: { json?: boolean }): Promise<void
 interface Found {
   target: ImageTarget;
   image: ImageInfo;
+  /** A guest has it, and stands still. */
+  stalled: boolean;
   receiving: Reception | null;
 }
 
-function forPrograms({ target, image, receiving }: Found): object {
+function forPrograms({ target, image, stalled, receiving }: Found): object {
   // What this opening may do, and its own last error, say nothing about the image; who is alive is `holder`.
   const { writable: _writable, lastError: _lastError, opener: _opener, ...rest } = image;
-  return { name: target.name, ...rest, state: stateOf(image), receiving, mount: mountOf(target) };
+  return {
+    name: target.name,
+    ...rest,
+    state: stateOf(image),
+    ...(stalled && { stalled }),
+    receiving,
+    mount: mountOf(target),
+  };
 }
 
 function mountOf(target: ImageTarget): { mountpoint: string; flatFile: string } | null {
   return target.mount && { mountpoint: target.mount.mountpoint, flatFile: flatFile(target, target.mount) };
 }
 
-function factsOf({ target, image, receiving }: Found): [string, string][] {
+function factsOf({ target, image, stalled, receiving }: Found): [string, string][] {
   const lines: [string, string][] = [
     ['image', image.path],
     ['size', `${formatSize(image.size)} (${image.size} bytes)`],
@@ -69,7 +79,7 @@ function factsOf({ target, image, receiving }: Found): [string, string][] {
     lines.push(['base', snapshot === null ? `${file}, layer ${layer}` : `${file}@${snapshot}`]);
     lines.push(['chain', image.chain.map(linkText).join(' → ')]);
   }
-  const state = describeState(image);
+  const state = describeState(image, stalled);
   lines.push(['state', receiving === null ? state : `${state}\n${describeReception(receiving)}`]);
   if (target.mount !== null) {
     lines.push(['mounted', flatFile(target, target.mount)]);

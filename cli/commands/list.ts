@@ -9,7 +9,7 @@ import { addNotes } from '../help.js';
 import { withImage } from '../images.js';
 import { formatTime, say, sayJson } from '../output.js';
 import { formatSize } from '../size.js';
-import { describeReception, type Reception, receptionOf, stateOf, type State } from '../state.js';
+import { describeReception, isStalled, type Reception, receptionOf, stateOf, type State } from '../state.js';
 import { table } from '../table.js';
 import { findDirectory, findImage } from '../target.js';
 import { treeOf } from '../tree.js';
@@ -57,6 +57,8 @@ interface Entry {
   base: { path: string; snapshot: string | null } | null;
   state: State | 'unreadable';
   holder: ImageInfo['holder'];
+  /** A guest has it, and stands still; otherwise it is not there. */
+  stalled?: true;
   receiving: Reception | null;
   error: { code: string; message: string } | null;
 }
@@ -98,7 +100,7 @@ async function imagesOf(where: string): Promise<Listing> {
   const images: Entry[] = [];
   // One after another: an image directory may hold thousands, and each one open takes several descriptors.
   for (const name of names) {
-    images.push(await entryOf(path.join(directory, name + IMAGE_SUFFIX)));
+    images.push(await entryOf(path.join(directory, name + IMAGE_SUFFIX), mount));
   }
   return { directory, mount, images };
 }
@@ -139,13 +141,16 @@ function sayImages({ directory, mount, images }: Listing): void {
   );
 }
 
-function stateText({ error, holder, receiving, state }: Entry): string {
+function stateText({ error, holder, receiving, stalled, state }: Entry): string {
   if (error !== null) return error.message;
   if (receiving !== null) return describeReception(receiving);
-  return holder === null ? state : `open (process ${holder.pid})`;
+  if (holder === null) return state;
+  return stalled === true
+    ? `stalled (process ${holder.pid}): its disk is full or fails`
+    : `open (process ${holder.pid})`;
 }
 
-async function entryOf(file: string): Promise<Entry> {
+async function entryOf(file: string, mount: PcowMount | null): Promise<Entry> {
   const name = path.basename(file, IMAGE_SUFFIX);
   try {
     const info = await withImage(file, {}, (image) => image.info());
@@ -158,6 +163,7 @@ async function entryOf(file: string): Promise<Entry> {
       base: info.base && { path: info.base.path, snapshot: info.base.snapshot },
       state: stateOf(info),
       holder: info.holder,
+      ...((await isStalled(info.holder, mount, name)) && { stalled: true }),
       receiving: await receptionOf(info),
       error: null,
     };

@@ -37,10 +37,15 @@ int log_descriptor() {
   return descriptor;
 }
 
+// The time as in the mount's log: 2026-01-01T12:00:00.000Z.
 std::string stamped(const std::string& text) {
   timespec now;
   clock_gettime(CLOCK_REALTIME, &now);
-  return std::to_string(now.tv_sec) + "." + std::to_string(1000 + now.tv_nsec / 1'000'000).substr(1) + " " + text +
+  tm utc = {};
+  gmtime_r(&now.tv_sec, &utc);
+  char time[sizeof "2026-01-01T12:00:00"];
+  const size_t length = strftime(time, sizeof time, "%FT%T", &utc);
+  return std::string(time, length) + "." + std::to_string(1000 + now.tv_nsec / 1'000'000).substr(1) + "Z " + text +
          "\n";
 }
 

@@ -34,24 +34,30 @@ uint64_t Histogram::quantile_us(double fraction) const {
 
 namespace {
 
-struct Gauge {
+// In metrics a counter's name ends in "_total", and times are in seconds; in status each has its plain name.
+struct Figure {
   const char* name;
+  const char* metric;
   const char* type;
   const std::atomic<uint64_t> Statistics::*value;
   const char* help;
+  bool nanoseconds = false;
 };
 
-constexpr Gauge kGauges[] = {
-    {"copied_bytes", "counter", &Statistics::copied_bytes, "Bytes copied from lower layers."},
-    {"clean_cache_bytes", "gauge", &Statistics::clean_bytes, "Resident clean copies of lower blocks."},
-    {"clean_cache_dropped_bytes", "counter", &Statistics::clean_dropped, "Clean copies dropped for the budget."},
-    {"mappings", "gauge", &Statistics::mappings, "Memory mappings in use (an upper estimate)."},
-    {"promotions", "counter", &Statistics::promotions, "Fragmented chunks that were completed."},
-    {"stalls", "counter", &Statistics::stalls, "Faults that found no disk space and waited."},
-    {"stalled", "gauge", &Statistics::stalled_now, "Faults that wait for disk space now."},
-    {"live_snapshots", "counter", &Statistics::snapshots, "Snapshots of the running guest."},
-    {"last_freeze_nanoseconds", "gauge", &Statistics::last_freeze_ns, "How long the last snapshot froze the memory."},
-    {"monitor_syncs", "counter", &Statistics::syncs, "Flushes of the guest."},
+constexpr Figure kFigures[] = {
+    {"copied_bytes", "copied_bytes_total", "counter", &Statistics::copied_bytes, "Bytes copied from lower layers."},
+    {"clean_cache_bytes", "clean_cache_bytes", "gauge", &Statistics::clean_bytes,
+     "Resident clean copies of lower blocks."},
+    {"clean_cache_dropped_bytes", "clean_cache_dropped_bytes_total", "counter", &Statistics::clean_dropped,
+     "Clean copies dropped for the budget."},
+    {"mappings", "mappings", "gauge", &Statistics::mappings, "Memory mappings in use (an upper estimate)."},
+    {"promotions", "promotions_total", "counter", &Statistics::promotions, "Fragmented chunks that were completed."},
+    {"stalls", "stalls_total", "counter", &Statistics::stalls, "Faults that found no disk space and waited."},
+    {"stalled", "stalled", "gauge", &Statistics::stalled_now, "Faults that wait for disk space now."},
+    {"live_snapshots", "live_snapshots_total", "counter", &Statistics::snapshots, "Snapshots of the running guest."},
+    {"last_freeze_nanoseconds", "last_freeze_seconds", "gauge", &Statistics::last_freeze_ns,
+     "How long the last snapshot froze the memory.", true},
+    {"monitor_syncs", "monitor_syncs_total", "counter", &Statistics::syncs, "Flushes of the guest."},
 };
 
 }  // namespace
@@ -66,8 +72,8 @@ std::string Statistics::json() const {
             ",\"p99Us\":" + std::to_string(histogram.quantile_us(0.99)) + "}";
   }
   text += "}";
-  for (const Gauge& gauge : kGauges)
-    text += std::string(",\"") + gauge.name + "\":" + std::to_string((this->*gauge.value).load());
+  for (const Figure& figure : kFigures)
+    text += std::string(",\"") + figure.name + "\":" + std::to_string((this->*figure.value).load());
   return text + "}";
 }
 
@@ -88,9 +94,12 @@ std::string Statistics::prometheus() const {
     text += name + "_sum{" + labels + "} " + std::to_string(static_cast<double>(histogram.sum_ns()) / 1e9) + "\n";
     text += name + "_count{" + labels + "} " + std::to_string(histogram.count()) + "\n";
   }
-  for (const Gauge& gauge : kGauges)
-    text += std::string("# HELP pcow_") + gauge.name + " " + gauge.help + "\n# TYPE pcow_" + gauge.name + " " +
-            gauge.type + "\npcow_" + gauge.name + " " + std::to_string((this->*gauge.value).load()) + "\n";
+  for (const Figure& figure : kFigures) {
+    const uint64_t value = (this->*figure.value).load();
+    const std::string metric = std::string("pcow_") + figure.metric;
+    text += "# HELP " + metric + " " + figure.help + "\n# TYPE " + metric + " " + figure.type + "\n" + metric + " " +
+            (figure.nanoseconds ? std::to_string(static_cast<double>(value) / 1e9) : std::to_string(value)) + "\n";
+  }
   return text;
 }
 

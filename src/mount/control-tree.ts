@@ -166,7 +166,7 @@ export const STATUS = 'status';
 export const mountControls: ReadonlyMap<string, ControlFile<null>> = new Map<string, ControlFile<null>>([
   ['help', { read: () => Promise.resolve(HELP) }],
   ['status', { read: (context) => mountStatus(context.place, context.catalog, context.lastError) }],
-  ['metrics', { read: async (context) => allMetrics(await soundEntries(context.catalog)) }],
+  ['metrics', { read: async (context) => allMetrics(await everyEntry(context.catalog)) }],
   [
     'snapshot',
     {
@@ -196,11 +196,16 @@ async function allMetrics(entries: ImageEntry[]): Promise<string> {
   return (await metricsOf(entries)) + (await attachmentMetrics(entries));
 }
 
-async function soundEntries(catalog: Catalog): Promise<ImageEntry[]> {
-  const found = await Promise.all(
-    (await catalog.names()).map(async (name) => catalog.findSound(name).catch(() => null)),
-  );
+/** Whatever is wrong with them; but for those that go away at this moment. */
+async function everyEntry(catalog: Catalog): Promise<ImageEntry[]> {
+  const found = await Promise.all((await catalog.names()).map(async (name) => catalog.find(name).catch(() => null)));
   return found.filter((it) => it !== null).map(({ entry }) => entry);
+}
+
+async function soundEntries(catalog: Catalog): Promise<ImageEntry[]> {
+  const entries = await everyEntry(catalog);
+  const sound = await Promise.all(entries.map(async (entry) => (await entry.state()).state === 'ok'));
+  return entries.filter((_, at) => sound[at]);
 }
 
 function oneWord(text: string, usage: string): string {

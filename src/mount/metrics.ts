@@ -1,12 +1,23 @@
 /** Figures as Prometheus reads them (text format 0.0.4): `.pcow/NAME/metrics` for an image, `.pcow/metrics` for all. */
+import { statfs } from 'node:fs/promises';
+
 import type { ImageInfo } from '../engine/index.js';
-import type { ImageEntry } from './image-entry.js';
+import type { ImageEntry, ImageState } from './image-entry.js';
 import type { Traffic } from './traffic.js';
 
+/** An image whose state is 'ok'. */
 interface Sample {
   entry: ImageEntry;
   info: ImageInfo;
   traffic: Traffic;
+  /** Of the disk that its file is on; null: unknown. */
+  disk: { free: number; size: number } | null;
+}
+
+/** Any other is in `all` only. */
+interface Samples {
+  all: { name: string; state: ImageState }[];
+  sound: Sample[];
 }
 
 interface Family {
@@ -20,6 +31,18 @@ interface Family {
 const FAMILIES: Family[] = [
   gauge('pcow_size_bytes', 'Size of the image as a guest sees it.', ({ info }) => info.size),
   gauge('pcow_disk_use_bytes', 'What the image file takes on its disk.', ({ info }) => info.diskUse),
+  {
+    name: 'pcow_disk_free_bytes',
+    type: 'gauge',
+    help: 'Free space on the disk of the image file, for its owner.',
+    values: ({ disk }) => (disk ? [['', disk.free]] : []),
+  },
+  {
+    name: 'pcow_disk_size_bytes',
+    type: 'gauge',
+    help: 'Size of that disk.',
+    values: ({ disk }) => (disk ? [['', disk.size]] : []),
+  },
   gauge('pcow_snapshots', 'Snapshots of the image.', ({ info }) => info.snapshots),
   gauge('pcow_chain_layers', 'Layers that a read may fall through.', ({ info }) => info.chain.length),
   {
@@ -50,22 +73,53 @@ const FAMILIES: Family[] = [
   counter('pcow_stop_seconds_total', 'Time that they were stopped.', ({ entry }) => entry.stops.seconds),
 ];
 
+/** Of all these images, whatever is wrong with them. */
 export async function metricsOf(entries: ImageEntry[]): Promise<string> {
-  const samples = await Promise.all(
-    entries.map(async (entry): Promise<Sample> => {
-      const { image } = await entry.view();
-      return { entry, info: image.info(), traffic: entry.traffic() };
-    }),
-  );
-  return FAMILIES.map((family) => {
-    const lines = samples.flatMap((sample) =>
+  const { all, sound } = await samplesOf(entries);
+  const states = all.map(({ name, state }) => `${STATE}{${imageLabel(name)},state="${escaped(state)}"} 1\n`);
+  const families = FAMILIES.map((family) => {
+    const lines = sound.flatMap((sample) =>
       family.values(sample).map(([labels, value]) => {
         const image = imageLabel(sample.entry.name);
         return `${family.name}{${labels === '' ? image : `${image},${labels}`}} ${value}\n`;
       }),
     );
-    return `# HELP ${family.name} ${family.help}\n# TYPE ${family.name} ${family.type}\n${lines.join('')}`;
-  }).join('');
+    return head(family) + lines.join('');
+  });
+  const stateHead = head({ name: STATE, type: 'gauge', help: 'Always 1; the state is "ok", or says what is wrong.' });
+  return [stateHead, ...states, ...families].join('');
+}
+
+const STATE = 'pcow_image_state';
+
+function head({ name, type, help }: Pick<Family, 'name' | 'type' | 'help'>): string {
+  return `# HELP ${name} ${help}\n# TYPE ${name} ${type}\n`;
+}
+
+async function samplesOf(entries: ImageEntry[]): Promise<Samples> {
+  const samples: Samples = { all: [], sound: [] };
+  await Promise.all(
+    entries.map(async (entry) => {
+      const disk = await diskOf(entry.file);
+      const { state } = await entry.state();
+      samples.all.push({ name: entry.name, state });
+      if (state !== 'ok') return;
+      const { image } = await entry.view();
+      samples.sound.push({ entry, info: image.info(), traffic: entry.traffic(), disk });
+    }),
+  );
+  samples.all.sort((a, b) => (a.name < b.name ? -1 : 1));
+  samples.sound.sort((a, b) => (a.entry.name < b.entry.name ? -1 : 1));
+  return samples;
+}
+
+async function diskOf(file: string): Promise<Sample['disk']> {
+  try {
+    const { bsize, bavail, blocks } = await statfs(file);
+    return { free: bavail * bsize, size: blocks * bsize };
+  } catch {
+    return null; // the image file has just gone
+  }
 }
 
 export function imageLabel(name: string): string {

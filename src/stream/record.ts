@@ -41,7 +41,8 @@ export function checksumOf(record: Buffer): number {
 
 /** What begins with these bytes is something else, and not damaged. */
 function noStream(start: Buffer): PcowError {
-  const [, , what, instead] = OTHERS.find(([magic, at]) => start.toString('latin1', at, at + magic.length) === magic) ?? [];
+  const [, , what, instead] =
+    OTHERS.find(([magic, at]) => start.toString('latin1', at, at + magic.length) === magic) ?? [];
   const it = 'a stream of pcow send or pcow export';
   if (what === undefined) return new PcowError('PCOW_NOT_AN_IMAGE', `this is not ${it}`);
   return instead === undefined

@@ -29,6 +29,7 @@ export class TestMount {
   readonly images: string;
   readonly point: string;
   #daemon: ChildProcess | null = null;
+  #log = '';
 
   constructor(
     readonly t: ExecutionContext<unknown>,
@@ -45,6 +46,18 @@ export class TestMount {
 
   async mount(...options: string[]): Promise<void> {
     this.#daemon = await mounted(this.t, this.images, this.point, ...options);
+    for (const stream of [this.#daemon.stdout, this.#daemon.stderr]) {
+      stream?.on('data', (text: string) => {
+        this.#log += text;
+        this.#daemon?.emit('said');
+      });
+    }
+  }
+
+  /** Waits for a line of its log after it was ready. */
+  async logged(line: RegExp): Promise<void> {
+    const limit = AbortSignal.timeout(60_000);
+    while (!line.test(this.#log)) await once(this.daemon, 'said', { signal: limit });
   }
 
   /** Ends it as a user would. Fails where it is in use. */

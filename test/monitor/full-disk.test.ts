@@ -9,6 +9,7 @@ import { Image } from '../../src/engine/index.js';
 import { imagesFor, MiB, type TestMount } from '../helpers/mount.js';
 import { attachedTo, imageOnBase, monitored, monitorReport } from '../helpers/monitored.js';
 import { program } from '../helpers/program.js';
+import { pcowIn, succeeds } from '../cli/outcome.js';
 import { fillDisk, freeDisk, mountSmallDisk } from '../helpers/small-disk.js';
 
 const BLOCK = 65536;
@@ -53,6 +54,11 @@ for (const over of ['holes', 'a base'] as const) {
     await stalls(mount);
     t.false(await settled(waiting));
     t.regex(await readFile(mount.control('vm1', 'metrics'), 'utf8'), /^pcow_stalled\{[^}]*\} 1$/m);
+    t.regex(await readFile(mount.control('vm1', 'metrics'), 'utf8'), /^pcow_disk_free_bytes\{image="vm1"\} \d{1,6}$/m);
+    const pcow = pcowIn(mount.scratch);
+    t.regex(await succeeds(t, pcow('list', 'mnt')), /^vm1 .* stalled \(process \d+\): its disk is full or fails$/m);
+    t.regex(await succeeds(t, pcow('info', 'mnt/vm1')), /^state +stalled: process \d+ waits for the disk/m);
+    await mount.logged(/^\S+Z vm1: process \d+ \(map-tool\) stands still, for the disk of its image is full/m);
     t.deepEqual(
       (await readFile(mount.file('vm1'))).subarray(0, 4 * BLOCK),
       model.subarray(0, 4 * BLOCK),
@@ -62,6 +68,7 @@ for (const over of ['holes', 'a base'] as const) {
     await freeDisk(mount.images);
     t.is(await waiting, 'ok');
     t.is((await monitorReport(mount, 'vm1')).stalled, 0);
+    await mount.logged(/^\S+Z vm1: process \d+ \(map-tool\) goes on after \d+ s$/m);
     t.is(await tool.ask('sync'), 'ok');
     const dump = path.join(mount.scratch, 'dump');
     t.is(await tool.ask(`dump ${dump}`), 'ok');

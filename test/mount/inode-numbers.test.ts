@@ -25,25 +25,28 @@ async function everyFile(mount: TestMount, order: readonly string[]): Promise<Ma
   return numbers;
 }
 
-test.serial('a file has the same number in every mount, whatever is looked at first, and no other has it', async (t) => {
-  const mount = await imagesFor(t, { a: 4 * MiB, b: 4 * MiB });
-  await mount.mount();
-  for (const name of ['a', 'b']) for (const snapshot of ['s', 't']) await mount.write(snapshot, name, 'snapshot');
-  await mount.unmount();
-  // One with the same uuid and the same snapshots.
-  await copyFile(mount.image('a'), mount.image('copy'));
-  await mount.mount();
-  const first = await everyFile(mount, ['a', 'b', 'copy']);
-  await mount.unmount();
-  await mount.mount();
-  const second = await everyFile(mount, ['copy', 'b', 'a']);
-  t.deepEqual(new Map([...second].sort()), new Map([...first].sort()));
-  t.is(new Set(first.values()).size, first.size);
-  t.true([...first.values()].some((number) => number > 2n ** 53n));
-  // Renamed it is the same file.
-  await run('mv', [mount.file('b'), mount.file('c')]);
-  t.is((await stat(mount.file('c'), { bigint: true })).ino, first.get(mount.file('b')) ?? 0n);
-});
+test.serial(
+  'a file has the same number in every mount, whatever is looked at first, and no other has it',
+  async (t) => {
+    const mount = await imagesFor(t, { a: 4 * MiB, b: 4 * MiB });
+    await mount.mount();
+    for (const name of ['a', 'b']) for (const snapshot of ['s', 't']) await mount.write(snapshot, name, 'snapshot');
+    await mount.unmount();
+    // One with the same uuid and the same snapshots.
+    await copyFile(mount.image('a'), mount.image('copy'));
+    await mount.mount();
+    const first = await everyFile(mount, ['a', 'b', 'copy']);
+    await mount.unmount();
+    await mount.mount();
+    const second = await everyFile(mount, ['copy', 'b', 'a']);
+    t.deepEqual(new Map([...second].sort()), new Map([...first].sort()));
+    t.is(new Set(first.values()).size, first.size);
+    t.true([...first.values()].some((number) => number > 2n ** 53n));
+    // Renamed it is the same file.
+    await run('mv', [mount.file('b'), mount.file('c')]);
+    t.is((await stat(mount.file('c'), { bigint: true })).ino, first.get(mount.file('b')) ?? 0n);
+  },
+);
 
 test.serial('the numbers in a directory are those of the files', async (t) => {
   const mount = await imagesFor(t, { vm1: MiB, vm2: MiB });
@@ -53,7 +56,12 @@ test.serial('the numbers in a directory are those of the files', async (t) => {
     'import os, sys\nfor it in os.scandir(sys.argv[1]): print(it.name, it.inode())',
     mount.point,
   ]);
-  const listed = new Map(stdout.trim().split('\n').map((line) => line.split(' ') as [string, string]));
+  const listed = new Map(
+    stdout
+      .trim()
+      .split('\n')
+      .map((line) => line.split(' ') as [string, string]),
+  );
   for (const name of await readdir(mount.point)) {
     t.is(listed.get(name), String((await stat(mount.file(name), { bigint: true })).ino));
   }

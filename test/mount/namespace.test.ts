@@ -40,18 +40,21 @@ test.serial('images show as plain files of their full size', async (t) => {
   t.true(flat.isFile());
 });
 
-test.serial('the control files are listed with --show-control only, and are there for whoever names them', async (t) => {
-  const mount = await imagesFor(t, { vm1: MiB });
-  await mount.mount();
-  t.deepEqual(await readdir(mount.point), ['vm1']);
-  await mount.write('s', 'vm1', 'snapshot');
-  const copy = path.join(mount.scratch, 'copy');
-  await run('cp', ['-r', mount.point, copy]);
-  t.deepEqual(await readdir(copy), ['vm1']);
-  await mount.unmount();
-  await mount.mount('--show-control');
-  t.deepEqual(await readdir(mount.point), ['.pcow', 'vm1']);
-});
+test.serial(
+  'the control files are listed with --show-control only, and are there for whoever names them',
+  async (t) => {
+    const mount = await imagesFor(t, { vm1: MiB });
+    await mount.mount();
+    t.deepEqual(await readdir(mount.point), ['vm1']);
+    await mount.write('s', 'vm1', 'snapshot');
+    const copy = path.join(mount.scratch, 'copy');
+    await run('cp', ['-r', mount.point, copy]);
+    t.deepEqual(await readdir(copy), ['vm1']);
+    await mount.unmount();
+    await mount.mount('--show-control');
+    t.deepEqual(await readdir(mount.point), ['.pcow', 'vm1']);
+  },
+);
 
 test.serial('a flat file has the times of its image to the last digit, from the first look on', async (t) => {
   const mount = await imagesFor(t, { vm1: MiB });
