@@ -31,6 +31,14 @@ Result<std::string> path_of(const File& file) {
   return std::string(target, static_cast<size_t>(length));
 }
 
+// The directory in which an open file lies, or lay when that name of it went: what a relative base path is relative to. Not that of the
+// path by which it was opened, for it may have been renamed since.
+Result<std::string> directory_of(const File& file) {
+  auto real = path_of(file);
+  if (!real) return real;
+  return real->substr(0, std::max<size_t>(1, real->rfind('/')));
+}
+
 bool lies_in(const std::string& path, const std::string& directory) {
   return path.size() > directory.size() + 1 && path.compare(0, directory.size(), directory) == 0 &&
          (directory == "/" || path[directory.size()] == '/');
@@ -126,7 +134,8 @@ struct BaseOpening {
 
 // One of the files in hand where one is what `stander` stands on: it is so whatever its name is by now, and there may be no
 // descriptor left for another. Otherwise what the path leads to.
-Result<OpenedBase> open_base(const BaseOpening& opening, const std::string& stander, const BaseReference& reference) {
+Result<OpenedBase> open_base(const BaseOpening& opening, const std::string& stander, const File& stander_file,
+                             const BaseReference& reference) {
   for (const auto& file : opening.held) {
     auto superblock = read_superblock(*file);
     if (!superblock || superblock->uuid != reference.uuid) continue;
@@ -136,7 +145,7 @@ Result<OpenedBase> open_base(const BaseOpening& opening, const std::string& stan
   const OpenOptions& options = opening.options;
   if (opening.only_held)
     return Error(Code::kBaseMissing, stander + " stands on " + reference.path + ", which was not handed over");
-  auto directory_path = directory_of(stander);
+  auto directory_path = directory_of(stander_file);
   if (!directory_path) return missing_base(stander, reference.path, directory_path.error());
   const std::string base_path = reference.path[0] == '/' ? reference.path : *directory_path + "/" + reference.path;
   auto file = File::open(base_path, false, options.observer);
@@ -167,12 +176,6 @@ Result<void> check_chain_below(const std::string& image, const std::shared_ptr<F
 }
 
 }  // namespace
-
-Result<std::string> directory_of(const std::string& image_path) {
-  auto real = real_path(image_path);
-  if (!real) return real;
-  return real->substr(0, std::max<size_t>(1, real->rfind('/')));
-}
 
 Result<LoadedStructure> load_structure(const File& file, const GenerationWatch* watch) {
   // With a writer at work, a slot may be half written and a directory replaced between our two looks: look again. A slot
@@ -301,10 +304,11 @@ Result<BaseChain> ImageState::open_chain(std::optional<BaseReference> reference,
   visited.emplace(own->st_dev, own->st_ino);
   const BaseOpening opening{options, geometry, held, bases_are_given};
   std::string stander = path;  // the image that names the next base
+  std::shared_ptr<File> stander_file = file;
   while (reference) {
     if (bases.files.size() >= kMaxChainImages)
       return Error(Code::kLimit, path + ": its chain has more than " + std::to_string(kMaxChainImages) + " images");
-    auto base = open_base(opening, stander, *reference);
+    auto base = open_base(opening, stander, *stander_file, *reference);
     if (!base) return base.error();
     auto status = base->file->status();
     if (!status) return status.error();
@@ -326,6 +330,7 @@ Result<BaseChain> ImageState::open_chain(std::optional<BaseReference> reference,
     bases.files.push_back(base->file);
     bases.watches.push_back({base->watch, base->loaded.seen});
     stander = base->name;
+    stander_file = base->file;
     reference = base->loaded.superblock.base;
   }
   return bases;

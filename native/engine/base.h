@@ -21,9 +21,6 @@ struct FoundBase {
 // the base lies in or below it, or where the caller's path is relative; otherwise absolute. Waits until the layer is durable.
 Result<FoundBase> find_base(const std::string& image_path, const BaseSpec& spec);
 
-// The image's directory, with symbolic links resolved: what a relative base path is relative to.
-Result<std::string> directory_of(const std::string& image_path);
-
 // What a file of a chain says of itself, read so that a writer at work in another process cannot mislead.
 struct LoadedStructure {
   Superblock superblock;

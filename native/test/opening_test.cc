@@ -11,6 +11,7 @@
 #include "../engine/crc32c.h"
 #include "../engine/file.h"
 #include "../engine/locking.h"
+#include "../engine/names.h"
 #include "../engine/page_cache.h"
 #include "../engine/recovery.h"
 #include "../engine/superblock.h"
@@ -438,6 +439,26 @@ void waits_for_a_recovery() {
   writer.join();
 }
 
+// Who has an image open while it is renamed (by a second name, as src/engine/rename.ts does it) finds the base that it gets then.
+void another_base_after_a_rename() {
+  const TemporaryDirectory directory;
+  const std::string path = sample(directory), renamed = directory / "renamed.pcow", base = directory / "base.pcow";
+  const auto reader = MUST(open_image(path, false));
+  CreateOptions options;
+  options.size = 16 * kBlock;
+  MUST(create_image(base, options));
+  auto frozen = MUST(open_image(base, true));
+  fill(frozen.get(), kBlock, kBlock, 'b');
+  MUST(frozen->snapshot("s"));
+  MUST(frozen->close());
+  MUST(add_name(path, renamed));
+  MUST(remove_name(path));
+  auto writer = MUST(open_image(renamed, true));
+  MUST(writer->set_base(BaseSpec{base, "s", 0}, true));
+  CHECK(byte_at(*reader, 0) == '2' && byte_at(*reader, kBlock) == 'b');
+  MUST(writer->close());
+}
+
 }  // namespace
 
 int main() {
@@ -450,5 +471,6 @@ int main() {
   newer_programs();
   contradictions();
   appended_bytes();
+  another_base_after_a_rename();
   return 0;
 }
