@@ -9,6 +9,7 @@
 
 #include "file.h"
 #include "locking.h"
+#include "rules.h"
 #include "superblock.h"
 
 namespace pcow {
@@ -87,10 +88,12 @@ bool is_named(int descriptor, const std::string& path) {
 
 }  // namespace
 
-Result<void> sync_directory_of(const std::string& path) { return sync_path(directory_part(path), O_DIRECTORY); }
+Result<void> sync_directory_of(const std::string& path) {
+  return keeps(Rule::kNameBeforeReturn) ? sync_path(directory_part(path), O_DIRECTORY) : Result<void>();
+}
 
 Result<void> give_name(const std::string& draft, const std::string& name, bool replace) {
-  PCOW_TRY(sync_path(draft, 0));
+  if (keeps(Rule::kFileBeforeName)) PCOW_TRY(sync_path(draft, 0));
   const int err = !replace                                  ? rename_without_replacing(draft, name)
                   : rename(draft.c_str(), name.c_str()) < 0 ? errno
                                                             : 0;

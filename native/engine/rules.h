@@ -41,6 +41,9 @@ enum class Rule {
   kDurableBeforeSeal,            // a frozen layer is on the disk before the superblock that seals it
   kSealedBeforeNamed,            // a frozen layer is sealed before another image names it as its base
   kSealBeforeReturn,             // the seal is on the disk before a snapshot returns
+  // Names.
+  kFileBeforeName,    // a file is on the disk before it gets its name
+  kNameBeforeReturn,  // a name that was given or taken away is so on the disk before that returns
   // Closing.
   kSyncBeforeClean,   // everything is on the disk before the superblock says `clean`
   kHolesBeforeClean,  // everything free is a hole before it does

@@ -91,7 +91,8 @@ std::string difference(const World& world, const Content& content) {
     if (found == content.snapshots.end()) return "snapshot " + name + " is missing";
     if (found->second != stamps) return "snapshot " + name + " has changed";
   }
-  if (content.snapshots.size() != world.snapshots.size()) return "there is a snapshot too many";
+  for (const auto& [name, stamps] : content.snapshots)
+    if (!world.snapshots.contains(name)) return "there is a snapshot too many, " + name;
   if (content.active.size() != world.active.size()) return "the size is wrong";
   for (size_t i = 0; i < content.active.size(); i++)
     if (!world.active[i].contains(content.active[i]))

@@ -4,6 +4,7 @@
 #include <iterator>
 
 #include "check.h"
+#include "family.h"
 #include "workload.h"
 
 using namespace crash;
@@ -61,6 +62,7 @@ void run_workloads(Run* run, int steps) {
 }
 
 void run_workload(Run* run, const std::string& name, int steps) {
+  if (name == "family") return run_families(run, steps);
   if (name == kLongMerge.name) return Workload(run, kLongMerge, 4096).go(steps);
   if (name == kReuse.name) return Workload(run, kReuse, 4096).reuse_during_a_merge();
   if (name == kCloned.name) return Workload(run, kCloned, 4096).clone_of_a_snapshot();

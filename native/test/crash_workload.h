@@ -52,7 +52,7 @@ struct Run {
 
 // All workloads, that many steps of each.
 void run_workloads(Run* run, int steps);
-// One of them, by name.
+// One of them, by name; or "family": several images at once (family.h).
 void run_workload(Run* run, const std::string& name, int steps);
 // One, with a block size. Few power cuts: with `run->fault`, it is one of many.
 void run_with_fault(Run* run, const std::string& name, uint32_t block_size, int steps);

@@ -178,6 +178,10 @@ DiskState DiskSimulator::cached() const {
   return choose([](size_t count) { return count - 1; }, nullptr);
 }
 
+DiskState DiskSimulator::on_disk() const {
+  return choose([](size_t) { return size_t{0}; }, nullptr);
+}
+
 void DiskSimulator::sample(size_t budget, std::mt19937_64* random, const std::function<void(DiskState)>& use) const {
   std::vector<size_t> counts;
   if (sizes_.size() > 1) counts.push_back(sizes_.size());

@@ -50,6 +50,8 @@ class DiskSimulator {
 
   // What every process sees.
   DiskState cached() const;
+  // What has surely reached the disk, and no more.
+  DiskState on_disk() const;
   // States that a power cut could leave now: all of them where there are at most `budget`, otherwise the two extremes,
   // states where just one page is ahead of the others or behind, and random ones.
   void sample(size_t budget, std::mt19937_64* random, const std::function<void(DiskState)>& use) const;
