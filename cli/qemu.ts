@@ -3,7 +3,7 @@
  * (Tried with QEMU 7.2; test/cli/qemu-args.test.ts starts the installed QEMU with them.)
  */
 import { Failure } from './errors.js';
-import { quote } from './quote.js';
+import { quote, word } from './quote.js';
 import { formatSize, GIB, MIB, sizeArgument } from './size.js';
 
 export const DEVICES = ['virtio-pmem', 'nvdimm'] as const;
@@ -75,11 +75,11 @@ export function warningsFor({ images, device, unarmed }: Pick<QemuRequest, 'imag
       throw new Failure(
         'PCOW_INVALID',
         `${quote(file)} has ${size} bytes, which is not a multiple of 2 MiB, as QEMU needs it; the next one is ${fitting}`,
-        `pcow resize ${file} ${fitting}`,
+        `pcow resize ${word(file)} ${fitting}`,
       );
     }
     if (size % SECTION !== 0) {
-      warnings.push(`${quote(file)}: ${sectionWarning(size)} (pcow resize ${file} ${nextSection(size)})`);
+      warnings.push(`${quote(file)}: ${sectionWarning(size)} (pcow resize ${word(file)} ${nextSection(size)})`);
     }
   }
   if (device === 'nvdimm') {

@@ -11,6 +11,7 @@ import { failWith, forEach } from '../several.js';
 import { formatSize } from '../size.js';
 import { findImage, type ImageTarget } from '../target.js';
 import { patiently, waitOption } from '../waiting.js';
+import { word } from '../quote.js';
 
 interface Options {
   repair?: boolean;
@@ -62,7 +63,7 @@ async function checkOne(given: string, { repair = false, json = false, progress,
     throw new Failure(
       'PCOW_BUSY',
       `${target.name} is mounted on ${target.mount.mountpoint}: a repair needs the image for itself`,
-      `end the mount first: pcow umount ${target.mount.mountpoint}`,
+      `end the mount first: pcow umount ${word(target.mount.mountpoint)}`,
     );
   }
   await refuseForeign(target);
@@ -128,7 +129,7 @@ function summary(target: ImageTarget, report: CheckReport, repair: boolean): str
     ].join(', ');
     const next = repair
       ? 'this cannot be mended without guessing: restore the image from a copy'
-      : `“pcow check ${target.given} --repair” mends what can be mended`;
+      : `“pcow check ${word(target.given)} --repair” mends what can be mended`;
     lines.push(`${target.file}: ${found}${figures}`, next);
   }
   if (report.inUse) {

@@ -9,6 +9,7 @@ import { say, sayJson } from '../output.js';
 import { type ProgressForm, progressOption, withProgress } from '../progress.js';
 import { findImage, type ImageTarget } from '../target.js';
 import { patiently, waitOption } from '../waiting.js';
+import { word } from '../quote.js';
 
 export function addCommit(program: Command): void {
   const command = program
@@ -63,7 +64,7 @@ async function commit(given: string, { name, json, wait, progress }: Options): P
     throw new Failure(
       'PCOW_BUSY',
       `the base ${into.file} is mounted on ${into.mount.mountpoint}, and ${image.name} is not`,
-      `end that mount first: pcow umount ${into.mount.mountpoint}`,
+      `end that mount first: pcow umount ${word(into.mount.mountpoint)}`,
     );
   } else {
     await patiently(wait, () => commitAtRest(image, into, snapshot, { automatic: name === undefined, progress }));

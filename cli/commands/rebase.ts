@@ -7,7 +7,7 @@ import { withImage } from '../images.js';
 import { checkBase, onFrozenLayer } from '../making.js';
 import { say, sayJson } from '../output.js';
 import { type ProgressForm, progressOption, withProgress } from '../progress.js';
-import { quote } from '../quote.js';
+import { quote, word } from '../quote.js';
 import { findImage, findTarget, type ImageTarget, type Target } from '../target.js';
 import { patiently, waitOption } from '../waiting.js';
 
@@ -74,7 +74,7 @@ async function rebaseSafely(image: ImageTarget, base: Target | null, form: Progr
     throw new Failure(
       'PCOW_BASE_OUTSIDE',
       `${quote(image.given)} is mounted, and ${quote(base.image.given)} is not in the same mount`,
-      `move it into ${image.mount.directory}, or end the mount first: pcow umount ${image.mount.mountpoint}`,
+      `move it into ${image.mount.directory}, or end the mount first: pcow umount ${word(image.mount.mountpoint)}`,
     );
   }
 }
@@ -85,7 +85,7 @@ export async function rebaseBlindly(image: ImageTarget, base: Target | null): Pr
     throw new Failure(
       'PCOW_BUSY',
       `the base of ${image.name} can't be changed unseen while it is mounted on ${image.mount.mountpoint}`,
-      `pcow umount ${image.mount.mountpoint}`,
+      `pcow umount ${word(image.mount.mountpoint)}`,
     );
   }
   if (base === null) {

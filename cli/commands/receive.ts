@@ -9,6 +9,7 @@ import { readFrom } from '../pipe.js';
 import { type ProgressForm, progressOption, withProgress } from '../progress.js';
 import { formatSize } from '../size.js';
 import { findImage, type ImageTarget, newImage } from '../target.js';
+import { word } from '../quote.js';
 
 interface Options {
   resumeToken?: boolean;
@@ -89,7 +90,7 @@ async function withNextStep(error: unknown, target: ImageTarget): Promise<unknow
     return new Failure(
       'PCOW_BUSY',
       `${target.name} is in use in the mount on ${mount.mountpoint}, and receiving needs the image for itself`,
-      `end the mount first: pcow umount ${mount.mountpoint}`,
+      `end the mount first: pcow umount ${word(mount.mountpoint)}`,
     );
   }
   if (isPcowError(error, 'PCOW_EXISTS', 'PCOW_NOT_FOUND')) {

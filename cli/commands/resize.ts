@@ -8,6 +8,7 @@ import { Failure } from '../errors.js';
 import { formatSize, parseNewSize } from '../size.js';
 import { findImage, type ImageTarget } from '../target.js';
 import { patiently, waitOption } from '../waiting.js';
+import { word } from '../quote.js';
 
 interface Options {
   shrink?: boolean;
@@ -52,7 +53,7 @@ async function change({ mount, file, name }: ImageTarget, bytes: number, shrink:
 
 function withNextStep(error: unknown, { given }: ImageTarget): unknown {
   if (!isPcowError(error, 'PCOW_INVALID')) return error;
-  const hint = `“pcow info ${given}” shows what that is: “pcow delete” takes a snapshot away, “pcow flatten” the base`;
+  const hint = `“pcow info ${word(given)}” shows what that is: “pcow delete” takes a snapshot away, “pcow flatten” the base`;
   return new Failure(error.code, error.message, hint);
 }
 
@@ -65,7 +66,7 @@ async function resize(given: string, size: string, options: Options): Promise<vo
     throw new Failure(
       'PCOW_INVALID',
       `${image.name} has ${formatSize(present)}, and making it smaller loses what lies behind ${formatSize(bytes)}`,
-      `if that is meant: pcow resize ${given} ${size} --shrink`,
+      `if that is meant: pcow resize ${word(given)} ${size} --shrink`,
     );
   }
   try {

@@ -5,7 +5,7 @@ import { askImage } from '../control.js';
 import { Failure } from '../errors.js';
 import { addNotes } from '../help.js';
 import { say, sayJson } from '../output.js';
-import { quote } from '../quote.js';
+import { quote, word } from '../quote.js';
 import { findTarget, type ImageTarget } from '../target.js';
 import { patiently, waitOption } from '../waiting.js';
 
@@ -63,7 +63,7 @@ async function imageToRemove(given: string): Promise<ImageTarget> {
     throw new Failure(
       'PCOW_USAGE',
       `${quote(given)} is a snapshot, and rm deletes whole images`,
-      `to delete the snapshot: pcow delete ${given}`,
+      `to delete the snapshot: pcow delete ${word(given)}`,
     );
   }
   return image;

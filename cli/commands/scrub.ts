@@ -9,6 +9,7 @@ import { say, sayJson } from '../output.js';
 import { type ProgressForm, progressOption, withProgress } from '../progress.js';
 import { formatSize } from '../size.js';
 import { findImage, type ImageTarget } from '../target.js';
+import { word } from '../quote.js';
 
 interface Options {
   add?: boolean;
@@ -91,7 +92,7 @@ function summary(target: ImageTarget, report: ScrubReport, added: boolean): stri
     lines.push(`checksums made of ${formatSize(bytes)} more`);
   } else if (bytes > 0) {
     const named = missing.map(({ snapshot, missing: its }) => `${snapshot ?? 'a deleted snapshot'} ${formatSize(its)}`);
-    lines.push(`without checksums: ${named.join(', ')}; “pcow scrub ${target.given} --add” makes them`);
+    lines.push(`without checksums: ${named.join(', ')}; “pcow scrub ${word(target.given)} --add” makes them`);
   }
   return lines;
 }

@@ -223,7 +223,7 @@ bool Session::fail(Region* region, uint64_t offset, const Error& error) {
     report_stall(error);
     return false;
   }
-  log_notice(error.message + "; who touches it gets SIGBUS");
+  log_notice(error.message + "; accessing it raises SIGBUS");
   return true;
 }
 

@@ -207,3 +207,13 @@ test('a clone outside of its base’s directory is warned of', async (t) => {
   }
   t.is((await pcow('clone', 'base', 'vm3')).stderr, '');
 });
+
+test('what a hint tells to type is right for a shell', async (t) => {
+  const { directory, pcow } = await place(t);
+  await mkdir(path.join(directory, "it's mine"));
+  await succeeds(t, pcow('create', "it's mine/vm1", '20M'));
+  const { stderr } = await pcow('resize', "it's mine/vm1", '10M');
+  const line = /if that is meant: (.*)\n/.exec(stderr)?.[1] ?? '';
+  t.is(line, "pcow resize 'it'\\''s mine/vm1' 10M --shrink");
+  t.like(await (await shellIn(t, directory))(line), { exit: 0, stdout: 'vm1 has 10 MiB now\n' });
+});
