@@ -9,7 +9,7 @@ import test, { type ExecutionContext } from 'ava';
 
 import { Image } from '../../src/engine/index.js';
 import { HELP } from '../../src/mount/help.js';
-import { imagesFor, MiB, mountedImages, type TestMount } from '../helpers/mount.js';
+import { imagesFor, MiB, type TestMount } from '../helpers/mount.js';
 
 const run = promisify(execFile);
 
@@ -19,8 +19,10 @@ async function shell(mount: TestMount, command: string): Promise<string> {
   return stdout;
 }
 
+/** With the control files listed, so that tools that go through directories find them. */
 async function stage(t: ExecutionContext<unknown>): Promise<TestMount> {
-  const mount = await mountedImages(t, { vm1: MiB, vm2: MiB });
+  const mount = await imagesFor(t, { vm1: MiB, vm2: MiB });
+  await mount.mount('--show-control');
   await writeFile(mount.file('vm1'), 'needle', { flag: 'r+' });
   await mount.write('one', 'vm1', 'snapshot');
   return mount;
