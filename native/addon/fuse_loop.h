@@ -1,7 +1,7 @@
 // The threads that serve a mount's requests, in place of libfuse's own loop.
 //
-// libfuse takes each request through a table of inodes, builds its path and looks for interrupts, which reads and writes of an
-// open flat file have no use for. Here they go from the kernel's message straight to the image; every other request is libfuse's,
+// libfuse takes each request through a table of inodes, builds its path and looks for interrupts, which reads, writes and seeks of
+// an open flat file have no use for. Here they go from the kernel's message straight to the image; every other request is libfuse's,
 // as it came.
 #pragma once
 
