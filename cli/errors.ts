@@ -7,6 +7,7 @@ import { PcowError, type PcowErrorCode } from '../src/engine/errors.js';
 import { err } from './colors.js';
 import { exitCodeOf } from './exit-codes.js';
 import { inThisLocale } from './locale.js';
+import { CHANGE_DIRECTORY, explain, workingDirectoryIsGone } from './system-errors.js';
 
 const debug = createDebug('pcow:cli');
 
@@ -39,18 +40,30 @@ const NEXT_STEPS: Partial<Record<PcowErrorCode, string>> = {
 
 /** Writes an error for people to stderr and returns the exit code. `program` begins the line. */
 export function report(program: string, error: unknown): number {
-  if (!(error instanceof PcowError)) {
-    const stack = error instanceof Error ? error.stack : undefined;
-    process.stderr.write(`${err.red(`${program}:`)} unexpected failure: ${stack ?? String(error)}\n`);
-    return exitCodeOf(undefined);
-  }
-  debug('%s %s: %s', error.code, error.errnoName, error.stack);
-  process.stderr.write(`${err.red(`${program}:`)} ${inThisLocale(error.message)}\n`);
-  const hint = error instanceof Failure && error.hint !== undefined ? error.hint : NEXT_STEPS[error.code];
+  const { code, message, hint } = explained(error);
+  debug('%s: %s', code ?? 'unexpected', error instanceof Error ? error.stack : error);
+  process.stderr.write(`${err.red(`${program}:`)} ${inThisLocale(message)}\n`);
   if (hint !== undefined) {
     process.stderr.write(`${' '.repeat(program.length + 2)}${err.dim(inThisLocale(hint))}\n`);
   }
-  return exitCodeOf(error.code);
+  return exitCodeOf(code);
+}
+
+/** Any error as a sentence, with the next step, and a code; null: a fault of Pcow itself. */
+export function explained(error: unknown): { code: PcowErrorCode | null; message: string; hint: string | undefined } {
+  if (error instanceof PcowError) {
+    const { code, message } = error;
+    const lost = error.errnoName === 'ENOENT' && workingDirectoryIsGone();
+    const own = error instanceof Failure ? error.hint : undefined;
+    return { code, message, hint: lost ? `the working directory was removed: ${CHANGE_DIRECTORY}` : (own ?? NEXT_STEPS[code]) };
+  }
+  const system = explain(error);
+  if (system !== null) return { ...system, hint: system.hint ?? NEXT_STEPS[system.code] };
+  return {
+    code: null,
+    message: `unexpected failure: ${error instanceof Error ? error.message : String(error)}`,
+    hint: 'this is a fault of Pcow: with DEBUG=pcow:* it tells where, which belongs into a report',
+  };
 }
 
 /** A line for people on stderr that is no failure: the command goes on. */

@@ -1,18 +1,16 @@
 /** Long lists on stdout: written in pieces, no faster than they are read. */
-import { once } from 'node:events';
+import { put, roomForMore } from './output.js';
 
 export async function sayEach(lines: AsyncIterable<string>): Promise<void> {
   let piece = '';
   for await (const line of lines) {
     piece += line;
     if (piece.length >= 65536) {
-      if (!process.stdout.write(piece)) {
-        await once(process.stdout, 'drain');
-      }
+      if (!put(piece)) await roomForMore();
       piece = '';
     }
   }
-  process.stdout.write(piece);
+  put(piece);
 }
 
 /** A JSON array with a member a line, as `qemu-img map` writes it. */

@@ -1,15 +1,85 @@
-/** What commands print on stdout: lines for people, or JSON for programs. */
-
+/**
+ * What commands print on stdout: lines for people, or JSON for programs. Everything goes through `put`, so that output that
+ * is lost (on a full disk) is a failure of the command, and a reader that goes away (`pcow list | head -1`) ends it.
+ */
+import { fstatSync, writeSync } from 'node:fs';
+import { once } from 'node:events';
+import { isatty } from 'node:tty';
+import { systemCodeOf } from '../src/engine/errors.js';
+import { Failure } from './errors.js';
 import { inThisLocale } from './locale.js';
+import { systemErrorOf } from './system-errors.js';
+
+const STDOUT = 1;
+
+/** Why standard output takes no more. */
+let failure: Error | null = null;
+
+/** Asked once: standard output stays what it is. */
+let stream: boolean | null = null;
+
+/** Whoever read standard output has what it wanted: nothing is to be told, and there is nobody to tell it. */
+export class ReaderGone extends Error {}
+
+/** From now on what goes wrong with standard output is kept, and thrown by what prints next. */
+export function watchOutput(): void {
+  process.stdout.on('error', (error) => {
+    failure ??= outputFailure(error);
+  });
+}
+
+/** Resolves when everything is written; throws where it could not be. */
+export async function outputWritten(): Promise<void> {
+  if (isStream()) {
+    await new Promise<void>((resolve) => {
+      process.stdout.write('', () => {
+        resolve();
+      });
+    });
+  }
+  throwIfLost();
+}
+
+/** Writes to stdout. False where the reader is slow: `roomForMore` waits for it. */
+export function put(text: string): boolean {
+  throwIfLost();
+  if (isStream()) return process.stdout.write(text);
+  try {
+    // process.stdout takes a part of the bytes (of a disk that is nearly full) for all of them.
+    const bytes = Buffer.from(text);
+    for (let done = 0; done < bytes.length;) done += writeSync(STDOUT, bytes, done);
+  } catch (error) {
+    throw (failure = outputFailure(error));
+  }
+  return true;
+}
+
+export async function roomForMore(): Promise<void> {
+  await once(process.stdout, 'drain').catch((error: unknown) => {
+    throw outputFailure(error);
+  });
+}
+
+/** What a failed write to standard output means. */
+export function outputFailure(error: unknown): Error {
+  const known = systemErrorOf(error);
+  if (known === null) return error instanceof Error ? error : new Error(String(error));
+  if (known.name === 'EPIPE') return new ReaderGone('nobody reads standard output any more', { cause: error });
+  return new Failure(
+    systemCodeOf(known.errno),
+    `standard output can't be written: ${known.meaning}`,
+    known.name === 'ENOSPC' || known.name === 'EDQUOT' ? 'free space there, or send it elsewhere' : undefined,
+  );
+}
 
 /** One line (or a block of lines) for people. */
 export function say(text: string): void {
-  process.stdout.write(`${inThisLocale(text)}\n`);
+  put(`${inThisLocale(text)}\n`);
 }
 
 /** JSON for programs. Fields are only ever added; times are ISO 8601 in UTC, sizes are bytes. */
 export function sayJson(value: unknown): void {
-  process.stdout.write(`${JSON.stringify(value, null, 2)}\n`);
+  put(`${JSON.stringify(value, null, 2)}\n`);
 }
 
 /** Local time to the second, as in `ls --time-style=long-iso`. */
@@ -17,4 +87,17 @@ export function formatTime(time: Date): string {
   const two = (n: number) => String(n).padStart(2, '0');
   const date = [time.getFullYear(), two(time.getMonth() + 1), two(time.getDate())].join('-');
   return `${date} ${two(time.getHours())}:${two(time.getMinutes())}:${two(time.getSeconds())}`;
+}
+
+function throwIfLost(): void {
+  if (failure !== null) throw failure;
+}
+
+/** A terminal, a pipe or a socket; the rest are files and devices. */
+function isStream(): boolean {
+  if (stream === null) {
+    const status = fstatSync(STDOUT);
+    stream = isatty(STDOUT) || status.isFIFO() || status.isSocket();
+  }
+  return stream;
 }

@@ -1,5 +1,4 @@
 #!/usr/bin/env node
-import { pcowImgProgram } from './pcow-img-program.js';
-import { run } from './program.js';
+import { start } from './start.js';
 
-process.exitCode = await run(pcowImgProgram(), process.argv.slice(2));
+await start('pcow-img', async () => (await import('./pcow-img-program.js')).pcowImgProgram());

@@ -1,5 +1,4 @@
 #!/usr/bin/env node
-import { pcowProgram } from './pcow-program.js';
-import { run } from './program.js';
+import { start } from './start.js';
 
-process.exitCode = await run(pcowProgram(), process.argv.slice(2));
+await start('pcow', async () => (await import('./pcow-program.js')).pcowProgram());

@@ -1,5 +1,5 @@
 /** Streams in and out: standard input and output, or a file. */
-import { fstatSync } from 'node:fs';
+import { createWriteStream, fstatSync } from 'node:fs';
 import { open } from 'node:fs/promises';
 import { Socket } from 'node:net';
 import { addAbortSignal, type Readable, type Writable } from 'node:stream';
@@ -7,7 +7,9 @@ import { pipeline } from 'node:stream/promises';
 import { isatty } from 'node:tty';
 import { isPcowError, PcowError } from '../src/engine/errors.js';
 import { Failure } from './errors.js';
+import { outputFailure } from './output.js';
 import { quote } from './quote.js';
+import { explain } from './system-errors.js';
 
 const STDOUT = 1;
 
@@ -25,7 +27,8 @@ export async function writeToStdout(bytes: AsyncIterable<Buffer>, signal: AbortS
     // process.stdout would block this process while the reader is slow, and Ctrl-C would not get through.
     await pumped(bytes, new Socket({ fd: STDOUT, readable: false, writable: true }), signal);
   } else {
-    await pumped(bytes, process.stdout, signal);
+    // process.stdout takes a part of the bytes (of a disk that is nearly full) for all of them.
+    await pumped(bytes, createWriteStream('', { fd: STDOUT, autoClose: false }), signal);
   }
 }
 
@@ -49,8 +52,14 @@ export async function* readFrom(file: string | null, signal: AbortSignal): Async
   try {
     for await (const piece of addAbortSignal(signal, source)) yield piece as Buffer;
   } catch (error) {
-    throw stopped(error, signal);
+    const reason = stopped(error, signal);
+    throw file === null ? inputFailure(reason) : reason;
   }
+}
+
+function inputFailure(error: unknown): unknown {
+  const known = explain(error, 'standard input');
+  return known === null ? error : new Failure(known.code, known.message, known.hint);
 }
 
 async function fileSource(file: string): Promise<Readable> {
@@ -64,7 +73,8 @@ async function pumped(bytes: AsyncIterable<Buffer>, target: Writable, signal: Ab
   try {
     await pipeline(bytes, target, { signal });
   } catch (error) {
-    throw stopped(error, signal);
+    const reason = stopped(error, signal);
+    throw isPcowError(reason) ? reason : outputFailure(reason);
   }
 }
 

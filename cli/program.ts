@@ -4,6 +4,7 @@ import { Command, CommanderError } from 'commander';
 import { Failure, report } from './errors.js';
 import { commandInstead, optionInstead, withSmallerSize } from './habits.js';
 import { inThisLocale } from './locale.js';
+import { outputWritten, put, ReaderGone, watchOutput } from './output.js';
 import { quote } from './quote.js';
 
 /** package.json lies beside dist/, where this file is dist/cli/program.js. */
@@ -16,7 +17,7 @@ export function newProgram(name: string): Command {
     .helpCommand('help [command]', 'show the help of a command')
     .configureOutput({
       outputError: () => undefined,
-      writeOut: (text) => process.stdout.write(inThisLocale(text)),
+      writeOut: (text) => put(inThisLocale(text)),
       writeErr: (text) => process.stderr.write(inThisLocale(text)),
     })
     .configureHelp({ showGlobalOptions: false })
@@ -25,15 +26,33 @@ export function newProgram(name: string): Command {
 
 /** Runs the program with these arguments (without node and the script); returns the exit code. */
 export async function run(program: Command, args: string[]): Promise<number> {
-  process.stdout.on('error', quietOnClosedPipe);
+  watchOutput();
+  // What is said there has nowhere else to go, and the exit code tells it too.
+  process.stderr.on('error', () => undefined);
+  reportWhatNobodyCatches(program.name());
   try {
     await program.parseAsync(withSmallerSize(withoutVainHelp(program, args)), { from: 'user' });
-    return Number(process.exitCode ?? 0);
+    await outputWritten();
+    return exitCodeSoFar();
   } catch (error) {
+    if (error instanceof ReaderGone) return exitCodeSoFar();
     if (error instanceof CommanderError) {
       return error.exitCode === 0 ? 0 : report(program.name(), usageFailure(program, error));
     }
     return report(program.name(), error);
+  }
+}
+
+function exitCodeSoFar(): number {
+  return Number(process.exitCode ?? 0);
+}
+
+/** An error that no command waits for is told as any other. A mount in the foreground lives on: it has listeners of its own. */
+function reportWhatNobodyCatches(program: string): void {
+  for (const event of ['uncaughtException', 'unhandledRejection']) {
+    process.on(event, (error: unknown) => {
+      if (process.listenerCount(event) === 1) process.exit(report(program, error));
+    });
   }
 }
 
@@ -67,12 +86,4 @@ function usageFailure(program: Command, error: CommanderError): Failure {
   return instead === undefined || name !== 'pcow'
     ? new Failure('PCOW_USAGE', message, help)
     : new Failure('PCOW_USAGE', `unknown ${what ?? ''} ${quote(word)}`, instead);
-}
-
-/** `pcow list | head -1`: the reader has what it wanted. */
-function quietOnClosedPipe(error: NodeJS.ErrnoException): void {
-  if (error.code !== 'EPIPE') {
-    throw error;
-  }
-  process.exit();
 }

@@ -1,5 +1,6 @@
 /** Running qemu-img, for formats that are not Pcow's. */
 import { execFile } from 'node:child_process';
+import { tmpdir } from 'node:os';
 import { promisify } from 'node:util';
 import { PcowError } from '../src/engine/index.js';
 import { Failure } from './errors.js';
@@ -14,7 +15,8 @@ export async function qemuImg(
   ...words: string[]
 ): Promise<{ stdout: string }> {
   try {
-    return await run('qemu-img', words, { signal });
+    // LC_ALL: what it says is looked at.
+    return await run('qemu-img', words, { signal, env: { ...process.env, LC_ALL: 'C' } });
   } catch (error) {
     if (signal?.aborted) {
       throw new PcowError('PCOW_CANCELLED', `the work on ${quote(file)} was stopped`, { cause: error });
@@ -27,6 +29,13 @@ export async function qemuImg(
       );
     }
     const said = error instanceof Error && 'stderr' in error ? String(error.stderr).trim() : String(error);
+    if (said.includes('No space left on device')) {
+      throw new Failure(
+        'PCOW_NO_SPACE',
+        `qemu-img found the disk full in its work on ${quote(file)}`,
+        `free space there, or in ${tmpdir()}, which holds a copy meanwhile`,
+      );
+    }
     throw new Failure(
       'PCOW_NOT_AN_IMAGE',
       `qemu-img can't work on ${quote(file)}: ${said.replace(/^qemu-img: /, '').replace(/\/proc\/\d+\/fd\/\d+/g, 'its raw copy')}`,

@@ -3,7 +3,7 @@ import { complete } from '../completion/candidates.js';
 import { answerLines, completionScript, SHELLS, type Shell } from '../completion/scripts.js';
 import { Failure } from '../errors.js';
 import { addNotes } from '../help.js';
-import { say } from '../output.js';
+import { put, say } from '../output.js';
 
 /** In place of a shell's name: what the scripts ask with. */
 const QUESTION = 'words';
@@ -17,7 +17,7 @@ export function addCompletion(program: Command): void {
     .argument('[words...]', 'after “words --”: the command line so far, its last word unfinished')
     .action(async (shell: Shell | typeof QUESTION, words: string[]) => {
       if (shell === QUESTION) {
-        process.stdout.write(
+        put(
           answerLines(await complete(program, words))
             .map((line) => `${line}\n`)
             .join(''),

@@ -5,6 +5,7 @@ import { addNotes } from '../help.js';
 import { withImage } from '../images.js';
 import { jsonLines, sayEach } from '../lines.js';
 import { mapPicture } from '../map-picture.js';
+import { put } from '../output.js';
 import { besideOutput, type ProgressForm, progressOption, reported, withProgress } from '../progress.js';
 import { findTarget } from '../target.js';
 
@@ -62,7 +63,7 @@ async function map(given: string, { output, progress }: Options): Promise<void> 
           await sayEach(jsonLines(members(extents())));
           break;
         case 'svg':
-          process.stdout.write(await mapPicture(image, target.name, snapshot, long));
+          put(await mapPicture(image, target.name, snapshot, long));
           break;
       }
     }),

@@ -3,6 +3,7 @@ import { isPcowError } from '../../src/engine/index.js';
 import { runMonitored, runPlain, shellExports } from '../../src/run.js';
 import { Failure, warn } from '../errors.js';
 import { addNotes } from '../help.js';
+import { put } from '../output.js';
 import { parseCacheSize } from '../size.js';
 
 interface Options {
@@ -52,7 +53,7 @@ function run(words: string[], options: Options): void {
     if (words.length > 0) {
       throw new Failure('PCOW_USAGE', '--print-env runs nothing: leave the command out');
     }
-    process.stdout.write(shellExports({ cleanCache, log }));
+    put(shellExports({ cleanCache, log }));
     return;
   }
   const [name, ...rest] = words;

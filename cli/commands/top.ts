@@ -5,7 +5,7 @@ import { lookAt, type Look } from '../../src/watch.js';
 import { Failure } from '../errors.js';
 import { addNotes } from '../help.js';
 import { inThisLocale } from '../locale.js';
-import { say, sayJson } from '../output.js';
+import { put, say, sayJson } from '../output.js';
 import { quote } from '../quote.js';
 import { findDirectory } from '../target.js';
 import { topTable } from '../top.js';
@@ -81,5 +81,5 @@ function show(text: string): void {
     return;
   }
   const lines = text.split('\n').slice(0, Math.max(1, process.stdout.rows - 1));
-  process.stdout.write(inThisLocale(`${HOME_AND_CLEAR}${lines.join('\n')}\n`));
+  put(inThisLocale(`${HOME_AND_CLEAR}${lines.join('\n')}\n`));
 }

@@ -6,6 +6,7 @@ import { Image, PcowError } from '../../src/engine/index.js';
 import { IMAGE_SUFFIX } from '../../src/mount/image-names.js';
 import type { MountTableEntry } from '../../src/mounts.js';
 import { monitorsProblem } from '../control.js';
+import { explained } from '../errors.js';
 import { fileSystemOf, overwritingProblem } from '../file-system.js';
 import { withImage } from '../images.js';
 import { quote } from '../quote.js';
@@ -26,10 +27,25 @@ export async function directoryFindings(given: string): Promise<Finding[]> {
     mount === null ? ok('mount', `${directory} is not mounted`) : await mountFinding(directory, mount.mountpoint),
     fileSystem(place),
     dax(place),
-    await space(directory),
-    ...(await tried(directory)),
-    ...(await images(directory)),
+    ...(await looked('space', `the space of ${directory} can't be told`, () => space(directory))),
+    ...(await looked('image', `an image can't be made in ${directory}`, () => tried(directory))),
+    ...(await looked('images', `the images of ${directory} can't be looked at`, () => images(directory))),
   ];
+}
+
+/** A look that fails is a finding itself, with what mends that: the other looks go on. */
+async function looked(
+  check: string,
+  what: string,
+  look: () => Promise<Finding | Finding[]>,
+): Promise<Finding[]> {
+  try {
+    return [await look()].flat();
+  } catch (error) {
+    const { code, message, hint } = explained(error);
+    if (code === null) throw error;
+    return [problem(check, `${what}: ${message}`, hint ?? 'use ext4 or XFS')];
+  }
 }
 
 async function mountFinding(directory: string, mountpoint: string): Promise<Finding> {
@@ -117,9 +133,6 @@ async function tried(directory: string): Promise<Finding[]> {
         reflinks ? 'cp --reflink copies an image at once' : 'no reflinks: copies of image files take time and space',
       ),
     ];
-  } catch (error) {
-    if (!(error instanceof PcowError)) throw error;
-    return [problem('image', `an image can't be made in ${directory}: ${error.message}`, 'use ext4 or XFS')];
   } finally {
     await rm(scratch, { recursive: true, force: true });
   }

@@ -57,6 +57,13 @@ Result<void> write_structures(File& file, const Geometry& geometry, uint64_t siz
   return file.sync();
 }
 
+// Users know the file by its name, not by that of its draft.
+Error by_name(Error error, const std::string& draft, const std::string& name) {
+  const auto at = error.message.find(draft);
+  if (at != std::string::npos) error.message.replace(at, draft.size(), name);
+  return error;
+}
+
 Result<void> fill_draft(const std::string& draft, const Geometry& geometry, uint64_t size,
                         const std::optional<BaseReference>& base) {
   auto file = File::open(draft, true, nullptr);
@@ -99,6 +106,7 @@ Result<void> create_image(const std::string& path, const CreateOptions& options)
   if (outcome) outcome = give_name(draft->path, path, false);
   if (!outcome) unlink(draft->path.c_str());
   close(draft->descriptor);
+  if (!outcome) return by_name(outcome.error(), draft->path, path);
   return outcome;
 }
 

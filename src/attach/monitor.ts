@@ -1,5 +1,5 @@
 /** A process that is attached to an image: what the mount asks it, one request at a time, and what it answers. */
-import { PcowError } from '../engine/index.js';
+import { systemCodeOf, PcowError } from '../engine/errors.js';
 import { type AttachEvent, type AttachServer, RequestKind, type RequestName } from '../engine/attach-server.js';
 import { Mutex } from '../mount/mutex.js';
 import { halted, running } from './halted.js';
@@ -232,7 +232,7 @@ export class Monitor {
         if (event.ok) {
           this.#becomeReady();
         }
-        settle(this.#handingOver, event.ok, new PcowError('PCOW_IO', event.text, { errno: event.errno }));
+        settle(this.#handingOver, event.ok, refused(event.errno, event.text));
         this.#handingOver = null;
         return;
       case 'answer':
@@ -263,12 +263,17 @@ export class Monitor {
 
   #failure({ errno, text }: { errno: number; text: string }): PcowError {
     const sentence = `${this.process}: ${text}`;
-    return errno === ESHUTDOWN ? new MonitorGone('PCOW_IO', sentence) : new PcowError('PCOW_IO', sentence, { errno });
+    return errno === ESHUTDOWN ? new MonitorGone('PCOW_IO', sentence) : refused(errno, sentence);
   }
 
   #lost(): PcowError {
     return new MonitorGone('PCOW_IO', `the connection to ${this.process} was lost: ${this.#gone ?? ''}`);
   }
+}
+
+/** A monitor answers with an errno alone: the code is the one that the engine has for it, as for an image at rest. */
+function refused(errno: number, sentence: string): PcowError {
+  return new PcowError(systemCodeOf(errno), sentence, { errno });
 }
 
 function settle(waiting: Waiting | null, ok: boolean, failure: PcowError, answer = ''): void {

@@ -49,6 +49,29 @@ const ERRNO_OF_CODE = {
   PCOW_USAGE: errno.EINVAL,
 } as const;
 
+/** The engine's table (code_of_errno in native/engine/error.cc); everything else is PCOW_IO. */
+const CODE_OF_ERRNO: Partial<Record<keyof typeof errno, PcowErrorCode>> = {
+  ENOSPC: 'PCOW_NO_SPACE',
+  EDQUOT: 'PCOW_NO_SPACE',
+  EACCES: 'PCOW_PERMISSION',
+  EPERM: 'PCOW_PERMISSION',
+  ENOENT: 'PCOW_NOT_FOUND',
+  ENOTDIR: 'PCOW_NOT_FOUND',
+  EEXIST: 'PCOW_EXISTS',
+  EROFS: 'PCOW_READ_ONLY',
+  EFBIG: 'PCOW_TOO_LARGE',
+  ENOMEM: 'PCOW_NO_MEMORY',
+  EOPNOTSUPP: 'PCOW_UNSUPPORTED',
+  ELOOP: 'PCOW_INVALID',
+  ENAMETOOLONG: 'PCOW_INVALID',
+  EISDIR: 'PCOW_INVALID',
+};
+
+/** The code of a failed system call, by its (positive) errno. */
+export function systemCodeOf(number: number): PcowErrorCode {
+  return CODE_OF_ERRNO[NAME_OF_ERRNO.get(number) as keyof typeof errno] ?? 'PCOW_IO';
+}
+
 /**
  * What went wrong, for programs. Codes are never renamed. The most common: PCOW_INVALID (an argument that can't be right), PCOW_NOT_FOUND,
  * PCOW_EXISTS, PCOW_LOCKED (another process is the writer), PCOW_BUSY (a file is open), PCOW_IN_USE (other images stand on it),

@@ -1,0 +1,23 @@
+/**
+ * The beginning of each program. Everything else is loaded from here, so that what goes wrong on the way (no more descriptors, a file
+ * of Pcow's that is missing) is told as any other failure. Of Pcow's own this file needs the few modules of errors.ts only.
+ */
+import type { Command } from 'commander';
+import { Failure, report } from './errors.js';
+import { explain } from './system-errors.js';
+
+/** `load` imports the program of this name. */
+export async function start(name: string, load: () => Promise<Command>): Promise<void> {
+  try {
+    const program = await load();
+    const { run } = await import('./program.js');
+    process.exitCode = await run(program, process.argv.slice(2));
+  } catch (error) {
+    process.exitCode = report(name, loadingFailure(error));
+  }
+}
+
+function loadingFailure(error: unknown): unknown {
+  const known = explain(error);
+  return known === null ? error : new Failure(known.code, `Pcow can't be loaded: ${known.message}`, known.hint);
+}
