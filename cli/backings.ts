@@ -1,5 +1,6 @@
 /** The images that a guest is to have as memory: mounted, each once, with an id each. */
 import { stat } from 'node:fs/promises';
+import { asking } from './asking.js';
 import { Failure } from './errors.js';
 import { backingIds, type Backing } from './qemu.js';
 import { quote } from './quote.js';
@@ -17,11 +18,12 @@ export async function backingsFor(given: string[], id?: string): Promise<Backing
         'pcow mount DIR MOUNTPOINT, then name MOUNTPOINT/NAME',
       );
     }
-    const file = flatFile(image, image.mount);
+    const { mount } = image;
+    const file = flatFile(image, mount);
     if (backings.some((other) => other.file === file)) {
       throw new Failure('PCOW_USAGE', `${quote(name)} is named twice: a guest has an image once`);
     }
-    backings.push({ file, size: (await stat(file)).size, id: ids[at] ?? '' });
+    backings.push({ file, size: (await asking(mount, () => stat(file))).size, id: ids[at] ?? '' });
   }
   return backings;
 }

@@ -13,6 +13,7 @@ import createDebug from 'debug';
 import type { PcowErrorCode } from '../src/engine/errors.js';
 import type { ImageState } from '../src/mount/image-entry.js';
 import type { PcowMount } from '../src/mounts.js';
+import { asking, mustAnswerOnTheWay } from './asking.js';
 import { Failure, warn } from './errors.js';
 import { type ProgressForm, withProgress } from './progress.js';
 
@@ -50,6 +51,7 @@ export async function askForWork(
   form: ProgressForm | undefined,
 ): Promise<void> {
   const directory = path.join(mount.mountpoint, '.pcow', name);
+  await mustAnswerOnTheWay(directory);
   await withProgress(label, form, async ({ signal, onProgress }) => {
     let over = false;
     let total = 0;
@@ -57,6 +59,12 @@ export async function askForWork(
       over = true;
     });
     asked.catch(() => undefined); // told below
+    const look = async () => {
+      const { working } = (await readStatus(directory)) ?? {};
+      if (over || working?.command !== control || working.text !== text || working.total === 0) return;
+      ({ total } = working);
+      onProgress(working.done, total);
+    };
     const cancel = () => {
       askImage(mount, name, 'cancel', `${control} ${text}`).catch((error: unknown) => {
         debug('not cancelled: %s', error);
@@ -65,12 +73,15 @@ export async function askForWork(
       });
     };
     signal.addEventListener('abort', cancel, { once: true });
+    const ended = asked.catch(() => undefined);
+    let looking: Promise<void> | null = null;
     while (!over) {
-      await Promise.race([asked.catch(() => undefined), sleep(LOOK)]);
-      const { working } = (await readStatus(directory)) ?? {};
-      if (working?.command !== control || working.text !== text || working.total === 0) continue;
-      ({ total } = working);
-      onProgress(working.done, total);
+      await Promise.race([ended, sleep(LOOK)]);
+      // One look at a time. Whoever waits for the command notices a mount that answers no more.
+      looking ??= look().finally(() => {
+        looking = null;
+      });
+      await Promise.race([ended, looking]);
     }
     await asked;
     if (total > 0) onProgress(total, total);
@@ -99,12 +110,14 @@ async function writeControl(
   debug('write %o to %s', text, file);
   try {
     // Never O_TRUNC: the write alone is the command. One write(2): the mount takes each as a command of its own.
-    const handle = await open(file, constants.O_WRONLY);
-    try {
-      await handle.write(text + '\n');
-    } finally {
-      await handle.close();
-    }
+    await asking(mount, async () => {
+      const handle = await open(file, constants.O_WRONLY);
+      try {
+        await handle.write(text + '\n');
+      } finally {
+        await handle.close();
+      }
+    });
   } catch (error) {
     throw await explain(error, mount, what, statusDirectory);
   }
@@ -144,18 +157,15 @@ const CODE_OF_STATE: Partial<Record<string, PcowErrorCode>> = {
 } satisfies Partial<Record<ImageState, PcowErrorCode>>;
 
 async function explain(error: unknown, mount: PcowMount, what: string, statusDirectory: string): Promise<unknown> {
-  if (!(error instanceof Error) || !('errno' in error) || typeof error.errno !== 'number') {
+  if (error instanceof Failure || !(error instanceof Error) || !('errno' in error) || typeof error.errno !== 'number') {
     return error;
   }
   const errno = getSystemErrorName(error.errno);
-  if (errno === 'ENOTCONN' || errno === 'ECONNABORTED') {
-    return new Failure(
-      'PCOW_MOUNT',
-      `the mount on ${mount.mountpoint} has died`,
-      `end it with “pcow umount ${mount.mountpoint}”, then mount ${mount.directory} again; nothing is lost`,
-    );
-  }
-  const status = await readStatus(statusDirectory);
+  const status = await asking(mount, () => readStatus(statusDirectory)).catch((failure: unknown) => {
+    if (failure instanceof Failure) return failure;
+    throw failure;
+  });
+  if (status instanceof Failure) return status;
   if (status === null) {
     return new Failure(
       CODE_OF_ERRNO[errno] ?? 'PCOW_IO',
@@ -197,8 +207,8 @@ export async function attachedTo(mountpoint: string, name: string): Promise<Atta
 }
 
 /** Why no process can attach to the images of a mount, as its status says; null where they can. */
-export async function monitorsProblem(mountpoint: string): Promise<string | null> {
-  const status = await readStatus(path.join(mountpoint, '.pcow'));
+export async function monitorsProblem(mount: PcowMount): Promise<string | null> {
+  const status = await asking(mount, () => readStatus(path.join(mount.mountpoint, '.pcow')));
   return status?.monitors?.problem ?? null;
 }
 

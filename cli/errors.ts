@@ -55,7 +55,11 @@ export function explained(error: unknown): { code: PcowErrorCode | null; message
     const { code, message } = error;
     const lost = error.errnoName === 'ENOENT' && workingDirectoryIsGone();
     const own = error instanceof Failure ? error.hint : undefined;
-    return { code, message, hint: lost ? `the working directory was removed: ${CHANGE_DIRECTORY}` : (own ?? NEXT_STEPS[code]) };
+    return {
+      code,
+      message,
+      hint: lost ? `the working directory was removed: ${CHANGE_DIRECTORY}` : (own ?? NEXT_STEPS[code]),
+    };
   }
   const system = explain(error);
   if (system !== null) return { ...system, hint: system.hint ?? NEXT_STEPS[system.code] };

@@ -1,6 +1,7 @@
 /** What both programs share: a commander program whose failures all go through errors.ts, and its run. */
 import { createRequire } from 'node:module';
 import { Command, CommanderError } from 'commander';
+import { askMountsOf } from './asking.js';
 import { Failure, report } from './errors.js';
 import { commandInstead, optionInstead, withSmallerSize } from './habits.js';
 import { inThisLocale } from './locale.js';
@@ -21,6 +22,7 @@ export function newProgram(name: string): Command {
       writeErr: (text) => process.stderr.write(inThisLocale(text)),
     })
     .configureHelp({ showGlobalOptions: false })
+    .hook('preAction', (_program, command) => askMountsOf(command))
     .exitOverride();
 }
 

@@ -12,6 +12,8 @@ export async function start(name: string, load: () => Promise<Command>): Promise
     const program = await load();
     const { run } = await import('./program.js');
     process.exitCode = await run(program, process.argv.slice(2));
+    const { hasQuestionsLeft } = await import('../src/answers.js');
+    if (hasQuestionsLeft()) process.exit();
   } catch (error) {
     process.exitCode = report(name, loadingFailure(error));
   }

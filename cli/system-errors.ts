@@ -112,7 +112,7 @@ function participle(syscall: string): string {
   if (/^mk|^symlink|^link/.test(syscall)) return 'made';
   if (/^(unlink|rmdir|rm)/.test(syscall)) return 'removed';
   if (/^(rename|copyfile|chmod|chown)/.test(syscall)) return PAST[syscall] ?? 'changed';
-  return /^(open|access)/.test(syscall) ? 'opened' : /^spawn/.test(syscall) ? 'run' : 'read';
+  return /^(open|access)/.test(syscall) ? 'opened' : syscall.startsWith('spawn') ? 'run' : 'read';
 }
 
 const PAST: Partial<Record<string, string>> = { rename: 'renamed', copyfile: 'copied' };

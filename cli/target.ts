@@ -9,7 +9,8 @@ import { realpath, stat } from 'node:fs/promises';
 import path from 'node:path';
 import { checkSnapshotName, MAX_NAME_LENGTH } from '../src/engine/index.js';
 import { checkNewImageName, IMAGE_SUFFIX } from '../src/mount/image-names.js';
-import { mountHolding, mountsOfDirectory, type PcowMount } from '../src/mounts.js';
+import { mountHolding, type PcowMount } from '../src/mounts.js';
+import { mountOf, mustAnswerOnTheWay } from './asking.js';
 import { Failure } from './errors.js';
 import { quote } from './quote.js';
 
@@ -86,7 +87,7 @@ export async function newImage(given: string): Promise<ImageTarget> {
   const directory = await existingDirectory(path.dirname(given));
   const held = await mountHolding(directory);
   if (held === null) {
-    const [mount = null] = await mountsOfDirectory(directory);
+    const mount = await mountOf(directory);
     return { given, file: path.join(directory, fileName), name, mount };
   }
   if (held.inside !== '') {
@@ -130,7 +131,7 @@ export async function findDirectory(given: string): Promise<{ directory: string;
   if (held?.inside === '') {
     return { directory: held.mount.directory, mount: held.mount };
   }
-  const [mount = null] = await mountsOfDirectory(directory);
+  const mount = await mountOf(directory);
   return { directory, mount };
 }
 
@@ -152,7 +153,7 @@ async function lookFor(given: string): Promise<ImageTarget | null> {
 async function describe(given: string, real: string): Promise<ImageTarget> {
   const held = await mountHolding(real);
   if (held === null) {
-    const [mount = null] = await mountsOfDirectory(path.dirname(real));
+    const mount = await mountOf(path.dirname(real));
     const name = path.basename(real, IMAGE_SUFFIX);
     // A mount shows `*.pcow` only: other names (pcow-img's) are images at rest.
     return { given, file: real, name, mount: real.endsWith(IMAGE_SUFFIX) ? mount : null };
@@ -196,6 +197,7 @@ function isDirectory(file: string): Promise<boolean> {
 
 /** The real path of a regular file; null where there is none (a directory `vm1` may lie beside the image `vm1.pcow`). */
 async function realPathOfFile(candidate: string, given: string): Promise<string | null> {
+  await mustAnswerOnTheWay(candidate);
   try {
     const real = await realpath(candidate);
     const status = await stat(real);
@@ -216,6 +218,7 @@ async function realPathOfFile(candidate: string, given: string): Promise<string 
 }
 
 async function existingDirectory(given: string): Promise<string> {
+  await mustAnswerOnTheWay(given);
   try {
     const real = await realpath(given);
     if (!(await stat(real)).isDirectory()) {

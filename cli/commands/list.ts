@@ -5,6 +5,8 @@ import { PcowError, type ImageInfo, type SnapshotInfo } from '../../src/engine/i
 import { IMAGE_SUFFIX } from '../../src/mount/image-names.js';
 import { naturalOrder } from '../../src/natural-order.js';
 import { type PcowMount, pcowMounts } from '../../src/mounts.js';
+import { briefTroubleOf } from '../asking.js';
+import { warn } from '../errors.js';
 import { addNotes } from '../help.js';
 import { withImage } from '../images.js';
 import { formatTime, say, sayJson } from '../output.js';
@@ -82,7 +84,7 @@ async function listMounts(json: boolean): Promise<void> {
   }
   if (here.images.length === 0) return;
   say('');
-  sayImages(here);
+  await sayImages(here);
 }
 
 interface Listing {
@@ -109,11 +111,13 @@ async function listDirectory(where: string, json: boolean): Promise<void> {
   const listing = await imagesOf(where);
   const { directory, mount, images } = listing;
   if (json) sayJson({ directory, mountpoint: mount?.mountpoint ?? null, images });
-  else sayImages(listing);
+  else await sayImages(listing);
 }
 
-function sayImages({ directory, mount, images }: Listing): void {
+async function sayImages({ directory, mount, images }: Listing): Promise<void> {
   say(mount === null ? `${directory}, not mounted` : `${directory}, mounted on ${mount.mountpoint}`);
+  const trouble = mount && (await briefTroubleOf(mount));
+  if (trouble !== null) warn('pcow', `${trouble.message}: ${trouble.cure}`);
   if (images.length === 0) {
     say('no images');
     return;

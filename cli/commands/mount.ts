@@ -1,5 +1,6 @@
 import type { Command } from 'commander';
 import { endOnSignals, mountDirectory, startDaemon, tellReady } from '../../src/mount/index.js';
+import { mountOnTheWay } from '../../src/answers.js';
 import { monitorsProblem } from '../control.js';
 import { Failure, warn } from '../errors.js';
 import { addNotes } from '../help.js';
@@ -72,7 +73,8 @@ async function mount(directory: string, mountpoint: string, options: Options): P
   }
   await startDaemon(directory, mountpoint, { ...settings, log: options.log });
   say(`${directory} is mounted on ${mountpoint}`);
-  const problem = await monitorsProblem(mountpoint);
+  const mount = await mountOnTheWay(mountpoint);
+  const problem = mount === null ? null : await monitorsProblem(mount);
   if (problem !== null) {
     warn('pcow', `${problem}. Until then guests run with “pcow run --plain” only`);
   }

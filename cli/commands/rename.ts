@@ -2,6 +2,7 @@ import { rename as renameInMount } from 'node:fs/promises';
 import path from 'node:path';
 import type { Command } from 'commander';
 import { Image, renameImage } from '../../src/engine/index.js';
+import { asking } from '../asking.js';
 import { Failure } from '../errors.js';
 import { addNotes } from '../help.js';
 import { withImage } from '../images.js';
@@ -62,9 +63,11 @@ async function rename(
   } else {
     const { mount } = image;
     await patiently(wait, () =>
-      renameInMount(flatFile(image, mount), flatFile(target, mount)).catch(async (error: unknown) => {
-        throw await explainOperation(error, mount, image.name, `mv ${image.name} ${target.name}`);
-      }),
+      asking(mount, () => renameInMount(flatFile(image, mount), flatFile(target, mount))).catch(
+        async (error: unknown) => {
+          throw await explainOperation(error, mount, image.name, `mv ${image.name} ${target.name}`);
+        },
+      ),
     );
   }
   if (json === true) sayJson({ from: image.file, to: target.file });

@@ -1,7 +1,9 @@
 import { isatty } from 'node:tty';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Command } from 'commander';
+import type { PcowMount } from '../../src/mounts.js';
 import { lookAt, type Look } from '../../src/watch.js';
+import { asking } from '../asking.js';
 import { Failure } from '../errors.js';
 import { addNotes } from '../help.js';
 import { inThisLocale } from '../locale.js';
@@ -42,7 +44,7 @@ async function top(given: string, options: { once?: boolean; json?: boolean }): 
   }
   let before: Look | null = null;
   for (;;) {
-    const now = await look(mount.mountpoint);
+    const now = await look(mount);
     if (options.json === true) {
       sayJson(now);
       return;
@@ -57,13 +59,14 @@ async function top(given: string, options: { once?: boolean; json?: boolean }): 
   }
 }
 
-async function look(mountpoint: string): Promise<Look> {
+async function look(mount: PcowMount): Promise<Look> {
   try {
-    return await lookAt(mountpoint);
+    return await asking(mount, () => lookAt(mount.mountpoint));
   } catch (error) {
+    if (error instanceof Failure) throw error;
     throw new Failure(
       'PCOW_MOUNT',
-      `the mount on ${mountpoint} has ended, or does not answer (${error instanceof Error ? error.message : String(error)})`,
+      `the mount on ${mount.mountpoint} has ended (${error instanceof Error ? error.message : String(error)})`,
       'attached processes go on: mount the directory again',
     );
   }

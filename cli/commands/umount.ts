@@ -1,11 +1,14 @@
-import { realpath } from 'node:fs/promises';
 import type { Command } from 'commander';
 import { umount } from '../../src/mount/index.js';
-import { mountHolding, mountsOfDirectory } from '../../src/mounts.js';
-import { Failure } from '../errors.js';
+import { mountOnTheWay } from '../../src/answers.js';
+import { mountsOfDirectory } from '../../src/mounts.js';
+import { Failure, warn } from '../errors.js';
 import { addNotes } from '../help.js';
 import { say } from '../output.js';
 import { quote } from '../quote.js';
+
+/** Milliseconds. */
+const WORD_AFTER = 3000;
 
 export function addUmount(program: Command): void {
   const command = program
@@ -15,7 +18,14 @@ export function addUmount(program: Command): void {
     .argument('<mountpoint>', 'where it is mounted, or the image directory')
     .action(async (given: string) => {
       const mountpoint = await mountpointOf(given);
-      await umount(mountpoint);
+      const slow = setTimeout(() => {
+        warn('pcow', `waiting for the mount on ${mountpoint} to end: its last sync may take long`);
+      }, WORD_AFTER);
+      try {
+        await umount(mountpoint);
+      } finally {
+        clearTimeout(slow);
+      }
       say(`${mountpoint} is unmounted`);
     });
   addNotes(command, {
@@ -29,9 +39,10 @@ export function addUmount(program: Command): void {
 
 /** As it was given, unless that is an image directory which is mounted elsewhere. */
 async function mountpointOf(given: string): Promise<string> {
+  if ((await mountOnTheWay(given)) !== null) return given;
   const mounts = await mountsOfDirectory(given).catch(() => []); // nothing that is there: what is said of mountpoints says that
   const [mount, other] = mounts;
-  if (mount === undefined || (await mountHolding(await realpath(given))) !== null) return given;
+  if (mount === undefined) return given;
   if (other !== undefined) {
     throw new Failure(
       'PCOW_USAGE',

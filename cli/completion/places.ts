@@ -4,6 +4,7 @@ import { readdir, realpath } from 'node:fs/promises';
 import path from 'node:path';
 import { IMAGE_SUFFIX } from '../../src/mount/image-names.js';
 import { pcowMounts } from '../../src/mounts.js';
+import { briefTroubleOnTheWay } from '../asking.js';
 import { withImage } from '../images.js';
 import { findDirectory, findImage } from '../target.js';
 import type { Candidate } from './candidates.js';
@@ -44,6 +45,7 @@ export async function mountpointCandidates(current: string): Promise<Candidate[]
 
 async function contentsOf(directory: string): Promise<{ entries: Dirent[]; mounted: boolean }> {
   try {
+    if ((await briefTroubleOnTheWay(directory)) !== null) return { entries: [], mounted: false };
     const entries = await readdir(directory, { withFileTypes: true });
     const { mount } = await findDirectory(directory);
     return { entries, mounted: mount?.mountpoint === (await realpath(directory)) };
@@ -54,6 +56,7 @@ async function contentsOf(directory: string): Promise<{ entries: Dirent[]; mount
 
 async function snapshotsOf(image: string): Promise<string[] | null> {
   try {
+    if ((await briefTroubleOnTheWay(image)) !== null) return null;
     const { file } = await findImage(image);
     return await withImage(file, {}, (open) => open.snapshotNames());
   } catch {

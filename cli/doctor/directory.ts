@@ -4,7 +4,8 @@ import { access, copyFile, mkdtemp, readdir, rm, stat, statfs } from 'node:fs/pr
 import path from 'node:path';
 import { Image, PcowError } from '../../src/engine/index.js';
 import { IMAGE_SUFFIX } from '../../src/mount/image-names.js';
-import type { MountTableEntry } from '../../src/mounts.js';
+import type { MountTableEntry, PcowMount } from '../../src/mounts.js';
+import { briefTroubleOf, briefTroubleOnTheWay } from '../asking.js';
 import { monitorsProblem } from '../control.js';
 import { explained } from '../errors.js';
 import { fileSystemOf, overwritingProblem } from '../file-system.js';
@@ -21,10 +22,12 @@ const SHARED = /^(nfs|cifs|smb|9p|afs|ceph|glusterfs|fuse)/;
 const LITTLE_SPACE = 0.05;
 
 export async function directoryFindings(given: string): Promise<Finding[]> {
+  const trouble = await briefTroubleOnTheWay(given);
+  if (trouble !== null) return [problem('mount', trouble.message, trouble.cure)];
   const { directory, mount } = await findDirectory(given);
   const place = await fileSystemOf(directory);
   return [
-    mount === null ? ok('mount', `${directory} is not mounted`) : await mountFinding(directory, mount.mountpoint),
+    mount === null ? ok('mount', `${directory} is not mounted`) : await mountFinding(mount),
     fileSystem(place),
     dax(place),
     ...(await looked('space', `the space of ${directory} can't be told`, () => space(directory))),
@@ -34,11 +37,7 @@ export async function directoryFindings(given: string): Promise<Finding[]> {
 }
 
 /** A look that fails is a finding itself, with what mends that: the other looks go on. */
-async function looked(
-  check: string,
-  what: string,
-  look: () => Promise<Finding | Finding[]>,
-): Promise<Finding[]> {
+async function looked(check: string, what: string, look: () => Promise<Finding | Finding[]>): Promise<Finding[]> {
   try {
     return [await look()].flat();
   } catch (error) {
@@ -48,8 +47,11 @@ async function looked(
   }
 }
 
-async function mountFinding(directory: string, mountpoint: string): Promise<Finding> {
-  const unattached = await monitorsProblem(mountpoint);
+async function mountFinding(mount: PcowMount): Promise<Finding> {
+  const { directory, mountpoint } = mount;
+  const trouble = await briefTroubleOf(mount);
+  if (trouble !== null) return problem('mount', trouble.message, trouble.cure);
+  const unattached = await monitorsProblem(mount);
   return unattached === null
     ? ok('mount', `${directory} is mounted on ${mountpoint}`)
     : problem('mount', `${mountpoint}: ${unattached}`, `pcow umount ${mountpoint}, and mount it again with that`);

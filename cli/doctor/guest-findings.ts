@@ -3,6 +3,7 @@ import { readFile, realpath, stat } from 'node:fs/promises';
 import path from 'node:path';
 import { IMAGE_SUFFIX } from '../../src/mount/image-names.js';
 import { mountHolding } from '../../src/mounts.js';
+import { briefTroubleOnTheWay } from '../asking.js';
 import {
   addressBits,
   DEFAULT_ADDRESS_BITS,
@@ -62,6 +63,8 @@ export async function guestFindings(guest: Guest): Promise<Finding[]> {
 /** Whether a backend is the flat file of a mount, and its size; null where it is not, or nothing there. */
 async function placeOf({ path: file }: Backend): Promise<{ size: number | null; findings: Finding[] }> {
   const none = (finding: Finding) => ({ size: null, findings: [finding] });
+  const trouble = await briefTroubleOnTheWay(file);
+  if (trouble !== null) return none(problem('mount', trouble.message, trouble.cure));
   let real: string;
   try {
     real = await realpath(file);

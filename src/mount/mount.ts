@@ -6,6 +6,7 @@ import { AttachService } from '../attach/attach-service.js';
 import { type DirectoryLock, lockDirectory } from '../engine/directory-lock.js';
 import { isPcowError, recoverDirectory } from '../engine/index.js';
 import { onQuestion } from '../engine/native-operations.js';
+import { lifeOf, troubleOf } from '../answers.js';
 import { mountsOfDirectory } from '../mounts.js';
 import { AttributeSource } from './attributes.js';
 import { Catalog } from './catalog.js';
@@ -91,15 +92,22 @@ async function lockOf({ directory }: Place): Promise<DirectoryLock> {
     if (!isPcowError(error, 'PCOW_LOCKED')) {
       throw error;
     }
-    const [other] = await mountsOfDirectory(directory);
-    throw mountError(
-      other
-        ? `${directory} is mounted on ${other.mountpoint} already: use that, or end it with "pcow umount ${other.mountpoint}"`
-        : `${directory} is served by a mount that is just ending, or that this process can't see: wait for its end`,
-      error,
-      'EBUSY',
-    );
+    throw mountError(await whyLocked(directory), error, 'EBUSY');
   }
+}
+
+async function whyLocked(directory: string): Promise<string> {
+  for (const mount of await mountsOfDirectory(directory)) {
+    const life = await lifeOf(mount);
+    // Not that one: it may lie beside the one that serves the directory.
+    if (life.state === 'dead') continue;
+    const { mountpoint } = mount;
+    const trouble = troubleOf(mount, life);
+    return trouble === null
+      ? `${directory} is mounted on ${mountpoint} already: use that, or end it with "pcow umount ${mountpoint}"`
+      : `${trouble.message}: ${trouble.cure}`;
+  }
+  return `${directory} is served by a mount that is just ending, or that this process can't see: wait for its end`;
 }
 
 async function begin(place: Place, lock: DirectoryLock): Promise<Mount> {

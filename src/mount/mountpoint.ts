@@ -10,14 +10,12 @@ import path from 'node:path';
 import { promisify } from 'node:util';
 
 import { PcowError } from '../engine/index.js';
-import { type MountTableEntry, mountTable, MOUNT_TYPE } from '../mounts.js';
+import { type Life, lifeOf, mountOnTheWay, troubleOf } from '../answers.js';
+import { type MountTableEntry, mountTable, MOUNT_TYPE, type PcowMount } from '../mounts.js';
 import { isSystemError, sentenceOf } from './failure.js';
 import { log } from './log.js';
 
 const run = promisify(execFile);
-
-/** Milliseconds that a living mount may take to answer. */
-const ANSWER_LIMIT = 5000;
 
 /** Bytes: fuse-native cuts longer paths off without a word. */
 const MAX_PATH = 1000;
@@ -136,31 +134,24 @@ export async function checkFuse(): Promise<void> {
   }
 }
 
-/** A mount whose process has died answers ENOTCONN for ever. It serves nothing any more, so it is taken away. */
+/**
+ * A mount whose process has died answers ENOTCONN for ever. It serves nothing any more, so it is taken away. One that does not answer at
+ * all is not dead: then this fails, and says what may be done.
+ */
 export async function clearDeadMount(given: string): Promise<boolean> {
-  const place = await placeOf(given);
-  const mount = (await mountTable()).findLast(({ mountpoint }) => mountpoint === place);
-  if (mount?.type !== MOUNT_TYPE || !(await isDead(place))) {
-    return false;
-  }
-  await detach(place);
-  log(`${given}: the remains of a dead mount of ${mount.source} were cleared away`);
+  const mount = await mountOnTheWay(given);
+  if (mount === null) return false;
+  const life = await lifeOf(mount);
+  if (life.state === 'silent') throw silent(mount, life);
+  if (life.state === 'alive' || (await placeOf(given)) !== mount.mountpoint) return false;
+  await detach(mount.mountpoint);
+  log(`${given}: the remains of a dead mount of ${mount.directory} were cleared away`);
   return true;
 }
 
-/** Whether a mount's process is gone. One that does not answer at all is not dead: it may be waiting for its disk. */
-async function isDead(mountpoint: string): Promise<boolean> {
-  try {
-    // LC_ALL: the message is compared.
-    await run('stat', ['--format=%i', '--', mountpoint], {
-      timeout: ANSWER_LIMIT,
-      killSignal: 'SIGKILL',
-      env: { ...process.env, LC_ALL: 'C' },
-    });
-    return false;
-  } catch (error) {
-    return /Transport endpoint is not connected|Software caused connection abort/.test(sentenceOf(error));
-  }
+function silent(mount: PcowMount, life: Life): PcowError {
+  const trouble = troubleOf(mount, life);
+  return mountError(`${trouble?.message}: ${trouble?.cure}`, undefined, 'ETIMEDOUT');
 }
 
 /** Takes a mount out of sight; what still uses it goes on until it is done. */
@@ -168,17 +159,20 @@ export async function detach(mountpoint: string): Promise<void> {
   await run('fusermount3', ['-u', '-z', '--', mountpoint]);
 }
 
-/** The real path of a mountpoint, which may be that of a dead mount: then only what is above it can be looked at. */
+/** The real path of a mountpoint, found without touching it: only what is above it is looked at. */
 export async function placeOf(given: string): Promise<string> {
-  try {
-    return await realpath(given);
-  } catch (error) {
-    if (!isSystemError(error, 'ENOTCONN', 'ECONNABORTED')) {
-      return path.resolve(given);
-    }
-    const absolute = path.resolve(given);
-    return path.join(await realPathOf(path.dirname(absolute), 'the mountpoint'), path.basename(absolute));
-  }
+  const absolute = path.resolve(given);
+  const mount = await mountOnTheWay(given);
+  if (mount !== null && (await isItself(absolute, mount))) return mount.mountpoint;
+  return mount === null ? realpath(given).catch(() => absolute) : absolute;
+}
+
+/** Whether a path that leads into a mount ends there. */
+async function isItself(absolute: string, { mountpoint }: PcowMount): Promise<boolean> {
+  if (absolute === mountpoint) return true;
+  // Its last part is the mountpoint, or a link to it.
+  const above = await mountOnTheWay(path.dirname(absolute));
+  return above === null;
 }
 
 async function realPathOf(given: string, what: string): Promise<string> {

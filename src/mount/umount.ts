@@ -5,6 +5,7 @@ import { promisify } from 'node:util';
 
 import { lockDirectory } from '../engine/directory-lock.js';
 import { isPcowError } from '../engine/index.js';
+import { stateOfServer } from '../answers.js';
 import { MOUNT_TYPE, mountTable, type OtherPlace, placesOfDevice } from '../mounts.js';
 import { unmountFailure } from './mount.js';
 import { clearDeadMount, mountError, placeOf } from './mountpoint.js';
@@ -16,6 +17,9 @@ const PAUSE = 20;
 
 /** Looks after which, and after each as many more, it is asked whether the file system is mounted elsewhere: then it does not end. */
 const LOOKS_BEFORE_ASKING = 100;
+
+/** Looks after which, and after each as many more, it is asked whether the mount's process is stopped. (A last sync may take long.) */
+const LOOKS_BEFORE_GIVING_UP = 150;
 
 /**
  * Ends the mount on a mountpoint. Resolves when its last sync is done and every image is closed; rejects with EBUSY, and the mount goes
@@ -52,6 +56,16 @@ async function ended(directory: string, device: string): Promise<void> {
           `${directory} goes on being mounted ${places.map(placeAndRemedy).join(', ')}`,
           undefined,
           'EBUSY',
+        );
+      }
+    }
+    if (looks % LOOKS_BEFORE_GIVING_UP === 0) {
+      const { pid, stopped } = await stateOfServer(directory);
+      if (stopped) {
+        throw mountError(
+          `the mount of ${directory} is out of sight, but does not end: its process ${pid} is stopped: let it go on with "kill -CONT ${pid}"`,
+          undefined,
+          'ETIMEDOUT',
         );
       }
     }

@@ -81,7 +81,7 @@ export function everyCommand(at: string): Line[] {
     { words: ['flatten', image('vm')], doing: 'changes' },
     { words: ['delete', image('lone@s1')], doing: 'changes' },
     { words: ['rename', image('lone'), 'other'], doing: 'changes' },
-    { words: ['rm', image('vm')], doing: 'changes' },
+    { words: ['rm', image('child')], doing: 'changes' },
     { words: ['recover', at], doing: 'changes' },
     { words: ['doctor', at], doing: 'makes' },
     { words: ['qemu-args', image('base')], doing: 'reads' },

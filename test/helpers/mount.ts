@@ -22,7 +22,7 @@ export interface Status {
   size: number;
   holder: { pid: number; command: string; mount: boolean } | null;
   open: { reading: number; writing: number; snapshots: number };
-  lastError: { command: string | null; errno: string; message: string } | null;
+  lastError: { command: string | null; code: string; errno: string; message: string } | null;
 }
 
 export class TestMount {

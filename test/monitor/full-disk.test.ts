@@ -78,6 +78,7 @@ for (const over of ['holes', 'a base'] as const) {
     // A snapshot that finds no space fails, and the writer does not notice.
     await fillDisk(mount.images, 0);
     await t.throwsAsync(mount.write('s', 'vm1', 'snapshot'), { code: 'ENOSPC' });
+    t.is((await mount.status('vm1')).lastError?.code, 'PCOW_NO_SPACE', 'as at rest');
     t.is(await write(0, 2 * BLOCK, 203), 'ok', 'what is allocated needs no space');
     await freeDisk(mount.images);
     await mount.write('s', 'vm1', 'snapshot');

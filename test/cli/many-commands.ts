@@ -1,0 +1,29 @@
+/** A process that runs one command line after another, and tells what came of each: starting one process for each takes most of their time. */
+import { explained } from '../../cli/errors.js';
+import { exitCodeOf } from '../../cli/exit-codes.js';
+import { pcowProgram } from '../../cli/pcow-program.js';
+
+/** What came of one, as its exit code and what standard error would say. */
+export interface Told {
+  words: string[];
+  exit: number;
+  said: string;
+}
+
+async function told(words: string[]): Promise<Told> {
+  process.exitCode = undefined;
+  try {
+    await pcowProgram().parseAsync(words, { from: 'user' });
+    return { words, exit: Number(process.exitCode ?? 0), said: '' };
+  } catch (error) {
+    const { code, message, hint } = explained(error);
+    return { words, exit: exitCodeOf(code), said: `${message}\n${hint ?? ''}` };
+  }
+}
+
+process.on('message', (lines: string[][]) => {
+  void (async () => {
+    for (const words of lines) process.send?.(await told(words));
+    process.exit(0);
+  })();
+});
