@@ -8,6 +8,10 @@ const WORDS: Words = {
   discardData: 'leave discard-data=on out of its -object',
   prealloc: 'leave prealloc=on and -mem-prealloc out',
   pmem: 'leave pmem=on out of its -object',
+  readOnly: 'leave readonly=on out of its -object',
+  offset: 'leave offset=… out of its -object',
+  labels: 'leave label-size=… out of its -device',
+  cachesPersist: 'leave nvdimm-persistence=cpu out of -machine',
   maxMemory: 'add maxmem=SIZE to -m, as “pcow qemu-args” does',
   slots: 'add slots=NUMBER to -m, as “pcow qemu-args” does',
   nvdimmMachine: 'add nvdimm=on to -machine',
@@ -16,6 +20,9 @@ const WORDS: Words = {
   physicalBits: (bits) => `-cpu max,phys-bits=${bits}`,
   size: (bytes) => `size=${bytes} in its -object`,
 };
+
+/** The backend that images are for. */
+const FILE = 'memory-backend-file';
 
 /** Options without a value, of those that QEMU has; all others take the next word. */
 const FLAGS =
@@ -49,6 +56,11 @@ export function readOptions(guest: Guest, options: string[]): void {
     readOption(guest, name, options[at] ?? '');
   }
   if (preallocated) for (const backend of guest.backends) backend.preallocated = true;
+  if (options.includes('-snapshot')) guest.throwAway = true;
+  for (const { backend } of guest.devices) {
+    const other = guest.objects.get(backend);
+    if (other !== undefined && other !== FILE) guest.volatile.push(`${other} ${backend}`);
+  }
 }
 
 function withoutRun(words: string[]): { rest: string[]; monitored: boolean | null } {
@@ -69,9 +81,19 @@ function readOption(guest: Guest, name: string, value: string): void {
       return;
     }
     case '-machine':
-    case '-M':
-      if (isOn(fieldsOf(value, 'type').fields.get('nvdimm'))) guest.nvdimmMachine = true;
+    case '-M': {
+      const { fields } = fieldsOf(value, 'type');
+      if (isOn(fields.get('nvdimm'))) guest.nvdimmMachine = true;
+      if (fields.get('nvdimm-persistence') === 'cpu') guest.cachesPersist = true;
+      const backend = fields.get('memory-backend');
+      if (backend !== undefined) guest.ordinary.push({ backend, by: `-machine memory-backend=${backend}` });
       return;
+    }
+    case '-numa': {
+      const backend = fieldsOf(value, 'type').fields.get('memdev');
+      if (backend !== undefined) guest.ordinary.push({ backend, by: `-numa node,memdev=${backend}` });
+      return;
+    }
     case '-cpu': {
       const { first, fields } = fieldsOf(value, 'model');
       const bits = fields.get('phys-bits');
@@ -137,7 +159,8 @@ function fieldsOf(value: string, firstName: string): Fields {
 }
 
 function readObject(guest: Guest, { first, fields }: Fields): void {
-  if (first !== 'memory-backend-file') return;
+  if (first.startsWith('memory-backend-')) guest.objects.set(fields.get('id') ?? '', first);
+  if (first !== FILE) return;
   guest.backends.push({
     id: fields.get('id') ?? '',
     path: fields.get('mem-path') ?? '',
@@ -146,6 +169,8 @@ function readObject(guest: Guest, { first, fields }: Fields): void {
     discardData: isOn(fields.get('discard-data')),
     preallocated: isOn(fields.get('prealloc')),
     pmem: isOn(fields.get('pmem')),
+    readOnly: isOn(fields.get('readonly')),
+    offset: sizeOf(fields.get('offset'), 1) ?? 0,
   });
 }
 
@@ -156,7 +181,11 @@ function readDevice(guest: Guest, { first, fields }: Fields): void {
       kind: first === 'nvdimm' ? 'nvdimm' : 'virtio-pmem',
       backend: fields.get('memdev') ?? '',
       unarmed: isOn(fields.get('unarmed')),
+      labelSize: sizeOf(fields.get('label-size'), 1) ?? 0,
     });
+  } else if (/^(pc-dimm|virtio-mem(-pci)?)$/.test(first)) {
+    const backend = fields.get('memdev') ?? '';
+    guest.ordinary.push({ backend, by: `-device ${first},memdev=${backend}` });
   } else if (first.startsWith('vhost-user-')) {
     guest.vhostUser.push(name);
   } else if (first.startsWith('vfio-')) {

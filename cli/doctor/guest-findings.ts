@@ -56,6 +56,7 @@ export async function guestFindings(guest: Guest): Promise<Finding[]> {
   if (found.length > 0) {
     findings.push(...memoryFindings(guest, found), ...sharingFindings(guest), monitorFinding(guest));
     findings.push(...guest.unseen.map((what) => warning('unseen', what, 'look at it yourself')));
+    findings.push(...promiseFindings(guest));
   }
   return findings;
 }
@@ -87,7 +88,16 @@ async function placeOf({ path: file }: Backend): Promise<{ size: number | null; 
           ),
     );
   }
-  if (held.inside.startsWith('.pcow/')) {
+  if (held.inside === '') {
+    return none(
+      problem(
+        'path',
+        `${quote(file)} is the mountpoint: QEMU would make a file of its own there, which goes when it ends`,
+        'name the flat file: MOUNTPOINT/NAME',
+      ),
+    );
+  }
+  if (held.inside.startsWith('.pcow')) {
     return none(
       problem(
         'path',
@@ -131,6 +141,20 @@ function optionFindings({ words }: Guest, backend: Backend): Finding[] {
       problem('prealloc', `QEMU touches every page of ${name} as it starts: the thin image is filled`, words.prealloc),
     );
   }
+  if (backend.readOnly) {
+    findings.push(
+      problem(
+        'readonly',
+        `${name} is mapped read-only: what the guest writes is dropped without an error`,
+        words.readOnly,
+      ),
+    );
+  }
+  if (backend.offset > 0) {
+    findings.push(
+      problem('offset', `the guest does not see the first ${formatSize(backend.offset)} of ${name}`, words.offset),
+    );
+  }
   if (backend.pmem) {
     findings.push(
       problem(
@@ -145,18 +169,18 @@ function optionFindings({ words }: Guest, backend: Backend): Finding[] {
 
 function sizeFindings({ words }: Guest, { backend, size }: Found): Finding[] {
   const name = quote(backend.path);
-  const asked = backend.size ?? size;
-  if (asked > size) {
+  const asked = backend.size ?? size - backend.offset;
+  if (asked + backend.offset > size) {
     return [
       problem(
         'size',
-        `${asked} bytes are asked for, and ${name} has ${size}: QEMU refuses that`,
+        `${asked} bytes are asked for${backend.offset > 0 ? `, from byte ${backend.offset} on` : ''}, and ${name} has ${size}: QEMU refuses that`,
         `${words.size(size)}, or pcow resize ${backend.path} ${sizeArgument(asked)}`,
       ),
     ];
   }
   const findings: Finding[] = [];
-  if (asked < size) {
+  if (asked + backend.offset < size) {
     findings.push(
       warning('size', `the guest gets ${formatSize(asked)} of the ${formatSize(size)} of ${name}`, words.size(size)),
     );
@@ -178,14 +202,38 @@ function sizeFindings({ words }: Guest, { backend, size }: Found): Finding[] {
   return findings;
 }
 
-function deviceFindings({ devices, words }: Guest, { id, path: file }: Backend): Finding[] {
+function deviceFindings({ devices, ordinary, words }: Guest, { id, path: file }: Backend): Finding[] {
+  const name = quote(file);
+  const memory = ordinary.find(({ backend }) => backend === id);
+  if (memory !== undefined) {
+    return [
+      problem(
+        'ordinary-memory',
+        `${name} is ordinary memory of the guest, which overwrites it as it starts (${memory.by})`,
+        `use -device virtio-pmem-pci,memdev=${id} in its place`,
+      ),
+    ];
+  }
   const device = devices.find(({ backend }) => backend === id);
   if (device === undefined) {
-    return [problem('device', `no device of the guest has ${quote(file)}`, `add -device virtio-pmem-pci,memdev=${id}`)];
+    return [problem('device', `no device of the guest has ${name}`, `add -device virtio-pmem-pci,memdev=${id}`)];
   }
-  return device.kind === 'nvdimm' && !device.unarmed
-    ? [warning('nvdimm', `${quote(file)}: ${NVDIMM_WARNING}`, words.unarmed)]
-    : [];
+  if (device.kind !== 'nvdimm') return [];
+  const { unarmed, labelSize } = device;
+  return [
+    unarmed
+      ? warning('unarmed', `${name}: unarmed=on: a Linux guest makes the device read-only`, 'use virtio-pmem to write')
+      : warning('nvdimm', `${name}: ${NVDIMM_WARNING}`, words.unarmed),
+    ...(labelSize > 0
+      ? [
+          warning(
+            'labels',
+            `${name}: labels take the place of its last ${formatSize(labelSize)}: what lies there is hidden from the guest, and overwritten`,
+            words.labels,
+          ),
+        ]
+      : []),
+  ];
 }
 
 function memoryFindings(guest: Guest, found: Found[]): Finding[] {
@@ -215,6 +263,33 @@ function memoryFindings(guest: Guest, found: Found[]): Finding[] {
     );
   }
   return findings;
+}
+
+/** What is promised to the guest, or to who starts it, and not kept. */
+function promiseFindings({ words, devices, cachesPersist, volatile, throwAway }: Guest): Finding[] {
+  return [
+    ...(cachesPersist && devices.some(({ kind }) => kind === 'nvdimm')
+      ? [
+          problem(
+            'persistence',
+            'the guest is told that its processor caches survive a power cut, so it never flushes',
+            words.cachesPersist,
+          ),
+        ]
+      : []),
+    ...volatile.map((what) =>
+      problem('volatile', `${what} is no file: what the guest writes to that device is lost with QEMU`, 'use an image'),
+    ),
+    ...(throwAway
+      ? [
+          warning(
+            'snapshot-option',
+            '-snapshot is for disks: what the guest writes to an image stays',
+            'pcow clone IMAGE@SNAPSHOT NEW, and start the guest on that',
+          ),
+        ]
+      : []),
+  ];
 }
 
 function sharingFindings({ words, locked, vhostUser, vfio }: Guest): Finding[] {

@@ -10,6 +10,9 @@ export interface Backend {
   discardData: boolean;
   preallocated: boolean;
   pmem: boolean;
+  readOnly: boolean;
+  /** Bytes of the file that are left out at its beginning. */
+  offset: number;
 }
 
 export interface MemoryDevice {
@@ -17,6 +20,8 @@ export interface MemoryDevice {
   /** The id of its backend. */
   backend: string;
   unarmed: boolean;
+  /** Bytes at the end that hold labels, and not the guest's data. */
+  labelSize: number;
 }
 
 export interface Guest {
@@ -25,6 +30,8 @@ export interface Guest {
   /** Whether the monitor is preloaded, as far as it can be seen here; null: it can't. */
   monitored: boolean | null;
   backends: Backend[];
+  /** The types of all memory backends, by their ids. */
+  objects: Map<string, string>;
   devices: MemoryDevice[];
   /** Bytes of ordinary memory; null where it is not said. */
   memory: number | null;
@@ -32,6 +39,14 @@ export interface Guest {
   /** Bytes; null: none may be added. */
   maxMemory: number | null;
   nvdimmMachine: boolean;
+  /** The guest is told that what is in its processor's caches survives a power cut. */
+  cachesPersist: boolean;
+  /** Ids of backends that are ordinary memory of the guest, which it overwrites as it starts: with what says so. */
+  ordinary: { backend: string; by: string }[];
+  /** Persistent memory of the guest that is no file: descriptions. */
+  volatile: string[];
+  /** Whether QEMU is to throw away what its disks are written. */
+  throwAway: boolean;
   /** Of the processor; null: the default. */
   physicalBits: number | 'host' | null;
   /** Everything is locked in memory. */
@@ -52,6 +67,10 @@ export interface Words {
   discardData: string;
   prealloc: string;
   pmem: string;
+  readOnly: string;
+  offset: string;
+  labels: string;
+  cachesPersist: string;
   maxMemory: string;
   slots: string;
   nvdimmMachine: string;
@@ -66,11 +85,16 @@ export function emptyGuest(emulator: string, words: Words): Guest {
     emulator,
     monitored: null,
     backends: [],
+    objects: new Map(),
     devices: [],
     memory: null,
     slots: 0,
     maxMemory: null,
     nvdimmMachine: false,
+    cachesPersist: false,
+    ordinary: [],
+    volatile: [],
+    throwAway: false,
     physicalBits: null,
     locked: false,
     vhostUser: [],

@@ -10,6 +10,10 @@ const WORDS: Words = {
   discardData: "leave discard='yes' and <discard/> out",
   prealloc: '“pcow libvirt-xml” prints arguments for QEMU in its place',
   pmem: 'leave <pmem/> out of its <source>',
+  readOnly: 'leave readonly=on out of its -object',
+  offset: 'leave offset=… out of its -object',
+  labels: 'leave <label> out of its <target>',
+  cachesPersist: 'leave nvdimm-persistence=cpu out of -machine',
   maxMemory: 'add <maxMemory>, as “pcow libvirt-xml” does',
   slots: "give <maxMemory> more slots='NUMBER'",
   nvdimmMachine: 'add the argument -machine nvdimm=on, as “pcow libvirt-xml --device nvdimm” does',
@@ -113,8 +117,11 @@ function readMemory(guest: Guest, backing: Element, memory: Element, id: string)
     // libvirt sets prealloc=on for every nvdimm.
     preallocated: kind === 'nvdimm' || attribute(backing.allocation, 'mode') === 'immediate',
     pmem: 'pmem' in source,
+    readOnly: false,
+    offset: 0,
   });
-  guest.devices.push({ kind, backend: id, unarmed: 'readonly' in target });
+  const labels = 'label' in target ? bytesOf(child(target, 'label').size) : 0;
+  guest.devices.push({ kind, backend: id, unarmed: 'readonly' in target, labelSize: labels });
   if (kind === 'nvdimm')
     guest.nvdimmMachine = true; // libvirt sees to it
   else
