@@ -2,7 +2,7 @@
 import { XMLBuilder, XMLParser } from 'fast-xml-parser';
 import { guestOfDomain } from './doctor/libvirt-domain.js';
 import { Failure } from './errors.js';
-import { allOf, argumentsOf, type LibvirtRequest } from './libvirt.js';
+import { allOf, argumentsOf, escaped, type LibvirtRequest } from './libvirt.js';
 import { maxMemoryOf } from './qemu.js';
 
 const KIB = 1024;
@@ -155,15 +155,3 @@ function addCommandLine(domain: Node, elements: Node[], words: [string, Attribut
     childrenOf(there).push(...added);
   }
 }
-
-function escaped(value: string): string {
-  return value.replace(/[&<>'"]/g, (character) => ENTITIES[character] ?? character);
-}
-
-const ENTITIES: Readonly<Record<string, string>> = {
-  '&': '&amp;',
-  '<': '&lt;',
-  '>': '&gt;',
-  "'": '&apos;',
-  '"': '&quot;',
-};

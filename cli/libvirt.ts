@@ -67,6 +67,15 @@ export function argumentsOf(
   ];
 }
 
-function escaped(text: string): string {
-  return text.replace(/[&<>'"]/g, (character) => `&#${character.charCodeAt(0)};`);
+const ENTITIES: Readonly<Record<string, string>> = {
+  '&': '&amp;',
+  '<': '&lt;',
+  '>': '&gt;',
+  "'": '&apos;',
+  '"': '&quot;',
+};
+
+/** For an attribute. By names, not numbers: not every parser takes those. */
+export function escaped(text: string): string {
+  return text.replace(/[&<>'"]/g, (character) => ENTITIES[character] ?? character);
 }

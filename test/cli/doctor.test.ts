@@ -182,11 +182,11 @@ test.serial('a libvirt domain: the same mistakes', async (t) => {
 });
 
 test.serial('what pcow prints for QEMU and for libvirt is found good', async (t) => {
-  const mount = await mountedImages(t, { vm1: 128 * MiB, vm2: 256 * MiB });
+  const mount = await mountedImages(t, { vm1: 128 * MiB, vm2: 256 * MiB, 'r&d': 128 * MiB });
   const pcow = pcowIn(mount.scratch);
   const args = (await succeeds(t, pcow('qemu-args', 'mnt/vm1', 'mnt/vm2'))).trim().split(/\s+/);
   t.deepEqual(await found(guestOfCommandLine(['pcow', 'run', '--', 'qemu-system-x86_64', ...args])), []);
-  const elements = await succeeds(t, pcow('libvirt-xml', 'mnt/vm1', 'mnt/vm2'));
+  const elements = await succeeds(t, pcow('libvirt-xml', 'mnt/vm1', 'mnt/r&d'));
   await writeFile(path.join(mount.scratch, 'vm.xml'), `<domain type='kvm'><name>vm</name>${elements}</domain>`);
   // Where libvirt is installed, its user may not look into this mount: that is a finding of its own.
   const { stdout } = await pcow('doctor', '--json', '--libvirt', 'vm.xml');

@@ -95,8 +95,8 @@ test('a domain has at most as many images as there are places, and nothing in a 
       kvm: true,
     });
   const odd = xml([{ ...VM1, file: `/mnt/a'/><b c="` }]);
-  t.true(odd.includes('mem-path=/mnt/a&#39;/&#62;&#60;b c=&#34;,size='));
-  t.true(odd.includes(`<env name='LD_PRELOAD' value='/a&#38;b.so'/>`));
+  t.true(odd.includes('mem-path=/mnt/a&apos;/&gt;&lt;b c=&quot;,size='));
+  t.true(odd.includes(`<env name='LD_PRELOAD' value='/a&amp;b.so'/>`));
   t.true(xml(Array<Backing>(15).fill(VM1)).includes('addr=0x1e'));
   const error = t.throws(() => xml(Array<Backing>(16).fill(VM1)), { instanceOf: Failure });
   t.is(error.code, 'PCOW_LIMIT');
