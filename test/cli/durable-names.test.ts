@@ -120,7 +120,7 @@ test.serial('a repair: what is taken out of an image is on the disk under its na
   const table = directoryAt + 65536;
   image.fill(0, table, table + 8);
   await writeFile(path.join(directory, 'vm.pcow'), image);
-  const events = await pcow('pcow check vm --repair || [ $? = 14 ]');
+  const events = await pcow('pcow check vm --repair || [ $? = 15 ]');
   const lost = path.join(directory, 'vm.pcow.lost');
   t.true(
     events.some(([word, first]) => word === 'sync' && first === lost),
