@@ -69,11 +69,11 @@ void ImageState::abandon(const Prepared& prepared) {
   }
 }
 
-// Whoever watches may have seen a generation that we have only begun to write, so none is given twice; one for the same slot follows.
+// Whoever watches may have seen a generation that we have only begun to write, so none is given twice. The one that follows is of the other
+// slot, but of the same where the last was not written.
 Superblock ImageState::next_superblock() {
   Superblock next = superblock;
-  next.generation = std::max(superblock.generation, settled_generation) + 1;
-  if (next.generation <= last_generation) next.generation = last_generation + 2;
+  next.generation = std::max(superblock.generation, last_generation) + (doubt ? 2 : 1);
   last_generation = next.generation;
   next.reserve = space->reserve().first;
   next.reserve_blocks = space->reserve().blocks;
@@ -84,17 +84,14 @@ Superblock ImageState::next_superblock() {
 // the superblock that we go on with is written over it.
 Result<void> ImageState::put_superblock(const Superblock& next) {
   auto outcome = write_superblock(*file, next);
-  if (outcome)
-    doubt = 0;
-  else
-    (void)settle();
+  doubt = outcome ? 0 : outcome.error().err;
+  if (!outcome) (void)settle();
   return outcome;
 }
 
 Result<void> ImageState::settle() {
   const Superblock again = next_superblock();
   auto outcome = write_superblock(*file, again);
-  if (outcome) settled_generation = again.generation;
   doubt = outcome ? 0 : outcome.error().err;
   return outcome;
 }

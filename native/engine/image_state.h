@@ -299,9 +299,8 @@ class ImageState {
   bool opened_clean = true;
   bool marked = false;  // the superblock says that the image is open by us
   Superblock superblock;
-  uint64_t last_generation = 0;     // the highest that we have begun to write, or 0
-  uint64_t settled_generation = 0;  // of the superblock that was written over a failed one, or 0
-  std::atomic<int> doubt{0};  // the errno for which that failed, too: the file may say what has not happened; or 0
+  uint64_t last_generation = 0;  // the highest that we have begun to write, or 0
+  std::atomic<int> doubt{0};     // the errno for which that failed, where the file may say what has not happened; or 0
   Directory directory;
   std::shared_ptr<Table> active;
   std::shared_ptr<const Chain> below;  // what the active layer stands on
