@@ -6,27 +6,19 @@ import { promisify } from 'node:util';
 
 import test, { type ExecutionContext } from 'ava';
 
+import type { AttachmentStatus } from '../../src/attach/attachment-status.js';
 import { Image } from '../../src/engine/index.js';
 import { mountedImages, imagesFor, MiB, type TestMount } from '../helpers/mount.js';
 import { Conversation, program } from '../helpers/program.js';
 
 const run = promisify(execFile);
 
-interface Attached {
-  pid: number;
-  command: string;
-  uid: number;
-  since: string;
-  writable: boolean;
-  monitor: unknown;
-}
-
 interface AttachStatus {
   uuid: string;
   writable: boolean;
   clean: boolean;
-  attached: Attached | null;
-  readers: Attached[];
+  attached: AttachmentStatus | null;
+  readers: AttachmentStatus[];
 }
 
 async function statusOf(mount: TestMount, name: string): Promise<AttachStatus> {
