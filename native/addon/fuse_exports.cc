@@ -79,6 +79,12 @@ Napi::Value close_handle(const Napi::CallbackInfo& info) {
   return Napi::Boolean::New(info.Env(), found);
 }
 
+// `fh`. 0 where it is not known.
+Napi::Value opener_of(const Napi::CallbackInfo& info) {
+  const auto handle = FuseHandles::instance().find(bytes_of(info[0]));
+  return Napi::Number::New(info.Env(), handle ? handle->opener.load() : 0);
+}
+
 // `name` in the mount, `device` and `inode` of its image file, its `number` in the mount, NativeImage.
 Napi::Value tell_flat_file(const Napi::CallbackInfo& info) {
   bool lossless;
@@ -169,6 +175,7 @@ void export_fuse(Napi::Env env, Napi::Object exports) {
   exports.Set("fuseOpenHandle", Napi::Function::New<open_handle>(env, "fuseOpenHandle"));
   exports.Set("fuseMoveHandle", Napi::Function::New<move_handle>(env, "fuseMoveHandle"));
   exports.Set("fuseCloseHandle", Napi::Function::New<close_handle>(env, "fuseCloseHandle"));
+  exports.Set("fuseOpener", Napi::Function::New<opener_of>(env, "fuseOpener"));
 }
 
 }  // namespace pcow::addon

@@ -26,6 +26,7 @@ std::shared_ptr<FuseHandle> FuseHandles::replace(uint64_t fh, std::shared_ptr<Fu
   const auto found = handles_.find(fh);
   if (found == handles_.end()) return nullptr;
   handle->direct = found->second->direct.load();
+  handle->opener = found->second->opener.load();
   return std::exchange(found->second, std::move(handle));
 }
 
@@ -33,6 +34,12 @@ std::shared_ptr<FuseHandle> FuseHandles::find(uint64_t fh) const {
   std::shared_lock guard(lock_);
   const auto found = handles_.find(fh);
   return found == handles_.end() ? nullptr : found->second;
+}
+
+void FuseHandles::set_opener(uint64_t fh, uint32_t thread) {
+  std::shared_lock guard(lock_);
+  const auto found = handles_.find(fh);
+  if (found != handles_.end()) found->second->opener = thread;
 }
 
 bool FuseHandles::is_written(const SharedImage& image) const {

@@ -26,6 +26,7 @@ struct FuseHandle {
   bool lent = false;                // the image's writer is a monitor
   bool refuses_cached = false;      // what the kernel writes back is older than the image
   std::atomic<bool> direct{false};  // it was opened past the page cache
+  std::atomic<uint32_t> opener{0};  // the thread that opened the file; 0: not known yet
 
   // Set while the file is being opened: until open has answered, no other request can name the handle.
   std::string path;
@@ -49,6 +50,8 @@ class FuseHandles {
   // Puts `handle` in the place of the one under `fh`, which is returned; null where there is none. Later requests use it.
   std::shared_ptr<FuseHandle> replace(uint64_t fh, std::shared_ptr<FuseHandle> handle);
   std::shared_ptr<FuseHandle> find(uint64_t fh) const;
+  // Also while it is being replaced: what takes its place has the same.
+  void set_opener(uint64_t fh, uint32_t thread);
   // Whether a file of this image is open for writing, by whatever opening of the image.
   bool is_written(const SharedImage& image) const;
   // The handle that is gone from the table, or null. Requests under way keep it alive.

@@ -224,6 +224,7 @@ int open_file(const char* path, fuse_file_info* file) {
     file->direct_io = 1;
     return 0;
   }
+  FuseHandles::instance().set_opener(file->fh, static_cast<uint32_t>(fuse_context()->pid));
   auto handle = FuseHandles::instance().find(file->fh);
   if (handle && handle->lent && !handle->view) return open_lent_file(path, file, handle.get());
   if (!handle || (!handle->view && !handle->image->writer())) return 0;

@@ -1,4 +1,6 @@
 /** A process that is attached to an image: what the mount asks it, one request at a time, and what it answers. */
+import { existsSync } from 'node:fs';
+
 import { systemCodeOf, PcowError } from '../engine/errors.js';
 import { type AttachEvent, type AttachServer, RequestKind, type RequestName } from '../engine/attach-server.js';
 import { Mutex } from '../mount/mutex.js';
@@ -88,6 +90,11 @@ export class Monitor {
   /** As messages name it. */
   get process(): string {
     return this.command === '' ? `process ${this.pid}` : `process ${this.pid} (${this.command})`;
+  }
+
+  /** Whether that is a thread of its process, now. */
+  hasThread(thread: number): boolean {
+    return thread === this.pid || existsSync(`/proc/${this.pid}/task/${thread}`);
   }
 
   /** Sends the files of a chain, the image first, with its lock where it is to write; or for a resumed one only the word. */

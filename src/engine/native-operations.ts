@@ -142,6 +142,11 @@ export function cachedReads(image: Image): number {
   return addon().fuseCachedReads(image.native);
 }
 
+/** The thread that opened the file, as this process numbers it; null where that is not known. */
+export function openerOf(fh: number): number | null {
+  return addon().fuseOpener(fh) || null;
+}
+
 /** For release: lets a handle go. False where it is not one of ours. Requests under way end in peace. */
 export function closeHandle(fh: number): boolean {
   return addon().fuseCloseHandle(fh);

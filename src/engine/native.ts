@@ -220,6 +220,7 @@ export interface NativeAddon {
     refusesCached: boolean,
   ): void;
   fuseCloseHandle(fh: number): boolean;
+  fuseOpener(fh: number): number;
   fuseTellFlatFile(name: string, device: bigint, inode: bigint, number: bigint, image: NativeImage): void;
   fuseTraffic(image: NativeImage): Traffic;
   fuseCachedReads(image: NativeImage): number;

@@ -4,7 +4,6 @@
  *
  * Calls wait for a state that is on its way (`passing`), and never for `commands`: what moves the state may hold that.
  */
-import { existsSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 
 import { isGone, type Monitor } from '../attach/monitor.js';
@@ -267,7 +266,7 @@ export class Attachment {
   async mayOpen(use: FlatFileUse, thread: number): Promise<'yes' | 'past the page cache'> {
     for (;;) {
       const { monitor } = this;
-      if (monitor === null || thread === monitor.pid || existsSync(`/proc/${monitor.pid}/task/${thread}`)) {
+      if (monitor === null || monitor.hasThread(thread)) {
         return 'yes';
       }
       if (!use.writable) {

@@ -95,7 +95,8 @@ export function reopenLogOnHangup(file: string): void {
 
 /**
  * Lets signals end a mount, and keeps the process alive through exceptions that nobody expected: other images must not suffer from
- * them. Where files are open, the mount goes out of sight and ends with the last of them.
+ * them. Where files are open, the mount goes out of sight, and ends with the last of them that somebody
+ * has open who needs it: guests under the monitor do not (hand-over.ts).
  */
 export function endOnSignals(mount: Mount, signals: readonly NodeJS.Signals[] = ENDS): void {
   let ending = false;
@@ -109,7 +110,9 @@ export function endOnSignals(mount: Mount, signals: readonly NodeJS.Signals[] = 
     mount
       .unmount()
       .catch(async (error: unknown) => {
-        log(`${sentenceOf(error)}. The mount is out of sight now, and ends when the last file is closed`);
+        log(
+          `${sentenceOf(error)}. The mount is out of sight now: guests under the monitor go on without it, others are waited for`,
+        );
         await mount.detach();
       })
       .catch((error: unknown) => {

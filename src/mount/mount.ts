@@ -15,9 +15,10 @@ import type { ControlContext } from './control-tree.js';
 import { Cutter } from './cut.js';
 import { sentenceOf } from './failure.js';
 import { type FuseOptions, FuseSession } from './fuse.js';
+import { handOver } from './hand-over.js';
 import { usersBelow } from './holders.js';
 import { debugLog, log } from './log.js';
-import { checkedDirectory, checkedMountpoint, checkFuse, detach, mountError } from './mountpoint.js';
+import { checkedDirectory, checkedMountpoint, checkFuse, mountError } from './mountpoint.js';
 import { OpenImages } from './open-images.js';
 import { FileSystem } from './operations.js';
 import { type MountOptions, settingsOf } from './options.js';
@@ -48,7 +49,10 @@ export interface Mount {
   readonly ended: Promise<EndFailures>;
   /** Ends it, and resolves when that is done; rejects with EBUSY, and goes on, where somebody has a file of it open. */
   unmount(): Promise<EndFailures>;
-  /** Takes it out of sight at once; it ends when the last open file is closed. */
+  /**
+   * Takes it out of sight at once. It ends when nobody has a file open but processes under the monitor: these go on, and the next mount of
+   * the directory finds them.
+   */
   detach(): Promise<void>;
   /** `await using mounted = await mount(…)` unmounts it, and rejects with the first image that could not be closed. */
   [Symbol.asyncDispose](): Promise<void>;
@@ -126,7 +130,9 @@ async function begin(place: Place, lock: DirectoryLock): Promise<Mount> {
   fileSystem.native = session.native;
   const attachService = await AttachService.start({ place, catalog, attributes, cutter });
 
+  let over = false;
   const ended = session.ended.then(async () => {
+    over = true;
     debug('the session on %s is over', place.mountpoint);
     attachService?.stop();
     const failures = await catalog.shutDown();
@@ -148,7 +154,12 @@ async function begin(place: Place, lock: DirectoryLock): Promise<Mount> {
       await endSession(place);
       return ended;
     },
-    detach: () => detach(place.mountpoint),
+    detach: () =>
+      handOver(
+        place,
+        () => fileSystem.needed,
+        () => over,
+      ),
     [Symbol.asyncDispose]: async () => {
       await endSession(place);
       const [failure] = await ended;

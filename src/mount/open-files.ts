@@ -67,6 +67,11 @@ export class OpenFiles {
     }
   }
 
+  /** Every open flat file, and file of a snapshot. */
+  get flatFiles(): FlatFileUse[] {
+    return [...this.#files.values()].flatMap((file) => (file.kind === 'flat' ? [file.use] : []));
+  }
+
   /** The text that the newest opening of a control file reads: what its size must be as long as it is open. */
   textOf(path: string): Buffer | null {
     let newest: Buffer | null = null;

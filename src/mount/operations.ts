@@ -10,6 +10,7 @@ import { extendedAttributeNames, extendedAttributes } from './extended-attribute
 import type { Question, QuestionAnswer } from '../engine/native-operations.js';
 import { errnoOf, noSuchFile, refusal } from './failure.js';
 import { guarded, type Operations } from './fuse.js';
+import { neededBy } from './hand-over.js';
 import type { ImageEntry } from './image-entry.js';
 import { lastErrorOf } from './last-error.js';
 import { log } from './log.js';
@@ -22,10 +23,16 @@ export class FileSystem {
   readonly #files = new OpenFiles();
   /** Whether the bytes of flat files are served natively; known once the session has begun, and before the first open. */
   native = false;
+  #commandsUnderWay = 0;
 
   constructor(context: ControlContext, attributes: AttributeSource) {
     this.#context = context;
     this.#attributes = attributes;
+  }
+
+  /** Whether somebody could not go on without this mount, or has begun what it is to finish. */
+  get needed(): boolean {
+    return this.#commandsUnderWay > 0 || neededBy(this.#files.flatFiles);
   }
 
   get operations(): Operations {
@@ -221,7 +228,7 @@ export class FileSystem {
     const file = this.#files.get(handle);
     if (file.kind === 'text') {
       // Wherever it is written to: `>>` begins at the end of what the file says.
-      await this.#command(path, buffer);
+      await this.#underWay(() => this.#command(path, buffer));
       return buffer.length;
     }
     await file.use.entry.attachment.regain(file.use);
@@ -230,6 +237,15 @@ export class FileSystem {
     opening.served.writes += 1;
     opening.served.writtenBytes += bytes;
     return bytes;
+  }
+
+  async #underWay(work: () => Promise<void>): Promise<void> {
+    this.#commandsUnderWay += 1;
+    try {
+      await work();
+    } finally {
+      this.#commandsUnderWay -= 1;
+    }
   }
 
   /** One write to a control file. Its failure is kept for `status`. */
@@ -359,7 +375,7 @@ export class FileSystem {
 
   async #onImage(entry: ImageEntry, command: string, work: () => Promise<void>): Promise<void> {
     try {
-      await work();
+      await this.#underWay(work);
     } catch (error) {
       entry.failed(command, error);
       throw error;
