@@ -22,6 +22,7 @@ const debug = createDebug('pcow:cli:control');
 export type ImageControl =
   | 'snapshot'
   | 'rollback'
+  | 'rename'
   | 'delete'
   | 'clone'
   | 'remove'

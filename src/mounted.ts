@@ -101,6 +101,11 @@ export class MountedImage {
     return this.#ask('rollback', name);
   }
 
+  /** Gives a snapshot another name. Images that stand on it go on doing so; nobody may have its file open. */
+  renameSnapshot(name: string, newName: string): Promise<void> {
+    return this.#ask('rename', words(name, newName));
+  }
+
   /** Deletes a snapshot that no image stands on. */
   delete(name: string, options: LongOptions = {}): Promise<void> {
     return this.#work('delete', name, options);

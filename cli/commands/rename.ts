@@ -1,34 +1,42 @@
 import { rename as renameInMount } from 'node:fs/promises';
 import path from 'node:path';
 import type { Command } from 'commander';
-import { Image, renameImage } from '../../src/engine/index.js';
+import { checkSnapshotName, Image, renameImage } from '../../src/engine/index.js';
 import { asking } from '../asking.js';
 import { Failure } from '../errors.js';
 import { addNotes } from '../help.js';
 import { withImage } from '../images.js';
 import { say, sayJson } from '../output.js';
 import { quote, word } from '../quote.js';
-import { explainOperation } from '../control.js';
+import { askImage, explainOperation } from '../control.js';
 import { findTarget, flatFile, type ImageTarget, newImage } from '../target.js';
 import { patiently, waitOption } from '../waiting.js';
 
 export function addRename(program: Command): void {
   const command = program
     .command('rename')
-    .summary('give an image another name')
-    .description('Gives an image another name in its directory. Images there that stand on it are told.')
-    .argument('<image>', 'the image')
-    .argument('<new>', 'its new name; “.pcow” is added where it is missing')
+    .summary('give an image, or a snapshot, another name')
+    .description('Gives an image another name in its directory, or a snapshot another name in its image.')
+    .argument('<image[@name]>', 'the image, or a snapshot of it')
+    .argument('<new>', 'the new name; “.pcow” is added to that of an image where it is missing')
     .option('--json', 'for programs')
     .addOption(waitOption())
     .action(rename);
   addNotes(command, {
     text: [
+      'A snapshot keeps its content and its identity: clones that stand on it go on doing so and are not told, and increments may be sent ' +
+        'from it by its new name. An automatic one is one like any other from then on. A snapshot whose file in a mount is open is not renamed.',
       'Images find their bases by path, and know them by their uuid: those of the same directory are told the new name, ' +
         'those of other directories have to be told with “pcow rebase --unsafe”. Neither the image nor one that stands on it may ' +
         'be in use by another process. Killed in the middle, the image has both names; the same command again finishes it.',
     ],
-    examples: [{ command: 'pcow rename vm1 web', does: 'vm1.pcow becomes web.pcow' }],
+    examples: [
+      { command: 'pcow rename vm1 web', does: 'vm1.pcow becomes web.pcow' },
+      {
+        command: 'pcow rename vm1@auto-2026-01-31 golden',
+        does: 'a snapshot; also through the mount, under a running guest',
+      },
+    ],
   });
 }
 
@@ -39,11 +47,11 @@ async function rename(
 ): Promise<void> {
   const { image, snapshot } = await findTarget(given);
   if (snapshot !== null) {
-    throw new Failure(
-      'PCOW_UNSUPPORTED',
-      `${quote(given)} is a snapshot, and a snapshot keeps the name that it was taken under`,
-      `what stands on it finds it by that; “pcow clone ${word(given)} NEW” makes an image of it`,
-    );
+    const to = newSnapshotName(given, snapshot, newName);
+    await patiently(wait, () => renameSnapshot(image, snapshot, to));
+    if (json === true) sayJson({ image: image.file, from: snapshot, to });
+    else say(`${image.name}@${snapshot} is called ${image.name}@${to} now`);
+    return;
   }
   // A plain name stays in the image's directory, wherever that is.
   const directory = image.mount === null ? path.dirname(image.file) : image.mount.mountpoint;
@@ -72,6 +80,27 @@ async function rename(
   }
   if (json === true) sayJson({ from: image.file, to: target.file });
   else say(`${image.name} is called ${target.name} now`);
+}
+
+/** As ZFS takes it: NEW, @NEW, or the image again and @NEW. */
+function newSnapshotName(given: string, snapshot: string, newName: string): string {
+  const image = given.slice(0, -snapshot.length - 1);
+  const at = newName.lastIndexOf('@');
+  const to = newName.slice(at + 1);
+  if (at > 0 && newName.slice(0, at) !== image) {
+    throw new Failure(
+      'PCOW_INVALID',
+      `${quote(newName)} is a snapshot of another image than ${quote(given)}, and a snapshot stays with its image`,
+      `“pcow send” and “pcow receive” copy one; to rename it: pcow rename ${word(given)} ${word(`${image}@${to}`)}`,
+    );
+  }
+  checkSnapshotName(to);
+  return to;
+}
+
+async function renameSnapshot(image: ImageTarget, from: string, to: string): Promise<void> {
+  if (image.mount !== null) await askImage(image.mount, image.name, 'rename', `${from} ${to}`);
+  else await withImage(image.file, { write: true }, (open) => open.renameSnapshot(from, to));
 }
 
 async function renameAtRest(image: ImageTarget, target: ImageTarget): Promise<void> {

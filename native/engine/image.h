@@ -1,7 +1,7 @@
 // One image: a file with a tree of layers, and the bases that it stands on. See docs/format.md.
 //
 // Threads: every method of Image may be called from any thread at the same time, except that close() must come last.
-// Reads, writes, discards and syncs run side by side; changes of structure (snapshot, rollback, remove, resize, close)
+// Reads, writes, discards and syncs run side by side; changes of structure (snapshot, rollback, rename, remove, resize, close)
 // follow one another, and only their short final step keeps the others waiting.
 #pragma once
 
@@ -247,6 +247,9 @@ class Image {
   // A new empty active layer on that snapshot; what the old active layer held is gone. The caller sees to it that
   // nobody has the image mapped.
   Result<void> rollback(const std::string& name);
+  // Gives a snapshot another name. It stays the same layer: views of it, and images that stand on it, do not notice. An automatic
+  // one is one like any other from then on. Durable on return. kNotFound, kExists, kInvalid of `to`.
+  Result<void> rename(const std::string& from, const std::string& to);
   // Deletes a snapshot: merges it into its only child, drops it where it has none, hides it where it has several.
   Result<void> remove(const std::string& name, const Progress& progress);
   // Gives the active layer `size` bytes. Fewer than it has only with `shrink`, and never fewer than what it stands on has;

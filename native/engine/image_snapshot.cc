@@ -1,4 +1,4 @@
-// Snapshots: of one image, of several at one moment, and in steps for a monitor that freezes the guest's memory itself.
+// Snapshots: of one image, of several at one moment, and in steps for a monitor that freezes the guest's memory itself. And their names.
 //
 // The order is that of every change of structure (image_layers.cc). What can take long happens before the moment, with the old layer
 // still taking writes (most of what is dirty is written back), or after it, with the new one doing so (the sync that seals). Before it
@@ -100,6 +100,28 @@ Result<void> Image::snapshot_together(const std::vector<Image*>& images, const s
     if (!finished && outcome) outcome = finished;
   }
   return outcome;
+}
+
+// Names stand in the directory alone: whoever refers to a layer, in this file or in another, does so by its id and identity. One that is
+// being merged away has none any more.
+Result<void> Image::rename(const std::string& from, const std::string& to) {
+  ImageState& state = *state_;
+  const auto change = [&]() -> Result<void> {
+    PCOW_TRY(check_snapshot_name(to));
+    const std::lock_guard structure(state.structure);
+    if (state.closed) return state.closed_error();
+    if (!state.writable()) return Error(Code::kReadOnly, state.path + " is open for reading only");
+    const Layer* layer = state.directory.find(from);
+    if (!layer) return Error(Code::kNotFound, state.path + " has no snapshot called " + from);
+    if (state.directory.find(to)) return Error(Code::kExists, state.path + " already has a snapshot called " + to);
+    ImageState::Prepared prepared;
+    prepared.directory = state.directory;
+    Layer* renamed = prepared.directory.find(layer->id);
+    renamed->name = to;
+    renamed->automatic = false;  // somebody has chosen that name
+    return state.change_directory(&prepared);
+  };
+  return state.noted(change());
 }
 
 Result<uint64_t> Image::freeze_for_clone(const std::string& name) {

@@ -3,7 +3,7 @@
 //
 // Locks, in the order in which they are taken:
 //   checksumming  one making of checksums at a time; close() waits for it
-//   structure   one change of structure at a time (snapshot, rollback, remove, resize, set_base, close)
+//   structure   one change of structure at a time (snapshot, rollback, rename, remove, resize, set_base, close)
 //   syncing     one sync at a time; also whoever drops a table, since a sync stores into tables
 //   gate        shared: reads, writes, discards. Exclusive: the moment in which the active layer is exchanged, and, as a
 //               barrier, before released blocks are punched (nobody may still be reading them)

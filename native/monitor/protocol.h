@@ -9,8 +9,8 @@
 //                                          ◀─ kAttached (descriptors: the image, then its bases; text: their paths), or
 //                                             kRefused
 //   from here on the mount asks and the monitor answers, one request at a time:
-//                                          ◀─ kPrepare, kCut, kCommit, kFinish, kAbort, kDelete, kSync, kStatus,
-//                                             kMetrics
+//                                          ◀─ kPrepare, kCut, kCommit, kFinish, kAbort, kDelete, kRename, kSync,
+//                                             kStatus, kMetrics
 //   kDone or kFailed ─▶
 //   when nothing of a writable image is mapped any more, and the monitor has closed it:
 //   kRelease ─▶
@@ -63,6 +63,7 @@ enum class Kind : uint16_t {
   kReleased = 17,  // id 0, value 0: the mount has the image back
   kWant = 18,      // id 0, value 0: the image's bases are needed anew. kBases comes for it, or it is sent again
   kBases = 19,     // Text: the paths of the descriptors that come along, each ended by a NUL
+  kRename = 20,    // Text: a snapshot's name and its new one, with a space between, which no name has
 };
 
 struct Header {

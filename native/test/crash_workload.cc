@@ -34,6 +34,8 @@ constexpr Profile kProfiles[] = {
     {"checksums and merges", 40, 6, 6, 12, 10, 2, 2, 0, 2, true, false, 0, 0, false, 9, 0, 4, 0, 4, 12},
     {"checksums, killed", 40, 6, 6, 12, 8, 2, 2, 0, 2, false, true, 0, 0, false, 9, 0, 0, 0, 8, 14},
     {"killed changes", 44, 8, 8, 6, 6, 2, 0, 2, 2, true, true, 0, 0, false, 9, 4, 8, 0, 10},
+    {"renames", 40, 6, 6, 12, 8, 4, 2, 0, 2, true, false, 0, 0, true, 9, 0, 0, 0, 0, 4, 16},
+    {"renames, killed", 40, 6, 6, 12, 8, 4, 2, 0, 2, false, true, 0, 0, false, 9, 0, 0, 0, 0, 0, 20},
 };
 // Two chunks, for what may come in between when a merge is done with the first.
 constexpr Profile kLongMerge = {"long merge", 40, 4, 4, 26, 26, 0, 0, 0, 0, false, false, 0, 0, true, 520};

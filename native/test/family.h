@@ -172,6 +172,7 @@ class Family : public NameObserver {
   void touch(Member* member);
   void sync(Member* member);
   void snapshot(Member* member);
+  void rename_snapshot(Member* member);
   void remove(Member* member);
   void remove(Member* member, const std::string& name);
   void orphan(Member* member, const std::string& snapshot);

@@ -22,6 +22,7 @@ void Family::step(Member* member) {
   if (dice < 37) return touch(member);
   if (dice < 42) return sync(member);
   if (dice < 60) return member->now.snapshots.size() < 5 ? snapshot(member) : remove(member);
+  if (dice < 64) return rename_snapshot(member);
   if (dice < 84) return remove(member);
   if (dice < 86) return rollback(member);
   if (dice < 91) return clone(member);
@@ -127,6 +128,25 @@ void Family::snapshot(Member* member) {
   if (attempt(member, "snapshot", after, {member->world, exactly(after)},
               [&] { return member->image->snapshot(name); }))
     settle(member, exactly(after));
+}
+
+// Who stands on it, and who reads it, goes on with it by its new name.
+void Family::rename_snapshot(Member* member) {
+  if (member->now.snapshots.empty()) return snapshot(member);
+  const std::string from = some_snapshot(*member);
+  const std::string to = "r" + std::to_string(names_++);
+  Content after = member->now;
+  after.snapshots[to] = after.snapshots.extract(from).mapped();
+  World world = member->world;
+  world.snapshots[to] = world.snapshots.extract(from).mapped();
+  member->removing = from;  // nobody comes to stand on it, or begins to read it, by a name that may be gone
+  if (attempt(member, "rename " + from, after, {member->world, world}, [&] { return member->image->rename(from, to); }))
+    settle(member, exactly(after));
+  member->removing.clear();
+  if (!member->now.snapshots.contains(to)) return;
+  if (member->reader.snapshot == from) member->reader.snapshot = to;
+  for (const auto& other : members_)
+    if (other->base == member && other->base_snapshot == from) other->base_snapshot = to;
 }
 
 // Between two chunks of something that takes long: the image is used, and readers read on; or it ends there.

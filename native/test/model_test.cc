@@ -249,6 +249,33 @@ void remove_some(Family* family, Modelled* m, uint32_t block_size) {
   if (!below.empty() && !family->bases[m->path + "@" + below]) remove(family, m, block_size, below);
 }
 
+// Who has it open, and who stands on it, goes on with it by its new name.
+void rename_some(Family* family, Modelled* m, uint32_t block_size) {
+  const std::string from = some_snapshot(family, *m);
+  const std::string to = "r" + std::to_string(family->names++);
+  FAILS(m->image->rename(from, from), Code::kExists);
+  FAILS(m->image->rename("none", to), Code::kNotFound);
+  auto view = MUST(m->image->view(from));
+  const uint64_t layer = MUST(m->image->layer_id(from));
+  if (family->below(2)) m->failures->fail_after(family->below(6), family->below(2) ? ENOSPC : EIO);
+  const bool done = is_done(m, m->image->rename(from, to));
+  if (done) CHECK(MUST(m->image->layer_id(to)) == layer);
+  const bool renamed = m->image->layer_id(to).ok();
+  CHECK(renamed != m->image->layer_id(from).ok() && (renamed || !done));
+  write_some(family, m, block_size);
+  if (!renamed) return;
+  m->snapshots[to] = m->snapshots.extract(from).mapped();
+  compare(*m->image, view.get(), m->snapshots[to], m->path + "@" + to);
+  if (m->reader.snapshot == from) m->reader.snapshot = to;
+  const std::string old = m->path + "@" + from, now = m->path + "@" + to;
+  if (auto count = family->bases.extract(old)) family->bases[now] = count.mapped();
+  for (Modelled& other : family->images) {
+    if (other.base != old) continue;
+    other.base = now;
+    CHECK(other.image->info().base_snapshot == to);
+  }
+}
+
 // Written zeros, for compact() to find.
 void put_zeros(Family* family, Modelled* m, uint32_t block_size) {
   const uint64_t offset = family->below(m->active.size()) / 4096 * 4096;
@@ -385,6 +412,8 @@ void step(Family* family, uint32_t block_size) {
     MUST(m.image->resize(m.active.size()));
   } else if (dice < 922) {
     shrink(family, &m);
+  } else if (dice < 930 && !m.snapshots.empty()) {
+    rename_some(family, &m, block_size);
   } else if (dice < 940) {
     reopen(family, &m);
   } else if (dice < 970) {

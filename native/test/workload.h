@@ -24,6 +24,7 @@ struct Profile {
   uint64_t blocks = 9;
   int shrink = 0, rebase = 0, commit = 0, compact = 0;
   int checksums = 0;  // frozen layers get checksums, or lose them
+  int rename = 0;     // snapshots get other names
 };
 
 class Workload {
@@ -144,6 +145,7 @@ class Workload {
   void remove(const std::string& name, const pcow::Progress& between);
   // Until its heir has taken over the first chunk.
   void stop_remove(const std::string& name);
+  void rename();
   void rollback();
   void clone();
   void resize();

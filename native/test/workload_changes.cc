@@ -63,6 +63,17 @@ void Workload::remove(const std::string& name, const Progress& between) {
     settle(std::move(world));
 }
 
+void Workload::rename() {
+  const std::string from = some_snapshot();
+  const std::string to = "r" + std::to_string(names_++);
+  Content after = now_;
+  after.snapshots[to] = after.snapshots.extract(from).mapped();
+  World world = world_;
+  world.snapshots[to] = world.snapshots.extract(from).mapped();
+  if (attempt("rename", after, {world_, world}, [&] { return interrupted([&] { return image_->rename(from, to); }); }))
+    settle(exactly(after));
+}
+
 void Workload::rollback() {
   mapped_.clear();
   Content after = now_;

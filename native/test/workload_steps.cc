@@ -33,6 +33,7 @@ void Workload::step() {
   if ((dice -= profile_.commit) < 0) return commit();
   if ((dice -= profile_.compact) < 0) return below(2) ? compact() : write_zeros();
   if ((dice -= profile_.checksums) < 0) return below(8) ? add_checksums() : remove_checksums();
+  if ((dice -= profile_.rename) < 0) return now_.snapshots.empty() ? snapshot() : rename();
   reopen();
 }
 

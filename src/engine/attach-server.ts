@@ -27,6 +27,7 @@ export const RequestKind = {
   status: 11,
   metrics: 12,
   sync: 15,
+  rename: 20,
 } as const;
 
 export type RequestName = keyof typeof RequestKind;

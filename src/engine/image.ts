@@ -282,6 +282,17 @@ export class Image {
   }
 
   /**
+   * Gives a snapshot another name. It stays the same layer with the same identity: clones that stand on it, and increments that are sent
+   * from it, go on. An automatic one is one like any other from then on. Durable when it returns.
+   * Errors: PCOW_NOT_FOUND, PCOW_EXISTS, PCOW_INVALID of the name, PCOW_NO_SPACE, PCOW_READ_ONLY.
+   */
+  async renameSnapshot(from: string, to: string): Promise<void> {
+    checkSnapshotName(from);
+    checkSnapshotName(to);
+    await translated(() => this.native.rename(from, to));
+  }
+
+  /**
    * Deletes a snapshot: merged into its only child; dropped where it has none; hidden, until one is left, where it has
    * several. Images of other files that stand on it are the caller's to check: see dependants().
    * Once it has begun, the snapshot is gone by name; stopping it puts the merge off until the next deletion, or until the

@@ -80,8 +80,10 @@ export class AttributeSource {
           nlink: 1,
         };
       case 'image':
-      case 'snapshots':
         return { ...this.#ofImage(node.found, DIRECTORY, 0), ...this.#control(path) };
+      case 'snapshots':
+        // Who may write the image may rename its snapshots: the kernel looks at the directory first.
+        return { ...this.#ofImage(node.found, DIRECTORY, 0o222), ...this.#control(path) };
       case 'image control':
         return {
           ...this.#ofImage(node.found, REGULAR, node.file.write ? 0o666 : 0o444),
@@ -144,7 +146,7 @@ export class AttributeSource {
   #ofImage({ status }: Found, type: number, mask: number): Attributes {
     const readable = status.mode & 0o444;
     return {
-      mode: type | (type === DIRECTORY ? readable | (readable >> 2) : status.mode & mask),
+      mode: type | (status.mode & mask) | (type === DIRECTORY ? readable | (readable >> 2) : 0),
       uid: status.uid,
       gid: status.gid,
       size: BLOCK,

@@ -200,6 +200,53 @@ export class Commands {
     });
   }
 
+  /** Gives a snapshot another name. Images that stand on it know its layer, and are not told. */
+  async renameSnapshot(entry: ImageEntry, from: string, to: string): Promise<void> {
+    checkSnapshotName(to);
+    await entry.commands.run(async () => {
+      await entry.attachment.settled();
+      if (!entry.monitor) {
+        await entry.writer();
+      }
+      const { id } = await entry.snapshot(from);
+      if (await has(entry, to)) {
+        throw new PcowError('PCOW_EXISTS', `${entry.name} has a snapshot ${JSON.stringify(to)} already`);
+      }
+      // Open files know it by its name.
+      const busy = () =>
+        Promise.resolve(
+          new PcowError('PCOW_BUSY', `the snapshot ${from} of ${entry.name} can't be renamed while its file is open`),
+        );
+      await entry.exclusively(snapshotFile(from), busy, () => this.#renameWhoeverHas(entry, id, from, to));
+      log(`${entry.name}: snapshot ${from} is called ${to} now`);
+    });
+  }
+
+  async #renameWhoeverHas(entry: ImageEntry, id: number, from: string, to: string): Promise<void> {
+    for (;;) {
+      await entry.attachment.settled();
+      const { monitor } = entry;
+      try {
+        if (monitor) {
+          const undo = [{ name: 'rename' as const, text: `${to} ${from}` }];
+          await monitor.request('rename', { text: `${from} ${to}`, undo });
+        } else {
+          const { image } = await entry.writer();
+          await image.renameSnapshot(from, to);
+        }
+        return;
+      } catch (error) {
+        if (!isGone(error) && entry.monitor === monitor) {
+          throw error;
+        }
+      }
+      await entry.attachment.settled();
+      if ((await has(entry, to)) && (await entry.snapshot(to)).id === id) {
+        return; // the process has done it before it ended
+      }
+    }
+  }
+
   /** A new image on this one, as it is now or at a snapshot. It gets the owner and the mode of this one. */
   async clone(source: Found, target: string, snapshot: string | null): Promise<void> {
     const { entry, status } = source;

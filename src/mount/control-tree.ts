@@ -47,6 +47,16 @@ export const imageControls: ReadonlyMap<string, ControlFile<Found>> = new Map<st
     },
   ],
   [
+    'rename',
+    {
+      read: (_, { entry }) => usage(entry, 'write OLD NEW to give that snapshot another name; there are', all),
+      write: (context, { entry }, text) => {
+        const [from = '', to = ''] = wordsOf(text, 2, 2, 'the name of a snapshot and its new name');
+        return context.commands.renameSnapshot(entry, from, to);
+      },
+    },
+  ],
+  [
     'delete',
     {
       read: (_, { entry }) => usage(entry, 'write NAME to delete that snapshot; there are', all),

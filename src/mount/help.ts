@@ -8,6 +8,7 @@ write returns when it is done; if it fails, the reason is in "status" (lastError
   .pcow/NAME/at/SNAPSHOT          a snapshot as a read-only file
   .pcow/NAME/snapshot             write SNAPSHOT: take a snapshot, also while it is in use
   .pcow/NAME/rollback             write SNAPSHOT: back to it; what was written since is lost (nobody may have NAME open)
+  .pcow/NAME/rename               write SNAPSHOT NEWNAME: give that snapshot another name (nobody may have its file open)
   .pcow/NAME/delete               write SNAPSHOT: delete that snapshot
   .pcow/NAME/clone                write NEWIMAGE or NEWIMAGE SNAPSHOT: a new image on this one
   .pcow/NAME/remove               write NAME: delete the image with all its snapshots (nobody may have it open)
@@ -29,6 +30,6 @@ Examples
   echo nightly vm1 vm2 > .pcow/snapshot
   cp --sparse=always .pcow/vm1/at/nightly /backup/vm1.raw
 
-mv NAME NEWNAME renames an image. rm NAME deletes it only where it holds nothing: "pcow rm" deletes any. New images: pcow create, in the
-image directory.
+mv NAME NEWNAME renames an image, mv .pcow/NAME/at/SNAPSHOT .pcow/NAME/at/NEWNAME a snapshot. rm NAME deletes an image only where it holds
+nothing: "pcow rm" deletes any. New images: pcow create, in the image directory.
 `;

@@ -1,6 +1,7 @@
 /** The file system operations of a mount. They only find out what is meant, and say so: the work is done elsewhere. */
 import { constants } from 'node:fs';
 import { chmod, chown, statfs, utimes } from 'node:fs/promises';
+import { basename, dirname } from 'node:path';
 
 import { PcowError } from '../engine/index.js';
 import type { Attributes, AttributeSource } from './attributes.js';
@@ -365,12 +366,30 @@ export class FileSystem {
 
   async #rename(path: string, target: string): Promise<void> {
     const node = await resolve(this.#context.catalog, path);
+    if (node.kind === 'snapshot') {
+      return this.#renameSnapshot(node.found.entry, node.snapshot.name, path, target);
+    }
     const [, name, ...rest] = target.split('/');
     if (node.kind !== 'flat' || name === undefined || rest.length > 0) {
-      throw refusal('EPERM', 'PCOW_PERMISSION', `${path} can't become ${target}: only images can be renamed`);
+      throw refusal(
+        'EPERM',
+        'PCOW_PERMISSION',
+        `${path} can't become ${target}: only images and snapshots can be renamed`,
+      );
     }
     const { entry } = node.found;
     await this.#onImage(entry, 'mv', () => this.#context.catalog.rename(entry.name, name));
+  }
+
+  /** A snapshot stays one of its image. */
+  async #renameSnapshot(entry: ImageEntry, snapshot: string, path: string, target: string): Promise<void> {
+    const to = basename(target);
+    await this.#onImage(entry, 'mv', async () => {
+      if (dirname(target) !== dirname(path)) {
+        throw refusal('EPERM', 'PCOW_PERMISSION', `${path} can't become ${target}: a snapshot stays with its image`);
+      }
+      await this.#context.commands.renameSnapshot(entry, snapshot, to);
+    });
   }
 
   async #onImage(entry: ImageEntry, command: string, work: () => Promise<void>): Promise<void> {

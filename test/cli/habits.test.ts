@@ -140,11 +140,49 @@ test('--wait: who has the image is waited for, and no longer than is said', asyn
   await fails(t, pcow('resize', 'vm1', '2M', '--wait', 'long'), 2, /number of seconds/);
 });
 
-test('a snapshot keeps its name, and the message says what there is instead', async (t) => {
-  const { pcow } = await place(t);
+test('a snapshot gets another name, and clones that stand on it do not notice', async (t) => {
+  const { directory, pcow } = await place(t);
   await succeeds(t, pcow('create', 'vm1', '1M'));
-  await succeeds(t, pcow('snapshot', 'vm1@one'));
-  await fails(t, pcow('rename', 'vm1@one', 'two'), 3, /keeps the name/, /pcow clone vm1@one NEW/);
+  for (const name of ['one', 'other']) await succeeds(t, pcow('snapshot', `vm1@${name}`));
+  await succeeds(t, pcow('clone', 'vm1@one', 'child'));
+  t.is(await succeeds(t, pcow('rename', 'vm1@one', 'two')), 'vm1@one is called vm1@two now\n');
+  t.deepEqual(await snapshotsOf(t, pcow, 'vm1'), ['two', 'other']);
+  t.regex(await succeeds(t, pcow('info', 'child')), /^base +vm1\.pcow@two/m);
+  await succeeds(t, pcow('check', 'vm1', 'child'));
+  await fails(t, pcow('delete', 'vm1@two'), 6, /child\.pcow stands on it/);
+  await fails(t, pcow('delete', 'vm1@one'), 4, /no snapshot called one/);
+
+  // As ZFS takes it, with the image or the @ alone.
+  await succeeds(t, pcow('rename', 'vm1@two', '@three'));
+  const said = JSON.parse(await succeeds(t, pcow('rename', 'vm1@three', 'vm1@four', '--json'))) as unknown;
+  t.deepEqual(said, { image: path.join(directory, 'vm1.pcow'), from: 'three', to: 'four' });
+
+  await fails(t, pcow('rename', 'vm1@four', 'other'), 5, /already has a snapshot called other/);
+  await fails(t, pcow('rename', 'vm1@four', 'four'), 5, /already has a snapshot called four/);
+  await fails(t, pcow('rename', 'vm1@none', 'x'), 4, /no snapshot called none/);
+  for (const bad of ['', 'a b', '..', 'a/b', 'x'.repeat(256)])
+    await fails(t, pcow('rename', 'vm1@four', bad), 3, /name|called/);
+  await fails(t, pcow('rename', 'vm1@four', 'vm2@x'), 3, /another image/, /pcow rename vm1@four vm1@x/);
+  t.deepEqual(await snapshotsOf(t, pcow, 'vm1'), ['four', 'other']);
+
+  // One that was deleted, and that two layers stand on, has no name any more; its name is free.
+  await succeeds(t, pcow('rollback', 'vm1@other'));
+  await succeeds(t, pcow('snapshot', 'vm1@third'));
+  await succeeds(t, pcow('rollback', 'vm1@other'));
+  await succeeds(t, pcow('delete', 'vm1@other'));
+  await fails(t, pcow('rename', 'vm1@other', 'x'), 4, /no snapshot called other/);
+  await succeeds(t, pcow('rename', 'vm1@third', 'other'));
+});
+
+test('an automatic snapshot that is renamed is one like any other', async (t) => {
+  const { directory, pcow } = await place(t);
+  await succeeds(t, pcow('create', 'vm1', '1M'));
+  await working(path.join(directory, 'vm1.pcow'), (image) => image.write(Buffer.from('x'), 0));
+  await succeeds(t, pcow('clone', 'vm1', 'child'));
+  const [automatic] = await snapshotsOf(t, pcow, 'vm1');
+  t.regex(await succeeds(t, pcow('list', 'vm1')), /\(automatic\)/);
+  await succeeds(t, pcow('rename', `vm1@${automatic ?? ''}`, 'golden'));
+  t.notRegex(await succeeds(t, pcow('list', 'vm1')), /\(automatic\)/);
 });
 
 test.serial('umount by the image directory', async (t) => {

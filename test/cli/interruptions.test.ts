@@ -57,6 +57,7 @@ const AT_REST: Interruptible[] = [
   { words: ['flatten', 'vm'] },
   { words: ['commit', 'child', '--name', 'committed'] },
   { words: ['rename', 'base', 'ground'] },
+  { words: ['rename', 'vm@s1', 'renamed'] },
   { words: ['rm', 'child', 'vm'] },
   { words: ['check', 'damaged', '--repair'], repairs: true },
   { words: ['convert', 'disk.raw', 'new'] },

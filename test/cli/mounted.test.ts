@@ -41,7 +41,7 @@ async function firstByte(file: string): Promise<number | undefined> {
   return (await readFile(file)).at(0);
 }
 
-test.serial('snapshot, rollback, delete, list and info, by either name', async (t) => {
+test.serial('snapshot, rollback, delete, rename, list and info, by either name', async (t) => {
   const { pcow, flat, scratch } = await stage(t);
   await write(flat, 1);
   t.is(await succeeds(t, pcow('snapshot', 'mnt/vm1@one')), 'snapshot vm1@one taken\n');
@@ -60,6 +60,9 @@ test.serial('snapshot, rollback, delete, list and info, by either name', async (
   await succeeds(t, pcow('delete', 'mnt/vm1@one'));
   t.is(await firstByte(flat), 2);
   t.notRegex(await succeeds(t, pcow('list', 'mnt/vm1')), /one/);
+  t.is(await succeeds(t, pcow('rename', 'images/vm1@two', 'zwei')), 'vm1@two is called vm1@zwei now\n');
+  await fails(t, pcow('rename', 'mnt/vm1@two', 'x'), 4, /no snapshot called two/);
+  t.regex(await succeeds(t, pcow('list', 'mnt/vm1')), /zwei/);
 });
 
 test.serial('one snapshot of several images of a mount', async (t) => {

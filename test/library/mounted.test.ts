@@ -13,6 +13,9 @@ test.serial('every change that a control file makes, and its errors', async (t) 
   await t.throwsAsync(base.snapshot('one'), { code: 'PCOW_EXISTS', message: /has a snapshot "one" already/ });
   await t.throwsAsync(base.rollback('none'), { code: 'PCOW_NOT_FOUND' });
   const clone = await base.clone('clone', 'one');
+  await base.renameSnapshot('one', 'uno');
+  await t.throwsAsync(base.renameSnapshot('one', 'two'), { code: 'PCOW_NOT_FOUND' });
+  await base.renameSnapshot('uno', 'one');
   await t.throwsAsync(base.delete('one'), { code: 'PCOW_IN_USE' });
   const reports: number[] = [];
   await clone.flatten({ onProgress: (done) => reports.push(done) });

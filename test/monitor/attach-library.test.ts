@@ -37,7 +37,7 @@ async function attachedPid(mount: TestMount, name: string): Promise<number | nul
   return status.attached?.pid ?? null;
 }
 
-test.serial('snapshot, clone and delete while a process has the image in its memory', async (t) => {
+test.serial('snapshot, clone, rename and delete while a process has the image in its memory', async (t) => {
   const mount = await mountedImages(t, { vm1: 4 * MiB });
   const tool = await mapper(t, mount, 'vm1');
   t.is(await attachedPid(mount, 'vm1'), tool.pid);
@@ -55,6 +55,9 @@ test.serial('snapshot, clone and delete while a process has the image in its mem
   await mount.write('old b', 'vm1', 'clone');
   t.is(await byteAt(mount.file('old'), 70_000), 2);
   await mount.write('a', 'vm1', 'delete');
+  await mount.write('b bb', 'vm1', 'rename');
+  t.is(await byteAt(mount.control('vm1', 'at', 'bb'), 70_000), 2);
+  t.regex(await mount.refused('EEXIST', 'bb c', 'vm1', 'rename'), /c" already/);
   await tool.ask('write 70000 10 10');
   t.is(await byteAt(mount.file('copy'), 70_000), 9);
   t.is(await tool.ask('read 70009'), '10');

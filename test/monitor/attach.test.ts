@@ -181,7 +181,7 @@ test.serial('a flat file that is mapped without a monitor, or under a loop devic
   await run('losetup', ['-d', device]);
 });
 
-test.serial('snapshot and delete are the monitor’s to do', async (t) => {
+test.serial('snapshot, delete and rename are the monitor’s to do', async (t) => {
   const mount = await mountedImages(t, { vm1: MiB });
   await mount.write('old', 'vm1', 'snapshot');
   const it = await attached(t, mount, 'vm1');
@@ -191,6 +191,9 @@ test.serial('snapshot and delete are the monitor’s to do', async (t) => {
   const deleting = mount.write('old', 'vm1', 'delete');
   await answers(t, it, 'delete 0 old');
   await deleting;
+  const renaming = mount.write('old new', 'vm1', 'rename');
+  await answers(t, it, 'rename 0 old new');
+  await renaming;
   const metrics = readFile(mount.control('vm1', 'metrics'), 'utf8');
   t.is(await it.ask('next'), 'metrics 0 ');
   await it.ask('done pcow_faults_total{kind="copy"} 3');

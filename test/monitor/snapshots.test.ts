@@ -133,7 +133,7 @@ test.serial('random steps: the mapping, the flat file, the snapshots and a model
   for (let step = 0; step < 300; ++step) {
     const offset = random.below(SIZE);
     const length = Math.min(SIZE - offset, 1 + random.below(random.chance(0.2) ? 4 * BLOCK : 3 * PAGE));
-    switch (random.weighted({ write: 20, punch: 3, sync: 3, snapshot: 3, delete: 1, compare: 2 })) {
+    switch (random.weighted({ write: 20, punch: 3, sync: 3, snapshot: 3, delete: 1, rename: 1, compare: 2 })) {
       case 'write': {
         const value = 1 + random.below(255);
         t.is(await tool.ask(`write ${offset} ${length} ${value}`), 'ok');
@@ -156,6 +156,14 @@ test.serial('random steps: the mapping, the flat file, the snapshots and a model
         if (name === undefined) break;
         await mount.write(name, 'vm1', 'delete');
         snapshots.delete(name);
+        break;
+      }
+      case 'rename': {
+        const [name, bytes] = [...snapshots][random.below(snapshots.size)] ?? [];
+        if (name === undefined || bytes === undefined) break;
+        await mount.write(`${name} r${step}`, 'vm1', 'rename');
+        snapshots.delete(name);
+        snapshots.set(`r${step}`, bytes);
         break;
       }
       case 'compare':

@@ -1,7 +1,7 @@
 /** The control files: commands, what they say when they are read, and bad input. */
 import { execFile, fork } from 'node:child_process';
 import { once } from 'node:events';
-import { open, readdir, readFile, stat, writeFile } from 'node:fs/promises';
+import { open, readdir, readFile, rename, stat, writeFile } from 'node:fs/promises';
 import path from 'node:path';
 import { promisify } from 'node:util';
 
@@ -55,6 +55,36 @@ test.serial('snapshot, look back, roll back, delete', async (t) => {
   await put(mount, 'vm1', 'new');
   await mount.write('second', 'vm1', 'snapshot');
   t.is(await beginOf(mount.control('vm1', 'at', 'second'), 3), 'new');
+});
+
+test.serial('a snapshot gets another name, by its control file and by mv', async (t) => {
+  const mount = await mountedImages(t, { vm1: MiB, vm2: MiB });
+  for (const name of ['one', 'two']) {
+    await put(mount, 'vm1', name);
+    await mount.write(name, 'vm1', 'snapshot');
+  }
+  await mount.write('child one', 'vm1', 'clone');
+  const inode = (await stat(mount.control('vm1', 'at', 'one'))).ino;
+  await mount.write('one first', 'vm1', 'rename');
+  t.is((await stat(mount.control('vm1', 'at', 'first'))).ino, inode, 'it is the same file');
+  await rename(mount.control('vm1', 'at', 'first'), mount.control('vm1', 'at', 'uno'));
+  t.deepEqual(await readdir(mount.control('vm1', 'at')), ['two', 'uno']);
+  t.is(await beginOf(mount.control('vm1', 'at', 'uno'), 3), 'one');
+  t.is(await beginOf(mount.file('child'), 3), 'one');
+  await t.throwsAsync(stat(mount.control('vm1', 'at', 'one')), { code: 'ENOENT' });
+
+  t.regex(await mount.refused('EEXIST', 'uno two', 'vm1', 'rename'), /"two" already/);
+  t.regex(await mount.refused('ENOENT', 'one x', 'vm1', 'rename'), /no snapshot called one/);
+  for (const bad of ['uno', 'uno a/b', 'uno ..', 'uno a b']) await mount.refused('EINVAL', bad, 'vm1', 'rename');
+  const uno = mount.control('vm1', 'at', 'uno');
+  await t.throwsAsync(rename(uno, mount.control('vm1', 'at', 'two')), { code: 'EEXIST' });
+  await t.throwsAsync(rename(uno, mount.control('vm2', 'at', 'uno')), { code: 'EPERM' });
+  await t.throwsAsync(rename(uno, mount.file('uno')), { code: 'EPERM' });
+  const reading = await open(uno);
+  t.regex(await mount.refused('EBUSY', 'uno x', 'vm1', 'rename'), /while its file is open/);
+  await reading.close();
+  await mount.write('uno x', 'vm1', 'rename');
+  t.deepEqual(await readdir(mount.control('vm1', 'at')), ['two', 'x']);
 });
 
 test.serial('clone, as it is now and at a snapshot; neither changes the other', async (t) => {

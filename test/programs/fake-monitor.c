@@ -57,9 +57,9 @@ struct header {
   uint32_t id, value, length, zero;
 };
 
-static const char* const names[] = {"",        "attach", "resume", "attached", "refused", "prepare",
-                                    "cut",     "commit", "finish", "abort",    "delete",  "status",
-                                    "metrics", "done",   "failed", "sync",     "release", "released"};
+static const char* const names[] = {"",       "attach", "resume",  "attached", "refused", "prepare", "cut",
+                                    "commit", "finish", "abort",   "delete",   "status",  "metrics", "done",
+                                    "failed", "sync",   "release", "released", "want",    "bases",   "rename"};
 
 static struct sockaddr_un address = {.sun_family = AF_UNIX};
 static struct header answer;

@@ -2,7 +2,7 @@
 import { stat } from 'node:fs/promises';
 import test, { type ExecutionContext } from 'ava';
 import { Image, PcowError } from '../../src/engine/index.js';
-import { importStream } from '../../src/stream/archive.js';
+import { exportStream, importStream } from '../../src/stream/archive.js';
 import { abandonReceiving, receive, resumeTokenOf } from '../../src/stream/receive.js';
 import { formatToken, parseToken } from '../../src/stream/resume-token.js';
 import { resumedSending, sendingOf, sendStream } from '../../src/stream/send.js';
@@ -52,6 +52,35 @@ test('increments skip snapshots, outlive merges at the sender, and branch', asyn
   await receive(piecewise(await streamOf(at('source'), 's3', 's1'), random), at('copy'));
   await isSame(t, [at('source'), 's3'], [at('copy'), 's3']);
   await isSame(t, [at('source'), 's4'], [at('copy'), 's4']);
+});
+
+test('a snapshot that was renamed, here or there, is the same one for increments', async (t) => {
+  const { at, random } = await bench(t);
+  await sourceImage(at, random, 4);
+  await receive(piecewise(await streamOf(at('source'), 's1', null), random), at('copy'));
+  await working(at('source'), (image) => image.renameSnapshot('s1', 'sent'));
+  await receive(piecewise(await streamOf(at('source'), 's2', 'sent'), random), at('copy'));
+  await working(at('copy'), (image) => image.renameSnapshot('s2', 'arrived'));
+  await receive(piecewise(await streamOf(at('source'), 's3', 's2'), random), at('copy'));
+  await isSame(t, [at('source'), 's2'], [at('copy'), 'arrived']);
+  await isSame(t, [at('source'), 's3'], [at('copy'), 's3']);
+  const again = streamOf(at('source'), 's2', 'sent').then((bytes) => receive(piecewise(bytes, random), at('copy')));
+  await refused(t, again, /PCOW_EXISTS/, 'it is there, under another name');
+
+  // Also one that broke off, and was renamed before it goes on.
+  const whole = await streamOf(at('source'), 'sent', null);
+  await refused(t, receive(piecewise(whole.subarray(0, -100), random), at('late')), /./, 'a part');
+  await working(at('source'), (image) => image.renameSnapshot('sent', 'later'));
+  await receive(piecewise(await streamOf(at('source'), 'later', null), random), at('late'));
+  await isSame(t, [at('source'), 'later'], [at('late'), 'later']);
+
+  const archive = await reading(at('source'), async (image) => {
+    const pieces: Uint8Array[] = [];
+    for await (const piece of exportStream(image)) pieces.push(piece);
+    return Buffer.concat(pieces);
+  });
+  await importStream(piecewise(archive, random), at('imported'));
+  t.deepEqual(await snapshotsOf(at('imported')), await snapshotsOf(at('source')));
 });
 
 test('a clone is sent with all that it reads from its base', async (t) => {
