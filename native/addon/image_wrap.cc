@@ -61,7 +61,7 @@ Napi::Function ImageWrap::define(Napi::Env env) {
                          InstanceMethod<&ImageWrap::sync>("sync"),
                          InstanceMethod<&ImageWrap::snapshot>("snapshot"),
                          InstanceMethod<&ImageWrap::rollback>("rollback"),
-                         InstanceMethod<&ImageWrap::rename>("rename"),
+                         InstanceMethod<&ImageWrap::rename_snapshot>("renameSnapshot"),
                          InstanceMethod<&ImageWrap::remove>("remove"),
                          InstanceMethod<&ImageWrap::resize>("resize"),
                          InstanceMethod<&ImageWrap::freeze_for_clone>("freezeForClone"),
@@ -274,9 +274,10 @@ Napi::Value ImageWrap::rollback(const Napi::CallbackInfo& info) {
 }
 
 // `from`, `to`.
-Napi::Value ImageWrap::rename(const Napi::CallbackInfo& info) {
-  return run<void>(info.Env(), Lane::kStructure,
-                   [from = text_of(info[0]), to = text_of(info[1])](Image& image) { return image.rename(from, to); });
+Napi::Value ImageWrap::rename_snapshot(const Napi::CallbackInfo& info) {
+  return run<void>(info.Env(), Lane::kStructure, [from = text_of(info[0]), to = text_of(info[1])](Image& image) {
+    return image.rename_snapshot(from, to);
+  });
 }
 
 // `name`, `cancellation`, `on_progress` or null.

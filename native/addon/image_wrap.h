@@ -42,7 +42,7 @@ class ImageWrap : public Napi::ObjectWrap<ImageWrap> {
   Napi::Value sync(const Napi::CallbackInfo& info);
   Napi::Value snapshot(const Napi::CallbackInfo& info);
   Napi::Value rollback(const Napi::CallbackInfo& info);
-  Napi::Value rename(const Napi::CallbackInfo& info);
+  Napi::Value rename_snapshot(const Napi::CallbackInfo& info);
   Napi::Value remove(const Napi::CallbackInfo& info);
   Napi::Value resize(const Napi::CallbackInfo& info);
   Napi::Value freeze_for_clone(const Napi::CallbackInfo& info);

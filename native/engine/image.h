@@ -249,7 +249,7 @@ class Image {
   Result<void> rollback(const std::string& name);
   // Gives a snapshot another name. It stays the same layer: views of it, and images that stand on it, do not notice. An automatic
   // one is one like any other from then on. Durable on return. kNotFound, kExists, kInvalid of `to`.
-  Result<void> rename(const std::string& from, const std::string& to);
+  Result<void> rename_snapshot(const std::string& from, const std::string& to);
   // Deletes a snapshot: merges it into its only child, drops it where it has none, hides it where it has several.
   Result<void> remove(const std::string& name, const Progress& progress);
   // Gives the active layer `size` bytes. Fewer than it has only with `shrink`, and never fewer than what it stands on has;

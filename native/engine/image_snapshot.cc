@@ -104,7 +104,7 @@ Result<void> Image::snapshot_together(const std::vector<Image*>& images, const s
 
 // Names stand in the directory alone: whoever refers to a layer, in this file or in another, does so by its id and identity. One that is
 // being merged away has none any more.
-Result<void> Image::rename(const std::string& from, const std::string& to) {
+Result<void> Image::rename_snapshot(const std::string& from, const std::string& to) {
   ImageState& state = *state_;
   const auto change = [&]() -> Result<void> {
     PCOW_TRY(check_snapshot_name(to));

@@ -228,7 +228,7 @@ Packet Attachment::answer(const Packet& request) {
     case Kind::kFinish: return outcome(session_->finish());
     case Kind::kAbort: session_->abort(); return done(request);
     case Kind::kDelete: return outcome(session_->remove(request.text));
-    case Kind::kRename: return outcome(session_->rename(request.text));
+    case Kind::kRename: return outcome(session_->rename_snapshot(request.text));
     case Kind::kSync: return outcome(session_->sync());
     case Kind::kBases: {
       auto files = files_of(request);

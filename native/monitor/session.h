@@ -87,7 +87,7 @@ class Session {
   // Deletes a snapshot; the control thread as well.
   Result<void> remove(const std::string& name);
   // Gives one another name; there as well. `names`: the old and the new one, with a space between.
-  Result<void> rename(const std::string& names);
+  Result<void> rename_snapshot(const std::string& names);
 
   // Syncs and closes the image: only when nothing is mapped.
   void close();

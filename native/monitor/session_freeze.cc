@@ -99,11 +99,11 @@ Result<void> Session::remove(const std::string& name) {
   return image_->remove(name, nullptr);
 }
 
-Result<void> Session::rename(const std::string& names) {
+Result<void> Session::rename_snapshot(const std::string& names) {
   if (pending_) return Error(Code::kBusy, image_->info().path + ": a snapshot is under way");
   const size_t space = names.find(' ');
   if (space == std::string::npos) return Error(Code::kInvalid, "a rename needs two names");
-  return image_->rename(names.substr(0, space), names.substr(space + 1));
+  return image_->rename_snapshot(names.substr(0, space), names.substr(space + 1));
 }
 
 }  // namespace pcow

@@ -140,7 +140,8 @@ void Family::rename_snapshot(Member* member) {
   World world = member->world;
   world.snapshots[to] = world.snapshots.extract(from).mapped();
   member->removing = from;  // nobody comes to stand on it, or begins to read it, by a name that may be gone
-  if (attempt(member, "rename " + from, after, {member->world, world}, [&] { return member->image->rename(from, to); }))
+  if (attempt(member, "rename " + from, after, {member->world, world},
+              [&] { return member->image->rename_snapshot(from, to); }))
     settle(member, exactly(after));
   member->removing.clear();
   if (!member->now.snapshots.contains(to)) return;

@@ -253,12 +253,12 @@ void remove_some(Family* family, Modelled* m, uint32_t block_size) {
 void rename_some(Family* family, Modelled* m, uint32_t block_size) {
   const std::string from = some_snapshot(family, *m);
   const std::string to = "r" + std::to_string(family->names++);
-  FAILS(m->image->rename(from, from), Code::kExists);
-  FAILS(m->image->rename("none", to), Code::kNotFound);
+  FAILS(m->image->rename_snapshot(from, from), Code::kExists);
+  FAILS(m->image->rename_snapshot("none", to), Code::kNotFound);
   auto view = MUST(m->image->view(from));
   const uint64_t layer = MUST(m->image->layer_id(from));
   if (family->below(2)) m->failures->fail_after(family->below(6), family->below(2) ? ENOSPC : EIO);
-  const bool done = is_done(m, m->image->rename(from, to));
+  const bool done = is_done(m, m->image->rename_snapshot(from, to));
   if (done) CHECK(MUST(m->image->layer_id(to)) == layer);
   const bool renamed = m->image->layer_id(to).ok();
   CHECK(renamed != m->image->layer_id(from).ok() && (renamed || !done));

@@ -70,7 +70,8 @@ void Workload::rename() {
   after.snapshots[to] = after.snapshots.extract(from).mapped();
   World world = world_;
   world.snapshots[to] = world.snapshots.extract(from).mapped();
-  if (attempt("rename", after, {world_, world}, [&] { return interrupted([&] { return image_->rename(from, to); }); }))
+  if (attempt("rename", after, {world_, world},
+              [&] { return interrupted([&] { return image_->rename_snapshot(from, to); }); }))
     settle(exactly(after));
 }
 

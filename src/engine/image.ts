@@ -289,7 +289,7 @@ export class Image {
   async renameSnapshot(from: string, to: string): Promise<void> {
     checkSnapshotName(from);
     checkSnapshotName(to);
-    await translated(() => this.native.rename(from, to));
+    await translated(() => this.native.renameSnapshot(from, to));
   }
 
   /**

@@ -152,7 +152,7 @@ export interface NativeImage {
   /** Of a received snapshot with its `identity` and when it was `created` (milliseconds), else with null and null. */
   snapshot(name: string, identity: string | null, created: number | null): Promise<void>;
   rollback(name: string): Promise<void>;
-  rename(from: string, to: string): Promise<void>;
+  renameSnapshot(from: string, to: string): Promise<void>;
   remove(
     name: string,
     cancellation: NativeCancellation,
