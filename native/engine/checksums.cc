@@ -11,7 +11,7 @@ namespace {
 
 // Offsets of the fields, as in docs/format.md.
 enum : size_t {
-  kChecksumAt = 0,
+  kPageChecksumAt = 0,
   kLayerAt = 8,
   kChunkAt = 16,
   kCoveredAt = 1024,
@@ -49,7 +49,7 @@ std::array<uint8_t, kPageSize> ChecksumPage::encode(uint64_t layer, uint64_t chu
     put_field(bytes, kCoveredAt + i * sizeof covered[0], covered[i]);
     put_field(bytes, kSumsAt + i * sizeof sums[0], sums[i]);
   }
-  put_field(bytes, kChecksumAt, crc32c(bytes, page.size()));
+  put_field(bytes, kPageChecksumAt, crc32c(bytes, page.size()));
   return page;
 }
 
@@ -59,8 +59,8 @@ Result<ChecksumPage> ChecksumPage::decode(const uint8_t* bytes, uint64_t layer, 
   if (bytes[0] == 0 && memcmp(bytes, bytes + 1, kPageSize - 1) == 0) return page;
   uint8_t copy[kPageSize];
   memcpy(copy, bytes, sizeof copy);
-  put_field(copy, kChecksumAt, uint32_t{0});
-  if (crc32c(copy, sizeof copy) != get_field<uint32_t>(bytes, kChecksumAt) ||
+  put_field(copy, kPageChecksumAt, uint32_t{0});
+  if (crc32c(copy, sizeof copy) != get_field<uint32_t>(bytes, kPageChecksumAt) ||
       get_field<uint64_t>(bytes, kLayerAt) != layer || get_field<uint64_t>(bytes, kChunkAt) != chunk)
     return Error(Code::kCorrupt, where + ": a page of checksums is damaged");
   for (size_t i = 0; i < kBlocksPerChunk; i++) {

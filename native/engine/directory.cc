@@ -10,17 +10,17 @@
 namespace pcow {
 namespace {
 
-constexpr uint8_t kMagic[8] = {'P', 'C', 'O', 'W', 'D', 'I', 'R', 0};
+constexpr uint8_t kDirectoryMagic[8] = {'P', 'C', 'O', 'W', 'D', 'I', 'R', 0};
 constexpr uint32_t kHiddenFlag = 1;
 constexpr uint32_t kAutomaticFlag = 2;
 constexpr uint32_t kChecksumsShift = 2;  // the bits from here on
 
 // Offsets of the fields, as in docs/format.md.
 enum : size_t {
-  kMagicAt = 0,
-  kChecksumAt = kDirectoryChecksumOffset,
+  kDirectoryMagicAt = 0,
+  kDirectoryChecksumAt = kDirectoryChecksumOffset,
   kCountAt = 12,
-  kUuidAt = 16,
+  kDirectoryUuidAt = 16,
   kNextIdAt = 32,
   kActiveAt = 40,
   kHeaderLength = 64,
@@ -31,7 +31,7 @@ enum : size_t {
   kSizeAt = 24,
   kTableOffsetAt = 32,
   kTableLengthAt = 40,
-  kFlagsAt = 48,
+  kLayerFlagsAt = 48,
   kNameLengthAt = 52,
   kIdentityAt = 56,
   kRecordLength = 64,  // the name follows, padded to 8 bytes
@@ -112,19 +112,19 @@ std::vector<uint8_t> Directory::encode(const Uuid& image) const {
     put_field(record, kSizeAt, layer.size);
     put_field(record, kTableOffsetAt, layer.table_offset);
     put_field(record, kTableLengthAt, layer.table_length);
-    put_field(record, kFlagsAt,
+    put_field(record, kLayerFlagsAt,
               (layer.hidden ? kHiddenFlag : uint32_t{0}) | (layer.automatic ? kAutomaticFlag : uint32_t{0}) |
                   layer.checksums << kChecksumsShift);
     put_field(record, kNameLengthAt, static_cast<uint32_t>(layer.name.size()));
     put_field(record, kIdentityAt, layer.identity);
     memcpy(record + kRecordLength, layer.name.data(), layer.name.size());
   }
-  memcpy(bytes.data() + kMagicAt, kMagic, sizeof kMagic);
+  memcpy(bytes.data() + kDirectoryMagicAt, kDirectoryMagic, sizeof kDirectoryMagic);
   put_field(bytes.data(), kCountAt, static_cast<uint32_t>(layers.size()));
-  put_field(bytes.data(), kUuidAt, image);
+  put_field(bytes.data(), kDirectoryUuidAt, image);
   put_field(bytes.data(), kNextIdAt, next_id);
   put_field(bytes.data(), kActiveAt, active);
-  put_field(bytes.data(), kChecksumAt, crc32c(bytes.data(), bytes.size()));
+  put_field(bytes.data(), kDirectoryChecksumAt, crc32c(bytes.data(), bytes.size()));
   return bytes;
 }
 
@@ -133,13 +133,14 @@ Result<Directory> Directory::decode(const std::vector<uint8_t>& bytes, const Sup
   const auto corrupt = [&](const std::string& what) {
     return Error(Code::kCorrupt, where + ": the layer directory " + what);
   };
-  if (bytes.size() < kHeaderLength || memcmp(bytes.data() + kMagicAt, kMagic, sizeof kMagic) != 0)
+  if (bytes.size() < kHeaderLength ||
+      memcmp(bytes.data() + kDirectoryMagicAt, kDirectoryMagic, sizeof kDirectoryMagic) != 0)
     return corrupt("has no magic number");
   std::vector<uint8_t> copy = bytes;
-  put_field(copy.data(), kChecksumAt, uint32_t{0});
-  if (crc32c(copy.data(), copy.size()) != get_field<uint32_t>(bytes.data(), kChecksumAt))
+  put_field(copy.data(), kDirectoryChecksumAt, uint32_t{0});
+  if (crc32c(copy.data(), copy.size()) != get_field<uint32_t>(bytes.data(), kDirectoryChecksumAt))
     return corrupt("has a wrong checksum");
-  if (get_field<Uuid>(bytes.data(), kUuidAt) != superblock.uuid) return corrupt("belongs to another image");
+  if (get_field<Uuid>(bytes.data(), kDirectoryUuidAt) != superblock.uuid) return corrupt("belongs to another image");
 
   const Geometry geometry(superblock.block_shift);
   Directory directory;
@@ -162,7 +163,7 @@ Result<Directory> Directory::decode(const std::vector<uint8_t>& bytes, const Sup
     layer.size = get_field<uint64_t>(record, kSizeAt);
     layer.table_offset = get_field<uint64_t>(record, kTableOffsetAt);
     layer.table_length = get_field<uint64_t>(record, kTableLengthAt);
-    const auto flags = get_field<uint32_t>(record, kFlagsAt);
+    const auto flags = get_field<uint32_t>(record, kLayerFlagsAt);
     layer.hidden = flags & kHiddenFlag;
     layer.automatic = flags & kAutomaticFlag;
     if (superblock.read_only_compatible & kLayerChecksums) layer.checksums = flags >> kChecksumsShift;

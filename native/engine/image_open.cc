@@ -171,8 +171,9 @@ Result<void> ImageState::take_over() {
   space->mark_range(superblock.directory_offset >> geometry.block_shift(),
                     geometry.blocks_for(superblock.directory_length));
 
-  // A large image has millions of entries: many pages are read at once, and neighbours are marked together.
-  std::vector<EntryPage> pages(256);
+  // A large image has millions of entries: many pages are read at once, and neighbours are marked together. A small one has a page or two.
+  constexpr uint64_t kMostPages = 256;
+  std::vector<EntryPage> pages;
   const uint64_t whole = Entry{0, geometry.full_mask(), geometry.full_mask()}.pack();
   const uint64_t lowest = geometry.superblock_blocks();
   const uint64_t limit = std::min(*size >> geometry.block_shift(), kMaxBlockIndex + 1);
@@ -195,10 +196,12 @@ Result<void> ImageState::take_over() {
     };
     for (const auto& [first, end] : is_active ? active->present() : sources[number]->present) {
       for (uint64_t chunk = first; chunk < end; chunk++) {
-        const uint64_t within = (chunk - first) % pages.size();
-        if (within == 0)
-          PCOW_TRY(read_entry_pages(*file, layer.table_offset, entries, chunk,
-                                    std::min<uint64_t>(end - chunk, pages.size()), pages.data()));
+        const uint64_t within = (chunk - first) % kMostPages;
+        if (within == 0) {
+          const uint64_t count = std::min(end - chunk, kMostPages);
+          if (pages.size() < count) pages.resize(count);
+          PCOW_TRY(read_entry_pages(*file, layer.table_offset, entries, chunk, count, pages.data()));
+        }
         const EntryPage& page = pages[within];
         bool unsynced_here = false;
         for (uint64_t i = 0; i < kBlocksPerChunk; i++) {

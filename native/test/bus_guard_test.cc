@@ -8,6 +8,7 @@
 #include <atomic>
 #include <csetjmp>
 #include <cstring>
+#include <fstream>
 #include <functional>
 #include <thread>
 #include <vector>

@@ -1,13 +1,17 @@
 // What the native tests share: checks that end the program with a sentence, files, temporary directories, seeded randomness.
 #pragma once
 
+#include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <cerrno>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <filesystem>
-#include <fstream>
 #include <random>
 #include <string>
 #include <vector>
@@ -48,14 +52,35 @@ T must_(pcow::Result<T> result, const char* file, int line) {
 // A whole file.
 using Bytes = std::vector<uint8_t>;
 
+// Images are mostly holes, so only the data is read, and only what is not zero is written.
 inline Bytes load(const std::string& path) {
-  std::ifstream in(path, std::ios::binary);
-  return Bytes(std::istreambuf_iterator<char>(in), {});
+  const int descriptor = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  struct stat status = {};
+  CHECK(descriptor >= 0 && fstat(descriptor, &status) == 0);
+  Bytes bytes(static_cast<size_t>(status.st_size));
+  off_t at = 0;
+  while ((at = lseek(descriptor, at, SEEK_DATA)) >= 0) {
+    const off_t end = lseek(descriptor, at, SEEK_HOLE);
+    for (ssize_t got = 1; at < end && got; at += got) {
+      got = pread(descriptor, bytes.data() + at, static_cast<size_t>(end - at), at);
+      CHECK(got >= 0);
+    }
+  }
+  CHECK(errno == ENXIO && close(descriptor) == 0);
+  return bytes;
 }
 
 inline void save(const std::string& path, const Bytes& bytes) {
-  std::ofstream(path, std::ios::binary | std::ios::trunc)
-      .write(reinterpret_cast<const char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
+  constexpr size_t kPiece = 4096;
+  static const uint8_t zeros[kPiece] = {};
+  const int descriptor = open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+  CHECK(descriptor >= 0 && ftruncate(descriptor, static_cast<off_t>(bytes.size())) == 0);
+  for (size_t at = 0; at < bytes.size(); at += kPiece) {
+    const size_t length = std::min(kPiece, bytes.size() - at);
+    if (memcmp(bytes.data() + at, zeros, length) == 0) continue;
+    CHECK(pwrite(descriptor, bytes.data() + at, length, static_cast<off_t>(at)) == static_cast<ssize_t>(length));
+  }
+  CHECK(close(descriptor) == 0);
 }
 
 class TemporaryDirectory {

@@ -14,7 +14,7 @@ using namespace pcow;
 
 namespace {
 
-constexpr size_t kSector = 512;
+constexpr size_t kDiskSector = 512;
 
 // Of these nobody need trust that a sector is written whole: there are two, and each has a checksum.
 bool is_superblock(uint64_t page) { return page < 2; }
@@ -157,9 +157,9 @@ DiskState DiskSimulator::choose(const std::function<size_t(size_t)>& version, st
     if (tear) {
       const auto& other = versions[(*tear)() % versions.size()];
       auto torn = page ? std::make_shared<DiskPage>(*page) : std::make_shared<DiskPage>();
-      for (size_t at = 0; at < kPageSize; at += kSector) {
+      for (size_t at = 0; at < kPageSize; at += kDiskSector) {
         if ((*tear)() % 2) continue;
-        const size_t length = is_superblock(number) ? (*tear)() % kSector : kSector;
+        const size_t length = is_superblock(number) ? (*tear)() % kDiskSector : kDiskSector;
         if (other) {
           memcpy(torn->data() + at, other->data() + at, length);
         } else {

@@ -137,16 +137,17 @@ void mutate_structures(const TemporaryDirectory& directory, const Bytes& good) {
   const bool later = second.generation > first.generation;
   const Superblock& superblock = later ? second : first;
   const size_t slot = later ? kPageSize : 0;
+  Bytes bad = good;
   const auto mutate = [&](size_t start, size_t length, size_t checksum_at, size_t fields, const char* name) {
     for (size_t at = 0; at < fields; at += at < 160 ? 1 : 7) {
       for (const int value : kMutantValues) {
-        Bytes bad = good;
-        if (bad[start + at] == value) continue;
+        if (good[start + at] == value) continue;
         bad[start + at] = static_cast<uint8_t>(value);
         const std::string what = std::string(name) + " byte " + std::to_string(at) + " = " + std::to_string(value);
         if (value == 0xff) use_bytes(directory, bad, what);
         mend_checksum(bad.data() + start, length, checksum_at);
         use_bytes(directory, bad, what + " with a right checksum");
+        memcpy(bad.data() + start, good.data() + start, length);
       }
     }
   };

@@ -5,6 +5,7 @@
 #include <sys/mman.h>
 
 #include <cstring>
+#include <fstream>
 #include <vector>
 
 #include "check.h"
