@@ -33,6 +33,13 @@ function tell(ok: boolean, what: string, details: string): void {
   }
 }
 
+/** A walk (scripts/walks) from its first sentence to its last: it says itself what it does, and ends at the first thing that is wrong. */
+async function walk(name: string, words = ''): Promise<void> {
+  const { output, errors, ok } = await inside('/srv/walks', `./${name} ${words}`);
+  tell(ok, `the walk ${name}`, output + errors);
+  if (ok) console.log(output.trimEnd().replaceAll(/^/gm, '  # '));
+}
+
 async function succeeds(directory: string, command: string, says = /(?:)/): Promise<void> {
   const { output, errors, ok } = await inside(directory, command);
   tell(ok && says.test(output), command, output + errors);
@@ -85,6 +92,9 @@ await succeeds(
   '/',
   'cd /usr/share/doc/pcow && zgrep -q "^pcow (" changelog.gz && grep -q "^== Node.js" copyright && grep -q LGPL copyright',
 );
+await succeeds('/', 'apt-get install -y --no-install-recommends qemu-utils > /dev/null');
+await walk('qemu-img-user');
+await walk('platform');
 await succeeds('/srv', 'mkdir -p used && pcow mount images used && cd used && ! apt-get remove -y pcow && pcow list');
 await succeeds('/', 'apt-get remove -y pcow && ! command -v pcow && ! ls /usr/lib/pcow && ! findmnt -t fuse.pcow');
 
@@ -97,6 +107,7 @@ const tools = `cp $(readlink -f "$(command -v node)") ${root}/usr/local/bin/node
 await new Promise((resolve) => execFile('bash', ['-c', tools], resolve));
 await succeeds('/srv/pcow', lineWith('npm install -g ./build/pcow-'));
 await tour();
+await walk('library-user', '/srv/pcow/build/pcow-*.tgz');
 await succeeds('/srv/pcow', 'npm install -g --ignore-scripts ./build/pcow-*.tgz');
 const { errors, ok } = await inside('/srv', 'pcow info images/vm1');
 const advice = /build it with “([^”]+)”/.exec(errors)?.[1] ?? 'false';
