@@ -8,7 +8,7 @@ import { attachedTo } from './control.js';
 import { Failure } from './errors.js';
 import { openNameless, pathOf } from './nameless.js';
 import { qemuImg } from './qemu-img.js';
-import { quote } from './quote.js';
+import { quote, word } from './quote.js';
 import { chosen, hasInternalSnapshots, type InternalSnapshot, internalSnapshot } from './internal-snapshots.js';
 import { findTarget, type ImageTarget, type Target } from './target.js';
 
@@ -62,7 +62,7 @@ async function fileWith(format: string, { given, file, flat, mount, name }: Imag
     throw new Failure(
       'PCOW_BUSY',
       `${quote(given)} is written by process ${process.pid} (${process.command}) past the mount, so its flat file may show older bytes`,
-      `take a snapshot, and read that: pcow snapshot ${given}@now, then ${given}@now without a format`,
+      `take a snapshot, and read that: pcow snapshot ${word(`${given}@now`)}, then ${word(`${given}@now`)} without a format`,
     );
   }
   return flat;

@@ -13,7 +13,7 @@ import { rebaseBlindly } from './commands/rebase.js';
 import { makeImage } from './making.js';
 import { formatTime, say } from './output.js';
 import { newProgram } from './program.js';
-import { quote } from './quote.js';
+import { quote, word } from './quote.js';
 import { formatSize, parseBlockSize, parseSize } from './size.js';
 import { describeState } from './state.js';
 import { facts } from './table.js';
@@ -117,7 +117,7 @@ async function rollback(given: string, number: string): Promise<void> {
     throw new Failure(
       'PCOW_NOT_FOUND',
       `there is no snapshot ${quote(number)} of ${quote(given)}: ${have}`,
-      `pcow-img info ${given}`,
+      `pcow-img info ${word(given)}`,
     );
   }
   if (target.mount === null) {

@@ -1,9 +1,6 @@
 /** Text of any origin in messages. (Names of images: src/mount/image-names.ts, of snapshots: src/engine/validate.ts.) */
 
-/** A word for a shell to read back as it is: what a hint tells to type. */
-export function word(text: string): string {
-  return /^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", `'\\''`)}'`;
-}
+export { word } from '../src/shell-word.js';
 
 /** Text on one line, in quotes: control characters are shown as escapes, long text is cut. */
 export function quote(text: string): string {

@@ -33,7 +33,7 @@ export function table(columns: Column[], rows: string[][]): string {
     chars: NO_LINES,
     style: { head: [], border: [], 'padding-left': 0, 'padding-right': 0 },
   });
-  grid.push(...rows);
+  grid.push(...rows.map((row) => row.map(printable)));
   return trimLines(grid.toString());
 }
 
@@ -45,6 +45,15 @@ export function facts(pairs: [string, string][]): string {
   });
   grid.push(...pairs.map(([name, value]) => [out.dim(name), value]));
   return trimLines(grid.toString());
+}
+
+/** Names come from files, and a terminal may act on what is in them: a control character is shown as an escape, a row stays one line. */
+function printable(cell: string): string {
+  return cell.replace(
+    // eslint-disable-next-line no-control-regex -- they are what it is about
+    /[\u0000-\u001f\u007f-\u009f\u2028\u2029]/g,
+    (character) => `\\u${character.charCodeAt(0).toString(16).padStart(4, '0')}`,
+  );
 }
 
 function trimLines(text: string): string {

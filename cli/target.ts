@@ -12,7 +12,7 @@ import { checkNewImageName, IMAGE_SUFFIX } from '../src/mount/image-names.js';
 import { mountHolding, type PcowMount } from '../src/mounts.js';
 import { mountOf, mustAnswerOnTheWay } from './asking.js';
 import { Failure } from './errors.js';
-import { quote } from './quote.js';
+import { quote, word } from './quote.js';
 
 /** The directory of control files in a mount. */
 const CONTROL = '.pcow';
@@ -42,7 +42,7 @@ export async function findImage(given: string): Promise<ImageTarget> {
     throw new Failure(
       'PCOW_USAGE',
       `${quote(given)} names a snapshot, and this is for a whole image`,
-      `leave the name of the snapshot out: ${given.slice(0, -snapshot.length - 1)}`,
+      `leave the name of the snapshot out: ${word(given.slice(0, -snapshot.length - 1))}`,
     );
   }
   return image;
@@ -71,7 +71,7 @@ export async function findTarget(given: string): Promise<Target> {
 export async function findSnapshotTarget(given: string): Promise<{ image: ImageTarget; snapshot: string }> {
   const { image, snapshot } = await findTarget(given);
   if (snapshot === null) {
-    throw new Failure('PCOW_USAGE', `${quote(given)} names no snapshot`, `write IMAGE@NAME: ${given}@NAME`);
+    throw new Failure('PCOW_USAGE', `${quote(given)} names no snapshot`, `write IMAGE@NAME: ${word(`${given}@NAME`)}`);
   }
   return { image, snapshot };
 }
@@ -164,7 +164,7 @@ async function describe(given: string, real: string): Promise<ImageTarget> {
       'PCOW_INVALID',
       `${quote(given)} is not the flat file of an image`,
       at === 'at' && image !== undefined && snapshot !== undefined
-        ? `name the snapshot as ${path.join(held.mount.mountpoint, image)}@${snapshot}`
+        ? `name the snapshot as ${word(`${path.join(held.mount.mountpoint, image)}@${snapshot}`)}`
         : `the files under ${path.join(held.mount.mountpoint, CONTROL)} control the mount`,
     );
   }
@@ -183,7 +183,7 @@ async function notFound(given: string): Promise<Failure> {
     'PCOW_NOT_FOUND',
     `there is no image ${quote(given)}${there ? ': that is a directory' : ''}`,
     (await isDirectory(directory))
-      ? `“pcow list ${directory}” shows the images of that directory`
+      ? `“pcow list ${word(directory)}” shows the images of that directory`
       : `there is no directory ${quote(directory)} either: check the path`,
   );
 }
@@ -205,7 +205,11 @@ async function realPathOfFile(candidate: string, given: string): Promise<string 
       return null;
     }
     if (!status.isFile()) {
-      throw new Failure('PCOW_NOT_AN_IMAGE', `${quote(given)} is no regular file, so it is no image`);
+      throw new Failure(
+        'PCOW_NOT_AN_IMAGE',
+        `${quote(given)} is no regular file, so it is no image`,
+        'name the image file',
+      );
     }
     return real;
   } catch (error) {

@@ -12,6 +12,7 @@ import path from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 
 import { type PcowMount, pcowMounts } from './mounts.js';
+import { word } from './shell-word.js';
 
 /** Seconds that a mount may do nothing before it counts as hanging: the variable is for tests, and for slow disks. */
 const IDLE_LIMIT = Number(process.env.PCOW_MOUNT_LIMIT ?? '') || 30;
@@ -161,14 +162,14 @@ export function troubleOf({ mountpoint, directory, connection }: PcowMount, life
     case 'dead':
       return {
         message: `the mount on ${mountpoint} has died`,
-        cure: `end it with “pcow umount ${mountpoint}”, then mount ${directory} again; nothing is lost`,
+        cure: `end it with “pcow umount ${word(mountpoint)}”, then mount ${directory} again; nothing is lost`,
       };
     case 'silent': {
       const { pid, stopped } = life;
       if (pid === null) {
         return {
           message: `the mount on ${mountpoint} does not answer, and its process is not to be seen from here`,
-          cure: `if it hangs: echo 1 > /sys/fs/fuse/connections/${connection}/abort, then pcow umount ${mountpoint}`,
+          cure: `if it hangs: echo 1 > /sys/fs/fuse/connections/${connection}/abort, then pcow umount ${word(mountpoint)}`,
         };
       }
       return stopped
@@ -178,7 +179,7 @@ export function troubleOf({ mountpoint, directory, connection }: PcowMount, life
           }
         : {
             message: `the mount on ${mountpoint} does not answer: its process ${pid} hangs, or waits for its disk`,
-            cure: `if that does not pass: kill -9 ${pid}, then pcow umount ${mountpoint}, and mount ${directory} again; nothing is lost`,
+            cure: `if that does not pass: kill -9 ${pid}, then pcow umount ${word(mountpoint)}, and mount ${directory} again; nothing is lost`,
           };
     }
   }

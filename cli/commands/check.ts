@@ -86,7 +86,7 @@ async function refuseForeign({ file }: ImageTarget): Promise<void> {
   const format = await formatOf(file).catch(() => 'raw');
   if (format === 'pcow' || format === 'raw') return;
   const hint =
-    format === 'original' ? '“pcow convert” makes a Pcow image of it' : `qemu-img check -f ${format} ${file}`;
+    format === 'original' ? '“pcow convert” makes a Pcow image of it' : `qemu-img check -f ${format} ${word(file)}`;
   throw new Failure('PCOW_NOT_AN_IMAGE', `${file} is no Pcow image: its format is ${format}`, hint);
 }
 

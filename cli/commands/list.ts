@@ -1,7 +1,7 @@
-import { readdir, stat } from 'node:fs/promises';
+import { stat } from 'node:fs/promises';
 import path from 'node:path';
 import type { Command } from 'commander';
-import { PcowError, type ImageInfo, type SnapshotInfo } from '../../src/engine/index.js';
+import { howToName, imageFilesIn, PcowError, type ImageInfo, type SnapshotInfo } from '../../src/engine/index.js';
 import { IMAGE_SUFFIX } from '../../src/mount/image-names.js';
 import { naturalOrder } from '../../src/natural-order.js';
 import { type PcowMount, pcowMounts } from '../../src/mounts.js';
@@ -95,11 +95,12 @@ interface Listing {
 
 async function imagesOf(where: string): Promise<Listing> {
   const { directory, mount } = await findDirectory(where);
-  const names = (await readdir(directory))
-    .filter((file) => file.endsWith(IMAGE_SUFFIX))
-    .map((file) => path.basename(file, IMAGE_SUFFIX))
-    .sort(naturalOrder);
-  const images: Entry[] = [];
+  const { names: files, nameless } = await imageFilesIn(directory);
+  const names = files.map((file) => path.basename(file, IMAGE_SUFFIX)).sort(naturalOrder);
+  const images: Entry[] = nameless.map((file) => {
+    const error = new PcowError('PCOW_INVALID', howToName(directory, file));
+    return unreadable(path.basename(file.shown, IMAGE_SUFFIX), path.join(directory, file.shown), error);
+  });
   // One after another: an image directory may hold thousands, and each one open takes several descriptors.
   for (const name of names) {
     images.push(await entryOf(path.join(directory, name + IMAGE_SUFFIX), mount));
@@ -175,10 +176,13 @@ async function entryOf(file: string, mount: PcowMount | null): Promise<Entry> {
     if (!(error instanceof PcowError)) {
       throw error;
     }
-    const { code, message } = error;
-    const unknown = { size: null, diskUse: null, snapshots: null, base: null, holder: null, receiving: null };
-    return { name, file, ...unknown, state: 'unreadable', error: { code, message } };
+    return unreadable(name, file, error);
   }
+}
+
+function unreadable(name: string, file: string, { code, message }: PcowError): Entry {
+  const unknown = { size: null, diskUse: null, snapshots: null, base: null, holder: null, receiving: null };
+  return { name, file, ...unknown, state: 'unreadable', error: { code, message } };
 }
 
 function baseText(base: Entry['base']): string {

@@ -1,5 +1,6 @@
 import type { Command } from 'commander';
 import { endOnSignals, mountDirectory, startDaemon, tellReady } from '../../src/mount/index.js';
+import { howToName, imageFilesIn } from '../../src/engine/index.js';
 import { mountOnTheWay } from '../../src/answers.js';
 import { monitorsProblem } from '../control.js';
 import { Failure, warn } from '../errors.js';
@@ -73,6 +74,9 @@ async function mount(directory: string, mountpoint: string, options: Options): P
   }
   await startDaemon(directory, mountpoint, { ...settings, log: options.log });
   say(`${directory} is mounted on ${mountpoint}`);
+  for (const file of (await imageFilesIn(directory)).nameless) {
+    warn('pcow', `${file.shown} is not shown: ${howToName(directory, file)}`);
+  }
   const mount = await mountOnTheWay(mountpoint);
   const problem = mount === null ? null : await monitorsProblem(mount);
   if (problem !== null) {

@@ -1,8 +1,8 @@
 /** An image directory: tried out with an image that is made, used and removed there. */
 import { constants } from 'node:fs';
-import { access, copyFile, mkdtemp, readdir, rm, stat, statfs } from 'node:fs/promises';
+import { access, copyFile, mkdtemp, rm, stat, statfs } from 'node:fs/promises';
 import path from 'node:path';
-import { Image, PcowError } from '../../src/engine/index.js';
+import { Image, imageFilesIn, PcowError } from '../../src/engine/index.js';
 import { IMAGE_SUFFIX } from '../../src/mount/image-names.js';
 import type { MountTableEntry, PcowMount } from '../../src/mounts.js';
 import { briefTroubleOf, briefTroubleOnTheWay } from '../asking.js';
@@ -10,7 +10,7 @@ import { monitorsProblem } from '../control.js';
 import { explained } from '../errors.js';
 import { fileSystemOf, overwritingProblem } from '../file-system.js';
 import { withImage } from '../images.js';
-import { quote } from '../quote.js';
+import { quote, word } from '../quote.js';
 import { formatSize, GIB, MIB } from '../size.js';
 import { findDirectory } from '../target.js';
 import { type Finding, ok, problem, warning } from './finding.js';
@@ -54,7 +54,7 @@ async function mountFinding(mount: PcowMount): Promise<Finding> {
   const unattached = await monitorsProblem(mount);
   return unattached === null
     ? ok('mount', `${directory} is mounted on ${mountpoint}`)
-    : problem('mount', `${mountpoint}: ${unattached}`, `pcow umount ${mountpoint}, and mount it again with that`);
+    : problem('mount', `${mountpoint}: ${unattached}`, `pcow umount ${word(mountpoint)}, and mount it again with that`);
 }
 
 function fileSystem(place: MountTableEntry | undefined): Finding {
@@ -142,9 +142,12 @@ async function tried(directory: string): Promise<Finding[]> {
 
 /** Those that can't be opened. */
 async function images(directory: string): Promise<Finding[]> {
-  const files = (await readdir(directory))
-    .filter((file) => file.endsWith(IMAGE_SUFFIX) && !file.startsWith('.'))
-    .sort();
+  const { names, nameless } = await imageFilesIn(directory);
+  const files = names.filter((file) => !file.startsWith('.'));
+  const unnamed = nameless.map((file) => {
+    const cure = `cd ${word(directory)}; mv ${file.pattern} NAME.pcow`;
+    return problem('image', `${quote(file.shown)} is no name: its bytes are not UTF-8`, cure);
+  });
   const findings: Finding[] = [];
   for (const file of files) {
     try {
@@ -152,9 +155,17 @@ async function images(directory: string): Promise<Finding[]> {
     } catch (error) {
       if (!(error instanceof PcowError)) throw error;
       findings.push(
-        problem('image', `${quote(file)} can't be opened: ${error.message}`, `pcow info ${path.join(directory, file)}`),
+        problem(
+          'image',
+          `${quote(file)} can't be opened: ${error.message}`,
+          `pcow info ${word(path.join(directory, file))}`,
+        ),
       );
     }
   }
-  return [...findings, ok('images', `${files.length - findings.length} of ${files.length} images can be opened`)];
+  return [
+    ...unnamed,
+    ...findings,
+    ok('images', `${files.length - findings.length} of ${files.length} images can be opened`),
+  ];
 }

@@ -13,7 +13,7 @@ import {
   sectionWarning,
   SIZE_STEP,
 } from '../qemu.js';
-import { quote } from '../quote.js';
+import { quote, word } from '../quote.js';
 import { formatSize, sizeArgument } from '../size.js';
 import { type Finding, ok, problem, warning } from './finding.js';
 import type { Backend, Guest } from './guest.js';
@@ -175,7 +175,7 @@ function sizeFindings({ words }: Guest, { backend, size }: Found): Finding[] {
       problem(
         'size',
         `${asked} bytes are asked for${backend.offset > 0 ? `, from byte ${backend.offset} on` : ''}, and ${name} has ${size}: QEMU refuses that`,
-        `${words.size(size)}, or pcow resize ${backend.path} ${sizeArgument(asked)}`,
+        `${words.size(size)}, or pcow resize ${word(backend.path)} ${sizeArgument(asked)}`,
       ),
     ];
   }
@@ -191,12 +191,12 @@ function sizeFindings({ words }: Guest, { backend, size }: Found): Finding[] {
       problem(
         'size',
         `the ${asked} bytes of ${name} are not a multiple of 2 MiB, as QEMU needs it`,
-        `pcow resize ${backend.path} ${sizeArgument(fitting)}, and ${words.size(fitting)}`,
+        `pcow resize ${word(backend.path)} ${sizeArgument(fitting)}, and ${words.size(fitting)}`,
       ),
     );
   } else if (asked % SECTION !== 0) {
     findings.push(
-      warning('size', `${name}: ${sectionWarning(asked)}`, `pcow resize ${backend.path} ${nextSection(asked)}`),
+      warning('size', `${name}: ${sectionWarning(asked)}`, `pcow resize ${word(backend.path)} ${nextSection(asked)}`),
     );
   }
   return findings;
@@ -326,7 +326,7 @@ function monitorFinding({ monitored, emulator }: Guest): Finding {
     ? warning(
         'monitored',
         'it runs without the monitor: slower, snapshots stop it, and it does not survive the mount',
-        `pcow run -- ${emulator} …`,
+        `pcow run -- ${word(emulator)} …`,
       )
     : warning(
         'monitored',

@@ -167,7 +167,7 @@ async function imageFinding(file: string, user: QemuUser): Promise<Finding> {
     return problem(
       check,
       `${user.name} may not read and write ${file}`,
-      `chgrp ${user.name} ${word(file)} && chmod g+rw ${word(file)} (through the mount that changes the image file)`,
+      `chgrp ${word(user.name)} ${word(file)} && chmod g+rw ${word(file)} (through the mount that changes the image file)`,
     );
   }
   return ok(check, `${user.name} may read and write ${file}`);

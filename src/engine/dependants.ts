@@ -1,9 +1,10 @@
 /** Which images of a directory stand directly on an image: what must be asked before it, or a snapshot of it, goes. */
-import { lstat, readdir, realpath, stat } from 'node:fs/promises';
+import { lstat, open, realpath, stat } from 'node:fs/promises';
 import path from 'node:path';
 
 import { isPcowError, PcowError, translated } from './errors.js';
 import { lockStanding } from './file-lock.js';
+import { imageFilesIn, type NamelessFile } from './image-files.js';
 import { isMissing } from './names.js';
 import { addon, type NativeIdentity } from './native.js';
 import { checkPath } from './validate.js';
@@ -48,9 +49,11 @@ export async function survey(directory: string, imagePath: string): Promise<Surv
   const self = await identity(imagePath);
   if (self === null) return found;
   const own = await identify(imagePath).catch(() => null);
-  for (const name of (await readdir(directory)).sort()) {
+  const { names, nameless } = await imageFilesIn(directory);
+  for (const file of nameless) await surveyNameless(directory, file, self, own, found);
+  for (const name of names) {
     const image = path.join(directory, name);
-    if (!name.endsWith('.pcow') || (await identity(image)) === self) continue;
+    if ((await identity(image)) === self) continue;
     try {
       const dependant = await standsOn(image, self, own);
       if (dependant !== null) found.standing.push(dependant);
@@ -59,6 +62,30 @@ export async function survey(directory: string, imagePath: string): Promise<Surv
     }
   }
   return found;
+}
+
+/** A file that can be reached by a descriptor alone. */
+async function surveyNameless(
+  directory: string,
+  { name, shown }: NamelessFile,
+  self: string,
+  own: NativeIdentity | null,
+  found: Survey,
+): Promise<void> {
+  const image = path.join(directory, shown);
+  try {
+    const handle = await open(Buffer.concat([Buffer.from(`${directory}/`), name]));
+    try {
+      const there = `/proc/self/fd/${handle.fd}`;
+      const dependant = (await identity(there)) === self ? null : await standsOn(there, self, own);
+      if (dependant !== null) found.standing.push({ ...dependant, image });
+    } finally {
+      await handle.close();
+    }
+  } catch (error) {
+    if (!isMissing(error))
+      found.unclear.push({ image, reason: error instanceof Error ? error.message : String(error) });
+  }
 }
 
 /** What is to be taken away of an image. */

@@ -1,8 +1,8 @@
 /** Making durable what a writer that was killed has left in the page cache: docs/durability.md. */
-import { readdir } from 'node:fs/promises';
 import path from 'node:path';
 
-import { isPcowError, translated } from './errors.js';
+import { isPcowError, PcowError, translated } from './errors.js';
+import { howToName, imageFilesIn } from './image-files.js';
 import { addon } from './native.js';
 import { checkPath } from './validate.js';
 
@@ -29,8 +29,13 @@ export async function recoverImage(file: string): Promise<Recovery> {
 export async function recoverDirectory(directory: string): Promise<DirectoryRecovery> {
   checkPath('the directory', directory);
   const outcome: DirectoryRecovery = { recovered: [], inUse: [], failed: [] };
-  for (const name of (await readdir(directory)).sort()) {
-    if (!name.endsWith('.pcow')) continue;
+  const { names, nameless } = await imageFilesIn(directory);
+  for (const file of nameless) {
+    const image = path.join(directory, file.shown);
+    const error = new PcowError('PCOW_INVALID', `${image} can't be recovered: ${howToName(directory, file)}`);
+    outcome.failed.push({ image, error });
+  }
+  for (const name of names) {
     const image = path.join(directory, name);
     try {
       const done = await recoverImage(image);

@@ -2,11 +2,13 @@
  * The images of a directory. Nothing is remembered that the directory could contradict: every look-up asks for the image
  * file again, so images that appear, go away or are replaced from outside are seen at once.
  */
-import { readdir, realpath } from 'node:fs/promises';
+import { realpath } from 'node:fs/promises';
 import path from 'node:path';
 
 import {
   type Dependant,
+  howToName,
+  imageFilesIn,
   type Image,
   PcowError,
   refuseWhereStoodOn,
@@ -16,6 +18,7 @@ import {
   type Standing,
   takingAway,
 } from '../engine/index.js';
+import { word } from '../shell-word.js';
 import { isSystemError, noSuchFile, refusal } from './failure.js';
 import { usersOf } from './holders.js';
 import { everyFile, fileStatus, type FileStatus, ImageEntry, leadsOutside, noRegularFile } from './image-entry.js';
@@ -36,6 +39,8 @@ export class Catalog {
 
   readonly #place: Place;
   readonly #entries = new Map<string, ImageEntry>();
+  /** Files that have no name which could be shown. */
+  readonly #toldOf = new Set<string>();
 
   constructor(place: Place) {
     this.#place = place;
@@ -43,8 +48,14 @@ export class Catalog {
 
   /** The names of all images, in order, those that can't be opened included. */
   async names(): Promise<string[]> {
-    const files = await readdir(this.#place.directory);
-    return files
+    const { directory } = this.#place;
+    const { names, nameless } = await imageFilesIn(directory);
+    for (const file of nameless) {
+      if (this.#toldOf.has(file.shown)) continue;
+      this.#toldOf.add(file.shown);
+      log(`${file.shown} is not shown: ${howToName(directory, file)}`);
+    }
+    return names
       .map(imageNameOf)
       .filter((name) => name !== null)
       .sort();
@@ -120,7 +131,7 @@ export class Catalog {
         'EPERM',
         'PCOW_PERMISSION',
         `${name} ${what}, and is not deleted by removing its flat file: delete it with "pcow rm", ` +
-          `or write ${name} to .pcow/${name}/remove. To replace what it holds, write into the flat file (cp, dd)`,
+          `or write ${name} to ${word(`.pcow/${name}/remove`)}. To replace what it holds, write into the flat file (cp, dd)`,
       );
     });
   }

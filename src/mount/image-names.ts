@@ -1,7 +1,7 @@
 /** What the images of a directory are called in its mount: a file NAME.pcow is the image NAME. */
 import path from 'node:path';
 
-import { PcowError } from '../engine/index.js';
+import { FORBIDDEN_IN_NAMES, PcowError } from '../engine/index.js';
 
 export const IMAGE_SUFFIX = '.pcow';
 
@@ -44,8 +44,15 @@ function problemOf(name: string): string | null {
   if (name.includes('@')) {
     return 'it contains "@", which stands between an image and its snapshot';
   }
-  if (/[\s\p{Cc}]/u.test(name)) {
+  // As a snapshot's: docs/words.md, "Names".
+  if (FORBIDDEN_IN_NAMES.test(name)) {
     return 'it contains white space or a control character';
+  }
+  if (/\p{Surrogate}/u.test(name)) {
+    return 'it is not well-formed Unicode';
+  }
+  if (name.endsWith(IMAGE_SUFFIX)) {
+    return `its file would end in ${IMAGE_SUFFIX} twice, and be taken for that of ${JSON.stringify(name.slice(0, -IMAGE_SUFFIX.length))}`;
   }
   if (RESERVED_NAMES.includes(name)) {
     return 'a control file of the mount has that name';

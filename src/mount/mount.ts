@@ -23,6 +23,7 @@ import { OpenImages } from './open-images.js';
 import { FileSystem } from './operations.js';
 import { type MountOptions, settingsOf } from './options.js';
 import type { Place } from './place.js';
+import { word } from '../shell-word.js';
 import { Watchdog } from './watchdog.js';
 
 const run = promisify(execFile);
@@ -108,7 +109,7 @@ async function whyLocked(directory: string): Promise<string> {
     const { mountpoint } = mount;
     const trouble = troubleOf(mount, life);
     return trouble === null
-      ? `${directory} is mounted on ${mountpoint} already: use that, or end it with "pcow umount ${mountpoint}"`
+      ? `${directory} is mounted on ${mountpoint} already: use that, or end it with "pcow umount ${word(mountpoint)}"`
       : `${trouble.message}: ${trouble.cure}`;
   }
   return `${directory} is served by a mount that is just ending, or that this process can't see: wait for its end`;

@@ -12,6 +12,7 @@ import { promisify } from 'node:util';
 import { PcowError } from '../engine/index.js';
 import { type Life, lifeOf, mountOnTheWay, troubleOf } from '../answers.js';
 import { type MountTableEntry, mountTable, MOUNT_TYPE, type PcowMount } from '../mounts.js';
+import { word } from '../shell-word.js';
 import { isSystemError, sentenceOf } from './failure.js';
 import { log } from './log.js';
 
@@ -54,7 +55,7 @@ export async function checkedMountpoint(given: string, directory: string): Promi
   if (there) {
     throw mountError(
       there.type === MOUNT_TYPE
-        ? `${there.source} is mounted on ${given} already: "pcow umount ${given}" ends that mount`
+        ? `${there.source} is mounted on ${given} already: "pcow umount ${word(given)}" ends that mount`
         : `something is mounted on ${given} already (${there.type} of ${there.source}): choose another mountpoint`,
       undefined,
       'EBUSY',

@@ -7,6 +7,7 @@ import { lockDirectory } from '../engine/directory-lock.js';
 import { isPcowError } from '../engine/index.js';
 import { stateOfServer } from '../answers.js';
 import { MOUNT_TYPE, mountTable, type OtherPlace, placesOfDevice } from '../mounts.js';
+import { word } from '../shell-word.js';
 import { unmountFailure } from './mount.js';
 import { clearDeadMount, mountError, placeOf } from './mountpoint.js';
 
@@ -83,6 +84,6 @@ async function ended(directory: string, device: string): Promise<void> {
 
 function placeAndRemedy({ mountpoint, pid }: OtherPlace): string {
   return pid === null
-    ? `on ${mountpoint}: "umount ${mountpoint}" takes that away`
-    : `on ${mountpoint} in another mount namespace, that of process ${pid}: "nsenter -t ${pid} -m umount ${mountpoint}" takes that away`;
+    ? `on ${mountpoint}: "umount ${word(mountpoint)}" takes that away`
+    : `on ${mountpoint} in another mount namespace, that of process ${pid}: "nsenter -t ${pid} -m umount ${word(mountpoint)}" takes that away`;
 }
