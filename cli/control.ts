@@ -16,6 +16,7 @@ import type { PcowMount } from '../src/mounts.js';
 import { asking, mustAnswerOnTheWay } from './asking.js';
 import { Failure, warn } from './errors.js';
 import { type ProgressForm, withProgress } from './progress.js';
+import { word } from './quote.js';
 
 const debug = createDebug('pcow:cli:control');
 
@@ -168,15 +169,20 @@ async function explain(error: unknown, mount: PcowMount, what: string, statusDir
   });
   if (status instanceof Failure) return status;
   if (status === null) {
+    const code = CODE_OF_ERRNO[errno] ?? 'PCOW_IO';
+    if (code === 'PCOW_PERMISSION') {
+      return new Failure(code, `this user may not ask the mount on ${mount.mountpoint} for “${what}” (${errno})`);
+    }
     return new Failure(
-      CODE_OF_ERRNO[errno] ?? 'PCOW_IO',
+      code,
       `the mount on ${mount.mountpoint} does not take “${what}” (${errno})`,
-      `end the mount first: pcow umount ${mount.mountpoint}`,
+      `end the mount first: pcow umount ${word(mount.mountpoint)}`,
     );
   }
   const state = CODE_OF_STATE[String(status.state)];
   if (state !== undefined) {
-    return new Failure(state, String(status.problem));
+    // Of an image that lies outside the sentence says it; the usual step is about a base that does.
+    return new Failure(state, String(status.problem), status.state === 'outside of the directory' ? null : undefined);
   }
   const { lastError } = status;
   return lastError?.errno === errno

@@ -106,6 +106,11 @@ const REASONS: Partial<Record<string, Reason>> = {
   },
 };
 
+/** The next step where a system call has failed so, whatever it was for. */
+export function adviceOn(errnoName: string): string | undefined {
+  return REASONS[errnoName]?.next;
+}
+
 /** For “can't be …”. */
 function participle(syscall: string): string {
   if (/^(write|ftruncate|truncate|fsync|fdatasync)/.test(syscall)) return 'written';

@@ -2,7 +2,7 @@ import type { Command } from 'commander';
 import { automaticName } from '../../src/automatic-name.js';
 import type { Image } from '../../src/engine/index.js';
 import { askForWork } from '../control.js';
-import { Failure } from '../errors.js';
+import { advising, Failure } from '../errors.js';
 import { addNotes } from '../help.js';
 import { withImage } from '../images.js';
 import { say, sayJson } from '../output.js';
@@ -57,9 +57,15 @@ async function commit(given: string, { name, json, wait, progress }: Options): P
   }
   const into = await findImage(base.resolved);
   const snapshot = name ?? automaticName();
+  const steps = {
+    PCOW_IN_USE: `“pcow list ${word(given)}” shows them; a clone: pcow clone ${word(given)} NEW`,
+    ...(image.mount && { PCOW_BASE_OUTSIDE: `pcow umount ${word(image.mount.mountpoint)}` }),
+  };
   if (image.mount !== null) {
     const mounted = { mount: image.mount, name: image.name };
-    await patiently(wait, () => askForWork(mounted, 'commit', snapshot, `commit ${image.name}`, progress));
+    await patiently(wait, () =>
+      advising(steps, () => askForWork(mounted, 'commit', snapshot, `commit ${image.name}`, progress)),
+    );
   } else if (into.mount !== null) {
     throw new Failure(
       'PCOW_BUSY',
@@ -67,7 +73,9 @@ async function commit(given: string, { name, json, wait, progress }: Options): P
       `end that mount first: pcow umount ${word(into.mount.mountpoint)}`,
     );
   } else {
-    await patiently(wait, () => commitAtRest(image, into, snapshot, { automatic: name === undefined, progress }));
+    await patiently(wait, () =>
+      advising(steps, () => commitAtRest(image, into, snapshot, { automatic: name === undefined, progress })),
+    );
   }
   const followed = await withImage(into.file, {}, (open) => open.info().chain[1]?.snapshot === snapshot);
   if (json === true) {

@@ -303,6 +303,8 @@ class Reader {
   }
 
   #corrupt(what: string): PcowError {
-    return new PcowError('PCOW_CORRUPT', `${this.path}, an image of the original Pcow, is damaged: ${what}`);
+    return new PcowError('PCOW_CORRUPT', `${this.path}, an image of the original Pcow, is damaged: ${what}`, {
+      next: 'convert another copy of it',
+    });
   }
 }

@@ -90,6 +90,8 @@ export interface PcowErrorOptions {
   errno?: number | undefined;
   /** The failure that led to it. */
   cause?: unknown;
+  /** The next step for people, where the code alone does not tell it; null: the sentence has it already. */
+  next?: string | null | undefined;
 }
 
 /** Every failure of Pcow. The message is a sentence for people: it names the image, and mostly the next step. */
@@ -100,12 +102,15 @@ export class PcowError extends Error {
   readonly errno: number;
   /** For example 'EEXIST'. */
   readonly errnoName: string;
+  /** The next step for people, where the code alone does not tell it; null: the sentence has it already. */
+  readonly next: string | null | undefined;
 
   constructor(code: PcowErrorCode, message: string, options: PcowErrorOptions = {}) {
     super(message, options.cause === undefined ? undefined : { cause: options.cause });
     this.name = 'PcowError';
     this.code = code;
     this.errno = options.errno ?? ERRNO_OF_CODE[code];
+    this.next = options.next;
     this.errnoName = NAME_OF_ERRNO.get(this.errno) ?? `errno ${this.errno}`;
   }
 }

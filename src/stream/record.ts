@@ -74,7 +74,7 @@ export function chained(before: number, checksum: number): number {
 }
 
 export function corruptStream(why: string): PcowError {
-  return new PcowError('PCOW_CORRUPT', `the stream is damaged: ${why}`);
+  return new PcowError('PCOW_CORRUPT', `the stream is damaged: ${why}`, { next: 'send it, or export it, once more' });
 }
 
 /** Takes records out of a stream of bytes. */
