@@ -5,9 +5,9 @@ import { pcowImgProgram } from './pcow-img-program.js';
 import { pcowProgram } from './pcow-program.js';
 
 /** File name in docs/man/ and text. */
-export function manPages(): [string, string][] {
+export async function manPages(): Promise<[string, string][]> {
   return [
-    ['pcow.1', manPage(pcowProgram(), 1, PCOW_SECTIONS)],
+    ['pcow.1', manPage(await pcowProgram(), 1, PCOW_SECTIONS)],
     ['pcow-img.1', manPage(pcowImgProgram(), 1, PCOW_IMG_SECTIONS)],
     ['mount.fuse.pcow.8', manPage(mountHelperProgram(), 8, MOUNT_HELPER_SECTIONS)],
   ];

@@ -1,43 +1,50 @@
 /** The commands of `pcow`, in the order of the help. */
 import type { Command } from 'commander';
-import { addCheck } from './commands/check.js';
-import { addClone } from './commands/clone.js';
-import { addCompletion } from './commands/completion.js';
-import { addCompare } from './commands/compare.js';
-import { addConvert } from './commands/convert.js';
-import { addCreate } from './commands/create.js';
-import { addDelete } from './commands/delete.js';
-import { addDiff } from './commands/diff.js';
-import { addDoctor } from './commands/doctor.js';
-import { addExitCodes } from './commands/exit-codes.js';
-import { addExport } from './commands/export.js';
-import { addImport } from './commands/import.js';
-import { addInfo } from './commands/info.js';
-import { addLibvirtXml } from './commands/libvirt-xml.js';
-import { addList } from './commands/list.js';
-import { addMap } from './commands/map.js';
-import { addMeasure } from './commands/measure.js';
-import { addMount } from './commands/mount.js';
-import { addQemuArgs } from './commands/qemu-args.js';
-import { addReceive } from './commands/receive.js';
-import { addCommit } from './commands/commit.js';
-import { addCompact } from './commands/compact.js';
-import { addFlatten } from './commands/flatten.js';
-import { addRebase } from './commands/rebase.js';
-import { addRecover } from './commands/recover.js';
-import { addRename } from './commands/rename.js';
-import { addRm } from './commands/rm.js';
-import { addResize } from './commands/resize.js';
-import { addRollback } from './commands/rollback.js';
-import { addRun } from './commands/run.js';
-import { addScrub } from './commands/scrub.js';
-import { addSend } from './commands/send.js';
-import { addSnapshot } from './commands/snapshot.js';
-import { addTop } from './commands/top.js';
-import { addUmount } from './commands/umount.js';
 import { newProgram } from './program.js';
 
-export function pcowProgram(): Command {
+type Add = (program: Command) => void;
+
+/** Each is loaded where it is needed: all of them together take longer to load than most commands run. */
+const COMMANDS: Readonly<Record<string, () => Promise<Add>>> = {
+  create: async () => (await import('./commands/create.js')).addCreate,
+  clone: async () => (await import('./commands/clone.js')).addClone,
+  info: async () => (await import('./commands/info.js')).addInfo,
+  list: async () => (await import('./commands/list.js')).addList,
+  snapshot: async () => (await import('./commands/snapshot.js')).addSnapshot,
+  rollback: async () => (await import('./commands/rollback.js')).addRollback,
+  delete: async () => (await import('./commands/delete.js')).addDelete,
+  resize: async () => (await import('./commands/resize.js')).addResize,
+  convert: async () => (await import('./commands/convert.js')).addConvert,
+  rebase: async () => (await import('./commands/rebase.js')).addRebase,
+  flatten: async () => (await import('./commands/flatten.js')).addFlatten,
+  commit: async () => (await import('./commands/commit.js')).addCommit,
+  compact: async () => (await import('./commands/compact.js')).addCompact,
+  rename: async () => (await import('./commands/rename.js')).addRename,
+  rm: async () => (await import('./commands/rm.js')).addRm,
+  map: async () => (await import('./commands/map.js')).addMap,
+  diff: async () => (await import('./commands/diff.js')).addDiff,
+  compare: async () => (await import('./commands/compare.js')).addCompare,
+  measure: async () => (await import('./commands/measure.js')).addMeasure,
+  send: async () => (await import('./commands/send.js')).addSend,
+  receive: async () => (await import('./commands/receive.js')).addReceive,
+  export: async () => (await import('./commands/export.js')).addExport,
+  import: async () => (await import('./commands/import.js')).addImport,
+  check: async () => (await import('./commands/check.js')).addCheck,
+  scrub: async () => (await import('./commands/scrub.js')).addScrub,
+  recover: async () => (await import('./commands/recover.js')).addRecover,
+  mount: async () => (await import('./commands/mount.js')).addMount,
+  umount: async () => (await import('./commands/umount.js')).addUmount,
+  'qemu-args': async () => (await import('./commands/qemu-args.js')).addQemuArgs,
+  'libvirt-xml': async () => (await import('./commands/libvirt-xml.js')).addLibvirtXml,
+  run: async () => (await import('./commands/run.js')).addRun,
+  top: async () => (await import('./commands/top.js')).addTop,
+  doctor: async () => (await import('./commands/doctor.js')).addDoctor,
+  completion: async () => (await import('./commands/completion.js')).addCompletion,
+  'exit-codes': async () => (await import('./commands/exit-codes.js')).addExitCodes,
+};
+
+/** With the command of this name alone, where there is one: else with all of them. */
+export async function pcowProgram(only?: string): Promise<Command> {
   const program = newProgram('pcow').description(
     'Images of persistent memory for virtual machines: thin, on bases, with snapshots.\n\n' +
       'IMAGE is an image file (vm1.pcow), its flat file in a mount (/mnt/vm1), or either without “.pcow”.\n' +
@@ -45,44 +52,8 @@ export function pcowProgram(): Command {
   );
   // So that “run” can leave alone what comes after its command.
   program.enablePositionalOptions();
-  for (const add of [
-    addCreate,
-    addClone,
-    addInfo,
-    addList,
-    addSnapshot,
-    addRollback,
-    addDelete,
-    addResize,
-    addConvert,
-    addRebase,
-    addFlatten,
-    addCommit,
-    addCompact,
-    addRename,
-    addRm,
-    addMap,
-    addDiff,
-    addCompare,
-    addMeasure,
-    addSend,
-    addReceive,
-    addExport,
-    addImport,
-    addCheck,
-    addScrub,
-    addRecover,
-    addMount,
-    addUmount,
-    addQemuArgs,
-    addLibvirtXml,
-    addRun,
-    addTop,
-    addDoctor,
-    addCompletion,
-    addExitCodes,
-  ]) {
-    add(program);
-  }
+  const one = only !== undefined && Object.hasOwn(COMMANDS, only) ? COMMANDS[only] : undefined;
+  const adds = await Promise.all((one === undefined ? Object.values(COMMANDS) : [one]).map((load) => load()));
+  for (const add of adds) add(program);
   return program;
 }

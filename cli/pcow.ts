@@ -1,4 +1,3 @@
 #!/usr/bin/env node
-import { start } from './start.js';
-
-await start('pcow', async () => (await import('./pcow-program.js')).pcowProgram());
+/** The same by the path that it had, which scripts know; pcow.cjs starts sooner. */
+import './pcow.cjs';

@@ -1,6 +1,8 @@
 /** What both programs share: a commander program whose failures all go through errors.ts, and its run. */
-import { createRequire } from 'node:module';
+import { readFileSync } from 'node:fs';
+import path from 'node:path';
 import { Command, CommanderError } from 'commander';
+import { ROOT } from '../src/engine/built.js';
 import { askMountsOf } from './asking.js';
 import { Failure, report } from './errors.js';
 import { commandInstead, optionInstead, withSmallerSize } from './habits.js';
@@ -8,8 +10,7 @@ import { inThisLocale } from './locale.js';
 import { outputWritten, put, ReaderGone, watchOutput } from './output.js';
 import { quote } from './quote.js';
 
-/** package.json lies beside dist/, where this file is dist/cli/program.js. */
-const { version } = createRequire(import.meta.url)('../../package.json') as { version: string };
+const { version } = JSON.parse(readFileSync(path.join(ROOT, 'package.json'), 'utf8')) as { version: string };
 
 /** An empty program; commands that are added with `program.command()` inherit its settings. */
 export function newProgram(name: string): Command {

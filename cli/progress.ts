@@ -2,7 +2,7 @@
  * Long work: a bar with rate and time left on a terminal, JSON lines with `--progress json`, nothing elsewhere; Ctrl-C stops
  * the work and leaves everything sound. All of it goes to stderr: stdout is for what a command has to say.
  */
-import { SingleBar } from 'cli-progress';
+import type { SingleBar } from 'cli-progress';
 import { Option } from 'commander';
 import type { LongOptions } from '../src/engine/index.js';
 import { inThisLocale } from './locale.js';
@@ -49,7 +49,7 @@ export async function withProgress<T>(
   const interrupt = () => {
     interruption.abort();
   };
-  const meter = meterOf(label, form ?? (process.stderr.isTTY ? 'bar' : 'none'));
+  const meter = await meterOf(label, form ?? (process.stderr.isTTY ? 'bar' : 'none'));
   process.once('SIGINT', interrupt);
   process.once('SIGTERM', interrupt);
   try {
@@ -83,10 +83,10 @@ export async function* reported<E extends { offset: number; length: number }>(
   }
 }
 
-function meterOf(label: string, form: ProgressForm): Meter {
+async function meterOf(label: string, form: ProgressForm): Promise<Meter> {
   switch (form) {
     case 'bar':
-      return new Bar(label);
+      return new Bar(label, (await import('cli-progress')).SingleBar);
     case 'json':
       return new Lines(label);
     case 'none':
@@ -105,8 +105,8 @@ class Bar implements Meter {
   readonly #rate = new Rate();
   #started = false;
 
-  constructor(label: string) {
-    this.#bar = new SingleBar({
+  constructor(label: string, Drawn: typeof SingleBar) {
+    this.#bar = new Drawn({
       format: (_, { progress }, shown) =>
         inThisLocale(progressLine(label, progress, shown as Shown, process.stderr.columns || DEFAULT_WIDTH)),
       clearOnComplete: true,

@@ -6,12 +6,13 @@ import type { Command } from 'commander';
 import { Failure, report } from './errors.js';
 import { explain } from './system-errors.js';
 
-/** `load` imports the program of this name. */
-export async function start(name: string, load: () => Promise<Command>): Promise<void> {
+/** `load` imports the program of this name, as far as these arguments need it. */
+export async function start(name: string, load: (args: string[]) => Promise<Command>): Promise<void> {
+  const args = process.argv.slice(2);
   try {
-    const program = await load();
+    const program = await load(args);
     const { run } = await import('./program.js');
-    process.exitCode = await run(program, process.argv.slice(2));
+    process.exitCode = await run(program, args);
     const { hasQuestionsLeft } = await import('../src/answers.js');
     if (hasQuestionsLeft()) process.exit();
   } catch (error) {

@@ -4,7 +4,7 @@ import { manPages } from '../cli/man-pages.js';
 
 const directory = new URL('../../docs/man/', import.meta.url);
 
-for (const [file, page] of manPages()) {
+for (const [file, page] of await manPages()) {
   await writeFile(new URL(file, directory), page);
   console.log(`docs/man/${file}`);
 }

@@ -1,5 +1,5 @@
 import { Argument, type Command } from 'commander';
-import { complete } from '../completion/candidates.js';
+import type { Completion } from '../completion/candidates.js';
 import { answerLines, completionScript, SHELLS, type Shell } from '../completion/scripts.js';
 import { Failure } from '../errors.js';
 import { addNotes } from '../help.js';
@@ -18,7 +18,7 @@ export function addCompletion(program: Command): void {
     .action(async (shell: Shell | typeof QUESTION, words: string[]) => {
       if (shell === QUESTION) {
         put(
-          answerLines(await complete(program, words))
+          answerLines(await candidatesFor(words))
             .map((line) => `${line}\n`)
             .join(''),
         );
@@ -36,4 +36,13 @@ export function addCompletion(program: Command): void {
       { command: 'pcow completion fish > ~/.config/fish/completions/pcow.fish', does: 'for every fish' },
     ],
   });
+}
+
+/** Asked at each press of a key: only what the command line so far needs is loaded. */
+async function candidatesFor(words: string[]): Promise<Completion> {
+  const [{ complete }, { pcowProgram }] = await Promise.all([
+    import('../completion/candidates.js'),
+    import('../pcow-program.js'),
+  ]);
+  return complete(await pcowProgram(words.slice(0, -1)[0]), words);
 }

@@ -4,7 +4,6 @@ import { directoryFindings } from '../doctor/directory.js';
 import type { Finding, Level } from '../doctor/finding.js';
 import { guestFindings } from '../doctor/guest-findings.js';
 import type { Guest } from '../doctor/guest.js';
-import { guestOfDomain } from '../doctor/libvirt-domain.js';
 import { libvirtFindings, libvirtHost } from '../doctor/libvirt-host.js';
 import { machineFindings } from '../doctor/machine.js';
 import { out } from '../colors.js';
@@ -93,7 +92,10 @@ function rawWords(command: Command): string[] {
 }
 
 async function guestOf(commandLine: string[], libvirt: string | undefined): Promise<Guest | null> {
-  if (libvirt !== undefined) return guestOfDomain(await textOf(libvirt), libvirt);
+  if (libvirt !== undefined) {
+    const { guestOfDomain } = await import('../doctor/libvirt-domain.js');
+    return guestOfDomain(await textOf(libvirt), libvirt);
+  }
   return commandLine.length === 0 ? null : guestOfCommandLine(commandLine);
 }
 

@@ -4,7 +4,6 @@ import { monitorLibrary } from '../../src/run.js';
 import { backingsFor } from '../backings.js';
 import { Failure, warn } from '../errors.js';
 import { addNotes } from '../help.js';
-import { intoDomain } from '../into-domain.js';
 import { libvirtElements } from '../libvirt.js';
 import { say } from '../output.js';
 import { DEVICES, warningsFor, type Device } from '../qemu.js';
@@ -72,11 +71,12 @@ async function libvirtXml(given: string[], options: Options): Promise<void> {
     warn('pcow', warning);
   }
   const monitor = plain ? null : monitorLibrary();
-  say(
-    options.into === undefined
-      ? libvirtElements({ images, device, memory, cpus, unarmed, monitor, kvm: existsSync('/dev/kvm') })
-      : intoDomain(await textOf(options.into), options.into, { images, device, unarmed, monitor }),
-  );
+  if (options.into === undefined) {
+    say(libvirtElements({ images, device, memory, cpus, unarmed, monitor, kvm: existsSync('/dev/kvm') }));
+    return;
+  }
+  const { intoDomain } = await import('../into-domain.js');
+  say(intoDomain(await textOf(options.into), options.into, { images, device, unarmed, monitor }));
 }
 
 function parseCpus(text: string): number {

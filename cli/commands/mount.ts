@@ -1,6 +1,6 @@
 import type { Command } from 'commander';
-import { endOnSignals, mountDirectory, startDaemon, tellReady } from '../../src/mount/index.js';
 import { howToName, imageFilesIn } from '../../src/engine/index.js';
+import { startDaemon } from '../../src/mount/daemon.js';
 import { mountOnTheWay } from '../../src/answers.js';
 import { monitorsProblem } from '../control.js';
 import { Failure, warn } from '../errors.js';
@@ -62,6 +62,7 @@ async function mount(directory: string, mountpoint: string, options: Options): P
     if (options.log !== undefined) {
       throw new Failure('PCOW_USAGE', '--log is for a daemon: with --foreground the log goes to the terminal');
     }
+    const { endOnSignals, mountDirectory, tellReady } = await import('../../src/mount/index.js');
     // Its own log says when it is ready.
     const mounted = await mountDirectory(directory, mountpoint, settings);
     endOnSignals(mounted);

@@ -1,5 +1,5 @@
 import type { Command } from 'commander';
-import { umount } from '../../src/mount/index.js';
+import { umount } from '../../src/mount/umount.js';
 import { mountOnTheWay } from '../../src/answers.js';
 import { mountsOfDirectory } from '../../src/mounts.js';
 import { Failure, warn } from '../errors.js';

@@ -15,7 +15,7 @@ import { repository } from '../guest/files.js';
 
 const run = promisify(execFile);
 const sources = path.join(repository, 'scripts/bench/programs');
-const pcow = path.join(repository, 'dist/cli/pcow.js');
+const pcow = path.join(repository, 'dist/cli/pcow.cjs');
 const monitor = path.join(repository, 'native/build/Release/libpcow-monitor.so');
 
 export const lastProcessor = os.availableParallelism() - 1;

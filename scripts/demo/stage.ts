@@ -21,7 +21,7 @@ export class Stage {
 
   constructor() {
     mkdirSync(this.#bin);
-    symlinkSync(join(repository, 'dist/cli/pcow.js'), join(this.#bin, 'pcow'));
+    symlinkSync(join(repository, 'dist/cli/pcow.cjs'), join(this.#bin, 'pcow'));
   }
 
   scene(title: string): void {
@@ -42,7 +42,7 @@ export class Stage {
     this.#mayGoOn();
     const json = await this.#bash(`pcow qemu-args ${flatFile} --memory 512M --json`);
     const { args } = JSON.parse(json) as { args: string[] };
-    const program = join(repository, 'dist/cli/pcow.js');
+    const program = join(repository, 'dist/cli/pcow.cjs');
     const options: BootOptions = { qemuArgs: args, pmemDevices: 1, commandPrefix: [program, 'run', '--'] };
     const by = await accelerator();
     const shown = qemuCommand({

@@ -1,11 +1,18 @@
-/** What the native build leaves, beside the sources (this is dist/src/engine/built.js), and what makes it. */
+/**
+ * What the builds leave in the package, and what makes it. This is dist/src/engine/built.js, or a part of
+ * dist/cli/bundle/programs.cjs.
+ */
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
 
-const ROOT = fileURLToPath(new URL('../../../', import.meta.url));
+export const ROOT = fileURLToPath(new URL('../../../', import.meta.url));
 
 export const ADDON = path.join(ROOT, 'native/build/Release/pcow.node');
 export const MONITOR = path.join(ROOT, 'native/build/Release/libpcow-monitor.so');
+
+/** The programs of a mount's processes. */
+export const MOUNT_PROGRAM = path.join(ROOT, 'dist/src/mount/daemon-process.js');
+export const WATCHDOG_PROGRAM = path.join(ROOT, 'dist/src/mount/watchdog-process.js');
 
 /** For messages. It also helps where npm was told to run no scripts as it installed this package. */
 export const HOW_TO_BUILD = `build it with “bash ${path.join(ROOT, 'scripts/native-build')}”`;

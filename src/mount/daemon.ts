@@ -3,8 +3,8 @@ import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { type FileHandle, open, realpath } from 'node:fs/promises';
 import path from 'node:path';
-import { fileURLToPath } from 'node:url';
 
+import { MOUNT_PROGRAM } from '../engine/built.js';
 import { logTo } from '../engine/daemon.js';
 import { PcowError, type PcowErrorCode } from '../engine/index.js';
 import { sentenceOf } from './failure.js';
@@ -13,8 +13,6 @@ import type { Mount } from './mount.js';
 import { mountError } from './mountpoint.js';
 import { type MountOptions, settingsOf } from './options.js';
 import { tellStopping } from './service-manager.js';
-
-const PROGRAM = fileURLToPath(new URL('daemon-process.js', import.meta.url));
 
 /** For startDaemon. */
 export interface DaemonOptions extends MountOptions {
@@ -37,7 +35,7 @@ export async function startDaemon(
     const stream = output?.handle.fd ?? 'ignore';
     const child = spawn(
       process.execPath,
-      [PROGRAM, path.resolve(directory), path.resolve(mountpoint), JSON.stringify(settings), output?.file ?? ''],
+      [MOUNT_PROGRAM, path.resolve(directory), path.resolve(mountpoint), JSON.stringify(settings), output?.file ?? ''],
       { detached: true, cwd: '/', stdio: ['ignore', stream, stream, 'ipc'] },
     );
     const end = once(child, 'exit').then(([status, signal]) => {

@@ -16,9 +16,8 @@ import { Cutter } from './cut.js';
 import { sentenceOf } from './failure.js';
 import { type FuseOptions, FuseSession } from './fuse.js';
 import { handOver } from './hand-over.js';
-import { usersBelow } from './holders.js';
 import { debugLog, log } from './log.js';
-import { checkedDirectory, checkedMountpoint, checkFuse, mountError } from './mountpoint.js';
+import { checkedDirectory, checkedMountpoint, checkFuse, mountError, unmountFailure } from './mountpoint.js';
 import { OpenImages } from './open-images.js';
 import { FileSystem } from './operations.js';
 import { type MountOptions, settingsOf } from './options.js';
@@ -224,14 +223,4 @@ async function endSession({ mountpoint }: Place): Promise<void> {
   } catch (cause) {
     throw await unmountFailure(mountpoint, cause);
   }
-}
-
-/** Why fusermount3 did not unmount. */
-export async function unmountFailure(mountpoint: string, cause: unknown): Promise<Error> {
-  if (!/busy/i.test(sentenceOf(cause))) {
-    return mountError(`${mountpoint} could not be unmounted: ${sentenceOf(cause)}`, cause);
-  }
-  const users = await usersBelow(mountpoint);
-  const who = users.length > 0 ? users.join(', ') : 'a loop device, another mount, or a process that can not be seen';
-  return mountError(`${mountpoint} is in use by ${who}: end that first`, cause, 'EBUSY');
 }

@@ -14,6 +14,7 @@ import { type Life, lifeOf, mountOnTheWay, troubleOf } from '../answers.js';
 import { type MountTableEntry, mountTable, MOUNT_TYPE, type PcowMount } from '../mounts.js';
 import { word } from '../shell-word.js';
 import { isSystemError, sentenceOf } from './failure.js';
+import { usersBelow } from './holders.js';
 import { log } from './log.js';
 
 const run = promisify(execFile);
@@ -191,4 +192,14 @@ function mountAround(mounts: MountTableEntry[], real: string): MountTableEntry |
   return mounts.find(
     ({ type, mountpoint }) => type === MOUNT_TYPE && (real === mountpoint || real.startsWith(mountpoint + path.sep)),
   );
+}
+
+/** Why fusermount3 did not unmount. */
+export async function unmountFailure(mountpoint: string, cause: unknown): Promise<Error> {
+  if (!/busy/i.test(sentenceOf(cause))) {
+    return mountError(`${mountpoint} could not be unmounted: ${sentenceOf(cause)}`, cause);
+  }
+  const users = await usersBelow(mountpoint);
+  const who = users.length > 0 ? users.join(', ') : 'a loop device, another mount, or a process that can not be seen';
+  return mountError(`${mountpoint} is in use by ${who}: end that first`, cause, 'EBUSY');
 }

@@ -8,8 +8,7 @@ import { isPcowError } from '../engine/index.js';
 import { stateOfServer } from '../answers.js';
 import { MOUNT_TYPE, mountTable, type OtherPlace, placesOfDevice } from '../mounts.js';
 import { word } from '../shell-word.js';
-import { unmountFailure } from './mount.js';
-import { clearDeadMount, mountError, placeOf } from './mountpoint.js';
+import { clearDeadMount, mountError, placeOf, unmountFailure } from './mountpoint.js';
 
 const run = promisify(execFile);
 

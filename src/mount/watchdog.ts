@@ -10,15 +10,13 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import type { Writable } from 'node:stream';
-import { fileURLToPath } from 'node:url';
 
+import { WATCHDOG_PROGRAM } from '../engine/built.js';
 import { PcowError } from '../engine/index.js';
 import { startTimeOf } from './holders.js';
 import { debugLog } from './log.js';
 
 const debug = debugLog('watchdog');
-
-const PROGRAM = fileURLToPath(new URL('watchdog-process.js', import.meta.url));
 
 export class Watchdog {
   readonly #directory: string;
@@ -67,7 +65,7 @@ export class Watchdog {
   async #spawn(): Promise<ChildProcess> {
     const startTime = await startTimeOf(process.pid);
     // A session of its own: what kills the mount's process group must not reach it.
-    const child = spawn(process.execPath, [PROGRAM, this.#directory, `${process.pid}`, `${startTime ?? 0}`], {
+    const child = spawn(process.execPath, [WATCHDOG_PROGRAM, this.#directory, `${process.pid}`, `${startTime ?? 0}`], {
       detached: true,
       stdio: ['pipe', 'pipe', 'ignore'],
       cwd: '/',

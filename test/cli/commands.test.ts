@@ -38,7 +38,7 @@ function typed(page: string): string {
   return page.replace(/\\(?:e|\((?:dq|aq|ga|ha|ti))/g, (sign) => signs[sign] ?? sign);
 }
 
-for (const program of [pcowProgram(), pcowImgProgram()]) {
+for (const program of [await pcowProgram(), pcowImgProgram()]) {
   test(`${program.name()}: each command has a summary, and examples with options that it has`, (t) => {
     for (const command of program.commands) {
       const name = command.name();
@@ -68,20 +68,16 @@ for (const program of [pcowProgram(), pcowImgProgram()]) {
 
 test('each file of cli/commands is a command of pcow', async (t) => {
   const files = (await readdir(new URL('cli/commands/', ROOT))).map((file) => file.replace(/\.ts$/, ''));
-  t.deepEqual(
-    pcowProgram()
-      .commands.map((command) => command.name())
-      .sort(),
-    files.sort(),
-  );
+  t.deepEqual((await pcowProgram()).commands.map((command) => command.name()).sort(), files.sort());
 });
 
 function has(command: Command, ...longs: string[]): boolean {
   return command.options.some(({ long }) => long != null && longs.includes(long));
 }
 
-test('those that tell something tell it to programs, those that take long show progress', (t) => {
-  const named = (names: string[]) => pcowProgram().commands.filter((command) => names.includes(command.name()));
+test('those that tell something tell it to programs, those that take long show progress', async (t) => {
+  const { commands } = await pcowProgram();
+  const named = (names: string[]) => commands.filter((command) => names.includes(command.name()));
   t.is(named(FOR_PROGRAMS).length, FOR_PROGRAMS.length);
   for (const command of named(FOR_PROGRAMS)) t.true(has(command, '--json', '--output'), command.name());
   t.is(named(WITH_PROGRESS).length, WITH_PROGRESS.length);
@@ -89,7 +85,7 @@ test('those that tell something tell it to programs, those that take long show p
 });
 
 test('completion knows each command, its options, and what its arguments are', async (t) => {
-  const program = pcowProgram();
+  const program = await pcowProgram();
   const values = async (...words: string[]) => {
     const { candidates, shells } = await complete(program, words);
     return [...candidates.map(({ value }) => value), ...(shells === null ? [] : [shells])];

@@ -13,7 +13,7 @@ import { scratchDirectory } from '../helpers/scratch.js';
 import { fails, pcowIn, succeeds } from './outcome.js';
 
 async function values(...words: string[]): Promise<string[]> {
-  const { candidates, shells } = await complete(program(), words);
+  const { candidates, shells } = await complete(await program(), words);
   return [...(shells === null ? [] : [`:${shells}`]), ...candidates.map(({ value }) => value)];
 }
 
@@ -33,10 +33,10 @@ async function stage(t: ExecutionContext<unknown>): Promise<string> {
 test('commands, with what they do; options, but not twice', async (t) => {
   t.deepEqual(await values('resi'), ['resize']);
   t.deepEqual(await values('help', 'resi'), ['resize']);
-  const all = await complete(program(), ['']);
+  const all = await complete(await program(), ['']);
   t.deepEqual(
     all.candidates.map(({ value }) => value),
-    [...program().commands.map((command) => command.name()), 'help'],
+    [...(await program()).commands.map((command) => command.name()), 'help'],
   );
   t.true(all.candidates.every(({ description }) => description !== ''));
   t.deepEqual(await values('mount', '--read'), ['--read-only']);

@@ -44,8 +44,8 @@ test('commands and options of other programs: what is meant is said', async (t) 
   await fails(t, pcow('rename', 'none@one', 'two'), 4, /no image "none"/);
 });
 
-test('none of them is a command, or an option, that there is', (t) => {
-  for (const command of pcowProgram().commands) {
+test('none of them is a command, or an option, that there is', async (t) => {
+  for (const command of (await pcowProgram()).commands) {
     t.is(commandInstead(command.name()), undefined, command.name());
     for (const { long, short } of command.options) {
       for (const flag of [long, short]) {

@@ -3,13 +3,13 @@ import { readFile } from 'node:fs/promises';
 import test from 'ava';
 import { manPages } from '../../cli/man-pages.js';
 
-for (const [file, page] of manPages()) {
+for (const [file, page] of await manPages()) {
   test(`docs/man/${file} is up to date (“npm run man” makes it so)`, async (t) => {
     t.is(await readFile(new URL(`../../../docs/man/${file}`, import.meta.url), 'utf8'), page);
   });
 }
 
-for (const [file, page] of manPages()) {
+for (const [file, page] of await manPages()) {
   test(`${file}: nothing that is typed has a sign that the formatter takes away or changes`, (t) => {
     const requests = page.split('\n').filter((line) => /^\.(B|I|SS) /.test(line));
     t.deepEqual(

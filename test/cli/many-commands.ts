@@ -13,7 +13,8 @@ export interface Told {
 async function told(words: string[]): Promise<Told> {
   process.exitCode = undefined;
   try {
-    await pcowProgram().parseAsync(words, { from: 'user' });
+    const program = await pcowProgram();
+    await program.parseAsync(words, { from: 'user' });
     return { words, exit: Number(process.exitCode ?? 0), said: '' };
   } catch (error) {
     const { code, message, hint } = explained(error);

@@ -60,7 +60,7 @@ export async function fails(
 }
 
 function fileOf(program: string): string {
-  return fileURLToPath(new URL(`../../cli/${program}.js`, import.meta.url));
+  return fileURLToPath(new URL(`../../cli/${program}.cjs`, import.meta.url));
 }
 
 function outcomeOf(file: string, words: string[], options: ExecFileOptions): Promise<Outcome> {

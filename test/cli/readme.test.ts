@@ -9,7 +9,7 @@ import { comparable, stepsOf } from '../../scripts/readme-tour.js';
 import { scratchDirectory } from '../helpers/scratch.js';
 
 const README = fileURLToPath(new URL('../../../README.md', import.meta.url));
-const PROGRAM = fileURLToPath(new URL('../../cli/pcow.js', import.meta.url));
+const PROGRAM = fileURLToPath(new URL('../../cli/pcow.cjs', import.meta.url));
 
 test.serial('the tour', async (t) => {
   const scratch = await scratchDirectory(t);

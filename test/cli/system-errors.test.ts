@@ -45,8 +45,8 @@ async function prepared(t: ExecutionContext<unknown>, directory: string): Promis
   return shellIn(t, directory);
 }
 
-test('each command has a line in the list', (t) => {
-  const names = pcowProgram().commands.map((command) => command.name());
+test('each command has a line in the list', async (t) => {
+  const names = (await pcowProgram()).commands.map((command) => command.name());
   const lines = everyCommand('images').map(({ words: [name] }) => name ?? '');
   t.deepEqual(names.sort(), lines.sort());
 });

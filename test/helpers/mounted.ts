@@ -12,7 +12,7 @@ const run = promisify(execFile);
 const repository = fileURLToPath(new URL('../../../', import.meta.url));
 const READY_MS = 20_000;
 
-export const pcowProgram = path.join(repository, 'dist/cli/pcow.js');
+export const pcowProgram = path.join(repository, 'dist/cli/pcow.cjs');
 
 /**
  * Mounts an image directory. Whatever the test does, the mount is gone after it: the clean-up ends the process (a mount that

@@ -20,7 +20,7 @@ import { imagesFor, MiB, type TestMount } from '../helpers/mount.js';
 import { type Conversation, program } from '../helpers/program.js';
 
 const run = promisify(execFile);
-const PCOW = fileURLToPath(new URL('../../cli/pcow.js', import.meta.url));
+const PCOW = fileURLToPath(new URL('../../cli/pcow.cjs', import.meta.url));
 const BLOCK = 65536;
 const SIZE = 16 * MiB;
 const BLOCKS = SIZE / BLOCK;

@@ -10,7 +10,7 @@ import { eventually } from '../helpers/eventually.js';
 import { imagesFor, MiB, type TestMount } from '../helpers/mount.js';
 
 const run = promisify(execFile);
-const CLI = new URL('../../cli/pcow.js', import.meta.url).pathname;
+const CLI = new URL('../../cli/pcow.cjs', import.meta.url).pathname;
 
 /** Written, and never synced. */
 async function write(mount: TestMount, name: string, value: number): Promise<void> {

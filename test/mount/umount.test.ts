@@ -28,7 +28,7 @@ test.serial('a bind mount of the mountpoint', async (t) => {
   t.teardown(() => run('umount', ['--lazy', other]).catch(() => undefined));
   const { code, stderr } = await refusalOf(process.execPath, pcowProgram, 'umount', mount.point);
   t.is(code, 11);
-  t.regex(stderr, new RegExp(`^pcow: ${mount.images} goes on being mounted on ${other}: "umount ${other}"`));
+  t.regex(stderr, new RegExp(`^pcow: ${mount.images} goes on being mounted on ${other}: "umount ${other}"`, 'm'));
 });
 
 test.serial('a mount that is taken away in another mount namespace only', async (t) => {

@@ -15,7 +15,7 @@ import { resumedSending, sendingOf, sendStream } from '../../src/stream/send.js'
 import type { Random } from '../helpers/random.js';
 import { bench, isSame, MiB, reading, scribble, snapshotsOf, streamOf, working } from './images.js';
 
-const PCOW = fileURLToPath(new URL('../../cli/pcow.js', import.meta.url));
+const PCOW = fileURLToPath(new URL('../../cli/pcow.cjs', import.meta.url));
 
 function start(t: ExecutionContext, cwd: string, ...words: string[]): ChildProcess {
   const child = spawn(process.execPath, [PCOW, ...words], { cwd, stdio: ['pipe', 'pipe', 'pipe'] });

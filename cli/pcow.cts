@@ -1,0 +1,4 @@
+#!/usr/bin/env node
+import bundled = require('./bundled.cjs');
+
+void bundled.startProgram('pcow');

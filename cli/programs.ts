@@ -1,0 +1,15 @@
+/** The programs by their names: scripts/bundle.ts makes one file of this and all that it loads, which bundled.cts runs. */
+import { start } from './start.js';
+
+const PROGRAMS = {
+  pcow: async (args: string[]) => (await import('./pcow-program.js')).pcowProgram(args[0]),
+  'pcow-img': async () => (await import('./pcow-img-program.js')).pcowImgProgram(),
+  'mount.fuse.pcow': async () => (await import('./mount-helper-program.js')).mountHelperProgram(),
+};
+
+export type ProgramName = keyof typeof PROGRAMS;
+
+/** Runs a program of this process with its arguments, and sets the exit code. */
+export function startProgram(name: ProgramName): Promise<void> {
+  return start(name, PROGRAMS[name]);
+}

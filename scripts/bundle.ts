@@ -1,0 +1,20 @@
+/** Writes dist/cli/bundle/programs.cjs, which the programs run: cli/programs.ts with everything that it loads. */
+import { fileURLToPath } from 'node:url';
+import { build } from 'esbuild';
+
+await build({
+  absWorkingDir: fileURLToPath(new URL('../../', import.meta.url)),
+  entryPoints: ['cli/programs.ts'],
+  // As deep as the modules in dist/src/*/, because they find what lies beside dist/ by their own place.
+  outfile: 'dist/cli/bundle/programs.cjs',
+  bundle: true,
+  platform: 'node',
+  target: 'node20',
+  format: 'cjs',
+  banner: { js: "const BUNDLE_URL = require('node:url').pathToFileURL(__filename).href;" },
+  define: { 'import.meta.url': 'BUNDLE_URL' },
+  minifyWhitespace: true,
+  minifySyntax: true,
+  sourcemap: true,
+  logLevel: 'warning',
+});
