@@ -55,7 +55,7 @@ export async function monitorReport(mount: TestMount, name: string): Promise<Mon
 
 /** Waits until a process is attached, or (null) nobody is. */
 export async function attachedTo(mount: TestMount, name: string, pid: number | null): Promise<void> {
-  for (let tries = 0; tries < 500; ++tries) {
+  for (let tries = 0; tries < 5000; ++tries) {
     if (((await attachedStatus(mount, name)).attached?.pid ?? null) === pid) return;
     await sleep(20);
   }

@@ -62,8 +62,15 @@ export class TestMount {
 
   /** Ends it as a user would. Fails where it is in use. */
   async unmount(): Promise<void> {
-    const ended = once(this.daemon, 'close');
-    await run('fusermount3', ['-u', this.point]);
+    const refused = new AbortController();
+    const ended = once(this.daemon, 'close', { signal: refused.signal });
+    try {
+      await run('fusermount3', ['-u', this.point]);
+    } catch (error) {
+      ended.catch(() => undefined);
+      refused.abort();
+      throw error;
+    }
     const [status, signal] = (await ended) as [number | null, string | null];
     if (status !== 0) throw new Error(`the mount ended with ${status ?? signal}`);
     this.#daemon = null;
@@ -117,9 +124,13 @@ export class TestMount {
   }
 }
 
-/** Images by name and size in bytes, in a directory that is not mounted yet. */
-export async function imagesFor(t: ExecutionContext<unknown>, images: Record<string, number>): Promise<TestMount> {
-  const mount = new TestMount(t, await scratchDirectory(t));
+/** Images by name and size in bytes, in a directory that is not mounted yet. `parent`: in which filesystem. */
+export async function imagesFor(
+  t: ExecutionContext<unknown>,
+  images: Record<string, number>,
+  parent?: string,
+): Promise<TestMount> {
+  const mount = new TestMount(t, await scratchDirectory(t, parent));
   await mkdir(mount.images);
   await mkdir(mount.point);
   for (const [name, size] of Object.entries(images)) await Image.create(mount.image(name), { size });

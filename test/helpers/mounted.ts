@@ -10,7 +10,7 @@ import type { ExecutionContext } from 'ava';
 
 const run = promisify(execFile);
 const repository = fileURLToPath(new URL('../../../', import.meta.url));
-const READY_MS = 20_000;
+const READY_MS = 120_000;
 
 export const pcowProgram = path.join(repository, 'dist/cli/pcow.cjs');
 

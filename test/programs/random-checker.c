@@ -1,5 +1,5 @@
-/* Takes snapshots of an image that random-mapper works on, and says whether each is what all of its threads had done at one moment,
- * and stays that.
+/* Takes snapshots of an image that random-mapper works on, and clones of them, and says whether each is what all of its threads had done at
+ * one moment, and stays that. Where the mount dies, what was not answered is asked of the next one: it has happened, or not.
  *
  *   random-checker MODEL MOUNTPOINT IMAGE SEED FIRST      until its input ends; then "N snapshots", named rFIRST and so on
  *   random-checker MODEL FILE                             once: FILE holds all that was done; says how many steps that is
@@ -8,8 +8,9 @@
 #include <poll.h>
 
 #include "random-model.h"
+#include "random-mount.h"
 
-enum { MOST = 4 };
+enum { MOST = 4, CLONE_WRITES = 8, LOOK_AGAIN_MS = 5 };
 
 struct kept {
   char name[32];
@@ -21,16 +22,41 @@ static const char *mountpoint, *image;
 static uint8_t content[(size_t)PAGES * PAGE];
 static struct page pages[PAGES];
 
-static void read_all(const char* path) {
-  const int fd = open(path, O_RDONLY | O_CLOEXEC);
-  if (fd < 0) dprintf(1, "%s: ", path);
-  MUST(fd >= 0);
-  for (size_t at = 0; at < sizeof content;) {
-    const ssize_t got = pread(fd, content + at, sizeof content - at, (off_t)at);
-    MUST(got > 0);
-    at += (size_t)got;
+/* While it is open the mount can't be ended, but it can die. */
+static int open_mount(void) {
+  const int mount = open_in_mount(mountpoint, O_RDONLY | O_DIRECTORY);
+  MUST(mount >= 0);
+  return mount;
+}
+
+/* Something has failed, which may only be because the mount has died. */
+static void must_be_dead(int mount, const char* path) {
+  const int err = errno;
+  const bool dead = !lives(mount);
+  errno = err;
+  if (!dead) dprintf(1, "%s: ", path);
+  MUST(dead);
+}
+
+static bool try_to_read(int directory, const char* path) {
+  const int fd = openat(directory, path, O_RDONLY | O_CLOEXEC);
+  if (fd < 0) return false;
+  size_t at = 0;
+  for (ssize_t got = 1; got > 0 && at < sizeof content; at += (size_t)got) {
+    got = pread(fd, content + at, sizeof content - at, (off_t)at);
+    if (got < 0) break;
   }
   close(fd);
+  return at == sizeof content;
+}
+
+static void read_all(const char* path) {
+  for (bool done = false; !done;) {
+    const int mount = open_mount();
+    done = try_to_read(mount, path);
+    if (!done) must_be_dead(mount, path);
+    close(mount);
+  }
 }
 
 static uint64_t sum_of_content(void) {
@@ -109,19 +135,33 @@ static void check_thread(const char* what, int thread, uint64_t from, uint64_t t
   }
 }
 
-static void control(const char* which, const char* text) {
-  char path[4096];
-  snprintf(path, sizeof path, "%s/.pcow/%s/%s", mountpoint, image, which);
-  const int fd = open(path, O_WRONLY | O_TRUNC | O_CLOEXEC);
-  const bool done = fd >= 0 && write(fd, text, strlen(text)) > 0;
-  if (!done) dprintf(1, "%s %s: ", which, text);
-  MUST(done);
-  close(fd);
+/* The errno that a control file of `of` answers with; 0: it is done. `again`: a mount died meanwhile, so that this was asked more than once. */
+static int control(const char* of, const char* which, const char* text, bool* again) {
+  char path[256];
+  snprintf(path, sizeof path, ".pcow/%s/%s", of, which);
+  for (*again = false;; *again = true) {
+    const int mount = open_mount();
+    const int fd = openat(mount, path, O_WRONLY | O_TRUNC | O_CLOEXEC);
+    const int err = fd >= 0 && write(fd, text, strlen(text)) > 0 ? 0 : errno;
+    if (fd >= 0) close(fd);
+    const bool answered = err == 0 || lives(mount);
+    close(mount);
+    if (answered) return err;
+  }
+}
+
+/* `done`: what it answers where it had been done already. */
+static void command(const char* of, const char* which, const char* text, int done) {
+  bool again;
+  errno = control(of, which, text, &again);
+  const bool right = errno == 0 || (again && errno == done);
+  if (!right) dprintf(1, "%s of %s, %s: ", which, of, text);
+  MUST(right);
 }
 
 static void read_snapshot(const char* name) {
-  char path[4096];
-  snprintf(path, sizeof path, "%s/.pcow/%s/at/%s", mountpoint, image, name);
+  char path[256];
+  snprintf(path, sizeof path, ".pcow/%s/at/%s", image, name);
   read_all(path);
 }
 
@@ -129,7 +169,7 @@ static void take(struct kept* kept, unsigned number) {
   uint64_t from[THREADS];
   snprintf(kept->name, sizeof kept->name, "r%u", number);
   for (int thread = 0; thread < THREADS; thread++) from[thread] = model->logs[thread].done;
-  control("snapshot", kept->name);
+  command(image, "snapshot", kept->name, EEXIST);
   uint64_t to[THREADS];
   for (int thread = 0; thread < THREADS; thread++) to[thread] = model->logs[thread].begun;
   read_snapshot(kept->name);
@@ -137,24 +177,80 @@ static void take(struct kept* kept, unsigned number) {
   for (int thread = 0; thread < THREADS; thread++) check_thread(kept->name, thread, from[thread], to[thread]);
 }
 
+static void must_be_as_before(const struct kept* kept) {
+  read_snapshot(kept->name);
+  if (sum_of_content() != kept->sum) dprintf(1, "%s has changed\n", kept->name);
+  MUST(sum_of_content() == kept->sum);
+}
+
+static void write_page(const char* path, const uint8_t* bytes, uint32_t page) {
+  for (bool done = false; !done;) {
+    const int mount = open_mount();
+    const int fd = openat(mount, path, O_WRONLY | O_CLOEXEC);
+    done = fd >= 0 && pwrite(fd, bytes, PAGE, (off_t)page * PAGE) == PAGE;
+    if (!done) must_be_dead(mount, path);
+    if (fd >= 0) close(fd);
+    close(mount);
+  }
+}
+
+/* An image on a snapshot: it begins as that, is written, and goes, and the snapshot can't be deleted meanwhile, nor changes. */
+static void clone(const struct kept* kept, unsigned number, unsigned* seed) {
+  static uint8_t expected[sizeof content];
+  char name[32], words[80];
+  snprintf(name, sizeof name, "c%u", number);
+  snprintf(words, sizeof words, "%s %s", name, kept->name);
+  command(image, "clone", words, EEXIST);
+  read_all(name);
+  if (sum_of_content() != kept->sum) dprintf(1, "%s, a clone of %s, is not as that\n", name, kept->name);
+  MUST(sum_of_content() == kept->sum);
+  memcpy(expected, content, sizeof content);
+  for (int count = 0; count < CLONE_WRITES; count++) {
+    const uint32_t page = rand_r(seed) % PAGES;
+    uint8_t* bytes = expected + (size_t)page * PAGE;
+    memset(bytes, 1 + rand_r(seed) % 255, PAGE);
+    write_page(name, bytes, page);
+  }
+  bool again;
+  MUST(control(image, "delete", kept->name, &again) == EBUSY);
+  read_all(name);
+  MUST(memcmp(content, expected, sizeof content) == 0);
+  must_be_as_before(kept);
+  command(name, "remove", name, ENOENT);
+}
+
 static bool input_ended(int wait_ms) {
   struct pollfd input = {.fd = 0, .events = POLLIN};
   return poll(&input, 1, wait_ms) > 0;
 }
 
+static uint64_t steps_done(void) {
+  uint64_t steps = 0;
+  for (int thread = 0; thread < THREADS; thread++) steps += model->logs[thread].done;
+  return steps;
+}
+
+/* Steps, and not time, are what should lie between two snapshots. false: the input has ended. */
+static bool await_steps(unsigned steps) {
+  const uint64_t from = steps_done();
+  while (steps_done() - from < steps)
+    if (input_ended(LOOK_AGAIN_MS)) return false;
+  return !input_ended(0);
+}
+
 static void snapshots(unsigned seed, unsigned first) {
   struct kept kept[MOST];
   unsigned count = 0, number = first;
-  while (!input_ended(rand_r(&seed) % 300)) {
+  while (await_steps(rand_r(&seed) % (rand_r(&seed) % 4 ? 500 : 5000))) {
     if (count == MOST || (count > 0 && rand_r(&seed) % 4 == 0)) {
       const unsigned which = rand_r(&seed) % count;
-      read_snapshot(kept[which].name);
-      if (sum_of_content() != kept[which].sum) dprintf(1, "%s has changed\n", kept[which].name);
-      MUST(sum_of_content() == kept[which].sum);
-      control("delete", kept[which].name);
+      must_be_as_before(&kept[which]);
+      command(image, "delete", kept[which].name, ENOENT);
       kept[which] = kept[--count];
     }
-    take(&kept[count++], number++);
+    take(&kept[count++], number);
+    if (rand_r(&seed) % 4 == 0) clone(&kept[rand_r(&seed) % count], number, &seed);
+    number++;
   }
   dprintf(1, "%u snapshots\n", number - first);
 }
@@ -163,7 +259,7 @@ int main(int argc, char** argv) {
   MUST(argc == 3 || argc == 6);
   model = open_model(argv[1]);
   if (argc == 3) {
-    read_all(argv[2]);
+    MUST(try_to_read(AT_FDCWD, argv[2]));
     uint64_t steps = 0;
     for (int thread = 0; thread < THREADS; thread++) {
       check_thread(argv[2], thread, model->logs[thread].done, model->logs[thread].begun);

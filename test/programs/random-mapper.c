@@ -3,6 +3,7 @@
  *   random-mapper MODEL FILE SCRATCH SEED      SCRATCH: a directory of a filesystem that has direct I/O
  *
  * The image stands on a base full of 0x55. What a run of before left half done is done again first, and all that it did must be there.
+ * Mounts may die meanwhile: what is mapped goes on. Other calls fail then, and are made anew by a file of the next mount.
  * Ends with "ok", or with what is wrong.
  */
 #define _GNU_SOURCE
@@ -13,8 +14,9 @@
 #include <sys/wait.h>
 
 #include "random-model.h"
+#include "random-mount.h"
 
-enum { SLOTS = 3, READ_WRITE = PROT_READ | PROT_WRITE, STUCK_AFTER_S = 150 };
+enum { SLOTS = 3, READ_WRITE = PROT_READ | PROT_WRITE, STUCK_AFTER_S = 150, RECENT = 8 };
 
 /* A mapping of pages from `first` on. The first slot has all of them. */
 struct slot {
@@ -35,10 +37,31 @@ struct worker {
 
 static struct model* model;
 static const char *file, *scratch;
-static int fd;
+static int fd; /* the number stays, and gets a file of the next mount */
+static atomic_uint mounts;
+static pthread_mutex_t opening = PTHREAD_MUTEX_INITIALIZER;
 static struct slot slots[SLOTS];
 static atomic_bool over;
+static atomic_int ended; /* threads that have */
 static atomic_ulong calls[THREADS];
+
+/* A call by `fd` has failed, which may only be because its mount has died, or has not answered in time: one that never does is noticed by
+ * disturb(). `before`: `mounts`, when the call began. */
+static void open_anew(unsigned before) {
+  const int err = errno;
+  if (err == ETIMEDOUT) return;
+  pthread_mutex_lock(&opening);
+  if (mounts == before) {
+    const bool dead = !lives(fd);
+    errno = err;
+    MUST(dead);
+    const int next = open_in_mount(file, O_RDWR);
+    MUST(next >= 0 && dup3(next, fd, O_CLOEXEC) == fd);
+    close(next);
+    mounts++;
+  }
+  pthread_mutex_unlock(&opening);
+}
 
 static unsigned below(struct worker* worker, unsigned limit) {
   worker->seed = worker->seed * 1664525u + 1013904223u;
@@ -64,6 +87,14 @@ static char* address_in(const struct slot* slot, uint32_t page) {
   return slot->memory + (size_t)(page - slot->first) * PAGE;
 }
 
+/* Faults show where something was changed a moment ago. */
+static uint32_t recent_page(struct worker* worker) {
+  if (worker->number == 0) return own_page(worker);
+  const uint64_t most = worker->number < RECENT ? worker->number : RECENT;
+  const struct step step = model->logs[worker->thread].steps[worker->number - 1 - below(worker, (unsigned)most)];
+  return step.page + (step.kind == ZERO ? below(worker, step.extra) : 0);
+}
+
 /* A page of this thread's own has what the model says. */
 static void look(struct worker* worker, const struct slot* slot, uint32_t page) {
   const char* seen = address_in(slot, page);
@@ -77,8 +108,9 @@ static void look(struct worker* worker, const struct slot* slot, uint32_t page) 
   _exit(1);
 }
 
-/* A page of another thread: something that it may hold. */
-static void glance(struct worker* worker, const struct slot* slot, uint32_t page) {
+/* A page of another thread: something that it may hold. A race that is meant. */
+__attribute__((no_sanitize("thread"))) static void glance(struct worker* worker, const struct slot* slot,
+                                                          uint32_t page) {
   const uint64_t seen = *(volatile uint64_t*)(address_in(slot, page) + below(worker, CELLS) * CELL_STRIDE);
   const int owner = owner_of(page);
   if (seen == 0 || seen == 0x5555555555555555u) return;
@@ -119,12 +151,12 @@ static void put_page(struct worker* worker, char* address, const struct page* pa
 static void put_zeros(struct worker* worker, char* address, uint32_t page, uint32_t count) {
   const off_t at = (off_t)page * PAGE;
   const size_t length = (size_t)count * PAGE;
-  switch (below(worker, 4)) {
-    case 0: MUST(madvise(address, length, MADV_REMOVE) == 0); return;
-    case 1: MUST(fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, at, (off_t)length) == 0); return;
-    case 2: MUST(fallocate(fd, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE, at, (off_t)length) == 0); return;
-    default: memset(address, 0, length);
-  }
+  const unsigned way = below(worker, 4);
+  if (way == 0) MUST(madvise(address, length, MADV_REMOVE) == 0);
+  if (way == 1) memset(address, 0, length);
+  if (way < 2) return;
+  const int mode = (way == 2 ? FALLOC_FL_PUNCH_HOLE : FALLOC_FL_ZERO_RANGE) | FALLOC_FL_KEEP_SIZE;
+  for (unsigned before = mounts; fallocate(fd, mode, at, (off_t)length) != 0; before = mounts) open_anew(before);
 }
 
 static void do_step(struct worker* worker, const struct slot* slot, struct step step) {
@@ -166,6 +198,11 @@ static void change(struct worker* worker) {
   pthread_rwlock_unlock((pthread_rwlock_t*)&slot->lock);
 }
 
+static void sync_file(struct worker* worker) {
+  for (unsigned before = mounts; (below(worker, 2) ? fsync(fd) : fdatasync(fd)) != 0; before = mounts)
+    open_anew(before);
+}
+
 /* What leaves the memory as it is. Some of it is refused: that is not looked at here. */
 static void advise(struct worker* worker) {
   static const int advices[] = {MADV_NORMAL,   MADV_RANDOM,     MADV_SEQUENTIAL,    MADV_WILLNEED,
@@ -177,7 +214,7 @@ static void advise(struct worker* worker) {
   const size_t length = (size_t)count * PAGE;
   switch (below(worker, 8)) {
     case 0: MUST(msync(address, length, below(worker, 2) ? MS_SYNC : MS_ASYNC) == 0); break;
-    case 1: MUST(below(worker, 2) ? fsync(fd) == 0 : fdatasync(fd) == 0); break;
+    case 1: sync_file(worker); break;
     case 2: mlock2(address, length, MLOCK_ONFAULT); break;
     case 3: MUST(mprotect(address, length, READ_WRITE) == 0); break;
     default: madvise(address, length, advices[below(worker, sizeof advices / sizeof *advices)]);
@@ -185,10 +222,14 @@ static void advise(struct worker* worker) {
   pthread_rwlock_unlock((pthread_rwlock_t*)&slot->lock);
 }
 
+/* MAP_FAILED: something is there already, with MAP_FIXED_NOREPLACE. */
 static void* map(void* at, uint32_t first, uint32_t count, int flags) {
-  void* mapped = mmap(at, (size_t)count * PAGE, READ_WRITE, MAP_SHARED | flags, fd, (off_t)first * PAGE);
-  MUST(mapped != MAP_FAILED);
-  return mapped;
+  for (;;) {
+    const unsigned before = mounts;
+    void* mapped = mmap(at, (size_t)count * PAGE, READ_WRITE, MAP_SHARED | flags, fd, (off_t)first * PAGE);
+    if (mapped != MAP_FAILED || (errno == EEXIST && (flags & MAP_FIXED_NOREPLACE))) return mapped;
+    open_anew(before);
+  }
 }
 
 static void map_slot(struct worker* worker, struct slot* slot) {
@@ -212,9 +253,8 @@ static void unmap_slot(struct worker* worker, struct slot* slot) {
 /* False: another thread's mapping, or the C library's, is in the hole by now. */
 static bool map_hole(const struct slot* slot, uint32_t part, uint32_t count) {
   char* address = slot->memory + (size_t)part * PAGE;
-  const off_t offset = (off_t)(slot->first + part) * PAGE;
-  void* mapped = mmap(address, (size_t)count * PAGE, READ_WRITE, MAP_SHARED | MAP_FIXED_NOREPLACE, fd, offset);
-  MUST(mapped == address || (mapped == MAP_FAILED && errno == EEXIST));
+  void* mapped = map(address, slot->first + part, count, MAP_FIXED_NOREPLACE);
+  MUST(mapped == address || mapped == MAP_FAILED);
   return mapped == address;
 }
 
@@ -260,11 +300,13 @@ static void intermission(struct worker* worker) {
   log->begun = worker->number;
   apply(worker->pages, worker->thread, step, worker->number);
   bytes_of(&worker->pages[step.page], (uint8_t*)worker->buffer);
-  MUST(pwrite(fd, worker->buffer, PAGE, (off_t)step.page * PAGE) == PAGE);
+  for (unsigned before = mounts; pwrite(fd, worker->buffer, PAGE, (off_t)step.page * PAGE) != PAGE; before = mounts)
+    open_anew(before);
   log->done = worker->number;
-  if (below(worker, 2)) MUST(fsync(fd) == 0);
+  if (below(worker, 2)) sync_file(worker);
   const uint32_t other = own_page(worker);
-  MUST(pread(fd, worker->buffer, PAGE, (off_t)other * PAGE) == PAGE);
+  for (unsigned before = mounts; pread(fd, worker->buffer, PAGE, (off_t)other * PAGE) != PAGE; before = mounts)
+    open_anew(before);
   MUST(is_page(worker->buffer, &worker->pages[other]));
   for (int slot = 0; slot < SLOTS; slot++) map_slot(worker, &slots[slot]);
   for (int slot = 0; slot < SLOTS; slot++) pthread_rwlock_unlock(&slots[slot].lock);
@@ -279,15 +321,26 @@ static void child(struct worker* worker) {
   MUST(WIFEXITED(status) && WEXITSTATUS(status) == 7);
 }
 
-/* Another descriptor of the same file, and a private mapping by it. */
+/* Another descriptor of the same file, and a private mapping by it. That one is the kernel's: where its mount has died, to touch it raises
+ * SIGBUS, and is EFAULT where the kernel touches it. */
 static void another_descriptor(struct worker* worker) {
   const int other = open(file, (below(worker, 2) ? O_RDWR : O_RDONLY) | O_CLOEXEC);
-  MUST(other >= 0);
+  MUST(other >= 0 || means_no_mount(errno));
+  if (other < 0) return;
   const uint32_t page = own_page(worker);
-  volatile char* copy = mmap(NULL, PAGE, READ_WRITE, MAP_PRIVATE, other, (off_t)page * PAGE);
+  char* copy = mmap(NULL, PAGE, READ_WRITE, MAP_PRIVATE, other, (off_t)page * PAGE);
   MUST(copy != MAP_FAILED);
-  copy[1] = (char)(copy[0] + 1);
-  MUST(munmap((void*)copy, PAGE) == 0);
+  char byte = 0;
+  if (write(worker->pipe[1], copy, 1) == 1) {
+    MUST(read(worker->pipe[0], &byte, 1) == 1 && write(worker->pipe[1], &byte, 1) == 1);
+    if (read(worker->pipe[0], copy + 1, 1) != 1) {
+      MUST(errno == EFAULT && !lives(other));
+      MUST(read(worker->pipe[0], &byte, 1) == 1);
+    }
+  } else {
+    MUST(errno == EFAULT && !lives(other));
+  }
+  MUST(munmap(copy, PAGE) == 0);
   close(other);
 }
 
@@ -295,8 +348,8 @@ static void act(struct worker* worker) {
   const unsigned what = below(worker, 1000);
   if (what < 600) return change(worker);
   if (what < 950) {
-    const bool own = below(worker, 2);
-    const uint32_t page = own ? own_page(worker) : below(worker, PAGES);
+    const unsigned which = below(worker, 4);
+    const uint32_t page = which > 1 ? recent_page(worker) : which ? own_page(worker) : below(worker, PAGES);
     const struct slot* slot = slot_of(worker, page, 1);
     if (owner_of(page) == worker->thread)
       look(worker, slot, page);
@@ -345,6 +398,7 @@ static void* work(void* argument) {
     act(worker);
     calls[worker->thread]++;
   }
+  ended++;
   free(worker->buffer);
   return NULL;
 }
@@ -356,11 +410,15 @@ static bool input_ended(int wait_ms) {
   return poll(&input, 1, wait_ms) > 0;
 }
 
-/* Signals the threads at random until the input ends, and notices when one stands still. */
+/* Signals the threads at random until they have ended, which they do when the input ends, and notices when one stands still. */
 static void disturb(pthread_t* threads, unsigned* seed) {
   unsigned long last[THREADS] = {0};
   int still_ms[THREADS] = {0};
-  while (!input_ended(10)) {
+  while (ended < THREADS) {
+    if (input_ended(10)) {
+      over = true;
+      usleep(10000);
+    }
     pthread_kill(threads[rand_r(seed) % THREADS], SIGUSR1);
     for (int thread = 0; thread < THREADS; thread++) {
       still_ms[thread] = calls[thread] == last[thread] && model->logs[thread].done < STEPS ? still_ms[thread] + 10 : 0;
@@ -378,7 +436,7 @@ int main(int argc, char** argv) {
   file = argv[2];
   scratch = argv[3];
   unsigned seed = (unsigned)atoi(argv[4]);
-  fd = open(file, O_RDWR | O_CLOEXEC);
+  fd = open_in_mount(file, O_RDWR);
   MUST(fd >= 0);
   const struct sigaction action = {.sa_handler = nothing, .sa_flags = SA_RESTART};
   MUST(sigaction(SIGUSR1, &action, NULL) == 0);
@@ -395,7 +453,6 @@ int main(int argc, char** argv) {
     MUST(pthread_create(&threads[thread], NULL, work, &workers[thread]) == 0);
   }
   disturb(threads, &seed);
-  over = true;
   for (int thread = 0; thread < THREADS; thread++) pthread_join(threads[thread], NULL);
   dprintf(1, "ok\n");
 }
