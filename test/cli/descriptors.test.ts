@@ -1,0 +1,24 @@
+/** What a command opens it closes, also where it fails. */
+import { readdir, readlink, writeFile } from 'node:fs/promises';
+import path from 'node:path';
+import test from 'ava';
+import { pcowProgram } from '../../cli/pcow-program.js';
+import { eventually } from '../helpers/eventually.js';
+import { scratchDirectory } from '../helpers/scratch.js';
+
+async function isOpen(file: string): Promise<boolean> {
+  const descriptors = await readdir('/proc/self/fd');
+  const files = await Promise.all(descriptors.map((fd) => readlink(`/proc/self/fd/${fd}`).catch(() => null)));
+  return files.includes(file);
+}
+
+test('import closes a file that it has not read to its end', async (t) => {
+  const scratch = await scratchDirectory(t);
+  const file = path.join(scratch, 'damaged');
+  await writeFile(file, Buffer.alloc(4 << 20, 'x'));
+  const program = await pcowProgram('import');
+  const words = ['import', file, path.join(scratch, 'new.pcow')];
+  await t.throwsAsync(program.parseAsync(words, { from: 'user' }), { code: 'PCOW_NOT_AN_IMAGE' });
+  await eventually(async () => !(await isOpen(file)));
+  t.pass();
+});
