@@ -22,8 +22,8 @@
 #include "addon/promise_task.h"
 #include "addon/run_exports.h"
 #include "addon/shared_image.h"
-#include "engine/crc32c.h"
-#include "engine/image.h"
+#include "engine/format/crc32c.h"
+#include "engine/image/image.h"
 
 namespace pcow::addon {
 

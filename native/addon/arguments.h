@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <string>
 
-#include "engine/image.h"
+#include "engine/image/image.h"
 
 namespace pcow::addon {
 

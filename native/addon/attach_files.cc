@@ -6,7 +6,7 @@
 
 #include <cerrno>
 
-#include "engine/file.h"
+#include "engine/disk/file.h"
 
 namespace pcow::addon {
 

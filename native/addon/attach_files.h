@@ -5,8 +5,8 @@
 #include <string>
 #include <vector>
 
+#include "attach/packet.h"
 #include "engine/error.h"
-#include "monitor/packet.h"
 
 namespace pcow::addon {
 

@@ -3,8 +3,8 @@
 
 #include <string>
 
+#include "attach/packet.h"
 #include "engine/error.h"
-#include "monitor/packet.h"
 
 namespace pcow::addon {
 

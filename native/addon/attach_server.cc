@@ -17,7 +17,7 @@
 
 #include "addon/attach_files.h"
 #include "addon/attach_listener.h"
-#include "engine/bus_guard.h"
+#include "engine/disk/bus_guard.h"
 
 namespace pcow::addon {
 

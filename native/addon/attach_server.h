@@ -1,4 +1,4 @@
-// The mount's end of the attach protocol (monitor/protocol.h): who connects, what they send, what they are sent.
+// The mount's end of the attach protocol (attach/protocol.h): who connects, what they send, what they are sent.
 //
 // One thread serves all connections, and never waits for a peer. It knows the order of messages, and nothing of images: it
 // reports events, and is told by commands what to answer.
@@ -21,8 +21,8 @@
 #include <vector>
 
 #include "addon/foreign_closer.h"
+#include "attach/packet.h"
 #include "engine/error.h"
-#include "monitor/packet.h"
 
 namespace pcow::addon {
 

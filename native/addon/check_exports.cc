@@ -8,8 +8,8 @@
 #include "addon/info_to_js.h"
 #include "addon/long_task.h"
 #include "addon/promise_task.h"
-#include "engine/check.h"
-#include "engine/recovery.h"
+#include "engine/check/check.h"
+#include "engine/image/recovery.h"
 
 namespace pcow::addon {
 

@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <memory>
 
-#include "monitor/packet.h"
+#include "attach/packet.h"
 
 namespace pcow::addon {
 

@@ -12,7 +12,7 @@
 #include "addon/fuse_cache.h"
 #include "addon/shared_image.h"
 #include "engine/error.h"
-#include "engine/image.h"
+#include "engine/image/image.h"
 
 namespace pcow::addon {
 

@@ -16,7 +16,7 @@
 #include <mutex>
 
 #include "addon/fuse_library.h"
-#include "engine/bus_guard.h"
+#include "engine/disk/bus_guard.h"
 
 namespace pcow::addon {
 

@@ -5,9 +5,9 @@
 
 #include <vector>
 
-#include "engine/check.h"
-#include "engine/image.h"
-#include "engine/scrub.h"
+#include "engine/check/check.h"
+#include "engine/check/scrub.h"
+#include "engine/image/image.h"
 
 namespace pcow::addon {
 

@@ -10,7 +10,7 @@
 
 #include "addon/cancellation.h"
 #include "addon/promise_task.h"
-#include "engine/image.h"
+#include "engine/image/image.h"
 
 namespace pcow::addon {
 

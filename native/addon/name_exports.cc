@@ -10,9 +10,9 @@
 #include "addon/arguments.h"
 #include "addon/environment.h"
 #include "addon/promise_task.h"
-#include "engine/file.h"
-#include "engine/names.h"
-#include "engine/superblock.h"
+#include "engine/disk/file.h"
+#include "engine/format/superblock.h"
+#include "engine/image/names.h"
 
 namespace pcow::addon {
 

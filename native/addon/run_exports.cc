@@ -10,7 +10,7 @@
 
 #include "addon/arguments.h"
 #include "addon/errors.h"
-#include "monitor/fault_descriptor.h"
+#include "attach/fault_descriptor.h"
 
 namespace pcow::addon {
 

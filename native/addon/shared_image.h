@@ -12,7 +12,7 @@
 #include <string>
 #include <utility>
 
-#include "engine/image.h"
+#include "engine/image/image.h"
 
 namespace pcow::addon {
 

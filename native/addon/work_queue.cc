@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <utility>
 
-#include "engine/bus_guard.h"
+#include "engine/disk/bus_guard.h"
 
 namespace pcow::addon {
 

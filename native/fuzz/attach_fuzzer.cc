@@ -11,8 +11,8 @@
 #include <mutex>
 #include <thread>
 
-#include "../addon/attach_server.h"
-#include "../engine/image.h"
+#include "addon/attach_server.h"
+#include "engine/image/image.h"
 #include "message.h"
 
 using namespace pcow;

@@ -12,11 +12,11 @@
 #include <string>
 #include <vector>
 
-#include "../engine/bytes.h"
-#include "../engine/check.h"
-#include "../engine/crc32c.h"
-#include "../engine/image.h"
-#include "../engine/scrub.h"
+#include "engine/check/check.h"
+#include "engine/check/scrub.h"
+#include "engine/format/bytes.h"
+#include "engine/format/crc32c.h"
+#include "engine/image/image.h"
 
 using namespace pcow;
 

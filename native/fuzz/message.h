@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "../monitor/protocol.h"
+#include "attach/protocol.h"
 
 class Input {
  public:

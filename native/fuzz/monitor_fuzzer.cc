@@ -9,9 +9,9 @@
 #include <cstdlib>
 #include <thread>
 
-#include "../engine/image.h"
-#include "../monitor/attachment.h"
+#include "engine/image/image.h"
 #include "message.h"
+#include "monitor/attachment.h"
 
 using namespace pcow;
 

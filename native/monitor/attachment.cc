@@ -1,4 +1,4 @@
-#include "attachment.h"
+#include "monitor/attachment.h"
 
 #include <fcntl.h>
 #include <poll.h>
@@ -10,7 +10,7 @@
 #include <chrono>
 #include <cstring>
 
-#include "log.h"
+#include "monitor/log.h"
 
 namespace pcow {
 namespace {

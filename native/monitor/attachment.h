@@ -6,8 +6,8 @@
 #include <memory>
 #include <string>
 
-#include "packet.h"
-#include "session.h"
+#include "attach/packet.h"
+#include "monitor/session.h"
 
 namespace pcow {
 

@@ -1,4 +1,4 @@
-#include "direct_reads.h"
+#include "monitor/direct_reads.h"
 
 #include <linux/futex.h>
 #include <sys/syscall.h>
@@ -9,7 +9,7 @@
 #include <cstdint>
 #include <ctime>
 
-#include "statistics.h"
+#include "monitor/statistics.h"
 
 namespace pcow::direct_reads {
 namespace {

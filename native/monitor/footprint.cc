@@ -1,4 +1,4 @@
-#include "footprint.h"
+#include "monitor/footprint.h"
 
 #include <fcntl.h>
 #include <sys/stat.h>

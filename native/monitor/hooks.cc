@@ -21,15 +21,15 @@
 #include <optional>
 #include <string>
 
-#include "../engine/bus_guard.h"
-#include "direct_reads.h"
-#include "footprint.h"
-#include "inside.h"
-#include "log.h"
-#include "protocol.h"
-#include "registry.h"
-#include "system_calls.h"
-#include "threads.h"
+#include "attach/protocol.h"
+#include "attach/system_calls.h"
+#include "engine/disk/bus_guard.h"
+#include "monitor/direct_reads.h"
+#include "monitor/footprint.h"
+#include "monitor/inside.h"
+#include "monitor/log.h"
+#include "monitor/registry.h"
+#include "monitor/threads.h"
 
 namespace {
 
@@ -370,7 +370,7 @@ PCOW_HOOK int fallocate64(int descriptor, int mode, off64_t offset, off64_t leng
   return allocate(descriptor, mode, offset, length);
 }
 
-// SIGBUS is the engine's first, for its own mappings (engine/bus_guard.h). The program's action for it is kept, and takes effect for all
+// SIGBUS is the engine's first, for its own mappings (engine/disk/bus_guard.h). The program's action for it is kept, and takes effect for all
 // that is not the engine's, whichever was installed first.
 PCOW_HOOK int sigaction(int number, const struct sigaction* action, struct sigaction* before) noexcept {
   using Function = int (*)(int, const struct sigaction*, struct sigaction*);

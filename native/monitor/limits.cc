@@ -1,4 +1,4 @@
-#include "limits.h"
+#include "monitor/limits.h"
 
 #include <unistd.h>
 

@@ -1,7 +1,7 @@
 // How much of the process's memory and of its mappings the monitor may use.
 #pragma once
 
-#include "session.h"
+#include "monitor/session.h"
 
 namespace pcow {
 

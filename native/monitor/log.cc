@@ -1,4 +1,4 @@
-#include "log.h"
+#include "monitor/log.h"
 
 #include <fcntl.h>
 #include <unistd.h>
@@ -9,7 +9,7 @@
 #include <mutex>
 #include <utility>
 
-#include "threads.h"
+#include "monitor/threads.h"
 
 namespace pcow {
 namespace {

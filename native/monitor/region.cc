@@ -1,4 +1,4 @@
-#include "region.h"
+#include "monitor/region.h"
 
 namespace pcow {
 

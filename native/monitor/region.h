@@ -11,8 +11,8 @@
 #include <unordered_map>
 #include <vector>
 
-#include "../engine/image.h"
-#include "streams.h"
+#include "engine/image/image.h"
+#include "monitor/streams.h"
 
 namespace pcow {
 

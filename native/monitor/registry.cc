@@ -1,4 +1,4 @@
-#include "registry.h"
+#include "monitor/registry.h"
 
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -9,10 +9,10 @@
 #include <cerrno>
 #include <utility>
 
-#include "limits.h"
-#include "log.h"
-#include "system_calls.h"
-#include "threads.h"
+#include "attach/system_calls.h"
+#include "monitor/limits.h"
+#include "monitor/log.h"
+#include "monitor/threads.h"
 
 namespace pcow {
 namespace {

@@ -12,8 +12,8 @@
 #include <string>
 #include <vector>
 
-#include "attachment.h"
-#include "footprint.h"
+#include "monitor/attachment.h"
+#include "monitor/footprint.h"
 
 namespace pcow {
 

@@ -1,4 +1,4 @@
-#include "session.h"
+#include "monitor/session.h"
 
 #include <poll.h>
 #include <sys/eventfd.h>
@@ -9,8 +9,8 @@
 #include <bit>
 #include <utility>
 
-#include "log.h"
-#include "system_calls.h"
+#include "attach/system_calls.h"
+#include "monitor/log.h"
 
 namespace pcow {
 namespace {

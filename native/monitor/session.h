@@ -17,11 +17,11 @@
 #include <string>
 #include <vector>
 
-#include "../engine/image.h"
-#include "fault_descriptor.h"
-#include "region.h"
-#include "statistics.h"
-#include "threads.h"
+#include "attach/fault_descriptor.h"
+#include "engine/image/image.h"
+#include "monitor/region.h"
+#include "monitor/statistics.h"
+#include "monitor/threads.h"
 
 namespace pcow {
 

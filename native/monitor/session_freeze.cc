@@ -2,8 +2,8 @@
 #include <algorithm>
 #include <utility>
 
-#include "direct_reads.h"
-#include "session.h"
+#include "monitor/direct_reads.h"
+#include "monitor/session.h"
 
 namespace pcow {
 namespace {

@@ -1,8 +1,8 @@
 // The mappings of a session: made, protected, taken away. What is taken down whole comes back by cheap faults.
 #include <algorithm>
 
-#include "session.h"
-#include "system_calls.h"
+#include "attach/system_calls.h"
+#include "monitor/session.h"
 
 namespace pcow {
 

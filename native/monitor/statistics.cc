@@ -1,4 +1,4 @@
-#include "statistics.h"
+#include "monitor/statistics.h"
 
 #include <bit>
 #include <ctime>

@@ -1,4 +1,4 @@
-#include "threads.h"
+#include "monitor/threads.h"
 
 #include <fcntl.h>
 #include <linux/close_range.h>
@@ -16,8 +16,8 @@
 #include <mutex>
 #include <utility>
 
-#include "../engine/bus_guard.h"
-#include "inside.h"
+#include "engine/disk/bus_guard.h"
+#include "monitor/inside.h"
 
 namespace pcow {
 namespace {

@@ -15,8 +15,8 @@
 #include <functional>
 #include <optional>
 
-#include "../engine/error.h"
-#include "packet.h"
+#include "attach/packet.h"
+#include "engine/error.h"
 
 namespace pcow {
 

@@ -1,6 +1,6 @@
 // The monitor's end of the attach protocol, beside a mount that is silent, busy, dead or strange: whoever waits for it gets an
 // error in the end, and memory that stood still for it goes on.
-#include "../monitor/attachment.h"
+#include "monitor/attachment.h"
 
 #include <fcntl.h>
 #include <poll.h>

@@ -8,9 +8,9 @@
 #include <cstring>
 #include <set>
 
-#include "../engine/rules.h"
 #include "check.h"
 #include "crash_workload.h"
+#include "engine/rules.h"
 
 using pcow::Rule;
 

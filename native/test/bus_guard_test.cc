@@ -1,7 +1,7 @@
 // An image file that somebody else cuts short, or makes unreadable, while it is open: an error, and no SIGBUS; nothing that was lost is
 // said to be safe. What is not the engine's own goes to the handler that was there before. And a writer that moves a block to and fro
 // for ever: an error, and no end of the stack.
-#include "../engine/bus_guard.h"
+#include "engine/disk/bus_guard.h"
 
 #include <sys/mman.h>
 
@@ -13,8 +13,8 @@
 #include <thread>
 #include <vector>
 
-#include "../engine/image_state.h"
 #include "check.h"
+#include "engine/image/image_state.h"
 
 using namespace pcow;
 

@@ -16,7 +16,7 @@
 #include <string>
 #include <vector>
 
-#include "../engine/image.h"
+#include "engine/image/image.h"
 
 #define CHECK(condition)                                                      \
   do {                                                                        \

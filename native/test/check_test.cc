@@ -1,6 +1,6 @@
 // The check finds every kind of damage, and names its place; a repair mends it, and keeps what it cannot place. Damage is made
 // on purpose, one kind at a time, and at random, bit by bit: whatever is flipped is found, or the image still is right.
-#include "../engine/check.h"
+#include "engine/check/check.h"
 
 #include <fcntl.h>
 #include <sys/stat.h>
@@ -12,12 +12,12 @@
 #include <thread>
 #include <vector>
 
-#include "../engine/bytes.h"
-#include "../engine/crc32c.h"
-#include "../engine/directory.h"
-#include "../engine/entry.h"
-#include "../engine/superblock.h"
 #include "check.h"
+#include "engine/format/bytes.h"
+#include "engine/format/crc32c.h"
+#include "engine/format/directory.h"
+#include "engine/format/entry.h"
+#include "engine/format/superblock.h"
 
 using namespace pcow;
 

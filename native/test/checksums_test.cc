@@ -1,6 +1,6 @@
 // Checksums of frozen layers: a byte that changes on the disk is found by a scrub, and never read; whatever moves blocks
 // between layers, or lets go of them, neither loses data for that nor gives damage a right checksum.
-#include "../engine/checksums.h"
+#include "engine/format/checksums.h"
 
 #include <fcntl.h>
 #include <unistd.h>
@@ -10,8 +10,8 @@
 #include <thread>
 #include <vector>
 
-#include "../engine/scrub.h"
 #include "check.h"
+#include "engine/check/scrub.h"
 
 using namespace pcow;
 

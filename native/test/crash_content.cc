@@ -3,8 +3,8 @@
 #include <cstring>
 #include <optional>
 
-#include "../engine/check.h"
-#include "../engine/scrub.h"
+#include "engine/check/check.h"
+#include "engine/check/scrub.h"
 
 using namespace pcow;
 

@@ -8,8 +8,8 @@
 #include <string>
 #include <vector>
 
-#include "../engine/image.h"
 #include "crash_workload.h"
+#include "engine/image/image.h"
 
 namespace crash {
 

@@ -13,7 +13,7 @@
 #include <string>
 #include <vector>
 
-#include "../engine/error.h"
+#include "engine/error.h"
 
 // Something that the machine does to a run's file operations: the one with this number fails, whatever it is but a store (and the
 // following ones of the same step of the workload, where it lasts).

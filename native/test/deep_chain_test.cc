@@ -4,11 +4,11 @@
 #include <string>
 #include <vector>
 
-#include "../engine/directory.h"
-#include "../engine/entry.h"
-#include "../engine/file.h"
-#include "../engine/geometry.h"
 #include "check.h"
+#include "engine/disk/file.h"
+#include "engine/format/directory.h"
+#include "engine/format/entry.h"
+#include "engine/format/geometry.h"
 
 using namespace pcow;
 

@@ -6,9 +6,9 @@
 #include <algorithm>
 #include <cstring>
 
-#include "../engine/page_cache.h"
-#include "../engine/superblock.h"
 #include "check.h"
+#include "engine/format/superblock.h"
+#include "engine/image/page_cache.h"
 
 using namespace pcow;
 

@@ -15,8 +15,8 @@
 #include <string>
 #include <vector>
 
-#include "../engine/file.h"
-#include "../engine/geometry.h"
+#include "engine/disk/file.h"
+#include "engine/format/geometry.h"
 
 using DiskPage = std::array<uint8_t, pcow::kPageSize>;
 

@@ -24,7 +24,7 @@ class FamilyDisk {
   void adopt(const std::string& path);
   DiskSimulator& file(const std::string& path) { return *files_.at(path); }
 
-  // Something has happened to a name. What is a draft (engine/names.h) may be there after a power cut or not, and nobody cares; but whether
+  // Something has happened to a name. What is a draft (engine/image/names.h) may be there after a power cut or not, and nobody cares; but whether
   // its content was on the disk when it got its name counts.
   void apply(NameEvent event, const std::string& path, const std::string& second);
 

@@ -3,7 +3,7 @@
 
 #include <filesystem>
 
-#include "../engine/names.h"
+#include "engine/image/names.h"
 #include "family.h"
 
 using namespace pcow;

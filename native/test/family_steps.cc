@@ -5,7 +5,7 @@
 #include <cstring>
 #include <filesystem>
 
-#include "../engine/geometry.h"
+#include "engine/format/geometry.h"
 #include "family.h"
 
 using namespace pcow;

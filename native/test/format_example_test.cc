@@ -5,9 +5,9 @@
 #include <sstream>
 #include <vector>
 
-#include "../engine/directory.h"
-#include "../engine/entry.h"
 #include "check.h"
+#include "engine/format/directory.h"
+#include "engine/format/entry.h"
 
 using namespace pcow;
 

@@ -9,11 +9,11 @@
 #include <set>
 #include <vector>
 
-#include "../engine/bytes.h"
-#include "../engine/crc32c.h"
-#include "../engine/entry.h"
-#include "../engine/superblock.h"
 #include "check.h"
+#include "engine/format/bytes.h"
+#include "engine/format/crc32c.h"
+#include "engine/format/entry.h"
+#include "engine/format/superblock.h"
 
 using namespace pcow;
 

@@ -10,9 +10,9 @@
 #include <string>
 #include <vector>
 
-#include "../engine/file.h"
-#include "../engine/geometry.h"
 #include "check.h"
+#include "engine/disk/file.h"
+#include "engine/format/geometry.h"
 
 using namespace pcow;
 

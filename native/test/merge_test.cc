@@ -11,11 +11,11 @@
 #include <thread>
 #include <vector>
 
-#include "../engine/check.h"
-#include "../engine/file.h"
-#include "../engine/scrub.h"
-#include "../engine/superblock.h"
 #include "check.h"
+#include "engine/check/check.h"
+#include "engine/check/scrub.h"
+#include "engine/disk/file.h"
+#include "engine/format/superblock.h"
 
 using namespace pcow;
 

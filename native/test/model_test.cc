@@ -10,8 +10,8 @@
 #include <memory>
 #include <vector>
 
-#include "../engine/file.h"
 #include "check.h"
+#include "engine/disk/file.h"
 #include "model_compare.h"
 #include "second_reader.h"
 

@@ -15,8 +15,8 @@
 #include <thread>
 #include <vector>
 
-#include "../monitor/session.h"
 #include "check.h"
+#include "monitor/session.h"
 
 using namespace pcow;
 

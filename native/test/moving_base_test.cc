@@ -5,8 +5,8 @@
 #include <string>
 #include <vector>
 
-#include "../engine/file.h"
 #include "check.h"
+#include "engine/disk/file.h"
 
 using namespace pcow;
 

@@ -1,4 +1,4 @@
-// The door of the C library, as far as names of files are concerned: the engine's calls (engine/names.h) pass here in every native test,
+// The door of the C library, as far as names of files are concerned: the engine's calls (engine/image/names.h) pass here in every native test,
 // and whoever simulates a disk sees them.
 #pragma once
 

@@ -7,15 +7,15 @@
 #include <functional>
 #include <thread>
 
-#include "../engine/check.h"
-#include "../engine/crc32c.h"
-#include "../engine/file.h"
-#include "../engine/locking.h"
-#include "../engine/names.h"
-#include "../engine/page_cache.h"
-#include "../engine/recovery.h"
-#include "../engine/superblock.h"
 #include "check.h"
+#include "engine/check/check.h"
+#include "engine/disk/file.h"
+#include "engine/format/crc32c.h"
+#include "engine/format/superblock.h"
+#include "engine/image/locking.h"
+#include "engine/image/names.h"
+#include "engine/image/page_cache.h"
+#include "engine/image/recovery.h"
 
 using namespace pcow;
 

@@ -11,10 +11,10 @@
 #include <functional>
 #include <vector>
 
-#include "../engine/check.h"
-#include "../engine/file.h"
-#include "../engine/superblock.h"
 #include "check.h"
+#include "engine/check/check.h"
+#include "engine/disk/file.h"
+#include "engine/format/superblock.h"
 
 using namespace pcow;
 

@@ -5,9 +5,9 @@
 #include <functional>
 #include <vector>
 
-#include "../engine/file.h"
 #include "check.h"
 #include "disk_errnos.h"
+#include "engine/disk/file.h"
 
 using namespace pcow;
 

@@ -5,7 +5,7 @@
 
 #include <algorithm>
 
-#include "../engine/geometry.h"
+#include "engine/format/geometry.h"
 
 using namespace pcow;
 

@@ -1,7 +1,7 @@
 // The steps of a workload that change the image's structure.
 #include <algorithm>
 
-#include "../engine/geometry.h"
+#include "engine/format/geometry.h"
 #include "workload.h"
 
 using namespace pcow;

@@ -5,7 +5,7 @@
 #include <filesystem>
 #include <thread>
 
-#include "../engine/geometry.h"
+#include "engine/format/geometry.h"
 #include "workload.h"
 
 using namespace pcow;

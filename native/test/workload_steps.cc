@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "../engine/geometry.h"
+#include "engine/format/geometry.h"
 #include "workload.h"
 
 using namespace pcow;

@@ -1,5 +1,5 @@
 /**
- * The mount's end of the attach protocol (native/monitor/protocol.h), as native/addon/attach_server.h serves it: who connects
+ * The mount's end of the attach protocol (native/attach/protocol.h), as native/addon/attach_server.h serves it: who connects
  * with which open file, and what they are answered. It knows nothing of images; src/attach does.
  */
 import { fromNative } from './errors.js';

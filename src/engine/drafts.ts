@@ -1,6 +1,6 @@
 /**
  * A file appears under its name only when it is complete. Until then it is a draft: a hidden file beside it, on which its maker holds a
- * lock (native/engine/names.h). A draft without one was left by a process that was killed, and is removed when something is next
+ * lock (native/engine/image/names.h). A draft without one was left by a process that was killed, and is removed when something is next
  * made or removed in that directory, or a mount of it begins.
  */
 import { access, readdir } from 'node:fs/promises';

@@ -11,7 +11,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { isPcowError, PcowError, translated } from './errors.js';
 import { addon } from './native.js';
 
-/** As LockByte of native/engine/names.h. */
+/** As LockByte of native/engine/image/names.h. */
 const WRITER = 0;
 const STANDING = 1;
 

@@ -1,6 +1,6 @@
 /**
  * How files of an image directory get names and lose them: the one place in src/ and cli/ where that is done. Each is durable when it
- * returns (native/engine/names.h): a power cut afterwards finds the file under its name, complete, or finds the name gone.
+ * returns (native/engine/image/names.h): a power cut afterwards finds the file under its name, complete, or finds the name gone.
  */
 import { lstat, readdir, realpath } from 'node:fs/promises';
 import path from 'node:path';

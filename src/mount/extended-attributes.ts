@@ -16,7 +16,7 @@ export function extendedAttributeNames(place: Place): string[] {
   return [...extendedAttributes.keys()].filter((name) => name !== 'user.pcow.attach' || place.socket !== '');
 }
 
-/** Where a monitor connects (native/monitor/protocol.h). */
+/** Where a monitor connects (native/attach/protocol.h). */
 async function attachSocket(entry: ImageEntry, { socket }: Place): Promise<string> {
   if (socket === '') {
     throw refusal('ENODATA', 'PCOW_NOT_FOUND', `${entry.name} can't be attached: this mount serves no monitors`);

@@ -113,8 +113,8 @@ const OTHERS = [
   'cli/nameless.ts', // files without a name
   'cli/commands/rename.ts', // asks the mount, by rename(2)
   'src/mounted.ts', // so does this
-  'native/engine/names.cc',
-  'native/engine/create.cc', // a draft that was not completed
+  'native/engine/image/names.cc',
+  'native/engine/image/create.cc', // a draft that was not completed
   'native/addon/attach_server.cc', // a socket
   'native/addon/attach_listener.cc',
 ];
@@ -132,5 +132,5 @@ test('names are given and taken in one place only', async (t) => {
       if (pattern.test(code)) found.push(file);
     }
   }
-  t.deepEqual(found, [], 'use src/engine/names.ts or native/engine/names.h: they make it durable');
+  t.deepEqual(found, [], 'use src/engine/names.ts or native/engine/image/names.h: they make it durable');
 });

@@ -1,4 +1,4 @@
-/* A process that speaks the attach protocol (native/monitor/protocol.h) and maps nothing: one command a line on stdin, one
+/* A process that speaks the attach protocol (native/attach/protocol.h) and maps nothing: one command a line on stdin, one
  * answer a line on stdout.
  *
  *   fake-monitor FILE        opens the flat file for reading and writing (FILE:r only to read, FILE:p with O_PATH)

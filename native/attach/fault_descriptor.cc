@@ -1,0 +1,143 @@
+#include "attach/fault_descriptor.h"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+
+#include "attach/system_calls.h"
+
+namespace pcow {
+namespace {
+
+constexpr uint64_t kFeatures = UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_EVENT_REMAP;
+constexpr size_t kAlignment = size_t{2} << 20;
+
+int open_userfaultfd(int* err) {
+  const int device = ::open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
+  if (device >= 0) {
+    const int descriptor = ioctl(device, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK);
+    *err = errno;
+    close(device);
+    if (descriptor >= 0) return descriptor;
+  }
+  // Without UFFD_USER_MODE_ONLY: the kernel's own accesses (KVM, vhost, read(2) into guest memory) must be served too.
+  const int descriptor = static_cast<int>(syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK));
+  if (descriptor < 0) *err = errno;
+  return descriptor;
+}
+
+}  // namespace
+
+Result<std::unique_ptr<FaultDescriptor>> FaultDescriptor::open() {
+  int err = 0;
+  const int descriptor = open_userfaultfd(&err);
+  if (descriptor < 0) {
+    if (err == EPERM || err == EACCES)
+      return Error(
+          Code::kPermission, err,
+          "no right to userfaultfd: as root, give it to a group of this user's, "
+          "\"chgrp kvm /dev/userfaultfd && chmod 660 /dev/userfaultfd\" (Pcow's udev rule 60-pcow.rules does that "
+          "at each boot), or to everybody, \"sysctl vm.unprivileged_userfaultfd=1\"; "
+          "a guest of libvirt's also needs it in cgroup_device_acl of qemu.conf");
+    return system_error(err, err == ENOSYS ? "this kernel has no userfaultfd" : "cannot make a userfaultfd");
+  }
+  struct uffdio_api api = {};
+  api.api = UFFD_API;
+  api.features = kFeatures;
+  if (ioctl(descriptor, UFFDIO_API, &api) < 0) {
+    err = errno;
+    close(descriptor);
+    return system_error(
+        err, "this kernel's userfaultfd cannot write-protect or follow mremap (Linux 5.7 or newer is needed)");
+  }
+  return std::unique_ptr<FaultDescriptor>(new FaultDescriptor(descriptor));
+}
+
+FaultDescriptor::~FaultDescriptor() { close(descriptor_); }
+
+Result<void*> FaultDescriptor::reserve(size_t length, int protection) const {
+  const size_t roomy = length + kAlignment;
+  void* found = system_mmap(nullptr, roomy, protection, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (found == MAP_FAILED) return system_error(errno, "cannot reserve address space for the image");
+  const auto start = reinterpret_cast<uintptr_t>(found);
+  const uintptr_t aligned = (start + kAlignment - 1) / kAlignment * kAlignment;
+  if (aligned > start) system_munmap(found, aligned - start);
+  system_munmap(reinterpret_cast<void*>(aligned + length), start + roomy - aligned - length);
+  void* address = reinterpret_cast<void*>(aligned);
+  // A child of fork(2) would have no userfaultfd, and read zeros. So it has no mapping either: accessing it raises SIGSEGV there.
+  if (system_madvise(address, length, MADV_DONTFORK) < 0) {
+    const int err = errno;
+    system_munmap(address, length);
+    return system_error(err, "cannot keep the image's mapping from children of this process");
+  }
+  struct uffdio_register whole = {};
+  whole.range = {aligned, length};
+  whole.mode = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP;
+  if (ioctl(descriptor_, UFFDIO_REGISTER, &whole) < 0) {
+    const int err = errno;
+    system_munmap(address, length);
+    return system_error(err, "cannot register the reservation with userfaultfd");
+  }
+  return address;
+}
+
+Result<void> FaultDescriptor::copy_protected(void* to, const void* from, size_t length) const {
+  // The kernel copies into one of its mappings at a time, and the application may have split ours in many ways (madvise, mbind, mlock2,
+  // prctl): where a range lies in several, page by page.
+  size_t most = length;
+  for (size_t done = 0; done < length;) {
+    struct uffdio_copy copy = {};
+    copy.dst = reinterpret_cast<uintptr_t>(to) + done;
+    copy.src = reinterpret_cast<uintptr_t>(from) + done;
+    copy.len = std::min(length - done, most);
+    copy.mode = UFFDIO_COPY_MODE_WP | UFFDIO_COPY_MODE_DONTWAKE;
+    if (ioctl(descriptor_, UFFDIO_COPY, &copy) == 0) {
+      done += copy.len;
+    } else if (copy.copy > 0) {
+      done += static_cast<size_t>(copy.copy);
+    } else if (errno == EEXIST) {
+      done += 4096;  // that page is there already
+    } else if (errno == ENOENT && most > 4096) {
+      most = 4096;
+    } else if (errno != EAGAIN) {
+      return system_error(errno, "cannot copy pages into the guest's memory");
+    }
+  }
+  return {};
+}
+
+bool FaultDescriptor::poison(void* address, size_t length) const {
+  // As in <linux/userfaultfd.h> of Linux 6.6; distributions have older headers than kernels.
+  struct {
+    struct uffdio_range range;
+    uint64_t mode;
+    int64_t updated;
+  } request = {{reinterpret_cast<uintptr_t>(address), length}, 0, 0};
+  constexpr unsigned long kPoison = _IOWR(UFFDIO, 0x08, decltype(request));
+  if (ioctl(descriptor_, kPoison, &request) < 0) return false;
+  wake(address, length);
+  return true;
+}
+
+void FaultDescriptor::wake(void* address, size_t length) const {
+  struct uffdio_range range = {reinterpret_cast<uintptr_t>(address), length};
+  ioctl(descriptor_, UFFDIO_WAKE, &range);
+}
+
+bool FaultDescriptor::is_awaited() const {
+  struct pollfd ready = {descriptor_, POLLIN, 0};
+  return poll(&ready, 1, 0) > 0;
+}
+
+size_t FaultDescriptor::read(struct uffd_msg* events, size_t count) const {
+  const ssize_t length = ::read(descriptor_, events, count * sizeof *events);
+  return length > 0 ? static_cast<size_t>(length) / sizeof *events : 0;
+}
+
+}  // namespace pcow

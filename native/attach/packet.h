@@ -1,0 +1,56 @@
+// Packets of the attach protocol (protocol.h) on a SOCK_SEQPACKET socket, with their descriptors. Nothing here waits. Both ends
+// use this.
+#pragma once
+
+#include <unistd.h>
+
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "attach/protocol.h"
+
+namespace pcow::protocol {
+
+// Owns a file descriptor.
+class Descriptor {
+ public:
+  Descriptor() = default;
+  explicit Descriptor(int number) : number_(number) {}
+  ~Descriptor() { reset(); }
+  Descriptor(Descriptor&& other) noexcept : number_(std::exchange(other.number_, -1)) {}
+  Descriptor& operator=(Descriptor&& other) noexcept {
+    reset();
+    number_ = std::exchange(other.number_, -1);
+    return *this;
+  }
+  int number() const { return number_; }
+  explicit operator bool() const { return number_ >= 0; }
+  int release() { return std::exchange(number_, -1); }
+  void reset() {
+    if (number_ >= 0) ::close(std::exchange(number_, -1));
+  }
+
+ private:
+  int number_ = -1;
+};
+
+struct Packet {
+  Kind kind{};
+  uint32_t id = 0;
+  uint32_t value = 0;
+  std::string text;
+  std::vector<Descriptor> descriptors;
+};
+
+enum class Received { kPacket, kNothing, kEnd, kMalformed };
+
+// Takes the next packet. kMalformed: it came whole, but is none of the protocol; `reason` says what is wrong with it. Of such a
+// packet, only its descriptors are set. A message with more than `most_descriptors` is malformed; the kernel closes the rest.
+Received receive_packet(int socket, size_t most_descriptors, Packet* packet, std::string* reason);
+
+// False where the peer is gone, or does not take what it was sent.
+bool send_packet(int socket, const Packet& packet);
+
+}  // namespace pcow::protocol

@@ -1,0 +1,135 @@
+// Giving back blocks that hold nothing but zeros.
+//
+// Such a block's entry becomes empty, or *zero here* where that says the same; it reads as before, in frozen layers too.
+// Order (crash rules, docs/format.md):
+//   1. entry by entry; in the active layer with the gate held exclusively, since what it holds is written in place
+//   2. a superblock with the next generation: readers in other processes load the tables anew
+//   3. only then are the blocks released: one sync makes the freeing durable and punches them, the next one gives them back
+// A crash at any point leaves entries of either kind, and the same content.
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+#include <shared_mutex>
+
+#include "engine/image/image_state.h"
+
+namespace pcow {
+
+// Whether all of these sub-blocks of a block of the file are zeros. Holes are not read.
+Result<bool> ImageState::is_zero(uint32_t index, uint16_t mask) const {
+  std::vector<char> bytes(geometry.sub_block_size());
+  for (uint32_t number = 0; number < geometry.sub_blocks(); number++) {
+    if (!(mask >> number & 1)) continue;
+    const uint64_t from =
+        (uint64_t{index} << geometry.block_shift()) + (uint64_t{number} << geometry.sub_block_shift());
+    auto data = file->next_data(from, from + bytes.size());
+    if (!data) return data.error();
+    if (*data == from + bytes.size()) continue;
+    auto count = file->read(from, bytes.data(), bytes.size());
+    if (!count) return count.error();
+    if (*count != bytes.size()) return Error(Code::kCorrupt, path + " was cut short while it was open");
+    if (bytes[0] != 0 || memcmp(bytes.data(), bytes.data() + 1, bytes.size() - 1) != 0) return false;
+  }
+  return true;
+}
+
+// Step 1 for one layer. What is let go is held back (Space).
+Result<void> ImageState::compact_layer(const Layer& layer, const std::function<bool(uint64_t bytes)>& go_on) {
+  const bool is_active = layer.id == directory.active;
+  const uint64_t entries = geometry.blocks_for(layer.size);
+  std::shared_ptr<Table> table = active;
+  if (!is_active) {
+    auto mapped = Table::map(file, layer.table_offset, entries, true);
+    if (!mapped) return mapped.error();
+    table = std::move(*mapped);
+  }
+  const std::shared_ptr<const Checksums> checksums = is_active ? nullptr : source_in_use(layer.id)->checksums;
+  for (const auto& [first, end] : table->present()) {
+    for (uint64_t chunk = first; chunk < end; chunk++) {
+      if (!go_on(uint64_t{kBlocksPerChunk} << geometry.block_shift()))
+        return Error(Code::kCancelled, path + ": compacting was interrupted; what was done so far counts");
+      PCOW_TRY(bring_up_to_date());
+      const uint64_t limit = std::min((chunk + 1) * kBlocksPerChunk, entries);
+      for (uint64_t block = chunk * kBlocksPerChunk; block < limit; block++) {
+        const Entry seen = Entry::unpack(table->load(block));
+        if (!seen.index) continue;
+        auto zero = is_zero(seen.index, seen.written);
+        if (!zero) return zero.error();
+        if (!*zero) continue;
+        // What has become zeros by damage stays what it is.
+        if (checksums && !checksums->verify(block, seen.index)) continue;
+
+        const std::unique_lock exclusively(gate);
+        const Entry entry = Entry::unpack(table->load(block));
+        if (is_active) {
+          // It may have been written since.
+          if (!entry.index) continue;
+          zero = is_zero(entry.index, entry.written);
+          if (!zero) return zero.error();
+          if (!*zero) continue;
+        }
+        uint16_t hides = entry.written;
+        if (is_active) {
+          auto lower = hidden_below(block);
+          if (!lower && lower.error().code == Code::kBaseChanged) continue;  // what lies below can't be told now
+          if (!lower) return lower.error();
+          hides &= *lower;
+        }
+        PCOW_TRY(table->ensure(chunk));
+        const std::lock_guard lock(chunk_lock(block));
+        table->store(block, {0, hides, hides});
+        space->release(entry.index, 1);
+      }
+    }
+  }
+  return {};
+}
+
+Result<void> Image::compact(const Progress& progress) {
+  ImageState& state = *state_;
+  const auto change = [&]() -> Result<void> {
+    const std::lock_guard structure(state.structure);
+    if (state.closed) return state.closed_error();
+    if (!state.writable()) return Error(Code::kReadOnly, state.path + " is open for reading only");
+    // A layer that is being merged away shares blocks with its heir: first that comes to its end.
+    PCOW_TRY(state.finish_deletions("compacting"));
+    uint64_t total = 0;
+    for (const Layer& layer : state.directory.layers) {
+      auto present = present_chunks(*state.file, layer.table_offset, state.geometry.blocks_for(layer.size));
+      if (!present) return present.error();
+      for (const auto& [first, end] : *present)
+        total += (end - first) * kBlocksPerChunk << state.geometry.block_shift();
+    }
+    uint64_t done = 0;
+    const auto go_on = [&](uint64_t bytes) {
+      const bool goes_on = !progress || progress(std::min(done, total), total);
+      done += bytes;
+      return goes_on;
+    };
+
+    state.space->hold_releases(true);
+    state.owing = true;
+    Result<void> outcome;
+    for (const Layer& layer : state.directory.layers) {
+      outcome = state.compact_layer(layer, go_on);
+      if (!outcome) break;
+    }
+    // What was done is brought to its end also where the rest was not.
+    {
+      const std::unique_lock lock(state.gate);
+      // Chains remember what has been let go, whatever comes.
+      state.epoch++;
+      state.below = state.chain_from(state.directory.active_layer().parent);
+    }
+    PCOW_TRY(state.let_go());
+    PCOW_TRY(state.sync());
+    PCOW_TRY(state.sync());
+    PCOW_TRY(outcome);
+    if (progress) progress(total, total);
+    return {};
+  };
+  return state.noted(change());
+}
+
+}  // namespace pcow

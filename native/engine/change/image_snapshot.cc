@@ -1,0 +1,152 @@
+// Snapshots: of one image, of several at one moment, and in steps for a monitor that freezes the guest's memory itself. And their names.
+//
+// The order is that of every change of structure (image_layers.cc). What can take long happens before the moment, with the old layer
+// still taking writes (most of what is dirty is written back), or after it, with the new one doing so (the sync that seals). Before it
+// nothing need be durable but the directory; but what is written back then need not be while many faults follow the moment.
+
+#include <algorithm>
+
+#include "engine/image/image_state.h"
+
+namespace pcow {
+
+class PendingState {
+ public:
+  explicit PendingState(ImageState* state) : image(state), structure(state->structure) {}
+  ImageState* const image;
+  std::unique_lock<std::mutex> structure;
+  std::unique_lock<Gate> gate;
+  ImageState::Prepared prepared;
+  bool committed = false;
+  uint64_t file_end = 0;  // bytes, when it was committed
+};
+
+PendingSnapshot::PendingSnapshot(std::unique_ptr<PendingState> state) : state_(std::move(state)) {}
+
+PendingSnapshot::~PendingSnapshot() {
+  if (!state_->committed) state_->image->abandon(state_->prepared);
+}
+
+Result<std::unique_ptr<PendingSnapshot>> PendingSnapshot::prepare(Image* image, const std::string& name, bool automatic,
+                                                                  const SnapshotOrigin& origin) {
+  ImageState& state = *image->state_;
+  const auto ready = [&]() -> Result<std::unique_ptr<PendingSnapshot>> {
+    PCOW_TRY(check_snapshot_name(name));
+    if (origin.identity == uint64_t{0})
+      return Error(Code::kInvalid, "a snapshot's identity cannot be 0, which stands for none: " + name);
+    auto pending = std::unique_ptr<PendingSnapshot>(new PendingSnapshot(std::make_unique<PendingState>(&state)));
+    if (state.closed) return state.closed_error();
+    if (!state.writable()) return Error(Code::kReadOnly, state.path + " is open for reading only");
+    if (state.directory.find(name)) return Error(Code::kExists, state.path + " already has a snapshot called " + name);
+    PCOW_TRY(state.file->write_back(state.space->file_end()));
+    ImageState::Prepared& prepared = pending->state_->prepared;
+    prepared.directory = state.directory;
+    Layer* frozen = prepared.directory.find(prepared.directory.active);
+    frozen->name = name;
+    frozen->automatic = automatic;
+    frozen->time_ns = origin.time_ns.value_or(realtime_ns());
+    frozen->identity = origin.identity.value_or(random_identity());
+    PCOW_TRY(state.prepare_active(&prepared, frozen->id, frozen->size));
+    // The rest is durable, or is made so after the moment: a busy writer has written much again by now.
+    PCOW_TRY(state.prepare_directory(&prepared, ImageState::Reach::kDirectory));
+    return pending;
+  };
+  return state.noted(ready());
+}
+
+void PendingSnapshot::close_gate() { state_->gate = std::unique_lock(state_->image->gate); }
+
+Result<void> PendingSnapshot::commit() {
+  auto outcome = state_->image->commit(&state_->prepared);
+  state_->committed = outcome.ok();
+  state_->file_end = state_->image->space->file_end();
+  state_->gate.unlock();
+  return state_->image->noted(std::move(outcome));
+}
+
+Result<void> PendingSnapshot::finish() { return state_->image->noted(state_->image->seal(state_->file_end)); }
+
+Result<void> Image::snapshot(const std::string& name, const SnapshotOrigin& origin) {
+  auto pending = PendingSnapshot::prepare(this, name, false, origin);
+  if (!pending) return pending.error();
+  (*pending)->close_gate();
+  PCOW_TRY((*pending)->commit());
+  return (*pending)->finish();
+}
+
+Result<void> Image::snapshot_together(const std::vector<Image*>& images, const std::string& name) {
+  // One order for all callers, so that two of them never wait for each other.
+  std::vector<Image*> ordered = images;
+  std::sort(ordered.begin(), ordered.end());
+  if (std::adjacent_find(ordered.begin(), ordered.end()) != ordered.end())
+    return Error(Code::kInvalid, "an image is named twice for one snapshot");
+  std::vector<std::unique_ptr<PendingSnapshot>> pending;
+  for (Image* image : ordered) {
+    auto prepared = PendingSnapshot::prepare(image, name, false);
+    if (!prepared) return prepared.error();
+    pending.push_back(std::move(*prepared));
+  }
+  // All gates are closed before the first superblock changes: no write of any image falls between two of them.
+  for (const auto& snapshot : pending) snapshot->close_gate();
+  Result<void> outcome;
+  size_t committed = 0;
+  while (committed < pending.size() && outcome) {
+    outcome = pending[committed]->commit();
+    if (outcome) committed++;
+  }
+  pending.resize(committed);
+  for (const auto& snapshot : pending) {
+    auto finished = snapshot->finish();
+    if (!finished && outcome) outcome = finished;
+  }
+  return outcome;
+}
+
+// Names stand in the directory alone: whoever refers to a layer, in this file or in another, does so by its id and identity. One that is
+// being merged away has none any more.
+Result<void> Image::rename_snapshot(const std::string& from, const std::string& to) {
+  ImageState& state = *state_;
+  const auto change = [&]() -> Result<void> {
+    PCOW_TRY(check_snapshot_name(to));
+    const std::lock_guard structure(state.structure);
+    if (state.closed) return state.closed_error();
+    if (!state.writable()) return Error(Code::kReadOnly, state.path + " is open for reading only");
+    const Layer* layer = state.directory.find(from);
+    if (!layer) return Error(Code::kNotFound, state.path + " has no snapshot called " + from);
+    if (state.directory.find(to)) return Error(Code::kExists, state.path + " already has a snapshot called " + to);
+    ImageState::Prepared prepared;
+    prepared.directory = state.directory;
+    Layer* renamed = prepared.directory.find(layer->id);
+    renamed->name = to;
+    renamed->automatic = false;  // somebody has chosen that name
+    return state.change_directory(&prepared);
+  };
+  return state.noted(change());
+}
+
+Result<uint64_t> Image::freeze_for_clone(const std::string& name) {
+  {
+    ImageState& state = *state_;
+    const std::lock_guard structure(state.structure);
+    if (state.closed) return state.closed_error();
+    if (!state.writable()) return Error(Code::kReadOnly, state.path + " is open for reading only");
+    const Layer& active = state.directory.active_layer();
+    const Layer* parent = state.directory.find(active.parent);
+    auto empty = state.active_is_empty();
+    if (!empty) return empty.error();
+    PCOW_TRY(state.untorn());
+    if (*empty && parent && !parent->hidden && parent->size == active.size) {
+      // Where the sync of its snapshot failed it is not durable.
+      PCOW_TRY(state.seal(state.space->file_end()));
+      return parent->id;
+    }
+  }
+  auto pending = PendingSnapshot::prepare(this, name, true);
+  if (!pending) return pending.error();
+  (*pending)->close_gate();
+  PCOW_TRY((*pending)->commit());
+  PCOW_TRY((*pending)->finish());
+  return layer_id(name);
+}
+
+}  // namespace pcow

@@ -1,0 +1,428 @@
+// Checksums of frozen layers: making them, taking them away, and reading all that has some to see whether it is damaged.
+//
+// Order of making a layer's (crash rules, docs/format.md):
+//   1. a range of free blocks gets the pages; the layer is read for them without keeping anybody out
+//   2. the directory that names the range is written, and all of that made durable
+//   3. the superblock; then the range that the layer had before is released
+// A crash before 3 leaves free blocks. What has a checksum keeps that very one: damage does not get a right checksum.
+
+#include <algorithm>
+#include <bit>
+#include <shared_mutex>
+
+#include "engine/check/scrub.h"
+#include "engine/format/crc32c.h"
+#include "engine/image/image_state.h"
+#include "engine/rules.h"
+
+namespace pcow {
+namespace {
+
+constexpr uint64_t kBatch = uint64_t{8} << 20;  // bytes that are read with the gate held once
+
+uint64_t bytes_of(uint16_t mask, const Geometry& geometry) {
+  return static_cast<uint64_t>(std::popcount(mask)) << geometry.sub_block_shift();
+}
+
+// The sub-blocks that can be covered.
+uint16_t durable_data(const Entry& entry) {
+  return entry.index ? static_cast<uint16_t>(entry.written & entry.durable) : uint16_t{0};
+}
+
+// Whether all that is covered is there, and a checksum of more can take its place.
+bool can_grow(uint16_t covered, uint16_t held) { return covered != held && (covered & ~held) == 0; }
+
+ChecksumPage page_of(const Source& source, uint64_t chunk) {
+  if (!source.checksums) return {};
+  auto page = source.checksums->page(chunk);
+  return page ? **page : ChecksumPage{};
+}
+
+}  // namespace
+
+std::vector<uint64_t> ImageState::frozen_layers() const {
+  const std::shared_lock lock(gate);
+  std::vector<uint64_t> ids;
+  for (const Layer& layer : directory.layers)
+    if (layer.id != directory.active) ids.push_back(layer.id);
+  return ids;
+}
+
+std::optional<ImageState::FrozenLayer> ImageState::frozen_layer(uint64_t id) const {
+  const std::shared_lock lock(gate);
+  const Layer* layer = directory.find(id);
+  if (!layer || closed) return std::nullopt;
+  return FrozenLayer{*layer, source_in_use(id), directory.is_spent(*layer)};
+}
+
+Result<std::array<Entry, kBlocksPerChunk>> ImageState::frozen_entries(const Source& source, uint64_t chunk) const {
+  std::array<Entry, kBlocksPerChunk> entries{};
+  if (!contains(source.present, chunk)) return entries;
+  EntryPage page;
+  PCOW_TRY(read_entry_page(*source.file, source.table_offset, source.entries, chunk, &page));
+  for (size_t i = 0; i < kBlocksPerChunk; i++) {
+    const uint64_t word = source.only_durable ? Entry::unpack(page[i]).as_durable().pack() : page[i];
+    if (auto checked = checked_entry(word, geometry, *source.file, chunk * kBlocksPerChunk + i)) entries[i] = *checked;
+  }
+  return entries;
+}
+
+// `wanted` says which sub-blocks of a block count, and `use` gets what they are. A layer that is no longer as it is in hand is
+// kNotFound: it was merged away, or has other checksums.
+Result<void> ImageState::checksum_chunk(const FrozenLayer& in_hand, uint64_t chunk, bool from_disk,
+                                        const Wanted& wanted, const std::function<bool()>& go_on,
+                                        const std::function<void(const HeldBlock&, Result<uint32_t>)>& use) const {
+  const uint32_t shift = geometry.block_shift();
+  for (size_t next = 0; next < kBlocksPerChunk;) {
+    if (!go_on()) return Error(Code::kCancelled, path + ": interrupted");
+    std::vector<std::pair<HeldBlock, Result<uint32_t>>> found;
+    {
+      const std::shared_lock lock(gate);
+      if (closed || closing) return closed_error();
+      const Layer* layer = directory.find(in_hand.layer.id);
+      if (!layer || layer->checksums != in_hand.layer.checksums || layer->hidden != in_hand.layer.hidden ||
+          is_own_stale())
+        return Error(Code::kNotFound, path + ": the layer has changed");
+      auto entries = frozen_entries(*in_hand.source, chunk);
+      if (!entries) return entries.error();
+      std::vector<HeldBlock> blocks;
+      for (; next < kBlocksPerChunk && blocks.size() << shift < kBatch; next++) {
+        const uint16_t mask = wanted(next, (*entries)[next]);
+        if (mask) blocks.push_back({chunk * kBlocksPerChunk + next, (*entries)[next].index, mask});
+      }
+      const auto for_each_place = [&](const auto& advise) {
+        for (const HeldBlock& held : blocks) advise(uint64_t{held.index} << shift, geometry.block_size());
+      };
+      if (from_disk) for_each_place([&](uint64_t at, uint64_t length) { file->forget_cached(at, length); });
+      for_each_place([&](uint64_t at, uint64_t length) { file->read_ahead(at, length); });
+      checksum_blocks(*file, geometry, blocks,
+                      [&](const HeldBlock& held, Result<uint32_t> sum) { found.emplace_back(held, std::move(sum)); });
+      if (from_disk) for_each_place([&](uint64_t at, uint64_t length) { file->forget_cached(at, length); });
+      if (is_own_stale()) return Error(Code::kNotFound, path + ": the layer has changed");
+    }
+    for (auto& [held, sum] : found) use(held, std::move(sum));
+  }
+  return {};
+}
+
+// Whether the only child of a layer that is being merged away has taken a block over: it may have written into it since. What is
+// taken over loses its checksum before; an image that an older pcow has left may have kept it.
+bool ImageState::is_handed_over(const FrozenLayer& in_hand, uint64_t block, uint32_t index) const {
+  const uint64_t chunk = block / kBlocksPerChunk;
+  if (!in_hand.spent) return false;
+  const Checksums now(file, geometry, in_hand.layer);
+  if (auto page = now.page(chunk); page && !(*page)->covered[block % kBlocksPerChunk]) return true;
+  const std::shared_lock lock(gate);
+  for (const Layer& layer : directory.layers) {
+    if (layer.parent != in_hand.layer.id) continue;
+    const uint64_t entries = geometry.blocks_for(layer.size);
+    EntryPage page;
+    return block < entries && read_entry_page(*file, layer.table_offset, entries, chunk, &page) &&
+           Entry::unpack(page[block % kBlocksPerChunk]).index == index;
+  }
+  return false;
+}
+
+Result<uint64_t> ImageState::count_missing(const FrozenLayer& in_hand) const {
+  uint64_t missing = 0;
+  for (const auto& [first, end] : in_hand.source->present) {
+    for (uint64_t chunk = first; chunk < end; chunk++) {
+      auto entries = frozen_entries(*in_hand.source, chunk);
+      if (!entries) return entries.error();
+      const ChecksumPage page = page_of(*in_hand.source, chunk);
+      for (size_t i = 0; i < kBlocksPerChunk; i++) {
+        const uint16_t held = durable_data((*entries)[i]);
+        if (can_grow(page.covered[i], held)) missing += bytes_of(held & ~page.covered[i], geometry);
+      }
+    }
+  }
+  return missing;
+}
+
+// Step 1 for a chunk. `added` counts the bytes that are covered now, and were not before.
+Result<ChecksumPage> ImageState::make_checksums(const FrozenLayer& in_hand, uint64_t chunk,
+                                                const std::function<bool()>& go_on, uint64_t* added) const {
+  const ChecksumPage before = page_of(*in_hand.source, chunk);
+  ChecksumPage after = before;
+  // A block of which a part is covered: that part is looked at first.
+  std::array<bool, kBlocksPerChunk> damaged{};
+  const auto covered_part = [&](size_t i, const Entry& entry) {
+    return can_grow(before.covered[i], durable_data(entry)) ? before.covered[i] : uint16_t{0};
+  };
+  PCOW_TRY(checksum_chunk(in_hand, chunk, false, covered_part, go_on, [&](const HeldBlock& held, Result<uint32_t> sum) {
+    const size_t i = held.block % kBlocksPerChunk;
+    damaged[i] = !sum || *sum != before.sums[i];
+  }));
+  const auto new_whole = [&](size_t i, const Entry& entry) {
+    const uint16_t held = durable_data(entry);
+    return can_grow(before.covered[i], held) && !damaged[i] ? held : uint16_t{0};
+  };
+  Result<void> outcome;
+  const auto take = [&](const HeldBlock& held, Result<uint32_t> sum) {
+    const size_t i = held.block % kBlocksPerChunk;
+    if (!sum) {
+      outcome = sum.error();
+      return;
+    }
+    *added += bytes_of(held.mask & ~before.covered[i], geometry);
+    after.covered[i] = held.mask;
+    after.sums[i] = *sum;
+  };
+  PCOW_TRY(checksum_chunk(in_hand, chunk, false, new_whole, go_on, take));
+  PCOW_TRY(outcome);
+  return after;
+}
+
+Result<void> ImageState::add_checksums(const FrozenLayer& in_hand, const std::function<bool(uint64_t added)>& go_on) {
+  const Layer& layer = in_hand.layer;
+  const uint64_t blocks = layer.table_length >> geometry.block_shift();
+  auto range = space->allocate_range(blocks);
+  if (!range) return range.error();
+  const uint64_t first = *range;
+  uint64_t added = 0;
+  const auto write_pages = [&]() -> Result<void> {
+    for (const auto& [first_chunk, end] : in_hand.source->present) {
+      for (uint64_t chunk = first_chunk; chunk < end; chunk++) {
+        auto page = make_checksums(
+            in_hand, chunk, [&] { return go_on(added); }, &added);
+        if (!page) return page.error();
+        if (std::all_of(page->covered.begin(), page->covered.end(), [](uint16_t mask) { return mask == 0; })) continue;
+        const auto bytes = page->encode(layer.id, chunk);
+        PCOW_TRY(file->write((first << geometry.block_shift()) + chunk * kPageSize, bytes.data(), bytes.size()));
+      }
+    }
+    return {};
+  };
+  const auto make = [&]() -> Result<void> {
+    if (first + blocks - 1 > kMaxBlockIndex)
+      return Error(Code::kTooLarge, path + ": all block numbers of the format are in use");
+    if (keeps(Rule::kChecksumsBeforeSuperblock)) PCOW_TRY(write_pages());
+    if (added == 0 && keeps(Rule::kChecksumsBeforeSuperblock))
+      return Error(Code::kNotFound, path + ": no checksum can be added");
+    const std::lock_guard structure_lock(structure);
+    if (closed) return closed_error();
+    Prepared prepared;
+    prepared.directory = directory;
+    Layer* now = prepared.directory.find(layer.id);
+    if (!now || now->checksums != layer.checksums || directory.is_spent(*now))
+      return Error(Code::kNotFound, path + ": the layer has changed");
+    now->checksums = static_cast<uint32_t>(first);
+    return change_directory(&prepared);
+  };
+  auto made = make();
+  const std::optional<FrozenLayer> now = frozen_layer(layer.id);
+  if (now && now->layer.checksums == first) {
+    if (layer.checksums) space->release(layer.checksums, blocks);
+    if (made && !keeps(Rule::kChecksumsBeforeSuperblock)) made = write_pages();
+  } else {
+    space->release(first, blocks);
+  }
+  return made;
+}
+
+Result<void> Image::add_checksums(const Progress& progress) {
+  ImageState& state = *state_;
+  const auto change = [&]() -> Result<void> {
+    const std::lock_guard one_at_a_time(state.checksumming);
+    if (!state.writable()) return Error(Code::kReadOnly, state.path + " is open for reading only");
+    // Only what is durable is covered: of the layers that have just been frozen, too.
+    PCOW_TRY(sync());
+    uint64_t total = 0;
+    std::vector<uint64_t> wanting;
+    for (const uint64_t id : state.frozen_layers()) {
+      const auto in_hand = state.frozen_layer(id);
+      // The heir of one that is being merged away writes into its blocks.
+      if (!in_hand || in_hand->spent) continue;
+      auto missing = state.count_missing(*in_hand);
+      if (!missing) return missing.error();
+      if (*missing) wanting.push_back(id);
+      total += *missing;
+    }
+    uint64_t done = 0;
+    for (const uint64_t id : wanting) {
+      const auto in_hand = state.frozen_layer(id);
+      if (!in_hand) continue;
+      uint64_t of_layer = 0;
+      const auto go_on = [&](uint64_t added) {
+        of_layer = added;
+        return !progress || progress(std::min(done + added, total), total);
+      };
+      // A layer that was deleted meanwhile needs none.
+      auto added = state.add_checksums(*in_hand, go_on);
+      if (!added && added.error().code == Code::kCancelled)
+        return Error(Code::kCancelled,
+                     state.path + ": making checksums was interrupted; snapshots that were done have theirs");
+      if (!added && added.error().code != Code::kNotFound) return added;
+      done += of_layer;
+    }
+    if (progress) progress(total, total);
+    return {};
+  };
+  return state.noted(change());
+}
+
+Result<void> Image::remove_checksums() {
+  ImageState& state = *state_;
+  const auto change = [&]() -> Result<void> {
+    const std::scoped_lock alone(state.checksumming);
+    const std::lock_guard structure(state.structure);
+    if (state.closed) return state.closed_error();
+    if (!state.writable()) return Error(Code::kReadOnly, state.path + " is open for reading only");
+    const Directory before = state.directory;
+    if (!before.features()) return {};
+    ImageState::Prepared prepared;
+    prepared.directory = before;
+    for (Layer& layer : prepared.directory.layers) layer.checksums = 0;
+    PCOW_TRY(state.change_directory(&prepared));
+    for (const Layer& layer : before.layers)
+      if (layer.checksums) state.space->release(layer.checksums, layer.table_length >> state.geometry.block_shift());
+    return {};
+  };
+  return state.noted(change());
+}
+
+namespace {
+
+// One scrub, and what it has found so far.
+class Scrub {
+ public:
+  Scrub(ImageState* state, const Progress& progress)
+      : state_(*state), geometry_(state->geometry), progress_(progress) {}
+
+  Result<ScrubReport> run() {
+    PCOW_TRY(state_.refresh());
+    report_.path = state_.path;
+    for (const uint64_t id : state_.frozen_layers()) PCOW_TRY(count(id));
+    for (size_t number = 0; number < report_.layers.size(); number++) PCOW_TRY(look_at(report_.layers[number].id));
+    if (progress_) progress_(total_, total_);
+    return std::move(report_);
+  }
+
+ private:
+  Result<void> count(uint64_t id) {
+    const auto in_hand = state_.frozen_layer(id);
+    if (!in_hand) return {};
+    ScrubbedLayer layer;
+    layer.id = id;
+    layer.snapshot = in_hand->layer.name;
+    auto missing = state_.count_missing(*in_hand);
+    if (!missing) return missing.error();
+    layer.missing = *missing;
+    layer.has_checksums = in_hand->source->checksums != nullptr;
+    if (layer.has_checksums) {
+      auto present = present_chunks(*state_.file, begin_of(in_hand->layer), geometry_.blocks_for(in_hand->layer.size));
+      if (!present) return present.error();
+      for (const auto& [first, end] : *present) {
+        for (uint64_t chunk = first; chunk < end; chunk++) {
+          const ChecksumPage page = page_of(*in_hand->source, chunk);
+          for (const uint16_t mask : page.covered) layer.covered += bytes_of(mask, geometry_);
+        }
+      }
+    }
+    total_ += layer.covered;
+    report_.layers.push_back(std::move(layer));
+    return {};
+  }
+
+  // Of its checksums in the file, bytes.
+  uint64_t begin_of(const Layer& layer) const { return uint64_t{layer.checksums} << geometry_.block_shift(); }
+
+  Result<void> look_at(uint64_t id) {
+    for (uint64_t chunk = 0;; chunk++) {
+      for (int round = 0;; round++) {
+        const auto in_hand = state_.frozen_layer(id);
+        if (!in_hand || !in_hand->source->checksums) return {};  // deleted meanwhile
+        // Where nothing has checksums there is a hole.
+        const uint64_t begin = begin_of(in_hand->layer);
+        const uint64_t end = begin + geometry_.chunks_for(in_hand->layer.size) * kPageSize;
+        if (begin + chunk * kPageSize >= end) return {};
+        auto data = state_.file->next_data(begin + chunk * kPageSize, end);
+        if (!data) return data.error();
+        if (*data == end) return {};
+        chunk = std::max(chunk, (*data - begin) / kPageSize);
+        ScrubReport of_chunk;
+        auto looked = look_at_chunk(*in_hand, chunk, &of_chunk);
+        if (looked) {
+          take(std::move(of_chunk));
+          break;
+        }
+        if (looked.error().code != Code::kNotFound || round == kStaleRounds) return looked;
+        PCOW_TRY(state_.refresh());
+      }
+    }
+  }
+
+  Result<void> look_at_chunk(const ImageState::FrozenLayer& in_hand, uint64_t chunk, ScrubReport* found) {
+    const auto page = in_hand.source->checksums->page(chunk);
+    if (!page) {
+      // What was released may be anything by now.
+      const auto now = state_.frozen_layer(in_hand.layer.id);
+      if (!now || now->layer.checksums != in_hand.layer.checksums || state_.is_own_stale())
+        return Error(Code::kNotFound, state_.path + ": the layer has changed");
+      if (in_hand.spent) return {};  // on its way out, and half empty after a crash
+      add(found, in_hand.layer, "checksums", "a page of its checksums is damaged: " + page.error().message,
+          begin_of(in_hand.layer) + chunk * kPageSize, chunk * kBlocksPerChunk, kBlocksPerChunk);
+      return {};
+    }
+    const ChecksumPage& sums = **page;
+    const std::vector<char> zeros(geometry_.block_size());
+    const auto covered = [&](size_t i, const Entry& entry) {
+      const uint16_t mask = sums.covered[i];
+      if (!mask) return mask;
+      const uint64_t block = chunk * kBlocksPerChunk + i;
+      const bool zero = entry.index == 0;
+      if ((mask & ~entry.written) || (zero && crc32c(zeros.data(), bytes_of(mask, geometry_)) != sums.sums[i])) {
+        add(found, in_hand.layer, "entry", "the table does not hold all that has a checksum",
+            in_hand.layer.table_offset + block * 8, block, 1);
+        return uint16_t{0};
+      }
+      if (zero) found->verified += bytes_of(mask, geometry_);
+      return zero ? uint16_t{0} : mask;
+    };
+    const auto judge = [&](const HeldBlock& held, const Result<uint32_t>& sum) {
+      if (sum && *sum == sums.sums[held.block % kBlocksPerChunk]) {
+        found->verified += bytes_of(held.mask, geometry_);
+        return;
+      }
+      if (state_.is_handed_over(in_hand, held.block, held.index)) return;
+      add(found, in_hand.layer, "block",
+          sum ? "the bytes do not have their checksum" : "the bytes cannot be read: " + sum.error().message,
+          uint64_t{held.index} << geometry_.block_shift(), held.block, 1);
+    };
+    const auto go_on = [&] {
+      return !progress_ || progress_(std::min(total_, report_.verified + found->verified), total_);
+    };
+    return state_.checksum_chunk(in_hand, chunk, true, covered, go_on, judge);
+  }
+
+  void add(ScrubReport* found, const Layer& layer, const char* structure, const std::string& message, uint64_t place,
+           uint64_t block, uint64_t blocks) const {
+    found->damages++;
+    found->findings.push_back(damage_in(layer, geometry_, structure, message, place, block, blocks));
+  }
+
+  void take(ScrubReport of_chunk) {
+    report_.verified += of_chunk.verified;
+    report_.damages += of_chunk.damages;
+    for (Finding& finding : of_chunk.findings)
+      if (report_.findings.size() < kListedFindings) report_.findings.push_back(std::move(finding));
+  }
+
+  ImageState& state_;
+  const Geometry geometry_;
+  const Progress& progress_;
+  ScrubReport report_;
+  uint64_t total_ = 0;
+};
+
+}  // namespace
+
+Result<ScrubReport> Image::scrub(const Progress& progress) const {
+  ImageState& state = *state_;
+  auto report = Scrub(&state, progress).run();
+  if (!report && report.error().code == Code::kCancelled)
+    return Error(Code::kCancelled, "the scrub of " + state.path + " was interrupted");
+  return report;
+}
+
+}  // namespace pcow

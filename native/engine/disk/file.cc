@@ -1,0 +1,379 @@
+#include "engine/disk/file.h"
+
+#include <fcntl.h>
+#include <linux/falloc.h>
+#include <linux/fiemap.h>
+#include <linux/fs.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <chrono>
+#include <thread>
+
+#include "engine/disk/bus_guard.h"
+#include "engine/disk/page.h"
+
+namespace pcow {
+namespace {
+
+constexpr const char* kUntilOpenedAnew = "; it stays unsynced until it is opened anew";
+
+// Whether every byte of the range has its place on the disk, which it shares with no other file: ioctl_fiemap(2).
+bool has_own_space(int descriptor, uint64_t offset, uint64_t length) {
+  constexpr uint32_t kExtents = 64;
+  alignas(fiemap) char bytes[sizeof(fiemap) + kExtents * sizeof(fiemap_extent)] = {};
+  auto* map = reinterpret_cast<fiemap*>(bytes);
+  for (const uint64_t end = offset + length; offset < end;) {
+    map->fm_start = offset;
+    map->fm_length = end - offset;
+    map->fm_extent_count = kExtents;
+    if (ioctl(descriptor, FS_IOC_FIEMAP, map) < 0 || map->fm_mapped_extents == 0) return false;
+    for (uint32_t i = 0; i < map->fm_mapped_extents; i++) {
+      const fiemap_extent& extent = map->fm_extents[i];
+      const bool shared = extent.fe_flags & (FIEMAP_EXTENT_SHARED | FIEMAP_EXTENT_UNKNOWN);
+      if (shared || extent.fe_logical > offset) return false;
+      offset = extent.fe_logical + extent.fe_length;
+    }
+  }
+  return true;
+}
+
+}  // namespace
+
+Mapping::Mapping(void* address, size_t length, int protection, std::shared_ptr<std::atomic<bool>> stores_lost)
+    : address_(address),
+      length_(length),
+      stores_lost_(std::move(stores_lost)),
+      guard_(guard_range(address, length, protection, stores_lost_.get())) {}
+
+Mapping::~Mapping() {
+  unguard_range(guard_);
+  munmap(address_, length_);
+}
+
+bool Mapping::is_torn() const { return guard_->torn.load(std::memory_order_acquire); }
+
+void Mapping::expect_random() const { madvise(address_, length_, MADV_RANDOM); }
+
+Result<std::shared_ptr<File>> File::open(const std::string& path, bool write, FileObserver* observer) {
+  // O_NONBLOCK: a FIFO under an image's name must not stop us; it has no effect on a regular file.
+  const int descriptor = ::open(path.c_str(), (write ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+  if (descriptor < 0) return disk_error(errno, "cannot open " + path);
+  std::shared_ptr<File> file(new File(path, descriptor, observer));
+  auto status = file->status();
+  if (!status) return status.error();
+  if (!S_ISREG(status->st_mode)) return Error(Code::kNotAnImage, path + " is not a regular file");
+  return file;
+}
+
+Result<std::shared_ptr<File>> File::adopt(const std::string& path, int descriptor, FileObserver* observer) {
+  const int duplicate = fcntl(descriptor, F_DUPFD_CLOEXEC, 0);
+  if (duplicate < 0) return system_error(errno, "cannot use the descriptor of " + path);
+  std::shared_ptr<File> file(new File(path, duplicate, observer));
+  auto status = file->status();
+  if (!status) return status.error();
+  if (!S_ISREG(status->st_mode)) return Error(Code::kNotAnImage, path + " is not a regular file");
+  return file;
+}
+
+Result<std::shared_ptr<File>> File::create(const std::string& path, FileObserver* observer) {
+  const int descriptor = ::open(path.c_str(), O_RDWR | O_CLOEXEC | O_CREAT | O_EXCL, 0666);
+  if (descriptor < 0) return disk_error(errno, "cannot create " + path);
+  return std::shared_ptr<File>(new File(path, descriptor, observer));
+}
+
+File::~File() { ::close(descriptor_); }
+
+template <typename Call>
+int File::insist(FileOperation operation, const Call& call) const {
+  for (;;) {
+    const bool interrupted = step(operation, 1) == 0;
+    if (!interrupted && call() == 0) return 0;
+    if (!interrupted && errno != EINTR) return errno;
+  }
+}
+
+template <typename Call>
+int File::move_all(FileOperation operation, size_t length, size_t* done, const Call& call) const {
+  while (*done < length) {
+    const size_t most = step(operation, length - *done);
+    if (most == 0) continue;
+    const ssize_t count = call(*done, most);
+    if (count == 0) return 0;
+    if (count < 0 && errno != EINTR) return errno;
+    if (count > 0) *done += static_cast<size_t>(count);
+  }
+  return 0;
+}
+
+Result<size_t> File::read(uint64_t offset, void* buffer, size_t length) const {
+  size_t done = 0;
+  int err = observe(FileOperation::kRead, offset, length, nullptr);
+  if (!err) {
+    err = move_all(FileOperation::kRead, length, &done, [&](size_t from, size_t most) {
+      return pread(descriptor_, static_cast<char*>(buffer) + from, most, static_cast<off_t>(offset + from));
+    });
+  }
+  if (err) return disk_error(err, "cannot read " + path_);
+  return done;
+}
+
+Result<void> File::write(uint64_t offset, const void* buffer, size_t length) {
+  size_t done = 0;
+  int err = observe(FileOperation::kWrite, offset, length, buffer);
+  if (!err) {
+    err = move_all(FileOperation::kWrite, length, &done, [&](size_t from, size_t most) {
+      return pwrite(descriptor_, static_cast<const char*>(buffer) + from, most, static_cast<off_t>(offset + from));
+    });
+  }
+  if (!err && done < length) err = EIO;
+  if (err) return disk_error(err, "cannot write " + path_);
+  return {};
+}
+
+Result<void> File::allocate(uint64_t offset, uint64_t length) {
+  const std::string what = "cannot allocate space in " + path_;
+  if (const int err = observe(FileOperation::kAllocate, offset, length, nullptr)) return disk_error(err, what);
+  const auto act = [&](int mode) {
+    return insist(FileOperation::kAllocate,
+                  [&] { return fallocate(descriptor_, mode, static_cast<off_t>(offset), static_cast<off_t>(length)); });
+  };
+  int err = 0;
+  // Space that the range shares with another file (cp makes reflinks where it can) is not its own: a store would need new space. To
+  // unshare is to allocate as well. A filesystem that cannot do it at the first time never can.
+  if (unshares_.load(std::memory_order_relaxed)) {
+    err = act(FALLOC_FL_UNSHARE_RANGE);
+    if (!err) known_to_unshare_.store(true, std::memory_order_relaxed);
+    if (err == EOPNOTSUPP && !known_to_unshare_.load(std::memory_order_relaxed))
+      unshares_.store(false, std::memory_order_relaxed);
+  }
+  if (!unshares_.load(std::memory_order_relaxed)) err = act(0);
+  // On a full disk XFS asks for free space before it looks whether any is needed.
+  const bool full = err == ENOSPC || err == EDQUOT;
+  if (full && covers(offset + length) && has_own_space(descriptor_, offset, length)) return {};
+  if (err) return disk_error(err, what);
+  return {};
+}
+
+Result<void> File::punch(uint64_t offset, uint64_t length) {
+  int err = observe(FileOperation::kPunch, offset, length, nullptr);
+  if (!err) {
+    err = insist(FileOperation::kPunch, [&] {
+      return fallocate(descriptor_, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(offset),
+                       static_cast<off_t>(length));
+    });
+  }
+  if (err) return disk_error(err, "cannot punch a hole into " + path_);
+  return {};
+}
+
+Result<void> File::resize(uint64_t length) {
+  int err = observe(FileOperation::kResize, 0, length, nullptr);
+  if (!err) err = insist(FileOperation::kResize, [&] { return ftruncate(descriptor_, static_cast<off_t>(length)); });
+  if (err) return disk_error(err, "cannot change the size of " + path_);
+  return {};
+}
+
+Result<void> File::check_length(uint64_t end) {
+  auto now = size();
+  if (!now) return now.error();
+  if (*now >= end) return {};
+  least_length_.store(end);
+  stores_lost_->store(true);
+  return torn();
+}
+
+bool File::disk_has(uint64_t bytes) const {
+  struct statvfs disk;
+  return fstatvfs(descriptor_, &disk) == 0 && disk.f_bavail >= bytes / disk.f_frsize;
+}
+
+Error File::torn() const {
+  auto now = size();
+  if (now && *now < std::max(mapped_end_.load(), least_length_.load()))
+    return Error(Code::kCorrupt, path_ + " was cut short while it was open");
+  return Error(Code::kIo, path_ + ": a mapped page of it cannot be read from the disk, or finds no space there");
+}
+
+std::optional<Error> File::sync_failure() {
+  if (is_torn()) {
+    Error error = torn();
+    error.message += kUntilOpenedAnew;
+    return error;
+  }
+  const std::lock_guard lock(failing_);
+  return sync_failure_;
+}
+
+Error File::fail_sync(int err) {
+  Error error = disk_error(err, "cannot sync " + path_);
+  error.message += kUntilOpenedAnew;
+  const std::lock_guard lock(failing_);
+  sync_failure_ = error;
+  return error;
+}
+
+// A call by which the kernel tells of a lost write-back, once: the file description has no other memory of it. So it is not made
+// again, whatever errno it returns. EINTR too may be what the disk (a filesystem in userspace, a server) gave as its reason; so that
+// it is never just a signal of this process, signals are held.
+template <typename Call>
+int File::tell_lost(FileOperation operation, uint64_t offset, uint64_t length, const Call& call) const {
+  if (const int err = observe(operation, offset, length, nullptr)) return err;
+  const SignalsHeld held;
+  return call() == 0 ? 0 : errno;
+}
+
+template <typename Call>
+Result<void> File::sync_by(uint64_t offset, uint64_t length, const Call& call) {
+  if (auto failed = sync_failure()) return *failed;
+  if (const int err = tell_lost(FileOperation::kSync, offset, length, call)) return fail_sync(err);
+  // The kernel may have told another thread, between our call and its return, of what concerns us too.
+  if (auto failed = sync_failure()) return *failed;
+  return {};
+}
+
+Result<void> File::sync() {
+  return sync_by(0, kWholeFile, [&] { return fdatasync(descriptor_); });
+}
+
+Result<void> File::sync(uint64_t offset, uint64_t length) {
+  const uint64_t start = offset / kPageSize * kPageSize;
+  const size_t mapped = offset + length - start;
+  // Without any right: what has one is read in, all of it, in a process that locks its memory (mlockall(2), MCL_FUTURE).
+  void* const address = mmap(nullptr, mapped, PROT_NONE, MAP_SHARED, descriptor_, static_cast<off_t>(start));
+  if (address == MAP_FAILED) return sync();
+  auto outcome = sync_by(offset, length, [&] { return msync(address, mapped, MS_SYNC); });
+  munmap(address, mapped);
+  return outcome;
+}
+
+Result<void> File::write_back(uint64_t end) {
+  using namespace std::chrono_literals;
+  using Clock = std::chrono::steady_clock;
+  constexpr uint64_t kLeast = uint64_t{64} << 10;
+  constexpr uint64_t kMost = uint64_t{2} << 20;  // a longer one may come from clean pages to many dirty ones
+  if (auto failed = sync_failure()) return *failed;
+  // Without flags it does nothing, and takes no error of the file along: it only says whether there is such a call (an old kernel, a
+  // sandbox). Where there is none, nothing is lost: the next sync has more to do. From here on every failure is a lost write-back: no
+  // errno is harmless, for each may be what the disk gave as its reason.
+  if (sync_file_range(descriptor_, 0, 0, 0) != 0) return {};
+  const auto act = [&](uint64_t offset, uint64_t length, unsigned how) {
+    return tell_lost(FileOperation::kWriteBack, offset, length, [&] {
+      return sync_file_range(descriptor_, static_cast<off_t>(offset), static_cast<off_t>(length), how);
+    });
+  };
+  uint64_t length = uint64_t{256} << 10;
+  Clock::duration worked{0};
+  for (uint64_t offset = 0; offset < end;) {
+    // Holes have nothing to write: a sparse file of many tables is mostly holes.
+    auto data = next_data(offset, end);
+    if (!data) return data.error();
+    if (*data == end) break;
+    offset = std::max(offset, *data / kPageSize * kPageSize);
+    const auto began = Clock::now();
+    // Also where it only begins to write: a filesystem may have let pages go that it found no place for, and tell nobody else.
+    if (const int err = act(offset, length, SYNC_FILE_RANGE_WRITE)) return fail_sync(err);
+    const auto took = Clock::now() - began;
+    offset += length;
+    if (took < 100us) length = std::min(length * 2, kMost);
+    if (took > 300us) length = std::max(length / 2, kLeast);
+    // Who waits for this very processor would get it at a tick of the clock only, after up to 4 ms.
+    if ((worked += took) < 500us) continue;
+    worked = {};
+    std::this_thread::yield();
+  }
+  if (const int err = act(0, end, SYNC_FILE_RANGE_WAIT_BEFORE)) return fail_sync(err);
+  if (auto failed = sync_failure()) return *failed;
+  return {};
+}
+
+Result<std::unique_ptr<Mapping>> File::map(uint64_t offset, uint64_t length, bool write) {
+  int err = observe(FileOperation::kMap, offset, length, nullptr);
+  if (!err) {
+    const int protection = PROT_READ | (write ? PROT_WRITE : 0);
+    void* address = mmap(nullptr, length, protection, MAP_SHARED, descriptor_, static_cast<off_t>(offset));
+    // Not for a child of fork(2): as long as it lives, a mapping of its own would keep the writer's lock of a parent that has ended.
+    if (address != MAP_FAILED && madvise(address, length, MADV_DONTFORK) == 0) {
+      for (uint64_t end = mapped_end_;
+           end < offset + length && !mapped_end_.compare_exchange_weak(end, offset + length);)
+        continue;
+      return std::make_unique<Mapping>(address, length, protection, write ? stores_lost_ : nullptr);
+    }
+    err = errno;
+    if (address != MAP_FAILED) munmap(address, length);
+  }
+  return system_error(err, "cannot map " + path_);
+}
+
+void File::forget_cached(uint64_t offset, uint64_t length) const {
+  posix_fadvise(descriptor_, static_cast<off_t>(offset), static_cast<off_t>(length), POSIX_FADV_DONTNEED);
+}
+
+void File::read_ahead(uint64_t offset, uint64_t length) const {
+  posix_fadvise(descriptor_, static_cast<off_t>(offset), static_cast<off_t>(length), POSIX_FADV_WILLNEED);
+}
+
+Result<struct stat> File::status() const {
+  struct stat status;
+  if (fstat(descriptor_, &status) < 0) return disk_error(errno, "cannot look at " + path_);
+  return status;
+}
+
+Result<uint64_t> File::size() const {
+  auto found = status();
+  if (!found) return found.error();
+  return static_cast<uint64_t>(found->st_size);
+}
+
+bool File::covers(uint64_t end) const {
+  if (end <= known_size_.load(std::memory_order_relaxed)) return true;
+  auto now = size();
+  if (!now) return false;
+  known_size_.store(*now, std::memory_order_relaxed);
+  return end <= *now;
+}
+
+Result<uint64_t> File::seek(uint64_t from, uint64_t end, int whence) const {
+  const off_t found = lseek(descriptor_, static_cast<off_t>(from), whence);
+  if (found < 0) {
+    if (errno == ENXIO) return end;  // nothing of the kind from here to the end of the file
+    return disk_error(errno, "cannot find the holes of " + path_);
+  }
+  return static_cast<uint64_t>(found) < end ? static_cast<uint64_t>(found) : end;
+}
+
+Result<uint64_t> File::next_data(uint64_t from, uint64_t end) const { return seek(from, end, SEEK_DATA); }
+
+Result<uint64_t> File::next_hole(uint64_t from, uint64_t end) const { return seek(from, end, SEEK_HOLE); }
+
+Result<bool> File::try_lock() {
+  struct flock lock = {};
+  lock.l_type = F_WRLCK;
+  lock.l_whence = SEEK_SET;
+  lock.l_len = 1;
+  if (fcntl(descriptor_, F_OFD_SETLK, &lock) == 0) return true;
+  if (errno == EAGAIN || errno == EACCES) return false;
+  return system_error(errno, "cannot lock " + path_);
+}
+
+void File::unlock() {
+  struct flock lock = {};
+  lock.l_type = F_UNLCK;
+  lock.l_whence = SEEK_SET;
+  lock.l_len = 1;
+  fcntl(descriptor_, F_OFD_SETLK, &lock);
+}
+
+bool File::is_locked_by_other() const {
+  struct flock lock = {};
+  lock.l_type = F_WRLCK;
+  lock.l_whence = SEEK_SET;
+  lock.l_len = 1;
+  return fcntl(descriptor_, F_OFD_GETLK, &lock) != 0 || lock.l_type != F_UNLCK;
+}
+
+}  // namespace pcow

@@ -1,0 +1,98 @@
+// The table of one layer: an array of entries in the file, one for each block of the image. A page of it (512 entries:
+// a chunk) that was never stored to is a hole.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <memory>
+#include <vector>
+
+#include "engine/disk/file.h"
+#include "engine/format/entry.h"
+#include "engine/format/geometry.h"
+
+namespace pcow {
+
+// Which pages of a table hold something, as the filesystem tells (SEEK_DATA): ascending, apart.
+struct ChunkRange {
+  uint64_t first;
+  uint64_t end;
+};
+Result<std::vector<ChunkRange>> present_chunks(const File& file, uint64_t table_offset, uint64_t entries);
+bool contains(const std::vector<ChunkRange>& ranges, uint64_t chunk);
+
+// One page of a table, copied out of the file; missing bytes (past the end of the table) are zeros.
+using EntryPage = std::array<uint64_t, kBlocksPerChunk>;
+Result<void> read_entry_page(const File& file, uint64_t table_offset, uint64_t entries, uint64_t chunk,
+                             EntryPage* page);
+// The same for `count` pages from chunk `first` on.
+Result<void> read_entry_pages(const File& file, uint64_t table_offset, uint64_t entries, uint64_t first, uint64_t count,
+                              EntryPage* pages);
+
+// One bit a chunk, set once and for all. Any thread may set and look.
+class ChunkBits {
+ public:
+  explicit ChunkBits(uint64_t chunks) : words_((chunks + 63) / 64) {}
+  bool get(uint64_t chunk) const { return words_[chunk / 64].load(std::memory_order_acquire) >> (chunk % 64) & 1; }
+  void set(uint64_t chunk) { words_[chunk / 64].fetch_or(uint64_t{1} << (chunk % 64), std::memory_order_release); }
+
+ private:
+  std::vector<std::atomic<uint64_t>> words_;
+};
+
+// A mapped table. Loads need no lock. Stores are atomic words, visible to every process that maps the file; whoever
+// stores holds the chunk's lock, so that no read-modify-write is lost.
+class Table {
+ public:
+  // Of a layer with `entries` blocks, at byte `offset` of the file.
+  static Result<std::shared_ptr<Table>> map(std::shared_ptr<File> file, uint64_t offset, uint64_t entries, bool write);
+
+  // It is new: there is nothing to read ahead. The kernel would fill megabytes of its cache with zeros, and the fault that made it do
+  // so would wait for that.
+  void expect_nothing() const { mapping_->expect_random(); }
+
+  uint64_t entries() const { return entries_; }
+  uint64_t chunks() const { return (entries_ + kBlocksPerChunk - 1) / kBlocksPerChunk; }
+  // As the writer, a page that was never stored to is not touched: on tmpfs reading a hole through a mapping takes a page of
+  // the disk, and raises SIGBUS where that is full.
+  uint64_t load(uint64_t block) const {
+    if (write_ && !may_hold(block / kBlocksPerChunk)) return 0;
+    return std::atomic_ref<uint64_t>(mapping_->words()[block]).load(std::memory_order_acquire);
+  }
+  // What was loaded may be zeros that the file does not hold (file.h).
+  bool is_torn() const { return mapping_->is_torn(); }
+  // Only into chunks that ensure() has seen.
+  void store(uint64_t block, Entry entry) {
+    file_->store(&mapping_->words()[block], offset_ + block * 8, entry.pack());
+  }
+  // The entries of chunks [first, end), and perhaps others.
+  Result<void> sync(uint64_t first, uint64_t end) {
+    return file_->sync(offset_ + first * kPageSize, (end - first) * kPageSize);
+  }
+  // The chunks for which that is true. Complete once nobody stores any more.
+  std::vector<ChunkRange> present() const;
+  // Reserves disk space for the chunk's page, so that storing into it cannot raise SIGBUS on a full disk.
+  Result<void> ensure(uint64_t chunk);
+  // false: no entry of the chunk was ever stored. Only for a table that no other process stores to.
+  bool may_hold(uint64_t chunk) const { return present_.get(chunk); }
+
+ private:
+  Table(std::shared_ptr<File> file, std::unique_ptr<Mapping> mapping, uint64_t offset, uint64_t entries, bool write)
+      : file_(std::move(file)),
+        mapping_(std::move(mapping)),
+        offset_(offset),
+        entries_(entries),
+        write_(write),
+        present_(chunks()),
+        ensured_(chunks()) {}
+
+  std::shared_ptr<File> file_;
+  std::unique_ptr<Mapping> mapping_;
+  const uint64_t offset_;   // bytes
+  const uint64_t entries_;  // blocks of the image
+  const bool write_;        // by this process alone
+  ChunkBits present_;       // chunks whose page may hold entries
+  ChunkBits ensured_;       // chunks whose page surely has disk space
+};
+
+}  // namespace pcow

@@ -1,0 +1,339 @@
+#include "engine/image/base.h"
+
+#include <unistd.h>
+
+#include <chrono>
+#include <climits>
+#include <cstdlib>
+#include <ctime>
+#include <filesystem>
+#include <thread>
+
+#include "engine/image/image_state.h"
+#include "engine/image/page_cache.h"
+#include "engine/rules.h"
+
+namespace pcow {
+namespace {
+
+Result<std::string> real_path(const std::string& path) {
+  char resolved[PATH_MAX];
+  if (!realpath(path.c_str(), resolved)) return system_error(errno, "cannot find " + path);
+  return std::string(resolved);
+}
+
+// Where an open file really is: what the descriptor was opened through does not matter any more.
+Result<std::string> path_of(const File& file) {
+  char target[PATH_MAX];
+  const std::string link = "/proc/thread-self/fd/" + std::to_string(file.descriptor());
+  const ssize_t length = readlink(link.c_str(), target, sizeof target);
+  if (length < 0) return system_error(errno, "cannot tell where " + file.path() + " is");
+  return std::string(target, static_cast<size_t>(length));
+}
+
+// The directory in which an open file lies, or lay when that name of it went: what a relative base path is relative to. Not that of the
+// path by which it was opened, for it may have been renamed since.
+Result<std::string> directory_of(const File& file) {
+  auto real = path_of(file);
+  if (!real) return real;
+  return real->substr(0, std::max<size_t>(1, real->rfind('/')));
+}
+
+bool lies_in(const std::string& path, const std::string& directory) {
+  return path.size() > directory.size() + 1 && path.compare(0, directory.size(), directory) == 0 &&
+         (directory == "/" || path[directory.size()] == '/');
+}
+
+Error missing_base(const std::string& image, const std::string& base, const Error& why) {
+  const std::string said = why.code == Code::kNotFound ? ", which is not there" : ": " + why.message;
+  return Error(Code::kBaseMissing, why.err, image + " stands on " + base + said);
+}
+
+// A frozen layer that was not sealed when the host went down is no consistent cut: its snapshot never returned. It loses
+// its name and is merged away like a deleted one.
+bool drop_unsealed_names(Directory* directory, uint64_t sealed) {
+  bool dropped = false;
+  for (Layer& layer : directory->layers) {
+    if (layer.id == directory->active || layer.id <= sealed || layer.hidden) continue;
+    layer.hidden = true;
+    layer.name.clear();
+    dropped = true;
+  }
+  return dropped;
+}
+
+Error too_many_layers(const std::string& image) {
+  return Error(Code::kLimit, image + ": its chain of bases has more than " + std::to_string(kMaxLayers) +
+                                 " layers: pcow flatten one of its bases, or delete snapshots of one");
+}
+
+// A file of a chain of bases, looked at.
+struct OpenedBase {
+  std::shared_ptr<File> file;
+  std::string name;  // where it is
+  std::shared_ptr<GenerationWatch> watch;
+  LoadedStructure loaded;  // has the layer that the reference names
+};
+
+// Where it is now; or, where it has no name any more, where it was.
+std::string name_of(const File& file) {
+  auto real = path_of(file);
+  struct stat there;
+  auto here = file.status();
+  const bool named =
+      real && here && stat(real->c_str(), &there) == 0 && there.st_dev == here->st_dev && there.st_ino == here->st_ino;
+  return named ? *real : file.path();
+}
+
+// Whether the file is what `stander` names as its base.
+Result<OpenedBase> look_at_base(std::shared_ptr<File> file, const std::string& stander, const BaseReference& reference,
+                                const Geometry& geometry) {
+  OpenedBase base;
+  base.name = name_of(*file);
+  auto size = file->size();
+  if (!size) return size.error();
+  if (*size < 2 * kPageSize) return Error(Code::kNotAnImage, base.name + " is not a Pcow image (it is too short)");
+  auto watch = GenerationWatch::start(*file);
+  if (!watch) return watch.error();
+  auto loaded = load_structure(*file, watch->get());
+  if (!loaded) return loaded.error();
+  if (loaded->superblock.uuid != reference.uuid)
+    return Error(Code::kBaseChanged, stander + " stands on " + base.name + " with uuid " + format_uuid(reference.uuid) +
+                                         ", but there is now another image with uuid " +
+                                         format_uuid(loaded->superblock.uuid));
+  if (loaded->superblock.block_shift != geometry.block_shift())
+    return Error(Code::kBaseChanged, base.name + " has another block size than " + stander);
+  const Layer* layer = loaded->directory.find(reference.layer);
+  if (!layer || layer->id == loaded->directory.active)
+    return Error(Code::kBaseChanged, stander + " stands on layer " + std::to_string(reference.layer) + " of " +
+                                         base.name + ", which does not exist any more");
+  // Its heir may be writing into what was its blocks. The layers below it are safe: what a merge does there has frozen heirs,
+  // of this layer or nearer to it, and nobody writes in place what a frozen layer holds.
+  if (loaded->directory.is_spent(*layer))
+    return Error(Code::kBaseChanged, stander + " stands on layer " + std::to_string(reference.layer) + " of " +
+                                         base.name + ", a snapshot that was deleted");
+  // The same number need not be the same snapshot: the base may have been restored from a copy, and frozen anew.
+  if (reference.identity && identity_of(*layer, loaded->superblock.uuid) != reference.identity)
+    return Error(Code::kBaseChanged,
+                 stander + " stands on " + (layer->name.empty() ? "a layer" : "snapshot " + layer->name) + " of " +
+                     base.name +
+                     ", which does not hold what it held: the base was restored, or the snapshot taken anew");
+  base.file = std::move(file);
+  base.watch = std::move(*watch);
+  base.loaded = std::move(*loaded);
+  return base;
+}
+
+// How the files of a chain are found.
+struct BaseOpening {
+  const OpenOptions& options;
+  const Geometry& geometry;
+  const BaseFiles& held;
+  bool only_held;
+};
+
+// One of the files in hand where one is what `stander` stands on: it is so whatever its name is by now, and there may be no
+// descriptor left for another. Otherwise what the path leads to.
+Result<OpenedBase> open_base(const BaseOpening& opening, const std::string& stander, const File& stander_file,
+                             const BaseReference& reference) {
+  for (const auto& file : opening.held) {
+    auto superblock = read_superblock(*file);
+    if (!superblock || superblock->uuid != reference.uuid) continue;
+    auto base = look_at_base(file, stander, reference, opening.geometry);
+    if (base || base.error().code != Code::kBaseChanged) return base;
+  }
+  const OpenOptions& options = opening.options;
+  if (opening.only_held)
+    return Error(Code::kBaseMissing, stander + " stands on " + reference.path + ", which was not handed over");
+  auto directory_path = directory_of(stander_file);
+  if (!directory_path) return missing_base(stander, reference.path, directory_path.error());
+  const std::string base_path = reference.path[0] == '/' ? reference.path : *directory_path + "/" + reference.path;
+  auto file = File::open(base_path, false, options.observer);
+  if (!file) return missing_base(stander, base_path, file.error());
+  if (!options.base_root.empty()) {
+    auto root = real_path(options.base_root);
+    if (!root) return root.error();
+    auto real = path_of(**file);
+    if (!real) return real.error();
+    if (!lies_in(*real, *root))
+      return Error(Code::kBaseOutside, stander + " stands on " + *real + ", which lies outside " + *root);
+  }
+  return look_at_base(std::move(*file), stander, reference, opening.geometry);
+}
+
+// That an image can stand on this layer: what lies below is there, and not too much.
+Result<void> check_chain_below(const std::string& image, const std::shared_ptr<File>& base,
+                               const LoadedStructure& loaded, const Layer& layer) {
+  size_t layers = 0;
+  for (const Layer* next = &layer; next; next = loaded.directory.find(next->parent)) layers++;
+  if (loaded.superblock.base) {
+    const ImageState state(base->path(), {}, base, loaded.superblock);
+    auto below = state.open_chain(loaded.superblock.base, {});
+    if (!below) return below.error();
+    layers += below->sources.size();
+  }
+  return layers > kMaxLayers ? Result<void>(too_many_layers(image)) : Result<void>();
+}
+
+}  // namespace
+
+Result<LoadedStructure> load_structure(const File& file, const GenerationWatch* watch) {
+  // With a writer at work, a slot may be half written and a directory replaced between our two looks: look again. A slot
+  // that a crash has torn stays torn; after the last round the other slot counts.
+  constexpr int kRounds = 50;
+  for (int round = 0;; round++) {
+    const bool last = !watch || round == kRounds;
+    LoadedStructure loaded;
+    if (watch) loaded.seen = watch->now();
+    auto superblock = read_superblock(file);
+    Result<Directory> directory = superblock ? read_directory(file, *superblock) : superblock.error();
+    if (watch && watch->is_torn()) return file.torn();
+    if (directory && (last || superblock->generation == loaded.seen)) {
+      loaded.superblock = *superblock;
+      loaded.directory = std::move(*directory);
+      const bool host_crashed = !superblock->clean && !page_cache_survived(file, *superblock);
+      loaded.crashed = host_crashed && keeps(Rule::kDropUndurable);
+      if (host_crashed && keeps(Rule::kHideUnsealed))
+        loaded.names_dropped = drop_unsealed_names(&loaded.directory, superblock->sealed);
+      return loaded;
+    }
+    if (!directory && (last || (superblock && superblock->generation == loaded.seen && watch->now() == loaded.seen)))
+      return directory.error();
+    const timespec pause = {0, 200'000};
+    nanosleep(&pause, nullptr);
+  }
+}
+
+namespace {
+
+constexpr std::chrono::minutes kSealingTime{1};  // a disk that needs longer for a sync has worse troubles
+
+const Layer* named_by(const BaseSpec& spec, const Directory& directory) {
+  return spec.layer ? directory.find(spec.layer) : directory.find(spec.snapshot);
+}
+
+// A snapshot that is just being taken is seen before it is durable: a power cut would take it from under whoever stands on it. Its
+// writer seals it soon; where no writer lives any more, we are one for a moment, for opening the image seals what is not.
+Result<LoadedStructure> load_sealed(const std::shared_ptr<File>& file, const BaseSpec& spec) {
+  using namespace std::chrono_literals;
+  auto watch = GenerationWatch::start(*file);
+  if (!watch) return watch.error();
+  const std::string name = spec.path + "@" + (spec.layer ? std::to_string(spec.layer) : spec.snapshot);
+  const auto give_up = std::chrono::steady_clock::now() + kSealingTime;
+  for (;;) {
+    auto loaded = load_structure(*file, watch->get());
+    if (!loaded) return loaded;
+    const Layer* layer = named_by(spec, loaded->directory);
+    if (!layer || layer->id <= loaded->superblock.sealed || layer->id == loaded->directory.active) return loaded;
+    if (!keeps(Rule::kSealedBeforeNamed)) return loaded;
+    if (file->is_locked_by_other()) {
+      if (std::chrono::steady_clock::now() > give_up)
+        return Error(Code::kLocked, name + " is still being made durable by the process that has " + spec.path +
+                                        " open: try again later");
+      std::this_thread::sleep_for(2ms);
+      continue;
+    }
+    OpenOptions writing;
+    writing.write = true;
+    auto image = Image::open(spec.path, writing);
+    const Result<void> sealed = image ? (*image)->close() : Result<void>(image.error());
+    if (!sealed && sealed.error().code != Code::kLocked)
+      return Error(sealed.error().code, sealed.error().err,
+                   name + " is not durable, for the process that took it has ended, and " + spec.path +
+                       " cannot be opened for writing to make it so: " + sealed.error().message);
+  }
+}
+
+}  // namespace
+
+Result<FoundBase> find_base(const std::string& image_path, const BaseSpec& spec) {
+  auto file = File::open(spec.path, false, nullptr);
+  if (!file) return missing_base(image_path, spec.path, file.error());
+  auto loaded = load_sealed(*file, spec);
+  if (!loaded) return loaded.error();
+  const Layer* layer = named_by(spec, loaded->directory);
+  if (!layer || layer->id == loaded->directory.active || loaded->directory.is_spent(*layer))
+    return Error(Code::kNotFound, spec.layer ? spec.path + " has no frozen layer " + std::to_string(spec.layer)
+                                             : spec.path + " has no snapshot called " + spec.snapshot);
+  PCOW_TRY(check_chain_below(image_path, *file, *loaded, *layer));
+  FoundBase found;
+  found.block_size = Geometry(loaded->superblock.block_shift).block_size();
+  found.size = layer->size;
+  found.reference.uuid = loaded->superblock.uuid;
+  found.reference.layer = layer->id;
+  found.reference.identity = identity_of(*layer, loaded->superblock.uuid);
+
+  const std::filesystem::path given(image_path);
+  auto directory = real_path(given.has_parent_path() ? given.parent_path().string() : ".");
+  if (!directory) return directory.error();
+  auto real = path_of(**file);
+  if (!real) return real.error();
+  if (lies_in(*real, *directory) || spec.path[0] != '/') {
+    found.reference.path = std::filesystem::path(*real).lexically_relative(*directory).string();
+  } else {
+    found.reference.path = *real;
+  }
+  if (found.reference.path.size() > kMaxBasePathLength)
+    return Error(Code::kInvalid, "the path of the base has more than " + std::to_string(kMaxBasePathLength) +
+                                     " bytes: " + found.reference.path);
+  return found;
+}
+
+// Opens the chain of bases, from the one that this image names to the last. On failure the former chain stays.
+Result<void> ImageState::open_bases() {
+  auto opened = open_chain(superblock.base, held_files());
+  if (!opened) return opened.error();
+  adopt_bases(std::move(*opened));
+  return {};
+}
+
+void ImageState::adopt_bases(BaseChain bases) {
+  base_files = std::move(bases.files);
+  base_sources = std::move(bases.sources);
+  base_chain = std::move(bases.names);
+  base_watches = std::move(bases.watches);
+  base_resolved = std::move(bases.resolved);
+  base_size = bases.size;
+}
+
+Result<BaseChain> ImageState::open_chain(std::optional<BaseReference> reference, const BaseFiles& held) const {
+  BaseChain bases;
+  std::set<std::pair<dev_t, ino_t>> visited;
+  auto own = file->status();
+  if (!own) return own.error();
+  visited.emplace(own->st_dev, own->st_ino);
+  const BaseOpening opening{options, geometry, held, bases_are_given};
+  std::string stander = path;  // the image that names the next base
+  std::shared_ptr<File> stander_file = file;
+  while (reference) {
+    if (bases.files.size() >= kMaxChainImages)
+      return Error(Code::kLimit, path + ": its chain has more than " + std::to_string(kMaxChainImages) + " images");
+    auto base = open_base(opening, stander, *stander_file, *reference);
+    if (!base) return base.error();
+    auto status = base->file->status();
+    if (!status) return status.error();
+    if (!visited.emplace(status->st_dev, status->st_ino).second)
+      return Error(Code::kBaseLoop, path + ": its chain of bases comes back to " + base->name);
+    const Directory& directory = base->loaded.directory;
+    const Layer* layer = directory.find(reference->layer);
+    if (bases.files.empty()) {
+      bases.resolved = base->name;
+      bases.size = layer->size;
+    }
+    for (const Layer* next = layer; next; next = directory.find(next->parent)) {
+      if (bases.sources.size() >= kMaxLayers) return too_many_layers(path);
+      auto present = present_chunks(*base->file, next->table_offset, geometry.blocks_for(next->size));
+      if (!present) return present.error();
+      bases.sources.push_back(make_source(base->file, geometry, *next, base->loaded.crashed, std::move(*present)));
+      bases.names.push_back({base->name, next->name, next->id});
+    }
+    bases.files.push_back(base->file);
+    bases.watches.push_back({base->watch, base->loaded.seen});
+    stander = base->name;
+    stander_file = base->file;
+    reference = base->loaded.superblock.base;
+  }
+  return bases;
+}
+
+}  // namespace pcow

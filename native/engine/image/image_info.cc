@@ -1,0 +1,175 @@
+// What an image says of itself.
+#include <bit>
+#include <shared_mutex>
+
+#include "engine/image/image_state.h"
+
+namespace pcow {
+
+ImageInfo Image::info() const {
+  ImageState& state = *state_;
+  (void)state.bring_up_to_date();
+  const std::shared_lock lock(state.gate);
+  ImageInfo info;
+  info.path = state.path;
+  info.uuid = format_uuid(state.superblock.uuid);
+  info.format_version = 1;
+  info.size = state.directory.active_layer().size;
+  info.block_size = state.geometry.block_size();
+  info.sub_block_size = state.geometry.sub_block_size();
+  if (auto status = state.file->status()) {
+    info.file_size = static_cast<uint64_t>(status->st_size);
+    info.disk_use = static_cast<uint64_t>(status->st_blocks) * 512;
+  }
+  info.clean = state.superblock.clean;
+  info.writable = state.writable() && !state.closed;
+  info.generation = state.superblock.generation;
+  for (const Layer& layer : state.directory.layers) info.snapshots += layer.name.empty() ? 0 : 1;
+  info.chain.push_back({state.path, "", state.directory.active});
+  for (const Layer* layer = state.directory.find(state.directory.active_layer().parent); layer;
+       layer = state.directory.find(layer->parent))
+    info.chain.push_back({state.path, layer->name, layer->id});
+  info.chain.insert(info.chain.end(), state.base_chain.begin(), state.base_chain.end());
+  if (const auto& base = state.superblock.base) {
+    info.has_base = true;
+    info.base_path = base->path;
+    info.base_resolved = state.base_resolved;
+    info.base_uuid = format_uuid(base->uuid);
+    info.base_layer = base->layer;
+    if (!state.base_chain.empty()) info.base_snapshot = state.base_chain.front().snapshot;
+  }
+  const Opener& opener = state.superblock.opener;
+  if (info.writable || (!state.closed && state.file->is_locked_by_other())) {
+    info.has_holder = true;
+    info.holder = {opener.pid, opener.start_time, opener.command};
+  }
+  info.has_opener = opener.pid != 0;
+  info.opener = {opener.pid, opener.start_time, opener.command};
+  const std::lock_guard noting(state.noting);
+  info.last_error = state.last_error;
+  return info;
+}
+
+SnapshotInfo ImageState::describe(const Layer& layer, uint64_t children) const {
+  SnapshotInfo info;
+  info.name = layer.name;
+  info.id = layer.id;
+  info.identity = identity_of(layer, superblock.uuid);
+  // Hidden layers are not there for people: the parent is the nearest that is.
+  const Layer* parent = directory.find(layer.parent);
+  while (parent && parent->hidden) parent = directory.find(parent->parent);
+  if (parent) info.parent = parent->name;
+  info.time_ns = layer.time_ns;
+  info.size = layer.size;
+  info.children = children;
+  info.automatic = layer.automatic;
+  info.current = directory.active_layer().parent == layer.id;
+  return info;
+}
+
+Result<std::vector<SnapshotInfo>> Image::snapshots(bool with_data) const {
+  ImageState& state = *state_;
+  PCOW_TRY(state.bring_up_to_date());
+  const std::shared_lock lock(state.gate);
+  if (state.closed) return state.closed_error();
+  const Directory& directory = state.directory;
+  std::vector<uint64_t> children(directory.layers.size());
+  for (const Layer& layer : directory.layers)
+    if (const Layer* parent = directory.find(layer.parent))
+      children[static_cast<size_t>(parent - directory.layers.data())]++;
+  std::vector<SnapshotInfo> found;
+  for (size_t number = 0; number < directory.layers.size(); number++) {
+    const Layer& layer = directory.layers[number];
+    if (layer.name.empty()) continue;
+    SnapshotInfo info = state.describe(layer, children[number]);
+    if (with_data) {
+      const Source& source = *state.sources[number];
+      for (const auto& [first, end] : source.present) {
+        for (uint64_t chunk = first; chunk < end; chunk++) {
+          EntryPage page;
+          PCOW_TRY(read_entry_page(*source.file, source.table_offset, source.entries, chunk, &page));
+          for (const uint64_t word : page) {
+            const Entry entry = Entry::unpack(word);
+            if (entry.index) info.data += uint64_t(std::popcount(entry.written)) << state.geometry.sub_block_shift();
+          }
+        }
+      }
+    }
+    found.push_back(std::move(info));
+  }
+  return found;
+}
+
+Result<SnapshotInfo> Image::snapshot_info(const std::string& name) const {
+  ImageState& state = *state_;
+  PCOW_TRY(state.bring_up_to_date());
+  const std::shared_lock lock(state.gate);
+  if (state.closed) return state.closed_error();
+  const Layer* layer = state.directory.find(name);
+  if (!layer) return Error(Code::kNotFound, state.path + " has no snapshot called " + name);
+  return state.describe(*layer, state.directory.count_children(layer->id));
+}
+
+Result<std::vector<std::string>> Image::snapshot_names() const {
+  ImageState& state = *state_;
+  PCOW_TRY(state.bring_up_to_date());
+  const std::shared_lock lock(state.gate);
+  if (state.closed) return state.closed_error();
+  std::vector<std::string> names;
+  for (const Layer& layer : state.directory.layers)
+    if (!layer.name.empty()) names.push_back(layer.name);
+  return names;
+}
+
+uint64_t Image::size() const {
+  (void)state_->bring_up_to_date();
+  const std::shared_lock lock(state_->gate);
+  return state_->directory.active_layer().size;
+}
+
+std::string Image::file_identity() const {
+  const auto status = state_->file->status();
+  return status ? std::to_string(status->st_dev) + ":" + std::to_string(status->st_ino) : "";
+}
+
+uint64_t Image::content_generation() const { return state_->content_generation.load(); }
+
+Result<std::shared_ptr<View>> Image::view(const std::string& snapshot) const {
+  ImageState& state = *state_;
+  PCOW_TRY(state.bring_up_to_date());
+  const std::shared_lock lock(state.gate);
+  if (state.closed) return state.closed_error();
+  const Layer* layer = state.directory.find(snapshot);
+  if (!layer)
+    return state.noted(
+        Result<std::shared_ptr<View>>(Error(Code::kNotFound, state.path + " has no snapshot called " + snapshot)));
+  return std::make_shared<View>(layer->id, layer->size, true);
+}
+
+Result<std::shared_ptr<View>> Image::view_of_layer(uint64_t layer) const {
+  ImageState& state = *state_;
+  if (state.is_stale()) PCOW_TRY(state.refresh());
+  const std::shared_lock lock(state.gate);
+  if (state.closed) return state.closed_error();
+  auto found = state.layer_in_view(View(layer, 0, false));
+  if (!found) return state.noted(Result<std::shared_ptr<View>>(found.error()));
+  return std::make_shared<View>(layer, (*found)->size, false);
+}
+
+Result<std::vector<LayerInfo>> Image::layers() const {
+  ImageState& state = *state_;
+  if (state.is_stale()) PCOW_TRY(state.refresh());
+  const std::shared_lock lock(state.gate);
+  if (state.closed) return state.closed_error();
+  std::vector<LayerInfo> found;
+  for (const Layer& layer : state.directory.layers) {
+    const bool active = layer.id == state.directory.active;
+    found.push_back({layer.id, layer.parent, layer.name, layer.hidden, active,
+                     active ? 0 : identity_of(layer, state.superblock.uuid), layer.time_ns, layer.size});
+  }
+  return found;
+}
+
+uint64_t Image::view_size(const View& view) const { return view.size(); }
+
+}  // namespace pcow

@@ -1,0 +1,328 @@
+#include "engine/image/space.h"
+
+#include <algorithm>
+#include <bit>
+#include <cerrno>
+
+#include "engine/rules.h"
+
+namespace pcow {
+
+Space::Space(std::shared_ptr<File> file, const Geometry& geometry, uint64_t file_size)
+    : file_(std::move(file)),
+      geometry_(geometry),
+      blocks_(file_size >> geometry.block_shift()),
+      durable_blocks_(blocks_),
+      syncing_blocks_(blocks_) {}
+
+uint64_t Space::find_free_run(uint64_t count, uint64_t align, uint64_t from) const {
+  for (uint64_t first = round_up(from, align); first + count <= blocks_;) {
+    const uint64_t obstacle = used_.next(true, first, first + count);
+    if (obstacle == first + count) return first;
+    first = round_up(used_.next(false, obstacle, blocks_), align);
+  }
+  return kNone;
+}
+
+void Space::mark_data(uint64_t first, uint64_t count) {
+  const std::lock_guard lock(mutex_);
+  used_.set(first, count, true);
+}
+
+void Space::mark_range(uint64_t first, uint64_t count) {
+  const std::lock_guard lock(mutex_);
+  used_.set(first, count, true);
+  for (uint64_t stretch = first / kStretch; stretch <= (first + count - 1) / kStretch; stretch++)
+    range_stretches_.insert(stretch);
+}
+
+// Grows the file under the mutex: every block that is handed out lies inside the file, so a file that was cut short
+// from outside is recognised by entries that point behind its end.
+Result<void> Space::grow_to(uint64_t blocks) {
+  if (blocks <= blocks_) return {};
+  if (keeps(Rule::kFileReachesBeforeUse)) {
+    // To grow again what somebody has cut short would hide that.
+    PCOW_TRY(file_->check_length(blocks_ << geometry_.block_shift()));
+    PCOW_TRY(file_->resize(blocks << geometry_.block_shift()));
+  }
+  blocks_ = blocks;
+  return {};
+}
+
+uint32_t Space::take(uint64_t index) {
+  used_.set(index, 1, true);
+  return static_cast<uint32_t>(index);
+}
+
+Result<uint32_t> Space::allocate_block(uint64_t near, uint32_t position, uint32_t window_blocks) {
+  const std::lock_guard lock(mutex_);
+  if (near && near < blocks_ && near <= kMaxBlockIndex && !used_.contains(near)) return take(near);
+
+  // A window of its own for the chunk: sparse, so that what stays unused of it costs no disk.
+  const uint64_t align = std::has_single_bit(window_blocks) ? window_blocks : 1;
+  uint64_t window = near ? kNone : find_free_run(window_blocks, align, window_hint_);
+  if (window != kNone && window + window_blocks - 1 <= kMaxBlockIndex) {
+    window_hint_ = window;
+    return take(window + position);
+  }
+  Error failure(Code::kNoSpace, file_->path() + ": all block numbers of the format are in use");
+  if (!near) {
+    window_hint_ = blocks_;
+    window = round_up(blocks_, align);
+    if (window + window_blocks - 1 <= kMaxBlockIndex) {
+      auto grown = grow_to(window + window_blocks);
+      if (grown) return take(window + position);
+      failure = grown.error();
+    }
+  }
+
+  // The file cannot grow that far (the filesystem's largest file, or the last index): pack what is left.
+  const uint64_t end = std::min(blocks_, kMaxBlockIndex + 1);
+  const uint64_t any = used_.next(false, block_hint_, end);
+  block_hint_ = any;
+  if (any < end) return take(any);
+  if (blocks_ <= kMaxBlockIndex) {
+    auto grown = grow_to(blocks_ + 1);
+    if (grown) return take(blocks_ - 1);
+    failure = grown.error();
+  }
+  return failure;
+}
+
+Result<uint64_t> Space::allocate_range(uint64_t count) {
+  const std::lock_guard lock(mutex_);
+  for (const uint64_t stretch : range_stretches_) {
+    const uint64_t end = std::min((stretch + 1) * kStretch, blocks_);
+    for (uint64_t first = used_.next(false, stretch * kStretch, end); first + count <= end;) {
+      const uint64_t obstacle = used_.next(true, first, first + count);
+      if (obstacle == first + count) {
+        used_.set(first, count, true);
+        return first;
+      }
+      first = used_.next(false, obstacle, end);
+    }
+  }
+  uint64_t first = find_free_run(round_up(count, kStretch), kStretch, 0);
+  if (first == kNone) {
+    first = blocks_;
+    PCOW_TRY(grow_to(first + count));
+  }
+  used_.set(first, count, true);
+  for (uint64_t stretch = first / kStretch; stretch <= (first + count - 1) / kStretch; stretch++)
+    range_stretches_.insert(stretch);
+  return first;
+}
+
+Space::Reserve Space::reserve() const {
+  const std::lock_guard lock(mutex_);
+  return reserve_;
+}
+
+// With the mutex held: takes these blocks if they are free and have numbers of the format.
+bool Space::take_range(uint64_t first, uint64_t count) {
+  if (first == 0 || count == 0 || first + count > std::min(blocks_, kMaxBlockIndex + 1)) return false;
+  if (used_.next(true, first, first + count) < first + count) return false;
+  used_.set(first, count, true);
+  // For directories, once it is spent.
+  for (const uint64_t end : {first, first + count - 1}) range_stretches_.insert(end / kStretch);
+  return true;
+}
+
+uint64_t Space::reserve_blocks() const { return geometry_.blocks_for(kReserveBytes + geometry_.block_size()); }
+
+void Space::adopt_reserve(const Reserve& left) {
+  const std::lock_guard lock(mutex_);
+  if (left.blocks > reserve_blocks() || !take_range(left.first, left.blocks)) return;
+  // Whether it has its disk space still is told by asking for it: a copy of the file may have holes there.
+  place_of_reserve_ = left;
+  if (file_->allocate(uint64_t{left.first} << geometry_.block_shift(),
+                      uint64_t{left.blocks} << geometry_.block_shift()))
+    reserve_ = left;
+  else
+    free(left.first, left.blocks);
+}
+
+Result<void> Space::keep_reserve() {
+  Reserve next;
+  {
+    const std::lock_guard lock(mutex_);
+    if (reserve_.blocks || making_reserve_ || goes_without_reserve) return {};
+    // What a deletion spends is not for data, neither as space on the disk nor as blocks of a file that cannot grow.
+    const bool spending = spending_;
+    const auto left = Error(Code::kNoSpace, ENOSPC, file_->path() + ": a deletion needs what is left of the disk");
+    if (spending && !file_->disk_has(2 * (reserve_blocks() << geometry_.block_shift()))) return left;
+    // Asking for space behind an end that somebody has cut off would hide that.
+    if (keeps(Rule::kFileReachesBeforeUse)) PCOW_TRY(file_->check_length(blocks_ << geometry_.block_shift()));
+    const uint64_t blocks = reserve_blocks();
+    // Apart from data, where directories can make use of it. A file that cannot grow has it anywhere, or none.
+    uint64_t first = round_up(blocks_, kStretch);
+    if (!spending && take_range(place_of_reserve_.first, place_of_reserve_.blocks)) {
+      next = place_of_reserve_;
+    } else {
+      if (!grow_to(first + blocks)) {
+        if (spending) return left;
+        first = find_free_run(blocks, 1, 1);
+      }
+      if (first != kNone && take_range(first, blocks))
+        next = {static_cast<uint32_t>(first), static_cast<uint32_t>(blocks)};
+    }
+    making_reserve_ = true;
+  }
+  Result<void> outcome;
+  if (next.blocks)
+    outcome = file_->allocate(uint64_t{next.first} << geometry_.block_shift(),
+                              uint64_t{next.blocks} << geometry_.block_shift());
+  const std::lock_guard lock(mutex_);
+  making_reserve_ = false;
+  if (outcome) {
+    reserve_ = next;
+  } else if (next.blocks) {
+    free(next.first, next.blocks);
+  }
+  if (next.blocks) place_of_reserve_ = next;
+  return outcome;
+}
+
+bool Space::spend_reserve() {
+  Reserve spent;
+  {
+    const std::lock_guard lock(mutex_);
+    if (!reserve_.blocks) return false;
+    spending_ = true;
+    spent = std::exchange(reserve_, {});
+  }
+  // Nobody has ever written there: it reads as zeros, durably, before and after.
+  const auto punched =
+      file_->punch(uint64_t{spent.first} << geometry_.block_shift(), uint64_t{spent.blocks} << geometry_.block_shift());
+  const std::lock_guard lock(mutex_);
+  free(spent.first, spent.blocks);
+  return punched.ok();
+}
+
+void Space::end_spending() {
+  {
+    const std::lock_guard lock(mutex_);
+    if (!std::exchange(spending_, false)) return;
+  }
+  (void)keep_reserve();  // otherwise whoever comes next for a block tries again
+}
+
+void Space::release_now(uint64_t index) {
+  const std::lock_guard lock(mutex_);
+  held_.erase(index);
+  released_.push_back(index);
+}
+
+void Space::free(uint64_t first, uint64_t count) {
+  used_.set(first, count, false);
+  block_hint_ = std::min(block_hint_, first);
+  window_hint_ = std::min(window_hint_, first);
+}
+
+void Space::release(uint64_t first, uint64_t count) {
+  const std::lock_guard lock(mutex_);
+  if (!keeps(Rule::kFreeingBeforeReuse)) return free(first, count);
+  for (uint64_t index = first; index < first + count; index++) {
+    if (holding_ && keeps(Rule::kHoldReleasesDuringMerges)) {
+      held_.insert(index);
+    } else {
+      released_.push_back(index);
+    }
+  }
+}
+
+void Space::hold_releases(bool hold) {
+  const std::lock_guard lock(mutex_);
+  holding_ = hold;
+  if (hold) return;
+  released_.insert(released_.end(), held_.begin(), held_.end());
+  held_.clear();
+}
+
+std::vector<uint64_t> Space::take_released() {
+  const std::lock_guard lock(mutex_);
+  return std::exchange(released_, {});
+}
+
+Result<void> Space::finish_sync(const std::vector<uint64_t>& released) {
+  {
+    const std::lock_guard lock(mutex_);
+    for (const uint64_t index : punched_) free(index, 1);
+    punched_.clear();
+  }
+  // Only here is a released block touched again, and nobody else knows it: no lock is needed over the system calls.
+  std::vector<uint64_t> sorted = released;
+  std::sort(sorted.begin(), sorted.end());
+  size_t done = 0;
+  Result<void> outcome;
+  while (done < sorted.size()) {
+    size_t last = done;
+    while (last + 1 < sorted.size() && sorted[last + 1] == sorted[last] + 1) last++;
+    outcome = file_->punch(sorted[done] << geometry_.block_shift(), (last + 1 - done) << geometry_.block_shift());
+    if (!outcome) break;
+    done = last + 1;
+  }
+  const std::lock_guard lock(mutex_);
+  if (!keeps(Rule::kHoleBeforeReuse))
+    for (size_t i = 0; i < done; i++) free(sorted[i], 1);
+  punched_.insert(punched_.end(), sorted.begin(), sorted.begin() + static_cast<ptrdiff_t>(done));
+  released_.insert(released_.end(), sorted.begin() + static_cast<ptrdiff_t>(done), sorted.end());
+  return outcome;
+}
+
+bool Space::has_pending() const {
+  const std::lock_guard lock(mutex_);
+  return !released_.empty() || !punched_.empty();
+}
+
+uint64_t Space::file_end() const {
+  const std::lock_guard lock(mutex_);
+  return blocks_ << geometry_.block_shift();
+}
+
+bool Space::is_durable(uint64_t index) const {
+  const std::lock_guard lock(mutex_);
+  return index < durable_blocks_;
+}
+
+void Space::note_sync_began() {
+  const std::lock_guard lock(mutex_);
+  syncing_blocks_ = blocks_;
+}
+
+void Space::note_sync_done() {
+  const std::lock_guard lock(mutex_);
+  durable_blocks_ = syncing_blocks_;
+}
+
+Result<void> Space::punch_free() {
+  const uint64_t end = blocks_ << geometry_.block_shift();
+  for (uint64_t offset = 0; offset < end;) {
+    auto data = file_->next_data(offset, end);
+    if (!data) return data.error();
+    if (*data == end) break;
+    auto hole = file_->next_hole(*data, end);
+    if (!hole) return hole.error();
+    const uint64_t last = geometry_.blocks_for(*hole);
+    for (uint64_t block = *data >> geometry_.block_shift(); block < last;) {
+      const uint64_t first = used_.next(false, block, last);
+      block = used_.next(true, first, last);
+      if (first < block)
+        PCOW_TRY(file_->punch(first << geometry_.block_shift(), (block - first) << geometry_.block_shift()));
+    }
+    offset = *hole;
+  }
+  return {};
+}
+
+Result<void> Space::punch_tail() {
+  const uint64_t from = used_.end() << geometry_.block_shift();
+  auto size = file_->size();
+  if (!size) return size.error();
+  if (from >= *size) return {};
+  auto data = file_->next_data(from, *size);
+  if (!data) return data.error();
+  return *data < *size ? file_->punch(*data, *size - *data) : Result<void>();
+}
+
+}  // namespace pcow

@@ -1,0 +1,169 @@
+#include "engine/image/view.h"
+
+#include <algorithm>
+
+namespace pcow {
+namespace {
+
+// About 80 MiB at one piece a block: 320 GiB of hot image at the default block size.
+constexpr size_t kRememberedChunks = 10240;
+
+}  // namespace
+
+Result<std::shared_ptr<GenerationWatch>> GenerationWatch::start(File& file) {
+  auto mapping = file.map(0, 2 * kPageSize, false);
+  if (!mapping) return mapping.error();
+  return std::shared_ptr<GenerationWatch>(new GenerationWatch(std::move(*mapping)));
+}
+
+uint64_t GenerationWatch::now() const {
+  uint64_t* words = mapping_->words();
+  const auto load = [&](size_t slot) {
+    return std::atomic_ref<uint64_t>(words[(slot * kPageSize + kGenerationOffset) / 8]).load(std::memory_order_acquire);
+  };
+  return std::max(load(0), load(1));
+}
+
+Result<Entry> checked_entry(uint64_t word, const Geometry& geometry, const File& file, uint64_t block) {
+  const Entry entry = Entry::unpack(word);
+  const bool placed = entry.index == 0 || (entry.index >= geometry.superblock_blocks() &&
+                                           file.covers((uint64_t{entry.index} + 1) << geometry.block_shift()));
+  if (placed && entry_is_sound(word, geometry.full_mask())) return entry;
+  return Error(Code::kCorrupt, file.path() + ": the table entry of block " + std::to_string(block) +
+                                   " is damaged, or the file was cut short");
+}
+
+std::shared_ptr<const Source> make_source(std::shared_ptr<File> file, const Geometry& geometry, const Layer& layer,
+                                          bool only_durable, std::vector<ChunkRange> present) {
+  auto source = std::make_shared<Source>();
+  if (layer.checksums) source->checksums = std::make_shared<Checksums>(file, geometry, layer);
+  source->file = std::move(file);
+  source->table_offset = layer.table_offset;
+  source->entries = geometry.blocks_for(layer.size);
+  source->only_durable = only_durable;
+  source->present = std::move(present);
+  return source;
+}
+
+Chain::Chain(const Geometry& geometry, Sources sources, std::shared_ptr<const Chain> continued)
+    : geometry_(geometry), sources_(std::move(sources)) {
+  if (!continued || continued->sources_.size() > sources_.size()) return;
+  if (!std::equal(continued->sources_.rbegin(), continued->sources_.rend(), sources_.rbegin())) return;
+  continued_ = std::move(continued);
+  // Or each would keep all before it.
+  const std::lock_guard lock(continued_->mutex_);
+  continued_->continued_ = nullptr;
+}
+
+bool Chain::may_hold(uint64_t chunk) const {
+  return std::any_of(sources_.begin(), sources_.end(),
+                     [&](const auto& source) { return contains(source->present, chunk); });
+}
+
+Look<std::shared_ptr<const ResolvedChunk>> Chain::resolve(uint64_t chunk) const {
+  {
+    const std::lock_guard lock(mutex_);
+    const auto found = cache_.find(chunk);
+    if (found != cache_.end()) {
+      ages_.splice(ages_.begin(), ages_, found->second.age);
+      return found->second.resolved;
+    }
+  }
+  auto built = build(chunk);
+  if (!built) return built.error();
+  const std::lock_guard lock(mutex_);
+  if (cache_.contains(chunk)) return *built;
+  if (cache_.size() >= kRememberedChunks) {
+    cache_.erase(ages_.back());
+    ages_.pop_back();
+  }
+  ages_.push_front(chunk);
+  cache_.emplace(chunk, Remembered{*built, ages_.begin()});
+  return *built;
+}
+
+// What it remembers of the chunk, which it forgets by that, or null.
+std::shared_ptr<const ResolvedChunk> Chain::take(uint64_t chunk) const {
+  const std::lock_guard lock(mutex_);
+  auto found = cache_.extract(chunk);
+  if (found.empty()) return nullptr;
+  ages_.erase(found.mapped().age);
+  return std::move(found.mapped().resolved);
+}
+
+Result<std::shared_ptr<const ResolvedChunk>> Chain::build(uint64_t chunk) const {
+  std::shared_ptr<const Chain> continued;
+  {
+    const std::lock_guard lock(mutex_);
+    continued = continued_;
+  }
+  const auto farther = continued ? continued->take(chunk) : nullptr;
+  // Layers whose tables must be looked at.
+  const size_t nearer = farther ? sources_.size() - continued->sources_.size() : sources_.size();
+  std::array<uint16_t, kBlocksPerChunk> settled{};  // sub-blocks that a nearer layer holds
+  std::array<std::vector<Piece>, kBlocksPerChunk> found;
+  auto resolved = std::make_shared<ResolvedChunk>();
+  EntryPage page;
+  for (size_t number = 0; number < nearer; number++) {
+    const Source& source = *sources_[number];
+    if (!contains(source.present, chunk)) continue;
+    PCOW_TRY(read_entry_page(*source.file, source.table_offset, source.entries, chunk, &page));
+    for (size_t i = 0; i < kBlocksPerChunk; i++) {
+      if (page[i] == 0) continue;
+      const uint64_t word = source.only_durable ? Entry::unpack(page[i]).as_durable().pack() : page[i];
+      auto checked = checked_entry(word, geometry_, *source.file, chunk * kBlocksPerChunk + i);
+      if (!checked) return checked.error();
+      const Entry entry = *checked;
+      const auto fresh = static_cast<uint16_t>(entry.written & ~settled[i]);
+      settled[i] |= entry.written;
+      if (entry.index) resolved->buried[i] |= entry.written;
+      if (fresh && entry.index) found[i].push_back({entry.index, number, fresh});
+    }
+  }
+  for (size_t i = 0; i < kBlocksPerChunk; i++) {
+    if (farther) {
+      resolved->buried[i] |= farther->buried[i];
+      for (size_t p = farther->start[i]; p < farther->start[i + 1]; p++) {
+        const Piece& piece = farther->pieces[p];
+        const auto fresh = static_cast<uint16_t>(piece.mask & ~settled[i]);
+        if (fresh) found[i].push_back({piece.index, piece.source + nearer, fresh});
+      }
+    }
+    resolved->pieces.insert(resolved->pieces.end(), found[i].begin(), found[i].end());
+    resolved->start[i + 1] = static_cast<uint16_t>(resolved->pieces.size());
+  }
+  resolved->pieces.shrink_to_fit();
+  return std::shared_ptr<const ResolvedChunk>(std::move(resolved));
+}
+
+Look<uint16_t> Chain::mask(uint64_t block) const {
+  const uint64_t chunk = block / kBlocksPerChunk;
+  if (!may_hold(chunk)) return uint16_t{0};
+  auto resolved = resolve(chunk).unconfirmed();
+  if (!resolved) return resolved.error();
+  const size_t i = block % kBlocksPerChunk;
+  uint16_t mask = 0;
+  for (size_t p = (*resolved)->start[i]; p < (*resolved)->start[i + 1]; p++) mask |= (*resolved)->pieces[p].mask;
+  return mask;
+}
+
+Look<bool> Chain::holds(uint64_t block, size_t nearest) const {
+  const uint64_t chunk = block / kBlocksPerChunk;
+  if (!may_hold(chunk)) return false;
+  auto resolved = resolve(chunk).unconfirmed();
+  if (!resolved) return resolved.error();
+  const size_t i = block % kBlocksPerChunk;
+  return std::any_of((*resolved)->pieces.begin() + (*resolved)->start[i],
+                     (*resolved)->pieces.begin() + (*resolved)->start[i + 1],
+                     [&](const Piece& piece) { return piece.source < nearest; });
+}
+
+Look<uint16_t> Chain::buried_mask(uint64_t block) const {
+  const uint64_t chunk = block / kBlocksPerChunk;
+  if (!may_hold(chunk)) return uint16_t{0};
+  auto resolved = resolve(chunk).unconfirmed();
+  if (!resolved) return resolved.error();
+  return (*resolved)->buried[block % kBlocksPerChunk];
+}
+
+}  // namespace pcow
