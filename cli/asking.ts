@@ -12,7 +12,16 @@ const SHORT = 1;
 
 /** Does what asks a mount; fails where that does not answer. */
 export function asking<T>(mount: PcowMount, work: () => Promise<T>): Promise<T> {
-  return withMount(mount, { onWait: () => onWait(mount) }, failureOf, work);
+  return withMount(
+    mount,
+    {
+      onWait: () => {
+        sayThatItWaits(mount);
+      },
+    },
+    failureOf,
+    work,
+  );
 }
 
 /** When each mount has answered last, by its mountpoint. */
@@ -25,7 +34,14 @@ const FRESH = 1000;
 export async function mustAnswerOnTheWay(given: string): Promise<void> {
   const mount = given.includes('\0') ? null : await mountOnTheWay(given);
   if (mount === null || performance.now() - (answered.get(mount.mountpoint) ?? -Infinity) < FRESH) return;
-  const trouble = troubleOf(mount, await lifeOf(mount, { onWait: () => onWait(mount) }));
+  const trouble = troubleOf(
+    mount,
+    await lifeOf(mount, {
+      onWait: () => {
+        sayThatItWaits(mount);
+      },
+    }),
+  );
   if (trouble !== null) throw failureOf(trouble);
   answered.set(mount.mountpoint, performance.now());
 }
@@ -64,7 +80,8 @@ export async function askMountsOf(command: Command): Promise<void> {
   for (const word of words) if (typeof word === 'string') await mustAnswerOnTheWay(word);
 }
 
-function onWait({ mountpoint }: PcowMount): void {
+/** Once, where a mount takes its time to answer. */
+export function sayThatItWaits({ mountpoint }: PcowMount): void {
   warn('pcow', `waiting for the mount on ${mountpoint}, which does not answer`);
 }
 

@@ -79,11 +79,6 @@ export function systemCodeOf(number: number): PcowErrorCode {
  */
 export type PcowErrorCode = keyof typeof ERRNO_OF_CODE;
 
-/** The first code that has an errno, for where only that is known. */
-export function codeOfErrno(errno: number): PcowErrorCode | undefined {
-  return (Object.keys(ERRNO_OF_CODE) as PcowErrorCode[]).find((code) => ERRNO_OF_CODE[code] === errno);
-}
-
 /** What a PcowError may know beside its code and its sentence. */
 export interface PcowErrorOptions {
   /** Positive; default: the one that belongs to the code. */

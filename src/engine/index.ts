@@ -3,7 +3,7 @@ export { crc32c } from './checksum.js';
 export { checkImage } from './check.js';
 export { dependants, type Dependant, refuseWhereStoodOn, saidOf, survey, takingAway } from './dependants.js';
 export { exists, receiptOf, removeRemains } from './drafts.js';
-export { codeOfErrno, isPcowError, PcowError, type PcowErrorCode } from './errors.js';
+export { isPcowError, PcowError, type PcowErrorCode } from './errors.js';
 export { standingOn } from './file-lock.js';
 export { howToName, imageFilesIn } from './image-files.js';
 export { giveName, removeName } from './names.js';

@@ -112,7 +112,7 @@ const OTHERS = [
   'cli/doctor/directory.ts', // a scratch directory
   'cli/nameless.ts', // files without a name
   'cli/commands/rename.ts', // asks the mount, by rename(2)
-  'src/mounted.ts', // so does this
+  'src/client/mounted-image.ts', // so does this
   'native/engine/image/names.cc',
   'native/engine/image/create.cc', // a draft that was not completed
   'native/addon/attach_server.cc', // a socket

@@ -1,0 +1,281 @@
+/**
+ * Asking a mount to change its images, by its control files (docs/control-files.md). The mount is the one writer of everything in its
+ * directory, so where there is one, this is the only way. Nobody waits for ever for a mount that has died, is stopped or hangs.
+ *
+ * A write that fails brings an errno; the sentence that goes with it is in the image's `status`.
+ */
+import { constants } from 'node:fs';
+import { open, readFile } from 'node:fs/promises';
+import path from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { getSystemErrorName } from 'node:util';
+import createDebug from 'debug';
+import { isPcowError, type LongOptions, PcowError, type PcowErrorCode } from '../engine/index.js';
+import type { ImageState } from '../mount/image-entry.js';
+import type { PcowMount } from '../mounts.js';
+import { word } from '../shell-word.js';
+import { lifeOf, type Trouble, troubleOf, withMount } from '../answers.js';
+
+const debug = createDebug('pcow:client');
+
+/** Milliseconds between two looks at how far the mount is. */
+const LOOK = 100;
+
+export type ImageControl =
+  | 'snapshot'
+  | 'rollback'
+  | 'rename'
+  | 'delete'
+  | 'clone'
+  | 'remove'
+  | 'resize'
+  | 'rebase'
+  | 'flatten'
+  | 'commit'
+  | 'compact'
+  | 'checksums'
+  | 'cancel';
+
+/** Called once, where the mount takes its time to answer. */
+export type OnWait = (mount: PcowMount) => void;
+
+/** What `.pcow/NAME/status` says, as far as it is the same for every image; docs/control-files.md has all of it. */
+export interface MountedStatus {
+  /** "ok", or what is wrong with the image. */
+  state: string;
+  /** A sentence, where the state is not "ok". */
+  problem: string | null;
+  /** What the mount is doing to the image at somebody's request. */
+  working?: {
+    /** The control file. */
+    command: string;
+    /** What was written to it. */
+    text: string;
+    /** Bytes. */
+    done: number;
+    /** Bytes; 0 until it is known. */
+    total: number;
+  } | null;
+  /** Of the last command, read or write that failed. */
+  lastError: {
+    /** As that of a PcowError. */
+    code: PcowErrorCode;
+    /** Its name, for example "EBUSY". */
+    errno: string;
+    /** A sentence. */
+    message: string;
+  } | null;
+  /** The rest. */
+  [field: string]: unknown;
+}
+
+/** Of a mount, or of one of its images. */
+export function controlDirectory(mount: PcowMount, image?: string): string {
+  return path.join(mount.mountpoint, '.pcow', ...(image === undefined ? [] : [image]));
+}
+
+/** Does what asks a mount; fails with PCOW_MOUNT where that does not answer. */
+export function asking<T>(mount: PcowMount, work: () => Promise<T>, onWait?: OnWait): Promise<T> {
+  return withMount(mount, { onWait: onWait && (() => onWait(mount)) }, noAnswer, work);
+}
+
+/** Fails with PCOW_MOUNT where a mount does not answer. */
+export async function mustAnswer(mount: PcowMount): Promise<void> {
+  const trouble = troubleOf(mount, await lifeOf(mount));
+  if (trouble !== null) throw noAnswer(trouble);
+}
+
+function noAnswer({ message, cure }: Trouble): PcowError {
+  return new PcowError('PCOW_MOUNT', message, { next: cure });
+}
+
+/** Writes `text` to a control file of one image; returns when the mount has done it. */
+export async function askImage(
+  mount: PcowMount,
+  image: string,
+  control: ImageControl,
+  text: string,
+  onWait?: OnWait,
+): Promise<void> {
+  const directory = controlDirectory(mount, image);
+  await writeControl(mount, directory, control, text, `${image}: ${control} ${text}`, onWait);
+}
+
+/** One cut across several images of a mount. */
+export async function askForCut(mount: PcowMount, name: string, images: string[], onWait?: OnWait): Promise<void> {
+  const text = [name, ...images].join(' ');
+  await writeControl(mount, controlDirectory(mount), 'snapshot', text, `snapshot ${text}`, onWait);
+}
+
+/** What askForWork() takes. */
+export interface WorkOptions extends LongOptions {
+  onWait?: OnWait | undefined;
+  /** Called where the work was to be stopped and can't be: it goes on in the mount. */
+  onGoesOn?: (() => void) | undefined;
+}
+
+/** As askImage(), for what takes long: `onProgress` is called where the mount tells how far it is, and `signal` stops the work in the mount. */
+export async function askForWork(
+  mount: PcowMount,
+  image: string,
+  control: ImageControl,
+  text: string,
+  { signal, onProgress, onWait, onGoesOn }: WorkOptions = {},
+): Promise<void> {
+  if (signal?.aborted) {
+    throw new PcowError('PCOW_CANCELLED', `${image}: ${control} was stopped before it began`, { cause: signal.reason });
+  }
+  let over = false;
+  let total = 0;
+  const asked = askImage(mount, image, control, text, onWait).finally(() => {
+    over = true;
+  });
+  const ended = asked.catch(() => undefined); // told below
+  const look = async () => {
+    const { working } = (await statusIn(controlDirectory(mount, image))) ?? {};
+    if (over || working?.command !== control || working.text !== text || working.total === 0) return;
+    ({ total } = working);
+    onProgress?.(working.done, total);
+  };
+  const cancel = () => {
+    askImage(mount, image, 'cancel', `${control} ${text}`).catch((error: unknown) => {
+      debug('not cancelled: %s', error);
+      if (!over) onGoesOn?.();
+    });
+  };
+  signal?.addEventListener('abort', cancel, { once: true });
+  try {
+    let looking: Promise<void> | null = null;
+    while (!over && onProgress !== undefined) {
+      await Promise.race([ended, sleep(LOOK)]);
+      // One look at a time. Whoever waits for the command notices a mount that answers no more.
+      looking ??= look().finally(() => {
+        looking = null;
+      });
+      await Promise.race([ended, looking]);
+    }
+    await asked;
+    if (total > 0) onProgress?.(total, total);
+  } catch (error) {
+    throw signal?.aborted && isPcowError(error, 'PCOW_CANCELLED')
+      ? new PcowError(error.code, error.message, { cause: signal.reason })
+      : error;
+  } finally {
+    signal?.removeEventListener('abort', cancel);
+  }
+}
+
+async function writeControl(
+  mount: PcowMount,
+  directory: string,
+  control: string,
+  text: string,
+  what: string,
+  onWait?: OnWait,
+): Promise<void> {
+  debug('write %o to %s of %s', text, control, directory);
+  try {
+    // Never O_TRUNC: the write alone is the command. One write(2): the mount takes each as a command of its own.
+    await asking(
+      mount,
+      async () => {
+        const handle = await open(path.join(directory, control), constants.O_WRONLY);
+        try {
+          await handle.write(text + '\n');
+        } finally {
+          await handle.close();
+        }
+      },
+      onWait,
+    );
+  } catch (error) {
+    throw await explained(error, mount, what, directory, onWait);
+  }
+}
+
+/** The codes of the errnos that a mount answers with, for where its `status` does not tell the code. */
+const CODE_OF_ERRNO: Record<string, PcowErrorCode> = {
+  EINVAL: 'PCOW_INVALID',
+  ENOTDIR: 'PCOW_NOT_FOUND',
+  EEXIST: 'PCOW_EXISTS',
+  ENOENT: 'PCOW_NOT_FOUND',
+  EBUSY: 'PCOW_BUSY',
+  EOPNOTSUPP: 'PCOW_UNSUPPORTED',
+  ENOSPC: 'PCOW_NO_SPACE',
+  EROFS: 'PCOW_READ_ONLY',
+  EACCES: 'PCOW_PERMISSION',
+  EPERM: 'PCOW_PERMISSION',
+  EFBIG: 'PCOW_TOO_LARGE',
+  EMLINK: 'PCOW_LIMIT',
+  ENAMETOOLONG: 'PCOW_INVALID',
+  ESTALE: 'PCOW_BASE_CHANGED',
+  ELOOP: 'PCOW_BASE_LOOP',
+  ECANCELED: 'PCOW_CANCELLED',
+};
+
+/** An image that the mount can't open has no control files but its status, which says why. */
+const CODE_OF_STATE: Partial<Record<string, PcowErrorCode>> = {
+  'not an image': 'PCOW_NOT_AN_IMAGE',
+  damaged: 'PCOW_CORRUPT',
+  unsupported: 'PCOW_UNSUPPORTED',
+  'base missing': 'PCOW_BASE_MISSING',
+  'base changed': 'PCOW_BASE_CHANGED',
+  'base loop': 'PCOW_BASE_LOOP',
+  'base outside of the directory': 'PCOW_BASE_OUTSIDE',
+  'outside of the directory': 'PCOW_BASE_OUTSIDE',
+  unreadable: 'PCOW_IO',
+} satisfies Partial<Record<ImageState, PcowErrorCode>>;
+
+/** The error for an operation that the mount has refused; `directory`: the control directory that has the `status`. */
+export async function explained(
+  error: unknown,
+  mount: PcowMount,
+  what: string,
+  directory: string,
+  onWait?: OnWait,
+): Promise<unknown> {
+  if (isPcowError(error) || !(error instanceof Error) || !('errno' in error) || typeof error.errno !== 'number') {
+    return error;
+  }
+  const name = getSystemErrorName(error.errno);
+  const known = { errno: -error.errno, cause: error };
+  const status = await asking(mount, () => statusIn(directory), onWait).catch((failure: unknown) => {
+    if (isPcowError(failure)) return failure;
+    throw failure;
+  });
+  if (isPcowError(status)) return status;
+  if (status === null) {
+    const code = CODE_OF_ERRNO[name] ?? 'PCOW_IO';
+    return code === 'PCOW_PERMISSION'
+      ? new PcowError(code, `this user may not ask the mount on ${mount.mountpoint} for “${what}” (${name})`, known)
+      : new PcowError(code, `the mount on ${mount.mountpoint} does not take “${what}” (${name})`, {
+          ...known,
+          next: `end the mount first: pcow umount ${word(mount.mountpoint)}`,
+        });
+  }
+  const state = CODE_OF_STATE[status.state];
+  if (state !== undefined) {
+    // Of an image that lies outside the sentence says it; the usual step is about a base that does.
+    const next = status.state === 'outside of the directory' ? null : undefined;
+    return new PcowError(state, String(status.problem), { cause: error, next });
+  }
+  const { lastError } = status;
+  return lastError?.errno === name
+    ? new PcowError(lastError.code, lastError.message, { cause: error })
+    : new PcowError(
+        CODE_OF_ERRNO[name] ?? 'PCOW_IO',
+        `the mount on ${mount.mountpoint} refused “${what}” (${name})`,
+        known,
+      );
+}
+
+/** null where an image has no control files: its name is that of a control file. */
+export async function statusIn(directory: string): Promise<MountedStatus | null> {
+  try {
+    return JSON.parse(await readFile(path.join(directory, 'status'), 'utf8')) as MountedStatus;
+  } catch (error) {
+    // The errno of the command alone must do then, and it is at hand.
+    debug('no status in %s: %s', directory, error);
+    return null;
+  }
+}
