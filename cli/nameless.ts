@@ -6,7 +6,10 @@ import path from 'node:path';
 export async function openNameless(directory: string): Promise<FileHandle> {
   const name = path.join(directory, `.pcow-${process.pid}-${performance.now()}`);
   const handle = await open(name, 'wx+');
-  await unlink(name);
+  await unlink(name).catch(async (error: unknown) => {
+    await handle.close();
+    throw error;
+  });
   return handle;
 }
 

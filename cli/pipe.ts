@@ -86,7 +86,7 @@ function stopped(error: unknown, signal: AbortSignal): unknown {
     return new PcowError('PCOW_CANCELLED', 'the stream was stopped', { cause: error });
   }
   if (error instanceof Error && 'code' in error && error.code === 'EPIPE') {
-    return new PcowError('PCOW_IO', 'the reader of the stream has ended before its end', { cause: error });
+    return new PcowError('PCOW_IO', 'the receiver stopped reading the stream: see its message', { cause: error });
   }
   return error;
 }

@@ -121,8 +121,15 @@ export function sizeArgument(bytes: number): string {
   return String(bytes);
 }
 
+const BYTES = /^([+-]?)(\d+(?:\.\d+)?)\s*([KMGT]?)(?:iB|B)?$/i;
+
+/** Whether it is typed like one. */
+export function isSize(text: string): boolean {
+  return BYTES.test(text.trim());
+}
+
 function parseBytes(text: string, what: string): number {
-  const match = /^([+-]?)(\d+(?:\.\d+)?)\s*([KMGT]?)(?:iB|B)?$/i.exec(text.trim());
+  const match = BYTES.exec(text.trim());
   if (match?.[2] === undefined) {
     throw new Failure('PCOW_INVALID', `${quote(text)} is not a ${what}`, HOW);
   }

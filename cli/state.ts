@@ -2,7 +2,7 @@
 import type { ImageInfo } from '../src/engine/index.js';
 import type { PcowMount } from '../src/mounts.js';
 import { readReceipt } from '../src/stream/receipt.js';
-import { attachedTo } from './control.js';
+import { type Attached, attachedTo } from './control.js';
 import { formatSize } from './size.js';
 
 /** `open`: somebody writes it; `closed`: properly; `unclean`: its writer died, and the next one recovers it. */
@@ -15,15 +15,21 @@ export function stateOf(image: ImageInfo): State {
   return image.clean ? 'closed' : 'unclean';
 }
 
-/** Whether a guest has the image and stands still, as the mount knows it. */
-export async function isStalled(holder: ImageInfo['holder'], mount: PcowMount | null, name: string): Promise<boolean> {
-  return holder !== null && mount !== null && (await attachedTo(mount.mountpoint, name))?.stalled === true;
+/** The process that has the image in place of the mount, as the mount knows it. */
+export async function guestOf(
+  holder: ImageInfo['holder'],
+  mount: PcowMount | null,
+  name: string,
+): Promise<Attached | null> {
+  return holder === null || mount === null ? null : attachedTo(mount.mountpoint, name);
 }
 
-export function describeState(image: ImageInfo, stalled = false): string {
-  if (stalled) return `stalled: process ${image.holder?.pid ?? '?'} waits for the disk, which is full or fails`;
+/** `guest`: has it in place of a mount; `mount`: its writer. */
+export function describeState(image: ImageInfo, guest: Attached | null = null, mount: PcowMount | null = null): string {
+  if (guest?.stalled) return `stalled: process ${image.holder?.pid ?? '?'} waits for the disk, which is full or fails`;
   switch (stateOf(image)) {
     case 'open':
+      if (mount !== null) return `mounted on ${mount.mountpoint} (process ${image.holder?.pid ?? '?'})`;
       return `open for writing by process ${image.holder?.pid ?? '?'} (${image.holder?.command ?? '?'})`;
     case 'closed':
       return 'closed';

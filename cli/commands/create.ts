@@ -6,7 +6,8 @@ import { fileSystemOf, overwritingProblem } from '../file-system.js';
 import { addNotes } from '../help.js';
 import { distanceWarning, makeImage } from '../making.js';
 import { say } from '../output.js';
-import { formatSize, parseBlockSize, parseSize } from '../size.js';
+import { quote, word } from '../quote.js';
+import { formatSize, isSize, parseBlockSize, parseSize } from '../size.js';
 import { findTarget, newImage } from '../target.js';
 
 interface Options {
@@ -50,7 +51,7 @@ async function create(image: string, size: string | undefined, options: Options)
       'pcow create IMAGE SIZE',
     );
   }
-  const bytes = size === undefined ? undefined : parseSize(size);
+  const bytes = size === undefined ? undefined : sizeOf(image, size);
   const blockSize = options.blockSize === undefined ? undefined : parseBlockSize(options.blockSize);
   const target = await newImage(image);
   const info = await makeImage(target, { size: bytes, blockSize, base: options.base, force: options.force });
@@ -61,4 +62,16 @@ async function create(image: string, size: string | undefined, options: Options)
   const place = await fileSystemOf(await realpath(path.dirname(target.file)));
   const overwriting = overwritingProblem(place?.type ?? '');
   if (overwriting !== null) process.stderr.write(`warning: ${overwriting}; use ext4 or XFS, or keep space free\n`);
+}
+
+/** The two in the wrong order are known by what they look like. */
+function sizeOf(image: string, size: string): number {
+  if (isSize(image) && !isSize(size)) {
+    throw new Failure(
+      'PCOW_INVALID',
+      `${quote(size)} is not a size`,
+      `did you mean “pcow create ${word(size)} ${word(image)}”?`,
+    );
+  }
+  return parseSize(size);
 }

@@ -37,13 +37,7 @@ export function addImport(program: Command): void {
 async function importCommand(file: string, given: string, options: Options): Promise<void> {
   const target = await newImage(given);
   const imported = await withProgress(`import ${target.name}`, options.progress, async (long) => {
-    const bytes = readFrom(file === '-' ? null : file, long.signal);
-    try {
-      return await importStream(bytes, target.file, long);
-    } finally {
-      // What was not read to its end is still open.
-      await bytes.return(undefined);
-    }
+    return importStream(readFrom(file === '-' ? null : file, long.signal), target.file, long);
   });
   if (options.json === true) {
     sayJson({ image: target.name, file: target.file, ...imported });

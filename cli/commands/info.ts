@@ -1,12 +1,14 @@
 import path from 'node:path';
 import type { Command } from 'commander';
 import type { ImageInfo } from '../../src/engine/index.js';
+import { stateOfServer } from '../../src/answers.js';
 import { addNotes } from '../help.js';
+import type { Attached } from '../control.js';
 import { withImage } from '../images.js';
 import { say, sayJson } from '../output.js';
 import { forEach } from '../several.js';
 import { formatSize } from '../size.js';
-import { describeReception, describeState, isStalled, type Reception, receptionOf, stateOf } from '../state.js';
+import { describeReception, describeState, guestOf, type Reception, receptionOf, stateOf } from '../state.js';
 import { facts } from '../table.js';
 import { findImage, flatFile, type ImageTarget } from '../target.js';
 
@@ -30,8 +32,9 @@ async function info(givens: string[], options: { json?: boolean }): Promise<void
   const found = await forEach(givens, async (given) => {
     const target = await findImage(given);
     const image = await withImage(target.file, {}, (open) => open.info());
-    const stalled = await isStalled(image.holder, target.mount, target.name);
-    return { target, image, stalled, receiving: await receptionOf(image) };
+    const guest = await guestOf(image.holder, target.mount, target.name);
+    const isMounts = target.mount !== null && (await stateOfServer(target.mount.directory)).pid === image.holder?.pid;
+    return { target, image, guest, isMounts, receiving: await receptionOf(image) };
   });
   if (options.json === true) {
     const described = found.map(forPrograms);
@@ -44,19 +47,21 @@ async function info(givens: string[], options: { json?: boolean }): Promise<void
 interface Found {
   target: ImageTarget;
   image: ImageInfo;
-  /** A guest has it, and stands still. */
-  stalled: boolean;
+  /** Has it in place of the mount. */
+  guest: Attached | null;
+  /** The mount is its writer. */
+  isMounts: boolean;
   receiving: Reception | null;
 }
 
-function forPrograms({ target, image, stalled, receiving }: Found): object {
+function forPrograms({ target, image, guest, receiving }: Found): object {
   // What this opening may do, and its own last error, say nothing about the image; who is alive is `holder`.
   const { writable: _writable, lastError: _lastError, opener: _opener, ...rest } = image;
   return {
     name: target.name,
     ...rest,
     state: stateOf(image),
-    ...(stalled && { stalled }),
+    ...(guest?.stalled && { stalled: true }),
     receiving,
     mount: mountOf(target),
   };
@@ -66,7 +71,7 @@ function mountOf(target: ImageTarget): { mountpoint: string; flatFile: string } 
   return target.mount && { mountpoint: target.mount.mountpoint, flatFile: flatFile(target, target.mount) };
 }
 
-function factsOf({ target, image, stalled, receiving }: Found): [string, string][] {
+function factsOf({ target, image, guest, isMounts, receiving }: Found): [string, string][] {
   const lines: [string, string][] = [
     ['image', image.path],
     ['size', `${formatSize(image.size)} (${image.size} bytes)`],
@@ -79,7 +84,7 @@ function factsOf({ target, image, stalled, receiving }: Found): [string, string]
     lines.push(['base', snapshot === null ? `${file}, layer ${layer}` : `${file}@${snapshot}`]);
     lines.push(['chain', image.chain.map(linkText).join(' → ')]);
   }
-  const state = describeState(image, stalled);
+  const state = describeState(image, guest, isMounts ? target.mount : null);
   lines.push(['state', receiving === null ? state : `${state}\n${describeReception(receiving)}`]);
   if (target.mount !== null) {
     lines.push(['mounted', flatFile(target, target.mount)]);

@@ -11,7 +11,7 @@ import { addNotes } from '../help.js';
 import { withImage } from '../images.js';
 import { formatTime, say, sayJson } from '../output.js';
 import { formatSize } from '../size.js';
-import { describeReception, isStalled, type Reception, receptionOf, stateOf, type State } from '../state.js';
+import { describeReception, guestOf, type Reception, receptionOf, stateOf, type State } from '../state.js';
 import { table } from '../table.js';
 import { findDirectory, findImage } from '../target.js';
 import { treeOf } from '../tree.js';
@@ -168,7 +168,7 @@ async function entryOf(file: string, mount: PcowMount | null): Promise<Entry> {
       base: info.base && { path: info.base.path, snapshot: info.base.snapshot },
       state: stateOf(info),
       holder: info.holder,
-      ...((await isStalled(info.holder, mount, name)) && { stalled: true }),
+      ...((await guestOf(info.holder, mount, name))?.stalled && { stalled: true }),
       receiving: await receptionOf(info),
       error: null,
     };

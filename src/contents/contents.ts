@@ -54,7 +54,10 @@ function layerOf(image: Image, snapshot: string | null): { id: number; size: num
 /** Of a regular file, by its holes. */
 export async function fileContents(path: string): Promise<Contents> {
   const handle = await open(path);
-  const { size } = await handle.stat();
+  const { size } = await handle.stat().catch(async (error: unknown) => {
+    await handle.close();
+    throw error;
+  });
   return {
     size,
     // eslint-disable-next-line @typescript-eslint/require-await -- asking for holes takes no time; others of its kind do wait

@@ -84,7 +84,7 @@ export class Attachment {
   attachedTo(monitor: Monitor): PcowError {
     return new PcowError(
       'PCOW_LOCKED',
-      `${this.#entry.name} is attached to ${monitor.process}, which alone can change it: let that end first`,
+      `${monitor.process} uses ${this.#entry.name} and alone can change it: shut it down first`,
     );
   }
 

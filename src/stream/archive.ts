@@ -6,7 +6,7 @@ import { type Extent, Image, type LongOptions, PcowError, throughDraft } from '.
 import { applyStream } from './apply.js';
 import { type Archive, type Named, parseArchive, parseBegin } from './header.js';
 import { ExportPlan, NO_LAYER, type Part } from './plan.js';
-import { corruptStream, encodeText, RecordReader, RecordType } from './record.js';
+import { corruptStream, encodeText, type RecordReader, RecordType, withRecords } from './record.js';
 import { HISTORY, prepare, type Sending, sendStream } from './send.js';
 
 /** The bytes of an export. `image` stays the caller's. */
@@ -42,12 +42,19 @@ export interface Imported {
 }
 
 /** Makes the image `file`, which must not exist. It appears under its name only when it is complete. */
-export async function importStream(
+export function importStream(
   source: AsyncIterable<Uint8Array>,
   file: string,
-  { signal, onProgress }: LongOptions = {},
+  options: LongOptions = {},
 ): Promise<Imported> {
-  const reader = new RecordReader(source);
+  return withRecords(source, (reader) => importRecords(reader, file, options));
+}
+
+async function importRecords(
+  reader: RecordReader,
+  file: string,
+  { signal, onProgress }: LongOptions,
+): Promise<Imported> {
   const first = await reader.must();
   if (first.type !== RecordType.archive) {
     throw first.type === RecordType.begin

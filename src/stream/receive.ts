@@ -16,7 +16,7 @@ import {
 import { applyStream } from './apply.js';
 import { type Begin, parseBegin } from './header.js';
 import { type Opener, readReceipt, type Receipt, removeReceipt, writeReceipt } from './receipt.js';
-import { RecordReader, RecordType, corruptStream } from './record.js';
+import { corruptStream, type RecordReader, RecordType, withRecords } from './record.js';
 import type { ResumeToken } from './resume-token.js';
 
 /** What receive() has done. */
@@ -37,12 +37,19 @@ export interface Received {
 const CHECKPOINT = 32 << 20;
 
 /** Receives one stream into the image file, which is made where there is none. */
-export async function receive(
+export function receive(
   source: AsyncIterable<Uint8Array>,
   file: string,
-  { force = false, ...long }: LongOptions & { force?: boolean | undefined } = {},
+  options: LongOptions & { force?: boolean | undefined } = {},
 ): Promise<Received> {
-  const reader = new RecordReader(source);
+  return withRecords(source, (reader) => receiveRecords(reader, file, options));
+}
+
+async function receiveRecords(
+  reader: RecordReader,
+  file: string,
+  { force = false, ...long }: LongOptions & { force?: boolean | undefined },
+): Promise<Received> {
   const first = await reader.must();
   if (first.type !== RecordType.begin) {
     throw first.type === RecordType.archive

@@ -77,6 +77,19 @@ export function corruptStream(why: string): PcowError {
   return new PcowError('PCOW_CORRUPT', `the stream is damaged: ${why}`, { next: 'send it, or export it, once more' });
 }
 
+/** Does work with the records of a stream of bytes, which is closed afterwards, also where it was not read to its end. */
+export async function withRecords<T>(
+  source: AsyncIterable<Uint8Array>,
+  work: (reader: RecordReader) => Promise<T>,
+): Promise<T> {
+  const bytes = source[Symbol.asyncIterator]();
+  try {
+    return await work(new RecordReader(bytes));
+  } finally {
+    await bytes.return?.();
+  }
+}
+
 /** Takes records out of a stream of bytes. */
 export class RecordReader {
   readonly #source: AsyncIterator<Uint8Array>;
@@ -84,8 +97,8 @@ export class RecordReader {
   #length = 0;
   #position = 0;
 
-  constructor(source: AsyncIterable<Uint8Array>) {
-    this.#source = source[Symbol.asyncIterator]();
+  constructor(source: AsyncIterator<Uint8Array>) {
+    this.#source = source;
   }
 
   /** null at the end of the bytes, where that is the end of a record too. */

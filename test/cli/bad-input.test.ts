@@ -29,6 +29,7 @@ test('sizes', async (t) => {
   await fails(t, pcow('create', 'vm1', '-5'), 3, /the size -5 is negative/);
   await fails(t, pcow('create', 'vm1', '-5G'), 3, /the size -5G is negative/);
   await fails(t, pcow('create', 'vm1', 'big'), 3, /"big" is not a size/, /10G/);
+  await fails(t, pcow('create', '10G', 'my vm'), 3, /"my vm" is not a size/, /“pcow create 'my vm' 10G”/);
   await fails(t, pcow('create', 'vm1', '65T'), 3, /over the limit of 64 TiB/);
   await fails(t, pcow('create', 'vm1', '4K'), 3, /too small/);
   await fails(t, pcow('create', 'vm1', '1000000'), 3, /not a multiple of 4 KiB/, /976K and 980K/);

@@ -42,7 +42,7 @@ async function firstByte(file: string): Promise<number | undefined> {
 }
 
 test.serial('snapshot, rollback, delete, rename, list and info, by either name', async (t) => {
-  const { pcow, flat, scratch } = await stage(t);
+  const { pcow, flat, scratch, daemon } = await stage(t);
   await write(flat, 1);
   t.is(await succeeds(t, pcow('snapshot', 'mnt/vm1@one')), 'snapshot vm1@one taken\n');
   await write(flat, 2);
@@ -52,6 +52,9 @@ test.serial('snapshot, rollback, delete, rename, list and info, by either name',
   t.regex(await succeeds(t, pcow('list', 'mnt')), new RegExp(`images, mounted on ${scratch}/mnt\n`));
   t.regex(await succeeds(t, pcow('list', 'images')), /^vm1 .*\n^vm2 /m);
   t.regex(await succeeds(t, pcow('info', 'images/vm1')), new RegExp(`^mounted +${scratch}/mnt/vm1$`, 'm'));
+
+  const state = `^state +mounted on ${scratch}/mnt \\(process ${daemon.pid}\\)$`;
+  t.regex(await succeeds(t, pcow('info', 'images/vm1')), new RegExp(state, 'm'));
 
   await succeeds(t, pcow('rollback', 'mnt/vm1@one'));
   t.is(await firstByte(flat), 1);

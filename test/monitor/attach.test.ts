@@ -96,7 +96,7 @@ test.serial('one writer; commands that need the image name the process that has 
   const second = await monitor(t, mount, 'vm1');
   const it = await attached(t, mount, 'vm1');
   const who = `process ${it.pid} \\(fake-monitor\\)`;
-  t.regex(await second.ask('attach w'), new RegExp(`^refused 16 vm1 is attached to ${who}`));
+  t.regex(await second.ask('attach w'), new RegExp(`^refused 16 ${who} uses vm1`));
   await Promise.all([it.end('SIGKILL'), second.end('SIGKILL')]);
   await free(mount, 'vm1');
 
@@ -110,7 +110,7 @@ test.serial('one writer; commands that need the image name the process that has 
   await t.throwsAsync(run('rm', [mount.file('vm1')]), { message: /busy/ });
   await holder.end('SIGKILL');
   await free(mount, 'vm1');
-  t.regex((await mount.status('vm1')).lastError?.message ?? '', /is attached to process \d+ \(fake-monitor\)/);
+  t.regex((await mount.status('vm1')).lastError?.message ?? '', /^process \d+ \(fake-monitor\) uses vm1/);
 });
 
 test.serial('an image on bases comes with them, in the order of the chain', async (t) => {

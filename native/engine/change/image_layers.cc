@@ -428,10 +428,9 @@ Result<BaseReference> ImageState::reference_to(const BaseSpec& spec) const {
                                      ": an image and its base have the same block size");
   for (const Layer& layer : directory.layers)
     if (layer.parent == 0 && layer.size < found->size)
-      return Error(Code::kInvalid, spec.path + " has " + std::to_string(found->size) + " bytes there, " +
-                                       (layer.id == directory.active ? path : "the oldest snapshot of " + path) +
-                                       " only " + std::to_string(layer.size) +
-                                       ": an image is never smaller than its base");
+      return Error(Code::kInvalid, spec.path + " (" + std::to_string(found->size) + " bytes) is larger than " +
+                                       (layer.id == directory.active ? "" : "snapshot " + layer.name + " of ") + path +
+                                       " (" + std::to_string(layer.size) + " bytes): a base can't be");
   return std::move(found->reference);
 }
 
