@@ -174,7 +174,11 @@ test.serial('a working directory that was removed', async (t) => {
 test.serial('no more descriptors: none to load Pcow with, or enough for one image', async (t) => {
   const scratch = await scratchDirectory(t);
   const shell = await prepared(t, scratch);
-  await failsWith(t, shell, 'ulimit -n 26; pcow info images/vm', 9, /may not open any more files/, /ulimit -n 1024/);
+  // How many Node itself needs is its own affair: the first that are too few for Pcow.
+  let enough = 40;
+  while ((await shell(`ulimit -n ${enough - 1}; pcow info images/base`)).exit === 0) enough -= 1;
+  const typed = `ulimit -n ${enough - 1}; pcow info images/base`;
+  await failsWith(t, shell, typed, 9, /may not open any more files/, /ulimit -n 1024/);
   for (const line of everyCommand('images')
     .filter(({ doing }) => doing === 'reads')
     .slice(0, 4)) {
