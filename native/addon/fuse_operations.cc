@@ -168,10 +168,12 @@ int write_file(const char* path, const char* buffer, size_t length, off_t offset
 
 int sync_file(const char* path, int datasync, fuse_file_info* file) {
   const auto handle = is_native(file) ? FuseHandles::instance().find(file->fh) : nullptr;
-  if (handle && handle->image->writer()) {
+  // While an image is being taken back from a monitor, who waits for its fsync may map and store next: so it waits until write-back is
+  // taken again, which JavaScript knows.
+  if (handle && handle->image->writer() && !handle->refuses_cached) {
     auto request = begin(file->fh);
     if (!request) return -request.error().err;
-    if (request->handle->image->writer()) {  // it was not lent just now
+    if (request->handle->image->writer() && !request->handle->refuses_cached) {  // it was not lent just now
       Traffic::count(request->handle->image->traffic().syncs, 1);
       return answer(request->image->sync());
     }
