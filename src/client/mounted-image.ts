@@ -119,7 +119,7 @@ export class MountedImage {
     const renamed = new MountedImage(this.mount, newName);
     await asking(this.mount, () => rename(this.flatFile, renamed.flatFile)).catch(async (error: unknown) => {
       const directory = controlDirectory(this.mount, this.name);
-      throw await explained(error, this.mount, `mv ${this.name} ${newName}`, directory);
+      throw await explained(error, this.mount, `${this.name}: its new name ${newName}`, directory);
     });
     return renamed;
   }

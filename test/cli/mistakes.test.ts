@@ -35,7 +35,7 @@ const MISTAKES: Mistake[] = [
     typed: 'pcow create 10G new',
     exit: 3,
     says: '"new" is not a size',
-    next: 'write bytes, or a number with K, M, G or T: 65536, 64K, 10G, 1.5T',
+    next: 'did you mean “pcow create new 10G”?',
   },
   {
     typed: 'pcow create new 10 G',
