@@ -142,7 +142,7 @@ test('one line makes an increment, another goes on with it', async (t) => {
     cut.stderr,
     /^pcow: the stream breaks off after 94371840 bytes.*\n.*go on with “pcow send IMAGE --resume 1-[0-9a-f-]+”/m,
   );
-  t.regex(cut.stderr, /^pcow: the reader of the stream has ended/m);
+  t.regex(cut.stderr, /^pcow: the receiver stopped reading the stream/m);
   const next = await shell(
     '"$NODE" "$PCOW" send source --resume "$("$NODE" "$PCOW" receive --resume-token copy)" | "$NODE" "$PCOW" receive copy --json',
   );
