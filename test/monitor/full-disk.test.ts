@@ -6,6 +6,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import test from 'ava';
 
 import { Image } from '../../src/engine/index.js';
+import { eventually } from '../helpers/eventually.js';
 import { imagesFor, MiB, type TestMount } from '../helpers/mount.js';
 import { attachedTo, imageOnBase, monitored, monitorReport } from '../helpers/monitored.js';
 import { program } from '../helpers/program.js';
@@ -67,7 +68,7 @@ for (const over of ['holes', 'a base'] as const) {
 
     await freeDisk(mount.images);
     t.is(await waiting, 'ok');
-    t.is((await monitorReport(mount, 'vm1')).stalled, 0);
+    await eventually(async () => (await monitorReport(mount, 'vm1')).stalled === 0);
     await mount.logged(/^\S+Z vm1: process \d+ \(map-tool\) goes on after \d+ s$/m);
     t.is(await tool.ask('sync'), 'ok');
     const dump = path.join(mount.scratch, 'dump');
