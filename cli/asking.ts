@@ -12,16 +12,7 @@ const SHORT = 1;
 
 /** Does what asks a mount; fails where that does not answer. */
 export function asking<T>(mount: PcowMount, work: () => Promise<T>): Promise<T> {
-  return withMount(
-    mount,
-    {
-      onWait: () => {
-        sayThatItWaits(mount);
-      },
-    },
-    failureOf,
-    work,
-  );
+  return withMount(mount, patience(mount), failureOf, work);
 }
 
 /** When each mount has answered last, by its mountpoint. */
@@ -34,14 +25,7 @@ const FRESH = 1000;
 export async function mustAnswerOnTheWay(given: string): Promise<void> {
   const mount = given.includes('\0') ? null : await mountOnTheWay(given);
   if (mount === null || performance.now() - (answered.get(mount.mountpoint) ?? -Infinity) < FRESH) return;
-  const trouble = troubleOf(
-    mount,
-    await lifeOf(mount, {
-      onWait: () => {
-        sayThatItWaits(mount);
-      },
-    }),
-  );
+  const trouble = troubleOf(mount, await lifeOf(mount, patience(mount)));
   if (trouble !== null) throw failureOf(trouble);
   answered.set(mount.mountpoint, performance.now());
 }
@@ -78,6 +62,14 @@ export async function askMountsOf(command: Command): Promise<void> {
   // “mount DIR MOUNTPOINT” clears a dead mount away.
   const words = command.name().startsWith('mount') ? command.args.slice(0, 1) : [...command.args, ...values];
   for (const word of words) if (typeof word === 'string') await mustAnswerOnTheWay(word);
+}
+
+function patience(mount: PcowMount): { onWait: () => void } {
+  return {
+    onWait: () => {
+      sayThatItWaits(mount);
+    },
+  };
 }
 
 /** Once, where a mount takes its time to answer. */

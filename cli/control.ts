@@ -1,5 +1,4 @@
 /** Asking a mount to change its images (src/client), as commands do it: with their progress, and words for who waits. */
-import path from 'node:path';
 import * as client from '../src/client/control.js';
 import { controlDirectory, type ImageControl, statusIn } from '../src/client/control.js';
 import { isPcowError } from '../src/engine/errors.js';
@@ -64,7 +63,7 @@ export interface Attached {
 }
 
 export async function attachedTo(mountpoint: string, name: string): Promise<Attached | null> {
-  const attached = ((await statusIn(path.join(mountpoint, '.pcow', name))) as Status | null)?.attached ?? null;
+  const attached = ((await statusIn(controlDirectory({ mountpoint }, name))) as Status | null)?.attached ?? null;
   return attached && { pid: attached.pid, command: attached.command, stalled: (attached.monitor?.stalled ?? 0) > 0 };
 }
 

@@ -36,9 +36,9 @@ export function addImport(program: Command): void {
 
 async function importCommand(file: string, given: string, options: Options): Promise<void> {
   const target = await newImage(given);
-  const imported = await withProgress(`import ${target.name}`, options.progress, async (long) => {
-    return importStream(readFrom(file === '-' ? null : file, long.signal), target.file, long);
-  });
+  const imported = await withProgress(`import ${target.name}`, options.progress, (long) =>
+    importStream(readFrom(file === '-' ? null : file, long.signal), target.file, long),
+  );
   if (options.json === true) {
     sayJson({ image: target.name, file: target.file, ...imported });
   } else {

@@ -1,6 +1,7 @@
 import path from 'node:path';
 import type { Command } from 'commander';
 import type { ImageInfo } from '../../src/engine/index.js';
+import type { PcowMount } from '../../src/mounts.js';
 import { stateOfServer } from '../../src/answers.js';
 import { addNotes } from '../help.js';
 import type { Attached } from '../control.js';
@@ -33,7 +34,7 @@ async function info(givens: string[], options: { json?: boolean }): Promise<void
     const target = await findImage(given);
     const image = await withImage(target.file, {}, (open) => open.info());
     const guest = await guestOf(image.holder, target.mount, target.name);
-    const isMounts = target.mount !== null && (await stateOfServer(target.mount.directory)).pid === image.holder?.pid;
+    const isMounts = guest === null && (await isHeldBy(target.mount, image));
     return { target, image, guest, isMounts, receiving: await receptionOf(image) };
   });
   if (options.json === true) {
@@ -42,6 +43,11 @@ async function info(givens: string[], options: { json?: boolean }): Promise<void
   } else if (found.length > 0) {
     say(found.map((it) => facts(factsOf(it))).join('\n\n'));
   }
+}
+
+/** Whether the mount itself is the one writer of an image. */
+async function isHeldBy(mount: PcowMount | null, { holder }: ImageInfo): Promise<boolean> {
+  return mount !== null && holder !== null && (await stateOfServer(mount.directory)).pid === holder.pid;
 }
 
 interface Found {

@@ -2,7 +2,7 @@
 import { constants } from 'node:fs';
 import { access, copyFile, mkdtemp, rm, stat, statfs } from 'node:fs/promises';
 import path from 'node:path';
-import { Image, imageFilesIn, PcowError } from '../../src/engine/index.js';
+import { givingItAName, Image, imageFilesIn, PcowError } from '../../src/engine/index.js';
 import { IMAGE_SUFFIX } from '../../src/mount/image-names.js';
 import type { MountTableEntry, PcowMount } from '../../src/mounts.js';
 import { briefTroubleOf, briefTroubleOnTheWay } from '../asking.js';
@@ -145,7 +145,7 @@ async function images(directory: string): Promise<Finding[]> {
   const { names, nameless } = await imageFilesIn(directory);
   const files = names.filter((file) => !file.startsWith('.'));
   const unnamed = nameless.map((file) => {
-    const cure = `cd ${word(directory)}; mv ${file.pattern} NAME.pcow`;
+    const cure = givingItAName(directory, file);
     return problem('image', `${quote(file.shown)} is no name: its bytes are not UTF-8`, cure);
   });
   const findings: Finding[] = [];

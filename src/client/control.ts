@@ -10,11 +10,11 @@ import path from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { getSystemErrorName } from 'node:util';
 import createDebug from 'debug';
+import { lifeOf, type Trouble, troubleOf, withMount } from '../answers.js';
 import { isPcowError, type LongOptions, PcowError, type PcowErrorCode } from '../engine/index.js';
 import type { ImageState } from '../mount/image-entry.js';
 import type { PcowMount } from '../mounts.js';
 import { word } from '../shell-word.js';
-import { lifeOf, type Trouble, troubleOf, withMount } from '../answers.js';
 
 const debug = createDebug('pcow:client');
 
@@ -70,8 +70,8 @@ export interface MountedStatus {
 }
 
 /** Of a mount, or of one of its images. */
-export function controlDirectory(mount: PcowMount, image?: string): string {
-  return path.join(mount.mountpoint, '.pcow', ...(image === undefined ? [] : [image]));
+export function controlDirectory({ mountpoint }: Pick<PcowMount, 'mountpoint'>, image?: string): string {
+  return path.join(mountpoint, '.pcow', ...(image === undefined ? [] : [image]));
 }
 
 /** Does what asks a mount; fails with PCOW_MOUNT where that does not answer. */

@@ -38,8 +38,13 @@ export async function imageFilesIn(directory: string): Promise<ImageFiles> {
 }
 
 /** What to do about one, as the end of a sentence. */
-export function howToName(directory: string, { pattern }: NamelessFile): string {
-  return `its name is not UTF-8, so that no command and no mount can use it: rename it (cd ${word(directory)}; mv ${pattern} NAME.pcow)`;
+export function howToName(directory: string, file: NamelessFile): string {
+  return `its name is not UTF-8, so that no command and no mount can use it: rename it (${givingItAName(directory, file)})`;
+}
+
+/** What to type. */
+export function givingItAName(directory: string, { pattern }: NamelessFile): string {
+  return `cd ${word(directory)}; mv ${pattern} NAME.pcow`;
 }
 
 /** Bytes beyond ASCII one by one: which of them belong to a character can't be told for sure. */

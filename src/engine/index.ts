@@ -5,7 +5,7 @@ export { dependants, type Dependant, refuseWhereStoodOn, saidOf, survey, takingA
 export { exists, receiptOf, removeRemains } from './drafts.js';
 export { isPcowError, PcowError, type PcowErrorCode } from './errors.js';
 export { standingOn } from './file-lock.js';
-export { howToName, imageFilesIn } from './image-files.js';
+export { givingItAName, howToName, imageFilesIn } from './image-files.js';
 export { giveName, removeName } from './names.js';
 export { removeImage } from './removal.js';
 export { type Making, mayBeReplaced, throughDraft } from './replace.js';
