@@ -271,7 +271,7 @@ Result<void> Image::rollback(const std::string& name) {
     state.content_generation++;
     PCOW_TRY(state.release_layer(gone, nullptr));
     // The image is back at the snapshot, whatever keeps an earlier deletion from being finished.
-    if (auto collected = state.collect(nullptr); !collected) state.note(collected.error());
+    if (auto collected = state.collect(nullptr); !collected) return state.leave_unfinished(collected.error());
     return {};
   };
   return state.noted(change());

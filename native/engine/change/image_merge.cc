@@ -54,7 +54,9 @@ Result<void> copy_sub_blocks(File& file, const Geometry& geometry, uint32_t from
 }
 
 // Why one deletion cannot be finished now, though others can.
-bool is_stuck(const Error& why) { return why.code == Code::kCorrupt || ImageState::is_full(why); }
+bool is_stuck(const ImageState& state, const Error& why) {
+  return (why.code == Code::kCorrupt && !state.file->sync_failure()) || state.is_full(why);
+}
 
 }  // namespace
 
@@ -337,7 +339,7 @@ Result<void> ImageState::collect(const Progress& progress) {
     auto collected = giving_back_by_change([&] { return collect_layer(gone, progress); });
     if (collected) continue;
     // One that is damaged, or too large for the disk, does not keep those of other branches from going.
-    if (!is_stuck(collected.error())) {
+    if (!is_stuck(*this, collected.error())) {
       space->end_spending();
       return collected;
     }
@@ -393,10 +395,8 @@ Result<void> Image::remove(const std::string& name, const Progress& progress) {
     }));
     auto collected = state.collect(progress);
     // What keeps another deletion from being finished is no failure of this one.
-    if (!collected && is_stuck(collected.error()) && !state.directory.find(id)) {
-      state.note(collected.error());
-      return {};
-    }
+    if (!collected && is_stuck(state, collected.error()) && !state.directory.find(id))
+      return state.leave_unfinished(collected.error());
     return collected;
   };
   return state.noted(change());

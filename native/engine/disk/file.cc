@@ -199,7 +199,7 @@ Error File::torn() const {
   return Error(Code::kIo, path_ + ": a mapped page of it cannot be read from the disk, or finds no space there");
 }
 
-std::optional<Error> File::sync_failure() {
+std::optional<Error> File::sync_failure() const {
   if (is_torn()) {
     Error error = torn();
     error.message += kUntilOpenedAnew;

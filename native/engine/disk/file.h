@@ -104,6 +104,8 @@ class File {
   Result<void> check_length(uint64_t end);
   // Whether the filesystem says that it has so many bytes for us. A guess: others use it as well.
   bool disk_has(uint64_t bytes) const;
+  // Why the file counts as unsynced until it is opened anew, where a sync or a write-back of it has failed.
+  std::optional<Error> sync_failure() const;
   // The error of a torn mapping, whichever.
   Error torn() const;
 
@@ -146,7 +148,6 @@ class File {
   int tell_lost(FileOperation operation, uint64_t offset, uint64_t length, const Call& call) const;
   template <typename Call>
   Result<void> sync_by(uint64_t offset, uint64_t length, const Call& call);
-  std::optional<Error> sync_failure();
   Error fail_sync(int err);
 
   std::string path_;
@@ -159,7 +160,7 @@ class File {
   // Whether the filesystem can end the sharing of space with other files: not known, until known_to_unshare_ or not unshares_.
   std::atomic<bool> unshares_{true};
   std::atomic<bool> known_to_unshare_{false};
-  std::mutex failing_;  // guards the next
+  mutable std::mutex failing_;  // guards the next
   std::optional<Error> sync_failure_;
 };
 

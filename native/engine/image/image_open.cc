@@ -269,7 +269,7 @@ Result<void> ImageState::take_over() {
   });
   if (!all_sealed) PCOW_TRY(seal(space->file_end()));
   // Room for finishing deletions may be missing now: the image is sound without.
-  if (auto collected = collect(nullptr); !collected) note(collected.error());
+  if (auto collected = collect(nullptr); !collected) return leave_unfinished(collected.error());
   return {};
 }
 

@@ -150,7 +150,18 @@ class ImageState {
     return giving_back(what,
                        [&, before = superblock.directory_offset] { return superblock.directory_offset == before; });
   }
-  static bool is_full(const Error& why) { return why.code == Code::kNoSpace || why.code == Code::kTooLarge; }
+  // Whether the disk has too little space, so that giving some back helps. A sync that failed never counts, whatever errno the disk
+  // has given for it: what was to be synced is lost, and no space brings it back.
+  bool is_full(const Error& why) const {
+    return (why.code == Code::kNoSpace || why.code == Code::kTooLarge) && !file->sync_failure();
+  }
+  // An operation has done its own work; `why` keeps an earlier deletion from being finished. That is noted, and is no failure of the
+  // operation, but for a failed sync: whoever waits for this operation would take what it has synced for durable.
+  Result<void> leave_unfinished(const Error& why) {
+    if (auto failed = file->sync_failure()) return *failed;
+    note(why);
+    return {};
+  }
   std::mutex& chunk_lock(uint64_t block) { return chunk_locks[block / kBlocksPerChunk % chunk_locks.size()]; }
 
   // image_sync.cc
