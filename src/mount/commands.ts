@@ -183,10 +183,7 @@ export class Commands {
   async delete(entry: ImageEntry, name: string): Promise<void> {
     // Not under `structure`: a merge may take long, and clones of this image wait for its `commands` anyway.
     await entry.commands.run(async () => {
-      await entry.attachment.settled();
-      if (!entry.monitor) {
-        await entry.writer();
-      }
+      await entry.whoeverHas();
       const layer = (await entry.snapshot(name)).id;
       const what = `the snapshot ${name} of ${entry.name} can't be deleted`;
       const busy = () =>
@@ -204,10 +201,7 @@ export class Commands {
   async renameSnapshot(entry: ImageEntry, from: string, to: string): Promise<void> {
     checkSnapshotName(to);
     await entry.commands.run(async () => {
-      await entry.attachment.settled();
-      if (!entry.monitor) {
-        await entry.writer();
-      }
+      await entry.whoeverHas();
       const { id } = await entry.snapshot(from);
       if (await has(entry, to)) {
         throw new PcowError('PCOW_EXISTS', `${entry.name} has a snapshot ${JSON.stringify(to)} already`);
@@ -266,15 +260,15 @@ export class Commands {
 
   /** The frozen layer that a clone is to stand on. */
   async #layerFor(entry: ImageEntry, snapshot: string | null): Promise<number> {
-    await entry.attachment.settled();
-    if (entry.monitor) {
+    const { monitor, opening } = await entry.whoeverHas();
+    if (monitor) {
       const name = snapshot ?? automaticName();
       if (snapshot === null) {
         await this.#takeWhoeverHas([entry], name, true);
       }
       return (await entry.snapshot(name)).id;
     }
-    const { image } = await entry.writer();
+    const { image } = opening;
     return snapshot === null ? this.#freeze(entry, image) : image.layerOf(snapshot);
   }
 

@@ -150,6 +150,27 @@ export class ImageEntry {
     return this.attachment.writer();
   }
 
+  /**
+   * What changes the image at present: a monitor, or this mount, which has it open for writing then. A process that comes to this mount
+   * with the lock, while this waits for the lock, has it.
+   */
+  async whoeverHas(): Promise<{ monitor: Monitor; opening: null } | { monitor: null; opening: Opening }> {
+    for (;;) {
+      await this.attachment.settled();
+      const { monitor } = this;
+      if (monitor) {
+        return { monitor, opening: null };
+      }
+      try {
+        return { monitor: null, opening: await this.writer() };
+      } catch (error) {
+        if (!this.monitor) {
+          throw error;
+        }
+      }
+    }
+  }
+
   /** Of the process that writes the image through its own memory instead of this mount. */
   get monitor(): Monitor | null {
     return this.attachment.monitor;
@@ -238,10 +259,8 @@ export class ImageEntry {
 
   async #openingFor(writable: boolean): Promise<Opening> {
     for (;;) {
-      await (writable ? this.attachment.settled() : undefined);
-      const { monitor } = this;
       // An attached process may open its file for writing again, since it writes to its memory. mayOpen() refuses others.
-      const opening = await (writable && !monitor ? this.writer() : this.view());
+      const opening = (writable ? (await this.whoeverHas()).opening : null) ?? (await this.view());
       if (!opening.ended) {
         return opening;
       }

@@ -117,6 +117,48 @@ test.serial('the next mount: a process knows its own image there, by whatever de
   }
 });
 
+test.serial('the next mount: a process opens its own image there before it is attached again', async (t) => {
+  const mount = await imagesFor(t, { vm1: MiB });
+  await mount.mount();
+  const it = await monitored(t, await program('map-tool', mount.scratch), [mount.file('vm1')]);
+  for (let value = 1; value <= 4; ++value) {
+    t.is(await it.ask(`write 65536 8192 ${value}`), 'ok');
+    await mount.kill();
+    const opened = it.ask('reopen-next');
+    await mount.mount();
+    t.is(await opened, 'ok');
+    await attachedTo(mount, 'vm1', it.pid);
+    t.is(await it.ask('another'), 'ok');
+    t.is(await it.ask('punch 65536 4096'), 'ok');
+    t.is(await it.ask('read 65536'), '0');
+    t.is(await it.ask('read 69632'), `${value}`);
+  }
+  await it.end();
+  await attachedTo(mount, 'vm1', null);
+});
+
+test.serial('the next mount: commands work before the process is attached again', async (t) => {
+  const mount = await imagesFor(t, { vm1: MiB });
+  await mount.mount();
+  const it = await monitored(t, await program('map-tool', mount.scratch), [mount.file('vm1')]);
+  const commands: [text: string, control: string][] = [
+    ['a', 'snapshot'],
+    ['b', 'snapshot'],
+    ['a c', 'rename'],
+    ['b', 'delete'],
+    ['c1', 'clone'],
+    ['c2 c', 'clone'],
+  ];
+  for (const [text, control] of commands) {
+    await mount.kill();
+    await mount.mount();
+    await t.notThrowsAsync(mount.write(text, 'vm1', control), `${control}: ${text}`);
+    await attachedTo(mount, 'vm1', it.pid);
+  }
+  t.is(await it.ask('write 0 4096 7'), 'ok');
+  await it.end();
+});
+
 test.serial('the next mount: a process that has another root by then is attached again', async (t) => {
   const mount = await imagesFor(t, { vm1: MiB });
   await mount.mount();

@@ -8,6 +8,7 @@
  *     sync                       msync of everything
  *     punch OFFSET LENGTH        fallocate(PUNCH_HOLE)
  *     reopen                     opens the file once more: by that descriptor punch goes from then on
+ *     reopen-next                the same, by the next mount, as soon as there is one
  *     another                    maps the whole file once more by that descriptor, and compares; then that mapping goes
  *     chroot DIRECTORY           has that directory for its root and working directory from then on
  *     control FILE TEXT          writes TEXT to a control file; answers "ok", or the number of the error
@@ -21,6 +22,8 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
+
+#include "random-mount.h"
 
 int main(int argc, char** argv) {
   if (argc != 2) return 2;
@@ -61,6 +64,10 @@ int main(int argc, char** argv) {
     } else if (strcmp(line, "reopen\n") == 0) {
       close(fd);
       fd = open(argv[1], O_RDWR);
+      error = fd < 0 ? errno : 0;
+    } else if (strcmp(line, "reopen-next\n") == 0) {
+      close(fd);
+      fd = open_in_mount(argv[1], O_RDWR);
       error = fd < 0 ? errno : 0;
     } else if (strcmp(line, "another\n") == 0) {
       unsigned char* other = mmap(NULL, (size_t)status.st_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
