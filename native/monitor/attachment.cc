@@ -71,8 +71,10 @@ Result<Packet> receive_answer(int socket, int stop, int patience_ms) {
   if (!await_packet(socket, stop, patience_ms)) return Error(Code::kIo, ETIMEDOUT, "the mount does not answer");
   Packet answer;
   std::string reason;
-  if (protocol::receive_packet(socket, protocol::kMaxDescriptors, &answer, &reason) != Received::kPacket)
-    return Error(Code::kIo, EPROTO, "the mount answered with " + (reason.empty() ? "nothing" : reason));
+  const Received received = protocol::receive_packet(socket, protocol::kMaxDescriptors, &answer, &reason);
+  if (received == Received::kEnd || received == Received::kNothing)
+    return Error(Code::kIo, EPROTO, "the mount ended before it had answered: mount the image's directory again");
+  if (received != Received::kPacket) return Error(Code::kIo, EPROTO, "the mount answered with " + reason);
   if (answer.kind == Kind::kRefused) {
     const bool is_errno = answer.value > 0 && answer.value < 4096;
     Error refused = system_error(is_errno ? static_cast<int>(answer.value) : EPROTO, "");

@@ -176,6 +176,20 @@ void silent_when_attaching() {
   CHECK(!outcome && outcome.error().err == ETIMEDOUT);
 }
 
+// Such as one that is killed while a guest starts. Only the message tells that it is the mount's end, and not the image's fault.
+void dies_when_attaching() {
+  const Stage stage;
+  Mount mount(stage.socket);
+  std::thread dying([&] {
+    mount.meet(protocol::Kind::kAttach);
+    mount.die();
+  });
+  const auto outcome = stage.attach(kNever);
+  dying.join();
+  CHECK(!outcome && outcome.error().err == EPROTO);
+  CHECK(outcome.error().message.find("the mount ended") != std::string::npos);
+}
+
 void takes_no_connections() {
   const Stage stage;
   const Mount mount(stage.socket, 0);
@@ -478,6 +492,7 @@ void mount_that_is_not_to_be_asked() {
 int main() {
   alarm(kHungSeconds);
   silent_when_attaching();
+  dies_when_attaching();
   takes_no_connections();
   signals_while_it_waits();
   strange_answers();
