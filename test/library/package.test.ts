@@ -1,0 +1,30 @@
+/** The files of the npm package. scripts/fresh-machine installs and uses it; here is what its list of files must be. */
+import { execFile } from 'node:child_process';
+import { readFile } from 'node:fs/promises';
+import { fileURLToPath } from 'node:url';
+import { promisify } from 'node:util';
+import test from 'ava';
+
+const ROOT = fileURLToPath(new URL('../../../', import.meta.url));
+
+async function packed(): Promise<string[]> {
+  const words = ['pack', '--dry-run', '--json', '--ignore-scripts'];
+  const { stdout } = await promisify(execFile)('npm', words, { cwd: ROOT, maxBuffer: 1 << 24 });
+  const [found] = JSON.parse(stdout) as { files: { path: string }[] }[];
+  return (found?.files ?? []).map(({ path }) => path);
+}
+
+test('it has its programs, its licence, and how to report a vulnerability', async (t) => {
+  const files = await packed();
+  const { bin } = JSON.parse(await readFile(`${ROOT}package.json`, 'utf8')) as { bin: Record<string, string> };
+  for (const file of [...Object.values(bin), 'LICENSE', 'README.md', 'SECURITY.md', 'CHANGELOG.md']) {
+    t.true(files.includes(file), file);
+  }
+});
+
+test('it has no source maps, because it does not have the sources that they name', async (t) => {
+  t.deepEqual(
+    (await packed()).filter((file) => file.endsWith('.map')),
+    [],
+  );
+});
