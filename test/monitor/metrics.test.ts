@@ -1,5 +1,7 @@
 /** The `metrics` of attached images: one text for Prometheus, whose labels name the images as the mount does. */
-import { readFile } from 'node:fs/promises';
+import { execFile } from 'node:child_process';
+import { once } from 'node:events';
+import { readFile, writeFile } from 'node:fs/promises';
 import path from 'node:path';
 
 import test from 'ava';
@@ -44,3 +46,30 @@ test.serial('every family once, every sample with the name of its image', async 
     }
   }
 });
+
+test.serial('promtool finds nothing to say, with a guest attached and a damaged image', async (t) => {
+  const mount = await mountedImages(t, { vm1: MiB, idle: MiB, damaged: MiB });
+  await writeFile(mount.image('damaged'), Buffer.alloc(8192, 7), { flag: 'r+' });
+  const tool = await monitored(t, await program('map-tool', mount.scratch), [mount.file('vm1')]);
+  await attachedTo(mount, 'vm1', tool.pid);
+  t.is(await tool.ask('write 0 4096 1'), 'ok');
+  await mount.write('s', 'vm1', 'snapshot');
+  const text = await readFile(path.join(mount.point, '.pcow/metrics'), 'utf8');
+  t.regex(text, /^pcow_image_state\{image="damaged",state="(?!ok)[\w ]+"\} 1$/m);
+  t.is(await promtool('check metrics', text), '');
+});
+
+test('promtool takes the example alerts', async (t) => {
+  t.regex(await promtool('check rules packaging/prometheus/pcow-alerts.yml'), /SUCCESS: \d+ rules found/);
+});
+
+/** What it says; or the test fails. */
+async function promtool(command: string, input = ''): Promise<string> {
+  const child = execFile('build/promtool', command.split(' '));
+  const said: string[] = [];
+  for (const stream of [child.stdout, child.stderr]) stream?.on('data', (data: string) => said.push(data));
+  child.stdin?.end(input);
+  const [code] = (await once(child, 'close')) as [number];
+  if (code !== 0) throw new Error(`promtool ${command}: exit code ${code}: ${said.join('')}`);
+  return said.join('');
+}
