@@ -16,8 +16,8 @@ const HEAD = `<!-- Written by \`npm run start-times\`. -->
 
 # How soon commands start
 
-Processor time of short commands, and the same as a multiple of what Node ${process.version} itself takes to start: medians of ${rounds} rounds, each
-of which ran all of them one after another.
+This table shows the processor time of short commands, and its ratio to the time that Node ${process.version} itself takes to start.
+The figures are medians of ${rounds} rounds; each round runs all commands one after another.
 
 | command | CPU seconds | \`node -e 0\` = 1 |
 | --- | --- | --- |
