@@ -62,10 +62,11 @@ struct Workers {
   threads::Task* in_order = nullptr;           // oldest first
   std::atomic<int> idle{0};
   std::atomic<int> count{0};
+  sem_t wanted;  // posted where a task leaves no worker idle
 
   threads::Task* take();
   void serve();
-  void add();
+  void add_as_wanted();
 };
 
 // `begun` is the pid of the process whose threads these are: a child of _Fork(3) or clone(2), of which no handler tells, has a
@@ -86,7 +87,7 @@ void Workers::serve() {
   for (idle++;;) {
     while (sem_wait(&waiting) < 0) continue;
     // A task may take long (a sync), or wait for another one: somebody must be there for the next.
-    if (--idle == 0 && count < kMostWorkers) add();
+    if (--idle == 0 && count < kMostWorkers) sem_post(&wanted);
     threads::Task* task = take();
     task->work(task);
     // Before whoever waits for it goes on, and asks again: it needs no more workers than this one.
@@ -97,18 +98,23 @@ void Workers::serve() {
   }
 }
 
-// Where there can be no more threads, tasks wait for those that there are.
-void Workers::add() {
-  Thread one_more;
-  count++;
-  if (!one_more.start("pcow-work", [this] { serve(); })) count--;
+// A thread for nothing else: pthread_create(3) takes memory from the application's allocator, and whoever holds the lock of that may be
+// waiting for the very task that a worker would do next. Where there can be no more threads, tasks wait for the workers that there are.
+void Workers::add_as_wanted() {
+  for (;;) {
+    while (sem_wait(&wanted) < 0) continue;
+    if (idle > 0 || count >= kMostWorkers) continue;
+    Thread one_more;
+    count++;
+    if (!one_more.start("pcow-work", [this] { serve(); })) count--;
+  }
 }
 
 // The first one: it takes the table of descriptors, and the root, that all others then share.
 struct First {
   Workers* workers;
   std::atomic<uint32_t> ready{0};
-  int err = 0;
+  Result<void> outcome;
 };
 
 // Whether a filter of system calls is there (proc(5), "Seccomp"; QEMU's -sandbox, containers). It may end a thread that does what it does not
@@ -140,11 +146,14 @@ void* first_main(void* argument) {
   Workers* const own = first->workers;
   const Inside inside;
   pthread_setname_np(pthread_self(), "pcow-work");
-  const int err = take_own_place();
-  first->err = err;
+  if (const int err = take_own_place())
+    first->outcome = system_error(err, "cannot give the monitor descriptors of its own (Linux 5.9 or newer is needed)");
+  Thread adding;
+  if (first->outcome) first->outcome = adding.start("pcow-start", [own] { own->add_as_wanted(); });
+  const bool serves = first->outcome.ok();
   first->ready.store(1, std::memory_order_release);
   wake_all(&first->ready);
-  if (err == 0) own->serve();
+  if (serves) own->serve();
   return nullptr;
 }
 
@@ -179,14 +188,14 @@ Result<void> begin() {
   if (begun()) return {};
   auto* made = new Workers;
   sem_init(&made->waiting, 0, 0);
+  sem_init(&made->wanted, 0, 0);
   made->count = 1;
-  First first{made};
+  First first{made, {}, {}};
   pthread_t thread;
   if (const int err = create(&thread, first_main, &first)) return no_thread(err);
   pthread_detach(thread);
   wait_while(&first.ready, 0);
-  if (first.err)
-    return system_error(first.err, "cannot give the monitor descriptors of its own (Linux 5.9 or newer is needed)");
+  PCOW_TRY(std::move(first.outcome));
   workers = made;
   begun_in = getpid();
   return {};

@@ -7,7 +7,7 @@ import test, { type ExecutionContext } from 'ava';
 
 import { Image } from '../../src/engine/index.js';
 import { attachedTo, monitored, monitorPrefix, monitorReport } from '../helpers/monitored.js';
-import { imagesFor, MiB, type TestMount } from '../helpers/mount.js';
+import { imagesFor, MiB, type TestMount, mountedImages } from '../helpers/mount.js';
 import { program } from '../helpers/program.js';
 
 const run = promisify(execFile);
@@ -55,12 +55,30 @@ test.serial('programs that are careless of their mapping', async (t) => {
   t.true(bytes.equals(Buffer.alloc(SIZE, 0x55)), 'the base is what it was');
 });
 
-test.serial('an allocator that calls mmap and munmap by their names', async (t) => {
-  const mount = await mountedClones(t, 'vm1', 'vm2');
-  const allocator = await program('own-allocator', mount.scratch);
-  const [command = '', ...words] = [...monitorPrefix(), allocator, mount.file('vm1')];
-  t.is((await run(command, words)).stdout, 'ok\n');
-});
+test.serial(
+  'an allocator that calls mmap and munmap by their names, and stores into the image under its lock',
+  async (t) => {
+    const mount = await mountedClones(t, 'vm1', 'vm2');
+    const allocator = await program('own-allocator', mount.scratch);
+    const [command = '', ...words] = [...monitorPrefix(), allocator, mount.file('vm1')];
+    t.is((await run(command, words)).stdout, 'ok\n');
+  },
+);
+
+test.serial(
+  'an allocator that gives pages of an image back under its lock, while another mount does not answer',
+  async (t) => {
+    const mount = await mountedClones(t, 'vm1');
+    const silent = await mountedImages(t, { vm2: MiB });
+    const allocator = await program('own-allocator', mount.scratch);
+    const it = await monitored(t, allocator, [mount.file('vm1'), silent.file('vm2')]);
+    t.is(it.greeting, 'open');
+    silent.daemon.kill('SIGSTOP');
+    t.is(await it.ask('go'), 'ok');
+    silent.daemon.kill('SIGCONT');
+    await it.end();
+  },
+);
 
 test.serial('msync over two images makes both durable', async (t) => {
   const mount = await mountedClones(t, 'vm1', 'vm2');
@@ -87,4 +105,22 @@ test.serial('a child that lives on does not keep the image of its killed parent'
   await attachedTo(mount, 'vm1', null);
   await mount.write('after', 'vm1', 'snapshot'); // needs the lock
   t.notThrows(() => process.kill(child, 0));
+});
+
+test('the library exports what it interposes, and no part of the C++ library', async (t) => {
+  const { stdout } = await run('nm', [
+    '-D',
+    '--defined-only',
+    '--format=posix',
+    'native/build/Release/libpcow-monitor.so',
+  ]);
+  const names = stdout
+    .trim()
+    .split('\n')
+    .map((line) => line.split(' ')[0] ?? '');
+  t.true(names.includes('mmap'));
+  t.deepEqual(
+    names.filter((name) => !/^[a-z]\w+$/.test(name)),
+    [],
+  );
 });
