@@ -48,6 +48,11 @@ export async function makeImage(target: ImageTarget, options: MakeOptions): Prom
   return withImage(target.file, {}, (image) => image.info());
 }
 
+/** What the commands that make an image tell programs of it. */
+export function madeImage(target: ImageTarget, { size, blockSize, base }: ImageInfo): object {
+  return { image: target.file, size, blockSize, base };
+}
+
 /** A new image never replaces a file unasked, and never one that is in use or that other images stand on. */
 export async function checkTarget(target: ImageTarget, force: boolean, sources: readonly string[] = []): Promise<void> {
   if (!(await exists(target.file))) return;

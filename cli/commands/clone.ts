@@ -1,8 +1,8 @@
 import type { Command } from 'commander';
 import { warn } from '../errors.js';
 import { addNotes } from '../help.js';
-import { distanceWarning, makeImage } from '../making.js';
-import { say } from '../output.js';
+import { distanceWarning, madeImage, makeImage } from '../making.js';
+import { say, sayJson } from '../output.js';
 import { findTarget, newImage } from '../target.js';
 
 export function addClone(program: Command): void {
@@ -13,6 +13,7 @@ export function addClone(program: Command): void {
     .argument('<image[@snapshot]>', 'what to stand on')
     .argument('<new>', 'the image file to make; “.pcow” is added where it is missing')
     .option('--force', 'replace an existing file')
+    .option('--json', 'for programs')
     .action(clone);
   addNotes(command, {
     text: [
@@ -27,10 +28,11 @@ export function addClone(program: Command): void {
   });
 }
 
-async function clone(base: string, given: string, options: { force?: boolean }): Promise<void> {
+async function clone(base: string, given: string, options: { force?: boolean; json?: boolean }): Promise<void> {
   const target = await newImage(given);
-  await makeImage(target, { base, force: options.force });
-  say(`cloned ${base} to ${target.file}`);
+  const info = await makeImage(target, { base, force: options.force });
+  if (options.json === true) sayJson(madeImage(target, info));
+  else say(`cloned ${base} to ${target.file}`);
   const warning = distanceWarning(target, (await findTarget(base)).image);
   if (warning !== null) warn('pcow', warning);
 }

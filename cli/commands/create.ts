@@ -4,8 +4,8 @@ import type { Command } from 'commander';
 import { Failure, warn } from '../errors.js';
 import { fileSystemOf, overwritingProblem } from '../file-system.js';
 import { addNotes } from '../help.js';
-import { distanceWarning, makeImage } from '../making.js';
-import { say } from '../output.js';
+import { distanceWarning, madeImage, makeImage } from '../making.js';
+import { say, sayJson } from '../output.js';
 import { quote, word } from '../quote.js';
 import { formatSize, isSize, parseBlockSize, parseSize } from '../size.js';
 import { findTarget, newImage } from '../target.js';
@@ -14,6 +14,7 @@ interface Options {
   blockSize?: string;
   base?: string;
   force?: boolean;
+  json?: boolean;
 }
 
 export function addCreate(program: Command): void {
@@ -29,6 +30,7 @@ export function addCreate(program: Command): void {
     )
     .option('-b, --base <image[@snapshot]>', 'stand on this image, as it is now, or on one of its snapshots')
     .option('--force', 'replace an existing file')
+    .option('--json', 'for programs')
     .action(create);
   addNotes(command, {
     text: [
@@ -56,7 +58,8 @@ async function create(image: string, size: string | undefined, options: Options)
   const target = await newImage(image);
   const info = await makeImage(target, { size: bytes, blockSize, base: options.base, force: options.force });
   const base = options.base === undefined ? '' : `, on ${options.base}`;
-  say(`created ${target.file}: ${formatSize(info.size)}, blocks of ${formatSize(info.blockSize)}${base}`);
+  if (options.json === true) sayJson(madeImage(target, info));
+  else say(`created ${target.file}: ${formatSize(info.size)}, blocks of ${formatSize(info.blockSize)}${base}`);
   const distance = options.base === undefined ? null : distanceWarning(target, (await findTarget(options.base)).image);
   if (distance !== null) warn('pcow', distance);
   const place = await fileSystemOf(await realpath(path.dirname(target.file)));

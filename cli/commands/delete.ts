@@ -5,7 +5,7 @@ import { askForWork } from '../control.js';
 import { Failure } from '../errors.js';
 import { addNotes } from '../help.js';
 import { withImage } from '../images.js';
-import { say } from '../output.js';
+import { say, sayJson } from '../output.js';
 import { type ProgressForm, progressOption, withProgress } from '../progress.js';
 import { quote } from '../quote.js';
 import { forEach } from '../several.js';
@@ -15,6 +15,7 @@ import { patiently, waitOption } from '../waiting.js';
 interface Options {
   keep?: number;
   dryRun?: boolean;
+  json?: boolean;
   wait?: number;
   progress?: ProgressForm;
 }
@@ -32,6 +33,7 @@ export function addDelete(program: Command): void {
     .argument('<image@name...>', 'the image and the snapshot to delete; in NAME, * and ? stand for any characters')
     .option('--keep <number>', 'of those that a NAME stands for, keep so many: the newest', parseCount)
     .option('-n, --dry-run', 'only tell what would be deleted')
+    .option('--json', 'for programs')
     .addOption(waitOption())
     .addOption(progressOption())
     .action(remove);
@@ -51,19 +53,24 @@ export function addDelete(program: Command): void {
   });
 }
 
-async function remove(givens: string[], { keep, dryRun = false, wait, progress }: Options): Promise<void> {
+async function remove(
+  givens: string[],
+  { keep, dryRun = false, json = false, wait, progress }: Options,
+): Promise<void> {
   const doomed: Doomed[] = [];
   for (const given of givens) doomed.push(...(await standingFor(given, keep)));
   const each = doomed.filter(
     ({ image, snapshot }, at) =>
       doomed.findIndex((other) => other.image.file === image.file && other.snapshot === snapshot) === at,
   );
-  if (each.length === 0) say('nothing to delete');
-  await forEach(each, async ({ image, snapshot }) => {
+  if (each.length === 0 && !json) say('nothing to delete');
+  const deleted = await forEach(each, async ({ image, snapshot }) => {
     const name = `${image.name}@${snapshot}`;
     if (!dryRun) await patiently(wait, () => removeOne(image, snapshot, progress));
-    say(`${dryRun ? 'would delete' : 'deleted'} ${name}`);
+    if (!json) say(`${dryRun ? 'would delete' : 'deleted'} ${name}`);
+    return { image: image.file, snapshot };
   });
+  if (json) sayJson({ deleted, dryRun });
 }
 
 /** The snapshots that an argument stands for, oldest first, less those to keep. */

@@ -1,3 +1,4 @@
+import path from 'node:path';
 import type { Command } from 'commander';
 import { howToName, imageFilesIn } from '../../src/engine/index.js';
 import { startDaemon } from '../../src/mount/daemon.js';
@@ -5,7 +6,7 @@ import { mountOnTheWay } from '../../src/answers.js';
 import { monitorsProblem } from '../control.js';
 import { Failure, warn } from '../errors.js';
 import { addNotes } from '../help.js';
-import { say } from '../output.js';
+import { say, sayJson } from '../output.js';
 
 interface Options {
   foreground?: boolean;
@@ -15,6 +16,7 @@ interface Options {
   allowOutsideBase?: boolean;
   stop: boolean;
   checksums?: boolean;
+  json?: boolean;
   showControl?: boolean;
 }
 
@@ -33,6 +35,7 @@ export function addMount(program: Command): void {
     .option('--no-stop', 'never stop a process for a snapshot: of a mapped file there is none then')
     .option('--show-control', 'list MOUNTPOINT/.pcow, which is there for whoever names it in any case')
     .option('--checksums', 'give each snapshot checksums in the background, for “pcow scrub” and for whoever reads it')
+    .option('--json', 'for programs: where it is mounted')
     .action(mount);
   addNotes(command, {
     text: [
@@ -62,6 +65,9 @@ async function mount(directory: string, mountpoint: string, options: Options): P
     if (options.log !== undefined) {
       throw new Failure('PCOW_USAGE', '--log is for a daemon: with --foreground the log goes to the terminal');
     }
+    if (options.json === true) {
+      throw new Failure('PCOW_USAGE', '--json is for a daemon: with --foreground the log says when it is ready');
+    }
     const { endOnSignals, mountDirectory, tellReady } = await import('../../src/mount/index.js');
     // Its own log says when it is ready.
     const mounted = await mountDirectory(directory, mountpoint, settings);
@@ -74,7 +80,8 @@ async function mount(directory: string, mountpoint: string, options: Options): P
     return;
   }
   await startDaemon(directory, mountpoint, { ...settings, log: options.log });
-  say(`${directory} is mounted on ${mountpoint}`);
+  if (options.json === true) sayJson({ directory: path.resolve(directory), mountpoint: path.resolve(mountpoint) });
+  else say(`${directory} is mounted on ${mountpoint}`);
   for (const file of (await imageFilesIn(directory)).nameless) {
     warn('pcow', `${file.shown} is not shown: ${howToName(directory, file)}`);
   }

@@ -2,7 +2,7 @@ import type { Command } from 'commander';
 import { askImage } from '../control.js';
 import { addNotes } from '../help.js';
 import { withImage } from '../images.js';
-import { say } from '../output.js';
+import { say, sayJson } from '../output.js';
 import { findSnapshotTarget } from '../target.js';
 import { patiently, waitOption } from '../waiting.js';
 
@@ -12,6 +12,7 @@ export function addRollback(program: Command): void {
     .summary('go back to a snapshot')
     .description('Makes an image hold what a snapshot holds. What was written since the last snapshot is gone.')
     .argument('<image@name>', 'the image and the snapshot to go back to')
+    .option('--json', 'for programs')
     .addOption(waitOption())
     .action(rollback);
   addNotes(command, {
@@ -23,7 +24,7 @@ export function addRollback(program: Command): void {
   });
 }
 
-async function rollback(given: string, { wait }: { wait?: number }): Promise<void> {
+async function rollback(given: string, { json, wait }: { json?: boolean; wait?: number }): Promise<void> {
   const { image, snapshot } = await findSnapshotTarget(given);
   const { mount, file, name } = image;
   await patiently(wait, () =>
@@ -31,5 +32,6 @@ async function rollback(given: string, { wait }: { wait?: number }): Promise<voi
       ? withImage(file, { write: true }, (open) => open.rollback(snapshot))
       : askImage(mount, name, 'rollback', snapshot),
   );
-  say(`${image.name} is back at ${snapshot}`);
+  if (json === true) sayJson({ image: file, snapshot });
+  else say(`${name} is back at ${snapshot}`);
 }

@@ -3,7 +3,7 @@ import { Image, snapshotTogether } from '../../src/engine/index.js';
 import { askForCut, askImage } from '../control.js';
 import { Failure } from '../errors.js';
 import { addNotes } from '../help.js';
-import { say } from '../output.js';
+import { say, sayJson } from '../output.js';
 import { findSnapshotTarget, type ImageTarget } from '../target.js';
 import { patiently, waitOption } from '../waiting.js';
 
@@ -15,6 +15,7 @@ export function addSnapshot(program: Command): void {
       'Takes a snapshot: what the image holds now, frozen under a name. It is durable when the command ends.',
     )
     .argument('<image@name...>', 'the image and the name of its new snapshot')
+    .option('--json', 'for programs')
     .addOption(waitOption())
     .action(snapshot);
   addNotes(command, {
@@ -30,7 +31,7 @@ export function addSnapshot(program: Command): void {
   });
 }
 
-async function snapshot(givens: string[], { wait }: { wait?: number }): Promise<void> {
+async function snapshot(givens: string[], { json, wait }: { json?: boolean; wait?: number }): Promise<void> {
   // One after another: of two mistakes the first is told.
   const targets: { image: ImageTarget; snapshot: string }[] = [];
   for (const given of givens) targets.push(await findSnapshotTarget(given));
@@ -53,7 +54,11 @@ async function snapshot(givens: string[], { wait }: { wait?: number }): Promise<
   }
   const images = targets.map(({ image }) => image);
   await patiently(wait, () => take(name, images));
-  for (const { image } of targets) {
+  if (json === true) {
+    sayJson({ snapshots: images.map((image) => ({ image: image.file, snapshot: name })) });
+    return;
+  }
+  for (const image of images) {
     say(`snapshot ${image.name}@${name} taken`);
   }
 }

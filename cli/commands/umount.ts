@@ -1,10 +1,11 @@
+import path from 'node:path';
 import type { Command } from 'commander';
 import { umount } from '../../src/mount/umount.js';
 import { mountOnTheWay } from '../../src/answers.js';
 import { mountsOfDirectory } from '../../src/mounts.js';
 import { Failure, warn } from '../errors.js';
 import { addNotes } from '../help.js';
-import { say } from '../output.js';
+import { say, sayJson } from '../output.js';
 import { quote } from '../quote.js';
 
 /** Milliseconds. */
@@ -16,7 +17,8 @@ export function addUmount(program: Command): void {
     .summary('end a mount')
     .description('Ends a mount. Returns when the last sync is done and every image is closed.')
     .argument('<mountpoint>', 'where it is mounted, or the image directory')
-    .action(async (given: string) => {
+    .option('--json', 'for programs')
+    .action(async (given: string, { json }: { json?: boolean }) => {
       const mountpoint = await mountpointOf(given);
       const slow = setTimeout(() => {
         warn('pcow', `waiting for the mount on ${mountpoint} to end: its last sync may take long`);
@@ -26,7 +28,8 @@ export function addUmount(program: Command): void {
       } finally {
         clearTimeout(slow);
       }
-      say(`${mountpoint} is unmounted`);
+      if (json === true) sayJson({ mountpoint: path.resolve(mountpoint) });
+      else say(`${mountpoint} is unmounted`);
     });
   addNotes(command, {
     text: ['A mount that a process still uses is not ended. The remains of one that died are cleared away.'],

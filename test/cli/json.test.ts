@@ -1,7 +1,8 @@
 /** `--json` is for programs: its fields have these names and these types, for ever. */
-import { writeFile } from 'node:fs/promises';
+import { mkdir, writeFile } from 'node:fs/promises';
 import path from 'node:path';
 import test from 'ava';
+import { pcowProgram } from '../../cli/pcow-program.js';
 import { scratchDirectory } from '../helpers/scratch.js';
 import { pcowIn, succeeds, type Run } from './outcome.js';
 
@@ -123,6 +124,57 @@ test('list of an image', async (t) => {
     snapshots: [snapshot, { ...snapshot, parent: 'string' }],
   });
   for (const { created } of list.snapshots) t.regex(created, /^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$/);
+});
+
+test('what makes and changes images', async (t) => {
+  const directory = await scratchDirectory(t);
+  const pcow = pcowIn(directory);
+  const json = async (...words: string[]) => JSON.parse(await succeeds(t, pcow(...words, '--json'))) as unknown;
+  const image = path.join(directory, 'vm1.pcow');
+  const clone = path.join(directory, 'vm2.pcow');
+  t.deepEqual(await json('create', 'vm1', '1M'), { image, size: 2 ** 20, blockSize: 65536, base: null });
+  t.deepEqual(await json('snapshot', 'vm1@one'), { snapshots: [{ image, snapshot: 'one' }] });
+  t.deepEqual(shapeOf(await json('clone', 'vm1@one', 'vm2')), {
+    image: 'string',
+    size: 'number',
+    blockSize: 'number',
+    base: { path: 'string', resolved: 'string', uuid: 'string', layer: 'number', snapshot: 'string' },
+  });
+  t.deepEqual(await json('rollback', 'vm1@one'), { image, snapshot: 'one' });
+  t.deepEqual(await json('snapshot', 'vm1@two', 'vm2@two'), {
+    snapshots: [
+      { image, snapshot: 'two' },
+      { image: clone, snapshot: 'two' },
+    ],
+  });
+  const deleted = [
+    { image, snapshot: 'two' },
+    { image: clone, snapshot: 'two' },
+  ];
+  t.deepEqual(await json('delete', 'vm1@two', 'vm2@two', '--dry-run'), { deleted, dryRun: true });
+  t.deepEqual(await json('delete', 'vm1@two', 'vm2@two'), { deleted, dryRun: false });
+  t.deepEqual(await json('delete', 'vm1@none*', '--keep', '1'), { deleted: [], dryRun: false });
+});
+
+test('mounts', async (t) => {
+  const directory = await scratchDirectory(t);
+  const pcow = pcowIn(directory);
+  const mountpoint = path.join(directory, 'mnt');
+  for (const made of ['images', 'mnt']) await mkdir(path.join(directory, made));
+  t.teardown(() => pcow('umount', 'mnt'));
+  const mount = JSON.parse(await succeeds(t, pcow('mount', 'images', 'mnt', '--json'))) as unknown;
+  t.deepEqual(mount, { directory: path.join(directory, 'images'), mountpoint });
+  t.deepEqual(JSON.parse(await succeeds(t, pcow('umount', 'images', '--json'))), { mountpoint });
+});
+
+test('every command has it, but for those whose output is no report', async (t) => {
+  const { commands } = await pcowProgram();
+  t.true(commands.length > 30);
+  const without = commands.filter(({ options }) => !options.some(({ long }) => long === '--json'));
+  t.deepEqual(
+    without.map((command) => command.name()),
+    ['map', 'libvirt-xml', 'run', 'completion', 'exit-codes'],
+  );
 });
 
 test('nothing but JSON goes to stdout, and a failure leaves it empty', async (t) => {
