@@ -27,11 +27,11 @@ export const exitCodes = [
   { exit: 2, meaning: 'the command line is wrong', codes: ['PCOW_USAGE'] },
   {
     exit: 3,
-    meaning: 'a value is wrong: a size, a name, a file that is no image of this kind',
+    meaning: 'a value is wrong: a size, a name, a file that is not an image of this kind',
     codes: ['PCOW_INVALID', 'PCOW_TOO_LARGE', 'PCOW_LIMIT', 'PCOW_NOT_AN_IMAGE', 'PCOW_UNSUPPORTED'],
   },
-  { exit: 4, meaning: 'an image or a snapshot is not there', codes: ['PCOW_NOT_FOUND'] },
-  { exit: 5, meaning: 'the target exists already', codes: ['PCOW_EXISTS'] },
+  { exit: 4, meaning: 'an image or a snapshot does not exist', codes: ['PCOW_NOT_FOUND'] },
+  { exit: 5, meaning: 'the target already exists', codes: ['PCOW_EXISTS'] },
   {
     exit: 6,
     meaning: 'in use: by another process, or other images stand on it',
@@ -48,10 +48,10 @@ export const exitCodes = [
   { exit: 11, meaning: 'the mount could not be made, reached or ended', codes: ['PCOW_MOUNT'] },
   { exit: UNFIT, meaning: '“pcow doctor” found what will not work', codes: [] },
   { exit: FOUND_DAMAGE, meaning: '“check” was completed, and has found damage', codes: [] },
-  { exit: FOUND_LEAKS, meaning: '“check” was completed, and has found nothing but bytes in free space', codes: [] },
+  { exit: FOUND_LEAKS, meaning: '“check” was completed, and has found only bytes in free space', codes: [] },
   {
     exit: LOST_DATA,
-    meaning: '“check --repair” has mended the image, and could not bring all of its data back',
+    meaning: '“check --repair” has repaired the image, but could not bring all of its data back',
     codes: [],
   },
   { exit: 130, meaning: 'interrupted; the image is sound', codes: ['PCOW_CANCELLED'] },

@@ -25,7 +25,8 @@ const PCOW_SECTIONS: Section[] = [
   {
     title: 'Names',
     paragraphs: [
-      'An image is a file NAME.pcow; a mount shows it as NAME. Everywhere the path of either is taken, and “.pcow” may be left out.',
+      'An image is a file NAME.pcow; a mount shows it as NAME. Commands accept the path of either, and ' +
+        '“.pcow” may be omitted.',
       'IMAGE@SNAPSHOT names a snapshot. The name of a snapshot has 1 to 255 bytes without “/”, “@”, white space and control characters.',
       'Sizes are bytes, or numbers with K, M, G or T, which are powers of 1024: 65536, 64K, 10G, 1.5T.',
     ],
@@ -33,9 +34,12 @@ const PCOW_SECTIONS: Section[] = [
   {
     title: 'Output',
     paragraphs: [
-      'With --json commands print JSON: sizes in bytes, times in ISO 8601. Fields are added, never renamed or taken away.',
-      'What takes long shows a bar on a terminal, or with --progress json a line of JSON now and then, on standard error. Ctrl-C stops it, and leaves every image sound; through a mount as well.',
-      'Errors go to standard error: a line that says what happened to which image, and mostly one with the next step.',
+      'With --json commands print JSON: sizes in bytes, times in ISO 8601. Later versions may add fields, ' +
+        'but never rename or remove them.',
+      'Long commands show their progress on standard error: as a bar on a terminal, or with --progress ' +
+        'json as lines of JSON. Ctrl-C stops a command and leaves every image sound, also through a mount.',
+      'Errors go to standard error: a line that tells what happened to which image, and usually a line ' +
+        'with the next step.',
     ],
   },
   ENVIRONMENT,
@@ -47,8 +51,9 @@ const PCOW_IMG_SECTIONS: Section[] = [
     title: 'Notes',
     paragraphs: [
       'Images of the original Pcow have another format: “pcow convert” makes images of them.',
-      'Names are taken as they are given. A mount shows only images whose names end in “.pcow”.',
-      'Other than with the original, a rollback keeps later snapshots, a snapshot never changes, and an error has an exit code that is not 0.',
+      'Names are used as they are given. A mount shows only images whose names end in “.pcow”.',
+      'Unlike in the original, a rollback keeps later snapshots, a snapshot never changes, and an error ' +
+        'has an exit code that is not 0.',
     ],
   },
   ENVIRONMENT,

@@ -27,7 +27,7 @@ export function pcowImgProgram(): Command {
     program
       .command('create')
       .summary('make a new image')
-      .description('Makes a new image, empty or on a base as that is now.')
+      .description('Makes a new image, empty or on the present content of a base.')
       .argument('<block-kib>', 'the block size in KiB, a power of two from 4 to 2048')
       .argument('<size-gib>', 'the size in GiB')
       .argument('<new>', 'the file to make')
@@ -48,7 +48,7 @@ export function pcowImgProgram(): Command {
     program
       .command('rollback')
       .summary('go back to a snapshot')
-      .description('Makes the image hold what its snapshot of this number holds. Later snapshots stay.')
+      .description('Gives the image the content of its snapshot with this number. Later snapshots are kept.')
       .argument('<image>')
       .argument('<number>', 'from 1, the oldest')
       .action(rollback),
@@ -58,14 +58,14 @@ export function pcowImgProgram(): Command {
     program
       .command('rebase')
       .summary('put an image on another base')
-      .description('Changes the base of an image without looking at its content, as the original tool did.')
+      .description('Changes the base of an image without comparing contents, as the original tool did.')
       .argument('<image>')
-      .argument('<base>', 'the new base, as it is now; or BASE@SNAPSHOT')
+      .argument('<base>', 'the new base, with its present content; or BASE@SNAPSHOT')
       .action(rebase),
     {
       text: [
-        'The new base must hold what the old one held, or the image changes: this is for a base that was moved or ' +
-          'copied. The old one need not be there any more.',
+        'The new base must hold the same data as the old one, or the content of the image changes: this is ' +
+          'for a base that was moved or copied. The old one need not exist any more.',
       ],
       examples: [{ command: 'pcow-img rebase vm.img ../bases/base.img', does: 'after its base was moved' }],
     },
@@ -73,8 +73,8 @@ export function pcowImgProgram(): Command {
   addNotes(
     program
       .command('info')
-      .summary('tell what an image is')
-      .description('Tells the size, the base and the numbered snapshots of an image.')
+      .summary('show information about an image')
+      .description('Shows the size, the base and the numbered snapshots of an image.')
       .argument('<image>')
       .action(info),
     { examples: [{ command: 'pcow-img info my_pcow_file.img', does: 'with its snapshots' }] },

@@ -14,11 +14,10 @@ export type ProgressForm = 'bar' | 'json' | 'none';
 
 /** `--progress`: for every command that may take long. */
 export function progressOption(): Option {
-  return new Option('--progress <form>', 'how standard error shows it; left out: a bar on a terminal').choices([
-    'bar',
-    'json',
-    'none',
-  ]);
+  return new Option(
+    '--progress <form>',
+    'how to show progress on standard error; default: a bar on a terminal',
+  ).choices(['bar', 'json', 'none']);
 }
 
 /** Of a terminal that does not say it. */

@@ -10,7 +10,7 @@ const PAUSE = 100;
 export function waitOption(): Option {
   return new Option(
     '--wait <seconds>',
-    'wait so long for a process that has the image open for writing; left out: fail at once',
+    'wait this long for a process that has the image open for writing; default: fail at once',
   ).argParser(parseSeconds);
 }
 

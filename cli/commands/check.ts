@@ -25,29 +25,36 @@ export function addCheck(program: Command): void {
     .command('check')
     .summary('verify the structure of an image, and repair it')
     .description(
-      'Verifies the structure of an image: both superblocks, the layer directory, every entry of every table, the base. ' +
-        'Says what is damaged, and where. The image may be in use, and need not be one that can be opened.',
+      'Verifies the structure of an image: both superblocks, the layer directory, every entry of every ' +
+        'table, the base. Reports what is damaged, and where. The image may be in use, and may be one that ' +
+        'cannot be opened.',
     )
     .argument('<image...>', 'the images')
-    .option('--repair', 'mend what can be mended without guessing; what has no place is kept in IMAGE.lost')
+    .option(
+      '--repair',
+      'repair what can be repaired without guessing; data that cannot be placed is kept in IMAGE.lost',
+    )
     .option('--json', 'for programs')
     .addOption(waitOption())
     .addOption(progressOption())
     .action(check);
   addNotes(command, {
     text: [
-      'Without --repair nothing is written. With it, the image must not be mounted or in use. What cannot be placed is ' +
-        'appended to IMAGE.lost; a line of JSON for each piece in IMAGE.lost.index says what it was.',
-      'The bytes of the blocks are not looked at.',
-      'Of several images each is looked at, whatever is found in the others, and the first exit code that is not 0 is the command’s.',
-      'The exit code is 0 for a sound image, 13 for damage, 14 where there are only bytes in free space, and another ' +
-        'one (“pcow help exit-codes”) where the check could not be completed. After a repair it tells what is left; it is 15 where ' +
-        'nothing is, but data could not be brought back: the last lines say how much of which snapshot, and where.',
+      'Without --repair nothing is written. With it, the image must not be mounted or in use. Data that ' +
+        'cannot be placed is appended to IMAGE.lost; for each piece, a line of JSON in IMAGE.lost.index ' +
+        'describes it.',
+      'The bytes of the blocks are not verified.',
+      'With several images, each is verified, whatever is found in the others. The exit code is the first ' +
+        'one that is not 0.',
+      'The exit code is 0 for a sound image, 13 for damage, 14 if there are only bytes in free space, and ' +
+        'another one (“pcow help exit-codes”) if the check could not be completed. After a repair it tells ' +
+        'what is left. It is 15 if no damage is left, but data could not be brought back: the last lines ' +
+        'report how much of which snapshot, and where.',
     ],
     examples: [
-      { command: 'pcow check vm1', does: 'says that vm1.pcow is sound, or what is not' },
-      { command: 'pcow check /srv/images/vm1.pcow --repair', does: 'and mends it' },
-      { command: 'pcow check vm1 --json | jq .damages', does: 'for programs; of several images it is a list' },
+      { command: 'pcow check vm1', does: 'reports that vm1.pcow is sound, or what is damaged' },
+      { command: 'pcow check /srv/images/vm1.pcow --repair', does: 'repairs it' },
+      { command: 'pcow check vm1 --json | jq .damages', does: 'for programs; for several images, a list' },
     ],
   });
 }

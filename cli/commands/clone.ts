@@ -9,19 +9,22 @@ export function addClone(program: Command): void {
   const command = program
     .command('clone')
     .summary('make a new image on an existing one')
-    .description('Makes a new image that stands on an existing one, as it is now or at a snapshot. Nothing is copied.')
-    .argument('<image[@snapshot]>', 'what to stand on')
-    .argument('<new>', 'the image file to make; “.pcow” is added where it is missing')
+    .description(
+      'Makes a new image that stands on an existing image, on its present content or on a snapshot. ' +
+        'Nothing is copied.',
+    )
+    .argument('<image[@snapshot]>', 'the image to stand on, or a snapshot of it')
+    .argument('<new>', 'the image file to make; “.pcow” is added if it is missing')
     .option('--force', 'replace an existing file')
     .option('--json', 'for programs')
     .action(clone);
   addNotes(command, {
     text: [
-      'Both images can be written from then on, and neither sees what the other writes. The new image finds its base ' +
-        'relative to itself: keep them where they are to each other.',
+      'Afterwards both images can be written, and neither sees what the other writes. The new image finds ' +
+        'its base by a relative path: if you move one of them, move both together.',
     ],
     examples: [
-      { command: 'pcow clone base vm1', does: 'vm1.pcow, on base.pcow as it is now' },
+      { command: 'pcow clone base vm1', does: 'vm1.pcow, on the present content of base.pcow' },
       { command: 'pcow clone vm1@before-upgrade vm1-old', does: 'a writable image of a snapshot' },
       { command: 'pcow clone /mnt/vm1 /mnt/vm2', does: 'the same through a mount' },
     ],

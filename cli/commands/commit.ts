@@ -14,21 +14,23 @@ import { word } from '../quote.js';
 export function addCommit(program: Command): void {
   const command = program
     .command('commit')
-    .summary('move what was written into the base')
+    .summary('move what the image has written into its base')
     .description(
-      'Moves what an image has written into its base, as a new snapshot there. The image stands on that then, and is empty itself.',
+      'Moves what an image has written into its base, as a new snapshot there. Then the image stands on ' +
+        'that snapshot, and holds nothing itself.',
     )
     .argument('<image>', 'the image; it must have no snapshots')
-    .option('--name <name>', 'of the new snapshot of the base; left out: an automatic one')
+    .option('--name <name>', 'of the new snapshot of the base; default: an automatic name')
     .option('--json', 'for programs')
     .addOption(waitOption())
     .addOption(progressOption())
     .action(commit);
   addNotes(command, {
     text: [
-      'Other images on the same base are not harmed: they go on standing on the snapshot that they stand on. The base itself ' +
-        'holds what was committed afterwards, unless it was written since the image was made on it; then its present content ' +
-        'stays, and what was committed is only its new snapshot.',
+      'Other images on the same base are not changed: they still stand on the snapshot that they stood on. ' +
+        'Afterwards the base itself has the committed content, unless the base was written since the image ' +
+        'was made on it; then its present content stays, and only its new snapshot has the committed ' +
+        'content.',
       'Neither the image nor its base may be in use.',
     ],
     examples: [

@@ -11,8 +11,8 @@ import { patiently, waitOption } from '../waiting.js';
 export function addCompact(program: Command): void {
   const command = program
     .command('compact')
-    .summary('give back the space of zeros')
-    .description('Gives blocks that hold nothing but zeros back to the file system, of the image and of its snapshots.')
+    .summary('give back blocks that hold only zeros')
+    .description('Gives the blocks of an image and its snapshots that hold only zeros back to the filesystem.')
     .argument('<image>', 'the image')
     .option('--json', 'for programs')
     .addOption(waitOption())
@@ -20,12 +20,12 @@ export function addCompact(program: Command): void {
     .action(compact);
   addNotes(command, {
     text: [
-      'Nobody sees a difference but “du”. A guest that discards what it deletes (fstrim, mount -o discard) does not need it; ' +
-        'for others, fill the free space of its file systems with zeros first.',
+      'Only “du” shows a difference. A guest that discards what it deletes (fstrim, mount -o discard) does ' +
+        'not need this command. In other guests, fill the free space of the filesystems with zeros first.',
     ],
     examples: [
-      { command: 'pcow compact vm1', does: 'of an image at rest' },
-      { command: 'pcow compact /mnt/vm1', does: 'through the mount, also while it is used' },
+      { command: 'pcow compact vm1', does: 'of an image that is not mounted' },
+      { command: 'pcow compact /mnt/vm1', does: 'through the mount, also while it is in use' },
     ],
   });
 }

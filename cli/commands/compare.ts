@@ -19,13 +19,13 @@ interface Options {
 export function addCompare(program: Command): void {
   const command = program
     .command('compare')
-    .summary('compare what two images read as')
+    .summary('compare the content of two images')
     .description('Compares two images byte by byte: Pcow images, snapshots, raw files, and formats that QEMU knows.')
     .argument('<first>', 'an image, IMAGE@SNAPSHOT, or another file')
     .argument('<second>', 'what to compare it with')
-    .option('-f <format>', 'format of the first: pcow, raw, or one of qemu-img’s; left out: what it looks like')
+    .option('-f <format>', 'format of the first: pcow, raw, or one of qemu-img’s; default: it is detected')
     .option('-F <format>', 'format of the second')
-    .option('-s, --strict', 'fail too where the sizes differ, or one holds data where the other has none')
+    .option('-s, --strict', 'also fail if the sizes differ, or if one holds data where the other holds none')
     .option('--json', 'for programs')
     .addOption(progressOption())
     .action(async (first: string, second: string, { f, F, ...options }: Options & { f?: string; F?: string }) =>
@@ -37,13 +37,14 @@ export function addCompare(program: Command): void {
     );
   addNotes(command, {
     text: [
-      'Exit codes are those of “qemu-img compare”: 0 the same, 1 different, larger ones for failures. Without --strict a longer ' +
-        'image is the same where all that it has more is zeros.',
+      'The exit codes are those of “qemu-img compare”: 0 for the same content, 1 for different content, ' +
+        'larger ones for failures. Without --strict, images of different size are the same if the rest of ' +
+        'the longer one is zeros.',
     ],
     examples: [
-      { command: 'pcow compare vm1@monday vm1', does: 'what is there now with a snapshot' },
+      { command: 'pcow compare vm1@monday vm1', does: 'the present content with a snapshot' },
       { command: 'pcow compare vm1 vm1.qcow2', does: 'with a copy in another format' },
-      { command: 'pcow compare -s vm1 /backup/vm1', does: 'also whether data lies at the same places' },
+      { command: 'pcow compare -s vm1 /backup/vm1', does: 'also whether both hold data in the same ranges' },
     ],
   });
 }

@@ -14,7 +14,7 @@ export function addCompletion(program: Command): void {
     .summary('print the completion of commands, options and images for a shell')
     .description('Prints a script with which a shell completes commands, options, images and snapshots.')
     .addArgument(new Argument('<shell>', 'the shell; “words” is what its script calls').choices([...SHELLS, QUESTION]))
-    .argument('[words...]', 'after “words --”: the command line so far, its last word unfinished')
+    .argument('[words...]', 'after “words --”: the command line so far, with its last word unfinished')
     .action(async (shell: Shell | typeof QUESTION, words: string[]) => {
       if (shell === QUESTION) {
         put(
@@ -30,7 +30,7 @@ export function addCompletion(program: Command): void {
       say(completionScript(program.name(), shell).trimEnd());
     });
   addNotes(command, {
-    text: ['The Debian package has all three in their places.'],
+    text: ['The Debian package installs all three.'],
     examples: [
       { command: 'source <(pcow completion bash)', does: 'for this bash; zsh too, with “zsh”' },
       { command: 'pcow completion fish > ~/.config/fish/completions/pcow.fish', does: 'for every fish' },

@@ -36,44 +36,48 @@ export function addConvert(program: Command): void {
   const command = program
     .command('convert')
     .summary('copy an image into another format')
-    .description('Copies an image into a new one of this or another format. Zeros and holes are not written.')
+    .description(
+      'Copies an image into a new image or file, in this or another format. Zeros and holes are not ' + 'written.',
+    )
     .argument('<source>', 'an image, IMAGE@SNAPSHOT, or a file of another format')
     .argument(
       '<target>',
-      'the file to make; of a Pcow image “.pcow” is added where it is missing; “-”: standard output, raw',
+      'the file to make; for a Pcow image, “.pcow” is added if it is missing; “-”: standard output, raw',
     )
     .option(
       '-f <format>',
-      'format of the source: pcow, original, raw, qcow2, vmdk, vdi, vhdx, …; left out: what it looks like',
+      'format of the source: pcow, original, raw, qcow2, vmdk, vdi, vhdx, …; default: it is detected',
     )
     .addOption(
-      new Option('-O <format>', 'format of the target; left out: as its name ends, otherwise pcow').choices(OUT),
+      new Option('-O <format>', 'format of the target; default: by the end of its name, otherwise pcow').choices(OUT),
     )
     .option('-l <snapshot>', 'the snapshot of a Pcow image, as IMAGE@SNAPSHOT, or of a qcow2 file')
-    .option('-B <image[@snapshot]>', 'of a Pcow image: stand on this base, and store only what differs from it')
-    .option('-c', 'of a qcow2 file: compress')
-    .option('-n', 'the target is there, as large at least: write into it')
-    .option('-o <options>', 'of a qcow2 file: options for qemu-img, such as cluster_size=2M')
+    .option('-B <image[@snapshot]>', 'for a Pcow image: stand on this base, and store only what differs from it')
+    .option('-c', 'for a qcow2 file: compress it')
+    .option('-n', 'the target exists, and is at least as large: write into it')
+    .option('-o <options>', 'for a qcow2 file: options for qemu-img, such as cluster_size=2M')
     .option('-p', 'as --progress bar')
-    .option('-q', 'say nothing, but of failures')
-    .addOption(new Option('-t <cache>', 'taken as qemu-img does; what is made is durable in any case').choices(CACHES))
-    .addOption(new Option('-T <cache>', 'the same of the source').choices(CACHES))
-    .option('-W', 'taken as qemu-img does; without effect')
+    .option('-q', 'print nothing except failures')
+    .addOption(new Option('-t <cache>', 'accepted as in qemu-img; the target is durable in any case').choices(CACHES))
+    .addOption(new Option('-T <cache>', 'the same for the source').choices(CACHES))
+    .option('-W', 'accepted as in qemu-img; without effect')
     .option('-m <number>', 'the same', parseCoroutines)
-    .option('--block-size <size>', 'of a Pcow image: unit of allocation (default: 64K)')
+    .option('--block-size <size>', 'for a Pcow image: unit of allocation (default: 64K)')
     .option('--force', 'replace an existing file')
     .option('--json', 'for programs')
     .addOption(progressOption())
     .action(convert);
   addNotes(command, {
     text: [
-      'Formats other than raw and Pcow’s own go through qemu-img (Debian: qemu-utils), by a raw, sparse copy on disk. The snapshots inside a ' +
-        'qcow2 file become snapshots, unless one is named; signs that a name can’t have become “-”. Images of ' +
-        'the original Pcow (“original”) are read by Pcow: their snapshots become snapshots, called snapshot-1 and so on, and ' +
-        'their bases’ content comes along, or with -B what differs from the given base.',
-      'An image that somebody writes is not copied as it is: take a snapshot, and convert that.',
-      'Into a target that is there (-n) nothing is written twice, and what lies behind the end of the source stays. Stopped in the middle, the target is ' +
-        'half old and half new; otherwise a target appears when it is complete.',
+      'Formats other than raw and Pcow’s own are converted by qemu-img (Debian: qemu-utils), through a ' +
+        'raw, sparse copy on disk. The snapshots inside a qcow2 file become snapshots, unless you name one; ' +
+        'characters that a name cannot have become “-”. Pcow itself reads images of the original Pcow ' +
+        '(“original”): their snapshots become snapshots named snapshot-1 and so on, and the content of their ' +
+        'bases is included, or with -B what differs from the given base.',
+      'An image that is being written is refused: take a snapshot, and convert that.',
+      'With -n, nothing that the target already holds is written again, and its data beyond the end of the ' +
+        'source stays. If you stop this in the middle, the target is half old and half new. Without -n, the ' +
+        'target appears only when it is complete.',
     ],
     examples: [
       { command: 'pcow convert disk.qcow2 vm1', does: 'to vm1.pcow, with the snapshots inside' },

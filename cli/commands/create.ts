@@ -21,26 +21,26 @@ export function addCreate(program: Command): void {
   const command = program
     .command('create')
     .summary('make a new image')
-    .description('Makes a new, empty image, or one that stands on a base. It takes disk space only as it is written.')
-    .argument('<image>', 'the image file to make; “.pcow” is added where it is missing')
-    .argument('[size]', 'bytes, or with K, M, G or T; with --base it may be left out: the base’s size')
+    .description('Makes a new image, empty or on a base. It takes disk space only for what is written to it.')
+    .argument('<image>', 'the image file to make; “.pcow” is added if it is missing')
+    .argument('[size]', 'bytes, or a number with K, M, G or T; with --base the default is the base’s size')
     .option(
       '--block-size <size>',
-      'unit of allocation, a power of two from 4K to 2M (default: 64K; on a base always the base’s)',
+      'unit of allocation, a power of two from 4K to 2M (default: 64K; on a base always that of the base)',
     )
-    .option('-b, --base <image[@snapshot]>', 'stand on this image, as it is now, or on one of its snapshots')
+    .option('-b, --base <image[@snapshot]>', 'stand on the present content of this image, or on one of its snapshots')
     .option('--force', 'replace an existing file')
     .option('--json', 'for programs')
     .action(create);
   addNotes(command, {
     text: [
-      'A base can go on being used and changed: the new image stands on a frozen layer of it. Where the base has ' +
-        'unfrozen data, that is frozen first, under an automatic name.',
+      'The base can still be used and changed: the new image stands on a frozen layer of it. If the base ' +
+        'has data that is not frozen yet, an automatic snapshot freezes it first.',
     ],
     examples: [
       { command: 'pcow create vm1 10G', does: 'an empty image of 10 GiB, vm1.pcow' },
-      { command: 'pcow create vm2 --base base', does: 'on base.pcow as it is now, of its size' },
-      { command: 'pcow create -b base@installed vm3 20G', does: 'on a snapshot, larger than it' },
+      { command: 'pcow create vm2 --base base', does: 'on the present content of base.pcow, with its size' },
+      { command: 'pcow create -b base@installed vm3 20G', does: 'on a snapshot, and larger than it' },
     ],
   });
 }

@@ -29,26 +29,28 @@ export function addDelete(program: Command): void {
   const command = program
     .command('delete')
     .summary('delete snapshots')
-    .description('Deletes snapshots. What other snapshots and the image itself need of them stays.')
+    .description('Deletes snapshots. Data that other snapshots or the image itself need is kept.')
     .argument('<image@name...>', 'the image and the snapshot to delete; in NAME, * and ? stand for any characters')
-    .option('--keep <number>', 'of those that a NAME stands for, keep so many: the newest', parseCount)
-    .option('-n, --dry-run', 'only tell what would be deleted')
+    .option('--keep <number>', 'of the snapshots that a NAME matches, keep this number of the newest', parseCount)
+    .option('-n, --dry-run', 'only print what would be deleted')
     .option('--json', 'for programs')
     .addOption(waitOption())
     .addOption(progressOption())
     .action(remove);
   addNotes(command, {
     text: [
-      'A snapshot that other images of the directory stand on is not deleted; they are named. Images of other ' +
-        'directories are not known here: keep images and their bases together. Of several snapshots the others are deleted all the same, and the ' +
-        'exit code is that of the first failure.',
-      'A NAME with * or ? stands for all snapshots that it fits, oldest first; for automatic ones only where it begins as they do (auto-*). A ' +
-        'snapshot of exactly that name comes first.',
+      'A snapshot that other images of the directory stand on is not deleted; the message names these ' +
+        'images. Images in other directories are not known: keep images and their bases together. If one of ' +
+        'several snapshots cannot be deleted, the others are deleted all the same, and the exit code is that ' +
+        'of the first failure.',
+      'A NAME with * or ? stands for all snapshots that it matches, oldest first. It matches automatic ' +
+        'snapshots only if it begins as their names do (auto-*). If there is a snapshot with exactly that ' +
+        'name, only that one is meant.',
     ],
     examples: [
-      { command: 'pcow delete vm1@before-upgrade', does: 'of an image at rest' },
+      { command: 'pcow delete vm1@before-upgrade', does: 'of an image that is not mounted' },
       { command: 'pcow delete /mnt/vm1@before-upgrade', does: 'through the mount' },
-      { command: "pcow delete 'vm1@daily-*' --keep 7 --dry-run", does: 'what all but the newest seven are' },
+      { command: "pcow delete 'vm1@daily-*' --keep 7 --dry-run", does: 'shows all but the newest seven' },
     ],
   });
 }

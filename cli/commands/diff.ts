@@ -15,16 +15,19 @@ export function addDiff(program: Command): void {
   const command = program
     .command('diff')
     .summary('list the ranges that changed since a snapshot')
-    .description('Lists the ranges of an image that may have changed since a snapshot, by its tables alone.')
-    .argument('<image@name>', 'the image, and the snapshot to begin with')
-    .argument('[name]', 'the snapshot to end with; left out: the image as it is now')
+    .description(
+      'Lists the ranges of an image that may have changed since a snapshot. It reads the tables only, and ' +
+        'compares no data.',
+    )
+    .argument('<image@name>', 'the image, and the older snapshot')
+    .argument('[name]', 'the newer snapshot; default: the present content of the image')
     .option('--json', 'for programs')
     .addOption(progressOption())
     .action(diff);
   addNotes(command, {
     text: [
-      'A range is listed where it was written or discarded, also where that changed no byte. “zero” is what reads as zeros ' +
-        'now. Everything else is the same in both.',
+      'A range is listed if it was written or discarded, even if no byte changed. “zero” marks a range ' +
+        'that reads as zeros now. Everything else is the same in both.',
     ],
     examples: [
       { command: 'pcow diff vm1@monday', does: 'what changed since' },

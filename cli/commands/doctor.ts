@@ -24,9 +24,10 @@ const DEFAULT_QEMU = 'qemu-system-x86_64';
 export function addDoctor(program: Command): void {
   const command = program
     .command('doctor')
-    .summary('tell what this machine, or a guest, lacks')
+    .summary('report what this machine, or a guest, lacks')
     .description(
-      'Looks at this machine, an image directory, and a command line of QEMU or a domain of libvirt; tells what will not work, and what mends it.',
+      'Checks this machine, an image directory, and a command line of QEMU or a libvirt domain. Reports ' +
+        'what will not work, and how to fix it.',
     )
     .argument('[words...]', 'the image directory (or its mount), then -- and a command line of QEMU')
     .option('--libvirt <file>', 'the XML of a domain; “-” is standard input')
@@ -35,15 +36,16 @@ export function addDoctor(program: Command): void {
     .action(doctor);
   addNotes(command, {
     text: [
-      'In the directory it makes an image, uses it and removes it again. Nothing else is changed, and no guest is started.',
-      `The exit code is ${UNFIT} where something will not work, else 0; warnings do not count.`,
+      'In the directory it makes an image, uses it and removes it again. It changes nothing else, and ' +
+        'starts no guest.',
+      `The exit code is ${UNFIT} if something will not work, otherwise 0. Warnings do not count.`,
       'A finding in JSON has “subject” (machine, directory, guest or libvirt), “check”, “level” (ok, warning or problem), “message” and “mend”.',
     ],
     examples: [
-      { command: 'pcow doctor', does: 'this machine' },
-      { command: 'pcow doctor /srv/images', does: 'and whether images can lie there' },
-      { command: 'pcow doctor -- qemu-system-x86_64 -m 4G …', does: 'and whether a guest will work' },
-      { command: 'virsh dumpxml vm1 | pcow doctor --libvirt -', does: 'the same of a domain of libvirt' },
+      { command: 'pcow doctor', does: 'checks this machine' },
+      { command: 'pcow doctor /srv/images', does: 'also checks whether the directory can hold images' },
+      { command: 'pcow doctor -- qemu-system-x86_64 -m 4G …', does: 'also checks whether a guest will work' },
+      { command: 'virsh dumpxml vm1 | pcow doctor --libvirt -', does: 'the same for a libvirt domain' },
     ],
   });
 }

@@ -18,7 +18,7 @@ export function addExport(program: Command): void {
   const command = program
     .command('export')
     .summary('write an image with its bases and snapshots as one file')
-    .description('Writes an image, what it stands on, and all its snapshots as one file.')
+    .description('Writes an image, its bases and all its snapshots into one file.')
     .argument('<image>', 'the image')
     .argument('<file>', 'the file to make; “-”: standard output')
     .option('--force', 'replace an existing file')
@@ -27,11 +27,12 @@ export function addExport(program: Command): void {
     .action(exportCommand);
   addNotes(command, {
     text: [
-      '“pcow import” makes one image of it that stands on nothing. The file appears only when all of it is there. The file is checked as a whole when it is imported. What an ' +
-        'image in use holds beyond its snapshots is read while it changes: take a snapshot first.',
+      '“pcow import” makes an image without a base from it. The file appears only when it is complete, and ' +
+        'is checked as a whole when it is imported. If the image is in use, its content beyond its snapshots ' +
+        'is read while it changes: take a snapshot first.',
     ],
     examples: [
-      { command: 'pcow export vm1 vm1.export', does: 'with all it needs' },
+      { command: 'pcow export vm1 vm1.export', does: 'with everything that it needs' },
       { command: 'pcow export vm1 - | zstd > vm1.export.zst', does: 'compressed' },
     ],
   });

@@ -10,18 +10,24 @@ import { patiently, waitOption } from '../waiting.js';
 export function addFlatten(program: Command): void {
   const command = program
     .command('flatten')
-    .summary('copy everything from the base, and let it go')
-    .description('Copies what an image, or a snapshot of it, reads from its base into it; then it stands on no base.')
+    .summary('copy everything from the base, and stand on no base')
+    .description(
+      'Copies into an image everything that it, or a snapshot of it, reads from its base. Then it stands ' +
+        'on no base.',
+    )
     .argument('<image>', 'the image')
     .option('--json', 'for programs')
     .addOption(waitOption())
     .addOption(progressOption())
     .action(flatten);
   addNotes(command, {
-    text: ['The content stays, of its snapshots too. Stopped in the middle, the image stands on its base as before.'],
+    text: [
+      'The content of the image and of its snapshots stays the same. If you stop the command in the ' +
+        'middle, the image stands on its base as before.',
+    ],
     examples: [
       { command: 'pcow flatten vm1', does: 'before vm1.pcow goes to another machine' },
-      { command: 'pcow flatten /mnt/vm1', does: 'through the mount, also while it is used' },
+      { command: 'pcow flatten /mnt/vm1', does: 'through the mount, also while it is in use' },
     ],
   });
 }

@@ -24,8 +24,9 @@ export function addImport(program: Command): void {
     .action(importCommand);
   addNotes(command, {
     text: [
-      'The image appears only when all of it is there. Snapshots keep their names and times, those of bases too; where two have ' +
-        'one name, the image’s own gets its image’s name before it.',
+      'The image appears only when it is complete. All snapshots keep their names and times, including ' +
+        'those of bases. If two have the same name, the name of the image is put before that of its own ' +
+        'snapshot.',
     ],
     examples: [
       { command: 'pcow import vm1.export vm2', does: 'as another image' },

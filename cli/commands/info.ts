@@ -16,15 +16,15 @@ import { findImage, flatFile, type ImageTarget } from '../target.js';
 export function addInfo(program: Command): void {
   const command = program
     .command('info')
-    .summary('tell what an image is')
-    .description('Tells the size, the base, the state and the rest of an image. It may be in use.')
+    .summary('show information about an image')
+    .description('Shows the size, the base, the state and other properties of an image. The image may be in use.')
     .argument('<image...>', 'the images')
     .option('--json', 'for programs')
     .action(info);
   addNotes(command, {
     examples: [
       { command: 'pcow info vm1', does: 'of vm1.pcow' },
-      { command: 'pcow info /mnt/vm1 --json', does: 'of a mounted image, as JSON; of several, as a list' },
+      { command: 'pcow info /mnt/vm1 --json', does: 'of a mounted image, as JSON; for several images, a list' },
     ],
   });
 }

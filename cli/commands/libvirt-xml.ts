@@ -24,24 +24,25 @@ const DEFAULT_MEMORY = '4G';
 export function addLibvirtXml(program: Command): void {
   const command = program
     .command('libvirt-xml')
-    .summary('print what a libvirt domain needs to have images as memory')
-    .description('Prints the elements with which a domain of libvirt has mounted images as persistent memory.')
+    .summary('print the libvirt elements that map images as memory')
+    .description('Prints the XML elements with which a libvirt domain has mounted images as persistent memory.')
     .argument('<image...>', 'the mounted flat files, or the image files of a mounted directory')
     .addOption(new Option('--device <device>', 'what the guest sees').choices(DEVICES).default('virtio-pmem'))
-    .option('--memory <size>', 'ordinary memory of the guest; left out: 4G')
-    .option('--cpus <number>', 'virtual processors of the guest; left out: 1', parseCpus)
+    .option('--memory <size>', 'ordinary memory of the guest; default: 4G')
+    .option('--cpus <number>', 'virtual processors of the guest; default: 1', parseCpus)
     .option('--into <file>', 'print this whole domain with the images in it; “-” is standard input')
     .option('--unarmed', 'with nvdimm: tell the guest that its flushes are not durable')
     .option('--plain', 'without the monitor')
     .action(libvirtXml);
   addNotes(command, {
     text: [
-      'The elements belong into <domain>, in place of those of the same name. Persistent memory of a guest needs a NUMA node, so its ' +
-        'ordinary memory is written there. The machine must be a q35.',
-      'QEMU gets the images as arguments: libvirt’s own <memory> fills an nvdimm as it starts, and some versions refuse a virtio-pmem. ' +
-        'It preloads the monitor. It runs as a user of libvirt’s, who must be let in (mount with --allow-other, and the mode of the ' +
-        'image), and in a confinement: docs/monitor.md tells more.',
-      '“pcow doctor --libvirt FILE” looks at a whole domain.',
+      'Put the elements into <domain>, in place of those with the same name. Persistent memory of a guest ' +
+        'needs a NUMA node, so its ordinary memory is written there. The machine must be a q35.',
+      'QEMU gets the images as arguments, because libvirt’s own <memory> fills an nvdimm at the start, and ' +
+        'some versions refuse a virtio-pmem. QEMU preloads the monitor. It runs as libvirt’s user, which ' +
+        'needs access (mount with --allow-other, and set the mode of the image), and in libvirt’s ' +
+        'confinement: docs/monitor.md tells more.',
+      '“pcow doctor --libvirt FILE” checks a whole domain.',
     ],
     examples: [
       { command: 'pcow libvirt-xml /mnt/vm1 --memory 8G --cpus 4', does: 'an image, 8 GiB, 4 processors' },

@@ -23,7 +23,8 @@ export function addList(program: Command): void {
     .description('Lists the images of a directory (or of its mount), or the snapshots of an image as a tree.')
     .argument(
       '[where]',
-      'a directory, a mountpoint, or an image; left out: the mounts of this machine, and the images here',
+      'a directory, a mountpoint, or an image; default: the mounts of this machine, and the images in this ' +
+        'directory',
     )
     .option('--json', 'for programs')
     .action(list);

@@ -17,13 +17,13 @@ interface Options {
 export function addMap(program: Command): void {
   const command = program
     .command('map')
-    .summary('show where the data of an image lies')
+    .summary('show where the data of an image is')
     .description(
       'Lists the extents of an image or of a snapshot, with the layer that holds each; or draws a picture of it.',
     )
     .argument('<image[@name]>', 'the image, or one of its snapshots')
     .addOption(
-      new Option('--output <form>', 'a table, JSON as of “qemu-img map”, or a picture')
+      new Option('--output <form>', 'a table, JSON as from “qemu-img map”, or a picture')
         .choices(['human', 'json', 'svg'])
         .default('human'),
     )
@@ -31,12 +31,13 @@ export function addMap(program: Command): void {
     .action(map);
   addNotes(command, {
     text: [
-      'The table leaves out what no layer holds. JSON covers the whole image, with the fields of “qemu-img map”: “depth” counts ' +
-        'layers, 0 being the one that was asked for, “offset” is the place in “file”; “snapshot” names the layer. The picture has ' +
-        'a row for what is read, and one for each layer, where what newer layers hide is pale.',
+      'The table omits ranges that no layer holds. JSON covers the whole image, with the fields of ' +
+        '“qemu-img map”: “depth” counts layers from 0, the requested one; “offset” is the offset in “file”; ' +
+        '“snapshot” names the layer. The picture has a row for the content, and a row for each layer, in ' +
+        'which data that newer layers hide is pale.',
     ],
     examples: [
-      { command: 'pcow map vm1', does: 'as it is now' },
+      { command: 'pcow map vm1', does: 'of the present content' },
       { command: 'pcow map vm1@monday --output json', does: 'of a snapshot, as JSON' },
       { command: 'pcow map vm1 --output svg > vm1.svg', does: 'a picture of all layers' },
     ],

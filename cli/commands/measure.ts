@@ -19,10 +19,10 @@ interface Options {
 export function addMeasure(program: Command): void {
   const command = program
     .command('measure')
-    .summary('tell what disk space an image would take')
-    .description('Tells what disk space an image takes for a content: that of another image or file, or none yet.')
+    .summary('show how much disk space an image would take')
+    .description('Shows how much disk space an image would take with the content of another image or file, or empty.')
     .argument('[source]', 'an image, IMAGE@SNAPSHOT, or another file')
-    .option('-f <format>', 'format of the source: pcow, raw, or one of qemu-img’s; left out: what it looks like')
+    .option('-f <format>', 'format of the source: pcow, raw, or one of qemu-img’s; default: it is detected')
     .option('--size <size>', 'instead of a source: the size of an empty image')
     .option('--block-size <size>', 'of the image', '64K')
     .option('--json', 'for programs')
@@ -30,8 +30,9 @@ export function addMeasure(program: Command): void {
     .action(measureCommand);
   addNotes(command, {
     text: [
-      '“required” is what the image takes with that content, “fully allocated” what it can grow to before its first snapshot. ' +
-        'Holes of the source take nothing; zeros that it holds as data count.',
+      '“required” is the space that the image takes with that content. “fully allocated” is the space that ' +
+        'it can grow to before its first snapshot. Holes of the source take no space; zeros that it holds as ' +
+        'data do.',
     ],
     examples: [
       { command: 'pcow measure disk.qcow2', does: 'before it is converted' },

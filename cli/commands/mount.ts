@@ -24,30 +24,32 @@ export function addMount(program: Command): void {
   const command = program
     .command('mount')
     .summary('show the images of a directory as flat files')
-    .description('Mounts an image directory: every image of it shows as a flat file. Returns when the mount is ready.')
+    .description(
+      'Mounts an image directory: every image of it appears as a flat file. Returns when the mount is ' + 'ready.',
+    )
     .argument('<dir>', 'the image directory')
     .argument('<mountpoint>', 'an empty directory')
-    .option('--foreground', 'stay, and log to the terminal; Ctrl-C unmounts')
-    .option('--allow-other', 'let other users in, as far as the modes of the images let them')
+    .option('--foreground', 'stay in the foreground, and log to the terminal; Ctrl-C unmounts')
+    .option('--allow-other', 'allow access to other users, as far as the modes of the images permit')
     .option('--read-only', 'never write to an image')
-    .option('--log <file>', 'append what happens to this file; SIGHUP opens it anew')
-    .option('--allow-outside-base', 'show images whose base lies outside of the directory, too')
-    .option('--no-stop', 'never stop a process for a snapshot: of a mapped file there is none then')
-    .option('--show-control', 'list MOUNTPOINT/.pcow, which is there for whoever names it in any case')
-    .option('--checksums', 'give each snapshot checksums in the background, for “pcow scrub” and for whoever reads it')
+    .option('--log <file>', 'append the log to this file; SIGHUP reopens it')
+    .option('--allow-outside-base', 'also show images whose base is outside of the directory')
+    .option('--no-stop', 'never stop a process for a snapshot: a file that is mapped cannot be snapshotted then')
+    .option('--show-control', 'list MOUNTPOINT/.pcow, which exists in any case')
+    .option('--checksums', 'give each snapshot checksums in the background, for “pcow scrub” and for every read')
     .option('--json', 'for programs: where it is mounted')
     .action(mount);
   addNotes(command, {
     text: [
-      'Control files under MOUNTPOINT/.pcow take commands; MOUNTPOINT/.pcow/help tells which. New images in the ' +
-        'directory appear in the mount by themselves.',
+      'Control files in MOUNTPOINT/.pcow accept commands; MOUNTPOINT/.pcow/help lists them. New images in ' +
+        'the directory appear in the mount automatically.',
       'MOUNTPOINT/.pcow is not listed, so that “cp -r” and “rsync -a” of a mount copy the images, and not each of their snapshots as well.',
       'A snapshot of a flat file that a process has mapped stops the process for a moment, so that it is a ' +
         'consistent cut.',
     ],
     examples: [
-      { command: 'pcow mount /srv/images /mnt', does: 'leaves a daemon; /mnt/vm1 is vm1.pcow' },
-      { command: 'DEBUG=pcow:* pcow mount /srv/images /mnt --foreground', does: 'to watch what it does' },
+      { command: 'pcow mount /srv/images /mnt', does: 'starts a daemon; /mnt/vm1 is vm1.pcow' },
+      { command: 'DEBUG=pcow:* pcow mount /srv/images /mnt --foreground', does: 'shows what it does' },
     ],
   });
 }

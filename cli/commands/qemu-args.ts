@@ -23,15 +23,15 @@ export function addQemuArgs(program: Command): void {
     .argument('<image...>', 'the mounted flat files, or the image files of a mounted directory')
     .addOption(new Option('--device <device>', 'what the guest sees').choices(DEVICES).default('virtio-pmem'))
     .option('--memory <size>', 'ordinary memory of the guest, as with QEMU’s -m', '4G')
-    .option('--id <id>', 'a name for the memory in QEMU, numbered where there are several; default: pcow0, pcow1, …')
+    .option('--id <id>', 'a name for the memory in QEMU, numbered if there are several; default: pcow0, pcow1, …')
     .option('--unarmed', 'with nvdimm: tell the guest that its flushes are not durable')
     .option('--json', 'a list of arguments, for programs')
     .action(qemuArgs);
   addNotes(command, {
     text: [
-      'A guest’s flush on virtio-pmem is an fsync of the flat file: durable. An nvdimm is flushed by processor ' +
-        'instructions, which say nothing to a file that is not on persistent memory; --unarmed tells the guest so, and ' +
-        'Linux then makes the device read-only.',
+      'A guest’s flush on virtio-pmem is an fsync of the flat file, and so is durable. A guest flushes an ' +
+        'nvdimm with processor instructions, which do not make a file durable that is not on persistent ' +
+        'memory. --unarmed tells the guest so, and Linux then makes the device read-only.',
     ],
     examples: [
       { command: 'qemu-system-x86_64 $(pcow qemu-args /mnt/vm1) -nographic …', does: 'a guest with /dev/pmem0' },

@@ -15,23 +15,30 @@ export function addRebase(program: Command): void {
   const command = program
     .command('rebase')
     .summary('put an image on another base')
-    .description('Puts an image on another base. Its content stays: what the two bases hold differently is copied.')
+    .description(
+      'Puts an image on another base. Its content stays the same: data that differs between the two bases ' +
+        'is copied.',
+    )
     .argument('<image>', 'the image')
-    .requiredOption('-b, --base <image[@snapshot]>', 'what to stand on; empty (""): nothing, as “pcow flatten”')
-    .option('-u, --unsafe', 'only change the name of the base, whatever it holds: it was moved or copied')
+    .requiredOption('-b, --base <image[@snapshot]>', 'the new base; empty (""): no base, as with “pcow flatten”')
+    .option(
+      '-u, --unsafe',
+      'only change the name of the base, without comparing contents: for a base that was moved or copied',
+    )
     .option('--json', 'for programs')
     .addOption(waitOption())
     .addOption(progressOption())
     .action(rebase);
   addNotes(command, {
     text: [
-      'Snapshots keep their content as well. Stopped in the middle, the image stands where it stood. With --unsafe the old base ' +
-        'need not be there any more; the new one must hold the same, or the image changes. Where it is the old base in another place, ' +
-        'its snapshot need not be named.',
+      'Snapshots keep their content as well. If you stop the command in the middle, the image still stands ' +
+        'on the old base. With --unsafe the old base need not exist any more, and the new one must hold the ' +
+        'same data, or the content of the image changes. If the new base is the old one at another path, you ' +
+        'need not name its snapshot.',
     ],
     examples: [
       { command: 'pcow rebase vm1 --base base@patched', does: 'on a newer snapshot of its base' },
-      { command: 'pcow rebase vm1 --base ""', does: 'on nothing' },
+      { command: 'pcow rebase vm1 --base ""', does: 'on no base' },
       { command: 'pcow rebase vm1 --unsafe --base ../bases/base', does: 'after its base was moved' },
     ],
   });

@@ -22,27 +22,29 @@ interface Options {
 export function addReceive(program: Command): void {
   const command = program
     .command('receive')
-    .summary('take in a stream of “pcow send”')
-    .description('Reads a stream from standard input, and takes the snapshot that it holds.')
-    .argument(
-      '<image>',
-      'the image that has the older snapshot; made where it is missing and the stream is a whole one',
+    .summary('write a stream of “pcow send” into an image')
+    .description('Reads a stream from standard input into an image, and takes the snapshot that the stream contains.')
+    .argument('<image>', 'the image that has the older snapshot; for a whole stream, it is made if it is missing')
+    .option(
+      '--resume-token',
+      'receive nothing; print a token for “pcow send --resume”: what has arrived of a stream that broke off',
     )
-    .option('--resume-token', 'instead: print what has arrived of a stream that broke off, for “pcow send --resume”')
-    .option('--abort', 'instead: give up a stream that broke off; the image is as before it')
-    .option('--force', 'drop what the image holds that is in no snapshot')
+    .option('--abort', 'receive nothing; discard what arrived of a stream that broke off')
+    .option('--force', 'drop data of the image that is in no snapshot')
     .option('--json', 'for programs')
     .addOption(progressOption())
     .action(receiveCommand);
   addNotes(command, {
     text: [
-      'A stream goes only onto the very snapshot that it was made from, whatever that is called here. Nobody may have the image open for ' +
-        'writing, a mount that was asked to change it neither; and it must hold nothing that is in no snapshot. Until the end of the stream has arrived, the image has its former snapshots only.',
+      'An incremental stream fits only the snapshot that it was made from, whatever its name is here. No ' +
+        'process may have the image open for writing, not even a mount that was asked to change it, and the ' +
+        'image must hold no data that is in no snapshot. Until the end of the stream has arrived, the image ' +
+        'has its former snapshots only.',
     ],
     examples: [
       { command: 'pcow send vm1@monday | pcow receive /backup/vm1', does: 'a copy, with its snapshot' },
-      { command: 'pcow receive --resume-token /backup/vm1', does: 'what arrived before the connection broke' },
-      { command: 'pcow receive --abort /backup/vm1', does: 'start anew' },
+      { command: 'pcow receive --resume-token /backup/vm1', does: 'shows what arrived before the connection broke' },
+      { command: 'pcow receive --abort /backup/vm1', does: 'discards it, to start again' },
     ],
   });
 }

@@ -10,17 +10,18 @@ export function addRecover(program: Command): void {
     .command('recover')
     .summary('make durable what killed programs have written')
     .description(
-      'Makes durable what a mount, a guest or a command that was killed has written to images and not synced, so that nothing is lost ' +
-        'when the host is started anew.',
+      'Makes durable what a killed mount, guest or command has written to images and not synced, so that ' +
+        'nothing is lost when the host restarts.',
     )
     .argument('<what...>', 'image directories, or images')
     .option('--json', 'for programs')
     .action(recover);
   addNotes(command, {
     text: [
-      'A killed program loses nothing while the host goes on: the kernel has what it wrote. A mount that is killed is followed by this ' +
-        'of its own accord, and so is each “pcow mount” of the directory; the unit for systemd runs it when the service ends.',
-      'Images that somebody has open are left alone, and so are those that need nothing.',
+      'While the host runs, a killed program loses nothing: the kernel has what it wrote. After a mount is ' +
+        'killed, this is done automatically, and so it is by each “pcow mount” of the directory. The systemd ' +
+        'unit runs it when the service ends.',
+      'Images that a process has open for writing are skipped, and so are those that need no recovery.',
     ],
     examples: [{ command: 'pcow recover /srv/images', does: 'all images of the directory' }],
   });

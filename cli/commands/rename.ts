@@ -18,17 +18,19 @@ export function addRename(program: Command): void {
     .summary('give an image, or a snapshot, another name')
     .description('Gives an image another name in its directory, or a snapshot another name in its image.')
     .argument('<image[@name]>', 'the image, or a snapshot of it')
-    .argument('<new>', 'the new name; “.pcow” is added to that of an image where it is missing')
+    .argument('<new>', 'the new name; for an image, “.pcow” is added if it is missing')
     .option('--json', 'for programs')
     .addOption(waitOption())
     .action(rename);
   addNotes(command, {
     text: [
-      'A snapshot keeps its content and its identity: clones that stand on it go on doing so and are not told, and increments may be sent ' +
-        'from it by its new name. An automatic one is one like any other from then on. A snapshot whose file in a mount is open is not renamed.',
-      'Images find their bases by path, and know them by their uuid: those of the same directory are told the new name, ' +
-        'those of other directories have to be told with “pcow rebase --unsafe”. Neither the image nor one that stands on it may ' +
-        'be in use by another process. Killed in the middle, the image has both names; the same command again finishes it.',
+      'A snapshot keeps its content and its identity: clones still stand on it without being changed, and ' +
+        'increments can be sent from it by its new name. An automatic snapshot becomes an ordinary one. A ' +
+        'snapshot whose file in a mount is open is not renamed.',
+      'An image finds its base by a path, and recognises it by its uuid. Images in the same directory that ' +
+        'stand on this one are given its new name; for images in other directories, use “pcow rebase ' +
+        '--unsafe”. No other process may use the image, or an image that stands on it. If the command is ' +
+        'killed in the middle, the image has both names; run the same command again to finish.',
     ],
     examples: [
       { command: 'pcow rename vm1 web', does: 'vm1.pcow becomes web.pcow' },

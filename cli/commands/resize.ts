@@ -21,24 +21,28 @@ export function addResize(program: Command): void {
     .command('resize')
     .summary('make an image larger or smaller')
     .description(
-      'Makes an image larger, or with --shrink smaller. A new part reads as zeros; snapshots keep their sizes.',
+      'Makes an image larger, or with --shrink smaller. A new part reads as zeros. Snapshots keep their ' + 'sizes.',
     )
     .argument('<image>', 'the image')
-    .argument('<size>', 'the new size: bytes, or with K, M, G or T; +SIZE: so much more; -SIZE: so much less')
-    .option('--shrink', 'make it smaller: what lies behind the new end is lost')
+    .argument(
+      '<size>',
+      'the new size: bytes, or a number with K, M, G or T; +SIZE: larger by this size; -SIZE: smaller by ' +
+        'this size',
+    )
+    .option('--shrink', 'make it smaller: data beyond the new end is lost')
     .option('--json', 'for programs')
     .addOption(waitOption())
     .action(resize);
   addNotes(command, {
     text: [
-      'An image is never smaller than the snapshot or the base that it stands on. One that is used can be made larger, and is ' +
-        'not made smaller.',
+      'An image is never smaller than the snapshot or the base that it stands on. An image in use can be ' +
+        'made larger, but not smaller.',
     ],
     examples: [
       { command: 'pcow resize vm1 20G', does: 'to 20 GiB' },
       { command: 'pcow resize vm1 +5G', does: 'by 5 GiB' },
-      { command: 'pcow resize vm1 5G --shrink', does: 'to 5 GiB, which throws the rest away' },
-      { command: 'pcow resize vm1 -10M --shrink', does: 'by 10 MiB smaller' },
+      { command: 'pcow resize vm1 5G --shrink', does: 'to 5 GiB, which discards the rest' },
+      { command: 'pcow resize vm1 -10M --shrink', does: 'smaller by 10 MiB' },
     ],
   });
 }

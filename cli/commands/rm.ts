@@ -13,16 +13,18 @@ export function addRm(program: Command): void {
   const command = program
     .command('rm')
     .summary('delete images')
-    .description('Deletes images, with their snapshots. One that others of its directory stand on is not deleted.')
-    .argument('<image...>', 'the images; bases may come before what stands on them')
+    .description('Deletes images with their snapshots. An image that others in its directory stand on is not deleted.')
+    .argument('<image...>', 'the images; bases may come before the images that stand on them')
     .option('--json', 'for programs')
     .addOption(waitOption())
     .action(rm);
   addNotes(command, {
-    text: ['Also a damaged image, or one whose base is missing, is deleted; an image that is in use is not.'],
+    text: [
+      'Damaged images, and images whose base is missing, are deleted as well. An image in use is not ' + 'deleted.',
+    ],
     examples: [
       { command: 'pcow rm vm1', does: 'deletes vm1.pcow' },
-      { command: 'pcow rm base vm1', does: 'a base, and what stands on it' },
+      { command: 'pcow rm base vm1', does: 'a base, and the image that stands on it' },
     ],
   });
 }

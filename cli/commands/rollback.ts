@@ -10,15 +10,15 @@ export function addRollback(program: Command): void {
   const command = program
     .command('rollback')
     .summary('go back to a snapshot')
-    .description('Makes an image hold what a snapshot holds. What was written since the last snapshot is gone.')
+    .description('Gives an image the content of a snapshot. What was written since the last snapshot is lost.')
     .argument('<image@name>', 'the image and the snapshot to go back to')
     .option('--json', 'for programs')
     .addOption(waitOption())
     .action(rollback);
   addNotes(command, {
-    text: ['No snapshot is lost, later ones included. The image must not be in use by a guest.'],
+    text: ['All snapshots are kept, including later ones. No guest may use the image.'],
     examples: [
-      { command: 'pcow rollback vm1@before-upgrade', does: 'of an image at rest' },
+      { command: 'pcow rollback vm1@before-upgrade', does: 'of an image that is not mounted' },
       { command: 'pcow rollback /mnt/vm1@before-upgrade', does: 'through the mount' },
     ],
   });

@@ -16,30 +16,34 @@ interface Options {
 export function addRun(program: Command): void {
   const command = program
     .command('run')
-    .summary('run a command whose mapped images are its own memory')
+    .summary('run a command under the monitor, for example QEMU')
     .description(
-      'Runs a command, for example QEMU, under the monitor: shared mappings of flat files become mappings of the ' +
-        'images themselves.',
+      'Runs a command, for example QEMU, under the monitor: shared mappings of flat files become mappings ' +
+        'of the images themselves.',
     )
     .argument('[command...]', 'the command and its arguments')
-    .option('--clean-cache <size>', 'memory for copies of what lies below an image; default: a quarter', parseCacheSize)
-    .option('--log <file>', 'append what the monitor does to this file')
+    .option(
+      '--clean-cache <size>',
+      'memory for copies of data below an image; default: a quarter of the memory',
+      parseCacheSize,
+    )
+    .option('--log <file>', 'append the monitor’s log to this file')
     .option('--plain', 'run it without the monitor')
-    .option('--print-env', 'print what sets the monitor up for a shell, and run nothing')
+    .option('--print-env', 'print the environment that enables the monitor, for a shell, and run nothing')
     .usage('[options] -- COMMAND [ARGUMENT...]')
     // What follows the command is its own.
     .passThroughOptions()
     .action(run);
   addNotes(command, {
     text: [
-      'The command takes the place of pcow: its process, its signals and its exit code are its own.',
-      'The guest of a monitored QEMU goes on when the mount dies, and a snapshot does not stop it. docs/monitor.md ' +
-        'tells more, and how libvirt starts QEMU so.',
-      'Served page faults need the right to userfaultfd. Without it the command is not run, but with --plain.',
+      'The command replaces pcow (exec): the process, its signals and its exit code are those of the ' + 'command.',
+      'The guest of a monitored QEMU continues when the mount dies, and a snapshot does not stop it. ' +
+        'docs/monitor.md tells more, and how libvirt starts QEMU in this way.',
+      'The monitor needs the right to userfaultfd. Without this right, the command is run only with ' + '--plain.',
     ],
     examples: [
       { command: 'pcow run -- qemu-system-x86_64 $(pcow qemu-args /mnt/vm1) …', does: 'a guest with live snapshots' },
-      { command: 'eval "$(pcow run --print-env)"', does: 'the same for all that this shell starts from now on' },
+      { command: 'eval "$(pcow run --print-env)"', does: 'the same for everything that this shell starts from now on' },
     ],
   });
 }

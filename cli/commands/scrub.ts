@@ -23,26 +23,28 @@ export function addScrub(program: Command): void {
     .command('scrub')
     .summary('verify the bytes of snapshots by their checksums')
     .description(
-      'Reads from the disk all bytes of snapshots that have checksums, and says which of them have changed since those were made.',
+      'Reads all bytes of snapshots that have checksums from the disk, and reports which of them have ' +
+        'changed since the checksums were made.',
     )
     .argument('<image>', 'the image, which may be in use')
-    .option('--add', 'then make checksums of what has none')
-    .addOption(new Option('--remove', 'only take all checksums away').conflicts('add'))
+    .option('--add', 'then make the missing checksums')
+    .addOption(new Option('--remove', 'only remove all checksums').conflicts('add'))
     .option('--json', 'for programs')
     .addOption(progressOption())
     .action(scrub);
   addNotes(command, {
     text: [
-      'Snapshots have no checksums of their own accord: --add makes them, and so does “pcow mount --checksums” after each ' +
-        'snapshot. What has been written since the last snapshot has none. From then on whoever reads a block that is ' +
-        'damaged gets an error (EIO; a process under the monitor a SIGBUS) instead of wrong bytes.',
-      'A damaged block can be written over; or go back to a copy. After --remove it reads as it lies on the disk. An older ' +
-        'pcow that knows no checksums can read an image that has some, but not write it.',
-      'A base is another image: scrub it as such. The exit code is 0 where nothing is damaged, and 13 for damage.',
+      'Snapshots have checksums only if you request them: --add makes them, and so does “pcow mount ' +
+        '--checksums” after each snapshot. What has been written since the last snapshot has none. From then ' +
+        'on, reading a damaged block fails with an error (EIO; SIGBUS for a process under the monitor), and ' +
+        'does not return wrong bytes.',
+      'Overwrite a damaged block, or go back to a copy. After --remove, it is read as it is on the disk. ' +
+        'An older pcow that does not know checksums can read an image that has some, but not write it.',
+      'A base is another image: scrub it separately. The exit code is 0 if nothing is damaged, and 13 for ' + 'damage.',
     ],
     examples: [
-      { command: 'pcow scrub vm1 --add', does: 'verifies, and makes what is missing' },
-      { command: 'pcow scrub /mnt/vm1', does: 'also while it is used' },
+      { command: 'pcow scrub vm1 --add', does: 'verifies, and makes missing checksums' },
+      { command: 'pcow scrub /mnt/vm1', does: 'also while it is in use' },
       { command: 'pcow scrub vm1 --json | jq .damages', does: 'for programs' },
     ],
   });

@@ -24,27 +24,29 @@ export function addSend(program: Command): void {
   const command = program
     .command('send')
     .summary('write a snapshot, or what changed since another, as a stream')
-    .description('Writes a snapshot to standard output as a stream: all of it, or what changed since an older one.')
+    .description(
+      'Writes a snapshot to standard output as a stream: all of it, or only what changed since an older ' + 'snapshot.',
+    )
     .argument('<image@name>', 'the image and the snapshot to send; with --resume only the image')
-    .option('--from <name>', 'send only what changed since this snapshot, which the receiver has')
-    .option('--resume <token>', 'go on with what “pcow receive --resume-token” says is missing')
-    .option('--dry-run', 'only tell what would be sent')
+    .option('--from <name>', 'send only what changed since this snapshot, which the receiver must have')
+    .option('--resume <token>', 'continue an interrupted stream, with the token of “pcow receive --resume-token”')
+    .option('--dry-run', 'only print what would be sent')
     .option('--json', 'with --dry-run: for programs')
     .addOption(progressOption())
     .action(send);
   addNotes(command, {
     text: [
-      'The image may be in use. Every record of the stream carries a checksum, and the receiver takes the snapshot only when all of ' +
-        'it has arrived: docs/stream.md.',
+      'The image may be in use. Every record of the stream has a checksum, and the receiver takes the ' +
+        'snapshot only when all of it has arrived: docs/stream.md.',
     ],
     examples: [
       { command: 'pcow send vm1@monday | ssh backup pcow receive vm1', does: 'a first, whole copy' },
       { command: 'pcow send vm1@tuesday --from monday | ssh backup pcow receive vm1', does: 'what changed since' },
       {
         command: 'pcow send vm1 --resume "$(ssh backup pcow receive --resume-token vm1)" | ssh backup pcow receive vm1',
-        does: 'go on after an interruption',
+        does: 'continues after an interruption',
       },
-      { command: 'pcow send vm1@tuesday --from monday --dry-run', does: 'how much it is' },
+      { command: 'pcow send vm1@tuesday --from monday --dry-run', does: 'shows how much it is' },
     ],
   });
 }

@@ -20,8 +20,8 @@ export function addSnapshot(program: Command): void {
     .action(snapshot);
   addNotes(command, {
     text: [
-      'Of an image in a mount it is taken while the image is in use. With several images (of one mount, or none of ' +
-        'them mounted; the same name for all) the snapshots are one cut.',
+      'If the image is in a mount, it may be in use. With several images, the snapshots are one cut. Then ' +
+        'all images must be in one mount, or none may be mounted, and all snapshots must have the same name.',
     ],
     examples: [
       { command: 'pcow snapshot vm1@before-upgrade', does: 'of vm1.pcow' },

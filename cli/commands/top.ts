@@ -19,16 +19,19 @@ export function addTop(program: Command): void {
   const command = program
     .command('top')
     .summary('show what the images of a mount are doing')
-    .description('Shows all images of a mount, with the processes that are attached to them, anew each second.')
+    .description(
+      'Shows all images of a mount, with the processes that are attached to them, and refreshes this each ' + 'second.',
+    )
     .argument('<mountpoint>', 'where it is mounted, or the image directory')
-    .option('--once', 'one table, then end')
-    .option('--json', 'one look as JSON, for programs')
+    .option('--once', 'print the table once')
+    .option('--json', 'print the table once as JSON, for programs')
     .action(top);
   addNotes(command, {
     text: [
-      'Page faults a second by what they needed: a new block (expand), a copy of what lies below (cow), a clean copy ' +
-        'that is only read (clean), or a mapping of what the image holds already (map). p99: of the slowest kind, since ' +
-        'the process attached; so are the bytes copied from below, and the stalls, which are faults that found the disk full.',
+      'The table shows page faults per second by what they needed: a new block (expand), a copy of data ' +
+        'from below (cow), a clean copy that is only read (clean), or a mapping of what the image already ' +
+        'holds (map). p99 is that of the slowest kind since the process attached. The bytes copied from ' +
+        'below, and the stalls, which are faults that found the disk full, are also counted since then.',
     ],
     examples: [
       { command: 'pcow top /mnt', does: 'until Ctrl-C' },

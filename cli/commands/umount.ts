@@ -32,7 +32,7 @@ export function addUmount(program: Command): void {
       else say(`${mountpoint} is unmounted`);
     });
   addNotes(command, {
-    text: ['A mount that a process still uses is not ended. The remains of one that died are cleared away.'],
+    text: ['A mount that a process still uses is not ended. The remains of a mount that died are removed.'],
     examples: [
       { command: 'pcow umount /mnt', does: 'ends the mount on /mnt' },
       { command: 'pcow umount /srv/images', does: 'ends the mount of the images there' },
