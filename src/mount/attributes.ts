@@ -1,10 +1,10 @@
 /** What stat(2) says of the files of a mount. */
+import type { SnapshotInfo } from '../engine/index.js';
 import { interceptions, tellFlatFile } from '../engine/native-operations.js';
 import type { Found } from './catalog.js';
 import { fileStatus } from './image-entry.js';
 import type { ImageEntry } from './image-entry.js';
 import { halves, InodeNumbers, ROOT_INODE } from './inode-numbers.js';
-import type { Node } from './namespace.js';
 import type { Place } from './place.js';
 
 /** As fuse-native takes it. */
@@ -66,62 +66,60 @@ export class AttributeSource {
     return this.#ofMount(REGULAR, 0, path);
   }
 
-  /** `textSize` gives the size in bytes of a control file's text. */
-  async of(node: Node, path: string, textSize: () => Promise<number>): Promise<Attributes> {
-    switch (node.kind) {
-      case 'root':
-        return { ...(await this.#ofMount(DIRECTORY, 0o777, path)), ...halves(ROOT_INODE) };
-      case 'control':
-        return this.#ofMount(DIRECTORY, 0o555, path);
-      case 'mount control':
-        return {
-          ...(await this.#ofMount(REGULAR, node.file.write ? 0o666 : 0o444, path)),
-          size: await textSize(),
-          nlink: 1,
-        };
-      case 'image':
-        return { ...this.#ofImage(node.found, DIRECTORY, 0), ...this.#control(path) };
-      case 'snapshots':
-        // Who may write the image may rename its snapshots: the kernel looks at the directory first.
-        return { ...this.#ofImage(node.found, DIRECTORY, 0o222), ...this.#control(path) };
-      case 'image control':
-        return {
-          ...this.#ofImage(node.found, REGULAR, node.file.write ? 0o666 : 0o444),
-          ...this.#control(path),
-          size: await textSize(),
-          blocks: 0,
-        };
-      case 'snapshot': {
-        const { created, size, id, identity } = node.snapshot;
-        const { entry } = node.found;
-        const { uuid } = await entry.view();
-        return {
-          ...this.#ofImage(node.found, REGULAR, 0o444),
-          size,
-          ...halves(
-            this.#inodes.of(
-              `snapshot ${entry.identity} ${id} ${identity}`,
-              `snapshot ${lasting(entry, uuid)} ${id} ${identity}`,
-            ),
-          ),
-          atime: created,
-          mtime: created,
-          ctime: created,
-        };
-      }
-      case 'flat': {
-        const { entry, status } = node.found;
-        const { image } = await entry.view();
-        const number = await this.inodeOf(entry);
-        tellFlatFile(entry.name, status, number, image);
-        return {
-          ...this.#ofImage(node.found, REGULAR, 0o777),
-          size: image.size(),
-          blocks: status.blocks,
-          ...halves(number),
-        };
-      }
-    }
+  async ofRoot(path: string): Promise<Attributes> {
+    return { ...(await this.#ofMount(DIRECTORY, 0o777, path)), ...halves(ROOT_INODE) };
+  }
+
+  ofControlDirectory(path: string): Promise<Attributes> {
+    return this.#ofMount(DIRECTORY, 0o555, path);
+  }
+
+  /** A control file of the mount, which says `size` bytes. */
+  async ofMountControl(path: string, writable: boolean, size: number): Promise<Attributes> {
+    return { ...(await this.#ofMount(REGULAR, writable ? 0o666 : 0o444, path)), size, nlink: 1 };
+  }
+
+  /** A directory that belongs to an image, with those of the image's rights that are in `mask`. */
+  ofImageDirectory(found: Found, path: string, mask: number): Attributes {
+    return { ...this.#ofImage(found, DIRECTORY, mask), ...this.#control(path) };
+  }
+
+  /** A control file of an image, which says `size` bytes. */
+  ofImageControl(found: Found, path: string, writable: boolean, size: number): Attributes {
+    return {
+      ...this.#ofImage(found, REGULAR, writable ? 0o666 : 0o444),
+      ...this.#control(path),
+      size,
+      blocks: 0,
+    };
+  }
+
+  async ofSnapshot(found: Found, { created, size, id, identity }: SnapshotInfo): Promise<Attributes> {
+    const { entry } = found;
+    const { uuid } = await entry.view();
+    const layer = `${id} ${identity}`;
+    const number = this.#inodes.of(`snapshot ${entry.identity} ${layer}`, `snapshot ${lasting(entry, uuid)} ${layer}`);
+    return {
+      ...this.#ofImage(found, REGULAR, 0o444),
+      size,
+      ...halves(number),
+      atime: created,
+      mtime: created,
+      ctime: created,
+    };
+  }
+
+  async ofFlatFile(found: Found): Promise<Attributes> {
+    const { entry, status } = found;
+    const { image } = await entry.view();
+    const number = await this.inodeOf(entry);
+    tellFlatFile(entry.name, status, number, image);
+    return {
+      ...this.#ofImage(found, REGULAR, 0o777),
+      size: image.size(),
+      blocks: status.blocks,
+      ...halves(number),
+    };
   }
 
   /** Of what belongs to no image: with the owner of the image directory, and of its rights those in `mask`. */

@@ -97,6 +97,15 @@ export class Catalog {
     return found;
   }
 
+  /** The same image once more, whatever it is called now. Fails where its file is gone, or another one has taken its place. */
+  async again(entry: ImageEntry): Promise<Found> {
+    const found = await this.find(entry.name);
+    if (found.entry !== entry) {
+      throw refusal('ENOENT', 'PCOW_NOT_FOUND', `the image file of ${entry.name} has been replaced: open it again`);
+    }
+    return found;
+  }
+
   async #refusal(name: string, file: string, status: FileStatus): Promise<PcowError | null> {
     if (!status.regular) {
       return noRegularFile(name);

@@ -2,32 +2,21 @@
 import { attachmentMetrics } from '../attach/attachment-metrics.js';
 import { PcowError } from '../engine/index.js';
 import type { Catalog, Found } from './catalog.js';
-import type { Commands } from './commands.js';
+import type { MountContext } from './context.js';
 import { wordsOf } from './control-text.js';
 import { HELP } from './help.js';
 import type { ImageEntry } from './image-entry.js';
-import type { LastError } from './last-error.js';
 import { metricsOf } from './metrics.js';
-import type { Place } from './place.js';
 import { imageStatus, mountStatus, snapshotLines } from './status.js';
 
-/** What a control file acts on and knows. */
-export interface ControlContext {
-  place: Place;
-  catalog: Catalog;
-  commands: Commands;
-  /** Of commands that belong to no single image. */
-  lastError: LastError | null;
-}
-
 /** A control file of an image (Subject: Found) or of the mount (Subject: null). */
-export interface ControlFile<Subject> {
-  read(context: ControlContext, subject: Subject): Promise<string>;
+export interface Control<Subject> {
+  read(context: MountContext, subject: Subject): Promise<string>;
   /** Absent: the file is read-only. Returns when the command is done. */
-  write?(context: ControlContext, subject: Subject, text: string): Promise<void>;
+  write?(context: MountContext, subject: Subject, text: string): Promise<void>;
 }
 
-export const imageControls: ReadonlyMap<string, ControlFile<Found>> = new Map<string, ControlFile<Found>>([
+export const imageControls: ReadonlyMap<string, Control<Found>> = new Map<string, Control<Found>>([
   ['status', { read: (_, { entry }) => imageStatus(entry) }],
   ['snapshots', { read: (_, { entry }) => snapshotLines(entry) }],
   ['metrics', { read: (_, { entry }) => allMetrics([entry]) }],
@@ -173,7 +162,7 @@ export const imageControls: ReadonlyMap<string, ControlFile<Found>> = new Map<st
 /** The one control file of an image that can't be opened. */
 export const STATUS = 'status';
 
-export const mountControls: ReadonlyMap<string, ControlFile<null>> = new Map<string, ControlFile<null>>([
+export const mountControls: ReadonlyMap<string, Control<null>> = new Map<string, Control<null>>([
   ['help', { read: () => Promise.resolve(HELP) }],
   ['status', { read: (context) => mountStatus(context.place, context.catalog, context.lastError) }],
   ['metrics', { read: async (context) => allMetrics(await everyEntry(context.catalog)) }],

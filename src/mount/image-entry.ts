@@ -336,6 +336,16 @@ export class ImageEntry {
     log(`${this.name}: ${command} failed: ${this.#lastFailed.message}`);
   }
 
+  /** Runs a command, and keeps its failure. */
+  async orFailed(command: string, work: () => Promise<void>): Promise<void> {
+    try {
+      await work();
+    } catch (error) {
+      this.failed(command, error);
+      throw error;
+    }
+  }
+
   /** What failed last: a command, or a read, write or fsync that was served natively. */
   get lastError(): LastError | null {
     const command = this.#lastFailed;

@@ -11,7 +11,7 @@ import { mountsOfDirectory } from '../mounts.js';
 import { AttributeSource } from './attributes.js';
 import { Catalog } from './catalog.js';
 import { Commands } from './commands.js';
-import type { ControlContext } from './control-tree.js';
+import { MountContext } from './context.js';
 import { Cutter } from './cut.js';
 import { sentenceOf } from './failure.js';
 import { type FuseOptions, FuseSession } from './fuse.js';
@@ -121,13 +121,13 @@ async function begin(place: Place, lock: DirectoryLock): Promise<Mount> {
   if (!place.settings.readOnly) await recoverImages(place.directory);
   const cutter = new Cutter(place, (entry) => attributes.inodeOf(entry));
   const commands = new Commands(place, catalog, cutter);
-  const context: ControlContext = { place, catalog, commands, lastError: null };
-  const fileSystem = new FileSystem(context, attributes);
+  const context = new MountContext(place, catalog, commands, attributes);
+  const fileSystem = new FileSystem(context);
 
   onQuestion((question) => fileSystem.answer(question));
   const session = new FuseSession(place.directory, place.mountpoint, fileSystem.operations, fuseOptions(place));
   await started(session, place);
-  fileSystem.native = session.native;
+  context.native = session.native;
   const attachService = await AttachService.start({ place, catalog, attributes, cutter });
 
   let over = false;

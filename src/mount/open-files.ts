@@ -1,48 +1,19 @@
-/**
- * The open files of a mount by their handle numbers. Bytes of flat files are served natively where that is possible (see
- * engine/native-operations.ts); a control file's text is made when it is opened and stays the same for that opening.
- */
+/** The open files of a mount by their handle numbers. */
 import { constants } from 'node:os';
 
-import { closeHandle, FIRST_NATIVE_HANDLE, openHandle } from '../engine/native-operations.js';
+import { FIRST_NATIVE_HANDLE } from '../engine/native-operations.js';
 import { PcowError } from '../engine/index.js';
 import type { FlatFileUse } from './image-entry.js';
-
-export interface OpenText {
-  kind: 'text';
-  path: string;
-  text: Buffer;
-}
-
-export interface OpenFlatFile {
-  kind: 'flat';
-  use: FlatFileUse;
-}
-
-export type OpenFile = OpenText | OpenFlatFile;
+import type { OpenFile } from './nodes/node.js';
 
 export class OpenFiles {
   readonly #files = new Map<number, OpenFile>();
   #next = 1;
 
-  /** `native`: the bytes are to be served without JavaScript. */
-  addFlatFile(use: FlatFileUse, native: boolean): number {
-    const { opening, snapshot, writable } = use;
-    let handle: number;
-    if (native) {
-      const lent = snapshot === null && use.entry.attachment.state !== 'detached' && !opening.writable;
-      handle = openHandle(opening.image, { writable, lent, ...(snapshot !== null && { snapshot }) });
-      use.handle = handle;
-    } else {
-      handle = this.#freeNumber();
-    }
-    this.#files.set(handle, { kind: 'flat', use });
-    return handle;
-  }
-
-  addText(path: string, text: string): number {
-    const handle = this.#freeNumber();
-    this.#files.set(handle, { kind: 'text', path, text: Buffer.from(text) });
+  /** Returns its handle number. */
+  add(file: OpenFile): number {
+    const handle = file.handle ?? this.#freeNumber();
+    this.#files.set(handle, file);
     return handle;
   }
 
@@ -59,25 +30,20 @@ export class OpenFiles {
   close(handle: number): void {
     const file = this.get(handle);
     this.#files.delete(handle);
-    if (handle >= FIRST_NATIVE_HANDLE) {
-      closeHandle(handle);
-    }
-    if (file.kind === 'flat') {
-      file.use.entry.close(file.use);
-    }
+    file.close();
   }
 
   /** Every open flat file, and file of a snapshot. */
   get flatFiles(): FlatFileUse[] {
-    return [...this.#files.values()].flatMap((file) => (file.kind === 'flat' ? [file.use] : []));
+    return [...this.#files.values()].map(({ use }) => use).filter((use) => use !== null);
   }
 
-  /** The text that the newest opening of a control file reads: what its size must be as long as it is open. */
-  textOf(path: string): Buffer | null {
-    let newest: Buffer | null = null;
+  /** How many bytes the newest opening of a control file says: what its size must be as long as it is open. null: it is not open. */
+  textSizeOf(path: string): number | null {
+    let newest: number | null = null;
     for (const file of this.#files.values()) {
-      if (file.kind === 'text' && file.path === path) {
-        newest = file.text;
+      if (file.path === path) {
+        newest = file.textSize;
       }
     }
     return newest;

@@ -1,55 +1,36 @@
-/** The file system operations of a mount. They only find out what is meant, and say so: the work is done elsewhere. */
+/** The file system operations of a mount. Each finds the node that a path stands for, or the open file of a handle, which does the rest. */
 import { constants } from 'node:fs';
 import { chmod, chown, statfs, utimes } from 'node:fs/promises';
-import { basename, dirname } from 'node:path';
 
 import { PcowError } from '../engine/index.js';
-import type { Attributes, AttributeSource } from './attributes.js';
-import { commandText } from './control-text.js';
-import type { ControlContext } from './control-tree.js';
-import { extendedAttributeNames, extendedAttributes } from './extended-attributes.js';
 import type { Question, QuestionAnswer } from '../engine/native-operations.js';
-import { errnoOf, noSuchFile, refusal } from './failure.js';
+import type { Attributes } from './attributes.js';
+import type { MountContext } from './context.js';
+import { errnoOf, refusal } from './failure.js';
 import { guarded, type Operations } from './fuse.js';
 import { neededBy } from './hand-over.js';
-import type { ImageEntry } from './image-entry.js';
-import { lastErrorOf } from './last-error.js';
-import { log } from './log.js';
-import { namesIn, type Node, resolve } from './namespace.js';
-import { OpenFiles } from './open-files.js';
+import { belongsToMount, type Node } from './nodes/node.js';
+import { resolve } from './nodes/resolve.js';
 
 export class FileSystem {
-  readonly #context: ControlContext;
-  readonly #attributes: AttributeSource;
-  readonly #files = new OpenFiles();
-  /** Whether the bytes of flat files are served natively; known once the session has begun, and before the first open. */
-  native = false;
+  readonly #context: MountContext;
   #commandsUnderWay = 0;
 
-  constructor(context: ControlContext, attributes: AttributeSource) {
+  constructor(context: MountContext) {
     this.#context = context;
-    this.#attributes = attributes;
   }
 
   /** Whether somebody could not go on without this mount, or has begun what it is to finish. */
   get needed(): boolean {
-    return this.#commandsUnderWay > 0 || neededBy(this.#files.flatFiles);
+    return this.#commandsUnderWay > 0 || neededBy(this.#context.files.flatFiles);
   }
 
   get operations(): Operations {
-    const done = (answer: (result: number) => void) => {
-      answer(0);
-    };
-    const value = (answer: (result: number, value: unknown) => void, result: unknown) => {
-      answer(0, result);
-    };
-    const count = (answer: (result: number) => void, bytes: number) => {
-      answer(bytes);
-    };
-    const getattr = guarded('getattr', (path: string) => this.#getattr(path), value);
-    const refused = (name: string) => guarded(name, (path: string) => this.#refuseCreation(path), done);
-    const refusedTarget = (name: string) =>
-      guarded(name, (_source: string, target: string) => this.#refuseCreation(target), done);
+    return { ...this.#onPaths(), ...this.#onOpenFiles(), ...this.#refused() };
+  }
+
+  #onPaths(): Operations {
+    const getattr = guarded('getattr', async (path: string) => (await this.#node(path)).attributes(), value);
     return {
       getattr,
       fgetattr: getattr,
@@ -61,10 +42,71 @@ export class FileSystem {
         },
       ),
       open: guarded('open', (path: string, flags: number) => this.#open(path, flags), value),
+      statfs: guarded('statfs', () => this.#statfs(), value),
+      truncate: guarded(
+        'truncate',
+        async (path: string, size: number) => (await this.#node(path)).truncate(size, false),
+        done,
+      ),
+      ftruncate: guarded(
+        'ftruncate',
+        async (path: string, _handle: number, size: number) => (await this.#node(path)).truncate(size, true),
+        done,
+      ),
+      utimens: guarded(
+        'utimens',
+        async (path: string, accessed: number, modified: number) => {
+          await utimes((await this.#node(path)).imageFile(), accessed / 1000, modified / 1000);
+        },
+        done,
+      ),
+      chmod: guarded(
+        'chmod',
+        async (path: string, mode: number) => {
+          await chmod((await this.#node(path)).imageFile(), mode & 0o7777);
+        },
+        done,
+      ),
+      chown: guarded(
+        'chown',
+        async (path: string, uid: number, gid: number) => {
+          await chown((await this.#node(path)).imageFile(), signed(uid), signed(gid));
+        },
+        done,
+      ),
+      unlink: guarded(
+        'unlink',
+        async (path: string) => {
+          const node = await this.#node(path);
+          await this.#underWay(() => node.unlink());
+        },
+        done,
+      ),
+      rename: guarded(
+        'rename',
+        async (path: string, target: string) => {
+          const node = await this.#node(path);
+          await this.#underWay(() => node.rename(target));
+        },
+        done,
+      ),
+      getxattr: guarded(
+        'getxattr',
+        async (path: string, name: string) => Buffer.from(await (await this.#node(path)).extendedAttribute(name)),
+        value,
+      ),
+      listxattr: guarded('listxattr', async (path: string) => (await this.#node(path)).extendedAttributeNames(), value),
+    };
+  }
+
+  /** Reading, writing and syncing flat files come here only where the native operations did not take hold. */
+  #onOpenFiles(): Operations {
+    const { files } = this.#context;
+    return {
       release: guarded(
         'release',
         async (_path: string, handle: number) => {
-          this.#files.close(handle);
+          files.close(handle);
           return Promise.resolve();
         },
         done,
@@ -72,76 +114,44 @@ export class FileSystem {
       read: guarded(
         'read',
         (_path: string, handle: number, buffer: Buffer, length: number, offset: number) =>
-          this.#read(handle, buffer.subarray(0, length), offset),
+          files.get(handle).read(buffer.subarray(0, length), offset),
         count,
       ),
       write: guarded(
         'write',
-        (path: string, handle: number, buffer: Buffer, length: number, offset: number) =>
-          this.#write(path, handle, buffer.subarray(0, length), offset),
+        (_path: string, handle: number, buffer: Buffer, length: number, offset: number) =>
+          this.#underWay(() => files.get(handle).write(buffer.subarray(0, length), offset)),
         count,
       ),
-      fsync: guarded('fsync', (_path: string, _datasync: number, handle: number) => this.#fsync(handle), done),
-      statfs: guarded('statfs', () => this.#statfs(), value),
-      truncate: guarded('truncate', (path: string, size: number) => this.#truncate(path, size, false), done),
-      ftruncate: guarded(
-        'ftruncate',
-        (path: string, _handle: number, size: number) => this.#truncate(path, size, true),
-        done,
-      ),
-      utimens: guarded(
-        'utimens',
-        async (path: string, accessed: number, modified: number) => {
-          await utimes(await this.#imageFileOf(path), accessed / 1000, modified / 1000);
-        },
-        done,
-      ),
-      chmod: guarded(
-        'chmod',
-        async (path: string, mode: number) => {
-          await chmod(await this.#imageFileOf(path), mode & 0o7777);
-        },
-        done,
-      ),
-      chown: guarded(
-        'chown',
-        async (path: string, uid: number, gid: number) => {
-          await chown(await this.#imageFileOf(path), signed(uid), signed(gid));
-        },
-        done,
-      ),
-      unlink: guarded('unlink', (path: string) => this.#unlink(path), done),
-      rename: guarded('rename', (path: string, target: string) => this.#rename(path, target), done),
-      create: refused('create'),
-      mknod: refused('mknod'),
-      mkdir: refused('mkdir'),
-      rmdir: guarded('rmdir', (path: string) => Promise.reject(belongsToMount(path)), done),
-      symlink: refusedTarget('symlink'),
-      link: refusedTarget('link'),
-      getxattr: guarded('getxattr', (path: string, name: string) => this.#getxattr(path, name), value),
-      listxattr: guarded('listxattr', (path: string) => this.#listxattr(path), value),
+      fsync: guarded('fsync', (_path: string, _datasync: number, handle: number) => files.get(handle).sync(), done),
     };
   }
 
-  async #getattr(path: string): Promise<Attributes> {
-    const node = await resolve(this.#context.catalog, path);
-    return this.#attributesOf(node, path);
+  /** Nothing can be made in a mount but by its control files. */
+  #refused(): Operations {
+    const path = (name: string) => guarded(name, (made: string) => this.#refuseCreation(made), done);
+    const target = (name: string) =>
+      guarded(name, (_source: string, made: string) => this.#refuseCreation(made), done);
+    return {
+      create: path('create'),
+      mknod: path('mknod'),
+      mkdir: path('mkdir'),
+      rmdir: guarded('rmdir', (directory: string) => Promise.reject(belongsToMount(directory)), done),
+      symlink: target('symlink'),
+      link: target('link'),
+    };
   }
 
-  #attributesOf(node: Node, path: string): Promise<Attributes> {
-    return this.#attributes.of(node, path, async () => {
-      const open = this.#files.textOf(path);
-      return open?.length ?? Buffer.byteLength(await this.#textOf(node));
-    });
+  #node(path: string): Promise<Node> {
+    return resolve(this.#context, path);
   }
 
   async #readdir(path: string): Promise<{ names: string[]; attributes: Attributes[] }> {
-    const node = await resolve(this.#context.catalog, path);
+    const node = await this.#node(path);
     const names = ['.', '..'];
-    const own = await this.#attributesOf(node, path);
+    const own = await node.attributes();
     const attributes = [own, own];
-    const { showControl } = this.#context.place.settings;
-    for (const name of await namesIn(this.#context.catalog, node, path, showControl)) {
+    for (const name of await node.names()) {
       const listed = await this.#listed(path === '/' ? `/${name}` : `${path}/${name}`);
       if (listed) {
         attributes.push(listed);
@@ -151,162 +161,37 @@ export class FileSystem {
     return { names, attributes };
   }
 
-  /** Of these the kernel takes the type and the inode number only: no text is made for its size. null: there is no such file any more. */
+  /** null: there is no such file any more. */
   async #listed(path: string): Promise<Attributes | null> {
-    const noSize = () => Promise.resolve(0);
     try {
-      return await this.#attributes.of(await resolve(this.#context.catalog, path), path, noSize);
+      return await (await this.#node(path)).listed();
     } catch (error) {
       // Whatever else is wrong is told to who looks at the file itself.
-      return error instanceof PcowError && error.code === 'PCOW_NOT_FOUND' ? null : this.#attributes.unreadable(path);
+      return error instanceof PcowError && error.code === 'PCOW_NOT_FOUND'
+        ? null
+        : this.#context.attributes.unreadable(path);
     }
   }
 
   async #open(path: string, flags: number): Promise<number> {
-    const node = await resolve(this.#context.catalog, path);
+    const node = await this.#node(path);
     const writable = (flags & (constants.O_WRONLY | constants.O_RDWR)) !== 0;
-    switch (node.kind) {
-      case 'flat':
-        return this.#openFlatFile(node.found.entry, null, writable);
-      case 'snapshot':
-        if (writable) {
-          throw refusal('EACCES', 'PCOW_READ_ONLY', `${path} is a snapshot: it never changes; clone it to write on it`);
-        }
-        return this.#openFlatFile(node.found.entry, node.snapshot.name, false);
-      case 'image control':
-      case 'mount control':
-        if (writable && !node.file.write) {
-          throw refusal('EACCES', 'PCOW_READ_ONLY', `${path} only tells something: nothing can be written to it`);
-        }
-        return this.#files.addText(path, await this.#textOf(node));
-      default:
-        throw noSuchFile(path);
-    }
+    return this.#context.files.add(await node.open(writable));
   }
 
-  async #openFlatFile(entry: ImageEntry, snapshot: string | null, writable: boolean): Promise<number> {
-    try {
-      const use = await entry.open(snapshot, writable);
-      try {
-        return this.#files.addFlatFile(use, this.native);
-      } catch (error) {
-        entry.close(use);
-        throw error;
-      }
-    } catch (error) {
-      entry.failed('open', error);
-      throw error;
-    }
-  }
-
-  #textOf(node: Node): Promise<string> {
-    switch (node.kind) {
-      case 'image control':
-        return node.file.read(this.#context, node.found);
-      case 'mount control':
-        return node.file.read(this.#context, null);
-      default:
-        return Promise.resolve('');
-    }
-  }
-
-  /** Of flat files only where the native operations did not take hold. */
-  async #read(handle: number, buffer: Buffer, offset: number): Promise<number> {
-    const file = this.#files.get(handle);
-    if (file.kind === 'text') {
-      return file.text.copy(buffer, 0, Math.min(offset, file.text.length));
-    }
-    const { opening, snapshot } = file.use;
-    const bytes = await (snapshot === null
-      ? opening.image.read(buffer, offset)
-      : opening.image.read(buffer, offset, snapshot));
-    opening.served.reads += 1;
-    opening.served.readBytes += bytes;
-    return bytes;
-  }
-
-  async #write(path: string, handle: number, buffer: Buffer, offset: number): Promise<number> {
-    const file = this.#files.get(handle);
-    if (file.kind === 'text') {
-      // Wherever it is written to: `>>` begins at the end of what the file says.
-      await this.#underWay(() => this.#command(path, buffer));
-      return buffer.length;
-    }
-    await file.use.entry.attachment.regain(file.use);
-    const { opening } = file.use;
-    const bytes = await opening.image.write(buffer, offset);
-    opening.served.writes += 1;
-    opening.served.writtenBytes += bytes;
-    return bytes;
-  }
-
-  async #underWay(work: () => Promise<void>): Promise<void> {
+  async #underWay<T>(work: () => Promise<T>): Promise<T> {
     this.#commandsUnderWay += 1;
     try {
-      await work();
+      return await work();
     } finally {
       this.#commandsUnderWay -= 1;
     }
   }
 
-  /** One write to a control file. Its failure is kept for `status`. */
-  async #command(path: string, bytes: Buffer): Promise<void> {
-    const node = await resolve(this.#context.catalog, path);
-    switch (node.kind) {
-      case 'image control': {
-        const { entry } = node.found;
-        try {
-          await node.file.write?.(this.#context, node.found, commandText(bytes));
-          entry.count(node.name);
-        } catch (error) {
-          entry.failed(node.name, error);
-          throw error;
-        }
-        return;
-      }
-      case 'mount control':
-        try {
-          await node.file.write?.(this.#context, null, commandText(bytes));
-        } catch (error) {
-          this.#failed('snapshot', error);
-          throw error;
-        }
-        return;
-      default:
-        throw noSuchFile(path);
-    }
-  }
-
-  /** Of a command that belongs to no single image. */
-  #failed(command: string, error: unknown): void {
-    this.#context.lastError = lastErrorOf(command, error);
-    log(`${command} failed: ${this.#context.lastError.message}`);
-  }
-
-  async #fsync(handle: number): Promise<void> {
-    const file = this.#files.get(handle);
-    if (file.kind !== 'flat') {
-      return;
-    }
-    await file.use.entry.attachment.sync();
-  }
-
   /** What the native operations wait for. Never rejects. */
-  async answer({ kind, fh, pid }: Question): Promise<QuestionAnswer> {
+  async answer(question: Question): Promise<QuestionAnswer> {
     try {
-      const file = this.#files.get(fh);
-      if (file.kind !== 'flat') {
-        return 'yes';
-      }
-      const { use } = file;
-      if (kind === 'open') {
-        return await use.entry.attachment.mayOpen(use, pid).catch((error: unknown) => {
-          use.entry.failed('open', error);
-          throw error;
-        });
-      }
-      await use.entry.attachment.regain(use);
-      return 'yes';
+      return await this.#context.files.get(question.fh).answer(question);
     } catch (error) {
       return { errno: errnoOf(error) };
     }
@@ -317,117 +202,27 @@ export class FileSystem {
     return { bsize, frsize: bsize, blocks, bfree, bavail, files, ffree, favail: ffree, namemax: 250 };
   }
 
-  /**
-   * A flat file keeps its size. open(O_TRUNC) comes as `truncate` to 0 without a handle, and does nothing, as on a block
-   * device; a shell's `>` does the same to control files.
-   */
-  async #truncate(path: string, size: number, byHandle: boolean): Promise<void> {
-    const node = await resolve(this.#context.catalog, path);
-    if (node.kind !== 'flat') {
-      if (node.kind === 'snapshot') {
-        throw refusal('EACCES', 'PCOW_READ_ONLY', `${path} is a snapshot: it never changes`);
-      }
-      return;
-    }
-    const { entry } = node.found;
-    const { image } = await entry.view();
-    const present = image.size();
-    if (size === present || (size === 0 && !byHandle)) {
-      return;
-    }
-    const error = refusal(
-      'EPERM',
-      'PCOW_INVALID',
-      `${entry.name} keeps its size of ${present} bytes, ${size} was asked for: an image is made larger with "pcow resize"`,
-    );
-    entry.failed('truncate', error);
-    throw error;
-  }
-
-  /** chmod, chown and touch on a flat file are meant for its image file. */
-  async #imageFileOf(path: string): Promise<string> {
-    const node = await resolve(this.#context.catalog, path);
-    if (node.kind !== 'flat') {
-      throw refusal('EPERM', 'PCOW_PERMISSION', `${path} has the rights of its image: change those`);
-    }
-    return node.found.entry.file;
-  }
-
-  async #unlink(path: string): Promise<void> {
-    const node = await resolve(this.#context.catalog, path);
-    if (node.kind !== 'flat') {
-      throw node.kind === 'snapshot'
-        ? refusal('EPERM', 'PCOW_PERMISSION', `${path} can't be removed: write its name to the "delete" control file`)
-        : belongsToMount(path);
-    }
-    const { entry } = node.found;
-    await this.#onImage(entry, 'rm', () => this.#context.catalog.unlink(entry.name));
-  }
-
-  async #rename(path: string, target: string): Promise<void> {
-    const node = await resolve(this.#context.catalog, path);
-    if (node.kind === 'snapshot') {
-      return this.#renameSnapshot(node.found.entry, node.snapshot.name, path, target);
-    }
-    const [, name, ...rest] = target.split('/');
-    if (node.kind !== 'flat' || name === undefined || rest.length > 0) {
-      throw refusal(
-        'EPERM',
-        'PCOW_PERMISSION',
-        `${path} can't become ${target}: only images and snapshots can be renamed`,
-      );
-    }
-    const { entry } = node.found;
-    await this.#onImage(entry, 'mv', () => this.#context.catalog.rename(entry.name, name));
-  }
-
-  /** A snapshot stays one of its image. */
-  async #renameSnapshot(entry: ImageEntry, snapshot: string, path: string, target: string): Promise<void> {
-    const to = basename(target);
-    await this.#onImage(entry, 'mv', async () => {
-      if (dirname(target) !== dirname(path)) {
-        throw refusal('EPERM', 'PCOW_PERMISSION', `${path} can't become ${target}: a snapshot stays with its image`);
-      }
-      await this.#context.commands.renameSnapshot(entry, snapshot, to);
-    });
-  }
-
-  async #onImage(entry: ImageEntry, command: string, work: () => Promise<void>): Promise<void> {
-    try {
-      await this.#underWay(work);
-    } catch (error) {
-      entry.failed(command, error);
-      throw error;
-    }
-  }
-
   #refuseCreation(path: string): Promise<never> {
     const error = refusal(
       'EPERM',
       'PCOW_PERMISSION',
       `${path} can't be made here: new images come with "pcow create" in ${this.#context.place.directory}, or by cloning one`,
     );
-    this.#failed('create', error);
+    this.#context.failed('create', error);
     return Promise.reject(error);
-  }
-
-  async #getxattr(path: string, name: string): Promise<Buffer> {
-    const node = await resolve(this.#context.catalog, path);
-    const read = node.kind === 'flat' ? extendedAttributes.get(name) : undefined;
-    if (node.kind !== 'flat' || !read) {
-      throw refusal('ENODATA', 'PCOW_NOT_FOUND', `${path} has no attribute ${name}`);
-    }
-    return Buffer.from(await read(node.found.entry, this.#context.place));
-  }
-
-  async #listxattr(path: string): Promise<string[]> {
-    const node = await resolve(this.#context.catalog, path);
-    return node.kind === 'flat' ? extendedAttributeNames(this.#context.place) : [];
   }
 }
 
-function belongsToMount(path: string): PcowError {
-  return refusal('EPERM', 'PCOW_PERMISSION', `${path} can't be removed: it belongs to the mount`);
+function done(answer: (result: number) => void): void {
+  answer(0);
+}
+
+function value(answer: (result: number, value: unknown) => void, result: unknown): void {
+  answer(0, result);
+}
+
+function count(answer: (result: number) => void, bytes: number): void {
+  answer(bytes);
 }
 
 /** (uid_t)-1 means "leave it", and comes as an unsigned number. */

@@ -188,6 +188,24 @@ test.serial('a text stays the same for one opening', async (t) => {
   t.regex(await readFile(mount.control('vm1', 'snapshots'), 'utf8'), /later/);
 });
 
+test.serial('an open control file stays that of its image: under another name, and not of what takes its place', async (t) => {
+  const mount = await mountedImages(t, { vm1: MiB, vm2: MiB });
+  const file = await open(mount.control('vm1', 'snapshot'), 'r+');
+  try {
+    await rename(mount.file('vm1'), mount.file('vm3'));
+    await rename(mount.file('vm2'), mount.file('vm1'));
+    await file.write('first');
+    t.regex(await readFile(mount.control('vm3', 'snapshots'), 'utf8'), /first/);
+    t.is(await readFile(mount.control('vm1', 'snapshots'), 'utf8'), '');
+
+    await rename(mount.image('vm1'), mount.image('vm3'));
+    await t.throwsAsync(file.write('second'), { code: 'ENOENT' });
+    t.is(await readFile(mount.control('vm3', 'snapshots'), 'utf8'), '');
+  } finally {
+    await file.close();
+  }
+});
+
 test.serial('metrics count what happened', async (t) => {
   const mount = await mountedImages(t, { vm1: MiB, vm2: MiB });
   await run('dd', ['if=/dev/zero', `of=${mount.file('vm1')}`, 'bs=4k', 'count=4', 'conv=notrunc,fsync']);

@@ -1,0 +1,37 @@
+/** What the nodes of a mount and its control files act on and know. */
+import type { AttributeSource } from './attributes.js';
+import type { Catalog } from './catalog.js';
+import type { Commands } from './commands.js';
+import { type LastError, lastErrorOf } from './last-error.js';
+import { log } from './log.js';
+import { OpenFiles } from './open-files.js';
+import type { Place } from './place.js';
+
+export class MountContext {
+  readonly place: Place;
+  readonly catalog: Catalog;
+  readonly commands: Commands;
+  readonly attributes: AttributeSource;
+  readonly files = new OpenFiles();
+  /** Whether the bytes of flat files are served natively; known once the session has begun, and before the first open. */
+  native = false;
+  #lastError: LastError | null = null;
+
+  constructor(place: Place, catalog: Catalog, commands: Commands, attributes: AttributeSource) {
+    this.place = place;
+    this.catalog = catalog;
+    this.commands = commands;
+    this.attributes = attributes;
+  }
+
+  /** Of what belongs to no single image. */
+  get lastError(): LastError | null {
+    return this.#lastError;
+  }
+
+  /** Keeps the sentence for `status`, and logs it. */
+  failed(command: string, error: unknown): void {
+    this.#lastError = lastErrorOf(command, error);
+    log(`${command} failed: ${this.#lastError.message}`);
+  }
+}

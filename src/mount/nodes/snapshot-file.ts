@@ -1,0 +1,58 @@
+/** `.pcow/NAME/at/SNAPSHOT`: a snapshot as a file. Nothing in it changes, but its name may. */
+import { basename, dirname } from 'node:path';
+
+import type { PcowError, SnapshotInfo } from '../../engine/index.js';
+import type { Attributes } from '../attributes.js';
+import type { Found } from '../catalog.js';
+import type { MountContext } from '../context.js';
+import { refusal } from '../failure.js';
+import { Node, type OpenFile } from './node.js';
+import { OpenFlatFile } from './open-flat-file.js';
+
+export class SnapshotFile extends Node {
+  readonly #context: MountContext;
+  readonly #found: Found;
+  readonly #snapshot: SnapshotInfo;
+
+  constructor(context: MountContext, path: string, found: Found, snapshot: SnapshotInfo) {
+    super(path);
+    this.#context = context;
+    this.#found = found;
+    this.#snapshot = snapshot;
+  }
+
+  attributes(): Promise<Attributes> {
+    return this.#context.attributes.ofSnapshot(this.#found, this.#snapshot);
+  }
+
+  override open(writable: boolean): Promise<OpenFile> {
+    return writable
+      ? Promise.reject(this.#neverChanges('; clone it to write on it'))
+      : OpenFlatFile.open(this.path, this.#found.entry, this.#snapshot.name, false, this.#context.native);
+  }
+
+  override truncate(): Promise<void> {
+    return Promise.reject(this.#neverChanges(''));
+  }
+
+  override unlink(): Promise<void> {
+    const message = `${this.path} can't be removed: write its name to the "delete" control file`;
+    return Promise.reject(refusal('EPERM', 'PCOW_PERMISSION', message));
+  }
+
+  /** It stays with its image. */
+  override async rename(target: string): Promise<void> {
+    const { entry } = this.#found;
+    await entry.orFailed('mv', async () => {
+      if (dirname(target) !== dirname(this.path)) {
+        const message = `${this.path} can't become ${target}: a snapshot stays with its image`;
+        throw refusal('EPERM', 'PCOW_PERMISSION', message);
+      }
+      await this.#context.commands.renameSnapshot(entry, this.#snapshot.name, basename(target));
+    });
+  }
+
+  #neverChanges(instead: string): PcowError {
+    return refusal('EACCES', 'PCOW_READ_ONLY', `${this.path} is a snapshot: it never changes${instead}`);
+  }
+}
