@@ -43,9 +43,9 @@ async function asTold(asked: Promise<void>): Promise<void> {
   }
 }
 
-/** The sentence for an operation on a flat file that the mount has refused. */
-export function explainOperation(error: unknown, mount: PcowMount, image: string, what: string): Promise<unknown> {
-  return client.explained(error, mount, what, controlDirectory(mount, image), sayThatItWaits);
+/** Gives an image another name. */
+export function askForRename(mount: PcowMount, image: string, newName: string): Promise<void> {
+  return asTold(client.askForRename(mount, image, newName, sayThatItWaits));
 }
 
 /** What a `status` file says beside what the library knows of it (src/mount/status.ts). */

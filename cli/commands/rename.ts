@@ -1,15 +1,13 @@
-import { rename as renameInMount } from 'node:fs/promises';
 import path from 'node:path';
 import type { Command } from 'commander';
 import { checkSnapshotName, Image, renameImage } from '../../src/engine/index.js';
-import { asking } from '../asking.js';
 import { Failure } from '../errors.js';
 import { addNotes } from '../help.js';
 import { withImage } from '../images.js';
 import { say, sayJson } from '../output.js';
 import { quote, word } from '../quote.js';
-import { askImage, explainOperation } from '../control.js';
-import { findTarget, flatFile, type ImageTarget, newImage } from '../target.js';
+import { askForRename, askImage } from '../control.js';
+import { findTarget, type ImageTarget, newImage } from '../target.js';
 import { patiently, waitOption } from '../waiting.js';
 
 export function addRename(program: Command): void {
@@ -72,13 +70,7 @@ async function rename(
     await patiently(wait, () => renameAtRest(image, target));
   } else {
     const { mount } = image;
-    await patiently(wait, () =>
-      asking(mount, () => renameInMount(flatFile(image, mount), flatFile(target, mount))).catch(
-        async (error: unknown) => {
-          throw await explainOperation(error, mount, image.name, `mv ${image.name} ${target.name}`);
-        },
-      ),
-    );
+    await patiently(wait, () => askForRename(mount, image.name, target.name));
   }
   if (json === true) sayJson({ from: image.file, to: target.file });
   else say(`${image.name} is called ${target.name} now`);

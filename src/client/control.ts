@@ -2,10 +2,10 @@
  * Asking a mount to change its images, by its control files (docs/control-files.md). The mount is the one writer of everything in its
  * directory, so where there is one, this is the only way. Nobody waits for ever for a mount that has died, is stopped or hangs.
  *
- * A write that fails brings an errno; the sentence that goes with it is in the image's `status`.
+ * A write that fails brings an errno; the control file tells the sentence that goes with it where it is read through the same descriptor.
  */
 import { constants } from 'node:fs';
-import { open, readFile } from 'node:fs/promises';
+import { type FileHandle, open, readFile, rename } from 'node:fs/promises';
 import path from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { getSystemErrorName } from 'node:util';
@@ -17,6 +17,9 @@ import type { PcowMount } from '../mounts.js';
 import { word } from '../shell-word.js';
 
 const debug = createDebug('pcow:client');
+
+/** Bytes that a control file may say of a failure. */
+const MOST_SAID = 64 << 10;
 
 /** Milliseconds between two looks at how far the mount is. */
 const LOOK = 100;
@@ -39,6 +42,20 @@ export type ImageControl =
 /** Called once, where the mount takes its time to answer. */
 export type OnWait = (mount: PcowMount) => void;
 
+/** Why something has failed, as a mount tells it. */
+export interface ToldError {
+  /** As Date reads it. */
+  time: string;
+  /** The control file; "mv", "rm", "open", "truncate", "attach"; null: a read, write or sync of the flat file. */
+  command: string | null;
+  /** As that of a PcowError. */
+  code: PcowErrorCode;
+  /** Its name, for example "EBUSY". */
+  errno: string;
+  /** A sentence. */
+  message: string;
+}
+
 /** What `.pcow/NAME/status` says, as far as it is the same for every image; docs/control-files.md has all of it. */
 export interface MountedStatus {
   /** "ok", or what is wrong with the image. */
@@ -57,14 +74,7 @@ export interface MountedStatus {
     total: number;
   } | null;
   /** Of the last command, read or write that failed. */
-  lastError: {
-    /** As that of a PcowError. */
-    code: PcowErrorCode;
-    /** Its name, for example "EBUSY". */
-    errno: string;
-    /** A sentence. */
-    message: string;
-  } | null;
+  lastError: ToldError | null;
   /** The rest. */
   [field: string]: unknown;
 }
@@ -105,6 +115,16 @@ export async function askImage(
 export async function askForCut(mount: PcowMount, name: string, images: string[], onWait?: OnWait): Promise<void> {
   const text = [name, ...images].join(' ');
   await writeControl(mount, controlDirectory(mount), 'snapshot', text, `snapshot ${text}`, onWait);
+}
+
+/** Gives an image another name. This is a rename(2), which has no descriptor to tell its reason: `status` does. */
+export async function askForRename(mount: PcowMount, image: string, newName: string, onWait?: OnWait): Promise<void> {
+  const tried = { command: 'mv', since: new Date() };
+  try {
+    await asking(mount, () => rename(path.join(mount.mountpoint, image), path.join(mount.mountpoint, newName)), onWait);
+  } catch (error) {
+    throw await explained(error, mount, `mv ${image} ${newName}`, controlDirectory(mount, image), tried, onWait);
+  }
 }
 
 /** What askForWork() takes. */
@@ -175,21 +195,44 @@ async function writeControl(
 ): Promise<void> {
   debug('write %o to %s of %s', text, control, directory);
   try {
-    // Never O_TRUNC: the write alone is the command. One write(2): the mount takes each as a command of its own.
-    await asking(
-      mount,
-      async () => {
-        const handle = await open(path.join(directory, control), constants.O_WRONLY);
-        try {
-          await handle.write(text + '\n');
-        } finally {
-          await handle.close();
-        }
-      },
-      onWait,
-    );
+    await asking(mount, () => writeOnce(path.join(directory, control), `${text}\n`), onWait);
   } catch (error) {
-    throw await explained(error, mount, what, directory, onWait);
+    throw await explained(error, mount, what, directory, null, onWait);
+  }
+}
+
+/** Never O_TRUNC: the write alone is the command. One write(2): the mount takes each as a command of its own. */
+async function writeOnce(file: string, text: string): Promise<void> {
+  const handle = await openControl(file);
+  try {
+    await handle.write(text);
+  } catch (error) {
+    throw (await failureOn(handle, error)) ?? error;
+  } finally {
+    await handle.close();
+  }
+}
+
+/** To read as well, for the sentence of a failure; only to write for who may not read the image. */
+async function openControl(file: string): Promise<FileHandle> {
+  try {
+    return await open(file, constants.O_RDWR);
+  } catch (error) {
+    if (error instanceof Error && 'code' in error && error.code === 'EACCES') return open(file, constants.O_WRONLY);
+    throw error;
+  }
+}
+
+/** What a control file says of the write through this descriptor that has just failed; null where it tells nothing. */
+async function failureOn(handle: FileHandle, cause: unknown): Promise<PcowError | null> {
+  try {
+    const { buffer, bytesRead } = await handle.read(Buffer.alloc(MOST_SAID), 0, MOST_SAID, 0);
+    const { code, message } = JSON.parse(buffer.toString('utf8', 0, bytesRead)) as ToldError;
+    return new PcowError(code, message, { cause });
+  } catch (error) {
+    // It may not be read, or belongs to a mount that was begun by an older version.
+    debug('no reason: %s', error);
+    return null;
   }
 }
 
@@ -226,12 +269,24 @@ const CODE_OF_STATE: Partial<Record<string, PcowErrorCode>> = {
   unreadable: 'PCOW_IO',
 } satisfies Partial<Record<ImageState, PcowErrorCode>>;
 
-/** The error for an operation that the mount has refused; `directory`: the control directory that has the `status`. */
-export async function explained(
+/** What has failed, so that its sentence is found in a `status`. */
+interface Tried {
+  /** As `lastError` has it. */
+  command: string;
+  /** Before it was tried. */
+  since: Date;
+}
+
+/**
+ * The error for an operation that the mount has refused; `directory`: the control directory that has the `status`. `tried`: what its
+ * `lastError` may be about; null: nothing of it is meant for the caller.
+ */
+async function explained(
   error: unknown,
   mount: PcowMount,
   what: string,
   directory: string,
+  tried: Tried | null,
   onWait?: OnWait,
 ): Promise<unknown> {
   if (isPcowError(error) || !(error instanceof Error) || !('errno' in error) || typeof error.errno !== 'number') {
@@ -260,7 +315,11 @@ export async function explained(
     return new PcowError(state, String(status.problem), { cause: error, next });
   }
   const { lastError } = status;
-  return lastError?.errno === name
+  const meant =
+    tried !== null &&
+    lastError?.command === tried.command &&
+    new Date(lastError.time).getTime() >= tried.since.getTime();
+  return meant && lastError.errno === name
     ? new PcowError(lastError.code, lastError.message, { cause: error })
     : new PcowError(
         CODE_OF_ERRNO[name] ?? 'PCOW_IO',

@@ -2,7 +2,7 @@
  * An image in a mount, which is the one writer of its directory: asked to change it by its control files (docs/control-files.md). Never use
  * one from the process that serves the mount, which would wait for itself.
  */
-import { readFile, realpath, rename } from 'node:fs/promises';
+import { readFile, realpath } from 'node:fs/promises';
 import path from 'node:path';
 import { mountOnTheWay } from '../answers.js';
 import { type LongOptions, PcowError } from '../engine/index.js';
@@ -10,11 +10,11 @@ import { IMAGE_SUFFIX } from '../mount/image-names.js';
 import { mountHolding, mountsOfDirectory, type PcowMount } from '../mounts.js';
 import {
   askForCut,
+  askForRename,
   askForWork,
   asking,
   askImage,
   controlDirectory,
-  explained,
   type ImageControl,
   type MountedStatus,
   mustAnswer,
@@ -116,12 +116,8 @@ export class MountedImage {
 
   /** Gives it another name in its directory. */
   async rename(newName: string): Promise<MountedImage> {
-    const renamed = new MountedImage(this.mount, newName);
-    await asking(this.mount, () => rename(this.flatFile, renamed.flatFile)).catch(async (error: unknown) => {
-      const directory = controlDirectory(this.mount, this.name);
-      throw await explained(error, this.mount, `${this.name}: its new name ${newName}`, directory);
-    });
-    return renamed;
+    await askForRename(this.mount, this.name, newName);
+    return new MountedImage(this.mount, newName);
   }
 
   /** Deletes the image, with its snapshots. */

@@ -1,4 +1,4 @@
-/** What failed last, as the `status` control files tell it. */
+/** What failed last, as the `status` control files tell it, and a control file to whoever has written to it. */
 import type { PcowErrorCode } from '../engine/index.js';
 import { codeOf, errnoNameOf, sentenceOf } from './failure.js';
 
@@ -20,4 +20,9 @@ export function lastErrorOf(command: string | null, error: unknown, time = new D
     errno: errnoNameOf(error),
     message: sentenceOf(error),
   };
+}
+
+/** As it is told: of `lastError` in docs/control-files.md. */
+export function errorFields(error: LastError): object {
+  return { ...error, time: error.time.toISOString() };
 }

@@ -130,8 +130,7 @@ export class FileSystem {
   /** Nothing can be made in a mount but by its control files. */
   #refused(): Operations {
     const path = (name: string) => guarded(name, (made: string) => this.#refuseCreation(made), done);
-    const target = (name: string) =>
-      guarded(name, (_source: string, made: string) => this.#refuseCreation(made), done);
+    const target = (name: string) => guarded(name, (_source: string, made: string) => this.#refuseCreation(made), done);
     return {
       create: path('create'),
       mknod: path('mknod'),

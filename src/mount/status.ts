@@ -3,7 +3,7 @@ import { attachmentStatus } from '../attach/attachment-status.js';
 import type { Catalog } from './catalog.js';
 import { sentenceOf } from './failure.js';
 import type { ImageEntry } from './image-entry.js';
-import type { LastError } from './last-error.js';
+import { errorFields, type LastError } from './last-error.js';
 import { RESERVED_NAMES } from './image-names.js';
 import type { Place } from './place.js';
 import type { Work } from './work.js';
@@ -17,7 +17,7 @@ export async function imageStatus(entry: ImageEntry): Promise<string> {
     state,
     problem,
     ...(state === 'ok' ? await details(entry) : {}),
-    lastError: errorFields(entry.lastError),
+    lastError: entry.lastError && errorFields(entry.lastError),
   });
 }
 
@@ -76,16 +76,12 @@ export async function mountStatus(place: Place, catalog: Catalog, lastError: Las
     ...place.settings,
     monitors: { socket: place.socket || null, problem: place.noMonitors },
     images,
-    lastError: errorFields(lastError),
+    lastError: lastError && errorFields(lastError),
   });
 }
 
 function workFields({ command, text, since, done, total }: Work): object {
   return { command, text, since: since.toISOString(), done, total };
-}
-
-function errorFields(error: LastError | null): object | null {
-  return error && { ...error, time: error.time.toISOString() };
 }
 
 function json(value: object): string {

@@ -1,12 +1,14 @@
 /** The control files: commands, what they say when they are read, and bad input. */
 import { execFile, fork } from 'node:child_process';
 import { once } from 'node:events';
-import { open, readdir, readFile, rename, stat, writeFile } from 'node:fs/promises';
+import { type FileHandle, open, readdir, readFile, rename, stat, writeFile } from 'node:fs/promises';
 import path from 'node:path';
 import { promisify } from 'node:util';
 
 import test from 'ava';
 
+import { MountedImage } from '../../src/client/mounted-image.js';
+import type { PcowError } from '../../src/engine/index.js';
 import { MiB, mountedImages, type TestMount } from '../helpers/mount.js';
 import { Conversation, program } from '../helpers/program.js';
 
@@ -188,23 +190,65 @@ test.serial('a text stays the same for one opening', async (t) => {
   t.regex(await readFile(mount.control('vm1', 'snapshots'), 'utf8'), /later/);
 });
 
-test.serial('an open control file stays that of its image: under another name, and not of what takes its place', async (t) => {
-  const mount = await mountedImages(t, { vm1: MiB, vm2: MiB });
-  const file = await open(mount.control('vm1', 'snapshot'), 'r+');
-  try {
-    await rename(mount.file('vm1'), mount.file('vm3'));
-    await rename(mount.file('vm2'), mount.file('vm1'));
-    await file.write('first');
-    t.regex(await readFile(mount.control('vm3', 'snapshots'), 'utf8'), /first/);
-    t.is(await readFile(mount.control('vm1', 'snapshots'), 'utf8'), '');
+test.serial(
+  'an opening of a control file tells its own failure until a command succeeds, whoever else fails',
+  async (t) => {
+    const mount = await mountedImages(t, { vm1: MiB });
+    const told = async (file: FileHandle) => {
+      const { buffer, bytesRead } = await file.read(Buffer.alloc(4096), 0, 4096, 0);
+      return buffer.toString('utf8', 0, bytesRead);
+    };
+    for (const control of [mount.control('vm1', 'delete'), path.join(mount.point, '.pcow', 'snapshot')]) {
+      const [one, other] = [await open(control, 'r+'), await open(control, 'r+')];
+      const before = await told(one);
+      await t.throwsAsync(one.write('a@ vm1'), { code: 'EINVAL' });
+      await t.throwsAsync(other.write('b@ vm1'), { code: 'EINVAL' });
+      const failure = JSON.parse(await told(one)) as Record<string, unknown>;
+      t.like(failure, { command: path.basename(control), code: 'PCOW_INVALID', errno: 'EINVAL' });
+      t.regex(String(failure.message), /a@/);
+      t.regex(String(failure.time), /^\d{4}-.*Z$/);
+      t.regex(await told(other), /b@/);
+      if (control.endsWith('delete')) await mount.write('s', 'vm1', 'snapshot');
+      await one.write(control.endsWith('delete') ? 's' : 's vm1');
+      t.is(await told(one), before);
+      await one.close();
+      await other.close();
+    }
+  },
+);
 
-    await rename(mount.image('vm1'), mount.image('vm3'));
-    await t.throwsAsync(file.write('second'), { code: 'ENOENT' });
-    t.is(await readFile(mount.control('vm3', 'snapshots'), 'utf8'), '');
-  } finally {
-    await file.close();
+test.serial('clients that fail at once each get their own sentence', async (t) => {
+  const mount = await mountedImages(t, { vm1: MiB });
+  const image = await MountedImage.find(mount.file('vm1'));
+  const names = Array.from({ length: 16 }, (_, at) => `missing-${at}`);
+  const asked = await Promise.allSettled(names.map((name) => image.delete(name)));
+  for (const [at, outcome] of asked.entries()) {
+    const { code, message } = (outcome as PromiseRejectedResult).reason as PcowError;
+    t.is(code, 'PCOW_NOT_FOUND');
+    t.true(message.endsWith(` missing-${at}`), message);
   }
 });
+
+test.serial(
+  'an open control file stays that of its image: under another name, and not of what takes its place',
+  async (t) => {
+    const mount = await mountedImages(t, { vm1: MiB, vm2: MiB });
+    const file = await open(mount.control('vm1', 'snapshot'), 'r+');
+    try {
+      await rename(mount.file('vm1'), mount.file('vm3'));
+      await rename(mount.file('vm2'), mount.file('vm1'));
+      await file.write('first');
+      t.regex(await readFile(mount.control('vm3', 'snapshots'), 'utf8'), /first/);
+      t.is(await readFile(mount.control('vm1', 'snapshots'), 'utf8'), '');
+
+      await rename(mount.image('vm1'), mount.image('vm3'));
+      await t.throwsAsync(file.write('second'), { code: 'ENOENT' });
+      t.is(await readFile(mount.control('vm3', 'snapshots'), 'utf8'), '');
+    } finally {
+      await file.close();
+    }
+  },
+);
 
 test.serial('metrics count what happened', async (t) => {
   const mount = await mountedImages(t, { vm1: MiB, vm2: MiB });

@@ -34,6 +34,11 @@ test.serial('two mounts in one process', async (t) => {
   bytes.copy(wanted, 1000);
   t.true(wanted.equals(await readFile(second.file('vm1'))));
   t.is((await stat(second.file('vm1'))).size, 4 * MiB);
+  const control = await open(second.control('vm1', 'delete'), 'r+');
+  await t.throwsAsync(control.write('missing'), { code: 'ENOENT' });
+  const { buffer, bytesRead } = await control.read(Buffer.alloc(4096), 0, 4096, 0);
+  t.regex(buffer.toString('utf8', 0, bytesRead), /^\{.* missing"\}\n$/);
+  await control.close();
   await second.write('s', 'vm1', 'snapshot');
   await writeFile(second.file('vm1'), 'changed', { flag: 'r+' });
   t.true(wanted.equals(await readFile(second.control('vm1', 'at', 's'))));

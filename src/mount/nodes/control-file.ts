@@ -8,11 +8,12 @@ import type { MountContext } from '../context.js';
 import { commandText } from '../control-text.js';
 import type { Control } from '../control-tree.js';
 import { refusal } from '../failure.js';
+import { errorFields, lastErrorOf } from '../last-error.js';
 import { Node, type OpenFile } from './node.js';
 
 export abstract class ControlFile extends Node {
   protected readonly context: MountContext;
-  protected readonly name: string;
+  readonly name: string;
 
   constructor(context: MountContext, path: string, name: string) {
     super(path);
@@ -118,11 +119,14 @@ export class ImageControlFile extends ControlFile {
   }
 }
 
+/** Each opening tells its own failure, so that two who fail at once do not take each other's for theirs. */
 class OpenControlFile implements OpenFile {
   readonly handle = null;
   readonly use = null;
   readonly #file: ControlFile;
   readonly #text: Buffer;
+  /** Why the last command has failed; null: it has not. */
+  #failure: Buffer | null = null;
 
   constructor(file: ControlFile, text: string) {
     this.#file = file;
@@ -133,17 +137,27 @@ class OpenControlFile implements OpenFile {
     return this.#file.path;
   }
 
+  get #says(): Buffer {
+    return this.#failure ?? this.#text;
+  }
+
   get textSize(): number {
-    return this.#text.length;
+    return this.#says.length;
   }
 
   read(buffer: Buffer, offset: number): Promise<number> {
-    return Promise.resolve(this.#text.copy(buffer, 0, Math.min(offset, this.#text.length)));
+    return Promise.resolve(this.#says.copy(buffer, 0, Math.min(offset, this.#says.length)));
   }
 
   /** Wherever it is written to: `>>` begins at the end of what the file says. */
   async write(buffer: Buffer): Promise<number> {
-    await this.#file.command(buffer);
+    try {
+      await this.#file.command(buffer);
+    } catch (error) {
+      this.#failure = Buffer.from(`${JSON.stringify(errorFields(lastErrorOf(this.#file.name, error)))}\n`);
+      throw error;
+    }
+    this.#failure = null;
     return buffer.length;
   }
 
