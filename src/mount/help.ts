@@ -1,7 +1,7 @@
 /** The text of `.pcow/help`. docs/control-files.md says the same at length. */
-export const HELP = `Control files of a Pcow mount. Reading one says something, writing one command to it does something. The
-write returns when it is done; if it fails, the file says why where it is read through the same descriptor, and
-"status" does (lastError).
+export const HELP = `Control files of a Pcow mount. Reading a control file shows information; writing a command to it runs the command.
+The write returns when the command is done. If it fails, the reason can be read through the same descriptor, and in
+"status" (lastError).
 
   NAME                            the image NAME.pcow as a plain file of its full size
   .pcow/NAME/status               JSON: size, chain, disk use, processes that have it open, state, last error
