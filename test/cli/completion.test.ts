@@ -112,7 +112,7 @@ for (const [shell, { command, source }] of Object.entries(SHELLS)) {
       execFile(
         'python3',
         [TYPE, ...command, '--', ...lines],
-        { cwd: scratch, timeout: 60_000, env: { ...process.env, PATH: `${scratch}:${process.env.PATH ?? ''}` } },
+        { cwd: scratch, timeout: 600_000, env: { ...process.env, PATH: `${scratch}:${process.env.PATH ?? ''}` } },
         (error, stdout, stderr) => {
           t.is(error, null, stdout + stderr);
           resolve(stdout);

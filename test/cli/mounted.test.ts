@@ -202,7 +202,7 @@ test.serial('a mount in the foreground goes on when nobody reads its log, and en
   await succeeds(t, pcow('snapshot', 'mnt/vm1@one'));
   await fails(t, pcow('snapshot', 'mnt/vm1@one'), 5, /one/);
   daemon.kill('SIGTERM');
-  const [exit] = (await once(daemon, 'exit', { signal: AbortSignal.timeout(20_000) })) as [number | null];
+  const [exit] = (await once(daemon, 'exit', { signal: AbortSignal.timeout(600_000) })) as [number | null];
   t.is(exit, 0);
   t.regex(await succeeds(t, pcow('info', path.join(scratch, 'images/vm1'))), /^state +closed$/m);
 });

@@ -30,7 +30,7 @@ function memoryDevices(args: string[]): Promise<MemoryDevice[]> {
     const qemu = execFile(
       'qemu-system-x86_64',
       options,
-      { timeout: 60_000, killSignal: 'SIGKILL' },
+      { timeout: 600_000, killSignal: 'SIGKILL' },
       (error, stdout, stderr) => {
         const answers = stdout
           .split('\n')

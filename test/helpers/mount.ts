@@ -56,7 +56,7 @@ export class TestMount {
 
   /** Waits for a line of its log after it was ready. */
   async logged(line: RegExp): Promise<void> {
-    const limit = AbortSignal.timeout(60_000);
+    const limit = AbortSignal.timeout(600_000);
     while (!line.test(this.#log)) await once(this.daemon, 'said', { signal: limit });
   }
 

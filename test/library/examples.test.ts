@@ -64,7 +64,7 @@ for (const { title, program, prints } of examples) {
     await writeFile(file, outputText.replace(/'pcow'/g, `'${path.join(ROOT, 'dist/src/index.js')}'`));
     const { stdout, stderr, exit } = await new Promise<{ stdout: string; stderr: string; exit: number | null }>(
       (resolve) => {
-        execFile(process.execPath, [file], { cwd: scratch, timeout: 60_000 }, (error, out, errors) => {
+        execFile(process.execPath, [file], { cwd: scratch, timeout: 600_000 }, (error, out, errors) => {
           resolve({ stdout: out, stderr: errors, exit: error === null ? 0 : (error.code as number | null) });
         });
       },

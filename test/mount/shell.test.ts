@@ -15,7 +15,7 @@ const run = promisify(execFile);
 
 /** A shell's command that must end well, and soon. */
 async function shell(mount: TestMount, command: string): Promise<string> {
-  const { stdout } = await run('bash', ['-c', `set -o pipefail; ${command}`], { cwd: mount.scratch, timeout: 60_000 });
+  const { stdout } = await run('bash', ['-c', `set -o pipefail; ${command}`], { cwd: mount.scratch, timeout: 600_000 });
   return stdout;
 }
 
