@@ -321,9 +321,9 @@ static void child(struct worker* worker) {
   MUST(WIFEXITED(status) && WEXITSTATUS(status) == 7);
 }
 
-/* Of the thread sanitizer, which does not see that the monitor's munmap(2) and mmap(2) give an address to another thread. */
-void AnnotateNewMemory(const char* file, int line, const volatile void* memory, unsigned long length)
-    __attribute__((weak));
+/* Of the thread sanitizer, which does not see that the monitor's munmap(2) and mmap(2) give an address from one thread to another. */
+void __tsan_acquire(void* address) __attribute__((weak));
+void __tsan_release(void* address) __attribute__((weak));
 
 /* Another descriptor of the same file, and a private mapping by it. That one is the kernel's: where its mount has died, to touch it raises
  * SIGBUS, and is EFAULT where the kernel touches it. */
@@ -334,7 +334,7 @@ static void another_descriptor(struct worker* worker) {
   const uint32_t page = own_page(worker);
   char* copy = mmap(NULL, PAGE, READ_WRITE, MAP_PRIVATE, other, (off_t)page * PAGE);
   MUST(copy != MAP_FAILED);
-  if (AnnotateNewMemory) AnnotateNewMemory(__FILE__, __LINE__, copy, PAGE);
+  if (__tsan_acquire) __tsan_acquire(copy);
   char byte = 0;
   if (write(worker->pipe[1], copy, 1) == 1) {
     MUST(read(worker->pipe[0], &byte, 1) == 1 && write(worker->pipe[1], &byte, 1) == 1);
@@ -345,6 +345,7 @@ static void another_descriptor(struct worker* worker) {
   } else {
     MUST(errno == EFAULT && !lives(other));
   }
+  if (__tsan_release) __tsan_release(copy);
   MUST(munmap(copy, PAGE) == 0);
   close(other);
 }
