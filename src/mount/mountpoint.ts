@@ -10,7 +10,7 @@ import path from 'node:path';
 import { promisify } from 'node:util';
 
 import { PcowError } from '../engine/index.js';
-import { type Life, lifeOf, mountOnTheWay, troubleOf } from '../answers.js';
+import { lifeOf, mountOnTheWay, type Trouble, troubleOf } from '../answers.js';
 import { type MountTableEntry, mountTable, MOUNT_TYPE, type PcowMount } from '../mounts.js';
 import { word } from '../shell-word.js';
 import { isSystemError, sentenceOf } from './failure.js';
@@ -144,16 +144,17 @@ export async function clearDeadMount(given: string): Promise<boolean> {
   const mount = await mountOnTheWay(given);
   if (mount === null) return false;
   const life = await lifeOf(mount);
-  if (life.state === 'silent') throw silent(mount, life);
+  const trouble = life.state === 'silent' ? troubleOf(mount, life) : null;
+  if (trouble !== null) throw silent(trouble);
   if (life.state === 'alive' || (await placeOf(given)) !== mount.mountpoint) return false;
   await detach(mount.mountpoint);
   log(`${given}: the remains of a dead mount of ${mount.directory} were cleared away`);
   return true;
 }
 
-function silent(mount: PcowMount, life: Life): PcowError {
-  const trouble = troubleOf(mount, life);
-  return mountError(`${trouble?.message}: ${trouble?.cure}`, undefined, 'ETIMEDOUT');
+/** The error for a mount that does not answer. */
+export function silent({ message, cure }: Trouble): PcowError {
+  return mountError(`${message}: ${cure}`, undefined, 'ETIMEDOUT');
 }
 
 /** Takes a mount out of sight; what still uses it goes on until it is done. */

@@ -53,6 +53,12 @@ function openFiles(entry: ImageEntry): object {
   };
 }
 
+/** In `.pcow/status`: a process that has an image attached. */
+export interface UsingProcess {
+  pid: number;
+  command: string;
+}
+
 /** `.pcow/status`: the mount itself. */
 export async function mountStatus(place: Place, catalog: Catalog, lastError: LastError | null): Promise<string> {
   const images = await Promise.all(
@@ -63,7 +69,7 @@ export async function mountStatus(place: Place, catalog: Catalog, lastError: Las
           note: `a control file has this name: rename the image to get control files for it`,
         };
         const { state, problem } = await entry.state();
-        return { name, state, problem, ...reserved };
+        return { name, state, problem, processes: processesOf(entry), ...reserved };
       } catch (error) {
         return { name, state: 'unreadable', problem: sentenceOf(error) };
       }
@@ -78,6 +84,11 @@ export async function mountStatus(place: Place, catalog: Catalog, lastError: Las
     images,
     lastError: lastError && errorFields(lastError),
   });
+}
+
+/** Who has it attached, to write or to read. */
+function processesOf({ monitor, readers }: ImageEntry): UsingProcess[] {
+  return [...(monitor === null ? [] : [monitor]), ...readers].map(({ pid, command }) => ({ pid, command }));
 }
 
 function workFields({ command, text, since, done, total }: Work): object {

@@ -1,19 +1,25 @@
 /** Ending a mount from another process. */
 import { execFile } from 'node:child_process';
+import { readFile } from 'node:fs/promises';
+import path from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { promisify } from 'node:util';
 
 import { lockDirectory } from '../engine/directory-lock.js';
 import { isPcowError } from '../engine/index.js';
-import { stateOfServer } from '../answers.js';
+import { mountOnTheWay, stateOfServer, withMount } from '../answers.js';
 import { MOUNT_TYPE, mountTable, type OtherPlace, placesOfDevice } from '../mounts.js';
 import { word } from '../shell-word.js';
-import { clearDeadMount, mountError, placeOf, unmountFailure } from './mountpoint.js';
+import { clearDeadMount, mountError, placeOf, silent, unmountFailure } from './mountpoint.js';
+import type { UsingProcess } from './status.js';
 
 const run = promisify(execFile);
 
 /** Milliseconds between looks at whether the mount's process has ended. */
 const PAUSE = 20;
+
+/** Looks after which a process that has an image attached counts as alive. */
+const LOOKS_FOR_GUESTS = 25;
 
 /** Looks after which, and after each as many more, it is asked whether the file system is mounted elsewhere: then it does not end. */
 const LOOKS_BEFORE_ASKING = 100;
@@ -38,12 +44,41 @@ export async function umount(mountpoint: string): Promise<void> {
       'EINVAL',
     );
   }
+  await notBelowGuests(place);
   try {
     await run('fusermount3', ['-u', '--', place]);
   } catch (cause) {
     throw await unmountFailure(place, cause);
   }
   await ended(mount.source, mount.device);
+}
+
+/** Fails while processes have images attached. The mount may take a moment to see that one has ended. */
+async function notBelowGuests(place: string): Promise<void> {
+  let guests = await guestsOf(place);
+  for (let looks = 0; guests.length > 0 && looks < LOOKS_FOR_GUESTS; looks += 1) {
+    await sleep(PAUSE);
+    guests = await guestsOf(place);
+  }
+  if (guests.length > 0) {
+    throw mountError(`${place} is in use by ${guests.join(', ')}: end that first`, undefined, 'EBUSY');
+  }
+}
+
+/**
+ * Attached processes. The kernel tells of those that have opened a file of this mount, but one that has come from an earlier mount of the
+ * directory has its file open there. Nobody, where the mount does not say it to this user.
+ */
+async function guestsOf(place: string): Promise<string[]> {
+  const mount = await mountOnTheWay(place);
+  if (mount === null) return [];
+  const text = await withMount(mount, {}, silent, () =>
+    readFile(path.join(place, '.pcow', 'status'), 'utf8').catch(() => '{}'),
+  );
+  const { images = [] } = JSON.parse(text) as { images?: { name: string; processes?: UsingProcess[] }[] };
+  return images.flatMap(({ name, processes = [] }) =>
+    processes.map(({ pid, command }) => `process ${pid} (${command}), which has ${name} attached`),
+  );
 }
 
 /** The mount's process holds the lock of its directory until all is done, or it dies. */

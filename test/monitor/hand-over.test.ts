@@ -5,6 +5,7 @@ import { open, readdir, readFile } from 'node:fs/promises';
 
 import test, { type ExecutionContext } from 'ava';
 
+import { umount } from '../../src/mount/umount.js';
 import { attachedTo, monitored } from '../helpers/monitored.js';
 import { imagesFor, MiB, type TestMount } from '../helpers/mount.js';
 import { checkerOf, checkNumbers, NumberWriter } from '../helpers/number-writer.js';
@@ -39,6 +40,28 @@ test.serial('under a guest that stores and flushes: the next mount has it, and t
   await attachedTo(mount, 'vm1', null);
   checkNumbers(await readFile(mount.file('vm1')), await writer.stored());
 });
+
+test.serial(
+  'a guest that has come from an earlier mount keeps the next one from pcow umount, which names it',
+  async (t) => {
+    const mount = await imagesFor(t, { vm1: MiB, vm2: MiB });
+    await mount.mount();
+    const guest = await monitored(t, await program('map-tool', mount.scratch), [mount.file('vm1')]);
+    t.is(await guest.ask('write 0 4096 7'), 'ok');
+    t.deepEqual(await told(mount), [0, null]);
+    await mount.mount();
+    await attachedTo(mount, 'vm1', guest.pid);
+    const error = await t.throwsAsync(umount(mount.point));
+    t.regex(
+      String(error?.message),
+      new RegExp(`is in use by process ${guest.pid} \\(map-tool\\), which has vm1 attached`),
+    );
+    await attachedTo(mount, 'vm1', guest.pid);
+    await guest.end();
+    await attachedTo(mount, 'vm1', null);
+    await umount(mount.point);
+  },
+);
 
 /** Maps a file to read; answers an offset with the byte there. */
 const READER = `
