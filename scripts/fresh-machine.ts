@@ -113,5 +113,6 @@ const { errors, ok } = await inside('/srv', 'pcow info images/vm1');
 const advice = /build it with “([^”]+)”/.exec(errors)?.[1] ?? 'false';
 tell(!ok && advice !== 'false', 'without install scripts pcow says how to build', errors);
 await succeeds('/srv', `${advice} && pcow info images/vm1`, /1 GiB/);
+await succeeds('/', 'npm uninstall -g pcow && ! command -v pcow && ! findmnt -t fuse.pcow');
 
 process.exitCode = failures === 0 ? 0 : 1;
