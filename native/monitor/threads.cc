@@ -141,6 +141,15 @@ int take_own_place() {
   return is_filtered() || unshare(CLONE_FS) == 0 ? 0 : errno;
 }
 
+// A filter of system calls may keep pidfd_getfd(2) from this process. Asked before anybody waits for a thread of the monitor, as that could
+// not reach standard error, either. No descriptor has this number, and the kernel says so where it may be asked.
+Result<void> try_to_borrow() {
+  if (threads::borrow(-1, getpid()) || errno == EBADF) return {};
+  return system_error(errno,
+                      "the monitor may not take descriptors of this process over: a filter of system calls, as of a "
+                      "container, must allow pidfd_open and pidfd_getfd (Linux 5.6 or newer is needed)");
+}
+
 void* first_main(void* argument) {
   auto* first = static_cast<First*>(argument);
   Workers* const own = first->workers;
@@ -148,6 +157,7 @@ void* first_main(void* argument) {
   pthread_setname_np(pthread_self(), "pcow-work");
   if (const int err = take_own_place())
     first->outcome = system_error(err, "cannot give the monitor descriptors of its own (Linux 5.9 or newer is needed)");
+  if (first->outcome) first->outcome = try_to_borrow();
   Thread adding;
   if (first->outcome) first->outcome = adding.start("pcow-start", [own] { own->add_as_wanted(); });
   const bool serves = first->outcome.ok();

@@ -1,5 +1,7 @@
 /** A guest in a container: a user, mount and PID namespace of its own, as container engines make them, with the mount on the host. */
+import { execFile, type ExecFileException } from 'node:child_process';
 import { readFile } from 'node:fs/promises';
+import { promisify } from 'node:util';
 
 import test from 'ava';
 
@@ -35,3 +37,29 @@ for (const [what, words] of [
     },
   );
 }
+
+/** Runs a command under a filter (seccomp(2), on x86-64) as container engines have it: pidfd_getfd(2) is EPERM. */
+const FILTERED = `
+import ctypes, os, struct, sys
+number, pidfd_getfd = 0x20, 438
+load = struct.pack('HBBI', number, 0, 0, 0)
+compare = struct.pack('HBBI', 0x15, 0, 1, pidfd_getfd)
+refuse, allow = struct.pack('HBBI', 6, 0, 0, 0x50001), struct.pack('HBBI', 6, 0, 0, 0x7fff0000)
+code = ctypes.create_string_buffer(load + compare + refuse + allow)
+class Program(ctypes.Structure):
+    _fields_ = [('length', ctypes.c_ushort), ('code', ctypes.c_void_p)]
+prctl = ctypes.CDLL(None, use_errno=True).prctl
+if prctl(38, 1, 0, 0, 0) or prctl(22, 2, ctypes.byref(Program(4, ctypes.addressof(code)))): sys.exit('no filter')
+os.execvp(sys.argv[1], sys.argv[1:])
+`;
+
+test.serial('where a filter keeps the monitor from the descriptor of a flat file, it says so', async (t) => {
+  const mount = await mountedImages(t, { vm1: MiB });
+  const tool = await program('map-tool', mount.scratch);
+  const words = ['-c', FILTERED, ...monitorPrefix(), tool, mount.file('vm1')];
+  const error = await t.throwsAsync(promisify(execFile)('python3', words));
+  t.regex(
+    (error as ExecFileException).stderr ?? '',
+    /the monitor may not take descriptors of this process over: .*pidfd_getfd/,
+  );
+});
