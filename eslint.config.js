@@ -1,6 +1,31 @@
 import js from '@eslint/js';
 import tseslint from 'typescript-eslint';
 
+/** The rooms of src/ that each one may use beside itself and the files that lie in src/ itself. CONTRIBUTING.md has the picture. */
+const ROOMS = {
+  engine: [],
+  contents: ['engine'],
+  stream: ['engine'],
+  attach: ['engine'],
+  client: ['engine'],
+  mount: ['engine', 'attach'],
+};
+
+/** A rule for the files of one room: an import that leads there is refused. */
+function refuses(files, regex, message) {
+  return { files, rules: { 'no-restricted-imports': ['error', { patterns: [{ regex, message }] }] } };
+}
+
+const rooms = Object.entries(ROOMS).map(([room, used]) => {
+  const others = Object.keys(ROOMS).filter((other) => other !== room && !used.includes(other));
+  const allowed = used.length === 0 ? 'no other room of src' : `${used.map((it) => `src/${it}`).join(' and ')}`;
+  return refuses(
+    [`src/${room}/**/*.ts`],
+    `^(\\.\\./)+(cli|scripts|test|${others.join('|')})/`,
+    `src/${room} may use ${allowed} (CONTRIBUTING.md, "Where things are")`,
+  );
+});
+
 export default tseslint.config(
   { ignores: ['dist/', 'docs/api/', 'build/', 'native/', 'node_modules/'] },
   { linterOptions: { reportUnusedDisableDirectives: 'error' } },
@@ -18,6 +43,21 @@ export default tseslint.config(
       '@typescript-eslint/switch-exhaustiveness-check': ['error', { considerDefaultExhaustiveForUnions: true }],
     },
   },
+  ...rooms,
+  // What lies in src/ itself is used by every room.
+  {
+    ...refuses(
+      ['src/*.ts'],
+      '^\\./(contents|stream|attach|client|mount)/|^\\.\\./',
+      'what lies in src/ itself may use src/engine only (CONTRIBUTING.md, "Where things are")',
+    ),
+    ignores: ['src/index.ts'],
+  },
+  refuses(
+    ['cli/**/*.ts', 'cli/**/*.cts'],
+    '^(\\.\\./)+src/(attach|mount/(attach|control|fuse|images|nodes))/|^(\\.\\./)+(scripts|test)/',
+    'commands ask a mount by src/client, and begin and end one by src/mount/daemon (CONTRIBUTING.md, "Where things are")',
+  ),
   // CommonJS, because Node starts sooner with it.
   { files: ['**/*.cts'], rules: { '@typescript-eslint/no-require-imports': 'off' } },
 );

@@ -1,6 +1,7 @@
 /** Asking a mount to change its images (src/client), as commands do it: with their progress, and words for who waits. */
 import * as client from '../src/client/control.js';
-import { controlDirectory, type ImageControl, statusIn } from '../src/client/control.js';
+import { controlDirectory, statusIn } from '../src/client/control.js';
+import type { ImageControl } from '../src/control-names.js';
 import { isPcowError } from '../src/engine/errors.js';
 import type { PcowMount } from '../src/mounts.js';
 import { asking, mustAnswerOnTheWay, sayThatItWaits } from './asking.js';
@@ -48,7 +49,7 @@ export function askForRename(mount: PcowMount, image: string, newName: string): 
   return asTold(client.askForRename(mount, image, newName, sayThatItWaits));
 }
 
-/** What a `status` file says beside what the library knows of it (src/mount/status.ts). */
+/** What a `status` file says beside what the library knows of it (src/mount/control/status.ts). */
 interface Status {
   monitors?: { problem: string | null };
   attached?: { pid: number; command: string; monitor: { stalled?: number } | null } | null;

@@ -1,4 +1,4 @@
-/** Text of any origin in messages. (Names of images: src/mount/image-names.ts, of snapshots: src/engine/validate.ts.) */
+/** Text of any origin in messages. (Names of images: src/image-names.ts, of snapshots: src/engine/validate.ts.) */
 
 export { word } from '../src/shell-word.js';
 

@@ -33,7 +33,7 @@ export {
   send,
   type SendOptions,
 } from './stream/index.js';
-export type { MountedStatus } from './client/control.js';
+export type { MountedStatus, ToldError } from './client/control.js';
 export { type MountedBase, MountedImage, snapshotMountedTogether } from './client/mounted-image.js';
 export { type MonitorOptions, spawnMonitored } from './run.js';
 export { mountsOfDirectory, type PcowMount, pcowMounts } from './mounts.js';

@@ -2,7 +2,7 @@ import { stat } from 'node:fs/promises';
 import path from 'node:path';
 import type { Command } from 'commander';
 import { howToName, imageFilesIn, PcowError, type ImageInfo, type SnapshotInfo } from '../../src/engine/index.js';
-import { IMAGE_SUFFIX } from '../../src/mount/image-names.js';
+import { IMAGE_SUFFIX } from '../../src/image-names.js';
 import { naturalOrder } from '../../src/natural-order.js';
 import { type PcowMount, pcowMounts } from '../../src/mounts.js';
 import { briefTroubleOf } from '../asking.js';

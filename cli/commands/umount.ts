@@ -1,6 +1,6 @@
 import path from 'node:path';
 import type { Command } from 'commander';
-import { umount } from '../../src/mount/umount.js';
+import { umount } from '../../src/mount/daemon/umount.js';
 import { mountOnTheWay } from '../../src/answers.js';
 import { mountsOfDirectory } from '../../src/mounts.js';
 import { Failure, warn } from '../errors.js';

@@ -2,7 +2,7 @@
 import { type Dirent } from 'node:fs';
 import { readdir, realpath } from 'node:fs/promises';
 import path from 'node:path';
-import { IMAGE_SUFFIX } from '../../src/mount/image-names.js';
+import { IMAGE_SUFFIX } from '../../src/image-names.js';
 import { pcowMounts } from '../../src/mounts.js';
 import { briefTroubleOnTheWay } from '../asking.js';
 import { withImage } from '../images.js';

@@ -3,7 +3,7 @@ import { constants } from 'node:fs';
 import { access, copyFile, mkdtemp, rm, stat, statfs } from 'node:fs/promises';
 import path from 'node:path';
 import { givingItAName, Image, imageFilesIn, PcowError } from '../../src/engine/index.js';
-import { IMAGE_SUFFIX } from '../../src/mount/image-names.js';
+import { IMAGE_SUFFIX } from '../../src/image-names.js';
 import type { MountTableEntry, PcowMount } from '../../src/mounts.js';
 import { briefTroubleOf, briefTroubleOnTheWay } from '../asking.js';
 import { monitorsProblem } from '../control.js';

@@ -1,7 +1,7 @@
 /** What of a guest's description works with Pcow, what does not, and what mends it. */
 import { readFile, realpath, stat } from 'node:fs/promises';
 import path from 'node:path';
-import { IMAGE_SUFFIX } from '../../src/mount/image-names.js';
+import { IMAGE_SUFFIX } from '../../src/image-names.js';
 import { mountHolding } from '../../src/mounts.js';
 import { briefTroubleOnTheWay } from '../asking.js';
 import {

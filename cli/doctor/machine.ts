@@ -6,7 +6,7 @@ import os from 'node:os';
 import { promisify } from 'node:util';
 import { isPcowError, PcowError } from '../../src/engine/index.js';
 import { checkUserfaultfd } from '../../src/engine/run.js';
-import { checkFuse } from '../../src/mount/mountpoint.js';
+import { checkFuse } from '../../src/mount/daemon/mountpoint.js';
 import { monitorLibrary } from '../../src/run.js';
 import { formatSize } from '../size.js';
 import { type Finding, ok, problem, warning } from './finding.js';

@@ -11,8 +11,10 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { getSystemErrorName } from 'node:util';
 import createDebug from 'debug';
 import { lifeOf, type Trouble, troubleOf, withMount } from '../answers.js';
+import { systemCodeOf } from '../engine/errors.js';
 import { isPcowError, type LongOptions, PcowError, type PcowErrorCode } from '../engine/index.js';
-import type { ImageState } from '../mount/image-entry.js';
+import type { ImageControl } from '../control-names.js';
+import { codeOfState } from '../image-states.js';
 import type { PcowMount } from '../mounts.js';
 import { word } from '../shell-word.js';
 
@@ -23,21 +25,6 @@ const MOST_SAID = 64 << 10;
 
 /** Milliseconds between two looks at how far the mount is. */
 const LOOK = 100;
-
-export type ImageControl =
-  | 'snapshot'
-  | 'rollback'
-  | 'rename'
-  | 'delete'
-  | 'clone'
-  | 'remove'
-  | 'resize'
-  | 'rebase'
-  | 'flatten'
-  | 'commit'
-  | 'compact'
-  | 'checksums'
-  | 'cancel';
 
 /** Called once, where the mount takes its time to answer. */
 export type OnWait = (mount: PcowMount) => void;
@@ -236,38 +223,15 @@ async function failureOn(handle: FileHandle, cause: unknown): Promise<PcowError 
   }
 }
 
-/** The codes of the errnos that a mount answers with, for where its `status` does not tell the code. */
-const CODE_OF_ERRNO: Record<string, PcowErrorCode> = {
+/** The codes of the errnos that a mount answers with, where they are others than those of the system. */
+const CODE_OF_ANSWER: Partial<Record<string, PcowErrorCode>> = {
   EINVAL: 'PCOW_INVALID',
-  ENOTDIR: 'PCOW_NOT_FOUND',
-  EEXIST: 'PCOW_EXISTS',
-  ENOENT: 'PCOW_NOT_FOUND',
   EBUSY: 'PCOW_BUSY',
-  EOPNOTSUPP: 'PCOW_UNSUPPORTED',
-  ENOSPC: 'PCOW_NO_SPACE',
-  EROFS: 'PCOW_READ_ONLY',
-  EACCES: 'PCOW_PERMISSION',
-  EPERM: 'PCOW_PERMISSION',
-  EFBIG: 'PCOW_TOO_LARGE',
   EMLINK: 'PCOW_LIMIT',
-  ENAMETOOLONG: 'PCOW_INVALID',
   ESTALE: 'PCOW_BASE_CHANGED',
   ELOOP: 'PCOW_BASE_LOOP',
   ECANCELED: 'PCOW_CANCELLED',
 };
-
-/** An image that the mount can't open has no control files but its status, which says why. */
-const CODE_OF_STATE: Partial<Record<string, PcowErrorCode>> = {
-  'not an image': 'PCOW_NOT_AN_IMAGE',
-  damaged: 'PCOW_CORRUPT',
-  unsupported: 'PCOW_UNSUPPORTED',
-  'base missing': 'PCOW_BASE_MISSING',
-  'base changed': 'PCOW_BASE_CHANGED',
-  'base loop': 'PCOW_BASE_LOOP',
-  'base outside of the directory': 'PCOW_BASE_OUTSIDE',
-  'outside of the directory': 'PCOW_BASE_OUTSIDE',
-  unreadable: 'PCOW_IO',
-} satisfies Partial<Record<ImageState, PcowErrorCode>>;
 
 /** What has failed, so that its sentence is found in a `status`. */
 interface Tried {
@@ -293,6 +257,7 @@ async function explained(
     return error;
   }
   const name = getSystemErrorName(error.errno);
+  const code = CODE_OF_ANSWER[name] ?? systemCodeOf(-error.errno);
   const known = { errno: -error.errno, cause: error };
   const status = await asking(mount, () => statusIn(directory), onWait).catch((failure: unknown) => {
     if (isPcowError(failure)) return failure;
@@ -300,7 +265,6 @@ async function explained(
   });
   if (isPcowError(status)) return status;
   if (status === null) {
-    const code = CODE_OF_ERRNO[name] ?? 'PCOW_IO';
     return code === 'PCOW_PERMISSION'
       ? new PcowError(code, `this user may not ask the mount on ${mount.mountpoint} for “${what}” (${name})`, known)
       : new PcowError(code, `the mount on ${mount.mountpoint} does not take “${what}” (${name})`, {
@@ -308,8 +272,9 @@ async function explained(
           next: `end the mount first: pcow umount ${word(mount.mountpoint)}`,
         });
   }
-  const state = CODE_OF_STATE[status.state];
-  if (state !== undefined) {
+  // An image that the mount can't open has no control files but its status, which says why.
+  const state = codeOfState(status.state);
+  if (state !== null) {
     // Of an image that lies outside the sentence says it; the usual step is about a base that does.
     const next = status.state === 'outside of the directory' ? null : undefined;
     return new PcowError(state, String(status.problem), { cause: error, next });
@@ -321,11 +286,7 @@ async function explained(
     new Date(lastError.time).getTime() >= tried.since.getTime();
   return meant && lastError.errno === name
     ? new PcowError(lastError.code, lastError.message, { cause: error })
-    : new PcowError(
-        CODE_OF_ERRNO[name] ?? 'PCOW_IO',
-        `the mount on ${mount.mountpoint} refused “${what}” (${name})`,
-        known,
-      );
+    : new PcowError(code, `the mount on ${mount.mountpoint} refused “${what}” (${name})`, known);
 }
 
 /** null where an image has no control files: its name is that of a control file. */

@@ -5,8 +5,9 @@
 import { readFile, realpath } from 'node:fs/promises';
 import path from 'node:path';
 import { mountOnTheWay } from '../answers.js';
+import type { ImageControl } from '../control-names.js';
 import { type LongOptions, PcowError } from '../engine/index.js';
-import { IMAGE_SUFFIX } from '../mount/image-names.js';
+import { IMAGE_SUFFIX } from '../image-names.js';
 import { mountHolding, mountsOfDirectory, type PcowMount } from '../mounts.js';
 import {
   askForCut,
@@ -15,7 +16,6 @@ import {
   asking,
   askImage,
   controlDirectory,
-  type ImageControl,
   type MountedStatus,
   mustAnswer,
 } from './control.js';

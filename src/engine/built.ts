@@ -11,8 +11,8 @@ export const ADDON = path.join(ROOT, 'native/build/Release/pcow.node');
 export const MONITOR = path.join(ROOT, 'native/build/Release/libpcow-monitor.so');
 
 /** The programs of a mount's processes. */
-export const MOUNT_PROGRAM = path.join(ROOT, 'dist/src/mount/daemon-process.js');
-export const WATCHDOG_PROGRAM = path.join(ROOT, 'dist/src/mount/watchdog-process.js');
+export const MOUNT_PROGRAM = path.join(ROOT, 'dist/src/mount/daemon/daemon-process.js');
+export const WATCHDOG_PROGRAM = path.join(ROOT, 'dist/src/mount/daemon/watchdog-process.js');
 
 /** For messages. It also helps where npm was told to run no scripts as it installed this package. */
 export const HOW_TO_BUILD = `build it with “bash ${path.join(ROOT, 'scripts/native-build')}”`;

@@ -1,10 +1,10 @@
 /** What the nodes of a mount and its control files act on and know. */
-import type { AttributeSource } from './attributes.js';
-import type { Catalog } from './catalog.js';
-import type { Commands } from './commands.js';
-import { type LastError, lastErrorOf } from './last-error.js';
+import type { AttributeSource } from './fuse/attributes.js';
+import type { Catalog } from './images/catalog.js';
+import type { Commands } from './control/commands.js';
+import { type LastError, lastErrorOf } from './control/last-error.js';
 import { log } from './log.js';
-import { OpenFiles } from './open-files.js';
+import { OpenFiles } from './fuse/open-files.js';
 import type { Place } from './place.js';
 
 export class MountContext {

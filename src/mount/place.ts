@@ -1,9 +1,9 @@
 /** Where a mount is and how it was asked to be: what its parts share. */
 import path from 'node:path';
 
-import type { OpenImages } from './open-images.js';
+import type { OpenImages } from './images/open-images.js';
 import type { MountSettings } from './options.js';
-import type { Watchdog } from './watchdog.js';
+import type { Watchdog } from './daemon/watchdog.js';
 
 export interface Place {
   /** The image directory, as a real path. */

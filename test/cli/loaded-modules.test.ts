@@ -23,7 +23,7 @@ const TABLES = [
 const WITH_TABLES = ['diff', 'info', 'list', 'measure', 'top'];
 
 /** The processes of mounts, which load much more than a command. */
-const OF_MOUNTS = /^src\/(attach\/|mount\/(mount|operations|fuse|catalog|commands|control-tree)\.)/;
+const OF_MOUNTS = /^src\/(attach\/|mount\/(mount\.|(attach|control|fuse|images|nodes)\/))/;
 
 /** What the programs load, file by file. */
 async function graph(): Promise<Metafile> {

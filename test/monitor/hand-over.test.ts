@@ -5,7 +5,7 @@ import { open, readdir, readFile } from 'node:fs/promises';
 
 import test, { type ExecutionContext } from 'ava';
 
-import { umount } from '../../src/mount/umount.js';
+import { umount } from '../../src/mount/daemon/umount.js';
 import { attachedTo, monitored } from '../helpers/monitored.js';
 import { imagesFor, MiB, type TestMount } from '../helpers/mount.js';
 import { checkerOf, checkNumbers, NumberWriter } from '../helpers/number-writer.js';

@@ -4,8 +4,8 @@ import { readdir } from 'node:fs/promises';
 import test from 'ava';
 
 import { PcowError } from '../../src/engine/index.js';
-import { commandText, wordsOf } from '../../src/mount/control-text.js';
-import { checkNewImageName } from '../../src/mount/image-names.js';
+import { commandText, wordsOf } from '../../src/mount/control/control-text.js';
+import { checkNewImageName } from '../../src/image-names.js';
 import { MiB, mountedImages } from '../helpers/mount.js';
 import { Random, seedFromEnvironment } from '../helpers/random.js';
 

@@ -8,7 +8,7 @@ import { promisify } from 'node:util';
 import test, { type ExecutionContext } from 'ava';
 
 import { Image } from '../../src/engine/index.js';
-import { HELP } from '../../src/mount/help.js';
+import { HELP } from '../../src/mount/control/help.js';
 import { imagesFor, MiB, type TestMount } from '../helpers/mount.js';
 
 const run = promisify(execFile);

@@ -2,13 +2,13 @@
  * A control file, of an image or of the mount. What it says is made when it is opened, and stays the same for that opening, but for the
  * reason why the last command that was written through it has failed. One write is one command.
  */
-import type { Attributes } from '../attributes.js';
-import type { Found } from '../catalog.js';
+import type { Attributes } from '../fuse/attributes.js';
+import type { Found } from '../images/catalog.js';
 import type { MountContext } from '../context.js';
-import { commandText } from '../control-text.js';
-import type { Control } from '../control-tree.js';
+import { commandText } from '../control/control-text.js';
+import type { Control } from '../control/control-tree.js';
 import { refusal } from '../failure.js';
-import { errorFields, lastErrorOf } from '../last-error.js';
+import { errorFields, lastErrorOf } from '../control/last-error.js';
 import { Node, type OpenFile } from './node.js';
 
 export abstract class ControlFile extends Node {

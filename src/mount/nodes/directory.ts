@@ -1,11 +1,11 @@
 /** The directories of a mount: the mountpoint, the control directory, that of an image in it, and its snapshots'. */
 import { PcowError } from '../../engine/index.js';
-import type { Attributes } from '../attributes.js';
-import type { Catalog, Found } from '../catalog.js';
+import type { Attributes } from '../fuse/attributes.js';
+import type { Catalog, Found } from '../images/catalog.js';
 import type { MountContext } from '../context.js';
-import { imageControls, mountControls, STATUS } from '../control-tree.js';
-import { isShown } from '../image-entry.js';
-import { RESERVED_NAMES } from '../image-names.js';
+import { imageControls, mountControls, STATUS } from '../control/control-tree.js';
+import { isShown } from '../images/image-entry.js';
+import { RESERVED_NAMES } from '../../image-names.js';
 import { Node } from './node.js';
 
 export const CONTROL_DIRECTORY = '.pcow';

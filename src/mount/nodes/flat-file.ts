@@ -1,8 +1,8 @@
 /** `NAME`: the flat file of an image. It has the image's size, and keeps it. */
-import type { Attributes } from '../attributes.js';
-import type { Found } from '../catalog.js';
+import type { Attributes } from '../fuse/attributes.js';
+import type { Found } from '../images/catalog.js';
 import type { MountContext } from '../context.js';
-import { extendedAttributeNames, extendedAttributes } from '../extended-attributes.js';
+import { extendedAttributeNames, extendedAttributes } from './extended-attributes.js';
 import { refusal } from '../failure.js';
 import { Node, type OpenFile } from './node.js';
 import { OpenFlatFile } from './open-flat-file.js';

@@ -4,9 +4,9 @@
  */
 import type { PcowError } from '../../engine/index.js';
 import type { Question, QuestionAnswer } from '../../engine/native-operations.js';
-import type { Attributes } from '../attributes.js';
+import type { Attributes } from '../fuse/attributes.js';
 import { noSuchFile, refusal } from '../failure.js';
-import type { FlatFileUse } from '../image-entry.js';
+import type { FlatFileUse } from '../images/image-entry.js';
 
 export abstract class Node {
   /** As it was asked for, beginning with a slash. */

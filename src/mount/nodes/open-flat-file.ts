@@ -3,7 +3,7 @@
  * write() and sync() serve them otherwise.
  */
 import { closeHandle, openHandle, type Question, type QuestionAnswer } from '../../engine/native-operations.js';
-import type { FlatFileUse, ImageEntry } from '../image-entry.js';
+import type { FlatFileUse, ImageEntry } from '../images/image-entry.js';
 import type { OpenFile } from './node.js';
 
 export class OpenFlatFile implements OpenFile {

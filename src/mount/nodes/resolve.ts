@@ -1,9 +1,9 @@
 /** What a path in the mount stands for. */
-import type { Found } from '../catalog.js';
+import type { Found } from '../images/catalog.js';
 import type { MountContext } from '../context.js';
-import { imageControls, mountControls, STATUS } from '../control-tree.js';
+import { imageControls, mountControls, STATUS } from '../control/control-tree.js';
 import { noSuchFile } from '../failure.js';
-import { isShown } from '../image-entry.js';
+import { isShown } from '../images/image-entry.js';
 import { ImageControlFile, MountControlFile } from './control-file.js';
 import {
   CONTROL_DIRECTORY,

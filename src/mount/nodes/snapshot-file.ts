@@ -2,8 +2,8 @@
 import { basename, dirname } from 'node:path';
 
 import type { PcowError, SnapshotInfo } from '../../engine/index.js';
-import type { Attributes } from '../attributes.js';
-import type { Found } from '../catalog.js';
+import type { Attributes } from '../fuse/attributes.js';
+import type { Found } from '../images/catalog.js';
 import type { MountContext } from '../context.js';
 import { refusal } from '../failure.js';
 import { Node, type OpenFile } from './node.js';

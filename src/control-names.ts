@@ -1,0 +1,25 @@
+/** The names of the control files, which a mount and its clients share. docs/control-files.md says what each is for. */
+
+/** `.pcow/IMAGE/NAME`: those that only tell something. */
+export type ImageReport = 'status' | 'snapshots' | 'metrics';
+
+/** `.pcow/IMAGE/NAME`: those that take commands. */
+export type ImageControl =
+  | 'snapshot'
+  | 'rollback'
+  | 'rename'
+  | 'delete'
+  | 'clone'
+  | 'remove'
+  | 'resize'
+  | 'rebase'
+  | 'flatten'
+  | 'commit'
+  | 'compact'
+  | 'checksums'
+  | 'cancel';
+
+/** `.pcow/NAME`: an image of such a name has a flat file, but no control files. */
+export const MOUNT_CONTROLS = ['help', 'metrics', 'snapshot', 'status'] as const;
+
+export type MountControl = (typeof MOUNT_CONTROLS)[number];

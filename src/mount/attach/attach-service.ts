@@ -1,0 +1,286 @@
+/**
+ * Attaching: a process shows the mount its open flat file, and gets the image itself, to map it into its memory. It is
+ * the image's writer from then on, and the mount only looks (ImageEntry.lend), until its connection ends.
+ *
+ * The proof of right is the descriptor: the file system has checked the rights when it was opened. Of the process itself
+ * only its pid and uid are known, for messages.
+ */
+import { constants } from 'node:fs';
+
+import { type AttachEvent, type AttachServer, startAttachServer } from '../../engine/attach-server.js';
+import { PcowError } from '../../engine/index.js';
+import type { AttributeSource } from '../fuse/attributes.js';
+import type { Catalog } from '../images/catalog.js';
+import type { Cutter } from '../control/cut.js';
+import { errnoOf, refusal, sentenceOf } from '../failure.js';
+import { describeProcess, textOf } from '../../holders.js';
+import type { ImageEntry } from '../images/image-entry.js';
+import { debugLog, log } from '../log.js';
+import { flatFilePath, type Place } from '../place.js';
+import { loopDevicesOn } from '../../attach/loop-devices.js';
+import { isGone, Monitor } from '../../attach/monitor.js';
+import { socketPath } from '../../attach/socket-path.js';
+import { watchForStalls } from './stall-watch.js';
+
+const debug = debugLog('attach');
+
+type AttachRequest = Extract<AttachEvent, { kind: 'attach' }>;
+type ResumeRequest = Extract<AttachEvent, { kind: 'resume' }>;
+
+/** Linux: the descriptor names a file, and may not read it. */
+const O_PATH = 0o10000000;
+const ACCESS_MODE = 0o3;
+
+/** The kernel passes so many descriptors in one message, less a few: kMaxDescriptors of the protocol. */
+const MAX_FILES = 250;
+
+export interface AttachContext {
+  place: Place;
+  catalog: Catalog;
+  attributes: AttributeSource;
+  cutter: Cutter;
+}
+
+export class AttachService {
+  readonly #context: AttachContext;
+  readonly #server: AttachServer;
+  readonly #monitors = new Map<number, Monitor>();
+  /** What they are attached to. */
+  readonly #images = new Map<Monitor, ImageEntry>();
+  /** What is to be done when a monitor gives its image back ('releasing'), or its connection ends without that. */
+  readonly #endings = new Map<Monitor, (how: 'releasing' | 'lost') => Promise<void> | void>();
+
+  private constructor(context: AttachContext, socket: string) {
+    this.#context = context;
+    this.#server = startAttachServer(socket, (event) => {
+      this.#heard(event);
+    });
+  }
+
+  /** Where no socket can be made the mount works all the same, and says why nobody can attach. */
+  static async start(context: AttachContext): Promise<AttachService | null> {
+    const { place } = context;
+    try {
+      const socket = await socketPath(place.directory);
+      const service = new AttachService(context, socket);
+      place.socket = socket;
+      return service;
+    } catch (error) {
+      place.noMonitors = `no process can attach to the images of ${place.directory}: ${sentenceOf(error)}`;
+      log(place.noMonitors);
+      return null;
+    }
+  }
+
+  /** Attached processes go on alone, and wait for the next mount of the directory. */
+  stop(): void {
+    this.#context.place.socket = '';
+    this.#server.stop();
+  }
+
+  #heard(event: AttachEvent): void {
+    debug('%o', event);
+    if (event.kind === 'attach' || event.kind === 'resume') {
+      void this.#answer(event);
+      return;
+    }
+    const monitor = this.#monitors.get(event.connection);
+    if (!monitor) {
+      return;
+    }
+    if (event.kind === 'want') {
+      void this.#giveBases(monitor);
+      return;
+    }
+    // The image is on its way back before anybody hears that a request has failed for that.
+    if (event.kind === 'release') {
+      void this.#end(monitor, 'releasing').then(() => {
+        this.#server.released(monitor.connection);
+      });
+    } else if (event.kind === 'closed') {
+      this.#monitors.delete(event.connection);
+      void this.#end(monitor, 'lost');
+    }
+    monitor.heard(event);
+  }
+
+  /**
+   * A base of the image has got another base, which the process was not given. Never rejects: it asks again, as long as it
+   * needs them.
+   */
+  async #giveBases(monitor: Monitor): Promise<void> {
+    const entry = this.#images.get(monitor);
+    const bases = entry ? (await chainFiles(entry).catch(failed)).slice(1) : [];
+    await monitor.giveBases(bases).catch(failed);
+
+    function failed(error: unknown): string[] {
+      if (!isGone(error)) entry?.failed('attach', error);
+      return [];
+    }
+  }
+
+  async #end(monitor: Monitor, how: 'releasing' | 'lost'): Promise<void> {
+    this.#images.delete(monitor);
+    const ending = this.#endings.get(monitor);
+    this.#endings.delete(monitor);
+    try {
+      await ending?.(how);
+    } catch (error) {
+      log(`after the end of ${monitor.process}: ${sentenceOf(error)}`);
+    }
+  }
+
+  /** Never rejects: what is wrong becomes a refusal. */
+  async #answer(event: AttachRequest | ResumeRequest): Promise<void> {
+    const { connection, pid, uid } = event;
+    const writable = event.kind === 'resume' || event.writable;
+    const command = textOf(`/proc/${pid}/comm`).then((text) => text.trimEnd());
+    // Known before the first wait: its end may be reported any time from here on.
+    const monitor = new Monitor(this.#server, connection, pid, uid, writable);
+    this.#monitors.set(connection, monitor);
+    let entry: ImageEntry | null = null;
+    try {
+      monitor.command = await command;
+      entry = await this.#imageOf(event);
+      this.#images.set(monitor, entry);
+      await this.#attach(entry, monitor, event);
+      const how = `${event.kind === 'resume' ? 'again ' : ''}attached to ${monitor.process}`;
+      log(`${entry.name}: ${how}${writable ? '' : ', to read'}`);
+    } catch (error) {
+      entry?.failed('attach', error);
+      debug('connection %d refused: %s', connection, sentenceOf(error));
+      this.#server.refuse(connection, errnoOf(error), sentenceOf(error));
+    }
+  }
+
+  #imageOf(event: AttachRequest | ResumeRequest): Promise<ImageEntry> {
+    return event.kind === 'attach' ? this.#shown(event) : this.#resumed(event);
+  }
+
+  #attach(entry: ImageEntry, monitor: Monitor, event: AttachRequest | ResumeRequest): Promise<void> {
+    if (event.kind === 'resume') {
+      // Not in the turn of the commands: one of them may wait for this. The process has the image anyway.
+      return this.#lend(entry, monitor, 'as before');
+    }
+    return event.writable ? this.#attachWriter(entry, monitor) : this.#attachReader(entry, monitor);
+  }
+
+  /** The image whose flat file the descriptor has open, with the rights that are asked for. */
+  async #shown({ device, inode, flags, writable }: AttachRequest): Promise<ImageEntry> {
+    const { place, catalog, attributes } = this.#context;
+    const entry = device === place.device ? attributes.entryWith(inode, catalog.known) : undefined;
+    if (!entry) {
+      throw refusal('EINVAL', 'PCOW_INVALID', `what was shown is not an open flat file of ${place.mountpoint}`);
+    }
+    const found = await catalog.find(entry.name);
+    if (found.entry !== entry) {
+      throw refusal('ESTALE', 'PCOW_NOT_FOUND', `the image file of ${entry.name} has been replaced: open it again`);
+    }
+    const access = flags & ACCESS_MODE;
+    const enough = writable ? access === constants.O_RDWR : access !== constants.O_WRONLY;
+    if (!enough || (flags & O_PATH) !== 0) {
+      throw new PcowError(
+        'PCOW_PERMISSION',
+        `the flat file of ${entry.name} is not open for ${writable ? 'reading and writing' : 'reading'}`,
+      );
+    }
+    return entry;
+  }
+
+  /** The image whose file the descriptor has open; whether it carries the lock is the server's to find out. */
+  async #resumed({ identity, uuid }: ResumeRequest): Promise<ImageEntry> {
+    const { place, catalog } = this.#context;
+    for (const name of await catalog.names()) {
+      const { entry } = await catalog.find(name).catch(() => ({ entry: null }));
+      if (entry?.identity === identity) {
+        const { image } = await entry.view();
+        if (image.info().uuid !== uuid) {
+          break;
+        }
+        return entry;
+      }
+    }
+    throw new PcowError('PCOW_NOT_FOUND', `the image ${uuid} is not in ${place.directory} (any more)`);
+  }
+
+  async #attachWriter(entry: ImageEntry, monitor: Monitor): Promise<void> {
+    const { place, cutter } = this.#context;
+    if (place.settings.readOnly) {
+      throw new PcowError('PCOW_READ_ONLY', `${entry.name} is mounted read-only: mount its directory for writing`);
+    }
+    await entry.commands.run(async () => {
+      await entry.attachment.settled();
+      if (entry.monitor === null) {
+        await this.#aloneFor(entry);
+        await cutter.flush([entry]);
+      }
+      await this.#lend(entry, monitor, await chainFiles(entry));
+    });
+  }
+
+  /** Changed pages of others could not be written back any more once a monitor has the image. */
+  async #aloneFor(entry: ImageEntry): Promise<void> {
+    const mappers = await this.#context.cutter.mappers([entry]);
+    const who = await Promise.all(mappers.map(({ pid }) => describeProcess(pid)));
+    who.push(...(await loopDevicesOn(flatFilePath(this.#context.place, entry.name))));
+    if (who.length > 0) {
+      throw new PcowError(
+        'PCOW_BUSY',
+        `${entry.name} can't be attached while it is in use without a monitor by ${who.join(', ')}: end that first`,
+      );
+    }
+  }
+
+  async #lend(entry: ImageEntry, monitor: Monitor, files: string[] | 'as before'): Promise<void> {
+    this.#endings.set(monitor, (how) => this.#takeBack(entry, monitor, how));
+    try {
+      await entry.attachment.lend(monitor);
+      if (files !== 'as before') {
+        // Who has begun to map it meanwhile could not write back what it changes.
+        await this.#aloneFor(entry);
+      }
+      await monitor.handOver(files);
+      entry.attachment.handedOver(monitor);
+      void watchForStalls(entry, monitor);
+    } catch (error) {
+      await this.#end(monitor, 'lost');
+      throw error;
+    }
+  }
+
+  async #takeBack(entry: ImageEntry, monitor: Monitor, how: 'releasing' | 'lost'): Promise<void> {
+    if (entry.monitor === monitor) {
+      log(`${entry.name}: no longer attached to ${monitor.process}`);
+      await entry.attachment.takeBack(monitor, how);
+    }
+  }
+
+  /** Counts as an open file: what may not happen while one is open does not happen to its mapping either. */
+  async #attachReader(entry: ImageEntry, monitor: Monitor): Promise<void> {
+    const use = await entry.open(null, false);
+    entry.readers.add(monitor);
+    this.#endings.set(monitor, () => {
+      entry.readers.delete(monitor);
+      entry.close(use);
+    });
+    try {
+      await monitor.handOver(await chainFiles(entry));
+    } catch (error) {
+      await this.#end(monitor, 'lost');
+      throw error;
+    }
+  }
+}
+
+/** The image file and those of its bases, each once, in the order of the chain. */
+async function chainFiles(entry: ImageEntry): Promise<string[]> {
+  const { image } = await entry.view();
+  const files = [...new Set(image.info().chain.map(({ path }) => path))];
+  if (files.length > MAX_FILES) {
+    throw new PcowError(
+      'PCOW_LIMIT',
+      `${entry.name} stands on ${files.length - 1} images: at most ${MAX_FILES - 1} can be attached`,
+    );
+  }
+  return files;
+}

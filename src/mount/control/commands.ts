@@ -1,0 +1,415 @@
+/**
+ * What writing to the control files does. Each command runs while it holds what keeps others from contradicting it:
+ * first the catalog's `structure`, then the `commands` of the images, in the order of their names.
+ */
+import { chmod, chown, realpath } from 'node:fs/promises';
+
+import { LiveSnapshot } from '../attach/live-snapshot.js';
+import { isGone, type Monitor } from '../../attach/monitor.js';
+import { checkSnapshotName, Image, PcowError, snapshotTogether, takingAway } from '../../engine/index.js';
+import type { Catalog, Found } from '../images/catalog.js';
+import type { Cutter } from './cut.js';
+import { automaticName } from '../../automatic-name.js';
+import { errnoOf } from '../failure.js';
+import { flatFileOnly, type ImageEntry, snapshotFile } from '../images/image-entry.js';
+import { checkNewImageName, imageFile } from '../../image-names.js';
+import { debugLog, log } from '../log.js';
+import type { Place } from '../place.js';
+
+const debug = debugLog('commands');
+
+export class Commands {
+  readonly #place: Place;
+  readonly #catalog: Catalog;
+  readonly #cutter: Cutter;
+
+  constructor(place: Place, catalog: Catalog, cutter: Cutter) {
+    this.#place = place;
+    this.#catalog = catalog;
+    this.#cutter = cutter;
+  }
+
+  async snapshot(entry: ImageEntry, name: string): Promise<void> {
+    await this.snapshotTogether([entry], name);
+  }
+
+  /** One cut across images. */
+  async snapshotTogether(entries: ImageEntry[], name: string): Promise<void> {
+    checkSnapshotName(name);
+    if (new Set(entries).size < entries.length) {
+      throw new PcowError('PCOW_INVALID', `an image is named twice in the snapshot ${JSON.stringify(name)}`);
+    }
+    await holdingAll(entries, async () => {
+      // Before anybody is stopped for nothing.
+      for (const entry of entries) {
+        const { image } = await entry.view();
+        if (image.snapshotNames().includes(name)) {
+          throw new PcowError('PCOW_EXISTS', `${entry.name} has a snapshot ${JSON.stringify(name)} already`);
+        }
+      }
+      await this.#takeWhoeverHas(entries, name, false);
+      log(`${entries.map((entry) => entry.name).join(', ')}: snapshot ${name}`);
+      for (const entry of entries) {
+        entry.makeChecksums();
+      }
+    });
+  }
+
+  /**
+   * A cut, of which the images may change hands: a process lets one go, or ends. Before the cut nothing has happened, so it is done over
+   * with whoever has the image then; after the commit it has happened. No process takes an image meanwhile: `commands` are held.
+   */
+  async #takeWhoeverHas(entries: ImageEntry[], name: string, automatic: boolean): Promise<void> {
+    for (;;) {
+      await Promise.all(entries.map(({ attachment }) => attachment.settled()));
+      const before = entries.map(({ monitor }) => monitor);
+      try {
+        await this.#takeTogether(entries, name, automatic);
+        return;
+      } catch (error) {
+        if (!isGone(error) && entries.every(({ monitor }, at) => monitor === before[at])) {
+          throw error;
+        }
+        debug('%s: an image has changed hands: %o', name, error);
+      }
+      await Promise.all(entries.map(({ attachment }) => attachment.settled()));
+      const taken = await Promise.all(entries.map((entry) => has(entry, name)));
+      if (taken.every((it) => it)) {
+        await Promise.all(entries.map(({ attachment }) => attachment.syncNow()));
+        return;
+      }
+      for (const [at, entry] of entries.entries()) {
+        if (taken[at] === true) {
+          await this.#deleteWhoeverHas(entry, name);
+        }
+      }
+    }
+  }
+
+  async #deleteWhoeverHas(entry: ImageEntry, name: string): Promise<void> {
+    for (;;) {
+      await entry.attachment.settled();
+      const { monitor } = entry;
+      try {
+        if (monitor) {
+          await monitor.request('delete', { text: name, undo: [] });
+        } else {
+          const { image } = await entry.writer();
+          await entry.long('delete', name, (options) => image.delete(name, options));
+        }
+        return;
+      } catch (error) {
+        if (!isGone(error) && entry.monitor === monitor) {
+          throw error;
+        }
+      }
+      await entry.attachment.settled();
+      if (!(await has(entry, name))) {
+        return; // the process has done it before it ended
+      }
+    }
+  }
+
+  /**
+   * The cut across images that are attached and others. Processes that have the others mapped are stopped first, then the
+   * monitors freeze their memory; the others' snapshot is taken while everything stands still.
+   */
+  async #takeTogether(entries: ImageEntry[], name: string, automatic: boolean): Promise<void> {
+    const attached = new Map(entries.flatMap((entry) => (entry.monitor ? [[entry.monitor, entry] as const] : [])));
+    const monitors = [...attached.keys()];
+    const plain = entries.filter((entry) => entry.monitor === null);
+    const images = await Promise.all(plain.map(async (entry) => (await entry.writer()).image));
+    await this.#noneToStop(plain, monitors);
+    const [first, ...others] = images;
+    let taken = false;
+    const take = async () => {
+      await (first && others.length === 0 ? first.snapshot(name) : snapshotTogether(name, images));
+      taken = true;
+    };
+    const takeAway = async () => {
+      if (taken) {
+        taken = false;
+        await Promise.all(images.map((image) => image.delete(name)));
+      }
+    };
+    if (monitors.length === 0) {
+      await this.#cutter.run(plain, take, takeAway);
+      return;
+    }
+    const live = new LiveSnapshot(attached, name, automatic);
+    try {
+      await live.prepare();
+      const cut = async () => {
+        await live.cut();
+        if (images.length > 0) {
+          await take();
+        }
+        await live.commit();
+      };
+      await this.#cutter.run(plain, cut, takeAway);
+      await live.finish();
+    } catch (error) {
+      await live.undo();
+      await takeAway();
+      throw error;
+    }
+  }
+
+  /** A process that is stopped can't freeze its memory. */
+  async #noneToStop(plain: ImageEntry[], monitors: Monitor[]): Promise<void> {
+    if (plain.length === 0 || monitors.length === 0) {
+      return;
+    }
+    const mappers = new Set((await this.#cutter.mappers(plain)).map(({ pid }) => pid));
+    const both = monitors.find(({ pid }) => mappers.has(pid));
+    if (both) {
+      throw new PcowError(
+        'PCOW_BUSY',
+        `${both.process} is attached to one image and has another of this snapshot mapped plainly: it can't be stopped for a cut`,
+      );
+    }
+  }
+
+  async rollback(entry: ImageEntry, name: string): Promise<void> {
+    await entry.commands.run(async () => {
+      const { image } = await entry.writer();
+      image.layerOf(name);
+      const busy = () => this.#catalog.inUse(entry, 'rolled back');
+      await entry.exclusively(flatFileOnly, busy, () => image.rollback(name));
+      log(`${entry.name}: rolled back to ${name}`);
+    });
+  }
+
+  async delete(entry: ImageEntry, name: string): Promise<void> {
+    // Not under `structure`: a merge may take long, and clones of this image wait for its `commands` anyway.
+    await entry.commands.run(async () => {
+      await entry.whoeverHas();
+      const layer = (await entry.snapshot(name)).id;
+      const what = `the snapshot ${name} of ${entry.name} can't be deleted`;
+      const busy = () =>
+        Promise.resolve(
+          new PcowError('PCOW_BUSY', `the snapshot ${name} of ${entry.name} can't be deleted while its file is open`),
+        );
+      await takingAway({ file: entry.file, what, layer }, () =>
+        entry.exclusively(snapshotFile(name), busy, () => this.#deleteWhoeverHas(entry, name)),
+      );
+      log(`${entry.name}: snapshot ${name} deleted`);
+    });
+  }
+
+  /** Gives a snapshot another name. Images that stand on it know its layer, and are not told. */
+  async renameSnapshot(entry: ImageEntry, from: string, to: string): Promise<void> {
+    checkSnapshotName(to);
+    await entry.commands.run(async () => {
+      await entry.whoeverHas();
+      const { id } = await entry.snapshot(from);
+      if (await has(entry, to)) {
+        throw new PcowError('PCOW_EXISTS', `${entry.name} has a snapshot ${JSON.stringify(to)} already`);
+      }
+      // Open files know it by its name.
+      const busy = () =>
+        Promise.resolve(
+          new PcowError('PCOW_BUSY', `the snapshot ${from} of ${entry.name} can't be renamed while its file is open`),
+        );
+      await entry.exclusively(snapshotFile(from), busy, () => this.#renameWhoeverHas(entry, id, from, to));
+      log(`${entry.name}: snapshot ${from} is called ${to} now`);
+    });
+  }
+
+  async #renameWhoeverHas(entry: ImageEntry, id: number, from: string, to: string): Promise<void> {
+    for (;;) {
+      await entry.attachment.settled();
+      const { monitor } = entry;
+      try {
+        if (monitor) {
+          const undo = [{ name: 'rename' as const, text: `${to} ${from}` }];
+          await monitor.request('rename', { text: `${from} ${to}`, undo });
+        } else {
+          const { image } = await entry.writer();
+          await image.renameSnapshot(from, to);
+        }
+        return;
+      } catch (error) {
+        if (!isGone(error) && entry.monitor === monitor) {
+          throw error;
+        }
+      }
+      await entry.attachment.settled();
+      if ((await has(entry, to)) && (await entry.snapshot(to)).id === id) {
+        return; // the process has done it before it ended
+      }
+    }
+  }
+
+  /** A new image on this one, as it is now or at a snapshot. It gets the owner and the mode of this one. */
+  async clone(source: Found, target: string, snapshot: string | null): Promise<void> {
+    const { entry, status } = source;
+    checkNewImageName(target);
+    await this.#catalog.structure.run(() =>
+      entry.commands.run(async () => {
+        const file = imageFile(this.#place.directory, target);
+        await this.#mustNotExist(target);
+        const layer = await this.#layerFor(entry, snapshot);
+        await Image.create(file, { base: { path: entry.file, layer } });
+        await giveTo(file, status.mode, status.uid, status.gid);
+        log(`${entry.name}: cloned to ${target}`);
+        entry.makeChecksums();
+      }),
+    );
+  }
+
+  /** The frozen layer that a clone is to stand on. */
+  async #layerFor(entry: ImageEntry, snapshot: string | null): Promise<number> {
+    const { monitor, opening } = await entry.whoeverHas();
+    if (monitor) {
+      const name = snapshot ?? automaticName();
+      if (snapshot === null) {
+        await this.#takeWhoeverHas([entry], name, true);
+      }
+      return (await entry.snapshot(name)).id;
+    }
+    const { image } = opening;
+    return snapshot === null ? this.#freeze(entry, image) : image.layerOf(snapshot);
+  }
+
+  async #freeze(entry: ImageEntry, image: Image): Promise<number> {
+    const name = automaticName();
+    return this.#cutter.run(
+      [entry],
+      () => image.freezeForClone(name),
+      async () => {
+        if (image.snapshotNames().includes(name)) {
+          await image.delete(name);
+        }
+      },
+    );
+  }
+
+  async #mustNotExist(name: string): Promise<void> {
+    try {
+      await this.#catalog.find(name);
+    } catch (error) {
+      if (error instanceof PcowError && error.code === 'PCOW_NOT_FOUND') {
+        return;
+      }
+      throw error;
+    }
+    throw new PcowError('PCOW_EXISTS', `there is an image ${name} already: choose another name, or remove it first`);
+  }
+
+  /** Another base for an image, or (null) none, with its content kept. `base` is not deleted meanwhile: its commands are held. */
+  async rebase(entry: ImageEntry, base: ImageEntry | null, snapshot: string | null): Promise<void> {
+    const held = base === null || base === entry ? [entry] : [entry, base];
+    await holdingAll(held, async () => {
+      const { image } = await entry.writer();
+      const standing = base && { path: base.file, layer: await this.#layerFor(base, snapshot) };
+      const text = base ? [base.name, snapshot ?? []].flat().join(' ') : 'now';
+      await entry.long(base ? 'rebase' : 'flatten', text, (options) => image.rebase(standing, options));
+      log(base ? `${entry.name}: stands on ${base.name} now` : `${entry.name}: flattened`);
+    });
+  }
+
+  /** What an image has written goes into its base, as a snapshot there. Neither may be in use. */
+  async commit(entry: ImageEntry, name: string): Promise<void> {
+    checkSnapshotName(name);
+    const base = await this.#baseOf(entry);
+    await holdingAll([entry, base], async () => {
+      const { image } = await entry.writer();
+      const { image: into } = await base.writer();
+      const busy = (used: ImageEntry) => () => this.#catalog.inUse(used, 'part of a commit');
+      await entry.exclusively(flatFileOnly, busy(entry), () =>
+        base.exclusively(flatFileOnly, busy(base), () =>
+          entry.long('commit', name, (options) => image.commitInto(into, name, options)),
+        ),
+      );
+      log(`${entry.name}: committed to ${base.name} as ${name}`);
+    });
+  }
+
+  async #baseOf(entry: ImageEntry): Promise<ImageEntry> {
+    const { base } = (await entry.view()).image.info();
+    if (base === null) {
+      throw new PcowError('PCOW_INVALID', `${entry.name} has no base to commit to`);
+    }
+    for (const name of await this.#catalog.names()) {
+      const found = (await this.#catalog.find(name)).entry;
+      if ((await realpath(found.file)) === base.resolved) {
+        return found;
+      }
+    }
+    throw new PcowError(
+      'PCOW_BASE_OUTSIDE',
+      `the base of ${entry.name}, ${base.resolved}, is not in this directory: end the mount, then commit`,
+    );
+  }
+
+  /** Deletes the image, which is named once more: nobody does that by mistake. */
+  async remove(entry: ImageEntry, name: string): Promise<void> {
+    if (name !== entry.name) {
+      throw new PcowError(
+        'PCOW_INVALID',
+        `${entry.name} is deleted by its own name alone, not by ${JSON.stringify(name)}`,
+      );
+    }
+    await this.#catalog.remove(name);
+  }
+
+  async compact(entry: ImageEntry): Promise<void> {
+    await entry.commands.run(async () => {
+      const { image } = await entry.writer();
+      await entry.long('compact', 'now', (options) => image.compact(options));
+      log(`${entry.name}: compacted`);
+    });
+  }
+
+  async addChecksums(entry: ImageEntry): Promise<void> {
+    await entry.commands.run(async () => {
+      const { image } = await entry.writer();
+      await entry.long('checksums', 'add', (options) => entry.checksums.run(image, options));
+      log(`${entry.name}: snapshots have checksums`);
+    });
+  }
+
+  async removeChecksums(entry: ImageEntry): Promise<void> {
+    await entry.commands.run(async () => {
+      const { image } = await entry.writer();
+      await entry.checksums.stop();
+      await image.removeChecksums();
+      log(`${entry.name}: checksums removed`);
+    });
+  }
+
+  async resize(entry: ImageEntry, size: number, shrink: boolean): Promise<void> {
+    await entry.commands.run(async () => {
+      const { image } = await entry.writer();
+      if (shrink) {
+        const busy = () => this.#catalog.inUse(entry, 'made smaller');
+        await entry.exclusively(flatFileOnly, busy, () => image.resize(size, { shrink }));
+      } else {
+        await image.resize(size);
+      }
+      log(`${entry.name}: resized to ${size} bytes`);
+    });
+  }
+}
+
+/** Holds the `commands` of all images. In one order everywhere, or two cuts could wait for each other. */
+async function holdingAll<T>(entries: ImageEntry[], work: () => Promise<T>): Promise<T> {
+  const ordered = [...entries].sort((a, b) => (a.name < b.name ? -1 : 1));
+  const held = ordered.reduceRight<() => Promise<T>>((inner, entry) => () => entry.commands.run(inner), work);
+  return held();
+}
+
+async function has(entry: ImageEntry, name: string): Promise<boolean> {
+  return (await entry.view()).image.snapshotNames().includes(name);
+}
+
+/** As far as this process may: without the right, a clone belongs to the user of the mount. */
+async function giveTo(file: string, mode: number, uid: number, gid: number): Promise<void> {
+  try {
+    await chown(file, uid, gid);
+  } catch (error) {
+    debug('%s keeps its owner: errno %d', file, errnoOf(error));
+  }
+  await chmod(file, mode & 0o777);
+}

@@ -1,0 +1,28 @@
+/** What failed last, as the `status` control files tell it, and a control file to whoever has written to it. */
+import type { PcowErrorCode } from '../../engine/index.js';
+import { codeOf, errnoNameOf, sentenceOf } from '../failure.js';
+
+export interface LastError {
+  time: Date;
+  /** What was tried, for example "snapshot". null: a read, write or fsync of the flat file. */
+  command: string | null;
+  code: PcowErrorCode;
+  /** For example "EEXIST". */
+  errno: string;
+  message: string;
+}
+
+export function lastErrorOf(command: string | null, error: unknown, time = new Date()): LastError {
+  return {
+    time,
+    command,
+    code: codeOf(error),
+    errno: errnoNameOf(error),
+    message: sentenceOf(error),
+  };
+}
+
+/** As it is told: of `lastError` in docs/control-files.md. */
+export function errorFields(error: LastError): object {
+  return { ...error, time: error.time.toISOString() };
+}

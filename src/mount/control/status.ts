@@ -1,0 +1,109 @@
+/** What the `status` control files say: JSON for people and programs. Field names are part of docs/control-files.md. */
+import { attachmentStatus } from '../../attach/attachment-status.js';
+import type { Catalog } from '../images/catalog.js';
+import { sentenceOf } from '../failure.js';
+import type { ImageEntry } from '../images/image-entry.js';
+import { errorFields, type LastError } from './last-error.js';
+import { RESERVED_NAMES } from '../../image-names.js';
+import type { Place } from '../place.js';
+import type { Work } from '../images/work.js';
+
+/** `.pcow/NAME/status`. Never fails: what is wrong with an image is what it says. */
+export async function imageStatus(entry: ImageEntry): Promise<string> {
+  const { state, problem } = await entry.state();
+  return json({
+    name: entry.name,
+    path: entry.file,
+    state,
+    problem,
+    ...(state === 'ok' ? await details(entry) : {}),
+    lastError: entry.lastError && errorFields(entry.lastError),
+  });
+}
+
+async function details(entry: ImageEntry): Promise<object> {
+  const { image } = await entry.view();
+  const info = image.info();
+  return {
+    size: info.size,
+    blockSize: info.blockSize,
+    diskUse: info.diskUse,
+    snapshots: info.snapshots,
+    uuid: info.uuid,
+    formatVersion: info.formatVersion,
+    clean: info.clean,
+    writable: info.writable,
+    base: info.base,
+    chain: info.chain,
+    holder: info.holder && { ...info.holder, mount: info.holder.pid === process.pid },
+    attached: entry.monitor && (await attachmentStatus(entry.monitor)),
+    readers: await Promise.all([...entry.readers].map(attachmentStatus)),
+    open: openFiles(entry),
+    working: entry.work && workFields(entry.work),
+  };
+}
+
+function openFiles(entry: ImageEntry): object {
+  const uses = [...entry.uses];
+  const flat = uses.filter(({ snapshot }) => snapshot === null);
+  return {
+    reading: flat.filter(({ writable }) => !writable).length,
+    writing: flat.filter(({ writable }) => writable).length,
+    snapshots: uses.length - flat.length,
+  };
+}
+
+/** In `.pcow/status`: a process that has an image attached. */
+export interface UsingProcess {
+  pid: number;
+  command: string;
+}
+
+/** `.pcow/status`: the mount itself. */
+export async function mountStatus(place: Place, catalog: Catalog, lastError: LastError | null): Promise<string> {
+  const images = await Promise.all(
+    (await catalog.names()).map(async (name) => {
+      try {
+        const { entry } = await catalog.find(name);
+        const reserved = RESERVED_NAMES.includes(name) && {
+          note: `a control file has this name: rename the image to get control files for it`,
+        };
+        const { state, problem } = await entry.state();
+        return { name, state, problem, processes: processesOf(entry), ...reserved };
+      } catch (error) {
+        return { name, state: 'unreadable', problem: sentenceOf(error) };
+      }
+    }),
+  );
+  return json({
+    directory: place.directory,
+    mountpoint: place.mountpoint,
+    pid: process.pid,
+    ...place.settings,
+    monitors: { socket: place.socket || null, problem: place.noMonitors },
+    images,
+    lastError: lastError && errorFields(lastError),
+  });
+}
+
+/** Who has it attached, to write or to read. */
+function processesOf({ monitor, readers }: ImageEntry): UsingProcess[] {
+  return [...(monitor === null ? [] : [monitor]), ...readers].map(({ pid, command }) => ({ pid, command }));
+}
+
+function workFields({ command, text, since, done, total }: Work): object {
+  return { command, text, since: since.toISOString(), done, total };
+}
+
+function json(value: object): string {
+  return `${JSON.stringify(value, null, 2)}\n`;
+}
+
+/** `.pcow/NAME/snapshots`: one line for each, oldest first. */
+export async function snapshotLines(entry: ImageEntry): Promise<string> {
+  const { image } = await entry.view();
+  return image
+    .snapshots()
+    .map((snapshot) => `${JSON.stringify(snapshot)}\n`)
+    .join('');
+}

@@ -1,0 +1,58 @@
+/** The open files of a mount by their handle numbers. */
+import { constants } from 'node:os';
+
+import { FIRST_NATIVE_HANDLE } from '../../engine/native-operations.js';
+import { PcowError } from '../../engine/index.js';
+import type { FlatFileUse } from '../images/image-entry.js';
+import type { OpenFile } from '../nodes/node.js';
+
+export class OpenFiles {
+  readonly #files = new Map<number, OpenFile>();
+  #next = 1;
+
+  /** Returns its handle number. */
+  add(file: OpenFile): number {
+    const handle = file.handle ?? this.#freeNumber();
+    this.#files.set(handle, file);
+    return handle;
+  }
+
+  get(handle: number): OpenFile {
+    const file = this.#files.get(handle);
+    if (!file) {
+      throw new PcowError('PCOW_CLOSED', `no file is open under the handle ${handle}`, {
+        errno: constants.errno.EBADF,
+      });
+    }
+    return file;
+  }
+
+  close(handle: number): void {
+    const file = this.get(handle);
+    this.#files.delete(handle);
+    file.close();
+  }
+
+  /** Every open flat file, and file of a snapshot. */
+  get flatFiles(): FlatFileUse[] {
+    return [...this.#files.values()].map(({ use }) => use).filter((use) => use !== null);
+  }
+
+  /** How many bytes the newest opening of a control file says: what its size must be as long as it is open. null: it is not open. */
+  textSizeOf(path: string): number | null {
+    let newest: number | null = null;
+    for (const file of this.#files.values()) {
+      if (file.path === path) {
+        newest = file.textSize;
+      }
+    }
+    return newest;
+  }
+
+  #freeNumber(): number {
+    do {
+      this.#next = this.#next >= FIRST_NATIVE_HANDLE - 1 ? 1 : this.#next + 1;
+    } while (this.#files.has(this.#next));
+    return this.#next;
+  }
+}

@@ -1,0 +1,269 @@
+/**
+ * The images of a directory. Nothing is remembered that the directory could contradict: every look-up asks for the image
+ * file again, so images that appear, go away or are replaced from outside are seen at once.
+ */
+import { realpath } from 'node:fs/promises';
+import path from 'node:path';
+
+import {
+  type Dependant,
+  howToName,
+  imageFilesIn,
+  type Image,
+  PcowError,
+  refuseWhereStoodOn,
+  removeName,
+  removeRemains,
+  renameImage,
+  type Standing,
+  takingAway,
+} from '../../engine/index.js';
+import { word } from '../../shell-word.js';
+import { isSystemError, noSuchFile, refusal } from '../failure.js';
+import { usersOf } from '../../holders.js';
+import { everyFile, fileStatus, type FileStatus, ImageEntry, leadsOutside, noRegularFile } from './image-entry.js';
+import { checkNewImageName, imageFile, imageNameOf } from '../../image-names.js';
+import { log } from '../log.js';
+import { Mutex } from '../../mutex.js';
+import type { Opening } from './opening.js';
+import { flatFilePath, type Place } from '../place.js';
+
+export interface Found {
+  entry: ImageEntry;
+  status: FileStatus;
+}
+
+export class Catalog {
+  /** Held while image files come, go or change names: what stands on what must not change. */
+  readonly structure = new Mutex();
+
+  readonly #place: Place;
+  readonly #entries = new Map<string, ImageEntry>();
+  /** Files that have no name which could be shown. */
+  readonly #toldOf = new Set<string>();
+
+  constructor(place: Place) {
+    this.#place = place;
+  }
+
+  /** The names of all images, in order, those that can't be opened included. */
+  async names(): Promise<string[]> {
+    const { directory } = this.#place;
+    const { names, nameless } = await imageFilesIn(directory);
+    for (const file of nameless) {
+      if (this.#toldOf.has(file.shown)) continue;
+      this.#toldOf.add(file.shown);
+      log(`${file.shown} is not shown: ${howToName(directory, file)}`);
+    }
+    return names
+      .map(imageNameOf)
+      .filter((name) => name !== null)
+      .sort();
+  }
+
+  async find(name: string): Promise<Found> {
+    const file = imageFile(this.#place.directory, name);
+    let status: FileStatus;
+    try {
+      status = await fileStatus(file);
+    } catch (error) {
+      if (isSystemError(error, 'ENOENT', 'ENOTDIR', 'ENAMETOOLONG')) {
+        this.#forget(name);
+        throw noSuchFile(name);
+      }
+      throw error;
+    }
+    const identity = `${status.device}:${status.inode}`;
+    const known = this.#entries.get(name);
+    if (known?.identity === identity) {
+      return { entry: known, status };
+    }
+    const refused = await this.#refusal(name, file, status);
+    // Another look-up may have been faster while this one waited.
+    const meanwhile = this.#entries.get(name);
+    if (meanwhile?.identity === identity) {
+      return { entry: meanwhile, status };
+    }
+    this.#forget(name);
+    const entry = new ImageEntry(this.#place, name, file, identity, refused);
+    this.#entries.set(name, entry);
+    return { entry, status };
+  }
+
+  /** An image that can be opened; others are not there as far as flat files go. */
+  async findSound(name: string): Promise<Found> {
+    const found = await this.find(name);
+    await found.entry.view();
+    return found;
+  }
+
+  /** The same image once more, whatever it is called now. Fails where its file is gone, or another one has taken its place. */
+  async again(entry: ImageEntry): Promise<Found> {
+    const found = await this.find(entry.name);
+    if (found.entry !== entry) {
+      throw refusal('ENOENT', 'PCOW_NOT_FOUND', `the image file of ${entry.name} has been replaced: open it again`);
+    }
+    return found;
+  }
+
+  async #refusal(name: string, file: string, status: FileStatus): Promise<PcowError | null> {
+    if (!status.regular) {
+      return noRegularFile(name);
+    }
+    if (this.#place.settings.allowOutsideBase) {
+      return null;
+    }
+    const real = await realpath(file);
+    return real.startsWith(this.#place.directory + path.sep) ? null : leadsOutside(name);
+  }
+
+  #forget(name: string): void {
+    this.#entries.get(name)?.retire();
+    this.#entries.delete(name);
+  }
+
+  /** Deletes an image with all it holds, unless somebody uses it or other images stand on it: "remove" is written to for that. */
+  async remove(name: string): Promise<void> {
+    await this.#remove(name, () => Promise.resolve());
+  }
+
+  /**
+   * `rm NAME`: deletes an image that holds nothing. Programs that replace a file (tar, mv, install) unlink it first, and can't make it anew
+   * here: what holds anything would be lost by them, with all its snapshots.
+   */
+  async unlink(name: string): Promise<void> {
+    await this.#remove(name, async (entry) => {
+      const { image } = await entry.view();
+      const what = image.snapshotNames().length > 0 ? 'has snapshots' : (await isEmpty(image)) ? null : 'holds data';
+      if (what === null) return;
+      throw refusal(
+        'EPERM',
+        'PCOW_PERMISSION',
+        `${name} ${what}, and is not deleted by removing its flat file: delete it with "pcow rm", ` +
+          `or write ${name} to ${word(`.pcow/${name}/remove`)}. To replace what it holds, write into the flat file (cp, dd)`,
+      );
+    });
+  }
+
+  /** `check` is asked when nobody can change the image any more; it throws where it is to stay. */
+  async #remove(name: string, check: (entry: ImageEntry) => Promise<void>): Promise<void> {
+    await this.structure.run(async () => {
+      const { entry } = await this.findSound(name);
+      const what = `${name} can't be removed`;
+      // It is told first who stands on it, whoever has it open.
+      await refuseWhereStoodOn({ file: entry.file, what });
+      await this.#unused(entry, 'removed', () =>
+        takingAway({ file: entry.file, what }, async () => {
+          await check(entry);
+          await removeName(entry.file);
+          await entry.shutDown();
+          this.#forget(name);
+          await this.removeRemains();
+          log(`${name}: removed`);
+        }),
+      );
+    });
+  }
+
+  /** What commands that were killed have left in the directory. */
+  async removeRemains(): Promise<void> {
+    if (this.#place.settings.readOnly) return;
+    for (const file of await removeRemains(this.#place.directory)) log(`removed ${file}, which a killed command left`);
+  }
+
+  /** `mv NAME TARGET`: renames the image file, unless somebody uses it; images that stand on it are told. */
+  async rename(name: string, target: string): Promise<void> {
+    await this.structure.run(async () => {
+      const { entry } = await this.findSound(name);
+      checkNewImageName(target);
+      const file = imageFile(this.#place.directory, target);
+      if (await exists(file)) {
+        throw new PcowError('PCOW_EXISTS', `${name} can't be renamed: there is a ${target} already; remove it first`);
+      }
+      await this.#unused(entry, 'renamed', async () => {
+        await entry.shutDown();
+        const used = new Map<Standing, Opening>();
+        await renameImage(entry.file, file, {
+          open: async (dependant) => {
+            const opening = await this.#openDependant(dependant);
+            // They stay this mount's, but not for this.
+            opening.use();
+            const standing = { image: opening.image, layer: dependant.layer };
+            used.set(standing, opening);
+            return standing;
+          },
+          close: (standing) => {
+            used.get(standing)?.release();
+            return Promise.resolve();
+          },
+        });
+        this.#entries.delete(name);
+        this.#entries.set(target, entry);
+        entry.name = target;
+        entry.file = file;
+        log(`${name}: renamed to ${target}`);
+      });
+    });
+  }
+
+  /** Fails where it is another process's. */
+  async #openDependant({ image }: Dependant): Promise<Opening> {
+    const name = imageNameOf(path.basename(image));
+    if (name === null) throw new PcowError('PCOW_IN_USE', `${image} stands on it, which this mount does not show`);
+    const child = await this.findSound(name);
+    return child.entry.writer();
+  }
+
+  /** Runs work on an image that nobody else uses, and that this mount has the lock of. */
+  async #unused(entry: ImageEntry, done: string, work: () => Promise<void>): Promise<void> {
+    await entry.commands.run(async () => {
+      await entry.writer();
+      await entry.exclusively(everyFile, () => this.inUse(entry, done), work);
+    });
+  }
+
+  /** The error for a command that an open flat file forbids; names who has it open. */
+  async inUse(entry: ImageEntry, done: string): Promise<PcowError> {
+    const users = await usersOf(flatFilePath(this.#place, entry.name));
+    const who = users.length > 0 ? users.join(', ') : 'a process that this mount can not see (or a loop device)';
+    return new PcowError('PCOW_BUSY', `${entry.name} can't be ${done} while it is open by ${who}: let that end first`);
+  }
+
+  /** What the mount knows now, without a look at the directory. */
+  get known(): ImageEntry[] {
+    return [...this.#entries.values()];
+  }
+
+  /** Syncs and closes everything. Returns what went wrong. */
+  async shutDown(): Promise<{ image: string; error: unknown }[]> {
+    const failures: { image: string; error: unknown }[] = [];
+    for (const entry of this.known) {
+      try {
+        await entry.shutDown();
+      } catch (error) {
+        failures.push({ image: entry.name, error });
+      }
+    }
+    return failures;
+  }
+}
+
+/** Whether it holds nothing of its own. */
+async function isEmpty(image: Image): Promise<boolean> {
+  for await (const { kind } of image.map({ depths: { first: 0, end: 1 } })) {
+    if (kind !== 'hole') return false;
+  }
+  return true;
+}
+
+async function exists(file: string): Promise<boolean> {
+  try {
+    await fileStatus(file);
+    return true;
+  } catch (error) {
+    if (isSystemError(error, 'ENOENT')) {
+      return false;
+    }
+    throw error;
+  }
+}

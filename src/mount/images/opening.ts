@@ -1,0 +1,90 @@
+/**
+ * One opening of an image file, used by any number of open flat files. It is closed when it is retired (another took its
+ * place, or the image file is gone) and nobody uses it any more.
+ */
+import type { Image } from '../../engine/index.js';
+import { trafficOf } from '../../engine/native-operations.js';
+
+import { sentenceOf } from '../failure.js';
+import { log } from '../log.js';
+import type { Closable } from './open-images.js';
+import { noTraffic, sumOfTraffic, type Traffic } from './traffic.js';
+
+/** What has made an opening. */
+export interface OpeningOwner {
+  /** As of Closable. */
+  closeIfIdle(opening: Opening): Promise<void> | null;
+  /** All that it served is counted. */
+  closed(opening: Opening): void;
+}
+
+export class Opening implements Closable {
+  readonly image: Image;
+  readonly writable: boolean;
+  /** Of the image. */
+  readonly uuid: string;
+  /** Of the image and its bases. */
+  readonly files: number;
+  /** What this process served in JavaScript. */
+  readonly served: Traffic = noTraffic();
+  /** Closed, or about to be: nobody new gets it. */
+  ended = false;
+  readonly #owner: OpeningOwner;
+  #users = 0;
+  #retired = false;
+
+  constructor(image: Image, writable: boolean, owner: OpeningOwner) {
+    this.image = image;
+    this.writable = writable;
+    const { uuid, chain } = image.info();
+    this.uuid = uuid;
+    this.files = new Set(chain.map(({ path }) => path)).size;
+    this.#owner = owner;
+  }
+
+  /** Whether no open file needs it. */
+  get idle(): boolean {
+    return this.#users === 0;
+  }
+
+  closeIfIdle(): Promise<void> | null {
+    return this.idle && !this.ended ? this.#owner.closeIfIdle(this) : null;
+  }
+
+  /** All requests, those served natively included. */
+  traffic(): Traffic {
+    return sumOfTraffic([this.served, trafficOf(this.image)]);
+  }
+
+  use(): void {
+    this.#users += 1;
+  }
+
+  release(): void {
+    this.#users -= 1;
+    this.#closeIfDone();
+  }
+
+  retire(): void {
+    this.#retired = true;
+    this.#closeIfDone();
+  }
+
+  /** Whoever still uses it. */
+  async close(): Promise<void> {
+    this.ended = true;
+    try {
+      await this.image.close();
+    } finally {
+      this.#owner.closed(this);
+    }
+  }
+
+  #closeIfDone(): void {
+    if (this.#retired && this.#users === 0) {
+      this.close().catch((error: unknown) => {
+        log(`closing an image failed: ${sentenceOf(error)}`);
+      });
+    }
+  }
+}
