@@ -11,11 +11,9 @@
 // A crash after step 3 leaves a snapshot more in the base, and the image as it was. The layer on which the image stood
 // stays, and with it every other image on it.
 
-#include <algorithm>
-#include <bit>
 #include <shared_mutex>
 
-#include "engine/image/image_state.h"
+#include "engine/image/own_block.h"
 
 namespace pcow {
 
@@ -32,15 +30,15 @@ Result<void> ImageState::freeze_hidden() {
   return seal(space->file_end());
 }
 
-// Step 2, on the base: what a frozen layer of `source` holds, into `table`.
-Result<void> ImageState::copy_layer(ImageState* source, const Layer& from, Table* table, const Progress& progress) {
+// Step 2, on the base: what a frozen layer of `source` holds, into `table`. Nobody else knows that table yet, so no lock is needed.
+Result<void> ImageState::copy_layer(ImageState* source, const Layer& from, const std::shared_ptr<Table>& table,
+                                    const Progress& progress) {
   const uint64_t entries = geometry.blocks_for(from.size);
   auto present = present_chunks(*source->file, from.table_offset, entries);
   if (!present) return present.error();
   uint64_t total = 0;
   for (const auto& [first, end] : *present) total += (end - first) * kBlocksPerChunk << geometry.block_shift();
   uint64_t done = 0;
-  std::vector<char> buffer(geometry.block_size());
   for (const auto& [first, end] : *present) {
     for (uint64_t chunk = first; chunk < end; chunk++) {
       if (progress && !progress(done, total))
@@ -54,29 +52,17 @@ Result<void> ImageState::copy_layer(ImageState* source, const Layer& from, Table
         auto checked = checked_entry(page[i], geometry, *source->file, block);
         if (!checked) return checked.error();
         PCOW_TRY(table->ensure(chunk));
-        Entry copy{0, checked->written, checked->written};
-        if (checked->index) {
-          auto index = take_block(*table, block, {});
-          if (!index) return index.error();
-          copy.index = *index;
-          // At once, so that whoever gives up finds every block that was taken in the table.
-          table->store(block, copy);
-          for (uint32_t number = 0; number < geometry.sub_blocks(); number++) {
-            if (!(copy.written >> number & 1)) continue;
-            uint32_t last = number + 1;
-            while (last < geometry.sub_blocks() && (copy.written >> last & 1)) last++;
-            const uint64_t within = uint64_t{number} << geometry.sub_block_shift();
-            const size_t length = size_t{last - number} << geometry.sub_block_shift();
-            auto count = source->file->read((uint64_t{checked->index} << geometry.block_shift()) + within,
-                                            buffer.data(), length);
-            if (!count) return count.error();
-            if (*count != length) return Error(Code::kCorrupt, source->path + " was cut short while it was open");
-            PCOW_TRY(file->write((uint64_t{copy.index} << geometry.block_shift()) + within, buffer.data(), length));
-            number = last;
-          }
-        } else {
-          table->store(block, copy);
+        if (!checked->index) {
+          make_zero(table.get(), block, {}, checked->written);
+          continue;
         }
+        const auto copy = [&](uint64_t place) {
+          return copy_sub_blocks(place, checked->written, [&](uint32_t within, char* to, uint32_t length) {
+            return source->file->read_all((uint64_t{checked->index} << geometry.block_shift()) + within, to, length);
+          });
+        };
+        const auto owned = make_own(table, block, {}, {checked->written, checked->written}, Purpose::kData, copy);
+        if (!owned) return owned.error();
       }
       done += uint64_t{kBlocksPerChunk} << geometry.block_shift();
     }
@@ -133,7 +119,7 @@ Result<bool> Image::commit_into(Image* target, const std::string& name, bool aut
       added.table_offset = *first << base.geometry.block_shift();
       auto table = Table::map(base.file, added.table_offset, base.geometry.blocks_for(added.size), true);
       if (!table) return table.error();
-      PCOW_TRY(base.copy_layer(&state, frozen, table->get(), progress));
+      PCOW_TRY(base.copy_layer(&state, frozen, *table, progress));
 
       // The ids of frozen layers stay smaller than the active one's: that one gets a new id, and where it holds nothing
       // and stands where the image stood, the base's own content goes along.

@@ -26,9 +26,7 @@ Result<bool> ImageState::is_zero(uint32_t index, uint16_t mask) const {
     auto data = file->next_data(from, from + bytes.size());
     if (!data) return data.error();
     if (*data == from + bytes.size()) continue;
-    auto count = file->read(from, bytes.data(), bytes.size());
-    if (!count) return count.error();
-    if (*count != bytes.size()) return Error(Code::kCorrupt, path + " was cut short while it was open");
+    PCOW_TRY(file->read_all(from, bytes.data(), bytes.size()));
     if (bytes[0] != 0 || memcmp(bytes.data(), bytes.data() + 1, bytes.size() - 1) != 0) return false;
   }
   return true;

@@ -10,8 +10,7 @@
 #include <shared_mutex>
 
 #include "engine/image/base.h"
-#include "engine/image/image_state.h"
-#include "engine/rules.h"
+#include "engine/image/own_block.h"
 
 namespace pcow {
 Result<void> ImageState::prepare_directory(Prepared* prepared, Reach reach) {
@@ -279,7 +278,7 @@ Result<void> Image::rollback(const std::string& name) {
 
 // The active layer's entries, as far as an image of `size` bytes has them, into another table. What the last block holds
 // behind the end is left behind: should the image grow again, there are zeros. With the gate held exclusively.
-Result<void> ImageState::copy_entries(Table* table, uint64_t size) {
+Result<void> ImageState::copy_entries(const std::shared_ptr<Table>& table, uint64_t size) {
   const uint64_t last = (size - 1) >> geometry.block_shift();
   const auto tail = static_cast<uint32_t>(size - (last << geometry.block_shift()));  // bytes of the last block
   for (uint64_t chunk = 0; chunk < std::min(active->chunks(), table->chunks()); chunk++) {
@@ -297,14 +296,11 @@ Result<void> ImageState::copy_entries(Table* table, uint64_t size) {
         } else if (entry.index && tail % geometry.sub_block_size() && (entry.written >> torn & 1)) {
           // Not in place: until the superblock names the new table, the old end counts.
           std::vector<char> bytes(tail);
-          auto count = file->read(uint64_t{entry.index} << geometry.block_shift(), bytes.data(), tail);
-          if (!count) return count.error();
-          if (*count != tail) return Error(Code::kCorrupt, path + " was cut short while it was open");
-          auto index = take_block(*table, block, {}, Purpose::kGivingBack);
-          if (!index) return index.error();
-          entry.index = *index;
-          table->store(block, entry);
-          PCOW_TRY(file->write(uint64_t{*index} << geometry.block_shift(), bytes.data(), tail));
+          PCOW_TRY(file->read_all(uint64_t{entry.index} << geometry.block_shift(), bytes.data(), tail));
+          const auto owned = make_own(table, block, {}, {entry.written, entry.durable}, Purpose::kGivingBack,
+                                      [&](uint64_t place) { return file->write(place, bytes.data(), tail); });
+          if (!owned) return owned.error();
+          continue;
         }
       }
       table->store(block, entry);
@@ -377,7 +373,7 @@ Result<void> Image::resize(uint64_t size, bool shrink) {
       // The entries move to another table. They must be there, durably, before the superblock says so.
       const std::lock_guard no_sync(state.syncing);
       const std::unique_lock lock(state.gate);
-      Result<void> outcome = state.copy_entries(prepared.table.get(), size);
+      Result<void> outcome = state.copy_entries(prepared.table, size);
       for (uint64_t chunk = 0; chunk < prepared.table->chunks(); chunk++)
         if (prepared.table->may_hold(chunk)) state.mark_unsynced(prepared.table, chunk);
       if (outcome && keeps(Rule::kLongerTableBeforeSuperblock)) outcome = state.file->sync();

@@ -23,35 +23,12 @@
 #include <bit>
 #include <shared_mutex>
 
-#include "engine/image/image_state.h"
-#include "engine/rules.h"
+#include "engine/image/own_block.h"
 
 namespace pcow {
 namespace {
 
 constexpr uint64_t kChunksAtOnce = 16;  // for which one sync takes the parent's checksums away
-
-// Copies sub-blocks `mask` from one block of the file to another.
-Result<void> copy_sub_blocks(File& file, const Geometry& geometry, uint32_t from, uint32_t to, uint16_t mask) {
-  std::vector<char> buffer(geometry.block_size());
-  for (uint32_t first = 0; first < geometry.sub_blocks(); first++) {
-    if (!(mask >> first & 1)) continue;
-    uint32_t end = first + 1;
-    while (end < geometry.sub_blocks() && (mask >> end & 1)) end++;
-    const uint64_t within = uint64_t{first} << geometry.sub_block_shift();
-    const size_t length = size_t{end - first} << geometry.sub_block_shift();
-    if (from) {
-      auto count = file.read((uint64_t{from} << geometry.block_shift()) + within, buffer.data(), length);
-      if (!count) return count.error();
-      if (*count != length) return Error(Code::kCorrupt, file.path() + " was cut short while it was open");
-    } else {
-      std::fill_n(buffer.begin(), length, 0);
-    }
-    PCOW_TRY(file.write((uint64_t{to} << geometry.block_shift()) + within, buffer.data(), length));
-    first = end;
-  }
-  return {};
-}
 
 // Why one deletion cannot be finished now, though others can.
 bool is_stuck(const ImageState& state, const Error& why) {
@@ -107,30 +84,27 @@ Result<void> ImageState::merge_chunk(const Layer& parent, const std::shared_ptr<
     const Entry lower = Entry::unpack(page[i]);
     PCOW_TRY(heir->ensure(chunk));
     const std::lock_guard lock(chunk_lock(block));
-    Entry entry = Entry::unpack(heir->load(block));
+    const Entry entry = Entry::unpack(heir->load(block));
     const auto missing = static_cast<uint16_t>(lower.written & ~entry.written);
     if (!missing) continue;
     if (entry.empty()) {
-      entry = lower;
+      heir->store(block, lower);
+      // At once: what an interrupted merge has stored is not looked at again by the one that goes on.
+      mark_unsynced(heir, chunk);
     } else if (!lower.index && !entry.index) {
-      entry.written |= missing;
-      entry.durable |= missing;
+      make_zero(heir.get(), block, entry, missing);
     } else {
-      const bool fresh = entry.index == 0;
-      if (fresh) {
-        auto index = take_block(*heir, block, entry, Purpose::kGivingBack);
-        if (!index) return index.error();
-        entry.index = *index;
-      }
-      if (auto copied = copy_sub_blocks(*file, geometry, lower.index, entry.index, missing); !copied) {
-        if (fresh) space->release(entry.index, 1);
-        return copied;
-      }
-      entry.written |= missing;
+      const auto copy = [&](uint64_t place) {
+        return copy_sub_blocks(place, missing, [&](uint32_t within, char* to, uint32_t length) -> Result<void> {
+          if (lower.index)
+            return file->read_all((uint64_t{lower.index} << geometry.block_shift()) + within, to, length);
+          std::fill_n(to, length, 0);
+          return {};
+        });
+      };
+      const auto owned = make_own(heir, block, entry, {missing}, Purpose::kGivingBack, copy);
+      if (!owned) return owned.error();
     }
-    heir->store(block, entry);
-    // At once: what an interrupted merge has stored is not looked at again by the one that goes on.
-    mark_unsynced(heir, chunk);
   }
   return {};
 }

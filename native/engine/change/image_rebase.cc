@@ -14,8 +14,7 @@
 #include <cstring>
 #include <shared_mutex>
 
-#include "engine/image/image_state.h"
-#include "engine/rules.h"
+#include "engine/image/own_block.h"
 
 namespace pcow {
 namespace {
@@ -89,10 +88,7 @@ Result<void> read_place(const Place& place, char* to, size_t length) {
     memset(to, 0, length);
     return {};
   }
-  auto count = place.file->read(place.offset, to, length);
-  if (!count) return count.error();
-  if (*count != length) return Error(Code::kCorrupt, place.file->path() + " was cut short while it was open");
-  return {};
+  return place.file->read_all(place.offset, to, length);
 }
 
 bool all_zero(const char* bytes, size_t length) {
@@ -144,39 +140,19 @@ Result<void> ImageState::take_in_differences(const Layer& root, const std::share
     const uint64_t chunk = block / kBlocksPerChunk;
     PCOW_TRY(table->ensure(chunk));
     const std::lock_guard lock(chunk_lock(block));
-    Entry entry = Entry::unpack(table->load(block));
+    const Entry entry = Entry::unpack(table->load(block));
     wanted &= static_cast<uint16_t>(~entry.written);  // the active layer may have been written meanwhile
     if (!wanted) return {};
     if (!entry.index && (wanted & ~zeros) == 0) {
-      entry.written |= wanted;
-      entry.durable |= wanted;
-      table->store(block, entry);
+      make_zero(table.get(), block, entry, wanted);
       return {};
     }
-    const bool fresh = entry.index == 0;
-    if (fresh) {
-      auto index = take_block(*table, block, entry);
-      if (!index) return index.error();
-      entry.index = *index;
-    }
-    Result<void> written;
-    for (uint32_t first = 0; first < geometry.sub_blocks() && written; first++) {
-      if (!(wanted >> first & 1)) continue;
-      uint32_t end = first + 1;
-      while (end < geometry.sub_blocks() && (wanted >> end & 1)) end++;
-      const uint64_t within = uint64_t{first} << geometry.sub_block_shift();
-      written = file->write((uint64_t{entry.index} << geometry.block_shift()) + within, old_bytes.data() + within,
-                            size_t{end - first} << geometry.sub_block_shift());
-      first = end;
-    }
-    if (!written) {
-      if (fresh) space->release(entry.index, 1);
-      return written;
-    }
-    entry.written |= wanted;
-    table->store(block, entry);
-    mark_unsynced(table, chunk);
-    return {};
+    const auto owned = make_own(table, block, entry, {wanted}, Purpose::kData, [&](uint64_t place) {
+      return geometry.each_run(wanted, [&](uint32_t within, uint32_t length) {
+        return file->write(place + within, old_bytes.data() + within, length);
+      });
+    });
+    return owned ? Result<void>() : owned.error();
   };
 
   const auto do_chunk = [&](uint64_t chunk) -> Result<void> {

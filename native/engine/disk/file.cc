@@ -122,6 +122,13 @@ Result<size_t> File::read(uint64_t offset, void* buffer, size_t length) const {
   return done;
 }
 
+Result<void> File::read_all(uint64_t offset, void* buffer, size_t length) const {
+  auto count = read(offset, buffer, length);
+  if (!count) return count.error();
+  if (*count != length) return Error(Code::kCorrupt, path_ + " was cut short while it was open");
+  return {};
+}
+
 Result<void> File::write(uint64_t offset, const void* buffer, size_t length) {
   size_t done = 0;
   int err = observe(FileOperation::kWrite, offset, length, buffer);

@@ -74,6 +74,8 @@ class File {
 
   // Reads until `length` or the end of the file; returns the bytes read. Offsets and lengths in bytes throughout.
   Result<size_t> read(uint64_t offset, void* buffer, size_t length) const;
+  // All or an error; kCorrupt where the file ends before that.
+  Result<void> read_all(uint64_t offset, void* buffer, size_t length) const;
   // All or an error.
   Result<void> write(uint64_t offset, const void* buffer, size_t length);
   // Reserves disk space of the file's own, so that later stores through a mapping cannot fail; grows the file where it is shorter.

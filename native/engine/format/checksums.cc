@@ -32,9 +32,7 @@ uint32_t checksum_of(const Geometry& geometry, const char* block, uint16_t mask)
 Result<void> read_blocks(const File& file, const Geometry& geometry, uint32_t first, size_t count,
                          std::vector<char>* bytes) {
   bytes->resize(count << geometry.block_shift());
-  auto length = file.read(uint64_t{first} << geometry.block_shift(), bytes->data(), bytes->size());
-  if (!length) return length.error();
-  if (*length != bytes->size()) return Error(Code::kCorrupt, file.path() + " was cut short while it was open");
+  PCOW_TRY(file.read_all(uint64_t{first} << geometry.block_shift(), bytes->data(), bytes->size()));
   return {};
 }
 
@@ -102,9 +100,7 @@ Result<std::shared_ptr<const ChecksumPage>> Checksums::page(uint64_t chunk) cons
     if (last_chunk_ == chunk) return last_page_;
   }
   uint8_t bytes[kPageSize];
-  auto length = file_->read((first_block_ << geometry_.block_shift()) + chunk * kPageSize, bytes, sizeof bytes);
-  if (!length) return length.error();
-  if (*length != sizeof bytes) return Error(Code::kCorrupt, file_->path() + " was cut short while it was open");
+  PCOW_TRY(file_->read_all((first_block_ << geometry_.block_shift()) + chunk * kPageSize, bytes, sizeof bytes));
   auto decoded = ChecksumPage::decode(bytes, layer_, chunk, file_->path());
   if (!decoded) return decoded.error();
   auto page = std::make_shared<const ChecksumPage>(*decoded);

@@ -1,9 +1,11 @@
 // Sizes that follow from the block size, and the limits of the format (docs/format.md, "Limits").
 #pragma once
 
+#include <bit>
 #include <cstdint>
 
 #include "engine/disk/page.h"
+#include "engine/error.h"
 #include "engine/format/bytes.h"
 
 namespace pcow {
@@ -56,6 +58,18 @@ class Geometry {
     const uint32_t first = from >> sub_block_shift();
     const uint32_t last = (to - 1) >> sub_block_shift();
     return static_cast<uint16_t>(((uint32_t{2} << last) - 1) & ~((uint32_t{1} << first) - 1));
+  }
+  // Calls `visit(within, length)` for each run of sub-blocks in `mask`: bytes from the start of the block, and bytes. Ends with the
+  // first error.
+  template <typename Visit>
+  Result<void> each_run(uint16_t mask, const Visit& visit) const {
+    for (uint32_t left = mask; left;) {
+      const auto first = static_cast<uint32_t>(std::countr_zero(left));
+      const auto count = static_cast<uint32_t>(std::countr_one(left >> first));
+      PCOW_TRY(visit(first << sub_block_shift(), count << sub_block_shift()));
+      left &= ~(((uint32_t{1} << count) - 1) << first);
+    }
+    return {};
   }
 
  private:

@@ -1,36 +1,20 @@
 // What a monitor's page fault needs: own blocks of the active layer, with disk space behind them, to map into memory.
 //
-// The order is that of a write (image_io.cc): page of the table, block, data, entry, mark. What comes on top is that nothing
-// is mapped that has no disk space, because it was written (a copy) or allocated: a store of the guest must never find the
-// disk full, for that is SIGBUS.
+// The order is that of everything that becomes a layer's own (own_block.h). What comes on top is that nothing is mapped that has no
+// disk space, because it was written (a copy) or allocated: a store of the guest must never find the disk full, for that is SIGBUS.
 // Only whole sub-blocks that are `written` are mapped, so a sync that takes down the bits covers the guest's stores too:
 // the kernel writes dirty pages of the mapping back by the same fdatasync.
 
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <bit>
-#include <memory>
 #include <shared_mutex>
 
-#include "engine/image/image_state.h"
-#include "engine/rules.h"
+#include "engine/image/own_block.h"
 
 namespace pcow {
 namespace {
 
 constexpr uint64_t kCopiesAheadShare = 4;  // of what would be allocated ahead where nothing must be copied
-
-// A copy passes through here: not zeroed, for all of it is read into. Not a buffer of the thread's own that is kept: a file's
-// observer (file.h) may come back to the engine in the middle of a write.
-std::unique_ptr<char[]> scratch(size_t length) { return std::make_unique_for_overwrite<char[]>(length); }
-
-// kLargestRun bytes; null where there is no address space. Never written, so each of its pages is the kernel's one page of zeros:
-// to read all of it is to read that page again and again, from the processor's cache.
-const char* zeros() {
-  static void* const made = mmap(nullptr, kLargestRun, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  return made == MAP_FAILED ? nullptr : static_cast<const char*>(made);
-}
 
 }  // namespace
 
@@ -89,8 +73,7 @@ Extent ImageState::held_extent(uint64_t offset) const {
 // A discard of a part of a block leaves own sub-blocks without disk space: what is to be stored to gets it again.
 Result<Extent> ImageState::mappable_extent(uint64_t offset) const {
   const Extent extent = held_extent(offset);
-  if (extent.length && writable() && keeps(Rule::kDataSpaceBeforeMapping))
-    PCOW_TRY(file->allocate(extent.place, extent.length));
+  if (extent.length && writable()) PCOW_TRY(make_mappable(extent.place, extent.length));
   return extent;
 }
 
@@ -116,37 +99,17 @@ uint64_t Image::place(uint64_t offset) const {
 int Image::descriptor() const { return state_->file->descriptor(); }
 
 // With the chunk's lock held, and the table's page ensured: every sub-block becomes own, and has disk space.
-Result<Entry> ImageState::complete_block(uint64_t block, Entry entry, FaultWork* work) {
-  const bool fresh = entry.index == 0;
-  const Entry before = entry;
-  if (fresh) {
-    auto index = take_block(*active, block, before);
-    if (!index) return index.error();
-    entry.index = *index;
-  }
-  const uint64_t place = uint64_t{entry.index} << geometry.block_shift();
-  const auto fill = [&]() -> Result<void> {
-    if (!keeps(Rule::kDataBeforeEntry)) active->store(block, {entry.index, geometry.full_mask(), entry.durable});
+Result<Entry> ImageState::complete_block(uint64_t block, const Entry& before, FaultWork* work) {
+  const auto missing = static_cast<uint16_t>(geometry.full_mask() & ~before.written);
+  return make_own(active, block, before, {missing}, Purpose::kData, [&](uint64_t place) -> Result<void> {
     auto lower = mask_below(block);
     if (!lower) return lower.error();
-    const auto missing = static_cast<uint16_t>(geometry.full_mask() & ~before.written);
     // In a fresh block only what lies below must be written; in an old one the other sub-blocks too, for an unfinished
     // write may have left something in them.
-    const auto wanted = static_cast<uint16_t>(fresh ? missing & *lower : missing);
+    const auto wanted = static_cast<uint16_t>(before.index ? missing : missing & *lower);
     // What is written has its disk space by that; what is our own already may have lost it by a discard.
-    if (wanted != geometry.full_mask() && keeps(Rule::kDataSpaceBeforeMapping))
-      PCOW_TRY(file->allocate(place, geometry.block_size()));
-    for (uint32_t first = 0; first < geometry.sub_blocks(); first++) {
-      if (!(wanted >> first & 1)) continue;
-      uint32_t end = first + 1;
-      while (end < geometry.sub_blocks() && (wanted >> end & 1)) end++;
-      const uint64_t within = uint64_t{first} << geometry.sub_block_shift();
-      const size_t length = size_t{end - first} << geometry.sub_block_shift();
-      const auto buffer = scratch(length);
-      PCOW_TRY(read_below(block, {}, static_cast<uint32_t>(within), buffer.get(), length));
-      PCOW_TRY(file->write(place + within, buffer.get(), length));
-      first = end;
-    }
+    if (wanted != geometry.full_mask()) PCOW_TRY(make_mappable(place, geometry.block_size()));
+    PCOW_TRY(copy_below(block, place, wanted));
     if (wanted & *lower) {
       work->copied = true;
       work->copied_bytes += static_cast<uint64_t>(std::popcount(wanted)) << geometry.sub_block_shift();
@@ -154,15 +117,14 @@ Result<Entry> ImageState::complete_block(uint64_t block, Entry entry, FaultWork*
       work->expanded = true;
     }
     return {};
-  };
-  if (auto filled = fill(); !filled) {
-    if (fresh) space->release(entry.index, 1);
-    return filled.error();
-  }
-  entry.written = geometry.full_mask();
-  active->store(block, entry);
-  mark_unsynced(active, block / kBlocksPerChunk);
-  return entry;
+  });
+}
+
+// Sub-blocks of a block, as the layers below hold them, to `place` in the file.
+Result<void> ImageState::copy_below(uint64_t block, uint64_t place, uint16_t mask) {
+  return copy_sub_blocks(place, mask, [&](uint32_t within, char* to, uint32_t length) {
+    return read_below(block, {}, within, to, length);
+  });
 }
 
 Result<Extent> ImageState::make_writable_locked(uint64_t offset, const FaultHint& hint, FaultWork* work) {
@@ -174,7 +136,7 @@ Result<Extent> ImageState::make_writable_locked(uint64_t offset, const FaultHint
   if (!lower) return lower.error();
 
   std::unique_lock lock(chunk_lock(block));
-  Entry entry = Entry::unpack(active->load(block));
+  const Entry entry = Entry::unpack(active->load(block));
   const bool copies = (*lower & ~entry.written) != 0;
   // One sub-block at a time as long as writes are scattered: what is copied takes disk space. The rest of the block follows
   // where writes come one after another; over a base, where half of it is our own already; over a snapshot of our own, at the
@@ -191,27 +153,13 @@ Result<Extent> ImageState::make_writable_locked(uint64_t offset, const FaultHint
   uint64_t to = from + geometry.block_size();
   const auto number = static_cast<uint32_t>((offset & (geometry.block_size() - 1)) >> geometry.sub_block_shift());
   if (copies && scattered && (entry.empty() || entry.index) && (*lower >> number & 1)) {
-    const bool fresh = entry.index == 0;
-    if (fresh) {
-      auto index = take_block(*active, block, entry);
-      if (!index) return index.error();
-      entry.index = *index;
-    }
-    const uint32_t within = number << geometry.sub_block_shift();
-    const uint64_t place = (uint64_t{entry.index} << geometry.block_shift()) + within;
-    const auto buffer = scratch(geometry.sub_block_size());
-    auto outcome = read_below(block, {}, within, buffer.get(), geometry.sub_block_size());
-    if (outcome) outcome = file->write(place, buffer.get(), geometry.sub_block_size());
-    if (!outcome) {
-      if (fresh) space->release(entry.index, 1);
-      return outcome.error();
-    }
-    entry.written |= static_cast<uint16_t>(1u << number);
-    active->store(block, entry);
-    mark_unsynced(active, chunk);
+    const auto mask = static_cast<uint16_t>(1u << number);
+    const auto owned = make_own(active, block, entry, {mask}, Purpose::kData,
+                                [&](uint64_t place) { return copy_below(block, place, mask); });
+    if (!owned) return owned.error();
     work->copied = true;
     work->copied_bytes += geometry.sub_block_size();
-    from += within;
+    from += uint64_t{number} << geometry.sub_block_shift();
     to = from + geometry.sub_block_size();
   } else if (copies || !entry.empty()) {
     auto completed = complete_block(block, entry, work);
@@ -250,19 +198,6 @@ Result<void> ImageState::copy_ahead(uint64_t block, uint64_t ahead, uint64_t* to
   return {};
 }
 
-// Neighbouring blocks that read as zeros, and whose space is allocated, come into the page cache as zeros of large folios. A page
-// that a fault brings in by itself costs the kernel several times as much, and a folio of its own.
-Result<void> ImageState::fill_cache(uint64_t index, uint64_t count) {
-  const uint64_t place = index << geometry.block_shift();
-  const uint64_t end = place + (count << geometry.block_shift());
-  for (uint64_t at = place; zeros() && at < end;) {
-    const uint64_t next = std::min(end, at / kLargestRun * kLargestRun + kLargestRun);
-    PCOW_TRY(file->write(at, zeros(), next - at));
-    at = next;
-  }
-  return {};
-}
-
 // With the chunk's lock held, and the table's page ensured: allocates `block`, and as many of its followers in the chunk
 // as are empty all the way down and as `ahead` bytes hold, in one go. A run that would pass a multiple of kLargestRun ends there,
 // so that the next one is a whole one: aligned in the image, in the file and in memory, it can be one huge page. `*to` becomes the
@@ -272,45 +207,15 @@ Result<void> ImageState::expand(uint64_t block, uint64_t ahead, uint64_t* to) {
   uint64_t limit = block + 1 + (ahead >> geometry.block_shift());
   if (limit / whole > block / whole) limit = std::max(limit / whole * whole, block + 1);
   limit = std::min({(block / kBlocksPerChunk + 1) * kBlocksPerChunk, active->entries(), limit});
-  std::vector<uint32_t> places;
-  Result<void> outcome;
-  for (uint64_t next = block; next < limit && outcome; next++) {
-    if (next > block) {
-      if (active->load(next)) break;
-      auto lower = mask_below(next);
-      if (!lower || *lower) break;
-    }
-    // Neighbours only: the first one finds its place by the chunk, the others follow it.
-    auto index = places.empty() ? take_block(*active, next, {})
-                                : space->allocate_block(uint64_t{places.back()} + 1, 0, kBlocksPerChunk);
-    if (!index) {
-      if (places.empty()) outcome = index.error();
-      break;
-    }
-    if (!places.empty() && *index != places.back() + 1) {
-      space->release(*index, 1);
-      break;
-    }
-    places.push_back(*index);
+  uint64_t end = block + 1;
+  while (end < limit && !active->load(end)) {
+    auto lower = mask_below(end);
+    if (!lower || *lower) break;
+    end++;
   }
-  if (outcome) {
-    const uint64_t place = uint64_t{places.front()} << geometry.block_shift();
-    outcome = file->allocate(place, uint64_t{places.size()} << geometry.block_shift());
-    if (!outcome && places.size() > 1) {
-      // No space for the run: just for the one that is needed.
-      for (size_t i = 1; i < places.size(); i++) space->release(places[i], 1);
-      places.erase(places.begin() + 1, places.end());
-      outcome = file->allocate(place, geometry.block_size());
-    }
-  }
-  if (outcome && places.size() > 1) outcome = fill_cache(places.front(), places.size());
-  if (!outcome) {
-    for (const uint32_t index : places) space->release(index, 1);
-    return outcome;
-  }
-  for (size_t i = 0; i < places.size(); i++) active->store(block + i, {places[i], geometry.full_mask(), 0});
-  mark_unsynced(active, block / kBlocksPerChunk);
-  *to = (block + places.size()) << geometry.block_shift();
+  auto count = make_own_run(block, end - block);
+  if (!count) return count.error();
+  *to = (block + *count) << geometry.block_shift();
   return {};
 }
 

@@ -1,19 +1,13 @@
 // Bytes in and out: reads, writes, discards.
 //
-// Order of a write into a sub-block that the active layer does not hold yet (crash rules, docs/format.md):
-//   1. the table's page gets disk space, so that no later store can fail
-//   2. a block is allocated; it reads as zeros, durably
-//   3. the whole sub-block is written there: the new bytes, around them what was seen before
-//   4. the entry is stored, with the sub-block `written` but not `durable`; from here on readers see it
-//   5. the chunk is marked for the next sync
-// Killed between any two of these, the old content is seen, and the block is found free when the image is next opened.
+// A write into sub-blocks that the active layer holds already is done in place, as on any disk. The others become its own first, by the
+// same order of steps as everywhere (own_block.h), with the new bytes, and around them what was read there before.
 
 #include <algorithm>
 #include <cstring>
 #include <shared_mutex>
 
-#include "engine/image/image_state.h"
-#include "engine/rules.h"
+#include "engine/image/own_block.h"
 
 namespace pcow {
 namespace {
@@ -38,9 +32,7 @@ class Gatherer {
   }
   Result<void> flush() {
     if (!file_) return {};
-    auto count = file_->read(offset_, to_, length_);
-    if (!count) return count.error();
-    if (*count != length_) return Error(Code::kCorrupt, file_->path() + " was cut short while it was open");
+    PCOW_TRY(file_->read_all(offset_, to_, length_));
     file_ = nullptr;
     return {};
   }
@@ -236,44 +228,11 @@ Result<void> ImageState::read_below(uint64_t block, const Entry& own, uint32_t f
   return confirm(std::move(outcome));
 }
 
-// With the chunk's lock held. Tries to place the block where its logical neighbours' places say.
-Result<uint32_t> ImageState::allocate_block(Table& table, uint64_t block) {
-  const uint64_t chunk_start = block / kBlocksPerChunk * kBlocksPerChunk;
-  const uint64_t chunk_end = std::min<uint64_t>(chunk_start + kBlocksPerChunk, table.entries());
-  uint64_t near = 0;
-  for (uint64_t distance = 1; distance < kBlocksPerChunk && !near; distance++) {
-    if (block >= chunk_start + distance) {
-      if (const uint64_t index = Entry::unpack(table.load(block - distance)).index) near = index + distance;
-    }
-    if (!near && block + distance < chunk_end) {
-      const uint64_t index = Entry::unpack(table.load(block + distance)).index;
-      if (index > distance) near = index - distance;
-    }
-  }
-  return space->allocate_block(near, static_cast<uint32_t>(block - chunk_start),
-                               static_cast<uint32_t>(std::min<uint64_t>(kBlocksPerChunk, table.entries())));
-}
-
-// With the chunk's lock held: a block of the file for one whose entry, `before`, has none; whoever does not store it releases it.
-// Sub-blocks that are *zero here* keep their durable bits, so they must be zeros in the new block after a crash as well: they are if
-// it lay inside the file at the last sync. For every way in which a block becomes a layer's own.
-Result<uint32_t> ImageState::take_block(Table& table, uint64_t block, const Entry& before, Purpose purpose) {
-  if (purpose == Purpose::kData) PCOW_TRY(space->keep_reserve());
-  auto index = allocate_block(table, block);
-  if (!index || !before.written || space->is_durable(*index) || !keeps(Rule::kZerosBeforeEntry)) return index;
-  if (auto synced = file->sync(); !synced) {
-    space->release(*index, 1);
-    return synced.error();
-  }
-  return index;
-}
-
 // With the chunk's lock held: bytes [at, end) of a block, all in own sub-blocks or all in others. Others are written whole, so
 // that what an unfinished write may have left in the block never shows. Of own ones just these bytes: their neighbours may be
 // written in place at the same time, without the lock.
-Result<void> ImageState::fill(uint64_t block, uint32_t index, const Entry& before, bool own, uint32_t at, uint32_t end,
+Result<void> ImageState::fill(uint64_t block, uint64_t place, const Entry& before, bool own, uint32_t at, uint32_t end,
                               const char* bytes) {
-  const uint64_t place = uint64_t{index} << geometry.block_shift();
   const uint32_t first = at >> geometry.sub_block_shift() << geometry.sub_block_shift();
   const uint32_t last = round_up(end, geometry.sub_block_size());
   if (own || (first == at && last == end)) return file->write(place + at, bytes, end - at);
@@ -310,34 +269,22 @@ Result<void> ImageState::write_locked(uint64_t offset, const void* buffer, size_
     PCOW_TRY(active->ensure(chunk));
     const std::lock_guard lock(chunk_lock(part.block));
     entry = Entry::unpack(active->load(part.block));
-    const bool fresh = entry.index == 0;
-    Entry after = entry;
-    if (fresh) {
-      auto index = take_block(*active, part.block, entry);
-      if (!index) return index.error();
-      after.index = *index;
-    }
-    after.written |= touched;
-    if (!keeps(Rule::kDataBeforeEntry)) active->store(part.block, after);
-    if (!keeps(Rule::kDurableAfterSync)) after.durable |= touched;
-    Result<void> outcome;
-    for (uint32_t at = part.from; at < part.to && outcome;) {
-      const auto is_own = [&](uint32_t byte) {
-        return !fresh && (entry.written >> (byte >> geometry.sub_block_shift()) & 1);
-      };
-      const bool own = is_own(at);
-      uint32_t end = at;
-      while (end < part.to && is_own(end) == own)
-        end = std::min(part.to, ((end >> geometry.sub_block_shift()) + 1) << geometry.sub_block_shift());
-      outcome = fill(part.block, after.index, entry, own, at, end, from + done + (at - part.from));
-      at = end;
-    }
-    if (!outcome) {
-      if (fresh) space->release(after.index, 1);
-      return outcome;
-    }
-    active->store(part.block, after);
-    mark_unsynced(active, chunk);
+    const auto is_own = [&](uint32_t byte) {
+      return entry.index && (entry.written >> (byte >> geometry.sub_block_shift()) & 1);
+    };
+    const auto owned =
+        make_own(active, part.block, entry, {touched}, Purpose::kData, [&](uint64_t place) -> Result<void> {
+          for (uint32_t at = part.from; at < part.to;) {
+            const bool own = is_own(at);
+            uint32_t end = at;
+            while (end < part.to && is_own(end) == own)
+              end = std::min(part.to, ((end >> geometry.sub_block_shift()) + 1) << geometry.sub_block_shift());
+            PCOW_TRY(fill(part.block, place, entry, own, at, end, from + done + (at - part.from)));
+            at = end;
+          }
+          return {};
+        });
+    if (!owned) return owned.error();
     done += part.length();
   }
   return {};

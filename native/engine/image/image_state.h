@@ -106,7 +106,7 @@ class ImageState {
   Result<size_t> read_once(const View* view, uint64_t offset, void* buffer, size_t length, bool* moved);
   Result<void> write_locked(uint64_t offset, const void* buffer, size_t length);
   Result<void> discard_locked(uint64_t offset, uint64_t length);
-  Result<void> fill(uint64_t block, uint32_t index, const Entry& before, bool own, uint32_t at, uint32_t end,
+  Result<void> fill(uint64_t block, uint64_t place, const Entry& before, bool own, uint32_t at, uint32_t end,
                     const char* bytes);
 
   // Looks at what lies below the active layer, for whoever decides by them what to store. What they return is true for ever:
@@ -128,9 +128,24 @@ class ImageState {
     return is_stale() ? Result<T>(stale_error()) : look;
   }
 
-  Result<uint32_t> allocate_block(Table& table, uint64_t block);
+  // own_block.h, which says in which order; the caller holds the chunk's lock
   enum class Purpose { kData, kGivingBack };
-  Result<uint32_t> take_block(Table& table, uint64_t block, const Entry& before, Purpose purpose = Purpose::kData);
+  struct Gained {
+    uint16_t written;
+    uint16_t durable = 0;  // only in a table that no superblock names yet: what does comes after a sync
+  };
+  template <typename Fill>
+  Result<Entry> make_own(const std::shared_ptr<Table>& table, uint64_t block, const Entry& before, const Gained& gained,
+                         Purpose purpose, const Fill& fill);
+  template <typename Read>
+  Result<void> copy_sub_blocks(uint64_t place, uint16_t mask, const Read& read);
+  void make_zero(Table* table, uint64_t block, const Entry& before, uint16_t gained);  // `before` names no block
+  Result<uint64_t> make_own_run(uint64_t block, uint64_t most);
+  Result<void> make_mappable(uint64_t place, uint64_t length) const;  // bytes of the file: they get disk space
+  Result<uint32_t> allocate_block(const Table& table, uint64_t block);
+  Result<uint32_t> take_block(const Table& table, uint64_t block, const Entry& before, Purpose purpose);
+  Result<void> fill_cache(uint64_t index, uint64_t count);
+
   // Does what gives space back, and does it again where the disk is full and `may_repeat` says so. Without the gate.
   template <typename Do, typename MayRepeat>
   auto giving_back(const Do& what, const MayRepeat& may_repeat) {
@@ -174,10 +189,10 @@ class ImageState {
 
   // image_fault.cc; the caller holds the gate shared
   Result<Extent> make_writable_locked(uint64_t offset, const FaultHint& hint, FaultWork* work);
-  Result<Entry> complete_block(uint64_t block, Entry entry, FaultWork* work);
+  Result<Entry> complete_block(uint64_t block, const Entry& before, FaultWork* work);
+  Result<void> copy_below(uint64_t block, uint64_t place, uint16_t mask);
   Result<void> copy_ahead(uint64_t block, uint64_t ahead, uint64_t* to, FaultWork* work);
   Result<void> expand(uint64_t block, uint64_t ahead, uint64_t* to);
-  Result<void> fill_cache(uint64_t index, uint64_t count);
   Extent held_extent(uint64_t offset) const;
   Result<Extent> mappable_extent(uint64_t offset) const;  // … with disk space behind it
 
@@ -225,7 +240,7 @@ class ImageState {
   std::vector<Layer> hidden_ancestors(const Layer& layer) const;
   Result<void> give_up_checksums(const Layer& parent, const Table& heir, uint64_t first, uint64_t* end);
   Result<void> release_layer(const Layer& gone, const Layer* heir);
-  Result<void> copy_entries(Table* table, uint64_t size);
+  Result<void> copy_entries(const std::shared_ptr<Table>& table, uint64_t size);
   std::vector<uint32_t> left_out_by(const Table& table) const;  // with the gate held exclusively
   Result<BaseReference> reference_to(const BaseSpec& spec) const;
   Result<bool> active_is_empty() const;
@@ -245,7 +260,8 @@ class ImageState {
 
   // image_commit.cc; the caller holds `structure`
   Result<void> freeze_hidden();
-  Result<void> copy_layer(ImageState* source, const Layer& from, Table* table, const Progress& progress);
+  Result<void> copy_layer(ImageState* source, const Layer& from, const std::shared_ptr<Table>& table,
+                          const Progress& progress);
 
   // image_compact.cc; the caller holds `structure`
   Result<void> compact_layer(const Layer& layer, const std::function<bool(uint64_t bytes)>& go_on);

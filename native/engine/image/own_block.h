@@ -1,0 +1,72 @@
+// A sub-block becomes a layer's own: the one way in which a table comes to name a block of data.
+//
+// make_own() does it in this order. Its caller holds the chunk's lock, and the table's page has disk space (Table::ensure()).
+//   1. Where the entry names no block, a free one is taken. It reads as zeros, also after a power cut (space.h).
+//   2. Sub-blocks that are *zero here* keep their `durable` bits, which promise zeros in the block that the entry names from now on. So
+//      the block must be zeros durably before the entry can reach the disk (kZerosBeforeEntry). It is, if it lay inside the file when
+//      that was last synced. Otherwise the file is synced now.
+//   3. The data of whole sub-blocks is written (kDataBeforeEntry). If that fails, a block that was taken is released: nothing names it.
+//   4. The entry is stored, with the new sub-blocks `written` and not `durable` (kDurableAfterSync). From here on readers see them.
+//   5. The chunk is marked, so that the next sync makes them durable. It covers the entry and the data, which come before the mark.
+//
+// Why a crash does no harm:
+//   - A process that is killed before step 4 leaves the old entry, which reads as before; the next opener finds the block free. After
+//     step 4 the data is there: the kernel has both in its page cache.
+//   - After a power cut the entry may be on the disk without the data, but then its new bits are not `durable`, and do not count
+//     (docs/format.md, "After a host crash"). Only a sync sets these bits, and it does that after it has written the data back.
+//   - The store of step 4 cannot find the disk full, because the table's page has its disk space before step 1.
+//
+// Why the chunk's lock: `before` is loaded and the new entry stored under it. Without it two threads could each take a block for the same
+// entry, and the second store would lose what the first had gained. Holding the gate exclusively does as well, and a table that nobody
+// else knows needs no lock. An entry there may say `durable` at once, because the superblock that names the table comes after a sync.
+//
+// Sub-blocks that become *zero here* name no block and have no data that could be missing: make_zero() just stores the entry. A run of
+// empty blocks becomes own by the same steps, all together: make_own_run().
+#pragma once
+
+#include <memory>
+
+#include "engine/image/image_state.h"
+#include "engine/rules.h"
+
+namespace pcow {
+
+// `fill(place)` writes the data of the sub-blocks `gained.written`; `place`: of the block in the file, bytes. It may read what the layers
+// below hold, and what `before` names. Returns the entry that was stored.
+template <typename Fill>
+Result<Entry> ImageState::make_own(const std::shared_ptr<Table>& table, uint64_t block, const Entry& before,
+                                   const Gained& gained, Purpose purpose, const Fill& fill) {
+  const bool fresh = before.index == 0;
+  Entry after = before;
+  if (fresh) {
+    auto index = take_block(*table, block, before, purpose);
+    if (!index) return index.error();
+    after.index = *index;
+  }
+  after.written |= gained.written;
+  after.durable |= gained.durable;
+  if (!keeps(Rule::kDataBeforeEntry)) table->store(block, after);
+  const Result<void> filled = fill(uint64_t{after.index} << geometry.block_shift());
+  if (!filled) {
+    if (fresh) space->release(after.index, 1);
+    return filled.error();
+  }
+  if (!keeps(Rule::kDurableAfterSync)) after.durable |= gained.written;
+  table->store(block, after);
+  if (after.written != after.durable) mark_unsynced(table, block / kBlocksPerChunk);
+  return after;
+}
+
+// What `fill` does where sub-blocks are copied: `read(within, to, length)` reads bytes of the block for each run in `mask`.
+// The buffer is not zeroed, for all of it is read into. It is no buffer of the thread's own that is kept: a file's observer (file.h) may
+// come back to the engine in the middle of a write.
+template <typename Read>
+Result<void> ImageState::copy_sub_blocks(uint64_t place, uint16_t mask, const Read& read) {
+  return geometry.each_run(mask, [&](uint32_t within, uint32_t length) -> Result<void> {
+    const auto bytes = std::make_unique_for_overwrite<char[]>(length);
+    PCOW_TRY(read(within, bytes.get(), length));
+    return file->write(place + within, bytes.get(), length);
+  });
+}
+
+}  // namespace pcow
