@@ -9,6 +9,7 @@
 #include <bit>
 #include <shared_mutex>
 
+#include "engine/image/fault_plan.h"
 #include "engine/image/own_block.h"
 
 namespace pcow {
@@ -130,79 +131,73 @@ Result<void> ImageState::copy_below(uint64_t block, uint64_t place, uint16_t mas
 Result<Extent> ImageState::make_writable_locked(uint64_t offset, const FaultHint& hint, FaultWork* work) {
   if (auto held = mappable_extent(offset); !held || held->length) return held;
   const uint64_t block = offset >> geometry.block_shift();
-  const uint64_t chunk = block / kBlocksPerChunk;
-  PCOW_TRY(active->ensure(chunk));
-  auto lower = mask_below(block);
+  PCOW_TRY(active->ensure(block / kBlocksPerChunk));
+  auto lower = confirm(below->look(block));
   if (!lower) return lower.error();
 
-  std::unique_lock lock(chunk_lock(block));
-  const Entry entry = Entry::unpack(active->load(block));
-  const bool copies = (*lower & ~entry.written) != 0;
-  // One sub-block at a time as long as writes are scattered: what is copied takes disk space. The rest of the block follows
-  // where writes come one after another; over a base, where half of it is our own already; over a snapshot of our own, at the
-  // second write, for what was in use when it was taken is in use now, and comes back sooner in whole blocks.
-  const int own = std::popcount(entry.written);
-  bool scattered = hint.ahead == 0 && !hint.whole_block && own < static_cast<int>(geometry.sub_blocks() / 2);
-  if (copies && scattered && own > 0) {
-    auto snapshot = confirm(below->holds(block, below->sources().size() - base_sources.size()));
-    if (!snapshot) return snapshot.error();
-    scattered = !*snapshot;
+  const std::lock_guard lock(chunk_lock(block));
+  const size_t own_sources = below->sources().size() - base_sources.size();
+  const FaultScene scene{Entry::unpack(active->load(block)), lower->mask, lower->nearest < own_sources,
+                         static_cast<uint32_t>((offset & (geometry.block_size() - 1)) >> geometry.sub_block_shift())};
+  Result<Made> made = Made{};
+  switch (plan_fault(geometry, scene, hint)) {
+    case FaultPlan::kMap: return mappable_extent(offset);  // made by somebody else since the look above
+    case FaultPlan::kCopySubBlock: made = copy_sub_block(block, scene, work); break;
+    case FaultPlan::kComplete: made = complete(block, scene, hint.ahead, work); break;
+    case FaultPlan::kExpand: made = expand(block, hint.ahead, work); break;
   }
-  // What is made here, and no more of its neighbours: they have been mapped, or have a fault of their own.
-  uint64_t from = block << geometry.block_shift();
-  uint64_t to = from + geometry.block_size();
-  const auto number = static_cast<uint32_t>((offset & (geometry.block_size() - 1)) >> geometry.sub_block_shift());
-  if (copies && scattered && (entry.empty() || entry.index) && (*lower >> number & 1)) {
-    const auto mask = static_cast<uint16_t>(1u << number);
-    const auto owned = make_own(active, block, entry, {mask}, Purpose::kData,
-                                [&](uint64_t place) { return copy_below(block, place, mask); });
-    if (!owned) return owned.error();
-    work->copied = true;
-    work->copied_bytes += geometry.sub_block_size();
-    from += uint64_t{number} << geometry.sub_block_shift();
-    to = from + geometry.sub_block_size();
-  } else if (copies || !entry.empty()) {
-    auto completed = complete_block(block, entry, work);
-    if (!completed) return completed.error();
-    if (copies) PCOW_TRY(copy_ahead(block, hint.ahead, &to, work));
-  } else {
-    PCOW_TRY(expand(block, hint.ahead, &to));
-    work->expanded = true;
-  }
+  if (!made) return made.error();
+  // What was made here, and no more of its neighbours: they have been mapped, or have a fault of their own.
   Extent extent = held_extent(offset);
-  const uint64_t end = std::min(to, extent.offset + extent.length);
-  if (extent.offset < from) {
-    extent.place += from - extent.offset;
-    extent.offset = from;
+  const uint64_t end = std::min(made->to, extent.offset + extent.length);
+  if (extent.offset < made->from) {
+    extent.place += made->from - extent.offset;
+    extent.offset = made->from;
   }
   extent.length = end - extent.offset;
   return extent;
 }
 
-// With the chunk's lock held, and the table's page ensured: completes followers of `block` in the chunk that lie below
-// as well. Not as many as `ahead` bytes hold, for each costs a copy. `*to` becomes the end of what is complete, in the image.
-Result<void> ImageState::copy_ahead(uint64_t block, uint64_t ahead, uint64_t* to, FaultWork* work) {
+// This and the next three: with the chunk's lock held, and the table's page ensured.
+Result<ImageState::Made> ImageState::copy_sub_block(uint64_t block, const FaultScene& scene, FaultWork* work) {
+  const auto mask = static_cast<uint16_t>(1u << scene.number);
+  const auto owned = make_own(active, block, scene.entry, {mask}, Purpose::kData,
+                              [&](uint64_t place) { return copy_below(block, place, mask); });
+  if (!owned) return owned.error();
+  work->copied = true;
+  work->copied_bytes += geometry.sub_block_size();
+  const uint64_t from = (block << geometry.block_shift()) + (uint64_t{scene.number} << geometry.sub_block_shift());
+  return Made{from, from + geometry.sub_block_size()};
+}
+
+// The block, and where something of it lies below, followers in the chunk that do so as a whole. Not as many as `ahead` bytes hold, for
+// each costs a copy.
+Result<ImageState::Made> ImageState::complete(uint64_t block, const FaultScene& scene, uint64_t ahead,
+                                              FaultWork* work) {
+  if (auto completed = complete_block(block, scene.entry, work); !completed) return completed.error();
+  const uint64_t from = block << geometry.block_shift();
+  uint64_t next = block + 1;
+  const auto made = [&] { return Made{from, next << geometry.block_shift()}; };
+  if (!(scene.below & ~scene.entry.written)) return made();
   const uint64_t limit = std::min({(block / kBlocksPerChunk + 1) * kBlocksPerChunk, active->entries(),
                                    block + 1 + (ahead >> geometry.block_shift()) / kCopiesAheadShare});
-  for (uint64_t next = block + 1; next < limit; next++) {
+  for (; next < limit; next++) {
     const Entry entry = Entry::unpack(active->load(next));
     auto lower = mask_below(next);
     if (!lower) return lower.error();
     if (!entry.empty() || *lower != geometry.full_mask()) break;
     auto completed = complete_block(next, entry, work);
     // The one that is needed is there: a full disk is no reason to make its writer wait, and a damaged neighbour none to fail.
-    if (!completed && (completed.error().code == Code::kNoSpace || completed.error().code == Code::kCorrupt)) return {};
+    if (!completed && (completed.error().code == Code::kNoSpace || completed.error().code == Code::kCorrupt)) break;
     if (!completed) return completed.error();
-    *to += geometry.block_size();
   }
-  return {};
+  return made();
 }
 
-// With the chunk's lock held, and the table's page ensured: allocates `block`, and as many of its followers in the chunk
-// as are empty all the way down and as `ahead` bytes hold, in one go. A run that would pass a multiple of kLargestRun ends there,
-// so that the next one is a whole one: aligned in the image, in the file and in memory, it can be one huge page. `*to` becomes the
-// end of the run, in the image.
-Result<void> ImageState::expand(uint64_t block, uint64_t ahead, uint64_t* to) {
+// The block, and as many of its followers in the chunk as are empty all the way down and as `ahead` bytes hold, in one go. A run that
+// would pass a multiple of kLargestRun ends there, so that the next one is a whole one: aligned in the image, in the file and in memory,
+// it can be one huge page.
+Result<ImageState::Made> ImageState::expand(uint64_t block, uint64_t ahead, FaultWork* work) {
   const uint64_t whole = std::max<uint64_t>(kLargestRun >> geometry.block_shift(), 1);
   uint64_t limit = block + 1 + (ahead >> geometry.block_shift());
   if (limit / whole > block / whole) limit = std::max(limit / whole * whole, block + 1);
@@ -215,8 +210,8 @@ Result<void> ImageState::expand(uint64_t block, uint64_t ahead, uint64_t* to) {
   }
   auto count = make_own_run(block, end - block);
   if (!count) return count.error();
-  *to = (block + *count) << geometry.block_shift();
-  return {};
+  work->expanded = true;
+  return Made{block << geometry.block_shift(), (block + *count) << geometry.block_shift()};
 }
 
 Result<Extent> Image::make_writable(uint64_t offset, const FaultHint& hint, FaultWork* work) {
@@ -243,8 +238,9 @@ Result<void> Image::allocate_ahead(uint64_t offset, uint64_t length) {
     if (!lower) return lower.error();
     const std::lock_guard storing(state.chunk_lock(block));
     if (*lower || state.active->load(block)) return {};
-    uint64_t to;
-    return state.expand(block, length - std::min<uint64_t>(length, state.geometry.block_size()), &to);
+    FaultWork ignored;
+    auto made = state.expand(block, length - std::min<uint64_t>(length, state.geometry.block_size()), &ignored);
+    return made ? Result<void>() : made.error();
   };
   return while_stale(state, attempt);  // not noted: nobody asked for it, and whoever does will be told
 }

@@ -208,7 +208,11 @@ Result<size_t> Image::read(const View* view, uint64_t offset, void* buffer, size
   return state.noted(Result<size_t>(Error(Code::kIo, state.path + " changes faster than it can be read")));
 }
 
-Result<uint16_t> ImageState::mask_below(uint64_t block) const { return confirm(below->mask(block)); }
+Result<uint16_t> ImageState::mask_below(uint64_t block) const {
+  auto seen = confirm(below->look(block));
+  if (!seen) return seen.error();
+  return seen->mask;
+}
 
 Result<uint16_t> ImageState::hidden_below(uint64_t block) const {
   // What a merge takes out below may come back by a crash.

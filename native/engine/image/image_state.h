@@ -29,6 +29,8 @@
 
 namespace pcow {
 
+struct FaultScene;
+
 // A frozen layer in a reader's hands. The chain is built anew when the image's structure has changed since.
 class View {
  public:
@@ -113,7 +115,7 @@ class ImageState {
   // a frozen layer never changes what it reads as, and the tables and blocks that were looked at still counted after the look.
   // A base's writer lets blocks go only after the superblock that no longer names them, and uses them again two syncs later.
   // So it is no matter if that superblock comes between the look and the store. kBaseChanged: it came too early; look again.
-  Result<uint16_t> mask_below(uint64_t block) const;  // as Chain::mask()
+  Result<uint16_t> mask_below(uint64_t block) const;  // as Chain::look()
   Result<uint16_t> hidden_below(
       uint64_t block) const;  // what zeros must hide: also what a rebase under way brings below
   // Bytes of the block, as read through `own`, an entry of the active layer.
@@ -191,8 +193,13 @@ class ImageState {
   Result<Extent> make_writable_locked(uint64_t offset, const FaultHint& hint, FaultWork* work);
   Result<Entry> complete_block(uint64_t block, const Entry& before, FaultWork* work);
   Result<void> copy_below(uint64_t block, uint64_t place, uint16_t mask);
-  Result<void> copy_ahead(uint64_t block, uint64_t ahead, uint64_t* to, FaultWork* work);
-  Result<void> expand(uint64_t block, uint64_t ahead, uint64_t* to);
+  struct Made {
+    uint64_t from;  // bytes, in the image
+    uint64_t to;
+  };
+  Result<Made> copy_sub_block(uint64_t block, const FaultScene& scene, FaultWork* work);
+  Result<Made> complete(uint64_t block, const FaultScene& scene, uint64_t ahead, FaultWork* work);
+  Result<Made> expand(uint64_t block, uint64_t ahead, FaultWork* work);
   Extent held_extent(uint64_t offset) const;
   Result<Extent> mappable_extent(uint64_t offset) const;  // … with disk space behind it
 

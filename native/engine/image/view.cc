@@ -136,26 +136,19 @@ Result<std::shared_ptr<const ResolvedChunk>> Chain::build(uint64_t chunk) const 
   return std::shared_ptr<const ResolvedChunk>(std::move(resolved));
 }
 
-Look<uint16_t> Chain::mask(uint64_t block) const {
+Look<Chain::BlockBelow> Chain::look(uint64_t block) const {
   const uint64_t chunk = block / kBlocksPerChunk;
-  if (!may_hold(chunk)) return uint16_t{0};
+  BlockBelow seen;
+  if (!may_hold(chunk)) return seen;
   auto resolved = resolve(chunk).unconfirmed();
   if (!resolved) return resolved.error();
   const size_t i = block % kBlocksPerChunk;
-  uint16_t mask = 0;
-  for (size_t p = (*resolved)->start[i]; p < (*resolved)->start[i + 1]; p++) mask |= (*resolved)->pieces[p].mask;
-  return mask;
-}
-
-Look<bool> Chain::holds(uint64_t block, size_t nearest) const {
-  const uint64_t chunk = block / kBlocksPerChunk;
-  if (!may_hold(chunk)) return false;
-  auto resolved = resolve(chunk).unconfirmed();
-  if (!resolved) return resolved.error();
-  const size_t i = block % kBlocksPerChunk;
-  return std::any_of((*resolved)->pieces.begin() + (*resolved)->start[i],
-                     (*resolved)->pieces.begin() + (*resolved)->start[i + 1],
-                     [&](const Piece& piece) { return piece.source < nearest; });
+  for (size_t p = (*resolved)->start[i]; p < (*resolved)->start[i + 1]; p++) {
+    const Piece& piece = (*resolved)->pieces[p];
+    seen.mask |= piece.mask;
+    seen.nearest = std::min<size_t>(seen.nearest, piece.source);
+  }
+  return seen;
 }
 
 Look<uint16_t> Chain::buried_mask(uint64_t block) const {

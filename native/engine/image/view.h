@@ -101,10 +101,12 @@ class Chain {
   bool may_hold(uint64_t chunk) const;
   // kCorrupt where an entry is not sound.
   Look<std::shared_ptr<const ResolvedChunk>> resolve(uint64_t chunk) const;
-  // The sub-blocks of a block that hold data somewhere in the chain.
-  Look<uint16_t> mask(uint64_t block) const;
-  // Whether data of the block is seen in one of the `nearest` first layers.
-  Look<bool> holds(uint64_t block, size_t nearest) const;
+  // The sub-blocks of a block that hold data somewhere in the chain, and the number of the nearest layer in which some of them are seen.
+  struct BlockBelow {
+    uint16_t mask = 0;
+    size_t nearest = SIZE_MAX;
+  };
+  Look<BlockBelow> look(uint64_t block) const;
   // As mask(), and those whose data a nearer layer hides behind zeros.
   Look<uint16_t> buried_mask(uint64_t block) const;
   // kCorrupt where the block behind the piece is not what it was, as far as checksums tell.
