@@ -8,6 +8,7 @@
 #include <bitset>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <unordered_map>
 #include <vector>
 
@@ -22,6 +23,7 @@ struct RegionGeometry {
   uint32_t chunk_shift;
   uint64_t sub_block_size() const { return uint64_t{1} << sub_block_shift; }
   uint64_t chunk_size() const { return uint64_t{1} << chunk_shift; }
+  uint64_t block_size() const { return chunk_size() / 512; }
 };
 
 class Region {
@@ -136,5 +138,7 @@ class Region {
   Streams writers_{uint64_t{128} << 10, kLargestRun};
   Streams readers_{uint64_t{64} << 10, kLargestRead};
 };
+
+using Regions = std::vector<std::unique_ptr<Region>>;
 
 }  // namespace pcow

@@ -1,5 +1,5 @@
-// One attached image in this process: its engine, its userfaultfd, the thread that serves its page faults, and every
-// mapping of it.
+// One attached image in this process: its engine, its userfaultfd, the thread that serves its page faults (each as fault.h has it), and
+// every mapping of it.
 //
 // Threads: the fault thread owns nothing alone; what it works on is guarded by `handling`, which it holds while it serves
 // a batch. The control thread (attachment.h) calls the steps of a snapshot and holds `handling` from cut() to commit() or
@@ -19,7 +19,11 @@
 
 #include "attach/fault_descriptor.h"
 #include "engine/image/image.h"
+#include "monitor/clean_cache.h"
+#include "monitor/fault.h"
+#include "monitor/mapper.h"
 #include "monitor/region.h"
+#include "monitor/stalls.h"
 #include "monitor/statistics.h"
 #include "monitor/threads.h"
 
@@ -94,16 +98,11 @@ class Session {
 
   // `eventfd` is written to whenever something cannot be read because a file of the image's chain was not handed over. It
   // outlives the session.
-  void tell_of_missing_bases(int eventfd) { missing_bases_ = eventfd; }
+  void tell_of_missing_bases(int eventfd) { stalls_.tell_of(eventfd); }
   // What was missing: whoever waits goes on.
   Result<void> give_bases(const std::vector<GivenFile>& bases) { return image_->give_bases(bases); }
 
  private:
-  struct Fault {
-    char* address;
-    bool write;
-    uint64_t since_ns;
-  };
   // Holds `handling`; on the way out the fault thread is told that it may look again.
   class Handling {
    public:
@@ -121,59 +120,30 @@ class Session {
   bool read_events(std::deque<Fault>* waiting);
   bool await_fault(std::deque<Fault>* waiting);
   void release_handling();
-  // The rest: with `handling` held.
-  bool serve(const Fault& fault);  // false: it must wait
-  bool serve_write(Region* region, uint64_t offset, FaultKind* kind);
-  bool serve_read(Region* region, uint64_t offset, FaultKind* kind);
-  Result<void> place(Region* region, uint64_t offset, const Extent& extent, bool made);
-  uint64_t clean_ahead(Region* region, uint64_t offset);
-  Result<void> copy_clean(Region* region, uint64_t offset, uint64_t ahead);
-  void copy_clean_around(Region* region, uint64_t offset);
-  void drop_clean(Region* region, uint64_t from, uint64_t to);
-  void drop_clean_elsewhere(Region* region, uint64_t from, uint64_t to);
-  void keep_clean_budget();
-  bool promote();
+  // With `handling` held.
   Result<void> replace(Region* region, uint64_t from, uint64_t to) const;
-  void keep_part(std::vector<std::unique_ptr<Region>>* kept, const Region& whole, char* from, char* to, int protection);
+  void keep_part(Regions* kept, const Region& whole, char* from, char* to, int protection);
   void drop_books(Region* region);
   void drop_books(Region* region, uint64_t from, uint64_t to);
-  bool map_blocks(void* address, size_t length, int protection, uint64_t place);
-  void count_clean(int64_t bytes);
-  bool has_room_for(uint64_t bytes) const;  // of clean copies
-  void count_boundaries(Region* region, uint64_t offset, int64_t change);
-  bool fail(Region* region, uint64_t offset, const Error& error);
-  void tell_if_base_is_missing(const Error& error);
-  void report_stall(const Error& error);
-
-  // Of all sessions of this process: its limits are one for all.
-  static inline std::atomic<int64_t> process_mappings_{0};
-  static inline std::atomic<int64_t> process_clean_{0};  // bytes
 
   const std::unique_ptr<Image> image_;
   const std::unique_ptr<FaultDescriptor> faults_;
-  const Limits limits_;
   const bool writable_;
   const RegionGeometry geometry_;
-  const uint64_t clean_unit_;  // bytes that a read of a lower block copies at once
-  const int wake_;             // eventfd: `handling` was released, or the fault thread is to end
+  const int wake_;  // eventfd: `handling` was released, or the fault thread is to end
   Thread fault_thread_;
   std::atomic<bool> ended_{false};
   Statistics statistics_;
+  Stalls stalls_{&statistics_};
 
-  std::mutex handling_;
-  std::vector<std::unique_ptr<Region>> regions_;
-  struct CleanUnit {
-    Region* region;
-    uint64_t offset;
-  };
-  std::deque<CleanUnit> clean_units_;  // oldest first
-  std::vector<char> buffer_;
-  uint64_t stall_reported_ns_ = 0;
-  uint64_t served_ns_ = 0;  // when the last fault had been served
-  bool busy_ = false;       // faults follow one another
-  uint32_t in_vain_ = 0;    // how often in a row await_fault() came to nothing, or was not tried after that
-  std::atomic<bool> closed_{false};
-  std::atomic<int> missing_bases_{-1};
+  std::mutex handling_;  // guards the next four, and what is in them
+  Regions regions_;
+  CleanCache clean_;
+  Mapper mapper_;
+  FaultServer faulting_;
+
+  // The fault thread's: how often in a row await_fault() came to nothing, or was not tried after that.
+  uint32_t in_vain_ = 0;
 
   // The control thread's.
   enum class Step { kNone, kPrepared, kCut, kCommitted };

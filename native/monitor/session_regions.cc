@@ -34,8 +34,7 @@ void Session::add_region(char* address, size_t length, uint64_t offset, int prot
 }
 
 // What stays of a region whose books have begun anew.
-void Session::keep_part(std::vector<std::unique_ptr<Region>>* kept, const Region& whole, char* from, char* to,
-                        int protection) {
+void Session::keep_part(Regions* kept, const Region& whole, char* from, char* to, int protection) {
   from = std::max(from, whole.address());
   to = std::min(to, whole.address() + whole.length());
   if (from < to)
@@ -47,12 +46,10 @@ void Session::drop_books(Region* region) { drop_books(region, 0, region->end());
 
 // Nothing of whole chunks of the region is mapped or copied any more.
 void Session::drop_books(Region* region, uint64_t from, uint64_t to) {
-  std::erase_if(clean_units_, [&](const CleanUnit& unit) {
-    return unit.region == region && unit.offset >= from && unit.offset < to;
-  });
+  clean_.forget_units(region, from, to);
   region->take_down(from, to, [&](uint64_t clean, int64_t boundaries) {
-    count_clean(-static_cast<int64_t>(clean * geometry_.sub_block_size()));
-    process_mappings_ -= boundaries;
+    clean_.forget_sub_blocks(clean);
+    mapper_.forget_boundaries(boundaries);
   });
 }
 
@@ -67,7 +64,7 @@ Result<void> Session::protect(void* address, size_t length, int protection) {
   const Handling held(this);
   char* from = static_cast<char*>(address);
   char* to = from + length;
-  std::vector<std::unique_ptr<Region>> kept;
+  Regions kept;
   Result<void> outcome;
   for (auto& region : regions_) {
     char* end = region->address() + region->length();
@@ -135,7 +132,7 @@ Result<void> Session::prepare_removal(const char* from, const char* to) {
 }
 
 void Session::forget_removed(char* from, char* to) {
-  std::vector<std::unique_ptr<Region>> kept;
+  Regions kept;
   for (auto& region : regions_) {
     char* start = region->address();
     char* end = start + region->length();
@@ -178,7 +175,7 @@ Result<void> Session::discard(uint64_t offset, uint64_t length) {
     drop_books(region.get(), first, last);
   }
   auto discarded = image_->discard(offset, length);
-  if (!discarded) tell_if_base_is_missing(discarded.error());
+  if (!discarded) stalls_.tell_if_base_is_missing(discarded.error());
   return discarded;
 }
 

@@ -1,0 +1,93 @@
+#include "monitor/fault.h"
+
+#include <algorithm>
+
+#include "monitor/log.h"
+
+namespace pcow {
+namespace {
+
+constexpr uint64_t kBusyNs = 250'000;  // some times what it takes to serve a fault
+
+}  // namespace
+
+FaultServer::FaultServer(Image* image, FaultDescriptor* faults, const RegionGeometry& geometry, const Regions& regions,
+                         CleanCache* clean, Mapper* mapper, Stalls* stalls, Statistics* statistics, bool writable)
+    : image_(image),
+      faults_(faults),
+      geometry_(geometry),
+      regions_(regions),
+      clean_(clean),
+      mapper_(mapper),
+      stalls_(stalls),
+      statistics_(statistics),
+      writable_(writable) {}
+
+bool FaultServer::serve(const Fault& fault) {
+  Region* region = region_at(fault.address);
+  // It may have been served meanwhile (two threads, or a neighbour's run), or unmapped: then the thread is only woken.
+  if (!region || region->is_mapped(region->offset_of(fault.address))) {
+    faults_->wake(fault.address, 4096);
+    return true;
+  }
+  const uint64_t offset = region->offset_of(fault.address);
+  busy_ = fault.since_ns < served_ns_ + kBusyNs;
+  FaultKind kind = FaultKind::kMapping;
+  const auto served = fault.write ? serve_write(region, offset, &kind) : serve_read(region, offset, &kind);
+  if (!served && !fail(region, offset, served.error())) return false;
+  served_ns_ = monotonic_ns();
+  statistics_->faults[static_cast<size_t>(kind)].add(served_ns_ - fault.since_ns);
+  mapper_->keep_budget();
+  return true;
+}
+
+Region* FaultServer::region_at(const char* address) const {
+  const auto found =
+      std::find_if(regions_.begin(), regions_.end(), [&](const auto& region) { return region->contains(address); });
+  return found == regions_.end() ? nullptr : found->get();
+}
+
+Result<void> FaultServer::serve_write(Region* region, uint64_t offset, FaultKind* kind) {
+  FaultWork work;
+  // What was in use before a snapshot is in use after it. While the guest mostly waits for such blocks they come back whole, in a
+  // fault each; once it has time, what it writes here and there takes no more disk space than it must.
+  const FaultHint hint = {.ahead = region->writers().ahead(offset), .whole_block = busy_ && region->was_in_use(offset)};
+  auto extent = image_->make_writable(offset, hint, &work);
+  if (!extent) return extent.error();
+  const bool made = work.expanded || work.copied;
+  const uint64_t end = extent->offset + extent->length;
+  if (made || hint.ahead) region->writers().served_to(end);
+  PCOW_TRY(mapper_->place(region, offset, *extent, made));
+  statistics_->copied_bytes += work.copied_bytes;
+  // Its writer is back at work: what it needs next is made meanwhile. Where that fails its fault will say so.
+  if (hint.ahead == kLargestRun && !work.copied && end < region->end()) (void)image_->allocate_ahead(end, kLargestRun);
+  *kind = work.copied ? FaultKind::kCopyOnWrite : work.expanded ? FaultKind::kExpansion : FaultKind::kMapping;
+  return {};
+}
+
+// A reader's session maps nothing of the image: its writer, in another process, may let go of a block at any time and use it for
+// something else, and after a crash of the host an entry counts only as far as it is durable. Image::read() knows of both.
+Result<void> FaultServer::serve_read(Region* region, uint64_t offset, FaultKind* kind) {
+  auto extent = writable_ ? image_->held(offset) : Extent{};
+  if (!extent) return extent.error();
+  if (extent->length) return mapper_->place(region, offset, *extent, false);
+  *kind = FaultKind::kCleanCopy;
+  PCOW_TRY(clean_->serve(region, offset));
+  if (busy_ && region->was_in_use(offset)) clean_->serve_around(region, offset);
+  return {};
+}
+
+// What is damaged stays so: accessing it raises SIGBUS, instead of waiting for ever. true: nobody waits.
+bool FaultServer::fail(Region* region, uint64_t offset, const Error& error) {
+  const uint64_t sub = geometry_.sub_block_size();
+  const uint64_t low = std::max(offset / sub * sub, region->offset());
+  const uint64_t high = std::min(offset / sub * sub + sub, region->end());
+  if (error.code != Code::kCorrupt || !faults_->poison(region->at(low), high - low)) {
+    stalls_->report(error);
+    return false;
+  }
+  log_notice(error.message + "; accessing it raises SIGBUS");
+  return true;
+}
+
+}  // namespace pcow

@@ -1,0 +1,135 @@
+#include "monitor/mapper.h"
+
+#include <algorithm>
+#include <cerrno>
+#include <string>
+
+#include "attach/system_calls.h"
+#include "monitor/log.h"
+
+namespace pcow {
+namespace {
+
+constexpr int64_t kWorthPromoting = 8;  // boundaries; completing a chunk for less gains nothing
+
+}  // namespace
+
+Result<void> Mapper::place(Region* region, uint64_t offset, const Extent& extent, bool made) {
+  const uint64_t sub = geometry_.sub_block_size();
+  const uint64_t low = std::max(extent.offset, region->offset());
+  const uint64_t high = std::min(extent.offset + extent.length, region->end());
+  uint64_t from = made ? low : std::max(low, offset / sub * sub);
+  while (from > low && !region->is_mapped(from - 1)) from = std::max(low, (from - 1) / sub * sub);
+  uint64_t to = made ? high : std::min(high, offset / sub * sub + sub);
+  while (to < high && !region->is_mapped(to)) to = std::min(high, to / sub * sub + sub);
+
+  const uint64_t place = extent.place + (from - extent.offset);
+  void* address = region->at(from);
+  // Other mappings of the image show these blocks as clean copies yet: they must not any more when this one can be stored to.
+  clean_->drop_elsewhere(region, from, to);
+  const auto try_map = [&] { return map_blocks(address, to - from, region->protection(), place); };
+  if (!try_map() && (errno != ENOMEM || !promote() || !try_map()))
+    return system_error(errno, image_->info().path + ": cannot map a block of the image into memory");
+
+  // A boundary between mappings is where own and not own meet, or own runs that are no neighbours in the file.
+  const bool left = from > region->offset() && region->is_mapped(from - 1);
+  const bool right = to < region->end() && region->is_mapped(to);
+  const bool joins_left = left && image_->place(from - 1) == place - 1;
+  const bool joins_right = right && image_->place(to) == place + (to - from);
+  count_boundaries(region, from, (joins_left ? 0 : 1) + (joins_right ? 0 : 1) - boundaries_between(*region, from, to));
+  take_over(region, from, to);
+  faults_->wake(address, to - from);
+  return {};
+}
+
+// Where mapped and not mapped meet in [from, to], as it has been.
+int64_t Mapper::boundaries_between(const Region& region, uint64_t from, uint64_t to) const {
+  const uint64_t sub = geometry_.sub_block_size();
+  int64_t count = 0;
+  bool mapped = from > region.offset() && region.is_mapped(from - 1);
+  for (uint64_t at = from; at < to; at = at / sub * sub + sub) {
+    if (region.is_mapped(at) != mapped) count++;
+    mapped = region.is_mapped(at);
+  }
+  const bool right = to < region.end() && region.is_mapped(to);
+  return count + (right != mapped ? 1 : 0);
+}
+
+// The image's own blocks, over whatever is there. A child of fork(2) does not get them: it would store into the image beside its
+// parent, also into what has been frozen since.
+bool Mapper::map_blocks(void* address, size_t length, int protection, uint64_t place) {
+  return system_mmap(address, length, protection, MAP_SHARED | MAP_FIXED, image_->descriptor(),
+                     static_cast<off_t>(place)) != MAP_FAILED &&
+         system_madvise(address, length, MADV_DONTFORK) == 0;
+}
+
+// What has been mapped is so in the region's books.
+void Mapper::take_over(Region* region, uint64_t from, uint64_t to) {
+  const uint64_t sub = geometry_.sub_block_size();
+  for (uint64_t at = from; at < to; at = at / sub * sub + sub) {
+    clean_->forget(region, at);
+    region->set_mapped(at);
+  }
+}
+
+void Mapper::count_boundaries(Region* region, uint64_t offset, int64_t change) {
+  region->boundaries(offset) += change;
+  statistics_->mappings = static_cast<uint64_t>(of_process_.fetch_add(change) + change);
+}
+
+// Completes the chunk that costs the most mappings, and maps it in one piece (or few).
+bool Mapper::promote() {
+  Region* worst = nullptr;
+  uint64_t chunk = 0;
+  int64_t most = kWorthPromoting;
+  for (const auto& region : regions_) {
+    int64_t boundaries;
+    const uint64_t start = region->most_fragmented(&boundaries);
+    if (boundaries <= most) continue;
+    most = boundaries;
+    worst = region.get();
+    chunk = start;
+  }
+  if (!worst) return false;
+  clean_->drop_elsewhere(worst, chunk, chunk + geometry_.chunk_size());
+  FaultWork work;
+  if (auto completed = image_->complete_chunk(chunk, &work); !completed) {
+    stalls_->report(completed.error());
+    return false;
+  }
+  statistics_->copied_bytes += work.copied_bytes;
+  if (statistics_->promotions++ == 0)
+    log_notice(
+        image_->info().path + ": the image is too fragmented for this process's mapping limit (" +
+        std::to_string(budget_) +
+        "), so parts of it are copied whole, which takes disk space. As root, \"sysctl vm.max_map_count=1048576\" "
+        "raises the limit for processes that are started afterwards");
+  int64_t pieces = 0;
+  if (!map_chunk(worst, chunk, &pieces)) return false;
+  count_boundaries(worst, chunk, pieces + 1 - most);
+  log_detail(image_->info().path + ": completed the chunk at " + std::to_string(chunk) + ", which had " +
+             std::to_string(most) + " boundaries");
+  return true;
+}
+
+// A complete chunk, in as few pieces as it lies in the file. Over what is mapped already too: the same pages of the same file, so that
+// nothing is lost.
+bool Mapper::map_chunk(Region* region, uint64_t chunk, int64_t* pieces) {
+  const uint64_t end = std::min(chunk + geometry_.chunk_size(), region->end());
+  uint64_t expected = 0;
+  for (uint64_t at = std::max(chunk, region->offset()); at < end;) {
+    auto extent = image_->held(at);
+    if (!extent || !extent->length) return false;
+    const uint64_t to = std::min(end, extent->offset + extent->length);
+    const uint64_t place = extent->place + (at - extent->offset);
+    if (!map_blocks(region->at(at), to - at, region->protection(), place)) return false;
+    if (place != expected) (*pieces)++;
+    expected = place + (to - at);
+    take_over(region, at, to);
+    faults_->wake(region->at(at), to - at);
+    at = to;
+  }
+  return true;
+}
+
+}  // namespace pcow

@@ -1,0 +1,65 @@
+// The image's own blocks in the memory of this process.
+//
+// The kernel limits how many mappings a process has, and scattered blocks take one each. So the boundaries between mappings are counted,
+// and when all sessions together have more than the budget, promote() completes the most fragmented chunk, and maps it in one piece.
+//
+// All with the session's `handling` held.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+
+#include "attach/fault_descriptor.h"
+#include "engine/image/image.h"
+#include "monitor/clean_cache.h"
+#include "monitor/region.h"
+#include "monitor/stalls.h"
+#include "monitor/statistics.h"
+
+namespace pcow {
+
+class Mapper {
+ public:
+  // `budget`: mappings, of all sessions of this process together. `regions`: of the session.
+  Mapper(Image* image, FaultDescriptor* faults, const RegionGeometry& geometry, const Regions& regions, uint64_t budget,
+         CleanCache* clean, Stalls* stalls, Statistics* statistics)
+      : image_(image),
+        faults_(faults),
+        geometry_(geometry),
+        regions_(regions),
+        budget_(budget),
+        clean_(clean),
+        stalls_(stalls),
+        statistics_(statistics) {}
+
+  // Maps the run of own bytes, and wakes who waits for it: all of what was just made, in one piece with what lies between and is mapped
+  // already, or else the part around `offset` that is not mapped yet.
+  Result<void> place(Region* region, uint64_t offset, const Extent& extent, bool made);
+  // Within the budget again, if it can be.
+  void keep_budget() {
+    if (of_process_.load(std::memory_order_relaxed) > static_cast<int64_t>(budget_)) promote();
+  }
+  // Chunks of a region have been taken down, and with them so many boundaries.
+  void forget_boundaries(int64_t boundaries) { of_process_ -= boundaries; }
+
+ private:
+  bool promote();
+  bool map_chunk(Region* region, uint64_t chunk, int64_t* pieces);
+  bool map_blocks(void* address, size_t length, int protection, uint64_t place);
+  void take_over(Region* region, uint64_t from, uint64_t to);
+  int64_t boundaries_between(const Region& region, uint64_t from, uint64_t to) const;
+  void count_boundaries(Region* region, uint64_t offset, int64_t change);
+
+  static inline std::atomic<int64_t> of_process_{0};  // mappings, of all sessions: the limit is one for all
+
+  Image* const image_;
+  FaultDescriptor* const faults_;
+  const RegionGeometry geometry_;
+  const Regions& regions_;
+  const uint64_t budget_;
+  CleanCache* const clean_;
+  Stalls* const stalls_;
+  Statistics* const statistics_;
+};
+
+}  // namespace pcow
