@@ -96,7 +96,7 @@ await succeeds('/', 'apt-get install -y --no-install-recommends qemu-utils > /de
 await walk('qemu-img-user');
 await walk('platform');
 await succeeds('/srv', 'mkdir -p used && pcow mount images used && cd used && ! apt-get remove -y pcow && pcow list');
-await succeeds('/', 'apt-get remove -y pcow && ! command -v pcow && ! ls /usr/lib/pcow && ! findmnt -t fuse.pcow');
+await succeeds('/', 'apt-get remove -y pcow && ! command -v pcow && ! ls /usr/lib/pcow && ! findmnt -rn -t fuse.pcow');
 
 // The npm package compiles as it is installed: with this machine's Node, as Debian 12 has an older one.
 await inside('/', 'apt-get install -y --no-install-recommends ca-certificates');
@@ -113,6 +113,6 @@ const { errors, ok } = await inside('/srv', 'pcow info images/vm1');
 const advice = /build it with “([^”]+)”/.exec(errors)?.[1] ?? 'false';
 tell(!ok && advice !== 'false', 'without install scripts pcow says how to build', errors);
 await succeeds('/srv', `${advice} && pcow info images/vm1`, /1 GiB/);
-await succeeds('/', 'npm uninstall -g pcow && ! command -v pcow && ! findmnt -t fuse.pcow');
+await succeeds('/', 'npm uninstall -g pcow && ! command -v pcow && ! findmnt -rn -t fuse.pcow');
 
 process.exitCode = failures === 0 ? 0 : 1;
