@@ -45,12 +45,13 @@ export async function umount(mountpoint: string): Promise<void> {
     );
   }
   await notBelowGuests(place);
+  const { pid: server } = await stateOfServer(mount.source);
   try {
     await run('fusermount3', ['-u', '--', place]);
   } catch (cause) {
     throw await unmountFailure(place, cause);
   }
-  await ended(mount.source, mount.device);
+  await ended(mount.source, mount.device, server);
 }
 
 /** Fails while processes have images attached. The mount may take a moment to see that one has ended. */
@@ -81,10 +82,14 @@ async function guestsOf(place: string): Promise<string[]> {
   );
 }
 
-/** The mount's process holds the lock of its directory until all is done, or it dies. */
-async function ended(directory: string, device: string): Promise<void> {
+/** The mount's process `server` holds the lock of its directory until all is done, or it dies. */
+async function ended(directory: string, device: string, server: number | null): Promise<void> {
   for (let looks = 1; ; looks += 1) {
     if (looks % LOOKS_BEFORE_ASKING === 0) {
+      const { pid } = await stateOfServer(directory);
+      if (server !== null && pid !== null && pid !== server) {
+        return; // the next mount has the lock already, and perhaps the same device number
+      }
       const places = await placesOfDevice(device);
       if (places.length > 0) {
         throw mountError(
