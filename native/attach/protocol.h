@@ -10,7 +10,7 @@
 //                                             kRefused
 //   from here on the mount asks and the monitor answers, one request at a time:
 //                                          ◀─ kPrepare, kCut, kCommit, kFinish, kAbort, kDelete, kRename, kSync,
-//                                             kStatus, kMetrics
+//                                             kStatus
 //   kDone or kFailed ─▶
 //   when nothing of a writable image is mapped any more, and the monitor has closed it:
 //   kRelease ─▶
@@ -44,18 +44,18 @@ inline constexpr char kAttribute[] = "user.pcow.attach";
 inline constexpr char kImageAttribute[] = "user.pcow.image";  // of a flat file as well: Image::file_identity()
 
 enum class Kind : uint16_t {
-  kAttach = 1,     // value: 1 to write, 0 to read only. One descriptor: the open flat file
-  kResume = 2,     // value: 1. Text: the image's uuid. One descriptor: the image file, with the writer's lock
-  kAttached = 3,   // Text: the paths of the descriptors that come along, each ended by a NUL. value: kMayWant, or 0
-  kRefused = 4,    // value: an errno. Text: a sentence
-  kPrepare = 5,    // Text: the snapshot's name; value: 1 for an automatic one. Syncs, makes the new layer ready
-  kCut = 6,        // freezes the memory
-  kCommit = 7,     // the new layer takes writes; the memory goes on
-  kFinish = 8,     // returns when the snapshot is durable
-  kAbort = 9,      // undoes kPrepare and kCut
-  kDelete = 10,    // Text: a snapshot's name
-  kStatus = 11,    // answered by kDone with JSON
-  kMetrics = 12,   // answered by kDone with Prometheus text
+  kAttach = 1,    // value: 1 to write, 0 to read only. One descriptor: the open flat file
+  kResume = 2,    // value: 1. Text: the image's uuid. One descriptor: the image file, with the writer's lock
+  kAttached = 3,  // Text: the paths of the descriptors that come along, each ended by a NUL. value: kMayWant, or 0
+  kRefused = 4,   // value: an errno. Text: a sentence
+  kPrepare = 5,   // Text: the snapshot's name; value: 1 for an automatic one. Syncs, makes the new layer ready
+  kCut = 6,       // freezes the memory
+  kCommit = 7,    // the new layer takes writes; the memory goes on
+  kFinish = 8,    // returns when the snapshot is durable
+  kAbort = 9,     // undoes kPrepare and kCut
+  kDelete = 10,   // Text: a snapshot's name
+  kStatus = 11,   // answered by kDone with JSON
+  // 12 asked for Prometheus text, which the mount makes of kStatus's answer now
   kDone = 13,      // Text: the answer, where there is one
   kFailed = 14,    // value: an errno. Text: a sentence
   kSync = 15,      // somebody else's fsync of the flat file

@@ -237,7 +237,6 @@ Packet Attachment::answer(const Packet& request) {
       return outcome(files ? session_->give_bases(*files) : files.error());
     }
     case Kind::kStatus: return done(request, session_->statistics().json());
-    case Kind::kMetrics: return done(request, session_->statistics().prometheus());
     default: return failed(request, Error(Code::kInvalid, "a request that no monitor knows"));
   }
 }

@@ -34,30 +34,22 @@ uint64_t Histogram::quantile_us(double fraction) const {
 
 namespace {
 
-// In metrics a counter's name ends in "_total", and times are in seconds; in status each has its plain name.
 struct Figure {
   const char* name;
-  const char* metric;
-  const char* type;
   const std::atomic<uint64_t> Statistics::*value;
-  const char* help;
-  bool nanoseconds = false;
 };
 
 constexpr Figure kFigures[] = {
-    {"copied_bytes", "copied_bytes_total", "counter", &Statistics::copied_bytes, "Bytes copied from lower layers."},
-    {"clean_cache_bytes", "clean_cache_bytes", "gauge", &Statistics::clean_bytes,
-     "Resident clean copies of lower blocks."},
-    {"clean_cache_dropped_bytes", "clean_cache_dropped_bytes_total", "counter", &Statistics::clean_dropped,
-     "Clean copies dropped for the budget."},
-    {"mappings", "mappings", "gauge", &Statistics::mappings, "Memory mappings in use (an upper estimate)."},
-    {"promotions", "promotions_total", "counter", &Statistics::promotions, "Fragmented chunks that were completed."},
-    {"stalls", "stalls_total", "counter", &Statistics::stalls, "Faults that found no disk space and waited."},
-    {"stalled", "stalled", "gauge", &Statistics::stalled_now, "Faults that wait for disk space now."},
-    {"live_snapshots", "live_snapshots_total", "counter", &Statistics::snapshots, "Snapshots of the running guest."},
-    {"last_freeze_nanoseconds", "last_freeze_seconds", "gauge", &Statistics::last_freeze_ns,
-     "How long the last snapshot froze the memory.", true},
-    {"monitor_syncs", "monitor_syncs_total", "counter", &Statistics::syncs, "Flushes of the guest."},
+    {"copied_bytes", &Statistics::copied_bytes},
+    {"clean_cache_bytes", &Statistics::clean_bytes},
+    {"clean_cache_dropped_bytes", &Statistics::clean_dropped},
+    {"mappings", &Statistics::mappings},
+    {"promotions", &Statistics::promotions},
+    {"stalls", &Statistics::stalls},
+    {"stalled", &Statistics::stalled_now},
+    {"live_snapshots", &Statistics::snapshots},
+    {"last_freeze_nanoseconds", &Statistics::last_freeze_ns},
+    {"monitor_syncs", &Statistics::syncs},
 };
 
 }  // namespace
@@ -69,38 +61,16 @@ std::string Statistics::json() const {
     text += std::string(kind ? "," : "") + "\"" + fault_kind_name(static_cast<FaultKind>(kind)) +
             "\":{\"count\":" + std::to_string(histogram.count()) +
             ",\"p50Us\":" + std::to_string(histogram.quantile_us(0.5)) +
-            ",\"p99Us\":" + std::to_string(histogram.quantile_us(0.99)) + "}";
+            ",\"p99Us\":" + std::to_string(histogram.quantile_us(0.99)) +
+            ",\"sumNs\":" + std::to_string(histogram.sum_ns()) + ",\"buckets\":[";
+    for (size_t i = 0; i < Histogram::kBuckets; i++) text += std::to_string(histogram.bucket(i)) + ",";
+    text.back() = ']';
+    text += "}";
   }
   text += "}";
   for (const Figure& figure : kFigures)
     text += std::string(",\"") + figure.name + "\":" + std::to_string((this->*figure.value).load());
   return text + "}";
-}
-
-std::string Statistics::prometheus() const {
-  std::string text;
-  const std::string name = "pcow_fault_seconds";
-  text += "# HELP " + name + " Time from a page fault's event to its answer.\n# TYPE " + name + " histogram\n";
-  for (size_t kind = 0; kind < kFaultKinds; kind++) {
-    const Histogram& histogram = faults[kind];
-    const std::string labels = std::string("kind=\"") + fault_kind_name(static_cast<FaultKind>(kind)) + "\"";
-    uint64_t sum = 0;
-    for (size_t i = 0; i + 1 < Histogram::kBuckets; i++) {
-      sum += histogram.bucket(i);
-      text += name + "_bucket{" + labels + ",le=\"" + std::to_string(static_cast<double>(uint64_t{1} << i) / 1e6) +
-              "\"} " + std::to_string(sum) + "\n";
-    }
-    text += name + "_bucket{" + labels + ",le=\"+Inf\"} " + std::to_string(histogram.count()) + "\n";
-    text += name + "_sum{" + labels + "} " + std::to_string(static_cast<double>(histogram.sum_ns()) / 1e9) + "\n";
-    text += name + "_count{" + labels + "} " + std::to_string(histogram.count()) + "\n";
-  }
-  for (const Figure& figure : kFigures) {
-    const uint64_t value = (this->*figure.value).load();
-    const std::string metric = std::string("pcow_") + figure.metric;
-    text += "# HELP " + metric + " " + figure.help + "\n# TYPE " + metric + " " + figure.type + "\n" + metric + " " +
-            (figure.nanoseconds ? std::to_string(static_cast<double>(value) / 1e9) : std::to_string(value)) + "\n";
-  }
-  return text;
 }
 
 uint64_t monotonic_ns() {

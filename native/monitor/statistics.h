@@ -42,9 +42,8 @@ struct Statistics {
   std::atomic<uint64_t> last_freeze_ns{0};  // from the cut until the memory went on
   std::atomic<uint64_t> syncs{0};
 
-  // JSON for `status`, Prometheus text for `metrics`: the mount, which knows the image's name, adds that as a label.
+  // A JSON object. The mount shows it as a part of `status`, and makes `metrics` of it.
   std::string json() const;
-  std::string prometheus() const;
 };
 
 uint64_t monotonic_ns();

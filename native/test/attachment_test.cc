@@ -349,7 +349,7 @@ void next_mounts() {
   Mount second(stage.socket);
   second.meet(protocol::Kind::kResume);
   protocol::Packet answer;
-  answer.kind = protocol::Kind::kMetrics;  // which is none
+  answer.kind = protocol::Kind::kStatus;  // which is none
   second.say(answer);
   second.meet(protocol::Kind::kResume);  // it comes again, and again, until it gets its answer
   answer.kind = protocol::Kind::kAttached;

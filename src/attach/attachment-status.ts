@@ -19,7 +19,7 @@ export function stalledFaults({ monitor }: AttachmentStatus): number | null {
 
 export async function attachmentStatus(monitor: Monitor): Promise<AttachmentStatus> {
   const { pid, command, uid, since, writable } = monitor;
-  return { pid, command, uid, since: since.toISOString(), writable, monitor: parsed(await monitor.report('status')) };
+  return { pid, command, uid, since: since.toISOString(), writable, monitor: parsed(await monitor.report()) };
 }
 
 /** null: it is busy, or says nothing that can be understood. */

@@ -72,7 +72,7 @@ export class Monitor {
   readonly #looks = new Map<number, () => void>();
   #lastId = 0;
   #gone: string | null = null;
-  readonly #reports = new Map<RequestName, Report>();
+  #report: Report | null = null;
 
   constructor(
     server: AttachServer,
@@ -215,16 +215,16 @@ export class Monitor {
   }
 
   /** What it says of itself, or null where it is busy or has gone: nobody's `status` is to hang on a monitor. */
-  report(name: 'status' | 'metrics'): Promise<string | null> {
+  report(): Promise<string | null> {
     const now = Date.now();
-    let report = this.#reports.get(name);
+    let report = this.#report;
     if (!report || (report.answered !== null && now - report.answered > FRESH)) {
-      const answer = this.request(name).catch(() => null);
+      const answer = this.request('status').catch(() => null);
       const asked: Report = { answer, asked: now, answered: null };
       void answer.then(() => {
         asked.answered = Date.now();
       });
-      this.#reports.set(name, asked);
+      this.#report = asked;
       report = asked;
     }
     return report.answered === null

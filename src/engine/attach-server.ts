@@ -25,7 +25,6 @@ export const RequestKind = {
   abort: 9,
   delete: 10,
   status: 11,
-  metrics: 12,
   sync: 15,
   rename: 20,
 } as const;

@@ -195,9 +195,21 @@ test.serial('snapshot, delete and rename are the monitor’s to do', async (t) =
   await answers(t, it, 'rename 0 old new');
   await renaming;
   const metrics = readFile(mount.control('vm1', 'metrics'), 'utf8');
-  t.is(await it.ask('next'), 'metrics 0 ');
-  await it.ask('done pcow_faults_total{kind="copy"} 3');
-  t.regex(await metrics, /^pcow_faults_total\{image="vm1",kind="copy"\} 3$/m);
+  t.is(await it.ask('next'), 'status 0 ');
+  await it.ask('done {"copied_bytes":3,"mappings":"4","faults":{"copy":{"sumNs":1500,"buckets":[1,0,2]},"other":7}}');
+  const text = await metrics;
+  t.regex(text, /^pcow_copied_bytes_total\{image="vm1"\} 3$/m);
+  t.notRegex(text, /pcow_mappings/, 'what is no number');
+  t.deepEqual(
+    text.split('\n').filter((line) => line.startsWith('pcow_fault_seconds')),
+    [
+      'pcow_fault_seconds_bucket{image="vm1",kind="copy",le="0.000001"} 1',
+      'pcow_fault_seconds_bucket{image="vm1",kind="copy",le="0.000002"} 1',
+      'pcow_fault_seconds_bucket{image="vm1",kind="copy",le="+Inf"} 3',
+      'pcow_fault_seconds_sum{image="vm1",kind="copy"} 0.0000015',
+      'pcow_fault_seconds_count{image="vm1",kind="copy"} 3',
+    ],
+  );
 });
 
 test.serial('a snapshot that a monitor can not take: its errno, its sentence, and the rest is undone', async (t) => {

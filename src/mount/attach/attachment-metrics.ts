@@ -1,44 +1,91 @@
-/** What `metrics` says of attached processes. What a monitor answers may be anything: nothing of it is trusted. */
+/** What `metrics` says of attached processes, from what their monitors report. A report may be anything: nothing of it is trusted. */
+import { attachmentStatus } from '../../attach/attachment-status.js';
+import { type Family, histogramSamples, type Sample } from '../control/prometheus.js';
 import type { ImageEntry } from '../images/image-entry.js';
-import { imageLabel } from '../control/metrics.js';
 
-/** "# HELP" and "# TYPE" of a family of ours, in the Prometheus text format. */
-const HEAD = /^# (?:HELP|TYPE) (pcow_\w+) [^\n]*$/;
-
-/** A sample: its name, the inside of its braces where it has any, its value. */
-const SAMPLE = /^(pcow_\w+)(?:\{([^\n]*)\})? ([-+.\w]+)$/;
-
-/**
- * The figures of the processes that write these images, with the images' names; none of an image that is not attached, or whose
- * monitor is busy. The format wants the samples of a family in one group: those of all images stand below one head.
- */
-export async function attachmentMetrics(entries: ImageEntry[]): Promise<string> {
-  const heads = new Map<string, string[]>();
-  const samples = new Map<string, string[]>();
-  const reports = await Promise.all(entries.map(async ({ monitor }) => monitor?.report('metrics')));
-  for (const [at, { name }] of entries.entries()) {
-    let family = '';
-    const described = new Set(heads.keys());
-    for (const line of reports[at]?.split('\n') ?? []) {
-      const head = HEAD.exec(line)?.[1];
-      const [, sample = '', labels, value = ''] = SAMPLE.exec(line) ?? [];
-      if (head !== undefined) {
-        family = head;
-        if (!described.has(head)) add(heads, head, line);
-      } else if (sample !== '') {
-        // The samples of a histogram have longer names than their family.
-        if (family === '' || !sample.startsWith(family)) family = sample;
-        const all = labels === undefined || labels === '' ? imageLabel(name) : `${imageLabel(name)},${labels}`;
-        add(samples, family, `${sample}{${all}} ${value}`);
-      }
-    }
-  }
-  return [...samples]
-    .flatMap(([family, lines]) => [...(heads.get(family) ?? []), ...lines])
-    .map((line) => `${line}\n`)
-    .join('');
+interface Figure {
+  /** In the report. */
+  field: string;
+  name: string;
+  type: 'gauge' | 'counter';
+  help: string;
+  /** How many of the report's units are one of Prometheus'; default: 1. */
+  perUnit?: number;
 }
 
-function add(groups: Map<string, string[]>, family: string, line: string): void {
-  groups.set(family, [...(groups.get(family) ?? []), line]);
+const FIGURES: Figure[] = [
+  counter('copied_bytes', 'pcow_copied_bytes_total', 'Bytes copied from lower layers.'),
+  gauge('clean_cache_bytes', 'pcow_clean_cache_bytes', 'Resident clean copies of lower blocks.'),
+  counter('clean_cache_dropped_bytes', 'pcow_clean_cache_dropped_bytes_total', 'Clean copies dropped for the budget.'),
+  gauge('mappings', 'pcow_mappings', 'Memory mappings in use (an upper estimate).'),
+  counter('promotions', 'pcow_promotions_total', 'Fragmented chunks that were completed.'),
+  counter('stalls', 'pcow_stalls_total', 'Faults that found no disk space and waited.'),
+  gauge('stalled', 'pcow_stalled', 'Faults that wait for disk space now.'),
+  counter('live_snapshots', 'pcow_live_snapshots_total', 'Snapshots of the running guest.'),
+  {
+    ...gauge('last_freeze_nanoseconds', 'pcow_last_freeze_seconds', 'How long the last snapshot froze the memory.'),
+    perUnit: 1e9,
+  },
+  counter('monitor_syncs', 'pcow_monitor_syncs_total', 'Flushes of the guest.'),
+];
+
+interface Report {
+  image: string;
+  figures: Record<string, unknown>;
+}
+
+/** One for each family; without a sample of an image that is not attached, or whose monitor is too busy to answer. */
+export async function attachmentMetrics(entries: ImageEntry[]): Promise<Family[]> {
+  const reports = (await Promise.all(entries.map(reportOf))).flat();
+  return [faultSeconds(reports), ...FIGURES.map((figure) => familyOf(figure, reports))].filter(
+    ({ samples }) => samples.length > 0,
+  );
+}
+
+async function reportOf({ name, monitor }: ImageEntry): Promise<Report[]> {
+  if (monitor === null) return [];
+  const figures = (await attachmentStatus(monitor)).monitor;
+  return isRecord(figures) ? [{ image: name, figures }] : [];
+}
+
+function familyOf({ field, name, type, help, perUnit = 1 }: Figure, reports: Report[]): Family {
+  const samples = reports.flatMap(({ image, figures }): Sample[] => {
+    const value = figures[field];
+    return typeof value === 'number' ? [{ labels: { image }, value: value / perUnit }] : [];
+  });
+  return { name, type, help, samples };
+}
+
+/** The monitor counts faults by kind, in buckets: the one at i has those of less than 2^i microseconds, the last one the rest. */
+function faultSeconds(reports: Report[]): Family {
+  const samples = reports.flatMap(({ image, figures: { faults } }) =>
+    Object.entries(isRecord(faults) ? faults : {}).flatMap(([kind, fault]) => {
+      const { buckets, sumNs } = isRecord(fault) ? fault : {};
+      if (!isCounts(buckets) || typeof sumNs !== 'number') return [];
+      const bounds = buckets.slice(1).map((_, at) => 2 ** at / 1e6);
+      return histogramSamples({ image, kind }, bounds, buckets, sumNs / 1e9);
+    }),
+  );
+  return {
+    name: 'pcow_fault_seconds',
+    type: 'histogram',
+    help: "Time from a page fault's event to its answer.",
+    samples,
+  };
+}
+
+function isRecord(value: unknown): value is Record<string, unknown> {
+  return typeof value === 'object' && value !== null && !Array.isArray(value);
+}
+
+function isCounts(value: unknown): value is number[] {
+  return Array.isArray(value) && value.length > 1 && value.every((count) => typeof count === 'number');
+}
+
+function gauge(field: string, name: string, help: string): Figure {
+  return { field, name, type: 'gauge', help };
+}
+
+function counter(field: string, name: string, help: string): Figure {
+  return { field, name, type: 'counter', help };
 }

@@ -7,7 +7,8 @@ import type { MountContext } from '../context.js';
 import { wordsOf } from './control-text.js';
 import { HELP } from './help.js';
 import type { ImageEntry } from '../images/image-entry.js';
-import { metricsOf } from './metrics.js';
+import { imageMetrics } from './metrics.js';
+import { prometheusText } from './prometheus.js';
 import { imageStatus, mountStatus, snapshotLines } from './status.js';
 
 /** A control file of an image (Subject: Found) or of the mount (Subject: null). */
@@ -193,7 +194,7 @@ function underWay({ work }: ImageEntry): string {
 }
 
 async function allMetrics(entries: ImageEntry[]): Promise<string> {
-  return (await metricsOf(entries)) + (await attachmentMetrics(entries));
+  return prometheusText([...(await imageMetrics(entries)), ...(await attachmentMetrics(entries))]);
 }
 
 /** Whatever is wrong with them; but for those that go away at this moment. */
