@@ -32,7 +32,7 @@ const Breach kBreaches[] = {
     BREACH(kMarkBeforeWrite, "expansion"),
     BREACH(kDataBeforeEntry, "killed processes"),
     BREACH(kDurableAfterSync, "expansion"),
-    BREACH(kZerosBeforeEntry, "copy-on-write"),
+    BREACH(kZerosBeforeEntry, "write beside zeros"),
     BREACH(kTableSpaceBeforeStore, "expansion"),
     BREACH(kDataSpaceBeforeMapping, "mapping, killed"),
     BREACH(kFileReachesBeforeUse, "expansion"),

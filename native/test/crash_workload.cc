@@ -46,6 +46,7 @@ constexpr Profile kTwoDeletions = {"two deletions", 0, 0, 0, 0, 0, 0, 0, 0, 0, f
 constexpr Profile kMergedChecksums = {
     "checksums of a merge", 0, 0, 0, 0, 0, 0, 0, 0, 0, false, false, 0, 0, true, 16, 0, 0, 0, 0, 1};
 constexpr Profile kCloned = {"clone of a snapshot", 0, 0, 0, 0, 0, 0, 0, 0, 0};
+constexpr Profile kBesideZeros = {"write beside zeros", 0, 0, 0, 0, 0, 0, 0, 0, 0};
 constexpr Profile kFullMerge = {"merge on a full disk", 0, 0, 0, 0, 0, 0, 0, 0, 0, false, false, 0, 0, false, 16};
 
 }  // namespace
@@ -61,6 +62,7 @@ void run_workloads(Run* run, int steps) {
   if (has_turn()) Workload(run, kMergedChecksums, 4096).merge_with_checksums();
   if (has_turn()) Workload(run, kCloned, 4096).clone_of_a_snapshot();
   if (has_turn()) Workload(run, kFullMerge, 8192).merge_on_a_full_disk();
+  if (has_turn()) Workload(run, kBesideZeros, 4096).write_beside_zeros();
 }
 
 void run_workload(Run* run, const std::string& name, int steps) {
@@ -68,6 +70,7 @@ void run_workload(Run* run, const std::string& name, int steps) {
   if (name == kLongMerge.name) return Workload(run, kLongMerge, 4096).go(steps);
   if (name == kReuse.name) return Workload(run, kReuse, 4096).reuse_during_a_merge();
   if (name == kCloned.name) return Workload(run, kCloned, 4096).clone_of_a_snapshot();
+  if (name == kBesideZeros.name) return Workload(run, kBesideZeros, 4096).write_beside_zeros();
   if (name == kFullMerge.name) return Workload(run, kFullMerge, 8192).merge_on_a_full_disk();
   if (name == kTwoDeletions.name) return Workload(run, kTwoDeletions, 8192).two_deletions();
   if (name == kMergedChecksums.name) return Workload(run, kMergedChecksums, 4096).merge_with_checksums();

@@ -48,6 +48,8 @@ class Workload {
   void clone_of_a_snapshot();
   // A merge finds the disk full, spends the reserve, and then takes out of the layer that goes what its heir holds.
   void merge_on_a_full_disk();
+  // Blocks that are zeros durably, and have no place in the file yet, are written in part.
+  void write_beside_zeros();
   void go(int steps);
 
  private:

@@ -1,4 +1,4 @@
-// Deletions at moments that a random workload hits too seldom.
+// Moments that a random workload hits too seldom: most of them in deletions.
 #include <unistd.h>
 
 #include <atomic>
@@ -37,6 +37,28 @@ void Workload::two_deletions() {
   write(sectors / 2, sectors / 2);
   sync();
   remove("s0", nullptr);
+  finish();
+}
+
+void Workload::write_beside_zeros() {
+  constexpr uint64_t kChunks = 2;
+  const uint64_t sectors = block_size_ / kSector;
+  const auto each_chunk = [&](const auto& act) {
+    for (uint64_t chunk = 0; chunk < kChunks; chunk++) act(chunk * kBlocksPerChunk * sectors);
+  };
+  run_->where = profile_.name;
+  prepare();
+  resize(((kChunks - 1) * kBlocksPerChunk + 2) * sectors);
+  each_chunk([&](uint64_t first) { write(first, sectors); });
+  snapshot();
+  // Durable zeros without a block. The first block of a chunk makes the file longer.
+  each_chunk([&](uint64_t first) { discard(first, sectors); });
+  sync();
+  // A sync after each: so few stores can be on the disk or not that all states are tried.
+  each_chunk([&](uint64_t first) {
+    write(first, sectors / 2);
+    sync();
+  });
   finish();
 }
 
