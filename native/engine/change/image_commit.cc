@@ -1,6 +1,6 @@
 // What an image has written goes into its base, as a new frozen layer there.
 //
-// Order (crash rules, docs/format.md); the image must have no snapshots, which stand on the old layer of the base:
+// Order (docs/format.md, "What a writer does, in which order"); the image must have no snapshots, which stand on the old layer of the base:
 //   1. the image's active layer is frozen, hidden: what is copied does not change any more, and writes go on above it.
 //      After a crash it is a deleted snapshot with one child, and is merged back
 //   2. its blocks are copied into free space of the base, and a table there that nothing names yet

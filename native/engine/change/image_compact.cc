@@ -1,7 +1,7 @@
 // Giving back blocks that hold nothing but zeros.
 //
 // Such a block's entry becomes empty, or *zero here* where that says the same; it reads as before, in frozen layers too.
-// Order (crash rules, docs/format.md):
+// Order (docs/format.md, "What a writer does, in which order"):
 //   1. entry by entry; in the active layer with the gate held exclusively, since what it holds is written in place
 //   2. a superblock with the next generation: readers in other processes load the tables anew
 //   3. only then are the blocks released: one sync makes the freeing durable and punches them, the next one gives them back
@@ -86,10 +86,7 @@ Result<void> ImageState::compact_layer(const Layer& layer, const std::function<b
 
 Result<void> Image::compact(const Progress& progress) {
   ImageState& state = *state_;
-  const auto change = [&]() -> Result<void> {
-    const std::lock_guard structure(state.structure);
-    if (state.closed) return state.closed_error();
-    if (!state.writable()) return Error(Code::kReadOnly, state.path + " is open for reading only");
+  return state.change_structure([&]() -> Result<void> {
     // A layer that is being merged away shares blocks with its heir: first that comes to its end.
     PCOW_TRY(state.finish_deletions("compacting"));
     uint64_t total = 0;
@@ -126,8 +123,7 @@ Result<void> Image::compact(const Progress& progress) {
     PCOW_TRY(outcome);
     if (progress) progress(total, total);
     return {};
-  };
-  return state.noted(change());
+  });
 }
 
 }  // namespace pcow

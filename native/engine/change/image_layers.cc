@@ -1,6 +1,6 @@
 // Changes of structure: what all of them share, and rollback, resize, another base.
 //
-// Order of every such change (crash rules, docs/format.md):
+// Order of every such change (docs/format.md, "What a writer does, in which order"):
 //   1. the new directory (and a new, empty table) is written to free space, and made durable
 //   2. with the gate held exclusively, the superblock's other slot is written: this is the moment
 //   3. fdatasync; only then is the old directory's place, and what the old structure alone used, released
@@ -245,21 +245,19 @@ Result<bool> ImageState::active_is_empty() const {
 Result<uint64_t> Image::layer_id(const std::string& snapshot) const {
   if (state_->is_stale()) PCOW_TRY(state_->refresh());
   const std::shared_lock lock(state_->gate);
-  const Layer* layer = snapshot.empty() ? &state_->directory.active_layer() : state_->directory.find(snapshot);
-  if (!layer) return Error(Code::kNotFound, state_->path + " has no snapshot called " + snapshot);
-  return layer->id;
+  if (snapshot.empty()) return state_->directory.active;
+  const auto layer = state_->snapshot_called(snapshot);
+  if (!layer) return layer.error();
+  return (*layer)->id;
 }
 
 Result<void> Image::rollback(const std::string& name) {
   ImageState& state = *state_;
-  const auto change = [&]() -> Result<void> {
-    const std::lock_guard structure(state.structure);
-    if (state.closed) return state.closed_error();
-    if (!state.writable()) return Error(Code::kReadOnly, state.path + " is open for reading only");
-    const Layer* target = state.directory.find(name);
-    if (!target) return Error(Code::kNotFound, state.path + " has no snapshot called " + name);
+  return state.change_structure([&]() -> Result<void> {
+    const auto target = state.snapshot_called(name);
+    if (!target) return target.error();
     const Layer gone = state.directory.active_layer();
-    const Layer stood_on = *target;
+    const Layer stood_on = **target;
     PCOW_TRY(state.giving_back_by_change([&]() -> Result<void> {
       ImageState::Prepared prepared;
       prepared.directory = state.directory;
@@ -272,8 +270,7 @@ Result<void> Image::rollback(const std::string& name) {
     // The image is back at the snapshot, whatever keeps an earlier deletion from being finished.
     if (auto collected = state.collect(nullptr); !collected) return state.leave_unfinished(collected.error());
     return {};
-  };
-  return state.noted(change());
+  });
 }
 
 // The active layer's entries, as far as an image of `size` bytes has them, into another table. What the last block holds
@@ -402,16 +399,12 @@ Result<void> Image::resize(uint64_t size, bool shrink) {
                          before.table_length >> state.geometry.block_shift());
     return {};
   };
-  const auto locked = [&]() -> Result<void> {
-    const std::lock_guard structure(state.structure);
-    if (state.closed) return state.closed_error();
-    if (!state.writable()) return Error(Code::kReadOnly, state.path + " is open for reading only");
+  return state.change_structure([&]() -> Result<void> {
     if (!shrink) return change();
     // A snapshot whose deletion was interrupted does not stand in the way.
     PCOW_TRY(state.finish_deletions("making it smaller"));
     return state.giving_back_by_change(change);
-  };
-  return state.noted(locked());
+  });
 }
 
 // What a base reference to `spec` is to say; refused where this image cannot stand on it.
@@ -439,10 +432,7 @@ static bool same_content(const std::optional<BaseReference>& one, const BaseRefe
 
 Result<void> Image::set_base(const BaseSpec& spec, bool has_base) {
   ImageState& state = *state_;
-  const auto change = [&]() -> Result<void> {
-    const std::lock_guard structure(state.structure);
-    if (state.closed) return state.closed_error();
-    if (!state.writable()) return Error(Code::kReadOnly, state.path + " is open for reading only");
+  return state.change_structure([&]() -> Result<void> {
     ImageState::Prepared prepared;
     prepared.rebased = true;
     if (has_base) {
@@ -474,8 +464,7 @@ Result<void> Image::set_base(const BaseSpec& spec, bool has_base) {
     PCOW_TRY(state.change_directory(&prepared));
     state.content_generation++;
     return {};
-  };
-  return state.noted(change());
+  });
 }
 
 }  // namespace pcow

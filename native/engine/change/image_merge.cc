@@ -351,13 +351,10 @@ Result<void> ImageState::finish_deletions(const std::string& what) {
 
 Result<void> Image::remove(const std::string& name, const Progress& progress) {
   ImageState& state = *state_;
-  const auto change = [&]() -> Result<void> {
-    const std::lock_guard structure(state.structure);
-    if (state.closed) return state.closed_error();
-    if (!state.writable()) return Error(Code::kReadOnly, state.path + " is open for reading only");
-    const Layer* layer = state.directory.find(name);
-    if (!layer) return Error(Code::kNotFound, state.path + " has no snapshot called " + name);
-    const uint64_t id = layer->id;
+  return state.change_structure([&]() -> Result<void> {
+    const auto layer = state.snapshot_called(name);
+    if (!layer) return layer.error();
+    const uint64_t id = (*layer)->id;
     PCOW_TRY(state.giving_back_by_change([&]() -> Result<void> {
       ImageState::Prepared prepared;
       prepared.directory = state.directory;
@@ -372,8 +369,7 @@ Result<void> Image::remove(const std::string& name, const Progress& progress) {
     if (!collected && is_stuck(state, collected.error()) && !state.directory.find(id))
       return state.leave_unfinished(collected.error());
     return collected;
-  };
-  return state.noted(change());
+  });
 }
 
 }  // namespace pcow

@@ -1,6 +1,6 @@
 // Another base, or none, with the content kept.
 //
-// Order (crash rules, docs/format.md):
+// Order (docs/format.md, "What a writer does, in which order"):
 //   1. every root takes in what it does not hold itself and what the two bases hold differently: entry by entry, under the
 //      chunk's lock, as the old base has it. It reads the same before and after, so a crash leaves the image as it was
 //   2. sync: what the roots have taken is durable
@@ -198,10 +198,7 @@ Result<void> ImageState::take_in_differences(const Layer& root, const std::share
 
 Result<void> Image::rebase(const BaseSpec& spec, bool has_base, const Progress& progress) {
   ImageState& state = *state_;
-  const auto change = [&]() -> Result<void> {
-    const std::lock_guard structure(state.structure);
-    if (state.closed) return state.closed_error();
-    if (!state.writable()) return Error(Code::kReadOnly, state.path + " is open for reading only");
+  return state.change_structure([&]() -> Result<void> {
     // A root that is being merged away shares blocks with its heir, which writes them.
     PCOW_TRY(state.finish_deletions("another base"));
     ImageState::Prepared prepared;
@@ -272,8 +269,7 @@ Result<void> Image::rebase(const BaseSpec& spec, bool has_base, const Progress& 
     PCOW_TRY(state.file->sync());
     if (progress) progress(total, total);
     return {};
-  };
-  return state.noted(change());
+  });
 }
 
 }  // namespace pcow

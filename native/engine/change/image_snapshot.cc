@@ -106,30 +106,23 @@ Result<void> Image::snapshot_together(const std::vector<Image*>& images, const s
 // being merged away has none any more.
 Result<void> Image::rename_snapshot(const std::string& from, const std::string& to) {
   ImageState& state = *state_;
-  const auto change = [&]() -> Result<void> {
-    PCOW_TRY(check_snapshot_name(to));
-    const std::lock_guard structure(state.structure);
-    if (state.closed) return state.closed_error();
-    if (!state.writable()) return Error(Code::kReadOnly, state.path + " is open for reading only");
-    const Layer* layer = state.directory.find(from);
-    if (!layer) return Error(Code::kNotFound, state.path + " has no snapshot called " + from);
+  PCOW_TRY(state.noted(check_snapshot_name(to)));
+  return state.change_structure([&]() -> Result<void> {
+    const auto layer = state.snapshot_called(from);
+    if (!layer) return layer.error();
     if (state.directory.find(to)) return Error(Code::kExists, state.path + " already has a snapshot called " + to);
     ImageState::Prepared prepared;
     prepared.directory = state.directory;
-    Layer* renamed = prepared.directory.find(layer->id);
+    Layer* renamed = prepared.directory.find((*layer)->id);
     renamed->name = to;
     renamed->automatic = false;  // somebody has chosen that name
     return state.change_directory(&prepared);
-  };
-  return state.noted(change());
+  });
 }
 
 Result<uint64_t> Image::freeze_for_clone(const std::string& name) {
-  {
-    ImageState& state = *state_;
-    const std::lock_guard structure(state.structure);
-    if (state.closed) return state.closed_error();
-    if (!state.writable()) return Error(Code::kReadOnly, state.path + " is open for reading only");
+  ImageState& state = *state_;
+  const auto standing = state.change_structure([&]() -> Result<uint64_t> {
     const Layer& active = state.directory.active_layer();
     const Layer* parent = state.directory.find(active.parent);
     auto empty = state.active_is_empty();
@@ -140,7 +133,9 @@ Result<uint64_t> Image::freeze_for_clone(const std::string& name) {
       PCOW_TRY(state.seal(state.space->file_end()));
       return parent->id;
     }
-  }
+    return uint64_t{0};
+  });
+  if (!standing || *standing) return standing;
   auto pending = PendingSnapshot::prepare(this, name, true);
   if (!pending) return pending.error();
   (*pending)->close_gate();

@@ -1,6 +1,6 @@
 // Checksums of frozen layers: making them, taking them away, and reading all that has some to see whether it is damaged.
 //
-// Order of making a layer's (crash rules, docs/format.md):
+// Order of making a layer's (docs/format.md, "What a writer does, in which order"):
 //   1. a range of free blocks gets the pages; the layer is read for them without keeping anybody out
 //   2. the directory that names the range is written, and all of that made durable
 //   3. the superblock; then the range that the layer had before is released
@@ -263,11 +263,8 @@ Result<void> Image::add_checksums(const Progress& progress) {
 
 Result<void> Image::remove_checksums() {
   ImageState& state = *state_;
-  const auto change = [&]() -> Result<void> {
-    const std::scoped_lock alone(state.checksumming);
-    const std::lock_guard structure(state.structure);
-    if (state.closed) return state.closed_error();
-    if (!state.writable()) return Error(Code::kReadOnly, state.path + " is open for reading only");
+  const std::scoped_lock alone(state.checksumming);
+  return state.change_structure([&]() -> Result<void> {
     const Directory before = state.directory;
     if (!before.features()) return {};
     ImageState::Prepared prepared;
@@ -277,8 +274,7 @@ Result<void> Image::remove_checksums() {
     for (const Layer& layer : before.layers)
       if (layer.checksums) state.space->release(layer.checksums, layer.table_length >> state.geometry.block_shift());
     return {};
-  };
-  return state.noted(change());
+  });
 }
 
 namespace {

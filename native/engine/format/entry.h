@@ -4,7 +4,7 @@
 //
 // `written`: this layer holds these sub-blocks; the others fall through to the parent. Index 0 with bits set: they are
 // zero here. `durable`: if this entry is on the disk, so is what it says about these sub-blocks (docs/format.md,
-// "Crash rules").
+// "After a host crash").
 #pragma once
 
 #include <cstdint>

@@ -105,9 +105,9 @@ Result<SnapshotInfo> Image::snapshot_info(const std::string& name) const {
   PCOW_TRY(state.bring_up_to_date());
   const std::shared_lock lock(state.gate);
   if (state.closed) return state.closed_error();
-  const Layer* layer = state.directory.find(name);
-  if (!layer) return Error(Code::kNotFound, state.path + " has no snapshot called " + name);
-  return state.describe(*layer, state.directory.count_children(layer->id));
+  const auto layer = state.snapshot_called(name);
+  if (!layer) return layer.error();
+  return state.describe(**layer, state.directory.count_children((*layer)->id));
 }
 
 Result<std::vector<std::string>> Image::snapshot_names() const {
@@ -139,11 +139,9 @@ Result<std::shared_ptr<View>> Image::view(const std::string& snapshot) const {
   PCOW_TRY(state.bring_up_to_date());
   const std::shared_lock lock(state.gate);
   if (state.closed) return state.closed_error();
-  const Layer* layer = state.directory.find(snapshot);
-  if (!layer)
-    return state.noted(
-        Result<std::shared_ptr<View>>(Error(Code::kNotFound, state.path + " has no snapshot called " + snapshot)));
-  return std::make_shared<View>(layer->id, layer->size, true);
+  const auto layer = state.noted(state.snapshot_called(snapshot));
+  if (!layer) return layer.error();
+  return std::make_shared<View>((*layer)->id, (*layer)->size, true);
 }
 
 Result<std::shared_ptr<View>> Image::view_of_layer(uint64_t layer) const {

@@ -1,6 +1,6 @@
 // Opening, recovery, closing.
 //
-// Order of opening for writing (crash rules, docs/format.md):
+// Order of opening for writing (docs/format.md, "What a writer does, in which order"):
 //   1. the lock; nobody else changes the image from here on
 //   2. a sync: a writer that was killed may have left the newest superblock in the page cache only. Until that is on the
 //      disk, what the one before names is not free, and the slot of the one before is not to be written

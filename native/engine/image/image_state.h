@@ -303,6 +303,24 @@ class ImageState {
     if (!result) note(result.error());
     return result;
   }
+  // The one way into a change of structure from outside: alone, of an image that is open for writing. `work()` runs with `structure` held,
+  // and returns a Result; its failure is noted.
+  template <typename Work>
+  auto change_structure(const Work& work) {
+    const auto alone = [&]() -> decltype(work()) {
+      const std::lock_guard holding(structure);
+      if (closed) return closed_error();
+      if (!writable()) return Error(Code::kReadOnly, path + " is open for reading only");
+      return work();
+    };
+    return noted(alone());
+  }
+  // A layer by its snapshot's name, until the next change of structure. With `structure` or the gate held. kNotFound.
+  Result<const Layer*> snapshot_called(const std::string& name) const {
+    const Layer* layer = directory.find(name);
+    if (!layer) return Error(Code::kNotFound, path + " has no snapshot called " + name);
+    return layer;
+  }
   // For ImageInfo::last_error. What the caller gave up has not failed.
   void note(const Error& error) {
     if (error.code == Code::kCancelled) return;

@@ -1,6 +1,6 @@
 // Making things durable.
 //
-// Order of a sync (crash rules, docs/format.md):
+// Order of a sync (docs/format.md, "What a writer does, in which order"):
 //   1. take the marked chunks and the released blocks; note which sub-blocks are `written` but not `durable`
 //   2. fdatasync: their data, their entries, and every freeing stored before are on the disk
 //   3. set `durable` for exactly the noted bits (a write that came in meanwhile keeps waiting for the next sync)
