@@ -111,8 +111,7 @@ test('a rename takes along what stands on the image, and not what stands on a co
 const OTHERS = [
   'cli/doctor/directory.ts', // a scratch directory
   'cli/nameless.ts', // files without a name
-  'cli/commands/rename.ts', // asks the mount, by rename(2)
-  'src/client/mounted-image.ts', // so does this
+  'src/client/control.ts', // asks the mount, by rename(2)
   'native/engine/image/names.cc',
   'native/engine/image/create.cc', // a draft that was not completed
   'native/addon/attach_server.cc', // a socket
