@@ -36,7 +36,7 @@
       # With exceptions: a thread of the application that is cancelled in one of the interposed functions unwinds through it.
       "cflags_cc!": ["-fno-exceptions"],
       "cflags_cc": ["-fexceptions"],
-      "ldflags": ["-static-libstdc++", "-static-libgcc", "-Wl,--exclude-libs,ALL", "-Wl,--version-script=<!(pwd)/monitor/exports.map"],
+      "ldflags": ["-static-libstdc++", "-static-libgcc", "-Wl,--exclude-libs,ALL", "-Wl,--version-script=<!(pwd)/monitor/exports.version"],
       "libraries": ["-lpthread"]
     }
   ]

@@ -140,7 +140,7 @@ void release(void* given) {
 }  // namespace
 }  // namespace pcow
 
-// Those that do not throw, and those for arrays, are made of these by the C++ library. The linker keeps them inside (exports.map).
+// Those that do not throw, and those for arrays, are made of these by the C++ library. The linker keeps them inside (exports.version).
 void* operator new(size_t length) { return pcow::allocate(length, 1); }
 void* operator new(size_t length, std::align_val_t alignment) {
   return pcow::allocate(length, static_cast<size_t>(alignment));
