@@ -12,12 +12,10 @@ import { errorFields, lastErrorOf } from '../control/last-error.js';
 import { Node, type OpenFile } from './node.js';
 
 export abstract class ControlFile extends Node {
-  protected readonly context: MountContext;
   readonly name: string;
 
   constructor(context: MountContext, path: string, name: string) {
-    super(path);
-    this.context = context;
+    super(context, path);
     this.name = name;
   }
 

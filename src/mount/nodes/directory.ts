@@ -1,12 +1,11 @@
 /** The directories of a mount: the mountpoint, the control directory, that of an image in it, and its snapshots'. */
 import { PcowError } from '../../engine/index.js';
 import type { Attributes } from '../fuse/attributes.js';
-import type { Catalog, Found } from '../images/catalog.js';
-import type { MountContext } from '../context.js';
+import type { Catalog } from '../images/catalog.js';
 import { imageControls, mountControls, STATUS } from '../control/control-tree.js';
 import { isShown } from '../images/image-entry.js';
 import { RESERVED_NAMES } from '../../image-names.js';
-import { Node } from './node.js';
+import { ImageNode, Node } from './node.js';
 
 export const CONTROL_DIRECTORY = '.pcow';
 
@@ -15,83 +14,51 @@ export const SNAPSHOT_DIRECTORY = 'at';
 
 /** The mountpoint: the flat files. */
 export class RootDirectory extends Node {
-  readonly #context: MountContext;
-
-  constructor(context: MountContext, path: string) {
-    super(path);
-    this.#context = context;
-  }
-
   attributes(): Promise<Attributes> {
-    return this.#context.attributes.ofRoot(this.path);
+    return this.context.attributes.ofRoot(this.path);
   }
 
   /** The control directory is there for whoever names it, and listed only on request: what copies a mount would read each snapshot. */
   override async names(): Promise<string[]> {
-    const { place, catalog } = this.#context;
+    const { place, catalog } = this.context;
     return [...(place.settings.showControl ? [CONTROL_DIRECTORY] : []), ...(await shownNames(catalog))];
   }
 }
 
 /** `.pcow` */
 export class ControlDirectory extends Node {
-  readonly #context: MountContext;
-
-  constructor(context: MountContext, path: string) {
-    super(path);
-    this.#context = context;
-  }
-
   attributes(): Promise<Attributes> {
-    return this.#context.attributes.ofControlDirectory(this.path);
+    return this.context.attributes.ofControlDirectory(this.path);
   }
 
   override async names(): Promise<string[]> {
-    const images = (await this.#context.catalog.names()).filter((name) => !RESERVED_NAMES.includes(name));
+    const images = (await this.context.catalog.names()).filter((name) => !RESERVED_NAMES.includes(name));
     return [...mountControls.keys(), ...images];
   }
 }
 
 /** `.pcow/NAME` */
-export class ImageDirectory extends Node {
-  readonly #context: MountContext;
-  readonly #found: Found;
-
-  constructor(context: MountContext, path: string, found: Found) {
-    super(path);
-    this.#context = context;
-    this.#found = found;
-  }
-
+export class ImageDirectory extends ImageNode {
   attributes(): Promise<Attributes> {
-    return Promise.resolve(this.#context.attributes.ofImageDirectory(this.#found, this.path, 0));
+    return Promise.resolve(this.context.attributes.ofImageDirectory(this.found, this.path, 0));
   }
 
   /** Only the status file is there for an image that can't be opened. */
   override async names(): Promise<string[]> {
-    const { state } = await this.#found.entry.state();
+    const { state } = await this.found.entry.state();
     return state === 'ok' ? [...imageControls.keys(), SNAPSHOT_DIRECTORY] : [STATUS];
   }
 }
 
 /** `.pcow/NAME/at` */
-export class SnapshotDirectory extends Node {
-  readonly #context: MountContext;
-  readonly #found: Found;
-
-  constructor(context: MountContext, path: string, found: Found) {
-    super(path);
-    this.#context = context;
-    this.#found = found;
-  }
-
+export class SnapshotDirectory extends ImageNode {
   /** Who may write the image may rename its snapshots: the kernel looks at the directory first. */
   attributes(): Promise<Attributes> {
-    return Promise.resolve(this.#context.attributes.ofImageDirectory(this.#found, this.path, 0o222));
+    return Promise.resolve(this.context.attributes.ofImageDirectory(this.found, this.path, 0o222));
   }
 
   override async names(): Promise<string[]> {
-    const { image } = await this.#found.entry.view();
+    const { image } = await this.found.entry.view();
     return image.snapshotNames();
   }
 }

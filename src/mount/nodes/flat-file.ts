@@ -1,33 +1,22 @@
 /** `NAME`: the flat file of an image. It has the image's size, and keeps it. */
 import type { Attributes } from '../fuse/attributes.js';
-import type { Found } from '../images/catalog.js';
-import type { MountContext } from '../context.js';
 import { extendedAttributeNames, extendedAttributes } from './extended-attributes.js';
 import { refusal } from '../failure.js';
-import { Node, type OpenFile } from './node.js';
+import { ImageNode, type OpenFile } from './node.js';
 import { OpenFlatFile } from './open-flat-file.js';
 
-export class FlatFile extends Node {
-  readonly #context: MountContext;
-  readonly #found: Found;
-
-  constructor(context: MountContext, path: string, found: Found) {
-    super(path);
-    this.#context = context;
-    this.#found = found;
-  }
-
+export class FlatFile extends ImageNode {
   attributes(): Promise<Attributes> {
-    return this.#context.attributes.ofFlatFile(this.#found);
+    return this.context.attributes.ofFlatFile(this.found);
   }
 
   override open(writable: boolean): Promise<OpenFile> {
-    return OpenFlatFile.open(this.path, this.#found.entry, null, writable, this.#context.native);
+    return OpenFlatFile.open(this.path, this.found.entry, null, writable, this.context.native);
   }
 
   /** open(O_TRUNC) comes as `truncate` to 0 without a handle, and does nothing, as on a block device. */
   override async truncate(size: number, byHandle: boolean): Promise<void> {
-    const { entry } = this.#found;
+    const { entry } = this.found;
     const { image } = await entry.view();
     const present = image.size();
     if (size === present || (size === 0 && !byHandle)) {
@@ -43,12 +32,12 @@ export class FlatFile extends Node {
   }
 
   override imageFile(): string {
-    return this.#found.entry.file;
+    return this.found.entry.file;
   }
 
   override async unlink(): Promise<void> {
-    const { entry } = this.#found;
-    await entry.orFailed('rm', () => this.#context.catalog.unlink(entry.name));
+    const { entry } = this.found;
+    await entry.orFailed('rm', () => this.context.catalog.unlink(entry.name));
   }
 
   override async rename(target: string): Promise<void> {
@@ -56,16 +45,16 @@ export class FlatFile extends Node {
     if (name === undefined || rest.length > 0) {
       return super.rename(target);
     }
-    const { entry } = this.#found;
-    await entry.orFailed('mv', () => this.#context.catalog.rename(entry.name, name));
+    const { entry } = this.found;
+    await entry.orFailed('mv', () => this.context.catalog.rename(entry.name, name));
   }
 
   override async extendedAttribute(name: string): Promise<string> {
     const read = extendedAttributes.get(name);
-    return read ? read(this.#found.entry, this.#context.place) : super.extendedAttribute(name);
+    return read ? read(this.found.entry, this.context.place) : super.extendedAttribute(name);
   }
 
   override extendedAttributeNames(): string[] {
-    return extendedAttributeNames(this.#context.place);
+    return extendedAttributeNames(this.context.place);
   }
 }

@@ -6,13 +6,17 @@ import type { PcowError } from '../../engine/index.js';
 import type { Question, QuestionAnswer } from '../../engine/native-operations.js';
 import type { Attributes } from '../fuse/attributes.js';
 import { noSuchFile, refusal } from '../failure.js';
+import type { MountContext } from '../context.js';
+import type { Found } from '../images/catalog.js';
 import type { FlatFileUse } from '../images/image-entry.js';
 
 export abstract class Node {
+  protected readonly context: MountContext;
   /** As it was asked for, beginning with a slash. */
   readonly path: string;
 
-  constructor(path: string) {
+  constructor(context: MountContext, path: string) {
+    this.context = context;
     this.path = path;
   }
 
@@ -60,6 +64,16 @@ export abstract class Node {
   /** listxattr */
   extendedAttributeNames(): string[] {
     return [];
+  }
+}
+
+/** A node of one image. */
+export abstract class ImageNode extends Node {
+  protected readonly found: Found;
+
+  constructor(context: MountContext, path: string, found: Found) {
+    super(context, path);
+    this.found = found;
   }
 }
 

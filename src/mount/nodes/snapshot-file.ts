@@ -6,29 +6,25 @@ import type { Attributes } from '../fuse/attributes.js';
 import type { Found } from '../images/catalog.js';
 import type { MountContext } from '../context.js';
 import { refusal } from '../failure.js';
-import { Node, type OpenFile } from './node.js';
+import { ImageNode, type OpenFile } from './node.js';
 import { OpenFlatFile } from './open-flat-file.js';
 
-export class SnapshotFile extends Node {
-  readonly #context: MountContext;
-  readonly #found: Found;
+export class SnapshotFile extends ImageNode {
   readonly #snapshot: SnapshotInfo;
 
   constructor(context: MountContext, path: string, found: Found, snapshot: SnapshotInfo) {
-    super(path);
-    this.#context = context;
-    this.#found = found;
+    super(context, path, found);
     this.#snapshot = snapshot;
   }
 
   attributes(): Promise<Attributes> {
-    return this.#context.attributes.ofSnapshot(this.#found, this.#snapshot);
+    return this.context.attributes.ofSnapshot(this.found, this.#snapshot);
   }
 
   override open(writable: boolean): Promise<OpenFile> {
     return writable
       ? Promise.reject(this.#neverChanges('; clone it to write on it'))
-      : OpenFlatFile.open(this.path, this.#found.entry, this.#snapshot.name, false, this.#context.native);
+      : OpenFlatFile.open(this.path, this.found.entry, this.#snapshot.name, false, this.context.native);
   }
 
   override truncate(): Promise<void> {
@@ -42,13 +38,13 @@ export class SnapshotFile extends Node {
 
   /** It stays with its image. */
   override async rename(target: string): Promise<void> {
-    const { entry } = this.#found;
+    const { entry } = this.found;
     await entry.orFailed('mv', async () => {
       if (dirname(target) !== dirname(this.path)) {
         const message = `${this.path} can't become ${target}: a snapshot stays with its image`;
         throw refusal('EPERM', 'PCOW_PERMISSION', message);
       }
-      await this.#context.commands.renameSnapshot(entry, this.#snapshot.name, basename(target));
+      await this.context.commands.renameSnapshot(entry, this.#snapshot.name, basename(target));
     });
   }
 
