@@ -86,17 +86,30 @@ export class Commands {
     }
   }
 
-  async #deleteWhoeverHas(entry: ImageEntry, name: string): Promise<void> {
+  #deleteWhoeverHas(entry: ImageEntry, name: string): Promise<void> {
+    return this.#byWhoeverHas(entry, {
+      asked: (monitor) => monitor.request('delete', { text: name, undo: [] }),
+      own: (image) => entry.long('delete', name, (options) => image.delete(name, options)),
+      isDone: async () => !(await has(entry, name)),
+    });
+  }
+
+  /**
+   * A change that a monitor is `asked` for, or this mount does as its `own`. Where the image changes hands meanwhile it is done over,
+   * unless the process has done it before it ended.
+   */
+  async #byWhoeverHas(
+    entry: ImageEntry,
+    change: {
+      asked: (monitor: Monitor) => Promise<unknown>;
+      own: (image: Image) => Promise<unknown>;
+      isDone: () => Promise<boolean>;
+    },
+  ): Promise<void> {
     for (;;) {
-      await entry.attachment.settled();
-      const { monitor } = entry;
+      const { monitor, opening } = await entry.whoeverHas();
       try {
-        if (monitor) {
-          await monitor.request('delete', { text: name, undo: [] });
-        } else {
-          const { image } = await entry.writer();
-          await entry.long('delete', name, (options) => image.delete(name, options));
-        }
+        await (monitor ? change.asked(monitor) : change.own(opening.image));
         return;
       } catch (error) {
         if (!isGone(error) && entry.monitor === monitor) {
@@ -104,8 +117,8 @@ export class Commands {
         }
       }
       await entry.attachment.settled();
-      if (!(await has(entry, name))) {
-        return; // the process has done it before it ended
+      if (await change.isDone()) {
+        return;
       }
     }
   }
@@ -216,29 +229,13 @@ export class Commands {
     });
   }
 
-  async #renameWhoeverHas(entry: ImageEntry, id: number, from: string, to: string): Promise<void> {
-    for (;;) {
-      await entry.attachment.settled();
-      const { monitor } = entry;
-      try {
-        if (monitor) {
-          const undo = [{ name: 'rename' as const, text: `${to} ${from}` }];
-          await monitor.request('rename', { text: `${from} ${to}`, undo });
-        } else {
-          const { image } = await entry.writer();
-          await image.renameSnapshot(from, to);
-        }
-        return;
-      } catch (error) {
-        if (!isGone(error) && entry.monitor === monitor) {
-          throw error;
-        }
-      }
-      await entry.attachment.settled();
-      if ((await has(entry, to)) && (await entry.snapshot(to)).id === id) {
-        return; // the process has done it before it ended
-      }
-    }
+  #renameWhoeverHas(entry: ImageEntry, id: number, from: string, to: string): Promise<void> {
+    const undo = [{ name: 'rename' as const, text: `${to} ${from}` }];
+    return this.#byWhoeverHas(entry, {
+      asked: (monitor) => monitor.request('rename', { text: `${from} ${to}`, undo }),
+      own: (image) => image.renameSnapshot(from, to),
+      isDone: async () => (await has(entry, to)) && (await entry.snapshot(to)).id === id,
+    });
   }
 
   /** A new image on this one, as it is now or at a snapshot. It gets the owner and the mode of this one. */
