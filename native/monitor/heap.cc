@@ -77,7 +77,7 @@ uint64_t new_generation() {
          static_cast<uint64_t>(getpid());
 }
 
-// The heap, locked. On a thread of the application signals are held: a handler that touches an image waits for a thread that needs it.
+// The heap, locked; with its pools, also in a child.
 class Locked {
  public:
   Locked() {
@@ -100,6 +100,7 @@ class Locked {
   Heap* const heap_ = the_heap();
 };
 
+// On a thread of the application signals are held: a handler that touches an image waits for a thread that needs the heap.
 template <typename Do>
 auto with_heap(const Do& what) {
   if (Inside::active()) {

@@ -143,8 +143,8 @@ Result<void> File::write(uint64_t offset, const void* buffer, size_t length) {
 }
 
 Result<void> File::allocate(uint64_t offset, uint64_t length) {
-  const std::string what = "cannot allocate space in " + path_;
-  if (const int err = observe(FileOperation::kAllocate, offset, length, nullptr)) return disk_error(err, what);
+  const auto failed = [&](int err) { return disk_error(err, "cannot allocate space in " + path_); };
+  if (const int err = observe(FileOperation::kAllocate, offset, length, nullptr)) return failed(err);
   const auto act = [&](int mode) {
     return insist(FileOperation::kAllocate,
                   [&] { return fallocate(descriptor_, mode, static_cast<off_t>(offset), static_cast<off_t>(length)); });
@@ -162,7 +162,7 @@ Result<void> File::allocate(uint64_t offset, uint64_t length) {
   // On a full disk XFS asks for free space before it looks whether any is needed.
   const bool full = err == ENOSPC || err == EDQUOT;
   if (full && covers(offset + length) && has_own_space(descriptor_, offset, length)) return {};
-  if (err) return disk_error(err, what);
+  if (err) return failed(err);
   return {};
 }
 

@@ -32,8 +32,7 @@ uint32_t checksum_of(const Geometry& geometry, const char* block, uint16_t mask)
 Result<void> read_blocks(const File& file, const Geometry& geometry, uint32_t first, size_t count,
                          std::vector<char>* bytes) {
   bytes->resize(count << geometry.block_shift());
-  PCOW_TRY(file.read_all(uint64_t{first} << geometry.block_shift(), bytes->data(), bytes->size()));
-  return {};
+  return file.read_all(uint64_t{first} << geometry.block_shift(), bytes->data(), bytes->size());
 }
 
 }  // namespace

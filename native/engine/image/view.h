@@ -107,7 +107,7 @@ class Chain {
     size_t nearest = SIZE_MAX;
   };
   Look<BlockBelow> look(uint64_t block) const;
-  // As mask(), and those whose data a nearer layer hides behind zeros.
+  // As look()'s mask, and those whose data a nearer layer hides behind zeros.
   Look<uint16_t> buried_mask(uint64_t block) const;
   // kCorrupt where the block behind the piece is not what it was, as far as checksums tell.
   Result<void> verify(uint64_t block, const Piece& piece) const {
