@@ -1,10 +1,10 @@
 /**
  * Commands that ask a mount: none waits for ever for one that has died, is stopped or hangs, and what it says then names the mount, its
- * process and the cure (src/answers.ts finds out).
+ * process and the cure (src/images/mount-life.ts finds out).
  */
 import type { Command } from 'commander';
-import { lifeOf, mountOnTheWay, type Trouble, troubleOf, withMount } from '../src/answers.js';
-import { mountsOfDirectory, type PcowMount } from '../src/mounts.js';
+import { lifeOf, mountOnTheWay, type Trouble, troubleOf, withMount } from '../src/images/mount-life.js';
+import { mountsOfDirectory, type PcowMount } from '../src/images/mount-table.js';
 import { Failure, warn } from './errors.js';
 
 /** Seconds for what goes on without the mount's answer. */

@@ -1,8 +1,8 @@
 /** Opening whatever a user names, to read it flat: an image, a snapshot, a raw file, or any format that QEMU knows. */
 import { open } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
-import { beginsLikeOriginal, OriginalImage } from '../src/contents/original.js';
-import { type Contents, fileContents, imageContents } from '../src/contents/contents.js';
+import { beginsLikeOriginal, OriginalImage } from '../src/convert/original-image.js';
+import { type Contents, fileContents, imageContents } from '../src/convert/contents.js';
 import { Image } from '../src/engine/index.js';
 import { attachedTo } from './control.js';
 import { Failure } from './errors.js';

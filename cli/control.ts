@@ -1,9 +1,9 @@
 /** Asking a mount to change its images (src/client), as commands do it: with their progress, and words for who waits. */
 import * as client from '../src/client/control.js';
 import { controlDirectory, statusIn } from '../src/client/control.js';
-import type { ImageControl } from '../src/control-names.js';
+import type { ImageControl } from '../src/images/control-names.js';
 import { isPcowError } from '../src/engine/errors.js';
-import type { PcowMount } from '../src/mounts.js';
+import type { PcowMount } from '../src/images/mount-table.js';
 import { asking, mustAnswerOnTheWay, sayThatItWaits } from './asking.js';
 import { Failure, warn } from './errors.js';
 import { type ProgressForm, withProgress } from './progress.js';

@@ -1,10 +1,10 @@
 /** The work of `pcow convert`: contents of any origin into a new image or file, into one that is there, or to standard output. */
 import { type FileHandle, open, readFile, realpath, stat } from 'node:fs/promises';
 import path from 'node:path';
-import type { Contents } from '../src/contents/contents.js';
-import { copyContents, type Target as CopyTarget } from '../src/contents/copy.js';
+import type { Contents } from '../src/convert/contents.js';
+import { copyContents, type Target as CopyTarget } from '../src/convert/copy.js';
 import { type BaseOptions, Image, type LongOptions, type Making, MIN_SIZE, SIZE_UNIT } from '../src/engine/index.js';
-import { mountHolding } from '../src/mounts.js';
+import { mountHolding } from '../src/images/mount-table.js';
 import { convertedContents, formatOf, openOriginal, openTarget } from './contents.js';
 import { throughDraft } from './drafts.js';
 import { Failure, warn } from './errors.js';

@@ -1,6 +1,6 @@
 /** Making image files: what `create`, `clone` and `pcow-img create` share. */
 import path from 'node:path';
-import { automaticName } from '../src/automatic-name.js';
+import { automaticName } from '../src/images/automatic-name.js';
 import {
   type BaseOptions,
   exists,

@@ -1,6 +1,6 @@
-/** Text of any origin in messages. (Names of images: src/image-names.ts, of snapshots: src/engine/validate.ts.) */
+/** Text of any origin in messages. (Names of images: src/images/image-names.ts, of snapshots: src/engine/validate.ts.) */
 
-export { word } from '../src/shell-word.js';
+export { word } from '../src/engine/shell-word.js';
 
 /** Text on one line, in quotes: control characters are shown as escapes, long text is cut. */
 export function quote(text: string): string {

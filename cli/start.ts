@@ -13,7 +13,7 @@ export async function start(name: string, load: (args: string[]) => Promise<Comm
     const program = await load(args);
     const { run } = await import('./program.js');
     process.exitCode = await run(program, args);
-    const { hasQuestionsLeft } = await import('../src/answers.js');
+    const { hasQuestionsLeft } = await import('../src/images/mount-life.js');
     if (hasQuestionsLeft()) process.exit();
   } catch (error) {
     process.exitCode = report(name, loadingFailure(error));

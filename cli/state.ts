@@ -1,6 +1,6 @@
 /** What state an image file is in, in words. */
 import type { ImageInfo } from '../src/engine/index.js';
-import type { PcowMount } from '../src/mounts.js';
+import type { PcowMount } from '../src/images/mount-table.js';
 import { readReceipt } from '../src/stream/receipt.js';
 import { type Attached, attachedTo } from './control.js';
 import { formatSize } from './size.js';

@@ -8,8 +8,8 @@
 import { realpath, stat } from 'node:fs/promises';
 import path from 'node:path';
 import { checkSnapshotName, MAX_NAME_LENGTH } from '../src/engine/index.js';
-import { checkNewImageName, IMAGE_SUFFIX } from '../src/image-names.js';
-import { mountHolding, type PcowMount } from '../src/mounts.js';
+import { checkNewImageName, IMAGE_SUFFIX } from '../src/images/image-names.js';
+import { mountHolding, type PcowMount } from '../src/images/mount-table.js';
 import { mountOf, mustAnswerOnTheWay } from './asking.js';
 import { Failure } from './errors.js';
 import { quote, word } from './quote.js';

@@ -1,5 +1,5 @@
 /** The table of `pcow top`. */
-import { FAULT_KINDS, type Activity, type FaultKind, type ImageActivity, type Look } from '../src/watch.js';
+import { FAULT_KINDS, type Activity, type FaultKind, type ImageActivity, type Look } from '../src/client/activity.js';
 import { formatSize } from './size.js';
 import { table } from './table.js';
 import { fitted, type FittingColumn } from './width.js';

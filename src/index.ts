@@ -35,5 +35,5 @@ export {
 } from './stream/index.js';
 export type { MountedStatus, ToldError } from './client/control.js';
 export { type MountedBase, MountedImage, snapshotMountedTogether } from './client/mounted-image.js';
-export { type MonitorOptions, spawnMonitored } from './run.js';
-export { mountsOfDirectory, type PcowMount, pcowMounts } from './mounts.js';
+export { type MonitorOptions, spawnMonitored } from './client/monitored-command.js';
+export { mountsOfDirectory, type PcowMount, pcowMounts } from './images/mount-table.js';

@@ -1,5 +1,5 @@
 import type { Command } from 'commander';
-import { automaticName } from '../../src/automatic-name.js';
+import { automaticName } from '../../src/images/automatic-name.js';
 import type { Image } from '../../src/engine/index.js';
 import { askForWork } from '../control.js';
 import { advising, Failure } from '../errors.js';

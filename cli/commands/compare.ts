@@ -1,5 +1,5 @@
 import type { Command } from 'commander';
-import { compareContents, type Comparison } from '../../src/contents/compare.js';
+import { compareContents, type Comparison } from '../../src/convert/compare.js';
 import { isPcowError } from '../../src/engine/errors.js';
 import { openContents } from '../contents.js';
 import { Failure } from '../errors.js';

@@ -1,8 +1,8 @@
 import path from 'node:path';
 import type { Command } from 'commander';
 import type { ImageInfo } from '../../src/engine/index.js';
-import type { PcowMount } from '../../src/mounts.js';
-import { stateOfServer } from '../../src/answers.js';
+import type { PcowMount } from '../../src/images/mount-table.js';
+import { stateOfServer } from '../../src/images/mount-life.js';
 import { addNotes } from '../help.js';
 import type { Attached } from '../control.js';
 import { withImage } from '../images.js';

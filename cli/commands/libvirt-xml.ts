@@ -1,6 +1,6 @@
 import { existsSync } from 'node:fs';
 import { InvalidArgumentError, Option, type Command } from 'commander';
-import { monitorLibrary } from '../../src/run.js';
+import { monitorLibrary } from '../../src/client/monitored-command.js';
 import { backingsFor } from '../backings.js';
 import { Failure, warn } from '../errors.js';
 import { addNotes } from '../help.js';

@@ -1,5 +1,5 @@
 import type { Command } from 'commander';
-import { measure } from '../../src/contents/measure.js';
+import { measure } from '../../src/convert/measure.js';
 import { openContents } from '../contents.js';
 import { Failure } from '../errors.js';
 import { addNotes } from '../help.js';

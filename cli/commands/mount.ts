@@ -2,7 +2,7 @@ import path from 'node:path';
 import type { Command } from 'commander';
 import { howToName, imageFilesIn } from '../../src/engine/index.js';
 import { startDaemon } from '../../src/mount/daemon/daemon.js';
-import { mountOnTheWay } from '../../src/answers.js';
+import { mountOnTheWay } from '../../src/images/mount-life.js';
 import { monitorsProblem } from '../control.js';
 import { Failure, warn } from '../errors.js';
 import { addNotes } from '../help.js';

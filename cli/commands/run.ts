@@ -1,6 +1,6 @@
 import type { Command } from 'commander';
 import { isPcowError } from '../../src/engine/index.js';
-import { runMonitored, runPlain, shellExports } from '../../src/run.js';
+import { runMonitored, runPlain, shellExports } from '../../src/client/monitored-command.js';
 import { Failure, warn } from '../errors.js';
 import { addNotes } from '../help.js';
 import { put } from '../output.js';

@@ -1,8 +1,8 @@
 import { isatty } from 'node:tty';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Command } from 'commander';
-import type { PcowMount } from '../../src/mounts.js';
-import { lookAt, type Look } from '../../src/watch.js';
+import type { PcowMount } from '../../src/images/mount-table.js';
+import { lookAt, type Look } from '../../src/client/activity.js';
 import { asking } from '../asking.js';
 import { Failure } from '../errors.js';
 import { addNotes } from '../help.js';

@@ -1,8 +1,8 @@
 import path from 'node:path';
 import type { Command } from 'commander';
 import { umount } from '../../src/mount/daemon/umount.js';
-import { mountOnTheWay } from '../../src/answers.js';
-import { mountsOfDirectory } from '../../src/mounts.js';
+import { mountOnTheWay } from '../../src/images/mount-life.js';
+import { mountsOfDirectory } from '../../src/images/mount-table.js';
 import { Failure, warn } from '../errors.js';
 import { addNotes } from '../help.js';
 import { say, sayJson } from '../output.js';

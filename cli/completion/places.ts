@@ -2,8 +2,8 @@
 import { type Dirent } from 'node:fs';
 import { readdir, realpath } from 'node:fs/promises';
 import path from 'node:path';
-import { IMAGE_SUFFIX } from '../../src/image-names.js';
-import { pcowMounts } from '../../src/mounts.js';
+import { IMAGE_SUFFIX } from '../../src/images/image-names.js';
+import { pcowMounts } from '../../src/images/mount-table.js';
 import { briefTroubleOnTheWay } from '../asking.js';
 import { withImage } from '../images.js';
 import { findDirectory, findImage } from '../target.js';

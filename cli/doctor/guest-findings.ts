@@ -1,8 +1,8 @@
 /** What of a guest's description works with Pcow, what does not, and what mends it. */
 import { readFile, realpath, stat } from 'node:fs/promises';
 import path from 'node:path';
-import { IMAGE_SUFFIX } from '../../src/image-names.js';
-import { mountHolding } from '../../src/mounts.js';
+import { IMAGE_SUFFIX } from '../../src/images/image-names.js';
+import { mountHolding } from '../../src/images/mount-table.js';
 import { briefTroubleOnTheWay } from '../asking.js';
 import {
   addressBits,

@@ -3,7 +3,7 @@ import { execFile } from 'node:child_process';
 import { readFile, realpath, stat } from 'node:fs/promises';
 import path from 'node:path';
 import { promisify } from 'node:util';
-import { mountHolding, mountTable } from '../../src/mounts.js';
+import { mountHolding, mountTable } from '../../src/images/mount-table.js';
 import { word } from '../quote.js';
 import { type Finding, ok, problem, warning } from './finding.js';
 

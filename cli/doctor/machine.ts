@@ -7,7 +7,7 @@ import { promisify } from 'node:util';
 import { isPcowError, PcowError } from '../../src/engine/index.js';
 import { checkUserfaultfd } from '../../src/engine/run.js';
 import { checkFuse } from '../../src/mount/daemon/mountpoint.js';
-import { monitorLibrary } from '../../src/run.js';
+import { monitorLibrary } from '../../src/client/monitored-command.js';
 import { formatSize } from '../size.js';
 import { type Finding, ok, problem, warning } from './finding.js';
 

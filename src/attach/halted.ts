@@ -4,7 +4,7 @@
  */
 import { setTimeout as sleep } from 'node:timers/promises';
 
-import { stateOf, textOf, threadsOf } from '../holders.js';
+import { stateOf, textOf, threadsOf } from '../engine/processes.js';
 
 /** Milliseconds for which a process may stand still: a debugger that attaches stops it for a moment. */
 const HALT_LIMIT = 3000;

@@ -1,7 +1,7 @@
 /** Loop devices: users of a file that no process shows. */
 import { readdir } from 'node:fs/promises';
 
-import { textOf } from '../holders.js';
+import { textOf } from '../engine/processes.js';
 
 /** "loop device /dev/loop0" for each that stands on a path. The path is compared as text only. */
 export async function loopDevicesOn(file: string): Promise<string[]> {

@@ -3,7 +3,7 @@ import { existsSync } from 'node:fs';
 
 import { systemCodeOf, PcowError } from '../engine/errors.js';
 import { type AttachEvent, type AttachServer, RequestKind, type RequestName } from '../engine/attach-server.js';
-import { Mutex } from '../mutex.js';
+import { Mutex } from '../engine/mutex.js';
 import { halted, running } from './halted.js';
 
 /** Milliseconds for which `status` and `metrics` wait for a monitor that is busy with something long. */

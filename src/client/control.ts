@@ -10,13 +10,13 @@ import path from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { getSystemErrorName } from 'node:util';
 import createDebug from 'debug';
-import { lifeOf, type Trouble, troubleOf, withMount } from '../answers.js';
+import { lifeOf, type Trouble, troubleOf, withMount } from '../images/mount-life.js';
 import { systemCodeOf } from '../engine/errors.js';
 import { isPcowError, type LongOptions, PcowError, type PcowErrorCode } from '../engine/index.js';
-import type { ImageControl } from '../control-names.js';
-import { codeOfState } from '../image-states.js';
-import type { PcowMount } from '../mounts.js';
-import { word } from '../shell-word.js';
+import type { ImageControl } from '../images/control-names.js';
+import { codeOfState } from '../images/image-states.js';
+import type { PcowMount } from '../images/mount-table.js';
+import { word } from '../engine/shell-word.js';
 
 const debug = createDebug('pcow:client');
 

@@ -4,11 +4,11 @@
  */
 import { readFile, realpath } from 'node:fs/promises';
 import path from 'node:path';
-import { mountOnTheWay } from '../answers.js';
-import type { ImageControl } from '../control-names.js';
+import { mountOnTheWay } from '../images/mount-life.js';
+import type { ImageControl } from '../images/control-names.js';
 import { type LongOptions, PcowError } from '../engine/index.js';
-import { IMAGE_SUFFIX } from '../image-names.js';
-import { mountHolding, mountsOfDirectory, type PcowMount } from '../mounts.js';
+import { IMAGE_SUFFIX } from '../images/image-names.js';
+import { mountHolding, mountsOfDirectory, type PcowMount } from '../images/mount-table.js';
 import {
   askForCut,
   askForRename,

@@ -5,7 +5,7 @@ import test, { type ExecutionContext } from 'ava';
 import { commandInstead, ownOptionInstead } from '../../cli/habits.js';
 import { pcowProgram } from '../../cli/pcow-program.js';
 import { Image } from '../../src/engine/index.js';
-import { naturalOrder } from '../../src/natural-order.js';
+import { naturalOrder } from '../../src/images/natural-order.js';
 import { mounted } from '../helpers/mounted.js';
 import { scratchDirectory } from '../helpers/scratch.js';
 import { working } from '../stream/images.js';

@@ -6,7 +6,7 @@ import { promisify } from 'node:util';
 import test, { type ExecutionContext } from 'ava';
 import { settingsOf } from '../../cli/mount-helper-program.js';
 import { umount } from '../../src/mount/index.js';
-import { pcowMounts } from '../../src/mounts.js';
+import { pcowMounts } from '../../src/images/mount-table.js';
 import { eventually } from '../helpers/eventually.js';
 import { imagesFor, MiB, type TestMount } from '../helpers/mount.js';
 import { fails, mountHelperIn, succeeds } from './outcome.js';

@@ -1,6 +1,6 @@
-/** src/mounts.ts reads what the kernel writes. */
+/** src/images/mount-table.ts reads what the kernel writes. */
 import test from 'ava';
-import { parseMountInfo } from '../../src/mounts.js';
+import { parseMountInfo } from '../../src/images/mount-table.js';
 
 const LINE = '36 25 0:52 / /mnt rw,nosuid,nodev,relatime shared:1 - fuse.pcow /srv/images rw,user_id=0,group_id=0';
 

@@ -2,7 +2,7 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import test from 'ava';
-import type { Look } from '../../src/watch.js';
+import type { Look } from '../../src/client/activity.js';
 import { mountedImages, MiB } from '../helpers/mount.js';
 import { pcowProgram } from '../helpers/mounted.js';
 import { Conversation, program } from '../helpers/program.js';

@@ -3,7 +3,7 @@ import test from 'ava';
 import { inThisLocale } from '../../cli/locale.js';
 import { topTable } from '../../cli/top.js';
 import { cut, progressLine } from '../../cli/width.js';
-import type { Look } from '../../src/watch.js';
+import type { Look } from '../../src/client/activity.js';
 
 const WIDTHS = [20, 40, 80, 200];
 const SHOWN = { rate: '123 MiB/s', left: '12:34 left' };

@@ -3,7 +3,7 @@ import { copyFile, mkdir, open, rename } from 'node:fs/promises';
 import path from 'node:path';
 import test, { type ExecutionContext } from 'ava';
 import { dependants, Image, imageFilesIn, recoverDirectory, takingAway } from '../../src/engine/index.js';
-import { checkNewImageName } from '../../src/image-names.js';
+import { checkNewImageName } from '../../src/images/image-names.js';
 import { scratchDirectory } from '../helpers/scratch.js';
 import { working } from '../stream/images.js';
 

@@ -1,4 +1,4 @@
-/** Makes image files of the original Pcow, by the layout that src/contents/original.ts describes. */
+/** Makes image files of the original Pcow, by the layout that src/convert/original-image.ts describes. */
 import { open } from 'node:fs/promises';
 
 export interface OriginalBlock {

@@ -5,7 +5,7 @@ import test from 'ava';
 
 import { PcowError } from '../../src/engine/index.js';
 import { commandText, wordsOf } from '../../src/mount/control/control-text.js';
-import { checkNewImageName } from '../../src/image-names.js';
+import { checkNewImageName } from '../../src/images/image-names.js';
 import { MiB, mountedImages } from '../helpers/mount.js';
 import { Random, seedFromEnvironment } from '../helpers/random.js';
 

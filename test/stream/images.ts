@@ -1,8 +1,8 @@
 /** Images with random sparse content, and what tests of streams ask of them. */
 import path from 'node:path';
 import type { ExecutionContext } from 'ava';
-import { compareContents } from '../../src/contents/compare.js';
-import { imageContents } from '../../src/contents/contents.js';
+import { compareContents } from '../../src/convert/compare.js';
+import { imageContents } from '../../src/convert/contents.js';
 import { Image } from '../../src/engine/index.js';
 import { sendingOf, sendStream } from '../../src/stream/send.js';
 import { Random, seedFromEnvironment } from '../helpers/random.js';

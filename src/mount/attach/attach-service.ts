@@ -13,7 +13,7 @@ import type { AttributeSource } from '../fuse/attributes.js';
 import type { Catalog } from '../images/catalog.js';
 import type { Cutter } from '../control/cut.js';
 import { errnoOf, refusal, sentenceOf } from '../failure.js';
-import { describeProcess, textOf } from '../../holders.js';
+import { describeProcess, textOf } from '../../engine/processes.js';
 import type { ImageEntry } from '../images/image-entry.js';
 import { debugLog, log } from '../log.js';
 import { flatFilePath, type Place } from '../place.js';

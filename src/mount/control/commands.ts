@@ -9,10 +9,10 @@ import { isGone, type Monitor } from '../../attach/monitor.js';
 import { checkSnapshotName, Image, PcowError, snapshotTogether, takingAway } from '../../engine/index.js';
 import type { Catalog, Found } from '../images/catalog.js';
 import type { Cutter } from './cut.js';
-import { automaticName } from '../../automatic-name.js';
+import { automaticName } from '../../images/automatic-name.js';
 import { errnoOf } from '../failure.js';
 import { flatFileOnly, type ImageEntry, snapshotFile } from '../images/image-entry.js';
-import { checkNewImageName, imageFile } from '../../image-names.js';
+import { checkNewImageName, imageFile } from '../../images/image-names.js';
 import { debugLog, log } from '../log.js';
 import type { Place } from '../place.js';
 

@@ -1,6 +1,6 @@
 /** The control files: what each says when it is read, and does when it is written. */
 import { attachmentMetrics } from '../attach/attachment-metrics.js';
-import type { ImageControl, ImageReport, MountControl } from '../../control-names.js';
+import type { ImageControl, ImageReport, MountControl } from '../../images/control-names.js';
 import { PcowError } from '../../engine/index.js';
 import type { Catalog, Found } from '../images/catalog.js';
 import type { MountContext } from '../context.js';

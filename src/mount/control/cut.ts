@@ -15,10 +15,10 @@ import { promisify } from 'node:util';
 
 import { PcowError } from '../../engine/index.js';
 import { sentenceOf } from '../failure.js';
-import { describeProcess, type Mapper, mappersOf } from '../../holders.js';
+import { describeProcess, type Mapper, mappersOf } from '../../engine/processes.js';
 import type { ImageEntry } from '../images/image-entry.js';
 import { debugLog } from '../log.js';
-import { Mutex } from '../../mutex.js';
+import { Mutex } from '../../engine/mutex.js';
 import { flatFilePath, type Place } from '../place.js';
 import { StoppedProcesses } from './stopped-processes.js';
 

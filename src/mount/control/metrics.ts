@@ -2,7 +2,7 @@
 import { statfs } from 'node:fs/promises';
 
 import type { ImageInfo } from '../../engine/index.js';
-import type { ImageState } from '../../image-states.js';
+import type { ImageState } from '../../images/image-states.js';
 import type { ImageEntry } from '../images/image-entry.js';
 import type { Traffic } from '../images/traffic.js';
 import type { Family, Labels } from './prometheus.js';

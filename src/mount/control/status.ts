@@ -4,7 +4,7 @@ import type { Catalog } from '../images/catalog.js';
 import { sentenceOf } from '../failure.js';
 import type { ImageEntry } from '../images/image-entry.js';
 import { errorFields, type LastError } from './last-error.js';
-import { RESERVED_NAMES } from '../../image-names.js';
+import { RESERVED_NAMES } from '../../images/image-names.js';
 import type { Place } from '../place.js';
 import type { Work } from '../images/work.js';
 

@@ -10,11 +10,11 @@ import path from 'node:path';
 import { promisify } from 'node:util';
 
 import { PcowError } from '../../engine/index.js';
-import { lifeOf, mountOnTheWay, type Trouble, troubleOf } from '../../answers.js';
-import { type MountTableEntry, mountTable, MOUNT_TYPE, type PcowMount } from '../../mounts.js';
-import { word } from '../../shell-word.js';
+import { lifeOf, mountOnTheWay, type Trouble, troubleOf } from '../../images/mount-life.js';
+import { type MountTableEntry, mountTable, MOUNT_TYPE, type PcowMount } from '../../images/mount-table.js';
+import { word } from '../../engine/shell-word.js';
 import { isSystemError, sentenceOf } from '../failure.js';
-import { usersBelow } from '../../holders.js';
+import { usersBelow } from '../../engine/processes.js';
 import { log } from '../log.js';
 
 const run = promisify(execFile);

@@ -7,9 +7,9 @@ import { promisify } from 'node:util';
 
 import { lockDirectory } from '../../engine/directory-lock.js';
 import { isPcowError } from '../../engine/index.js';
-import { mountOnTheWay, stateOfServer, withMount } from '../../answers.js';
-import { MOUNT_TYPE, mountTable, type OtherPlace, placesOfDevice } from '../../mounts.js';
-import { word } from '../../shell-word.js';
+import { mountOnTheWay, stateOfServer, withMount } from '../../images/mount-life.js';
+import { MOUNT_TYPE, mountTable, type OtherPlace, placesOfDevice } from '../../images/mount-table.js';
+import { word } from '../../engine/shell-word.js';
 import type { UsingProcess } from '../control/status.js';
 import { clearDeadMount, mountError, placeOf, silent, unmountFailure } from './mountpoint.js';
 

@@ -6,7 +6,7 @@ import { readFile } from 'node:fs/promises';
 import { createInterface } from 'node:readline';
 import { setTimeout as sleep } from 'node:timers/promises';
 
-import { startTimeOf } from '../../holders.js';
+import { startTimeOf } from '../../engine/processes.js';
 
 /** Milliseconds between two looks at whether the killed mount has let go of its images. */
 const PAUSE = 20;

@@ -13,7 +13,7 @@ import type { Writable } from 'node:stream';
 
 import { WATCHDOG_PROGRAM } from '../../engine/built.js';
 import { PcowError } from '../../engine/index.js';
-import { startTimeOf } from '../../holders.js';
+import { startTimeOf } from '../../engine/processes.js';
 import { debugLog } from '../log.js';
 
 const debug = debugLog('watchdog');

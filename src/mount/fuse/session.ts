@@ -3,7 +3,7 @@ import { readdir } from 'node:fs/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
 
 import { interceptions, onSessionEnd, requireFuse } from '../../engine/native-operations.js';
-import { mountTable } from '../../mounts.js';
+import { mountTable } from '../../images/mount-table.js';
 import { errnoOf, sentenceOf } from '../failure.js';
 import { debugLog } from '../log.js';
 

@@ -18,13 +18,13 @@ import {
   type Standing,
   takingAway,
 } from '../../engine/index.js';
-import { word } from '../../shell-word.js';
+import { word } from '../../engine/shell-word.js';
 import { isSystemError, noSuchFile, refusal } from '../failure.js';
-import { usersOf } from '../../holders.js';
+import { usersOf } from '../../engine/processes.js';
 import { everyFile, fileStatus, type FileStatus, ImageEntry, leadsOutside, noRegularFile } from './image-entry.js';
-import { checkNewImageName, imageFile, imageNameOf } from '../../image-names.js';
+import { checkNewImageName, imageFile, imageNameOf } from '../../images/image-names.js';
 import { log } from '../log.js';
-import { Mutex } from '../../mutex.js';
+import { Mutex } from '../../engine/mutex.js';
 import type { Opening } from './opening.js';
 import { flatFilePath, type Place } from '../place.js';
 

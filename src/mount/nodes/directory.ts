@@ -4,7 +4,7 @@ import type { Attributes } from '../fuse/attributes.js';
 import type { Catalog } from '../images/catalog.js';
 import { imageControls, mountControls, STATUS } from '../control/control-tree.js';
 import { isShown } from '../images/image-entry.js';
-import { RESERVED_NAMES } from '../../image-names.js';
+import { RESERVED_NAMES } from '../../images/image-names.js';
 import { ImageNode, Node } from './node.js';
 
 export const CONTROL_DIRECTORY = '.pcow';

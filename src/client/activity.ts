@@ -1,7 +1,7 @@
 /** What all images of a mount are doing now, from their `status` control files. `pcow top` shows it. */
 import { readFile } from 'node:fs/promises';
 import path from 'node:path';
-import { naturalOrder } from './natural-order.js';
+import { naturalOrder } from '../images/natural-order.js';
 
 export const FAULT_KINDS = ['expansion', 'copy_on_write', 'clean_copy', 'mapping'] as const;
 export type FaultKind = (typeof FAULT_KINDS)[number];

@@ -2,7 +2,7 @@
 import path from 'node:path';
 
 import { MOUNT_CONTROLS } from './control-names.js';
-import { FORBIDDEN_IN_NAMES, PcowError } from './engine/index.js';
+import { FORBIDDEN_IN_NAMES, PcowError } from '../engine/index.js';
 
 export const IMAGE_SUFFIX = '.pcow';
 

@@ -1,5 +1,5 @@
 /** What a mount says of its images: "ok", or what is wrong. docs/control-files.md ("status") has the list. */
-import type { PcowErrorCode } from './engine/index.js';
+import type { PcowErrorCode } from '../engine/index.js';
 
 /** By the code of the error that opening the image fails with. */
 const STATE_OF_CODE = {

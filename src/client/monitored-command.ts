@@ -2,9 +2,9 @@
 import { type ChildProcess, spawn, type SpawnOptions } from 'node:child_process';
 import { accessSync } from 'node:fs';
 import path from 'node:path';
-import { HOW_TO_BUILD, MONITOR } from './engine/built.js';
-import { PcowError } from './engine/index.js';
-import { become, checkUserfaultfd } from './engine/run.js';
+import { HOW_TO_BUILD, MONITOR } from '../engine/built.js';
+import { PcowError } from '../engine/index.js';
+import { become, checkUserfaultfd } from '../engine/run.js';
 
 /** How the monitor of a command works. */
 export interface MonitorOptions {
