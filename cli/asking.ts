@@ -5,7 +5,7 @@
 import type { Command } from 'commander';
 import { lifeOf, mountOnTheWay, type Trouble, troubleOf, withMount } from '../src/images/mount-life.js';
 import { mountsOfDirectory, type PcowMount } from '../src/images/mount-table.js';
-import { Failure, warn } from './errors.js';
+import { Failure, warn } from './output/errors.js';
 
 /** Seconds for what goes on without the mount's answer. */
 const SHORT = 1;

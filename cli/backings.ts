@@ -1,7 +1,7 @@
 /** The images that a guest is to have as memory: mounted, each once, with an id each. */
 import { stat } from 'node:fs/promises';
 import { asking } from './asking.js';
-import { Failure } from './errors.js';
+import { Failure } from './output/errors.js';
 import { backingIds, type Backing } from './qemu.js';
 import { quote } from './quote.js';
 import { findImage, flatFile } from './target.js';

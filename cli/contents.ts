@@ -5,7 +5,7 @@ import { beginsLikeOriginal, OriginalImage } from '../src/convert/original-image
 import { type Contents, fileContents, imageContents } from '../src/convert/contents.js';
 import { Image } from '../src/engine/index.js';
 import { attachedTo } from './control.js';
-import { Failure } from './errors.js';
+import { Failure } from './output/errors.js';
 import { openNameless, pathOf } from './nameless.js';
 import { qemuImg } from './qemu-img.js';
 import { quote, word } from './quote.js';

@@ -5,8 +5,8 @@ import type { ImageControl } from '../src/images/control-names.js';
 import { isPcowError } from '../src/engine/errors.js';
 import type { PcowMount } from '../src/images/mount-table.js';
 import { asking, mustAnswerOnTheWay, sayThatItWaits } from './asking.js';
-import { Failure, warn } from './errors.js';
-import { type ProgressForm, withProgress } from './progress.js';
+import { Failure, warn } from './output/errors.js';
+import { type ProgressForm, withProgress } from './output/progress.js';
 
 /** Writes `text` to a control file of one image; returns when the mount has done it. */
 export function askImage(mount: PcowMount, image: string, control: ImageControl, text: string): Promise<void> {

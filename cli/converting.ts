@@ -7,13 +7,13 @@ import { type BaseOptions, Image, type LongOptions, type Making, MIN_SIZE, SIZE_
 import { mountHolding } from '../src/images/mount-table.js';
 import { convertedContents, formatOf, openOriginal, openTarget } from './contents.js';
 import { throughDraft } from './drafts.js';
-import { Failure, warn } from './errors.js';
+import { Failure, warn } from './output/errors.js';
 import { chainOf, withImage } from './images.js';
 import { hasInternalSnapshots, internalSnapshots, namesFor } from './internal-snapshots.js';
 import { checkTarget, distanceWarning, onFrozenLayer } from './making.js';
 import { openNameless, pathOf } from './nameless.js';
-import { writeToStdout } from './pipe.js';
-import { type Long, type ProgressForm, withProgress } from './progress.js';
+import { writeToStdout } from './output/byte-streams.js';
+import { type Long, type ProgressForm, withProgress } from './output/progress.js';
 import { qemuImg } from './qemu-img.js';
 import { quote, word } from './quote.js';
 import { formatSize, sizeArgument } from './size.js';

@@ -1,7 +1,7 @@
 /** Making a file that appears under its name only when it is complete: what is told where that fails. */
 import path from 'node:path';
 import { isPcowError, type Making, PcowError, throughDraft as throughEngineDraft } from '../src/engine/index.js';
-import { Failure } from './errors.js';
+import { Failure } from './output/errors.js';
 import { explain, systemErrorOf } from './system-errors.js';
 
 /** As the engine's, with the next step in the errors. */

@@ -1,6 +1,6 @@
 /** The snapshots that lie inside a file of qcow2: found, chosen, and given names that snapshots of Pcow can have. */
 import { FORBIDDEN_IN_NAMES, MAX_NAME_LENGTH } from '../src/engine/index.js';
-import { Failure } from './errors.js';
+import { Failure } from './output/errors.js';
 import { qemuImg } from './qemu-img.js';
 import { quote } from './quote.js';
 

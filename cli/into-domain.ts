@@ -1,7 +1,7 @@
 /** A domain of libvirt, as `virsh dumpxml` prints it, with images as memory added: everything else stays as it is. */
 import { XMLBuilder, XMLParser } from 'fast-xml-parser';
 import { guestOfDomain } from './doctor/libvirt-domain.js';
-import { Failure } from './errors.js';
+import { Failure } from './output/errors.js';
 import { allOf, argumentsOf, escaped, type LibvirtRequest } from './libvirt.js';
 import { maxMemoryOf } from './qemu.js';
 

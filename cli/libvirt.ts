@@ -3,7 +3,7 @@
  * model nvdimm touches every page as it starts, which fills a thin image, and that of virtio-pmem does not start with libvirt 9.0.
  * (Tried with libvirt 9.0 and QEMU 7.2, of Debian 12.)
  */
-import { Failure } from './errors.js';
+import { Failure } from './output/errors.js';
 import { type Backing, backendOf, type Device, deviceOf, maxMemoryOf } from './qemu.js';
 
 const KIB = 1024;

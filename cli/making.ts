@@ -11,7 +11,7 @@ import {
   standingOn,
 } from '../src/engine/index.js';
 import { askImage } from './control.js';
-import { Failure } from './errors.js';
+import { Failure } from './output/errors.js';
 import { withImage } from './images.js';
 import { quote } from './quote.js';
 import { formatSize } from './size.js';

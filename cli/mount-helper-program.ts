@@ -1,9 +1,9 @@
 /** `mount.fuse.pcow`: what mount(8) runs for the type fuse.pcow, from a command line or from /etc/fstab. */
 import type { Command } from 'commander';
 import { type DaemonOptions, startDaemon } from '../src/mount/daemon/daemon.js';
-import { Failure } from './errors.js';
-import { addNotes } from './help.js';
-import { newProgram } from './program.js';
+import { Failure } from './output/errors.js';
+import { addNotes } from './output/help.js';
+import { newProgram } from './run-program.js';
 import { quote } from './quote.js';
 
 interface Options {

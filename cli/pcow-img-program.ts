@@ -6,17 +6,17 @@ import type { Command } from 'commander';
 import type { Image } from '../src/engine/index.js';
 import { askImage } from './control.js';
 import { isPcowError } from '../src/engine/errors.js';
-import { Failure } from './errors.js';
-import { addNotes } from './help.js';
+import { Failure } from './output/errors.js';
+import { addNotes } from './output/help.js';
 import { withImage } from './images.js';
 import { rebaseBlindly } from './commands/rebase.js';
 import { makeImage } from './making.js';
-import { formatTime, say } from './output.js';
-import { newProgram } from './program.js';
+import { formatTime, say } from './output/stdout.js';
+import { newProgram } from './run-program.js';
 import { quote, word } from './quote.js';
 import { formatSize, parseBlockSize, parseSize } from './size.js';
-import { describeState } from './state.js';
-import { facts } from './table.js';
+import { describeState } from './output/image-state.js';
+import { facts } from './output/table.js';
 import { findImage, findTarget, imageAsNamed } from './target.js';
 
 export function pcowImgProgram(): Command {

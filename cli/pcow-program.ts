@@ -1,6 +1,6 @@
 /** The commands of `pcow`, in the order of the help. */
 import type { Command } from 'commander';
-import { newProgram } from './program.js';
+import { newProgram } from './run-program.js';
 
 type Add = (program: Command) => void;
 

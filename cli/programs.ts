@@ -1,5 +1,5 @@
 /** The programs by their names: scripts/bundle.ts makes one file of this and all that it loads, which bundled.cts runs. */
-import { start } from './start.js';
+import { start } from './start-program.js';
 
 const PROGRAMS = {
   pcow: async (args: string[]) => (await import('./pcow-program.js')).pcowProgram(args[0]),

@@ -3,7 +3,7 @@ import { execFile } from 'node:child_process';
 import { tmpdir } from 'node:os';
 import { promisify } from 'node:util';
 import { PcowError } from '../src/engine/index.js';
-import { Failure } from './errors.js';
+import { Failure } from './output/errors.js';
 import { quote, word } from './quote.js';
 
 const run = promisify(execFile);

@@ -2,7 +2,7 @@
  * The options with which QEMU maps a flat file as persistent memory: what QEMU asks of sizes and addresses.
  * (Tried with QEMU 7.2; test/cli/qemu-args.test.ts starts the installed QEMU with them.)
  */
-import { Failure } from './errors.js';
+import { Failure } from './output/errors.js';
 import { quote, word } from './quote.js';
 import { formatSize, GIB, MIB, sizeArgument } from './size.js';
 

@@ -8,7 +8,7 @@ import {
   MIN_SIZE,
   SIZE_UNIT,
 } from '../src/engine/index.js';
-import { Failure } from './errors.js';
+import { Failure } from './output/errors.js';
 import { quote } from './quote.js';
 
 const KIB = 1024;

@@ -11,7 +11,7 @@ import { checkSnapshotName, MAX_NAME_LENGTH } from '../src/engine/index.js';
 import { checkNewImageName, IMAGE_SUFFIX } from '../src/images/image-names.js';
 import { mountHolding, type PcowMount } from '../src/images/mount-table.js';
 import { mountOf, mustAnswerOnTheWay } from './asking.js';
-import { Failure } from './errors.js';
+import { Failure } from './output/errors.js';
 import { quote, word } from './quote.js';
 
 /** The directory of control files in a mount. */

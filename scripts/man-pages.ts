@@ -1,6 +1,6 @@
 /** Writes docs/man/*.1 from the help texts of the programs. test/cli/man.test.ts tells when they are out of date. */
 import { writeFile } from 'node:fs/promises';
-import { manPages } from '../cli/man-pages.js';
+import { manPages } from '../cli/output/man-pages.js';
 
 const directory = new URL('../../docs/man/', import.meta.url);
 

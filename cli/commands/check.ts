@@ -1,16 +1,16 @@
 import type { Command } from 'commander';
 import { checkImage, type CheckReport } from '../../src/engine/index.js';
 import { formatOf } from '../contents.js';
-import { Failure } from '../errors.js';
-import { FOUND_DAMAGE, FOUND_LEAKS, LOST_DATA } from '../exit-codes.js';
-import { counted, findingLines, lossLines } from '../findings.js';
-import { addNotes } from '../help.js';
-import { say, sayJson } from '../output.js';
-import { type ProgressForm, progressOption, withProgress } from '../progress.js';
-import { failWith, forEach } from '../several.js';
+import { Failure } from '../output/errors.js';
+import { FOUND_DAMAGE, FOUND_LEAKS, LOST_DATA } from '../output/exit-codes.js';
+import { counted, findingLines, lossLines } from '../output/check-findings.js';
+import { addNotes } from '../output/help.js';
+import { say, sayJson } from '../output/stdout.js';
+import { type ProgressForm, progressOption, withProgress } from '../output/progress.js';
+import { failWith, forEach } from '../output/several-images.js';
 import { formatSize } from '../size.js';
 import { findImage, type ImageTarget } from '../target.js';
-import { patiently, waitOption } from '../waiting.js';
+import { patiently, waitOption } from '../wait-option.js';
 import { word } from '../quote.js';
 
 interface Options {

@@ -1,8 +1,8 @@
 import type { Command } from 'commander';
-import { warn } from '../errors.js';
-import { addNotes } from '../help.js';
+import { warn } from '../output/errors.js';
+import { addNotes } from '../output/help.js';
 import { distanceWarning, madeImage, makeImage } from '../making.js';
-import { say, sayJson } from '../output.js';
+import { say, sayJson } from '../output/stdout.js';
 import { findTarget, newImage } from '../target.js';
 
 export function addClone(program: Command): void {

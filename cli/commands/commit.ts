@@ -2,13 +2,13 @@ import type { Command } from 'commander';
 import { automaticName } from '../../src/images/automatic-name.js';
 import type { Image } from '../../src/engine/index.js';
 import { askForWork } from '../control.js';
-import { advising, Failure } from '../errors.js';
-import { addNotes } from '../help.js';
+import { advising, Failure } from '../output/errors.js';
+import { addNotes } from '../output/help.js';
 import { withImage } from '../images.js';
-import { say, sayJson } from '../output.js';
-import { type ProgressForm, progressOption, withProgress } from '../progress.js';
+import { say, sayJson } from '../output/stdout.js';
+import { type ProgressForm, progressOption, withProgress } from '../output/progress.js';
 import { findImage, type ImageTarget } from '../target.js';
-import { patiently, waitOption } from '../waiting.js';
+import { patiently, waitOption } from '../wait-option.js';
 import { word } from '../quote.js';
 
 export function addCommit(program: Command): void {

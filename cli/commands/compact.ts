@@ -1,12 +1,12 @@
 import type { Command } from 'commander';
 import { askForWork } from '../control.js';
-import { addNotes } from '../help.js';
+import { addNotes } from '../output/help.js';
 import { withImage } from '../images.js';
-import { say, sayJson } from '../output.js';
-import { type ProgressForm, progressOption, withProgress } from '../progress.js';
+import { say, sayJson } from '../output/stdout.js';
+import { type ProgressForm, progressOption, withProgress } from '../output/progress.js';
 import { formatSize } from '../size.js';
 import { findImage } from '../target.js';
-import { patiently, waitOption } from '../waiting.js';
+import { patiently, waitOption } from '../wait-option.js';
 
 export function addCompact(program: Command): void {
   const command = program

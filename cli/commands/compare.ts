@@ -2,11 +2,11 @@ import type { Command } from 'commander';
 import { compareContents, type Comparison } from '../../src/convert/compare.js';
 import { isPcowError } from '../../src/engine/errors.js';
 import { openContents } from '../contents.js';
-import { Failure } from '../errors.js';
-import { exitCodeOf } from '../exit-codes.js';
-import { addNotes } from '../help.js';
-import { say, sayJson } from '../output.js';
-import { type ProgressForm, progressOption, withProgress } from '../progress.js';
+import { Failure } from '../output/errors.js';
+import { exitCodeOf } from '../output/exit-codes.js';
+import { addNotes } from '../output/help.js';
+import { say, sayJson } from '../output/stdout.js';
+import { type ProgressForm, progressOption, withProgress } from '../output/progress.js';
 
 interface Options {
   format?: string;

@@ -1,9 +1,9 @@
 import { Argument, type Command } from 'commander';
 import type { Completion } from '../completion/candidates.js';
 import { answerLines, completionScript, SHELLS, type Shell } from '../completion/scripts.js';
-import { Failure } from '../errors.js';
-import { addNotes } from '../help.js';
-import { put, say } from '../output.js';
+import { Failure } from '../output/errors.js';
+import { addNotes } from '../output/help.js';
+import { put, say } from '../output/stdout.js';
 
 /** In place of a shell's name: what the scripts ask with. */
 const QUESTION = 'words';

@@ -1,11 +1,11 @@
 import { realpath } from 'node:fs/promises';
 import path from 'node:path';
 import type { Command } from 'commander';
-import { Failure, warn } from '../errors.js';
+import { Failure, warn } from '../output/errors.js';
 import { fileSystemOf, overwritingProblem } from '../file-system.js';
-import { addNotes } from '../help.js';
+import { addNotes } from '../output/help.js';
 import { distanceWarning, madeImage, makeImage } from '../making.js';
-import { say, sayJson } from '../output.js';
+import { say, sayJson } from '../output/stdout.js';
 import { quote, word } from '../quote.js';
 import { formatSize, isSize, parseBlockSize, parseSize } from '../size.js';
 import { findTarget, newImage } from '../target.js';

@@ -2,15 +2,15 @@ import type { Command } from 'commander';
 import { InvalidArgumentError } from 'commander';
 import { type SnapshotInfo, takingAway } from '../../src/engine/index.js';
 import { askForWork } from '../control.js';
-import { Failure } from '../errors.js';
-import { addNotes } from '../help.js';
+import { Failure } from '../output/errors.js';
+import { addNotes } from '../output/help.js';
 import { withImage } from '../images.js';
-import { say, sayJson } from '../output.js';
-import { type ProgressForm, progressOption, withProgress } from '../progress.js';
+import { say, sayJson } from '../output/stdout.js';
+import { type ProgressForm, progressOption, withProgress } from '../output/progress.js';
 import { quote } from '../quote.js';
-import { forEach } from '../several.js';
+import { forEach } from '../output/several-images.js';
 import { findSnapshotTarget, type ImageTarget } from '../target.js';
-import { patiently, waitOption } from '../waiting.js';
+import { patiently, waitOption } from '../wait-option.js';
 
 interface Options {
   keep?: number;

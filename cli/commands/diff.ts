@@ -1,14 +1,21 @@
 import type { Command } from 'commander';
 import type { Extent } from '../../src/engine/index.js';
-import { Failure } from '../errors.js';
-import { addNotes } from '../help.js';
+import { Failure } from '../output/errors.js';
+import { addNotes } from '../output/help.js';
 import { withImage } from '../images.js';
-import { jsonLines, sayEach } from '../lines.js';
-import { say } from '../output.js';
-import { besideOutput, type Long, type ProgressForm, progressOption, reported, withProgress } from '../progress.js';
+import { jsonLines, sayEach } from '../output/long-lists.js';
+import { say } from '../output/stdout.js';
+import {
+  besideOutput,
+  type Long,
+  type ProgressForm,
+  progressOption,
+  reported,
+  withProgress,
+} from '../output/progress.js';
 import { quote } from '../quote.js';
 import { formatSize } from '../size.js';
-import { table } from '../table.js';
+import { table } from '../output/table.js';
 import { findSnapshotTarget, findTarget, type ImageTarget } from '../target.js';
 
 export function addDiff(program: Command): void {

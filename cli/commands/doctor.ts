@@ -6,13 +6,13 @@ import { guestFindings } from '../doctor/guest-findings.js';
 import type { Guest } from '../doctor/guest.js';
 import { libvirtFindings, libvirtHost } from '../doctor/libvirt-host.js';
 import { machineFindings } from '../doctor/machine.js';
-import { out } from '../colors.js';
-import { UNFIT } from '../exit-codes.js';
-import { Failure } from '../errors.js';
-import { addNotes } from '../help.js';
-import { say, sayJson } from '../output.js';
+import { out } from '../output/colors.js';
+import { UNFIT } from '../output/exit-codes.js';
+import { Failure } from '../output/errors.js';
+import { addNotes } from '../output/help.js';
+import { say, sayJson } from '../output/stdout.js';
 import { quote } from '../quote.js';
-import { textOf } from '../text-file.js';
+import { textOf } from '../input-text.js';
 
 interface Options {
   libvirt?: string;

@@ -1,7 +1,7 @@
 import type { Command } from 'commander';
-import { exitCodes } from '../exit-codes.js';
-import { addNotes } from '../help.js';
-import { say } from '../output.js';
+import { exitCodes } from '../output/exit-codes.js';
+import { addNotes } from '../output/help.js';
+import { say } from '../output/stdout.js';
 
 /** `pcow help exit-codes` and `pcow exit-codes` both show the table. */
 export function addExitCodes(program: Command): void {

@@ -1,11 +1,11 @@
 import type { Command } from 'commander';
 import { exportStream } from '../../src/stream/archive.js';
 import { throughDraft } from '../drafts.js';
-import { addNotes } from '../help.js';
+import { addNotes } from '../output/help.js';
 import { chainOf, withImage } from '../images.js';
-import { say, sayJson } from '../output.js';
-import { writeToFile, writeToStdout } from '../pipe.js';
-import { type ProgressForm, progressOption, withProgress } from '../progress.js';
+import { say, sayJson } from '../output/stdout.js';
+import { writeToFile, writeToStdout } from '../output/byte-streams.js';
+import { type ProgressForm, progressOption, withProgress } from '../output/progress.js';
 import { findImage, newFile } from '../target.js';
 
 interface Options {

@@ -1,9 +1,9 @@
 import type { Command } from 'commander';
 import { importStream } from '../../src/stream/archive.js';
-import { addNotes } from '../help.js';
-import { say, sayJson } from '../output.js';
-import { readFrom } from '../pipe.js';
-import { type ProgressForm, progressOption, withProgress } from '../progress.js';
+import { addNotes } from '../output/help.js';
+import { say, sayJson } from '../output/stdout.js';
+import { readFrom } from '../output/byte-streams.js';
+import { type ProgressForm, progressOption, withProgress } from '../output/progress.js';
 import { formatSize } from '../size.js';
 import { newImage } from '../target.js';
 

@@ -3,14 +3,21 @@ import type { Command } from 'commander';
 import type { ImageInfo } from '../../src/engine/index.js';
 import type { PcowMount } from '../../src/images/mount-table.js';
 import { stateOfServer } from '../../src/images/mount-life.js';
-import { addNotes } from '../help.js';
+import { addNotes } from '../output/help.js';
 import type { Attached } from '../control.js';
 import { withImage } from '../images.js';
-import { say, sayJson } from '../output.js';
-import { forEach } from '../several.js';
+import { say, sayJson } from '../output/stdout.js';
+import { forEach } from '../output/several-images.js';
 import { formatSize } from '../size.js';
-import { describeReception, describeState, guestOf, type Reception, receptionOf, stateOf } from '../state.js';
-import { facts } from '../table.js';
+import {
+  describeReception,
+  describeState,
+  guestOf,
+  type Reception,
+  receptionOf,
+  stateOf,
+} from '../output/image-state.js';
+import { facts } from '../output/table.js';
 import { findImage, flatFile, type ImageTarget } from '../target.js';
 
 export function addInfo(program: Command): void {

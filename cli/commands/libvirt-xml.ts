@@ -2,13 +2,13 @@ import { existsSync } from 'node:fs';
 import { InvalidArgumentError, Option, type Command } from 'commander';
 import { monitorLibrary } from '../../src/client/monitored-command.js';
 import { backingsFor } from '../backings.js';
-import { Failure, warn } from '../errors.js';
-import { addNotes } from '../help.js';
+import { Failure, warn } from '../output/errors.js';
+import { addNotes } from '../output/help.js';
 import { libvirtElements } from '../libvirt.js';
-import { say } from '../output.js';
+import { say } from '../output/stdout.js';
 import { DEVICES, warningsFor, type Device } from '../qemu.js';
 import { parseMemory } from '../size.js';
-import { textOf } from '../text-file.js';
+import { textOf } from '../input-text.js';
 
 interface Options {
   device: Device;

@@ -6,15 +6,15 @@ import { IMAGE_SUFFIX } from '../../src/images/image-names.js';
 import { naturalOrder } from '../../src/images/natural-order.js';
 import { type PcowMount, pcowMounts } from '../../src/images/mount-table.js';
 import { briefTroubleOf } from '../asking.js';
-import { warn } from '../errors.js';
-import { addNotes } from '../help.js';
+import { warn } from '../output/errors.js';
+import { addNotes } from '../output/help.js';
 import { withImage } from '../images.js';
-import { formatTime, say, sayJson } from '../output.js';
+import { formatTime, say, sayJson } from '../output/stdout.js';
 import { formatSize } from '../size.js';
-import { describeReception, guestOf, type Reception, receptionOf, stateOf, type State } from '../state.js';
-import { table } from '../table.js';
+import { describeReception, guestOf, type Reception, receptionOf, stateOf, type State } from '../output/image-state.js';
+import { table } from '../output/table.js';
 import { findDirectory, findImage } from '../target.js';
-import { treeOf } from '../tree.js';
+import { treeOf } from '../output/snapshot-tree.js';
 
 export function addList(program: Command): void {
   const command = program

@@ -1,12 +1,12 @@
 import path from 'node:path';
 import { type Command, Option } from 'commander';
 import type { Extent } from '../../src/engine/index.js';
-import { addNotes } from '../help.js';
+import { addNotes } from '../output/help.js';
 import { withImage } from '../images.js';
-import { jsonLines, sayEach } from '../lines.js';
-import { mapPicture } from '../map-picture.js';
-import { put } from '../output.js';
-import { besideOutput, type ProgressForm, progressOption, reported, withProgress } from '../progress.js';
+import { jsonLines, sayEach } from '../output/long-lists.js';
+import { mapPicture } from '../output/map-picture.js';
+import { put } from '../output/stdout.js';
+import { besideOutput, type ProgressForm, progressOption, reported, withProgress } from '../output/progress.js';
 import { findTarget } from '../target.js';
 
 interface Options {

@@ -1,12 +1,12 @@
 import type { Command } from 'commander';
 import { measure } from '../../src/convert/measure.js';
 import { openContents } from '../contents.js';
-import { Failure } from '../errors.js';
-import { addNotes } from '../help.js';
-import { say, sayJson } from '../output.js';
-import { type ProgressForm, progressOption, withProgress } from '../progress.js';
+import { Failure } from '../output/errors.js';
+import { addNotes } from '../output/help.js';
+import { say, sayJson } from '../output/stdout.js';
+import { type ProgressForm, progressOption, withProgress } from '../output/progress.js';
 import { formatSize, parseBlockSize, parseSize } from '../size.js';
-import { facts } from '../table.js';
+import { facts } from '../output/table.js';
 
 interface Options {
   f?: string;

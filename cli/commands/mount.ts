@@ -4,9 +4,9 @@ import { howToName, imageFilesIn } from '../../src/engine/index.js';
 import { startDaemon } from '../../src/mount/daemon/daemon.js';
 import { mountOnTheWay } from '../../src/images/mount-life.js';
 import { monitorsProblem } from '../control.js';
-import { Failure, warn } from '../errors.js';
-import { addNotes } from '../help.js';
-import { say, sayJson } from '../output.js';
+import { Failure, warn } from '../output/errors.js';
+import { addNotes } from '../output/help.js';
+import { say, sayJson } from '../output/stdout.js';
 
 interface Options {
   foreground?: boolean;

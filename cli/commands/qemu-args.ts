@@ -1,8 +1,8 @@
 import { Option, type Command } from 'commander';
 import { backingsFor } from '../backings.js';
-import { Failure, warn } from '../errors.js';
-import { addNotes } from '../help.js';
-import { say, sayJson } from '../output.js';
+import { Failure, warn } from '../output/errors.js';
+import { addNotes } from '../output/help.js';
+import { say, sayJson } from '../output/stdout.js';
 import { DEVICES, qemuOptions, type Device } from '../qemu.js';
 import { quote } from '../quote.js';
 import { parseMemory } from '../size.js';

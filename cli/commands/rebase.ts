@@ -1,15 +1,15 @@
 import type { Command } from 'commander';
 import { type BaseOptions, Image, takingAway } from '../../src/engine/index.js';
 import { askForWork } from '../control.js';
-import { Failure } from '../errors.js';
-import { addNotes } from '../help.js';
+import { Failure } from '../output/errors.js';
+import { addNotes } from '../output/help.js';
 import { withImage } from '../images.js';
 import { checkBase, onFrozenLayer } from '../making.js';
-import { say, sayJson } from '../output.js';
-import { type ProgressForm, progressOption, withProgress } from '../progress.js';
+import { say, sayJson } from '../output/stdout.js';
+import { type ProgressForm, progressOption, withProgress } from '../output/progress.js';
 import { quote, word } from '../quote.js';
 import { findImage, findTarget, type ImageTarget, type Target } from '../target.js';
-import { patiently, waitOption } from '../waiting.js';
+import { patiently, waitOption } from '../wait-option.js';
 
 export function addRebase(program: Command): void {
   const command = program

@@ -1,8 +1,8 @@
 import { stat } from 'node:fs/promises';
 import type { Command } from 'commander';
 import { type DirectoryRecovery, recoverDirectory, recoverImage } from '../../src/engine/index.js';
-import { addNotes } from '../help.js';
-import { say, sayJson } from '../output.js';
+import { addNotes } from '../output/help.js';
+import { say, sayJson } from '../output/stdout.js';
 import { findImage } from '../target.js';
 
 export function addRecover(program: Command): void {

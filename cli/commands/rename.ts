@@ -1,14 +1,14 @@
 import path from 'node:path';
 import type { Command } from 'commander';
 import { checkSnapshotName, Image, renameImage } from '../../src/engine/index.js';
-import { Failure } from '../errors.js';
-import { addNotes } from '../help.js';
+import { Failure } from '../output/errors.js';
+import { addNotes } from '../output/help.js';
 import { withImage } from '../images.js';
-import { say, sayJson } from '../output.js';
+import { say, sayJson } from '../output/stdout.js';
 import { quote, word } from '../quote.js';
 import { askForRename, askImage } from '../control.js';
 import { findTarget, type ImageTarget, newImage } from '../target.js';
-import { patiently, waitOption } from '../waiting.js';
+import { patiently, waitOption } from '../wait-option.js';
 
 export function addRename(program: Command): void {
   const command = program

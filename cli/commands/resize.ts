@@ -1,13 +1,13 @@
 import type { Command } from 'commander';
 import { isPcowError } from '../../src/engine/errors.js';
 import { askImage } from '../control.js';
-import { addNotes } from '../help.js';
+import { addNotes } from '../output/help.js';
 import { withImage } from '../images.js';
-import { say, sayJson } from '../output.js';
-import { Failure } from '../errors.js';
+import { say, sayJson } from '../output/stdout.js';
+import { Failure } from '../output/errors.js';
 import { formatSize, parseNewSize } from '../size.js';
 import { findImage, type ImageTarget } from '../target.js';
-import { patiently, waitOption } from '../waiting.js';
+import { patiently, waitOption } from '../wait-option.js';
 import { word } from '../quote.js';
 
 interface Options {

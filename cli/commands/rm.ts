@@ -2,12 +2,12 @@ import path from 'node:path';
 import type { Command } from 'commander';
 import { refuseWhereStoodOn, removeImage, removeRemains, survey } from '../../src/engine/index.js';
 import { askImage } from '../control.js';
-import { Failure } from '../errors.js';
-import { addNotes } from '../help.js';
-import { say, sayJson } from '../output.js';
+import { Failure } from '../output/errors.js';
+import { addNotes } from '../output/help.js';
+import { say, sayJson } from '../output/stdout.js';
 import { quote, word } from '../quote.js';
 import { findTarget, type ImageTarget } from '../target.js';
-import { patiently, waitOption } from '../waiting.js';
+import { patiently, waitOption } from '../wait-option.js';
 
 export function addRm(program: Command): void {
   const command = program

@@ -1,10 +1,10 @@
 import type { Command } from 'commander';
 import { askImage } from '../control.js';
-import { addNotes } from '../help.js';
+import { addNotes } from '../output/help.js';
 import { withImage } from '../images.js';
-import { say, sayJson } from '../output.js';
+import { say, sayJson } from '../output/stdout.js';
 import { findSnapshotTarget } from '../target.js';
-import { patiently, waitOption } from '../waiting.js';
+import { patiently, waitOption } from '../wait-option.js';
 
 export function addRollback(program: Command): void {
   const command = program

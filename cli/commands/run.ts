@@ -1,9 +1,9 @@
 import type { Command } from 'commander';
 import { isPcowError } from '../../src/engine/index.js';
 import { runMonitored, runPlain, shellExports } from '../../src/client/monitored-command.js';
-import { Failure, warn } from '../errors.js';
-import { addNotes } from '../help.js';
-import { put } from '../output.js';
+import { Failure, warn } from '../output/errors.js';
+import { addNotes } from '../output/help.js';
+import { put } from '../output/stdout.js';
 import { parseCacheSize } from '../size.js';
 
 interface Options {

@@ -1,12 +1,12 @@
 import { type Command, Option } from 'commander';
 import type { ScrubReport } from '../../src/engine/index.js';
 import { askForWork } from '../control.js';
-import { FOUND_DAMAGE } from '../exit-codes.js';
-import { counted, findingLines } from '../findings.js';
-import { addNotes } from '../help.js';
+import { FOUND_DAMAGE } from '../output/exit-codes.js';
+import { counted, findingLines } from '../output/check-findings.js';
+import { addNotes } from '../output/help.js';
 import { withImage } from '../images.js';
-import { say, sayJson } from '../output.js';
-import { type ProgressForm, progressOption, withProgress } from '../progress.js';
+import { say, sayJson } from '../output/stdout.js';
+import { type ProgressForm, progressOption, withProgress } from '../output/progress.js';
 import { formatSize } from '../size.js';
 import { findImage, type ImageTarget } from '../target.js';
 import { word } from '../quote.js';

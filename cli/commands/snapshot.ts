@@ -1,11 +1,11 @@
 import type { Command } from 'commander';
 import { Image, snapshotTogether } from '../../src/engine/index.js';
 import { askForCut, askImage } from '../control.js';
-import { Failure } from '../errors.js';
-import { addNotes } from '../help.js';
-import { say, sayJson } from '../output.js';
+import { Failure } from '../output/errors.js';
+import { addNotes } from '../output/help.js';
+import { say, sayJson } from '../output/stdout.js';
 import { findSnapshotTarget, type ImageTarget } from '../target.js';
-import { patiently, waitOption } from '../waiting.js';
+import { patiently, waitOption } from '../wait-option.js';
 
 export function addSnapshot(program: Command): void {
   const command = program

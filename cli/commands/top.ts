@@ -4,13 +4,13 @@ import type { Command } from 'commander';
 import type { PcowMount } from '../../src/images/mount-table.js';
 import { lookAt, type Look } from '../../src/client/activity.js';
 import { asking } from '../asking.js';
-import { Failure } from '../errors.js';
-import { addNotes } from '../help.js';
-import { inThisLocale } from '../locale.js';
-import { put, say, sayJson } from '../output.js';
+import { Failure } from '../output/errors.js';
+import { addNotes } from '../output/help.js';
+import { inThisLocale } from '../output/locale.js';
+import { put, say, sayJson } from '../output/stdout.js';
 import { quote } from '../quote.js';
 import { findDirectory } from '../target.js';
-import { topTable } from '../top.js';
+import { topTable } from '../output/top-table.js';
 
 const REFRESH_MS = 1000;
 const HOME_AND_CLEAR = '\u001b[H\u001b[J';

@@ -3,9 +3,9 @@ import type { Command } from 'commander';
 import { umount } from '../../src/mount/daemon/umount.js';
 import { mountOnTheWay } from '../../src/images/mount-life.js';
 import { mountsOfDirectory } from '../../src/images/mount-table.js';
-import { Failure, warn } from '../errors.js';
-import { addNotes } from '../help.js';
-import { say, sayJson } from '../output.js';
+import { Failure, warn } from '../output/errors.js';
+import { addNotes } from '../output/help.js';
+import { say, sayJson } from '../output/stdout.js';
 import { quote } from '../quote.js';
 
 /** Milliseconds. */

@@ -1,6 +1,6 @@
 /** What may stand at the end of an unfinished command line: found in the program itself, so nothing of it is written down twice. */
 import type { Argument, Command, Option } from 'commander';
-import { imageCandidates, mountpointCandidates, snapshotCandidates } from './places.js';
+import { imageCandidates, mountpointCandidates, snapshotCandidates } from './image-candidates.js';
 
 export interface Candidate {
   /** The whole word; one that ends in “/” or “@” goes on. */

@@ -1,5 +1,5 @@
 /** A QEMU command line as a Guest. Only what bears on memory is understood; everything else is passed over. */
-import { Failure } from '../errors.js';
+import { Failure } from '../output/errors.js';
 import { GIB, MIB } from '../size.js';
 import { emptyGuest, type Guest, type Words } from './guest.js';
 

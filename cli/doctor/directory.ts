@@ -7,7 +7,7 @@ import { IMAGE_SUFFIX } from '../../src/images/image-names.js';
 import type { MountTableEntry, PcowMount } from '../../src/images/mount-table.js';
 import { briefTroubleOf, briefTroubleOnTheWay } from '../asking.js';
 import { monitorsProblem } from '../control.js';
-import { explained } from '../errors.js';
+import { explained } from '../output/errors.js';
 import { fileSystemOf, overwritingProblem } from '../file-system.js';
 import { withImage } from '../images.js';
 import { quote, word } from '../quote.js';

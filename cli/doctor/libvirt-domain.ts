@@ -1,6 +1,6 @@
 /** The XML of a libvirt domain as a Guest. */
 import { XMLParser, XMLValidator } from 'fast-xml-parser';
-import { Failure } from '../errors.js';
+import { Failure } from '../output/errors.js';
 import { quote } from '../quote.js';
 import { readOptions } from './command-line.js';
 import { emptyGuest, type Guest, type Words } from './guest.js';

@@ -2,7 +2,7 @@
 import { chmod, mkdir } from 'node:fs/promises';
 import path from 'node:path';
 import test from 'ava';
-import { advising, explained, Failure } from '../../cli/errors.js';
+import { advising, explained, Failure } from '../../cli/output/errors.js';
 import { PcowError, type PcowErrorCode } from '../../src/engine/index.js';
 import { mounted, pcowProgram } from '../helpers/mounted.js';
 import { scratchDirectory } from '../helpers/scratch.js';

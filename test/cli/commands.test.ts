@@ -3,7 +3,7 @@ import { readdir, readFile } from 'node:fs/promises';
 import test from 'ava';
 import type { Command } from 'commander';
 import { complete } from '../../cli/completion/candidates.js';
-import { notesFor } from '../../cli/help.js';
+import { notesFor } from '../../cli/output/help.js';
 import { pcowImgProgram } from '../../cli/pcow-img-program.js';
 import { pcowProgram } from '../../cli/pcow-program.js';
 

@@ -2,7 +2,7 @@
 import { mkdir, rename } from 'node:fs/promises';
 import path from 'node:path';
 import test, { type ExecutionContext } from 'ava';
-import { commandInstead, ownOptionInstead } from '../../cli/habits.js';
+import { commandInstead, ownOptionInstead } from '../../cli/words-of-other-programs.js';
 import { pcowProgram } from '../../cli/pcow-program.js';
 import { Image } from '../../src/engine/index.js';
 import { naturalOrder } from '../../src/images/natural-order.js';

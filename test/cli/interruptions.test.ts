@@ -12,7 +12,7 @@ import { mkdir } from 'node:fs/promises';
 import path from 'node:path';
 import { promisify } from 'node:util';
 import test, { type ExecutionContext } from 'ava';
-import { LOST_DATA } from '../../cli/exit-codes.js';
+import { LOST_DATA } from '../../cli/output/exit-codes.js';
 import { eventually } from '../helpers/eventually.js';
 import { connectionOf, mounted } from '../helpers/mounted.js';
 import { Random, seedFromEnvironment } from '../helpers/random.js';

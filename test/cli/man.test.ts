@@ -1,7 +1,7 @@
 /** docs/man is made from the help texts; this fails where somebody changed one and not the other. */
 import { readFile } from 'node:fs/promises';
 import test from 'ava';
-import { manPages } from '../../cli/man-pages.js';
+import { manPages } from '../../cli/output/man-pages.js';
 
 for (const [file, page] of await manPages()) {
   test(`docs/man/${file} is up to date (“npm run man” makes it so)`, async (t) => {

@@ -1,6 +1,6 @@
 /** A process that runs one command line after another, and tells what came of each: starting one process for each takes most of their time. */
-import { explained } from '../../cli/errors.js';
-import { exitCodeOf } from '../../cli/exit-codes.js';
+import { explained } from '../../cli/output/errors.js';
+import { exitCodeOf } from '../../cli/output/exit-codes.js';
 import { pcowProgram } from '../../cli/pcow-program.js';
 
 /** What came of one, as its exit code and what standard error would say. */

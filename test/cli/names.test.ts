@@ -2,7 +2,7 @@
 import { copyFile, mkdir, readdir, rename } from 'node:fs/promises';
 import path from 'node:path';
 import test, { type ExecutionContext } from 'ava';
-import { table } from '../../cli/table.js';
+import { table } from '../../cli/output/table.js';
 import { mounted } from '../helpers/mounted.js';
 import { scratchDirectory } from '../helpers/scratch.js';
 import { fails, pcowIn, type Run, shellIn, succeeds } from './outcome.js';

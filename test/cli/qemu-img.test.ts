@@ -7,7 +7,7 @@ import { access, copyFile, mkdir, open, readFile, stat, writeFile } from 'node:f
 import path from 'node:path';
 import { promisify } from 'node:util';
 import test, { type ExecutionContext } from 'ava';
-import { LOST_DATA } from '../../cli/exit-codes.js';
+import { LOST_DATA } from '../../cli/output/exit-codes.js';
 import { Image } from '../../src/engine/index.js';
 import { eventually } from '../helpers/eventually.js';
 import { mounted } from '../helpers/mounted.js';

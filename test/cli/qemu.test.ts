@@ -1,7 +1,7 @@
 /** cli/qemu.ts: the arithmetic of the options. That QEMU takes them: qemu-args.test.ts. */
 import test from 'ava';
 import { PcowError } from '../../src/engine/index.js';
-import { Failure } from '../../cli/errors.js';
+import { Failure } from '../../cli/output/errors.js';
 import { libvirtElements } from '../../cli/libvirt.js';
 import { type Backing, backingIds, qemuOptions, type QemuRequest } from '../../cli/qemu.js';
 

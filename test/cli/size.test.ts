@@ -1,7 +1,7 @@
 /** cli/size.ts: what people type, and what they are told when it is wrong. */
 import test, { type ExecutionContext } from 'ava';
 import { PcowError, type PcowErrorCode } from '../../src/engine/index.js';
-import { Failure } from '../../cli/errors.js';
+import { Failure } from '../../cli/output/errors.js';
 import { formatSize, parseBlockSize, parseMemory, parseSize, sizeArgument } from '../../cli/size.js';
 
 test('sizes are bytes, or numbers with a power of 1024', (t) => {

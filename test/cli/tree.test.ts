@@ -1,7 +1,7 @@
-/** cli/tree.ts draws the snapshots of an image. */
+/** cli/output/snapshot-tree.ts draws the snapshots of an image. */
 import test from 'ava';
 import type { SnapshotInfo } from '../../src/engine/index.js';
-import { treeOf } from '../../cli/tree.js';
+import { treeOf } from '../../cli/output/snapshot-tree.js';
 
 function snapshot(name: string, parent: string | null, current = false): SnapshotInfo {
   const base = { name, id: 1, identity: '0000000000000001', parent };

@@ -1,8 +1,8 @@
 /** What is shown as it goes on fits the terminal, and has only signs that the locale has. */
 import test from 'ava';
-import { inThisLocale } from '../../cli/locale.js';
-import { topTable } from '../../cli/top.js';
-import { cut, progressLine } from '../../cli/width.js';
+import { inThisLocale } from '../../cli/output/locale.js';
+import { topTable } from '../../cli/output/top-table.js';
+import { cut, progressLine } from '../../cli/output/terminal-width.js';
 import type { Look } from '../../src/client/activity.js';
 
 const WIDTHS = [20, 40, 80, 200];

@@ -8,7 +8,7 @@ import path from 'node:path';
 import { Readable } from 'node:stream';
 import { promisify } from 'node:util';
 import test, { type ExecutionContext } from 'ava';
-import { mapPicture } from '../../cli/map-picture.js';
+import { mapPicture } from '../../cli/output/map-picture.js';
 import { compareContents } from '../../src/convert/compare.js';
 import { imageContents } from '../../src/convert/contents.js';
 import { copyContents } from '../../src/convert/copy.js';

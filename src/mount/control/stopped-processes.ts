@@ -8,7 +8,15 @@ import { setTimeout as sleep } from 'node:timers/promises';
 
 import { PcowError } from '../../engine/index.js';
 import { isSystemError } from '../failure.js';
-import { describeProcess, linkOf, type Mapper, startTimeOf, stateOf, textOf, threadsOf } from '../../engine/processes.js';
+import {
+  describeProcess,
+  linkOf,
+  type Mapper,
+  startTimeOf,
+  stateOf,
+  textOf,
+  threadsOf,
+} from '../../engine/processes.js';
 import { debugLog } from '../log.js';
 import type { Watchdog } from '../daemon/watchdog.js';
 

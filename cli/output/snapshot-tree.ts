@@ -1,5 +1,5 @@
 /** The snapshots of an image as a tree of lines. */
-import type { SnapshotInfo } from '../src/engine/index.js';
+import type { SnapshotInfo } from '../../src/engine/index.js';
 
 export interface TreeLine {
   /** The lines to draw before the name. */

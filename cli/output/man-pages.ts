@@ -1,8 +1,8 @@
 /** The man pages of the programs, with the sections that have no place in a help text. */
-import { manPage, type Section } from './man.js';
-import { mountHelperProgram } from './mount-helper-program.js';
-import { pcowImgProgram } from './pcow-img-program.js';
-import { pcowProgram } from './pcow-program.js';
+import { manPage, type Section } from './man-page.js';
+import { mountHelperProgram } from '../mount-helper-program.js';
+import { pcowImgProgram } from '../pcow-img-program.js';
+import { pcowProgram } from '../pcow-program.js';
 
 /** File name in docs/man/ and text. */
 export async function manPages(): Promise<[string, string][]> {

@@ -4,10 +4,10 @@
  */
 import type { SingleBar } from 'cli-progress';
 import { Option } from 'commander';
-import type { LongOptions } from '../src/engine/index.js';
+import type { LongOptions } from '../../src/engine/index.js';
 import { inThisLocale } from './locale.js';
-import { formatSize } from './size.js';
-import { progressLine } from './width.js';
+import { formatSize } from '../size.js';
+import { progressLine } from './terminal-width.js';
 
 /** What `--progress` may be. */
 export type ProgressForm = 'bar' | 'json' | 'none';

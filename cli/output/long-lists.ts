@@ -1,5 +1,5 @@
 /** Long lists on stdout: written in pieces, no faster than they are read. */
-import { put, roomForMore } from './output.js';
+import { put, roomForMore } from './stdout.js';
 
 export async function sayEach(lines: AsyncIterable<string>): Promise<void> {
   let piece = '';

@@ -1,8 +1,14 @@
 /** The table of `pcow top`. */
-import { FAULT_KINDS, type Activity, type FaultKind, type ImageActivity, type Look } from '../src/client/activity.js';
-import { formatSize } from './size.js';
+import {
+  FAULT_KINDS,
+  type Activity,
+  type FaultKind,
+  type ImageActivity,
+  type Look,
+} from '../../src/client/activity.js';
+import { formatSize } from '../size.js';
 import { table } from './table.js';
-import { fitted, type FittingColumn } from './width.js';
+import { fitted, type FittingColumn } from './terminal-width.js';
 
 const right = (title: string, dispensable: number): FittingColumn => ({ title, align: 'right', dispensable });
 const COLUMNS: FittingColumn[] = [

@@ -5,10 +5,10 @@
 import { fstatSync, writeSync } from 'node:fs';
 import { once } from 'node:events';
 import { isatty } from 'node:tty';
-import { systemCodeOf } from '../src/engine/errors.js';
+import { systemCodeOf } from '../../src/engine/errors.js';
 import { Failure } from './errors.js';
 import { inThisLocale } from './locale.js';
-import { systemErrorOf } from './system-errors.js';
+import { systemErrorOf } from '../system-errors.js';
 
 const STDOUT = 1;
 

@@ -3,8 +3,8 @@
  * newest first. The width is the address space. A column stands for many bytes, and is the fuller the more of them there are.
  */
 import path from 'node:path';
-import { type Image, isPcowError, type LongOptions } from '../src/engine/index.js';
-import { formatSize } from './size.js';
+import { type Image, isPcowError, type LongOptions } from '../../src/engine/index.js';
+import { formatSize } from '../size.js';
 
 const COLOURS = ['#2563eb', '#f59e0b', '#10b981', '#8b5cf6', '#ef4444', '#06b6d4', '#84cc16', '#ec4899', '#a16207'];
 

@@ -1,6 +1,6 @@
 /** Text that a command is given: in a file, or on standard input. */
 import { readFile } from 'node:fs/promises';
-import { Failure } from './errors.js';
+import { Failure } from './output/errors.js';
 import { quote } from './quote.js';
 
 /** “-” is standard input. */

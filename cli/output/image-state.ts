@@ -1,9 +1,9 @@
 /** What state an image file is in, in words. */
-import type { ImageInfo } from '../src/engine/index.js';
-import type { PcowMount } from '../src/images/mount-table.js';
-import { readReceipt } from '../src/stream/receipt.js';
-import { type Attached, attachedTo } from './control.js';
-import { formatSize } from './size.js';
+import type { ImageInfo } from '../../src/engine/index.js';
+import type { PcowMount } from '../../src/images/mount-table.js';
+import { readReceipt } from '../../src/stream/receipt.js';
+import { type Attached, attachedTo } from '../control.js';
+import { formatSize } from '../size.js';
 
 /** `open`: somebody writes it; `closed`: properly; `unclean`: its writer died, and the next one recovers it. */
 export type State = 'open' | 'closed' | 'unclean';

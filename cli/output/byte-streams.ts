@@ -5,11 +5,11 @@ import { Socket } from 'node:net';
 import { addAbortSignal, type Readable, type Writable } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
 import { isatty } from 'node:tty';
-import { isPcowError, PcowError } from '../src/engine/errors.js';
+import { isPcowError, PcowError } from '../../src/engine/errors.js';
 import { Failure } from './errors.js';
-import { outputFailure } from './output.js';
-import { quote } from './quote.js';
-import { explain } from './system-errors.js';
+import { outputFailure } from './stdout.js';
+import { quote } from '../quote.js';
+import { explain } from '../system-errors.js';
 
 const STDOUT = 1;
 

@@ -2,7 +2,7 @@
  * The exit codes of `pcow` and `pcow-img`: a contract, so a number never changes its meaning.
  * The same failure has the same code whether the image is mounted or not.
  */
-import type { PcowErrorCode } from '../src/engine/errors.js';
+import type { PcowErrorCode } from '../../src/engine/errors.js';
 
 export interface ExitCode {
   exit: number;

@@ -3,7 +3,7 @@
  * of Pcow's that is missing) is told as any other failure. Of Pcow's own this file needs the few modules of errors.ts only.
  */
 import type { Command } from 'commander';
-import { Failure, report } from './errors.js';
+import { Failure, report } from './output/errors.js';
 import { explain } from './system-errors.js';
 
 /** `load` imports the program of this name, as far as these arguments need it. */
@@ -11,7 +11,7 @@ export async function start(name: string, load: (args: string[]) => Promise<Comm
   const args = process.argv.slice(2);
   try {
     const program = await load(args);
-    const { run } = await import('./program.js');
+    const { run } = await import('./run-program.js');
     process.exitCode = await run(program, args);
     const { hasQuestionsLeft } = await import('../src/images/mount-life.js');
     if (hasQuestionsLeft()) process.exit();

@@ -4,10 +4,10 @@ import path from 'node:path';
 import { Command, CommanderError } from 'commander';
 import { ROOT } from '../src/engine/built.js';
 import { askMountsOf } from './asking.js';
-import { Failure, report } from './errors.js';
-import { commandInstead, optionInstead, withSmallerSize } from './habits.js';
-import { inThisLocale } from './locale.js';
-import { outputWritten, put, ReaderGone, watchOutput } from './output.js';
+import { Failure, report } from './output/errors.js';
+import { commandInstead, optionInstead, withSmallerSize } from './words-of-other-programs.js';
+import { inThisLocale } from './output/locale.js';
+import { outputWritten, put, ReaderGone, watchOutput } from './output/stdout.js';
 import { quote } from './quote.js';
 
 const { version } = JSON.parse(readFileSync(path.join(ROOT, 'package.json'), 'utf8')) as { version: string };

@@ -1,5 +1,5 @@
 /** Commands that take several images: one that fails does not keep the others from being done. */
-import { isPcowError } from '../src/engine/errors.js';
+import { isPcowError } from '../../src/engine/errors.js';
 import { report } from './errors.js';
 
 /**

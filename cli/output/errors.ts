@@ -3,11 +3,11 @@
  * exit code of `exit-codes.ts`. Nothing else in the CLI writes errors.
  */
 import createDebug from 'debug';
-import { PcowError, type PcowErrorCode } from '../src/engine/errors.js';
+import { PcowError, type PcowErrorCode } from '../../src/engine/errors.js';
 import { err } from './colors.js';
 import { exitCodeOf } from './exit-codes.js';
 import { inThisLocale } from './locale.js';
-import { adviceOn, CHANGE_DIRECTORY, explain, workingDirectoryIsGone } from './system-errors.js';
+import { adviceOn, CHANGE_DIRECTORY, explain, workingDirectoryIsGone } from '../system-errors.js';
 
 const debug = createDebug('pcow:cli');
 
