@@ -1,10 +1,11 @@
-/** Running the programs as a user does, with all that comes of it. */
+/** Running the programs as a user does, with all that comes of it; most commands in processes that are kept (kept-processes.ts). */
 import { execFile, type ExecFileOptions } from 'node:child_process';
 import { symlink } from 'node:fs/promises';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
 import type { ExecutionContext } from 'ava';
 import { scratchDirectory } from '../helpers/scratch.js';
+import { inKeptProcess, mayShareProcess } from './kept-processes.js';
 
 export interface Outcome {
   exit: number;
@@ -72,5 +73,9 @@ function outcomeOf(file: string, words: string[], options: ExecFileOptions): Pro
 }
 
 function runner(program: string, cwd: string): Run {
-  return (...words) => outcomeOf(process.execPath, [fileOf(program), ...words], { cwd });
+  return (...words) => {
+    const request = { program, words, cwd };
+    if (mayShareProcess(request)) return inKeptProcess(request);
+    return outcomeOf(process.execPath, [fileOf(program), ...words], { cwd });
+  };
 }

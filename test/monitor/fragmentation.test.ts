@@ -7,6 +7,7 @@ import path from 'node:path';
 
 import test, { type ExecutionContext } from 'ava';
 
+import { AT_LENGTH } from '../helpers/effort.js';
 import { imagesFor } from '../helpers/mount.js';
 import { attachedTo, imageOnBase, monitored, monitorReport } from '../helpers/monitored.js';
 import { program } from '../helpers/program.js';
@@ -49,7 +50,7 @@ test.serial('isolated writes over a base stay under a small budget of mappings',
   await isolatedBytes(t, 6000, 500, { PCOW_MAPPING_BUDGET: '500' });
 });
 
-if (process.env.PCOW_LONG !== undefined) {
+if (AT_LENGTH) {
   test.serial('200,000 isolated writes over a base stay under the default budget', async (t) => {
     t.timeout(30 * 60_000);
     const limit = Number(await readFile('/proc/sys/vm/max_map_count', 'utf8'));
