@@ -54,7 +54,8 @@ Session::Limits process_limits() {
   const uint64_t mappings = read_number("/proc/sys/vm/max_map_count", 65530);
   // The rest is for the application, and for runs that meet at a limit of a mapping call.
   return {number_from_environment("PCOW_CLEAN_CACHE", std::min(memory, limit_of_control_groups()) / 4),
-          number_from_environment("PCOW_MAPPING_BUDGET", mappings / 4 * 3)};
+          number_from_environment("PCOW_MAPPING_BUDGET", mappings / 4 * 3),
+          number_from_environment("PCOW_DEMOTE_ALWAYS", 0) != 0};
 }
 
 }  // namespace pcow

@@ -51,8 +51,8 @@ Session::Session(std::unique_ptr<Image> image, std::unique_ptr<FaultDescriptor> 
       wake_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
       clean_(image_.get(), faults_.get(), geometry_, regions_, limits.clean_cache, writable_, &statistics_),
       mapper_(image_.get(), faults_.get(), geometry_, regions_, limits.mapping_budget, &clean_, &stalls_, &statistics_),
-      faulting_(image_.get(), faults_.get(), geometry_, regions_, &clean_, &mapper_, &stalls_, &statistics_,
-                writable_) {}
+      faulting_(image_.get(), faults_.get(), geometry_, regions_, &clean_, &mapper_, &stalls_, &statistics_, writable_),
+      demotion_(image_.get(), limits.demote_always, &statistics_) {}
 
 Result<std::unique_ptr<Session>> Session::start(std::unique_ptr<Image> image, const Limits& limits) {
   auto faults = FaultDescriptor::open();
@@ -60,10 +60,14 @@ Result<std::unique_ptr<Session>> Session::start(std::unique_ptr<Image> image, co
   std::unique_ptr<Session> session(new Session(std::move(image), std::move(*faults), limits));
   if (session->wake_ < 0) return system_error(errno, "cannot make an eventfd");
   PCOW_TRY(session->fault_thread_.start("pcow-faults", [serving = session.get()] { serving->serve_faults(); }));
+  // Where no more threads are to be had, nothing is demoted: what is lost is speed.
+  if (session->demotion_.is_usable())
+    (void)session->demoting_thread_.start("pcow-demote", [demoting = session.get()] { demoting->demote(); });
   return session;
 }
 
 Session::~Session() {
+  end_demotions();
   ended_ = true;
   const uint64_t one = 1;
   (void)!write(wake_, &one, sizeof one);
@@ -146,6 +150,7 @@ void Session::serve_faults() {
 
 void Session::close() {
   stalls_.end();
+  end_demotions();
   if (auto closed = image_->close(); !closed) log_notice(closed.error().message);
 }
 

@@ -5,12 +5,13 @@
 // a batch. The control thread (attachment.h) calls the steps of a snapshot and holds `handling` from cut() to commit() or
 // abort(): meanwhile the fault thread goes on reading events (an mremap returns only when its event has been read), and
 // puts page faults aside. The registry (registry.h) calls map(), unmap(), sync(), discard() for threads of the application. All of
-// them are threads of the monitor (threads.h).
+// them are threads of the monitor (threads.h). The demoting thread drops page cache in the background (demotion.h).
 //
-// Lock order: handling → the engine's locks. Nothing on the fault path waits for the mount.
+// Lock order: handling → the engine's locks; demoting and Demotion's lock alone. Nothing on the fault path waits for the mount.
 #pragma once
 
 #include <atomic>
+#include <condition_variable>
 #include <deque>
 #include <memory>
 #include <mutex>
@@ -20,6 +21,7 @@
 #include "attach/fault_descriptor.h"
 #include "engine/image/image.h"
 #include "monitor/clean_cache.h"
+#include "monitor/demotion.h"
 #include "monitor/fault.h"
 #include "monitor/mapper.h"
 #include "monitor/region.h"
@@ -35,6 +37,7 @@ class Session {
     // For all sessions of this process together:
     uint64_t clean_cache = 0;     // bytes of clean copies
     uint64_t mapping_budget = 0;  // mappings
+    bool demote_always = false;   // tests: demotion.h
   };
 
   // Starts the fault thread.
@@ -120,7 +123,11 @@ class Session {
   bool read_events(std::deque<Fault>* waiting);
   bool await_fault(std::deque<Fault>* waiting);
   void release_handling();
+  void demote();  // the demoting thread
+  void end_demotions();
+  bool zap(const std::vector<uint64_t>& windows);
   // With `handling` held.
+  void zap_chunk(const Region& region, uint64_t start, const std::vector<uint64_t>& windows);
   Result<void> replace(Region* region, uint64_t from, uint64_t to) const;
   void keep_part(Regions* kept, const Region& whole, char* from, char* to, int protection);
   void drop_books(Region* region);
@@ -145,9 +152,16 @@ class Session {
   // The fault thread's: how often in a row await_fault() came to nothing, or was not tried after that.
   uint32_t in_vain_ = 0;
 
-  // The control thread's.
+  Demotion demotion_;
+  Thread demoting_thread_;  // runs if it could be started
+  std::mutex demoting_;     // guards the next two
+  bool demoting_ended_ = false;
+  bool demotions_wanted_ = false;
+  std::condition_variable demoting_changed_;
+
+  // The control thread's. (The demoting thread looks whether a snapshot is under way.)
   enum class Step { kNone, kPrepared, kCut, kCommitted };
-  Step step_ = Step::kNone;
+  std::atomic<Step> step_{Step::kNone};
   std::unique_ptr<PendingSnapshot> pending_;  // from kPrepared on
   uint64_t cut_since_ns_ = 0;
 };

@@ -86,7 +86,7 @@ Result<void> Session::finish() {
 }
 
 void Session::abort() {
-  if (std::exchange(step_, Step::kNone) == Step::kCut) {
+  if (step_.exchange(Step::kNone) == Step::kCut) {
     release_handling();
     direct_reads::go_on();
   }

@@ -156,11 +156,6 @@ Result<void> Session::unmap(void* address, size_t length) {
   return {};
 }
 
-Result<void> Session::sync() {
-  statistics_.syncs++;
-  return image_->sync();
-}
-
 Result<void> Session::discard(uint64_t offset, uint64_t length) {
   const Handling held(this);
   const uint64_t chunk = geometry_.chunk_size();

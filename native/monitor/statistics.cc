@@ -45,6 +45,7 @@ constexpr Figure kFigures[] = {
     {"clean_cache_dropped_bytes", &Statistics::clean_dropped},
     {"mappings", &Statistics::mappings},
     {"promotions", &Statistics::promotions},
+    {"demotions", &Statistics::demotions},
     {"stalls", &Statistics::stalls},
     {"stalled", &Statistics::stalled_now},
     {"live_snapshots", &Statistics::snapshots},

@@ -36,6 +36,7 @@ struct Statistics {
   std::atomic<uint64_t> clean_dropped{0};  // bytes dropped for the budget
   std::atomic<uint64_t> mappings{0};       // estimate of mappings in use
   std::atomic<uint64_t> promotions{0};
+  std::atomic<uint64_t> demotions{0};    // windows of the file that got small pages (demotion.h)
   std::atomic<uint64_t> stalls{0};       // faults that found no space, and waited
   std::atomic<uint64_t> stalled_now{0};  // that wait now
   std::atomic<uint64_t> snapshots{0};

@@ -137,11 +137,11 @@ void cuts(uint32_t block_size, int snapshots, const Session::Limits& limits) {
 }
 
 // Random stores, loads, snapshots, deletions and syncs through two mappings of one image, against plain memory.
-void model(uint64_t seed, uint32_t block_size, int steps) {
+void model(uint64_t seed, uint32_t block_size, int steps, bool demote_always) {
   std::mt19937_64 random(seed);
   const TemporaryDirectory directory;
   const std::string path = make_over_base(directory, 8 * kMiB + 4096, block_size);
-  Monitored m = monitor(path, {kMiB, 30000});
+  Monitored m = monitor(path, {kMiB, 30000, demote_always});
   const uint64_t second_offset = m.length / 8192 * 4096;
   const size_t half = m.length - second_offset;
   char* second = static_cast<char*>(MUST(m.session->map(half, PROT_READ | PROT_WRITE, second_offset)));
@@ -299,7 +299,9 @@ int main(int argc, char** argv) {
   cuts(65536, snapshots, {512 * 1024, 30000});
   cuts(4096, snapshots, {64 * kMiB, 30000});
   cuts(2 * kMiB, snapshots, {64 * kMiB, 300});
-  for (const uint32_t block_size : {4096u, 65536u, 524288u}) model(seed + block_size, block_size, 1500);
+  cuts(65536, snapshots, {512 * 1024, 30000, true});
+  for (const uint32_t block_size : {4096u, 65536u, 524288u}) model(seed + block_size, block_size, 1500, false);
+  for (const uint32_t block_size : {4096u, 65536u}) model(seed + block_size, block_size, 1500, true);
   mapping_budget();
   for (const uint32_t block_size : {4096u, 65536u})
     for (const uint64_t budget : {128 * uint64_t{1024}, 64 * kMiB}) reading_on(block_size, budget);

@@ -1,6 +1,6 @@
-/** A file system that is soon full. */
+/** File systems of a test's own. */
 import { execFile } from 'node:child_process';
-import { mkdir, rm, statfs, writeFile } from 'node:fs/promises';
+import { mkdir, readFile, rm, statfs, writeFile } from 'node:fs/promises';
 import path from 'node:path';
 import { promisify } from 'node:util';
 
@@ -10,7 +10,36 @@ import { scratchDirectory } from './scratch.js';
 
 const run = promisify(execFile);
 
-/** Mounts one of `size` bytes at a directory that it makes, for one test. */
+export interface Disk {
+  directory: string;
+  /** Name of its block device, as in /sys/block. */
+  device: string;
+}
+
+/** Makes a filesystem of `size` bytes on a loop device, and mounts it below `scratch`, for one test. */
+export async function mountDisk(
+  t: ExecutionContext<unknown>,
+  scratch: string,
+  type: 'ext4' | 'xfs',
+  size: number,
+): Promise<Disk> {
+  const [file, directory] = [path.join(scratch, 'disk'), path.join(scratch, 'mnt')];
+  await mkdir(directory);
+  await run('truncate', ['-s', String(size), file]);
+  await run(`mkfs.${type}`, ['-q', file]);
+  t.teardown(() => run('umount', ['-l', directory]).catch(() => undefined));
+  await run('mount', ['-o', 'loop', file, directory]);
+  const { stdout } = await run('findmnt', ['-n', '-o', 'SOURCE', directory]);
+  return { directory, device: path.basename(stdout.trim()) };
+}
+
+/** Bytes that have been written to the device since it was made: the seventh number of /sys/block/…/stat counts 512 bytes each. */
+export async function bytesWrittenTo({ device }: Disk): Promise<number> {
+  const text = await readFile(`/sys/block/${device}/stat`, 'utf8');
+  return Number(text.trim().split(/\s+/)[6]) * 512;
+}
+
+/** Mounts a tmpfs of `size` bytes at a directory that it makes, for one test. */
 export async function mountSmallDisk(t: ExecutionContext<unknown>, directory: string, size: number): Promise<void> {
   await mkdir(directory, { recursive: true });
   await run('mount', ['-t', 'tmpfs', '-o', `size=${size}`, 'pcow-test', directory]);

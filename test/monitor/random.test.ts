@@ -73,7 +73,10 @@ class Scene {
     await Image.create(mount.image('vm1'), { base: { path: mount.image('base'), snapshot: Base.snapshot } });
     await mount.mount();
     const model = path.join(await scratchDirectory(t, '/dev/shm'), 'model');
-    const settings: Record<string, string> = random.chance(0.5) ? { PCOW_MAPPING_BUDGET: '100' } : {};
+    const settings: Record<string, string> = {
+      ...(random.chance(0.5) && { PCOW_MAPPING_BUDGET: '100' }),
+      ...(random.chance(0.5) && { PCOW_DEMOTE_ALWAYS: '1' }),
+    };
     const mapper = SANITIZED
       ? ['env', ...environmentOf(settings), SANITIZED]
       : [...monitorPrefix(settings), await program('random-mapper', disk)];

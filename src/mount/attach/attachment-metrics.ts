@@ -19,6 +19,7 @@ const FIGURES: Figure[] = [
   counter('clean_cache_dropped_bytes', 'pcow_clean_cache_dropped_bytes_total', 'Clean copies dropped for the budget.'),
   gauge('mappings', 'pcow_mappings', 'Memory mappings in use (an upper estimate).'),
   counter('promotions', 'pcow_promotions_total', 'Fragmented chunks that were completed.'),
+  counter('demotions', 'pcow_demotions_total', 'Windows of 2 MiB of the image file whose pages were made small.'),
   counter('stalls', 'pcow_stalls_total', 'Faults that found no disk space and waited.'),
   gauge('stalled', 'pcow_stalled', 'Faults that wait for disk space now.'),
   counter('live_snapshots', 'pcow_live_snapshots_total', 'Snapshots of the running guest.'),
