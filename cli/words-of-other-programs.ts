@@ -1,6 +1,8 @@
 /** What people type who know other programs, and what there is for it here. */
 
 const SNAPSHOTS = '“pcow rm” deletes an image, “pcow delete” a snapshot';
+const HOLDS =
+  '“pcow clone IMAGE@NAME keep-NAME” keeps a snapshot from being deleted until “pcow rm keep-NAME”; “pcow list DIR” shows both';
 const BY_ITSELF = 'leave it out: the format is found by itself';
 
 /** Names of commands elsewhere. Those that are only misspelled are not for this list. */
@@ -21,6 +23,9 @@ const COMMANDS: Readonly<Record<string, string>> = {
   unmount: '“pcow umount” ends a mount',
   revert: '“pcow rollback IMAGE@NAME” goes back to a snapshot',
   restore: '“pcow rollback IMAGE@NAME” goes back to a snapshot, “pcow receive” takes in a backup',
+  hold: HOLDS,
+  holds: HOLDS,
+  release: HOLDS,
   promote: '“pcow flatten” makes an image stand on nothing',
   extend: '“pcow resize IMAGE +SIZE” makes an image larger',
   lvextend: '“pcow resize IMAGE +SIZE” makes an image larger',

@@ -4,6 +4,7 @@ import { addNotes } from '../output/help.js';
 import { distanceWarning, madeImage, makeImage } from '../making.js';
 import { say, sayJson } from '../output/stdout.js';
 import { findTarget, newImage } from '../target.js';
+import { patiently, waitOption } from '../wait-option.js';
 
 export function addClone(program: Command): void {
   const command = program
@@ -17,6 +18,7 @@ export function addClone(program: Command): void {
     .argument('<new>', 'the image file to make; “.pcow” is added if it is missing')
     .option('--force', 'replace an existing file')
     .option('--json', 'for programs')
+    .addOption(waitOption())
     .action(clone);
   addNotes(command, {
     text: [
@@ -31,9 +33,15 @@ export function addClone(program: Command): void {
   });
 }
 
-async function clone(base: string, given: string, options: { force?: boolean; json?: boolean }): Promise<void> {
+interface Options {
+  force?: boolean;
+  json?: boolean;
+  wait?: number;
+}
+
+async function clone(base: string, given: string, options: Options): Promise<void> {
   const target = await newImage(given);
-  const info = await makeImage(target, { base, force: options.force });
+  const info = await patiently(options.wait, () => makeImage(target, { base, force: options.force }));
   if (options.json === true) sayJson(madeImage(target, info));
   else say(`cloned ${base} to ${target.file}`);
   const warning = distanceWarning(target, (await findTarget(base)).image);

@@ -9,12 +9,14 @@ import { say, sayJson } from '../output/stdout.js';
 import { quote, word } from '../quote.js';
 import { formatSize, isSize, parseBlockSize, parseSize } from '../size.js';
 import { findTarget, newImage } from '../target.js';
+import { patiently, waitOption } from '../wait-option.js';
 
 interface Options {
   blockSize?: string;
   base?: string;
   force?: boolean;
   json?: boolean;
+  wait?: number;
 }
 
 export function addCreate(program: Command): void {
@@ -31,6 +33,7 @@ export function addCreate(program: Command): void {
     .option('-b, --base <image[@snapshot]>', 'stand on the present content of this image, or on one of its snapshots')
     .option('--force', 'replace an existing file')
     .option('--json', 'for programs')
+    .addOption(waitOption())
     .action(create);
   addNotes(command, {
     text: [
@@ -56,7 +59,8 @@ async function create(image: string, size: string | undefined, options: Options)
   const bytes = size === undefined ? undefined : sizeOf(image, size);
   const blockSize = options.blockSize === undefined ? undefined : parseBlockSize(options.blockSize);
   const target = await newImage(image);
-  const info = await makeImage(target, { size: bytes, blockSize, base: options.base, force: options.force });
+  const wanted = { size: bytes, blockSize, base: options.base, force: options.force };
+  const info = await patiently(options.wait, () => makeImage(target, wanted));
   const base = options.base === undefined ? '' : `, on ${options.base}`;
   if (options.json === true) sayJson(madeImage(target, info));
   else say(`created ${target.file}: ${formatSize(info.size)}, blocks of ${formatSize(info.blockSize)}${base}`);

@@ -7,6 +7,7 @@ import { monitorsProblem } from '../control.js';
 import { Failure, warn } from '../output/errors.js';
 import { addNotes } from '../output/help.js';
 import { say, sayJson } from '../output/stdout.js';
+import { patiently, waitOption } from '../wait-option.js';
 
 interface Options {
   foreground?: boolean;
@@ -18,6 +19,7 @@ interface Options {
   checksums?: boolean;
   json?: boolean;
   showControl?: boolean;
+  wait?: number;
 }
 
 export function addMount(program: Command): void {
@@ -38,6 +40,7 @@ export function addMount(program: Command): void {
     .option('--show-control', 'list MOUNTPOINT/.pcow, which exists in any case')
     .option('--checksums', 'give each snapshot checksums in the background, for “pcow scrub” and for every read')
     .option('--json', 'for programs: where it is mounted')
+    .addOption(waitOption('what is mounted there, or another mount of the directory'))
     .action(mount);
   addNotes(command, {
     text: [
@@ -72,7 +75,7 @@ async function mount(directory: string, mountpoint: string, options: Options): P
     }
     const { endOnSignals, mountDirectory, tellReady } = await import('../../src/mount/index.js');
     // Its own log says when it is ready.
-    const mounted = await mountDirectory(directory, mountpoint, settings);
+    const mounted = await patiently(options.wait, () => mountDirectory(directory, mountpoint, settings));
     endOnSignals(mounted);
     tellReady(`${mounted.directory} is mounted on ${mounted.mountpoint}`);
     const [failure] = await mounted.ended;
@@ -81,7 +84,7 @@ async function mount(directory: string, mountpoint: string, options: Options): P
     }
     return;
   }
-  await startDaemon(directory, mountpoint, { ...settings, log: options.log });
+  await patiently(options.wait, () => startDaemon(directory, mountpoint, { ...settings, log: options.log }));
   if (options.json === true) sayJson({ directory: path.resolve(directory), mountpoint: path.resolve(mountpoint) });
   else say(`${directory} is mounted on ${mountpoint}`);
   for (const file of (await imageFilesIn(directory)).nameless) {

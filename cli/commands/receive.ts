@@ -10,12 +10,14 @@ import { type ProgressForm, progressOption, withProgress } from '../output/progr
 import { formatSize } from '../size.js';
 import { findImage, type ImageTarget, newImage } from '../target.js';
 import { word } from '../quote.js';
+import { patiently, waitOption } from '../wait-option.js';
 
 interface Options {
   resumeToken?: boolean;
   abort?: boolean;
   force?: boolean;
   json?: boolean;
+  wait?: number;
   progress?: ProgressForm;
 }
 
@@ -32,6 +34,7 @@ export function addReceive(program: Command): void {
     .option('--abort', 'receive nothing; discard what arrived of a stream that broke off')
     .option('--force', 'drop data of the image that is in no snapshot')
     .option('--json', 'for programs')
+    .addOption(waitOption())
     .addOption(progressOption())
     .action(receiveCommand);
   addNotes(command, {
@@ -73,7 +76,12 @@ async function targetOf(given: string): Promise<ImageTarget> {
 async function takeIn(target: ImageTarget, options: Options): Promise<void> {
   try {
     const received = await withProgress(`receive ${target.name}`, options.progress, (long) =>
-      receive(readFrom(null, long.signal), target.file, { force: options.force ?? false, ...long }),
+      receive(readFrom(null, long.signal), target.file, {
+        force: options.force ?? false,
+        ...long,
+        // Not all of it again: the stream is read only once.
+        opening: (open) => patiently(options.wait, open, long.signal),
+      }),
     );
     if (options.json === true) {
       sayJson({ image: target.name, ...received });

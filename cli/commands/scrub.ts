@@ -10,11 +10,13 @@ import { type ProgressForm, progressOption, withProgress } from '../output/progr
 import { formatSize } from '../size.js';
 import { findImage, type ImageTarget } from '../target.js';
 import { word } from '../quote.js';
+import { patiently, waitOption } from '../wait-option.js';
 
 interface Options {
   add?: boolean;
   remove?: boolean;
   json?: boolean;
+  wait?: number;
   progress?: ProgressForm;
 }
 
@@ -30,6 +32,7 @@ export function addScrub(program: Command): void {
     .option('--add', 'then make the missing checksums')
     .addOption(new Option('--remove', 'only remove all checksums').conflicts('add'))
     .option('--json', 'for programs')
+    .addOption(waitOption())
     .addOption(progressOption())
     .action(scrub);
   addNotes(command, {
@@ -50,10 +53,13 @@ export function addScrub(program: Command): void {
   });
 }
 
-async function scrub(given: string, { add = false, remove = false, json = false, progress }: Options): Promise<void> {
+async function scrub(
+  given: string,
+  { add = false, remove = false, json = false, wait, progress }: Options,
+): Promise<void> {
   const target = await findImage(given);
   if (remove) {
-    await change(target, 'remove', progress);
+    await patiently(wait, () => change(target, 'remove', progress));
     if (json) sayJson({ name: target.name, removed: true });
     else say(`${target.file} has no checksums any more`);
     return;
@@ -63,7 +69,7 @@ async function scrub(given: string, { add = false, remove = false, json = false,
       withProgress(`scrub ${target.name}`, progress, (options) => image.scrub(options)),
     );
   const report = await look();
-  if (add) await change(target, 'add', progress);
+  if (add) await patiently(wait, () => change(target, 'add', progress));
   if (json) sayJson({ name: target.name, outcome: report.damages > 0 ? 'damaged' : 'sound', added: add, ...report });
   else say([...findingLines(report.findings), ...summary(target, report, add)].join('\n'));
   if (report.damages > 0) process.exitCode = FOUND_DAMAGE;

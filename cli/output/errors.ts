@@ -41,7 +41,7 @@ const NEXT_STEPS: Partial<Record<PcowErrorCode, string>> = {
   PCOW_EXISTS: 'choose another name',
   PCOW_NOT_FOUND: '“pcow list” shows the images of a directory and the snapshots of an image',
   PCOW_LOCKED: 'let that process end first; an image in a mount is changed through the mount',
-  PCOW_IN_USE: 'make those images stand on their own (pcow flatten), or delete them first',
+  PCOW_IN_USE: 'make those images stand on their own (pcow flatten), or delete them first (pcow rm)',
   PCOW_NOT_AN_IMAGE: '“pcow convert FILE NEW” makes an image of a file of another format',
   PCOW_CORRUPT: '“pcow check” tells what is damaged, and “pcow check --repair” mends what can be mended',
   PCOW_NO_SPACE: 'free space on the file system of the image, then try again',

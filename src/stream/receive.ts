@@ -36,19 +36,21 @@ export interface Received {
 /** Bytes of data between two syncs: what a receiver that is killed has to be sent again, at most. */
 const CHECKPOINT = 32 << 20;
 
+interface Receiving extends LongOptions {
+  force?: boolean | undefined;
+  /** Opens the image by calling `open`: once, or again where another process has it and is waited for. Default: once. */
+  opening?: (<T>(open: () => Promise<T>) => Promise<T>) | undefined;
+}
+
 /** Receives one stream into the image file, which is made where there is none. */
-export function receive(
-  source: AsyncIterable<Uint8Array>,
-  file: string,
-  options: LongOptions & { force?: boolean | undefined } = {},
-): Promise<Received> {
+export function receive(source: AsyncIterable<Uint8Array>, file: string, options: Receiving = {}): Promise<Received> {
   return withRecords(source, (reader) => receiveRecords(reader, file, options));
 }
 
 async function receiveRecords(
   reader: RecordReader,
   file: string,
-  { force = false, ...long }: LongOptions & { force?: boolean | undefined },
+  { force = false, opening = once, ...long }: Receiving,
 ): Promise<Received> {
   const first = await reader.must();
   if (first.type !== RecordType.begin) {
@@ -61,7 +63,7 @@ async function receiveRecords(
   if (snapshot === null) throw corruptStream('it names no snapshot');
 
   const made = await makeWhereMissing(file, begin);
-  const { image } = await openWithReceipt(file);
+  const { image } = await opening(() => openWithReceipt(file));
   try {
     const taken = await takeUp(image, file, begin, made, force);
     const resumedAt = taken.offset;
@@ -121,6 +123,10 @@ export async function abandonReceiving(file: string): Promise<string | null> {
   if (receipt.made) await removeImage(file);
   await removeReceipt(file);
   return receipt.begin.snapshot?.name ?? null;
+}
+
+function once<T>(open: () => Promise<T>): Promise<T> {
+  return open();
 }
 
 async function makeWhereMissing(file: string, begin: Begin): Promise<boolean> {

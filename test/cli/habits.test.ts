@@ -4,7 +4,6 @@ import path from 'node:path';
 import test, { type ExecutionContext } from 'ava';
 import { commandInstead, ownOptionInstead } from '../../cli/words-of-other-programs.js';
 import { pcowProgram } from '../../cli/pcow-program.js';
-import { Image } from '../../src/engine/index.js';
 import { naturalOrder } from '../../src/images/natural-order.js';
 import { mounted } from '../helpers/mounted.js';
 import { scratchDirectory } from '../helpers/scratch.js';
@@ -38,6 +37,15 @@ test('commands and options of other programs: what is meant is said', async (t) 
     /“pcow rm” deletes an image, “pcow delete” a snapshot/,
   );
   await fails(t, pcow('snap'), 2, /“pcow snapshot IMAGE@NAME”/);
+  for (const word of ['hold', 'release', 'holds']) {
+    await fails(
+      t,
+      pcow(word, 'vm1@one'),
+      2,
+      /“pcow clone IMAGE@NAME keep-NAME” keeps a snapshot/,
+      /“pcow rm keep-NAME”/,
+    );
+  }
   await fails(t, pcow('toString'), 2, /unknown command 'toString'/);
   await fails(t, pcow('snapshot', '-c', 'one', 'vm1'), 2, /unknown option "-c"/, /pcow snapshot IMAGE@NAME/);
   await fails(t, pcow('check', '-r', 'all', 'vm1'), 2, /--repair/);
@@ -118,26 +126,34 @@ test('delete: several, by a pattern, the newest kept, and what it would be', asy
   t.deepEqual(await snapshotsOf(t, pcow, 'vm1'), ['daily-3']);
 });
 
+test('a clone is what zfs hold is: its snapshot stays, whatever is deleted, and who keeps it is told', async (t) => {
+  const { directory, pcow } = await place(t);
+  await succeeds(t, pcow('create', 'vm1', '1M'));
+  for (const name of ['one', 'two', 'three']) {
+    await working(path.join(directory, 'vm1.pcow'), (image) => image.write(Buffer.from(name), 0));
+    await succeeds(t, pcow('snapshot', `vm1@${name}`));
+  }
+  await succeeds(t, pcow('clone', 'vm1@one', 'keep-one'));
+  // Held under another name, too; and an image that goes back behind it.
+  await succeeds(t, pcow('rename', 'vm1@one', 'first'));
+  await fails(t, pcow('delete', 'vm1@first'), 6, /vm1@first can't be deleted: keep-one\.pcow stands on it/, /pcow rm/);
+  const { exit, stdout, stderr } = await pcow('delete', 'vm1@*', '--keep', '0');
+  t.is(exit, 6);
+  t.regex(stderr, /vm1@first can't be deleted: keep-one/);
+  t.is(stdout, 'deleted vm1@two\ndeleted vm1@three\n');
+  await fails(t, pcow('rm', 'vm1'), 6, /keep-one\.pcow stands on it/);
+  await succeeds(t, pcow('rollback', 'vm1@first'));
+  t.deepEqual(await snapshotsOf(t, pcow, 'vm1'), ['first']);
+  await succeeds(t, pcow('rm', 'keep-one'));
+  await succeeds(t, pcow('delete', 'vm1@first'));
+});
+
 test('a pattern in the name of a snapshot is that name, where it is one', async (t) => {
   const { pcow } = await place(t);
   await succeeds(t, pcow('create', 'vm1', '1M'));
   for (const name of ['a*', 'ab', 'ac']) await succeeds(t, pcow('snapshot', `vm1@${name}`));
   t.is(await succeeds(t, pcow('delete', 'vm1@a*')), 'deleted vm1@a*\n');
   t.deepEqual(await snapshotsOf(t, pcow, 'vm1'), ['ab', 'ac']);
-});
-
-test('--wait: who has the image is waited for, and no longer than is said', async (t) => {
-  const { directory, pcow } = await place(t);
-  await succeeds(t, pcow('create', 'vm1', '1M'));
-  const guest = await Image.open(path.join(directory, 'vm1.pcow'), { write: true });
-  await fails(t, pcow('snapshot', 'vm1@one'), 6, /open for writing/);
-  await fails(t, pcow('snapshot', 'vm1@one', '--wait', '0.2'), 6, /waiting for its end[^]*open for writing/);
-  const waiting = ['snapshot vm1@one', 'resize vm1 2M', 'flatten vm1'].map((line) =>
-    pcow(...line.split(' '), '--wait', '120'),
-  );
-  await guest.close();
-  for (const outcome of waiting) await succeeds(t, outcome);
-  await fails(t, pcow('resize', 'vm1', '2M', '--wait', 'long'), 2, /number of seconds/);
 });
 
 test('a snapshot gets another name, and clones that stand on it do not notice', async (t) => {

@@ -131,13 +131,13 @@ const MISTAKES: Mistake[] = [
     typed: 'pcow delete vm1@one',
     exit: 6,
     says: "vm1@one can't be deleted: vm2.pcow stands on it",
-    next: 'make those images stand on their own (pcow flatten), or delete them first',
+    next: 'make those images stand on their own (pcow flatten), or delete them first (pcow rm)',
   },
   {
     typed: 'pcow delete images/disk@one',
     exit: 6,
     says: "the snapshot one of disk can't be deleted: child.pcow stands on it",
-    next: 'make those images stand on their own (pcow flatten), or delete them first',
+    next: 'make those images stand on their own (pcow flatten), or delete them first (pcow rm)',
   },
   {
     typed: 'pcow clone vm1',
@@ -149,7 +149,7 @@ const MISTAKES: Mistake[] = [
     typed: 'pcow rm vm1',
     exit: 6,
     says: "HERE/vm1.pcow can't be deleted: vm2.pcow stands on it",
-    next: 'make those images stand on their own (pcow flatten), or delete them first',
+    next: 'make those images stand on their own (pcow flatten), or delete them first (pcow rm)',
   },
   {
     typed: 'pcow rm vm1@one',
@@ -185,7 +185,7 @@ const MISTAKES: Mistake[] = [
     typed: 'pcow convert notes.txt images/disk --force',
     exit: 6,
     says: "HERE/images/disk.pcow can't be replaced: child.pcow stands on it",
-    next: 'make those images stand on their own (pcow flatten), or delete them first',
+    next: 'make those images stand on their own (pcow flatten), or delete them first (pcow rm)',
   },
   {
     typed: 'pcow convert -f qcow2 notes.txt new',
