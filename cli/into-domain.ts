@@ -34,6 +34,7 @@ export function intoDomain(
   if (domain === undefined || guest.memory === null) throw new Failure('PCOW_INVALID', `${file} says no memory`);
   const elements = childrenOf(domain);
   checkMachine(elements, file);
+  if (request.device === 'nvdimm' && !guest.acpi) throw withoutAcpi(file);
 
   const memory = guest.memory;
   const others = withoutOwn(elements);
@@ -100,6 +101,14 @@ function checkMachine(elements: Node[], file: string): void {
       "<type arch='x86_64' machine='q35'>hvm</type> in <os>",
     );
   }
+}
+
+function withoutAcpi(file: string): Failure {
+  return new Failure(
+    'PCOW_UNSUPPORTED',
+    `the machine of ${file} has no ACPI, without which QEMU refuses an NVDIMM`,
+    '<acpi/> in <features>, or leave --device nvdimm out',
+  );
 }
 
 /** Takes away what an earlier call has added. `foreignMaxMemory`: the room for more memory that is there is somebody else's. */

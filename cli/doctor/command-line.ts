@@ -15,6 +15,7 @@ const WORDS: Words = {
   maxMemory: 'add maxmem=SIZE to -m, as “pcow qemu-args” does',
   slots: 'add slots=NUMBER to -m, as “pcow qemu-args” does',
   nvdimmMachine: 'add nvdimm=on to -machine',
+  acpi: 'leave -no-acpi and acpi=off of -machine out',
   unarmed: 'use virtio-pmem-pci, or add unarmed=on to its -device',
   locked: 'leave mem-lock=on out of -overcommit',
   physicalBits: (bits) => `-cpu max,phys-bits=${bits}`,
@@ -57,6 +58,7 @@ export function readOptions(guest: Guest, options: string[]): void {
   }
   if (preallocated) for (const backend of guest.backends) backend.preallocated = true;
   if (options.includes('-snapshot')) guest.throwAway = true;
+  if (options.includes('-no-acpi')) guest.acpi = false;
   for (const { backend } of guest.devices) {
     const other = guest.objects.get(backend);
     if (other !== undefined && other !== FILE) guest.volatile.push(`${other} ${backend}`);
@@ -84,6 +86,7 @@ function readOption(guest: Guest, name: string, value: string): void {
     case '-M': {
       const { fields } = fieldsOf(value, 'type');
       if (isOn(fields.get('nvdimm'))) guest.nvdimmMachine = true;
+      if (fields.has('acpi')) guest.acpi = /^(on|auto)$/.test(fields.get('acpi') ?? '');
       if (fields.get('nvdimm-persistence') === 'cpu') guest.cachesPersist = true;
       const backend = fields.get('memory-backend');
       if (backend !== undefined) guest.ordinary.push({ backend, by: `-machine memory-backend=${backend}` });

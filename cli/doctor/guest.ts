@@ -39,6 +39,8 @@ export interface Guest {
   /** Bytes; null: none may be added. */
   maxMemory: number | null;
   nvdimmMachine: boolean;
+  /** The firmware's tables, by which a guest finds its NVDIMMs. */
+  acpi: boolean;
   /** The guest is told that what is in its processor's caches survives a power cut. */
   cachesPersist: boolean;
   /** Ids of backends that are ordinary memory of the guest, which it overwrites as it starts: with what says so. */
@@ -74,6 +76,7 @@ export interface Words {
   maxMemory: string;
   slots: string;
   nvdimmMachine: string;
+  acpi: string;
   unarmed: string;
   locked: string;
   physicalBits: (bits: number) => string;
@@ -91,6 +94,7 @@ export function emptyGuest(emulator: string, words: Words): Guest {
     slots: 0,
     maxMemory: null,
     nvdimmMachine: false,
+    acpi: true,
     cachesPersist: false,
     ordinary: [],
     volatile: [],

@@ -17,6 +17,7 @@ const WORDS: Words = {
   maxMemory: 'add <maxMemory>, as “pcow libvirt-xml” does',
   slots: "give <maxMemory> more slots='NUMBER'",
   nvdimmMachine: 'add the argument -machine nvdimm=on, as “pcow libvirt-xml --device nvdimm” does',
+  acpi: 'add <acpi/> to <features>',
   unarmed: 'use virtio-pmem, or “pcow libvirt-xml --device nvdimm --unarmed”',
   locked: 'leave <locked/> out of <memoryBacking>',
   physicalBits: () => "<cpu mode='host-passthrough'>, with <maxphysaddr mode='passthrough'/>",
@@ -58,6 +59,7 @@ function guestOf(domain: Element): Guest {
   const guest = emptyGuest(text(devices.emulator) || 'qemu-system-x86_64', WORDS);
   const backing = child(domain, 'memoryBacking');
   guest.locked = 'locked' in backing;
+  guest.acpi = 'acpi' in child(domain, 'features');
   guest.maxMemory = 'maxMemory' in domain ? bytesOf(domain.maxMemory) : null;
   guest.slots = Number(attribute(domain.maxMemory, 'slots') ?? 0);
   const cells = list(child(child(domain, 'cpu'), 'numa').cell);

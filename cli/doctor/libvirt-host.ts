@@ -1,11 +1,12 @@
 /** Whether a guest of libvirt may use what it needs: looked at as libvirt's user, inside of libvirt's confinement, and not as who asks. */
 import { execFile } from 'node:child_process';
-import { readFile, realpath, stat } from 'node:fs/promises';
+import { readdir, readFile, realpath, stat } from 'node:fs/promises';
 import path from 'node:path';
 import { promisify } from 'node:util';
 import { mountHolding, mountTable } from '../../src/images/mount-table.js';
 import { word } from '../quote.js';
 import { type Finding, ok, problem, warning } from './finding.js';
+import { FILTER_MUST_ALLOW, isFiltered } from './system-call-filter.js';
 
 const run = promisify(execFile);
 
@@ -36,6 +37,8 @@ export interface LibvirtHost {
   appArmor: string | null;
   /** SELinux is enforced. */
   seLinux: boolean;
+  /** Daemons of libvirt that run under a filter of system calls, which their guests inherit. */
+  filtered: string[];
 }
 
 /** As stat(2) has them. */
@@ -60,7 +63,18 @@ export async function libvirtHost(): Promise<LibvirtHost> {
           (await read('/etc/apparmor.d/local/abstractions/libvirt-qemu'))
         : null,
     seLinux: (await read('/sys/fs/selinux/enforce')).trim() === '1',
+    filtered: await filteredDaemons(),
   };
+}
+
+async function filteredDaemons(): Promise<string[]> {
+  const found = new Set<string>();
+  for (const pid of (await readdir('/proc')).filter((name) => /^\d+$/.test(name))) {
+    const status = await readFile(`/proc/${pid}/status`, 'utf8').catch(() => '');
+    const [, name] = /^Name:\s+(libvirtd|virtqemud)$/m.exec(status) ?? [];
+    if (name !== undefined && isFiltered(status)) found.add(name);
+  }
+  return [...found];
 }
 
 async function firstUser(names: string[]): Promise<QemuUser | null> {
@@ -90,6 +104,7 @@ export async function libvirtFindings(host: LibvirtHost, files: string[], monito
     ...(monitored ? [device(host, user), deviceList(host)] : []),
     ...images,
     ...confinement(host, monitored),
+    ...(monitored ? filters(host) : []),
   ];
 }
 
@@ -171,6 +186,17 @@ async function imageFinding(file: string, user: QemuUser): Promise<Finding> {
     );
   }
   return ok(check, `${user.name} may read and write ${file}`);
+}
+
+/** QEMU's own filter, which libvirt asks for (seccomp_sandbox), lets the monitor work: test/monitor/qemu-ways.test.ts. */
+function filters({ filtered }: LibvirtHost): Finding[] {
+  return filtered.map((daemon) =>
+    warning(
+      'libvirt-filter',
+      `${daemon} runs under a filter of system calls, and so do its guests`,
+      `${FILTER_MUST_ALLOW} (SystemCallFilter= of its unit)`,
+    ),
+  );
 }
 
 function confinement({ configuration, appArmor, seLinux }: LibvirtHost, monitored: boolean): Finding[] {

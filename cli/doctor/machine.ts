@@ -5,11 +5,12 @@ import { access, readFile } from 'node:fs/promises';
 import os from 'node:os';
 import { promisify } from 'node:util';
 import { isPcowError, PcowError } from '../../src/engine/index.js';
-import { checkUserfaultfd } from '../../src/engine/run.js';
+import { checkMonitor } from '../../src/engine/run.js';
 import { checkFuse } from '../../src/mount/daemon/mountpoint.js';
 import { monitorLibrary } from '../../src/client/monitored-command.js';
 import { formatSize } from '../size.js';
 import { type Finding, ok, problem, warning } from './finding.js';
+import { FILTER_MUST_ALLOW, isFiltered } from './system-call-filter.js';
 
 const run = promisify(execFile);
 
@@ -25,7 +26,7 @@ export async function machineFindings(qemu: string): Promise<Finding[]> {
     await fuse(),
     ...(await allowOther()),
     monitor(),
-    userfaultfd(),
+    await userfaultfd(),
     await mappings(),
     await memory(),
     await kvm(),
@@ -78,19 +79,19 @@ function monitor(): Finding {
   }
 }
 
-function userfaultfd(): Finding {
+async function userfaultfd(): Promise<Finding> {
   try {
-    checkUserfaultfd();
+    checkMonitor();
     return ok('userfaultfd', 'guests can run under the monitor');
   } catch (error) {
-    if (isPcowError(error, 'PCOW_PERMISSION')) {
-      return problem(
-        'userfaultfd',
-        `guests can't run under the monitor: ${error.message}`,
-        'sysctl vm.unprivileged_userfaultfd=1, or give /dev/userfaultfd to a group (docs/monitor.md)',
-      );
-    }
-    return problem('userfaultfd', `guests can't run under the monitor: ${sentence(error)}`, 'use pcow run --plain');
+    const message = `guests can't run under the monitor: ${sentence(error)}`;
+    // What a filter forbids fails as what this user has no right to.
+    if (isFiltered(await readFile('/proc/self/status', 'utf8')))
+      return problem('userfaultfd', message, FILTER_MUST_ALLOW);
+    const mend = isPcowError(error, 'PCOW_PERMISSION')
+      ? 'sysctl vm.unprivileged_userfaultfd=1, or give /dev/userfaultfd to a group (docs/monitor.md)'
+      : 'use pcow run --plain';
+    return problem('userfaultfd', message, mend);
   }
 }
 

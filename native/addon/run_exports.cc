@@ -1,6 +1,7 @@
 #include "addon/run_exports.h"
 
 #include <fcntl.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -16,11 +17,25 @@ namespace pcow::addon {
 
 namespace {
 
+// The monitor's threads take descriptors of their process over, which a filter of system calls may keep from them (of a container, or a unit's
+// SystemCallFilter). No descriptor has the number -1, and the kernel says so where it may be asked.
+Result<void> check_borrowing() {
+  const int process = static_cast<int>(syscall(SYS_pidfd_open, getpid(), 0));
+  if (process >= 0) syscall(SYS_pidfd_getfd, process, -1, 0);
+  const int err = errno;
+  if (process >= 0) ::close(process);
+  if (process >= 0 && err == EBADF) return {};
+  return system_error(err,
+                      "the monitor could not take descriptors of its process over: a filter of system calls, as of a "
+                      "container, must allow pidfd_open and pidfd_getfd (Linux 5.6 or newer is needed)");
+}
+
 // Throws what the monitor would fail with. Nothing has been registered with the descriptor, so it can be closed again.
-Napi::Value check_userfaultfd(const Napi::CallbackInfo& info) {
+Napi::Value check_monitor(const Napi::CallbackInfo& info) {
   auto faults = FaultDescriptor::open();
   if (!faults) return throw_in_js(info.Env(), faults.error());
   ::close((*faults)->descriptor());
+  if (auto borrowed = check_borrowing(); !borrowed) return throw_in_js(info.Env(), borrowed.error());
   return info.Env().Undefined();
 }
 
@@ -56,7 +71,7 @@ Napi::Value become(const Napi::CallbackInfo& info) {
 }  // namespace
 
 void export_run(Napi::Env env, Napi::Object exports) {
-  exports.Set("checkUserfaultfd", Napi::Function::New<check_userfaultfd>(env, "checkUserfaultfd"));
+  exports.Set("checkMonitor", Napi::Function::New<check_monitor>(env, "checkMonitor"));
   exports.Set("become", Napi::Function::New<become>(env, "become"));
 }
 

@@ -4,7 +4,7 @@ import { accessSync } from 'node:fs';
 import path from 'node:path';
 import { HOW_TO_BUILD, MONITOR } from '../engine/built.js';
 import { PcowError } from '../engine/index.js';
-import { become, checkUserfaultfd } from '../engine/run.js';
+import { become, checkMonitor } from '../engine/run.js';
 
 /** How the monitor of a command works. */
 export interface MonitorOptions {
@@ -16,7 +16,7 @@ export interface MonitorOptions {
 
 /** Runs the command in place of this process, under the monitor. Returns only by throwing. */
 export function runMonitored(words: readonly [string, ...string[]], options: MonitorOptions): never {
-  checkUserfaultfd();
+  checkMonitor();
   const others = withoutMonitor(process.env.LD_PRELOAD);
   const preload = [monitorLibrary(), ...others].join(':');
   return become(words, { ...process.env, ...monitorVariables(options), LD_PRELOAD: preload });
@@ -31,7 +31,7 @@ export function spawnMonitored(
   args: readonly string[] = [],
   { monitor = {}, ...options }: SpawnOptions & { monitor?: MonitorOptions } = {},
 ): ChildProcess {
-  checkUserfaultfd();
+  checkMonitor();
   const { env = process.env } = options;
   const preload = [monitorLibrary(), ...withoutMonitor(env.LD_PRELOAD)].join(':');
   return spawn(command, args, { ...options, env: { ...env, ...monitorVariables(monitor), LD_PRELOAD: preload } });

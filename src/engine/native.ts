@@ -247,7 +247,7 @@ export interface NativeAddon {
   identify(path: string): Promise<NativeIdentity>;
 
   /** See run.ts. */
-  checkUserfaultfd(): void;
+  checkMonitor(): void;
   become(words: string[], environment: string[]): never;
 
   /** See daemon.ts. */

@@ -2,10 +2,10 @@
 import { translatedNow } from './errors.js';
 import { addon } from './native.js';
 
-/** Throws PCOW_PERMISSION with the command that grants the right, or what this kernel lacks. */
-export function checkUserfaultfd(): void {
+/** Throws PCOW_PERMISSION with the command that grants the right, or what this kernel, or a filter of system calls, keeps from the monitor. */
+export function checkMonitor(): void {
   translatedNow(() => {
-    addon().checkUserfaultfd();
+    addon().checkMonitor();
   });
 }
 

@@ -93,6 +93,10 @@ test.serial('a QEMU command line: each mistake is found, and nothing else', asyn
       'warning unarmed',
       'problem slots',
     ],
+    [{ device: 'nvdimm,memdev=p', rest: ['-M', 'nvdimm=on', '-no-acpi'] }, 'warning nvdimm', 'problem acpi'],
+    [{ device: 'nvdimm,memdev=p', rest: ['-M', 'nvdimm=on,acpi=off'] }, 'warning nvdimm', 'problem acpi'],
+    [{ rest: ['-M', 'acpi=off'] }],
+    [{ rest: ['-sandbox', 'on,spawn=deny'] }],
     [{ rest: ['-overcommit', 'mem-lock=on'] }, 'problem locked'],
     [{ rest: ['-netdev', 'vhost-user,id=n,chardev=c'] }, 'problem vhost-user'],
     [{ rest: ['-device', 'vhost-user-fs-pci,chardev=c'] }, 'problem vhost-user'],
@@ -139,6 +143,7 @@ function domain(mount: TestMount, changes: [from: string | RegExp, to: string][]
     <memory unit='KiB'>1048576</memory>
     <maxMemory slots='1' unit='GiB'>4</maxMemory>
     <memoryBacking></memoryBacking>
+    <features><acpi/><apic/></features>
     <cpu mode='host-passthrough'><numa><cell id='0' cpus='0' memory='1' unit='GiB'/></numa></cpu>
     <devices>
       <memory model='nvdimm' access='shared'>
@@ -168,6 +173,8 @@ test.serial('a libvirt domain: the same mistakes', async (t) => {
     ['<node>0</node>', '<node>0</node><readonly/>', 'problem prealloc', 'warning unarmed'],
     ['<node>0</node>', "<node>0</node><label><size unit='KiB'>256</size></label>", ...always, 'warning labels'],
     ["<size unit='MiB'>128", "<size unit='GiB'>1", 'problem prealloc', 'problem size', 'warning nvdimm'],
+    ['<acpi/>', '', ...always, 'problem acpi'],
+    [/<features>.*<\/features>/, '', ...always, 'problem acpi'],
     ['<devices>', "<devices><interface type='vhostuser'/>", ...always, 'problem vhost-user'],
     ['<devices>', "<devices><filesystem><driver type='virtiofs'/></filesystem>", ...always, 'problem vhost-user'],
     ['<devices>', "<devices><hostdev type='pci'/>", ...always, 'problem vfio'],

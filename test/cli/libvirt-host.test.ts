@@ -17,6 +17,7 @@ const GOOD: LibvirtHost = {
   everybody: false,
   appArmor: '/dev/userfaultfd rw,\n/usr/lib/pcow/native/build/Release/libpcow-monitor.so mr,\n',
   seLinux: false,
+  filtered: [],
 };
 
 async function problems(host: Partial<LibvirtHost>, files: string[] = [], monitored = true): Promise<string[]> {
@@ -34,9 +35,13 @@ test('what keeps libvirt’s user from the monitor is found', async (t) => {
   t.deepEqual(await problems({ appArmor: '/dev/kvm rw,' }), ['libvirt-apparmor']);
   t.deepEqual(await problems({ appArmor: '', configuration: `security_driver = "none"\n${DEVICES}` }), []);
   t.deepEqual(await problems({ appArmor: null, seLinux: true }), ['libvirt-selinux']);
+  t.deepEqual(await problems({ filtered: ['libvirtd'] }), ['libvirt-filter']);
   t.deepEqual(await problems({ user: null }), ['libvirt-user']);
   // Without the monitor none of it is needed.
-  t.deepEqual(await problems({ device: null, configuration: '', appArmor: '' }, [], false), []);
+  t.deepEqual(
+    await problems({ device: null, configuration: '', appArmor: '', filtered: ['virtqemud'] }, [], false),
+    [],
+  );
 });
 
 test('an image that libvirt’s user may not use is found, and what to do', async (t) => {
@@ -113,4 +118,8 @@ test('without KVM no processor is passed on, and another machine is refused', (t
   t.throws(() => intoDomain(DOMAIN.replace('pc-q35-7.2', 'pc-i440fx-7.2'), 'vm1.xml', REQUEST), {
     message: /need a q35/,
   });
+  // DOMAIN has no <features>.
+  t.throws(() => intoDomain(DOMAIN, 'vm1.xml', { ...REQUEST, device: 'nvdimm' }), { message: /no ACPI/ });
+  const withAcpi = DOMAIN.replace('<cpu', '<features><acpi/></features><cpu');
+  t.true(intoDomain(withAcpi, 'vm1.xml', { ...REQUEST, device: 'nvdimm' }).includes('nvdimm=on'));
 });

@@ -7,6 +7,7 @@ import test from 'ava';
 
 import { mountedImages, MiB } from '../helpers/mount.js';
 import { attachedStatus, attachedTo, monitorPrefix } from '../helpers/monitored.js';
+import { pcowProgram } from '../helpers/mounted.js';
 import { Conversation, program } from '../helpers/program.js';
 
 const NAMESPACES = ['--mount', '--pid', '--fork', '--kill-child', '--mount-proc'];
@@ -61,5 +62,22 @@ test.serial('where a filter keeps the monitor from the descriptor of a flat file
   t.regex(
     (error as ExecFileException).stderr ?? '',
     /the monitor may not take descriptors of this process over: .*pidfd_getfd/,
+  );
+
+  // As pcow run and pcow doctor tell it before.
+  const under = (...rest: string[]) =>
+    promisify(execFile)('python3', ['-c', FILTERED, process.execPath, pcowProgram, ...rest]).catch(
+      (failure: ExecFileException) => failure,
+    );
+  const started = (await under('run', '--', 'true')) as ExecFileException;
+  t.is(started.code, 7);
+  t.regex(started.stderr ?? '', /could not take descriptors of its process over: .*pidfd_getfd/);
+  const { findings } = JSON.parse((await under('doctor', '--json')).stdout ?? '') as { findings: { check: string }[] };
+  t.like(
+    findings.find(({ check }) => check === 'userfaultfd'),
+    {
+      level: 'problem',
+      mend: 'the filter of system calls here, as of a container, must allow userfaultfd, pidfd_open and pidfd_getfd',
+    },
   );
 });
