@@ -1,6 +1,6 @@
 import path from 'node:path';
 import type { Command } from 'commander';
-import { umount } from '../../src/mount/daemon/umount.js';
+import { checkUnused, umount } from '../../src/mount/daemon/umount.js';
 import { mountOnTheWay } from '../../src/images/mount-life.js';
 import { mountsOfDirectory } from '../../src/images/mount-table.js';
 import { Failure, warn } from '../output/errors.js';
@@ -17,19 +17,20 @@ export function addUmount(program: Command): void {
     .summary('end a mount')
     .description('Ends a mount. Returns when the last sync is done and every image is closed.')
     .argument('<mountpoint>', 'where it is mounted, or the image directory')
+    .option('-n, --dry-run', 'end nothing; only fail where a process still uses the mount')
     .option('--json', 'for programs')
-    .action(async (given: string, { json }: { json?: boolean }) => {
+    .action(async (given: string, { json, dryRun = false }: { json?: boolean; dryRun?: boolean }) => {
       const mountpoint = await mountpointOf(given);
       const slow = setTimeout(() => {
         warn('pcow', `waiting for the mount on ${mountpoint} to end: its last sync may take long`);
       }, WORD_AFTER);
       try {
-        await umount(mountpoint);
+        await (dryRun ? checkUnused(mountpoint) : umount(mountpoint));
       } finally {
         clearTimeout(slow);
       }
-      if (json === true) sayJson({ mountpoint: path.resolve(mountpoint) });
-      else say(`${mountpoint} is unmounted`);
+      if (json === true) sayJson({ mountpoint: path.resolve(mountpoint), dryRun });
+      else say(dryRun ? `${mountpoint} is used by nobody` : `${mountpoint} is unmounted`);
     });
   addNotes(command, {
     text: ['A mount that a process still uses is not ended. The remains of a mount that died are removed.'],

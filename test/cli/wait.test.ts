@@ -20,7 +20,7 @@ async function place(t: ExecutionContext<unknown>): Promise<Place> {
   const shell = await shellIn(t, directory);
   const begun = async (...lines: string[]) => {
     const outcomes = lines.map((line, at) =>
-      shell(`${line} --wait 120 2> said-${at}; code=$?; cat said-${at} >&2; exit $code`),
+      shell(`${line} --wait 900 2> said-${at}; code=$?; cat said-${at} >&2; exit $code`),
     );
     for (const [at, outcome] of outcomes.entries()) {
       const said = () => readFile(path.join(directory, `said-${at}`), 'utf8').catch(() => '');

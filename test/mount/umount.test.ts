@@ -1,8 +1,9 @@
 /** A mount that goes on elsewhere does not end: who ends it is told where, and does not wait for ever. */
 import { execFile, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdir, readFile } from 'node:fs/promises';
+import { mkdir, open, readFile, symlink, writeFile } from 'node:fs/promises';
 import path from 'node:path';
+import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 
 import test from 'ava';
@@ -39,7 +40,10 @@ test.serial('a mount that is taken away in another mount namespace only', async 
   t.is(code, 11);
   t.regex(
     stderr,
-    new RegExp(`^pcow: ${mount.images} goes on being mounted on ${mount.point} in another mount namespace, that of`),
+    new RegExp(
+      `^pcow: ${mount.images} goes on being mounted on ${mount.point} in another mount namespace, that of`,
+      'm',
+    ),
   );
   t.is((await mount.status('vm1')).state, 'ok');
 });
@@ -59,4 +63,34 @@ test.serial('a mount that ends while the next one of its directory begins', asyn
   umount.kill('SIGCONT');
   t.deepEqual(await umountEnded, [0, null]);
   t.is((await mount.status('vm1')).state, 'ok');
+});
+
+const PRERM = fileURLToPath(new URL('../../../packaging/debian/prerm', import.meta.url));
+
+test.serial('the package is not removed because of one mount: the others are looked at first, and stay', async (t) => {
+  const idle = await imagesFor(t, { vm1: MiB });
+  const busy = await imagesFor(t, { vm1: MiB });
+  for (const mount of [idle, busy]) await mount.mount();
+  const programs = path.join(idle.scratch, 'bin');
+  await mkdir(programs);
+  await symlink(pcowProgram, path.join(programs, 'pcow'));
+  // The mounts of this test alone; and no services.
+  const lines = `${idle.point}\n${busy.point}\n`;
+  await writeFile(path.join(programs, 'findmnt'), `#!/bin/sh\nprintf %s '${lines}'\n`, { mode: 0o755 });
+  await writeFile(path.join(programs, 'systemctl'), '#!/bin/sh\n', { mode: 0o755 });
+  const words = ['env', `PATH=${programs}:${process.env.PATH ?? ''}`, 'sh', PRERM, 'remove'] as const;
+
+  const file = await open(busy.file('vm1'));
+  const { code, stderr } = await refusalOf(...words);
+  t.is(code, 1);
+  t.regex(
+    stderr,
+    new RegExp(`pcow: ${busy.point} is in use by process ${process.pid} .*\n[^]*pcow: it is not removed`),
+  );
+  for (const mount of [idle, busy]) t.is((await mount.status('vm1')).state, 'ok');
+
+  await file.close();
+  t.deepEqual(await refusalOf(...words), { code: 0, stderr: '' });
+  const table = await readFile('/proc/self/mountinfo', 'utf8');
+  for (const { point } of [idle, busy]) t.false(table.includes(` ${point} `));
 });

@@ -201,6 +201,13 @@ export async function unmountFailure(mountpoint: string, cause: unknown): Promis
     return mountError(`${mountpoint} could not be unmounted: ${sentenceOf(cause)}`, cause);
   }
   const users = await usersBelow(mountpoint);
-  const who = users.length > 0 ? users.join(', ') : 'a loop device, another mount, or a process that can not be seen';
-  return mountError(`${mountpoint} is in use by ${who}: end that first`, cause, 'EBUSY');
+  return inUse(
+    mountpoint,
+    users.length > 0 ? users : ['a loop device, another mount, or a process that can not be seen'],
+    cause,
+  );
+}
+
+export function inUse(mountpoint: string, users: string[], cause?: unknown): PcowError {
+  return mountError(`${mountpoint} is in use by ${users.join(', ')}: end that first`, cause, 'EBUSY');
 }

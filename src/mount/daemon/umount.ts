@@ -7,11 +7,18 @@ import { promisify } from 'node:util';
 
 import { lockDirectory } from '../../engine/directory-lock.js';
 import { isPcowError } from '../../engine/index.js';
+import { usersBelow } from '../../engine/processes.js';
 import { mountOnTheWay, stateOfServer, withMount } from '../../images/mount-life.js';
-import { MOUNT_TYPE, mountTable, type OtherPlace, placesOfDevice } from '../../images/mount-table.js';
+import {
+  MOUNT_TYPE,
+  mountTable,
+  type MountTableEntry,
+  type OtherPlace,
+  placesOfDevice,
+} from '../../images/mount-table.js';
 import { word } from '../../engine/shell-word.js';
 import type { UsingProcess } from '../control/status.js';
-import { clearDeadMount, mountError, placeOf, silent, unmountFailure } from './mountpoint.js';
+import { clearDeadMount, inUse, mountError, placeOf, silent, unmountFailure } from './mountpoint.js';
 
 const run = promisify(execFile);
 
@@ -35,23 +42,40 @@ export async function umount(mountpoint: string): Promise<void> {
   if (await clearDeadMount(mountpoint)) {
     return;
   }
-  const place = await placeOf(mountpoint);
-  const mount = (await mountTable()).findLast((entry) => entry.mountpoint === place);
-  if (mount?.type !== MOUNT_TYPE) {
-    throw mountError(
-      `no image directory is mounted on ${mountpoint}: "pcow list DIR" says where DIR is mounted`,
-      undefined,
-      'EINVAL',
-    );
-  }
+  const { mountpoint: place, source, device } = await mountOn(mountpoint);
   await notBelowGuests(place);
-  const { pid: server } = await stateOfServer(mount.source);
+  const { pid: server } = await stateOfServer(source);
   try {
     await run('fusermount3', ['-u', '--', place]);
   } catch (cause) {
     throw await unmountFailure(place, cause);
   }
-  await ended(mount.source, mount.device, server);
+  await ended(source, device, server);
+}
+
+/**
+ * Rejects with EBUSY where umount() would now, because somebody uses the mount; changes nothing, but that it clears a dead one away. Only
+ * umount() itself finds a loop device, a process that this user can't see, and a mount namespace that would keep the mount.
+ */
+export async function checkUnused(mountpoint: string): Promise<void> {
+  if (await clearDeadMount(mountpoint)) return;
+  const { mountpoint: place, device } = await mountOn(mountpoint);
+  await notBelowGuests(place);
+  const users = await usersBelow(place);
+  if (users.length > 0) throw inUse(place, users);
+  const elsewhere = (await placesOfDevice(device)).filter((it) => it.pid === null && it.mountpoint !== place);
+  if (elsewhere.length > 0) throw mountedElsewhere(place, elsewhere);
+}
+
+async function mountOn(mountpoint: string): Promise<MountTableEntry> {
+  const place = await placeOf(mountpoint);
+  const mount = (await mountTable()).findLast((entry) => entry.mountpoint === place);
+  if (mount?.type === MOUNT_TYPE) return mount;
+  throw mountError(
+    `no image directory is mounted on ${mountpoint}: "pcow list DIR" says where DIR is mounted`,
+    undefined,
+    'EINVAL',
+  );
 }
 
 /** Fails while processes have images attached. The mount may take a moment to see that one has ended. */
@@ -62,7 +86,7 @@ async function notBelowGuests(place: string): Promise<void> {
     guests = await guestsOf(place);
   }
   if (guests.length > 0) {
-    throw mountError(`${place} is in use by ${guests.join(', ')}: end that first`, undefined, 'EBUSY');
+    throw inUse(place, guests);
   }
 }
 
@@ -92,11 +116,7 @@ async function ended(directory: string, device: string, server: number | null): 
       }
       const places = await placesOfDevice(device);
       if (places.length > 0) {
-        throw mountError(
-          `${directory} goes on being mounted ${places.map(placeAndRemedy).join(', ')}`,
-          undefined,
-          'EBUSY',
-        );
+        throw mountedElsewhere(directory, places);
       }
     }
     if (looks % LOOKS_BEFORE_GIVING_UP === 0) {
@@ -119,6 +139,10 @@ async function ended(directory: string, device: string, server: number | null): 
       await sleep(PAUSE);
     }
   }
+}
+
+function mountedElsewhere(what: string, places: OtherPlace[]): Error {
+  return mountError(`${what} goes on being mounted ${places.map(placeAndRemedy).join(', ')}`, undefined, 'EBUSY');
 }
 
 function placeAndRemedy({ mountpoint, pid }: OtherPlace): string {
