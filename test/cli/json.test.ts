@@ -164,7 +164,12 @@ test('mounts', async (t) => {
   t.teardown(() => pcow('umount', 'mnt'));
   const mount = JSON.parse(await succeeds(t, pcow('mount', 'images', 'mnt', '--json'))) as unknown;
   t.deepEqual(mount, { directory: path.join(directory, 'images'), mountpoint });
-  t.deepEqual(JSON.parse(await succeeds(t, pcow('umount', 'images', '--json'))), { mountpoint });
+  for (const [words, dryRun] of [
+    [['--dry-run'], true],
+    [[], false],
+  ] as const) {
+    t.deepEqual(JSON.parse(await succeeds(t, pcow('umount', 'images', '--json', ...words))), { mountpoint, dryRun });
+  }
 });
 
 test('every command has it, but for those whose output is no report', async (t) => {
