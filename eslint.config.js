@@ -5,10 +5,11 @@ import tseslint from 'typescript-eslint';
 const ROOMS = {
   engine: [],
   images: ['engine'],
-  convert: ['engine'],
   stream: ['engine'],
+  client: ['engine', 'images', 'stream'],
+  convert: ['engine', 'images', 'client'],
+  guest: ['engine', 'images'],
   attach: ['engine'],
-  client: ['engine', 'images'],
   mount: ['engine', 'images', 'attach'],
 };
 

@@ -1,7 +1,7 @@
 /** Text that a command is given: in a file, or on standard input. */
 import { readFile } from 'node:fs/promises';
 import { Failure } from './output/errors.js';
-import { quote } from './quote.js';
+import { quote } from '../src/engine/quote.js';
 
 /** “-” is standard input. */
 export async function textOf(file: string): Promise<string> {

@@ -2,8 +2,8 @@
 import { XMLBuilder, XMLParser } from 'fast-xml-parser';
 import { guestOfDomain } from './doctor/libvirt-domain.js';
 import { Failure } from './output/errors.js';
-import { allOf, argumentsOf, escaped, type LibvirtRequest } from './libvirt.js';
-import { maxMemoryOf } from './qemu.js';
+import { allOf, argumentsOf, escaped, type LibvirtRequest } from '../src/guest/libvirt-elements.js';
+import { maxMemoryOf } from '../src/guest/qemu-options.js';
 
 const KIB = 1024;
 const QEMU_NAMESPACE = 'http://libvirt.org/schemas/domain/qemu/1.0';

@@ -4,7 +4,7 @@ import { type DaemonOptions, startDaemon } from '../src/mount/daemon/daemon.js';
 import { Failure } from './output/errors.js';
 import { addNotes } from './output/help.js';
 import { newProgram } from './run-program.js';
-import { quote } from './quote.js';
+import { quote } from '../src/engine/quote.js';
 
 interface Options {
   o: string[];

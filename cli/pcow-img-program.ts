@@ -4,20 +4,19 @@
  */
 import type { Command } from 'commander';
 import type { Image } from '../src/engine/index.js';
-import { askImage } from './control.js';
+import { rebaseUnsafely, rollbackImage, snapshotImages } from '../src/client/change-image.js';
 import { isPcowError } from '../src/engine/errors.js';
 import { Failure } from './output/errors.js';
 import { addNotes } from './output/help.js';
-import { withImage } from './images.js';
-import { rebaseBlindly } from './commands/rebase.js';
-import { makeImage } from './making.js';
+import { withImage } from '../src/images/with-image.js';
+import { makeImage } from '../src/client/make-image.js';
 import { formatTime, say } from './output/stdout.js';
 import { newProgram } from './run-program.js';
-import { quote, word } from './quote.js';
-import { formatSize, parseBlockSize, parseSize } from './size.js';
-import { describeState } from './output/image-state.js';
+import { quote, word } from '../src/engine/quote.js';
+import { formatSize, parseBlockSize, parseSize } from '../src/images/sizes.js';
+import { describeState } from './output/image-state-text.js';
 import { facts } from './output/table.js';
-import { findImage, findTarget, imageAsNamed } from './target.js';
+import { findImage, findTarget, imageAsNamed, whileWaiting } from './find-image.js';
 
 export function pcowImgProgram(): Command {
   const program = newProgram('pcow-img').description(
@@ -87,7 +86,8 @@ async function create(blockKib: string, sizeGib: string, given: string, base: st
   const size = parseSize(inUnits(sizeGib, 'G', 'size in GiB'));
   const target = await imageAsNamed(given);
   try {
-    await makeImage(target, { size, blockSize, base });
+    const below = base === undefined ? undefined : await findTarget(base);
+    await makeImage(target, { size, blockSize, base: below, ...whileWaiting });
   } catch (error) {
     // There is no --force here.
     if (!isPcowError(error, 'PCOW_EXISTS')) throw error;
@@ -100,11 +100,7 @@ async function snapshot(given: string): Promise<void> {
   const target = await findImage(given);
   const taken = await withImage(target.file, {}, (image) => image.snapshotNames());
   const name = nextName(taken);
-  if (target.mount === null) {
-    await withImage(target.file, { write: true }, (image) => image.snapshot(name));
-  } else {
-    await askImage(target.mount, target.name, 'snapshot', name);
-  }
+  await snapshotImages(name, [target], whileWaiting);
   say(`snapshot ${taken.length + 1} of ${given} taken (${name})`);
 }
 
@@ -120,17 +116,13 @@ async function rollback(given: string, number: string): Promise<void> {
       `pcow-img info ${word(given)}`,
     );
   }
-  if (target.mount === null) {
-    await withImage(target.file, { write: true }, (image) => image.rollback(name));
-  } else {
-    await askImage(target.mount, target.name, 'rollback', name);
-  }
+  await rollbackImage(target, name, whileWaiting);
   say(`${given} is back at snapshot ${number} (${name})`);
 }
 
 async function rebase(given: string, newBase: string): Promise<void> {
   const target = await findImage(given);
-  await rebaseBlindly(target, await findTarget(newBase));
+  await rebaseUnsafely(target, await findTarget(newBase), whileWaiting);
   say(`${given} stands on ${newBase} now`);
 }
 

@@ -3,12 +3,12 @@ import { readFileSync } from 'node:fs';
 import path from 'node:path';
 import { Command, CommanderError } from 'commander';
 import { ROOT } from '../src/engine/built.js';
-import { askMountsOf } from './asking.js';
+import { askMountsOf } from './mounts-must-answer.js';
 import { Failure, report } from './output/errors.js';
 import { commandInstead, optionInstead, withSmallerSize } from './words-of-other-programs.js';
 import { inThisLocale } from './output/locale.js';
 import { outputWritten, put, ReaderGone, watchOutput } from './output/stdout.js';
-import { quote } from './quote.js';
+import { quote } from '../src/engine/quote.js';
 
 const { version } = JSON.parse(readFileSync(path.join(ROOT, 'package.json'), 'utf8')) as { version: string };
 

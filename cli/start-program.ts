@@ -4,7 +4,7 @@
  */
 import type { Command } from 'commander';
 import { Failure, report } from './output/errors.js';
-import { explain } from './system-errors.js';
+import { explain } from '../src/engine/system-errors.js';
 
 /** `load` imports the program of this name, as far as these arguments need it. */
 export async function start(name: string, load: (args: string[]) => Promise<Command>): Promise<void> {

@@ -9,7 +9,72 @@ export { checkImage } from './engine/check.js';
 export { type Dependant, dependants } from './engine/dependants.js';
 export { isPcowError, PcowError, type PcowErrorCode, type PcowErrorOptions } from './engine/errors.js';
 export { Image, snapshotTogether } from './engine/image.js';
+export { type DirectoryRecovery, recoverDirectory, recoverImage, type Recovery } from './engine/recovery.js';
 export type * from './engine/types.js';
+export {
+  findDirectory,
+  findImage,
+  findSnapshotTarget,
+  findTarget,
+  type ImageDirectory,
+  type ImageTarget,
+  newFile,
+  newImage,
+  type SnapshotTarget,
+  type Target,
+} from './images/find-image.js';
+export type { AskOptions } from './images/mount-answers.js';
+export { mountsOfDirectory, type PcowMount, pcowMounts } from './images/mount-table.js';
+export {
+  addChecksums,
+  type Commit,
+  commitImage,
+  compactImage,
+  deleteSnapshot,
+  flattenImage,
+  orderOfRemoval,
+  rebaseImage,
+  rebaseUnsafely,
+  removeChecksums,
+  removeImage,
+  renameImage,
+  renameSnapshot,
+  resizeImage,
+  rollbackImage,
+  snapshotImages,
+} from './client/change-image.js';
+export {
+  type Activity,
+  type FaultFigures,
+  type FaultKind,
+  type ImageActivity,
+  type Look,
+  lookAt,
+} from './client/activity.js';
+export type { WorkOptions } from './client/control.js';
+export { type ImageFileState, type Reception, receptionOf, stateOf } from './client/image-state.js';
+export { type ImageList, type ListedImage, listImages } from './client/list-images.js';
+export { makeImage, type MakeOptions } from './client/make-image.js';
+export { type MonitorOptions, spawnMonitored } from './client/monitored-command.js';
+export type { MountedStatus, ToldError } from './client/mount-status.js';
+export { type MountedBase, MountedImage, snapshotMountedTogether } from './client/mounted-image.js';
+export { compareContents, type Comparison } from './convert/compare.js';
+export type { Contents, Range } from './convert/contents.js';
+export {
+  type Conversion,
+  type Converted,
+  convertIntoFile,
+  convertIntoImage,
+  type ConvertOptions,
+  convertToBytes,
+  convertToFile,
+  convertToImage,
+} from './convert/convert.js';
+export { measure, type Measure } from './convert/measure.js';
+export { formatOf, openContents } from './convert/open-contents.js';
+export { backingsFor } from './guest/backings.js';
+export { libvirtElements, type LibvirtRequest } from './guest/libvirt-elements.js';
+export { type Backing, type Device, type QemuOptions, qemuOptions, type QemuRequest } from './guest/qemu-options.js';
 export {
   type DaemonOptions,
   type EndFailure,
@@ -33,7 +98,3 @@ export {
   send,
   type SendOptions,
 } from './stream/index.js';
-export type { MountedStatus, ToldError } from './client/control.js';
-export { type MountedBase, MountedImage, snapshotMountedTogether } from './client/mounted-image.js';
-export { type MonitorOptions, spawnMonitored } from './client/monitored-command.js';
-export { mountsOfDirectory, type PcowMount, pcowMounts } from './images/mount-table.js';

@@ -1,6 +1,6 @@
 import type { Command } from 'commander';
 import { checkImage, type CheckReport } from '../../src/engine/index.js';
-import { formatOf } from '../contents.js';
+import { formatOf } from '../../src/convert/open-contents.js';
 import { Failure } from '../output/errors.js';
 import { FOUND_DAMAGE, FOUND_LEAKS, LOST_DATA } from '../output/exit-codes.js';
 import { counted, findingLines, lossLines } from '../output/check-findings.js';
@@ -8,10 +8,10 @@ import { addNotes } from '../output/help.js';
 import { say, sayJson } from '../output/stdout.js';
 import { type ProgressForm, progressOption, withProgress } from '../output/progress.js';
 import { failWith, forEach } from '../output/several-images.js';
-import { formatSize } from '../size.js';
-import { findImage, type ImageTarget } from '../target.js';
+import { formatSize } from '../../src/images/sizes.js';
+import { findImage, type ImageTarget } from '../find-image.js';
 import { patiently, waitOption } from '../wait-option.js';
-import { word } from '../quote.js';
+import { word } from '../../src/engine/quote.js';
 
 interface Options {
   repair?: boolean;

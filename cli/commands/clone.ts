@@ -1,9 +1,10 @@
 import type { Command } from 'commander';
 import { warn } from '../output/errors.js';
 import { addNotes } from '../output/help.js';
-import { distanceWarning, madeImage, makeImage } from '../making.js';
+import { distanceWarning, makeImage } from '../../src/client/make-image.js';
+import { madeImage } from '../output/made-image.js';
 import { say, sayJson } from '../output/stdout.js';
-import { findTarget, newImage } from '../target.js';
+import { findTarget, newImage, whileWaiting } from '../find-image.js';
 import { patiently, waitOption } from '../wait-option.js';
 
 export function addClone(program: Command): void {
@@ -39,11 +40,12 @@ interface Options {
   wait?: number;
 }
 
-async function clone(base: string, given: string, options: Options): Promise<void> {
+async function clone(from: string, given: string, { force, json, wait }: Options): Promise<void> {
   const target = await newImage(given);
-  const info = await patiently(options.wait, () => makeImage(target, { base, force: options.force }));
-  if (options.json === true) sayJson(madeImage(target, info));
-  else say(`cloned ${base} to ${target.file}`);
-  const warning = distanceWarning(target, (await findTarget(base)).image);
+  const base = await findTarget(from);
+  const info = await patiently(wait, () => makeImage(target, { base, force, ...whileWaiting }));
+  if (json === true) sayJson(madeImage(target, info));
+  else say(`cloned ${from} to ${target.file}`);
+  const warning = distanceWarning(target, base.image);
   if (warning !== null) warn('pcow', warning);
 }

@@ -1,11 +1,11 @@
 import type { Command } from 'commander';
-import { askForWork } from '../control.js';
+import { compactImage } from '../../src/client/change-image.js';
 import { addNotes } from '../output/help.js';
-import { withImage } from '../images.js';
+import { withImage } from '../../src/images/with-image.js';
 import { say, sayJson } from '../output/stdout.js';
 import { type ProgressForm, progressOption, withProgress } from '../output/progress.js';
-import { formatSize } from '../size.js';
-import { findImage } from '../target.js';
+import { formatSize } from '../../src/images/sizes.js';
+import { findImage, whileWaiting } from '../find-image.js';
 import { patiently, waitOption } from '../wait-option.js';
 
 export function addCompact(program: Command): void {
@@ -40,13 +40,8 @@ async function compact(given: string, { json, wait, progress }: Options): Promis
   const image = await findImage(given);
   const diskUse = () => withImage(image.file, {}, (open) => open.info().diskUse);
   const before = await diskUse();
-  const { mount, name, file } = image;
   await patiently(wait, () =>
-    mount === null
-      ? withImage(file, { write: true }, (open) =>
-          withProgress(`compact ${name}`, progress, (options) => open.compact(options)),
-        )
-      : askForWork({ mount, name }, 'compact', 'now', `compact ${name}`, progress),
+    withProgress(`compact ${image.name}`, progress, (long) => compactImage(image, { ...long, ...whileWaiting })),
   );
   const after = await diskUse();
   if (json === true) sayJson({ image: image.file, before, after });

@@ -1,7 +1,8 @@
 import type { Command } from 'commander';
 import { compareContents, type Comparison } from '../../src/convert/compare.js';
 import { isPcowError } from '../../src/engine/errors.js';
-import { openContents } from '../contents.js';
+import { openContents } from '../../src/convert/open-contents.js';
+import { findTarget } from '../find-image.js';
 import { Failure } from '../output/errors.js';
 import { exitCodeOf } from '../output/exit-codes.js';
 import { addNotes } from '../output/help.js';
@@ -71,9 +72,12 @@ async function compare(first: string, second: string, options: Options): Promise
 
 function compared(first: string, second: string, options: Options): Promise<Comparison> {
   return withProgress(`compare ${first} ${second}`, options.progress, async (long) => {
-    const left = await openContents(first, options.format, long.signal);
+    const left = await openContents(await findTarget(first), { format: options.format, signal: long.signal });
     try {
-      const right = await openContents(second, options.secondFormat, long.signal);
+      const right = await openContents(await findTarget(second), {
+        format: options.secondFormat,
+        signal: long.signal,
+      });
       try {
         return await compareContents(left, right, { strict: options.strict ?? false, ...long });
       } finally {

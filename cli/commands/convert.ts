@@ -1,17 +1,27 @@
 import path from 'node:path';
 import { type Command, InvalidArgumentError, Option } from 'commander';
-import { formatOf } from '../contents.js';
-import { type Conversion, intoExisting, type Made, type Out, toFile, toImage, toStdout } from '../converting.js';
-import { Failure } from '../output/errors.js';
+import {
+  type Conversion,
+  type Converted,
+  type ConvertOptions,
+  convertIntoFile,
+  convertIntoImage,
+  convertToBytes,
+  convertToFile,
+  convertToImage,
+} from '../../src/convert/convert.js';
+import { formatOf } from '../../src/convert/open-contents.js';
+import { quote } from '../../src/engine/quote.js';
+import { formatSize, parseBlockSize } from '../../src/images/sizes.js';
+import { findImage, findTarget, newFile, newImage, type Target, whileWaiting } from '../find-image.js';
+import { writeToStdout } from '../output/byte-streams.js';
+import { Failure, warn } from '../output/errors.js';
 import { addNotes } from '../output/help.js';
-import { chainOf, withImage } from '../images.js';
+import { type ProgressForm, progressOption, withProgress } from '../output/progress.js';
 import { say, sayJson } from '../output/stdout.js';
-import { type ProgressForm, progressOption } from '../output/progress.js';
-import { quote, word } from '../quote.js';
-import { formatSize, parseBlockSize } from '../size.js';
-import { findImage, findTarget, type Target } from '../target.js';
 
-const OUT = ['pcow', 'raw', 'qcow2'] as const satisfies readonly Out[];
+const OUT = ['pcow', 'raw', 'qcow2'] as const;
+type Out = (typeof OUT)[number];
 const STDOUT = '-';
 /** qemu-img's words for how a file goes through the page cache. */
 const CACHES = ['none', 'writeback', 'writethrough', 'directsync', 'unsafe'];
@@ -96,37 +106,57 @@ async function convert(given: string, target: string, options: Options): Promise
   const from = options.f ?? (await formatOf(image.file));
   const to = options.O ?? formatByName(target, from);
   refuseUnfitting(target, to, options);
-  if (from === 'pcow' && snapshot === null) await refuseInUse(image.file, given);
   const quiet = options.q === true;
   const conversion: Conversion = {
     source,
     from,
-    name: snapshot === null ? image.given : `${image.given}@${snapshot}`,
-    files: from === 'pcow' ? await chainOf(image.file) : [image.file],
     blockSize: options.blockSize === undefined ? undefined : parseBlockSize(options.blockSize),
-    base: options.B,
+    base: options.B === undefined ? undefined : await findTarget(options.B),
     compress: options.c,
     qemuOptions: options.o,
     replace: options.force,
-    progress: options.progress ?? (quiet ? 'none' : options.p === true ? 'bar' : undefined),
   };
-  if (target === STDOUT) {
-    await toStdout(conversion);
-    return;
-  }
-  const result = await made(conversion, target, to, options);
+  const name = snapshot === null ? image.given : `${image.given}@${snapshot}`;
+  const form = options.progress ?? (quiet ? 'none' : options.p === true ? 'bar' : undefined);
+  const result = await withProgress(`convert ${name}`, form, (long) =>
+    made(conversion, target, to, options.n === true, {
+      ...long,
+      ...whileWaiting,
+      onWarning: (message) => {
+        warn('pcow', message);
+      },
+    }),
+  );
+  if (result === null) return;
   if (options.json === true) {
-    sayJson({ source: image.file, sourceFormat: from, targetFormat: to, snapshots: [], ...result });
+    sayJson({ source: image.file, sourceFormat: from, targetFormat: to, ...result });
   } else if (!quiet) {
-    const { snapshots = [] } = result;
+    const { snapshots } = result;
     const along = snapshots.length === 0 ? '' : `, with the snapshots ${snapshots.join(', ')}`;
-    say(`converted ${conversion.name} (${from}) to ${result.target}: ${formatSize(result.size)}, ${to}${along}`);
+    say(`converted ${name} (${from}) to ${result.target}: ${formatSize(result.size)}, ${to}${along}`);
   }
 }
 
-function made(conversion: Conversion, target: string, to: Out, { n }: Options): Promise<Made> {
-  if (n === true) return intoExisting(conversion, target, to);
-  return to === 'pcow' ? toImage(conversion, target) : toFile(conversion, target, to);
+/** null: it went to standard output. */
+async function made(
+  conversion: Conversion,
+  target: string,
+  to: Out,
+  isThere: boolean,
+  options: ConvertOptions & { signal: AbortSignal },
+): Promise<Converted | null> {
+  if (target === STDOUT) {
+    await writeToStdout(convertToBytes(conversion, options), options.signal);
+    return null;
+  }
+  if (to === 'pcow') {
+    return isThere
+      ? convertIntoImage(conversion, await findImage(target), options)
+      : convertToImage(conversion, await newImage(target), options);
+  }
+  return isThere
+    ? convertIntoFile(conversion, target, to, options)
+    : convertToFile(conversion, await newFile(target), to, options);
 }
 
 /** `snapshot`: NAME, or as qemu-img takes it, snapshot.name=NAME or snapshot.id=ID. */
@@ -176,17 +206,6 @@ function formatByName(target: string, from: string): Out {
     `the name ${quote(target)} does not tell which format it is to be`,
     `say it: -O ${OUT.join(', -O ')}`,
   );
-}
-
-async function refuseInUse(file: string, given: string): Promise<void> {
-  const { holder } = await withImage(file, {}, (image) => image.info());
-  if (holder !== null) {
-    throw new Failure(
-      'PCOW_BUSY',
-      `${quote(given)} is open for writing by process ${holder.pid} (${holder.command}), so a copy could be half old and half new`,
-      `take a snapshot and convert that: pcow snapshot ${word(`${given}@now`)}, then ${word(`${given}@now`)}`,
-    );
-  }
 }
 
 function parseCoroutines(text: string): number {

@@ -2,13 +2,14 @@ import { realpath } from 'node:fs/promises';
 import path from 'node:path';
 import type { Command } from 'commander';
 import { Failure, warn } from '../output/errors.js';
-import { fileSystemOf, overwritingProblem } from '../file-system.js';
+import { fileSystemOf, overwritingProblem } from '../../src/images/file-system.js';
 import { addNotes } from '../output/help.js';
-import { distanceWarning, madeImage, makeImage } from '../making.js';
+import { distanceWarning, makeImage } from '../../src/client/make-image.js';
+import { madeImage } from '../output/made-image.js';
 import { say, sayJson } from '../output/stdout.js';
-import { quote, word } from '../quote.js';
-import { formatSize, isSize, parseBlockSize, parseSize } from '../size.js';
-import { findTarget, newImage } from '../target.js';
+import { quote, word } from '../../src/engine/quote.js';
+import { formatSize, isSize, parseBlockSize, parseSize } from '../../src/images/sizes.js';
+import { findTarget, newImage, whileWaiting } from '../find-image.js';
 import { patiently, waitOption } from '../wait-option.js';
 
 interface Options {
@@ -59,12 +60,13 @@ async function create(image: string, size: string | undefined, options: Options)
   const bytes = size === undefined ? undefined : sizeOf(image, size);
   const blockSize = options.blockSize === undefined ? undefined : parseBlockSize(options.blockSize);
   const target = await newImage(image);
-  const wanted = { size: bytes, blockSize, base: options.base, force: options.force };
+  const base = options.base === undefined ? undefined : await findTarget(options.base);
+  const wanted = { size: bytes, blockSize, base, force: options.force, ...whileWaiting };
   const info = await patiently(options.wait, () => makeImage(target, wanted));
-  const base = options.base === undefined ? '' : `, on ${options.base}`;
+  const on = options.base === undefined ? '' : `, on ${options.base}`;
   if (options.json === true) sayJson(madeImage(target, info));
-  else say(`created ${target.file}: ${formatSize(info.size)}, blocks of ${formatSize(info.blockSize)}${base}`);
-  const distance = options.base === undefined ? null : distanceWarning(target, (await findTarget(options.base)).image);
+  else say(`created ${target.file}: ${formatSize(info.size)}, blocks of ${formatSize(info.blockSize)}${on}`);
+  const distance = base === undefined ? null : distanceWarning(target, base.image);
   if (distance !== null) warn('pcow', distance);
   const place = await fileSystemOf(await realpath(path.dirname(target.file)));
   const overwriting = overwritingProblem(place?.type ?? '');

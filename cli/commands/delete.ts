@@ -1,15 +1,15 @@
 import type { Command } from 'commander';
 import { InvalidArgumentError } from 'commander';
-import { type SnapshotInfo, takingAway } from '../../src/engine/index.js';
-import { askForWork } from '../control.js';
+import type { SnapshotInfo } from '../../src/engine/index.js';
+import { deleteSnapshot } from '../../src/client/change-image.js';
 import { Failure } from '../output/errors.js';
 import { addNotes } from '../output/help.js';
-import { withImage } from '../images.js';
+import { withImage } from '../../src/images/with-image.js';
 import { say, sayJson } from '../output/stdout.js';
 import { type ProgressForm, progressOption, withProgress } from '../output/progress.js';
-import { quote } from '../quote.js';
+import { quote } from '../../src/engine/quote.js';
 import { forEach } from '../output/several-images.js';
-import { findSnapshotTarget, type ImageTarget } from '../target.js';
+import { findSnapshotTarget, type ImageTarget, whileWaiting } from '../find-image.js';
 import { patiently, waitOption } from '../wait-option.js';
 
 interface Options {
@@ -68,7 +68,13 @@ async function remove(
   if (each.length === 0 && !json) say('nothing to delete');
   const deleted = await forEach(each, async ({ image, snapshot }) => {
     const name = `${image.name}@${snapshot}`;
-    if (!dryRun) await patiently(wait, () => removeOne(image, snapshot, progress));
+    if (!dryRun) {
+      await patiently(wait, () =>
+        withProgress(`delete ${name}`, progress, (long) =>
+          deleteSnapshot(image, snapshot, { ...long, ...whileWaiting }),
+        ),
+      );
+    }
     if (!json) say(`${dryRun ? 'would delete' : 'deleted'} ${name}`);
     return { image: image.file, snapshot };
   });
@@ -101,20 +107,6 @@ function fits({ name, automatic }: SnapshotInfo, pattern: string): boolean {
   });
   const begun = pattern.replace(/[*?].*$/s, '');
   return new RegExp(`^${parts.join('')}$`, 'su').test(name) && (!automatic || begun !== '');
-}
-
-async function removeOne(image: ImageTarget, snapshot: string, form: ProgressForm | undefined): Promise<void> {
-  const label = `delete ${image.name}@${snapshot}`;
-  if (image.mount !== null) {
-    await askForWork({ mount: image.mount, name: image.name }, 'delete', snapshot, label, form);
-    return;
-  }
-  await withImage(image.file, { write: true }, async (open) => {
-    const layer = open.layerOf(snapshot);
-    await takingAway({ file: image.file, what: `${image.name}@${snapshot} can't be deleted`, layer }, () =>
-      withProgress(label, form, (options) => open.delete(snapshot, options)),
-    );
-  });
 }
 
 function parseCount(text: string): number {

@@ -2,7 +2,7 @@ import type { Command } from 'commander';
 import type { Extent } from '../../src/engine/index.js';
 import { Failure } from '../output/errors.js';
 import { addNotes } from '../output/help.js';
-import { withImage } from '../images.js';
+import { withImage } from '../../src/images/with-image.js';
 import { jsonLines, sayEach } from '../output/long-lists.js';
 import { say } from '../output/stdout.js';
 import {
@@ -13,10 +13,10 @@ import {
   reported,
   withProgress,
 } from '../output/progress.js';
-import { quote } from '../quote.js';
-import { formatSize } from '../size.js';
+import { quote } from '../../src/engine/quote.js';
+import { formatSize } from '../../src/images/sizes.js';
 import { table } from '../output/table.js';
-import { findSnapshotTarget, findTarget, type ImageTarget } from '../target.js';
+import { findSnapshotTarget, findTarget, type ImageTarget } from '../find-image.js';
 
 export function addDiff(program: Command): void {
   const command = program

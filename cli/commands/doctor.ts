@@ -11,7 +11,7 @@ import { UNFIT } from '../output/exit-codes.js';
 import { Failure } from '../output/errors.js';
 import { addNotes } from '../output/help.js';
 import { say, sayJson } from '../output/stdout.js';
-import { quote } from '../quote.js';
+import { quote } from '../../src/engine/quote.js';
 import { textOf } from '../input-text.js';
 
 interface Options {

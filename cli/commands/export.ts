@@ -1,12 +1,12 @@
 import type { Command } from 'commander';
 import { exportStream } from '../../src/stream/archive.js';
-import { throughDraft } from '../drafts.js';
+import { throughDraft } from '../../src/images/make-file.js';
 import { addNotes } from '../output/help.js';
-import { chainOf, withImage } from '../images.js';
+import { chainOf, withImage } from '../../src/images/with-image.js';
 import { say, sayJson } from '../output/stdout.js';
 import { writeToFile, writeToStdout } from '../output/byte-streams.js';
 import { type ProgressForm, progressOption, withProgress } from '../output/progress.js';
-import { findImage, newFile } from '../target.js';
+import { findImage, newFile } from '../find-image.js';
 
 interface Options {
   force?: boolean;

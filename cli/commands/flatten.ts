@@ -1,10 +1,9 @@
 import type { Command } from 'commander';
-import { askForWork } from '../control.js';
+import { flattenImage } from '../../src/client/change-image.js';
 import { addNotes } from '../output/help.js';
-import { withImage } from '../images.js';
 import { say, sayJson } from '../output/stdout.js';
 import { type ProgressForm, progressOption, withProgress } from '../output/progress.js';
-import { findImage } from '../target.js';
+import { findImage, whileWaiting } from '../find-image.js';
 import { patiently, waitOption } from '../wait-option.js';
 
 export function addFlatten(program: Command): void {
@@ -40,13 +39,8 @@ interface Options {
 
 async function flatten(given: string, { json, wait, progress }: Options): Promise<void> {
   const image = await findImage(given);
-  const { mount, name, file } = image;
   await patiently(wait, () =>
-    mount === null
-      ? withImage(file, { write: true }, (open) =>
-          withProgress(`flatten ${name}`, progress, (options) => open.rebase(null, options)),
-        )
-      : askForWork({ mount, name }, 'flatten', 'now', `flatten ${name}`, progress),
+    withProgress(`flatten ${image.name}`, progress, (long) => flattenImage(image, { ...long, ...whileWaiting })),
   );
   if (json === true) sayJson({ image: image.file, base: null });
   else say(`${image.name} stands on no base now`);

@@ -4,8 +4,8 @@ import { addNotes } from '../output/help.js';
 import { say, sayJson } from '../output/stdout.js';
 import { readFrom } from '../output/byte-streams.js';
 import { type ProgressForm, progressOption, withProgress } from '../output/progress.js';
-import { formatSize } from '../size.js';
-import { newImage } from '../target.js';
+import { formatSize } from '../../src/images/sizes.js';
+import { newImage } from '../find-image.js';
 
 interface Options {
   json?: boolean;

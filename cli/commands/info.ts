@@ -4,21 +4,15 @@ import type { ImageInfo } from '../../src/engine/index.js';
 import type { PcowMount } from '../../src/images/mount-table.js';
 import { stateOfServer } from '../../src/images/mount-life.js';
 import { addNotes } from '../output/help.js';
-import type { Attached } from '../control.js';
-import { withImage } from '../images.js';
+import { guestOf, type Reception, receptionOf, stateOf } from '../../src/client/image-state.js';
+import type { Attached } from '../../src/client/mount-status.js';
+import { withImage } from '../../src/images/with-image.js';
 import { say, sayJson } from '../output/stdout.js';
 import { forEach } from '../output/several-images.js';
-import { formatSize } from '../size.js';
-import {
-  describeReception,
-  describeState,
-  guestOf,
-  type Reception,
-  receptionOf,
-  stateOf,
-} from '../output/image-state.js';
+import { formatSize } from '../../src/images/sizes.js';
+import { describeReception, describeState } from '../output/image-state-text.js';
 import { facts } from '../output/table.js';
-import { findImage, flatFile, type ImageTarget } from '../target.js';
+import { findImage, flatFile, type ImageTarget } from '../find-image.js';
 
 export function addInfo(program: Command): void {
   const command = program

@@ -1,13 +1,14 @@
 import { existsSync } from 'node:fs';
 import { InvalidArgumentError, Option, type Command } from 'commander';
 import { monitorLibrary } from '../../src/client/monitored-command.js';
-import { backingsFor } from '../backings.js';
+import { backingsFor } from '../../src/guest/backings.js';
+import { whileWaiting } from '../find-image.js';
 import { Failure, warn } from '../output/errors.js';
 import { addNotes } from '../output/help.js';
-import { libvirtElements } from '../libvirt.js';
+import { libvirtElements } from '../../src/guest/libvirt-elements.js';
 import { say } from '../output/stdout.js';
-import { DEVICES, warningsFor, type Device } from '../qemu.js';
-import { parseMemory } from '../size.js';
+import { DEVICES, warningsFor, type Device } from '../../src/guest/qemu-options.js';
+import { parseMemory } from '../../src/images/sizes.js';
 import { textOf } from '../input-text.js';
 
 interface Options {
@@ -67,7 +68,7 @@ async function libvirtXml(given: string[], options: Options): Promise<void> {
     );
   }
   const memory = parseMemory(options.memory ?? DEFAULT_MEMORY);
-  const images = await backingsFor(given);
+  const images = await backingsFor(given, whileWaiting);
   for (const warning of warningsFor({ images, device, unarmed })) {
     warn('pcow', warning);
   }

@@ -1,20 +1,19 @@
 import { stat } from 'node:fs/promises';
-import path from 'node:path';
 import type { Command } from 'commander';
-import { howToName, imageFilesIn, PcowError, type ImageInfo, type SnapshotInfo } from '../../src/engine/index.js';
-import { IMAGE_SUFFIX } from '../../src/images/image-names.js';
-import { naturalOrder } from '../../src/images/natural-order.js';
-import { type PcowMount, pcowMounts } from '../../src/images/mount-table.js';
-import { briefTroubleOf } from '../asking.js';
+import { receptionOf } from '../../src/client/image-state.js';
+import { type ImageList, type ListedImage, listImages } from '../../src/client/list-images.js';
+import type { SnapshotInfo } from '../../src/engine/index.js';
+import { briefTroubleOf } from '../../src/images/mount-answers.js';
+import { pcowMounts } from '../../src/images/mount-table.js';
+import { formatSize } from '../../src/images/sizes.js';
+import { withImage } from '../../src/images/with-image.js';
+import { findImage, whileWaiting } from '../find-image.js';
 import { warn } from '../output/errors.js';
 import { addNotes } from '../output/help.js';
-import { withImage } from '../images.js';
-import { formatTime, say, sayJson } from '../output/stdout.js';
-import { formatSize } from '../size.js';
-import { describeReception, guestOf, type Reception, receptionOf, stateOf, type State } from '../output/image-state.js';
-import { table } from '../output/table.js';
-import { findDirectory, findImage } from '../target.js';
+import { describeReception } from '../output/image-state-text.js';
 import { treeOf } from '../output/snapshot-tree.js';
+import { formatTime, say, sayJson } from '../output/stdout.js';
+import { table } from '../output/table.js';
 
 export function addList(program: Command): void {
   const command = program
@@ -50,26 +49,10 @@ async function list(where: string | undefined, options: { json?: boolean }): Pro
   await (isDirectory ? listDirectory(where, options.json === true) : listImage(where, options.json === true));
 }
 
-/** One image of a directory; `error` says why the rest is not known. */
-interface Entry {
-  name: string;
-  file: string;
-  size: number | null;
-  diskUse: number | null;
-  snapshots: number | null;
-  base: { path: string; snapshot: string | null } | null;
-  state: State | 'unreadable';
-  holder: ImageInfo['holder'];
-  /** A guest has it, and stands still; otherwise it is not there. */
-  stalled?: true;
-  receiving: Reception | null;
-  error: { code: string; message: string } | null;
-}
-
 /** All mounts; and the images of this directory, where it has some. */
 async function listMounts(json: boolean): Promise<void> {
   const mounts = await pcowMounts();
-  const here = await imagesOf('.');
+  const here = await listImages('.', whileWaiting);
   if (json) {
     sayJson({ directory: here.directory, mountpoint: here.mount?.mountpoint ?? null, images: here.images, mounts });
     return;
@@ -88,35 +71,14 @@ async function listMounts(json: boolean): Promise<void> {
   await sayImages(here);
 }
 
-interface Listing {
-  directory: string;
-  mount: PcowMount | null;
-  images: Entry[];
-}
-
-async function imagesOf(where: string): Promise<Listing> {
-  const { directory, mount } = await findDirectory(where);
-  const { names: files, nameless } = await imageFilesIn(directory);
-  const names = files.map((file) => path.basename(file, IMAGE_SUFFIX)).sort(naturalOrder);
-  const images: Entry[] = nameless.map((file) => {
-    const error = new PcowError('PCOW_INVALID', howToName(directory, file));
-    return unreadable(path.basename(file.shown, IMAGE_SUFFIX), path.join(directory, file.shown), error);
-  });
-  // One after another: an image directory may hold thousands, and each one open takes several descriptors.
-  for (const name of names) {
-    images.push(await entryOf(path.join(directory, name + IMAGE_SUFFIX), mount));
-  }
-  return { directory, mount, images };
-}
-
 async function listDirectory(where: string, json: boolean): Promise<void> {
-  const listing = await imagesOf(where);
+  const listing = await listImages(where, whileWaiting);
   const { directory, mount, images } = listing;
   if (json) sayJson({ directory, mountpoint: mount?.mountpoint ?? null, images });
   else await sayImages(listing);
 }
 
-async function sayImages({ directory, mount, images }: Listing): Promise<void> {
+async function sayImages({ directory, mount, images }: ImageList): Promise<void> {
   say(mount === null ? `${directory}, not mounted` : `${directory}, mounted on ${mount.mountpoint}`);
   const trouble = mount && (await briefTroubleOf(mount));
   if (trouble !== null) warn('pcow', `${trouble.message}: ${trouble.cure}`);
@@ -147,7 +109,7 @@ async function sayImages({ directory, mount, images }: Listing): Promise<void> {
   );
 }
 
-function stateText({ error, holder, receiving, stalled, state }: Entry): string {
+function stateText({ error, holder, receiving, stalled, state }: ListedImage): string {
   if (error !== null) return error.message;
   if (receiving !== null) return describeReception(receiving);
   if (holder === null) return state;
@@ -156,37 +118,7 @@ function stateText({ error, holder, receiving, stalled, state }: Entry): string 
     : `open (process ${holder.pid})`;
 }
 
-async function entryOf(file: string, mount: PcowMount | null): Promise<Entry> {
-  const name = path.basename(file, IMAGE_SUFFIX);
-  try {
-    const info = await withImage(file, {}, (image) => image.info());
-    return {
-      name,
-      file,
-      size: info.size,
-      diskUse: info.diskUse,
-      snapshots: info.snapshots,
-      base: info.base && { path: info.base.path, snapshot: info.base.snapshot },
-      state: stateOf(info),
-      holder: info.holder,
-      ...((await guestOf(info.holder, mount, name))?.stalled && { stalled: true }),
-      receiving: await receptionOf(info),
-      error: null,
-    };
-  } catch (error) {
-    if (!(error instanceof PcowError)) {
-      throw error;
-    }
-    return unreadable(name, file, error);
-  }
-}
-
-function unreadable(name: string, file: string, { code, message }: PcowError): Entry {
-  const unknown = { size: null, diskUse: null, snapshots: null, base: null, holder: null, receiving: null };
-  return { name, file, ...unknown, state: 'unreadable', error: { code, message } };
-}
-
-function baseText(base: Entry['base']): string {
+function baseText(base: ListedImage['base']): string {
   if (base === null) {
     return '';
   }

@@ -2,12 +2,12 @@ import path from 'node:path';
 import { type Command, Option } from 'commander';
 import type { Extent } from '../../src/engine/index.js';
 import { addNotes } from '../output/help.js';
-import { withImage } from '../images.js';
+import { withImage } from '../../src/images/with-image.js';
 import { jsonLines, sayEach } from '../output/long-lists.js';
 import { mapPicture } from '../output/map-picture.js';
 import { put } from '../output/stdout.js';
 import { besideOutput, type ProgressForm, progressOption, reported, withProgress } from '../output/progress.js';
-import { findTarget } from '../target.js';
+import { findTarget } from '../find-image.js';
 
 interface Options {
   output: 'human' | 'json' | 'svg';

@@ -1,11 +1,12 @@
 import type { Command } from 'commander';
 import { measure } from '../../src/convert/measure.js';
-import { openContents } from '../contents.js';
+import { openContents } from '../../src/convert/open-contents.js';
+import { findTarget } from '../find-image.js';
 import { Failure } from '../output/errors.js';
 import { addNotes } from '../output/help.js';
 import { say, sayJson } from '../output/stdout.js';
 import { type ProgressForm, progressOption, withProgress } from '../output/progress.js';
-import { formatSize, parseBlockSize, parseSize } from '../size.js';
+import { formatSize, parseBlockSize, parseSize } from '../../src/images/sizes.js';
 import { facts } from '../output/table.js';
 
 interface Options {
@@ -65,7 +66,7 @@ async function measureCommand(source: string | undefined, options: Options): Pro
 
 function measureSource(source: string, blockSize: number, options: Options) {
   return withProgress(`measure ${source}`, options.progress, async (long) => {
-    const contents = await openContents(source, options.f, long.signal);
+    const contents = await openContents(await findTarget(source), { format: options.f, signal: long.signal });
     try {
       return await measure(contents.size, blockSize, contents, long);
     } finally {

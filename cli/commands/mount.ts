@@ -3,8 +3,9 @@ import type { Command } from 'commander';
 import { howToName, imageFilesIn } from '../../src/engine/index.js';
 import { startDaemon } from '../../src/mount/daemon/daemon.js';
 import { mountOnTheWay } from '../../src/images/mount-life.js';
-import { monitorsProblem } from '../control.js';
+import { monitorsProblem } from '../../src/client/mount-status.js';
 import { Failure, warn } from '../output/errors.js';
+import { whileWaiting } from '../find-image.js';
 import { addNotes } from '../output/help.js';
 import { say, sayJson } from '../output/stdout.js';
 import { patiently, waitOption } from '../wait-option.js';
@@ -91,7 +92,7 @@ async function mount(directory: string, mountpoint: string, options: Options): P
     warn('pcow', `${file.shown} is not shown: ${howToName(directory, file)}`);
   }
   const mount = await mountOnTheWay(mountpoint);
-  const problem = mount === null ? null : await monitorsProblem(mount);
+  const problem = mount === null ? null : await monitorsProblem(mount, whileWaiting);
   if (problem !== null) {
     warn('pcow', `${problem}. Until then guests run with “pcow run --plain” only`);
   }

@@ -1,11 +1,12 @@
 import { Option, type Command } from 'commander';
-import { backingsFor } from '../backings.js';
+import { backingsFor } from '../../src/guest/backings.js';
+import { whileWaiting } from '../find-image.js';
 import { Failure, warn } from '../output/errors.js';
 import { addNotes } from '../output/help.js';
 import { say, sayJson } from '../output/stdout.js';
-import { DEVICES, qemuOptions, type Device } from '../qemu.js';
-import { quote } from '../quote.js';
-import { parseMemory } from '../size.js';
+import { DEVICES, qemuOptions, type Device } from '../../src/guest/qemu-options.js';
+import { quote } from '../../src/engine/quote.js';
+import { parseMemory } from '../../src/images/sizes.js';
 
 interface Options {
   device: Device;
@@ -47,7 +48,7 @@ async function qemuArgs(given: string[], options: Options): Promise<void> {
     throw new Failure('PCOW_USAGE', '--unarmed goes with --device nvdimm only');
   }
   const memory = parseMemory(options.memory);
-  const images = await backingsFor(given, options.id);
+  const images = await backingsFor(given, { id: options.id, ...whileWaiting });
   const { args, warnings } = qemuOptions({ images, device, memory, unarmed });
   for (const warning of warnings) {
     warn('pcow', warning);

@@ -7,9 +7,9 @@ import { addNotes } from '../output/help.js';
 import { say, sayJson } from '../output/stdout.js';
 import { readFrom } from '../output/byte-streams.js';
 import { type ProgressForm, progressOption, withProgress } from '../output/progress.js';
-import { formatSize } from '../size.js';
-import { findImage, type ImageTarget, newImage } from '../target.js';
-import { word } from '../quote.js';
+import { formatSize } from '../../src/images/sizes.js';
+import { findImage, type ImageTarget, newImage } from '../find-image.js';
+import { word } from '../../src/engine/quote.js';
 import { patiently, waitOption } from '../wait-option.js';
 
 interface Options {

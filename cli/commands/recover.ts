@@ -3,7 +3,7 @@ import type { Command } from 'commander';
 import { type DirectoryRecovery, recoverDirectory, recoverImage } from '../../src/engine/index.js';
 import { addNotes } from '../output/help.js';
 import { say, sayJson } from '../output/stdout.js';
-import { findImage } from '../target.js';
+import { findImage } from '../find-image.js';
 
 export function addRecover(program: Command): void {
   const command = program

@@ -1,13 +1,12 @@
 import path from 'node:path';
 import type { Command } from 'commander';
-import { checkSnapshotName, Image, renameImage } from '../../src/engine/index.js';
+import { renameImage, renameSnapshot } from '../../src/client/change-image.js';
+import { checkSnapshotName } from '../../src/engine/index.js';
 import { Failure } from '../output/errors.js';
 import { addNotes } from '../output/help.js';
-import { withImage } from '../images.js';
 import { say, sayJson } from '../output/stdout.js';
-import { quote, word } from '../quote.js';
-import { askForRename, askImage } from '../control.js';
-import { findTarget, type ImageTarget, newImage } from '../target.js';
+import { quote, word } from '../../src/engine/quote.js';
+import { findTarget, newImage, whileWaiting } from '../find-image.js';
 import { patiently, waitOption } from '../wait-option.js';
 
 export function addRename(program: Command): void {
@@ -48,7 +47,7 @@ async function rename(
   const { image, snapshot } = await findTarget(given);
   if (snapshot !== null) {
     const to = newSnapshotName(given, snapshot, newName);
-    await patiently(wait, () => renameSnapshot(image, snapshot, to));
+    await patiently(wait, () => renameSnapshot(image, snapshot, to, whileWaiting));
     if (json === true) sayJson({ image: image.file, from: snapshot, to });
     else say(`${image.name}@${snapshot} is called ${image.name}@${to} now`);
     return;
@@ -56,22 +55,7 @@ async function rename(
   // A plain name stays in the image's directory, wherever that is.
   const directory = image.mount === null ? path.dirname(image.file) : image.mount.mountpoint;
   const target = await newImage(newName.includes('/') ? newName : path.join(directory, newName));
-  if (path.dirname(target.file) !== path.dirname(image.file)) {
-    throw new Failure(
-      'PCOW_INVALID',
-      `${quote(newName)} lies in another directory than ${image.file}, and a rename keeps an image where it is`,
-      'move the file with mv, and tell images that stand on it with “pcow rebase --unsafe”',
-    );
-  }
-  if (target.file === image.file) {
-    throw new Failure('PCOW_EXISTS', `${image.name} has that name already`);
-  }
-  if (image.mount === null) {
-    await patiently(wait, () => renameAtRest(image, target));
-  } else {
-    const { mount } = image;
-    await patiently(wait, () => askForRename(mount, image.name, target.name));
-  }
+  await patiently(wait, () => renameImage(image, target, whileWaiting));
   if (json === true) sayJson({ from: image.file, to: target.file });
   else say(`${image.name} is called ${target.name} now`);
 }
@@ -90,19 +74,4 @@ function newSnapshotName(given: string, snapshot: string, newName: string): stri
   }
   checkSnapshotName(to);
   return to;
-}
-
-async function renameSnapshot(image: ImageTarget, from: string, to: string): Promise<void> {
-  if (image.mount !== null) await askImage(image.mount, image.name, 'rename', `${from} ${to}`);
-  else await withImage(image.file, { write: true }, (open) => open.renameSnapshot(from, to));
-}
-
-async function renameAtRest(image: ImageTarget, target: ImageTarget): Promise<void> {
-  // Open for writing: nobody else has it so, and nobody deletes it.
-  await withImage(image.file, { write: true }, () =>
-    renameImage(image.file, target.file, {
-      open: async ({ image: file, layer }) => ({ image: await Image.open(file, { write: true }), layer }),
-      close: ({ image: standing }) => standing.close(),
-    }),
-  );
 }

@@ -1,14 +1,14 @@
 import type { Command } from 'commander';
 import { isPcowError } from '../../src/engine/errors.js';
-import { askImage } from '../control.js';
+import { resizeImage } from '../../src/client/change-image.js';
 import { addNotes } from '../output/help.js';
-import { withImage } from '../images.js';
+import { withImage } from '../../src/images/with-image.js';
 import { say, sayJson } from '../output/stdout.js';
 import { Failure } from '../output/errors.js';
-import { formatSize, parseNewSize } from '../size.js';
-import { findImage, type ImageTarget } from '../target.js';
+import { formatSize, parseNewSize } from '../../src/images/sizes.js';
+import { findImage, type ImageTarget, whileWaiting } from '../find-image.js';
 import { patiently, waitOption } from '../wait-option.js';
-import { word } from '../quote.js';
+import { word } from '../../src/engine/quote.js';
 
 interface Options {
   shrink?: boolean;
@@ -47,14 +47,6 @@ export function addResize(program: Command): void {
   });
 }
 
-async function change({ mount, file, name }: ImageTarget, bytes: number, shrink: boolean): Promise<void> {
-  if (mount === null) {
-    await withImage(file, { write: true }, (open) => open.resize(bytes, { shrink }));
-  } else {
-    await askImage(mount, name, 'resize', shrink ? `${bytes} shrink` : String(bytes));
-  }
-}
-
 function withNextStep(error: unknown, { given }: ImageTarget): unknown {
   if (!isPcowError(error, 'PCOW_INVALID')) return error;
   const hint = `“pcow info ${word(given)}” shows what that is: “pcow delete” takes a snapshot away, “pcow flatten” the base`;
@@ -74,7 +66,7 @@ async function resize(given: string, size: string, options: Options): Promise<vo
     );
   }
   try {
-    await patiently(options.wait, () => change(image, bytes, bytes < present));
+    await patiently(options.wait, () => resizeImage(image, bytes, { shrink: bytes < present, ...whileWaiting }));
   } catch (error) {
     throw bytes < present ? withNextStep(error, image) : error;
   }

@@ -1,12 +1,10 @@
-import path from 'node:path';
 import type { Command } from 'commander';
-import { refuseWhereStoodOn, removeImage, removeRemains, survey } from '../../src/engine/index.js';
-import { askImage } from '../control.js';
+import { orderOfRemoval, removeImage } from '../../src/client/change-image.js';
 import { Failure } from '../output/errors.js';
 import { addNotes } from '../output/help.js';
 import { say, sayJson } from '../output/stdout.js';
-import { quote, word } from '../quote.js';
-import { findTarget, type ImageTarget } from '../target.js';
+import { quote, word } from '../../src/engine/quote.js';
+import { findTarget, type ImageTarget, whileWaiting } from '../find-image.js';
 import { patiently, waitOption } from '../wait-option.js';
 
 export function addRm(program: Command): void {
@@ -36,24 +34,9 @@ async function rm(given: string[], { json, wait }: { json?: boolean; wait?: numb
     throw new Failure('PCOW_USAGE', `the image ${twice.name} is named twice`, 'name each image once');
   }
   // What stands on others goes first; all is looked at before the first one is deleted.
-  const ordered: ImageTarget[] = [];
-  for (let left = images; left.length > 0;) {
-    const free: ImageTarget[] = [];
-    for (const image of left) {
-      // Of what can't be told to stand on it, it must be taken that it does.
-      const { standing, unclear } = await survey(path.dirname(image.file), image.file);
-      const gone = (file: string) => ordered.some((it) => it.file === file);
-      if ([...standing, ...unclear].every((one) => gone(one.image))) free.push(image);
-    }
-    const [blocked] = left;
-    if (free.length === 0 && blocked !== undefined) {
-      await refuseWhereStoodOn({ file: blocked.file, what: `${blocked.file} can't be deleted` });
-    }
-    ordered.push(...free);
-    left = left.filter((image) => !free.includes(image));
-  }
+  const ordered = await orderOfRemoval(images);
   for (const image of ordered) {
-    await patiently(wait, () => remove(image));
+    await patiently(wait, () => removeImage(image, whileWaiting));
     if (json !== true) say(`deleted ${image.file}`);
   }
   if (json === true) sayJson({ deleted: ordered.map(({ file }) => file) });
@@ -69,13 +52,4 @@ async function imageToRemove(given: string): Promise<ImageTarget> {
     );
   }
   return image;
-}
-
-async function remove({ file, name, mount }: ImageTarget): Promise<void> {
-  if (mount !== null) {
-    await askImage(mount, name, 'remove', name);
-    return;
-  }
-  await removeImage(file);
-  await removeRemains(path.dirname(file));
 }

@@ -1,9 +1,8 @@
 import type { Command } from 'commander';
-import { askImage } from '../control.js';
+import { rollbackImage } from '../../src/client/change-image.js';
 import { addNotes } from '../output/help.js';
-import { withImage } from '../images.js';
 import { say, sayJson } from '../output/stdout.js';
-import { findSnapshotTarget } from '../target.js';
+import { findSnapshotTarget, whileWaiting } from '../find-image.js';
 import { patiently, waitOption } from '../wait-option.js';
 
 export function addRollback(program: Command): void {
@@ -26,12 +25,7 @@ export function addRollback(program: Command): void {
 
 async function rollback(given: string, { json, wait }: { json?: boolean; wait?: number }): Promise<void> {
   const { image, snapshot } = await findSnapshotTarget(given);
-  const { mount, file, name } = image;
-  await patiently(wait, () =>
-    mount === null
-      ? withImage(file, { write: true }, (open) => open.rollback(snapshot))
-      : askImage(mount, name, 'rollback', snapshot),
-  );
-  if (json === true) sayJson({ image: file, snapshot });
-  else say(`${name} is back at ${snapshot}`);
+  await patiently(wait, () => rollbackImage(image, snapshot, whileWaiting));
+  if (json === true) sayJson({ image: image.file, snapshot });
+  else say(`${image.name} is back at ${snapshot}`);
 }

@@ -4,7 +4,7 @@ import { runMonitored, runPlain, shellExports } from '../../src/client/monitored
 import { Failure, warn } from '../output/errors.js';
 import { addNotes } from '../output/help.js';
 import { put } from '../output/stdout.js';
-import { parseCacheSize } from '../size.js';
+import { parseCacheSize } from '../../src/images/sizes.js';
 
 interface Options {
   cleanCache?: number;

@@ -1,15 +1,15 @@
 import { type Command, Option } from 'commander';
 import type { ScrubReport } from '../../src/engine/index.js';
-import { askForWork } from '../control.js';
+import { addChecksums, removeChecksums } from '../../src/client/change-image.js';
 import { FOUND_DAMAGE } from '../output/exit-codes.js';
 import { counted, findingLines } from '../output/check-findings.js';
 import { addNotes } from '../output/help.js';
-import { withImage } from '../images.js';
+import { withImage } from '../../src/images/with-image.js';
 import { say, sayJson } from '../output/stdout.js';
 import { type ProgressForm, progressOption, withProgress } from '../output/progress.js';
-import { formatSize } from '../size.js';
-import { findImage, type ImageTarget } from '../target.js';
-import { word } from '../quote.js';
+import { formatSize } from '../../src/images/sizes.js';
+import { findImage, type ImageTarget, whileWaiting } from '../find-image.js';
+import { word } from '../../src/engine/quote.js';
 import { patiently, waitOption } from '../wait-option.js';
 
 interface Options {
@@ -76,15 +76,8 @@ async function scrub(
 }
 
 async function change(target: ImageTarget, what: 'add' | 'remove', form: ProgressForm | undefined): Promise<void> {
-  const { mount, name } = target;
-  const label = `checksums of ${name}`;
-  if (mount !== null) {
-    await askForWork({ mount, name }, 'checksums', what, label, form);
-    return;
-  }
-  await withImage(target.file, { write: true }, (image) =>
-    what === 'remove' ? image.removeChecksums() : withProgress(label, form, (options) => image.addChecksums(options)),
-  );
+  const work = what === 'add' ? addChecksums : removeChecksums;
+  await withProgress(`checksums of ${target.name}`, form, (long) => work(target, { ...long, ...whileWaiting }));
 }
 
 function summary(target: ImageTarget, report: ScrubReport, added: boolean): string[] {

@@ -4,13 +4,13 @@ import { parseToken } from '../../src/stream/resume-token.js';
 import { resumedSending, type Sending, sendingOf, sendStream } from '../../src/stream/send.js';
 import { Failure } from '../output/errors.js';
 import { addNotes } from '../output/help.js';
-import { withImage } from '../images.js';
+import { withImage } from '../../src/images/with-image.js';
 import { say, sayJson } from '../output/stdout.js';
 import { writeToStdout } from '../output/byte-streams.js';
 import { type ProgressForm, progressOption, withProgress } from '../output/progress.js';
-import { quote } from '../quote.js';
-import { formatSize } from '../size.js';
-import { findSnapshotTarget, findTarget, type ImageTarget } from '../target.js';
+import { quote } from '../../src/engine/quote.js';
+import { formatSize } from '../../src/images/sizes.js';
+import { findSnapshotTarget, findTarget, type ImageTarget } from '../find-image.js';
 
 interface Options {
   from?: string;

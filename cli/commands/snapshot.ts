@@ -1,10 +1,9 @@
 import type { Command } from 'commander';
-import { Image, snapshotTogether } from '../../src/engine/index.js';
-import { askForCut, askImage } from '../control.js';
+import { snapshotImages } from '../../src/client/change-image.js';
 import { Failure } from '../output/errors.js';
 import { addNotes } from '../output/help.js';
 import { say, sayJson } from '../output/stdout.js';
-import { findSnapshotTarget, type ImageTarget } from '../target.js';
+import { findSnapshotTarget, type ImageTarget, whileWaiting } from '../find-image.js';
 import { patiently, waitOption } from '../wait-option.js';
 
 export function addSnapshot(program: Command): void {
@@ -53,51 +52,12 @@ async function snapshot(givens: string[], { json, wait }: { json?: boolean; wait
     throw new Failure('PCOW_USAGE', `the image ${twice.image.name} is named twice`, 'name each image once');
   }
   const images = targets.map(({ image }) => image);
-  await patiently(wait, () => take(name, images));
+  await patiently(wait, () => snapshotImages(name, images, whileWaiting));
   if (json === true) {
     sayJson({ snapshots: images.map((image) => ({ image: image.file, snapshot: name })) });
     return;
   }
   for (const image of images) {
     say(`snapshot ${image.name}@${name} taken`);
-  }
-}
-
-async function take(name: string, images: ImageTarget[]): Promise<void> {
-  const [first] = images;
-  if (first === undefined) {
-    return;
-  }
-  const mount = first.mount;
-  const apart = images.find((image) => image.mount?.mountpoint !== mount?.mountpoint);
-  if (apart !== undefined) {
-    throw new Failure(
-      'PCOW_USAGE',
-      `${first.given} and ${apart.given} are not in the same mount, so their snapshots can't be one cut`,
-      'take them one after another',
-    );
-  }
-  if (mount === null) {
-    await takeAtRest(name, images);
-  } else if (images.length === 1) {
-    await askImage(mount, first.name, 'snapshot', name);
-  } else {
-    await askForCut(
-      mount,
-      name,
-      images.map((image) => image.name),
-    );
-  }
-}
-
-async function takeAtRest(name: string, targets: ImageTarget[]): Promise<void> {
-  const images: Image[] = [];
-  try {
-    for (const { file } of targets) {
-      images.push(await Image.open(file, { write: true }));
-    }
-    await snapshotTogether(name, images);
-  } finally {
-    await Promise.all(images.map((image) => image.close()));
   }
 }

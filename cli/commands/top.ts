@@ -3,13 +3,13 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import type { Command } from 'commander';
 import type { PcowMount } from '../../src/images/mount-table.js';
 import { lookAt, type Look } from '../../src/client/activity.js';
-import { asking } from '../asking.js';
 import { Failure } from '../output/errors.js';
+import { PcowError } from '../../src/engine/errors.js';
 import { addNotes } from '../output/help.js';
 import { inThisLocale } from '../output/locale.js';
 import { put, say, sayJson } from '../output/stdout.js';
-import { quote } from '../quote.js';
-import { findDirectory } from '../target.js';
+import { quote } from '../../src/engine/quote.js';
+import { findDirectory, whileWaiting } from '../find-image.js';
 import { topTable } from '../output/top-table.js';
 
 const REFRESH_MS = 1000;
@@ -64,9 +64,9 @@ async function top(given: string, options: { once?: boolean; json?: boolean }): 
 
 async function look(mount: PcowMount): Promise<Look> {
   try {
-    return await asking(mount, () => lookAt(mount.mountpoint));
+    return await lookAt(mount, whileWaiting);
   } catch (error) {
-    if (error instanceof Failure) throw error;
+    if (error instanceof PcowError) throw error;
     throw new Failure(
       'PCOW_MOUNT',
       `the mount on ${mount.mountpoint} has ended (${error instanceof Error ? error.message : String(error)})`,

@@ -6,7 +6,7 @@ import { mountsOfDirectory } from '../../src/images/mount-table.js';
 import { Failure, warn } from '../output/errors.js';
 import { addNotes } from '../output/help.js';
 import { say, sayJson } from '../output/stdout.js';
-import { quote } from '../quote.js';
+import { quote } from '../../src/engine/quote.js';
 
 /** Milliseconds. */
 const WORD_AFTER = 3000;

@@ -4,9 +4,9 @@ import { readdir, realpath } from 'node:fs/promises';
 import path from 'node:path';
 import { IMAGE_SUFFIX } from '../../src/images/image-names.js';
 import { pcowMounts } from '../../src/images/mount-table.js';
-import { briefTroubleOnTheWay } from '../asking.js';
-import { withImage } from '../images.js';
-import { findDirectory, findImage } from '../target.js';
+import { briefTroubleOnTheWay } from '../../src/images/mount-answers.js';
+import { withImage } from '../../src/images/with-image.js';
+import { findDirectory, findImage } from '../find-image.js';
 import type { Candidate } from './candidates.js';
 
 /** Images (without “.pcow”), or flat files of a mount, in the directory that was typed; and its directories. */

@@ -1,6 +1,6 @@
 /** A QEMU command line as a Guest. Only what bears on memory is understood; everything else is passed over. */
 import { Failure } from '../output/errors.js';
-import { GIB, MIB } from '../size.js';
+import { GIB, MIB } from '../../src/images/sizes.js';
 import { emptyGuest, type Guest, type Words } from './guest.js';
 
 const WORDS: Words = {

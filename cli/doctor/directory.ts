@@ -5,14 +5,14 @@ import path from 'node:path';
 import { givingItAName, Image, imageFilesIn, PcowError } from '../../src/engine/index.js';
 import { IMAGE_SUFFIX } from '../../src/images/image-names.js';
 import type { MountTableEntry, PcowMount } from '../../src/images/mount-table.js';
-import { briefTroubleOf, briefTroubleOnTheWay } from '../asking.js';
-import { monitorsProblem } from '../control.js';
+import { briefTroubleOf, briefTroubleOnTheWay } from '../../src/images/mount-answers.js';
+import { monitorsProblem } from '../../src/client/mount-status.js';
 import { explained } from '../output/errors.js';
-import { fileSystemOf, overwritingProblem } from '../file-system.js';
-import { withImage } from '../images.js';
-import { quote, word } from '../quote.js';
-import { formatSize, GIB, MIB } from '../size.js';
-import { findDirectory } from '../target.js';
+import { fileSystemOf, overwritingProblem } from '../../src/images/file-system.js';
+import { withImage } from '../../src/images/with-image.js';
+import { quote, word } from '../../src/engine/quote.js';
+import { formatSize, GIB, MIB } from '../../src/images/sizes.js';
+import { findDirectory } from '../find-image.js';
 import { type Finding, ok, problem, warning } from './finding.js';
 
 /** Kinds of file systems where a mapping on one machine does not see what another one writes. */

@@ -1,9 +1,9 @@
 /** What of a guest's description works with Pcow, what does not, and what mends it. */
-import { readFile, realpath, stat } from 'node:fs/promises';
-import path from 'node:path';
+import { realpath, stat } from 'node:fs/promises';
+import { attachedTo } from '../../src/client/mount-status.js';
 import { IMAGE_SUFFIX } from '../../src/images/image-names.js';
 import { mountHolding } from '../../src/images/mount-table.js';
-import { briefTroubleOnTheWay } from '../asking.js';
+import { briefTroubleOnTheWay } from '../../src/images/mount-answers.js';
 import {
   addressBits,
   DEFAULT_ADDRESS_BITS,
@@ -12,9 +12,9 @@ import {
   SECTION,
   sectionWarning,
   SIZE_STEP,
-} from '../qemu.js';
-import { quote, word } from '../quote.js';
-import { formatSize, sizeArgument } from '../size.js';
+} from '../../src/guest/qemu-options.js';
+import { quote, word } from '../../src/engine/quote.js';
+import { formatSize, sizeArgument } from '../../src/images/sizes.js';
 import { type Finding, ok, problem, warning } from './finding.js';
 import type { Backend, Guest } from './guest.js';
 
@@ -107,9 +107,7 @@ async function placeOf({ path: file }: Backend): Promise<{ size: number | null; 
     );
   }
   const { size } = await stat(real);
-  const control = path.join(held.mount.mountpoint, '.pcow', held.inside, 'status');
-  const status = JSON.parse(await readFile(control, 'utf8')) as { attached?: { pid: number; command: string } | null };
-  const attached = status.attached ?? null;
+  const attached = await attachedTo(held.mount.mountpoint, held.inside);
   return {
     size,
     findings: [

@@ -1,7 +1,7 @@
 /** The XML of a libvirt domain as a Guest. */
 import { XMLParser, XMLValidator } from 'fast-xml-parser';
 import { Failure } from '../output/errors.js';
-import { quote } from '../quote.js';
+import { quote } from '../../src/engine/quote.js';
 import { readOptions } from './command-line.js';
 import { emptyGuest, type Guest, type Words } from './guest.js';
 

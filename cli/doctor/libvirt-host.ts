@@ -4,7 +4,7 @@ import { readdir, readFile, realpath, stat } from 'node:fs/promises';
 import path from 'node:path';
 import { promisify } from 'node:util';
 import { mountHolding, mountTable } from '../../src/images/mount-table.js';
-import { word } from '../quote.js';
+import { word } from '../../src/engine/quote.js';
 import { type Finding, ok, problem, warning } from './finding.js';
 import { FILTER_MUST_ALLOW, isFiltered } from './system-call-filter.js';
 

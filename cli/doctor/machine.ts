@@ -8,7 +8,7 @@ import { isPcowError, PcowError } from '../../src/engine/index.js';
 import { checkMonitor } from '../../src/engine/run.js';
 import { checkFuse } from '../../src/mount/daemon/mountpoint.js';
 import { monitorLibrary } from '../../src/client/monitored-command.js';
-import { formatSize } from '../size.js';
+import { formatSize } from '../../src/images/sizes.js';
 import { type Finding, ok, problem, warning } from './finding.js';
 import { FILTER_MUST_ALLOW, isFiltered } from './system-call-filter.js';
 

@@ -8,8 +8,8 @@ import { isatty } from 'node:tty';
 import { isPcowError, PcowError } from '../../src/engine/errors.js';
 import { Failure } from './errors.js';
 import { outputFailure } from './stdout.js';
-import { quote } from '../quote.js';
-import { explain } from '../system-errors.js';
+import { quote } from '../../src/engine/quote.js';
+import { explain } from '../../src/engine/system-errors.js';
 
 const STDOUT = 1;
 

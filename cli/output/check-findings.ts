@@ -1,7 +1,7 @@
 /** What a check has found, for people: a line for each finding. */
 import type { CheckReport, Finding, Loss } from '../../src/engine/index.js';
 import { out } from './colors.js';
-import { formatSize } from '../size.js';
+import { formatSize } from '../../src/images/sizes.js';
 
 export function findingLines(findings: readonly Finding[]): string[] {
   return findings.map((finding) => `${kindOf(finding)}: ${finding.message} (${placeOf(finding)})`);

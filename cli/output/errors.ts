@@ -7,7 +7,7 @@ import { PcowError, type PcowErrorCode } from '../../src/engine/errors.js';
 import { err } from './colors.js';
 import { exitCodeOf } from './exit-codes.js';
 import { inThisLocale } from './locale.js';
-import { adviceOn, CHANGE_DIRECTORY, explain, workingDirectoryIsGone } from '../system-errors.js';
+import { adviceOn, CHANGE_DIRECTORY, explain, workingDirectoryIsGone } from '../../src/engine/system-errors.js';
 
 const debug = createDebug('pcow:cli');
 

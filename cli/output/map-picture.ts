@@ -4,7 +4,7 @@
  */
 import path from 'node:path';
 import { type Image, isPcowError, type LongOptions } from '../../src/engine/index.js';
-import { formatSize } from '../size.js';
+import { formatSize } from '../../src/images/sizes.js';
 
 const COLOURS = ['#2563eb', '#f59e0b', '#10b981', '#8b5cf6', '#ef4444', '#06b6d4', '#84cc16', '#ec4899', '#a16207'];
 

@@ -6,7 +6,7 @@ import type { SingleBar } from 'cli-progress';
 import { Option } from 'commander';
 import type { LongOptions } from '../../src/engine/index.js';
 import { inThisLocale } from './locale.js';
-import { formatSize } from '../size.js';
+import { formatSize } from '../../src/images/sizes.js';
 import { progressLine } from './terminal-width.js';
 
 /** What `--progress` may be. */

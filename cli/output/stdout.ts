@@ -8,7 +8,7 @@ import { isatty } from 'node:tty';
 import { systemCodeOf } from '../../src/engine/errors.js';
 import { Failure } from './errors.js';
 import { inThisLocale } from './locale.js';
-import { systemErrorOf } from '../system-errors.js';
+import { systemErrorOf } from '../../src/engine/system-errors.js';
 
 const STDOUT = 1;
 

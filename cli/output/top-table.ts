@@ -6,7 +6,7 @@ import {
   type ImageActivity,
   type Look,
 } from '../../src/client/activity.js';
-import { formatSize } from '../size.js';
+import { formatSize } from '../../src/images/sizes.js';
 import { table } from './table.js';
 import { fitted, type FittingColumn } from './terminal-width.js';
 

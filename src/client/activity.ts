@@ -1,31 +1,55 @@
 /** What all images of a mount are doing now, from their `status` control files. `pcow top` shows it. */
 import { readFile } from 'node:fs/promises';
 import path from 'node:path';
+import { asking, type AskOptions } from '../images/mount-answers.js';
+import type { PcowMount } from '../images/mount-table.js';
 import { naturalOrder } from '../images/natural-order.js';
 
-export const FAULT_KINDS = ['expansion', 'copy_on_write', 'clean_copy', 'mapping'] as const;
-export type FaultKind = (typeof FAULT_KINDS)[number];
+/** What a page fault needs: a new block, a copy of data from below, a clean copy that is only read, or a mapping alone. */
+export type FaultKind = 'expansion' | 'copy_on_write' | 'clean_copy' | 'mapping';
+
+export const FAULT_KINDS: readonly FaultKind[] = ['expansion', 'copy_on_write', 'clean_copy', 'mapping'];
+
+/** Page faults of one kind. */
+export interface FaultFigures {
+  /** How many there were. */
+  count: number;
+  /** Microseconds that 99 of 100 took at most. */
+  p99Us: number;
+}
 
 /** A process that has an image mapped under the monitor. Counters run from when it attached. */
 export interface Activity {
+  /** Process id. */
   pid: number;
+  /** As in /proc/PID/comm. */
   command: string;
+  /** When it attached. */
   since: Date;
+  /** Whether it is the writer. */
   writable: boolean;
   /** What its monitor says; null where it is too busy to answer. Latencies are upper bounds, in microseconds. */
   monitor: {
-    faults: Record<FaultKind, { count: number; p99Us: number }>;
+    /** By what they needed. */
+    faults: Record<FaultKind, FaultFigures>;
+    /** Bytes copied from below. */
     copiedBytes: number;
+    /** Bytes of clean copies in memory now. */
     cleanCacheBytes: number;
+    /** Memory mappings now. */
     mappings: number;
-    /** Faults that found no disk space; those that wait for it now. */
+    /** Faults that found no disk space. */
     stalls: number;
+    /** Those that wait for it now. */
     stalledNow: number;
+    /** Snapshots that it has taken under the guest. */
     snapshots: number;
   } | null;
 }
 
+/** What an image of a mount is doing. */
 export interface ImageActivity {
+  /** As the mount calls it. */
   name: string;
   /** "ok", or what is wrong with it, as in `status`. */
   state: string;
@@ -33,17 +57,26 @@ export interface ImageActivity {
   attached: Activity[];
   /** Plainly open flat files. */
   open: number;
+  /** How many. */
   snapshots: number;
 }
 
+/** One look at a mount. */
 export interface Look {
+  /** Where it is mounted. */
   mountpoint: string;
+  /** When. */
   time: Date;
+  /** In the order in which people count. */
   images: ImageActivity[];
 }
 
-/** Rejects with the error of the system where the mount does not answer. Never call it from the mount's own process. */
-export async function lookAt(mountpoint: string): Promise<Look> {
+/** What the images of a mount are doing. Never call it from the mount's own process. Errors: PCOW_MOUNT where it does not answer. */
+export function lookAt(mount: PcowMount, options: AskOptions = {}): Promise<Look> {
+  return asking(mount, () => look(mount), options);
+}
+
+async function look({ mountpoint }: PcowMount): Promise<Look> {
   const control = path.join(mountpoint, '.pcow');
   const { images } = await jsonOf(path.join(control, 'status'));
   const names = listOf(images)

@@ -5,18 +5,19 @@
  * A write that fails brings an errno; the control file tells the sentence that goes with it where it is read through the same descriptor.
  */
 import { constants } from 'node:fs';
-import { type FileHandle, open, readFile, rename } from 'node:fs/promises';
+import { type FileHandle, open, rename } from 'node:fs/promises';
 import path from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { getSystemErrorName } from 'node:util';
 import createDebug from 'debug';
-import { lifeOf, type Trouble, troubleOf, withMount } from '../images/mount-life.js';
+import { asking, type AskOptions, mustAnswerOnTheWay } from '../images/mount-answers.js';
 import { systemCodeOf } from '../engine/errors.js';
 import { isPcowError, type LongOptions, PcowError, type PcowErrorCode } from '../engine/index.js';
 import type { ImageControl } from '../images/control-names.js';
 import { codeOfState } from '../images/image-states.js';
 import type { PcowMount } from '../images/mount-table.js';
-import { word } from '../engine/shell-word.js';
+import { word } from '../engine/quote.js';
+import { controlDirectory, statusIn, type ToldError } from './mount-status.js';
 
 const debug = createDebug('pcow:client');
 
@@ -26,99 +27,52 @@ const MOST_SAID = 64 << 10;
 /** Milliseconds between two looks at how far the mount is. */
 const LOOK = 100;
 
-/** Called once, where the mount takes its time to answer. */
-export type OnWait = (mount: PcowMount) => void;
-
-/** Why something has failed, as a mount tells it. */
-export interface ToldError {
-  /** As Date reads it. */
-  time: string;
-  /** The control file; "mv", "rm", "open", "truncate", "attach"; null: a read, write or sync of the flat file. */
-  command: string | null;
-  /** As that of a PcowError. */
-  code: PcowErrorCode;
-  /** Its name, for example "EBUSY". */
-  errno: string;
-  /** A sentence. */
-  message: string;
-}
-
-/** What `.pcow/NAME/status` says, as far as it is the same for every image; docs/control-files.md has all of it. */
-export interface MountedStatus {
-  /** "ok", or what is wrong with the image. */
-  state: string;
-  /** A sentence, where the state is not "ok". */
-  problem: string | null;
-  /** What the mount is doing to the image at somebody's request. */
-  working?: {
-    /** The control file. */
-    command: string;
-    /** What was written to it. */
-    text: string;
-    /** Bytes. */
-    done: number;
-    /** Bytes; 0 until it is known. */
-    total: number;
-  } | null;
-  /** Of the last command, read or write that failed. */
-  lastError: ToldError | null;
-  /** The rest. */
-  [field: string]: unknown;
-}
-
-/** Of a mount, or of one of its images. */
-export function controlDirectory({ mountpoint }: Pick<PcowMount, 'mountpoint'>, image?: string): string {
-  return path.join(mountpoint, '.pcow', ...(image === undefined ? [] : [image]));
-}
-
-/** Does what asks a mount; fails with PCOW_MOUNT where that does not answer. */
-export function asking<T>(mount: PcowMount, work: () => Promise<T>, onWait?: OnWait): Promise<T> {
-  return withMount(mount, { onWait: onWait && (() => onWait(mount)) }, noAnswer, work);
-}
-
-/** Fails with PCOW_MOUNT where a mount does not answer. */
-export async function mustAnswer(mount: PcowMount): Promise<void> {
-  const trouble = troubleOf(mount, await lifeOf(mount));
-  if (trouble !== null) throw noAnswer(trouble);
-}
-
-function noAnswer({ message, cure }: Trouble): PcowError {
-  return new PcowError('PCOW_MOUNT', message, { next: cure });
-}
-
 /** Writes `text` to a control file of one image; returns when the mount has done it. */
 export async function askImage(
   mount: PcowMount,
   image: string,
   control: ImageControl,
   text: string,
-  onWait?: OnWait,
+  options: AskOptions = {},
 ): Promise<void> {
   const directory = controlDirectory(mount, image);
-  await writeControl(mount, directory, control, text, `${image}: ${control} ${text}`, onWait);
+  await writeControl(mount, directory, control, text, `${image}: ${control} ${text}`, options);
 }
 
 /** One cut across several images of a mount. */
-export async function askForCut(mount: PcowMount, name: string, images: string[], onWait?: OnWait): Promise<void> {
+export async function askForCut(
+  mount: PcowMount,
+  name: string,
+  images: string[],
+  options: AskOptions = {},
+): Promise<void> {
   const text = [name, ...images].join(' ');
-  await writeControl(mount, controlDirectory(mount), 'snapshot', text, `snapshot ${text}`, onWait);
+  await writeControl(mount, controlDirectory(mount), 'snapshot', text, `snapshot ${text}`, options);
 }
 
 /** Gives an image another name. This is a rename(2), which has no descriptor to tell its reason: `status` does. */
-export async function askForRename(mount: PcowMount, image: string, newName: string, onWait?: OnWait): Promise<void> {
+export async function askForRename(
+  mount: PcowMount,
+  image: string,
+  newName: string,
+  options: AskOptions = {},
+): Promise<void> {
   const tried = { command: 'mv', since: new Date() };
   try {
-    await asking(mount, () => rename(path.join(mount.mountpoint, image), path.join(mount.mountpoint, newName)), onWait);
+    await asking(
+      mount,
+      () => rename(path.join(mount.mountpoint, image), path.join(mount.mountpoint, newName)),
+      options,
+    );
   } catch (error) {
-    throw await explained(error, mount, `mv ${image} ${newName}`, controlDirectory(mount, image), tried, onWait);
+    throw await explained(error, mount, `mv ${image} ${newName}`, controlDirectory(mount, image), tried, options);
   }
 }
 
 /** What askForWork() takes. */
-export interface WorkOptions extends LongOptions {
-  onWait?: OnWait | undefined;
-  /** Called where the work was to be stopped and can't be: it goes on in the mount. */
-  onGoesOn?: (() => void) | undefined;
+export interface WorkOptions extends LongOptions, AskOptions {
+  /** Called with the name of the image where the work was to be stopped and can't be: it goes on in the mount. */
+  onGoesOn?: ((image: string) => void) | undefined;
 }
 
 /** As askImage(), for what takes long: `onProgress` is called where the mount tells how far it is, and `signal` stops the work in the mount. */
@@ -132,9 +86,10 @@ export async function askForWork(
   if (signal?.aborted) {
     throw new PcowError('PCOW_CANCELLED', `${image}: ${control} was stopped before it began`, { cause: signal.reason });
   }
+  await mustAnswerOnTheWay(controlDirectory(mount, image), { onWait });
   let over = false;
   let total = 0;
-  const asked = askImage(mount, image, control, text, onWait).finally(() => {
+  const asked = askImage(mount, image, control, text, { onWait }).finally(() => {
     over = true;
   });
   const ended = asked.catch(() => undefined); // told below
@@ -147,7 +102,7 @@ export async function askForWork(
   const cancel = () => {
     askImage(mount, image, 'cancel', `${control} ${text}`).catch((error: unknown) => {
       debug('not cancelled: %s', error);
-      if (!over) onGoesOn?.();
+      if (!over) onGoesOn?.(image);
     });
   };
   signal?.addEventListener('abort', cancel, { once: true });
@@ -178,13 +133,13 @@ async function writeControl(
   control: string,
   text: string,
   what: string,
-  onWait?: OnWait,
+  options: AskOptions,
 ): Promise<void> {
   debug('write %o to %s of %s', text, control, directory);
   try {
-    await asking(mount, () => writeOnce(path.join(directory, control), `${text}\n`), onWait);
+    await asking(mount, () => writeOnce(path.join(directory, control), `${text}\n`), options);
   } catch (error) {
-    throw await explained(error, mount, what, directory, null, onWait);
+    throw await explained(error, mount, what, directory, null, options);
   }
 }
 
@@ -251,7 +206,7 @@ async function explained(
   what: string,
   directory: string,
   tried: Tried | null,
-  onWait?: OnWait,
+  options: AskOptions,
 ): Promise<unknown> {
   if (isPcowError(error) || !(error instanceof Error) || !('errno' in error) || typeof error.errno !== 'number') {
     return error;
@@ -259,7 +214,7 @@ async function explained(
   const name = getSystemErrorName(error.errno);
   const code = CODE_OF_ANSWER[name] ?? systemCodeOf(-error.errno);
   const known = { errno: -error.errno, cause: error };
-  const status = await asking(mount, () => statusIn(directory), onWait).catch((failure: unknown) => {
+  const status = await asking(mount, () => statusIn(directory), options).catch((failure: unknown) => {
     if (isPcowError(failure)) return failure;
     throw failure;
   });
@@ -287,15 +242,4 @@ async function explained(
   return meant && lastError.errno === name
     ? new PcowError(lastError.code, lastError.message, { cause: error })
     : new PcowError(code, `the mount on ${mount.mountpoint} refused “${what}” (${name})`, known);
-}
-
-/** null where an image has no control files: its name is that of a control file. */
-export async function statusIn(directory: string): Promise<MountedStatus | null> {
-  try {
-    return JSON.parse(await readFile(path.join(directory, 'status'), 'utf8')) as MountedStatus;
-  } catch (error) {
-    // The errno of the command alone must do then, and it is at hand.
-    debug('no status in %s: %s', directory, error);
-    return null;
-  }
 }

@@ -4,21 +4,13 @@
  */
 import { readFile, realpath } from 'node:fs/promises';
 import path from 'node:path';
-import { mountOnTheWay } from '../images/mount-life.js';
+import { asking, mustAnswerOnTheWay } from '../images/mount-answers.js';
 import type { ImageControl } from '../images/control-names.js';
 import { type LongOptions, PcowError } from '../engine/index.js';
 import { IMAGE_SUFFIX } from '../images/image-names.js';
 import { mountHolding, mountsOfDirectory, type PcowMount } from '../images/mount-table.js';
-import {
-  askForCut,
-  askForRename,
-  askForWork,
-  asking,
-  askImage,
-  controlDirectory,
-  type MountedStatus,
-  mustAnswer,
-} from './control.js';
+import { askForCut, askForRename, askForWork, askImage } from './control.js';
+import { controlDirectory, type MountedStatus } from './mount-status.js';
 
 /** Which part of a base an image is to stand on. */
 export interface MountedBase {
@@ -39,8 +31,7 @@ export class MountedImage {
 
   /** By its flat file, or by its image file in a directory that is mounted. Errors: PCOW_NOT_FOUND, PCOW_MOUNT. */
   static async find(file: string): Promise<MountedImage> {
-    const onTheWay = await mountOnTheWay(file);
-    if (onTheWay !== null) await mustAnswer(onTheWay);
+    await mustAnswerOnTheWay(file);
     const real = await realpath(file).catch((cause: unknown) => {
       throw new PcowError('PCOW_NOT_FOUND', `there is no image ${JSON.stringify(file)}`, { cause });
     });

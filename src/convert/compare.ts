@@ -2,16 +2,28 @@
 import { type LongOptions, PcowError } from '../engine/index.js';
 import type { Contents, Range } from './contents.js';
 
+/** What compareContents() has found. */
 export type Comparison =
-  | { same: true }
-  /** The first byte that differs, or the first of a range that one holds and the other does not (strict only). */
-  | { same: false; offset: number; why: 'content' | 'allocation' }
-  | { same: false; offset: number; why: 'size' };
+  | {
+      /** They are equal. */
+      same: true;
+    }
+  | {
+      /** They differ. */
+      same: false;
+      /** The first byte that differs, or the first of a range that one holds and the other does not (strict only). */
+      offset: number;
+      /** What differs there; `allocation` and `size` only with `strict`. */
+      why: 'content' | 'allocation' | 'size';
+    };
 
 /** Bytes that are read at once. */
 const STEP = 1 << 20;
 
-/** `strict`: sizes must be equal, and what is allocated in one must be in the other. Otherwise the rest of the longer must be zeros. */
+/**
+ * Compares byte by byte; progress is in bytes of the longer one. `strict`: sizes must be equal, and what is allocated in one must be in the other. Otherwise the rest
+ * of the longer must be zeros. Errors: PCOW_CANCELLED, and what reading fails with.
+ */
 export async function compareContents(
   left: Contents,
   right: Contents,

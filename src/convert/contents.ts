@@ -2,13 +2,17 @@
 import { open } from 'node:fs/promises';
 import { type Image, nextData, PcowError } from '../engine/index.js';
 
+/** A part of some contents. */
 export interface Range {
+  /** Bytes. */
   offset: number;
+  /** Bytes. */
   length: number;
   /** false: it reads as zeros, and nothing needs to be read. */
   data: boolean;
 }
 
+/** What can be read flat, whatever holds it: see openContents(). */
 export interface Contents {
   /** Bytes. */
   readonly size: number;
@@ -16,6 +20,7 @@ export interface Contents {
   ranges(signal?: AbortSignal): AsyncIterable<Range>;
   /** Fills the buffer, which must not reach behind the end. */
   read(buffer: Uint8Array, offset: number): Promise<void>;
+  /** Lets go of what holds it. */
   close(): Promise<void>;
 }
 

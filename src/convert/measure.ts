@@ -2,6 +2,7 @@
 import type { LongOptions } from '../engine/index.js';
 import type { Contents } from './contents.js';
 
+/** What an image takes on its disk. */
 export interface Measure {
   /** Bytes that an image takes once the content has been copied into it. */
   required: number;
@@ -14,7 +15,7 @@ const ENTRIES_PER_PAGE = PAGE / 8;
 /** What an image that holds data keeps for deletions on a full disk, and a block. */
 const RESERVE = 128 << 10;
 
-/** Of an image that is to hold `contents`, or of an empty one where there are none. */
+/** Of an image of `size` bytes in blocks of `blockSize` bytes that is to hold `contents`, or of an empty one where there are none. */
 export async function measure(
   size: number,
   blockSize: number,

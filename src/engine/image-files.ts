@@ -2,7 +2,7 @@
 import { isUtf8 } from 'node:buffer';
 import { readdir } from 'node:fs/promises';
 
-import { word } from './shell-word.js';
+import { word } from './quote.js';
 
 const SUFFIX = '.pcow';
 

@@ -11,9 +11,17 @@ export type Recovery = 'nothing' | 'recovered' | 'in use';
 
 /** What became of the images of a directory; each is named by its path. */
 export interface DirectoryRecovery {
+  /** Those of which something was made durable. */
   recovered: string[];
+  /** Those that somebody has open for writing, or recovers. */
   inUse: string[];
-  failed: { image: string; error: unknown }[];
+  /** Those that could not be recovered. */
+  failed: {
+    /** Its path. */
+    image: string;
+    /** Mostly a PcowError. */
+    error: unknown;
+  }[];
 }
 
 /**

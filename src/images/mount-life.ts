@@ -12,7 +12,7 @@ import path from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 
 import { type PcowMount, pcowMounts } from './mount-table.js';
-import { word } from '../engine/shell-word.js';
+import { word } from '../engine/quote.js';
 
 /** Seconds that a mount may do nothing before it counts as hanging: the variable is for tests, and for slow disks. */
 const IDLE_LIMIT = Number(process.env.PCOW_MOUNT_LIMIT ?? '') || 30;

@@ -22,7 +22,7 @@ import { OpenImages } from './images/open-images.js';
 import { FileSystem } from './fuse/operations.js';
 import { type MountOptions, settingsOf } from './options.js';
 import type { Place } from './place.js';
-import { word } from '../engine/shell-word.js';
+import { word } from '../engine/quote.js';
 import { Watchdog } from './daemon/watchdog.js';
 
 const run = promisify(execFile);

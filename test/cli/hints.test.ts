@@ -6,7 +6,7 @@ import { promisify } from 'node:util';
 import { fileURLToPath } from 'node:url';
 import test from 'ava';
 import ts from 'typescript';
-import { word } from '../../src/engine/shell-word.js';
+import { word } from '../../src/engine/quote.js';
 
 const run = promisify(execFile);
 const ROOT = fileURLToPath(new URL('../../..', import.meta.url));
@@ -20,7 +20,11 @@ const NO_NAMES =
   /^(?:pid|pattern|file\.pattern|fitting|size|format|connection|EXAMPLES|DEVICE|(?:sizeArgument|nextSection|formatToken|words\.size)\(.*\))$/s;
 
 /** The title of a process, what the kernel was asked for, and what qemu-img says. */
-const NO_HINTS = ['src/mount/daemon/daemon-process.ts', 'src/client/control.ts: mv', 'cli/qemu-img.ts: qemu-img '];
+const NO_HINTS = [
+  'src/mount/daemon/daemon-process.ts',
+  'src/client/control.ts: mv',
+  'src/convert/qemu-img.ts: qemu-img ',
+];
 
 function* templates(file: string): Generator<{ before: string; value: string }> {
   const source = ts.createSourceFile(file, readFileSync(path.join(ROOT, file), 'utf8'), ts.ScriptTarget.Latest, true);

@@ -75,7 +75,9 @@ test('before it is known which command it is, none is loaded', async (t) => {
   const metafile = await graph();
   const loaded = [...loadedWith('cli/programs.ts', metafile), ...loadedWith('cli/pcow-program.ts', metafile)];
   t.deepEqual(
-    loaded.filter((file) => /^(src\/(?!engine\/(built|errors|shell-word)\.|images\/mount-)|cli\/commands)/.test(file)),
+    loaded.filter((file) =>
+      /^(src\/(?!engine\/(built|errors|quote|system-errors)\.|images\/mount-)|cli\/commands)/.test(file),
+    ),
     [],
   );
   t.deepEqual(
@@ -104,5 +106,5 @@ test('with DEBUG, the trace of a failure names functions and lines of the source
   const { stderr } = await t.throwsAsync<Error & { stderr: string }>(
     run(process.execPath, [pcowProgram, 'info', 'none.pcow'], { cwd: scratch, env }),
   );
-  t.regex(stderr, /at (async )?findImage \(\S*cli\/target\.ts:\d+:\d+\)/);
+  t.regex(stderr, /at (async )?findImage \(\S*src\/images\/find-image\.ts:\d+:\d+\)/);
 });

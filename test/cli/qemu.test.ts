@@ -1,9 +1,8 @@
-/** cli/qemu.ts: the arithmetic of the options. That QEMU takes them: qemu-args.test.ts. */
+/** src/guest/qemu-options.ts: the arithmetic of the options. That QEMU takes them: qemu-args.test.ts. */
 import test from 'ava';
 import { PcowError } from '../../src/engine/index.js';
-import { Failure } from '../../cli/output/errors.js';
-import { libvirtElements } from '../../cli/libvirt.js';
-import { type Backing, backingIds, qemuOptions, type QemuRequest } from '../../cli/qemu.js';
+import { libvirtElements } from '../../src/guest/libvirt-elements.js';
+import { type Backing, backingIds, qemuOptions, type QemuRequest } from '../../src/guest/qemu-options.js';
 
 const MIB = 2 ** 20;
 const GIB = 2 ** 30;
@@ -37,10 +36,10 @@ test('nvdimm says what its flushes are worth', (t) => {
 });
 
 test('a size that QEMU does not take is refused, with the next one that it takes and the command', (t) => {
-  const error = t.throws(() => options({ size: 3 * MIB }), { instanceOf: Failure });
+  const error = t.throws(() => options({ size: 3 * MIB }), { instanceOf: PcowError });
   t.is(error.code, 'PCOW_INVALID');
   t.regex(error.message, /"\/mnt\/vm1" has 3145728 bytes, which is not a multiple of 2 MiB.* the next one is 4M/);
-  t.is(error.hint, 'pcow resize /mnt/vm1 4M');
+  t.is(error.next, 'pcow resize /mnt/vm1 4M');
 });
 
 test('below the memory sections of a Linux guest there is a warning', (t) => {
@@ -98,6 +97,6 @@ test('a domain has at most as many images as there are places, and nothing in a 
   t.true(odd.includes('mem-path=/mnt/a&apos;/&gt;&lt;b c=&quot;,size='));
   t.true(odd.includes(`<env name='LD_PRELOAD' value='/a&amp;b.so'/>`));
   t.true(xml(Array<Backing>(15).fill(VM1)).includes('addr=0x1e'));
-  const error = t.throws(() => xml(Array<Backing>(16).fill(VM1)), { instanceOf: Failure });
+  const error = t.throws(() => xml(Array<Backing>(16).fill(VM1)), { instanceOf: PcowError });
   t.is(error.code, 'PCOW_LIMIT');
 });

@@ -1,8 +1,7 @@
-/** cli/size.ts: what people type, and what they are told when it is wrong. */
+/** src/images/sizes.ts: what people type, and what they are told when it is wrong. */
 import test, { type ExecutionContext } from 'ava';
 import { PcowError, type PcowErrorCode } from '../../src/engine/index.js';
-import { Failure } from '../../cli/output/errors.js';
-import { formatSize, parseBlockSize, parseMemory, parseSize, sizeArgument } from '../../cli/size.js';
+import { formatSize, parseBlockSize, parseMemory, parseSize, sizeArgument } from '../../src/images/sizes.js';
 
 test('sizes are bytes, or numbers with a power of 1024', (t) => {
   t.is(parseSize('65536'), 65536);
@@ -25,7 +24,7 @@ function refuses(
   const error = t.throws(() => read(text), { instanceOf: PcowError });
   t.is(error.code, code, text);
   t.regex(error.message, message);
-  if (hint) t.regex(error instanceof Failure ? (error.hint ?? '') : '', hint);
+  if (hint) t.regex(error.next ?? '', hint);
 }
 
 test('each wrong size gets its own sentence', (t) => {

@@ -110,7 +110,7 @@ test('a rename takes along what stands on the image, and not what stands on a co
 /** Where files of other kinds come and go: sockets, directories and files of the programs' own. */
 const OTHERS = [
   'cli/doctor/directory.ts', // a scratch directory
-  'cli/nameless.ts', // files without a name
+  'src/convert/unnamed-file.ts', // files without a name
   'src/client/control.ts', // asks the mount, by rename(2)
   'native/engine/image/names.cc',
   'native/engine/image/create.cc', // a draft that was not completed

@@ -12,7 +12,7 @@ import { promisify } from 'node:util';
 import { PcowError } from '../../engine/index.js';
 import { lifeOf, mountOnTheWay, type Trouble, troubleOf } from '../../images/mount-life.js';
 import { type MountTableEntry, mountTable, MOUNT_TYPE, type PcowMount } from '../../images/mount-table.js';
-import { word } from '../../engine/shell-word.js';
+import { word } from '../../engine/quote.js';
 import { isSystemError, sentenceOf } from '../failure.js';
 import { usersBelow } from '../../engine/processes.js';
 import { log } from '../log.js';

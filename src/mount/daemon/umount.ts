@@ -16,7 +16,7 @@ import {
   type OtherPlace,
   placesOfDevice,
 } from '../../images/mount-table.js';
-import { word } from '../../engine/shell-word.js';
+import { word } from '../../engine/quote.js';
 import type { UsingProcess } from '../control/status.js';
 import { clearDeadMount, inUse, mountError, placeOf, silent, unmountFailure } from './mountpoint.js';
 

@@ -18,7 +18,7 @@ import {
   type Standing,
   takingAway,
 } from '../../engine/index.js';
-import { word } from '../../engine/shell-word.js';
+import { word } from '../../engine/quote.js';
 import { isSystemError, noSuchFile, refusal } from '../failure.js';
 import { usersOf } from '../../engine/processes.js';
 import { everyFile, fileStatus, type FileStatus, ImageEntry, leadsOutside, noRegularFile } from './image-entry.js';

@@ -3,8 +3,8 @@
  * model nvdimm touches every page as it starts, which fills a thin image, and that of virtio-pmem does not start with libvirt 9.0.
  * (Tried with libvirt 9.0 and QEMU 7.2, of Debian 12.)
  */
-import { Failure } from './output/errors.js';
-import { type Backing, backendOf, type Device, deviceOf, maxMemoryOf } from './qemu.js';
+import { PcowError } from '../engine/errors.js';
+import { type Backing, backendOf, type Device, deviceOf, maxMemoryOf } from './qemu-options.js';
 
 const KIB = 1024;
 
@@ -12,12 +12,17 @@ const KIB = 1024;
 const FIRST_SLOT = 0x10;
 const LAST_SLOT = 0x1e;
 
+/** For libvirtElements(). */
 export interface LibvirtRequest {
+  /** In the order in which the guest is to see them. */
   images: Backing[];
+  /** As what it sees them. */
   device: Device;
   /** Bytes of ordinary memory of the virtual machine. */
   memory: number;
+  /** How many processors it has. */
   cpus: number;
+  /** nvdimm only: tell the guest that its flushes are not durable. */
   unarmed: boolean;
   /** The library that QEMU preloads; null: without the monitor. */
   monitor: string | null;
@@ -25,7 +30,7 @@ export interface LibvirtRequest {
   kvm: boolean;
 }
 
-/** Elements of <domain>. */
+/** Elements of <domain> with which libvirt starts a guest that has images as memory. Errors: PCOW_LIMIT of too many. */
 export function libvirtElements(request: LibvirtRequest): string {
   const { images, memory, cpus, monitor, kvm } = request;
   return [
@@ -56,7 +61,7 @@ export function argumentsOf(
   const all = Array.from({ length: LAST_SLOT - FIRST_SLOT + 1 }, (_, at) => FIRST_SLOT + at);
   const free = all.filter((slot) => !taken.has(slot));
   if (images.length > free.length) {
-    throw new Failure('PCOW_LIMIT', `a domain takes ${free.length} images at most, not ${images.length}`);
+    throw new PcowError('PCOW_LIMIT', `a domain takes ${free.length} images at most, not ${images.length}`);
   }
   return [
     ...(device === 'nvdimm' ? ['-machine', 'nvdimm=on'] : []),

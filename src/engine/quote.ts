@@ -1,7 +1,5 @@
 /** Text of any origin in messages. (Names of images: src/images/image-names.ts, of snapshots: src/engine/validate.ts.) */
 
-export { word } from '../src/engine/shell-word.js';
-
 /** Text on one line, in quotes: control characters are shown as escapes, long text is cut. */
 export function quote(text: string): string {
   const shown = text.length > 80 ? `${text.slice(0, 77)}...` : text;
@@ -10,4 +8,13 @@ export function quote(text: string): string {
     /[\u007f-\u009f\u2028\u2029]/g,
     (character) => `\\u${character.charCodeAt(0).toString(16).padStart(4, '0')}`,
   );
+}
+
+/**
+ * A word for a shell, and then for a program, to read back as it is: a path that begins with a dash is no option. Every name and path in
+ * what a message tells to type goes through here (test/cli/hints.test.ts looks).
+ */
+export function word(text: string): string {
+  const name = text.startsWith('-') ? `./${text}` : text;
+  return /^[\w@%+=:,./-]+$/.test(name) ? name : `'${name.replaceAll("'", `'\\''`)}'`;
 }

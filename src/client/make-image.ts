@@ -1,6 +1,6 @@
-/** Making image files: what `create`, `clone` and `pcow-img create` share. */
+/** Making an image, also on the present content of another one, which is frozen for it where it is. */
 import path from 'node:path';
-import { automaticName } from '../src/images/automatic-name.js';
+import { automaticName } from '../images/automatic-name.js';
 import {
   type BaseOptions,
   exists,
@@ -9,59 +9,59 @@ import {
   mayBeReplaced,
   removeRemains,
   standingOn,
-} from '../src/engine/index.js';
+} from '../engine/index.js';
 import { askImage } from './control.js';
-import { Failure } from './output/errors.js';
-import { withImage } from './images.js';
-import { quote } from './quote.js';
-import { formatSize } from './size.js';
-import { findTarget, type ImageTarget, type Target } from './target.js';
+import { PcowError } from '../engine/errors.js';
+import type { AskOptions } from '../images/mount-answers.js';
+import { withImage } from '../images/with-image.js';
+import { quote } from '../engine/quote.js';
+import { formatSize } from '../images/sizes.js';
+import type { ImageTarget, Target } from '../images/find-image.js';
 
-export interface MakeOptions {
+/** For makeImage(). */
+export interface MakeOptions extends AskOptions {
   /** Bytes; left out: the base's. */
   size?: number | undefined;
   /** Bytes; left out: the base's, or the default. */
   blockSize?: number | undefined;
-  /** IMAGE or IMAGE@SNAPSHOT, as it was typed. */
-  base?: string | undefined;
+  /** What it is to stand on; left out: nothing. */
+  base?: Target | undefined;
+  /** Replace an existing file; never one that is in use, or that other images stand on. */
   force?: boolean | undefined;
 }
 
-/** Makes a new image, and returns what it is. Whatever can be refused is refused before a base is frozen for it. */
+/**
+ * Makes a new image where newImage() has found its place, and returns what it is. A base that holds what no snapshot has is frozen first, also
+ * in its mount. Whatever can be refused is refused before that. Errors: those of Image.create().
+ */
 export async function makeImage(target: ImageTarget, options: MakeOptions): Promise<ImageInfo> {
-  const { size, blockSize, force = false } = options;
+  const { size, blockSize, base, force = false, onWait } = options;
   await checkTarget(target, force);
   await removeRemains(path.dirname(target.file));
-  if (options.base === undefined) {
+  if (base === undefined) {
     await Image.create(target.file, { size, blockSize, force });
   } else {
-    const base = await findTarget(options.base);
     await checkBase(base, target, { size, blockSize });
     const asItIs = size === undefined && blockSize === undefined && !force;
     if (base.image.mount !== null && base.image.mount.mountpoint === target.mount?.mountpoint && asItIs) {
       const { mount, name } = base.image;
-      await askImage(mount, name, 'clone', [target.name, base.snapshot ?? []].flat().join(' '));
+      await askImage(mount, name, 'clone', [target.name, base.snapshot ?? []].flat().join(' '), { onWait });
     } else {
-      await onFrozenLayer(base, (standing) => Image.create(target.file, { size, blockSize, force, base: standing }));
+      await onFrozenLayer(base, (standing) => Image.create(target.file, { size, blockSize, force, base: standing }), {
+        onWait,
+      });
     }
   }
   return withImage(target.file, {}, (image) => image.info());
-}
-
-/** What the commands that make an image tell programs of it. */
-export function madeImage(target: ImageTarget, { size, blockSize, base }: ImageInfo): object {
-  return { image: target.file, size, blockSize, base };
 }
 
 /** A new image never replaces a file unasked, and never one that is in use or that other images stand on. */
 export async function checkTarget(target: ImageTarget, force: boolean, sources: readonly string[] = []): Promise<void> {
   if (!(await exists(target.file))) return;
   if (!force) {
-    throw new Failure(
-      'PCOW_EXISTS',
-      `${target.file} exists already`,
-      'choose another name, or replace it with --force',
-    );
+    throw new PcowError('PCOW_EXISTS', `${target.file} exists already`, {
+      next: 'choose another name, or replace it with --force',
+    });
   }
   await mayBeReplaced(target.file, { replace: true, sources });
 }
@@ -73,7 +73,7 @@ export async function checkBase(
   { size, blockSize }: Pick<MakeOptions, 'size' | 'blockSize'> = {},
 ): Promise<void> {
   const loop = (on: string) =>
-    new Failure('PCOW_BASE_LOOP', `${quote(target.given)} can't stand on ${on}`, 'choose another base');
+    new PcowError('PCOW_BASE_LOOP', `${quote(target.given)} can't stand on ${on}`, { next: 'choose another base' });
   if (image.file === target.file) throw loop('itself');
   await withImage(image.file, {}, (base) => {
     const info = base.info();
@@ -82,18 +82,18 @@ export async function checkBase(
       base.layerOf(snapshot);
     }
     if (blockSize !== undefined && blockSize !== info.blockSize) {
-      throw new Failure(
+      throw new PcowError(
         'PCOW_INVALID',
         `the base ${image.name} has blocks of ${formatSize(info.blockSize)}, and an image on it has the same, not ${formatSize(blockSize)}`,
-        'leave the block size out to take the base’s',
+        { next: 'leave the block size out to take the base’s' },
       );
     }
     const baseSize = snapshot === null ? info.size : base.snapshots().find(({ name }) => name === snapshot)?.size;
     if (size !== undefined && baseSize !== undefined && size < baseSize) {
-      throw new Failure(
+      throw new PcowError(
         'PCOW_INVALID',
         `the size ${size} is smaller than the base ${image.name}${snapshot === null ? '' : `@${snapshot}`}, which has ${baseSize} bytes`,
-        'leave the size out to take the base’s',
+        { next: 'leave the size out to take the base’s' },
       );
     }
   });
@@ -103,21 +103,25 @@ export async function checkBase(
  * Calls `work` with the frozen layer of `base` to stand on. A base whose active layer holds data is frozen first, so it
  * can go on being written. Nobody takes that layer away before `work` is done, when what stands on it is durable.
  */
-export async function onFrozenLayer(base: Target, work: (base: BaseOptions) => Promise<void>): Promise<void> {
+export async function onFrozenLayer<T>(
+  base: Target,
+  work: (base: BaseOptions) => Promise<T>,
+  options: AskOptions = {},
+): Promise<T> {
   const { image, snapshot } = base;
   if (snapshot !== null) {
-    await standingOn(image.file, () => work({ path: image.file, snapshot }));
-  } else if (image.mount === null) {
-    await withImage(image.file, { write: true }, async (open) => {
-      const layer = await open.freezeForClone(automaticName());
-      await standingOn(image.file, () => work({ path: image.file, layer }));
-    });
-  } else {
-    const name = automaticName();
-    await askImage(image.mount, image.name, 'snapshot', name);
-    // Somebody else may have deleted it by now: then there is no such snapshot.
-    await standingOn(image.file, () => work({ path: image.file, snapshot: name }));
+    return standingOn(image.file, () => work({ path: image.file, snapshot }));
   }
+  if (image.mount === null) {
+    return withImage(image.file, { write: true }, async (open) => {
+      const layer = await open.freezeForClone(automaticName());
+      return standingOn(image.file, () => work({ path: image.file, layer }));
+    });
+  }
+  const name = automaticName();
+  await askImage(image.mount, image.name, 'snapshot', name, options);
+  // Somebody else may have deleted it by now: then there is no such snapshot.
+  return standingOn(image.file, () => work({ path: image.file, snapshot: name }));
 }
 
 /** What is to be known of an image whose base lies in another directory; null: it does not. */

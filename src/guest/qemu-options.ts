@@ -2,12 +2,14 @@
  * The options with which QEMU maps a flat file as persistent memory: what QEMU asks of sizes and addresses.
  * (Tried with QEMU 7.2; test/cli/qemu-args.test.ts starts the installed QEMU with them.)
  */
-import { Failure } from './output/errors.js';
-import { quote, word } from './quote.js';
-import { formatSize, GIB, MIB, sizeArgument } from './size.js';
+import { PcowError } from '../engine/errors.js';
+import { quote, word } from '../engine/quote.js';
+import { formatSize, GIB, MIB, sizeArgument } from '../images/sizes.js';
 
-export const DEVICES = ['virtio-pmem', 'nvdimm'] as const;
-export type Device = (typeof DEVICES)[number];
+/** What a guest sees: a device whose flush is an fsync of the image, or one whose flushes are processor instructions. */
+export type Device = 'virtio-pmem' | 'nvdimm';
+
+export const DEVICES: readonly Device[] = ['virtio-pmem', 'nvdimm'];
 
 /** QEMU places and KVM maps persistent memory in huge pages: anything else is refused, or falls back to small ones. */
 export const SIZE_STEP = 2 * MIB;
@@ -16,6 +18,7 @@ export const SECTION = 128 * MIB;
 /** x86 guests have 40 address bits unless told otherwise. */
 export const DEFAULT_ADDRESS_BITS = 40;
 
+/** An image that a guest is to have as memory. */
 export interface Backing {
   /** The mounted flat file. */
   file: string;
@@ -25,8 +28,11 @@ export interface Backing {
   id: string;
 }
 
+/** For qemuOptions(). */
 export interface QemuRequest {
+  /** In the order in which the guest is to see them. */
   images: Backing[];
+  /** As what it sees them. */
   device: Device;
   /** Bytes of ordinary memory of the virtual machine. */
   memory: number;
@@ -34,11 +40,15 @@ export interface QemuRequest {
   unarmed: boolean;
 }
 
+/** For a command line of QEMU. */
 export interface QemuOptions {
+  /** Words of the command line. */
   args: string[];
+  /** Sentences for people. */
   warnings: string[];
 }
 
+/** The options with which QEMU has images as memory. Errors: PCOW_INVALID of a size that QEMU does not take. */
 export function qemuOptions(request: QemuRequest): QemuOptions {
   const { images, device, memory, unarmed } = request;
   const maxMemory = maxMemoryOf(request);
@@ -72,10 +82,10 @@ export function warningsFor({ images, device, unarmed }: Pick<QemuRequest, 'imag
   for (const { file, size } of images) {
     if (size % SIZE_STEP !== 0) {
       const fitting = sizeArgument(Math.ceil(size / SIZE_STEP) * SIZE_STEP);
-      throw new Failure(
+      throw new PcowError(
         'PCOW_INVALID',
         `${quote(file)} has ${size} bytes, which is not a multiple of 2 MiB, as QEMU needs it; the next one is ${fitting}`,
-        `pcow resize ${word(file)} ${fitting}`,
+        { next: `pcow resize ${word(file)} ${fitting}` },
       );
     }
     if (size % SECTION !== 0) {
@@ -112,11 +122,9 @@ export function maxMemoryOf({ images, memory }: Pick<QemuRequest, 'images' | 'me
 /** An id in QEMU for each image: the given one, with a number where there are several. */
 export function backingIds(given: string | undefined, count: number): string[] {
   if (given !== undefined && !/^[A-Za-z][A-Za-z0-9._-]*$/.test(given)) {
-    throw new Failure(
-      'PCOW_USAGE',
-      `${quote(given)} can't be an id in QEMU`,
-      'take letters, digits, “.”, “_” and “-”, beginning with a letter',
-    );
+    throw new PcowError('PCOW_USAGE', `${quote(given)} can't be an id in QEMU`, {
+      next: 'take letters, digits, “.”, “_” and “-”, beginning with a letter',
+    });
   }
   return given !== undefined && count === 1
     ? [given]

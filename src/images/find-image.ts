@@ -1,24 +1,26 @@
 /**
- * What IMAGE, IMAGE@SNAPSHOT and NEW on a command line stand for.
+ * What IMAGE, IMAGE@SNAPSHOT and the name of a new image stand for.
  *
- * An image is named by its file, by its flat file in a mount, or by either without `.pcow`. The commands need to know
+ * An image is named by its file, by its flat file in a mount, or by either without `.pcow`. Who works on it needs to know
  * both of its sides: the image file, and the mount of its directory where there is one, because a mount is the one
- * writer of its images and is asked by its control files.
+ * writer of its images and is asked by its control files. A name is looked up once: what it stands for is passed on, because the
+ * same name may stand for another image a moment later.
  */
 import { realpath, stat } from 'node:fs/promises';
 import path from 'node:path';
-import { checkSnapshotName, MAX_NAME_LENGTH } from '../src/engine/index.js';
-import { checkNewImageName, IMAGE_SUFFIX } from '../src/images/image-names.js';
-import { mountHolding, type PcowMount } from '../src/images/mount-table.js';
-import { mountOf, mustAnswerOnTheWay } from './asking.js';
-import { Failure } from './output/errors.js';
-import { quote, word } from './quote.js';
+import { checkSnapshotName, MAX_NAME_LENGTH } from '../engine/index.js';
+import { checkNewImageName, IMAGE_SUFFIX } from './image-names.js';
+import { mountHolding, type PcowMount } from './mount-table.js';
+import { type AskOptions, mountOf, mustAnswerOnTheWay } from './mount-answers.js';
+import { PcowError } from '../engine/errors.js';
+import { quote, word } from '../engine/quote.js';
 
 /** The directory of control files in a mount. */
 const CONTROL = '.pcow';
 
+/** An image that was found, or the place of one that is to be made. */
 export interface ImageTarget {
-  /** As the user wrote it: messages repeat this. */
+  /** As it was given: messages repeat this. */
   given: string;
   /** The image file: a real path, or, of an image yet to be made, one in a real directory. */
   file: string;
@@ -30,33 +32,48 @@ export interface ImageTarget {
   flat?: string;
 }
 
+/** An image, or a snapshot of it. */
 export interface Target {
+  /** The image. */
   image: ImageTarget;
+  /** The name of the snapshot; null: the image as it is now. Whether there is such a snapshot has not been looked at. */
   snapshot: string | null;
 }
 
-/** Finds an image, or fails with what is wrong with the name. */
-export async function findImage(given: string): Promise<ImageTarget> {
-  const { image, snapshot } = await findTarget(given);
+/** A snapshot that was named. */
+export interface SnapshotTarget extends Target {
+  /** Its name. */
+  snapshot: string;
+}
+
+/** A directory of images. */
+export interface ImageDirectory {
+  /** A real path. */
+  directory: string;
+  /** The mount of it. */
+  mount: PcowMount | null;
+}
+
+/** Finds an image, or fails with what is wrong with the name. Errors: PCOW_NOT_FOUND, PCOW_NOT_AN_IMAGE, PCOW_MOUNT. */
+export async function findImage(given: string, options: AskOptions = {}): Promise<ImageTarget> {
+  const { image, snapshot } = await findTarget(given, options);
   if (snapshot !== null) {
-    throw new Failure(
-      'PCOW_USAGE',
-      `${quote(given)} names a snapshot, and this is for a whole image`,
-      `leave the name of the snapshot out: ${word(given.slice(0, -snapshot.length - 1))}`,
-    );
+    throw new PcowError('PCOW_USAGE', `${quote(given)} names a snapshot, and this is for a whole image`, {
+      next: `leave the name of the snapshot out: ${word(given.slice(0, -snapshot.length - 1))}`,
+    });
   }
   return image;
 }
 
 /** Finds IMAGE or IMAGE@SNAPSHOT. Whether the snapshot exists is for the engine to say. */
-export async function findTarget(given: string): Promise<Target> {
-  const whole = await lookFor(given);
+export async function findTarget(given: string, options: AskOptions = {}): Promise<Target> {
+  const whole = await lookFor(given, options);
   if (whole !== null) {
     return { image: whole, snapshot: null };
   }
   // A path may hold “@”, a snapshot's name can't: the image is the longest part before an “@” that exists.
   for (let at = given.lastIndexOf('@'); at > 0; at = given.lastIndexOf('@', at - 1)) {
-    const image = await lookFor(given.slice(0, at));
+    const image = await lookFor(given.slice(0, at), options);
     if (image !== null) {
       const snapshot = given.slice(at + 1);
       checkSnapshotName(snapshot);
@@ -68,65 +85,79 @@ export async function findTarget(given: string): Promise<Target> {
 }
 
 /** Finds IMAGE@SNAPSHOT, where the snapshot must be named. */
-export async function findSnapshotTarget(given: string): Promise<{ image: ImageTarget; snapshot: string }> {
-  const { image, snapshot } = await findTarget(given);
+export async function findSnapshotTarget(given: string, options: AskOptions = {}): Promise<SnapshotTarget> {
+  const { image, snapshot } = await findTarget(given, options);
   if (snapshot === null) {
-    throw new Failure('PCOW_USAGE', `${quote(given)} names no snapshot`, `write IMAGE@NAME: ${word(`${given}@NAME`)}`);
+    throw new PcowError('PCOW_USAGE', `${quote(given)} names no snapshot`, {
+      next: `write IMAGE@NAME: ${word(`${given}@NAME`)}`,
+    });
   }
   return { image, snapshot };
 }
 
 /** Where a new image of this name goes: into the image directory, also when the path lies in its mount. */
-export async function newImage(given: string): Promise<ImageTarget> {
+export async function newImage(given: string, options: AskOptions = {}): Promise<ImageTarget> {
   if (given.endsWith('/')) {
-    throw new Failure('PCOW_INVALID', `${quote(given)} names a directory, not an image`);
+    throw new PcowError('PCOW_INVALID', `${quote(given)} names a directory, not an image`);
   }
   const name = path.basename(given, IMAGE_SUFFIX);
   checkNewImageName(name);
   const fileName = name + IMAGE_SUFFIX;
-  const directory = await existingDirectory(path.dirname(given));
+  const directory = await existingDirectory(path.dirname(given), options);
   const held = await mountHolding(directory);
   if (held === null) {
     const mount = await mountOf(directory);
     return { given, file: path.join(directory, fileName), name, mount };
   }
   if (held.inside !== '') {
-    throw new Failure('PCOW_INVALID', `${quote(given)} is among the control files of a mount, not a place for images`);
+    throw new PcowError(
+      'PCOW_INVALID',
+      `${quote(given)} is among the control files of a mount, not a place for images`,
+    );
   }
   return { given, file: path.join(held.mount.directory, fileName), name, mount: held.mount };
 }
 
 /** Where a new image of exactly this file name goes: one that a mount does not show unless it ends in `.pcow`. */
-export async function imageAsNamed(given: string): Promise<ImageTarget> {
+export async function imageAsNamed(given: string, options: AskOptions = {}): Promise<ImageTarget> {
   const fileName = path.basename(given);
   if (fileName.endsWith(IMAGE_SUFFIX)) {
-    return newImage(given);
+    return newImage(given, options);
   }
   checkNewImageName(fileName);
-  const file = await newFile(given, `name it ${fileName}${IMAGE_SUFFIX}`);
+  const file = await newFile(given, { ...options, instead: `name it ${fileName}${IMAGE_SUFFIX}` });
   return { given, file, name: fileName, mount: null };
 }
 
 /** Where a new file that a mount does not show goes; `instead` is the next step where it would lie in one. */
-export async function newFile(given: string, instead = 'choose a directory that is not mounted'): Promise<string> {
-  const directory = await existingDirectory(path.dirname(given));
+export async function newFile(
+  given: string,
+  { instead = 'choose a directory that is not mounted', ...options }: AskOptions & { instead?: string } = {},
+): Promise<string> {
+  const directory = await existingDirectory(path.dirname(given), options);
   if ((await mountHolding(directory)) !== null) {
-    throw new Failure('PCOW_INVALID', `${quote(given)} lies in a mount, which holds no files but images`, instead);
+    throw new PcowError('PCOW_INVALID', `${quote(given)} lies in a mount, which holds no files but images`, {
+      next: instead,
+    });
   }
   const file = path.join(directory, path.basename(given));
   const there = await stat(file).catch(() => null);
   if (given.endsWith('/') || there?.isDirectory() === true) {
-    throw new Failure('PCOW_INVALID', `${quote(given)} names a directory, not a file`, 'name the file in it');
+    throw new PcowError('PCOW_INVALID', `${quote(given)} names a directory, not a file`, {
+      next: 'name the file in it',
+    });
   }
   if (there?.isFile() === false) {
-    throw new Failure('PCOW_INVALID', `${quote(given)} is no regular file`, 'make a file, and copy that there');
+    throw new PcowError('PCOW_INVALID', `${quote(given)} is no regular file`, {
+      next: 'make a file, and copy that there',
+    });
   }
   return file;
 }
 
 /** An image directory by its own path or by the mount point of its mount. */
-export async function findDirectory(given: string): Promise<{ directory: string; mount: PcowMount | null }> {
-  const directory = await existingDirectory(given);
+export async function findDirectory(given: string, options: AskOptions = {}): Promise<ImageDirectory> {
+  const directory = await existingDirectory(given, options);
   const held = await mountHolding(directory);
   if (held?.inside === '') {
     return { directory: held.mount.directory, mount: held.mount };
@@ -140,9 +171,9 @@ export function flatFile(image: { name: string }, mount: PcowMount): string {
   return path.join(mount.mountpoint, image.name);
 }
 
-async function lookFor(given: string): Promise<ImageTarget | null> {
+async function lookFor(given: string, options: AskOptions): Promise<ImageTarget | null> {
   for (const candidate of given.endsWith(IMAGE_SUFFIX) ? [given] : [given, given + IMAGE_SUFFIX]) {
-    const real = await realPathOfFile(candidate, given);
+    const real = await realPathOfFile(candidate, given, options);
     if (real !== null) {
       return describe(given, real);
     }
@@ -160,32 +191,32 @@ async function describe(given: string, real: string): Promise<ImageTarget> {
   }
   if (held.inside.includes('/')) {
     const [, image, at, snapshot] = held.inside.split('/');
-    throw new Failure(
-      'PCOW_INVALID',
-      `${quote(given)} is not the flat file of an image`,
-      at === 'at' && image !== undefined && snapshot !== undefined
-        ? `name the snapshot as ${word(`${path.join(held.mount.mountpoint, image)}@${snapshot}`)}`
-        : `the files under ${path.join(held.mount.mountpoint, CONTROL)} control the mount`,
-    );
+    throw new PcowError('PCOW_INVALID', `${quote(given)} is not the flat file of an image`, {
+      next:
+        at === 'at' && image !== undefined && snapshot !== undefined
+          ? `name the snapshot as ${word(`${path.join(held.mount.mountpoint, image)}@${snapshot}`)}`
+          : `the files under ${path.join(held.mount.mountpoint, CONTROL)} control the mount`,
+    });
   }
   const file = path.join(held.mount.directory, held.inside + IMAGE_SUFFIX);
   return { given, file, name: held.inside, mount: held.mount, flat: real };
 }
 
-async function notFound(given: string): Promise<Failure> {
+async function notFound(given: string): Promise<PcowError> {
   const bytes = Buffer.byteLength(path.basename(given));
   if (bytes > MAX_NAME_LENGTH) {
-    return new Failure('PCOW_INVALID', `the name ${quote(given)} has ${bytes} bytes; the limit is ${MAX_NAME_LENGTH}`);
+    return new PcowError(
+      'PCOW_INVALID',
+      `the name ${quote(given)} has ${bytes} bytes; the limit is ${MAX_NAME_LENGTH}`,
+    );
   }
   const there = given !== '' && (await isDirectory(given));
   const directory = there ? given : path.dirname(given);
-  return new Failure(
-    'PCOW_NOT_FOUND',
-    `there is no image ${quote(given)}${there ? ': that is a directory' : ''}`,
-    (await isDirectory(directory))
+  return new PcowError('PCOW_NOT_FOUND', `there is no image ${quote(given)}${there ? ': that is a directory' : ''}`, {
+    next: (await isDirectory(directory))
       ? `“pcow list ${word(directory)}” shows the images of that directory`
       : `there is no directory ${quote(directory)} either: check the path`,
-  );
+  });
 }
 
 function isDirectory(file: string): Promise<boolean> {
@@ -196,8 +227,8 @@ function isDirectory(file: string): Promise<boolean> {
 }
 
 /** The real path of a regular file; null where there is none (a directory `vm1` may lie beside the image `vm1.pcow`). */
-async function realPathOfFile(candidate: string, given: string): Promise<string | null> {
-  await mustAnswerOnTheWay(candidate);
+async function realPathOfFile(candidate: string, given: string, options: AskOptions): Promise<string | null> {
+  await mustAnswerOnTheWay(candidate, options);
   try {
     const real = await realpath(candidate);
     const status = await stat(real);
@@ -205,11 +236,9 @@ async function realPathOfFile(candidate: string, given: string): Promise<string 
       return null;
     }
     if (!status.isFile()) {
-      throw new Failure(
-        'PCOW_NOT_AN_IMAGE',
-        `${quote(given)} is no regular file, so it is no image`,
-        'name the image file',
-      );
+      throw new PcowError('PCOW_NOT_AN_IMAGE', `${quote(given)} is no regular file, so it is no image`, {
+        next: 'name the image file',
+      });
     }
     return real;
   } catch (error) {
@@ -221,12 +250,12 @@ async function realPathOfFile(candidate: string, given: string): Promise<string 
   }
 }
 
-async function existingDirectory(given: string): Promise<string> {
-  await mustAnswerOnTheWay(given);
+async function existingDirectory(given: string, options: AskOptions): Promise<string> {
+  await mustAnswerOnTheWay(given, options);
   try {
     const real = await realpath(given);
     if (!(await stat(real)).isDirectory()) {
-      throw new Failure('PCOW_INVALID', `${quote(given)} is not a directory`);
+      throw new PcowError('PCOW_INVALID', `${quote(given)} is not a directory`);
     }
     return real;
   } catch (error) {
@@ -239,25 +268,21 @@ function pathFailure(error: unknown, given: string): unknown {
   switch (errnoName(error)) {
     case 'ENOENT':
     case 'ENOTDIR':
-      return new Failure(
-        'PCOW_NOT_FOUND',
-        `there is no directory ${quote(given)}`,
-        'check the path, or make the directory first',
-      );
+      return new PcowError('PCOW_NOT_FOUND', `there is no directory ${quote(given)}`, {
+        next: 'check the path, or make the directory first',
+      });
     case 'ENAMETOOLONG':
-      return new Failure('PCOW_INVALID', `the name ${quote(given)} is too long for the file system`);
+      return new PcowError('PCOW_INVALID', `the name ${quote(given)} is too long for the file system`);
     case 'ELOOP':
-      return new Failure('PCOW_INVALID', `${quote(given)} is a symbolic link that leads back to itself`);
+      return new PcowError('PCOW_INVALID', `${quote(given)} is a symbolic link that leads back to itself`);
     case 'EACCES':
     case 'EPERM':
-      return new Failure('PCOW_PERMISSION', `${quote(given)} may not be read by this user`);
+      return new PcowError('PCOW_PERMISSION', `${quote(given)} may not be read by this user`);
     case 'ENOTCONN':
     case 'ECONNABORTED':
-      return new Failure(
-        'PCOW_MOUNT',
-        `the mount that ${quote(given)} lies in has died`,
-        'end it with “pcow umount MOUNTPOINT”, then mount the directory again; nothing is lost',
-      );
+      return new PcowError('PCOW_MOUNT', `the mount that ${quote(given)} lies in has died`, {
+        next: 'end it with “pcow umount MOUNTPOINT”, then mount the directory again; nothing is lost',
+      });
     default:
       return error;
   }

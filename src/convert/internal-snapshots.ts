@@ -1,8 +1,8 @@
 /** The snapshots that lie inside a file of qcow2: found, chosen, and given names that snapshots of Pcow can have. */
-import { FORBIDDEN_IN_NAMES, MAX_NAME_LENGTH } from '../src/engine/index.js';
-import { Failure } from './output/errors.js';
+import { FORBIDDEN_IN_NAMES, MAX_NAME_LENGTH } from '../engine/index.js';
+import { PcowError } from '../engine/errors.js';
 import { qemuImg } from './qemu-img.js';
-import { quote } from './quote.js';
+import { quote } from '../engine/quote.js';
 
 export interface InternalSnapshot {
   /** As qemu-img knows it. */
@@ -35,11 +35,9 @@ export async function internalSnapshot(file: string, asked: string, signal?: Abo
   const found = all.find(({ name }) => name === asked) ?? all.find(({ id }) => id === asked);
   if (found === undefined) {
     const names = all.map(({ name, id }) => (name === '' ? `number ${id}` : quote(name)));
-    throw new Failure(
-      'PCOW_NOT_FOUND',
-      `${quote(file)} has no snapshot ${quote(asked)}`,
-      names.length === 0 ? 'it has no snapshots' : `it has ${names.join(', ')}`,
-    );
+    throw new PcowError('PCOW_NOT_FOUND', `${quote(file)} has no snapshot ${quote(asked)}`, {
+      next: names.length === 0 ? 'it has no snapshots' : `it has ${names.join(', ')}`,
+    });
   }
   return found;
 }

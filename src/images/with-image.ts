@@ -1,5 +1,5 @@
 /** Opening images at rest, for one piece of work. */
-import { Image, type OpenOptions } from '../src/engine/index.js';
+import { Image, type OpenOptions } from '../engine/index.js';
 
 /** Opens an image, works on it, and closes it; a close that fails is a failure of the work. */
 export async function withImage<T>(

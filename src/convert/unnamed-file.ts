@@ -3,7 +3,7 @@ import { type FileHandle, open, unlink } from 'node:fs/promises';
 import path from 'node:path';
 
 /** Opens an empty one in a directory. Other programs find it at `pathOf` meanwhile. */
-export async function openNameless(directory: string): Promise<FileHandle> {
+export async function openUnnamed(directory: string): Promise<FileHandle> {
   const name = path.join(directory, `.pcow-${process.pid}-${performance.now()}`);
   const handle = await open(name, 'wx+');
   await unlink(name).catch(async (error: unknown) => {

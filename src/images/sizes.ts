@@ -7,9 +7,9 @@ import {
   MIN_BLOCK_SIZE,
   MIN_SIZE,
   SIZE_UNIT,
-} from '../src/engine/index.js';
-import { Failure } from './output/errors.js';
-import { quote } from './quote.js';
+} from '../engine/index.js';
+import { PcowError } from '../engine/errors.js';
+import { quote } from '../engine/quote.js';
 
 const KIB = 1024;
 export const MIB = 1024 * KIB;
@@ -30,10 +30,10 @@ export function parseNewSize(text: string, present: number): number {
   const change = parseBytes(text.slice(1), 'size');
   if (text.startsWith('+')) return imageSize(present + change, text);
   if (change >= present) {
-    throw new Failure(
+    throw new PcowError(
       'PCOW_INVALID',
       `nothing is left of ${formatSize(present)} that become ${text.slice(1)} smaller`,
-      HOW,
+      { next: HOW },
     );
   }
   return imageSize(present - change, text);
@@ -41,14 +41,14 @@ export function parseNewSize(text: string, present: number): number {
 
 function imageSize(bytes: number, text: string): number {
   if (bytes > MAX_SIZE) {
-    throw new Failure('PCOW_TOO_LARGE', `the size ${quote(text)} is over the limit of 64 TiB`);
+    throw new PcowError('PCOW_TOO_LARGE', `the size ${quote(text)} is over the limit of 64 TiB`);
   }
   if (bytes >= MIN_SIZE && bytes % SIZE_UNIT !== 0) {
     const below = Math.floor(bytes / SIZE_UNIT) * SIZE_UNIT;
-    throw new Failure(
+    throw new PcowError(
       'PCOW_INVALID',
       `the size ${text} ${/^[+-]/.test(text) ? 'makes it' : 'is'} ${bytes} bytes, which is not a multiple of 4 KiB`,
-      `the nearest sizes are ${sizeArgument(below)} and ${sizeArgument(below + SIZE_UNIT)}`,
+      { next: `the nearest sizes are ${sizeArgument(below)} and ${sizeArgument(below + SIZE_UNIT)}` },
     );
   }
   checkSize(bytes);
@@ -60,11 +60,9 @@ export function parseBlockSize(text: string): number {
   const bytes = parseBytes(text, 'block size');
   if (bytes > MIN_BLOCK_SIZE && bytes < MAX_BLOCK_SIZE && !Number.isInteger(Math.log2(bytes))) {
     const below = 2 ** Math.floor(Math.log2(bytes));
-    throw new Failure(
-      'PCOW_INVALID',
-      `the block size ${text} is not a power of two`,
-      `the nearest block sizes are ${sizeArgument(below)} and ${sizeArgument(below * 2)}`,
-    );
+    throw new PcowError('PCOW_INVALID', `the block size ${text} is not a power of two`, {
+      next: `the nearest block sizes are ${sizeArgument(below)} and ${sizeArgument(below * 2)}`,
+    });
   }
   checkBlockSize(bytes);
   return bytes;
@@ -74,10 +72,10 @@ export function parseBlockSize(text: string): number {
 export function parseMemory(text: string): number {
   const bytes = parseBytes(text, 'memory size');
   if (bytes % MIB !== 0) {
-    throw new Failure('PCOW_INVALID', `the memory size ${text} is no multiple of 1 MiB`);
+    throw new PcowError('PCOW_INVALID', `the memory size ${text} is no multiple of 1 MiB`);
   }
   if (bytes > MAX_SIZE) {
-    throw new Failure('PCOW_TOO_LARGE', `the memory size ${text} is over 64 TiB`);
+    throw new PcowError('PCOW_TOO_LARGE', `the memory size ${text} is over 64 TiB`);
   }
   return bytes;
 }
@@ -86,7 +84,7 @@ export function parseMemory(text: string): number {
 export function parseCacheSize(text: string): number {
   const bytes = parseBytes(text, 'size of the clean cache');
   if (bytes > MAX_SIZE) {
-    throw new Failure('PCOW_TOO_LARGE', `the size of the clean cache ${quote(text)} is over 64 TiB`);
+    throw new PcowError('PCOW_TOO_LARGE', `the size of the clean cache ${quote(text)} is over 64 TiB`);
   }
   return bytes;
 }
@@ -131,19 +129,19 @@ export function isSize(text: string): boolean {
 function parseBytes(text: string, what: string): number {
   const match = BYTES.exec(text.trim());
   if (match?.[2] === undefined) {
-    throw new Failure('PCOW_INVALID', `${quote(text)} is not a ${what}`, HOW);
+    throw new PcowError('PCOW_INVALID', `${quote(text)} is not a ${what}`, { next: HOW });
   }
   if (match[1] === '-') {
-    throw new Failure('PCOW_INVALID', `the ${what} ${text} is negative`, HOW);
+    throw new PcowError('PCOW_INVALID', `the ${what} ${text} is negative`, { next: HOW });
   }
   const suffix = (match[3] ?? '').toUpperCase() as keyof typeof SUFFIXES;
   const bytes = Number(match[2]) * SUFFIXES[suffix];
   if (bytes === 0) {
-    throw new Failure('PCOW_INVALID', `the ${what} is zero`, HOW);
+    throw new PcowError('PCOW_INVALID', `the ${what} is zero`, { next: HOW });
   }
   // More digits than a number holds make it infinite, which is for the limit to refuse.
   if (Number.isFinite(bytes) && !Number.isInteger(bytes)) {
-    throw new Failure('PCOW_INVALID', `the ${what} ${text} is no whole number of bytes`, HOW);
+    throw new PcowError('PCOW_INVALID', `the ${what} ${text} is no whole number of bytes`, { next: HOW });
   }
   return bytes;
 }

@@ -2,9 +2,8 @@
 import { execFile } from 'node:child_process';
 import { tmpdir } from 'node:os';
 import { promisify } from 'node:util';
-import { PcowError } from '../src/engine/index.js';
-import { Failure } from './output/errors.js';
-import { quote, word } from './quote.js';
+import { PcowError } from '../engine/index.js';
+import { quote, word } from '../engine/quote.js';
 
 const run = promisify(execFile);
 
@@ -22,24 +21,22 @@ export async function qemuImg(
       throw new PcowError('PCOW_CANCELLED', `the work on ${quote(file)} was stopped`, { cause: error });
     }
     if (error instanceof Error && 'code' in error && error.code === 'ENOENT') {
-      throw new Failure(
+      throw new PcowError(
         'PCOW_UNSUPPORTED',
         `${quote(file)} is not a Pcow image, and qemu-img, which would read it, is not installed`,
-        'install qemu-utils, or say that it is raw with its format option',
+        { next: 'install qemu-utils, or say that it is raw with its format option' },
       );
     }
     const said = error instanceof Error && 'stderr' in error ? String(error.stderr).trim() : String(error);
     if (said.includes('No space left on device')) {
-      throw new Failure(
-        'PCOW_NO_SPACE',
-        `qemu-img found the disk full in its work on ${quote(file)}`,
-        `free space there, or in ${tmpdir()}, which holds a copy meanwhile`,
-      );
+      throw new PcowError('PCOW_NO_SPACE', `qemu-img found the disk full in its work on ${quote(file)}`, {
+        next: `free space there, or in ${tmpdir()}, which holds a copy meanwhile`,
+      });
     }
-    throw new Failure(
+    throw new PcowError(
       'PCOW_NOT_AN_IMAGE',
       `qemu-img can't work on ${quote(file)}: ${said.replace(/^qemu-img: /, '').replace(/\/proc\/\d+\/fd\/\d+/g, 'its raw copy')}`,
-      `“qemu-img info ${word(file)}” tells what it is; leave the format out to have it found`,
+      { next: `“qemu-img info ${word(file)}” tells what it is; leave the format out to have it found` },
     );
   }
 }

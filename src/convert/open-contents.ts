@@ -1,36 +1,33 @@
 /** Opening whatever a user names, to read it flat: an image, a snapshot, a raw file, or any format that QEMU knows. */
 import { open } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
-import { beginsLikeOriginal, OriginalImage } from '../src/convert/original-image.js';
-import { type Contents, fileContents, imageContents } from '../src/convert/contents.js';
-import { Image } from '../src/engine/index.js';
-import { attachedTo } from './control.js';
-import { Failure } from './output/errors.js';
-import { openNameless, pathOf } from './nameless.js';
+import { beginsLikeOriginal, OriginalImage } from './original-image.js';
+import { type Contents, fileContents, imageContents } from './contents.js';
+import { Image } from '../engine/index.js';
+import { attachedTo } from '../client/mount-status.js';
+import { PcowError } from '../engine/errors.js';
+import { openUnnamed, pathOf } from './unnamed-file.js';
 import { qemuImg } from './qemu-img.js';
-import { quote, word } from './quote.js';
+import { quote, word } from '../engine/quote.js';
 import { chosen, hasInternalSnapshots, type InternalSnapshot, internalSnapshot } from './internal-snapshots.js';
-import { findTarget, type ImageTarget, type Target } from './target.js';
+import type { ImageTarget, Target } from '../images/find-image.js';
 
 const MAGIC = Buffer.from('\x89PCOW\r\n\x1a', 'latin1');
 
-/** `format`: `pcow`, `original` (the first Pcow's), `raw`, or one of qemu-img's; left out: what the file looks like. */
-export async function openContents(given: string, format: string | undefined, signal: AbortSignal): Promise<Contents> {
-  return openTarget(await findTarget(given), format, signal);
-}
-
-/** The same, of what has been found already. */
-export async function openTarget(
+/**
+ * Opens what findTarget() has found, to read it flat. `format`: `pcow`, `original` (the first Pcow's), `raw`, or one of qemu-img's; left
+ * out: what the file looks like. Of a format of qemu-img's a raw, sparse copy is made in the directory for temporary files.
+ */
+export async function openContents(
   { image, snapshot }: Target,
-  format: string | undefined,
-  signal: AbortSignal,
+  { format, signal }: { format?: string | undefined; signal?: AbortSignal | undefined } = {},
 ): Promise<Contents> {
   const found = format ?? (await formatOf(image.file, signal));
   if (found === 'pcow') {
     return imageContents(await Image.open(image.file), snapshot);
   }
   if (snapshot !== null && !hasInternalSnapshots(found)) {
-    throw new Failure(
+    throw new PcowError(
       'PCOW_NOT_AN_IMAGE',
       `${quote(image.given)} is not a Pcow image, so it has no snapshot ${snapshot}`,
     );
@@ -49,20 +46,22 @@ export async function openTarget(
 async function fileWith(format: string, { given, file, flat, mount, name }: ImageTarget): Promise<string> {
   if (flat === undefined || mount === null) {
     if (format === 'raw' && (await beginsLikeImage(file))) {
-      throw new Failure(
+      throw new PcowError(
         'PCOW_INVALID',
         `${quote(given)} is a Pcow image: as a raw file it would be copied with its header and tables`,
-        'leave the format out, and what the image holds is read (the file itself is copied by cp)',
+        { next: 'leave the format out, and what the image holds is read (the file itself is copied by cp)' },
       );
     }
     return file;
   }
   const process = await attachedTo(mount.mountpoint, name);
   if (process !== null) {
-    throw new Failure(
+    throw new PcowError(
       'PCOW_BUSY',
       `${quote(given)} is written by process ${process.pid} (${process.command}) past the mount, so its flat file may show older bytes`,
-      `take a snapshot, and read that: pcow snapshot ${word(`${given}@now`)}, then ${word(`${given}@now`)} without a format`,
+      {
+        next: `take a snapshot, and read that: pcow snapshot ${word(`${given}@now`)}, then ${word(`${given}@now`)} without a format`,
+      },
     );
   }
   return flat;
@@ -79,12 +78,11 @@ async function beginsLikeImage(file: string): Promise<boolean> {
 }
 
 /** Of the original Pcow, with its snapshots. */
-export async function openOriginal(given: string): Promise<OriginalImage> {
-  const { image } = await findTarget(given);
+export async function openOriginal(image: ImageTarget): Promise<OriginalImage> {
   return OriginalImage.open(await fileWith('original', image));
 }
 
-/** What a file looks like. */
+/** What a file looks like: `pcow`, `original`, `raw`, or one of qemu-img's. */
 export async function formatOf(file: string, signal?: AbortSignal): Promise<string> {
   const handle = await open(file);
   try {
@@ -103,10 +101,10 @@ export async function convertedContents(
   file: string,
   format: string,
   internal: InternalSnapshot | null,
-  signal: AbortSignal,
+  signal: AbortSignal | undefined,
 ): Promise<Contents> {
   const { stdout } = await qemuImg(file, signal, 'info', '--output=json', '-f', format, '--', file);
-  const raw = await openNameless(tmpdir());
+  const raw = await openUnnamed(tmpdir());
   try {
     await raw.truncate((JSON.parse(stdout) as { 'virtual-size': number })['virtual-size']);
     const words = ['-n', '--target-is-zero', '-f', format, '-O', 'raw', ...chosen(internal), '--', file, pathOf(raw)];

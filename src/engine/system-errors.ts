@@ -1,6 +1,6 @@
-/** Failed system calls, in words for people. `report` (errors.ts) uses this for whatever no command has turned into a sentence of its own. */
+/** Failed system calls, in words for people. The command line uses this for whatever has no sentence of its own. */
 import { getSystemErrorMap } from 'node:util';
-import { systemCodeOf, type PcowErrorCode } from '../src/engine/errors.js';
+import { systemCodeOf, type PcowErrorCode } from './errors.js';
 import { quote } from './quote.js';
 
 /** A failed system call of Node's. */
@@ -64,7 +64,7 @@ export function workingDirectoryIsGone(): boolean {
 
 interface Reason {
   why: string;
-  /** The next step; left out: that of the code (errors.ts). */
+  /** The next step; left out: that of the code (cli/output/errors.ts). */
   next?: string;
   /** Left out: the one that the engine has for this errno. */
   code?: PcowErrorCode;

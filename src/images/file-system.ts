@@ -1,5 +1,5 @@
 /** The file system that a directory is on, and what it cannot promise to images. */
-import { mountTable, type MountTableEntry } from '../src/images/mount-table.js';
+import { mountTable, type MountTableEntry } from './mount-table.js';
 
 /** Kinds that write elsewhere on every overwrite, so that space which a block has is not the space that it needs next. */
 const ELSEWHERE = /^(btrfs|bcachefs|zfs|nilfs2)$/;

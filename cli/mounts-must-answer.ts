@@ -1,0 +1,22 @@
+/** No command waits for ever for a mount that has died, is stopped or hangs: it says which one, and the cure. */
+import type { Command } from 'commander';
+import { mustAnswerOnTheWay } from '../src/images/mount-answers.js';
+import type { PcowMount } from '../src/images/mount-table.js';
+import { warn } from './output/errors.js';
+
+/** Commands that ask no mount before they know it, or that say themselves what is wrong with it. */
+const ASK_THEMSELVES = ['run', 'umount', 'doctor', 'completion', 'exit-codes'];
+
+/** Before a command looks at anything: each mount that a word of its command line leads into must answer. */
+export async function askMountsOf(command: Command): Promise<void> {
+  if (ASK_THEMSELVES.includes(command.name())) return;
+  const values = Object.values(command.opts<Record<string, unknown>>());
+  // “mount DIR MOUNTPOINT” clears a dead mount away.
+  const words = command.name().startsWith('mount') ? command.args.slice(0, 1) : [...command.args, ...values];
+  for (const word of words) if (typeof word === 'string') await mustAnswerOnTheWay(word, { onWait: sayThatItWaits });
+}
+
+/** Once, where a mount takes its time to answer. */
+export function sayThatItWaits({ mountpoint }: PcowMount): void {
+  warn('pcow', `waiting for the mount on ${mountpoint}, which does not answer`);
+}

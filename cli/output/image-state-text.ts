@@ -1,0 +1,24 @@
+/** What state an image file is in, in words. */
+import { type Reception, stateOf } from '../../src/client/image-state.js';
+import type { Attached } from '../../src/client/mount-status.js';
+import type { ImageInfo } from '../../src/engine/index.js';
+import type { PcowMount } from '../../src/images/mount-table.js';
+import { formatSize } from '../../src/images/sizes.js';
+
+/** `guest`: has it in place of a mount; `mount`: its writer. */
+export function describeState(image: ImageInfo, guest: Attached | null = null, mount: PcowMount | null = null): string {
+  if (guest?.stalled) return `stalled: process ${image.holder?.pid ?? '?'} waits for the disk, which is full or fails`;
+  switch (stateOf(image)) {
+    case 'open':
+      if (mount !== null) return `mounted on ${mount.mountpoint} (process ${image.holder?.pid ?? '?'})`;
+      return `open for writing by process ${image.holder?.pid ?? '?'} (${image.holder?.command ?? '?'})`;
+    case 'closed':
+      return 'closed';
+    case 'unclean':
+      return 'not closed by its last writer; the next one recovers it';
+  }
+}
+
+export function describeReception({ snapshot, offset, size }: Reception): string {
+  return `half received: ${snapshot ?? 'a stream'} up to ${formatSize(offset)} of ${formatSize(size)}`;
+}

@@ -1,0 +1,296 @@
+/**
+ * Changing an image wherever it is: one at rest is opened for it as its one writer, and for one in a mount the mount is asked, also while
+ * a guest runs. Every function takes what findImage() and its like have found (src/images/find-image.ts).
+ *
+ * Sizes are bytes. What fails rejects with a PcowError: PCOW_LOCKED where another process writes the image, PCOW_BUSY and PCOW_IN_USE where
+ * that or another image needs it as it is, PCOW_MOUNT where the mount does not answer, and what the operations of Image fail with.
+ */
+import path from 'node:path';
+import {
+  type BaseOptions,
+  checkSnapshotName,
+  Image,
+  PcowError,
+  refuseWhereStoodOn,
+  removeImage as removeImageFile,
+  removeRemains,
+  renameImage as renameImageFile,
+  snapshotTogether,
+  survey,
+  takingAway,
+} from '../engine/index.js';
+import { quote, word } from '../engine/quote.js';
+import { automaticName } from '../images/automatic-name.js';
+import { findImage, type ImageTarget, type Target } from '../images/find-image.js';
+import type { AskOptions } from '../images/mount-answers.js';
+import { withImage } from '../images/with-image.js';
+import { askForCut, askForRename, askForWork, askImage, type WorkOptions } from './control.js';
+import { checkBase, onFrozenLayer } from './make-image.js';
+
+/** One snapshot of each, which is one cut across them: all in one mount, or none in any. Durable when it resolves. */
+export async function snapshotImages(name: string, images: ImageTarget[], options: AskOptions = {}): Promise<void> {
+  const [first] = images;
+  if (first === undefined) throw new PcowError('PCOW_INVALID', 'a snapshot across images needs at least one image');
+  const { mount } = first;
+  const apart = images.find((image) => image.mount?.mountpoint !== mount?.mountpoint);
+  if (apart !== undefined) {
+    throw new PcowError(
+      'PCOW_USAGE',
+      `${first.given} and ${apart.given} are not in the same mount, so their snapshots can't be one cut`,
+      { next: 'take them one after another' },
+    );
+  }
+  if (mount === null) {
+    await snapshotAtRest(name, images);
+  } else if (images.length === 1) {
+    await askImage(mount, first.name, 'snapshot', name, options);
+  } else {
+    const names = images.map((image) => image.name);
+    await askForCut(mount, name, names, options);
+  }
+}
+
+async function snapshotAtRest(name: string, targets: ImageTarget[]): Promise<void> {
+  const images: Image[] = [];
+  try {
+    for (const { file } of targets) images.push(await Image.open(file, { write: true }));
+    await snapshotTogether(name, images);
+  } finally {
+    await Promise.all(images.map((image) => image.close()));
+  }
+}
+
+/** Goes back to a snapshot: what was written since is gone. No guest may use the image. */
+export async function rollbackImage(image: ImageTarget, snapshot: string, options: AskOptions = {}): Promise<void> {
+  const { mount, file, name } = image;
+  if (mount !== null) await askImage(mount, name, 'rollback', snapshot, options);
+  else await withImage(file, { write: true }, (open) => open.rollback(snapshot));
+}
+
+/** Gives a snapshot another name; it stays the same snapshot to what stands on it. */
+export async function renameSnapshot(
+  image: ImageTarget,
+  from: string,
+  to: string,
+  options: AskOptions = {},
+): Promise<void> {
+  const { mount, file, name } = image;
+  checkSnapshotName(to);
+  if (mount !== null) await askImage(mount, name, 'rename', `${from} ${to}`, options);
+  else await withImage(file, { write: true }, (open) => open.renameSnapshot(from, to));
+}
+
+/** Deletes a snapshot that no image of the directory stands on (PCOW_IN_USE). */
+export async function deleteSnapshot(image: ImageTarget, snapshot: string, options: WorkOptions = {}): Promise<void> {
+  const { mount, file, name } = image;
+  if (mount !== null) {
+    await askForWork(mount, name, 'delete', snapshot, options);
+    return;
+  }
+  await withImage(file, { write: true }, async (open) => {
+    const layer = open.layerOf(snapshot);
+    await takingAway({ file, what: `${name}@${snapshot} can't be deleted`, layer }, () =>
+      open.delete(snapshot, longOf(options)),
+    );
+  });
+}
+
+/** Gives an image `size` bytes; a smaller size only with `shrink`, and where no process has it open. */
+export async function resizeImage(
+  image: ImageTarget,
+  size: number,
+  { shrink = false, ...options }: AskOptions & { shrink?: boolean | undefined } = {},
+): Promise<void> {
+  const { mount, file, name } = image;
+  if (mount !== null) await askImage(mount, name, 'resize', shrink ? `${size} shrink` : String(size), options);
+  else await withImage(file, { write: true }, (open) => open.resize(size, { shrink }));
+}
+
+/** Puts an image on another base, or (null) on none, and copies what the two hold differently: the content stays. */
+export async function rebaseImage(image: ImageTarget, base: Target | null, options: WorkOptions = {}): Promise<void> {
+  const { mount, file, name } = image;
+  if (base !== null) await checkBase(base, image);
+  if (mount === null) {
+    const change = (standing: BaseOptions | null) =>
+      withImage(file, { write: true }, (open) => open.rebase(standing, longOf(options)));
+    await (base === null ? change(null) : onFrozenLayer(base, change, options));
+  } else if (base === null) {
+    await askForWork(mount, name, 'flatten', 'now', options);
+  } else if (base.image.mount?.mountpoint === mount.mountpoint) {
+    await askForWork(mount, name, 'rebase', [base.image.name, base.snapshot ?? []].flat().join(' '), options);
+  } else {
+    throw new PcowError(
+      'PCOW_BASE_OUTSIDE',
+      `${quote(image.given)} is mounted, and ${quote(base.image.given)} is not in the same mount`,
+      {
+        next: `move it into ${mount.directory}, or end the mount first: pcow umount ${word(mount.mountpoint)}`,
+      },
+    );
+  }
+}
+
+/**
+ * Only writes down another base, or (null) none, without comparing contents: for a base that was moved or copied. The old one need not be
+ * there any more. The image must not be mounted.
+ */
+export async function rebaseUnsafely(image: ImageTarget, base: Target | null, options: AskOptions = {}): Promise<void> {
+  if (image.mount !== null) {
+    throw new PcowError(
+      'PCOW_BUSY',
+      `the base of ${image.name} can't be changed unseen while it is mounted on ${image.mount.mountpoint}`,
+      { next: `pcow umount ${word(image.mount.mountpoint)}` },
+    );
+  }
+  if (base === null) {
+    await unlessStoodOn(image, () => Image.setBaseBlindly(image.file, null));
+    return;
+  }
+  await checkBase(base, image);
+  const setBase = (standing: BaseOptions) => Image.setBaseBlindly(image.file, standing);
+  const present = await Image.baseOf(image.file);
+  const { uuid, layer } = await withImage(base.image.file, {}, (open) => ({
+    uuid: open.info().uuid,
+    layer: base.snapshot === null ? present?.layer : open.layerOf(base.snapshot),
+  }));
+  if (present?.uuid === uuid && present.layer === layer) {
+    // The same base in another place: the layer stays, whatever was written to the base since.
+    await setBase({ path: base.image.file, layer: present.layer });
+  } else {
+    await unlessStoodOn(image, () => onFrozenLayer(base, setBase, options));
+  }
+}
+
+/** Snapshots of the image may read otherwise afterwards: nobody may stand on them. */
+async function unlessStoodOn(image: ImageTarget, change: () => Promise<void>): Promise<void> {
+  await takingAway({ file: image.file, what: `the base of ${image.name} can't be changed unseen` }, change);
+}
+
+/** Copies everything that the image and its snapshots read from the base, and stands on none then. */
+export async function flattenImage(image: ImageTarget, options: WorkOptions = {}): Promise<void> {
+  await rebaseImage(image, null, options);
+}
+
+/** What a commit has done. */
+export interface Commit {
+  /** The image file of the base. */
+  base: ImageTarget;
+  /** The new snapshot of it. */
+  snapshot: string;
+  /** Whether the base's own content went along: it had written nothing since the image was made on it. */
+  followed: boolean;
+}
+
+/**
+ * Moves what an image has written into its base, as a new snapshot there, on which it stands then, empty. `name`: of that snapshot; left
+ * out: an automatic one. Neither of the two may be in use; the image must have no snapshots.
+ */
+export async function commitImage(
+  image: ImageTarget,
+  { name, ...options }: WorkOptions & { name?: string | undefined } = {},
+): Promise<Commit> {
+  const { base: info } = await withImage(image.file, {}, (open) => open.info());
+  if (info === null) {
+    throw new PcowError('PCOW_INVALID', `${image.name} has no base to commit to`, {
+      next: 'pcow info shows what an image stands on',
+    });
+  }
+  const base = await findImage(info.resolved, options);
+  const snapshot = name ?? automaticName();
+  if (image.mount !== null) {
+    await askForWork(image.mount, image.name, 'commit', snapshot, options);
+  } else if (base.mount !== null) {
+    throw new PcowError(
+      'PCOW_BUSY',
+      `the base ${base.file} is mounted on ${base.mount.mountpoint}, and ${image.name} is not`,
+      { next: `end that mount first: pcow umount ${word(base.mount.mountpoint)}` },
+    );
+  } else {
+    await withImage(image.file, { write: true }, (open) =>
+      withImage(base.file, { write: true }, (into) =>
+        open.commitInto(into, snapshot, { ...longOf(options), automatic: name === undefined }),
+      ),
+    );
+  }
+  const followed = await withImage(base.file, {}, (open) => open.info().chain[1]?.snapshot === snapshot);
+  return { base, snapshot, followed };
+}
+
+/** Gives back blocks that hold nothing but zeros, of the image and of its snapshots. */
+export async function compactImage(image: ImageTarget, options: WorkOptions = {}): Promise<void> {
+  const { mount, file, name } = image;
+  if (mount !== null) await askForWork(mount, name, 'compact', 'now', options);
+  else await withImage(file, { write: true }, (open) => open.compact(longOf(options)));
+}
+
+/** Makes checksums of what snapshots hold, where they have none. */
+export async function addChecksums(image: ImageTarget, options: WorkOptions = {}): Promise<void> {
+  const { mount, file, name } = image;
+  if (mount !== null) await askForWork(mount, name, 'checksums', 'add', options);
+  else await withImage(file, { write: true }, (open) => open.addChecksums(longOf(options)));
+}
+
+/** Takes all checksums away. */
+export async function removeChecksums(image: ImageTarget, options: WorkOptions = {}): Promise<void> {
+  const { mount, file, name } = image;
+  if (mount !== null) await askForWork(mount, name, 'checksums', 'remove', options);
+  else await withImage(file, { write: true }, (open) => open.removeChecksums());
+}
+
+/** Gives an image another name in its directory: newImage() tells where that is. What stands on it there is told. */
+export async function renameImage(image: ImageTarget, to: ImageTarget, options: AskOptions = {}): Promise<void> {
+  if (path.dirname(to.file) !== path.dirname(image.file)) {
+    throw new PcowError(
+      'PCOW_INVALID',
+      `${quote(to.given)} lies in another directory than ${image.file}, and a rename keeps an image where it is`,
+      { next: 'move the file with mv, and tell images that stand on it with “pcow rebase --unsafe”' },
+    );
+  }
+  if (to.file === image.file) throw new PcowError('PCOW_EXISTS', `${image.name} has that name already`);
+  if (image.mount !== null) {
+    await askForRename(image.mount, image.name, to.name, options);
+    return;
+  }
+  // Open for writing: nobody else has it so, and nobody deletes it.
+  await withImage(image.file, { write: true }, () =>
+    renameImageFile(image.file, to.file, {
+      open: async ({ image: file, layer }) => ({ image: await Image.open(file, { write: true }), layer }),
+      close: ({ image: standing }) => standing.close(),
+    }),
+  );
+}
+
+/** The images in an order in which each can be deleted, what stands on others first; fails with PCOW_IN_USE where there is none. */
+export async function orderOfRemoval(images: ImageTarget[]): Promise<ImageTarget[]> {
+  const ordered: ImageTarget[] = [];
+  for (let left = images; left.length > 0;) {
+    const free: ImageTarget[] = [];
+    for (const image of left) {
+      // Of what can't be told to stand on it, it must be taken that it does.
+      const { standing, unclear } = await survey(path.dirname(image.file), image.file);
+      const gone = (file: string) => ordered.some((it) => it.file === file);
+      if ([...standing, ...unclear].every((one) => gone(one.image))) free.push(image);
+    }
+    const [blocked] = left;
+    if (free.length === 0 && blocked !== undefined) {
+      await refuseWhereStoodOn({ file: blocked.file, what: `${blocked.file} can't be deleted` });
+    }
+    ordered.push(...free);
+    left = left.filter((image) => !free.includes(image));
+  }
+  return ordered;
+}
+
+/** Deletes an image with its snapshots, where nobody uses it and no image of its directory stands on it. */
+export async function removeImage({ file, name, mount }: ImageTarget, options: AskOptions = {}): Promise<void> {
+  if (mount !== null) {
+    await askImage(mount, name, 'remove', name, options);
+    return;
+  }
+  await removeImageFile(file);
+  await removeRemains(path.dirname(file));
+}
+
+/** What the engine takes of it, which refuses options that it does not know. */
+function longOf({ signal, onProgress }: WorkOptions) {
+  return { signal, onProgress };
+}

@@ -1,0 +1,41 @@
+/** What state an image file is in, and who has it. */
+import type { ImageInfo } from '../engine/index.js';
+import type { PcowMount } from '../images/mount-table.js';
+import { readReceipt } from '../stream/receipt.js';
+import { type Attached, attachedTo } from './mount-status.js';
+
+/** `open`: somebody writes it; `closed`: properly; `unclean`: its writer died, and the next one recovers it. */
+export type ImageFileState = 'open' | 'closed' | 'unclean';
+
+/** What Image.info() has told of an image, as one word. */
+export function stateOf(image: ImageInfo): ImageFileState {
+  if (image.holder !== null) return 'open';
+  return image.clean ? 'closed' : 'unclean';
+}
+
+/** The process that has the image in place of the mount, as the mount knows it. */
+export async function guestOf(
+  holder: ImageInfo['holder'],
+  mount: PcowMount | null,
+  name: string,
+): Promise<Attached | null> {
+  return holder === null || mount === null ? null : attachedTo(mount.mountpoint, name);
+}
+
+/** What an image has got of a stream that has not ended. */
+export interface Reception {
+  /** The snapshot that it will be; null: what an export holds beyond its snapshots. */
+  snapshot: string | null;
+  /** Bytes of the image: everything before is there. */
+  offset: number;
+  /** Bytes of the image when all is there. */
+  size: number;
+}
+
+/** null: it is whole. What this user may not look at is taken for whole. */
+export async function receptionOf(image: ImageInfo): Promise<Reception | null> {
+  const receipt = await readReceipt(image.path, image).catch(() => null);
+  if (receipt === null) return null;
+  const { begin, offset } = receipt;
+  return { snapshot: begin.snapshot?.name ?? null, offset, size: begin.size };
+}

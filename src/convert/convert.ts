@@ -1,0 +1,445 @@
+/** Converting: contents of any origin into a new image or file, into one that is there, or as bytes in a row. */
+import { type FileHandle, open, readFile, realpath, stat } from 'node:fs/promises';
+import path from 'node:path';
+import { checkTarget, distanceWarning, onFrozenLayer } from '../client/make-image.js';
+import {
+  type BaseOptions,
+  Image,
+  type LongOptions,
+  type Making,
+  MIN_SIZE,
+  PcowError,
+  SIZE_UNIT,
+} from '../engine/index.js';
+import { quote, word } from '../engine/quote.js';
+import type { ImageTarget, Target } from '../images/find-image.js';
+import { throughDraft } from '../images/make-file.js';
+import type { AskOptions } from '../images/mount-answers.js';
+import { mountHolding } from '../images/mount-table.js';
+import { formatSize, sizeArgument } from '../images/sizes.js';
+import { chainOf, withImage } from '../images/with-image.js';
+import type { Contents } from './contents.js';
+import { copyContents, type Target as CopyTarget } from './copy.js';
+import { hasInternalSnapshots, internalSnapshots, namesFor } from './internal-snapshots.js';
+import { convertedContents, formatOf, openContents, openOriginal } from './open-contents.js';
+import { qemuImg } from './qemu-img.js';
+import { openUnnamed, pathOf } from './unnamed-file.js';
+
+/** What is to be converted, and how. */
+export interface Conversion {
+  /** What findTarget() has found; of a file of qcow2 with the name of a snapshot inside. */
+  source: Target;
+  /** `pcow`, `original` (the first Pcow's), `raw`, or one of qemu-img's; left out: what the source looks like. */
+  from?: string | undefined;
+  /** Bytes; of a new image that stands on nothing. */
+  blockSize?: number | undefined;
+  /** What a new image is to stand on. */
+  base?: Target | undefined;
+  /** Of a file of qcow2. */
+  compress?: boolean | undefined;
+  /** Of a file of qcow2: as qemu-img takes them after -o. */
+  qemuOptions?: string | undefined;
+  /** A new image or file takes the place of an old one. */
+  replace?: boolean | undefined;
+}
+
+/** For all that converts. Progress is in bytes of the source. */
+export interface ConvertOptions extends LongOptions, AskOptions {
+  /** Called with a sentence for people: on what is left out, or is to be known of what was made. */
+  onWarning?: ((message: string) => void) | undefined;
+}
+
+/** What was made. */
+export interface Converted {
+  /** The path of the image or file. */
+  target: string;
+  /** Bytes. */
+  size: number;
+  /** The snapshots that a new image has got, oldest first. */
+  snapshots: string[];
+}
+
+/** A conversion with all that is known of its source. */
+interface Prepared extends Conversion {
+  /** The source as messages call it. */
+  name: string;
+  from: string;
+  /** The files that the source is read from. */
+  files: string[];
+}
+
+async function prepared(conversion: Conversion): Promise<Prepared> {
+  const { image, snapshot } = conversion.source;
+  const from = conversion.from ?? (await formatOf(image.file));
+  if (from === 'pcow' && snapshot === null) await refuseInUse(image);
+  const name = snapshot === null ? image.given : `${image.given}@${snapshot}`;
+  return { ...conversion, from, name, files: from === 'pcow' ? await chainOf(image.file) : [image.file] };
+}
+
+async function refuseInUse({ file, given }: ImageTarget): Promise<void> {
+  const { holder } = await withImage(file, {}, (image) => image.info());
+  if (holder !== null) {
+    throw new PcowError(
+      'PCOW_BUSY',
+      `${quote(given)} is open for writing by process ${holder.pid} (${holder.command}), so a copy could be half old and half new`,
+      {
+        next: `take a snapshot and convert that: pcow snapshot ${word(`${given}@now`)}, then ${word(`${given}@now`)}`,
+      },
+    );
+  }
+}
+
+/**
+ * Makes a new image. Snapshots inside of a file of qcow2, or of the first Pcow's, come along, unless one is named. The image appears under
+ * its name only when it is complete and durable.
+ */
+export async function convertToImage(
+  conversion: Conversion,
+  target: ImageTarget,
+  options: ConvertOptions = {},
+): Promise<Converted> {
+  const known = await prepared(conversion);
+  const { blockSize, base: below, replace, files } = known;
+  const sources = [...files, ...(below === undefined ? [] : await chainOf(below.image.file))];
+  await checkTarget(target, replace ?? false, sources);
+  const make = (base?: BaseOptions) =>
+    throughDraft(target.file, { replace, sources }, async (draft) => {
+      const snapshots = await fill(draft, known, { blockSize, base }, options);
+      return { target: target.file, snapshots, size: await withImage(draft, {}, (image) => image.info().size) };
+    });
+  if (below === undefined) return make();
+  const made = await onFrozenLayer(below, make, options);
+  const warning = distanceWarning(target, below.image);
+  if (warning !== null) options.onWarning?.(warning);
+  return made;
+}
+
+interface Content {
+  blockSize: number | undefined;
+  base: BaseOptions | undefined;
+}
+
+async function create(draft: string, size: number, { blockSize, base }: Content): Promise<void> {
+  const rounded = Math.max(MIN_SIZE, Math.ceil(size / SIZE_UNIT) * SIZE_UNIT);
+  await Image.createInDraft(draft, { size: rounded, ...(base ? { base } : { blockSize }) });
+}
+
+/** Returns the names of the snapshots that the image has got. */
+async function fill(draft: string, conversion: Prepared, content: Content, long: ConvertOptions): Promise<string[]> {
+  const { source, from } = conversion;
+  if (from === 'original') return fillFromOriginal(draft, source.image, content, long);
+  if (source.snapshot === null && hasInternalSnapshots(from)) {
+    return fillWithInternalSnapshots(draft, conversion, content, long);
+  }
+  const contents = await openContents(source, { format: from, signal: long.signal });
+  try {
+    await create(draft, contents.size, content);
+    await withImage(draft, { write: true }, (image) =>
+      copyContents(contents, into(image, content.base !== undefined), long),
+    );
+  } finally {
+    await contents.close();
+  }
+  return [];
+}
+
+async function fillFromOriginal(
+  draft: string,
+  source: ImageTarget,
+  content: Content,
+  long: LongOptions,
+): Promise<string[]> {
+  const original = await openOriginal(source);
+  const names: string[] = [];
+  try {
+    const blockSize = content.blockSize ?? Math.min(original.blockSize, 2 ** 21);
+    await create(draft, original.size, { ...content, blockSize });
+    await withImage(draft, { write: true }, async (image) => {
+      for (let state = 0; state <= original.snapshots; state += 1) {
+        await copyContents(original.state(state), into(image, state === 0 ? content.base !== undefined : true), long);
+        if (state < original.snapshots) {
+          names.push(`snapshot-${state + 1}`);
+          await image.snapshot(`snapshot-${state + 1}`);
+        }
+      }
+    });
+  } finally {
+    await original.close();
+  }
+  return names;
+}
+
+/** One after another, oldest first, then what the file holds now: each is stored as what differs from the one before. */
+async function fillWithInternalSnapshots(
+  draft: string,
+  { source, from, name }: Prepared,
+  content: Content,
+  { signal, onProgress, onWarning }: ConvertOptions,
+): Promise<string[]> {
+  const { file } = source.image;
+  const snapshots = await internalSnapshots(file, signal);
+  const names = namesFor(snapshots);
+  for (const [at, state] of [...snapshots, null].entries()) {
+    const contents = await convertedContents(file, from, state, signal);
+    try {
+      if (at === 0) await create(draft, contents.size, content);
+      const long = {
+        signal,
+        onProgress: (done: number, total: number) => {
+          onProgress?.(at * total + done, (snapshots.length + 1) * total);
+        },
+      };
+      await withImage(draft, { write: true }, async (image) => {
+        await copyContents(contents, into(image, at > 0 || content.base !== undefined), long);
+        if (state !== null) await image.snapshot(names[at] ?? '');
+      });
+    } finally {
+      await contents.close();
+    }
+    if (state !== null && state.machineState > 0) {
+      onWarning?.(
+        `${name}: the state of the running machine in snapshot ${quote(state.name)} is left out, for it is no content of a disk`,
+      );
+    }
+  }
+  return names;
+}
+
+/** `holding`: the image reads as something already. */
+function into(image: Image, holding: boolean): CopyTarget {
+  const write = (buffer: Uint8Array, offset: number) => image.write(buffer, offset);
+  if (!holding) return { write };
+  const read = (buffer: Uint8Array, offset: number) => image.read(buffer, offset);
+  return { write, present: { read, discard: (offset, length) => image.discard(offset, length) } };
+}
+
+/** Makes a new file. It appears under its name only when it is complete and durable. `target`: what newFile() returns. */
+export async function convertToFile(
+  conversion: Conversion,
+  target: string,
+  format: 'raw' | 'qcow2',
+  options: ConvertOptions = {},
+): Promise<Converted> {
+  const known = await prepared(conversion);
+  const making: Making = { replace: conversion.replace, sources: known.files };
+  return throughDraft(target, making, (draft) =>
+    withContents(known, options, async (contents) => {
+      await (format === 'raw'
+        ? writeRaw(contents, draft, options)
+        : writeQcow2(contents, draft, conversion, [], options));
+      return { target, size: contents.size, snapshots: [] };
+    }),
+  );
+}
+
+/** All bytes, zeros as well, in a row. */
+export async function* convertToBytes(conversion: Conversion, options: ConvertOptions = {}): AsyncGenerator<Buffer> {
+  const { source, from } = await prepared(conversion);
+  const contents = await openContents(source, { format: from, signal: options.signal });
+  try {
+    yield* bytesOf(contents, options);
+  } finally {
+    await contents.close();
+  }
+}
+
+async function withContents<T>(
+  { source, from }: Prepared,
+  { signal }: ConvertOptions,
+  work: (contents: Contents) => Promise<T>,
+): Promise<T> {
+  const contents = await openContents(source, { format: from, signal });
+  try {
+    return await work(contents);
+  } finally {
+    await contents.close();
+  }
+}
+
+const PIECE = 1 << 20;
+
+async function* bytesOf(contents: Contents, { signal, onProgress }: LongOptions): AsyncGenerator<Buffer> {
+  for await (const { offset, length, data } of contents.ranges(signal)) {
+    for (let at = offset; at < offset + length; at += PIECE) {
+      // A piece of its own each time: the one before may not have been written yet.
+      const piece = Buffer.alloc(Math.min(PIECE, offset + length - at));
+      if (data) await contents.read(piece, at);
+      yield piece;
+      onProgress?.(at + piece.length, contents.size);
+    }
+  }
+}
+
+/**
+ * Writes into an image that is there, and at rest: it keeps its size, its snapshots, and what lies behind the end of the source. Stopped in
+ * the middle, it is half old and half new.
+ */
+export async function convertIntoImage(
+  conversion: Conversion,
+  { file, name, given, mount }: ImageTarget,
+  options: ConvertOptions = {},
+): Promise<Converted> {
+  const known = await prepared(conversion);
+  refuseSource(known, file);
+  if (mount !== null) {
+    const flat = path.join(mount.mountpoint, name);
+    throw new PcowError(
+      'PCOW_BUSY',
+      `${name} is mounted on ${mount.mountpoint}, so its flat file is what can be written`,
+      { next: `pcow convert -n -O raw ${word(known.name)} ${word(flat)}` },
+    );
+  }
+  return withContents(known, options, (contents) =>
+    withImage(file, { write: true }, async (image) => {
+      const { size } = image.info();
+      if (size < contents.size) {
+        throw tooSmall(name, size, known, contents, `pcow resize ${word(given)} ${sizeArgument(contents.size)}`);
+      }
+      await copyContents(contents, into(image, true), options);
+      return { target: file, size, snapshots: [] };
+    }),
+  );
+}
+
+/**
+ * Writes into a file that is there: a raw file, a block device, the flat file of a mounted image, or a file of qcow2. It keeps its size.
+ * Stopped in the middle, it is half old and half new.
+ */
+export async function convertIntoFile(
+  conversion: Conversion,
+  given: string,
+  format: 'raw' | 'qcow2',
+  options: ConvertOptions = {},
+): Promise<Converted> {
+  const known = await prepared(conversion);
+  const file = await existingFile(given, known);
+  return withContents(known, options, async (contents) => {
+    await (format === 'raw'
+      ? overwrite(contents, file, known, options)
+      : writeQcow2(contents, file, conversion, ['-n'], options));
+    return { target: file, size: contents.size, snapshots: [] };
+  });
+}
+
+/** A file that may be overwritten as it is: raw, a block device, the flat file of a mounted image. */
+async function existingFile(given: string, conversion: Prepared): Promise<string> {
+  const file = await realpath(given).catch(() => {
+    throw new PcowError('PCOW_NOT_FOUND', `there is no ${quote(given)} to write into`, {
+      next: 'leave -n out to have it made',
+    });
+  });
+  const status = await stat(file);
+  const held = await mountHolding(file);
+  if ((!status.isFile() && !status.isBlockDevice()) || held?.inside.includes('/') === true) {
+    throw new PcowError('PCOW_INVALID', `${quote(given)} is neither a file nor a block device`);
+  }
+  refuseSource(conversion, file);
+  if (held === null) {
+    if (status.isFile() && (await formatOf(file).catch(() => 'raw')) === 'pcow') {
+      throw new PcowError('PCOW_INVALID', `${quote(given)} is a Pcow image, which raw bytes would destroy`, {
+        next: '-O pcow writes into it',
+      });
+    }
+  } else {
+    refuseSource(conversion, path.join(held.mount.directory, `${held.inside}.pcow`));
+  }
+  return file;
+}
+
+function refuseSource({ files, name }: Prepared, file: string): void {
+  if (files.includes(file)) {
+    throw new PcowError('PCOW_INVALID', `${quote(name)} is read from ${file}, so it is not written there`);
+  }
+}
+
+function tooSmall(name: string, size: number, { name: source }: Prepared, contents: Contents, hint: string): PcowError {
+  return new PcowError(
+    'PCOW_INVALID',
+    `${name} has ${formatSize(size)}, and ${quote(source)} ${formatSize(contents.size)}`,
+    { next: hint },
+  );
+}
+
+async function overwrite(contents: Contents, file: string, conversion: Prepared, long: LongOptions): Promise<void> {
+  const handle = await open(file, 'r+').catch((error: unknown) => {
+    throw notWritable(error, file);
+  });
+  try {
+    const size = await sizeOf(handle);
+    if (size < contents.size) throw tooSmall(file, size, conversion, contents, 'leave -n out to have a new one made');
+    const write = (buffer: Uint8Array, offset: number) => writeAll(handle, buffer, offset);
+    const present = {
+      read: (buffer: Uint8Array, offset: number) => handle.read(buffer, 0, buffer.length, offset),
+      discard: (offset: number, length: number) => write(Buffer.alloc(length), offset),
+    };
+    await copyContents(contents, { write, present }, long);
+    await handle.sync();
+  } finally {
+    await handle.close();
+  }
+}
+
+function notWritable(error: unknown, file: string): unknown {
+  const code = error instanceof Error && 'code' in error ? error.code : undefined;
+  if (code === 'EBUSY')
+    return new PcowError('PCOW_BUSY', `${file} is in use`, { next: 'end the guest that has it first' });
+  if (code === 'EACCES' || code === 'EPERM')
+    return new PcowError('PCOW_PERMISSION', `${file} may not be written by this user`);
+  return code === 'EROFS'
+    ? new PcowError('PCOW_READ_ONLY', `${file} can't be written: its file system is read-only`)
+    : error;
+}
+
+/** A block device says its size elsewhere. */
+async function sizeOf(handle: FileHandle): Promise<number> {
+  const status = await handle.stat();
+  if (!status.isBlockDevice()) return status.size;
+  const [major, minor] = [
+    Math.floor(status.rdev / 256) & 0xfff,
+    (status.rdev & 0xff) | ((status.rdev >> 12) & 0xfff00),
+  ];
+  return 512 * Number(await readFile(`/sys/dev/block/${major}:${minor}/size`, 'utf8'));
+}
+
+/** By a raw stage in the same directory. */
+async function writeQcow2(
+  contents: Contents,
+  file: string,
+  { compress, qemuOptions }: Conversion,
+  more: string[],
+  long: LongOptions,
+): Promise<void> {
+  const stage = await openUnnamed(path.dirname(file));
+  try {
+    await fillRaw(contents, stage, long);
+    const words = [
+      ...more,
+      ...(compress === true ? ['-c'] : []),
+      ...(qemuOptions === undefined ? [] : ['-o', qemuOptions]),
+    ];
+    await qemuImg(file, long.signal, 'convert', '-f', 'raw', '-O', 'qcow2', ...words, '--', pathOf(stage), file);
+  } finally {
+    await stage.close();
+  }
+}
+
+async function writeRaw(contents: Contents, file: string, long: LongOptions): Promise<void> {
+  const handle = await open(file, 'r+');
+  try {
+    await fillRaw(contents, handle, long);
+    await handle.datasync();
+  } finally {
+    await handle.close();
+  }
+}
+
+async function fillRaw(contents: Contents, handle: FileHandle, long: LongOptions): Promise<void> {
+  await handle.truncate(contents.size);
+  await copyContents(contents, { write: (buffer, offset) => writeAll(handle, buffer, offset) }, long);
+}
+
+async function writeAll(handle: FileHandle, buffer: Uint8Array, offset: number): Promise<void> {
+  for (let done = 0; done < buffer.length;) {
+    done += (await handle.write(buffer, done, buffer.length - done, offset + done)).bytesWritten;
+  }
+}

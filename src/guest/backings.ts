@@ -1,0 +1,31 @@
+/** The images that a guest is to have as memory: mounted, each once, with an id each. */
+import { stat } from 'node:fs/promises';
+import { asking, type AskOptions } from '../images/mount-answers.js';
+import { PcowError } from '../engine/errors.js';
+import { backingIds, type Backing } from './qemu-options.js';
+import { quote } from '../engine/quote.js';
+import { findImage, flatFile } from '../images/find-image.js';
+
+/** The flat files of mounted images, with their sizes and an id each. `id`: begins those; left out: `pcow`. Errors: PCOW_MOUNT of one that is not mounted. */
+export async function backingsFor(
+  given: string[],
+  { id, ...options }: AskOptions & { id?: string | undefined } = {},
+): Promise<Backing[]> {
+  const ids = backingIds(id, given.length);
+  const backings: Backing[] = [];
+  for (const [at, name] of given.entries()) {
+    const image = await findImage(name, options);
+    if (image.mount === null) {
+      throw new PcowError('PCOW_MOUNT', `${quote(name)} is not mounted, and QEMU maps the flat file of a mount`, {
+        next: 'pcow mount DIR MOUNTPOINT, then name MOUNTPOINT/NAME',
+      });
+    }
+    const { mount } = image;
+    const file = flatFile(image, mount);
+    if (backings.some((other) => other.file === file)) {
+      throw new PcowError('PCOW_USAGE', `${quote(name)} is named twice: a guest has an image once`);
+    }
+    backings.push({ file, size: (await asking(mount, () => stat(file), options)).size, id: ids[at] ?? '' });
+  }
+  return backings;
+}

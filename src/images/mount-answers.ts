@@ -1,0 +1,63 @@
+/** Before anything touches a path: the mount that it leads into must answer. mount-life.ts finds out whether it does. */
+import { PcowError } from '../engine/errors.js';
+import { lifeOf, mountOnTheWay, type Trouble, troubleOf, withMount } from './mount-life.js';
+import { mountsOfDirectory, type PcowMount } from './mount-table.js';
+
+/** For everything that may ask a mount. */
+export interface AskOptions {
+  /** Called once, where a mount takes its time to answer. */
+  onWait?: ((mount: PcowMount) => void) | undefined;
+}
+
+/** Seconds for what goes on without the mount's answer. */
+const SHORT = 1;
+
+/** When each mount has answered last, by its mountpoint. */
+const answered = new Map<string, number>();
+
+/** Milliseconds for which an answer counts. */
+const FRESH = 1000;
+
+/** Does what asks a mount; fails with PCOW_MOUNT where that does not answer. */
+export function asking<T>(mount: PcowMount, work: () => Promise<T>, options: AskOptions = {}): Promise<T> {
+  return withMount(mount, patience(mount, options), noAnswer, work);
+}
+
+/** Fails with PCOW_MOUNT where the mount that a path leads into does not answer. To be called before anything touches the path. */
+export async function mustAnswerOnTheWay(given: string, options: AskOptions = {}): Promise<void> {
+  const mount = given.includes('\0') ? null : await mountOnTheWay(given);
+  if (mount === null || performance.now() - (answered.get(mount.mountpoint) ?? -Infinity) < FRESH) return;
+  const trouble = troubleOf(mount, await lifeOf(mount, patience(mount, options)));
+  if (trouble !== null) throw noAnswer(trouble);
+  answered.set(mount.mountpoint, performance.now());
+}
+
+/** What is wrong with a mount that its caller can do without. */
+export async function briefTroubleOf(mount: PcowMount): Promise<Trouble | null> {
+  return troubleOf(mount, await lifeOf(mount, { limit: SHORT }));
+}
+
+/** The same of the mount that a path leads into, if it does. */
+export async function briefTroubleOnTheWay(given: string): Promise<Trouble | null> {
+  const mount = await mountOnTheWay(given);
+  return mount === null ? null : briefTroubleOf(mount);
+}
+
+/** The mount of a directory that can be asked. One that has died may lie beside it, as long as nobody clears it away. */
+export async function mountOf(directory: string): Promise<PcowMount | null> {
+  const mounts = await mountsOfDirectory(directory);
+  if (mounts.length > 1) {
+    for (const mount of mounts) {
+      if ((await lifeOf(mount, { limit: SHORT })).state !== 'dead') return mount;
+    }
+  }
+  return mounts[0] ?? null;
+}
+
+function patience(mount: PcowMount, { onWait }: AskOptions): { onWait: (() => void) | undefined } {
+  return { onWait: onWait && (() => onWait(mount)) };
+}
+
+function noAnswer({ message, cure }: Trouble): PcowError {
+  return new PcowError('PCOW_MOUNT', message, { next: cure });
+}
