@@ -74,6 +74,19 @@ std::vector<std::string> texts_of(const Napi::Value& value) {
   return texts;
 }
 
+// JavaScript names a request (NativeRequestName, "status" among them), and the protocol alone has its number.
+protocol::Kind request_of(const std::string& name) {
+  if (name == "prepare") return protocol::Kind::kPrepare;
+  if (name == "cut") return protocol::Kind::kCut;
+  if (name == "commit") return protocol::Kind::kCommit;
+  if (name == "finish") return protocol::Kind::kFinish;
+  if (name == "abort") return protocol::Kind::kAbort;
+  if (name == "delete") return protocol::Kind::kDelete;
+  if (name == "sync") return protocol::Kind::kSync;
+  if (name == "rename") return protocol::Kind::kRename;
+  return protocol::Kind::kStatus;
+}
+
 AttachCommand command_for(AttachCommand::Kind kind, const Napi::CallbackInfo& info) {
   AttachCommand command;
   command.kind = kind;
@@ -136,11 +149,11 @@ void AttachServerWrap::refuse(const Napi::CallbackInfo& info) {
   server_->command(std::move(command));
 }
 
-// `connection`, `id`, `kind`, `value`, `text`.
+// `connection`, `id`, `name`, `value`, `text`.
 void AttachServerWrap::request(const Napi::CallbackInfo& info) {
   AttachCommand command = command_for(AttachCommand::Kind::kRequest, info);
   command.id = info[1].ToNumber().Uint32Value();
-  command.request = static_cast<protocol::Kind>(info[2].ToNumber().Uint32Value());
+  command.request = request_of(text_of(info[2]));
   command.value = info[3].ToNumber().Uint32Value();
   command.text = text_of(info[4]);
   server_->command(std::move(command));

@@ -1,8 +1,8 @@
 /** A process that is attached to an image: what the mount asks it, one request at a time, and what it answers. */
 import { existsSync } from 'node:fs';
 
-import { systemCodeOf, PcowError } from '../engine/errors.js';
-import { type AttachEvent, type AttachServer, RequestKind, type RequestName } from '../engine/attach-server.js';
+import { codeOfAnswer, PcowError } from '../engine/errors.js';
+import { type AttachEvent, type AttachServer, type RequestName } from '../engine/attach-server.js';
 import { Mutex } from '../engine/mutex.js';
 import { halted, running } from './halted.js';
 
@@ -188,7 +188,7 @@ export class Monitor {
 
   #send(name: RequestName, { text = '', value = 0, limit }: RequestOptions): Promise<string> {
     return this.#ask((id) => {
-      this.#server.request(this.connection, id, RequestKind[name], value, text);
+      this.#server.request(this.connection, id, name, value, text);
     }, limit);
   }
 
@@ -278,9 +278,9 @@ export class Monitor {
   }
 }
 
-/** A monitor answers with an errno alone: the code is the one that the engine has for it, as for an image at rest. */
+/** A monitor answers with an errno alone, which stands for the code of its error. */
 function refused(errno: number, sentence: string): PcowError {
-  return new PcowError(systemCodeOf(errno), sentence, { errno });
+  return new PcowError(codeOfAnswer(errno), sentence, { errno });
 }
 
 function settle(waiting: Waiting | null, ok: boolean, failure: PcowError, answer = ''): void {

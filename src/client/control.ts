@@ -11,8 +11,8 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { getSystemErrorName } from 'node:util';
 import createDebug from 'debug';
 import { asking, type AskOptions, mustAnswerOnTheWay } from '../images/mount-answers.js';
-import { systemCodeOf } from '../engine/errors.js';
-import { isPcowError, type LongOptions, PcowError, type PcowErrorCode } from '../engine/index.js';
+import { codeOfAnswer } from '../engine/errors.js';
+import { isPcowError, type LongOptions, PcowError } from '../engine/index.js';
 import type { ImageControl } from '../images/control-names.js';
 import { codeOfState } from '../images/image-states.js';
 import type { PcowMount } from '../images/mount-table.js';
@@ -178,16 +178,6 @@ async function failureOn(handle: FileHandle, cause: unknown): Promise<PcowError 
   }
 }
 
-/** The codes of the errnos that a mount answers with, where they are others than those of the system. */
-const CODE_OF_ANSWER: Partial<Record<string, PcowErrorCode>> = {
-  EINVAL: 'PCOW_INVALID',
-  EBUSY: 'PCOW_BUSY',
-  EMLINK: 'PCOW_LIMIT',
-  ESTALE: 'PCOW_BASE_CHANGED',
-  ELOOP: 'PCOW_BASE_LOOP',
-  ECANCELED: 'PCOW_CANCELLED',
-};
-
 /** What has failed, so that its sentence is found in a `status`. */
 interface Tried {
   /** As `lastError` has it. */
@@ -212,7 +202,7 @@ async function explained(
     return error;
   }
   const name = getSystemErrorName(error.errno);
-  const code = CODE_OF_ANSWER[name] ?? systemCodeOf(-error.errno);
+  const code = codeOfAnswer(-error.errno);
   const known = { errno: -error.errno, cause: error };
   const status = await asking(mount, () => statusIn(directory), options).catch((failure: unknown) => {
     if (isPcowError(failure)) return failure;

@@ -3,7 +3,7 @@
  * with which open file, and what they are answered. It knows nothing of images; src/attach does.
  */
 import { fromNative } from './errors.js';
-import { addon, type NativeAttachEvent, type NativeAttachServer } from './native.js';
+import { addon, type NativeAttachEvent, type NativeAttachServer, type NativeRequestName } from './native.js';
 
 /**
  * In this order for a connection: 'attach' or 'resume'; 'handed over', where that was asked for; an 'answer' to each request;
@@ -17,19 +17,7 @@ export type AttachEvent = NativeAttachEvent;
 export type AttachServer = NativeAttachServer;
 
 /** What a mount asks a monitor for. */
-export const RequestKind = {
-  prepare: 5,
-  cut: 6,
-  commit: 7,
-  finish: 8,
-  abort: 9,
-  delete: 10,
-  status: 11,
-  sync: 15,
-  rename: 20,
-} as const;
-
-export type RequestName = keyof typeof RequestKind;
+export type RequestName = NativeRequestName;
 
 /** Listens at `path`, in place of whatever socket was there. Waiting for events does not keep the process alive. */
 export function startAttachServer(path: string, onEvent: (event: AttachEvent) => void): AttachServer {

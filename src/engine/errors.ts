@@ -49,7 +49,7 @@ const ERRNO_OF_CODE = {
   PCOW_USAGE: errno.EINVAL,
 } as const;
 
-/** The engine's table (code_of_errno in native/engine/error.cc); everything else is PCOW_IO. */
+/** What a failed system call means: the engine's table (code_of_errno in native/engine/error.cc); everything else is PCOW_IO. */
 const CODE_OF_ERRNO: Partial<Record<keyof typeof errno, PcowErrorCode>> = {
   ENOSPC: 'PCOW_NO_SPACE',
   EDQUOT: 'PCOW_NO_SPACE',
@@ -67,9 +67,27 @@ const CODE_OF_ERRNO: Partial<Record<keyof typeof errno, PcowErrorCode>> = {
   EISDIR: 'PCOW_INVALID',
 };
 
+/**
+ * What a mount or a monitor means that answers with the errno of its error (ERRNO_OF_CODE), where a system call means something else by it.
+ * Of codes that share an errno it is the one that says least.
+ */
+const CODE_OF_ANSWER: Partial<Record<keyof typeof errno, PcowErrorCode>> = {
+  EINVAL: 'PCOW_INVALID',
+  EBUSY: 'PCOW_BUSY',
+  EMLINK: 'PCOW_LIMIT',
+  ESTALE: 'PCOW_BASE_CHANGED',
+  ELOOP: 'PCOW_BASE_LOOP',
+  ECANCELED: 'PCOW_CANCELLED',
+};
+
 /** The code of a failed system call, by its (positive) errno. */
 export function systemCodeOf(number: number): PcowErrorCode {
   return CODE_OF_ERRNO[NAME_OF_ERRNO.get(number) as keyof typeof errno] ?? 'PCOW_IO';
+}
+
+/** The code of an error of which another process of Pcow tells the (positive) errno alone. */
+export function codeOfAnswer(number: number): PcowErrorCode {
+  return CODE_OF_ANSWER[NAME_OF_ERRNO.get(number) as keyof typeof errno] ?? systemCodeOf(number);
 }
 
 /**

@@ -117,11 +117,15 @@ export type NativeAttachEvent =
   | { kind: 'looked'; connection: number; id: number }
   | { kind: 'closed'; connection: number; text: string };
 
+/** The requests of native/attach/protocol.h, which has their numbers. */
+export type NativeRequestName =
+  'prepare' | 'cut' | 'commit' | 'finish' | 'abort' | 'delete' | 'status' | 'sync' | 'rename';
+
 export interface NativeAttachServer {
   handOver(connection: number, paths: string[], write: boolean): void;
   confirm(connection: number): void;
   refuse(connection: number, errno: number, text: string): void;
-  request(connection: number, id: number, kind: number, value: number, text: string): void;
+  request(connection: number, id: number, name: NativeRequestName, value: number, text: string): void;
   /** A request, too. No paths: there is nothing to give, and the monitor may ask again. */
   giveBases(connection: number, id: number, paths: string[]): void;
   released(connection: number): void;

@@ -1,8 +1,18 @@
+import { readFile } from 'node:fs/promises';
 import { constants } from 'node:os';
+import path from 'node:path';
 
 import test from 'ava';
 
-import { fromNative, isPcowError, PcowError, type PcowErrorCode } from '../../src/engine/errors.js';
+import { ROOT } from '../../src/engine/built.js';
+import {
+  codeOfAnswer,
+  fromNative,
+  isPcowError,
+  PcowError,
+  type PcowErrorCode,
+  systemCodeOf,
+} from '../../src/engine/errors.js';
 
 const ERRNO_NAMES: Record<PcowErrorCode, keyof typeof constants.errno> = {
   PCOW_INVALID: 'EINVAL',
@@ -61,4 +71,32 @@ test("fromNative translates the engine's errors and nothing else", (t) => {
   t.is((translated as PcowError).errnoName, 'EDQUOT');
   const others = [new TypeError('a bug'), Object.assign(new Error('node'), { code: 'ENOENT' }), 'text', undefined];
   for (const other of others) t.is(fromNative(other), other);
+});
+
+test('a failed system call has the same code here and in the engine', async (t) => {
+  const source = await readFile(path.join(ROOT, 'native/engine/error.cc'), 'utf8');
+  const [, table = ''] = /^Code code_of_errno\(int err\) \{\n([^]*?)^\}/m.exec(source) ?? [];
+  const codes = new Map<string, string>();
+  for (const [, cases = '', code = ''] of table.matchAll(/((?:\s*case E\w+:)+) return Code::k(\w+);/g)) {
+    for (const [, name = ''] of cases.matchAll(/case (E\w+):/g)) {
+      codes.set(name, `PCOW${code.replace(/[A-Z]/g, (letter) => `_${letter.toUpperCase()}`).toUpperCase()}`);
+    }
+  }
+  t.true(codes.size > 10);
+  for (const [name, number] of Object.entries(constants.errno)) {
+    if (name === 'ENOTSUP') continue; // EOPNOTSUPP by another name
+    t.is(systemCodeOf(number), (codes.get(name) ?? 'PCOW_IO') as PcowErrorCode, name);
+  }
+});
+
+test('a mount or a monitor that answers with an errno means the code that it stands for', (t) => {
+  const { EBUSY, EINVAL, EIO, ELOOP, EMLINK, ENOSPC, ESTALE, ECANCELED } = constants.errno;
+  t.is(codeOfAnswer(EBUSY), 'PCOW_BUSY');
+  t.is(codeOfAnswer(EINVAL), 'PCOW_INVALID');
+  t.is(codeOfAnswer(EIO), 'PCOW_IO');
+  t.is(codeOfAnswer(ELOOP), 'PCOW_BASE_LOOP');
+  t.is(codeOfAnswer(EMLINK), 'PCOW_LIMIT');
+  t.is(codeOfAnswer(ENOSPC), 'PCOW_NO_SPACE');
+  t.is(codeOfAnswer(ESTALE), 'PCOW_BASE_CHANGED');
+  t.is(codeOfAnswer(ECANCELED), 'PCOW_CANCELLED');
 });
