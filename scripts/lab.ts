@@ -1,0 +1,110 @@
+/**
+ * `npm run lab`: a machine with persistent memory, in which Pcow runs as on a host (docs/lab.md).
+ *
+ *   npm run lab -- SUITE                  the suites are those of scripts/lab/suites
+ *   npm run lab -- shell COMMAND...       one command in the lab, as root
+ *   npm run lab -- --kernel trixie ...    on another kernel of Debian; --processors N: by default 2 with KVM, 1 without
+ *
+ * Prints what the suite prints, and ends with its exit code.
+ */
+import { spawn, spawnSync } from 'node:child_process';
+import { once } from 'node:events';
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import path from 'node:path';
+import { parseArgs } from 'node:util';
+
+import { accelerator } from './guest/accelerator.js';
+import { repository } from './guest/files.js';
+
+/** The suites, and the minutes that each may take. */
+const SUITES: Record<string, number> = { shell: 60, short: 30 };
+
+/** Half a GiB of it at most is what the kernel, Debian and the layers of memory take; the persistent memory lies above 4 GiB. */
+const MEMORY = ['-m', '4G'];
+const PERSISTENT = 'memmap=1G!4G';
+
+/** An emulated processor that gets little time fails the kernel's check of its timer, and the watchdogs. */
+const PATIENCE = 'no_timer_check nowatchdog rcupdate.rcu_cpu_stall_suppress=1';
+
+const kvm = (await accelerator()) === 'kvm';
+
+const lab = path.join(repository, 'build/lab');
+
+const { values, positionals } = parseArgs({
+  allowPositionals: true,
+  options: {
+    kernel: { type: 'string', default: 'own' },
+    processors: { type: 'string', default: kvm ? '2' : '1' },
+  },
+});
+
+/**
+ * Several emulated processors spend most of a busy host's time waiting for each other, so there is one. Its clock goes by its
+ * instructions, 1 ns each: what waits for an answer waits as long as on a real processor, however slow the host is.
+ */
+const CLOCK = kvm || values.processors !== '1' ? [] : ['-icount', 'shift=0'];
+const PROCESSORS = ['-smp', values.processors, ...CLOCK];
+
+const [name = '', ...words] = positionals;
+const minutes = SUITES[name];
+if (minutes === undefined) {
+  process.stderr.write(
+    `usage: npm run lab -- [--kernel NAME] [--processors N] SUITE; the suites are: ${Object.keys(SUITES).join(' ')}\n`,
+  );
+  process.exit(2);
+}
+
+must('bash', 'scripts/lab/project');
+must('bash', 'scripts/lab/kernel', values.kernel);
+process.exitCode = await run(values.kernel, command(), minutes);
+
+/** What the first process of the lab's Debian runs. */
+function command(): string {
+  const what = name === 'shell' ? words.join(' ') : `bash scripts/lab/suites/${name} ${words.join(' ')}`;
+  return `export PCOW_TEST_PROGRAMS=$PWD/build/lab/programs\n${what}\n`;
+}
+
+/** A step of the preparation. */
+function must(program: string, ...args: string[]): void {
+  const { status } = spawnSync(program, args, { cwd: repository, stdio: ['ignore', 'inherit', 'inherit'] });
+  if (status !== 0) process.exit(status ?? 1);
+}
+
+/** Boots the lab for one command, and resolves with its exit code. */
+async function run(kernel: string, command: string, minutes: number): Promise<number> {
+  const scratch = mkdtempSync(path.join(tmpdir(), 'pcow-lab-'));
+  const file = (name: string): string => path.join(scratch, name);
+  const disk = (name: string): string[] => ['-drive', `file=${path.join(lab, name)},if=virtio,format=raw,readonly=on`];
+  try {
+    writeFileSync(file('command'), command);
+    // It dies with this process. ttyS0 is the kernel's console; scripts/lab/inside has the others.
+    const qemu = spawn(
+      'setpriv',
+      [
+        ...['--pdeathsig', 'KILL', '--', 'qemu-system-x86_64', '-nodefaults', '-display', 'none', '-no-reboot'],
+        ...['-machine', 'q35', '-accel', kvm ? 'kvm' : 'tcg', '-cpu', 'max', ...PROCESSORS, ...MEMORY],
+        ...['-kernel', path.join(lab, kernel, 'vmlinuz'), '-initrd', path.join(lab, kernel, 'initramfs.gz')],
+        ...['-append', `console=ttyS0 panic=-1 quiet ${PERSISTENT} ${PATIENCE}`],
+        ...[...disk('root.img'), ...disk('project.img'), '-fw_cfg', `name=opt/pcow/command,file=${file('command')}`],
+        ...['-serial', `file:${file('console')}`, '-serial', 'stdio', '-serial', `file:${file('exit-code')}`],
+      ],
+      { stdio: ['ignore', 'inherit', 'inherit'] },
+    );
+    const stop = (): void => void qemu.kill('SIGKILL');
+    const limit = setTimeout(stop, minutes * 60_000);
+    process.on('SIGINT', stop).on('SIGTERM', stop);
+    await once(qemu, 'close');
+    process.off('SIGINT', stop).off('SIGTERM', stop);
+    clearTimeout(limit);
+    const code = /^(\d+)\s*$/.exec(readFileSync(file('exit-code'), 'utf8'))?.[1];
+    if (code !== undefined) return Number(code);
+    const said = readFileSync(file('console'), 'utf8').split('\n').slice(-60).join('\n');
+    process.stderr.write(
+      `not ok - lab ${name}: it ended before its command did, or took more than ${minutes} minutes\n${said}\n`,
+    );
+    return 1;
+  } finally {
+    rmSync(scratch, { recursive: true, force: true });
+  }
+}
