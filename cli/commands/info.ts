@@ -62,8 +62,9 @@ interface Found {
 }
 
 function forPrograms({ target, image, guest, receiving }: Found): object {
-  // What this opening may do, and its own last error, say nothing about the image; who is alive is `holder`.
-  const { writable: _writable, lastError: _lastError, opener: _opener, ...rest } = image;
+  // What this opening may do, and has done, says nothing about the image; who is alive is `holder`.
+  const { writable: _writable, lastError: _lastError, opener: _opener, ...known } = image;
+  const { persistent: _persistent, kernelWrites: _writes, kernelSyncs: _syncs, ...rest } = known;
   return {
     name: target.name,
     ...rest,

@@ -88,6 +88,9 @@ Napi::Value info_to_js(Napi::Env env, const ImageInfo& info) {
   object.Set("subBlockSize", number(env, info.sub_block_size));
   object.Set("fileSize", number(env, info.file_size));
   object.Set("diskUse", number(env, info.disk_use));
+  object.Set("persistent", info.persistent);
+  object.Set("kernelWrites", number(env, info.kernel_writes));
+  object.Set("kernelSyncs", number(env, info.kernel_syncs));
   object.Set("clean", info.clean);
   object.Set("writable", info.writable);
   object.Set("generation", number(env, info.generation));

@@ -30,6 +30,13 @@ enum class Rule {
   kDataBeforeDurable,    // data and entries are on the disk before their `durable` bits
   kNotedBitsOnly,        // only bits that were noted before that sync become durable
   kDurableBeforeReturn,  // `durable` bits are on the disk before a sync returns
+  // On persistent memory, where what is written and stored is durable at once.
+  kCopyFencedBeforeEntry,    // data is copied and fenced before the entry is stored; a directory, before its superblock
+  kEntryFlushed,             // an entry is flushed after it is stored
+  kEntryFencedBeforeReturn,  // … and that is fenced before whoever asked for it gets an answer
+  kLengthBeforeUse,          // the file reaches to the end of a block durably before an entry names the block
+  kHolesBeforeReturn,        // a sync makes holes durable, too: nothing else does
+  kMappedBeforeReturn,       // … and what others have stored through mappings of blocks
   // Changing the structure.
   kDirectoryBeforeSuperblock,    // a directory is on the disk before the superblock that names it
   kChecksumsBeforeSuperblock,    // a layer's checksums are, too

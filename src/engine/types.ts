@@ -127,6 +127,12 @@ export interface ImageInfo {
   opener: Holder | null;
   /** Of the last operation that failed on this opening. */
   lastError: ImageFailure | null;
+  /** Whether this opening may write, and stores into persistent memory directly (docs/durability.md). */
+  persistent: boolean;
+  /** How often this opening has called write(2) for the image's file. */
+  kernelWrites: number;
+  /** How often this opening has asked the kernel to make something of the image's file durable: fdatasync(2) and the like. */
+  kernelSyncs: number;
 }
 
 /** An operation on an image that failed. */

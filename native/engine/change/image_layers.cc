@@ -25,7 +25,7 @@ Result<void> ImageState::prepare_directory(Prepared* prepared, Reach reach) {
   prepared->length = bytes.size();
   auto written = file->write(prepared->offset, bytes.data(), bytes.size());
   if (written && keeps(Rule::kDirectoryBeforeSuperblock))
-    written = reach == Reach::kFile ? file->sync() : file->sync(prepared->offset, prepared->length);
+    written = reach == Reach::kFile ? file->sync() : file->sync_stored(prepared->offset, prepared->length);
   if (!written) {
     space->release(*first, blocks);
     prepared->length = 0;

@@ -38,7 +38,7 @@ Result<std::unique_ptr<PendingSnapshot>> PendingSnapshot::prepare(Image* image, 
     if (state.closed) return state.closed_error();
     if (!state.writable()) return Error(Code::kReadOnly, state.path + " is open for reading only");
     if (state.directory.find(name)) return Error(Code::kExists, state.path + " already has a snapshot called " + name);
-    PCOW_TRY(state.file->write_back(state.space->file_end()));
+    PCOW_TRY(state.write_back(state.space->file_end()));
     ImageState::Prepared& prepared = pending->state_->prepared;
     prepared.directory = state.directory;
     Layer* frozen = prepared.directory.find(prepared.directory.active);

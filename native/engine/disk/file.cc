@@ -16,6 +16,8 @@
 
 #include "engine/disk/bus_guard.h"
 #include "engine/disk/page.h"
+#include "engine/disk/persistent.h"
+#include "engine/rules.h"
 
 namespace pcow {
 namespace {
@@ -59,6 +61,17 @@ bool Mapping::is_torn() const { return guard_->torn.load(std::memory_order_acqui
 
 void Mapping::expect_random() const { madvise(address_, length_, MADV_RANDOM); }
 
+File::File(std::string path, int descriptor, FileObserver* observer)
+    : path_(std::move(path)), descriptor_(descriptor), observer_(observer) {}
+
+// Each file by itself: a directory may have files of both kinds.
+void File::find_out_where(bool write) {
+  if (!write) return;
+  const bool as_if = observer_ && observer_->is_persistent(path_);
+  if (as_if || is_in_persistent_memory(descriptor_))
+    memory_ = std::make_unique<PersistentMemory>(as_if ? MAP_SHARED : MAP_SHARED_VALIDATE | MAP_SYNC);
+}
+
 Result<std::shared_ptr<File>> File::open(const std::string& path, bool write, FileObserver* observer) {
   // O_NONBLOCK: a FIFO under an image's name must not stop us; it has no effect on a regular file.
   const int descriptor = ::open(path.c_str(), (write ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
@@ -67,6 +80,7 @@ Result<std::shared_ptr<File>> File::open(const std::string& path, bool write, Fi
   auto status = file->status();
   if (!status) return status.error();
   if (!S_ISREG(status->st_mode)) return Error(Code::kNotAnImage, path + " is not a regular file");
+  file->find_out_where(write);
   return file;
 }
 
@@ -77,6 +91,7 @@ Result<std::shared_ptr<File>> File::adopt(const std::string& path, int descripto
   auto status = file->status();
   if (!status) return status.error();
   if (!S_ISREG(status->st_mode)) return Error(Code::kNotAnImage, path + " is not a regular file");
+  file->find_out_where((fcntl(duplicate, F_GETFL) & O_ACCMODE) == O_RDWR);
   return file;
 }
 
@@ -130,6 +145,8 @@ Result<void> File::read_all(uint64_t offset, void* buffer, size_t length) const 
 }
 
 Result<void> File::write(uint64_t offset, const void* buffer, size_t length) {
+  if (memory_) return copy_in(offset, buffer, length);
+  kernel_writes_.fetch_add(1, std::memory_order_relaxed);
   size_t done = 0;
   int err = observe(FileOperation::kWrite, offset, length, buffer);
   if (!err) {
@@ -167,6 +184,19 @@ Result<void> File::allocate(uint64_t offset, uint64_t length) {
 }
 
 Result<void> File::punch(uint64_t offset, uint64_t length) {
+  auto outcome = make_hole(offset, length);
+  // After it is made: a sync that was called before need not cover it.
+  if (memory_) memory_->has_fresh_holes.store(true);
+  return outcome;
+}
+
+Result<void> File::make_hole(uint64_t offset, uint64_t length) {
+  std::unique_lock<std::shared_mutex> nobody_stores;
+  if (memory_) {
+    nobody_stores = std::unique_lock(memory_->mutex);
+    const uint64_t first = offset / kPageSize;
+    memory_->ready.set(first, (offset + length + kPageSize - 1) / kPageSize - first, false);
+  }
   int err = observe(FileOperation::kPunch, offset, length, nullptr);
   if (!err) {
     err = insist(FileOperation::kPunch, [&] {
@@ -179,9 +209,12 @@ Result<void> File::punch(uint64_t offset, uint64_t length) {
 }
 
 Result<void> File::resize(uint64_t length) {
+  Result<uint64_t> before = uint64_t{0};
+  if (memory_ && !(before = size())) return before.error();
   int err = observe(FileOperation::kResize, 0, length, nullptr);
   if (!err) err = insist(FileOperation::kResize, [&] { return ftruncate(descriptor_, static_cast<off_t>(length)); });
   if (err) return disk_error(err, "cannot change the size of " + path_);
+  if (memory_ && keeps(Rule::kLengthBeforeUse)) return commit_length(*before, length);
   return {};
 }
 
@@ -228,8 +261,9 @@ Error File::fail_sync(int err) {
 // again, whatever errno it returns. EINTR too may be what the disk (a filesystem in userspace, a server) gave as its reason; so that
 // it is never just a signal of this process, signals are held.
 template <typename Call>
-int File::tell_lost(FileOperation operation, uint64_t offset, uint64_t length, const Call& call) const {
+int File::tell_lost(FileOperation operation, uint64_t offset, uint64_t length, const Call& call) {
   if (const int err = observe(operation, offset, length, nullptr)) return err;
+  kernel_syncs_.fetch_add(1, std::memory_order_relaxed);
   const SignalsHeld held;
   return call() == 0 ? 0 : errno;
 }
@@ -244,6 +278,7 @@ Result<void> File::sync_by(uint64_t offset, uint64_t length, const Call& call) {
 }
 
 Result<void> File::sync() {
+  if (memory_) memory_->has_fresh_holes.store(false);  // those that are made from here on wait for the next one
   return sync_by(0, kWholeFile, [&] { return fdatasync(descriptor_); });
 }
 
@@ -299,21 +334,27 @@ Result<void> File::write_back(uint64_t end) {
 }
 
 Result<std::unique_ptr<Mapping>> File::map(uint64_t offset, uint64_t length, bool write) {
+  auto mapping = map_by(offset, length, write, write && memory_ ? memory_->synced_flags : MAP_SHARED);
+  if (mapping) note_end(offset + length);
+  return mapping;
+}
+
+Result<std::unique_ptr<Mapping>> File::map_by(uint64_t offset, uint64_t length, bool write, int flags) {
   int err = observe(FileOperation::kMap, offset, length, nullptr);
   if (!err) {
     const int protection = PROT_READ | (write ? PROT_WRITE : 0);
-    void* address = mmap(nullptr, length, protection, MAP_SHARED, descriptor_, static_cast<off_t>(offset));
+    void* address = mmap(nullptr, length, protection, flags, descriptor_, static_cast<off_t>(offset));
     // Not for a child of fork(2): as long as it lives, a mapping of its own would keep the writer's lock of a parent that has ended.
-    if (address != MAP_FAILED && madvise(address, length, MADV_DONTFORK) == 0) {
-      for (uint64_t end = mapped_end_;
-           end < offset + length && !mapped_end_.compare_exchange_weak(end, offset + length);)
-        continue;
+    if (address != MAP_FAILED && madvise(address, length, MADV_DONTFORK) == 0)
       return std::make_unique<Mapping>(address, length, protection, write ? stores_lost_ : nullptr);
-    }
     err = errno;
     if (address != MAP_FAILED) munmap(address, length);
   }
   return system_error(err, "cannot map " + path_);
+}
+
+void File::note_end(uint64_t end) {
+  for (uint64_t known = mapped_end_; known < end && !mapped_end_.compare_exchange_weak(known, end);) continue;
 }
 
 void File::forget_cached(uint64_t offset, uint64_t length) const {

@@ -289,6 +289,6 @@ Result<void> write_superblock(File& file, const Superblock& superblock) {
   return file.write(slot * kPageSize, page.data(), page.size());
 }
 
-Result<void> sync_superblock(File& file) { return file.sync(0, 2 * kPageSize); }
+Result<void> sync_superblock(File& file) { return file.sync_stored(0, 2 * kPageSize); }
 
 }  // namespace pcow

@@ -79,6 +79,13 @@ std::vector<ChunkRange> Table::present() const {
   return ranges;
 }
 
+void Table::store_run(uint64_t block, uint64_t count, Entry first) {
+  uint64_t* const words = &mapping_->words()[block];
+  const uint64_t offset = offset_ + block * 8;
+  for (uint64_t i = 0; i < count; i++, first.index++) file_->store_unfenced(words + i, offset + i * 8, first.pack());
+  if (file_->is_persistent()) file_->persist(words, offset, count * 8);
+}
+
 Result<void> Table::ensure(uint64_t chunk) {
   if (ensured_.get(chunk)) return {};
   if (keeps(Rule::kTableSpaceBeforeStore)) PCOW_TRY(file_->allocate(offset_ + chunk * kPageSize, kPageSize));

@@ -65,9 +65,11 @@ class Table {
   void store(uint64_t block, Entry entry) {
     file_->store(&mapping_->words()[block], offset_ + block * 8, entry.pack());
   }
+  // For `count` blocks from `block` on, which are neighbours in the file as well: `first` is the entry of the first.
+  void store_run(uint64_t block, uint64_t count, Entry first);
   // The entries of chunks [first, end), and perhaps others.
   Result<void> sync(uint64_t first, uint64_t end) {
-    return file_->sync(offset_ + first * kPageSize, (end - first) * kPageSize);
+    return file_->sync_stored(offset_ + first * kPageSize, (end - first) * kPageSize);
   }
   // The chunks for which that is true. Complete once nobody stores any more.
   std::vector<ChunkRange> present() const;

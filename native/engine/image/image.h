@@ -102,6 +102,10 @@ struct ImageInfo {
   bool has_opener = false;  // it is not clean: who has it open for writing, or was the last one and has died
   Holder opener;
   std::optional<LastError> last_error;  // of the last operation that failed on this opening
+  bool persistent = false;              // its file counts as one in persistent memory (docs/format.md)
+  // How often this opening has called write(2), or fdatasync(2) and the like, for the image's file.
+  uint64_t kernel_writes = 0;
+  uint64_t kernel_syncs = 0;
 };
 
 // Of a snapshot that is received from another image: what it shares with that one. Absent: its own. Every time is a time,

@@ -82,6 +82,7 @@ Result<Extent> Image::held(uint64_t offset) const {
   const ImageState& state = *state_;
   const std::shared_lock lock(state.gate);
   if (state.closed) return state.closed_error();
+  if (!state.lent.load(std::memory_order_relaxed)) state.lent.store(true);
   auto extent = state.mappable_extent(offset);
   if (extent && state.writable())
     PCOW_TRY(state.untorn());  // a reader asks Image::read() next, which maps the table anew
@@ -220,6 +221,7 @@ Result<Extent> Image::make_writable(uint64_t offset, const FaultHint& hint, Faul
     const std::shared_lock lock(state.gate);
     if (state.closed) return state.closed_error();
     if (state.is_stale()) return state.stale_error();
+    if (!state.lent.load(std::memory_order_relaxed)) state.lent.store(true);
     return state.make_writable_locked(offset, hint, work);
   };
   return state.noted(while_stale(state, attempt));

@@ -21,6 +21,9 @@ ImageInfo Image::info() const {
     info.file_size = static_cast<uint64_t>(status->st_size);
     info.disk_use = static_cast<uint64_t>(status->st_blocks) * 512;
   }
+  info.persistent = state.file->is_persistent();
+  info.kernel_writes = state.file->kernel_calls().writes;
+  info.kernel_syncs = state.file->kernel_calls().syncs;
   info.clean = state.superblock.clean;
   info.writable = state.writable() && !state.closed;
   info.generation = state.superblock.generation;

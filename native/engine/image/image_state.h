@@ -184,6 +184,8 @@ class ImageState {
   // image_sync.cc
   Result<void> sync();
   Result<void> sync_frozen(uint64_t end);  // bytes of the file
+  Result<void> write_back(uint64_t end);   // the same; only to make the next sync shorter
+  bool needs_kernel() const;
   template <typename WriteBack>
   Result<void> make_durable(const Unsynced& marked, const WriteBack& write_back);
   void mark_unsynced(const std::shared_ptr<Table>& table, uint64_t chunk);
@@ -373,7 +375,10 @@ class ImageState {
 
   std::unique_ptr<Space> space;  // the writer's
 
-  std::mutex marking;  // guards `unsynced`
+  // Blocks were given out to be mapped: whoever has them stores there without the engine.
+  mutable std::atomic<bool> lent{false};
+
+  mutable std::mutex marking;  // guards `unsynced`
   Unsynced unsynced;
   std::atomic<uint64_t> sync_arrivals{0};
   uint64_t sync_covered = 0;  // guarded by `syncing`

@@ -8,6 +8,9 @@
 //   5. punch the released blocks, after everybody who may still be reading them has passed the gate; free what the
 //      sync before punched, for step 2 made those holes durable
 // The sync of a snapshot (sync_frozen) takes steps 1 to 4 for the frozen layers alone.
+// In persistent memory what the engine has stored is durable already. Then steps 1 to 4 are only needed for what others have stored through
+// mappings, for holes, and for entries that were not durable when the image was opened; without any of these, and without released blocks,
+// a sync makes no system call.
 // A crash between 2 and 4 loses bits whose data is on the disk; the sync had not returned, so nothing was promised.
 
 #include <shared_mutex>
@@ -67,8 +70,19 @@ Result<void> ImageState::make_durable(const Unsynced& marked, const WriteBack& w
   return {};
 }
 
+// Whether something waits that only the kernel makes durable. An operation that is over has left its trace before it returned: no lock
+// over all three is needed.
+bool ImageState::needs_kernel() const {
+  if (!file->is_persistent()) return true;
+  if (lent && keeps(Rule::kMappedBeforeReturn)) return true;
+  if (file->has_fresh_holes() && keeps(Rule::kHolesBeforeReturn)) return true;
+  const std::lock_guard taking(marking);
+  return !unsynced.empty();
+}
+
 Result<void> ImageState::sync() {
   PCOW_TRY(check_settled());
+  if (!needs_kernel() && !space->has_pending()) return file->sync_stored(0, kWholeFile);
   const uint64_t arrival = ++sync_arrivals;
   const std::lock_guard lock(syncing);
   if (sync_covered >= arrival) return {};  // one that began after we came has already run
@@ -79,10 +93,11 @@ Result<void> ImageState::sync() {
     const std::lock_guard taking(marking);
     marked.swap(unsynced);
   }
+  const bool by_kernel = !marked.empty() || needs_kernel();
   if (!keeps(Rule::kFreeingBeforePunch)) PCOW_TRY(space->finish_sync(space->take_released()));
   const std::vector<uint64_t> released = space->take_released();
   space->note_sync_began();
-  PCOW_TRY(make_durable(marked, [&] { return file->sync(); }));
+  PCOW_TRY(make_durable(marked, [&] { return by_kernel ? file->sync() : file->sync_stored(0, kWholeFile); }));
   space->note_sync_done();
   sync_covered = covering;
 
@@ -107,9 +122,14 @@ Result<void> ImageState::sync_frozen(uint64_t end) {
     if (!others.empty()) unsynced.insert(std::move(others));
   }
   return make_durable(marked, [&]() -> Result<void> {
-    PCOW_TRY(file->write_back(end));
+    if (marked.empty() && !needs_kernel()) return file->sync_stored(0, end);
+    PCOW_TRY(write_back(end));
     return file->sync(0, end);
   });
+}
+
+Result<void> ImageState::write_back(uint64_t end) {
+  return file->is_persistent() && !lent ? Result<void>() : file->write_back(end);
 }
 
 Result<void> Image::sync() {

@@ -92,14 +92,15 @@ Result<uint64_t> ImageState::make_own_run(uint64_t block, uint64_t most) {
     count = 1;
     outcome = make_mappable(place, geometry.block_size());
   }
-  if (outcome && count > 1) outcome = fill_cache(*first, count);
+  // Persistent memory has no page cache.
+  const bool cached = !file->is_persistent();
+  if (outcome && count > 1 && cached) outcome = fill_cache(*first, count);
   if (!outcome) {
     space->release(*first, count);
     return outcome.error();
   }
-  for (uint64_t i = 0; i < count; i++)
-    active->store(block + i, {static_cast<uint32_t>(*first + i), geometry.full_mask(), 0});
-  mark_unsynced(active, block / kBlocksPerChunk);
+  active->store_run(block, count, {*first, geometry.full_mask(), cached ? uint16_t{0} : geometry.full_mask()});
+  if (cached) mark_unsynced(active, block / kBlocksPerChunk);
   return count;
 }
 

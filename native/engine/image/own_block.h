@@ -9,6 +9,10 @@
 //   4. The entry is stored, with the new sub-blocks `written` and not `durable` (kDurableAfterSync). From here on readers see them.
 //   5. The chunk is marked, so that the next sync makes them durable. It covers the entry and the data, which come before the mark.
 //
+// In persistent memory (File::is_persistent()) each of these steps is durable before the next begins: the data is copied and fenced
+// (kCopyFencedBeforeEntry), a file that has grown reaches there (kLengthBeforeUse), and the entry, with the new sub-blocks `durable` as well,
+// is flushed and fenced before the caller gets its answer. There is nothing left for a sync.
+//
 // Why a crash does no harm:
 //   - A process that is killed before step 4 leaves the old entry, which reads as before; the next opener finds the block free. After
 //     step 4 the data is there: the kernel has both in its page cache.
@@ -51,7 +55,7 @@ Result<Entry> ImageState::make_own(const std::shared_ptr<Table>& table, uint64_t
     if (fresh) space->release(after.index, 1);
     return filled.error();
   }
-  if (!keeps(Rule::kDurableAfterSync)) after.durable |= gained.written;
+  if (file->is_persistent() || !keeps(Rule::kDurableAfterSync)) after.durable |= gained.written;
   table->store(block, after);
   if (after.written != after.durable) mark_unsynced(table, block / kBlocksPerChunk);
   return after;

@@ -282,7 +282,7 @@ uint64_t Space::file_end() const {
 
 bool Space::is_durable(uint64_t index) const {
   const std::lock_guard lock(mutex_);
-  return index < durable_blocks_;
+  return file_->is_persistent() || index < durable_blocks_;
 }
 
 void Space::note_sync_began() {

@@ -73,7 +73,8 @@ class Space {
   // Bytes: every block that was handed out lies before it.
   uint64_t file_end() const;
 
-  // Whether the whole block lay inside the file when a sync last began: its being a hole is durable.
+  // Whether the whole block lay inside the file when a sync last began: its being a hole is durable. (In persistent memory the file reaches
+  // there durably as soon as it has grown.)
   bool is_durable(uint64_t index) const;
   void note_sync_began();
   void note_sync_done();
