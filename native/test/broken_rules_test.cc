@@ -20,10 +20,13 @@ struct Breach {
   Rule rule;
   const char* name;
   const char* workload;  // where it shows
+  bool persistent;       // in persistent memory
 };
 
 #define BREACH(rule, workload) \
-  { Rule::rule, #rule, workload }
+  { Rule::rule, #rule, workload, false }
+#define BREACH_IN_MEMORY(rule, workload) \
+  { Rule::rule, #rule, workload, true }
 const Breach kBreaches[] = {
     BREACH(kSyncAtOpening, "killed processes"),
     BREACH(kDropUndurable, "expansion"),
@@ -60,22 +63,36 @@ const Breach kBreaches[] = {
     BREACH(kNameBeforeReturn, "family"),
     BREACH(kSyncBeforeClean, "expansion"),
     BREACH(kHolesBeforeClean, "mapping"),
+    BREACH_IN_MEMORY(kCopyFencedBeforeEntry, "expansion"),
+    BREACH_IN_MEMORY(kCopyFencedBeforeEntry, "snapshots"),
+    BREACH_IN_MEMORY(kEntryFlushed, "mapping"),
+    BREACH_IN_MEMORY(kEntryFencedBeforeReturn, "mapping"),
+    BREACH_IN_MEMORY(kLengthBeforeUse, "mapping"),
+    BREACH_IN_MEMORY(kHolesBeforeReturn, "discard and reuse"),
+    BREACH_IN_MEMORY(kMappedBeforeReturn, "mapping"),
+    BREACH_IN_MEMORY(kDataBeforeEntry, "expansion"),
+    BREACH_IN_MEMORY(kFreeingBeforeReuse, "discard and reuse"),
+    BREACH_IN_MEMORY(kHoleBeforeReuse, "mapping"),
+    BREACH_IN_MEMORY(kDataSpaceBeforeMapping, "mapping"),
+    BREACH_IN_MEMORY(kFileReachesBeforeUse, "expansion"),
+    BREACH_IN_MEMORY(kDurableBeforeSeal, "mapping"),
 };
 
 // In a process of its own, for that is how a failure ends. Its files are this one's to remove.
-bool is_found(Rule rule, const char* workload, uint64_t seed, int rounds) {
+bool is_found(const Breach& breach, const char* workload, uint64_t seed, int rounds) {
   const TemporaryDirectory place("/dev/shm");
   fflush(nullptr);
   const pid_t child = fork();
   CHECK(child >= 0);
   if (child == 0) {
     CHECK(freopen("/dev/null", "w", stderr));
-    pcow::broken_rule = rule;
+    pcow::broken_rule = breach.rule;
     Run run;
     run.random.seed(seed);
     run.place = place.path();
+    run.persistent = breach.persistent;
     for (int round = 0; round < rounds; round++) {
-      pcow::goes_without_reserve = round % 2 == 0 && rule != Rule::kHeirBeforeHandingOver;
+      pcow::goes_without_reserve = round % 2 == 0 && breach.rule != Rule::kHeirBeforeHandingOver;
       run_workload(&run, workload, 20);
     }
     _exit(0);
@@ -99,9 +116,10 @@ int main(int argc, char** argv) {
   for (const Breach& breach : kBreaches) {
     if (argc > 2 && strcmp(argv[2], breach.name) != 0 && strcmp(argv[2], "all") != 0) continue;
     tried++;
-    if (!is_found(breach.rule, argc > 3 ? argv[3] : breach.workload, seed, rounds)) {
+    if (!is_found(breach, argc > 3 ? argv[3] : breach.workload, seed, rounds)) {
       missed++;
-      printf("a breach of this rule is not found: %s\n", breach.name);
+      printf("a breach of this rule is not found: %s%s\n", breach.name,
+             breach.persistent ? ", in persistent memory" : "");
     }
   }
   printf("%d broken rules, %d not found\n", tried, missed);

@@ -1,5 +1,7 @@
 #include "crash_content.h"
 
+#include <algorithm>
+#include <array>
 #include <cstring>
 #include <optional>
 
@@ -17,29 +19,75 @@ World exactly(const Content& content) {
   return world;
 }
 
+// Odd, so that what it was multiplied by can be told.
+constexpr uint64_t kMixer = 0x9e3779b97f4a7c15u;
+constexpr uint64_t kUnmixer = [] {
+  uint64_t inverse = kMixer;
+  for (int i = 0; i < 6; i++) inverse *= 2 - kMixer * inverse;
+  return inverse;
+}();
+static_assert(kMixer * kUnmixer == 1);
+
+constexpr size_t kWords = kSector / 8;
+using TornSector = std::array<uint64_t, kWords>;  // stamps
+constexpr uint64_t kTorn = uint64_t{1} << 63;     // and its number
+
+struct TornSectors {
+  std::vector<TornSector> by_number;
+  std::map<TornSector, uint64_t> numbers;
+};
+static TornSectors torn_sectors;
+
+static uint64_t word_stamp(uint64_t stamp, size_t word) {
+  return stamp & kTorn ? torn_sectors.by_number[stamp & ~kTorn][word] : stamp;
+}
+
+static bool may_hold(const std::set<uint64_t>& allowed, uint64_t stamp) {
+  if (allowed.contains(stamp)) return true;
+  if (!(stamp & kTorn)) return false;
+  for (size_t word = 0; word < kWords; word++) {
+    const bool known = std::any_of(allowed.begin(), allowed.end(),
+                                   [&](uint64_t one) { return word_stamp(one, word) == word_stamp(stamp, word); });
+    if (!known) return false;
+  }
+  return true;
+}
+
 bool allows(const World& world, const Content& content) {
   if (world.snapshots != content.snapshots || world.active.size() != content.active.size()) return false;
   for (size_t i = 0; i < content.active.size(); i++)
-    if (!world.active[i].contains(content.active[i])) return false;
+    if (!may_hold(world.active[i], content.active[i])) return false;
   return true;
 }
 
 void fill_sector(uint64_t stamp, uint64_t sector, uint8_t* bytes) {
-  uint64_t words[kSector / 8];
-  for (size_t i = 0; i < std::size(words); i++) words[i] = stamp * 0x9e3779b97f4a7c15u + i;
+  uint64_t words[kWords];
+  for (size_t i = 0; i < kWords; i++) words[i] = stamp * kMixer + sector * kWords + i;
   words[0] = stamp;
-  words[1] = sector;
   memcpy(bytes, words, kSector);
 }
 
-static std::optional<uint64_t> stamp_of(const uint8_t* bytes, uint64_t sector) {
+static std::optional<uint64_t> torn_stamp_of(const Run& run, const uint8_t* bytes, uint64_t sector) {
+  TornSector torn;
+  for (size_t i = 0; i < kWords; i++) {
+    uint64_t word;
+    memcpy(&word, bytes + i * 8, 8);
+    torn[i] = i == 0 || word == 0 ? word : (word - sector * kWords - i) * kUnmixer;
+    if (torn[i] > run.stamps) return std::nullopt;
+  }
+  const auto [at, fresh] = torn_sectors.numbers.emplace(torn, kTorn | torn_sectors.by_number.size());
+  if (fresh) torn_sectors.by_number.push_back(torn);
+  return at->second;
+}
+
+static std::optional<uint64_t> stamp_of(const Run& run, const uint8_t* bytes, uint64_t sector) {
   static const uint8_t zeros[kSector] = {};
   if (memcmp(bytes, zeros, kSector) == 0) return 0;
   uint64_t stamp;
   memcpy(&stamp, bytes, sizeof stamp);
   uint8_t expected[kSector];
   fill_sector(stamp, sector, expected);
-  if (memcmp(bytes, expected, kSector) != 0) return std::nullopt;
+  if (memcmp(bytes, expected, kSector) != 0) return run.persistent ? torn_stamp_of(run, bytes, sector) : std::nullopt;
   return stamp;
 }
 
@@ -68,7 +116,7 @@ Stamps read_stamps(const Run& run, const Image& image, const View* view, const s
   if (run.must(image.read(view, 0, bytes.data(), size), "read") != size) run.fail(what + " is short");
   Stamps stamps(size / kSector);
   for (size_t i = 0; i < stamps.size(); i++) {
-    const auto stamp = stamp_of(bytes.data() + i * kSector, i);
+    const auto stamp = stamp_of(run, bytes.data() + i * kSector, i);
     if (!stamp) run.fail(what + " holds in sector " + std::to_string(i) + " what nobody wrote there");
     stamps[i] = *stamp;
   }
@@ -95,7 +143,7 @@ std::string difference(const World& world, const Content& content) {
     if (!world.snapshots.contains(name)) return "there is a snapshot too many, " + name;
   if (content.active.size() != world.active.size()) return "the size is wrong";
   for (size_t i = 0; i < content.active.size(); i++)
-    if (!world.active[i].contains(content.active[i]))
+    if (!may_hold(world.active[i], content.active[i]))
       return "sector " + std::to_string(i) + " holds stamp " + std::to_string(content.active[i]) + " instead of " +
              std::to_string(*world.active[i].rbegin());
   return "nothing";

@@ -14,7 +14,9 @@
 namespace crash {
 
 constexpr size_t kSector = 512;
-using Stamps = std::vector<uint64_t>;  // what each sector holds; 0: zeros
+// What each sector holds; 0: zeros. In persistent memory a sector may be torn between two words: then it has a number that stands for the
+// stamps of its words.
+using Stamps = std::vector<uint64_t>;
 
 struct Content {
   Stamps active;

@@ -37,6 +37,7 @@ struct Run {
   std::string fault_name;
   std::string place = "/dev/shm";  // for its files: states are written by the thousand, and nothing of them is to last
   bool interrupts = false;         // reads and writes go piece by piece, and signals come in between
+  bool persistent = false;         // the image begins in persistent memory, and is carried to a disk and back
 
   [[noreturn]] void fail(const std::string& what) const {
     fprintf(stderr, "%s, in %s, state %llu: %s %s\n", where.c_str(), operation.c_str(),

@@ -80,10 +80,20 @@ DiskSimulator::DiskSimulator(DiskState state) : sizes_{state.size} {
   for (auto& [number, page] : state.pages) pages_[number] = {std::move(page)};
 }
 
-bool DiskSimulator::has_space(uint64_t offset, uint64_t length) const {
+bool Medium::has_space(uint64_t offset, uint64_t length) const {
   for (uint64_t page = offset / kPageSize; page < pages_for(offset + length); page++)
     if (!allocated_.contains(page)) return false;
   return true;
+}
+
+void Medium::note_space(FileOperation operation, uint64_t offset, uint64_t length) {
+  if (operation == FileOperation::kWrite || operation == FileOperation::kAllocate) {
+    for (uint64_t page = offset / kPageSize; page < pages_for(offset + length); page++) allocated_.insert(page);
+  } else if (operation == FileOperation::kPunch) {
+    const uint64_t first = pages_for(offset);
+    const uint64_t end = (offset + length) / kPageSize;
+    if (first < end) allocated_.erase(allocated_.lower_bound(first), allocated_.lower_bound(end));
+  }
 }
 
 // `data` null: zeros.
@@ -108,13 +118,7 @@ void DiskSimulator::change(uint64_t offset, uint64_t length, const uint8_t* data
 
 void DiskSimulator::apply(FileOperation operation, uint64_t offset, uint64_t length, const void* data) {
   uint64_t size = sizes_.back();
-  if (operation == FileOperation::kWrite || operation == FileOperation::kAllocate) {
-    for (uint64_t page = offset / kPageSize; page < pages_for(offset + length); page++) allocated_.insert(page);
-  } else if (operation == FileOperation::kPunch) {
-    const uint64_t first = pages_for(offset);
-    const uint64_t end = (offset + length) / kPageSize;
-    if (first < end) allocated_.erase(allocated_.lower_bound(first), allocated_.lower_bound(end));
-  }
+  note_space(operation, offset, length);
   switch (operation) {
     case FileOperation::kWrite:
     case FileOperation::kStore:
@@ -130,7 +134,10 @@ void DiskSimulator::apply(FileOperation operation, uint64_t offset, uint64_t len
     case FileOperation::kRead:
     case FileOperation::kMap:
     case FileOperation::kSync:
-    case FileOperation::kWriteBack: break;
+    case FileOperation::kWriteBack:
+    case FileOperation::kFlush:
+    case FileOperation::kFence:
+    case FileOperation::kWriteFault: break;
   }
   if (size != sizes_.back()) sizes_.push_back(size);
 }

@@ -33,28 +33,45 @@ struct DiskState {
   static DiskState of_file(const std::string& path);
 };
 
-class DiskSimulator {
+// What a file lies on.
+class Medium {
  public:
-  // All that it holds is shared with a copy of the file.
-  explicit DiskSimulator(DiskState state);
+  virtual ~Medium() = default;
 
-  // The operation reaches the page cache.
-  void apply(pcow::FileOperation operation, uint64_t offset, uint64_t length, const void* data);
-  // The pages of the range reach the disk, and that the file reaches to its end; kWholeFile: all of the page cache.
-  void sync(uint64_t offset, uint64_t length);
+  // The operation reaches the page cache, or what there is in place of one.
+  virtual void apply(pcow::FileOperation operation, uint64_t offset, uint64_t length, const void* data) = 0;
+  // The pages of the range reach the medium, and that the file reaches to its end; kWholeFile: all that was done.
+  virtual void sync(uint64_t offset, uint64_t length) = 0;
+  // What every process sees.
+  virtual DiskState cached() const = 0;
+  // States that a power cut could leave now.
+  virtual void sample(size_t budget, std::mt19937_64* random, const std::function<void(DiskState)>& use) const = 0;
 
   // The file is copied, by reflinks: from now on whatever is in it shares its space, and a store there needs new space.
   void share() { allocated_.clear(); }
   // Whether a store there can't find the disk full: it was allocated, or written, and neither punched nor shared since.
   bool has_space(uint64_t offset, uint64_t length) const;
 
-  // What every process sees.
-  DiskState cached() const;
+ protected:
+  void note_space(pcow::FileOperation operation, uint64_t offset, uint64_t length);
+
+ private:
+  std::set<uint64_t> allocated_;  // pages
+};
+
+class DiskSimulator : public Medium {
+ public:
+  // All that it holds is shared with a copy of the file.
+  explicit DiskSimulator(DiskState state);
+
+  void apply(pcow::FileOperation operation, uint64_t offset, uint64_t length, const void* data) override;
+  void sync(uint64_t offset, uint64_t length) override;
+  DiskState cached() const override;
   // What has surely reached the disk, and no more.
   DiskState on_disk() const;
-  // States that a power cut could leave now: all of them where there are at most `budget`, otherwise the two extremes,
-  // states where just one page is ahead of the others or behind, and random ones.
-  void sample(size_t budget, std::mt19937_64* random, const std::function<void(DiskState)>& use) const;
+  // All of them where there are at most `budget`, otherwise the two extremes, states where just one page is ahead of the others or
+  // behind, and random ones.
+  void sample(size_t budget, std::mt19937_64* random, const std::function<void(DiskState)>& use) const override;
 
  private:
   using Versions = std::vector<std::shared_ptr<const DiskPage>>;  // the first is on the disk; null: zeros
@@ -62,6 +79,5 @@ class DiskSimulator {
   void change(uint64_t offset, uint64_t length, const uint8_t* data);
 
   std::map<uint64_t, Versions> pages_;
-  std::set<uint64_t> allocated_;  // pages
   std::vector<uint64_t> sizes_;
 };

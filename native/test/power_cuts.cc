@@ -9,6 +9,17 @@ using namespace pcow;
 
 namespace crash {
 
+namespace {
+
+// Every file is, as far as its writer can tell.
+class AsIfPersistent : public FileObserver {
+ public:
+  int before(FileOperation, const std::string&, uint64_t, uint64_t, const void*) override { return 0; }
+  bool is_persistent(const std::string&) override { return true; }
+};
+
+}  // namespace
+
 int PowerCuts::before(FileOperation operation, const std::string& path, uint64_t offset, uint64_t length,
                       const void* data) {
   if (base_disk_ && path == base_path_) {
@@ -42,6 +53,7 @@ int PowerCuts::before(FileOperation operation, const std::string& path, uint64_t
     }
     return 0;
   }
+  if (operation == FileOperation::kFence && run_->random() % 4 == 0) cut(2);
   if (operation == FileOperation::kStore && !disk_->has_space(offset, length))
     run_->fail("a store into a table may find the disk full");
   disk_->apply(operation, offset, length, data);
@@ -54,6 +66,7 @@ void PowerCuts::before_in_base(FileOperation operation, uint64_t offset, uint64_
     cut(budget_);
     base_disk_->sync(offset, length);
   } else {
+    if (operation == FileOperation::kFence && run_->random() % 4 == 0) cut(2);
     base_disk_->apply(operation, offset, length, data);
     if (run_->random() % 16 == 0) cut(2);
   }
@@ -74,7 +87,7 @@ int PowerCuts::fault_of(FileOperation operation) {
   Fault& fault = run_->fault;
   const bool needs_space = operation == FileOperation::kWrite || operation == FileOperation::kAllocate ||
                            operation == FileOperation::kResize;
-  const bool eligible = fault.err != 0 && operation != FileOperation::kStore && (!fault.of_space || needs_space);
+  const bool eligible = fault.err != 0 && operation < FileOperation::kStore && (!fault.of_space || needs_space);
   if (nested_ || !eligible) return 0;
   const bool goes_on = faulty_ && fault.lasts;
   if (!goes_on && (fault.struck || fault.operation-- > 0)) return 0;
@@ -132,7 +145,9 @@ void PowerCuts::check_base() {
 
 // What was recovered for reading is recovered for writing as well, and the image can be worked with.
 void PowerCuts::go_on(const std::string& path, Content content) {
-  auto image = run_->must(open_image(path, true, nullptr), "open for writing");
+  AsIfPersistent memory;
+  const bool in_memory = run_->persistent && run_->random() % 2;
+  auto image = run_->must(open_image(path, true, in_memory ? &memory : nullptr), "open for writing");
   if (read_content(*run_, *image) != content) run_->fail("opened for writing it holds something else");
   for (int i = 0; i < 5; i++) {
     const uint64_t first = run_->random() % content.active.size();

@@ -4,7 +4,7 @@
 #include <cerrno>
 #include <functional>
 #include <map>
-#include <optional>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
@@ -12,6 +12,7 @@
 #include "check.h"
 #include "crash_content.h"
 #include "disk_simulator.h"
+#include "memory_simulator.h"
 
 namespace crash {
 
@@ -31,15 +32,20 @@ class PowerCuts : public pcow::FileObserver {
 
   void watch(const std::string& path) {
     path_ = path;
-    disk_.emplace(DiskState::of_file(path));
+    carry_to(run_->persistent, DiskState::of_file(path));
   }
+  // The file, which nobody has open, is carried to a medium of the other kind.
+  void carry_over() { carry_to(!memory_, disk_->cached()); }
+  bool in_memory() const { return memory_; }
   void begin(const std::string& operation) {
     if (!nested_) run_->operation = operation;
   }
   // The image's base, where it is written as well: every state of the image comes with one of the base's disk.
   void watch_base(const std::string& path) {
     base_path_ = path;
-    base_disk_.emplace(DiskState::of_file(path));
+    // Not always of one kind with what stands on it.
+    base_in_memory_ = run_->persistent && run_->random() % 2;
+    base_disk_ = medium(base_in_memory_, DiskState::of_file(path));
   }
   // What snapshots of that base hold: those that it must have, and one that may be there already.
   std::map<std::string, Stamps> base_snapshots;
@@ -53,11 +59,22 @@ class PowerCuts : public pcow::FileObserver {
   bool killed() const { return killed_; }
   // The file, which nobody has open, is copied by reflinks.
   void share() { disk_->share(); }
-  // A process stores into its mapping of the file: no operation of the engine.
-  void store_through_mapping(uint64_t offset, uint64_t length, const uint8_t* data) {
+  // A process stores into its mapping of the file: no operation of the engine. `flushed`: and flushes, in persistent memory that it has mapped
+  // with MAP_SYNC.
+  void store_through_mapping(uint64_t offset, uint64_t length, const uint8_t* data, bool flushed) {
     if (!disk_->has_space(offset, length)) run_->fail("a store through a mapping may find the disk full");
-    disk_->apply(pcow::FileOperation::kWrite, offset, length, data);
+    if (flushed) {
+      memory_->store_durably(offset, length, data);
+    } else if (memory_) {
+      memory_->store_plainly(offset, length, data);
+    } else {
+      disk_->apply(pcow::FileOperation::kWrite, offset, length, data);
+    }
     if (run_->random() % 8 == 0) cut(2);
+  }
+  // Between two steps. In persistent memory what has returned is durable without a sync.
+  void look() {
+    if (memory_ && run_->random() % 2 == 0) cut(2);
   }
   // The process is dead; its file, as the page cache has it, goes on as another one.
   void go_on_as(const std::string& path) {
@@ -69,6 +86,10 @@ class PowerCuts : public pcow::FileObserver {
 
   int before(pcow::FileOperation operation, const std::string& path, uint64_t offset, uint64_t length,
              const void* data) override;
+
+  bool is_persistent(const std::string& path) override {
+    return path == path_ ? in_memory() : path == base_path_ && base_in_memory_;
+  }
 
   size_t step(pcow::FileOperation, size_t length) override {
     if (!run_->interrupts || run_->random() % 3) return length;
@@ -84,6 +105,15 @@ class PowerCuts : public pcow::FileObserver {
 
  private:
   static constexpr uint64_t kNever = ~uint64_t{0};
+
+  static std::unique_ptr<Medium> medium(bool memory, DiskState state) {
+    if (memory) return std::make_unique<MemorySimulator>(std::move(state));
+    return std::make_unique<DiskSimulator>(std::move(state));
+  }
+  void carry_to(bool memory, DiskState state) {
+    disk_ = medium(memory, std::move(state));
+    memory_ = memory ? static_cast<MemorySimulator*>(disk_.get()) : nullptr;
+  }
 
   void before_in_base(pcow::FileOperation operation, uint64_t offset, uint64_t length, const void* data);
   void check_base();
@@ -103,9 +133,11 @@ class PowerCuts : public pcow::FileObserver {
   const size_t budget_;
   const bool nested_;
   std::string path_;
-  std::optional<DiskSimulator> disk_;
+  std::unique_ptr<Medium> disk_;
+  MemorySimulator* memory_ = nullptr;  // the same, where it is of that kind
   std::string base_path_;
-  std::optional<DiskSimulator> base_disk_;
+  std::unique_ptr<Medium> base_disk_;
+  bool base_in_memory_ = false;
   uint64_t left_ = kNever;
   bool killed_ = false;
   bool faulty_ = false;

@@ -166,6 +166,7 @@ void Workload::settle(World world) {
   for (const auto& [sector, stamps] : later_) world_.active[sector].insert(stamps.begin(), stamps.end());
   later_.clear();
   cuts_.worlds = {world_};
+  cuts_.look();
 }
 
 void Workload::meanwhile() {

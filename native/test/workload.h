@@ -129,7 +129,7 @@ class Workload {
   struct Stored {
     uint64_t first, count, stamp;
   };
-  Stored store_sectors();
+  Stored store_sectors(bool flushed);
   void store();
   void store_meanwhile();
   void promote();

@@ -197,6 +197,7 @@ void Workload::reopen() {
   settle(exactly(now_));
   image_.reset();
   cuts_.share();
+  if (run_->persistent && below(3) == 0) cuts_.carry_over();
   attempt("open", now_, {world_}, [&] { return open_again(); });
 }
 

@@ -65,7 +65,7 @@ void Workload::touch() {
   for (uint64_t stores = 1 + below(3); stores; stores--) store();
 }
 
-Workload::Stored Workload::store_sectors() {
+Workload::Stored Workload::store_sectors(bool flushed) {
   const Extent& extent = mapped_[below(mapped_.size())];
   const uint64_t sectors = std::min(extent.length, now_.active.size() * kSector - extent.offset) / kSector;
   const uint64_t within = below(sectors);
@@ -79,20 +79,24 @@ Workload::Stored Workload::store_sectors() {
     for (World& world : cuts_.worlds) world.active[first + i].insert(stamp);
   CHECK(pwrite(image_->descriptor(), bytes.data(), bytes.size(), static_cast<off_t>(place)) ==
         static_cast<ssize_t>(bytes.size()));
-  cuts_.store_through_mapping(place, bytes.size(), bytes.data());
+  cuts_.store_through_mapping(place, bytes.size(), bytes.data(), flushed);
   return {first, count, stamp};
 }
 
 void Workload::store() {
-  const auto [first, count, stamp] = store_sectors();
+  const bool flushed = cuts_.in_memory() && below(2);
+  const auto [first, count, stamp] = store_sectors(flushed);
   for (uint64_t i = first; i < first + count; i++) {
     now_.active[i] = stamp;
+    if (flushed) world_.active[i].clear();
     world_.active[i].insert(stamp);
   }
+  cuts_.worlds = {world_};
+  cuts_.look();
 }
 
 void Workload::store_meanwhile() {
-  const auto [first, count, stamp] = store_sectors();
+  const auto [first, count, stamp] = store_sectors(false);
   come_later(first, count, stamp);
 }
 
@@ -114,6 +118,7 @@ void Workload::write(uint64_t first, uint64_t count) {
   for (uint64_t i = first; i < first + count; i++) world.active[i].insert(run_->stamps + 1);
   if (attempt("write", after, {world}, [&] { return write_sectors(image_.get(), &after, first, count, run_); })) {
     now_ = after;
+    for (uint64_t i = first; cuts_.in_memory() && i < first + count; i++) world.active[i] = {now_.active[i]};
     settle(std::move(world));
   }
 }
