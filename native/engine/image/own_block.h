@@ -48,14 +48,14 @@ Result<Entry> ImageState::make_own(const std::shared_ptr<Table>& table, uint64_t
     after.index = *index;
   }
   after.written |= gained.written;
-  after.durable |= gained.durable;
+  after.durable |= file->is_persistent() ? gained.written : gained.durable;
   if (!keeps(Rule::kDataBeforeEntry)) table->store(block, after);
   const Result<void> filled = fill(uint64_t{after.index} << geometry.block_shift());
   if (!filled) {
     if (fresh) space->release(after.index, 1);
     return filled.error();
   }
-  if (file->is_persistent() || !keeps(Rule::kDurableAfterSync)) after.durable |= gained.written;
+  if (!keeps(Rule::kDurableAfterSync)) after.durable |= gained.written;
   table->store(block, after);
   if (after.written != after.durable) mark_unsynced(table, block / kBlocksPerChunk);
   return after;
