@@ -103,15 +103,25 @@ class TemporaryDirectory {
   std::string path_;
 };
 
-// PCOW_SEED=… runs the same again.
-// Of the places that a test goes through one by one, every so many-th is tried, from a random one of the first on: all are for the plain
-// flavour, for the sanitizer makes the programs many times slower.
-#if defined(__SANITIZE_ADDRESS__)
-inline constexpr int kEvery = 6;
+// How much of what can be done any number of times: all of it without a sanitizer; under one, which makes the programs many times slower,
+// less: at length (PCOW_LONG=1, npm run test:long) and in short (npm test).
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+inline int effort(int /*plain*/, int at_length, int in_short) { return getenv("PCOW_LONG") ? at_length : in_short; }
 #else
-inline constexpr int kEvery = 1;
+inline int effort(int plain, int /*at_length*/, int /*in_short*/) { return plain; }
 #endif
 
+// Of the places that a test goes through one by one, every so many-th is tried, from a random one of the first on.
+inline int every() { return effort(1, 6, 18); }
+
+// The thread sanitizer finds nothing in a part of a test that has one thread, and makes it twenty times slower.
+#if defined(__SANITIZE_THREAD__)
+inline constexpr bool kThreadsOnly = true;
+#else
+inline constexpr bool kThreadsOnly = false;
+#endif
+
+// PCOW_SEED=… runs the same again.
 inline uint64_t test_seed() {
   const char* given = getenv("PCOW_SEED");
   const uint64_t seed = given ? strtoull(given, nullptr, 10) : std::random_device{}();

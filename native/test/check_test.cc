@@ -23,14 +23,6 @@ using namespace pcow;
 
 namespace {
 
-#if defined(__SANITIZE_THREAD__)
-constexpr int kFlips = 60;
-#elif defined(__SANITIZE_ADDRESS__)
-constexpr int kFlips = 300;
-#else
-constexpr int kFlips = 1500;
-#endif
-
 constexpr uint32_t kBlock = 16384;
 constexpr uint64_t kImage = 24 * kBlock + 4096;
 using Contents = std::map<std::string, std::vector<char>>;  // of the active layer ("") and the snapshots
@@ -557,7 +549,8 @@ void random_flips() {
   for (const Layer& layer : good.directory.layers) structures.emplace_back(layer.table_offset, 25 * 8);
   uint64_t found = 0;
   Bytes bytes = good.bytes;
-  for (int i = 0; i < kFlips; i++) {
+  const int flips = effort(1500, 300, 60);
+  for (int i = 0; i < flips; i++) {
     uint64_t at = random() % good.bytes.size();
     if (random() % 4) {
       const auto& [offset, length] = structures[random() % structures.size()];
@@ -585,8 +578,8 @@ void random_flips() {
       if (first / kBlock != last / kBlock) fail(what + " has cost more than a block", report);
     }
   }
-  printf("%llu of %d flipped bits found\n", static_cast<unsigned long long>(found), kFlips);
-  CHECK(found > kFlips / 2);
+  printf("%llu of %d flipped bits found\n", static_cast<unsigned long long>(found), flips);
+  CHECK(found > static_cast<uint64_t>(flips) / 2);
 }
 
 // Whatever the bytes: the check ends, and so does the repair.
@@ -595,7 +588,8 @@ void random_garbage() {
   const Sample good = make_sample(directory);
   const std::string path = directory / "image.pcow";
   std::mt19937_64 random(test_seed());
-  for (int i = 0; i < kFlips / 5; i++) {
+  const int rounds = effort(300, 60, 12);
+  for (int i = 0; i < rounds; i++) {
     Bytes bytes = good.bytes;
     const size_t places = 1 + random() % 6;
     for (size_t n = 0; n < places; n++) {
@@ -623,6 +617,8 @@ void random_garbage() {
 }  // namespace
 
 int main() {
+  in_use();
+  if (kThreadsOnly) return 0;
   each_kind_of_damage();
   what_cannot_be_mended();
   older_directory();
@@ -630,7 +626,6 @@ int main() {
   cut_data();
   unclean();
   interrupted_merge();
-  in_use();
   random_flips();
   random_garbage();
   return 0;

@@ -17,11 +17,6 @@ using namespace pcow;
 
 namespace {
 
-#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
-constexpr int kRounds = 20;
-#else
-constexpr int kRounds = 100;
-#endif
 constexpr uint64_t kSize = uint64_t{1} << 20;
 
 std::unique_ptr<Image> open_image(const std::string& path, bool write = true) {
@@ -327,7 +322,8 @@ void goes_side_by_side() {
       CHECK(bytes == std::vector<char>(kSize, '1'));
     }
   });
-  for (int i = 0; i < kRounds; i++) {
+  const int rounds = effort(100, 20, 10);
+  for (int i = 0; i < rounds; i++) {
     sample.put(static_cast<uint64_t>(i) % 200 * 4096, 12288, 'a');
     MUST(sample.image->snapshot("s"));
     sample.put(static_cast<uint64_t>(i) % 150 * 4096, 4096, 'b');

@@ -52,7 +52,7 @@ constexpr Profile kFullMerge = {"merge on a full disk", 0, 0, 0, 0, 0, 0, 0, 0, 
 }  // namespace
 
 void run_workloads(Run* run, int steps) {
-  const auto has_turn = [&] { return run->random() % kEvery == 0; };
+  const auto has_turn = [&] { return run->random() % static_cast<uint64_t>(every()) == 0; };
   for (const Profile& profile : kProfiles)
     for (const uint32_t block_size : kBlockSizes)
       if (has_turn()) Workload(run, profile, block_size).go(steps);

@@ -259,7 +259,7 @@ void Family::check_names(const FamilyDisk::State& state) {
       run_->fail(member->path + " is not there");
   for (const auto& [path, disk] : state)
     if (std::none_of(members_.begin(), members_.end(),
-                     [&](const auto& member) { return path == member->path || path == member->second; }))
+                     [&path = path](const auto& member) { return path == member->path || path == member->second; }))
       run_->fail(path + " is there again");
 }
 
@@ -307,7 +307,7 @@ void Family::check_orphan(const Member& member, const std::string& path) {
 }
 
 void run_families(Run* run, int steps) {
-  const auto has_turn = [&] { return run->random() % kEvery == 0; };
+  const auto has_turn = [&] { return run->random() % static_cast<uint64_t>(every()) == 0; };
   for (const uint32_t block_size : {4096, 16384, 65536})
     if (has_turn()) Family(run, block_size, 9).go(steps);
   if (has_turn()) Family(run, 4096, 520).go(steps / 2);

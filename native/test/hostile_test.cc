@@ -20,10 +20,8 @@ using namespace pcow;
 namespace {
 
 #if defined(__SANITIZE_ADDRESS__)
-constexpr int kRandomRounds = 150;
 constexpr int kMutantValues[] = {0x00, 0x7f, 0xff};
 #else
-constexpr int kRandomRounds = 1000;
 constexpr int kMutantValues[] = {0x00, 0x01, 0x7f, 0xff};
 #endif
 
@@ -156,7 +154,8 @@ void mutate_structures(const TemporaryDirectory& directory, const Bytes& good) {
 }
 
 void damage_at_random(const TemporaryDirectory& directory, const Bytes& good, std::mt19937_64* random) {
-  for (int round = 0; round < kRandomRounds; round++) {
+  const int rounds = effort(1000, 150, 40);
+  for (int round = 0; round < rounds; round++) {
     Bytes bad = good;
     const std::string what = "random damage, round " + std::to_string(round);
     const uint64_t kind = (*random)() % 4;

@@ -395,7 +395,7 @@ void own_changes(std::mt19937_64* random, FileOperation operation) {
       {"rebase", [](Image* w) { MUST(w->rebase({}, false, nullptr)); }},
   };
   for (const auto& [name, happen] : own) {
-    for (int number = 1 + static_cast<int>((*random)() % kEvery);; number += kEvery) {
+    for (int number = 1 + static_cast<int>((*random)() % static_cast<uint64_t>(every()));; number += every()) {
       Scene scene;
       Failing failing;
       OpenOptions options;
@@ -496,8 +496,8 @@ int main() {
   for (const Change& change : changes()) {
     for (const Kind kind : kKinds) {
       for (const FileOperation operation : {FileOperation::kRead, FileOperation::kMap}) {
-        int number = 1 + static_cast<int>(random() % kEvery);
-        while (fail_for_a_while(change, kind, operation, number)) number += kEvery;
+        int number = 1 + static_cast<int>(random() % static_cast<uint64_t>(every()));
+        while (fail_for_a_while(change, kind, operation, number)) number += every();
       }
       without_descriptors(change, kind);
     }

@@ -450,14 +450,8 @@ void run(uint64_t seed, SecondReader* second_reader, uint32_t block_size, uint64
 
 }  // namespace
 
-#if defined(__SANITIZE_ADDRESS__)
-constexpr int kSteps = 400;
-#else
-constexpr int kSteps = 1000;
-#endif
-
 int main(int argc, char** argv) {
-  const int steps = argc > 1 ? atoi(argv[1]) : kSteps;
+  const int steps = argc > 1 ? atoi(argv[1]) : effort(1000, 400, 100);
   const uint64_t seed = test_seed();
   SecondReader second_reader;
   for (const uint32_t block_size : {4096u, 16384u, 65536u, 262144u}) {

@@ -294,14 +294,15 @@ void reading_on(uint32_t block_size, uint64_t budget) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  const int snapshots = argc > 1 ? atoi(argv[1]) : 30;
+  const int snapshots = argc > 1 ? atoi(argv[1]) : effort(30, 30, 10);
   const uint64_t seed = test_seed();
   cuts(65536, snapshots, {512 * 1024, 30000});
   cuts(4096, snapshots, {64 * kMiB, 30000});
   cuts(2 * kMiB, snapshots, {64 * kMiB, 300});
   cuts(65536, snapshots, {512 * 1024, 30000, true});
-  for (const uint32_t block_size : {4096u, 65536u, 524288u}) model(seed + block_size, block_size, 1500, false);
-  for (const uint32_t block_size : {4096u, 65536u}) model(seed + block_size, block_size, 1500, true);
+  const int steps = effort(1500, 1500, 500);
+  for (const uint32_t block_size : {4096u, 65536u, 524288u}) model(seed + block_size, block_size, steps, false);
+  for (const uint32_t block_size : {4096u, 65536u}) model(seed + block_size, block_size, steps, true);
   mapping_budget();
   for (const uint32_t block_size : {4096u, 65536u})
     for (const uint64_t budget : {128 * uint64_t{1024}, 64 * kMiB}) reading_on(block_size, budget);

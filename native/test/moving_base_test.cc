@@ -233,14 +233,15 @@ bool discard_during_rebase(uint64_t number) {
 
 int main() {
   std::mt19937_64 random(test_seed());
+  const auto step = static_cast<uint64_t>(every());
   uint64_t tried = 0;
   for (const Work& work : works()) {
     for (const bool both : {false, true}) {
       const bool changes_base = std::string(work.name).find("rebase") != std::string::npos;
-      for (uint64_t number = 1 + random() % kEvery; try_at(work, both, number, changes_base); number += kEvery) tried++;
+      for (uint64_t number = 1 + random() % step; try_at(work, both, number, changes_base); number += step) tried++;
     }
   }
-  for (uint64_t number = 1 + random() % kEvery; discard_during_rebase(number); number += kEvery) tried++;
+  for (uint64_t number = 1 + random() % step; discard_during_rebase(number); number += step) tried++;
   printf("%lu changes of a base\n", tried);
   return 0;
 }

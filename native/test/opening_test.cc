@@ -462,12 +462,13 @@ void another_base_after_a_rename() {
 }  // namespace
 
 int main() {
+  waits_for_a_recovery();
+  if (kThreadsOnly) return 0;
   restored_bases();
   commits();
   proofs();
   token_before_mark();
   recovers();
-  waits_for_a_recovery();
   newer_programs();
   contradictions();
   appended_bytes();

@@ -3,7 +3,7 @@
  * mount, where the mount may be killed or its connection aborted instead. Afterwards `check` finds nothing, each image holds what it held or what it is to hold,
  * the same command again does what it was to do, and nothing hidden is left.
  *
- * PCOW_INTERRUPTIONS: how often each command is struck; without it, some are, each once.
+ * PCOW_INTERRUPTIONS: how often each command is struck; without it, some are, each once; at length all (npm run test:long).
  */
 import { execFile } from 'node:child_process';
 import { once } from 'node:events';
@@ -13,6 +13,7 @@ import path from 'node:path';
 import { promisify } from 'node:util';
 import test, { type ExecutionContext } from 'ava';
 import { LOST_DATA } from '../../cli/output/exit-codes.js';
+import { AT_LENGTH } from '../helpers/effort.js';
 import { eventually } from '../helpers/eventually.js';
 import { connectionOf, mounted } from '../helpers/mounted.js';
 import { Random, seedFromEnvironment } from '../helpers/random.js';
@@ -34,10 +35,10 @@ import {
 } from './interruptions.js';
 
 const run = promisify(execFile);
-const ROUNDS = process.env.PCOW_INTERRUPTIONS;
+const ROUNDS = process.env.PCOW_INTERRUPTIONS ?? (AT_LENGTH ? '1' : undefined);
 /** How many are struck where nobody says how often. */
-const FEW_AT_REST = 24;
-const FEW_MOUNTED = 3;
+const FEW_AT_REST = 12;
+const FEW_MOUNTED = 2;
 /** Commands at once. */
 const AT_ONCE = 2;
 

@@ -7,6 +7,7 @@ import path from 'node:path';
 import test, { type ExecutionContext } from 'ava';
 
 import { Image } from '../../src/engine/index.js';
+import { effort } from '../helpers/effort.js';
 import { Random, seedFromEnvironment } from '../helpers/random.js';
 import { scratchDirectory } from '../helpers/scratch.js';
 import { ModelImage, ModelState } from './model.js';
@@ -239,10 +240,10 @@ class World {
 }
 
 const CASES = [
-  { blockSize: 4096, size: 65536, maxSize: 2 << 20, steps: 9000 },
-  { blockSize: 16384, size: 1 << 20, maxSize: 3 << 20, steps: 6000 },
-  { blockSize: 65536, size: (4 << 20) + 4096, maxSize: 6 << 20, steps: 8000 },
-  { blockSize: 2 << 20, size: 8 << 20, maxSize: 9 << 20, steps: 2500 },
+  { blockSize: 4096, size: 65536, maxSize: 2 << 20, steps: effort(2500, 9000) },
+  { blockSize: 16384, size: 1 << 20, maxSize: 3 << 20, steps: effort(2000, 6000) },
+  { blockSize: 65536, size: (4 << 20) + 4096, maxSize: 6 << 20, steps: effort(2000, 8000) },
+  { blockSize: 2 << 20, size: 8 << 20, maxSize: 9 << 20, steps: effort(700, 2500) },
 ];
 
 for (const { blockSize, size, maxSize, steps } of CASES) {

@@ -4,6 +4,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 
 import test from 'ava';
 
+import { effort } from '../helpers/effort.js';
 import { attachedTo, monitored } from '../helpers/monitored.js';
 import { imagesFor, MiB } from '../helpers/mount.js';
 import { checkerOf, checkNumbers, NumberWriter, PAGE, PAGES } from '../helpers/number-writer.js';
@@ -11,8 +12,8 @@ import { program } from '../helpers/program.js';
 import { Random, seedFromEnvironment } from '../helpers/random.js';
 import { scratchDirectory } from '../helpers/scratch.js';
 
-const ROUNDS = Number(process.env.PCOW_KILL_ROUNDS ?? 25);
-const MOUNT_ROUNDS = Number(process.env.PCOW_KILL_ROUNDS ?? 10);
+const ROUNDS = effort(8, 100, 'PCOW_KILL_ROUNDS');
+const MOUNT_ROUNDS = effort(4, 50, 'PCOW_KILL_ROUNDS');
 
 test.serial(
   'kill -9 of the mapping process while it stores, flushes and is snapshotted: all that it stored is there',

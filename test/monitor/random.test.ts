@@ -12,6 +12,7 @@ import { promisify } from 'node:util';
 import test, { type ExecutionContext } from 'ava';
 
 import { checkImage, Image } from '../../src/engine/index.js';
+import { effort } from '../helpers/effort.js';
 import { attachedTo, environmentOf, monitorPrefix } from '../helpers/monitored.js';
 import { imagesFor, MiB, type TestMount } from '../helpers/mount.js';
 import { Conversation, program } from '../helpers/program.js';
@@ -20,7 +21,7 @@ import { Base, Side } from '../helpers/random-neighbours.js';
 import { scratchDirectory } from '../helpers/scratch.js';
 
 const run = promisify(execFile);
-const SECONDS = Number(process.env.PCOW_RANDOM_SECONDS ?? 60);
+const SECONDS = effort(15, 300, 'PCOW_RANDOM_SECONDS');
 const THREADS = 4;
 /** Bytes of a log in random-model.h: two counters, then the steps. */
 const LOG = 16 + 4 * (1 << 22);

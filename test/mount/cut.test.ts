@@ -6,6 +6,7 @@ import { promisify } from 'node:util';
 
 import test from 'ava';
 
+import { effort } from '../helpers/effort.js';
 import { imagesFor, MiB, mountedImages, type TestMount } from '../helpers/mount.js';
 import { Conversation, program } from '../helpers/program.js';
 import { type CutShape, checkCut, cutSize } from './cut-record.js';
@@ -13,6 +14,7 @@ import { type CutShape, checkCut, cutSize } from './cut-record.js';
 const run = promisify(execFile);
 const SHAPE: CutShape = { threads: 3, pages: 100 };
 const PAGE = 4096;
+const SNAPSHOTS = effort(12, 40);
 
 async function readCut(file: string): Promise<Buffer> {
   return (await readFile(file)).subarray(0, cutSize(SHAPE));
@@ -51,11 +53,12 @@ test.serial('the checker sees what is no cut', async (t) => {
   await writer.end('SIGKILL');
 });
 
-test.serial('dozens of snapshots under a writer are consistent cuts', async (t) => {
+test.serial('snapshots under a writer are consistent cuts', async (t) => {
   const mount = await mountedImages(t, { vm1: 8 * MiB });
   const writer = await writerOn(mount, 'vm1');
   let before = [0];
-  for (let i = 0; i < 40; ++i) {
+  // As many more as it takes the writer to get somewhere.
+  for (let i = 0; i < SNAPSHOTS || Math.min(...before) <= 1000; ++i) {
     await mount.write(`s${i}`, 'vm1', 'snapshot');
     const last = checkCut(await readCut(mount.control('vm1', 'at', `s${i}`)), SHAPE);
     t.true(
@@ -64,7 +67,6 @@ test.serial('dozens of snapshots under a writer are consistent cuts', async (t) 
     );
     before = last;
   }
-  t.true(Math.min(...before) > 1000, `the writer wrote: ${before.join(' ')}`);
   t.not(await stateOf(writer.pid), 'T');
   // A frozen layer never changes.
   const [first, again] = [

@@ -6,13 +6,14 @@ import { setTimeout as sleep } from 'node:timers/promises';
 
 import test from 'ava';
 
+import { effort } from '../helpers/effort.js';
 import { imagesFor, MiB, type TestMount } from '../helpers/mount.js';
 import { program } from '../helpers/program.js';
 import { Random, seedFromEnvironment } from '../helpers/random.js';
 
 const PAGE = 4096;
 const PAGES = 300;
-const ROUNDS = Number(process.env.PCOW_KILL_ROUNDS ?? 12);
+const ROUNDS = effort(4, 50, 'PCOW_KILL_ROUNDS');
 
 /** Runs the writer until the mount is killed under it. Returns the last number that it said was written. */
 async function writeAndKill(

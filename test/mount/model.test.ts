@@ -7,12 +7,13 @@ import test from 'ava';
 
 import { Image } from '../../src/engine/index.js';
 import { ModelState } from '../engine/model.js';
+import { effort } from '../helpers/effort.js';
 import { imagesFor, MiB, type TestMount } from '../helpers/mount.js';
 import { Conversation, program } from '../helpers/program.js';
 import { Random, seedFromEnvironment } from '../helpers/random.js';
 
 const run = promisify(execFile);
-const STEPS = Number(process.env.PCOW_MODEL_STEPS ?? 400);
+const STEPS = effort(120, 2000, 'PCOW_MODEL_STEPS');
 const SIZE = MiB;
 const MAX_IMAGES = 4;
 const MAX_SNAPSHOTS = 6;

@@ -11,6 +11,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import test from 'ava';
 
 import { checkImage, Image } from '../../src/engine/index.js';
+import { effort } from '../helpers/effort.js';
 import { checkGuestNumbers, GuestWriter, GUEST_PAGES } from '../helpers/guest-writer.js';
 import { attachedTo, imageOnBase, monitorPrefix } from '../helpers/monitored.js';
 import { imagesFor, MiB } from '../helpers/mount.js';
@@ -18,7 +19,7 @@ import { pcowProgram } from '../helpers/mounted.js';
 import { Random, seedFromEnvironment } from '../helpers/random.js';
 import { ended, shuffled, started } from './deaths.js';
 
-const ROUNDS = Number(process.env.PCOW_STORM_ROUNDS ?? 2);
+const ROUNDS = effort(2, 20, 'PCOW_STORM_ROUNDS');
 const DISK = 128 * MiB;
 const NUMBERS = GUEST_PAGES * 4096; // bytes
 const LONGEST_LIFE_MS = 800;

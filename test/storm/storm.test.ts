@@ -14,6 +14,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import test from 'ava';
 
 import { checkImage, Image } from '../../src/engine/index.js';
+import { effort } from '../helpers/effort.js';
 import { attachedTo, imageOnBase, monitorPrefix } from '../helpers/monitored.js';
 import { MiB, type TestMount } from '../helpers/mount.js';
 import { pcowProgram } from '../helpers/mounted.js';
@@ -21,7 +22,7 @@ import { checkerOf, checkNumbers, NumberWriter } from '../helpers/number-writer.
 import { Random, seedFromEnvironment } from '../helpers/random.js';
 import { ended, shuffled, started } from './deaths.js';
 
-const ROUNDS = Number(process.env.PCOW_STORM_ROUNDS ?? 5);
+const ROUNDS = effort(3, 50, 'PCOW_STORM_ROUNDS');
 const LONGEST_LIFE_MS = 700;
 const MOST_SNAPSHOTS = 4;
 const DISK = 8 * MiB;

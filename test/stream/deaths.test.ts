@@ -12,6 +12,7 @@ import { exportStream } from '../../src/stream/archive.js';
 import { receive, resumeTokenOf } from '../../src/stream/receive.js';
 import { formatToken, type ResumeToken } from '../../src/stream/resume-token.js';
 import { resumedSending, sendingOf, sendStream } from '../../src/stream/send.js';
+import { effort } from '../helpers/effort.js';
 import type { Random } from '../helpers/random.js';
 import { bench, isSame, MiB, reading, scribble, snapshotsOf, streamOf, working } from './images.js';
 
@@ -67,7 +68,7 @@ async function* striking(bytes: AsyncIterable<Buffer>, after: number, strike: ()
   }
 }
 
-const ROUNDS = 5;
+const ROUNDS = effort(3, 20);
 
 function signalOf(random: Random): 'SIGKILL' | 'SIGINT' {
   return random.pick(['SIGKILL', 'SIGINT']);

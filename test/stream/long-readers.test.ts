@@ -16,6 +16,7 @@ import { Image, isPcowError, type LayerChoice } from '../../src/engine/index.js'
 import { exportStream, importStream } from '../../src/stream/archive.js';
 import { receive } from '../../src/stream/receive.js';
 import { sendingOf, sendStream } from '../../src/stream/send.js';
+import { AT_LENGTH } from '../helpers/effort.js';
 import { bench, reading, working } from './images.js';
 
 /** A chunk of a table covers 2 MiB of these blocks: the walks take several batches. */
@@ -290,9 +291,10 @@ for (const reader of Object.keys(READERS)) {
     const { steps } = await race(t, at, reader, 'snapshot', Infinity);
     const outcomes: Record<string, string> = {};
     for (const change of Object.keys(CHANGES)) {
-      // One in each half: an export is planned at its first step, and names that are gone by then are not missed.
+      // In one half, at length in each: an export is planned at its first step, and names that are gone by then are not missed.
       const half = Math.ceil(steps / 2);
-      for (const moment of [1 + random.below(Math.max(1, half - 1)), half + random.below(Math.max(1, steps - half))]) {
+      const moments = [1 + random.below(Math.max(1, half - 1)), half + random.below(Math.max(1, steps - half))];
+      for (const moment of AT_LENGTH ? moments : [random.pick(moments)]) {
         const { outcome } = await race(t, at, reader, change, moment);
         outcomes[change] = `${outcomes[change] ?? ''} ${outcome}`;
       }
@@ -300,7 +302,7 @@ for (const reader of Object.keys(READERS)) {
     t.log(outcomes);
     // What only adds something never stands in the way of anybody.
     for (const change of ['snapshot', 'snapshot of the base', 'grow', 'compact', 'checksums']) {
-      t.is(outcomes[change], ' read read', change);
+      t.regex(outcomes[change] ?? '', /^( read)+$/, change);
     }
   });
 }
