@@ -70,7 +70,7 @@ const Breach kBreaches[] = {
     BREACH_IN_MEMORY(kLengthBeforeUse, "mapping"),
     BREACH_IN_MEMORY(kHolesBeforeReturn, "discard and reuse"),
     BREACH_IN_MEMORY(kMappedBeforeReturn, "mapping"),
-    BREACH_IN_MEMORY(kDataBeforeEntry, "expansion"),
+    BREACH_IN_MEMORY(kDataBeforeEntry, "copy-on-write"),
     BREACH_IN_MEMORY(kFreeingBeforeReuse, "discard and reuse"),
     BREACH_IN_MEMORY(kHoleBeforeReuse, "mapping"),
     BREACH_IN_MEMORY(kDataSpaceBeforeMapping, "mapping"),
