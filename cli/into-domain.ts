@@ -34,7 +34,7 @@ export function intoDomain(
   if (domain === undefined || guest.memory === null) throw new Failure('PCOW_INVALID', `${file} says no memory`);
   const elements = childrenOf(domain);
   checkMachine(elements, file);
-  if (request.device === 'nvdimm' && !guest.acpi) throw withoutAcpi(file);
+  if (!guest.acpi) throw withoutAcpi(file);
 
   const memory = guest.memory;
   const others = withoutOwn(elements);
@@ -106,8 +106,8 @@ function checkMachine(elements: Node[], file: string): void {
 function withoutAcpi(file: string): Failure {
   return new Failure(
     'PCOW_UNSUPPORTED',
-    `the machine of ${file} has no ACPI, without which QEMU refuses an NVDIMM`,
-    '<acpi/> in <features>, or leave --device nvdimm out',
+    `the machine of ${file} has no ACPI: QEMU refuses an NVDIMM, and a guest’s flushes to virtio-pmem do not return`,
+    '<features><acpi/></features> in <domain>',
   );
 }
 

@@ -38,7 +38,7 @@ export function addLibvirtXml(program: Command): void {
   addNotes(command, {
     text: [
       'Put the elements into <domain>, in place of those with the same name. Persistent memory of a guest ' +
-        'needs a NUMA node, so its ordinary memory is written there. The machine must be a q35.',
+        'needs a NUMA node, so its ordinary memory is written there. The machine must be a q35 with ACPI.',
       'QEMU gets the images as arguments, because libvirt’s own <memory> fills an nvdimm at the start, and ' +
         'some versions refuse a virtio-pmem. QEMU preloads the monitor. It runs as libvirt’s user, which ' +
         'needs access (mount with --allow-other, and set the mode of the image), and in libvirt’s ' +

@@ -246,8 +246,12 @@ function memoryFindings(guest: Guest, found: Found[]): Finding[] {
   if (modules > 0 && !guest.nvdimmMachine) {
     findings.push(problem('nvdimm-machine', 'the machine takes no NVDIMMs', words.nvdimmMachine));
   }
-  if (modules > 0 && !guest.acpi) {
-    findings.push(problem('acpi', 'the machine has no ACPI, without which QEMU refuses an NVDIMM', words.acpi));
+  if (!guest.acpi) {
+    const lack =
+      modules > 0
+        ? 'the machine has no ACPI, without which QEMU refuses an NVDIMM'
+        : 'the machine has no ACPI: a guest’s flushes to virtio-pmem never returned in such a one';
+    findings.push(problem('acpi', lack, words.acpi));
   }
   if (guest.slots < modules) {
     findings.push(problem('slots', `${modules} NVDIMMs need as many slots, and there are ${guest.slots}`, words.slots));

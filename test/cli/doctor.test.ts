@@ -95,7 +95,7 @@ test.serial('a QEMU command line: each mistake is found, and nothing else', asyn
     ],
     [{ device: 'nvdimm,memdev=p', rest: ['-M', 'nvdimm=on', '-no-acpi'] }, 'warning nvdimm', 'problem acpi'],
     [{ device: 'nvdimm,memdev=p', rest: ['-M', 'nvdimm=on,acpi=off'] }, 'warning nvdimm', 'problem acpi'],
-    [{ rest: ['-M', 'acpi=off'] }],
+    [{ rest: ['-M', 'acpi=off'] }, 'problem acpi'],
     [{ rest: ['-sandbox', 'on,spawn=deny'] }],
     [{ rest: ['-overcommit', 'mem-lock=on'] }, 'problem locked'],
     [{ rest: ['-netdev', 'vhost-user,id=n,chardev=c'] }, 'problem vhost-user'],
@@ -194,7 +194,10 @@ test.serial('what pcow prints for QEMU and for libvirt is found good', async (t)
   const args = (await succeeds(t, pcow('qemu-args', 'mnt/vm1', 'mnt/vm2'))).trim().split(/\s+/);
   t.deepEqual(await found(guestOfCommandLine(['pcow', 'run', '--', 'qemu-system-x86_64', ...args])), []);
   const elements = await succeeds(t, pcow('libvirt-xml', 'mnt/vm1', 'mnt/r&d'));
-  await writeFile(path.join(mount.scratch, 'vm.xml'), `<domain type='kvm'><name>vm</name>${elements}</domain>`);
+  await writeFile(
+    path.join(mount.scratch, 'vm.xml'),
+    `<domain type='kvm'><name>vm</name><features><acpi/></features>${elements}</domain>`,
+  );
   // Where libvirt is installed, its user may not look into this mount: that is a finding of its own.
   const { stdout } = await pcow('doctor', '--json', '--libvirt', 'vm.xml');
   const { findings } = JSON.parse(stdout) as {

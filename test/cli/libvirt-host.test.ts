@@ -72,6 +72,7 @@ const DOMAIN = `<domain type='kvm' id='1'>
   <memory unit='KiB'>2097152</memory>
   <vcpu placement='static'>4</vcpu>
   <os><type arch='x86_64' machine='pc-q35-7.2'>hvm</type></os>
+  <features><acpi/></features>
   <cpu mode='custom' match='exact'><model fallback='forbid'>Skylake</model></cpu>
   <devices>
     <emulator>/usr/bin/qemu-system-x86_64</emulator>
@@ -118,8 +119,10 @@ test('without KVM no processor is passed on, and another machine is refused', (t
   t.throws(() => intoDomain(DOMAIN.replace('pc-q35-7.2', 'pc-i440fx-7.2'), 'vm1.xml', REQUEST), {
     message: /need a q35/,
   });
-  // DOMAIN has no <features>.
-  t.throws(() => intoDomain(DOMAIN, 'vm1.xml', { ...REQUEST, device: 'nvdimm' }), { message: /no ACPI/ });
-  const withAcpi = DOMAIN.replace('<cpu', '<features><acpi/></features><cpu');
-  t.true(intoDomain(withAcpi, 'vm1.xml', { ...REQUEST, device: 'nvdimm' }).includes('nvdimm=on'));
+  for (const device of ['virtio-pmem', 'nvdimm'] as const) {
+    t.throws(() => intoDomain(DOMAIN.replace('<acpi/>', ''), 'vm1.xml', { ...REQUEST, device }), {
+      message: /no ACPI/,
+    });
+  }
+  t.true(intoDomain(DOMAIN, 'vm1.xml', { ...REQUEST, device: 'nvdimm' }).includes('nvdimm=on'));
 });
