@@ -26,7 +26,8 @@ int open_userfaultfd(int* err) {
     close(device);
     if (descriptor >= 0) return descriptor;
   }
-  // Without UFFD_USER_MODE_ONLY: the kernel's own accesses (KVM, vhost, read(2) into guest memory) must be served too.
+  // No UFFD_USER_MODE_ONLY: the accesses of the kernel itself (KVM, vhost, read(2) into guest
+  // memory) must be served, too.
   const int descriptor = static_cast<int>(syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK));
   if (descriptor < 0) *err = errno;
   return descriptor;
@@ -41,10 +42,10 @@ Result<std::unique_ptr<FaultDescriptor>> FaultDescriptor::open() {
     if (err == EPERM || err == EACCES)
       return Error(
           Code::kPermission, err,
-          "no right to userfaultfd: as root, give it to a group of this user's, "
+          "this user may not use userfaultfd: as root, give the right to one of the user's groups, "
           "\"chgrp kvm /dev/userfaultfd && chmod 660 /dev/userfaultfd\" (Pcow's udev rule 60-pcow.rules does that "
-          "at each boot), or to everybody, \"sysctl vm.unprivileged_userfaultfd=1\"; "
-          "a guest of libvirt's also needs it in cgroup_device_acl of qemu.conf");
+          "at each boot), or to every user, \"sysctl vm.unprivileged_userfaultfd=1\"; "
+          "a guest of libvirt also needs /dev/userfaultfd in cgroup_device_acl of qemu.conf");
     return system_error(err, err == ENOSYS ? "this kernel has no userfaultfd" : "cannot make a userfaultfd");
   }
   struct uffdio_api api = {};
@@ -70,7 +71,8 @@ Result<void*> FaultDescriptor::reserve(size_t length, int protection) const {
   if (aligned > start) system_munmap(found, aligned - start);
   system_munmap(reinterpret_cast<void*>(aligned + length), start + roomy - aligned - length);
   void* address = reinterpret_cast<void*>(aligned);
-  // A child of fork(2) would have no userfaultfd, and read zeros. So it has no mapping either: accessing it raises SIGSEGV there.
+  // A child of fork(2) has no userfaultfd and would read zeros. Therefore it does not get the
+  // mapping: accessing it there raises SIGSEGV.
   if (system_madvise(address, length, MADV_DONTFORK) < 0) {
     const int err = errno;
     system_munmap(address, length);
@@ -88,8 +90,8 @@ Result<void*> FaultDescriptor::reserve(size_t length, int protection) const {
 }
 
 Result<void> FaultDescriptor::copy_protected(void* to, const void* from, size_t length) const {
-  // The kernel copies into one of its mappings at a time, and the application may have split ours in many ways (madvise, mbind, mlock2,
-  // prctl): where a range lies in several, page by page.
+  // The kernel copies into one of its mappings at a time. The application may have split ours (by
+  // madvise, mbind, mlock2 or prctl). Where the range spans several mappings, copy page by page.
   size_t most = length;
   for (size_t done = 0; done < length;) {
     struct uffdio_copy copy = {};
@@ -102,7 +104,7 @@ Result<void> FaultDescriptor::copy_protected(void* to, const void* from, size_t 
     } else if (copy.copy > 0) {
       done += static_cast<size_t>(copy.copy);
     } else if (errno == EEXIST) {
-      done += 4096;  // that page is there already
+      done += 4096;  // this page is already there
     } else if (errno == ENOENT && most > 4096) {
       most = 4096;
     } else if (errno != EAGAIN) {
@@ -113,7 +115,8 @@ Result<void> FaultDescriptor::copy_protected(void* to, const void* from, size_t 
 }
 
 bool FaultDescriptor::poison(void* address, size_t length) const {
-  // As in <linux/userfaultfd.h> of Linux 6.6; distributions have older headers than kernels.
+  // As in <linux/userfaultfd.h> of Linux 6.6: the headers of a distribution are often older than
+  // its kernel.
   struct {
     struct uffdio_range range;
     uint64_t mode;

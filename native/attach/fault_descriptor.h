@@ -1,5 +1,6 @@
-// The userfaultfd of a session (userfaultfd(2), ioctl_userfaultfd(2)). Never closed while anything is mapped: a thread that
-// faults on a range whose userfaultfd is closed silently reads zeros.
+// The userfaultfd of a session (userfaultfd(2), ioctl_userfaultfd(2)). It is never closed while
+// anything is mapped: a thread that faults on a range whose userfaultfd is closed silently reads
+// zeros.
 #pragma once
 
 #include <linux/userfaultfd.h>
@@ -14,7 +15,8 @@ namespace pcow {
 
 class FaultDescriptor {
  public:
-  // /dev/userfaultfd, else the system call. kPermission names what grants the right.
+  // Opens /dev/userfaultfd, or else calls userfaultfd(2). The message of kPermission says how to
+  // get the right.
   static Result<std::unique_ptr<FaultDescriptor>> open();
   ~FaultDescriptor();
   FaultDescriptor(const FaultDescriptor&) = delete;
@@ -22,17 +24,19 @@ class FaultDescriptor {
 
   int descriptor() const { return descriptor_; }
 
-  // A range of private anonymous memory whose missing pages and writes to protected pages come to us. Aligned to 2 MiB.
+  // Maps private anonymous memory, aligned to 2 MiB. Accesses to its missing pages and writes to
+  // its protected pages are reported to this userfaultfd.
   Result<void*> reserve(size_t length, int protection) const;
-  // Fills pages that are missing with a write-protected copy; pages that are there stay as they are.
+  // Fills missing pages with a write-protected copy. Pages that are already there are left as they
+  // are.
   Result<void> copy_protected(void* to, const void* from, size_t length) const;
-  // Whoever touches these pages, which are missing, gets SIGBUS from here on (of a KVM guest the guest: a machine check). false:
-  // the kernel cannot (before Linux 6.6).
+  // Makes accesses to these pages, which are missing, raise SIGBUS (a KVM guest gets a machine
+  // check). Returns false if the kernel does not support this (before Linux 6.6).
   bool poison(void* address, size_t length) const;
   void wake(void* address, size_t length) const;
   // Whether there are events to read.
   bool is_awaited() const;
-  // Reads up to `count` events without blocking; 0: none.
+  // Reads up to `count` events without blocking. Returns 0 if there are none.
   size_t read(struct uffd_msg* events, size_t count) const;
 
  private:

@@ -25,13 +25,13 @@ std::vector<Descriptor> take_descriptors(msghdr* message) {
 }
 
 const char* fault_of(const msghdr& message, size_t length, const Header& header) {
-  if (message.msg_flags & MSG_CTRUNC) return "a message with more descriptors than belong to it";
+  if (message.msg_flags & MSG_CTRUNC) return "a message with more descriptors than its kind may have";
   if (message.msg_flags & MSG_TRUNC) return "a message that is too long";
   if (length < sizeof(Header)) return "a message shorter than its header";
   if (header.magic != kMagic) return "a message that does not begin with \"PCOW\"";
   if (header.version != kVersion) return "another version of the protocol: use the monitor of this mount's version";
-  if (header.length != length - sizeof(Header)) return "a message of another length than its header says";
-  if (header.zero != 0) return "a message with a field set that must be zero";
+  if (header.length != length - sizeof(Header)) return "a message whose length differs from the length in its header";
+  if (header.zero != 0) return "a message with a nonzero reserved field";
   return nullptr;
 }
 
@@ -40,7 +40,7 @@ const char* fault_of(const msghdr& message, size_t length, const Header& header)
 Received receive_packet(int socket, size_t most_descriptors, Packet* packet, std::string* reason) {
   Header header{};
   auto text = std::make_unique<char[]>(kMaxText);
-  // What does not fit is closed by the kernel, and the packet marked as cut short.
+  // The kernel closes the descriptors that do not fit, and marks the packet as truncated.
   alignas(cmsghdr) char control[CMSG_SPACE(kMaxDescriptors * sizeof(int))];
   iovec parts[] = {{&header, sizeof header}, {text.get(), kMaxText}};
   msghdr message{};
@@ -53,9 +53,10 @@ Received receive_packet(int socket, size_t most_descriptors, Packet* packet, std
     length = recvmsg(socket, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
   } while (length < 0 && errno == EINTR);
   if (length < 0) return errno == EAGAIN ? Received::kNothing : Received::kEnd;
-  // Also of a message that is malformed: closing a descriptor may take as long as a stranger likes.
+  // Take the descriptors of a malformed message, too: the caller closes them, because closing a
+  // foreign descriptor may block for any length of time.
   packet->descriptors = take_descriptors(&message);
-  // An empty packet can't be told from the end, and is no message either.
+  // An empty packet looks like the end of the connection, and is not a valid message either.
   if (length == 0) return Received::kEnd;
   if (const char* fault = fault_of(message, static_cast<size_t>(length), header)) {
     *reason = fault;

@@ -1,5 +1,5 @@
-// Packets of the attach protocol (protocol.h) on a SOCK_SEQPACKET socket, with their descriptors. Nothing here waits. Both ends
-// use this.
+// Packets of the attach protocol (protocol.h) on a SOCK_SEQPACKET socket, with their descriptors.
+// No function here blocks. The monitor and the mount both use it.
 #pragma once
 
 #include <unistd.h>
@@ -46,11 +46,12 @@ struct Packet {
 
 enum class Received { kPacket, kNothing, kEnd, kMalformed };
 
-// Takes the next packet. kMalformed: it came whole, but is none of the protocol; `reason` says what is wrong with it. Of such a
-// packet, only its descriptors are set. A message with more than `most_descriptors` is malformed; the kernel closes the rest.
+// Takes the next packet. kMalformed: a complete packet that is not valid in the protocol; `reason`
+// says why, and only the packet's descriptors are set. A message with more than `most_descriptors`
+// descriptors is malformed; the kernel closes the excess ones.
 Received receive_packet(int socket, size_t most_descriptors, Packet* packet, std::string* reason);
 
-// False where the peer is gone, or does not take what it was sent.
+// Returns false if the peer is gone, or does not read what it was sent.
 bool send_packet(int socket, const Packet& packet);
 
 }  // namespace pcow::protocol

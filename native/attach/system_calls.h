@@ -1,5 +1,5 @@
-// The system calls behind the functions that the preloaded library interposes: the monitor itself must never come back to
-// its own hooks.
+// The system calls behind the functions that the preloaded library interposes: the monitor itself
+// must not run into its own hooks.
 #pragma once
 
 #include <sys/mman.h>

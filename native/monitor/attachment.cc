@@ -23,7 +23,8 @@ using protocol::Received;
 constexpr int kReconnectMs = 200;
 constexpr int64_t kWantAgainMs = 1000;
 
-// Waits until `socket` can be read; false: not in that time, or `stop` can be read before (-1: there is none).
+// Waits until `socket` is readable. Returns false after `patience_ms`, or if `stop` becomes
+// readable first (-1: there is no `stop`).
 bool await_packet(int socket, int stop, int patience_ms) {
   using Clock = std::chrono::steady_clock;
   const auto end = Clock::now() + std::chrono::milliseconds(patience_ms);
@@ -31,12 +32,12 @@ bool await_packet(int socket, int stop, int patience_ms) {
     const auto left = std::chrono::ceil<std::chrono::milliseconds>(end - Clock::now()).count();
     struct pollfd ready[] = {{socket, POLLIN, 0}, {stop, POLLIN, 0}};
     const int count = poll(ready, 2, static_cast<int>(std::max<int64_t>(left, 0)));
-    if (count < 0 && errno == EINTR) continue;  // a signal of the application's
+    if (count < 0 && errno == EINTR) continue;  // the application got a signal
     return count > 0 && ready[0].revents;
   }
 }
 
-// A mount that takes no connections makes connect(2) wait: at most so long.
+// If the mount does not accept connections, connect(2) blocks: at most for this time.
 Result<Descriptor> connect_to(const std::string& path, int patience_ms) {
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
@@ -66,14 +67,15 @@ Result<void> send_request(int socket, Kind kind, uint32_t value, const std::stri
   return {};
 }
 
-// Waits for the answer, unless `stop` can be read before: a silent mount must not keep a process from ending.
+// Waits for the answer, unless `stop` becomes readable first: a silent mount must not keep a
+// process from exiting.
 Result<Packet> receive_answer(int socket, int stop, int patience_ms) {
   if (!await_packet(socket, stop, patience_ms)) return Error(Code::kIo, ETIMEDOUT, "the mount does not answer");
   Packet answer;
   std::string reason;
   const Received received = protocol::receive_packet(socket, protocol::kMaxDescriptors, &answer, &reason);
   if (received == Received::kEnd || received == Received::kNothing)
-    return Error(Code::kIo, EPROTO, "the mount ended before it had answered: mount the image's directory again");
+    return Error(Code::kIo, EPROTO, "the mount ended before it answered: mount the image's directory again");
   if (received != Received::kPacket) return Error(Code::kIo, EPROTO, "the mount answered with " + reason);
   if (answer.kind == Kind::kRefused) {
     const bool is_errno = answer.value > 0 && answer.value < 4096;
@@ -81,7 +83,7 @@ Result<Packet> receive_answer(int socket, int stop, int patience_ms) {
     refused.message = answer.text;
     return refused;
   }
-  if (answer.kind != Kind::kAttached) return Error(Code::kIo, EPROTO, "the mount gave an answer out of order");
+  if (answer.kind != Kind::kAttached) return Error(Code::kIo, EPROTO, "the mount sent an unexpected answer");
   return answer;
 }
 
@@ -98,7 +100,7 @@ int64_t monotonic_ms() {
   return duration_cast<milliseconds>(steady_clock::now().time_since_epoch()).count();
 }
 
-// The descriptors of a message with their paths; they stay the packet's.
+// The descriptors of a message with their paths. The packet still owns the descriptors.
 Result<std::vector<GivenFile>> files_of(const Packet& packet) {
   std::vector<GivenFile> files;
   const char* path = packet.text.c_str();
@@ -153,14 +155,14 @@ Result<std::shared_ptr<Attachment>> Attachment::attach(const std::string& socket
 }
 
 Attachment::~Attachment() {
-  session_.reset();  // its fault thread may write to `want_`
+  session_.reset();  // before `want_` is closed: the fault thread may write to it
   if (stop_ >= 0) close(stop_);
   if (want_ >= 0) close(want_);
 }
 
 void Attachment::serve_mount() {
   for (;;) {
-    // While it can't be asked for, what is wanted waits.
+    // While the mount cannot be asked, `want_` stays readable.
     const int want = socket_ && may_want_ ? want_ : -1;
     struct pollfd ready[] = {{stop_, POLLIN, 0}, {socket_.number(), POLLIN, 0}, {want, POLLIN, 0}};
     const int count = poll(ready, 3, !socket_ ? kReconnectMs : session_->is_cut() ? patience_.cut_ms : -1);
@@ -175,23 +177,25 @@ void Attachment::serve_mount() {
     Received received = protocol::receive_packet(socket_.number(), protocol::kMaxDescriptors, &request, &reason);
     if (received == Received::kNothing) {
       if (count != 0) continue;
-      reason = "it has left the memory frozen for too long";
+      reason = "it left the memory frozen for too long";
     }
     if (received == Received::kPacket && !request.descriptors.empty() && request.kind != Kind::kBases) {
       received = Received::kMalformed;
-      reason = "a request with descriptors that do not belong to it";
+      reason = "a request with unexpected descriptors";
     }
     if (received == Received::kPacket && protocol::send_packet(socket_.number(), answer(request))) continue;
-    // The mount has gone, or talks nonsense. A snapshot that it has not committed never happened, and the guest goes on.
+    // The mount is gone, or violates the protocol. A snapshot that it has not committed has not
+    // happened, and the guest continues.
     session_->abort();
     socket_.reset();
-    log_detail(socket_path_ + ": the mount has gone" + (reason.empty() ? "" : " (" + reason + ")"));
+    log_detail(socket_path_ + ": the mount is gone" + (reason.empty() ? "" : " (" + reason + ")"));
   }
-  // A snapshot under way holds up faults, and the closing of the image.
+  // A snapshot in progress would block faults and the closing of the image.
   session_->abort();
 }
 
-// As long as something waits for a base the fault thread tells of it again and again. false: the mount has gone.
+// While a base is missing, the fault thread signals it again and again: ask once a second. Returns
+// false if the mount is gone.
 bool Attachment::ask_for_bases() {
   uint64_t ignored;
   (void)!read(want_, &ignored, sizeof ignored);
@@ -237,7 +241,7 @@ Packet Attachment::answer(const Packet& request) {
       return outcome(files ? session_->give_bases(*files) : files.error());
     }
     case Kind::kStatus: return done(request, session_->statistics().json());
-    default: return failed(request, Error(Code::kInvalid, "a request that no monitor knows"));
+    default: return failed(request, Error(Code::kInvalid, "this version of the monitor does not know the request"));
   }
 }
 
@@ -247,12 +251,13 @@ void Attachment::detach() {
   control_.join();
   session_->close();
   release();
-  // Last: the mount opens the image when the connection ends, too.
+  // Last, because the mount also opens the image when the connection ends.
   socket_.reset();
 }
 
-// The image is closed, and its lock given up. Returns when the mount has taken it back, or does not answer (an old one ends the
-// connection): who writes to the flat file by write(2) next must not find it attached.
+// Tells the mount that the image is closed and unlocked. Returns when the mount has taken the image
+// back, or does not answer (an old mount ends the connection): a write(2) to the flat file that
+// follows must not find the image attached.
 void Attachment::release() {
   Packet word;
   word.kind = Kind::kRelease;
@@ -263,8 +268,8 @@ void Attachment::release() {
     if (protocol::receive_packet(socket_.number(), protocol::kMaxDescriptors, &said, &reason) != Received::kPacket)
       return;
     if (said.kind == Kind::kReleased || said.kind == Kind::kRefused) return;
-    // A request that crossed it: the mount does it itself when it has the image back.
-    const Error going(Code::kClosed, ESHUTDOWN, "the process is letting the image go");
+    // A request that crossed kRelease: the mount does the work itself when it has the image again.
+    const Error going(Code::kClosed, ESHUTDOWN, "the process is releasing the image");
     if (!protocol::send_packet(socket_.number(), failed(said, going))) return;
   }
 }

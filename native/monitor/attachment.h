@@ -1,5 +1,6 @@
-// The tie between a session and the mount: attaching, the control thread that answers the mount's requests, and finding
-// the next mount when one has died. The guest needs none of it: faults and flushes are served without the mount.
+// The connection between a session and the mount: attaching, the control thread that answers the
+// mount's requests, and reconnecting to the next mount after one has died. The guest does not
+// depend on it: faults and flushes are served without the mount.
 #pragma once
 
 #include <cstdint>
@@ -11,25 +12,29 @@
 
 namespace pcow {
 
-// How long a mount may be silent where something waits for it. It is taken for dead then.
+// How long the monitor waits for a silent mount. After that, it takes the mount for dead.
 struct Patience {
-  int answer_ms = 30'000;  // to attach and to resume: opening and recovering an image may take it a while
-  int cut_ms = 60'000;     // while the memory stands still: twice what it gives each of its monitors (live-snapshot.ts)
+  // For attaching and resuming: the mount may have to open and recover the image first.
+  int answer_ms = 30'000;
+  // While the memory is frozen: twice what the mount gives each of its monitors (live-snapshot.ts).
+  int cut_ms = 60'000;
 };
 
 class Attachment {
  public:
-  // Shows the open flat file to the mount behind `socket_path` and takes over its image. Any thread of the application.
-  // Fails with what the mount answered (kBusy and the like), or why it could not be asked.
+  // Shows the open flat file to the mount behind `socket_path`, and takes its image over. Any
+  // thread of the monitor. Fails with the mount's refusal (kBusy and others), or with the reason
+  // why the mount could not be asked.
   static Result<std::shared_ptr<Attachment>> attach(const std::string& socket_path, int flat_file, bool write,
                                                     const Session::Limits& limits, const Patience& patience = {});
-  // After detach(), and when nothing is mapped.
+  // Call detach() first. Nothing may be mapped.
   ~Attachment();
   Attachment(const Attachment&) = delete;
   Attachment& operator=(const Attachment&) = delete;
 
   Session& session() { return *session_; }
-  // Ends the control thread, and closes the image: when it returns the mount has it back, or does not answer.
+  // Ends the control thread and closes the image. When it returns, the mount has the image again,
+  // or does not answer.
   void detach();
 
  private:
@@ -43,14 +48,14 @@ class Attachment {
 
   const std::string socket_path_;
   const Patience patience_;
-  protocol::Descriptor socket_;  // the control thread's; none while the mount is gone
+  protocol::Descriptor socket_;  // the control thread's; invalid while there is no mount
   std::unique_ptr<Session> session_;
   std::string uuid_;
-  int stop_ = -1;  // eventfd: the control thread is to end
-  int want_ = -1;  // eventfd, which the session writes to: a base is missing
-  // The control thread's.
+  int stop_ = -1;  // eventfd: the control thread shall end
+  int want_ = -1;  // eventfd, written by the session when a base is missing
+  // The control thread's:
   bool may_want_ = false;  // the mount knows kWant
-  int64_t wanted_ms_ = 0;  // when it was last sent; monotonic
+  int64_t wanted_ms_ = 0;  // when kWant was last sent; monotonic
   Thread control_;
 };
 

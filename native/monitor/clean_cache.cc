@@ -7,7 +7,7 @@
 namespace pcow {
 namespace {
 
-constexpr uint64_t kGroup = 4;  // units that come back together
+constexpr uint64_t kGroup = 4;  // units that are restored together
 constexpr uint64_t kLargestUnit = 65536;
 
 }  // namespace
@@ -26,8 +26,9 @@ CleanCache::CleanCache(Image* image, FaultDescriptor* faults, const RegionGeomet
 
 Result<void> CleanCache::serve(Region* region, uint64_t offset) { return copy(region, offset, ahead(region, offset)); }
 
-// Bytes that come with the unit at `offset`, because a reader that goes on will want them: one copy of many pages instead of many faults. As
-// far as nothing is there yet, and not at the price of other copies: what was just made might be dropped before its reader is back.
+// How many bytes after the unit at `offset` to copy with it, because a sequential reader will want
+// them: one copy of many pages replaces many faults. Stops at data that is already there. Does not
+// push other copies out: a copy that was just made might be dropped before its reader runs again.
 uint64_t CleanCache::ahead(Region* region, uint64_t offset) const {
   const uint64_t start = std::min((offset / unit_ + 1) * unit_, region->end());
   const uint64_t end = std::min(start + region->readers().ahead(offset), region->end());
@@ -38,7 +39,7 @@ uint64_t CleanCache::ahead(Region* region, uint64_t offset) const {
   return at - start;
 }
 
-// The unit at `offset`, and `ahead` bytes behind it.
+// Copies the unit at `offset`, and the `ahead` bytes after it.
 Result<void> CleanCache::copy(Region* region, uint64_t offset, uint64_t ahead) {
   const uint64_t sub = geometry_.sub_block_size();
   const uint64_t start = offset / unit_ * unit_;
@@ -46,14 +47,14 @@ Result<void> CleanCache::copy(Region* region, uint64_t offset, uint64_t ahead) {
   uint64_t high = std::min(start + unit_ + ahead, region->end());
   auto count = image_->read(nullptr, low, buffer_.data(), high - low);
   if (!count && count.error().code == Code::kCorrupt) {
-    // What is damaged may be a neighbour.
+    // The damage may be in a neighbour: try the sub-block at `offset` alone.
     low = std::max(low, offset / sub * sub);
     high = std::min(high, offset / sub * sub + sub);
     count = image_->read(nullptr, low, buffer_.data(), high - low);
   }
   if (!count) return count.error();
   PCOW_TRY(put(region, low, high));
-  // The one that was asked for is the newest.
+  // The unit that was asked for becomes the newest, so that it is dropped last.
   for (uint64_t unit = start + unit_; unit < high; unit += unit_) units_.push_back({region, unit});
   units_.push_back({region, start});
   faults_->wake(region->at(low), high - low);
@@ -61,8 +62,8 @@ Result<void> CleanCache::copy(Region* region, uint64_t offset, uint64_t ahead) {
   return {};
 }
 
-// What `buffer_` has of bytes [low, high) of the image. As a writer, never of what is the image's own already, for another mapping of it may
-// be written without a fault.
+// Copies bytes [low, high) of the image from `buffer_`. In a writer's session, sub-blocks that the
+// image itself holds are left out, because another mapping may change them without a fault.
 Result<void> CleanCache::put(Region* region, uint64_t low, uint64_t high) {
   const uint64_t sub = geometry_.sub_block_size();
   const auto wanted = [&](uint64_t at) { return !region->is_mapped(at) && (!writable_ || image_->place(at) == 0); };
@@ -84,14 +85,15 @@ Result<void> CleanCache::put(Region* region, uint64_t low, uint64_t high) {
   return {};
 }
 
-// Not at the price of other copies: the one just made might be dropped before its reader is back, for ever.
+// Does not push other copies out: the copy that was just made might be dropped before its reader
+// runs again, endlessly.
 void CleanCache::serve_around(Region* region, uint64_t offset) {
   const uint64_t group = offset / (unit_ * kGroup) * (unit_ * kGroup);
   for (uint64_t at = std::max(group, region->offset()); at < std::min(group + unit_ * kGroup, region->end());
        at = (at / unit_ + 1) * unit_) {
     if (!has_room_for(unit_) || faults_->is_awaited()) return;
     if (!region->was_in_use(at) || region->is_mapped(at) || region->is_clean(at)) continue;
-    if (!copy(region, at, 0)) return;  // an access to it will fault, and be told
+    if (!copy(region, at, 0)) return;  // an access to it will fault, and report the error
   }
 }
 
@@ -100,7 +102,8 @@ void CleanCache::drop(Region* region, uint64_t from, uint64_t to) {
   for (uint64_t at = from; at < to;) {
     const uint64_t end = std::min(to, at / sub * sub + sub);
     if (region->is_clean(at)) {
-      // The pages are write-protected copies: dropping them loses nothing, and the next access faults again.
+      // These pages are write-protected copies: dropping them loses nothing, and the next access
+      // faults again.
       system_madvise(region->at(at), end - at, MADV_DONTNEED);
       forget(region, at);
       statistics_->clean_dropped += sub;
@@ -126,7 +129,7 @@ void CleanCache::forget_units(const Region* region, uint64_t from, uint64_t to) 
 }
 
 void CleanCache::keep_budget() {
-  // Never the newest unit: the thread that waits for it would fault for ever.
+  // Never drop the newest unit: the thread that waits for it would fault forever.
   while (!has_room_for(0) && units_.size() > 1) {
     const Unit oldest = units_.front();
     units_.pop_front();

@@ -1,8 +1,9 @@
-// Clean copies of a session: what its image does not hold itself, read from the layers below, and put into the memory of this process
-// write-protected. They may be dropped at any time, since the next access faults again; the oldest are, when all sessions of the process
-// have more than its budget. What becomes the image's own is dropped from here first (mapper.h).
+// The clean copies of a session: data of lower layers, copied into the memory of this process and
+// write-protected. They may be dropped at any time, because the next access faults again. The
+// oldest copies are dropped when all sessions of the process together exceed its budget. Before a
+// sub-block becomes the image's own, its clean copies are dropped (mapper.h).
 //
-// All with the session's `handling` held.
+// All methods are called with the session's `handling` held.
 #pragma once
 
 #include <atomic>
@@ -19,20 +20,24 @@ namespace pcow {
 
 class CleanCache {
  public:
-  // `budget`: bytes, of all sessions of this process together. `regions`: of the session.
+  // `budget`: bytes, for all sessions of this process together. `regions`: of the session.
   CleanCache(Image* image, FaultDescriptor* faults, const RegionGeometry& geometry, const Regions& regions,
              uint64_t budget, bool writable, Statistics* statistics);
 
-  // The unit at `offset`, what follows where a reader goes on, and wakes who waits for it.
+  // Copies the unit at `offset`, and what follows it for a sequential reader. Wakes the threads
+  // that wait for it.
   Result<void> serve(Region* region, uint64_t offset);
-  // As long as nobody waits: what was in use before the last snapshot near `offset`, so that it needs no faults of its own.
+  // While no fault waits: copies data near `offset` that was in use before the last snapshot, so
+  // that it causes no faults of its own.
   void serve_around(Region* region, uint64_t offset);
 
-  // Another mapping of the image may show clean copies of what becomes the image's own in `region`.
+  // Bytes [from, to) of the image have become its own in `region`: drops the clean copies of them
+  // in all other regions.
   void drop_elsewhere(const Region* region, uint64_t from, uint64_t to);
-  // What is at `offset` has been replaced by the image's own block.
+  // The image's own block has replaced the copy at `offset`.
   void forget(Region* region, uint64_t offset);
-  // Chunks of the region, bytes [from, to), have been taken down, and with them so many sub-blocks of clean copies.
+  // The mappings of bytes [from, to) of the region, whole chunks, were taken down.
+  // forget_sub_blocks() follows with the number of clean copies among them.
   void forget_units(const Region* region, uint64_t from, uint64_t to);
   void forget_sub_blocks(uint64_t sub_blocks) { count(-static_cast<int64_t>(sub_blocks * geometry_.sub_block_size())); }
 
@@ -45,7 +50,8 @@ class CleanCache {
   void count(int64_t bytes);
   bool has_room_for(uint64_t bytes) const;
 
-  static inline std::atomic<int64_t> of_process_{0};  // bytes, of all sessions: the budget is one for all
+  // bytes in all sessions: they share the budget
+  static inline std::atomic<int64_t> of_process_{0};
 
   Image* const image_;
   FaultDescriptor* const faults_;
@@ -53,7 +59,7 @@ class CleanCache {
   const Regions& regions_;
   const uint64_t budget_;
   const bool writable_;
-  const uint64_t unit_;  // bytes that a read of a lower block copies at once
+  const uint64_t unit_;  // bytes that one read of a lower layer copies
   Statistics* const statistics_;
 
   struct Unit {

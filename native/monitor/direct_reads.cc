@@ -31,7 +31,8 @@ void end_one() {
 
 }  // namespace
 
-// First counted, then looked whether somebody holds reads back; a holder does it the other way round: one of the two sees the other.
+// Count first, then check whether reads are held back. hold_back() does it in the opposite order,
+// so that at least one of the two sees the other.
 Read::Read() {
   for (;;) {
     under_way++;

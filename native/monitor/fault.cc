@@ -25,7 +25,8 @@ FaultServer::FaultServer(Image* image, FaultDescriptor* faults, const RegionGeom
 
 bool FaultServer::serve(const Fault& fault) {
   Region* region = region_at(fault.address);
-  // It may have been served meanwhile (two threads, or a neighbour's run), or unmapped: then the thread is only woken.
+  // The fault may have been served by now (for another thread, or with a neighbour's run), or the
+  // region unmapped: only wake the thread.
   if (!region || region->is_mapped(region->offset_of(fault.address))) {
     faults_->wake(fault.address, 4096);
     return true;
@@ -49,35 +50,39 @@ Region* FaultServer::region_at(const char* address) const {
 
 Result<void> FaultServer::serve_write(Region* region, uint64_t offset, FaultKind* kind) {
   FaultWork work;
-  // What was in use before a snapshot is in use after it. While the guest mostly waits for such blocks they come back whole, in a
-  // fault each; once it has time, what it writes here and there takes no more disk space than it must.
+  // Pages that were mapped before a snapshot are likely to be used again. While the guest mostly
+  // waits for faults, such blocks are copied whole, in one fault each. Later, a scattered write
+  // takes no more disk space than it needs.
   const FaultHint hint = {.ahead = region->writers().ahead(offset), .whole_block = busy_ && region->was_in_use(offset)};
   auto extent = image_->make_writable(offset, hint, &work);
   if (!extent) return extent.error();
   const bool made = work.expanded || work.copied;
   const uint64_t end = extent->offset + extent->length;
   if (made || hint.ahead) region->writers().served_to(end);
-  PCOW_TRY(mapper_->place(region, offset, *extent, made));
+  PCOW_TRY(mapper_->map_extent(region, offset, *extent, made));
   statistics_->copied_bytes += work.copied_bytes;
-  // Its writer is back at work: what it needs next is made meanwhile. Where that fails its fault will say so.
+  // The writer has been woken: prepare what it needs next. If that fails, the next fault will
+  // report it.
   if (hint.ahead == kLargestRun && !work.copied && end < region->end()) (void)image_->allocate_ahead(end, kLargestRun);
   *kind = work.copied ? FaultKind::kCopyOnWrite : work.expanded ? FaultKind::kExpansion : FaultKind::kMapping;
   return {};
 }
 
-// A reader's session maps nothing of the image: its writer, in another process, may let go of a block at any time and use it for
-// something else, and after a crash of the host an entry counts only as far as it is durable. Image::read() knows of both.
+// A reader's session maps nothing of the image directly. The image's writer, in another process,
+// may release a block at any time and use it for other data; and after a host crash only the
+// durable part of an entry counts. Image::read() handles both.
 Result<void> FaultServer::serve_read(Region* region, uint64_t offset, FaultKind* kind) {
   auto extent = writable_ ? image_->held(offset) : Extent{};
   if (!extent) return extent.error();
-  if (extent->length) return mapper_->place(region, offset, *extent, false);
+  if (extent->length) return mapper_->map_extent(region, offset, *extent, false);
   *kind = FaultKind::kCleanCopy;
   PCOW_TRY(clean_->serve(region, offset));
   if (busy_ && region->was_in_use(offset)) clean_->serve_around(region, offset);
   return {};
 }
 
-// What is damaged stays so: accessing it raises SIGBUS, instead of waiting for ever. true: nobody waits.
+// Damage does not go away: accessing it raises SIGBUS, instead of waiting forever. Returns true if
+// no thread waits for the page any more.
 bool FaultServer::fail(Region* region, uint64_t offset, const Error& error) {
   const uint64_t sub = geometry_.sub_block_size();
   const uint64_t low = std::max(offset / sub * sub, region->offset());

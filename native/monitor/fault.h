@@ -1,11 +1,12 @@
 // One page fault on a mapping of the image, from top to bottom:
 //
-//   serve()       whose is it, and is it served already?
-//   serve_write() the image makes the place its own (engine/image/image_fault.cc), and the mapper maps it
-//   serve_read()  what is the image's own is mapped; of everything else a clean copy is made
-//   fail()        the fault waits, or, where the image is damaged, its thread gets SIGBUS
+//   serve()       finds the region, and checks whether the fault has already been served
+//   serve_write() the sub-blocks become the image's own (engine/image/image_fault.cc); the mapper
+//                 maps them
+//   serve_read()  the image's own sub-blocks are mapped; all others become clean copies
+//   fail()        the fault waits, or, if the image is damaged, raises SIGBUS
 //
-// All with the session's `handling` held.
+// All methods are called with the session's `handling` held.
 #pragma once
 
 #include <cstdint>
@@ -31,7 +32,7 @@ class FaultServer {
   FaultServer(Image* image, FaultDescriptor* faults, const RegionGeometry& geometry, const Regions& regions,
               CleanCache* clean, Mapper* mapper, Stalls* stalls, Statistics* statistics, bool writable);
 
-  // false: it must wait, and be served again.
+  // Returns false if the fault must wait, and be served again.
   bool serve(const Fault& fault);
 
  private:
@@ -50,8 +51,8 @@ class FaultServer {
   Statistics* const statistics_;
   const bool writable_;
 
-  uint64_t served_ns_ = 0;  // when the last fault had been served
-  bool busy_ = false;       // faults follow one another
+  uint64_t served_ns_ = 0;  // when the last fault had been served; monotonic
+  bool busy_ = false;       // faults follow one another closely
 };
 
 }  // namespace pcow

@@ -15,20 +15,22 @@ namespace {
 constexpr size_t kMostRanges = 256;
 constexpr size_t kMostFiles = 256;
 constexpr unsigned kUniqueMountId =
-    0x4000;  // STATX_MNT_ID_UNIQUE, Linux 6.8: headers of distributions are older than kernels
+    // STATX_MNT_ID_UNIQUE, Linux 6.8: the headers of a distribution are often older than its kernel
+    0x4000;
 
 struct Copy {
   std::atomic<size_t> ranges{0};
   std::array<std::atomic<uintptr_t>, kMostRanges> from{};
   std::array<std::atomic<uintptr_t>, kMostRanges> to{};
-  std::atomic<bool> any_file{false};  // more files than fit: each may be one
+  std::atomic<bool> any_file{false};  // there are more files than fit: any file may be one
   std::atomic<size_t> files{0};
   std::array<std::atomic<uint64_t>, kMostFiles> mount{};
   std::array<std::atomic<uint64_t>, kMostFiles> inode{};
 };
 
-// Copy `version % 2` is the one to read. The publisher fills the other one, and then raises the version. A reader that sees the
-// version change while it looks may have looked at a copy that is being filled again, and looks once more. Nobody waits.
+// Copy `version % 2` is the one to read. The publisher fills the other copy, and then increments
+// the version. A reader that sees the version change while it looks may have read a copy that is
+// being filled again, so it looks once more. No thread waits.
 std::atomic<uint64_t> version{0};
 std::array<Copy, 2> copies;
 
@@ -41,7 +43,7 @@ bool look(const Look& look_at) {
   }
 }
 
-// Ascending and apart; where they are too many, those with the smallest gaps between them become one.
+// Sorts and joins the ranges. If there are too many, the smallest gaps between them are included.
 void fit(std::vector<Range>* ranges) {
   std::sort(ranges->begin(), ranges->end(), [](const Range& a, const Range& b) { return a.from < b.from; });
   const auto join = [&](size_t at) {
@@ -111,8 +113,9 @@ void publish(std::vector<Range> ranges, const std::vector<OpenFile>& files) {
   fit(&ranges);
   const uint64_t next = version.load(std::memory_order_relaxed) + 1;
   Copy& copy = copies[next % 2];
-  // A reader that still looks at this copy must see the version change if it sees any of what follows: each store releases the
-  // version that was stored before, and each load in look() acquires it.
+  // A reader that still looks at this copy must see the version change if it sees any of the
+  // following stores. Each store releases the version that was stored before, and each load in
+  // look() acquires it.
   for (size_t i = 0; i < ranges.size(); i++) {
     copy.from[i].store(ranges[i].from, std::memory_order_release);
     copy.to[i].store(ranges[i].to, std::memory_order_release);

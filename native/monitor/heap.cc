@@ -1,11 +1,13 @@
-// The monitor's own heap: operator new and operator delete of the library. The application's malloc(3) must not be asked by a thread that
-// serves faults, for an application's thread may hold the locks of its allocator while it touches an image: an allocator whose memory
-// is an image; a signal handler that stores into an image and has interrupted malloc(3), or fork(2), which holds all of its locks. The
-// fault would wait for the allocator, and the allocator for the fault.
+// The monitor's own heap: operator new and operator delete of the library. A thread that serves
+// faults must not call the application's malloc(3), because a thread of the application may hold
+// the allocator's locks while it accesses an image: an allocator whose memory is an image; a signal
+// handler that stores into an image and has interrupted malloc(3), or fork(2), which holds all
+// locks of malloc. The fault would wait for the allocator, and the allocator for the fault.
 //
-// Its memory comes from the kernel, page by page, through the pools of the C++ library, under one lock that is held for moments and never
-// while application memory is touched. A child of fork(2), _Fork(3) or clone(2) begins with an empty heap: the parent's may have been
-// copied in the middle of a change. What a child frees of its parent's stays.
+// The heap gets its memory from the kernel, page by page, and manages it with the pools of the C++
+// library. Its one lock is held for moments only, and never while application memory is accessed. A
+// child of fork(2), _Fork(3) or clone(2) begins with an empty heap: the parent's may have been
+// copied in the middle of a change. Memory of the parent that the child frees is not reused.
 #include <pthread.h>
 #include <unistd.h>
 
@@ -38,24 +40,29 @@ class Pages : public std::pmr::memory_resource {
   bool do_is_equal(const std::pmr::memory_resource& other) const noexcept override { return this == &other; }
 };
 
-// On a page that the kernel gives to a child as zeros (madvise(2), MADV_WIPEONFORK). Zeros are a lock that is free, and no pools yet.
+// Lies on a page that a child gets as zeros (madvise(2), MADV_WIPEONFORK). Zeros mean a free lock,
+// and no pools yet.
 struct Heap {
   pthread_mutex_t lock;
-  uint64_t generation;  // of the pools; 0: none yet. No other process that has a copy of what they gave has the same
+  // Of the pools; 0: there are none yet. No process that has a copy of this memory has the same
+  // generation.
+  uint64_t generation;
   alignas(Pages) std::byte pages[sizeof(Pages)];
   alignas(std::pmr::unsynchronized_pool_resource) std::byte pools[sizeof(std::pmr::unsynchronized_pool_resource)];
 };
 static_assert(sizeof(Heap) <= kPageSize);
 
-// Before what is handed out. 16 bytes, so that what follows is aligned as malloc(3) does it.
+// Stands before each allocation. It has 16 bytes, so that the allocation is aligned as by
+// malloc(3).
 struct Header {
   uint64_t generation;
-  uint32_t offset;  // bytes from the beginning of the piece to what is handed out
-  uint32_t units;   // of 16 bytes: the length of the piece
+  uint32_t offset;  // bytes from the beginning of the piece to the allocation
+  uint32_t units;   // length of the piece, in units of 16 bytes
 };
 static_assert(sizeof(Header) == 16);
 constexpr size_t kUnit = sizeof(Header);
-// Bytes. Buffers for copies are kept for the next one: each page that comes anew from the kernel is a fault.
+// Bytes. Freed copy buffers of up to this size are kept for the next use, because each new page
+// from the kernel costs a fault.
 constexpr size_t kLargestPooled = size_t{256} << 10;
 constexpr size_t kMost = size_t{UINT32_MAX} * kUnit;
 
@@ -77,7 +84,7 @@ uint64_t new_generation() {
          static_cast<uint64_t>(getpid());
 }
 
-// The heap, locked; with its pools, also in a child.
+// The locked heap, with its pools. In a child it makes new ones.
 class Locked {
  public:
   Locked() {
@@ -100,7 +107,8 @@ class Locked {
   Heap* const heap_ = the_heap();
 };
 
-// On a thread of the application signals are held: a handler that touches an image waits for a thread that needs the heap.
+// On a thread of the application, signals are blocked meanwhile: a signal handler that accesses an
+// image waits for a thread that needs the heap.
 template <typename Do>
 auto with_heap(const Do& what) {
   if (Inside::active()) {
@@ -112,9 +120,9 @@ auto with_heap(const Do& what) {
   return what(heap);
 }
 
-// Throws std::bad_alloc where the process may have no more memory. `alignment`: a power of two.
+// Throws std::bad_alloc if the process may not have more memory. `alignment`: a power of two.
 void* allocate(size_t length, size_t alignment) {
-  // The pools align to 16 bytes whatever is a multiple of that; the rest is left to us.
+  // The pools align multiples of 16 bytes to 16 bytes. Larger alignments are made here.
   const size_t more = alignment > kUnit ? alignment : 0;
   if (length > kMost - sizeof(Header) - more - kUnit) throw std::bad_alloc();
   const size_t whole = (length + sizeof(Header) + more + kUnit - 1) / kUnit * kUnit;
@@ -141,7 +149,8 @@ void release(void* given) {
 }  // namespace
 }  // namespace pcow
 
-// Those that do not throw, and those for arrays, are made of these by the C++ library. The linker keeps them inside (exports.version).
+// The C++ library implements the other forms (nothrow, arrays) with these. The linker does not
+// export them (exports.version).
 void* operator new(size_t length) { return pcow::allocate(length, 1); }
 void* operator new(size_t length, std::align_val_t alignment) {
   return pcow::allocate(length, static_cast<size_t>(alignment));

@@ -1,10 +1,13 @@
-// The functions of the C library that the preloaded monitor interposes. Each looks whether the call is about a flat file of a Pcow mount, or
-// memory that is a mapping of one; everything else goes straight to the kernel, without memory or locks of ours (footprint.h). What concerns
-// an image is done by the monitor's own threads (threads.h), through the registry.
+// The functions of the C library that the preloaded monitor interposes. Each checks whether the
+// call is about a flat file of a Pcow mount, or about memory that is a mapping of one. All other
+// calls go straight to the kernel, without our allocator or locks (footprint.h). For images, the
+// monitor's own threads (threads.h) do the work, through the registry.
 //
-// Threads: all of the application's, at any time, also before main, in signal handlers, and in the middle of its allocator.
+// Threads: any thread of the application, at any time; also before main, in signal handlers, and
+// inside its allocator.
 
-// Both names of each function are defined here, so the headers must not make one of two (off_t has 64 bits anyway).
+// Both names of each function (with and without "64") are defined here, so the headers must not
+// redirect one to the other. off_t has 64 bits in any case.
 #undef _FILE_OFFSET_BITS
 
 #include <dlfcn.h>
@@ -42,7 +45,8 @@ constexpr size_t kPage = 4096;
 
 size_t whole_pages(size_t length) { return (length + kPage - 1) / kPage * kPage; }
 
-// Whether the call may be about an image of this process. A child of fork(2) has none, though it has copies of what its parent knows.
+// Whether the call may be about an image of this process. A child of fork(2) has none, although it
+// has copies of its parent's data.
 bool concerns(const void* address, size_t length) {
   return !pcow::Inside::active() && footprint::holds(address, length) && threads::begun();
 }
@@ -52,7 +56,8 @@ bool concerns(int descriptor, OpenFile* file) {
          footprint::holds(*file) && threads::begun();
 }
 
-// Has the registry do something on a thread of the monitor; its errno becomes the caller's. What the wait does to errno is undone.
+// Runs `work` on a thread of the monitor. Its errno becomes the caller's; changes to errno by the
+// wait are undone.
 template <typename Work>
 Registry::Outcome ask(const Work& work) {
   const int before = errno;
@@ -77,8 +82,9 @@ void* fail(int err) {
   return MAP_FAILED;
 }
 
-// A function of the C library that this one stands before, for the calls that are none of ours: some are cancellation points, and only the
-// library knows how. Before the constructor has run: null.
+// The function of the C library that is interposed here, for calls that are not about images: some
+// of these functions are cancellation points, which only the library can implement. Null until the
+// constructor has run.
 template <typename Function>
 Function* next_function(const char* name) {
   return reinterpret_cast<Function*>(dlsym(RTLD_NEXT, name));
@@ -106,15 +112,17 @@ __attribute__((constructor)) void find_next_functions() {
   next_preadv2 = next_function<ssize_t(int, const iovec*, int, off64_t, int)>("preadv64v2");
 }
 
-// In the child of fork(2): the kernel has given it none of the mappings (MADV_DONTFORK), nor the monitor's descriptors and threads.
+// In the child of fork(2): the kernel has given it neither the mappings (MADV_DONTFORK) nor the
+// monitor's descriptors and threads.
 void after_fork_in_child() {
   threads::forget();
   Registry::forget();
   footprint::clear();
 }
 
-// At exit(3) what was written is made durable. The image stays attached until the kernel has taken the memory down: other threads may store
-// into it, and destructors that come later. Then the mount takes it back, as after a kill.
+// exit(3) makes the written data durable. The image stays attached until the kernel takes the
+// memory down, because other threads and later destructors may still store into it. Then the mount
+// takes the image back, as after a kill.
 __attribute__((destructor)) void sync_all() {
   if (pcow::Inside::active() || footprint::is_empty() || !threads::begun()) return;
   ask([](Registry& registry) {
@@ -123,7 +131,8 @@ __attribute__((destructor)) void sync_all() {
   });
 }
 
-// The socket of the mount that a file lies in, or an empty text: it is in no mount of ours. An error: nobody answers.
+// Gets the socket of the mount that contains the file; an empty text if no mount of Pcow does.
+// Returns an errno if the mount does not answer.
 int socket_of(int descriptor, std::string* socket) {
   char path[128];
   const int before = errno;
@@ -131,11 +140,11 @@ int socket_of(int descriptor, std::string* socket) {
   const int err = count < 0 ? errno : 0;
   errno = before;
   if (count > 0) socket->assign(path, static_cast<size_t>(count));
-  // The kernel's answer for a file system whose process has ended.
+  // The kernel's answer for a filesystem whose process has ended.
   return err == ENOTCONN || err == ECONNABORTED ? err : 0;
 }
 
-// Whether a file is a flat file of a mount of ours, be it that it serves no monitors. Leaves errno alone.
+// Whether a file is a flat file of a Pcow mount, even of one that serves no monitors. Keeps errno.
 bool is_flat_file(int descriptor) {
   char identity[64];
   const int before = errno;
@@ -144,7 +153,7 @@ bool is_flat_file(int descriptor) {
   return count > 0;
 }
 
-// A shared mapping of a file that may be a flat file. None: it is not.
+// Maps a file that may be a flat file, shared. Returns nothing if it is no flat file.
 std::optional<void*> map_if_flat(void* address, size_t length, int protection, int flags, int descriptor,
                                  off_t offset) {
   OpenFile file;
@@ -155,12 +164,14 @@ std::optional<void*> map_if_flat(void* address, size_t length, int protection, i
   if (!attached && socket.empty()) {
     if (!is_flat_file(descriptor)) return std::nullopt;
     pcow::log_notice(
-        "the mount of a flat file serves no monitors, so it is not mapped: its log and \".pcow/status\" say why");
+        "cannot map a flat file: its mount serves no monitors (the mount's log and \".pcow/status\" say why)");
     return fail(ENODEV);
   }
   if (!footprint::identify(descriptor, &file)) return fail(errno);
-  if (flags & MAP_SYNC) return fail(EOPNOTSUPP);  // the image's filesystem is not DAX: mmap(2)
-  if (flags & MAP_LOCKED) return fail(EAGAIN);    // as where too much is locked already: see mlock below
+  // the image's filesystem does not support DAX: mmap(2)
+  if (flags & MAP_SYNC) return fail(EOPNOTSUPP);
+  // as if too much memory was locked already: see mlock below
+  if (flags & MAP_LOCKED) return fail(EAGAIN);
   if (length == 0 || offset < 0 || static_cast<uint64_t>(offset) % kPage) return fail(EINVAL);
   if ((flags & MAP_FIXED) && reinterpret_cast<uintptr_t>(address) % kPage) return fail(EINVAL);
   static const int fork_watched = pthread_atfork(nullptr, nullptr, after_fork_in_child);
@@ -189,7 +200,8 @@ void* map(void* address, size_t length, int protection, int flags, int descripto
   return ask_for_address([&](Registry& registry) { return registry.map_over(call); });
 }
 
-// Whether it is a flat file of an image of this process by another mount than the one that it was attached through. Leaves errno alone.
+// Whether the file is a flat file of an image of this process, but in another mount than the one
+// through which the image was attached. Keeps errno.
 bool is_another_name(int descriptor, OpenFile* file) {
   if (pcow::Inside::active() || footprint::is_empty() || !threads::begun()) return false;
   const int before = errno;
@@ -204,7 +216,7 @@ bool is_another_name(int descriptor, OpenFile* file) {
   return found;
 }
 
-// A cancellation point, as for every file: at its beginning.
+// A cancellation point, as for every file, at its beginning.
 int allocate(int descriptor, int mode, off_t offset, off_t length) {
   const auto plainly = [&] {
     return next_fallocate && !pcow::Inside::active()
@@ -214,7 +226,7 @@ int allocate(int descriptor, int mode, off_t offset, off_t length) {
   OpenFile file;
   if (!concerns(descriptor, &file)) {
     const int outcome = plainly();
-    // Its mount refuses what an attached process does by the mount: perhaps that process is this one.
+    // The mount refuses direct changes while a process is attached. That process may be this one.
     if (outcome == 0 || errno != EBUSY || !is_another_name(descriptor, &file)) return outcome;
   }
   pthread_testcancel();
@@ -244,7 +256,8 @@ int advise(void* address, size_t length, int advice) {
     case MADV_FREE:
     case MADV_WIPEONFORK:
       return errno = EINVAL, -1;  // as for every shared mapping of a file
-    // Advice about anonymous memory, or flags that would split our mappings apart: nothing to do for a file. And a child does not get them.
+    // Advice about anonymous memory has no effect on a file. Flags would split our mappings. A
+    // child does not get the mappings anyway.
     case MADV_HUGEPAGE:
     case MADV_NOHUGEPAGE:
     case MADV_MERGEABLE:
@@ -257,7 +270,7 @@ int advise(void* address, size_t length, int advice) {
   }
 }
 
-// fsync and fdatasync of a flat file are cancellation points like those of every file: at their beginning.
+// fsync and fdatasync of a flat file are cancellation points as for every file, at their beginning.
 template <typename Next>
 int sync_file(int descriptor, Next* next, long number) {
   OpenFile file;
@@ -274,7 +287,7 @@ int sync_file(int descriptor, Next* next, long number) {
   return next && !pcow::Inside::active() ? next(descriptor) : static_cast<int>(syscall(number, descriptor));
 }
 
-// Whether a read goes past the page cache into an image's memory (direct_reads.h).
+// Whether a read bypasses the page cache and goes directly into an image's memory (direct_reads.h).
 bool reads_directly_into_image(int descriptor, const iovec* parts, int count) {
   if (pcow::Inside::active() || footprint::is_empty()) return false;
   for (int i = 0; i < count; i++)
@@ -328,16 +341,17 @@ PCOW_HOOK void* mremap(void* old, size_t old_length, size_t length, int flags, .
     return ask_for_address(
         [&](Registry& registry) { return registry.move_over(old, old_length, whole_pages(length), flags, target); });
   }
-  // A second mapping of the same pages is what no snapshot would take down; a mapping that serves a guest is not moved, and a file's end
-  // not passed. Shrinking in place is cutting off the end.
+  // A second mapping of the same pages is not supported, because a snapshot would not take it down.
+  // A mapping is not moved while it serves a guest, and not extended beyond the file's end.
+  // Shrinking in place unmaps the end.
   if (old_length == 0 || (flags & MREMAP_DONTUNMAP)) return fail(EINVAL);
   if (whole_pages(length) > whole_pages(old_length) || (flags & MREMAP_FIXED)) return fail(ENOMEM);
   const size_t kept = whole_pages(length);
   if (kept == whole_pages(old_length)) return old;
-  const int cut = ask_for_int([&](Registry& registry) {
+  const int unmapped = ask_for_int([&](Registry& registry) {
     return registry.unmap(static_cast<char*>(old) + kept, whole_pages(old_length) - kept);
   });
-  return cut < 0 ? MAP_FAILED : old;
+  return unmapped < 0 ? MAP_FAILED : old;
 }
 
 PCOW_HOOK int madvise(void* address, size_t length, int advice) noexcept { return advise(address, length, advice); }
@@ -370,8 +384,8 @@ PCOW_HOOK int fallocate64(int descriptor, int mode, off64_t offset, off64_t leng
   return allocate(descriptor, mode, offset, length);
 }
 
-// SIGBUS is the engine's first, for its own mappings (engine/disk/bus_guard.h). The program's action for it is kept, and takes effect for all
-// that is not the engine's, whichever was installed first.
+// The engine handles SIGBUS for its own mappings first (engine/disk/bus_guard.h). The program's
+// action is kept, and used for all other addresses, whichever of the two was installed first.
 PCOW_HOOK int sigaction(int number, const struct sigaction* action, struct sigaction* before) noexcept {
   using Function = int (*)(int, const struct sigaction*, struct sigaction*);
   static const auto next = reinterpret_cast<Function>(dlsym(RTLD_NEXT, "sigaction"));
@@ -383,13 +397,14 @@ PCOW_HOOK sighandler_t signal(int number, sighandler_t handler) noexcept {
   struct sigaction action = {};
   struct sigaction before = {};
   action.sa_handler = handler;
-  action.sa_flags = SA_RESTART;  // signal(3): what the C library's does
+  action.sa_flags = SA_RESTART;  // as the C library's signal(3)
   sigemptyset(&action.sa_mask);
   sigaddset(&action.sa_mask, number);
   return sigaction(number, &action, &before) == 0 ? before.sa_handler : SIG_ERR;
 }
 
-// Locked pages would all have to be the image's own: what a file may answer where the limit is too low, mlock(2).
+// Locking the pages would require that the image holds all of them. The calls fail as if the limit
+// were too low: mlock(2).
 PCOW_HOOK int mlock(const void* address, size_t length) noexcept {
   if (!concerns(address, length)) return static_cast<int>(syscall(SYS_mlock, address, length));
   return errno = ENOMEM, -1;
@@ -400,7 +415,7 @@ PCOW_HOOK int mlock2(const void* address, size_t length, unsigned flags) noexcep
   return errno = ENOMEM, -1;
 }
 
-// An order of pages of its own is what a mapping of a block format never has.
+// Pages in a different order are not supported for a mapping of a block format.
 PCOW_HOOK int remap_file_pages(void* address, size_t length, int protection, size_t page, int flags) noexcept {
   if (!concerns(address, length))
     return static_cast<int>(syscall(SYS_remap_file_pages, address, length, protection, page, flags));

@@ -1,5 +1,6 @@
-// Whether this thread is one of the monitor's. The engine and the C++ library call the very functions that hooks.cc interposes; such a
-// call goes straight to the kernel, or it would wait for itself.
+// Whether this thread belongs to the monitor. The engine and the C++ library call the functions
+// that hooks.cc interposes. On the monitor's threads these calls go straight to the kernel;
+// otherwise a thread of the monitor would wait for itself.
 #pragma once
 
 namespace pcow {
@@ -13,7 +14,8 @@ class Inside {
   static bool active() { return depth_ > 0; }
 
  private:
-  // The loader has made room for it before anything runs: other models may call malloc(3) at the first access, which may be in malloc.
+  // The loader allocates it before any code runs. Other TLS models may call malloc(3) at the first
+  // access, which may happen inside malloc.
   __attribute__((tls_model("initial-exec"))) static inline thread_local int depth_ = 0;
 };
 

@@ -21,8 +21,9 @@ uint64_t read_number(const std::string& path, uint64_t fallback) {
   return file >> number ? number : fallback;
 }
 
-// The least that this process's control group, or one above it, may use; UINT64_MAX where nothing is said. "max", and the huge number
-// that version 1 has for it, are no limit. cgroups(7)
+// The smallest memory limit of this process's control group and of the groups above it; UINT64_MAX
+// if there is none. "max", and the huge number that version 1 uses instead, mean no limit.
+// cgroups(7)
 uint64_t limit_of_control_groups() {
   uint64_t least = UINT64_MAX;
   std::ifstream groups("/proc/self/cgroup");
@@ -52,7 +53,8 @@ uint64_t limit_of_control_groups() {
 Session::Limits process_limits() {
   const auto memory = static_cast<uint64_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
   const uint64_t mappings = read_number("/proc/sys/vm/max_map_count", 65530);
-  // The rest is for the application, and for runs that meet at a limit of a mapping call.
+  // The rest is for the application, and for runs that end where one of its mapping calls split a
+  // mapping.
   return {number_from_environment("PCOW_CLEAN_CACHE", std::min(memory, limit_of_control_groups()) / 4),
           number_from_environment("PCOW_MAPPING_BUDGET", mappings / 4 * 3),
           number_from_environment("PCOW_DEMOTE_ALWAYS", 0) != 0};

@@ -1,4 +1,4 @@
-// How much of the process's memory and of its mappings the monitor may use.
+// How much of the process's memory, and how many of its mappings, the monitor may use.
 #pragma once
 
 #include "monitor/session.h"

@@ -14,7 +14,8 @@
 namespace pcow {
 namespace {
 
-// The monitor's threads have descriptors of their own: one of the application's is borrowed.
+// The monitor's threads have their own table of descriptors, so a descriptor of the application is
+// borrowed.
 int open_log() {
   const char* where = getenv("PCOW_MONITOR_LOG");
   if (!where || !*where) return -1;
@@ -23,11 +24,11 @@ int open_log() {
 }
 
 void put(int descriptor, const std::string& line) {
-  // Best effort: there is nobody to tell that a log cannot be written.
+  // Best effort: a failure to write the log cannot be reported anywhere.
   if (descriptor >= 0 && write(descriptor, line.data(), line.size()) < 0) return;
 }
 
-// A child of fork(2) opens its own: its threads have another table.
+// A child of fork(2) opens the log again: its monitor threads have another table of descriptors.
 int log_descriptor() {
   static std::mutex opening;
   static pid_t opened_by = 0;
@@ -37,7 +38,7 @@ int log_descriptor() {
   return descriptor;
 }
 
-// The time as in the mount's log: 2026-01-01T12:00:00.000Z.
+// The time has the same format as in the mount's log: 2026-01-01T12:00:00.000Z.
 std::string stamped(const std::string& text) {
   timespec now;
   clock_gettime(CLOCK_REALTIME, &now);
@@ -51,7 +52,7 @@ std::string stamped(const std::string& text) {
 
 }  // namespace
 
-// Not on a thread of the application: the log's number means something else there.
+// Not on a thread of the application: there, the log's descriptor number means another file.
 void log_detail(const std::string& text) {
   if (threads::is_own()) put(log_descriptor(), stamped(text));
 }

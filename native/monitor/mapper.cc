@@ -10,11 +10,12 @@
 namespace pcow {
 namespace {
 
-constexpr int64_t kWorthPromoting = 8;  // boundaries; completing a chunk for less gains nothing
+// boundaries; completing a chunk that has fewer gains nothing
+constexpr int64_t kWorthPromoting = 8;
 
 }  // namespace
 
-Result<void> Mapper::place(Region* region, uint64_t offset, const Extent& extent, bool made) {
+Result<void> Mapper::map_extent(Region* region, uint64_t offset, const Extent& extent, bool made) {
   const uint64_t sub = geometry_.sub_block_size();
   const uint64_t low = std::max(extent.offset, region->offset());
   const uint64_t high = std::min(extent.offset + extent.length, region->end());
@@ -23,26 +24,28 @@ Result<void> Mapper::place(Region* region, uint64_t offset, const Extent& extent
   uint64_t to = made ? high : std::min(high, offset / sub * sub + sub);
   while (to < high && !region->is_mapped(to)) to = std::min(high, to / sub * sub + sub);
 
-  const uint64_t place = extent.place + (from - extent.offset);
+  const uint64_t in_file = extent.place + (from - extent.offset);
   void* address = region->at(from);
-  // Other mappings of the image show these blocks as clean copies yet: they must not any more when this one can be stored to.
+  // Other mappings of the image may still show these blocks as clean copies. Drop them before this
+  // mapping can be written.
   clean_->drop_elsewhere(region, from, to);
-  const auto try_map = [&] { return map_blocks(address, to - from, region->protection(), place); };
+  const auto try_map = [&] { return map_blocks(address, to - from, region->protection(), in_file); };
   if (!try_map() && (errno != ENOMEM || !promote() || !try_map()))
     return system_error(errno, image_->info().path + ": cannot map a block of the image into memory");
 
-  // A boundary between mappings is where own and not own meet, or own runs that are no neighbours in the file.
+  // A boundary between two mappings lies where mapped and unmapped sub-blocks meet, and where two
+  // mapped runs are not neighbours in the file.
   const bool left = from > region->offset() && region->is_mapped(from - 1);
   const bool right = to < region->end() && region->is_mapped(to);
-  const bool joins_left = left && image_->place(from - 1) == place - 1;
-  const bool joins_right = right && image_->place(to) == place + (to - from);
+  const bool joins_left = left && image_->place(from - 1) == in_file - 1;
+  const bool joins_right = right && image_->place(to) == in_file + (to - from);
   count_boundaries(region, from, (joins_left ? 0 : 1) + (joins_right ? 0 : 1) - boundaries_between(*region, from, to));
   take_over(region, from, to);
   faults_->wake(address, to - from);
   return {};
 }
 
-// Where mapped and not mapped meet in [from, to], as it has been.
+// How many boundaries between mapped and unmapped sub-blocks there were in [from, to].
 int64_t Mapper::boundaries_between(const Region& region, uint64_t from, uint64_t to) const {
   const uint64_t sub = geometry_.sub_block_size();
   int64_t count = 0;
@@ -55,15 +58,16 @@ int64_t Mapper::boundaries_between(const Region& region, uint64_t from, uint64_t
   return count + (right != mapped ? 1 : 0);
 }
 
-// The image's own blocks, over whatever is there. A child of fork(2) does not get them: it would store into the image beside its
-// parent, also into what has been frozen since.
-bool Mapper::map_blocks(void* address, size_t length, int protection, uint64_t place) {
+// Maps the image's own blocks over the present contents of the range. A child of fork(2) does not
+// get the mapping: it would store into the image beside its parent, even into blocks that have been
+// frozen since.
+bool Mapper::map_blocks(void* address, size_t length, int protection, uint64_t in_file) {
   return system_mmap(address, length, protection, MAP_SHARED | MAP_FIXED, image_->descriptor(),
-                     static_cast<off_t>(place)) != MAP_FAILED &&
+                     static_cast<off_t>(in_file)) != MAP_FAILED &&
          system_madvise(address, length, MADV_DONTFORK) == 0;
 }
 
-// What has been mapped is so in the region's books.
+// Records that the range is mapped.
 void Mapper::take_over(Region* region, uint64_t from, uint64_t to) {
   const uint64_t sub = geometry_.sub_block_size();
   for (uint64_t at = from; at < to; at = at / sub * sub + sub) {
@@ -77,7 +81,7 @@ void Mapper::count_boundaries(Region* region, uint64_t offset, int64_t change) {
   statistics_->mappings = static_cast<uint64_t>(of_process_.fetch_add(change) + change);
 }
 
-// Completes the chunk that costs the most mappings, and maps it in one piece (or few).
+// Completes the chunk that costs the most mappings, and maps it in one piece (or a few).
 bool Mapper::promote() {
   Region* worst = nullptr;
   uint64_t chunk = 0;
@@ -102,8 +106,8 @@ bool Mapper::promote() {
     log_notice(
         image_->info().path + ": the image is too fragmented for this process's mapping limit (" +
         std::to_string(budget_) +
-        "), so parts of it are copied whole, which takes disk space. As root, \"sysctl vm.max_map_count=1048576\" "
-        "raises the limit for processes that are started afterwards");
+        "), so whole chunks of it are copied, which takes disk space. As root, \"sysctl vm.max_map_count=1048576\" "
+        "raises the limit for processes that start afterwards");
   int64_t pieces = 0;
   if (!map_chunk(worst, chunk, &pieces)) return false;
   count_boundaries(worst, chunk, pieces + 1 - most);
@@ -112,8 +116,8 @@ bool Mapper::promote() {
   return true;
 }
 
-// A complete chunk, in as few pieces as it lies in the file. Over what is mapped already too: the same pages of the same file, so that
-// nothing is lost.
+// Maps a complete chunk, in as few pieces as its blocks form in the file. Parts that are already
+// mapped are mapped again: they are the same pages of the same file, so no data is lost.
 bool Mapper::map_chunk(Region* region, uint64_t chunk, int64_t* pieces) {
   const uint64_t end = std::min(chunk + geometry_.chunk_size(), region->end());
   uint64_t expected = 0;
@@ -121,10 +125,10 @@ bool Mapper::map_chunk(Region* region, uint64_t chunk, int64_t* pieces) {
     auto extent = image_->held(at);
     if (!extent || !extent->length) return false;
     const uint64_t to = std::min(end, extent->offset + extent->length);
-    const uint64_t place = extent->place + (at - extent->offset);
-    if (!map_blocks(region->at(at), to - at, region->protection(), place)) return false;
-    if (place != expected) (*pieces)++;
-    expected = place + (to - at);
+    const uint64_t in_file = extent->place + (at - extent->offset);
+    if (!map_blocks(region->at(at), to - at, region->protection(), in_file)) return false;
+    if (in_file != expected) (*pieces)++;
+    expected = in_file + (to - at);
     take_over(region, at, to);
     faults_->wake(region->at(at), to - at);
     at = to;

@@ -1,9 +1,10 @@
-// The image's own blocks in the memory of this process.
+// Maps the image's own blocks into the memory of this process.
 //
-// The kernel limits how many mappings a process has, and scattered blocks take one each. So the boundaries between mappings are counted,
-// and when all sessions together have more than the budget, promote() completes the most fragmented chunk, and maps it in one piece.
+// The kernel limits the number of mappings of a process, and scattered blocks need one mapping
+// each. Therefore the boundaries between mappings are counted. When all sessions together exceed
+// the budget, promote() completes the most fragmented chunk and maps it in one piece.
 //
-// All with the session's `handling` held.
+// All methods are called with the session's `handling` held.
 #pragma once
 
 #include <atomic>
@@ -20,7 +21,7 @@ namespace pcow {
 
 class Mapper {
  public:
-  // `budget`: mappings, of all sessions of this process together. `regions`: of the session.
+  // `budget`: mappings, for all sessions of this process together. `regions`: of the session.
   Mapper(Image* image, FaultDescriptor* faults, const RegionGeometry& geometry, const Regions& regions, uint64_t budget,
          CleanCache* clean, Stalls* stalls, Statistics* statistics)
       : image_(image),
@@ -32,25 +33,27 @@ class Mapper {
         stalls_(stalls),
         statistics_(statistics) {}
 
-  // Maps the run of own bytes, and wakes who waits for it: all of what was just made, in one piece with what lies between and is mapped
-  // already, or else the part around `offset` that is not mapped yet.
-  Result<void> place(Region* region, uint64_t offset, const Extent& extent, bool made);
-  // Within the budget again, if it can be.
+  // Maps a run of the image's own blocks, and wakes the threads that wait for it. `made`: the run
+  // was just allocated or copied: maps all of it in one piece, over parts that are already mapped.
+  // Otherwise maps the part around `offset` that is not mapped yet.
+  Result<void> map_extent(Region* region, uint64_t offset, const Extent& extent, bool made);
+  // Reduces the number of mappings if it exceeds the budget.
   void keep_budget() {
     if (of_process_.load(std::memory_order_relaxed) > static_cast<int64_t>(budget_)) promote();
   }
-  // Chunks of a region have been taken down, and with them so many boundaries.
+  // Chunks of a region have been taken down, which had this many boundaries.
   void forget_boundaries(int64_t boundaries) { of_process_ -= boundaries; }
 
  private:
   bool promote();
   bool map_chunk(Region* region, uint64_t chunk, int64_t* pieces);
-  bool map_blocks(void* address, size_t length, int protection, uint64_t place);
+  bool map_blocks(void* address, size_t length, int protection, uint64_t in_file);
   void take_over(Region* region, uint64_t from, uint64_t to);
   int64_t boundaries_between(const Region& region, uint64_t from, uint64_t to) const;
   void count_boundaries(Region* region, uint64_t offset, int64_t change);
 
-  static inline std::atomic<int64_t> of_process_{0};  // mappings, of all sessions: the limit is one for all
+  // mappings in all sessions: they share the limit
+  static inline std::atomic<int64_t> of_process_{0};
 
   Image* const image_;
   FaultDescriptor* const faults_;

@@ -1,5 +1,6 @@
-// One mapping of a flat file in this process: which of its pages are the image's own blocks, which are clean copies, and
-// which are still missing. Guarded by its session's `handling`.
+// One mapping of a flat file in this process. It records which sub-blocks are mappings of the
+// image's own blocks, which are clean copies, and which are missing. Guarded by its session's
+// `handling`.
 #pragma once
 
 #include <algorithm>
@@ -44,20 +45,20 @@ class Region {
     return offset_ + static_cast<uint64_t>(static_cast<const char*>(address) - address_);
   }
 
-  // A state of each sub-block, by any offset in it.
+  // The state of a sub-block; `offset` is any offset in it.
   bool is_mapped(uint64_t offset) const { return get(offset, &Chunk::mapped); }
   bool is_clean(uint64_t offset) const { return get(offset, &Chunk::clean); }
   void set_mapped(uint64_t offset) { set(offset, &Chunk::mapped, true); }
   void set_clean(uint64_t offset, bool clean) { set(offset, &Chunk::clean, clean); }
 
-  // How many boundaries between mappings lie in the chunk at `offset` (an upper estimate).
+  // The number of boundaries between mappings in the chunk at `offset` (an upper estimate).
   int64_t& boundaries(uint64_t offset) { return at_or_new(offset).boundaries; }
-  // The start of the chunk with the most boundaries, and how many; 0 where there is none.
+  // The start of the chunk with the most boundaries, and their number; 0 if there is none.
   uint64_t most_fragmented(int64_t* boundaries) const;
-  // Of the chunks that may have something in them, in no order.
+  // The starts of all chunks that may have mapped or clean sub-blocks, in no order.
   std::vector<uint64_t> chunk_starts() const;
-  // Forgets the chunks that bytes [from, to) of the image touch, each after `visit(clean, boundaries)`
-  // with the number of its clean sub-blocks.
+  // Forgets the chunks that overlap bytes [from, to) of the image, each after a call of
+  // `visit(clean, boundaries)` with the number of its clean sub-blocks.
   template <typename Visit>
   void take_down(uint64_t from, uint64_t to, const Visit& visit) {
     const uint64_t low = from >> geometry_.chunk_shift;
@@ -77,12 +78,14 @@ class Region {
     for (auto at = chunks_.begin(); at != chunks_.end();) at = at->first >= low && at->first < high ? forget(at) : ++at;
   }
 
-  // Which blocks of the chunk at `offset` are mapped or clean copies now, for was_in_use() to tell when they no longer are.
+  // Records which blocks of the chunk at `offset` are mapped or clean copies now. was_in_use()
+  // returns this after they have been taken down.
   void remember_use(uint64_t offset);
   void forget_use() { used_.clear(); }
   bool was_in_use(uint64_t offset) const;
 
-  static constexpr uint64_t kLargestRead = uint64_t{512} << 10;  // bytes beyond what a reader that goes on has touched
+  // bytes to read ahead of a sequential reader, at most
+  static constexpr uint64_t kLargestRead = uint64_t{512} << 10;
   Streams& writers() { return writers_; }
   Streams& readers() { return readers_; }
 
@@ -96,7 +99,8 @@ class Region {
     int64_t boundaries = 0;
   };
 
-  // Null where nothing was ever set. Remembers the last one found: a fault looks at many neighbours.
+  // Returns null if nothing was ever set in the chunk. Remembers the last chunk found, because a
+  // fault looks at many neighbours.
   Chunk* find(uint64_t offset) const {
     const uint64_t number = offset >> geometry_.chunk_shift;
     if (!last_ || last_number_ != number) {

@@ -25,7 +25,7 @@ std::atomic<Registry*> registry{nullptr};
 
 Registry::Outcome failed(int err) { return {err, MAP_FAILED}; }
 
-// Says what went wrong to whoever looks after the process: an errno has no sentence.
+// Reports the error to the operator: an errno alone has no text.
 Registry::Outcome failed(const Error& error) {
   log_notice(error.message);
   return failed(error.err);
@@ -60,8 +60,8 @@ std::shared_ptr<Session> Registry::session_of(const OpenFile& file) {
   return nullptr;
 }
 
-// The mount says which file the image is in: the same device and inode as of the file that a session works on is the same image,
-// whichever mount its flat file is of. With `changing` held.
+// The mount says which file contains the image. If a session works on a file with the same device
+// and inode, it is the same image, whichever mount the flat file is in. With `changing` held.
 std::shared_ptr<Session> Registry::learn(const OpenFile& file, int descriptor) {
   if (all().empty()) return nullptr;
   char text[64];
@@ -86,7 +86,7 @@ bool Registry::learn(const OpenFile& file, int descriptor, pid_t thread) {
   return session_of(file) || learn(file, borrowed.number());
 }
 
-// In the order of their addresses, without gaps.
+// Returns them in the order of their addresses, without gaps.
 std::vector<Registry::Stretch> Registry::stretches(void* address, size_t length) {
   std::vector<Stretch> found;
   for (const Attached& each : all())
@@ -105,11 +105,12 @@ std::vector<Registry::Stretch> Registry::stretches(void* address, size_t length)
   return whole;
 }
 
-// One call of the kernel's takes away what is mapped in the range, and perhaps puts something else there: there is no moment in which
-// the range is free, and another thread's mmap could get it. With `changing` held. While it happens no fault of the sessions concerned
-// is served: it might be answered into what is new there. `added`: a session whose mapping comes there.
+// Runs `call`, one system call that removes the mappings of the range, and may put others there. It
+// must be one call: if the range were free for a moment, another thread's mmap could get it. With
+// `changing` held. Meanwhile no fault of the sessions concerned is served, because the answer could
+// go into the new mapping. `added`: a session whose mapping is put there.
 template <typename Call>
-Registry::Outcome Registry::in_place_of(void* address, size_t length, const Call& call, const Addition* added) {
+Registry::Outcome Registry::replace_range(void* address, size_t length, const Call& call, const Addition* added) {
   char* const from = static_cast<char*>(address);
   char* const to = from + length;
   std::vector<Attached> concerned;
@@ -131,7 +132,7 @@ Registry::Outcome Registry::in_place_of(void* address, size_t length, const Call
 Registry::Outcome Registry::attach(const std::string& socket_path, const OpenFile& file, int descriptor, bool write) {
   char path[128];
   ssize_t count = static_cast<ssize_t>(socket_path.size());
-  // The image was let go after its caller had looked: its mount must be asked after all.
+  // The image was released after the caller looked, so its mount must be asked after all.
   if (count == 0) count = fgetxattr(descriptor, protocol::kAttribute, path, sizeof path);
   if (count < 0) return failed(errno);
   const std::string socket = socket_path.empty() ? std::string(path, static_cast<size_t>(count)) : socket_path;
@@ -151,13 +152,13 @@ Registry::Outcome Registry::map_flat_file(const std::string& socket_path, const 
   const bool write = (call.protection & PROT_WRITE) != 0;
   if (access == O_WRONLY || (write && access != O_RDWR)) return failed(EACCES);
   const protocol::Descriptor descriptor = threads::borrow(call.descriptor, call.thread);
-  if (!descriptor) return failed(system_error(errno, "the monitor cannot take the descriptor of a flat file over"));
+  if (!descriptor) return failed(system_error(errno, "the monitor cannot borrow the descriptor of a flat file"));
   const std::lock_guard one_by_one(changing_);
   std::shared_ptr<Session> session = session_of(file);
   if (!session) session = learn(file, descriptor.number());
   if (session && write && !session->writable())
-    return failed(Error(
-        Code::kBusy, session->image().info().path + " is mapped for reading only in this process: unmap that first"));
+    return failed(
+        Error(Code::kBusy, session->image().info().path + " is mapped read-only in this process: unmap it first"));
   if (!session) {
     if (const Outcome attached = attach(socket_path, file, descriptor.number(), write); attached.err) return attached;
     session = session_of(file);
@@ -169,21 +170,22 @@ Registry::Outcome Registry::map_flat_file(const std::string& socket_path, const 
   return mapped;
 }
 
-// The kernel's own mapping first: it checks the words of the call, finds the place, and stays for what lies beyond the end of the
-// image (SIGBUS, as on any file). Over the rest comes the session's. With MAP_FIXED both are made elsewhere, and then moved.
+// The kernel makes its own mapping first: it checks the arguments of the call, finds the address,
+// and keeps what lies beyond the end of the image (SIGBUS, as for any file). The session's mapping
+// is put over the rest. With MAP_FIXED, both are made elsewhere and then moved.
 Registry::Outcome Registry::map_attached(Session* session, const MapCall& call, int descriptor) {
-  // Nothing of the flat file is to be read through its mount, nor locked in memory, for this.
-  constexpr int kNotForThePlace = MAP_FIXED | MAP_POPULATE | MAP_LOCKED;
+  // This call must not read the flat file through its mount, nor lock it in memory.
+  constexpr int kOmittedFlags = MAP_FIXED | MAP_POPULATE | MAP_LOCKED;
   const auto offset = static_cast<uint64_t>(call.offset);
   char* const whole = static_cast<char*>(
-      system_mmap(call.address, call.length, call.protection, call.flags & ~kNotForThePlace, descriptor, call.offset));
+      system_mmap(call.address, call.length, call.protection, call.flags & ~kOmittedFlags, descriptor, call.offset));
   if (whole == MAP_FAILED) return failed(errno);
   const uint64_t size = (session->image().size() + kPage - 1) / kPage * kPage;
   const size_t inside = offset < size ? std::min<uint64_t>(call.length, size - offset) : 0;
   const size_t beyond = call.length - inside;
   const bool fixed = (call.flags & MAP_FIXED) != 0;
   char* const target = fixed ? static_cast<char*>(call.address) : whole;
-  const auto put_in_place = [&]() -> Outcome {
+  const auto put_at_target = [&]() -> Outcome {
     if (inside)
       if (auto reserved = session->reserve_at(target, inside, call.protection); !reserved)
         return failed(reserved.error());
@@ -193,7 +195,7 @@ Registry::Outcome Registry::map_attached(Session* session, const MapCall& call, 
     return {0, target};
   };
   const Addition added = {session, inside, offset, call.protection};
-  const Outcome outcome = in_place_of(target, call.length, put_in_place, inside ? &added : nullptr);
+  const Outcome outcome = replace_range(target, call.length, put_at_target, inside ? &added : nullptr);
   const size_t left = outcome.err ? call.length : fixed ? inside : 0;  // of the kernel's own
   if (left) system_munmap(whole, left);
   return outcome;
@@ -206,7 +208,7 @@ Registry::Outcome Registry::map_over(const MapCall& call) {
     descriptor = threads::borrow(call.descriptor, call.thread);
     if (!descriptor) return failed(errno);
   }
-  const Outcome outcome = in_place_of(
+  const Outcome outcome = replace_range(
       call.address, call.length,
       [&]() -> Outcome {
         void* const found =
@@ -221,7 +223,7 @@ Registry::Outcome Registry::map_over(const MapCall& call) {
 
 Registry::Outcome Registry::move_over(void* old, size_t old_length, size_t length, int flags, void* target) {
   const std::lock_guard one_by_one(changing_);
-  const Outcome outcome = in_place_of(
+  const Outcome outcome = replace_range(
       target, length,
       [&]() -> Outcome {
         void* const found = system_mremap(old, old_length, length, flags, target);
@@ -235,7 +237,7 @@ Registry::Outcome Registry::move_over(void* old, size_t old_length, size_t lengt
 
 Registry::Outcome Registry::unmap(void* address, size_t length) {
   const std::lock_guard one_by_one(changing_);
-  const Outcome outcome = in_place_of(
+  const Outcome outcome = replace_range(
       address, length, [&]() -> Outcome { return system_munmap(address, length) < 0 ? failed(errno) : Outcome{}; },
       nullptr);
   publish();
@@ -250,7 +252,7 @@ Registry::Outcome Registry::protect(void* address, size_t length, int protection
     if (each.session().overlaps(address, length)) concerned.push_back(std::move(each));
   for (const Attached& each : concerned)
     if (auto allowed = each.session().check_protection(protection); !allowed) return failed(allowed.error());
-  // The kernel checks the words of the call, and changes what lies around our mappings.
+  // The kernel checks the arguments, and changes the parts of the range around our mappings.
   if (system_mprotect(address, length, protection) < 0) return failed(errno);
   Outcome outcome;
   for (const Attached& each : concerned)
@@ -265,7 +267,8 @@ Registry::Outcome Registry::sync_range(void* address, size_t length, int flags) 
   std::vector<Attachment*> synced;
   for (const Stretch& stretch : stretches(address, length)) {
     Attachment* const attachment = stretch.attached.attachment.get();
-    // The kernel checks the words of the call. What MS_SYNC promises of an image is the engine's to do, once for each.
+    // The kernel checks the arguments. For an image, MS_SYNC is done by the engine, once for each
+    // image.
     const int asked = attachment && !(flags & MS_ASYNC) ? flags & ~MS_SYNC : flags;
     if (syscall(SYS_msync, stretch.address, stretch.length, asked) < 0 && !outcome.err) outcome = failed(errno);
     if (!attachment || !(flags & MS_SYNC) || std::count(synced.begin(), synced.end(), attachment)) continue;
@@ -294,7 +297,8 @@ bool Registry::sync_file(const OpenFile& file, Outcome* outcome) {
   const auto session = session_of(file);
   if (!session) return false;
   const auto done = session->sync();
-  if (!done && done.error().code == Code::kClosed) return false;  // let go meanwhile: its mount has it
+  // released in the meantime: its mount has it
+  if (!done && done.error().code == Code::kClosed) return false;
   *outcome = outcome_of(done);
   return true;
 }
@@ -327,7 +331,8 @@ void Registry::publish() {
   footprint::publish(std::move(ranges), files);
 }
 
-// The image is back with its mount when this returns. With `changing` held, and the range free already: that may take long.
+// Detaches images without mappings. When it returns, their mounts have them again. With `changing`
+// held, and the range already free, because this may take long.
 void Registry::let_go_of_idle() {
   std::vector<Attached> idle;
   for (Attached& each : all())

@@ -15,9 +15,9 @@ namespace {
 
 constexpr uint64_t kStallRetryMs = 100;
 constexpr uint64_t kAwaitNs = 30'000;
-constexpr uint64_t kSliceNs = 100'000;  // the least that the kernel takes
-constexpr uint32_t kMostInVain = 4;     // times in a row
-constexpr uint32_t kTryAgain = 16;      // … then every so often
+constexpr uint64_t kSliceNs = 100'000;     // the least that the kernel takes
+constexpr uint32_t kMostUnsuccessful = 4;  // times in a row
+constexpr uint32_t kTryAgain = 16;         // … after that, every so many times
 
 RegionGeometry region_geometry(const ImageInfo& info) {
   const auto sub_block_shift = static_cast<uint32_t>(std::countr_zero(info.sub_block_size));
@@ -25,10 +25,13 @@ RegionGeometry region_geometry(const ImageInfo& info) {
   return {sub_block_shift, block_shift + 9};
 }
 
-// A short slice, so that this thread, when a fault wakes it, need not wait until whoever has its processor has used up one of the
-// usual milliseconds: sched(7), sched_setattr(2); Linux 6.12 and newer, others ignore it. What it may use in all stays the same.
+// Asks for short time slices. Then this thread, when a fault wakes it, does not have to wait until
+// the thread that runs on its processor has used up its usual milliseconds: sched(7),
+// sched_setattr(2), Linux 6.12; older kernels ignore it. The thread's total share of the processor
+// does not change.
 void ask_for_short_slices() {
-  struct {  // of <linux/sched/types.h>, which does not go together with <sched.h>
+  // of <linux/sched/types.h>, which conflicts with <sched.h>
+  struct {
     uint32_t size, policy;
     uint64_t flags;
     int32_t nice;
@@ -81,7 +84,7 @@ void Session::release_handling() {
   (void)!write(wake_, &one, sizeof one);
 }
 
-// false: there was none.
+// Returns false if there was none.
 bool Session::read_events(std::deque<Fault>* waiting) {
   struct uffd_msg events[64];
   size_t all = 0;
@@ -89,7 +92,7 @@ bool Session::read_events(std::deque<Fault>* waiting) {
     count = faults_->read(events, 64);
     const uint64_t now = count ? monotonic_ns() : 0;
     for (size_t i = 0; i < count; i++) {
-      if (events[i].event != UFFD_EVENT_PAGEFAULT) continue;  // a remap: reading it is all it needs
+      if (events[i].event != UFFD_EVENT_PAGEFAULT) continue;  // a remap: it only has to be read
       const auto& fault = events[i].arg.pagefault;
       waiting->push_back({reinterpret_cast<char*>(fault.address & ~uint64_t{4095}),
                           (fault.flags & (UFFD_PAGEFAULT_FLAG_WRITE | UFFD_PAGEFAULT_FLAG_WP)) != 0, now});
@@ -98,23 +101,25 @@ bool Session::read_events(std::deque<Fault>* waiting) {
   return all > 0;
 }
 
-// Faults come in bursts, and to be woken takes longer than to serve one: for a moment after the last one the thread looks again by
-// itself. It does not yield: the scheduler counts that against it, and makes it wait for milliseconds behind whoever comes later.
-// Where looking is in vain, it mostly sleeps at once: the faulting thread may be waiting for this processor. false: none came.
+// Faults come in bursts, and waking this thread takes longer than serving a fault. So the thread
+// polls for a moment after the last fault. Do not call sched_yield(): it lowers the thread's
+// priority and delays it by milliseconds. After several unsuccessful polls, sleep immediately: the
+// faulting thread may be waiting for this processor. Returns false if no fault came.
 bool Session::await_fault(std::deque<Fault>* waiting) {
-  if (in_vain_ >= kMostInVain && ++in_vain_ % kTryAgain != 0) return false;
+  if (unsuccessful_ >= kMostUnsuccessful && ++unsuccessful_ % kTryAgain != 0) return false;
   for (const uint64_t end = monotonic_ns() + kAwaitNs; monotonic_ns() < end;) {
     if (read_events(waiting)) {
-      in_vain_ = 0;
+      unsuccessful_ = 0;
       return true;
     }
   }
-  in_vain_++;
+  unsuccessful_++;
   return false;
 }
 
-// The fault thread. It always reads events, whoever holds `handling`: an mremap under way waits for that. Page faults are
-// served only while it holds `handling` itself.
+// The fault thread. It always reads events, even while another thread holds `handling`, because an
+// mremap in progress waits until its event is read. It serves page faults only while it holds
+// `handling` itself.
 void Session::serve_faults() {
   ask_for_short_slices();
   std::deque<Fault> waiting;
@@ -130,7 +135,7 @@ void Session::serve_faults() {
     }
     (void)read_events(&waiting);
     served = false;
-    if (!handling_.try_lock()) continue;  // whoever has it writes to `wake_` when it is free
+    if (!handling_.try_lock()) continue;  // the holder writes to `wake_` when it releases it
     if (!stalled.empty() && monotonic_ns() >= retry_at) {
       waiting.insert(waiting.begin(), stalled.begin(), stalled.end());
       stalled.clear();

@@ -1,13 +1,16 @@
-// One attached image in this process: its engine, its userfaultfd, the thread that serves its page faults (each as fault.h has it), and
-// every mapping of it.
+// One attached image in this process: its engine, its userfaultfd, the thread that serves its page
+// faults (fault.h), and all of its mappings.
 //
-// Threads: the fault thread owns nothing alone; what it works on is guarded by `handling`, which it holds while it serves
-// a batch. The control thread (attachment.h) calls the steps of a snapshot and holds `handling` from cut() to commit() or
-// abort(): meanwhile the fault thread goes on reading events (an mremap returns only when its event has been read), and
-// puts page faults aside. The registry (registry.h) calls map(), unmap(), sync(), discard() for threads of the application. All of
-// them are threads of the monitor (threads.h). The demoting thread drops page cache in the background (demotion.h).
+// Threads: `handling` guards what the fault thread works on; the fault thread holds it while it
+// serves a batch. The control thread (attachment.h) calls the steps of a snapshot, and holds
+// `handling` from cut() to commit() or abort(). During that time the fault thread continues to read
+// events (an mremap returns only when its event has been read), and keeps page faults for later.
+// The registry (registry.h) calls map(), unmap(), sync() and discard() for threads of the
+// application. All of these are threads of the monitor (threads.h). The demoting thread drops page
+// cache in the background (demotion.h).
 //
-// Lock order: handling → the engine's locks; demoting and Demotion's lock alone. Nothing on the fault path waits for the mount.
+// Lock order: handling → the engine's locks; demoting and Demotion's lock alone. Nothing on the
+// fault path waits for the mount.
 #pragma once
 
 #include <atomic>
@@ -34,7 +37,7 @@ namespace pcow {
 class Session {
  public:
   struct Limits {
-    // For all sessions of this process together:
+    // Shared by all sessions of this process:
     uint64_t clean_cache = 0;     // bytes of clean copies
     uint64_t mapping_budget = 0;  // mappings
     bool demote_always = false;   // tests: demotion.h
@@ -42,7 +45,7 @@ class Session {
 
   // Starts the fault thread.
   static Result<std::unique_ptr<Session>> start(std::unique_ptr<Image> image, const Limits& limits);
-  // Ends the fault thread: only when nothing is mapped, for who faults later would wait for ever.
+  // Ends the fault thread. Nothing may be mapped, because a later fault would wait forever.
   ~Session();
   Session(const Session&) = delete;
   Session& operator=(const Session&) = delete;
@@ -51,16 +54,17 @@ class Session {
   Statistics& statistics() { return statistics_; }
   bool writable() const { return writable_; }
 
-  // A mapping of bytes [offset, offset + length) of the image. Addresses and lengths are whole pages, here and below. Any thread of the
-  // monitor.
+  // Maps bytes [offset, offset + length) of the image. Addresses and lengths are whole pages, here
+  // and below. Any thread of the monitor.
   Result<void*> map(size_t length, int protection, uint64_t offset);
-  // kPermission where it asks for more than the session has.
+  // Fails with kPermission if `protection` allows more than the session does.
   Result<void> check_protection(int protection) const;
-  // mprotect(2) of the range, as far as it is mapped here.
+  // mprotect(2) of the parts of the range that this session has mapped.
   Result<void> protect(void* address, size_t length, int protection);
   bool overlaps(const void* address, size_t length);
   bool is_idle();  // nothing is mapped
-  // What lies in a range of addresses, as a range of the image, bytes.
+  // The part of a region in a range of addresses. `length` and `offset` are bytes; `offset` is in
+  // the image.
   struct Part {
     char* address;
     size_t length;
@@ -69,11 +73,12 @@ class Session {
   };
   std::vector<Part> parts(const void* address, size_t length);
   std::vector<Part> all_parts();
-  // Cuts the range out of every mapping, and unmaps it in one call.
+  // Removes the range from every region, and unmaps it in one call.
   Result<void> unmap(void* address, size_t length);
-  // The same in steps, where one call of the kernel's takes mappings of several sessions away, or puts something in their place:
-  // hold(), prepare_removal(), then that call, forget_removed() where it succeeded, and let_go(). What comes there may be a mapping of
-  // a session: reserve_at() is the call then, and add_region() follows forget_removed().
+  // The same in steps, for one system call that removes mappings of several sessions, or puts
+  // others there: hold(), prepare_removal(), then the system call, forget_removed() if it
+  // succeeded, and let_go(). If a mapping of a session is put there, reserve_at() is the system
+  // call, and add_region() follows forget_removed().
   void hold() { handling_.lock(); }
   void let_go() { release_handling(); }
   Result<void> prepare_removal(const char* from, const char* to);
@@ -81,7 +86,7 @@ class Session {
   void forget_removed(char* from, char* to);
   void add_region(char* address, size_t length, uint64_t offset, int protection);
   Result<void> sync();
-  // Bytes [offset, offset + length) read as zeros afterwards, in every mapping too.
+  // Afterwards bytes [offset, offset + length) read as zeros, in every mapping, too.
   Result<void> discard(uint64_t offset, uint64_t length);
 
   // The steps of a snapshot, all on the control thread.
@@ -91,22 +96,23 @@ class Session {
   Result<void> finish();
   void abort();
   bool is_cut() const { return step_ == Step::kCut; }
-  // Deletes a snapshot; the control thread as well.
+  // Deletes a snapshot. On the control thread.
   Result<void> remove(const std::string& name);
-  // Gives one another name; there as well. `names`: the old and the new one, with a space between.
+  // Renames a snapshot. On the control thread. `names`: the old and the new name, separated by a
+  // space.
   Result<void> rename_snapshot(const std::string& names);
 
-  // Syncs and closes the image: only when nothing is mapped.
+  // Syncs and closes the image. Nothing may be mapped.
   void close();
 
-  // `eventfd` is written to whenever something cannot be read because a file of the image's chain was not handed over. It
-  // outlives the session.
+  // `eventfd` is written whenever a read fails because a file of the image's chain was not handed
+  // over. It must outlive the session.
   void tell_of_missing_bases(int eventfd) { stalls_.tell_of(eventfd); }
-  // What was missing: whoever waits goes on.
+  // The bases that were missing. Faults that wait for them are then served.
   Result<void> give_bases(const std::vector<GivenFile>& bases) { return image_->give_bases(bases); }
 
  private:
-  // Holds `handling`; on the way out the fault thread is told that it may look again.
+  // Holds `handling`. Its destructor tells the fault thread that it may try again.
   class Handling {
    public:
     explicit Handling(Session* session) : session_(session) { session_->handling_.lock(); }
@@ -130,27 +136,27 @@ class Session {
   void zap_chunk(const Region& region, uint64_t start, const std::vector<uint64_t>& windows);
   Result<void> replace(Region* region, uint64_t from, uint64_t to) const;
   void keep_part(Regions* kept, const Region& whole, char* from, char* to, int protection);
-  void drop_books(Region* region);
-  void drop_books(Region* region, uint64_t from, uint64_t to);
+  void forget_chunks(Region* region);
+  void forget_chunks(Region* region, uint64_t from, uint64_t to);
 
   const std::unique_ptr<Image> image_;
   const std::unique_ptr<FaultDescriptor> faults_;
   const bool writable_;
   const RegionGeometry geometry_;
-  const int wake_;  // eventfd: `handling` was released, or the fault thread is to end
+  const int wake_;  // eventfd: `handling` was released, or the fault thread shall end
   Thread fault_thread_;
   std::atomic<bool> ended_{false};
   Statistics statistics_;
   Stalls stalls_{&statistics_};
 
-  std::mutex handling_;  // guards the next four, and what is in them
+  std::mutex handling_;  // guards the next four members, and what they contain
   Regions regions_;
   CleanCache clean_;
   Mapper mapper_;
   FaultServer faulting_;
 
-  // The fault thread's: how often in a row await_fault() came to nothing, or was not tried after that.
-  uint32_t in_vain_ = 0;
+  // The fault thread's: how many times in a row await_fault() found nothing or did not poll.
+  uint32_t unsuccessful_ = 0;
 
   Demotion demotion_;
   Thread demoting_thread_;  // runs if it could be started
@@ -159,7 +165,7 @@ class Session {
   bool demotions_wanted_ = false;
   std::condition_variable demoting_changed_;
 
-  // The control thread's. (The demoting thread looks whether a snapshot is under way.)
+  // The control thread's. (The demoting thread checks whether a snapshot is in progress.)
   enum class Step { kNone, kPrepared, kCut, kCommitted };
   std::atomic<Step> step_{Step::kNone};
   std::unique_ptr<PendingSnapshot> pending_;  // from kPrepared on

@@ -1,4 +1,5 @@
-// The steps of a live snapshot (docs/monitor.md, "A freeze, step by step"). All on the control thread.
+// The steps of a live snapshot (docs/monitor.md, "A freeze, step by step"). All run on the control
+// thread.
 #include <algorithm>
 #include <utility>
 
@@ -8,13 +9,13 @@
 namespace pcow {
 namespace {
 
-constexpr int kDirectReadMs =
-    10'000;  // for which a cut waits for the reads under way; the mount waits longer for the cut
+// How long a cut waits for the reads in progress. The mount waits longer for the cut.
+constexpr int kDirectReadMs = 10'000;
 
 }  // namespace
 
 Result<void> Session::prepare(const std::string& name, bool automatic) {
-  if (pending_) return Error(Code::kBusy, image_->info().path + ": another snapshot is under way");
+  if (pending_) return Error(Code::kBusy, image_->info().path + ": another snapshot is in progress");
   auto pending = PendingSnapshot::prepare(image_.get(), name, automatic);
   if (!pending) return pending.error();
   pending_ = std::move(*pending);
@@ -24,9 +25,9 @@ Result<void> Session::prepare(const std::string& name, bool automatic) {
 
 Result<void> Session::cut() {
   if (step_ != Step::kPrepared) return Error(Code::kInvalid, "no snapshot has been prepared");
-  // Most of what is mapped is taken down piece by piece, while the old layer still takes writes: what the guest touches
-  // again comes back by a cheap fault. The cut itself then unmaps only what was touched since. Each chunk once, however
-  // fast the guest brings them back.
+  // Most mappings are taken down chunk by chunk, while the old layer still takes writes. What the
+  // guest accesses again comes back by a cheap fault. The cut itself then unmaps only what was
+  // accessed since. Each chunk is taken down once, however fast the guest brings chunks back.
   std::vector<std::pair<size_t, uint64_t>> pieces;  // number of the region, start of the chunk
   {
     const Handling held(this);
@@ -36,20 +37,20 @@ Result<void> Session::cut() {
   }
   for (const auto& [number, start] : pieces) {
     const Handling held(this);
-    if (number >= regions_.size()) break;  // unmapped meanwhile
+    if (number >= regions_.size()) break;  // unmapped in the meantime
     Region* region = regions_[number].get();
     const uint64_t from = std::max(start, region->offset());
     const uint64_t to = std::min(start + geometry_.chunk_size(), region->end());
     if (from >= to) continue;
     PCOW_TRY(replace(region, from, to));
     region->remember_use(start);
-    drop_books(region, start, start + geometry_.chunk_size());
+    forget_chunks(region, start, start + geometry_.chunk_size());
   }
   if (!direct_reads::hold_back(kDirectReadMs))
     return Error(Code::kBusy,
-                 image_->info().path + ": a read(2) with O_DIRECT into the image's memory has been under way for " +
+                 image_->info().path + ": a read(2) with O_DIRECT into the image's memory has been in progress for " +
                      std::to_string(kDirectReadMs / 1000) +
-                     " seconds, and would change the snapshot when it ends: try again when its disk answers");
+                     " seconds and would change the snapshot when it ends: try again when its disk responds");
   handling_.lock();
   step_ = Step::kCut;
   cut_since_ns_ = monotonic_ns();
@@ -59,13 +60,13 @@ Result<void> Session::cut() {
       return replaced;
     }
     for (const uint64_t start : region->chunk_starts()) region->remember_use(start);
-    drop_books(region.get());
+    forget_chunks(region.get());
   }
   return {};
 }
 
 Result<void> Session::commit() {
-  if (step_ != Step::kCut) return Error(Code::kInvalid, "nothing has been cut");
+  if (step_ != Step::kCut) return Error(Code::kInvalid, "the snapshot has not been cut");
   pending_->close_gate();
   auto outcome = pending_->commit();
   step_ = outcome ? Step::kCommitted : Step::kNone;
@@ -77,7 +78,7 @@ Result<void> Session::commit() {
 }
 
 Result<void> Session::finish() {
-  if (step_ != Step::kCommitted) return Error(Code::kInvalid, "nothing has been committed");
+  if (step_ != Step::kCommitted) return Error(Code::kInvalid, "the snapshot has not been committed");
   auto outcome = pending_->finish();
   step_ = Step::kNone;
   pending_.reset();
@@ -94,13 +95,14 @@ void Session::abort() {
 }
 
 Result<void> Session::remove(const std::string& name) {
-  // The snapshot under way keeps every other change of structure waiting, and it is this thread that would finish it.
-  if (pending_) return Error(Code::kBusy, image_->info().path + ": a snapshot is under way");
+  // The pending snapshot blocks every other change of the structure, and only this thread can
+  // finish it.
+  if (pending_) return Error(Code::kBusy, image_->info().path + ": a snapshot is in progress");
   return image_->remove(name, nullptr);
 }
 
 Result<void> Session::rename_snapshot(const std::string& names) {
-  if (pending_) return Error(Code::kBusy, image_->info().path + ": a snapshot is under way");
+  if (pending_) return Error(Code::kBusy, image_->info().path + ": a snapshot is in progress");
   const size_t space = names.find(' ');
   if (space == std::string::npos) return Error(Code::kInvalid, "a rename needs two names");
   return image_->rename_snapshot(names.substr(0, space), names.substr(space + 1));

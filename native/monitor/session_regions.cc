@@ -1,4 +1,5 @@
-// The mappings of a session: made, protected, taken away. What is taken down whole comes back by cheap faults.
+// The mappings of a session: making, protecting and removing them. A region that is taken down
+// whole comes back by cheap faults.
 #include <algorithm>
 
 #include "attach/system_calls.h"
@@ -6,17 +7,17 @@
 
 namespace pcow {
 
-// A reservation at `address`, in the place of whatever is there, in one step.
+// Puts a reservation at `address`, over whatever is mapped there, in one system call.
 Result<void> Session::reserve_at(void* address, size_t length, int protection) const {
   auto reserved = faults_->reserve(length, protection);
   if (!reserved) return reserved.error();
   if (system_mremap(*reserved, length, length, MREMAP_MAYMOVE | MREMAP_FIXED, address) != MAP_FAILED) return {};
   const int err = errno;
   system_munmap(*reserved, length);
-  return system_error(err, image_->info().path + ": cannot put a mapping of the image in its place");
+  return system_error(err, image_->info().path + ": cannot move a mapping of the image to its address");
 }
 
-// Puts a fresh reservation over the range: from then on every access to it faults.
+// Puts a new reservation over the range: from then on every access to it faults.
 Result<void> Session::replace(Region* region, uint64_t from, uint64_t to) const {
   return reserve_at(region->at(from), to - from, region->protection());
 }
@@ -33,7 +34,7 @@ void Session::add_region(char* address, size_t length, uint64_t offset, int prot
   regions_.push_back(std::make_unique<Region>(geometry_, address, length, offset, protection));
 }
 
-// What stays of a region whose books have begun anew.
+// Keeps a part of a region that has been taken down.
 void Session::keep_part(Regions* kept, const Region& whole, char* from, char* to, int protection) {
   from = std::max(from, whole.address());
   to = std::min(to, whole.address() + whole.length());
@@ -42,10 +43,11 @@ void Session::keep_part(Regions* kept, const Region& whole, char* from, char* to
         std::make_unique<Region>(geometry_, from, static_cast<size_t>(to - from), whole.offset_of(from), protection));
 }
 
-void Session::drop_books(Region* region) { drop_books(region, 0, region->end()); }
+void Session::forget_chunks(Region* region) { forget_chunks(region, 0, region->end()); }
 
-// Nothing of whole chunks of the region is mapped or copied any more.
-void Session::drop_books(Region* region, uint64_t from, uint64_t to) {
+// Forgets the chunks of the region that overlap [from, to): their pages are no longer mapped or
+// copied.
+void Session::forget_chunks(Region* region, uint64_t from, uint64_t to) {
   clean_.forget_units(region, from, to);
   region->take_down(from, to, [&](uint64_t clean, int64_t boundaries) {
     clean_.forget_sub_blocks(clean);
@@ -55,7 +57,7 @@ void Session::drop_books(Region* region, uint64_t from, uint64_t to) {
 
 Result<void> Session::check_protection(int protection) const {
   if ((protection & PROT_WRITE) && !writable_)
-    return Error(Code::kPermission, image_->info().path + " is mapped for reading only in this process");
+    return Error(Code::kPermission, image_->info().path + " is mapped read-only in this process");
   return {};
 }
 
@@ -72,19 +74,19 @@ Result<void> Session::protect(void* address, size_t length, int protection) {
       kept.push_back(std::move(region));
       continue;
     }
-    // Its blocks come back by cheap faults, with the protection of their part.
+    // The region's blocks come back by cheap faults, with the protection of their part.
     outcome = replace(region.get(), region->offset(), region->end());
     if (!outcome) {
       kept.push_back(std::move(region));
       continue;
     }
-    drop_books(region.get());
+    forget_chunks(region.get());
     keep_part(&kept, *region, region->address(), from, region->protection());
     keep_part(&kept, *region, from, to, protection);
     keep_part(&kept, *region, to, end, region->protection());
     char* first = std::max(from, region->address());
     if (system_mprotect(first, static_cast<size_t>(std::min(to, end) - first), protection) < 0)
-      outcome = system_error(errno, image_->info().path + ": cannot change the protection of its mapping");
+      outcome = system_error(errno, image_->info().path + ": cannot change the protection of a mapping of the image");
   }
   regions_ = std::move(kept);
   return outcome;
@@ -124,9 +126,9 @@ Result<void> Session::prepare_removal(const char* from, const char* to) {
     const char* start = region->address();
     const char* end = start + region->length();
     if (from >= end || start >= to || (from <= start && end <= to)) continue;
-    // What stays of it begins anew, so that its books are right.
+    // The remaining parts begin as missing, so that the session's records are right.
     PCOW_TRY(replace(region.get(), region->offset(), region->end()));
-    drop_books(region.get());
+    forget_chunks(region.get());
   }
   return {};
 }
@@ -140,7 +142,7 @@ void Session::forget_removed(char* from, char* to) {
       kept.push_back(std::move(region));
       continue;
     }
-    drop_books(region.get());
+    forget_chunks(region.get());
     keep_part(&kept, *region, start, from, region->protection());
     keep_part(&kept, *region, to, end, region->protection());
   }
@@ -165,9 +167,10 @@ Result<void> Session::discard(uint64_t offset, uint64_t length) {
     const uint64_t from = std::max(first, region->offset());
     const uint64_t to = std::min(last, region->end());
     if (from >= to) continue;
-    // Nobody may write through an old mapping of a block that the discard lets go: take its chunk down before.
+    // Nothing may write through an old mapping of a block that the discard releases: take its chunk
+    // down first.
     PCOW_TRY(replace(region.get(), from, to));
-    drop_books(region.get(), first, last);
+    forget_chunks(region.get(), first, last);
   }
   auto discarded = image_->discard(offset, length);
   if (!discarded) stalls_.tell_if_base_is_missing(discarded.error());

@@ -23,7 +23,7 @@ void Stalls::report(const Error& error) {
   const uint64_t now = monotonic_ns();
   if (reported_ns_ && now - reported_ns_ < kReportEveryNs) return;
   reported_ns_ = now;
-  log_notice(error.message + "; the guest waits, and goes on when that is mended");
+  log_notice(error.message + "; the guest is paused until this is fixed");
 }
 
 }  // namespace pcow

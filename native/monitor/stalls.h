@@ -1,7 +1,8 @@
-// What a session tells when a fault, or another access to the image, cannot be served: on standard error, in the statistics, and to the
-// attachment, which can ask the mount for a base that is missing.
+// Reports that a fault, or another access to the image, cannot be served: to standard error, in the
+// statistics, and to the attachment, which asks the mount for a missing base.
 //
-// Any thread of the monitor may call tell_of() and tell_if_base_is_missing(); report() is called with `handling` held.
+// Any thread of the monitor may call tell_of() and tell_if_base_is_missing(); report() is called
+// with `handling` held.
 #pragma once
 
 #include <atomic>
@@ -16,12 +17,13 @@ class Stalls {
  public:
   explicit Stalls(Statistics* statistics) : statistics_(statistics) {}
 
-  // `eventfd` is written to whenever something cannot be read because a file of the image's chain was not handed over.
+  // `eventfd` is written whenever a read fails because a file of the image's chain was not handed
+  // over.
   void tell_of(int eventfd) { missing_bases_ = eventfd; }
   void tell_if_base_is_missing(const Error& error);
-  // A fault waits, and is tried again. Said once in a while.
+  // A fault waits, and is tried again. Logs this at most every ten seconds.
   void report(const Error& error);
-  void end() { ended_ = true; }  // the process is about to end: nothing is said any more
+  void end() { ended_ = true; }  // the process is about to end: report nothing more
 
  private:
   Statistics* const statistics_;

@@ -1,4 +1,5 @@
-// What a session counts. Written by its threads, read by the control thread: relaxed atomics.
+// What a session counts. Its threads write and the control thread reads, so these are relaxed
+// atomics.
 #pragma once
 
 #include <array>
@@ -12,7 +13,8 @@ enum class FaultKind { kExpansion, kCopyOnWrite, kCleanCopy, kMapping };
 inline constexpr size_t kFaultKinds = 4;
 const char* fault_kind_name(FaultKind kind);
 
-// Latencies in powers of two of a microsecond: bucket i counts those below 2^i µs; the last one the rest.
+// Latencies in powers of two of a microsecond: bucket i counts those below 2^i µs; the last bucket
+// counts the rest.
 class Histogram {
  public:
   static constexpr size_t kBuckets = 22;
@@ -37,13 +39,13 @@ struct Statistics {
   std::atomic<uint64_t> mappings{0};       // estimate of mappings in use
   std::atomic<uint64_t> promotions{0};
   std::atomic<uint64_t> demotions{0};    // windows of the file that got small pages (demotion.h)
-  std::atomic<uint64_t> stalls{0};       // faults that found no space, and waited
-  std::atomic<uint64_t> stalled_now{0};  // that wait now
+  std::atomic<uint64_t> stalls{0};       // faults that could not be served at once, and waited
+  std::atomic<uint64_t> stalled_now{0};  // faults that wait now
   std::atomic<uint64_t> snapshots{0};
-  std::atomic<uint64_t> last_freeze_ns{0};  // from the cut until the memory went on
+  std::atomic<uint64_t> last_freeze_ns{0};  // from the cut until the memory continued
   std::atomic<uint64_t> syncs{0};
 
-  // A JSON object. The mount shows it as a part of `status`, and makes `metrics` of it.
+  // A JSON object. The mount shows it in `status`, and makes `metrics` from it.
   std::string json() const;
 };
 

@@ -1,4 +1,5 @@
-// Sequential touches, recognised: how far to go beyond a touch, doubling while they follow one another, in each of a few streams.
+// Recognises sequential accesses. For each of a few streams it says how far to go beyond an access;
+// the distance doubles while accesses follow one another.
 #pragma once
 
 #include <algorithm>
@@ -10,10 +11,10 @@ namespace pcow {
 
 class Streams {
  public:
-  // `first`: bytes beyond the second touch of a stream; `largest`: the most.
+  // `first`: bytes beyond the second access of a stream; `largest`: the maximum.
   constexpr Streams(uint64_t first, uint64_t largest) : first_(first), largest_(largest) {}
 
-  // Bytes to go beyond a touch at `offset`: 0 where it follows none.
+  // Bytes to go beyond an access at `offset`: 0 if it follows no other access.
   uint64_t ahead(uint64_t offset) {
     const auto found =
         std::find_if(streams_.begin(), streams_.end(), [&](const Stream& stream) { return stream.expected == offset; });
@@ -26,7 +27,8 @@ class Streams {
     }
     return streams_[newest_].ahead;
   }
-  // The last ahead()'s touch was served up to `end`: that is where the next of its stream would be.
+  // The access of the last ahead() was served up to `end`: the next access of its stream is
+  // expected there.
   void served_to(uint64_t end) { streams_[newest_].expected = end; }
 
  private:
@@ -38,7 +40,7 @@ class Streams {
   const uint64_t first_;
   const uint64_t largest_;
   std::array<Stream, 8> streams_;
-  size_t newest_ = 0;  // the one that served the last touch
+  size_t newest_ = 0;  // the stream of the last access
 };
 
 }  // namespace pcow

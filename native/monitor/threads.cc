@@ -23,9 +23,10 @@ namespace pcow {
 namespace {
 
 constexpr int kMostWorkers = 64;
-constexpr unsigned kPidfdThread = O_EXCL;  // PIDFD_THREAD, Linux 6.9: headers of distributions are older than kernels
+// PIDFD_THREAD, Linux 6.9: the headers of a distribution are often older than its kernel
+constexpr unsigned kPidfdThread = O_EXCL;
 
-// The kernel's own system calls, since the hooks' thread-local state must not be asked here.
+// Uses system calls directly, because the thread-local state of the hooks must not be used here.
 void wait_while(std::atomic<uint32_t>* word, uint32_t value) {
   while (word->load(std::memory_order_acquire) == value)
     syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, value, nullptr, nullptr, 0);
@@ -48,29 +49,32 @@ void* thread_main(void* argument) {
   return nullptr;
 }
 
-// Signals are the application's business: one of its handlers might touch an image, which waits for these very threads.
+// With signals blocked: a signal handler of the application might access an image, which waits for
+// these very threads.
 int create(pthread_t* thread, void* (*main)(void*), void* argument) {
   const SignalsHeld held;
   return pthread_create(thread, nullptr, main, argument);
 }
 
-// Tasks that wait, and the threads that take them. Never destroyed: threads may ask until the very end of the process.
+// The tasks that wait, and the threads that serve them. Never destroyed: threads may ask until the
+// process has ended.
 struct Workers {
-  std::atomic<threads::Task*> asked{nullptr};  // newest first. Pushed to without a lock: also by signal handlers
-  sem_t waiting;                               // counts the tasks; sem_post(3) is async-signal-safe
-  std::mutex taking;                           // the workers' alone; guards the next
-  threads::Task* in_order = nullptr;           // oldest first
+  // newest first; pushed without a lock, also by signal handlers
+  std::atomic<threads::Task*> asked{nullptr};
+  sem_t waiting;                      // counts the tasks; sem_post(3) is async-signal-safe
+  std::mutex taking;                  // taken by workers only; guards the next member
+  threads::Task* in_order = nullptr;  // oldest first
   std::atomic<int> idle{0};
   std::atomic<int> count{0};
-  sem_t wanted;  // posted where a task leaves no worker idle
+  sem_t wanted;  // posted when a task leaves no worker idle
 
   threads::Task* take();
   void serve();
   void add_as_wanted();
 };
 
-// `begun` is the pid of the process whose threads these are: a child of _Fork(3) or clone(2), of which no handler tells, has a
-// copy of it.
+// `begun_in` is the pid of the process to which these threads belong: a child of _Fork(3) or
+// clone(2), for which no fork handler runs, has a copy of `workers`.
 std::atomic<Workers*> workers{nullptr};
 std::atomic<pid_t> begun_in{0};
 
@@ -86,20 +90,22 @@ threads::Task* Workers::take() {
 void Workers::serve() {
   for (idle++;;) {
     while (sem_wait(&waiting) < 0) continue;
-    // A task may take long (a sync), or wait for another one: somebody must be there for the next.
+    // A task may take long (a sync), or wait for another task: there must be a worker for the next
+    // one.
     if (--idle == 0 && count < kMostWorkers) sem_post(&wanted);
     threads::Task* task = take();
     task->work(task);
-    // Before whoever waits for it goes on, and asks again: it needs no more workers than this one.
+    // Before the waiting thread continues and asks again: it needs no more workers than this one.
     idle++;
     task->done.store(1, std::memory_order_release);
-    // Its stack frame may be gone by now; to wake nobody does no harm.
+    // The task's stack frame may be gone by now. Waking no thread is harmless.
     wake_all(&task->done);
   }
 }
 
-// A thread for nothing else: pthread_create(3) takes memory from the application's allocator, and whoever holds the lock of that may be
-// waiting for the very task that a worker would do next. Where there can be no more threads, tasks wait for the workers that there are.
+// Runs on a thread of its own. pthread_create(3) takes memory from the application's allocator, and
+// the thread that holds the allocator's lock may be waiting for the very task that a worker would
+// serve next. If no more threads can be made, tasks wait for the existing workers.
 void Workers::add_as_wanted() {
   for (;;) {
     while (sem_wait(&wanted) < 0) continue;
@@ -110,15 +116,17 @@ void Workers::add_as_wanted() {
   }
 }
 
-// The first one: it takes the table of descriptors, and the root, that all others then share.
+// The first worker: it gets the table of descriptors and the root that all other threads then
+// share.
 struct First {
   Workers* workers;
   std::atomic<uint32_t> ready{0};
   Result<void> outcome;
 };
 
-// Whether a filter of system calls is there (proc(5), "Seccomp"; QEMU's -sandbox, containers). It may end a thread that does what it does not
-// allow, so that cannot be tried.
+// Whether the process has a filter of system calls (proc(5), "Seccomp"; QEMU's -sandbox,
+// containers). The filter may kill a thread that makes a forbidden call, so the call cannot simply
+// be tried.
 bool is_filtered() {
   char text[4096];
   const int descriptor = open("/proc/thread-self/status", O_RDONLY | O_CLOEXEC);
@@ -131,23 +139,27 @@ bool is_filtered() {
   return mode && atoi(mode + strlen("\nSeccomp:")) != 0;
 }
 
-int take_own_place() {
-  // With CLOSE_RANGE_UNSHARE, descriptors are not copied first and then closed: close(2) of some may wait for a filesystem.
+int unshare_descriptors_and_root() {
+  // With CLOSE_RANGE_UNSHARE the kernel does not copy the descriptors and then close them: close(2)
+  // of some may wait for a filesystem.
   if (syscall(SYS_close_range, 0u, ~0u, CLOSE_RANGE_UNSHARE) < 0) return errno;
-  // The C library writes to these numbers, whatever has them.
+  // The C library writes to these numbers, whatever file they are.
   for (int number = 0; number < 3; number++)
     if (open("/dev/null", O_RDWR | O_CLOEXEC) < 0) return errno;
-  // Without a root of their own the mount's next socket is out of reach after a chroot(2), and all else works.
+  // Without a root of its own, the monitor cannot reach the next mount's socket after a chroot(2);
+  // all else works.
   return is_filtered() || unshare(CLONE_FS) == 0 ? 0 : errno;
 }
 
-// A filter of system calls may keep pidfd_getfd(2) from this process. Asked before anybody waits for a thread of the monitor, as that could
-// not reach standard error, either. No descriptor has this number, and the kernel says so where it may be asked.
+// A filter of system calls may forbid pidfd_getfd(2). Check this before any thread waits for the
+// monitor, because without pidfd_getfd the monitor cannot write to standard error either. No
+// descriptor has the number -1: EBADF means that the call is allowed.
 Result<void> try_to_borrow() {
   if (threads::borrow(-1, getpid()) || errno == EBADF) return {};
-  return system_error(errno,
-                      "the monitor may not take descriptors of this process over: a filter of system calls, as of a "
-                      "container, must allow pidfd_open and pidfd_getfd (Linux 5.6 or newer is needed)");
+  return system_error(
+      errno,
+      "the monitor may not borrow descriptors of this process: its filter of system calls (for example, "
+      "of a container) must allow pidfd_open and pidfd_getfd (Linux 5.6 or newer is needed)");
 }
 
 void* first_main(void* argument) {
@@ -155,8 +167,9 @@ void* first_main(void* argument) {
   Workers* const own = first->workers;
   const Inside inside;
   pthread_setname_np(pthread_self(), "pcow-work");
-  if (const int err = take_own_place())
-    first->outcome = system_error(err, "cannot give the monitor descriptors of its own (Linux 5.9 or newer is needed)");
+  if (const int err = unshare_descriptors_and_root())
+    first->outcome =
+        system_error(err, "cannot give the monitor its own table of descriptors (Linux 5.9 or newer is needed)");
   if (first->outcome) first->outcome = try_to_borrow();
   Thread adding;
   if (first->outcome) first->outcome = adding.start("pcow-start", [own] { own->add_as_wanted(); });
@@ -168,8 +181,7 @@ void* first_main(void* argument) {
 }
 
 Error no_thread(int err) {
-  return system_error(err,
-                      "cannot start a thread of the monitor (see RLIMIT_NPROC, and pids.max of the control group)");
+  return system_error(err, "cannot start a thread of the monitor (see RLIMIT_NPROC and the control group's pids.max)");
 }
 
 }  // namespace
@@ -192,7 +204,8 @@ namespace threads {
 
 Result<void> begin() {
   static std::mutex one_at_a_time;
-  // Not in a child: it may have been copied while it was held. What begins twice there leaves a few idle threads more.
+  // No lock in a child: the lock may have been copied while it was held. If begin() runs twice
+  // there, a few idle threads remain.
   std::unique_lock lock(one_at_a_time, std::defer_lock);
   if (begun_in == 0) lock.lock();
   if (begun()) return {};

@@ -122,7 +122,7 @@ test('where the mount can make no socket: it warns, and nothing is mapped withou
     stderr,
     /^pcow: warning: no process can attach to the images of .*: set XDG_RUNTIME_DIR .* “pcow run --plain” only$/m,
   );
-  t.regex(stderr, /^pcow: the mount of a flat file serves no monitors/m);
+  t.regex(stderr, /^pcow: cannot map a flat file: its mount serves no monitors/m);
   t.regex(stderr, /^mmap: No such device$/m);
   t.regex(stdout, /^run: 1$[^]*^mapped$[^]*^plain: 0$[^]*no process can attach/m);
 });

@@ -61,7 +61,7 @@ test.serial('where a filter keeps the monitor from the descriptor of a flat file
   const error = await t.throwsAsync(promisify(execFile)('python3', words));
   t.regex(
     (error as ExecFileException).stderr ?? '',
-    /the monitor may not take descriptors of this process over: .*pidfd_getfd/,
+    /the monitor may not borrow descriptors of this process: .*pidfd_getfd/,
   );
 
   // As pcow run and pcow doctor tell it before.
