@@ -54,7 +54,7 @@ Napi::Value create(const Napi::CallbackInfo& info) {
   return start_structure<void>(info.Env(), [path = text_of(info[0]), options] { return create_image(path, options); });
 }
 
-// `path`, `write`, `base_root` or "", `without_bases`: nothing can be read then.
+// `path`, `write`, `base_root` or "", `without_bases`: if true, the image cannot be read.
 Napi::Value open(const Napi::CallbackInfo& info) {
   OpenOptions options;
   options.write = flag_of(info[1]);
@@ -83,7 +83,7 @@ Napi::Value set_base_blindly(const Napi::CallbackInfo& info) {
   });
 }
 
-// A list of NativeImage, `name`.
+// An array of NativeImage, `name`.
 Napi::Value snapshot_together(const Napi::CallbackInfo& info) {
   auto list = info[0].As<Napi::Array>();
   auto leases = std::make_shared<std::vector<SharedImage::Lease>>();
@@ -105,7 +105,7 @@ Napi::Value crc32c_of(const Napi::CallbackInfo& info) {
   return Napi::Number::New(info.Env(), crc32c(bytes.Data(), bytes.ByteLength(), info[1].ToNumber().Uint32Value()));
 }
 
-// `descriptor`, `from`, `end`. Asks memory only, on any local filesystem.
+// `descriptor`, `from`, `end`. On every local filesystem this asks the kernel only, not the disk.
 Napi::Value next_data(const Napi::CallbackInfo& info) {
   const int descriptor = info[0].ToNumber().Int32Value();
   const auto end = static_cast<off_t>(bytes_of(info[2]));
@@ -116,7 +116,7 @@ Napi::Value next_data(const Napi::CallbackInfo& info) {
   auto from = static_cast<off_t>(bytes_of(info[1]));
   off_t data = seek(from, SEEK_DATA);
   off_t hole = data < 0 || data >= end ? end : seek(data, SEEK_HOLE);
-  // A filesystem that does not know holes has data everywhere.
+  // If the filesystem does not support holes, everything counts as data.
   if (data < 0 || hole < 0) std::tie(data, hole) = std::pair(from, end);
   auto range = Napi::Array::New(info.Env(), 2);
   range.Set(uint32_t{0}, static_cast<double>(std::min(data, end)));

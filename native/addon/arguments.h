@@ -1,4 +1,5 @@
-// JavaScript arguments as the engine wants them. src/engine/validate.ts has checked them: nothing is checked again here.
+// Converts JavaScript arguments for the engine. src/engine/validate.ts has checked them, so nothing
+// is checked again here.
 #pragma once
 
 #include <napi.h>

@@ -27,7 +27,7 @@ const char* kind_name(AttachEvent::Kind kind) {
   return "";
 }
 
-// Only what belongs to the kind: NativeAttachEvent.
+// Sets only the fields of the event's kind: NativeAttachEvent.
 Napi::Object event_to_js(Napi::Env env, const AttachEvent& event) {
   auto object = Napi::Object::New(env);
   const auto number = [&](const char* name, uint64_t value) {
@@ -61,7 +61,7 @@ Napi::Object event_to_js(Napi::Env env, const AttachEvent& event) {
   return object;
 }
 
-// A null `env`: the environment is going down.
+// `env` is null when the environment is shutting down.
 void deliver(Napi::Env env, Napi::Function on_event, AttachEvent* given) {
   const std::unique_ptr<AttachEvent> event(given);
   if (static_cast<napi_env>(env) != nullptr) on_event.Call({event_to_js(env, *event)});
@@ -124,7 +124,7 @@ AttachServerWrap::AttachServerWrap(const Napi::CallbackInfo& info) : Napi::Objec
     return;
   }
   server_ = *server;
-  // Clean-up hooks run in reverse order, so this one comes before the one that closes `events`.
+  // Clean-up hooks run in reverse order, so this hook runs before the one that closes `events`.
   info.Env().AddCleanupHook([server = server_] { server->stop(); });
 }
 

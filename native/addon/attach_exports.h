@@ -9,11 +9,11 @@
 
 namespace pcow::addon {
 
-// Every method: JavaScript thread. They return at once; what comes of them is reported by an event.
+// All methods run on the JavaScript thread. They return at once; an event reports the result.
 class AttachServerWrap : public Napi::ObjectWrap<AttachServerWrap> {
  public:
   static Napi::Function define(Napi::Env env);
-  // `path`, `on_event`. Throws where it can't listen there.
+  // `path`, `on_event`. Throws if it cannot listen at `path`.
   explicit AttachServerWrap(const Napi::CallbackInfo& info);
 
  private:

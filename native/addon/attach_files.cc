@@ -28,16 +28,17 @@ bool holds_lock(int descriptor) {
 
 namespace {
 
-// The image with the writer's lock where `write` says so; bases, and images to be read, without.
+// Opens an image with the writer's lock if `write` is set. Bases, and images that are only read,
+// are opened without it.
 Result<protocol::Descriptor> open_for_handover(const std::string& path, bool write) {
   auto file = File::open(path, write, nullptr);
   if (!file) return file.error();
   if (write) {
     auto locked = (*file)->try_lock();
     if (!locked) return locked.error();
-    if (!*locked) return Error(Code::kLocked, path + " is open for writing by another process: end that first");
+    if (!*locked) return Error(Code::kLocked, path + " is open for writing in another process: end that process first");
   }
-  // The lock belongs to the open file description, and goes with every duplicate.
+  // The lock belongs to the open file description, so every duplicate of the descriptor has it.
   protocol::Descriptor descriptor(fcntl((*file)->descriptor(), F_DUPFD_CLOEXEC, 0));
   if (!descriptor) return system_error(errno, "cannot pass on " + path);
   return descriptor;

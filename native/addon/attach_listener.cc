@@ -21,7 +21,7 @@ Result<Descriptor> listen_at(const std::string& path) {
   Descriptor listener(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   if (!listener) return system_error(errno, what);
   if (unlink(path.c_str()) < 0 && errno != ENOENT) return system_error(errno, what);
-  // The proof of right is the open flat file that a monitor sends, so connecting is everybody's.
+  // Everyone may connect: the open flat file that a monitor sends proves its right.
   if (bind(listener.number(), reinterpret_cast<sockaddr*>(&address), sizeof address) < 0 ||
       chmod(path.c_str(), 0666) < 0 || listen(listener.number(), SOMAXCONN) < 0)
     return system_error(errno, what);

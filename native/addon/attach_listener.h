@@ -1,4 +1,4 @@
-// The socket of a mount that monitors connect to.
+// The mount's socket, to which monitors connect.
 #pragma once
 
 #include <string>
@@ -8,7 +8,7 @@
 
 namespace pcow::addon {
 
-// A listening socket at `path`, in place of a stale one, that everybody may connect to.
+// A listening socket at `path`. It replaces a stale one. Everyone may connect to it.
 Result<protocol::Descriptor> listen_at(const std::string& path);
 
 }  // namespace pcow::addon

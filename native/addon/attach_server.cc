@@ -28,7 +28,8 @@ using protocol::Received;
 constexpr size_t kMaxConnections = 1024;
 constexpr int64_t kFirstMessageMs = 10'000;  // for a connection to say what it wants
 constexpr int64_t kLastMessageMs = 10'000;   // for one that was told kReleased to close
-constexpr int64_t kRestMs = 100;             // of the listener, when descriptors have run out
+// how long the listener is not polled when descriptors have run out
+constexpr int64_t kRestMs = 100;
 
 constexpr uint64_t kWakeupMark = 0;
 constexpr uint64_t kListenerMark = 1;
@@ -59,7 +60,7 @@ void watch(int epoll, int descriptor, uint64_t mark) {
 struct ServerStart {
   std::shared_ptr<AttachServer> server;
   std::binary_semaphore ready{0};
-  int err = 0;  // what kept the thread from starting
+  int err = 0;  // why the thread could not start
 };
 
 AttachServer::AttachServer(std::string path, int listener, int wakeup, Report report)
@@ -83,12 +84,12 @@ Result<std::shared_ptr<AttachServer>> AttachServer::start(const std::string& pat
   wakeup.release();
   if (start.err != 0) {
     start.server->stop();
-    return system_error(start.err, "can't give the thread that serves monitors descriptors of its own");
+    return system_error(start.err, "cannot give the thread that serves monitors its own table of descriptors");
   }
   return start.server;
 }
 
-// Signals are Node's to handle, on its own threads.
+// With signals blocked: Node handles signals, on its own threads.
 Result<void> AttachServer::start_thread(void* (*main)(void*), void* argument) {
   const SignalsHeld held;
   pthread_t thread;
@@ -102,7 +103,7 @@ void* AttachServer::serve_main(void* argument) {
   auto* start = static_cast<ServerStart*>(argument);
   const std::shared_ptr<AttachServer> server = start->server;
   pthread_setname_np(pthread_self(), "pcow-attach");
-  const int err = server->take_own_table();
+  const int err = server->unshare_descriptors();
   start->err = err;
   start->ready.release();
   if (err == 0) server->serve();
@@ -152,9 +153,9 @@ void AttachServer::report(AttachEvent event) {
   reported_.notify_one();
 }
 
-// Of all that the process has open, this thread keeps its own two: a copy of an image's descriptor would keep its lock.
-// Returns an errno, or 0.
-int AttachServer::take_own_table() {
+// This thread closes everything that the process has open except its own two descriptors: a copy of
+// an image's descriptor would keep the image's lock. Returns an errno, or 0.
+int AttachServer::unshare_descriptors() {
   const auto low = static_cast<unsigned>(std::min(listener_, wakeup_));
   const auto high = static_cast<unsigned>(std::max(listener_, wakeup_));
   if (unshare(CLONE_FILES) < 0) return errno;
@@ -189,7 +190,7 @@ void AttachServer::serve() {
     }
     expire();
   }
-  // Here, because they are this thread's alone; its table goes with it.
+  // Close them here: they exist only in this thread's table, which ends with the thread.
   for (auto& [id, connection] : connections_) {
     closer_.close(std::move(connection.socket), connection.uid);
     closer_.close(std::move(connection.image), connection.uid);
@@ -197,10 +198,10 @@ void AttachServer::serve() {
   connections_.clear();
   epoll_.reset();
   ::close(wakeup_);
-  ::close(listener_);  // last: what strangers have sent is still in it
+  ::close(listener_);  // last: it may still contain files that other processes have sent
 }
 
-// Milliseconds for epoll_wait; -1: nothing is to be given up.
+// Milliseconds for epoll_wait; -1: no connection has a deadline.
 int AttachServer::wait_ms() const {
   int64_t next = accept_again_ms_ == 0 ? INT64_MAX : accept_again_ms_;
   for (const auto& [id, connection] : connections_) {
@@ -241,13 +242,15 @@ void AttachServer::accept_all() {
   }
 }
 
-// Who has not said what it wants gives way: ids grow, so the first of these came first.
+// If there are too many connections, the oldest one that has not sent its first message is refused:
+// ids grow.
 void AttachServer::accept_one(Descriptor socket) {
   ucred peer{};
   socklen_t length = sizeof peer;
   if (getsockopt(socket.number(), SOL_SOCKET, SO_PEERCRED, &peer, &length) < 0) peer = {0, ~0u, ~0u};
   if (closer_.refuses(peer.uid)) {
-    send_packet(socket.number(), refusal(EAGAIN, "closing the files that this user has shown takes too long"));
+    send_packet(socket.number(),
+                refusal(EAGAIN, "closing the files that this user has sent takes too long: try again later"));
     closer_.close(std::move(socket), peer.uid);
     return;
   }
@@ -271,8 +274,9 @@ void AttachServer::accept_one(Descriptor socket) {
   connection.deadline_ms = now_ms() + kFirstMessageMs;
 }
 
-// Whether there was a message, and there may be more. A message may carry as many descriptors as the kernel lets it: what did not fit
-// the kernel would close at once, on this thread.
+// Returns whether there was a message, and there may be more. Up to the kernel's limit of
+// descriptors are taken: the kernel itself closes those that do not fit, on this thread, which may
+// block.
 bool AttachServer::receive(Connections::iterator connection) {
   const uint32_t uid = connection->second.uid;
   Packet packet;
@@ -289,7 +293,8 @@ bool AttachServer::receive(Connections::iterator connection) {
   return received == Received::kPacket && wrong.empty();
 }
 
-// Returns what is wrong with the message, or "". Descriptors that it leaves are closed.
+// Returns what is wrong with the message, or "". The caller closes the descriptors that are left in
+// the packet.
 std::string AttachServer::take(uint64_t id, Connection* connection, Packet* packet) {
   if (connection->state == State::kNew) return take_first(id, connection, packet);
   if (packet->kind == protocol::Kind::kRelease) return take_release(id, connection, *packet);
@@ -297,13 +302,13 @@ std::string AttachServer::take(uint64_t id, Connection* connection, Packet* pack
   return take_answer(id, connection, packet);
 }
 
-// What a connection wants. Returns what is wrong with the message, or "".
+// Handles the first message of a connection. Returns what is wrong with it, or "".
 std::string AttachServer::take_first(uint64_t id, Connection* connection, Packet* packet) {
   const bool attach = packet->kind == protocol::Kind::kAttach;
-  if (!attach && packet->kind != protocol::Kind::kResume) return "something else before kAttach or kResume";
-  if (packet->value > 1 || (!attach && packet->value == 0)) return "a value that its message does not have";
-  if (packet->descriptors.size() != 1) return "a message without the one descriptor that belongs to it";
-  if (attach ? !packet->text.empty() : packet->text.size() != 36) return "a text that its message does not have";
+  if (!attach && packet->kind != protocol::Kind::kResume) return "another message before kAttach or kResume";
+  if (packet->value > 1 || (!attach && packet->value == 0)) return "a value that its kind of message may not have";
+  if (packet->descriptors.size() != 1) return "a message that does not have exactly one descriptor";
+  if (attach ? !packet->text.empty() : packet->text.size() != 36) return "a text that its kind of message may not have";
   const int shown = packet->descriptors.front().number();
 
   AttachEvent event;
@@ -312,10 +317,10 @@ std::string AttachServer::take_first(uint64_t id, Connection* connection, Packet
   event.wants_write = packet->value == 1;
   event.pid = connection->pid;
   event.uid = connection->uid;
-  if (!identity_of(shown, &event.device, &event.inode)) return "a descriptor that is no file";
+  if (!identity_of(shown, &event.device, &event.inode)) return "a descriptor that is not a file";
   if (attach) {
     const int flags = fcntl(shown, F_GETFL);
-    if (flags < 0) return "a descriptor that is no file";
+    if (flags < 0) return "a descriptor that is not a file";
     event.flags = static_cast<uint32_t>(flags);
   } else {
     event.text = std::move(packet->text);
@@ -329,33 +334,33 @@ std::string AttachServer::take_first(uint64_t id, Connection* connection, Packet
 // Returns what is wrong with the message, or "".
 std::string AttachServer::take_answer(uint64_t id, Connection* connection, Packet* packet) {
   const bool over = connection->state == State::kReleasing || connection->state == State::kReleased;
-  if (!over && connection->state != State::kAttached) return "a message before it was answered";
+  if (!over && connection->state != State::kAttached) return "a message before the mount's answer";
   const bool ok = packet->kind == protocol::Kind::kDone;
-  if (!ok && packet->kind != protocol::Kind::kFailed) return "something else than an answer";
+  if (!ok && packet->kind != protocol::Kind::kFailed) return "a message that is not an answer";
   if (!packet->descriptors.empty()) return "an answer with a descriptor";
   if (over && packet->id == connection->late_id && packet->id != 0) {
     connection->late_id = 0;
     return "";
   }
-  if (!connection->outstanding || packet->id != connection->id) return "an answer that nobody waits for";
+  if (!connection->outstanding || packet->id != connection->id) return "an answer to no request";
   connection->outstanding = false;
   AttachEvent event;
   event.kind = AttachEvent::Kind::kAnswer;
   event.connection = id;
   event.id = packet->id;
   event.ok = ok;
-  // Whatever a monitor sends, it becomes an errno that there is.
+  // Whatever a monitor sends is turned into a valid errno.
   event.err = ok ? 0 : packet->value > 0 && packet->value < 4096 ? static_cast<int>(packet->value) : EIO;
   event.text = std::move(packet->text);
   report(std::move(event));
   return "";
 }
 
-// Whatever a monitor sends, there is one question at a time.
+// However often the monitor asks, there is one question at a time.
 std::string AttachServer::take_want(uint64_t id, Connection* connection, const Packet& packet) {
   if (connection->state != State::kAttached) return "kWant without an image";
   if (packet.id != 0 || packet.value != 0 || !packet.text.empty() || !packet.descriptors.empty())
-    return "kWant with something else in it";
+    return "kWant with unexpected contents";
   if (std::exchange(connection->wants, true)) return "";
   AttachEvent event;
   event.kind = AttachEvent::Kind::kWant;
@@ -364,11 +369,12 @@ std::string AttachServer::take_want(uint64_t id, Connection* connection, const P
   return "";
 }
 
-// A request that is under way is over: the monitor has closed the image, and may have done so before it read the request.
+// A request in progress fails: the monitor has closed the image, perhaps before it read the
+// request.
 std::string AttachServer::take_release(uint64_t id, Connection* connection, const Packet& packet) {
   if (connection->state != State::kAttached) return "kRelease without an image";
   if (packet.id != 0 || packet.value != 0 || !packet.text.empty() || !packet.descriptors.empty())
-    return "kRelease with something else in it";
+    return "kRelease with unexpected contents";
   connection->state = State::kReleasing;
   AttachEvent event;
   event.kind = AttachEvent::Kind::kRelease;
@@ -388,7 +394,7 @@ void AttachServer::report_shut_down(uint64_t id, uint32_t request) {
   event.connection = id;
   event.id = request;
   event.err = ESHUTDOWN;
-  event.text = "it has let the image go";
+  event.text = "the process has released the image";
   report(std::move(event));
 }
 
@@ -444,10 +450,11 @@ void AttachServer::request(Connections::iterator connection, const AttachCommand
   packet.text = command.text;
   connection->second.outstanding = true;
   connection->second.id = command.id;
-  if (!send_packet(connection->second.socket.number(), packet)) drop(connection, "it takes no messages");
+  if (!send_packet(connection->second.socket.number(), packet)) drop(connection, "it does not read its messages");
 }
 
-// A request like any other, but for its descriptors. Where one cannot be opened there is none, and its answer says so.
+// A request like any other, except for its descriptors. If a file cannot be opened, nothing is
+// sent, and the answer reports this.
 void AttachServer::give_bases(Connections::iterator connection, const AttachCommand& command) {
   connection->second.wants = false;
   if (command.paths.empty()) return;
@@ -460,7 +467,7 @@ void AttachServer::give_bases(Connections::iterator connection, const AttachComm
   packet.id = command.id;
   Result<void> outcome = add_files(&packet, command.paths, false);
   if (outcome && packet.text.size() > protocol::kMaxText)
-    outcome = Error(Code::kTooLarge, "the paths of the bases are too long to be passed on");
+    outcome = Error(Code::kTooLarge, "the paths of the bases are too long to be sent");
   if (!outcome) {
     AttachEvent event;
     event.kind = AttachEvent::Kind::kAnswer;
@@ -473,10 +480,11 @@ void AttachServer::give_bases(Connections::iterator connection, const AttachComm
   }
   connection->second.outstanding = true;
   connection->second.id = command.id;
-  if (!send_packet(connection->second.socket.number(), packet)) drop(connection, "it takes no messages");
+  if (!send_packet(connection->second.socket.number(), packet)) drop(connection, "it does not read its messages");
 }
 
-// The monitor ends the connection: were it done here, a late answer that nobody has read would take the message away.
+// The monitor ends the connection. If this side did, and a late answer was still unread, the kernel
+// would discard the message.
 void AttachServer::released(Connections::iterator connection) {
   if (connection->second.state != State::kReleasing) return;
   Packet packet;
@@ -486,7 +494,8 @@ void AttachServer::released(Connections::iterator connection) {
   if (!send_packet(connection->second.socket.number(), packet)) drop(connection, "");
 }
 
-// The descriptors are closed here as soon as they are sent: the lock is the monitor's alone then.
+// The descriptors are closed here as soon as they have been sent. Then only the monitor holds the
+// lock.
 void AttachServer::hand_over(Connections::iterator connection, const AttachCommand& command) {
   AttachEvent event;
   event.kind = AttachEvent::Kind::kHandedOver;

@@ -1,13 +1,16 @@
-// The mount's end of the attach protocol (attach/protocol.h): who connects, what they send, what they are sent.
+// The mount's side of the attach protocol (attach/protocol.h): it accepts connections, and receives
+// and sends messages.
 //
-// One thread serves all connections, and never waits for a peer. It knows the order of messages, and nothing of images: it
-// reports events, and is told by commands what to answer.
+// One thread serves all connections, and never waits for a peer. It knows the order of messages,
+// but nothing about images: it reports events, and commands tell it what to answer.
 //
-// The thread has a table of file descriptors of its own (unshare(2), CLONE_FILES). Closing the descriptor of a flat file
-// makes the kernel ask this process's own mount to write back and flush it. Were the process killed at that moment, a thread
-// that waits so would keep the table with /dev/fuse in it alive, which it waits for: for ever. With a table of its own,
-// the others' end closes /dev/fuse, and that ends the waiting. Nor can that thread wake Node, whose loop waits for a descriptor:
-// a second one, with the process's table, carries the reports.
+// The thread has its own table of file descriptors (unshare(2), CLONE_FILES). Closing the
+// descriptor of a flat file makes the kernel ask this process's own mount to write the file back
+// and flush it. If the process were killed at that moment, a thread with the shared table would
+// wait in that close forever: it would keep the table alive, and with it /dev/fuse, for whose end
+// it waits. With a table of its own, the end of the other threads closes /dev/fuse, which ends the
+// wait. This thread cannot wake Node, because Node's loop waits for a descriptor of the process's
+// table. So a second thread, which uses that table, delivers the reports.
 #pragma once
 
 #include <condition_variable>
@@ -31,14 +34,17 @@ using protocol::Packet;
 
 struct AttachEvent {
   enum class Kind {
-    kAttach,      // somebody shows an open flat file: answer with kHandOver or kRefuse
-    kResume,      // somebody shows an image file that they write: answer with kConfirm or kRefuse
-    kHandedOver,  // kHandOver or kConfirm was done (ok), or failed, and the connection is closed
+    kAttach,      // a process shows an open flat file: answer with kHandOver or kRefuse
+    kResume,      // a process shows an image file that it writes: answer with kConfirm or kRefuse
+    kHandedOver,  // kHandOver or kConfirm was done (ok), or failed and the connection is closed
     kAnswer,      // to a request
     kRelease,     // the monitor has closed the image: answer with kReleased
-    kWant,        // the image's bases are needed anew: answer with kGiveBases. No second one comes before
-    kLooked,      // kLook was done
-    kClosed,      // after kAttach or kResume: the connection is gone; nothing more comes from it
+    // the monitor needs the image's bases: answer with kGiveBases. There is no second kWant before
+    // that
+    kWant,
+    kLooked,  // kLook was done
+    // after kAttach or kResume: the connection is gone, and there are no more events for it
+    kClosed,
   };
   Kind kind{};
   uint64_t connection = 0;
@@ -47,55 +53,63 @@ struct AttachEvent {
   uint32_t uid = 0;
   bool wants_write = false;
   uint64_t device = 0;  // of the file that was shown: the flat file, or (kResume) the image file
-  uint64_t inode = 0;   // the same
+  uint64_t inode = 0;   // of the same file
   uint32_t flags = 0;   // kAttach: those of open(2)
   // kHandedOver, kAnswer, kLooked
   uint32_t id = 0;
   bool ok = false;
-  int err = 0;       // positive
-  std::string text;  // a sentence; the answer; kResume: the image's uuid; kClosed: why, where it was our doing
+  int err = 0;  // positive
+  // a sentence; the answer; kResume: the image's uuid; kClosed: the reason, if the mount closed the
+  // connection
+  std::string text;
 };
 
 struct AttachCommand {
-  // kLook: whatever the connection has sent until now is taken and reported first, then kLooked, also of one that is gone.
+  // kLook: everything that the connection has sent so far is received and reported first, then
+  // kLooked; also for a connection that is gone.
   enum class Kind { kHandOver, kConfirm, kRefuse, kRequest, kGiveBases, kReleased, kLook, kClose };
   Kind kind{};
   uint64_t connection = 0;
   std::vector<std::string>
-      paths;                 // kHandOver: the image, then its bases. kGiveBases: these; none: there are none to give
+      // kHandOver: the image, then its bases. kGiveBases: the bases; empty if there are none to
+      // give
+      paths;
   bool write = false;        // kHandOver: the image with the writer's lock
   int err = 0;               // kRefuse, positive
   std::string text;          // kRefuse, kRequest
   protocol::Kind request{};  // kRequest, with `id` and `value`
-  uint32_t id = 0;           // kLook and kGiveBases as well
+  uint32_t id = 0;           // also of kLook and kGiveBases
   uint32_t value = 0;
 };
 
 class AttachServer : public std::enable_shared_from_this<AttachServer> {
  public:
-  // Any thread. `report` is called on a thread of the server's, and no more once stop() has returned.
+  // Any thread. `report` is called on one of the server's threads, and never after stop() has
+  // returned.
   using Report = std::function<void(AttachEvent)>;
   static Result<std::shared_ptr<AttachServer>> start(const std::string& path, Report report);
-  // Any thread. For a connection that is gone it does nothing: its kClosed is on its way, or has been reported.
+  // Any thread. Does nothing if the connection is gone: its kClosed has been reported, or will be.
   void command(AttachCommand command);
-  // Any thread. Takes the socket away and ends the thread soon; does not wait for that.
+  // Any thread. Removes the socket, and makes the thread end soon; does not wait for it.
   void stop();
 
  private:
-  // kReleasing: the monitor has given the image back, and kReleased was not sent yet; kReleased: it was.
+  // kReleasing: the monitor has given the image back, and kReleased has not been sent yet.
+  // kReleased: it has been sent.
   enum class State { kNew, kAsked, kAttached, kReleasing, kReleased };
   struct Connection {
     Descriptor socket;
     State state = State::kNew;
     uint32_t pid = 0;  // as this process sees it
     uint32_t uid = 0;
-    int64_t deadline_ms = 0;   // kNew, kReleased: when it is given up
+    int64_t deadline_ms = 0;   // kNew, kReleased: when the connection is given up
     Descriptor image;          // kAsked after kResume: the file that was shown
-    bool outstanding = false;  // a request that waits for its answer
+    bool outstanding = false;  // a request waits for its answer
     uint32_t id = 0;           // of that request
-    bool wants = false;        // kWant was reported, and is not answered yet
+    bool wants = false;        // kWant was reported, and has not been answered yet
     uint32_t late_id =
-        0;  // kReleasing, kReleased: of a request whose answer may still come, and is not needed; 0: none
+        // kReleasing, kReleased: the request whose answer may still come, and is ignored; 0: none
+        0;
   };
   using Connections = std::map<uint64_t, Connection>;
 
@@ -104,8 +118,8 @@ class AttachServer : public std::enable_shared_from_this<AttachServer> {
   static void* serve_main(void* start);
   static void* report_main(void* start);
   void carry_reports();
-  // The rest: the server's thread.
-  int take_own_table();
+  // The rest is called on the server's thread.
+  int unshare_descriptors();
   void serve();
   int wait_ms() const;
   void expire();
@@ -131,15 +145,16 @@ class AttachServer : public std::enable_shared_from_this<AttachServer> {
   void report(AttachEvent event);
 
   const std::string path_;
-  const int listener_;  // closed in the process's table once the thread has its own
-  const int wakeup_;    // open in both until the end
+  const int listener_;  // closed in the process's table once the thread has its own table
+  const int wakeup_;    // open in both tables until the end
   Descriptor epoll_;
   Connections connections_;
-  ForeignCloser closer_;         // of everything that a connection has sent, and of its socket
-  uint64_t next_id_ = 2;         // 0 and 1 are the epoll marks of wakeup_ and listener_
-  int64_t accept_again_ms_ = 0;  // not 0: the listener rests until then, since descriptors have run out
+  ForeignCloser closer_;  // for everything that a connection has sent, and for its socket
+  uint64_t next_id_ = 2;  // 0 and 1 are the epoll marks of wakeup_ and listener_
+  // not 0: the listener is not polled until then, because descriptors have run out
+  int64_t accept_again_ms_ = 0;
 
-  // Guards the rest. Held while report_ is called, which only queues.
+  // Guards the rest. It is held while report_ is called, which only queues the event.
   std::mutex lock_;
   bool stopped_ = false;
   std::deque<AttachCommand> commands_;

@@ -11,7 +11,7 @@ namespace {
 
 constexpr int kLowest = 19;
 
-// Linux gives each thread a priority of its own, by its thread id.
+// On Linux each thread has its own priority, by its thread id.
 void* thread_main(void* work) {
   setpriority(PRIO_PROCESS, static_cast<id_t>(gettid()), kLowest);
   syscall(SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, IOPRIO_PRIO_VALUE(IOPRIO_CLASS_IDLE, 0));

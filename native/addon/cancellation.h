@@ -1,4 +1,5 @@
-// What an AbortSignal becomes: a flag that JavaScript sets and the engine's progress callback reads.
+// The native side of an AbortSignal: a flag that JavaScript sets and the engine's progress callback
+// reads.
 #pragma once
 
 #include <napi.h>
@@ -15,7 +16,7 @@ class Cancellation : public Napi::ObjectWrap<Cancellation> {
   static Napi::Function define(Napi::Env env);
   explicit Cancellation(const Napi::CallbackInfo& info) : Napi::ObjectWrap<Cancellation>(info) {}
 
-  // JavaScript thread; the flag may be read on any.
+  // JavaScript thread. Any thread may read the flag.
   Flag flag() const { return flag_; }
 
  private:

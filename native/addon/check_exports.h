@@ -1,4 +1,4 @@
-// Looking images over without opening them: see src/engine/check.ts.
+// Checking images without opening them: see src/engine/check.ts.
 #pragma once
 
 #include <napi.h>

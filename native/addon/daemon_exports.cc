@@ -17,7 +17,7 @@ namespace pcow::addon {
 
 namespace {
 
-// `socket` (a path, or "@" and an abstract name), `text`: one datagram, as sd_notify(3) sends it.
+// `socket` (a path, or "@" and an abstract name), `text`: sends one datagram, as sd_notify(3) does.
 Napi::Value notify_manager(const Napi::CallbackInfo& info) {
   const std::string path = text_of(info[0]);
   const std::string text = text_of(info[1]);
@@ -40,7 +40,8 @@ Napi::Value notify_manager(const Napi::CallbackInfo& info) {
   return info.Env().Undefined();
 }
 
-// `file`: what goes to standard output and standard error is appended to it from now on, also what native code writes.
+// `file`: from now on, standard output and standard error are appended to it, also those of native
+// code.
 Napi::Value log_to(const Napi::CallbackInfo& info) {
   const std::string file = text_of(info[0]);
   const int fd = ::open(file.c_str(), O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0640);

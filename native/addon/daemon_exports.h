@@ -1,4 +1,5 @@
-// What a daemon needs of the system beyond Node: word to its service manager, and another log file under open descriptors.
+// What a daemon needs from the system in addition to Node: notifying its service manager, and
+// changing the log file behind open descriptors.
 #pragma once
 
 #include <napi.h>

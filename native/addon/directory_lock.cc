@@ -15,7 +15,8 @@ namespace pcow::addon {
 
 namespace {
 
-// `directory`. The lock's descriptor, or kLocked where another process (or another mount of this one) has it.
+// `directory`. Returns the lock's descriptor. Throws kLocked if another process, or another mount
+// of this process, has the lock.
 Napi::Value lock(const Napi::CallbackInfo& info) {
   const std::string directory = text_of(info[0]);
   const int fd = ::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -24,13 +25,13 @@ Napi::Value lock(const Napi::CallbackInfo& info) {
     const int err = errno;
     ::close(fd);
     if (err == EWOULDBLOCK)
-      return throw_in_js(info.Env(), Error(Code::kLocked, directory + " is being served by another mount"));
+      return throw_in_js(info.Env(), Error(Code::kLocked, directory + " is served by another mount"));
     return throw_in_js(info.Env(), system_error(err, "can't lock the image directory " + directory));
   }
   return Napi::Number::New(info.Env(), fd);
 }
 
-// The descriptor that lock() gave.
+// The descriptor that lock() returned.
 Napi::Value unlock(const Napi::CallbackInfo& info) {
   ::close(info[0].ToNumber().Int32Value());
   return info.Env().Undefined();

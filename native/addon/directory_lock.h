@@ -1,4 +1,5 @@
-// The lock of an image directory: at most one mount serves it. The kernel lets go of it when the process ends.
+// The lock of an image directory: at most one mount serves the directory. The kernel releases the
+// lock when the process ends.
 #pragma once
 
 #include <napi.h>

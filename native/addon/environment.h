@@ -1,4 +1,5 @@
-// What the addon keeps for each Node environment (the main thread, or a worker thread of Node).
+// The data that the addon keeps for each Node environment (the main thread, or a worker thread of
+// Node).
 #pragma once
 
 #include <napi.h>
@@ -9,7 +10,7 @@
 
 namespace pcow::addon {
 
-// Deleted by Node when the environment ends, after the queue's threads have.
+// Node deletes it when the environment ends, after the queue's threads have ended.
 struct Environment {
   std::shared_ptr<WorkQueue> queue;
   Napi::FunctionReference image_constructor;

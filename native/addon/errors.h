@@ -1,5 +1,5 @@
-// The engine's errors as JavaScript sees them: an Error with `code` ("PCOW_LOCKED"), `errno` (positive) and a message.
-// src/engine/errors.ts makes a PcowError of it.
+// The engine's errors in JavaScript: an Error with `code` ("PCOW_LOCKED"), `errno` (positive) and a
+// message. src/engine/errors.ts makes a PcowError from it.
 #pragma once
 
 #include <napi.h>
@@ -8,9 +8,9 @@
 
 namespace pcow::addon {
 
-// Both: JavaScript thread.
+// Both functions: JavaScript thread.
 Napi::Value error_to_js(Napi::Env env, const Error& error);
-// Returns nothing usable: what a method returns after it threw.
+// Returns an empty value, which a method returns after it has thrown.
 Napi::Value throw_in_js(Napi::Env env, const Error& error);
 
 }  // namespace pcow::addon

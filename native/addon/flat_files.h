@@ -1,6 +1,6 @@
-// The flat files that stat(2) is answered for without JavaScript: by their names in the mount, as JavaScript has told of them. Nothing is
-// believed that the image directory could contradict: each answer looks at the image file again, and where another file has the name, or
-// the image was closed, JavaScript is asked anew.
+// The flat files for which stat(2) is answered without JavaScript, by their names in the mount.
+// JavaScript registers them. Each answer checks the image file again: if another file has the name
+// now, or the image was closed, JavaScript is asked.
 #pragma once
 
 #include <sys/stat.h>
@@ -17,7 +17,7 @@
 namespace pcow::addon {
 
 struct FlatFile {
-  dev_t device = 0;  // these two of the image file
+  dev_t device = 0;  // of the image file, as is the next member
   ino_t inode = 0;
   uint64_t number = 0;  // the inode number in the mount
   std::weak_ptr<SharedImage> image;
@@ -25,21 +25,21 @@ struct FlatFile {
 
 class FlatFiles {
  public:
-  // The process's. Never destroyed: FUSE threads may outlive static objects.
+  // The only instance of the process. Never destroyed: FUSE threads may outlive static objects.
   static FlatFiles& instance();
 
   // Any thread.
   void tell(const std::string& name, FlatFile file);
-  // Any thread. What stat(2) says of the flat file `name`, whose image file is `file` in the directory with this descriptor; nothing: ask
-  // JavaScript.
+  // Any thread. The stat(2) of the flat file `name`, whose image file is `file` in the open
+  // directory `directory`. Returns nothing if JavaScript must be asked.
   std::optional<struct stat> status(int directory, const std::string& name, const std::string& file) const;
 
  private:
   std::optional<FlatFile> find(const std::string& name) const;
 
-  // Guards files_. Held for moments.
+  // Guards files_. Held for short times only.
   mutable std::mutex lock_;
-  // One entry for each name that was ever told of.
+  // One element for each name that was ever registered.
   std::unordered_map<std::string, FlatFile> files_;
 };
 

@@ -19,18 +19,18 @@ using Clock = std::chrono::steady_clock;
 
 constexpr int kMostThreads = 64;
 constexpr int kMostThreadsOfUser = 8;
-constexpr size_t kStuckOfUser = 2;  // so many closes that take long are no accident
+constexpr size_t kStuckOfUser = 2;  // this many slow closes are no accident
 constexpr auto kLong = std::chrono::seconds(1);
-constexpr auto kIdle = std::chrono::seconds(10);  // after which a thread without work ends
+constexpr auto kIdle = std::chrono::seconds(10);  // a thread without work ends after this time
 constexpr size_t kStack = size_t{128} << 10;
 
 }  // namespace
 
-// Shared with the threads, which may outlive the closer.
+// Shared with the threads, which may outlive the ForeignCloser.
 struct ForeignCloser::State {
   struct User {
     std::deque<protocol::Descriptor> waiting;
-    std::list<Clock::time_point> closing;  // when each close under way began
+    std::list<Clock::time_point> closing;  // the start of each close in progress
     bool ready() const { return !waiting.empty() && closing.size() < kMostThreadsOfUser; }
   };
 
@@ -42,7 +42,7 @@ struct ForeignCloser::State {
 
   std::mutex mutex;  // guards the rest
   std::condition_variable changed;
-  std::map<uint32_t, User> users;  // of those that have anything to close
+  std::map<uint32_t, User> users;  // users with descriptors that wait or are being closed
   int threads = 0;
   int idle = 0;
   bool ended = false;
@@ -76,7 +76,7 @@ bool ForeignCloser::refuses(uint32_t uid) const {
   return stuck >= kStuckOfUser;
 }
 
-// state->mutex is held. Without a thread the descriptor waits for the next call.
+// state->mutex is held. If no thread can be started, the descriptor waits for the next call.
 void ForeignCloser::start_thread(const std::shared_ptr<State>& state) {
   pthread_attr_t attributes;
   pthread_attr_init(&attributes);
@@ -114,7 +114,7 @@ void* ForeignCloser::close_on_thread(void* argument) {
     protocol::Descriptor descriptor = std::move(user->second.waiting.front());
     user->second.waiting.pop_front();
     const auto since = user->second.closing.insert(user->second.closing.end(), Clock::now());
-    // This one may take long: the next descriptor needs another thread.
+    // This close may take long, so the next descriptor needs another thread.
     if (state.next() != state.users.end()) {
       if (state.idle == 0 && state.threads < kMostThreads) start_thread(*shared);
       state.changed.notify_one();

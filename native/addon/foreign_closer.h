@@ -1,6 +1,7 @@
-// Closes descriptors that belong to strangers: files that another process has passed to this one, and sockets in which such files may
-// still be queued. close(2) of them takes as long as the stranger likes (a FUSE file whose file system does not answer, a TCP socket
-// that lingers), so a thread that serves others never does it.
+// Closes descriptors that other processes control: files that another process has sent to this one,
+// and sockets in which such files may still be queued. The other process decides how long close(2)
+// of them takes (a FUSE file whose filesystem does not answer, a TCP socket that lingers). So a
+// thread that serves others never closes them itself.
 #pragma once
 
 #include <cstdint>
@@ -12,16 +13,17 @@ namespace pcow::addon {
 
 class ForeignCloser {
  public:
-  // The threads that close share the table of file descriptors of the thread that calls close() first.
+  // The closing threads share the table of file descriptors of the thread that first calls close().
   ForeignCloser();
-  // Descriptors that still wait are closed all the same, if their owners let that happen.
+  // Descriptors that still wait are closed in any case, as far as their owners allow it.
   ~ForeignCloser();
   ForeignCloser(const ForeignCloser&) = delete;
   ForeignCloser& operator=(const ForeignCloser&) = delete;
 
-  // One thread, always the same. Returns at once. `uid`: of the process that the descriptor came from.
+  // Always the same thread. Returns at once. `uid`: of the process that sent the descriptor.
   void close(protocol::Descriptor descriptor, uint32_t uid);
-  // Any thread. Whether closing this user's descriptors has been taking long, so that no more are to be taken from them.
+  // Any thread. Whether closing this user's descriptors takes so long that no more may be accepted
+  // from the user.
   bool refuses(uint32_t uid) const;
 
  private:

@@ -1,5 +1,6 @@
-// What the kernel's page cache holds of each flat file, as far as the mount can know: so that opening a file again keeps its
-// cached pages (QEMU may have them mapped), and opening it after a rollback, or another image under its name, drops them.
+// What the kernel's page cache holds of each flat file, as far as the mount can know. So opening a
+// file again keeps its cached pages (QEMU may have them mapped), and opening it after a rollback,
+// or when another image has its name, drops them.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +10,7 @@
 
 namespace pcow::addon {
 
-// Equal values mean equal bytes, apart from what was written through the kernel itself.
+// Equal values mean equal bytes, except for what was written through the kernel itself.
 struct FuseContent {
   uint64_t image = 0;       // SharedImage::serial()
   uint64_t layer = 0;       // 0: the active layer
@@ -19,18 +20,20 @@ struct FuseContent {
 
 class FuseCache {
  public:
-  // The process's. Never destroyed: FUSE threads may outlive static objects.
+  // The only instance of the process. Never destroyed: FUSE threads may outlive static objects.
   static FuseCache& instance();
 
-  // Any thread. Whether all pages that the kernel may hold of `path` are of this content.
+  // Any thread. Whether all pages that the kernel may hold of `path` have this content.
   bool holds(const std::string& path, const FuseContent& content) const;
-  // Any thread. The kernel has dropped older pages of `path`: an opening that was not allowed to keep them is complete.
+  // Any thread. The kernel has dropped older pages of `path`: an open that was not allowed to keep
+  // them is complete.
   void remember(const std::string& path, const FuseContent& content);
 
  private:
-  // Guards contents_. Held for moments, twice for an opening.
+  // Guards contents_. Held for short times, twice for each open.
   mutable std::mutex lock_;
-  // By path, since the kernel's inodes go by path: one entry for each flat file that was ever opened.
+  // By path, because the kernel's inodes go by path. One element for each flat file that was ever
+  // opened.
   std::unordered_map<std::string, FuseContent> contents_;
 };
 

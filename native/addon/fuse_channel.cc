@@ -19,8 +19,10 @@ namespace pcow::addon {
 namespace {
 
 constexpr uint32_t kLargestRequest = uint32_t{1} << 20;
-constexpr uint64_t kDirectIoAllowMmap = uint64_t{1} << 36;  // FUSE_DIRECT_IO_ALLOW_MMAP; older headers do not have it
-constexpr uint32_t kHeader = 4096;  // what libfuse keeps of its buffer for the header of a request
+// FUSE_DIRECT_IO_ALLOW_MMAP, which older headers do not define
+constexpr uint64_t kDirectIoAllowMmap = uint64_t{1} << 36;
+// the part of its buffer that libfuse reserves for the header of a request
+constexpr uint32_t kHeader = 4096;
 
 struct Library {
   decltype(&fuse_chan_new) chan_new;
@@ -32,9 +34,9 @@ struct Library {
 };
 Library library;
 
-// Of one connection.
+// The state of FUSE_INIT of one connection.
 struct Greeting {
-  uint64_t unique = 0;  // of the request that was FUSE_INIT; the kernel's numbers begin behind 0
+  uint64_t unique = 0;  // number of the request FUSE_INIT; 0: none (the kernel never uses 0)
   uint64_t offered = 0;
 };
 
@@ -53,7 +55,8 @@ void note_greeting(fuse_chan* channel, const char* request, size_t length) {
   if (offer.flags & FUSE_INIT_EXT) greeting_of(channel)->offered |= uint64_t{offer.flags2} << 32;
 }
 
-// As libfuse's own (fuse_kern_chan.c): it knows these values.
+// Returns the same values as libfuse's own function (fuse_kern_chan.c), because libfuse interprets
+// them.
 int receive(fuse_chan** channel, char* buffer, size_t size) {
   fuse_session* session = library.chan_session(*channel);
   for (;;) {
@@ -79,7 +82,7 @@ int pass_on(fuse_chan* channel, const iovec* parts, size_t count) {
 
 int send(fuse_chan* channel, const iovec parts[], size_t count) {
   Greeting* greeting = greeting_of(channel);
-  if (!parts) return 0;  // libfuse has nothing to say
+  if (!parts) return 0;  // libfuse sends no answer
   fuse_out_header header;
   std::memcpy(&header, parts[0].iov_base, sizeof header);
   if (greeting->unique == 0 || header.unique != greeting->unique) return pass_on(channel, parts, count);
@@ -92,7 +95,7 @@ int send(fuse_chan* channel, const iovec parts[], size_t count) {
     answer.flags |= FUSE_MAX_PAGES;
     answer.max_pages = static_cast<uint16_t>(kLargestRequest / 4096);
   }
-  // No file of a mount has a right that a write would have to take away: no set-user-id bit, no capability.
+  // A write has no rights to take away: no file of a mount has a set-user-id bit or a capability.
   answer.flags |= static_cast<uint32_t>(greeting->offered) & FUSE_HANDLE_KILLPRIV_V2;
   if (greeting->offered & kDirectIoAllowMmap) {
     answer.flags |= FUSE_INIT_EXT;

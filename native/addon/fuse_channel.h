@@ -1,10 +1,12 @@
-// The connection to the kernel, with a better greeting than libfuse 2.9 gives it: requests of up to 1 MiB in place of 128 KiB, and
-// no question for security.capability before every write(2).
+// The connection to the kernel, with a better answer to FUSE_INIT than libfuse 2.9 gives: requests
+// of up to 1 MiB instead of 128 KiB, and no request for security.capability before every write(2).
 //
-// libfuse 2.9 speaks version 7.19 of the protocol, which knows neither; but the kernel takes both from whoever sets the flags that
-// it offers. So the answer to its first request (FUSE_INIT) is completed on its way.
+// libfuse 2.9 speaks version 7.19 of the protocol, which has neither. But the kernel accepts both
+// from any server that sets the flags it offers. So this channel completes the answer to the first
+// request (FUSE_INIT) before it is sent.
 //
-// Threads: those of fuse_loop, any number at a time. The first request is answered before there is a second one.
+// Threads: those of fuse_loop, any number at a time. The first request is answered before the
+// kernel sends a second one.
 #pragma once
 
 #define FUSE_USE_VERSION 29
@@ -13,11 +15,12 @@
 
 namespace pcow::addon {
 
-// Stands before `channel`, which stays its owner's and outlives it; libfuse destroys it with the session. `libfuse` is the open library.
-// Null where that lacks something: then `channel` itself will do.
+// Makes a channel in front of `channel`, which its owner keeps and which must outlive it. libfuse
+// destroys the new channel with the session. `libfuse` is the open library. Returns null if the
+// library lacks a function: then use `channel` itself.
 fuse_chan* make_fuse_channel(void* libfuse, fuse_chan* channel);
 
-// Whether files that are opened past the page cache can be mapped all the same: kernel 6.6 and later.
+// Whether files that bypass the page cache can be mapped nevertheless: kernel 6.6 and later.
 bool fuse_maps_direct_files();
 
 }  // namespace pcow::addon

@@ -60,7 +60,8 @@ Napi::Value open_handle(const Napi::CallbackInfo& info) {
   return Napi::Number::New(info.Env(), static_cast<double>(FuseHandles::instance().add(std::move(*handle))));
 }
 
-// `fh`, NativeImage, `snapshot` or "", `writable`, `lent`, `refusesCached`. Letting the old one go may close its image: off this thread.
+// `fh`, NativeImage, `snapshot` or "", `writable`, `lent`, `refusesCached`. Releasing the old
+// handle may close its image, so another thread does it.
 Napi::Value move_handle(const Napi::CallbackInfo& info) {
   auto handle = handle_of(info[1], info[2], flag_of(info[3]));
   if (!handle) return throw_in_js(info.Env(), handle.error());
@@ -71,7 +72,7 @@ Napi::Value move_handle(const Napi::CallbackInfo& info) {
   return info.Env().Undefined();
 }
 
-// `fh`. Letting the handle go may close an image that nobody else uses: off this thread.
+// `fh`. Releasing the handle may close an image that nothing else uses, so another thread does it.
 Napi::Value close_handle(const Napi::CallbackInfo& info) {
   auto handle = FuseHandles::instance().remove(bytes_of(info[0]));
   const bool found = handle != nullptr;
@@ -79,13 +80,14 @@ Napi::Value close_handle(const Napi::CallbackInfo& info) {
   return Napi::Boolean::New(info.Env(), found);
 }
 
-// `fh`. 0 where it is not known.
+// `fh`. Returns 0 if it is not known.
 Napi::Value opener_of(const Napi::CallbackInfo& info) {
   const auto handle = FuseHandles::instance().find(bytes_of(info[0]));
   return Napi::Number::New(info.Env(), handle ? handle->opener.load() : 0);
 }
 
-// `name` in the mount, `device` and `inode` of its image file, its `number` in the mount, NativeImage.
+// `name` in the mount, `device` and `inode` of its image file, its `number` in the mount,
+// NativeImage.
 Napi::Value tell_flat_file(const Napi::CallbackInfo& info) {
   bool lossless;
   FlatFile file;
@@ -97,7 +99,7 @@ Napi::Value tell_flat_file(const Napi::CallbackInfo& info) {
   return info.Env().Undefined();
 }
 
-// NativeImage. Works for a closed one as well.
+// NativeImage, which may be closed.
 Napi::Value traffic_of(const Napi::CallbackInfo& info) {
   const auto image = ImageWrap::unwrap_image(info[0]);
   const Traffic& traffic = image->traffic();
@@ -114,13 +116,13 @@ Napi::Value traffic_of(const Napi::CallbackInfo& info) {
   return result;
 }
 
-// NativeImage. Works for a closed one as well.
+// NativeImage, which may be closed.
 Napi::Value count_cached_reads(const Napi::CallbackInfo& info) {
   const auto count = ImageWrap::unwrap_image(info[0])->traffic().cached_reads.load(std::memory_order_relaxed);
   return Napi::Number::New(info.Env(), static_cast<double>(count));
 }
 
-// A null `env`: the environment is going down.
+// `env` is null when the environment is shutting down.
 void put_question(Napi::Env env, Napi::Function on_question, FuseQuestion* given) {
   const std::unique_ptr<FuseQuestion> question(given);
   if (static_cast<napi_env>(env) == nullptr) {
@@ -155,7 +157,8 @@ Napi::Value answer_question(const Napi::CallbackInfo& info) {
 Napi::Value on_end(const Napi::CallbackInfo& info) {
   auto end = Napi::ThreadSafeFunction::New(info.Env(), info[0].As<Napi::Function>(), "pcow mount end", 0, 1);
   end.Unref(info.Env());
-  // Not released there: by then the callback may have let the process exit, and Node has taken this function apart.
+  // `end` is not released in the callback: by then the callback may have let the process exit, and
+  // Node may have destroyed it.
   set_fuse_end([end] { end.NonBlockingCall(); });
   return info.Env().Undefined();
 }

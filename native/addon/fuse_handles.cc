@@ -13,7 +13,8 @@ FuseHandles& FuseHandles::instance() {
 
 uint64_t FuseHandles::add(std::shared_ptr<FuseHandle> handle) {
   std::unique_lock guard(lock_);
-  // Numbers are used in turn, so that a late request with a closed one meets nobody else's file.
+  // Numbers are used in turn, so that a late request with a closed number does not reach another
+  // file.
   while (handles_.contains(next_)) next_ = next_ == kLast ? kFirst : next_ + 1;
   const uint64_t fh = next_;
   next_ = next_ == kLast ? kFirst : next_ + 1;

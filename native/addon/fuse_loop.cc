@@ -22,7 +22,7 @@ namespace pcow::addon {
 
 namespace {
 
-// So many wait for requests at most: more end when they have served theirs.
+// At most this many threads wait for requests: surplus threads end after they have served theirs.
 constexpr int kMostIdle = 10;
 
 struct Library {
@@ -47,9 +47,9 @@ bool load(void* libfuse, Library* library) {
          find_function(libfuse, "fuse_chan_fd", "FUSE_2.4", &library->descriptor);
 }
 
-// Of one thread: a request, and then, for what is read, the answer. The bytes that are written or read lie at the start of a page,
-// as they do in the image's file and in the page cache, and in one huge page where there are any: the kernel copies page by page,
-// and looks up each.
+// The buffer of one thread: for a request, and then, if it reads, for the answer. The bytes of a
+// write or read lie at the start of a page, as in the image's file and in the page cache, and in
+// one huge page if possible: the kernel copies page by page, and looks each page up.
 class Buffer {
  public:
   explicit Buffer(size_t largest) {
@@ -107,7 +107,8 @@ class Loop {
     return nullptr;
   }
 
-  // A thread. While it is at a request another one must be waiting for the next: a request may take as long as it likes.
+  // A thread of the loop. While it serves a request, another thread must wait for the next one,
+  // because a request may take any length of time.
   void serve() {
     const Buffer buffer(largest_);
     while (buffer.is_there() && !library_.exited(session_)) {
@@ -115,7 +116,7 @@ class Loop {
       const int length = library_.receive(&channel, buffer.request(), largest_);
       if (length == -EINTR || length == -EAGAIN) continue;
       if (length <= 0) break;
-      // Where no thread can be had, those there are do.
+      // If no thread can be started, the existing ones must do.
       if (--idle_ == 0) (void)start();
       if (!serve_directly(buffer, static_cast<size_t>(length))) {
         pass_on(buffer.request(), static_cast<size_t>(length));
@@ -127,7 +128,8 @@ class Loop {
     end();
   }
 
-  // true: this thread no longer counts as waiting, for more than enough do. However many look at once, enough stay.
+  // Returns true if this thread no longer counts as waiting, because more than enough do. Enough
+  // stay, however many threads ask at the same time.
   bool is_surplus() {
     int idle = idle_;
     while (idle > kMostIdle)
@@ -140,14 +142,16 @@ class Loop {
     if (--threads_ == 0) ended_.notify_all();
   }
 
-  // false: it is for libfuse to serve. Otherwise this thread counts as waiting again.
+  // Returns false if libfuse must serve the request. Otherwise this thread counts as waiting again.
   bool serve_directly(const Buffer& buffer, size_t length) {
     fuse_in_header header;
     std::memcpy(&header, buffer.request(), sizeof header);
     const char* body = buffer.request() + sizeof header;
-    const size_t body_length = length - sizeof header;  // the channel lets no shorter request through
+    // the channel does not pass shorter requests
+    const size_t body_length = length - sizeof header;
     if (header.opcode == FUSE_INTERRUPT) {
-      // Nothing here can be interrupted, and libfuse would look for requests that it has never seen.
+      // No request here can be interrupted, and libfuse would search for requests that it has never
+      // seen.
       idle_++;
       return true;
     }
@@ -170,7 +174,8 @@ class Loop {
       return true;
     }
     if (header.opcode == FUSE_LSEEK && body_length >= sizeof(fuse_lseek_in)) {
-      // libfuse does not know it, and would answer ENOSYS: the kernel would not ask again then, of no file.
+      // libfuse does not know this request and would answer ENOSYS. Then the kernel would never ask
+      // again, for any file.
       fuse_lseek_in seek;
       std::memcpy(&seek, body, sizeof seek);
       const int64_t found = operations_.seek(seek.fh, seek.offset, seek.whence);
@@ -190,7 +195,8 @@ class Loop {
     library_.process_buf(session_, &buffer, channel_);
   }
 
-  // `result`: the bytes at `body`, or a negative errno. That nobody waits for it any more (ENOENT) is not an error.
+  // `result`: the number of bytes at `body`, or a negative errno. It is no error if no process
+  // waits for the answer any more (ENOENT).
   void reply(uint64_t unique, int result, const char* body) {
     fuse_out_header out = {};
     out.unique = unique;
@@ -198,8 +204,8 @@ class Loop {
     const size_t length = result < 0 ? 0 : static_cast<size_t>(result);
     out.len = static_cast<uint32_t>(sizeof out + length);
     const iovec parts[] = {{&out, sizeof out}, {const_cast<char*>(body), length}};
-    // Before the answer: who gets it may take this processor at once, and send the next request before we are back. That is no
-    // reason for another thread.
+    // Increment this before the answer: the process that gets it may use this processor at once,
+    // and send its next request before this thread continues. That must not start another thread.
     idle_++;
     (void)!writev(library_.descriptor(channel_), parts, length ? 2 : 1);
   }
@@ -208,11 +214,11 @@ class Loop {
   fuse_session* const session_;
   fuse_chan* const channel_;
   const DirectOperations operations_;
-  const size_t largest_;  // request
+  const size_t largest_;  // bytes; of a request
 
   std::atomic<int> idle_{0};  // threads that wait for a request
 
-  std::mutex mutex_;  // guards what follows
+  std::mutex mutex_;  // guards the rest
   std::condition_variable ended_;
   int threads_ = 0;
 };

@@ -29,11 +29,11 @@ namespace pcow::addon {
 
 namespace {
 
-// Written before the mount's first request, only read afterwards.
+// Written before the mount's first request, and only read afterwards.
 void* libfuse = nullptr;
 int directory_fd = -1;
 fuse_operations javascript{};
-fuse* served = nullptr;  // what has our table
+fuse* served = nullptr;  // the session that has our table
 
 std::function<void()> on_end;
 
@@ -47,7 +47,7 @@ constexpr std::string_view kImageSuffix = ".pcow";
 bool is_native(uint64_t fh) { return fh >= FuseHandles::kFirst; }
 bool is_native(const fuse_file_info* file) { return file && is_native(file->fh); }
 
-// What a request holds while it is under way: the image is neither closed nor freed meanwhile.
+// A request in progress holds this, so that the image is neither closed nor freed.
 struct Request {
   std::shared_ptr<FuseHandle> handle;
   SharedImage::Lease image;
@@ -57,10 +57,11 @@ Result<Request> begin(uint64_t fh) {
   requests.fetch_add(1, std::memory_order_relaxed);
   for (;;) {
     auto handle = FuseHandles::instance().find(fh);
-    if (!handle) return Error(Code::kClosed, "no file is open under this handle");
+    if (!handle) return Error(Code::kClosed, "no file is open with this handle");
     auto image = handle->image->lease();
     if (!image) {
-      // Before an opening of the image is closed for another one, every handle goes over to that.
+      // Before an opening of the image is replaced by another one and closed, all handles are moved
+      // to the new one.
       if (FuseHandles::instance().find(fh) == handle) return image.error();
       continue;
     }
@@ -71,16 +72,18 @@ Result<Request> begin(uint64_t fh) {
   }
 }
 
-// Why a request may not write; 0 where it may. EBUSY: the file was opened for writing, and its image has been taken over by a
-// monitor. `cached`: it is the kernel that writes back pages.
+// Returns why a request may not write, or 0. EBUSY: the file was opened for writing, and a monitor
+// has taken over its image. `cached`: the kernel writes back pages.
 int write_refusal(const FuseHandle& handle, bool cached) {
   if (!handle.writable) return -EBADF;
   if (cached && handle.refuses_cached) return -EBUSY;
   return handle.image->writer() ? 0 : -EBUSY;
 }
 
-// A request that may write, or the negative errno for why not. Where a monitor gives the image back, the request waits for that. What the
-// kernel writes back does not wait: nobody may write through a mapping beside a monitor, and who drops the kernel's cache waits for it.
+// Returns a request that may write, or why it may not, as an Error. If a monitor is giving the
+// image back, the request waits for that. A write-back by the kernel does not wait: nothing may
+// write through a mapping beside a monitor, and the code that drops the kernel's cache waits for
+// the write-back.
 Result<Request> begin_write(uint64_t fh, bool cached) {
   for (;;) {
     {
@@ -90,13 +93,13 @@ Result<Request> begin_write(uint64_t fh, bool cached) {
       if (refusal == 0) return request;
       if (refusal != -EBUSY || cached) return system_error(-refusal, "");
     }
-    // Not while the request keeps the image from being closed.
+    // Ask only when no request holds the image, because a lease would keep it from being closed.
     const int answer = FuseQuestions::instance().ask(FuseQuestion::Kind::kWrite, fh, 0);
     if (answer < 0) return system_error(-answer, "");
   }
 }
 
-// The engine keeps the sentence of its last error for `status`.
+// The message of the error is not lost: the engine keeps the last one for `status`.
 int answer(const Result<void>& result) { return result ? 0 : -result.error().err; }
 
 int read_image(uint64_t fh, char* buffer, size_t length, uint64_t offset) {
@@ -123,7 +126,8 @@ int write_image(uint64_t fh, const char* buffer, size_t length, uint64_t offset,
   return static_cast<int>(length);
 }
 
-// Where what is asked for begins, from `offset` on; the end of the layer where that is nowhere.
+// Finds the first data (or hole) at or after `offset`; returns the end of the layer if there is
+// none.
 Result<uint64_t> find_extent(const Image& image, const View* view, uint64_t offset, uint64_t size, bool data) {
   while (offset < size) {
     auto batch = image.map(view, offset, {});
@@ -138,8 +142,9 @@ Result<uint64_t> find_extent(const Image& image, const View* view, uint64_t offs
   return size;
 }
 
-// Holes are told of what nobody can be changing by stores that are in the kernel's cache only: snapshots, and images of which no flat
-// file is open for writing, here or by a monitor. Of others everything is data, which is never wrong.
+// Holes are reported only if no store can still be in the kernel's cache alone: for snapshots, and
+// for images of which no flat file is open for writing, here or by a monitor. For other images
+// everything is reported as data, which is always correct.
 int64_t seek_image(uint64_t fh, uint64_t offset, uint32_t whence) {
   if (!is_native(fh) || (whence != SEEK_DATA && whence != SEEK_HOLE)) return -EINVAL;
   auto request = begin(fh);
@@ -155,7 +160,7 @@ int64_t seek_image(uint64_t fh, uint64_t offset, uint32_t whence) {
   return data && *found >= size ? -ENXIO : static_cast<int64_t>(*found);
 }
 
-// Where the loop is libfuse's own, these two are asked for all files.
+// If libfuse's own loop runs, these two functions are called for all files.
 int read_file(const char* path, char* buffer, size_t length, off_t offset, fuse_file_info* file) {
   if (is_native(file)) return read_image(file->fh, buffer, length, static_cast<uint64_t>(offset));
   return javascript.read ? javascript.read(path, buffer, length, offset, file) : -ENOSYS;
@@ -168,22 +173,24 @@ int write_file(const char* path, const char* buffer, size_t length, off_t offset
 
 int sync_file(const char* path, int datasync, fuse_file_info* file) {
   const auto handle = is_native(file) ? FuseHandles::instance().find(file->fh) : nullptr;
-  // While an image is being taken back from a monitor, who waits for its fsync may map and store next: so it waits until write-back is
-  // taken again, which JavaScript knows.
+  // While an image is being taken back from a monitor, the caller of fsync may map the file and
+  // store next. So fsync waits until write-back is accepted again. JavaScript knows when that is.
   if (handle && handle->image->writer() && !handle->refuses_cached) {
     auto request = begin(file->fh);
     if (!request) return -request.error().err;
-    if (request->handle->image->writer() && !request->handle->refuses_cached) {  // it was not lent just now
+    // it was not lent in the meantime
+    if (request->handle->image->writer() && !request->handle->refuses_cached) {
       Traffic::count(request->handle->image->traffic().syncs, 1);
       return answer(request->image->sync());
     }
   }
-  // Not ours to sync, but perhaps a monitor's, which JavaScript asks. No lease meanwhile: closing would wait for it.
+  // Not for this process to sync, but perhaps for a monitor, which JavaScript asks. No lease is
+  // held meanwhile: closing would wait for it.
   return javascript.fsync ? javascript.fsync(path, datasync, file) : -ENOSYS;
 }
 
-// The kernel has dropped or zeroed its own pages of the range when the answer is 0. Preallocation (mode 0) is refused: an image
-// is sparse on purpose, and callers fall back to writing zeros or do without.
+// If the answer is 0, the kernel drops or zeroes its own pages of the range. Preallocation (mode 0)
+// is refused: an image is meant to be sparse, and callers then write zeros, or do without.
 int allocate_file(const char*, int mode, off_t offset, off_t length, fuse_file_info* file) {
   if (!is_native(file)) return -EOPNOTSUPP;
   const int kind = mode & ~FALLOC_FL_KEEP_SIZE;
@@ -202,9 +209,10 @@ int allocate_file(const char*, int mode, off_t offset, off_t length, fuse_file_i
   return answer(request->image->discard(start, end - start));
 }
 
-// Which pages of the file's earlier openings the kernel keeps. A frozen layer never changes, the active one only by a rollback
-// as long as this process is its writer; where another process is, nothing is known.
-// While a monitor has the image, the kernel's pages would grow old: the attached process alone opens the flat file with the page cache.
+// Decides which cached pages the kernel keeps from earlier opens of the file. A frozen layer never
+// changes. The active layer changes only by a rollback while this process is its writer; if another
+// process is, nothing is known. While a monitor has the image, the kernel's pages would become
+// stale, so only the attached process opens the flat file with the page cache.
 int open_lent_file(const char* path, fuse_file_info* file, FuseHandle* handle) {
   const auto pid = static_cast<uint32_t>(fuse_context()->pid);
   const int answer = FuseQuestions::instance().ask(FuseQuestion::Kind::kOpen, file->fh, pid);
@@ -222,7 +230,7 @@ int open_file(const char* path, fuse_file_info* file) {
   const int result = javascript.open(path, file);
   if (result != 0) return result;
   if (!is_native(file)) {
-    // A control file: its text may be longer when it is read than it was when its size was asked for.
+    // A control file: its text may be longer when it is read than when its size was asked for.
     file->direct_io = 1;
     return 0;
   }
@@ -235,20 +243,21 @@ int open_file(const char* path, fuse_file_info* file) {
   handle->path = path;
   handle->content = {handle->image->serial(), handle->layer, handle->view ? 0 : (*image)->content_generation()};
   file->keep_cache = FuseCache::instance().holds(handle->path, handle->content);
-  // Not remembered yet: the kernel drops the old pages only when it has this answer, and another opening that kept them
-  // before that would show the old content. The first request with this handle shows that it is done.
+  // Not stored yet: the kernel drops the old pages only when it has this answer, and another open
+  // that kept them before that would show the old content. The first request with this handle shows
+  // that the pages have been dropped.
   if (!file->keep_cache) handle->remembered.store(false);
   return 0;
 }
 
-// fuse-native's fields are 32-bit, so a large disk would show as empty.
+// fuse-native's fields have 32 bits: a large disk would appear to be empty.
 int stat_filesystem(const char*, struct statvfs* stat) {
   if (fstatvfs(directory_fd, stat) != 0) return -errno;
   stat->f_namemax -= kImageSuffix.size();
   return 0;
 }
 
-// Of a path right below the root, the name of the flat file that it may be; empty: it can't be one.
+// The name of the flat file that a path directly below the root may be; empty if it cannot be one.
 std::string flat_file_name(const char* path) {
   const std::string_view name(path + 1);
   return name.starts_with('.') || name.find('/') != name.npos ? std::string() : std::string(name);
@@ -256,7 +265,8 @@ std::string flat_file_name(const char* path) {
 
 std::string image_file(const std::string& name) { return name + std::string(kImageSuffix); }
 
-// fuse-native passes the access time twice. The times of a flat file are those of its image file; control files have none.
+// fuse-native passes the access time twice. The times of a flat file are those of its image file;
+// control files have no times.
 int set_times(const char* path, const timespec times[2]) {
   const std::string name = flat_file_name(path);
   if (name.empty()) return 0;
@@ -270,15 +280,16 @@ bool stat_flat_file(const std::string& name, struct stat* stat) {
   return found.has_value();
 }
 
-// fuse-native's fields for these two have 32 bits each. JavaScript puts the upper half of the inode number into that of the device, which
-// the kernel is not told.
+// fuse-native's fields for these two have 32 bits. JavaScript puts the upper half of the inode
+// number into the field of the device, which the kernel does not get.
 void join_inode(struct stat* stat) {
   stat->st_ino |= uint64_t{stat->st_dev} << 32;
   stat->st_dev = 0;
 }
 
-// JavaScript finds out what a name stands for, and tells FlatFiles. What it answers of a flat file itself is replaced, so that the times
-// have all their digits from the first answer on: fuse-native's do not.
+// JavaScript finds out what a name means, and registers it with FlatFiles. JavaScript's own answer
+// for a flat file is replaced, so that the times are exact from the first answer on: fuse-native's
+// are not.
 int get_attributes(const char* path, struct stat* stat) {
   const std::string name = flat_file_name(path);
   if (stat_flat_file(name, stat)) return 0;
@@ -309,18 +320,20 @@ int list_directory(const char* path, void* buffer, fuse_fill_dir_t fill, off_t o
   return javascript.readdir ? javascript.readdir(path, &listing, list_file, offset, file) : -ENOSYS;
 }
 
-// The kernel asks for security.capability before every write(2), and nothing but user.* is ever there. libvirt keeps the owner
-// of a file in trusted.*, unless a file system can't have it: "no data" would make it try to store it.
+// The kernel asks for security.capability before every write(2), and only user.* attributes exist
+// here. libvirt keeps the owner of a file in trusted.*, unless a filesystem does not support it:
+// after "no data" it would try to store it.
 int get_attribute(const char* path, const char* name, char* value, size_t size) {
   if (!javascript.getxattr) return -ENOSYS;
   if (std::strncmp(name, "trusted.", 8) == 0) return -EOPNOTSUPP;
   if (std::strncmp(name, "user.", 5) != 0) return -ENODATA;
   const int length = javascript.getxattr(path, name, value, size);
-  // fuse-native copies what fits and returns the whole length; callers that guess a size wait for this to try a larger one.
+  // fuse-native copies what fits and returns the whole length. Callers that guess a size need
+  // ERANGE to try a larger one.
   return size != 0 && length > 0 && static_cast<size_t>(length) > size ? -ERANGE : length;
 }
 
-// The session is over, whoever ended it: nothing more will be asked.
+// The session has ended, for whatever reason: there will be no more requests.
 void end_session(void*) {
   if (on_end) on_end();
 }
@@ -328,7 +341,7 @@ void end_session(void*) {
 using FuseNew = fuse* (*)(fuse_chan*, fuse_args*, const fuse_operations*, size_t, void*);
 using FuseLoop = int (*)(fuse*);
 
-// Of the version that fuse-native was linked with; null where there is none.
+// The function of the version that fuse-native was linked with; null if there is none.
 template <typename Function>
 Function real(const char* name, const char* version) {
   void* library = libfuse ? libfuse : dlopen("libfuse.so.2", RTLD_NOW | RTLD_NOLOAD);
@@ -337,8 +350,9 @@ Function real(const char* name, const char* version) {
   return found;
 }
 
-// libfuse leaves its descriptor of /dev/fuse to child processes. A helper that outlives a killed mount (`sync --data` on
-// this very mount) would keep the connection alive, and wait, with everybody else, for answers that never come.
+// libfuse lets child processes inherit its descriptor of /dev/fuse. A helper that outlives a killed
+// mount (`sync --data` on this very mount) would keep the connection alive, and it would wait, with
+// all others, for answers that never come.
 void keep_from_children(fuse_chan* channel) {
   const auto descriptor_of = reinterpret_cast<int (*)(fuse_chan*)>(dlsym(libfuse, "fuse_chan_fd"));
   if (descriptor_of) fcntl(descriptor_of(channel), F_SETFD, FD_CLOEXEC);
@@ -347,18 +361,18 @@ void keep_from_children(fuse_chan* channel) {
 }  // namespace
 
 Result<void> prepare_fuse(const std::string& library, const std::string& directory) {
-  if (libfuse) return Error(Code::kBusy, "the FUSE library is loaded already: a process serves one mount");
+  if (libfuse) return Error(Code::kBusy, "the FUSE library is already loaded: a process can serve only one mount");
   const int fd = ::open(directory.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC);
   if (fd < 0) return system_error(errno, "can't open the image directory " + directory);
-  // RTLD_GLOBAL and NODELETE: fuse-native, loaded later, finds it by its SONAME.
+  // RTLD_GLOBAL and NODELETE: fuse-native is loaded later, and finds the library by its SONAME.
   void* opened = dlopen(library.c_str(), RTLD_NOW | RTLD_GLOBAL | RTLD_NODELETE);
   if (!opened) {
     ::close(fd);
-    return Error(Code::kUnsupported, std::string("the FUSE library can't be loaded: ") + dlerror());
+    return Error(Code::kUnsupported, std::string("cannot load the FUSE library: ") + dlerror());
   }
   if (!find_function(opened, "fuse_get_context", "FUSE_2.2", &fuse_context)) {
     ::close(fd);
-    return Error(Code::kUnsupported, "the FUSE library has no fuse_get_context");
+    return Error(Code::kUnsupported, "the FUSE library has no function fuse_get_context");
   }
   directory_fd = fd;
   libfuse = opened;
@@ -371,7 +385,8 @@ uint64_t fuse_interceptions() { return interceptions.load(); }
 
 uint64_t fuse_requests() { return requests.load(); }
 
-// Called by fuse-native in place of libfuse's. Without prepare_fuse, and for a second mount, the table is passed on as it is.
+// fuse-native calls this instead of libfuse's function. Without prepare_fuse, and for a second
+// mount, the table is passed on unchanged.
 extern "C" __attribute__((visibility("default"))) fuse* fuse_new(fuse_chan* channel, fuse_args* arguments,
                                                                  const fuse_operations* operations, size_t size,
                                                                  void* user_data) {
@@ -399,7 +414,7 @@ extern "C" __attribute__((visibility("default"))) fuse* fuse_new(fuse_chan* chan
   return served;
 }
 
-// Likewise: the thread on which fuse-native serves a mount.
+// fuse-native calls this, too, on the thread on which it serves a mount.
 extern "C" __attribute__((visibility("default"))) int fuse_loop_mt(fuse* session) {
   if (session && session == served) {
     const auto ended = run_fuse_loop(libfuse, session, {is_native, read_image, write_image, seek_image});

@@ -1,4 +1,5 @@
-// What only JavaScript knows, and a thread of the FUSE loop must know before it answers a request.
+// Questions that a thread of the FUSE loop must have answered by JavaScript before it can answer a
+// request.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +13,7 @@ namespace pcow::addon {
 struct FuseQuestion {
   enum class Kind {
     kOpen,   // may this process open the flat file of an image that was lent to a monitor?
-    kWrite,  // may it be written again? The answer comes when the file's handle has its writer back
+    kWrite,  // may it be written again? Answered when the file's handle has its writer back
   };
   uint64_t id = 0;
   Kind kind{};
@@ -22,17 +23,19 @@ struct FuseQuestion {
 
 class FuseQuestions {
  public:
-  // The process's. Never destroyed: FUSE threads may outlive static objects.
+  // The only instance of the process. Never destroyed: FUSE threads may outlive static objects.
   static FuseQuestions& instance();
 
-  // Before the mount's first request. `ask` returns at once; false: nobody can answer any more.
+  // Before the mount's first request. `ask` returns at once; false: there is nothing left that
+  // could answer.
   void set_ask(std::function<bool(const FuseQuestion&)> ask) { ask_ = std::move(ask); }
-  // Any thread of the loop; it must hold no image. Waits for the answer: a negative errno, 0, or (kOpen) kDirect.
+  // Any thread of the loop. The caller must hold no lease. Waits for the answer: a negative errno,
+  // 0, or (kOpen) kDirect.
   int ask(FuseQuestion::Kind kind, uint64_t fh, uint32_t pid);
   // JavaScript thread.
   void answer(uint64_t id, int result);
 
-  static constexpr int kDirect = 1;  // yes, past the page cache
+  static constexpr int kDirect = 1;  // yes, but without the page cache
 
  private:
   std::function<bool(const FuseQuestion&)> ask_;

@@ -23,7 +23,8 @@ struct ToJs<ExtentBatch> {
 
 namespace {
 
-// A layer as JavaScript names it: a snapshot's name, the id of a layer, or "" for whichever is active when it is looked at.
+// How JavaScript names a layer: a snapshot's name, the id of a layer, or "" for the layer that is
+// active when it is looked up.
 struct LayerChoice {
   std::string snapshot;
   uint64_t layer = 0;  // 0: by name
@@ -165,7 +166,7 @@ template <typename T>
 Napi::Value ImageWrap::run(Napi::Env env, Lane lane, std::function<Result<T>(Image&)> work, Napi::Object buffer) {
   auto lease = image_->lease();
   if (!lease) return rejected(env, lease.error());
-  // std::function wants a closure that can be copied; a lease can't be.
+  // std::function needs a closure that can be copied, and a lease cannot be.
   auto held = std::make_shared<SharedImage::Lease>(std::move(*lease));
   auto task =
       std::make_unique<PromiseTask<T>>(env, [held = std::move(held), work = std::move(work)] { return work(**held); });
@@ -257,11 +258,12 @@ Napi::Value ImageWrap::sync(const Napi::CallbackInfo& info) {
   return run<void>(info.Env(), Lane::kStructure, [](Image& image) { return image.sync(); });
 }
 
-// `name`, and of a received snapshot its `identity` and `created`, else null and null.
+// `name`; for a received snapshot its `identity` and `created`, else null and null.
 Napi::Value ImageWrap::snapshot(const Napi::CallbackInfo& info) {
   SnapshotOrigin origin;
   if (info[1].IsString()) origin.identity = strtoull(text_of(info[1]).c_str(), nullptr, 16);
-  // A double has not the digits of nanoseconds; checkOrigin() has seen to it that the product fits.
+  // A double is not precise enough for nanoseconds. checkOrigin() has made sure that the product
+  // fits.
   if (info[2].IsNumber()) origin.time_ns = info[2].ToNumber().Int64Value() * 1'000'000;
   return run<void>(info.Env(), Lane::kStructure,
                    [name = text_of(info[0]), origin](Image& image) { return image.snapshot(name, origin); });
@@ -355,12 +357,12 @@ Napi::Value ImageWrap::scrub(const Napi::CallbackInfo& info) {
 Napi::Value ImageWrap::close(const Napi::CallbackInfo& info) {
   auto task = std::make_unique<PromiseTask<void>>(info.Env(), [image = image_] { return image->finish_close(); });
   Napi::Promise promise = task->promise();
-  // The last lease is returned on some worker or FUSE thread; the task goes along until then.
+  // The last lease is returned on a worker or FUSE thread. The task waits there until then.
   auto waiting = std::make_shared<std::unique_ptr<Task>>(std::move(task));
   auto begun =
       image_->close_when_idle([queue = queue_, waiting] { queue->submit(Lane::kStructure, std::move(*waiting)); });
   if (!begun) return rejected(info.Env(), begun.error());
-  queue_->expect();  // In time: it settles on this thread.
+  queue_->expect();  // before it can settle: it settles on this thread
   return promise;
 }
 

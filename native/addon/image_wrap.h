@@ -1,5 +1,6 @@
-// The JavaScript object for an open image: NativeImage in src/engine/native.ts.
-// Every method here is called on the JavaScript thread; what returns a Promise does its work on the queue's threads.
+// The JavaScript object for an open image: NativeImage in src/engine/native.ts. Every method is
+// called on the JavaScript thread. Methods that return a Promise do their work on the queue's
+// threads.
 #pragma once
 
 #include <napi.h>
@@ -21,7 +22,8 @@ class ImageWrap : public Napi::ObjectWrap<ImageWrap> {
   static std::shared_ptr<SharedImage> unwrap_image(const Napi::Value& value);
 
   explicit ImageWrap(const Napi::CallbackInfo& info);
-  // The garbage collector's doing. Where nobody else uses the image any more it is closed, which syncs: off this thread.
+  // Called by the garbage collector. If nothing else uses the image any more it is closed, which
+  // syncs, so another thread does it.
   void Finalize(Napi::Env) override { queue_->dispose(std::move(image_)); }
 
  private:
@@ -55,11 +57,12 @@ class ImageWrap : public Napi::ObjectWrap<ImageWrap> {
   Napi::Value scrub(const Napi::CallbackInfo& info);
   Napi::Value close(const Napi::CallbackInfo& info);
 
-  // Runs `work(image)` under a lease on the lane. `buffer`, where given, lives until then.
+  // Runs `work(image)` on the lane, with a lease. `buffer`, if given, lives until then.
   template <typename T>
   Napi::Value run(Napi::Env env, Lane lane, std::function<Result<T>(Image&)> work, Napi::Object buffer = {});
 
-  // The same for work that may take long; the arguments at `at` and after it: `cancellation`, `on_progress` or null.
+  // The same for work that may take long. The arguments at `at` and after it are `cancellation`,
+  // and `on_progress` or null.
   template <typename T>
   Napi::Value run_long(const Napi::CallbackInfo& info, size_t at,
                        std::function<Result<T>(Image&, const Progress&)> work);

@@ -9,7 +9,7 @@ namespace pcow::addon {
 
 namespace {
 
-// Every count and size of the engine is below 2^53.
+// All counts and sizes of the engine are below 2^53.
 Napi::Value number(Napi::Env env, uint64_t value) { return Napi::Number::New(env, static_cast<double>(value)); }
 
 Napi::Value string_or_null(Napi::Env env, const std::string& text) {
@@ -20,7 +20,7 @@ Napi::Value milliseconds(Napi::Env env, int64_t time_ns) {
   return Napi::Number::New(env, static_cast<double>(time_ns / 1'000'000));
 }
 
-// 16 hex digits: a number of JavaScript has not enough bits.
+// 16 hexadecimal digits, because a JavaScript number does not have enough bits.
 std::string identity_text(uint64_t identity) {
   char digits[17];
   snprintf(digits, sizeof digits, "%016llx", static_cast<unsigned long long>(identity));
@@ -131,7 +131,7 @@ Napi::Value layer_to_js(Napi::Env env, const LayerInfo& layer) {
   return object;
 }
 
-// One flat array of numbers, since a batch may have thousands of extents.
+// One flat array of numbers, because a batch may have thousands of extents.
 Napi::Value extents_to_js(Napi::Env env, const ExtentBatch& batch) {
   auto numbers = Napi::Float64Array::New(env, batch.extents.size() * 5);
   double* at = numbers.Data();

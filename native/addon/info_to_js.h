@@ -1,4 +1,4 @@
-// The engine's descriptions as the plain objects of src/engine/types.ts.
+// Converts the engine's descriptions to the plain objects of src/engine/types.ts.
 #pragma once
 
 #include <napi.h>
@@ -11,7 +11,7 @@
 
 namespace pcow::addon {
 
-// All: JavaScript thread.
+// All functions: JavaScript thread.
 Napi::Value info_to_js(Napi::Env env, const ImageInfo& info);
 Napi::Value snapshot_to_js(Napi::Env env, const SnapshotInfo& snapshot);
 

@@ -19,7 +19,8 @@ class LongTask : public PromiseTask<T> {
  public:
   using LongWork = std::function<Result<T>(const Progress&)>;
 
-  // JavaScript thread. `cancellation`, and `on_progress` or null, as src/engine/long.ts passes them.
+  // JavaScript thread. `cancellation`, and `on_progress` or null, as src/engine/long.ts passes
+  // them.
   LongTask(Napi::Env env, WorkQueue& queue, const Napi::Value& cancellation, const Napi::Value& on_progress,
            LongWork work)
       : PromiseTask<T>(env,
@@ -55,8 +56,8 @@ class LongTask : public PromiseTask<T> {
   const Cancellation::Flag cancelled_;
   Napi::FunctionReference on_progress_;
 
-  // Written by the worker, read by the JavaScript thread. A report is asked for only when none is on its way, so that the
-  // engine may call progress() as often as it likes.
+  // The worker writes these, and the JavaScript thread reads them. A report is requested only if
+  // none is pending, so that the engine may call progress() as often as it likes.
   std::atomic<uint64_t> done_{0};
   std::atomic<uint64_t> total_{0};
   std::atomic<bool> report_asked_{false};

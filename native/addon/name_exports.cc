@@ -45,7 +45,7 @@ struct ToJs<Superblock> {
 
 namespace {
 
-// All of these are called on the JavaScript thread, and work on another one.
+// These functions are called on the JavaScript thread, and do their work on another one.
 
 template <typename T>
 Napi::Value start_work(Napi::Env env, typename PromiseTask<T>::Work work) {
@@ -70,7 +70,8 @@ Napi::Value remove(const Napi::CallbackInfo& info) {
   return start_work<void>(info.Env(), [name = text_of(info[0])] { return remove_name(name); });
 }
 
-// `path`, `byte`, `exclusive`. A descriptor for unlockFile(); -1: somebody holds it.
+// `path`, `byte`, `exclusive`. Returns a descriptor for unlockFile(); -1 if another process holds
+// the lock.
 Napi::Value lock(const Napi::CallbackInfo& info) {
   const auto byte = static_cast<LockByte>(info[1].ToNumber().Int32Value());
   return start_work<int>(info.Env(), [path = text_of(info[0]), byte, exclusive = flag_of(info[2])] {
@@ -78,7 +79,7 @@ Napi::Value lock(const Napi::CallbackInfo& info) {
   });
 }
 
-// What lockFile() or makeDraft() gave.
+// The descriptor that lockFile() or makeDraft() returned.
 Napi::Value unlock(const Napi::CallbackInfo& info) {
   ::close(info[0].ToNumber().Int32Value());
   return info.Env().Undefined();
@@ -94,7 +95,7 @@ Napi::Value remove_left(const Napi::CallbackInfo& info) {
   return start_work<bool>(info.Env(), [path = text_of(info[0])] { return remove_left_draft(path); });
 }
 
-// `path`. What the superblock alone tells: the layers may be damaged, the bases need not be there.
+// `path`. Reads the superblock only: the layers may be damaged, and the bases may be missing.
 Napi::Value identify(const Napi::CallbackInfo& info) {
   return start_work<Superblock>(info.Env(), [path = text_of(info[0])]() -> Result<Superblock> {
     auto file = File::open(path, false, nullptr);

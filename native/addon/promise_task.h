@@ -1,4 +1,4 @@
-// A task that settles a Promise with what an engine call returned.
+// A task that settles a Promise with the result of an engine call.
 #pragma once
 
 #include <napi.h>
@@ -35,10 +35,11 @@ class PromiseTask : public Task {
 
   // JavaScript thread.
   Napi::Promise promise() const { return deferred_.Promise(); }
-  // JavaScript thread: the buffer that the work reads or fills lives as long as the task.
+  // JavaScript thread. The buffer that the work reads or fills lives as long as the task.
   void keep(Napi::Object object) { kept_ = Napi::Persistent(object); }
 
-  // Worker thread. The work's leases are returned here: the last one starts a close, or is an image's last owner.
+  // Worker thread. The work's leases are returned here, because returning the last lease may start
+  // a close or free the image.
   void run() override {
     result_.emplace(work_());
     work_ = nullptr;
@@ -62,7 +63,7 @@ class PromiseTask : public Task {
   Napi::ObjectReference kept_;
 };
 
-// JavaScript thread. A Promise that is rejected already.
+// JavaScript thread. Returns a Promise that is already rejected.
 inline Napi::Value rejected(Napi::Env env, const Error& error) {
   auto deferred = Napi::Promise::Deferred::New(env);
   deferred.Reject(error_to_js(env, error));

@@ -17,20 +17,23 @@ namespace pcow::addon {
 
 namespace {
 
-// The monitor's threads take descriptors of their process over, which a filter of system calls may keep from them (of a container, or a unit's
-// SystemCallFilter). No descriptor has the number -1, and the kernel says so where it may be asked.
+// The monitor's threads borrow descriptors of their process. A filter of system calls may forbid that
+// (of a container, or a unit's SystemCallFilter). No descriptor has the number -1: EBADF means that
+// the call is allowed.
 Result<void> check_borrowing() {
   const int process = static_cast<int>(syscall(SYS_pidfd_open, getpid(), 0));
   if (process >= 0) syscall(SYS_pidfd_getfd, process, -1, 0);
   const int err = errno;
   if (process >= 0) ::close(process);
   if (process >= 0 && err == EBADF) return {};
-  return system_error(err,
-                      "the monitor could not take descriptors of its process over: a filter of system calls, as of a "
-                      "container, must allow pidfd_open and pidfd_getfd (Linux 5.6 or newer is needed)");
+  return system_error(
+      err,
+      "the monitor could not borrow descriptors of its process: its filter of system calls (for example, "
+      "of a container) must allow pidfd_open and pidfd_getfd (Linux 5.6 or newer is needed)");
 }
 
-// Throws what the monitor would fail with. Nothing has been registered with the descriptor, so it can be closed again.
+// Throws the error that the monitor would fail with. Nothing has been registered with the
+// descriptor, so it can be closed again.
 Napi::Value check_monitor(const Napi::CallbackInfo& info) {
   auto faults = FaultDescriptor::open();
   if (!faults) return throw_in_js(info.Env(), faults.error());
@@ -53,11 +56,12 @@ std::vector<char*> pointers_to(std::vector<std::string>& texts) {
   return pointers;
 }
 
-// `words` (the command first), `environment` ("NAME=value"). Returns only where the command can't be run: it throws.
+// `words` (the command first), `environment` ("NAME=value"). Returns only if the command cannot be
+// run: then it throws.
 Napi::Value become(const Napi::CallbackInfo& info) {
   std::vector<std::string> words = texts_of(info[0]);
   std::vector<std::string> environment = texts_of(info[1]);
-  // What Node has changed for itself, and exec(2) would keep.
+  // Undo what Node has changed for itself and exec(2) would keep.
   for (const int number : {SIGPIPE, SIGXFSZ}) ::signal(number, SIG_DFL);
   for (const int standard : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) {
     const int flags = ::fcntl(standard, F_GETFL);

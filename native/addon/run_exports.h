@@ -1,4 +1,4 @@
-// What `pcow run` needs of the system: src/engine/run.ts.
+// What `pcow run` needs from the system: src/engine/run.ts.
 #pragma once
 
 #include <napi.h>

@@ -1,7 +1,8 @@
-// An engine image as JavaScript objects, tasks on worker threads and FUSE requests share it.
+// An engine image that JavaScript objects, tasks on worker threads and FUSE requests share.
 //
-// The engine wants close() to come last. So whoever uses the image holds a lease; once a close is asked for no new lease is
-// given, and the close starts when the last one is returned. Nobody ever waits: that last return starts it.
+// The engine requires that close() is the last call. So each user of the image holds a lease. Once
+// a close is requested, no new lease is given, and the close starts when the last lease is
+// returned. No thread waits: returning the last lease starts the close.
 #pragma once
 
 #include <atomic>
@@ -25,14 +26,15 @@ struct Traffic {
   Counter written_bytes{0};
   Counter syncs{0};
   Counter discards{0};
-  Counter cached_reads{0};  // those among `reads` that leave pages in the kernel's cache which nobody keeps up to date
+  // those among `reads` that leave pages in the kernel's cache that may become stale
+  Counter cached_reads{0};
 
   static void count(Counter& counter, uint64_t more) { counter.fetch_add(more, std::memory_order_relaxed); }
 };
 
 class SharedImage : public std::enable_shared_from_this<SharedImage> {
  public:
-  // Returns itself when destroyed. Any thread.
+  // Its destructor returns the lease. Any thread.
   class Lease {
    public:
     explicit Lease(std::shared_ptr<SharedImage> owner) : owner_(std::move(owner)) {}
@@ -43,30 +45,32 @@ class SharedImage : public std::enable_shared_from_this<SharedImage> {
     Lease& operator=(Lease&&) = delete;
     Image& operator*() const { return *owner_->image_; }
     Image* operator->() const { return owner_->image_.get(); }
-    // Keeps it in memory, closed or not, as long as a view of it is there.
+    // Keeps the image in memory, even closed, as long as a view of it exists.
     std::shared_ptr<Image> keep() const { return owner_->image_; }
 
    private:
     std::shared_ptr<SharedImage> owner_;
   };
 
-  // Any thread. `writer`: it was opened for writing.
+  // Any thread. `writer`: the image was opened for writing.
   SharedImage(std::unique_ptr<Image> image, bool writer)
       : path_(image->info().path), writer_(writer), image_(std::move(image)) {}
 
-  // Any thread. kClosed once close_when_idle was called.
+  // Any thread. Fails with kClosed after close_when_idle was called.
   Result<Lease> lease();
-  // Any thread; a second call fails with kClosed, and its `start` is not called. `start` is called once, without a lock
-  // held, by this call or by the thread that returns the last lease; it must see to it that finish_close is called.
+  // Any thread. A second call fails with kClosed, and its `start` is not called. `start` is called
+  // once, without a lock held, by this call or by the thread that returns the last lease. It must
+  // make sure that finish_close is called.
   Result<void> close_when_idle(std::function<void()> start);
-  // Any thread but the JavaScript thread: syncs. Afterwards the image's files are closed, unless somebody keeps it.
+  // Any thread except the JavaScript thread, because it syncs. Afterwards the image's files are
+  // closed, unless a view keeps the image.
   Result<void> finish_close() {
     auto closed = image_->close();
     image_.reset();
     return closed;
   }
 
-  // Another number for each opening of any image in this process.
+  // A different number for each opening of an image in this process.
   uint64_t serial() const { return serial_; }
   bool writer() const { return writer_; }
   const std::string& path() const { return path_; }
@@ -82,13 +86,13 @@ class SharedImage : public std::enable_shared_from_this<SharedImage> {
   const bool writer_;
   Traffic traffic_;
 
-  // Guards the three below. Never held while the engine is called.
+  // Guards the three members below. Never held while the engine is called.
   std::mutex lock_;
   uint64_t leases_ = 0;
   bool closing_ = false;
   std::function<void()> start_close_;
 
-  // Until it is closed, which happens when nobody has a lease any more.
+  // Until it is closed, when there is no lease any more.
   std::shared_ptr<Image> image_;
 };
 

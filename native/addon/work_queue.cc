@@ -9,7 +9,7 @@ namespace pcow::addon {
 
 namespace {
 
-// Nobody settles it: it is submitted without expect(), and does not keep the process from ending.
+// It does not settle: it is submitted without expect(), and does not keep the process from ending.
 class DisposeTask : public Task {
  public:
   explicit DisposeTask(std::shared_ptr<void> thing) : thing_(std::move(thing)) {}
@@ -27,8 +27,8 @@ std::shared_ptr<WorkQueue> WorkQueue::create(Napi::Env env) {
   queue->env_ = env;
   queue->wakeup_ = Wakeup::New(env, "pcow", 0, 1, queue.get());
   queue->wakeup_.Unref(env);
-  // Clean-up hooks run in reverse order, so this one comes before the one that closes wakeup_: the threads are gone by
-  // then, and nobody calls it any more.
+  // Clean-up hooks run in reverse order, so this hook runs before the one that closes wakeup_. By
+  // then the threads have ended, and nothing calls wakeup_ any more.
   env.AddCleanupHook([](WorkQueue* stopping) { stopping->stop(); }, queue.get());
   return queue;
 }
@@ -48,7 +48,7 @@ void WorkQueue::submit(Lane which, std::unique_ptr<Task> task) {
         return;
       }
       if (lane.threads.size() == lane.thread_limit || add_thread(lane) || !lane.threads.empty()) return;
-      // No thread can be had: the caller is slowed down rather than the task lost.
+      // No thread can be started: the caller runs the task itself.
       task = std::move(lane.waiting.back());
       lane.waiting.pop_back();
     }
@@ -67,7 +67,7 @@ void WorkQueue::dispose(std::shared_ptr<void> thing) {
   submit(Lane::kStructure, std::make_unique<DisposeTask>(std::move(thing)));
 }
 
-// Lock held. Signals are Node's to handle, on its own threads.
+// Lock held. With signals blocked: Node handles signals, on its own threads.
 bool WorkQueue::add_thread(LaneState& lane) {
   const SignalsHeld held;
   auto start = std::make_unique<Start>(Start{this, &lane});
@@ -99,7 +99,8 @@ void WorkQueue::work(LaneState& lane) {
     task->run();
     guard.lock();
     std::erase(lane.running, task.get());
-    // Also when stopped: the task may hold JavaScript's things, which stop() drops on the JavaScript thread.
+    // Also when stopped: the task may hold JavaScript objects, which stop() releases on the
+    // JavaScript thread.
     if (task->settles()) push_ready({nullptr, std::move(task)});
   }
 }
@@ -110,9 +111,10 @@ void WorkQueue::push_ready(Ready ready) {
   if (ready_.size() == 1 && !stopped_) wakeup_.NonBlockingCall();
 }
 
-// JavaScript thread. `env` is null when the environment is going down. A worker thread of Node may be terminated at any moment
-// in here: every call into JavaScript fails from then on, and NODE_API_SWALLOW_UNTHROWABLE_EXCEPTIONS (binding.gyp) keeps
-// node-addon-api from ending the process for that.
+// JavaScript thread. `env` is null when the environment is shutting down. A worker thread of Node
+// may be terminated at any moment during this function. Then every call into JavaScript fails, and
+// NODE_API_SWALLOW_UNTHROWABLE_EXCEPTIONS (binding.gyp) keeps node-addon-api from ending the
+// process because of that.
 void WorkQueue::drain(Napi::Env env, Napi::Function, WorkQueue* queue, void*) {
   if (static_cast<napi_env>(env) == nullptr) return;
   std::deque<Ready> ready;
@@ -131,7 +133,7 @@ void WorkQueue::drain(Napi::Env env, Napi::Function, WorkQueue* queue, void*) {
   }
 }
 
-// JavaScript thread, as the environment ends.
+// JavaScript thread, when the environment ends.
 void WorkQueue::stop() {
   std::vector<pthread_t> threads;
   std::deque<std::unique_ptr<Task>> dropped;

@@ -1,11 +1,13 @@
-// Work off the JavaScript thread.
+// Work outside the JavaScript thread.
 //
-// Threads of its own rather than libuv's pool: that has four, shared with everything that Node does with files, and four
-// slow syncs would stop it. There are two lanes, so that a read never waits for a sync or a merge of some other image: a
-// few threads for bytes, and one for each change of structure or sync under way, up to a limit.
+// The queue has its own threads instead of libuv's pool. That pool has four threads, shared with
+// everything that Node does with files, and four slow syncs would block it. There are two lanes, so
+// that a read never waits for a sync or a merge of another image: a few threads for bytes, and one
+// thread for each change of structure or sync in progress, up to a limit.
 //
-// One queue for each Node environment (the main thread, or a worker thread). It ends with the environment: tasks that
-// have begun are cancelled where they can be and waited for; the others are dropped.
+// There is one queue for each Node environment (the main thread, or a worker thread). It ends with
+// the environment: tasks that have begun are cancelled if possible, and waited for; the others are
+// dropped.
 #pragma once
 
 #include <napi.h>
@@ -22,17 +24,18 @@ namespace pcow::addon {
 
 class Task {
  public:
-  // JavaScript thread; but any thread for a task that holds nothing of JavaScript and was submitted too late.
+  // JavaScript thread; any thread for a task that holds no JavaScript objects and was submitted too
+  // late.
   virtual ~Task() = default;
-  // Worker thread. Lets go of everything that may take time to let go of.
+  // Worker thread. Must release everything whose release may take time.
   virtual void run() = 0;
-  // Whether settle() is to be called, and expect() was.
+  // Whether settle() must be called, and expect() was called.
   virtual bool settles() const { return true; }
   // JavaScript thread, after run().
   virtual void settle(Napi::Env) {}
   // JavaScript thread, after WorkQueue::ask_report(), before settle().
   virtual void report(Napi::Env) {}
-  // JavaScript thread, while run() may be under way: come to an end soon.
+  // JavaScript thread, while run() may be in progress: makes run() return soon.
   virtual void cancel() {}
 };
 
@@ -43,14 +46,16 @@ class WorkQueue {
   // JavaScript thread.
   static std::shared_ptr<WorkQueue> create(Napi::Env env);
 
-  // JavaScript thread: a task will be submitted. Until it has settled the process does not end by itself.
+  // JavaScript thread. Announces a task. Until the task has settled, the process does not end by
+  // itself.
   void expect();
-  // Any thread, once for each expect(). Runs the task in place where no thread can be started, or the queue has ended.
+  // Any thread, once for each expect(). Runs the task in the calling thread if no thread can be
+  // started, or if the queue has ended.
   void submit(Lane lane, std::unique_ptr<Task> task);
-  // Worker thread, from inside run(): have the task's report() called.
+  // Worker thread, from inside run(): requests a call of the task's report().
   void ask_report(Task* task);
-  // Any thread: lets go of something whose destruction may take long (an image that is collected as garbage). Nothing
-  // waits for it, and where the queue has ended it is done at once, by the caller.
+  // Any thread. Releases an object whose destruction may take long (an image that is
+  // garbage-collected). Nothing waits for it. If the queue has ended, the caller does it at once.
   void dispose(std::shared_ptr<void> thing);
 
  private:
@@ -81,7 +86,7 @@ class WorkQueue {
   void push_ready(Ready ready);
   void stop();
 
-  // Guards everything below it. Held for moments, never around a task's methods.
+  // Guards everything below it. Held for short times, never during a task's methods.
   std::mutex lock_;
   bool stopped_ = false;
   LaneState bytes_{4};

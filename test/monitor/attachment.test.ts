@@ -208,7 +208,7 @@ test.serial('release: what is no release ends the connection', async (t) => {
   t.is(await reader.ask('attach r'), `attached ${mount.image('vm1')}`);
   t.is(await reader.ask('let-go'), 'released 0 ', 'who only reads gives it back as well');
   const early = await opener(t, mount);
-  t.regex(await early.ask('hostile release'), /^refused 71 the monitor sent something else before kAttach/);
+  t.regex(await early.ask('hostile release'), /^refused 71 the monitor sent another message before kAttach/);
 });
 
 test.serial('a stranger whose file can not be closed keeps nobody else waiting', async (t) => {
@@ -232,7 +232,7 @@ test.serial('a stranger whose file can not be closed keeps nobody else waiting',
       answer = await other.ask('attach r');
       if (answer.startsWith('attached')) await other.ask('close');
     } while (!answer.startsWith('refused'));
-    t.regex(answer, /^refused 11 closing the files that this user has shown takes too long/);
+    t.regex(answer, /^refused 11 closing the files that this user has sent takes too long/);
   } finally {
     process.kill(pid, 'SIGCONT');
   }
