@@ -15,25 +15,26 @@ namespace {
 
 constexpr uint64_t kSmallPage = 4096;
 constexpr uint64_t kPagesOfWindow = Demotion::kWindow / kSmallPage;
-constexpr uint64_t kManyPages = 8;          // dirty: more than a store or two explain
-constexpr uint64_t kMostDirtyWindows = 32;  // of one sync; with more the image is written in bulk
-// A window is wanted when it has so many points. One that is dirty at a sync gets one, for a writer may be going through it; four if it is
-// neither where the sync before found dirty pages nor right behind; and all if so many windows have been rightly demoted.
+constexpr uint64_t kManyPages = 8;          // dirty pages: more than a store or two explain
+constexpr uint64_t kMostDirtyWindows = 32;  // of one sync; with more, the image is written in bulk
+// A window is wanted when it has this many points. A window that is dirty at a sync gets one point,
+// because a writer may be going through it. It gets four if the sync before found no dirty pages in
+// it or directly before it, and all points if many windows have been rightly demoted.
 constexpr uint64_t kWanted = 8;
 constexpr uint64_t kPoints = 4;
 constexpr uint64_t kRightlyDemoted = 8;
-constexpr uint64_t kShare = 50;  // looking takes one part in so many of the time
-constexpr int kSamples = 4;      // demoted windows of one look
-constexpr uint8_t kInVain = 3;   // demotions of one window
+constexpr uint64_t kShare = 50;       // checking takes one part in this many of the time
+constexpr int kSamples = 4;           // demoted windows of one check
+constexpr uint8_t kUnsuccessful = 3;  // unsuccessful demotions of one window
 constexpr uint64_t kQuietNs = 30'000'000'000;
-constexpr uint64_t kReadStep = uint64_t{128}
-                               << 10;  // bytes; the kernel takes no more than the device's readahead at once
+// Bytes. The kernel takes no more than the device's readahead at once.
+constexpr uint64_t kReadStep = uint64_t{128} << 10;
 
 #ifndef SYS_cachestat
 #define SYS_cachestat 451  // of <asm/unistd.h> since Linux 6.5, the same number everywhere
 #endif
 
-// Memory is the disk there, and its pages never leave.
+// Here memory is the disk, and its pages are never dropped.
 bool is_in_memory(int descriptor) {
   struct statfs type;
   return fstatfs(descriptor, &type) < 0 || type.f_type == TMPFS_MAGIC;
@@ -49,7 +50,7 @@ bool Demotion::can_work() const {
   return image_->info().writable && (always_ || !is_in_memory(image_->descriptor())) && ask(0, kWindow, &pages);
 }
 
-// false: the kernel cannot tell.
+// Returns false if the kernel cannot tell.
 bool Demotion::ask(uint64_t from, uint64_t to, Pages* pages) const {
   struct {
     uint64_t offset, length;
@@ -62,7 +63,8 @@ bool Demotion::ask(uint64_t from, uint64_t to, Pages* pages) const {
   return true;
 }
 
-// The windows of [first, end) with many dirty pages, by halves: where little is dirty, few questions are asked.
+// Finds the windows of [first, end) with many dirty pages, by halves: where little is dirty, few
+// questions are asked.
 void Demotion::find_dirty(uint64_t first, uint64_t end, std::vector<uint64_t>* dirty) const {
   Pages pages;
   if (first >= end || dirty->size() > kMostDirtyWindows) return;
@@ -76,7 +78,7 @@ void Demotion::find_dirty(uint64_t first, uint64_t end, std::vector<uint64_t>* d
   find_dirty(middle, end, dirty);
 }
 
-// Of the windows that have not been demoted: to ask about small pages takes long.
+// Only windows that have not been demoted, because asking about small pages takes long.
 std::vector<uint64_t> Demotion::dirty_windows() const {
   std::vector<uint64_t> dirty;
   struct stat status;
@@ -93,7 +95,7 @@ std::vector<uint64_t> Demotion::dirty_windows() const {
 }
 
 bool Demotion::look() {
-  // Who finds another sync looking does without.
+  // If another sync is checking, this one does without.
   const std::unique_lock lock(mutex_, std::try_to_lock);
   if (!lock || !usable_) return false;
   const uint64_t began = monotonic_ns();
@@ -118,8 +120,9 @@ void Demotion::note(std::vector<uint64_t> dirty) {
   }
 }
 
-// What a sync is about to write of demoted windows, a few of them in turn. Where most of one is dirty, its folios are large again (the
-// kernel had dropped its pages, or the blocks have been used anew), or it is written in bulk.
+// What a sync is about to write of demoted windows, a few of them in turn. If most of a window is
+// dirty, its folios are large again (the kernel had dropped its pages, or the blocks have been
+// reused), or it is written in bulk.
 void Demotion::sample_demoted() {
   auto at = windows_.lower_bound(next_sample_);
   int samples = 0;
@@ -132,7 +135,7 @@ void Demotion::sample_demoted() {
     Pages pages;
     if (!ask(number * kWindow, (number + 1) * kWindow, &pages) || pages.dirty < kPagesOfWindow / 2) continue;
     window.small = false;
-    if (window.demotions < kInVain) continue;
+    if (window.demotions < kUnsuccessful) continue;
     window.demotions = 0;
     rightly_demoted_ = 0;
     quiet_until_ns_ = monotonic_ns() + kQuietNs;
@@ -160,7 +163,8 @@ void Demotion::demote(uint64_t window) {
   const std::lock_guard lock(mutex_);
   Window& state = windows_[window];
   state.points = 0;
-  if (!known || left.cached >= kManyPages) return;  // it is in use just now, and will be looked at again
+  // it is in use just now, and will be checked again
+  if (!known || left.cached >= kManyPages) return;
   state.small = true;
   state.demotions++;
   rightly_demoted_++;

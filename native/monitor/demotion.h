@@ -43,8 +43,8 @@ class Demotion {
   // The windows that are wanted, by their numbers (file offset / kWindow), ascending; none of them
   // is wanted afterwards.
   std::vector<uint64_t> take_wanted();
-  // The caller has taken the window's pages out of all page tables of this process. They must be
-  // clean, or they stay as they are.
+  // The caller has taken the window's pages out of all page tables of this process. Pages that are
+  // not clean stay as they are.
   void demote(uint64_t window);
 
  private:
@@ -70,10 +70,10 @@ class Demotion {
   Statistics* const statistics_;
   const bool usable_;
 
-  std::mutex mutex_;                    // guards what follows
-  std::map<uint64_t, Window> windows_;  // those of which anything is known
-  std::vector<uint64_t> dirty_before_;  // windows, at the last look; ascending
-  uint64_t rightly_demoted_ = 0;        // windows, since one was demoted in vain
+  std::mutex mutex_;                    // guards the rest
+  std::map<uint64_t, Window> windows_;  // those about which anything is known
+  std::vector<uint64_t> dirty_before_;  // windows, at the last check; ascending
+  uint64_t rightly_demoted_ = 0;        // windows, since the last unsuccessful demotion
   std::vector<uint64_t> wanted_;
   uint64_t next_sample_ = 0;  // number of a window
   uint64_t next_look_ns_ = 0;

@@ -1,4 +1,4 @@
-// The thread that demotes windows of an image's file (demotion.h), away from faults and syncs.
+// The thread that demotes windows of an image's file (demotion.h), apart from faults and syncs.
 #include <algorithm>
 #include <chrono>
 
@@ -23,7 +23,8 @@ void Session::end_demotions() {
 
 Result<void> Session::sync() {
   statistics_.syncs++;
-  // Before the sync the kernel knows what is dirty; after it, the pages are clean and can be dropped.
+  // Before the sync the kernel knows what is dirty; after it, the pages are clean and can be
+  // dropped.
   const bool wanted = demotion_.look();
   auto synced = image_->sync();
   if (wanted) {
@@ -34,7 +35,8 @@ Result<void> Session::sync() {
   return synced;
 }
 
-// The thread. A round takes all that is wanted by then, and the thread rests for several times as long.
+// The thread. A round takes all windows that are wanted by then. After it, the thread rests for
+// several times as long.
 void Session::demote() {
   std::unique_lock lock(demoting_);
   while (!demoting_ended_) {
@@ -52,8 +54,9 @@ void Session::demote() {
   }
 }
 
-// Takes the windows' pages out of the page tables. Their mappings stay, and whoever touches them gets the page of the cache again: so the
-// books of the regions stay right. A chunk at a time, so that faults and snapshots need not wait for more. false: a snapshot is under way.
+// Takes the windows' pages out of the page tables. Their mappings stay, and accessing them gets the
+// page of the cache again, so the session's records stay right. One chunk at a time, so that faults
+// and snapshots need not wait longer. Returns false if a snapshot is in progress.
 bool Session::zap(const std::vector<uint64_t>& windows) {
   std::vector<std::pair<size_t, uint64_t>> chunks;  // number of the region, start of the chunk
   {
@@ -87,7 +90,8 @@ void Session::zap_chunk(const Region& region, uint64_t start, const std::vector<
     uint64_t mapped_to = next(at);
     while (mapped_to < to && region.is_mapped(mapped_to)) mapped_to = next(mapped_to);
     mapped_to = std::min(mapped_to, to);
-    // The pages of a shared mapping of a file are in the page cache, dirty or not: none is lost. madvise(2)
+    // The pages of a shared mapping of a file are in the page cache, dirty or not: none is lost.
+    // madvise(2)
     if (std::binary_search(windows.begin(), windows.end(), window))
       (void)system_madvise(region.at(at), mapped_to - at, MADV_DONTNEED);
     at = mapped_to;

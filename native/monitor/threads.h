@@ -1,6 +1,6 @@
 // The monitor's own threads. They do everything that concerns an image. A thread of the application
-// that calls one of the interposed functions only asks and waits (run()). This makes the monitor safe
-// in any process:
+// that calls one of the interposed functions only asks and waits (run()). This makes the monitor
+// safe in any process:
 //   - They have their own table of file descriptors (unshare(2), CLONE_FILES). A program that closes
 //     descriptors it does not know closes none of ours; its limits do not count ours; a child of
 //     fork(2) inherits none of them.
