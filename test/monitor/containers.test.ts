@@ -71,7 +71,7 @@ test.serial('where a filter keeps the monitor from the descriptor of a flat file
     );
   const started = (await under('run', '--', 'true')) as ExecFileException;
   t.is(started.code, 7);
-  t.regex(started.stderr ?? '', /could not take descriptors of its process over: .*pidfd_getfd/);
+  t.regex(started.stderr ?? '', /could not borrow descriptors of its process: .*pidfd_getfd/);
   const { findings } = JSON.parse((await under('doctor', '--json')).stdout ?? '') as { findings: { check: string }[] };
   t.like(
     findings.find(({ check }) => check === 'userfaultfd'),
