@@ -161,7 +161,7 @@ Napi::Value findings_to_js(Napi::Env env, const std::vector<Finding>& findings) 
     object.Set("severity", severity_name(finding.severity));
     object.Set("structure", finding.structure);
     object.Set("message", finding.message);
-    object.Set("place", number(env, finding.place));
+    object.Set("place", number(env, finding.file_offset));
     object.Set("layer", finding.layer ? number(env, finding.layer) : env.Null());
     object.Set("snapshot", finding.snapshot.empty() ? env.Null() : Napi::String::New(env, finding.snapshot));
     object.Set("offset", finding.length ? number(env, finding.offset) : env.Null());

@@ -38,7 +38,7 @@ enum class Rule {
   kHolesBeforeReturn,        // a sync makes holes durable, too: nothing else does
   kMappedBeforeReturn,       // … and what others have stored through mappings of blocks
   // Changing the structure.
-  kDirectoryBeforeSuperblock,    // a directory is on the disk before the superblock that names it
+  kDirectoryBeforeSuperblock,    // a layer directory is on the disk before the superblock that names it
   kChecksumsBeforeSuperblock,    // a layer's checksums are, too
   kLongerTableBeforeSuperblock,  // the entries of a longer table are, too
   kHeirBeforeSuperblock,         // what an heir has taken is, too

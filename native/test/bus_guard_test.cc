@@ -178,7 +178,7 @@ void moving_entry() {
   make(directory / "image.pcow");
   auto file = MUST(File::open(directory / "image.pcow", true, nullptr));
   auto superblock = MUST(read_superblock(*file));
-  auto layers = MUST(read_directory(*file, superblock));
+  auto layers = MUST(read_layer_directory(*file, superblock));
   auto mapping = MUST(file->map(layers.active_layer().table_offset, 4096, true));
   Mover mover;
   OpenOptions options;

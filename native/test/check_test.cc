@@ -15,8 +15,8 @@
 #include "check.h"
 #include "engine/format/bytes.h"
 #include "engine/format/crc32c.h"
-#include "engine/format/directory.h"
 #include "engine/format/entry.h"
+#include "engine/format/layer_directory.h"
 #include "engine/format/superblock.h"
 
 using namespace pcow;
@@ -57,7 +57,7 @@ struct Sample {
   Bytes bytes;
   Contents contents;
   Superblock superblock;
-  Directory directory;
+  LayerDirectory directory;
 
   const Layer& layer(const std::string& name) const {
     return name.empty() ? directory.active_layer() : *directory.find(name);
@@ -75,8 +75,8 @@ Sample sample_of(const std::string& path) {
   const auto second = MUST(Superblock::decode(bytes + kPageSize, path));
   sample.superblock = first.generation > second.generation ? first : second;
   const auto* start = bytes + sample.superblock.directory_offset;
-  sample.directory = MUST(Directory::decode(Bytes(start, start + sample.superblock.directory_length), sample.superblock,
-                                            sample.bytes.size(), path));
+  sample.directory = MUST(LayerDirectory::decode(Bytes(start, start + sample.superblock.directory_length),
+                                                 sample.superblock, sample.bytes.size(), path));
   return sample;
 }
 
@@ -121,14 +121,15 @@ CheckReport check(const std::string& path, bool repair = false) {
   fprintf(stderr, "%s; the check says:\n", what.c_str());
   for (const Finding& finding : report.findings)
     fprintf(stderr, "  %d %s at %llu: %s%s\n", static_cast<int>(finding.severity), finding.structure.c_str(),
-            static_cast<unsigned long long>(finding.place), finding.message.c_str(),
+            static_cast<unsigned long long>(finding.file_offset), finding.message.c_str(),
             finding.repaired ? " (repaired)" : "");
   exit(1);
 }
 
 bool has(const CheckReport& report, const std::string& structure, uint64_t place, const std::string& words) {
   for (const Finding& finding : report.findings)
-    if (finding.structure == structure && finding.place == place && finding.message.find(words) != std::string::npos)
+    if (finding.structure == structure && finding.file_offset == place &&
+        finding.message.find(words) != std::string::npos)
       return true;
   return false;
 }
@@ -375,7 +376,7 @@ void cut_short() {
   const Sample good = make_sample(directory);
   const std::string path = directory / "image.pcow";
   // The active layer's table, moved to the end of the file, and cut off there.
-  Directory moved = good.directory;
+  LayerDirectory moved = good.directory;
   Layer* layer = moved.find(moved.active);
   const uint64_t last_table = round_up<uint64_t>(good.bytes.size(), kBlock);
   Bytes bytes = good.bytes;

@@ -109,7 +109,7 @@ void finds_damage(uint32_t block_size) {
   CHECK(report.damages == 1 && report.findings.size() == 1);
   const Finding& found = report.findings.front();
   CHECK(found.snapshot == "one" && found.structure == "block");
-  CHECK(found.offset == 2 * block && found.length == block && found.place == place / block * block);
+  CHECK(found.offset == 2 * block && found.length == block && found.file_offset == place / block * block);
   CHECK(report.verified == 5 * block + 4096);
   CHECK(MUST(check_image(sample.path, {}, nullptr)).damages == 0);
 
@@ -265,14 +265,15 @@ void outlives_damaged_pages() {
   MUST(sample.image->close());
   const Superblock superblock = MUST(read_superblock(*MUST(File::open(sample.path, false, nullptr))));
   CHECK(superblock.read_only_compatible == kLayerChecksums);
-  const Directory directory = MUST(read_directory(*MUST(File::open(sample.path, false, nullptr)), superblock));
+  const LayerDirectory directory =
+      MUST(read_layer_directory(*MUST(File::open(sample.path, false, nullptr)), superblock));
   const uint64_t place = uint64_t{directory.find("one")->checksums} << 14;
   sample.image = open_image(sample.path);
   sample.damage(place + 1030);
   CHECK(MUST(sample.at("one", 0)) == '1');
   const ScrubReport report = sample.scrub();
   CHECK(report.damages == 1 && report.findings.front().structure == "checksums");
-  CHECK(report.findings.front().place == place && report.verified == 0);
+  CHECK(report.findings.front().file_offset == place && report.verified == 0);
   CHECK(MUST(check_image(sample.path, {}, nullptr)).damages == 1);
   MUST(sample.image->close());
   CheckOptions mending;

@@ -6,9 +6,9 @@
 
 #include "check.h"
 #include "engine/disk/file.h"
-#include "engine/format/directory.h"
 #include "engine/format/entry.h"
 #include "engine/format/geometry.h"
+#include "engine/format/layer_directory.h"
 
 using namespace pcow;
 
@@ -32,7 +32,7 @@ void make_deep(const std::string& path, uint8_t number, uint64_t count, const st
   constexpr uint64_t kRecord = 64 + 8;
   constexpr uint64_t kDirectoryAt = 2;  // blocks
   const uint64_t data_at = kDirectoryAt + 1 + (count + 1) * kRecord / kBlock + 1;
-  Directory directory;
+  LayerDirectory directory;
   for (uint64_t id = 1; id <= count + 1; id++) {
     Layer layer;
     layer.id = directory.next_id++;

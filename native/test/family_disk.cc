@@ -45,7 +45,7 @@ void FamilyDisk::change_names(Changes changes) {
 }
 
 void FamilyDisk::sync_names(const std::string& directory) {
-  Directory& names = directories_[directory];
+  LayerDirectory& names = directories_[directory];
   for (const Changes& changes : names.since) change(&names.durable, changes);
   names.since.clear();
 }

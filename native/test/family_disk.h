@@ -43,7 +43,7 @@ class FamilyDisk {
     std::shared_ptr<DiskSimulator> file;  // null: the name goes
   };
   using Changes = std::vector<Change>;  // in one step
-  struct Directory {
+  struct LayerDirectory {
     FileNames durable;
     std::vector<Changes> since;  // the last sync
   };
@@ -54,7 +54,7 @@ class FamilyDisk {
 
   std::string root_;
   FileNames files_;  // as every process sees them
-  std::map<std::string, Directory> directories_;
+  std::map<std::string, LayerDirectory> directories_;
   std::map<std::string, DiskState> drafts_;  // by path: what is on the disk of those that were synced
 };
 

@@ -6,8 +6,8 @@
 #include <vector>
 
 #include "check.h"
-#include "engine/format/directory.h"
 #include "engine/format/entry.h"
+#include "engine/format/layer_directory.h"
 
 using namespace pcow;
 
@@ -37,7 +37,7 @@ std::vector<uint8_t> build(bool clean) {
   superblock.opener.start_time = 123456;
   superblock.opener.command = "pcow";
 
-  Directory directory;
+  LayerDirectory directory;
   directory.next_id = 3;
   directory.active = 2;
   Layer first;

@@ -12,85 +12,90 @@
 #include <cstring>
 #include <shared_mutex>
 
+#include "engine/image/deletions.h"
 #include "engine/image/image_state.h"
 
 namespace pcow {
+namespace {
 
 // Whether all of these sub-blocks of a block of the file are zeros. Holes are not read.
-Result<bool> ImageState::is_zero(uint32_t index, uint16_t mask) const {
-  std::vector<char> bytes(geometry.sub_block_size());
-  for (uint32_t number = 0; number < geometry.sub_blocks(); number++) {
+Result<bool> is_zero(const ImageState& state, uint32_t index, uint16_t mask) {
+  std::vector<char> bytes(state.geometry.sub_block_size());
+  for (uint32_t number = 0; number < state.geometry.sub_blocks(); number++) {
     if (!(mask >> number & 1)) continue;
     const uint64_t from =
-        (uint64_t{index} << geometry.block_shift()) + (uint64_t{number} << geometry.sub_block_shift());
-    auto data = file->next_data(from, from + bytes.size());
+        (uint64_t{index} << state.geometry.block_shift()) + (uint64_t{number} << state.geometry.sub_block_shift());
+    auto data = state.file->next_data(from, from + bytes.size());
     if (!data) return data.error();
     if (*data == from + bytes.size()) continue;
-    PCOW_TRY(file->read_all(from, bytes.data(), bytes.size()));
+    PCOW_TRY(state.file->read_all(from, bytes.data(), bytes.size()));
     if (bytes[0] != 0 || memcmp(bytes.data(), bytes.data() + 1, bytes.size() - 1) != 0) return false;
   }
   return true;
 }
 
 // Step 1 for one layer. What is let go is held back (Space).
-Result<void> ImageState::compact_layer(const Layer& layer, const std::function<bool(uint64_t bytes)>& go_on) {
-  const bool is_active = layer.id == directory.active;
-  const uint64_t entries = geometry.blocks_for(layer.size);
-  std::shared_ptr<Table> table = active;
+Result<void> compact_layer(ImageState& state, const Layer& layer, const std::function<bool(uint64_t bytes)>& go_on) {
+  const bool is_active = layer.id == state.layers.directory().active;
+  const uint64_t entries = state.geometry.blocks_for(layer.size);
+  std::shared_ptr<Table> table = state.layers.active();
   if (!is_active) {
-    auto mapped = Table::map(file, layer.table_offset, entries, true);
+    auto mapped = Table::map(state.file, layer.table_offset, entries, true);
     if (!mapped) return mapped.error();
     table = std::move(*mapped);
   }
-  const std::shared_ptr<const Checksums> checksums = is_active ? nullptr : source_in_use(layer.id)->checksums;
+  const std::shared_ptr<const Checksums> checksums =
+      is_active ? nullptr : state.layers.source_in_use(layer.id)->checksums;
   for (const auto& [first, end] : table->present()) {
     for (uint64_t chunk = first; chunk < end; chunk++) {
-      if (!go_on(uint64_t{kBlocksPerChunk} << geometry.block_shift()))
-        return Error(Code::kCancelled, path + ": compacting was interrupted; what was done so far counts");
-      PCOW_TRY(bring_up_to_date());
+      if (!go_on(uint64_t{kBlocksPerChunk} << state.geometry.block_shift()))
+        return Error(Code::kCancelled, state.path + ": compacting was interrupted; what was done so far counts");
+      PCOW_TRY(state.layers.bring_up_to_date());
       const uint64_t limit = std::min((chunk + 1) * kBlocksPerChunk, entries);
       for (uint64_t block = chunk * kBlocksPerChunk; block < limit; block++) {
         const Entry seen = Entry::unpack(table->load(block));
         if (!seen.index) continue;
-        auto zero = is_zero(seen.index, seen.written);
+        auto zero = is_zero(state, seen.index, seen.written);
         if (!zero) return zero.error();
         if (!*zero) continue;
         // What has become zeros by damage stays what it is.
         if (checksums && !checksums->verify(block, seen.index)) continue;
 
-        const std::unique_lock exclusively(gate);
+        const std::unique_lock exclusively(state.gate);
         const Entry entry = Entry::unpack(table->load(block));
         if (is_active) {
           // It may have been written since.
           if (!entry.index) continue;
-          zero = is_zero(entry.index, entry.written);
+          zero = is_zero(state, entry.index, entry.written);
           if (!zero) return zero.error();
           if (!*zero) continue;
         }
         uint16_t hides = entry.written;
         if (is_active) {
-          auto lower = hidden_below(block);
+          auto lower = state.layers.hidden_below(block);
           if (!lower && lower.error().code == Code::kBaseChanged) continue;  // what lies below can't be told now
           if (!lower) return lower.error();
           hides &= *lower;
         }
         PCOW_TRY(table->ensure(chunk));
-        const std::lock_guard lock(chunk_lock(block));
+        const std::lock_guard lock(state.chunk_locks.of(block));
         table->store(block, {0, hides, hides});
-        space->release(entry.index, 1);
+        state.space->release(entry.index, 1);
       }
     }
   }
   return {};
 }
 
+}  // namespace
+
 Result<void> Image::compact(const Progress& progress) {
   ImageState& state = *state_;
-  return state.change_structure([&]() -> Result<void> {
+  return state.structure.change([&]() -> Result<void> {
     // A layer that is being merged away shares blocks with its heir: first that comes to its end.
-    PCOW_TRY(state.finish_deletions("compacting"));
+    PCOW_TRY(finish_deletions(&state, "compacting"));
     uint64_t total = 0;
-    for (const Layer& layer : state.directory.layers) {
+    for (const Layer& layer : state.layers.directory().layers) {
       auto present = present_chunks(*state.file, layer.table_offset, state.geometry.blocks_for(layer.size));
       if (!present) return present.error();
       for (const auto& [first, end] : *present)
@@ -103,23 +108,21 @@ Result<void> Image::compact(const Progress& progress) {
       return goes_on;
     };
 
-    state.space->hold_releases(true);
-    state.owing = true;
+    state.structure.begin_taking_out();
     Result<void> outcome;
-    for (const Layer& layer : state.directory.layers) {
-      outcome = state.compact_layer(layer, go_on);
+    for (const Layer& layer : state.layers.directory().layers) {
+      outcome = compact_layer(state, layer, go_on);
       if (!outcome) break;
     }
     // What was done is brought to its end also where the rest was not.
     {
       const std::unique_lock lock(state.gate);
       // Chains remember what has been let go, whatever comes.
-      state.epoch++;
-      state.below = state.chain_from(state.directory.active_layer().parent);
+      state.layers.renew_chains();
     }
-    PCOW_TRY(state.let_go());
-    PCOW_TRY(state.sync());
-    PCOW_TRY(state.sync());
+    PCOW_TRY(state.structure.let_go());
+    PCOW_TRY(state.durability.sync());
+    PCOW_TRY(state.durability.sync());
     PCOW_TRY(outcome);
     if (progress) progress(total, total);
     return {};

@@ -8,23 +8,25 @@
 // A frozen root never changes by this what it reads as; like a merge, it only moves bytes nearer.
 //
 // The image can be used meanwhile. What is written in the active layer is its own and stays. A discard there must hide what
-// the new base holds as well (`coming`): it may take away zeros that step 1 has put into the active layer for that.
+// the new base holds as well (Layers::hidden_below()): it may take away zeros that step 1 has put into the active layer for that.
 
 #include <algorithm>
 #include <cstring>
 #include <shared_mutex>
 
-#include "engine/image/own_block.h"
+#include "engine/change/new_base.h"
+#include "engine/image/deletions.h"
+#include "engine/image/image_state.h"
 
 namespace pcow {
 namespace {
 
 // Where a chain has a sub-block: in which file, by its identity, and where there. No file: zeros.
-struct Place {
+struct Location {
   const File* file = nullptr;
   std::pair<dev_t, ino_t> identity{};
   uint64_t offset = 0;
-  bool same_as(const Place& other) const {
+  bool same_as(const Location& other) const {
     return identity == other.identity && offset == other.offset && !file == !other.file;
   }
 };
@@ -62,7 +64,7 @@ class ChunkOfChain {
     return {};
   }
 
-  Place place(size_t block_in_chunk, uint32_t sub_block) const {
+  Location location(size_t block_in_chunk, uint32_t sub_block) const {
     if (resolved_) {
       for (size_t p = resolved_->start[block_in_chunk]; p < resolved_->start[block_in_chunk + 1]; p++) {
         const Piece& piece = resolved_->pieces[p];
@@ -83,191 +85,220 @@ class ChunkOfChain {
   std::vector<std::pair<dev_t, ino_t>> identities_;
 };
 
-Result<void> read_place(const Place& place, char* to, size_t length) {
-  if (!place.file) {
+Result<void> read_at(const Location& location, char* to, size_t length) {
+  if (!location.file) {
     memset(to, 0, length);
     return {};
   }
-  return place.file->read_all(place.offset, to, length);
+  return location.file->read_all(location.offset, to, length);
 }
 
 bool all_zero(const char* bytes, size_t length) {
   return length == 0 || (bytes[0] == 0 && memcmp(bytes, bytes + 1, length - 1) == 0);
 }
 
-}  // namespace
-
 // Step 1 for one root. Where somebody merges in either base, both chains are opened anew.
-Result<void> ImageState::take_in_differences(const Layer& root, const std::shared_ptr<Table>& table,
-                                             const std::function<bool(uint64_t chunk)>& go_on) {
-  const uint32_t length = geometry.sub_block_size();
-  std::vector<char> old_bytes(geometry.block_size());
-  std::vector<char> new_bytes(length);
-  std::shared_ptr<const Chain> old_chain, new_chain;
-  uint64_t built = 0;  // the epoch of both
-  const uint64_t entries = geometry.blocks_for(root.size);
+class TakingIn {
+ public:
+  TakingIn(ImageState* state, const Layer& root, std::shared_ptr<Table> table)
+      : state_(*state),
+        geometry_(state->geometry),
+        table_(std::move(table)),
+        entries_(geometry_.blocks_for(root.size)),
+        old_bytes_(geometry_.block_size()),
+        new_bytes_(geometry_.sub_block_size()) {}
 
+  Result<void> run(const std::function<bool(uint64_t chunk)>& go_on) {
+    const uint64_t chunks = (entries_ + kBlocksPerChunk - 1) / kBlocksPerChunk;
+    for (uint64_t chunk = 0; chunk < chunks; chunk++) {
+      if (!go_on(chunk))
+        return Error(Code::kCancelled,
+                     state_.path + ": the change of its base was interrupted; it stands where it stood");
+      for (int round = 0;; round++) {
+        if (chains_are_stale()) PCOW_TRY(renew_chains());
+        const bool held = old_chain_->may_hold(chunk) || new_chain_->may_hold(chunk);
+        auto done = held ? take_in_chunk(chunk) : Result<void>();
+        if (done && !chains_are_stale()) break;
+        if (!done && (done.error().code != Code::kBaseChanged || round == kStaleRounds)) return done;
+      }
+    }
+    return {};
+  }
+
+ private:
   // Whether what was seen in the two chains need not have been so: the gate is open meanwhile, and somebody else who found
   // them stale may have opened others.
-  const auto chains_are_stale = [&] {
-    const std::shared_lock lock(gate);
-    return !old_chain || built != epoch || is_stale();
-  };
+  bool chains_are_stale() const {
+    const std::shared_lock lock(state_.gate);
+    return !old_chain_ || epoch_ != state_.layers.epoch() || state_.layers.is_stale();
+  }
 
-  // The sub-blocks of a block that must be taken in, and of these the ones that are zeros; `old_bytes` has the others.
-  const auto differences = [&](const ChunkOfChain& from, const ChunkOfChain& to, uint64_t block, uint16_t own,
-                               uint16_t* zeros) -> Result<uint16_t> {
-    const size_t i = block % kBlocksPerChunk;
-    uint16_t wanted = 0;
-    for (uint32_t number = 0; number < geometry.sub_blocks(); number++) {
-      if (!(((from.mask(i) | to.mask(i)) & ~own) >> number & 1)) continue;
-      const Place before = from.place(i, number);
-      const Place after = to.place(i, number);
-      if (before.same_as(after)) continue;
-      char* bytes = old_bytes.data() + (size_t{number} << geometry.sub_block_shift());
-      PCOW_TRY(from.verify(block, number));
-      PCOW_TRY(to.verify(block, number));
-      PCOW_TRY(read_place(before, bytes, length));
-      PCOW_TRY(read_place(after, new_bytes.data(), length));
-      if (memcmp(bytes, new_bytes.data(), length) == 0) continue;
-      wanted |= static_cast<uint16_t>(1u << number);
-      if (all_zero(bytes, length)) *zeros |= static_cast<uint16_t>(1u << number);
-    }
-    return wanted;
-  };
+  Result<void> renew_chains() {
+    PCOW_TRY(state_.layers.refresh());
+    const std::shared_lock lock(state_.gate);
+    old_chain_ = std::make_shared<Chain>(geometry_, state_.bases.current().sources);
+    new_chain_ = state_.bases.coming_chain();
+    epoch_ = state_.layers.epoch();
+    return {};
+  }
 
-  const auto take_in = [&](uint64_t block, uint16_t wanted, uint16_t zeros) -> Result<void> {
-    const uint64_t chunk = block / kBlocksPerChunk;
-    PCOW_TRY(table->ensure(chunk));
-    const std::lock_guard lock(chunk_lock(block));
-    const Entry entry = Entry::unpack(table->load(block));
-    wanted &= static_cast<uint16_t>(~entry.written);  // the active layer may have been written meanwhile
-    if (!wanted) return {};
-    if (!entry.index && (wanted & ~zeros) == 0) {
-      make_zero(table.get(), block, entry, wanted);
-      return {};
-    }
-    const auto owned = make_own(table, block, entry, {wanted}, Purpose::kData, [&](uint64_t place) {
-      return geometry.each_run(wanted, [&](uint32_t within, uint32_t length) {
-        return file->write(place + within, old_bytes.data() + within, length);
-      });
-    });
-    return owned ? Result<void>() : owned.error();
-  };
-
-  const auto do_chunk = [&](uint64_t chunk) -> Result<void> {
-    auto from = ChunkOfChain::of(*old_chain, geometry, chunk);
+  Result<void> take_in_chunk(uint64_t chunk) {
+    auto from = ChunkOfChain::of(*old_chain_, geometry_, chunk);
     if (!from) return from.error();
-    auto to = ChunkOfChain::of(*new_chain, geometry, chunk);
+    auto to = ChunkOfChain::of(*new_chain_, geometry_, chunk);
     if (!to) return to.error();
-    const uint64_t end = std::min((chunk + 1) * kBlocksPerChunk, entries);
+    const uint64_t end = std::min((chunk + 1) * kBlocksPerChunk, entries_);
     for (uint64_t block = chunk * kBlocksPerChunk; block < end; block++) {
       const size_t i = block % kBlocksPerChunk;
-      const uint16_t own = Entry::unpack(table->load(block)).written;
+      const uint16_t own = Entry::unpack(table_->load(block)).written;
       if (!((from->mask(i) | to->mask(i)) & ~own)) continue;
       uint16_t zeros = 0;
       auto wanted = differences(*from, *to, block, own, &zeros);
       if (!wanted) return wanted.error();
       if (!*wanted) continue;
-      if (chains_are_stale()) return stale_error();
+      if (chains_are_stale()) return state_.stale_error();
       PCOW_TRY(take_in(block, *wanted, zeros));
     }
     return {};
-  };
+  }
 
-  const uint64_t chunks = (entries + kBlocksPerChunk - 1) / kBlocksPerChunk;
-  for (uint64_t chunk = 0; chunk < chunks; chunk++) {
-    if (!go_on(chunk))
-      return Error(Code::kCancelled, path + ": the change of its base was interrupted; it stands where it stood");
-    for (int round = 0;; round++) {
-      if (chains_are_stale()) {
-        PCOW_TRY(refresh());
-        const std::shared_lock lock(gate);
-        old_chain = std::make_shared<Chain>(geometry, base_sources);
-        new_chain = coming->chain;
-        built = epoch;
-      }
-      const bool held = old_chain->may_hold(chunk) || new_chain->may_hold(chunk);
-      auto done = held ? do_chunk(chunk) : Result<void>();
-      if (done && !chains_are_stale()) break;
-      if (!done && (done.error().code != Code::kBaseChanged || round == kStaleRounds)) return done;
+  // The sub-blocks of a block that must be taken in, and of these the ones that are zeros; `old_bytes_` has the others.
+  Result<uint16_t> differences(const ChunkOfChain& from, const ChunkOfChain& to, uint64_t block, uint16_t own,
+                               uint16_t* zeros) {
+    const uint32_t length = geometry_.sub_block_size();
+    const size_t i = block % kBlocksPerChunk;
+    uint16_t wanted = 0;
+    for (uint32_t number = 0; number < geometry_.sub_blocks(); number++) {
+      if (!(((from.mask(i) | to.mask(i)) & ~own) >> number & 1)) continue;
+      const Location before = from.location(i, number);
+      const Location after = to.location(i, number);
+      if (before.same_as(after)) continue;
+      char* bytes = old_bytes_.data() + (size_t{number} << geometry_.sub_block_shift());
+      PCOW_TRY(from.verify(block, number));
+      PCOW_TRY(to.verify(block, number));
+      PCOW_TRY(read_at(before, bytes, length));
+      PCOW_TRY(read_at(after, new_bytes_.data(), length));
+      if (memcmp(bytes, new_bytes_.data(), length) == 0) continue;
+      wanted |= static_cast<uint16_t>(1u << number);
+      if (all_zero(bytes, length)) *zeros |= static_cast<uint16_t>(1u << number);
+    }
+    return wanted;
+  }
+
+  Result<void> take_in(uint64_t block, uint16_t wanted, uint16_t zeros) {
+    PCOW_TRY(table_->ensure(block / kBlocksPerChunk));
+    const std::lock_guard lock(state_.chunk_locks.of(block));
+    const Entry entry = Entry::unpack(table_->load(block));
+    wanted &= static_cast<uint16_t>(~entry.written);  // the active layer may have been written meanwhile
+    if (!wanted) return {};
+    if (!entry.index && (wanted & ~zeros) == 0) {
+      state_.own_blocks.make_zero(table_.get(), block, entry, wanted);
+      return {};
+    }
+    const auto fill = [&](uint64_t block_offset) {
+      return geometry_.each_run(wanted, [&](uint32_t within, uint32_t length) {
+        return state_.file->write(block_offset + within, old_bytes_.data() + within, length);
+      });
+    };
+    const auto owned = state_.own_blocks.make_own(table_, block, entry, {wanted}, OwnBlocks::Purpose::kData, fill);
+    return owned ? Result<void>() : owned.error();
+  }
+
+  ImageState& state_;
+  const Geometry& geometry_;
+  const std::shared_ptr<Table> table_;  // of the root
+  const uint64_t entries_;
+  std::vector<char> old_bytes_;  // of a block, as the old base has it
+  std::vector<char> new_bytes_;  // of a sub-block
+  std::shared_ptr<const Chain> old_chain_;
+  std::shared_ptr<const Chain> new_chain_;
+  uint64_t epoch_ = 0;  // of both
+};
+
+// The root layers of an image, and their tables once they have taken in what they must.
+struct Roots {
+  std::vector<Layer> layers;
+  std::vector<std::shared_ptr<Table>> tables;
+  uint64_t total = 0;  // bytes
+};
+
+Roots roots_of(const LayerDirectory& directory) {
+  Roots roots;
+  for (const Layer& layer : directory.layers) {
+    if (layer.parent) continue;
+    roots.layers.push_back(layer);
+    roots.total += layer.size;
+  }
+  return roots;
+}
+
+// Steps 1 and 2.
+Result<void> take_in_all(ImageState& state, Roots* roots, const Progress& progress) {
+  uint64_t before = 0;
+  for (const Layer& root : roots->layers) {
+    std::shared_ptr<Table> table = state.layers.active();
+    if (root.id != state.layers.directory().active) {
+      auto mapped = Table::map(state.file, root.table_offset, state.geometry.blocks_for(root.size), true);
+      if (!mapped) return mapped.error();
+      table = std::move(*mapped);
+    }
+    roots->tables.push_back(table);
+    const auto go_on = [&](uint64_t chunk) {
+      return !progress ||
+             progress(before + std::min(root.size, chunk * kBlocksPerChunk << state.geometry.block_shift()),
+                      roots->total);
+    };
+    PCOW_TRY(TakingIn(&state, root, table).run(go_on));
+    before += root.size;
+  }
+  return keeps(Rule::kTakenInBeforeSuperblock) ? state.durability.sync() : Result<void>();
+}
+
+// Step 3, where all has been taken in; what frozen roots have taken in is seen in any case.
+Result<void> end_change(ImageState& state, const std::optional<BaseReference>& base, const Roots& roots,
+                        Result<void> outcome) {
+  const std::unique_lock lock(state.gate);
+  BaseChain bases = state.bases.end_change();
+  if (outcome) {
+    Superblock superblock = state.superblocks.next();
+    superblock.base = base;
+    outcome = state.superblocks.put(superblock);
+    if (outcome) {
+      state.superblocks.adopt(superblock);
+      state.bases.adopt(std::move(bases));
     }
   }
-  return {};
+  for (size_t i = 0; i < roots.tables.size(); i++) {
+    if (roots.layers[i].id == state.layers.directory().active) continue;
+    state.layers.adopt_chunks(roots.layers[i], roots.tables[i]->present());
+  }
+  state.layers.renew_chains();
+  return outcome;
 }
+
+}  // namespace
 
 Result<void> Image::rebase(const BaseSpec& spec, bool has_base, const Progress& progress) {
   ImageState& state = *state_;
-  return state.change_structure([&]() -> Result<void> {
+  return state.structure.change([&]() -> Result<void> {
     // A root that is being merged away shares blocks with its heir, which writes them.
-    PCOW_TRY(state.finish_deletions("another base"));
-    ImageState::Prepared prepared;
+    PCOW_TRY(finish_deletions(&state, "another base"));
+    std::optional<BaseReference> base;
     if (has_base) {
-      auto reference = state.reference_to(spec);
+      auto reference = reference_to(state, spec);
       if (!reference) return reference.error();
-      prepared.base = std::move(*reference);
+      base = std::move(*reference);
     }
-    auto next = state.open_chain(prepared.base, {});
-    if (!next) return next.error();
-    {
-      const auto chain = std::make_shared<Chain>(state.geometry, next->sources);
-      const std::unique_lock lock(state.gate);
-      state.coming = Coming{prepared.base, std::move(*next), chain};
-    }
-
-    std::vector<Layer> roots;
-    uint64_t total = 0;
-    for (const Layer& layer : state.directory.layers) {
-      if (layer.parent) continue;
-      roots.push_back(layer);
-      total += layer.size;
-    }
-    uint64_t before = 0;
-    std::vector<std::shared_ptr<Table>> tables;
-    const auto take_in_all = [&]() -> Result<void> {
-      for (const Layer& root : roots) {
-        std::shared_ptr<Table> table = state.active;
-        if (root.id != state.directory.active) {
-          auto mapped = Table::map(state.file, root.table_offset, state.geometry.blocks_for(root.size), true);
-          if (!mapped) return mapped.error();
-          table = std::move(*mapped);
-        }
-        tables.push_back(table);
-        const auto go_on = [&](uint64_t chunk) {
-          return !progress ||
-                 progress(before + std::min(root.size, chunk * kBlocksPerChunk << state.geometry.block_shift()), total);
-        };
-        PCOW_TRY(state.take_in_differences(root, table, go_on));
-        before += root.size;
-      }
-      return keeps(Rule::kTakenInBeforeSuperblock) ? state.sync() : Result<void>();
-    };
-    Result<void> outcome = take_in_all();
+    auto coming = state.bases.open(base, {});
+    if (!coming) return coming.error();
     {
       const std::unique_lock lock(state.gate);
-      Coming next_base = std::move(*state.coming);
-      state.coming.reset();
-      if (outcome) {
-        Superblock superblock = state.next_superblock();
-        superblock.base = prepared.base;
-        outcome = state.put_superblock(superblock);
-        if (outcome) {
-          state.superblock = superblock;
-          state.adopt_bases(std::move(next_base.bases));
-        }
-      }
-      // Chains that are built from here on see what the frozen roots have taken in.
-      for (size_t i = 0; i < tables.size(); i++) {
-        if (roots[i].id == state.directory.active) continue;
-        state.sources[static_cast<size_t>(state.directory.find(roots[i].id) - state.directory.layers.data())] =
-            state.source_of(roots[i], tables[i]->present());
-      }
-      state.epoch++;
-      state.below = state.chain_from(state.directory.active_layer().parent);
+      state.bases.begin_change(base, std::move(*coming));
     }
-    PCOW_TRY(outcome);
+    Roots roots = roots_of(state.layers.directory());
+    PCOW_TRY(end_change(state, base, roots, take_in_all(state, &roots, progress)));
     PCOW_TRY(state.file->sync());
-    if (progress) progress(total, total);
+    if (progress) progress(roots.total, roots.total);
     return {};
   });
 }

@@ -1,22 +1,23 @@
 // Snapshots: of one image, of several at one moment, and in steps for a monitor that freezes the guest's memory itself. And their names.
 //
-// The order is that of every change of structure (image_layers.cc). What can take long happens before the moment, with the old layer
+// The order is that of every change of structure (image/structure.h). What can take long happens before the moment, with the old layer
 // still taking writes (most of what is dirty is written back), or after it, with the new one doing so (the sync that seals). Before it
-// nothing need be durable but the directory; but what is written back then need not be while many faults follow the moment.
+// nothing need be durable but the layer directory; but what is written back then need not be while many faults follow the moment.
 
 #include <algorithm>
 
+#include "engine/image/clock.h"
 #include "engine/image/image_state.h"
 
 namespace pcow {
 
 class PendingState {
  public:
-  explicit PendingState(ImageState* state) : image(state), structure(state->structure) {}
+  explicit PendingState(ImageState* state) : image(state), structure(state->structure.lock()) {}
   ImageState* const image;
   std::unique_lock<std::mutex> structure;
   std::unique_lock<Gate> gate;
-  ImageState::Prepared prepared;
+  PreparedStructure prepared;
   bool committed = false;
   uint64_t file_end = 0;  // bytes, when it was committed
 };
@@ -24,7 +25,7 @@ class PendingState {
 PendingSnapshot::PendingSnapshot(std::unique_ptr<PendingState> state) : state_(std::move(state)) {}
 
 PendingSnapshot::~PendingSnapshot() {
-  if (!state_->committed) state_->image->abandon(state_->prepared);
+  if (!state_->committed) state_->image->structure.abandon(state_->prepared);
 }
 
 Result<std::unique_ptr<PendingSnapshot>> PendingSnapshot::prepare(Image* image, const std::string& name, bool automatic,
@@ -35,36 +36,39 @@ Result<std::unique_ptr<PendingSnapshot>> PendingSnapshot::prepare(Image* image, 
     if (origin.identity == uint64_t{0})
       return Error(Code::kInvalid, "a snapshot's identity cannot be 0, which stands for none: " + name);
     auto pending = std::unique_ptr<PendingSnapshot>(new PendingSnapshot(std::make_unique<PendingState>(&state)));
-    if (state.closed) return state.closed_error();
-    if (!state.writable()) return Error(Code::kReadOnly, state.path + " is open for reading only");
-    if (state.directory.find(name)) return Error(Code::kExists, state.path + " already has a snapshot called " + name);
-    PCOW_TRY(state.write_back(state.space->file_end()));
-    ImageState::Prepared& prepared = pending->state_->prepared;
-    prepared.directory = state.directory;
+    if (auto possible = state.structure.check_changeable(); !possible) return possible.error();
+    if (state.layers.directory().find(name))
+      return Error(Code::kExists, state.path + " already has a snapshot called " + name);
+    PCOW_TRY(state.durability.write_back(state.space->file_end()));
+    PreparedStructure& prepared = pending->state_->prepared;
+    prepared.directory = state.layers.directory();
     Layer* frozen = prepared.directory.find(prepared.directory.active);
     frozen->name = name;
     frozen->automatic = automatic;
     frozen->time_ns = origin.time_ns.value_or(realtime_ns());
     frozen->identity = origin.identity.value_or(random_identity());
-    PCOW_TRY(state.prepare_active(&prepared, frozen->id, frozen->size));
+    PCOW_TRY(state.structure.prepare_active(&prepared, frozen->id, frozen->size));
     // The rest is durable, or is made so after the moment: a busy writer has written much again by now.
-    PCOW_TRY(state.prepare_directory(&prepared, ImageState::Reach::kDirectory));
+    PCOW_TRY(state.structure.prepare_directory(&prepared, Structure::Reach::kDirectory));
     return pending;
   };
-  return state.noted(ready());
+  return state.failures.noted(ready());
 }
 
 void PendingSnapshot::close_gate() { state_->gate = std::unique_lock(state_->image->gate); }
 
 Result<void> PendingSnapshot::commit() {
-  auto outcome = state_->image->commit(&state_->prepared);
+  auto outcome = state_->image->structure.flip(&state_->prepared);
   state_->committed = outcome.ok();
   state_->file_end = state_->image->space->file_end();
   state_->gate.unlock();
-  return state_->image->noted(std::move(outcome));
+  return state_->image->failures.noted(std::move(outcome));
 }
 
-Result<void> PendingSnapshot::finish() { return state_->image->noted(state_->image->seal(state_->file_end)); }
+Result<void> PendingSnapshot::finish() {
+  return state_->image->failures.noted(state_->image->durability.seal(
+      state_->image->layers.directory(), state_->image->layers.active(), state_->file_end));
+}
 
 Result<void> Image::snapshot(const std::string& name, const SnapshotOrigin& origin) {
   auto pending = PendingSnapshot::prepare(this, name, false, origin);
@@ -102,35 +106,35 @@ Result<void> Image::snapshot_together(const std::vector<Image*>& images, const s
   return outcome;
 }
 
-// Names stand in the directory alone: whoever refers to a layer, in this file or in another, does so by its id and identity. One that is
+// Names stand in the layer directory alone: whoever refers to a layer, in this file or in another, does so by its id and identity. One that is
 // being merged away has none any more.
 Result<void> Image::rename_snapshot(const std::string& from, const std::string& to) {
   ImageState& state = *state_;
-  PCOW_TRY(state.noted(check_snapshot_name(to)));
-  return state.change_structure([&]() -> Result<void> {
-    const auto layer = state.snapshot_called(from);
+  PCOW_TRY(state.failures.noted(check_snapshot_name(to)));
+  return state.structure.change([&]() -> Result<void> {
+    const auto layer = state.layers.snapshot_called(from);
     if (!layer) return layer.error();
-    if (state.directory.find(to)) return Error(Code::kExists, state.path + " already has a snapshot called " + to);
-    ImageState::Prepared prepared;
-    prepared.directory = state.directory;
+    if (state.layers.directory().find(to))
+      return Error(Code::kExists, state.path + " already has a snapshot called " + to);
+    PreparedStructure prepared;
+    prepared.directory = state.layers.directory();
     Layer* renamed = prepared.directory.find((*layer)->id);
     renamed->name = to;
     renamed->automatic = false;  // somebody has chosen that name
-    return state.change_directory(&prepared);
+    return state.structure.change_to(&prepared);
   });
 }
 
 Result<uint64_t> Image::freeze_for_clone(const std::string& name) {
   ImageState& state = *state_;
-  const auto standing = state.change_structure([&]() -> Result<uint64_t> {
-    const Layer& active = state.directory.active_layer();
-    const Layer* parent = state.directory.find(active.parent);
-    auto empty = state.active_is_empty();
-    if (!empty) return empty.error();
-    PCOW_TRY(state.untorn());
-    if (*empty && parent && !parent->hidden && parent->size == active.size) {
+  const auto standing = state.structure.change([&]() -> Result<uint64_t> {
+    const Layer& active = state.layers.active_layer();
+    const Layer* parent = state.layers.directory().find(active.parent);
+    const bool empty = state.layers.active_is_empty();
+    PCOW_TRY(state.layers.untorn());
+    if (empty && parent && !parent->hidden && parent->size == active.size) {
       // Where the sync of its snapshot failed it is not durable.
-      PCOW_TRY(state.seal(state.space->file_end()));
+      PCOW_TRY(state.structure.seal());
       return parent->id;
     }
     return uint64_t{0};

@@ -24,18 +24,18 @@ struct Finding {
   Severity severity = Severity::kDamage;
   std::string
       structure;  // "file", "superblock", "directory", "table", "entry", "block", "checksums", "base", "free space"
-  std::string message;   // a sentence, without the image's name and a full stop
-  uint64_t place = 0;    // in the image file
-  uint64_t layer = 0;    // id
-  std::string snapshot;  // that layer's name
-  uint64_t offset = 0;   // what it concerns of the flat file
-  uint64_t length = 0;   // 0: nothing in particular
+  std::string message;       // a sentence, without the image's name and a full stop
+  uint64_t file_offset = 0;  // in the image file
+  uint64_t layer = 0;        // id
+  std::string snapshot;      // that layer's name
+  uint64_t offset = 0;       // what it concerns of the flat file
+  uint64_t length = 0;       // 0: nothing in particular
   bool repaired = false;
 };
 
 // Damage of `blocks` blocks of a layer from `block` on.
 Finding damage_in(const Layer& layer, const Geometry& geometry, const char* structure, const std::string& message,
-                  uint64_t place, uint64_t block, uint64_t blocks);
+                  uint64_t file_offset, uint64_t block, uint64_t blocks);
 
 inline constexpr size_t kListedFindings = 1000;  // of each severity; more are only counted
 
@@ -80,7 +80,8 @@ struct CheckReport {
   // After a repair: the structure may be sound, and data missing all the same.
   std::vector<Loss> losses;
   uint64_t unplaced = 0;  // blocks of data that nothing named, in an image that was closed: some entry has lost them
-  bool older_directory = false;  // the newest directory could not be read: what the structure was before it counts
+  bool older_directory =
+      false;  // the newest layer directory could not be read: what the structure was before it counts
 };
 
 // Reads all of the structure. Works on images that cannot be opened, at rest or in use; writes only to repair, and then

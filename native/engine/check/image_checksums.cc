@@ -2,7 +2,7 @@
 //
 // Order of making a layer's (docs/format.md, "What a writer does, in which order"):
 //   1. a range of free blocks gets the pages; the layer is read for them without keeping anybody out
-//   2. the directory that names the range is written, and all of that made durable
+//   2. the layer directory that names the range is written, and all of that made durable
 //   3. the superblock; then the range that the layer had before is released
 // A crash before 3 leaves free blocks. What has a checksum keeps that very one: damage does not get a right checksum.
 
@@ -38,24 +38,30 @@ ChecksumPage page_of(const Source& source, uint64_t chunk) {
   return page ? **page : ChecksumPage{};
 }
 
-}  // namespace
+struct FrozenLayer {
+  Layer layer;
+  std::shared_ptr<const Source> source;
+  bool spent;  // is being merged away, or about to be
+};
+using Wanted = std::function<uint16_t(size_t block_in_chunk, const Entry&)>;  // sub-blocks
 
-std::vector<uint64_t> ImageState::frozen_layers() const {
-  const std::shared_lock lock(gate);
+std::vector<uint64_t> frozen_layers(const ImageState& state) {
+  const std::shared_lock lock(state.gate);
   std::vector<uint64_t> ids;
-  for (const Layer& layer : directory.layers)
-    if (layer.id != directory.active) ids.push_back(layer.id);
+  for (const Layer& layer : state.layers.directory().layers)
+    if (layer.id != state.layers.directory().active) ids.push_back(layer.id);
   return ids;
 }
 
-std::optional<ImageState::FrozenLayer> ImageState::frozen_layer(uint64_t id) const {
-  const std::shared_lock lock(gate);
-  const Layer* layer = directory.find(id);
-  if (!layer || closed) return std::nullopt;
-  return FrozenLayer{*layer, source_in_use(id), directory.is_spent(*layer)};
+std::optional<FrozenLayer> frozen_layer(const ImageState& state, uint64_t id) {
+  const std::shared_lock lock(state.gate);
+  const Layer* layer = state.layers.directory().find(id);
+  if (!layer || state.layers.is_closed()) return std::nullopt;
+  return FrozenLayer{*layer, state.layers.source_in_use(id), state.layers.directory().is_spent(*layer)};
 }
 
-Result<std::array<Entry, kBlocksPerChunk>> ImageState::frozen_entries(const Source& source, uint64_t chunk) const {
+Result<std::array<Entry, kBlocksPerChunk>> frozen_entries(const Geometry& geometry, const Source& source,
+                                                          uint64_t chunk) {
   std::array<Entry, kBlocksPerChunk> entries{};
   if (!contains(source.present, chunk)) return entries;
   EntryPage page;
@@ -69,21 +75,21 @@ Result<std::array<Entry, kBlocksPerChunk>> ImageState::frozen_entries(const Sour
 
 // `wanted` says which sub-blocks of a block count, and `use` gets what they are. A layer that is no longer as it is in hand is
 // kNotFound: it was merged away, or has other checksums.
-Result<void> ImageState::checksum_chunk(const FrozenLayer& in_hand, uint64_t chunk, bool from_disk,
-                                        const Wanted& wanted, const std::function<bool()>& go_on,
-                                        const std::function<void(const HeldBlock&, Result<uint32_t>)>& use) const {
-  const uint32_t shift = geometry.block_shift();
+Result<void> checksum_chunk(const ImageState& state, const FrozenLayer& in_hand, uint64_t chunk, bool from_disk,
+                            const Wanted& wanted, const std::function<bool()>& go_on,
+                            const std::function<void(const HeldBlock&, Result<uint32_t>)>& use) {
+  const uint32_t shift = state.geometry.block_shift();
   for (size_t next = 0; next < kBlocksPerChunk;) {
-    if (!go_on()) return Error(Code::kCancelled, path + ": interrupted");
+    if (!go_on()) return Error(Code::kCancelled, state.path + ": interrupted");
     std::vector<std::pair<HeldBlock, Result<uint32_t>>> found;
     {
-      const std::shared_lock lock(gate);
-      if (closed || closing) return closed_error();
-      const Layer* layer = directory.find(in_hand.layer.id);
+      const std::shared_lock lock(state.gate);
+      if (state.layers.is_closed() || state.checksum_work.is_ending()) return state.closed_error();
+      const Layer* layer = state.layers.directory().find(in_hand.layer.id);
       if (!layer || layer->checksums != in_hand.layer.checksums || layer->hidden != in_hand.layer.hidden ||
-          is_own_stale())
-        return Error(Code::kNotFound, path + ": the layer has changed");
-      auto entries = frozen_entries(*in_hand.source, chunk);
+          state.layers.is_own_stale())
+        return Error(Code::kNotFound, state.path + ": the layer has changed");
+      auto entries = frozen_entries(state.geometry, *in_hand.source, chunk);
       if (!entries) return entries.error();
       std::vector<HeldBlock> blocks;
       for (; next < kBlocksPerChunk && blocks.size() << shift < kBatch; next++) {
@@ -91,14 +97,14 @@ Result<void> ImageState::checksum_chunk(const FrozenLayer& in_hand, uint64_t chu
         if (mask) blocks.push_back({chunk * kBlocksPerChunk + next, (*entries)[next].index, mask});
       }
       const auto for_each_place = [&](const auto& advise) {
-        for (const HeldBlock& held : blocks) advise(uint64_t{held.index} << shift, geometry.block_size());
+        for (const HeldBlock& held : blocks) advise(uint64_t{held.index} << shift, state.geometry.block_size());
       };
-      if (from_disk) for_each_place([&](uint64_t at, uint64_t length) { file->forget_cached(at, length); });
-      for_each_place([&](uint64_t at, uint64_t length) { file->read_ahead(at, length); });
-      checksum_blocks(*file, geometry, blocks,
+      if (from_disk) for_each_place([&](uint64_t at, uint64_t length) { state.file->forget_cached(at, length); });
+      for_each_place([&](uint64_t at, uint64_t length) { state.file->read_ahead(at, length); });
+      checksum_blocks(*state.file, state.geometry, blocks,
                       [&](const HeldBlock& held, Result<uint32_t> sum) { found.emplace_back(held, std::move(sum)); });
-      if (from_disk) for_each_place([&](uint64_t at, uint64_t length) { file->forget_cached(at, length); });
-      if (is_own_stale()) return Error(Code::kNotFound, path + ": the layer has changed");
+      if (from_disk) for_each_place([&](uint64_t at, uint64_t length) { state.file->forget_cached(at, length); });
+      if (state.layers.is_own_stale()) return Error(Code::kNotFound, state.path + ": the layer has changed");
     }
     for (auto& [held, sum] : found) use(held, std::move(sum));
   }
@@ -107,27 +113,27 @@ Result<void> ImageState::checksum_chunk(const FrozenLayer& in_hand, uint64_t chu
 
 // Whether the only child of a layer that is being merged away has taken a block over: it may have written into it since. What is
 // taken over loses its checksum before; an image that an older pcow has left may have kept it.
-bool ImageState::is_handed_over(const FrozenLayer& in_hand, uint64_t block, uint32_t index) const {
+bool is_handed_over(const ImageState& state, const FrozenLayer& in_hand, uint64_t block, uint32_t index) {
   const uint64_t chunk = block / kBlocksPerChunk;
   if (!in_hand.spent) return false;
-  const Checksums now(file, geometry, in_hand.layer);
+  const Checksums now(state.file, state.geometry, in_hand.layer);
   if (auto page = now.page(chunk); page && !(*page)->covered[block % kBlocksPerChunk]) return true;
-  const std::shared_lock lock(gate);
-  for (const Layer& layer : directory.layers) {
+  const std::shared_lock lock(state.gate);
+  for (const Layer& layer : state.layers.directory().layers) {
     if (layer.parent != in_hand.layer.id) continue;
-    const uint64_t entries = geometry.blocks_for(layer.size);
+    const uint64_t entries = state.geometry.blocks_for(layer.size);
     EntryPage page;
-    return block < entries && read_entry_page(*file, layer.table_offset, entries, chunk, &page) &&
+    return block < entries && read_entry_page(*state.file, layer.table_offset, entries, chunk, &page) &&
            Entry::unpack(page[block % kBlocksPerChunk]).index == index;
   }
   return false;
 }
 
-Result<uint64_t> ImageState::count_missing(const FrozenLayer& in_hand) const {
+Result<uint64_t> count_missing(const Geometry& geometry, const FrozenLayer& in_hand) {
   uint64_t missing = 0;
   for (const auto& [first, end] : in_hand.source->present) {
     for (uint64_t chunk = first; chunk < end; chunk++) {
-      auto entries = frozen_entries(*in_hand.source, chunk);
+      auto entries = frozen_entries(geometry, *in_hand.source, chunk);
       if (!entries) return entries.error();
       const ChecksumPage page = page_of(*in_hand.source, chunk);
       for (size_t i = 0; i < kBlocksPerChunk; i++) {
@@ -140,8 +146,8 @@ Result<uint64_t> ImageState::count_missing(const FrozenLayer& in_hand) const {
 }
 
 // Step 1 for a chunk. `added` counts the bytes that are covered now, and were not before.
-Result<ChecksumPage> ImageState::make_checksums(const FrozenLayer& in_hand, uint64_t chunk,
-                                                const std::function<bool()>& go_on, uint64_t* added) const {
+Result<ChecksumPage> make_checksums(const ImageState& state, const FrozenLayer& in_hand, uint64_t chunk,
+                                    const std::function<bool()>& go_on, uint64_t* added) {
   const ChecksumPage before = page_of(*in_hand.source, chunk);
   ChecksumPage after = before;
   // A block of which a part is covered: that part is looked at first.
@@ -149,10 +155,11 @@ Result<ChecksumPage> ImageState::make_checksums(const FrozenLayer& in_hand, uint
   const auto covered_part = [&](size_t i, const Entry& entry) {
     return can_grow(before.covered[i], durable_data(entry)) ? before.covered[i] : uint16_t{0};
   };
-  PCOW_TRY(checksum_chunk(in_hand, chunk, false, covered_part, go_on, [&](const HeldBlock& held, Result<uint32_t> sum) {
-    const size_t i = held.block % kBlocksPerChunk;
-    damaged[i] = !sum || *sum != before.sums[i];
-  }));
+  PCOW_TRY(checksum_chunk(state, in_hand, chunk, false, covered_part, go_on,
+                          [&](const HeldBlock& held, Result<uint32_t> sum) {
+                            const size_t i = held.block % kBlocksPerChunk;
+                            damaged[i] = !sum || *sum != before.sums[i];
+                          }));
   const auto new_whole = [&](size_t i, const Entry& entry) {
     const uint16_t held = durable_data(entry);
     return can_grow(before.covered[i], held) && !damaged[i] ? held : uint16_t{0};
@@ -164,19 +171,20 @@ Result<ChecksumPage> ImageState::make_checksums(const FrozenLayer& in_hand, uint
       outcome = sum.error();
       return;
     }
-    *added += bytes_of(held.mask & ~before.covered[i], geometry);
+    *added += bytes_of(held.mask & ~before.covered[i], state.geometry);
     after.covered[i] = held.mask;
     after.sums[i] = *sum;
   };
-  PCOW_TRY(checksum_chunk(in_hand, chunk, false, new_whole, go_on, take));
+  PCOW_TRY(checksum_chunk(state, in_hand, chunk, false, new_whole, go_on, take));
   PCOW_TRY(outcome);
   return after;
 }
 
-Result<void> ImageState::add_checksums(const FrozenLayer& in_hand, const std::function<bool(uint64_t added)>& go_on) {
+Result<void> add_checksums_to(ImageState& state, const FrozenLayer& in_hand,
+                              const std::function<bool(uint64_t added)>& go_on) {
   const Layer& layer = in_hand.layer;
-  const uint64_t blocks = layer.table_length >> geometry.block_shift();
-  auto range = space->allocate_range(blocks);
+  const uint64_t blocks = layer.table_length >> state.geometry.block_shift();
+  auto range = state.space->allocate_range(blocks);
   if (!range) return range.error();
   const uint64_t first = *range;
   uint64_t added = 0;
@@ -184,63 +192,66 @@ Result<void> ImageState::add_checksums(const FrozenLayer& in_hand, const std::fu
     for (const auto& [first_chunk, end] : in_hand.source->present) {
       for (uint64_t chunk = first_chunk; chunk < end; chunk++) {
         auto page = make_checksums(
-            in_hand, chunk, [&] { return go_on(added); }, &added);
+            state, in_hand, chunk, [&] { return go_on(added); }, &added);
         if (!page) return page.error();
         if (std::all_of(page->covered.begin(), page->covered.end(), [](uint16_t mask) { return mask == 0; })) continue;
         const auto bytes = page->encode(layer.id, chunk);
-        PCOW_TRY(file->write((first << geometry.block_shift()) + chunk * kPageSize, bytes.data(), bytes.size()));
+        PCOW_TRY(
+            state.file->write((first << state.geometry.block_shift()) + chunk * kPageSize, bytes.data(), bytes.size()));
       }
     }
     return {};
   };
   const auto make = [&]() -> Result<void> {
     if (first + blocks - 1 > kMaxBlockIndex)
-      return Error(Code::kTooLarge, path + ": all block numbers of the format are in use");
+      return Error(Code::kTooLarge, state.path + ": all block numbers of the format are in use");
     if (keeps(Rule::kChecksumsBeforeSuperblock)) PCOW_TRY(write_pages());
     if (added == 0 && keeps(Rule::kChecksumsBeforeSuperblock))
-      return Error(Code::kNotFound, path + ": no checksum can be added");
-    const std::lock_guard structure_lock(structure);
-    if (closed) return closed_error();
-    Prepared prepared;
-    prepared.directory = directory;
+      return Error(Code::kNotFound, state.path + ": no checksum can be added");
+    const auto holding = state.structure.lock();
+    if (state.layers.is_closed()) return state.closed_error();
+    PreparedStructure prepared;
+    prepared.directory = state.layers.directory();
     Layer* now = prepared.directory.find(layer.id);
-    if (!now || now->checksums != layer.checksums || directory.is_spent(*now))
-      return Error(Code::kNotFound, path + ": the layer has changed");
+    if (!now || now->checksums != layer.checksums || state.layers.directory().is_spent(*now))
+      return Error(Code::kNotFound, state.path + ": the layer has changed");
     now->checksums = static_cast<uint32_t>(first);
-    return change_directory(&prepared);
+    return state.structure.change_to(&prepared);
   };
   auto made = make();
-  const std::optional<FrozenLayer> now = frozen_layer(layer.id);
+  const std::optional<FrozenLayer> now = frozen_layer(state, layer.id);
   if (now && now->layer.checksums == first) {
-    if (layer.checksums) space->release(layer.checksums, blocks);
+    if (layer.checksums) state.space->release(layer.checksums, blocks);
     if (made && !keeps(Rule::kChecksumsBeforeSuperblock)) made = write_pages();
   } else {
-    space->release(first, blocks);
+    state.space->release(first, blocks);
   }
   return made;
 }
 
+}  // namespace
+
 Result<void> Image::add_checksums(const Progress& progress) {
   ImageState& state = *state_;
   const auto change = [&]() -> Result<void> {
-    const std::lock_guard one_at_a_time(state.checksumming);
+    const auto one_at_a_time = state.checksum_work.begin();
     if (!state.writable()) return Error(Code::kReadOnly, state.path + " is open for reading only");
     // Only what is durable is covered: of the layers that have just been frozen, too.
     PCOW_TRY(sync());
     uint64_t total = 0;
     std::vector<uint64_t> wanting;
-    for (const uint64_t id : state.frozen_layers()) {
-      const auto in_hand = state.frozen_layer(id);
+    for (const uint64_t id : frozen_layers(state)) {
+      const auto in_hand = frozen_layer(state, id);
       // The heir of one that is being merged away writes into its blocks.
       if (!in_hand || in_hand->spent) continue;
-      auto missing = state.count_missing(*in_hand);
+      auto missing = count_missing(state.geometry, *in_hand);
       if (!missing) return missing.error();
       if (*missing) wanting.push_back(id);
       total += *missing;
     }
     uint64_t done = 0;
     for (const uint64_t id : wanting) {
-      const auto in_hand = state.frozen_layer(id);
+      const auto in_hand = frozen_layer(state, id);
       if (!in_hand) continue;
       uint64_t of_layer = 0;
       const auto go_on = [&](uint64_t added) {
@@ -248,7 +259,7 @@ Result<void> Image::add_checksums(const Progress& progress) {
         return !progress || progress(std::min(done + added, total), total);
       };
       // A layer that was deleted meanwhile needs none.
-      auto added = state.add_checksums(*in_hand, go_on);
+      auto added = add_checksums_to(state, *in_hand, go_on);
       if (!added && added.error().code == Code::kCancelled)
         return Error(Code::kCancelled,
                      state.path + ": making checksums was interrupted; snapshots that were done have theirs");
@@ -258,19 +269,19 @@ Result<void> Image::add_checksums(const Progress& progress) {
     if (progress) progress(total, total);
     return {};
   };
-  return state.noted(change());
+  return state.failures.noted(change());
 }
 
 Result<void> Image::remove_checksums() {
   ImageState& state = *state_;
-  const std::scoped_lock alone(state.checksumming);
-  return state.change_structure([&]() -> Result<void> {
-    const Directory before = state.directory;
+  const auto alone = state.checksum_work.begin();
+  return state.structure.change([&]() -> Result<void> {
+    const LayerDirectory before = state.layers.directory();
     if (!before.features()) return {};
-    ImageState::Prepared prepared;
+    PreparedStructure prepared;
     prepared.directory = before;
     for (Layer& layer : prepared.directory.layers) layer.checksums = 0;
-    PCOW_TRY(state.change_directory(&prepared));
+    PCOW_TRY(state.structure.change_to(&prepared));
     for (const Layer& layer : before.layers)
       if (layer.checksums) state.space->release(layer.checksums, layer.table_length >> state.geometry.block_shift());
     return {};
@@ -286,9 +297,9 @@ class Scrub {
       : state_(*state), geometry_(state->geometry), progress_(progress) {}
 
   Result<ScrubReport> run() {
-    PCOW_TRY(state_.refresh());
+    PCOW_TRY(state_.layers.refresh());
     report_.path = state_.path;
-    for (const uint64_t id : state_.frozen_layers()) PCOW_TRY(count(id));
+    for (const uint64_t id : frozen_layers(state_)) PCOW_TRY(count(id));
     for (size_t number = 0; number < report_.layers.size(); number++) PCOW_TRY(look_at(report_.layers[number].id));
     if (progress_) progress_(total_, total_);
     return std::move(report_);
@@ -296,12 +307,12 @@ class Scrub {
 
  private:
   Result<void> count(uint64_t id) {
-    const auto in_hand = state_.frozen_layer(id);
+    const auto in_hand = frozen_layer(state_, id);
     if (!in_hand) return {};
     ScrubbedLayer layer;
     layer.id = id;
     layer.snapshot = in_hand->layer.name;
-    auto missing = state_.count_missing(*in_hand);
+    auto missing = count_missing(geometry_, *in_hand);
     if (!missing) return missing.error();
     layer.missing = *missing;
     layer.has_checksums = in_hand->source->checksums != nullptr;
@@ -326,7 +337,7 @@ class Scrub {
   Result<void> look_at(uint64_t id) {
     for (uint64_t chunk = 0;; chunk++) {
       for (int round = 0;; round++) {
-        const auto in_hand = state_.frozen_layer(id);
+        const auto in_hand = frozen_layer(state_, id);
         if (!in_hand || !in_hand->source->checksums) return {};  // deleted meanwhile
         // Where nothing has checksums there is a hole.
         const uint64_t begin = begin_of(in_hand->layer);
@@ -343,17 +354,17 @@ class Scrub {
           break;
         }
         if (looked.error().code != Code::kNotFound || round == kStaleRounds) return looked;
-        PCOW_TRY(state_.refresh());
+        PCOW_TRY(state_.layers.refresh());
       }
     }
   }
 
-  Result<void> look_at_chunk(const ImageState::FrozenLayer& in_hand, uint64_t chunk, ScrubReport* found) {
+  Result<void> look_at_chunk(const FrozenLayer& in_hand, uint64_t chunk, ScrubReport* found) {
     const auto page = in_hand.source->checksums->page(chunk);
     if (!page) {
       // What was released may be anything by now.
-      const auto now = state_.frozen_layer(in_hand.layer.id);
-      if (!now || now->layer.checksums != in_hand.layer.checksums || state_.is_own_stale())
+      const auto now = frozen_layer(state_, in_hand.layer.id);
+      if (!now || now->layer.checksums != in_hand.layer.checksums || state_.layers.is_own_stale())
         return Error(Code::kNotFound, state_.path + ": the layer has changed");
       if (in_hand.spent) return {};  // on its way out, and half empty after a crash
       add(found, in_hand.layer, "checksums", "a page of its checksums is damaged: " + page.error().message,
@@ -380,7 +391,7 @@ class Scrub {
         found->verified += bytes_of(held.mask, geometry_);
         return;
       }
-      if (state_.is_handed_over(in_hand, held.block, held.index)) return;
+      if (is_handed_over(state_, in_hand, held.block, held.index)) return;
       add(found, in_hand.layer, "block",
           sum ? "the bytes do not have their checksum" : "the bytes cannot be read: " + sum.error().message,
           uint64_t{held.index} << geometry_.block_shift(), held.block, 1);
@@ -388,13 +399,13 @@ class Scrub {
     const auto go_on = [&] {
       return !progress_ || progress_(std::min(total_, report_.verified + found->verified), total_);
     };
-    return state_.checksum_chunk(in_hand, chunk, true, covered, go_on, judge);
+    return checksum_chunk(state_, in_hand, chunk, true, covered, go_on, judge);
   }
 
-  void add(ScrubReport* found, const Layer& layer, const char* structure, const std::string& message, uint64_t place,
-           uint64_t block, uint64_t blocks) const {
+  void add(ScrubReport* found, const Layer& layer, const char* structure, const std::string& message,
+           uint64_t file_offset, uint64_t block, uint64_t blocks) const {
     found->damages++;
-    found->findings.push_back(damage_in(layer, geometry_, structure, message, place, block, blocks));
+    found->findings.push_back(damage_in(layer, geometry_, structure, message, file_offset, block, blocks));
   }
 
   void take(ScrubReport of_chunk) {

@@ -8,8 +8,8 @@
 
 #include "engine/check/check.h"
 #include "engine/disk/block_set.h"
-#include "engine/format/directory.h"
 #include "engine/format/entry.h"
+#include "engine/format/layer_directory.h"
 #include "engine/format/superblock.h"
 #include "engine/format/table.h"
 
@@ -19,7 +19,7 @@ enum class EntryFault {
   kNone,
   kUnsound,    // bits that no writer stores
   kOutside,    // points behind the end of the file, or at the superblocks
-  kStructure,  // points at a directory or a table
+  kStructure,  // points at a layer directory or a table
   kShared,     // points at a block that another entry points at
   kUnsynced,   // holds what is not durable, in a clean image
 };
@@ -47,27 +47,28 @@ class Inspection {
 
   const std::shared_ptr<File> file;
   CheckReport report;
-  uint64_t newest = 0;                   // the highest generation that a slot tells of
-  std::optional<Superblock> superblock;  // to go on from; empty: none can be read
-  std::optional<Directory> directory;    // that it names
-  bool slot_damaged = false;             // one of the slots is not as a writer leaves it
-  bool older_directory = false;          // the newest slot's directory cannot be read: that of the other one counts
-  // Where a bit of the directory was wrong: as it should be. Where none can be read: as it is.
+  uint64_t newest = 0;                      // the highest generation that a slot tells of
+  std::optional<Superblock> superblock;     // to go on from; empty: none can be read
+  std::optional<LayerDirectory> directory;  // that it names
+  bool slot_damaged = false;                // one of the slots is not as a writer leaves it
+  bool older_directory = false;  // the newest slot's layer directory cannot be read: that of the other one counts
+  // Where a bit of the layer directory was wrong: as it should be. Where none can be read: as it is.
   std::vector<uint8_t> mended_directory;
   std::vector<uint8_t> damaged_directory;
-  uint64_t damaged_directory_place = 0;
+  uint64_t damaged_directory_offset = 0;
   uint64_t wanted_size = 0;  // bytes that the file must have for all tables to lie inside
   std::unordered_set<uint32_t> shared;
-  std::vector<uint64_t> damaged_checksums;  // places of the pages
+  std::vector<uint64_t> damaged_checksums;  // offsets of the pages in the file
 
  private:
   void add(Finding finding);
-  void damage(const char* structure, const std::string& message, uint64_t place);
-  void damage(const char* structure, const std::string& message, uint64_t place, const Layer& layer, uint64_t block,
-              uint64_t blocks);
+  void damage(const char* structure, const std::string& message, uint64_t file_offset);
+  void damage(const char* structure, const std::string& message, uint64_t file_offset, const Layer& layer,
+              uint64_t block, uint64_t blocks);
 
   Result<void> look_at_superblocks();
-  std::optional<Directory> look_at_directory(const Superblock& superblock);
+  void take_superblock(const std::optional<Superblock> (&found)[2], const std::optional<Superblock> (&mended)[2]);
+  std::optional<LayerDirectory> look_at_directory(const Superblock& superblock);
   Result<void> look_at_tables(const Progress& progress);
   Result<void> look_at_shared();
   Result<void> look_at_checksums();
@@ -80,7 +81,7 @@ class Inspection {
   std::optional<Geometry> geometry_;
   uint64_t file_size_ = 0;
   std::vector<Superblock> candidates_;  // to go on from, the likeliest first
-  BlockSet structure_;                  // blocks of the superblocks, the directory, the tables and checksums
+  BlockSet structure_;                  // blocks of the superblocks, the layer directory, the tables and checksums
   BlockSet used_;                       // … and those that entries name
   uint64_t done_ = 0;
   uint64_t total_ = 0;

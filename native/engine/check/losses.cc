@@ -64,7 +64,7 @@ void Losses::add_doubtful_from(uint64_t layer, uint64_t block) {
 }
 
 Result<std::vector<Loss>> Losses::of_views(const File& file, const Geometry& geometry,
-                                           const Directory& directory) const {
+                                           const LayerDirectory& directory) const {
   std::unordered_map<uint64_t, Reading> views;
   for (const Layer& layer : directory.layers) {  // parents come first
     Reading view{{layer.id, layer.name, 0, 0, {}}, layer.size, layer.size};

@@ -8,8 +8,8 @@
 
 #include "engine/check/check.h"
 #include "engine/disk/file.h"
-#include "engine/format/directory.h"
 #include "engine/format/geometry.h"
+#include "engine/format/layer_directory.h"
 
 namespace pcow {
 
@@ -21,8 +21,8 @@ class Losses {
   // The layer's own table is not what it was, from that block on: nobody can tell what it held there.
   void add_doubtful_from(uint64_t layer, uint64_t block);
 
-  // What the views of the directory have lost, once the mended entries are in the file; those that have lost something.
-  Result<std::vector<Loss>> of_views(const File& file, const Geometry& geometry, const Directory& directory) const;
+  // What the views of the layer directory have lost, once the mended entries are in the file; those that have lost something.
+  Result<std::vector<Loss>> of_views(const File& file, const Geometry& geometry, const LayerDirectory& directory) const;
 
  private:
   struct Piece {

@@ -74,7 +74,7 @@ Result<bool> LostAndFound::is_kept(const std::string& rest, const char* bytes, s
 
 Result<void> LostAndFound::keep(const LostPiece& piece, const char* bytes, size_t length) {
   if (!bytes_) PCOW_TRY(open_both());
-  std::string rest = ",\"length\":" + std::to_string(length) + ",\"place\":" + std::to_string(piece.place);
+  std::string rest = ",\"length\":" + std::to_string(length) + ",\"place\":" + std::to_string(piece.file_offset);
   if (piece.layer) {
     rest += ",\"layer\":" + std::to_string(piece.layer) + ",\"snapshot\":" + quoted(piece.snapshot) +
             ",\"offset\":" + std::to_string(piece.offset);

@@ -12,11 +12,11 @@
 namespace pcow {
 
 struct LostPiece {
-  std::string why;       // a sentence
-  uint64_t place = 0;    // where it was in the image file, bytes
-  uint64_t layer = 0;    // id of the layer that named it; 0: none
-  std::string snapshot;  // that layer's name
-  uint64_t offset = 0;   // where it was to be in the flat file, bytes
+  std::string why;           // a sentence
+  uint64_t file_offset = 0;  // where it was in the image file, bytes
+  uint64_t layer = 0;        // id of the layer that named it; 0: none
+  std::string snapshot;      // that layer's name
+  uint64_t offset = 0;       // where it was to be in the flat file, bytes
 };
 
 class LostAndFound {

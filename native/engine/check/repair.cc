@@ -2,7 +2,7 @@
 // what two entries claim, each gets; and where two things are possible, what is read stays as it was. Whatever data is lost by
 // that, or may be, is in the report (losses.h). The order:
 //   1. what cannot be placed is written to the lost-and-found, durably
-//   2. copies and a mended directory are written behind the end of the file; a file that was cut short is lengthened; sync
+//   2. copies and a mended layer directory are written behind the end of the file; a file that was cut short is lengthened; sync
 //   3. the entries are stored; sync
 //   4. both superblock slots are written anew, one after the other, each with a sync. Not clean: what has become free is
 //      punched out when the image is next opened for writing
@@ -39,18 +39,18 @@ class Repair {
 
  private:
   struct Store {
-    uint64_t place;  // in the file, bytes
+    uint64_t file_offset;  // in the file, bytes
     Entry entry;
     uint32_t copy_of = 0;  // a block whose content goes to the entry's own one first
   };
 
-  uint64_t place_of(uint64_t block) const { return block << found_.geometry().block_shift(); }
+  uint64_t file_offset_of(uint64_t block) const { return block << found_.geometry().block_shift(); }
 
   Result<void> keep_what_nothing_names() {
     if (!found_.damaged_directory.empty()) {
       LostPiece piece;
       piece.why = "the layer directory, which is damaged";
-      piece.place = found_.damaged_directory_place;
+      piece.file_offset = found_.damaged_directory_offset;
       PCOW_TRY(lost_.keep(piece, reinterpret_cast<const char*>(found_.damaged_directory.data()),
                           found_.damaged_directory.size()));
     }
@@ -58,26 +58,26 @@ class Repair {
       if (claimed_.contains(static_cast<uint32_t>(block))) return {};
       LostPiece piece;
       piece.why = "no entry names this block";
-      piece.place = place_of(block);
+      piece.file_offset = file_offset_of(block);
       return lost_.keep(piece, bytes.data(), bytes.size());
     });
   }
 
   Result<void> keep(const Layer& layer, uint64_t block, uint32_t index, const std::string& why) {
     std::vector<char> bytes(found_.geometry().block_size());
-    auto length = file_->read(place_of(index), bytes.data(), bytes.size());
+    auto length = file_->read(file_offset_of(index), bytes.data(), bytes.size());
     if (!length) return length.error();
     if (*length == 0) return {};  // behind the end of the file
     LostPiece piece;
     piece.why = why;
-    piece.place = place_of(index);
+    piece.file_offset = file_offset_of(index);
     piece.layer = layer.id;
     piece.snapshot = layer.name;
-    piece.offset = place_of(block);
+    piece.offset = file_offset_of(block);
     return lost_.keep(piece, bytes.data(), *length);
   }
 
-  // Entries that were cut off read as empty from now on, and so does what a newer directory knew of the active layer.
+  // Entries that were cut off read as empty from now on, and so does what a newer layer directory knew of the active layer.
   void look_at_tables() {
     for (const Layer& layer : found_.directory->layers) {
       const uint64_t entries = found_.geometry().blocks_for(layer.size);
@@ -145,25 +145,25 @@ class Repair {
     if (end_ > kMaxBlockIndex) return Error(Code::kTooLarge, file_->path() + ": no block number is left for a copy");
     auto size = file_->size();
     if (!size) return size.error();
-    if (*size < place_of(end_)) PCOW_TRY(file_->resize(place_of(end_)));
+    if (*size < file_offset_of(end_)) PCOW_TRY(file_->resize(file_offset_of(end_)));
     std::vector<char> bytes(found_.geometry().block_size());
     for (const Store& store : stores_) {
       if (!store.copy_of) continue;
-      auto length = file_->read(place_of(store.copy_of), bytes.data(), bytes.size());
+      auto length = file_->read(file_offset_of(store.copy_of), bytes.data(), bytes.size());
       if (!length) return length.error();
-      PCOW_TRY(file_->write(place_of(store.entry.index), bytes.data(), bytes.size()));
+      PCOW_TRY(file_->write(file_offset_of(store.entry.index), bytes.data(), bytes.size()));
     }
     if (!found_.mended_directory.empty()) {
-      next.directory_offset = place_of(directory_at);
+      next.directory_offset = file_offset_of(directory_at);
       PCOW_TRY(file_->write(next.directory_offset, found_.mended_directory.data(), found_.mended_directory.size()));
     }
     PCOW_TRY(file_->sync());
     for (const Store& store : stores_) {
       const uint64_t word = store.entry.pack();
-      PCOW_TRY(file_->write(store.place, &word, sizeof word));
+      PCOW_TRY(file_->write(store.file_offset, &word, sizeof word));
     }
     // A page of zeros covers nothing.
-    for (const uint64_t place : found_.damaged_checksums) PCOW_TRY(file_->punch(place, kPageSize));
+    for (const uint64_t file_offset : found_.damaged_checksums) PCOW_TRY(file_->punch(file_offset, kPageSize));
     PCOW_TRY(file_->sync());
     next.generation = found_.newest;
     next.clean = false;
@@ -191,7 +191,7 @@ class Repair {
 
 bool is_in(const Finding& finding, const std::vector<Finding>& findings) {
   return std::any_of(findings.begin(), findings.end(), [&](const Finding& other) {
-    return other.message == finding.message && other.place == finding.place;
+    return other.message == finding.message && other.file_offset == finding.file_offset;
   });
 }
 

@@ -11,8 +11,8 @@
 
 #include "engine/disk/block_set.h"
 #include "engine/disk/file.h"
-#include "engine/format/directory.h"
 #include "engine/format/geometry.h"
+#include "engine/format/layer_directory.h"
 
 namespace pcow {
 

@@ -3,7 +3,7 @@
 
 #include <bit>
 
-#include "engine/image/base.h"
+#include "engine/image/bases.h"
 #include "engine/image/clock.h"
 #include "engine/image/image.h"
 #include "engine/image/names.h"
@@ -26,11 +26,11 @@ Result<void> check_size(uint64_t size, const Geometry& geometry) {
   return {};
 }
 
-// The first two blocks' worth of structure: superblocks, then the directory, then the (empty) table of the active layer.
+// The first two blocks' worth of structure: superblocks, then the layer directory, then the (empty) table of the active layer.
 Result<void> write_structures(File& file, const Geometry& geometry, uint64_t size,
                               const std::optional<BaseReference>& base) {
   const uint64_t directory_offset = geometry.superblock_blocks() << geometry.block_shift();
-  Directory directory;
+  LayerDirectory directory;
   Layer layer;
   layer.id = directory.next_id++;
   layer.time_ns = realtime_ns();

@@ -1,6 +1,6 @@
 // What a monitor's page fault needs: own blocks of the active layer, with disk space behind them, to map into memory.
 //
-// The order is that of everything that becomes a layer's own (own_block.h). What comes on top is that nothing is mapped that has no
+// The order is that of everything that becomes a layer's own (own_blocks.h). What comes on top is that nothing is mapped that has no
 // disk space, because it was written (a copy) or allocated: a store of the guest must never find the disk full, for that is SIGBUS.
 // Only whole sub-blocks that are `written` are mapped, so a sync that takes down the bits covers the guest's stores too:
 // the kernel writes dirty pages of the mapping back by the same fdatasync.
@@ -9,8 +9,7 @@
 #include <bit>
 #include <shared_mutex>
 
-#include "engine/image/fault_plan.h"
-#include "engine/image/own_block.h"
+#include "engine/image/image_state.h"
 
 namespace pcow {
 namespace {
@@ -21,19 +20,19 @@ constexpr uint64_t kCopiesAheadShare = 4;  // of what would be allocated ahead w
 
 // Both ways from the sub-block at `offset`, as far as sub-blocks are own and neighbours in the file. Whole blocks count in
 // one step: this is done twice a fault.
-Extent ImageState::held_extent(uint64_t offset) const {
-  const uint32_t shift = geometry.sub_block_shift();
-  const uint32_t per_block = geometry.sub_blocks();
-  const uint16_t full = geometry.full_mask();
-  const uint64_t size = directory.active_layer().size;
-  const uint64_t chunk_bytes = uint64_t{kBlocksPerChunk} << geometry.block_shift();
-  const uint64_t window = std::min(chunk_bytes, std::max<uint64_t>(kLargestRun, geometry.block_size()));
+Extent ActiveLayer::held_extent(uint64_t offset) const {
+  const uint32_t shift = image_.geometry.sub_block_shift();
+  const uint32_t per_block = image_.geometry.sub_blocks();
+  const uint16_t full = image_.geometry.full_mask();
+  const uint64_t size = layers_.active_layer().size;
+  const uint64_t chunk_bytes = uint64_t{kBlocksPerChunk} << image_.geometry.block_shift();
+  const uint64_t window = std::min(chunk_bytes, std::max<uint64_t>(kLargestRun, image_.geometry.block_size()));
   const uint64_t from = offset / window * window;
-  const uint64_t to = std::min(from + window, round_up<uint64_t>(size, geometry.sub_block_size()));
+  const uint64_t to = std::min(from + window, round_up<uint64_t>(size, image_.geometry.sub_block_size()));
 
-  uint64_t block = offset >> geometry.block_shift();
-  Entry entry = Entry::unpack(active->load(block));
-  const auto middle = static_cast<uint32_t>((offset & (geometry.block_size() - 1)) >> shift);
+  uint64_t block = offset >> image_.geometry.block_shift();
+  Entry entry = Entry::unpack(layers_.active()->load(block));
+  const auto middle = static_cast<uint32_t>((offset & (image_.geometry.block_size() - 1)) >> shift);
   if (!entry.index || !(entry.written >> middle & 1)) return {};
   // Sub-blocks [first, end) of `block` to begin with, then of the image.
   uint32_t first = middle;
@@ -42,11 +41,12 @@ Extent ImageState::held_extent(uint64_t offset) const {
   while (end < per_block && (entry.written >> end & 1)) end++;
   uint64_t low = block * per_block + first;
   uint64_t high = block * per_block + end;
-  const uint64_t place = (uint64_t{entry.index} << geometry.block_shift()) + (uint64_t{first} << shift);
+  const uint64_t in_file = (uint64_t{entry.index} << image_.geometry.block_shift()) + (uint64_t{first} << shift);
 
   uint32_t before = 0;
-  for (uint64_t other = block, index = entry.index; first == 0 && other > from >> geometry.block_shift(); other--) {
-    const Entry left = Entry::unpack(active->load(other - 1));
+  for (uint64_t other = block, index = entry.index; first == 0 && other > from >> image_.geometry.block_shift();
+       other--) {
+    const Entry left = Entry::unpack(layers_.active()->load(other - 1));
     if (left.index == 0 || left.index != --index) break;
     const auto held =
         left.written == full
@@ -56,7 +56,7 @@ Extent ImageState::held_extent(uint64_t offset) const {
     if (held < per_block) break;
   }
   for (uint64_t index = entry.index; end == per_block && high < to >> shift;) {
-    const Entry right = Entry::unpack(active->load(++block));
+    const Entry right = Entry::unpack(layers_.active()->load(++block));
     if (right.index == 0 || right.index != ++index) break;
     const auto held = right.written == full ? per_block : static_cast<uint32_t>(std::countr_one(right.written));
     high += held;
@@ -67,51 +67,57 @@ Extent ImageState::held_extent(uint64_t offset) const {
   Extent extent;
   extent.offset = low << shift;
   extent.length = std::min(high << shift, round_up<uint64_t>(size, kPageSize)) - extent.offset;
-  extent.place = place - (uint64_t{before} << shift);
+  extent.place = in_file - (uint64_t{before} << shift);
   return extent;
 }
 
 // A discard of a part of a block leaves own sub-blocks without disk space: what is to be stored to gets it again.
-Result<Extent> ImageState::mappable_extent(uint64_t offset) const {
+Result<Extent> ActiveLayer::mappable_extent(uint64_t offset) const {
   const Extent extent = held_extent(offset);
-  if (extent.length && writable()) PCOW_TRY(make_mappable(extent.place, extent.length));
+  if (extent.length && image_.writable()) PCOW_TRY(own_blocks_.make_mappable(extent.place, extent.length));
   return extent;
 }
 
 Result<Extent> Image::held(uint64_t offset) const {
-  const ImageState& state = *state_;
+  ImageState& state = *state_;
   const std::shared_lock lock(state.gate);
-  if (state.closed) return state.closed_error();
-  if (!state.lent.load(std::memory_order_relaxed)) state.lent.store(true);
-  auto extent = state.mappable_extent(offset);
+  if (state.layers.is_closed()) return state.closed_error();
+  state.durability.note_lent();
+  auto extent = state.active_layer.mappable_extent(offset);
   if (extent && state.writable())
-    PCOW_TRY(state.untorn());  // a reader asks Image::read() next, which maps the table anew
+    PCOW_TRY(state.layers.untorn());  // a reader asks Image::read() next, which maps the table anew
   return extent;
+}
+
+uint64_t ActiveLayer::own_offset(uint64_t offset) const {
+  const Geometry& geometry = image_.geometry;
+  const auto within = static_cast<uint32_t>(offset & (geometry.block_size() - 1));
+  const Entry entry = Entry::unpack(layers_.active()->load(offset >> geometry.block_shift()));
+  if (!entry.index || !(entry.written >> (within >> geometry.sub_block_shift()) & 1)) return 0;
+  return (uint64_t{entry.index} << geometry.block_shift()) + within;
 }
 
 uint64_t Image::place(uint64_t offset) const {
   const ImageState& state = *state_;
   const std::shared_lock lock(state.gate);
-  const auto within = static_cast<uint32_t>(offset & (state.geometry.block_size() - 1));
-  const Entry entry = Entry::unpack(state.active->load(offset >> state.geometry.block_shift()));
-  if (!entry.index || !(entry.written >> (within >> state.geometry.sub_block_shift()) & 1)) return 0;
-  return (uint64_t{entry.index} << state.geometry.block_shift()) + within;
+  return state.active_layer.own_offset(offset);
 }
 
 int Image::descriptor() const { return state_->file->descriptor(); }
 
 // With the chunk's lock held, and the table's page ensured: every sub-block becomes own, and has disk space.
-Result<Entry> ImageState::complete_block(uint64_t block, const Entry& before, FaultWork* work) {
+Result<Entry> ActiveLayer::complete_block(uint64_t block, const Entry& before, FaultWork* work) {
+  const Geometry& geometry = image_.geometry;
   const auto missing = static_cast<uint16_t>(geometry.full_mask() & ~before.written);
-  return make_own(active, block, before, {missing}, Purpose::kData, [&](uint64_t place) -> Result<void> {
-    auto lower = mask_below(block);
+  const auto fill = [&](uint64_t block_offset) -> Result<void> {
+    auto lower = layers_.mask_below(block);
     if (!lower) return lower.error();
     // In a fresh block only what lies below must be written; in an old one the other sub-blocks too, for an unfinished
     // write may have left something in them.
     const auto wanted = static_cast<uint16_t>(before.index ? missing : missing & *lower);
     // What is written has its disk space by that; what is our own already may have lost it by a discard.
-    if (wanted != geometry.full_mask()) PCOW_TRY(make_mappable(place, geometry.block_size()));
-    PCOW_TRY(copy_below(block, place, wanted));
+    if (wanted != geometry.full_mask()) PCOW_TRY(own_blocks_.make_mappable(block_offset, geometry.block_size()));
+    PCOW_TRY(copy_below(block, block_offset, wanted));
     if (wanted & *lower) {
       work->copied = true;
       work->copied_bytes += static_cast<uint64_t>(std::popcount(wanted)) << geometry.sub_block_shift();
@@ -119,29 +125,30 @@ Result<Entry> ImageState::complete_block(uint64_t block, const Entry& before, Fa
       work->expanded = true;
     }
     return {};
+  };
+  return own_blocks_.make_own(layers_.active(), block, before, {missing}, OwnBlocks::Purpose::kData, fill);
+}
+
+// Sub-blocks of a block, as the layers below hold them, to the block at `block_offset` of the file.
+Result<void> ActiveLayer::copy_below(uint64_t block, uint64_t block_offset, uint16_t mask) const {
+  return own_blocks_.copy_sub_blocks(block_offset, mask, [&](uint32_t within, char* to, uint32_t length) {
+    return layers_.read_below(block, {}, within, to, length);
   });
 }
 
-// Sub-blocks of a block, as the layers below hold them, to `place` in the file.
-Result<void> ImageState::copy_below(uint64_t block, uint64_t place, uint16_t mask) {
-  return copy_sub_blocks(place, mask, [&](uint32_t within, char* to, uint32_t length) {
-    return read_below(block, {}, within, to, length);
-  });
-}
-
-Result<Extent> ImageState::make_writable_locked(uint64_t offset, const FaultHint& hint, FaultWork* work) {
+Result<Extent> ActiveLayer::make_writable(uint64_t offset, const FaultHint& hint, FaultWork* work) {
   if (auto held = mappable_extent(offset); !held || held->length) return held;
-  const uint64_t block = offset >> geometry.block_shift();
-  PCOW_TRY(active->ensure(block / kBlocksPerChunk));
-  auto lower = confirm(below->look(block));
+  const uint64_t block = offset >> image_.geometry.block_shift();
+  PCOW_TRY(layers_.active()->ensure(block / kBlocksPerChunk));
+  auto lower = layers_.confirm(layers_.below().look(block));
   if (!lower) return lower.error();
 
-  const std::lock_guard lock(chunk_lock(block));
-  const size_t own_sources = below->sources().size() - base_sources.size();
-  const FaultScene scene{Entry::unpack(active->load(block)), lower->mask, lower->nearest < own_sources,
-                         static_cast<uint32_t>((offset & (geometry.block_size() - 1)) >> geometry.sub_block_shift())};
+  const std::lock_guard lock(chunk_locks_.of(block));
+  const FaultScene scene{
+      Entry::unpack(layers_.active()->load(block)), lower->mask, lower->nearest < layers_.own_sources_below(),
+      static_cast<uint32_t>((offset & (image_.geometry.block_size() - 1)) >> image_.geometry.sub_block_shift())};
   Result<Made> made = Made{};
-  switch (plan_fault(geometry, scene, hint)) {
+  switch (plan_fault(image_.geometry, scene, hint)) {
     case FaultPlan::kMap: return mappable_extent(offset);  // made by somebody else since the look above
     case FaultPlan::kCopySubBlock: made = copy_sub_block(block, scene, work); break;
     case FaultPlan::kComplete: made = complete(block, scene, hint.ahead, work); break;
@@ -160,33 +167,34 @@ Result<Extent> ImageState::make_writable_locked(uint64_t offset, const FaultHint
 }
 
 // This and the next three: with the chunk's lock held, and the table's page ensured.
-Result<ImageState::Made> ImageState::copy_sub_block(uint64_t block, const FaultScene& scene, FaultWork* work) {
+Result<ActiveLayer::Made> ActiveLayer::copy_sub_block(uint64_t block, const FaultScene& scene, FaultWork* work) {
   const auto mask = static_cast<uint16_t>(1u << scene.number);
-  const auto owned = make_own(active, block, scene.entry, {mask}, Purpose::kData,
-                              [&](uint64_t place) { return copy_below(block, place, mask); });
+  const auto owned = own_blocks_.make_own(layers_.active(), block, scene.entry, {mask}, OwnBlocks::Purpose::kData,
+                                          [&](uint64_t block_offset) { return copy_below(block, block_offset, mask); });
   if (!owned) return owned.error();
   work->copied = true;
-  work->copied_bytes += geometry.sub_block_size();
-  const uint64_t from = (block << geometry.block_shift()) + (uint64_t{scene.number} << geometry.sub_block_shift());
-  return Made{from, from + geometry.sub_block_size()};
+  work->copied_bytes += image_.geometry.sub_block_size();
+  const uint64_t from =
+      (block << image_.geometry.block_shift()) + (uint64_t{scene.number} << image_.geometry.sub_block_shift());
+  return Made{from, from + image_.geometry.sub_block_size()};
 }
 
 // The block, and where something of it lies below, followers in the chunk that do so as a whole. Not as many as `ahead` bytes hold, for
 // each costs a copy.
-Result<ImageState::Made> ImageState::complete(uint64_t block, const FaultScene& scene, uint64_t ahead,
-                                              FaultWork* work) {
+Result<ActiveLayer::Made> ActiveLayer::complete(uint64_t block, const FaultScene& scene, uint64_t ahead,
+                                                FaultWork* work) {
   if (auto completed = complete_block(block, scene.entry, work); !completed) return completed.error();
-  const uint64_t from = block << geometry.block_shift();
+  const uint64_t from = block << image_.geometry.block_shift();
   uint64_t next = block + 1;
-  const auto made = [&] { return Made{from, next << geometry.block_shift()}; };
+  const auto made = [&] { return Made{from, next << image_.geometry.block_shift()}; };
   if (!(scene.below & ~scene.entry.written)) return made();
-  const uint64_t limit = std::min({(block / kBlocksPerChunk + 1) * kBlocksPerChunk, active->entries(),
-                                   block + 1 + (ahead >> geometry.block_shift()) / kCopiesAheadShare});
+  const uint64_t limit = std::min({(block / kBlocksPerChunk + 1) * kBlocksPerChunk, layers_.active()->entries(),
+                                   block + 1 + (ahead >> image_.geometry.block_shift()) / kCopiesAheadShare});
   for (; next < limit; next++) {
-    const Entry entry = Entry::unpack(active->load(next));
-    auto lower = mask_below(next);
+    const Entry entry = Entry::unpack(layers_.active()->load(next));
+    auto lower = layers_.mask_below(next);
     if (!lower) return lower.error();
-    if (!entry.empty() || *lower != geometry.full_mask()) break;
+    if (!entry.empty() || *lower != image_.geometry.full_mask()) break;
     auto completed = complete_block(next, entry, work);
     // The one that is needed is there: a full disk is no reason to make its writer wait, and a damaged neighbour none to fail.
     if (!completed && (completed.error().code == Code::kNoSpace || completed.error().code == Code::kCorrupt)) break;
@@ -198,74 +206,83 @@ Result<ImageState::Made> ImageState::complete(uint64_t block, const FaultScene& 
 // The block, and as many of its followers in the chunk as are empty all the way down and as `ahead` bytes hold, in one go. A run that
 // would pass a multiple of kLargestRun ends there, so that the next one is a whole one: aligned in the image, in the file and in memory,
 // it can be one huge page.
-Result<ImageState::Made> ImageState::expand(uint64_t block, uint64_t ahead, FaultWork* work) {
-  const uint64_t whole = std::max<uint64_t>(kLargestRun >> geometry.block_shift(), 1);
-  uint64_t limit = block + 1 + (ahead >> geometry.block_shift());
+Result<ActiveLayer::Made> ActiveLayer::expand(uint64_t block, uint64_t ahead, FaultWork* work) {
+  const uint64_t whole = std::max<uint64_t>(kLargestRun >> image_.geometry.block_shift(), 1);
+  uint64_t limit = block + 1 + (ahead >> image_.geometry.block_shift());
   if (limit / whole > block / whole) limit = std::max(limit / whole * whole, block + 1);
-  limit = std::min({(block / kBlocksPerChunk + 1) * kBlocksPerChunk, active->entries(), limit});
+  limit = std::min({(block / kBlocksPerChunk + 1) * kBlocksPerChunk, layers_.active()->entries(), limit});
   uint64_t end = block + 1;
-  while (end < limit && !active->load(end)) {
-    auto lower = mask_below(end);
+  while (end < limit && !layers_.active()->load(end)) {
+    auto lower = layers_.mask_below(end);
     if (!lower || *lower) break;
     end++;
   }
-  auto count = make_own_run(block, end - block);
+  auto count = own_blocks_.make_own_run(layers_.active(), block, end - block);
   if (!count) return count.error();
   work->expanded = true;
-  return Made{block << geometry.block_shift(), (block + *count) << geometry.block_shift()};
+  return Made{block << image_.geometry.block_shift(), (block + *count) << image_.geometry.block_shift()};
 }
 
 Result<Extent> Image::make_writable(uint64_t offset, const FaultHint& hint, FaultWork* work) {
   ImageState& state = *state_;
   const auto attempt = [&]() -> Result<Extent> {
     const std::shared_lock lock(state.gate);
-    if (state.closed) return state.closed_error();
-    if (state.is_stale()) return state.stale_error();
-    if (!state.lent.load(std::memory_order_relaxed)) state.lent.store(true);
-    return state.make_writable_locked(offset, hint, work);
+    if (state.layers.is_closed()) return state.closed_error();
+    if (state.layers.is_stale()) return state.stale_error();
+    state.durability.note_lent();
+    return state.active_layer.make_writable(offset, hint, work);
   };
-  return state.noted(while_stale(state, attempt));
+  return state.failures.noted(state.layers.while_stale(attempt));
+}
+
+Result<void> ActiveLayer::allocate_ahead(uint64_t offset, uint64_t length) {
+  const Geometry& geometry = image_.geometry;
+  const uint64_t block = offset >> geometry.block_shift();
+  if (block >= layers_.active()->entries()) return {};
+  PCOW_TRY(layers_.active()->ensure(block / kBlocksPerChunk));
+  auto lower = layers_.mask_below(block);
+  if (!lower) return lower.error();
+  const std::lock_guard storing(chunk_locks_.of(block));
+  if (*lower || layers_.active()->load(block)) return {};
+  FaultWork ignored;
+  auto made = expand(block, length - std::min<uint64_t>(length, geometry.block_size()), &ignored);
+  return made ? Result<void>() : made.error();
 }
 
 Result<void> Image::allocate_ahead(uint64_t offset, uint64_t length) {
   ImageState& state = *state_;
-  const uint64_t block = offset >> state.geometry.block_shift();
   const auto attempt = [&]() -> Result<void> {
     const std::shared_lock lock(state.gate);
-    if (state.closed) return state.closed_error();
-    if (state.is_stale()) return state.stale_error();
-    if (block >= state.active->entries()) return {};
-    PCOW_TRY(state.active->ensure(block / kBlocksPerChunk));
-    auto lower = state.mask_below(block);
-    if (!lower) return lower.error();
-    const std::lock_guard storing(state.chunk_lock(block));
-    if (*lower || state.active->load(block)) return {};
-    FaultWork ignored;
-    auto made = state.expand(block, length - std::min<uint64_t>(length, state.geometry.block_size()), &ignored);
-    return made ? Result<void>() : made.error();
+    if (state.layers.is_closed()) return state.closed_error();
+    if (state.layers.is_stale()) return state.stale_error();
+    return state.active_layer.allocate_ahead(offset, length);
   };
-  return while_stale(state, attempt);  // not noted: nobody asked for it, and whoever does will be told
+  return state.layers.while_stale(attempt);  // not noted: nobody asked for it, and whoever does will be told
+}
+
+Result<void> ActiveLayer::complete_chunk(uint64_t offset, FaultWork* work) {
+  const uint64_t chunk = (offset >> image_.geometry.block_shift()) / kBlocksPerChunk;
+  PCOW_TRY(layers_.active()->ensure(chunk));
+  const uint64_t end = std::min((chunk + 1) * kBlocksPerChunk, layers_.active()->entries());
+  for (uint64_t block = chunk * kBlocksPerChunk; block < end; block++) {
+    const std::lock_guard storing(chunk_locks_.of(block));
+    const Entry entry = Entry::unpack(layers_.active()->load(block));
+    if (entry.index && entry.written == image_.geometry.full_mask()) continue;
+    auto completed = complete_block(block, entry, work);
+    if (!completed) return completed.error();
+  }
+  return {};
 }
 
 Result<void> Image::complete_chunk(uint64_t offset, FaultWork* work) {
   ImageState& state = *state_;
-  const uint64_t chunk = (offset >> state.geometry.block_shift()) / kBlocksPerChunk;
   const auto attempt = [&]() -> Result<void> {
     const std::shared_lock lock(state.gate);
-    if (state.closed) return state.closed_error();
-    if (state.is_stale()) return state.stale_error();
-    PCOW_TRY(state.active->ensure(chunk));
-    const uint64_t end = std::min((chunk + 1) * kBlocksPerChunk, state.active->entries());
-    for (uint64_t block = chunk * kBlocksPerChunk; block < end; block++) {
-      const std::lock_guard storing(state.chunk_lock(block));
-      const Entry entry = Entry::unpack(state.active->load(block));
-      if (entry.index && entry.written == state.geometry.full_mask()) continue;
-      auto completed = state.complete_block(block, entry, work);
-      if (!completed) return completed.error();
-    }
-    return {};
+    if (state.layers.is_closed()) return state.closed_error();
+    if (state.layers.is_stale()) return state.stale_error();
+    return state.active_layer.complete_chunk(offset, work);
   };
-  return state.noted(while_stale(state, attempt));
+  return state.failures.noted(state.layers.while_stale(attempt));
 }
 
 }  // namespace pcow

@@ -5,59 +5,15 @@
 #include "engine/image/image_state.h"
 
 namespace pcow {
+namespace {
 
-ImageInfo Image::info() const {
-  ImageState& state = *state_;
-  (void)state.bring_up_to_date();
-  const std::shared_lock lock(state.gate);
-  ImageInfo info;
-  info.path = state.path;
-  info.uuid = format_uuid(state.superblock.uuid);
-  info.format_version = 1;
-  info.size = state.directory.active_layer().size;
-  info.block_size = state.geometry.block_size();
-  info.sub_block_size = state.geometry.sub_block_size();
-  if (auto status = state.file->status()) {
-    info.file_size = static_cast<uint64_t>(status->st_size);
-    info.disk_use = static_cast<uint64_t>(status->st_blocks) * 512;
-  }
-  info.persistent = state.file->is_persistent();
-  info.kernel_writes = state.file->kernel_calls().writes;
-  info.kernel_syncs = state.file->kernel_calls().syncs;
-  info.clean = state.superblock.clean;
-  info.writable = state.writable() && !state.closed;
-  info.generation = state.superblock.generation;
-  for (const Layer& layer : state.directory.layers) info.snapshots += layer.name.empty() ? 0 : 1;
-  info.chain.push_back({state.path, "", state.directory.active});
-  for (const Layer* layer = state.directory.find(state.directory.active_layer().parent); layer;
-       layer = state.directory.find(layer->parent))
-    info.chain.push_back({state.path, layer->name, layer->id});
-  info.chain.insert(info.chain.end(), state.base_chain.begin(), state.base_chain.end());
-  if (const auto& base = state.superblock.base) {
-    info.has_base = true;
-    info.base_path = base->path;
-    info.base_resolved = state.base_resolved;
-    info.base_uuid = format_uuid(base->uuid);
-    info.base_layer = base->layer;
-    if (!state.base_chain.empty()) info.base_snapshot = state.base_chain.front().snapshot;
-  }
-  const Opener& opener = state.superblock.opener;
-  if (info.writable || (!state.closed && state.file->is_locked_by_other())) {
-    info.has_holder = true;
-    info.holder = {opener.pid, opener.start_time, opener.command};
-  }
-  info.has_opener = opener.pid != 0;
-  info.opener = {opener.pid, opener.start_time, opener.command};
-  const std::lock_guard noting(state.noting);
-  info.last_error = state.last_error;
-  return info;
-}
-
-SnapshotInfo ImageState::describe(const Layer& layer, uint64_t children) const {
+// With the gate held.
+SnapshotInfo describe(const ImageState& state, const Layer& layer, uint64_t children) {
+  const LayerDirectory& directory = state.layers.directory();
   SnapshotInfo info;
   info.name = layer.name;
   info.id = layer.id;
-  info.identity = identity_of(layer, superblock.uuid);
+  info.identity = identity_of(layer, state.superblocks.current().uuid);
   // Hidden layers are not there for people: the parent is the nearest that is.
   const Layer* parent = directory.find(layer.parent);
   while (parent && parent->hidden) parent = directory.find(parent->parent);
@@ -70,12 +26,60 @@ SnapshotInfo ImageState::describe(const Layer& layer, uint64_t children) const {
   return info;
 }
 
+}  // namespace
+
+ImageInfo Image::info() const {
+  ImageState& state = *state_;
+  (void)state.layers.bring_up_to_date();
+  const std::shared_lock lock(state.gate);
+  ImageInfo info;
+  info.path = state.path;
+  info.uuid = format_uuid(state.superblocks.current().uuid);
+  info.format_version = 1;
+  info.size = state.layers.active_layer().size;
+  info.block_size = state.geometry.block_size();
+  info.sub_block_size = state.geometry.sub_block_size();
+  if (auto status = state.file->status()) {
+    info.file_size = static_cast<uint64_t>(status->st_size);
+    info.disk_use = static_cast<uint64_t>(status->st_blocks) * 512;
+  }
+  info.persistent = state.file->is_persistent();
+  info.kernel_writes = state.file->kernel_calls().writes;
+  info.kernel_syncs = state.file->kernel_calls().syncs;
+  info.clean = state.superblocks.current().clean;
+  info.writable = state.writable() && !state.layers.is_closed();
+  info.generation = state.superblocks.current().generation;
+  for (const Layer& layer : state.layers.directory().layers) info.snapshots += layer.name.empty() ? 0 : 1;
+  info.chain.push_back({state.path, "", state.layers.directory().active});
+  for (const Layer* layer = state.layers.directory().find(state.layers.active_layer().parent); layer;
+       layer = state.layers.directory().find(layer->parent))
+    info.chain.push_back({state.path, layer->name, layer->id});
+  info.chain.insert(info.chain.end(), state.bases.current().names.begin(), state.bases.current().names.end());
+  if (const auto& base = state.superblocks.current().base) {
+    info.has_base = true;
+    info.base_path = base->path;
+    info.base_resolved = state.bases.current().resolved;
+    info.base_uuid = format_uuid(base->uuid);
+    info.base_layer = base->layer;
+    if (!state.bases.current().names.empty()) info.base_snapshot = state.bases.current().names.front().snapshot;
+  }
+  const Opener& opener = state.superblocks.current().opener;
+  if (info.writable || (!state.layers.is_closed() && state.file->is_locked_by_other())) {
+    info.has_holder = true;
+    info.holder = {opener.pid, opener.start_time, opener.command};
+  }
+  info.has_opener = opener.pid != 0;
+  info.opener = {opener.pid, opener.start_time, opener.command};
+  info.last_error = state.failures.last();
+  return info;
+}
+
 Result<std::vector<SnapshotInfo>> Image::snapshots(bool with_data) const {
   ImageState& state = *state_;
-  PCOW_TRY(state.bring_up_to_date());
+  PCOW_TRY(state.layers.bring_up_to_date());
   const std::shared_lock lock(state.gate);
-  if (state.closed) return state.closed_error();
-  const Directory& directory = state.directory;
+  if (state.layers.is_closed()) return state.closed_error();
+  const LayerDirectory& directory = state.layers.directory();
   std::vector<uint64_t> children(directory.layers.size());
   for (const Layer& layer : directory.layers)
     if (const Layer* parent = directory.find(layer.parent))
@@ -84,9 +88,9 @@ Result<std::vector<SnapshotInfo>> Image::snapshots(bool with_data) const {
   for (size_t number = 0; number < directory.layers.size(); number++) {
     const Layer& layer = directory.layers[number];
     if (layer.name.empty()) continue;
-    SnapshotInfo info = state.describe(layer, children[number]);
+    SnapshotInfo info = describe(state, layer, children[number]);
     if (with_data) {
-      const Source& source = *state.sources[number];
+      const Source& source = *state.layers.source_in_use(layer.id);
       for (const auto& [first, end] : source.present) {
         for (uint64_t chunk = first; chunk < end; chunk++) {
           EntryPage page;
@@ -105,29 +109,29 @@ Result<std::vector<SnapshotInfo>> Image::snapshots(bool with_data) const {
 
 Result<SnapshotInfo> Image::snapshot_info(const std::string& name) const {
   ImageState& state = *state_;
-  PCOW_TRY(state.bring_up_to_date());
+  PCOW_TRY(state.layers.bring_up_to_date());
   const std::shared_lock lock(state.gate);
-  if (state.closed) return state.closed_error();
-  const auto layer = state.snapshot_called(name);
+  if (state.layers.is_closed()) return state.closed_error();
+  const auto layer = state.layers.snapshot_called(name);
   if (!layer) return layer.error();
-  return state.describe(**layer, state.directory.count_children((*layer)->id));
+  return describe(state, **layer, state.layers.directory().count_children((*layer)->id));
 }
 
 Result<std::vector<std::string>> Image::snapshot_names() const {
   ImageState& state = *state_;
-  PCOW_TRY(state.bring_up_to_date());
+  PCOW_TRY(state.layers.bring_up_to_date());
   const std::shared_lock lock(state.gate);
-  if (state.closed) return state.closed_error();
+  if (state.layers.is_closed()) return state.closed_error();
   std::vector<std::string> names;
-  for (const Layer& layer : state.directory.layers)
+  for (const Layer& layer : state.layers.directory().layers)
     if (!layer.name.empty()) names.push_back(layer.name);
   return names;
 }
 
 uint64_t Image::size() const {
-  (void)state_->bring_up_to_date();
+  (void)state_->layers.bring_up_to_date();
   const std::shared_lock lock(state_->gate);
-  return state_->directory.active_layer().size;
+  return state_->layers.active_layer().size;
 }
 
 std::string Image::file_identity() const {
@@ -135,40 +139,50 @@ std::string Image::file_identity() const {
   return status ? std::to_string(status->st_dev) + ":" + std::to_string(status->st_ino) : "";
 }
 
-uint64_t Image::content_generation() const { return state_->content_generation.load(); }
+uint64_t Image::content_generation() const { return state_->layers.content_generation(); }
 
 Result<std::shared_ptr<View>> Image::view(const std::string& snapshot) const {
   ImageState& state = *state_;
-  PCOW_TRY(state.bring_up_to_date());
+  PCOW_TRY(state.layers.bring_up_to_date());
   const std::shared_lock lock(state.gate);
-  if (state.closed) return state.closed_error();
-  const auto layer = state.noted(state.snapshot_called(snapshot));
+  if (state.layers.is_closed()) return state.closed_error();
+  const auto layer = state.failures.noted(state.layers.snapshot_called(snapshot));
   if (!layer) return layer.error();
   return std::make_shared<View>((*layer)->id, (*layer)->size, true);
 }
 
 Result<std::shared_ptr<View>> Image::view_of_layer(uint64_t layer) const {
   ImageState& state = *state_;
-  if (state.is_stale()) PCOW_TRY(state.refresh());
+  if (state.layers.is_stale()) PCOW_TRY(state.layers.refresh());
   const std::shared_lock lock(state.gate);
-  if (state.closed) return state.closed_error();
-  auto found = state.layer_in_view(View(layer, 0, false));
-  if (!found) return state.noted(Result<std::shared_ptr<View>>(found.error()));
+  if (state.layers.is_closed()) return state.closed_error();
+  auto found = state.layers.layer_in_view(View(layer, 0, false));
+  if (!found) return state.failures.noted(Result<std::shared_ptr<View>>(found.error()));
   return std::make_shared<View>(layer, (*found)->size, false);
 }
 
 Result<std::vector<LayerInfo>> Image::layers() const {
   ImageState& state = *state_;
-  if (state.is_stale()) PCOW_TRY(state.refresh());
+  if (state.layers.is_stale()) PCOW_TRY(state.layers.refresh());
   const std::shared_lock lock(state.gate);
-  if (state.closed) return state.closed_error();
+  if (state.layers.is_closed()) return state.closed_error();
   std::vector<LayerInfo> found;
-  for (const Layer& layer : state.directory.layers) {
-    const bool active = layer.id == state.directory.active;
+  for (const Layer& layer : state.layers.directory().layers) {
+    const bool active = layer.id == state.layers.directory().active;
     found.push_back({layer.id, layer.parent, layer.name, layer.hidden, active,
-                     active ? 0 : identity_of(layer, state.superblock.uuid), layer.time_ns, layer.size});
+                     active ? 0 : identity_of(layer, state.superblocks.current().uuid), layer.time_ns, layer.size});
   }
   return found;
+}
+
+Result<uint64_t> Image::layer_id(const std::string& snapshot) const {
+  ImageState& state = *state_;
+  if (state.layers.is_stale()) PCOW_TRY(state.layers.refresh());
+  const std::shared_lock lock(state.gate);
+  if (snapshot.empty()) return state.layers.directory().active;
+  const auto layer = state.layers.snapshot_called(snapshot);
+  if (!layer) return layer.error();
+  return (*layer)->id;
 }
 
 uint64_t Image::view_size(const View& view) const { return view.size(); }

@@ -230,28 +230,28 @@ Result<ExtentBatch> walk_batch(const Geometry& geometry, const Walk& walk, uint6
 }
 
 WalkedLayer walked(const ImageState& state, const Layer& layer) {
-  const Directory& directory = state.directory;
+  const LayerDirectory& directory = state.layers.directory();
   if (layer.id == directory.active)
-    return {state.file, state.active, layer.table_offset, state.writable(), state.crashed};
-  return state.sources[static_cast<size_t>(&layer - directory.layers.data())];
+    return {state.file, state.layers.active(), layer.table_offset, state.writable(), state.layers.only_durable()};
+  return state.layers.source_in_use(layer.id);
 }
 
 // The chain of a layer of this image, to be walked.
 Walk chain_walk(const ImageState& state, const Layer& top) {
   Walk walk;
   walk.size = top.size;
-  for (const Layer* layer = &top; layer; layer = state.directory.find(layer->parent)) {
+  for (const Layer* layer = &top; layer; layer = state.layers.directory().find(layer->parent)) {
     walk.chain.push_back(walked(state, *layer));
     walk.names.push_back({state.path, layer->name, layer->id});
   }
-  for (const auto& source : state.base_sources) walk.chain.emplace_back(source);
-  walk.names.insert(walk.names.end(), state.base_chain.begin(), state.base_chain.end());
+  for (const auto& source : state.bases.current().sources) walk.chain.emplace_back(source);
+  walk.names.insert(walk.names.end(), state.bases.current().names.begin(), state.bases.current().names.end());
   return walk;
 }
 
 Result<const Layer*> layer_of(const ImageState& state, const View* view) {
-  if (!view) return &state.directory.active_layer();
-  return state.layer_in_view(*view);
+  if (!view) return &state.layers.active_layer();
+  return state.layers.layer_in_view(*view);
 }
 
 // FNV-1a of the files and ids.
@@ -271,20 +271,20 @@ Result<ExtentBatch> walk_image(ImageState& state, uint64_t offset, const Make& m
   for (int round = 0; round < kStaleRounds; round++) {
     {
       const std::shared_lock lock(state.gate);
-      if (state.closed) return state.closed_error();
-      if (!state.is_stale()) {
+      if (state.layers.is_closed()) return state.closed_error();
+      if (!state.layers.is_stale()) {
         Result<Walk> walk = make();
         if (!walk) return walk.error();
         auto batch = walk_batch(state.geometry, *walk, offset);
-        if (auto whole = state.untorn(); !whole && (round || state.writable())) return whole.error();
+        if (auto whole = state.layers.untorn(); !whole && (round || state.writable())) return whole.error();
         if (batch) {
           batch->chain_state = state_of(walk->names);
           batch->chain = std::move(walk->names);
         }
-        if (!state.is_stale()) return batch;
+        if (!state.layers.is_stale()) return batch;
       }
     }
-    PCOW_TRY(state.refresh());
+    PCOW_TRY(state.layers.refresh());
   }
   return Error(Code::kIo, state.path + " changes faster than it can be read");
 }
@@ -293,9 +293,9 @@ Result<ExtentBatch> walk_image(ImageState& state, uint64_t offset, const Make& m
 
 Result<std::vector<LayerRef>> Image::chain(const View* view) const {
   ImageState& state = *state_;
-  PCOW_TRY(state.noted(state.bring_up_to_date()));
+  PCOW_TRY(state.failures.noted(state.layers.bring_up_to_date()));
   const std::shared_lock lock(state.gate);
-  if (state.closed) return state.closed_error();
+  if (state.layers.is_closed()) return state.closed_error();
   auto layer = layer_of(state, view);
   if (!layer) return layer.error();
   return chain_walk(state, **layer).names;
@@ -303,7 +303,7 @@ Result<std::vector<LayerRef>> Image::chain(const View* view) const {
 
 Result<ExtentBatch> Image::map(const View* view, uint64_t offset, DepthRange depths) const {
   ImageState& state = *state_;
-  return state.noted(walk_image(state, offset, [&]() -> Result<Walk> {
+  return state.failures.noted(walk_image(state, offset, [&]() -> Result<Walk> {
     auto layer = layer_of(state, view);
     if (!layer) return layer.error();
     Walk walk = chain_walk(state, **layer);
@@ -315,7 +315,7 @@ Result<ExtentBatch> Image::map(const View* view, uint64_t offset, DepthRange dep
 
 Result<ExtentBatch> Image::changes(const View* from, const View* to, uint64_t offset) const {
   ImageState& state = *state_;
-  return state.noted(walk_image(state, offset, [&]() -> Result<Walk> {
+  return state.failures.noted(walk_image(state, offset, [&]() -> Result<Walk> {
     auto before = layer_of(state, from);
     if (!before) return before.error();
     auto after = layer_of(state, to);
@@ -328,10 +328,10 @@ Result<ExtentBatch> Image::changes(const View* from, const View* to, uint64_t of
     while (left != right) {
       if (right && (!left || left->id < right->id)) {
         walk.end++;
-        right = state.directory.find(right->parent);
+        right = state.layers.directory().find(right->parent);
       } else {
         walk.others.push_back(walked(state, *left));
-        left = state.directory.find(left->parent);
+        left = state.layers.directory().find(left->parent);
       }
     }
     return walk;
@@ -340,12 +340,12 @@ Result<ExtentBatch> Image::changes(const View* from, const View* to, uint64_t of
 
 Result<ExtentBatch> Image::changes_to_base(const View* to, uint64_t offset) const {
   ImageState& state = *state_;
-  return state.noted(walk_image(state, offset, [&]() -> Result<Walk> {
+  return state.failures.noted(walk_image(state, offset, [&]() -> Result<Walk> {
     auto layer = layer_of(state, to);
     if (!layer) return layer.error();
     Walk walk = chain_walk(state, **layer);
     walk.only_held = true;
-    walk.end = walk.chain.size() - state.base_sources.size();
+    walk.end = walk.chain.size() - state.bases.current().sources.size();
     return walk;
   }));
 }

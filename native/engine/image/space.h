@@ -1,11 +1,11 @@
-// Which blocks of the file are in use. Never stored: derived from the directory and the tables when an image is opened
+// Which blocks of the file are in use. Never stored: derived from the layer directory and the tables when an image is opened
 // for writing (docs/format.md, "Free space"). Also the way of a freed block back to use:
 //
 //   released ──sync──▶ the freeing is durable; punched ──sync──▶ the hole is durable; free
 //
 // so that a free block always reads as zeros, and still does after a host crash.
 //
-// A deletion, which gives space back, needs some first: for a directory, a page of a table, copies. So an image that holds data keeps a
+// A deletion, which gives space back, needs some first: for a layer directory, a page of a table, copies. So an image that holds data keeps a
 // reserve: free blocks with disk space behind them, which read as zeros. What gives space back spends it when the disk is full, or
 // the file cannot grow; nothing else takes a block as long as it cannot be made again. It stays at rest (docs/format.md, "Free space").
 //
@@ -28,7 +28,7 @@ class Space {
  public:
   Space(std::shared_ptr<File> file, const Geometry& geometry, uint64_t file_size);
 
-  // While deriving the map: these blocks are in use, by data or by a table or directory.
+  // While deriving the map: these blocks are in use, by data or by a table or layer directory.
   void mark_data(uint64_t first, uint64_t count);
   void mark_range(uint64_t first, uint64_t count);
 
@@ -36,7 +36,7 @@ class Space {
   // neighbours that nobody uses yet, at this position in it (0 ≤ position < window_blocks()), so that logical
   // neighbours become physical ones; otherwise any. kNoSpace or kTooLarge where the file cannot grow.
   Result<uint32_t> allocate_block(uint64_t near, uint32_t position, uint32_t window_blocks);
-  // Neighbouring blocks for a table or a directory; returns the first one's index. Reads as zeros. They keep to stretches
+  // Neighbouring blocks for a table or a layer directory; returns the first one's index. Reads as zeros. They keep to stretches
   // of the file of their own, so that they do not sit between the neighbours of a chunk.
   Result<uint64_t> allocate_range(uint64_t count);
 
@@ -87,7 +87,7 @@ class Space {
 
  private:
   static constexpr uint64_t kNone = ~uint64_t{0};
-  // And a block: a directory or two, pages of tables, what the filesystem itself needs, and a copy.
+  // And a block: a layer directory or two, pages of tables, what the filesystem itself needs, and a copy.
   static constexpr uint64_t kReserveBytes = uint64_t{128} << 10;
 
   uint64_t find_free_run(uint64_t count, uint64_t align, uint64_t from) const;  // kNone where none lies in the file

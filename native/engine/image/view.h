@@ -1,135 +1,29 @@
-// A frozen layer seen whole: itself and everything below it, over all files of its chain, resolved chunk by chunk.
-//
-// A frozen layer never changes, so a chunk is resolved once (one look at each layer of the chain) and remembered; a
-// read then costs the same at any depth. The one thing that moves frozen data is the merge of a deleted snapshot. Inside
-// the writer's process chains are then built anew under the exclusive lock. A base image may be merged by another process:
-// every file of the chain that we do not write ourselves is watched by its superblock's generation, before and after.
+// A layer in a reader's hands, which stays the same layer whatever the image's structure becomes.
 #pragma once
 
-#include <atomic>
 #include <cstdint>
-#include <list>
 #include <memory>
 #include <mutex>
-#include <string>
-#include <unordered_map>
-#include <utility>
-#include <vector>
-
-#include "engine/disk/file.h"
-#include "engine/format/checksums.h"
-#include "engine/format/directory.h"
-#include "engine/format/entry.h"
-#include "engine/format/geometry.h"
-#include "engine/format/table.h"
 
 namespace pcow {
 
-// The generation of a file's superblock, as its writer last stored it.
-class GenerationWatch {
+class Chain;
+
+class View {
  public:
-  static Result<std::shared_ptr<GenerationWatch>> start(File& file);
-  uint64_t now() const;
-  bool is_torn() const { return mapping_->is_torn(); }
+  View(uint64_t layer, uint64_t size, bool by_name) : layer_(layer), size_(size), by_name_(by_name) {}
+  uint64_t layer() const { return layer_; }
+  uint64_t size() const { return size_; }
+  bool by_name() const { return by_name_; }  // whoever asked for a name does not read it once it is deleted
 
  private:
-  explicit GenerationWatch(std::unique_ptr<Mapping> mapping) : mapping_(std::move(mapping)) {}
-  std::unique_ptr<Mapping> mapping_;
-};
-
-// One layer of a chain.
-struct Source {
-  std::shared_ptr<File> file;
-  uint64_t table_offset = 0;
-  uint64_t entries = 0;
-  bool only_durable = false;  // the host crashed under the file's writer: apply Entry::as_durable
-  std::vector<ChunkRange> present;
-  std::shared_ptr<const Checksums> checksums;  // null: none
-};
-
-// A frozen layer of `file` as a link of chains.
-std::shared_ptr<const Source> make_source(std::shared_ptr<File> file, const Geometry& geometry, const Layer& layer,
-                                          bool only_durable, std::vector<ChunkRange> present);
-
-// Where some sub-blocks of a block are. One word: a busy image remembers millions of them.
-struct Piece {
-  uint64_t index : 30;   // of the block in the source's file; never 0: zeros have no piece
-  uint64_t source : 18;  // number in the chain, 0 nearest
-  uint64_t mask : 16;    // sub-blocks
-};
-static_assert(sizeof(Piece) == 8);
-static_assert(kMaxBlockIndex < uint64_t{1} << 30);
-static_assert(kMaxChainLayers <= uint64_t{1} << 18);
-
-// A chunk of a chain, resolved: the pieces of block i of the chunk are those from start[i] to start[i + 1].
-struct ResolvedChunk {
-  static_assert(kBlocksPerChunk * kMaxSubBlocks <= UINT16_MAX, "each sub-block of a chunk may be a piece of its own");
-  std::array<uint16_t, kBlocksPerChunk + 1> start{};
-  std::vector<Piece> pieces;
-  std::array<uint16_t, kBlocksPerChunk> buried{};  // sub-blocks that some layer holds data of, seen or not
-};
-
-// kCorrupt unless the word is a possible entry of a block of `file`: sound, and pointing behind the superblocks and
-// inside the file. `block` is for the message.
-Result<Entry> checked_entry(uint64_t word, const Geometry& geometry, const File& file, uint64_t block);
-
-// What a look at a chain saw. It counts once ImageState::confirm() has taken it: none of the chain's files had another
-// structure by then. So nobody can act on a look and forget to ask.
-template <typename T>
-class [[nodiscard]] Look {
- public:
-  Look(T seen) : seen_(std::move(seen)) {}        // NOLINT(google-explicit-constructor)
-  Look(Error error) : seen_(std::move(error)) {}  // NOLINT(google-explicit-constructor)
-  // For whoever looks often, and confirms once: after the last look, and before anything is done by what was seen.
-  Result<T> unconfirmed() && { return std::move(seen_); }
-
- private:
-  friend class ImageState;
-  Result<T> seen_;
-};
-
-class Chain {
- public:
-  using Sources = std::vector<std::shared_ptr<const Source>>;  // nearest layer first
-
-  // `continued`: a chain that is still right. Where its layers are the last of these, what it has resolved is taken over from
-  // it, chunk by chunk: after a snapshot of an image with a thousand, each chunk needs a look at one table, not at a thousand.
-  Chain(const Geometry& geometry, Sources sources, std::shared_ptr<const Chain> continued = nullptr);
-
-  const Sources& sources() const { return sources_; }
-  // false: nothing below holds anything of this chunk.
-  bool may_hold(uint64_t chunk) const;
-  // kCorrupt where an entry is not sound.
-  Look<std::shared_ptr<const ResolvedChunk>> resolve(uint64_t chunk) const;
-  // The sub-blocks of a block that hold data somewhere in the chain, and the number of the nearest layer in which some of them are seen.
-  struct BlockBelow {
-    uint16_t mask = 0;
-    size_t nearest = SIZE_MAX;
-  };
-  Look<BlockBelow> look(uint64_t block) const;
-  // As look()'s mask, and those whose data a nearer layer hides behind zeros.
-  Look<uint16_t> buried_mask(uint64_t block) const;
-  // kCorrupt where the block behind the piece is not what it was, as far as checksums tell.
-  Result<void> verify(uint64_t block, const Piece& piece) const {
-    const auto& checksums = sources_[piece.source]->checksums;
-    return checksums ? checksums->verify(block, piece.index) : Result<void>();
-  }
-
- private:
-  Result<std::shared_ptr<const ResolvedChunk>> build(uint64_t chunk) const;
-  std::shared_ptr<const ResolvedChunk> take(uint64_t chunk) const;
-
-  struct Remembered {
-    std::shared_ptr<const ResolvedChunk> resolved;
-    std::list<uint64_t>::iterator age;
-  };
-
-  const Geometry geometry_;
-  const Sources sources_;
-  mutable std::mutex mutex_;  // guards the rest
-  mutable std::shared_ptr<const Chain> continued_;
-  mutable std::unordered_map<uint64_t, Remembered> cache_;
-  mutable std::list<uint64_t> ages_;  // most recently used first
+  friend class Layers;  // which makes the chain anew when the image's structure has changed since
+  const uint64_t layer_;
+  const uint64_t size_;
+  const bool by_name_;
+  mutable std::mutex mutex_;  // guards the two below
+  mutable std::shared_ptr<const Chain> chain_;
+  mutable uint64_t epoch_ = 0;
 };
 
 }  // namespace pcow

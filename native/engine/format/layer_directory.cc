@@ -1,4 +1,4 @@
-#include "engine/format/directory.h"
+#include "engine/format/layer_directory.h"
 
 #include <algorithm>
 #include <cstring>
@@ -72,35 +72,37 @@ bool ranges_are_apart(std::vector<std::pair<uint64_t, uint64_t>> ranges, const G
 
 }  // namespace
 
-const Layer* Directory::find(uint64_t id) const {
+const Layer* LayerDirectory::find(uint64_t id) const {
   const auto at =
       std::lower_bound(layers.begin(), layers.end(), id, [](const Layer& l, uint64_t i) { return l.id < i; });
   return at != layers.end() && at->id == id ? &*at : nullptr;
 }
 
-Layer* Directory::find(uint64_t id) { return const_cast<Layer*>(static_cast<const Directory*>(this)->find(id)); }
+Layer* LayerDirectory::find(uint64_t id) {
+  return const_cast<Layer*>(static_cast<const LayerDirectory*>(this)->find(id));
+}
 
-const Layer* Directory::find(const std::string& name) const {
+const Layer* LayerDirectory::find(const std::string& name) const {
   if (name.empty()) return nullptr;
   const auto at = std::find_if(layers.begin(), layers.end(), [&](const Layer& l) { return l.name == name; });
   return at != layers.end() ? &*at : nullptr;
 }
 
-uint64_t Directory::count_children(uint64_t id) const {
+uint64_t LayerDirectory::count_children(uint64_t id) const {
   return static_cast<uint64_t>(
       std::count_if(layers.begin(), layers.end(), [&](const Layer& l) { return l.parent == id; }));
 }
 
-uint64_t Directory::features() const {
+uint64_t LayerDirectory::features() const {
   return std::any_of(layers.begin(), layers.end(), [](const Layer& l) { return l.checksums != 0; }) ? kLayerChecksums
                                                                                                     : 0;
 }
 
-void Directory::erase(uint64_t id) {
+void LayerDirectory::erase(uint64_t id) {
   std::erase_if(layers, [&](const Layer& l) { return l.id == id; });
 }
 
-std::vector<uint8_t> Directory::encode(const Uuid& image) const {
+std::vector<uint8_t> LayerDirectory::encode(const Uuid& image) const {
   std::vector<uint8_t> bytes(kHeaderLength);
   for (const Layer& layer : layers) {
     const size_t at = bytes.size();
@@ -128,8 +130,8 @@ std::vector<uint8_t> Directory::encode(const Uuid& image) const {
   return bytes;
 }
 
-Result<Directory> Directory::decode(const std::vector<uint8_t>& bytes, const Superblock& superblock, uint64_t file_size,
-                                    const std::string& where) {
+Result<LayerDirectory> LayerDirectory::decode(const std::vector<uint8_t>& bytes, const Superblock& superblock,
+                                              uint64_t file_size, const std::string& where) {
   const auto corrupt = [&](const std::string& what) {
     return Error(Code::kCorrupt, where + ": the layer directory " + what);
   };
@@ -143,7 +145,7 @@ Result<Directory> Directory::decode(const std::vector<uint8_t>& bytes, const Sup
   if (get_field<Uuid>(bytes.data(), kDirectoryUuidAt) != superblock.uuid) return corrupt("belongs to another image");
 
   const Geometry geometry(superblock.block_shift);
-  Directory directory;
+  LayerDirectory directory;
   directory.next_id = get_field<uint64_t>(bytes.data(), kNextIdAt);
   directory.active = get_field<uint64_t>(bytes.data(), kActiveAt);
   const auto count = get_field<uint32_t>(bytes.data(), kCountAt);
@@ -205,7 +207,7 @@ Result<Directory> Directory::decode(const std::vector<uint8_t>& bytes, const Sup
   return directory;
 }
 
-Result<std::vector<uint8_t>> read_directory_bytes(const File& file, const Superblock& superblock) {
+Result<std::vector<uint8_t>> read_layer_directory_bytes(const File& file, const Superblock& superblock) {
   auto file_size = file.size();
   if (!file_size) return file_size.error();
   constexpr uint64_t longest = kHeaderLength + uint64_t{kMaxLayers} * (kRecordLength + round_up(kMaxNameLength, 8u));
@@ -220,12 +222,12 @@ Result<std::vector<uint8_t>> read_directory_bytes(const File& file, const Superb
   return bytes;
 }
 
-Result<Directory> read_directory(const File& file, const Superblock& superblock) {
-  auto bytes = read_directory_bytes(file, superblock);
+Result<LayerDirectory> read_layer_directory(const File& file, const Superblock& superblock) {
+  auto bytes = read_layer_directory_bytes(file, superblock);
   if (!bytes) return bytes.error();
   auto file_size = file.size();
   if (!file_size) return file_size.error();
-  return Directory::decode(*bytes, superblock, *file_size, file.path());
+  return LayerDirectory::decode(*bytes, superblock, *file_size, file.path());
 }
 
 uint64_t identity_of(const Layer& layer, const Uuid& image) {

@@ -1,16 +1,16 @@
-#include "engine/image/base.h"
+#include "engine/image/bases.h"
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <climits>
 #include <cstdlib>
-#include <ctime>
 #include <filesystem>
+#include <set>
 #include <thread>
 
-#include "engine/image/image_state.h"
-#include "engine/image/page_cache.h"
+#include "engine/image/loaded_structure.h"
 #include "engine/rules.h"
 
 namespace pcow {
@@ -47,19 +47,6 @@ bool lies_in(const std::string& path, const std::string& directory) {
 Error missing_base(const std::string& image, const std::string& base, const Error& why) {
   const std::string said = why.code == Code::kNotFound ? ", which is not there" : ": " + why.message;
   return Error(Code::kBaseMissing, why.err, image + " stands on " + base + said);
-}
-
-// A frozen layer that was not sealed when the host went down is no consistent cut: its snapshot never returned. It loses
-// its name and is merged away like a deleted one.
-bool drop_unsealed_names(Directory* directory, uint64_t sealed) {
-  bool dropped = false;
-  for (Layer& layer : directory->layers) {
-    if (layer.id == directory->active || layer.id <= sealed || layer.hidden) continue;
-    layer.hidden = true;
-    layer.name.clear();
-    dropped = true;
-  }
-  return dropped;
 }
 
 Error too_many_layers(const std::string& image) {
@@ -167,48 +154,17 @@ Result<void> check_chain_below(const std::string& image, const std::shared_ptr<F
   size_t layers = 0;
   for (const Layer* next = &layer; next; next = loaded.directory.find(next->parent)) layers++;
   if (loaded.superblock.base) {
-    const ImageState state(base->path(), {}, base, loaded.superblock);
-    auto below = state.open_chain(loaded.superblock.base, {});
+    const ImageFile image{base->path(), {}, base, Geometry(loaded.superblock.block_shift)};
+    auto below = Bases(image).open(loaded.superblock.base, {});
     if (!below) return below.error();
     layers += below->sources.size();
   }
   return layers > kMaxLayers ? Result<void>(too_many_layers(image)) : Result<void>();
 }
 
-}  // namespace
-
-Result<LoadedStructure> load_structure(const File& file, const GenerationWatch* watch) {
-  // With a writer at work, a slot may be half written and a directory replaced between our two looks: look again. A slot
-  // that a crash has torn stays torn; after the last round the other slot counts.
-  constexpr int kRounds = 50;
-  for (int round = 0;; round++) {
-    const bool last = !watch || round == kRounds;
-    LoadedStructure loaded;
-    if (watch) loaded.seen = watch->now();
-    auto superblock = read_superblock(file);
-    Result<Directory> directory = superblock ? read_directory(file, *superblock) : superblock.error();
-    if (watch && watch->is_torn()) return file.torn();
-    if (directory && (last || superblock->generation == loaded.seen)) {
-      loaded.superblock = *superblock;
-      loaded.directory = std::move(*directory);
-      const bool host_crashed = !superblock->clean && !page_cache_survived(file, *superblock);
-      loaded.crashed = host_crashed && keeps(Rule::kDropUndurable);
-      if (host_crashed && keeps(Rule::kHideUnsealed))
-        loaded.names_dropped = drop_unsealed_names(&loaded.directory, superblock->sealed);
-      return loaded;
-    }
-    if (!directory && (last || (superblock && superblock->generation == loaded.seen && watch->now() == loaded.seen)))
-      return directory.error();
-    const timespec pause = {0, 200'000};
-    nanosleep(&pause, nullptr);
-  }
-}
-
-namespace {
-
 constexpr std::chrono::minutes kSealingTime{1};  // a disk that needs longer for a sync has worse troubles
 
-const Layer* named_by(const BaseSpec& spec, const Directory& directory) {
+const Layer* named_by(const BaseSpec& spec, const LayerDirectory& directory) {
   return spec.layer ? directory.find(spec.layer) : directory.find(spec.snapshot);
 }
 
@@ -279,52 +235,79 @@ Result<FoundBase> find_base(const std::string& image_path, const BaseSpec& spec)
   return found;
 }
 
-// Opens the chain of bases, from the one that this image names to the last. On failure the former chain stays.
-Result<void> ImageState::open_bases() {
-  auto opened = open_chain(superblock.base, held_files());
+bool Bases::is_stale() const {
+  const auto any_has_changed = [](const std::vector<Watch>& watches) {
+    return std::any_of(watches.begin(), watches.end(), [](const Watch& watch) { return watch.has_changed(); });
+  };
+  return any_has_changed(current_.watches) || (coming_ && any_has_changed(coming_->bases.watches));
+}
+
+BaseFiles Bases::held_files() const {
+  BaseFiles held = current_.files;
+  held.insert(held.end(), given_.begin(), given_.end());
+  return held;
+}
+
+Result<BaseFiles> Bases::adopt_given(const std::vector<GivenFile>& bases) const {
+  BaseFiles files;
+  for (const GivenFile& given : bases) {
+    auto adopted = File::adopt(given.path, given.descriptor, image_.options.observer);
+    if (!adopted) return adopted.error();
+    files.push_back(std::move(*adopted));
+  }
+  return files;
+}
+
+void Bases::begin_change(std::optional<BaseReference> reference, BaseChain bases) {
+  const auto chain = std::make_shared<Chain>(image_.geometry, bases.sources);
+  coming_ = Coming{std::move(reference), std::move(bases), chain};
+}
+
+BaseChain Bases::end_change() {
+  BaseChain bases = std::move(coming_->bases);
+  coming_.reset();
+  return bases;
+}
+
+Result<std::optional<BaseChain>> Bases::open_coming() const {
+  if (!coming_) return std::optional<BaseChain>();
+  auto opened = open(coming_->reference, coming_->bases.files);
   if (!opened) return opened.error();
-  adopt_bases(std::move(*opened));
-  return {};
+  return std::optional<BaseChain>(std::move(*opened));
 }
 
-void ImageState::adopt_bases(BaseChain bases) {
-  base_files = std::move(bases.files);
-  base_sources = std::move(bases.sources);
-  base_chain = std::move(bases.names);
-  base_watches = std::move(bases.watches);
-  base_resolved = std::move(bases.resolved);
-  base_size = bases.size;
-}
-
-Result<BaseChain> ImageState::open_chain(std::optional<BaseReference> reference, const BaseFiles& held) const {
+// From the base that this image names to the last.
+Result<BaseChain> Bases::open(std::optional<BaseReference> reference, const BaseFiles& held) const {
   BaseChain bases;
   std::set<std::pair<dev_t, ino_t>> visited;
-  auto own = file->status();
+  auto own = image_.file->status();
   if (!own) return own.error();
   visited.emplace(own->st_dev, own->st_ino);
-  const BaseOpening opening{options, geometry, held, bases_are_given};
-  std::string stander = path;  // the image that names the next base
-  std::shared_ptr<File> stander_file = file;
+  const BaseOpening opening{image_.options, image_.geometry, held, are_given_};
+  std::string stander = image_.path;  // the image that names the next base
+  std::shared_ptr<File> stander_file = image_.file;
   while (reference) {
     if (bases.files.size() >= kMaxChainImages)
-      return Error(Code::kLimit, path + ": its chain has more than " + std::to_string(kMaxChainImages) + " images");
+      return Error(Code::kLimit,
+                   image_.path + ": its chain has more than " + std::to_string(kMaxChainImages) + " images");
     auto base = open_base(opening, stander, *stander_file, *reference);
     if (!base) return base.error();
     auto status = base->file->status();
     if (!status) return status.error();
     if (!visited.emplace(status->st_dev, status->st_ino).second)
-      return Error(Code::kBaseLoop, path + ": its chain of bases comes back to " + base->name);
-    const Directory& directory = base->loaded.directory;
+      return Error(Code::kBaseLoop, image_.path + ": its chain of bases comes back to " + base->name);
+    const LayerDirectory& directory = base->loaded.directory;
     const Layer* layer = directory.find(reference->layer);
     if (bases.files.empty()) {
       bases.resolved = base->name;
       bases.size = layer->size;
     }
     for (const Layer* next = layer; next; next = directory.find(next->parent)) {
-      if (bases.sources.size() >= kMaxLayers) return too_many_layers(path);
-      auto present = present_chunks(*base->file, next->table_offset, geometry.blocks_for(next->size));
+      if (bases.sources.size() >= kMaxLayers) return too_many_layers(image_.path);
+      auto present = present_chunks(*base->file, next->table_offset, image_.geometry.blocks_for(next->size));
       if (!present) return present.error();
-      bases.sources.push_back(make_source(base->file, geometry, *next, base->loaded.crashed, std::move(*present)));
+      bases.sources.push_back(
+          make_source(base->file, image_.geometry, *next, base->loaded.crashed, std::move(*present)));
       bases.names.push_back({base->name, next->name, next->id});
     }
     bases.files.push_back(base->file);

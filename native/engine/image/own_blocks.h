@@ -30,16 +30,49 @@
 
 #include <memory>
 
-#include "engine/image/image_state.h"
+#include "engine/format/table.h"
+#include "engine/image/durability.h"
+#include "engine/image/image_file.h"
+#include "engine/image/space.h"
 #include "engine/rules.h"
 
 namespace pcow {
 
-// `fill(place)` writes the data of the sub-blocks `gained.written`; `place`: of the block in the file, bytes. It may read what the layers
+// No state of its own. The caller holds the chunk's lock, where the table is known to others.
+class OwnBlocks {
+ public:
+  OwnBlocks(const ImageFile& image, const std::unique_ptr<Space>& space, Durability& durability)
+      : image_(image), space_(space), durability_(durability) {}
+
+  enum class Purpose { kData, kGivingBack };
+  struct Gained {
+    uint16_t written;
+    uint16_t durable = 0;  // only in a table that no superblock names yet: what does comes after a sync
+  };
+  template <typename Fill>
+  Result<Entry> make_own(const std::shared_ptr<Table>& table, uint64_t block, const Entry& before, const Gained& gained,
+                         Purpose purpose, const Fill& fill);
+  template <typename Read>
+  Result<void> copy_sub_blocks(uint64_t offset, uint16_t mask, const Read& read) const;
+  void make_zero(Table* table, uint64_t block, const Entry& before, uint16_t gained) const;  // `before` names no block
+  Result<uint64_t> make_own_run(const std::shared_ptr<Table>& table, uint64_t block, uint64_t most);
+  Result<void> make_mappable(uint64_t offset, uint64_t length) const;  // bytes of the file: they get disk space
+
+ private:
+  Result<uint32_t> allocate_block(const Table& table, uint64_t block);
+  Result<uint32_t> take_block(const Table& table, uint64_t block, const Entry& before, Purpose purpose);
+  Result<void> fill_cache(uint64_t index, uint64_t count) const;
+
+  const ImageFile& image_;
+  const std::unique_ptr<Space>& space_;
+  Durability& durability_;
+};
+
+// `fill(offset)` writes the data of the sub-blocks `gained.written`; `offset`: of the block in the file. It may read what the layers
 // below hold, and what `before` names. Returns the entry that was stored.
 template <typename Fill>
-Result<Entry> ImageState::make_own(const std::shared_ptr<Table>& table, uint64_t block, const Entry& before,
-                                   const Gained& gained, Purpose purpose, const Fill& fill) {
+Result<Entry> OwnBlocks::make_own(const std::shared_ptr<Table>& table, uint64_t block, const Entry& before,
+                                  const Gained& gained, Purpose purpose, const Fill& fill) {
   const bool fresh = before.index == 0;
   Entry after = before;
   if (fresh) {
@@ -48,16 +81,16 @@ Result<Entry> ImageState::make_own(const std::shared_ptr<Table>& table, uint64_t
     after.index = *index;
   }
   after.written |= gained.written;
-  after.durable |= file->is_persistent() ? gained.written : gained.durable;
+  after.durable |= image_.file->is_persistent() ? gained.written : gained.durable;
   if (!keeps(Rule::kDataBeforeEntry)) table->store(block, after);
-  const Result<void> filled = fill(uint64_t{after.index} << geometry.block_shift());
+  const Result<void> filled = fill(uint64_t{after.index} << image_.geometry.block_shift());
   if (!filled) {
-    if (fresh) space->release(after.index, 1);
+    if (fresh) space_->release(after.index, 1);
     return filled.error();
   }
   if (!keeps(Rule::kDurableAfterSync)) after.durable |= gained.written;
   table->store(block, after);
-  if (after.written != after.durable) mark_unsynced(table, block / kBlocksPerChunk);
+  if (after.written != after.durable) durability_.mark(table, block / kBlocksPerChunk);
   return after;
 }
 
@@ -65,11 +98,11 @@ Result<Entry> ImageState::make_own(const std::shared_ptr<Table>& table, uint64_t
 // The buffer is not zeroed, for all of it is read into. It is no buffer of the thread's own that is kept: a file's observer (file.h) may
 // come back to the engine in the middle of a write.
 template <typename Read>
-Result<void> ImageState::copy_sub_blocks(uint64_t place, uint16_t mask, const Read& read) {
-  return geometry.each_run(mask, [&](uint32_t within, uint32_t length) -> Result<void> {
+Result<void> OwnBlocks::copy_sub_blocks(uint64_t offset, uint16_t mask, const Read& read) const {
+  return image_.geometry.each_run(mask, [&](uint32_t within, uint32_t length) -> Result<void> {
     const auto bytes = std::make_unique_for_overwrite<char[]>(length);
     PCOW_TRY(read(within, bytes.get(), length));
-    return file->write(place + within, bytes.get(), length);
+    return image_.file->write(offset + within, bytes.get(), length);
   });
 }
 

@@ -1,4 +1,4 @@
-#include "engine/image/view.h"
+#include "engine/image/chain.h"
 
 #include <algorithm>
 
@@ -9,20 +9,6 @@ namespace {
 constexpr size_t kRememberedChunks = 10240;
 
 }  // namespace
-
-Result<std::shared_ptr<GenerationWatch>> GenerationWatch::start(File& file) {
-  auto mapping = file.map(0, 2 * kPageSize, false);
-  if (!mapping) return mapping.error();
-  return std::shared_ptr<GenerationWatch>(new GenerationWatch(std::move(*mapping)));
-}
-
-uint64_t GenerationWatch::now() const {
-  uint64_t* words = mapping_->words();
-  const auto load = [&](size_t slot) {
-    return std::atomic_ref<uint64_t>(words[(slot * kPageSize + kGenerationOffset) / 8]).load(std::memory_order_acquire);
-  };
-  return std::max(load(0), load(1));
-}
 
 Result<Entry> checked_entry(uint64_t word, const Geometry& geometry, const File& file, uint64_t block) {
   const Entry entry = Entry::unpack(word);

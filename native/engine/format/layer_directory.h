@@ -24,7 +24,7 @@ struct Layer {
   std::string name;           // empty: the active layer, or a hidden one
 };
 
-struct Directory {
+struct LayerDirectory {
   uint64_t next_id = 1;
   uint64_t active = 0;        // id
   std::vector<Layer> layers;  // ascending ids
@@ -43,15 +43,15 @@ struct Directory {
   std::vector<uint8_t> encode(const Uuid& image) const;
   // Checks everything that can be checked without reading tables: ranges against the file size, that parents come
   // before children, names, counts, that no two ranges overlap.
-  static Result<Directory> decode(const std::vector<uint8_t>& bytes, const Superblock& superblock, uint64_t file_size,
-                                  const std::string& where);
+  static Result<LayerDirectory> decode(const std::vector<uint8_t>& bytes, const Superblock& superblock,
+                                       uint64_t file_size, const std::string& where);
 };
 
-inline constexpr size_t kDirectoryChecksumOffset = 8;  // in the encoded directory
+inline constexpr size_t kDirectoryChecksumOffset = 8;  // in the encoded layer directory
 
-// The directory that the superblock names; as it lies in the file, or decoded.
-Result<std::vector<uint8_t>> read_directory_bytes(const File& file, const Superblock& superblock);
-Result<Directory> read_directory(const File& file, const Superblock& superblock);
+// The layer directory that the superblock names; as it lies in the file, or decoded.
+Result<std::vector<uint8_t>> read_layer_directory_bytes(const File& file, const Superblock& superblock);
+Result<LayerDirectory> read_layer_directory(const File& file, const Superblock& superblock);
 
 // The number that stands for what a frozen layer reads as, in all images that it is sent to.
 uint64_t identity_of(const Layer& layer, const Uuid& image);

@@ -1,0 +1,24 @@
+// Who makes checksums of an open image: one at a time. close() ends that, and waits for it.
+#pragma once
+
+#include <atomic>
+#include <mutex>
+
+namespace pcow {
+
+class ChecksumWork {
+ public:
+  [[nodiscard]] std::unique_lock<std::mutex> begin() { return std::unique_lock(checksumming_); }
+  // From now on is_ending(). Returns when nobody works any more.
+  [[nodiscard]] std::unique_lock<std::mutex> end() {
+    ending_ = true;
+    return begin();
+  }
+  bool is_ending() const { return ending_; }
+
+ private:
+  std::mutex checksumming_;  // taken before all other locks
+  std::atomic<bool> ending_{false};
+};
+
+}  // namespace pcow

@@ -1,0 +1,157 @@
+// The layers of an open image, as it is read: the layer directory, the active layer's table, the frozen layers as links of chains, the
+// chain that the active layer stands on.
+//
+// All of it changes with the gate held exclusively (as the writer: and with `structure` held), so whoever holds one of the two may look.
+// Another process may change it as well: as a reader the image itself, and anybody's bases. What is_stale() finds out, refresh() mends.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <optional>
+#include <shared_mutex>
+#include <string>
+#include <vector>
+
+#include "engine/format/layer_directory.h"
+#include "engine/format/table.h"
+#include "engine/image/bases.h"
+#include "engine/image/chain.h"
+#include "engine/image/gate.h"
+#include "engine/image/image_file.h"
+#include "engine/image/loaded_structure.h"
+#include "engine/image/superblocks.h"
+#include "engine/image/view.h"
+
+namespace pcow {
+
+// Structure changes are rare: who meets this many in a row is being fooled.
+inline constexpr int kStaleRounds = 100;
+
+// The layers that are to be.
+struct NextLayers {
+  LayerDirectory directory;
+  std::shared_ptr<Table> table;  // of a new active layer, or null
+  // A frozen layer that has inherited chunks by a merge, and itself as a link of chains; 0: none.
+  uint64_t heir = 0;
+  std::shared_ptr<const Source> heir_source;
+  std::optional<BaseChain> bases;  // where the image stands on other bases from then on
+};
+
+class Layers {
+ public:
+  Layers(const ImageFile& image, Gate& gate, Superblocks& superblocks, Bases& bases)
+      : image_(image), gate_(gate), superblocks_(superblocks), bases_(bases) {}
+
+  const LayerDirectory& directory() const { return directory_; }
+  const Layer& active_layer() const { return directory_.active_layer(); }
+  const std::shared_ptr<Table>& active() const { return active_; }  // the active layer's table
+  bool active_is_empty() const;
+  const Chain& below() const { return *below_; }  // what the active layer stands on
+  std::shared_ptr<const Chain> shared_below() const { return below_; }
+  // Its layers that are in this file.
+  size_t own_sources_below() const { return below_->sources().size() - bases_.current().sources.size(); }
+  bool is_closed() const { return closed_; }
+  bool only_durable() const { return crashed_; }  // the host went down under the last writer
+  bool names_dropped() const { return names_dropped_; }
+  uint64_t epoch() const { return epoch_; }
+  // A layer by its snapshot's name, until the next change of structure. kNotFound.
+  Result<const Layer*> snapshot_called(const std::string& name) const;
+  // The layer that a view is of, if it still reads as it did; else kNotFound, or kBusy where it has become smaller.
+  Result<const Layer*> layer_in_view(const View& view) const;
+  Result<std::shared_ptr<const Chain>> chain_of(const View& view) const;  // of a frozen layer
+  // A frozen layer of this file as a link of chains: as one with these chunks would be, and as it is.
+  std::shared_ptr<const Source> source_of(const Layer& layer, std::vector<ChunkRange> present) const;
+  const std::shared_ptr<const Source>& source_in_use(uint64_t layer) const;
+  uint64_t content_generation() const { return content_generation_; }  // any thread, without locks
+
+  // What lies below the active layer, for whoever decides by that what to store. What these return is true for ever: a frozen layer never
+  // changes what it reads as, and the tables and blocks that were looked at still counted after the look. A base's writer lets blocks go
+  // only after the superblock that no longer names them, and uses them again two syncs later. So it is no matter if that superblock comes
+  // between the look and the store. kBaseChanged: it came too early; look again.
+  Result<uint16_t> mask_below(uint64_t block) const;  // as Chain::look()
+  Result<uint16_t> hidden_below(
+      uint64_t block) const;  // what zeros must hide: also what a rebase under way brings below
+  // Bytes of the block, as read through `own`, an entry of the active layer.
+  Result<void> read_below(uint64_t block, const Entry& own, uint32_t from, char* to, size_t length) const;
+  template <typename T>
+  Result<T> confirm(Look<T> look) const {
+    return confirm(std::move(look.seen_));
+  }
+  template <typename T>
+  Result<T> confirm(Result<T> look) const {
+    // A look that failed, too: what it stumbled over may have been something else by then.
+    return is_stale() ? Result<T>(image_.stale_error()) : look;
+  }
+
+  // Whether another process has changed the structure of a file of the chain, or of this one.
+  bool is_stale() const { return is_own_stale() || bases_.is_stale(); }
+  // As a reader, a table that was torn is mapped anew.
+  bool is_own_stale() const { return own_watch_ && (own_watch_->has_changed() || active_->is_torn()); }
+  // An error where a mapping of our file was torn: what was loaded, or stored, since does not count.
+  Result<void> untorn() const {
+    return active_->is_torn() || image_.file->is_torn() ? image_.file->torn() : Result<void>();
+  }
+  // Loads again what another process changed. Where that fails all stays as it was, and stale: reads fail until it succeeds. Without the
+  // gate; bring_up_to_date() where it is needed only.
+  Result<void> refresh();
+  Result<void> bring_up_to_date();
+  // Does `attempt` again as long as a base was merged by another process meanwhile. What a first attempt wrote is simply written once more.
+  // For writers, who do not exchange a table of theirs that was torn. Without the gate.
+  template <typename Attempt>
+  auto while_stale(const Attempt& attempt);
+
+  // Changes: with the gate held exclusively.
+  //
+  // Layer directory, bases, active layer: all of it anew from the file, or nothing is changed. `recovered`: all counts in this image.
+  Result<void> load(bool recovered);
+  void adopt(NextLayers next);  // whose superblock has been written
+  // One frozen layer holds these chunks by now.
+  void adopt_chunks(const Layer& layer, std::vector<ChunkRange> present);
+  void renew_chains();  // what existing chains remember is right no longer
+  void set_handing_over(bool handing_over) { handing_over_ = handing_over; }
+  void set_closed() { closed_ = true; }
+  void note_change_of_content() { content_generation_++; }  // any thread, without locks
+
+ private:
+  Chain::Sources next_sources(const NextLayers& next) const;
+  // `continued`: as Chain has it.
+  std::shared_ptr<const Chain> chain_from(uint64_t layer, std::shared_ptr<const Chain> continued = nullptr) const;
+  bool is_readable(const Layer& layer, bool by_name) const;
+
+  const ImageFile& image_;
+  Gate& gate_;
+  Superblocks& superblocks_;
+  Bases& bases_;
+
+  // Guarded by the gate.
+  bool closed_ = false;
+  LayerDirectory directory_;
+  std::shared_ptr<Table> active_;
+  Chain::Sources sources_;  // one for each layer of this file, in the layer directory's order; null for the active one
+  std::shared_ptr<const Chain> below_;
+  uint64_t epoch_ = 0;              // grows when chains built before are no longer right
+  bool handing_over_ = false;       // a layer that is merged away loses entries that may come back by a crash
+  bool crashed_ = false;            // the host went down under the last writer
+  bool names_dropped_ = false;      // snapshots that were not yet durable then have been hidden (in memory)
+  std::optional<Watch> own_watch_;  // read-only: another process may be the writer
+  std::atomic<uint64_t> content_generation_{0};
+};
+
+template <typename Attempt>
+auto Layers::while_stale(const Attempt& attempt) {
+  const auto attempt_whole = [&] {
+    auto outcome = attempt();
+    if (!outcome) return outcome;
+    const std::shared_lock lock(gate_);
+    if (auto whole = untorn(); !whole) return decltype(outcome)(whole.error());
+    return outcome;
+  };
+  auto outcome = attempt_whole();
+  for (int round = 0; round < kStaleRounds && !outcome && outcome.error().code == Code::kBaseChanged; round++) {
+    if (auto refreshed = refresh(); !refreshed) return decltype(outcome)(refreshed.error());
+    outcome = attempt_whole();
+  }
+  return outcome;
+}
+
+}  // namespace pcow

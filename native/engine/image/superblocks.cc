@@ -1,0 +1,57 @@
+#include "engine/image/superblocks.h"
+
+#include <algorithm>
+
+#include "engine/image/page_cache.h"
+
+namespace pcow {
+
+void Superblocks::mark_open() {
+  current_.clean = false;
+  current_.boot = boot_id();
+  current_.cache = cache_token_of(*image_.file);
+  current_.opener = Opener::self();
+}
+
+// Whoever watches may have seen a generation that we have only begun to write, so none is given twice. The one that follows is of the other
+// slot, but of the same where the last was not written.
+Superblock Superblocks::next() {
+  Superblock next = current_;
+  next.generation = std::max(current_.generation, last_generation_) + (doubt_ ? 2 : 1);
+  last_generation_ = next.generation;
+  next.reserve = space_->reserve().first;
+  next.reserve_blocks = space_->reserve().blocks;
+  return next;
+}
+
+// Readers may have seen what a failed write says, and a crash would make it count. So the superblock that we go on with is written over it.
+Result<void> Superblocks::put(const Superblock& next) {
+  auto outcome = write_superblock(*image_.file, next);
+  doubt_ = outcome ? 0 : outcome.error().err;
+  if (!outcome) (void)settle();
+  return outcome;
+}
+
+Result<void> Superblocks::renew() {
+  const Superblock again = next();
+  PCOW_TRY(put(again));
+  adopt(again);
+  return {};
+}
+
+Result<void> Superblocks::settle() {
+  const Superblock again = next();
+  auto outcome = write_superblock(*image_.file, again);
+  doubt_ = outcome ? 0 : outcome.error().err;
+  return outcome;
+}
+
+Result<void> Superblocks::check_settled() const {
+  if (const int err = doubt_)
+    return Error(
+        Code::kIo, err,
+        image_.path + ": a change failed, and whether it is on the disk is not known; nothing is durable before it is");
+  return {};
+}
+
+}  // namespace pcow
