@@ -1,7 +1,8 @@
 /**
  * Pcow as a library: images, and mounts of image directories. docs/library.md shows how to use it.
  *
- * Sizes, offsets and lengths are bytes. Everything that fails throws, or rejects with, a {@link PcowError}.
+ * Sizes, offsets and lengths are bytes. Everything that fails throws, or rejects with, a {@link
+ * PcowError}.
  *
  * @module pcow
  */

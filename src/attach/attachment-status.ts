@@ -1,4 +1,7 @@
-/** What `status` says of an attached process. What a monitor answers may be anything: nothing of it is trusted. */
+/**
+ * The part of `status` about an attached process. A monitor's answer may contain anything: nothing
+ * in it is trusted.
+ */
 import type { Monitor } from './monitor.js';
 
 export interface AttachmentStatus {
@@ -7,11 +10,11 @@ export interface AttachmentStatus {
   uid: number;
   since: string;
   writable: boolean;
-  /** What its monitor counts. */
+  /** The report of its monitor. */
   monitor: unknown;
 }
 
-/** How many faults of it wait for the disk; null where its monitor is too busy to say. */
+/** How many of its faults wait for the disk; null if its monitor is too busy to answer. */
 export function stalledFaults({ monitor }: AttachmentStatus): number | null {
   if (typeof monitor !== 'object' || monitor === null || !('stalled' in monitor)) return null;
   return typeof monitor.stalled === 'number' ? monitor.stalled : null;
@@ -22,7 +25,7 @@ export async function attachmentStatus(monitor: Monitor): Promise<AttachmentStat
   return { pid, command, uid, since: since.toISOString(), writable, monitor: parsed(await monitor.report()) };
 }
 
-/** null: it is busy, or says nothing that can be understood. */
+/** Returns null if the monitor is busy, or if its answer is not valid JSON. */
 function parsed(text: string | null): unknown {
   try {
     return JSON.parse(text ?? 'null');

@@ -1,18 +1,24 @@
 /**
- * Whether a process can't answer because it does not run: a signal or a debugger has stopped it, or its control group is frozen (as by
- * "docker pause"). Read from /proc and the control groups alone. One that this mount can't see counts as running.
+ * Whether a process cannot answer because it does not run: a signal or a debugger has stopped it,
+ * or its control group is frozen (for example by "docker pause"). Reads only /proc and the control
+ * groups. A process that this mount cannot see counts as running.
  */
 import { setTimeout as sleep } from 'node:timers/promises';
 
 import { stateOf, textOf, threadsOf } from '../engine/processes.js';
 
-/** Milliseconds for which a process may stand still: a debugger that attaches stops it for a moment. */
+/**
+ * Milliseconds for which a process may be halted: a debugger that attaches stops it for a moment.
+ */
 const HALT_LIMIT = 3000;
 
-/** Milliseconds between two looks. */
+/** Milliseconds between two checks. */
 const PAUSE = 250;
 
-/** Resolves with what keeps it from running, as soon as that has lasted for HALT_LIMIT; never with null before `over`. */
+/**
+ * Resolves with the reason why the process does not run, as soon as that has lasted for HALT_LIMIT.
+ * Resolves with null only after `over`.
+ */
 export async function halted(pid: number, over: AbortSignal): Promise<string | null> {
   let since: number | null = null;
   while (!over.aborted) {
@@ -27,7 +33,7 @@ export async function halted(pid: number, over: AbortSignal): Promise<string | n
   return null;
 }
 
-/** Waits until it runs, or `over`. */
+/** Waits until the process runs, or until `over`. */
 export async function running(pid: number, over: AbortSignal): Promise<void> {
   while (!over.aborted && (await reasonOf(pid)) !== null) {
     await sleep(PAUSE, undefined, { signal: over, ref: false }).catch(() => undefined);
@@ -44,7 +50,7 @@ async function reasonOf(pid: number): Promise<string | null> {
   if (alive.length > 0 && alive.every((state) => state === 'T' || state === 't')) {
     return `is stopped: continue it ("kill -CONT ${pid}")`;
   }
-  return (await isFrozen(pid)) ? 'is in a control group that is frozen: thaw it' : null;
+  return (await isFrozen(pid)) ? 'is in a frozen control group: thaw the group' : null;
 }
 
 async function isFrozen(pid: number): Promise<boolean> {

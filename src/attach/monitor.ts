@@ -1,4 +1,7 @@
-/** A process that is attached to an image: what the mount asks it, one request at a time, and what it answers. */
+/**
+ * A process that is attached to an image: the mount sends it one request at a time, and receives
+ * its answers.
+ */
 import { existsSync } from 'node:fs';
 
 import { codeOfAnswer, PcowError } from '../engine/errors.js';
@@ -6,27 +9,31 @@ import { type AttachEvent, type AttachServer, type RequestName } from '../engine
 import { Mutex } from '../engine/mutex.js';
 import { halted, running } from './halted.js';
 
-/** Milliseconds for which `status` and `metrics` wait for a monitor that is busy with something long. */
+/** Milliseconds for which `status` and `metrics` wait for a busy monitor. */
 const PATIENCE = 1000;
 
-/** Milliseconds for which a report counts: to look at a file and to read it are two requests. */
+/**
+ * Milliseconds for which a report is reused: a stat(2) and a read of the same file are two
+ * requests.
+ */
 const FRESH = 250;
 
-/** What a monitor answers that has let the image go. Node does not name it. */
+/** The answer of a monitor that has released the image. Node has no name for it. */
 const ESHUTDOWN = 108;
 
 export interface RequestOptions {
   /** For example the snapshot's name. */
   text?: string;
   value?: number;
-  /** Milliseconds; default: as long as the connection lives. A monitor that takes longer is let go. */
+  /** Milliseconds; default: no limit. If a monitor takes longer, its connection is closed. */
   limit?: number;
   /**
-   * For what somebody waits for: it fails with Halted where the process does not run. What it has done by the time it runs again is
-   * undone by these requests; where it had not been asked yet, it is not.
+   * For requests with a waiting caller: the request fails with Halted if the process does not run.
+   * If the request was sent, these requests undo it when the process runs again. If it was not
+   * sent, it is dropped.
    */
   undo?: UndoRequest[];
-  /** It has to be asked, also later than anybody waits for it. */
+  /** The request must be sent, even when no caller waits for it any more. */
   must?: boolean;
 }
 
@@ -35,7 +42,10 @@ export interface UndoRequest {
   text?: string;
 }
 
-/** The process has let the image go, or has died, before it answered. The image is coming back to the mount. */
+/**
+ * The process has released the image, or has died, before it answered. The mount is getting the
+ * image back.
+ */
 export class MonitorGone extends PcowError {}
 
 /** The process does not run. What it was asked for does not happen. */
@@ -59,14 +69,14 @@ interface Report {
 
 export class Monitor {
   readonly since = new Date();
-  /** As the kernel has it. */
+  /** As in the kernel (comm). */
   command = '';
   readonly #server: AttachServer;
   readonly #requests = new Mutex();
-  /** Of the request that was sent last: the server allows no second one before. */
+  /** The request that was sent last: the server allows only one at a time. */
   #waiting: (Waiting & { id: number }) | null = null;
   #handingOver: Waiting | null = null;
-  /** Nothing is asked of it before. */
+  /** No request is sent before. */
   readonly #ready: Promise<void>;
   #becomeReady: () => void = () => undefined;
   readonly #looks = new Map<number, () => void>();
@@ -87,17 +97,20 @@ export class Monitor {
     });
   }
 
-  /** As messages name it. */
+  /** Its name in messages. */
   get process(): string {
     return this.command === '' ? `process ${this.pid}` : `process ${this.pid} (${this.command})`;
   }
 
-  /** Whether that is a thread of its process, now. */
+  /** Whether this is now a thread of its process. */
   hasThread(thread: number): boolean {
     return thread === this.pid || existsSync(`/proc/${this.pid}/task/${thread}`);
   }
 
-  /** Sends the files of a chain, the image first, with its lock where it is to write; or for a resumed one only the word. */
+  /**
+   * Sends the files of a chain: the image first, with its lock if the monitor will write. For a
+   * resumed monitor, only confirms.
+   */
   handOver(paths: string[] | 'as before'): Promise<void> {
     return new Promise((resolve, reject) => {
       if (this.#gone !== null) {
@@ -118,7 +131,10 @@ export class Monitor {
     });
   }
 
-  /** Rejects with the monitor's own error, or with MonitorGone where the process lets the image go before it has answered. */
+  /**
+   * Rejects with the monitor's own error, or with MonitorGone if the process releases the image
+   * before it has answered.
+   */
   request(name: RequestName, options: RequestOptions = {}): Promise<string> {
     const { undo } = options;
     return undo ? this.#requestUnlessHalted(name, options, undo) : this.#requests.run(() => this.#send(name, options));
@@ -129,7 +145,7 @@ export class Monitor {
     let givenUp: Halted | null = null;
     const answer = this.#requests.run(async () => {
       if (options.must !== true) {
-        // What has not been sent can't happen later.
+        // A request that has not been sent cannot happen later.
         await running(this.pid, over.signal);
         if (givenUp) {
           throw givenUp;
@@ -138,7 +154,7 @@ export class Monitor {
       try {
         return await this.#send(name, options);
       } finally {
-        // Before anybody else asks for something.
+        // Before any other request.
         for (const request of givenUp ? undo : []) {
           await this.#send(request.name, { text: request.text ?? '' }).catch(() => undefined);
         }
@@ -160,7 +176,10 @@ export class Monitor {
     }
   }
 
-  /** Returns when everything that it has sent by now, its end included, is known. */
+  /**
+   * Returns when everything that the monitor has sent so far has been handled, including the end of
+   * its connection.
+   */
   look(): Promise<void> {
     if (this.#gone !== null) {
       return Promise.resolve();
@@ -173,7 +192,10 @@ export class Monitor {
     return looked;
   }
 
-  /** The files of its image's bases as they are now, or none where they are not known: it asks again then. */
+  /**
+   * Gives the monitor the files of its image's bases as they are now, or none if they are not
+   * known: then it asks again.
+   */
   async giveBases(paths: string[]): Promise<void> {
     if (paths.length === 0) {
       this.#server.giveBases(this.connection, 0, paths);
@@ -214,7 +236,10 @@ export class Monitor {
     }
   }
 
-  /** What it says of itself, or null where it is busy or has gone: nobody's `status` is to hang on a monitor. */
+  /**
+   * The monitor's own report, or null if it is busy or gone: `status` must never hang because of a
+   * monitor.
+   */
   report(): Promise<string | null> {
     const now = Date.now();
     let report = this.#report;
@@ -232,7 +257,7 @@ export class Monitor {
       : report.answer;
   }
 
-  /** What the server reports of this connection. */
+  /** Handles an event that the server reports for this connection. */
   heard(event: Exclude<AttachEvent, { kind: 'attach' | 'resume' | 'want' }>): void {
     switch (event.kind) {
       case 'handed over':
@@ -254,9 +279,9 @@ export class Monitor {
         this.#looks.delete(event.id);
         return;
       case 'release':
-        return; // the server answers what is under way
+        return; // the server answers the request in progress
       case 'closed':
-        this.#gone = event.text === '' ? 'it has ended, or let the image go' : event.text;
+        this.#gone = event.text === '' ? 'the process has ended, or has released the image' : event.text;
         this.#handingOver?.reject(this.#lost());
         this.#waiting?.reject(this.#lost());
         this.#handingOver = this.#waiting = null;

@@ -1,4 +1,7 @@
-/** What all images of a mount are doing now, from their `status` control files. `pcow top` shows it. */
+/**
+ * The present activity of all images of a mount, from their `status` control files. `pcow top`
+ * shows it.
+ */
 import { readFile } from 'node:fs/promises';
 import path from 'node:path';
 import { asking, type AskOptions } from '../images/mount-answers.js';
@@ -18,7 +21,7 @@ export interface FaultFigures {
   p99Us: number;
 }
 
-/** A process that has an image mapped under the monitor. Counters run from when it attached. */
+/** A process that has an image mapped under the monitor. The counters begin when it attached. */
 export interface Activity {
   /** Process id. */
   pid: number;
@@ -28,7 +31,10 @@ export interface Activity {
   since: Date;
   /** Whether it is the writer. */
   writable: boolean;
-  /** What its monitor says; null where it is too busy to answer. Latencies are upper bounds, in microseconds. */
+  /**
+   * The report of its monitor; null if the monitor is too busy to answer. Latencies are upper
+   * bounds, in microseconds.
+   */
   monitor: {
     /** By what they needed. */
     faults: Record<FaultKind, FaultFigures>;
@@ -51,11 +57,11 @@ export interface Activity {
 export interface ImageActivity {
   /** As the mount calls it. */
   name: string;
-  /** "ok", or what is wrong with it, as in `status`. */
+  /** "ok", or what is wrong with the image, as in `status`. */
   state: string;
   /** The writer first. */
   attached: Activity[];
-  /** Plainly open flat files. */
+  /** Flat files that are open without the monitor. */
   open: number;
   /** How many. */
   snapshots: number;
@@ -87,7 +93,7 @@ async function look({ mountpoint }: PcowMount): Promise<Look> {
       try {
         return imageActivity(name, await jsonOf(path.join(control, name, 'status')));
       } catch (error) {
-        if (isGone(error)) return null; // removed or renamed since
+        if (isGone(error)) return null; // it was removed or renamed in the meantime
         throw error;
       }
     }),
@@ -144,7 +150,10 @@ function monitorFigures(figures: Json): Activity['monitor'] {
   };
 }
 
-/** What another process says of itself may be anything: each value is taken for what it should be, or for nothing. */
+/**
+ * A report of another process may contain anything: each value must have the expected type, or is
+ * ignored.
+ */
 type Json = Record<string, unknown>;
 
 async function jsonOf(file: string): Promise<Json> {

@@ -1,8 +1,10 @@
 /**
- * Asking a mount to change its images, by its control files (docs/control-files.md). The mount is the one writer of everything in its
- * directory, so where there is one, this is the only way. Nobody waits for ever for a mount that has died, is stopped or hangs.
+ * Asks a mount to change its images, through its control files (docs/control-files.md). The mount
+ * is the only writer in its directory, so if there is one, this is the only way. No call waits
+ * forever for a mount that has died, is stopped or hangs.
  *
- * A write that fails brings an errno; the control file tells the sentence that goes with it where it is read through the same descriptor.
+ * A write that fails returns an errno. The message can be read from the control file through the
+ * same descriptor.
  */
 import { constants } from 'node:fs';
 import { type FileHandle, open, rename } from 'node:fs/promises';
@@ -21,10 +23,10 @@ import { controlDirectory, statusIn, type ToldError } from './mount-status.js';
 
 const debug = createDebug('pcow:client');
 
-/** Bytes that a control file may say of a failure. */
+/** The most bytes that a control file's error may have. */
 const MOST_SAID = 64 << 10;
 
-/** Milliseconds between two looks at how far the mount is. */
+/** Milliseconds between two checks of the mount's progress. */
 const LOOK = 100;
 
 /** Writes `text` to a control file of one image; returns when the mount has done it. */
@@ -75,13 +77,16 @@ export interface WorkOptions extends LongOptions, AskOptions {
   onGoesOn?: ((image: string) => void) | undefined;
 }
 
-/** As askImage(), for what takes long: `onProgress` is called where the mount tells how far it is, and `signal` stops the work in the mount. */
+/**
+ * As askImage(), for long commands. `onProgress` is called when the mount reports progress, and
+ * `signal` stops the command in the mount.
+ */
 export async function askForWork(
   mount: PcowMount,
   image: string,
   control: ImageControl,
   text: string,
-  { signal, onProgress, onWait, onGoesOn }: WorkOptions = {},
+  { signal, onProgress, onWait, onContinues }: WorkOptions = {},
 ): Promise<void> {
   if (signal?.aborted) {
     throw new PcowError('PCOW_CANCELLED', `${image}: ${control} was stopped before it began`, { cause: signal.reason });
@@ -92,7 +97,7 @@ export async function askForWork(
   const asked = askImage(mount, image, control, text, { onWait }).finally(() => {
     over = true;
   });
-  const ended = asked.catch(() => undefined); // told below
+  const ended = asked.catch(() => undefined); // its error is thrown below
   const look = async () => {
     const { working } = (await statusIn(controlDirectory(mount, image))) ?? {};
     if (over || working?.command !== control || working.text !== text || working.total === 0) return;
@@ -110,7 +115,8 @@ export async function askForWork(
     let looking: Promise<void> | null = null;
     while (!over && onProgress !== undefined) {
       await Promise.race([ended, sleep(LOOK)]);
-      // One look at a time. Whoever waits for the command notices a mount that answers no more.
+      // One check at a time. The wait for the command notices a mount that does not answer any
+      // more.
       looking ??= look().finally(() => {
         looking = null;
       });
@@ -143,7 +149,10 @@ async function writeControl(
   }
 }
 
-/** Never O_TRUNC: the write alone is the command. One write(2): the mount takes each as a command of its own. */
+/**
+ * Never O_TRUNC: the write alone is the command. One write(2): the mount takes each write as a
+ * separate command.
+ */
 async function writeOnce(file: string, text: string): Promise<void> {
   const handle = await openControl(file);
   try {
@@ -155,7 +164,10 @@ async function writeOnce(file: string, text: string): Promise<void> {
   }
 }
 
-/** To read as well, for the sentence of a failure; only to write for who may not read the image. */
+/**
+ * Opens it for reading too, to get the message of an error; only for writing if the user may not
+ * read the image.
+ */
 async function openControl(file: string): Promise<FileHandle> {
   try {
     return await open(file, constants.O_RDWR);
@@ -165,14 +177,17 @@ async function openControl(file: string): Promise<FileHandle> {
   }
 }
 
-/** What a control file says of the write through this descriptor that has just failed; null where it tells nothing. */
+/**
+ * Reads why the write through this descriptor has just failed; null if the control file does not
+ * say.
+ */
 async function failureOn(handle: FileHandle, cause: unknown): Promise<PcowError | null> {
   try {
     const { buffer, bytesRead } = await handle.read(Buffer.alloc(MOST_SAID), 0, MOST_SAID, 0);
     const { code, message } = JSON.parse(buffer.toString('utf8', 0, bytesRead)) as ToldError;
     return new PcowError(code, message, { cause });
   } catch (error) {
-    // It may not be read, or belongs to a mount that was begun by an older version.
+    // The file may be unreadable, or the mount was started by an older version.
     debug('no reason: %s', error);
     return null;
   }
@@ -180,15 +195,15 @@ async function failureOn(handle: FileHandle, cause: unknown): Promise<PcowError 
 
 /** What has failed, so that its sentence is found in a `status`. */
 interface Tried {
-  /** As `lastError` has it. */
+  /** As in `lastError`. */
   command: string;
-  /** Before it was tried. */
+  /** The time before it was tried. */
   since: Date;
 }
 
 /**
- * The error for an operation that the mount has refused; `directory`: the control directory that has the `status`. `tried`: what its
- * `lastError` may be about; null: nothing of it is meant for the caller.
+ * Makes the error for an operation that the mount refused. `directory`: the control directory with
+ * the `status`. `tried`: what the `lastError` there must be about; null: ignore `lastError`.
  */
 async function explained(
   error: unknown,
@@ -212,15 +227,16 @@ async function explained(
   if (status === null) {
     return code === 'PCOW_PERMISSION'
       ? new PcowError(code, `this user may not ask the mount on ${mount.mountpoint} for “${what}” (${name})`, known)
-      : new PcowError(code, `the mount on ${mount.mountpoint} does not take “${what}” (${name})`, {
+      : new PcowError(code, `the mount on ${mount.mountpoint} does not support “${what}” (${name})`, {
           ...known,
           next: `end the mount first: pcow umount ${word(mount.mountpoint)}`,
         });
   }
-  // An image that the mount can't open has no control files but its status, which says why.
+  // An image that the mount cannot open has only a status file, which says why.
   const state = codeOfState(status.state);
   if (state !== null) {
-    // Of an image that lies outside the sentence says it; the usual step is about a base that does.
+    // For an image outside of the directory, the message already says what to do; the usual hint is
+    // for a base that is outside.
     const next = status.state === 'outside of the directory' ? null : undefined;
     return new PcowError(state, String(status.problem), { cause: error, next });
   }

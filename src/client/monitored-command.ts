@@ -1,4 +1,7 @@
-/** Running a command under the monitor: its environment, and the check that the monitor will be able to work. */
+/**
+ * Runs a command under the monitor: sets its environment, and checks first that the monitor will
+ * work.
+ */
 import { type ChildProcess, spawn, type SpawnOptions } from 'node:child_process';
 import { accessSync } from 'node:fs';
 import path from 'node:path';
@@ -6,15 +9,18 @@ import { HOW_TO_BUILD, MONITOR } from '../engine/built.js';
 import { PcowError } from '../engine/index.js';
 import { become, checkMonitor } from '../engine/run.js';
 
-/** How the monitor of a command works. */
+/** The options of a command's monitor. */
 export interface MonitorOptions {
-  /** Bytes of clean copies of lower blocks that each image may keep in memory; default: a quarter of the memory. */
+  /**
+   * Bytes of clean copies of lower blocks that the process may keep in memory, for all its images
+   * together; default: a quarter of the memory.
+   */
   cleanCache?: number | undefined;
-  /** The file that the monitor appends its log to. */
+  /** The file to which the monitor appends its log. */
   log?: string | undefined;
 }
 
-/** Runs the command in place of this process, under the monitor. Returns only by throwing. */
+/** Replaces this process by the command, under the monitor. Returns only by throwing. */
 export function runMonitored(words: readonly [string, ...string[]], options: MonitorOptions): never {
   checkMonitor();
   const others = withoutMonitor(process.env.LD_PRELOAD);
@@ -23,8 +29,9 @@ export function runMonitored(words: readonly [string, ...string[]], options: Mon
 }
 
 /**
- * Starts a command under the monitor: what it maps of flat files is the images' own memory. As spawn() of Node, whose options are taken. Throws
- * PCOW_PERMISSION, with what grants the right, where the monitor could not work.
+ * Starts a command under the monitor: its mappings of flat files are the images' own memory. The
+ * options are those of Node's spawn(). Throws PCOW_PERMISSION if the monitor may not use
+ * userfaultfd; the message says how to get the right.
  */
 export function spawnMonitored(
   command: string,
@@ -37,13 +44,15 @@ export function spawnMonitored(
   return spawn(command, args, { ...options, env: { ...env, ...monitorVariables(monitor), LD_PRELOAD: preload } });
 }
 
-/** Runs the command in place of this process, without the monitor, also where the environment has it. */
+/**
+ * Replaces this process by the command, without the monitor, even if the environment preloads it.
+ */
 export function runPlain(words: readonly [string, ...string[]]): never {
   const others = withoutMonitor(process.env.LD_PRELOAD);
   return become(words, { ...process.env, LD_PRELOAD: others.length === 0 ? undefined : others.join(':') });
 }
 
-/** Lines for a shell: what is started after them has the monitor. */
+/** Lines for a shell: commands that it starts afterwards run under the monitor. */
 export function shellExports(options: MonitorOptions): string {
   const variables = Object.entries(monitorVariables(options)).map(
     ([name, value]) => `export ${name}=${shellQuoted(value)}\n`,
@@ -54,12 +63,16 @@ export function shellExports(options: MonitorOptions): string {
 function monitorVariables({ cleanCache, log }: MonitorOptions): Record<string, string> {
   return {
     ...(cleanCache === undefined ? {} : { PCOW_CLEAN_CACHE: String(cleanCache) }),
-    // Absolute: the command may change its directory, and a mere number would be a file descriptor.
+    // An absolute path: the command may change its directory, and a mere number would mean a file
+    // descriptor.
     ...(log === undefined ? {} : { PCOW_MONITOR_LOG: path.resolve(log) }),
   };
 }
 
-/** The library to preload. Fails where it is not built, or lies where the dynamic linker can't find it. */
+/**
+ * The library to preload. Fails if it is not built, or if the dynamic linker cannot load it from
+ * its path.
+ */
 export function monitorLibrary(): string {
   if (/[\s:]/.test(MONITOR)) {
     throw new PcowError(
@@ -77,7 +90,7 @@ export function monitorLibrary(): string {
   return MONITOR;
 }
 
-/** The entries of LD_PRELOAD, less our own: ld.so(8) takes spaces and colons between them. */
+/** The entries of LD_PRELOAD without the monitor: ld.so(8) separates them by spaces and colons. */
 function withoutMonitor(preload = ''): string[] {
   return preload.split(/[\s:]+/).filter((library) => library !== '' && library !== MONITOR);
 }

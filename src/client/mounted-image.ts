@@ -1,6 +1,7 @@
 /**
- * An image in a mount, which is the one writer of its directory: asked to change it by its control files (docs/control-files.md). Never use
- * one from the process that serves the mount, which would wait for itself.
+ * An image in a mount. The mount is the only writer of its directory, and changes the image when
+ * its control files are written (docs/control-files.md). Never use this in the process that serves
+ * the mount, which would wait for itself.
  */
 import { readFile, realpath } from 'node:fs/promises';
 import path from 'node:path';
@@ -12,24 +13,27 @@ import { mountHolding, mountsOfDirectory, type PcowMount } from '../images/mount
 import { askForCut, askForRename, askForWork, askImage } from './control.js';
 import { controlDirectory, type MountedStatus } from './mount-status.js';
 
-/** Which part of a base an image is to stand on. */
+/** The image, and its snapshot, on which another image shall stand. */
 export interface MountedBase {
   /** The name of an image of the same mount. */
   image: string;
-  /** Left out: as that image is now. */
+  /** Default: that image as it is now. */
   snapshot?: string | undefined;
 }
 
-/** An image in a mount. What fails rejects with the PcowError that the mount tells. */
+/** An image in a mount. Errors reject with the PcowError that the mount reports. */
 export class MountedImage {
   private constructor(
-    /** Where it is mounted. */
+    /** The mount that contains it. */
     readonly mount: PcowMount,
-    /** What the mount calls it. */
+    /** Its name in the mount. */
     readonly name: string,
   ) {}
 
-  /** By its flat file, or by its image file in a directory that is mounted. Errors: PCOW_NOT_FOUND, PCOW_MOUNT. */
+  /**
+   * Finds an image by its flat file, or by its image file in a mounted directory. Errors:
+   * PCOW_NOT_FOUND, PCOW_MOUNT.
+   */
   static async find(file: string): Promise<MountedImage> {
     await mustAnswerOnTheWay(file);
     const real = await realpath(file).catch((cause: unknown) => {
@@ -39,73 +43,80 @@ export class MountedImage {
     if (held !== null && held.inside !== '' && !held.inside.includes('/'))
       return new MountedImage(held.mount, held.inside);
     const [mount] = held === null && real.endsWith(IMAGE_SUFFIX) ? await mountsOfDirectory(path.dirname(real)) : [];
-    if (mount === undefined) throw new PcowError('PCOW_MOUNT', `${JSON.stringify(file)} is no image of a mount`);
+    if (mount === undefined) throw new PcowError('PCOW_MOUNT', `${JSON.stringify(file)} is not an image in a mount`);
     return new MountedImage(mount, path.basename(real, IMAGE_SUFFIX));
   }
 
-  /** What a virtual machine maps. */
+  /** The file that a virtual machine maps. */
   get flatFile(): string {
     return path.join(this.mount.mountpoint, this.name);
   }
 
-  /** What the mount says of it. */
+  /** The mount's status of the image. */
   async status(): Promise<MountedStatus> {
     const file = path.join(controlDirectory(this.mount, this.name), 'status');
     return JSON.parse(await asking(this.mount, () => readFile(file, 'utf8'))) as MountedStatus;
   }
 
-  /** Freezes what it holds now under a name, also while a guest runs. Durable when it resolves. */
+  /** Takes a snapshot, also while a guest runs. It is durable when the promise resolves. */
   snapshot(name: string): Promise<void> {
     return this.#ask('snapshot', name);
   }
 
-  /** Goes back to a snapshot; nobody may have it open for writing. */
+  /** Goes back to a snapshot. No process may have the flat file open. */
   rollback(name: string): Promise<void> {
     return this.#ask('rollback', name);
   }
 
-  /** Gives a snapshot another name. Images that stand on it go on doing so; nobody may have its file open. */
+  /**
+   * Renames a snapshot. Images that stand on it continue to do so. No process may have the
+   * snapshot's file open.
+   */
   renameSnapshot(name: string, newName: string): Promise<void> {
     return this.#ask('rename', words(name, newName));
   }
 
-  /** Deletes a snapshot that no image stands on. */
+  /** Deletes a snapshot on which no image stands. */
   delete(name: string, options: LongOptions = {}): Promise<void> {
     return this.#work('delete', name, options);
   }
 
-  /** Makes a new image of the same directory that stands on this one, as it is now or at a snapshot. */
+  /**
+   * Makes a new image in the same directory that stands on this one, as it is now or at a snapshot.
+   */
   async clone(newName: string, snapshot?: string): Promise<MountedImage> {
     await this.#ask('clone', words(newName, snapshot));
     return new MountedImage(this.mount, newName);
   }
 
-  /** Makes it larger, or smaller where `shrink` says that what lies behind the end may go. */
+  /** Makes it larger; with `shrink`, makes it smaller, and drops what is behind the new end. */
   resize(size: number, { shrink = false }: { shrink?: boolean | undefined } = {}): Promise<void> {
     return this.#ask('resize', shrink ? `${size} shrink` : String(size));
   }
 
-  /** Puts it on another base of the same mount; its content stays. */
+  /** Puts it on another base in the same mount. Its content stays. */
   rebase(base: MountedBase, options: LongOptions = {}): Promise<void> {
     return this.#work('rebase', words(base.image, base.snapshot), options);
   }
 
-  /** Copies everything from the base; it stands on nothing then. */
+  /** Copies everything from the base. Afterwards it stands on no base. */
   flatten(options: LongOptions = {}): Promise<void> {
     return this.#work('flatten', 'now', options);
   }
 
-  /** Moves what was written into the base, as its new snapshot of this name. */
+  /**
+   * Moves what the image has written into the base, as a new snapshot of the base with this name.
+   */
   commit(name: string, options: LongOptions = {}): Promise<void> {
     return this.#work('commit', name, options);
   }
 
-  /** Gives blocks of zeros back to the file system. */
+  /** Gives blocks that hold only zeros back to the filesystem. */
   compact(options: LongOptions = {}): Promise<void> {
     return this.#work('compact', 'now', options);
   }
 
-  /** Gives it another name in its directory. */
+  /** Renames the image in its directory. */
   async rename(newName: string): Promise<MountedImage> {
     await askForRename(this.mount, this.name, newName);
     return new MountedImage(this.mount, newName);
@@ -125,11 +136,11 @@ export class MountedImage {
   }
 }
 
-/** One snapshot of several images of one mount, which is one cut across them. */
+/** Takes one snapshot of several images of one mount, which is one cut across them. */
 export async function snapshotMountedTogether(name: string, images: readonly MountedImage[]): Promise<void> {
   const [first] = images;
   if (first === undefined || images.some(({ mount }) => mount.mountpoint !== first.mount.mountpoint)) {
-    throw new PcowError('PCOW_INVALID', 'a snapshot across images needs images, and of one mount');
+    throw new PcowError('PCOW_INVALID', 'a snapshot of several images needs images that are all in one mount');
   }
   await askForCut(
     first.mount,

@@ -1,4 +1,4 @@
-/** Whether two contents are equal, byte by byte, without reading what both say is zeros. */
+/** Compares two contents, byte by byte, without reading ranges that are zeros in both. */
 import { type LongOptions, PcowError } from '../engine/index.js';
 import type { Contents, Range } from './contents.js';
 
@@ -17,7 +17,7 @@ export type Comparison =
       why: 'content' | 'allocation' | 'size';
     };
 
-/** Bytes that are read at once. */
+/** Bytes per read. */
 const STEP = 1 << 20;
 
 /**
@@ -60,7 +60,7 @@ async function bytesOf(contents: Contents, data: boolean, buffer: Buffer, offset
   return buffer;
 }
 
-/** Two lists of ranges cut at each other's ends. Behind its end a content has no data. */
+/** Splits two lists of ranges at each other's ends. Beyond its end a content has no data. */
 async function* together(left: AsyncIterable<Range>, right: AsyncIterable<Range>) {
   const iterators = [left[Symbol.asyncIterator](), right[Symbol.asyncIterator]()] as const;
   const next = async (side: 0 | 1) => ((await iterators[side].next()) as IteratorResult<Range, undefined>).value;

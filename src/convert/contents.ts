@@ -1,4 +1,4 @@
-/** The flat content of an image, a snapshot or a raw file: what comparing and measuring look at, whatever holds it. */
+/** The flat content of an image, a snapshot or a raw file, for comparing and measuring. */
 import { open } from 'node:fs/promises';
 import { type Image, nextData, PcowError } from '../engine/index.js';
 
@@ -8,7 +8,7 @@ export interface Range {
   offset: number;
   /** Bytes. */
   length: number;
-  /** false: it reads as zeros, and nothing needs to be read. */
+  /** false: the range reads as zeros, and need not be read. */
   data: boolean;
 }
 
@@ -16,17 +16,18 @@ export interface Range {
 export interface Contents {
   /** Bytes. */
   readonly size: number;
-  /** In ascending order, all of it. */
+  /** All ranges, in ascending order. */
   ranges(signal?: AbortSignal): AsyncIterable<Range>;
-  /** Fills the buffer, which must not reach behind the end. */
+  /** Fills the buffer. The range must be before the end. */
   read(buffer: Uint8Array, offset: number): Promise<void>;
   /** Lets go of what holds it. */
   close(): Promise<void>;
 }
 
 /**
- * Of the layer that is active now, or of a snapshot: that layer to the end, whatever happens to the image meanwhile. Where it goes (deleted,
- * rolled back, committed), reading fails. Closing it closes the image.
+ * The content of a snapshot, or of the layer that is active now. It is always this layer, whatever
+ * happens to the image meanwhile; if the layer is removed (deleted, rolled back, committed),
+ * reading fails. close() closes the image.
  */
 export function imageContents(image: Image, snapshot: string | null): Contents {
   const { id, size } = layerOf(image, snapshot);
@@ -56,7 +57,7 @@ function layerOf(image: Image, snapshot: string | null): { id: number; size: num
   return active;
 }
 
-/** Of a regular file, by its holes. */
+/** The content of a regular file, with its holes. */
 export async function fileContents(path: string): Promise<Contents> {
   const handle = await open(path);
   const { size } = await handle.stat().catch(async (error: unknown) => {

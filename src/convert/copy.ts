@@ -1,19 +1,24 @@
-/** Making a target read as some contents do, sparse: zeros are never written where there is nothing yet. */
+/**
+ * Copies a content to a target, sparsely: zeros are never written where the target has no data yet.
+ */
 import { PcowError, type LongOptions } from '../engine/index.js';
 import type { Contents } from './contents.js';
 
 export interface Target {
   write(buffer: Uint8Array, offset: number): Promise<unknown>;
-  /** Where it holds something already: what it reads as, and how a range becomes zeros. Left out: it is empty. */
+  /**
+   * For a target with data: reads its content, and turns a range into zeros. Default: the target is
+   * empty.
+   */
   present?: {
     read(buffer: Uint8Array, offset: number): Promise<unknown>;
     discard(offset: number, length: number): Promise<void>;
   };
 }
 
-/** Bytes that are read at once. */
+/** Bytes per read. */
 const STEP = 1 << 20;
-/** Bytes: zeros are found by these. */
+/** Bytes; the unit in which zeros are found. */
 const PIECE = 4096;
 const ZEROS = Buffer.alloc(PIECE);
 
@@ -41,7 +46,9 @@ export async function copyContents(
 
 type Kind = 'keep' | 'zero' | 'data';
 
-/** Runs of pieces of one kind at a time. `at`: where the bytes are in the contents. */
+/**
+ * Handles consecutive pieces of one kind together. `at`: the offset of the bytes in the content.
+ */
 async function copyPieces(bytes: Buffer, present: Buffer | undefined, target: Target, at: number): Promise<void> {
   let start = 0;
   let kind: Kind = 'keep';

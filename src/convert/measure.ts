@@ -1,18 +1,18 @@
-/** What an image file takes on its disk. The places are those of docs/format.md. */
+/** The disk space that an image file takes. docs/format.md describes its parts. */
 import type { LongOptions } from '../engine/index.js';
 import type { Contents } from './contents.js';
 
 /** What an image takes on its disk. */
 export interface Measure {
-  /** Bytes that an image takes once the content has been copied into it. */
+  /** Bytes that an image takes after the content has been copied into it. */
   required: number;
-  /** Bytes that it takes once all of it has been written. */
+  /** Bytes that it takes after all of it has been written. */
   fullyAllocated: number;
 }
 
 const PAGE = 4096;
 const ENTRIES_PER_PAGE = PAGE / 8;
-/** What an image that holds data keeps for deletions on a full disk, and a block. */
+/** Bytes that an image with data reserves for deletions on a full disk; one block is added. */
 const RESERVE = 128 << 10;
 
 /** Of an image of `size` bytes in blocks of `blockSize` bytes that is to hold `contents`, or of an empty one where there are none. */
@@ -34,7 +34,7 @@ export async function measure(
       onProgress?.(offset + length, contents.size);
     }
   }
-  // The two superblock slots, and a directory of one layer.
+  // The two superblock slots, and a layer directory with one layer.
   const fixed = Math.max(2 * PAGE, blockSize) + blockSize;
   const reserve = Math.ceil((RESERVE + blockSize) / blockSize) * blockSize;
   const table = Math.ceil(Math.ceil(size / blockSize) / ENTRIES_PER_PAGE) * PAGE;
@@ -44,7 +44,7 @@ export async function measure(
   };
 }
 
-/** How many units of a size ascending ranges touch. */
+/** How many units of one size are touched by ascending ranges. */
 class Counter {
   count = 0;
   #end = 0;

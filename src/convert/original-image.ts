@@ -1,15 +1,16 @@
 /**
- * Images of the original Pcow ("NBJL"), for reading. Such a file is a row of blocks:
+ * Images of the original Pcow ("NBJL"), read-only. Such a file is a sequence of blocks:
  *
  *   Super | Meta | data × N | Meta | data × N | … | Super (a snapshot was taken) | Meta | …
  *
- * An entry of a Meta says of the data block at the same position which virtual block it is, and by a bitmap which units of
- * 4 KiB have been copied there; the others are as before. The original program never read the bitmaps, and where it was
- * killed it showed zeros instead.
+ * Each entry of a Meta describes the data block at the same position: the number of its virtual
+ * block, and a bitmap of the units of 4 KiB that have been copied to it. The other units are as
+ * before. The original program never read the bitmaps; after it was killed, it showed zeros instead.
  *
- * A bitmap has 32 bits, whatever the block size, and the original set the bit of unit n by `1ULL << n << 32`: none for the units 32 to 63, and
- * again that of unit 0 for unit 64, as x86-64 shifts. It copied one unit, and at a further fault the whole block. So in blocks of more than
- * 128 KiB a bit stands for those of its units that hold anything.
+ * A bitmap has 32 bits, whatever the block size. The original set the bit of unit n by
+ * `1ULL << n << 32`. Because of how x86-64 shifts, units 32 to 63 have no bit, and unit 64 has that
+ * of unit 0 again. It copied one unit first, and the whole block at a further fault. So in blocks of
+ * more than 128 KiB a bit stands for those of its units that have any data.
  */
 import { type FileHandle, open, realpath } from 'node:fs/promises';
 import path from 'node:path';
@@ -21,22 +22,22 @@ const MAGIC = 'NBJL';
 const MAGIC_AT = 12;
 const HEADER = 64;
 
-/** Bytes that one bit of a bitmap stands for. */
+/** Bytes per bit of a bitmap. */
 const UNIT = 4096;
 
-/** Units after which the bits begin anew. */
+/** The number of units after which the bits repeat. */
 const BITS_AGAIN = 64;
 
-/** Where one virtual block is. */
-interface Place {
+/** Where the data of a virtual block is. */
+interface BlockCopy {
   /** Number of the block in the file. */
   index: number;
-  /** Which of its units are there, bit by bit; 0: all. */
+  /** Which of its units it has, one bit each; 0: all. */
   bitmap: number;
 }
 
-/** What was written between two snapshots. */
-type Segment = Map<number, Place>;
+/** The blocks that were written between two snapshots. */
+type Segment = Map<number, BlockCopy>;
 
 export class OriginalImage {
   private constructor(
@@ -50,7 +51,10 @@ export class OriginalImage {
     private readonly segments: Segment[],
   ) {}
 
-  /** Opens it and its bases, or fails with PCOW_CORRUPT, PCOW_BASE_MISSING or PCOW_BASE_LOOP and where it is wrong. */
+  /**
+   * Opens the image and its bases. Fails with PCOW_CORRUPT, PCOW_BASE_MISSING or PCOW_BASE_LOOP,
+   * and says where the fault is.
+   */
   static async open(file: string, above: readonly string[] = []): Promise<OriginalImage> {
     const real = await realpath(file);
     const handle = await open(real);
@@ -66,12 +70,17 @@ export class OriginalImage {
     }
   }
 
-  /** How many snapshots were taken: the states 0 to this. The last one is the present. */
+  /**
+   * The number of snapshots. The states are 0 to this number; the last one is the present state.
+   */
   get snapshots(): number {
     return this.segments.length - 1;
   }
 
-  /** As it was when snapshot number `state` + 1 was taken, or as it is. Closing it leaves the image open. */
+  /**
+   * The content at the time of snapshot number `state` + 1, or the present content. Closing it does
+   * not close the image.
+   */
   state(state: number): Contents {
     return {
       size: this.size,
@@ -112,7 +121,7 @@ export class OriginalImage {
   #holds(offset: number, state: number): boolean {
     const block = Math.floor(offset / this.blockSize);
     if (this.segments.slice(0, state + 1).some((segment) => segment.has(block))) return true;
-    // Its base may have other blocks: all that overlap count.
+    // Its base may have another block size: check all blocks that overlap.
     const { base } = this;
     if (base === null) return false;
     for (let at = offset; at < Math.min(offset + this.blockSize, base.size); at += base.blockSize) {
@@ -121,7 +130,7 @@ export class OriginalImage {
     return false;
   }
 
-  async #isThere({ index, bitmap }: Place, unit: number): Promise<boolean> {
+  async #isThere({ index, bitmap }: BlockCopy, unit: number): Promise<boolean> {
     if (bitmap === 0) return true;
     const bit = unit % BITS_AGAIN;
     if (bit >= 32 || ((bitmap >>> bit) & 1) === 0) return false;
@@ -129,7 +138,7 @@ export class OriginalImage {
     if (units <= BITS_AGAIN) return true;
     if (await this.#holdsBytes(index, unit)) return true;
     if (unit >= BITS_AGAIN) return false;
-    // Zeros were copied, where no other unit of this bit holds anything.
+    // Zeros were copied, if no other unit of this bit has data.
     for (let other = unit + BITS_AGAIN; other < units; other += BITS_AGAIN) {
       if (await this.#holdsBytes(index, other)) return false;
     }
@@ -142,20 +151,20 @@ export class OriginalImage {
     return buffer.subarray(0, bytesRead).some((byte) => byte !== 0);
   }
 
-  /** A part of one unit. */
+  /** Reads a part of one unit. */
   async #readUnit(buffer: Uint8Array, offset: number, state: number): Promise<void> {
     const block = Math.floor(offset / this.blockSize);
     const unit = Math.floor((offset % this.blockSize) / UNIT);
     for (let number = state; number >= 0; number -= 1) {
-      const place = this.segments[number]?.get(block);
-      if (place === undefined || !(await this.#isThere(place, unit))) continue;
+      const copy = this.segments[number]?.get(block);
+      if (copy === undefined || !(await this.#isThere(copy, unit))) continue;
       const { bytesRead } = await this.handle.read(
         buffer,
         0,
         buffer.length,
-        place.index * this.blockSize + (offset % this.blockSize),
+        copy.index * this.blockSize + (offset % this.blockSize),
       );
-      if (bytesRead < buffer.length) throw new PcowError('PCOW_IO', `${this.path} became shorter while it was read`);
+      if (bytesRead < buffer.length) throw new PcowError('PCOW_IO', `${this.path} became shorter during the read`);
       return;
     }
     const below = this.base && Math.max(0, Math.min(buffer.length, this.base.size - offset));
@@ -164,13 +173,14 @@ export class OriginalImage {
   }
 }
 
-/** Whether a file begins as such an image does. */
+/** Whether a file begins like such an image. */
 export function beginsLikeOriginal(start: Buffer): boolean {
   return start.toString('latin1', MAGIC_AT, MAGIC_AT + MAGIC.length) === MAGIC;
 }
 
 async function openBase(image: string, name: string, above: readonly string[]): Promise<OriginalImage> {
-  // The original program looked in its working directory; people keep bases beside their images.
+  // The original program searched its working directory; users often keep bases beside their
+  // images.
   const candidates = path.isAbsolute(name) ? [name] : [path.join(path.dirname(image), name), path.resolve(name)];
   for (const candidate of candidates) {
     let real: string;
@@ -180,7 +190,7 @@ async function openBase(image: string, name: string, above: readonly string[]): 
       continue;
     }
     if (above.includes(real)) {
-      throw new PcowError('PCOW_BASE_LOOP', `${image} stands on ${real}, which stands on it`);
+      throw new PcowError('PCOW_BASE_LOOP', `${image} stands on ${real}, which stands on ${image}`);
     }
     return OriginalImage.open(real, above);
   }
@@ -232,7 +242,8 @@ class Reader {
     try {
       return await this.#walk(first, 8);
     } catch (error) {
-      // Tables without bitmaps come from builds without fine-grained copying. Nothing says so, but that the others are wrong.
+      // Tables without bitmaps come from builds without fine-grained copying. The file does not say
+      // so: only the other interpretation is invalid.
       const narrow = await this.#walk(first, 4).catch(() => null);
       if (narrow === null) throw error;
       return narrow;
@@ -243,7 +254,7 @@ class Reader {
     const { blockSize } = first;
     const capacity = (blockSize - HEADER) / entrySize;
     const segments: Segment[] = [];
-    // Every step goes on in the file, so there is an end.
+    // Every step moves forward in the file, so the loop ends.
     for (let current: Super | null = first; current !== null;) {
       const segment: Segment = new Map();
       let next = 0;
@@ -260,10 +271,11 @@ class Reader {
   async #nextSuper(at: number, blockSize: number): Promise<Super | null> {
     if (at * blockSize + HEADER > this.length) return null;
     const bytes = await this.#read(at * blockSize, HEADER, 'a superblock');
-    return beginsLikeOriginal(bytes) ? this.super(at, blockSize) : null; // blocks that were allocated ahead
+    // blocks that were allocated in advance
+    return beginsLikeOriginal(bytes) ? this.super(at, blockSize) : null;
   }
 
-  /** Reads a table into the segment; returns how many entries it has. */
+  /** Reads a table into the segment. Returns the number of its entries. */
   async #table(
     segment: Segment,
     { blockSize, blocks }: Super,
@@ -276,7 +288,7 @@ class Reader {
     const bytes = await this.#read(meta * blockSize, blockSize, where);
     const count = bytes.readInt32LE(0);
     if (count < 0 || count > capacity || (full && count !== capacity)) {
-      throw this.#corrupt(`${where} counts ${count} blocks, of ${capacity} that it can hold`);
+      throw this.#corrupt(`${where} has ${count} entries; at most ${capacity} fit`);
     }
     const all = Math.min(32, blockSize / UNIT);
     const mask = all === 32 ? 0xffffffff : 2 ** all - 1;
@@ -284,7 +296,7 @@ class Reader {
       const block = bytes.readUInt32LE(HEADER + i * entrySize);
       const bitmap = entrySize === 8 ? bytes.readUInt32LE(HEADER + i * entrySize + 4) : 0;
       if (block >= blocks) throw this.#corrupt(`${where} names block ${block} of ${blocks}`);
-      if (segment.has(block)) throw this.#corrupt(`${where} names block ${block} a second time`);
+      if (segment.has(block)) throw this.#corrupt(`${where} names block ${block} twice`);
       if (bitmap > mask) throw this.#corrupt(`${where} has an impossible bitmap for block ${block}`);
       const index = meta + 1 + i;
       if ((index + 1) * blockSize > this.length) {

@@ -1,9 +1,9 @@
-/** Runs asynchronous work one after the other, in the order of the calls. */
+/** Runs asynchronous tasks one after the other, in the order of the calls. */
 export class Mutex {
   #last: Promise<unknown> = Promise.resolve();
   #waiting = 0;
 
-  /** Whether nothing runs, and nothing waits to run. */
+  /** Whether no task runs or waits. */
   get idle(): boolean {
     return this.#waiting === 0;
   }

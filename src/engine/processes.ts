@@ -1,13 +1,14 @@
 /**
- * Who uses a flat file, read from /proc alone: nothing here asks the mount's own file system, which could wait for this
- * very process. Processes that this one has no right to look into, or that are in another PID namespace, are not seen.
+ * Finds the users of a flat file, with /proc only: a request to the mount's own filesystem could
+ * wait for this very process. Processes that this one may not inspect, or that are in another PID
+ * namespace, are not found.
  */
 import { readdir, readFile, readlink } from 'node:fs/promises';
 
 /** A process that has flat files mapped, shared and writable. */
 export interface Mapper {
   pid: number;
-  /** Clock ticks since boot: tells it from a later process with its pid. */
+  /** Clock ticks since boot: distinguishes it from a later process with the same pid. */
   startTime: number;
   /** The inode numbers of the flat files. */
   inodes: Set<bigint>;
@@ -32,7 +33,10 @@ export async function mappersOf(device: string, inodes: ReadonlySet<bigint>): Pr
   return mappers;
 }
 
-/** The inodes among `inodes` that the text of a /proc/PID/maps shows as shared and writable. `device` is in hex. */
+/**
+ * Those of `inodes` that a /proc/PID/maps shows as shared and writable mappings. `device` is in
+ * hex.
+ */
 export function writableMappings(maps: string, device: string, inodes: ReadonlySet<bigint>): Set<bigint> {
   const found = new Set<bigint>();
   if (!maps.includes(` ${device} `)) {
@@ -49,7 +53,7 @@ export function writableMappings(maps: string, device: string, inodes: ReadonlyS
   return found;
 }
 
-/** mountinfo writes a device in decimal, maps in hex with at least two digits. */
+/** mountinfo shows a device in decimal, maps in hex with at least two digits. */
 export function hexDevice(device: string): string {
   return device
     .split(':')
@@ -57,7 +61,10 @@ export function hexDevice(device: string): string {
     .join(':');
 }
 
-/** "PID (COMMAND)" of every process that has a path open or mapped. The path is compared as text only. */
+/**
+ * "PID (COMMAND)" of every process that has a path open or mapped. The path is compared as text
+ * only.
+ */
 export async function usersOf(file: string): Promise<string[]> {
   const users: string[] = [];
   for (const pid of await processes()) {
@@ -99,12 +106,15 @@ export async function describeProcess(pid: number): Promise<string> {
   return command === '' ? `process ${pid}` : `process ${pid} (${command})`;
 }
 
-/** The threads of a process; none where it is gone. */
+/** The threads of a process; none if it has ended. */
 export async function threadsOf(pid: number): Promise<number[]> {
   return (await entriesOf(`/proc/${pid}/task`)).map(Number);
 }
 
-/** One letter, as proc(5) has it ("T": stopped by a signal, "t": by a debugger); null where the thread is gone. */
+/**
+ * One letter, as in proc(5) ("T": stopped by a signal, "t": by a debugger); null if the thread has
+ * ended.
+ */
 export async function stateOf(pid: number, thread: number = pid): Promise<string | null> {
   const fields = await statFields(`/proc/${pid}/task/${thread}/stat`);
   return fields?.[0] ?? null;
@@ -116,7 +126,10 @@ export async function startTimeOf(pid: number): Promise<number | null> {
   return field === undefined ? null : Number(field);
 }
 
-/** The fields of a stat file from the third (the state) on. The second, the command, may hold anything. */
+/**
+ * The fields of a stat file, beginning with the third (the state). The second, the command, may
+ * contain anything.
+ */
 async function statFields(file: string): Promise<string[] | null> {
   const text = await textOf(file);
   const end = text.lastIndexOf(') ');
@@ -128,7 +141,7 @@ async function processes(): Promise<number[]> {
   return names.filter((name) => /^[1-9]\d*$/.test(name)).map(Number);
 }
 
-/** Empty where it may not be read, or has just gone away. */
+/** Empty if the file may not be read, or has just disappeared. */
 export async function textOf(file: string): Promise<string> {
   return readFile(file, 'utf8').catch(() => '');
 }

@@ -1,6 +1,9 @@
-/** Names that Pcow gives to snapshots of its own accord. */
+/** Names of snapshots that Pcow takes by itself. */
 
-/** For a snapshot that a clone stands on: unique by its time, as a base may be cloned under one name again and again. */
+/**
+ * For a snapshot on which a clone stands. The time makes it unique, because a base may be cloned
+ * under the same name repeatedly.
+ */
 export function automaticName(now = new Date()): string {
   return `auto-${now.toISOString().replace(/[:.]/g, '-')}`;
 }

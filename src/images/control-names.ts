@@ -1,9 +1,12 @@
-/** The names of the control files, which a mount and its clients share. docs/control-files.md says what each is for. */
+/**
+ * The names of the control files, which a mount and its clients share. docs/control-files.md
+ * describes each.
+ */
 
-/** `.pcow/IMAGE/NAME`: those that only tell something. */
+/** `.pcow/IMAGE/NAME`: the read-only files. */
 export type ImageReport = 'status' | 'snapshots' | 'metrics';
 
-/** `.pcow/IMAGE/NAME`: those that take commands. */
+/** `.pcow/IMAGE/NAME`: the files that take commands. */
 export type ImageControl =
   | 'snapshot'
   | 'rollback'
@@ -19,7 +22,7 @@ export type ImageControl =
   | 'checksums'
   | 'cancel';
 
-/** `.pcow/NAME`: an image of such a name has a flat file, but no control files. */
+/** `.pcow/NAME`: an image with such a name has a flat file, but no control files. */
 export const MOUNT_CONTROLS = ['help', 'metrics', 'snapshot', 'status'] as const;
 
 export type MountControl = (typeof MOUNT_CONTROLS)[number];

@@ -1,7 +1,10 @@
-/** What a mount says of its images: "ok", or what is wrong. docs/control-files.md ("status") has the list. */
+/**
+ * The states of an image in a mount: "ok", or what is wrong. docs/control-files.md ("status") has
+ * the list.
+ */
 import type { PcowErrorCode } from '../engine/index.js';
 
-/** By the code of the error that opening the image fails with. */
+/** By the code of the error with which opening the image fails. */
 const STATE_OF_CODE = {
   PCOW_NOT_AN_IMAGE: 'not an image',
   PCOW_CORRUPT: 'damaged',
@@ -14,15 +17,15 @@ const STATE_OF_CODE = {
 
 type CodeOfState = keyof typeof STATE_OF_CODE;
 
-/** 'unreadable': opening it fails with any other code. */
+/** 'unreadable': opening the image fails with any other code. */
 export type ImageState = 'ok' | (typeof STATE_OF_CODE)[CodeOfState] | 'outside of the directory' | 'unreadable';
 
-/** The state of an image whose opening fails with this code. */
+/** The state of an image if opening it fails with this code. */
 export function stateOfCode(code: PcowErrorCode): ImageState {
   return code in STATE_OF_CODE ? STATE_OF_CODE[code as CodeOfState] : 'unreadable';
 }
 
-/** The code for what can't be done to an image in this state, as its mount tells it; null for "ok". */
+/** The code for an operation on an image in this state; null for "ok". */
 export function codeOfState(state: string): PcowErrorCode | null {
   const found = (Object.keys(STATE_OF_CODE) as CodeOfState[]).find((code) => STATE_OF_CODE[code] === state);
   if (found !== undefined) return found;

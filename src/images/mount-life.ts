@@ -1,9 +1,10 @@
 /**
- * Whether the process of a mount answers: it may have died, be stopped (SIGSTOP), or hang.
+ * Whether the process of a mount answers. It may have died, be stopped (SIGSTOP), or hang.
  *
- * A process that asks a mount which has taken its question and does not answer can't even be killed. So a helper asks, which can be
- * left behind, and nobody else touches a mount before. The helper waits without a limit while the mount's process does something:
- * a mount may be slow. Only the time in which it does nothing counts.
+ * A process whose request was accepted by a mount that does not answer cannot even be killed. So a
+ * helper process asks first, which can be left behind; nothing else accesses a mount before. The
+ * helper waits without a limit while the mount's process is active, because a mount may be slow.
+ * Only the time in which the process does nothing counts.
  */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
@@ -14,38 +15,41 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { type PcowMount, pcowMounts } from './mount-table.js';
 import { word } from '../engine/quote.js';
 
-/** Seconds that a mount may do nothing before it counts as hanging: the variable is for tests, and for slow disks. */
+/**
+ * Seconds for which a mount may be inactive before it counts as hanging. The variable is for tests,
+ * and for slow disks.
+ */
 const IDLE_LIMIT = Number(process.env.PCOW_MOUNT_LIMIT ?? '') || 30;
 
-/** The same for one that is stopped. A snapshot stops no mount, so somebody means it. */
+/** The same for a stopped mount. Snapshots never stop a mount, so it was stopped on purpose. */
 const STOPPED_LIMIT = 3;
 
-/** How many times the limit a mount may take that does something, but never answers. */
+/** A mount that is active but never answers may take this many times the limit. */
 const PATIENCE = 10;
 
-/** Milliseconds between looks at what a mount does. */
+/** Milliseconds between checks of what a mount does. */
 const LOOK = 50;
 
-/** Milliseconds between questions to a mount that is working on something. */
+/** Milliseconds between checks of a mount that is working on a request. */
 const ASK_AGAIN = 5000;
 
 export type Life =
   | { state: 'alive' }
-  /** Its process has ended: everything below its mountpoint is ENOTCONN for ever. */
+  /** Its process has ended: every access below its mountpoint fails with ENOTCONN. */
   | { state: 'dead' }
-  /** `pid` is null where this process can't see it. */
+  /** `pid` is null if this process cannot see it. */
   | { state: 'silent'; stopped: boolean; pid: number | null };
 
 export interface Asking {
-  /** Seconds, in place of the usual limits. */
+  /** Seconds, instead of the usual limits. */
   limit?: number | undefined;
-  /** Called once, where the answer takes its time. */
+  /** Called once, if the answer takes long. */
   onWait?: (() => void) | undefined;
 }
 
-/** Asks a mount, by its mountpoint as the kernel lists it. */
+/** Checks a mount, by its mountpoint as the kernel lists it. */
 export async function lifeOf(mount: Pick<PcowMount, 'mountpoint' | 'directory'>, asking: Asking = {}): Promise<Life> {
-  // LC_ALL: the message is compared.
+  // LC_ALL=C, because the message is compared.
   const helper = spawn('stat', ['--format=%i', '--', mount.mountpoint], {
     stdio: ['ignore', 'ignore', 'pipe'],
     env: { ...process.env, LC_ALL: 'C' },
@@ -53,7 +57,7 @@ export async function lifeOf(mount: Pick<PcowMount, 'mountpoint' | 'directory'>,
   let said = '';
   helper.stderr.setEncoding('utf8').on('data', (text: string) => (said += text));
   const ended = once(helper, 'close').then((): Life => {
-    // Anything else is an answer, too: this user has no right to look, for example.
+    // Any other result is an answer, too: for example, this user may have no permission.
     return { state: /not connected|connection abort/.test(said) ? 'dead' : 'alive' };
   });
   const over = new AbortController();
@@ -68,7 +72,7 @@ export async function lifeOf(mount: Pick<PcowMount, 'mountpoint' | 'directory'>,
   }
 }
 
-/** Resolves when the mount has done nothing for as long as it may. */
+/** Resolves when the mount has been inactive for too long. */
 async function silence(
   { directory }: Pick<PcowMount, 'directory'>,
   helper: ChildProcess,
@@ -80,8 +84,9 @@ async function silence(
   let before = '';
   let [idle, stopped, all] = [0, 0, 0];
   for (;;) {
-    await sleep(LOOK, undefined, { signal }).catch(() => new Promise(() => undefined)); // it has answered
-    // A helper that has not come to ask yet tells nothing of the mount.
+    // it has answered
+    await sleep(LOOK, undefined, { signal }).catch(() => new Promise(() => undefined));
+    // Until the helper waits for the mount, its time does not count.
     if (!(await isWaiting(helper.pid ?? 0))) continue;
     all += 1;
     if (all === 40) onWait?.();
@@ -100,21 +105,21 @@ async function isWaiting(helper: number): Promise<boolean> {
   return status !== null && status.command === 'stat' && status.state !== 'R';
 }
 
-/** What a process does: `work` counts what it has done so far, of its processor and of its main thread. */
+/** What a process does. `work` says how much time its main thread has used so far. */
 async function doingOf(pid: number): Promise<{ state: 'stopped' | 'busy' | 'idle'; work: string }> {
   const main = await statusOf(`/proc/${pid}/task/${pid}/stat`);
-  if (main === null) return { state: 'busy', work: '' }; // it has ended: the answer is on its way
+  if (main === null) return { state: 'busy', work: '' }; // it has ended, so the answer will come
   if (main.state === 'T' || main.state === 't') return { state: 'stopped', work: '' };
   return { state: main.state === 'R' ? 'busy' : 'idle', work: main.ticks };
 }
 
-/** The process that serves a directory, as far as it can be seen. */
+/** The process that serves a directory, as far as this process can see it. */
 export async function stateOfServer(directory: string): Promise<{ pid: number | null; stopped: boolean }> {
   const pid = await processOfDirectory(directory);
   return { pid, stopped: pid !== null && (await doingOf(pid)).state === 'stopped' };
 }
 
-/** proc_pid_stat(5): a command may hold spaces and parentheses. */
+/** proc_pid_stat(5): a command may contain spaces and parentheses. */
 async function statusOf(file: string): Promise<{ command: string; state: string; ticks: string } | null> {
   const text = await readFile(file, 'utf8').catch(() => '');
   const [, command, rest] = /\((.*)\) (.*)/s.exec(text) ?? [];
@@ -123,7 +128,10 @@ async function statusOf(file: string): Promise<{ command: string; state: string;
   return { command, state: fields[0] ?? '', ticks: `${fields[11]} ${fields[12]}` };
 }
 
-/** The process that serves an image directory has its lock; null where none is to be seen here. */
+/**
+ * The process that serves an image directory holds its lock. Returns null if this process cannot
+ * see one.
+ */
 async function processOfDirectory(directory: string): Promise<number | null> {
   const [locks, status] = await Promise.all([
     readFile('/proc/locks', 'utf8').catch(() => ''),
@@ -137,24 +145,27 @@ async function processOfDirectory(directory: string): Promise<number | null> {
   return null;
 }
 
-/** Inode numbers are unique on one file system only, and its device number is not always that of stat(2). */
+/**
+ * Inode numbers are unique within one filesystem only, and the device number in /proc/locks is not
+ * always that of stat(2).
+ */
 async function serves(pid: number, directory: string): Promise<boolean> {
   try {
     const files = await readdir(`/proc/${pid}/fd`);
     const targets = await Promise.all(files.map((file) => readlink(`/proc/${pid}/fd/${file}`).catch(() => '')));
     return targets.includes(directory);
   } catch {
-    return true; // not ours to look at
+    return true; // this user may not look at it
   }
 }
 
-/** What is wrong with a mount, and what to do about it. */
+/** What is wrong with a mount, and how to fix it. */
 export interface Trouble {
   message: string;
   cure: string;
 }
 
-/** null for one that is alive. */
+/** Returns null for a mount that is alive. */
 export function troubleOf({ mountpoint, directory, connection }: PcowMount, life: Life): Trouble | null {
   switch (life.state) {
     case 'alive':
@@ -168,24 +179,27 @@ export function troubleOf({ mountpoint, directory, connection }: PcowMount, life
       const { pid, stopped } = life;
       if (pid === null) {
         return {
-          message: `the mount on ${mountpoint} does not answer, and its process is not to be seen from here`,
+          message: `the mount on ${mountpoint} does not answer, and this process can't see the process of the mount`,
           cure: `if it hangs: echo 1 > /sys/fs/fuse/connections/${connection}/abort, then pcow umount ${word(mountpoint)}`,
         };
       }
       return stopped
         ? {
             message: `the mount on ${mountpoint} does not answer: its process ${pid} is stopped`,
-            cure: `let it go on: kill -CONT ${pid}`,
+            cure: `continue it: kill -CONT ${pid}`,
           }
         : {
             message: `the mount on ${mountpoint} does not answer: its process ${pid} hangs, or waits for its disk`,
-            cure: `if that does not pass: kill -9 ${pid}, then pcow umount ${word(mountpoint)}, and mount ${directory} again; nothing is lost`,
+            cure: `if it does not recover: kill -9 ${pid}, then pcow umount ${word(mountpoint)}, and mount ${directory} again; nothing is lost`,
           };
     }
   }
 }
 
-/** Does what asks a mount, and goes on asking whether it is alive meanwhile; `fail` makes the error where it is not. */
+/**
+ * Does work that asks a mount, and checks meanwhile that the mount is alive. `fail` makes the error
+ * if it is not.
+ */
 export async function withMount<T>(
   mount: PcowMount,
   asking: Asking,
@@ -211,7 +225,7 @@ export async function withMount<T>(
     }
   };
   const watching = watch();
-  watching.catch(() => undefined); // it is told by the race, or nobody waits for it any more
+  watching.catch(() => undefined); // the race reports it, or nothing waits for it any more
   try {
     return await Promise.race([result, watching]);
   } finally {
@@ -222,12 +236,18 @@ export async function withMount<T>(
 
 let leftBehind = false;
 
-/** Whether this process has questions to a mount that will never be answered: it has to exit without waiting for them. */
+/**
+ * Whether this process has requests to a mount that will never be answered. Then it must exit
+ * without waiting for them.
+ */
 export function hasQuestionsLeft(): boolean {
   return leftBehind;
 }
 
-/** The mount that a path leads into, found without touching it: links are read one by one. null where it leads elsewhere. */
+/**
+ * The mount into which a path leads. It is found without accessing the mount: links are read one by
+ * one. Returns null if the path leads elsewhere.
+ */
 export async function mountOnTheWay(given: string): Promise<PcowMount | null> {
   const mounts = await pcowMounts();
   if (mounts.length === 0) return null;
@@ -252,13 +272,13 @@ export async function mountOnTheWay(given: string): Promise<PcowMount | null> {
   return null;
 }
 
-/** As the kernel follows. */
+/** The kernel's limit. */
 const MOST_LINKS = 40;
 
 function workingDirectory(): string[] | null {
   try {
     return process.cwd().split('/');
   } catch {
-    return null; // removed: whatever uses the path says so
+    return null; // removed: the code that uses the path reports that
   }
 }

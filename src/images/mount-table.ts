@@ -1,28 +1,32 @@
 /**
  * The Pcow mounts of this machine, as the kernel lists them.
  *
- * Nothing is stored anywhere: /proc/self/mountinfo is always true, also after a mount died.
- * It is read, never stat'ed through, so a mount whose process hangs can't hang the reader.
+ * Nothing is stored elsewhere: /proc/self/mountinfo is always true, even after a mount has died.
+ * Only this list is read, and no mount is accessed, so a mount whose process hangs cannot hang the
+ * reader.
  */
 import { readdir, readFile, readlink, realpath } from 'node:fs/promises';
 import path from 'node:path';
 
-/** The file system type that the kernel shows for a Pcow mount. */
+/** The filesystem type that the kernel shows for a Pcow mount. */
 export const MOUNT_TYPE = 'fuse.pcow';
 
 /** A mount of an image directory, as the kernel lists it. */
 export interface PcowMount {
   /** The image directory, as a real path. */
   directory: string;
-  /** Where its flat files are, as a real path. */
+  /** The directory with its flat files, as a real path. */
   mountpoint: string;
-  /** Whether nothing can be written in it. */
+  /** Whether the mount is read-only. */
   readOnly: boolean;
   /** The FUSE connection: /sys/fs/fuse/connections/<this>. */
   connection: number;
 }
 
-/** Every Pcow mount that this process can see; a later one on the same mount point hides the earlier. */
+/**
+ * All Pcow mounts that this process can see. A later mount on the same mountpoint hides the earlier
+ * one.
+ */
 export async function pcowMounts(): Promise<PcowMount[]> {
   return parseMountInfo(await readFile('/proc/self/mountinfo', 'utf8'));
 }
@@ -33,7 +37,7 @@ export async function mountsOfDirectory(directory: string): Promise<PcowMount[]>
   return (await pcowMounts()).filter((mount) => mount.directory === real);
 }
 
-/** The Pcow mount that a real path lies in, and the path inside of it; null where it lies elsewhere. */
+/** The Pcow mount that contains a real path, and the path inside of it; null if there is none. */
 export async function mountHolding(realPath: string): Promise<{ mount: PcowMount; inside: string } | null> {
   for (const mount of await pcowMounts()) {
     if (realPath === mount.mountpoint) {
@@ -51,28 +55,34 @@ export interface MountTableEntry {
   /** "MAJOR:MINOR" in decimal. */
   device: string;
   mountpoint: string;
-  /** Of the mount and of its file system. */
+  /** Of the mount and of its filesystem. */
   options: string[];
   type: string;
   source: string;
 }
 
-/** Everything that is mounted, in mounting order: of two on one mountpoint the later one hides the earlier. */
+/**
+ * Everything that is mounted, in mounting order: of two mounts on one mountpoint the later one
+ * hides the earlier one.
+ */
 export async function mountTable(): Promise<MountTableEntry[]> {
   return parseMountTable(await readFile('/proc/self/mountinfo', 'utf8'));
 }
 
-/** Where a file system is mounted besides, in any mount namespace that this user may look into. */
-export interface OtherPlace {
+/** Another mountpoint of a filesystem, in any mount namespace that this user may inspect. */
+export interface OtherMountpoint {
   mountpoint: string;
-  /** A process of that mount namespace; null: our own. */
+  /** A process in that mount namespace; null: this process's own namespace. */
   pid: number | null;
 }
 
-/** Where the file system with this device is mounted: bind mounts of it, and copies in other mount namespaces. */
-export async function placesOfDevice(device: string): Promise<OtherPlace[]> {
+/**
+ * Where the filesystem with this device is mounted: includes bind mounts, and copies in other mount
+ * namespaces.
+ */
+export async function mountpointsOfDevice(device: string): Promise<OtherMountpoint[]> {
   const own = await readlink('/proc/self/ns/mnt');
-  const places: OtherPlace[] = [];
+  const found: OtherMountpoint[] = [];
   const seen = new Set<string>();
   for (const pid of ['self', ...(await readdir('/proc')).filter((name) => /^\d+$/.test(name))]) {
     try {
@@ -83,20 +93,21 @@ export async function placesOfDevice(device: string): Promise<OtherPlace[]> {
       seen.add(namespace);
       for (const entry of parseMountTable(await readFile(`/proc/${pid}/mountinfo`, 'utf8'))) {
         if (entry.device === device) {
-          places.push({ mountpoint: entry.mountpoint, pid: namespace === own ? null : Number(pid) });
+          found.push({ mountpoint: entry.mountpoint, pid: namespace === own ? null : Number(pid) });
         }
       }
     } catch {
-      // It has ended, or is not ours to look at.
+      // The process has ended, or this user may not inspect it.
     }
   }
-  return places;
+  return found;
 }
 
 function parseMountTable(text: string): MountTableEntry[] {
   const entries: MountTableEntry[] = [];
   for (const line of text.split('\n')) {
-    // id parent major:minor root mount-point options [optional fields …] - type source super-options
+    // id parent major:minor root mount-point options [optional fields …] - type source
+    // super-options
     const [before, after] = line.split(' - ', 2);
     if (before === undefined || after === undefined) {
       continue;
@@ -121,7 +132,7 @@ function parseMountTable(text: string): MountTableEntry[] {
 export function parseMountInfo(text: string): PcowMount[] {
   const byMountpoint = new Map<string, PcowMount>();
   for (const { device, mountpoint, options, type, source } of parseMountTable(text)) {
-    // Lines come in mounting order, so whatever was here before is hidden now.
+    // Lines are in mounting order, so an earlier mount on this mountpoint is hidden now.
     byMountpoint.delete(mountpoint);
     if (type === MOUNT_TYPE) {
       byMountpoint.set(mountpoint, {
@@ -135,7 +146,7 @@ export function parseMountInfo(text: string): PcowMount[] {
   return [...byMountpoint.values()];
 }
 
-/** The kernel writes space, tab, newline and backslash of a path as three octal digits. */
+/** The kernel writes a space, tab, newline or backslash in a path as three octal digits. */
 function unescape(field: string): string {
   if (!field.includes('\\')) {
     return field;

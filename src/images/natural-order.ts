@@ -1,6 +1,8 @@
-/** The order in which people count: vm2 before vm10. */
+/** The order that people expect: vm2 before vm10. */
 
-/** For Array.sort(): digits as numbers, the rest by characters; the same everywhere, whatever the locale. */
+/**
+ * For Array.sort(): compares digits as numbers, the rest by characters. The same in every locale.
+ */
 export function naturalOrder(a: string, b: string): number {
   const [ours, theirs] = [partsOf(a), partsOf(b)];
   for (const [at, part] of ours.entries()) {
@@ -16,7 +18,10 @@ function partsOf(name: string): string[] {
   return name.match(/\d+|\D+/g) ?? [];
 }
 
-/** Numbers may have more digits than a number holds. Equal ones with other zeros before them are told by their length. */
+/**
+ * The digits may exceed the range of a number. Equal numbers with different leading zeros are
+ * ordered by their length.
+ */
 function byNumber(a: string, b: string): number {
   const [x, y] = [a, b].map((text) => text.replace(/^0+/, '')) as [string, string];
   return x.length - y.length || byCharacters(x, y) || a.length - b.length;

@@ -1,4 +1,4 @@
-/** What the nodes of a mount and its control files act on and know. */
+/** What the nodes and control files of a mount use. */
 import type { AttributeSource } from './fuse/attributes.js';
 import type { Catalog } from './images/catalog.js';
 import type { Commands } from './control/commands.js';
@@ -13,7 +13,10 @@ export class MountContext {
   readonly commands: Commands;
   readonly attributes: AttributeSource;
   readonly files = new OpenFiles();
-  /** Whether the bytes of flat files are served natively; known once the session has begun, and before the first open. */
+  /**
+   * Whether the bytes of flat files are served natively. Set when the session has begun, before the
+   * first open.
+   */
   native = false;
   #lastError: LastError | null = null;
 
@@ -24,12 +27,12 @@ export class MountContext {
     this.attributes = attributes;
   }
 
-  /** Of what belongs to no single image. */
+  /** The last error that belongs to no single image. */
   get lastError(): LastError | null {
     return this.#lastError;
   }
 
-  /** Keeps the sentence for `status`, and logs it. */
+  /** Keeps the error for `status`, and logs it. */
   failed(command: string, error: unknown): void {
     this.#lastError = lastErrorOf(command, error);
     log(`${command} failed: ${this.#lastError.message}`);

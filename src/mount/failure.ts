@@ -1,4 +1,7 @@
-/** Any failure as an errno and a sentence: the one place where the mount's handlers turn exceptions into answers. */
+/**
+ * Turns any failure into an errno and a sentence. The mount's handlers turn exceptions into answers
+ * only here.
+ */
 import { constants } from 'node:os';
 import { getSystemErrorName } from 'node:util';
 
@@ -8,27 +11,27 @@ const { errno } = constants;
 
 export type ErrnoName = keyof typeof errno;
 
-/** A PcowError with an errno that is not its code's own. */
+/** A PcowError with an errno that differs from its code's own. */
 export function refusal(name: ErrnoName, code: PcowError['code'], message: string): PcowError {
   return new PcowError(code, message, { errno: errno[name] });
 }
 
-/** What a path that names nothing gets. */
+/** The error for a path that names nothing. */
 export function noSuchFile(path: string): PcowError {
   return new PcowError('PCOW_NOT_FOUND', `there is no ${path} in this mount`);
 }
 
-/** PCOW_IO for what is no error of Pcow's own. */
+/** PCOW_IO for errors that are not Pcow's own. */
 export function codeOf(error: unknown): PcowErrorCode {
   return error instanceof PcowError ? error.code : 'PCOW_IO';
 }
 
-/** Positive. An exception that nobody expected is EIO. */
+/** Positive. An unexpected exception is EIO. */
 export function errnoOf(error: unknown): number {
   if (error instanceof PcowError) {
     return error.errno;
   }
-  // A failed system call of Node's fs: `errno` is negative there.
+  // A failed system call in Node's fs has a negative `errno`.
   if (error instanceof Error && 'errno' in error && typeof error.errno === 'number' && error.errno < 0) {
     return -error.errno;
   }
@@ -43,7 +46,7 @@ export function sentenceOf(error: unknown): string {
   return error instanceof Error ? error.message : String(error);
 }
 
-/** Whether a system call failed in one of these ways. */
+/** Whether a system call failed with one of these errors. */
 export function isSystemError(error: unknown, ...names: ErrnoName[]): boolean {
   return error instanceof Error && 'code' in error && names.some((name) => error.code === name);
 }

@@ -1,4 +1,7 @@
-/** A mount in this process, which must never touch it: a request on its own mount would wait for itself for ever. */
+/**
+ * A mount in this process. The process must never access its own mount: the request would wait for
+ * itself forever.
+ */
 import { execFile } from 'node:child_process';
 import { promisify } from 'node:util';
 
@@ -28,14 +31,14 @@ import { Watchdog } from './daemon/watchdog.js';
 const run = promisify(execFile);
 const debug = debugLog('mount');
 
-/** What went wrong when the images were closed at the end, by image; empty is as it should be. */
+/** What went wrong when the images were closed at the end, by image. Empty if nothing did. */
 export type EndFailures = EndFailure[];
 
-/** An image that was not closed as it should be. */
+/** An image whose closing failed. */
 export interface EndFailure {
   /** Its name in the mount. */
   image: string;
-  /** What was thrown. */
+  /** The exception. */
   error: unknown;
 }
 
@@ -45,22 +48,30 @@ export interface Mount {
   readonly directory: string;
   /** As a real path. */
   readonly mountpoint: string;
-  /** Resolves when the mount is over, whoever ended it, and every image is synced and closed. */
+  /** Resolves when the mount has ended, whatever ended it, and every image is synced and closed. */
   readonly ended: Promise<EndFailures>;
-  /** Ends it, and resolves when that is done; rejects with EBUSY, and goes on, where somebody has a file of it open. */
+  /**
+   * Ends the mount, and resolves when that is done. Rejects with EBUSY if a process has a file of
+   * it open; the mount then continues.
+   */
   unmount(): Promise<EndFailures>;
   /**
-   * Takes it out of sight at once. It ends when nobody has a file open but processes under the monitor: these go on, and the next mount of
-   * the directory finds them.
+   * Removes the mount from the directory tree at once. It ends when no process has a file open,
+   * except processes under the monitor: these continue, and the next mount of the directory finds
+   * them.
    */
   detach(): Promise<void>;
-  /** `await using mounted = await mount(…)` unmounts it, and rejects with the first image that could not be closed. */
+  /**
+   * `await using mounted = await mount(…)` unmounts it, and rejects with the first image that could
+   * not be closed.
+   */
   [Symbol.asyncDispose](): Promise<void>;
 }
 
 /**
- * Mounts an image directory. The bytes of a process's first mount are served natively, those of further ones through JavaScript. Every
- * way in which it can't be mounted is a PcowError with the code PCOW_MOUNT.
+ * Mounts an image directory. The bytes of a process's first mount are served natively, those of
+ * later mounts through JavaScript. If it cannot be mounted, the error is a PcowError with the code
+ * PCOW_MOUNT.
  */
 export async function mountDirectory(
   directory: string,
@@ -103,15 +114,15 @@ async function lockOf({ directory }: Place): Promise<DirectoryLock> {
 async function whyLocked(directory: string): Promise<string> {
   for (const mount of await mountsOfDirectory(directory)) {
     const life = await lifeOf(mount);
-    // Not that one: it may lie beside the one that serves the directory.
+    // Skip dead mounts: one may exist beside the mount that serves the directory.
     if (life.state === 'dead') continue;
     const { mountpoint } = mount;
     const trouble = troubleOf(mount, life);
     return trouble === null
-      ? `${directory} is mounted on ${mountpoint} already: use that, or end it with "pcow umount ${word(mountpoint)}"`
+      ? `${directory} is mounted on ${mountpoint} already: use that mount, or end it with "pcow umount ${word(mountpoint)}"`
       : `${trouble.message}: ${trouble.cure}`;
   }
-  return `${directory} is served by a mount that is just ending, or that this process can't see: wait for its end`;
+  return `${directory} is served by a mount that is just ending, or that this process can't see: wait until it ends`;
 }
 
 async function begin(place: Place, lock: DirectoryLock): Promise<Mount> {
@@ -168,11 +179,14 @@ async function begin(place: Place, lock: DirectoryLock): Promise<Mount> {
   };
 }
 
-/** What a mount that was killed has left unsynced, or a guest that lived on without one. Before anybody can want the images. */
+/**
+ * Makes durable what a killed mount has left unsynced, or a guest that continued without a mount.
+ * This runs before any process can use the images.
+ */
 async function recoverImages(directory: string): Promise<void> {
   const { recovered, failed } = await recoverDirectory(directory);
-  for (const image of recovered) log(`${image} is recovered: a process that was killed had it open`);
-  // Whoever opens it finds out as well.
+  for (const image of recovered) log(`${image} has been recovered: a process that was killed had it open`);
+  // The next process that opens the image gets the error, too.
   for (const { image, error } of failed) log(`${image} can't be recovered: ${sentenceOf(error)}`);
 }
 
@@ -187,10 +201,12 @@ async function started(session: FuseSession, place: Place): Promise<void> {
     throw mountError(`FUSE could not mount on ${place.mountpoint} (${sentenceOf(cause)}): ${hint}`, cause);
   }
   if (device === null) {
-    throw mountError(`${place.mountpoint} was unmounted at once by somebody else`);
+    throw mountError(`${place.mountpoint} was unmounted at once by another process`);
   }
   if (!session.native) {
-    log(`${place.mountpoint}: bytes go through JavaScript: the native operations are the first mount's of a process`);
+    log(
+      `${place.mountpoint}: bytes go through JavaScript, because only the first mount of a process has the native operations`,
+    );
   }
   place.device = device;
 }
@@ -199,19 +215,20 @@ function fuseOptions({ directory, settings }: Place): FuseOptions {
   return {
     timeout: false,
     fsname: directory.replace(/[\\,]/g, '\\$&'),
-    // fuse-native has no names for these, and passes the subtype on as it is.
+    // fuse-native has no options for these, and passes the subtype on unchanged.
     subtype: [
       'pcow',
       'big_writes',
-      'use_ino', // holders.ts knows flat files by their inode numbers
-      'hard_remove', // libfuse would rename an open file that is removed
+      'use_ino', // holders.ts recognises flat files by their inode numbers
+      'hard_remove', // without it, libfuse would rename an open file that is removed
       'default_permissions',
       ...(settings.readOnly ? ['ro'] : []),
       ...(settings.sync ? ['sync'] : []),
       ...(settings.noExec ? ['noexec'] : []),
     ].join(','),
     allowOther: settings.allowOther,
-    // Images change from outside, and control files by themselves. A name that is gone is noticed by its attributes.
+    // Images change from outside, and control files change by themselves. The attributes show when
+    // a name is gone.
     attrTimeout: '0',
     entryTimeout: '1',
   };

@@ -1,23 +1,37 @@
-/** What a mount can be told. */
+/** The options of a mount. */
 import { PcowError } from '../engine/index.js';
 
-/** What a mount can be told. */
+/** The options of a mount. */
 export interface MountOptions {
-  /** Other users may use the mount as far as the modes of the images let them. Default: only the user who mounts. */
+  /**
+   * Other users may use the mount as far as the permissions of the images allow. Default: only the
+   * user who mounts.
+   */
   allowOther?: boolean | undefined;
-  /** No image is ever opened for writing, and every write is EROFS. */
+  /** No image is opened for writing, and every write fails with EROFS. */
   readOnly?: boolean | undefined;
-  /** Bases may lie outside of the image directory. Default: an image with such a base is not shown. */
+  /**
+   * Bases may be outside of the image directory. Default: an image with such a base is not shown.
+   */
   allowOutsideBase?: boolean | undefined;
-  /** Whether a snapshot may stop the processes that have the flat file mapped. Default: yes; without, it is EBUSY. */
+  /**
+   * Whether a snapshot may stop the processes that have the flat file mapped. Default: yes. If not,
+   * the snapshot fails with EBUSY.
+   */
   stopMappers?: boolean | undefined;
-  /** Snapshots get checksums, in the background after they were taken. Default: only by command. */
+  /** Snapshots get checksums, in the background after they were taken. Default: only on command. */
   checksums?: boolean | undefined;
-  /** The directory of the control files is listed. Default: it is there for whoever names it. */
+  /**
+   * The directory of the control files is listed. Default: it is not listed, but can be opened by
+   * its name.
+   */
   showControl?: boolean | undefined;
-  /** Each write is durable before it returns, as with mount(8)'s option sync. Default: after an fsync. */
+  /**
+   * Each write is durable before it returns, as with mount(8)'s option sync. Default: after an
+   * fsync.
+   */
   sync?: boolean | undefined;
-  /** No file of it can be executed, whatever its image's mode says. */
+  /** No file of the mount can be executed, whatever the permissions of its image are. */
   noExec?: boolean | undefined;
 }
 
@@ -44,7 +58,7 @@ const DEFAULTS: MountSettings = {
   noExec: false,
 };
 
-/** Refuses what is no option, so that a misspelled one is never ignored. */
+/** Rejects unknown options, so that a misspelled one is never ignored. */
 export function settingsOf(options: MountOptions): MountSettings {
   const settings = { ...DEFAULTS };
   for (const [key, value] of Object.entries(options) as [string, unknown][]) {

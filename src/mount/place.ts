@@ -1,4 +1,4 @@
-/** Where a mount is and how it was asked to be: what its parts share. */
+/** The location and the settings of a mount, which its parts share. */
 import path from 'node:path';
 
 import type { OpenImages } from './images/open-images.js';
@@ -10,19 +10,22 @@ export interface Place {
   readonly directory: string;
   /** As a real path. */
   readonly mountpoint: string;
-  /** "MAJOR:MINOR" as /proc/self/mountinfo has it; empty until mounted. */
+  /** "MAJOR:MINOR" as in /proc/self/mountinfo; empty until mounted. */
   device: string;
-  /** Where monitors connect; empty where the mount serves none. */
+  /** The socket to which monitors connect; empty if the mount serves none. */
   socket: string;
-  /** Why it serves none: a sentence, or null. */
+  /** Why the mount serves no monitors: a sentence, or null. */
   noMonitors: string | null;
   readonly settings: MountSettings;
   readonly openImages: OpenImages;
-  /** Does what this process still had to do, if it is killed. */
+  /** If this process is killed, the watchdog does what it still had to do. */
   readonly watchdog: Watchdog;
 }
 
-/** The path of an image's flat file, for helper processes and for messages: this process must never touch it. */
+/**
+ * The path of an image's flat file, for helper processes and for messages: this process must never
+ * access it.
+ */
 export function flatFilePath(place: Place, image: string): string {
   return path.join(place.mountpoint, image);
 }

@@ -1,14 +1,16 @@
-/** Putting the records of one stream into the active layer of an image, up to the end record. */
+/** Applies the records of one stream to the active layer of an image, up to the end record. */
 import { type Image, type LongOptions, PcowError } from '../engine/index.js';
 import { type Begin, type End, parseEnd } from './header.js';
 import { chained, corruptStream, type RecordReader, RecordType, type StreamRecord } from './record.js';
 
 export interface ApplyOptions extends LongOptions {
-  /** Called after a record was applied: where its range ends, and the bytes that were written. */
+  /**
+   * Called after a record was applied, with the end of its range and the number of bytes written.
+   */
   onApplied?: ((end: number, written: number) => Promise<void>) | undefined;
 }
 
-/** Returns when the end record has said that nothing is missing. Nothing is synced yet. */
+/** Returns when the end record has confirmed that nothing is missing. Nothing is synced yet. */
 export async function applyStream(
   image: Image,
   begin: Begin,
@@ -19,7 +21,7 @@ export async function applyStream(
   let end = begin.resumedAt;
   for (;;) {
     if (signal?.aborted) {
-      throw new PcowError('PCOW_CANCELLED', 'receiving was stopped; what has arrived is kept', {
+      throw new PcowError('PCOW_CANCELLED', 'receiving was stopped; the data received so far is kept', {
         cause: signal.reason,
       });
     }
@@ -27,7 +29,7 @@ export async function applyStream(
     if (record.type === RecordType.end) {
       const told = parseEnd(record.payload);
       const same = (['records', 'data', 'zeros', 'checksum'] as const).every((field) => told[field] === found[field]);
-      if (!same) throw corruptStream('records of it are missing, or in another order');
+      if (!same) throw corruptStream('records are missing or out of order');
       return found;
     }
     checkRange(record, end, begin.size);
@@ -47,9 +49,9 @@ export async function applyStream(
 }
 
 function checkRange({ type, offset, length, payload }: StreamRecord, end: number, size: number): void {
-  if (type !== RecordType.data && type !== RecordType.zeros) throw corruptStream('a record is of an unknown type');
-  if (offset < end) throw corruptStream('its ranges are out of order');
-  if (length === 0 || !(offset + length <= size)) throw corruptStream('a range lies outside of the image');
+  if (type !== RecordType.data && type !== RecordType.zeros) throw corruptStream('a record has an unknown type');
+  if (offset < end) throw corruptStream('the ranges are out of order');
+  if (length === 0 || !(offset + length <= size)) throw corruptStream('a range is outside of the image');
   if (payload.length !== (type === RecordType.data ? length : 0))
-    throw corruptStream('a record is not as long as its range');
+    throw corruptStream('the length of a record differs from its range');
 }

@@ -1,6 +1,7 @@
 /**
- * An image with its bases and all its snapshots as one stream of streams (docs/stream.md), and one self-contained image made from
- * it: every snapshot as changes on the one that it stands on, bases' first, then what the image holds now.
+ * An image with its bases and all snapshots, as one stream of streams (docs/stream.md); and one
+ * self-contained image made from it. Every snapshot is stored as changes on the snapshot that it
+ * stands on, those of bases first; then comes what the image holds now.
  */
 import { type Extent, Image, type LongOptions, PcowError, throughDraft } from '../engine/index.js';
 import { applyStream } from './apply.js';
@@ -9,7 +10,7 @@ import { ExportPlan, NO_LAYER, type Part } from './plan.js';
 import { corruptStream, encodeText, type RecordReader, RecordType, withRecords } from './record.js';
 import { HISTORY, prepare, type Sending, sendStream } from './send.js';
 
-/** The bytes of an export. `image` stays the caller's. */
+/** The bytes of an export. The caller still owns `image`. */
 export async function* exportStream(image: Image, { signal, onProgress }: LongOptions = {}): AsyncGenerator<Buffer> {
   const plan = await ExportPlan.make(image);
   try {
@@ -31,17 +32,17 @@ export async function* exportStream(image: Image, { signal, onProgress }: LongOp
   }
 }
 
-/** What importImage() has made. */
+/** The result of importImage(). */
 export interface Imported {
-  /** How many. */
+  /** The number of snapshots. */
   snapshots: number;
-  /** Of the image, bytes. */
+  /** The size of the image, bytes. */
   size: number;
   /** Bytes of data that arrived. */
   data: number;
 }
 
-/** Makes the image `file`, which must not exist. It appears under its name only when it is complete. */
+/** Makes the image `file`, which must not exist. It gets its name only when it is complete. */
 export function importStream(
   source: AsyncIterable<Uint8Array>,
   file: string,
@@ -58,8 +59,8 @@ async function importRecords(
   const first = await reader.must();
   if (first.type !== RecordType.archive) {
     throw first.type === RecordType.begin
-      ? new PcowError('PCOW_INVALID', 'this is a stream of pcow send: pcow receive takes it')
-      : corruptStream('it does not begin with its beginning');
+      ? new PcowError('PCOW_INVALID', 'this is a stream of pcow send: use pcow receive')
+      : corruptStream('the header record is missing');
   }
   const archive = parseArchive(first.payload);
   return throughDraft(file, {}, (draft) => fill(reader, archive, draft, { signal, onProgress }));
@@ -97,7 +98,7 @@ async function fill(
       }
     }
     const last = await reader.must();
-    if (last.type !== RecordType.archiveEnd || image === null) throw corruptStream('its end is missing');
+    if (last.type !== RecordType.archiveEnd || image === null) throw corruptStream('the end record is missing');
     for (const name of hidden) await image.delete(name, { signal });
     return { snapshots: image.snapshotNames().length, size: image.info().size, data: done };
   } finally {
@@ -105,18 +106,18 @@ async function fill(
   }
 }
 
-/** Branches begin at older snapshots. */
+/** Goes to the snapshot on which the next part stands: branches begin at older snapshots. */
 async function standOn(image: Image, from: Named | null): Promise<void> {
   const known = image.snapshots({ countData: false });
   const current = known.find((snapshot) => snapshot.current);
   if (from === null) {
-    if (known.length > 0) throw corruptStream('a second image begins in it');
+    if (known.length > 0) throw corruptStream('it contains a second image');
     return;
   }
-  // Two snapshots have one identity where one image of the chain has received it from another.
+  // Two snapshots have the same identity if one image of the chain received it from another.
   const same = known.filter(({ identity }) => identity === from.identity);
   const own = same.find(({ name }) => name === from.name) ?? same[0];
-  if (own === undefined) throw corruptStream(`${from.name} is missing, on which other snapshots stand`);
+  if (own === undefined) throw corruptStream(`the snapshot ${from.name} is missing, and other snapshots stand on it`);
   if (own !== current || image.info().size !== own.size) await image.rollback(own.name);
 }
 
@@ -135,7 +136,7 @@ async function sendingOf(part: Part, signal: AbortSignal | undefined): Promise<S
   });
 }
 
-/** What a part stands on, newest first. */
+/** The snapshots on which a part stands, newest first. */
 function historyOf({ from }: Part): Named[] {
   const history: Named[] = [];
   for (let next = from; next?.snapshot && history.length < HISTORY; next = next.from) history.push(next.snapshot);

@@ -1,8 +1,11 @@
-/** What the first and the last record of a stream say. They come from elsewhere, so everything in them is checked. */
+/**
+ * The contents of the first and the last record of a stream. They come from outside, so everything
+ * in them is checked.
+ */
 import { checkBlockSize, checkCreated, checkSize, checkSnapshotName, isPcowError } from '../engine/index.js';
 import { corruptStream } from './record.js';
 
-/** A snapshot by the identity of its content; the name is for messages. */
+/** A snapshot, identified by its content. The name is for messages. */
 export interface Named {
   name: string;
   identity: string;
@@ -12,32 +15,38 @@ export interface Begin {
   version: 1;
   size: number;
   blockSize: number;
-  /** The snapshot that is there at the end; null: what the image holds beyond its last one (in an archive). */
+  /**
+   * The snapshot that exists when the stream has been applied; null: what the image holds beyond
+   * its last snapshot (in an archive).
+   */
   snapshot: (Named & { created: string }) | null;
-  /** In an archive: the snapshot is deleted in the end; others stand on it. */
+  /** In an archive: other snapshots stand on this one, and it is deleted at the end. */
   hidden?: boolean | undefined;
-  /** What the changes go on top of; null: nothing. */
+  /** The snapshot to which the changes apply; null: none. */
   from: Named | null;
-  /** Ranges before this offset are not in the stream: the receiver has them. */
+  /** Ranges before this offset are not in the stream, because the receiver has them. */
   resumedAt: number;
-  /** Bytes in data records that are to come. */
+  /** Bytes in the data records that follow. */
   data: number;
-  /** What the snapshot stands on at the sender, newest first, so that a receiver can tell what it is missing. */
+  /**
+   * The snapshots on which this snapshot stands at the sender, newest first. They tell a receiver
+   * what it is missing.
+   */
   history: Named[];
 }
 
 export interface End {
-  /** Of data and zeros records. */
+  /** The number of data and zeros records. */
   records: number;
   data: number;
   zeros: number;
-  /** Over the checksums of these records, in their order. */
+  /** Over the checksums of these records, in order. */
   checksum: number;
 }
 
 export interface Archive {
   version: 1;
-  /** How many streams follow. */
+  /** The number of streams that follow. */
   streams: number;
   size: number;
   blockSize: number;
@@ -51,7 +60,8 @@ export function parseBegin(payload: Buffer): Begin {
   checkBlockSize(value.blockSize);
   const from = value.from === null ? null : named(value.from);
   const history = Array.isArray(value.history) ? value.history.map(named) : [];
-  if (value.hidden !== undefined && typeof value.hidden !== 'boolean') throw corruptStream('a flag in it is no flag');
+  if (value.hidden !== undefined && typeof value.hidden !== 'boolean')
+    throw corruptStream('a flag is not true or false');
   return {
     version: 1,
     size: value.size,
@@ -89,13 +99,13 @@ function objectOf(payload: Buffer): Record<string, unknown> {
     const value: unknown = JSON.parse(payload.toString('utf8'));
     if (typeof value === 'object' && value !== null) return value as Record<string, unknown>;
   } catch {
-    // Said below.
+    // reported below
   }
-  throw corruptStream('a record that should hold JSON does not');
+  throw corruptStream('a record that must contain JSON does not');
 }
 
 function version(value: Record<string, unknown>): void {
-  if (value.version !== 1) throw corruptStream('it is of a version that this pcow does not know');
+  if (value.version !== 1) throw corruptStream('this version of pcow does not support its version');
 }
 
 function named(value: unknown): Named {
@@ -103,12 +113,12 @@ function named(value: unknown): Named {
   checkSnapshotName(name);
   if (typeof identity !== 'string' || !/^[0-9a-f]{16}$/.test(identity))
     throw corruptStream('a snapshot has no identity');
-  // An image says by it that it knows none; there an invented one would take its place.
-  if (/^0+$/.test(identity)) throw corruptStream(`the identity of the snapshot ${name} is zero, which stands for none`);
+  // In an image, a zero identity means that it is not known, and a new one would replace it.
+  if (/^0+$/.test(identity)) throw corruptStream(`the identity of the snapshot ${name} is zero`);
   return { name, identity };
 }
 
-/** As Date.toISOString() writes it, years before 0 and after 9999 too. */
+/** As Date.toISOString() writes it, also for years before 0 and after 9999. */
 const ISO_TIME = /^(?:\d{4}|[+-]\d{6})-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,9})?Z$/;
 
 function created(value: unknown): string {
@@ -118,7 +128,7 @@ function created(value: unknown): string {
   try {
     checkCreated(new Date(time));
   } catch (error) {
-    if (isPcowError(error)) throw corruptStream(`a snapshot is from ${time}, a time that an image has no room for`);
+    if (isPcowError(error)) throw corruptStream(`the time of a snapshot, ${time}, cannot be stored in an image`);
     throw error;
   }
   return time;
@@ -126,6 +136,6 @@ function created(value: unknown): string {
 
 function count(value: unknown, most = Number.MAX_SAFE_INTEGER): number {
   if (!Number.isSafeInteger(value) || (value as number) < 0 || (value as number) > most)
-    throw corruptStream('a number in it can’t be right');
+    throw corruptStream('a number is out of range');
   return value as number;
 }

@@ -1,4 +1,4 @@
-/** Streams as a program outside of Pcow uses them: docs/stream.md says what they hold. */
+/** The streams for programs outside of Pcow. docs/stream.md describes their contents. */
 import type { Image } from '../engine/image.js';
 import type { LongOptions } from '../engine/types.js';
 import { checkOptions, checkPath } from '../engine/validate.js';
@@ -11,19 +11,25 @@ export type { Imported, Received };
 
 /** For send. */
 export interface SendOptions extends LongOptions {
-  /** Send only what changed since this snapshot, which the receiver has; default: everything. */
+  /**
+   * Send only what changed since this snapshot, which the receiver must have. Default: send
+   * everything.
+   */
   from?: string | undefined;
 }
 
 /** For receive. */
 export interface ReceiveOptions extends LongOptions {
-  /** Drop what the image holds beyond its snapshots, and another stream that was begun. */
+  /**
+   * Drop what the image holds beyond its snapshots, and an unfinished receive of another stream.
+   */
   force?: boolean | undefined;
 }
 
 /**
- * A snapshot as a stream of bytes, as “pcow send” writes it. The image may be in use, and must stay open to the end of the stream.
- * Errors: PCOW_NOT_FOUND of a snapshot, PCOW_CANCELLED, PCOW_BUSY where the snapshot was replaced meanwhile.
+ * A snapshot as a stream of bytes, as “pcow send” writes it. The image may be in use, and must stay
+ * open until the end of the stream. Errors: PCOW_NOT_FOUND for a snapshot, PCOW_CANCELLED,
+ * PCOW_BUSY if the snapshot was replaced in the meantime.
  */
 export async function* send(image: Image, snapshot: string, options: SendOptions = {}): AsyncGenerator<Buffer, void> {
   checkOptions('the options of send', options, ['from', 'signal', 'onProgress']);
@@ -31,7 +37,10 @@ export async function* send(image: Image, snapshot: string, options: SendOptions
   yield* sendStream(image, await sendingOf(image, snapshot, from ?? null, long.signal), long);
 }
 
-/** What is still missing at a receiver whose resumeToken() this is. Errors as those of send(); PCOW_INVALID of the token. */
+/**
+ * The part of a stream that is missing at the receiver with this resumeToken(). Errors as for
+ * send(), and PCOW_INVALID for the token.
+ */
 export async function* resumeSending(
   image: Image,
   token: string,
@@ -42,9 +51,11 @@ export async function* resumeSending(
 }
 
 /**
- * Takes in a stream of send(), and the snapshot that it holds; the image file is made where there is none and the stream is a whole one. Where it
- * breaks off, the image has its former snapshots, and resumeToken() tells what has arrived. Errors: PCOW_CORRUPT, PCOW_IO where
- * it broke off, PCOW_NOT_FOUND of what it stands on, PCOW_EXISTS, PCOW_BUSY, PCOW_LOCKED, PCOW_NO_SPACE, PCOW_CANCELLED.
+ * Receives a stream of send(), and takes the snapshot that it contains. Makes the image file if
+ * there is none and the stream is complete. If the stream breaks off, the image keeps its former
+ * snapshots, and resumeToken() says what has arrived. Errors: PCOW_CORRUPT, PCOW_IO if it broke
+ * off, PCOW_NOT_FOUND if the snapshot below is missing, PCOW_EXISTS, PCOW_BUSY, PCOW_LOCKED,
+ * PCOW_NO_SPACE, PCOW_CANCELLED.
  */
 export async function receive(
   source: AsyncIterable<Uint8Array>,
@@ -56,26 +67,38 @@ export async function receive(
   return receiveInto(source, path, options);
 }
 
-/** What an image has of a stream that broke off, for resumeSending(); null where there is nothing of the kind. */
+/**
+ * What an image has of a stream that broke off, for resumeSending(); null if there is no such
+ * stream.
+ */
 export async function resumeToken(path: string): Promise<string | null> {
   checkPath('the path of the image', path);
   const token = await resumeTokenOf(path);
   return token && formatToken(token);
 }
 
-/** Gives up a stream that broke off: the image is as before it. Returns the name of the snapshot that will not come, or null. */
+/**
+ * Gives up a stream that broke off: the image is as it was before the stream. Returns the name of
+ * the unfinished snapshot, or null.
+ */
 export async function abandonReceiving(path: string): Promise<string | null> {
   checkPath('the path of the image', path);
   return abandon(path);
 }
 
-/** An image, the bases that it stands on, and all snapshots, as one stream of bytes. The image must stay open to its end. */
+/**
+ * An image, its bases, and all snapshots, as one stream of bytes. The image must stay open until
+ * the end of the stream.
+ */
 export async function* exportImage(image: Image, options: LongOptions = {}): AsyncGenerator<Buffer, void> {
   checkOptions('the options of exportImage', options, ['signal', 'onProgress']);
   yield* exportStream(image, options);
 }
 
-/** Makes an image, which stands on nothing, of what exportImage() gave. It appears only when it is complete. Errors: PCOW_EXISTS, PCOW_CORRUPT, PCOW_IO. */
+/**
+ * Makes an image that stands on no base from a stream of exportImage(). It appears only when it is
+ * complete. Errors: PCOW_EXISTS, PCOW_CORRUPT, PCOW_IO.
+ */
 export async function importImage(
   source: AsyncIterable<Uint8Array>,
   path: string,

@@ -1,6 +1,7 @@
 /**
- * What an export holds: which layers of an image and of its bases become streams, in which order, under which names, and each as changes on
- * which other. Everything is looked up once, and by the ids of layers: those mean the same when somebody changes the images meanwhile.
+ * Plans an export: which layers of an image and of its bases become streams, in which order, under
+ * which names, and as changes on which other layer. Everything is looked up once, by the ids of
+ * layers, which stay the same when the images change meanwhile.
  */
 import path from 'node:path';
 import {
@@ -13,18 +14,18 @@ import {
 } from '../engine/index.js';
 import type { Named } from './header.js';
 
-/** The id of a layer that no image has: nothing is read of it. */
+/** A layer id that no image has: nothing is read from it. */
 export const NO_LAYER = 0;
 
 /** A layer that is exported. */
 export interface Part {
   image: Image;
   layer: Pick<LayerInfo, 'id' | 'size' | 'created'>;
-  /** What it is called in the export; null: what the image holds beyond its snapshots. */
+  /** Its name in the export; null: what the image holds beyond its snapshots. */
   snapshot: Named | null;
-  /** A deleted snapshot that several layers stand on. */
+  /** A deleted snapshot on which several layers stand. */
   hidden: boolean;
-  /** What it stands on; null: nothing. */
+  /** The part on which it stands; null: none. */
   from: Part | null;
 }
 
@@ -34,11 +35,11 @@ interface Storey {
   base: BaseInfo | null;
   /** By id, ascending. */
   layers: Map<number, LayerInfo>;
-  /** Of a base: the layer that the image above stands on. null: all of the image. */
+  /** For a base: the layer on which the image above stands. null: export the whole image. */
   top: number | null;
 }
 
-/** The image, and its bases opened, which close() closes. */
+/** The image, and its bases, which are opened here; close() closes them. */
 export class ExportPlan {
   private constructor(
     private readonly storeys: readonly Storey[],
@@ -61,7 +62,10 @@ export class ExportPlan {
     }
   }
 
-  /** Fails where an image has been put on another base since: what was read before and after may not fit together. */
+  /**
+   * Fails if an image has got another base since: data that was read before and after may not fit
+   * together.
+   */
   checkBases(): void {
     for (const { image, base } of this.storeys) {
       const now = image.info().base;
@@ -80,14 +84,14 @@ function storeyOf(image: Image, top: number | null): Storey {
 }
 
 function moved(image: Image): PcowError {
-  return new PcowError('PCOW_BUSY', `${image.info().path} got another base while it was exported: export it again`);
+  return new PcowError('PCOW_BUSY', `${image.info().path} got another base during the export: export it again`);
 }
 
 async function closeBases(storeys: readonly Storey[]): Promise<void> {
   for (const { image, top } of storeys) if (top !== null) await image.close();
 }
 
-/** In an order in which everything stands on what came before. */
+/** In an order in which everything stands on earlier parts. */
 function partsOf(storeys: readonly Storey[]): Part[] {
   const names = new Names();
   const parts: Part[] = [];
@@ -119,8 +123,10 @@ function partsOf(storeys: readonly Storey[]): Part[] {
 }
 
 /**
- * Snapshots, and what only the tree knows: of a base the layer that is stood on, of the image deleted snapshots with several layers on
- * them, which would come more than once otherwise. By ascending ids, so that the active layer is the last one, and parents come first.
+ * The layers to export. From a base: its snapshots below the layer that the image stands on, and
+ * that layer. From the image: its snapshots, and deleted snapshots on which several layers stand,
+ * because their data would be exported several times otherwise. By ascending ids, so that parents
+ * come first and the active layer is last.
  */
 function wantedOf({ layers, top }: Storey): LayerInfo[] {
   if (top === null) {
@@ -139,20 +145,20 @@ function parentOf(layers: Storey['layers'], { parent }: LayerInfo): LayerInfo | 
   return parent === null ? undefined : layers.get(parent);
 }
 
-/** The nearest layer below that is exported too. */
+/** The nearest layer below that is exported, too. */
 function nearest({ layers }: Storey, layer: LayerInfo, exported: ReadonlySet<LayerInfo>): LayerInfo | undefined {
   let next = parentOf(layers, layer);
   while (next !== undefined && !exported.has(next)) next = parentOf(layers, next);
   return next;
 }
 
-/** An export has one root: where an image has several, an empty snapshot below them. */
+/** An export has one root. If an image has several, an empty snapshot is put below them. */
 function nothing({ image }: Storey, size: number, names: Names): Part {
   const layer = { id: NO_LAYER, size, created: new Date(0), name: null, identity: null };
   return { image, layer, snapshot: names.give(layer, image), hidden: true, from: null };
 }
 
-/** Names and identities that one image can have side by side. */
+/** Names and identities that can exist together in one image. */
 class Names {
   readonly #taken = new Set<string>();
 
@@ -165,21 +171,21 @@ class Names {
     let free = name;
     for (let number = 1; this.#taken.has(free); number++) {
       const after = number === 1 ? '' : `.${number}`;
-      free = cut(`${own}.${name}`, MAX_NAME_LENGTH - Buffer.byteLength(after)) + after;
+      free = shortened(`${own}.${name}`, MAX_NAME_LENGTH - Buffer.byteLength(after)) + after;
     }
     this.#taken.add(free);
     return free;
   }
 }
 
-/** As many whole characters as have room in so many bytes. */
-function cut(text: string, bytes: number): string {
-  let cut = '';
+/** As many whole characters as fit into this number of bytes. */
+function shortened(text: string, bytes: number): string {
+  let short = '';
   let length = 0;
   for (const character of text) {
     length += Buffer.byteLength(character);
     if (length > bytes) break;
-    cut += character;
+    short += character;
   }
-  return cut;
+  return short;
 }

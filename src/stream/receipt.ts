@@ -1,37 +1,42 @@
 /**
- * What a receiver has durably: a small file beside the image, written anew after each sync. It counts only while nobody else
- * has opened the image for writing. The generation of its superblock tells that, which opening raises by one, and closing by one more; and
- * while the receiver is about to open it, who has done so: another one that came first, and was killed, leaves the same generation.
+ * Records durably what a receiver has received: a small file beside the image, written again after
+ * each sync. It is valid only while no other process has opened the image for writing. The
+ * generation of the superblock shows that: opening increments it by one, and closing by one more.
+ * While the receiver is about to open the image, the receipt also names the receiver's process,
+ * because another process that opened it first, and was killed, leaves the same generation.
  */
 import { readFile, writeFile } from 'node:fs/promises';
 import { exists, giveName, type Holder, type ImageInfo, isPcowError, receiptOf, removeName } from '../engine/index.js';
 import { type Begin, parseBegin } from './header.js';
 
-/** A process as a superblock names it. */
+/** A process, as a superblock records it. */
 export type Opener = Pick<Holder, 'pid' | 'startTime'>;
 
 export interface Receipt {
   /** Of the image. */
   uuid: string;
-  /** Of its superblock while the receiver had it open. */
+  /** Of its superblock while the receiver has it open. */
   generation: number;
-  /** The receiver that was about to open it, which adds one; null: it has. */
+  /**
+   * The receiver that was about to open it, which increments the generation; null: it has opened
+   * it.
+   */
   opening?: Opener | null;
   begin: Begin;
-  /** Bytes of the image: everything before is there. */
+  /** Bytes of the image: everything before this offset has been received. */
   offset: number;
   /** The receiver has made the image file. */
   made: boolean;
 }
 
 export async function writeReceipt(image: string, receipt: Receipt): Promise<void> {
-  const place = receiptOf(image);
-  const draft = `${place}.new`;
+  const file = receiptOf(image);
+  const draft = `${file}.new`;
   await writeFile(draft, JSON.stringify(receipt));
-  await giveName(draft, place, true);
+  await giveName(draft, file, true);
 }
 
-/** null where there is none that counts. `info`: of the image before it is opened for writing. */
+/** Returns null if there is no valid one. `info`: of the image before it is opened for writing. */
 export async function readReceipt(image: string, info: ImageInfo): Promise<Receipt | null> {
   let text: string;
   try {
@@ -49,12 +54,14 @@ function counts({ uuid, generation, opening }: Receipt, info: ImageInfo): boolea
   // The receiver has it open, or was killed; or it has not opened it yet.
   if (info.generation === generation) return true;
   if (info.generation !== generation + 1) return false;
-  // It has closed it; or it has opened it, and could not say so any more.
+  // The receiver has closed it; or it has opened it, and was killed before it could record that.
   if (!opening) return info.clean;
   return info.opener?.pid === opening.pid && info.opener.startTime === opening.startTime;
 }
 
-/** null: two receivers have written it at once, or somebody else. */
+/**
+ * Returns null if the text is not valid: two receivers wrote it at once, or another program did.
+ */
 function parseReceipt(text: string): Receipt | null {
   try {
     const { uuid, generation, opening, begin, offset, made } = JSON.parse(text) as Partial<Receipt>;
@@ -69,7 +76,7 @@ function parseReceipt(text: string): Receipt | null {
   }
 }
 
-/** Who is named only in part, as by an older version, is nobody. */
+/** An incomplete entry, as of an older version, matches no process. */
 function openerOf(value: unknown): Opener | null {
   if (value === undefined || value === null || value === false) return null;
   const { pid, startTime } = value as Partial<Opener>;

@@ -1,6 +1,7 @@
 /**
- * The receiving side of a stream (docs/stream.md). Changes go into the active layer, and only over the snapshot that they were
- * made from. The snapshot is taken when everything has arrived; until then a receipt beside the image says what is there.
+ * The receiving side of a stream (docs/stream.md). Changes are written to the active layer, and
+ * only over the snapshot from which they were made. The snapshot is taken when everything has
+ * arrived. Until then a receipt beside the image records what has arrived.
  */
 import { readFile } from 'node:fs/promises';
 import path from 'node:path';
@@ -19,11 +20,11 @@ import { type Opener, readReceipt, type Receipt, removeReceipt, writeReceipt } f
 import { corruptStream, type RecordReader, RecordType, withRecords } from './record.js';
 import type { ResumeToken } from './resume-token.js';
 
-/** What receive() has done. */
+/** The result of receive(). */
 export interface Received {
-  /** The name of the snapshot that is there now. */
+  /** The name of the received snapshot. */
   snapshot: string;
-  /** The name of the snapshot that the changes went onto; null: nothing. */
+  /** The name of the snapshot to which the changes were applied; null: none. */
   from: string | null;
   /** Bytes of data that arrived. */
   data: number;
@@ -33,16 +34,19 @@ export interface Received {
   resumedAt: number;
 }
 
-/** Bytes of data between two syncs: what a receiver that is killed has to be sent again, at most. */
+/** Bytes of data between two syncs: a killed receiver needs at most this much again. */
 const CHECKPOINT = 32 << 20;
 
 interface Receiving extends LongOptions {
   force?: boolean | undefined;
-  /** Opens the image by calling `open`: once, or again where another process has it and is waited for. Default: once. */
+  /**
+   * Opens the image by calling `open`: once, or repeatedly to wait for another process that has it.
+   * Default: once.
+   */
   opening?: (<T>(open: () => Promise<T>) => Promise<T>) | undefined;
 }
 
-/** Receives one stream into the image file, which is made where there is none. */
+/** Receives one stream into the image file, and makes the file if there is none. */
 export function receive(source: AsyncIterable<Uint8Array>, file: string, options: Receiving = {}): Promise<Received> {
   return withRecords(source, (reader) => receiveRecords(reader, file, options));
 }
@@ -55,12 +59,12 @@ async function receiveRecords(
   const first = await reader.must();
   if (first.type !== RecordType.begin) {
     throw first.type === RecordType.archive
-      ? new PcowError('PCOW_INVALID', 'this is an export of a whole image: pcow import takes it')
-      : corruptStream('it does not begin with its beginning');
+      ? new PcowError('PCOW_INVALID', 'this is an export of a whole image: use pcow import')
+      : corruptStream('the header record is missing');
   }
   const begin = parseBegin(first.payload);
   const { snapshot } = begin;
-  if (snapshot === null) throw corruptStream('it names no snapshot');
+  if (snapshot === null) throw corruptStream('it does not name a snapshot');
 
   const made = await makeWhereMissing(file, begin);
   const { image } = await opening(() => openWithReceipt(file));
@@ -85,7 +89,7 @@ async function receiveRecords(
         },
       });
     } catch (error) {
-      // What has arrived is sound. A disk that fails now has its say at the next opening.
+      // The data that has arrived is valid. If the disk fails now, the next open reports it.
       await keep().catch(() => undefined);
       throw error;
     }
@@ -98,7 +102,7 @@ async function receiveRecords(
   }
 }
 
-/** What an image has of a stream that was begun; null where there is none. */
+/** What an image has of an unfinished stream; null if there is none. */
 export async function resumeTokenOf(file: string): Promise<ResumeToken | null> {
   const { receipt } = await look(file);
   const snapshot = receipt?.begin.snapshot;
@@ -106,12 +110,15 @@ export async function resumeTokenOf(file: string): Promise<ResumeToken | null> {
   return { from: receipt.begin.from?.identity ?? null, to: snapshot.identity, offset: receipt.offset };
 }
 
-/** Gives up a stream that was begun: the image is as before it. Returns the name of the snapshot that will not come, or null. */
+/**
+ * Gives up an unfinished stream: the image is as it was before the stream. Returns the name of the
+ * unfinished snapshot, or null.
+ */
 export async function abandonReceiving(file: string): Promise<string | null> {
   if ((await look(file)).receipt === null) return null;
   const { image, receipt } = await openWithReceipt(file);
   try {
-    // Somebody was quicker to open it: what the image holds now is theirs.
+    // Another process opened it first: what the image holds now belongs to that process.
     if (receipt === null) return null;
     const { from } = receipt.begin;
     const own = from === null ? undefined : ownSnapshot(image, from.identity);
@@ -135,7 +142,7 @@ async function makeWhereMissing(file: string, begin: Begin): Promise<boolean> {
   if (begin.from !== null || begin.resumedAt > 0) {
     throw new PcowError(
       'PCOW_NOT_FOUND',
-      `${file} does not exist, and the stream holds only what comes after ${begin.from?.name ?? 'a part that is missing'}: ` +
+      `${file} does not exist, and the stream has only the changes after ${begin.from?.name ?? 'a part that is missing'}: ` +
         `send ${begin.from === null ? 'it from its beginning' : 'that snapshot'} first`,
     );
   }
@@ -153,14 +160,18 @@ async function look(file: string): Promise<{ receipt: Receipt | null; generation
   }
 }
 
-/** Opens the image for writing, with a receipt that goes on to count, whoever ends this process in between. */
+/**
+ * Opens the image for writing, with a receipt that stays valid even if this process is killed in
+ * between.
+ */
 async function openWithReceipt(file: string): Promise<{ image: Image; receipt: Receipt | null }> {
   const { receipt, generation } = await look(file);
   if (receipt !== null) await writeReceipt(file, { ...receipt, generation, opening: await thisProcess() });
   const image = await Image.open(file, { write: true });
   try {
     const now = image.info().generation;
-    // Somebody may have opened it since we looked: then the receipt stays as it is, and does not count any more.
+    // Another process may have opened it since look(): then the receipt is left as it is, and is no
+    // longer valid.
     if (receipt === null || now !== generation + 1) return { image, receipt: null };
     await writeReceipt(file, { ...receipt, generation: now, opening: null });
     return { image, receipt };
@@ -170,15 +181,15 @@ async function openWithReceipt(file: string): Promise<{ image: Image; receipt: R
   }
 }
 
-/** As the engine writes it into the superblock. */
+/** This process, as the engine writes it into the superblock. */
 async function thisProcess(): Promise<Opener> {
   const status = await readFile('/proc/self/stat', 'utf8');
-  // The second field, the command, is in parentheses and may hold anything.
+  // The second field, the command, is in parentheses and may contain anything.
   const fields = status.slice(status.lastIndexOf(')') + 2).split(' ');
   return { pid: process.pid, startTime: Number(fields[19]) };
 }
 
-/** Checks that the stream goes on where the image stands, and makes the active layer ready for it. */
+/** Checks that the stream continues what the image has, and prepares the active layer for it. */
 async function takeUp(image: Image, file: string, begin: Begin, made: boolean, force: boolean): Promise<Receipt> {
   const info = image.info();
   const { uuid, generation } = info;
@@ -191,7 +202,7 @@ async function takeUp(image: Image, file: string, begin: Begin, made: boolean, f
     if (same) {
       if (begin.resumedAt > receipt.offset) {
         throw missing(
-          `${file} has ${begin.snapshot?.name ?? ''} up to byte ${receipt.offset}, and the stream goes on at ${begin.resumedAt} only`,
+          `${file} has ${begin.snapshot?.name ?? ''} up to byte ${receipt.offset}, but the stream continues at byte ${begin.resumedAt}`,
         );
       }
       return { ...receipt, generation, begin: { ...begin, resumedAt: 0 } };
@@ -206,7 +217,7 @@ async function takeUp(image: Image, file: string, begin: Begin, made: boolean, f
   }
   if (begin.resumedAt > 0) {
     throw missing(
-      `${file} has nothing of ${begin.snapshot?.name ?? ''}, and the stream goes on at byte ${begin.resumedAt}`,
+      `${file} has nothing of ${begin.snapshot?.name ?? ''}, but the stream continues at byte ${begin.resumedAt}`,
     );
   }
   checkIsNew(image, file, begin);
@@ -218,17 +229,20 @@ function checkIsNew(image: Image, file: string, { snapshot }: Begin): void {
   const known = image.snapshots({ countData: false });
   const same = known.find(({ identity }) => identity === snapshot?.identity);
   if (same !== undefined) {
-    throw new PcowError('PCOW_EXISTS', `${file} has that snapshot already, as ${same.name}`);
+    throw new PcowError('PCOW_EXISTS', `${file} already has this snapshot, as ${same.name}`);
   }
   if (known.some(({ name }) => name === snapshot?.name)) {
     throw new PcowError(
       'PCOW_EXISTS',
-      `${file} has another snapshot called ${snapshot?.name ?? ''}: delete one of the two, here or at the sender`,
+      `${file} has another snapshot named ${snapshot?.name ?? ''}: rename or delete one of the two, here or at the sender`,
     );
   }
 }
 
-/** Empties the active layer on the snapshot that the stream stands on. Nothing that is no snapshot is lost without `force`. */
+/**
+ * Empties the active layer on the snapshot that the stream stands on. Without `force`, changes that
+ * are in no snapshot are not dropped.
+ */
 async function standOn(image: Image, file: string, begin: Begin, force: boolean): Promise<void> {
   const { from } = begin;
   const empty = await activeIsEmpty(image);
@@ -237,7 +251,7 @@ async function standOn(image: Image, file: string, begin: Begin, force: boolean)
     if (known.length > 0 || image.info().base !== null || !empty) {
       throw new PcowError(
         'PCOW_EXISTS',
-        `${file} holds something already, and the stream holds all of ${begin.snapshot?.name ?? ''}: receive it into a new image, or send what changed ` +
+        `${file} is not empty, and the stream has all of ${begin.snapshot?.name ?? ''}: receive it into a new image, or send what changed ` +
           'since a snapshot that both have (pcow send --from)',
       );
     }
@@ -247,14 +261,14 @@ async function standOn(image: Image, file: string, begin: Begin, force: boolean)
     if (!empty && !force) {
       throw new PcowError(
         'PCOW_BUSY',
-        `${file} holds changes that are in no snapshot, and receiving would drop them: take a snapshot, or drop them with --force`,
+        `${file} has changes that are in no snapshot, and receiving would drop them: take a snapshot, or drop them with --force`,
       );
     }
     if (!empty || !own.current || image.info().size !== own.size) await image.rollback(own.name);
   }
   const { size } = image.info();
   if (size > begin.size) {
-    throw new PcowError('PCOW_INVALID', `${file} has ${size} bytes, more than what is sent (${begin.size})`);
+    throw new PcowError('PCOW_INVALID', `${file} has ${size} bytes, more than the sent image (${begin.size})`);
   }
   if (size < begin.size) await image.resize(begin.size);
 }
@@ -262,8 +276,8 @@ async function standOn(image: Image, file: string, begin: Begin, force: boolean)
 function sentenceOfMissing(file: string, { from, snapshot, history }: Begin, known: SnapshotInfo[]): string {
   const name = from?.name ?? '';
   const common = history.find(({ identity }) => known.some((own) => own.identity === identity));
-  const impostor = known.some((own) => own.name === name) ? ` (it has another one of that name)` : '';
-  const sentence = `${file} has no snapshot ${name}${impostor}, which the changes of ${snapshot?.name ?? ''} stand on`;
+  const sameName = known.some((own) => own.name === name) ? ` (it has another one with that name)` : '';
+  const sentence = `${file} has no snapshot ${name}${sameName}, which the changes of ${snapshot?.name ?? ''} stand on`;
   if (common === undefined) return `${sentence}: send ${name} first`;
   return `${sentence}; the newest that both have is ${common.name}: send ${name} --from ${common.name} first`;
 }
@@ -276,7 +290,7 @@ function ownSnapshot(image: Image, identity: string): SnapshotInfo | undefined {
   return image.snapshots({ countData: false }).find((snapshot) => snapshot.identity === identity);
 }
 
-/** Nobody else changes the image: it is open for writing here. */
+/** No other process changes the image, because it is open for writing here. */
 async function activeIsEmpty(image: Image): Promise<boolean> {
   for await (const { kind } of image.map({ depths: { first: 0, end: 1 } })) {
     if (kind !== 'hole') return false;

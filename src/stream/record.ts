@@ -1,12 +1,15 @@
-/** The records of a stream, as bytes: docs/stream.md. Every record carries a checksum, and nothing of it is believed before. */
+/**
+ * The records of a stream, as bytes: docs/stream.md. Every record has a checksum, which is verified
+ * before anything in it is used.
+ */
 import { crc32c, PcowError } from '../engine/index.js';
 
-/** Numbers are never used again for something else. */
+/** Numbers are never reused for another type. */
 export const RecordType = { begin: 1, data: 2, zeros: 3, end: 4, archive: 5, archiveEnd: 6 } as const;
 
 export interface StreamRecord {
   type: number;
-  /** Bytes, in the image; 0 where the record is not about a range. */
+  /** Bytes, in the image; 0 if the record has no range. */
   offset: number;
   /** Bytes, of the range. */
   length: number;
@@ -16,7 +19,7 @@ export interface StreamRecord {
 
 const MAGIC = 0x31524350; // "PCR1"
 const HEADER = 32;
-/** Bytes; also what is read and written at once. */
+/** Bytes; also the size of one read or write. */
 export const MAX_PAYLOAD = 1 << 20;
 
 export function encodeRecord(type: number, offset: number, length: number, payload: Uint8Array): Buffer {
@@ -39,7 +42,10 @@ export function checksumOf(record: Buffer): number {
   return record.readUInt32LE(28);
 }
 
-/** What begins with these bytes is something else, and not damaged. */
+/**
+ * The error for a stream that begins with these bytes: it is another kind of file, not a damaged
+ * stream.
+ */
 function noStream(start: Buffer): PcowError {
   const [, , what, instead] =
     OTHERS.find(([magic, at]) => start.toString('latin1', at, at + magic.length) === magic) ?? [];
@@ -50,7 +56,10 @@ function noStream(start: Buffer): PcowError {
     : new PcowError('PCOW_INVALID', `this is ${what}, not ${it}: ${instead}`);
 }
 
-/** What a file may begin with: the bytes, where they are, what it is then, and what to do where that is not to convert it. */
+/**
+ * The beginnings of other files: the bytes, their offset, the kind of file, and what to do, unless
+ * it is to be converted.
+ */
 const OTHERS: readonly (readonly [string, number, string, string?])[] = [
   ['\x89PCOW\r\n\x1a', 0, 'a Pcow image', 'copy it as it is, or with pcow convert'],
   ['NBJL', 12, 'an image of the original Pcow'],
@@ -61,12 +70,15 @@ const OTHERS: readonly (readonly [string, number, string, string?])[] = [
   ['conectix', 0, 'a vhd image'],
   ['<<<', 0, 'a vdi image'],
   ['QED\0', 0, 'a qed image'],
-  ['\x28\xb5\x2f\xfd', 0, 'a file that zstd has compressed', 'unpack it on the way (zstd -dc FILE | …)'],
-  ['\x1f\x8b', 0, 'a file that gzip has compressed', 'unpack it on the way (gzip -dc FILE | …)'],
-  ['\xfd7zXZ\0', 0, 'a file that xz has compressed', 'unpack it on the way (xz -dc FILE | …)'],
+  ['\x28\xb5\x2f\xfd', 0, 'a file compressed by zstd', 'decompress it first (zstd -dc FILE | …)'],
+  ['\x1f\x8b', 0, 'a file compressed by gzip', 'decompress it first (gzip -dc FILE | …)'],
+  ['\xfd7zXZ\0', 0, 'a file compressed by xz', 'decompress it first (xz -dc FILE | …)'],
 ];
 
-/** The checksum of a sequence of records: tells when one is missing, doubled, or out of place. */
+/**
+ * The checksum of a sequence of records. It shows when a record is missing, duplicated, or out of
+ * order.
+ */
 export function chained(before: number, checksum: number): number {
   const bytes = Buffer.alloc(4);
   bytes.writeUInt32LE(checksum);
@@ -74,10 +86,13 @@ export function chained(before: number, checksum: number): number {
 }
 
 export function corruptStream(why: string): PcowError {
-  return new PcowError('PCOW_CORRUPT', `the stream is damaged: ${why}`, { next: 'send it, or export it, once more' });
+  return new PcowError('PCOW_CORRUPT', `the stream is damaged: ${why}`, { next: 'send or export it again' });
 }
 
-/** Does work with the records of a stream of bytes, which is closed afterwards, also where it was not read to its end. */
+/**
+ * Works with the records of a stream of bytes. The stream is closed afterwards, even if it was not
+ * read to its end.
+ */
 export async function withRecords<T>(
   source: AsyncIterable<Uint8Array>,
   work: (reader: RecordReader) => Promise<T>,
@@ -90,7 +105,7 @@ export async function withRecords<T>(
   }
 }
 
-/** Takes records out of a stream of bytes. */
+/** Reads records from a stream of bytes. */
 export class RecordReader {
   readonly #source: AsyncIterator<Uint8Array>;
   #pieces: Uint8Array[] = [];
@@ -101,16 +116,18 @@ export class RecordReader {
     this.#source = source;
   }
 
-  /** null at the end of the bytes, where that is the end of a record too. */
+  /** Returns null at the end of the bytes, if a record ends there. */
   async next(): Promise<StreamRecord | null> {
     const header = await this.#take(HEADER);
     if (header === null) return null;
     if (header.readUInt32LE(0) !== MAGIC) {
-      throw this.#position === HEADER ? noStream(header) : corruptStream('a record begins with other bytes');
+      throw this.#position === HEADER
+        ? noStream(header)
+        : corruptStream('a record does not begin with its magic number');
     }
     const payloadLength = header.readUInt32LE(24);
     const checksum = header.readUInt32LE(28);
-    if (payloadLength > MAX_PAYLOAD) throw corruptStream('a record is longer than records are');
+    if (payloadLength > MAX_PAYLOAD) throw corruptStream('a record is longer than the limit');
     const payload = await this.#take(payloadLength);
     if (payload === null) throw brokenOff(this.#position);
     header.writeUInt32LE(0, 28);
@@ -126,7 +143,7 @@ export class RecordReader {
     };
   }
 
-  /** The same, where the stream can't be over. */
+  /** The same, but the stream must not have ended. */
   async must(): Promise<StreamRecord> {
     const record = await this.next();
     if (record === null) throw brokenOff(this.#position);
@@ -152,15 +169,15 @@ export class RecordReader {
   }
 }
 
-/** Beyond 2^53 a number would be rounded; no image reaches so far. */
+/** Numbers beyond 2^53 would be rounded; no image is that large. */
 function exact(value: bigint): number {
-  if (value > BigInt(Number.MAX_SAFE_INTEGER)) throw corruptStream('a range lies outside of every image');
+  if (value > BigInt(Number.MAX_SAFE_INTEGER)) throw corruptStream('a range is outside of every image');
   return Number(value);
 }
 
 function brokenOff(position: number): PcowError {
   return new PcowError(
     'PCOW_IO',
-    `the stream breaks off after ${position} bytes: its sender has ended, or the connection`,
+    `the stream breaks off after ${position} bytes: its sender or the connection has ended`,
   );
 }

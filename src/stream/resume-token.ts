@@ -1,11 +1,14 @@
-/** What a receiver says of what it has, for `pcow send --resume`: one word that a shell leaves alone. */
+/**
+ * The receiver's state, for `pcow send --resume`: one word without characters that are special to a
+ * shell.
+ */
 import { crc32c, PcowError } from '../engine/index.js';
 
 export interface ResumeToken {
   /** Identities. */
   from: string | null;
   to: string;
-  /** Bytes of the image: everything before has arrived. */
+  /** Bytes of the image: everything before this offset has arrived. */
   offset: number;
 }
 
@@ -20,7 +23,7 @@ export function parseToken(token: string): ResumeToken {
   if (match === null || crc32c(Buffer.from(text)) !== parseInt(checksum, 16)) {
     throw new PcowError(
       'PCOW_INVALID',
-      'that is no resume token: take what “pcow receive --resume-token IMAGE” prints',
+      'that is not a resume token: use the one that “pcow receive --resume-token IMAGE” prints',
     );
   }
   return { from: from === 'nothing' ? null : from, to, offset: parseInt(offset, 16) };

@@ -1,28 +1,34 @@
-/** The sending side: the changes between two snapshots of an image, or all that one holds, as a stream (docs/stream.md). */
+/**
+ * The sending side: the changes between two snapshots of an image, or everything that one snapshot
+ * holds, as a stream (docs/stream.md).
+ */
 import { type Extent, type Image, type LayerInfo, type LongOptions, PcowError } from '../engine/index.js';
 import type { Begin, End, Named } from './header.js';
 import { chained, checksumOf, encodeRecord, encodeText, MAX_PAYLOAD, RecordType } from './record.js';
 import type { ResumeToken } from './resume-token.js';
 
-/** How much of its history a stream tells. */
+/** How many snapshots of the history a stream contains. */
 export const HISTORY = 200;
 
-/** What a stream is to hold. */
+/** The contents of a stream. */
 export interface Sending {
   begin: Begin;
-  /** The ranges of the snapshot that are to be sent, in ascending order. */
+  /** The ranges of the snapshot to send, in ascending order. */
   extents: (signal: AbortSignal | undefined) => AsyncIterable<Extent>;
-  /** The id of the layer that they are read from: names may mean others before the stream ends. */
+  /**
+   * The id of the layer from which they are read: a name may mean another layer before the stream
+   * ends.
+   */
   layer: number;
 }
 
-/** What prepare() needs to know of a layer. */
+/** The layer that prepare() reads. */
 interface Source {
   id: number;
   size: number;
 }
 
-/** The changes of `snapshot` since `from`; where that is null, all of it. */
+/** The changes of `snapshot` since `from`; if `from` is null, everything. */
 export async function sendingOf(
   image: Image,
   snapshot: string,
@@ -41,7 +47,7 @@ export async function sendingOf(
   });
 }
 
-/** What is still missing at a receiver that has handed out this token. */
+/** The part that is missing at a receiver with this token. */
 export async function resumedSending(image: Image, token: ResumeToken, signal?: AbortSignal): Promise<Sending> {
   const known = image.snapshots({ countData: false });
   const find = (identity: string): string => {
@@ -49,7 +55,7 @@ export async function resumedSending(image: Image, token: ResumeToken, signal?: 
     if (found === undefined) {
       throw new PcowError(
         'PCOW_NOT_FOUND',
-        `${image.info().path} has no snapshot with the identity ${identity} any more, which the resume token asks for`,
+        `${image.info().path} no longer has the snapshot with the identity ${identity}, which the resume token names`,
       );
     }
     return found.name;
@@ -83,7 +89,7 @@ export async function prepare(
   return { begin, extents: rest, layer: source.id };
 }
 
-/** The bytes of the stream, record by record. Progress counts the bytes of data. */
+/** The bytes of the stream, record by record. Progress counts bytes of data. */
 export async function* sendStream(image: Image, sending: Sending, options: LongOptions = {}): AsyncGenerator<Buffer> {
   const { begin, layer } = sending;
   const { signal, onProgress } = options;
@@ -95,7 +101,7 @@ export async function* sendStream(image: Image, sending: Sending, options: LongO
   };
   yield encodeText(RecordType.begin, begin);
   for await (const { offset, length, kind } of sending.extents(signal)) {
-    // Over nothing, zeros are what is there already.
+    // Where there is no snapshot below, zeros need not be sent.
     if (kind !== 'data') {
       if (begin.from === null) continue;
       end.zeros += length;
@@ -106,8 +112,7 @@ export async function* sendStream(image: Image, sending: Sending, options: LongO
       stopWhere(signal);
       const bytes = Buffer.alloc(Math.min(MAX_PAYLOAD, offset + length - at));
       const count = await image.read(bytes, at, layer);
-      if (count < bytes.length)
-        throw new PcowError('PCOW_BUSY', `${image.info().path} became smaller while it was sent`);
+      if (count < bytes.length) throw new PcowError('PCOW_BUSY', `${image.info().path} became smaller during the send`);
       end.data += bytes.length;
       onProgress?.(end.data, begin.data);
       yield counted(encodeRecord(RecordType.data, at, bytes.length, bytes));
@@ -118,7 +123,7 @@ export async function* sendStream(image: Image, sending: Sending, options: LongO
 
 function stopWhere(signal: AbortSignal | undefined): void {
   if (signal?.aborted) {
-    throw new PcowError('PCOW_CANCELLED', 'sending was stopped; the receiver can go on from what it has', {
+    throw new PcowError('PCOW_CANCELLED', 'sending was stopped; the receiver can continue from what it has', {
       cause: signal.reason,
     });
   }
@@ -133,7 +138,7 @@ async function* after(extents: AsyncIterable<Extent>, offset: number): AsyncGene
   }
 }
 
-/** The snapshots that a layer stands on in its image, newest first. */
+/** The snapshots on which a layer stands in its image, newest first. */
 function historyOf(layers: readonly LayerInfo[], layer: number): Named[] {
   const known = new Map(layers.map((one) => [one.id, one]));
   const history: Named[] = [];

@@ -262,7 +262,7 @@ const MISTAKES: Mistake[] = [
   {
     typed: 'pcow receive new < two.stream',
     exit: 4,
-    says: 'HERE/new.pcow does not exist, and the stream holds only what comes after one: send that snapshot first',
+    says: 'HERE/new.pcow does not exist, and the stream has only the changes after one: send that snapshot first',
     next: '“pcow list IMAGE”, here and at the sender, shows what both have',
   },
   {
@@ -274,7 +274,7 @@ const MISTAKES: Mistake[] = [
   {
     typed: 'pcow receive vm1 < two.stream',
     exit: 5,
-    says: 'HERE/vm1.pcow has that snapshot already, as two',
+    says: 'HERE/vm1.pcow already has this snapshot, as two',
     next: '“pcow list IMAGE”, here and at the sender, shows what both have',
   },
   {
@@ -286,7 +286,7 @@ const MISTAKES: Mistake[] = [
   {
     typed: 'pcow receive new < /dev/null',
     exit: 9,
-    says: 'the stream breaks off after 0 bytes: its sender has ended, or the connection',
+    says: 'the stream breaks off after 0 bytes: its sender or the connection has ended',
     next: 'nothing has arrived: see what the sender says, and send again',
   },
   {
@@ -298,12 +298,12 @@ const MISTAKES: Mistake[] = [
   {
     typed: 'pcow receive new < vm1.export',
     exit: 3,
-    says: 'this is an export of a whole image: pcow import takes it',
+    says: 'this is an export of a whole image: use pcow import',
   },
   {
     typed: 'pcow import two.stream new',
     exit: 3,
-    says: 'this is a stream of pcow send: pcow receive takes it',
+    says: 'this is a stream of pcow send: use pcow receive',
   },
   {
     typed: 'pcow import vm1.export vm1',
@@ -348,7 +348,7 @@ const MISTAKES: Mistake[] = [
   {
     typed: 'pcow mount images nowhere',
     exit: 11,
-    says: 'the mountpoint HERE/nowhere does not exist: make it first ("mkdir -p")',
+    says: 'the mountpoint HERE/nowhere does not exist: create it first ("mkdir -p")',
   },
   {
     typed: 'pcow mount vm1.pcow full',
@@ -358,12 +358,12 @@ const MISTAKES: Mistake[] = [
   {
     typed: 'pcow umount full',
     exit: 11,
-    says: 'no image directory is mounted on full: "pcow list DIR" says where DIR is mounted',
+    says: 'no image directory is mounted on full: "pcow list DIR" shows where DIR is mounted',
   },
   {
     typed: 'pcow umount mnt/disk',
     exit: 11,
-    says: 'no image directory is mounted on mnt/disk: "pcow list DIR" says where DIR is mounted',
+    says: 'no image directory is mounted on mnt/disk: "pcow list DIR" shows where DIR is mounted',
   },
   {
     typed: 'pcow qemu-args lone',

@@ -85,7 +85,7 @@ test.serial('SIGHUP opens the log anew', async (t) => {
   const { pid } = JSON.parse(await readFile(path.join(point, '.pcow/status'), 'utf8')) as { pid: number };
   await rename(log, `${log}.1`);
   process.kill(pid, 'SIGHUP');
-  await eventually(async () => (await readFile(log, 'utf8').catch(() => '')).includes('opened anew'));
+  await eventually(async () => (await readFile(log, 'utf8').catch(() => '')).includes('opened the log again'));
   await t.throwsAsync(writeFile(path.join(point, '.pcow/vm1/rollback'), 'none'), { code: 'ENOENT' });
   t.regex(await readFile(log, 'utf8'), /rollback failed/);
   const old = await readFile(`${log}.1`, 'utf8');

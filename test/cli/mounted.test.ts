@@ -265,9 +265,9 @@ test.serial('long changes through a mount tell their progress, and are stopped b
   t.is(last?.done, last?.total);
   t.like(await status(), { base: null, working: null });
   const cancel = path.join(scratch, 'mnt/.pcow/vm3/cancel');
-  t.is(await readFile(cancel, 'utf8'), 'write COMMAND to stop it; under way is (none)\n');
+  t.is(await readFile(cancel, 'utf8'), 'write COMMAND to stop it; in progress: (none)\n');
   await t.throwsAsync(writeFile(cancel, 'flatten'), { code: 'ENOENT' });
-  t.regex((await status()).lastError?.message ?? '', /vm3 has no "flatten" under way/);
+  t.regex((await status()).lastError?.message ?? '', /vm3 has no "flatten" in progress/);
 });
 
 test.serial(

@@ -59,7 +59,7 @@ for (const over of ['holes', 'a base'] as const) {
     const pcow = pcowIn(mount.scratch);
     t.regex(await succeeds(t, pcow('list', 'mnt')), /^vm1 .* stalled \(process \d+\): its disk is full or fails$/m);
     t.regex(await succeeds(t, pcow('info', 'mnt/vm1')), /^state +stalled: process \d+ waits for the disk/m);
-    await mount.logged(/^\S+Z vm1: process \d+ \(map-tool\) stands still, for the disk of its image is full/m);
+    await mount.logged(/^\S+Z vm1: process \d+ \(map-tool\) is paused, because the disk of its image is full/m);
     t.deepEqual(
       (await readFile(mount.file('vm1'))).subarray(0, 4 * BLOCK),
       model.subarray(0, 4 * BLOCK),
@@ -69,7 +69,7 @@ for (const over of ['holes', 'a base'] as const) {
     await freeDisk(mount.images);
     t.is(await waiting, 'ok');
     await eventually(async () => (await monitorReport(mount, 'vm1')).stalled === 0);
-    await mount.logged(/^\S+Z vm1: process \d+ \(map-tool\) goes on after \d+ s$/m);
+    await mount.logged(/^\S+Z vm1: process \d+ \(map-tool\) continues after \d+ s$/m);
     t.is(await tool.ask('sync'), 'ok');
     const dump = path.join(mount.scratch, 'dump');
     t.is(await tool.ask(`dump ${dump}`), 'ok');

@@ -99,7 +99,7 @@ for (const [what, fileOf] of Object.entries(others)) {
     await mount.write('s', 'vm1', 'snapshot');
     const reader = await openReader(t, fileOf(mount));
     const ended = told(mount);
-    await mount.logged(/out of sight/);
+    await mount.logged(/no longer visible/);
     reader.stdin.write('\n');
     const [bytes] = (await once(reader.stdout, 'data')) as [string];
     t.is(Number(bytes), MiB);
@@ -132,7 +132,7 @@ test.serial('a guest without the monitor keeps its mount, and its memory', async
   t.is(await guest.ask('write 0 4096 7'), 'ok');
   t.is(await plain.ask('write 0 4096 8'), 'ok');
   const ended = told(mount);
-  await mount.logged(/out of sight/);
+  await mount.logged(/no longer visible/);
   t.is(await plain.ask('write 4096 4096 9'), 'ok');
   t.is(await plain.ask('sync'), 'ok');
   t.is(mount.daemon.exitCode, null);

@@ -37,8 +37,8 @@ test.serial('mountpoints that do not suit', async (t) => {
   t.regex(await refused(t, images, images), /image directory itself/);
   const inside = path.join(images, 'inside');
   await mkdir(inside);
-  t.regex(await refused(t, images, inside), /lies in the image directory/);
-  t.regex(await refused(t, images, scratch), /lies below the mountpoint/);
+  t.regex(await refused(t, images, inside), /is in the image directory/);
+  t.regex(await refused(t, images, scratch), /is below the mountpoint/);
   t.regex(await refused(t, path.join(scratch, 'nothing'), point), /does not exist/);
   t.regex(await refused(t, mount.image('vm1'), point), /not a directory/);
   t.deepEqual(await readdir(point), []);
@@ -78,8 +78,8 @@ test.serial('two mounts of one directory, a mount over a mount, a mount inside a
     t.true(sentence.includes(`mounted on ${point} already`), sentence);
   }
   t.regex(await refused(t, other, point), /is mounted on .* already.*pcow umount/);
-  t.regex(await refused(t, other, path.join(point, '.pcow')), /lies in the mount/);
-  t.regex(await refused(t, point, second), /lies in the mount/);
+  t.regex(await refused(t, other, path.join(point, '.pcow')), /is in the mount/);
+  t.regex(await refused(t, point, second), /is in the mount/);
   await mount.unmount();
   await mount.mount();
 });

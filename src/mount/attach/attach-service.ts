@@ -1,9 +1,10 @@
 /**
- * Attaching: a process shows the mount its open flat file, and gets the image itself, to map it into its memory. It is
- * the image's writer from then on, and the mount only looks (ImageEntry.lend), until its connection ends.
+ * Attaching: a process shows the mount its open flat file, and gets the image itself, to map it
+ * into its memory. From then on, the process is the image's writer, and the mount only reads
+ * (Attachment.lend), until the connection ends.
  *
- * The proof of right is the descriptor: the file system has checked the rights when it was opened. Of the process itself
- * only its pid and uid are known, for messages.
+ * The descriptor proves the right: the kernel checked the permissions when the file was opened. The
+ * pid and uid of the process are known, but used for messages only.
  */
 import { constants } from 'node:fs';
 
@@ -27,11 +28,13 @@ const debug = debugLog('attach');
 type AttachRequest = Extract<AttachEvent, { kind: 'attach' }>;
 type ResumeRequest = Extract<AttachEvent, { kind: 'resume' }>;
 
-/** Linux: the descriptor names a file, and may not read it. */
+/** Linux: the descriptor only names a file, and cannot read it. */
 const O_PATH = 0o10000000;
 const ACCESS_MODE = 0o3;
 
-/** The kernel passes so many descriptors in one message, less a few: kMaxDescriptors of the protocol. */
+/**
+ * The kernel's limit of descriptors in one message, less a few: kMaxDescriptors of the protocol.
+ */
 const MAX_FILES = 250;
 
 export interface AttachContext {
@@ -45,9 +48,12 @@ export class AttachService {
   readonly #context: AttachContext;
   readonly #server: AttachServer;
   readonly #monitors = new Map<number, Monitor>();
-  /** What they are attached to. */
+  /** The image that each monitor has attached. */
   readonly #images = new Map<Monitor, ImageEntry>();
-  /** What is to be done when a monitor gives its image back ('releasing'), or its connection ends without that. */
+  /**
+   * What to do when a monitor gives its image back ('releasing'), or its connection ends without
+   * that.
+   */
   readonly #endings = new Map<Monitor, (how: 'releasing' | 'lost') => Promise<void> | void>();
 
   private constructor(context: AttachContext, socket: string) {
@@ -57,7 +63,7 @@ export class AttachService {
     });
   }
 
-  /** Where no socket can be made the mount works all the same, and says why nobody can attach. */
+  /** If no socket can be made, the mount works nevertheless, and says why no process can attach. */
   static async start(context: AttachContext): Promise<AttachService | null> {
     const { place } = context;
     try {
@@ -72,7 +78,9 @@ export class AttachService {
     }
   }
 
-  /** Attached processes go on alone, and wait for the next mount of the directory. */
+  /**
+   * Attached processes continue without the mount, and wait for the next mount of the directory.
+   */
   stop(): void {
     this.#context.place.socket = '';
     this.#server.stop();
@@ -92,7 +100,7 @@ export class AttachService {
       void this.#giveBases(monitor);
       return;
     }
-    // The image is on its way back before anybody hears that a request has failed for that.
+    // First take the image back, then tell the callers whose requests have failed because of that.
     if (event.kind === 'release') {
       void this.#end(monitor, 'releasing').then(() => {
         this.#server.released(monitor.connection);
@@ -105,8 +113,8 @@ export class AttachService {
   }
 
   /**
-   * A base of the image has got another base, which the process was not given. Never rejects: it asks again, as long as it
-   * needs them.
+   * A base of the image has another base now, which the process was not given. Never rejects: the
+   * monitor asks again as long as it needs the base.
    */
   async #giveBases(monitor: Monitor): Promise<void> {
     const entry = this.#images.get(monitor);
@@ -130,12 +138,13 @@ export class AttachService {
     }
   }
 
-  /** Never rejects: what is wrong becomes a refusal. */
+  /** Never rejects: an error becomes a refusal. */
   async #answer(event: AttachRequest | ResumeRequest): Promise<void> {
     const { connection, pid, uid } = event;
     const writable = event.kind === 'resume' || event.writable;
     const command = textOf(`/proc/${pid}/comm`).then((text) => text.trimEnd());
-    // Known before the first wait: its end may be reported any time from here on.
+    // Registered before the first `await`: the end of the connection may be reported at any time
+    // from here on.
     const monitor = new Monitor(this.#server, connection, pid, uid, writable);
     this.#monitors.set(connection, monitor);
     let entry: ImageEntry | null = null;
@@ -159,18 +168,22 @@ export class AttachService {
 
   #attach(entry: ImageEntry, monitor: Monitor, event: AttachRequest | ResumeRequest): Promise<void> {
     if (event.kind === 'resume') {
-      // Not in the turn of the commands: one of them may wait for this. The process has the image anyway.
+      // Without `commands`: a command that holds it may wait for this. The process has the image in
+      // any case.
       return this.#lend(entry, monitor, 'as before');
     }
     return event.writable ? this.#attachWriter(entry, monitor) : this.#attachReader(entry, monitor);
   }
 
-  /** The image whose flat file the descriptor has open, with the rights that are asked for. */
+  /**
+   * Returns the image whose flat file the descriptor has open. Checks that it is open with the
+   * rights that are asked for.
+   */
   async #shown({ device, inode, flags, writable }: AttachRequest): Promise<ImageEntry> {
     const { place, catalog, attributes } = this.#context;
     const entry = device === place.device ? attributes.entryWith(inode, catalog.known) : undefined;
     if (!entry) {
-      throw refusal('EINVAL', 'PCOW_INVALID', `what was shown is not an open flat file of ${place.mountpoint}`);
+      throw refusal('EINVAL', 'PCOW_INVALID', `the descriptor is not an open flat file of ${place.mountpoint}`);
     }
     const found = await catalog.find(entry.name);
     if (found.entry !== entry) {
@@ -187,7 +200,10 @@ export class AttachService {
     return entry;
   }
 
-  /** The image whose file the descriptor has open; whether it carries the lock is the server's to find out. */
+  /**
+   * Returns the image whose file the descriptor has open. The server checks whether the descriptor
+   * has the lock.
+   */
   async #resumed({ identity, uuid }: ResumeRequest): Promise<ImageEntry> {
     const { place, catalog } = this.#context;
     for (const name of await catalog.names()) {
@@ -200,7 +216,7 @@ export class AttachService {
         return entry;
       }
     }
-    throw new PcowError('PCOW_NOT_FOUND', `the image ${uuid} is not in ${place.directory} (any more)`);
+    throw new PcowError('PCOW_NOT_FOUND', `the image ${uuid} is not in ${place.directory}`);
   }
 
   async #attachWriter(entry: ImageEntry, monitor: Monitor): Promise<void> {
@@ -218,7 +234,10 @@ export class AttachService {
     });
   }
 
-  /** Changed pages of others could not be written back any more once a monitor has the image. */
+  /**
+   * Once a monitor has the image, the changed pages of other processes could not be written back
+   * any more.
+   */
   async #aloneFor(entry: ImageEntry): Promise<void> {
     const mappers = await this.#context.cutter.mappers([entry]);
     const who = await Promise.all(mappers.map(({ pid }) => describeProcess(pid)));
@@ -226,7 +245,7 @@ export class AttachService {
     if (who.length > 0) {
       throw new PcowError(
         'PCOW_BUSY',
-        `${entry.name} can't be attached while it is in use without a monitor by ${who.join(', ')}: end that first`,
+        `${entry.name} can't be attached while it is used without a monitor by ${who.join(', ')}: end that first`,
       );
     }
   }
@@ -236,7 +255,7 @@ export class AttachService {
     try {
       await entry.attachment.lend(monitor);
       if (files !== 'as before') {
-        // Who has begun to map it meanwhile could not write back what it changes.
+        // A process that has mapped it in the meantime could not write its changes back.
         await this.#aloneFor(entry);
       }
       await monitor.handOver(files);
@@ -255,7 +274,10 @@ export class AttachService {
     }
   }
 
-  /** Counts as an open file: what may not happen while one is open does not happen to its mapping either. */
+  /**
+   * Counts as an open file: what is forbidden while a file is open is also forbidden while it is
+   * mapped.
+   */
   async #attachReader(entry: ImageEntry, monitor: Monitor): Promise<void> {
     const use = await entry.open(null, false);
     entry.readers.add(monitor);

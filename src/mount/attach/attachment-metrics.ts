@@ -1,15 +1,18 @@
-/** What `metrics` says of attached processes, from what their monitors report. A report may be anything: nothing of it is trusted. */
+/**
+ * The part of `metrics` about attached processes, from the reports of their monitors. A report may
+ * contain anything: nothing in it is trusted.
+ */
 import { attachmentStatus } from '../../attach/attachment-status.js';
 import { type Family, histogramSamples, type Sample } from '../control/prometheus.js';
 import type { ImageEntry } from '../images/image-entry.js';
 
 interface Figure {
-  /** In the report. */
+  /** The name in the report. */
   field: string;
   name: string;
   type: 'gauge' | 'counter';
   help: string;
-  /** How many of the report's units are one of Prometheus'; default: 1. */
+  /** How many of the report's units make one of Prometheus's; default: 1. */
   perUnit?: number;
 }
 
@@ -20,8 +23,8 @@ const FIGURES: Figure[] = [
   gauge('mappings', 'pcow_mappings', 'Memory mappings in use (an upper estimate).'),
   counter('promotions', 'pcow_promotions_total', 'Fragmented chunks that were completed.'),
   counter('demotions', 'pcow_demotions_total', 'Windows of 2 MiB of the image file whose pages were made small.'),
-  counter('stalls', 'pcow_stalls_total', 'Faults that found no disk space and waited.'),
-  gauge('stalled', 'pcow_stalled', 'Faults that wait for disk space now.'),
+  counter('stalls', 'pcow_stalls_total', 'Faults that waited for the disk (full or failing).'),
+  gauge('stalled', 'pcow_stalled', 'Faults that wait for the disk now (full or failing).'),
   counter('live_snapshots', 'pcow_live_snapshots_total', 'Snapshots of the running guest.'),
   {
     ...gauge('last_freeze_nanoseconds', 'pcow_last_freeze_seconds', 'How long the last snapshot froze the memory.'),
@@ -35,7 +38,10 @@ interface Report {
   figures: Record<string, unknown>;
 }
 
-/** One for each family; without a sample of an image that is not attached, or whose monitor is too busy to answer. */
+/**
+ * One family for each figure. Images that are not attached, or whose monitor is too busy to answer,
+ * have no sample.
+ */
 export async function attachmentMetrics(entries: ImageEntry[]): Promise<Family[]> {
   const reports = (await Promise.all(entries.map(reportOf))).flat();
   return [faultSeconds(reports), ...FIGURES.map((figure) => familyOf(figure, reports))].filter(
@@ -57,7 +63,10 @@ function familyOf({ field, name, type, help, perUnit = 1 }: Figure, reports: Rep
   return { name, type, help, samples };
 }
 
-/** The monitor counts faults by kind, in buckets: the one at i has those of less than 2^i microseconds, the last one the rest. */
+/**
+ * The monitor counts faults by kind, in buckets: bucket i counts those of less than 2^i
+ * microseconds, the last bucket the rest.
+ */
 function faultSeconds(reports: Report[]): Family {
   const samples = reports.flatMap(({ image, figures: { faults } }) =>
     Object.entries(isRecord(faults) ? faults : {}).flatMap(([kind, fault]) => {

@@ -1,14 +1,20 @@
 /**
- * A snapshot of attached images, in the steps that only their monitors can take. The order of a cut across images is the
- * caller's (src/mount/control/commands.ts): every one is frozen before any goes on.
+ * A snapshot of attached images, in the steps that only their monitors can take. The caller
+ * (src/mount/control/commands.ts) decides their order across images: every image is frozen before
+ * any continues.
  */
 import type { ImageEntry } from '../images/image-entry.js';
 import { Halted, type Monitor, type UndoRequest } from '../../attach/monitor.js';
 
-/** Milliseconds for the two steps during which guests stand still. A monitor that takes longer is let go, and undoes it. */
+/**
+ * Milliseconds for each of the two steps during which guests are frozen. The connection to a
+ * monitor that takes longer is closed; the monitor then undoes the steps.
+ */
 const STEP_LIMIT = 30_000;
 
-/** 'halted': what it has been asked for is undone when it runs again. */
+/**
+ * 'halted': the process is stopped; what the monitor was asked for is undone when it runs again.
+ */
 type Step = 'none' | 'prepared' | 'committed' | 'halted';
 
 const ABORT: UndoRequest[] = [{ name: 'abort' }];
@@ -19,7 +25,7 @@ export class LiveSnapshot {
   readonly #steps: Map<Monitor, Step>;
   readonly #entries: Map<Monitor, ImageEntry>;
 
-  /** `automatic`: not asked for by name. */
+  /** `automatic`: taken by Pcow itself, without a name from the user. */
   constructor(entries: Map<Monitor, ImageEntry>, name: string, automatic: boolean) {
     this.#name = name;
     this.#automatic = automatic;
@@ -31,7 +37,10 @@ export class LiveSnapshot {
     return { name: 'delete', text: this.#name };
   }
 
-  /** Long: syncs. Guests go on meanwhile. */
+  /**
+   * Takes long: the monitors write changed pages back, and make the new table and layer directory
+   * durable. Guests run meanwhile.
+   */
   async prepare(): Promise<void> {
     await this.#all(async (monitor) => {
       await monitor.request('prepare', { text: this.#name, value: this.#automatic ? 1 : 0, undo: ABORT });
@@ -39,7 +48,7 @@ export class LiveSnapshot {
     });
   }
 
-  /** From here on the guests stand still. */
+  /** From here on the guests are frozen. */
   async cut(): Promise<void> {
     await this.#all(async (monitor) => {
       await monitor.request('cut', { limit: STEP_LIMIT, undo: ABORT });
@@ -47,7 +56,7 @@ export class LiveSnapshot {
     });
   }
 
-  /** The guests go on. */
+  /** The guests continue. */
   async commit(): Promise<void> {
     await this.#all(async (monitor) => {
       await monitor.request('commit', { limit: STEP_LIMIT, undo: [{ name: 'finish' }, this.#deletion] });
@@ -56,17 +65,20 @@ export class LiveSnapshot {
     });
   }
 
-  /** Returns when it is durable. */
+  /** Returns when the snapshot is durable. */
   async finish(): Promise<void> {
     await this.#all((monitor) => monitor.request('finish', { undo: [this.#deletion] }));
   }
 
-  /** After a failure anywhere: nothing of it stays, as far as the monitors are still there. */
+  /**
+   * After a failure in any image: removes the snapshot from all of them, as far as their monitors
+   * still exist.
+   */
   async undo(): Promise<void> {
     await Promise.allSettled(
       [...this.#steps].map(async ([monitor, step]) => {
         if (step === 'committed') {
-          // It may have been done already.
+          // The monitor may have finished already.
           await monitor.request('finish', { undo: [], must: true }).catch(() => undefined);
           await monitor.request('delete', { text: this.#name, undo: [], must: true });
         } else if (step !== 'halted') {
@@ -77,7 +89,10 @@ export class LiveSnapshot {
     );
   }
 
-  /** A step at all of them, side by side. Waits for all also where one fails: undo() must know what each has done. */
+  /**
+   * Runs a step at all monitors in parallel. Waits for all of them even if one fails: undo() must
+   * know what each has done.
+   */
   async #all(step: (monitor: Monitor) => Promise<unknown>): Promise<void> {
     const outcomes = await Promise.allSettled(
       [...this.#steps.keys()].map((monitor) =>

@@ -1,6 +1,7 @@
 /**
- * What writing to the control files does. Each command runs while it holds what keeps others from contradicting it:
- * first the catalog's `structure`, then the `commands` of the images, in the order of their names.
+ * The commands that are written to control files. Each command holds the locks that keep others
+ * from interfering: first the catalog's `structure`, then the `commands` of the images, in the
+ * order of their names.
  */
 import { chmod, chown, realpath } from 'node:fs/promises';
 
@@ -33,14 +34,14 @@ export class Commands {
     await this.snapshotTogether([entry], name);
   }
 
-  /** One cut across images. */
+  /** One cut across several images. */
   async snapshotTogether(entries: ImageEntry[], name: string): Promise<void> {
     checkSnapshotName(name);
     if (new Set(entries).size < entries.length) {
       throw new PcowError('PCOW_INVALID', `an image is named twice in the snapshot ${JSON.stringify(name)}`);
     }
     await holdingAll(entries, async () => {
-      // Before anybody is stopped for nothing.
+      // Check this before any process is stopped.
       for (const entry of entries) {
         const { image } = await entry.view();
         if (image.snapshotNames().includes(name)) {
@@ -56,8 +57,10 @@ export class Commands {
   }
 
   /**
-   * A cut, of which the images may change hands: a process lets one go, or ends. Before the cut nothing has happened, so it is done over
-   * with whoever has the image then; after the commit it has happened. No process takes an image meanwhile: `commands` are held.
+   * Takes a snapshot of images that may change hands meanwhile, because a process releases one, or
+   * ends. If this happens before the cut, nothing has been done, and the snapshot is taken again by
+   * the new writer. After the commit, the snapshot has been taken. No process can attach meanwhile:
+   * `commands` are held.
    */
   async #takeWhoeverHas(entries: ImageEntry[], name: string, automatic: boolean): Promise<void> {
     for (;;) {
@@ -95,8 +98,8 @@ export class Commands {
   }
 
   /**
-   * A change that a monitor is `asked` for, or this mount does as its `own`. Where the image changes hands meanwhile it is done over,
-   * unless the process has done it before it ended.
+   * A change that a monitor is `asked` for, or that this mount does as its `own`. If the image
+   * changes hands meanwhile, the change is repeated, unless the process did it before it ended.
    */
   async #byWhoeverHas(
     entry: ImageEntry,
@@ -124,8 +127,9 @@ export class Commands {
   }
 
   /**
-   * The cut across images that are attached and others. Processes that have the others mapped are stopped first, then the
-   * monitors freeze their memory; the others' snapshot is taken while everything stands still.
+   * The cut across attached images and others. First the processes that have the others mapped are
+   * stopped, then the monitors freeze their memory. The snapshot of the others is taken while all
+   * of them stand still.
    */
   async #takeTogether(entries: ImageEntry[], name: string, automatic: boolean): Promise<void> {
     const attached = new Map(entries.flatMap((entry) => (entry.monitor ? [[entry.monitor, entry] as const] : [])));
@@ -168,7 +172,7 @@ export class Commands {
     }
   }
 
-  /** A process that is stopped can't freeze its memory. */
+  /** A stopped process cannot freeze its memory. */
   async #noneToStop(plain: ImageEntry[], monitors: Monitor[]): Promise<void> {
     if (plain.length === 0 || monitors.length === 0) {
       return;
@@ -178,7 +182,7 @@ export class Commands {
     if (both) {
       throw new PcowError(
         'PCOW_BUSY',
-        `${both.process} is attached to one image and has another of this snapshot mapped plainly: it can't be stopped for a cut`,
+        `${both.process} is attached to one image of this snapshot, and has another mapped without the monitor: it can't be stopped for the cut`,
       );
     }
   }
@@ -194,7 +198,8 @@ export class Commands {
   }
 
   async delete(entry: ImageEntry, name: string): Promise<void> {
-    // Not under `structure`: a merge may take long, and clones of this image wait for its `commands` anyway.
+    // Without `structure`: a merge may take long, and clones of this image wait for its `commands`
+    // anyway.
     await entry.commands.run(async () => {
       await entry.whoeverHas();
       const layer = (await entry.snapshot(name)).id;
@@ -210,7 +215,7 @@ export class Commands {
     });
   }
 
-  /** Gives a snapshot another name. Images that stand on it know its layer, and are not told. */
+  /** Renames a snapshot. Images that stand on it refer to its layer, and need no change. */
   async renameSnapshot(entry: ImageEntry, from: string, to: string): Promise<void> {
     checkSnapshotName(to);
     await entry.commands.run(async () => {
@@ -219,13 +224,13 @@ export class Commands {
       if (await has(entry, to)) {
         throw new PcowError('PCOW_EXISTS', `${entry.name} has a snapshot ${JSON.stringify(to)} already`);
       }
-      // Open files know it by its name.
+      // Open files refer to the snapshot by its name.
       const busy = () =>
         Promise.resolve(
           new PcowError('PCOW_BUSY', `the snapshot ${from} of ${entry.name} can't be renamed while its file is open`),
         );
       await entry.exclusively(snapshotFile(from), busy, () => this.#renameWhoeverHas(entry, id, from, to));
-      log(`${entry.name}: snapshot ${from} is called ${to} now`);
+      log(`${entry.name}: snapshot ${from} renamed to ${to}`);
     });
   }
 
@@ -238,7 +243,10 @@ export class Commands {
     });
   }
 
-  /** A new image on this one, as it is now or at a snapshot. It gets the owner and the mode of this one. */
+  /**
+   * Makes a new image that stands on this one, as it is now or at a snapshot. It gets the owner and
+   * the mode of this one.
+   */
   async clone(source: Found, target: string, snapshot: string | null): Promise<void> {
     const { entry, status } = source;
     checkNewImageName(target);
@@ -255,7 +263,7 @@ export class Commands {
     );
   }
 
-  /** The frozen layer that a clone is to stand on. */
+  /** The frozen layer on which the clone will stand. */
   async #layerFor(entry: ImageEntry, snapshot: string | null): Promise<number> {
     const { monitor, opening } = await entry.whoeverHas();
     if (monitor) {
@@ -294,7 +302,10 @@ export class Commands {
     throw new PcowError('PCOW_EXISTS', `there is an image ${name} already: choose another name, or remove it first`);
   }
 
-  /** Another base for an image, or (null) none, with its content kept. `base` is not deleted meanwhile: its commands are held. */
+  /**
+   * Gives an image another base, or (null) none; its content stays. The commands of `base` are
+   * held, so that it is not deleted meanwhile.
+   */
   async rebase(entry: ImageEntry, base: ImageEntry | null, snapshot: string | null): Promise<void> {
     const held = base === null || base === entry ? [entry] : [entry, base];
     await holdingAll(held, async () => {
@@ -302,11 +313,14 @@ export class Commands {
       const standing = base && { path: base.file, layer: await this.#layerFor(base, snapshot) };
       const text = base ? [base.name, snapshot ?? []].flat().join(' ') : 'now';
       await entry.long(base ? 'rebase' : 'flatten', text, (options) => image.rebase(standing, options));
-      log(base ? `${entry.name}: stands on ${base.name} now` : `${entry.name}: flattened`);
+      log(base ? `${entry.name}: now stands on ${base.name}` : `${entry.name}: flattened`);
     });
   }
 
-  /** What an image has written goes into its base, as a snapshot there. Neither may be in use. */
+  /**
+   * Moves what an image has written into its base, as a snapshot there. Neither image may be in
+   * use.
+   */
   async commit(entry: ImageEntry, name: string): Promise<void> {
     checkSnapshotName(name);
     const base = await this.#baseOf(entry);
@@ -336,17 +350,14 @@ export class Commands {
     }
     throw new PcowError(
       'PCOW_BASE_OUTSIDE',
-      `the base of ${entry.name}, ${base.resolved}, is not in this directory: end the mount, then commit`,
+      `the base of ${entry.name}, ${base.resolved}, is not in this directory: end the mount, then use "pcow commit"`,
     );
   }
 
-  /** Deletes the image, which is named once more: nobody does that by mistake. */
+  /** Deletes the image. Its name must be repeated, so that no image is deleted by mistake. */
   async remove(entry: ImageEntry, name: string): Promise<void> {
     if (name !== entry.name) {
-      throw new PcowError(
-        'PCOW_INVALID',
-        `${entry.name} is deleted by its own name alone, not by ${JSON.stringify(name)}`,
-      );
+      throw new PcowError('PCOW_INVALID', `to delete ${entry.name}, write its own name, not ${JSON.stringify(name)}`);
     }
     await this.#catalog.remove(name);
   }
@@ -363,7 +374,7 @@ export class Commands {
     await entry.commands.run(async () => {
       const { image } = await entry.writer();
       await entry.long('checksums', 'add', (options) => entry.checksums.run(image, options));
-      log(`${entry.name}: snapshots have checksums`);
+      log(`${entry.name}: checksums added to snapshots`);
     });
   }
 
@@ -390,7 +401,10 @@ export class Commands {
   }
 }
 
-/** Holds the `commands` of all images. In one order everywhere, or two cuts could wait for each other. */
+/**
+ * Holds the `commands` of all images. They are taken in one order everywhere, or two cuts could
+ * wait for each other.
+ */
 async function holdingAll<T>(entries: ImageEntry[], work: () => Promise<T>): Promise<T> {
   const ordered = [...entries].sort((a, b) => (a.name < b.name ? -1 : 1));
   const held = ordered.reduceRight<() => Promise<T>>((inner, entry) => () => entry.commands.run(inner), work);
@@ -401,7 +415,7 @@ async function has(entry: ImageEntry, name: string): Promise<boolean> {
   return (await entry.view()).image.snapshotNames().includes(name);
 }
 
-/** As far as this process may: without the right, a clone belongs to the user of the mount. */
+/** As far as this process has the right: otherwise a clone belongs to the user of the mount. */
 async function giveTo(file: string, mode: number, uid: number, gid: number): Promise<void> {
   try {
     await chown(file, uid, gid);

@@ -1,10 +1,16 @@
-/** What somebody writes into a control file: one write is one command, and its text may be anything. */
+/**
+ * The text that is written to a control file. One write is one command, and the text may be
+ * anything.
+ */
 import { PcowError } from '../../engine/index.js';
 
 /** Bytes. */
 const MAX_LENGTH = 16 * 1024;
 
-/** The text of a command without its trailing newline, or a refusal that says what is wrong with it. */
+/**
+ * Returns the text of a command without its trailing newline. Throws an error that says what is
+ * wrong with the text.
+ */
 export function commandText(bytes: Uint8Array): string {
   if (bytes.length > MAX_LENGTH) {
     throw invalid(`the text has ${bytes.length} bytes; the limit is ${MAX_LENGTH}`);
@@ -27,11 +33,11 @@ export function commandText(bytes: Uint8Array): string {
   return text;
 }
 
-/** The words of a command, of which there must be `least` to `most`. */
+/** The words of a command. There must be `least` to `most` of them. */
 export function wordsOf(text: string, least: number, most: number, usage: string): string[] {
   const words = text.split(/[ \t]+/).filter((word) => word !== '');
   if (words.length < least || words.length > most) {
-    throw invalid(`this takes ${usage}, not ${words.length === 0 ? 'an empty text' : JSON.stringify(shortened(text))}`);
+    throw invalid(`write ${usage}, not ${words.length === 0 ? 'nothing' : JSON.stringify(shortened(text))}`);
   }
   return words;
 }

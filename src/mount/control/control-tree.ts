@@ -1,4 +1,4 @@
-/** The control files: what each says when it is read, and does when it is written. */
+/** The control files: the text that each shows, and the command that each runs. */
 import { attachmentMetrics } from '../attach/attachment-metrics.js';
 import type { ImageControl, ImageReport, MountControl } from '../../images/control-names.js';
 import { PcowError } from '../../engine/index.js';
@@ -40,7 +40,7 @@ export const imageControls: ReadonlyMap<string, Control<Found>> = new Map<ImageC
   [
     'rename',
     {
-      read: (_, { entry }) => usage(entry, 'write OLD NEW to give that snapshot another name; there are', all),
+      read: (_, { entry }) => usage(entry, 'write OLD NEW to rename that snapshot; there are', all),
       write: (context, { entry }, text) => {
         const [from = '', to = ''] = wordsOf(text, 2, 2, 'the name of a snapshot and its new name');
         return context.commands.renameSnapshot(entry, from, to);
@@ -58,7 +58,11 @@ export const imageControls: ReadonlyMap<string, Control<Found>> = new Map<ImageC
     'clone',
     {
       read: (_, { entry }) =>
-        usage(entry, 'write NEWIMAGE or NEWIMAGE NAME for a new image on this one; its snapshots:', all),
+        usage(
+          entry,
+          'write NEWIMAGE or NEWIMAGE NAME to make a new image that stands on this one; its snapshots:',
+          all,
+        ),
       write: (context, found, text) => {
         const [target = '', snapshot = null] = wordsOf(text, 1, 2, 'NEWIMAGE, or NEWIMAGE and the name of a snapshot');
         return context.commands.clone(found, target, snapshot);
@@ -69,9 +73,11 @@ export const imageControls: ReadonlyMap<string, Control<Found>> = new Map<ImageC
     'remove',
     {
       read: (_, { entry }) =>
-        Promise.resolve(`write ${entry.name} to delete the image with all its snapshots, while nobody has it open\n`),
+        Promise.resolve(
+          `write ${entry.name} to delete the image with all its snapshots; no process may have it open\n`,
+        ),
       write: (context, { entry }, text) =>
-        context.commands.remove(entry, oneWord(text, 'the name of the image that is to go')),
+        context.commands.remove(entry, oneWord(text, 'the name of the image to delete')),
     },
   ],
   [
@@ -84,7 +90,7 @@ export const imageControls: ReadonlyMap<string, Control<Found>> = new Map<ImageC
       write: (context, { entry }, text) => {
         const [size = '', how] = wordsOf(text, 1, 2, 'a number of bytes, or one and "shrink"');
         if (how !== undefined && how !== 'shrink') {
-          throw new PcowError('PCOW_INVALID', `a number of bytes is followed by "shrink" or nothing, not by "${how}"`);
+          throw new PcowError('PCOW_INVALID', `write "shrink" or nothing after the number of bytes, not "${how}"`);
         }
         return context.commands.resize(entry, bytesIn(size), how !== undefined);
       },
@@ -94,7 +100,7 @@ export const imageControls: ReadonlyMap<string, Control<Found>> = new Map<ImageC
     'rebase',
     {
       read: (_, { entry }) =>
-        usage(entry, 'write IMAGE or IMAGE SNAPSHOT to stand on that, with the content kept; the base is', baseName),
+        usage(entry, 'write IMAGE or IMAGE SNAPSHOT to stand on that image; the content stays; the base is', baseName),
       write: async (context, { entry }, text) => {
         const [base = '', snapshot = null] = wordsOf(text, 1, 2, 'IMAGE, or IMAGE and the name of a snapshot');
         await context.commands.rebase(entry, (await context.catalog.findSound(base)).entry, snapshot);
@@ -104,7 +110,8 @@ export const imageControls: ReadonlyMap<string, Control<Found>> = new Map<ImageC
   [
     'flatten',
     {
-      read: (_, { entry }) => usage(entry, 'write "now" to copy everything from the base and drop it; it is', baseName),
+      read: (_, { entry }) =>
+        usage(entry, 'write "now" to copy everything from the base, and stand on no base; the base is', baseName),
       write: (context, { entry }, text) => {
         now(text);
         return context.commands.rebase(entry, null, null);
@@ -115,7 +122,11 @@ export const imageControls: ReadonlyMap<string, Control<Found>> = new Map<ImageC
     'commit',
     {
       read: (_, { entry }) =>
-        usage(entry, 'write NAME to move what was written into the base, as its snapshot; the base is', baseName),
+        usage(
+          entry,
+          'write NAME to move what the image has written into the base, as a snapshot there; the base is',
+          baseName,
+        ),
       write: (context, { entry }, text) =>
         context.commands.commit(entry, oneWord(text, 'the name of the new snapshot of the base')),
     },
@@ -125,7 +136,7 @@ export const imageControls: ReadonlyMap<string, Control<Found>> = new Map<ImageC
     {
       read: async (_, { entry }) => {
         const { image } = await entry.view();
-        return `write "now" to give back blocks of zeros; the image takes ${image.info().diskUse} bytes\n`;
+        return `write "now" to give back blocks that hold only zeros; the image takes ${image.info().diskUse} bytes on disk\n`;
       },
       write: (context, { entry }, text) => {
         now(text);
@@ -136,7 +147,7 @@ export const imageControls: ReadonlyMap<string, Control<Found>> = new Map<ImageC
   [
     'checksums',
     {
-      read: () => Promise.resolve('write "add" for checksums of what snapshots hold, "remove" to take them all away\n'),
+      read: () => Promise.resolve('write "add" to add checksums to all snapshots, "remove" to remove them\n'),
       write: (context, { entry }, text) => {
         const word = oneWord(text, '"add" or "remove"');
         if (word === 'add') {
@@ -145,23 +156,23 @@ export const imageControls: ReadonlyMap<string, Control<Found>> = new Map<ImageC
         if (word === 'remove') {
           return context.commands.removeChecksums(entry);
         }
-        throw new PcowError('PCOW_INVALID', `this takes "add" or "remove", not ${JSON.stringify(word)}`);
+        throw new PcowError('PCOW_INVALID', `write "add" or "remove", not ${JSON.stringify(word)}`);
       },
     },
   ],
   [
     'cancel',
     {
-      read: (_, { entry }) => Promise.resolve(`write COMMAND to stop it; under way is ${underWay(entry)}\n`),
+      read: (_, { entry }) => Promise.resolve(`write COMMAND to stop it; in progress: ${inProgress(entry)}\n`),
       write: (_, { entry }, text) => {
-        entry.cancel(wordsOf(text, 1, Infinity, 'the name of a command that is under way').join(' '));
+        entry.cancel(wordsOf(text, 1, Infinity, 'the name of a command that is in progress').join(' '));
         return Promise.resolve();
       },
     },
   ],
 ]);
 
-/** The one control file of an image that can't be opened. */
+/** The only control file of an image that cannot be opened. */
 export const STATUS = 'status';
 
 export const mountControls: ReadonlyMap<string, Control<null>> = new Map<MountControl, Control<null>>([
@@ -173,7 +184,7 @@ export const mountControls: ReadonlyMap<string, Control<null>> = new Map<MountCo
     {
       read: async (context) => {
         const names = (await soundEntries(context.catalog)).map(({ name }) => name);
-        return `write "NAME IMAGE IMAGE ..." for one snapshot of several images at one moment; images: ${names.join(' ')}\n`;
+        return `write "NAME IMAGE IMAGE ..." to take one snapshot of several images at one moment; images: ${names.join(' ')}\n`;
       },
       write: async (context, _, text) => {
         const [name = '', ...images] = wordsOf(text, 2, Infinity, 'the name of the new snapshot and the images');
@@ -187,7 +198,7 @@ export const mountControls: ReadonlyMap<string, Control<null>> = new Map<MountCo
   ],
 ]);
 
-function underWay({ work }: ImageEntry): string {
+function inProgress({ work }: ImageEntry): string {
   if (work === null) return '(none)';
   const part = work.total === 0 ? '' : `, ${Math.floor((100 * work.done) / work.total)} % done`;
   return `${work.command} ${work.text}${part}`;
@@ -197,7 +208,7 @@ async function allMetrics(entries: ImageEntry[]): Promise<string> {
   return prometheusText([...(await imageMetrics(entries)), ...(await attachmentMetrics(entries))]);
 }
 
-/** Whatever is wrong with them; but for those that go away at this moment. */
+/** All images, whatever is wrong with them, except those that have just disappeared. */
 async function everyEntry(catalog: Catalog): Promise<ImageEntry[]> {
   const found = await Promise.all((await catalog.names()).map(async (name) => catalog.find(name).catch(() => null)));
   return found.filter((it) => it !== null).map(({ entry }) => entry);
@@ -216,7 +227,7 @@ function oneWord(text: string, usage: string): string {
 function now(text: string): void {
   const word = oneWord(text, '"now"');
   if (word !== 'now') {
-    throw new PcowError('PCOW_INVALID', `this takes "now", not ${JSON.stringify(word)}`);
+    throw new PcowError('PCOW_INVALID', `write "now", not ${JSON.stringify(word)}`);
   }
 }
 
@@ -227,7 +238,7 @@ function bytesIn(word: string): number {
   return Number(word);
 }
 
-/** "write NAME …: a b c": what the file does, and what it would do it to. */
+/** "write NAME …: a b c": what the file does, and its possible arguments. */
 async function usage(
   entry: ImageEntry,
   text: string,

@@ -1,12 +1,15 @@
 /**
- * A cut: a moment at which what the mount has of some images is what their mappers have written, no more and no less.
+ * A cut: at this moment the mount has exactly what the images' mappers have written, no more and no
+ * less.
  *
- * Pages that a process changes in a shared mapping of a flat file come to the mount when the kernel writes them back, in
- * any order. So the processes are stopped, the kernel is made to write back everything, and only then the snapshot is
- * taken. What goes through write(2) needs none of this: it comes in order.
+ * A process changes pages in a shared mapping of a flat file. They reach the mount when the kernel
+ * writes them back, in any order. So the processes are stopped, the kernel is made to write back
+ * everything, and only then the snapshot is taken. Writes by write(2) need none of this, because
+ * they arrive in order.
  *
- * The write-back is asked for by a helper process, since a request of this process on its own mount would wait for
- * itself. It is done twice: first beside the running processes, so that little is left to do while they are stopped.
+ * A helper process requests the write-back, because a request of this process to its own mount
+ * would wait for itself. It is done twice: first while the processes run, so that little is left to
+ * do while they are stopped.
  */
 import { execFile } from 'node:child_process';
 import path from 'node:path';
@@ -26,8 +29,9 @@ const debug = debugLog('cut');
 const run = promisify(execFile);
 
 /**
- * Milliseconds that stopped processes get to come to rest, for each attempt. One that waits for a child of its own which
- * is stopped too (vfork) never does: it is let go on, and the next attempt finds it elsewhere.
+ * Milliseconds in which stopped processes must come to rest, for each attempt. A process that waits
+ * for a child which is stopped too (vfork) never does. It is continued, and the next attempt finds
+ * it in another state.
  */
 const ATTEMPTS = [1000, 2000, 4000];
 
@@ -37,7 +41,7 @@ const FLUSH_LIMIT = 60_000;
 export class Cutter {
   readonly #place: Place;
   readonly #inodeOf: (entry: ImageEntry) => Promise<bigint>;
-  /** One cut at a time: two must not stop and continue the same processes. */
+  /** One cut at a time: two cuts must not stop and continue the same processes. */
   readonly #cuts = new Mutex();
 
   constructor(place: Place, inodeOf: (entry: ImageEntry) => Promise<bigint>) {
@@ -46,8 +50,8 @@ export class Cutter {
   }
 
   /**
-   * Runs `take` at a cut of these images. Where a process was continued by somebody else meanwhile, the cut is none:
-   * `undo` takes back what `take` did, and the call fails with PCOW_BUSY.
+   * Runs `take` at a cut of these images. If another program continued a process meanwhile, it was
+   * no cut: `undo` removes what `take` made, and the call fails with PCOW_BUSY.
    */
   async run<T>(entries: ImageEntry[], take: () => Promise<T>, undo: (taken: T) => Promise<void>): Promise<T> {
     return this.#cuts.run(async () => {
@@ -65,7 +69,7 @@ export class Cutter {
         const who = await Promise.all(mappers.map(({ pid }) => describeProcess(pid)));
         throw new PcowError(
           'PCOW_BUSY',
-          `${namesOf(open)} is mapped by ${who.join(', ')}, and this mount was told not to stop processes: ` +
+          `${namesOf(open)} is mapped by ${who.join(', ')}, and this mount does not stop processes (--no-stop): ` +
             'end them first, or mount without --no-stop',
         );
       }
@@ -88,7 +92,8 @@ export class Cutter {
       do {
         await this.#stopAll(stopped, inodes, open);
         await this.flush(open, FLUSH_LIMIT);
-        // Who has begun to map a file since the last look may have changed pages before or after the flush.
+        // A process that began to map a file since the last check may have changed pages before or
+        // after the flush.
       } while ((await this.#newcomers(stopped, inodes)).length > 0);
       taken = await take();
       disturbed = await stopped.disturbed();
@@ -105,13 +110,16 @@ export class Cutter {
       await undo(taken);
       throw new PcowError(
         'PCOW_BUSY',
-        `${disturbed}, stopped for a snapshot of ${namesOf(open)}, was continued by somebody else: nothing was kept, try again`,
+        `${disturbed}, stopped for a snapshot of ${namesOf(open)}, was continued by another program: there is no snapshot, try again`,
       );
     }
     return taken;
   }
 
-  /** Stops every mapper, and those that turn up meanwhile: forks, or others that have just mapped a file. */
+  /**
+   * Stops every mapper, and those that appear meanwhile: forks, and processes that have just mapped
+   * a file.
+   */
   async #stopAll(stopped: StoppedProcesses, inodes: Set<bigint>, open: ImageEntry[]): Promise<void> {
     let running: string | null = null;
     for (const limit of ATTEMPTS) {
@@ -140,7 +148,7 @@ export class Cutter {
     return mappers.filter(({ pid }) => !stopped.has(pid));
   }
 
-  /** Who has one of them mapped, shared and writable, without a monitor. */
+  /** The processes that have one of the images mapped, shared and writable, without a monitor. */
   async mappers(entries: ImageEntry[]): Promise<Mapper[]> {
     return mappersOf(this.#place.device, await this.#inodesOf(entries));
   }
@@ -149,7 +157,10 @@ export class Cutter {
     return new Set(await Promise.all(entries.map(this.#inodeOf)));
   }
 
-  /** Has the changed pages of their mappings written back. `limit` in milliseconds. A helper that is stuck in the kernel can't be killed, so the limit does not wait for its end. */
+  /**
+   * Makes the kernel write back the changed pages of their mappings. `limit` in milliseconds. A
+   * helper that is stuck in the kernel cannot be killed, so the limit does not wait for its end.
+   */
   async flush(entries: ImageEntry[], limit?: number): Promise<void> {
     const files = entries.map(({ name }) => flatFilePath(this.#place, name));
     const over = new AbortController();

@@ -1,4 +1,4 @@
-/** The text of `.pcow/help`. docs/control-files.md says the same at length. */
+/** The text of `.pcow/help`. docs/control-files.md has the details. */
 export const HELP = `Control files of a Pcow mount. Reading a control file shows information; writing a command to it runs the command.
 The write returns when the command is done. If it fails, the reason can be read through the same descriptor, and in
 "status" (lastError).

@@ -1,10 +1,13 @@
-/** What failed last, as the `status` control files tell it, and a control file to whoever has written to it. */
+/**
+ * The last error, which the `status` control files show, and a control file shows to the process
+ * that has written to it.
+ */
 import type { PcowErrorCode } from '../../engine/index.js';
 import { codeOf, errnoNameOf, sentenceOf } from '../failure.js';
 
 export interface LastError {
   time: Date;
-  /** What was tried, for example "snapshot". null: a read, write or fsync of the flat file. */
+  /** The command, for example "snapshot". null: a read, write or fsync of the flat file. */
   command: string | null;
   code: PcowErrorCode;
   /** For example "EEXIST". */
@@ -22,7 +25,7 @@ export function lastErrorOf(command: string | null, error: unknown, time = new D
   };
 }
 
-/** As it is told: of `lastError` in docs/control-files.md. */
+/** The fields of `lastError` in docs/control-files.md. */
 export function errorFields(error: LastError): object {
   return { ...error, time: error.time.toISOString() };
 }

@@ -1,4 +1,6 @@
-/** Figures of images for Prometheus: `.pcow/NAME/metrics` for an image, `.pcow/metrics` for all. */
+/**
+ * Metrics of images for Prometheus: `.pcow/NAME/metrics` for one image, `.pcow/metrics` for all.
+ */
 import { statfs } from 'node:fs/promises';
 
 import type { ImageInfo } from '../../engine/index.js';
@@ -12,11 +14,11 @@ interface SoundImage {
   entry: ImageEntry;
   info: ImageInfo;
   traffic: Traffic;
-  /** Of the disk that its file is on; null: unknown. */
+  /** Of the disk with its file; null: unknown. */
   disk: { free: number; size: number } | null;
 }
 
-/** Any other is in `all` only. */
+/** Images in any other state are in `all` only. */
 interface Found {
   all: { name: string; state: ImageState }[];
   sound: SoundImage[];
@@ -26,23 +28,23 @@ interface Figure {
   name: string;
   type: 'gauge' | 'counter';
   help: string;
-  /** Values with what labels they have beside the image's. */
+  /** The values, with their labels other than the image's. */
   values: (image: SoundImage) => [value: number, labels?: Labels][];
 }
 
 const FIGURES: Figure[] = [
   gauge('pcow_size_bytes', 'Size of the image as a guest sees it.', ({ info }) => info.size),
-  gauge('pcow_disk_use_bytes', 'What the image file takes on its disk.', ({ info }) => info.diskUse),
+  gauge('pcow_disk_use_bytes', 'Disk space that the image file takes.', ({ info }) => info.diskUse),
   {
     name: 'pcow_disk_free_bytes',
     type: 'gauge',
-    help: 'Free space on the disk of the image file, for its owner.',
+    help: 'Free space on the disk of the image file, for users other than root.',
     values: ({ disk }) => (disk ? [[disk.free]] : []),
   },
   {
     name: 'pcow_disk_size_bytes',
     type: 'gauge',
-    help: 'Size of that disk.',
+    help: 'Size of the disk of the image file.',
     values: ({ disk }) => (disk ? [[disk.size]] : []),
   },
   gauge('pcow_snapshots', 'Snapshots of the image.', ({ info }) => info.snapshots),
@@ -63,25 +65,29 @@ const FIGURES: Figure[] = [
   counter('pcow_read_bytes_total', 'Bytes read from the flat file.', ({ traffic }) => traffic.readBytes),
   counter('pcow_writes_total', 'Writes to the flat file.', ({ traffic }) => traffic.writes),
   counter('pcow_written_bytes_total', 'Bytes written to the flat file.', ({ traffic }) => traffic.writtenBytes),
-  counter('pcow_syncs_total', 'Syncs asked for (fsync, msync).', ({ traffic }) => traffic.syncs),
+  counter('pcow_syncs_total', 'Syncs requested (fsync, msync).', ({ traffic }) => traffic.syncs),
   counter('pcow_discards_total', 'Ranges discarded.', ({ traffic }) => traffic.discards),
   {
     name: 'pcow_commands_total',
     type: 'counter',
-    help: 'Commands done by control files.',
+    help: 'Commands done through control files.',
     values: ({ entry }) => [...entry.done].map(([command, count]) => [count, { command }]),
   },
   counter('pcow_stops_total', 'Times that processes were stopped for a snapshot.', ({ entry }) => entry.stops.count),
-  counter('pcow_stop_seconds_total', 'Time that they were stopped.', ({ entry }) => entry.stops.seconds),
+  counter(
+    'pcow_stop_seconds_total',
+    'Time for which processes were stopped for a snapshot.',
+    ({ entry }) => entry.stops.seconds,
+  ),
 ];
 
-/** Of all these images, whatever is wrong with them. */
+/** For all these images, whatever is wrong with them. */
 export async function imageMetrics(entries: ImageEntry[]): Promise<Family[]> {
   const { all, sound } = await lookAt(entries);
   const states: Family = {
     name: 'pcow_image_state',
     type: 'gauge',
-    help: 'Always 1; the state is "ok", or says what is wrong.',
+    help: 'Always 1; the label "state" is "ok", or says what is wrong.',
     samples: all.map(({ name, state }) => ({ labels: { image: name, state }, value: 1 })),
   };
   const families = FIGURES.map(({ name, type, help, values }): Family => {
@@ -115,7 +121,7 @@ async function diskOf(file: string): Promise<SoundImage['disk']> {
     const { bsize, bavail, blocks } = await statfs(file);
     return { free: bavail * bsize, size: blocks * bsize };
   } catch {
-    return null; // the image file has just gone
+    return null; // the image file has just disappeared
   }
 }
 

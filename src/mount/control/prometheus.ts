@@ -1,6 +1,6 @@
-/** The text that Prometheus reads (exposition format 0.0.4). The one place that knows its syntax. */
+/** The text that Prometheus reads (exposition format 0.0.4). Only this file knows its syntax. */
 
-/** Labels by their names. */
+/** Label values by their names. */
 export type Labels = Record<string, string>;
 
 export interface Sample {
@@ -10,7 +10,7 @@ export interface Sample {
   suffix?: string;
 }
 
-/** The format wants all samples of a family in one group, below one head. */
+/** The format requires that all samples of a family follow its head. */
 export interface Family {
   name: string;
   type: 'gauge' | 'counter' | 'histogram';
@@ -27,7 +27,7 @@ function familyText({ name, type, help, samples }: Family): string {
   return `# HELP ${name} ${help}\n# TYPE ${name} ${type}\n${lines.join('')}`;
 }
 
-/** In a value backslash, quote and newline are escaped. */
+/** In a label value, backslash, quote and newline are escaped. */
 function labelsText(labels: Labels): string {
   return Object.entries(labels)
     .map(([name, value]) => {
@@ -38,8 +38,9 @@ function labelsText(labels: Labels): string {
 }
 
 /**
- * The samples of one histogram. `counts`: how many observations lie between two bounds, the last one beyond all of them; `bounds`: the
- * upper ones, in seconds, one fewer; `sum`: of all observations, in seconds.
+ * The samples of one histogram. `counts`: the number of observations between two bounds, and last
+ * the number above all bounds. `bounds`: the upper bounds, in seconds; there is one fewer than
+ * counts. `sum`: of all observations, in seconds.
  */
 export function histogramSamples(labels: Labels, bounds: number[], counts: number[], sum: number): Sample[] {
   let below = 0;

@@ -1,4 +1,7 @@
-/** What the `status` control files say: JSON for people and programs. Field names are part of docs/control-files.md. */
+/**
+ * The `status` control files: JSON for people and programs. docs/control-files.md defines the field
+ * names.
+ */
 import { attachmentStatus } from '../../attach/attachment-status.js';
 import type { Catalog } from '../images/catalog.js';
 import { sentenceOf } from '../failure.js';
@@ -8,7 +11,7 @@ import { RESERVED_NAMES } from '../../images/image-names.js';
 import type { Place } from '../place.js';
 import type { Work } from '../images/work.js';
 
-/** `.pcow/NAME/status`. Never fails: what is wrong with an image is what it says. */
+/** `.pcow/NAME/status`. Never fails: if something is wrong with the image, the text says so. */
 export async function imageStatus(entry: ImageEntry): Promise<string> {
   const { state, problem } = await entry.state();
   return json({
@@ -86,7 +89,7 @@ export async function mountStatus(place: Place, catalog: Catalog, lastError: Las
   });
 }
 
-/** Who has it attached, to write or to read. */
+/** The processes that have it attached, to write or to read. */
 function processesOf({ monitor, readers }: ImageEntry): UsingProcess[] {
   return [...(monitor === null ? [] : [monitor]), ...readers].map(({ pid, command }) => ({ pid, command }));
 }

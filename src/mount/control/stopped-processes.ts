@@ -1,8 +1,9 @@
 /**
  * Processes that are stopped for a moment, so that none of them changes what it has mapped.
  *
- * Order, for each process: it is told to the watchdog, then stopped; it is continued, and only when all are, the watchdog
- * forgets them. One that somebody else had stopped before is left as it was, before and after.
+ * Order, for each process: the watchdog is told, then the process is stopped; it is continued, and
+ * when all have been continued, the watchdog forgets them. A process that was already stopped stays
+ * stopped.
  */
 import { setTimeout as sleep } from 'node:timers/promises';
 
@@ -22,7 +23,7 @@ import type { Watchdog } from '../daemon/watchdog.js';
 
 const debug = debugLog('stop');
 
-/** Stopped by a signal, by a debugger, or no longer able to run at all. */
+/** Stopped by a signal or by a debugger, or not able to run any more. */
 const HALTED = 'TtZXx';
 
 /** write, pwrite64, writev, pwritev, pwritev2 */
@@ -33,7 +34,10 @@ const WRITE_CALLS: Partial<Record<string, readonly number[]>> = {
 
 export class StoppedProcesses {
   readonly #watchdog: Watchdog;
-  /** The directory of control files: who waits in a write to one of them can't touch memory until it is answered. */
+  /**
+   * The directory of control files: a thread that waits in a write to a control file cannot change
+   * memory until the write returns.
+   */
   readonly #controlDirectory: string;
   /** pid → start time. */
   readonly #ours = new Map<number, number>();
@@ -48,7 +52,7 @@ export class StoppedProcesses {
     return this.#ours.has(pid) || this.#others.has(pid);
   }
 
-  /** Begins to stop a process; settled() tells when it is. */
+  /** Begins to stop a process; settled() says when it has stopped. */
   async stop({ pid, startTime }: Mapper): Promise<void> {
     const threads = await threadsOf(pid);
     const states = await Promise.all(threads.map((thread) => stateOf(pid, thread)));
@@ -58,7 +62,7 @@ export class StoppedProcesses {
     }
     await this.#watchdog.guard(pid, startTime);
     if ((await startTimeOf(pid)) !== startTime) {
-      return; // it has ended; its pages are the kernel's now, and get flushed
+      return; // it has ended; its pages now belong to the kernel, and are flushed
     }
     this.#ours.set(pid, startTime);
     try {
@@ -77,7 +81,10 @@ export class StoppedProcesses {
     }
   }
 
-  /** Waits until no thread of them runs. Returns what still does after `limit` milliseconds, or null. */
+  /**
+   * Waits until none of their threads runs. Returns a process that still runs after `limit`
+   * milliseconds, or null.
+   */
   async settled(limit: number): Promise<string | null> {
     const deadline = Date.now() + limit;
     for (;;) {
@@ -92,7 +99,7 @@ export class StoppedProcesses {
     }
   }
 
-  /** A process that somebody has continued meanwhile, or null. */
+  /** A process that another program has continued meanwhile, or null. */
   async disturbed(): Promise<string | null> {
     const running = await this.#firstRunning();
     return running === null ? null : describeProcess(running);
@@ -110,7 +117,10 @@ export class StoppedProcesses {
     return null;
   }
 
-  /** A process may ask for a snapshot of what it has mapped itself: that thread stops only when the write returns. */
+  /**
+   * A process may request a snapshot of what it has mapped itself. Such a thread cannot stop before
+   * its write returns.
+   */
   async #waitsForControlFile(pid: number, thread: number): Promise<boolean> {
     const [call, descriptor] = (await textOf(`/proc/${pid}/task/${thread}/syscall`)).split(' ');
     if (call === undefined || descriptor === undefined || !WRITE_CALLS[process.arch]?.includes(Number(call))) {
@@ -120,7 +130,7 @@ export class StoppedProcesses {
     return file.startsWith(`${this.#controlDirectory}/`);
   }
 
-  /** Continues those that this object has stopped. Never fails. */
+  /** Continues the processes that this object has stopped. Never fails. */
   async continueAll(): Promise<void> {
     for (const [pid, startTime] of this.#ours) {
       if ((await startTimeOf(pid)) === startTime) {

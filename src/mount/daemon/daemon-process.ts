@@ -1,4 +1,7 @@
-/** The program of a mount's process (daemon.ts): DIRECTORY MOUNTPOINT OPTIONS LOG; OPTIONS is JSON, LOG may be empty. */
+/**
+ * The program of a mount's process (daemon.ts): DIRECTORY MOUNTPOINT OPTIONS LOG. OPTIONS is JSON,
+ * LOG may be empty.
+ */
 import { PcowError } from '../../engine/index.js';
 import { endOnSignals, type Readiness, reopenLogOnHangup } from './daemon.js';
 import { errnoOf, sentenceOf } from '../failure.js';
@@ -10,7 +13,7 @@ process.title = `pcow mount ${directory} ${mountpoint}`;
 
 function tell(readiness: Readiness): Promise<void> {
   return new Promise((resolve) => {
-    // Who started this may be gone; the mount stays all the same.
+    // The process that started this one may have ended; the mount continues nevertheless.
     process.send?.(readiness, undefined, undefined, () => {
       resolve();
     });

@@ -1,4 +1,4 @@
-/** The process of a mount: started, told to end, and what it does meanwhile. */
+/** Starts the process of a mount, and handles its signals and unexpected errors. */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { type FileHandle, open, realpath } from 'node:fs/promises';
@@ -16,14 +16,20 @@ import { tellStopping } from './service-manager.js';
 
 /** For startDaemon. */
 export interface DaemonOptions extends MountOptions {
-  /** A file that the daemon appends its log to, and opens anew at SIGHUP. Default: no log. */
+  /**
+   * A file to which the daemon appends its log, and which it opens again at SIGHUP. Default: no
+   * log.
+   */
   log?: string | undefined;
 }
 
-/** What the daemon says over IPC, once. */
+/** The one message that the daemon sends over IPC. */
 export type Readiness = { ready: true } | { ready: false; code: PcowErrorCode; errno: number; message: string };
 
-/** Starts a process that mounts a directory and outlives this one. Resolves when the mount is ready, with its pid. */
+/**
+ * Starts a process that mounts a directory and outlives this one. Resolves when the mount is ready,
+ * with its pid.
+ */
 export async function startDaemon(
   directory: string,
   mountpoint: string,
@@ -41,7 +47,7 @@ export async function startDaemon(
     const end = once(child, 'exit').then(([status, signal]) => {
       throw mountError(
         `the mount of ${directory} ended before it was ready (${String(signal ?? status)}): ` +
-          'with --foreground it says more',
+          'mount with --foreground to see why',
       );
     });
     end.catch(() => undefined);
@@ -62,7 +68,7 @@ export async function startDaemon(
   }
 }
 
-/** `file`: as a path that the daemon can open again from its own working directory. */
+/** `file`: a path that the daemon can open again from its own working directory. */
 async function openLog(given: string): Promise<{ handle: FileHandle; file: string }> {
   try {
     const directory = await realpath(path.dirname(path.resolve(given)));
@@ -73,10 +79,12 @@ async function openLog(given: string): Promise<{ handle: FileHandle; file: strin
   }
 }
 
-/** Signals that end a mount in the foreground: the last is what its terminal sends as it closes. */
+/**
+ * Signals that end a mount in the foreground. The terminal sends the last one when it is closed.
+ */
 const ENDS = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const;
 
-/** A daemon has no terminal: SIGHUP is from who has renamed its log. */
+/** A daemon has no terminal: SIGHUP means that the log file has been renamed. */
 export function reopenLogOnHangup(file: string): void {
   process.on('SIGHUP', () => {
     if (file === '') {
@@ -84,7 +92,7 @@ export function reopenLogOnHangup(file: string): void {
     }
     try {
       logTo(file);
-      log('SIGHUP: the log is opened anew');
+      log('SIGHUP: opened the log again');
     } catch (error) {
       log(sentenceOf(error));
     }
@@ -92,9 +100,10 @@ export function reopenLogOnHangup(file: string): void {
 }
 
 /**
- * Lets signals end a mount, and keeps the process alive through exceptions that nobody expected: other images must not suffer from
- * them. Where files are open, the mount goes out of sight, and ends with the last of them that somebody
- * has open who needs it: guests under the monitor do not (hand-over.ts).
+ * Makes signals end the mount. Keeps the process alive after unexpected exceptions, because other
+ * images must not suffer from them. If files are open, the mount is removed from the directory
+ * tree, and ends when no process needs its open files any more. Guests under the monitor do not
+ * need them (hand-over.ts).
  */
 export function endOnSignals(mount: Mount, signals: readonly NodeJS.Signals[] = ENDS): void {
   let ending = false;
@@ -109,7 +118,7 @@ export function endOnSignals(mount: Mount, signals: readonly NodeJS.Signals[] = 
       .unmount()
       .catch(async (error: unknown) => {
         log(
-          `${sentenceOf(error)}. The mount is out of sight now: guests under the monitor go on without it, others are waited for`,
+          `${sentenceOf(error)}. The mount is no longer visible: guests under the monitor continue without it, it waits for other users`,
         );
         await mount.detach();
       })
@@ -121,7 +130,8 @@ export function endOnSignals(mount: Mount, signals: readonly NodeJS.Signals[] = 
   for (const signal of signals) {
     process.on(signal, end);
   }
-  // Who read the log may be gone (`2>&1 | head`): an error of its own for every line would be logged in its turn, for ever.
+  // The reader of the log may have ended (`2>&1 | head`). Without this handler, the error of each
+  // line would be logged in its turn, endlessly.
   process.stderr.on('error', () => undefined);
   process.on('uncaughtException', (error) => {
     log(`unexpected: ${error.stack ?? error.message}`);

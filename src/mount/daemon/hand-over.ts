@@ -1,9 +1,11 @@
 /**
- * A mount that is to end while guests run. Processes under the monitor need none: they go on without it, and the next mount of the
- * directory finds them. So this one waits only for whoever else has a flat file open (a guest without the monitor would lose its memory,
- * and a copy its source), and for the commands that are under way. Then the kernel is told to end it.
+ * Ends a mount while guests run. Processes under the monitor do not need the mount: they continue
+ * without it, and the next mount of the directory finds them. So this mount waits only for other
+ * processes with an open flat file (a guest without the monitor would lose its memory, and a copy
+ * its source), and for the commands in progress. Then the kernel is told to end it.
  *
- * Order: it goes out of sight first, so that nobody opens a file between the last look and the end.
+ * Order: first the mount is removed from the directory tree, so that no process opens a file
+ * between the last check and the end.
  */
 import { writeFile } from 'node:fs/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -15,10 +17,13 @@ import { log } from '../log.js';
 import { detach } from './mountpoint.js';
 import type { Place } from '../place.js';
 
-/** Milliseconds between looks at who still needs the mount. */
+/** Milliseconds between checks whether the mount is still needed. */
 const PAUSE = 50;
 
-/** Takes it out of sight at once, and ends it when `needed` says that nobody needs it. `ended` says that it has ended by itself. */
+/**
+ * Removes the mount from the directory tree at once, and ends it when `needed` returns false.
+ * `ended` says whether it has ended by itself.
+ */
 export async function handOver(place: Place, needed: () => boolean, ended: () => boolean): Promise<void> {
   await detach(place.mountpoint);
   void endWhenUnneeded(place, needed, ended);
@@ -33,18 +38,21 @@ async function endWhenUnneeded(place: Place, needed: () => boolean, ended: () =>
   } catch (error) {
     if (ended()) return;
     log(
-      `the mount on ${place.mountpoint} is out of sight, and ends when its last file is closed: ` +
-        `it can't be ended before (${sentenceOf(error)}): mount -t fusectl fusectl /sys/fs/fuse/connections`,
+      `the mount on ${place.mountpoint} is no longer visible, and ends when its last file is closed: ` +
+        `it can't be ended earlier (${sentenceOf(error)}); to allow that, "mount -t fusectl fusectl /sys/fs/fuse/connections"`,
     );
   }
 }
 
-/** Whether somebody has a file open who could not go on without this mount. */
+/** Whether a process that has a file open depends on this mount. */
 export function neededBy(uses: FlatFileUse[]): boolean {
   return uses.some((use) => !isMonitored(use));
 }
 
-/** Opened by a process that has the image attached, to write or to read. A thread that has ended is nobody's. */
+/**
+ * Whether the file was opened by a process that has the image attached, to write or to read. false
+ * if the opening thread has ended.
+ */
 function isMonitored({ entry, snapshot, handle }: FlatFileUse): boolean {
   const opener = snapshot === null && handle !== null ? openerOf(handle) : null;
   if (opener === null) return false;

@@ -1,6 +1,7 @@
 /**
- * What must be true before an image directory is mounted, each with its own message. A mountpoint is only touched after the kernel's
- * list of mounts has been read, and a mount that may be dead only by a helper process: touching a hung one would hang.
+ * Checks what must be true before an image directory is mounted, each with its own message. A
+ * mountpoint is accessed only after the kernel's list of mounts has been read. Only a helper
+ * process accesses a mount that may be dead: accessing a hung mount would hang.
  */
 import { execFile } from 'node:child_process';
 import { constants as fsConstants } from 'node:fs';
@@ -19,7 +20,7 @@ import { log } from '../log.js';
 
 const run = promisify(execFile);
 
-/** Bytes: fuse-native cuts longer paths off without a word. */
+/** Bytes: fuse-native silently truncates longer paths. */
 const MAX_PATH = 1000;
 
 export function mountError(message: string, cause?: unknown, errno: keyof typeof constants.errno = 'EIO'): PcowError {
@@ -39,7 +40,7 @@ export async function checkedDirectory(directory: string): Promise<string> {
   const holder = mountAround(await mountTable(), real);
   if (holder) {
     throw mountError(
-      `${directory} lies in the mount on ${holder.mountpoint}: mount the directory of the image files, ${holder.source}`,
+      `${directory} is in the mount on ${holder.mountpoint}: mount the directory of the image files, ${holder.source}`,
       undefined,
       'EINVAL',
     );
@@ -47,7 +48,10 @@ export async function checkedDirectory(directory: string): Promise<string> {
   return real;
 }
 
-/** The mountpoint as a real path: an empty directory with nothing mounted on it. Clears a dead Pcow mount away. */
+/**
+ * The mountpoint as a real path: an empty directory on which nothing is mounted. Removes a dead
+ * Pcow mount.
+ */
 export async function checkedMountpoint(given: string, directory: string): Promise<string> {
   await clearDeadMount(given);
   const mountpoint = await realPathOf(given, 'the mountpoint');
@@ -65,7 +69,7 @@ export async function checkedMountpoint(given: string, directory: string): Promi
   const around = mountAround(mounts, mountpoint);
   if (around) {
     throw mountError(
-      `${given} lies in the mount on ${around.mountpoint}: choose a mountpoint outside of it`,
+      `${given} is in the mount on ${around.mountpoint}: choose a mountpoint outside of it`,
       undefined,
       'EBUSY',
     );
@@ -88,7 +92,9 @@ export async function checkedMountpoint(given: string, directory: string): Promi
   return mountpoint;
 }
 
-/** A mount on or above the image directory would hide the images from the process that serves them. */
+/**
+ * A mount on or above the image directory would hide the images from the process that serves them.
+ */
 function checkApart(given: string, mountpoint: string, directory: string): void {
   if (mountpoint === directory) {
     throw mountError(
@@ -98,26 +104,30 @@ function checkApart(given: string, mountpoint: string, directory: string): void 
     );
   }
   if (directory.startsWith(mountpoint + path.sep)) {
-    throw mountError(`the image directory lies below the mountpoint ${given}: choose another`, undefined, 'EINVAL');
+    throw mountError(
+      `the image directory is below the mountpoint ${given}: choose another mountpoint`,
+      undefined,
+      'EINVAL',
+    );
   }
   if (mountpoint.startsWith(directory + path.sep)) {
     throw mountError(
-      `the mountpoint ${given} lies in the image directory: choose one outside of it`,
+      `the mountpoint ${given} is in the image directory: choose one outside of it`,
       undefined,
       'EINVAL',
     );
   }
 }
 
-/** What FUSE needs on this machine. */
+/** Checks what FUSE needs on this machine. */
 export async function checkFuse(): Promise<void> {
   try {
     await access('/dev/fuse', fsConstants.R_OK | fsConstants.W_OK);
   } catch (cause) {
     throw mountError(
       isSystemError(cause, 'ENOENT')
-        ? 'there is no /dev/fuse: load the kernel module ("modprobe fuse"), or give the container that device'
-        : '/dev/fuse may not be opened by this user: use root, or set its mode to 0666',
+        ? 'there is no /dev/fuse: load the kernel module ("modprobe fuse"), or give the container this device'
+        : 'this user may not open /dev/fuse: run as root, or set its mode to 0666',
       cause,
       'ENODEV',
     );
@@ -137,8 +147,8 @@ export async function checkFuse(): Promise<void> {
 }
 
 /**
- * A mount whose process has died answers ENOTCONN for ever. It serves nothing any more, so it is taken away. One that does not answer at
- * all is not dead: then this fails, and says what may be done.
+ * A mount whose process has died answers ENOTCONN forever. It serves nothing any more, so it is
+ * removed. A mount that does not answer at all is not dead: then this fails, and says what to do.
  */
 export async function clearDeadMount(given: string): Promise<boolean> {
   const mount = await mountOnTheWay(given);
@@ -148,7 +158,7 @@ export async function clearDeadMount(given: string): Promise<boolean> {
   if (trouble !== null) throw silent(trouble);
   if (life.state === 'alive' || (await placeOf(given)) !== mount.mountpoint) return false;
   await detach(mount.mountpoint);
-  log(`${given}: the remains of a dead mount of ${mount.directory} were cleared away`);
+  log(`${given}: removed a dead mount of ${mount.directory}`);
   return true;
 }
 
@@ -157,12 +167,15 @@ export function silent({ message, cure }: Trouble): PcowError {
   return mountError(`${message}: ${cure}`, undefined, 'ETIMEDOUT');
 }
 
-/** Takes a mount out of sight; what still uses it goes on until it is done. */
+/**
+ * Removes a mount from the directory tree. Processes that still use it continue until they are
+ * done.
+ */
 export async function detach(mountpoint: string): Promise<void> {
   await run('fusermount3', ['-u', '-z', '--', mountpoint]);
 }
 
-/** The real path of a mountpoint, found without touching it: only what is above it is looked at. */
+/** The real path of a mountpoint. Only the directories above it are accessed. */
 export async function placeOf(given: string): Promise<string> {
   const absolute = path.resolve(given);
   const mount = await mountOnTheWay(given);
@@ -170,10 +183,10 @@ export async function placeOf(given: string): Promise<string> {
   return mount === null ? realpath(given).catch(() => absolute) : absolute;
 }
 
-/** Whether a path that leads into a mount ends there. */
+/** Whether a path that leads into a mount ends at its mountpoint. */
 async function isItself(absolute: string, { mountpoint }: PcowMount): Promise<boolean> {
   if (absolute === mountpoint) return true;
-  // Its last part is the mountpoint, or a link to it.
+  // The last part of the path is the mountpoint, or a link to it.
   const above = await mountOnTheWay(path.dirname(absolute));
   return above === null;
 }
@@ -183,7 +196,7 @@ async function realPathOf(given: string, what: string): Promise<string> {
     return await realpath(given);
   } catch (cause) {
     if (isSystemError(cause, 'ENOENT')) {
-      throw mountError(`${what} ${given} does not exist: make it first ("mkdir -p")`, cause, 'ENOENT');
+      throw mountError(`${what} ${given} does not exist: create it first ("mkdir -p")`, cause, 'ENOENT');
     }
     throw mountError(`${what} ${given} can't be reached: ${sentenceOf(cause)}`, cause);
   }
@@ -203,7 +216,7 @@ export async function unmountFailure(mountpoint: string, cause: unknown): Promis
   const users = await usersBelow(mountpoint);
   return inUse(
     mountpoint,
-    users.length > 0 ? users : ['a loop device, another mount, or a process that can not be seen'],
+    users.length > 0 ? users : ['a loop device, another mount, or a process that cannot be seen'],
     cause,
   );
 }

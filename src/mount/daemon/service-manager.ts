@@ -1,4 +1,7 @@
-/** What a mount in the foreground tells systemd (sd_notify(3)), where that has started it and waits for word. */
+/**
+ * Notifies systemd (sd_notify(3)) about a mount in the foreground, if systemd has started it and
+ * waits for this.
+ */
 import { notifyManager } from '../../engine/daemon.js';
 import { sentenceOf } from '../failure.js';
 import { log } from '../log.js';

@@ -1,4 +1,4 @@
-/** Ending a mount from another process. */
+/** Ends a mount from another process. */
 import { execFile } from 'node:child_process';
 import { readFile } from 'node:fs/promises';
 import path from 'node:path';
@@ -13,8 +13,8 @@ import {
   MOUNT_TYPE,
   mountTable,
   type MountTableEntry,
-  type OtherPlace,
-  placesOfDevice,
+  type OtherMountpoint,
+  mountpointsOfDevice,
 } from '../../images/mount-table.js';
 import { word } from '../../engine/quote.js';
 import type { UsingProcess } from '../control/status.js';
@@ -22,21 +22,28 @@ import { clearDeadMount, inUse, mountError, placeOf, silent, unmountFailure } fr
 
 const run = promisify(execFile);
 
-/** Milliseconds between looks at whether the mount's process has ended. */
+/** Milliseconds between checks whether the mount's process has ended. */
 const PAUSE = 20;
 
-/** Looks after which a process that has an image attached counts as alive. */
+/** After this many checks a process with an attached image counts as alive. */
 const LOOKS_FOR_GUESTS = 25;
 
-/** Looks after which, and after each as many more, it is asked whether the file system is mounted elsewhere: then it does not end. */
+/**
+ * After every this many checks, look whether the filesystem is mounted elsewhere: then it does not
+ * end.
+ */
 const LOOKS_BEFORE_ASKING = 100;
 
-/** Looks after which, and after each as many more, it is asked whether the mount's process is stopped. (A last sync may take long.) */
+/**
+ * After every this many checks, look whether the mount's process is stopped. (A last sync may take
+ * long.)
+ */
 const LOOKS_BEFORE_GIVING_UP = 150;
 
 /**
- * Ends the mount on a mountpoint. Resolves when its last sync is done and every image is closed; rejects with EBUSY, and the mount goes
- * on, where somebody uses it, or where it is mounted elsewhere as well. Clears a dead mount away.
+ * Ends the mount on a mountpoint. Resolves when its last sync is done and every image is closed.
+ * Rejects with EBUSY if it is in use, and the mount continues; or if it is also mounted elsewhere.
+ * Removes a dead mount.
  */
 export async function umount(mountpoint: string): Promise<void> {
   if (await clearDeadMount(mountpoint)) {
@@ -63,7 +70,7 @@ export async function checkUnused(mountpoint: string): Promise<void> {
   await notBelowGuests(place);
   const users = await usersBelow(place);
   if (users.length > 0) throw inUse(place, users);
-  const elsewhere = (await placesOfDevice(device)).filter((it) => it.pid === null && it.mountpoint !== place);
+  const elsewhere = (await mountpointsOfDevice(device)).filter((it) => it.pid === null && it.mountpoint !== place);
   if (elsewhere.length > 0) throw mountedElsewhere(place, elsewhere);
 }
 
@@ -78,7 +85,10 @@ async function mountOn(mountpoint: string): Promise<MountTableEntry> {
   );
 }
 
-/** Fails while processes have images attached. The mount may take a moment to see that one has ended. */
+/**
+ * Fails while processes have images attached. The mount may need a moment to notice that one has
+ * ended.
+ */
 async function notBelowGuests(place: string): Promise<void> {
   let guests = await guestsOf(place);
   for (let looks = 0; guests.length > 0 && looks < LOOKS_FOR_GUESTS; looks += 1) {
@@ -91,8 +101,9 @@ async function notBelowGuests(place: string): Promise<void> {
 }
 
 /**
- * Attached processes. The kernel tells of those that have opened a file of this mount, but one that has come from an earlier mount of the
- * directory has its file open there. Nobody, where the mount does not say it to this user.
+ * Attached processes. The kernel knows which processes have opened a file of this mount. A process
+ * that attached through an earlier mount of the directory has its file open there. Returns none if
+ * this user may not read the mount's status.
  */
 async function guestsOf(place: string): Promise<string[]> {
   const mount = await mountOnTheWay(place);
@@ -106,7 +117,10 @@ async function guestsOf(place: string): Promise<string[]> {
   );
 }
 
-/** The mount's process `server` holds the lock of its directory until all is done, or it dies. */
+/**
+ * The mount's process `server` holds the lock of its directory until everything is done, or it
+ * dies.
+ */
 async function ended(directory: string, device: string, server: number | null): Promise<void> {
   for (let looks = 1; ; looks += 1) {
     if (looks % LOOKS_BEFORE_ASKING === 0) {
@@ -114,16 +128,16 @@ async function ended(directory: string, device: string, server: number | null): 
       if (server !== null && pid !== null && pid !== server) {
         return; // the next mount has the lock already, and perhaps the same device number
       }
-      const places = await placesOfDevice(device);
-      if (places.length > 0) {
-        throw mountedElsewhere(directory, places);
+      const others = await mountpointsOfDevice(device);
+      if (others.length > 0) {
+        throw mountedElsewhere(directory, others);
       }
     }
     if (looks % LOOKS_BEFORE_GIVING_UP === 0) {
       const { pid, stopped } = await stateOfServer(directory);
       if (stopped) {
         throw mountError(
-          `the mount of ${directory} is out of sight, but does not end: its process ${pid} is stopped: let it go on with "kill -CONT ${pid}"`,
+          `the mount of ${directory} is no longer visible, but does not end, because its process ${pid} is stopped: continue it with "kill -CONT ${pid}"`,
           undefined,
           'ETIMEDOUT',
         );
@@ -134,19 +148,19 @@ async function ended(directory: string, device: string, server: number | null): 
       return;
     } catch (error) {
       if (!isPcowError(error, 'PCOW_LOCKED')) {
-        return; // the directory is gone, or not ours to look at
+        return; // the directory is gone, or this user may not open it
       }
       await sleep(PAUSE);
     }
   }
 }
 
-function mountedElsewhere(what: string, places: OtherPlace[]): Error {
-  return mountError(`${what} goes on being mounted ${places.map(placeAndRemedy).join(', ')}`, undefined, 'EBUSY');
+function mountedElsewhere(what: string, others: OtherMountpoint[]): Error {
+  return mountError(`${what} is still mounted ${others.map(mountpointAndRemedy).join(', ')}`, undefined, 'EBUSY');
 }
 
-function placeAndRemedy({ mountpoint, pid }: OtherPlace): string {
+function mountpointAndRemedy({ mountpoint, pid }: OtherMountpoint): string {
   return pid === null
-    ? `on ${mountpoint}: "umount ${word(mountpoint)}" takes that away`
-    : `on ${mountpoint} in another mount namespace, that of process ${pid}: "nsenter -t ${pid} -m umount ${word(mountpoint)}" takes that away`;
+    ? `on ${mountpoint}: "umount ${word(mountpoint)}" ends that`
+    : `on ${mountpoint} in another mount namespace, that of process ${pid}: "nsenter -t ${pid} -m umount ${word(mountpoint)}" ends that`;
 }

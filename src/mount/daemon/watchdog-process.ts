@@ -1,6 +1,7 @@
 /**
- * The program of the watchdog (watchdog.ts): DIRECTORY PID START-TIME. Reads what is stopped from its standard input. When that
- * ends, it continues what is still stopped; and where the mount was not ended in order, it makes durable what that has left.
+ * The program of the watchdog (watchdog.ts): DIRECTORY PID START-TIME. It reads from its standard
+ * input which processes are stopped. When the input ends, it continues those that are still
+ * stopped. If the mount did not end properly, it makes durable what the mount has written.
  */
 import { readFile } from 'node:fs/promises';
 import { createInterface } from 'node:readline';
@@ -8,14 +9,15 @@ import { setTimeout as sleep } from 'node:timers/promises';
 
 import { startTimeOf } from '../../engine/processes.js';
 
-/** Milliseconds between two looks at whether the killed mount has let go of its images. */
+/** Milliseconds between two checks whether the killed mount has released its images. */
 const PAUSE = 20;
 
 const [directory = '', mountPid = '', mountStart = ''] = process.argv.slice(2);
 const stopped = new Map<number, number>();
 let orderly = false;
 
-// The mount may be ended by any of these, sent to a whole group; this process has to outlive it.
+// Any of these may be sent to a whole process group to end the mount. This process must outlive the
+// mount.
 for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP', 'SIGPIPE'] as const) {
   process.on(signal, () => undefined);
 }
@@ -38,7 +40,7 @@ lines.on('line', (line) => {
 lines.on('close', () => {
   void finish();
 });
-// The mount may have been killed before this process had begun: then nobody reads this.
+// The mount may have been killed before this process began: then nothing reads its output.
 process.stdout.on('error', () => undefined);
 process.stdout.write('ready\n');
 
@@ -52,7 +54,7 @@ async function finish(): Promise<void> {
 
 async function continueAll(): Promise<void> {
   for (const [pid, startTime] of stopped) {
-    // A later process with this pid is not ours to continue.
+    // A later process may have the same pid: do not continue it.
     if ((await startTimeOf(pid)) === startTime) {
       try {
         process.kill(pid, 'SIGCONT');
@@ -63,11 +65,12 @@ async function continueAll(): Promise<void> {
   }
 }
 
-/** Nobody is told what fails here: whoever opens the image next meets it, and is. */
+/** Failures cannot be reported here. The next process that opens the image gets the same error. */
 async function recover(): Promise<void> {
-  // The engine is loaded only when it is needed.
+  // Load the engine only when it is needed.
   const { recoverDirectory } = await import('../../engine/index.js');
-  // The pipe ends before a dying process has closed its last file: its locks go after that.
+  // The pipe ends before a dying process has closed its last file, and the locks are released after
+  // that.
   while (await mountLives()) {
     await sleep(PAUSE);
   }
@@ -80,7 +83,7 @@ async function mountLives(): Promise<boolean> {
   }
   try {
     const text = await readFile(`/proc/${mountPid}/stat`, 'utf8');
-    // A zombie has closed everything; its parent may take its time.
+    // A zombie has closed everything; its parent may not have waited for it yet.
     return !/^[ZX]/.test(text.slice(text.lastIndexOf(') ') + 2));
   } catch {
     return false;

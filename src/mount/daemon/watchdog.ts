@@ -1,11 +1,13 @@
 /**
- * The watchdog: a process of its own that does what the mount would still have to do, if that is killed. It continues
- * stopped processes, and makes durable what the mount has written to images and not synced: until then an orderly
- * restart of the host would lose it (docs/durability.md).
+ * The watchdog: a separate process that does what the mount still had to do when it is killed. It
+ * continues stopped processes, and makes durable what the mount has written to images but not
+ * synced: without it, an orderly restart of the host would lose this (docs/durability.md).
  *
- * It is started before the first image is opened for writing, and lives behind a pipe (watchdog-process.ts). Before the mount stops a process it writes that process's pid and start
- * time into the pipe; what is in a pipe outlives its writer. Once they have been continued it writes "done". When the
- * pipe ends, the watchdog continues whatever is still on its list. A mount that ends in order says so first.
+ * It is started before the first image is opened for writing, and reads from a pipe
+ * (watchdog-process.ts). Before the mount stops a process, it writes the process's pid and start
+ * time to the pipe. The contents of a pipe survive their writer. After the processes have been
+ * continued, the mount writes "done". When the pipe ends, the watchdog continues the processes that
+ * are still on its list. A mount that ends properly says so first.
  */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
@@ -25,7 +27,7 @@ export class Watchdog {
   /** Resolves when the child has said that it listens. */
   #greeted: Promise<void> = Promise.resolve();
 
-  /** Of the mount of this image directory. */
+  /** For the mount of this image directory. */
   constructor(directory: string) {
     this.#directory = directory;
   }
@@ -34,18 +36,21 @@ export class Watchdog {
     return this.#child?.pid;
   }
 
-  /** Before an image is opened for writing: on return there is a process that will notice the end of this one. */
+  /**
+   * Call before an image is opened for writing. On return there is a process that will notice the
+   * end of this one.
+   */
   async start(): Promise<void> {
     await this.#running();
   }
 
-  /** Before the first process is stopped: on return the watchdog listens. */
+  /** Call before the first process is stopped. On return the watchdog listens. */
   async ready(): Promise<void> {
     try {
       await this.#running();
       await this.#greeted;
     } catch (cause) {
-      throw new PcowError('PCOW_BUSY', 'the watchdog that a snapshot of a mapped image needs could not be started', {
+      throw new PcowError('PCOW_BUSY', 'could not start the watchdog, which a snapshot of a mapped image needs', {
         cause,
       });
     }
@@ -64,7 +69,7 @@ export class Watchdog {
 
   async #spawn(): Promise<ChildProcess> {
     const startTime = await startTimeOf(process.pid);
-    // A session of its own: what kills the mount's process group must not reach it.
+    // In its own session: a kill of the mount's process group must not reach it.
     const child = spawn(process.execPath, [WATCHDOG_PROGRAM, this.#directory, `${process.pid}`, `${startTime ?? 0}`], {
       detached: true,
       stdio: ['pipe', 'pipe', 'ignore'],
@@ -77,7 +82,7 @@ export class Watchdog {
         reject(new Error('the watchdog has ended'));
       });
     });
-    failed.catch(() => undefined); // reported to who waits for it
+    failed.catch(() => undefined); // reported to the caller that waits for it
     child.stdin.on('error', () => undefined); // reported to the writer
     this.#greeted = Promise.race([once(child.stdout, 'data'), failed]).then(() => {
       debug('the watchdog %d is ready', child.pid);
@@ -92,17 +97,19 @@ export class Watchdog {
     return child;
   }
 
-  /** Before a process is stopped; on return the watchdog will continue it if this process dies. */
+  /**
+   * Call before a process is stopped. On return the watchdog will continue it if this process dies.
+   */
   async guard(pid: number, startTime: number): Promise<void> {
     await this.#tell(`${pid} ${startTime}\n`);
   }
 
-  /** After all have been continued. */
+  /** Call after all have been continued. */
   async done(): Promise<void> {
     await this.#tell('done\n');
   }
 
-  /** The mount has closed its images. The watchdog ends by itself once its pipe does. */
+  /** The mount has closed its images. The watchdog ends by itself when its pipe ends. */
   close(): void {
     this.#child?.stdin?.end('end\n');
     this.#child = null;

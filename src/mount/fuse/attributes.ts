@@ -1,4 +1,4 @@
-/** What stat(2) says of the files of a mount. */
+/** The attributes (stat(2)) of the files of a mount. */
 import type { SnapshotInfo } from '../../engine/index.js';
 import { interceptions, tellFlatFile } from '../../engine/native-operations.js';
 import type { Found } from '../images/catalog.js';
@@ -7,14 +7,14 @@ import type { ImageEntry } from '../images/image-entry.js';
 import { halves, InodeNumbers, ROOT_INODE } from './inode-numbers.js';
 import type { Place } from '../place.js';
 
-/** As fuse-native takes it. */
+/** As fuse-native expects it. */
 export interface Attributes {
   mode: number;
   uid: number;
   gid: number;
   /** Bytes. */
   size: number;
-  /** The inode number: the lower half here, the upper one below. */
+  /** The lower half of the inode number; `dev` has the upper half. */
   ino: number;
   dev: number;
   nlink: number;
@@ -28,10 +28,13 @@ export interface Attributes {
 
 const DIRECTORY = 0o040000;
 const REGULAR = 0o100000;
-/** How many directories are in one is not said: programs would count on it. */
+/** The number of directories in a directory is not told, because programs would rely on it. */
 const DIRECTORY_LINKS = 1;
 const BLOCK = 4096;
-/** Of what takes no disk of its own. Not 0: some programs take a file without blocks for one big hole. */
+/**
+ * Of files that take no disk space. Not 0: some programs treat a file without blocks as one big
+ * hole.
+ */
 const FEW_BLOCKS = BLOCK / 512;
 
 export class AttributeSource {
@@ -39,29 +42,35 @@ export class AttributeSource {
   readonly #interceptions = interceptions();
   #numbers: InodeNumbers | null = null;
 
-  /** Before the session begins. */
+  /** Call it before the session begins. */
   constructor(place: Place) {
     this.#place = place;
   }
 
-  /** Asked for by the session's requests: whether its operations are native has been decided by then. */
+  /**
+   * First used by a request of the session, when it has been decided whether its operations are
+   * native.
+   */
   get #inodes(): InodeNumbers {
     this.#numbers ??= new InodeNumbers(interceptions() > this.#interceptions ? 63 : 32);
     return this.#numbers;
   }
 
-  /** Of the flat file. */
+  /** The inode number of the flat file. */
   async inodeOf(entry: ImageEntry): Promise<bigint> {
     const { uuid } = await entry.view();
     return this.#inodes.of(flatKey(entry), `flat ${lasting(entry, uuid)}`);
   }
 
-  /** The image whose flat file has this number, among those that were looked at. */
+  /**
+   * Of `entries`, the image whose flat file has this inode number, if that has been asked for
+   * before.
+   */
   entryWith(inode: bigint, entries: ImageEntry[]): ImageEntry | undefined {
     return entries.find((entry) => this.#inodes.known(flatKey(entry)) === inode);
   }
 
-  /** Of what can't be read at this moment, for the list of a directory. */
+  /** For a file that cannot be read at this moment, in the list of a directory. */
   unreadable(path: string): Promise<Attributes> {
     return this.#ofMount(REGULAR, 0, path);
   }
@@ -74,17 +83,17 @@ export class AttributeSource {
     return this.#ofMount(DIRECTORY, 0o555, path);
   }
 
-  /** A control file of the mount, which says `size` bytes. */
+  /** A control file of the mount with `size` bytes of text. */
   async ofMountControl(path: string, writable: boolean, size: number): Promise<Attributes> {
     return { ...(await this.#ofMount(REGULAR, writable ? 0o666 : 0o444, path)), size, nlink: 1 };
   }
 
-  /** A directory that belongs to an image, with those of the image's rights that are in `mask`. */
+  /** A directory that belongs to an image; of the image's permissions it has those in `mask`. */
   ofImageDirectory(found: Found, path: string, mask: number): Attributes {
     return { ...this.#ofImage(found, DIRECTORY, mask), ...this.#control(path) };
   }
 
-  /** A control file of an image, which says `size` bytes. */
+  /** A control file of an image with `size` bytes of text. */
   ofImageControl(found: Found, path: string, writable: boolean, size: number): Attributes {
     return {
       ...this.#ofImage(found, REGULAR, writable ? 0o666 : 0o444),
@@ -122,7 +131,10 @@ export class AttributeSource {
     };
   }
 
-  /** Of what belongs to no image: with the owner of the image directory, and of its rights those in `mask`. */
+  /**
+   * For files that belong to no image: the owner of the image directory, and of its permissions
+   * those in `mask`.
+   */
   async #ofMount(type: number, mask: number, path: string): Promise<Attributes> {
     const status = await fileStatus(this.#place.directory);
     return {
@@ -140,7 +152,10 @@ export class AttributeSource {
     };
   }
 
-  /** With the owner and the rights of the image: who may read the image may enter its directory and read its status. */
+  /**
+   * The owner and permissions of the image: a user who may read the image may enter its directory
+   * and read its status.
+   */
   #ofImage({ status }: Found, type: number, mask: number): Attributes {
     const readable = status.mode & 0o444;
     return {
@@ -158,7 +173,7 @@ export class AttributeSource {
     };
   }
 
-  /** What has no content of its own is known by its path. */
+  /** Files without content of their own are identified by their path. */
   #control(path: string): Pick<Attributes, 'ino' | 'dev'> {
     return halves(this.#inodes.of(`path ${path}`));
   }
@@ -168,7 +183,10 @@ function flatKey(entry: ImageEntry): string {
   return `flat ${entry.identity}`;
 }
 
-/** What an image is known by: its uuid, which a copy of the file has too, and the file's inode number, which a copy does not have. */
+/**
+ * What identifies an image in every mount: its uuid, which a copy of the file has too, and the
+ * file's inode number, which a copy does not have.
+ */
 function lasting({ identity }: ImageEntry, uuid: string): string {
   return `${uuid} ${identity.split(':')[1] ?? ''}`;
 }

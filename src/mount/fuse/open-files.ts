@@ -1,4 +1,4 @@
-/** The open files of a mount by their handle numbers. */
+/** The open files of a mount, by their handle numbers. */
 import { constants } from 'node:os';
 
 import { FIRST_NATIVE_HANDLE } from '../../engine/native-operations.js';
@@ -10,7 +10,7 @@ export class OpenFiles {
   readonly #files = new Map<number, OpenFile>();
   #next = 1;
 
-  /** Returns its handle number. */
+  /** Returns the handle number. */
   add(file: OpenFile): number {
     const handle = file.handle ?? this.#freeNumber();
     this.#files.set(handle, file);
@@ -20,7 +20,7 @@ export class OpenFiles {
   get(handle: number): OpenFile {
     const file = this.#files.get(handle);
     if (!file) {
-      throw new PcowError('PCOW_CLOSED', `no file is open under the handle ${handle}`, {
+      throw new PcowError('PCOW_CLOSED', `no file is open with the handle ${handle}`, {
         errno: constants.errno.EBADF,
       });
     }
@@ -33,12 +33,15 @@ export class OpenFiles {
     file.close();
   }
 
-  /** Every open flat file, and file of a snapshot. */
+  /** All open flat files and files of snapshots. */
   get flatFiles(): FlatFileUse[] {
     return [...this.#files.values()].map(({ use }) => use).filter((use) => use !== null);
   }
 
-  /** How many bytes the newest opening of a control file says: what its size must be as long as it is open. null: it is not open. */
+  /**
+   * The number of bytes in the newest opening of a control file: the file's size as long as it is
+   * open. null: it is not open.
+   */
   textSizeOf(path: string): number | null {
     let newest: number | null = null;
     for (const file of this.#files.values()) {

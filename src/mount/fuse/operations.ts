@@ -1,4 +1,7 @@
-/** The file system operations of a mount. Each finds the node that a path stands for, or the open file of a handle, which does the rest. */
+/**
+ * The filesystem operations of a mount. Each finds the node of a path, or the open file of a
+ * handle, which does the rest.
+ */
 import { constants } from 'node:fs';
 import { chmod, chown, statfs, utimes } from 'node:fs/promises';
 
@@ -14,15 +17,15 @@ import { resolve } from '../nodes/resolve.js';
 
 export class FileSystem {
   readonly #context: MountContext;
-  #commandsUnderWay = 0;
+  #commandsInProgress = 0;
 
   constructor(context: MountContext) {
     this.#context = context;
   }
 
-  /** Whether somebody could not go on without this mount, or has begun what it is to finish. */
+  /** Whether a process depends on this mount, or a command is in progress. */
   get needed(): boolean {
-    return this.#commandsUnderWay > 0 || neededBy(this.#context.files.flatFiles);
+    return this.#commandsInProgress > 0 || neededBy(this.#context.files.flatFiles);
   }
 
   get operations(): Operations {
@@ -78,7 +81,7 @@ export class FileSystem {
         'unlink',
         async (path: string) => {
           const node = await this.#node(path);
-          await this.#underWay(() => node.unlink());
+          await this.#inProgress(() => node.unlink());
         },
         done,
       ),
@@ -86,7 +89,7 @@ export class FileSystem {
         'rename',
         async (path: string, target: string) => {
           const node = await this.#node(path);
-          await this.#underWay(() => node.rename(target));
+          await this.#inProgress(() => node.rename(target));
         },
         done,
       ),
@@ -99,7 +102,9 @@ export class FileSystem {
     };
   }
 
-  /** Reading, writing and syncing flat files come here only where the native operations did not take hold. */
+  /**
+   * Reading, writing and syncing flat files come here only if the native operations are not active.
+   */
   #onOpenFiles(): Operations {
     const { files } = this.#context;
     return {
@@ -120,14 +125,14 @@ export class FileSystem {
       write: guarded(
         'write',
         (_path: string, handle: number, buffer: Buffer, length: number, offset: number) =>
-          this.#underWay(() => files.get(handle).write(buffer.subarray(0, length), offset)),
+          this.#inProgress(() => files.get(handle).write(buffer.subarray(0, length), offset)),
         count,
       ),
       fsync: guarded('fsync', (_path: string, _datasync: number, handle: number) => files.get(handle).sync(), done),
     };
   }
 
-  /** Nothing can be made in a mount but by its control files. */
+  /** Files can only be made in a mount through its control files. */
   #refused(): Operations {
     const path = (name: string) => guarded(name, (made: string) => this.#refuseCreation(made), done);
     const target = (name: string) => guarded(name, (_source: string, made: string) => this.#refuseCreation(made), done);
@@ -160,12 +165,12 @@ export class FileSystem {
     return { names, attributes };
   }
 
-  /** null: there is no such file any more. */
+  /** Returns null if the file does not exist any more. */
   async #listed(path: string): Promise<Attributes | null> {
     try {
       return await (await this.#node(path)).listed();
     } catch (error) {
-      // Whatever else is wrong is told to who looks at the file itself.
+      // Other errors are reported when the file itself is accessed.
       return error instanceof PcowError && error.code === 'PCOW_NOT_FOUND'
         ? null
         : this.#context.attributes.unreadable(path);
@@ -178,16 +183,16 @@ export class FileSystem {
     return this.#context.files.add(await node.open(writable));
   }
 
-  async #underWay<T>(work: () => Promise<T>): Promise<T> {
-    this.#commandsUnderWay += 1;
+  async #inProgress<T>(work: () => Promise<T>): Promise<T> {
+    this.#commandsInProgress += 1;
     try {
       return await work();
     } finally {
-      this.#commandsUnderWay -= 1;
+      this.#commandsInProgress -= 1;
     }
   }
 
-  /** What the native operations wait for. Never rejects. */
+  /** The native operations wait for this. Never rejects. */
   async answer(question: Question): Promise<QuestionAnswer> {
     try {
       return await this.#context.files.get(question.fh).answer(question);
@@ -205,7 +210,7 @@ export class FileSystem {
     const error = refusal(
       'EPERM',
       'PCOW_PERMISSION',
-      `${path} can't be made here: new images come with "pcow create" in ${this.#context.place.directory}, or by cloning one`,
+      `${path} can't be made here: make a new image with "pcow create" in ${this.#context.place.directory}, or clone one`,
     );
     this.#context.failed('create', error);
     return Promise.reject(error);
@@ -224,7 +229,7 @@ function count(answer: (result: number) => void, bytes: number): void {
   answer(bytes);
 }
 
-/** (uid_t)-1 means "leave it", and comes as an unsigned number. */
+/** (uid_t)-1 means "do not change", and arrives as an unsigned number. */
 function signed(id: number): number {
   return id === 0xffff_ffff ? -1 : id;
 }

@@ -1,4 +1,7 @@
-/** The part of fuse-native's interface that the mount uses, and the guard between it and the handlers. */
+/**
+ * The part of fuse-native's interface that the mount uses, and the wrapper between it and the
+ * handlers.
+ */
 import { readdir } from 'node:fs/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
 
@@ -28,16 +31,17 @@ interface NativeFuseClass {
   unmount(mountpoint: string, callback: (error: Error | null) => void): void;
 }
 
-/** Milliseconds between looks at whether a session that tells nothing is over. */
+/** Milliseconds between two checks whether a session has ended that does not report its end. */
 const END_PAUSE = 100;
 
 let loaded: NativeFuseClass | null = null;
 
-/** fuse-native, loaded so that the native operations take hold of the process's first mount. */
+/** Loads fuse-native so that the native operations are used for the process's first mount. */
 function loadFuse(directory: string): NativeFuseClass {
   if (!loaded) {
     loaded = requireFuse(directory) as NativeFuseClass;
-    // Its own runs a shell. The mount ends sessions itself, and letGo() is called when that has happened.
+    // fuse-native's own function runs a shell. The mount ends sessions itself, and calls letGo()
+    // when that has happened.
     loaded.unmount = (_mountpoint, callback) => {
       callback(null);
     };
@@ -45,7 +49,7 @@ function loadFuse(directory: string): NativeFuseClass {
   return loaded;
 }
 
-/** A FUSE session of fuse-native's. */
+/** A FUSE session of fuse-native. */
 export class FuseSession {
   readonly #fuse: NativeFuse;
   readonly #mountpoint: string;
@@ -58,10 +62,13 @@ export class FuseSession {
     this.#fuse = new Fuse(mountpoint, operations, options);
   }
 
-  /** Begins it. Resolves with its device, "MAJOR:MINOR" in decimal; with null where somebody has ended it already. */
+  /**
+   * Begins the session. Resolves with its device, "MAJOR:MINOR" in decimal; with null if it has
+   * ended already.
+   */
   async begin(): Promise<string | null> {
     const before = interceptions();
-    // The native operations are one session's, the first one's, and only they tell of its end.
+    // Only the first session has the native operations, and only they report its end.
     const nativeEnd =
       before === 0
         ? new Promise<void>((resolve) => {
@@ -83,17 +90,17 @@ export class FuseSession {
     return device;
   }
 
-  /** Whether bytes are served without JavaScript: those of the process's first mount. */
+  /** Whether bytes are served without JavaScript, which is so for the process's first mount. */
   get native(): boolean {
     return this.#native;
   }
 
-  /** After begin(): resolves when it is over, whoever ended it. */
+  /** After begin(): resolves when the session has ended, whatever ended it. */
   get ended(): Promise<void> {
     return this.#ended ?? Promise.resolve();
   }
 
-  /** After its end: it no longer keeps this process alive. */
+  /** After the end: the session no longer keeps this process alive. */
   letGo(): Promise<void> {
     return new Promise((resolve) => {
       this.#fuse.unmount(() => {
@@ -103,7 +110,10 @@ export class FuseSession {
   }
 }
 
-/** The kernel lists a connection as long as anything uses it, also out of sight. */
+/**
+ * The kernel lists a connection as long as anything uses it, even after the mount was removed from
+ * the directory tree.
+ */
 async function connectionGone(device: string): Promise<void> {
   const connections = '/sys/fs/fuse/connections';
   const own = device.split(':')[1] ?? '';
@@ -116,14 +126,18 @@ async function connectionGone(device: string): Promise<void> {
   }
 }
 
-/** Every handler's last argument. `result` is 0, a negative errno, or the bytes that were read or written. */
+/**
+ * Every handler's last argument. `result` is 0, a negative errno, or the bytes that were read or
+ * written.
+ */
 export type Answer = (result: number, ...values: unknown[]) => void;
 
 export type Operations = Record<string, (...parameters: never[]) => void>;
 
 /**
- * A handler as fuse-native wants it. Whatever goes wrong in `work` becomes an errno: an exception that got out would end the process,
- * and with it the mount. `values` of the answer are what `work` returns.
+ * Makes a handler for fuse-native. Any failure in `work` becomes an errno: an exception that
+ * escaped would end the process, and with it the mount. The result of `work` becomes the `values`
+ * of the answer.
  */
 export function guarded<Parameters extends unknown[], Result>(
   name: string,

@@ -1,8 +1,10 @@
 /**
- * Who writes an image: this mount, or the monitor of another process. One state for each image; docs/monitor.md ("The attachment")
- * says what every call does in each. Only the moves of NEXT happen, and only here.
+ * Says which process writes an image: this mount, or the monitor of another process. Each image has
+ * one state; docs/monitor.md ("The attachment") says what every call does in each state. Only the
+ * transitions in NEXT happen, and only here.
  *
- * Calls wait for a state that is on its way (`passing`), and never for `commands`: what moves the state may hold that.
+ * Calls wait while a transition is in progress (`passing`). The code that changes the state must
+ * not wait for `commands`, because such a call may hold it.
  */
 import { setTimeout as sleep } from 'node:timers/promises';
 
@@ -17,19 +19,23 @@ import { dropCachedPages } from './page-cache.js';
 
 const debug = debugLog('attachment');
 
-/** Milliseconds for which pages that were read through an old descriptor stay in the kernel's cache while a monitor has the image. */
+/**
+ * Milliseconds for which pages that were read through an old descriptor may stay in the kernel's
+ * cache while a monitor has the image.
+ */
 const CACHE_AGE = 200;
 
-/** Milliseconds: the lock of a process that died is released a moment after its connection. */
+/** Milliseconds: the lock of a process that died is released a moment after its connection ends. */
 const LOCK_GRACE = 3000;
 
 /**
- * detached    the mount may write it
- * attaching   the mount is handing it over
- * attached    the monitor has it
- * frozen      the monitor has it, and its memory stands still for a snapshot
- * releasing   the monitor has closed it, and the mount is taking it back
- * lost        the connection ended without a word: the process has died, or was let go. The mount takes the image back, if it can
+ * - detached: the mount may write it.
+ * - attaching: the mount is handing it over.
+ * - attached: the monitor has it.
+ * - frozen: the monitor has it, and its memory is frozen for a snapshot.
+ * - releasing: the monitor has closed it, and the mount is taking it back.
+ * - lost: the connection ended without a release, because the process has died or the mount has
+ *   closed the connection. The mount takes the image back if it can.
  */
 export type AttachmentState = 'detached' | 'attaching' | 'attached' | 'frozen' | 'releasing' | 'lost';
 
@@ -39,7 +45,7 @@ const NEXT: Record<AttachmentState, readonly AttachmentState[]> = {
   attached: ['frozen', 'releasing', 'lost'],
   frozen: ['attached', 'releasing', 'lost'],
   releasing: ['detached'],
-  // A monitor that was let go, but lives, has kept the lock, and comes back with it.
+  // A monitor whose connection was closed, but which lives, has kept the lock, and returns with it.
   lost: ['detached', 'attaching'],
 };
 
@@ -51,7 +57,10 @@ export class Attachment {
   readonly #openings: Openings;
   #state: AttachmentState = 'detached';
   #monitor: Monitor | null = null;
-  /** Who waits for the next move, or for the moment in which open files can be written again. */
+  /**
+   * Calls that wait for the next transition, or for the moment when open files can be written
+   * again.
+   */
   #waiting: (() => void)[] = [];
   #lending: Promise<void> = Promise.resolve();
 
@@ -64,7 +73,10 @@ export class Attachment {
     return this.#state;
   }
 
-  /** Of the process that has the image, or is about to have it; null: the mount has it, or is taking it back. */
+  /**
+   * The monitor of the process that has the image, or is about to have it. null: the mount has the
+   * image, or is taking it back.
+   */
   get monitor(): Monitor | null {
     return this.#state === 'releasing' || this.#state === 'lost' ? null : this.#monitor;
   }
@@ -73,14 +85,17 @@ export class Attachment {
     return PASSING.includes(this.#state);
   }
 
-  /** Waits until it is detached, attached or frozen. That is this mount's own work, each part of which has a limit. */
+  /**
+   * Waits until the state is detached, attached or frozen. Other states depend on this mount's own
+   * work, each part of which has a time limit.
+   */
   async settled(): Promise<void> {
     while (this.passing) {
       await this.#change();
     }
   }
 
-  /** The error for who wants to change the image. */
+  /** The error for a caller that wants to change the image. */
   attachedTo(monitor: Monitor): PcowError {
     return new PcowError(
       'PCOW_LOCKED',
@@ -113,8 +128,9 @@ export class Attachment {
   }
 
   /**
-   * Makes way for a monitor: open files go on reading, and writing to them is EBUSY from here on. Everything written is in the image
-   * afterwards, and its lock is free. `commands` must be held, but not for a monitor that has the lock already.
+   * Prepares the image for a monitor: open files remain readable, and writing to them fails with
+   * EBUSY from here on. Afterwards everything written is in the image, and its lock is free.
+   * `commands` must be held, except for a monitor that has the lock already.
    */
   async lend(monitor: Monitor): Promise<void> {
     if (this.#monitor && this.#state !== 'lost') {
@@ -139,7 +155,9 @@ export class Attachment {
     await writer?.close();
   }
 
-  /** After lend(): the monitor has the image. Does nothing where it has ended meanwhile. */
+  /**
+   * After lend(): the monitor has the image. Does nothing if the monitor has ended in the meantime.
+   */
   handedOver(monitor: Monitor): void {
     if (this.#monitor === monitor && this.#state === 'attaching') {
       this.#move('attached', monitor);
@@ -147,7 +165,10 @@ export class Attachment {
     }
   }
 
-  /** Its memory stands still (true), or goes on. Does nothing where it has ended meanwhile. */
+  /**
+   * The guest's memory is frozen (true), or continues (false). Does nothing if the monitor has
+   * ended in the meantime.
+   */
   freeze(monitor: Monitor, still: boolean): void {
     if (this.#monitor === monitor && this.#state === (still ? 'attached' : 'frozen')) {
       this.#move(still ? 'frozen' : 'attached', monitor);
@@ -155,10 +176,12 @@ export class Attachment {
   }
 
   /**
-   * The monitor has closed the image ('releasing'), or its connection has ended ('lost'), also where lend() failed.
+   * The monitor has closed the image ('releasing'), or its connection has ended ('lost'), also
+   * after lend() failed.
    *
-   * Order: open files can be written again as soon as the image is open, because a write(2) that waits keeps pages locked that the kernel
-   * is to drop. What the kernel writes back is refused until it has dropped everything: those pages are older than the image.
+   * Order: open files become writable as soon as the image is open, because a waiting write(2)
+   * keeps pages locked that the kernel must drop. The kernel's write-back is refused until it has
+   * dropped everything: those pages are older than the image.
    */
   async takeBack(monitor: Monitor, how: 'releasing' | 'lost'): Promise<void> {
     if (this.#monitor !== monitor || this.#state === 'releasing' || this.#state === 'lost') {
@@ -180,7 +203,7 @@ export class Attachment {
       }
       await this.#recover(isOurs);
     } finally {
-      // Another monitor may have come for it, or this one again.
+      // Another monitor may have attached, or this one again.
       if (isOurs()) {
         this.#move('detached', null);
         this.#entry.makeChecksums();
@@ -189,7 +212,9 @@ export class Attachment {
     }
   }
 
-  /** What a process that was killed has written is made durable, before anybody else can have the image. */
+  /**
+   * Makes durable what a killed process has written, before any other process can have the image.
+   */
   async #recover(goOn: () => boolean): Promise<void> {
     const { present, refusal } = this.#openings;
     if (refusal) {
@@ -205,12 +230,12 @@ export class Attachment {
         await sleep(20);
       }
     } catch (error) {
-      // Whoever uses it next finds out as well.
+      // The next user of the image gets the error, too.
       this.#entry.failed('recover', error);
     }
   }
 
-  /** Open files get their writer back; returns those. */
+  /** Gives open files their writer back. Returns those files. */
   async #writeAgain(): Promise<FlatFileUse[]> {
     const waiting = () =>
       [...this.#entry.uses].filter((use) => use.writable && use.snapshot === null && !use.opening.writable);
@@ -226,10 +251,10 @@ export class Attachment {
     return moved;
   }
 
-  /** Also while it is being taken back. */
+  /** Also while the image is being taken back. */
   async writer(): Promise<Opening> {
     return this.#openings.writer(() => {
-      // The process that holds the lock may have come back with it.
+      // The process that holds the lock may have returned with it.
       if (this.monitor) {
         throw this.attachedTo(this.monitor);
       }
@@ -242,7 +267,10 @@ export class Attachment {
     }
   }
 
-  /** What reads by descriptors that were open before the attachment leave in the kernel's cache must not get old. */
+  /**
+   * Reads through descriptors that were open before the attachment put pages into the kernel's
+   * cache. Drops them regularly, so that they do not become stale.
+   */
   async #keepFresh(monitor: Monitor): Promise<void> {
     let seen: number | null = null;
     for (;;) {
@@ -260,8 +288,9 @@ export class Attachment {
   }
 
   /**
-   * Whether a process may have the flat file open while a monitor has the image: for writing only the attached process itself, whose
-   * stores go to its memory. Others read past the kernel's cache. `thread`: any of the process.
+   * Whether a process may have the flat file open while a monitor has the image. For writing, only
+   * the attached process may, because its stores go to its memory. Others read without the kernel's
+   * cache. `thread`: any thread of the process.
    */
   async mayOpen(use: FlatFileUse, thread: number): Promise<'yes' | 'past the page cache'> {
     for (;;) {
@@ -281,14 +310,15 @@ export class Attachment {
   }
 
   /**
-   * Waits until a flat file that is open for writing can be written again, where its image is being given back. Fails with PCOW_LOCKED
-   * where a process has the image.
+   * If the image is being given back, waits until a flat file that is open for writing can be
+   * written again. Fails with PCOW_LOCKED if a process has the image.
    */
   async regain(use: FlatFileUse): Promise<void> {
     while (!use.opening.writable) {
       const { monitor } = this;
       if (monitor) {
-        // What it has sent, and that it has ended, counts from the moment in which it happened.
+        // First receive what the monitor has sent, which may be that it has released the image or
+        // ended.
         await monitor.look();
         if (this.monitor === monitor) {
           throw this.attachedTo(monitor);
@@ -304,15 +334,19 @@ export class Attachment {
     }
   }
 
-  /** An fsync of the flat file by anybody: what was written is durable, whoever has written it. */
+  /**
+   * An fsync of the flat file by any process: afterwards everything written is durable, whichever
+   * process wrote it.
+   */
   async sync(): Promise<void> {
     await this.settled();
-    // A monitor's turn comes between commands: not between the steps of a snapshot, while a guest stands still. Without a monitor
-    // nobody waits, for a command may need this fsync to get pages written back.
+    // A monitor is asked between commands, and not between the steps of a snapshot while a guest is
+    // frozen. Without a monitor this does not wait for `commands`, because a command may need this
+    // fsync to get pages written back.
     await (this.monitor ? this.#entry.commands.run(() => this.syncNow()) : this.syncNow());
   }
 
-  /** The same, in the turn of the caller. */
+  /** The same, for a caller that holds `commands`. */
   async syncNow(): Promise<void> {
     for (;;) {
       await this.settled();
@@ -321,7 +355,7 @@ export class Attachment {
         await (monitor ? monitor.request('sync', { undo: [] }) : this.#syncOwn());
         return;
       } catch (error) {
-        // It changed hands meanwhile: whoever has it now is asked.
+        // The image has changed hands in the meantime: ask the present writer.
         const closed = monitor === null && isPcowError(error, 'PCOW_CLOSED') && this.#openings.present !== null;
         if (!isGone(error) && !closed && this.monitor === monitor) {
           throw error;
@@ -330,7 +364,7 @@ export class Attachment {
     }
   }
 
-  /** What a process has written that died is in the image, and perhaps not on the disk yet. */
+  /** What a dead process has written is in the image, but perhaps not on the disk yet. */
   async #syncOwn(): Promise<void> {
     const { present, refusal } = this.#openings;
     if (!present && (refusal || (await this.#openings.view()).image.info().clean)) {
@@ -341,7 +375,7 @@ export class Attachment {
       await opening.image.sync();
       opening.served.syncs += 1;
     } catch (error) {
-      // What another process is writing right now is that process's to sync.
+      // What another process is writing now is for that process to sync.
       if (present || !isPcowError(error, 'PCOW_LOCKED')) {
         throw error;
       }
@@ -349,7 +383,7 @@ export class Attachment {
   }
 }
 
-/** An open file goes on with another opening of its image. */
+/** Moves an open file to another opening of its image. */
 function moveUse(use: FlatFileUse, opening: Opening, how: { lent?: true; refusesCached?: true } = {}): void {
   const { handle, snapshot, writable } = use;
   if (handle !== null) {

@@ -1,6 +1,7 @@
 /**
- * The images of a directory. Nothing is remembered that the directory could contradict: every look-up asks for the image
- * file again, so images that appear, go away or are replaced from outside are seen at once.
+ * The images of a directory. Nothing is remembered that the directory could contradict: every
+ * look-up checks the image file again. So images that appear, disappear or are replaced from
+ * outside are noticed at once.
  */
 import { realpath } from 'node:fs/promises';
 import path from 'node:path';
@@ -34,25 +35,28 @@ export interface Found {
 }
 
 export class Catalog {
-  /** Held while image files come, go or change names: what stands on what must not change. */
+  /**
+   * Held while image files are added, removed or renamed, because the relations between images and
+   * their bases must not change meanwhile.
+   */
   readonly structure = new Mutex();
 
   readonly #place: Place;
   readonly #entries = new Map<string, ImageEntry>();
-  /** Files that have no name which could be shown. */
-  readonly #toldOf = new Set<string>();
+  /** Files whose names cannot be shown, and which have been logged. */
+  readonly #reported = new Set<string>();
 
   constructor(place: Place) {
     this.#place = place;
   }
 
-  /** The names of all images, in order, those that can't be opened included. */
+  /** The names of all images, sorted, including those that cannot be opened. */
   async names(): Promise<string[]> {
     const { directory } = this.#place;
     const { names, nameless } = await imageFilesIn(directory);
     for (const file of nameless) {
-      if (this.#toldOf.has(file.shown)) continue;
-      this.#toldOf.add(file.shown);
+      if (this.#reported.has(file.shown)) continue;
+      this.#reported.add(file.shown);
       log(`${file.shown} is not shown: ${howToName(directory, file)}`);
     }
     return names
@@ -90,14 +94,17 @@ export class Catalog {
     return { entry, status };
   }
 
-  /** An image that can be opened; others are not there as far as flat files go. */
+  /** An image that can be opened; others do not count as flat files. */
   async findSound(name: string): Promise<Found> {
     const found = await this.find(name);
     await found.entry.view();
     return found;
   }
 
-  /** The same image once more, whatever it is called now. Fails where its file is gone, or another one has taken its place. */
+  /**
+   * Finds the same image again, whatever its name is now. Fails if its file is gone, or was
+   * replaced.
+   */
   async again(entry: ImageEntry): Promise<Found> {
     const found = await this.find(entry.name);
     if (found.entry !== entry) {
@@ -122,14 +129,18 @@ export class Catalog {
     this.#entries.delete(name);
   }
 
-  /** Deletes an image with all it holds, unless somebody uses it or other images stand on it: "remove" is written to for that. */
+  /**
+   * Deletes an image with all its contents, unless it is in use, or other images stand on it.
+   * Called when "remove" is written.
+   */
   async remove(name: string): Promise<void> {
     await this.#remove(name, () => Promise.resolve());
   }
 
   /**
-   * `rm NAME`: deletes an image that holds nothing. Programs that replace a file (tar, mv, install) unlink it first, and can't make it anew
-   * here: what holds anything would be lost by them, with all its snapshots.
+   * `rm NAME`: deletes an image that holds nothing. Programs that replace a file (tar, mv, install)
+   * unlink it first, and cannot make it again here. They would lose an image's data, and all its
+   * snapshots.
    */
   async unlink(name: string): Promise<void> {
     await this.#remove(name, async (entry) => {
@@ -139,18 +150,21 @@ export class Catalog {
       throw refusal(
         'EPERM',
         'PCOW_PERMISSION',
-        `${name} ${what}, and is not deleted by removing its flat file: delete it with "pcow rm", ` +
-          `or write ${name} to ${word(`.pcow/${name}/remove`)}. To replace what it holds, write into the flat file (cp, dd)`,
+        `${name} ${what}, and rm of its flat file does not delete it: use "pcow rm", ` +
+          `or write ${name} to ${word(`.pcow/${name}/remove`)}. To replace its contents, write to the flat file (cp, dd)`,
       );
     });
   }
 
-  /** `check` is asked when nobody can change the image any more; it throws where it is to stay. */
+  /**
+   * `check` is called when no process can change the image any more; it throws if the image must
+   * stay.
+   */
   async #remove(name: string, check: (entry: ImageEntry) => Promise<void>): Promise<void> {
     await this.structure.run(async () => {
       const { entry } = await this.findSound(name);
       const what = `${name} can't be removed`;
-      // It is told first who stands on it, whoever has it open.
+      // Report first which images stand on it, even if it is in use.
       await refuseWhereStoodOn({ file: entry.file, what });
       await this.#unused(entry, 'removed', () =>
         takingAway({ file: entry.file, what }, async () => {
@@ -165,13 +179,16 @@ export class Catalog {
     });
   }
 
-  /** What commands that were killed have left in the directory. */
+  /** Removes what killed commands have left in the directory. */
   async removeRemains(): Promise<void> {
     if (this.#place.settings.readOnly) return;
     for (const file of await removeRemains(this.#place.directory)) log(`removed ${file}, which a killed command left`);
   }
 
-  /** `mv NAME TARGET`: renames the image file, unless somebody uses it; images that stand on it are told. */
+  /**
+   * `mv NAME TARGET`: renames the image file, unless it is in use. The images that stand on it are
+   * updated.
+   */
   async rename(name: string, target: string): Promise<void> {
     await this.structure.run(async () => {
       const { entry } = await this.findSound(name);
@@ -186,7 +203,7 @@ export class Catalog {
         await renameImage(entry.file, file, {
           open: async (dependant) => {
             const opening = await this.#openDependant(dependant);
-            // They stay this mount's, but not for this.
+            // The opening stays with this mount afterwards, but not because of this rename.
             opening.use();
             const standing = { image: opening.image, layer: dependant.layer };
             used.set(standing, opening);
@@ -206,15 +223,16 @@ export class Catalog {
     });
   }
 
-  /** Fails where it is another process's. */
+  /** Fails if another process writes the image. */
   async #openDependant({ image }: Dependant): Promise<Opening> {
     const name = imageNameOf(path.basename(image));
-    if (name === null) throw new PcowError('PCOW_IN_USE', `${image} stands on it, which this mount does not show`);
+    if (name === null)
+      throw new PcowError('PCOW_IN_USE', `${image} stands on it, and this mount does not show that image`);
     const child = await this.findSound(name);
     return child.entry.writer();
   }
 
-  /** Runs work on an image that nobody else uses, and that this mount has the lock of. */
+  /** Runs `work` on an image that nothing else uses, and whose lock this mount has. */
   async #unused(entry: ImageEntry, done: string, work: () => Promise<void>): Promise<void> {
     await entry.commands.run(async () => {
       await entry.writer();
@@ -222,19 +240,22 @@ export class Catalog {
     });
   }
 
-  /** The error for a command that an open flat file forbids; names who has it open. */
+  /**
+   * The error for a command that an open flat file forbids. It names the processes that have the
+   * file open.
+   */
   async inUse(entry: ImageEntry, done: string): Promise<PcowError> {
     const users = await usersOf(flatFilePath(this.#place, entry.name));
-    const who = users.length > 0 ? users.join(', ') : 'a process that this mount can not see (or a loop device)';
+    const who = users.length > 0 ? users.join(', ') : 'a process that this mount cannot see (or a loop device)';
     return new PcowError('PCOW_BUSY', `${entry.name} can't be ${done} while it is open by ${who}: let that end first`);
   }
 
-  /** What the mount knows now, without a look at the directory. */
+  /** The images that the mount knows now, without reading the directory. */
   get known(): ImageEntry[] {
     return [...this.#entries.values()];
   }
 
-  /** Syncs and closes everything. Returns what went wrong. */
+  /** Syncs and closes all images. Returns what went wrong. */
   async shutDown(): Promise<{ image: string; error: unknown }[]> {
     const failures: { image: string; error: unknown }[] = [];
     for (const entry of this.known) {
@@ -248,7 +269,7 @@ export class Catalog {
   }
 }
 
-/** Whether it holds nothing of its own. */
+/** Whether the image's active layer holds nothing. */
 async function isEmpty(image: Image): Promise<boolean> {
   for await (const { kind } of image.map({ depths: { first: 0, end: 1 } })) {
     if (kind !== 'hole') return false;

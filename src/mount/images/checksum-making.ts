@@ -1,6 +1,7 @@
 /**
- * The making of checksums for the snapshots of one image: by command, and in the background after snapshots. That takes
- * none of the locks of commands, so nobody waits for it; what closes the image, or hands it to a monitor, stops it first.
+ * Makes checksums for the snapshots of one image: on command, and in the background after
+ * snapshots. The background work takes none of the locks of commands, so no command waits for it.
+ * Code that closes the image, or hands it to a monitor, stops this work first.
  */
 import { type Image, isPcowError, type LongOptions } from '../../engine/index.js';
 
@@ -10,12 +11,15 @@ export class ChecksumMaking {
   #again = false;
   #stopped = false;
 
-  /** Whether any are being made. */
+  /** Whether checksums are being made. */
   get busy(): boolean {
     return this.#background !== null || this.#running.size > 0;
   }
 
-  /** Returns when everything that was frozen at the call has checksums. PCOW_CANCELLED where it is stopped. */
+  /**
+   * Returns when everything that was frozen at the call has checksums. Fails with PCOW_CANCELLED if
+   * it is stopped.
+   */
   async run(image: Image, { signal, ...options }: LongOptions & { background?: boolean }): Promise<void> {
     const abort = new AbortController();
     const stop = () => {
@@ -35,7 +39,10 @@ export class ChecksumMaking {
     }
   }
 
-  /** Has it done soon, and once only for several calls. `failed` is told of what goes wrong. */
+  /**
+   * Requests checksums in the background. Several requests are done together. `failed` gets the
+   * errors.
+   */
   start(open: () => Promise<Image>, failed: (error: unknown) => void): void {
     this.#stopped = false;
     if (this.#background) {
@@ -59,7 +66,7 @@ export class ChecksumMaking {
     } while (this.#again && !this.#stopped);
   }
 
-  /** Ends it, and waits for that: after the step that each is at, leaving what is done. */
+  /** Stops all work after the step that it is at, and waits for that. What is done is kept. */
   async stop(): Promise<void> {
     this.#stopped = true;
     for (const abort of this.#running.keys()) abort.abort();

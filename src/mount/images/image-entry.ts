@@ -1,13 +1,14 @@
 /**
- * One image of a mounted directory: its opening, who has its flat file open, and what went wrong last.
+ * One image of a mounted directory: its openings, the users of its flat file, and its last error.
  *
- * It is opened read-only when it is first looked at, and for writing (which takes the image's lock) at the first open
- * for writing or the first command; it stays so until the mount ends, the image file goes away, or others need its descriptors while
- * nobody uses it.
+ * It is opened read-only when it is first read, and for writing (which takes the image's lock) at
+ * the first open for writing or the first command. It stays so until the mount ends, the image file
+ * disappears, or other images need its descriptors while it is unused.
  *
- * Order of locks: `commands` is held by everything that changes the image's structure. Opening, reading and writing a
- * flat file never wait for it, because a snapshot needs them to get its mappers' pages written back. They only wait
- * while the image is shut (exclusively), and nothing that runs then needs a flat file.
+ * Order of locks: every change of the image's structure holds `commands`. Opening, reading and
+ * writing a flat file never wait for `commands`, because a snapshot needs these requests to get its
+ * mappers' pages written back. They wait only while the image is shut (exclusively()), and work
+ * that runs then needs no flat file.
  */
 import { stat } from 'node:fs/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -30,7 +31,7 @@ import { Work } from './work.js';
 /** Milliseconds: the kernel sends the release of a closed file after close(2) has returned. */
 const RELEASE_GRACE = 500;
 
-/** What stat(2) says of an image file, as far as the mount passes it on. */
+/** The part of an image file's stat(2) that the mount passes on. */
 export interface FileStatus {
   device: bigint;
   inode: bigint;
@@ -62,18 +63,18 @@ export async function fileStatus(file: string): Promise<FileStatus> {
   };
 }
 
-/** Somebody's open flat file, or open file of a snapshot. */
+/** An open flat file, or open file of a snapshot. */
 export interface FlatFileUse {
   entry: ImageEntry;
   opening: Opening;
   /** null: the flat file itself. */
   snapshot: string | null;
   writable: boolean;
-  /** Where its bytes are served natively. */
+  /** The number of the native handle, if its bytes are served natively. */
   handle: number | null;
 }
 
-/** How often, and for how long in all, processes were stopped for a snapshot. */
+/** How often, and how long altogether, processes were stopped for a snapshot. */
 export interface StopTimes {
   count: number;
   seconds: number;
@@ -82,34 +83,34 @@ export interface StopTimes {
 export class ImageEntry {
   /** Held by every change of structure; see above. */
   readonly commands = new Mutex();
-  /** Whether this mount writes it, or the monitor of another process. */
+  /** Says whether this mount writes the image, or the monitor of another process. */
   readonly attachment: Attachment;
   readonly uses = new Set<FlatFileUse>();
-  /** Processes that have it mapped through a monitor to read; each has a use, too. */
+  /** Processes that have the image mapped read-only through a monitor; each has a use, too. */
   readonly readers = new Set<Monitor>();
   /** Commands done since the mount began, by their name. */
   readonly done = new Map<string, number>();
   readonly checksums = new ChecksumMaking();
   readonly stops: StopTimes = { count: 0, seconds: 0 };
   #lastFailed: LastError | null = null;
-  /** What it holds `commands` for, where that takes long. */
+  /** The long command for which `commands` is held. */
   work: Work | null = null;
 
-  /** The name in the mount; changes by `mv`. */
+  /** The name in the mount; `mv` changes it. */
   name: string;
   /** The image file; changes with the name. */
   file: string;
-  /** Device and inode of the image file: another file with this name is another entry. */
+  /** Device and inode of the image file: another file with this name is another ImageEntry. */
   readonly identity: string;
 
   readonly #place: Place;
   readonly #refused: PcowError | null;
   readonly #openings: Openings;
-  /** Opens that have not become a use yet. */
+  /** Open calls that have not become a use yet. */
   #pending = 0;
   #shut: { scope: UseScope; end: Promise<void> } | null = null;
 
-  /** `refused`: why the file must not even be opened. */
+  /** `refused`: why the file must not be opened at all. */
   constructor(place: Place, name: string, file: string, identity: string, refused: PcowError | null) {
     this.#place = place;
     this.name = name;
@@ -120,12 +121,15 @@ export class ImageEntry {
     this.attachment = new Attachment(this, this.#openings);
   }
 
-  /** The image for looking at: the writer's opening where there is one. */
+  /** The image for reading: the writer's opening if there is one. */
   view(): Promise<Opening> {
     return this.#openings.view();
   }
 
-  /** The image for changing it: takes its lock, or fails with PCOW_LOCKED and the name of the process that has it. */
+  /**
+   * The image for changing it. Takes its lock, or fails with PCOW_LOCKED and the name of the
+   * process that has it.
+   */
   async writer(): Promise<Opening> {
     const { refusal } = this.#openings;
     if (refusal) {
@@ -140,8 +144,9 @@ export class ImageEntry {
   }
 
   /**
-   * What changes the image at present: a monitor, or this mount, which has it open for writing then. A process that comes to this mount
-   * with the lock, while this waits for the lock, has it.
+   * Returns the present writer of the image: a monitor, or this mount, which then has it open for
+   * writing. If a process comes to this mount with the lock while this waits for the lock, that
+   * process is the writer.
    */
   async whoeverHas(): Promise<{ monitor: Monitor; opening: null } | { monitor: null; opening: Opening }> {
     for (;;) {
@@ -160,7 +165,7 @@ export class ImageEntry {
     }
   }
 
-  /** Of the process that writes the image through its own memory instead of this mount. */
+  /** The monitor of the process that writes the image instead of this mount. */
   get monitor(): Monitor | null {
     return this.attachment.monitor;
   }
@@ -170,14 +175,17 @@ export class ImageEntry {
     return flatFilePath(this.#place, this.name);
   }
 
-  /** In the background, where the mount is to: after a snapshot, and after the monitor that may have taken some. */
+  /**
+   * Makes checksums in the background if the mount has that option: after a snapshot, and after a
+   * monitor that may have taken some.
+   */
   makeChecksums(): void {
     if (!this.#place.settings.checksums || this.attachment.state !== 'detached') {
       return;
     }
     this.checksums.start(
       async () => {
-        // Not after a wait: lend() waits for this.
+        // Do not wait here: lend() waits for this.
         if (this.attachment.state !== 'detached') {
           throw new PcowError('PCOW_CANCELLED', `${this.name} is attached`);
         }
@@ -196,12 +204,12 @@ export class ImageEntry {
     return this.#openings.traffic();
   }
 
-  /** Whether this mount has it open for writing. */
+  /** Whether this mount has the image open for writing. */
   get held(): boolean {
     return this.#openings.present !== null;
   }
 
-  /** 'ok', or what is wrong with it, and the error that told so. */
+  /** 'ok', or what is wrong with the image, and the error that shows it. */
   async state(): Promise<{ state: ImageState; problem: string | null; error: unknown }> {
     try {
       await this.view();
@@ -211,7 +219,7 @@ export class ImageEntry {
     }
   }
 
-  /** Opens the flat file, or that of a snapshot, for somebody. The caller ends it with close(). */
+  /** Opens the flat file, or that of a snapshot. The caller must call close() with the result. */
   async open(snapshot: string | null, writable: boolean): Promise<FlatFileUse> {
     while (this.#shut?.scope.covers(snapshot)) {
       await this.#shut.end;
@@ -228,7 +236,7 @@ export class ImageEntry {
     }
   }
 
-  /** Lets go of the image where nobody needs it for writing: null where somebody does. */
+  /** Closes the writer's opening if nothing needs it. Returns null if something does. */
   #closeIdleWriter(): Promise<void> | null {
     const needed = !this.commands.idle || this.uses.size > 0 || this.#pending > 0 || this.#shut !== null;
     if (needed || this.attachment.state !== 'detached' || this.checksums.busy) return null;
@@ -241,14 +249,15 @@ export class ImageEntry {
         ),
       )
       .catch((error: unknown) => {
-        // That somebody uses it again is no failure.
+        // It is no failure if the image is used again.
         if (!isPcowError(error, 'PCOW_BUSY')) this.failed('close', error);
       });
   }
 
   async #openingFor(writable: boolean): Promise<Opening> {
     for (;;) {
-      // An attached process may open its file for writing again, since it writes to its memory. mayOpen() refuses others.
+      // An attached process may open its file for writing again, because its stores go to its
+      // memory. mayOpen() refuses others.
       const opening = (writable ? (await this.whoeverHas()).opening : null) ?? (await this.view());
       if (!opening.ended) {
         return opening;
@@ -268,14 +277,17 @@ export class ImageEntry {
     return image.snapshotInfo(name);
   }
 
-  /** Whether anybody could have the flat file mapped for writing: only who opened it so can. */
+  /**
+   * Whether any process may have the flat file mapped for writing: this requires a use that is open
+   * for writing.
+   */
   get openForWriting(): boolean {
     return [...this.uses].some(({ writable, snapshot }) => writable && snapshot === null);
   }
 
   /**
-   * Runs work while nobody has the flat file (or the snapshot's, or with `everything` any file of the image) open, and lets nobody open it meanwhile.
-   * `commands` must be held. `busy` makes the error for when somebody has.
+   * Runs `work` while none of the files in `scope` is open, and lets no process open them
+   * meanwhile. `commands` must be held. `busy` makes the error if one is open.
    */
   async exclusively<T>(scope: UseScope, busy: () => Promise<PcowError>, work: () => Promise<T>): Promise<T> {
     const deadline = Date.now() + RELEASE_GRACE;
@@ -298,7 +310,9 @@ export class ImageEntry {
     }
   }
 
-  /** Runs what takes long, so that others can see how far it is, and stop it. `commands` must be held. */
+  /**
+   * Runs a long command, so that users can see its progress and stop it. `commands` must be held.
+   */
   async long(command: string, text: string, run: (options: LongOptions) => Promise<unknown>): Promise<void> {
     const work = new Work(command, text);
     this.work = work;
@@ -309,23 +323,26 @@ export class ImageEntry {
     }
   }
 
-  /** Stops the command that `text` names: by its name alone, or with what was written to its control file. */
+  /**
+   * Stops the command that `text` names: by its name alone, or with the text that was written to
+   * its control file.
+   */
   cancel(text: string): void {
     const { work } = this;
     if (work === null || (text !== work.command && text !== `${work.command} ${work.text}`)) {
       const instead = work === null ? '' : `: it is ${work.command} ${work.text}`;
-      throw new PcowError('PCOW_NOT_FOUND', `${this.name} has no ${JSON.stringify(text)} under way${instead}`);
+      throw new PcowError('PCOW_NOT_FOUND', `${this.name} has no ${JSON.stringify(text)} in progress${instead}`);
     }
     work.stop();
   }
 
-  /** Keeps the sentence for `status`, and logs it. */
+  /** Keeps the error for `status`, and logs it. */
   failed(command: string, error: unknown): void {
     this.#lastFailed = lastErrorOf(command, error);
     log(`${this.name}: ${command} failed: ${this.#lastFailed.message}`);
   }
 
-  /** Runs a command, and keeps its failure. */
+  /** Runs a command, and keeps its error. */
   async orFailed(command: string, work: () => Promise<void>): Promise<void> {
     try {
       await work();
@@ -335,7 +352,7 @@ export class ImageEntry {
     }
   }
 
-  /** What failed last: a command, or a read, write or fsync that was served natively. */
+  /** The last failure: of a command, or of a read, write or fsync that was served natively. */
   get lastError(): LastError | null {
     const command = this.#lastFailed;
     const served = this.#openings.lastError();
@@ -346,20 +363,26 @@ export class ImageEntry {
     this.done.set(command, (this.done.get(command) ?? 0) + 1);
   }
 
-  /** The image file is gone, or has given way to another: nobody new gets this one. */
+  /** The image file is gone, or was replaced: new users do not get this ImageEntry. */
   retire(): void {
     void this.checksums.stop();
     this.#openings.retire();
   }
 
-  /** Syncs and closes, whoever still has a file open: for the end of the mount, and before the image file goes. */
+  /**
+   * Syncs and closes the image even if files are open: for the end of the mount, and before the
+   * image file is removed.
+   */
   async shutDown(): Promise<void> {
     await this.checksums.stop();
     await this.#openings.shutDown();
   }
 }
 
-/** Which open files stand against a command: those of these snapshots, where null is the flat file itself. */
+/**
+ * Which open files forbid a command. `null` stands for the flat file itself, a name for the file of
+ * that snapshot.
+ */
 export interface UseScope {
   covers(snapshot: string | null): boolean;
 }
@@ -371,8 +394,9 @@ export function snapshotFile(name: string): UseScope {
 }
 
 /**
- * Whether there is something to show: an image, or what can't be read at this moment (no right, no descriptor, a failed disk). That is an error
- * for whoever looks at it, and never an absence, or a backup would leave it out in silence.
+ * Whether to show the image: it can be opened, or it cannot be read at this moment (no permission,
+ * no descriptor, a failed disk). In that case accessing it reports the error. If it were hidden, a
+ * backup would silently leave it out.
  */
 export function isShown(state: ImageState): boolean {
   return state === 'ok' || state === 'unreadable';
@@ -385,7 +409,9 @@ function stateOf(error: unknown, refused: PcowError | null): ImageState {
   return isPcowError(error) ? stateOfCode(error.code) : 'unreadable';
 }
 
-/** The refusal of a file that is not to be opened: a symbolic link that leads out of the directory. */
+/**
+ * The refusal of a file that must not be opened: a symbolic link that leads out of the directory.
+ */
 export function leadsOutside(name: string): PcowError {
   return refusal(
     'EPERM',
@@ -394,7 +420,7 @@ export function leadsOutside(name: string): PcowError {
   );
 }
 
-/** The refusal of something that is no file. */
+/** The refusal of something that is not a regular file. */
 export function noRegularFile(name: string): PcowError {
-  return new PcowError('PCOW_NOT_AN_IMAGE', `${name} is not an image: it is no regular file`);
+  return new PcowError('PCOW_NOT_AN_IMAGE', `${name} is not an image: it is not a regular file`);
 }

@@ -1,6 +1,7 @@
 /**
- * How many image files a mount has open. An image is opened when somebody looks at it, and stays open so that the next look is quick; before
- * there are too many, those that nobody uses are closed, the one that was looked at longest ago first.
+ * Limits how many image files a mount has open. An image is opened when it is first read, and stays
+ * open so that the next read is quick. Before there are too many, unused ones are closed, the least
+ * recently used one first.
  */
 import { readFile } from 'node:fs/promises';
 import { constants } from 'node:os';
@@ -11,39 +12,48 @@ import { debugLog } from '../log.js';
 
 const debug = debugLog('image');
 
-/** Of the descriptors that the mount may have, this part is for image files that nobody uses. */
+/** This part of the mount's descriptors is for unused image files. */
 const SHARE = 0.5;
 
-/** Descriptors that are not for image files: the mount's own, and those of what it asks the system. */
+/**
+ * Descriptors that are not for image files: the mount's own, and those for reading from the system
+ * (/proc).
+ */
 const OWN = 40;
 
-/** However many it may have: an open image has its tables mapped, too. */
+/**
+ * The maximum, however many descriptors the mount may have: the tables of an open image are also
+ * mapped.
+ */
 const MOST = 4096;
 
-/** However few: one that is looked at stands on others. */
+/** The minimum, however few descriptors there are: an image stands on others. */
 const FEWEST = 16;
 
 function tooManyUsed(files: number): PcowError {
   return new PcowError(
     'PCOW_LIMIT',
-    `${files} image files are in use, and this mount may have no more descriptors: ` +
-      'raise its limit (ulimit -Hn, LimitNOFILE= of its unit), and mount anew',
+    `${files} image files are in use, and this mount may not open more: ` +
+      'raise its limit of descriptors (ulimit -Hn, LimitNOFILE= of its unit), and mount again',
     { errno: constants.errno.EMFILE },
   );
 }
 
-/** So many are opened at a time: what is opened has to be counted, and looked at, before it is idle. */
+/** How many are opened at the same time: each must be opened and used before it counts as idle. */
 const AT_ONCE = 8;
 
-/** An image file that is open, and those that it stands on. */
+/** An image file that is open, with the files that it stands on. */
 export interface Closable {
-  /** How many files that are. */
+  /** The number of these files. */
   readonly files: number;
-  /** Closes it if nobody uses it: a promise of the end of that. null: it is used. That is decided in the turn of the call. */
+  /**
+   * Closes it if it is unused: returns a promise of its end. Returns null if it is used. This is
+   * decided synchronously.
+   */
   closeIfIdle(): Promise<void> | null;
 }
 
-/** Whether this process, or the machine, has no descriptor left. */
+/** Whether this process, or the machine, has no descriptors left. */
 export function isOutOfDescriptors(error: unknown): boolean {
   return isPcowError(error) && (error.errno === constants.errno.EMFILE || error.errno === constants.errno.ENFILE);
 }
@@ -51,21 +61,27 @@ export function isOutOfDescriptors(error: unknown): boolean {
 export class OpenImages {
   readonly #limit: number;
   readonly #most: number;
-  /** Looked at longest ago first. */
+  /** Least recently used first. */
   readonly #open = new Set<Closable>();
   #files = 0;
-  /** Openings that are under way: one file each, until it is known how many they are. */
+  /** Opens in progress. Each counts as one file until the number of its files is known. */
   #coming = 0;
   readonly #waiting: (() => void)[] = [];
   readonly #closing = new Set<Promise<void>>();
 
-  /** So many files are open before idle ones are closed, and so many if all are used. */
+  /**
+   * `limit`: idle images are closed above this number of files. `most`: the maximum if all are
+   * used.
+   */
   constructor(limit: number, most: number) {
     this.#limit = limit;
     this.#most = most;
   }
 
-  /** For as many descriptors as this process may have. Node has raised the soft limit to the hard one as it started. */
+  /**
+   * For as many descriptors as this process may have. Node raised the soft limit to the hard limit
+   * when it started.
+   */
   static async ofThisProcess(): Promise<OpenImages> {
     const limits = await readFile('/proc/self/limits', 'utf8').catch(() => '');
     const most = Number(/^Max open files +(\d+)/m.exec(limits)?.[1] ?? 1024);
@@ -74,15 +90,15 @@ export class OpenImages {
   }
 
   /**
-   * Opens something once there is room for it. Where there is no descriptor all the same, whatever is idle is closed, and it is tried once
-   * more.
+   * Runs `open` when there is room for it. If it finds no descriptor nevertheless, all idle images
+   * are closed, and it is tried once more.
    */
   async opening<T>(open: () => Promise<T>): Promise<T> {
-    // Each that waits here gets the place of one that has ended, which therefore stays counted.
+    // A call that waits here takes over the slot of one that has ended, so #coming is not changed.
     if (this.#coming < AT_ONCE) this.#coming += 1;
     else await new Promise<void>((resolve) => this.#waiting.push(resolve));
     try {
-      // Others are opening theirs meanwhile.
+      // Other calls open theirs meanwhile, so check again.
       while (this.#files + this.#coming > this.#limit) {
         if (await this.#makeRoom((freed) => this.#files - freed + this.#coming <= this.#limit)) continue;
         if (this.#files + this.#coming > this.#most) throw tooManyUsed(this.#files);
@@ -107,19 +123,23 @@ export class OpenImages {
     this.#files += what.files;
   }
 
-  /** It is closed. */
+  /** It has been closed. */
   remove(what: Closable): void {
     if (this.#open.delete(what)) this.#files -= what.files;
   }
 
-  /** Somebody looks at it. */
+  /** It has been used. */
   touch(what: Closable): void {
     if (this.#open.delete(what)) this.#open.add(what);
   }
 
-  /** Closes what is idle until that is `enough`, and waits for the end of it. false: there was nothing to close, and nothing was closing. */
+  /**
+   * Closes idle images until that is `enough`, and waits for their end. Returns false if there was
+   * nothing to close, and nothing was closing.
+   */
   async #makeRoom(enough: (freed: number) => boolean): Promise<boolean> {
-    // Who was given an opening in this turn has had no chance yet to say that it is used.
+    // Wait one turn: a caller that got an opening in this turn has not been able to mark it as used
+    // yet.
     await nextTurn();
     let freed = 0;
     for (const what of [...this.#open]) {
@@ -131,7 +151,7 @@ export class OpenImages {
       this.#closing.add(closing);
     }
     const all = [...this.#closing];
-    if (freed > 0) debug('%d image files closed that nobody used', freed);
+    if (freed > 0) debug('%d unused image files closed', freed);
     await Promise.all(all);
     return all.length > 0;
   }

@@ -1,6 +1,6 @@
 /**
- * One opening of an image file, used by any number of open flat files. It is closed when it is retired (another took its
- * place, or the image file is gone) and nobody uses it any more.
+ * One opening of an image file, used by any number of open flat files. It is closed when it has
+ * been retired (another opening replaced it, or the image file is gone) and is no longer used.
  */
 import type { Image } from '../../engine/index.js';
 import { trafficOf } from '../../engine/native-operations.js';
@@ -10,11 +10,11 @@ import { log } from '../log.js';
 import type { Closable } from './open-images.js';
 import { noTraffic, sumOfTraffic, type Traffic } from './traffic.js';
 
-/** What has made an opening. */
+/** The owner of openings. */
 export interface OpeningOwner {
-  /** As of Closable. */
+  /** See Closable. */
   closeIfIdle(opening: Opening): Promise<void> | null;
-  /** All that it served is counted. */
+  /** The opening is closed, and its requests can be counted. */
   closed(opening: Opening): void;
 }
 
@@ -25,9 +25,9 @@ export class Opening implements Closable {
   readonly uuid: string;
   /** Of the image and its bases. */
   readonly files: number;
-  /** What this process served in JavaScript. */
+  /** Requests that this process served in JavaScript. */
   readonly served: Traffic = noTraffic();
-  /** Closed, or about to be: nobody new gets it. */
+  /** Closed, or about to be: new users do not get it. */
   ended = false;
   readonly #owner: OpeningOwner;
   #users = 0;
@@ -51,7 +51,7 @@ export class Opening implements Closable {
     return this.idle && !this.ended ? this.#owner.closeIfIdle(this) : null;
   }
 
-  /** All requests, those served natively included. */
+  /** All requests, including those served natively. */
   traffic(): Traffic {
     return sumOfTraffic([this.served, trafficOf(this.image)]);
   }
@@ -70,7 +70,7 @@ export class Opening implements Closable {
     this.#closeIfDone();
   }
 
-  /** Whoever still uses it. */
+  /** Closes it even if it is used. */
   async close(): Promise<void> {
     this.ended = true;
     try {

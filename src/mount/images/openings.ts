@@ -1,6 +1,7 @@
 /**
- * The openings of one image file: one to look at it, from the first look on; in its place one to write it, which takes the image's
- * lock, from the first command or the first open for writing on. What nobody uses may be closed to make room for others (open-images.ts).
+ * The openings of one image file. The first read opens it for reading. The first command, or the
+ * first open for writing, replaces that opening by one for writing, which takes the image's lock.
+ * Unused openings may be closed to make room for others (open-images.ts).
  */
 import { setTimeout as sleep } from 'node:timers/promises';
 
@@ -15,38 +16,38 @@ import { noTraffic, sumOfTraffic, type Traffic } from './traffic.js';
 
 const debug = debugLog('image');
 
-/** Milliseconds for which a failed opening is not tried again. */
+/** Milliseconds for which a failed open is not tried again. */
 const RETRY_AFTER = 1000;
 
 /**
- * Milliseconds: the lock of a process that ended is released a moment after its connection; and a monitor whose mount has died comes to
- * the next one within a fifth of a second.
+ * Milliseconds: the lock of a process that ended is released a moment after its connection ends;
+ * and a monitor whose mount has died connects to the next one within a fifth of a second.
  */
 const LOCK_GRACE = 3000;
 
 export class Openings implements OpeningOwner {
-  /** Its names change by `mv`. */
+  /** `mv` changes these. */
   readonly #image: { readonly name: string; readonly file: string };
   readonly #place: Place;
   readonly #refused: PcowError | null;
   readonly #closeIdleWriter: () => Promise<void> | null;
-  /** Those that are not closed. */
+  /** The openings that are not closed. */
   readonly #all = new Set<Opening>();
-  /** What those have served that are closed, and the last error of those that were closed to make room. */
+  /** Traffic of closed openings, and the last error of those that were closed to make room. */
   #past = noTraffic();
   #pastError: LastError | null = null;
   #reader: Promise<Opening> | null = null;
-  /** The same, where it is there. */
+  /** The same, once it is open. */
   #presentReader: Opening | null = null;
   #writer: Opening | null = null;
   #becomingWriter: Promise<Opening> | null = null;
   #failure: { error: unknown; at: number } | null = null;
-  /** Until when a lock that somebody holds is waited for, in milliseconds. */
+  /** Until when to wait for a lock that another process holds, in milliseconds. */
   #lockGrace = Date.now() + LOCK_GRACE;
 
   /**
-   * `refused`: why the file must not even be opened. `closeIdleWriter` has closeWriter() called where nobody needs the writer, and returns
-   * null where somebody does.
+   * `refused`: why the file must not be opened at all. `closeIdleWriter` calls closeWriter() if the
+   * writer is unused, and returns null otherwise.
    */
   constructor(
     image: { readonly name: string; readonly file: string },
@@ -60,7 +61,7 @@ export class Openings implements OpeningOwner {
     this.#closeIdleWriter = closeIdleWriter;
   }
 
-  /** Why the image can't be changed by this mount, whoever has its lock. */
+  /** Why this mount cannot change the image, whichever process has its lock. */
   get refusal(): PcowError | null {
     const { name } = this.#image;
     return this.#place.settings.readOnly
@@ -68,7 +69,7 @@ export class Openings implements OpeningOwner {
       : this.#refused;
   }
 
-  /** The image for looking at: the writer's opening where there is one. */
+  /** The image for reading: the writer's opening if there is one. */
   async view(): Promise<Opening> {
     const present = this.#writer ?? this.#presentReader;
     if (present) {
@@ -91,7 +92,7 @@ export class Openings implements OpeningOwner {
         },
         (error: unknown) => {
           debug('%s: %s', this.#image.name, sentenceOf(error));
-          // There may be a descriptor at any moment.
+          // A descriptor may become free at any moment.
           if (!isOutOfDescriptors(error)) this.#failure = { error, at: Date.now() };
           this.#reader = null;
         },
@@ -102,14 +103,17 @@ export class Openings implements OpeningOwner {
 
   closeIfIdle(opening: Opening): Promise<void> | null {
     if (opening === this.#writer) return this.#closeIdleWriter();
-    if (opening !== this.#presentReader) return null; // it is just taking another one's place
+    if (opening !== this.#presentReader) return null; // it is just replacing another one
     this.#reader = this.#presentReader = null;
     return this.#closeForRoom(opening).catch((error: unknown) => {
       log(`${this.#image.name}: closing it failed: ${sentenceOf(error)}`);
     });
   }
 
-  /** The writer, where there is one, is closed; whoever wants to write opens another. Nobody may be using it, or begin to. */
+  /**
+   * Closes the writer, if there is one. A later write opens another. The writer must be unused, and
+   * stay so during the call.
+   */
   async closeWriter(): Promise<void> {
     const writer = this.#writer;
     if (writer?.idle !== true) return;
@@ -130,15 +134,15 @@ export class Openings implements OpeningOwner {
   }
 
   /**
-   * The image for changing it. Takes its lock, or fails with PCOW_LOCKED; `giveUp` is asked before that is tried again, and throws where
-   * it is no use.
+   * The image for changing it. Takes its lock, or fails with PCOW_LOCKED. `giveUp` is called before
+   * each retry, and throws if a retry is useless.
    */
   writer(giveUp: () => void): Promise<Opening> {
     this.#becomingWriter ??= this.#becomeWriter(giveUp);
     return this.#becomingWriter;
   }
 
-  /** This mount's opening for writing, where it has one. */
+  /** This mount's opening for writing, if it has one. */
   get present(): Opening | null {
     return this.#writer;
   }
@@ -154,7 +158,7 @@ export class Openings implements OpeningOwner {
         (it) => {
           it.retire();
         },
-        () => undefined, // view() has seen it
+        () => undefined, // view() has handled it
       );
       debug('%s: open for writing', this.#image.name);
       return opening;
@@ -178,7 +182,7 @@ export class Openings implements OpeningOwner {
     }
   }
 
-  /** A process that had the lock has just ended, or let it go. */
+  /** A process that had the lock has just ended, or released it. */
   expectLock(): void {
     this.#lockGrace = Date.now() + LOCK_GRACE;
   }
@@ -186,7 +190,7 @@ export class Openings implements OpeningOwner {
   async #open(write: boolean): Promise<Opening> {
     if (write) {
       await this.#place.watchdog.start().catch((error: unknown) => {
-        log(`${this.#image.name}: nobody will sync it should the mount be killed: ${sentenceOf(error)}`);
+        log(`${this.#image.name}: if the mount is killed, no process will sync the image: ${sentenceOf(error)}`);
       });
     }
     const baseRoot = this.#place.settings.allowOutsideBase ? undefined : this.#place.directory;
@@ -200,8 +204,8 @@ export class Openings implements OpeningOwner {
   }
 
   /**
-   * Goes on with an opening to look at. The writer's, where there was one, is `ended`, and the caller's to close after `move`, which is
-   * called as soon as both are there.
+   * Replaces the writer by an opening for reading. `move` is called as soon as both are open.
+   * Returns the writer, which has `ended`, and which the caller must close; null if there was none.
    */
   async stopWriting(move: (from: Opening, to: Opening) => void): Promise<Opening | null> {
     await this.#becomingWriter?.catch(() => undefined);
@@ -233,7 +237,7 @@ export class Openings implements OpeningOwner {
     return sumOfTraffic([this.#past, ...[...this.#all].map((opening) => opening.traffic())]);
   }
 
-  /** Of the last request that failed on an opening that is still there, or was closed to make room. */
+  /** The last request that failed, on an opening that still exists or was closed to make room. */
   lastError(): LastError | null {
     return [...this.#all]
       .filter(({ ended }) => !ended)
@@ -245,7 +249,7 @@ export class Openings implements OpeningOwner {
       );
   }
 
-  /** The image file is gone, or has given way to another: nobody new gets this one. */
+  /** The image file is gone, or was replaced: new users do not get these openings. */
   retire(): void {
     this.#writer?.retire();
     this.#reader?.then(
@@ -257,7 +261,7 @@ export class Openings implements OpeningOwner {
     this.#writer = this.#reader = this.#presentReader = this.#becomingWriter = null;
   }
 
-  /** Syncs and closes, whoever still uses one of them. */
+  /** Syncs and closes all openings, even if they are used. */
   async shutDown(): Promise<void> {
     const openings = [this.#becomingWriter, this.#reader];
     this.#writer = this.#reader = this.#presentReader = this.#becomingWriter = null;

@@ -1,9 +1,10 @@
 /**
- * The kernel's page cache of a flat file, which outlives a change of its writer.
+ * The kernel's page cache of a flat file, which survives a change of its writer.
  *
- * An opening whose answer does not say FOPEN_KEEP_CACHE makes the kernel drop every page of the file, also those that are mapped
- * (native/addon/fuse_operations.cc decides that). A helper process does the opening, since it waits for pages that are being read
- * or written: a thread of the mount that waited so, in the moment in which the mount is killed, would keep the mount's end from happening.
+ * If the answer to an open does not set FOPEN_KEEP_CACHE, the kernel drops every page of the file,
+ * including mapped ones (native/addon/fuse_operations.cc decides that). A helper process opens the
+ * file, because the open waits for pages that are being read or written. If a thread of the mount
+ * waited like that when the mount is killed, the mount could not end.
  */
 import { execFile } from 'node:child_process';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -17,12 +18,16 @@ const run = promisify(execFile);
 /** Milliseconds. */
 const LIMIT = 10_000;
 
-/** `file`: the flat file in the mount. Never rejects: readers of old descriptors see older bytes then, and the log says so. */
+/**
+ * `file`: the flat file in the mount. Never rejects: on failure, readers with old descriptors see
+ * older bytes, and the log says so.
+ */
 export async function dropCachedPages(file: string): Promise<void> {
   const over = new AbortController();
   const { signal } = over;
   try {
-    // A helper that is stuck in the kernel can't be killed, so the limit does not wait for its end.
+    // A helper that is stuck in the kernel cannot be killed, so the limit does not wait for its
+    // end.
     const helper = run('sh', ['-c', ': < "$1"', 'sh', file], { cwd: '/', signal, killSignal: 'SIGKILL' });
     helper.catch(() => undefined);
     const limit = sleep(LIMIT, undefined, { signal, ref: false }).then(() => {

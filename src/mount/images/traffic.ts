@@ -1,4 +1,4 @@
-/** Requests on flat files, counted. */
+/** Counts requests on flat files. */
 import type { Traffic } from '../../engine/native-operations.js';
 
 export type { Traffic };

@@ -1,6 +1,7 @@
 /**
- * A control file, of an image or of the mount. What it says is made when it is opened, and stays the same for that opening, but for the
- * reason why the last command that was written through it has failed. One write is one command.
+ * A control file, of an image or of the mount. Its text is made when it is opened, and stays the
+ * same for that opening. Only if the last command written through it fails, the text becomes the
+ * reason. One write is one command.
  */
 import type { Attributes } from '../fuse/attributes.js';
 import type { Found } from '../images/catalog.js';
@@ -24,29 +25,29 @@ export abstract class ControlFile extends Node {
 
   abstract text(): Promise<string>;
 
-  /** Returns when the command is done; keeps its failure for `status`. */
+  /** Returns when the command is done. Keeps its error for `status`. */
   abstract command(bytes: Uint8Array): Promise<void>;
 
   protected abstract sized(size: number): Promise<Attributes>;
 
-  /** The size is that of what the newest opening says, as long as there is one. */
+  /** The size is that of the newest opening's text, as long as there is an opening. */
   async attributes(): Promise<Attributes> {
     return this.sized(this.context.files.textSizeOf(this.path) ?? Buffer.byteLength(await this.text()));
   }
 
-  /** No text is made for its size. */
+  /** No text is made, so the size is 0. */
   override listed(): Promise<Attributes> {
     return this.sized(0);
   }
 
   override async open(writable: boolean): Promise<OpenFile> {
     if (writable && !this.writable) {
-      throw refusal('EACCES', 'PCOW_READ_ONLY', `${this.path} only tells something: nothing can be written to it`);
+      throw refusal('EACCES', 'PCOW_READ_ONLY', `${this.path} is a read-only control file: it takes no commands`);
     }
     return new OpenControlFile(this, await this.text());
   }
 
-  /** As a shell's `>` asks for. */
+  /** A shell's `>` truncates the file. */
   override truncate(): Promise<void> {
     return Promise.resolve();
   }
@@ -102,7 +103,10 @@ export class ImageControlFile extends ControlFile {
     return this.#control.read(this.context, this.#found);
   }
 
-  /** The image is the one that the file was opened for, also under another name; not one that has taken its place. */
+  /**
+   * The file acts on the image for which it was opened, even after a rename, and never on an image
+   * that has replaced it.
+   */
   async command(bytes: Uint8Array): Promise<void> {
     const { entry } = this.#found;
     await entry.orFailed(this.name, async () => {
@@ -117,13 +121,16 @@ export class ImageControlFile extends ControlFile {
   }
 }
 
-/** Each opening tells its own failure, so that two who fail at once do not take each other's for theirs. */
+/**
+ * Each opening reports its own failure, so that two processes that fail at the same time do not
+ * read each other's.
+ */
 class OpenControlFile implements OpenFile {
   readonly handle = null;
   readonly use = null;
   readonly #file: ControlFile;
   readonly #text: Buffer;
-  /** Why the last command has failed; null: it has not. */
+  /** Why the last command failed; null: it did not. */
   #failure: Buffer | null = null;
 
   constructor(file: ControlFile, text: string) {
@@ -147,7 +154,7 @@ class OpenControlFile implements OpenFile {
     return Promise.resolve(this.#says.copy(buffer, 0, Math.min(offset, this.#says.length)));
   }
 
-  /** Wherever it is written to: `>>` begins at the end of what the file says. */
+  /** `offset` is ignored: `>>` writes at the end of the text. */
   async write(buffer: Buffer): Promise<number> {
     try {
       await this.#file.command(buffer);
@@ -168,6 +175,6 @@ class OpenControlFile implements OpenFile {
   }
 
   close(): void {
-    // There is nothing to let go.
+    // There is nothing to release.
   }
 }

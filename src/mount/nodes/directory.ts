@@ -1,4 +1,7 @@
-/** The directories of a mount: the mountpoint, the control directory, that of an image in it, and its snapshots'. */
+/**
+ * The directories of a mount: the mountpoint, the control directory, an image's directory in it,
+ * and the directory of its snapshots.
+ */
 import { PcowError } from '../../engine/index.js';
 import type { Attributes } from '../fuse/attributes.js';
 import type { Catalog } from '../images/catalog.js';
@@ -9,16 +12,19 @@ import { ImageNode, Node } from './node.js';
 
 export const CONTROL_DIRECTORY = '.pcow';
 
-/** The directory of a snapshot's flat files, beside an image's control files. */
+/** The directory with the files of an image's snapshots, beside its control files. */
 export const SNAPSHOT_DIRECTORY = 'at';
 
-/** The mountpoint: the flat files. */
+/** The mountpoint: it contains the flat files. */
 export class RootDirectory extends Node {
   attributes(): Promise<Attributes> {
     return this.context.attributes.ofRoot(this.path);
   }
 
-  /** The control directory is there for whoever names it, and listed only on request: what copies a mount would read each snapshot. */
+  /**
+   * The control directory can always be opened by its name, but is listed only if requested: a
+   * program that copies the mount would read each snapshot.
+   */
   override async names(): Promise<string[]> {
     const { place, catalog } = this.context;
     return [...(place.settings.showControl ? [CONTROL_DIRECTORY] : []), ...(await shownNames(catalog))];
@@ -43,7 +49,7 @@ export class ImageDirectory extends ImageNode {
     return Promise.resolve(this.context.attributes.ofImageDirectory(this.found, this.path, 0));
   }
 
-  /** Only the status file is there for an image that can't be opened. */
+  /** An image that cannot be opened has only the status file. */
   override async names(): Promise<string[]> {
     const { state } = await this.found.entry.state();
     return state === 'ok' ? [...imageControls.keys(), SNAPSHOT_DIRECTORY] : [STATUS];
@@ -52,7 +58,9 @@ export class ImageDirectory extends ImageNode {
 
 /** `.pcow/NAME/at` */
 export class SnapshotDirectory extends ImageNode {
-  /** Who may write the image may rename its snapshots: the kernel looks at the directory first. */
+  /**
+   * A user who may write the image may rename its snapshots: the kernel checks the directory first.
+   */
   attributes(): Promise<Attributes> {
     return Promise.resolve(this.context.attributes.ofImageDirectory(this.found, this.path, 0o222));
   }
@@ -70,7 +78,8 @@ async function shownNames(catalog: Catalog): Promise<string[]> {
       try {
         return isShown((await (await catalog.find(name)).entry.state()).state);
       } catch (error) {
-        return !(error instanceof PcowError && error.code === 'PCOW_NOT_FOUND'); // it has just gone away
+        // it has just disappeared
+        return !(error instanceof PcowError && error.code === 'PCOW_NOT_FOUND');
       }
     }),
   );

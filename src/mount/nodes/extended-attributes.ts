@@ -16,7 +16,7 @@ export function extendedAttributeNames(place: Place): string[] {
   return [...extendedAttributes.keys()].filter((name) => name !== 'user.pcow.attach' || place.socket !== '');
 }
 
-/** Where a monitor connects (native/attach/protocol.h). */
+/** The socket for monitors (native/attach/protocol.h). */
 async function attachSocket(entry: ImageEntry, { socket }: Place): Promise<string> {
   if (socket === '') {
     throw refusal('ENODATA', 'PCOW_NOT_FOUND', `${entry.name} can't be attached: this mount serves no monitors`);
@@ -24,7 +24,10 @@ async function attachSocket(entry: ImageEntry, { socket }: Place): Promise<strin
   return Promise.resolve(socket);
 }
 
-/** One line for each layer, the active one first: the image file, and @SNAPSHOT where the layer has a name. */
+/**
+ * One line for each layer, the active one first: the image file, and @SNAPSHOT if the layer has a
+ * name.
+ */
 async function chain(entry: ImageEntry): Promise<string> {
   const { image } = await entry.view();
   return image

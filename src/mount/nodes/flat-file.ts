@@ -1,4 +1,4 @@
-/** `NAME`: the flat file of an image. It has the image's size, and keeps it. */
+/** `NAME`: the flat file of an image. Its size is the image's, and truncate does not change it. */
 import type { Attributes } from '../fuse/attributes.js';
 import { extendedAttributeNames, extendedAttributes } from './extended-attributes.js';
 import { refusal } from '../failure.js';
@@ -14,7 +14,10 @@ export class FlatFile extends ImageNode {
     return OpenFlatFile.open(this.path, this.found.entry, null, writable, this.context.native);
   }
 
-  /** open(O_TRUNC) comes as `truncate` to 0 without a handle, and does nothing, as on a block device. */
+  /**
+   * open(O_TRUNC) arrives as `truncate` to 0 without a handle, and does nothing, as on a block
+   * device.
+   */
   override async truncate(size: number, byHandle: boolean): Promise<void> {
     const { entry } = this.found;
     const { image } = await entry.view();
@@ -25,7 +28,7 @@ export class FlatFile extends ImageNode {
     const error = refusal(
       'EPERM',
       'PCOW_INVALID',
-      `${entry.name} keeps its size of ${present} bytes, ${size} was asked for: an image is made larger with "pcow resize"`,
+      `${entry.name} keeps its size of ${present} bytes: to make it ${size} bytes, use "pcow resize"`,
     );
     entry.failed('truncate', error);
     throw error;

@@ -1,6 +1,7 @@
 /**
- * What a path in the mount stands for: a directory, a flat file, the file of a snapshot, a control file. Each is a class with what it
- * supports of the file system's operations; what is not supported is refused here.
+ * What a path in the mount names: a directory, a flat file, the file of a snapshot, or a control
+ * file. Each is a class that implements the filesystem operations it supports; this class refuses
+ * the others.
  */
 import type { PcowError } from '../../engine/index.js';
 import type { Question, QuestionAnswer } from '../../engine/native-operations.js';
@@ -12,7 +13,7 @@ import type { FlatFileUse } from '../images/image-entry.js';
 
 export abstract class Node {
   protected readonly context: MountContext;
-  /** As it was asked for, beginning with a slash. */
+  /** As requested, beginning with a slash. */
   readonly path: string;
 
   constructor(context: MountContext, path: string) {
@@ -23,7 +24,9 @@ export abstract class Node {
   /** getattr */
   abstract attributes(): Promise<Attributes>;
 
-  /** The same for the list of a directory, of which the kernel takes the type and the inode number only. */
+  /**
+   * The same for the list of a directory, where the kernel uses only the type and the inode number.
+   */
   listed(): Promise<Attributes> {
     return this.attributes();
   }
@@ -39,12 +42,16 @@ export abstract class Node {
 
   /** `byHandle`: ftruncate(2); otherwise truncate(2), or open(2) with O_TRUNC. */
   truncate(_size: number, _byHandle: boolean): Promise<void> {
-    return Promise.reject(refusal('EPERM', 'PCOW_PERMISSION', `${this.path} has no size that can be set`));
+    return Promise.reject(refusal('EPERM', 'PCOW_PERMISSION', `the size of ${this.path} cannot be changed`));
   }
 
-  /** The image file, which chmod, chown and utimens are meant for. */
+  /** The image file, to which chmod, chown and utimens apply. */
   imageFile(): string {
-    throw refusal('EPERM', 'PCOW_PERMISSION', `${this.path} has the rights of its image: change those`);
+    throw refusal(
+      'EPERM',
+      'PCOW_PERMISSION',
+      `${this.path} has the permissions of its image: change those of its flat file`,
+    );
   }
 
   unlink(): Promise<void> {
@@ -77,28 +84,31 @@ export abstract class ImageNode extends Node {
   }
 }
 
-/** What open(2) has given: it stays with the node that it was opened for, whatever its path stands for later. */
+/**
+ * The result of open(2). It stays with the node for which it was opened, whatever its path names
+ * later.
+ */
 export interface OpenFile {
-  /** Of its node. */
+  /** The path of its node. */
   readonly path: string;
-  /** Its handle number, where its bytes are served natively; null: any number. */
+  /** Its handle number if its bytes are served natively; null: any free number. */
   readonly handle: number | null;
-  /** Of a flat file, or the file of a snapshot; null: it has none. */
+  /** The use of a flat file, or of a snapshot's file; null: there is none. */
   readonly use: FlatFileUse | null;
-  /** How many bytes a control file says; null: its size is not that of a text. */
+  /** The number of bytes of a control file's text; null: it has no text. */
   readonly textSize: number | null;
-  /** How many bytes were read. */
+  /** Returns the number of bytes read. */
   read(buffer: Buffer, offset: number): Promise<number>;
-  /** How many bytes were taken. */
+  /** Returns the number of bytes written. */
   write(buffer: Buffer, offset: number): Promise<number>;
   sync(): Promise<void>;
-  /** What a native operation on it waits for. */
+  /** A native operation on it waits for the answer. */
   answer(question: Question): Promise<QuestionAnswer>;
-  /** release: no operation is under way, and none follows. */
+  /** release: no operation is in progress, and none follows. */
   close(): void;
 }
 
-/** The refusal to remove what no image holds. */
+/** The refusal to remove a file that does not belong to an image. */
 export function belongsToMount(path: string): PcowError {
   return refusal('EPERM', 'PCOW_PERMISSION', `${path} can't be removed: it belongs to the mount`);
 }

@@ -1,6 +1,6 @@
 /**
- * An open flat file, or file of a snapshot. Its bytes are served natively where that is possible (engine/native-operations.ts); read(),
- * write() and sync() serve them otherwise.
+ * An open flat file, or open file of a snapshot. Its bytes are served natively if that is possible
+ * (engine/native-operations.ts); otherwise read(), write() and sync() serve them.
  */
 import { closeHandle, openHandle, type Question, type QuestionAnswer } from '../../engine/native-operations.js';
 import type { FlatFileUse, ImageEntry } from '../images/image-entry.js';
@@ -11,7 +11,7 @@ export class OpenFlatFile implements OpenFile {
   readonly use: FlatFileUse;
   readonly textSize = null;
 
-  /** `native`: the bytes are to be served without JavaScript. */
+  /** `native`: the bytes are served without JavaScript. */
   constructor(path: string, use: FlatFileUse, native: boolean) {
     this.path = path;
     this.use = use;
@@ -22,7 +22,7 @@ export class OpenFlatFile implements OpenFile {
     }
   }
 
-  /** `snapshot`: null is the flat file itself. */
+  /** `snapshot`: null means the flat file itself. */
   static async open(
     path: string,
     entry: ImageEntry,

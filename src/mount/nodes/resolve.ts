@@ -1,4 +1,4 @@
-/** What a path in the mount stands for. */
+/** Finds the node that a path in the mount names. */
 import type { Found } from '../images/catalog.js';
 import type { MountContext } from '../context.js';
 import { imageControls, mountControls, STATUS } from '../control/control-tree.js';
@@ -17,7 +17,7 @@ import { FlatFile } from './flat-file.js';
 import type { Node } from './node.js';
 import { SnapshotFile } from './snapshot-file.js';
 
-/** Fails with ENOENT where there is nothing. */
+/** Fails with ENOENT if there is none. */
 export async function resolve(context: MountContext, path: string): Promise<Node> {
   const [first = '', ...below] = path.split('/').slice(1);
   if (first === '') {
@@ -54,7 +54,7 @@ async function ofImage(context: MountContext, path: string, found: Found, names:
   if (first === undefined) {
     return new ImageDirectory(context, path, found);
   }
-  // Only the status file is there for an image that can't be opened.
+  // An image that cannot be opened has only the status file.
   if (first !== STATUS || second !== undefined) {
     await sound(found, path);
   }

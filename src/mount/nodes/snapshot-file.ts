@@ -1,4 +1,4 @@
-/** `.pcow/NAME/at/SNAPSHOT`: a snapshot as a file. Nothing in it changes, but its name may. */
+/** `.pcow/NAME/at/SNAPSHOT`: a snapshot as a file. Its content never changes, but its name may. */
 import { basename, dirname } from 'node:path';
 
 import type { PcowError, SnapshotInfo } from '../../engine/index.js';
@@ -23,7 +23,7 @@ export class SnapshotFile extends ImageNode {
 
   override open(writable: boolean): Promise<OpenFile> {
     return writable
-      ? Promise.reject(this.#neverChanges('; clone it to write on it'))
+      ? Promise.reject(this.#neverChanges('; make a clone to write to it'))
       : OpenFlatFile.open(this.path, this.found.entry, this.#snapshot.name, false, this.context.native);
   }
 
@@ -36,7 +36,7 @@ export class SnapshotFile extends ImageNode {
     return Promise.reject(refusal('EPERM', 'PCOW_PERMISSION', message));
   }
 
-  /** It stays with its image. */
+  /** A snapshot stays with its image. */
   override async rename(target: string): Promise<void> {
     const { entry } = this.found;
     await entry.orFailed('mv', async () => {
