@@ -5,7 +5,8 @@
  *
  * Each entry of a Meta describes the data block at the same position: the number of its virtual
  * block, and a bitmap of the units of 4 KiB that have been copied to it. The other units are as
- * before. The original program never read the bitmaps; after it was killed, it showed zeros instead.
+ * before. The original program never read the bitmaps; after it was killed, it showed zeros
+ * instead.
  *
  * A bitmap has 32 bits, whatever the block size. The original set the bit of unit n by
  * `1ULL << n << 32`. Because of how x86-64 shifts, units 32 to 63 have no bit, and unit 64 has that

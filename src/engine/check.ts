@@ -1,13 +1,15 @@
-/** Looking an image over without opening it, and mending it: docs/check.md. */
+/** Checks an image without opening it, and repairs it: docs/check.md. */
 import { runLong } from './long.js';
 import { addon } from './native.js';
 import type { CheckReport, LongOptions } from './types.js';
 import { checkFlag, checkOptions, checkPath } from './validate.js';
 
 /**
- * Verifies the structure of an image, also of one that can't be opened, at rest or in use. What it finds is in the report; it
- * fails only where it can't be completed. It writes nothing but with `repair`, for which it wants to be the one writer
- * (PCOW_LOCKED): then it mends what can be mended without guessing, and keeps what it can't place in IMAGE.lost.
+ * Verifies the structure of an image, even of one that cannot be opened, at rest or in use. The
+ * report contains the findings; the call fails only if the check cannot be completed. It writes
+ * only with `repair`, which requires that no process has the image open for writing (PCOW_LOCKED).
+ * A repair fixes what can be fixed without guessing, and keeps data that it cannot assign in
+ * IMAGE.lost.
  */
 export async function checkImage(
   path: string,

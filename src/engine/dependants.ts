@@ -1,4 +1,7 @@
-/** Which images of a directory stand directly on an image: what must be asked before it, or a snapshot of it, goes. */
+/**
+ * Finds the images of a directory that stand directly on an image. This must be checked before the
+ * image, or a snapshot of it, is removed.
+ */
 import { lstat, open, realpath, stat } from 'node:fs/promises';
 import path from 'node:path';
 
@@ -13,27 +16,28 @@ import { checkPath } from './validate.js';
 export interface Dependant {
   /** The path of the image that stands on the given one. */
   image: string;
-  /** The id of the layer that it stands on. */
+  /** The id of the layer on which it stands. */
   layer: number;
 }
 
-/** As it is found. */
+/** A dependant with the way it was found. */
 export interface FoundDependant extends Dependant {
-  /** The path that it names leads elsewhere, or nowhere; but this is the image that it was made on. */
+  /** The path of its base leads elsewhere, or nowhere; but it was made on this image. */
   lost: boolean;
 }
 
-/** What looking through a directory has told. */
+/** The result of searching a directory. */
 export interface Survey {
   standing: FoundDependant[];
-  /** Files of which it cannot be told, and why. */
+  /** Files that could not be checked, and why. */
   unclear: { image: string; reason: string }[];
 }
 
 /**
- * The images `*.pcow` in `directory` that stand on the image file at `path`, whatever else is wrong with them or with the chain below
- * them. Files that are no images are passed over. Fails with PCOW_BUSY where it can't be told of a file (it may not be read, both its
- * superblocks are damaged): better to refuse than to pull a base from under it.
+ * The images `*.pcow` in `directory` that stand on the image file at `path`, whatever else is wrong
+ * with them or with the chain below them. Files that are not images are skipped. Fails with
+ * PCOW_BUSY if a file cannot be checked (it may not be read, or both its superblocks are damaged),
+ * because it might lose its base.
  */
 export async function dependants(directory: string, imagePath: string): Promise<Dependant[]> {
   const { standing, unclear } = await survey(directory, imagePath);
@@ -41,7 +45,7 @@ export async function dependants(directory: string, imagePath: string): Promise<
   return standing.map(({ image, layer }) => ({ image, layer }));
 }
 
-/** The same, with what can't be told. */
+/** The same, together with the files that could not be checked. */
 export async function survey(directory: string, imagePath: string): Promise<Survey> {
   checkPath('the directory', directory);
   checkPath('the path of the image', imagePath);
@@ -64,7 +68,7 @@ export async function survey(directory: string, imagePath: string): Promise<Surv
   return found;
 }
 
-/** A file that can be reached by a descriptor alone. */
+/** A file that can be opened only by the bytes of its name. */
 async function surveyNameless(
   directory: string,
   { name, shown }: NamelessFile,
@@ -88,19 +92,20 @@ async function surveyNameless(
   }
 }
 
-/** What is to be taken away of an image. */
+/** What will be removed from an image. */
 export interface Taking {
   /** The image file. */
   file: string;
-  /** Begins the sentence of a refusal, such as “vm1@one can't be deleted”. */
+  /** The beginning of the refusal, for example “vm1@one can't be deleted”. */
   what: string;
-  /** The layer that goes; left out: all of them. */
+  /** The layer that will be removed; default: all layers. */
   layer?: number | undefined;
 }
 
 /**
- * Runs work that takes an image away, or a layer of it, where no image of its directory stands on that; else fails with PCOW_IN_USE.
- * Nobody comes to stand on the image between the look and the end of the work, which must be durable then.
+ * Runs work that removes an image or a layer of it, if no image of its directory stands on that;
+ * otherwise fails with PCOW_IN_USE. From the check until the end of the work, no image can be made
+ * to stand on it. When the work ends, it must be durable.
  */
 export async function takingAway<T>({ file, what, layer }: Taking, work: () => Promise<T>): Promise<T> {
   const lock = await lockStanding(file, 'exclusive');
@@ -112,7 +117,7 @@ export async function takingAway<T>({ file, what, layer }: Taking, work: () => P
   }
 }
 
-/** Fails as takingAway() does. Without its lock this holds for the moment only. */
+/** Fails as takingAway() does. Without its lock, the result is valid for this moment only. */
 export async function refuseWhereStoodOn({ file, what, layer }: Taking): Promise<void> {
   const homes = new Set([await realpath(path.dirname(file)), path.dirname(await realpath(file))]);
   for (const home of homes) {
@@ -133,12 +138,12 @@ function refuseUnclear([first]: Survey['unclear'], imagePath: string): void {
   if (first === undefined) return;
   throw new PcowError(
     'PCOW_BUSY',
-    `can't tell whether ${first.image} stands on ${imagePath}: ${first.reason}; ` +
-      'mend that (“pcow check --repair” tries), or move the file out of the directory',
+    `cannot tell whether ${first.image} stands on ${imagePath}: ${first.reason}; ` +
+      'repair it (“pcow check --repair”), or move the file out of the directory',
   );
 }
 
-/** Device and inode: equal for every path of one file. null where there is none. */
+/** Device and inode, which are the same for every path of a file. null if there is no file. */
 async function identity(file: string): Promise<string | null> {
   try {
     const { dev, ino } = await stat(file, { bigint: true });
@@ -149,37 +154,47 @@ async function identity(file: string): Promise<string | null> {
   }
 }
 
-/** What an image says of itself and its base: by its superblock alone, so that damage elsewhere does not hide it. */
+/**
+ * The identity of an image and of its base. Reads the superblock only, so that damage elsewhere
+ * does not matter.
+ */
 export function identify(file: string): Promise<NativeIdentity> {
   return translated(() => addon().identify(file));
 }
 
-/** Where the base of an image is, as the image names it: it need not be there. null: it stands on nothing. */
+/**
+ * The path of an image's base, as stored in the image: it need not exist. null: it stands on no
+ * base.
+ */
 export async function basePathOf(image: string): Promise<string | null> {
   const { base } = await identify(image);
   return base && path.resolve(path.dirname(await realpath(image)), base.path);
 }
 
-/** `self` and `own`: of the image that is asked about; `own` is null where its superblocks are damaged. */
+/**
+ * `self` and `own`: of the image that is asked about; `own` is null if its superblocks are damaged.
+ */
 async function standsOn(image: string, self: string, own: NativeIdentity | null): Promise<FoundDependant | null> {
   let base: NativeIdentity['base'];
   try {
     ({ base } = await identify(image));
   } catch (error) {
     if (isPcowError(error, 'PCOW_NOT_AN_IMAGE')) return null;
-    // It went away meanwhile; but a symbolic link may lead to where something is not mounted just now.
+    // It was removed meanwhile; but a symbolic link may lead to a filesystem that is not mounted at
+    // present.
     if (isPcowError(error, 'PCOW_NOT_FOUND') && !(await isThere(image))) return null;
     throw error;
   }
   if (base === null) return null;
-  const place = path.resolve(path.dirname(await realpath(image)), base.path);
-  const leadsHere = (await identity(place)) === self;
+  const basePath = path.resolve(path.dirname(await realpath(image)), base.path);
+  const leadsHere = (await identity(basePath)) === self;
   const isOurs = own === null || base.uuid === own.uuid;
   if (leadsHere) return isOurs ? { image, layer: base.layer, lost: false } : null;
   if (own === null || !isOurs) return null;
-  // The image that it was made on, under another name now; or a copy of it, where the right one is in its place.
-  const inPlace = await identify(place).catch(() => null);
-  return inPlace?.uuid === base.uuid ? null : { image, layer: base.layer, lost: true };
+  // The path leads elsewhere. If the right base is there, `self` is a copy of it; otherwise `self`
+  // is the base, under another name now.
+  const present = await identify(basePath).catch(() => null);
+  return present?.uuid === base.uuid ? null : { image, layer: base.layer, lost: true };
 }
 
 async function isThere(file: string): Promise<boolean> {

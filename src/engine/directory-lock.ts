@@ -1,4 +1,7 @@
-/** The lock of an image directory: at most one mount serves it. The kernel lets go of it when the process ends. */
+/**
+ * The lock of an image directory: at most one mount serves the directory. The kernel releases the
+ * lock when the process ends.
+ */
 import { translatedNow } from './errors.js';
 import { addon } from './native.js';
 import { checkPath } from './validate.js';
@@ -7,7 +10,7 @@ export interface DirectoryLock {
   release(): void;
 }
 
-/** Takes the lock at once, or throws PCOW_LOCKED where a mount has it. */
+/** Takes the lock, or throws PCOW_LOCKED at once if a mount has it. */
 export function lockDirectory(directory: string): DirectoryLock {
   checkPath('the image directory', directory);
   const lock = translatedNow(() => addon().lockDirectory(directory));

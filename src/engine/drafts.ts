@@ -1,7 +1,8 @@
 /**
- * A file appears under its name only when it is complete. Until then it is a draft: a hidden file beside it, on which its maker holds a
- * lock (native/engine/image/names.h). A draft without one was left by a process that was killed, and is removed when something is next
- * made or removed in that directory, or a mount of it begins.
+ * A file gets its name only when it is complete. Until then it is a draft: a hidden file in the
+ * same directory, whose maker holds a lock on it (native/engine/image/names.h). A draft without a
+ * lock was left by a killed process. It is removed when the next file is made or removed in the
+ * directory, or when a mount of the directory begins.
  */
 import { access, readdir } from 'node:fs/promises';
 import path from 'node:path';
@@ -11,7 +12,7 @@ import { addon } from './native.js';
 import { removeName } from './names.js';
 
 const DRAFT = /^\..*\.[0-9a-f-]+\.pcow-draft$/s;
-/** What an image has received of a stream (src/stream/receipt.ts). */
+/** The receipt: what an image has received of a stream (src/stream/receipt.ts). */
 const RECEIPT = /^\.(.*)\.receiving(?:\.new)?$/s;
 
 /** The path of the receipt of an image. */
@@ -19,11 +20,14 @@ export function receiptOf(image: string): string {
   return path.join(path.dirname(image), `.${path.basename(image)}.receiving`);
 }
 
-/** Removes from a directory the drafts that nobody makes any more, and the receipts of images that are gone. Returns their names. */
+/**
+ * Removes abandoned drafts, and the receipts of images that are gone, from a directory. Returns
+ * their names.
+ */
 export async function removeRemains(directory: string): Promise<string[]> {
   const removed: string[] = [];
   for (const name of await readdir(directory).catch(() => [])) {
-    // What belongs to another user stays.
+    // Files of another user are left.
     if (await removeIfRemains(directory, name).catch(() => false)) removed.push(name);
   }
   return removed;

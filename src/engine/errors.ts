@@ -1,21 +1,24 @@
 /**
- * The one error class of Pcow. Every failure of the engine, the mount and the command line is a PcowError: a stable code
- * to test for, the errno that a system call would give, and a sentence that names the image and the next step.
+ * The only error class of Pcow. Every failure of the engine, the mount and the command line is a
+ * PcowError: a stable code for programs, the errno that a system call would return, and a sentence
+ * that names the image and the next step.
  */
 import { constants } from 'node:os';
 
 const { errno } = constants;
 
-/** Linux gives two numbers two names each: those that its manual pages put first. */
+/** On Linux two errnos have two names: use the ones that the manual pages prefer. */
 const NAME_OF_ERRNO = new Map(
   Object.entries(errno)
     .filter(([name]) => name !== 'ENOTSUP' && name !== 'EWOULDBLOCK')
     .map(([name, number]) => [number, name]),
 );
 
-/** The errno of each code, where the failing operation gives no better one. Codes are never renamed. */
+/**
+ * The errno of each code, unless the failing operation has a better one. Codes are never renamed.
+ */
 const ERRNO_OF_CODE = {
-  /** An argument that can't be right: a size, a name, an offset. */
+  /** An invalid argument: a size, a name, an offset. */
   PCOW_INVALID: errno.EINVAL,
   PCOW_EXISTS: errno.EEXIST,
   PCOW_NOT_FOUND: errno.ENOENT,
@@ -25,7 +28,7 @@ const ERRNO_OF_CODE = {
   /** Other images stand on it. */
   PCOW_IN_USE: errno.EBUSY,
   PCOW_NOT_AN_IMAGE: errno.EINVAL,
-  /** A newer format, or something that this file system or machine can't do. */
+  /** A newer format, or something that this filesystem or machine does not support. */
   PCOW_UNSUPPORTED: errno.EOPNOTSUPP,
   PCOW_CORRUPT: errno.EIO,
   PCOW_IO: errno.EIO,
@@ -33,10 +36,10 @@ const ERRNO_OF_CODE = {
   PCOW_READ_ONLY: errno.EROFS,
   PCOW_PERMISSION: errno.EACCES,
   PCOW_TOO_LARGE: errno.EFBIG,
-  /** A limit of the format: too many snapshots, too deep a chain. */
+  /** A limit of the format: too many snapshots, or too deep a chain. */
   PCOW_LIMIT: errno.EMLINK,
   PCOW_BASE_MISSING: errno.ENOENT,
-  /** The file at the base's path is another image, or has lost the layer. */
+  /** The file at the base's path is another image, or no longer has the layer. */
   PCOW_BASE_CHANGED: errno.ESTALE,
   PCOW_BASE_LOOP: errno.ELOOP,
   PCOW_BASE_OUTSIDE: errno.EPERM,
@@ -45,7 +48,7 @@ const ERRNO_OF_CODE = {
   PCOW_NO_MEMORY: errno.ENOMEM,
   /** The mount itself: its mountpoint, its daemon, FUSE. */
   PCOW_MOUNT: errno.EIO,
-  /** A command line that can't be understood. */
+  /** An invalid command line. */
   PCOW_USAGE: errno.EINVAL,
 } as const;
 
@@ -91,31 +94,41 @@ export function codeOfAnswer(number: number): PcowErrorCode {
 }
 
 /**
- * What went wrong, for programs. Codes are never renamed. The most common: PCOW_INVALID (an argument that can't be right), PCOW_NOT_FOUND,
- * PCOW_EXISTS, PCOW_LOCKED (another process is the writer), PCOW_BUSY (a file is open), PCOW_IN_USE (other images stand on it),
- * PCOW_NO_SPACE, PCOW_CORRUPT, PCOW_READ_ONLY, PCOW_PERMISSION, PCOW_CANCELLED, PCOW_CLOSED, PCOW_MOUNT.
+ * What went wrong, for programs. Codes are never renamed. The most common ones: PCOW_INVALID (an
+ * invalid argument), PCOW_NOT_FOUND, PCOW_EXISTS, PCOW_LOCKED (another process is the writer),
+ * PCOW_BUSY (a file is open), PCOW_IN_USE (other images stand on it), PCOW_NO_SPACE, PCOW_CORRUPT,
+ * PCOW_READ_ONLY, PCOW_PERMISSION, PCOW_CANCELLED, PCOW_CLOSED, PCOW_MOUNT.
  */
 export type PcowErrorCode = keyof typeof ERRNO_OF_CODE;
 
-/** What a PcowError may know beside its code and its sentence. */
+/** The optional properties of a PcowError. */
 export interface PcowErrorOptions {
-  /** Positive; default: the one that belongs to the code. */
+  /** Positive; default: the errno of the code. */
   errno?: number | undefined;
-  /** The failure that led to it. */
+  /** The error that caused it. */
   cause?: unknown;
-  /** The next step for people, where the code alone does not tell it; null: the sentence has it already. */
+  /**
+   * The next step for the user, if the code alone does not imply it; null: the message already has
+   * it.
+   */
   next?: string | null | undefined;
 }
 
-/** Every failure of Pcow. The message is a sentence for people: it names the image, and mostly the next step. */
+/**
+ * An error of Pcow. The message is a sentence for people: it names the image, and usually the next
+ * step.
+ */
 export class PcowError extends Error {
-  /** To test for. */
+  /** For programs to test. */
   readonly code: PcowErrorCode;
   /** Positive, for example 17. */
   readonly errno: number;
   /** For example 'EEXIST'. */
   readonly errnoName: string;
-  /** The next step for people, where the code alone does not tell it; null: the sentence has it already. */
+  /**
+   * The next step for the user, if the code alone does not imply it; null: the message already has
+   * it.
+   */
   readonly next: string | null | undefined;
 
   constructor(code: PcowErrorCode, message: string, options: PcowErrorOptions = {}) {
@@ -128,20 +141,20 @@ export class PcowError extends Error {
   }
 }
 
-/** Whether a value that was thrown is a PcowError, of one of the given codes where any are given. */
+/** Whether a thrown value is a PcowError, with one of the given codes if there are any. */
 export function isPcowError(error: unknown, ...codes: PcowErrorCode[]): error is PcowError {
   return error instanceof PcowError && (codes.length === 0 || codes.includes(error.code));
 }
 
-/** What the addon throws: an Error with the engine's code and errno. */
+/** The errors of the addon: an Error with the engine's code and errno. */
 interface NativeError extends Error {
   code: PcowErrorCode;
   errno: number;
 }
 
 /**
- * The PcowError for something that the addon threw. Anything that is not an engine's error is a fault of this program
- * and is returned unchanged.
+ * Converts an error of the addon to a PcowError. Any other value is an error in this program, and
+ * is returned unchanged.
  */
 export function fromNative(error: unknown): unknown {
   if (!(error instanceof Error) || !('code' in error) || !(String(error.code) in ERRNO_OF_CODE)) return error;
@@ -149,7 +162,7 @@ export function fromNative(error: unknown): unknown {
   return new PcowError(code, message, { errno });
 }
 
-/** Runs work that calls the addon: what it throws becomes a PcowError. */
+/** Runs work that calls the addon. Converts its errors to PcowErrors. */
 export function translatedNow<T>(work: () => T): T {
   try {
     return work();
@@ -158,7 +171,10 @@ export function translatedNow<T>(work: () => T): T {
   }
 }
 
-/** What the addon rejects with, as PcowErrors. Awaited here so that the error's stack shows the caller of the public method. */
+/**
+ * Converts rejections of the addon to PcowErrors. Awaited here, so that the error's stack shows the
+ * caller of the public method.
+ */
 export async function translated<T>(work: () => Promise<T>): Promise<T> {
   try {
     return await work();

@@ -1,4 +1,4 @@
-/** The extents that the engine finds batch by batch, as one sequence. */
+/** The engine returns extents in batches; this makes one sequence from them. */
 import { PcowError } from './errors.js';
 import type { NativeExtentBatch } from './native.js';
 import type { ChainLink, Extent } from './types.js';
@@ -8,13 +8,14 @@ const KINDS = ['data', 'zero', 'hole'] as const;
 interface Walked {
   /** The path, for messages. */
   image: () => string;
-  /** NativeExtentBatch.chainState that every batch must have; undefined: any. */
+  /** The NativeExtentBatch.chainState that every batch must have; undefined: any. */
   chain?: string | undefined;
 }
 
 /**
- * Asks for batch after batch, and joins extents that a batch's end has cut. An aborted signal ends it with PCOW_CANCELLED. The layer that
- * is walked may grow meanwhile: the walk ends where the layer ended at its begin.
+ * Requests batch after batch, and joins extents that were split at the end of a batch. An aborted
+ * signal ends it with PCOW_CANCELLED. The layer may grow meanwhile: the walk ends where the layer
+ * ended when the walk began.
  */
 export async function* extentsOf(
   nextBatch: (offset: number) => Promise<NativeExtentBatch>,
@@ -31,7 +32,7 @@ export async function* extentsOf(
     const batch = await nextBatch(offset);
     size ??= batch.size;
     if (batch.size < size) {
-      throw new PcowError('PCOW_BUSY', `${image()} became smaller while it was read: try again`);
+      throw new PcowError('PCOW_BUSY', `${image()} became smaller during the read: try again`);
     }
     if (chain !== undefined && batch.chainState !== chain) {
       throw new PcowError(
@@ -79,7 +80,7 @@ function continues(before: Extent, after: Extent): boolean {
   );
 }
 
-/** Between two batches a snapshot may have been deleted, and depths count anew. */
+/** Between two batches a snapshot may have been deleted, and then depths mean other layers. */
 function sameLayer(before: ChainLink | null, after: ChainLink | null): boolean {
   return before?.path === after?.path && before?.layer === after?.layer;
 }

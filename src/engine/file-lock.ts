@@ -1,17 +1,18 @@
 /**
- * The locks of image files (docs/format.md, "Locking"): open-file-description locks, which the kernel lets go when their holder ends,
- * in whatever container it runs.
+ * The locks of image files (docs/format.md, "Locking"). They are open-file-description locks, which
+ * the kernel releases when their holder ends, in whatever container it runs.
  *
- * Order: the writer's lock of an image first, which nobody waits for; then its standing lock; then, shared, that of its base. Nobody who
- * holds a standing lock waits for a writer's lock. A standing lock is waited for with a limit, so that two who come to wait
- * for each other all the same, by names that change meanwhile, get an error.
+ * Order: first the writer's lock of an image, for which no process waits; then its standing lock;
+ * then, shared, that of its base. A process that holds a standing lock never waits for a writer's
+ * lock. Waiting for a standing lock has a time limit: if two processes wait for each other
+ * nevertheless, because names change meanwhile, they get an error.
  */
 import { setTimeout as sleep } from 'node:timers/promises';
 
 import { isPcowError, PcowError, translated } from './errors.js';
 import { addon } from './native.js';
 
-/** As LockByte of native/engine/image/names.h. */
+/** As LockByte in native/engine/image/names.h. */
 const WRITER = 0;
 const STANDING = 1;
 
@@ -23,12 +24,13 @@ export interface FileLock {
   release(): void;
 }
 
-/** A lock that is none. */
+/** Does not lock anything. */
 export const noLock: FileLock = { release: () => undefined };
 
 /**
- * The writer's lock of an image (or of any file), without opening it as an image. PCOW_LOCKED names who has it. A file that this user
- * may only read is locked against writers, too.
+ * The writer's lock of an image (or of any file), without opening it as an image. The message of
+ * PCOW_LOCKED names the process that has the lock. If this user may only read the file, a shared
+ * lock keeps writers out.
  */
 export async function lockWriter(file: string): Promise<FileLock> {
   const descriptor = await translated(() => addon().lockFile(file, WRITER, true)).catch((error: unknown) => {
@@ -39,8 +41,9 @@ export async function lockWriter(file: string): Promise<FileLock> {
 }
 
 /**
- * The standing lock of an image. `shared`: nothing that others stand on is taken away meanwhile, so something can be made that stands on
- * it. `exclusive`: nobody comes to stand on it meanwhile. Held until what was decided under it is durable.
+ * The standing lock of an image. `shared`: nothing on which other images may stand is removed
+ * meanwhile, so something can be made that stands on it. `exclusive`: no image can be made to stand
+ * on it meanwhile. Hold it until what was decided under it is durable.
  */
 export async function lockStanding(file: string, how: 'shared' | 'exclusive'): Promise<FileLock> {
   const deadline = Date.now() + STANDING_LIMIT;
@@ -48,11 +51,11 @@ export async function lockStanding(file: string, how: 'shared' | 'exclusive'): P
     const descriptor = await translated(() => addon().lockFile(file, STANDING, how === 'exclusive'));
     if (descriptor >= 0) return lockOf(descriptor);
     if (Date.now() > deadline) {
-      const who = how === 'shared' ? 'deletes, renames or replaces' : 'makes, moves or deletes';
+      const who = how === 'shared' ? 'is deleting, renaming or replacing' : 'is making, moving or deleting';
       throw new PcowError(
         'PCOW_BUSY',
-        `${file}: another process just ${who} ${how === 'shared' ? 'it, or a snapshot of it' : 'something that stands on it'}: ` +
-          'try again when that has ended',
+        `${file}: another process ${who} ${how === 'shared' ? 'it, or a snapshot of it' : 'an image that stands on it'}: ` +
+          'try again when it has finished',
       );
     }
     await sleep(POLL);

@@ -1,4 +1,7 @@
-/** The image files of a directory. Nothing that looks through one may lose a file in silence because of its name. */
+/**
+ * The image files of a directory. A program that searches a directory must not silently skip a file
+ * because of its name.
+ */
 import { isUtf8 } from 'node:buffer';
 import { readdir } from 'node:fs/promises';
 
@@ -6,24 +9,24 @@ import { word } from './quote.js';
 
 const SUFFIX = '.pcow';
 
-/** A file whose name is not UTF-8: Pcow can't name it, and neither can a mount. */
+/** A file whose name is not UTF-8: neither Pcow nor a mount can use its name. */
 export interface NamelessFile {
-  /** For people: bytes that are no UTF-8 as `\xff`. */
+  /** For people: bytes that are not UTF-8 are shown as `\xff`. */
   shown: string;
-  /** A pattern for a shell that it fits, with `?` in place of those bytes. */
+  /** A shell pattern that matches the name, with `?` for those bytes. */
   pattern: string;
   name: Buffer;
 }
 
 export interface ImageFiles {
-  /** In order; hidden ones included. */
+  /** Sorted; hidden files included. */
   names: string[];
   nameless: NamelessFile[];
 }
 
 export async function imageFilesIn(directory: string): Promise<ImageFiles> {
   const names = (await readdir(directory)).filter((name) => name.endsWith(SUFFIX)).sort();
-  // What stands in a text for bytes that are none; it may be in a name itself.
+  // This character replaces invalid bytes in a decoded name; but a name may also contain it.
   if (!names.some((name) => name.includes('\ufffd'))) return { names, nameless: [] };
   const files = (await readdir(directory, { encoding: 'buffer' })).filter((name) =>
     name.subarray(-SUFFIX.length).equals(Buffer.from(SUFFIX)),
@@ -37,17 +40,19 @@ export async function imageFilesIn(directory: string): Promise<ImageFiles> {
   };
 }
 
-/** What to do about one, as the end of a sentence. */
+/** The fix, as the end of a sentence. */
 export function howToName(directory: string, file: NamelessFile): string {
   return `its name is not UTF-8, so that no command and no mount can use it: rename it (${givingItAName(directory, file)})`;
 }
 
-/** What to type. */
+/** The shell command. */
 export function givingItAName(directory: string, { pattern }: NamelessFile): string {
   return `cd ${word(directory)}; mv ${pattern} NAME.pcow`;
 }
 
-/** Bytes beyond ASCII one by one: which of them belong to a character can't be told for sure. */
+/**
+ * Shows bytes beyond ASCII one by one, because it is not certain which of them form a character.
+ */
 function namelessFile(name: Buffer): NamelessFile {
   const characters = [...name.toString('latin1')];
   const isPlain = (character: string) => character > ' ' && character < '\u007f';

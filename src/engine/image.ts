@@ -1,8 +1,10 @@
 /**
- * An image: one .pcow file, and the operations on it. See docs/format.md for what they do to the file.
+ * An image: one .pcow file, and the operations on it. docs/format.md describes what they do to the
+ * file.
  *
- * Every method that returns a Promise works on another thread, beside the others; changes of structure (snapshot,
- * rollback, delete, resize) on one image follow one another. Everything that fails throws or rejects with a PcowError.
+ * Every method that returns a Promise works on another thread, concurrently with the others.
+ * Changes of the structure (snapshot, rollback, delete, resize) of one image are done one after the
+ * other. Every failure throws or rejects with a PcowError.
  */
 import { fromNative, isPcowError, PcowError, translated, translatedNow } from './errors.js';
 import { extentsOf } from './extents.js';
@@ -44,7 +46,10 @@ import {
   checkSnapshotName,
 } from './validate.js';
 
-/** An open image. Everything that fails throws, or rejects with, a PcowError; after close() that is PCOW_CLOSED. */
+/**
+ * An open image. Every failure throws, or rejects with, a PcowError; after close() it is
+ * PCOW_CLOSED.
+ */
 export class Image {
   /** @internal For the mount's native operations (native-operations.ts) only. */
   readonly native: NativeImage;
@@ -55,10 +60,10 @@ export class Image {
   }
 
   /**
-   * Makes a new, empty image file. It appears under its name only when it is complete and durable.
-   * Where the base's active layer holds data, freeze that first: Image.freezeForClone on the base.
-   * Errors: PCOW_EXISTS, PCOW_INVALID, PCOW_NO_SPACE, PCOW_PERMISSION; PCOW_NOT_FOUND of the base; with `force` PCOW_LOCKED and
-   * PCOW_IN_USE of what would be replaced.
+   * Makes a new, empty image file. It gets its name only when it is complete and durable. If the
+   * base's active layer has data, freeze that first: call Image.freezeForClone on the base. Errors:
+   * PCOW_EXISTS, PCOW_INVALID, PCOW_NO_SPACE, PCOW_PERMISSION; PCOW_NOT_FOUND for the base; with
+   * `force` PCOW_LOCKED and PCOW_IN_USE for the file that would be replaced.
    */
   static async create(path: string, options: CreateOptions): Promise<void> {
     checkPath('the path of the new image', path);
@@ -76,16 +81,20 @@ export class Image {
     );
   }
 
-  /** @internal The same in an empty draft (throughDraft). The caller holds what keeps the base from going (standingOn). */
+  /**
+   * @internal The same in an empty draft (throughDraft). The caller holds the lock that keeps the
+   *   base (standingOn).
+   */
   static async createInDraft(draft: string, options: Omit<CreateOptions, 'force'>): Promise<void> {
     const native = nativeCreateOptions(draft, options);
     await translated(() => addon().create(draft, { ...native, into: true }));
   }
 
   /**
-   * Opens an image and its chain. Without `write` it takes no lock, and sees what another process writes.
-   * An image that is let go without close() is closed when it is collected as garbage: late, and with errors lost.
-   * Errors: PCOW_NOT_FOUND, PCOW_NOT_AN_IMAGE, PCOW_CORRUPT, PCOW_UNSUPPORTED, PCOW_PERMISSION, PCOW_LOCKED with `write`, and
+   * Opens an image and its chain. Without `write` it takes no lock, and sees the changes of another
+   * process that writes the image. An image without references that was not closed is closed by the
+   * garbage collector: late, and errors are lost. Errors: PCOW_NOT_FOUND, PCOW_NOT_AN_IMAGE,
+   * PCOW_CORRUPT, PCOW_UNSUPPORTED, PCOW_PERMISSION, PCOW_LOCKED with `write`, and
    * PCOW_BASE_MISSING, _CHANGED, _LOOP, _OUTSIDE.
    */
   static async open(path: string, options: OpenOptions = {}): Promise<Image> {
@@ -98,8 +107,8 @@ export class Image {
   }
 
   /**
-   * What an image stands on, as it is written in it; null: nothing. The base is not looked for: `resolved` is empty, and `snapshot`
-   * null. Errors: those of open() without the ones of bases.
+   * The base of an image, as stored in the image; null: none. The base is not opened: `resolved` is
+   * empty, and `snapshot` null. Errors: those of open() except the ones of bases.
    */
   static async baseOf(path: string): Promise<BaseInfo | null> {
     checkPath('the path of the image', path);
@@ -120,53 +129,63 @@ export class Image {
     };
   }
 
-  /** Bytes of the active layer. From memory, and quicker than info() where there are many snapshots. */
+  /**
+   * The size of the active layer in bytes. From memory; faster than info() if there are many
+   * snapshots.
+   */
   size(): number {
     return translatedNow(() => this.native.size());
   }
 
   /**
-   * The snapshots of this image (not of its bases), oldest first. Counting their data reads their tables; without, it
-   * takes no time, and `data` is 0.
+   * The snapshots of this image (not of its bases), oldest first. Counting their data reads their
+   * tables. Without the count it takes no time, and `data` is 0.
    */
   snapshots({ countData = true } = {}): SnapshotInfo[] {
     return translatedNow(() => this.native.snapshots(countData)).map(withDate);
   }
 
-  /** The layers that the active layer, or a snapshot, reads from: itself first. Takes no time. */
+  /** The layers from which the active layer, or a snapshot, reads: itself first. Takes no time. */
   chain(snapshot?: LayerChoice): ChainLink[] {
     if (snapshot !== undefined) checkLayerChoice(snapshot);
     return translatedNow(() => this.native.chain(snapshot ?? ''));
   }
 
-  /** Stands for the layers that the active layer, or a snapshot, reads from: another text means that they are others. For MapOptions.chain. */
+  /**
+   * A text that identifies the layers from which the active layer, or a snapshot, reads: another
+   * text means other layers. For MapOptions.chain.
+   */
   async chainState(snapshot?: LayerChoice): Promise<string> {
     if (snapshot !== undefined) checkLayerChoice(snapshot);
-    // A batch that begins at the end holds nothing else.
+    // A batch that begins at the end contains nothing else.
     const batch = await translated(() => this.native.map(Number.MAX_SAFE_INTEGER, snapshot ?? '', 0, 0));
     return batch.chainState;
   }
 
-  /** All layers of this image (not of its bases) at one moment, also deleted ones that others stand on; the active layer last. Takes no time. */
+  /**
+   * All layers of this image (not of its bases) at one moment, including deleted ones on which
+   * others stand. The active layer is last. Takes no time.
+   */
   layers(): LayerInfo[] {
     return translatedNow(() => this.native.layers()).map(withDate);
   }
 
-  /** One snapshot, without a count of its data: takes no time. */
+  /** One snapshot, without counting its data: takes no time. */
   snapshotInfo(name: string): SnapshotInfo {
     checkPath('the name of a snapshot', name);
     return withDate(translatedNow(() => this.native.snapshotInfo(name)));
   }
 
-  /** Only the names, oldest first: takes no time however large the image. */
+  /** The names only, oldest first: takes no time even for a large image. */
   snapshotNames(): string[] {
     return translatedNow(() => this.native.snapshotNames());
   }
 
   /**
-   * Fills `buffer` from `offset` on, of the active layer or of a snapshot. Returns the bytes read: fewer than the
-   * buffer holds only at the end of the image. The buffer must stay untouched until then. Errors: PCOW_IO, PCOW_CORRUPT,
-   * PCOW_NOT_FOUND of the snapshot. Whoever reads piece by piece while the image is in use names the layer by its id.
+   * Fills `buffer` with the bytes from `offset` on, of the active layer or of a snapshot. Returns
+   * the number of bytes read, which is less than the buffer's length only at the end of the image.
+   * Do not use the buffer until then. To read piece by piece while the image is in use, give the id
+   * of the layer. Errors: PCOW_IO, PCOW_CORRUPT, PCOW_NOT_FOUND for the snapshot.
    */
   async read(buffer: Uint8Array, offset: number, snapshot?: LayerChoice): Promise<number> {
     checkBuffer(buffer);
@@ -176,10 +195,12 @@ export class Image {
   }
 
   /**
-   * Where the bytes of the active layer, or of a snapshot, are: extents in ascending order that cover all of it. Holes cost
-   * nothing, however large. The walk is of one layer from its begin to its end. While somebody writes to that, what is listed was right
-   * when it was looked at. Errors: PCOW_NOT_FOUND of the snapshot, also where it is deleted during the walk, or the image rolled back;
-   * PCOW_BUSY where the image became smaller; PCOW_CANCELLED, PCOW_CORRUPT.
+   * Where the bytes of the active layer, or of a snapshot, are stored: extents in ascending order
+   * that cover all of it. Holes take no time, even large ones. The walk covers one layer from
+   * beginning to end. If a process writes to that layer meanwhile, each extent was right when it
+   * was read. Errors: PCOW_NOT_FOUND if there is no such snapshot, or it is deleted during the
+   * walk, or the image is rolled back; PCOW_BUSY if the image became smaller; PCOW_CANCELLED,
+   * PCOW_CORRUPT.
    */
   map(options: MapOptions = {}): AsyncGenerator<Extent, void> {
     checkOptions('the options of Image.map', options, ['snapshot', 'depths', 'chain', 'signal']);
@@ -195,15 +216,19 @@ export class Image {
     });
   }
 
-  /** The id of the layer that is meant, looked up once, at the first call: names may mean other layers later. */
+  /**
+   * The id of the chosen layer. It is looked up once, at the first call, because names may mean
+   * other layers later.
+   */
   #pinned(choice: LayerChoice | undefined): () => number {
     let id = typeof choice === 'number' ? choice : undefined;
     return () => (id ??= this.native.layerOf(typeof choice === 'string' ? choice : ''));
   }
 
   /**
-   * The ranges of `to` that may differ from what `from` reads there, by sub-blocks and in ascending order, each with what `to`
-   * has there. Elsewhere the two are equal. null: the active layer. It looks only at tables, not at the bytes. Errors as those of map().
+   * The ranges of `to` that may differ from what `from` reads there, in sub-blocks and ascending
+   * order, each with what `to` has there. All other ranges are equal. null: the active layer. Reads
+   * the tables only, not the bytes. Errors as for map().
    */
   diff(
     from: LayerChoice | null,
@@ -222,8 +247,8 @@ export class Image {
   }
 
   /**
-   * The ranges in which a layer differs from the image's base, or from nothing: what it and the layers of this image that it stands on
-   * hold. As diff() otherwise.
+   * The ranges in which a layer differs from the image's base, or from zeros if there is none: what
+   * the layer, and the layers of this image on which it stands, hold. Otherwise like diff().
    */
   diffToBase(to: LayerChoice | null, options: { signal?: AbortSignal | undefined } = {}): AsyncGenerator<Extent, void> {
     if (to !== null) checkLayerChoice(to);
@@ -236,9 +261,9 @@ export class Image {
   }
 
   /**
-   * Writes the whole buffer, or fails; after a failure any part of it may have been written. Durable after sync().
-   * Returns the bytes written. The buffer must stay untouched until then. Errors: PCOW_READ_ONLY, PCOW_NO_SPACE, PCOW_IO; PCOW_INVALID
-   * beyond the end.
+   * Writes the whole buffer, or fails; after a failure any part of it may have been written.
+   * Durable after sync(). Returns the number of bytes written. Do not use the buffer until then.
+   * Errors: PCOW_READ_ONLY, PCOW_NO_SPACE, PCOW_IO; PCOW_INVALID beyond the end.
    */
   async write(buffer: Uint8Array, offset: number): Promise<number> {
     checkBuffer(buffer);
@@ -247,21 +272,28 @@ export class Image {
     return buffer.length;
   }
 
-  /** The range reads as zeros afterwards; whole blocks of it go back to the disk after the next sync. Errors as those of write(). */
+  /**
+   * The range reads as zeros afterwards; its whole blocks are given back to the disk after the next
+   * sync. Errors as for write().
+   */
   async discard(offset: number, length: number): Promise<void> {
     checkOffset(offset);
     checkLength(length);
     await translated(() => this.native.discard(offset, length));
   }
 
-  /** Everything written before is durable afterwards. Errors: PCOW_IO, PCOW_NO_SPACE; one that failed makes every later one fail too. */
+  /**
+   * Everything written before is durable afterwards. Errors: PCOW_IO, PCOW_NO_SPACE. After one sync
+   * has failed, every later one fails, too.
+   */
   async sync(): Promise<void> {
     await translated(() => this.native.sync());
   }
 
   /**
-   * Freezes the active layer under a name. Durable when it returns. `origin`: it is another image's snapshot, received.
-   * Errors: PCOW_EXISTS, PCOW_INVALID of the name, PCOW_LIMIT, PCOW_NO_SPACE, PCOW_READ_ONLY.
+   * Freezes the active layer under a name. Durable when the promise resolves. `origin`: the
+   * snapshot was received from another image. Errors: PCOW_EXISTS, PCOW_INVALID for the name,
+   * PCOW_LIMIT, PCOW_NO_SPACE, PCOW_READ_ONLY.
    */
   async snapshot(name: string, origin?: SnapshotOrigin): Promise<void> {
     checkSnapshotName(name);
@@ -273,8 +305,8 @@ export class Image {
   }
 
   /**
-   * A new, empty active layer on that snapshot: what was written since is gone. Nobody may have the image mapped.
-   * Errors: PCOW_NOT_FOUND, PCOW_NO_SPACE, PCOW_READ_ONLY.
+   * Makes a new, empty active layer on that snapshot: what was written since is lost. No process
+   * may have the image mapped. Errors: PCOW_NOT_FOUND, PCOW_NO_SPACE, PCOW_READ_ONLY.
    */
   async rollback(name: string): Promise<void> {
     checkSnapshotName(name);
@@ -282,9 +314,10 @@ export class Image {
   }
 
   /**
-   * Gives a snapshot another name. It stays the same layer with the same identity: clones that stand on it, and increments that are sent
-   * from it, go on. An automatic one is one like any other from then on. Durable when it returns.
-   * Errors: PCOW_NOT_FOUND, PCOW_EXISTS, PCOW_INVALID of the name, PCOW_NO_SPACE, PCOW_READ_ONLY.
+   * Renames a snapshot. It remains the same layer with the same identity: clones that stand on it,
+   * and increments from it, continue to work. An automatic snapshot becomes an ordinary one.
+   * Durable when the promise resolves. Errors: PCOW_NOT_FOUND, PCOW_EXISTS, PCOW_INVALID for the
+   * name, PCOW_NO_SPACE, PCOW_READ_ONLY.
    */
   async renameSnapshot(from: string, to: string): Promise<void> {
     checkSnapshotName(from);
@@ -293,10 +326,11 @@ export class Image {
   }
 
   /**
-   * Deletes a snapshot: merged into its only child; dropped where it has none; hidden, until one is left, where it has
-   * several. Images of other files that stand on it are the caller's to check: see dependants().
-   * Once it has begun, the snapshot is gone by name; stopping it puts the merge off until the next deletion, or until the
-   * image is next opened for writing. Errors: PCOW_NOT_FOUND, PCOW_CANCELLED, PCOW_NO_SPACE, PCOW_READ_ONLY.
+   * Deletes a snapshot. If it has one child, it is merged into it; if it has none, it is dropped;
+   * if it has several, it is hidden until one is left. The caller must check whether other images
+   * stand on it: see dependants(). When the deletion has begun, the name is gone. If it is stopped,
+   * the merge is done by the next deletion, or when the image is next opened for writing. Errors:
+   * PCOW_NOT_FOUND, PCOW_CANCELLED, PCOW_NO_SPACE, PCOW_READ_ONLY.
    */
   async delete(name: string, options: LongOptions = {}): Promise<void> {
     checkSnapshotName(name);
@@ -306,8 +340,9 @@ export class Image {
   }
 
   /**
-   * Gives the image `size` bytes. A smaller size is PCOW_INVALID without `shrink`, which throws away what lies behind it,
-   * and always where it is below that of the snapshot or base that the image stands on.
+   * Changes the size of the image. A smaller size needs `shrink`, which drops the data behind it;
+   * otherwise it is PCOW_INVALID. A size below that of the snapshot or base on which the image
+   * stands is always PCOW_INVALID.
    */
   async resize(size: number, options: { shrink?: boolean | undefined } = {}): Promise<void> {
     checkSize(size);
@@ -317,38 +352,48 @@ export class Image {
   }
 
   /**
-   * The id of a frozen layer that holds the image as it is now, for a clone to stand on: the newest one where the
-   * active layer is empty, else that of a new automatic snapshot called `name`. Errors as those of snapshot().
+   * The id of a frozen layer that holds the image as it is now, for a clone to stand on. If the
+   * active layer is empty, this is the newest frozen layer; otherwise a new automatic snapshot
+   * named `name` is taken. Errors as for snapshot().
    */
   async freezeForClone(name: string): Promise<number> {
     checkSnapshotName(name);
     return translated(() => this.native.freezeForClone(name));
   }
 
-  /** The id of a snapshot's layer; null: of the layer that is active now. Errors: PCOW_NOT_FOUND. */
+  /**
+   * The id of a snapshot's layer; for null that of the present active layer. Errors:
+   * PCOW_NOT_FOUND.
+   */
   layerOf(snapshot: string | null): number {
     if (snapshot !== null) checkSnapshotName(snapshot);
     return translatedNow(() => this.native.layerOf(snapshot ?? ''));
   }
 
-  /** Points the image at another base, or at none, without looking at the content: an unsafe rebase. Errors as those of create(). */
+  /**
+   * Gives the image another base, or none, without looking at the content: an unsafe rebase. Errors
+   * as for create().
+   */
   async setBase(base: BaseOptions | null): Promise<void> {
     const native = nativeBase(base ?? undefined);
     await standingOnBase(this.info().path, base, () => translated(() => this.native.setBase(native)));
   }
 
-  /** @internal The same for renameImage(), which holds the lock of the base itself. */
+  /** @internal The same for renameImage(), which holds the base's lock itself. */
   async moveBase(base: BaseOptions): Promise<void> {
     await translated(() => this.native.setBase(nativeBase(base)));
   }
 
-  /** `method` and `what` name the work in messages, for example `delete` and `the deletion of s1`. */
+  /**
+   * `method` and `what` name the work in messages, for example `delete` and `the deletion of s1`.
+   */
   async #long<T>(method: string, what: string, options: LongOptions, work: LongWork<T>): Promise<T> {
     return runLong(`Image.${method}`, () => `${this.info().path}: ${what}`, options, work);
   }
 
   /**
-   * The same for an image whose base need not be there any more. Nobody may have the image open for writing.
+   * The same for an image whose base may be missing. No process may have the image open for
+   * writing.
    */
   static async setBaseBlindly(path: string, base: BaseOptions | null): Promise<void> {
     checkPath('the path of the image', path);
@@ -357,8 +402,9 @@ export class Image {
   }
 
   /**
-   * Points the image at another base, or (null) at none, and copies what the two hold differently: neither the image nor
-   * its snapshots change. Where it is stopped, the image stands where it stood.
+   * Gives the image another base, or (null) none, and copies what differs between the two: the
+   * contents of the image and its snapshots do not change. If it is stopped, the image keeps its
+   * base.
    */
   async rebase(base: BaseOptions | null, options: LongOptions = {}): Promise<void> {
     const native = nativeBase(base ?? undefined);
@@ -370,9 +416,10 @@ export class Image {
   }
 
   /**
-   * Moves what this image has written into `base`, its base, opened for writing, as a new snapshot `name` there; the image
-   * stands on that afterwards, empty, and reads as before. It must have no snapshots. Returns whether the base's own content
-   * went along, which it does where the base has written nothing since; nobody may have the base mapped then.
+   * Moves what this image has written into `base`, its base, which must be open for writing, as a
+   * new snapshot `name` there. Afterwards the image is empty, stands on that snapshot, and reads as
+   * before. It must have no snapshots. Returns whether the base's own content changed as well,
+   * which is so if the base has written nothing since; then no process may have the base mapped.
    */
   async commitInto(base: Image, name: string, options: LongOptions & { automatic?: boolean } = {}): Promise<boolean> {
     if (!(base instanceof Image)) throw new PcowError('PCOW_INVALID', 'the base must be an open image');
@@ -383,7 +430,7 @@ export class Image {
     );
   }
 
-  /** Gives back blocks that hold nothing but zeros, of the image and of its snapshots. */
+  /** Gives back blocks of the image and of its snapshots that hold only zeros. */
   async compact(options: LongOptions = {}): Promise<void> {
     await this.#long('compact', 'compacting', options, (cancellation, report) =>
       this.native.compact(cancellation, report),
@@ -391,9 +438,10 @@ export class Image {
   }
 
   /**
-   * Makes checksums of what snapshots hold, where they have none: whoever reads what has one gets an error (PCOW_CORRUPT)
-   * instead of bytes that have changed on the disk. An image with checksums can't be written by a pcow that does not know them.
-   * Everything else goes on meanwhile; with `background` it gives way to that.
+   * Makes checksums for the data of snapshots that have none. A read of data with a checksum fails
+   * with PCOW_CORRUPT if the bytes have changed on the disk. An older pcow that does not support
+   * checksums cannot write an image that has some. Other operations continue meanwhile; with
+   * `background` this work has lower priority than they.
    */
   async addChecksums(options: LongOptions & { background?: boolean | undefined } = {}): Promise<void> {
     const { background, ...rest } = options;
@@ -403,19 +451,23 @@ export class Image {
     );
   }
 
-  /** Takes all checksums away: what is damaged reads as it lies on the disk from then on. */
+  /** Removes all checksums: damaged data then reads as it is on the disk. */
   async removeChecksums(): Promise<void> {
     await translated(() => this.native.removeChecksums());
   }
 
-  /** Reads all that has checksums from the disk, and tells what is damaged. Fails only where that can't be completed. */
+  /**
+   * Reads everything that has checksums from the disk, and reports the damage. Fails only if that
+   * cannot be completed.
+   */
   async scrub(options: LongOptions = {}): Promise<ScrubReport> {
     return this.#long('scrub', 'the scrub', options, (cancellation, report) => this.native.scrub(cancellation, report));
   }
 
   /**
-   * Syncs, sets the clean flag and gives up the lock, after what is under way has ended. Operations that start later
-   * fail with PCOW_CLOSED. May be called again: the same Promise. Errors as those of sync(); the image is closed all the same.
+   * Waits for operations in progress, syncs, marks the image as clean and releases the lock. Later
+   * operations fail with PCOW_CLOSED. A second call returns the same Promise. Errors as for sync();
+   * the image is closed nevertheless.
    */
   close(): Promise<void> {
     this.#closing ??= translated(() => this.native.close());
@@ -428,22 +480,22 @@ export class Image {
   }
 }
 
-/** One snapshot of several images, which is one cut across them: no write is in one of them that came after a write missing in another. */
+/**
+ * One snapshot of several images, which is one cut across them: if a write is in the snapshot of
+ * one image, every earlier write is in those of the others.
+ */
 export async function snapshotTogether(name: string, images: Image[]): Promise<void> {
   checkSnapshotName(name);
   if (!Array.isArray(images) || images.length === 0) {
-    throw new PcowError('PCOW_INVALID', 'a snapshot across images needs at least one image');
+    throw new PcowError('PCOW_INVALID', 'a snapshot of several images needs at least one image');
   }
   for (const image of images) {
     if (!(image instanceof Image)) {
-      throw new PcowError('PCOW_INVALID', 'a snapshot across images takes a list of open images');
+      throw new PcowError('PCOW_INVALID', 'a snapshot of several images needs an array of open images');
     }
   }
   if (new Set(images).size < images.length) {
-    throw new PcowError(
-      'PCOW_INVALID',
-      `an image is named twice in the snapshot ${JSON.stringify(name)} across images`,
-    );
+    throw new PcowError('PCOW_INVALID', `an image is listed twice for the snapshot ${JSON.stringify(name)}`);
   }
   await translated(() =>
     addon().snapshotTogether(
@@ -457,7 +509,10 @@ function withDate<T extends { created: number }>(described: T): Omit<T, 'created
   return { ...described, created: new Date(described.created) };
 }
 
-/** Runs work that makes the image `path` stand on a base, where it is to stand on any. The base keeps its layers meanwhile. */
+/**
+ * Runs work that makes the image `path` stand on a base, if there is one. The base keeps its layers
+ * meanwhile.
+ */
 async function standingOnBase(
   path: string,
   base: BaseOptions | null | undefined,
@@ -478,7 +533,8 @@ async function standingOnBase(
 
 function nativeCreateOptions(path: string, { size, blockSize, base }: Omit<CreateOptions, 'force'>) {
   if (size !== undefined) checkSize(size);
-  else if (!base) throw new PcowError('PCOW_INVALID', `${path} needs a size: only an image on a base has a default`);
+  else if (!base)
+    throw new PcowError('PCOW_INVALID', `${path} needs a size: only an image that stands on a base has a default`);
   if (blockSize !== undefined) checkBlockSize(blockSize);
   return { size: size ?? 0, blockSize: blockSize ?? 0, base: nativeBase(base) };
 }

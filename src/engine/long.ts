@@ -1,4 +1,4 @@
-/** Work of the addon that may take long: how it is stopped, and how it tells its progress. */
+/** Runs long operations of the addon: cancellation and progress. */
 import { PcowError, translated } from './errors.js';
 import { addon, type NativeCancellation } from './native.js';
 import type { LongOptions } from './types.js';
@@ -9,7 +9,10 @@ export type LongWork<T> = (
   report: ((done: number, total: number) => void) | null,
 ) => Promise<T>;
 
-/** `method` and `what` name the work in messages, for example `Image.delete` and `vm1.pcow: the deletion of s1`. */
+/**
+ * `method` and `what` name the work in messages, for example `Image.delete` and `vm1.pcow: the
+ * deletion of s1`.
+ */
 export async function runLong<T>(
   method: string,
   what: () => string,
@@ -29,7 +32,7 @@ export async function runLong<T>(
   const cancel = () => {
     cancellation.cancel();
   };
-  // An onProgress that throws stops the operation, which then fails with what was thrown.
+  // An onProgress that throws stops the operation, which then fails with the thrown value.
   let thrown: { error: unknown } | undefined;
   const report = onProgress
     ? (done: number, total: number) => {

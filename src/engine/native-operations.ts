@@ -1,37 +1,48 @@
 /**
- * The native operations of a mount: once prepared, the bytes of flat files go from the kernel's requests straight to the engine, and
- * no read or write passes through libfuse or JavaScript. For src/mount only. The order of use:
+ * The native operations of a mount: the bytes of flat files go from the kernel's requests straight
+ * to the engine, and no read or write passes through libfuse or JavaScript. For src/mount only. The
+ * order of use:
  *
- *   const Fuse = requireFuse(directory);           // instead of require('fuse-native'), first thing in the process
- *   new Fuse(mountpoint, handlers, options).mount(...)     // afterwards interceptions() must be 1
- *   handlers.open:    cb(0, openHandle(image, { snapshot, writable }))   // the fh is at least FIRST_NATIVE_HANDLE
- *   handlers.release: closeHandle(fh) || …          // true where fh was a native handle
+ *   // Instead of require('fuse-native'), before anything else in the process.
+ *   const Fuse = requireFuse(directory);
+ *   // Afterwards interceptions() must be 1.
+ *   new Fuse(mountpoint, handlers, options).mount(...)
+ *   // The fh is at least FIRST_NATIVE_HANDLE.
+ *   handlers.open:    cb(0, openHandle(image, { snapshot, writable }))
+ *   // Returns true if the fh was a native handle.
+ *   handlers.release: closeHandle(fh) || …
  *
- * Served natively for handles from openHandle: read, write, fsync, fallocate (punch hole, zero range), and open's
- * keep_cache: the kernel keeps a file's cached pages from one opening to the next as long as no rollback changed the content.
+ * For handles from openHandle these are served natively: read, write, fsync, fallocate (punch hole,
+ * zero range), and open's keep_cache: the kernel keeps a file's cached pages from one open to the
+ * next, as long as no rollback has changed the content.
  *
- * Served natively for the flat files that the mount has told of (tellFlatFile): getattr, as long as their names stand for the same
- * image file and the image is open.
+ * For flat files that the mount has registered (tellFlatFile), getattr is served natively, as long
+ * as the name refers to the same image file and the image is open.
  *
- * The inode numbers of getattr and readdir: the upper half of one is taken from the field `dev`.
+ * In the results of getattr and readdir, the field `dev` has the upper half of the inode number.
  *
- * Served natively for all paths: statfs (of the image directory, 64-bit), utimens (sets the times of NAME.pcow, with
- * nanoseconds; `touch -a` and -m too), and getxattr of names outside of `user.`, which the kernel asks for before each write.
+ * For all paths these are served natively: statfs (of the image directory, 64-bit), utimens (sets
+ * the times of NAME.pcow, with nanoseconds; also for `touch -a` and -m), and getxattr of names
+ * outside of `user.`, which the kernel requests before each write.
  *
- * Everything else, and every request with another fh, goes to the JavaScript handlers, which must therefore choose their own
- * handle numbers below FIRST_NATIVE_HANDLE. Files open under those are read and written past the page cache (direct_io). The
- * handlers for read, write, fsync, statfs, utimens and open must be given all the same: where the table did not take hold
- * (interceptions() is 0 after the mount) they serve everything.
+ * Everything else, and every request with another fh, goes to the JavaScript handlers. So these must
+ * choose their own handle numbers below FIRST_NATIVE_HANDLE. Files that are open with such numbers
+ * are read and written without the page cache (direct_io). The handlers for read, write, fsync,
+ * statfs, utimens and open are required nevertheless: if the native operations are not active
+ * (interceptions() is 0 after the mount), they serve everything.
  */
 import { translatedNow } from './errors.js';
 import type { Image } from './image.js';
 import { addon, requireModule, type Traffic } from './native.js';
 import { checkFlag, checkOptions, checkPath, checkSnapshotName } from './validate.js';
 
-/** Native handle numbers start here; a mount's own (for control files) are smaller. They survive fuse-native's 32-bit signed field. */
+/**
+ * The handle numbers of native operations start here; a mount's own numbers (for control files) are
+ * smaller. They survive fuse-native's signed 32-bit field.
+ */
 export const FIRST_NATIVE_HANDLE = 0x4000_0000;
 
-/** Of an image file. */
+/** Identifies an image file. */
 export interface FileIdentity {
   device: bigint;
   inode: bigint;
@@ -41,18 +52,25 @@ export interface HandleOptions {
   /** Default: the active layer. */
   snapshot?: string | undefined;
   writable: boolean;
-  /** The image's writer is a monitor: this opening of it only reads, and nobody keeps cached pages of it up to date. Default: false. */
+  /**
+   * A monitor is the image's writer. This opening of the image only reads, and cached pages of it
+   * may become stale. Default: false.
+   */
   lent?: boolean | undefined;
 }
 
 export interface MoveOptions extends HandleOptions {
-  /** Pages that the kernel writes back are refused with EBUSY, because they are older than the image. Default: false. */
+  /**
+   * The kernel's write-back is refused with EBUSY, because its pages are older than the image.
+   * Default: false.
+   */
   refusesCached?: boolean | undefined;
 }
 
 /**
- * What a native operation waits for: 'open': may the process `pid` (a thread of it) open the flat file of a lent image under this
- * handle; 'write': may somebody write again who has it open. The answer to 'write' comes when the handle has its writer back.
+ * A question for which a native operation waits. 'open': may the process with the thread `pid` open
+ * the flat file of a lent image with this handle? 'write': may a process that has the file open
+ * write again? The answer to 'write' comes when the handle has its writer back.
  */
 export interface Question {
   kind: 'open' | 'write';
@@ -60,13 +78,13 @@ export interface Question {
   pid: number;
 }
 
-/** Yes; yes, but past the page cache; or no, with an errno (positive). */
+/** Yes; yes, but without the page cache; or no, with a positive errno. */
 export type QuestionAnswer = 'yes' | 'past the page cache' | { errno: number };
 
 /**
- * Loads the operations table, then libfuse, then fuse-native, in the order that lets the table stand between the last two, and
- * returns what fuse-native exports. `directory` is the image directory. One mount in a process is served natively; a second one
- * gets the JavaScript handlers.
+ * Loads the operations table, then libfuse, then fuse-native. This order puts the table between the
+ * last two. Returns the exports of fuse-native. `directory` is the image directory. One mount of a
+ * process is served natively; a second one uses the JavaScript handlers.
  */
 export function requireFuse(directory: string): unknown {
   checkPath('the image directory', directory);
@@ -77,24 +95,27 @@ export function requireFuse(directory: string): unknown {
   return requireModule('fuse-native');
 }
 
-/** How many mounts of this process the table was put under: 1 after a mount that it took hold of, else 0. */
+/**
+ * How many mounts of this process use the table: 1 after a mount with native operations, else 0.
+ */
 export function interceptions(): number {
   return addon().fuseInterceptions();
 }
 
-/** How many requests were served natively since the process began. */
+/** The number of requests served natively since the process began. */
 export function nativeRequests(): number {
   return addon().fuseRequests();
 }
 
-/** What was served natively through one opening of an image, also when it is closed. */
+/** What was served natively through one opening of an image, which may be closed. */
 export function trafficOf(image: Image): Traffic {
   return addon().fuseTraffic(image.native);
 }
 
 /**
- * For getattr: `name` in the mount is the flat file of this open image. `device` and `inode` are those of the image file, `number` is the
- * flat file's inode number. Also where the mount has no native operations: then nobody asks.
+ * For getattr: `name` in the mount is the flat file of this open image. `device` and `inode` are
+ * those of the image file; `number` is the flat file's inode number. Without native operations it
+ * has no effect.
  */
 export function tellFlatFile(name: string, { device, inode }: FileIdentity, number: bigint, image: Image): void {
   addon().fuseTellFlatFile(name, device, inode, number, image.native);
@@ -102,12 +123,18 @@ export function tellFlatFile(name: string, { device, inode }: FileIdentity, numb
 
 export type { Traffic };
 
-/** Before the mount: `ended` is called once when the mount is over, whoever ended it. Only where the table takes hold. */
+/**
+ * Before the mount: `ended` is called once when the mount has ended, for whatever reason. Works
+ * only with native operations.
+ */
 export function onSessionEnd(ended: () => void): void {
   addon().fuseOnEnd(ended);
 }
 
-/** A handle number for open's callback. The image stays in memory until closeHandle; once it is closed, requests get EBADF. */
+/**
+ * Returns a handle number for open's callback. The image stays in memory until closeHandle. After
+ * the image has been closed, requests fail with EBADF.
+ */
 export function openHandle(image: Image, options: HandleOptions): number {
   checkOptions('the options of openHandle', options, ['snapshot', 'writable', 'lent']);
   checkFlag('the option "writable"', options.writable);
@@ -117,8 +144,8 @@ export function openHandle(image: Image, options: HandleOptions): number {
 }
 
 /**
- * Lets an open handle go on with another opening of the same image. `writable` where the opening is not: its writes are EBUSY.
- * Requests under way end with the old one.
+ * Moves an open handle to another opening of the same image. If `writable` is set and the opening
+ * is not, writes fail with EBUSY. Requests in progress finish with the old opening.
  */
 export function moveHandle(fh: number, image: Image, options: MoveOptions): void {
   checkOptions('the options of moveHandle', options, ['snapshot', 'writable', 'lent', 'refusesCached']);
@@ -128,7 +155,7 @@ export function moveHandle(fh: number, image: Image, options: MoveOptions): void
   });
 }
 
-/** Before the mount. `answer` never rejects. */
+/** Call it before the mount. `answer` must not reject. */
 export function onQuestion(answer: (question: Question) => Promise<QuestionAnswer>): void {
   addon().fuseOnQuestion((id, kind, fh, pid) => {
     void answer({ kind, fh, pid }).then((it) => {
@@ -137,17 +164,22 @@ export function onQuestion(answer: (question: Question) => Promise<QuestionAnswe
   });
 }
 
-/** How many reads of a lent image have left pages in the kernel's cache, through this opening of it. */
+/**
+ * How many reads of a lent image have left pages in the kernel's cache, through this opening of it.
+ */
 export function cachedReads(image: Image): number {
   return addon().fuseCachedReads(image.native);
 }
 
-/** The thread that opened the file, as this process numbers it; null where that is not known. */
+/** The thread that opened the file, as this process sees it; null if that is not known. */
 export function openerOf(fh: number): number | null {
   return addon().fuseOpener(fh) || null;
 }
 
-/** For release: lets a handle go. False where it is not one of ours. Requests under way end in peace. */
+/**
+ * For release: closes a handle. Returns false if it is not a native one. Requests in progress
+ * finish.
+ */
 export function closeHandle(fh: number): boolean {
   return addon().fuseCloseHandle(fh);
 }

@@ -1,6 +1,7 @@
 /**
- * The addon's surface, declared once, and the one place that loads it. Validation is done before these are called:
- * the C++ side trusts types. Everything else in src/ uses image.ts and native-operations.ts, never this.
+ * Declares the addon's interface, and loads it. Arguments are validated before these functions are
+ * called: the C++ code trusts their types. The rest of src/ uses image.ts and native-operations.ts,
+ * and never this.
  */
 import { existsSync } from 'node:fs';
 import { createRequire } from 'node:module';
@@ -12,23 +13,23 @@ import type { ChainLink, CheckReport, ImageInfo, ScrubReport } from './types.js'
 
 export interface NativeBase {
   path: string;
-  /** Empty where `layer` is given. */
+  /** Empty if `layer` is given. */
   snapshot: string;
-  /** 0 where `snapshot` is given. */
+  /** 0 if `snapshot` is given. */
   layer: number;
 }
 
 export interface NativeCreateOptions {
-  /** 0: the base's. */
+  /** 0: as the base. */
   size: number;
-  /** 0: the base's, or the default. */
+  /** 0: as the base, or the default. */
   blockSize: number;
-  /** The path is that of an empty draft, to be filled as it lies. */
+  /** The path is an empty draft, to be filled in place. */
   into: boolean;
   base: NativeBase | null;
 }
 
-/** What an image says of itself in its superblock. */
+/** The identity of an image and its base, from its superblock. */
 export interface NativeIdentity {
   uuid: string;
   base: { path: string; uuid: string; layer: number } | null;
@@ -53,7 +54,10 @@ export interface NativeSnapshotInfo {
   data: number;
 }
 
-/** A snapshot's name, the id of a layer, or '' for the active layer, whichever that is at the time of each call. */
+/**
+ * A snapshot's name, the id of a layer, or '' for the layer that is active at the time of each
+ * call.
+ */
 export type NativeLayer = string | number;
 
 export interface NativeLayerInfo {
@@ -70,14 +74,17 @@ export interface NativeLayerInfo {
 
 /** Some of the extents of a layer, in ascending order. */
 export interface NativeExtentBatch {
-  /** Five numbers for each: offset, length, kind (0 data, 1 zero, 2 hole), depth of the layer, place in its file. */
+  /**
+   * Five numbers for each: offset, length, kind (0 data, 1 zero, 2 hole), depth of the layer,
+   * offset in its file.
+   */
   extents: Float64Array;
-  /** Where the next batch begins; `size` at the end. */
+  /** The beginning of the next batch; `size` at the end. */
   next: number;
   size: number;
-  /** The chain, the walked layer first, as far down as the extents name it. */
+  /** The chain, beginning with the walked layer, as far down as the extents refer to it. */
   chain: ChainLink[];
-  /** Of the whole chain: where it is another one than in the batch before, depths count other layers. */
+  /** Identifies the whole chain: if it differs from the batch before, depths mean other layers. */
   chainState: string;
 }
 
@@ -91,12 +98,12 @@ export interface Traffic {
   discards: number;
 }
 
-/** Tells a long operation to stop. One for each operation. */
+/** Stops a long operation. One for each operation. */
 export interface NativeCancellation {
   cancel(): void;
 }
 
-/** What the attach server reports; see attach-server.ts. */
+/** The events of the attach server; see attach-server.ts. */
 export type NativeAttachEvent =
   | {
       kind: 'attach';
@@ -134,7 +141,7 @@ export interface NativeAttachServer {
   stop(): void;
 }
 
-/** An open image. Everything that returns a Promise works off the JavaScript thread. */
+/** An open image. Methods that return a Promise do their work outside the JavaScript thread. */
 export interface NativeImage {
   info(): NativeImageInfo;
   size(): number;
@@ -146,14 +153,20 @@ export interface NativeImage {
   layerOf(snapshot: string): number;
   chain(layer: NativeLayer): ChainLink[];
   read(buffer: Uint8Array, offset: number, layer: NativeLayer): Promise<number>;
-  /** From `offset` on: 0, or the `next` of the batch before. Only layers of depths from `first` to before `end`. */
+  /**
+   * From `offset` on, which is 0 or the `next` of the batch before. Only layers at depths from
+   * `first` to before `end`.
+   */
   map(offset: number, layer: NativeLayer, first: number, end: number): Promise<NativeExtentBatch>;
   changes(offset: number, from: NativeLayer, to: NativeLayer): Promise<NativeExtentBatch>;
   changesToBase(offset: number, to: NativeLayer): Promise<NativeExtentBatch>;
   write(buffer: Uint8Array, offset: number): Promise<void>;
   discard(offset: number, length: number): Promise<void>;
   sync(): Promise<void>;
-  /** Of a received snapshot with its `identity` and when it was `created` (milliseconds), else with null and null. */
+  /**
+   * For a received snapshot with its `identity` and its time, `created` (milliseconds); otherwise
+   * with null and null.
+   */
   snapshot(name: string, identity: string | null, created: number | null): Promise<void>;
   rollback(name: string): Promise<void>;
   renameSnapshot(from: string, to: string): Promise<void>;
@@ -188,13 +201,13 @@ export interface NativeImage {
     cancellation: NativeCancellation,
     onProgress: ((done: number, total: number) => void) | null,
   ): Promise<ScrubReport>;
-  /** Waits for what is under way. Once only. */
+  /** Waits for operations in progress. Call it once only. */
   close(): Promise<void>;
 }
 
 export interface NativeAddon {
   create(path: string, options: NativeCreateOptions): Promise<void>;
-  /** `baseRoot` empty: bases may lie anywhere. */
+  /** If `baseRoot` is empty, bases may be anywhere. */
   open(path: string, write: boolean, baseRoot: string, withoutBases: boolean): Promise<NativeImage>;
   setBaseBlindly(path: string, base: NativeBase | null): Promise<void>;
   recover(path: string): Promise<'nothing' | 'recovered' | 'in use'>;
@@ -206,9 +219,11 @@ export interface NativeAddon {
     onProgress: ((done: number, total: number) => void) | null,
   ): Promise<CheckReport>;
   Cancellation: new () => NativeCancellation;
-  /** Goes on from `seed`, the checksum of what came before; 0 at the beginning. */
+  /** Continues from `seed`, the checksum of the bytes before; 0 at the beginning. */
   crc32c(bytes: Uint8Array, seed: number): number;
-  /** Where a file holds data next: [start, end), both `end` where there is none before it. */
+  /**
+   * The next range of a file with data: [start, end); both are `end` if there is none before it.
+   */
   nextData(descriptor: number, from: number, end: number): [number, number];
 
   /** See native-operations.ts. */
@@ -265,8 +280,9 @@ export interface NativeAddon {
 let loaded: NativeAddon | undefined;
 
 /**
- * The addon, loaded at the first call. RTLD_GLOBAL because its fuse_new must be found before libfuse's own
- * (native-operations.ts); loading it another way first would take that away for the whole process.
+ * The addon, loaded at the first call. RTLD_GLOBAL, because the linker must find its fuse_new
+ * before libfuse's (native-operations.ts). If it were loaded another way first, that would be
+ * impossible for the whole process.
  */
 export function addon(): NativeAddon {
   if (loaded) return loaded;
@@ -277,7 +293,7 @@ export function addon(): NativeAddon {
     throw new PcowError(
       'PCOW_UNSUPPORTED',
       existsSync(ADDON)
-        ? `the native part of Pcow can't be loaded (${cause instanceof Error ? cause.message : String(cause)}): ${HOW_TO_BUILD}`
+        ? `cannot load the native part of Pcow (${cause instanceof Error ? cause.message : String(cause)}): ${HOW_TO_BUILD}`
         : `the native part of Pcow is not built: ${HOW_TO_BUILD}`,
       { cause },
     );
@@ -286,5 +302,5 @@ export function addon(): NativeAddon {
   return loaded;
 }
 
-/** `require` as CommonJS packages want it, from this package's place. */
+/** `require` for CommonJS packages, relative to this package. */
 export const requireModule = createRequire(import.meta.url);

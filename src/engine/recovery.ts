@@ -1,4 +1,4 @@
-/** Making durable what a writer that was killed has left in the page cache: docs/durability.md. */
+/** Makes durable what a killed writer has left in the page cache: docs/durability.md. */
 import path from 'node:path';
 
 import { isPcowError, PcowError, translated } from './errors.js';
@@ -6,10 +6,13 @@ import { howToName, imageFilesIn } from './image-files.js';
 import { addon } from './native.js';
 import { checkPath } from './validate.js';
 
-/** `nothing`: the image is clean, or the page cache is gone. `in use`: somebody has it open for writing, or recovers it. */
+/**
+ * `nothing`: the image is clean, or the page cache is gone. `in use`: a process has it open for
+ * writing, or is recovering it.
+ */
 export type Recovery = 'nothing' | 'recovered' | 'in use';
 
-/** What became of the images of a directory; each is named by its path. */
+/** The results for the images of a directory, each by its path. */
 export interface DirectoryRecovery {
   /** Those of which something was made durable. */
   recovered: string[];
@@ -25,15 +28,18 @@ export interface DirectoryRecovery {
 }
 
 /**
- * Makes durable what a killed writer of the image has left unsynced, so that nothing of it is lost when the host is started
- * anew. The image's base is not looked at.
+ * Makes durable what a killed writer of the image has left unsynced, so that a restart of the host
+ * loses nothing of it. The image's base is not touched.
  */
 export async function recoverImage(file: string): Promise<Recovery> {
   checkPath('the path of the image', file);
   return translated(() => addon().recover(file));
 }
 
-/** The same for each `*.pcow` in a directory. Files that are no images, or go away meanwhile, are passed over. */
+/**
+ * The same for each `*.pcow` in a directory. Files that are not images, or disappear meanwhile, are
+ * skipped.
+ */
 export async function recoverDirectory(directory: string): Promise<DirectoryRecovery> {
   checkPath('the directory', directory);
   const outcome: DirectoryRecovery = { recovered: [], inUse: [], failed: [] };

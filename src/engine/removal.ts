@@ -1,12 +1,13 @@
-/** Deleting a whole image at rest. */
+/** Deletes a whole image at rest. */
 import { identify, takingAway } from './dependants.js';
 import { isPcowError } from './errors.js';
 import { lockWriter } from './file-lock.js';
 import { removeName } from './names.js';
 
 /**
- * Deletes an image file that nobody has open for writing (PCOW_LOCKED) and no image of its directory stands on (PCOW_IN_USE). A damaged
- * image, or one whose base is missing, is deleted as well; what is no image is PCOW_NOT_AN_IMAGE. Durable when it returns.
+ * Deletes an image file, unless a process has it open for writing (PCOW_LOCKED) or an image of its
+ * directory stands on it (PCOW_IN_USE). Damaged images and images without their base can be
+ * deleted; a file that is not an image is PCOW_NOT_AN_IMAGE. Durable when the promise resolves.
  */
 export async function removeImage(file: string): Promise<void> {
   await identify(file).catch((error: unknown) => {

@@ -1,4 +1,4 @@
-/** Giving an image file another name, with the images that stand on it going along. */
+/** Renames an image file, and updates the images that stand on it. */
 import path from 'node:path';
 
 import { basePathOf, type Dependant, survey } from './dependants.js';
@@ -7,19 +7,22 @@ import { lockStanding, noLock } from './file-lock.js';
 import type { Image } from './image.js';
 import { addName, isTaken, relationOf, removeName } from './names.js';
 
-/** An image that stands on the one that is renamed, open for writing. */
+/** An image that stands on the renamed image, open for writing. */
 export interface Standing {
   image: Image;
-  /** The id of the layer that it stands on. */
+  /** The id of the layer on which it stands. */
   layer: number;
 }
 
 /**
- * Renames an image file within its directory. `open` opens an image that stands on it for writing; `close` is called for each in the end.
+ * Renames an image file within its directory. `open` opens an image that stands on it for writing;
+ * `close` is called for each of these images at the end.
  *
- * First it has both names, then every image that stands on it is told the new one, then the old one goes, and each step is durable
- * before the next begins: whatever ends this in between, a process or the host, each base is found, and the same call again finishes it.
- * Nobody comes to stand on it by its old name meanwhile, and who looks which images stand on its base sees it under one name at least.
+ * First the file gets the second name, then every image that stands on it is updated to the new
+ * name, then the old name is removed. Each step is durable before the next begins. So if a process
+ * or the host ends in between, every base is found, and the same call again finishes the rename.
+ * Meanwhile no image can be made to stand on the old name, and a search for the images that stand
+ * on the file's own base finds the file under at least one name.
  */
 export async function renameImage(
   from: string,
@@ -38,13 +41,13 @@ export async function renameImage(
       if (first !== undefined) {
         throw new PcowError(
           'PCOW_BUSY',
-          `can't tell whether ${first.image} stands on ${from}, which would have to be told its new name: ${first.reason}`,
+          `cannot tell whether ${first.image} stands on ${from} and needs its new name: ${first.reason}`,
         );
       }
-      // What has lost its base already does not name this one.
+      // Images that had already lost their base do not refer to this name.
       for (const dependant of found.filter(({ lost }) => !lost)) standing.push(await open(dependant));
       await addName(from, to);
-      await tellAll(standing, from, to);
+      await updateAll(standing, from, to);
       await removeName(from);
     } finally {
       below.release();
@@ -60,26 +63,26 @@ async function checkNames(from: string, to: string): Promise<void> {
   if (relation === 'one name') {
     throw new PcowError(
       'PCOW_EXISTS',
-      `${path.basename(from)} and ${path.basename(to)} are one name in ${path.dirname(from)}, which ignores case: ` +
-        'rename the image to another name first, and that one to this',
+      `${path.basename(from)} and ${path.basename(to)} are the same name in ${path.dirname(from)}, which ignores case: ` +
+        'rename the image to a different name first, and then to this one',
     );
   }
-  // With two names an interrupted rename is finished.
+  // If both are names of one file, an interrupted rename is finished.
   if (relation === 'apart' && (await isTaken(to))) {
-    throw new PcowError('PCOW_EXISTS', `${from} can't be renamed: there is ${to} already`);
+    throw new PcowError('PCOW_EXISTS', `${from} can't be renamed: ${to} exists already`);
   }
 }
 
-/** All, or none: what was told is told the old name again. */
-async function tellAll(standing: Standing[], from: string, to: string): Promise<void> {
-  const told: Standing[] = [];
+/** Updates all images, or none: after a failure, those that were updated get the old name again. */
+async function updateAll(standing: Standing[], from: string, to: string): Promise<void> {
+  const updated: Standing[] = [];
   try {
     for (const one of standing) {
       await one.image.moveBase({ path: to, layer: one.layer });
-      told.push(one);
+      updated.push(one);
     }
   } catch (error) {
-    for (const { image, layer } of told) await image.moveBase({ path: from, layer });
+    for (const { image, layer } of updated) await image.moveBase({ path: from, layer });
     await removeName(to);
     throw error;
   }

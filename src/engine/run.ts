@@ -1,8 +1,14 @@
-/** Becoming another program, and whether that one may serve its own page faults: what `pcow run` needs of the addon. */
+/**
+ * What `pcow run` needs from the addon: replacing this process by another program, and checking
+ * whether userfaultfd may be used.
+ */
 import { translatedNow } from './errors.js';
 import { addon } from './native.js';
 
-/** Throws PCOW_PERMISSION with the command that grants the right, or what this kernel, or a filter of system calls, keeps from the monitor. */
+/**
+ * Throws PCOW_PERMISSION with the command that grants the right, or the error of a kernel or a
+ * filter of system calls that does not allow what the monitor needs.
+ */
 export function checkMonitor(): void {
   translatedNow(() => {
     addon().checkMonitor();
@@ -10,9 +16,10 @@ export function checkMonitor(): void {
 }
 
 /**
- * Replaces this process by a command, which is looked for in PATH: its pid, its signals and its exit code are the command's
- * own from then on. Returns only by throwing. What Node does as it starts can't be undone: of inherited descriptors the command
- * has the three standard ones only, and signals that were ignored are not ignored any more.
+ * Replaces this process by a command, which is searched in PATH: from then on, its pid, signals and
+ * exit code are the command's own. Returns only by throwing. What Node does when it starts cannot
+ * be undone: the command inherits only the three standard descriptors, and signals that were
+ * ignored are no longer ignored.
  */
 export function become(words: readonly [string, ...string[]], environment: NodeJS.ProcessEnv): never {
   const variables = Object.entries(environment).flatMap(([name, value]) =>

@@ -1,13 +1,15 @@
-/** What goes into and comes out of an image. Sizes and offsets are bytes. */
+/** The arguments and results of an image's operations. Sizes and offsets are bytes. */
 import type { PcowError } from './errors.js';
 
-/** Where a new image stands: a frozen layer of another image. */
+/** On what a new image stands: a frozen layer of another image. */
 export interface BaseOptions {
-  /** Of the base image, as the user gave it; stored relative to the new image's directory where possible. */
+  /**
+   * The base image, as the user gave it; stored relative to the new image's directory if possible.
+   */
   path: string;
   /** The snapshot to stand on. Give this or `layer`. */
   snapshot?: string | undefined;
-  /** The id of a frozen layer, as Image.freezeForClone returns it. */
+  /** The id of a frozen layer, as returned by Image.freezeForClone. */
   layer?: number | undefined;
 }
 
@@ -15,33 +17,45 @@ export interface BaseOptions {
 export interface CreateOptions {
   /** A multiple of 4096, 64 KiB to 64 TiB; default: the base's. */
   size?: number | undefined;
-  /** A power of two, 4 KiB to 2 MiB; default: 65536. An image on a base has the base's. */
+  /**
+   * A power of two, 4 KiB to 2 MiB; default: 65536. An image on a base has the block size of the
+   * base.
+   */
   blockSize?: number | undefined;
-  /** Replace an existing file; never one that a process has open for writing, or that other images of its directory stand on. */
+  /**
+   * Replace an existing file; but never one that a process has open for writing, or on which other
+   * images of its directory stand.
+   */
   force?: boolean | undefined;
-  /** What the new image stands on; default: nothing. */
+  /** The base of the new image; default: none. */
   base?: BaseOptions | undefined;
 }
 
 /** For Image.open. */
 export interface OpenOptions {
-  /** Be the one writer of the image: takes its lock, or fails with PCOW_LOCKED. Default: read only, no lock. */
+  /**
+   * Be the only writer of the image: takes its lock, or fails with PCOW_LOCKED. Default: read only,
+   * no lock.
+   */
   write?: boolean | undefined;
-  /** A directory that every base must lie in after symbolic links are resolved, else PCOW_BASE_OUTSIDE. */
+  /**
+   * A directory that must contain every base after symbolic links are resolved; otherwise
+   * PCOW_BASE_OUTSIDE.
+   */
   baseRoot?: string | undefined;
 }
 
-/** What an image stands on. */
+/** The base of an image. */
 export interface BaseInfo {
   /** As stored in the image. */
   path: string;
   /** Absolute. */
   resolved: string;
-  /** Of the base image: another one at the path is PCOW_BASE_CHANGED. */
+  /** The uuid of the base image: if another image is at the path, that is PCOW_BASE_CHANGED. */
   uuid: string;
   /** The id of the frozen layer in the base. */
   layer: number;
-  /** That layer's name, where it has one. */
+  /** The name of that layer, if it has one. */
   snapshot: string | null;
 }
 
@@ -49,7 +63,10 @@ export interface BaseInfo {
 export interface Holder {
   /** Process id, in this process's namespace. */
   pid: number;
-  /** Clock ticks since boot (field 22 of /proc/PID/stat): tells the process from a later one with its pid. */
+  /**
+   * Clock ticks since boot (field 22 of /proc/PID/stat): distinguishes the process from a later one
+   * with the same pid.
+   */
   startTime: number;
   /** As in /proc/PID/comm. */
   command: string;
@@ -57,11 +74,11 @@ export interface Holder {
 
 /** One layer of the chain that a read falls through. */
 export interface ChainLink {
-  /** The image file that holds this layer. */
+  /** The image file that contains this layer. */
   path: string;
-  /** null: the active layer, or a frozen one without a name. */
+  /** null: the active layer, or a frozen layer without a name. */
   snapshot: string | null;
-  /** Its id in that file: never used again for another layer. */
+  /** Its id in that file, which is never used again for another layer. */
   layer: number;
 }
 
@@ -69,35 +86,39 @@ export interface ChainLink {
 export interface LayerInfo {
   /** Never used again for another layer of this image. */
   id: number;
-  /** The id of the layer that it stands on; null: a root, which stands on the image's base, if it has one. */
+  /**
+   * The id of the layer on which it stands; null: a root, which stands on the image's base, if it
+   * has one.
+   */
   parent: number | null;
   /** null: the active layer, or a hidden one. */
   name: string | null;
-  /** A snapshot that was deleted, and that several layers stand on, or that waits to be merged. */
+  /** A deleted snapshot on which several layers stand, or which waits to be merged. */
   hidden: boolean;
   /** It takes the writes. */
   active: boolean;
   /** As in SnapshotInfo; null: the active layer, which has none yet. */
   identity: string | null;
-  /** When it was frozen; of the active layer when it was made. */
+  /** When it was frozen; for the active layer, when it was made. */
   created: Date;
   /** Bytes. */
   size: number;
 }
 
 /**
- * What to read: a snapshot by its name, or a layer by its id (Image.layers, SnapshotInfo.id). An id is one layer for ever. So whoever reads for
- * long takes ids: the active layer by its id stays what it was when somebody takes a snapshot meanwhile.
+ * A layer to read: a snapshot by its name, or a layer by its id (Image.layers, SnapshotInfo.id). An
+ * id always means the same layer. So use ids for long reads: the active layer's id still means that
+ * layer after a snapshot has been taken.
  */
 export type LayerChoice = string | number;
 
-/** What Image.info tells. */
+/** The result of Image.info. */
 export interface ImageInfo {
   /** Of the image file, absolute. */
   path: string;
   /** 8-4-4-4-12 hex digits. */
   uuid: string;
-  /** Of docs/format.md. */
+  /** The format version (docs/format.md). */
   formatVersion: number;
   /** Of the active layer: what a guest sees. */
   size: number;
@@ -105,27 +126,27 @@ export interface ImageInfo {
   blockSize: number;
   /** Bytes: the unit of fine-grained copy-on-write. */
   subBlockSize: number;
-  /** Of the image file, holes included. */
+  /** The size of the image file, including holes. */
   fileSize: number;
-  /** What the image file takes on its disk. */
+  /** Disk space that the image file takes. */
   diskUse: number;
-  /** Whether the last writer closed the image. False while somebody has it open for writing. */
+  /** Whether the last writer closed the image. False while a process has it open for writing. */
   clean: boolean;
   /** Whether this opening may write. */
   writable: boolean;
-  /** Grows with every change of structure. */
+  /** Incremented by every change of the structure. */
   generation: number;
-  /** How many. */
+  /** The number of snapshots. */
   snapshots: number;
-  /** null: the image stands on nothing. */
+  /** null: the image stands on no base. */
   base: BaseInfo | null;
   /** Active layer first. */
   chain: ChainLink[];
-  /** The living process that has it open for writing, if any. */
+  /** The living process that has it open for writing, if there is one. */
   holder: Holder | null;
-  /** Of an image that is not clean: the process that opened it for writing last, alive or not. */
+  /** If the image is not clean: the process that last opened it for writing, alive or not. */
   opener: Holder | null;
-  /** Of the last operation that failed on this opening. */
+  /** The last operation that failed on this opening. */
   lastError: ImageFailure | null;
   /** Whether this opening may write, and stores into persistent memory directly (docs/durability.md). */
   persistent: boolean;
@@ -139,7 +160,7 @@ export interface ImageInfo {
 export interface ImageFailure {
   /** When. */
   time: Date;
-  /** What the operation threw or rejected with. */
+  /** The error that the operation threw, or with which it rejected. */
   error: PcowError;
 }
 
@@ -149,17 +170,17 @@ export interface SnapshotInfo {
   name: string;
   /** Of its layer in this image. */
   id: number;
-  /** Of the content, 16 hex digits: the same in every image that the snapshot was sent to. */
+  /** Identifies the content, 16 hex digits: the same in every image that received the snapshot. */
   identity: string;
-  /** The nearest named ancestor in this image; null at the root. */
+  /** The nearest ancestor with a name in this image; null at the root. */
   parent: string | null;
   /** When it was taken. */
   created: Date;
-  /** Of the image when it was taken. */
+  /** The size of the image when the snapshot was taken. */
   size: number;
-  /** Layers that stand directly on it, the active one included. */
+  /** The number of layers that stand directly on it, including the active one. */
   children: number;
-  /** Made by Pcow for a clone, not asked for by name. */
+  /** Taken by Pcow itself, for a clone. */
   automatic: boolean;
   /** The active layer stands directly on it. */
   current: boolean;
@@ -167,7 +188,7 @@ export interface SnapshotInfo {
   data: number;
 }
 
-/** What a snapshot that is received from another image shares with that one. */
+/** What a received snapshot shares with the original in another image. */
 export interface SnapshotOrigin {
   /** As in SnapshotInfo. */
   identity: string;
@@ -177,24 +198,27 @@ export interface SnapshotOrigin {
 
 /** A range of an image, as Image.map and Image.diff list it. */
 export interface Extent {
-  /** Bytes from the begin of the image. */
+  /** Bytes from the beginning of the image. */
   offset: number;
   /** Bytes. */
   length: number;
   /**
-   * `data`: bytes in a file (which may be zeros). `zero`: zeros that a layer holds over what is below. `hole`: no layer holds
-   * anything, which reads as zeros.
+   * `data`: bytes in a file (which may be zeros). `zero`: zeros that a layer holds over the layers
+   * below. `hole`: no layer holds anything, so the range reads as zeros.
    */
   kind: 'data' | 'zero' | 'hole';
-  /** Where in the chain, as it was when this range was looked at, the layer is that holds it: 0 is the one that was asked for. null of a hole. */
+  /**
+   * The position in the chain (when this range was read) of the layer that holds it: 0 is the
+   * requested layer. null for a hole.
+   */
   depth: number | null;
-  /** That layer. null of a hole. */
+  /** That layer. null for a hole. */
   layer: ChainLink | null;
-  /** Where the bytes are in that layer's file. null unless `data`. */
+  /** The offset of the bytes in that layer's file. null unless `data`. */
   place: number | null;
 }
 
-/** Layers of a chain, counted from the one that is asked for. */
+/** Layers of a chain, counted from the requested one. */
 export interface DepthRange {
   /** The first of them. */
   first: number;
@@ -206,9 +230,15 @@ export interface DepthRange {
 export interface MapOptions {
   /** Default: the layer that is active when the walk begins. */
   snapshot?: LayerChoice | undefined;
-  /** Looks only at these layers of the chain, by depth: a hole is what none of them holds. `end` excluded; default: all. */
+  /**
+   * Read only these layers of the chain, by depth: a range that none of them holds is a hole. `end`
+   * is excluded; default: all.
+   */
   depths?: DepthRange | undefined;
-  /** What Image.chainState() has said: the walk ends with PCOW_BUSY when its layers are not these any more, so that depths would count others. */
+  /**
+   * The result of Image.chainState(): the walk ends with PCOW_BUSY if the chain has changed since,
+   * because depths would mean other layers.
+   */
   chain?: string | undefined;
   /** Aborting ends the iteration with PCOW_CANCELLED. */
   signal?: AbortSignal | undefined;
@@ -216,108 +246,123 @@ export interface MapOptions {
 
 /** For operations that may take long. */
 export interface LongOptions {
-  /** Aborting fails the operation with PCOW_CANCELLED, and the reason as its cause; the image stays sound. */
+  /**
+   * Aborting fails the operation with PCOW_CANCELLED, and the reason as its cause; the image stays
+   * intact.
+   */
   signal?: AbortSignal | undefined;
-  /** Called on the JavaScript thread, now and then. The unit is the operation's own; done reaches total at the end. */
+  /**
+   * Called on the JavaScript thread, from time to time. The unit is the operation's own; done
+   * equals total at the end.
+   */
   onProgress?: ((done: number, total: number) => void) | undefined;
 }
 
-/** What a check has found, and where. */
+/** A finding of a check. */
 export interface Finding {
-  /** A note is no fault. A leak is bytes where nothing should be. */
+  /** A note is not a fault. A leak is data where nothing should be. */
   severity: 'note' | 'leak' | 'damage';
-  /** What it is in. */
+  /** The structure that contains it. */
   structure: 'file' | 'superblock' | 'directory' | 'table' | 'entry' | 'block' | 'checksums' | 'base' | 'free space';
   /** A sentence, without the name of the image. */
   message: string;
-  /** Offset in the image file. */
+  /** The offset in the image file. */
   place: number;
-  /** The id of the layer that it concerns. */
+  /** The id of the layer concerned. */
   layer: number | null;
   /** The name of that layer. */
   snapshot: string | null;
-  /** Where in the flat file it concerns something. */
+  /** The offset in the flat file, if it concerns content. */
   offset: number | null;
-  /** How many bytes of the flat file it concerns. */
+  /** The number of bytes of the flat file concerned. */
   length: number | null;
-  /** Whether it was mended. */
+  /** Whether it was repaired. */
   repaired: boolean;
 }
 
-/** What a repair could not bring back of one snapshot, or of the image's present content. */
+/** What a repair could not restore in one snapshot, or in the image's present content. */
 export interface Loss {
   /** The id of its layer. */
   layer: number;
   /** Its name; null: the present content. */
   snapshot: string | null;
-  /** Bytes that read as something else than they did: as what lies below, or zeros. */
+  /** Bytes that read differently now: as the layers below, or as zeros. */
   gone: number;
-  /** Bytes of which nobody can tell whether they read as they did. */
+  /** Bytes that may or may not read as before. */
   doubtful: number;
-  /** Where, in the flat file; the first thousand. */
+  /** The ranges in the flat file; the first thousand. */
   ranges: {
     /** Bytes. */
     offset: number;
     /** Bytes. */
     length: number;
-    /** Gone, not doubtful. */
+    /** true: gone; false: doubtful. */
     certain: boolean;
   }[];
 }
 
-/** What checkImage has found. Figures are null where too much is damaged to tell them. */
+/** The result of checkImage. Values are null if they are unknown because of damage. */
 export interface CheckReport {
   /** Of the image file. */
   path: string;
   /** 8-4-4-4-12 hex digits. */
   uuid: string | null;
-  /** Of the superblock that counts. */
+  /** Of the superblock in force. */
   generation: number | null;
   /** Bytes. */
   blockSize: number | null;
   /** Of the active layer. */
   size: number | null;
-  /** How many. */
+  /** The number of snapshots. */
   snapshots: number | null;
-  /** Bytes of blocks that entries name. */
+  /** Bytes of the blocks to which entries refer. */
   data: number | null;
-  /** Somebody has it open for writing: the figures are of a moving image. */
+  /** A process has it open for writing, so the values may change. */
   inUse: boolean;
-  /** Its last writer has closed it. */
+  /** Its last writer closed it. */
   clean: boolean;
-  /** Not clean, and left by another boot of the host: what was not synced does not count. */
+  /** Not clean, and left by an earlier boot of the host: what was not synced does not count. */
   hostCrashed: boolean;
-  /** Bytes that the next opening for writing drops for that reason, or that the repair has dropped. */
+  /** Bytes that the next open for writing drops for that reason, or that the repair dropped. */
   dropped: number;
-  /** How many there are at the end. */
+  /** The number of damages at the end. */
   damages: number;
-  /** How many blocks with bytes in free space there are at the end. */
+  /** The number of blocks with data in free space at the end. */
   leaks: number;
-  /** How many were mended. */
+  /** The number of repaired findings. */
   repaired: number;
-  /** The file with what a repair could not place; null: there was nothing. */
+  /** The file with data that a repair could not assign; null: there is none. */
   lost: string | null;
-  /** What a repair could not bring back, for each snapshot that misses something. The structure can be sound all the same. */
+  /**
+   * What a repair could not restore, for each snapshot that has lost something. The structure may
+   * be intact nevertheless.
+   */
   losses: Loss[];
-  /** Blocks of data that nothing named, so that a repair could only keep them in `lost`: something misses them. */
+  /**
+   * Data blocks to which nothing referred, which a repair could only keep in `lost`: some content
+   * lacks them.
+   */
   unplaced: number;
-  /** A repair had to go back to the directory before the newest one: what was snapshotted, deleted or resized last is undone. */
+  /**
+   * A repair had to use the layer directory before the newest one: the last snapshot, deletion or
+   * resize is undone.
+   */
   olderDirectory: boolean;
   /** The first thousand. */
   findings: Finding[];
 }
 
-/** What a scrub has found. */
+/** The result of a scrub. */
 export interface ScrubReport {
   /** Of the image file. */
   path: string;
-  /** Bytes that are as they were when their checksums were made. */
+  /** Bytes that still match their checksums. */
   verified: number;
-  /** How many there are; `findings` lists the first thousand. */
+  /** The number of damages; `findings` lists the first thousand. */
   damages: number;
   /** The first thousand. */
   findings: Finding[];
-  /** The snapshots, oldest first, and deleted ones on which others stand. */
+  /** The snapshots, oldest first, and deleted snapshots on which others stand. */
   layers: ScrubbedLayer[];
 }
 
@@ -325,10 +370,10 @@ export interface ScrubReport {
 export interface ScrubbedLayer {
   /** Its id. */
   layer: number;
-  /** null: it is deleted, and others stand on it. */
+  /** null: it was deleted, and others stand on it. */
   snapshot: string | null;
   /** Bytes that have checksums. */
   covered: number;
-  /** Bytes that have none. */
+  /** Bytes without checksums. */
   missing: number;
 }

@@ -1,6 +1,7 @@
 /**
- * Checks of what callers pass in, with messages that name the mistake. The addon trusts the types of what got through
- * here; what only the image can tell (a size below its base's, a name that is taken) is the engine's to refuse.
+ * Validates arguments, with messages that name the mistake. The addon trusts the types of validated
+ * values. The engine itself refuses what depends on the image (a size below its base's, a name that
+ * exists).
  */
 import { PcowError } from './errors.js';
 
@@ -19,7 +20,7 @@ function invalid(message: string): never {
   throw new PcowError('PCOW_INVALID', message);
 }
 
-/** A short rendering of a value for a message: no newline or control character of it gets through. */
+/** Shows a value in a message, without newlines and control characters. */
 function show(value: unknown): string {
   if (typeof value === 'string') {
     return JSON.stringify(value.length > 80 ? `${value.slice(0, 77)}...` : value);
@@ -30,7 +31,10 @@ function show(value: unknown): string {
   return Array.isArray(value) ? 'an array' : `a value of type ${typeof value}`;
 }
 
-/** Refuses anything but an object with only these keys, so that a misspelled option is never ignored. */
+/**
+ * Rejects anything but an object with only these keys, so that a misspelled option is never
+ * ignored.
+ */
 export function checkOptions(what: string, options: unknown, known: readonly string[]): void {
   if (typeof options !== 'object' || options === null || Array.isArray(options)) {
     invalid(`${what} must be an object, not ${show(options)}`);
@@ -56,7 +60,7 @@ export function checkPath(what: string, value: unknown): asserts value is string
   if (value.includes('\0')) invalid(`${what} ${show(value)} contains a NUL character`);
 }
 
-/** A size that an image may have, in bytes. */
+/** A valid size of an image, in bytes. */
 export function checkSize(value: unknown): asserts value is number {
   if (typeof value !== 'number') invalid(`the size must be a number of bytes, not ${show(value)}`);
   if (Number.isNaN(value)) invalid('the size is not a number');
@@ -73,7 +77,7 @@ export function checkSize(value: unknown): asserts value is number {
   }
 }
 
-/** A block size that an image may have, in bytes. */
+/** A valid block size, in bytes. */
 export function checkBlockSize(value: unknown): asserts value is number {
   if (typeof value !== 'number') invalid(`the block size must be a number of bytes, not ${show(value)}`);
   if (!Number.isInteger(value) || value <= 0 || !Number.isInteger(Math.log2(value))) {
@@ -84,11 +88,11 @@ export function checkBlockSize(value: unknown): asserts value is number {
   }
 }
 
-/** A name that a snapshot may have. */
+/** A valid name of a snapshot. */
 export function checkSnapshotName(value: unknown): asserts value is string {
   if (typeof value !== 'string') invalid(`a snapshot's name must be a string, not ${show(value)}`);
   if (value === '') invalid("a snapshot's name is empty");
-  if (value === '.' || value === '..') invalid(`a snapshot can't be called ${show(value)}`);
+  if (value === '.' || value === '..') invalid(`a snapshot can't be named ${show(value)}`);
   if (/\p{Surrogate}/u.test(value)) invalid(`the snapshot name ${show(value)} is not well-formed Unicode`);
   const bytes = Buffer.byteLength(value);
   if (bytes > MAX_NAME_LENGTH) {
@@ -102,7 +106,10 @@ export function checkSnapshotName(value: unknown): asserts value is string {
   }
 }
 
-/** The characters that docs/format.md forbids in names, and no others: check_snapshot_name() of the engine has the same rule. */
+/**
+ * The characters that docs/format.md forbids in names; check_snapshot_name() of the engine has the
+ * same rule.
+ */
 // eslint-disable-next-line no-control-regex -- they are what it is about
 export const FORBIDDEN_IN_NAMES = /[/@\u0000-\u0020\u007f]/u;
 
@@ -113,23 +120,23 @@ function describeCharacter(character: string): string {
   return character < ' ' || character === '\u007f' ? 'a control character' : show(character);
 }
 
-/** The layer that is to be read: a snapshot's name, or an id. */
+/** The layer to read: a snapshot's name, or an id. */
 export function checkLayerChoice(value: unknown): asserts value is string | number {
   if (typeof value === 'number') checkLayer(value);
   else checkSnapshotName(value);
 }
 
-/** Milliseconds: what a signed 64-bit number of nanoseconds reaches from 1970, to both sides. */
+/** Milliseconds: the range of a signed 64-bit number of nanoseconds around 1970. */
 const FARTHEST = 9_223_372_036_854;
 
-/** A time that a snapshot may have: one that docs/format.md has room for. */
+/** A time that the format can store for a snapshot (docs/format.md). */
 export function checkCreated(value: unknown): asserts value is Date {
   if (!(value instanceof Date) || !(Math.abs(value.getTime()) <= FARTHEST)) {
     invalid(`a snapshot's time must be a date between 1677-09-22 and 2262-04-11, not ${show(String(value))}`);
   }
 }
 
-/** What a snapshot's content is known by: 16 hex digits, of which 0 stands for none. */
+/** The identity of a snapshot's content: 16 hex digits, not all zero. */
 export function checkIdentity(value: unknown): asserts value is string {
   if (typeof value !== 'string' || !/^[0-9a-f]{16}$/.test(value) || /^0+$/.test(value)) {
     invalid(`a snapshot's identity must be 16 hex digits, and not zero: ${show(value)}`);

@@ -63,7 +63,7 @@ test('--force does not take what other images stand on, nor an image from under 
 test('names of images', async (t) => {
   const directory = await scratchDirectory(t);
   const pcow = pcowIn(directory);
-  await fails(t, pcow('create', '..', '1G'), 3, /can't be called ".."/);
+  await fails(t, pcow('create', '..', '1G'), 3, /can't be named ".."/);
   await fails(t, pcow('create', '.hidden', '1G'), 3, /begins with a dot/);
   await fails(t, pcow('create', 'a@b', '1G'), 3, /contains "@"/);
   await fails(t, pcow('create', 'a\nb', '1G'), 3, /"a\\nb": it contains white space or a control character/);
@@ -79,7 +79,7 @@ test('names of snapshots', async (t) => {
   const { pcow } = await withImage(t);
   await fails(t, pcow('snapshot', 'vm1'), 2, /"vm1" names no snapshot/, /vm1@NAME/);
   await fails(t, pcow('snapshot', 'vm1@'), 3, /name is empty/);
-  await fails(t, pcow('snapshot', 'vm1@..'), 3, /can't be called ".."/);
+  await fails(t, pcow('snapshot', 'vm1@..'), 3, /can't be named ".."/);
   await fails(t, pcow('snapshot', 'vm1@a/b'), 3, /contains "\/"/);
   await fails(t, pcow('snapshot', 'vm1@a@b'), 3, /contains "@"/);
   await fails(t, pcow('snapshot', 'vm1@a b'), 3, /contains white space/);

@@ -189,7 +189,12 @@ test('damaged images of the original Pcow are refused, and nothing is left', asy
   await makeOriginal(at('lost.img'), { blocks: 4, base: 'none.img', segments });
   await fails(t, pcow('convert', 'lost.img', 'vm'), 10, /lost\.img stands on "none\.img"/);
   await makeOriginal(at('loop.img'), { blocks: 4, base: 'loop.img', segments });
-  await fails(t, pcow('convert', 'loop.img', 'vm'), 10, /loop\.img stands on .*loop\.img, which stands on it/);
+  await fails(
+    t,
+    pcow('convert', 'loop.img', 'vm'),
+    10,
+    /loop\.img stands on .*loop\.img, which stands on \S*loop\.img/,
+  );
   t.false((await readdir(directory)).some((name) => name.includes('vm')));
 });
 
@@ -234,7 +239,7 @@ test('an image that is in use, that others stand on, or that is read from is not
     ['convert', '-O', 'pcow', '-B', 'other@s', 'vm', 'other', '--force'],
     ['export', 'child', 'vm.pcow', '--force'],
   ]) {
-    await fails(t, pcow(...words), 3, /can't be replaced by what is read from it/, /choose another name/);
+    await fails(t, pcow(...words), 3, /can't be replaced by its own content/, /choose another name/);
   }
   await succeeds(t, pcow('rm', 'child'));
   await succeeds(t, pcow('convert', '-O', 'pcow', 'other', 'vm', '--force'));

@@ -160,7 +160,7 @@ const MISTAKES: Mistake[] = [
   {
     typed: 'pcow rename vm1 lone',
     exit: 5,
-    says: "HERE/vm1.pcow can't be renamed: there is HERE/lone.pcow already",
+    says: "HERE/vm1.pcow can't be renamed: HERE/lone.pcow exists already",
     next: 'choose another name',
   },
   {

@@ -110,7 +110,7 @@ test('where it cannot be told of a file, nothing is deleted, and the file is nam
   await flip(at('child'), [200, 4096 + 200]);
   const unclear = {
     code: 'PCOW_BUSY',
-    message: /can't tell whether \S+child\.pcow stands on \S+base\.pcow: .+ move the file/,
+    message: /cannot tell whether \S+child\.pcow stands on \S+base\.pcow: .+ move the file/,
   };
   await t.throwsAsync(dependants(directory, at('base')), unclear);
   await t.throwsAsync(removeImage(at('base')), unclear);

@@ -81,7 +81,7 @@ test('an image is not renamed to another spelling of its name where the director
   t.is(await relationOf(at('vm1'), at('VM1')), 'one name');
   const error = await t.throwsAsync(renameImage(at('vm1'), at('VM1'), nobody));
   t.true(isPcowError(error, 'PCOW_EXISTS'));
-  t.regex(error?.message ?? '', /ignores case: rename the image to another name first/);
+  t.regex(error?.message ?? '', /ignores case: rename the image to a different name first/);
   t.deepEqual(await readdir(directory), ['vm1.pcow']);
   await renameImage(at('vm1'), at('other'), nobody);
   await renameImage(at('other'), at('VM1'), nobody);

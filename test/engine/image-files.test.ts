@@ -51,7 +51,7 @@ test('what stands on a snapshot keeps it, whatever its name is', async (t) => {
   await handle.close();
   await t.throwsAsync(
     takingAway({ file: base, what: 'it stays' }, () => Promise.resolve()),
-    { code: 'PCOW_BUSY', message: /can't tell whether \S+\\xe4\.pcow stands on/ },
+    { code: 'PCOW_BUSY', message: /cannot tell whether \S+\\xe4\.pcow stands on/ },
   );
 });
 
@@ -90,5 +90,5 @@ test('the names of new images: what a shell acts on is fine, what Pcow acts on i
     'x'.repeat(251),
   ])
     t.throws(() => checkNewImageName(name), { code: 'PCOW_INVALID' }, JSON.stringify(name));
-  t.throws(() => checkNewImageName('c.pcow'), { message: /end in \.pcow twice, and be taken for that of "c"/ });
+  t.throws(() => checkNewImageName('c.pcow'), { message: /end in \.pcow twice, and look like that of "c"/ });
 });

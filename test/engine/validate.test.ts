@@ -55,8 +55,8 @@ test('names of snapshots', (t) => {
     refused(t, () => validate.checkSnapshotName(name), message);
   };
   no('', /^a snapshot's name is empty$/);
-  no('.', /^a snapshot can't be called "\."$/);
-  no('..', /^a snapshot can't be called "\.\."$/);
+  no('.', /^a snapshot can't be named "\."$/);
+  no('..', /^a snapshot can't be named "\.\."$/);
   no('a/b', /contains "\/"; not allowed are/);
   no('a@b', /contains "@"/);
   no('a b', /contains white space/);
@@ -103,7 +103,7 @@ test('what Image.create and the methods refuse before the engine is asked', asyn
     const error = await t.throwsAsync(work, { instanceOf: PcowError, message });
     t.is(error.code, 'PCOW_INVALID');
   };
-  await no(Image.create(file, {}), /a\.pcow needs a size: only an image on a base has a default$/);
+  await no(Image.create(file, {}), /a\.pcow needs a size: only an image that stands on a base has a default$/);
   await no(Image.create('', { size: 65536 }), /^the path of the new image is empty$/);
   const base = { path: 'b.pcow' };
   await no(
@@ -127,10 +127,10 @@ test('what Image.create and the methods refuse before the engine is asked', asyn
   await no(image.delete('a', { onprogress: undefined } as never), /should be "onProgress"$/);
   await no(image.resize(1), /too small/);
   await no(image.freezeForClone('@'), /contains "@"/);
-  t.throws(() => image.layerOf('..'), { instanceOf: PcowError, message: /can't be called/ });
-  await no(snapshotTogether('s', []), /^a snapshot across images needs at least one image$/);
-  await no(snapshotTogether('s', [{} as never]), /^a snapshot across images takes a list of open images$/);
-  await no(snapshotTogether('s', [image, image]), /^an image is named twice in the snapshot "s" across images$/);
+  t.throws(() => image.layerOf('..'), { instanceOf: PcowError, message: /can't be named/ });
+  await no(snapshotTogether('s', []), /^a snapshot of several images needs at least one image$/);
+  await no(snapshotTogether('s', [{} as never]), /^a snapshot of several images needs an array of open images$/);
+  await no(snapshotTogether('s', [image, image]), /^an image is listed twice for the snapshot "s"$/);
   await no(snapshotTogether('/', [image]), /contains "\/"/);
   await image.close();
 });

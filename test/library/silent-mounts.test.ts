@@ -21,7 +21,7 @@ test('a mount that is stopped, and one that has died', async (t) => {
   daemon.kill('SIGSTOP');
   const stopped = { code: 'PCOW_MOUNT', message: /does not answer: its process \d+ is stopped/ };
   const error = await t.throwsAsync(vm1.snapshot('two'), stopped);
-  t.like(error, { next: `let it go on: kill -CONT ${daemon.pid}` });
+  t.like(error, { next: `continue it: kill -CONT ${daemon.pid}` });
   await t.throwsAsync(vm1.status(), stopped);
   await t.throwsAsync(vm1.delete('one', { onProgress: () => undefined }), stopped);
   await t.throwsAsync(MountedImage.find(at('mnt', 'vm1')), stopped);
