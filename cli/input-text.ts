@@ -1,9 +1,9 @@
-/** Text that a command is given: in a file, or on standard input. */
+/** Text input of a command, from a file or standard input. */
 import { readFile } from 'node:fs/promises';
 import { Failure } from './output/errors.js';
 import { quote } from '../src/engine/quote.js';
 
-/** “-” is standard input. */
+/** “-” means standard input. */
 export async function textOf(file: string): Promise<string> {
   try {
     return await readFile(file === '-' ? '/dev/stdin' : file, 'utf8');

@@ -1,4 +1,7 @@
-/** A domain of libvirt, as `virsh dumpxml` prints it, with images as memory added: everything else stays as it is. */
+/**
+ * Adds images as memory to a libvirt domain, as `virsh dumpxml` prints it. Everything else stays as
+ * it is.
+ */
 import { XMLBuilder, XMLParser } from 'fast-xml-parser';
 import { guestOfDomain } from './doctor/libvirt-domain.js';
 import { Failure } from './output/errors.js';
@@ -8,7 +11,10 @@ import { maxMemoryOf } from '../src/guest/qemu-options.js';
 const KIB = 1024;
 const QEMU_NAMESPACE = 'http://libvirt.org/schemas/domain/qemu/1.0';
 
-/** As the parser gives them where order counts: the tag's name with its children, and under “:@” its attributes. */
+/**
+ * A node from the parser in order-preserving mode: the tag's name with its children, and the
+ * attributes under “:@”.
+ */
 type Node = Record<string, unknown>;
 type Attributes = Record<string, string>;
 
@@ -18,20 +24,20 @@ const SYNTAX = {
   attributeNamePrefix: '',
   commentPropName: '#comment',
   suppressBooleanAttributes: false,
-  // What is written as an entity stays one.
+  // Entities stay entities.
   processEntities: false,
 } as const;
 
-/** `file` is what messages call it. */
+/** `file` is its name in messages. */
 export function intoDomain(
   xml: string,
   file: string,
   request: Pick<LibvirtRequest, 'images' | 'device' | 'unarmed' | 'monitor'>,
 ): string {
-  const guest = guestOfDomain(xml, file); // refuses what is no domain
+  const guest = guestOfDomain(xml, file); // rejects what is not a domain
   const tree = new XMLParser({ ...SYNTAX, parseTagValue: false, trimValues: true }).parse(xml) as Node[];
   const domain = tree.find((node) => 'domain' in node);
-  if (domain === undefined || guest.memory === null) throw new Failure('PCOW_INVALID', `${file} says no memory`);
+  if (domain === undefined || guest.memory === null) throw new Failure('PCOW_INVALID', `${file} has no memory element`);
   const elements = childrenOf(domain);
   checkMachine(elements, file);
   if (!guest.acpi) throw withoutAcpi(file);
@@ -97,7 +103,7 @@ function checkMachine(elements: Node[], file: string): void {
   if (!machine.includes('q35')) {
     throw new Failure(
       'PCOW_UNSUPPORTED',
-      `the machine of ${file} is ${machine === '' ? 'not said' : machine}, and images as memory need a q35`,
+      `the machine of ${file} is ${machine === '' ? 'not specified' : machine}, and images as memory need a q35`,
       "<type arch='x86_64' machine='q35'>hvm</type> in <os>",
     );
   }
@@ -111,7 +117,10 @@ function withoutAcpi(file: string): Failure {
   );
 }
 
-/** Takes away what an earlier call has added. `foreignMaxMemory`: the room for more memory that is there is somebody else's. */
+/**
+ * Removes what an earlier call added. `foreignMaxMemory`: the domain has a maxMemory element that
+ * Pcow did not add.
+ */
 function withoutOwn(elements: Node[]): { foreignMaxMemory: boolean } {
   const commandLine = elements.find((node) => /^(\w+:)?commandline$/.test(nameOf(node)));
   const words = commandLine === undefined ? [] : childrenOf(commandLine);
@@ -131,18 +140,18 @@ function withoutOwn(elements: Node[]): { foreignMaxMemory: boolean } {
   return { foreignMaxMemory: own.size === 0 };
 }
 
-/** Persistent memory needs a NUMA node. One that is there stays. */
+/** Persistent memory needs a NUMA node. An existing one stays. */
 function addNumaCell(elements: Node[], { kvm, memory }: { kvm: boolean; memory: number }): void {
   const cpus = Number(childrenOf(find(elements, 'vcpu') ?? {})[0]?.['#text'] ?? 1);
   const cell = element('cell', { id: '0', cpus: allOf(cpus), memory: String(memory / KIB), unit: 'KiB' });
   const numa = element('numa', {}, [cell]);
   const cpu = find(elements, 'cpu');
-  // Without KVM there is no processor of the host to pass on.
+  // Without KVM the host's processor cannot be passed through.
   if (cpu === undefined) elements.push(element('cpu', kvm ? { mode: 'host-passthrough' } : {}, [numa]));
   else if (find(childrenOf(cpu), 'numa') === undefined) childrenOf(cpu).push(numa);
 }
 
-/** Places on the first bus. */
+/** The occupied slots on the first bus. */
 function takenSlots(elements: Node[]): Set<number> {
   const taken = new Set<number>();
   for (const device of childrenOf(find(elements, 'devices') ?? {})) {

@@ -1,4 +1,6 @@
-/** `mount.fuse.pcow`: what mount(8) runs for the type fuse.pcow, from a command line or from /etc/fstab. */
+/**
+ * `mount.fuse.pcow`: mount(8) runs it for the type fuse.pcow, from a command line or /etc/fstab.
+ */
 import type { Command } from 'commander';
 import { type DaemonOptions, startDaemon } from '../src/mount/daemon/daemon.js';
 import { Failure } from './output/errors.js';
@@ -13,8 +15,9 @@ interface Options {
 }
 
 /**
- * Those of mount(8) that hold for every mount of Pcow, or that are not for it: they change nothing. No mount has devices, set-user-ID
- * programs or symbolic links, names are durable before a call returns, and times are those of the image files.
+ * Options of mount(8) that hold for every mount of Pcow anyway, or that are not meant for it. A
+ * mount has no devices, set-user-ID programs or symbolic links; names are durable before a call
+ * returns; times are those of the image files.
  */
 const WITHOUT_EFFECT = new RegExp(
   `^(${[
@@ -26,7 +29,7 @@ const WITHOUT_EFFECT = new RegExp(
   'i',
 );
 
-/** The others: what each asks for. */
+/** The other options, with their settings. */
 const SETTINGS: Readonly<Record<string, DaemonOptions>> = {
   ro: { readOnly: true },
   rw: { readOnly: false },
@@ -82,7 +85,7 @@ async function mountIt(directory: string, mountpoint: string, options: Options):
   }
 }
 
-/** What the words after -o ask for. */
+/** The settings for the words after -o. */
 export function settingsOf(words: string[], sloppy: boolean): DaemonOptions {
   const settings: DaemonOptions = {};
   for (const word of words) {
@@ -96,7 +99,11 @@ export function settingsOf(words: string[], sloppy: boolean): DaemonOptions {
 
 function unknown(word: string): Failure {
   return word === 'remount'
-    ? new Failure('PCOW_USAGE', 'a mount of Pcow keeps its options', 'unmount it, then mount it with the new ones')
+    ? new Failure(
+        'PCOW_USAGE',
+        'the options of a mount cannot be changed',
+        'unmount it, then mount it with the new options',
+      )
     : new Failure('PCOW_USAGE', `there is no mount option ${quote(word)}`, 'man 8 mount.fuse.pcow');
 }
 

@@ -1,6 +1,6 @@
 /**
- * `pcow-img`: the words of the original Pcow's tool, for scripts that know them. Sizes are in its units, names are
- * taken as they are given, snapshots are numbered from 1; everything else is as in `pcow`.
+ * `pcow-img`: the commands of the original Pcow's tool, for existing scripts. Sizes are in its
+ * units, names are used as given, snapshots are numbered from 1; everything else is as in `pcow`.
  */
 import type { Command } from 'commander';
 import type { Image } from '../src/engine/index.js';
@@ -89,7 +89,7 @@ async function create(blockKib: string, sizeGib: string, given: string, base: st
     const below = base === undefined ? undefined : await findTarget(base);
     await makeImage(target, { size, blockSize, base: below, ...whileWaiting });
   } catch (error) {
-    // There is no --force here.
+    // This tool has no --force.
     if (!isPcowError(error, 'PCOW_EXISTS')) throw error;
     throw new Failure(error.code, error.message, 'choose another name, or remove it first');
   }
@@ -147,7 +147,7 @@ async function info(given: string): Promise<void> {
   );
 }
 
-/** `64` and a unit are `64K`; a number with a unit of its own is a mistake here. */
+/** Adds the unit: `64` becomes `64K`. A number that already has a unit is an error here. */
 function inUnits(text: string, unit: string, what: string): string {
   if (!/^[+-]?\d+(\.\d+)?$/.test(text)) {
     throw new Failure(

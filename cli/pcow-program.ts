@@ -4,7 +4,10 @@ import { newProgram } from './run-program.js';
 
 type Add = (program: Command) => void;
 
-/** Each is loaded where it is needed: all of them together take longer to load than most commands run. */
+/**
+ * Each command is loaded when it is needed: loading all of them takes longer than most commands
+ * run.
+ */
 const COMMANDS: Readonly<Record<string, () => Promise<Add>>> = {
   create: async () => (await import('./commands/create.js')).addCreate,
   clone: async () => (await import('./commands/clone.js')).addClone,
@@ -43,14 +46,14 @@ const COMMANDS: Readonly<Record<string, () => Promise<Add>>> = {
   'exit-codes': async () => (await import('./commands/exit-codes.js')).addExitCodes,
 };
 
-/** With the command of this name alone, where there is one: else with all of them. */
+/** With only the command of this name, if there is one; otherwise with all of them. */
 export async function pcowProgram(only?: string): Promise<Command> {
   const program = newProgram('pcow').description(
     'Images of persistent memory for virtual machines: thin, on bases, with snapshots.\n\n' +
       'IMAGE is an image file (vm1.pcow), its flat file in a mount (/mnt/vm1), or either without “.pcow”.\n' +
       'Where the directory of an image is mounted, a change goes through the mount.',
   );
-  // So that “run” can leave alone what comes after its command.
+  // So that “run” can pass on everything after its command.
   program.enablePositionalOptions();
   const one = only !== undefined && Object.hasOwn(COMMANDS, only) ? COMMANDS[only] : undefined;
   const adds = await Promise.all((one === undefined ? Object.values(COMMANDS) : [one]).map((load) => load()));

@@ -1,3 +1,3 @@
 #!/usr/bin/env node
-/** The same by the path that it had, which scripts know; pcow.cjs starts sooner. */
+/** The program at its former path, for existing scripts; pcow.cjs starts faster. */
 import './pcow.cjs';

@@ -1,4 +1,7 @@
-/** The programs by their names: scripts/bundle.ts makes one file of this and all that it loads, which bundled.cts runs. */
+/**
+ * The programs by their names. scripts/bundle.ts makes one file of this module and everything it
+ * loads, which bundled.cts runs.
+ */
 import { start } from './start-program.js';
 
 const PROGRAMS = {
@@ -9,7 +12,7 @@ const PROGRAMS = {
 
 export type ProgramName = keyof typeof PROGRAMS;
 
-/** Runs a program of this process with its arguments, and sets the exit code. */
+/** Runs a program with the arguments of this process, and sets the exit code. */
 export function startProgram(name: ProgramName): Promise<void> {
   return start(name, PROGRAMS[name]);
 }

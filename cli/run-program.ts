@@ -1,4 +1,6 @@
-/** What both programs share: a commander program whose failures all go through errors.ts, and its run. */
+/**
+ * Shared by both programs: a commander program whose errors all go through errors.ts, and its run.
+ */
 import { readFileSync } from 'node:fs';
 import path from 'node:path';
 import { Command, CommanderError } from 'commander';
@@ -12,7 +14,7 @@ import { quote } from '../src/engine/quote.js';
 
 const { version } = JSON.parse(readFileSync(path.join(ROOT, 'package.json'), 'utf8')) as { version: string };
 
-/** An empty program; commands that are added with `program.command()` inherit its settings. */
+/** An empty program. Commands that are added with `program.command()` inherit its settings. */
 export function newProgram(name: string): Command {
   return new Command(name)
     .version(version)
@@ -30,11 +32,11 @@ export function newProgram(name: string): Command {
 /** Runs the program with these arguments (without node and the script); returns the exit code. */
 export async function run(program: Command, args: string[]): Promise<number> {
   watchOutput();
-  // What is said there has nowhere else to go, and the exit code tells it too.
+  // An error of stderr cannot be printed anywhere; the exit code also shows the failure.
   process.stderr.on('error', () => undefined);
   reportWhatNobodyCatches(program.name());
   try {
-    await program.parseAsync(withSmallerSize(withoutVainHelp(program, args)), { from: 'user' });
+    await program.parseAsync(withSmallerSize(withoutHelpOfUnknown(program, args)), { from: 'user' });
     await outputWritten();
     return exitCodeSoFar();
   } catch (error) {
@@ -50,7 +52,10 @@ function exitCodeSoFar(): number {
   return Number(process.exitCode ?? 0);
 }
 
-/** An error that no command waits for is told as any other. A mount in the foreground lives on: it has listeners of its own. */
+/**
+ * Prints an error that no command handles like any other. A mount in the foreground continues: it
+ * has its own listeners.
+ */
 function reportWhatNobodyCatches(program: string): void {
   for (const event of ['uncaughtException', 'unhandledRejection']) {
     process.on(event, (error: unknown) => {
@@ -59,8 +64,11 @@ function reportWhatNobodyCatches(program: string): void {
   }
 }
 
-/** “help NAME” of a command that is not there is answered as NAME itself is: with the one that may be meant. */
-function withoutVainHelp(program: Command, args: string[]): string[] {
+/**
+ * “help NAME” for an unknown command is answered like NAME itself: with the command that may be
+ * meant.
+ */
+function withoutHelpOfUnknown(program: Command, args: string[]): string[] {
   const [help, name] = args;
   const vain = help === 'help' && name !== undefined && !program.commands.some((known) => known.name() === name);
   return vain && name !== 'help' ? [name] : args;
@@ -75,7 +83,7 @@ function usageFailure(program: Command, error: CommanderError): Failure {
       ? `${name} --help`
       : `${name} ${known.name()} ${known.usage()} (more: ${name} ${known.name()} --help)`;
   if (error.code === 'commander.help') {
-    // The help itself went to stderr already.
+    // The help itself was printed to stderr already.
     return new Failure('PCOW_USAGE', 'a command is missing', help);
   }
   const negative = /unknown option '(-\d[^']*)'/.exec(error.message)?.[1];

@@ -1,6 +1,7 @@
 /**
- * The beginning of each program. Everything else is loaded from here, so that what goes wrong on the way (no more descriptors, a file
- * of Pcow's that is missing) is told as any other failure. Of Pcow's own this file needs the few modules of errors.ts only.
+ * The start of each program. Everything else is loaded from here, so that an error during loading
+ * (no more descriptors, a missing file of Pcow) is printed like any other. Of Pcow's own modules,
+ * this file needs only the few of errors.ts.
  */
 import type { Command } from 'commander';
 import { Failure, report } from './output/errors.js';

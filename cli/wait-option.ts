@@ -1,13 +1,19 @@
-/** `--wait`: until whoever has an image open for writing, or has a directory mounted, has let go of it; else a command fails at once. */
+/**
+ * `--wait`: waits for a process that has an image open for writing, or a directory mounted, instead
+ * of failing at once.
+ */
 import { setTimeout as sleep } from 'node:timers/promises';
 import { InvalidArgumentError, Option } from 'commander';
 import { isPcowError, type PcowError } from '../src/engine/errors.js';
 
-/** Milliseconds between two tries: the first pause, and the longest. A try may be a process of its own (mount). */
+/**
+ * Milliseconds between two attempts: the first pause, and the longest. An attempt may start a process
+ * (mount).
+ */
 const PAUSE = 100;
 const LONGEST_PAUSE = 1000;
 
-/** For every command that changes an image, and for mount. `whom`: what is waited for. */
+/** For every command that changes an image, and for mount. `whom`: the process to wait for. */
 export function waitOption(whom = 'a process that has the image open for writing'): Option {
   return new Option('--wait <seconds>', `wait this long for ${whom}; default: fail at once`).argParser(parseSeconds);
 }
@@ -18,8 +24,8 @@ function parseSeconds(text: string): number {
 }
 
 /**
- * Does `work` again while somebody has the image, until `seconds` are over. What fails so must have changed nothing. Work that is a part of
- * what withProgress() runs passes its `signal` on, which ends the wait.
+ * Repeats `work` while a process has the image, until `seconds` have passed. A failed attempt must
+ * have changed nothing. Inside of withProgress(), pass its `signal`, which ends the wait.
  */
 export async function patiently<T>(
   seconds: number | undefined,
@@ -33,14 +39,14 @@ export async function patiently<T>(
     } catch (error) {
       const left = end - performance.now();
       if (!isTaken(error) || left <= 0 || signal?.aborted === true) throw error;
-      if (pause === PAUSE) process.stderr.write(`pcow: ${error.message}: waiting for its end\n`);
-      // Aborted, it tries a last time.
+      if (pause === PAUSE) process.stderr.write(`pcow: ${error.message}: waiting for it to end\n`);
+      // After an abort there is one last attempt.
       await sleep(Math.min(pause, left), undefined, { signal }).catch(() => undefined);
     }
   }
 }
 
-/** Of an image its lock, of a mount the directory or the mountpoint. */
+/** The lock of an image, or the directory or mountpoint of a mount. */
 function isTaken(error: unknown): error is PcowError {
   return isPcowError(error, 'PCOW_LOCKED') || (isPcowError(error, 'PCOW_MOUNT') && error.errnoName === 'EBUSY');
 }

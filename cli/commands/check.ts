@@ -87,19 +87,20 @@ async function checkOne(given: string, { repair = false, json = false, progress,
 
 const exitCodes = { sound: 0, damaged: FOUND_DAMAGE, leaks: FOUND_LEAKS, lost: LOST_DATA };
 
-/** What is an image of another program is none of ours that is damaged. */
+/** An image of another program is not a damaged image of Pcow. */
 async function refuseForeign({ file }: ImageTarget): Promise<void> {
-  // Where that can't be told (there is no qemu-img, or the file may not be read), the check itself says what it finds.
+  // If that cannot be found out (qemu-img is missing, or the file may not be read), the check
+  // itself reports what it finds.
   const format = await formatOf(file).catch(() => 'raw');
   if (format === 'pcow' || format === 'raw') return;
   const hint =
-    format === 'original' ? '“pcow convert” makes a Pcow image of it' : `qemu-img check -f ${format} ${word(file)}`;
-  throw new Failure('PCOW_NOT_AN_IMAGE', `${file} is no Pcow image: its format is ${format}`, hint);
+    format === 'original' ? '“pcow convert” makes a Pcow image from it' : `qemu-img check -f ${format} ${word(file)}`;
+  throw new Failure('PCOW_NOT_AN_IMAGE', `${file} is not a Pcow image: its format is ${format}`, hint);
 }
 
 type Outcome = 'sound' | 'damaged' | 'leaks' | 'lost';
 
-/** `lost`: a repair has left no damage, and data is missing. */
+/** `lost`: a repair has left no damage, but data is missing. */
 function outcomeOf({ damages, leaks, losses, unplaced, olderDirectory }: CheckReport): Outcome {
   if (damages > 0) return 'damaged';
   if (leaks > 0) return 'leaks';
@@ -135,17 +136,17 @@ function summary(target: ImageTarget, report: CheckReport, repair: boolean): str
       ...(report.leaks > 0 ? [`${counted(report.leaks, 'block')} with bytes in free space`] : []),
     ].join(', ');
     const next = repair
-      ? 'this cannot be mended without guessing: restore the image from a copy'
-      : `“pcow check ${word(target.given)} --repair” mends what can be mended`;
+      ? 'this cannot be repaired without guessing: restore the image from a copy'
+      : `“pcow check ${word(target.given)} --repair” repairs what can be repaired`;
     lines.push(`${target.file}: ${found}${figures}`, next);
   }
   if (report.inUse) {
     lines.push('it is open for writing: the figures are of a moving image');
   } else if (!report.clean) {
-    const why = report.hostCrashed ? 'the host went down under its last writer' : 'its last writer was killed';
-    const dropped = report.hostCrashed
-      ? `; ${formatSize(report.dropped)} that were never flushed are dropped then`
-      : '';
+    const why = report.hostCrashed
+      ? 'the host crashed while its last writer had it open'
+      : 'its last writer was killed';
+    const dropped = report.hostCrashed ? `; ${formatSize(report.dropped)} that were never flushed will be dropped` : '';
     lines.push(`${why}: the next opening for writing, or --repair, recovers it${dropped}`);
   }
   return lines;

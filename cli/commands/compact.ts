@@ -45,5 +45,5 @@ async function compact(given: string, { json, wait, progress }: Options): Promis
   );
   const after = await diskUse();
   if (json === true) sayJson({ image: image.file, before, after });
-  else say(`${image.name} takes ${formatSize(after)} now, ${formatSize(Math.max(0, before - after))} less than before`);
+  else say(`${image.name} now takes ${formatSize(after)}, ${formatSize(Math.max(0, before - after))} less than before`);
 }

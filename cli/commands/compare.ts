@@ -62,7 +62,7 @@ async function compare(first: string, second: string, options: Options): Promise
       process.exitCode = 1;
     }
   } catch (error) {
-    // 1 says that they differ.
+    // Here exit code 1 means that the contents differ.
     if (isPcowError(error) && exitCodeOf(error.code) === 1) {
       throw new Failure('PCOW_IO', error.message);
     }

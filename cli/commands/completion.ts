@@ -5,7 +5,7 @@ import { Failure } from '../output/errors.js';
 import { addNotes } from '../output/help.js';
 import { put, say } from '../output/stdout.js';
 
-/** In place of a shell's name: what the scripts ask with. */
+/** Used instead of a shell's name by the scripts. */
 const QUESTION = 'words';
 
 export function addCompletion(program: Command): void {
@@ -25,7 +25,7 @@ export function addCompletion(program: Command): void {
         return;
       }
       if (words.length > 0) {
-        throw new Failure('PCOW_USAGE', `the script for ${shell} takes no further words`);
+        throw new Failure('PCOW_USAGE', `the script for ${shell} takes no more arguments`);
       }
       say(completionScript(program.name(), shell).trimEnd());
     });
@@ -38,7 +38,7 @@ export function addCompletion(program: Command): void {
   });
 }
 
-/** Asked at each press of a key: only what the command line so far needs is loaded. */
+/** Runs at each press of the completion key, so only what the command line needs is loaded. */
 async function candidatesFor(words: string[]): Promise<Completion> {
   const [{ complete }, { pcowProgram }] = await Promise.all([
     import('../completion/candidates.js'),

@@ -23,7 +23,7 @@ import { say, sayJson } from '../output/stdout.js';
 const OUT = ['pcow', 'raw', 'qcow2'] as const;
 type Out = (typeof OUT)[number];
 const STDOUT = '-';
-/** qemu-img's words for how a file goes through the page cache. */
+/** The values with which qemu-img selects a cache mode. */
 const CACHES = ['none', 'writeback', 'writethrough', 'directsync', 'unsafe'];
 
 interface Options {
@@ -159,7 +159,7 @@ async function made(
     : convertToFile(conversion, await newFile(target), to, options);
 }
 
-/** `snapshot`: NAME, or as qemu-img takes it, snapshot.name=NAME or snapshot.id=ID. */
+/** `snapshot`: NAME, or as in qemu-img, snapshot.name=NAME or snapshot.id=ID. */
 async function sourceOf(given: string, snapshot: string | undefined): Promise<Target> {
   if (snapshot === undefined) return findTarget(given);
   return { image: await findImage(given), snapshot: snapshot.replace(/^snapshot\.(name|id)=/, '') };
@@ -179,7 +179,7 @@ function refuseUnfitting(target: string, to: Out, options: Options): void {
       );
     }
     if (wanted !== undefined && only === 'pcow' && options.n === true) {
-      throw new Failure('PCOW_USAGE', `${name} is for a new image, and with -n the target is there`);
+      throw new Failure('PCOW_USAGE', `${name} is for a new image, but with -n the target must exist`);
     }
   }
   if (target !== STDOUT) return;
@@ -191,7 +191,7 @@ function refuseUnfitting(target: string, to: Out, options: Options): void {
     );
   }
   if (options.n === true || options.json === true) {
-    throw new Failure('PCOW_USAGE', 'standard output is for the bytes: leave -n and --json out');
+    throw new Failure('PCOW_USAGE', 'standard output is for the data: omit -n and --json');
   }
 }
 

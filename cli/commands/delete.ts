@@ -81,7 +81,7 @@ async function remove(
   if (json) sayJson({ deleted, dryRun });
 }
 
-/** The snapshots that an argument stands for, oldest first, less those to keep. */
+/** The snapshots that an argument matches, oldest first, without those to keep. */
 async function standingFor(given: string, keep: number | undefined): Promise<Doomed[]> {
   const { image, snapshot } = await findSnapshotTarget(given);
   const asked = { image, snapshot };
@@ -91,9 +91,10 @@ async function standingFor(given: string, keep: number | undefined): Promise<Doo
   const exact = snapshots.filter(({ name }) => name === snapshot);
   const fitting = exact.length > 0 || !pattern ? exact : snapshots.filter((it) => fits(it, snapshot));
   if (fitting.length === 0 && keep === undefined) {
-    throw new Failure('PCOW_NOT_FOUND', `${image.name} has no snapshot that ${quote(snapshot)} stands for`);
+    throw new Failure('PCOW_NOT_FOUND', `${image.name} has no snapshot that matches ${quote(snapshot)}`);
   }
-  // As they stand in the image's directory, those of the same moment are in the order in which they were taken.
+  // Snapshots of the same moment are in the order in which they were taken, as in the image's layer
+  // directory.
   const oldestFirst = [...fitting].sort((a, b) => a.created.getTime() - b.created.getTime());
   return oldestFirst
     .slice(0, Math.max(0, oldestFirst.length - (keep ?? 0)))

@@ -98,7 +98,7 @@ interface Change {
   kind: 'data' | 'zero';
 }
 
-/** What differs, for whoever only asks what it reads as: data, or zeros. Neighbours are joined. */
+/** The differences, as ranges of data or zeros. Adjacent ranges are joined. */
 async function* changes(extents: AsyncIterable<Extent>): AsyncGenerator<Change> {
   let held: Change | null = null;
   for await (const extent of extents) {

@@ -53,7 +53,7 @@ export function addDoctor(program: Command): void {
 async function doctor(words: string[], options: Options, command: Command): Promise<void> {
   const { directory, commandLine } = partsOf(words, command);
   if (options.libvirt !== undefined && commandLine.length > 0) {
-    throw new Failure('PCOW_USAGE', 'a guest is described by a command line or by --libvirt, and not by both');
+    throw new Failure('PCOW_USAGE', 'describe the guest by a command line or by --libvirt, not by both');
   }
   const guest = await guestOf(commandLine, options.libvirt);
   const about: [subject: string, findings: Finding[]][] = [
@@ -68,13 +68,13 @@ async function doctor(words: string[], options: Options, command: Command): Prom
   if (findings.some(({ level }) => level === 'problem')) process.exitCode = UNFIT;
 }
 
-/** What of the host stands between libvirt's user and this guest. */
+/** What on this host prevents libvirt's user from running this guest. */
 async function aboutLibvirt({ backends, monitored }: Guest): Promise<[string, Finding[]]> {
   const files = backends.map((backend) => backend.path).filter((file) => file !== '');
   return ['libvirt', await libvirtFindings(await libvirtHost(), files, monitored !== false)];
 }
 
-/** commander takes the “--” away: what stood before it is told by the command's own count of arguments. */
+/** commander removes the “--”. The command's own count of arguments shows what was before it. */
 function partsOf(words: string[], command: Command): { directory: string | undefined; commandLine: string[] } {
   const raw = rawWords(command);
   const end = raw.indexOf('--');
@@ -82,8 +82,8 @@ function partsOf(words: string[], command: Command): { directory: string | undef
   if (before.length > 1) {
     throw new Failure(
       'PCOW_USAGE',
-      `${quote(before[1] ?? '')} is one word too many`,
-      'a command line of QEMU comes after “--”',
+      `unexpected argument ${quote(before[1] ?? '')}`,
+      'put the command line of QEMU after “--”',
     );
   }
   return { directory: before[0], commandLine: words.slice(before.length) };

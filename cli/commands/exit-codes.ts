@@ -3,7 +3,7 @@ import { exitCodes } from '../output/exit-codes.js';
 import { addNotes } from '../output/help.js';
 import { say } from '../output/stdout.js';
 
-/** `pcow help exit-codes` and `pcow exit-codes` both show the table. */
+/** `pcow help exit-codes` and `pcow exit-codes` show the same table. */
 export function addExitCodes(program: Command): void {
   const command = program
     .command('exit-codes')

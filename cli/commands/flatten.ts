@@ -43,5 +43,5 @@ async function flatten(given: string, { json, wait, progress }: Options): Promis
     withProgress(`flatten ${image.name}`, progress, (long) => flattenImage(image, { ...long, ...whileWaiting })),
   );
   if (json === true) sayJson({ image: image.file, base: null });
-  else say(`${image.name} stands on no base now`);
+  else say(`${image.name} no longer stands on a base`);
 }

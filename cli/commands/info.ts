@@ -46,7 +46,7 @@ async function info(givens: string[], options: { json?: boolean }): Promise<void
   }
 }
 
-/** Whether the mount itself is the one writer of an image. */
+/** Whether the mount itself is the writer of an image. */
 async function isHeldBy(mount: PcowMount | null, { holder }: ImageInfo): Promise<boolean> {
   return mount !== null && holder !== null && (await stateOfServer(mount.directory)).pid === holder.pid;
 }
@@ -54,9 +54,9 @@ async function isHeldBy(mount: PcowMount | null, { holder }: ImageInfo): Promise
 interface Found {
   target: ImageTarget;
   image: ImageInfo;
-  /** Has it in place of the mount. */
+  /** writes it instead of the mount */
   guest: Attached | null;
-  /** The mount is its writer. */
+  /** the mount is its writer */
   isMounts: boolean;
   receiving: Reception | null;
 }

@@ -59,13 +59,10 @@ export function addLibvirtXml(program: Command): void {
 async function libvirtXml(given: string[], options: Options): Promise<void> {
   const { device, cpus = 1, unarmed = false, plain = false } = options;
   if (unarmed && device !== 'nvdimm') {
-    throw new Failure('PCOW_USAGE', '--unarmed goes with --device nvdimm only');
+    throw new Failure('PCOW_USAGE', '--unarmed is only supported with --device nvdimm');
   }
   if (options.into !== undefined && (options.memory !== undefined || options.cpus !== undefined)) {
-    throw new Failure(
-      'PCOW_USAGE',
-      'a domain says its memory and its processors itself: leave --memory and --cpus out',
-    );
+    throw new Failure('PCOW_USAGE', 'a domain defines its memory and processors itself: omit --memory and --cpus');
   }
   const memory = parseMemory(options.memory ?? DEFAULT_MEMORY);
   const images = await backingsFor(given, whileWaiting);

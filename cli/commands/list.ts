@@ -114,7 +114,7 @@ function stateText({ error, holder, receiving, stalled, state }: ListedImage): s
   if (receiving !== null) return describeReception(receiving);
   if (holder === null) return state;
   return stalled === true
-    ? `stalled (process ${holder.pid}): its disk is full or fails`
+    ? `stalled (process ${holder.pid}): its disk is full or failing`
     : `open (process ${holder.pid})`;
 }
 

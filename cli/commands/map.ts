@@ -53,7 +53,7 @@ async function map(given: string, { output, progress }: Options): Promise<void> 
       const chain = await image.chainState(layer);
       const extents = () => {
         const size = image.layers().find(({ id }) => id === layer)?.size ?? 0;
-        // Depths of two halves must count the same layers.
+        // Both parts of the picture must use depths of the same layers.
         return reported(image.map({ snapshot: layer, chain, signal: long.signal }), size, long.onProgress);
       };
       switch (output) {
@@ -71,7 +71,7 @@ async function map(given: string, { output, progress }: Options): Promise<void> 
   );
 }
 
-/** Columns of fixed width: a map may be longer than memory is good for. */
+/** Columns have a fixed width, because a map may be too long for the memory. */
 async function* lines(extents: AsyncIterable<Extent>): AsyncGenerator<string> {
   yield lineOf('offset', 'length', 'kind', 'place', 'layer');
   for await (const { offset, length, kind, place, layer } of extents) {

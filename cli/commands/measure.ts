@@ -45,14 +45,14 @@ export function addMeasure(program: Command): void {
 async function measureCommand(source: string | undefined, options: Options): Promise<void> {
   const blockSize = parseBlockSize(options.blockSize);
   if ((source === undefined) === (options.size === undefined)) {
-    throw new Failure('PCOW_USAGE', 'measure takes a source, or --size, and not both', 'pcow measure --help');
+    throw new Failure('PCOW_USAGE', 'measure takes a source or --size, not both', 'pcow measure --help');
   }
   const result =
     source === undefined
       ? await measure(parseSize(options.size ?? ''), blockSize, null)
       : await measureSource(source, blockSize, options);
   if (options.json === true) {
-    // The names of “qemu-img measure”.
+    // The field names of “qemu-img measure”.
     sayJson({ required: result.required, 'fully-allocated': result.fullyAllocated });
   } else {
     say(

@@ -94,6 +94,6 @@ async function mount(directory: string, mountpoint: string, options: Options): P
   const mount = await mountOnTheWay(mountpoint);
   const problem = mount === null ? null : await monitorsProblem(mount, whileWaiting);
   if (problem !== null) {
-    warn('pcow', `${problem}. Until then guests run with “pcow run --plain” only`);
+    warn('pcow', `${problem}. Until this is fixed, guests run only with “pcow run --plain”`);
   }
 }

@@ -45,7 +45,7 @@ export function addQemuArgs(program: Command): void {
 async function qemuArgs(given: string[], options: Options): Promise<void> {
   const { device, unarmed = false } = options;
   if (unarmed && device !== 'nvdimm') {
-    throw new Failure('PCOW_USAGE', '--unarmed goes with --device nvdimm only');
+    throw new Failure('PCOW_USAGE', '--unarmed is only supported with --device nvdimm');
   }
   const memory = parseMemory(options.memory);
   const images = await backingsFor(given, { id: options.id, ...whileWaiting });
@@ -60,7 +60,7 @@ async function qemuArgs(given: string[], options: Options): Promise<void> {
   }
   const unquotable = args.find((arg) => /[\s*?[\]\\"'$]/.test(arg));
   if (unquotable !== undefined) {
-    warn('pcow', `${quote(unquotable)} does not go through $(…) of a shell: use --json`);
+    warn('pcow', `${quote(unquotable)} cannot be passed through $(…) of a shell: use --json`);
   }
   for (let i = 0; i < args.length; i += 2) {
     say(args.slice(i, i + 2).join(' '));

@@ -58,5 +58,5 @@ async function rebase(given: string, { base: newBase, unsafe, json, wait, progre
         ),
   );
   if (json === true) sayJson({ image: image.file, base: base && { path: base.image.file, snapshot: base.snapshot } });
-  else say(base === null ? `${image.name} stands on no base now` : `${image.name} stands on ${newBase} now`);
+  else say(base === null ? `${image.name} no longer stands on a base` : `${image.name} now stands on ${newBase}`);
 }

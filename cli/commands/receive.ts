@@ -93,7 +93,7 @@ async function takeIn(target: ImageTarget, options: Options): Promise<void> {
   }
 }
 
-/** Where something has arrived, the next step is to go on from there. */
+/** If data has arrived, the next step is to continue from there. */
 async function withNextStep(error: unknown, target: ImageTarget): Promise<unknown> {
   const { mount } = target;
   if (isPcowError(error, 'PCOW_LOCKED') && mount !== null) {
@@ -147,7 +147,7 @@ async function abandon(target: ImageTarget, { json }: Options): Promise<void> {
   if (json === true) {
     sayJson({ image: target.name, abandoned: snapshot });
   } else {
-    say(`gave up ${target.name}@${snapshot}`);
+    say(`gave up receiving ${target.name}@${snapshot}`);
   }
 }
 

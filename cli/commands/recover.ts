@@ -45,7 +45,7 @@ async function recover(given: string[], { json }: { json?: boolean }): Promise<v
   if (json === true)
     sayJson({ recovered: all.recovered, inUse: all.inUse, failed: all.failed.map(({ image }) => image) });
   else for (const image of all.recovered) say(`${image} is recovered`);
-  // One that fails is no reason to leave the others as they are; the first failure is the command's.
+  // If one fails, the others are recovered nevertheless; the first error is the command's.
   const [first] = all.failed;
   if (first) throw first.error;
 }
@@ -54,6 +54,6 @@ async function isDirectory(what: string): Promise<boolean> {
   try {
     return (await stat(what)).isDirectory();
   } catch {
-    return false; // whatever is wrong with it, findImage() says it
+    return false; // if something is wrong with it, findImage() reports it
   }
 }

@@ -49,18 +49,18 @@ async function rename(
     const to = newSnapshotName(given, snapshot, newName);
     await patiently(wait, () => renameSnapshot(image, snapshot, to, whileWaiting));
     if (json === true) sayJson({ image: image.file, from: snapshot, to });
-    else say(`${image.name}@${snapshot} is called ${image.name}@${to} now`);
+    else say(`${image.name}@${snapshot} is now ${image.name}@${to}`);
     return;
   }
-  // A plain name stays in the image's directory, wherever that is.
+  // A plain name stays in the image's directory.
   const directory = image.mount === null ? path.dirname(image.file) : image.mount.mountpoint;
   const target = await newImage(newName.includes('/') ? newName : path.join(directory, newName));
   await patiently(wait, () => renameImage(image, target, whileWaiting));
   if (json === true) sayJson({ from: image.file, to: target.file });
-  else say(`${image.name} is called ${target.name} now`);
+  else say(`${image.name} is now ${target.name}`);
 }
 
-/** As ZFS takes it: NEW, @NEW, or the image again and @NEW. */
+/** As in ZFS: NEW, @NEW, or the image again and @NEW. */
 function newSnapshotName(given: string, snapshot: string, newName: string): string {
   const image = given.slice(0, -snapshot.length - 1);
   const at = newName.lastIndexOf('@');

@@ -31,7 +31,7 @@ async function rm(given: string[], { json, wait }: { json?: boolean; wait?: numb
   const images = await Promise.all(given.map(imageToRemove));
   const twice = images.find(({ file }, i) => images.findIndex((it) => it.file === file) !== i);
   if (twice !== undefined) {
-    throw new Failure('PCOW_USAGE', `the image ${twice.name} is named twice`, 'name each image once');
+    throw new Failure('PCOW_USAGE', `the image ${twice.name} is listed twice`, 'list each image once');
   }
   // What stands on others goes first; all is looked at before the first one is deleted.
   const ordered = await orderOfRemoval(images);

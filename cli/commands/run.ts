@@ -31,7 +31,7 @@ export function addRun(program: Command): void {
     .option('--plain', 'run it without the monitor')
     .option('--print-env', 'print the environment that enables the monitor, for a shell, and run nothing')
     .usage('[options] -- COMMAND [ARGUMENT...]')
-    // What follows the command is its own.
+    // Everything after the command belongs to the command.
     .passThroughOptions()
     .action(run);
   addNotes(command, {
@@ -51,11 +51,11 @@ export function addRun(program: Command): void {
 function run(words: string[], options: Options): void {
   const { cleanCache, log, plain = false, printEnv = false } = options;
   if (plain && (printEnv || cleanCache !== undefined || log !== undefined)) {
-    throw new Failure('PCOW_USAGE', '--plain is without the monitor: no other option goes with it');
+    throw new Failure('PCOW_USAGE', '--plain runs without the monitor: it cannot be combined with other options');
   }
   if (printEnv) {
     if (words.length > 0) {
-      throw new Failure('PCOW_USAGE', '--print-env runs nothing: leave the command out');
+      throw new Failure('PCOW_USAGE', '--print-env runs nothing: omit the command');
     }
     put(shellExports({ cleanCache, log }));
     return;

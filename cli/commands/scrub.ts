@@ -61,7 +61,7 @@ async function scrub(
   if (remove) {
     await patiently(wait, () => change(target, 'remove', progress));
     if (json) sayJson({ name: target.name, removed: true });
-    else say(`${target.file} has no checksums any more`);
+    else say(`${target.file} no longer has checksums`);
     return;
   }
   const look = () =>

@@ -31,7 +31,7 @@ export function addSnapshot(program: Command): void {
 }
 
 async function snapshot(givens: string[], { json, wait }: { json?: boolean; wait?: number }): Promise<void> {
-  // One after another: of two mistakes the first is told.
+  // One after another: of two mistakes the first is reported.
   const targets: { image: ImageTarget; snapshot: string }[] = [];
   for (const given of givens) targets.push(await findSnapshotTarget(given));
   const [first] = targets;
@@ -43,13 +43,13 @@ async function snapshot(givens: string[], { json, wait }: { json?: boolean; wait
   if (other !== undefined) {
     throw new Failure(
       'PCOW_USAGE',
-      `a snapshot across images has one name, and here are two: ${name} and ${other.snapshot}`,
+      `a snapshot of several images has one name, but two are given: ${name} and ${other.snapshot}`,
       'take them one after another, or give all the same name',
     );
   }
   const twice = targets.find(({ image }, i) => targets.findIndex((it) => it.image.file === image.file) !== i);
   if (twice !== undefined) {
-    throw new Failure('PCOW_USAGE', `the image ${twice.image.name} is named twice`, 'name each image once');
+    throw new Failure('PCOW_USAGE', `the image ${twice.image.name} is listed twice`, 'list each image once');
   }
   const images = targets.map(({ image }) => image);
   await patiently(wait, () => snapshotImages(name, images, whileWaiting));

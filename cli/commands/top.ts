@@ -75,12 +75,12 @@ async function look(mount: PcowMount): Promise<Look> {
   }
 }
 
-/** Programs get all of it. */
+/** Programs get everything. */
 function width(): number {
   return isatty(1) ? process.stdout.columns : Infinity;
 }
 
-/** On a terminal in place of the table before, and no more than fits there. */
+/** On a terminal it replaces the table before, and prints no more than fits. */
 function show(text: string): void {
   if (!isatty(1)) {
     say(`${text}\n`);

@@ -41,10 +41,11 @@ export function addUmount(program: Command): void {
   });
 }
 
-/** As it was given, unless that is an image directory which is mounted elsewhere. */
+/** The path as given, unless it is an image directory that is mounted elsewhere. */
 async function mountpointOf(given: string): Promise<string> {
   if ((await mountOnTheWay(given)) !== null) return given;
-  const mounts = await mountsOfDirectory(given).catch(() => []); // nothing that is there: what is said of mountpoints says that
+  // it does not exist: the error about mountpoints says so
+  const mounts = await mountsOfDirectory(given).catch(() => []);
   const [mount, other] = mounts;
   if (mount === undefined) return given;
   if (other !== undefined) {

@@ -1,9 +1,12 @@
-/** What may stand at the end of an unfinished command line: found in the program itself, so nothing of it is written down twice. */
+/**
+ * Candidates for the end of an unfinished command line. They come from the program itself, so
+ * nothing is written twice.
+ */
 import type { Argument, Command, Option } from 'commander';
 import { imageCandidates, mountpointCandidates, snapshotCandidates } from './image-candidates.js';
 
 export interface Candidate {
-  /** The whole word; one that ends in “/” or “@” goes on. */
+  /** The whole word; a word that ends in “/” or “@” can be continued. */
   value: string;
   /** May be empty. */
   description: string;
@@ -17,7 +20,7 @@ export interface Completion {
   shells: ShellsOwn | null;
 }
 
-/** `words` are those after the program's name; the last, maybe empty, is being typed. */
+/** `words`: those after the program's name. The last one, which may be empty, is being typed. */
 export async function complete(program: Command, words: string[]): Promise<Completion> {
   const current = words.at(-1) ?? '';
   const before = words.slice(0, -1);
@@ -57,13 +60,13 @@ async function argumentsOf(command: Command, before: string[], current: string):
   return argument === undefined ? nothing : valuesOf(argument, argument.name(), current);
 }
 
-/** The option that this word is, where its value is the next word. */
+/** The option that this word is, if its value is the next word. */
 function takingNextWord(command: Command, word: string): Option | undefined {
   const option = command.options.find(({ long, short }) => word === long || word === short);
   return option?.required === true ? option : undefined;
 }
 
-/** `placeholder` is what the help calls the value: it tells what belongs there. */
+/** `placeholder` is the name of the value in the help: it says what belongs there. */
 async function valuesOf(of: Argument | Option, placeholder: string, current: string): Promise<Completion> {
   if (of.argChoices !== undefined) {
     return matching(
@@ -87,7 +90,7 @@ function commandsOf(program: Command): Candidate[] {
   return [...program.commands.map((command) => ({ value: command.name(), description: command.summary() })), help];
 }
 
-/** Those that are not there already. */
+/** Those that are not on the command line already. */
 function optionsOf(command: Command, before: string[]): Candidate[] {
   const own = command.options.filter(({ long, short, hidden }) => {
     return !hidden && ![long, short].some((flag) => flag != null && before.includes(flag));

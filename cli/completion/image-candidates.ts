@@ -1,4 +1,7 @@
-/** Images, snapshots and mountpoints as candidates. What can't be looked at has none: an unfinished line is no place for messages. */
+/**
+ * Images, snapshots and mountpoints as candidates. Errors are ignored: a message would disturb the
+ * unfinished line.
+ */
 import { type Dirent } from 'node:fs';
 import { readdir, realpath } from 'node:fs/promises';
 import path from 'node:path';
@@ -9,7 +12,10 @@ import { withImage } from '../../src/images/with-image.js';
 import { findDirectory, findImage } from '../find-image.js';
 import type { Candidate } from './candidates.js';
 
-/** Images (without “.pcow”), or flat files of a mount, in the directory that was typed; and its directories. */
+/**
+ * Images (without “.pcow”), or flat files of a mount, in the directory that was typed; and its
+ * subdirectories.
+ */
 export async function imageCandidates(current: string): Promise<Candidate[]> {
   const typed = current.slice(0, current.lastIndexOf('/') + 1);
   const begun = current.slice(typed.length);
@@ -23,7 +29,7 @@ export async function imageCandidates(current: string): Promise<Candidate[]> {
   });
 }
 
-/** IMAGE@SNAPSHOT where the image is written already, else images with an “@”. */
+/** IMAGE@SNAPSHOT if the image is complete, otherwise images followed by “@”. */
 export async function snapshotCandidates(current: string): Promise<Candidate[]> {
   const at = current.lastIndexOf('@');
   const names = at > 0 ? await snapshotsOf(current.slice(0, at)) : null;

@@ -1,13 +1,19 @@
-/** The scripts for the shells. They only ask: all that is known of the commands comes from candidates.ts at each question. */
+/**
+ * The scripts for the shells. They contain nothing about the commands: candidates.ts answers each
+ * request.
+ */
 import type { Completion } from './candidates.js';
 
 export const SHELLS = ['bash', 'zsh', 'fish'] as const;
 export type Shell = (typeof SHELLS)[number];
 
-/** What the scripts read: “:files” and the like first, then a line for each candidate, with its description after a tab. */
+/**
+ * The output for the scripts: first “:files” and the like, then a line for each candidate, with its
+ * description after a tab.
+ */
 export function answerLines({ candidates, shells }: Completion): string[] {
   const lines = candidates
-    // A newline in a name would make two lines of it.
+    // A newline in a name would split the line.
     .filter(({ value }) => !/[\n\t]/.test(value))
     .map(({ value, description }) => (description === '' ? value : `${value}\t${description}`));
   return shells === null ? lines : [`:${shells}`, ...lines];
@@ -19,14 +25,14 @@ export function completionScript(program: string, shell: Shell): string {
 
 const HEADS: Record<Shell, string> = {
   bash: '# Completion for bash: source this, or put it into bash-completion’s directory.',
-  // compinit looks at the first line.
+  // compinit reads the first line.
   zsh: '#compdef pcow',
   fish: '# Completion for fish: put this into ~/.config/fish/completions.',
 };
 
 const SCRIPTS: Record<Shell, string> = {
-  // bash breaks words at “@” and “=” as well, before the one and after the other: the words are made from the line, and of a
-  // candidate only the part after the last break is given back.
+  // bash also breaks words before “@” and after “=”. So the words are made from the line, and only
+  // the part of a candidate after the last break is returned.
   bash: String.raw`_PROGRAM() {
   local line=${'$'}{COMP_LINE:0:COMP_POINT} words lines candidate current broken=''
   read -ra words <<< "$line"

@@ -1,35 +1,38 @@
-/** A QEMU command line as a Guest. Only what bears on memory is understood; everything else is passed over. */
+/**
+ * Parses a QEMU command line into a Guest. Only options about memory are interpreted; everything
+ * else is skipped.
+ */
 import { Failure } from '../output/errors.js';
 import { GIB, MIB } from '../../src/images/sizes.js';
 import { emptyGuest, type Guest, type Words } from './guest.js';
 
 const WORDS: Words = {
   share: 'add share=on to its -object',
-  discardData: 'leave discard-data=on out of its -object',
-  prealloc: 'leave prealloc=on and -mem-prealloc out',
-  pmem: 'leave pmem=on out of its -object',
-  readOnly: 'leave readonly=on out of its -object',
-  offset: 'leave offset=… out of its -object',
-  labels: 'leave label-size=… out of its -device',
-  cachesPersist: 'leave nvdimm-persistence=cpu out of -machine',
+  discardData: 'remove discard-data=on from its -object',
+  prealloc: 'remove prealloc=on and -mem-prealloc',
+  pmem: 'remove pmem=on from its -object',
+  readOnly: 'remove readonly=on from its -object',
+  offset: 'remove offset=… from its -object',
+  labels: 'remove label-size=… from its -device',
+  cachesPersist: 'remove nvdimm-persistence=cpu from -machine',
   maxMemory: 'add maxmem=SIZE to -m, as “pcow qemu-args” does',
   slots: 'add slots=NUMBER to -m, as “pcow qemu-args” does',
   nvdimmMachine: 'add nvdimm=on to -machine',
   acpi: 'leave -no-acpi and acpi=off of -machine out',
   unarmed: 'use virtio-pmem-pci, or add unarmed=on to its -device',
-  locked: 'leave mem-lock=on out of -overcommit',
+  locked: 'remove mem-lock=on from -overcommit',
   physicalBits: (bits) => `-cpu max,phys-bits=${bits}`,
   size: (bytes) => `size=${bytes} in its -object`,
 };
 
-/** The backend that images are for. */
+/** The backend for images. */
 const FILE = 'memory-backend-file';
 
-/** Options without a value, of those that QEMU has; all others take the next word. */
+/** QEMU's options without a value; all others take the next word. */
 const FLAGS =
   /^-(mem-prealloc|nographic|S|s|snapshot|no-.*|enable-kvm|daemonize|usb|nodefaults|full-screen|h|help|version|win2k-hack|singlestep|old-param|semihosting|preconfig|only-migratable|xen-.*|enable-sync-profile|alt-grab|ctrl-grab|portrait|curses)$/;
 
-/** `words`: the program, then its options; `pcow run …` may come first. */
+/** `words`: the program, then its options; `pcow run …` may precede them. */
 export function guestOfCommandLine(words: string[]): Guest {
   const { rest, monitored } = withoutRun(words);
   const [emulator, ...options] = rest;
@@ -46,7 +49,7 @@ export function guestOfCommandLine(words: string[]): Guest {
   return guest;
 }
 
-/** For arguments that stand in another description, too. */
+/** For arguments that are part of another description, too. */
 export function readOptions(guest: Guest, options: string[]): void {
   let preallocated = false;
   for (let at = 0; at < options.length; at += 1) {
@@ -131,7 +134,7 @@ function readOption(guest: Guest, name: string, value: string): void {
 }
 
 interface Fields {
-  /** The value that needs no name. */
+  /** The value without a name. */
   first: string;
   fields: Map<string, string>;
 }
@@ -144,10 +147,10 @@ function fieldsOf(value: string, firstName: string): Fields {
       const fields = new Map(entries.map(([key, it]) => [key, typeof it === 'string' ? it : JSON.stringify(it)]));
       return { first: fields.get(firstName) ?? '', fields };
     } catch {
-      throw new Failure('PCOW_INVALID', `this option is not the JSON that it looks like: ${value}`);
+      throw new Failure('PCOW_INVALID', `this option looks like JSON, but is not valid: ${value}`);
     }
   }
-  // A comma ends a field; two stand for one in its value.
+  // A comma ends a field; two commas in a value stand for one.
   const parts = value.split(/(?<!,)(?:,,)*,(?!,)/);
   const fields = new Map<string, string>();
   let first = '';
@@ -200,7 +203,7 @@ function isOn(value: string | undefined): boolean {
   return /^(on|yes|true|y)$/.test(value ?? '');
 }
 
-/** As QEMU reads sizes: `unit` is that of a bare number. */
+/** Sizes as QEMU reads them: `unit` is the unit of a plain number. */
 function sizeOf(text: string | undefined, unit: number): number | null {
   const [, digits, suffix] = /^(\d+(?:\.\d+)?)([bkmgtpe]?)$/i.exec(text ?? '') ?? [];
   if (digits === undefined) return null;

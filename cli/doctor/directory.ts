@@ -1,4 +1,4 @@
-/** An image directory: tried out with an image that is made, used and removed there. */
+/** Checks an image directory: makes an image there, uses it and removes it. */
 import { constants } from 'node:fs';
 import { access, copyFile, mkdtemp, rm, stat, statfs } from 'node:fs/promises';
 import path from 'node:path';
@@ -15,10 +15,10 @@ import { formatSize, GIB, MIB } from '../../src/images/sizes.js';
 import { findDirectory } from '../find-image.js';
 import { type Finding, ok, problem, warning } from './finding.js';
 
-/** Kinds of file systems where a mapping on one machine does not see what another one writes. */
+/** Filesystems on which a mapping on one machine does not see the writes of another one. */
 const SHARED = /^(nfs|cifs|smb|9p|afs|ceph|glusterfs|fuse)/;
 
-/** A disk that is fuller than this stalls guests soon. */
+/** If the disk is fuller than this, guests will soon be paused. */
 const LITTLE_SPACE = 0.05;
 
 export async function directoryFindings(given: string): Promise<Finding[]> {
@@ -36,7 +36,7 @@ export async function directoryFindings(given: string): Promise<Finding[]> {
   ];
 }
 
-/** A look that fails is a finding itself, with what mends that: the other looks go on. */
+/** A check that fails is itself a finding, with its fix; the other checks continue. */
 async function looked(check: string, what: string, look: () => Promise<Finding | Finding[]>): Promise<Finding[]> {
   try {
     return [await look()].flat();
@@ -83,7 +83,7 @@ function dax(place: MountTableEntry | undefined): Finding {
   return ok(
     'dax',
     option === undefined
-      ? 'no DAX: what a guest flushes is durable by fsync, so with virtio-pmem'
+      ? 'no DAX: a flush of the guest needs fsync to be durable, so use virtio-pmem'
       : 'DAX: the images are persistent memory themselves',
   );
 }
@@ -92,16 +92,19 @@ async function space(directory: string): Promise<Finding> {
   const { bavail, blocks, bsize } = await statfs(directory);
   const text = `${formatSize(bavail * bsize)} of ${formatSize(blocks * bsize)} are free`;
   return bavail < blocks * LITTLE_SPACE
-    ? warning('space', `${text}: on a full disk guests wait`, 'free space, or move images elsewhere')
+    ? warning('space', `${text}: guests are paused when the disk is full`, 'free space, or move images elsewhere')
     : ok('space', text);
 }
 
-/** Whether the file system does what an image needs: sparse files and holes; and reflinks, which copies like. */
+/**
+ * Whether the filesystem supports what an image needs: sparse files and holes; and reflinks, which
+ * help copies.
+ */
 async function tried(directory: string): Promise<Finding[]> {
   try {
     await access(directory, constants.W_OK);
   } catch {
-    return [problem('writable', `${directory} may not be written by this user`, 'use the user who owns it')];
+    return [problem('writable', `this user may not write to ${directory}`, 'run as the user who owns it')];
   }
   const scratch = await mkdtemp(path.join(directory, '.pcow-doctor-'));
   try {
@@ -116,7 +119,8 @@ async function tried(directory: string): Promise<Finding[]> {
       await image.write(Buffer.alloc(MIB, 1), 32 * GIB);
       const after = await use();
       await image.discard(32 * GIB, MIB);
-      await use(); // what was freed goes back at the sync after the one that makes its freeing durable
+      // freed blocks are given back by the sync after the one that makes their release durable
+      await use();
       return { empty: before, full: after, punched: await use() };
     });
     const reflinks = await copyFile(file, `${file}-copy`, constants.COPYFILE_FICLONE_FORCE).then(
@@ -128,7 +132,7 @@ async function tried(directory: string): Promise<Finding[]> {
         ? ok('sparse', 'files are sparse: an image takes space as it is written')
         : problem('sparse', `an empty image takes ${formatSize(empty)}: files are not sparse here`, 'use ext4 or XFS'),
       punched < full
-        ? ok('holes', 'what a guest discards goes back to the disk')
+        ? ok('holes', 'discarded blocks are given back to the disk')
         : warning('holes', 'what a guest discards does not go back to the disk', 'use ext4 or XFS'),
       ok(
         'reflink',
@@ -140,13 +144,13 @@ async function tried(directory: string): Promise<Finding[]> {
   }
 }
 
-/** Those that can't be opened. */
+/** Images that cannot be opened. */
 async function images(directory: string): Promise<Finding[]> {
   const { names, nameless } = await imageFilesIn(directory);
   const files = names.filter((file) => !file.startsWith('.'));
   const unnamed = nameless.map((file) => {
     const cure = givingItAName(directory, file);
-    return problem('image', `${quote(file.shown)} is no name: its bytes are not UTF-8`, cure);
+    return problem('image', `${quote(file.shown)} is not a valid name: it is not UTF-8`, cure);
   });
   const findings: Finding[] = [];
   for (const file of files) {

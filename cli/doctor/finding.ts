@@ -1,7 +1,7 @@
-/** What the doctor says: one sentence about one thing, and what mends it. */
+/** A finding of the doctor: one sentence about one thing, and how to fix it. */
 
 export type Level =
-  /** As it should be. */
+  /** No problem. */
   | 'ok'
   /** It works, but not as well as it could, or not in every case. */
   | 'warning'
@@ -9,11 +9,11 @@ export type Level =
   | 'problem';
 
 export interface Finding {
-  /** For programs, and never renamed: for example "userfaultfd" or "discard-data". */
+  /** For programs; never renamed. For example "userfaultfd" or "discard-data". */
   check: string;
   level: Level;
   message: string;
-  /** A command or an option; null where there is nothing to mend. */
+  /** A command or an option; null if there is nothing to fix. */
   mend: string | null;
 }
 

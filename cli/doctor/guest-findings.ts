@@ -18,10 +18,10 @@ import { formatSize, sizeArgument } from '../../src/images/sizes.js';
 import { type Finding, ok, problem, warning } from './finding.js';
 import type { Backend, Guest } from './guest.js';
 
-/** A backend, and what lies at its path. */
+/** A backend, and the file at its path. */
 interface Found {
   backend: Backend;
-  /** Bytes of the flat file. */
+  /** The size of the flat file in bytes. */
   size: number;
 }
 
@@ -52,7 +52,7 @@ export async function guestFindings(guest: Guest): Promise<Finding[]> {
   const twice = found.find(({ backend }, at) =>
     found.some((other, before) => before < at && other.backend.path === backend.path),
   );
-  if (twice) findings.push(problem('twice', `${quote(twice.backend.path)} is there twice`, 'leave one of them out'));
+  if (twice) findings.push(problem('twice', `${quote(twice.backend.path)} is listed twice`, 'remove one of them'));
   if (found.length > 0) {
     findings.push(...memoryFindings(guest, found), ...sharingFindings(guest), monitorFinding(guest));
     findings.push(...guest.unseen.map((what) => warning('unseen', what, 'look at it yourself')));
@@ -61,7 +61,9 @@ export async function guestFindings(guest: Guest): Promise<Finding[]> {
   return findings;
 }
 
-/** Whether a backend is the flat file of a mount, and its size; null where it is not, or nothing there. */
+/**
+ * Whether a backend is the flat file of a mount, and its size; null if it is another file, or none.
+ */
 async function placeOf({ path: file }: Backend): Promise<{ size: number | null; findings: Finding[] }> {
   const none = (finding: Finding) => ({ size: null, findings: [finding] });
   const trouble = await briefTroubleOnTheWay(file);
@@ -129,14 +131,20 @@ function optionFindings({ words }: Guest, backend: Backend): Finding[] {
   const name = quote(backend.path);
   const findings: Finding[] = [];
   if (!backend.shared) {
-    findings.push(problem('share', `${name} is mapped privately: what the guest writes is lost with it`, words.share));
+    findings.push(
+      problem('share', `${name} is mapped privately: what the guest writes is lost when it ends`, words.share),
+    );
   }
   if (backend.discardData) {
     findings.push(problem('discard-data', `QEMU discards all of ${name} when it ends`, words.discardData));
   }
   if (backend.preallocated) {
     findings.push(
-      problem('prealloc', `QEMU touches every page of ${name} as it starts: the thin image is filled`, words.prealloc),
+      problem(
+        'prealloc',
+        `QEMU touches every page of ${name} at the start, which fills the thin image`,
+        words.prealloc,
+      ),
     );
   }
   if (backend.readOnly) {
@@ -172,7 +180,7 @@ function sizeFindings({ words }: Guest, { backend, size }: Found): Finding[] {
     return [
       problem(
         'size',
-        `${asked} bytes are asked for${backend.offset > 0 ? `, from byte ${backend.offset} on` : ''}, and ${name} has ${size}: QEMU refuses that`,
+        `${asked} bytes are requested${backend.offset > 0 ? `, from byte ${backend.offset} on` : ''}, but ${name} has ${size}: QEMU refuses this`,
         `${words.size(size)}, or pcow resize ${word(backend.path)} ${sizeArgument(asked)}`,
       ),
     ];
@@ -226,7 +234,7 @@ function deviceFindings({ devices, ordinary, words }: Guest, { id, path: file }:
       ? [
           warning(
             'labels',
-            `${name}: labels take the place of its last ${formatSize(labelSize)}: what lies there is hidden from the guest, and overwritten`,
+            `${name}: labels use its last ${formatSize(labelSize)}: data there is hidden from the guest, and overwritten`,
             words.labels,
           ),
         ]
@@ -240,11 +248,11 @@ function memoryFindings(guest: Guest, found: Found[]): Finding[] {
   const wanted = found.reduce((sum, { backend, size }) => sum + (backend.size ?? size), memory ?? 0);
   if (maxMemory === null || maxMemory < wanted) {
     const has = maxMemory === null ? 'none' : formatSize(maxMemory);
-    findings.push(problem('maxmem', `the guest needs room for ${formatSize(wanted)}, and has ${has}`, words.maxMemory));
+    findings.push(problem('maxmem', `the guest needs room for ${formatSize(wanted)}, but has ${has}`, words.maxMemory));
   }
   const modules = guest.devices.filter(({ kind }) => kind === 'nvdimm').length;
   if (modules > 0 && !guest.nvdimmMachine) {
-    findings.push(problem('nvdimm-machine', 'the machine takes no NVDIMMs', words.nvdimmMachine));
+    findings.push(problem('nvdimm-machine', 'the machine does not support NVDIMMs', words.nvdimmMachine));
   }
   if (!guest.acpi) {
     const lack =
@@ -254,7 +262,7 @@ function memoryFindings(guest: Guest, found: Found[]): Finding[] {
     findings.push(problem('acpi', lack, words.acpi));
   }
   if (guest.slots < modules) {
-    findings.push(problem('slots', `${modules} NVDIMMs need as many slots, and there are ${guest.slots}`, words.slots));
+    findings.push(problem('slots', `${modules} NVDIMMs need as many slots, but there are ${guest.slots}`, words.slots));
   }
   const bits = addressBits(Math.max(maxMemory ?? 0, wanted));
   const has = guest.physicalBits ?? DEFAULT_ADDRESS_BITS;
@@ -270,7 +278,7 @@ function memoryFindings(guest: Guest, found: Found[]): Finding[] {
   return findings;
 }
 
-/** What is promised to the guest, or to who starts it, and not kept. */
+/** What the guest, or its operator, is promised but does not get. */
 function promiseFindings({ words, devices, cachesPersist, volatile, throwAway }: Guest): Finding[] {
   return [
     ...(cachesPersist && devices.some(({ kind }) => kind === 'nvdimm')
@@ -283,7 +291,11 @@ function promiseFindings({ words, devices, cachesPersist, volatile, throwAway }:
         ]
       : []),
     ...volatile.map((what) =>
-      problem('volatile', `${what} is no file: what the guest writes to that device is lost with QEMU`, 'use an image'),
+      problem(
+        'volatile',
+        `${what} is not a file: what the guest writes to that device is lost when QEMU ends`,
+        'use an image',
+      ),
     ),
     ...(throwAway
       ? [

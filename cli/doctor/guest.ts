@@ -1,17 +1,17 @@
-/** A guest as the doctor sees it, whoever describes it: a QEMU command line or a domain of libvirt. */
+/** A guest, as the doctor sees it, from a QEMU command line or a libvirt domain. */
 
 export interface Backend {
   id: string;
   /** As it is written there. */
   path: string;
-  /** Bytes; null where it is not said. */
+  /** Bytes; null if it is not specified. */
   size: number | null;
   shared: boolean;
   discardData: boolean;
   preallocated: boolean;
   pmem: boolean;
   readOnly: boolean;
-  /** Bytes of the file that are left out at its beginning. */
+  /** Bytes that are skipped at the beginning of the file. */
   offset: number;
 }
 
@@ -20,46 +20,49 @@ export interface MemoryDevice {
   /** The id of its backend. */
   backend: string;
   unarmed: boolean;
-  /** Bytes at the end that hold labels, and not the guest's data. */
+  /** Bytes at the end that contain labels instead of the guest's data. */
   labelSize: number;
 }
 
 export interface Guest {
   /** The program that runs it. */
   emulator: string;
-  /** Whether the monitor is preloaded, as far as it can be seen here; null: it can't. */
+  /** Whether the monitor is preloaded, as far as the description shows; null: unknown. */
   monitored: boolean | null;
   backends: Backend[];
   /** The types of all memory backends, by their ids. */
   objects: Map<string, string>;
   devices: MemoryDevice[];
-  /** Bytes of ordinary memory; null where it is not said. */
+  /** Bytes of ordinary memory; null if it is not specified. */
   memory: number | null;
   slots: number;
-  /** Bytes; null: none may be added. */
+  /** Bytes; null: no memory can be added. */
   maxMemory: number | null;
   nvdimmMachine: boolean;
-  /** The firmware's tables, by which a guest finds its NVDIMMs. */
+  /** The firmware's tables, with which a guest finds its NVDIMMs. */
   acpi: boolean;
-  /** The guest is told that what is in its processor's caches survives a power cut. */
+  /** The guest is told that its processor's caches survive a power cut. */
   cachesPersist: boolean;
-  /** Ids of backends that are ordinary memory of the guest, which it overwrites as it starts: with what says so. */
+  /**
+   * The ids of backends that are ordinary memory of the guest, which overwrites them at the start;
+   * with the option that says so.
+   */
   ordinary: { backend: string; by: string }[];
-  /** Persistent memory of the guest that is no file: descriptions. */
+  /** Persistent memory of the guest that is not a file: descriptions. */
   volatile: string[];
-  /** Whether QEMU is to throw away what its disks are written. */
+  /** Whether QEMU discards everything that is written to its disks. */
   throwAway: boolean;
-  /** Of the processor; null: the default. */
+  /** Address bits of the processor; null: the default. */
   physicalBits: number | 'host' | null;
-  /** Everything is locked in memory. */
+  /** All memory is locked. */
   locked: boolean;
-  /** What shares the guest's memory with another process: descriptions. */
+  /** Processes that share the guest's memory: descriptions. */
   vhostUser: string[];
-  /** Devices of the host that write into the guest's memory by themselves: descriptions. */
+  /** Devices of the host that write to the guest's memory directly: descriptions. */
   vfio: string[];
-  /** What the doctor can't look into: descriptions. */
+  /** What the doctor cannot check: descriptions. */
   unseen: string[];
-  /** How the words of this kind of description are written, for what mends. */
+  /** How to fix each finding, in the terms of this kind of description. */
   words: Words;
 }
 

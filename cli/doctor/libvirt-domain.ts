@@ -1,4 +1,4 @@
-/** The XML of a libvirt domain as a Guest. */
+/** Parses the XML of a libvirt domain into a Guest. */
 import { XMLParser, XMLValidator } from 'fast-xml-parser';
 import { Failure } from '../output/errors.js';
 import { quote } from '../../src/engine/quote.js';
@@ -8,18 +8,18 @@ import { emptyGuest, type Guest, type Words } from './guest.js';
 const WORDS: Words = {
   share: "give it access='shared'",
   discardData: "leave discard='yes' and <discard/> out",
-  prealloc: '“pcow libvirt-xml” prints arguments for QEMU in its place',
-  pmem: 'leave <pmem/> out of its <source>',
-  readOnly: 'leave readonly=on out of its -object',
-  offset: 'leave offset=… out of its -object',
-  labels: 'leave <label> out of its <target>',
-  cachesPersist: 'leave nvdimm-persistence=cpu out of -machine',
+  prealloc: '“pcow libvirt-xml” prints arguments for QEMU instead',
+  pmem: 'remove <pmem/> from its <source>',
+  readOnly: 'remove readonly=on from its -object',
+  offset: 'remove offset=… from its -object',
+  labels: 'remove <label> from its <target>',
+  cachesPersist: 'remove nvdimm-persistence=cpu from -machine',
   maxMemory: 'add <maxMemory>, as “pcow libvirt-xml” does',
   slots: "give <maxMemory> more slots='NUMBER'",
   nvdimmMachine: 'add the argument -machine nvdimm=on, as “pcow libvirt-xml --device nvdimm” does',
   acpi: 'add <acpi/> to <features>',
   unarmed: 'use virtio-pmem, or “pcow libvirt-xml --device nvdimm --unarmed”',
-  locked: 'leave <locked/> out of <memoryBacking>',
+  locked: 'remove <locked/> from <memoryBacking>',
   physicalBits: () => "<cpu mode='host-passthrough'>, with <maxphysaddr mode='passthrough'/>",
   size: (bytes) => `<size unit='KiB'>${bytes / 1024}</size> in its <target>`,
 };
@@ -95,7 +95,7 @@ function guestOf(domain: Element): Guest {
     list(commandLine.arg).map((arg) => attribute(arg, 'value') ?? ''),
   );
   const preload = list(commandLine.env).find((variable) => attribute(variable, 'name') === 'LD_PRELOAD');
-  // A wrapper may be what <emulator> names.
+  // <emulator> may name a wrapper.
   guest.monitored = (attribute(preload, 'value') ?? '').includes('libpcow-monitor.so')
     ? true
     : 'emulator' in devices
@@ -125,7 +125,7 @@ function readMemory(guest: Guest, backing: Element, memory: Element, id: string)
   const labels = 'label' in target ? bytesOf(child(target, 'label').size) : 0;
   guest.devices.push({ kind, backend: id, unarmed: 'readonly' in target, labelSize: labels });
   if (kind === 'nvdimm')
-    guest.nvdimmMachine = true; // libvirt sees to it
+    guest.nvdimmMachine = true; // libvirt adds it
   else
     guest.unseen.push(
       "<memory model='virtio-pmem'>: some versions of libvirt (9.0 of Debian 12) do not start it, “pcow libvirt-xml” does",
@@ -156,7 +156,7 @@ function bytesOf(element: unknown): number {
   return bytes(text(element), attribute(element, 'unit'));
 }
 
-/** Units as libvirt has them; a bare number is KiB. */
+/** Units of libvirt; a plain number is in KiB. */
 function bytes(number: string, unit = 'KiB'): number {
   const [, prefix = '', binary] = /^([kmgtpe]?)(i?)b?(?:ytes)?$/i.exec(unit) ?? [];
   const power = prefix === '' ? 0 : 'kmgtpe'.indexOf(prefix.toLowerCase()) + 1;

@@ -1,4 +1,7 @@
-/** Whether a guest of libvirt may use what it needs: looked at as libvirt's user, inside of libvirt's confinement, and not as who asks. */
+/**
+ * Whether a libvirt guest may use what it needs. This is checked for libvirt's user, in libvirt's
+ * confinement, and not for the user who asks.
+ */
 import { execFile } from 'node:child_process';
 import { readdir, readFile, realpath, stat } from 'node:fs/promises';
 import path from 'node:path';
@@ -12,28 +15,28 @@ const run = promisify(execFile);
 
 const EXAMPLES = '/usr/share/doc/pcow/examples';
 const DEVICE = '/dev/userfaultfd';
-/** Of Debian, and of Fedora. */
+/** The names in Debian and in Fedora. */
 const USERS = ['libvirt-qemu', 'qemu'];
 
-/** Whom QEMU runs as. */
+/** The user as whom QEMU runs. */
 export interface QemuUser {
   name: string;
   uid: number;
-  /** Primary and other ones. */
+  /** The primary group and the others. */
   gids: number[];
 }
 
-/** What of the machine bears on libvirt's guests. */
+/** The properties of the machine that matter to libvirt's guests. */
 export interface LibvirtHost {
-  /** null: there is no such user, so there is no libvirt here. */
+  /** null: there is no such user, so libvirt is not installed. */
   user: QemuUser | null;
-  /** The text of qemu.conf; empty where there is none. */
+  /** The text of qemu.conf; empty if there is none. */
   configuration: string;
   /** Mode and owner; null: this kernel has no such device. */
   device: Access | null;
   /** vm.unprivileged_userfaultfd. */
   everybody: boolean;
-  /** What AppArmor lets QEMU do besides; null: AppArmor is off. */
+  /** The rules that AppArmor adds for QEMU; null: AppArmor is off. */
   appArmor: string | null;
   /** SELinux is enforced. */
   seLinux: boolean;
@@ -41,7 +44,7 @@ export interface LibvirtHost {
   filtered: string[];
 }
 
-/** As stat(2) has them. */
+/** As in stat(2). */
 export interface Access {
   mode: number;
   uid: number;
@@ -91,7 +94,7 @@ async function firstUser(names: string[]): Promise<QemuUser | null> {
   return null;
 }
 
-/** `files`: what the guest has as memory. `monitored`: whether it is to run under the monitor. */
+/** `files`: the guest's memory. `monitored`: whether it runs under the monitor. */
 export async function libvirtFindings(host: LibvirtHost, files: string[], monitored: boolean): Promise<Finding[]> {
   const { user } = host;
   if (user === null) {
@@ -108,7 +111,7 @@ export async function libvirtFindings(host: LibvirtHost, files: string[], monito
   ];
 }
 
-/** `name = "value"` of a file of libvirt's that is no comment. */
+/** `name = "value"` in a file of libvirt, outside of comments. */
 function settingOf(configuration: string, name: string): string | undefined {
   return new RegExp(`^\\s*${name}\\s*=\\s*"?([^"\\n]*)"?\\s*$`, 'm').exec(configuration)?.[1]?.trim();
 }
@@ -150,7 +153,7 @@ async function imageFinding(file: string, user: QemuUser): Promise<Finding> {
     real = await realpath(file);
     access = await stat(real);
   } catch {
-    return problem(check, `${file} is not there`, 'pcow mount DIR MOUNTPOINT --allow-other');
+    return problem(check, `${file} does not exist`, 'pcow mount DIR MOUNTPOINT --allow-other');
   }
   const held = await mountHolding(real);
   if (real.startsWith('/dev/')) {

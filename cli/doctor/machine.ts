@@ -1,4 +1,4 @@
-/** The machine: kernel, FUSE, userfaultfd, memory, QEMU. */
+/** Checks the machine: kernel, FUSE, userfaultfd, memory, QEMU. */
 import { execFile } from 'node:child_process';
 import { constants } from 'node:fs';
 import { access, readFile } from 'node:fs/promises';
@@ -14,10 +14,10 @@ import { FILTER_MUST_ALLOW, isFiltered } from './system-call-filter.js';
 
 const run = promisify(execFile);
 
-/** What Linux has by default; the monitor is tested with it. */
+/** The default of Linux; the monitor is tested with it. */
 const DEFAULT_MAPPINGS = 65_530;
 
-/** QEMU has virtio-pmem since then. */
+/** QEMU has virtio-pmem since this version. */
 const OLDEST_QEMU = [4, 1];
 
 export async function machineFindings(qemu: string): Promise<Finding[]> {
@@ -55,18 +55,18 @@ async function fuse(): Promise<Finding> {
     await checkFuse();
     return ok('fuse', '/dev/fuse and fusermount3 are there');
   } catch (error) {
-    // The sentence ends with what mends it.
+    // The end of the sentence is the fix.
     const [message = '', mend = ''] = sentence(error).split(': ');
     return problem('fuse', message, mend);
   }
 }
 
-/** Root may always let others in. */
+/** Root may always allow other users. */
 async function allowOther(): Promise<Finding[]> {
   if (process.getuid?.() === 0) return [];
   const configuration = await readFile('/etc/fuse.conf', 'utf8').catch(() => '');
   return /^\s*user_allow_other\b/m.test(configuration)
-    ? [ok('allow-other', '--allow-other may be used by all users')]
+    ? [ok('allow-other', 'all users may use --allow-other')]
     : [warning('allow-other', '--allow-other is for root only', 'add the line user_allow_other to /etc/fuse.conf')];
 }
 
@@ -128,11 +128,7 @@ async function kvm(): Promise<Finding> {
     const missing = error instanceof Error && 'code' in error && error.code === 'ENOENT';
     return missing
       ? warning('kvm', 'there is no /dev/kvm: guests are emulated, which is slow', 'modprobe kvm_intel or kvm_amd')
-      : warning(
-          'kvm',
-          '/dev/kvm may not be opened by this user: guests are emulated, which is slow',
-          'adduser USER kvm',
-        );
+      : warning('kvm', 'this user may not open /dev/kvm: guests are emulated, which is slow', 'adduser USER kvm');
   }
 }
 

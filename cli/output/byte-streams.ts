@@ -1,4 +1,4 @@
-/** Streams in and out: standard input and output, or a file. */
+/** Binary streams: standard input and output, or a file. */
 import { createWriteStream, fstatSync } from 'node:fs';
 import { open } from 'node:fs/promises';
 import { Socket } from 'node:net';
@@ -13,26 +13,30 @@ import { explain } from '../../src/engine/system-errors.js';
 
 const STDOUT = 1;
 
-/** Writes all to standard output; a reader that goes away is a failure, unlike that of a list. */
+/**
+ * Writes everything to standard output. If the reader ends early that is an error, unlike for a
+ * list.
+ */
 export async function writeToStdout(bytes: AsyncIterable<Buffer>, signal: AbortSignal): Promise<void> {
   if (isatty(STDOUT)) {
     throw new Failure(
       'PCOW_USAGE',
-      'a stream is nothing for a terminal',
-      'send it on: pcow send … | ssh HOST pcow receive …, or into a file with >',
+      'refusing to write a binary stream to a terminal',
+      'use a pipe (pcow send … | ssh HOST pcow receive …), or redirect it to a file with >',
     );
   }
   const status = fstatSync(STDOUT);
   if (status.isFIFO() || status.isSocket()) {
-    // process.stdout would block this process while the reader is slow, and Ctrl-C would not get through.
+    // process.stdout would block this process while the reader is slow, and Ctrl-C would have no
+    // effect.
     await pumped(bytes, new Socket({ fd: STDOUT, readable: false, writable: true }), signal);
   } else {
-    // process.stdout takes a part of the bytes (of a disk that is nearly full) for all of them.
+    // process.stdout treats a partial write (to an almost full disk) as complete.
     await pumped(bytes, createWriteStream('', { fd: STDOUT, autoClose: false }), signal);
   }
 }
 
-/** Fills an empty file. */
+/** Writes to an empty file. */
 export async function writeToFile(file: string, bytes: AsyncIterable<Buffer>): Promise<void> {
   const handle = await open(file, 'r+');
   try {
@@ -43,10 +47,10 @@ export async function writeToFile(file: string, bytes: AsyncIterable<Buffer>): P
   }
 }
 
-/** Standard input, or a file where `file` is given. Aborting ends it with PCOW_CANCELLED. */
+/** Reads standard input, or a file if `file` is given. Aborting ends it with PCOW_CANCELLED. */
 export async function* readFrom(file: string | null, signal: AbortSignal): AsyncGenerator<Buffer> {
   if (file === null && isatty(0)) {
-    throw new Failure('PCOW_USAGE', 'a stream is expected on standard input', 'pcow send … | pcow receive IMAGE');
+    throw new Failure('PCOW_USAGE', 'expected a stream on standard input', 'pcow send … | pcow receive IMAGE');
   }
   const source = file === null ? process.stdin : await fileSource(file);
   try {
@@ -97,7 +101,7 @@ function fileFailure(error: unknown, file: string): unknown {
     case 'ENOENT':
       return new Failure('PCOW_NOT_FOUND', `there is no ${quote(file)}`, 'check the path');
     case 'EACCES':
-      return new Failure('PCOW_PERMISSION', `${quote(file)} may not be used by this user`);
+      return new Failure('PCOW_PERMISSION', `this user may not use ${quote(file)}`);
     default:
       return error;
   }

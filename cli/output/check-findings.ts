@@ -1,4 +1,4 @@
-/** What a check has found, for people: a line for each finding. */
+/** The findings of a check as text, one line each. */
 import type { CheckReport, Finding, Loss } from '../../src/engine/index.js';
 import { out } from './colors.js';
 import { formatSize } from '../../src/images/sizes.js';
@@ -23,12 +23,12 @@ function placeOf({ structure, place, snapshot, offset, length }: Finding): strin
   return [structure, ...where].join(', ');
 }
 
-/** What a repair could not bring back, for people; none where nothing is missing. */
+/** What a repair could not restore, as text; no lines if nothing is missing. */
 export function lossLines({ losses, unplaced, blockSize, olderDirectory }: CheckReport): string[] {
   const lines: string[] = [];
   if (olderDirectory) {
-    const undone = 'the newest layer directory could not be read, so the one before it counts';
-    lines.push(`${out.red('lost')}: ${undone}: what was snapshotted, deleted or resized last is undone`);
+    const undone = 'the newest layer directory could not be read, so the one before it is used';
+    lines.push(`${out.red('lost')}: ${undone}: the last snapshot, deletion or resize is undone`);
   }
   for (const loss of losses) {
     const view = loss.snapshot === null ? 'the image' : `snapshot ${loss.snapshot}`;
@@ -37,12 +37,12 @@ export function lossLines({ losses, unplaced, blockSize, olderDirectory }: Check
     }
     if (loss.doubtful > 0) {
       const size = formatSize(loss.doubtful);
-      lines.push(`${out.red('doubtful')}: ${size} of ${view} may not be what they were: ${rangesOf(loss, false)}`);
+      lines.push(`${out.red('doubtful')}: ${size} of ${view} may have changed: ${rangesOf(loss, false)}`);
     }
   }
   if (unplaced > 0) {
     const size = formatSize(unplaced * (blockSize ?? 0));
-    lines.push(`${out.red('lost')}: ${size} that something held, nobody can tell what`);
+    lines.push(`${out.red('lost')}: ${size} of data that belongs to an unknown part of the image`);
   }
   return lines;
 }

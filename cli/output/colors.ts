@@ -1,4 +1,6 @@
-/** Colours on a terminal only: never into a pipe or a file, whatever CI or the terminal's type say. */
+/**
+ * Colours only on a terminal: never in a pipe or a file, whatever CI or the terminal's type say.
+ */
 import { isatty } from 'node:tty';
 import pc from 'picocolors';
 

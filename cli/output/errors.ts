@@ -1,6 +1,6 @@
 /**
- * How failures reach people: one line that says what happened, to which image, one line with the next step, and an
- * exit code of `exit-codes.ts`. Nothing else in the CLI writes errors.
+ * How errors are printed: one line that says what happened, to which image, one line with the next
+ * step, and an exit code of `exit-codes.ts`. Nothing else in the CLI prints errors.
  */
 import createDebug from 'debug';
 import { PcowError, type PcowErrorCode } from '../../src/engine/errors.js';
@@ -11,7 +11,7 @@ import { adviceOn, CHANGE_DIRECTORY, explain, workingDirectoryIsGone } from '../
 
 const debug = createDebug('pcow:cli');
 
-/** A failure that the CLI itself found, with the next step where the general one would not fit. */
+/** An error that the CLI itself found, with its own next step if the general one would not fit. */
 export class Failure extends PcowError {
   constructor(code: PcowErrorCode, message: string, hint?: string | null) {
     super(code, message, { next: hint });
@@ -22,7 +22,7 @@ export class Failure extends PcowError {
   }
 }
 
-/** Does work whose errors of these codes have another cause than usual, and so another next step. */
+/** Does work in which errors with these codes have an unusual cause, and so another next step. */
 export async function advising<T>(
   steps: Partial<Record<PcowErrorCode, string | null>>,
   work: () => Promise<T>,
@@ -35,24 +35,27 @@ export async function advising<T>(
   }
 }
 
-/** The next step after an error of the engine or of the mount: what is right whatever has led to that code. Else it comes with the error. */
+/**
+ * The next step after an error of the engine or of the mount, if it is right for every cause of
+ * that code. Otherwise the error has its own.
+ */
 const NEXT_STEPS: Partial<Record<PcowErrorCode, string>> = {
   PCOW_USAGE: 'see “pcow help COMMAND”',
   PCOW_EXISTS: 'choose another name',
   PCOW_NOT_FOUND: '“pcow list” shows the images of a directory and the snapshots of an image',
-  PCOW_LOCKED: 'let that process end first; an image in a mount is changed through the mount',
+  PCOW_LOCKED: 'end that process first; to change an image in a mount, use the mount',
   PCOW_IN_USE: 'make those images stand on their own (pcow flatten), or delete them first (pcow rm)',
-  PCOW_NOT_AN_IMAGE: '“pcow convert FILE NEW” makes an image of a file of another format',
-  PCOW_CORRUPT: '“pcow check” tells what is damaged, and “pcow check --repair” mends what can be mended',
-  PCOW_NO_SPACE: 'free space on the file system of the image, then try again',
-  PCOW_PERMISSION: 'use the user who owns the image and its directory',
+  PCOW_NOT_AN_IMAGE: '“pcow convert FILE NEW” makes an image from a file in another format',
+  PCOW_CORRUPT: '“pcow check” shows what is damaged, and “pcow check --repair” repairs what can be repaired',
+  PCOW_NO_SPACE: 'free space on the filesystem of the image, then try again',
+  PCOW_PERMISSION: 'run the command as the user who owns the image and its directory',
   PCOW_READ_ONLY: 'mount it for writing, or work on a copy',
-  PCOW_BASE_MISSING: 'put the base back, or say where it is now: pcow rebase IMAGE --unsafe --base BASE',
-  PCOW_BASE_CHANGED: 'put the original base back, or take what is there now: pcow rebase IMAGE --unsafe --base BASE',
+  PCOW_BASE_MISSING: 'put the base back, or give its new path: pcow rebase IMAGE --unsafe --base BASE',
+  PCOW_BASE_CHANGED: 'put the original base back, or use the present file: pcow rebase IMAGE --unsafe --base BASE',
   PCOW_BASE_OUTSIDE: 'move the base into the image directory, or mount with --allow-outside-base',
 };
 
-/** Writes an error for people to stderr and returns the exit code. `program` begins the line. */
+/** Prints an error to stderr and returns the exit code. `program` begins the line. */
 export function report(program: string, error: unknown): number {
   const { code, message, hint } = explained(error);
   debug('%s: %s', code ?? 'unexpected', error instanceof Error ? error.stack : error);
@@ -63,7 +66,7 @@ export function report(program: string, error: unknown): number {
   return exitCodeOf(code);
 }
 
-/** Any error as a sentence, with the next step, and a code; null: a fault of Pcow itself. */
+/** An error as a sentence, with the next step, and a code; null: a fault in Pcow itself. */
 export function explained(error: unknown): { code: PcowErrorCode | null; message: string; hint: string | undefined } {
   if (error instanceof PcowError) {
     const { code, message } = error;
@@ -75,22 +78,22 @@ export function explained(error: unknown): { code: PcowErrorCode | null; message
   return {
     code: null,
     message: `unexpected failure: ${error instanceof Error ? error.message : String(error)}`,
-    hint: 'this is a fault of Pcow: with DEBUG=pcow:* it tells where, which belongs into a report',
+    hint: 'this is a fault in Pcow: report it with the output of DEBUG=pcow:*',
   };
 }
 
-/** What ran out, and not what was done then, tells the next step. */
+/** For these errnos the resource that ran out decides the next step, not the operation. */
 const WHATEVER_FAILED = ['EMFILE', 'ENFILE', 'ENOMEM', 'EDQUOT'];
 
 function nextStepOf({ code, errnoName, next }: PcowError): string | undefined {
   if (next !== undefined) return next ?? undefined;
   const general = NEXT_STEPS[code];
-  // A base that may not be read, or that there is no descriptor for, is where it belongs.
+  // A base that may not be read, or for which there is no descriptor, need not be put back.
   const cause = code === 'PCOW_BASE_MISSING' ? errnoName !== 'ENOENT' : WHATEVER_FAILED.includes(errnoName);
   return (cause ? adviceOn(errnoName) : undefined) ?? general;
 }
 
-/** A line for people on stderr that is no failure: the command goes on. */
+/** Prints a warning to stderr: the command continues. */
 export function warn(program: string, message: string): void {
   process.stderr.write(`${err.yellow(`${program}: warning:`)} ${inThisLocale(message)}\n`);
 }

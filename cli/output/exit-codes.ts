@@ -1,6 +1,6 @@
 /**
- * The exit codes of `pcow` and `pcow-img`: a contract, so a number never changes its meaning.
- * The same failure has the same code whether the image is mounted or not.
+ * The exit codes of `pcow` and `pcow-img`. They are a contract: a number never changes its meaning.
+ * The same failure has the same code whether or not the image is mounted.
  */
 import type { PcowErrorCode } from '../../src/engine/errors.js';
 
@@ -8,17 +8,17 @@ export interface ExitCode {
   exit: number;
   /** What it means, for people. */
   meaning: string;
-  /** The error codes that end in it. */
+  /** The error codes with this exit code. */
   codes: readonly PcowErrorCode[];
 }
 
-/** Of the doctor, which has not failed itself. */
+/** For the doctor, which itself has not failed. */
 export const UNFIT = 12;
 
-/** Of commands that look for faults, and have done what they were asked for. */
+/** For commands that search for faults and have completed the search. */
 export const FOUND_DAMAGE = 13;
 export const FOUND_LEAKS = 14;
-/** Of a repair: nothing is damaged any more, and data is missing. */
+/** For a repair: no damage is left, but data is missing. */
 export const LOST_DATA = 15;
 
 export const exitCodes = [
@@ -54,12 +54,12 @@ export const exitCodes = [
     meaning: '“check --repair” has repaired the image, but could not bring all of its data back',
     codes: [],
   },
-  { exit: 130, meaning: 'interrupted; the image is sound', codes: ['PCOW_CANCELLED'] },
+  { exit: 130, meaning: 'interrupted; the image is intact', codes: ['PCOW_CANCELLED'] },
 ] as const satisfies readonly ExitCode[];
 
 const INTERNAL = 1;
 
-/** The exit code of an error's code; anything unknown is a failure of our own. */
+/** The exit code for an error's code. Anything unknown is a fault in Pcow. */
 export function exitCodeOf(code: unknown): number {
   const table: readonly ExitCode[] = exitCodes;
   return table.find((entry) => entry.codes.some((known) => known === code))?.exit ?? INTERNAL;

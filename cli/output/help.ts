@@ -1,13 +1,15 @@
-/** Help texts: what `--help` prints and what the man pages are made of, written once, in the command's own file. */
+/**
+ * Help texts: `--help` and the man pages use them. Each is written once, in the command's own file.
+ */
 import type { Command } from 'commander';
 
-/** What one line of shell does. */
+/** A shell command and what it does. */
 export interface Example {
   command: string;
   does: string;
 }
 
-/** What a command's help has beyond its arguments and options. */
+/** The parts of a command's help in addition to its arguments and options. */
 export interface Notes {
   /** Paragraphs. */
   text?: string[];
@@ -25,7 +27,7 @@ export function addNotes(command: Command, notes: Notes): void {
   command.addHelpText('after', `${paragraphs}\nExamples:\n${examples}`);
 }
 
-/** What `addNotes` was given. */
+/** The notes that `addNotes` got. */
 export function notesFor(command: Command): Notes | undefined {
   return notesOf.get(command);
 }

@@ -1,4 +1,7 @@
-/** Signs beyond ASCII, for terminals that have no others: under LC_ALL=C, and where nothing is set, as in cron. */
+/**
+ * Replacements for characters beyond ASCII, for terminals that do not have them: with LC_ALL=C, and
+ * without any setting, as in cron.
+ */
 
 const ASCII: Readonly<Record<string, string>> = {
   '“': '"',
@@ -19,7 +22,7 @@ const ASCII: Readonly<Record<string, string>> = {
 };
 const SIGNS = new RegExp(`[${Object.keys(ASCII).join('')}]`, 'gu');
 
-/** Text for people as this locale can show it. */
+/** Text that this locale can show. */
 export function inThisLocale(text: string): string {
   const { LC_ALL, LC_CTYPE, LANG } = process.env;
   const locale = [LC_ALL, LC_CTYPE, LANG].find((value) => value !== undefined && value !== '') ?? 'C';

@@ -1,4 +1,4 @@
-/** Long lists on stdout: written in pieces, no faster than they are read. */
+/** Prints long lists to stdout in pieces, no faster than they are read. */
 import { put, roomForMore } from './stdout.js';
 
 export async function sayEach(lines: AsyncIterable<string>): Promise<void> {
@@ -13,7 +13,7 @@ export async function sayEach(lines: AsyncIterable<string>): Promise<void> {
   put(piece);
 }
 
-/** A JSON array with a member a line, as `qemu-img map` writes it. */
+/** A JSON array with one element on each line, as `qemu-img map` prints it. */
 export async function* jsonLines(members: AsyncIterable<unknown>): AsyncGenerator<string> {
   let before = '[';
   for await (const member of members) {

@@ -1,4 +1,4 @@
-/** A man page from a commander program: the same words as `--help`, in the shape of man(7). */
+/** Makes a man page from a commander program: the same texts as `--help`, in the format man(7). */
 import type { Argument, Command, Option } from 'commander';
 import { exitCodes } from './exit-codes.js';
 import { notesFor } from './help.js';
@@ -8,12 +8,12 @@ export interface Section {
   paragraphs: string[];
 }
 
-/** Of the manual: commands, or what is for the administrator. */
+/** Of the manual: commands, or administration. */
 type ManSection = 1 | 8;
 
 const HEADINGS: Record<ManSection, string> = { 1: 'User Commands', 8: 'System Administration' };
 
-/** The page of a program, with its commands where it has any. `sections` come after those. */
+/** The page of a program, with its commands if it has any, followed by `sections`. */
 export function manPage(program: Command, section: ManSection, sections: Section[]): string {
   const name = program.name();
   const [summary, ...description] = program.description().split('\n\n');
@@ -73,12 +73,15 @@ function meaning(entry: Argument | Option): string {
   return `${entry.description}${choices}${preset}`;
 }
 
-/** A line of running text: one that begins with a dot or a quote would be a request to the formatter. */
+/** A line of text. If it began with a dot or a quote, the formatter would treat it as a request. */
 function text(line: string): string {
   return escape(line).replace(/^[.']/, '\\&$&');
 }
 
-/** What is typed: it stands in the argument of a request, which takes quotes away, and the formatter makes signs of its own of the others. */
+/**
+ * Text that users type. As the argument of a request, its quotes would be removed, and the
+ * formatter would replace some characters.
+ */
 function word(line: string): string {
   return escape(line).replace(/["'`^~]/g, (sign) => TYPED_SIGNS[sign] ?? sign);
 }

@@ -1,10 +1,10 @@
-/** The man pages of the programs, with the sections that have no place in a help text. */
+/** The man pages of the programs, with the sections that do not fit into a help text. */
 import { manPage, type Section } from './man-page.js';
 import { mountHelperProgram } from '../mount-helper-program.js';
 import { pcowImgProgram } from '../pcow-img-program.js';
 import { pcowProgram } from '../pcow-program.js';
 
-/** File name in docs/man/ and text. */
+/** The file name in docs/man/, and the text. */
 export async function manPages(): Promise<[string, string][]> {
   return [
     ['pcow.1', manPage(await pcowProgram(), 1, PCOW_SECTIONS)],

@@ -1,6 +1,7 @@
 /**
- * A picture of an image as SVG: on top what is read, in the colours of the layers that hold it; below a row for each layer,
- * newest first. The width is the address space. A column stands for many bytes, and is the fuller the more of them there are.
+ * A picture of an image as SVG: at the top what a read returns, in the colours of the layers that
+ * hold it; below that a row for each layer, newest first. The width is the address space. A column
+ * stands for many bytes; the more of them there are, the darker it is.
  */
 import path from 'node:path';
 import { type Image, isPcowError, type LongOptions } from '../../src/engine/index.js';
@@ -14,7 +15,7 @@ const AMOUNT_X = WIDTH - 36;
 const TOP_HEIGHT = 56;
 const ROW_HEIGHT = 26;
 const ROW_STEP = 44;
-/** How strong a column is drawn that is at most so full. */
+/** The opacity of a column, by how full it is at most. */
 const SHADES = [
   { full: 0.1, opacity: 0.6 },
   { full: 0.5, opacity: 0.8 },
@@ -26,7 +27,7 @@ interface Layer {
   file: string;
   colour: string;
   data: number;
-  /** Bytes in each column: what is read, what this layer holds, and the zeros that it holds. */
+  /** Bytes in each column: read from this layer, held by it, and held by it as zeros. */
   seen: Columns;
   held: Columns;
   zeros: Columns;
@@ -92,10 +93,10 @@ class Columns {
   }
 }
 
-/** How often a picture is begun anew because the layers changed. */
+/** How often the picture is started again because the layers changed. */
 const ATTEMPTS = 5;
 
-/** All walks of a picture are over one chain. */
+/** All walks for a picture must be over the same chain. */
 async function settledLayersOf(image: Image, snapshot: string | null, long: LongOptions) {
   for (let attempt = 1; ; attempt++) {
     try {
@@ -154,7 +155,7 @@ function seenOf(layers: Layer[]): number {
   return layers.reduce((sum, { seen }) => sum + seen.bytes.reduce((all, bytes) => all + bytes, 0), 0);
 }
 
-/** A column shows the layers in it above each other, by their shares. */
+/** In a column, its layers are stacked in proportion to their shares. */
 function composite(layers: Layer[], y: number, height: number): string[] {
   return runs((column) => {
     const total = layers.reduce((sum, { seen }) => sum + seen.at(column), 0);
@@ -192,7 +193,7 @@ function row(layer: Layer, y: number): string[] {
   ];
 }
 
-/** Neighbouring columns that look the same are one rectangle. */
+/** Neighbouring columns that look the same become one rectangle. */
 function runs(look: (column: number) => string): string[] {
   const rectangles: string[] = [];
   let from = 0;

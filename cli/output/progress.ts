@@ -1,6 +1,7 @@
 /**
- * Long work: a bar with rate and time left on a terminal, JSON lines with `--progress json`, nothing elsewhere; Ctrl-C stops
- * the work and leaves everything sound. All of it goes to stderr: stdout is for what a command has to say.
+ * Shows the progress of long work: on a terminal a bar with rate and time left, with `--progress
+ * json` lines of JSON, otherwise nothing. Ctrl-C stops the work and leaves everything intact. All
+ * output goes to stderr: stdout is for the results of a command.
  */
 import type { SingleBar } from 'cli-progress';
 import { Option } from 'commander';
@@ -9,10 +10,10 @@ import { inThisLocale } from './locale.js';
 import { formatSize } from '../../src/images/sizes.js';
 import { progressLine } from './terminal-width.js';
 
-/** What `--progress` may be. */
+/** The values of `--progress`. */
 export type ProgressForm = 'bar' | 'json' | 'none';
 
-/** `--progress`: for every command that may take long. */
+/** `--progress`: for every long command. */
 export function progressOption(): Option {
   return new Option(
     '--progress <form>',
@@ -20,25 +21,28 @@ export function progressOption(): Option {
   ).choices(['bar', 'json', 'none']);
 }
 
-/** Of a terminal that does not say it. */
+/** For a terminal whose width is unknown. */
 const DEFAULT_WIDTH = 80;
 
 /** Milliseconds between two JSON lines. */
 const INTERVAL = 250;
 
-/** How far some work is; `done` and `total` are bytes. */
+/** The progress of some work; `done` and `total` are bytes. */
 interface Meter {
   update(done: number, total: number): void;
   stop(): void;
 }
 
-/** LongOptions with all of them given. */
+/** LongOptions with all fields set. */
 export interface Long extends LongOptions {
   signal: AbortSignal;
   onProgress: (done: number, total: number) => void;
 }
 
-/** Runs `work`, which `label` names, with a meter, and with a signal that the first Ctrl-C or SIGTERM aborts (PCOW_CANCELLED). */
+/**
+ * Runs `work`, named `label`, with a meter, and with a signal that the first Ctrl-C or SIGTERM
+ * aborts (PCOW_CANCELLED).
+ */
 export async function withProgress<T>(
   label: string,
   form: ProgressForm | undefined,
@@ -65,12 +69,15 @@ export async function withProgress<T>(
   }
 }
 
-/** For what writes its output as it goes on: on a terminal, a bar would lie between its lines. */
+/**
+ * For commands that print their output during the work: on a terminal, a bar would appear between
+ * its lines.
+ */
 export function besideOutput(form: ProgressForm | undefined): ProgressForm | undefined {
   return form ?? (process.stdout.isTTY ? 'none' : undefined);
 }
 
-/** Passes on extents of an image of `size` bytes, and tells how far they are. */
+/** Passes extents of an image of `size` bytes on, and reports the progress. */
 export async function* reported<E extends { offset: number; length: number }>(
   extents: AsyncIterable<E>,
   size: number,
@@ -93,7 +100,7 @@ async function meterOf(label: string, form: ProgressForm): Promise<Meter> {
   }
 }
 
-/** What is told beside the bar. */
+/** What is shown beside the bar. */
 interface Shown {
   rate: string;
   left: string;
@@ -134,7 +141,10 @@ class Bar implements Meter {
   }
 }
 
-/** One JSON object a line: `operation`, `done` and `total` in bytes, `rate` in bytes a second, `left` in seconds. */
+/**
+ * One JSON object on each line: `operation`, `done` and `total` in bytes, `rate` in bytes per
+ * second, `left` in seconds.
+ */
 class Lines implements Meter {
   readonly #label: string;
   readonly #rate = new Rate();
@@ -161,7 +171,7 @@ class Lines implements Meter {
     }
   }
 
-  /** The last line is always written: it says how far the work came. */
+  /** The last line is always printed: it shows how far the work came. */
   stop(): void {
     this.#flush();
   }
@@ -174,7 +184,7 @@ class Lines implements Meter {
   }
 }
 
-/** Bytes a second since the first report; null until there is enough to tell. */
+/** Bytes per second since the first report; null until there is enough data. */
 class Rate {
   #start: { at: number; done: number } | null = null;
 

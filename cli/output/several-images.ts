@@ -1,10 +1,11 @@
-/** Commands that take several images: one that fails does not keep the others from being done. */
+/** Commands for several images: if one fails, the others are done nevertheless. */
 import { isPcowError } from '../../src/engine/errors.js';
 import { report } from './errors.js';
 
 /**
- * Does the same to each, one after another. The failure of an only one is the command's; of several each is told, and the first one's
- * exit code is the command's. What was interrupted ends all. Returns what came of those that did not fail.
+ * Does the same work for each item in turn. If there is one item, its error is the command's. If
+ * there are several, each error is printed, and the first exit code is the command's. An interrupt
+ * ends everything. Returns the results of the items that did not fail.
  */
 export async function forEach<Item, Result>(items: Item[], work: (item: Item) => Promise<Result>): Promise<Result[]> {
   const results: Result[] = [];
@@ -19,7 +20,7 @@ export async function forEach<Item, Result>(items: Item[], work: (item: Item) =>
   return results;
 }
 
-/** Of the exit codes of several the first one is told. */
+/** The first of several exit codes is kept. */
 export function failWith(code: number): void {
   process.exitCode = Number(process.exitCode ?? 0) || code;
 }

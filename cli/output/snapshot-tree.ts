@@ -2,15 +2,16 @@
 import type { SnapshotInfo } from '../../src/engine/index.js';
 
 export interface TreeLine {
-  /** The lines to draw before the name. */
+  /** The lines before the name. */
   branch: string;
   /** null: the active layer. */
   node: SnapshotInfo | null;
 }
 
 /**
- * Every snapshot stands on the one above it in its column; where several stand on one, they branch, oldest first. So a
- * thousand snapshots in a row do not become a staircase. The active layer is the last child of what it stands on.
+ * Every snapshot stands on the one above it in its column. If several stand on one, they branch,
+ * oldest first. So a thousand snapshots in a row do not become a staircase. The active layer is the
+ * last child of its parent.
  */
 export function treeOf(snapshots: SnapshotInfo[]): TreeLine[] {
   const children = new Map<string | null, (SnapshotInfo | null)[]>();
@@ -23,7 +24,7 @@ export function treeOf(snapshots: SnapshotInfo[]): TreeLine[] {
   add(snapshots.find((snapshot) => snapshot.current)?.name ?? null, null);
 
   const lines: TreeLine[] = [];
-  // A stack of its own: a chain may be longer than the program's stack is deep.
+  // Its own stack, because a chain may be longer than the program's stack is deep.
   const waiting: (TreeLine & { below: string })[] = [];
   const push = (parent: string | null, below: string) => {
     const nodes = children.get(parent) ?? [];

@@ -1,6 +1,7 @@
 /**
- * What commands print on stdout: lines for people, or JSON for programs. Everything goes through `put`, so that output that
- * is lost (on a full disk) is a failure of the command, and a reader that goes away (`pcow list | head -1`) ends it.
+ * What commands print on stdout: lines for people, or JSON for programs. Everything goes through
+ * `put`. So output that is lost (on a full disk) is an error of the command, and a reader that ends
+ * early (`pcow list | head -1`) ends the command.
  */
 import { fstatSync, writeSync } from 'node:fs';
 import { once } from 'node:events';
@@ -12,23 +13,23 @@ import { systemErrorOf } from '../../src/engine/system-errors.js';
 
 const STDOUT = 1;
 
-/** Why standard output takes no more. */
+/** Why standard output cannot be written any more. */
 let failure: Error | null = null;
 
-/** Asked once: standard output stays what it is. */
+/** Found out once: standard output does not change. */
 let stream: boolean | null = null;
 
-/** Whoever read standard output has what it wanted: nothing is to be told, and there is nobody to tell it. */
+/** The reader of standard output has ended. This is no error, and nothing needs to be printed. */
 export class ReaderGone extends Error {}
 
-/** From now on what goes wrong with standard output is kept, and thrown by what prints next. */
+/** From now on an error on standard output is kept, and thrown by the next print. */
 export function watchOutput(): void {
   process.stdout.on('error', (error) => {
     failure ??= outputFailure(error);
   });
 }
 
-/** Resolves when everything is written; throws where it could not be. */
+/** Resolves when everything is written; throws if it could not be. */
 export async function outputWritten(): Promise<void> {
   if (isStream()) {
     await new Promise<void>((resolve) => {
@@ -40,12 +41,12 @@ export async function outputWritten(): Promise<void> {
   throwIfLost();
 }
 
-/** Writes to stdout. False where the reader is slow: `roomForMore` waits for it. */
+/** Writes to stdout. Returns false if the reader is slow: `roomForMore` waits for it. */
 export function put(text: string): boolean {
   throwIfLost();
   if (isStream()) return process.stdout.write(text);
   try {
-    // process.stdout takes a part of the bytes (of a disk that is nearly full) for all of them.
+    // process.stdout treats a partial write (to an almost full disk) as complete.
     const bytes = Buffer.from(text);
     for (let done = 0; done < bytes.length;) done += writeSync(STDOUT, bytes, done);
   } catch (error) {
@@ -60,24 +61,26 @@ export async function roomForMore(): Promise<void> {
   });
 }
 
-/** What a failed write to standard output means. */
+/** The error for a failed write to standard output. */
 export function outputFailure(error: unknown): Error {
   const known = systemErrorOf(error);
   if (known === null) return error instanceof Error ? error : new Error(String(error));
-  if (known.name === 'EPIPE') return new ReaderGone('nobody reads standard output any more', { cause: error });
+  if (known.name === 'EPIPE') return new ReaderGone('the reader of standard output has ended', { cause: error });
   return new Failure(
     systemCodeOf(known.errno),
     `standard output can't be written: ${known.meaning}`,
-    known.name === 'ENOSPC' || known.name === 'EDQUOT' ? 'free space there, or send it elsewhere' : undefined,
+    known.name === 'ENOSPC' || known.name === 'EDQUOT' ? 'free space there, or redirect it elsewhere' : undefined,
   );
 }
 
-/** One line (or a block of lines) for people. */
+/** Prints one line (or a block of lines) for people. */
 export function say(text: string): void {
   put(`${inThisLocale(text)}\n`);
 }
 
-/** JSON for programs. Fields are only ever added; times are ISO 8601 in UTC, sizes are bytes. */
+/**
+ * Prints JSON for programs. Fields are only ever added; times are ISO 8601 in UTC, sizes are bytes.
+ */
 export function sayJson(value: unknown): void {
   put(`${JSON.stringify(value, null, 2)}\n`);
 }
@@ -93,7 +96,7 @@ function throwIfLost(): void {
   if (failure !== null) throw failure;
 }
 
-/** A terminal, a pipe or a socket; the rest are files and devices. */
+/** Whether it is a terminal, a pipe or a socket; otherwise it is a file or a device. */
 function isStream(): boolean {
   if (stream === null) {
     const status = fstatSync(STDOUT);

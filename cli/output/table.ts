@@ -25,7 +25,7 @@ export interface Column {
   align?: 'left' | 'right';
 }
 
-/** Rows under a heading, two spaces between columns, no trailing blanks. */
+/** Rows under a heading, with two spaces between columns, and without trailing spaces. */
 export function table(columns: Column[], rows: string[][]): string {
   const grid = new Table({
     head: columns.map((column) => out.bold(column.title)),
@@ -37,7 +37,10 @@ export function table(columns: Column[], rows: string[][]): string {
   return trimLines(grid.toString());
 }
 
-/** `name   value` lines, names in one column; a value of several lines stays in its column. */
+/**
+ * Lines of `name   value`, with the names in one column; a value of several lines stays in its
+ * column.
+ */
 export function facts(pairs: [string, string][]): string {
   const grid = new Table({
     chars: NO_LINES,
@@ -47,7 +50,10 @@ export function facts(pairs: [string, string][]): string {
   return trimLines(grid.toString());
 }
 
-/** Names come from files, and a terminal may act on what is in them: a control character is shown as an escape, a row stays one line. */
+/**
+ * Names come from files, and a terminal may interpret their contents: a control character is shown
+ * as an escape, and a row stays one line.
+ */
 function printable(cell: string): string {
   return cell.replace(
     // eslint-disable-next-line no-control-regex -- they are what it is about

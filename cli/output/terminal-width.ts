@@ -1,8 +1,8 @@
 /** Lines that fit a terminal. */
 import type { Column } from './table.js';
 
-/** Cut at the end, with a sign that it was. */
-export function cut(text: string, width: number): string {
+/** Truncated at the end, with a mark. */
+export function truncated(text: string, width: number): string {
   const signs = [...text];
   return signs.length <= width ? text : `${signs.slice(0, Math.max(0, width - 1)).join('')}…`;
 }
@@ -10,7 +10,10 @@ export function cut(text: string, width: number): string {
 const WIDEST_BAR = 60;
 const NARROWEST_BAR = 8;
 
-/** How far some work is. Where there is little room, the time that is left goes first, then the rate; then the label is cut. */
+/**
+ * A progress line. If it is too long, the time left is dropped first, then the rate; then the label
+ * is truncated.
+ */
 export function progressLine(
   label: string,
   progress: number,
@@ -18,25 +21,31 @@ export function progressLine(
   width: number,
 ): string {
   const percentage = `${String(Math.floor(progress * 100)).padStart(3)}%`;
-  const room = width - 1; // a cursor in the last column would begin a new line
+  const room = width - 1; // a cursor in the last column would start a new line
   for (const parts of [[percentage, rate, left], [percentage, rate], [percentage]]) {
     const tail = parts.filter((part) => part !== '').join('  ');
     const least = NARROWEST_BAR + 1 + tail.length;
     if (parts.length > 1 && [...label].length + 1 + least > room) continue;
-    const shown = cut(label, Math.max(0, room - least - 1));
+    const shown = truncated(label, Math.max(0, room - least - 1));
     const bar = Math.min(WIDEST_BAR, room - [...shown].length - 2 - tail.length);
     const done = Math.round(Math.max(0, bar) * Math.min(1, progress));
-    return cut(`${shown} ${'█'.repeat(done)}${'░'.repeat(Math.max(0, bar - done))} ${tail}`, room);
+    return truncated(`${shown} ${'█'.repeat(done)}${'░'.repeat(Math.max(0, bar - done))} ${tail}`, room);
   }
   return '';
 }
 
-/** A column, and when it is left out for want of room: those with the highest number first, those without one never. */
+/**
+ * A column, and when it is dropped for lack of space: the highest number first; columns without a
+ * number never.
+ */
 export interface FittingColumn extends Column {
   dispensable?: number;
 }
 
-/** The columns and rows of a table that fit, two spaces between them; the first column is cut where that is not enough. */
+/**
+ * The columns and rows of a table that fit, with two spaces between them; if that is not enough,
+ * the first column is truncated.
+ */
 export function fitted(
   columns: FittingColumn[],
   rows: string[][],
@@ -55,7 +64,7 @@ export function fitted(
   return {
     columns: columns.filter((_, at) => kept.has(at)),
     rows: rows.map((row) =>
-      row.filter((_, at) => kept.has(at)).map((cell, at) => (at === 0 ? cut(cell, first) : cell)),
+      row.filter((_, at) => kept.has(at)).map((cell, at) => (at === 0 ? truncated(cell, first) : cell)),
     ),
   };
 }

@@ -27,12 +27,12 @@ const COLUMNS: FittingColumn[] = [
   right('snapshots', 10),
 ];
 
-/** For what has no monitor, or one that is too busy to answer: the cells from expand/s to stalls. */
+/** The cells from expand/s to stalls, for images without a monitor, or with a busy one. */
 const NO_FIGURES: string[] = new Array<string>(9).fill('');
 
 /**
- * Faults a second are since the look before; of a process that was not there then, since it attached. What does not fit `width`
- * signs is left out, the less important columns first.
+ * Faults per second are since the previous look; for a new process, since it attached. Columns that
+ * do not fit `width` characters are dropped, the less important ones first.
  */
 export function topTable(now: Look, before: Look | null, width = Infinity): string {
   const rows = now.images.flatMap((image): string[][] => {
@@ -98,7 +98,7 @@ function activityCells(process: Activity, rate: (kind: FaultKind) => string): st
   ];
 }
 
-/** The 99th percentile of the kind of fault that has the highest. */
+/** The 99th percentile of the slowest kind of fault. */
 function slowest(faults: Record<FaultKind, { count: number; p99Us: number }>): string {
   const microseconds = Math.max(...FAULT_KINDS.map((kind) => (faults[kind].count > 0 ? faults[kind].p99Us : 0)));
   return microseconds < 1000 ? `${microseconds} µs` : `${Math.round(microseconds / 1000)} ms`;

@@ -22,7 +22,7 @@ import type { ImageTarget, Target } from '../images/find-image.js';
 export interface MakeOptions extends AskOptions {
   /** Bytes; left out: the base's. */
   size?: number | undefined;
-  /** Bytes; left out: the base's, or the default. */
+  /** Bytes; default: as the base, or the general default. */
   blockSize?: number | undefined;
   /** What it is to stand on; left out: nothing. */
   base?: Target | undefined;
@@ -66,7 +66,7 @@ export async function checkTarget(target: ImageTarget, force: boolean, sources: 
   await mayBeReplaced(target.file, { replace: true, sources });
 }
 
-/** What is wrong with a base can be told by reading it, before it is frozen. */
+/** Checks what can be known about a base before it is frozen. */
 export async function checkBase(
   { image, snapshot }: Target,
   target: ImageTarget,
@@ -77,7 +77,8 @@ export async function checkBase(
   if (image.file === target.file) throw loop('itself');
   await withImage(image.file, {}, (base) => {
     const info = base.info();
-    if (info.chain.some((link) => link.path === target.file)) throw loop(`${quote(image.given)}, which stands on it`);
+    if (info.chain.some((link) => link.path === target.file))
+      throw loop(`${quote(image.given)}, which stands on ${quote(target.given)}`);
     if (snapshot !== null) {
       base.layerOf(snapshot);
     }
@@ -100,8 +101,9 @@ export async function checkBase(
 }
 
 /**
- * Calls `work` with the frozen layer of `base` to stand on. A base whose active layer holds data is frozen first, so it
- * can go on being written. Nobody takes that layer away before `work` is done, when what stands on it is durable.
+ * Calls `work` with the frozen layer of `base` to stand on. If the base's active layer has data, it
+ * is frozen first, so that the base can still be written. The layer cannot be removed until `work`
+ * is done, and the image that stands on it is durable.
  */
 export async function onFrozenLayer<T>(
   base: Target,
@@ -124,11 +126,11 @@ export async function onFrozenLayer<T>(
   return standingOn(image.file, () => work({ path: image.file, snapshot: name }));
 }
 
-/** What is to be known of an image whose base lies in another directory; null: it does not. */
+/** A warning for an image whose base is in another directory; null: it is not. */
 export function distanceWarning(target: ImageTarget, base: ImageTarget): string | null {
   if (path.dirname(target.file) === path.dirname(base.file)) return null;
   return (
-    `${target.name} stands on ${base.file}, in another directory: a deletion there asks only the images of that directory whether they need a ` +
-    'snapshot, and a mount shows such an image with --allow-outside-base only'
+    `${target.name} stands on ${base.file}, in another directory. A deletion there checks only the images of that directory, ` +
+    'and a mount shows this image only with --allow-outside-base'
   );
 }

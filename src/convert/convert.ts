@@ -25,7 +25,7 @@ import { convertedContents, formatOf, openContents, openOriginal } from './open-
 import { qemuImg } from './qemu-img.js';
 import { openUnnamed, pathOf } from './unnamed-file.js';
 
-/** What is to be converted, and how. */
+/** What to convert, and how. */
 export interface Conversion {
   /** What findTarget() has found; of a file of qcow2 with the name of a snapshot inside. */
   source: Target;
@@ -64,7 +64,7 @@ interface Prepared extends Conversion {
   /** The source as messages call it. */
   name: string;
   from: string;
-  /** The files that the source is read from. */
+  /** The files from which the source is read. */
   files: string[];
 }
 
@@ -169,7 +169,10 @@ async function fillFromOriginal(
   return names;
 }
 
-/** One after another, oldest first, then what the file holds now: each is stored as what differs from the one before. */
+/**
+ * One after another, oldest first, then the file's present content: each stores only its
+ * differences from the one before.
+ */
 async function fillWithInternalSnapshots(
   draft: string,
   { source, from, name }: Prepared,
@@ -205,7 +208,7 @@ async function fillWithInternalSnapshots(
   return names;
 }
 
-/** `holding`: the image reads as something already. */
+/** `holding`: the image already has a content. */
 function into(image: Image, holding: boolean): CopyTarget {
   const write = (buffer: Uint8Array, offset: number) => image.write(buffer, offset);
   if (!holding) return { write };
@@ -261,7 +264,7 @@ const PIECE = 1 << 20;
 async function* bytesOf(contents: Contents, { signal, onProgress }: LongOptions): AsyncGenerator<Buffer> {
   for await (const { offset, length, data } of contents.ranges(signal)) {
     for (let at = offset; at < offset + length; at += PIECE) {
-      // A piece of its own each time: the one before may not have been written yet.
+      // A new buffer each time: the one before may not have been written yet.
       const piece = Buffer.alloc(Math.min(PIECE, offset + length - at));
       if (data) await contents.read(piece, at);
       yield piece;
@@ -366,7 +369,7 @@ async function overwrite(contents: Contents, file: string, conversion: Prepared,
   });
   try {
     const size = await sizeOf(handle);
-    if (size < contents.size) throw tooSmall(file, size, conversion, contents, 'leave -n out to have a new one made');
+    if (size < contents.size) throw tooSmall(file, size, conversion, contents, 'omit -n to make a new one');
     const write = (buffer: Uint8Array, offset: number) => writeAll(handle, buffer, offset);
     const present = {
       read: (buffer: Uint8Array, offset: number) => handle.read(buffer, 0, buffer.length, offset),
@@ -390,7 +393,7 @@ function notWritable(error: unknown, file: string): unknown {
     : error;
 }
 
-/** A block device says its size elsewhere. */
+/** The size of a block device is read from sysfs. */
 async function sizeOf(handle: FileHandle): Promise<number> {
   const status = await handle.stat();
   if (!status.isBlockDevice()) return status.size;
@@ -401,7 +404,7 @@ async function sizeOf(handle: FileHandle): Promise<number> {
   return 512 * Number(await readFile(`/sys/dev/block/${major}:${minor}/size`, 'utf8'));
 }
 
-/** By a raw stage in the same directory. */
+/** Goes through a raw temporary file in the same directory. */
 async function writeQcow2(
   contents: Contents,
   file: string,

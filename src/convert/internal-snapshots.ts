@@ -5,20 +5,20 @@ import { qemuImg } from './qemu-img.js';
 import { quote } from '../engine/quote.js';
 
 export interface InternalSnapshot {
-  /** As qemu-img knows it. */
+  /** The id that qemu-img uses. */
   id: string;
-  /** As it was given: any text. */
+  /** The name as stored: any text. */
   name: string;
-  /** Bytes of the state of a machine that was running; 0: there is none. */
+  /** Bytes of the saved state of a running machine; 0: there is none. */
   machineState: number;
 }
 
-/** Of the formats that can have them, those whose snapshots qemu-img reads. */
+/** Whether qemu-img can read snapshots in this format. */
 export function hasInternalSnapshots(format: string): boolean {
   return format === 'qcow2' || format === 'qcow';
 }
 
-/** In the order in which they were taken. */
+/** Oldest first. */
 export async function internalSnapshots(file: string, signal?: AbortSignal): Promise<InternalSnapshot[]> {
   const { stdout } = await qemuImg(file, signal, 'info', '--output=json', '--', file);
   const { snapshots = [] } = JSON.parse(stdout) as {
@@ -29,7 +29,7 @@ export async function internalSnapshots(file: string, signal?: AbortSignal): Pro
     .map(({ id, name, 'vm-state-size': machineState }) => ({ id, name, machineState }));
 }
 
-/** By its name, or as qemu-img does it, by its id. */
+/** Finds it by its name, or, like qemu-img, by its id. */
 export async function internalSnapshot(file: string, asked: string, signal?: AbortSignal): Promise<InternalSnapshot> {
   const all = await internalSnapshots(file, signal);
   const found = all.find(({ name }) => name === asked) ?? all.find(({ id }) => id === asked);
@@ -42,12 +42,12 @@ export async function internalSnapshot(file: string, asked: string, signal?: Abo
   return found;
 }
 
-/** The words of qemu-img that choose it. Names may be the same, ids are not. */
+/** The arguments of qemu-img that select it. Names may be ambiguous, ids are not. */
 export function chosen(snapshot: InternalSnapshot | null): string[] {
   return snapshot === null ? [] : ['-l', `snapshot.id=${snapshot.id}`];
 }
 
-/** A name for each that a snapshot of Pcow can have, and that no other of them has. */
+/** A unique valid name for each. */
 export function namesFor(snapshots: InternalSnapshot[]): string[] {
   const names: string[] = [];
   for (const { id, name } of snapshots) {
@@ -58,7 +58,7 @@ export function namesFor(snapshots: InternalSnapshot[]): string[] {
   return names;
 }
 
-/** With room for an id behind it. */
+/** Leaves room for an id after it. */
 function shortened(name: string): string {
   let text = name;
   while (Buffer.byteLength(text) > MAX_NAME_LENGTH - 20) text = [...text].slice(0, -1).join('');

@@ -1,4 +1,7 @@
-/** Opening whatever a user names, to read it flat: an image, a snapshot, a raw file, or any format that QEMU knows. */
+/**
+ * Opens anything that a user names, to read its flat content: an image, a snapshot, a raw file, or
+ * any format that QEMU supports.
+ */
 import { open } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { beginsLikeOriginal, OriginalImage } from './original-image.js';
@@ -42,7 +45,10 @@ export async function openContents(
   return convertedContents(file, found, internal, signal);
 }
 
-/** The file that is to be read as another format than Pcow's: of an image that was named by its flat file, that one. */
+/**
+ * The file to read as a format other than Pcow's. If an image was named by its flat file, that is
+ * the flat file.
+ */
 async function fileWith(format: string, { given, file, flat, mount, name }: ImageTarget): Promise<string> {
   if (flat === undefined || mount === null) {
     if (format === 'raw' && (await beginsLikeImage(file))) {
@@ -96,7 +102,10 @@ export async function formatOf(file: string, signal?: AbortSignal): Promise<stri
   return (JSON.parse(stdout) as { format: string }).format;
 }
 
-/** A raw copy, sparse, which goes when the contents are closed; of a snapshot inside the file, or of what it holds now. */
+/**
+ * A raw, sparse copy of a snapshot inside the file, or of its present content. The copy is removed
+ * when it is closed.
+ */
 export async function convertedContents(
   file: string,
   format: string,

@@ -1,4 +1,4 @@
-/** Running qemu-img, for formats that are not Pcow's. */
+/** Runs qemu-img, for formats other than Pcow's. */
 import { execFile } from 'node:child_process';
 import { tmpdir } from 'node:os';
 import { promisify } from 'node:util';
@@ -7,14 +7,14 @@ import { quote, word } from '../engine/quote.js';
 
 const run = promisify(execFile);
 
-/** `file`: what messages are about. */
+/** `file`: the file named in messages. */
 export async function qemuImg(
   file: string,
   signal: AbortSignal | undefined,
   ...words: string[]
 ): Promise<{ stdout: string }> {
   try {
-    // LC_ALL: what it says is looked at.
+    // LC_ALL=C, because its messages are compared.
     return await run('qemu-img', words, { signal, env: { ...process.env, LC_ALL: 'C' } });
   } catch (error) {
     if (signal?.aborted) {

@@ -1,4 +1,4 @@
-/** Files without a name: they take disk space until this process ends, however it does. */
+/** Files without a name: they take disk space until this process ends, however it ends. */
 import { type FileHandle, open, unlink } from 'node:fs/promises';
 import path from 'node:path';
 

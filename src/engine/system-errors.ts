@@ -3,27 +3,27 @@ import { getSystemErrorMap } from 'node:util';
 import { systemCodeOf, type PcowErrorCode } from './errors.js';
 import { quote } from './quote.js';
 
-/** A failed system call of Node's. */
+/** A failed system call in Node. */
 export interface SystemError {
   /** For example `ENOSPC`. */
   name: string;
   /** Positive. */
   errno: number;
   syscall: string;
-  /** What it was about; null where Node does not say. */
+  /** The file concerned; null if Node does not say. */
   path: string | null;
-  /** The end of a sentence: why. */
+  /** The reason, as the end of a sentence. */
   meaning: string;
 }
 
-/** A sentence, the next step, and the code that gives the exit code. */
+/** A sentence, the next step, and the code that determines the exit code. */
 export interface Explanation {
   code: PcowErrorCode;
   message: string;
   hint: string | undefined;
 }
 
-/** null for an error that no system call has brought. */
+/** Returns null for an error that does not come from a system call. */
 export function systemErrorOf(error: unknown): SystemError | null {
   if (!(error instanceof Error) || !('syscall' in error) || !('errno' in error)) return null;
   const { syscall, errno } = error;
@@ -33,7 +33,10 @@ export function systemErrorOf(error: unknown): SystemError | null {
   return { name, errno: -errno, syscall, path, meaning: REASONS[name]?.why ?? meaning };
 }
 
-/** What a failed system call means, and what to do about it; null where that was not it. `subject`: in place of a path that is not known. */
+/**
+ * What a failed system call means, and what to do; null if it was no system call. `subject`: used
+ * if the path is unknown.
+ */
 export function explain(error: unknown, subject = 'a file that it needs'): Explanation | null {
   const known = systemErrorOf(error);
   if (known === null) return null;
@@ -50,9 +53,9 @@ export function explain(error: unknown, subject = 'a file that it needs'): Expla
   };
 }
 
-export const CHANGE_DIRECTORY = 'change to a directory that is there, or write whole paths';
+export const CHANGE_DIRECTORY = 'change to a directory that exists, or use absolute paths';
 
-/** Whether relative paths lead nowhere. */
+/** Whether relative paths are invalid, because the working directory was removed. */
 export function workingDirectoryIsGone(): boolean {
   try {
     process.cwd();
@@ -66,47 +69,47 @@ interface Reason {
   why: string;
   /** The next step; left out: that of the code (cli/output/errors.ts). */
   next?: string;
-  /** Left out: the one that the engine has for this errno. */
+  /** Default: the engine's code for this errno. */
   code?: PcowErrorCode;
 }
 
-/** Those that people meet. For the others Node's own words do. */
+/** Errors that users meet. For the others Node's own text is used. */
 const REASONS: Partial<Record<string, Reason>> = {
   ENOSPC: { why: 'its disk is full', next: 'free space there, or use another disk' },
   EDQUOT: { why: 'the disk quota of this user is used up', next: 'free space there, or have the quota raised' },
-  EACCES: { why: 'this user has no right to do that', next: 'use the user who owns it, or have its mode changed' },
-  EPERM: { why: 'this user has no right to do that', next: 'use the user who owns it, or root' },
-  EROFS: { why: 'its file system is mounted read-only', next: 'mount that for writing, or use another place' },
+  EACCES: { why: 'this user may not do that', next: 'run as the user who owns it, or have its mode changed' },
+  EPERM: { why: 'this user may not do that', next: 'run as the user who owns it, or as root' },
+  EROFS: { why: 'its filesystem is mounted read-only', next: 'mount it for writing, or use another filesystem' },
   EMFILE: {
     why: 'this process may not open any more files',
     next: 'raise the limit, then try again: ulimit -n 1024',
   },
   ENFILE: {
     why: 'this machine may not open any more files',
-    next: 'end what has many open, or raise the limit: sysctl fs.file-max',
+    next: 'end programs with many open files, or raise the limit: sysctl fs.file-max',
   },
-  ENOMEM: { why: 'there is not enough memory', next: 'end what uses much of it, then try again' },
-  ENAMETOOLONG: { why: 'its name is too long for the file system', next: 'choose a shorter one' },
+  ENOMEM: { why: 'there is not enough memory', next: 'end programs that use much memory, then try again' },
+  ENAMETOOLONG: { why: 'its name is too long for the filesystem', next: 'choose a shorter one' },
   ELOOP: { why: 'a symbolic link leads back to itself', next: 'name the file itself' },
-  ENOENT: { why: 'it is not there', next: 'check the path' },
+  ENOENT: { why: 'it does not exist', next: 'check the path' },
   ENOTDIR: { why: 'a part of its path is not a directory', next: 'check the path' },
   EISDIR: { why: 'it is a directory', next: 'name a file' },
   EEXIST: { why: 'it exists already', next: 'choose another name' },
-  EFBIG: { why: 'it would be larger than this process may write (ulimit -f), or than its file system takes' },
-  EIO: { why: 'its disk reports an error', next: 'see what the kernel says of it: dmesg' },
+  EFBIG: { why: 'it would exceed the limit of this process (ulimit -f) or of its filesystem' },
+  EIO: { why: 'its disk reports an error', next: 'see the messages of the kernel: dmesg' },
   ENOTCONN: {
-    why: 'the mount that it lies in has died',
-    next: 'clear it away, then mount the directory again; nothing is lost: pcow umount MOUNTPOINT',
+    why: 'the mount that contains it has died',
+    next: 'remove it, then mount the directory again; nothing is lost: pcow umount MOUNTPOINT',
     code: 'PCOW_MOUNT',
   },
   ECONNABORTED: {
-    why: 'the mount that it lies in has died',
-    next: 'clear it away, then mount the directory again; nothing is lost: pcow umount MOUNTPOINT',
+    why: 'the mount that contains it has died',
+    next: 'remove it, then mount the directory again; nothing is lost: pcow umount MOUNTPOINT',
     code: 'PCOW_MOUNT',
   },
 };
 
-/** The next step where a system call has failed so, whatever it was for. */
+/** The next step after this errno, whatever the system call was for. */
 export function adviceOn(errnoName: string): string | undefined {
   return REASONS[errnoName]?.next;
 }

@@ -1,14 +1,18 @@
 /**
- * What a domain of libvirt needs to have images as memory. The devices are passed to QEMU as arguments: libvirt's own <memory> of the
- * model nvdimm touches every page as it starts, which fills a thin image, and that of virtio-pmem does not start with libvirt 9.0.
- * (Tried with libvirt 9.0 and QEMU 7.2, of Debian 12.)
+ * What a libvirt domain needs to have images as memory. The devices are passed to QEMU as
+ * arguments. libvirt's own <memory> with the model nvdimm touches every page at the start, which
+ * fills a thin image, and with the model virtio-pmem it does not start with libvirt 9.0. (Tested
+ * with libvirt 9.0 and QEMU 7.2 of Debian 12.)
  */
 import { PcowError } from '../engine/errors.js';
 import { type Backing, backendOf, type Device, deviceOf, maxMemoryOf } from './qemu-options.js';
 
 const KIB = 1024;
 
-/** Places on the guest's PCI bus that libvirt, which counts from 1, gives to its own devices last. */
+/**
+ * The slots on the guest's PCI bus that libvirt, which counts from 1, gives to its own devices
+ * last.
+ */
 const FIRST_SLOT = 0x10;
 const LAST_SLOT = 0x1e;
 
@@ -26,7 +30,7 @@ export interface LibvirtRequest {
   unarmed: boolean;
   /** The library that QEMU preloads; null: without the monitor. */
   monitor: string | null;
-  /** Whether there is KVM, which alone can pass the host's processor on. */
+  /** Whether KVM is available; only KVM can pass the host's processor through. */
   kvm: boolean;
 }
 
@@ -48,12 +52,12 @@ export function libvirtElements(request: LibvirtRequest): string {
   ].join('\n');
 }
 
-/** The processors of a NUMA cell that has all. */
+/** The processor list of a NUMA cell that has all processors. */
 export function allOf(cpus: number): string {
   return cpus === 1 ? '0' : `0-${cpus - 1}`;
 }
 
-/** `taken`: places on the first bus that other devices have. */
+/** `taken`: slots on the first bus that other devices have. */
 export function argumentsOf(
   { images, device, unarmed }: Pick<LibvirtRequest, 'images' | 'device' | 'unarmed'>,
   taken: ReadonlySet<number> = new Set(),
@@ -80,7 +84,7 @@ const ENTITIES: Readonly<Record<string, string>> = {
   '"': '&quot;',
 };
 
-/** For an attribute. By names, not numbers: not every parser takes those. */
+/** Escapes an attribute. By names, not numbers, because not every parser accepts those. */
 export function escaped(text: string): string {
   return text.replace(/[&<>'"]/g, (character) => ENTITIES[character] ?? character);
 }

@@ -1,6 +1,7 @@
 /**
- * The options with which QEMU maps a flat file as persistent memory: what QEMU asks of sizes and addresses.
- * (Tried with QEMU 7.2; test/cli/qemu-args.test.ts starts the installed QEMU with them.)
+ * The QEMU options for mapping a flat file as persistent memory: what QEMU requires of sizes and
+ * addresses. (Tested with QEMU 7.2; test/cli/qemu-args.test.ts starts the installed QEMU with
+ * them.)
  */
 import { PcowError } from '../engine/errors.js';
 import { quote, word } from '../engine/quote.js';
@@ -11,11 +12,17 @@ export type Device = 'virtio-pmem' | 'nvdimm';
 
 export const DEVICES: readonly Device[] = ['virtio-pmem', 'nvdimm'];
 
-/** QEMU places and KVM maps persistent memory in huge pages: anything else is refused, or falls back to small ones. */
+/**
+ * QEMU aligns and KVM maps persistent memory in huge pages: other sizes are refused, or use small
+ * pages.
+ */
 export const SIZE_STEP = 2 * MIB;
-/** A Linux guest manages its memory in sections of this size; the rest of a last one is lost or refused. */
+/**
+ * A Linux guest manages its memory in sections of this size; an incomplete last section is lost or
+ * refused.
+ */
 export const SECTION = 128 * MIB;
-/** x86 guests have 40 address bits unless told otherwise. */
+/** x86 guests have 40 address bits by default. */
 export const DEFAULT_ADDRESS_BITS = 40;
 
 /** An image that a guest is to have as memory. */
@@ -24,7 +31,7 @@ export interface Backing {
   file: string;
   /** Its size in bytes. */
   size: number;
-  /** Names the memory backend; the device is called ID-device. */
+  /** The id of the memory backend; the device's id is ID-device. */
   id: string;
 }
 
@@ -76,7 +83,7 @@ export function deviceOf({ id }: Backing, device: Device, unarmed: boolean): str
   return device === 'nvdimm' ? `nvdimm,${common}${unarmed ? ',unarmed=on' : ''}` : `virtio-pmem-pci,${common}`;
 }
 
-/** What holds however the virtual machine is described; fails where QEMU would not take an image. */
+/** The warnings for any virtual machine. Fails if QEMU would not accept an image. */
 export function warningsFor({ images, device, unarmed }: Pick<QemuRequest, 'images' | 'device' | 'unarmed'>): string[] {
   const warnings: string[] = [];
   for (const { file, size } of images) {
@@ -114,12 +121,12 @@ export function nextSection(size: number): string {
   return sizeArgument(Math.ceil(size / SECTION) * SECTION);
 }
 
-/** Bytes, a multiple of 1 GiB for each image: room for their alignment. */
+/** Bytes, a multiple of 1 GiB for each image, which leaves room for alignment. */
 export function maxMemoryOf({ images, memory }: Pick<QemuRequest, 'images' | 'memory'>): number {
   return images.reduce((sum, { size }) => sum + Math.ceil(size / GIB) * GIB, memory);
 }
 
-/** An id in QEMU for each image: the given one, with a number where there are several. */
+/** A QEMU id for each image: the given one, with a number if there are several. */
 export function backingIds(given: string | undefined, count: number): string[] {
   if (given !== undefined && !/^[A-Za-z][A-Za-z0-9._-]*$/.test(given)) {
     throw new PcowError('PCOW_USAGE', `${quote(given)} can't be an id in QEMU`, {
@@ -132,8 +139,9 @@ export function backingIds(given: string | undefined, count: number): string[] {
 }
 
 /**
- * How many address bits a guest needs. QEMU puts such memory above the ordinary one, at the next GiB, with room for
- * the 32-bit hole and PCI; what would cross 1 TiB moves above it, because of a hole that AMD machines have there.
+ * The number of address bits that a guest needs. QEMU puts this memory above the ordinary memory,
+ * at the next GiB, with room for the 32-bit hole and PCI. Memory that would cross 1 TiB moves above
+ * it, because AMD machines have a hole there.
  */
 export function addressBits(maxMemory: number): number {
   const room = maxMemory + 8 * GIB;
@@ -141,7 +149,7 @@ export function addressBits(maxMemory: number): number {
   return Math.max(DEFAULT_ADDRESS_BITS, Math.ceil(Math.log2(end)));
 }
 
-/** In an option of QEMU a comma ends a value, and two stand for one. */
+/** In a QEMU option a comma ends a value; two commas stand for one. */
 function escapeValue(value: string): string {
   return value.replaceAll(',', ',,');
 }

@@ -1,7 +1,10 @@
 /** The file system that a directory is on, and what it cannot promise to images. */
 import { mountTable, type MountTableEntry } from './mount-table.js';
 
-/** Kinds that write elsewhere on every overwrite, so that space which a block has is not the space that it needs next. */
+/**
+ * Filesystems that write to another place on every overwrite: the space that a block has is not the
+ * space that the next write needs.
+ */
 const ELSEWHERE = /^(btrfs|bcachefs|zfs|nilfs2)$/;
 
 /** `directory` is a real path. */
@@ -13,9 +16,9 @@ export async function fileSystemOf(directory: string): Promise<MountTableEntry |
   return around.findLast(({ mountpoint }) => mountpoint.length === longest);
 }
 
-/** What a full disk does there that it does nowhere else; null: nothing. */
+/** The special effect of a full disk on this filesystem; null: none. */
 export function overwritingProblem(type: string): string | null {
   return ELSEWHERE.test(type)
-    ? `${type} writes elsewhere on every overwrite: where the disk is full, a guest that stores to its memory may end in SIGBUS`
+    ? `${type} needs new space for every overwrite: if the disk is full, a guest that stores to its memory may get SIGBUS`
     : null;
 }

@@ -22,13 +22,15 @@ const CONTROL = '.pcow';
 export interface ImageTarget {
   /** As it was given: messages repeat this. */
   given: string;
-  /** The image file: a real path, or, of an image yet to be made, one in a real directory. */
+  /**
+   * The image file: a real path; for an image that does not exist yet, a path in a real directory.
+   */
   file: string;
-  /** What the mount calls it; also its short name in lists. */
+  /** Its name in the mount; also its short name in lists. */
   name: string;
   /** The mount of the image's directory, or null. */
   mount: PcowMount | null;
-  /** The flat file, where that is what was named. */
+  /** The flat file, if the user named that. */
   flat?: string;
 }
 
@@ -71,7 +73,8 @@ export async function findTarget(given: string, options: AskOptions = {}): Promi
   if (whole !== null) {
     return { image: whole, snapshot: null };
   }
-  // A path may hold “@”, a snapshot's name can't: the image is the longest part before an “@” that exists.
+  // A path may contain “@”, but a snapshot's name cannot: the image is the longest existing part
+  // before an “@”.
   for (let at = given.lastIndexOf('@'); at > 0; at = given.lastIndexOf('@', at - 1)) {
     const image = await lookFor(given.slice(0, at), options);
     if (image !== null) {
@@ -166,7 +169,7 @@ export async function findDirectory(given: string, options: AskOptions = {}): Pr
   return { directory, mount };
 }
 
-/** The path of the flat file that a mount shows for the image. */
+/** The path of the image's flat file in the mount. */
 export function flatFile(image: { name: string }, mount: PcowMount): string {
   return path.join(mount.mountpoint, image.name);
 }
@@ -186,7 +189,7 @@ async function describe(given: string, real: string): Promise<ImageTarget> {
   if (held === null) {
     const mount = await mountOf(path.dirname(real));
     const name = path.basename(real, IMAGE_SUFFIX);
-    // A mount shows `*.pcow` only: other names (pcow-img's) are images at rest.
+    // A mount shows only `*.pcow`: other names (of pcow-img) are images at rest.
     return { given, file: real, name, mount: real.endsWith(IMAGE_SUFFIX) ? mount : null };
   }
   if (held.inside.includes('/')) {
@@ -263,7 +266,7 @@ async function existingDirectory(given: string, options: AskOptions): Promise<st
   }
 }
 
-/** Turns what the system says about a path into a sentence about it. */
+/** Explains a system error about a path. */
 function pathFailure(error: unknown, given: string): unknown {
   switch (errnoName(error)) {
     case 'ENOENT':
@@ -288,7 +291,7 @@ function pathFailure(error: unknown, given: string): unknown {
   }
 }
 
-/** `ENOENT` and the like of a failed system call; undefined for any other error. */
+/** For example `ENOENT`, for a failed system call; undefined for any other error. */
 function errnoName(error: unknown): string | undefined {
   const code = error instanceof Error && 'syscall' in error && 'code' in error ? error.code : undefined;
   return typeof code === 'string' ? code : undefined;

@@ -1,4 +1,4 @@
-/** Sizes as people type and read them. Everything is in bytes; the suffixes are powers of 1024. */
+/** Parses and formats sizes. Everything is in bytes; the suffixes are powers of 1024. */
 import {
   checkBlockSize,
   checkSize,
@@ -19,12 +19,18 @@ const TIB = 1024 * GIB;
 const SUFFIXES = { '': 1, K: KIB, M: MIB, G: GIB, T: TIB } as const;
 const HOW = 'write bytes, or a number with K, M, G or T: 65536, 64K, 10G, 1.5T';
 
-/** Reads the size of an image. The limits are the engine's; here the sentences speak of what was typed. */
+/**
+ * Parses the size of an image. The engine defines the limits; these messages show what the user
+ * wrote.
+ */
 export function parseSize(text: string): number {
   return imageSize(parseBytes(text, 'size'), text);
 }
 
-/** Reads a size that is typed as `+GROWTH` or `-LESS`, of an image that has `present` bytes, or as it is. The limits are for the result. */
+/**
+ * Parses a size that is given as `+GROWTH` or `-LESS`, for an image that has `present` bytes, or as
+ * a plain size. The limits apply to the result.
+ */
 export function parseNewSize(text: string, present: number): number {
   if (!/^[+-]/.test(text)) return parseSize(text);
   const change = parseBytes(text.slice(1), 'size');
@@ -55,7 +61,7 @@ function imageSize(bytes: number, text: string): number {
   return bytes;
 }
 
-/** Reads a block size: a power of two from 4 KiB to 2 MiB. */
+/** Parses a block size: a power of two from 4 KiB to 2 MiB. */
 export function parseBlockSize(text: string): number {
   const bytes = parseBytes(text, 'block size');
   if (bytes > MIN_BLOCK_SIZE && bytes < MAX_BLOCK_SIZE && !Number.isInteger(Math.log2(bytes))) {
@@ -68,7 +74,7 @@ export function parseBlockSize(text: string): number {
   return bytes;
 }
 
-/** Reads an amount of memory for a virtual machine: whole MiB. */
+/** Parses an amount of memory for a virtual machine: whole MiB. */
 export function parseMemory(text: string): number {
   const bytes = parseBytes(text, 'memory size');
   if (bytes % MIB !== 0) {
@@ -80,7 +86,7 @@ export function parseMemory(text: string): number {
   return bytes;
 }
 
-/** Reads how much memory the clean copies of a monitored image may take. */
+/** Parses how much memory the clean copies of a monitor may take. */
 export function parseCacheSize(text: string): number {
   const bytes = parseBytes(text, 'size of the clean cache');
   if (bytes > MAX_SIZE) {
@@ -121,7 +127,7 @@ export function sizeArgument(bytes: number): string {
 
 const BYTES = /^([+-]?)(\d+(?:\.\d+)?)\s*([KMGT]?)(?:iB|B)?$/i;
 
-/** Whether it is typed like one. */
+/** Whether the text looks like a size. */
 export function isSize(text: string): boolean {
   return BYTES.test(text.trim());
 }
@@ -139,7 +145,7 @@ function parseBytes(text: string, what: string): number {
   if (bytes === 0) {
     throw new PcowError('PCOW_INVALID', `the ${what} is zero`, { next: HOW });
   }
-  // More digits than a number holds make it infinite, which is for the limit to refuse.
+  // A number with too many digits becomes infinite, and exceeds the limit.
   if (Number.isFinite(bytes) && !Number.isInteger(bytes)) {
     throw new PcowError('PCOW_INVALID', `the ${what} ${text} is no whole number of bytes`, { next: HOW });
   }

@@ -1,7 +1,7 @@
 /** Opening images at rest, for one piece of work. */
 import { Image, type OpenOptions } from '../engine/index.js';
 
-/** Opens an image, works on it, and closes it; a close that fails is a failure of the work. */
+/** Opens an image, works on it, and closes it. If closing fails, the work fails. */
 export async function withImage<T>(
   file: string,
   options: OpenOptions,
@@ -12,7 +12,7 @@ export async function withImage<T>(
   try {
     result = await work(image);
   } catch (error) {
-    // The first failure is the one to tell; closing repeats it or has less to say.
+    // Report the first error; closing repeats it, or adds nothing.
     await image.close().catch(() => undefined);
     throw error;
   }
@@ -20,7 +20,7 @@ export async function withImage<T>(
   return result;
 }
 
-/** The files that an image is read from: its own, and those of its bases. */
+/** The files from which an image is read: its own, and those of its bases. */
 export function chainOf(file: string): Promise<string[]> {
   return withImage(file, {}, (image) => image.chain().map((link) => link.path));
 }

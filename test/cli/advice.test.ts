@@ -16,14 +16,14 @@ function adviceFor(code: PcowErrorCode, errno?: number, next?: string | null): s
 
 test('a base that is not there is put back; one that may not be read, or opened, is where it belongs', (t) => {
   t.regex(adviceFor('PCOW_BASE_MISSING') ?? '', /^put the base back/);
-  t.regex(adviceFor('PCOW_BASE_MISSING', 13) ?? '', /^use the user who owns it/);
+  t.regex(adviceFor('PCOW_BASE_MISSING', 13) ?? '', /^run as the user who owns it/);
   t.regex(adviceFor('PCOW_BASE_MISSING', 24) ?? '', /ulimit -n/);
   t.regex(adviceFor('PCOW_BASE_MISSING', 5) ?? '', /dmesg/);
 });
 
 test('an error that says nothing but its errno has the advice of that', (t) => {
   t.regex(adviceFor('PCOW_IO', 24) ?? '', /ulimit -n/);
-  t.regex(adviceFor('PCOW_NO_SPACE', 28) ?? '', /^free space on the file system of the image/);
+  t.regex(adviceFor('PCOW_NO_SPACE', 28) ?? '', /^free space on the filesystem of the image/);
   t.regex(adviceFor('PCOW_NO_SPACE', 122) ?? '', /quota raised/);
   t.is(adviceFor('PCOW_INVALID'), undefined);
 });

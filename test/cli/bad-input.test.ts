@@ -77,7 +77,7 @@ test('names of images', async (t) => {
 
 test('names of snapshots', async (t) => {
   const { pcow } = await withImage(t);
-  await fails(t, pcow('snapshot', 'vm1'), 2, /"vm1" names no snapshot/, /vm1@NAME/);
+  await fails(t, pcow('snapshot', 'vm1'), 2, /"vm1" does not name a snapshot/, /vm1@NAME/);
   await fails(t, pcow('snapshot', 'vm1@'), 3, /name is empty/);
   await fails(t, pcow('snapshot', 'vm1@..'), 3, /can't be named ".."/);
   await fails(t, pcow('snapshot', 'vm1@a/b'), 3, /contains "\/"/);
@@ -90,8 +90,8 @@ test('names of snapshots', async (t) => {
   await fails(t, pcow('delete', 'vm1@two'), 4, /no snapshot called two/);
   await fails(t, pcow('clone', 'vm1@two', 'vm2'), 4, /no snapshot called two/);
   await fails(t, pcow('create', 'vm2', '--base', 'vm1@two'), 4, /no snapshot called two/);
-  await fails(t, pcow('snapshot', 'vm1@a', 'vm1@b'), 2, /has one name, and here are two: a and b/);
-  await fails(t, pcow('snapshot', 'vm1@a', 'vm1@a'), 2, /named twice/);
+  await fails(t, pcow('snapshot', 'vm1@a', 'vm1@b'), 2, /has one name, but two are given: a and b/);
+  await fails(t, pcow('snapshot', 'vm1@a', 'vm1@a'), 2, /listed twice/);
 });
 
 test('files that are no images, and damaged ones', async (t) => {
@@ -104,7 +104,7 @@ test('files that are no images, and damaged ones', async (t) => {
   await fails(t, pcow('info', 'text'), 3, /text\.pcow is not a Pcow image/, /pcow convert/);
   await fails(t, pcow('snapshot', 'empty@s'), 3, /empty\.pcow is not a Pcow image/);
   await fails(t, pcow('info', 'folder.pcow'), 4, /there is no image "folder.pcow"/);
-  await fails(t, pcow('info', 'pipe'), 3, /no regular file/);
+  await fails(t, pcow('info', 'pipe'), 3, /not a regular file/);
   await fails(t, pcow('info', 'loop'), 3, /symbolic link that leads back to itself/);
 
   const cut = path.join(directory, 'cut.pcow');
@@ -152,7 +152,7 @@ test('a second writer is told who has the image', async (t) => {
     ['resize', 'vm1', '2G'],
     ['clone', 'vm1', 'vm2'],
   ]) {
-    await fails(t, pcow(...command), 6, new RegExp(`vm1\\.pcow.*\\b${holder.pid}\\b`), /let that process end/);
+    await fails(t, pcow(...command), 6, new RegExp(`vm1\\.pcow.*\\b${holder.pid}\\b`), /end that process first/);
   }
   t.regex(await succeeds(t, pcow('info', 'vm1')), new RegExp(`open for writing by process ${holder.pid}`));
   t.regex(await succeeds(t, pcow('list')), new RegExp(`open \\(process ${holder.pid}\\)`));

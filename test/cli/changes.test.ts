@@ -87,7 +87,7 @@ for (const [where, prepare] of [
 
   test.serial(`${where}: flatten`, async (t) => {
     const { pcow, file, named } = await prepare(t);
-    t.is(await succeeds(t, pcow('flatten', named('vm'))), 'vm stands on no base now\n');
+    t.is(await succeeds(t, pcow('flatten', named('vm'))), 'vm no longer stands on a base\n');
     t.deepEqual(await content(file('vm')), VM);
     await succeeds(t, pcow('rm', named('other')));
     await succeeds(t, pcow('delete', `${named('base')}@one`));

@@ -114,7 +114,7 @@ test('bytes in free space have an exit code of their own, and --repair gives the
   // Some entry may have had that block.
   const repaired = await pcow('check', 'vm1', '--repair');
   t.is(repaired.exit, 15);
-  t.regex(repaired.stdout, /^lost: 64 KiB that something held, nobody can tell what$/m);
+  t.regex(repaired.stdout, /^lost: 64 KiB of data that belongs to an unknown part of the image$/m);
   await succeeds(t, pcow('check', 'vm1'));
 });
 

@@ -79,7 +79,7 @@ test('the program answers its scripts', async (t) => {
   const pcow = pcowIn('/');
   t.is(await succeeds(t, pcow('completion', 'words', '--', 'resi')), 'resize\tmake an image larger or smaller\n');
   await fails(t, pcow('completion', 'tcsh'), 2, /bash, zsh, fish/);
-  await fails(t, pcow('completion', 'bash', 'x'), 2, /no further words/);
+  await fails(t, pcow('completion', 'bash', 'x'), 2, /no more arguments/);
 });
 
 const TYPE = fileURLToPath(new URL('../../../test/programs/type-and-run.py', import.meta.url));

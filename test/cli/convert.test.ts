@@ -319,7 +319,7 @@ test('what qemu-img users type: -p -q -t -T -W -m, -n, and - for standard output
     /small has 1 MiB, and "a\.raw" 4 MiB/,
     /resize small 4M/,
   );
-  await fails(t, pcow('convert', '-n', '-O', 'raw', 'a.raw', 'vm.pcow'), 3, /raw bytes would destroy/);
+  await fails(t, pcow('convert', '-n', '-O', 'raw', 'a.raw', 'vm.pcow'), 3, /raw bytes would destroy it/);
   await fails(t, pcow('convert', '-n', '-O', 'raw', 'a.raw', 'none.raw'), 4, /no "none\.raw"/);
   await fails(t, pcow('convert', '-n', '-O', 'pcow', 'vm', 'vm'), 3, /is read from/);
 

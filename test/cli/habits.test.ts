@@ -114,7 +114,7 @@ test('delete: several, by a pattern, the newest kept, and what it would be', asy
   t.is(await succeeds(t, pcow(...words)), 'nothing to delete\n');
   await succeeds(t, pcow('delete', 'vm1@x?', 'vm1@x1'));
   t.deepEqual(await snapshotsOf(t, pcow, 'vm1'), ['weekly', 'daily-3', 'daily-4']);
-  await fails(t, pcow('delete', 'vm1@none*'), 4, /no snapshot that "none\*" stands for/);
+  await fails(t, pcow('delete', 'vm1@none*'), 4, /no snapshot that matches "none\*"/);
 
   // What others stand on stays, and an automatic one is not meant by every pattern.
   await succeeds(t, pcow('clone', 'vm1@daily-3', 'on-daily'));
@@ -161,7 +161,7 @@ test('a snapshot gets another name, and clones that stand on it do not notice', 
   await succeeds(t, pcow('create', 'vm1', '1M'));
   for (const name of ['one', 'other']) await succeeds(t, pcow('snapshot', `vm1@${name}`));
   await succeeds(t, pcow('clone', 'vm1@one', 'child'));
-  t.is(await succeeds(t, pcow('rename', 'vm1@one', 'two')), 'vm1@one is called vm1@two now\n');
+  t.is(await succeeds(t, pcow('rename', 'vm1@one', 'two')), 'vm1@one is now vm1@two\n');
   t.deepEqual(await snapshotsOf(t, pcow, 'vm1'), ['two', 'other']);
   t.regex(await succeeds(t, pcow('info', 'child')), /^base +vm1\.pcow@two/m);
   await succeeds(t, pcow('check', 'vm1', 'child'));

@@ -59,12 +59,12 @@ const MISTAKES: Mistake[] = [
     typed: 'pcow info disk.qcow2',
     exit: 3,
     says: 'HERE/disk.qcow2 is not a Pcow image (no magic number at its start)',
-    next: '“pcow convert FILE NEW” makes an image of a file of another format',
+    next: '“pcow convert FILE NEW” makes an image from a file in another format',
   },
   {
     typed: 'pcow info full',
     exit: 4,
-    says: 'there is no image "full": that is a directory',
+    says: 'there is no image "full": this is a directory',
     next: '“pcow list full” shows the images of that directory',
   },
   {
@@ -77,7 +77,7 @@ const MISTAKES: Mistake[] = [
     typed: 'pcow info lost',
     exit: 10,
     says: 'HERE/lost.pcow stands on HERE/gone.pcow, which is not there',
-    next: 'put the base back, or say where it is now: pcow rebase IMAGE --unsafe --base BASE',
+    next: 'put the base back, or give its new path: pcow rebase IMAGE --unsafe --base BASE',
   },
   {
     typed: 'pcow ls',
@@ -94,13 +94,13 @@ const MISTAKES: Mistake[] = [
   {
     typed: 'pcow list vm1@one',
     exit: 2,
-    says: '"vm1@one" names a snapshot, and this is for a whole image',
-    next: 'leave the name of the snapshot out: vm1',
+    says: '"vm1@one" names a snapshot, but this command is for a whole image',
+    next: 'omit the name of the snapshot: vm1',
   },
   {
     typed: 'pcow snapshot vm1 three',
     exit: 2,
-    says: '"vm1" names no snapshot',
+    says: '"vm1" does not name a snapshot',
     next: 'write IMAGE@NAME: vm1@NAME',
   },
   {
@@ -113,7 +113,7 @@ const MISTAKES: Mistake[] = [
     typed: 'pcow snapshot held@one',
     exit: 6,
     says: 'HERE/held.pcow is open for writing by node (pid HOLDER)',
-    next: 'let that process end first; an image in a mount is changed through the mount',
+    next: 'end that process first; to change an image in a mount, use the mount',
   },
   {
     typed: 'pcow rollback vm1 one',
@@ -191,7 +191,7 @@ const MISTAKES: Mistake[] = [
     typed: 'pcow convert -f qcow2 notes.txt new',
     exit: 3,
     says: `qemu-img can't work on "HERE/notes.txt": Could not open 'HERE/notes.txt': Image is not in qcow2 format`,
-    next: '“qemu-img info HERE/notes.txt” tells what it is; leave the format out to have it found',
+    next: '“qemu-img info HERE/notes.txt” shows its format; omit the format to detect it',
   },
   {
     typed: 'pcow convert vm1 copy',
@@ -214,14 +214,14 @@ const MISTAKES: Mistake[] = [
   {
     typed: 'pcow convert -O raw vm1 mnt/vm1.raw',
     exit: 3,
-    says: '"mnt/vm1.raw" lies in a mount, which holds no files but images',
+    says: '"mnt/vm1.raw" is in a mount, which contains only images',
     next: 'choose a directory that is not mounted',
   },
   {
     typed: 'pcow convert -O raw vm1 /sys/vm1.raw',
     exit: 7,
-    says: "/sys/vm1.raw can't be made: its directory may not be written by this user",
-    next: 'choose another directory, or the user who owns it',
+    says: "/sys/vm1.raw can't be made: this user may not write to its directory",
+    next: 'choose another directory, or run as its owner',
   },
   {
     typed: 'pcow convert mnt/disk disk.raw',
@@ -238,7 +238,7 @@ const MISTAKES: Mistake[] = [
   {
     typed: 'pcow rebase vm1 --base vm2',
     exit: 10,
-    says: `"vm1" can't stand on "vm2", which stands on it`,
+    says: `"vm1" can't stand on "vm2", which stands on "vm1"`,
     next: 'choose another base',
   },
   {
@@ -293,7 +293,7 @@ const MISTAKES: Mistake[] = [
     typed: 'pcow receive new < notes.txt',
     exit: 3,
     says: 'this is not a stream of pcow send or pcow export',
-    next: '“pcow convert FILE NEW” makes an image of a file of another format',
+    next: '“pcow convert FILE NEW” makes an image from a file in another format',
   },
   {
     typed: 'pcow receive new < vm1.export',
@@ -314,19 +314,19 @@ const MISTAKES: Mistake[] = [
   {
     typed: 'pcow export vm1 mnt/vm1.export',
     exit: 3,
-    says: '"mnt/vm1.export" lies in a mount, which holds no files but images',
+    says: '"mnt/vm1.export" is in a mount, which contains only images',
     next: 'choose a directory that is not mounted',
   },
   {
     typed: 'pcow check vm1@one',
     exit: 2,
-    says: '"vm1@one" names a snapshot, and this is for a whole image',
-    next: 'leave the name of the snapshot out: vm1',
+    says: '"vm1@one" names a snapshot, but this command is for a whole image',
+    next: 'omit the name of the snapshot: vm1',
   },
   {
     typed: 'pcow check disk.qcow2 --repair',
     exit: 3,
-    says: 'HERE/disk.qcow2 is no Pcow image: its format is qcow2',
+    says: 'HERE/disk.qcow2 is not a Pcow image: its format is qcow2',
     next: 'qemu-img check -f qcow2 HERE/disk.qcow2',
   },
   {

@@ -63,7 +63,7 @@ test.serial('snapshot, rollback, delete, rename, list and info, by either name',
   await succeeds(t, pcow('delete', 'mnt/vm1@one'));
   t.is(await firstByte(flat), 2);
   t.notRegex(await succeeds(t, pcow('list', 'mnt/vm1')), /one/);
-  t.is(await succeeds(t, pcow('rename', 'images/vm1@two', 'zwei')), 'vm1@two is called vm1@zwei now\n');
+  t.is(await succeeds(t, pcow('rename', 'images/vm1@two', 'zwei')), 'vm1@two is now vm1@zwei\n');
   await fails(t, pcow('rename', 'mnt/vm1@two', 'x'), 4, /no snapshot called two/);
   t.regex(await succeeds(t, pcow('list', 'mnt/vm1')), /zwei/);
 });
@@ -112,7 +112,7 @@ test.serial('a flat file that is named as raw is read, never the image file behi
   t.true((await readFile(path.join(scratch, 'got'))).equals(wanted));
   await succeeds(t, pcow('compare', '-f', 'raw', '-F', 'raw', 'mnt/vm1', 'wanted'));
   const refused = pcow('convert', '-f', 'raw', '-O', 'raw', 'images/vm1', 'got', '--force');
-  await fails(t, refused, 3, /is a Pcow image: as a raw/, /leave the format out/);
+  await fails(t, refused, 3, /is a Pcow image: as a raw/, /omit the format/);
   await fails(t, pcow('measure', '-f', 'raw', 'images/vm1.pcow'), 3, /header and tables/);
 });
 

@@ -54,7 +54,7 @@ test.serial('a file whose name is not UTF-8 is listed, and the mount tells of it
   const cure = new RegExp(`its name is not UTF-8.* \\(cd (?:${directory}/)?images; mv \\./b\\?\\.pcow NAME\\.pcow\\)`);
   t.regex(await succeeds(t, pcow('list', 'images')), cure);
   const { stdout } = await pcow('doctor', 'images');
-  t.regex(stdout, /is no name: its bytes are not UTF-8/);
+  t.regex(stdout, /is not a valid name: it is not UTF-8/);
   const found = await pcow('mount', 'images', 'mnt', '--log', 'log');
   t.teardown(() => pcow('umount', 'mnt'));
   t.is(found.exit, 0, found.stderr);

@@ -39,7 +39,7 @@ test('--print-env is for a shell', async (t) => {
   t.is((await shell(evaluate(''), { LD_PRELOAD: '' })).stdout, `${MONITOR} \n`);
   const { stdout } = await shell(evaluate(`--clean-cache 64M --log "it's a log"`), { LD_PRELOAD: 'libm.so.6' });
   t.is(stdout, `${MONITOR}:libm.so.6 ${64 * MiB} /it's a log\n`);
-  await fails(t, pcow('run', '--print-env', '--', 'true'), 2, /leave the command out/);
+  await fails(t, pcow('run', '--print-env', '--', 'true'), 2, /omit the command/);
 });
 
 test('the exit code is the command’s, and so are its words', async (t) => {
@@ -70,7 +70,7 @@ test('a command that can’t be run is named', async (t) => {
   await fails(t, pcow('run', '--', '/etc/passwd'), 7, /can't run \/etc\/passwd/);
   await fails(t, pcow('run'), 2, /the command to run is missing/);
   await fails(t, pcow('run', '--clean-cache', 'much', '--', 'true'), 3, /"much" is not a size of the clean cache/);
-  await fails(t, pcow('run', '--plain', '--log', 'x', '--', 'true'), 2, /--plain is without the monitor/);
+  await fails(t, pcow('run', '--plain', '--log', 'x', '--', 'true'), 2, /--plain runs without the monitor/);
 });
 
 test('without the right to userfaultfd it refuses, and names what grants it; --plain runs', async (t) => {
@@ -120,7 +120,7 @@ test('where the mount can make no socket: it warns, and nothing is mapped withou
   t.is(exit, 0, stderr);
   t.regex(
     stderr,
-    /^pcow: warning: no process can attach to the images of .*: set XDG_RUNTIME_DIR .* “pcow run --plain” only$/m,
+    /^pcow: warning: no process can attach to the images of .*: set XDG_RUNTIME_DIR .* only with “pcow run --plain”$/m,
   );
   t.regex(stderr, /^pcow: cannot map a flat file: its mount serves no monitors/m);
   t.regex(stderr, /^mmap: No such device$/m);

@@ -39,7 +39,7 @@ test('each wrong size gets its own sentence', (t) => {
   refuses(t, parseSize, '65T', /over the limit of .*64 TiB/, undefined, 'PCOW_TOO_LARGE');
   refuses(t, parseSize, '9'.repeat(400), /over the limit/, undefined, 'PCOW_TOO_LARGE');
   refuses(t, parseSize, '4K', /4096 is too small/);
-  refuses(t, parseSize, '1.3K', /no whole number of bytes/);
+  refuses(t, parseSize, '1.3K', /not a whole number of bytes/);
   refuses(t, parseSize, '65537', /not a multiple of 4 KiB/, /nearest sizes are 64K and 68K/);
   refuses(t, parseSize, '1000000', /not a multiple of 4 KiB/, /nearest sizes are 976K and 980K/);
 });
@@ -56,7 +56,7 @@ test('each wrong block size gets its own sentence', (t) => {
 
 test('memory is in whole MiB', (t) => {
   t.is(parseMemory('4G'), 4 * 2 ** 30);
-  refuses(t, parseMemory, '1000', /no multiple of 1 MiB/);
+  refuses(t, parseMemory, '1000', /not a multiple of 1 MiB/);
 });
 
 test('sizes are shown short, and what is shown for typing reads back exactly', (t) => {

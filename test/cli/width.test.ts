@@ -2,7 +2,7 @@
 import test from 'ava';
 import { inThisLocale } from '../../cli/output/locale.js';
 import { topTable } from '../../cli/output/top-table.js';
-import { cut, progressLine } from '../../cli/output/terminal-width.js';
+import { progressLine, truncated } from '../../cli/output/terminal-width.js';
 import type { Look } from '../../src/client/activity.js';
 
 const WIDTHS = [20, 40, 80, 200];
@@ -59,8 +59,8 @@ test('the table of top fits, and keeps what matters', (t) => {
   }
   t.regex(topTable(look, null, 80), /stalls/);
   t.is(topTable(look, null, 1000), topTable(look, null));
-  t.is(cut('name', 4), 'name');
-  t.is(cut('names', 4), 'nam…');
+  t.is(truncated('name', 4), 'name');
+  t.is(truncated('names', 4), 'nam…');
 });
 
 test.serial('ASCII where the locale has nothing else', (t) => {

@@ -57,7 +57,7 @@ for (const over of ['holes', 'a base'] as const) {
     t.regex(await readFile(mount.control('vm1', 'metrics'), 'utf8'), /^pcow_stalled\{[^}]*\} 1$/m);
     t.regex(await readFile(mount.control('vm1', 'metrics'), 'utf8'), /^pcow_disk_free_bytes\{image="vm1"\} \d{1,6}$/m);
     const pcow = pcowIn(mount.scratch);
-    t.regex(await succeeds(t, pcow('list', 'mnt')), /^vm1 .* stalled \(process \d+\): its disk is full or fails$/m);
+    t.regex(await succeeds(t, pcow('list', 'mnt')), /^vm1 .* stalled \(process \d+\): its disk is full or failing$/m);
     t.regex(await succeeds(t, pcow('info', 'mnt/vm1')), /^state +stalled: process \d+ waits for the disk/m);
     await mount.logged(/^\S+Z vm1: process \d+ \(map-tool\) is paused, because the disk of its image is full/m);
     t.deepEqual(
