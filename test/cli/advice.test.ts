@@ -1,4 +1,4 @@
-/** The next step after a failure fits what has led to it, and not its code alone. */
+/** The next step after an error fits its cause, and not only its code. */
 import { chmod, mkdir } from 'node:fs/promises';
 import path from 'node:path';
 import test from 'ava';
@@ -14,21 +14,21 @@ function adviceFor(code: PcowErrorCode, errno?: number, next?: string | null): s
   return explained(new PcowError(code, 'a sentence', { errno, next })).hint;
 }
 
-test('a base that is not there is put back; one that may not be read, or opened, is where it belongs', (t) => {
+test('a missing base must be put back; a base that cannot be read or opened need not', (t) => {
   t.regex(adviceFor('PCOW_BASE_MISSING') ?? '', /^put the base back/);
   t.regex(adviceFor('PCOW_BASE_MISSING', 13) ?? '', /^run as the user who owns it/);
   t.regex(adviceFor('PCOW_BASE_MISSING', 24) ?? '', /ulimit -n/);
   t.regex(adviceFor('PCOW_BASE_MISSING', 5) ?? '', /dmesg/);
 });
 
-test('an error that says nothing but its errno has the advice of that', (t) => {
+test('an error with nothing but an errno has the advice for that errno', (t) => {
   t.regex(adviceFor('PCOW_IO', 24) ?? '', /ulimit -n/);
   t.regex(adviceFor('PCOW_NO_SPACE', 28) ?? '', /^free space on the filesystem of the image/);
   t.regex(adviceFor('PCOW_NO_SPACE', 122) ?? '', /quota raised/);
   t.is(adviceFor('PCOW_INVALID'), undefined);
 });
 
-test('who makes an error may know the step, or that there is none', async (t) => {
+test('an error may have its own next step, or none', async (t) => {
   t.is(adviceFor('PCOW_CORRUPT', undefined, 'send it once more'), 'send it once more');
   t.is(adviceFor('PCOW_CORRUPT', undefined, null), undefined);
   const fail = (error: Error) =>
@@ -38,7 +38,7 @@ test('who makes an error may know the step, or that there is none', async (t) =>
   t.like(await fail(new PcowError('PCOW_EXISTS', 'a')), { hint: 'choose another name' });
 });
 
-test('commit of an image with snapshots: they are in the way, not images', async (t) => {
+test('commit of an image with snapshots: the obstacle is the snapshots, not other images', async (t) => {
   const pcow = pcowIn(await scratchDirectory(t));
   await succeeds(t, pcow('create', 'base', '1M'));
   await succeeds(t, pcow('clone', 'base', 'vm;1'));
@@ -50,7 +50,7 @@ test('commit of an image with snapshots: they are in the way, not images', async
   t.notRegex(stderr, /those images/);
 });
 
-test.serial('who lacks the right to an image in a mount is not told to unmount', async (t) => {
+test.serial('a user without the right to an image in a mount is not told to unmount', async (t) => {
   const scratch = await scratchDirectory(t);
   for (const name of ['images', 'mnt']) await mkdir(path.join(scratch, name));
   await succeeds(t, pcowIn(scratch)('create', 'images/vm1', '1M'));

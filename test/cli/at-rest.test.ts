@@ -20,7 +20,7 @@ async function firstByte(file: string): Promise<number | undefined> {
   return buffer[0];
 }
 
-test('create makes an image, with or without .pcow, and says what it is', async (t) => {
+test('create makes an image, with or without .pcow, and prints its properties', async (t) => {
   const directory = await scratchDirectory(t);
   const pcow = pcowIn(directory);
   t.is(await succeeds(t, pcow('create', 'vm1', '10G')), `created ${directory}/vm1.pcow: 10 GiB, blocks of 64 KiB\n`);
@@ -38,7 +38,7 @@ test('create --force replaces an image', async (t) => {
   t.regex(await succeeds(t, pcow('info', 'vm1')), /2 GiB/);
 });
 
-test('info tells size, base, chain and state', async (t) => {
+test('info shows size, base, chain and state', async (t) => {
   const directory = await scratchDirectory(t);
   const pcow = pcowIn(directory);
   await succeeds(t, pcow('create', 'base', '1G'));
@@ -89,7 +89,7 @@ test('one snapshot of several images', async (t) => {
   t.regex(await succeeds(t, pcow('list', 'log')), /both/);
 });
 
-test('clone shares what there is, and both go their ways', async (t) => {
+test('a clone shares the data of its base, and later changes are separate', async (t) => {
   const directory = await scratchDirectory(t);
   const pcow = pcowIn(directory);
   const [vm1, vm2, old] = ['vm1.pcow', 'vm2.pcow', 'old.pcow'].map((name) => path.join(directory, name));
@@ -116,7 +116,7 @@ test('resize grows', async (t) => {
   await fails(t, pcow('resize', 'vm1', '+64T'), 3, /over the limit of 64 TiB/);
 });
 
-test('list of a directory shows every image, also what is wrong with one', async (t) => {
+test('list of a directory shows every image, and what is wrong with a damaged one', async (t) => {
   const directory = await scratchDirectory(t);
   const pcow = pcowIn(directory);
   t.regex(await succeeds(t, pcow('list', '.')), /not mounted\nno images/);
@@ -140,7 +140,7 @@ test('an image whose path holds “@” is found', async (t) => {
   t.regex(await succeeds(t, pcow('list', 'me@home/vm1')), /one/);
 });
 
-test('help has examples for every command, and asking for it is no failure', async (t) => {
+test('help has examples for every command, and requesting it is no failure', async (t) => {
   const pcow = pcowIn(await scratchDirectory(t));
   const overview = await succeeds(t, pcow('--help'));
   const commands = [...overview.matchAll(/^ {2}([a-z-]+)(?= .*\S {2})/gm)].map(([, name]) => name ?? '');
@@ -152,7 +152,7 @@ test('help has examples for every command, and asking for it is no failure', asy
   t.regex(await succeeds(t, pcow('--version')), /^\d+\.\d+\.\d+\n$/);
 });
 
-test('output that is no terminal has no colours, even where CI asks for them', async (t) => {
+test('output to anything but a terminal has no colours, even if CI requests them', async (t) => {
   const directory = await scratchDirectory(t);
   process.env.CI = 'true';
   t.teardown(() => delete process.env.CI);
@@ -162,7 +162,7 @@ test('output that is no terminal has no colours, even where CI asks for them', a
   t.false((await pcow('info', 'none')).stderr.includes('\u001b'));
 });
 
-test('a file of another name is an image too, but no mount shows it', async (t) => {
+test('a file with another name can be an image, too, but no mount shows it', async (t) => {
   const directory = await scratchDirectory(t);
   const pcow = pcowIn(directory);
   await succeeds(t, pcow('create', 'vm1', '1G'));

@@ -1,4 +1,4 @@
-/** packaging/: the backup for cron, and the figures for the textfile collector. */
+/** packaging/: the backup for cron, and the metrics for the textfile collector. */
 import { execFile } from 'node:child_process';
 import { mkdir, readFile, writeFile } from 'node:fs/promises';
 import path from 'node:path';
@@ -28,7 +28,7 @@ async function snapshotsOf(file: string): Promise<string[]> {
   }
 }
 
-test('a backup copies what changed, keeps as many snapshots as it is told to, and names what it can not read', async (t) => {
+test('a backup copies what changed, keeps the requested number of snapshots, and names what it cannot read', async (t) => {
   const scratch = await scratchDirectory(t);
   const shell = await shellIn(t, scratch);
   const at = (...names: string[]) => path.join(scratch, ...names);
@@ -55,7 +55,7 @@ test('a backup copies what changed, keeps as many snapshots as it is told to, an
   t.not((await snapshotsOf(at('copies/vm1.pcow'))).at(-1), names.at(-1), 'the others are');
 });
 
-test('a receiver that fails makes the backup fail, and the next one goes on', async (t) => {
+test('a receiver that fails makes the backup fail, and the next backup continues', async (t) => {
   const scratch = await scratchDirectory(t);
   const shell = await shellIn(t, scratch);
   await mkdir(path.join(scratch, 'images'));
@@ -68,7 +68,7 @@ test('a receiver that fails makes the backup fail, and the next one goes on', as
   await succeeds(t, shell(`rm copies/vm1.pcow && sleep 1 && ${packaging}backup/pcow-backup images copies`));
 });
 
-test.serial('the collector gets the figures of a mount, or that it does not answer', async (t) => {
+test.serial('the collector gets the metrics of a mount, or the report that it does not answer', async (t) => {
   const mount = await mountedImages(t, { vm1: MiB });
   await writeFile(mount.image('bad'), 'no image at all');
   const file = path.join(mount.scratch, 'pcow.prom');
@@ -81,7 +81,7 @@ test.serial('the collector gets the figures of a mount, or that it does not answ
   t.regex(text, /^pcow_image_state\{image="bad",state="not an image"\} 1$/m);
   t.regex(text, /^pcow_image_state\{image="vm1",state="ok"\} 1$/m);
   t.regex(text, /^pcow_disk_free_bytes\{image="vm1"\} \d+$/m);
-  // Each alert is about figures that there are.
+  // Each alert uses metrics that exist.
   const alerts = await readFile(`${packaging}prometheus/pcow-alerts.yml`, 'utf8');
   const monitors = ['pcow_stalled', 'pcow_mappings'];
   for (const [name] of alerts.matchAll(/\bpcow_\w+/g)) {

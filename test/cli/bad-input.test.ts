@@ -1,6 +1,6 @@
 /**
- * What people get wrong, and what they are told: one clear sentence with its own exit code, and nothing is changed. The most
- * likely mistakes, with all that is said, are in `mistakes.test.ts`.
+ * Mistakes of users, and the answers: one clear sentence with its own exit code, and nothing is
+ * changed. The most likely mistakes, with the complete answers, are in `mistakes.test.ts`.
  */
 import { execFile, spawn } from 'node:child_process';
 import { once } from 'node:events';
@@ -50,7 +50,7 @@ test('an existing target is never overwritten without --force', async (t) => {
   t.true(before.equals(await readFile(file)));
 });
 
-test('--force does not take what other images stand on, nor an image from under its writer', async (t) => {
+test('--force replaces neither an image that others stand on, nor one that a process writes', async (t) => {
   const { pcow, file } = await withImage(t);
   await succeeds(t, pcow('clone', 'vm1@one', 'vm2'));
   await fails(t, pcow('create', 'vm1', '2G', '--force'), 6, /can't be replaced: vm2\.pcow stands on it/);
@@ -134,7 +134,7 @@ test('bases: missing, changed, circular, too large', async (t) => {
   await succeeds(t, pcow('snapshot', 'vm1@one'));
   await fails(t, pcow('info', 'vm2'), 10, /vm2/, /original base/);
 
-  // vm2 stands on vm1, which gives way to vm2 itself.
+  // vm2 stands on vm1, which is replaced by vm2 itself.
   await rename(path.join(directory, 'away'), file);
   await rename(path.join(directory, 'vm2.pcow'), path.join(directory, 'kept'));
   await rename(file, path.join(directory, 'away'));
@@ -142,7 +142,7 @@ test('bases: missing, changed, circular, too large', async (t) => {
   await fails(t, pcow('info', 'vm1'), 10, /vm1\.pcow/);
 });
 
-test('a second writer is told who has the image', async (t) => {
+test('the error of a second writer names the process that has the image', async (t) => {
   const { pcow, file } = await withImage(t);
   const holder = await hold(t, file);
   for (const command of [

@@ -1,4 +1,7 @@
-/** What stands on what: a base goes on being used and changed, and never harms what stands on it. */
+/**
+ * Images and their bases: a base can still be used and changed, and never harms the images that
+ * stand on it.
+ */
 import { mkdir, rename, rm } from 'node:fs/promises';
 import path from 'node:path';
 import test from 'ava';
@@ -53,7 +56,7 @@ test('a second clone of an unchanged base needs no second freeze', async (t) => 
   t.regex(await succeeds(t, pcow('info', 'clone2')), /^base +base\.pcow@one$/m);
 });
 
-test('the snapshot that a clone stands on can not be deleted while the clone is there', async (t) => {
+test('the snapshot that a clone stands on cannot be deleted while the clone exists', async (t) => {
   const directory = await scratchDirectory(t);
   const pcow = pcowIn(directory);
   await succeeds(t, pcow('create', 'base', '1M'));
@@ -69,7 +72,7 @@ test('the snapshot that a clone stands on can not be deleted while the clone is 
   await succeeds(t, pcow('delete', 'base@one'));
 });
 
-test('a directory of images may move as a whole', async (t) => {
+test('a directory of images can be moved as a whole', async (t) => {
   const directory = await scratchDirectory(t);
   const pcow = pcowIn(directory);
   await mkdir(path.join(directory, 'here'));

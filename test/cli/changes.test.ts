@@ -1,4 +1,6 @@
-/** rebase, flatten, commit, compact, resize --shrink, rename and rm, at rest and through a mount. */
+/**
+ * rebase, flatten, commit, compact, resize --shrink, rename and rm, at rest and through a mount.
+ */
 import { access, mkdir, readdir, rename } from 'node:fs/promises';
 import path from 'node:path';
 import test, { type ExecutionContext } from 'ava';
@@ -70,7 +72,7 @@ for (const [where, prepare] of [
   ['at rest', family],
   ['mounted', mountedFamily],
 ] as const) {
-  test.serial(`${where}: rebase keeps what an image and its snapshots read as`, async (t) => {
+  test.serial(`${where}: rebase keeps the contents of an image and of its snapshots`, async (t) => {
     const { pcow, file, named } = await prepare(t);
     await succeeds(t, pcow('snapshot', `${named('vm')}@kept`));
     await succeeds(t, pcow('rebase', named('vm'), '--base', `${named('base')}@two`));
@@ -129,7 +131,7 @@ for (const [where, prepare] of [
   });
 
   test.serial(
-    `${where}: resize --shrink, only as far as what it stands on, and grown again it holds zeros`,
+    `${where}: resize --shrink, not below the size of its base; after growing again it has zeros there`,
     async (t) => {
       const { pcow, file, named } = await prepare(t);
       await succeeds(t, pcow('resize', named('vm'), '+4M'));
@@ -144,33 +146,36 @@ for (const [where, prepare] of [
     },
   );
 
-  test.serial(`${where}: rename tells the images that stand on it, rm spares those that are stood on`, async (t) => {
-    const { pcow, file, named, directory } = await prepare(t);
-    await succeeds(t, pcow('rename', named('base'), 'ground'));
-    t.deepEqual(await content(file('vm')), VM);
-    t.regex(await succeeds(t, pcow('info', named('other'))), /ground\.pcow@one/);
-    await fails(t, pcow('rename', named('vm'), 'other'), 5, /other/);
-    await fails(t, pcow('rename', named('vm'), '/tmp/vm'), 3, /another directory/);
-    await fails(
-      t,
-      pcow('rm', named('ground')),
-      6,
-      /ground.*can't be (deleted|removed): other\.pcow, vm\.pcow stand on it/,
-    );
-    await fails(t, pcow('rm', `${named('vm')}@x`), 2, /deletes whole images/, /pcow delete/);
-    t.deepEqual((await readdir(directory)).sort(), ['ground.pcow', 'other.pcow', 'vm.pcow']);
-    await succeeds(t, pcow('rm', named('ground'), named('vm'), named('other')));
-    t.deepEqual(await readdir(directory), []);
-  });
+  test.serial(
+    `${where}: rename updates the images that stand on it, rm refuses images that others stand on`,
+    async (t) => {
+      const { pcow, file, named, directory } = await prepare(t);
+      await succeeds(t, pcow('rename', named('base'), 'ground'));
+      t.deepEqual(await content(file('vm')), VM);
+      t.regex(await succeeds(t, pcow('info', named('other'))), /ground\.pcow@one/);
+      await fails(t, pcow('rename', named('vm'), 'other'), 5, /other/);
+      await fails(t, pcow('rename', named('vm'), '/tmp/vm'), 3, /another directory/);
+      await fails(
+        t,
+        pcow('rm', named('ground')),
+        6,
+        /ground.*can't be (deleted|removed): other\.pcow, vm\.pcow stand on it/,
+      );
+      await fails(t, pcow('rm', `${named('vm')}@x`), 2, /deletes whole images/, /pcow delete/);
+      t.deepEqual((await readdir(directory)).sort(), ['ground.pcow', 'other.pcow', 'vm.pcow']);
+      await succeeds(t, pcow('rm', named('ground'), named('vm'), named('other')));
+      t.deepEqual(await readdir(directory), []);
+    },
+  );
 }
 
-test('rebase --unsafe works where the old base has gone', async (t) => {
+test('rebase --unsafe works if the old base is gone', async (t) => {
   const { pcow, file } = await family(t);
   await rename(file('base'), file('moved'));
   await fails(t, pcow('info', 'vm'), 10, /base\.pcow/);
   await succeeds(t, pcow('rebase', 'vm', '--unsafe', '--base', 'moved@one'));
   t.deepEqual(await content(file('vm')), VM);
-  // Without a snapshot it is the layer that it stood on, whatever was written since.
+  // Without a snapshot it is the layer on which it stood, whatever was written since.
   await rename(file('moved'), file('again'));
   await succeeds(t, pcow('rebase', 'vm', '--unsafe', '--base', 'again'));
   t.deepEqual(await content(file('vm')), VM);
@@ -179,7 +184,7 @@ test('rebase --unsafe works where the old base has gone', async (t) => {
   await fails(t, pcow('rebase', 'vm', '--unsafe', '--base', 'vm'), 10, /can't stand on itself/);
 });
 
-test('rm deletes a damaged image, and one without its base', async (t) => {
+test('rm deletes damaged images, and images without their base', async (t) => {
   const { pcow, file } = await family(t);
   await rename(file('base'), file('moved'));
   await succeeds(t, pcow('rm', 'vm'));

@@ -1,4 +1,7 @@
-/** `pcow check`: what it says, what it ends with, and what it leaves alone. Every kind of damage is in native/test/check_test.cc. */
+/**
+ * `pcow check`: its output, its exit codes, and what it does not touch. Every kind of damage is in
+ * native/test/check_test.cc.
+ */
 import { open, readFile, stat, truncate } from 'node:fs/promises';
 import path from 'node:path';
 import test, { type ExecutionContext } from 'ava';
@@ -18,7 +21,10 @@ interface Report {
 const MAGIC_OF_SLOT = 4096;
 const BLOCK = 65536;
 
-/** An image with one block in a snapshot, whose entry is then made to point behind the end of the file. */
+/**
+ * An image with one block in a snapshot, whose entry is then changed to point behind the end of the
+ * file.
+ */
 async function damagedImage(t: ExecutionContext<unknown>): Promise<{ directory: string; file: string; entry: number }> {
   const directory = await scratchDirectory(t);
   const file = path.join(directory, 'vm1.pcow');
@@ -46,7 +52,7 @@ function reportOf({ stdout }: Outcome): Report {
   return JSON.parse(stdout) as Report;
 }
 
-test('a sound image is called sound, with its figures', async (t) => {
+test('an intact image is reported as sound, with its properties', async (t) => {
   const directory = await scratchDirectory(t);
   const pcow = pcowIn(directory);
   await succeeds(t, pcow('create', 'vm1', '1G'));
@@ -59,7 +65,7 @@ test('a sound image is called sound, with its figures', async (t) => {
   t.like(report, { outcome: 'sound', damages: 0, inUse: false, findings: [] });
 });
 
-test('damage is named with file, snapshot and offset, and is not touched without --repair', async (t) => {
+test('damage is reported with file, snapshot and offset, and is not touched without --repair', async (t) => {
   const { directory, file, entry } = await damagedImage(t);
   const pcow = pcowIn(directory);
   const before = await readFile(file);
@@ -75,7 +81,7 @@ test('damage is named with file, snapshot and offset, and is not touched without
   t.true(before.equals(await readFile(file)));
 });
 
-test('--repair mends it, keeps the block that has no place, and says so', async (t) => {
+test('--repair repairs it, keeps the block that it cannot assign, and says so', async (t) => {
   const { directory, file } = await damagedImage(t);
   const pcow = pcowIn(directory);
   const { exit, stdout: text } = await pcow('check', 'vm1', '--repair');
@@ -89,7 +95,7 @@ test('--repair mends it, keeps the block that has no place, and says so', async 
   await succeeds(t, pcow('check', 'vm1'));
 });
 
-test('an image that cannot be opened is checked too', async (t) => {
+test('an image that cannot be opened can be checked', async (t) => {
   const { directory, file } = await damagedImage(t);
   const pcow = pcowIn(directory);
   await overwrite(file, 0, Buffer.alloc(100));
@@ -101,7 +107,7 @@ test('an image that cannot be opened is checked too', async (t) => {
   t.regex(stdout, /restore the image from a copy/);
 });
 
-test('bytes in free space have an exit code of their own, and --repair gives the space back', async (t) => {
+test('data in free space has its own exit code, and --repair gives the space back', async (t) => {
   const directory = await scratchDirectory(t);
   const file = path.join(directory, 'vm1.pcow');
   const pcow = pcowIn(directory);
@@ -111,14 +117,14 @@ test('bytes in free space have an exit code of their own, and --repair gives the
   const { exit, stdout } = await pcow('check', 'vm1');
   t.is(exit, 14);
   t.regex(stdout, /^leak: block \d+ of the file is named by nothing, and holds bytes/m);
-  // Some entry may have had that block.
+  // Some entry may have referred to that block.
   const repaired = await pcow('check', 'vm1', '--repair');
   t.is(repaired.exit, 15);
   t.regex(repaired.stdout, /^lost: 64 KiB of data that belongs to an unknown part of the image$/m);
   await succeeds(t, pcow('check', 'vm1'));
 });
 
-test('a repair that cannot bring data back says of which snapshots, and where', async (t) => {
+test('a repair that cannot restore data reports the snapshots and the ranges', async (t) => {
   const directory = await scratchDirectory(t);
   const file = path.join(directory, 'vm1.pcow');
   const pcow = pcowIn(directory);
@@ -127,14 +133,14 @@ test('a repair that cannot bring data back says of which snapshots, and where', 
   await image.write(Buffer.alloc(4 * BLOCK, 7), 2 * BLOCK);
   await image.snapshot('one');
   await image.snapshot('two');
-  // The present content has a part of that itself, and the tables lie before it.
+  // The present content holds a part of that itself, and the tables are before it.
   await image.write(Buffer.alloc(BLOCK, 8), 3 * BLOCK);
   await image.close();
   const bytes = await readFile(file);
   const data = bytes.indexOf(Buffer.alloc(BLOCK, 7));
   t.true(data > 0);
   const last = Math.ceil(bytes.length / BLOCK) * BLOCK;
-  // The four blocks move behind the end, which is then cut off.
+  // The four blocks move behind the end, which is then truncated.
   await truncate(file, last + 4 * BLOCK);
   for (let block = 0; block < 4; block++) {
     const entry = entryOf(bytes, data / BLOCK + block);
@@ -160,17 +166,17 @@ function numberOf(value: number): Buffer {
   return bytes;
 }
 
-/** Where the entry of a whole block is that lies in that block of the file. */
+/** The offset of the entry of a whole block in that block of the file. */
 function entryOf(bytes: Buffer, block: number): number {
   return bytes.indexOf(Buffer.concat([Buffer.from('ffffffff', 'hex'), numberOf(block)]));
 }
 
-test('a check that cannot be completed has the code of what stopped it', async (t) => {
+test('a check that cannot be completed has the code of the error that stopped it', async (t) => {
   const pcow = pcowIn(await scratchDirectory(t));
   await fails(t, pcow('check', 'vm1'), 4, /there is no image/);
 });
 
-test.serial('mounted images are checked as they are in use, and repaired only at rest', async (t) => {
+test.serial('mounted images can be checked while in use, and repaired only at rest', async (t) => {
   const mount = await mountedImages(t, { vm1: 2 ** 20 });
   const pcow = pcowIn(mount.images);
   await overwrite(mount.file('vm1'), 0, Buffer.alloc(BLOCK, 1));

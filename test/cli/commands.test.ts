@@ -1,4 +1,7 @@
-/** Every command, a new one too, has what a user expects: help with examples that are right, a place in the man page, completion. */
+/**
+ * Every command, including new ones, has what users expect: help with correct examples, an entry in
+ * the man page, and completion.
+ */
 import { readdir, readFile } from 'node:fs/promises';
 import test from 'ava';
 import type { Command } from 'commander';
@@ -9,15 +12,15 @@ import { pcowProgram } from '../../cli/pcow-program.js';
 
 const ROOT = new URL('../../../', import.meta.url);
 
-/** Those of issue and README that say what they did, or what there is, to programs. */
+/** Commands that report what they did or found to programs. */
 const FOR_PROGRAMS =
   `info list resize map measure compare convert rebase flatten commit compact diff send receive export import
   rename rm check qemu-args doctor`.split(/\s+/);
-/** Those that may take long. */
+/** Commands that may take long. */
 const WITH_PROGRESS =
   'delete map measure compare convert rebase flatten commit compact diff send receive export import check'.split(' ');
 
-/** The words of an example that are options of this command, up to where another program begins. */
+/** The words of an example that are options of this command, up to the start of another program. */
 function optionsIn(example: string, name: string): string[] {
   const own = example
     .split(/ (?:\||&&|>|--) ?/)
@@ -25,7 +28,7 @@ function optionsIn(example: string, name: string): string[] {
   return (own ?? '').split(/\s+/).filter((word) => /^--?[a-zA-Z]/.test(word));
 }
 
-/** A man page with the signs that a reader sees for the formatter's. */
+/** A man page with the characters that a reader sees instead of the formatter's. */
 function typed(page: string): string {
   const signs: Record<string, string> = {
     '\\e': '\\',
@@ -75,7 +78,7 @@ function has(command: Command, ...longs: string[]): boolean {
   return command.options.some(({ long }) => long != null && longs.includes(long));
 }
 
-test('those that tell something tell it to programs, those that take long show progress', async (t) => {
+test('commands with a report have --json, long commands show progress', async (t) => {
   const { commands } = await pcowProgram();
   const named = (names: string[]) => commands.filter((command) => names.includes(command.name()));
   t.is(named(FOR_PROGRAMS).length, FOR_PROGRAMS.length);
@@ -84,7 +87,7 @@ test('those that tell something tell it to programs, those that take long show p
   for (const command of named(WITH_PROGRESS)) t.true(has(command, '--progress'), command.name());
 });
 
-test('completion knows each command, its options, and what its arguments are', async (t) => {
+test('completion knows each command, its options, and the kinds of its arguments', async (t) => {
   const program = await pcowProgram();
   const values = async (...words: string[]) => {
     const { candidates, shells } = await complete(program, words);

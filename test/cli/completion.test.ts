@@ -1,4 +1,7 @@
-/** Completion: the candidates, and that each shell's script asks for them and puts them where they belong. */
+/**
+ * Completion: the candidates, and that each shell's script requests them and uses them in the right
+ * position.
+ */
 import { execFile } from 'node:child_process';
 import { chmod, mkdir, writeFile } from 'node:fs/promises';
 import path from 'node:path';
@@ -30,7 +33,7 @@ async function stage(t: ExecutionContext<unknown>): Promise<string> {
   return scratch;
 }
 
-test('commands, with what they do; options, but not twice', async (t) => {
+test('commands with their descriptions; options, but none twice', async (t) => {
   t.deepEqual(await values('resi'), ['resize']);
   t.deepEqual(await values('help', 'resi'), ['resize']);
   const all = await complete(await program(), ['']);
@@ -44,7 +47,7 @@ test('commands, with what they do; options, but not twice', async (t) => {
   t.deepEqual(await values('no-such-command', ''), []);
 });
 
-test('values of options, and what belongs to an argument', async (t) => {
+test('values of options, and candidates for arguments', async (t) => {
   t.deepEqual(await values('qemu-args', '--device', ''), ['virtio-pmem', 'nvdimm']);
   t.deepEqual(await values('qemu-args', '--device=nv'), ['--device=nvdimm']);
   t.deepEqual(await values('mount', '--log', ''), [':files']);
@@ -93,7 +96,7 @@ const SHELLS = {
 for (const [shell, { command, source }] of Object.entries(SHELLS)) {
   test(`${shell}: the tab key`, async (t) => {
     const scratch = await stage(t);
-    // Says what it was called with, but answers the script.
+    // Records its arguments, but answers the script.
     const stub = `#!/bin/sh\ncase $1 in completion) exec '${process.execPath}' '${pcowProgram}' "$@";; esac\necho "<ran $*><""done>"\n`;
     await writeFile(path.join(scratch, 'pcow'), stub);
     await chmod(path.join(scratch, 'pcow'), 0o755);

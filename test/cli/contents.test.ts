@@ -1,4 +1,7 @@
-/** map, diff, compare and measure; qemu-img's commands of these names are asked about the same data. */
+/**
+ * map, diff, compare and measure, compared with the qemu-img commands of these names on the same
+ * data.
+ */
 import { execFile } from 'node:child_process';
 import { open, truncate } from 'node:fs/promises';
 import path from 'node:path';
@@ -12,7 +15,7 @@ import { fails, pcowIn, succeeds } from './outcome.js';
 const run = promisify(execFile);
 const MiB = 2 ** 20;
 const SIZE = 64 * MiB;
-/** Behind this, nothing is written. */
+/** Nothing is written behind this offset. */
 const EMPTY = 56 * MiB;
 
 /** `vm1.pcow` with a base and two snapshots, and `vm1.raw` with the same content, sparse. */
@@ -56,7 +59,7 @@ interface MapEntry {
   snapshot: string | null;
 }
 
-/** Neighbouring data extents as one. */
+/** Joins adjacent data extents. */
 function dataOf(entries: { start: number; length: number; data: boolean }[]): [number, number][] {
   const joined: [number, number][] = [];
   for (const { start, length, data } of entries) {
@@ -68,7 +71,7 @@ function dataOf(entries: { start: number; length: number; data: boolean }[]): [n
   return joined;
 }
 
-test('map --output json: data is where qemu-img map finds it in the raw copy, in the named file', async (t) => {
+test('map --output json shows data where qemu-img map finds it in the raw copy, and its file', async (t) => {
   const { directory, pcow } = await samePair(t);
   const entries = JSON.parse(await succeeds(t, pcow('map', 'vm1', '--output', 'json'))) as MapEntry[];
   t.is(
@@ -106,7 +109,7 @@ test('map for people, and as a picture', async (t) => {
   await fails(t, pcow('map', 'vm1@never'), 4, /never/);
 });
 
-test('diff lists what was written since, and the image is equal elsewhere', async (t) => {
+test('diff lists what was written since; elsewhere the image is equal', async (t) => {
   const { directory, pcow } = await samePair(t);
   const file = path.join(directory, 'vm1.pcow');
   const image = await Image.open(file, { write: true });
@@ -129,7 +132,7 @@ test('diff lists what was written since, and the image is equal elsewhere', asyn
   await fails(t, pcow('diff', 'vm1@monday', 'base@installed'), 2, /no snapshot of vm1/);
 });
 
-test('compare answers as qemu-img compare does, in words and exit codes', async (t) => {
+test('compare has the messages and exit codes of qemu-img compare', async (t) => {
   const { directory, pcow } = await samePair(t);
   const raw = path.join(directory, 'vm1.raw');
   await run('qemu-img', ['convert', '-f', 'raw', '-O', 'qcow2', raw, path.join(directory, 'vm1.qcow2')]);
@@ -166,7 +169,7 @@ test('compare answers as qemu-img compare does, in words and exit codes', async 
   await fails(t, pcow('compare', '-F', 'qcow2', 'vm1', 'vm1.raw'), 3, /qemu-img can't work on/);
 });
 
-test('measure tells what an image with that content takes', async (t) => {
+test('measure shows the disk space of an image with that content', async (t) => {
   const { directory, pcow } = await samePair(t);
   const measured = JSON.parse(await succeeds(t, pcow('measure', 'vm1.raw', '--json'))) as Record<string, number>;
   const file = path.join(directory, 'copy.pcow');

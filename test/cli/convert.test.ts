@@ -14,7 +14,7 @@ const run = promisify(execFile);
 const MiB = 2 ** 20;
 const BLOCK = 65536;
 
-/** A sparse raw file with random data, and with zeros that are written. */
+/** A sparse raw file with random data and written zeros. */
 async function randomRaw(random: Random, file: string, size: number): Promise<void> {
   const handle = await open(file, 'w');
   await handle.truncate(size);
@@ -57,7 +57,7 @@ test('raw → pcow → qcow2 → pcow → raw, byte for byte and sparse', async 
   t.deepEqual((await readdir(directory)).sort(), ['end.raw', 'one.pcow', 'start.raw', 'three.pcow', 'two.qcow2']);
 });
 
-test('vmdk, vdi and vhdx in', async (t) => {
+test('vmdk, vdi and vhdx can be read', async (t) => {
   const random = new Random(seedFromEnvironment());
   t.log(`seed ${random.seed}`);
   const directory = await scratchDirectory(t);
@@ -71,7 +71,7 @@ test('vmdk, vdi and vhdx in', async (t) => {
   }
 });
 
-test('a snapshot, and -B: only what differs from the base is stored', async (t) => {
+test('a snapshot, and -B: only the differences from the base are stored', async (t) => {
   const directory = await scratchDirectory(t);
   const pcow = pcowIn(directory);
   const raw = Buffer.alloc(4 * MiB, 7);
@@ -132,7 +132,7 @@ test('an image of the original Pcow, with snapshots and a base', async (t) => {
   t.true((await contentOf(file)).equals(states[2] ?? Buffer.alloc(0)));
 });
 
-test('in large blocks of the original a bit of the bitmap stands for 4 KiB, and every 64th unit has the same', async (t) => {
+test('in large blocks of the original each bit of the bitmap stands for 4 KiB, and every 64th unit shares a bit', async (t) => {
   const directory = await scratchDirectory(t);
   const pcow = pcowIn(directory);
   for (const kib of [64, 128, 256, 1024, 2048]) {
@@ -162,7 +162,7 @@ test('in large blocks of the original a bit of the bitmap stands for 4 KiB, and 
   }
 });
 
-test('damaged images of the original Pcow are refused, and nothing is left', async (t) => {
+test('damaged images of the original Pcow are refused, and no file is left', async (t) => {
   const directory = await scratchDirectory(t);
   const pcow = pcowIn(directory);
   const at = (name: string) => path.join(directory, name);
@@ -211,7 +211,7 @@ test('mistakes', async (t) => {
   t.is(await readFile(path.join(directory, 'there.raw'), 'utf8'), 'x');
 });
 
-test('an image that is in use, that others stand on, or that is read from is not replaced', async (t) => {
+test('an image that is in use, that others stand on, or that is the source is not replaced', async (t) => {
   const directory = await scratchDirectory(t);
   const pcow = pcowIn(directory);
   const at = (name: string) => path.join(directory, name);
@@ -245,7 +245,10 @@ test('an image that is in use, that others stand on, or that is read from is not
   await succeeds(t, pcow('convert', '-O', 'pcow', 'other', 'vm', '--force'));
 });
 
-/** disk.qcow2 with what it held at two moments as snapshots (one with a name that is none here), and what it holds now. */
+/**
+ * disk.qcow2 with two snapshots (one with a name that is not valid in Pcow), and its present
+ * content.
+ */
 async function withInternalSnapshots(directory: string): Promise<Buffer[]> {
   const states: Buffer[] = [];
   const disk = Buffer.alloc(4 * MiB);
@@ -262,7 +265,7 @@ async function withInternalSnapshots(directory: string): Promise<Buffer[]> {
   return states;
 }
 
-test('the snapshots inside a qcow2 file come along, or the one that is named', async (t) => {
+test('the snapshots inside a qcow2 file are converted, or only the named one', async (t) => {
   const directory = await scratchDirectory(t);
   const pcow = pcowIn(directory);
   const at = (name: string) => path.join(directory, name);
@@ -285,7 +288,7 @@ test('the snapshots inside a qcow2 file come along, or the one that is named', a
   await fails(t, pcow('convert', '-l', 'none', 'one.raw', 'x'), 3, /not a Pcow image/);
 });
 
-test('what qemu-img users type: -p -q -t -T -W -m, -n, and - for standard output', async (t) => {
+test('options of qemu-img: -p -q -t -T -W -m, -n, and - for standard output', async (t) => {
   const directory = await scratchDirectory(t);
   const pcow = pcowIn(directory);
   const at = (name: string) => path.join(directory, name);
@@ -296,7 +299,7 @@ test('what qemu-img users type: -p -q -t -T -W -m, -n, and - for standard output
   await fails(t, pcow('convert', '-m', '99', 'a.raw', 'x'), 2, /number from 1 to 16/);
   await succeeds(t, pcow('convert', '-p', 'a.raw', 'shown'));
 
-  // Zeros overwrite what is there, and what lies behind the end stays.
+  // Zeros overwrite the existing data, and data behind the end stays.
   const target = Buffer.alloc(5 * MiB, 9);
   await writeFile(at('there.raw'), target);
   await succeeds(t, pcow('convert', '-n', '-O', 'raw', 'vm', 'there.raw'));
@@ -329,7 +332,7 @@ test('what qemu-img users type: -p -q -t -T -W -m, -n, and - for standard output
   await fails(t, pcow('convert', '-O', 'qcow2', 'vm', '-'), 2, /nothing for standard output/, /-O raw/);
 });
 
-test('a draft is never named: what fails is told of the file that was to be made', async (t) => {
+test('errors never name the draft, but the file that should have been made', async (t) => {
   const directory = await scratchDirectory(t);
   await writeFile(path.join(directory, 'a.raw'), Buffer.alloc(MiB, 1));
   const pcow = pcowIn(directory);

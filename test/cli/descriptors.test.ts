@@ -1,4 +1,4 @@
-/** What a command opens it closes, also where it fails. */
+/** A command closes everything that it opens, even after an error. */
 import { readdir, readlink, writeFile } from 'node:fs/promises';
 import path from 'node:path';
 import { Readable } from 'node:stream';
@@ -14,7 +14,7 @@ async function isOpen(file: string): Promise<boolean> {
   return files.includes(file);
 }
 
-test('a stream that is not read to its end is closed, also for programs', async (t) => {
+test('a stream that is not read to its end is closed, also in the library', async (t) => {
   const scratch = await scratchDirectory(t);
   for (const work of [importImage, receive]) {
     let closed = false;

@@ -1,4 +1,7 @@
-/** `pcow doctor`: every mistake in a guest's description that it knows, in both kinds of description. */
+/**
+ * `pcow doctor`: every mistake in a guest's description that it knows, in both kinds of
+ * description.
+ */
 import { execFile } from 'node:child_process';
 import { mkdir, readdir, truncate, writeFile } from 'node:fs/promises';
 import path from 'node:path';
@@ -16,7 +19,7 @@ import { fails, pcowIn, succeeds } from './outcome.js';
 
 const run = promisify(execFile);
 
-/** What is found, without what is as it should be. */
+/** The findings, without those of the level ok. */
 async function found(guest: Guest): Promise<string[]> {
   const findings = await guestFindings(guest);
   return findings.filter(({ level }) => level !== 'ok').map(({ level, check }) => `${level} ${check}`);
@@ -188,7 +191,7 @@ test.serial('a libvirt domain: the same mistakes', async (t) => {
   t.throws(() => guestOfDomain('<network/>', 'net.xml'), { message: /no <domain>/ });
 });
 
-test.serial('what pcow prints for QEMU and for libvirt is found good', async (t) => {
+test.serial('the doctor finds no fault in what pcow prints for QEMU and for libvirt', async (t) => {
   const mount = await mountedImages(t, { vm1: 128 * MiB, vm2: 256 * MiB, 'r&d': 128 * MiB });
   const pcow = pcowIn(mount.scratch);
   const args = (await succeeds(t, pcow('qemu-args', 'mnt/vm1', 'mnt/vm2'))).trim().split(/\s+/);
@@ -211,7 +214,7 @@ test.serial('what pcow prints for QEMU and for libvirt is found good', async (t)
   t.true(findings.every(({ level, mend }) => level !== 'problem' || (mend !== null && mend !== '')));
 });
 
-test.serial('a directory is tried out, and left as it was', async (t) => {
+test.serial('a directory is checked, and left unchanged', async (t) => {
   const { images, scratch } = await imagesFor(t, { vm1: MiB });
   await writeFile(path.join(images, 'text.pcow'), 'not an image');
   const pcow = pcowIn(scratch);
@@ -223,7 +226,7 @@ test.serial('a directory is tried out, and left as it was', async (t) => {
   t.deepEqual((await readdir(images)).sort(), ['text.pcow', 'vm1.pcow']);
 });
 
-test.serial('a full disk, and one that is gone with the next boot', async (t) => {
+test.serial('a full disk, and a disk that a reboot erases', async (t) => {
   const { images, scratch } = await imagesFor(t, {});
   await mkdir(path.join(scratch, 'memory'));
   await run('mount', ['-t', 'tmpfs', '-o', 'size=64M', 'none', path.join(scratch, 'memory')]);
@@ -238,7 +241,7 @@ test.serial('a full disk, and one that is gone with the next boot', async (t) =>
   t.regex((await pcow('doctor', 'memory')).stdout, /warning +the images are on tmpfs/);
 });
 
-test.serial('a file system that writes elsewhere on every overwrite', async (t) => {
+test.serial('a filesystem that needs new space for every overwrite', async (t) => {
   const { images, scratch } = await imagesFor(t, {});
   const disk = path.join(scratch, 'disk');
   await writeFile(disk, '');

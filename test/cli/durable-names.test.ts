@@ -1,6 +1,7 @@
 /**
- * A command that has ended well has its names on the disk: a power cut directly afterwards finds the new files, complete, and does not find
- * the deleted ones. A preloaded library writes down the names that come and go, and the syncs.
+ * When a command has succeeded, its names are on the disk: after a power cut the new files exist
+ * and are complete, and the deleted ones are gone. A preloaded library records created and removed
+ * names, and the syncs.
  */
 import { execFile } from 'node:child_process';
 import { readFile, writeFile } from 'node:fs/promises';
@@ -40,9 +41,10 @@ async function stage(t: ExecutionContext): Promise<Stage> {
   return { directory, pcow };
 }
 
-/** What has happened to names, and is not on the disk. */
+/** Changes of names that are not on the disk yet. */
 function notDurable(events: string[][]): string[] {
-  const names = new Map<string, string>(); // what is open, by the directory that would have to be synced
+  // open files, by the directory that would have to be synced
+  const names = new Map<string, string>();
   const contents = new Set<string>(); // names of files that were never synced
   const synced = new Set<string>();
   for (const [word = '', first = '', second = ''] of events) {
@@ -57,7 +59,7 @@ function notDurable(events: string[][]): string[] {
   return [...names.values(), ...[...contents].map((file) => `the content of ${file}`)];
 }
 
-/** A draft that is not there after a power cut, or still is, does no harm. */
+/** A draft that is missing after a power cut, or still exists, does no harm. */
 function besideDrafts(events: string[][]): string[][] {
   return events.filter(([word, first = '']) => word !== 'unlink' || !/pcow-draft$|\.pcow-\d/.test(first));
 }
@@ -91,7 +93,7 @@ test.serial('names are on the disk when a command returns', async (t) => {
 });
 
 test.serial(
-  'a rename: the new name is on the disk before what stands on the image is told, the old one goes after that',
+  'a rename: the new name is on the disk before the images that stand on it are updated; the old name is removed after that',
   async (t) => {
     const { directory, pcow } = await stage(t);
     const at = (name: string) => path.join(directory, name);
@@ -111,10 +113,10 @@ test.serial(
   },
 );
 
-test.serial('a repair: what is taken out of an image is on the disk under its name before', async (t) => {
+test.serial('a repair: data that is removed from an image is on the disk in a named file before', async (t) => {
   const { directory, pcow } = await stage(t);
   await pcow('pcow create vm 1M && echo lost > raw && truncate -s 1M raw && pcow convert -f raw raw vm --force');
-  // A block that nothing names: the table's first entry is gone.
+  // A block to which nothing refers: the first entry of the table is cleared.
   const image = await readFile(path.join(directory, 'vm.pcow'));
   const directoryAt = Number(image.readBigUInt64LE(4096 + 80) || image.readBigUInt64LE(80));
   const table = directoryAt + 65536;

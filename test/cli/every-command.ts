@@ -1,4 +1,7 @@
-/** A command line of each command, on one set of images: for what must hold of every command, also of a new one. */
+/**
+ * A command line for each command, on one set of images: for properties that every command must
+ * have, including new ones.
+ */
 import { mkdir, writeFile } from 'node:fs/promises';
 import path from 'node:path';
 import { Image } from '../../src/engine/index.js';
@@ -9,8 +12,9 @@ import { reading, streamOf, working } from '../stream/images.js';
 export const IMAGE_SIZE = 4 * MiB;
 
 /**
- * Makes `images` with base (snapshots one and two), vm on base@one (snapshot s1), child on base@two, and lone (s1); and beside it lone.stream, vm.export and
- * disk.raw, to make images of.
+ * Makes `images` with base (snapshots one and two), vm on base@one (snapshot s1), child on
+ * base@two, and lone (s1); and beside it lone.stream, vm.export and disk.raw, from which images can
+ * be made.
  */
 export async function makeImages(directory: string): Promise<void> {
   const at = (name: string) => path.join(directory, 'images', `${name}.pcow`);
@@ -43,7 +47,7 @@ export async function makeImages(directory: string): Promise<void> {
   });
 }
 
-/** What a command does with the images. */
+/** What a command does to the images. */
 export type Doing = 'reads' | 'changes' | 'makes' | 'nothing';
 
 export interface Line {
@@ -53,7 +57,7 @@ export interface Line {
   input?: string;
 }
 
-/** `at`: where the images are named, `images` or a mountpoint. Those that destroy come last. */
+/** `at`: the path of the images, `images` or a mountpoint. Destructive commands are last. */
 export function everyCommand(at: string): Line[] {
   const image = (name: string) => `${at}/${name}`;
   return [

@@ -1,4 +1,7 @@
-/** What people type who know qemu-img, ZFS and LVM: it has its meaning here, or the message says what has. */
+/**
+ * Commands and options that users of qemu-img, ZFS and LVM type: they work, or the message names
+ * the equivalent.
+ */
 import { mkdir, rename } from 'node:fs/promises';
 import path from 'node:path';
 import test, { type ExecutionContext } from 'ava';
@@ -27,7 +30,7 @@ async function snapshotsOf(t: ExecutionContext<unknown>, pcow: Run, image: strin
   return snapshots.map(({ name }) => name);
 }
 
-test('commands and options of other programs: what is meant is said', async (t) => {
+test('commands and options of other programs: the message names the equivalent', async (t) => {
   const { pcow } = await place(t);
   await fails(
     t,
@@ -52,19 +55,19 @@ test('commands and options of other programs: what is meant is said', async (t) 
   await fails(t, pcow('rename', 'none@one', 'two'), 4, /no image "none"/);
 });
 
-test('none of them is a command, or an option, that there is', async (t) => {
+test('none of them is an existing command or option', async (t) => {
   for (const command of (await pcowProgram()).commands) {
     t.is(commandInstead(command.name()), undefined, command.name());
     for (const { long, short } of command.options) {
       for (const flag of [long, short]) {
-        // Of what is the same for all commands, some have it.
+        // Some of the options for all commands exist in one command.
         if (flag != null) t.is(ownOptionInstead(command.name(), flag), undefined, `${command.name()} ${flag}`);
       }
     }
   }
 });
 
-test('resize -SIZE makes it so much smaller, where that is said', async (t) => {
+test('resize -SIZE makes it smaller by that size, with --shrink', async (t) => {
   const { pcow } = await place(t);
   await succeeds(t, pcow('create', 'vm1', '20M'));
   await fails(t, pcow('resize', 'vm1', '-5M'), 3, /has 20 MiB.*loses/, /pcow resize vm1 -5M --shrink/);
@@ -74,7 +77,7 @@ test('resize -SIZE makes it so much smaller, where that is said', async (t) => {
   await fails(t, pcow('resize', 'vm1', '-100', '--shrink'), 3, /not a multiple of 4 KiB/);
 });
 
-test('names are in the order in which people count', async (t) => {
+test('names are in natural order', async (t) => {
   const { pcow } = await place(t);
   for (const name of ['vm10', 'vm2', 'vm1', 'base']) await succeeds(t, pcow('create', name, '1M'));
   const { images } = JSON.parse(await succeeds(t, pcow('list', '--json'))) as { images: { name: string }[] };
@@ -101,7 +104,7 @@ test('several images for info and check: one that fails does not hide the others
   t.regex(stdout, /vm1\.pcow is sound[^]*vm2\.pcow is sound/);
 });
 
-test('delete: several, by a pattern, the newest kept, and what it would be', async (t) => {
+test('delete: several snapshots, by a pattern, with --keep and --dry-run', async (t) => {
   const { pcow } = await place(t);
   await succeeds(t, pcow('create', 'vm1', '1M'));
   for (const name of ['daily-1', 'daily-2', 'weekly', 'daily-3', 'daily-4', 'x1', 'x2']) {
@@ -116,7 +119,7 @@ test('delete: several, by a pattern, the newest kept, and what it would be', asy
   t.deepEqual(await snapshotsOf(t, pcow, 'vm1'), ['weekly', 'daily-3', 'daily-4']);
   await fails(t, pcow('delete', 'vm1@none*'), 4, /no snapshot that matches "none\*"/);
 
-  // What others stand on stays, and an automatic one is not meant by every pattern.
+  // Snapshots that others stand on stay, and not every pattern matches automatic snapshots.
   await succeeds(t, pcow('clone', 'vm1@daily-3', 'on-daily'));
   const image = 'vm1';
   const { exit, stdout, stderr } = await pcow('delete', `${image}@*`);
@@ -126,7 +129,7 @@ test('delete: several, by a pattern, the newest kept, and what it would be', asy
   t.deepEqual(await snapshotsOf(t, pcow, 'vm1'), ['daily-3']);
 });
 
-test('a clone is what zfs hold is: its snapshot stays, whatever is deleted, and who keeps it is told', async (t) => {
+test('a clone works like zfs hold: its snapshot stays, and the refusal names the clone', async (t) => {
   const { directory, pcow } = await place(t);
   await succeeds(t, pcow('create', 'vm1', '1M'));
   for (const name of ['one', 'two', 'three']) {
@@ -134,7 +137,7 @@ test('a clone is what zfs hold is: its snapshot stays, whatever is deleted, and 
     await succeeds(t, pcow('snapshot', `vm1@${name}`));
   }
   await succeeds(t, pcow('clone', 'vm1@one', 'keep-one'));
-  // Held under another name, too; and an image that goes back behind it.
+  // It is also kept under another name, and when the image is rolled back to it.
   await succeeds(t, pcow('rename', 'vm1@one', 'first'));
   await fails(t, pcow('delete', 'vm1@first'), 6, /vm1@first can't be deleted: keep-one\.pcow stands on it/, /pcow rm/);
   const { exit, stdout, stderr } = await pcow('delete', 'vm1@*', '--keep', '0');
@@ -148,7 +151,7 @@ test('a clone is what zfs hold is: its snapshot stays, whatever is deleted, and 
   await succeeds(t, pcow('delete', 'vm1@first'));
 });
 
-test('a pattern in the name of a snapshot is that name, where it is one', async (t) => {
+test('a snapshot whose name looks like a pattern is found by that name', async (t) => {
   const { pcow } = await place(t);
   await succeeds(t, pcow('create', 'vm1', '1M'));
   for (const name of ['a*', 'ab', 'ac']) await succeeds(t, pcow('snapshot', `vm1@${name}`));
@@ -156,7 +159,7 @@ test('a pattern in the name of a snapshot is that name, where it is one', async 
   t.deepEqual(await snapshotsOf(t, pcow, 'vm1'), ['ab', 'ac']);
 });
 
-test('a snapshot gets another name, and clones that stand on it do not notice', async (t) => {
+test('renaming a snapshot does not affect clones that stand on it', async (t) => {
   const { directory, pcow } = await place(t);
   await succeeds(t, pcow('create', 'vm1', '1M'));
   for (const name of ['one', 'other']) await succeeds(t, pcow('snapshot', `vm1@${name}`));
@@ -168,7 +171,7 @@ test('a snapshot gets another name, and clones that stand on it do not notice', 
   await fails(t, pcow('delete', 'vm1@two'), 6, /child\.pcow stands on it/);
   await fails(t, pcow('delete', 'vm1@one'), 4, /no snapshot called one/);
 
-  // As ZFS takes it, with the image or the @ alone.
+  // As in ZFS, with the image or only the @.
   await succeeds(t, pcow('rename', 'vm1@two', '@three'));
   const said = JSON.parse(await succeeds(t, pcow('rename', 'vm1@three', 'vm1@four', '--json'))) as unknown;
   t.deepEqual(said, { image: path.join(directory, 'vm1.pcow'), from: 'three', to: 'four' });
@@ -181,7 +184,7 @@ test('a snapshot gets another name, and clones that stand on it do not notice', 
   await fails(t, pcow('rename', 'vm1@four', 'vm2@x'), 3, /another image/, /pcow rename vm1@four vm1@x/);
   t.deepEqual(await snapshotsOf(t, pcow, 'vm1'), ['four', 'other']);
 
-  // One that was deleted, and that two layers stand on, has no name any more; its name is free.
+  // A deleted snapshot on which two layers stand has no name any more; its name is free.
   await succeeds(t, pcow('rollback', 'vm1@other'));
   await succeeds(t, pcow('snapshot', 'vm1@third'));
   await succeeds(t, pcow('rollback', 'vm1@other'));
@@ -190,7 +193,7 @@ test('a snapshot gets another name, and clones that stand on it do not notice', 
   await succeeds(t, pcow('rename', 'vm1@third', 'other'));
 });
 
-test('an automatic snapshot that is renamed is one like any other', async (t) => {
+test('a renamed automatic snapshot is an ordinary one', async (t) => {
   const { directory, pcow } = await place(t);
   await succeeds(t, pcow('create', 'vm1', '1M'));
   await working(path.join(directory, 'vm1.pcow'), (image) => image.write(Buffer.from('x'), 0));
@@ -214,7 +217,7 @@ test.serial('umount by the image directory', async (t) => {
   await fails(t, pcow('umount', 'images'), 11, /images/);
 });
 
-test('an image that is half received shows as such', async (t) => {
+test('an image that is half received is shown as such', async (t) => {
   const { directory, pcow } = await place(t);
   await succeeds(t, pcow('create', 'vm1', '8M'));
   await working(path.join(directory, 'vm1.pcow'), (image) => image.write(Buffer.alloc(8 * 2 ** 20, 1), 0));
@@ -247,7 +250,7 @@ test.serial('list without arguments: all mounts, and the images here', async (t)
   t.true(mounts.some(({ mountpoint }) => mountpoint === point));
 });
 
-test('a clone outside of its base’s directory is warned of', async (t) => {
+test('a clone outside of its base’s directory causes a warning', async (t) => {
   const { directory, pcow } = await place(t);
   await mkdir(path.join(directory, 'elsewhere'));
   await succeeds(t, pcow('create', 'base', '1M'));
@@ -262,7 +265,7 @@ test('a clone outside of its base’s directory is warned of', async (t) => {
   t.is((await pcow('clone', 'base', 'vm3')).stderr, '');
 });
 
-test('what a hint tells to type is right for a shell', async (t) => {
+test('the commands in hints are valid for a shell', async (t) => {
   const { directory, pcow } = await place(t);
   await mkdir(path.join(directory, "it's mine"));
   await succeeds(t, pcow('create', "it's mine/vm1", '20M'));

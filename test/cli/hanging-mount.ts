@@ -1,11 +1,13 @@
-/** A mount that takes questions and answers none, as soon as it is told so: DIRECTORY MOUNTPOINT. */
+/**
+ * A mount that accepts requests and stops answering when it gets a message: DIRECTORY MOUNTPOINT.
+ */
 import { mountDirectory } from '../../src/mount/index.js';
 
 const [directory = '', mountpoint = ''] = process.argv.slice(2);
 await mountDirectory(directory, mountpoint);
 process.on('message', () => {
   process.send?.('hangs');
-  // When that has been sent.
+  // When the message has been sent.
   setTimeout(() => Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0), 100);
 });
 process.send?.('mounted');

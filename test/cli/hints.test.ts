@@ -1,4 +1,7 @@
-/** What messages tell to type can be typed: every name and path in it is a word for the shell. All sources are looked through. */
+/**
+ * The commands that messages suggest can be typed: every name and path in them is quoted for the
+ * shell. Checks all sources.
+ */
 import { readdirSync, readFileSync } from 'node:fs';
 import { execFile } from 'node:child_process';
 import path from 'node:path';
@@ -11,11 +14,16 @@ import { word } from '../../src/engine/quote.js';
 const run = promisify(execFile);
 const ROOT = fileURLToPath(new URL('../../..', import.meta.url));
 
-/** A command that somebody is to type, up to the place where a value is put in. A quote, a colon, a comma or a parenthesis ends it. */
+/**
+ * A suggested command, up to an inserted value. A quote, a colon, a comma or a parenthesis ends it.
+ */
 const COMMAND =
   /(?:^|[^\w./-])(?:pcow|pcow-img|qemu-img|umount|fusermount3|nsenter|losetup|mv|cp|chmod|chgrp|chown|setfacl|mkdir|kill) [^“”":(),]*$/;
 
-/** Values that are no names: numbers, sizes, a pattern that is to be one, and words that Pcow has made or checked itself. */
+/**
+ * Values that are not names: numbers, sizes, a pattern that is meant as one, and words that Pcow
+ * has made or checked itself.
+ */
 const NO_NAMES =
   /^(?:pid|pattern|file\.pattern|fitting|size|format|connection|EXAMPLES|DEVICE|(?:sizeArgument|nextSection|formatToken|words\.size)\(.*\))$/s;
 
@@ -43,7 +51,7 @@ function* templates(file: string): Generator<{ before: string; value: string }> 
   }
 }
 
-test('every name in a command that a message tells to type goes through word()', (t) => {
+test('every name in a suggested command goes through word()', (t) => {
   let seen = 0;
   for (const directory of ['cli', 'src']) {
     for (const name of readdirSync(path.join(ROOT, directory), { recursive: true, encoding: 'utf8' })) {
@@ -60,7 +68,7 @@ test('every name in a command that a message tells to type goes through word()',
   t.true(seen > 30, `the pattern finds commands: ${seen}`);
 });
 
-test('a shell reads a word back as it is, and a program takes none for an option', async (t) => {
+test('a shell reads every word back unchanged, and no word looks like an option', async (t) => {
   for (const text of ['vm1', 'a b', "it's", '$(id)', '`id`', 'a;b', 'a"b', 'a\nb', '*', '~', '#x', 'ä\u{a0}ö', '!x']) {
     const { stdout } = await run('sh', ['-c', `printf %s ${word(text)}`]);
     t.is(stdout, text);

@@ -1,7 +1,8 @@
 /**
- * Every command that changes, makes or reads images, by SIGINT and by SIGKILL at random moments; and those that go through a
- * mount, where the mount may be killed or its connection aborted instead. Afterwards `check` finds nothing, each image holds what it held or what it is to hold,
- * the same command again does what it was to do, and nothing hidden is left.
+ * Interrupts every command that changes, makes or reads images, by SIGINT and by SIGKILL at random
+ * moments. For commands through a mount, also kills the mount or aborts its connection. Afterwards
+ * `check` finds nothing, each image has its old or its new content, the same command again finishes
+ * the work, and no hidden file is left.
  *
  * PCOW_INTERRUPTIONS: how often each command is struck; without it, some are, each once; at length all (npm run test:long).
  */
@@ -89,7 +90,7 @@ function someOf<T>(list: readonly T[], count: number, random: Random): T[] {
 
 interface Place {
   random: Random;
-  /** What a command needs, in a directory of its own. */
+  /** The files that a command needs, in a directory of its own. */
   copy: (command: Interruptible) => Promise<string>;
 }
 
@@ -111,7 +112,7 @@ async function place(t: ExecutionContext): Promise<Place> {
   };
 }
 
-/** A command that ran undisturbed: what it makes of the images, and how long it takes. */
+/** An undisturbed run of a command: its results, and the time that it takes. */
 interface Reference {
   before: State;
   after: State;
@@ -123,20 +124,20 @@ async function referenceOf(t: ExecutionContext, command: Interruptible, director
   const begun = performance.now();
   const { code, stderr } = await pcow(directory, command);
   const milliseconds = performance.now() - begun;
-  // The damaged image has data that nothing names: a repair says so by its code.
+  // The damaged image has data to which nothing refers; a repair reports this by its exit code.
   t.true(code === (command.repairs ? LOST_DATA : 0) || command.reads, `${command.words.join(' ')}: ${stderr}`);
   const after = await stateOf(directory, command.reads ?? false);
   if (command.reads) t.deepEqual(after, before);
   return { before, after, milliseconds };
 }
 
-/** Some time after the program has started, at the latest a little after its end. */
+/** A time after the start of the program, at the latest a little after its end. */
 function moment(random: Random, startup: number, { milliseconds }: Reference): number {
   const first = startup * 0.7;
   return first + random.next() * Math.max(20, 1.1 * milliseconds - first);
 }
 
-/** What SIGINT ends with: interrupted in order, done before that, or not begun yet. */
+/** The possible results of SIGINT: interrupted properly, finished before, or not begun yet. */
 function endsOf(signal: NodeJS.Signals, { code, signal: by }: Ended): boolean {
   return by === signal || (signal === 'SIGINT' && code === 130) || code !== null;
 }
@@ -206,7 +207,7 @@ async function strikeAtRest(t: ExecutionContext, { random, copy }: Place, startu
   t.log(`${counts.struck} struck, ${counts.killed} of them before their end`);
 }
 
-/** The words that finish it: an image that is deleted already is not named again. */
+/** The arguments that finish the command: an image that is already deleted is not named again. */
 function againOf(command: Interruptible, { before }: Reference, found: State): Interruptible {
   if (command.words[0] !== 'rm') return command;
   const gone = (word: string) => `${word}.pcow` in before && !(`${word}.pcow` in found);
@@ -270,11 +271,12 @@ async function strikeMounted(
   const end = await ended;
   clearTimeout(timer);
   const what = `mounted: ${command.words.join(' ')}: ${way} after ${Math.round(after)} ms; ${end.stderr}`;
-  // What the mount has begun it brings to its end, whoever asked for it.
+  // The mount finishes what it has begun, even if the requesting process is gone.
   if (way === 'SIGINT' || way === 'SIGKILL') await eventually(async () => isDone(await pcow(directory, umount(point))));
   else if (!struck) daemon.kill('SIGKILL');
   await gone;
-  await run('fusermount3', ['-u', '-z', point]).catch(() => undefined); // where nothing is mounted any more
+  // nothing is mounted any more
+  await run('fusermount3', ['-u', '-z', point]).catch(() => undefined);
   const done = await soundAfter(t, directory, command, reference, what);
 
   await mounted(t, directory, point);

@@ -1,4 +1,6 @@
-/** Commands that are killed at a random moment, on images of every kind, and what is to be found afterwards. */
+/**
+ * Commands that are killed at random moments, on images of every kind, and the checks afterwards.
+ */
 import { type ChildProcess, execFile, spawn } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { once } from 'node:events';
@@ -16,22 +18,23 @@ const run = promisify(execFile);
 const SIZE = 16 * MiB;
 const BLOCK = 65536;
 
-/** A command, and how its end is told from its beginning. */
+/** A command, and how to tell whether it has finished. */
 export interface Interruptible {
   words: string[];
-  /** A file that it reads from standard input. */
+  /** A file that the command reads from standard input. */
   input?: string;
-  /** Nothing is changed, not even a byte of an image file. */
+  /** Changes nothing, not even a byte of an image file. */
   reads?: true;
-  /** What the image holds beyond its snapshots may be a part of what it is to hold. */
+  /** The image's content beyond its snapshots may be a part of the new content. */
   receives?: true;
-  /** The images need not be sound before it. */
+  /** The images need not be intact before it. */
   repairs?: true;
 }
 
 /**
- * base (snapshots one, two, and more), vm on base@one (snapshots s1, s2, and more, and zeros), child on base@two and copy, which is what
- * vm was at s1; damaged, whose entries are not durable; and files of other formats.
+ * base (snapshots one, two, and more), vm on base@one (snapshots s1, s2, and more, and zeros),
+ * child on base@two and copy, which equals vm at s1; damaged, whose entries are not durable; and
+ * files in other formats.
  */
 export async function makeFamily(directory: string, random: Random): Promise<void> {
   const at = (name: string) => path.join(directory, name);
@@ -87,7 +90,7 @@ async function makeDamaged(file: string, random: Random): Promise<void> {
   });
   const handle = await open(file, 'r+');
   const table = Buffer.alloc((SIZE / BLOCK) * 8);
-  // The superblocks, the directory, the table: a block each at least.
+  // The superblocks, the layer directory, the table: at least one block each.
   await handle.read(table, 0, table.length, 2 * BLOCK);
   for (let entry = 0; entry < 128; entry += 1) table.writeUInt16LE(0, entry * 8 + 2);
   await handle.write(table, 0, table.length, 2 * BLOCK);
@@ -95,10 +98,16 @@ async function makeDamaged(file: string, random: Random): Promise<void> {
   await handle.close();
 }
 
-/** Images that belong together: bases with what stands on them, and what a stream goes from and to. */
+/**
+ * Images that belong together: bases with the images that stand on them, and the source and target
+ * of a stream.
+ */
 const GROUPS = [['base', 'vm', 'child'], ['lone', 'copy'], ['damaged'], ['plain']];
 
-/** Copies the images that a command names, with what belongs to them; the other files, which are only read, are links. */
+/**
+ * Copies the images that a command names, with the images that belong to them. The other files are
+ * only read, so they are links.
+ */
 export async function copyFamily(family: string, directory: string, { words, input }: Interruptible): Promise<void> {
   await mkdir(directory);
   const named = (name: string) => words.some((word) => word.split('@')[0] === name);
@@ -150,7 +159,10 @@ export async function start(
   return { child, ended };
 }
 
-/** What is in a directory, by file name: of images all that is read from them, of others their bytes. Hidden ones are left out. */
+/**
+ * The contents of a directory, by file name: for images everything that can be read from them, for
+ * other files their bytes. Hidden files are left out.
+ */
 export type State = Record<string, string>;
 
 export async function stateOf(directory: string, bytes: boolean): Promise<State> {
@@ -173,13 +185,16 @@ export async function hidden(directory: string): Promise<string[]> {
   return (await readdir(directory)).filter((name) => name.startsWith('.'));
 }
 
-/** Times and uuids in it differ from one making to the next. */
+/** Its times and uuids are different each time. */
 async function qcow2Of(file: string): Promise<string> {
   await run('qemu-img', ['check', '-q', '-f', 'qcow2', file]);
   return `qcow2 of ${JSON.stringify((JSON.parse((await run('qemu-img', ['info', '--output=json', file])).stdout) as { 'virtual-size': number })['virtual-size'])}`;
 }
 
-/** Size, base and, of what it holds now and in its snapshots, a sum. The names of automatic snapshots tell their time. */
+/**
+ * The size, the base, and checksums of its present content and of its snapshots. The names of
+ * automatic snapshots contain their time.
+ */
 async function contentOf(file: string): Promise<string> {
   return reading(file, async (image) => {
     const { size, base } = image.info();
@@ -214,7 +229,10 @@ function hash(bytes: Buffer): string {
   return createHash('sha1').update(bytes).digest('hex');
 }
 
-/** What is wrong with the images of a directory. `closed`: all of them were closed, so that nothing may lie in free space either. */
+/**
+ * What is wrong with the images of a directory. `closed`: all of them were closed, so there may be
+ * no data in free space.
+ */
 export async function faultsIn(directory: string, closed: boolean): Promise<string[]> {
   const faults: string[] = [];
   for (const name of (await visible(directory)).filter((it) => it.endsWith('.pcow'))) {
@@ -233,7 +251,7 @@ export async function recover(directory: string): Promise<void> {
   }
 }
 
-/** Every file is as before or as afterwards. */
+/** Every file equals its state before or after the command. */
 export function isMixture(found: State, before: State, after: State, { receives }: Interruptible): string | null {
   for (const name of new Set([before, after, found].flatMap((state) => Object.keys(state)))) {
     if (found[name] === before[name] || found[name] === after[name]) continue;
@@ -243,7 +261,7 @@ export function isMixture(found: State, before: State, after: State, { receives 
   return null;
 }
 
-/** Without what it holds now: null where nothing was made of it yet. */
+/** Without its present content; null if that was not made yet. */
 function withoutActive(content: string | undefined): string | null {
   if (content === undefined) return null;
   const [base, sums] = JSON.parse(content) as [unknown, unknown[]];

@@ -1,4 +1,4 @@
-/** `--json` is for programs: its fields have these names and these types, for ever. */
+/** `--json` is for programs: its fields always have these names and types. */
 import { mkdir, writeFile } from 'node:fs/promises';
 import path from 'node:path';
 import test from 'ava';
@@ -6,7 +6,10 @@ import { pcowProgram } from '../../cli/pcow-program.js';
 import { scratchDirectory } from '../helpers/scratch.js';
 import { pcowIn, succeeds, type Run } from './outcome.js';
 
-/** The shape of a value: its fields with the names of their types; of a list, the shapes that its members have. */
+/**
+ * The structure of a value: its fields with the names of their types; for an array, the structures
+ * of its elements.
+ */
 function shapeOf(value: unknown): unknown {
   if (value === null) return 'null';
   if (Array.isArray(value)) return [...new Map(value.map(shapeOf).map((it) => [JSON.stringify(it), it])).values()];
@@ -126,7 +129,7 @@ test('list of an image', async (t) => {
   for (const { created } of list.snapshots) t.regex(created, /^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$/);
 });
 
-test('what makes and changes images', async (t) => {
+test('commands that make and change images', async (t) => {
   const directory = await scratchDirectory(t);
   const pcow = pcowIn(directory);
   const json = async (...words: string[]) => JSON.parse(await succeeds(t, pcow(...words, '--json'))) as unknown;
@@ -172,7 +175,7 @@ test('mounts', async (t) => {
   }
 });
 
-test('every command has it, but for those whose output is no report', async (t) => {
+test('every command has --json, except those whose output is not a report', async (t) => {
   const { commands } = await pcowProgram();
   t.true(commands.length > 30);
   const without = commands.filter(({ options }) => !options.some(({ long }) => long === '--json'));

@@ -1,4 +1,7 @@
-/** `pcow doctor --libvirt` as libvirt's user, and `pcow libvirt-xml --into`, which gives a whole domain back. */
+/**
+ * `pcow doctor --libvirt` as libvirt's user, and `pcow libvirt-xml --into`, which prints a complete
+ * domain.
+ */
 import { chmod, mkdir, writeFile } from 'node:fs/promises';
 import path from 'node:path';
 import test from 'ava';
@@ -25,7 +28,7 @@ async function problems(host: Partial<LibvirtHost>, files: string[] = [], monito
   return findings.filter(({ level }) => level !== 'ok').map(({ check }) => check);
 }
 
-test('what keeps libvirt’s user from the monitor is found', async (t) => {
+test('the doctor finds what keeps libvirt’s user from using the monitor', async (t) => {
   t.deepEqual(await problems({}), []);
   t.deepEqual(await problems({ device: { mode: 0o20600, uid: 0, gid: 0 } }), ['libvirt-userfaultfd']);
   t.deepEqual(await problems({ device: null }), ['libvirt-userfaultfd']);
@@ -37,14 +40,14 @@ test('what keeps libvirt’s user from the monitor is found', async (t) => {
   t.deepEqual(await problems({ appArmor: null, seLinux: true }), ['libvirt-selinux']);
   t.deepEqual(await problems({ filtered: ['libvirtd'] }), ['libvirt-filter']);
   t.deepEqual(await problems({ user: null }), ['libvirt-user']);
-  // Without the monitor none of it is needed.
+  // Without the monitor none of this is required.
   t.deepEqual(
     await problems({ device: null, configuration: '', appArmor: '', filtered: ['virtqemud'] }, [], false),
     [],
   );
 });
 
-test('an image that libvirt’s user may not use is found, and what to do', async (t) => {
+test('the doctor finds an image that libvirt’s user may not use, and the fix', async (t) => {
   const directory = await scratchDirectory(t);
   await chmod(directory, 0o755);
   const file = path.join(directory, 'vm1');
@@ -91,7 +94,7 @@ const REQUEST = {
   monitor: '/usr/lib/libpcow-monitor.so',
 } as const;
 
-test('a whole domain gets its images, keeps the rest, and gets them once', (t) => {
+test('a whole domain gets each image once, and keeps everything else', (t) => {
   const xml = intoDomain(DOMAIN, 'vm1.xml', REQUEST);
   const guest = guestOfDomain(xml, 'vm1.xml');
   t.like(guest, { memory: 2 ** 31, slots: 2, maxMemory: 2 ** 32, monitored: true });
@@ -104,7 +107,7 @@ test('a whole domain gets its images, keeps the rest, and gets them once', (t) =
     t.true(xml.includes(kept), `${kept}: ${xml}`);
   }
   t.regex(xml, /cpus="0-3" memory="2097152" unit="KiB"/);
-  // The place that another device has is left to it.
+  // A slot that another device uses is not taken.
   t.true(xml.includes('addr=0x11') && xml.includes('addr=0x12') && !xml.includes('addr=0x10'));
   t.is(intoDomain(xml, 'vm1.xml', REQUEST), xml);
   const one = intoDomain(xml, 'vm1.xml', { ...REQUEST, images: IMAGES.slice(0, 1), monitor: null });
@@ -112,7 +115,7 @@ test('a whole domain gets its images, keeps the rest, and gets them once', (t) =
   t.false(one.includes('LD_PRELOAD'));
 });
 
-test('without KVM no processor is passed on, and another machine is refused', (t) => {
+test('without KVM no processor is passed through, and other machines are refused', (t) => {
   const bare = DOMAIN.replace(/<cpu [^]*<\/cpu>/, '');
   t.true(intoDomain(bare, 'vm1.xml', REQUEST).includes('host-passthrough'));
   t.false(intoDomain(bare.replace("type='kvm'", "type='qemu'"), 'vm1.xml', REQUEST).includes('host-passthrough'));

@@ -1,4 +1,7 @@
-/** Commands start quickly because they load one file, and of that only what they need. What is loaded is compared, never how long it takes. */
+/**
+ * Commands start quickly, because they load one file, and only what they need from it. The test
+ * compares what is loaded, never how long it takes.
+ */
 import { execFile } from 'node:child_process';
 import { readdir, readFile } from 'node:fs/promises';
 import path from 'node:path';
@@ -15,7 +18,7 @@ const root = fileURLToPath(new URL('../../../', import.meta.url));
 /** Packages that every command needs. */
 const ALWAYS = ['commander', 'debug', 'ms', 'picocolors', 'has-flag', 'supports-color'];
 
-/** The one that prints tables, and what it brings along. */
+/** The package that prints tables, and its dependencies. */
 const TABLES = [
   ...['@colors/colors', 'ansi-regex', 'cli-table3', 'emoji-regex'],
   ...['is-fullwidth-code-point', 'string-width', 'strip-ansi'],
@@ -40,7 +43,10 @@ async function graph(): Promise<Metafile> {
   return metafile;
 }
 
-/** The files that are loaded with one, as paths in this repository: not what it loads later, with import(). */
+/**
+ * The files that are loaded with a program, as paths in this repository: without what it loads
+ * later, with import().
+ */
 function loadedWith(file: string, metafile: Metafile, found = new Set<string>()): Set<string> {
   if (found.has(file)) return found;
   found.add(file);
@@ -71,7 +77,7 @@ test('a command loads no other command, no mount, and only the packages that it 
   }
 });
 
-test('before it is known which command it is, none is loaded', async (t) => {
+test('no command is loaded before it is known which one runs', async (t) => {
   const metafile = await graph();
   const loaded = [...loadedWith('cli/programs.ts', metafile), ...loadedWith('cli/pcow-program.ts', metafile)];
   t.deepEqual(
@@ -100,7 +106,7 @@ test('a command is read from one file', async (t) => {
   t.deepEqual(files.sort(), ['dist/cli/bundle/programs.cjs', 'dist/cli/bundled.cjs', 'dist/cli/pcow.cjs']);
 });
 
-test('with DEBUG, the trace of a failure names functions and lines of the sources', async (t) => {
+test('with DEBUG, the stack of an error names functions and lines of the sources', async (t) => {
   const scratch = await scratchDirectory(t);
   const env = { ...process.env, DEBUG: 'pcow:cli' };
   const { stderr } = await t.throwsAsync<Error & { stderr: string }>(

@@ -1,9 +1,12 @@
-/** A process that runs one command line after another, and tells what came of each: starting one process for each takes most of their time. */
+/**
+ * A process that runs many command lines in turn and reports their results: starting a process for
+ * each would take most of the time.
+ */
 import { explained } from '../../cli/output/errors.js';
 import { exitCodeOf } from '../../cli/output/exit-codes.js';
 import { pcowProgram } from '../../cli/pcow-program.js';
 
-/** What came of one, as its exit code and what standard error would say. */
+/** The result of one: its exit code and its standard error. */
 export interface Told {
   words: string[];
   exit: number;

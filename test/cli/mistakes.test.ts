@@ -1,7 +1,8 @@
 /**
- * The most likely mistakes at a terminal, each with the exit code and all that Pcow says: what happened, to which image, and
- * what to do next. They change nothing, so one place serves them all. The limits of each kind of value are in
- * `bad-input.test.ts`, what only a mount refuses in `mounted.test.ts`.
+ * The most likely mistakes at a terminal, each with the exit code and the complete answer: what
+ * happened, to which image, and what to do next. They change nothing, so they share one directory.
+ * The limits of each kind of value are in `bad-input.test.ts`; refusals of mounts are in
+ * `mounted.test.ts`.
  */
 import { execFile, spawn } from 'node:child_process';
 import { once } from 'node:events';
@@ -19,13 +20,13 @@ import { type Outcome, shellIn, succeeds } from './outcome.js';
 const run = promisify(execFile);
 const MiB = 2 ** 20;
 
-/** Commands at once: most of the time of each is the start of its process. */
+/** Concurrent commands: most of the time of each is the start of its process. */
 const AT_ONCE = 2;
 
 interface Mistake {
   typed: string;
   exit: number;
-  /** HERE is the directory, MOUNT and HOLDER the processes that have images. */
+  /** HERE is the directory; MOUNT and HOLDER are the processes that have images. */
   says: string;
   next?: string;
 }
@@ -417,8 +418,9 @@ interface Place {
 }
 
 /**
- * vm1 (snapshots one and two) with vm2 on vm1@one; lone, lost (its base has gone), held (a process has it); in images/,
- * mounted on mnt/, disk (snapshot one) with child on it; and files that are no images.
+ * vm1 (snapshots one and two) with vm2 on vm1@one; lone, lost (its base is gone), held (a process
+ * has it open); in images/, mounted on mnt/, disk (snapshot one) with child on it; and files that
+ * are not images.
  */
 async function prepare(t: ExecutionContext<unknown>): Promise<Place> {
   const directory = await scratchDirectory(t);
@@ -451,13 +453,15 @@ async function prepare(t: ExecutionContext<unknown>): Promise<Place> {
   return { directory, shell, mount: daemon.pid ?? 0, holder: holder.pid ?? 0 };
 }
 
-/** All files with their sizes. (Opening an image for writing marks it, so times tell nothing.) */
+/**
+ * All files with their sizes. (Opening an image for writing marks it, so times cannot be compared.)
+ */
 async function filesOf(directory: string): Promise<string[]> {
   const names = (await readdir(directory, { recursive: true })).filter((name) => !name.startsWith('mnt/'));
   return Promise.all(names.sort().map(async (name) => `${name} ${(await stat(path.join(directory, name))).size}`));
 }
 
-test('the most likely mistakes, and what Pcow answers', async (t) => {
+test('the most likely mistakes, and the answers', async (t) => {
   const { directory, shell, mount, holder } = await prepare(t);
   const before = await filesOf(directory);
   const made = async ({ typed, exit, says, next }: Mistake): Promise<void> => {

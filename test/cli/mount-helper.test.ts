@@ -1,4 +1,4 @@
-/** `mount.fuse.pcow`, called as mount(8) calls it. */
+/** `mount.fuse.pcow`, called as by mount(8). */
 import { execFile } from 'node:child_process';
 import { chmod, readFile, rename, writeFile } from 'node:fs/promises';
 import path from 'node:path';
@@ -30,7 +30,7 @@ test('options of mount(8) and of Pcow', (t) => {
     stopMappers: false,
     log: '/a=b',
   });
-  // What mount(8) makes of "user", "owner" and the like, and the rest of its own.
+  // The options that mount(8) passes for "user", "owner" and the like, and its other options.
   t.deepEqual(settingsOf(['noexec', 'nosuid', 'nodev', 'user=alice', 'users', 'owner', 'group'], false), {
     noExec: true,
   });
@@ -57,7 +57,7 @@ test.serial('it mounts, with its options, and the mount outlives it', async (t) 
   await umount(point);
 });
 
-test.serial('noexec and sync are those of any file system', async (t) => {
+test.serial('noexec and sync work as on any filesystem', async (t) => {
   const { images, point } = await stage(t);
   await chmod(path.join(images, 'vm1.pcow'), 0o755);
   await succeeds(t, mountHelperIn('/')(images, point, '-o', 'noexec,sync'));
@@ -67,7 +67,7 @@ test.serial('noexec and sync are those of any file system', async (t) => {
   await umount(point);
 });
 
-test.serial('what goes wrong is told, with the exit codes of pcow', async (t) => {
+test.serial('errors are reported, with the exit codes of pcow', async (t) => {
   const { images, point, scratch } = await stage(t);
   const helper = async (...words: string[]) => {
     const { stderr, ...rest } = await mountHelperIn('/')(...words);
@@ -78,7 +78,7 @@ test.serial('what goes wrong is told, with the exit codes of pcow', async (t) =>
   await fails(t, helper(images), 2, /mountpoint/);
 });
 
-test.serial('SIGHUP opens the log anew', async (t) => {
+test.serial('SIGHUP reopens the log', async (t) => {
   const { images, point, scratch } = await stage(t);
   const log = path.join(scratch, 'mount.log');
   await succeeds(t, mountHelperIn('/')(images, point, '-o', `log=${log}`));

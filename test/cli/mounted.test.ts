@@ -1,4 +1,7 @@
-/** The commands on images whose directory is mounted: by the image file and by the flat file, through the control files. */
+/**
+ * The commands on images whose directory is mounted: by the image file and by the flat file,
+ * through the control files.
+ */
 import { spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
 import { mkdir, open, readFile, rename, stat, writeFile } from 'node:fs/promises';
@@ -103,7 +106,7 @@ test.serial('resize grows the flat file', async (t) => {
   await fails(t, pcow('resize', 'mnt/vm1', '2M'), 3, /loses what lies behind 2 MiB/, /--shrink/);
 });
 
-test.serial('a flat file that is named as raw is read, never the image file behind it', async (t) => {
+test.serial('with the format raw a flat file is read itself, never its image file', async (t) => {
   const { scratch, pcow, flat } = await stage(t);
   const wanted = Buffer.alloc(MiB, 'content');
   await writeFile(path.join(scratch, 'wanted'), wanted);
@@ -125,7 +128,7 @@ test.serial('an image that is made in a mount, or beside it, appears in the moun
   await fails(t, pcow('create', 'mnt/new1', '1M'), 5, /new1\.pcow exists already/);
 });
 
-test.serial('what goes wrong is told in the words of the mount, with the exit codes of images at rest', async (t) => {
+test.serial('errors have the messages of the mount, and the exit codes of images at rest', async (t) => {
   const { pcow, flat } = await stage(t);
   await succeeds(t, pcow('snapshot', 'mnt/vm1@one'));
   await fails(t, pcow('snapshot', 'mnt/vm1@one'), 5, /vm1.*one/);
@@ -148,7 +151,7 @@ test.serial('what goes wrong is told in the words of the mount, with the exit co
   await fails(t, pcow('rollback', 'mnt/vm1@one'), 6, new RegExp(`vm1.*${user.pid}`));
 });
 
-test.serial('an image that a mount does not show says why', async (t) => {
+test.serial('the error for an image that a mount does not show says why', async (t) => {
   const { pcow, scratch } = await stage(t);
   await succeeds(t, pcow('create', 'outside', '1M'));
   await succeeds(t, pcow('create', 'images/strange', '--base', 'outside'));
@@ -176,7 +179,7 @@ test.serial('a read-only mount changes nothing', async (t) => {
   t.regex(await succeeds(t, pcow('list', 'mnt/vm1')), /no snapshots/);
 });
 
-test.serial('a mount of its own process: mount returns when it is ready, umount when it is over', async (t) => {
+test.serial('a mount in its own process: mount returns when it is ready, umount when it has ended', async (t) => {
   const scratch = await scratchDirectory(t);
   const pcow = pcowIn(scratch);
   await mkdir(path.join(scratch, 'images'));
@@ -195,7 +198,7 @@ test.serial('a mount of its own process: mount returns when it is ready, umount 
   await fails(t, pcow('mount', 'images', 'mnt', '--foreground', '--log', 'log'), 2, /--log/);
 });
 
-test.serial('a mount in the foreground goes on when nobody reads its log, and ends when it is told to', async (t) => {
+test.serial('a mount in the foreground continues when the reader of its log ends, and ends on a signal', async (t) => {
   const { scratch, daemon, pcow } = await stage(t);
   daemon.stdout?.destroy();
   daemon.stderr?.destroy();
@@ -207,7 +210,7 @@ test.serial('a mount in the foreground goes on when nobody reads its log, and en
   t.regex(await succeeds(t, pcow('info', path.join(scratch, 'images/vm1'))), /^state +closed$/m);
 });
 
-test.serial('a mount that died is told as such', async (t) => {
+test.serial('a mount that died is reported as dead', async (t) => {
   const scratch = await scratchDirectory(t);
   await mkdir(path.join(scratch, 'images'));
   await mkdir(path.join(scratch, 'mnt'));
@@ -227,7 +230,10 @@ interface Struck {
   lines: { operation: string; done: number; total: number }[];
 }
 
-/** Runs a command that tells its progress; `strike` is called with its process at the first line of that. */
+/**
+ * Runs a command that reports progress. `strike` is called with its process at the first line of
+ * progress.
+ */
 async function told(cwd: string, words: string[], strike: (child: ChildProcess) => void): Promise<Struck> {
   const child = spawn(process.execPath, [pcowProgram, ...words, '--progress', 'json'], {
     cwd,
@@ -241,7 +247,7 @@ async function told(cwd: string, words: string[], strike: (child: ChildProcess) 
   return { code, lines: lines.map((line) => JSON.parse(line) as Struck['lines'][number]) };
 }
 
-test.serial('long changes through a mount tell their progress, and are stopped by Ctrl-C', async (t) => {
+test.serial('long changes through a mount report progress, and are stopped by Ctrl-C', async (t) => {
   const { scratch, pcow } = await stage(t);
   const at = (name: string) => path.join(scratch, `images/${name}.pcow`);
   await Image.create(at('base'), { size: 512 * MiB });
@@ -271,7 +277,7 @@ test.serial('long changes through a mount tell their progress, and are stopped b
 });
 
 test.serial(
-  'receive: beside a mount that only shows the image, not where the mount has it open for writing',
+  'receive works beside a mount that only shows the image, but not if the mount has it open for writing',
   async (t) => {
     const { scratch, pcow, flat } = await stage(t);
     await succeeds(t, pcow('create', 'source', '1M'));

@@ -1,4 +1,7 @@
-/** Names as they come: with signs that shells act on, ending in `.pcow` twice, not UTF-8, with control characters. */
+/**
+ * Unusual names: with characters that shells interpret, ending in `.pcow` twice, not UTF-8, with
+ * control characters.
+ */
 import { copyFile, mkdir, readdir, rename } from 'node:fs/promises';
 import path from 'node:path';
 import test, { type ExecutionContext } from 'ava';
@@ -19,7 +22,7 @@ async function place(t: ExecutionContext<unknown>): Promise<Place> {
   return { directory, pcow: pcowIn(directory) };
 }
 
-test('what a shell acts on stands in quotes in what a message tells to type', async (t) => {
+test('characters that a shell interprets are quoted in suggested commands', async (t) => {
   const { directory, pcow } = await place(t);
   const name = "it's;$(x)*";
   await succeeds(t, pcow('create', name, '1M'));
@@ -37,7 +40,7 @@ test.serial('an image whose file ends in .pcow twice: each name means one image'
   await fails(t, pcow('create', 'images/c.pcow.pcow', '1M'), 3, /end in \.pcow twice/);
   await succeeds(t, pcow('create', 'images/c.pcow', '1M'));
   await mounted(t, path.join(directory, 'images'), path.join(directory, 'mnt'));
-  // There is no flat file of that name: the image file of this name is not meant.
+  // There is no flat file with that name: the image file with this name is not meant.
   await fails(t, pcow('rm', 'mnt/c.pcow'), 4, /no image "mnt\/c\.pcow"/);
   await fails(t, pcow('rename', 'mnt/c', 'd.pcow.pcow'), 3, /twice/);
   await copyFile(path.join(directory, 'images/c.pcow'), path.join(directory, 'images/c.pcow.pcow'));
@@ -46,7 +49,7 @@ test.serial('an image whose file ends in .pcow twice: each name means one image'
   t.deepEqual(await readdir(path.join(directory, 'images')), ['c.pcow']);
 });
 
-test.serial('a file whose name is not UTF-8 is listed, and the mount tells of it', async (t) => {
+test.serial('a file whose name is not UTF-8 is listed, and logged by the mount', async (t) => {
   const { directory, pcow } = await place(t);
   await succeeds(t, pcow('create', 'images/vm1', '1M'));
   const nameless = Buffer.from(`${directory}/images/b\xff.pcow`, 'latin1');

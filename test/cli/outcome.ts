@@ -1,4 +1,7 @@
-/** Running the programs as a user does, with all that comes of it; most commands in processes that are kept (kept-processes.ts). */
+/**
+ * Runs the programs as a user does, and returns the complete result. Most commands run in processes
+ * that are kept for the next one (kept-processes.ts).
+ */
 import { execFile, type ExecFileOptions } from 'node:child_process';
 import { symlink } from 'node:fs/promises';
 import path from 'node:path';
@@ -30,7 +33,10 @@ export function mountHelperIn(directory: string): Run {
   return runner('mount-fuse-pcow', directory);
 }
 
-/** What a shell makes of a line in a working directory: it finds both programs by their names. */
+/**
+ * The result of a shell command line in a working directory: the shell finds both programs by their
+ * names.
+ */
 export async function shellIn(t: ExecutionContext<unknown>, cwd: string): Promise<(line: string) => Promise<Outcome>> {
   const programs = await scratchDirectory(t);
   for (const name of ['pcow', 'pcow-img']) await symlink(fileOf(name), path.join(programs, name));
@@ -38,14 +44,17 @@ export async function shellIn(t: ExecutionContext<unknown>, cwd: string): Promis
   return (line) => outcomeOf('sh', ['-c', line], { cwd, env });
 }
 
-/** What a command that must succeed prints. */
+/** The output of a command that must succeed. */
 export async function succeeds(t: ExecutionContext<unknown>, outcome: Promise<Outcome>): Promise<string> {
   const { exit, stdout, stderr } = await outcome;
   t.is(exit, 0, stderr);
   return stdout;
 }
 
-/** A command that must fail: with this exit code, saying this (the sentence and the next step), and nothing on stdout. */
+/**
+ * A command that must fail: with this exit code and these messages (the sentence and the next
+ * step), and nothing on stdout.
+ */
 export async function fails(
   t: ExecutionContext<unknown>,
   outcome: Promise<Outcome>,

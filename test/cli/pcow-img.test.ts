@@ -1,4 +1,4 @@
-/** The words of the original tool. */
+/** The commands of the original tool. */
 import { rename } from 'node:fs/promises';
 import path from 'node:path';
 import test from 'ava';
@@ -20,7 +20,7 @@ async function firstByte(file: string): Promise<number | undefined> {
   return buffer[0];
 }
 
-test('create takes KiB and GiB, and the name as it is given', async (t) => {
+test('create takes KiB and GiB, and uses the name as given', async (t) => {
   const directory = await scratchDirectory(t);
   const img = pcowImgIn(directory);
   await succeeds(t, img('create', '64', '128', 'my_pcow_file.img'));
@@ -70,7 +70,7 @@ test('rebase puts an image on another base', async (t) => {
   await fails(t, img('rebase', 'vm.img', 'vm.img'), 10, /can't stand on itself/);
 });
 
-test('rebase after a base was moved: the image keeps its content, though the base was written', async (t) => {
+test('rebase after a base was moved keeps the content, even if the base was written', async (t) => {
   const directory = await scratchDirectory(t);
   const img = pcowImgIn(directory);
   const base = path.join(directory, 'base.img');

@@ -1,4 +1,4 @@
-/** The installed QEMU takes what `pcow qemu-args` prints, and has the memory then. */
+/** The installed QEMU accepts what `pcow qemu-args` prints, and then has the memory. */
 import { execFile } from 'node:child_process';
 import { mkdir } from 'node:fs/promises';
 import path from 'node:path';
@@ -23,7 +23,7 @@ interface MemoryDevice {
   data: { size: number; id?: string };
 }
 
-/** Starts QEMU with these options, stopped, asks it for its memory devices, and ends it. */
+/** Starts QEMU with these options, paused, queries its memory devices, and ends it. */
 function memoryDevices(args: string[]): Promise<MemoryDevice[]> {
   return new Promise((resolve, reject) => {
     const options = ['-accel', 'tcg', '-S', '-nodefaults', '-display', 'none', '-qmp', 'stdio', ...args];
@@ -47,7 +47,7 @@ function memoryDevices(args: string[]): Promise<MemoryDevice[]> {
   });
 }
 
-test.serial('QEMU takes the options of images of all sizes, for both devices', async (t) => {
+test.serial('QEMU accepts the options for images of all sizes, with both devices', async (t) => {
   const { pcow } = await mountOf(t, '2M', '128M', '5G', '2T');
   for (const [size, bytes] of [
     ['2M', 2 ** 21],
@@ -75,14 +75,14 @@ test.serial('the JSON has the same options', async (t) => {
   t.is(memory?.data.id, 'disk-device');
 });
 
-test.serial('either name of the image will do; warnings go to stderr', async (t) => {
+test.serial('both names of the image work; warnings go to stderr', async (t) => {
   const { pcow, scratch } = await mountOf(t, '130M');
   const outcome = await pcow('qemu-args', 'images/130M.pcow');
   t.regex(outcome.stdout, new RegExp(`mem-path=${scratch}/mnt/130M,size=136314880\\n`));
   t.regex(outcome.stderr, /warning: .*128 MiB/);
 });
 
-test.serial('a size that QEMU does not take is refused with the command that mends it', async (t) => {
+test.serial('a size that QEMU does not accept is refused, with the command that fixes it', async (t) => {
   const { pcow, scratch } = await mountOf(t, '1M');
   await fails(t, pcow('qemu-args', 'mnt/1M'), 3, /not a multiple of 2 MiB/, /pcow resize \S*mnt\/1M 2M/);
   await succeeds(t, pcow('resize', `${scratch}/mnt/1M`, '2M'));
@@ -103,13 +103,13 @@ test.serial('several images; none twice', async (t) => {
   await fails(t, pcow('qemu-args', 'mnt/128M', `${scratch}/images/128M.pcow`), 2, /named twice/);
 });
 
-test.serial('what libvirt is told to pass to QEMU, QEMU takes', async (t) => {
+test.serial('QEMU accepts the arguments that libvirt passes to it', async (t) => {
   const { pcow } = await mountOf(t, '128M', '256M');
   for (const device of ['virtio-pmem', 'nvdimm']) {
     const words = ['libvirt-xml', 'mnt/128M', 'mnt/256M', '--device', device, '--memory', '64M', '--cpus', '2'];
     const xml = await succeeds(t, pcow(...words));
     const args = [...xml.matchAll(/<arg value='([^']*)'\/>/g)].map(([, value]) => value ?? '');
-    // As libvirt writes the rest of the domain.
+    // The rest of the domain, as libvirt writes it.
     const rest = ['-machine', 'q35', '-m', 'size=65536k,slots=2,maxmem=2162688k', '-smp', '2'];
     const [maxMemory] = /<maxMemory .*/.exec(xml) ?? [];
     t.is(maxMemory, "<maxMemory slots='2' unit='KiB'>2162688</maxMemory>");

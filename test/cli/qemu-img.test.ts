@@ -1,6 +1,7 @@
 /**
- * The rows of `docs/qemu-img.md`: qemu-img and pcow do the same to the same data, and what comes of it is compared. `convert` is in
- * `convert.test.ts`; `compare`, `map` and `measure` are in `contents.test.ts`.
+ * The rows of `docs/qemu-img.md`: qemu-img and pcow do the same to the same data, and the results
+ * are compared. `convert` is in `convert.test.ts`; `compare`, `map` and `measure` are in
+ * `contents.test.ts`.
  */
 import { execFile, spawn } from 'node:child_process';
 import { access, copyFile, mkdir, open, readFile, stat, writeFile } from 'node:fs/promises';
@@ -23,11 +24,13 @@ const SIZE = 8 * MiB;
 interface Pair {
   directory: string;
   pcow: Run;
-  /** Runs qemu-img; says what it prints. */
+  /** Runs qemu-img and returns its output. */
   qemu: (...words: string[]) => Promise<string>;
   /** Writes the same random bytes to NAME.pcow and NAME.qcow2, in multiples of `unit` bytes. */
   scribble: (name: string, where?: { from?: number; to?: number; unit?: number }) => Promise<void>;
-  /** NAME.pcow, or a snapshot of it, reads as NAME.qcow2, or the same snapshot of it, does. */
+  /**
+   * NAME.pcow, or a snapshot of it, has the same content as NAME.qcow2, or the same snapshot of it.
+   */
   same: (name: string, snapshot?: string) => Promise<void>;
 }
 
@@ -110,7 +113,7 @@ test('create, with and without a base, and info', async (t) => {
   t.like(ours, { base: { resolved: path.join(directory, 'base.pcow'), snapshot: 'installed' } });
 });
 
-test('snapshot: taken, listed, gone back to, deleted', async (t) => {
+test('snapshot: take, list, roll back, delete', async (t) => {
   const { pcow, qemu, scribble, same } = await stacked(t);
   const names = async () => {
     const listed = JSON.parse(await succeeds(t, pcow('list', 'vm', '--json'))) as { snapshots: { name: string }[] };
@@ -138,7 +141,7 @@ test('snapshot: taken, listed, gone back to, deleted', async (t) => {
   for (const name of ['monday', 'friday']) await same('vm', name);
 });
 
-test('resize: larger, by how much, and smaller only where that is said', async (t) => {
+test('resize: larger, by a difference, and smaller only with --shrink', async (t) => {
   const { pcow, qemu, scribble, same } = await stacked(t);
   for (const size of ['12M', '+4M']) {
     await succeeds(t, pcow('resize', 'vm', size));
@@ -155,7 +158,7 @@ test('resize: larger, by how much, and smaller only where that is said', async (
   await same('vm');
 });
 
-test('rebase: onto another base, onto none, and unseen', async (t) => {
+test('rebase: onto another base, onto none, and with --unsafe', async (t) => {
   const { pcow, qemu, scribble, same } = await stacked(t);
   await succeeds(t, pcow('create', 'other', '8M'));
   await qemu('create', '-f', 'qcow2', 'other.qcow2', '8M');
@@ -169,7 +172,8 @@ test('rebase: onto another base, onto none, and unseen', async (t) => {
   await qemu('rebase', '-f', 'qcow2', '-b', '', 'vm.qcow2');
   await same('vm');
 
-  // Of a cluster that was written in part, qcow2 holds all: whole ones are compared.
+  // qcow2 holds complete clusters even if only a part was written, so complete clusters are
+  // compared.
   await succeeds(t, pcow('create', 'unseen', '--base', 'base@installed'));
   await qemu('create', '-f', 'qcow2', '-b', 'base.qcow2', '-F', 'qcow2', 'unseen.qcow2');
   await scribble('unseen', { unit: 65536 });
@@ -178,7 +182,7 @@ test('rebase: onto another base, onto none, and unseen', async (t) => {
   await same('unseen');
 });
 
-test('commit: the base holds what the image held', async (t) => {
+test('commit: the base gets the content of the image', async (t) => {
   const { pcow, qemu, same } = await stacked(t);
   await succeeds(t, pcow('commit', 'vm', '--name', 'patched'));
   await qemu('commit', '-f', 'qcow2', 'vm.qcow2');
@@ -186,10 +190,10 @@ test('commit: the base holds what the image held', async (t) => {
   await same('vm');
 });
 
-/** What `qemu-img check` and `pcow check` end with in the same case. */
+/** The exit codes of `qemu-img check` and `pcow check` in the same case. */
 const CHECK_CODES = { sound: [0, 0], damage: [2, 13], leak: [3, 14] } as const;
 
-test('check: sound, damaged, with a leak, and mended', async (t) => {
+test('check: intact, damaged, with a leak, and repaired', async (t) => {
   const { directory, pcow, qemu, scribble, same } = await pair(t);
   const at = (name: string) => path.join(directory, name);
   await succeeds(t, pcow('create', 'vm', '8M'));
@@ -225,19 +229,19 @@ async function patch(file: string, at: number, bytes: Uint8Array): Promise<void>
   await handle.close();
 }
 
-/** Where the refcounts of the first clusters are: two bytes each. */
+/** The offset of the refcounts of the first clusters: two bytes each. */
 async function refcountsOf(file: string): Promise<number> {
   const bytes = await readFile(file);
   return Number(bytes.readBigUInt64BE(Number(bytes.readBigUInt64BE(48))));
 }
 
-/** The last cluster is used, and counted as free. */
+/** The last cluster is used, but counted as free. */
 async function damageQcow2(file: string): Promise<void> {
   const last = Math.ceil((await stat(file)).size / 65536) - 1;
   await patch(file, (await refcountsOf(file)) + 2 * last, Buffer.from([0, 0]));
 }
 
-/** Entries of a closed image that are written and not durable. */
+/** Entries of a closed image that are written but not durable. */
 async function damagePcow(file: string): Promise<void> {
   const bytes = await readFile(file);
   const entry = bytes.indexOf(Buffer.from('ffffffff', 'hex'), 2 * 65536);
@@ -245,7 +249,7 @@ async function damagePcow(file: string): Promise<void> {
   await patch(file, entry + 2, Buffer.from([0, 0]));
 }
 
-/** A cluster behind the last one, that is counted as used. */
+/** A cluster behind the last one that is counted as used. */
 async function leakQcow2(file: string): Promise<void> {
   const next = Math.ceil((await stat(file)).size / 65536);
   await patch(file, next * 65536, Buffer.alloc(65536, 1));
@@ -256,7 +260,7 @@ async function leakPcow(file: string): Promise<void> {
   await patch(file, Math.ceil((await stat(file)).size / 65536) * 65536, Buffer.alloc(65536, 1));
 }
 
-test('amend: the size, the one option of it that says anything of the content', async (t) => {
+test('amend: the size, which is its only option about the content', async (t) => {
   const { pcow, qemu, same } = await stacked(t);
   await succeeds(t, pcow('resize', 'vm', '12M'));
   await qemu('amend', '-f', 'qcow2', '-o', 'size=12M', 'vm.qcow2');
@@ -322,7 +326,7 @@ test('dd: on the file of a mounted image, as qemu-img dd does it', async (t) => 
   const words = ['bs=4096', 'skip=100', 'count=500'];
   await run('dd', [`if=${path.join(mnt ?? '', 'vm')}`, 'of=ours.raw', ...words], { cwd: directory });
   await qemu('dd', '-f', 'qcow2', '-O', 'raw', ...words, 'if=vm.qcow2', 'of=theirs.raw');
-  // qemu-img counts from the beginning of its input, and dd from what it skips.
+  // qemu-img counts from the beginning of its input, and dd from the skipped offset.
   const [ours, theirs] = await Promise.all(
     ['ours.raw', 'theirs.raw'].map((name) => readFile(path.join(directory, name))),
   );

@@ -25,7 +25,7 @@ test('virtio-pmem', (t) => {
   t.deepEqual(warnings, []);
 });
 
-test('nvdimm says what its flushes are worth', (t) => {
+test('nvdimm warns that its flushes are not durable', (t) => {
   const plain = options({ device: 'nvdimm' });
   t.true(plain.args.includes('q35,nvdimm=on'));
   t.true(plain.args.includes('nvdimm,id=pcow0-device,memdev=pcow0'));
@@ -51,17 +51,17 @@ test('maxmem has room for a last part of a GiB', (t) => {
   t.true(options({ size: 1280 * MIB }).args.includes('4096M,slots=1,maxmem=6144M'));
 });
 
-test('large images come with address bits', (t) => {
+test('large images get more address bits', (t) => {
   t.false(options({ size: 512 * GIB }).args.includes('-cpu'));
   t.true(options({ size: 1024 * GIB }).args.includes('max,phys-bits=42'));
   t.true(options({ size: 16 * 1024 * GIB }).args.includes('max,phys-bits=45'));
 });
 
-test('a comma in a path is doubled, as QEMU wants it', (t) => {
+test('a comma in a path is doubled, as QEMU requires', (t) => {
   t.true(options({ file: '/mnt/a,b' }).args.some((arg) => arg.includes('mem-path=/mnt/a,,b,size=')));
 });
 
-test('an id that would be more than an id is refused', (t) => {
+test('an id with other characters is refused', (t) => {
   for (const id of ['', '0', 'a,b', 'a b', 'a=b']) {
     t.is(t.throws(() => backingIds(id, 1), { instanceOf: PcowError }).code, 'PCOW_USAGE');
   }
@@ -82,7 +82,7 @@ test('several images have an id each, and room for all', (t) => {
   ]);
 });
 
-test('a domain has at most as many images as there are places, and nothing in a name gets out of its attribute', (t) => {
+test('a domain has at most as many images as free slots, and names are escaped in attributes', (t) => {
   const xml = (images: Backing[]) =>
     libvirtElements({
       images,

@@ -18,7 +18,7 @@ test.serial('the tour', async (t) => {
   await writeFile(path.join(bin, 'pcow'), `#!/bin/sh\nexec '${process.execPath}' '${PROGRAM}' "$@"\n`);
   await chmod(path.join(bin, 'pcow'), 0o755);
   const env = { ...process.env, PATH: `${bin}:${process.env.PATH ?? ''}:/usr/sbin:/sbin` };
-  // Registered before anything is mounted; a tour that ended well has nothing mounted any more.
+  // Registered before anything is mounted; a successful tour leaves nothing mounted.
   t.teardown(() => pcowIn(scratch)('umount', 'mnt'));
 
   const steps = stepsOf(await readFile(README, 'utf8'));

@@ -1,4 +1,4 @@
-/** `pcow run`: the command takes the place of pcow, with the monitor in its environment. */
+/** `pcow run`: the command replaces pcow, with the monitor in its environment. */
 import { execFile, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { readFile, stat } from 'node:fs/promises';
@@ -24,7 +24,7 @@ function shell(script: string, variables: NodeJS.ProcessEnv = {}): Promise<Outco
 
 const RUN = `'${process.execPath}' '${pcowProgram}' run`;
 
-test('the environment of the command: the monitor before what was preloaded already, once', async (t) => {
+test('the environment of the command preloads the monitor once, before other libraries', async (t) => {
   const words = ['--clean-cache', '1.5G', '--log', 'monitor.log', '--', 'sh', '-c'];
   const show = 'echo $LD_PRELOAD $PCOW_CLEAN_CACHE $PCOW_MONITOR_LOG';
   t.is(await succeeds(t, pcow('run', ...words, show)), `${MONITOR} ${1.5 * 2 ** 30} /monitor.log\n`);
@@ -33,7 +33,7 @@ test('the environment of the command: the monitor before what was preloaded alre
   t.is((await shell(`${RUN} --plain -- sh -c 'echo $LD_PRELOAD'`, preload)).stdout, 'libm.so.6\n');
 });
 
-test('--print-env is for a shell', async (t) => {
+test('--print-env prints exports for a shell', async (t) => {
   const show = 'echo $LD_PRELOAD $PCOW_CLEAN_CACHE "$PCOW_MONITOR_LOG"';
   const evaluate = (options: string) => `cd / && eval "$(${RUN} --print-env ${options})" && ${show}`;
   t.is((await shell(evaluate(''), { LD_PRELOAD: '' })).stdout, `${MONITOR} \n`);
@@ -42,7 +42,7 @@ test('--print-env is for a shell', async (t) => {
   await fails(t, pcow('run', '--print-env', '--', 'true'), 2, /omit the command/);
 });
 
-test('the exit code is the command’s, and so are its words', async (t) => {
+test('the exit code is the command’s, and its arguments are passed on unchanged', async (t) => {
   t.like(await pcow('run', '--', 'sh', '-c', 'echo out; echo err >&2; exit 42'), {
     exit: 42,
     stdout: 'out\n',
@@ -51,7 +51,7 @@ test('the exit code is the command’s, and so are its words', async (t) => {
   t.is(await succeeds(t, pcow('run', 'printf', '%s.', '--plain', '--', '-x', '')), '--plain.--.-x..');
 });
 
-test('the process is the command’s: signals reach it, and kill it as they would', async (t) => {
+test('the process is the command’s: signals reach it, and can kill it', async (t) => {
   const child = spawn(process.execPath, [pcowProgram, 'run', '--', 'sh', '-c', 'echo $$; exec sleep 60']);
   t.teardown(() => child.kill('SIGKILL'));
   const [pid] = (await once(child.stdout, 'data')) as [Buffer];
@@ -65,7 +65,7 @@ test('the process is the command’s: signals reach it, and kill it as they woul
   t.is((await shell(`${RUN} -- yes | head -1; echo \${PIPESTATUS[0]}`)).stdout, 'y\n141\n');
 });
 
-test('a command that can’t be run is named', async (t) => {
+test('the error names a command that cannot be run', async (t) => {
   await fails(t, pcow('run', '--', 'no-such-command'), 4, /can't run no-such-command/, /PATH/);
   await fails(t, pcow('run', '--', '/etc/passwd'), 7, /can't run \/etc\/passwd/);
   await fails(t, pcow('run'), 2, /the command to run is missing/);
@@ -73,7 +73,7 @@ test('a command that can’t be run is named', async (t) => {
   await fails(t, pcow('run', '--plain', '--log', 'x', '--', 'true'), 2, /--plain runs without the monitor/);
 });
 
-test('without the right to userfaultfd it refuses, and names what grants it; --plain runs', async (t) => {
+test('without the right to userfaultfd it refuses, and says how to get it; --plain runs', async (t) => {
   const device = await stat('/dev/userfaultfd').catch(() => null);
   const everybody = (await readFile('/proc/sys/vm/unprivileged_userfaultfd', 'utf8')).trim() === '1';
   const granted = everybody || ((device?.mode ?? 0) & 0o006) === 0o006;
@@ -89,7 +89,7 @@ test('without the right to userfaultfd it refuses, and names what grants it; --p
   t.regex(plain.stderr, /warning: without the monitor/);
 });
 
-test.serial('a mapping under it is attached, and --log tells so', async (t) => {
+test.serial('a mapping under it is attached, and --log records that', async (t) => {
   const mount = await mountedImages(t, { vm1: MiB });
   const tool = await program('map-tool', mount.scratch);
   const log = path.join(mount.scratch, 'log');
@@ -103,7 +103,7 @@ test.serial('a mapping under it is attached, and --log tells so', async (t) => {
   t.is((await readFile(mount.file('vm1')))[4096], 7);
 });
 
-test('where the mount can make no socket: it warns, and nothing is mapped without the monitor in silence', async (t) => {
+test('if the mount cannot make a socket, it warns, and nothing is silently mapped without the monitor', async (t) => {
   const mount = await imagesFor(t, { vm1: MiB });
   const tool = await program('map-tool', mount.scratch);
   const command = `'${process.execPath}' '${pcowProgram}'`;

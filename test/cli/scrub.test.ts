@@ -1,4 +1,7 @@
-/** `pcow scrub`: what it says, what it ends with; and that damaged bytes are not read. The rest is in native/test/checksums_test.cc. */
+/**
+ * `pcow scrub`: its output and exit codes; and that damaged bytes are not returned by reads. The
+ * rest is in native/test/checksums_test.cc.
+ */
 import { open } from 'node:fs/promises';
 import path from 'node:path';
 import test, { type ExecutionContext } from 'ava';
@@ -18,7 +21,10 @@ interface Report {
   layers: { snapshot: string; covered: number; missing: number }[];
 }
 
-/** Blocks 3 and 4 of it are in a snapshot; the first byte of block 3 is in the file at the place that is returned. */
+/**
+ * Its blocks 3 and 4 are in a snapshot. Returns the offset of the first byte of block 3 in the
+ * file.
+ */
 async function fill(file: string): Promise<number> {
   const image = await Image.open(file, { write: true });
   await image.write(Buffer.alloc(2 * BLOCK, 7), 3 * BLOCK);
@@ -57,7 +63,7 @@ async function first(t: ExecutionContext<unknown>, file: string, block: number):
   return buffer[0];
 }
 
-test('a damaged block is named, and exits with 13; without checksums nobody knows', async (t) => {
+test('a damaged block is reported, with exit code 13; without checksums it is not noticed', async (t) => {
   const directory = await scratchDirectory(t);
   const pcow = pcowIn(directory);
   const file = path.join(directory, 'vm1.pcow');
@@ -84,7 +90,7 @@ test('a damaged block is named, and exits with 13; without checksums nobody know
 });
 
 test.serial(
-  'a mount reads a damaged block as EIO, and the others; it makes and removes checksums by command',
+  'in a mount a damaged block reads as EIO, and the others as before; checksums are made and removed by command',
   async (t) => {
     const mount = await imagesFor(t, { vm1: 1 << 20 });
     const pcow = pcowIn(mount.images);

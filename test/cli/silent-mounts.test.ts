@@ -1,6 +1,7 @@
 /**
- * A mount that has died, is stopped, or hangs: no command waits for ever, none ends in a stack trace, and each names the mount, its process
- * and the cure. What needs no mount goes on. Beside a dead mount, another of the same directory serves as usual.
+ * A mount that has died, is stopped, or hangs: no command waits forever, none ends in a stack
+ * trace, and each names the mount, its process and the fix. Work that needs no mount continues.
+ * Beside a dead mount, another mount of the same directory works as usual.
  */
 import { type ChildProcess, fork } from 'node:child_process';
 import { once } from 'node:events';
@@ -14,7 +15,7 @@ import { everyCommand, type Line, makeImages } from './every-command.js';
 import type { Told } from './many-commands.js';
 import { fails, pcowIn, succeeds } from './outcome.js';
 
-/** Seconds: for mounts that certainly do nothing. */
+/** Seconds: for mounts that are certainly inactive. */
 const SHORT = 0.3;
 
 interface Stage {
@@ -29,7 +30,10 @@ async function stage(t: ExecutionContext<unknown>): Promise<Stage> {
   return { scratch, at: (name) => path.join(scratch, name) };
 }
 
-/** Runs command lines one after another. The limit holds for mounts that do nothing at all, however slow the machine is. */
+/**
+ * Runs command lines in turn. The limit applies to mounts that do nothing at all, however slow the
+ * machine is.
+ */
 async function tell(t: ExecutionContext<unknown>, { scratch }: Stage, lines: Line[], limit = 30): Promise<Told[]> {
   const input = await open(path.join(scratch, 'lone.stream'));
   const child = fork(fileURLToPath(new URL('many-commands.js', import.meta.url)), [], {
@@ -57,7 +61,7 @@ const changing = (lines: Line[]) => [
 function allSay(t: ExecutionContext<unknown>, all: Told[], ...says: RegExp[]): void {
   for (const { words, exit, said } of all) {
     const typed = words.join(' ');
-    // The doctor has not failed itself: it prints what it found.
+    // The doctor itself has not failed: it prints its findings.
     t.is(exit, words[0] === 'doctor' ? 12 : 11, `${typed}: ${said}`);
     if (words[0] !== 'doctor') for (const it of says) t.regex(said, it, typed);
   }
@@ -108,7 +112,10 @@ test.serial('a mount that is stopped', async (t) => {
   await succeeds(t, pcow('snapshot', 'mnt/vm@new'));
 });
 
-/** Mounts by a process that stops answering, but goes on taking questions: whoever asks it can't be killed any more. */
+/**
+ * Mounts with a process that stops answering, but still accepts requests: a process that asks it
+ * cannot be killed any more.
+ */
 async function hanging(t: ExecutionContext<unknown>, { at }: Stage): Promise<ChildProcess> {
   const program = fileURLToPath(new URL('hanging-mount.js', import.meta.url));
   const child = fork(program, [at('images'), at('mnt')], { stdio: ['ignore', 'inherit', 'ignore', 'ipc'] });

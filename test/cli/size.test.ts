@@ -59,7 +59,7 @@ test('memory is in whole MiB', (t) => {
   refuses(t, parseMemory, '1000', /not a multiple of 1 MiB/);
 });
 
-test('sizes are shown short, and what is shown for typing reads back exactly', (t) => {
+test('sizes are shown in short form, and sizes in suggested commands are exact', (t) => {
   t.is(formatSize(1), '1 byte');
   t.is(formatSize(512), '512 bytes');
   t.is(formatSize(65536), '64 KiB');

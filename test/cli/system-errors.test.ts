@@ -1,6 +1,6 @@
 /**
- * What the system refuses (a full disk, no right, no descriptors, a directory that was removed, output that is lost) is a sentence and an
- * exit code of each command, never a stack trace.
+ * Errors of the system (a full disk, no permission, no descriptors, a removed directory, lost
+ * output) cause a sentence and an exit code in each command, never a stack trace.
  */
 import { execFile } from 'node:child_process';
 import { chmod, mkdir, symlink } from 'node:fs/promises';
@@ -23,7 +23,7 @@ const NOBODY = 'setpriv --reuid=65534 --regid=65534 --clear-groups';
 
 type Shell = (line: string) => Promise<Outcome>;
 
-/** What a command says where it fails. */
+/** The messages of a command that fails. */
 function isSentence(t: ExecutionContext<unknown>, typed: string, { stderr }: Outcome): void {
   t.notRegex(stderr, /unexpected failure|\n +at |node:/, typed);
   t.regex(stderr, /^pcow: \S/, typed);
@@ -45,13 +45,13 @@ async function prepared(t: ExecutionContext<unknown>, directory: string): Promis
   return shellIn(t, directory);
 }
 
-test('each command has a line in the list', async (t) => {
+test('each command is in the list', async (t) => {
   const names = (await pcowProgram()).commands.map((command) => command.name());
   const lines = everyCommand('images').map(({ words: [name] }) => name ?? '');
   t.deepEqual(names.sort(), lines.sort());
 });
 
-test('each error of the system has a sentence, a next step and an exit code', (t) => {
+test('each system error has a sentence, a next step and an exit code', (t) => {
   for (const [errno, [name]] of getSystemErrorMap()) {
     for (const syscall of ['open', 'write', 'mkdir', 'rename', 'unlink', 'spawn x', 'read']) {
       const error = Object.assign(new Error(`${name}: as Node says it`), { errno, code: name, syscall, path: '/x/y' });
@@ -81,13 +81,13 @@ test.serial('a full disk', async (t) => {
   }
 });
 
-/** The doctor has not failed itself: it says on standard output what it found. */
+/** The doctor itself has not failed: it prints its findings on standard output. */
 function isSentenceOf(t: ExecutionContext<unknown>, line: Line, found: Outcome): void {
   if (line.words[0] !== 'doctor') isSentence(t, typedOf(line), found);
   else t.is(found.stderr, '');
 }
 
-test.serial('output that is lost, all of it or a part', async (t) => {
+test.serial('output that is lost, completely or in part', async (t) => {
   const scratch = await scratchDirectory(t);
   const disk = path.join(scratch, 'disk');
   const shell = await prepared(t, scratch);
@@ -103,14 +103,14 @@ test.serial('output that is lost, all of it or a part', async (t) => {
     );
   }
   await failsWith(t, shell, 'pcow --help > /dev/full', 8, /standard output/);
-  // The exit code tells it where nothing else can.
+  // The exit code is the only way to report it.
   t.deepEqual(await shell('pcow info images/none 2> /dev/full'), { exit: 4, stdout: '', stderr: '' });
   await mountSmallDisk(t, disk, MiB);
   await fillDisk(disk, 4096);
   await failsWith(t, shell, 'pcow send images/vm@s1 > disk/stream', 8, /standard output/);
 });
 
-test.serial('a reader that goes away is no failure, and ends a list', async (t) => {
+test.serial('a reader that ends early is no failure, and ends a list', async (t) => {
   const scratch = await scratchDirectory(t);
   await prepared(t, scratch);
   for (const words of ['list images', 'map images/vm', 'info images/vm', 'check images/vm', '--help', 'exit-codes']) {
@@ -121,14 +121,14 @@ test.serial('a reader that goes away is no failure, and ends a list', async (t) 
   }
 });
 
-test.serial('no right to the directory', async (t) => {
+test.serial('no permission for the directory', async (t) => {
   const scratch = await scratchDirectory(t);
   const shell = await prepared(t, scratch);
   await chmod(scratch, 0o711);
   await chmod(path.join(scratch, 'images'), 0o700);
   for (const line of everyCommand('images').filter(({ doing }) => doing !== 'nothing')) {
     const typed = typedOf(line).replace(/^pcow/, `${NOBODY} node ${program}`);
-    // The doctor finds it; and that nothing is mounted there is to be seen by everybody.
+    // The doctor finds it; and every user can see that nothing is mounted there.
     if (line.words[0] === 'doctor') t.is((await shell(typed)).exit, 12);
     else await failsWith(t, shell, typed, line.words[0] === 'top' ? 11 : 7);
   }
@@ -174,7 +174,8 @@ test.serial('a working directory that was removed', async (t) => {
 test.serial('no more descriptors: none to load Pcow with, or enough for one image', async (t) => {
   const scratch = await scratchDirectory(t);
   const shell = await prepared(t, scratch);
-  // How many Node itself needs is its own affair: the first that are too few for Pcow.
+  // It does not matter how many Node itself needs: this is the first number that is too small for
+  // Pcow.
   let enough = 40;
   while ((await shell(`ulimit -n ${enough - 1}; pcow info images/base`)).exit === 0) enough -= 1;
   const typed = `ulimit -n ${enough - 1}; pcow info images/base`;
@@ -188,7 +189,7 @@ test.serial('no more descriptors: none to load Pcow with, or enough for one imag
   }
 });
 
-test.serial('names that are too long, and links that lead to themselves', async (t) => {
+test.serial('names that are too long, and links to themselves', async (t) => {
   const scratch = await scratchDirectory(t);
   const shell = await prepared(t, scratch);
   await symlink('loop', path.join(scratch, 'loop'));

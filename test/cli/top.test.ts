@@ -10,7 +10,7 @@ import { fails, pcowIn, succeeds } from './outcome.js';
 
 const pcow = pcowIn('/');
 
-test.serial('images, the attached process and what its faults did', async (t) => {
+test.serial('images, the attached process and its faults', async (t) => {
   const mount = await mountedImages(t, { vm1: MiB, vm2: MiB });
   await mount.write('s', 'vm2', 'snapshot');
   const tool = await program('map-tool', mount.scratch);
@@ -36,7 +36,7 @@ test.serial('images, the attached process and what its faults did', async (t) =>
   t.regex(second, /^vm2 +idle +1$/);
 });
 
-test.serial('it goes on until it is ended, or the mount has', async (t) => {
+test.serial('it continues until it is ended, or the mount ends', async (t) => {
   const mount = await mountedImages(t, { vm1: MiB });
   const top = spawn(process.execPath, [pcowProgram, 'top', mount.point]);
   t.teardown(() => top.kill('SIGKILL'));

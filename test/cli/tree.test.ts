@@ -19,7 +19,7 @@ test('snapshots in a row stay in one column, however many', (t) => {
   t.is(draw(many)[19_999], 's19999');
 });
 
-test('branches are drawn where several stand on one', (t) => {
+test('branches are drawn if several snapshots stand on one', (t) => {
   t.deepEqual(
     draw([snapshot('a', null, true), snapshot('b', 'a'), snapshot('c', 'b'), snapshot('d', 'a'), snapshot('e', 'd')]),
     ['a', '├─ b', '│  c', '├─ d', '│  e', '└─ (active)'],

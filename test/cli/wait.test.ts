@@ -24,7 +24,7 @@ async function place(t: ExecutionContext<unknown>): Promise<Place> {
     );
     for (const [at, outcome] of outcomes.entries()) {
       const said = () => readFile(path.join(directory, `said-${at}`), 'utf8').catch(() => '');
-      const waits = eventually(async () => (await said()).includes('waiting for its end')).then(() => null);
+      const waits = eventually(async () => (await said()).includes('waiting for it to end')).then(() => null);
       const ended = await Promise.race([waits, outcome]);
       t.is(ended, null, `${lines[at]} did not wait: ${ended?.stderr}`);
     }

@@ -1,4 +1,4 @@
-/** What is shown as it goes on fits the terminal, and has only signs that the locale has. */
+/** Output during long work fits the terminal, and has only characters that the locale supports. */
 import test from 'ava';
 import { inThisLocale } from '../../cli/output/locale.js';
 import { topTable } from '../../cli/output/top-table.js';
@@ -8,7 +8,7 @@ import type { Look } from '../../src/client/activity.js';
 const WIDTHS = [20, 40, 80, 200];
 const SHOWN = { rate: '123 MiB/s', left: '12:34 left' };
 
-test('a progress bar fits, and tells all where there is room', (t) => {
+test('a progress bar fits, and is complete if there is room', (t) => {
   const label = 'convert /srv/images/a-name-that-is-rather-long.qcow2';
   for (const width of WIDTHS) {
     for (const progress of [0, 0.5, 1]) {
@@ -50,7 +50,7 @@ const look = {
   ],
 } as unknown as Look;
 
-test('the table of top fits, and keeps what matters', (t) => {
+test('the table of top fits, and keeps the important columns', (t) => {
   for (const width of WIDTHS) {
     const lines = topTable(look, null, width).split('\n');
     t.is(lines.length, 3);
@@ -63,7 +63,7 @@ test('the table of top fits, and keeps what matters', (t) => {
   t.is(truncated('names', 4), 'nam…');
 });
 
-test.serial('ASCII where the locale has nothing else', (t) => {
+test.serial('ASCII if the locale supports nothing else', (t) => {
   const before = { ...process.env };
   t.teardown(() => Object.assign(process.env, before));
   const text = '“pcow list” → vm1’s … ├─ ü';

@@ -1,4 +1,7 @@
-/** A worker thread that is always in the middle of something on its image. Says so once. */
+/**
+ * A worker thread that always has operations on its image in progress. Sends one message when it
+ * begins.
+ */
 import { parentPort, workerData } from 'node:worker_threads';
 
 import { Image } from '../../src/engine/index.js';

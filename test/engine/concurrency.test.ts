@@ -1,4 +1,4 @@
-/** Many operations at once, and lives that end in the middle of them. */
+/** Many concurrent operations, and processes and threads that end in the middle of them. */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import path from 'node:path';
@@ -39,7 +39,7 @@ test('reads, writes, discards, syncs and snapshots side by side', async (t) => {
   await image.close();
 });
 
-test('a close waits for what was begun before, and refuses what comes after', async (t) => {
+test('a close waits for earlier operations, and refuses later ones', async (t) => {
   const image = await opened(t);
   const file = image.info().path;
   const before = Array.from({ length: 100 }, (_, i) => image.write(Buffer.alloc(4096, i), i * 4096));
@@ -72,7 +72,7 @@ test('hundreds of images opened and closed at once', async (t) => {
   t.pass();
 });
 
-test('opening the same file from many sides lets one writer through', async (t) => {
+test('of many attempts to open the same file for writing, one succeeds', async (t) => {
   const image = await opened(t);
   const file = image.info().path;
   await image.close();
@@ -85,10 +85,10 @@ test('opening the same file from many sides lets one writer through', async (t) 
   await winners[0]?.value.close();
 });
 
-test('slow work on one image does not keep reads of another waiting', async (t) => {
+test('slow work on one image does not delay reads of another', async (t) => {
   const slow = await opened(t);
   const quick = await opened(t);
-  // Far more long operations than libuv has threads.
+  // Many more long operations than libuv has threads.
   let left = 60;
   const long = Array.from({ length: left }, async (_, i) => {
     await slow.write(Buffer.alloc(65536, i), i * 65536);
@@ -102,14 +102,14 @@ test('slow work on one image does not keep reads of another waiting', async (t) 
   await quick.close();
 });
 
-test('an image that nobody refers to any more is closed by the garbage collector', async (t) => {
+test('an image without references is closed by the garbage collector', async (t) => {
   const file = path.join(await scratchDirectory(t), 'disk.pcow');
   await Image.create(file, { size: MiB });
   const child = spawn(process.execPath, ['--expose-gc', program('forget-image.js'), file], { stdio: 'inherit' });
   t.deepEqual(await once(child, 'exit'), [0, null]);
 });
 
-test('a process ends by itself with an image open, and its writes are there', async (t) => {
+test('a process can end with an image open, and its writes are kept', async (t) => {
   const file = path.join(await scratchDirectory(t), 'disk.pcow');
   await Image.create(file, { size: MiB });
   const child = spawn(process.execPath, [program('leave-image-open.js'), file], { stdio: 'inherit' });
@@ -121,7 +121,7 @@ test('a process ends by itself with an image open, and its writes are there', as
   await image.close();
 });
 
-test('worker threads that are terminated in the middle of their work harm nobody', async (t) => {
+test('worker threads that are terminated in the middle of their work do no harm', async (t) => {
   const directory = await scratchDirectory(t);
   const own = await opened(t);
   for (let round = 0; round < 8; ++round) {
@@ -132,7 +132,7 @@ test('worker threads that are terminated in the middle of their work harm nobody
     const terminated = worker.terminate();
     await own.write(Buffer.from([round]), round);
     await terminated;
-    // Its image was closed with its environment.
+    // Its image was closed together with its environment.
     const again = await Image.open(file, { write: true });
     await again.close();
   }

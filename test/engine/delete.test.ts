@@ -8,7 +8,10 @@ import { scratchDirectory } from '../helpers/scratch.js';
 
 const SIZE = 64 << 20;
 
-/** An image whose snapshot `old` has so much to merge into `new` that it can be stopped on the way. */
+/**
+ * An image whose snapshot `old` has so much to merge into `new` that the merge can be stopped in
+ * the middle.
+ */
 async function merging(t: ExecutionContext): Promise<Image> {
   const file = path.join(await scratchDirectory(t), 'disk.pcow');
   await Image.create(file, { size: SIZE, blockSize: 65536 });
@@ -16,7 +19,7 @@ async function merging(t: ExecutionContext): Promise<Image> {
   t.teardown(() => image.close());
   for (let offset = 0; offset < SIZE; offset += 1 << 20) await image.write(Buffer.alloc(1 << 20, 1), offset);
   await image.snapshot('old');
-  // A sub-block of each block: every one is then partial, and the merge must copy.
+  // One sub-block of each block: every block is then partial, and the merge must copy.
   for (let offset = 0; offset < SIZE; offset += 65536) await image.write(Buffer.from([2]), offset);
   await image.snapshot('new');
   return image;
@@ -48,7 +51,7 @@ test('progress never goes back and ends at the total', async (t) => {
   await intact(t, image);
 });
 
-test('an aborted delete fails with PCOW_CANCELLED, harms nothing, and is finished by the next opening', async (t) => {
+test('an aborted delete fails with PCOW_CANCELLED, does no harm, and is finished when the image is next opened', async (t) => {
   const image = await merging(t);
   const file = image.info().path;
   const controller = new AbortController();
@@ -70,13 +73,13 @@ test('an aborted delete fails with PCOW_CANCELLED, harms nothing, and is finishe
   await again.close();
 });
 
-test('a signal that is aborted already lets nothing begin', async (t) => {
+test('with a signal that is already aborted nothing begins', async (t) => {
   const image = await merging(t);
   await t.throwsAsync(image.delete('old', { signal: AbortSignal.abort() }), { code: 'PCOW_CANCELLED' });
   t.deepEqual(image.snapshotNames(), ['old', 'new']);
 });
 
-test('an onProgress that throws stops the delete, which fails with what was thrown', async (t) => {
+test('an onProgress that throws stops the delete, which fails with the thrown error', async (t) => {
   const image = await merging(t);
   const thrown = new Error('a bug of the caller');
   const work = image.delete('old', {

@@ -23,7 +23,8 @@ test('dependants finds the images that stand directly on an image', async (t) =>
   const childLayer = await freeze('child1');
   await Image.create(at('grandchild'), { base: { path: at('child1'), layer: childLayer } });
 
-  // Things that must not disturb: no image, a missing base, a copy of the base under another name.
+  // Files that must not matter: one that is not an image, a missing base, a copy of the base under
+  // another name.
   await writeFile(at('text'), 'not an image');
   await copyFile(at('base'), at('copy'));
   await Image.create(at('on-copy'), { base: { path: at('copy'), layer } });
@@ -39,7 +40,7 @@ test('dependants finds the images that stand directly on an image', async (t) =>
   t.deepEqual(await dependants(directory, at('grandchild')), []);
   t.deepEqual(await dependants(directory, at('none')), []);
 
-  // Another path of the same file is the same image; so is one that is being written.
+  // Another path of the same file is the same image; so is an image that is being written.
   await symlink('base.pcow', path.join(directory, 'link'));
   const writer = await Image.open(at('base'), { write: true });
   t.deepEqual(await dependants(directory, path.join(directory, 'link')), children);
@@ -49,7 +50,7 @@ test('dependants finds the images that stand directly on an image', async (t) =>
 interface Stage {
   directory: string;
   at: (name: string) => string;
-  /** A new image with a snapshot s, on the snapshot s of `base`. */
+  /** A new image with a snapshot s, which stands on the snapshot s of `base`. */
   image: (name: string, base?: string) => Promise<void>;
 }
 
@@ -79,14 +80,14 @@ async function flip(file: string, offsets: number[]): Promise<void> {
   await handle.close();
 }
 
-test('an image is found to stand on another whatever is wrong with it, or with what is below', async (t) => {
+test('dependants finds an image even if it, or an image below it, is damaged or missing', async (t) => {
   const { directory, at, image } = await stage(t);
   await image('a');
   await image('b', 'a');
   await image('c', 'b');
   const names = async (of: string) =>
     (await dependants(directory, at(of))).map((one) => path.basename(one.image, '.pcow'));
-  // The base of the one in the middle is missing: c stands on b all the same.
+  // The base of the middle image is missing; c stands on b nevertheless.
   await rename(at('a'), path.join(directory, 'away'));
   t.deepEqual(await names('b'), ['c']);
   await t.throwsAsync(removeImage(at('b')), { code: 'PCOW_IN_USE', message: /c\.pcow stands on it/ });
@@ -97,13 +98,13 @@ test('an image is found to stand on another whatever is wrong with it, or with w
   await flip(at('c'), [place + 70, 30]);
   await t.throwsAsync(Image.open(at('c')), { code: 'PCOW_CORRUPT' });
   t.deepEqual(await names('b'), ['c']);
-  // It names a path where its base is no more, but this is what it was made on.
+  // Its base is no longer at the path that it has, but it was made on this image.
   await rename(at('b'), at('renamed'));
   t.deepEqual(await names('renamed'), ['c']);
   await t.throwsAsync(removeImage(at('renamed')), { code: 'PCOW_IN_USE' });
 });
 
-test('where it cannot be told of a file, nothing is deleted, and the file is named', async (t) => {
+test('if a file cannot be checked, nothing is deleted, and the file is named', async (t) => {
   const { directory, at, image } = await stage(t);
   await image('base');
   await image('child', 'base');
@@ -114,7 +115,7 @@ test('where it cannot be told of a file, nothing is deleted, and the file is nam
   };
   await t.throwsAsync(dependants(directory, at('base')), unclear);
   await t.throwsAsync(removeImage(at('base')), unclear);
-  // A link to where something may be that is not there just now.
+  // A link to a path that may exist again later.
   await rm(at('child'));
   await symlink('/nowhere/child.pcow', at('child'));
   await t.throwsAsync(removeImage(at('base')), { code: 'PCOW_BUSY' });
@@ -123,7 +124,7 @@ test('where it cannot be told of a file, nothing is deleted, and the file is nam
   t.deepEqual(await readdir(directory), []);
 });
 
-test('what is made on an image and what takes the image away follow one another', async (t) => {
+test('making an image on a base and removing the base exclude each other', async (t) => {
   const { at, image } = await stage(t);
   await image('base');
   const events: string[] = [];
@@ -146,7 +147,7 @@ test('what is made on an image and what takes the image away follow one another'
   await t.throwsAsync(taking, { code: 'PCOW_IN_USE' });
   t.deepEqual(events, ['made']);
 
-  // And the other way round: what is made waits for the end of the deletion, and finds nothing to stand on.
+  // The other way round: creation waits for the end of the deletion, and then finds no base.
   await rm(at('child'));
   const clone: Promise<void>[] = [];
   await takingAway({ file: at('base'), what: 'base' }, async () => {

@@ -1,4 +1,4 @@
-/** Each way in which the engine refuses: the code, and a sentence that names the image. */
+/** Each error of the engine: its code, and a sentence that names the image. */
 import { execFile, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { chmod, copyFile, mkdir, open, rename, rm, symlink, truncate, writeFile } from 'node:fs/promises';
@@ -53,7 +53,7 @@ test('PCOW_CLOSED: everything after close', async (t) => {
   t.throws(() => opened.snapshots(), { code: 'PCOW_CLOSED' });
 });
 
-test('PCOW_LOCKED: a second writer, here and in another process, is told who is the first', async (t) => {
+test('PCOW_LOCKED: the error of a second writer, here and in another process, names the first', async (t) => {
   const { file } = await image(t);
   const first = await Image.open(file, { write: true });
   await refused(t, Image.open(file, { write: true }), 'PCOW_LOCKED', new RegExp(`disk\\.pcow.*${process.pid}`));
@@ -107,7 +107,7 @@ test('PCOW_NOT_AN_IMAGE, PCOW_CORRUPT: other files, truncated and flipped ones',
   const error = await t.throwsAsync(Image.open(other), { instanceOf: PcowError, message: /other\.pcow/ });
   t.true(['PCOW_CORRUPT', 'PCOW_NOT_AN_IMAGE'].includes(error.code), error.code);
 
-  // Both superblocks say that they are superblocks, and neither checksum is right.
+  // Both superblocks have the magic number, and neither checksum is right.
   await copyFile(file, other);
   const handle = await open(other, 'r+');
   for (const offset of [100, 4096 + 100]) await handle.write(Buffer.from([0xff]), 0, 1, offset);
@@ -115,7 +115,7 @@ test('PCOW_NOT_AN_IMAGE, PCOW_CORRUPT: other files, truncated and flipped ones',
   await refused(t, Image.open(other), 'PCOW_CORRUPT', /other\.pcow/);
 });
 
-test('PCOW_PERMISSION: a file without the right to read it', async (t) => {
+test('PCOW_PERMISSION: a file that may not be read', async (t) => {
   const { directory, file } = await image(t);
   await chmod(directory, 0o755);
   await chmod(file, 0o600);
@@ -155,7 +155,7 @@ test('PCOW_BASE_…: missing, changed, circular, outside', async (t) => {
   await refused(t, Image.open(child), 'PCOW_BASE_CHANGED', /child\.pcow.*disk\.pcow/);
   await rm(file);
 
-  // A link out of the directory is outside too.
+  // A link out of the directory is outside, too.
   await rename(aside, path.join(directory, 'elsewhere', 'disk'));
   await symlink('elsewhere/disk', file);
   const inner = path.join(directory, 'inner');

@@ -57,7 +57,7 @@ test('a better errno and a cause are kept', (t) => {
   t.is(error.name, 'PcowError');
 });
 
-test('isPcowError looks at the class and the codes', (t) => {
+test('isPcowError checks the class and the codes', (t) => {
   const error: unknown = new PcowError('PCOW_LOCKED', 'locked');
   t.true(isPcowError(error));
   t.true(isPcowError(error, 'PCOW_BUSY', 'PCOW_LOCKED'));

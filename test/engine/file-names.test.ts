@@ -11,7 +11,7 @@ import { caseIgnoringDirectory } from '../helpers/small-disk.js';
 
 const repository = fileURLToPath(new URL('../../../', import.meta.url));
 
-test('two paths: of one name, of two names of one file, of two files', async (t) => {
+test('two paths: one name, two names of one file, or two files', async (t) => {
   const directory = await scratchDirectory(t);
   const at = (name: string) => path.join(directory, name);
   await writeFile(at('file'), 'a');
@@ -29,7 +29,7 @@ test('two paths: of one name, of two names of one file, of two files', async (t)
   t.is(await relationOf(at('file'), at('here/second')), 'two names');
 });
 
-test('a name is given, added and removed; nothing is replaced unasked', async (t) => {
+test('a name is given, added and removed; nothing is replaced by default', async (t) => {
   const directory = await scratchDirectory(t);
   const at = (name: string) => path.join(directory, name);
   await writeFile(at('draft'), 'new');
@@ -63,14 +63,14 @@ test('an image is not renamed onto a symbolic link to it; one with two names los
   const before = await readdir(directory);
   await t.throwsAsync(renameImage(at('vm1'), at('current'), nobody), { code: 'PCOW_EXISTS' });
   t.deepEqual(await readdir(directory), before);
-  // As a rename leaves it that was killed in the middle.
+  // The state after a rename that was killed in the middle.
   await link(at('vm1'), at('web'));
   await renameImage(at('vm1'), at('web'), nobody);
   t.deepEqual(await readdir(directory), ['current.pcow', 'web.pcow']);
   await (await Image.open(at('web'))).close();
 });
 
-test('an image is not renamed to another spelling of its name where the directory ignores case', async (t) => {
+test('an image is not renamed to another spelling of its name if the directory ignores case', async (t) => {
   const directory = await caseIgnoringDirectory(t);
   if (directory === null) {
     t.pass('this kernel or this user has no file system that ignores case');
@@ -88,7 +88,7 @@ test('an image is not renamed to another spelling of its name where the director
   t.deepEqual(await readdir(directory), ['VM1.pcow']);
 });
 
-test('a rename takes along what stands on the image, and not what stands on a copy of it', async (t) => {
+test('a rename updates the images that stand on the image, and not those that stand on a copy of it', async (t) => {
   const directory = await scratchDirectory(t);
   const at = (name: string) => path.join(directory, `${name}.pcow`);
   await Image.create(at('base'), { size: 1 << 20 });
@@ -107,7 +107,10 @@ test('a rename takes along what stands on the image, and not what stands on a co
   await (await Image.open(at('child'))).close();
 });
 
-/** Where files of other kinds come and go: sockets, directories and files of the programs' own. */
+/**
+ * Code in which other kinds of files are made and removed: sockets, directories and the programs'
+ * own files.
+ */
 const OTHERS = [
   'cli/doctor/directory.ts', // a scratch directory
   'src/convert/unnamed-file.ts', // files without a name
@@ -118,7 +121,7 @@ const OTHERS = [
   'native/addon/attach_listener.cc',
 ];
 
-test('names are given and taken in one place only', async (t) => {
+test('names are given and removed in one module only', async (t) => {
   const removes = /\b(?:unlink|unlinkat|link|linkat|rename|renameat2?|rm|rmSync|unlinkSync|renameSync|linkSync)\(/;
   const imports = /import \{[^}]*\b(?:unlink|link|rename|rm|rmdir)\b[^}]*\} from 'node:fs/;
   const found: string[] = [];

@@ -1,6 +1,7 @@
 /**
- * The smallest mount that uses the native operations: /disk (the active layer), /at (the snapshot called "at") and /plain, which goes
- * through JavaScript. A child process of native-operations.test.ts, which talks to it over IPC.
+ * The smallest mount with the native operations: /disk (the active layer), /at (the snapshot named
+ * "at") and /plain, which goes through JavaScript. A child process of native-operations.test.ts,
+ * which controls it over IPC.
  */
 import path from 'node:path';
 
@@ -77,7 +78,7 @@ const commands: Record<string, () => unknown> = {
   close: () => image.close(),
 };
 
-// The test has ended, whatever its way.
+// The test has ended, however it ended.
 process.on('disconnect', () => process.exit());
 process.on('message', (command: string) => {
   void Promise.resolve(commands[command]?.()).then((result) => process.send?.({ result }));

@@ -1,4 +1,7 @@
-/** Opens an image for writing, forgets it, and waits until the garbage collector has closed it: then it can be opened again. */
+/**
+ * Opens an image for writing, drops the reference, and waits until the garbage collector has closed
+ * it: then it can be opened again.
+ */
 import { setTimeout as sleep } from 'node:timers/promises';
 
 import { Image, isPcowError } from '../../src/engine/index.js';
@@ -8,7 +11,7 @@ const file = process.argv[2] ?? '';
 async function openAndForget(): Promise<void> {
   const image = await Image.open(file, { write: true });
   await image.write(Buffer.from([1]), 0);
-  // Not waited for: the work itself keeps the image alive until it is done.
+  // Not awaited: the work itself keeps the image alive until it is done.
   void image.sync();
 }
 

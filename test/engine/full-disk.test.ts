@@ -1,4 +1,7 @@
-/** A disk that fills up in the middle of a write, a snapshot, a merge: PCOW_NO_SPACE, nothing lost, and on it goes with space. */
+/**
+ * A disk that becomes full in the middle of a write, a snapshot, a merge: PCOW_NO_SPACE, nothing is
+ * lost, and with free space the work continues.
+ */
 import { execFile } from 'node:child_process';
 import { mkdir, rm, statfs, writeFile } from 'node:fs/promises';
 import path from 'node:path';
@@ -13,7 +16,7 @@ const run = promisify(execFile);
 const MiB = 1 << 20;
 const BLOCK = 65536;
 
-/** A file system of `size` bytes for one test. */
+/** A filesystem of `size` bytes for one test. */
 async function smallDisk(t: ExecutionContext, size: number): Promise<string> {
   const disk = path.join(await scratchDirectory(t), 'disk');
   await mkdir(disk);
@@ -27,12 +30,12 @@ async function freeSpace(disk: string): Promise<number> {
   return bavail * bsize;
 }
 
-/** Takes all of the disk but `left` bytes. */
+/** Fills the disk except for `left` bytes. */
 async function fill(disk: string, left: number, name = 'filler'): Promise<void> {
   await writeFile(path.join(disk, name), Buffer.alloc((await freeSpace(disk)) - left, 1));
 }
 
-/** Every byte of each of the first `count` blocks is what the function says. */
+/** Every byte of each of the first `count` blocks has the value of the function. */
 async function check(t: ExecutionContext, image: Image, count: number, valueOf: (block: number) => number) {
   const bytes = Buffer.alloc(BLOCK);
   for (let block = 0; block < count; ++block) {
@@ -58,7 +61,7 @@ test('a write', async (t) => {
   t.regex(image.info().lastError?.error.message ?? '', /space/i);
   await check(t, image, written, (block) => block + 1);
 
-  // What a discard gives back can be written again, without a sync in between that the user has to ask for.
+  // Discarded space can be written again, without a sync in between by the user.
   await image.discard(0, 8 * BLOCK);
   await image.write(Buffer.alloc(4 * BLOCK, 200), 100 * BLOCK);
   await image.sync();
@@ -78,7 +81,7 @@ test('a snapshot', async (t) => {
   await fill(disk, 0);
   await t.throwsAsync(image.snapshot('s'), { instanceOf: PcowError, code: 'PCOW_NO_SPACE', message: /a\.pcow/ });
   t.deepEqual(image.snapshotNames(), []);
-  // What is allocated already needs no more space.
+  // Allocated blocks need no more space.
   await image.write(Buffer.alloc(BLOCK, 99), 0);
   await image.sync();
   await check(t, image, 16, (block) => (block === 0 ? 99 : block + 1));
@@ -98,7 +101,8 @@ for (const atRest of [false, true]) {
     await Image.create(file, { size: 16 * MiB });
     let image = await Image.open(file, { write: true });
     const count = 32;
-    // Each block is whole in the lower layer and has one sub-block of its own in the upper one, so the merge copies.
+    // Each block is complete in the lower layer and has one sub-block in the upper one, so the
+    // merge copies.
     for (let block = 0; block < count; ++block) await image.write(Buffer.alloc(BLOCK, 1), block * BLOCK);
     await image.snapshot('lower');
     for (let block = 0; block < count; ++block) await image.write(Buffer.alloc(4096, 2), block * BLOCK);
@@ -111,7 +115,7 @@ for (const atRest of [false, true]) {
         if (!bytes.equals(expected)) t.fail(`block ${block} is wrong`);
       }
     };
-    // The guest goes on until nothing is left.
+    // The guest continues until no space is left.
     await fill(disk, 20 * BLOCK);
     const more = async () => {
       for (let block = count; block < 256; ++block) await image.write(Buffer.alloc(BLOCK, 3), block * BLOCK);

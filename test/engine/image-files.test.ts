@@ -1,4 +1,4 @@
-/** Files whose names can't be text: whoever looks through a directory sees them. */
+/** Files whose names are not valid text: programs that search a directory must see them. */
 import { copyFile, mkdir, open, rename } from 'node:fs/promises';
 import path from 'node:path';
 import test, { type ExecutionContext } from 'ava';
@@ -20,7 +20,7 @@ async function withNameless(t: ExecutionContext): Promise<{ directory: string; b
   return { directory, base, nameless };
 }
 
-test('a name that is not UTF-8 is told, and how to rename the file', async (t) => {
+test('a name that is not UTF-8 is reported, with a command that renames the file', async (t) => {
   const { directory, nameless } = await withNameless(t);
   await mkdir(path.join(directory, 'other'));
   await copyFile(nameless, path.join(directory, 'a\ufffd.pcow'));
@@ -35,7 +35,7 @@ test('a name that is not UTF-8 is told, and how to rename the file', async (t) =
   t.regex(String(failed[0]?.error), /b\\x20\\xff\\xe4\.pcow can't be recovered: its name is not UTF-8/);
 });
 
-test('what stands on a snapshot keeps it, whatever its name is', async (t) => {
+test('an image that stands on a snapshot keeps it, whatever the name of the image is', async (t) => {
   const { directory, base, nameless } = await withNameless(t);
   const standing = await dependants(directory, base);
   t.deepEqual(
@@ -45,7 +45,7 @@ test('what stands on a snapshot keeps it, whatever its name is', async (t) => {
   const deletion = takingAway({ file: base, what: 'it stays' }, () => Promise.resolve());
   await t.throwsAsync(deletion, { code: 'PCOW_IN_USE', message: /it stays: b\\x20\\xff\\xe4\.pcow stands on it/ });
 
-  // Of one that can't be read it can't be told.
+  // If an image cannot be read, it is unknown on what it stands.
   const handle = await open(nameless, 'r+');
   await handle.write(Buffer.alloc(8192, 0xee), 8, 8192 - 8, 8);
   await handle.close();
@@ -55,7 +55,7 @@ test('what stands on a snapshot keeps it, whatever its name is', async (t) => {
   );
 });
 
-test('the names of new images: what a shell acts on is fine, what Pcow acts on is not', (t) => {
+test('the names of new images: characters of the shell are allowed, separators of Pcow are not', (t) => {
   for (const name of [
     "it's",
     'a;b',

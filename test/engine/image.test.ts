@@ -1,4 +1,4 @@
-/** The surface of Image on real files: each method does what its comment says. */
+/** The methods of Image on real files: each does what its comment says. */
 import { stat, writeFile } from 'node:fs/promises';
 import path from 'node:path';
 
@@ -53,7 +53,7 @@ test('a new image is described by info', async (t) => {
   await image.close();
 });
 
-test('the writer is named to everybody as the holder', async (t) => {
+test('every process sees the writer as the holder', async (t) => {
   const writer = await opened(t);
   t.true(writer.info().writable);
   const reader = await Image.open(writer.info().path);
@@ -62,7 +62,7 @@ test('the writer is named to everybody as the holder', async (t) => {
   await reader.close();
 });
 
-test('what was written is read back, also after closing and opening', async (t) => {
+test('written data is read back, also after closing and opening', async (t) => {
   const image = await opened(t);
   t.is(await image.write(Buffer.from('hello'), 100_000), 5);
   t.deepEqual(await contents(image, 99_999, 7), Buffer.from('\0hello\0'));
@@ -74,14 +74,14 @@ test('what was written is read back, also after closing and opening', async (t) 
   await again.close();
 });
 
-test('a read is short only at the end', async (t) => {
+test('a read is short only at the end of the image', async (t) => {
   const image = await opened(t);
   t.is(await image.read(Buffer.alloc(8192), MiB - 4096), 4096);
   t.is(await image.read(Buffer.alloc(10), MiB), 0);
   t.is(await image.read(Buffer.alloc(0), 0), 0);
 });
 
-test('a view into a larger buffer is filled and written in its own bounds', async (t) => {
+test('a view into a larger buffer is read and written within its bounds', async (t) => {
   const image = await opened(t);
   const large = Buffer.alloc(30, 1);
   await image.write(large.subarray(10, 20).fill(2), 0);
@@ -144,7 +144,7 @@ test('resize grows with zeros, keeps the size of snapshots, and refuses to shrin
   await t.throwsAsync(image.resize(MiB), { code: 'PCOW_INVALID', message: /disk\.pcow/ });
 });
 
-test('a clone stands on a frozen layer, and neither side sees what the other writes', async (t) => {
+test('a clone stands on a frozen layer, and neither image sees the writes of the other', async (t) => {
   const image = await opened(t);
   const file = image.info().path;
   const directory = path.dirname(file);
@@ -198,7 +198,7 @@ test('force replaces an existing file', async (t) => {
   await image.close();
 });
 
-test('the sentence of the last failure is in info', async (t) => {
+test('info contains the last error', async (t) => {
   const image = await opened(t);
   await t.throwsAsync(image.rollback('nowhere'), { code: 'PCOW_NOT_FOUND' });
   t.regex(image.info().lastError?.error.message ?? '', /nowhere/);

@@ -1,4 +1,4 @@
-/** Writes to an image and ends without closing it, with a sync under way that nobody waits for. */
+/** Writes to an image and ends without closing it, with a sync in progress that is not awaited. */
 import { Image } from '../../src/engine/index.js';
 
 const image = await Image.open(process.argv[2] ?? '', { write: true });

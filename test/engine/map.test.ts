@@ -1,4 +1,7 @@
-/** Image.map and Image.diff; that they are right for any sequence of operations is native/test/model_test.cc's part. */
+/**
+ * Image.map and Image.diff. native/test/model_test.cc tests that they are right after any sequence
+ * of operations.
+ */
 import path from 'node:path';
 
 import test, { type ExecutionContext } from 'ava';
@@ -24,7 +27,7 @@ async function listed(extents: AsyncIterable<Extent>) {
   return list;
 }
 
-test('data, zeros and holes are told apart, with the layers that hold them', async (t) => {
+test('data, zeros and holes are distinguished, with the layers that hold them', async (t) => {
   const image = await opened(t, 16 * BLOCK);
   await image.write(Buffer.alloc(2 * BLOCK, 1), 0);
   await image.snapshot('first');
@@ -66,9 +69,9 @@ test('a diff lists the sub-blocks that were written or discarded, and nothing el
   t.deepEqual(await listed(image.diff('second', 'second')), []);
 });
 
-test('a map goes on through bases, and is joined across batches', async (t) => {
+test('a map continues through bases, and is joined across batches', async (t) => {
   const base = await opened(t, 2 ** 30);
-  // More extents than a batch has.
+  // More extents than fit into a batch.
   for (let block = 0; block < 5000; block += 2) await base.write(Buffer.alloc(4096, 1), block * BLOCK);
   await base.write(Buffer.alloc(64 * BLOCK, 2), 8192 * BLOCK);
   await base.snapshot('installed');
@@ -88,7 +91,7 @@ test('a map goes on through bases, and is joined across batches', async (t) => {
   t.like(data.at(-1), { offset: 8192 * BLOCK, length: 64 * BLOCK });
 });
 
-test('an empty image of 16 TiB is mapped at once, also with layers', async (t) => {
+test('an empty image of 16 TiB is mapped quickly, also with layers', async (t) => {
   const image = await opened(t, 2 ** 44);
   await image.snapshot('first');
   await image.write(Buffer.alloc(4096, 1), 2 ** 43);
@@ -111,7 +114,7 @@ test('an aborted signal ends a walk, with its reason', async (t) => {
   await t.throwsAsync(listed(image.diff(null, null, { signal: AbortSignal.abort() })), { code: 'PCOW_CANCELLED' });
 });
 
-test('what can not be walked is refused with its name', async (t) => {
+test('a layer that cannot be walked is refused with its name', async (t) => {
   const image = await opened(t, 2 ** 30);
   await t.throwsAsync(listed(image.map({ snapshot: 'none' })), { code: 'PCOW_NOT_FOUND', message: /called none/ });
   await t.throwsAsync(listed(image.diff('none', null)), { code: 'PCOW_NOT_FOUND', message: /called none/ });

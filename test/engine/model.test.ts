@@ -1,6 +1,7 @@
 /**
- * Random operations on images and on a plain in-memory model of them: the images always equal the model. The seed is printed; set
- * PCOW_SEED to repeat a run. One line for each operation of the last ones is printed with a failure.
+ * Random operations on images and on a plain in-memory model of them: the images always equal the
+ * model. The seed is printed; set PCOW_SEED to repeat a run. A failure prints the last operations,
+ * one on each line.
  */
 import path from 'node:path';
 
@@ -102,7 +103,7 @@ class World {
     if (this.#trace.length > 60) this.#trace.shift();
   }
 
-  /** Any place and length: single bytes, whole blocks, ranges that cross several. */
+  /** Any offset and length: single bytes, whole blocks, ranges over several blocks. */
   range(size: number): { offset: number; length: number } {
     const longest = this.random.pick([16, 4096, this.blockSize, Math.min(2 * this.blockSize + 5000, 1 << 20)]);
     let offset = this.random.below(size);

@@ -1,6 +1,6 @@
 /**
- * What images should hold, in memory and too simple to be wrong: a list of 4 KiB pages for each state. A page is never
- * changed in place, so a snapshot is a copy of the list.
+ * The expected contents of images, in memory, in the simplest way: a list of 4 KiB pages for each
+ * state. A page is never changed in place, so a snapshot is a copy of the list.
  */
 const PAGE = 4096;
 const ZEROS = new Uint8Array(PAGE);
@@ -66,7 +66,7 @@ export class ModelState {
 export interface ModelSnapshot {
   name: string;
   state: ModelState;
-  /** Its layer's id in the image. */
+  /** The id of its layer in the image. */
   layer: number;
 }
 
@@ -77,9 +77,9 @@ export class ModelImage {
   constructor(
     readonly path: string,
     public active: ModelState,
-    /** The image and layer that it stands on. */
+    /** The image and layer on which it stands. */
     readonly base: { path: string; layer: number } | null,
-    /** Images between it and the first of its chain. */
+    /** The number of images between it and the first of its chain. */
     readonly depth: number,
   ) {}
 

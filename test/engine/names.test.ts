@@ -1,11 +1,17 @@
-/** The names that a snapshot may have: TypeScript and the engine have one rule, that of docs/format.md. */
+/**
+ * The valid names of snapshots: TypeScript and the engine have the same rule, that of
+ * docs/format.md.
+ */
 import path from 'node:path';
 import test from 'ava';
 import { Image, PcowError } from '../../src/engine/index.js';
 import { checkSnapshotName } from '../../src/engine/validate.js';
 import { scratchDirectory } from '../helpers/scratch.js';
 
-/** Around everything that a rule could be about: ASCII, C1, spaces of all kinds, surrogates, the ends of lengths in UTF-8 and of Unicode. */
+/**
+ * The characters around every possible rule: ASCII, C1, all kinds of spaces, surrogates, and the
+ * limits of UTF-8 lengths and of Unicode.
+ */
 function* characters(): Generator<string> {
   const ranges = [
     [0, 0x180],
@@ -20,7 +26,7 @@ function* characters(): Generator<string> {
     [0x10fffe, 0x110000],
   ] as const;
   for (const [first, end] of ranges) {
-    // Surrogates: the ends alone.
+    // Surrogates: the first and the last only.
     for (let code = first; code < end; code++) {
       if (code < 0xd802 || code > 0xdffd || (code > 0xdbfd && code < 0xdc02)) yield String.fromCodePoint(code);
     }
@@ -64,14 +70,14 @@ function accepts(work: () => unknown): boolean {
   }
 }
 
-test('TypeScript refuses the very names that the engine refuses', async (t) => {
+test('TypeScript refuses exactly the names that the engine refuses', async (t) => {
   const file = path.join(await scratchDirectory(t), 'disk.pcow');
   await Image.create(file, { size: 65536 });
   const image = await Image.open(file, { write: true });
   t.teardown(() => image.close());
   let taken = 0;
   for (const name of new Set(names())) {
-    // JavaScript's half characters have no UTF-8: the engine never sees them.
+    // Lone surrogates have no UTF-8, so the engine never sees them.
     const reaches = Buffer.from(name).toString() === name && !name.includes('\0');
     const engine = reaches && (await engineAccepts(image, name));
     t.is(
@@ -83,7 +89,7 @@ test('TypeScript refuses the very names that the engine refuses', async (t) => {
     );
     if (!engine) continue;
     taken++;
-    // Past every check of this side.
+    // Bypasses all checks in TypeScript.
     t.is(image.snapshotInfo(name).name, name);
     await image.delete(name);
   }

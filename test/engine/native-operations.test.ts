@@ -1,4 +1,7 @@
-/** The native operations table under a real mount, in a child process: what it serves, and what it leaves to JavaScript. */
+/**
+ * The native operations table in a real mount, in a child process: what it serves, and what it
+ * leaves to JavaScript.
+ */
 import { type ChildProcess, execFile, fork } from 'node:child_process';
 import { once } from 'node:events';
 import { type FileHandle, mkdir, open, readFile, stat, statfs, utimes, writeFile } from 'node:fs/promises';
@@ -39,7 +42,10 @@ class Mount {
   }
 }
 
-/** A mount of a 16 MiB image. Its clean-up is registered first: whatever happens, no process is left waiting for it. */
+/**
+ * A mount of a 16 MiB image. Its clean-up is registered first, so that no process is left waiting
+ * for it.
+ */
 async function mounted(t: ExecutionContext): Promise<Mount> {
   const directory = await scratchDirectory(t);
   const point = path.join(directory, 'mnt');
@@ -47,7 +53,8 @@ async function mounted(t: ExecutionContext): Promise<Mount> {
   await Image.create(path.join(directory, 'disk.pcow'), { size: 16 * MiB });
   t.teardown(async () => {
     const connection = await connectionOf(point);
-    // It may hang in a request to itself. While it is still listed: afterwards its number is the next mount's.
+    // It may hang in a request to itself. Do this while it is still listed: afterwards the next
+    // mount may have its number.
     if (connection) await writeFile(`/sys/fs/fuse/connections/${connection}/abort`, '1').catch(() => undefined);
     await run('umount', ['-l', point]).catch(() => undefined); // not mounted: fine
     child.kill('SIGKILL');
@@ -124,7 +131,7 @@ test.serial('a snapshot is read through its own handle, and can not be written',
   await t.throwsAsync(handle.write(Buffer.from('x'), 0, 1, 0), { code: 'EBADF' });
 });
 
-test.serial('cached pages survive another opening, but not a rollback', async (t) => {
+test.serial('cached pages survive another open, but not a rollback', async (t) => {
   const mount = await mounted(t);
   await writeFile(mount.file('disk'), 'before', { flag: 'r+' });
   await mount.ask('snapshot');
@@ -134,8 +141,8 @@ test.serial('cached pages survive another opening, but not a rollback', async (t
     t.is((await readFile(mount.file('disk'))).subarray(0, 6).toString(), expected);
     return (await mount.ask<Counts>('counts')).requests - requests;
   };
-  // The kernel may reclaim a page at any time. So the file is opened until no page was asked for: if each opening dropped the pages,
-  // that would never happen.
+  // The kernel may reclaim a page at any time. So the file is opened repeatedly until no page was
+  // requested: if each open dropped the pages, that would never happen.
   const isCached = (expected: string) => eventually(async () => (await requestsFor(expected)) === 0);
   t.true((await requestsFor('after!')) > 0);
   await isCached('after!');
@@ -153,7 +160,7 @@ test.serial('statfs is that of the image directory, in 64 bits', async (t) => {
   t.true(own.bfree > 0n);
 });
 
-test.serial('times go to the image file, each to its own', async (t) => {
+test.serial('each time is set on the image file separately', async (t) => {
   const mount = await mounted(t);
   await utimes(mount.file('disk'), 1_000_000.25, 2_000_000.5);
   const image = path.join(mount.directory, 'disk.pcow');

@@ -16,7 +16,7 @@ async function stage(t: ExecutionContext): Promise<{ directory: string; at: (nam
 
 const write = (text: string) => (draft: string) => writeFile(draft, text);
 
-test('a file appears when it is complete, and replaces one only where it is told to', async (t) => {
+test('a file appears when it is complete, and replaces another one only if requested', async (t) => {
   const { directory, at } = await stage(t);
   await throughDraft(at('file'), {}, async (draft) => {
     await writeFile(draft, 'one');
@@ -30,7 +30,7 @@ test('a file appears when it is complete, and replaces one only where it is told
   );
   t.is(await readFile(at('file'), 'utf8'), 'three');
   t.deepEqual(await readdir(directory), ['file']);
-  // A file that comes into being meanwhile is asked for like one that was there.
+  // A file that is made meanwhile is treated like one that existed before.
   await t.throwsAsync(
     throughDraft(at('new'), {}, () => writeFile(at('new'), 'theirs')),
     { code: 'PCOW_EXISTS' },
@@ -43,7 +43,7 @@ test('a file appears when it is complete, and replaces one only where it is told
   t.is(await readFile(at('newer'), 'utf8'), 'ours');
 });
 
-test('an image that is open for writing is not replaced, nor one that others stand on, nor what is read from', async (t) => {
+test('an image that is open for writing is not replaced, nor one that others stand on, nor the source itself', async (t) => {
   const { at } = await stage(t);
   await Image.create(at('vm.pcow'), { size: MiB });
   const replaced = (making = {}) => throughDraft(at('vm.pcow'), { replace: true, ...making }, write('new'));
@@ -65,7 +65,7 @@ test('an image that is open for writing is not replaced, nor one that others sta
   t.is(await readFile(at('vm.pcow'), 'utf8'), 'new');
 });
 
-test('nobody opens for writing what is about to be replaced, and nobody comes to stand on it', async (t) => {
+test('a file that is about to be replaced cannot be opened for writing, and no image can be made to stand on it', async (t) => {
   const { at } = await stage(t);
   await Image.create(at('vm.pcow'), { size: MiB });
   await throughDraft(at('vm.pcow'), { replace: true }, async (draft) => {
@@ -84,13 +84,14 @@ test('nobody opens for writing what is about to be replaced, and nobody comes to
   t.is(await readFile(at('vm.pcow'), 'utf8'), 'new');
 });
 
-test('a draft is removed when its maker is gone, whoever asks: not while it is made', async (t) => {
+test('a draft is removed when its maker is gone, and never while it is made', async (t) => {
   const { directory, at } = await stage(t);
-  // As a command leaves them that was killed: of this version, and of one before, which named the process.
+  // As left by killed commands: of this version, and of an earlier one, which used the name of the
+  // process.
   await writeFile(at('.big.pcow.0b3f5c1e-1111-4222-8333-444455556666.pcow-draft'), 'left');
   await writeFile(at(`.big.pcow.${process.pid}.pcow-draft`), 'left');
   await throughDraft(at('big.pcow'), {}, async (draft) => {
-    // Nor does another command that makes something here, or a mount that begins.
+    // Neither does another command that makes a file here, nor a mount that begins.
     t.deepEqual(await removeRemains(directory), []);
     await Image.create(at('small.pcow'), { size: MiB });
     t.deepEqual(await readdir(directory), [path.basename(draft), 'small.pcow'].sort());

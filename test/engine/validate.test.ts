@@ -1,4 +1,4 @@
-/** Each mistake gets its own sentence, and the sentence names the mistake. */
+/** Each mistake has its own message, which names the mistake. */
 import test, { type ExecutionContext } from 'ava';
 
 import { Image, PcowError, type PcowErrorCode, snapshotTogether } from '../../src/engine/index.js';
@@ -97,7 +97,7 @@ test('misspelled and unknown options', (t) => {
   refused(t, () => validate.checkFlag('force', 1), /^force must be true or false, not 1$/);
 });
 
-test('what Image.create and the methods refuse before the engine is asked', async (t) => {
+test('arguments that Image.create and the methods refuse before the engine is called', async (t) => {
   const file = `${await scratchDirectory(t)}/a.pcow`;
   const no = async (work: Promise<unknown>, message: RegExp) => {
     const error = await t.throwsAsync(work, { instanceOf: PcowError, message });

@@ -1,4 +1,4 @@
-/** The bytes of flat files, and the programs that people use on them. */
+/** The bytes of flat files, and the programs that users run on them. */
 import { execFile } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
 import { constants } from 'node:fs';
@@ -14,7 +14,7 @@ import { Conversation, program } from '../helpers/program.js';
 
 const run = promisify(execFile);
 
-/** What the engine reads from an image that is not mounted. */
+/** The content of an image that is not mounted, read by the engine. */
 async function contentOf(mount: TestMount, name: string): Promise<Buffer> {
   const image = await Image.open(mount.image(name));
   const bytes = Buffer.alloc(image.info().size);
@@ -23,7 +23,7 @@ async function contentOf(mount: TestMount, name: string): Promise<Buffer> {
   return bytes;
 }
 
-test.serial('what is written to the flat file is in the image, and the other way round', async (t) => {
+test.serial('writes to the flat file are in the image, and vice versa', async (t) => {
   const mount = await imagesFor(t, { vm1: 4 * MiB });
   const image = await Image.open(mount.image('vm1'), { write: true });
   const before = randomBytes(MiB);
@@ -75,21 +75,24 @@ test.serial('a shared writable mapping, write(2) and fallocate see each other', 
   t.deepEqual([bytes[3999], bytes[4000], bytes[4095], bytes[4096], bytes[4199]], [0, 5, 5, 0, 0]);
 });
 
-test.serial('O_TRUNC neither fails nor truncates; another size is refused by name of the command for it', async (t) => {
-  const mount = await mountedImages(t, { vm1: MiB });
-  await writeFile(mount.file('vm1'), 'content', { flag: 'r+' });
-  await (await open(mount.file('vm1'), 'w')).close();
-  t.is((await stat(mount.file('vm1'))).size, MiB);
-  t.is((await readFile(mount.file('vm1'))).toString('latin1', 0, 7), 'content');
-  await truncate(mount.file('vm1'), MiB);
-  for (const size of [0, MiB - 1, 2 * MiB]) {
-    const file = await open(mount.file('vm1'), 'r+');
-    await t.throwsAsync(file.truncate(size), { code: 'EPERM' }, String(size));
-    await file.close();
-    t.regex((await mount.status('vm1')).lastError?.message ?? '', /pcow resize/);
-  }
-  t.is((await stat(mount.file('vm1'))).size, MiB);
-});
+test.serial(
+  'O_TRUNC neither fails nor truncates; another size is refused, and the error names the command',
+  async (t) => {
+    const mount = await mountedImages(t, { vm1: MiB });
+    await writeFile(mount.file('vm1'), 'content', { flag: 'r+' });
+    await (await open(mount.file('vm1'), 'w')).close();
+    t.is((await stat(mount.file('vm1'))).size, MiB);
+    t.is((await readFile(mount.file('vm1'))).toString('latin1', 0, 7), 'content');
+    await truncate(mount.file('vm1'), MiB);
+    for (const size of [0, MiB - 1, 2 * MiB]) {
+      const file = await open(mount.file('vm1'), 'r+');
+      await t.throwsAsync(file.truncate(size), { code: 'EPERM' }, String(size));
+      await file.close();
+      t.regex((await mount.status('vm1')).lastError?.message ?? '', /pcow resize/);
+    }
+    t.is((await stat(mount.file('vm1'))).size, MiB);
+  },
+);
 
 test.serial('writing past the end is an error and changes nothing', async (t) => {
   const mount = await mountedImages(t, { vm1: MiB });
@@ -100,7 +103,7 @@ test.serial('writing past the end is an error and changes nothing', async (t) =>
   t.is((await stat(mount.file('vm1'))).size, MiB);
 });
 
-test.serial('a file system on a loop device, with discard', async (t) => {
+test.serial('a filesystem on a loop device, with discard', async (t) => {
   const mount = await mountedImages(t, { vm1: 64 * MiB });
   const point = path.join(mount.scratch, 'loop');
   await mkdir(point);
@@ -117,12 +120,12 @@ test.serial('a file system on a loop device, with discard', async (t) => {
   await run('fstrim', [point]);
   await run('umount', [point]);
   await run('fsck.ext4', ['-fn', mount.file('vm1')]);
-  // The snapshot is a file system too, as after a power cut; it still has the file.
+  // The snapshot is a filesystem, too, as after a power cut; it still has the file.
   await mount.write('old full', 'vm1', 'clone');
   await run('mount', ['-o', 'loop', mount.file('old'), point]);
   t.true(data.equals(await readFile(path.join(point, 'data'))));
   await run('umount', [point]);
-  // Without the snapshot the discarded blocks go back to the disk.
+  // Without the snapshot the discarded blocks are given back to the disk.
   await mount.write('old', 'old', 'remove');
   await mount.write('full', 'vm1', 'delete');
   await mount.unmount();
@@ -144,7 +147,7 @@ test.serial('cp --sparse, both ways', async (t) => {
   await run('cp', ['--sparse=always', mount.file('vm1'), back]);
   await run('cmp', [raw, back]);
   t.true((await stat(back)).blocks * 512 < 3 * MiB);
-  // Over an image that holds something else.
+  // Over an image that already has other data.
   await run('dd', ['if=/dev/urandom', `of=${mount.file('vm1')}`, 'bs=1M', 'count=16', 'conv=notrunc']);
   await run('cp', ['--sparse=always', raw, mount.file('vm1')]);
   await run('cmp', [raw, mount.file('vm1')]);

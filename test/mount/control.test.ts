@@ -1,4 +1,4 @@
-/** The control files: commands, what they say when they are read, and bad input. */
+/** The control files: commands, their text when they are read, and bad input. */
 import { execFile, fork } from 'node:child_process';
 import { once } from 'node:events';
 import { type FileHandle, open, readdir, readFile, rename, stat, writeFile } from 'node:fs/promises';
@@ -14,7 +14,7 @@ import { Conversation, program } from '../helpers/program.js';
 
 const run = promisify(execFile);
 
-/** Puts bytes at the beginning of the flat file. */
+/** Writes bytes to the beginning of the flat file. */
 async function put(mount: TestMount, name: string, text: string): Promise<void> {
   await writeFile(mount.file(name), text, { flag: 'r+' });
 }
@@ -23,7 +23,7 @@ async function beginOf(file: string, length: number): Promise<string> {
   return (await readFile(file)).toString('latin1', 0, length);
 }
 
-test.serial('snapshot, look back, roll back, delete', async (t) => {
+test.serial('snapshot: take, read, roll back, delete', async (t) => {
   const mount = await mountedImages(t, { vm1: MiB });
   await put(mount, 'vm1', 'one');
   await mount.write('first\n', 'vm1', 'snapshot');
@@ -59,7 +59,7 @@ test.serial('snapshot, look back, roll back, delete', async (t) => {
   t.is(await beginOf(mount.control('vm1', 'at', 'second'), 3), 'new');
 });
 
-test.serial('a snapshot gets another name, by its control file and by mv', async (t) => {
+test.serial('a snapshot can be renamed, by its control file and by mv', async (t) => {
   const mount = await mountedImages(t, { vm1: MiB, vm2: MiB });
   for (const name of ['one', 'two']) {
     await put(mount, 'vm1', name);
@@ -137,7 +137,7 @@ test.serial('resize grows an image, and its flat file at once', async (t) => {
     await mount.refused('EINVAL', bad, 'vm1', 'resize');
 });
 
-test.serial('bad text is refused with a sentence, and changes nothing', async (t) => {
+test.serial('invalid text is refused with a message, and changes nothing', async (t) => {
   const mount = await mountedImages(t, { vm1: MiB });
   const bad: [string | Uint8Array, RegExp][] = [
     ['\n', /empty/],
@@ -174,7 +174,7 @@ test.serial('shells: >, >>, and reading with the usual tools', async (t) => {
   const [, counted, size, ...text] = stdout.trimEnd().split('\n');
   t.is(counted, size);
   t.regex(text.join('\n'), /newest is c/);
-  // Each control file says something.
+  // Each control file has a text.
   for (const name of await readdir(directory)) {
     if (name !== 'at') t.true((await readFile(path.join(directory, name), 'utf8')).endsWith('\n'), name);
   }
@@ -190,34 +190,31 @@ test.serial('a text stays the same for one opening', async (t) => {
   t.regex(await readFile(mount.control('vm1', 'snapshots'), 'utf8'), /later/);
 });
 
-test.serial(
-  'an opening of a control file tells its own failure until a command succeeds, whoever else fails',
-  async (t) => {
-    const mount = await mountedImages(t, { vm1: MiB });
-    const told = async (file: FileHandle) => {
-      const { buffer, bytesRead } = await file.read(Buffer.alloc(4096), 0, 4096, 0);
-      return buffer.toString('utf8', 0, bytesRead);
-    };
-    for (const control of [mount.control('vm1', 'delete'), path.join(mount.point, '.pcow', 'snapshot')]) {
-      const [one, other] = [await open(control, 'r+'), await open(control, 'r+')];
-      const before = await told(one);
-      await t.throwsAsync(one.write('a@ vm1'), { code: 'EINVAL' });
-      await t.throwsAsync(other.write('b@ vm1'), { code: 'EINVAL' });
-      const failure = JSON.parse(await told(one)) as Record<string, unknown>;
-      t.like(failure, { command: path.basename(control), code: 'PCOW_INVALID', errno: 'EINVAL' });
-      t.regex(String(failure.message), /a@/);
-      t.regex(String(failure.time), /^\d{4}-.*Z$/);
-      t.regex(await told(other), /b@/);
-      if (control.endsWith('delete')) await mount.write('s', 'vm1', 'snapshot');
-      await one.write(control.endsWith('delete') ? 's' : 's vm1');
-      t.is(await told(one), before);
-      await one.close();
-      await other.close();
-    }
-  },
-);
+test.serial('an open control file shows the error of its own last command, whatever other processes do', async (t) => {
+  const mount = await mountedImages(t, { vm1: MiB });
+  const told = async (file: FileHandle) => {
+    const { buffer, bytesRead } = await file.read(Buffer.alloc(4096), 0, 4096, 0);
+    return buffer.toString('utf8', 0, bytesRead);
+  };
+  for (const control of [mount.control('vm1', 'delete'), path.join(mount.point, '.pcow', 'snapshot')]) {
+    const [one, other] = [await open(control, 'r+'), await open(control, 'r+')];
+    const before = await told(one);
+    await t.throwsAsync(one.write('a@ vm1'), { code: 'EINVAL' });
+    await t.throwsAsync(other.write('b@ vm1'), { code: 'EINVAL' });
+    const failure = JSON.parse(await told(one)) as Record<string, unknown>;
+    t.like(failure, { command: path.basename(control), code: 'PCOW_INVALID', errno: 'EINVAL' });
+    t.regex(String(failure.message), /a@/);
+    t.regex(String(failure.time), /^\d{4}-.*Z$/);
+    t.regex(await told(other), /b@/);
+    if (control.endsWith('delete')) await mount.write('s', 'vm1', 'snapshot');
+    await one.write(control.endsWith('delete') ? 's' : 's vm1');
+    t.is(await told(one), before);
+    await one.close();
+    await other.close();
+  }
+});
 
-test.serial('clients that fail at once each get their own sentence', async (t) => {
+test.serial('clients that fail at the same time each get their own error', async (t) => {
   const mount = await mountedImages(t, { vm1: MiB });
   const image = await MountedImage.find(mount.file('vm1'));
   const names = Array.from({ length: 16 }, (_, at) => `missing-${at}`);
@@ -230,7 +227,7 @@ test.serial('clients that fail at once each get their own sentence', async (t) =
 });
 
 test.serial(
-  'an open control file stays that of its image: under another name, and not of what takes its place',
+  'an open control file acts on its image, even after a rename, and never on another image with its name',
   async (t) => {
     const mount = await mountedImages(t, { vm1: MiB, vm2: MiB });
     const file = await open(mount.control('vm1', 'snapshot'), 'r+');
@@ -250,7 +247,7 @@ test.serial(
   },
 );
 
-test.serial('metrics count what happened', async (t) => {
+test.serial('metrics count the operations', async (t) => {
   const mount = await mountedImages(t, { vm1: MiB, vm2: MiB });
   await run('dd', ['if=/dev/zero', `of=${mount.file('vm1')}`, 'bs=4k', 'count=4', 'conv=notrunc,fsync']);
   await mount.write('s', 'vm1', 'snapshot');
@@ -264,7 +261,7 @@ test.serial('metrics count what happened', async (t) => {
   t.is(all.match(/^# TYPE pcow_writes_total counter$/gm)?.length, 1);
 });
 
-test.serial('rollback is refused while somebody has the flat file open, and says who', async (t) => {
+test.serial('rollback is refused while a process has the flat file open, and names the process', async (t) => {
   const mount = await mountedImages(t, { vm1: MiB });
   await mount.write('s', 'vm1', 'snapshot');
   const user = await Conversation.start(t, await program('map-tool', mount.scratch), mount.file('vm1'));
@@ -294,7 +291,7 @@ test.serial('an image that another process writes: readable, and status names th
   const { holder } = await mount.status('vm1');
   t.is(holder?.pid, child.pid);
   t.false(holder?.mount);
-  // What it writes is seen through the mount, past any cached page.
+  // Its writes are visible through the mount, in spite of cached pages.
   child.send('write');
   await once(child, 'message');
   t.is(await beginOf(mount.file('vm1'), 3), 'new');

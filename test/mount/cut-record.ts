@@ -1,4 +1,6 @@
-/** What a cut through cut-writer's file must be (test/programs/cut-writer.c has the layout). */
+/**
+ * Checks that cut-writer's file is a consistent cut (test/programs/cut-writer.c has the layout).
+ */
 const PAGE = 4096;
 const MAX_THREADS = 64;
 const NUMBER_AT = MAX_THREADS * 8;
@@ -8,12 +10,12 @@ export interface CutShape {
   pages: number;
 }
 
-/** How many bytes of the file the writer uses. */
+/** The number of bytes of the file that the writer uses. */
 export function cutSize({ threads, pages }: CutShape): number {
   return threads * pages * PAGE;
 }
 
-/** The last write of each thread in the cut; fails with what is inconsistent in it. */
+/** The last write of each thread in the cut. Fails if the cut is inconsistent. */
 export function checkCut(bytes: Buffer, { threads, pages }: CutShape): number[] {
   const numberAt = (thread: number, slot: number) =>
     Number(bytes.readBigUInt64LE((thread * pages + ((slot * 37) % pages)) * PAGE + NUMBER_AT));

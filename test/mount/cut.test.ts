@@ -1,4 +1,7 @@
-/** Snapshots of plainly mapped flat files: each is a consistent cut, and nobody is left stopped. */
+/**
+ * Snapshots of flat files that are mapped without the monitor: each is a consistent cut, and no
+ * process is left stopped.
+ */
 import { execFile } from 'node:child_process';
 import { readFile, readdir } from 'node:fs/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -20,7 +23,7 @@ async function readCut(file: string): Promise<Buffer> {
   return (await readFile(file)).subarray(0, cutSize(SHAPE));
 }
 
-/** What the file holds when every page has been written since an earlier look. */
+/** The content of the file when every page has been written since an earlier read. */
 async function allWrittenSince(file: string, before: Buffer): Promise<Buffer> {
   for (;;) {
     const now = await readCut(file);
@@ -41,12 +44,12 @@ async function stateOf(pid: number): Promise<string> {
   return text.slice(text.lastIndexOf(') ') + 2)[0] ?? '';
 }
 
-test.serial('the checker sees what is no cut', async (t) => {
+test.serial('the checker recognises an inconsistent cut', async (t) => {
   const mount = await mountedImages(t, { vm1: 8 * MiB });
   const writer = await writerOn(mount, 'vm1');
   const early = await readCut(mount.file('vm1'));
   const later = await allWrittenSince(mount.file('vm1'), await allWrittenSince(mount.file('vm1'), early));
-  // The first thread's pages as they were, and the others' records of what it has done since.
+  // The first thread's pages as they were, and the other threads' records of its later writes.
   const pages = SHAPE.pages * PAGE;
   const mixed = Buffer.concat([early.subarray(0, pages), later.subarray(pages)]);
   t.throws(() => checkCut(mixed, SHAPE), { message: /thread/ });
@@ -82,7 +85,8 @@ test.serial('one snapshot of two images is one cut across both', async (t) => {
   const tool = await program('map-tool', mount.scratch);
   const one = await Conversation.start(t, tool, mount.file('vm1'));
   const two = await Conversation.start(t, tool, mount.file('vm2'));
-  // vm2 gets each number only when vm1 has it: a cut has in vm1 the number of vm2, or the next one.
+  // vm2 gets each number only when vm1 has it: in a cut, vm1 has the number of vm2, or the next
+  // one.
   let writing = true;
   const writer = (async () => {
     for (let i = 1; writing; i = (i % 200) + 1) {
@@ -101,7 +105,7 @@ test.serial('one snapshot of two images is one cut across both', async (t) => {
   await writer;
 });
 
-test.serial('a process that somebody had stopped before stays stopped', async (t) => {
+test.serial('a process that was already stopped stays stopped', async (t) => {
   const mount = await mountedImages(t, { vm1: 8 * MiB });
   const writer = await writerOn(mount, 'vm1');
   process.kill(writer.pid, 'SIGSTOP');
@@ -112,7 +116,7 @@ test.serial('a process that somebody had stopped before stays stopped', async (t
   process.kill(writer.pid, 'SIGCONT');
 });
 
-test.serial('a process may ask for a snapshot of what it has mapped itself', async (t) => {
+test.serial('a process may request a snapshot of an image that it has mapped itself', async (t) => {
   const mount = await mountedImages(t, { vm1: 8 * MiB });
   const tool = await Conversation.start(t, await program('map-tool', mount.scratch), mount.file('vm1'));
   await tool.ask('write 8192 100 7');
@@ -157,7 +161,8 @@ test.serial('a kill of the mount in the middle of a snapshot leaves no process s
     if ((await stateOf(writer.pid)) === 'T') ++stoppedOnce;
     await mount.kill();
     await snapshot;
-    // The writer gets SIGBUS from its mapping when it runs on: it ends. What it must not be is stopped.
+    // The writer gets SIGBUS from its mapping when it continues, and ends. It must not remain
+    // stopped.
     for (let waited = 0; waited < 200 && (await stopped(writer.pid)); ++waited) await sleep(10);
     t.false(await stopped(writer.pid), 'the writer is stopped');
     await writer.end('SIGKILL').catch(() => undefined);

@@ -1,4 +1,7 @@
-/** Image files that somebody else cuts short while they are mounted: that image fails, and the mount goes on with all others. */
+/**
+ * Image files that another program truncates while they are mounted: that image fails, and the
+ * mount continues with all others.
+ */
 import { open, readFile, truncate } from 'node:fs/promises';
 
 import test from 'ava';
@@ -8,7 +11,7 @@ import { imagesFor, MiB } from '../helpers/mount.js';
 
 const SIZE = 64 * MiB;
 
-test.serial('files that are cut short: reading and writing them fails, and no other image notices', async (t) => {
+test.serial('truncated files: reading and writing them fails, and other images are not affected', async (t) => {
   const mount = await imagesFor(t, { read: SIZE, written: SIZE, other: SIZE });
   for (const name of ['read', 'written', 'other']) {
     const image = await Image.open(mount.image(name), { write: true });

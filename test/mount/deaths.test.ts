@@ -1,4 +1,7 @@
-/** The mount is killed while files are written: what was written by write(2), or msynced, is there after the next mount. */
+/**
+ * The mount is killed while files are written: data that was written by write(2), or msynced, is
+ * still there in the next mount.
+ */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { readFile } from 'node:fs/promises';
@@ -15,7 +18,9 @@ const PAGE = 4096;
 const PAGES = 300;
 const ROUNDS = effort(4, 50, 'PCOW_KILL_ROUNDS');
 
-/** Runs the writer until the mount is killed under it. Returns the last number that it said was written. */
+/**
+ * Runs the writer until the mount is killed. Returns the last number that it reported as written.
+ */
 async function writeAndKill(
   mount: TestMount,
   writer: string,
@@ -38,7 +43,10 @@ async function writeAndKill(
   return Number(complete.at(-1));
 }
 
-/** Every page must hold the last number up to `last` that went there; the one after `last` may be there as well. */
+/**
+ * Every page must have the last number up to `last` that was written to it; the one after `last`
+ * may be there as well.
+ */
 function checkNumbers(bytes: Buffer, last: number): void {
   for (let page = 0; page < PAGES; ++page) {
     const found = Number(bytes.readBigUInt64LE(page * PAGE));
@@ -59,7 +67,7 @@ for (const way of ['write', 'msync']) {
     let last = 0;
     for (let round = 0; round < ROUNDS; ++round) {
       await mount.mount();
-      // In some rounds it dies in the middle of a snapshot, or soon after one.
+      // In some rounds the mount dies in the middle of a snapshot, or soon after one.
       const snapshot = random.chance(0.5) ? `s${round}` : null;
       const after = random.below(300);
       const killed = writeAndKill(mount, writer, way, last + 1, after);
@@ -75,7 +83,7 @@ for (const way of ['write', 'msync']) {
       }, `seed ${random.seed}, round ${round}`);
       const { state } = await mount.status('vm1');
       t.is(state, 'ok');
-      // The number in doubt may be there or not: say which.
+      // The last number may or may not be there: find out which.
       if (Number(bytes.readBigUInt64LE((((last + 1) * 37) % PAGES) * PAGE)) === last + 1) last += 1;
       await mount.unmount();
     }

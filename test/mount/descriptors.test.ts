@@ -1,4 +1,6 @@
-/** More images than the mount may have descriptors: none is missing, and what can't be read is an error. */
+/**
+ * More images than the mount may have descriptors: none is missing, and failed reads are errors.
+ */
 import { copyFile, open, readdir, readFile, stat, writeFile, type FileHandle } from 'node:fs/promises';
 import path from 'node:path';
 
@@ -10,7 +12,7 @@ import { imagesFor, MiB, type TestMount } from '../helpers/mount.js';
 
 const IMAGES = 120;
 
-/** Node itself has some thirty open. */
+/** Node itself has about thirty open. */
 const DESCRIPTORS = 96;
 
 const nameOf = (at: number): string => `v${String(at).padStart(3, '0')}`;
@@ -26,7 +28,7 @@ async function manyImages(t: ExecutionContext<unknown>): Promise<TestMount> {
   return mount;
 }
 
-test.serial('each of more images than descriptors is listed, read, snapshotted and told of', async (t) => {
+test.serial('with more images than descriptors, each is listed, read, snapshotted and shown in status', async (t) => {
   const mount = await manyImages(t);
   t.deepEqual(await readdir(mount.point), names);
   const sizes = await Promise.all(names.map(async (name) => (await stat(mount.file(name))).size));
@@ -48,13 +50,13 @@ test.serial('each of more images than descriptors is listed, read, snapshotted a
   );
 });
 
-test.serial('what was written to an image whose descriptors others have taken is there', async (t) => {
+test.serial('writes to an image are kept when its descriptors are closed for other images', async (t) => {
   const mount = await manyImages(t);
   for (const name of names) await writeFile(mount.file(name), name, { flag: 'r+' });
   for (const name of names) t.is((await readFile(mount.file(name))).toString('latin1', 0, 4), name);
 });
 
-test.serial('while all descriptors are used the rest are errors, not absent', async (t) => {
+test.serial('while all descriptors are used, the other images are errors, not absent', async (t) => {
   const mount = await manyImages(t);
   const files: FileHandle[] = [];
   t.teardown(() => Promise.all(files.map((file) => file.close().catch(() => undefined))));

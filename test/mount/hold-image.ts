@@ -1,4 +1,4 @@
-/** A process that has an image open for writing, and writes to it when it is told to. */
+/** A process that has an image open for writing, and writes to it on request. */
 import { Image } from '../../src/engine/index.js';
 
 const image = await Image.open(process.argv[2] ?? '', { write: true });

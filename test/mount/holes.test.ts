@@ -1,4 +1,7 @@
-/** Holes of flat files: told where nobody can be changing them, and quick to skip in an image of terabytes. */
+/**
+ * Holes of flat files: reported if no process can be changing them, and quick to skip in an image
+ * of terabytes.
+ */
 import { execFile } from 'node:child_process';
 import { open } from 'node:fs/promises';
 import path from 'node:path';
@@ -13,7 +16,10 @@ const TiB = 2 ** 40;
 
 type Question = readonly ['data' | 'hole', number];
 
-/** What lseek(2) answers, for SEEK_DATA or SEEK_HOLE from an offset on: an offset, or the errno's name. */
+/**
+ * The result of lseek(2) with SEEK_DATA or SEEK_HOLE from an offset on: an offset, or the name of
+ * the errno.
+ */
 async function seek(file: string, ...questions: Question[]): Promise<(number | string)[]> {
   const program = `
 import errno, json, os, sys
@@ -31,11 +37,11 @@ test.serial('data and holes of an image of 8 TiB, and of its snapshot', async (t
   const flat = mount.file('vm1');
   const file = await open(flat, 'r+');
   await file.write(Buffer.alloc(MiB, 7), 0, MiB, 4 * TiB);
-  // While somebody has it open for writing everything is data.
+  // While a process has it open for writing, everything is data.
   t.deepEqual(await seek(flat, ['data', 0], ['hole', 0]), [0, 8 * TiB]);
   await file.close();
   await mount.write('s', 'vm1', 'snapshot');
-  // Of control files nothing is told; and the kernel asks on.
+  // Control files have no holes; and the kernel asks again.
   t.deepEqual(await seek(mount.control('vm1', 'status'), ['data', 0]), ['EINVAL']);
   const questions: [Question, number | string][] = [
     [['data', 0], 4 * TiB],
@@ -53,7 +59,7 @@ test.serial('data and holes of an image of 8 TiB, and of its snapshot', async (t
       name,
     );
   }
-  // What no look at all of the 8 TiB could do.
+  // Too fast for a read of all 8 TiB.
   const copy = path.join(mount.scratch, 'copy');
   await run('cp', ['--sparse=always', flat, copy], { timeout: 600_000 });
   t.deepEqual(await seek(copy, ['data', 0]), [4 * TiB]);

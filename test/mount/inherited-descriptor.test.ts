@@ -1,4 +1,7 @@
-/** A helper process of a killed mount must not keep its connection alive: whoever uses the mount would wait for ever. */
+/**
+ * A helper process of a killed mount must not keep its connection alive: otherwise users of the
+ * mount would wait forever.
+ */
 import { mkdir, readdir, readFile, readlink } from 'node:fs/promises';
 import path from 'node:path';
 import test from 'ava';
@@ -7,7 +10,7 @@ import { scratchDirectory } from '../helpers/scratch.js';
 
 const O_CLOEXEC = 0o2000000;
 
-test.serial('the descriptor of /dev/fuse does not pass to child processes', async (t) => {
+test.serial('child processes do not inherit the descriptor of /dev/fuse', async (t) => {
   const scratch = await scratchDirectory(t);
   await mkdir(path.join(scratch, 'images'));
   await mkdir(path.join(scratch, 'mnt'));

@@ -1,4 +1,7 @@
-/** A second mount in one process: its bytes go through JavaScript, and everything works but holes. */
+/**
+ * A second mount in one process: its bytes go through JavaScript, and everything except holes
+ * works.
+ */
 import { execFile, fork } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
 import { once } from 'node:events';

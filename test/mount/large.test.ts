@@ -1,4 +1,4 @@
-/** The size of an image costs nothing: ratios, so that a slow machine does not matter. */
+/** The size of an image costs no time. Compares ratios, so that a slow machine does not matter. */
 import { stat } from 'node:fs/promises';
 
 import test from 'ava';
@@ -18,7 +18,7 @@ async function milliseconds(work: () => Promise<unknown>): Promise<number> {
   return performance.now() - began;
 }
 
-/** The medians of `work` for each image, taken in turns. */
+/** The medians of `work` for each image, measured in turns. */
 async function medians(work: (name: Name, round: number) => Promise<unknown>): Promise<Record<Name, number>> {
   const times: Record<Name, number[]> = { small: [], large: [] };
   for (let round = 0; round < ROUNDS; ++round) {

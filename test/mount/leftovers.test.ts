@@ -1,4 +1,7 @@
-/** A mount that serves for months: what has come and gone leaves no descriptor and no mapping of an image file behind. */
+/**
+ * A mount that runs for months: images and snapshots that have come and gone leave no descriptor
+ * and no mapping of an image file.
+ */
 import { open, readdir, readFile, stat } from 'node:fs/promises';
 
 import test, { type ExecutionContext } from 'ava';
@@ -7,13 +10,13 @@ import { eventually } from '../helpers/eventually.js';
 import { MiB, mountedImages, type TestMount } from '../helpers/mount.js';
 import { Conversation, program } from '../helpers/program.js';
 
-/** Rounds before the first look, and after it. */
+/** Rounds before the first measurement, and after it. */
 const WARM = 5;
 const ROUNDS = 20;
 
 interface Footprint {
   descriptors: number;
-  /** Of image files. */
+  /** The number of image files. */
   mappings: number;
 }
 
@@ -22,7 +25,10 @@ async function footprintOf({ daemon: { pid = 0 } }: TestMount): Promise<Footprin
   return { descriptors: descriptors.length, mappings: maps.match(/\.pcow(?: \(deleted\))?$/gm)?.length ?? 0 };
 }
 
-/** Does it some times, so that the mount has what it needs, and then more times, of which nothing stays. */
+/**
+ * Repeats it, so that the mount has everything it needs, and then repeats it more often: nothing
+ * must be left of that.
+ */
 async function leavesNothing(
   t: ExecutionContext<unknown>,
   mount: TestMount,
@@ -34,7 +40,7 @@ async function leavesNothing(
   const before = await footprintOf(mount);
   t.true(before.descriptors > 0 && before.mappings > 0);
   while (number < WARM + ROUNDS) await round(number++);
-  // The last one is let go a moment after the round's end.
+  // The last one is released a moment after the end of the round.
   await eventually(async () => {
     const after = await footprintOf(mount);
     return after.descriptors <= before.descriptors && after.mappings <= before.mappings;
@@ -42,7 +48,7 @@ async function leavesNothing(
   t.pass();
 }
 
-test.serial('a process that attaches an image, and lets it go, again and again', async (t) => {
+test.serial('a process that attaches and releases an image again and again', async (t) => {
   const mount = await mountedImages(t, { vm1: 64 * MiB });
   const it = await Conversation.start(t, await program('fake-monitor', mount.scratch), mount.file('vm1'));
   await leavesNothing(t, mount, async () => {
@@ -52,7 +58,7 @@ test.serial('a process that attaches an image, and lets it go, again and again',
   });
 });
 
-test.serial('snapshots that are taken, looked at and deleted', async (t) => {
+test.serial('snapshots that are taken, read and deleted', async (t) => {
   const mount = await mountedImages(t, { vm1: MiB });
   await leavesNothing(t, mount, async (number) => {
     await mount.write(`s${number}`, 'vm1', 'snapshot');
@@ -62,7 +68,7 @@ test.serial('snapshots that are taken, looked at and deleted', async (t) => {
   });
 });
 
-test.serial('clones that are made, looked at and removed', async (t) => {
+test.serial('clones that are made, read and removed', async (t) => {
   const mount = await mountedImages(t, { vm1: MiB });
   await mount.write('s', 'vm1', 'snapshot');
   await leavesNothing(t, mount, async (number) => {

@@ -1,4 +1,7 @@
-/** Random operations through a mount against a plain in-memory model: flat files and snapshots always equal it. */
+/**
+ * Random operations through a mount, compared with a plain in-memory model: flat files and
+ * snapshots always equal it.
+ */
 import { execFile } from 'node:child_process';
 import { open, readFile } from 'node:fs/promises';
 import { promisify } from 'node:util';
@@ -22,7 +25,7 @@ interface ModelImage {
   name: string;
   active: ModelState;
   snapshots: Map<string, ModelState>;
-  /** Names of this image's snapshots that a clone stands on: they can't be deleted. */
+  /** Names of this image's snapshots on which a clone stands: they cannot be deleted. */
   needed: Set<string>;
 }
 
@@ -47,7 +50,7 @@ class Model {
     return `x${this.#made}`;
   }
 
-  /** A range; often whole pages or blocks, often not. */
+  /** A range; often whole pages or blocks. */
   range(): { offset: number; length: number } {
     const unit = this.random.pick([1, 512, 4096, 65_536]);
     const offset = this.random.below(SIZE / unit) * unit;
@@ -158,7 +161,8 @@ class Model {
     await this.mount.write(snapshot === undefined ? made : `${made} ${snapshot}`, image.name, 'clone');
     const state = snapshot === undefined ? image.active : (image.snapshots.get(snapshot) ?? image.active);
     this.add(made, state.copy());
-    // A clone as it is now stands on the newest layer: an automatic snapshot, or one that was there.
+    // A clone of the present state stands on the newest layer: an automatic snapshot, or an
+    // existing one.
     const lines = (await readFile(this.mount.control(image.name, 'snapshots'), 'utf8')).trimEnd().split('\n');
     const listed = lines.map((line) => JSON.parse(line) as { name: string; current: boolean });
     const base = snapshot ?? listed.find(({ current }) => current)?.name;
@@ -168,7 +172,10 @@ class Model {
     }
   }
 
-  /** The newest image: nothing stands on it, and what it stood on is taken for needed still. */
+  /**
+   * The newest image: nothing stands on it. The images on which it stood are still treated as
+   * needed.
+   */
   async remove(image: ModelImage): Promise<void> {
     if (image.needed.size > 0) return;
     await this.mount.write(image.name, image.name, 'remove');

@@ -1,4 +1,4 @@
-/** What a mount shows, and what rm, mv and their like do in it. */
+/** What a mount shows, and what rm, mv and similar commands do in it. */
 import { execFile } from 'node:child_process';
 import {
   chmod,
@@ -41,7 +41,7 @@ test.serial('images show as plain files of their full size', async (t) => {
 });
 
 test.serial(
-  'the control files are listed with --show-control only, and are there for whoever names them',
+  'the control files are listed only with --show-control, and can always be opened by their names',
   async (t) => {
     const mount = await imagesFor(t, { vm1: MiB });
     await mount.mount();
@@ -56,7 +56,7 @@ test.serial(
   },
 );
 
-test.serial('a flat file has the times of its image to the last digit, from the first look on', async (t) => {
+test.serial('a flat file has exactly the times of its image, from the first stat on', async (t) => {
   const mount = await imagesFor(t, { vm1: MiB });
   await run('touch', ['-d', '2020-02-02 02:02:02.123456789 UTC', mount.image('vm1')]);
   await mount.mount();
@@ -67,14 +67,14 @@ test.serial('a flat file has the times of its image to the last digit, from the 
   t.is(await time(), 1_612_231_322_987_654_321n);
 });
 
-test.serial('what only tells something is not written to', async (t) => {
+test.serial('read-only control files refuse writes', async (t) => {
   const mount = await mountedImages(t, { vm1: MiB });
   for (const words of [['help'], ['status'], ['vm1', 'status'], ['vm1', 'snapshots'], ['vm1', 'metrics']]) {
     await t.throwsAsync(mount.write('x', ...words), { code: 'EACCES' }, words.join('/'));
   }
 });
 
-test.serial('du tells what the images take', async (t) => {
+test.serial('du shows the disk space of the images', async (t) => {
   const mount = await mountedImages(t, { vm1: 64 * MiB });
   await run('dd', ['if=/dev/urandom', `of=${mount.file('vm1')}`, 'bs=1M', 'count=5', 'conv=notrunc,fsync']);
   const { stdout } = await run('du', ['-k', mount.file('vm1')]);
@@ -93,7 +93,7 @@ test.serial('df shows the disk of the directory', async (t) => {
   t.is(mounted.blocks * mounted.bsize, directory.blocks * directory.bsize);
 });
 
-test.serial('images that appear and go are seen at once', async (t) => {
+test.serial('images that appear or disappear are noticed at once', async (t) => {
   const mount = await mountedImages(t, { vm1: MiB });
   await Image.create(mount.image('new'), { size: 3 * MiB });
   t.is((await stat(mount.file('new'))).size, 3 * MiB);
@@ -102,7 +102,7 @@ test.serial('images that appear and go are seen at once', async (t) => {
   await t.throwsAsync(readFile(mount.file('new')), { code: 'ENOENT' });
   await rm(mount.image('newer'));
   await t.throwsAsync(stat(mount.file('newer')), { code: 'ENOENT' });
-  // Another image under the same name.
+  // Another image with the same name.
   t.is((await stat(mount.file('vm1'))).size, MiB);
   await rm(mount.image('vm1'));
   await Image.create(mount.image('vm1'), { size: 2 * MiB });
@@ -110,7 +110,7 @@ test.serial('images that appear and go are seen at once', async (t) => {
   await mount.write('s', 'vm1', 'snapshot');
 });
 
-test.serial('files that are no images disturb nobody, and are explained in status', async (t) => {
+test.serial('files that are not images do no harm, and status explains them', async (t) => {
   const mount = await imagesFor(t, { vm1: MiB, cut: MiB, base: MiB });
   await writeFile(path.join(mount.images, 'notes.txt'), 'not shown at all');
   await writeFile(mount.image('text'), 'hello');
@@ -162,7 +162,7 @@ async function frozenLayer(file: string): Promise<number> {
   }
 }
 
-test.serial('what leaves the image directory is refused, unless it is allowed', async (t) => {
+test.serial('links and bases outside of the image directory are refused, unless they are allowed', async (t) => {
   const mount = await imagesFor(t, { vm1: MiB });
   const outside = path.join(mount.scratch, 'outside.pcow');
   await Image.create(outside, { size: MiB });
@@ -197,29 +197,32 @@ test.serial('rm removes an image that holds nothing', async (t) => {
   t.deepEqual(await readdir(mount.point), []);
 });
 
-test.serial('rm refuses an image that others stand on, or that is open; mv tells those that stand on it', async (t) => {
-  const mount = await mountedImages(t, { base: MiB, vm1: MiB });
-  await mount.write('child', 'base', 'clone');
-  await t.throwsAsync(rm(mount.file('base')), { code: 'EBUSY' });
-  const { lastError } = await mount.status('base');
-  t.is(lastError?.command, 'rm');
-  t.regex(lastError?.message ?? '', /child\.pcow/);
-  await rename(mount.file('base'), mount.file('ground'));
-  t.is((await mount.status('child')).state, 'ok');
-  const holder = execFile('sleep', ['60']);
-  const reader = execFile('bash', ['-c', 'exec 3< "$1"; echo open; read -r', 'bash', mount.file('vm1')]);
-  t.teardown(() => [holder, reader].map((child) => child.kill('SIGKILL')));
-  await new Promise((resolve) => reader.stdout?.once('data', resolve));
-  await t.throwsAsync(rm(mount.file('vm1')), { code: 'EBUSY' });
-  t.regex((await mount.status('vm1')).lastError?.message ?? '', new RegExp(`process ${reader.pid} \\(bash\\)`));
-  reader.kill('SIGKILL');
-  await rm(mount.file('child'));
-  // It has the snapshot that was made for the clone.
-  await t.throwsAsync(rm(mount.file('ground')), { code: 'EPERM' });
-  await mount.write('ground', 'ground', 'remove');
-});
+test.serial(
+  'rm refuses an image that others stand on, or that is open; mv updates those that stand on it',
+  async (t) => {
+    const mount = await mountedImages(t, { base: MiB, vm1: MiB });
+    await mount.write('child', 'base', 'clone');
+    await t.throwsAsync(rm(mount.file('base')), { code: 'EBUSY' });
+    const { lastError } = await mount.status('base');
+    t.is(lastError?.command, 'rm');
+    t.regex(lastError?.message ?? '', /child\.pcow/);
+    await rename(mount.file('base'), mount.file('ground'));
+    t.is((await mount.status('child')).state, 'ok');
+    const holder = execFile('sleep', ['60']);
+    const reader = execFile('bash', ['-c', 'exec 3< "$1"; echo open; read -r', 'bash', mount.file('vm1')]);
+    t.teardown(() => [holder, reader].map((child) => child.kill('SIGKILL')));
+    await new Promise((resolve) => reader.stdout?.once('data', resolve));
+    await t.throwsAsync(rm(mount.file('vm1')), { code: 'EBUSY' });
+    t.regex((await mount.status('vm1')).lastError?.message ?? '', new RegExp(`process ${reader.pid} \\(bash\\)`));
+    reader.kill('SIGKILL');
+    await rm(mount.file('child'));
+    // It has the snapshot that was made for the clone.
+    await t.throwsAsync(rm(mount.file('ground')), { code: 'EPERM' });
+    await mount.write('ground', 'ground', 'remove');
+  },
+);
 
-test.serial('mv renames the image file, with everything in it', async (t) => {
+test.serial('mv renames the image file, and keeps everything in it', async (t) => {
   const mount = await mountedImages(t, { vm1: MiB, vm2: MiB });
   await writeFile(mount.file('vm1'), 'content', { flag: 'r+' });
   await mount.write('s', 'vm1', 'snapshot');
@@ -248,7 +251,7 @@ test.serial('chmod and touch act on the image file', async (t) => {
   );
 });
 
-test.serial('extended attributes tell state, chain and status', async (t) => {
+test.serial('extended attributes show state, chain and status', async (t) => {
   const mount = await mountedImages(t, { base: MiB });
   await mount.write('child', 'base', 'clone');
   const script =
@@ -257,13 +260,14 @@ test.serial('extended attributes tell state, chain and status', async (t) => {
   t.regex(stdout, /^user\.pcow\.chain \['\S+child\.pcow', '\S+base\.pcow@auto-\S+'\]$/m);
   t.regex(stdout, /^user\.pcow\.state \['ok'\]$/m);
   t.regex(stdout, /^user\.pcow\.status /m);
-  // libvirt stores the owner of a file there, unless the file system says that it has no such attributes.
+  // libvirt stores the owner of a file there, unless the filesystem says that it does not support
+  // such attributes.
   const trusted =
     'import errno,os,sys\ntry: os.getxattr(sys.argv[1], "trusted.x")\nexcept OSError as e: print(errno.errorcode[e.errno])';
   t.regex((await run('python3', ['-c', trusted, mount.file('child')])).stdout, /^EOPNOTSUPP|ENOTSUP$/m);
 });
 
-test.serial('an image called like a control file has a flat file all the same', async (t) => {
+test.serial('an image with the name of a control file has a flat file nevertheless', async (t) => {
   const mount = await mountedImages(t, { snapshot: MiB, vm1: MiB });
   t.is((await stat(mount.file('snapshot'))).size, MiB);
   t.true((await stat(path.join(mount.point, '.pcow/snapshot'))).isFile());

@@ -1,4 +1,7 @@
-/** A mount that is killed is followed by a sync of its images, so that an orderly restart of the host loses nothing. */
+/**
+ * A mount that is killed is followed by a sync of its images, so that an orderly restart of the
+ * host loses nothing.
+ */
 import { execFile } from 'node:child_process';
 import { open, readFile } from 'node:fs/promises';
 import { promisify } from 'node:util';
@@ -48,7 +51,7 @@ test.serial('the watchdog of a killed mount recovers its images', async (t) => {
   }
 });
 
-test.serial('a mount recovers what it finds, and so does “pcow recover”', async (t) => {
+test.serial('a mount recovers the images that it finds, and so does “pcow recover”', async (t) => {
   const mount = await imagesFor(t, { vm1: 2 * MiB, vm2: 2 * MiB });
   const left = async (name: string, value: number) => {
     const program = `

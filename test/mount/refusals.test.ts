@@ -1,4 +1,4 @@
-/** Mounts that can't be made, each with its own sentence; mounts that end. */
+/** Mounts that cannot be made, each with its own message; and the end of mounts. */
 import { execFile, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { mkdir, readdir, readFile, rm, symlink, writeFile } from 'node:fs/promises';
@@ -15,7 +15,7 @@ import { pcowProgram } from '../helpers/mounted.js';
 
 const run = promisify(execFile);
 
-/** Runs `pcow mount` without a mount helper: it must fail. Returns what it says. */
+/** Runs `pcow mount` without a mount helper: it must fail. Returns its message. */
 async function refused(t: TestMount['t'], directory: string, mountpoint: string, environment = {}): Promise<string> {
   const error = await t.throwsAsync<Error & { code: number; stderr: string }>(
     run(process.execPath, [pcowProgram, 'mount', directory, mountpoint], { env: { ...process.env, ...environment } }),
@@ -24,7 +24,7 @@ async function refused(t: TestMount['t'], directory: string, mountpoint: string,
   return error?.stderr ?? '';
 }
 
-test.serial('mountpoints that do not suit', async (t) => {
+test.serial('unsuitable mountpoints', async (t) => {
   const mount = await imagesFor(t, { vm1: MiB });
   const { images, scratch, point } = mount;
   t.regex(await refused(t, images, path.join(scratch, 'missing')), /does not exist.*mkdir/);
@@ -47,7 +47,7 @@ test.serial('mountpoints that do not suit', async (t) => {
 test.serial('a machine without /dev/fuse or fusermount3', async (t) => {
   const { images, point } = await imagesFor(t, { vm1: MiB });
   t.regex(await refused(t, images, point, { PATH: '/nowhere' }), /fusermount3.*fuse3/);
-  // In a mount namespace of its own, with nothing but null under /dev.
+  // In its own mount namespace, with nothing but null in /dev.
   const words = [
     '-m',
     'sh',
@@ -84,14 +84,14 @@ test.serial('two mounts of one directory, a mount over a mount, a mount inside a
   await mount.mount();
 });
 
-test.serial('something else is mounted there', async (t) => {
+test.serial('a mountpoint on which something else is mounted', async (t) => {
   const { images, point } = await imagesFor(t, { vm1: MiB });
   await run('mount', ['-t', 'tmpfs', 'none', point]);
   t.teardown(() => run('umount', ['-l', point]).catch(() => undefined));
   t.regex(await refused(t, images, point), /something is mounted.*tmpfs/);
 });
 
-test.serial('a daemon: ready when it says so, ended when umount returns', async (t) => {
+test.serial('a daemon is ready when it says so, and has ended when umount returns', async (t) => {
   const { images, point, scratch } = await imagesFor(t, { vm1: MiB });
   t.teardown(() => run('fusermount3', ['-u', '-z', point]).catch(() => undefined));
   const log = path.join(scratch, 'log');
@@ -115,7 +115,7 @@ async function alive(pid: number): Promise<boolean> {
   return state !== undefined && state !== 'Z';
 }
 
-test.serial('umount of a mount that is in use names who uses it, and the mount goes on', async (t) => {
+test.serial('umount of a mount in use names its users, and the mount continues', async (t) => {
   const mount = await imagesFor(t, { vm1: MiB });
   await mount.mount();
   const user = spawn('bash', ['-c', 'exec 3< "$1"; echo open; read -r', 'bash', mount.file('vm1')], {
@@ -126,7 +126,7 @@ test.serial('umount of a mount that is in use names who uses it, and the mount g
   const error = await t.throwsAsync(umount(mount.point));
   t.regex(error?.message ?? '', new RegExp(`in use by process ${user.pid} \\(bash\\)`));
   await mount.write('s', 'vm1', 'snapshot');
-  // A signal takes it out of sight; it ends with the last open file.
+  // A signal removes it from view; it ends with the last open file.
   mount.daemon.kill('SIGTERM');
   for (let i = 0; i < 100 && (await readdir(mount.point)).length > 0; ++i) await sleep(20);
   t.deepEqual(await readdir(mount.point), []);
@@ -136,7 +136,7 @@ test.serial('umount of a mount that is in use names who uses it, and the mount g
   t.deepEqual(await ended, [0, null]);
 });
 
-test.serial('SIGTERM and SIGINT end a mount that nobody uses', async (t) => {
+test.serial('SIGTERM and SIGINT end a mount that is not in use', async (t) => {
   for (const signal of ['SIGTERM', 'SIGINT'] as const) {
     const mount = await imagesFor(t, { vm1: MiB });
     await mount.mount();
@@ -148,7 +148,7 @@ test.serial('SIGTERM and SIGINT end a mount that nobody uses', async (t) => {
   }
 });
 
-test.serial('the remains of a dead mount are cleared away by the next one, and by umount', async (t) => {
+test.serial('a dead mount is removed by the next one, and by umount', async (t) => {
   const mount = await imagesFor(t, { vm1: MiB });
   await mount.mount();
   await mount.kill();
@@ -161,7 +161,7 @@ test.serial('the remains of a dead mount are cleared away by the next one, and b
   await rm(mount.point, { recursive: true });
 });
 
-test.serial('directories with odd names', async (t) => {
+test.serial('directories with unusual names', async (t) => {
   const mount = await imagesFor(t, { vm1: MiB });
   const odd = path.join(mount.scratch, 'a, b\\c "d"\té');
   await mkdir(odd);

@@ -1,4 +1,6 @@
-/** Ordinary tools that replace a file remove it first: none of them may destroy an image by that. */
+/**
+ * Ordinary tools that replace a file remove it first: none of them may destroy an image that way.
+ */
 import { execFile } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
 import { mkdir, readdir, readFile, rm, writeFile } from 'node:fs/promises';
@@ -26,7 +28,7 @@ const TOOLS: Record<string, string> = {
   unlink: 'unlink mnt/vm',
 };
 
-test.serial('no tool that replaces or removes a flat file takes an image away that holds anything', async (t) => {
+test.serial('no tool that replaces or removes a flat file removes an image with data', async (t) => {
   const mount = await mountedImages(t, { vm: MiB, other: MiB });
   const at = (name: string) => path.join(mount.scratch, name);
   const content = randomBytes(MiB);
@@ -45,7 +47,7 @@ test.serial('no tool that replaces or removes a flat file takes an image away th
     t.is((await readFile(mount.control('vm', 'at', 'kept'))).toString('latin1', 0, 3), 'old', tool);
     t.is((await readFile(mount.file('other'))).toString('latin1', 0, 6), 'theirs', tool);
     t.deepEqual(await readdir(mount.images), ['other.pcow', 'vm.pcow'], tool);
-    // Who writes into the file, as tar --overwrite and the like do, is welcome.
+    // Tools that write to the existing file, as tar --overwrite does, work.
     if (!failed) t.true(content.equals(await readFile(mount.file('vm'))), tool);
   }
   await t.throwsAsync(rm(mount.file('vm')), { code: 'EPERM' });

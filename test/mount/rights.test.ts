@@ -1,4 +1,4 @@
-/** With --allow-other a mount gives each user what the modes of the images give. */
+/** With --allow-other, users have the permissions of the images in a mount. */
 import { execFile } from 'node:child_process';
 import { chmod, chown } from 'node:fs/promises';
 import { promisify } from 'node:util';
@@ -10,7 +10,7 @@ import { imagesFor, MiB, type TestMount } from '../helpers/mount.js';
 const run = promisify(execFile);
 const NOBODY = 65_534;
 
-/** Whether a shell script succeeds for a user without rights. $1 is the mountpoint. */
+/** Whether a shell script succeeds for a user without special rights. $1 is the mountpoint. */
 async function may(mount: TestMount, script: string): Promise<boolean> {
   const words = [`--reuid=${NOBODY}`, `--regid=${NOBODY}`, '--clear-groups', 'sh', '-c', script, 'sh', mount.point];
   return run('setpriv', words).then(
@@ -24,7 +24,7 @@ async function openTo(mount: TestMount, ...options: string[]): Promise<void> {
   await mount.mount(...options);
 }
 
-test.serial('modes and owners of the images count', async (t) => {
+test.serial('the modes and owners of the images decide', async (t) => {
   const mount = await imagesFor(t, { secret: MiB, shared: MiB, own: MiB });
   await chmod(mount.image('secret'), 0o600);
   await chmod(mount.image('shared'), 0o644);
@@ -45,7 +45,7 @@ test.serial('modes and owners of the images count', async (t) => {
   t.false(await may(mount, 'echo "s own secret" > "$1/.pcow/snapshot"'), 'the mount-wide files go by the directory');
 });
 
-test.serial('without --allow-other nobody else gets in', async (t) => {
+test.serial('without --allow-other other users have no access', async (t) => {
   const mount = await imagesFor(t, { shared: MiB });
   await chmod(mount.image('shared'), 0o666);
   await openTo(mount);

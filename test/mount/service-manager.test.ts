@@ -1,4 +1,7 @@
-/** A mount in the foreground tells the service manager that started it when it is ready, and when it ends. */
+/**
+ * A mount in the foreground notifies the service manager that started it when it is ready, and when
+ * it ends.
+ */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { readFile } from 'node:fs/promises';
@@ -14,7 +17,7 @@ import { pcowProgram } from '../helpers/mounted.js';
 
 const LISTENER = fileURLToPath(new URL('../../../test/programs/notify-socket.py', import.meta.url));
 
-/** A fake service manager; yields what it is told. */
+/** A fake service manager; yields the messages that it gets. */
 async function listener(t: ExecutionContext<unknown>, socket: string): Promise<AsyncIterator<string>> {
   const child = spawn('python3', [LISTENER, socket], { stdio: ['ignore', 'pipe', 'inherit'] });
   t.teardown(() => child.kill('SIGKILL'));
@@ -47,7 +50,7 @@ for (const place of ['a path', 'an abstract name'] as const) {
     const { child, ended } = mountUnder(t, mount, socket);
     const ready = (await messages.next()) as IteratorYieldResult<string>;
     t.is(JSON.parse(ready.value), `READY=1\nSTATUS=${mount.images} is mounted on ${mount.point}\n`);
-    // It is true.
+    // The message is true.
     t.is((await readFile(mount.file('vm1'))).length, MiB);
     child.kill('SIGTERM');
     const stopping = (await messages.next()) as IteratorYieldResult<string>;
@@ -56,7 +59,7 @@ for (const place of ['a path', 'an abstract name'] as const) {
   });
 }
 
-test.serial('a service manager that can not be reached is told of in the log, and harms nothing', async (t) => {
+test.serial('a service manager that cannot be reached is reported in the log, and does no harm', async (t) => {
   const mount = await imagesFor(t, { vm1: MiB });
   const { child, said, ended } = mountUnder(t, mount, path.join(mount.scratch, 'nobody'));
   await eventually(() => Promise.resolve(/can't reach the service manager at .*nobody/.test(said())));

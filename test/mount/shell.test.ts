@@ -1,4 +1,7 @@
-/** People at a shell, and the programs that walk through whole trees: nothing in a mount hangs them, and they do no harm. */
+/**
+ * Users at a shell, and programs that search whole trees: nothing in a mount hangs them, and they
+ * do no harm.
+ */
 import { execFile } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { mkdir, readdir, readFile, stat, statfs, writeFile } from 'node:fs/promises';
@@ -13,13 +16,13 @@ import { imagesFor, MiB, type TestMount } from '../helpers/mount.js';
 
 const run = promisify(execFile);
 
-/** A shell's command that must end well, and soon. */
+/** A shell command that must succeed, and soon. */
 async function shell(mount: TestMount, command: string): Promise<string> {
   const { stdout } = await run('bash', ['-c', `set -o pipefail; ${command}`], { cwd: mount.scratch, timeout: 600_000 });
   return stdout;
 }
 
-/** With the control files listed, so that tools that go through directories find them. */
+/** With the control files listed, so that tools that search directories find them. */
 async function stage(t: ExecutionContext<unknown>): Promise<TestMount> {
   const mount = await imagesFor(t, { vm1: MiB, vm2: MiB });
   await mount.mount('--show-control');
@@ -28,7 +31,7 @@ async function stage(t: ExecutionContext<unknown>): Promise<TestMount> {
   return mount;
 }
 
-/** What must not change by reading. */
+/** The contents that reading must not change. */
 async function content(mount: TestMount): Promise<unknown> {
   const images = await Promise.all(
     ['vm1', 'vm2'].map(async (name) => {
@@ -59,28 +62,25 @@ test.serial('find, grep, cp, tar, du and ls go through all of it', async (t) => 
   t.deepEqual(await content(mount), before);
 });
 
-test.serial(
-  'what was copied out of a mount does no harm when it is copied back, and rm -r of the control files neither',
-  async (t) => {
-    const mount = await stage(t);
-    await shell(mount, 'cp -r mnt copy');
-    const [names, images] = (await content(mount)) as [string[], unknown[][]];
-    const states = (list: unknown[][]) => list.map((image) => image.slice(0, 3));
-    for (const command of [
-      'cp -r copy/.pcow mnt/',
-      'rm -rf mnt/.pcow',
-      'mv mnt/.pcow/vm1 mnt/vm3',
-      'sed -i s/a/b/ mnt/.pcow/vm1/delete',
-    ]) {
-      await t.throwsAsync(shell(mount, command), undefined, command);
-      const [namesNow, imagesNow] = (await content(mount)) as [string[], unknown[][]];
-      t.deepEqual(namesNow, names, command);
-      t.deepEqual(states(imagesNow), states(images), command);
-    }
-  },
-);
+test.serial('copying the copy of a mount back does no harm, and neither does rm -r of the control files', async (t) => {
+  const mount = await stage(t);
+  await shell(mount, 'cp -r mnt copy');
+  const [names, images] = (await content(mount)) as [string[], unknown[][]];
+  const states = (list: unknown[][]) => list.map((image) => image.slice(0, 3));
+  for (const command of [
+    'cp -r copy/.pcow mnt/',
+    'rm -rf mnt/.pcow',
+    'mv mnt/.pcow/vm1 mnt/vm3',
+    'sed -i s/a/b/ mnt/.pcow/vm1/delete',
+  ]) {
+    await t.throwsAsync(shell(mount, command), undefined, command);
+    const [namesNow, imagesNow] = (await content(mount)) as [string[], unknown[][]];
+    t.deepEqual(namesNow, names, command);
+    t.deepEqual(states(imagesNow), states(images), command);
+  }
+});
 
-test.serial('every control file says something useful, of its true size, and the help knows it', async (t) => {
+test.serial('every control file has a useful text of its true size, and is in the help', async (t) => {
   const mount = await stage(t);
   const directories = [path.join(mount.point, '.pcow'), mount.control('vm1')];
   for (const directory of directories) {
@@ -96,7 +96,7 @@ test.serial('every control file says something useful, of its true size, and the
   }
 });
 
-test.serial('df is right on a disk of more than 16 TiB', async (t) => {
+test.serial('df is correct on a disk of more than 16 TiB', async (t) => {
   const mount = await imagesFor(t, {});
   await mkdir(mount.images, { recursive: true });
   await run('mount', ['-t', 'tmpfs', '-o', 'size=64T', 'none', mount.images]);
@@ -109,7 +109,7 @@ test.serial('df is right on a disk of more than 16 TiB', async (t) => {
   await mount.unmount();
 });
 
-test.serial('times: touch sets what it is told, to the nanosecond', async (t) => {
+test.serial('times: touch sets the given time, to the nanosecond', async (t) => {
   const mount = await stage(t);
   await shell(
     mount,

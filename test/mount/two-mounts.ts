@@ -1,4 +1,7 @@
-/** A process with two mounts, the second of which is served without the native operations: DIRECTORY MOUNTPOINT, twice. */
+/**
+ * A process with two mounts, of which the second has no native operations: DIRECTORY MOUNTPOINT,
+ * twice.
+ */
 import { mountDirectory } from '../../src/mount/index.js';
 
 const [firstDirectory = '', firstPoint = '', secondDirectory = '', secondPoint = ''] = process.argv.slice(2);

@@ -1,4 +1,6 @@
-/** A mount that goes on elsewhere does not end: who ends it is told where, and does not wait for ever. */
+/**
+ * A mount that also exists elsewhere does not end: umount says where, and does not wait forever.
+ */
 import { execFile, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { mkdir, open, readFile, symlink, writeFile } from 'node:fs/promises';
@@ -33,7 +35,7 @@ test.serial('a bind mount of the mountpoint', async (t) => {
   t.regex(stderr, new RegExp(`^pcow: ${mount.images} is still mounted on ${other}: "umount ${other}"`, 'm'));
 });
 
-test.serial('a mount that is taken away in another mount namespace only', async (t) => {
+test.serial('a mount that is removed in another mount namespace only', async (t) => {
   const mount = await imagesFor(t, { vm1: MiB });
   await mount.mount();
   const { code, stderr } = await refusalOf('unshare', '-m', process.execPath, pcowProgram, 'umount', mount.point);
@@ -55,7 +57,8 @@ test.serial('a mount that ends while the next one of its directory begins', asyn
   const umount = spawn(process.execPath, [pcowProgram, 'umount', mount.point], { stdio: 'inherit' });
   t.teardown(() => umount.kill('SIGKILL'));
   const umountEnded = once(umount, 'close');
-  // From the moment on in which it is out of sight, so that it does not see the one in which nobody has the lock.
+  // From the moment in which it is removed from view, so that it does not see the moment in which
+  // no process has the lock.
   while ((await readFile('/proc/self/mountinfo', 'utf8')).includes(` ${mount.point} `)) continue;
   umount.kill('SIGSTOP');
   await firstEnded;

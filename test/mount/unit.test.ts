@@ -1,4 +1,7 @@
-/** The unit of systemd, as far as it depends on what the programs do. The unit itself runs on a fresh machine only. */
+/**
+ * The systemd unit, as far as it depends on the programs. The unit itself runs only on a fresh
+ * machine.
+ */
 import { readFile } from 'node:fs/promises';
 import path from 'node:path';
 import test from 'ava';
@@ -7,13 +10,13 @@ import { scratchDirectory } from '../helpers/scratch.js';
 
 const UNIT = new URL('../../../packaging/systemd/pcow@.service', import.meta.url);
 
-/** The values of a setting, words apart. */
+/** The values of a setting, split into words. */
 async function setting(name: string): Promise<string[]> {
   const text = await readFile(UNIT, 'utf8');
   return [...text.matchAll(new RegExp(`^${name}=(.*)$`, 'gm'))].flatMap(([, value = '']) => value.split(' '));
 }
 
-test('a mount that fails by its options is not started again', async (t) => {
+test('a mount that fails because of its options is not started again', async (t) => {
   const directory = await scratchDirectory(t);
   const [start = ''] = /^ExecStart=.*$/m.exec(await readFile(UNIT, 'utf8')) ?? [];
   t.regex(start, /pcow mount --foreground /);
@@ -27,7 +30,8 @@ test('a mount that fails by its options is not started again', async (t) => {
   );
   await fails(t, Promise.resolve(outcome), 2, /--nonsense/);
   t.true(prevented.includes(String(outcome.exit)));
-  // Killed, or a mount that could not be made: another one that is just ending is gone at the next try.
+  // Killed, or a mount that could not be made: if another mount is just ending, the next attempt
+  // succeeds.
   for (const exit of ['1', '11']) t.false(prevented.includes(exit), exit);
 });
 
@@ -35,7 +39,7 @@ test('a mount that fails at every start is given up', async (t) => {
   const [pause, burst, interval] = await Promise.all(
     ['RestartSec', 'StartLimitBurst', 'StartLimitIntervalSec'].map(async (name) => Number((await setting(name))[0])),
   );
-  // A start that fails takes some seconds.
+  // A failing start takes some seconds.
   t.true(((pause ?? NaN) + 5) * (burst ?? NaN) < (interval ?? NaN));
 });
 
