@@ -1,7 +1,7 @@
 /**
- * A process that runs one command after another (kept-processes.ts). For each the programs' one file is evaluated anew, so that a
- * command finds everything as in a process of its own; what Node keeps for the whole process is put back by hand. Standard output and
- * standard error are files.
+ * A process that runs one command after another (kept-processes.ts). For each the programs' one
+ * file is evaluated anew, so that a command finds everything as in a process of its own; what Node
+ * keeps for the whole process is put back by hand. Standard output and standard error are files.
  */
 import { fstatSync, ftruncateSync, readFileSync, readSync } from 'node:fs';
 import { createRequire } from 'node:module';

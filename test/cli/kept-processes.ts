@@ -1,6 +1,7 @@
 /**
- * Commands in processes that are kept for the next ones (kept-process.ts): to start Node and to load Pcow takes several times as long as
- * most commands run. PCOW_LONG=1 starts a process for each (npm run test:long).
+ * Commands in processes that are kept for the next ones (kept-process.ts): to start Node and to
+ * load Pcow takes several times as long as most commands run. PCOW_LONG=1 starts a process for each
+ * (npm run test:long).
  */
 import { type ChildProcess, fork } from 'node:child_process';
 import { once } from 'node:events';

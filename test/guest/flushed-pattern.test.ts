@@ -1,4 +1,7 @@
-/** What a guest has flushed is there after its QEMU was killed: promise 1 of the design, with a real guest on a flat file. */
+/**
+ * What a guest has flushed survives a kill of its QEMU: promise 1 of the design, with a real guest
+ * on a flat file.
+ */
 import test from 'ava';
 
 import type { Guest } from '../../scripts/guest/guest.js';
@@ -18,7 +21,7 @@ test.serial('a guest fills its disk, flushes and is killed: a new boot finds eve
   t.is(await second.must('pattern verify /dev/pmem0 42'), `verified ${PAGES} pages, 0 wrong\n`);
 });
 
-test.serial('a guest is killed while it writes to a DAX file: every page flushed until then is there', async (t) => {
+test.serial('a guest is killed while it writes to a DAX file: every page that was flushed is kept', async (t) => {
   const mount = await mountedImages(t, { vm1: GUEST_DISK });
   const file = mount.file('vm1');
   const first = await bootOn(t, file);
@@ -30,7 +33,10 @@ test.serial('a guest is killed while it writes to a DAX file: every page flushed
   t.is(await second.must(`pattern verify /mnt/data 43 ${flushed}`), `verified ${flushed} pages, 0 wrong\n`);
 });
 
-/** Kills the guest when the script has said "flushed N" for at least so many pages; resolves with the last N it said. */
+/**
+ * Kills the guest when the script has reported "flushed N" for at least this many pages. Resolves
+ * with the last N.
+ */
 async function killedAfter(guest: Guest, script: string, pages: number): Promise<number> {
   let said = '';
   let flushed = 0;

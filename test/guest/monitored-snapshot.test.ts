@@ -1,6 +1,7 @@
 /**
- * Live snapshots of a guest that runs under the monitor and writes to a journalling file system: each is sound after the replay of
- * its journal, and holds every file that had been made durable before it.
+ * Live snapshots of a guest that runs under the monitor and writes to a journalling filesystem:
+ * each is intact after the replay of its journal, and has every file that had been made durable
+ * before it.
  */
 import { execFile } from 'node:child_process';
 import path from 'node:path';
@@ -29,7 +30,10 @@ async function monitoredGuest(t: ExecutionContext<unknown>, mount: TestMount, na
   return guest;
 }
 
-/** Files with rising numbers for names and contents, each durable before the next; /tmp/durable has the last one that is. */
+/**
+ * Files with increasing numbers as names and contents, each durable before the next. /tmp/durable
+ * has the last durable one.
+ */
 const WRITE_FOR_EVER = `
   i=0; echo 0 > /tmp/durable
   while :; do
@@ -38,17 +42,17 @@ const WRITE_FOR_EVER = `
     echo $i > /tmp/next; mv /tmp/next /tmp/durable
   done > /dev/null 2>&1 &`;
 
-/** The last number that is durable, once it is at least `wanted`. */
+/** The last durable number, once it is at least `wanted`. */
 async function durable(guest: Guest, wanted: number): Promise<number> {
   return Number(
     await guest.must(`until [ "$(cat /tmp/durable)" -ge ${wanted} ]; do usleep 1000; done; cat /tmp/durable`),
   );
 }
 
-/** `device` is a copy: its journal is replayed, as the next mount of it would do. */
+/** `device` is a copy: its journal is replayed, as by its next mount. */
 async function checkFileSystem(t: ExecutionContext<unknown>, device: string, before: number, what: string) {
   await run('e2fsck', ['-y', '-E', 'journal_only', device], { env }).catch((error: unknown) => {
-    if ((error as { code: number }).code !== 1) throw error; // 1: something was mended, by the journal
+    if ((error as { code: number }).code !== 1) throw error; // 1: the journal repaired something
   });
   await t.notThrowsAsync(run('e2fsck', ['-fn', device], { env }), what);
   for (let number = 1; number <= before; ++number) {

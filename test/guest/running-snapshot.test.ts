@@ -1,4 +1,7 @@
-/** A snapshot of a running guest by its control file: what the guest had then is what a rollback brings back. */
+/**
+ * A snapshot of a running guest by its control file: a rollback restores what the guest had at that
+ * moment.
+ */
 import { readFile } from 'node:fs/promises';
 
 import test from 'ava';

@@ -1,6 +1,6 @@
 /**
- * How much of what can be done any number of times: in short (npm test), at length (PCOW_LONG=1, npm run test:long), or as often as the
- * environment says.
+ * How much of what can be done any number of times: in short (npm test), at length (PCOW_LONG=1,
+ * npm run test:long), or as often as the environment says.
  */
 export const AT_LENGTH = process.env.PCOW_LONG !== undefined;
 

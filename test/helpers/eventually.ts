@@ -1,11 +1,11 @@
-/** Waiting for what comes by itself, and tells nobody. */
+/** Waits for conditions that become true without a notification. */
 import { setTimeout as sleep } from 'node:timers/promises';
 
-/** Milliseconds between looks. */
+/** Milliseconds between checks. */
 const PAUSE = 20;
 const LOOKS = 1000;
 
-/** Resolves when the condition holds; fails where it never does. */
+/** Resolves when the condition holds; fails if it never does. */
 export async function eventually(condition: () => Promise<boolean>): Promise<void> {
   for (let look = 0; look < LOOKS; ++look) {
     if (await condition()) return;

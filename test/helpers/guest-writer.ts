@@ -1,4 +1,7 @@
-/** A real guest that stores and flushes numbers (scripts/guest/numbers.c), and what must be found of them whatever dies. */
+/**
+ * A real guest that stores and flushes numbers (scripts/guest/numbers.c), and the numbers that must
+ * be found whatever dies.
+ */
 import { type ChildProcessByStdio, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import type { Readable } from 'node:stream';
@@ -28,7 +31,10 @@ export class GuestWriter {
     this.#process.stdout.setEncoding('latin1').on('data', (text: string) => (this.#said += text));
   }
 
-  /** `prefix`: words before QEMU, such as monitorPrefix(). `first`: the first number that it stores. */
+  /**
+   * `prefix`: the command before QEMU, such as monitorPrefix(). `first`: the first number that it
+   * stores.
+   */
   static async boot(
     t: ExecutionContext<unknown>,
     file: string,
@@ -48,7 +54,7 @@ export class GuestWriter {
     await this.#says(/^ready 0\r?\n/);
   }
 
-  /** Resolves when a flush in the guest has failed with EIO, after which it stores no more. */
+  /** Resolves when a flush in the guest has failed with EIO, after which it stops storing. */
   async failed(): Promise<void> {
     await this.#says(/^failed 5\r?\n/m);
   }
@@ -65,7 +71,9 @@ export class GuestWriter {
     }
   }
 
-  /** The last number that a flush has returned for; 0: none yet. All before it are flushed as well. */
+  /**
+   * The last number whose flush has returned; 0: none yet. All earlier numbers are flushed as well.
+   */
   get flushed(): number {
     return Number([...this.#said.matchAll(/^flushed (\d+)\r?\n/gm)].at(-1)?.[1] ?? 0);
   }
@@ -77,8 +85,8 @@ export class GuestWriter {
 }
 
 /**
- * Every page must hold the last number up to `flushed` that went there, or a later one of its own; between two such it may be cut
- * where the guest was killed while it stored.
+ * Every page must have the last number up to `flushed` that was stored there, or a later one of its
+ * own. If the guest was killed while it stored, the page may be between two numbers.
  */
 export function checkGuestNumbers(bytes: Buffer, flushed: number): void {
   const wanted = new Map<number, number>();

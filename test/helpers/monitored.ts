@@ -10,12 +10,12 @@ import { Conversation } from './program.js';
 
 const library = fileURLToPath(new URL('../../../native/build/Release/libpcow-monitor.so', import.meta.url));
 
-/** The words before a command that put it under the monitor; `settings` are PCOW_… variables. */
+/** The command that runs another one under the monitor; `settings` are PCOW_… variables. */
 export function monitorPrefix(settings: Record<string, string> = {}): string[] {
   return ['env', `LD_PRELOAD=${library}`, ...environmentOf(settings)];
 }
 
-/** As env(1) takes it. */
+/** As env(1) expects it. */
 export function environmentOf(settings: Record<string, string>): string[] {
   return Object.entries(settings).map(([name, value]) => `${name}=${value}`);
 }
@@ -31,7 +31,7 @@ export async function monitored(
   return Conversation.start(t, command, ...rest);
 }
 
-/** What the monitor says of itself: see kGauges in native/monitor/statistics.cc. */
+/** The monitor's counters: see kFigures in native/monitor/statistics.cc. */
 export type MonitorReport = Record<string, number> & { faults: Record<string, { count: number }> };
 
 export interface AttachedStatus extends Status {
@@ -42,7 +42,7 @@ export async function attachedStatus(mount: TestMount, name: string): Promise<At
   return (await mount.status(name)) as AttachedStatus;
 }
 
-/** The monitor's own report. Fails where nobody is attached. */
+/** The monitor's report. Fails if no process is attached. */
 export async function monitorReport(mount: TestMount, name: string): Promise<MonitorReport> {
   for (let tries = 0; tries < 50; ++tries) {
     const { attached } = await attachedStatus(mount, name);
@@ -53,7 +53,7 @@ export async function monitorReport(mount: TestMount, name: string): Promise<Mon
   throw new Error(`the monitor of ${name} does not answer`);
 }
 
-/** Waits until a process is attached, or (null) nobody is. */
+/** Waits until a process is attached, or (null) none is. */
 export async function attachedTo(mount: TestMount, name: string, pid: number | null): Promise<void> {
   for (let tries = 0; tries < 5000; ++tries) {
     if (((await attachedStatus(mount, name)).attached?.pid ?? null) === pid) return;
@@ -62,7 +62,10 @@ export async function attachedTo(mount: TestMount, name: string, pid: number | n
   throw new Error(`${name} is not attached to ${pid ?? 'nobody'}`);
 }
 
-/** An image on a base. `valueOf` gives what every byte of a block of the base holds; 0 leaves a hole there. */
+/**
+ * An image on a base. `valueOf` returns the value of every byte of a block of the base; 0 leaves a
+ * hole.
+ */
 export async function imageOnBase(
   mount: TestMount,
   name: string,

@@ -1,4 +1,4 @@
-/** A directory of images, mounted for one test by a process of its own (mounted.ts says how that one is got rid of). */
+/** A directory of images, mounted for one test by its own process (mounted.ts ends it). */
 import { type ChildProcess, execFile } from 'node:child_process';
 import { once } from 'node:events';
 import { constants } from 'node:fs';
@@ -54,13 +54,13 @@ export class TestMount {
     }
   }
 
-  /** Waits for a line of its log after it was ready. */
+  /** Waits for a line in its log, after it was ready. */
   async logged(line: RegExp): Promise<void> {
     const limit = AbortSignal.timeout(600_000);
     while (!line.test(this.#log)) await once(this.daemon, 'said', { signal: limit });
   }
 
-  /** Ends it as a user would. Fails where it is in use. */
+  /** Ends it as a user would. Fails if it is in use. */
   async unmount(): Promise<void> {
     const refused = new AbortController();
     const ended = once(this.daemon, 'close', { signal: refused.signal });
@@ -76,7 +76,7 @@ export class TestMount {
     this.#daemon = null;
   }
 
-  /** SIGKILL, and nothing else: the mountpoint stays behind. */
+  /** SIGKILL, and nothing else: the mountpoint remains. */
   async kill(): Promise<void> {
     const ended = once(this.daemon, 'close');
     this.daemon.kill('SIGKILL');
@@ -94,7 +94,7 @@ export class TestMount {
     return path.join(this.point, name);
   }
 
-  /** A control file of an image, or something below it. */
+  /** A control file of an image, or a file below its control directory. */
   control(name: string, ...parts: string[]): string {
     return path.join(this.point, '.pcow', name, ...parts);
   }
@@ -105,7 +105,7 @@ export class TestMount {
 
   /** One write to a control file. */
   async write(text: string | Uint8Array, ...parts: string[]): Promise<void> {
-    // As a shell's `>`, but never making a file.
+    // As a shell's `>`, but never makes a file.
     const file = await open(path.join(this.point, '.pcow', ...parts), constants.O_WRONLY | constants.O_TRUNC);
     try {
       await (typeof text === 'string' ? file.write(text) : file.write(text));
@@ -114,7 +114,7 @@ export class TestMount {
     }
   }
 
-  /** A command that must fail with this errno; returns the sentence that `status` has for it. */
+  /** A command that must fail with this errno. Returns its message in `status`. */
   async refused(errno: string, text: string | Uint8Array, name: string, control: string): Promise<string> {
     await this.t.throwsAsync(this.write(text, name, control), { code: errno }, `${control} ${String(text)}`);
     const { lastError } = await this.status(name);
@@ -124,7 +124,10 @@ export class TestMount {
   }
 }
 
-/** Images by name and size in bytes, in a directory that is not mounted yet. `parent`: in which filesystem. */
+/**
+ * Images by name and size in bytes, in a directory that is not mounted yet. `parent`: in which
+ * filesystem.
+ */
 export async function imagesFor(
   t: ExecutionContext<unknown>,
   images: Record<string, number>,

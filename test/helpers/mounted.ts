@@ -1,4 +1,4 @@
-/** A mount for one test: a process of its own, so that nothing that goes wrong in it can hang the test. */
+/** A mount for one test, in its own process, so that a failure in it cannot hang the test. */
 import { execFile, spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
 import { readFile, writeFile } from 'node:fs/promises';
@@ -15,8 +15,9 @@ const READY_MS = 120_000;
 export const pcowProgram = path.join(repository, 'dist/cli/pcow.cjs');
 
 /**
- * Mounts an image directory. Whatever the test does, the mount is gone after it: the clean-up ends the process (a mount that
- * hangs is aborted by its connection), then takes the mount point away. The kernel ends the process where the test is killed.
+ * Mounts an image directory. Whatever the test does, the mount is gone afterwards: the clean-up
+ * ends the process (the connection of a mount that hangs is aborted), and then removes the
+ * mountpoint. If the test is killed, the kernel ends the process.
  */
 export function mounted(
   t: ExecutionContext<unknown>,
@@ -27,7 +28,7 @@ export function mounted(
   return mountedBy(t, [], images, mountPoint, ...options);
 }
 
-/** The same; `prefix`: words before the command, that make it another user's. */
+/** The same; `prefix`: the words before the command, for example to run it as another user. */
 export async function mountedBy(
   t: ExecutionContext<unknown>,
   prefix: string[],
@@ -61,14 +62,16 @@ export async function mountedBy(
 async function takeDown(daemon: ChildProcess, mountPoint: string): Promise<void> {
   const gone = daemon.exitCode !== null || daemon.signalCode !== null ? Promise.resolve() : once(daemon, 'close');
   const connection = await connectionOf(mountPoint);
-  // While it is still listed: once it is unmounted the kernel gives its number to the next mount, of some other test.
+  // While it is still listed: when it is unmounted, the kernel may give its number to the next
+  // mount, of another test.
   if (connection !== null) await writeFile(`/sys/fs/fuse/connections/${connection}/abort`, '1').catch(() => undefined);
-  await run('fusermount3', ['-u', '-z', mountPoint]).catch(() => undefined); // not mounted any more: fine
+  // not mounted any more: fine
+  await run('fusermount3', ['-u', '-z', mountPoint]).catch(() => undefined);
   daemon.kill('SIGKILL');
   await gone;
 }
 
-/** The number of the mount's FUSE connection, or null where nothing is mounted there. */
+/** The number of the mount's FUSE connection, or null if nothing is mounted there. */
 export async function connectionOf(mountPoint: string): Promise<string | null> {
   const table = await readFile('/proc/self/mountinfo', 'utf8');
   const line = table.split('\n').find((entry) => entry.split(' ')[4] === mountPoint);

@@ -1,4 +1,7 @@
-/** A process that stores numbers into a monitored mapping (stored-numbers.c), and what must be found of them whatever dies. */
+/**
+ * A process that stores numbers into a monitored mapping (stored-numbers.c), and the numbers that
+ * must be found whatever dies.
+ */
 import { readFile, writeFile } from 'node:fs/promises';
 import path from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -27,7 +30,7 @@ export class NumberWriter {
 
   static async prepare(t: ExecutionContext<unknown>, settings: Record<string, string>): Promise<NumberWriter> {
     const mount = await imagesFor(t, {});
-    // A page's number must be 0 before its first write: where the base holds something, it is not in the first bytes.
+    // A page's number must be 0 before its first write: data of the base is not in the first bytes.
     await imageOnBase(mount, 'vm1', 8 * MiB, (block) => (block % 3 === 0 ? 0 : 1));
     const image = await Image.open(mount.image('vm1'), { write: true });
     for (let page = 0; page < PAGES; page += 1) await image.write(Buffer.alloc(8), page * PAGE);
@@ -68,8 +71,8 @@ export class NumberWriter {
 }
 
 /**
- * Every page must hold the last number up to `last` that went there; the one after may be there as well. Returns the last number
- * that is there.
+ * Every page must have the last number up to `last` that was stored there; the one after may be
+ * there as well. Returns the last number found.
  */
 export function checkNumbers(bytes: Buffer, last: number): number {
   const wanted = new Map<number, number>();
@@ -87,7 +90,7 @@ export function checkNumbers(bytes: Buffer, last: number): number {
   return newest;
 }
 
-/** A snapshot holds all numbers up to one of them, which must be in a range. */
+/** A snapshot has all numbers up to one of them, which must be in a range. */
 function checkSnapshot(bytes: Buffer, from: number, to: number): void {
   let newest = 0;
   for (let page = 0; page < PAGES; ++page) newest = Math.max(newest, Number(bytes.readBigUInt64LE(page * PAGE)));
@@ -95,7 +98,7 @@ function checkSnapshot(bytes: Buffer, from: number, to: number): void {
   checkNumbers(bytes, newest);
 }
 
-/** Reads a snapshot; the check that it holds all numbers up to one in a range is left to be called. */
+/** Reads a snapshot. Returns the check that it has all numbers up to one in a range. */
 export async function checkerOf(mount: TestMount, name: string, from: number, to: number): Promise<() => void> {
   const bytes = await readFile(mount.control('vm1', 'at', name));
   return () => {

@@ -1,16 +1,19 @@
-/** Makes image files of the original Pcow, by the layout that src/convert/original-image.ts describes. */
+/**
+ * Makes image files of the original Pcow, with the layout that src/convert/original-image.ts
+ * describes.
+ */
 import { open } from 'node:fs/promises';
 
 export interface OriginalBlock {
   /** Of the virtual disk. */
   block: number;
-  /** 0: all of it was written. */
+  /** 0: the whole block was written. */
   bitmap?: number;
   /** A whole block. */
   bytes: Buffer;
 }
 
-/** `segments`: what was written before the first snapshot, between it and the second, … */
+/** `segments`: the blocks written before the first snapshot, between it and the second, … */
 export async function makeOriginal(
   file: string,
   {

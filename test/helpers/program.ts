@@ -30,7 +30,7 @@ async function build(name: string, output: string, options: string[]): Promise<s
   return output;
 }
 
-/** A program that answers each line with a line. Ends with the test. */
+/** A program that answers each line with a line. It ends with the test. */
 export class Conversation {
   readonly #child: ChildProcessByStdio<Writable, Readable, null>;
   readonly #lines: AsyncIterator<string>;
@@ -46,12 +46,12 @@ export class Conversation {
     this.#lines = createInterface({ input: this.#child.stdout })[Symbol.asyncIterator]();
   }
 
-  /** One that says nothing at first. */
+  /** A program that prints nothing at first. */
   static begin(t: ExecutionContext<unknown>, file: string, ...words: string[]): Conversation {
     return new Conversation(t, file, words);
   }
 
-  /** Resolves when it has said its first line. */
+  /** Resolves when it has printed its first line. */
   static async start(t: ExecutionContext<unknown>, file: string, ...words: string[]): Promise<Conversation> {
     const conversation = new Conversation(t, file, words);
     conversation.greeting = await conversation.#answer();
@@ -67,14 +67,14 @@ export class Conversation {
     return this.#answer();
   }
 
-  /** SIGKILL, or by closing its input. */
+  /** By SIGKILL, or by closing its input. */
   async end(signal?: NodeJS.Signals): Promise<void> {
     if (signal) this.#child.kill(signal);
     else this.#child.stdin.end();
     await this.closed;
   }
 
-  /** By closing its input; what it says then. */
+  /** By closing its input; returns its remaining output. */
   async endWithAnswer(): Promise<string> {
     this.#child.stdin.end();
     const answer = await this.#answer();

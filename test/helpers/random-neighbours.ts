@@ -1,4 +1,7 @@
-/** What goes on beside an image that a process works on at random (random.test.ts): its base is used, and so are images on its snapshots. */
+/**
+ * The neighbours of an image on which a process works at random (random.test.ts): its base is used,
+ * and so are images on its snapshots.
+ */
 import { open, readdir, readFile } from 'node:fs/promises';
 import path from 'node:path';
 
@@ -14,7 +17,7 @@ export const SIZE = PAGES * PAGE;
 const MOST_SNAPSHOTS = 3;
 const LONGEST_RUN = 200; // pages
 
-/** What each page is full of. */
+/** The value that fills each page. */
 type Content = Uint8Array;
 
 function contentOf(bytes: Uint8Array): Content {
@@ -28,8 +31,9 @@ function contentOf(bytes: Uint8Array): Content {
 }
 
 /**
- * The base of the image, in use: written by the mount and by a guest of its own, snapshots taken, deleted and rolled back to. In a model,
- * for it never notices what stands on it. Where the mount dies in the middle of something, that has happened or not: settle().
+ * The base of the image, in use: written by the mount and by its own guest, with snapshots that are
+ * taken, deleted and rolled back to. It is modelled, because images that stand on it must not
+ * affect it. If the mount dies in the middle of an operation, that has happened or not: settle().
  */
 export class Base {
   static readonly snapshot = 's';
@@ -42,9 +46,12 @@ export class Base {
   readonly #snapshots = new Map<string, Content>([[Base.snapshot, this.#content.slice()]]);
   #guest: Conversation | null = null;
   #made = 0;
-  /** What is under way: as the image may be instead, and a snapshot that may be there or not. */
+  /**
+   * The operation in progress: the other possible content, and a snapshot that may or may not
+   * exist.
+   */
   #doubt: { content?: Content; snapshot?: [string, Content] } = {};
-  /** What was done how often. */
+  /** How often each operation was done. */
   readonly done: Record<string, number> = {};
 
   private constructor(mount: TestMount, random: Random, tool: string) {
@@ -63,7 +70,7 @@ export class Base {
     return new Base(mount, random, tool);
   }
 
-  /** One change or look. Fails where the mount dies. */
+  /** One change or read. Fails if the mount dies. */
   async use(): Promise<void> {
     const what = this.#random.weighted({ write: 4, snapshot: 2, delete: 2, rollback: 1, guest: 2, look: 2 });
     this.done[what] = (this.done[what] ?? 0) + 1;
@@ -161,7 +168,10 @@ export class Base {
     if (page >= 0) throw new Error(`${name}: page ${page} is full of ${found[page]}, not of ${expected[page]}`);
   }
 
-  /** There is another mount: what was under way has happened, or not, and everything else is as it was. */
+  /**
+   * There is another mount: the operation in progress has happened or not, and everything else is
+   * unchanged.
+   */
   async settle(): Promise<void> {
     const { content, snapshot } = this.#doubt;
     this.#doubt = {};
@@ -177,7 +187,7 @@ export class Base {
   }
 }
 
-/** An image on a snapshot of the image, with a guest of its own, which writes. */
+/** An image on a snapshot of the image, with its own guest, which writes. */
 export class Side {
   private constructor(
     readonly mount: TestMount,
@@ -199,7 +209,7 @@ export class Side {
     this.mount.t.is(await this.guest.ask(`write ${offset} ${length} ${value}`), 'ok');
   }
 
-  /** It holds what it must. The mount must live. */
+  /** It has the expected content. The mount must be alive. */
   async end(random: Random): Promise<void> {
     const dump = path.join(this.mount.scratch, 'side');
     this.mount.t.is(await this.guest.ask(`dump ${dump}`), 'ok');

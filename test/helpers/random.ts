@@ -1,4 +1,4 @@
-/** Random numbers that a seed repeats (mulberry32). */
+/** Random numbers that can be repeated with a seed (mulberry32). */
 export class Random {
   #state: number;
 
@@ -25,12 +25,12 @@ export class Random {
     return this.next() < probability;
   }
 
-  /** One of the list, which must not be empty. */
+  /** An element of the list, which must not be empty. */
   pick<T>(list: readonly T[]): T {
     return list[this.below(list.length)] as T;
   }
 
-  /** A key of the table, as often as its weight says. */
+  /** A key of the table, with the probability of its weight. */
   weighted<K extends string>(weights: Record<K, number>): K {
     const entries = Object.entries(weights) as [K, number][];
     let left = this.next() * entries.reduce((sum, [, weight]) => sum + weight, 0);
@@ -48,7 +48,7 @@ export class Random {
   }
 }
 
-/** PCOW_SEED where it is set, else a new one each time: print it, so that a failure can be repeated. */
+/** PCOW_SEED if it is set, otherwise a new seed: print it, so that a failure can be repeated. */
 export function seedFromEnvironment(): number {
   const given = process.env.PCOW_SEED;
   return given === undefined ? Math.floor(Math.random() * 2 ** 32) : Number(given) >>> 0;

@@ -1,4 +1,4 @@
-/** A directory for one test, gone when the test ends: on a real disk, or in `parent`. */
+/** A directory for one test, removed when the test ends: on a real disk, or in `parent`. */
 import { mkdtemp, realpath, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import path from 'node:path';

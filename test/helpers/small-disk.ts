@@ -1,4 +1,4 @@
-/** File systems of a test's own. */
+/** Filesystems of a test's own: quickly full, or of a certain type. */
 import { execFile } from 'node:child_process';
 import { mkdir, readFile, rm, statfs, writeFile } from 'node:fs/promises';
 import path from 'node:path';
@@ -51,12 +51,12 @@ export async function freeSpace(directory: string): Promise<number> {
   return bavail * bsize;
 }
 
-/** Takes all of the disk but `left` bytes, by a file of its own. */
+/** Fills the disk except for `left` bytes, with a file of its own. */
 export async function fillDisk(directory: string, left: number): Promise<void> {
   await writeFile(filler(directory), Buffer.alloc((await freeSpace(directory)) - left, 1));
 }
 
-/** Gives back what fillDisk() took. */
+/** Frees the space that fillDisk() took. */
 export function freeDisk(directory: string): Promise<void> {
   return rm(filler(directory));
 }
@@ -65,7 +65,7 @@ function filler(directory: string): string {
   return path.join(directory, 'filler');
 }
 
-/** A directory that takes names in capitals and small letters for one; null where there can't be one. */
+/** A directory that ignores case; null if there is none. */
 export async function caseIgnoringDirectory(t: ExecutionContext<unknown>): Promise<string | null> {
   const scratch = await scratchDirectory(t);
   const [disk, point] = [path.join(scratch, 'disk'), path.join(scratch, 'mnt')];

@@ -1,4 +1,4 @@
-/** The programs in docs/library.md: they are right for the compiler, they run, and they print what the page says. */
+/** The programs in docs/library.md: they compile, they run, and they print what the page says. */
 import { execFile } from 'node:child_process';
 import { mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import path from 'node:path';
@@ -16,12 +16,12 @@ const examples = [...page.matchAll(/^## (.*?)\n(?:(?!^## )[^])*?^```ts\n([^]*?)^
   ([, title = '', program = '', prints = '']) => ({ title, program, prints }),
 );
 
-test('every program of the page is among them', (t) => {
+test('every program of the page is tested', (t) => {
   t.is(examples.length, page.split('```ts\n').length - 1);
   t.true(examples.length > 5);
 });
 
-test('they are right for the compiler, with the types that the package exports', async (t) => {
+test('the programs compile with the types that the package exports', async (t) => {
   // Inside of the package, so that its own name is found.
   await mkdir(path.join(ROOT, 'build'), { recursive: true });
   const directory = await mkdtemp(path.join(ROOT, 'build/examples-'));
@@ -48,7 +48,7 @@ test('they are right for the compiler, with the types that the package exports',
   );
 });
 
-test('all that is exported is documented', async (t) => {
+test('every export is documented', async (t) => {
   const typedoc = path.join(ROOT, 'node_modules/typedoc/bin/typedoc');
   await t.notThrowsAsync(run(process.execPath, [typedoc, '--emit', 'none', '--disableSources'], { cwd: ROOT }));
 });
@@ -59,7 +59,7 @@ for (const { title, program, prints } of examples) {
     const { outputText } = ts.transpileModule(program, {
       compilerOptions: { module: ts.ModuleKind.ESNext, target: ts.ScriptTarget.ES2022 },
     });
-    // Its own name, as an installed package has it.
+    // The name of an installed package.
     const file = path.join(scratch, 'example.mjs');
     await writeFile(file, outputText.replace(/'pcow'/g, `'${path.join(ROOT, 'dist/src/index.js')}'`));
     const { stdout, stderr, exit } = await new Promise<{ stdout: string; stderr: string; exit: number | null }>(

@@ -1,11 +1,14 @@
-/** What the library does with images in a mount, and commands that it starts under the monitor. (docs/library.md has the first steps.) */
+/**
+ * Operations of the library on images in a mount, and commands that it starts under the monitor.
+ * (docs/library.md has the first steps.)
+ */
 import { once } from 'node:events';
 import test from 'ava';
 import { isPcowError, MountedImage, spawnMonitored } from '../../src/index.js';
 import { MiB, mountedImages } from '../helpers/mount.js';
 import { program } from '../helpers/program.js';
 
-test.serial('every change that a control file makes, and its errors', async (t) => {
+test.serial('every change through a control file, and its errors', async (t) => {
   const mount = await mountedImages(t, { base: MiB, vm1: MiB });
   const base = await MountedImage.find(mount.file('base'));
   t.is(base.flatFile, mount.file('base'));

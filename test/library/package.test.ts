@@ -1,4 +1,7 @@
-/** The files of the npm package. scripts/fresh-machine installs and uses it; here is what its list of files must be. */
+/**
+ * The files of the npm package. scripts/fresh-machine installs and uses it; this tests its list of
+ * files.
+ */
 import { execFile } from 'node:child_process';
 import { readFile } from 'node:fs/promises';
 import { fileURLToPath } from 'node:url';
@@ -14,7 +17,7 @@ async function packed(): Promise<string[]> {
   return (found?.files ?? []).map(({ path }) => path);
 }
 
-test('it has its programs, its licence, and how to report a vulnerability', async (t) => {
+test('the package has its programs, its licence, and the instructions to report a vulnerability', async (t) => {
   const files = await packed();
   const { bin } = JSON.parse(await readFile(`${ROOT}package.json`, 'utf8')) as { bin: Record<string, string> };
   for (const file of [...Object.values(bin), 'LICENSE', 'README.md', 'SECURITY.md', 'CHANGELOG.md']) {

@@ -1,4 +1,7 @@
-/** A mount that has died or is stopped: the library does not wait for ever, and its error names the process and the cure. */
+/**
+ * A mount that has died or is stopped: the library does not wait forever, and its error names the
+ * process and the fix.
+ */
 import { once } from 'node:events';
 import { mkdir } from 'node:fs/promises';
 import path from 'node:path';

@@ -1,4 +1,7 @@
-/** Attaching with the real monitor: what control files do to a process that has an image in its memory, and who may die. */
+/**
+ * Attaching with the real monitor: the effects of control files on a process that has an image in
+ * its memory, and of the deaths of both.
+ */
 import { open, readdir, readFile } from 'node:fs/promises';
 import { promisify } from 'node:util';
 import { execFile } from 'node:child_process';
@@ -13,7 +16,7 @@ import { Conversation, program } from '../helpers/program.js';
 const run = promisify(execFile);
 const library = fileURLToPath(new URL('../../../native/build/Release/libpcow-monitor.so', import.meta.url));
 
-/** map-tool with the flat file in its memory by the monitor. */
+/** map-tool, which has the flat file in its memory through the monitor. */
 async function mapper(t: ExecutionContext<unknown>, mount: TestMount, name: string): Promise<Conversation> {
   const tool = await program('map-tool', mount.scratch);
   return Conversation.start(t, 'env', `LD_PRELOAD=${library}`, tool, mount.file(name));
@@ -67,7 +70,7 @@ test.serial('snapshot, clone, rename and delete while a process has the image in
   t.is(await byteAt(mount.file('vm1'), 70_000), 3);
 });
 
-test.serial('one cut across attached images and plain ones', async (t) => {
+test.serial('one cut across attached images and others', async (t) => {
   const mount = await mountedImages(t, { vm1: MiB, vm2: MiB, plain: MiB });
   const tools = [await mapper(t, mount, 'vm1'), await mapper(t, mount, 'vm2')];
   const plain = await Conversation.start(t, await program('map-tool', mount.scratch), mount.file('plain'));
@@ -78,7 +81,7 @@ test.serial('one cut across attached images and plain ones', async (t) => {
   for (const tool of [...tools, plain]) t.is(await tool.ask('read 0'), '2');
 });
 
-test.serial('the process is killed: everything it wrote is there, and the mount has the image again', async (t) => {
+test.serial('the process is killed: everything it wrote is kept, and the mount has the image again', async (t) => {
   const mount = await mountedImages(t, { vm1: 4 * MiB });
   for (let round = 1; round <= 10; ++round) {
     const tool = await mapper(t, mount, 'vm1');

@@ -1,4 +1,7 @@
-/** The mount's side of attaching, with a process that speaks the protocol and maps nothing (test/programs/fake-monitor.c). */
+/**
+ * The mount's side of attaching, with a process that speaks the protocol but maps nothing
+ * (test/programs/fake-monitor.c).
+ */
 import { execFile } from 'node:child_process';
 import { open, readdir, readFile, stat } from 'node:fs/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -25,7 +28,10 @@ async function statusOf(mount: TestMount, name: string): Promise<AttachStatus> {
   return JSON.parse(await readFile(mount.control(name, 'status'), 'utf8')) as AttachStatus;
 }
 
-/** A fake monitor on a flat file, not attached yet. `mode` is "", ":r" or ":p", as fake-monitor.c has it. */
+/**
+ * A fake monitor on a flat file, not attached yet. `mode` is "", ":r" or ":p", as in
+ * fake-monitor.c.
+ */
 async function monitor(t: ExecutionContext<unknown>, mount: TestMount, name: string, mode = ''): Promise<Conversation> {
   return Conversation.start(t, await program('fake-monitor', mount.scratch), mount.file(name) + mode);
 }
@@ -36,7 +42,10 @@ async function attached(t: ExecutionContext<unknown>, mount: TestMount, name: st
   return it;
 }
 
-/** Answers the requests of these kinds, in this order, while something waits for them; other reports are answered, too. */
+/**
+ * Answers the requests of these kinds, in this order, while something waits for them. Requests for
+ * reports in between are answered, too.
+ */
 async function answers(t: ExecutionContext<unknown>, it: Conversation, ...expected: string[]): Promise<void> {
   for (const request of expected) {
     t.is(await it.ask('next'), request);
@@ -44,41 +53,44 @@ async function answers(t: ExecutionContext<unknown>, it: Conversation, ...expect
   }
 }
 
-/** Waits until the mount's own writer is back, or nobody has the image. */
+/** Waits until the mount is the writer again, or no process has the image. */
 async function free(mount: TestMount, name: string): Promise<void> {
   while ((await statusOf(mount, name)).attached !== null) await sleep(20);
 }
 
-test.serial('attach: the image with its lock goes over; the mount reads it, and says who has it', async (t) => {
-  const mount = await mountedImages(t, { vm1: MiB });
-  const it = await monitor(t, mount, 'vm1');
-  t.is(await it.ask('write 0 7'), 'ok');
-  t.is(await it.ask('attach w'), `attached ${mount.image('vm1')}`);
+test.serial(
+  'attach: the process gets the image with its lock; the mount reads it, and names the process',
+  async (t) => {
+    const mount = await mountedImages(t, { vm1: MiB });
+    const it = await monitor(t, mount, 'vm1');
+    t.is(await it.ask('write 0 7'), 'ok');
+    t.is(await it.ask('attach w'), `attached ${mount.image('vm1')}`);
 
-  const reading = statusOf(mount, 'vm1');
-  t.is(await it.ask('next'), 'status 0 ');
-  await it.ask('done {"faults": 12}');
-  const { attached, writable, readers } = await reading;
-  t.like(attached, { pid: it.pid, command: 'fake-monitor', uid: process.getuid?.(), writable: true });
-  t.deepEqual(attached?.monitor, { faults: 12 });
-  t.false(writable);
-  t.deepEqual(readers, []);
-  await t.throwsAsync(Image.open(mount.image('vm1'), { write: true }), { code: 'PCOW_LOCKED' });
+    const reading = statusOf(mount, 'vm1');
+    t.is(await it.ask('next'), 'status 0 ');
+    await it.ask('done {"faults": 12}');
+    const { attached, writable, readers } = await reading;
+    t.like(attached, { pid: it.pid, command: 'fake-monitor', uid: process.getuid?.(), writable: true });
+    t.deepEqual(attached?.monitor, { faults: 12 });
+    t.false(writable);
+    t.deepEqual(readers, []);
+    await t.throwsAsync(Image.open(mount.image('vm1'), { write: true }), { code: 'PCOW_LOCKED' });
 
-  t.is(await it.ask('write 0 8'), 'EBUSY', 'also by a file that was open before');
-  t.is(await it.ask('read 0'), '7');
-  await t.throwsAsync(open(mount.file('vm1'), 'r+'), { code: 'EBUSY' }, 'nobody else gets it to write');
-  t.is((await readFile(mount.file('vm1')))[0], 7, 'what was written before went along');
+    t.is(await it.ask('write 0 8'), 'EBUSY', 'also by a file that was open before');
+    t.is(await it.ask('read 0'), '7');
+    await t.throwsAsync(open(mount.file('vm1'), 'r+'), { code: 'EBUSY' }, 'nobody else gets it to write');
+    t.is((await readFile(mount.file('vm1')))[0], 7, 'what was written before went along');
 
-  await it.end('SIGKILL');
-  await free(mount, 'vm1');
-  const again = await open(mount.file('vm1'), 'r+');
-  await again.write(Buffer.of(9), 0, 1, 0);
-  await again.close();
-  t.is((await readFile(mount.file('vm1')))[0], 9);
-});
+    await it.end('SIGKILL');
+    await free(mount, 'vm1');
+    const again = await open(mount.file('vm1'), 'r+');
+    await again.write(Buffer.of(9), 0, 1, 0);
+    await again.close();
+    t.is((await readFile(mount.file('vm1')))[0], 9);
+  },
+);
 
-test.serial('a process that lets the image go may write its open file again', async (t) => {
+test.serial('a process that releases the image may write its open file again', async (t) => {
   const mount = await mountedImages(t, { vm1: MiB });
   const it = await attached(t, mount, 'vm1');
   t.is(await it.ask('open'), 'ok', 'it may be opened again, to be mapped a second time');
@@ -113,20 +125,20 @@ test.serial('one writer; commands that need the image name the process that has 
   t.regex((await mount.status('vm1')).lastError?.message ?? '', /^process \d+ \(fake-monitor\) uses vm1/);
 });
 
-test.serial('an image on bases comes with them, in the order of the chain', async (t) => {
+test.serial('an image is handed over with its bases, in the order of the chain', async (t) => {
   const mount = await mountedImages(t, { base: MiB });
   await mount.write('middle', 'base', 'clone');
   await mount.write('vm1', 'middle', 'clone');
   const it = await monitor(t, mount, 'vm1');
   const chain = ['vm1', 'middle', 'base'].map((name) => mount.image(name)).join(' ');
   t.is(await it.ask('attach w'), `attached ${chain}`);
-  // A base is not locked by that: it can go on by itself.
+  // The base is not locked by that: it can still be used.
   const base = await open(mount.file('base'), 'r+');
   await base.write('x');
   await base.close();
 });
 
-test.serial('to read: any number, beside a writer; the image stays in use', async (t) => {
+test.serial('any number of processes may attach to read, beside a writer; the image stays in use', async (t) => {
   const mount = await mountedImages(t, { vm1: MiB });
   await mount.write('s', 'vm1', 'snapshot');
   const readers = [await monitor(t, mount, 'vm1', ':r'), await monitor(t, mount, 'vm1', ':r')];
@@ -150,18 +162,21 @@ test.serial('to read: any number, beside a writer; the image stays in use', asyn
   t.pass();
 });
 
-test.serial('the open file is the right: what it may not do, the process gets no image for', async (t) => {
-  const mount = await mountedImages(t, { vm1: MiB });
-  await mount.write('s', 'vm1', 'snapshot');
-  const reader = await monitor(t, mount, 'vm1', ':r');
-  t.regex(await reader.ask('attach w'), /^refused 13 the flat file of vm1 is not open for reading and writing/);
-  const none = await monitor(t, mount, 'vm1', ':p');
-  t.regex(await none.ask('attach r'), /^refused 13 /);
-  t.regex(await none.ask('attach w'), /^refused 13 /);
-  await reader.end('SIGKILL');
-  await none.end('SIGKILL');
-  t.is((await statusOf(mount, 'vm1')).attached, null);
-});
+test.serial(
+  'the open file is the proof of right: without its permissions the process does not get the image',
+  async (t) => {
+    const mount = await mountedImages(t, { vm1: MiB });
+    await mount.write('s', 'vm1', 'snapshot');
+    const reader = await monitor(t, mount, 'vm1', ':r');
+    t.regex(await reader.ask('attach w'), /^refused 13 the flat file of vm1 is not open for reading and writing/);
+    const none = await monitor(t, mount, 'vm1', ':p');
+    t.regex(await none.ask('attach r'), /^refused 13 /);
+    t.regex(await none.ask('attach w'), /^refused 13 /);
+    await reader.end('SIGKILL');
+    await none.end('SIGKILL');
+    t.is((await statusOf(mount, 'vm1')).attached, null);
+  },
+);
 
 test.serial('a flat file that is mapped without a monitor, or under a loop device, is not handed over', async (t) => {
   const mount = await mountedImages(t, { vm1: MiB, vm2: MiB });
@@ -181,7 +196,7 @@ test.serial('a flat file that is mapped without a monitor, or under a loop devic
   await run('losetup', ['-d', device]);
 });
 
-test.serial('snapshot, delete and rename are the monitor’s to do', async (t) => {
+test.serial('the monitor does snapshot, delete and rename', async (t) => {
   const mount = await mountedImages(t, { vm1: MiB });
   await mount.write('old', 'vm1', 'snapshot');
   const it = await attached(t, mount, 'vm1');
@@ -212,7 +227,7 @@ test.serial('snapshot, delete and rename are the monitor’s to do', async (t) =
   );
 });
 
-test.serial('a snapshot that a monitor can not take: its errno, its sentence, and the rest is undone', async (t) => {
+test.serial('a snapshot that a monitor cannot take: its errno, its message, and the rest is undone', async (t) => {
   const mount = await mountedImages(t, { vm1: MiB, vm2: MiB, plain: MiB });
   const one = await attached(t, mount, 'vm1');
   const two = await attached(t, mount, 'vm2');
@@ -231,13 +246,14 @@ test.serial('a snapshot that a monitor can not take: its errno, its sentence, an
   await answers(t, one, 'cut 0 ');
   t.is(await two.ask('next'), 'cut 0 ');
   await two.end('SIGKILL');
-  // Nothing has happened yet: it is done over, and the mount takes that of the image which it has got back.
+  // Nothing has happened yet: the snapshot is taken again, by the mount for the image that it has
+  // got back.
   await answers(t, one, 'abort 0 ', 'prepare 0 s', 'cut 0 ', 'commit 0 ', 'finish 0 ');
   await taking;
   for (const name of ['vm2', 'plain']) t.deepEqual(await readdir(mount.control(name, 'at')), ['s']);
 });
 
-test.serial('the mount is killed: the process keeps the image, and comes back to the next mount', async (t) => {
+test.serial('the mount is killed: the process keeps the image, and connects to the next mount', async (t) => {
   const mount = await mountedImages(t, { vm1: MiB, vm2: MiB });
   const { uuid } = await statusOf(mount, 'vm1');
   const it = await attached(t, mount, 'vm1');
@@ -256,7 +272,7 @@ test.serial('the mount is killed: the process keeps the image, and comes back to
   t.deepEqual(await readdir(mount.control('vm1', 'at')), ['s']);
 });
 
-test.serial('who shows an image file without its lock does not become its writer', async (t) => {
+test.serial('a process that shows an image file without its lock does not become its writer', async (t) => {
   const mount = await mountedImages(t, { vm1: MiB });
   const { uuid } = await statusOf(mount, 'vm1');
   const it = await monitor(t, mount, 'vm1');
@@ -265,7 +281,7 @@ test.serial('who shows an image file without its lock does not become its writer
   t.is((await statusOf(mount, 'vm1')).attached, null);
 });
 
-test.serial('hostile peers are refused, and disturb nobody', async (t) => {
+test.serial('hostile peers are refused, and do not disturb others', async (t) => {
   const mount = await mountedImages(t, { vm1: MiB });
   const it = await monitor(t, mount, 'vm1');
   const before = await readdir(`/proc/${mount.daemon.pid}/fd`);
@@ -293,7 +309,7 @@ test.serial('hostile peers are refused, and disturb nobody', async (t) => {
   t.regex(await it.ask('hostile resume-flat-file'), /^refused 2 /);
   t.is(await it.ask('hostile empty'), 'closed');
   t.is(await it.ask('attach w'), `attached ${mount.image('vm1')}`);
-  // An answer that nobody asked for ends the connection.
+  // An answer to no request ends the connection.
   await it.ask('answer-id 77');
   t.regex(await it.ask('next'), /^refused 71 the monitor sent an answer to no request/);
   await it.end('SIGKILL');
@@ -303,7 +319,7 @@ test.serial('hostile peers are refused, and disturb nobody', async (t) => {
   t.true(after.length <= before.length + 3, `${before.length} open descriptors before, ${after.length} after`);
 });
 
-test.serial('silence, and more connections than there may be', async (t) => {
+test.serial('silent connections, and more connections than allowed', async (t) => {
   const mount = await mountedImages(t, { vm1: MiB });
   const crowd = await monitor(t, mount, 'vm1');
   t.is(await crowd.ask('many 1000'), 'ok');
@@ -312,13 +328,13 @@ test.serial('silence, and more connections than there may be', async (t) => {
   t.is(await crowd.ask('many 4'), 'ok');
   const silent = await monitor(t, mount, 'vm1', ':r');
   t.regex(await silent.ask('hostile silence'), /^refused 110 the mount waited ten seconds/);
-  // A monitor that is silent when it is asked keeps nobody's status waiting.
+  // A monitor that does not answer delays no status.
   t.is((await statusOf(mount, 'vm1')).attached?.monitor, null);
   await it.end('SIGKILL');
   await free(mount, 'vm1');
 });
 
-test.serial('the socket: its place depends on the directory alone, and goes with the mount', async (t) => {
+test.serial('the socket: its path depends on the directory alone, and it is removed with the mount', async (t) => {
   const mount = await imagesFor(t, { vm1: MiB });
   const attribute = async (): Promise<string> => {
     const it = await monitor(t, mount, 'vm1');

@@ -1,6 +1,7 @@
 /**
- * The states of an attachment (docs/monitor.md, "The attachment"): what each call does in each, as far as a test can hold a state still.
- * The process that attaches is test/programs/fake-monitor.c, so that the test decides when it answers.
+ * The states of an attachment (docs/monitor.md, "The attachment"): what each call does in each
+ * state, as far as a test can hold a state. The attached process is test/programs/fake-monitor.c,
+ * so that the test decides when it answers.
  */
 import { open, readdir, readFile } from 'node:fs/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -18,7 +19,7 @@ async function statusOf(mount: TestMount): Promise<AttachStatus> {
   return JSON.parse(await readFile(mount.control('vm1', 'status'), 'utf8')) as AttachStatus;
 }
 
-/** A process that has the flat file open, without being attached yet. */
+/** A process that has the flat file open, but is not attached yet. */
 async function opener(t: ExecutionContext<unknown>, mount: TestMount): Promise<Conversation> {
   return Conversation.start(t, await program('fake-monitor', mount.scratch), mount.file('vm1'));
 }
@@ -36,12 +37,12 @@ async function answers(t: ExecutionContext<unknown>, it: Conversation, ...expect
   }
 }
 
-/** What write(2), fallocate and fsync say. */
+/** The results of write(2), fallocate and fsync. */
 async function calls(it: Conversation): Promise<string[]> {
   return [await it.ask('write 5000 7'), await it.ask('punch 65536 4096'), await it.ask('fsync')];
 }
 
-test.serial('released: every call waits for the mount to have the image back, and none fails', async (t) => {
+test.serial('released: every call waits until the mount has the image back, and none fails', async (t) => {
   const mount = await mountedImages(t, { vm1: MiB });
   const it = await opener(t, mount);
   const other = await opener(t, mount);
@@ -50,7 +51,7 @@ test.serial('released: every call waits for the mount to have the image back, an
     t.is(await it.ask('attach w'), `attached ${mount.image('vm1')}`);
     t.is(await other.ask('write 5000 8'), 'EBUSY');
     const going = it.ask('let-go');
-    // These come while the image is on its way back, or shortly before or after.
+    // These calls come while the image is being given back, or shortly before or after.
     const outcomes = await Promise.all([other.ask('fsync'), open(mount.file('vm1'), 'r+').catch(String)]);
     t.is(await going, 'released 0 ');
     t.is(outcomes[0], 'ok');
@@ -65,7 +66,7 @@ test.serial('released: every call waits for the mount to have the image back, an
   t.is(await taker.ask('attach w'), `attached ${mount.image('vm1')}`, 'another process takes it');
 });
 
-test.serial('lost: the process is killed, and whoever comes next waits for the image', async (t) => {
+test.serial('lost: the process is killed, and the next process waits for the image', async (t) => {
   const mount = await mountedImages(t, { vm1: MiB });
   const other = await opener(t, mount);
   for (let round = 0; round < 3; ++round) {
@@ -81,7 +82,7 @@ test.serial('lost: the process is killed, and whoever comes next waits for the i
   }
 });
 
-test.serial('attaching: nobody asks the monitor for anything before it has the image', async (t) => {
+test.serial('attaching: the mount sends no request before the monitor has the image', async (t) => {
   const mount = await mountedImages(t, { vm1: MiB });
   const it = await opener(t, mount);
   let reading = true;
@@ -96,7 +97,7 @@ test.serial('attaching: nobody asks the monitor for anything before it has the i
   await Promise.all(readers);
 });
 
-test.serial('attached and frozen: writing is EBUSY, an fsync has its turn after the snapshot', async (t) => {
+test.serial('attached and frozen: writing fails with EBUSY, an fsync waits for the snapshot', async (t) => {
   const mount = await mountedImages(t, { vm1: MiB });
   const other = await opener(t, mount);
   const it = await attached(t, mount);
@@ -137,7 +138,7 @@ async function answersUntil(it: Conversation, last: string): Promise<{ kinds: st
   return { kinds };
 }
 
-test.serial('a snapshot goes on with the mount where the process lets the image go, or dies', async (t) => {
+test.serial('the mount continues a snapshot if the process releases the image, or dies', async (t) => {
   const mount = await mountedImages(t, { vm1: MiB });
   const other = await opener(t, mount);
   const steps = ['prepare 0 ', 'cut 0 ', 'commit 0 ', 'finish 0 '];
@@ -172,7 +173,7 @@ test.serial('a snapshot goes on with the mount where the process lets the image 
   t.is(await syncing, 'ok');
 });
 
-test.serial('a stopped process: a refusal that names it, and nothing of it happens later', async (t) => {
+test.serial('a stopped process: the request is refused with its name, and never done later', async (t) => {
   const mount = await mountedImages(t, { vm1: MiB });
   await mount.write('before', 'vm1', 'snapshot');
   const it = await attached(t, mount);
@@ -200,7 +201,7 @@ test.serial('a stopped process: a refusal that names it, and nothing of it happe
   await answers(t, it, 'abort 0 ');
 });
 
-test.serial('release: what is no release ends the connection', async (t) => {
+test.serial('release: a malformed release ends the connection', async (t) => {
   const mount = await mountedImages(t, { vm1: MiB });
   const it = await attached(t, mount);
   t.is(await it.ask('let-go'), 'released 0 ');
@@ -211,7 +212,7 @@ test.serial('release: what is no release ends the connection', async (t) => {
   t.regex(await early.ask('hostile release'), /^refused 71 the monitor sent another message before kAttach/);
 });
 
-test.serial('a stranger whose file can not be closed keeps nobody else waiting', async (t) => {
+test.serial('a process whose file cannot be closed does not delay others', async (t) => {
   const mount = await mountedImages(t, { vm1: MiB });
   const stuck = await mountedImages(t, { vm1: MiB });
   const stranger = await opener(t, mount);

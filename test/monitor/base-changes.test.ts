@@ -1,7 +1,8 @@
 /**
- * "The base can go on being used without ever changing what stands on it": each change of a base's structure under each kind of
- * long reader of images on it. A guest (a process under the monitor), a file of the mount that is open, and, each stopped in the
- * middle while the base changes, send, export and convert.
+ * "The base can still be used without ever changing the images that stand on it": each change of a
+ * base's structure under each kind of long reader of these images. The readers are a guest (a
+ * process under the monitor), an open file of the mount, and send, export and convert, each stopped
+ * in the middle while the base changes.
  */
 import { type ChildProcess, execFile, spawn } from 'node:child_process';
 import { once } from 'node:events';
@@ -27,7 +28,10 @@ const BLOCKS = SIZE / BLOCK;
 
 interface Change {
   name: string;
-  /** An export has all of the base in it: it fails, and says so, where a part of that has gone, or stands on something else. */
+  /**
+   * An export contains all of the base: it fails with a message if a part of that is gone, or
+   * stands on something else.
+   */
   endsExport?: true;
   happen(mount: TestMount, pcow: (...words: string[]) => Promise<void>): Promise<void>;
 }
@@ -109,7 +113,10 @@ async function fill(file: string, first: number, end: number, value: number): Pr
   await handle.close();
 }
 
-/** ground@g ← base@old ← base@one ← vm1 (a guest's), and vm2@kept; other@o is another ground. Returns what vm1 and vm2 hold. */
+/**
+ * ground@g ← base@old ← base@one ← vm1 (used by a guest), and vm2@kept; other@o is another ground.
+ * Returns the contents of vm1 and vm2.
+ */
 async function makeImages(mount: TestMount): Promise<Buffer> {
   const make = async (
     name: string,
@@ -156,7 +163,9 @@ async function makeImages(mount: TestMount): Promise<Buffer> {
   return model;
 }
 
-/** A command that is half done: its output is not taken, or it is stopped once it has made something. */
+/**
+ * A command that is half done: its output is not read, or it is stopped after it has made a file.
+ */
 class HalfDone {
   private constructor(readonly child: ChildProcess) {}
 
@@ -203,7 +212,7 @@ async function guestSees(t: ExecutionContext<unknown>, guest: Conversation, mode
 }
 
 for (const change of CHANGES) {
-  test.serial(`under those who read an image on it, a base has ${change.name}`, async (t) => {
+  test.serial(`while images on it are read, a base has ${change.name}`, async (t) => {
     const mount = await imagesFor(t, {});
     const model = await makeImages(mount);
     await mount.mount();
@@ -233,7 +242,7 @@ for (const change of CHANGES) {
     await change.happen(mount, pcow);
 
     await guestSees(t, guest, model);
-    const expected = Buffer.from(model); // of those who do not read what this guest writes
+    const expected = Buffer.from(model); // of readers that do not read what this guest writes
     for (let block = 0; block < BLOCKS; block += 7) {
       t.is(await guest.ask(`write ${block * BLOCK + 4096} 100 88`), 'ok');
       model.fill(88, block * BLOCK + 4096, block * BLOCK + 4196);
@@ -275,7 +284,7 @@ test.serial('a base that gets another base while there is no mount: the guest wa
   await mount.mount();
   t.is(await seen, '1');
   await guestSees(t, guest, model);
-  // The files that it was given since are as good as the first ones.
+  // The files that it has got since work like the first ones.
   await run(process.execPath, [PCOW, 'delete', `${mount.file('base')}@old`]);
   t.is(await guest.ask(`write ${BLOCK} 100 88`), 'ok');
   model.fill(88, BLOCK, BLOCK + 100);

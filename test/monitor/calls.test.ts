@@ -1,4 +1,7 @@
-/** Every system call that Linux has for memory, on a monitored mapping: the same as on a file of tmpfs, or the documented refusal. */
+/**
+ * Every Linux system call for memory, on a monitored mapping: the same result as for a file on
+ * tmpfs, or the documented refusal.
+ */
 import { execFile } from 'node:child_process';
 import { writeFile } from 'node:fs/promises';
 import path from 'node:path';
@@ -15,7 +18,9 @@ import { scratchDirectory } from '../helpers/scratch.js';
 const run = promisify(execFile);
 const FILLED = Buffer.alloc(MiB, 0x55);
 
-/** docs/monitor.md, "System calls": what is refused there, with this errno. Nothing of the mapping changes then. */
+/**
+ * docs/monitor.md, "System calls": refused with this errno. Nothing in the mapping changes then.
+ */
 const REFUSED: Record<string, string> = {
   'mmap locked': 'EAGAIN',
   mlock: 'ENOMEM',
@@ -34,30 +39,27 @@ async function linesOf(t: ExecutionContext<unknown>, words: string[]): Promise<s
   return lines;
 }
 
-test.serial(
-  'every system call for memory does what it does to a file of tmpfs, or is refused as documented',
-  async (t) => {
-    const memory = await scratchDirectory(t, '/dev/shm');
-    const plain = path.join(memory, 'plain');
-    await writeFile(plain, FILLED);
-    await writeFile(path.join(memory, 'other'), FILLED);
-    const mount = await imagesFor(t, { base: MiB });
-    const base = await Image.open(mount.image('base'), { write: true });
-    await base.write(FILLED, 0);
-    await base.snapshot('s');
-    await base.close();
-    await Image.create(mount.image('vm1'), { base: { path: mount.image('base'), snapshot: 's' } });
-    await mount.mount();
+test.serial('every system call for memory works as for a file on tmpfs, or is refused as documented', async (t) => {
+  const memory = await scratchDirectory(t, '/dev/shm');
+  const plain = path.join(memory, 'plain');
+  await writeFile(plain, FILLED);
+  await writeFile(path.join(memory, 'other'), FILLED);
+  const mount = await imagesFor(t, { base: MiB });
+  const base = await Image.open(mount.image('base'), { write: true });
+  await base.write(FILLED, 0);
+  await base.snapshot('s');
+  await base.close();
+  await Image.create(mount.image('vm1'), { base: { path: mount.image('base'), snapshot: 's' } });
+  await mount.mount();
 
-    const calls = await program('mapping-calls', mount.scratch);
-    const expected = await linesOf(t, [calls, plain, path.join(memory, 'other')]);
-    await writeFile(path.join(memory, 'other'), FILLED);
-    const seen = await linesOf(t, [...monitorPrefix(), calls, mount.file('vm1'), path.join(memory, 'other')]);
-    t.is(seen.length, expected.length);
-    for (const [at, line] of expected.entries()) {
-      const name = line.slice(0, line.indexOf(':'));
-      const refusal = REFUSED[name];
-      t.is(seen[at], refusal === undefined ? line : `${name}: ${refusal}${UNCHANGED}`);
-    }
-  },
-);
+  const calls = await program('mapping-calls', mount.scratch);
+  const expected = await linesOf(t, [calls, plain, path.join(memory, 'other')]);
+  await writeFile(path.join(memory, 'other'), FILLED);
+  const seen = await linesOf(t, [...monitorPrefix(), calls, mount.file('vm1'), path.join(memory, 'other')]);
+  t.is(seen.length, expected.length);
+  for (const [at, line] of expected.entries()) {
+    const name = line.slice(0, line.indexOf(':'));
+    const refusal = REFUSED[name];
+    t.is(seen[at], refusal === undefined ? line : `${name}: ${refusal}${UNCHANGED}`);
+  }
+});

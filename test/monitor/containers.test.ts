@@ -1,4 +1,7 @@
-/** A guest in a container: a user, mount and PID namespace of its own, as container engines make them, with the mount on the host. */
+/**
+ * A guest in a container: its own user, mount and PID namespaces, as container engines make them,
+ * with the mount on the host.
+ */
 import { execFile, type ExecFileException } from 'node:child_process';
 import { readFile } from 'node:fs/promises';
 import { promisify } from 'node:util';
@@ -25,7 +28,7 @@ for (const [what, words] of [
       const guest = await Conversation.start(t, 'unshare', ...inside);
       const { attached } = await attachedStatus(mount, 'vm1');
       t.is(attached?.command, 'map-tool');
-      // Its number is that of the host, not the 1 that it has inside.
+      // Its pid is that of the host, not the 1 that it has inside.
       t.is((await readFile(`/proc/${attached?.pid ?? 0}/comm`, 'utf8')).trim(), 'map-tool');
       t.is(await guest.ask('write 70000 10 1'), 'ok');
       await mount.write('one', 'vm1', 'snapshot');
@@ -39,7 +42,10 @@ for (const [what, words] of [
   );
 }
 
-/** Runs a command under a filter (seccomp(2), on x86-64) as container engines have it: pidfd_getfd(2) is EPERM. */
+/**
+ * Runs a command under a filter (seccomp(2), on x86-64) like those of container engines:
+ * pidfd_getfd(2) fails with EPERM.
+ */
 const FILTERED = `
 import ctypes, os, struct, sys
 number, pidfd_getfd = 0x20, 438
@@ -54,7 +60,7 @@ if prctl(38, 1, 0, 0, 0) or prctl(22, 2, ctypes.byref(Program(4, ctypes.addresso
 os.execvp(sys.argv[1], sys.argv[1:])
 `;
 
-test.serial('where a filter keeps the monitor from the descriptor of a flat file, it says so', async (t) => {
+test.serial('if a filter keeps the monitor from the descriptor of a flat file, it says so', async (t) => {
   const mount = await mountedImages(t, { vm1: MiB });
   const tool = await program('map-tool', mount.scratch);
   const words = ['-c', FILTERED, ...monitorPrefix(), tool, mount.file('vm1')];

@@ -1,4 +1,7 @@
-/** kill -9 of the process that has an image mapped, and of the mount, at random moments: nothing is lost, nobody is stuck. */
+/**
+ * kill -9 of the process that has an image mapped, and of the mount, at random moments: nothing is
+ * lost, and no process is stuck.
+ */
 import { open, readFile } from 'node:fs/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
 
@@ -16,11 +19,11 @@ const ROUNDS = effort(8, 100, 'PCOW_KILL_ROUNDS');
 const MOUNT_ROUNDS = effort(4, 50, 'PCOW_KILL_ROUNDS');
 
 test.serial(
-  'kill -9 of the mapping process while it stores, flushes and is snapshotted: all that it stored is there',
+  'kill -9 of the mapping process while it stores, flushes and is snapshotted: everything that it stored is kept',
   async (t) => {
     const random = new Random(seedFromEnvironment());
     t.log(`seed ${random.seed}`);
-    // Few mappings, so that promotions are under way as well.
+    // Few mappings, so that promotions are in progress as well.
     const writer = await NumberWriter.prepare(t, { PCOW_MAPPING_BUDGET: '40' });
     const { mount } = writer;
     await mount.mount();
@@ -50,7 +53,7 @@ test.serial(
         t.notThrows(await checkerOf(mount, name, started, last), `${where}: the snapshot`);
         await mount.write(name, 'vm1', 'delete');
       }
-      // The mount has the image again: it may be written.
+      // The mount has the image again: it can be written.
       const file = await open(mount.file('vm1'), 'r+');
       const byte = 1 + (round % 255);
       await file.write(Buffer.of(byte), 0, 1, PAGES * PAGE);
@@ -64,7 +67,7 @@ test.serial(
 );
 
 test.serial(
-  'kill -9 of the mount: the process goes on, flushes, and the next mount has its control files again',
+  'kill -9 of the mount: the process continues, flushes, and the next mount has its control files again',
   async (t) => {
     const random = new Random(seedFromEnvironment());
     t.log(`seed ${random.seed}`);
@@ -76,7 +79,7 @@ test.serial(
     for (let round = 0; round < MOUNT_ROUNDS; ++round) {
       const where = `seed ${random.seed}, round ${round}`;
       await attachedTo(mount, 'vm1', pid);
-      // In some rounds it dies in the middle of a snapshot, or soon after one.
+      // In some rounds the mount dies in the middle of a snapshot, or soon after one.
       const late = random.chance(0.6) ? mount.write(`late${round}`, 'vm1', 'snapshot').catch(() => undefined) : null;
       await sleep(random.below(80));
       await mount.kill();
@@ -96,7 +99,7 @@ test.serial(
   },
 );
 
-test.serial('the next mount: a process knows its own image there, by whatever descriptor', async (t) => {
+test.serial('the next mount: a process recognises its own image there, by any descriptor', async (t) => {
   const mount = await imagesFor(t, { vm1: MiB });
   await mount.mount();
   const tool = await program('map-tool', mount.scratch);
@@ -160,7 +163,7 @@ test.serial('the next mount: commands work before the process is attached again'
   await it.end();
 });
 
-test.serial('the next mount: a process that has another root by then is attached again', async (t) => {
+test.serial('the next mount: a process that has another root in the meantime is attached again', async (t) => {
   const mount = await imagesFor(t, { vm1: MiB });
   await mount.mount();
   const it = await monitored(t, await program('map-tool', mount.scratch), [mount.file('vm1')]);
@@ -177,7 +180,7 @@ test.serial('the next mount: a process that has another root by then is attached
   t.is((await readFile(mount.file('vm1')))[0], 8);
 });
 
-test.serial('both die, the mount first: the next mount has all that was stored', async (t) => {
+test.serial('both die, the mount first: the next mount has everything that was stored', async (t) => {
   const random = new Random(seedFromEnvironment());
   t.log(`seed ${random.seed}`);
   const writer = await NumberWriter.prepare(t, {});

@@ -1,4 +1,7 @@
-/** A disk that fails below a mapping: who reads or writes waits rather than get wrong bytes, and a failed flush is told and kept. */
+/**
+ * A disk that fails below a mapping: readers and writers wait instead of getting wrong bytes, and a
+ * failed flush is reported and remembered.
+ */
 import { readFile, writeFile } from 'node:fs/promises';
 import path from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -14,14 +17,14 @@ import { Conversation, preloadable, program } from '../helpers/program.js';
 const BLOCK = 65536;
 
 interface FailingDisk {
-  /** Before a command. */
+  /** In front of a command. */
   prefix: string[];
   fail(what: 'read' | 'sync' | 'nothing'): Promise<void>;
-  /** What the monitor has said for the operator. */
+  /** The monitor's messages for the operator. */
   log: string;
 }
 
-/** Of the image file with that name; other files are well. */
+/** For the image file with that name; other files are not affected. */
 async function failingDisk(mount: TestMount, name: string): Promise<FailingDisk> {
   const control = path.join(mount.scratch, 'failing');
   const log = path.join(mount.scratch, 'monitor.log');
@@ -44,7 +47,7 @@ async function isAnswered(answer: Promise<string>): Promise<boolean> {
 }
 
 test.serial(
-  'a base that can not be read: the guest waits, is seen to wait, and goes on with the right bytes',
+  'a base that cannot be read: the guest is paused, status shows it, and it continues with the right bytes',
   async (t) => {
     const mount = await imagesFor(t, {});
     await imageOnBase(mount, 'vm1', MiB, (block) => 1 + block);
@@ -84,36 +87,33 @@ test.serial(
   },
 );
 
-test.serial(
-  'a flush that failed once: msync says so, and every flush after it, until the image is opened anew',
-  async (t) => {
-    const mount = await imagesFor(t, { vm1: MiB });
-    await mount.mount();
-    const disk = await failingDisk(mount, 'vm1');
-    const [command = '', ...words] = disk.prefix;
-    const start = async (): Promise<Conversation> =>
-      Conversation.start(t, command, ...words, await program('map-tool', mount.scratch), mount.file('vm1'));
-    const tool = await start();
-    t.is(await tool.ask(`write 0 ${BLOCK} 7`), 'ok');
-    t.is(await tool.ask('sync'), 'ok');
-    t.is(await tool.ask(`write ${BLOCK} ${BLOCK} 8`), 'ok');
-    await disk.fail('sync');
-    t.not(await tool.ask('sync'), 'ok');
-    await disk.fail('nothing');
-    t.not(await tool.ask('sync'), 'ok', 'the kernel tells of lost pages once: it is not forgotten');
-    await t.throwsAsync(mount.write('s', 'vm1', 'snapshot'), { code: 'EIO' });
-    t.regex((await mount.status('vm1')).lastError?.message ?? '', /unsynced until it is opened anew/);
-    await tool.end('SIGKILL');
-    await attachedTo(mount, 'vm1', null);
+test.serial('after a failed flush, msync and every later flush fail until the image is opened again', async (t) => {
+  const mount = await imagesFor(t, { vm1: MiB });
+  await mount.mount();
+  const disk = await failingDisk(mount, 'vm1');
+  const [command = '', ...words] = disk.prefix;
+  const start = async (): Promise<Conversation> =>
+    Conversation.start(t, command, ...words, await program('map-tool', mount.scratch), mount.file('vm1'));
+  const tool = await start();
+  t.is(await tool.ask(`write 0 ${BLOCK} 7`), 'ok');
+  t.is(await tool.ask('sync'), 'ok');
+  t.is(await tool.ask(`write ${BLOCK} ${BLOCK} 8`), 'ok');
+  await disk.fail('sync');
+  t.not(await tool.ask('sync'), 'ok');
+  await disk.fail('nothing');
+  t.not(await tool.ask('sync'), 'ok', 'the kernel tells of lost pages once: it is not forgotten');
+  await t.throwsAsync(mount.write('s', 'vm1', 'snapshot'), { code: 'EIO' });
+  t.regex((await mount.status('vm1')).lastError?.message ?? '', /unsynced until it is opened anew/);
+  await tool.end('SIGKILL');
+  await attachedTo(mount, 'vm1', null);
 
-    const again = await start();
-    t.is(await again.ask(`read ${BLOCK}`), '8');
-    t.is(await again.ask('sync'), 'ok');
-    await again.end();
-  },
-);
+  const again = await start();
+  t.is(await again.ask(`read ${BLOCK}`), '8');
+  t.is(await again.ask('sync'), 'ok');
+  await again.end();
+});
 
-test.serial('a guest is told that its flush failed', async (t) => {
+test.serial('the guest gets the error of a failed flush', async (t) => {
   const mount = await imagesFor(t, { vm1: 128 * MiB });
   await mount.mount();
   const disk = await failingDisk(mount, 'vm1');

@@ -1,6 +1,7 @@
 /**
- * Isolated writes over a base, the worst that can happen to the number of mappings: it stays under the budget, and so under
- * vm.max_map_count. With PCOW_LONG set also 200,000 of them with the default budget.
+ * Isolated writes over a base, the worst case for the number of mappings: it stays within the
+ * budget, and so below vm.max_map_count. With PCOW_LONG set, also 200,000 of them with the default
+ * budget.
  */
 import { readFile } from 'node:fs/promises';
 import path from 'node:path';
@@ -14,10 +15,15 @@ import { program } from '../helpers/program.js';
 
 const BLOCK = 65536;
 const BASE_BYTE = 7;
-/** A process has some of its own, and a promotion comes only when the budget is passed. */
+/**
+ * A process has some mappings of its own, and a promotion happens only when the budget is exceeded.
+ */
 const SLACK = 100;
 
-/** One byte into each block, twice with a snapshot in between. That it costs disk space is said once. */
+/**
+ * One byte in each block, twice, with a snapshot in between. The message about disk space is
+ * printed once.
+ */
 async function isolatedBytes(
   t: ExecutionContext<unknown>,
   blocks: number,

@@ -1,4 +1,7 @@
-/** A mount that is told to end while guests run: those under the monitor go on, and the next mount has them; others are waited for. */
+/**
+ * A mount that is ended while guests run: those under the monitor continue, and the next mount has
+ * them; the mount waits for others.
+ */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { open, readdir, readFile } from 'node:fs/promises';
@@ -11,14 +14,17 @@ import { imagesFor, MiB, type TestMount } from '../helpers/mount.js';
 import { checkerOf, checkNumbers, NumberWriter } from '../helpers/number-writer.js';
 import { Conversation, program } from '../helpers/program.js';
 
-/** As `systemctl stop` does it. Resolves with how the mount's process ended; the test's limit is far below any guest's life. */
+/**
+ * As `systemctl stop` does it. Resolves with how the mount's process ended. The test's limit is far
+ * below any guest's life.
+ */
 async function told(mount: TestMount): Promise<unknown[]> {
   const ended = once(mount.daemon, 'exit');
   mount.daemon.kill('SIGTERM');
   return ended;
 }
 
-test.serial('under a guest that stores and flushes: the next mount has it, and takes live snapshots', async (t) => {
+test.serial('while a guest stores and flushes: the next mount has it, and takes live snapshots', async (t) => {
   const writer = await NumberWriter.prepare(t, {});
   const { mount } = writer;
   await mount.mount();
@@ -41,27 +47,24 @@ test.serial('under a guest that stores and flushes: the next mount has it, and t
   checkNumbers(await readFile(mount.file('vm1')), await writer.stored());
 });
 
-test.serial(
-  'a guest that has come from an earlier mount keeps the next one from pcow umount, which names it',
-  async (t) => {
-    const mount = await imagesFor(t, { vm1: MiB, vm2: MiB });
-    await mount.mount();
-    const guest = await monitored(t, await program('map-tool', mount.scratch), [mount.file('vm1')]);
-    t.is(await guest.ask('write 0 4096 7'), 'ok');
-    t.deepEqual(await told(mount), [0, null]);
-    await mount.mount();
-    await attachedTo(mount, 'vm1', guest.pid);
-    const error = await t.throwsAsync(umount(mount.point));
-    t.regex(
-      String(error?.message),
-      new RegExp(`is in use by process ${guest.pid} \\(map-tool\\), which has vm1 attached`),
-    );
-    await attachedTo(mount, 'vm1', guest.pid);
-    await guest.end();
-    await attachedTo(mount, 'vm1', null);
-    await umount(mount.point);
-  },
-);
+test.serial('pcow umount refuses while a guest from an earlier mount is attached, and names it', async (t) => {
+  const mount = await imagesFor(t, { vm1: MiB, vm2: MiB });
+  await mount.mount();
+  const guest = await monitored(t, await program('map-tool', mount.scratch), [mount.file('vm1')]);
+  t.is(await guest.ask('write 0 4096 7'), 'ok');
+  t.deepEqual(await told(mount), [0, null]);
+  await mount.mount();
+  await attachedTo(mount, 'vm1', guest.pid);
+  const error = await t.throwsAsync(umount(mount.point));
+  t.regex(
+    String(error?.message),
+    new RegExp(`is in use by process ${guest.pid} \\(map-tool\\), which has vm1 attached`),
+  );
+  await attachedTo(mount, 'vm1', guest.pid);
+  await guest.end();
+  await attachedTo(mount, 'vm1', null);
+  await umount(mount.point);
+});
 
 /** Maps a file to read; answers an offset with the byte there. */
 const READER = `
@@ -71,19 +74,25 @@ print('mapped')
 for line in sys.stdin: print(mapped[int(line)])
 `;
 
-test.serial('a process that only reads its image by the monitor is not waited for, and reads on', async (t) => {
-  const mount = await imagesFor(t, { vm1: MiB });
-  await mount.mount();
-  const file = await open(mount.file('vm1'), 'r+');
-  await file.write(Buffer.of(7), 0, 1, 8192);
-  await file.close();
-  const reader = await monitored(t, 'python3', ['-u', '-c', READER, mount.file('vm1')]);
-  t.is(await reader.ask('0'), '0');
-  t.deepEqual(await told(mount), [0, null]);
-  t.is(await reader.ask('8192'), '7');
-});
+test.serial(
+  'the mount does not wait for a process that only reads its image through the monitor, which continues to read',
+  async (t) => {
+    const mount = await imagesFor(t, { vm1: MiB });
+    await mount.mount();
+    const file = await open(mount.file('vm1'), 'r+');
+    await file.write(Buffer.of(7), 0, 1, 8192);
+    await file.close();
+    const reader = await monitored(t, 'python3', ['-u', '-c', READER, mount.file('vm1')]);
+    t.is(await reader.ask('0'), '0');
+    t.deepEqual(await told(mount), [0, null]);
+    t.is(await reader.ask('8192'), '7');
+  },
+);
 
-/** Everybody who is not under the monitor: the flat file of an attached image, one of another image, a snapshot. */
+/**
+ * Every user that is not under the monitor: of the flat file of an attached image, of that of
+ * another image, of a snapshot.
+ */
 const others: Record<string, (mount: TestMount) => string> = {
   'the flat file of the same image': (mount) => mount.file('vm1'),
   'another flat file': (mount) => mount.file('vm2'),
@@ -91,29 +100,32 @@ const others: Record<string, (mount: TestMount) => string> = {
 };
 
 for (const [what, fileOf] of Object.entries(others)) {
-  test.serial(`who reads ${what} without the monitor reads to the end, and the mount ends with that`, async (t) => {
-    const mount = await imagesFor(t, { vm1: MiB, vm2: MiB });
-    await mount.mount();
-    const guest = await monitored(t, await program('map-tool', mount.scratch), [mount.file('vm1')]);
-    t.is(await guest.ask('write 0 4096 7'), 'ok');
-    await mount.write('s', 'vm1', 'snapshot');
-    const reader = await openReader(t, fileOf(mount));
-    const ended = told(mount);
-    await mount.logged(/no longer visible/);
-    reader.stdin.write('\n');
-    const [bytes] = (await once(reader.stdout, 'data')) as [string];
-    t.is(Number(bytes), MiB);
-    t.deepEqual(await ended, [0, null]);
-    t.is(await guest.ask('write 4096 4096 8'), 'ok');
-    await mount.mount();
-    await attachedTo(mount, 'vm1', guest.pid);
-    await guest.end();
-    await attachedTo(mount, 'vm1', null);
-    t.is((await readFile(mount.file('vm1')))[4096], 8);
-  });
+  test.serial(
+    `a process that reads ${what} without the monitor reads to the end, and then the mount ends`,
+    async (t) => {
+      const mount = await imagesFor(t, { vm1: MiB, vm2: MiB });
+      await mount.mount();
+      const guest = await monitored(t, await program('map-tool', mount.scratch), [mount.file('vm1')]);
+      t.is(await guest.ask('write 0 4096 7'), 'ok');
+      await mount.write('s', 'vm1', 'snapshot');
+      const reader = await openReader(t, fileOf(mount));
+      const ended = told(mount);
+      await mount.logged(/no longer visible/);
+      reader.stdin.write('\n');
+      const [bytes] = (await once(reader.stdout, 'data')) as [string];
+      t.is(Number(bytes), MiB);
+      t.deepEqual(await ended, [0, null]);
+      t.is(await guest.ask('write 4096 4096 8'), 'ok');
+      await mount.mount();
+      await attachedTo(mount, 'vm1', guest.pid);
+      await guest.end();
+      await attachedTo(mount, 'vm1', null);
+      t.is((await readFile(mount.file('vm1')))[4096], 8);
+    },
+  );
 }
 
-/** Has a file open; at a line it reads all of it, and prints how many bytes those were. */
+/** Has a file open. At each line it reads the whole file, and prints the number of bytes. */
 async function openReader(t: ExecutionContext<unknown>, file: string) {
   const script = 'exec 3< "$1"; echo open; read -r; cat <&3 | wc -c';
   const child = spawn('bash', ['-c', script, 'bash', file], { stdio: ['pipe', 'pipe', 'inherit'] });

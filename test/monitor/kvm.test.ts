@@ -1,4 +1,7 @@
-/** Monitored memory as the memory of a KVM guest: the processor's own accesses take the same way as a thread's. */
+/**
+ * Monitored memory as the memory of a KVM guest: accesses of the virtual processor are handled like
+ * those of a thread.
+ */
 import { open } from 'node:fs/promises';
 
 import path from 'node:path';
@@ -28,7 +31,7 @@ async function words(file: string): Promise<string> {
   }
 }
 
-/** What they are after so many passes: every other block lies on the base, the others are holes. */
+/** Its value after this many passes: every second block is from the base, the others are holes. */
 function expected(passes: number): string {
   return Array.from({ length: BLOCKS }, (_, block) => (block % 2 === 0 ? BASE_WORD : 0) + passes).join(' ');
 }

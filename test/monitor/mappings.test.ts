@@ -1,4 +1,7 @@
-/** What a program may do with a mapping under the monitor: as on any file, or refused with an errno that a file may give. */
+/**
+ * What a program may do with a mapping under the monitor: it works as on any file, or is refused
+ * with an errno that a file may return.
+ */
 import { execFile } from 'node:child_process';
 import { readFile, writeFile } from 'node:fs/promises';
 import path from 'node:path';
@@ -28,7 +31,7 @@ function content(): Buffer {
   return bytes;
 }
 
-/** Half of it in a base, half in the image itself, in turns of pages. */
+/** Half of it in a base, half in the image itself, in alternating pages. */
 async function mountedContent(t: ExecutionContext<unknown>): Promise<TestMount> {
   const mount = await imagesFor(t, { base: SIZE });
   const bytes = content();
@@ -60,7 +63,7 @@ async function underMonitor(file: string, ...words: string[]): Promise<string> {
   return outcome(command, rest);
 }
 
-test.serial('each case holds for a plain file, so it is what programs expect', async (t) => {
+test.serial('each case holds for a plain file, so programs expect it', async (t) => {
   const scratch = await scratchDirectory(t);
   const cases = await program('mapping-cases', scratch);
   const file = path.join(scratch, 'plain');
@@ -69,7 +72,7 @@ test.serial('each case holds for a plain file, so it is what programs expect', a
   t.true(content().equals(await readFile(file)));
 });
 
-test.serial('a mapping under the monitor does the same', async (t) => {
+test.serial('a mapping under the monitor behaves the same', async (t) => {
   const mount = await mountedContent(t);
   const cases = await program('mapping-cases', mount.scratch);
   for (const name of EVERYWHERE) {
@@ -80,7 +83,7 @@ test.serial('a mapping under the monitor does the same', async (t) => {
 });
 
 test.serial(
-  'what only a monitored mapping does, or cannot do: an errno that programs know, and nothing kept',
+  'what only a monitored mapping does or refuses: an errno that programs know, and nothing is left',
   async (t) => {
     const mount = await mountedContent(t);
     const cases = await program('mapping-cases', mount.scratch);
@@ -104,7 +107,7 @@ test.serial('a forked child that outlives its parent keeps nothing of the image'
   t.notThrows(() => process.kill(child, 0), 'it is still there');
 });
 
-test.serial('a process that unmaps the image lets it go', async (t) => {
+test.serial('a process that unmaps the image releases it', async (t) => {
   const mount = await mountedContent(t);
   const tool = await monitored(t, await program('map-tool', mount.scratch), [mount.file('vm1')]);
   await attachedTo(mount, 'vm1', tool.pid);
@@ -116,7 +119,7 @@ test.serial('a process that unmaps the image lets it go', async (t) => {
   await tool.end();
 });
 
-test.serial('an fsync of the flat file by another process makes durable what the attached one wrote', async (t) => {
+test.serial('an fsync of the flat file by another process makes the attached one’s writes durable', async (t) => {
   const mount = await mountedContent(t);
   const tool = await monitored(t, await program('map-tool', mount.scratch), [mount.file('vm1')]);
   t.is(await tool.ask('write 0 1 99'), 'ok');
@@ -132,7 +135,7 @@ test.serial('an fsync of the flat file by another process makes durable what the
   await tool.end();
 });
 
-test.serial('an image has one writer: a second process is told who it is; readers may be many', async (t) => {
+test.serial('an image has one writer: the error of a second one names it; there may be many readers', async (t) => {
   const mount = await mountedContent(t);
   const tool = await program('map-tool', mount.scratch);
   const cases = await program('mapping-cases', mount.scratch);

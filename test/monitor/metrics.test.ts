@@ -1,4 +1,7 @@
-/** The `metrics` of attached images: one text for Prometheus, whose labels name the images as the mount does. */
+/**
+ * The `metrics` of attached images: one Prometheus text, whose labels name the images as the mount
+ * does.
+ */
 import { execFile } from 'node:child_process';
 import { once } from 'node:events';
 import { readFile, writeFile } from 'node:fs/promises';
@@ -47,7 +50,7 @@ test.serial('every family once, every sample with the name of its image', async 
   }
 });
 
-test.serial('promtool finds nothing to say, with a guest attached and a damaged image', async (t) => {
+test.serial('promtool finds no fault, with a guest attached and a damaged image', async (t) => {
   const mount = await mountedImages(t, { vm1: MiB, idle: MiB, damaged: MiB });
   await writeFile(mount.image('damaged'), Buffer.alloc(8192, 7), { flag: 'r+' });
   const tool = await monitored(t, await program('map-tool', mount.scratch), [mount.file('vm1')]);
@@ -59,11 +62,11 @@ test.serial('promtool finds nothing to say, with a guest attached and a damaged 
   t.is(await promtool('check metrics', text), '');
 });
 
-test('promtool takes the example alerts', async (t) => {
+test('promtool accepts the example alerts', async (t) => {
   t.regex(await promtool('check rules packaging/prometheus/pcow-alerts.yml'), /SUCCESS: \d+ rules found/);
 });
 
-/** What it says; or the test fails. */
+/** Its output; or the test fails. */
 async function promtool(command: string, input = ''): Promise<string> {
   const child = execFile('build/promtool', command.split(' '));
   const said: string[] = [];

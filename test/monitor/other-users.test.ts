@@ -1,4 +1,7 @@
-/** Mounts and monitors of users without rights: each gets what the open flat file gives, and no more. */
+/**
+ * Mounts and monitors of users without special rights: each gets the permissions of the open flat
+ * file, and no more.
+ */
 import { execFile } from 'node:child_process';
 import { chmod, chown, mkdir, stat } from 'node:fs/promises';
 import path from 'node:path';
@@ -53,8 +56,8 @@ test.serial(
 );
 
 /**
- * What brings a command into a mount namespace where every user may open /dev/fuse, as on an ordinary machine; a container's may be
- * root's alone.
+ * The command that enters a mount namespace where every user may open /dev/fuse, as on an ordinary
+ * machine; in a container only root may be allowed to.
  */
 async function withFuseForAll(t: ExecutionContext<unknown>, scratch: string): Promise<string[]> {
   const script =

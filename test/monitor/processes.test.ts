@@ -1,4 +1,7 @@
-/** The monitor lives in other people's programs. What they do besides harms neither a mapping nor the programs. */
+/**
+ * The monitor runs inside other programs. Whatever they do, it harms neither a mapping nor the
+ * programs.
+ */
 import { execFile, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { promisify } from 'node:util';
@@ -25,7 +28,7 @@ const CASES = [
   ...['exit-beside-stores', 'store-in-destructor'],
 ];
 
-/** Images on one base, which is full of 0x55. */
+/** Images on one base, which is filled with 0x55. */
 async function mountedClones(t: ExecutionContext<unknown>, ...names: string[]): Promise<TestMount> {
   const mount = await imagesFor(t, { base: SIZE });
   const base = await Image.open(mount.image('base'), { write: true });
@@ -39,7 +42,7 @@ async function mountedClones(t: ExecutionContext<unknown>, ...names: string[]): 
   return mount;
 }
 
-test.serial('programs that are careless of their mapping', async (t) => {
+test.serial('programs that are careless with their mapping', async (t) => {
   const mount = await mountedClones(t, ...CASES, 'other');
   const cases = await program('process-cases', mount.scratch);
   for (const name of CASES) {
@@ -89,7 +92,7 @@ test.serial('msync over two images makes both durable', async (t) => {
   await conversation.end();
 });
 
-test.serial('a child that lives on does not keep the image of its killed parent', async (t) => {
+test.serial('a surviving child does not keep the image of its killed parent', async (t) => {
   const mount = await mountedClones(t, 'vm1', 'vm2');
   const cases = await program('leave-child', mount.scratch);
   const [command = '', ...words] = [...monitorPrefix(), cases, mount.file('vm1')];

@@ -1,6 +1,7 @@
 /**
- * QEMU as distributions and libvirt start it: with other allocators, in the background, with fewer rights, and with a filter of system
- * calls. Memory that is an image's is plugged and unplugged while it runs. Its processors stand still.
+ * QEMU as distributions and libvirt start it: with other allocators, in the background, with fewer
+ * rights, and with a filter of system calls. Memory of an image is plugged and unplugged while it
+ * runs. Its processors are paused.
  */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
@@ -21,13 +22,13 @@ import { scratchDirectory } from '../helpers/scratch.js';
 const SIZE = 16 * MiB;
 const FULL = Buffer.alloc(SIZE, 0x55);
 
-/** As libvirt asks for it. QEMU itself can't go to the background then. */
+/** As libvirt requests it. QEMU itself cannot go to the background then. */
 const SANDBOX = 'on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny';
 
 interface Way {
   preload?: string;
   options: string[];
-  /** It may not open what is plugged in later: it is another user then. */
+  /** It may not open files that are plugged in later: it runs as another user then. */
   mayPlug?: false;
 }
 
@@ -87,7 +88,9 @@ async function mountedMemory(t: ExecutionContext<unknown>): Promise<TestMount> {
   return mount;
 }
 
-/** Unplugs and plugs: each time the memory is touched as a whole, which makes every block the image's own. */
+/**
+ * Unplugs and plugs: each time all memory is touched, so that every block becomes the image's own.
+ */
 async function plugs(t: ExecutionContext<unknown>, mount: TestMount, qmp: Qmp, pid: number): Promise<void> {
   for (let round = 0; round < 3; ++round) {
     await qmp.ask('object-add', {
@@ -152,7 +155,7 @@ for (const [name, way] of Object.entries(WAYS)) {
   });
 }
 
-/** A QEMU in the background, which is nobody's child. */
+/** A QEMU in the background, which is not a child of the test. */
 function killIfThere(pid: number): void {
   try {
     process.kill(pid, 'SIGKILL');

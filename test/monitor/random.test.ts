@@ -1,7 +1,8 @@
 /**
- * Threads that do at random what programs do to a mapping (test/programs/random-mapper.c), snapshots and clones of it
- * (random-checker.c), rollbacks, and deaths of the process and of its mounts, while the base is used, and a clone has a guest of its own
- * (random-neighbours.ts). What was stored is there, each snapshot is of one moment, and stays as it is. Nobody waits for ever.
+ * Threads that do at random what programs do to a mapping (test/programs/random-mapper.c), with
+ * snapshots and clones (random-checker.c), rollbacks, and deaths of the process and of its mounts,
+ * while the base is used, and a clone has its own guest (random-neighbours.ts). Everything that was
+ * stored is kept, each snapshot is a consistent cut, and does not change. Nothing waits forever.
  */
 import { execFile } from 'node:child_process';
 import { open, readdir } from 'node:fs/promises';
@@ -26,7 +27,7 @@ const THREADS = 4;
 /** Bytes of a log in random-model.h: two counters, then the steps. */
 const LOG = 16 + 4 * (1 << 22);
 
-/** Of scripts/mapper: the same program with a monitor in it that a sanitizer watches. */
+/** From scripts/mapper: the same program with a monitor that was built with a sanitizer. */
 const SANITIZED = process.env.PCOW_RANDOM_MAPPER;
 
 const counts: Record<string, number> = {};
@@ -35,7 +36,7 @@ function count(what: string, by = 1): void {
   counts[what] = (counts[what] ?? 0) + by;
 }
 
-/** How far the threads are, as random-model.h counts: what a rollback takes back. */
+/** The progress of the threads, as counted by random-model.h, which a rollback resets. */
 async function counters(model: string, values?: Buffer[]): Promise<Buffer[]> {
   const file = await open(model, 'r+');
   const found: Buffer[] = [];
@@ -47,11 +48,11 @@ async function counters(model: string, values?: Buffer[]): Promise<Buffer[]> {
   return found;
 }
 
-/** An image on a base, and all that happens to it. */
+/** An image on a base, and everything that happens to it. */
 class Scene {
   #snapshots = 0;
   #side: Side | null = null;
-  /** A snapshot from between two lives of the process, and how far the threads were. */
+  /** A snapshot from between two lives of the process, and the threads' progress at that time. */
   #mark: { name: string; counters: Buffer[] } | null = null;
   steps = 0;
 
@@ -85,7 +86,7 @@ class Scene {
     return new Scene(mount, random, model, disk, base, { mapper, checker, tool });
   }
 
-  /** The process maps the image, and works until it is told to end, or is killed. */
+  /** The process maps the image, and works until it is ended or killed. */
   async life(end: number): Promise<void> {
     const { mount, random, model } = this;
     const { t } = mount;
@@ -136,7 +137,7 @@ class Scene {
         await this.#mountDies(random.chance(0.5) ? this.base.use() : sleep(random.below(50)));
         break;
       case 'umount':
-        // It is refused where a process has a file of this very mount open.
+        // It is refused if a process has a file of this mount open.
         if (
           !(await mount.unmount().then(
             () => true,
@@ -152,7 +153,7 @@ class Scene {
     await Promise.race([attachedTo(mount, 'vm1', pid), over]);
   }
 
-  /** In the middle of something that may fail by that. */
+  /** In the middle of an operation that may fail because of it. */
   async #mountDies(work: Promise<void>): Promise<void> {
     const worked = work.catch(() => undefined);
     await sleep(this.random.below(60));
@@ -168,7 +169,7 @@ class Scene {
     await this.base.settle();
   }
 
-  /** All that was done is there. */
+  /** Everything that was done is kept. */
   async #look(): Promise<void> {
     const { stdout } = await run(this.programs.checker, [this.model, this.mount.file('vm1')]);
     this.steps = Number(stdout);
@@ -209,7 +210,7 @@ test.serial('whatever a program does to its mapping, nothing is lost, and no sna
   const end = Date.now() + SECONDS * 1000;
   while (Date.now() < end) {
     const scene = await Scene.make(t, random);
-    // A new image before a thread has filled its log.
+    // Make a new image before a thread has filled its log.
     for (let lives = 1 + random.below(4); lives > 0 && Date.now() < end; --lives) await scene.life(end);
     await scene.end();
   }

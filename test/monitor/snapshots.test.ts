@@ -1,4 +1,7 @@
-/** Live snapshots of what a process has mapped under the monitor: consistent cuts, and nothing is lost by them. */
+/**
+ * Live snapshots of memory that a process has mapped under the monitor: they are consistent cuts,
+ * and nothing is lost.
+ */
 import { readFile } from 'node:fs/promises';
 import path from 'node:path';
 
@@ -24,7 +27,10 @@ async function writerOn(mount: TestMount, name: string): Promise<Conversation> {
   return monitored(mount.t, writer, [mount.file(name), String(SHAPE.threads), String(SHAPE.pages)]);
 }
 
-/** The byte that fills a block of the base: every third one is a hole. The writer's records start out as zeros. */
+/**
+ * The byte that fills a block of the base: every third block is a hole. The writer's records begin
+ * as zeros.
+ */
 function baseByte(block: number): number {
   return block % 3 === 0 ? 0 : 1 + (block % 255);
 }
@@ -77,12 +83,13 @@ test.serial('snapshots under threads that write over a base and over holes are c
   );
 });
 
-test.serial('one snapshot of two images, each of a process of its own, is one cut across both', async (t) => {
+test.serial('one snapshot of two images of two processes is one cut across both', async (t) => {
   const mount = await mountedImages(t, { vm1: SIZE, vm2: SIZE });
   const tool = await program('map-tool', mount.scratch);
   const one = await monitored(t, tool, [mount.file('vm1')]);
   const two = await monitored(t, tool, [mount.file('vm2')]);
-  // vm2 gets each number only when vm1 has it: a cut has in vm1 the number of vm2, or the next one.
+  // vm2 gets each number only when vm1 has it: in a cut, vm1 has the number of vm2, or the next
+  // one.
   let writing = true;
   const writer = (async () => {
     for (let i = 1; writing; i = (i % 200) + 1) {

@@ -1,6 +1,7 @@
 /**
- * Once touched, monitored memory is memory: as fast as the mapping of a plain file, in the same run. The latencies of first
- * touches are printed beside the bare round trip of userfaultfd; they are no test, machines differ.
+ * Once it was touched, monitored memory is as fast as the mapping of a plain file, measured in the
+ * same run. The latencies of first touches are printed beside the bare round trip of userfaultfd;
+ * they are not tested, because machines differ.
  */
 import { execFile } from 'node:child_process';
 import { truncate, writeFile } from 'node:fs/promises';

@@ -1,6 +1,7 @@
 /**
- * kill -9 of real QEMUs while their guests store and flush, of the mount and of commands beside them, at random moments: all that a
- * guest was told is flushed is there, snapshots are what they were, and the next round begins without a human.
+ * kill -9 of real QEMUs while their guests store and flush, of the mount and of commands beside them,
+ * at random moments. Everything whose flush has returned to a guest is kept, snapshots do not change,
+ * and the next round begins without human help.
  *
  *   PCOW_STORM_ROUNDS=200 (npm run storm -- 200 guest)
  */
@@ -54,7 +55,8 @@ test.serial('kill -9 of QEMU while its guest writes: what was flushed is there',
         )
       : null;
     await sleep(life);
-    // A plain QEMU's stores are safe with the mount only once they are flushed; the monitored one's are the image's own.
+    // The stores of a QEMU without the monitor are safe only after a flush; those of a monitored
+    // one are in the image at once.
     for (const victim of shuffled(random, [
       'qemu',
       ...(random.chance(0.4) ? ['mount'] : []),
@@ -95,7 +97,7 @@ test.serial('kill -9 of QEMU while its guest writes: what was flushed is there',
     if (random.chance(0.2)) {
       await mount.unmount();
       mounted = false;
-      await (await Image.open(mount.image('vm1'), { write: true })).close(); // no lock is left behind
+      await (await Image.open(mount.image('vm1'), { write: true })).close(); // no lock is left
     }
     t.is((await checkImage(mount.image('vm1'))).damages, 0, where);
   }

@@ -1,8 +1,9 @@
 /**
- * kill -9 storms: the mount, a process that has an image mapped under the monitor, a QEMU without a guest (guest.test.ts has those
- * with one), and commands, in all combinations, at random moments. Whatever died, the next round begins without a human: stale
- * mounts, sockets, locks and half-made images are no obstacle, `pcow check` finds no damage, and nothing that was stored, or named
- * by a snapshot, is lost.
+ * kill -9 storms: the mount, a process that has an image mapped under the monitor, a QEMU without a
+ * guest (guest.test.ts has QEMUs with one), and commands, in all combinations, at random moments.
+ * Whatever died, the next round begins without human help: stale mounts, sockets, locks and
+ * half-made images are no obstacle, `pcow check` finds no damage, and nothing that was stored, or is
+ * in a snapshot, is lost.
  *
  *   PCOW_STORM_ROUNDS=1000 (npm run storm -- 1000)
  */
@@ -79,7 +80,8 @@ test.serial('kill -9 of everything, in all combinations', async (t) => {
     if (!mounted) await mount.mount();
     mounted = true;
     if (writes) {
-      // It outlived the others: it flushes, with this mount or without the last, and its snapshots work again.
+      // It has survived the others: it flushes, with this mount or without the last one, and its
+      // snapshots work again.
       await writer.flushesAgain();
       await attachedTo(mount, 'vm1', writer.process.pid);
       await writer.process.end('SIGKILL');
@@ -103,7 +105,7 @@ test.serial('kill -9 of everything, in all combinations', async (t) => {
     if (random.chance(0.3)) {
       await mount.unmount();
       mounted = false;
-      // No lock is left behind.
+      // No lock is left.
       for (const name of ['vm1', 'disk', 'work', 'base1', 'base2'])
         await (await Image.open(mount.image(name), { write: true })).close();
     }
@@ -111,7 +113,7 @@ test.serial('kill -9 of everything, in all combinations', async (t) => {
   t.log(`killed: ${JSON.stringify(killed)}; ${last} numbers stored`);
 });
 
-/** An image that commands work on: whatever they do to its layers and bases, it holds what it held. */
+/** An image on which commands work: whatever they do to its layers and bases, its content stays. */
 class Work {
   #content = Buffer.alloc(DISK);
 
@@ -157,7 +159,7 @@ function qemuOn(file: string): string[] {
   return ['qemu-system-x86_64', '-machine', 'none', '-nodefaults', '-display', 'none', '-S', '-object', memory];
 }
 
-/** By the mount where the image is given by its flat file, by the file itself otherwise. */
+/** Through the mount if the image is given by its flat file, otherwise directly. */
 function aCommand(mount: TestMount, random: Random, round: number): string[] {
   const place = (name: string): string => (random.chance(0.5) ? mount.file(name) : mount.image(name));
   const commands = {

@@ -1,4 +1,7 @@
-/** Exports: an image with its bases, its branches and what it holds now, as one image that stands on nothing. */
+/**
+ * Exports: an image with its bases, its branches and its present content, as one image that stands
+ * on no base.
+ */
 import test from 'ava';
 import { Image } from '../../src/engine/index.js';
 import { exportStream, importStream } from '../../src/stream/archive.js';
@@ -12,7 +15,10 @@ async function exported(file: string): Promise<Buffer[]> {
   });
 }
 
-/** `vm` on `middle@more` on `ground@first`; `first` is a name in all of them, and `vm` has a branch. */
+/**
+ * `vm` on `middle@more` on `ground@first`; all of them have a snapshot `first`, and `vm` has a
+ * branch.
+ */
 async function family({ at, random }: Bench): Promise<void> {
   await Image.create(at('ground'), { size: 16 * MiB, blockSize: 16384 });
   await working(at('ground'), async (image) => {
@@ -78,7 +84,7 @@ test('a whole chain with branches comes back as one image', async (t) => {
   });
 });
 
-test('an export that is damaged or cut off makes no image', async (t) => {
+test('an export that is damaged or truncated makes no image', async (t) => {
   const given = await bench(t);
   const { at, random } = given;
   await family(given);

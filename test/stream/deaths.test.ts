@@ -1,4 +1,7 @@
-/** Commands that are killed or interrupted at random moments: the image stays sound, and what arrived is gone on with. */
+/**
+ * Commands that are killed or interrupted at random moments: the image stays intact, and the
+ * transfer continues from what has arrived.
+ */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { access, readdir, rm } from 'node:fs/promises';
@@ -31,7 +34,10 @@ async function ended(child: ChildProcess): Promise<{ code: number | null; stderr
   return { code, stderr: Buffer.concat(pieces).toString() };
 }
 
-/** `source` with `s0`, on which the receivers stand, and `s1`: 120 MiB that were written since, in pieces. */
+/**
+ * `source` with `s0`, on which the receivers stand, and `s1`: 120 MiB that were written since, in
+ * pieces.
+ */
 async function sourceImage(t: ExecutionContext) {
   const given = await bench(t);
   const { at, random } = given;
@@ -53,7 +59,7 @@ async function* rest(image: Image, token: ResumeToken | null): AsyncGenerator<Bu
   yield* sendStream(image, token === null ? await sendingOf(image, 's1', 's0') : await resumedSending(image, token));
 }
 
-/** Passes bytes on, and calls `strike` once so many have gone. */
+/** Passes bytes on, and calls `strike` once after this many. */
 async function* striking(bytes: AsyncIterable<Buffer>, after: number, strike: () => void): AsyncGenerator<Buffer> {
   let left = after;
   for await (const piece of bytes) {
@@ -74,7 +80,7 @@ function signalOf(random: Random): 'SIGKILL' | 'SIGINT' {
   return random.pick(['SIGKILL', 'SIGINT']);
 }
 
-test('a receiver that is killed or interrupted keeps its snapshots, and goes on with what it has', async (t) => {
+test('a receiver that is killed or interrupted keeps its snapshots, and continues from what it has', async (t) => {
   const { at, random, directory, before } = await sourceImage(t);
   let offset = 0;
   for (let round = 0; round <= ROUNDS; round++) {
@@ -86,7 +92,7 @@ test('a receiver that is killed or interrupted keeps its snapshots, and goes on 
     const child = start(t, directory, 'receive', 'copy', '--progress', 'json');
     const outcome = ended(child);
     await reading(at('source'), (image) =>
-      // Its end is told by its exit code; the pipe only says that it has gone.
+      // Its exit code shows how it ended; the pipe only shows that it is gone.
       pipeline(
         striking(rest(image, token), moment, () => child.kill(signal)),
         child.stdin!,
@@ -102,7 +108,7 @@ test('a receiver that is killed or interrupted keeps its snapshots, and goes on 
   await isSame(t, [at('source'), 's1'], [at('copy'), 's1']);
 });
 
-test('a sender that is killed or interrupted leaves the receiver something to go on with', async (t) => {
+test('after a sender is killed or interrupted the receiver can continue', async (t) => {
   const { at, random, directory, before } = await sourceImage(t);
   for (let round = 0; ; round++) {
     const token = await resumeTokenOf(at('copy'));
@@ -127,7 +133,7 @@ test('a sender that is killed or interrupted leaves the receiver something to go
   await isSame(t, [at('source'), 's1'], [at('copy'), 's1']);
 });
 
-test('one line makes an increment, another goes on with it', async (t) => {
+test('one shell command makes an increment, another one continues it', async (t) => {
   const { at, directory } = await sourceImage(t);
   const shell = async (line: string) => {
     const child = spawn('bash', ['-o', 'pipefail', '-c', line], {
@@ -185,7 +191,9 @@ test('an import or export that is killed or interrupted makes nothing', async (t
   await t.throwsAsync(access(path.join(directory, 'half')), { code: 'ENOENT' });
 });
 
-/** Starts a command and interrupts it at its first sign of life; again, where it was done before that. */
+/**
+ * Starts a command and interrupts it at its first output; repeats that if it had finished before.
+ */
 async function interrupted(
   t: ExecutionContext,
   directory: string,
@@ -203,7 +211,7 @@ async function interrupted(
   t.fail('it was always done before it was interrupted');
 }
 
-test('a sender whose reader stands still, and a comparison, can be interrupted', async (t) => {
+test('a sender whose reader is stopped can be interrupted, and so can a comparison', async (t) => {
   const { directory } = await sourceImage(t);
   const child = start(t, directory, 'send', 'source@s1', '--progress', 'json');
   child.stderr!.once('data', () => child.kill('SIGINT'));

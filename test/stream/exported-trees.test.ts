@@ -1,4 +1,7 @@
-/** Random families of images: whatever is exported can be imported, and whatever is sent can be received, and each snapshot reads as before. */
+/**
+ * Random families of images: every export can be imported, every stream can be received, and each
+ * snapshot reads as before.
+ */
 import { Readable } from 'node:stream';
 import test, { type ExecutionContext } from 'ava';
 import { Image, type LayerInfo } from '../../src/engine/index.js';
@@ -7,11 +10,11 @@ import { receive } from '../../src/stream/receive.js';
 import type { Random } from '../helpers/random.js';
 import { bench, type Bench, isSame, MiB, piecewise, reading, scribble, streamOf, working } from './images.js';
 
-/** Names of files that a user may have; some are equal to those of snapshots, or as long as a name can be. */
+/** Possible names of files; some equal names of snapshots, or have the maximal length. */
 const FILES = ['vm', 'my vm', 'vm@home', 'ü'.repeat(120), 'a\tb', 's', 'deleted-2', 'x'.repeat(249)] as const;
 const SNAPSHOTS = ['s', 'vm.s', 'deleted-2', 'a\u00a0b', '雪', '-', '...', 's'.repeat(255), 'é'.repeat(127)] as const;
 
-/** A name that the image has not got yet. */
+/** A name that the image does not have yet. */
 function freshName(image: Image, random: Random): string {
   const taken = new Set(image.snapshotNames());
   const free = SNAPSHOTS.filter((name) => !taken.has(name));
@@ -36,14 +39,14 @@ async function change(image: Image, random: Random): Promise<void> {
   if (kind === 'freeze') await image.freezeForClone(`auto-${random.below(1e9)}`);
 }
 
-/** One to three images on each other. Returns their names, the last base first. */
+/** One to three images, each on the next. Returns their names, the last base first. */
 async function family({ at, random }: Bench, round: number, taken: Set<string>): Promise<string[]> {
   const files: string[] = [];
   const blockSize = random.pick([4096, 8192, 65536]);
   const count = 1 + random.below(3);
   while (files.length < count) {
     const name = `${random.pick(FILES)}`.slice(0, 240) + (files.length === 0 && random.chance(0.5) ? '' : `${round}`);
-    if (taken.has(name)) continue; // an earlier family's, which others stand on
+    if (taken.has(name)) continue; // of an earlier family, on which others stand
     taken.add(name);
     const below = files.at(-1);
     if (below === undefined) {
@@ -57,7 +60,7 @@ async function family({ at, random }: Bench, round: number, taken: Set<string>):
       for (let step = random.below(25); step >= 0; step--) await change(image, random);
     });
   }
-  // The bases go on, away from what the others stand on.
+  // The bases are written further, away from the snapshots on which others stand.
   for (const name of files.slice(0, -1)) await working(at(name), (image) => scribble(image, random, 3, 16));
   return files;
 }
@@ -68,7 +71,10 @@ async function standingPlace(image: Image, random: Random): Promise<number> {
   return image.freezeForClone(`for-clone-${random.below(1e9)}`);
 }
 
-/** The snapshots of an image that its export holds: all, or, of a base, those that the layer stands on. */
+/**
+ * The snapshots of an image that its export contains: all, or, for a base, those below the layer
+ * that is stood on.
+ */
 function exportedOf(image: Image, top: number | null): LayerInfo[] {
   const layers = image.layers();
   if (top === null) return layers.filter(({ name }) => name !== null);
@@ -82,7 +88,7 @@ function exportedOf(image: Image, top: number | null): LayerInfo[] {
   return found;
 }
 
-/** Everything of the chain is in `copy`: by identity, for names may have changed. */
+/** Everything in the chain is in `copy`: compared by identity, because names may have changed. */
 async function holdsAll(t: ExecutionContext, { at }: Bench, files: string[], copy: string): Promise<void> {
   const arrived = await reading(at(copy), (image) => image.snapshots());
   let count = 0;
@@ -106,7 +112,7 @@ async function holdsAll(t: ExecutionContext, { at }: Bench, files: string[], cop
   await isSame(t, [at(files.at(-1)!), null], [at(copy), null]);
 }
 
-test('whatever is exported is imported, and reads the same at every snapshot', async (t) => {
+test('every export can be imported, and reads the same at every snapshot', async (t) => {
   t.timeout(600_000);
   const given = await bench(t);
   const { at, random } = given;
@@ -121,14 +127,14 @@ test('whatever is exported is imported, and reads the same at every snapshot', a
     const copy = `copy ${round}`;
     await importStream(piecewise(bytes, random), at(copy));
     await holdsAll(t, given, files, copy);
-    // Also what was imported can be exported.
+    // An imported image can also be exported.
     const again = await reading(at(copy), (image) => collect(exportStream(image)));
     await importStream(Readable.from([again]), at(`again ${round}`));
     await isSame(t, [at(copy), null], [at(`again ${round}`), null]);
   }
 });
 
-test('whatever is sent is received, and reads the same', async (t) => {
+test('every stream can be received, and reads the same', async (t) => {
   t.timeout(600_000);
   const given = await bench(t);
   const { at, random } = given;
@@ -179,7 +185,7 @@ test('an image whose oldest snapshot is deleted below two branches, the active o
   const { snapshots, size } = await importStream(piecewise(bytes, random), at('copy'));
   t.deepEqual([snapshots, size], [1, MiB]);
   await holdsAll(t, given, ['vm'], 'copy');
-  // As the image has it: once, below both.
+  // As in the image: once, below both.
   const layers = await reading(at('copy'), (image) => image.layers());
   t.deepEqual(
     layers.map(({ name, hidden, parent }) => [name, hidden, parent]),

@@ -1,4 +1,4 @@
-/** Streams that somebody made up: with right checksums, and numbers that can't be right, or that are right but far away. */
+/** Invented streams: with correct checksums, and numbers that are invalid, or valid but extreme. */
 import { Readable } from 'node:stream';
 import test from 'ava';
 import { Image, PcowError } from '../../src/engine/index.js';
@@ -38,7 +38,7 @@ function recordOf(type: number, offset: bigint, length: bigint, payload: Buffer)
   return encodeRecord(type, offset as unknown as number, length as unknown as number, payload);
 }
 
-test('what is legal is kept as it is', async (t) => {
+test('valid values are kept unchanged', async (t) => {
   const { at } = await bench(t);
   const times = [
     '1970-01-01T00:00:00.000Z',
@@ -65,7 +65,7 @@ test('what is legal is kept as it is', async (t) => {
   t.is(read.toString(), '\0xyz\0\0\0\0');
 });
 
-test('what can’t be right is refused, and makes no snapshot', async (t) => {
+test('invalid values are refused, and make no snapshot', async (t) => {
   const { at } = await bench(t);
   const page = Buffer.alloc(4096, 1);
   const cases: Record<string, Readable> = {
@@ -104,7 +104,7 @@ test('what can’t be right is refused, and makes no snapshot', async (t) => {
   }
 });
 
-test('an origin that no image has room for is refused by name', async (t) => {
+test('an origin that cannot be stored in an image is refused, and the error names it', async (t) => {
   const { at } = await bench(t);
   await Image.create(at('image'), { size: MiB });
   const image = await Image.open(at('image'), { write: true });

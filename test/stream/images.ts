@@ -1,4 +1,4 @@
-/** Images with random sparse content, and what tests of streams ask of them. */
+/** Images with random sparse content, and helpers for tests of streams. */
 import path from 'node:path';
 import type { ExecutionContext } from 'ava';
 import { compareContents } from '../../src/convert/compare.js';
@@ -42,7 +42,7 @@ export async function reading<T>(file: string, work: (image: Image) => T | Promi
   }
 }
 
-/** Writes and discards at random places, with bytes that are quick to make. */
+/** Writes and discards at random offsets, with bytes that are quick to make. */
 export async function scribble(image: Image, random: Random, times: number, longest = 64): Promise<void> {
   const { size } = image.info();
   for (let i = 0; i < times; i++) {
@@ -62,7 +62,7 @@ export async function streamOf(file: string, snapshot: string, from: string | nu
   });
 }
 
-/** In pieces as a pipe would hand them over. */
+/** In pieces as from a pipe. */
 export async function* piecewise(bytes: Uint8Array, random: Random): AsyncGenerator<Uint8Array> {
   for (let at = 0; at < bytes.length;) {
     const length = 1 + random.below(200_000);

@@ -1,6 +1,7 @@
 /**
- * Whatever reads an image for long, against every change of structure by another opening in the middle of it: what comes out is what
- * one layer held from the begin to the end, or the reader fails with a sentence that says why. Never a mixture, never less.
+ * Every long reader of an image, with every change of structure by another opening in the middle of
+ * it: the result is the content of one layer from beginning to end, or the reader fails with a
+ * message. Never a mixture, never a part.
  */
 import { execFile } from 'node:child_process';
 import { mkdir, rm } from 'node:fs/promises';
@@ -19,25 +20,25 @@ import { sendingOf, sendStream } from '../../src/stream/send.js';
 import { AT_LENGTH } from '../helpers/effort.js';
 import { bench, reading, working } from './images.js';
 
-/** A chunk of a table covers 2 MiB of these blocks: the walks take several batches. */
+/** A chunk of a table covers 2 MiB of these blocks, so the walks need several batches. */
 const BLOCK = 4096;
 const CHUNK = 512 * BLOCK;
 const CHUNKS = 300;
 
 const FILES = ['ground', 'other', 'vm'] as const;
 
-/** Files, and at last where they go. They are nearly all holes. */
+/** The sizes of files; they are nearly all holes. */
 async function copySparse(...files: string[]): Promise<void> {
   await promisify(execFile)('cp', ['--sparse=always', '--', ...files]);
 }
 
-/** Writes `value` at the begin of every `step`-th chunk from `first` on. */
+/** Writes `value` at the beginning of every `step`-th chunk from `first` on. */
 async function mark(image: Image, value: number, first: number, step: number): Promise<void> {
   const bytes = Buffer.alloc(BLOCK, value);
   for (let chunk = first; chunk < CHUNKS; chunk += step) await image.write(bytes, chunk * CHUNK);
 }
 
-/** What a layer reads as: the first byte of each chunk. */
+/** The content of a layer: the first byte of each chunk. */
 async function marksOf(image: Image, layer?: LayerChoice): Promise<string> {
   const byte = Buffer.alloc(1);
   const marks: number[] = [];
@@ -47,7 +48,10 @@ async function marksOf(image: Image, layer?: LayerChoice): Promise<string> {
   return String.fromCharCode(...marks.map((mark) => mark || 46));
 }
 
-/** vm (s1, s2, and s3 beside s2, on which it stands) on ground@b2; another base that holds something else at one place. */
+/**
+ * vm (s1, s2, and s3 beside s2, on which it stands) on ground@b2; another base has different data
+ * at one offset.
+ */
 async function family(at: (name: string) => string): Promise<void> {
   for (const name of ['ground', 'other'] as const) {
     await Image.create(at(name), { size: CHUNKS * CHUNK, blockSize: BLOCK });
@@ -91,7 +95,7 @@ const CHANGES: Record<string, (at: At) => Promise<unknown>> = {
   'replace s3': (at) =>
     working(at('vm'), async (image) => {
       await image.delete('s3');
-      // What is written before it shows in the image as it is now, as it may.
+      // Earlier writes may be visible in the present content of the image.
       await image.snapshot('between');
       await mark(image, 34, 0, 1);
       await image.snapshot('s3');
@@ -120,7 +124,9 @@ const CHANGES: Record<string, (at: At) => Promise<unknown>> = {
   },
 };
 
-/** What a reader has to say in the end: what each name reads as; '' stands for the image as it is now. */
+/**
+ * The reader's result: the content for each name; '' stands for the present content of the image.
+ */
 type Seen = Record<string, string>;
 
 interface Reading {
@@ -197,7 +203,7 @@ const READERS: Record<string, (reader: Reading) => Promise<Seen>> = {
       await right.close();
     }
   },
-  // Only that whatever differs is listed: what is listed beyond that is read, too.
+  // Only that every difference is listed: ranges that are listed in addition are read, too.
   diff: async ({ image, step }) => {
     const [older, newer] = [image.snapshotInfo('s1').id, image.snapshotInfo('s3').id];
     const marks = Buffer.from(await marksOf(image, older));
@@ -243,7 +249,7 @@ async function allOf(file: string): Promise<Seen> {
   });
 }
 
-/** Makes a change when the reader has made so many steps, and tells what came of both. */
+/** Makes a change when the reader has made this many steps, and returns the results of both. */
 async function race(t: ExecutionContext, at: At, reader: string, change: string, moment: number) {
   const directory = path.join(path.dirname(at('vm')), 'round');
   const here: At = (name) => path.join(directory, `${name}.pcow`);
@@ -300,7 +306,7 @@ for (const reader of Object.keys(READERS)) {
       }
     }
     t.log(outcomes);
-    // What only adds something never stands in the way of anybody.
+    // A change that only adds something is never in the way.
     for (const change of ['snapshot', 'snapshot of the base', 'grow', 'compact', 'checksums']) {
       t.regex(outcomes[change] ?? '', /^( read)+$/, change);
     }

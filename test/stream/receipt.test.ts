@@ -1,4 +1,4 @@
-/** What a receiver's note about what it has is believed for, when somebody else opens the image in between. */
+/** When a receiver's receipt is valid, if another process opens the image in between. */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { writeFile } from 'node:fs/promises';
@@ -47,7 +47,7 @@ async function killed(child: ChildProcess): Promise<void> {
   await once(child, 'exit');
 }
 
-test('a receiver that was about to open the image, and another writer that came first and was killed', async (t) => {
+test('a receiver was about to open the image, and another writer opened it first and was killed', async (t) => {
   const { at, increment } = await broken(t);
   const receipt = await receiptAt(at('copy'));
   const other = await otherWriter(t, at('copy'));
@@ -60,7 +60,7 @@ test('a receiver that was about to open the image, and another writer that came 
   await isSame(t, [at('source'), 's1'], [at('copy'), 's1']);
 });
 
-test('a receiver that was killed after it had opened the image, before it could say so', async (t) => {
+test('a receiver was killed after it had opened the image, before it could record that', async (t) => {
   const { at, increment } = await broken(t);
   const receipt = await receiptAt(at('copy'));
   const itself = await otherWriter(t, at('copy'));
@@ -73,7 +73,7 @@ test('a receiver that was killed after it had opened the image, before it could 
   await isSame(t, [at('source'), 's1'], [at('copy'), 's1']);
 });
 
-test('a receipt that is damaged does not count', async (t) => {
+test('a damaged receipt is not valid', async (t) => {
   const { at, increment } = await broken(t);
   const receipt = await receiptAt(at('copy'));
   const begin = { ...receipt.begin, size: 7 };

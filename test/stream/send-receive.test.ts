@@ -1,4 +1,7 @@
-/** Streams between images of one process: what arrives, what is refused, and what is kept of what broke off. */
+/**
+ * Streams between images of one process: what arrives, what is refused, and what is kept of a
+ * stream that broke off.
+ */
 import { stat } from 'node:fs/promises';
 import test, { type ExecutionContext } from 'ava';
 import { Image, PcowError } from '../../src/engine/index.js';
@@ -8,7 +11,7 @@ import { formatToken, parseToken } from '../../src/stream/resume-token.js';
 import { resumedSending, sendingOf, sendStream } from '../../src/stream/send.js';
 import { bench, isSame, MiB, piecewise, reading, scribble, snapshotsOf, streamOf, working } from './images.js';
 
-/** `source` with snapshots s0, s1, …: random content on top of each other, and growing. */
+/** `source` with snapshots s0, s1, …: random content over each other, and growing. */
 async function sourceImage(at: (name: string) => string, random: Parameters<typeof scribble>[1], count: number) {
   await Image.create(at('source'), { size: 64 * MiB, blockSize: 2 ** (12 + random.below(8)) });
   await working(at('source'), async (image) => {
@@ -54,7 +57,7 @@ test('increments skip snapshots, outlive merges at the sender, and branch', asyn
   await isSame(t, [at('source'), 's4'], [at('copy'), 's4']);
 });
 
-test('a snapshot that was renamed, here or there, is the same one for increments', async (t) => {
+test('a snapshot that was renamed, on either side, is the same one for increments', async (t) => {
   const { at, random } = await bench(t);
   await sourceImage(at, random, 4);
   await receive(piecewise(await streamOf(at('source'), 's1', null), random), at('copy'));
@@ -67,7 +70,7 @@ test('a snapshot that was renamed, here or there, is the same one for increments
   const again = streamOf(at('source'), 's2', 'sent').then((bytes) => receive(piecewise(bytes, random), at('copy')));
   await refused(t, again, /PCOW_EXISTS/, 'it is there, under another name');
 
-  // Also one that broke off, and was renamed before it goes on.
+  // Also a stream that broke off; the snapshot is renamed before it continues.
   const whole = await streamOf(at('source'), 'sent', null);
   await refused(t, receive(piecewise(whole.subarray(0, -100), random), at('late')), /./, 'a part');
   await working(at('source'), (image) => image.renameSnapshot('sent', 'later'));
@@ -83,7 +86,7 @@ test('a snapshot that was renamed, here or there, is the same one for increments
   t.deepEqual(await snapshotsOf(at('imported')), await snapshotsOf(at('source')));
 });
 
-test('a clone is sent with all that it reads from its base', async (t) => {
+test('a clone is sent with everything that it reads from its base', async (t) => {
   const { at, random } = await bench(t);
   await sourceImage(at, random, 2);
   await Image.create(at('clone'), { base: { path: at('source'), snapshot: 's1' } });
@@ -95,7 +98,7 @@ test('a clone is sent with all that it reads from its base', async (t) => {
   await isSame(t, [at('clone'), 'own'], [at('copy'), 'own']);
 });
 
-test('what is damaged on the way is refused, the snapshots stay, and what arrived is gone on with', async (t) => {
+test('a damaged stream is refused, the snapshots stay, and the transfer continues from what has arrived', async (t) => {
   const { at, random } = await bench(t);
   await sourceImage(at, random, 2);
   await receive(piecewise(await streamOf(at('source'), 's0', null), random), at('copy'));
@@ -113,7 +116,7 @@ test('what is damaged on the way is refused, the snapshots stay, and what arrive
   await isSame(t, [at('source'), 's1'], [at('copy'), 's1']);
 });
 
-test('records that are missing, doubled, exchanged or cut off are noticed', async (t) => {
+test('records that are missing, duplicated, exchanged or truncated are noticed', async (t) => {
   const { at, random } = await bench(t);
   await sourceImage(at, random, 2);
   await receive(piecewise(await streamOf(at('source'), 's0', null), random), at('copy'));
@@ -137,7 +140,7 @@ test('records that are missing, doubled, exchanged or cut off are noticed', asyn
   }
 });
 
-test('a stream that broke off goes on where it was, as often as it takes', async (t) => {
+test('a stream that broke off continues where it was, any number of times', async (t) => {
   const { at, random } = await bench(t);
   await sourceImage(at, random, 2);
   await receive(piecewise(await streamOf(at('source'), 's0', null), random), at('copy'));
@@ -161,7 +164,7 @@ test('a stream that broke off goes on where it was, as often as it takes', async
   t.is(await resumeTokenOf(at('copy')), null);
 });
 
-test('out of order: refused with what is missing', async (t) => {
+test('streams out of order are refused, and the error names what is missing', async (t) => {
   const { at, random } = await bench(t);
   await sourceImage(at, random, 4);
   const increment = await streamOf(at('source'), 's3', 's2');
@@ -196,7 +199,7 @@ test('out of order: refused with what is missing', async (t) => {
   });
 });
 
-test('a part that goes on behind what has arrived is refused', async (t) => {
+test('a part that begins behind what has arrived is refused', async (t) => {
   const { at, random } = await bench(t);
   await sourceImage(at, random, 2);
   await receive(piecewise(await streamOf(at('source'), 's0', null), random), at('copy'));
@@ -213,7 +216,7 @@ test('a part that goes on behind what has arrived is refused', async (t) => {
   });
 });
 
-test('changes that are in no snapshot are not dropped unasked', async (t) => {
+test('changes that are in no snapshot are not dropped by default', async (t) => {
   const { at, random } = await bench(t);
   await sourceImage(at, random, 2);
   await receive(piecewise(await streamOf(at('source'), 's0', null), random), at('copy'));
@@ -227,7 +230,7 @@ test('changes that are in no snapshot are not dropped unasked', async (t) => {
   await isSame(t, [at('source'), 's1'], [at('copy'), 's1']);
 });
 
-test('what somebody has written over is not gone on with', async (t) => {
+test('a transfer does not continue if the image was written in the meantime', async (t) => {
   const { at, random } = await bench(t);
   await sourceImage(at, random, 2);
   await receive(piecewise(await streamOf(at('source'), 's0', null), random), at('copy'));
@@ -239,7 +242,7 @@ test('what somebody has written over is not gone on with', async (t) => {
   await t.throwsAsync(receive(piecewise(increment, random), at('copy')), { code: 'PCOW_BUSY' });
 });
 
-test('a stream that was begun is given up: the image is as before', async (t) => {
+test('an unfinished stream can be given up: the image is as before', async (t) => {
   const { at, random } = await bench(t);
   await sourceImage(at, random, 2);
   const whole = await streamOf(at('source'), 's0', null);
@@ -258,7 +261,7 @@ test('a stream that was begun is given up: the image is as before', async (t) =>
   t.is(await abandonReceiving(at('copy')), null);
 });
 
-test('what is no stream, or no token, is told apart', async (t) => {
+test('files that are not streams, and invalid tokens, are recognised', async (t) => {
   const { at, random } = await bench(t);
   const text = Buffer.from('This is no stream, but long enough to be one.');
   await t.throwsAsync(receive(piecewise(text, random), at('copy')), {
