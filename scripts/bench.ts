@@ -1,5 +1,6 @@
 /**
- * `npm run bench`: measures Pcow beside its peers, and writes docs/benchmarks.md from what it found.
+ * `npm run bench`: measures Pcow beside its peers, and writes docs/benchmarks.md from what it
+ * found.
  *
  *   npm run bench                          everything; the figures of docs/benchmarks.md
  *   npm run bench -- --short               everything in a few minutes, into build/bench
@@ -38,7 +39,8 @@ const wanted = comparisons.filter(({ name }) => positionals.length === 0 || posi
 
 for (const comparison of values.document ? [] : wanted) {
   const stand = await Stand.open();
-  // The terminal and npm both pass an interruption on: what comes while the first one is seen to changes nothing.
+  // The terminal and npm both pass an interruption on: further ones during the handling of the
+  // first change nothing.
   const interrupted = (): void => void stand.close().finally(() => process.exit(130));
   process.on('SIGINT', interrupted).on('SIGTERM', interrupted);
   try {

@@ -1,11 +1,15 @@
-/** Writes dist/cli/bundle/programs.cjs, which the programs run: cli/programs.ts with everything that it loads. */
+/**
+ * Writes dist/cli/bundle/programs.cjs, which the programs run: cli/programs.ts with everything it
+ * loads.
+ */
 import { fileURLToPath } from 'node:url';
 import { build } from 'esbuild';
 
 await build({
   absWorkingDir: fileURLToPath(new URL('../../', import.meta.url)),
   entryPoints: ['cli/programs.ts'],
-  // As deep as the modules in dist/src/*/, because they find what lies beside dist/ by their own place.
+  // At the same depth as the modules in dist/src/*/, because these find files beside dist/ relative
+  // to themselves.
   outfile: 'dist/cli/bundle/programs.cjs',
   bundle: true,
   platform: 'node',

@@ -1,6 +1,7 @@
 /**
- * `npm run demo`: a Linux guest whose persistent memory is an image, with a base, a snapshot of the guest as it writes, and a
- * rollback. Every command is printed as a user would type it, and really run.
+ * `npm run demo`: a Linux guest whose persistent memory is an image, with a base, a snapshot while
+ * the guest writes, and a rollback. Every command is printed as a user would type it, and really
+ * run.
  */
 import { Stage } from './demo/stage.js';
 

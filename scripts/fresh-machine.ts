@@ -1,4 +1,7 @@
-/** In the chroot that scripts/fresh-machine has made: what the README says, word by word. Prints a line of TAP for each step. */
+/**
+ * Runs in the chroot that scripts/fresh-machine has made: what the README says, word by word.
+ * Prints a line of TAP for each step.
+ */
 import { execFile } from 'node:child_process';
 import { copyFile, mkdir, readFile } from 'node:fs/promises';
 import path from 'node:path';
@@ -33,7 +36,10 @@ function tell(ok: boolean, what: string, details: string): void {
   }
 }
 
-/** A walk (scripts/walks) from its first sentence to its last: it says itself what it does, and ends at the first thing that is wrong. */
+/**
+ * A walk (scripts/walks) from beginning to end: it prints what it does, and ends at the first
+ * failure.
+ */
 async function walk(name: string, words = ''): Promise<void> {
   const { output, errors, ok } = await inside('/srv/walks', `./${name} ${words}`);
   tell(ok, `the walk ${name}`, output + errors);
@@ -45,7 +51,7 @@ async function succeeds(directory: string, command: string, says = /(?:)/): Prom
   tell(ok && says.test(output), command, output + errors);
 }
 
-/** The line of the README's shell blocks that holds this. */
+/** The line in the README's shell blocks that contains this text. */
 function lineWith(text: string): string {
   const line = readme.split('\n').find((it) => it.includes(text) && !it.startsWith('|'));
   if (line === undefined) throw new Error(`the README has no line with ${text}`);
@@ -65,7 +71,7 @@ async function tour(): Promise<void> {
 await succeeds('/srv/pcow', lineWith('apt-get install -y ./build/pcow_'));
 await tour();
 
-// What the package has beyond the README's tour.
+// What the package has in addition to the README's tour.
 const stage = 'mkdir -p images mnt && pcow create images/vm1 1G';
 await succeeds('/srv', stage, /created/);
 await succeeds('/srv', 'mount -t fuse.pcow images mnt && pcow list mnt && umount mnt', /vm1/);
@@ -79,7 +85,7 @@ await succeeds(
   'apt-get install -y --no-install-recommends man-db systemd bash-completion > /dev/null 2>&1; for page in pcow pcow-img mount.fuse.pcow; do man -w $page || exit 1; done',
   /man8\/mount\.fuse\.pcow/,
 );
-// It fails where a minimal Debian lacks a file that another one links to; what it prints counts.
+// It fails if a minimal Debian lacks a file to which another one links; its output is what matters.
 await succeeds('/', '/lib/systemd/systemd-sysctl --cat-config || true', /^vm\.max_map_count = 1048576$/m);
 await succeeds('/', 'systemd-analyze verify /lib/systemd/system/pcow@.service');
 await succeeds(
@@ -98,10 +104,11 @@ await walk('platform');
 await succeeds('/srv', 'mkdir -p used && pcow mount images used && cd used && ! apt-get remove -y pcow && pcow list');
 await succeeds('/', 'apt-get remove -y pcow && ! command -v pcow && ! ls /usr/lib/pcow && ! findmnt -rn -t fuse.pcow');
 
-// The npm package compiles as it is installed: with this machine's Node, as Debian 12 has an older one.
+// The npm package compiles its native code during installation, with this machine's Node, because
+// Debian 12 has an older one.
 await inside('/', 'apt-get install -y --no-install-recommends ca-certificates');
 await succeeds('/', lineWith('apt-get install -y build-essential'));
-// What this machine trusts: its way to the packages may have certificates of its own.
+// The certificates that this machine trusts: its package proxy may have its own.
 await copyFile('/etc/ssl/certs/ca-certificates.crt', path.join(root, 'etc/ssl/certs/ca-certificates.crt'));
 const tools = `cp $(readlink -f "$(command -v node)") ${root}/usr/local/bin/node && mkdir -p ${root}/usr/local/lib/node_modules && cp -r "$(npm root -g)/npm" ${root}/usr/local/lib/node_modules/ && ln -sf ../lib/node_modules/npm/bin/npm-cli.js ${root}/usr/local/bin/npm`;
 await new Promise((resolve) => execFile('bash', ['-c', tools], resolve));

@@ -1,4 +1,7 @@
-/** Writes docs/man/*.1 from the help texts of the programs. test/cli/man.test.ts tells when they are out of date. */
+/**
+ * Writes docs/man/* from the help texts of the programs. test/cli/man.test.ts fails if they are out
+ * of date.
+ */
 import { writeFile } from 'node:fs/promises';
 import { manPages } from '../cli/output/man-pages.js';
 

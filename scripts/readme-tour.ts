@@ -1,4 +1,7 @@
-/** The tour of the README as commands and what they print: for its test, and for the test on a fresh machine. */
+/**
+ * The tour of the README as commands with their output: for its test, and for the test on a fresh
+ * machine.
+ */
 
 export interface Step {
   command: string;
@@ -19,7 +22,10 @@ export function stepsOf(markdown: string): Step[] {
   );
 }
 
-/** What is another in every run, or on every disk: paths, times, processes, disk use; and columns move with them. */
+/**
+ * Parts of the output that differ in every run, or on every disk: paths, times, processes, disk
+ * use; columns move with them.
+ */
 export function comparable(text: string, scratch: string): string {
   return text
     .replaceAll(scratch, '/srv/vm')

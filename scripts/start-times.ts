@@ -1,6 +1,7 @@
 /**
- * Writes docs/start-times.md: the processor time of short commands, as multiples of what Node itself takes to start. Each round runs all of
- * them one after another, and the medians of the rounds are compared, so that a busy machine slows all of them.
+ * Writes docs/start-times.md: the processor time of short commands, as multiples of the time that
+ * Node itself takes to start. Each round runs all of them in turn, and the medians of the rounds
+ * are compared, so that a busy machine slows all of them.
  */
 import { execFileSync } from 'node:child_process';
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';

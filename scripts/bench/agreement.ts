@@ -1,4 +1,4 @@
-/** Whether a run says again what the run before it said: who wins each row. */
+/** Whether a run confirms the run before it: which system wins each row. */
 import { short } from './plot.js';
 import { advantage, find, spreadOf, type Measurement, type Results } from './results.js';
 
@@ -7,18 +7,21 @@ interface Comparison {
   name: string;
   first: number;
   second: number;
-  /** In one of the runs nobody won clearly. */
+  /** In one of the runs there was no clear winner. */
   open: boolean;
 }
 
-/** Some rounds were won and others lost, or what the two have measured overlaps: a few rounds may all fall on one side by chance. */
+/**
+ * Some rounds were won and others lost, or the ranges of the two overlap: a few rounds may all fall
+ * on one side by chance.
+ */
 function isOpen(mine: Measurement, peer: Measurement): boolean {
   const ratios = advantage(mine, peer);
   const [own, other] = [spreadOf(mine.values), spreadOf(peer.values)];
   return (ratios.low <= 1 && ratios.high >= 1) || (own.low <= other.high && other.low <= own.high);
 }
 
-/** Pcow beside each peer in each row that both runs have. */
+/** Pcow compared with each peer in each row that both runs have. */
 function comparisonsOf(name: string, first: Measurement[], second: Measurement[]): Comparison[] {
   return first
     .filter((mine) => mine.system === 'pcow')

@@ -1,4 +1,4 @@
-/** One comparison: what it measures, on which systems, and how its figures are drawn. */
+/** One comparison: what it measures, on which systems, and how its results are drawn. */
 import type { Ledger, Results } from './results.js';
 import type { Stand } from './stand.js';
 
@@ -16,13 +16,13 @@ export interface Comparison {
   plots: (results: Results) => Record<string, string>;
 }
 
-/** The systems in another order each round, so that none always comes first. */
+/** The systems in another order in each round, so that none is always first. */
 export function rotated<T>(systems: readonly T[], round: number): T[] {
   const from = round % systems.length;
   return [...systems.slice(from), ...systems.slice(0, from)];
 }
 
-/** What the programs print of latencies: microseconds. */
+/** The latencies that the programs print: microseconds. */
 export interface Latencies {
   p50: number;
   p99: number;

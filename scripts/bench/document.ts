@@ -1,5 +1,6 @@
 /**
- * docs/benchmarks.md from its template and the figures that were kept. In the template, {{…}} stands for what was measured:
+ * docs/benchmarks.md from its template and the figures that were kept. In the template, {{…}}
+ * stands for what was measured:
  *
  *   {{machine}}                                   what it was measured on
  *   {{targets}}                                   each target, and what was found
@@ -19,9 +20,12 @@ import { short } from './plot.js';
 import { advantage, find, kept, spreadOf, type Measurement, type Results, type Spread } from './results.js';
 import { targetTable } from './targets.js';
 
-/** The folder, in that of the figures, of a second run's. */
+/** The directory with the results of a second run, in that of the results. */
 export const AGAIN = 'again';
-/** The folder, in that of the full form's figures, of the short form's, if they are kept as well: of that one two runs must agree. */
+/**
+ * The directory with the results of the short form, in that of the full form, if they are kept as
+ * well: two runs of the short form must agree.
+ */
 const SHORT = 'short';
 
 export async function writeDocument(output: string, directory: string): Promise<string> {

@@ -1,4 +1,7 @@
-/** The flat file through FUSE, against qemu-storage-daemon's FUSE export of a qcow2 and qemu-nbd with nbdfuse. */
+/**
+ * The flat file through FUSE, against qemu-storage-daemon's FUSE export of a qcow2 and qemu-nbd
+ * with nbdfuse.
+ */
 import path from 'node:path';
 
 import { Image } from '../../src/engine/index.js';
@@ -24,8 +27,8 @@ async function run({ stand, record, short, say }: Bench): Promise<void> {
   const seconds = short ? 0.15 : 0.5;
   const rounds = short ? 3 : 5;
   for (const jobs of [1, 8]) {
-    // One client and its server share a processor: the work counts, not the hypervisor's way to wake another processor. Eight
-    // use all.
+    // One client and its server share a processor: this measures their work, not how the hypervisor
+    // wakes another processor. Eight clients use all processors.
     const cpus = jobs === 1 ? String(lastProcessor) : `0-${lastProcessor}`;
     const served = new Map<System, Served>();
     for (const system of SYSTEMS) served.set(system, await serve(stand, system, length, cpus));
@@ -73,7 +76,7 @@ function sizeName(size: number): string {
   return size < MiB ? `${size / 1024} KiB` : `${size / MiB} MiB`;
 }
 
-/** An image with `length` bytes in it, all written once. */
+/** An image with `length` bytes, all written once. */
 async function serve(stand: Stand, system: System, length: number, cpus: string): Promise<Served> {
   const made = await serveEmpty(stand, system, length, cpus);
   await stand.command(

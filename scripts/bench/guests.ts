@@ -1,6 +1,7 @@
 /**
- * In a guest: small durable writes, reads, Redis with an append-only file, fio, a tree of files; on persistent memory and on
- * virtio-blk. All guests run at once and take turns, so that each round has all systems within seconds.
+ * In a guest: small durable writes, reads, Redis with an append-only file, fio, a tree of files; on
+ * persistent memory and on virtio-blk. All guests run at the same time and take turns, so that each
+ * round measures all systems within seconds.
  */
 import path from 'node:path';
 
@@ -55,7 +56,7 @@ const isPmem = (system: System): boolean => (PMEM as readonly string[]).includes
 type Case = [
   table: string,
   row: string[],
-  /** null: this kind of device cannot do that. */
+  /** null: this kind of device does not support it. */
   script: (pmem: boolean) => string | null,
   unit: string,
   better: 'more' | 'less',
@@ -77,7 +78,7 @@ function* cases(seconds: number, short: boolean): Generator<Case> {
         'less',
         p50,
       ];
-      // A block device's nearest to each is what a program must do there.
+      // For a block device, what a program must do instead.
       yield add('write, flush instruction', 'flush', 'fdatasync');
       yield add('write, msync', 'msync', 'fdatasync');
       yield add('read', 'load', 'pread');
@@ -159,7 +160,7 @@ async function start(stand: Stand, system: System): Promise<Guest> {
   return guest;
 }
 
-/** QEMU's options for the device that is measured. */
+/** QEMU's options for the measured device. */
 async function device(stand: Stand, system: System): Promise<string[]> {
   const disk = (file: string, format: string): string[] => [
     ...['-drive', `if=none,id=disk,file=${file},format=${format},cache=none`],

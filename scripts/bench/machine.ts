@@ -1,4 +1,4 @@
-/** What the figures were measured on. */
+/** The machine on which the results were measured. */
 import { execFileSync } from 'node:child_process';
 import { readFileSync } from 'node:fs';
 import os from 'node:os';
@@ -9,14 +9,14 @@ export interface Machine {
   /** MiB. */
   memory: number;
   kernel: string;
-  /** Of the directory where images lie. */
+  /** Of the directory with the images. */
   filesystem: string;
   hypervisor: string;
   qemu: string;
   node: string;
-  /** Of the tree that was measured. */
+  /** Of the measured tree. */
   commit: string;
-  /** The load average of a minute when the comparison began: others at work. */
+  /** The load average of one minute when the comparison began: other programs at work. */
   load: number;
 }
 
@@ -36,7 +36,7 @@ export function describeMachine(directory: string, repository: string): Machine 
   };
 }
 
-/** Whether there are changes beside the figures themselves, which the comparisons before have written. */
+/** Whether there are changes other than the results that earlier comparisons have written. */
 function isChanged(repository: string): boolean {
   const figures = [':!docs/benchmarks', ':!docs/benchmarks.md'];
   return output('git', '-C', repository, 'status', '--porcelain', '--', '.', ...figures) !== '';

@@ -1,4 +1,7 @@
-/** A process on the host that maps a file: memory once touched, first touches, copies on write, reads of a base. */
+/**
+ * A process on the host that maps a file: memory that was touched, first touches, copies on write,
+ * reads of a base.
+ */
 import { rm } from 'node:fs/promises';
 import path from 'node:path';
 
@@ -19,7 +22,7 @@ interface Outcome extends Latencies {
 
 interface Touch {
   name: string;
-  /** What the image is before: empty, on a full base, or full and just frozen by a snapshot. */
+  /** The image before: empty, on a full base, or full and just frozen by a snapshot. */
   on: 'nothing' | 'base' | 'snapshot';
   stride: number;
   size: number;
@@ -78,7 +81,7 @@ const READS: Touch[] = [
 ];
 const ONE_PROCESSOR: Touch[] = [...EXPANSION.slice(0, 2), ...COPIES.slice(0, 1)].map((t) => ({ ...t, together: true }));
 const THREADS = [1, 2, 4, 8];
-/** Ways to make a run ready for first touches, as the program "runs" wants them. */
+/** Ways to prepare a run for first touches, as the program "runs" expects them. */
 const WAYS = new Map([
   ['mapped only', 'm'],
   ['fallocate, mapped', 'am'],
@@ -176,7 +179,9 @@ async function run(bench: Bench): Promise<void> {
   await bases.end();
 }
 
-/** 64 bytes stored and msynced, again and again: how long each takes, and what goes to the disk for it. */
+/**
+ * 64 bytes stored and msynced repeatedly: how long each takes, and what goes to the disk for it.
+ */
 async function durable(
   { stand, record, short }: Bench,
   bases: Mount,
@@ -217,7 +222,7 @@ async function fill(image: Image, length: number): Promise<void> {
 
 let images = 0;
 
-/** A new image as the touches want it, and its flat file. */
+/** A new image as needed for the touches, and its flat file. */
 async function prepared(
   { directory, mountpoint }: Mount,
   on: Touch['on'],

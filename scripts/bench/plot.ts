@@ -13,7 +13,7 @@ export interface Bars {
   series: { name: string; values: (Spread | null)[] }[];
 }
 
-/** One group of bars a row, with the range over the rounds. */
+/** One group of bars for each row, with the range over the rounds. */
 export function bars({ title, unit, base, groups, series }: Bars): string {
   const bar = 11;
   const group = series.length * bar + 9;
@@ -57,7 +57,7 @@ export interface Lines {
   x: { label: string; logarithmic?: boolean; names?: Map<number, string> };
   y: { label: string; logarithmic?: boolean };
   series: { name: string; points: [number, number][] }[];
-  /** A horizontal line with a word. */
+  /** A horizontal line with a label. */
   mark?: { at: number; name: string };
 }
 
@@ -172,7 +172,7 @@ const color = (index: number): string => COLORS[index % COLORS.length] ?? 'black
 const px = (value: number): string => value.toFixed(1);
 const escape = (words: string): string => words.replaceAll('&', '&amp;').replaceAll('<', '&lt;');
 
-/** Three digits that count. */
+/** Three significant digits. */
 export function short(value: number): string {
   if (value === 0 || !Number.isFinite(value)) return String(value);
   const digits = Math.max(0, 2 - Math.floor(Math.log10(Math.abs(value))));

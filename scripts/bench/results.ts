@@ -1,4 +1,4 @@
-/** What a comparison has measured, and how it is kept. */
+/** The results of a comparison, and their format. */
 import { readFileSync } from 'node:fs';
 import { mkdir, writeFile } from 'node:fs/promises';
 import path from 'node:path';
@@ -7,12 +7,15 @@ import type { Machine } from './machine.js';
 
 export interface Measurement {
   table: string;
-  /** What was done, as the columns of the table say it. */
+  /** What was measured, in the columns of the table. */
   row: string[];
   system: string;
   unit: string;
   better: 'more' | 'less';
-  /** One a round, in the order of the rounds: the same place in another system's list is the same round. */
+  /**
+   * One for each round, in the order of the rounds: the same index in another system's list is the
+   * same round.
+   */
   values: number[];
   /** [microseconds, how often], all rounds together. */
   histogram?: [number, number][];
@@ -23,7 +26,7 @@ export interface Results {
   date: string;
   /** Whether it was the short form. */
   short: boolean;
-  /** Seconds that the whole comparison took. */
+  /** The duration of the whole comparison in seconds. */
   seconds: number;
   machine: Machine;
   measurements: Measurement[];
@@ -43,7 +46,7 @@ export function spreadOf(values: number[]): Spread {
   return { median, low: at(0), high: at(sorted.length - 1) };
 }
 
-/** Ratios of one round each, the larger the better for `mine`. */
+/** Ratios, one for each round; larger is better for `mine`. */
 export function advantage(mine: Measurement, other: Measurement): Spread {
   return spreadOf(
     mine.values.map((value, round) => {
@@ -80,7 +83,7 @@ function merged(a: [number, number][], b: [number, number][]): [number, number][
 export async function keep(directory: string, results: Results): Promise<void> {
   await mkdir(directory, { recursive: true });
   const { measurements, ...rest } = results;
-  // One line a measurement, so that a change of one is a change of one line.
+  // One line for each measurement, so that a changed measurement is a changed line.
   const lines = measurements.map((each) => `    ${JSON.stringify(each)}`).join(',\n');
   const head = JSON.stringify(rest, null, 2).slice(0, -2);
   await writeFile(

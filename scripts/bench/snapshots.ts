@@ -1,6 +1,7 @@
 /**
- * Snapshots of memory that is in use: how long the writer stands still, how long until the snapshot is durable, what the work
- * does afterwards; and deletion, rollback, clone and opening of images with much in them.
+ * Snapshots of memory that is in use: how long the writer is paused, how long until the snapshot is
+ * durable, how the work continues; and deletion, rollback, clone and opening of images with much
+ * data.
  */
 import { mkdir, readFile, rm, writeFile } from 'node:fs/promises';
 import path from 'node:path';
@@ -26,7 +27,7 @@ interface Report {
 export const snapshots: Comparison = { name: 'snapshots', run, plots };
 
 async function run(bench: Bench): Promise<void> {
-  // Not where the writer runs, which would wait for us.
+  // Not on the writer's processor, where the writer would wait for us.
   const restore = await bench.stand.place(String(lastProcessor));
   await stalls(bench);
   await freshStalls(bench);
@@ -37,10 +38,10 @@ async function run(bench: Bench): Promise<void> {
   await opening(bench);
 }
 
-/** Whether what a writer has filled is on the disk already when it begins, as it soon is by itself. */
+/** Whether the data of a writer is on the disk when it begins, as it soon would be anyway. */
 type State = 'written-back' | 'fresh';
 
-/** A writer on the first `mapped` bytes of the mount's image, all written. */
+/** A writer on the first `mapped` bytes of the mount's image, which are all written. */
 function writer(stand: Stand, mount: Mount, mapped: number, state: State): Promise<Conversation> {
   return write(stand, stand.monitored(), path.join(mount.mountpoint, 'vm'), mapped, state);
 }
@@ -55,7 +56,10 @@ function write(stand: Stand, prefix: string[], file: string, mapped: number, sta
   return stand.conversation(...prefix, stand.program('writer'), file, String(mapped), '1', state);
 }
 
-/** The longest stall of a writing thread during one snapshot, and how long the snapshot took, in milliseconds. */
+/**
+ * The longest stall of a writing thread during one snapshot, and the duration of the snapshot, in
+ * milliseconds.
+ */
 async function snapshot(
   mount: Mount,
   name: string,
@@ -71,7 +75,7 @@ async function snapshot(
   return { stall: longestUs / 1000, durable, freeze: freeze / 1e6 };
 }
 
-/** What the monitor says of itself, in nanoseconds, and faults by what they needed. */
+/** The monitor's report, in nanoseconds, and faults by kind. */
 interface Counts {
   last_freeze_nanoseconds: number;
   faults: Record<string, { count: number; p50Us: number; p99Us: number }>;
@@ -112,7 +116,7 @@ async function stalls({ stand, record, short, say }: Bench): Promise<void> {
     await guest.end();
     await mount.end();
   };
-  // Whatever else makes it stand still, for about as long.
+  // Other causes of pauses, for about the same time.
   const look = async (guest: Conversation, row: string[], system: string) => {
     for (let number = 0; number < cuts; ++number) {
       await guest.ask<Report>();
@@ -136,7 +140,7 @@ async function stalls({ stand, record, short, say }: Bench): Promise<void> {
   for (const before of [1, 10, 100, 1000]) await measure(['snapshots below', String(before)], GiB, 256 * MiB, before);
 }
 
-/** A snapshot, and an fsync(2) of a raw file, when all that is mapped has just been written. */
+/** A snapshot, and an fsync(2) of a raw file, when everything mapped has just been written. */
 async function freshStalls({ stand, record, short, say }: Bench): Promise<void> {
   for (const mapped of short ? [GiB] : [GiB, 8 * GiB])
     for (let round = 0; round < 3; ++round) {
@@ -218,7 +222,7 @@ async function work({ stand, record, short, say }: Bench): Promise<void> {
   }
 }
 
-/** What the pre-takedown avoids: all of it unmapped at once. */
+/** What the takedown in steps avoids: unmapping all of it at once. */
 async function unmapping({ stand, record, short, say }: Bench): Promise<void> {
   say('snapshots: unmapping at once');
   for (const mapped of short ? [GiB] : [GiB, 8 * GiB])
@@ -235,7 +239,7 @@ async function unmapping({ stand, record, short, say }: Bench): Promise<void> {
     }
 }
 
-/** Deletion, rollback and clone against the depth of the chain. */
+/** Deletion, rollback and clone by the depth of the chain. */
 async function structure({ stand, record, short, say }: Bench): Promise<void> {
   for (const depth of [1, 10, 100, ...(short ? [] : [1000])]) {
     say(`snapshots: a chain of ${depth}`);
@@ -272,7 +276,7 @@ async function structure({ stand, record, short, say }: Bench): Promise<void> {
   }
 }
 
-/** Opening a large image with 100 snapshots, half full; and attaching to it. */
+/** Opening a large image with 100 snapshots that is half full; and attaching to it. */
 async function opening({ stand, record, short, say }: Bench): Promise<void> {
   for (const [pattern, perChunk] of [
     ['in runs', 512],

@@ -1,4 +1,4 @@
-/** Disk used against bytes written, for random 4 KiB writes over a base. */
+/** Disk space used per byte written, for random 4 KiB writes over a base. */
 import { rm, stat } from 'node:fs/promises';
 import path from 'node:path';
 
@@ -11,7 +11,7 @@ import { lastProcessor } from './stand.js';
 const MiB = 2 ** 20;
 /** Bytes written of each 64 KiB, on average, in pages. */
 const DENSITIES = [0.25, 1, 4];
-/** Mappings a process may have: what Pcow's Debian package sets, and what the kernel has by itself. */
+/** The limit of mappings of a process: set by Pcow's Debian package, and the kernel's default. */
 const MAPPINGS = 1_048_576;
 const DEFAULT_MAPPINGS = 65_530;
 const FEW_MAPPINGS = 'pcow, monitored, 65,530 mappings';

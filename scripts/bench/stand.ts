@@ -1,6 +1,6 @@
 /**
- * Where a comparison runs: a scratch directory, the programs of scripts/bench/programs, mounts of Pcow and of its peers.
- * close() leaves nothing behind, whatever state it was in.
+ * The environment of a comparison: a scratch directory, the programs of scripts/bench/programs,
+ * mounts of Pcow and of its peers. close() leaves nothing behind, whatever happened before.
  */
 import { execFile, spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
@@ -55,12 +55,12 @@ export class Stand {
     return this.path(`bin/${name}`);
   }
 
-  /** A path that nothing has used yet. */
+  /** An unused path. */
   fresh(name: string): string {
     return this.path(`${name}-${++this.#numbers}`);
   }
 
-  /** Ends all that was started here, the newest first; from then on nothing can be started. */
+  /** Ends everything that was started here, the newest first. Afterwards nothing can be started. */
   close(): Promise<void> {
     return (this.#closing ??= this.#close());
   }
@@ -70,7 +70,7 @@ export class Stand {
     await rm(this.scratch, { recursive: true, force: true, maxRetries: 3 });
   }
 
-  /** To be done at close(), or before by the function that is returned; once. */
+  /** To be done at close(), or earlier by the returned function; once. */
   atEnd(end: () => Promise<void>): () => Promise<void> {
     let done: Promise<void> | undefined;
     const once = () => (done ??= end());
@@ -82,7 +82,10 @@ export class Stand {
     return once;
   }
 
-  /** This process, and what it starts that is not placed elsewhere, until close() or the function that is returned. */
+  /**
+   * This process, and the processes that it starts without a processor of their own, until close()
+   * or the returned function.
+   */
   async place(cpus: string): Promise<() => Promise<void>> {
     const put = async (where: string): Promise<void> => {
       await run('taskset', ['--all-tasks', '--cpu-list', '--pid', where, String(process.pid)]);
@@ -92,7 +95,7 @@ export class Stand {
     return restore;
   }
 
-  /** A limit of the kernel's that is lower, until close() or the function that is returned. */
+  /** Lowers a limit of the kernel, until close() or the returned function. */
   async raise(setting: string, value: number): Promise<() => Promise<void>> {
     const before = await readFile(setting, 'utf8');
     if (Number(before) >= value) return () => Promise.resolve();
@@ -101,7 +104,7 @@ export class Stand {
     return restore;
   }
 
-  /** A mount of a directory of images, which is removed with it. `cpus` as taskset(1) wants them. */
+  /** A mount of a directory of images, which is removed with it. `cpus` as for taskset(1). */
   async mount(cpus: string, directory = this.fresh('images')): Promise<Mount> {
     const mountpoint = this.fresh('mnt');
     await mkdir(directory, { recursive: true });
@@ -116,7 +119,7 @@ export class Stand {
     return { directory, mountpoint, end };
   }
 
-  /** A qcow2 image as a file by the FUSE export of qemu-storage-daemon. */
+  /** A qcow2 image as a file, by the FUSE export of qemu-storage-daemon. */
   async fuseExport(image: string, cpus: string): Promise<Served> {
     const file = this.fresh('export');
     await writeFile(file, '');
@@ -131,7 +134,7 @@ export class Stand {
     return { file, end };
   }
 
-  /** A qcow2 image as a file by qemu-nbd and nbdfuse. */
+  /** A qcow2 image as a file, by qemu-nbd and nbdfuse. */
   async nbd(image: string, cpus: string): Promise<Served> {
     const socket = this.fresh('nbd');
     const server = this.#spawn('taskset', [
@@ -152,12 +155,12 @@ export class Stand {
     return { file, end };
   }
 
-  /** The words before a command that put it under the monitor. */
+  /** The command that runs another one under the monitor. */
   monitored(): string[] {
     return ['env', `LD_PRELOAD=${monitor}`];
   }
 
-  /** Runs a program to its end; what it prints is JSON. */
+  /** Runs a program to its end; its output is JSON. */
   async json<T>(...words: string[]): Promise<T> {
     const [command = '', ...rest] = words;
     const { stdout } = await run(command, rest, { maxBuffer: 1 << 26 });
@@ -169,7 +172,7 @@ export class Stand {
     return (await run(command, rest, { maxBuffer: 1 << 26 })).stdout;
   }
 
-  /** A program that answers each line with a line; by end() at the latest it has ended. */
+  /** A program that answers each line with a line. It has ended at end() at the latest. */
   async conversation(...words: string[]): Promise<Conversation> {
     const [command = '', ...rest] = words;
     const child = spawn(command, rest, { stdio: ['pipe', 'pipe', 'inherit'] });

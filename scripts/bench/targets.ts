@@ -1,4 +1,4 @@
-/** What was aimed at, and what was found. */
+/** The targets, and the results. */
 import { short } from './plot.js';
 import { advantage, find, spreadOf, type Measurement, type Results } from './results.js';
 

@@ -9,8 +9,9 @@ import { qemuCommand, type Guest } from '../guest/guest.js';
 import { accelerator } from '../guest/accelerator.js';
 
 /**
- * Where the demo plays: a temporary directory, a shell in it that knows `pcow`, at most one running guest. Everything is
- * printed as it happens. close() leaves nothing behind, whatever state the demo was in.
+ * The environment of the demo: a temporary directory, a shell in it that knows `pcow`, at most one
+ * running guest. Everything is printed as it happens. close() leaves nothing behind, whatever
+ * happened before.
  */
 export class Stage {
   readonly #directory = mkdtempSync(join(tmpdir(), 'pcow-demo-'));
@@ -37,7 +38,7 @@ export class Stage {
     return output;
   }
 
-  /** Boots a guest whose persistent memory is that flat file. */
+  /** Boots a guest whose persistent memory is this flat file. */
   async bootOn(flatFile: string): Promise<void> {
     this.#mayGoOn();
     const json = await this.#bash(`pcow qemu-args ${flatFile} --memory 512M --json`);
@@ -72,7 +73,7 @@ export class Stage {
     this.#guest = undefined;
   }
 
-  /** Makes whatever the demo waits for end soon, and its next step fail. */
+  /** Makes the step for which the demo waits end soon, and the next step fail. */
   interrupt(): void {
     this.#interrupted = true;
     void this.#guest?.kill();
@@ -97,7 +98,7 @@ export class Stage {
 
   async #bash(line: string): Promise<string> {
     const env = { ...process.env, PATH: `${this.#bin}:${process.env.PATH ?? ''}` };
-    // Detached: Ctrl-C reaches the demo alone, which lets a step end before it cleans up.
+    // Detached: Ctrl-C reaches only the demo, which lets a step end before it cleans up.
     return new Promise((resolve, reject) => {
       const shell = spawn('bash', ['-e', '-c', line], { cwd: this.#directory, env, detached: true });
       shell.stdin.end();
@@ -122,7 +123,7 @@ function printOutput(output: string): void {
   for (const line of output.trimEnd().split('\n')) if (line !== '') print(`  ${line}`);
 }
 
-/** A long command with one option and its value on a line. */
+/** A long command, with one option and its value on each line. */
 function onLines(words: string[]): string {
   const quoted = words.map((word) => (/^[\w./:,=$()-]+$|^\$\(/.test(word) ? word : `'${word}'`));
   return quoted.join(' ').replaceAll(/ (?=-[a-z]+ |\$\()/g, ' \\\n    ');

@@ -7,8 +7,8 @@ const TRIAL_MS = 15_000;
 let known: Promise<Accelerator> | undefined;
 
 /**
- * KVM where it boots the test guest, else software emulation. On some machines /dev/kvm is there but an ordinary kernel hangs
- * under it, so it is tried, once for each boot of the host.
+ * KVM if it boots the test guest, otherwise software emulation. On some machines /dev/kvm exists
+ * but an ordinary kernel hangs with it, so it is tried, once for each boot of the host.
  */
 export function accelerator(): Promise<Accelerator> {
   known ??= find();

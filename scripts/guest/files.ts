@@ -5,7 +5,7 @@ import { fileURLToPath } from 'node:url';
 /** The repository: this file is dist/scripts/guest/files.js when it runs. */
 export const repository = fileURLToPath(new URL('../../../', import.meta.url));
 
-/** What scripts/guest/build has made. */
+/** The files that scripts/guest/build has made. */
 export function guestFiles(): { vmlinuz: string; initramfs: string } {
   const directory = join(repository, 'build/guest');
   const files = { vmlinuz: join(directory, 'vmlinuz'), initramfs: join(directory, 'initramfs.gz') };

@@ -10,11 +10,11 @@ const MIB = 1024 * 1024;
 export type Accelerator = 'kvm' | 'tcg';
 
 export interface GuestOptions {
-  /** More options for QEMU: the devices. see pmemArgs(), and `pcow qemu-args`. */
+  /** More QEMU options for devices: see pmemArgs(), and `pcow qemu-args`. */
   qemuArgs?: string[];
-  /** How many /dev/pmemN the guest must see before it is ready. */
+  /** How many /dev/pmemN the guest must find before it is ready. */
   pmemDevices?: number;
-  /** A command and its options that start QEMU in their turn, such as ['pcow', 'run', '--']. */
+  /** A command with options that starts QEMU, such as ['pcow', 'run', '--']. */
   commandPrefix?: string[];
   accelerator: Accelerator;
   /** Milliseconds until the guest must be ready. */
@@ -33,7 +33,10 @@ export interface RunResult {
   exitCode: number;
 }
 
-/** QEMU's options for one persistent memory device on a file; `size` is in bytes. The guest has 512 MiB of other memory. */
+/**
+ * QEMU's options for one persistent memory device on a file; `size` is in bytes. The guest has 512
+ * MiB of other memory.
+ */
 export function pmemArgs(file: string, size: number, device: 'virtio-pmem' | 'nvdimm' = 'virtio-pmem'): string[] {
   const model = device === 'nvdimm' ? 'nvdimm,memdev=pmem' : 'virtio-pmem-pci,memdev=pmem';
   return [
@@ -45,8 +48,9 @@ export function pmemArgs(file: string, size: number, device: 'virtio-pmem' | 'nv
 }
 
 /**
- * The command that boots a guest, but for its two serial ports: ttyS0, the console, and ttyS1, the commands. `init`: a program of
- * scripts/guest, and its arguments, that is all that runs in the guest, in place of the init that Guest talks to.
+ * The command that boots a guest, without its two serial ports: ttyS0, the console, and ttyS1, the
+ * commands. `init`: a program of scripts/guest with its arguments, which runs alone in the guest
+ * instead of the init with which Guest talks.
  */
 export function qemuCommand(options: GuestOptions, init?: [string, ...string[]]): string[] {
   const { vmlinuz, initramfs } = guestFiles();
@@ -70,7 +74,8 @@ interface Pending {
 }
 
 /**
- * A running guest. Whoever starts one calls kill() in the end; the kernel does it too when this process dies.
+ * A running guest. The caller must call kill() at the end; the kernel also does this when this
+ * process dies.
  */
 export class Guest {
   readonly exited: Promise<void>;
@@ -95,7 +100,8 @@ export class Guest {
 
   private constructor(command: string[]) {
     this.#scratch = mkdtempSync(join(tmpdir(), 'pcow-guest-'));
-    // setpriv: a QEMU whose test was killed dies with it. A process group of its own, so that kill() reaches what a prefix started.
+    // setpriv: a QEMU whose test was killed dies with it. In its own process group, so that kill()
+    // reaches the processes that a prefix started.
     const args = [
       ...['--pdeathsig', 'KILL', '--'],
       ...command,
@@ -119,7 +125,7 @@ export class Guest {
     return this.#process.pid;
   }
 
-  /** What the guest's kernel has printed; empty once the guest has ended. */
+  /** The output of the guest's kernel; empty once the guest has ended. */
   console(): string {
     try {
       return readFileSync(join(this.#scratch, 'console'), 'utf8');
@@ -148,12 +154,15 @@ export class Guest {
 
   /** Unmounts, flushes and switches off. */
   async powerOff(): Promise<void> {
-    // The answer to this request is the end of QEMU.
+    // The end of QEMU answers this request.
     this.run('cd /; umount -a -r 2> /dev/null; sync; poweroff -f').catch(() => undefined);
     await this.exited;
   }
 
-  /** SIGKILL, as a host that runs out of memory would send it. Resolves when the process is gone. Any number of times. */
+  /**
+   * SIGKILL, as a host without free memory would send it. Resolves when the process is gone. May be
+   * called any number of times.
+   */
   async kill(): Promise<void> {
     const { pid, exitCode, signalCode } = this.#process;
     if (pid !== undefined && exitCode === null && signalCode === null) process.kill(-pid, 'SIGKILL');

@@ -1,10 +1,12 @@
-// The first process of a guest that only writes (the kernel's rdinit=/bin/numbers): numbers into the pages of /dev/pmem0, through a
-// shared mapping, for as long as it lives. Each line that it says, on ttyS1, is true before it is said.
+// The first process of a guest that only writes (the kernel's rdinit=/bin/numbers): numbers into
+// the pages of /dev/pmem0, through a shared mapping, for as long as it lives. Each line that it
+// says, on ttyS1, is true before it is said.
 //
 //   numbers PAGES FIRST
 //
-// Number N goes to page N * 37 % PAGES: 512 words, of which word i is N * 512 + i. "ready" comes before the first, "flushed N" when
-// msync has returned for N and all before. Ends with "failed ERRNO" where it does not.
+// Number N goes to page N * 37 % PAGES: 512 words, of which word i is N * 512 + i. "ready" comes
+// before the first, "flushed N" when msync has returned for N and all before. Ends with "failed
+// ERRNO" where it does not.
 #include <errno.h>
 #include <fcntl.h>
 #include <stdint.h>

@@ -1,4 +1,5 @@
-// Fills a file or a disk with pages that tell where they belong, through a shared mapping, and checks them afterwards.
+// Fills a file or a disk with pages that tell where they belong, through a shared mapping, and
+// checks them afterwards.
 //
 //   pattern fill PATH SEED [BYTES]     makes the file so long (a disk has its own size); prints "flushed N" after every
 //                                      batch of pages, when msync has returned for all of the first N

@@ -111,7 +111,7 @@ def read_superblock(file, path):
     newest = max(intact.values(), key=lambda slot: slot.generation)
     for number, slot in intact.items():
         if slot.incompatible and slot is not newest:
-            continue  # whoever wrote the newer one has given the feature up
+            continue  # the program that wrote the newer one has removed the feature
         if slot.incompatible:
             raise Damaged(f"{path} has a feature that is not known")
         if not slot.is_possible(number) or (slot.uuid, slot.shift) != (newest.uuid, newest.shift):
@@ -215,7 +215,7 @@ class Layer:
         if page == bytes(PAGE):
             return
         if not has_right_checksum(page, 0) or struct.unpack_from("<QQ", page, 8) != (self.id, chunk):
-            return  # the page is damaged: what it should cover can be read
+            return  # the page is damaged: the blocks that it should cover can be read
         (covered,) = struct.unpack_from("<H", page, 1024 + 2 * within)
         (checksum,) = struct.unpack_from("<I", page, 2048 + 4 * within)
         if covered:

@@ -1,14 +1,17 @@
-/* Writes into a shared mapping of a file, with several threads and in causal order, until it is killed. test/mount/cut.ts checks
- * what a snapshot holds of it.
+/*
+ * Writes into a shared mapping of a file, with several threads and in causal order, until it is
+ * killed. test/mount/cut.ts checks what a snapshot holds of it.
  *
  *   cut-writer FILE THREADS PAGES [FILE...]
  *
  * With several files each is an equal part of what is written, in their order.
  *
- * Thread j owns PAGES pages. Its write number s (from 1) goes to the page of slot s % PAGES: a record of s and, for each thread k, of
- * the number of the last write of k that had happened before. So a cut is consistent when for every thread it holds all of its
- * writes up to one of them, and for every record in it also the writes that the record has seen. A thread that does not find its
- * own record of the round before in a slot ends the process with an error: a write was lost, or read as zeros.
+ * Thread j owns PAGES pages. Its write number s (from 1) goes to the page of slot s % PAGES: a
+ * record of s and, for each thread k, of the number of the last write of k that had happened
+ * before. So a cut is consistent when for every thread it holds all of its writes up to one of
+ * them, and for every record in it also the writes that the record has seen. A thread that does not
+ * find its own record of the round before in a slot ends the process with an error: a write was
+ * lost, or read as zeros.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -24,7 +27,10 @@ enum { kPage = 4096, kMaxThreads = 64 };
 
 struct Record {
   uint64_t seen[kMaxThreads];
-  /* Last, and written last: a record that is cut through still has its old number, and has seen no more than there was. */
+  /*
+   * Last, and written last: a record that was cut in the middle still has its old number, and has
+   * seen no more than there was.
+   */
   _Atomic uint64_t number;
 };
 
@@ -32,7 +38,7 @@ static char* base;
 static uint64_t threads, pages;
 static _Atomic uint64_t happened[kMaxThreads];
 
-/* Neighbouring writes go to pages far apart, so that the kernel writes them back in another order. */
+/* Consecutive writes go to distant pages, so that the kernel writes them back in another order. */
 static uint64_t page_of(uint64_t slot) { return slot * 37 % pages; }
 
 static void* write_for_ever(void* argument) {

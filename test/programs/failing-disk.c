@@ -1,5 +1,7 @@
-/* Preloaded before the monitor: a disk that fails. As long as the file FAILING_DISK holds the word "read" or "sync", pread(2) and
- * fdatasync(2) of files whose path ends with FAILING_FILE fail with EIO. Only the monitor does these on image files.
+/*
+ * Preloaded before the monitor: a disk that fails. While the file FAILING_DISK contains the word
+ * "read" or "sync", pread(2) and fdatasync(2) of files whose path ends with FAILING_FILE fail with
+ * EIO. Only the monitor makes these calls on image files.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -11,7 +13,10 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-/* By system calls alone: the functions are those of whoever is preloaded behind. The monitor's threads have descriptors of their own. */
+/*
+ * Uses system calls only: the functions belong to the libraries that are preloaded after this one.
+ * The monitor's threads have their own descriptors.
+ */
 static int fails(int fd, const char* what) {
   const char* disk = getenv("FAILING_DISK");
   const char* file = getenv("FAILING_FILE");

@@ -1,5 +1,6 @@
-/* A process that speaks the attach protocol (native/attach/protocol.h) and maps nothing: one command a line on stdin, one
- * answer a line on stdout.
+/*
+ * A process that speaks the attach protocol (native/attach/protocol.h) and maps nothing: one
+ * command a line on stdin, one answer a line on stdout.
  *
  *   fake-monitor FILE        opens the flat file for reading and writing (FILE:r only to read, FILE:p with O_PATH)
  *     attach w|r             "attached PATH..." or "refused ERRNO TEXT"

@@ -1,5 +1,6 @@
-/* Isolated bytes in a mapped file, one in each block, in an order without neighbours. Each block must hold the byte 7 before. Commands,
- * a line each on stdin:
+/*
+ * Isolated bytes in a mapped file, one in each block, in an order without neighbours. Each block
+ * must hold the byte 7 before. Commands, a line each on stdin:
  *
  *   isolated-bytes FILE BLOCKS BLOCK_SIZE
  *     fill BYTE     writes it into each block; says how many mappings the process had at the most

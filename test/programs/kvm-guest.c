@@ -1,6 +1,7 @@
 /*
- * A KVM guest of a dozen instructions, whose memory from 64 KiB on is the first eight blocks of a file. Each pass adds one to
- * the word at the start of each block, and copies it behind it: a read and a write of the processor's own, by KVM's tables.
+ * A KVM guest of a dozen instructions, whose memory from 64 KiB on is the first eight blocks of a
+ * file. Each pass adds one to the word at the start of each block, and copies it behind it: a read
+ * and a write of the processor's own, by KVM's tables.
  *
  *   kvm-guest FILE     says "ready" or "no kvm"; then answers each line with the words that it sees, after one pass
  */

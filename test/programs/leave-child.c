@@ -14,7 +14,10 @@ int main(int argc, char** argv) {
   char* memory = mmap(NULL, 1 << 20, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
   if (memory == MAP_FAILED) return perror(argv[1]), 1;
   memory[0] = 1;
-  /* The flat file itself is the mount's: an open one of the child's says nothing of the image. */
+  /*
+   * The flat file itself belongs to the mount: an open one in the child says nothing about the
+   * image.
+   */
   close(fd);
   const pid_t child = fork();
   if (child == 0) {

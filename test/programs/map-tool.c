@@ -1,4 +1,6 @@
-/* A shared mapping of a whole file, for tests: one command a line on stdin, one answer a line on stdout.
+/*
+ * A shared mapping of a whole file, for tests: one command a line on stdin, one answer a line on
+ * stdout.
  *
  *   map-tool FILE
  *     write OFFSET LENGTH BYTE   fills a range

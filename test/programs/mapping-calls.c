@@ -1,9 +1,12 @@
-/* Every system call that Linux has for memory, made on a shared mapping of a whole file: a line for each with what it returned, and what the
- * mapping holds afterwards. The lines for a flat file under the monitor are compared with those for a file on tmpfs.
+/*
+ * Every system call that Linux has for memory, made on a shared mapping of a whole file: a line for
+ * each with what it returned, and what the mapping holds afterwards. The lines for a flat file
+ * under the monitor are compared with those for a file on tmpfs.
  *
  *   mapping-calls FILE OTHERFILE     both are filled with 0x55, at least 1 MiB; OTHERFILE is an ordinary file
  *
- * Each call has a mapping of its own, a process may not hang (it would be ended by SIGALRM), and what it changed is mended afterwards.
+ * Each call has a mapping of its own, a process may not hang (it would be ended by SIGALRM), and
+ * what it changed is mended afterwards.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -38,7 +41,7 @@ static void hung(int number) {
   _exit(1);
 }
 
-/* What a load or a store ends with: a byte, or the name of a signal. */
+/* The result of a load or a store: a byte, or the name of a signal. */
 static const char* outcome_of(volatile char* at, int store) {
   static char text[16];
   const int number = sigsetjmp(back, 1);
@@ -58,7 +61,7 @@ static void tell(const char* name, long result, int err) {
     printf(" %s", outcome_of(memory + pages[i] * PAGE + 100, 1));
   printf(" | file");
   for (size_t i = 0; i < sizeof pages / sizeof *pages; i++) {
-    /* The file as another mapping of it shows it. */
+    /* The file as another mapping shows it. */
     char* seen = mmap(NULL, SIZE, PROT_READ, MAP_SHARED, fd, 0);
     printf(" %s", seen == MAP_FAILED ? "none" : outcome_of(seen + pages[i] * PAGE + 100, 0));
     if (seen != MAP_FAILED) munmap(seen, SIZE);
@@ -75,7 +78,7 @@ static void begin(const char* name) {
     printf("%s: cannot begin: %s\n", name, strerrorname_np(errno));
     exit(1);
   }
-  /* Only what is not as it should be: the rest stays as it lies in the base. */
+  /* Only the differences from the expected content; the rest is as in the base. */
   for (int page = 0; page < PAGES; page++)
     for (int i = 0; i < PAGE; i++)
       if (fresh[page * PAGE + i] != FILL) {
@@ -99,7 +102,10 @@ static void end(void) {
     end();                             \
   } while (0)
 
-/* The result of an mmap is an address: only whether there is one counts, and it is taken away again. */
+/*
+ * The result of mmap is an address: only whether there is one matters, and the mapping is removed
+ * again.
+ */
 static long mapped(void* address, size_t length) {
   if (address == MAP_FAILED) return -1;
   const int err = errno;
@@ -240,7 +246,7 @@ static void syncs(void) {
   CALL("fallocate, collapsing", fallocate(fd, FALLOC_FL_COLLAPSE_RANGE, 0, PAGE));
 }
 
-/* The page cache of other files is filled from and written to the mapping. */
+/* The page cache of other files is filled from the mapping and written to it. */
 static void copies(void) {
   CALL("read into it", pread(other, memory + 8 * PAGE, PAGE, 0));
   CALL("write from it", pwrite(other, memory + 8 * PAGE, PAGE, 0));
@@ -310,7 +316,7 @@ int main(int argc, char** argv) {
   signal(SIGBUS, caught);
   signal(SIGSEGV, caught);
   signal(SIGALRM, hung);
-  /* As long as one is mapped the file stays attached: to attach takes long where a machine is busy. */
+  /* While one is mapped the file stays attached: attaching takes long on a busy machine. */
   if (mmap(NULL, PAGE, READ_WRITE, MAP_SHARED, fd, SIZE) == MAP_FAILED) return perror("mmap"), 1;
   maps();
   advices();

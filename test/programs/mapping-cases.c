@@ -1,9 +1,11 @@
-/* What mmap(2) and its relatives do with a mapped file, one case a run: says "ok", or what is wrong.
+/*
+ * What mmap(2) and its relatives do with a mapped file, one case a run: says "ok", or what is
+ * wrong.
  *
  *   mapping-cases FILE CASE
  *
- * FILE has 4 MiB; each of its pages is filled with the byte 1 + (page % 251). The cases of `everywhere` hold for any file on Linux;
- * those of `monitored` for a flat file under the monitor.
+ * FILE has 4 MiB; each of its pages is filled with the byte 1 + (page % 251). The cases of
+ * `everywhere` hold for any file on Linux; those of `monitored` for a flat file under the monitor.
  */
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -44,7 +46,7 @@ static char* map(void* address, size_t length, int protection, int flags, int fd
   return mapped;
 }
 
-/* Bytes [offset, offset + length) of the file are what they were made to be, there. */
+/* Checks that bytes [offset, offset + length) of the file have their original values. */
 static void must_hold(const char* at, size_t offset, size_t length) {
   for (size_t i = 0; i < length; i++)
     if ((unsigned char)at[i] != byte_of(offset + i)) {
@@ -66,7 +68,7 @@ static void catch (int number) {
   siglongjmp(back, 1);
 }
 
-/* The signal that an access ends with; 0: none. */
+/* The signal that an access raises; 0: none. */
 static int signal_of(volatile char* at, int write) {
   signal(SIGBUS, catch);
   signal(SIGSEGV, catch);
@@ -118,7 +120,7 @@ static void fixed(void) {
   must_hold(reserved + SIZE, 0, SIZE);
   MUST(signal_of(reserved + SIZE - 1, 0) == SIGSEGV);
   MUST(signal_of(reserved + 2 * SIZE, 0) == SIGSEGV);
-  /* Anonymous memory over a part of it takes its place. */
+  /* Anonymous memory replaces a part of it. */
   map(reserved + SIZE + 4 * PAGE, 2 * PAGE, READ_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
   MUST(reserved[SIZE + 4 * PAGE] == 0);
   reserved[SIZE + 4 * PAGE] = 9;
@@ -264,7 +266,7 @@ static void beyond_the_end(void) {
   MUST(signal_of(outside, 0) == SIGBUS);
 }
 
-/* A child that exits, one that runs a program, and the parent goes on. */
+/* A child that exits, one that runs a program, and a parent that continues. */
 static void fork_and_go_on(void) {
   const int fd = open_file(O_RDWR);
   char* mapped = map(NULL, SIZE, READ_WRITE, MAP_SHARED, fd, 0);
@@ -340,7 +342,7 @@ static size_t entries_of(const char* directory) {
   return count;
 }
 
-/* Mapping and unmapping again and again keeps no thread and no descriptor. */
+/* Repeated mapping and unmapping leaves no thread and no descriptor. */
 static void cycles(void) {
   size_t threads = 0, descriptors = 0;
   for (int round = 0; round < 10; round++) {
@@ -356,7 +358,10 @@ static void cycles(void) {
   MUST(entries_of("/proc/self/fd") == descriptors);
 }
 
-/* A child that lives on has nothing of the mapping, and does not keep the image from others when the parent ends. */
+/*
+ * A surviving child has nothing of the mapping, and does not keep the image from others when the
+ * parent ends.
+ */
 static void child_lives_on(void) {
   char* mapped = map(NULL, SIZE, READ_WRITE, MAP_SHARED, open_file(O_RDWR), 0);
   must_hold(mapped, 0, PAGE);

@@ -1,6 +1,7 @@
 /*
- * What a mapping costs: loads and stores once touched, and the first touch of a page, in a file under the monitor, in a plain
- * file, and by the bare round trip of userfaultfd, which is the floor of any first touch that a monitor serves.
+ * What a mapping costs: loads and stores once touched, and the first touch of a page, in a file
+ * under the monitor, in a plain file, and by the bare round trip of userfaultfd, which is the floor
+ * of any first touch that a monitor serves.
  *
  *   memory-speed MONITORED PLAIN MEGABYTES     prints JSON; the halves of both files are used, the second by single pages
  */

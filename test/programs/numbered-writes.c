@@ -1,5 +1,7 @@
-/* Writes numbers into a file, each to a page of its own choice, and says each number once it is written: what was said must be there
- * whatever dies afterwards. Ends at the first write that fails. test/mount/deaths.test.ts reads the file.
+/*
+ * Writes numbers into a file, each to a page of its own choice, and says each number once it is
+ * written: what was said must be there whatever dies afterwards. Ends at the first write that
+ * fails. test/mount/deaths.test.ts reads the file.
  *
  *   numbered-writes FILE write|msync PAGES FIRST
  */

@@ -1,5 +1,7 @@
-/* A program with an allocator of its own, as jemalloc and others are: one lock, and mmap(2) and munmap(2) under it. It keeps account in an
- * image, as allocators for persistent memory do: under its lock it stores into the image, and the fault must not need the allocator.
+/*
+ * A program with an allocator of its own, as jemalloc and others are: one lock, and mmap(2) and
+ * munmap(2) under it. It keeps account in an image, as allocators for persistent memory do: under
+ * its lock it stores into the image, and the fault must not need the allocator.
  *
  *   own-allocator FLATFILE      says "ok"
  *   own-allocator FLATFILE OTHER

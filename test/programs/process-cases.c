@@ -1,4 +1,6 @@
-/* What programs do that have nothing to do with a mapping of theirs, and must not harm it: one case a run, which says "ok" or what is wrong.
+/*
+ * What programs do that have nothing to do with a mapping of theirs, and must not harm it: one case
+ * a run, which says "ok" or what is wrong.
  *
  *   process-cases FILE CASE [OTHERFILE]     FILE and OTHERFILE are flat files on a base full of 0x55, at least 4 MiB
  *
@@ -44,7 +46,7 @@ static char* map_file(const char* path, int* descriptor) {
   return mapped;
 }
 
-/* Another thread works with memory of its own meanwhile. */
+/* Meanwhile another thread works with memory of its own. */
 static atomic_bool over;
 static void* own_memory(void* unused) {
   char* slots[32] = {0};
@@ -63,7 +65,7 @@ static void* own_memory(void* unused) {
   return unused;
 }
 
-/* munmap(2) takes its own range away, once, and nobody else's. */
+/* munmap(2) removes its own range, once, and no other. */
 static void unmap_beside_others(void) {
   pthread_t thread;
   MUST(pthread_create(&thread, NULL, own_memory, NULL) == 0);
@@ -77,7 +79,7 @@ static void unmap_beside_others(void) {
   MUST(pthread_join(thread, NULL) == 0);
 }
 
-/* MAP_FIXED replaces in one step: nobody gets a part of the range meanwhile. */
+/* MAP_FIXED replaces in one step: no other mapping gets a part of the range meanwhile. */
 static void replace_beside_others(void) {
   pthread_t thread;
   MUST(pthread_create(&thread, NULL, own_memory, NULL) == 0);
@@ -90,7 +92,7 @@ static void replace_beside_others(void) {
   MUST(pthread_join(thread, NULL) == 0);
 }
 
-/* A daemon closes what it does not know, and opens files of its own. */
+/* A daemon closes descriptors that it does not know, and opens files of its own. */
 static void close_everything(void) {
   MUST(memory[0] == 0x55);
   memory[PAGE] = 1;
@@ -106,7 +108,10 @@ static void close_everything(void) {
   for (int i = 0; i < 40; i++) MUST(lseek(own[i], 0, SEEK_END) == 5);
 }
 
-/* A thread is cancelled in a call about the mapping; others go on. Each call is a cancellation point of its own. */
+/*
+ * A thread is cancelled in a call about the mapping; others continue. Each call is a cancellation
+ * point of its own.
+ */
 static void* syncs(void* unused) {
   for (unsigned i = 0;; i++) {
     memory[i % 1000 * PAGE] = 1;
@@ -138,7 +143,7 @@ static void cancel(void) {
   }
 }
 
-/* What is a cancellation point for a file that is none of ours stays one. */
+/* Cancellation points for other files stay cancellation points. */
 static void* syncs_another(void* own) {
   for (;;) fsync(*(int*)own);
   return NULL;
@@ -164,7 +169,7 @@ static void cancel_another(void) {
   }
 }
 
-/* A handler stores into the mapping, whatever call about it its thread is in. */
+/* A signal handler stores into the mapping, whatever call about it its thread is in. */
 static volatile unsigned long hits;
 static void touch(int number) {
   (void)number;
@@ -197,7 +202,7 @@ static void touch_in_handlers(void) {
   }
 }
 
-/* Handlers around fork that touch the mapping, registered before and after the monitor's. */
+/* Fork handlers that access the mapping, registered before and after the monitor's. */
 static void touch_some(void) { memory[++hits * PAGE] = 4; }
 
 /* A child of a child, and one that maps images itself. */
@@ -220,7 +225,10 @@ static void children(void) {
   MUST(waitpid(child, &status, 0) == child && status == 0);
 }
 
-/* A child has nothing of the mapping, also where no handler tells of it: what is not there it can't change. */
+/*
+ * A child has nothing of the mapping, even if no fork handler runs: it cannot change what it does
+ * not have.
+ */
 static void child_without_handlers(void) {
   memory[0] = 1;
   for (int way = 0; way < 2; way++)
@@ -238,7 +246,7 @@ static void child_without_handlers(void) {
   MUST(memory[0] == 1 && memory[8 * PAGE] == 0x55);
 }
 
-/* What splits the kernel's mappings leaves them served. */
+/* Calls that split the kernel's mappings leave them served. */
 static void split(void) {
   MUST(madvise(memory + PAGE, 2 * PAGE, MADV_RANDOM) == 0);
   MUST(madvise(memory + 40 * PAGE, PAGE, MADV_SEQUENTIAL) == 0);
@@ -260,7 +268,10 @@ static void two_mappings(void) {
   }
 }
 
-/* A part of the mapping has had another protection for a while: what is asked of all of it is done in every part. */
+/*
+ * A part of the mapping had another protection for a while: a call for the whole mapping is done in
+ * every part.
+ */
 static void every_part(void) {
   memset(memory, 7, SIZE);
   MUST(mprotect(memory + SIZE / 4, SIZE / 4, PROT_READ) == 0);
@@ -269,7 +280,7 @@ static void every_part(void) {
   for (size_t at = 0; at < SIZE; at += PAGE) MUST(memory[at] == 0);
 }
 
-/* Who may not write may not discard. */
+/* Without the right to write there is no right to discard. */
 static void read_only(void) {
   const int reading = open(file, O_RDONLY);
   memory[0] = 8;
@@ -298,7 +309,9 @@ static void limits(void) {
   }
 }
 
-/* exit(3) while another thread stores: the image is not given back before nobody can. */
+/*
+ * exit(3) while another thread stores: the image is not given back while a thread can still store.
+ */
 static void* stores(void* unused) {
   for (unsigned turn = 0;; turn++) memory[turn * PAGE % SIZE] = (char)turn;
   return unused;
@@ -308,7 +321,7 @@ static void exit_beside_stores(void) {
   MUST(pthread_create(&thread, NULL, stores, NULL) == 0);
 }
 
-/* A destructor that comes after the monitor's. */
+/* A destructor that runs after the monitor's. */
 static void store_last(void) { memory[SIZE - 1] = 1; }
 static void store_at_exit(void) { MUST(on_exit((void (*)(int, void*))(void*)store_last, NULL) == 0); }
 static void* late;
@@ -320,7 +333,9 @@ static void store_in_destructor(void) {
   store_at_exit();
 }
 
-/* msync over two images that are mapped side by side makes both durable; the test asks the monitor. */
+/*
+ * msync over two images that are mapped side by side makes both durable; the test asks the monitor.
+ */
 static void two_images(void) {
   int other;
   char* place = mmap(NULL, 2 * SIZE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);

@@ -1,5 +1,7 @@
-/* Takes snapshots of an image that random-mapper works on, and clones of them, and says whether each is what all of its threads had done at
- * one moment, and stays that. Where the mount dies, what was not answered is asked of the next one: it has happened, or not.
+/*
+ * Takes snapshots of an image that random-mapper works on, and clones of them, and says whether
+ * each is what all of its threads had done at one moment, and stays that. Where the mount dies,
+ * what was not answered is asked of the next one: it has happened, or not.
  *
  *   random-checker MODEL MOUNTPOINT IMAGE SEED FIRST      until its input ends; then "N snapshots", named rFIRST and so on
  *   random-checker MODEL FILE                             once: FILE holds all that was done; says how many steps that is
@@ -22,14 +24,14 @@ static const char *mountpoint, *image;
 static uint8_t content[(size_t)PAGES * PAGE];
 static struct page pages[PAGES];
 
-/* While it is open the mount can't be ended, but it can die. */
+/* While it is open the mount cannot be ended, but it can die. */
 static int open_mount(void) {
   const int mount = open_in_mount(mountpoint, O_RDONLY | O_DIRECTORY);
   MUST(mount >= 0);
   return mount;
 }
 
-/* Something has failed, which may only be because the mount has died. */
+/* A call has failed, perhaps only because the mount has died. */
 static void must_be_dead(int mount, const char* path) {
   const int err = errno;
   const bool dead = !lives(mount);
@@ -80,7 +82,10 @@ static void look_at(uint32_t page) {
 
 static uint32_t length_of(struct step step) { return step.kind == ZERO ? step.extra : 1; }
 
-/* Whether what differs is only what this step was about to change, and each such byte is from before or after it. */
+/*
+ * Whether the differences are only in what this step was about to change, and each such byte is
+ * from before or after it.
+ */
 static bool is_halfway(int thread, struct step step, uint64_t number) {
   static struct page after[PAGES];
   uint32_t in_step = 0;
@@ -102,7 +107,10 @@ static bool is_halfway(int thread, struct step step, uint64_t number) {
   return true;
 }
 
-/* `content` has what the thread's pages held after one step between `from` and `to`, or in the middle of one. */
+/*
+ * `content` is what the thread's pages had after one step between `from` and `to`, or in the middle
+ * of one.
+ */
 static void check_thread(const char* what, int thread, uint64_t from, uint64_t to) {
   const struct step* steps = model->logs[thread].steps;
   begin_with(pages);
@@ -135,7 +143,10 @@ static void check_thread(const char* what, int thread, uint64_t from, uint64_t t
   }
 }
 
-/* The errno that a control file of `of` answers with; 0: it is done. `again`: a mount died meanwhile, so that this was asked more than once. */
+/*
+ * The errno of a control file of `of`; 0: it is done. `again`: a mount died meanwhile, so this was
+ * requested more than once.
+ */
 static int control(const char* of, const char* which, const char* text, bool* again) {
   char path[256];
   snprintf(path, sizeof path, ".pcow/%s/%s", of, which);
@@ -150,7 +161,7 @@ static int control(const char* of, const char* which, const char* text, bool* ag
   }
 }
 
-/* `done`: what it answers where it had been done already. */
+/* `done`: the errno if it had been done already. */
 static void command(const char* of, const char* which, const char* text, int done) {
   bool again;
   errno = control(of, which, text, &again);
@@ -194,7 +205,10 @@ static void write_page(const char* path, const uint8_t* bytes, uint32_t page) {
   }
 }
 
-/* An image on a snapshot: it begins as that, is written, and goes, and the snapshot can't be deleted meanwhile, nor changes. */
+/*
+ * An image on a snapshot: it begins with the content of the snapshot, is written, and is removed.
+ * Meanwhile the snapshot cannot be deleted, and does not change.
+ */
 static void clone(const struct kept* kept, unsigned number, unsigned* seed) {
   static uint8_t expected[sizeof content];
   char name[32], words[80];
@@ -230,7 +244,9 @@ static uint64_t steps_done(void) {
   return steps;
 }
 
-/* Steps, and not time, are what should lie between two snapshots. false: the input has ended. */
+/*
+ * There should be steps, and not time, between two snapshots. Returns false if the input has ended.
+ */
 static bool await_steps(unsigned steps) {
   const uint64_t from = steps_done();
   while (steps_done() - from < steps)

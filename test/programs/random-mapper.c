@@ -1,10 +1,12 @@
-/* Threads that do what programs do to a shared mapping of a flat file, at random, until the input ends.
+/*
+ * Threads that do what programs do to a shared mapping of a flat file, at random, until the input
+ * ends.
  *
  *   random-mapper MODEL FILE SCRATCH SEED      SCRATCH: a directory of a filesystem that has direct I/O
  *
- * The image stands on a base full of 0x55. What a run of before left half done is done again first, and all that it did must be there.
- * Mounts may die meanwhile: what is mapped goes on. Other calls fail then, and are made anew by a file of the next mount.
- * Ends with "ok", or with what is wrong.
+ * The image stands on a base full of 0x55. What a run of before left half done is done again first,
+ * and all that it did must be there. Mounts may die meanwhile: what is mapped goes on. Other calls
+ * fail then, and are made anew by a file of the next mount. Ends with "ok", or with what is wrong.
  */
 #define _GNU_SOURCE
 #include <poll.h>
@@ -19,7 +21,7 @@
 
 enum { SLOTS = 3, READ_WRITE = PROT_READ | PROT_WRITE, STUCK_AFTER_S = 150, RECENT = 8 };
 
-/* A mapping of pages from `first` on. The first slot has all of them. */
+/* A mapping of pages from `first` on. The first slot has all pages. */
 struct slot {
   pthread_rwlock_t lock; /* shared: who looks at the memory or changes it; exclusive: who changes the mapping */
   char* memory;
@@ -46,8 +48,10 @@ static atomic_bool over;
 static atomic_int ended; /* threads that have */
 static atomic_ulong calls[THREADS];
 
-/* A call by `fd` has failed, which may only be because its mount has died, or has not answered in time: one that never does is noticed by
- * disturb(). `before`: `mounts`, when the call began. */
+/*
+ * A call on `fd` has failed, perhaps only because its mount has died, or has not answered in time;
+ * disturb() notices a call that never returns. `before`: `mounts` when the call began.
+ */
 static void open_anew(unsigned before) {
   const int err = errno;
   if (err == ETIMEDOUT) return;
@@ -74,7 +78,7 @@ static uint32_t own_page(struct worker* worker) {
   return PAGES / 2 + (uint32_t)worker->thread * (PAGES / 2 / THREADS) + below(worker, PAGES / 2 / THREADS);
 }
 
-/* A slot that has these pages, held. */
+/* A slot with these pages, held. */
 static struct slot* slot_of(struct worker* worker, uint32_t page, uint32_t count) {
   struct slot* slot = &slots[below(worker, SLOTS)];
   pthread_rwlock_rdlock(&slot->lock);
@@ -96,7 +100,7 @@ static uint32_t recent_page(struct worker* worker) {
   return step.page + (step.kind == ZERO ? below(worker, step.extra) : 0);
 }
 
-/* A page of this thread's own has what the model says. */
+/* Checks that a page of this thread has what the model says. */
 static void look(struct worker* worker, const struct slot* slot, uint32_t page) {
   const char* seen = address_in(slot, page);
   if (is_page(seen, &worker->pages[page])) return;
@@ -109,7 +113,7 @@ static void look(struct worker* worker, const struct slot* slot, uint32_t page) 
   _exit(1);
 }
 
-/* A page of another thread: something that it may hold. A race that is meant. */
+/* A page of another thread: one of its possible contents. The race is intended. */
 __attribute__((no_sanitize("thread"))) static void glance(struct worker* worker, const struct slot* slot,
                                                           uint32_t page) {
   const uint64_t seen = *(volatile uint64_t*)(address_in(slot, page) + below(worker, CELLS) * CELL_STRIDE);
@@ -119,7 +123,7 @@ __attribute__((no_sanitize("thread"))) static void glance(struct worker* worker,
   MUST((seen & ~(0xffull << 56)) <= model->logs[owner].begun);
 }
 
-/* Eight bytes by one of the ways in which they get into memory. */
+/* Eight bytes, by one of the ways in which they get into memory. */
 static void put_cell(struct worker* worker, char* address, uint64_t value) {
   struct iovec from = {&value, 8}, to = {address, 8};
   switch (below(worker, 6)) {
@@ -204,7 +208,7 @@ static void sync_file(struct worker* worker) {
     open_anew(before);
 }
 
-/* What leaves the memory as it is. Some of it is refused: that is not looked at here. */
+/* Calls that do not change the memory. Some are refused, which is not checked here. */
 static void advise(struct worker* worker) {
   static const int advices[] = {MADV_NORMAL,   MADV_RANDOM,     MADV_SEQUENTIAL,    MADV_WILLNEED,
                                 MADV_DONTNEED, MADV_HUGEPAGE,   MADV_COLD,          MADV_PAGEOUT,
@@ -251,7 +255,7 @@ static void unmap_slot(struct worker* worker, struct slot* slot) {
   }
 }
 
-/* False: another thread's mapping, or the C library's, is in the hole by now. */
+/* Returns false if a mapping of another thread, or of the C library, is in the hole by now. */
 static bool map_hole(const struct slot* slot, uint32_t part, uint32_t count) {
   char* address = slot->memory + (size_t)part * PAGE;
   void* mapped = map(address, slot->first + part, count, MAP_FIXED_NOREPLACE);
@@ -259,7 +263,7 @@ static bool map_hole(const struct slot* slot, uint32_t part, uint32_t count) {
   return mapped == address;
 }
 
-/* The mapping of a slot becomes another one. */
+/* Replaces the mapping of a slot. */
 static void remap(struct worker* worker) {
   struct slot* slot = &slots[below(worker, SLOTS)];
   pthread_rwlock_wrlock(&slot->lock);
@@ -291,7 +295,10 @@ static void remap(struct worker* worker) {
   pthread_rwlock_unlock(&slot->lock);
 }
 
-/* Nothing is mapped for a moment: the mount has the image back, and its descriptor is a file's. */
+/*
+ * Nothing is mapped for a moment: the mount has the image back, and its descriptor is an ordinary
+ * file's.
+ */
 static void intermission(struct worker* worker) {
   for (int slot = 0; slot < SLOTS; slot++) pthread_rwlock_wrlock(&slots[slot].lock);
   for (int slot = 0; slot < SLOTS; slot++) unmap_slot(worker, &slots[slot]);
@@ -316,19 +323,27 @@ static void intermission(struct worker* worker) {
 static void child(struct worker* worker) {
   const pid_t pid = below(worker, 2) ? fork() : _Fork();
   MUST(pid >= 0);
-  /* Not _exit(2): the thread sanitizer's would wait for a lock that another thread held in the parent. */
+  /*
+   * Not _exit(2): the thread sanitizer's version would wait for a lock that another thread held in
+   * the parent.
+   */
   if (pid == 0) syscall(SYS_exit_group, 7);
   int status = 0;
   while (waitpid(pid, &status, 0) < 0) MUST(errno == EINTR);
   MUST(WIFEXITED(status) && WEXITSTATUS(status) == 7);
 }
 
-/* Of the thread sanitizer, which does not see that the monitor's munmap(2) and mmap(2) give an address from one thread to another. */
+/*
+ * From the thread sanitizer, which does not see that the monitor's munmap(2) and mmap(2) pass an
+ * address from one thread to another.
+ */
 void __tsan_acquire(void* address) __attribute__((weak));
 void __tsan_release(void* address) __attribute__((weak));
 
-/* Another descriptor of the same file, and a private mapping by it. That one is the kernel's: where its mount has died, to touch it raises
- * SIGBUS, and is EFAULT where the kernel touches it. */
+/*
+ * Another descriptor of the same file, and a private mapping of it, which the kernel serves: if its
+ * mount has died, accessing it raises SIGBUS, and the kernel's own accesses fail with EFAULT.
+ */
 static void another_descriptor(struct worker* worker) {
   const int other = open(file, (below(worker, 2) ? O_RDWR : O_RDONLY) | O_CLOEXEC);
   MUST(other >= 0 || means_no_mount(errno));
@@ -373,7 +388,7 @@ static void act(struct worker* worker) {
   if (below(worker, 4) == 0) intermission(worker);
 }
 
-/* Does what the log says, then what was begun. */
+/* Does what the log says, then the step that was begun. */
 static void catch_up(struct worker* worker) {
   struct log* log = &model->logs[worker->thread];
   begin_with(worker->pages);
@@ -418,7 +433,10 @@ static bool input_ended(int wait_ms) {
   return poll(&input, 1, wait_ms) > 0;
 }
 
-/* Signals the threads at random until they have ended, which they do when the input ends, and notices when one stands still. */
+/*
+ * Sends signals to the threads at random until they have ended, which they do when the input ends.
+ * Notices a thread that makes no progress.
+ */
 static void disturb(pthread_t* threads, unsigned* seed) {
   unsigned long last[THREADS] = {0};
   int still_ms[THREADS] = {0};

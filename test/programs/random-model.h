@@ -1,8 +1,11 @@
-/* What several threads have done to an image, in a file of tmpfs that outlives them: enough to tell what each page must hold.
+/*
+ * What several threads have done to an image, in a file on tmpfs that survives them: enough to know
+ * what each page must hold.
  *
- * Every page belongs to one thread, which alone changes it. A thread writes down what it is about to do, does it, and counts it as done. So
- * whatever may be seen of its pages, in a snapshot or after a death, is what they were after one of its steps, the same step for all:
- * not before what was done when the look began, not after what was begun when it ended.
+ * Every page belongs to one thread, which alone changes it. A thread records what it is about to
+ * do, does it, and counts it as done. So whatever is seen of its pages, in a snapshot or after a
+ * death, is their state after one of its steps, the same step for all pages: not before the steps
+ * that were done when the check began, and not after the steps that were begun when it ended.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -44,13 +47,16 @@ struct model {
   struct log logs[THREADS];
 };
 
-/* What a page holds: `fill` everywhere but in its cells, which are 8 bytes each. */
+/* The content of a page: `fill` everywhere except in its cells, which have 8 bytes each. */
 struct page {
   uint8_t fill;
   uint64_t cells[CELLS];
 };
 
-/* Neighbours belong to different threads in the first half; in the second one each thread has a quarter, for what is done to runs. */
+/*
+ * In the first half, neighbouring pages belong to different threads. In the second half, each
+ * thread has a quarter, for operations on runs.
+ */
 static inline int owner_of(uint32_t page) {
   return page < PAGES / 2 ? (int)(page % THREADS) : (int)((page - PAGES / 2) / (PAGES / 2 / THREADS));
 }

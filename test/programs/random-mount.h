@@ -1,4 +1,4 @@
-/* Mounts that die, or end, while something works on their files, and others that take their place. */
+/* Mounts that die, or end, while a program works on their files, and mounts that replace them. */
 #include <errno.h>
 #include <fcntl.h>
 #include <stdbool.h>
@@ -7,16 +7,22 @@
 
 enum { FUSE_SUPER_MAGIC = 0x65735546, LOOK_AGAIN_US = 10000 };
 
-/* Whether an open file is of a mount that lives. Where the mount is dying, this waits until that is known. */
+/*
+ * Whether an open file belongs to a living mount. While the mount is dying, this waits for the
+ * result.
+ */
 static inline bool lives(int fd) {
   struct statfs found;
   return fstatfs(fd, &found) == 0 && found.f_type == FUSE_SUPER_MAGIC;
 }
 
-/* Whether open(2) fails so where the mount of a path has died, or has ended, and there is no other one yet. */
+/*
+ * Whether this is how open(2) fails if the mount of a path has died, or has ended, and there is no
+ * other one yet.
+ */
 static inline bool means_no_mount(int err) { return err == ENOTCONN || err == ECONNABORTED || err == ENOENT; }
 
-/* Opens a file of a mount, of the next one where there is none. -1: another error. */
+/* Opens a file of a mount; of the next mount if there is none. -1: another error. */
 static inline int open_in_mount(const char* path, int flags) {
   for (;;) {
     const int fd = open(path, flags | O_CLOEXEC);

@@ -1,5 +1,7 @@
-/* Preloaded: writes down, in the file that RECORD names, which names are made and taken, and which directories and files are synced. A line
- * each: the word, then the paths. What is a name's and not yet on the disk is for the test to find.
+/*
+ * Preloaded: records, in the file named by RECORD, which names are made and removed, and which
+ * directories and files are synced. One line each: the word, then the paths. The test finds out
+ * which names are not on the disk yet.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>

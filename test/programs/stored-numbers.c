@@ -1,11 +1,12 @@
-/* Stores numbers into a shared mapping of a file, each to a page of its own choice, and says each number once it is stored: by a word
- * in memory that it shares with whoever reads PROGRESS, so that there is no time between. What was said must be there whatever
- * dies afterwards.
+/*
+ * Stores numbers into a shared mapping of a file, each to a page of its own choice, and says each
+ * number once it is stored: by a word in memory that it shares with whoever reads PROGRESS, so that
+ * there is no time between. What was said must be there whatever dies afterwards.
  *
  *   stored-numbers FILE PROGRESS PAGES FIRST
  *
- * PROGRESS is a plain file of one page: at 0 the last number that was stored, at 8 the last one that a flush has returned for. Ends
- * with an error where a flush fails.
+ * PROGRESS is a plain file of one page: at 0 the last number that was stored, at 8 the last one
+ * that a flush has returned for. Ends with an error where a flush fails.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>

@@ -1,5 +1,6 @@
 /*
- * How long a shared mapping of FILE takes to be made; under the monitor: attaching. attach FILE. Prints JSON.
+ * Measures how long a shared mapping of FILE takes; under the monitor: attaching. attach FILE.
+ * Prints JSON.
  */
 #include "bench.h"
 

@@ -1,4 +1,4 @@
-/* What the programs of the benchmarks share: time, places on processors, latencies, JSON. */
+/* Shared by the benchmark programs: time, pinning to processors, latencies, JSON. */
 #pragma once
 
 #ifndef _GNU_SOURCE
@@ -37,7 +37,10 @@ static inline void pin(pid_t thread, int cpu) {
   if (sched_setaffinity(thread, sizeof set, &set) < 0 && errno != ESRCH) die("sched_setaffinity");
 }
 
-/* This thread on the first processor, every other one of the process (the monitor's) on the last; or all on the first. */
+/*
+ * This thread on the first processor, every other thread of the process (the monitor's) on the last
+ * one; or all on the first.
+ */
 static inline void place_threads(int together) {
   int last = together ? 0 : (int)sysconf(_SC_NPROCESSORS_ONLN) - 1;
   DIR* tasks = opendir("/proc/self/task");
@@ -50,9 +53,10 @@ static inline void place_threads(int together) {
 }
 
 /*
- * Touches as much memory as what comes will take, and frees it again. A hypervisor may back the memory of a virtual machine only
- * when it is touched, and take it back (free page reporting) seconds after it was freed: a first touch then costs the same
- * milliseconds for each MiB whoever makes it, which would hide everything else.
+ * Touches as much memory as the measurement will need, and frees it again. A hypervisor may back
+ * the memory of a virtual machine only when it is touched, and take it back (free page reporting)
+ * seconds after it was freed: a first touch then costs the same milliseconds for each MiB in any
+ * system, which would hide everything else.
  */
 static inline void warm_memory(size_t length) {
   char* memory = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);

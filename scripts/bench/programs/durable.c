@@ -3,9 +3,10 @@
  *
  *   durable FILE BYTES SIZE seq|random flush|msync|fdatasync|load|pread SECONDS [STAT]
  *
- * flush: a store into the mapping, each page of which was stored to before, then the processor's flush and fence. msync: the same,
- * then msync. fdatasync: pwrite and fdatasync. load: reads the mapping. pread: O_DIRECT where the size allows it. Prints JSON; with
- * STAT, the statistics of a disk in /sys (Documentation/admin-guide/iostats.rst), also what has gone to that disk meanwhile.
+ * flush: a store into the mapping, each page of which was stored to before, then the processor's
+ * flush and fence. msync: the same, then msync. fdatasync: pwrite and fdatasync. load: reads the
+ * mapping. pread: O_DIRECT where the size allows it. Prints JSON; with STAT, the statistics of a
+ * disk in /sys (Documentation/admin-guide/iostats.rst), also what has gone to that disk meanwhile.
  */
 #include "bench.h"
 
@@ -39,9 +40,10 @@ int main(int argc, char** argv) {
     memory = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
     if (memory == MAP_FAILED) die("mmap");
   }
-  // Otherwise half of the random stores are the guest's own page faults, or a bit less, or a bit more.
+  // Otherwise half of the random stores, more or less, are the guest's own page faults.
   for (size_t at = 0; mapped && !reads && at < length; at += 4096) *(volatile char*)(memory + at) = 'd';
-  // What that has dirtied is no part of what the first msync makes durable. (Without msync: a clean page would fault once more.)
+  // The first msync must not include the pages that this has dirtied. (Without msync: a clean page
+  // would fault once more.)
   if (*how == 'm' && fsync(file) < 0) die("fsync");
   static struct latencies all;
   static volatile uint64_t sink;

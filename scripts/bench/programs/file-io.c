@@ -3,8 +3,8 @@
  *
  *   file-io FILE read|write|getattr|open seq|random SIZE JOBS direct|cached SECONDS BYTES
  *
- * Prints JSON. "cached" goes through the kernel's page cache, which is emptied of the file before. One job runs on the processor
- * that the caller has pinned us to; more of them on all.
+ * Prints JSON. "cached" goes through the kernel's page cache, which is emptied of the file before.
+ * One job runs on the processor that the caller has pinned us to; more of them on all.
  */
 #include "bench.h"
 

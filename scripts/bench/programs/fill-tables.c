@@ -1,9 +1,9 @@
 /*
  * Makes an image half full without writing its data: fill-tables IMAGE ENTRIES
  *
- * The frozen layers, one after another, get entries for half as many blocks as the image has; ENTRIES (a divisor of 512) in each
- * page of a table that has any. The blocks that they name are a hole behind the end of the file. The image must be closed
- * (docs/format.md).
+ * The frozen layers, one after another, get entries for half as many blocks as the image has;
+ * ENTRIES (a divisor of 512) in each page of a table that has any. The blocks that they name are a
+ * hole behind the end of the file. The image must be closed (docs/format.md).
  */
 #include "bench.h"
 

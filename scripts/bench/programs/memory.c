@@ -1,5 +1,6 @@
 /*
- * The speed of mapped memory once touched: the same passes over two files, alternating in one process.
+ * The speed of mapped memory once touched: the same passes over two files, alternating in one
+ * process.
  *
  *   memory FILE OTHER BYTES ROUNDS
  *

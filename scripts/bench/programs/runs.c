@@ -1,10 +1,12 @@
 /*
- * Ways to make a run of a file ready for first touches: how long it takes, and how long the touches then take.
+ * Ways to make a run of a file ready for first touches: how long it takes, and how long the touches
+ * then take.
  *
  *   runs FILE BYTES WAY
  *
- * WAY has a letter for each step, done for every 2 MiB of the sparse FILE before its pages are written, one after another, by the
- * same thread: a (fallocate), z (pwrite of zeros), m (mmap), h (MADV_HUGEPAGE), p (MADV_POPULATE_WRITE). Prints JSON: microseconds a MiB.
+ * WAY has a letter for each step, done for every 2 MiB of the sparse FILE before its pages are
+ * written, one after another, by the same thread: a (fallocate), z (pwrite of zeros), m (mmap), h
+ * (MADV_HUGEPAGE), p (MADV_POPULATE_WRITE). Prints JSON: microseconds a MiB.
  */
 #include "bench.h"
 

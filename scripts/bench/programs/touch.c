@@ -3,10 +3,11 @@
  *
  *   touch FILE BYTES STRIDE SIZE seq|random write|read THREADS apart|together
  *
- * Every STRIDE bytes of the first BYTES, SIZE bytes are written (memset) or read (one load a page). Prints JSON. The thread that
- * touches and the one that serves it are on two processors ("apart") or on one; several that touch are on all. FILE may be
- * "floor:PATH": then every page is served by a bare userfaultfd thread, which copies 4 KiB into its place in the file PATH
- * (all of whose pages are in the page cache) and maps that page: what no monitor can be faster than.
+ * Every STRIDE bytes of the first BYTES, SIZE bytes are written (memset) or read (one load a page).
+ * Prints JSON. The thread that touches and the one that serves it are on two processors ("apart")
+ * or on one; several that touch are on all. FILE may be "floor:PATH": then every page is served by
+ * a bare userfaultfd thread, which copies 4 KiB into its place in the file PATH (all of whose pages
+ * are in the page cache) and maps that page: what no monitor can be faster than.
  */
 #include "bench.h"
 

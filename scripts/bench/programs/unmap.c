@@ -1,5 +1,6 @@
 /*
- * What it costs to unmap a file of which every page is mapped: unmap FILE BYTES. Prints JSON. The file is removed.
+ * What it costs to unmap a file of which every page is mapped: unmap FILE BYTES. Prints JSON. The
+ * file is removed.
  */
 #include "bench.h"
 

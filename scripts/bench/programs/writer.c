@@ -1,11 +1,13 @@
 /*
- * A guest's stand-in: threads that load and store in a mapped file without pause, while the caller takes snapshots.
+ * A guest's stand-in: threads that load and store in a mapped file without pause, while the caller
+ * takes snapshots.
  *
  *   writer FILE BYTES THREADS written-back|fresh
  *
- * All of the first BYTES are written first, and, unless they are to be fresh, written back; then it says "ready". Each step takes a
- * 4 KiB page, nine times of ten in the first tenth of the file, and one time in three writes 64 bytes there, else adds up the page. A
- * line on the standard input is answered with JSON of what has happened since the line before: "longestUs", the longest that any
+ * All of the first BYTES are written first, and, unless they are to be fresh, written back; then it
+ * says "ready". Each step takes a 4 KiB page, nine times of ten in the first tenth of the file, and
+ * one time in three writes 64 bytes there, else adds up the page. A line on the standard input is
+ * answered with JSON of what has happened since the line before: "longestUs", the longest that any
  * thread has waited for one step; "steps"; "seconds"; "timeline", the steps in each 100 ms.
  */
 #include "bench.h"
