@@ -331,7 +331,7 @@ function sharingFindings({ words, locked, vhostUser, vfio }: Guest): Finding[] {
       problem(
         'vfio',
         `${device}: it pins the guest's memory, and its writes would miss copy-on-write and snapshots`,
-        'leave it out',
+        'remove it',
       ),
     ),
   ];

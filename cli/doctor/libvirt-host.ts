@@ -191,7 +191,10 @@ async function imageFinding(file: string, user: QemuUser): Promise<Finding> {
   return ok(check, `${user.name} may read and write ${file}`);
 }
 
-/** QEMU's own filter, which libvirt asks for (seccomp_sandbox), lets the monitor work: test/monitor/qemu-ways.test.ts. */
+/**
+ * QEMU's own filter, which libvirt asks for (seccomp_sandbox), lets the monitor work:
+ * test/monitor/qemu-ways.test.ts.
+ */
 function filters({ filtered }: LibvirtHost): Finding[] {
   return filtered.map((daemon) =>
     warning(

@@ -42,10 +42,7 @@ test.serial('a mount that is removed in another mount namespace only', async (t)
   t.is(code, 11);
   t.regex(
     stderr,
-    new RegExp(
-      `^pcow: ${mount.images} is still mounted on ${mount.point} in another mount namespace, that of`,
-      'm',
-    ),
+    new RegExp(`^pcow: ${mount.images} is still mounted on ${mount.point} in another mount namespace, that of`, 'm'),
   );
   t.is((await mount.status('vm1')).state, 'ok');
 });

@@ -61,8 +61,9 @@ export async function umount(mountpoint: string): Promise<void> {
 }
 
 /**
- * Rejects with EBUSY where umount() would now, because somebody uses the mount; changes nothing, but that it clears a dead one away. Only
- * umount() itself finds a loop device, a process that this user can't see, and a mount namespace that would keep the mount.
+ * Rejects with EBUSY if umount() would now, because the mount is in use. Changes nothing, except that
+ * it removes a dead mount. Only umount() itself finds a loop device, a process that this user cannot
+ * see, and a mount namespace that would keep the mount.
  */
 export async function checkUnused(mountpoint: string): Promise<void> {
   if (await clearDeadMount(mountpoint)) return;
@@ -79,7 +80,7 @@ async function mountOn(mountpoint: string): Promise<MountTableEntry> {
   const mount = (await mountTable()).findLast((entry) => entry.mountpoint === place);
   if (mount?.type === MOUNT_TYPE) return mount;
   throw mountError(
-    `no image directory is mounted on ${mountpoint}: "pcow list DIR" says where DIR is mounted`,
+    `no image directory is mounted on ${mountpoint}: "pcow list DIR" shows where DIR is mounted`,
     undefined,
     'EINVAL',
   );
