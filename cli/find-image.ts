@@ -8,8 +8,8 @@ export { flatFile, type ImageTarget, type Target } from '../src/images/find-imag
 /** What people are told while a mount is asked. */
 export const whileWaiting = {
   onWait: sayThatItWaits,
-  onGoesOn(image: string): void {
-    warn('pcow', `${image}: this can't be stopped, and goes on in the mount; Ctrl-C again leaves it alone`);
+  onContinues(image: string): void {
+    warn('pcow', `${image}: this can't be stopped, and continues in the mount; Ctrl-C again stops waiting for it`);
   },
 };
 

@@ -123,7 +123,7 @@ async function rollback(given: string, number: string): Promise<void> {
 async function rebase(given: string, newBase: string): Promise<void> {
   const target = await findImage(given);
   await rebaseUnsafely(target, await findTarget(newBase), whileWaiting);
-  say(`${given} stands on ${newBase} now`);
+  say(`${given} now stands on ${newBase}`);
 }
 
 async function info(given: string): Promise<void> {

@@ -49,7 +49,7 @@ async function list(where: string | undefined, options: { json?: boolean }): Pro
   await (isDirectory ? listDirectory(where, options.json === true) : listImage(where, options.json === true));
 }
 
-/** All mounts; and the images of this directory, where it has some. */
+/** All mounts, and the images of this directory if it has any. */
 async function listMounts(json: boolean): Promise<void> {
   const mounts = await pcowMounts();
   const here = await listImages('.', whileWaiting);

@@ -33,7 +33,8 @@ async function rm(given: string[], { json, wait }: { json?: boolean; wait?: numb
   if (twice !== undefined) {
     throw new Failure('PCOW_USAGE', `the image ${twice.name} is listed twice`, 'list each image once');
   }
-  // What stands on others goes first; all is looked at before the first one is deleted.
+  // Images that stand on others are deleted first. Everything is checked before the first one is
+  // deleted.
   const ordered = await orderOfRemoval(images);
   for (const image of ordered) {
     await patiently(wait, () => removeImage(image, whileWaiting));

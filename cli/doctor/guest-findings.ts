@@ -1,4 +1,4 @@
-/** What of a guest's description works with Pcow, what does not, and what mends it. */
+/** What in a guest's description works with Pcow, what does not, and how to fix it. */
 import { realpath, stat } from 'node:fs/promises';
 import { attachedTo } from '../../src/client/mount-status.js';
 import { IMAGE_SUFFIX } from '../../src/images/image-names.js';

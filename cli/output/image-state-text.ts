@@ -1,13 +1,14 @@
-/** What state an image file is in, in words. */
+/** Describes the state of an image file. */
 import { type Reception, stateOf } from '../../src/client/image-state.js';
 import type { Attached } from '../../src/client/mount-status.js';
 import type { ImageInfo } from '../../src/engine/index.js';
 import type { PcowMount } from '../../src/images/mount-table.js';
 import { formatSize } from '../../src/images/sizes.js';
 
-/** `guest`: has it in place of a mount; `mount`: its writer. */
+/** `guest`: writes it instead of the mount; `mount`: its writer. */
 export function describeState(image: ImageInfo, guest: Attached | null = null, mount: PcowMount | null = null): string {
-  if (guest?.stalled) return `stalled: process ${image.holder?.pid ?? '?'} waits for the disk, which is full or fails`;
+  if (guest?.stalled)
+    return `stalled: process ${image.holder?.pid ?? '?'} waits for the disk, which is full or failing`;
   switch (stateOf(image)) {
     case 'open':
       if (mount !== null) return `mounted on ${mount.mountpoint} (process ${image.holder?.pid ?? '?'})`;

@@ -1,4 +1,4 @@
-/** What the commands that make an image tell programs of it. */
+/** The JSON of commands that make an image. */
 import type { ImageInfo } from '../../src/engine/index.js';
 import type { ImageTarget } from '../../src/images/find-image.js';
 

@@ -30,7 +30,7 @@ import { checkBase, onFrozenLayer } from './make-image.js';
 /** One snapshot of each, which is one cut across them: all in one mount, or none in any. Durable when it resolves. */
 export async function snapshotImages(name: string, images: ImageTarget[], options: AskOptions = {}): Promise<void> {
   const [first] = images;
-  if (first === undefined) throw new PcowError('PCOW_INVALID', 'a snapshot across images needs at least one image');
+  if (first === undefined) throw new PcowError('PCOW_INVALID', 'a snapshot of several images needs at least one image');
   const { mount } = first;
   const apart = images.find((image) => image.mount?.mountpoint !== mount?.mountpoint);
   if (apart !== undefined) {
@@ -137,7 +137,7 @@ export async function rebaseUnsafely(image: ImageTarget, base: Target | null, op
   if (image.mount !== null) {
     throw new PcowError(
       'PCOW_BUSY',
-      `the base of ${image.name} can't be changed unseen while it is mounted on ${image.mount.mountpoint}`,
+      `the base of ${image.name} can't be changed with --unsafe while it is mounted on ${image.mount.mountpoint}`,
       { next: `pcow umount ${word(image.mount.mountpoint)}` },
     );
   }
@@ -153,16 +153,16 @@ export async function rebaseUnsafely(image: ImageTarget, base: Target | null, op
     layer: base.snapshot === null ? present?.layer : open.layerOf(base.snapshot),
   }));
   if (present?.uuid === uuid && present.layer === layer) {
-    // The same base in another place: the layer stays, whatever was written to the base since.
+    // The same base at another path: the layer stays, whatever was written to the base since.
     await setBase({ path: base.image.file, layer: present.layer });
   } else {
     await unlessStoodOn(image, () => onFrozenLayer(base, setBase, options));
   }
 }
 
-/** Snapshots of the image may read otherwise afterwards: nobody may stand on them. */
+/** Snapshots of the image may read differently afterwards, so no image may stand on them. */
 async function unlessStoodOn(image: ImageTarget, change: () => Promise<void>): Promise<void> {
-  await takingAway({ file: image.file, what: `the base of ${image.name} can't be changed unseen` }, change);
+  await takingAway({ file: image.file, what: `the base of ${image.name} can't be changed with --unsafe` }, change);
 }
 
 /** Copies everything that the image and its snapshots read from the base, and stands on none then. */
@@ -215,7 +215,7 @@ export async function commitImage(
   return { base, snapshot, followed };
 }
 
-/** Gives back blocks that hold nothing but zeros, of the image and of its snapshots. */
+/** Gives back blocks of the image and of its snapshots that hold only zeros. */
 export async function compactImage(image: ImageTarget, options: WorkOptions = {}): Promise<void> {
   const { mount, file, name } = image;
   if (mount !== null) await askForWork(mount, name, 'compact', 'now', options);
@@ -245,12 +245,12 @@ export async function renameImage(image: ImageTarget, to: ImageTarget, options: 
       { next: 'move the file with mv, and tell images that stand on it with “pcow rebase --unsafe”' },
     );
   }
-  if (to.file === image.file) throw new PcowError('PCOW_EXISTS', `${image.name} has that name already`);
+  if (to.file === image.file) throw new PcowError('PCOW_EXISTS', `${image.name} already has that name`);
   if (image.mount !== null) {
     await askForRename(image.mount, image.name, to.name, options);
     return;
   }
-  // Open for writing: nobody else has it so, and nobody deletes it.
+  // Open for writing, so that no other process writes it or deletes it.
   await withImage(image.file, { write: true }, () =>
     renameImageFile(image.file, to.file, {
       open: async ({ image: file, layer }) => ({ image: await Image.open(file, { write: true }), layer }),
@@ -265,7 +265,7 @@ export async function orderOfRemoval(images: ImageTarget[]): Promise<ImageTarget
   for (let left = images; left.length > 0;) {
     const free: ImageTarget[] = [];
     for (const image of left) {
-      // Of what can't be told to stand on it, it must be taken that it does.
+      // If it is unknown whether an image stands on it, assume that it does.
       const { standing, unclear } = await survey(path.dirname(image.file), image.file);
       const gone = (file: string) => ordered.some((it) => it.file === file);
       if ([...standing, ...unclear].every((one) => gone(one.image))) free.push(image);

@@ -29,7 +29,7 @@ const MOST_SAID = 64 << 10;
 /** Milliseconds between two checks of the mount's progress. */
 const LOOK = 100;
 
-/** Writes `text` to a control file of one image; returns when the mount has done it. */
+/** Writes `text` to a control file of one image. Returns when the mount has done the command. */
 export async function askImage(
   mount: PcowMount,
   image: string,
@@ -41,7 +41,7 @@ export async function askImage(
   await writeControl(mount, directory, control, text, `${image}: ${control} ${text}`, options);
 }
 
-/** One cut across several images of a mount. */
+/** Takes one cut across several images of a mount. */
 export async function askForCut(
   mount: PcowMount,
   name: string,
@@ -52,7 +52,10 @@ export async function askForCut(
   await writeControl(mount, controlDirectory(mount), 'snapshot', text, `snapshot ${text}`, options);
 }
 
-/** Gives an image another name. This is a rename(2), which has no descriptor to tell its reason: `status` does. */
+/**
+ * Renames an image. This is a rename(2), which has no descriptor from which the error could be
+ * read: `status` has it.
+ */
 export async function askForRename(
   mount: PcowMount,
   image: string,
@@ -71,10 +74,10 @@ export async function askForRename(
   }
 }
 
-/** What askForWork() takes. */
+/** The options of askForWork(). */
 export interface WorkOptions extends LongOptions, AskOptions {
   /** Called with the name of the image where the work was to be stopped and can't be: it goes on in the mount. */
-  onGoesOn?: ((image: string) => void) | undefined;
+  onContinues?: ((image: string) => void) | undefined;
 }
 
 /**
@@ -107,7 +110,7 @@ export async function askForWork(
   const cancel = () => {
     askImage(mount, image, 'cancel', `${control} ${text}`).catch((error: unknown) => {
       debug('not cancelled: %s', error);
-      if (!over) onGoesOn?.(image);
+      if (!over) onContinues?.(image);
     });
   };
   signal?.addEventListener('abort', cancel, { once: true });

@@ -4,7 +4,10 @@ import type { PcowMount } from '../images/mount-table.js';
 import { readReceipt } from '../stream/receipt.js';
 import { type Attached, attachedTo } from './mount-status.js';
 
-/** `open`: somebody writes it; `closed`: properly; `unclean`: its writer died, and the next one recovers it. */
+/**
+ * `open`: a process writes it; `closed`: properly; `unclean`: its writer died, and the next one
+ * recovers it.
+ */
 export type ImageFileState = 'open' | 'closed' | 'unclean';
 
 /** What Image.info() has told of an image, as one word. */
@@ -13,7 +16,7 @@ export function stateOf(image: ImageInfo): ImageFileState {
   return image.clean ? 'closed' : 'unclean';
 }
 
-/** The process that has the image in place of the mount, as the mount knows it. */
+/** The process that writes the image instead of the mount, as the mount reports it. */
 export async function guestOf(
   holder: ImageInfo['holder'],
   mount: PcowMount | null,
@@ -22,17 +25,17 @@ export async function guestOf(
   return holder === null || mount === null ? null : attachedTo(mount.mountpoint, name);
 }
 
-/** What an image has got of a stream that has not ended. */
+/** The state of an unfinished receive. */
 export interface Reception {
-  /** The snapshot that it will be; null: what an export holds beyond its snapshots. */
+  /** The name of the coming snapshot; null: what an export holds beyond its snapshots. */
   snapshot: string | null;
-  /** Bytes of the image: everything before is there. */
+  /** Bytes of the image: everything before this offset has been received. */
   offset: number;
   /** Bytes of the image when all is there. */
   size: number;
 }
 
-/** null: it is whole. What this user may not look at is taken for whole. */
+/** null: it is complete. An image that this user may not read is treated as complete. */
 export async function receptionOf(image: ImageInfo): Promise<Reception | null> {
   const receipt = await readReceipt(image.path, image).catch(() => null);
   if (receipt === null) return null;

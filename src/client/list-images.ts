@@ -38,7 +38,7 @@ export interface ListedImage {
   receiving: Reception | null;
   /** Why it can't be opened. */
   error: {
-    /** As that of a PcowError. */
+    /** The code of a PcowError. */
     code: PcowErrorCode;
     /** A sentence. */
     message: string;
@@ -64,7 +64,8 @@ export async function listImages(where: string, options: AskOptions = {}): Promi
     const error = new PcowError('PCOW_INVALID', howToName(directory, file));
     return unreadable(path.basename(file.shown, IMAGE_SUFFIX), path.join(directory, file.shown), error);
   });
-  // One after another: an image directory may hold thousands, and each one open takes several descriptors.
+  // One after another, because a directory may have thousands of images, and each open image needs
+  // several descriptors.
   for (const name of names) {
     images.push(await listed(path.join(directory, name + IMAGE_SUFFIX), mount));
   }

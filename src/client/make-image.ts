@@ -20,7 +20,7 @@ import type { ImageTarget, Target } from '../images/find-image.js';
 
 /** For makeImage(). */
 export interface MakeOptions extends AskOptions {
-  /** Bytes; left out: the base's. */
+  /** Bytes; default: as the base. */
   size?: number | undefined;
   /** Bytes; default: as the base, or the general default. */
   blockSize?: number | undefined;
@@ -55,7 +55,10 @@ export async function makeImage(target: ImageTarget, options: MakeOptions): Prom
   return withImage(target.file, {}, (image) => image.info());
 }
 
-/** A new image never replaces a file unasked, and never one that is in use or that other images stand on. */
+/**
+ * A new image replaces a file only with --force, and never one that is in use or on which other
+ * images stand.
+ */
 export async function checkTarget(target: ImageTarget, force: boolean, sources: readonly string[] = []): Promise<void> {
   if (!(await exists(target.file))) return;
   if (!force) {
@@ -85,7 +88,7 @@ export async function checkBase(
     if (blockSize !== undefined && blockSize !== info.blockSize) {
       throw new PcowError(
         'PCOW_INVALID',
-        `the base ${image.name} has blocks of ${formatSize(info.blockSize)}, and an image on it has the same, not ${formatSize(blockSize)}`,
+        `the base ${image.name} has blocks of ${formatSize(info.blockSize)}, and an image that stands on it must have the same, not ${formatSize(blockSize)}`,
         { next: 'leave the block size out to take the base’s' },
       );
     }
@@ -122,7 +125,7 @@ export async function onFrozenLayer<T>(
   }
   const name = automaticName();
   await askImage(image.mount, image.name, 'snapshot', name, options);
-  // Somebody else may have deleted it by now: then there is no such snapshot.
+  // Another process may have deleted it by now: then there is no such snapshot.
   return standingOn(image.file, () => work({ path: image.file, snapshot: name }));
 }
 

@@ -8,38 +8,43 @@ import type { PcowMount } from '../images/mount-table.js';
 
 const debug = createDebug('pcow:client');
 
-/** Why something has failed, as a mount tells it. */
+/** An error, as a mount reports it. */
 export interface ToldError {
   /** As Date reads it. */
   time: string;
-  /** The control file; "mv", "rm", "open", "truncate", "attach"; null: a read, write or sync of the flat file. */
+  /**
+   * The control file, or "mv", "rm", "open", "truncate", "attach". null: a read, write or sync of
+   * the flat file.
+   */
   command: string | null;
-  /** As that of a PcowError. */
+  /** The code of a PcowError. */
   code: PcowErrorCode;
-  /** Its name, for example "EBUSY". */
+  /** The name of the errno, for example "EBUSY". */
   errno: string;
   /** A sentence. */
   message: string;
 }
 
-/** What `.pcow/NAME/status` says, as far as it is the same for every image; docs/control-files.md has all of it. */
+/**
+ * The fields of `.pcow/NAME/status` that every image has. docs/control-files.md has all of them.
+ */
 export interface MountedStatus {
   /** "ok", or what is wrong with the image. */
   state: string;
-  /** A sentence, where the state is not "ok". */
+  /** A sentence if the state is not "ok". */
   problem: string | null;
-  /** What the mount is doing to the image at somebody's request. */
+  /** The long command that the mount is running on the image. */
   working?: {
     /** The control file. */
     command: string;
-    /** What was written to it. */
+    /** The text that was written to it. */
     text: string;
     /** Bytes. */
     done: number;
     /** Bytes; 0 until it is known. */
     total: number;
   } | null;
-  /** Of the last command, read or write that failed. */
+  /** The last command, read or write that failed. */
   lastError: ToldError | null;
   /** The rest. */
   [field: string]: unknown;
@@ -51,25 +56,25 @@ interface MoreStatus {
   attached?: { pid: number; command: string; monitor: { stalled?: number } | null } | null;
 }
 
-/** A process that writes an image through a monitor, as its mount's status says. */
+/** A process that writes an image through a monitor, from its mount's status. */
 export interface Attached {
   pid: number;
   command: string;
-  /** It stands still: the disk has no room for what it writes, or fails. */
+  /** It is paused: the disk is full or fails. */
   stalled: boolean;
 }
 
-/** Of a mount, or of one of its images. */
+/** The control directory of a mount, or of one of its images. */
 export function controlDirectory({ mountpoint }: Pick<PcowMount, 'mountpoint'>, image?: string): string {
   return path.join(mountpoint, '.pcow', ...(image === undefined ? [] : [image]));
 }
 
-/** null where an image has no control files: its name is that of a control file. */
+/** Returns null if the image has no control files: a control file has its name. */
 export async function statusIn(directory: string): Promise<MountedStatus | null> {
   try {
     return JSON.parse(await readFile(path.join(directory, 'status'), 'utf8')) as MountedStatus;
   } catch (error) {
-    // The errno of the command alone must do then, and it is at hand.
+    // Then the errno of the command must do.
     debug('no status in %s: %s', directory, error);
     return null;
   }
@@ -83,7 +88,7 @@ export async function attachedTo(mountpoint: string, name: string): Promise<Atta
     : null;
 }
 
-/** Why no process can attach to the images of a mount, as its status says; null where they can. */
+/** Why no process can attach to the images of a mount, from its status; null if processes can. */
 export async function monitorsProblem(mount: PcowMount, options: AskOptions = {}): Promise<string | null> {
   const status = (await asking(mount, () => statusIn(controlDirectory(mount)), options)) as MoreStatus | null;
   return status?.monitors?.problem ?? null;

@@ -11,7 +11,10 @@ export type Comparison =
   | {
       /** They differ. */
       same: false;
-      /** The first byte that differs, or the first of a range that one holds and the other does not (strict only). */
+      /**
+       * The first byte that differs, or the start of a range that is allocated in only one of them
+       * (strict only).
+       */
       offset: number;
       /** What differs there; `allocation` and `size` only with `strict`. */
       why: 'content' | 'allocation' | 'size';

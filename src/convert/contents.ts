@@ -90,5 +90,5 @@ export async function fileContents(path: string): Promise<Contents> {
 }
 
 function shortRead(path: string): PcowError {
-  return new PcowError('PCOW_IO', `${path} became shorter while it was read`);
+  return new PcowError('PCOW_IO', `${path} became shorter during the read`);
 }

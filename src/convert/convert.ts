@@ -61,7 +61,7 @@ export interface Converted {
 
 /** A conversion with all that is known of its source. */
 interface Prepared extends Conversion {
-  /** The source as messages call it. */
+  /** The name of the source in messages. */
   name: string;
   from: string;
   /** The files from which the source is read. */
@@ -124,7 +124,7 @@ async function create(draft: string, size: number, { blockSize, base }: Content)
   await Image.createInDraft(draft, { size: rounded, ...(base ? { base } : { blockSize }) });
 }
 
-/** Returns the names of the snapshots that the image has got. */
+/** Returns the names of the image's snapshots. */
 async function fill(draft: string, conversion: Prepared, content: Content, long: ConvertOptions): Promise<string[]> {
   const { source, from } = conversion;
   if (from === 'original') return fillFromOriginal(draft, source.image, content, long);
@@ -201,7 +201,7 @@ async function fillWithInternalSnapshots(
     }
     if (state !== null && state.machineState > 0) {
       onWarning?.(
-        `${name}: the state of the running machine in snapshot ${quote(state.name)} is left out, for it is no content of a disk`,
+        `${name}: the state of the running machine in snapshot ${quote(state.name)} is left out, because it is not part of the disk's content`,
       );
     }
   }
@@ -235,7 +235,7 @@ export async function convertToFile(
   );
 }
 
-/** All bytes, zeros as well, in a row. */
+/** All bytes in order, including zeros. */
 export async function* convertToBytes(conversion: Conversion, options: ConvertOptions = {}): AsyncGenerator<Buffer> {
   const { source, from } = await prepared(conversion);
   const contents = await openContents(source, { format: from, signal: options.signal });
@@ -286,11 +286,9 @@ export async function convertIntoImage(
   refuseSource(known, file);
   if (mount !== null) {
     const flat = path.join(mount.mountpoint, name);
-    throw new PcowError(
-      'PCOW_BUSY',
-      `${name} is mounted on ${mount.mountpoint}, so its flat file is what can be written`,
-      { next: `pcow convert -n -O raw ${word(known.name)} ${word(flat)}` },
-    );
+    throw new PcowError('PCOW_BUSY', `${name} is mounted on ${mount.mountpoint}, so write to its flat file`, {
+      next: `pcow convert -n -O raw ${word(known.name)} ${word(flat)}`,
+    });
   }
   return withContents(known, options, (contents) =>
     withImage(file, { write: true }, async (image) => {
@@ -324,11 +322,14 @@ export async function convertIntoFile(
   });
 }
 
-/** A file that may be overwritten as it is: raw, a block device, the flat file of a mounted image. */
+/**
+ * A file that may be overwritten directly: raw, a block device, or the flat file of a mounted
+ * image.
+ */
 async function existingFile(given: string, conversion: Prepared): Promise<string> {
   const file = await realpath(given).catch(() => {
     throw new PcowError('PCOW_NOT_FOUND', `there is no ${quote(given)} to write into`, {
-      next: 'leave -n out to have it made',
+      next: 'omit -n to make it',
     });
   });
   const status = await stat(file);
@@ -339,8 +340,8 @@ async function existingFile(given: string, conversion: Prepared): Promise<string
   refuseSource(conversion, file);
   if (held === null) {
     if (status.isFile() && (await formatOf(file).catch(() => 'raw')) === 'pcow') {
-      throw new PcowError('PCOW_INVALID', `${quote(given)} is a Pcow image, which raw bytes would destroy`, {
-        next: '-O pcow writes into it',
+      throw new PcowError('PCOW_INVALID', `${quote(given)} is a Pcow image, and raw bytes would destroy it`, {
+        next: 'use -O pcow to write its content',
       });
     }
   } else {
@@ -351,7 +352,7 @@ async function existingFile(given: string, conversion: Prepared): Promise<string
 
 function refuseSource({ files, name }: Prepared, file: string): void {
   if (files.includes(file)) {
-    throw new PcowError('PCOW_INVALID', `${quote(name)} is read from ${file}, so it is not written there`);
+    throw new PcowError('PCOW_INVALID', `${quote(name)} is read from ${file}, so it can't be written there`);
   }
 }
 
@@ -386,10 +387,9 @@ function notWritable(error: unknown, file: string): unknown {
   const code = error instanceof Error && 'code' in error ? error.code : undefined;
   if (code === 'EBUSY')
     return new PcowError('PCOW_BUSY', `${file} is in use`, { next: 'end the guest that has it first' });
-  if (code === 'EACCES' || code === 'EPERM')
-    return new PcowError('PCOW_PERMISSION', `${file} may not be written by this user`);
+  if (code === 'EACCES' || code === 'EPERM') return new PcowError('PCOW_PERMISSION', `this user may not write ${file}`);
   return code === 'EROFS'
-    ? new PcowError('PCOW_READ_ONLY', `${file} can't be written: its file system is read-only`)
+    ? new PcowError('PCOW_READ_ONLY', `${file} can't be written: its filesystem is read-only`)
     : error;
 }
 

@@ -1,4 +1,7 @@
-/** The snapshots that lie inside a file of qcow2: found, chosen, and given names that snapshots of Pcow can have. */
+/**
+ * The snapshots inside a qcow2 file: finds and selects them, and gives them names that snapshots of
+ * Pcow can have.
+ */
 import { FORBIDDEN_IN_NAMES, MAX_NAME_LENGTH } from '../engine/index.js';
 import { PcowError } from '../engine/errors.js';
 import { qemuImg } from './qemu-img.js';

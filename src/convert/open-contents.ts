@@ -64,9 +64,9 @@ async function fileWith(format: string, { given, file, flat, mount, name }: Imag
   if (process !== null) {
     throw new PcowError(
       'PCOW_BUSY',
-      `${quote(given)} is written by process ${process.pid} (${process.command}) past the mount, so its flat file may show older bytes`,
+      `${quote(given)} is written by process ${process.pid} (${process.command}) without the mount, so its flat file may show older bytes`,
       {
-        next: `take a snapshot, and read that: pcow snapshot ${word(`${given}@now`)}, then ${word(`${given}@now`)} without a format`,
+        next: `take a snapshot and read it: pcow snapshot ${word(`${given}@now`)}, then ${word(`${given}@now`)} without a format`,
       },
     );
   }
@@ -83,7 +83,7 @@ async function beginsLikeImage(file: string): Promise<boolean> {
   }
 }
 
-/** Of the original Pcow, with its snapshots. */
+/** Opens an image of the original Pcow, with its snapshots. */
 export async function openOriginal(image: ImageTarget): Promise<OriginalImage> {
   return OriginalImage.open(await fileWith('original', image));
 }

@@ -23,14 +23,14 @@ export async function qemuImg(
     if (error instanceof Error && 'code' in error && error.code === 'ENOENT') {
       throw new PcowError(
         'PCOW_UNSUPPORTED',
-        `${quote(file)} is not a Pcow image, and qemu-img, which would read it, is not installed`,
+        `${quote(file)} is not a Pcow image, and qemu-img, which is needed to read it, is not installed`,
         { next: 'install qemu-utils, or say that it is raw with its format option' },
       );
     }
     const said = error instanceof Error && 'stderr' in error ? String(error.stderr).trim() : String(error);
     if (said.includes('No space left on device')) {
-      throw new PcowError('PCOW_NO_SPACE', `qemu-img found the disk full in its work on ${quote(file)}`, {
-        next: `free space there, or in ${tmpdir()}, which holds a copy meanwhile`,
+      throw new PcowError('PCOW_NO_SPACE', `qemu-img failed on ${quote(file)}, because the disk is full`, {
+        next: `free space there, or in ${tmpdir()}, where a temporary copy is`,
       });
     }
     throw new PcowError(

@@ -2,7 +2,7 @@
 import { type FileHandle, open, unlink } from 'node:fs/promises';
 import path from 'node:path';
 
-/** Opens an empty one in a directory. Other programs find it at `pathOf` meanwhile. */
+/** Opens an empty one in a directory. Meanwhile, other programs can open it at `pathOf`. */
 export async function openUnnamed(directory: string): Promise<FileHandle> {
   const name = path.join(directory, `.pcow-${process.pid}-${performance.now()}`);
   const handle = await open(name, 'wx+');

@@ -3,7 +3,7 @@
  * src/engine/validate.ts.)
  */
 
-/** Text on one line, in quotes: control characters are shown as escapes, long text is cut. */
+/** Text on one line, in quotes: control characters are escaped, long text is truncated. */
 export function quote(text: string): string {
   const shown = text.length > 80 ? `${text.slice(0, 77)}...` : text;
   // JSON escapes the C0 controls; a terminal may interpret DEL and the C1 controls, too.

@@ -1,4 +1,4 @@
-/** The images that a guest is to have as memory: mounted, each once, with an id each. */
+/** The images that a guest will have as memory: each is mounted, used once, and has its own id. */
 import { stat } from 'node:fs/promises';
 import { asking, type AskOptions } from '../images/mount-answers.js';
 import { PcowError } from '../engine/errors.js';
@@ -23,7 +23,7 @@ export async function backingsFor(
     const { mount } = image;
     const file = flatFile(image, mount);
     if (backings.some((other) => other.file === file)) {
-      throw new PcowError('PCOW_USAGE', `${quote(name)} is named twice: a guest has an image once`);
+      throw new PcowError('PCOW_USAGE', `${quote(name)} is named twice: a guest can have an image only once`);
     }
     backings.push({ file, size: (await asking(mount, () => stat(file), options)).size, id: ids[at] ?? '' });
   }

@@ -65,7 +65,7 @@ export function argumentsOf(
   const all = Array.from({ length: LAST_SLOT - FIRST_SLOT + 1 }, (_, at) => FIRST_SLOT + at);
   const free = all.filter((slot) => !taken.has(slot));
   if (images.length > free.length) {
-    throw new PcowError('PCOW_LIMIT', `a domain takes ${free.length} images at most, not ${images.length}`);
+    throw new PcowError('PCOW_LIMIT', `a domain can have ${free.length} images at most, not ${images.length}`);
   }
   return [
     ...(device === 'nvdimm' ? ['-machine', 'nvdimm=on'] : []),

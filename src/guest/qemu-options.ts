@@ -91,7 +91,7 @@ export function warningsFor({ images, device, unarmed }: Pick<QemuRequest, 'imag
       const fitting = sizeArgument(Math.ceil(size / SIZE_STEP) * SIZE_STEP);
       throw new PcowError(
         'PCOW_INVALID',
-        `${quote(file)} has ${size} bytes, which is not a multiple of 2 MiB, as QEMU needs it; the next one is ${fitting}`,
+        `${quote(file)} has ${size} bytes, but QEMU needs a multiple of 2 MiB; the next one is ${fitting}`,
         { next: `pcow resize ${word(file)} ${fitting}` },
       );
     }
@@ -130,7 +130,7 @@ export function maxMemoryOf({ images, memory }: Pick<QemuRequest, 'images' | 'me
 export function backingIds(given: string | undefined, count: number): string[] {
   if (given !== undefined && !/^[A-Za-z][A-Za-z0-9._-]*$/.test(given)) {
     throw new PcowError('PCOW_USAGE', `${quote(given)} can't be an id in QEMU`, {
-      next: 'take letters, digits, “.”, “_” and “-”, beginning with a letter',
+      next: 'use letters, digits, “.”, “_” and “-”, and begin with a letter',
     });
   }
   return given !== undefined && count === 1

@@ -1,4 +1,4 @@
-/** The file system that a directory is on, and what it cannot promise to images. */
+/** The filesystem of a directory, and what it cannot guarantee for images. */
 import { mountTable, type MountTableEntry } from './mount-table.js';
 
 /**

@@ -60,14 +60,14 @@ export interface ImageDirectory {
 export async function findImage(given: string, options: AskOptions = {}): Promise<ImageTarget> {
   const { image, snapshot } = await findTarget(given, options);
   if (snapshot !== null) {
-    throw new PcowError('PCOW_USAGE', `${quote(given)} names a snapshot, and this is for a whole image`, {
-      next: `leave the name of the snapshot out: ${word(given.slice(0, -snapshot.length - 1))}`,
+    throw new PcowError('PCOW_USAGE', `${quote(given)} names a snapshot, but this command is for a whole image`, {
+      next: `omit the name of the snapshot: ${word(given.slice(0, -snapshot.length - 1))}`,
     });
   }
   return image;
 }
 
-/** Finds IMAGE or IMAGE@SNAPSHOT. Whether the snapshot exists is for the engine to say. */
+/** Finds IMAGE or IMAGE@SNAPSHOT. The engine checks whether the snapshot exists. */
 export async function findTarget(given: string, options: AskOptions = {}): Promise<Target> {
   const whole = await lookFor(given, options);
   if (whole !== null) {
@@ -87,7 +87,7 @@ export async function findTarget(given: string, options: AskOptions = {}): Promi
   throw await notFound(at > 0 && !given.slice(at).includes('/') ? given.slice(0, at) : given);
 }
 
-/** Finds IMAGE@SNAPSHOT, where the snapshot must be named. */
+/** Finds IMAGE@SNAPSHOT. The snapshot must be named. */
 export async function findSnapshotTarget(given: string, options: AskOptions = {}): Promise<SnapshotTarget> {
   const { image, snapshot } = await findTarget(given, options);
   if (snapshot === null) {
@@ -98,7 +98,10 @@ export async function findSnapshotTarget(given: string, options: AskOptions = {}
   return { image, snapshot };
 }
 
-/** Where a new image of this name goes: into the image directory, also when the path lies in its mount. */
+/**
+ * The file for a new image with this name: in the image directory, even if the path is in its
+ * mount.
+ */
 export async function newImage(given: string, options: AskOptions = {}): Promise<ImageTarget> {
   if (given.endsWith('/')) {
     throw new PcowError('PCOW_INVALID', `${quote(given)} names a directory, not an image`);
@@ -113,15 +116,14 @@ export async function newImage(given: string, options: AskOptions = {}): Promise
     return { given, file: path.join(directory, fileName), name, mount };
   }
   if (held.inside !== '') {
-    throw new PcowError(
-      'PCOW_INVALID',
-      `${quote(given)} is among the control files of a mount, not a place for images`,
-    );
+    throw new PcowError('PCOW_INVALID', `${quote(given)} is among the control files of a mount, where no image can be`);
   }
   return { given, file: path.join(held.mount.directory, fileName), name, mount: held.mount };
 }
 
-/** Where a new image of exactly this file name goes: one that a mount does not show unless it ends in `.pcow`. */
+/**
+ * The file for a new image with exactly this name, which a mount shows only if it ends in `.pcow`.
+ */
 export async function imageAsNamed(given: string, options: AskOptions = {}): Promise<ImageTarget> {
   const fileName = path.basename(given);
   if (fileName.endsWith(IMAGE_SUFFIX)) {
@@ -132,7 +134,10 @@ export async function imageAsNamed(given: string, options: AskOptions = {}): Pro
   return { given, file, name: fileName, mount: null };
 }
 
-/** Where a new file that a mount does not show goes; `instead` is the next step where it would lie in one. */
+/**
+ * The path for a new file that a mount does not show. `instead` is the next step if the path is in
+ * a mount.
+ */
 export async function newFile(
   given: string,
   { instead = 'choose a directory that is not mounted', ...options }: AskOptions & { instead?: string } = {},
@@ -158,7 +163,7 @@ export async function newFile(
   return file;
 }
 
-/** An image directory by its own path or by the mount point of its mount. */
+/** Finds an image directory by its own path or by the mountpoint of its mount. */
 export async function findDirectory(given: string, options: AskOptions = {}): Promise<ImageDirectory> {
   const directory = await existingDirectory(given, options);
   const held = await mountHolding(directory);
@@ -198,7 +203,7 @@ async function describe(given: string, real: string): Promise<ImageTarget> {
       next:
         at === 'at' && image !== undefined && snapshot !== undefined
           ? `name the snapshot as ${word(`${path.join(held.mount.mountpoint, image)}@${snapshot}`)}`
-          : `the files under ${path.join(held.mount.mountpoint, CONTROL)} control the mount`,
+          : `the files under ${path.join(held.mount.mountpoint, CONTROL)} are control files of the mount`,
     });
   }
   const file = path.join(held.mount.directory, held.inside + IMAGE_SUFFIX);
@@ -215,7 +220,7 @@ async function notFound(given: string): Promise<PcowError> {
   }
   const there = given !== '' && (await isDirectory(given));
   const directory = there ? given : path.dirname(given);
-  return new PcowError('PCOW_NOT_FOUND', `there is no image ${quote(given)}${there ? ': that is a directory' : ''}`, {
+  return new PcowError('PCOW_NOT_FOUND', `there is no image ${quote(given)}${there ? ': this is a directory' : ''}`, {
     next: (await isDirectory(directory))
       ? `“pcow list ${word(directory)}” shows the images of that directory`
       : `there is no directory ${quote(directory)} either: check the path`,
@@ -229,7 +234,10 @@ function isDirectory(file: string): Promise<boolean> {
   );
 }
 
-/** The real path of a regular file; null where there is none (a directory `vm1` may lie beside the image `vm1.pcow`). */
+/**
+ * The real path of a regular file; null if there is none (a directory `vm1` may exist beside the
+ * image `vm1.pcow`).
+ */
 async function realPathOfFile(candidate: string, given: string, options: AskOptions): Promise<string | null> {
   await mustAnswerOnTheWay(candidate, options);
   try {
@@ -239,7 +247,7 @@ async function realPathOfFile(candidate: string, given: string, options: AskOpti
       return null;
     }
     if (!status.isFile()) {
-      throw new PcowError('PCOW_NOT_AN_IMAGE', `${quote(given)} is no regular file, so it is no image`, {
+      throw new PcowError('PCOW_NOT_AN_IMAGE', `${quote(given)} is not a regular file, so it is not an image`, {
         next: 'name the image file',
       });
     }
@@ -272,18 +280,18 @@ function pathFailure(error: unknown, given: string): unknown {
     case 'ENOENT':
     case 'ENOTDIR':
       return new PcowError('PCOW_NOT_FOUND', `there is no directory ${quote(given)}`, {
-        next: 'check the path, or make the directory first',
+        next: 'check the path, or create the directory first',
       });
     case 'ENAMETOOLONG':
-      return new PcowError('PCOW_INVALID', `the name ${quote(given)} is too long for the file system`);
+      return new PcowError('PCOW_INVALID', `the name ${quote(given)} is too long for the filesystem`);
     case 'ELOOP':
       return new PcowError('PCOW_INVALID', `${quote(given)} is a symbolic link that leads back to itself`);
     case 'EACCES':
     case 'EPERM':
-      return new PcowError('PCOW_PERMISSION', `${quote(given)} may not be read by this user`);
+      return new PcowError('PCOW_PERMISSION', `this user may not read ${quote(given)}`);
     case 'ENOTCONN':
     case 'ECONNABORTED':
-      return new PcowError('PCOW_MOUNT', `the mount that ${quote(given)} lies in has died`, {
+      return new PcowError('PCOW_MOUNT', `the mount that contains ${quote(given)} has died`, {
         next: 'end it with “pcow umount MOUNTPOINT”, then mount the directory again; nothing is lost',
       });
     default:

@@ -1,4 +1,4 @@
-/** Making a file that appears under its name only when it is complete: what is told where that fails. */
+/** Makes a file that gets its name only when it is complete, and explains the errors. */
 import path from 'node:path';
 import { isPcowError, type Making, PcowError, throughDraft as throughEngineDraft } from '../engine/index.js';
 import { explain, systemErrorOf } from '../engine/system-errors.js';
@@ -20,14 +20,17 @@ export async function throughDraft<T>(target: string, making: Making, work: (dra
   }
 }
 
-/** As the engine does it with messages. */
+/** The engine does the same in messages. */
 function withoutDraft(error: unknown, draft: string, target: string): unknown {
   if (!(error instanceof PcowError) || error.next?.includes(draft) !== true) return error;
   const { code, message, errno, next } = error;
   return new PcowError(code, message, { errno, cause: error, next: next.replaceAll(draft, target) });
 }
 
-/** Where a file can't be made, or replaced: users know it by its own name, not by that of the draft. */
+/**
+ * Explains why a file can't be made or replaced. Users know the file by its own name, not by the
+ * draft's.
+ */
 function draftFailure(error: unknown, target: string): unknown {
   if (isPcowError(error, 'PCOW_EXISTS')) {
     return new PcowError('PCOW_EXISTS', `${target} exists already`, {
@@ -36,14 +39,14 @@ function draftFailure(error: unknown, target: string): unknown {
   }
   const code = error instanceof Error && 'code' in error ? error.code : undefined;
   if (isPcowError(error, 'PCOW_PERMISSION') || code === 'EACCES' || code === 'EPERM') {
-    return new PcowError('PCOW_PERMISSION', `${target} can't be made: its directory may not be written by this user`, {
-      next: 'choose another directory, or the user who owns it',
+    return new PcowError('PCOW_PERMISSION', `${target} can't be made: this user may not write to its directory`, {
+      next: 'choose another directory, or run as its owner',
     });
   }
   return error instanceof PcowError ? error : systemFailure(error, target);
 }
 
-/** What is about another directory (the stage of a conversion in /tmp) is told as it is. */
+/** Errors about another directory (the temporary file of a conversion in /tmp) are not changed. */
 function systemFailure(error: unknown, target: string): unknown {
   const known = systemErrorOf(error);
   if (known === null || (known.path !== null && path.dirname(known.path) !== path.dirname(target))) return error;

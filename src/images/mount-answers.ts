@@ -9,16 +9,16 @@ export interface AskOptions {
   onWait?: ((mount: PcowMount) => void) | undefined;
 }
 
-/** Seconds for what goes on without the mount's answer. */
+/** Seconds to wait for a mount whose answer is not essential. */
 const SHORT = 1;
 
-/** When each mount has answered last, by its mountpoint. */
+/** When each mount last answered, by its mountpoint. */
 const answered = new Map<string, number>();
 
-/** Milliseconds for which an answer counts. */
+/** Milliseconds for which an answer is valid. */
 const FRESH = 1000;
 
-/** Does what asks a mount; fails with PCOW_MOUNT where that does not answer. */
+/** Does work that asks a mount. Fails with PCOW_MOUNT if the mount does not answer. */
 export function asking<T>(mount: PcowMount, work: () => Promise<T>, options: AskOptions = {}): Promise<T> {
   return withMount(mount, patience(mount, options), noAnswer, work);
 }
@@ -37,13 +37,16 @@ export async function briefTroubleOf(mount: PcowMount): Promise<Trouble | null> 
   return troubleOf(mount, await lifeOf(mount, { limit: SHORT }));
 }
 
-/** The same of the mount that a path leads into, if it does. */
+/** The same for the mount into which a path leads, if there is one. */
 export async function briefTroubleOnTheWay(given: string): Promise<Trouble | null> {
   const mount = await mountOnTheWay(given);
   return mount === null ? null : briefTroubleOf(mount);
 }
 
-/** The mount of a directory that can be asked. One that has died may lie beside it, as long as nobody clears it away. */
+/**
+ * The mount of a directory that can be asked. A dead mount may exist beside it, until it is
+ * removed.
+ */
 export async function mountOf(directory: string): Promise<PcowMount | null> {
   const mounts = await mountsOfDirectory(directory);
   if (mounts.length > 1) {

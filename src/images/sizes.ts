@@ -36,11 +36,9 @@ export function parseNewSize(text: string, present: number): number {
   const change = parseBytes(text.slice(1), 'size');
   if (text.startsWith('+')) return imageSize(present + change, text);
   if (change >= present) {
-    throw new PcowError(
-      'PCOW_INVALID',
-      `nothing is left of ${formatSize(present)} that become ${text.slice(1)} smaller`,
-      { next: HOW },
-    );
+    throw new PcowError('PCOW_INVALID', `nothing is left if ${formatSize(present)} become ${text.slice(1)} smaller`, {
+      next: HOW,
+    });
   }
   return imageSize(present - change, text);
 }
@@ -78,7 +76,7 @@ export function parseBlockSize(text: string): number {
 export function parseMemory(text: string): number {
   const bytes = parseBytes(text, 'memory size');
   if (bytes % MIB !== 0) {
-    throw new PcowError('PCOW_INVALID', `the memory size ${text} is no multiple of 1 MiB`);
+    throw new PcowError('PCOW_INVALID', `the memory size ${text} is not a multiple of 1 MiB`);
   }
   if (bytes > MAX_SIZE) {
     throw new PcowError('PCOW_TOO_LARGE', `the memory size ${text} is over 64 TiB`);
@@ -147,7 +145,7 @@ function parseBytes(text: string, what: string): number {
   }
   // A number with too many digits becomes infinite, and exceeds the limit.
   if (Number.isFinite(bytes) && !Number.isInteger(bytes)) {
-    throw new PcowError('PCOW_INVALID', `the ${what} ${text} is no whole number of bytes`, { next: HOW });
+    throw new PcowError('PCOW_INVALID', `the ${what} ${text} is not a whole number of bytes`, { next: HOW });
   }
   return bytes;
 }

@@ -1,4 +1,4 @@
-/** Opening images at rest, for one piece of work. */
+/** Opens images at rest for one task. */
 import { Image, type OpenOptions } from '../engine/index.js';
 
 /** Opens an image, works on it, and closes it. If closing fails, the work fails. */

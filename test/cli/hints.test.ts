@@ -27,7 +27,7 @@ const COMMAND =
 const NO_NAMES =
   /^(?:pid|pattern|file\.pattern|fitting|size|format|connection|EXAMPLES|DEVICE|(?:sizeArgument|nextSection|formatToken|words\.size)\(.*\))$/s;
 
-/** The title of a process, what the kernel was asked for, and what qemu-img says. */
+/** The title of a process, a request to the kernel, and messages of qemu-img. */
 const NO_HINTS = [
   'src/mount/daemon/daemon-process.ts',
   'src/client/control.ts: mv',
