@@ -196,7 +196,7 @@ async function failureOn(handle: FileHandle, cause: unknown): Promise<PcowError 
   }
 }
 
-/** What has failed, so that its sentence is found in a `status`. */
+/** What was tried: needed to find its error in `status`. */
 interface Tried {
   /** As in `lastError`. */
   command: string;

@@ -23,7 +23,7 @@ export type AttachEvent = NativeAttachEvent;
  */
 export type AttachServer = NativeAttachServer;
 
-/** What a mount asks a monitor for. */
+/** The requests of a mount to a monitor. */
 export type RequestName = NativeRequestName;
 
 /**

@@ -133,7 +133,9 @@ export interface NativeAttachServer {
   confirm(connection: number): void;
   refuse(connection: number, errno: number, text: string): void;
   request(connection: number, id: number, name: NativeRequestName, value: number, text: string): void;
-  /** A request, too. No paths: there is nothing to give, and the monitor may ask again. */
+  /**
+   * A request, too. If there are no paths, there is nothing to give, and the monitor may ask again.
+   */
   giveBases(connection: number, id: number, paths: string[]): void;
   released(connection: number): void;
   look(connection: number, id: number): void;
