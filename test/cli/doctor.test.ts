@@ -201,7 +201,7 @@ test.serial('the doctor finds no fault in what pcow prints for QEMU and for libv
     path.join(mount.scratch, 'vm.xml'),
     `<domain type='kvm'><name>vm</name><features><acpi/></features>${elements}</domain>`,
   );
-  // Where libvirt is installed, its user may not look into this mount: that is a finding of its own.
+  // If libvirt is installed, its user may not enter this mount, which is a separate finding.
   const { stdout } = await pcow('doctor', '--json', '--libvirt', 'vm.xml');
   const { findings } = JSON.parse(stdout) as {
     findings: { subject: string; check: string; level: string; mend: string | null }[];
