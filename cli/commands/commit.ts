@@ -60,6 +60,6 @@ async function commit(given: string, { name, json, wait, progress }: Options): P
   } else {
     say(`${image.name} is committed to ${base.name}@${snapshot}, and stands on it`);
     if (!followed)
-      say(`${base.name} has been written since: its present content stays, and does not include this snapshot`);
+      say(`${base.name} was written since: its present content stays, and does not include this snapshot`);
   }
 }

@@ -55,7 +55,7 @@ async function fileWith(format: string, { given, file, flat, mount, name }: Imag
       throw new PcowError(
         'PCOW_INVALID',
         `${quote(given)} is a Pcow image: as a raw file it would be copied with its header and tables`,
-        { next: 'leave the format out, and what the image holds is read (the file itself is copied by cp)' },
+        { next: 'omit the format to read the content of the image (cp copies the file itself)' },
       );
     }
     return file;

@@ -36,7 +36,7 @@ export async function qemuImg(
     throw new PcowError(
       'PCOW_NOT_AN_IMAGE',
       `qemu-img can't work on ${quote(file)}: ${said.replace(/^qemu-img: /, '').replace(/\/proc\/\d+\/fd\/\d+/g, 'its raw copy')}`,
-      { next: `“qemu-img info ${word(file)}” tells what it is; leave the format out to have it found` },
+      { next: `“qemu-img info ${word(file)}” shows its format; omit the format to detect it` },
     );
   }
 }

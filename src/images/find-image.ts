@@ -91,7 +91,7 @@ export async function findTarget(given: string, options: AskOptions = {}): Promi
 export async function findSnapshotTarget(given: string, options: AskOptions = {}): Promise<SnapshotTarget> {
   const { image, snapshot } = await findTarget(given, options);
   if (snapshot === null) {
-    throw new PcowError('PCOW_USAGE', `${quote(given)} names no snapshot`, {
+    throw new PcowError('PCOW_USAGE', `${quote(given)} does not name a snapshot`, {
       next: `write IMAGE@NAME: ${word(`${given}@NAME`)}`,
     });
   }
@@ -144,7 +144,7 @@ export async function newFile(
 ): Promise<string> {
   const directory = await existingDirectory(path.dirname(given), options);
   if ((await mountHolding(directory)) !== null) {
-    throw new PcowError('PCOW_INVALID', `${quote(given)} lies in a mount, which holds no files but images`, {
+    throw new PcowError('PCOW_INVALID', `${quote(given)} is in a mount, which contains only images`, {
       next: instead,
     });
   }
@@ -156,7 +156,7 @@ export async function newFile(
     });
   }
   if (there?.isFile() === false) {
-    throw new PcowError('PCOW_INVALID', `${quote(given)} is no regular file`, {
+    throw new PcowError('PCOW_INVALID', `${quote(given)} is not a regular file`, {
       next: 'make a file, and copy that there',
     });
   }

@@ -181,7 +181,7 @@ test('damaged images of the original Pcow are refused, and no file is left', asy
   await truncate(at('cut.img'), 2.5 * BLOCK);
   await fails(t, pcow('convert', 'cut.img', 'vm'), 9, /cut\.img.*cut short: block 1 should be at 131072/);
   await damage('count.img', BLOCK, -1);
-  await fails(t, pcow('convert', 'count.img', 'vm'), 9, /count\.img.*counts -1 blocks/);
+  await fails(t, pcow('convert', 'count.img', 'vm'), 9, /count\.img.*has -1 entries/);
   await damage('block.img', BLOCK + 64, 99);
   await fails(t, pcow('convert', 'block.img', 'vm'), 9, /block\.img.*names block 99 of 4/);
   await damage('size.img', 0, 5000);
