@@ -59,7 +59,6 @@ async function commit(given: string, { name, json, wait, progress }: Options): P
     sayJson({ image: image.file, base: base.file, snapshot, followed });
   } else {
     say(`${image.name} is committed to ${base.name}@${snapshot}, and stands on it`);
-    if (!followed)
-      say(`${base.name} was written since: its present content stays, and does not include this snapshot`);
+    if (!followed) say(`${base.name} was written since: its present content stays, and does not include this snapshot`);
   }
 }
