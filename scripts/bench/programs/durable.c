@@ -8,10 +8,10 @@
  * mapping. pread: O_DIRECT where the size allows it. Prints JSON; with STAT, the statistics of a
  * disk in /sys (Documentation/admin-guide/iostats.rst), also what has gone to that disk meanwhile.
  */
-#include "bench.h"
-
 #include <emmintrin.h>
 #include <inttypes.h>
+
+#include "bench.h"
 
 static uint64_t bytes_written(const char* stat) {
   uint64_t sectors = 0;
@@ -73,8 +73,8 @@ int main(int argc, char** argv) {
     before = after;
     operations++;
   }
-  printf("{\"bytesWritten\":%.0f,\"perSecond\":%.2f,",
-         (double)(bytes_written(stat) - written) / (double)operations, (double)operations / ((double)(before - began) / 1e9));
+  printf("{\"bytesWritten\":%.0f,\"perSecond\":%.2f,", (double)(bytes_written(stat) - written) / (double)operations,
+         (double)operations / ((double)(before - began) / 1e9));
   print_latencies(&all);
   printf("}\n");
   return 0;

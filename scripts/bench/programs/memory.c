@@ -32,7 +32,8 @@ static void random_store(char* memory, size_t length) {
 
 static void random_load(char* memory, size_t length) {
   uint64_t state = 88172645463325252ull, sum = 0;
-  for (size_t i = 0; i < length / 256; i++) sum += *(volatile uint64_t*)(memory + next_random(&state) % (length / 8) * 8);
+  for (size_t i = 0; i < length / 256; i++)
+    sum += *(volatile uint64_t*)(memory + next_random(&state) % (length / 8) * 8);
   sink += sum;
 }
 

@@ -9,11 +9,11 @@
  * a bare userfaultfd thread, which copies 4 KiB into its place in the file PATH (all of whose pages
  * are in the page cache) and maps that page: what no monitor can be faster than.
  */
-#include "bench.h"
-
 #include <linux/userfaultfd.h>
 #include <poll.h>
 #include <sys/ioctl.h>
+
+#include "bench.h"
 
 enum { PAGE = 4096, MOST_THREADS = 64 };
 static char* memory;
