@@ -168,8 +168,6 @@ std::optional<void*> map_if_flat(void* address, size_t length, int protection, i
     return fail(ENODEV);
   }
   if (!footprint::identify(descriptor, &file)) return fail(errno);
-  // the image's filesystem does not support DAX: mmap(2)
-  if (flags & MAP_SYNC) return fail(EOPNOTSUPP);
   // as if too much memory was locked already: see mlock below
   if (flags & MAP_LOCKED) return fail(EAGAIN);
   if (length == 0 || offset < 0 || static_cast<uint64_t>(offset) % kPage) return fail(EINVAL);

@@ -62,8 +62,9 @@ int64_t Mapper::boundaries_between(const Region& region, uint64_t from, uint64_t
 // get the mapping: it would store into the image beside its parent, even into blocks that have been
 // frozen since.
 bool Mapper::map_blocks(void* address, size_t length, int protection, uint64_t in_file) {
-  return system_mmap(address, length, protection, MAP_SHARED | MAP_FIXED, image_->descriptor(),
-                     static_cast<off_t>(in_file)) != MAP_FAILED &&
+  const int flags = (synced_ ? MAP_SHARED_VALIDATE | MAP_SYNC : MAP_SHARED) | MAP_FIXED;
+  return system_mmap(address, length, protection, flags, image_->descriptor(), static_cast<off_t>(in_file)) !=
+             MAP_FAILED &&
          system_madvise(address, length, MADV_DONTFORK) == 0;
 }
 

@@ -31,7 +31,8 @@ class Mapper {
         budget_(budget),
         clean_(clean),
         stalls_(stalls),
-        statistics_(statistics) {}
+        statistics_(statistics),
+        synced_(image->info().persistent) {}
 
   // Maps a run of the image's own blocks, and wakes the threads that wait for it. `made`: the run
   // was just allocated or copied: maps all of it in one piece, over parts that are already mapped.
@@ -43,6 +44,11 @@ class Mapper {
   }
   // Chunks of a region have been taken down, which had this many boundaries.
   void forget_boundaries(int64_t boundaries) { of_process_ -= boundaries; }
+
+  // Whether blocks are mapped with MAP_SYNC, because the image lies in persistent memory: a store
+  // that the application flushes itself is then durable, and so is the position of its page in the
+  // file. mmap(2)
+  bool is_synced() const { return synced_; }
 
  private:
   bool promote();
@@ -63,6 +69,7 @@ class Mapper {
   CleanCache* const clean_;
   Stalls* const stalls_;
   Statistics* const statistics_;
+  const bool synced_;
 };
 
 }  // namespace pcow

@@ -163,7 +163,9 @@ Registry::Outcome Registry::map_flat_file(const std::string& socket_path, const 
     if (const Outcome attached = attach(socket_path, file, descriptor.number(), write); attached.err) return attached;
     session = session_of(file);
   }
-  const Outcome mapped = map_attached(session.get(), call, descriptor.number());
+  // A flush of the application's is durable only where the monitor itself maps with MAP_SYNC: mmap(2).
+  const bool refused = (call.flags & MAP_SYNC) && !session->is_persistent();
+  const Outcome mapped = refused ? failed(EOPNOTSUPP) : map_attached(session.get(), call, descriptor.number());
   session = nullptr;
   publish();
   let_go_of_idle();
@@ -175,7 +177,7 @@ Registry::Outcome Registry::map_flat_file(const std::string& socket_path, const 
 // is put over the rest. With MAP_FIXED, both are made elsewhere and then moved.
 Registry::Outcome Registry::map_attached(Session* session, const MapCall& call, int descriptor) {
   // This call must not read the flat file through its mount, nor lock it in memory.
-  constexpr int kOmittedFlags = MAP_FIXED | MAP_POPULATE | MAP_LOCKED;
+  constexpr int kOmittedFlags = MAP_FIXED | MAP_POPULATE | MAP_LOCKED | MAP_SYNC;
   const auto offset = static_cast<uint64_t>(call.offset);
   char* const whole = static_cast<char*>(
       system_mmap(call.address, call.length, call.protection, call.flags & ~kOmittedFlags, descriptor, call.offset));

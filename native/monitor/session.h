@@ -53,6 +53,8 @@ class Session {
   Image& image() { return *image_; }
   Statistics& statistics() { return statistics_; }
   bool writable() const { return writable_; }
+  // Whether the image lies in persistent memory, and so is mapped with MAP_SYNC.
+  bool is_persistent() const { return mapper_.is_synced(); }
 
   // Maps bytes [offset, offset + length) of the image. Addresses and lengths are whole pages, here
   // and below. Any thread of the monitor.
