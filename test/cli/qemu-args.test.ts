@@ -84,7 +84,7 @@ test.serial('both names of the image work; warnings go to stderr', async (t) => 
 
 test.serial('a size that QEMU does not accept is refused, with the command that fixes it', async (t) => {
   const { pcow, scratch } = await mountOf(t, '1M');
-  await fails(t, pcow('qemu-args', 'mnt/1M'), 3, /not a multiple of 2 MiB/, /pcow resize \S*mnt\/1M 2M/);
+  await fails(t, pcow('qemu-args', 'mnt/1M'), 3, /QEMU needs a multiple of 2 MiB/, /pcow resize \S*mnt\/1M 2M/);
   await succeeds(t, pcow('resize', `${scratch}/mnt/1M`, '2M'));
   await succeeds(t, pcow('qemu-args', 'mnt/1M'));
 });
@@ -126,5 +126,5 @@ test.serial('QEMU accepts the arguments that libvirt passes to it', async (t) =>
   }
   t.notRegex(await succeeds(t, pcow('libvirt-xml', 'mnt/128M', '--plain')), /LD_PRELOAD/);
   await fails(t, pcow('libvirt-xml', 'mnt/128M', '--cpus', '0'), 2, /from 1 to 9999/);
-  await fails(t, pcow('libvirt-xml', 'mnt/128M', '--unarmed'), 2, /nvdimm only/);
+  await fails(t, pcow('libvirt-xml', 'mnt/128M', '--unarmed'), 2, /only supported with --device nvdimm/);
 });
