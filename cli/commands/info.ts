@@ -1,10 +1,8 @@
 import path from 'node:path';
 import type { Command } from 'commander';
 import type { ImageInfo } from '../../src/engine/index.js';
-import type { PcowMount } from '../../src/images/mount-table.js';
-import { stateOfServer } from '../../src/images/mount-life.js';
 import { addNotes } from '../output/help.js';
-import { guestOf, type Reception, receptionOf, stateOf } from '../../src/client/image-state.js';
+import { guestOf, isHeldBy, type Reception, receptionOf, stateOf } from '../../src/client/image-state.js';
 import type { Attached } from '../../src/client/mount-status.js';
 import { withImage } from '../../src/images/with-image.js';
 import { say, sayJson } from '../output/stdout.js';
@@ -44,11 +42,6 @@ async function info(givens: string[], options: { json?: boolean }): Promise<void
   } else if (found.length > 0) {
     say(found.map((it) => facts(factsOf(it))).join('\n\n'));
   }
-}
-
-/** Whether the mount itself is the writer of an image. */
-async function isHeldBy(mount: PcowMount | null, { holder }: ImageInfo): Promise<boolean> {
-  return mount !== null && holder !== null && (await stateOfServer(mount.directory)).pid === holder.pid;
 }
 
 interface Found {

@@ -1,5 +1,6 @@
 /** What state an image file is in, and who has it. */
 import type { ImageInfo } from '../engine/index.js';
+import { stateOfServer } from '../images/mount-life.js';
 import type { PcowMount } from '../images/mount-table.js';
 import { readReceipt } from '../stream/receipt.js';
 import { type Attached, attachedTo } from './mount-status.js';
@@ -14,6 +15,11 @@ export type ImageFileState = 'open' | 'closed' | 'unclean';
 export function stateOf(image: ImageInfo): ImageFileState {
   if (image.holder !== null) return 'open';
   return image.clean ? 'closed' : 'unclean';
+}
+
+/** Whether the mount itself is the writer of an image. */
+export async function isHeldBy(mount: PcowMount | null, { holder }: ImageInfo): Promise<boolean> {
+  return mount !== null && holder !== null && (await stateOfServer(mount.directory)).pid === holder.pid;
 }
 
 /** The process that writes the image instead of the mount, as the mount reports it. */

@@ -11,6 +11,7 @@ import {
   PcowError,
   SIZE_UNIT,
 } from '../engine/index.js';
+import { isHeldBy } from '../client/image-state.js';
 import { quote, word } from '../engine/quote.js';
 import type { ImageTarget, Target } from '../images/find-image.js';
 import { throughDraft } from '../images/make-file.js';
@@ -76,16 +77,16 @@ async function prepared(conversion: Conversion): Promise<Prepared> {
   return { ...conversion, from, name, files: from === 'pcow' ? await chainOf(image.file) : [image.file] };
 }
 
-async function refuseInUse({ file, given }: ImageTarget): Promise<void> {
-  const { holder } = await withImage(file, {}, (image) => image.info());
+async function refuseInUse({ file, given, mount }: ImageTarget): Promise<void> {
+  const image = await withImage(file, {}, (open) => open.info());
+  const { holder } = image;
   if (holder !== null) {
-    throw new PcowError(
-      'PCOW_BUSY',
-      `${quote(given)} is open for writing by process ${holder.pid} (${holder.command}), so a copy could be half old and half new`,
-      {
-        next: `take a snapshot and convert that: pcow snapshot ${word(`${given}@now`)}, then ${word(`${given}@now`)}`,
-      },
-    );
+    const state = (await isHeldBy(mount, image))
+      ? `is written in the mount ${mount?.mountpoint ?? ''} (process ${holder.pid})`
+      : `is open for writing by process ${holder.pid} (${holder.command})`;
+    throw new PcowError('PCOW_BUSY', `${quote(given)} ${state}, so a copy could be half old and half new`, {
+      next: `take a snapshot and convert that: pcow snapshot ${word(`${given}@now`)}, then ${word(`${given}@now`)}`,
+    });
   }
 }
 

@@ -227,7 +227,7 @@ const MISTAKES: Mistake[] = [
   {
     typed: 'pcow convert mnt/disk disk.raw',
     exit: 6,
-    says: '"mnt/disk" is open for writing by process MOUNT (node), so a copy could be half old and half new',
+    says: '"mnt/disk" is written in the mount HERE/mnt (process MOUNT), so a copy could be half old and half new',
     next: 'take a snapshot and convert that: pcow snapshot mnt/disk@now, then mnt/disk@now',
   },
   {
