@@ -44,6 +44,14 @@ std::unique_ptr<Image> open_image(const std::string& path, FileObserver* observe
   return MUST(Image::open(path, options));
 }
 
+// A new one, of so many blocks.
+std::unique_ptr<Image> make_image(const std::string& path, uint64_t blocks, Memory* memory) {
+  CreateOptions create;
+  create.size = blocks * kBlock;
+  MUST(create_image(path, create));
+  return open_image(path, memory);
+}
+
 std::vector<char> bytes_of(const Image& image) {
   std::vector<char> bytes(image.size());
   CHECK(MUST(image.read(nullptr, 0, bytes.data(), bytes.size())) == bytes.size());
@@ -77,11 +85,8 @@ void only_dax_is_persistent_memory(const TemporaryDirectory& directory) {
 // Expansions, copies, writes and a snapshot: no write(2), and no sync. Then a sync has nothing to do, until somebody has a block mapped.
 void nothing_is_asked_of_the_kernel(const TemporaryDirectory& directory) {
   const std::string path = directory / "asked.pcow";
-  CreateOptions create;
-  create.size = 64 * kBlock;
-  MUST(create_image(path, create));
   Memory memory;
-  auto image = open_image(path, &memory);
+  auto image = make_image(path, 64, &memory);
   CHECK(image->info().persistent);
   const std::vector<char> data(3 * kBlock, 'd');
   const auto kernel_calls = [&] { return image->info().kernel_writes + image->info().kernel_syncs; };
@@ -112,11 +117,8 @@ void nothing_is_asked_of_the_kernel(const TemporaryDirectory& directory) {
 // A hole is durable by a sync alone. A block is used again only after one.
 void holes_are_synced(const TemporaryDirectory& directory) {
   const std::string path = directory / "holes.pcow";
-  CreateOptions create;
-  create.size = 64 * kBlock;
-  MUST(create_image(path, create));
   Memory memory;
-  auto image = open_image(path, &memory);
+  auto image = make_image(path, 64, &memory);
   const std::vector<char> data(kBlock, 'd');
   MUST(image->write(0, data.data(), data.size()));
   MUST(image->sync());
@@ -171,11 +173,8 @@ void an_image_comes_from_a_disk_and_goes_back(const TemporaryDirectory& director
 // Without space there is an error, and no SIGBUS; and the image goes on.
 void a_full_disk_is_an_error(const TemporaryDirectory& directory) {
   const std::string path = directory / "full.pcow";
-  CreateOptions create;
-  create.size = 16 * kBlock;
-  MUST(create_image(path, create));
   Memory memory;
-  auto image = open_image(path, &memory);
+  auto image = make_image(path, 16, &memory);
   const std::vector<char> data(kBlock, 'd');
   MUST(image->write(0, data.data(), data.size()));
   memory.refused = FileOperation::kAllocate;
@@ -189,11 +188,8 @@ void a_full_disk_is_an_error(const TemporaryDirectory& directory) {
 // As a page whose memory is bad: SIGBUS at a store. An error for the caller, and nothing counts as durable from then on.
 void a_bad_page_is_an_error(const TemporaryDirectory& directory) {
   const std::string path = directory / "bad.pcow";
-  CreateOptions create;
-  create.size = 16 * kBlock;
-  MUST(create_image(path, create));
   Memory memory;
-  auto image = open_image(path, &memory);
+  auto image = make_image(path, 16, &memory);
   const std::vector<char> data(kBlock, 'd');
   MUST(image->write(8 * kBlock, data.data(), data.size()));
   CHECK(truncate(path.c_str(), 8192) == 0);
