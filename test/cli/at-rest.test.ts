@@ -3,6 +3,7 @@ import { access, mkdir, rename, writeFile } from 'node:fs/promises';
 import path from 'node:path';
 import test from 'ava';
 import { Image } from '../../src/engine/index.js';
+import { firstByte } from '../helpers/first-byte.js';
 import { scratchDirectory } from '../helpers/scratch.js';
 import { fails, pcowIn, succeeds } from './outcome.js';
 
@@ -10,14 +11,6 @@ async function fill(file: string, byte: number): Promise<void> {
   const image = await Image.open(file, { write: true });
   await image.write(Buffer.alloc(4096, byte), 0);
   await image.close();
-}
-
-async function firstByte(file: string): Promise<number | undefined> {
-  const image = await Image.open(file);
-  const buffer = Buffer.alloc(1);
-  await image.read(buffer, 0);
-  await image.close();
-  return buffer[0];
 }
 
 test('create makes an image, with or without .pcow, and prints its properties', async (t) => {

@@ -39,22 +39,9 @@ import {
   snapshotImages,
   stateOf,
 } from '../../src/index.js';
+import { fillBeginning, firstByte } from '../helpers/first-byte.js';
 import { MiB, mountedImages } from '../helpers/mount.js';
 import { scratchDirectory } from '../helpers/scratch.js';
-
-async function written(file: string, byte: number): Promise<void> {
-  const image = await Image.open(file, { write: true });
-  await image.write(Buffer.alloc(65536, byte), 0);
-  await image.close();
-}
-
-async function firstByte(file: string): Promise<number | undefined> {
-  const image = await Image.open(file);
-  const buffer = Buffer.alloc(1);
-  await image.read(buffer, 0);
-  await image.close();
-  return buffer[0];
-}
 
 /** Every change of an image; `at`: the path of an image by its name. */
 async function everyChange(at: (name: string) => string, fileOf: (name: string) => string): Promise<string[]> {
@@ -113,7 +100,7 @@ test('what was found stays what was meant, whatever its name leads to later', as
     ['wrong', 2],
   ] as const) {
     await makeImage(await newImage(at(name)), { size: MiB });
-    await written(at(`${name}.pcow`), byte);
+    await fillBeginning(at(`${name}.pcow`), byte);
   }
   await symlink('right.pcow', at('current.pcow'));
   const found = await findTarget(at('current'));
