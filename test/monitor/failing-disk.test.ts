@@ -67,7 +67,10 @@ test.serial(
     const read = tool.ask(`read ${3 * BLOCK}`);
     await waits(mount);
     t.false(await isAnswered(read));
-    t.regex(await readFile(disk.log, 'utf8'), /cannot read .*vm1-base\.pcow.*; the guest is paused until this is fixed/);
+    t.regex(
+      await readFile(disk.log, 'utf8'),
+      /cannot read .*vm1-base\.pcow.*; the guest is paused until this is fixed/,
+    );
     t.regex(await readFile(mount.control('vm1', 'metrics'), 'utf8'), /^pcow_stalled\{[^}]*\} 1$/m);
     await disk.fail('nothing');
     t.is(await read, '4');
