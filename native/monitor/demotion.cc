@@ -42,12 +42,12 @@ bool is_in_memory(int descriptor) {
 
 }  // namespace
 
-Demotion::Demotion(const Image* image, bool always, Statistics* statistics)
-    : image_(image), always_(always), statistics_(statistics), usable_(can_work()) {}
+Demotion::Demotion(const Image* image, bool useful, bool always, Statistics* statistics)
+    : image_(image), always_(always), statistics_(statistics), usable_(useful && kernel_can_tell()) {}
 
-bool Demotion::can_work() const {
+bool Demotion::kernel_can_tell() const {
   Pages pages;
-  return image_->info().writable && (always_ || !is_in_memory(image_->descriptor())) && ask(0, kWindow, &pages);
+  return (always_ || !is_in_memory(image_->descriptor())) && ask(0, kWindow, &pages);
 }
 
 // Returns false if the kernel cannot tell.

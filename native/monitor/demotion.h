@@ -34,8 +34,9 @@ class Demotion {
  public:
   static constexpr uint64_t kWindow = kLargestRun;  // bytes
 
-  // `always` (tests): every window with a page in the cache is wanted at every sync.
-  Demotion(const Image* image, bool always, Statistics* statistics);
+  // `useful`: stores into the image go through the page cache. `always` (tests): every window with a
+  // page in the cache is wanted at every sync.
+  Demotion(const Image* image, bool useful, bool always, Statistics* statistics);
 
   bool is_usable() const { return usable_; }
   // Before a sync. Returns whether a window is wanted.
@@ -58,7 +59,7 @@ class Demotion {
     uint64_t points = 0;  // demotion.cc
   };
 
-  bool can_work() const;
+  bool kernel_can_tell() const;
   bool ask(uint64_t from, uint64_t to, Pages* pages) const;
   void find_dirty(uint64_t first, uint64_t end, std::vector<uint64_t>* dirty) const;
   std::vector<uint64_t> dirty_windows() const;

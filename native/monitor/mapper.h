@@ -21,18 +21,18 @@ namespace pcow {
 
 class Mapper {
  public:
-  // `budget`: mappings, for all sessions of this process together. `regions`: of the session.
-  Mapper(Image* image, FaultDescriptor* faults, const RegionGeometry& geometry, const Regions& regions, uint64_t budget,
-         CleanCache* clean, Stalls* stalls, Statistics* statistics)
+  // `synced`: see is_synced(). `budget`: mappings, for all sessions of this process together. `regions`: of the session.
+  Mapper(Image* image, bool synced, FaultDescriptor* faults, const RegionGeometry& geometry, const Regions& regions,
+         uint64_t budget, CleanCache* clean, Stalls* stalls, Statistics* statistics)
       : image_(image),
+        synced_(synced),
         faults_(faults),
         geometry_(geometry),
         regions_(regions),
         budget_(budget),
         clean_(clean),
         stalls_(stalls),
-        statistics_(statistics),
-        synced_(image->info().persistent) {}
+        statistics_(statistics) {}
 
   // Maps a run of the image's own blocks, and wakes the threads that wait for it. `made`: the run
   // was just allocated or copied: maps all of it in one piece, over parts that are already mapped.
@@ -62,6 +62,7 @@ class Mapper {
   static inline std::atomic<int64_t> of_process_{0};
 
   Image* const image_;
+  const bool synced_;
   FaultDescriptor* const faults_;
   const RegionGeometry geometry_;
   const Regions& regions_;
@@ -69,7 +70,6 @@ class Mapper {
   CleanCache* const clean_;
   Stalls* const stalls_;
   Statistics* const statistics_;
-  const bool synced_;
 };
 
 }  // namespace pcow

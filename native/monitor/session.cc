@@ -46,21 +46,25 @@ void ask_for_short_slices() {
 
 }  // namespace
 
-Session::Session(std::unique_ptr<Image> image, std::unique_ptr<FaultDescriptor> faults, const Limits& limits)
+Session::Session(std::unique_ptr<Image> image, const ImageInfo& info, std::unique_ptr<FaultDescriptor> faults,
+                 const Limits& limits)
     : image_(std::move(image)),
       faults_(std::move(faults)),
-      writable_(image_->info().writable),
-      geometry_(region_geometry(image_->info())),
+      writable_(info.writable),
+      geometry_(region_geometry(info)),
       wake_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
       clean_(image_.get(), faults_.get(), geometry_, regions_, limits.clean_cache, writable_, &statistics_),
-      mapper_(image_.get(), faults_.get(), geometry_, regions_, limits.mapping_budget, &clean_, &stalls_, &statistics_),
+      mapper_(image_.get(), info.persistent, faults_.get(), geometry_, regions_, limits.mapping_budget, &clean_,
+              &stalls_, &statistics_),
       faulting_(image_.get(), faults_.get(), geometry_, regions_, &clean_, &mapper_, &stalls_, &statistics_, writable_),
-      demotion_(image_.get(), limits.demote_always, &statistics_) {}
+      // Persistent memory has no page cache.
+      demotion_(image_.get(), info.writable && !info.persistent, limits.demote_always, &statistics_) {}
 
 Result<std::unique_ptr<Session>> Session::start(std::unique_ptr<Image> image, const Limits& limits) {
   auto faults = FaultDescriptor::open();
   if (!faults) return faults.error();
-  std::unique_ptr<Session> session(new Session(std::move(image), std::move(*faults), limits));
+  const ImageInfo info = image->info();
+  std::unique_ptr<Session> session(new Session(std::move(image), info, std::move(*faults), limits));
   if (session->wake_ < 0) return system_error(errno, "cannot make an eventfd");
   PCOW_TRY(session->fault_thread_.start("pcow-faults", [serving = session.get()] { serving->serve_faults(); }));
   // Where no more threads are to be had, nothing is demoted: what is lost is speed.
