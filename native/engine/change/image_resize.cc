@@ -87,21 +87,10 @@ Result<void> check_size(const ImageState& state, uint64_t size, bool shrink) {
 
 // A table of the new length for the active layer, and the layer directory that names it.
 Result<void> prepare_table(ImageState& state, uint64_t size, PreparedStructure* prepared) {
-  const Geometry& geometry = state.geometry;
   prepared->directory = state.layers.directory();
   Layer* layer = prepared->directory.find(prepared->directory.active);
   layer->size = size;
-  layer->table_length = geometry.table_length(size);
-  const uint64_t blocks = layer->table_length >> geometry.block_shift();
-  auto first = state.space->allocate_range(blocks);
-  if (!first) return first.error();
-  layer->table_offset = *first << geometry.block_shift();
-  auto table = Table::map(state.file, layer->table_offset, geometry.blocks_for(size), true);
-  if (!table) {
-    state.space->release(*first, blocks);
-    return table.error();
-  }
-  prepared->table = *table;
+  PCOW_TRY(state.structure.prepare_table(prepared, layer));
   auto ready = state.structure.prepare_directory(prepared, Structure::Reach::kFile);
   if (!ready) state.structure.abandon(*prepared);
   return ready;

@@ -297,8 +297,8 @@ Result<void> File::write_back(uint64_t end) {
   using namespace std::chrono_literals;
   using Clock = std::chrono::steady_clock;
   constexpr uint64_t kLeast = uint64_t{64} << 10;
-  constexpr uint64_t kMost =
-      uint64_t{2} << 20;  // a longer one may come from pages that are written back to many dirty ones
+  // A longer one may come from pages that are written back to many dirty ones.
+  constexpr uint64_t kMost = uint64_t{2} << 20;
   if (auto failed = sync_failure()) return *failed;
   // Without flags it does nothing, and takes no error of the file along: it only says whether there is such a call (an old kernel, a
   // sandbox). Where there is none, nothing is lost: the next sync has more to do. From here on every failure is a lost write-back: no

@@ -42,10 +42,10 @@ struct PersistentMemory {
   static constexpr uint64_t kWindow = uint64_t{256} << 20;
 
   struct Window {
-    std::unique_ptr<Mapping>
-        plain;  // a write fault gets its page a place, which the filesystem makes durable when it likes
-    std::unique_ptr<Mapping>
-        synced;  // MAP_SYNC: a write fault returns when what has changed of the file's places is durable
+    // A write fault gets its page a place, which the filesystem makes durable when it likes.
+    std::unique_ptr<Mapping> plain;
+    // MAP_SYNC: a write fault returns when what has changed of the file's places is durable.
+    std::unique_ptr<Mapping> synced;
   };
 
   explicit PersistentMemory(int synced_flags) : synced_flags(synced_flags) {}

@@ -11,6 +11,17 @@
 #include "engine/image/image_state.h"
 
 namespace pcow {
+namespace {
+
+// With the gate held.
+Result<void> check_changeable(const ImageState& state) {
+  if (state.layers.is_closed()) return state.closed_error();
+  if (state.layers.is_stale()) return state.stale_error();
+  if (!state.writable()) return Error(Code::kReadOnly, state.path + " is open for reading only");
+  return {};
+}
+
+}  // namespace
 
 // With the chunk's lock held: bytes [at, end) of a block, all in own sub-blocks or all in others. Others are written whole, so
 // that what an unfinished write may have left in the block never shows. Of own ones just these bytes: their neighbours may be
@@ -80,9 +91,7 @@ Result<void> Image::write(uint64_t offset, const void* buffer, size_t length) {
   ImageState& state = *state_;
   const auto attempt = [&]() -> Result<void> {
     const std::shared_lock lock(state.gate);
-    if (state.layers.is_closed()) return state.closed_error();
-    if (state.layers.is_stale()) return state.stale_error();
-    if (!state.writable()) return Error(Code::kReadOnly, state.path + " is open for reading only");
+    PCOW_TRY(check_changeable(state));
     const uint64_t size = state.layers.active_layer().size;
     if (offset > size || length > size - offset)
       return Error(Code::kTooLarge, state.path + ": a write would go past the end of the image (" +
@@ -148,9 +157,7 @@ Result<void> Image::discard(uint64_t offset, uint64_t length) {
   ImageState& state = *state_;
   const auto attempt = [&]() -> Result<void> {
     const std::shared_lock lock(state.gate);
-    if (state.layers.is_closed()) return state.closed_error();
-    if (state.layers.is_stale()) return state.stale_error();
-    if (!state.writable()) return Error(Code::kReadOnly, state.path + " is open for reading only");
+    PCOW_TRY(check_changeable(state));
     const uint64_t size = state.layers.active_layer().size;
     if (offset > size || length > size - offset)
       return Error(Code::kInvalid,

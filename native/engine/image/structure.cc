@@ -32,25 +32,30 @@ Result<void> Structure::prepare_directory(PreparedStructure* prepared, Reach rea
   return written;
 }
 
-Result<void> Structure::prepare_active(PreparedStructure* prepared, uint64_t parent, uint64_t size) {
+Result<void> Structure::prepare_table(PreparedStructure* prepared, Layer* layer) {
   const Geometry& geometry = image_.geometry;
+  layer->table_length = geometry.table_length(layer->size);
+  const uint64_t blocks = layer->table_length >> geometry.block_shift();
+  auto first = space_->allocate_range(blocks);
+  if (!first) return first.error();
+  layer->table_offset = *first << geometry.block_shift();
+  auto table = Table::map(image_.file, layer->table_offset, geometry.blocks_for(layer->size), true);
+  if (!table) {
+    space_->release(*first, blocks);
+    return table.error();
+  }
+  prepared->table = std::move(*table);
+  return {};
+}
+
+Result<void> Structure::prepare_active(PreparedStructure* prepared, uint64_t parent, uint64_t size) {
   Layer layer;
   layer.id = prepared->directory.next_id++;
   layer.parent = parent;
   layer.time_ns = realtime_ns();
   layer.size = size;
-  layer.table_length = geometry.table_length(size);
-  const uint64_t blocks = layer.table_length >> geometry.block_shift();
-  auto first = space_->allocate_range(blocks);
-  if (!first) return first.error();
-  layer.table_offset = *first << geometry.block_shift();
-  auto table = Table::map(image_.file, layer.table_offset, geometry.blocks_for(size), true);
-  if (!table) {
-    space_->release(*first, blocks);
-    return table.error();
-  }
-  (*table)->expect_nothing();
-  prepared->table = std::move(*table);
+  PCOW_TRY(prepare_table(prepared, &layer));
+  prepared->table->expect_nothing();
   prepared->directory.active = layer.id;
   prepared->directory.layers.push_back(std::move(layer));
   return {};

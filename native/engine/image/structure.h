@@ -60,6 +60,8 @@ class Structure {
   // Writes it elsewhere, and makes it durable: it alone, or with all else that has been written.
   Result<void> prepare_directory(PreparedStructure* prepared, Reach reach);
   Result<void> prepare_active(PreparedStructure* prepared, uint64_t parent, uint64_t size);
+  // A table of the layer's size, in free space, for the active layer that is to be: `layer`, in `prepared` or on its way there.
+  Result<void> prepare_table(PreparedStructure* prepared, Layer* layer);
   void abandon(const PreparedStructure& prepared);
   Result<void> flip(PreparedStructure* prepared);       // with the gate held exclusively: from here on it counts
   Result<void> change_to(PreparedStructure* prepared);  // prepare, flip, make durable
