@@ -51,6 +51,21 @@ constexpr Profile kFullMerge = {"merge on a full disk", 0, 0, 0, 0, 0, 0, 0, 0, 
 
 }  // namespace
 
+int run_crash_test(int argc, char** argv, Run run, int steps) {
+  const int effort = argc > 1 ? atoi(argv[1]) : 1;
+  run.random.seed(test_seed());
+  for (int round = 0; round < effort; round++) {
+    if (argc > 2) {
+      run_workload(&run, argv[2], steps);
+    } else {
+      run_workloads(&run, steps);
+    }
+  }
+  printf("%llu states, %llu killed processes\n", static_cast<unsigned long long>(run.states),
+         static_cast<unsigned long long>(run.kills));
+  return 0;
+}
+
 void run_workloads(Run* run, int steps) {
   const auto has_turn = [&] { return run->random() % static_cast<uint64_t>(every()) == 0; };
   for (const Profile& profile : kProfiles)

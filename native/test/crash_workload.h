@@ -51,6 +51,9 @@ struct Run {
   }
 };
 
+// What crash_test and persistent_crash_test do with their arguments [EFFORT [WORKLOAD]]: EFFORT rounds of all workloads, or of one.
+// Returns the exit code.
+int run_crash_test(int argc, char** argv, Run run, int steps);
 // All workloads, that many steps of each.
 void run_workloads(Run* run, int steps);
 // One of them, by name; or "family": several images at once (family.h).

@@ -19,8 +19,6 @@ constexpr size_t kDiskSector = 512;
 // Of these nobody need trust that a sector is written whole: there are two, and each has a checksum.
 bool is_superblock(uint64_t page) { return page < 2; }
 
-uint64_t pages_for(uint64_t bytes) { return (bytes + kPageSize - 1) / kPageSize; }
-
 }  // namespace
 
 void DiskState::forget_boot() {

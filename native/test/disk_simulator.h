@@ -20,6 +20,8 @@
 
 using DiskPage = std::array<uint8_t, pcow::kPageSize>;
 
+inline uint64_t pages_for(uint64_t bytes) { return (bytes + pcow::kPageSize - 1) / pcow::kPageSize; }
+
 // The content of the file; pages that are missing are zeros.
 struct DiskState {
   uint64_t size = 0;

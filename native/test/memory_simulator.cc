@@ -12,8 +12,6 @@ namespace {
 constexpr size_t kWord = 8;
 constexpr size_t kWordsPerLine = 64 / kWord;
 
-uint64_t whole_pages(uint64_t bytes) { return (bytes + kPageSize - 1) / kPageSize; }
-
 uint64_t word_of(const DiskPage* page, size_t number) {
   uint64_t word = 0;
   if (page) memcpy(&word, page->data() + number * kWord, kWord);
@@ -77,7 +75,7 @@ void MemorySimulator::store(uint64_t offset, uint64_t length, const void* data, 
 }
 
 void MemorySimulator::store_durably(uint64_t offset, uint64_t length, const void* data) {
-  commit(offset / kPageSize, whole_pages(offset + length));
+  commit(offset / kPageSize, pages_for(offset + length));
   store(offset, length, data, false);
   for (uint64_t at = offset / kWord; at < (offset + length + kWord - 1) / kWord; at++) {
     Content& content = pages_[at * kWord / kPageSize].back();
@@ -114,7 +112,7 @@ void MemorySimulator::commit(uint64_t first, uint64_t end) {
 // As much as is needed of it: a file that has grown twice may have its first new length.
 void MemorySimulator::commit_size(uint64_t end) {
   sizes_.erase(sizes_.begin(),
-               std::find_if(sizes_.begin(), sizes_.end() - 1, [&](uint64_t size) { return whole_pages(size) >= end; }));
+               std::find_if(sizes_.begin(), sizes_.end() - 1, [&](uint64_t size) { return pages_for(size) >= end; }));
 }
 
 void MemorySimulator::apply(FileOperation operation, uint64_t offset, uint64_t length, const void* data) {
@@ -124,7 +122,7 @@ void MemorySimulator::apply(FileOperation operation, uint64_t offset, uint64_t l
     case FileOperation::kWrite:
     case FileOperation::kStore:
       CHECK(offset + length <= size);  // nothing is mapped behind the end
-      commit(offset / kPageSize, whole_pages(offset + length));
+      commit(offset / kPageSize, pages_for(offset + length));
       store(offset, length, data, operation == FileOperation::kWrite);
       break;
     case FileOperation::kFlush:
@@ -147,7 +145,7 @@ void MemorySimulator::apply(FileOperation operation, uint64_t offset, uint64_t l
       }
       with_some_on_way_.clear();
       break;
-    case FileOperation::kWriteFault: commit(offset / kPageSize, whole_pages(offset + length)); break;
+    case FileOperation::kWriteFault: commit(offset / kPageSize, pages_for(offset + length)); break;
     case FileOperation::kPunch: punch(offset, length); break;
     case FileOperation::kAllocate: size = std::max(size, offset + length); break;
     case FileOperation::kResize:
@@ -164,7 +162,7 @@ void MemorySimulator::apply(FileOperation operation, uint64_t offset, uint64_t l
 
 void MemorySimulator::sync(uint64_t offset, uint64_t length) {
   const bool whole = length == kWholeFile;
-  const uint64_t end = whole ? kWholeFile : whole_pages(offset + length);
+  const uint64_t end = whole ? kWholeFile : pages_for(offset + length);
   if (whole) sizes_.erase(sizes_.begin(), sizes_.end() - 1);
   commit(offset / kPageSize, end);
   for (auto at = pages_.lower_bound(offset / kPageSize); at != pages_.end() && at->first < end; ++at)
@@ -207,7 +205,7 @@ DiskState MemorySimulator::choose(Kind kind, size_t odd, std::mt19937_64* random
     }
     if (page) state.pages[number] = std::move(page);
   }
-  std::erase_if(state.pages, [&](const auto& page) { return page.first >= whole_pages(state.size); });
+  std::erase_if(state.pages, [&](const auto& page) { return page.first >= pages_for(state.size); });
   if (things) *things = thing;
   return state;
 }
