@@ -47,7 +47,7 @@ export function addConvert(program: Command): void {
     .command('convert')
     .summary('copy an image into another format')
     .description(
-      'Copies an image into a new image or file, in this or another format. Zeros and holes are not ' + 'written.',
+      'Copies an image into a new image or file, in this or another format. Zeros and holes are not written.',
     )
     .argument('<source>', 'an image, IMAGE@SNAPSHOT, or a file of another format')
     .argument(

@@ -56,8 +56,15 @@ interface Found {
 
 function forPrograms({ target, image, guest, receiving }: Found): object {
   // What this opening may do, and has done, says nothing about the image; who is alive is `holder`.
-  const { writable: _writable, lastError: _lastError, opener: _opener, ...known } = image;
-  const { persistent: _persistent, kernelWrites: _writes, kernelSyncs: _syncs, ...rest } = known;
+  const {
+    writable: _writable,
+    lastError: _lastError,
+    opener: _opener,
+    persistent: _persistent,
+    kernelWrites: _writes,
+    kernelSyncs: _syncs,
+    ...rest
+  } = image;
   return {
     name: target.name,
     ...rest,

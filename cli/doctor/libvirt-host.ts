@@ -3,9 +3,10 @@
  * confinement, and not for the user who asks.
  */
 import { execFile } from 'node:child_process';
-import { readdir, readFile, realpath, stat } from 'node:fs/promises';
+import { readFile, realpath, stat } from 'node:fs/promises';
 import path from 'node:path';
 import { promisify } from 'node:util';
+import { processes } from '../../src/engine/processes.js';
 import { mountHolding, mountTable } from '../../src/images/mount-table.js';
 import { word } from '../../src/engine/quote.js';
 import { type Finding, ok, problem, warning } from './finding.js';
@@ -72,7 +73,7 @@ export async function libvirtHost(): Promise<LibvirtHost> {
 
 async function filteredDaemons(): Promise<string[]> {
   const found = new Set<string>();
-  for (const pid of (await readdir('/proc')).filter((name) => /^\d+$/.test(name))) {
+  for (const pid of await processes()) {
     const status = await readFile(`/proc/${pid}/status`, 'utf8').catch(() => '');
     const [, name] = /^Name:\s+(libvirtd|virtqemud)$/m.exec(status) ?? [];
     if (name !== undefined && isFiltered(status)) found.add(name);

@@ -24,7 +24,7 @@ import { automaticName } from '../images/automatic-name.js';
 import { findImage, type ImageTarget, type Target } from '../images/find-image.js';
 import type { AskOptions } from '../images/mount-answers.js';
 import { withImage } from '../images/with-image.js';
-import { askForCut, askForRename, askForWork, askImage, type WorkOptions } from './control.js';
+import { askForCut, askForRename, askForWork, askImage, joinWords, type WorkOptions } from './control.js';
 import { checkBase, onFrozenLayer } from './make-image.js';
 
 /** One snapshot of each, which is one cut across them: all in one mount, or none in any. Durable when it resolves. */
@@ -76,7 +76,7 @@ export async function renameSnapshot(
 ): Promise<void> {
   const { mount, file, name } = image;
   checkSnapshotName(to);
-  if (mount !== null) await askImage(mount, name, 'rename', `${from} ${to}`, options);
+  if (mount !== null) await askImage(mount, name, 'rename', joinWords(from, to), options);
   else await withImage(file, { write: true }, (open) => open.renameSnapshot(from, to));
 }
 
@@ -117,7 +117,7 @@ export async function rebaseImage(image: ImageTarget, base: Target | null, optio
   } else if (base === null) {
     await askForWork(mount, name, 'flatten', 'now', options);
   } else if (base.image.mount?.mountpoint === mount.mountpoint) {
-    await askForWork(mount, name, 'rebase', [base.image.name, base.snapshot ?? []].flat().join(' '), options);
+    await askForWork(mount, name, 'rebase', joinWords(base.image.name, base.snapshot), options);
   } else {
     throw new PcowError(
       'PCOW_BASE_OUTSIDE',

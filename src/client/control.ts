@@ -80,6 +80,11 @@ export interface WorkOptions extends LongOptions, AskOptions {
   onContinues?: ((image: string) => void) | undefined;
 }
 
+/** The text of a command with one or two words, for example an image and, unless it is left out, its snapshot. */
+export function joinWords(first: string, second: string | null | undefined): string {
+  return second == null ? first : `${first} ${second}`;
+}
+
 /**
  * As askImage(), for long commands. `onProgress` is called when the mount reports progress, and
  * `signal` stops the command in the mount.

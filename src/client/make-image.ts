@@ -10,7 +10,7 @@ import {
   removeRemains,
   standingOn,
 } from '../engine/index.js';
-import { askImage } from './control.js';
+import { askImage, joinWords } from './control.js';
 import { PcowError } from '../engine/errors.js';
 import type { AskOptions } from '../images/mount-answers.js';
 import { withImage } from '../images/with-image.js';
@@ -45,7 +45,7 @@ export async function makeImage(target: ImageTarget, options: MakeOptions): Prom
     const asItIs = size === undefined && blockSize === undefined && !force;
     if (base.image.mount !== null && base.image.mount.mountpoint === target.mount?.mountpoint && asItIs) {
       const { mount, name } = base.image;
-      await askImage(mount, name, 'clone', [target.name, base.snapshot ?? []].flat().join(' '), { onWait });
+      await askImage(mount, name, 'clone', joinWords(target.name, base.snapshot), { onWait });
     } else {
       await onFrozenLayer(base, (standing) => Image.create(target.file, { size, blockSize, force, base: standing }), {
         onWait,

@@ -10,7 +10,7 @@ import type { ImageControl } from '../images/control-names.js';
 import { type LongOptions, PcowError } from '../engine/index.js';
 import { IMAGE_SUFFIX } from '../images/image-names.js';
 import { mountHolding, mountsOfDirectory, type PcowMount } from '../images/mount-table.js';
-import { askForCut, askForRename, askForWork, askImage } from './control.js';
+import { askForCut, askForRename, askForWork, askImage, joinWords } from './control.js';
 import { controlDirectory, type MountedStatus } from './mount-status.js';
 
 /** The image, and its snapshot, on which another image shall stand. */
@@ -73,7 +73,7 @@ export class MountedImage {
    * snapshot's file open.
    */
   renameSnapshot(name: string, newName: string): Promise<void> {
-    return this.#ask('rename', words(name, newName));
+    return this.#ask('rename', joinWords(name, newName));
   }
 
   /** Deletes a snapshot on which no image stands. */
@@ -85,7 +85,7 @@ export class MountedImage {
    * Makes a new image in the same directory that stands on this one, as it is now or at a snapshot.
    */
   async clone(newName: string, snapshot?: string): Promise<MountedImage> {
-    await this.#ask('clone', words(newName, snapshot));
+    await this.#ask('clone', joinWords(newName, snapshot));
     return new MountedImage(this.mount, newName);
   }
 
@@ -96,7 +96,7 @@ export class MountedImage {
 
   /** Puts it on another base in the same mount. Its content stays. */
   rebase(base: MountedBase, options: LongOptions = {}): Promise<void> {
-    return this.#work('rebase', words(base.image, base.snapshot), options);
+    return this.#work('rebase', joinWords(base.image, base.snapshot), options);
   }
 
   /** Copies everything from the base. Afterwards it stands on no base. */
@@ -147,8 +147,4 @@ export async function snapshotMountedTogether(name: string, images: readonly Mou
     name,
     images.map((image) => image.name),
   );
-}
-
-function words(first: string, second: string | undefined): string {
-  return second === undefined ? first : `${first} ${second}`;
 }

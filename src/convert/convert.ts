@@ -1,6 +1,7 @@
 /** Converting: contents of any origin into a new image or file, into one that is there, or as bytes in a row. */
 import { type FileHandle, open, readFile, realpath, stat } from 'node:fs/promises';
 import path from 'node:path';
+import { isHeldBy } from '../client/image-state.js';
 import { checkTarget, distanceWarning, onFrozenLayer } from '../client/make-image.js';
 import {
   type BaseOptions,
@@ -11,7 +12,6 @@ import {
   PcowError,
   SIZE_UNIT,
 } from '../engine/index.js';
-import { isHeldBy } from '../client/image-state.js';
 import { quote, word } from '../engine/quote.js';
 import type { ImageTarget, Target } from '../images/find-image.js';
 import { throughDraft } from '../images/make-file.js';
@@ -132,16 +132,13 @@ async function fill(draft: string, conversion: Prepared, content: Content, long:
   if (source.snapshot === null && hasInternalSnapshots(from)) {
     return fillWithInternalSnapshots(draft, conversion, content, long);
   }
-  const contents = await openContents(source, { format: from, signal: long.signal });
-  try {
+  return withContents(conversion, long, async (contents) => {
     await create(draft, contents.size, content);
     await withImage(draft, { write: true }, (image) =>
       copyContents(contents, into(image, content.base !== undefined), long),
     );
-  } finally {
-    await contents.close();
-  }
-  return [];
+    return [];
+  });
 }
 
 async function fillFromOriginal(

@@ -136,7 +136,8 @@ async function statFields(file: string): Promise<string[] | null> {
   return end < 0 ? null : text.slice(end + 2).split(' ');
 }
 
-async function processes(): Promise<number[]> {
+/** The pids of all processes that this one can see. */
+export async function processes(): Promise<number[]> {
   const names = await readdir('/proc');
   return names.filter((name) => /^[1-9]\d*$/.test(name)).map(Number);
 }
