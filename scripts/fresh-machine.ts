@@ -10,12 +10,14 @@ import { comparable, stepsOf } from './readme-tour.js';
 const [root = ''] = process.argv.slice(2);
 const readme = await readFile(new URL('../../README.md', import.meta.url), 'utf8');
 let failures = 0;
+/** The chroot has the certificates that this machine trusts: its package proxy may have its own. */
+let hasCertificates = false;
 
 /** A shell command in the chroot, in an environment like that of a login. */
 async function inside(directory: string, command: string): Promise<{ output: string; errors: string; ok: boolean }> {
   const environment = [
     'HOME=/root',
-    'NODE_EXTRA_CA_CERTS=/etc/ssl/certs/ca-certificates.crt',
+    ...(hasCertificates ? ['NODE_EXTRA_CA_CERTS=/etc/ssl/certs/ca-certificates.crt'] : []),
     'TERM=dumb',
     'LANG=C.UTF-8',
     'PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin',
@@ -108,8 +110,8 @@ await succeeds('/', 'apt-get remove -y pcow && ! command -v pcow && ! ls /usr/li
 // Debian 12 has an older one.
 await inside('/', 'apt-get install -y --no-install-recommends ca-certificates');
 await succeeds('/', lineWith('apt-get install -y build-essential'));
-// The certificates that this machine trusts: its package proxy may have its own.
 await copyFile('/etc/ssl/certs/ca-certificates.crt', path.join(root, 'etc/ssl/certs/ca-certificates.crt'));
+hasCertificates = true;
 const tools = `cp $(readlink -f "$(command -v node)") ${root}/usr/local/bin/node && mkdir -p ${root}/usr/local/lib/node_modules && cp -r "$(npm root -g)/npm" ${root}/usr/local/lib/node_modules/ && ln -sf ../lib/node_modules/npm/bin/npm-cli.js ${root}/usr/local/bin/npm`;
 await new Promise((resolve) => execFile('bash', ['-c', tools], resolve));
 await succeeds('/srv/pcow', lineWith('npm install -g ./build/pcow-'));
