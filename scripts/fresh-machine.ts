@@ -112,7 +112,7 @@ await inside('/', 'apt-get install -y --no-install-recommends ca-certificates');
 await succeeds('/', lineWith('apt-get install -y build-essential'));
 await copyFile('/etc/ssl/certs/ca-certificates.crt', path.join(root, 'etc/ssl/certs/ca-certificates.crt'));
 hasCertificates = true;
-const tools = `cp $(readlink -f "$(command -v node)") ${root}/usr/local/bin/node && mkdir -p ${root}/usr/local/lib/node_modules && cp -r "$(npm root -g)/npm" ${root}/usr/local/lib/node_modules/ && ln -sf ../lib/node_modules/npm/bin/npm-cli.js ${root}/usr/local/bin/npm`;
+const tools = `cp $(readlink -f "$(command -v node)") ${root}/usr/local/bin/node && mkdir -p ${root}/usr/local/lib/node_modules && cp -r "$(npm root -g)/npm" ${root}/usr/local/lib/node_modules/ && for name in npm npx; do ln -sf ../lib/node_modules/npm/bin/$name-cli.js ${root}/usr/local/bin/$name; done`;
 await new Promise((resolve) => execFile('bash', ['-c', tools], resolve));
 await succeeds('/srv/pcow', lineWith('npm install -g ./build/pcow-'));
 await tour();
