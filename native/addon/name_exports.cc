@@ -11,6 +11,7 @@
 #include "addon/environment.h"
 #include "addon/promise_task.h"
 #include "engine/disk/file.h"
+#include "engine/disk/persistent.h"
 #include "engine/format/superblock.h"
 #include "engine/image/names.h"
 
@@ -95,6 +96,20 @@ Napi::Value remove_left(const Napi::CallbackInfo& info) {
   return start_work<bool>(info.Env(), [path = text_of(info[0])] { return remove_left_draft(path); });
 }
 
+// `directory`.
+Napi::Value check(const Napi::CallbackInfo& info) {
+  return start_work<void>(info.Env(), [directory = text_of(info[0])] { return check_directory(directory); });
+}
+
+// `path`: of a regular file. Whether a writer of it will store into persistent memory.
+Napi::Value is_persistent(const Napi::CallbackInfo& info) {
+  return start_work<bool>(info.Env(), [path = text_of(info[0])]() -> Result<bool> {
+    auto file = File::open(path, false, nullptr);
+    if (!file) return file.error();
+    return is_in_persistent_memory((*file)->descriptor());
+  });
+}
+
 // `path`. Reads the superblock only: the layers may be damaged, and the bases may be missing.
 Napi::Value identify(const Napi::CallbackInfo& info) {
   return start_work<Superblock>(info.Env(), [path = text_of(info[0])]() -> Result<Superblock> {
@@ -114,6 +129,8 @@ void export_names(Napi::Env env, Napi::Object exports) {
   exports.Set("unlockFile", Napi::Function::New<unlock>(env, "unlockFile"));
   exports.Set("makeDraft", Napi::Function::New<draft>(env, "makeDraft"));
   exports.Set("removeLeftDraft", Napi::Function::New<remove_left>(env, "removeLeftDraft"));
+  exports.Set("checkDirectory", Napi::Function::New<check>(env, "checkDirectory"));
+  exports.Set("isPersistent", Napi::Function::New<is_persistent>(env, "isPersistent"));
   exports.Set("identify", Napi::Function::New<identify>(env, "identify"));
 }
 

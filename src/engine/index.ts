@@ -7,6 +7,7 @@ export { isPcowError, PcowError, type PcowErrorCode } from './errors.js';
 export { standingOn } from './file-lock.js';
 export { givingItAName, howToName, imageFilesIn } from './image-files.js';
 export { giveName, removeName } from './names.js';
+export { checkPlace, isInPersistentMemory } from './places.js';
 export { removeImage } from './removal.js';
 export { type Making, mayBeReplaced, throughDraft } from './replace.js';
 export { renameImage, type Standing } from './rename.js';

@@ -264,6 +264,9 @@ export interface NativeAddon {
   /** See replace.ts and drafts.ts: `lock` is for unlockFile(). */
   makeDraft(name: string): Promise<{ path: string; lock: number }>;
   removeLeftDraft(path: string): Promise<boolean>;
+  /** See places.ts. */
+  checkDirectory(directory: string): Promise<void>;
+  isPersistent(path: string): Promise<boolean>;
   /** See dependants.ts. */
   identify(path: string): Promise<NativeIdentity>;
 

@@ -7,7 +7,7 @@ import { promisify } from 'node:util';
 
 import { AttachService } from './attach/attach-service.js';
 import { type DirectoryLock, lockDirectory } from '../engine/directory-lock.js';
-import { isPcowError, recoverDirectory } from '../engine/index.js';
+import { checkPlace, isPcowError, recoverDirectory } from '../engine/index.js';
 import { onQuestion } from '../engine/native-operations.js';
 import { lifeOf, troubleOf } from '../images/mount-life.js';
 import { mountsOfDirectory } from '../images/mount-table.js';
@@ -129,7 +129,10 @@ async function begin(place: Place, lock: DirectoryLock): Promise<Mount> {
   const attributes = new AttributeSource(place);
   const catalog = new Catalog(place);
   await catalog.removeRemains();
-  if (!place.settings.readOnly) await recoverImages(place.directory);
+  if (!place.settings.readOnly) {
+    await checkFileSystem(place.directory);
+    await recoverImages(place.directory);
+  }
   const cutter = new Cutter(place, (entry) => attributes.inodeOf(entry));
   const commands = new Commands(place, catalog, cutter);
   const context = new MountContext(place, catalog, commands, attributes);
@@ -177,6 +180,16 @@ async function begin(place: Place, lock: DirectoryLock): Promise<Mount> {
       if (failure !== undefined) throw failure.error;
     },
   };
+}
+
+async function checkFileSystem(directory: string): Promise<void> {
+  try {
+    await checkPlace(directory);
+  } catch (error) {
+    if (isPcowError(error, 'PCOW_UNSUPPORTED')) throw mountError(error.message, error, 'EOPNOTSUPP');
+    // It cannot be tried there, in a directory that is full or belongs to others; its images can still be read.
+    debug('%s: %s', directory, sentenceOf(error));
+  }
 }
 
 /**

@@ -20,7 +20,7 @@ export interface Disk {
 export async function mountDisk(
   t: ExecutionContext<unknown>,
   scratch: string,
-  type: 'ext4' | 'xfs',
+  type: 'ext2' | 'ext4' | 'xfs',
   size: number,
 ): Promise<Disk> {
   const [file, directory] = [path.join(scratch, 'disk'), path.join(scratch, 'mnt')];

@@ -3,6 +3,7 @@
 
 #include <bit>
 
+#include "engine/disk/needs.h"
 #include "engine/image/bases.h"
 #include "engine/image/clock.h"
 #include "engine/image/image.h"
@@ -57,15 +58,9 @@ Result<void> write_structures(File& file, const Geometry& geometry, uint64_t siz
   return file.sync();
 }
 
-// Users know the file by its name, not by that of its draft.
-Error by_name(Error error, const std::string& draft, const std::string& name) {
-  const auto at = error.message.find(draft);
-  if (at != std::string::npos) error.message.replace(at, draft.size(), name);
-  return error;
-}
-
 Result<void> fill_draft(const std::string& draft, const Geometry& geometry, uint64_t size,
                         const std::optional<BaseReference>& base) {
+  PCOW_TRY(check_needs(draft));
   auto file = File::open(draft, true, nullptr);
   if (!file) return file.error();
   return write_structures(**file, geometry, size, base);

@@ -8,6 +8,7 @@
 #include <cstdio>
 
 #include "engine/disk/file.h"
+#include "engine/disk/needs.h"
 #include "engine/format/superblock.h"
 #include "engine/image/locking.h"
 #include "engine/rules.h"
@@ -76,6 +77,7 @@ Result<bool> take(int descriptor, LockByte byte, bool exclusive, const std::stri
   lock.l_len = 1;
   if (fcntl(descriptor, F_OFD_SETLK, &lock) == 0) return true;
   if (errno == EAGAIN || errno == EACCES) return false;
+  if (errno == ENOLCK || errno == EOPNOTSUPP || errno == ENOSYS) return lacking(path, "has no locks");
   return system_error(errno, "cannot lock " + path);
 }
 
@@ -157,6 +159,21 @@ Result<Draft> make_draft(const std::string& name) {
     draft.descriptor = file.release();
     return draft;
   }
+}
+
+Error by_name(Error error, const std::string& draft, const std::string& name) {
+  const auto at = error.message.find(draft);
+  if (at != std::string::npos) error.message.replace(at, draft.size(), name);
+  return error;
+}
+
+Result<void> check_directory(const std::string& directory) {
+  auto draft = make_draft(directory + "/needs");
+  if (!draft) return draft.error();
+  auto outcome = check_needs(draft->path);
+  unlink(draft->path.c_str());
+  close(draft->descriptor);
+  return outcome ? outcome : by_name(outcome.error(), draft->path, directory);
 }
 
 Result<bool> remove_left_draft(const std::string& path) {

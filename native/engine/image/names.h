@@ -37,6 +37,10 @@ struct Draft {
 };
 // An empty one for the file `name`.
 Result<Draft> make_draft(const std::string& name);
+// Users know the file by its name, not by that of its draft.
+Error by_name(Error error, const std::string& draft, const std::string& name);
+// Whether images can be in a directory at all (disk/needs.h): tried with a draft, which is removed again.
+Result<void> check_directory(const std::string& directory);
 // Removes a draft that nobody holds: its maker was killed. false: it is held, or gone.
 Result<bool> remove_left_draft(const std::string& path);
 
