@@ -2,7 +2,7 @@
 import { constants } from 'node:fs';
 import { access, copyFile, mkdtemp, rm, stat, statfs } from 'node:fs/promises';
 import path from 'node:path';
-import { givingItAName, Image, imageFilesIn, PcowError } from '../../src/engine/index.js';
+import { givingItAName, Image, imageFilesIn, isInPersistentMemory, PcowError } from '../../src/engine/index.js';
 import { IMAGE_SUFFIX } from '../../src/images/image-names.js';
 import type { MountTableEntry, PcowMount } from '../../src/images/mount-table.js';
 import { briefTroubleOf, briefTroubleOnTheWay } from '../../src/images/mount-answers.js';
@@ -29,7 +29,6 @@ export async function directoryFindings(given: string): Promise<Finding[]> {
   return [
     mount === null ? ok('mount', `${directory} is not mounted`) : await mountFinding(mount),
     fileSystem(place),
-    dax(place),
     ...(await looked('space', `the space of ${directory} can't be told`, () => space(directory))),
     ...(await looked('image', `an image can't be made in ${directory}`, () => tried(directory))),
     ...(await looked('images', `the images of ${directory} can't be looked at`, () => images(directory))),
@@ -78,13 +77,13 @@ function fileSystem(place: MountTableEntry | undefined): Finding {
   return ok('filesystem', `the images are on ${type}`);
 }
 
-function dax(place: MountTableEntry | undefined): Finding {
-  const option = place?.options.find((it) => /^dax(=always)?$/.test(it));
+/** `persistent`: of the writer of a new image there. */
+function dax(persistent: boolean): Finding {
   return ok(
     'dax',
-    option === undefined
-      ? 'no DAX: a flush of the guest needs fsync to be durable, so use virtio-pmem'
-      : 'DAX: the images are persistent memory themselves',
+    persistent
+      ? 'DAX with MAP_SYNC: under the monitor, a store that the guest has flushed is durable, also on an nvdimm'
+      : 'no DAX with MAP_SYNC: a flush of the guest needs fsync to be durable, so use virtio-pmem',
   );
 }
 
@@ -110,7 +109,7 @@ async function tried(directory: string): Promise<Finding[]> {
   try {
     const file = path.join(scratch, `image${IMAGE_SUFFIX}`);
     await Image.create(file, { size: 64 * GIB });
-    const { empty, full, punched } = await withImage(file, { write: true }, async (image) => {
+    const { empty, full, punched, persistent } = await withImage(file, { write: true }, async (image) => {
       const use = async () => {
         await image.sync();
         return (await stat(file)).blocks * 512;
@@ -121,13 +120,15 @@ async function tried(directory: string): Promise<Finding[]> {
       await image.discard(32 * GIB, MIB);
       // freed blocks are given back by the sync after the one that makes their release durable
       await use();
-      return { empty: before, full: after, punched: await use() };
+      return { empty: before, full: after, punched: await use(), persistent: image.info().persistent };
     });
     const reflinks = await copyFile(file, `${file}-copy`, constants.COPYFILE_FICLONE_FORCE).then(
       () => true,
       () => false,
     );
     return [
+      dax(persistent),
+      ...(await elsewhere(directory, persistent)),
       empty < MIB
         ? ok('sparse', 'files are sparse: an image takes space as it is written')
         : problem('sparse', `an empty image takes ${formatSize(empty)}: files are not sparse here`, 'use ext4 or XFS'),
@@ -142,6 +143,34 @@ async function tried(directory: string): Promise<Finding[]> {
   } finally {
     await rm(scratch, { recursive: true, force: true });
   }
+}
+
+/** The images that are not where a new one would be: persistent memory is a property of each file. */
+async function elsewhere(directory: string, persistent: boolean): Promise<Finding[]> {
+  const { names } = await imageFilesIn(directory);
+  const files = names.filter((file) => !file.startsWith('.'));
+  const others: string[] = [];
+  for (const file of files) {
+    // One that cannot be opened is a finding of images().
+    const found = await isInPersistentMemory(path.join(directory, file)).catch(() => persistent);
+    if (found !== persistent) others.push(file);
+  }
+  const [first] = others;
+  if (first === undefined) return [];
+  const which = others.length === 1 ? quote(first) : `${others.length} of ${files.length} images`;
+  return [
+    persistent
+      ? warning(
+          'dax',
+          `${which} ${others.length === 1 ? 'is' : 'are'} not in persistent memory, but new images are`,
+          'copy the image, and rename the copy',
+        )
+      : warning(
+          'dax',
+          `${which} ${others.length === 1 ? 'is' : 'are'} in persistent memory, but new images are not`,
+          'chattr +x the directory',
+        ),
+  ];
 }
 
 /** Images that cannot be opened. */

@@ -1,9 +1,11 @@
 /** What in a guest's description works with Pcow, what does not, and how to fix it. */
 import { realpath, stat } from 'node:fs/promises';
+import path from 'node:path';
 import { attachedTo } from '../../src/client/mount-status.js';
 import { IMAGE_SUFFIX } from '../../src/images/image-names.js';
 import { mountHolding } from '../../src/images/mount-table.js';
 import { briefTroubleOnTheWay } from '../../src/images/mount-answers.js';
+import { maybePersistent } from '../../src/guest/backings.js';
 import {
   addressBits,
   DEFAULT_ADDRESS_BITS,
@@ -23,6 +25,8 @@ interface Found {
   backend: Backend;
   /** The size of the flat file in bytes. */
   size: number;
+  /** Whether the image file is in persistent memory. */
+  persistent: boolean;
 }
 
 export async function guestFindings(guest: Guest): Promise<Finding[]> {
@@ -31,7 +35,7 @@ export async function guestFindings(guest: Guest): Promise<Finding[]> {
   for (const backend of guest.backends) {
     const place = await placeOf(backend);
     findings.push(...place.findings);
-    if (place.size !== null) found.push({ backend, size: place.size });
+    if (place.size !== null) found.push({ backend, size: place.size, persistent: place.persistent });
   }
   if (found.length === 0 && findings.length === 0) {
     findings.push(
@@ -45,8 +49,9 @@ export async function guestFindings(guest: Guest): Promise<Finding[]> {
   for (const it of found) {
     findings.push(
       ...optionFindings(guest, it.backend),
+      ...pmemFindings(guest, it),
       ...sizeFindings(guest, it),
-      ...deviceFindings(guest, it.backend),
+      ...deviceFindings(guest, it),
     );
   }
   const twice = found.find(({ backend }, at) =>
@@ -64,8 +69,10 @@ export async function guestFindings(guest: Guest): Promise<Finding[]> {
 /**
  * Whether a backend is the flat file of a mount, and its size; null if it is another file, or none.
  */
-async function placeOf({ path: file }: Backend): Promise<{ size: number | null; findings: Finding[] }> {
-  const none = (finding: Finding) => ({ size: null, findings: [finding] });
+async function placeOf({
+  path: file,
+}: Backend): Promise<{ size: number | null; persistent: boolean; findings: Finding[] }> {
+  const none = (finding: Finding) => ({ size: null, persistent: false, findings: [finding] });
   const trouble = await briefTroubleOnTheWay(file);
   if (trouble !== null) return none(problem('mount', trouble.message, trouble.cure));
   let real: string;
@@ -112,6 +119,7 @@ async function placeOf({ path: file }: Backend): Promise<{ size: number | null; 
   const attached = await attachedTo(held.mount.mountpoint, held.inside);
   return {
     size,
+    persistent: await maybePersistent(path.join(held.mount.directory, `${held.inside}${IMAGE_SUFFIX}`)),
     findings: [
       attached === null
         ? ok('path', `${quote(file)} is an image of ${formatSize(size)}`)
@@ -161,16 +169,23 @@ function optionFindings({ words }: Guest, backend: Backend): Finding[] {
       problem('offset', `the guest does not see the first ${formatSize(backend.offset)} of ${name}`, words.offset),
     );
   }
-  if (backend.pmem) {
-    findings.push(
-      problem(
-        'pmem',
-        `${name} is promised to be persistent memory, which a mount can't hold: MAP_SYNC is refused`,
-        words.pmem,
-      ),
-    );
-  }
   return findings;
+}
+
+/** QEMU's pmem=on asks for MAP_SYNC, which only the monitor grants, and only in persistent memory. */
+function pmemFindings({ words, monitored }: Guest, { backend, persistent }: Found): Finding[] {
+  if (!backend.pmem) return [];
+  const name = quote(backend.path);
+  if (!persistent) {
+    return [
+      problem('pmem', `${name} is promised to be persistent memory, and is not: MAP_SYNC is refused`, words.pmem),
+    ];
+  }
+  return [
+    monitored === false
+      ? warning('pmem', `${name}: pmem=on has no effect without the monitor: MAP_SYNC is refused`, 'use pcow run')
+      : ok('pmem', `${name} is in persistent memory: under the monitor, what the guest flushes is durable`),
+  ];
 }
 
 function sizeFindings({ words }: Guest, { backend, size }: Found): Finding[] {
@@ -208,7 +223,10 @@ function sizeFindings({ words }: Guest, { backend, size }: Found): Finding[] {
   return findings;
 }
 
-function deviceFindings({ devices, ordinary, words }: Guest, { id, path: file }: Backend): Finding[] {
+function deviceFindings(
+  { devices, ordinary, words, monitored }: Guest,
+  { backend: { id, path: file }, persistent }: Found,
+): Finding[] {
   const name = quote(file);
   const memory = ordinary.find(({ backend }) => backend === id);
   if (memory !== undefined) {
@@ -226,10 +244,19 @@ function deviceFindings({ devices, ordinary, words }: Guest, { id, path: file }:
   }
   if (device.kind !== 'nvdimm') return [];
   const { unarmed, labelSize } = device;
+  const durable = persistent && monitored !== false;
   return [
-    unarmed
-      ? warning('unarmed', `${name}: unarmed=on: a Linux guest makes the device read-only`, 'use virtio-pmem to write')
-      : warning('nvdimm', `${name}: ${NVDIMM_WARNING}`, words.unarmed),
+    ...(unarmed
+      ? [
+          warning(
+            'unarmed',
+            `${name}: unarmed=on: a Linux guest makes the device read-only`,
+            'use virtio-pmem to write',
+          ),
+        ]
+      : durable
+        ? []
+        : [warning('nvdimm', `${name}: ${NVDIMM_WARNING}`, words.unarmed)]),
     ...(labelSize > 0
       ? [
           warning(

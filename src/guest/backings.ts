@@ -1,7 +1,8 @@
 /** The images that a guest will have as memory: each is mounted, used once, and has its own id. */
 import { stat } from 'node:fs/promises';
 import { asking, type AskOptions } from '../images/mount-answers.js';
-import { PcowError } from '../engine/errors.js';
+import { isPcowError, PcowError } from '../engine/errors.js';
+import { isInPersistentMemory } from '../engine/places.js';
 import { backingIds, type Backing } from './qemu-options.js';
 import { quote } from '../engine/quote.js';
 import { findImage, flatFile } from '../images/find-image.js';
@@ -25,7 +26,22 @@ export async function backingsFor(
     if (backings.some((other) => other.file === file)) {
       throw new PcowError('PCOW_USAGE', `${quote(name)} is named twice: a guest can have an image only once`);
     }
-    backings.push({ file, size: (await asking(mount, () => stat(file), options)).size, id: ids[at] ?? '' });
+    backings.push({
+      file,
+      size: (await asking(mount, () => stat(file), options)).size,
+      persistent: await maybePersistent(image.file),
+      id: ids[at] ?? '',
+    });
   }
   return backings;
+}
+
+/** Whether an image is in persistent memory. Who starts a guest may have no right to the image file: then nothing is promised of it. */
+export async function maybePersistent(file: string): Promise<boolean> {
+  try {
+    return await isInPersistentMemory(file);
+  } catch (error) {
+    if (!isPcowError(error, 'PCOW_PERMISSION', 'PCOW_NOT_FOUND')) throw error;
+    return false;
+  }
 }

@@ -71,7 +71,7 @@ export function argumentsOf(
     ...(device === 'nvdimm' ? ['-machine', 'nvdimm=on'] : []),
     ...images.flatMap((image, at) => {
       const place = device === 'nvdimm' ? '' : `,bus=pcie.0,addr=0x${(free[at] ?? 0).toString(16)}`;
-      return ['-object', backendOf(image), '-device', deviceOf(image, device, unarmed) + place];
+      return ['-object', backendOf(image, device), '-device', deviceOf(image, device, unarmed) + place];
     }),
   ];
 }

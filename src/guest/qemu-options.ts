@@ -31,6 +31,8 @@ export interface Backing {
   file: string;
   /** Its size in bytes. */
   size: number;
+  /** Whether the image file is in persistent memory (docs/durability.md). Default: false. */
+  persistent?: boolean | undefined;
   /** The id of the memory backend; the device's id is ID-device. */
   id: string;
 }
@@ -66,15 +68,16 @@ export function qemuOptions(request: QemuRequest): QemuOptions {
       ...['-machine', machine],
       ...(bits > DEFAULT_ADDRESS_BITS ? ['-cpu', `max,phys-bits=${bits}`] : []),
       ...['-m', `${memory / MIB}M,slots=${images.length},maxmem=${maxMemory / MIB}M`],
-      ...images.flatMap((image) => ['-object', backendOf(image), '-device', deviceOf(image, device, unarmed)]),
+      ...images.flatMap((image) => ['-object', backendOf(image, device), '-device', deviceOf(image, device, unarmed)]),
     ],
     warnings: warningsFor(request),
   };
 }
 
 /** The value of -object. */
-export function backendOf({ file, size, id }: Backing): string {
-  return `memory-backend-file,id=${id},share=on,mem-path=${escapeValue(file)},size=${size}`;
+export function backendOf({ file, size, id, persistent }: Backing, device: Device): string {
+  const backend = `memory-backend-file,id=${id},share=on,mem-path=${escapeValue(file)},size=${size}`;
+  return persistent === true && device === 'nvdimm' ? `${backend},pmem=on` : backend;
 }
 
 /** The value of -device. */
@@ -99,15 +102,24 @@ export function warningsFor({ images, device, unarmed }: Pick<QemuRequest, 'imag
       warnings.push(`${quote(file)}: ${sectionWarning(size)} (pcow resize ${word(file)} ${nextSection(size)})`);
     }
   }
-  if (device === 'nvdimm') {
-    warnings.push(
-      unarmed
-        ? 'unarmed=on: the guest knows that its flushes are not durable; Linux makes such a device read-only'
-        : NVDIMM_WARNING,
-    );
-  }
+  if (device === 'nvdimm') warnings.push(...nvdimmWarnings(images, unarmed));
   return warnings;
 }
+
+function nvdimmWarnings(images: Backing[], unarmed: boolean): string[] {
+  if (unarmed) {
+    return ['unarmed=on: the guest knows that its flushes are not durable; Linux makes such a device read-only'];
+  }
+  const persistent = images.filter((image) => image.persistent === true);
+  return [
+    ...persistent.map(({ file }) => `${quote(file)}: ${PMEM_ON_WARNING}`),
+    ...(persistent.length < images.length ? [NVDIMM_WARNING] : []),
+  ];
+}
+
+export const PMEM_ON_WARNING =
+  'pmem=on: the image is in persistent memory, and what a guest flushes by processor instructions is durable ' +
+  'if QEMU runs under the monitor (pcow run)';
 
 export const NVDIMM_WARNING =
   'what a guest flushes by processor instructions alone is not durable on a file that is not DAX: ' +

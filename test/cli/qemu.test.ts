@@ -35,6 +35,18 @@ test('nvdimm warns that its flushes are not durable', (t) => {
   t.regex(unarmed.warnings.join(), /read-only/);
 });
 
+test('an nvdimm in persistent memory gets pmem=on, and the warning says what that needs', (t) => {
+  const images = [{ ...VM1, persistent: true }];
+  const { args, warnings } = options({ device: 'nvdimm', images });
+  t.true(args.includes('memory-backend-file,id=pcow0,share=on,mem-path=/mnt/vm1,size=1073741824,pmem=on'));
+  t.regex(warnings.join(), /durable if QEMU runs under the monitor/);
+  t.notRegex(warnings.join(), /not durable/);
+  t.false(options({ images }).args.some((arg) => arg.includes('pmem=on')));
+  const both = options({ device: 'nvdimm', images: [...images, { ...VM1, file: '/mnt/vm2', id: 'pcow1' }] });
+  t.is(both.warnings.length, 2);
+  t.is(both.args.filter((arg) => arg.includes('pmem=on')).length, 1);
+});
+
 test('a size that QEMU does not take is refused, with the next one that it takes and the command', (t) => {
   const error = t.throws(() => options({ size: 3 * MIB }), { instanceOf: PcowError });
   t.is(error.code, 'PCOW_INVALID');
