@@ -10,6 +10,7 @@ import { promisify } from 'node:util';
 import test from 'ava';
 
 import { effort } from '../helpers/effort.js';
+import { eventually } from '../helpers/eventually.js';
 import { imagesFor, MiB, mountedImages, type TestMount } from '../helpers/mount.js';
 import { Conversation, program } from '../helpers/program.js';
 import { type CutShape, checkCut, cutSize } from './cut-record.js';
@@ -18,6 +19,8 @@ const run = promisify(execFile);
 const SHAPE: CutShape = { threads: 3, pages: 100 };
 const PAGE = 4096;
 const SNAPSHOTS = effort(12, 40);
+/** In which the mount is killed. */
+const ROUNDS = effort(4, 16);
 
 async function readCut(file: string): Promise<Buffer> {
   return (await readFile(file)).subarray(0, cutSize(SHAPE));
@@ -128,7 +131,7 @@ test.serial('a process may request a snapshot of an image that it has mapped its
 test.serial('a clone of a mapped image is a cut as well', async (t) => {
   const mount = await mountedImages(t, { vm1: 8 * MiB });
   const writer = await writerOn(mount, 'vm1');
-  await sleep(100);
+  await allWrittenSince(mount.file('vm1'), await readCut(mount.file('vm1')));
   await mount.write('copy', 'vm1', 'clone');
   const last = checkCut(await readCut(mount.file('copy')), SHAPE);
   t.true(Math.min(...last) > 0);
@@ -148,28 +151,73 @@ test.serial('with --no-stop a snapshot of a mapped file is refused, and status s
 
 test.serial('a kill of the mount in the middle of a snapshot leaves no process stopped', async (t) => {
   const mount = await imagesFor(t, { vm1: 8 * MiB });
-  let stoppedOnce = 0;
-  for (let round = 0; round < 8; ++round) {
+  for (let round = 0; round < ROUNDS; ++round) {
     await mount.mount();
     const writer = await writerOn(mount, 'vm1');
     await mount.write(`before${round}`, 'vm1', 'snapshot').catch(() => undefined);
-    const snapshot = mount.write(`s${round}`, 'vm1', 'snapshot').catch(() => undefined);
-    // Killed when it has just stopped the writer, or a little later.
-    const deadline = Date.now() + 1000;
-    while ((await stateOf(writer.pid)) !== 'T' && Date.now() < deadline) await sleep(0);
-    await sleep(round % 4);
-    if ((await stateOf(writer.pid)) === 'T') ++stoppedOnce;
+    // In every other round the snapshot waits with the writer stopped: for a process that cannot
+    // stop before its child ends, which is stopped, too. In the others the mount is killed when it
+    // has just stopped the writer, or a little later, or when the snapshot is done.
+    const waits = round % 2 === 0;
+    const parent = waits ? await parentOn(mount, 'vm1') : null;
+    let snapshot: Snapshot;
+    do {
+      snapshot = begun(mount.write(`s${round}`, 'vm1', 'snapshot'));
+      await stopOf(writer, snapshot);
+      await sleep(round % 4);
+    } while (waits && !(await haltedWithStopped(mount, writer)));
     await mount.kill();
-    await snapshot;
+    await snapshot.end;
     // The writer gets SIGBUS from its mapping when it continues, and ends. It must not remain
     // stopped.
-    for (let waited = 0; waited < 200 && (await stopped(writer.pid)); ++waited) await sleep(10);
-    t.false(await stopped(writer.pid), 'the writer is stopped');
+    await eventually(async () => !(await stopped(writer.pid)));
+    t.pass();
     await writer.end('SIGKILL').catch(() => undefined);
+    await parent?.end('SIGKILL');
     await run('fusermount3', ['-u', '-z', mount.point]);
   }
-  t.true(stoppedOnce > 0, 'at least one kill came while the writer was stopped');
 });
+
+/** A process that has the image mapped, and waits for a child that shares its memory. */
+async function parentOn(mount: TestMount, name: string): Promise<Conversation> {
+  const tool = await Conversation.start(mount.t, await program('map-tool', mount.scratch), mount.file(name));
+  tool.ask('vfork').catch(() => undefined); // no answer
+  while ((await stateOf(tool.pid)) !== 'D') await sleep(5);
+  return tool;
+}
+
+interface Snapshot {
+  over: boolean;
+  end: Promise<void>;
+}
+
+function begun(request: Promise<void>): Snapshot {
+  const over = () => {
+    snapshot.over = true;
+  };
+  const snapshot: Snapshot = { over: false, end: request.then(over, over) };
+  return snapshot;
+}
+
+/** Resolves when the snapshot has stopped the writer, or is over. */
+async function stopOf(writer: Conversation, snapshot: Snapshot): Promise<void> {
+  while (!snapshot.over && (await stateOf(writer.pid)) !== 'T') await sleep(0);
+}
+
+/** Halts the mount. If the writer was not stopped by then, continues it, and returns false. */
+async function haltedWithStopped(mount: TestMount, writer: Conversation): Promise<boolean> {
+  mount.daemon.kill('SIGSTOP');
+  while (!(await halted(mount.daemon.pid ?? 0))) await sleep(1);
+  if ((await stateOf(writer.pid)) === 'T') return true;
+  mount.daemon.kill('SIGCONT');
+  return false;
+}
+
+async function halted(pid: number): Promise<boolean> {
+  const threads = await readdir(`/proc/${pid}/task`);
+  const states = await Promise.all(threads.map((thread) => stateOf(Number(thread)).catch(() => 'X')));
+  return states.every((state) => 'TX'.includes(state));
+}
 
 async function stopped(pid: number): Promise<boolean> {
   const threads = await readdir(`/proc/${pid}/task`).catch(() => []);

@@ -12,6 +12,9 @@
  * them, and for every record in it also the writes that the record has seen. A thread that does not
  * find its own record of the round before in a slot ends the process with an error: a write was
  * lost, or read as zeros.
+ *
+ * After some writes a thread pauses for a millisecond, so that it leaves the processors to what is
+ * tested. With PCOW_LONG it never pauses.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -21,6 +24,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <time.h>
 #include <unistd.h>
 
 enum { kPage = 4096, kMaxThreads = 64 };
@@ -36,6 +40,8 @@ struct Record {
 
 static char* base;
 static uint64_t threads, pages;
+static uint64_t burst = 50; /* writes before a pause */
+static const struct timespec pause_time = {.tv_nsec = 1000000};
 static _Atomic uint64_t happened[kMaxThreads];
 
 /* Consecutive writes go to distant pages, so that the kernel writes them back in another order. */
@@ -53,6 +59,7 @@ static void* write_for_ever(void* argument) {
     for (uint64_t k = 0; k < threads; ++k) record->seen[k] = atomic_load(&happened[k]);
     atomic_store(&record->number, number);
     atomic_store(&happened[me], number);
+    if (burst && number % burst == 0) nanosleep(&pause_time, NULL);
   }
   return NULL;
 }
@@ -61,6 +68,7 @@ int main(int argc, char** argv) {
   if (argc < 4) return 2;
   threads = strtoull(argv[2], NULL, 10);
   pages = strtoull(argv[3], NULL, 10);
+  if (getenv("PCOW_LONG")) burst = 0;
   if (threads == 0 || threads > kMaxThreads || pages % 37 == 0) return 2;
   const size_t files = (size_t)argc - 3, length = threads * pages * kPage / files;
   if (threads * pages % files) return 2;

@@ -13,19 +13,30 @@
  *     reopen-next                the same, by the next mount, as soon as there is one
  *     another                    maps the whole file once more by that descriptor, and compares; then that mapping goes
  *     chroot DIRECTORY           has that directory for its root and working directory from then on
+ *     vfork                      waits, without an answer, for a child that shares the mapping and never ends
  *     control FILE TEXT          writes TEXT to a control file; answers "ok", or the number of the error
  */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include "random-mount.h"
+
+/* A function of its own, so that the child has no variables of main() in registers. */
+static void __attribute__((noinline)) wait_for_child(void) {
+  if (vfork() == 0) {
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    for (;;) pause();
+  }
+}
 
 int main(int argc, char** argv) {
   if (argc != 2) return 2;
@@ -71,6 +82,8 @@ int main(int argc, char** argv) {
       close(fd);
       fd = open_in_mount(argv[1], O_RDWR);
       error = fd < 0 ? errno : 0;
+    } else if (strcmp(line, "vfork\n") == 0) {
+      wait_for_child();
     } else if (strcmp(line, "another\n") == 0) {
       unsigned char* other = mmap(NULL, (size_t)status.st_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
       error = other == MAP_FAILED ? errno : memcmp(other, base, (size_t)status.st_size) ? -1 : 0;
