@@ -33,18 +33,29 @@ export interface RunResult {
   exitCode: number;
 }
 
-/**
- * QEMU's options for one persistent memory device on a file; `size` is in bytes. The guest has 512
- * MiB of other memory.
- */
-export function pmemArgs(file: string, size: number, device: 'virtio-pmem' | 'nvdimm' = 'virtio-pmem'): string[] {
-  const model = device === 'nvdimm' ? 'nvdimm,memdev=pmem' : 'virtio-pmem-pci,memdev=pmem';
+/** A persistent memory device on a file; `size` is in bytes. */
+export interface PmemDisk {
+  file: string;
+  size: number;
+  device?: 'virtio-pmem' | 'nvdimm' | undefined;
+}
+
+/** QEMU's options for these disks. The guest has 512 MiB of other memory. */
+export function disksArgs(disks: PmemDisk[]): string[] {
+  const sizes = disks.reduce((sum, { size }) => sum + Math.ceil(size / MIB), 0);
   return [
     ...['-machine', 'q35,nvdimm=on'],
-    ...['-m', `512M,slots=2,maxmem=${1024 + Math.ceil(size / MIB)}M`],
-    ...['-object', `memory-backend-file,id=pmem,share=on,mem-path=${file},size=${size}`],
-    ...['-device', model],
+    ...['-m', `512M,slots=${disks.length + 1},maxmem=${1024 + sizes}M`],
+    ...disks.flatMap(({ file, size, device }, number) => [
+      ...['-object', `memory-backend-file,id=pmem${number},share=on,mem-path=${file},size=${size}`],
+      ...['-device', `${device === 'nvdimm' ? 'nvdimm' : 'virtio-pmem-pci'},memdev=pmem${number}`],
+    ]),
   ];
+}
+
+/** The same for one disk. */
+export function pmemArgs(file: string, size: number, device: PmemDisk['device'] = 'virtio-pmem'): string[] {
+  return disksArgs([{ file, size, device }]);
 }
 
 /**

@@ -1,37 +1,46 @@
 /**
  * What a guest has flushed survives a kill of its QEMU: promise 1 of the design, with a real guest
- * on a flat file.
+ * on flat files.
  */
 import test from 'ava';
 
-import type { Guest } from '../../scripts/guest/guest.js';
-import { bootOn, GUEST_DISK } from '../helpers/guest-disk.js';
-import { mountedImages } from '../helpers/mount.js';
+import type { Guest, PmemDisk } from '../../scripts/guest/guest.js';
+import { bootOnDisks, deviceOf } from '../helpers/guest-disk.js';
+import { mountedImages, MiB } from '../helpers/mount.js';
 
-const PAGES = GUEST_DISK / 4096;
+/** In bytes; different, so that the guest can tell them apart. */
+const SIZES = { filled: 64 * MiB, nvdimm: 66 * MiB, files: 128 * MiB };
 
-test.serial('a guest fills its disk, flushes and is killed: a new boot finds every page', async (t) => {
-  const mount = await mountedImages(t, { vm1: GUEST_DISK });
-  const file = mount.file('vm1');
-  const first = await bootOn(t, file);
-  await first.must('pattern fill /dev/pmem0 42');
-  await first.kill();
-
-  const second = await bootOn(t, file);
-  t.is(await second.must('pattern verify /dev/pmem0 42'), `verified ${PAGES} pages, 0 wrong\n`);
-});
-
-test.serial('a guest is killed while it writes to a DAX file: every page that was flushed is kept', async (t) => {
-  const mount = await mountedImages(t, { vm1: GUEST_DISK });
-  const file = mount.file('vm1');
-  const first = await bootOn(t, file);
-  await first.must('mkfs.ext4 -q -b 4096 /dev/pmem0 && mount -t ext4 -o dax /dev/pmem0 /mnt');
+test.serial('a guest is killed: a new boot finds every page that it has flushed', async (t) => {
+  const mount = await mountedImages(t, SIZES);
+  const disks = Object.entries(SIZES).map(([name, size]): PmemDisk => {
+    return { file: mount.file(name), size, device: name === 'nvdimm' ? 'nvdimm' : 'virtio-pmem' };
+  });
+  const first = await bootOnDisks(t, disks);
+  const [filled, nvdimm, files] = await devicesOf(first);
+  await first.must(`pattern fill ${filled} 42`);
+  await first.must(`pattern fill ${nvdimm} 44`);
+  // Killed while it writes to a DAX file.
+  await first.must(`mkfs.ext4 -q -b 4096 ${files} && mount -t ext4 -o dax ${files} /mnt`);
   const flushed = await killedAfter(first, 'pattern fill /mnt/data 43 67108864', 4096);
 
-  const second = await bootOn(t, file);
-  await second.must('mount -t ext4 -o dax /dev/pmem0 /mnt');
+  const second = await bootOnDisks(t, disks);
+  const [filledThen, nvdimmThen, filesThen] = await devicesOf(second);
+  for (const [device, seed, size] of [
+    [filledThen, 42, SIZES.filled],
+    [nvdimmThen, 44, SIZES.nvdimm],
+  ] as const) {
+    const verified = await second.must(`pattern verify ${device} ${seed}`);
+    t.is(verified, `verified ${size / 4096} pages, 0 wrong\n`, device);
+  }
+  await second.must(`mount -t ext4 -o dax ${filesThen} /mnt`);
   t.is(await second.must(`pattern verify /mnt/data 43 ${flushed}`), `verified ${flushed} pages, 0 wrong\n`);
 });
+
+async function devicesOf(guest: Guest): Promise<[filled: string, nvdimm: string, files: string]> {
+  const { filled, nvdimm, files } = SIZES;
+  return [await deviceOf(guest, filled), await deviceOf(guest, nvdimm), await deviceOf(guest, files)];
+}
 
 /**
  * Kills the guest when the script has reported "flushed N" for at least this many pages. Resolves
@@ -51,14 +60,3 @@ async function killedAfter(guest: Guest, script: string, pages: number): Promise
   await guest.kill();
   return flushed;
 }
-
-test.serial('an nvdimm on the flat file keeps what the guest wrote, too', async (t) => {
-  const mount = await mountedImages(t, { vm1: GUEST_DISK });
-  const file = mount.file('vm1');
-  const first = await bootOn(t, file, 'nvdimm');
-  await first.must('pattern fill /dev/pmem0 44');
-  await first.kill();
-
-  const second = await bootOn(t, file, 'nvdimm');
-  t.is(await second.must('pattern verify /dev/pmem0 44'), `verified ${PAGES} pages, 0 wrong\n`);
-});

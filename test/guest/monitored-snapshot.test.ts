@@ -1,7 +1,7 @@
 /**
- * Live snapshots of a guest that runs under the monitor and writes to a journalling filesystem:
- * each is intact after the replay of its journal, and has every file that had been made durable
- * before it.
+ * Live snapshots of a guest that runs under the monitor and writes to journalling filesystems, with
+ * and without DAX: each is intact after the replay of its journal, and has every file that had been
+ * made durable before it.
  */
 import { execFile } from 'node:child_process';
 import path from 'node:path';
@@ -9,9 +9,8 @@ import { promisify } from 'node:util';
 
 import test, { type ExecutionContext } from 'ava';
 
-import { boot } from '../../scripts/guest/boot.js';
-import { pmemArgs, type Guest } from '../../scripts/guest/guest.js';
-import { GUEST_DISK } from '../helpers/guest-disk.js';
+import type { Guest } from '../../scripts/guest/guest.js';
+import { bootOnDisks, GUEST_DISK } from '../helpers/guest-disk.js';
 import { mountedImages, type TestMount } from '../helpers/mount.js';
 import { attachedStatus, attachedTo, monitorReport } from '../helpers/monitored.js';
 import { pcowProgram } from '../helpers/mounted.js';
@@ -20,33 +19,41 @@ const run = promisify(execFile);
 const env = { ...process.env, PATH: `${process.env.PATH ?? ''}:/usr/sbin:/sbin` };
 const SNAPSHOTS = 4;
 
-async function monitoredGuest(t: ExecutionContext<unknown>, mount: TestMount, name: string): Promise<Guest> {
-  const guest = await boot({
-    qemuArgs: pmemArgs(mount.file(name), GUEST_DISK),
-    pmemDevices: 1,
-    commandPrefix: [process.execPath, pcowProgram, 'run', '--'],
-  });
-  t.teardown(() => guest.kill());
+/** A disk of the guest: /dev/pmemN, mounted on /mnt/N. */
+interface Disk {
+  name: string;
+  number: number;
+  options: string;
+  /** The last number that was durable before each snapshot. */
+  held: number[];
+}
+
+async function monitoredGuest(t: ExecutionContext<unknown>, mount: TestMount, names: string[]): Promise<Guest> {
+  const disks = names.map((name) => ({ file: mount.file(name), size: GUEST_DISK }));
+  const guest = await bootOnDisks(t, disks, [process.execPath, pcowProgram, 'run', '--']);
+  await guest.must(names.map((_name, number) => `mkdir /mnt/${number}`).join('; '));
   return guest;
 }
 
 /**
- * Files with increasing numbers as names and contents, each durable before the next. /tmp/durable
+ * Files with increasing numbers as names and contents, each durable before the next. /tmp/durable.N
  * has the last durable one.
  */
-const WRITE_FOR_EVER = `
-  i=0; echo 0 > /tmp/durable
+function writeForEver({ number }: Disk): string {
+  const [directory, durable] = [`/mnt/${number}`, `/tmp/durable.${number}`];
+  return `
+  i=0; echo 0 > ${durable}
   while :; do
-    i=$((i + 1)); mkdir -p /mnt/$((i / 50))
-    { echo $i; head -c 10000 /dev/urandom; } > /mnt/$((i / 50))/$i; sync
-    echo $i > /tmp/next; mv /tmp/next /tmp/durable
+    i=$((i + 1)); mkdir -p ${directory}/$((i / 50))
+    { echo $i; head -c 10000 /dev/urandom; } > ${directory}/$((i / 50))/$i; sync
+    echo $i > ${durable}.next; mv ${durable}.next ${durable}
   done > /dev/null 2>&1 &`;
+}
 
 /** The last durable number, once it is at least `wanted`. */
-async function durable(guest: Guest, wanted: number): Promise<number> {
-  return Number(
-    await guest.must(`until [ "$(cat /tmp/durable)" -ge ${wanted} ]; do usleep 1000; done; cat /tmp/durable`),
-  );
+async function durable(guest: Guest, { number }: Disk, wanted: number): Promise<number> {
+  const file = `/tmp/durable.${number}`;
+  return Number(await guest.must(`until [ "$(cat ${file})" -ge ${wanted} ]; do usleep 1000; done; cat ${file}`));
 }
 
 /** `device` is a copy: its journal is replayed, as by its next mount. */
@@ -61,39 +68,61 @@ async function checkFileSystem(t: ExecutionContext<unknown>, device: string, bef
   }
 }
 
-for (const options of ['-o dax', '']) {
-  test.serial(`a guest that writes to ext4 ${options} under the monitor: every live snapshot is sound`, async (t) => {
-    const mount = await mountedImages(t, { vm1: GUEST_DISK });
-    const guest = await monitoredGuest(t, mount, 'vm1');
-    t.regex((await attachedStatus(mount, 'vm1')).attached?.command ?? '', /^qemu/);
-    await guest.must(`mkfs.ext4 -q -b 4096 /dev/pmem0 && mount -t ext4 ${options} /dev/pmem0 /mnt`);
-    await guest.must(WRITE_FOR_EVER);
-    const held: number[] = [];
-    for (let i = 0; i < SNAPSHOTS; ++i) {
-      held.push(await durable(guest, (held.at(-1) ?? 0) + 8));
-      await mount.write(`s${i}`, 'vm1', 'snapshot');
-    }
-    t.is((await monitorReport(mount, 'vm1')).live_snapshots, SNAPSHOTS);
-    await durable(guest, (held.at(-1) ?? 0) + 8);
-    const last = await durable(guest, 0);
-    await guest.kill();
-    await attachedTo(mount, 'vm1', null);
-
-    const copy = path.join(mount.scratch, 'copy');
-    for (const [i, before] of held.entries()) {
-      await run('cp', ['--sparse=always', mount.control('vm1', 'at', `s${i}`), copy]);
-      await checkFileSystem(t, copy, before, `snapshot s${i}`);
-    }
-    await run('cp', ['--sparse=always', mount.file('vm1'), copy]);
-    await checkFileSystem(t, copy, last, 'after the kill of QEMU');
-
-    // And a new guest, on a clone of a snapshot.
-    await mount.write('again s1', 'vm1', 'clone');
-    const again = await monitoredGuest(t, mount, 'again');
-    await again.must(`mount -t ext4 ${options} /dev/pmem0 /mnt`);
-    const found = await again.must(`head -n 1 /mnt/0/1; head -n 1 /mnt/*/${held[1]}`);
-    t.is(found, `1\n${held[1]}\n`);
-    await again.must('umount /mnt && e2fsck -fn /dev/pmem0');
-    await again.kill();
-  });
+async function checkSnapshots(t: ExecutionContext<unknown>, mount: TestMount, disk: Disk, last: number) {
+  const { name, held } = disk;
+  const copy = path.join(mount.scratch, 'copy');
+  for (const [i, before] of held.entries()) {
+    await run('cp', ['--sparse=always', mount.control(name, 'at', `s${i}`), copy]);
+    await checkFileSystem(t, copy, before, `${name}, snapshot s${i}`);
+  }
+  await run('cp', ['--sparse=always', mount.file(name), copy]);
+  await checkFileSystem(t, copy, last, `${name}, after the kill of QEMU`);
 }
+
+test.serial(
+  'a guest that writes to ext4, and to ext4 -o dax, under the monitor: every live snapshot is sound',
+  async (t) => {
+    const mount = await mountedImages(t, { vm1: GUEST_DISK, vm2: GUEST_DISK });
+    const disks: Disk[] = [
+      { name: 'vm1', number: 0, options: '-o dax', held: [] },
+      { name: 'vm2', number: 1, options: '', held: [] },
+    ];
+    const guest = await monitoredGuest(t, mount, ['vm1', 'vm2']);
+    for (const disk of disks) {
+      const { name, number, options } = disk;
+      t.regex((await attachedStatus(mount, name)).attached?.command ?? '', /^qemu/);
+      await guest.must(
+        `mkfs.ext4 -q -b 4096 /dev/pmem${number} && mount -t ext4 ${options} /dev/pmem${number} /mnt/${number}`,
+      );
+      await guest.must(writeForEver(disk));
+    }
+    for (let i = 0; i < SNAPSHOTS; ++i) {
+      for (const disk of disks) {
+        disk.held.push(await durable(guest, disk, (disk.held.at(-1) ?? 0) + 8));
+        await mount.write(`s${i}`, disk.name, 'snapshot');
+      }
+    }
+    const last: number[] = [];
+    for (const disk of disks) {
+      t.is((await monitorReport(mount, disk.name)).live_snapshots, SNAPSHOTS);
+      last.push(await durable(guest, disk, (disk.held.at(-1) ?? 0) + 8));
+    }
+    await guest.kill();
+    for (const disk of disks) {
+      await attachedTo(mount, disk.name, null);
+      await checkSnapshots(t, mount, disk, last[disk.number] ?? 0);
+    }
+
+    // And a new guest, on clones of snapshots.
+    for (const { name } of disks) await mount.write(`${name}-again s1`, name, 'clone');
+    const again = await monitoredGuest(t, mount, ['vm1-again', 'vm2-again']);
+    for (const { number, options, held } of disks) {
+      const [device, directory] = [`/dev/pmem${number}`, `/mnt/${number}`];
+      await again.must(`mount -t ext4 ${options} ${device} ${directory}`);
+      const found = await again.must(`head -n 1 ${directory}/0/1; head -n 1 ${directory}/*/${held[1]}`);
+      t.is(found, `1\n${held[1]}\n`);
+      await again.must(`umount ${directory} && e2fsck -fn ${device}`);
+    }
+    await again.kill();
+  },
+);

@@ -6,7 +6,7 @@ import { readFile } from 'node:fs/promises';
 
 import test from 'ava';
 
-import { bootOn, GUEST_DISK } from '../helpers/guest-disk.js';
+import { bootOn, bootOnDisks, GUEST_DISK } from '../helpers/guest-disk.js';
 import { mountedImages } from '../helpers/mount.js';
 
 const FILE_BYTES = 16 * 1024 * 1024;
@@ -56,10 +56,14 @@ test.serial(
     }
     await guest.kill();
 
-    for (const [name, before] of [...durable].reverse()) {
-      await mount.write(name, 'vm1', 'rollback');
-      const again = await bootOn(t, file);
-      await again.must('mount -t ext4 -o dax /dev/pmem0 /mnt');
+    // One boot finds them all: the image goes back to the newest one, and the others are cloned.
+    await mount.write('three', 'vm1', 'rollback');
+    for (const name of ['two', 'one']) await mount.write(`${name} ${name}`, 'vm1', 'clone');
+    const files = ['one', 'two', 'vm1'].map((image) => ({ file: mount.file(image), size: GUEST_DISK }));
+    const again = await bootOnDisks(t, files);
+    let newestBefore = 0;
+    for (const [disk, [name, before]] of [...durable].entries()) {
+      await again.must(`mount -t ext4 -o dax /dev/pmem${disk} /mnt`);
       const listing = await again.must('cd /mnt; for f in round.*; do echo "${f#round.} $(cat $f)"; done | sort -n');
       const rounds = listing
         .trim()
@@ -72,8 +76,10 @@ test.serial(
         t.is(number, first + i, `snapshot ${name}: a round is missing`);
         if (number !== newest) t.is(content, number, `snapshot ${name}: what round ${number} holds`);
       }
-      await again.must('umount /mnt && e2fsck -fn /dev/pmem0');
-      await again.kill();
+      // Each disk is the expected one: a later snapshot has later rounds.
+      if (disk > 0) t.true(newest > newestBefore, `snapshot ${name}`);
+      newestBefore = newest;
+      await again.must(`umount /mnt && e2fsck -fn /dev/pmem${disk}`);
     }
   },
 );
