@@ -38,7 +38,7 @@ import {
 const run = promisify(execFile);
 const ROUNDS = process.env.PCOW_INTERRUPTIONS ?? (AT_LENGTH ? '1' : undefined);
 /** How many are interrupted by default. */
-const FEW_AT_REST = 12;
+const FEW_AT_REST = 8;
 const FEW_MOUNTED = 2;
 /** Commands at once. */
 const AT_ONCE = 2;

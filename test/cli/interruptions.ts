@@ -15,7 +15,7 @@ import type { Random } from '../helpers/random.js';
 import { MiB, reading, scribble, streamOf, working } from '../stream/images.js';
 
 const run = promisify(execFile);
-const SIZE = 16 * MiB;
+const SIZE = 8 * MiB;
 const BLOCK = 65536;
 
 /** A command, and how to tell whether it has finished. */
@@ -49,7 +49,7 @@ export async function makeFamily(directory: string, random: Random): Promise<voi
   await working(at('vm.pcow'), async (image) => {
     for (const name of ['s1', 's2', null]) {
       await scribble(image, random, 25);
-      await image.write(Buffer.alloc(MiB), MiB * random.below(15));
+      await image.write(Buffer.alloc(MiB), MiB * random.below(SIZE / MiB - 1));
       if (name !== null) await image.snapshot(name);
     }
   });
@@ -79,20 +79,20 @@ export async function makeFamily(directory: string, random: Random): Promise<voi
   await pcow(directory, { words: ['convert', 'vm', 'disk.raw'] });
   await pcow(directory, { words: ['convert', 'vm', 'disk.qcow2'] });
   const bytes = random.fill(Buffer.alloc(BLOCK)) as Buffer;
-  const segment = () => Array.from({ length: 40 }, (_, number) => ({ block: number * 4 + random.below(4), bytes }));
+  const segment = () => Array.from({ length: 30 }, (_, number) => ({ block: number * 4 + random.below(4), bytes }));
   await makeOriginal(at('old.img'), { blocks: SIZE / BLOCK, segments: [segment(), segment(), segment()] });
 }
 
 async function makeDamaged(file: string, random: Random): Promise<void> {
   await Image.create(file, { size: SIZE });
   await working(file, async (image) => {
-    await image.write(random.fill(Buffer.alloc(8 * MiB)), 0);
+    await image.write(random.fill(Buffer.alloc(SIZE)), 0);
   });
   const handle = await open(file, 'r+');
   const table = Buffer.alloc((SIZE / BLOCK) * 8);
   // The superblocks, the layer directory, the table: at least one block each.
   await handle.read(table, 0, table.length, 2 * BLOCK);
-  for (let entry = 0; entry < 128; entry += 1) table.writeUInt16LE(0, entry * 8 + 2);
+  for (let entry = 0; entry < SIZE / BLOCK; entry += 1) table.writeUInt16LE(0, entry * 8 + 2);
   await handle.write(table, 0, table.length, 2 * BLOCK);
   await handle.write(Buffer.alloc(BLOCK, 1), 0, BLOCK, Math.ceil((await handle.stat()).size / BLOCK) * BLOCK);
   await handle.close();
