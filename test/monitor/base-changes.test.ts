@@ -16,6 +16,7 @@ import { promisify } from 'node:util';
 import test, { type ExecutionContext } from 'ava';
 
 import { Image } from '../../src/engine/index.js';
+import { pcowIn } from '../cli/outcome.js';
 import { attachedTo, monitored } from '../helpers/monitored.js';
 import { imagesFor, MiB, type TestMount } from '../helpers/mount.js';
 import { type Conversation, program } from '../helpers/program.js';
@@ -163,6 +164,15 @@ async function makeImages(mount: TestMount): Promise<Buffer> {
   return model;
 }
 
+/** Commands that must succeed, one after another. */
+function commandsIn(directory: string): (...words: string[]) => Promise<void> {
+  const pcow = pcowIn(directory);
+  return async (...words) => {
+    const { exit, stderr } = await pcow(...words);
+    if (exit !== 0) throw new Error(`pcow ${words.join(' ')}: ${stderr}`);
+  };
+}
+
 /**
  * A command that is half done: its output is not read, or it is stopped after it has made a file.
  */
@@ -216,9 +226,7 @@ for (const change of CHANGES) {
     const mount = await imagesFor(t, {});
     const model = await makeImages(mount);
     await mount.mount();
-    const pcow = async (...words: string[]): Promise<void> => {
-      await run(process.execPath, [PCOW, ...words]);
-    };
+    const pcow = commandsIn(mount.scratch);
     const guest = await monitored(t, await program('map-tool', mount.scratch), [mount.file('vm1')]);
     t.is(await guest.ask(`read ${BLOCK}`), '3');
     const plain = await open(mount.file('vm2'), 'r');
@@ -259,7 +267,7 @@ for (const change of CHANGES) {
     t.true(exported === 0 || change.endsExport === true, `export: ${exported}`);
     t.true((await readFile(made('raw'))).equals(expected), 'convert');
     await run('sh', ['-c', `"${process.execPath}" "${PCOW}" receive received < stream`], { cwd: outputs });
-    if (exported === 0) await run(process.execPath, [PCOW, 'import', 'archive', 'imported'], { cwd: outputs });
+    if (exported === 0) await commandsIn(outputs)('import', 'archive', 'imported');
     for (const name of exported === 0 ? ['received', 'imported'] : ['received']) {
       const image = await Image.open(made(`${name}.pcow`));
       const bytes = Buffer.alloc(SIZE);
@@ -285,7 +293,7 @@ test.serial('a base that gets another base while there is no mount: the guest wa
   t.is(await seen, '1');
   await guestSees(t, guest, model);
   // The files that it has got since work like the first ones.
-  await run(process.execPath, [PCOW, 'delete', `${mount.file('base')}@old`]);
+  await commandsIn(mount.scratch)('delete', `${mount.file('base')}@old`);
   t.is(await guest.ask(`write ${BLOCK} 100 88`), 'ok');
   model.fill(88, BLOCK, BLOCK + 100);
   const made = path.join(mount.scratch, 'guest');

@@ -22,7 +22,7 @@ import { Base, Side } from '../helpers/random-neighbours.js';
 import { scratchDirectory } from '../helpers/scratch.js';
 
 const run = promisify(execFile);
-const SECONDS = effort(15, 300, 'PCOW_RANDOM_SECONDS');
+const SECONDS = effort(6, 300, 'PCOW_RANDOM_SECONDS');
 const THREADS = 4;
 /** Bytes of a log in random-model.h: two counters, then the steps. */
 const LOG = 16 + 4 * (1 << 22);
