@@ -25,7 +25,7 @@
         "-isystem <!(node -p \"path.dirname(require.resolve('node-addon-api/package.json'))\")",
         "-isystem <!(node -p \"path.join(path.dirname(require.resolve('fuse-shared-library-linux/package.json')), 'libfuse/include')\")"
       ],
-      "libraries": ["-ldl", "-lpthread"]
+      "libraries": ["-ldl", "-lpthread", "-lzstd"]
     },
     {
       "target_name": "pcow-monitor",

@@ -22,6 +22,7 @@
 #include "addon/promise_task.h"
 #include "addon/run_exports.h"
 #include "addon/shared_image.h"
+#include "addon/zstd_exports.h"
 #include "engine/format/crc32c.h"
 #include "engine/image/image.h"
 
@@ -143,6 +144,7 @@ Napi::Object initialise(Napi::Env env, Napi::Object exports) {
   export_run(env, exports);
   export_check(env, exports);
   export_daemon(env, exports);
+  export_zstd(env, exports);
   exports.Set("AttachServer", AttachServerWrap::define(env));
   return exports;
 }

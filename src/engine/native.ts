@@ -274,6 +274,11 @@ export interface NativeAddon {
   checkMonitor(): void;
   become(words: string[], environment: string[]): never;
 
+  /** See zstd.ts. */
+  zstdCompress(bytes: Uint8Array, into: Uint8Array, level: number): Promise<number>;
+  zstdDecompress(bytes: Uint8Array, into: Uint8Array): Promise<number>;
+  zstdBound(length: number): number;
+
   /** See daemon.ts. */
   notifyManager(socket: string, text: string): void;
   logTo(file: string): void;
