@@ -24,7 +24,7 @@ import { copyContents, type Target as CopyTarget } from './copy.js';
 import { hasInternalSnapshots, internalSnapshots, namesFor } from './internal-snapshots.js';
 import { convertedContents, formatOf, openContents, openOriginal } from './open-contents.js';
 import { qemuImg } from './qemu-img.js';
-import { openUnnamed, pathOf } from './unnamed-file.js';
+import { openUnnamed, pathOf } from '../engine/unnamed-file.js';
 
 /** What to convert, and how. */
 export interface Conversion {

@@ -9,7 +9,7 @@ import { type Contents, fileContents, imageContents } from './contents.js';
 import { Image } from '../engine/index.js';
 import { attachedTo } from '../client/mount-status.js';
 import { PcowError } from '../engine/errors.js';
-import { openUnnamed, pathOf } from './unnamed-file.js';
+import { openUnnamed, pathOf } from '../engine/unnamed-file.js';
 import { qemuImg } from './qemu-img.js';
 import { quote, word } from '../engine/quote.js';
 import { chosen, hasInternalSnapshots, type InternalSnapshot, internalSnapshot } from './internal-snapshots.js';

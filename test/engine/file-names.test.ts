@@ -113,7 +113,7 @@ test('a rename updates the images that stand on the image, and not those that st
  */
 const OTHERS = [
   'cli/doctor/directory.ts', // a scratch directory
-  'src/convert/unnamed-file.ts', // files without a name
+  'src/engine/unnamed-file.ts', // files without a name
   'src/client/control.ts', // asks the mount, through rename(2)
   'native/engine/image/names.cc',
   'native/engine/image/create.cc', // a draft that was not completed
