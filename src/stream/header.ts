@@ -33,7 +33,15 @@ export interface Begin {
    * what it is missing.
    */
   history: Named[];
+  /**
+   * Where the stream comes from, if not from an image: a receiver continues it only from the same
+   * source. From a registry, the digest of the layer's index.
+   */
+  source?: string | undefined;
 }
+
+/** Characters. */
+const LONGEST_SOURCE = 200;
 
 export interface End {
   /** The number of data and zeros records. */
@@ -62,6 +70,9 @@ export function parseBegin(payload: Buffer): Begin {
   const history = Array.isArray(value.history) ? value.history.map(named) : [];
   if (value.hidden !== undefined && typeof value.hidden !== 'boolean')
     throw corruptStream('a flag is not true or false');
+  const { source } = value;
+  if (source !== undefined && (typeof source !== 'string' || source.length > LONGEST_SOURCE))
+    throw corruptStream('its source is not a text, or too long');
   return {
     version: 1,
     size: value.size,
@@ -72,6 +83,7 @@ export function parseBegin(payload: Buffer): Begin {
     data: count(value.data, value.size),
     history,
     ...(value.hidden === true && { hidden: true }),
+    ...(source !== undefined && { source }),
   };
 }
 

@@ -35,7 +35,7 @@ interface Storey {
   base: BaseInfo | null;
   /** By id, ascending. */
   layers: Map<number, LayerInfo>;
-  /** For a base: the layer on which the image above stands. null: export the whole image. */
+  /** The layer on which the image above stands, or the one to export. null: the whole image. */
   top: number | null;
 }
 
@@ -46,8 +46,9 @@ export class ExportPlan {
     readonly parts: readonly Part[],
   ) {}
 
-  static async make(image: Image): Promise<ExportPlan> {
-    const storeys: Storey[] = [storeyOf(image, null)];
+  /** `top`: the id of the layer to export, with those on which it stands. null: the whole image. */
+  static async make(image: Image, top: number | null = null): Promise<ExportPlan> {
+    const storeys: Storey[] = [storeyOf(image, top)];
     try {
       for (let [above] = storeys; above?.base; [above] = storeys) {
         const { resolved, uuid, layer } = above.base;
@@ -87,8 +88,9 @@ function moved(image: Image): PcowError {
   return new PcowError('PCOW_BUSY', `${image.info().path} got another base during the export: export it again`);
 }
 
+/** The last one is the image itself, which belongs to the caller. */
 async function closeBases(storeys: readonly Storey[]): Promise<void> {
-  for (const { image, top } of storeys) if (top !== null) await image.close();
+  for (const { image } of storeys.slice(0, -1)) await image.close();
 }
 
 /** In an order in which everything stands on earlier parts. */

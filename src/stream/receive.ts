@@ -104,10 +104,15 @@ async function receiveRecords(
 
 /** What an image has of an unfinished stream; null if there is none. */
 export async function resumeTokenOf(file: string): Promise<ResumeToken | null> {
-  const { receipt } = await look(file);
+  const receipt = await unfinishedOf(file);
   const snapshot = receipt?.begin.snapshot;
   if (!receipt || !snapshot) return null;
   return { from: receipt.begin.from?.identity ?? null, to: snapshot.identity, offset: receipt.offset };
+}
+
+/** The same, with the beginning of the stream. */
+export async function unfinishedOf(file: string): Promise<Pick<Receipt, 'begin' | 'offset'> | null> {
+  return (await look(file)).receipt;
 }
 
 /**
@@ -198,7 +203,8 @@ async function takeUp(image: Image, file: string, begin: Begin, made: boolean, f
   if (receipt !== null) {
     const same =
       receipt.begin.snapshot?.identity === begin.snapshot?.identity &&
-      receipt.begin.from?.identity === begin.from?.identity;
+      receipt.begin.from?.identity === begin.from?.identity &&
+      receipt.begin.source === begin.source;
     if (same) {
       if (begin.resumedAt > receipt.offset) {
         throw missing(
