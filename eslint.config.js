@@ -6,6 +6,7 @@ const ROOMS = {
   engine: [],
   images: ['engine'],
   stream: ['engine'],
+  registry: ['engine', 'stream'],
   client: ['engine', 'images', 'stream'],
   convert: ['engine', 'images', 'client'],
   guest: ['engine', 'images'],

@@ -12,6 +12,8 @@ await build({
   // to themselves.
   outfile: 'dist/cli/bundle/programs.cjs',
   bundle: true,
+  // Large, and needed by two commands only: these load it from node_modules.
+  external: ['undici'],
   platform: 'node',
   target: 'node20',
   format: 'cjs',

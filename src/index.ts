@@ -87,6 +87,19 @@ export {
   umount,
 } from './mount/index.js';
 export {
+  abandonPulling,
+  loginToRegistry,
+  logoutOfRegistry,
+  pullImage,
+  type Pulled,
+  type PullOptions,
+  pushImage,
+  type Pushed,
+  type PushOptions,
+  type RegistryLogin,
+  type RegistryOptions,
+} from './registry/index.js';
+export {
   abandonReceiving,
   exportImage,
   type Imported,

@@ -4,9 +4,9 @@ export { checkImage } from './check.js';
 export { dependants, type Dependant, refuseWhereStoodOn, saidOf, survey, takingAway } from './dependants.js';
 export { exists, receiptOf, removeRemains } from './drafts.js';
 export { isPcowError, PcowError, type PcowErrorCode } from './errors.js';
-export { standingOn } from './file-lock.js';
+export { lockWriter, standingOn } from './file-lock.js';
 export { givingItAName, howToName, imageFilesIn } from './image-files.js';
-export { giveName, removeName } from './names.js';
+export { giveName, isMissing, removeName } from './names.js';
 export { checkPlace, isInPersistentMemory } from './places.js';
 export { removeImage } from './removal.js';
 export { type Making, mayBeReplaced, throughDraft } from './replace.js';
@@ -15,6 +15,8 @@ export { Image, snapshotTogether } from './image.js';
 export { type DirectoryRecovery, recoverDirectory, recoverImage, type Recovery } from './recovery.js';
 export { nextData } from './sparse-file.js';
 export type * from './types.js';
+export { compressed, decompressed } from './zstd.js';
+export { openUnnamed } from './unnamed-file.js';
 export {
   checkBlockSize,
   checkCreated,

@@ -1,0 +1,132 @@
+/**
+ * How requests to one repository are authorized: Basic, or by a token that a server of the registry
+ * gives for it. Nothing is sent before the registry has asked.
+ */
+import { PcowError } from '../engine/index.js';
+import { word } from '../engine/quote.js';
+import { type Credentials, credentialsFor } from './credentials.js';
+import { bodyOf, type Http, messageOf } from './http.js';
+
+/** Bytes of the answer of a token server. */
+const LONGEST_TOKEN = 1 << 20;
+
+export class Authorizer {
+  /** What is sent now; a promise, so that concurrent requests ask for one token. */
+  #current: Promise<string | null> = Promise.resolve(null);
+  #credentials: Promise<Credentials | null> | undefined;
+
+  constructor(
+    private readonly http: Http,
+    private readonly registry: URL,
+    private readonly host: string,
+    private readonly repository: string,
+    private readonly actions: string,
+    private readonly given: Credentials | null = null,
+  ) {}
+
+  /**
+   * The header for a request. `challenge`: why the same request was just refused, when it had the
+   * header `used`; null: it is the first try.
+   */
+  async header(challenge: string | null, used: string | null): Promise<string | null> {
+    const current = this.#current;
+    const known = await current;
+    // Another request may have got a new one since, or be getting it.
+    if (challenge === null || known !== used || this.#current !== current) return this.#current;
+    this.#current = this.#answer(challenge);
+    this.#current.catch(() => undefined);
+    return this.#current;
+  }
+
+  async #answer(challenge: string): Promise<string | null> {
+    const { scheme, parameters } = parseChallenge(challenge);
+    const credentials = await (this.#credentials ??=
+      this.given === null ? credentialsFor(this.host, this.repository) : Promise.resolve(this.given));
+    if (scheme === 'bearer') return `Bearer ${await this.#token(parameters, credentials)}`;
+    if (scheme !== 'basic' || credentials === null) return null;
+    return basic(credentials);
+  }
+
+  async #token(parameters: ReadonlyMap<string, string>, credentials: Credentials | null): Promise<string> {
+    const url = this.#realm(parameters.get('realm'));
+    const scope =
+      parameters.get('scope') ?? (this.repository === '' ? null : `repository:${this.repository}:${this.actions}`);
+    const service = parameters.get('service');
+    const isToken = credentials?.username === '';
+    const wanted = new URLSearchParams();
+    if (service !== undefined) wanted.set('service', service);
+    for (const one of scope?.split(' ') ?? []) wanted.append('scope', one);
+    if (credentials !== null && isToken) {
+      wanted.set('grant_type', 'refresh_token');
+      wanted.set('client_id', 'pcow');
+      wanted.set('refresh_token', credentials.secret);
+    } else {
+      for (const [name, value] of wanted) url.searchParams.append(name, value);
+    }
+    const form = Buffer.from(wanted.toString());
+    const answer = await this.http.request({
+      method: isToken ? 'POST' : 'GET',
+      url,
+      headers: isToken ? { 'content-type': 'application/x-www-form-urlencoded' } : {},
+      ...(isToken && { body: () => chunk(form), length: form.length }),
+      authorization: () => Promise.resolve(credentials === null || isToken ? null : basic(credentials)),
+    });
+    if (answer.status !== 200) throw refused(this.host, await messageOf(answer), credentials !== null);
+    return tokenIn(await bodyOf(answer, LONGEST_TOKEN, undefined), url);
+  }
+
+  #realm(realm: string | undefined): URL {
+    let url: URL;
+    try {
+      url = new URL(realm ?? '');
+    } catch {
+      throw new PcowError('PCOW_IO', `${this.host} asks for a token, and does not say where to get it`, { next: null });
+    }
+    this.http.check(url, this.registry);
+    return url;
+  }
+}
+
+async function* chunk(bytes: Buffer): AsyncGenerator<Uint8Array> {
+  yield await Promise.resolve(bytes);
+}
+
+function tokenIn(bytes: Buffer, url: URL): string {
+  try {
+    const { token, access_token: other } = JSON.parse(bytes.toString('utf8')) as {
+      token?: unknown;
+      access_token?: unknown;
+    };
+    const found = token ?? other;
+    if (typeof found === 'string' && /^[\x21-\x7e]+$/.test(found)) return found;
+  } catch {
+    // reported below
+  }
+  throw new PcowError('PCOW_IO', `${url.host} gave no token`, { next: null });
+}
+
+function basic({ username, secret }: Credentials): string {
+  return `Basic ${Buffer.from(`${username}:${secret}`).toString('base64')}`;
+}
+
+export function refused(host: string, why: string, known: boolean): PcowError {
+  return new PcowError('PCOW_PERMISSION', `${host} refuses: ${why}`, {
+    next: known
+      ? `other credentials may help: pcow login ${word(host)}`
+      : `it may want credentials: pcow login ${word(host)}`,
+  });
+}
+
+/** `Bearer realm="…",service="…"`; of several challenges, a Bearer. */
+function parseChallenge(header: string): { scheme: string; parameters: Map<string, string> } {
+  const text = header.slice(0, 8192);
+  const bearer = /\bbearer\s/i.exec(text);
+  const scheme = bearer === null ? (/^\s*([a-z]+)/i.exec(text)?.[1]?.toLowerCase() ?? '') : 'bearer';
+  const parameters = new Map<string, string>();
+  const rest = bearer === null ? text : text.slice(bearer.index);
+  for (const [, name, quoted, plain] of rest.matchAll(/([a-z_]+)=(?:"([^"]*)"|([^\s,"]+))/gi)) {
+    const key = name?.toLowerCase() ?? '';
+    if (!parameters.has(key)) parameters.set(key, quoted ?? plain ?? '');
+  }
+  return { scheme, parameters };
+}

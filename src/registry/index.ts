@@ -1,0 +1,130 @@
+/** Images in registries for programs outside of Pcow. docs/registry.md describes the artifact. */
+import { type Image, PcowError } from '../engine/index.js';
+import type { LongOptions } from '../engine/types.js';
+import { checkFlag, checkOptions, checkPath, checkSnapshotName } from '../engine/validate.js';
+import { removeCredentials, storeCredentials } from './credentials.js';
+import { openStore } from './open-store.js';
+import { abandonPull, pull, type Pulled } from './pull.js';
+import { push, type Pushed } from './push.js';
+import { parseHost } from './reference.js';
+
+export type { Pulled, Pushed };
+
+/** How a registry is reached. */
+export interface RegistryOptions {
+  /** Files with certificates of authorities to trust, besides those of the system. */
+  certificates?: readonly string[] | undefined;
+  /** Use HTTP instead of HTTPS. Default: false, and a registry is never asked without TLS. */
+  plainHttp?: boolean | undefined;
+}
+
+/** For pushImage. */
+export interface PushOptions extends RegistryOptions, LongOptions {}
+
+/** For pullImage. */
+export interface PullOptions extends RegistryOptions, LongOptions {
+  /** Drop what an existing image holds beyond its snapshots. */
+  force?: boolean | undefined;
+  /**
+   * The image file on which a new image stands: on the newest snapshot that it has of the pulled
+   * image. Default: a new image stands on its own.
+   */
+  base?: string | undefined;
+}
+
+/** What is kept for a registry. */
+export interface RegistryLogin {
+  /** As the registry knows the user. */
+  username: string;
+  /** A password, or a token that the registry gives for it. */
+  password: string;
+}
+
+/**
+ * Pushes a snapshot, with the snapshots on which it stands, to `HOST/REPOSITORY:TAG` or
+ * `oci:DIRECTORY:TAG`. What is there already is not sent. The image may be in use. Errors:
+ * PCOW_NOT_FOUND for the snapshot, PCOW_PERMISSION, PCOW_IO, PCOW_BUSY, PCOW_CANCELLED; PCOW_LIMIT
+ * for more than 1000 snapshots.
+ */
+export async function pushImage(
+  image: Image,
+  snapshot: string,
+  reference: string,
+  options: PushOptions = {},
+): Promise<Pushed> {
+  checkSnapshotName(snapshot);
+  checkOptions('the options of pushImage', options, ['certificates', 'plainHttp', 'signal', 'onProgress']);
+  checkFlag('the option "plainHttp"', options.plainHttp);
+  const { certificates, plainHttp, ...long } = options;
+  const store = await openStore(reference, 'push', { certificates, plainHttp, signal: long.signal });
+  try {
+    return await push(image, image.snapshotInfo(snapshot).id, store, long);
+  } finally {
+    await store.close();
+  }
+}
+
+/**
+ * Pulls `HOST/REPOSITORY[:TAG][@DIGEST]` or `oci:DIRECTORY[:TAG][@DIGEST]` into the image file at
+ * `path`. If there is none, it appears when it is complete. If it has snapshots of that image, the
+ * missing ones are added. An interrupted pull goes on where it was. Errors: PCOW_NOT_FOUND,
+ * PCOW_EXISTS if the file is another image, PCOW_NOT_AN_IMAGE if the registry has something else,
+ * PCOW_CORRUPT, PCOW_PERMISSION, PCOW_IO, PCOW_BUSY, PCOW_LOCKED, PCOW_NO_SPACE, PCOW_CANCELLED.
+ */
+export async function pullImage(reference: string, path: string, options: PullOptions = {}): Promise<Pulled> {
+  checkPath('the path of the image', path);
+  checkOptions('the options of pullImage', options, [
+    'certificates',
+    'plainHttp',
+    'force',
+    'base',
+    'signal',
+    'onProgress',
+  ]);
+  checkFlag('the option "plainHttp"', options.plainHttp);
+  checkFlag('the option "force"', options.force);
+  if (options.base !== undefined) checkPath('the option "base"', options.base);
+  const { certificates, plainHttp, ...pulling } = options;
+  const store = await openStore(reference, 'pull', { certificates, plainHttp, signal: pulling.signal });
+  try {
+    return await pull(store, path, pulling);
+  } finally {
+    await store.close();
+  }
+}
+
+/**
+ * Drops what an interrupted pullImage() of a new image has kept. Returns whether there was
+ * something.
+ */
+export async function abandonPulling(path: string): Promise<boolean> {
+  checkPath('the path of the image', path);
+  return abandonPull(path);
+}
+
+/**
+ * Has the registry check the credentials, and keeps them where docker, podman and skopeo keep
+ * theirs. Returns the file, or the helper. Errors: PCOW_PERMISSION, PCOW_IO.
+ */
+export async function loginToRegistry(
+  host: string,
+  { username, password }: RegistryLogin,
+  options: RegistryOptions & { signal?: AbortSignal | undefined } = {},
+): Promise<string> {
+  parseHost(host);
+  checkPath('the user name', username);
+  // A message must not show it.
+  if (typeof password !== 'string' || password === '' || /\p{Cc}/u.test(password)) {
+    throw new PcowError('PCOW_INVALID', 'the password is no text, or it is empty, or has more than one line');
+  }
+  checkOptions('the options of loginToRegistry', options, ['certificates', 'plainHttp', 'signal']);
+  const { checkCredentials } = await import('./registry-store.js');
+  const credentials = { username, secret: password };
+  await checkCredentials(host, credentials, options);
+  return storeCredentials(host, credentials);
+}
+
+/** Forgets the credentials for a registry. Returns whether there were some. */
+export async function logoutOfRegistry(host: string): Promise<boolean> {
+  return removeCredentials(parseHost(host));
+}

@@ -1,0 +1,25 @@
+/** Work on items that arrive one after another: several at once, with the results in their order. */
+
+/**
+ * Does `work` on up to `width` items at once. When it ends, by an error or because its reader
+ * stops, everything that was begun has ended.
+ */
+export async function* ordered<T, R>(
+  items: AsyncIterable<T> | Iterable<T>,
+  width: number,
+  work: (item: T) => Promise<R>,
+): AsyncGenerator<R, void> {
+  const begun: Promise<R>[] = [];
+  try {
+    for await (const item of items) {
+      const one = work(item);
+      // It is awaited below. If an earlier one fails first, its own failure is not reported.
+      one.catch(() => undefined);
+      begun.push(one);
+      if (begun.length >= width) yield await begun.shift()!;
+    }
+    while (begun.length > 0) yield await begun.shift()!;
+  } finally {
+    await Promise.allSettled(begun);
+  }
+}

@@ -1,0 +1,41 @@
+/** Where images are outside of this machine: what a registry and an OCI layout have in common. */
+import { PcowError } from '../engine/index.js';
+import { type Blob, corrupt, digestOf } from './manifest.js';
+
+export interface Store {
+  /** For messages: the image as the user named it. */
+  readonly name: string;
+  /** The manifest to which the reference leads now. Its digest is not yet checked against it. */
+  readManifest(): Promise<Buffer>;
+  hasBlob(blob: Blob): Promise<boolean>;
+  /** Reads a blob, or parts of it in any order. */
+  openBlob(blob: Blob): BlobReader;
+  /** Calls `open` for the bytes: again, where the first try failed. */
+  writeBlob(blob: Blob, open: () => AsyncIterable<Uint8Array>): Promise<void>;
+  /** Gives it the tag of the reference. */
+  writeManifest(bytes: Buffer): Promise<void>;
+  close(): Promise<void>;
+}
+
+export interface BlobReader {
+  /** Exactly these bytes; nothing about their content is checked. */
+  read(offset: number, length: number): Promise<Buffer>;
+  close(): Promise<void>;
+}
+
+/** A small blob, checked against its digest. */
+export async function readWhole(store: Store, blob: Blob): Promise<Buffer> {
+  if (blob.size === 0) throw corrupt(store.name, 'a blob is empty');
+  const reader = store.openBlob(blob);
+  try {
+    const bytes = await reader.read(0, blob.size);
+    if (digestOf(bytes) !== blob.digest) throw corrupt(store.name, `the bytes of ${blob.digest} are others`);
+    return bytes;
+  } finally {
+    await reader.close();
+  }
+}
+
+export function cancelled(what: string, signal: AbortSignal): PcowError {
+  return new PcowError('PCOW_CANCELLED', `${what} was stopped`, { cause: signal.reason });
+}
