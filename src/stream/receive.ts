@@ -263,20 +263,34 @@ async function standOn(image: Image, file: string, begin: Begin, force: boolean)
     }
   } else {
     const own = ownSnapshot(image, from.identity);
-    if (own === undefined) throw missing(sentenceOfMissing(file, begin, known));
-    if (!empty && !force) {
+    const onBase = own === undefined && begin.source !== undefined && (await standsOn(image, from.identity));
+    if (own === undefined && !onBase) throw missing(sentenceOfMissing(file, begin, known));
+    // Nothing leads back to the base alone.
+    if (!empty && (!force || onBase)) {
       throw new PcowError(
         'PCOW_BUSY',
         `${file} has changes that are in no snapshot, and receiving would drop them: take a snapshot, or drop them with --force`,
       );
     }
-    if (!empty || !own.current || image.info().size !== own.size) await image.rollback(own.name);
+    if (own !== undefined && (!empty || !own.current || image.info().size !== own.size)) await image.rollback(own.name);
   }
   const { size } = image.info();
   if (size > begin.size) {
     throw new PcowError('PCOW_INVALID', `${file} has ${size} bytes, more than the sent image (${begin.size})`);
   }
   if (size < begin.size) await image.resize(begin.size);
+}
+
+/** Whether an image without snapshots stands on a base that is this snapshot. */
+async function standsOn(image: Image, identity: string): Promise<boolean> {
+  const { base } = image.info();
+  if (base === null || image.snapshotNames().length > 0) return false;
+  const below = await Image.open(base.resolved);
+  try {
+    return below.layers().some((layer) => layer.id === base.layer && layer.identity === identity);
+  } finally {
+    await below.close();
+  }
 }
 
 function sentenceOfMissing(file: string, { from, snapshot, history }: Begin, known: SnapshotInfo[]): string {

@@ -5,6 +5,7 @@
 import { mkdir, writeFile } from 'node:fs/promises';
 import path from 'node:path';
 import { Image } from '../../src/engine/index.js';
+import { pushImage } from '../../src/registry/index.js';
 import { exportStream } from '../../src/stream/archive.js';
 import { MiB } from '../helpers/mount.js';
 import { reading, streamOf, working } from '../stream/images.js';
@@ -13,8 +14,8 @@ export const IMAGE_SIZE = 4 * MiB;
 
 /**
  * Makes `images` with base (snapshots one and two), vm on base@one (snapshot s1), child on
- * base@two, and lone (s1); and beside it lone.stream, vm.export and disk.raw, from which images can
- * be made.
+ * base@two, and lone (s1); and beside it lone.stream, vm.export, vm.layout and disk.raw, from which
+ * images can be made.
  */
 export async function makeImages(directory: string): Promise<void> {
   const at = (name: string) => path.join(directory, 'images', `${name}.pcow`);
@@ -44,6 +45,7 @@ export async function makeImages(directory: string): Promise<void> {
     const pieces: Buffer[] = [];
     for await (const piece of exportStream(image)) pieces.push(piece);
     await writeFile(path.join(directory, 'vm.export'), Buffer.concat(pieces));
+    await pushImage(image, 's1', `oci:${path.join(directory, 'vm.layout')}:s1`);
   });
 }
 
@@ -75,6 +77,8 @@ export function everyCommand(at: string): Line[] {
     { words: ['create', image('new1'), '16M'], doing: 'makes' },
     { words: ['clone', image('vm@s1'), image('new2')], doing: 'makes' },
     { words: ['import', 'vm.export', image('new3')], doing: 'makes' },
+    { words: ['push', image('vm@s1'), 'oci:layout:new'], doing: 'makes' },
+    { words: ['pull', 'oci:vm.layout', image('new5')], doing: 'makes' },
     { words: ['receive', image('new4')], doing: 'makes', input: 'lone.stream' },
     { words: ['snapshot', image('vm@new')], doing: 'changes' },
     { words: ['rollback', image('vm@s1')], doing: 'changes' },
@@ -93,6 +97,8 @@ export function everyCommand(at: string): Line[] {
     { words: ['top', at, '--once'], doing: 'reads' },
     { words: ['run', '--print-env'], doing: 'nothing' },
     { words: ['completion', 'words', '--', 'info', `${at}/`], doing: 'nothing' },
+    { words: ['login', '-u', 'me', '--password-stdin', 'localhost:1'], doing: 'nothing' },
+    { words: ['logout', 'localhost:1'], doing: 'nothing' },
     { words: ['exit-codes'], doing: 'nothing' },
     { words: ['mount', 'images', 'mnt'], doing: 'nothing' },
     { words: ['umount', 'mnt'], doing: 'nothing' },

@@ -1,0 +1,129 @@
+import type { Command } from 'commander';
+import { isPcowError } from '../../src/engine/errors.js';
+import { openStore } from '../../src/registry/open-store.js';
+import { abandonPull, pull } from '../../src/registry/pull.js';
+import { nameFrom, parseReference } from '../../src/registry/reference.js';
+import { formatSize } from '../../src/images/sizes.js';
+import { findImage, type ImageTarget, newImage } from '../find-image.js';
+import { Failure } from '../output/errors.js';
+import { addNotes } from '../output/help.js';
+import { type ProgressForm, progressOption, withProgress } from '../output/progress.js';
+import { say, sayJson } from '../output/stdout.js';
+import { addRegistryOptions, httpOf, type RegistryFlags } from '../registry-options.js';
+import { word } from '../../src/engine/quote.js';
+import { patiently, waitOption } from '../wait-option.js';
+
+interface Options extends RegistryFlags {
+  base?: string;
+  abort?: boolean;
+  force?: boolean;
+  json?: boolean;
+  wait?: number;
+  progress?: ProgressForm;
+}
+
+export function addPull(program: Command): void {
+  const command = program
+    .command('pull')
+    .summary('get an image from a registry')
+    .description('Makes an image from a registry or an OCI layout, or adds the snapshots that an image has not yet.')
+    .argument('<reference>', 'HOST/REPOSITORY:TAG, or oci:DIRECTORY:TAG; @DIGEST instead of :TAG')
+    .argument('[image]', 'the image to make or to bring up to date; default: named as the repository')
+    .option('--base <image>', 'make the new image stand on this one, which has older snapshots of it')
+    .option('--force', 'drop data of an existing image that is in no snapshot')
+    .option('--abort', 'pull nothing; drop what an interrupted pull of this image has kept');
+  addRegistryOptions(command)
+    .option('--json', 'for programs')
+    .addOption(waitOption())
+    .addOption(progressOption())
+    .action(pullCommand);
+  addNotes(command, {
+    text: [
+      'A new image appears when it is complete. An interrupted pull keeps what has arrived: run it again. ' +
+        'Everything is checked against the digest of the manifest before it gets into an image.',
+      'No process may have an existing image open for writing, not even a mount that was asked to change it.',
+    ],
+    examples: [
+      { command: 'pcow pull registry.example.org/images/golden:v1', does: 'makes golden.pcow' },
+      { command: 'pcow pull registry.example.org/images/golden:v2 golden', does: 'adds to it what v2 has beyond v1' },
+      {
+        command: 'pcow pull registry.example.org/images/golden:v2 new --base golden',
+        does: 'another image, which holds only what v2 has beyond the snapshots of golden',
+      },
+      { command: 'pcow pull oci:/mnt/usb/images:v1 golden', does: 'from a directory' },
+    ],
+  });
+}
+
+async function pullCommand(reference: string, given: string | undefined, options: Options): Promise<void> {
+  const target = await targetOf(given ?? nameFrom(parseReference(reference)));
+  if (options.abort === true) {
+    await abort(target, options);
+    return;
+  }
+  const { ca, plainHttp, force, wait, progress, json } = options;
+  const base = options.base === undefined ? undefined : (await findImage(options.base)).file;
+  const pulled = await withProgress(`pull ${target.name}`, progress, async (long) => {
+    const store = await openStore(reference, 'pull', {
+      ...httpOf({ ca, plainHttp } as RegistryFlags),
+      signal: long.signal,
+    });
+    try {
+      return await pull(store, target.file, {
+        force: force ?? false,
+        base,
+        ...long,
+        opening: (open) => patiently(wait, open, long.signal),
+      });
+    } catch (error) {
+      throw explainedFor(error, target);
+    } finally {
+      await store.close();
+    }
+  });
+  if (json === true) {
+    sayJson({ image: target.name, file: target.file, reference, ...pulled });
+    return;
+  }
+  const { snapshot, layers, present, fetched, digest } = pulled;
+  const what = `${target.name}@${snapshot}`;
+  if (present === layers) say(`${what} is up to date`);
+  else say(`pulled ${what}: ${formatSize(fetched)}, ${layers - present} of ${layers} layers`);
+  say(digest);
+}
+
+async function targetOf(given: string): Promise<ImageTarget> {
+  try {
+    return await findImage(given);
+  } catch (error) {
+    if (!isPcowError(error, 'PCOW_NOT_FOUND')) throw error;
+    return newImage(given);
+  }
+}
+
+async function abort(target: ImageTarget, { json }: Options): Promise<void> {
+  if (!(await abandonPull(target.file))) {
+    throw new Failure('PCOW_NOT_FOUND', `${target.name} has no pull that was interrupted`, 'nothing was left to drop');
+  }
+  if (json === true) sayJson({ image: target.name, abandoned: true });
+  else say(`gave up pulling ${target.name}`);
+}
+
+/** What has arrived is kept. */
+function explainedFor(error: unknown, { name, mount }: ImageTarget): unknown {
+  if (isPcowError(error, 'PCOW_LOCKED') && mount !== null) {
+    return new Failure(
+      'PCOW_BUSY',
+      `${name} is in use in the mount on ${mount.mountpoint}, and a pull needs the image for itself`,
+      `end the mount first: pcow umount ${word(mount.mountpoint)}`,
+    );
+  }
+  if (isPcowError(error, 'PCOW_CANCELLED', 'PCOW_NO_SPACE') && error.next === undefined) {
+    return new Failure(
+      error.code,
+      error.message,
+      'what has arrived is kept: run the same command again, or drop it with --abort',
+    );
+  }
+  return error;
+}

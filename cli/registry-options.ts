@@ -1,0 +1,21 @@
+/** The options of the commands that talk to a registry. */
+import { type Command, Option } from 'commander';
+
+export interface RegistryFlags {
+  plainHttp?: boolean;
+  ca?: string[];
+}
+
+export function addRegistryOptions(command: Command): Command {
+  return command
+    .option('--plain-http', 'use HTTP without TLS; default: HTTPS only')
+    .addOption(
+      new Option('--ca <file>', 'trust the authorities in this file, too; may be repeated').argParser(
+        (file: string, before: string[] | undefined) => [...(before ?? []), file],
+      ),
+    );
+}
+
+export function httpOf({ plainHttp, ca }: RegistryFlags): { plainHttp: boolean; certificates: string[] } {
+  return { plainHttp: plainHttp ?? false, certificates: ca ?? [] };
+}
