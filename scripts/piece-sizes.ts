@@ -72,16 +72,16 @@ const scratch = await mkdtemp('/var/tmp/pcow-piece-sizes-');
 try {
   const disk = process.argv[2] ?? ownDisk(scratch);
   const rows: string[] = [];
-  let least = 0;
+  let first = 0;
   for (const size of SIZES) {
     for (const level of size === 256 * KiB ? LEVELS : [3]) {
       const { stored, index, compressing, decompressing, pieces } = await measure(disk, size, level);
-      least = Math.max(least, stored + index);
+      first ||= stored + index;
       const wait = ROUND_TRIP + stored / pieces / BYTES_PER_SECOND + decompressing / pieces;
       const cells = [
         `${size / KiB} KiB`,
         level,
-        `${((100 * (stored + index)) / least).toFixed(1)} %`,
+        `${((100 * (stored + index)) / first).toFixed(1)} %`,
         `${((100 * index) / stored).toFixed(2)} %`,
         `${(wait * 1000).toFixed(1)} ms`,
         `${Math.round(stored / pieces / KiB)} KiB`,
