@@ -3,7 +3,7 @@
  *
  *   npm run lab -- SUITE                  the suites are those of scripts/lab/suites
  *   npm run lab -- shell COMMAND...       one command in the lab, as root
- *   npm run lab -- --kernel trixie ...    on another kernel of Debian; --processors N: by default 2 with KVM, 1 without
+ *   npm run lab -- --kernel trixie ...    on this kernel of Debian; --processors N: by default 2 with KVM, 1 without
  *
  * Prints what the suite prints, and ends with its exit code.
  */
@@ -17,8 +17,23 @@ import { parseArgs } from 'node:util';
 import { accelerator } from './guest/accelerator.js';
 import { repository } from './guest/files.js';
 
-/** The suites, and the minutes that each may take. */
-const SUITES: Record<string, number> = { shell: 60, short: 30 };
+interface Suite {
+  /** The native tests that it runs at length: see scripts/lab/project. */
+  native?: string[];
+  /** The kernels that it runs on, one after another, if none is named; otherwise the one of the test guests. */
+  kernels?: string[];
+  minutes: number;
+}
+
+const plain = (...names: string[]): string[] => names.map((name) => `plain/${name}_test`);
+
+const SUITES: Record<string, Suite> = {
+  shell: { minutes: 60 },
+  short: { minutes: 30 },
+  dax: { native: plain('concurrency', 'crash', 'family', 'mapped_holes', 'merge', 'model', 'monitor'), minutes: 120 },
+  filesystems: { minutes: 60 },
+  kernels: { native: plain('monitor'), kernels: ['own', 'bookworm-backports', 'trixie'], minutes: 120 },
+};
 
 /** Half a GiB of it at most is what the kernel, Debian and the layers of memory take; the persistent memory lies above 4 GiB. */
 const MEMORY = ['-m', '4G'];
@@ -34,7 +49,7 @@ const lab = path.join(repository, 'build/lab');
 const { values, positionals } = parseArgs({
   allowPositionals: true,
   options: {
-    kernel: { type: 'string', default: 'own' },
+    kernel: { type: 'string' },
     processors: { type: 'string', default: kvm ? '2' : '1' },
   },
 });
@@ -47,22 +62,27 @@ const CLOCK = kvm || values.processors !== '1' ? [] : ['-icount', 'shift=0'];
 const PROCESSORS = ['-smp', values.processors, ...CLOCK];
 
 const [name = '', ...words] = positionals;
-const minutes = SUITES[name];
-if (minutes === undefined) {
+const suite = SUITES[name];
+if (!suite) {
   process.stderr.write(
     `usage: npm run lab -- [--kernel NAME] [--processors N] SUITE; the suites are: ${Object.keys(SUITES).join(' ')}\n`,
   );
   process.exit(2);
 }
 
-must('bash', 'scripts/lab/project');
-must('bash', 'scripts/lab/kernel', values.kernel);
-process.exitCode = await run(values.kernel, command(), minutes);
+const native = words[0] === 'at-length' ? (suite.native ?? []) : [];
+must('bash', 'scripts/lab/project', ...native);
+const kernels = values.kernel === undefined ? (suite.kernels ?? ['own']) : [values.kernel];
+for (const kernel of kernels) {
+  must('bash', 'scripts/lab/kernel', kernel);
+  const code = await run(kernel, command(), suite.minutes);
+  if (code !== 0) process.exitCode = code;
+}
 
 /** What the first process of the lab's Debian runs. */
 function command(): string {
   const what = name === 'shell' ? words.join(' ') : `bash scripts/lab/suites/${name} ${words.join(' ')}`;
-  return `export PCOW_TEST_PROGRAMS=$PWD/build/lab/programs\n${what}\n`;
+  return `export PCOW_TEST_PROGRAMS=$PWD/build/lab/programs NATIVE='${native.join(' ')}'\n${what}\n`;
 }
 
 /** A step of the preparation. */

@@ -7,6 +7,7 @@
  * The image stands on a base full of 0x55. What a run of before left half done is done again first,
  * and all that it did must be there. Mounts may die meanwhile: what is mapped goes on. Other calls
  * fail then, and are made anew by a file of the next mount. Ends with "ok", or with what is wrong.
+ * If PCOW_RANDOM_MAP_SYNC is set, every mapping is made with MAP_SYNC.
  */
 #define _GNU_SOURCE
 #include <poll.h>
@@ -41,6 +42,7 @@ struct worker {
 static struct model* model;
 static const char *file, *scratch;
 static int fd; /* the number stays, and gets a file of the next mount */
+static int kind = MAP_SHARED;
 static atomic_uint mounts;
 static pthread_mutex_t opening = PTHREAD_MUTEX_INITIALIZER;
 static struct slot slots[SLOTS];
@@ -231,7 +233,7 @@ static void advise(struct worker* worker) {
 static void* map(void* at, uint32_t first, uint32_t count, int flags) {
   for (;;) {
     const unsigned before = mounts;
-    void* mapped = mmap(at, (size_t)count * PAGE, READ_WRITE, MAP_SHARED | flags, fd, (off_t)first * PAGE);
+    void* mapped = mmap(at, (size_t)count * PAGE, READ_WRITE, kind | flags, fd, (off_t)first * PAGE);
     if (mapped != MAP_FAILED || (errno == EEXIST && (flags & MAP_FIXED_NOREPLACE))) return mapped;
     open_anew(before);
   }
@@ -461,6 +463,7 @@ int main(int argc, char** argv) {
   model = open_model(argv[1]);
   file = argv[2];
   scratch = argv[3];
+  if (getenv("PCOW_RANDOM_MAP_SYNC")) kind = MAP_SHARED_VALIDATE | MAP_SYNC;
   unsigned seed = (unsigned)atoi(argv[4]);
   fd = open_in_mount(file, O_RDWR);
   MUST(fd >= 0);
