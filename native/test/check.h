@@ -114,6 +114,21 @@ inline int effort(int plain, int /*at_length*/, int /*in_short*/) { return plain
 // Of the places that a test goes through one by one, every so many-th is tried, from a random one of the first on.
 inline int every() { return effort(1, 6, 18); }
 
+// Whose turn it is among `count` things: every so many-th, at random, and one in any case.
+class Turns {
+ public:
+  Turns(std::mt19937_64* random, uint64_t count) : random_(random), chosen_((*random)() % count) {}
+  bool next() {
+    const bool by_chance = (*random_)() % static_cast<uint64_t>(every()) == 0;
+    return number_++ == chosen_ || by_chance;
+  }
+
+ private:
+  std::mt19937_64* random_;
+  uint64_t chosen_;
+  uint64_t number_ = 0;
+};
+
 // The thread sanitizer finds nothing in a part of a test that has one thread, and makes it twenty times slower.
 #if defined(__SANITIZE_THREAD__)
 inline constexpr bool kThreadsOnly = true;

@@ -67,17 +67,18 @@ int run_crash_test(int argc, char** argv, Run run, int steps) {
 }
 
 void run_workloads(Run* run, int steps) {
-  const auto has_turn = [&] { return run->random() % static_cast<uint64_t>(every()) == 0; };
+  Turns profiles(&run->random, std::size(kProfiles) * std::size(kBlockSizes));
   for (const Profile& profile : kProfiles)
     for (const uint32_t block_size : kBlockSizes)
-      if (has_turn()) Workload(run, profile, block_size).go(steps);
-  if (has_turn()) Workload(run, kLongMerge, 4096).go(steps);
-  if (has_turn()) Workload(run, kReuse, 4096).reuse_during_a_merge();
-  if (has_turn()) Workload(run, kTwoDeletions, 8192).two_deletions();
-  if (has_turn()) Workload(run, kMergedChecksums, 4096).merge_with_checksums();
-  if (has_turn()) Workload(run, kCloned, 4096).clone_of_a_snapshot();
-  if (has_turn()) Workload(run, kFullMerge, 8192).merge_on_a_full_disk();
-  if (has_turn()) Workload(run, kBesideZeros, 4096).write_beside_zeros();
+      if (profiles.next()) Workload(run, profile, block_size).go(steps);
+  Turns turns(&run->random, 7);
+  if (turns.next()) Workload(run, kLongMerge, 4096).go(steps);
+  if (turns.next()) Workload(run, kReuse, 4096).reuse_during_a_merge();
+  if (turns.next()) Workload(run, kTwoDeletions, 8192).two_deletions();
+  if (turns.next()) Workload(run, kMergedChecksums, 4096).merge_with_checksums();
+  if (turns.next()) Workload(run, kCloned, 4096).clone_of_a_snapshot();
+  if (turns.next()) Workload(run, kFullMerge, 8192).merge_on_a_full_disk();
+  if (turns.next()) Workload(run, kBesideZeros, 4096).write_beside_zeros();
 }
 
 void run_workload(Run* run, const std::string& name, int steps) {

@@ -307,10 +307,10 @@ void Family::check_orphan(const Member& member, const std::string& path) {
 }
 
 void run_families(Run* run, int steps) {
-  const auto has_turn = [&] { return run->random() % static_cast<uint64_t>(every()) == 0; };
+  Turns turns(&run->random, 4);
   for (const uint32_t block_size : {4096, 16384, 65536})
-    if (has_turn()) Family(run, block_size, 9).go(steps);
-  if (has_turn()) Family(run, 4096, 520).go(steps / 2);
+    if (turns.next()) Family(run, block_size, 9).go(steps);
+  if (turns.next()) Family(run, 4096, 520).go(steps / 2);
 }
 
 }  // namespace crash
