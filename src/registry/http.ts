@@ -175,7 +175,9 @@ export class Http {
     const { EnvHttpProxyAgent } = await import('undici');
     const ca = certificatesFor(url.host, this.options.certificates ?? []);
     const times = { headersTimeout: SILENCE, bodyTimeout: SILENCE, connectTimeout: 20_000 };
-    return new EnvHttpProxyAgent({ ...times, connect: { ca, timeout: 20_000 }, requestTls: { ca }, proxyTls: { ca } });
+    // The last two are for the agent of the proxy, to which undici passes them. Its types do not say so.
+    const options = { ...times, connect: { ca, timeout: 20_000 }, requestTls: { ca }, proxyTls: { ca } };
+    return new EnvHttpProxyAgent(options);
   }
 }
 
