@@ -22,6 +22,16 @@ void FlatFiles::tell(const std::string& name, FlatFile file) {
   files_[name] = std::move(file);
 }
 
+void FlatFiles::forget(const std::string& name) {
+  const std::lock_guard guard(lock_);
+  files_.erase(name);
+}
+
+size_t FlatFiles::size() const {
+  const std::lock_guard guard(lock_);
+  return files_.size();
+}
+
 std::optional<FlatFile> FlatFiles::find(const std::string& name) const {
   const std::lock_guard guard(lock_);
   const auto found = files_.find(name);

@@ -5,6 +5,7 @@
 
 #include <sys/stat.h>
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <mutex>
@@ -30,6 +31,10 @@ class FlatFiles {
 
   // Any thread.
   void tell(const std::string& name, FlatFile file);
+  // Any thread. The image is gone, or has another name.
+  void forget(const std::string& name);
+  // Any thread.
+  size_t size() const;
   // Any thread. The stat(2) of the flat file `name`, whose image file is `file` in the open
   // directory `directory`. Returns nothing if JavaScript must be asked.
   std::optional<struct stat> status(int directory, const std::string& name, const std::string& file) const;
@@ -39,7 +44,7 @@ class FlatFiles {
 
   // Guards files_. Held for short times only.
   mutable std::mutex lock_;
-  // One element for each name that was ever registered.
+  // One element for each name that was registered, until it is forgotten.
   std::unordered_map<std::string, FlatFile> files_;
 };
 

@@ -3,10 +3,12 @@
 // or when another image has its name, drops them.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <mutex>
 #include <string>
 #include <unordered_map>
+#include <unordered_set>
 
 namespace pcow::addon {
 
@@ -28,12 +30,19 @@ class FuseCache {
   // Any thread. The kernel has dropped older pages of `path`: an open that was not allowed to keep
   // them is complete.
   void remember(const std::string& path, const FuseContent& content);
+  // Any thread. These files are gone: `path`, or all in `directory` whose names are not in `present`.
+  // If one exists nevertheless, its next open drops the kernel's pages of it, which is always
+  // correct.
+  void forget(const std::string& path);
+  void forget_in(const std::string& directory, const std::unordered_set<std::string>& present);
+  // Any thread.
+  size_t size() const;
 
  private:
   // Guards contents_. Held for short times, twice for each open.
   mutable std::mutex lock_;
-  // By path, because the kernel's inodes go by path. One element for each flat file that was ever
-  // opened.
+  // By path, because the kernel's inodes go by path. One element for each flat file and each file
+  // of a snapshot that was opened, until it is gone.
   std::unordered_map<std::string, FuseContent> contents_;
 };
 

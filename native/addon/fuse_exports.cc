@@ -2,12 +2,15 @@
 
 #include <cerrno>
 #include <memory>
+#include <string>
+#include <unordered_set>
 #include <utility>
 
 #include "addon/arguments.h"
 #include "addon/environment.h"
 #include "addon/errors.h"
 #include "addon/flat_files.h"
+#include "addon/fuse_cache.h"
 #include "addon/fuse_handles.h"
 #include "addon/fuse_operations.h"
 #include "addon/fuse_questions.h"
@@ -99,6 +102,28 @@ Napi::Value tell_flat_file(const Napi::CallbackInfo& info) {
   return info.Env().Undefined();
 }
 
+// `name` in the mount.
+Napi::Value forget_flat_file(const Napi::CallbackInfo& info) {
+  const std::string name = text_of(info[0]);
+  FlatFiles::instance().forget(name);
+  FuseCache::instance().forget("/" + name);
+  return info.Env().Undefined();
+}
+
+// `directory` in the mount, with a slash at its end, and an array of the names that are `present`.
+Napi::Value forget_files_in(const Napi::CallbackInfo& info) {
+  const auto names = info[1].As<Napi::Array>();
+  std::unordered_set<std::string> present;
+  for (uint32_t i = 0; i < names.Length(); ++i) present.insert(text_of(names.Get(i)));
+  FuseCache::instance().forget_in(text_of(info[0]), present);
+  return info.Env().Undefined();
+}
+
+Napi::Value count_remembered(const Napi::CallbackInfo& info) {
+  const size_t count = FlatFiles::instance().size() + FuseCache::instance().size();
+  return Napi::Number::New(info.Env(), static_cast<double>(count));
+}
+
 // NativeImage, which may be closed.
 Napi::Value traffic_of(const Napi::CallbackInfo& info) {
   const auto image = ImageWrap::unwrap_image(info[0]);
@@ -170,6 +195,9 @@ void export_fuse(Napi::Env env, Napi::Object exports) {
   exports.Set("fuseInterceptions", Napi::Function::New<count_interceptions>(env, "fuseInterceptions"));
   exports.Set("fuseRequests", Napi::Function::New<count_requests>(env, "fuseRequests"));
   exports.Set("fuseTellFlatFile", Napi::Function::New<tell_flat_file>(env, "fuseTellFlatFile"));
+  exports.Set("fuseForgetFlatFile", Napi::Function::New<forget_flat_file>(env, "fuseForgetFlatFile"));
+  exports.Set("fuseForgetFilesIn", Napi::Function::New<forget_files_in>(env, "fuseForgetFilesIn"));
+  exports.Set("fuseRemembered", Napi::Function::New<count_remembered>(env, "fuseRemembered"));
   exports.Set("fuseTraffic", Napi::Function::New<traffic_of>(env, "fuseTraffic"));
   exports.Set("fuseCachedReads", Napi::Function::New<count_cached_reads>(env, "fuseCachedReads"));
   exports.Set("fuseOnQuestion", Napi::Function::New<on_question>(env, "fuseOnQuestion"));

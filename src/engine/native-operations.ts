@@ -121,6 +121,24 @@ export function tellFlatFile(name: string, { device, inode }: FileIdentity, numb
   addon().fuseTellFlatFile(name, device, inode, number, image.native);
 }
 
+/** The image with the flat file `name` is gone, or has another name now. */
+export function forgetFlatFile(name: string): void {
+  addon().fuseForgetFlatFile(name);
+}
+
+/**
+ * Files of snapshots are gone: those in `directory` (a path in the mount, with a slash at its end)
+ * whose names are not in `present`.
+ */
+export function forgetFilesIn(directory: string, present: string[]): void {
+  addon().fuseForgetFilesIn(directory, present);
+}
+
+/** For tests: of how many files the native operations remember something. */
+export function rememberedFiles(): number {
+  return addon().fuseRemembered();
+}
+
 export type { Traffic };
 
 /**

@@ -243,6 +243,9 @@ export interface NativeAddon {
   ): void;
   fuseCloseHandle(fh: number): boolean;
   fuseOpener(fh: number): number;
+  fuseForgetFlatFile(name: string): void;
+  fuseForgetFilesIn(directory: string, present: string[]): void;
+  fuseRemembered(): number;
   fuseTellFlatFile(name: string, device: bigint, inode: bigint, number: bigint, image: NativeImage): void;
   fuseTraffic(image: NativeImage): Traffic;
   fuseCachedReads(image: NativeImage): number;

@@ -127,7 +127,9 @@ async function whyLocked(directory: string): Promise<string> {
 
 async function begin(place: Place, lock: DirectoryLock): Promise<Mount> {
   const attributes = new AttributeSource(place);
-  const catalog = new Catalog(place);
+  const catalog = new Catalog(place, (entry) => {
+    attributes.forget(entry);
+  });
   await catalog.removeRemains();
   if (!place.settings.readOnly) {
     await checkFileSystem(place.directory);

@@ -6,6 +6,11 @@ import { promisify } from 'node:util';
 
 import test from 'ava';
 
+import type { SnapshotInfo } from '../../src/engine/index.js';
+import { AttributeSource } from '../../src/mount/fuse/attributes.js';
+import type { Found } from '../../src/mount/images/catalog.js';
+import type { FileStatus, ImageEntry } from '../../src/mount/images/image-entry.js';
+import type { Place } from '../../src/mount/place.js';
 import { imagesFor, MiB, type TestMount } from '../helpers/mount.js';
 
 const run = promisify(execFile);
@@ -62,4 +67,59 @@ test.serial('the numbers in a directory list are those of the files', async (t) 
   for (const name of await readdir(mount.point)) {
     t.is(listed.get(name), String((await stat(mount.file(name), { bigint: true })).ino));
   }
+});
+
+/** An image of which only attributes are asked. Its snapshots are those in `snapshots`. */
+function image(number: number, snapshots: SnapshotInfo[] = []): Found {
+  const view = { uuid: String(number), image: { snapshots: () => snapshots } };
+  const entry = { name: `vm${number}`, identity: `1:${number}`, retired: false, view: () => Promise.resolve(view) };
+  return { entry: entry as unknown as ImageEntry, status: { mode: 0o644 } as FileStatus };
+}
+
+function snapshotInfo(id: number): SnapshotInfo {
+  return { id, name: `s${id}`, identity: String(id), size: MiB, created: new Date(0) } as unknown as SnapshotInfo;
+}
+
+const HUNDREDS = 300;
+
+test('the numbers of an image that is gone are given back', (t) => {
+  const attributes = new AttributeSource({} as Place);
+  const stays = image(0);
+  const number = attributes.ofImageControl(stays, '/.pcow/vm0/status', false, 0).ino;
+  for (let at = 1; at < HUNDREDS; ++at) {
+    const found = image(at);
+    attributes.ofImageControl(found, `/.pcow/vm${at}/status`, false, 0);
+    attributes.forget(found.entry);
+    attributes.forget(found.entry);
+  }
+  t.is(attributes.kept, 1);
+  t.is(attributes.ofImageControl(stays, '/.pcow/vm0/status', false, 0).ino, number);
+});
+
+test('an image that is gone gets no number that is kept', (t) => {
+  const attributes = new AttributeSource({} as Place);
+  const found = image(1);
+  const { ino } = attributes.ofImageControl(found, '/.pcow/vm1/status', false, 0);
+  attributes.forget(found.entry);
+  found.entry.retired = true;
+  t.is(attributes.ofImageControl(found, '/.pcow/vm1/status', false, 0).ino, ino);
+  t.is(attributes.kept, 0);
+});
+
+test('the numbers of snapshots that are gone are given back, and the others stay', async (t) => {
+  const attributes = new AttributeSource({} as Place);
+  const present = [snapshotInfo(1)];
+  const found = image(1, present);
+  const first = (await attributes.ofSnapshot(found, snapshotInfo(1))).ino;
+  for (let id = 2; id < HUNDREDS; ++id) {
+    await attributes.ofSnapshot(found, snapshotInfo(id));
+    t.true(attributes.kept <= 64);
+  }
+  t.is((await attributes.ofSnapshot(found, snapshotInfo(1))).ino, first);
+  // As many as there are snapshots.
+  for (let id = 2; id < HUNDREDS; ++id) {
+    present.push(snapshotInfo(id));
+    await attributes.ofSnapshot(found, snapshotInfo(id));
+  }
+  t.is(attributes.kept, HUNDREDS - 1);
 });

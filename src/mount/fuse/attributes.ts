@@ -1,10 +1,11 @@
 /** The attributes (stat(2)) of the files of a mount. */
 import type { SnapshotInfo } from '../../engine/index.js';
-import { interceptions, tellFlatFile } from '../../engine/native-operations.js';
+import { forgetFilesIn, forgetFlatFile, interceptions, tellFlatFile } from '../../engine/native-operations.js';
 import type { Found } from '../images/catalog.js';
 import { fileStatus } from '../images/image-entry.js';
 import type { ImageEntry } from '../images/image-entry.js';
-import { halves, InodeNumbers, ROOT_INODE } from './inode-numbers.js';
+import { halves, InodeGroup, InodeNumbers, ROOT_INODE } from './inode-numbers.js';
+import { snapshotDirectory } from '../nodes/directory.js';
 import type { Place } from '../place.js';
 
 /** As fuse-native expects it. */
@@ -41,6 +42,12 @@ export class AttributeSource {
   readonly #place: Place;
   readonly #interceptions = interceptions();
   #numbers: InodeNumbers | null = null;
+  #ofMount: InodeGroup | null = null;
+  /**
+   * By the identity of the image file, because two names may refer to the same file. `entries` are
+   * those that have numbers; a group without one is forgotten.
+   */
+  readonly #ofImages = new Map<string, { group: InodeGroup; entries: Set<ImageEntry> }>();
 
   /** Call it before the session begins. */
   constructor(place: Place) {
@@ -56,10 +63,60 @@ export class AttributeSource {
     return this.#numbers;
   }
 
+  get #mountGroup(): InodeGroup {
+    this.#ofMount ??= new InodeGroup(this.#inodes);
+    return this.#ofMount;
+  }
+
+  /** The number of a file of an image. An entry that is gone gets it without its being kept. */
+  #numberOf(entry: ImageEntry, key: string, lasting: string): bigint {
+    if (entry.retired) return this.#inodes.hash(lasting);
+    let known = this.#ofImages.get(entry.identity);
+    if (!known) {
+      known = { group: new InodeGroup(this.#inodes), entries: new Set() };
+      this.#ofImages.set(entry.identity, known);
+    }
+    known.entries.add(entry);
+    return known.group.of(key, lasting);
+  }
+
+  /** How many inode numbers are kept. */
+  get kept(): number {
+    return this.#inodes.count;
+  }
+
+  /** The image is gone, or its name is about to change. */
+  forget(entry: ImageEntry): void {
+    forgetFlatFile(entry.name);
+    forgetFilesIn(`${snapshotDirectory(entry.name)}/`, []);
+    const known = this.#ofImages.get(entry.identity);
+    known?.entries.delete(entry);
+    if (known?.entries.size !== 0) return;
+    known.group.sweep(() => false);
+    this.#ofImages.delete(entry.identity);
+  }
+
+  /**
+   * Forgets the snapshots that are gone, whichever process deleted them. Called only when there are
+   * many numbers, so that a file's attributes do not require a list of the snapshots each time.
+   */
+  async #forgetSnapshots(entry: ImageEntry): Promise<void> {
+    const group = this.#ofImages.get(entry.identity)?.group;
+    if (group?.full !== true) return;
+    const { image } = await entry.view();
+    const snapshots = image.snapshots({ countData: false });
+    const present = new Set(snapshots.map(snapshotKey));
+    group.sweep((key) => !key.startsWith(SNAPSHOT_KEY) || present.has(key));
+    forgetFilesIn(
+      `${snapshotDirectory(entry.name)}/`,
+      snapshots.map(({ name }) => name),
+    );
+  }
+
   /** The inode number of the flat file. */
   async inodeOf(entry: ImageEntry): Promise<bigint> {
     const { uuid } = await entry.view();
-    return this.#inodes.of(flatKey(entry), `flat ${lasting(entry, uuid)}`);
+    return this.#numberOf(entry, FLAT_KEY, `flat ${lasting(entry, uuid)}`);
   }
 
   /**
@@ -67,47 +124,49 @@ export class AttributeSource {
    * before.
    */
   entryWith(inode: bigint, entries: ImageEntry[]): ImageEntry | undefined {
-    return entries.find((entry) => this.#inodes.known(flatKey(entry)) === inode);
+    return entries.find(({ identity }) => this.#ofImages.get(identity)?.group.known(FLAT_KEY) === inode);
   }
 
   /** For a file that cannot be read at this moment, in the list of a directory. */
   unreadable(path: string): Promise<Attributes> {
-    return this.#ofMount(REGULAR, 0, path);
+    return this.#withoutImage(REGULAR, 0, this.#inodes.hash(pathKey(path)));
   }
 
-  async ofRoot(path: string): Promise<Attributes> {
-    return { ...(await this.#ofMount(DIRECTORY, 0o777, path)), ...halves(ROOT_INODE) };
+  ofRoot(): Promise<Attributes> {
+    return this.#withoutImage(DIRECTORY, 0o777, ROOT_INODE);
   }
 
   ofControlDirectory(path: string): Promise<Attributes> {
-    return this.#ofMount(DIRECTORY, 0o555, path);
+    return this.#withoutImage(DIRECTORY, 0o555, this.#ofPath(path));
   }
 
   /** A control file of the mount with `size` bytes of text. */
   async ofMountControl(path: string, writable: boolean, size: number): Promise<Attributes> {
-    return { ...(await this.#ofMount(REGULAR, writable ? 0o666 : 0o444, path)), size, nlink: 1 };
+    const mask = writable ? 0o666 : 0o444;
+    return { ...(await this.#withoutImage(REGULAR, mask, this.#ofPath(path))), size, nlink: 1 };
   }
 
   /** A directory that belongs to an image; of the image's permissions it has those in `mask`. */
   ofImageDirectory(found: Found, path: string, mask: number): Attributes {
-    return { ...this.#ofImage(found, DIRECTORY, mask), ...this.#control(path) };
+    return { ...this.#ofImage(found, DIRECTORY, mask), ...this.#control(found.entry, path) };
   }
 
   /** A control file of an image with `size` bytes of text. */
   ofImageControl(found: Found, path: string, writable: boolean, size: number): Attributes {
     return {
       ...this.#ofImage(found, REGULAR, writable ? 0o666 : 0o444),
-      ...this.#control(path),
+      ...this.#control(found.entry, path),
       size,
       blocks: 0,
     };
   }
 
-  async ofSnapshot(found: Found, { created, size, id, identity }: SnapshotInfo): Promise<Attributes> {
+  async ofSnapshot(found: Found, snapshot: SnapshotInfo): Promise<Attributes> {
     const { entry } = found;
+    const { created, size, id, identity } = snapshot;
     const { uuid } = await entry.view();
-    const layer = `${id} ${identity}`;
-    const number = this.#inodes.of(`snapshot ${entry.identity} ${layer}`, `snapshot ${lasting(entry, uuid)} ${layer}`);
+    await this.#forgetSnapshots(entry);
+    const number = this.#numberOf(entry, snapshotKey(snapshot), `snapshot ${lasting(entry, uuid)} ${id} ${identity}`);
     return {
       ...this.#ofImage(found, REGULAR, 0o444),
       size,
@@ -122,7 +181,7 @@ export class AttributeSource {
     const { entry, status } = found;
     const { image } = await entry.view();
     const number = await this.inodeOf(entry);
-    tellFlatFile(entry.name, status, number, image);
+    if (!entry.retired) tellFlatFile(entry.name, status, number, image);
     return {
       ...this.#ofImage(found, REGULAR, 0o777),
       size: image.size(),
@@ -135,14 +194,14 @@ export class AttributeSource {
    * For files that belong to no image: the owner of the image directory, and of its permissions
    * those in `mask`.
    */
-  async #ofMount(type: number, mask: number, path: string): Promise<Attributes> {
+  async #withoutImage(type: number, mask: number, number: bigint): Promise<Attributes> {
     const status = await fileStatus(this.#place.directory);
     return {
       mode: type | (status.mode & mask),
       uid: status.uid,
       gid: status.gid,
       size: BLOCK,
-      ...this.#control(path),
+      ...halves(number),
       nlink: DIRECTORY_LINKS,
       blocks: 0,
       blksize: BLOCK,
@@ -174,13 +233,24 @@ export class AttributeSource {
   }
 
   /** Files without content of their own are identified by their path. */
-  #control(path: string): Pick<Attributes, 'ino' | 'dev'> {
-    return halves(this.#inodes.of(`path ${path}`));
+  #control(entry: ImageEntry, path: string): Pick<Attributes, 'ino' | 'dev'> {
+    return halves(this.#numberOf(entry, pathKey(path), pathKey(path)));
+  }
+
+  #ofPath(path: string): bigint {
+    return this.#mountGroup.of(pathKey(path), pathKey(path));
   }
 }
 
-function flatKey(entry: ImageEntry): string {
-  return `flat ${entry.identity}`;
+const FLAT_KEY = 'flat';
+const SNAPSHOT_KEY = 'snapshot ';
+
+function snapshotKey({ id, identity }: SnapshotInfo): string {
+  return `${SNAPSHOT_KEY}${id} ${identity}`;
+}
+
+function pathKey(path: string): string {
+  return `path ${path}`;
 }
 
 /**

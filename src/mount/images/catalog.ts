@@ -45,9 +45,12 @@ export class Catalog {
   readonly #entries = new Map<string, ImageEntry>();
   /** Files whose names cannot be shown, and which have been logged. */
   readonly #reported = new Set<string>();
+  readonly #leaves: (entry: ImageEntry) => void;
 
-  constructor(place: Place) {
+  /** `leaves`: called when an image is gone, and before its name changes. */
+  constructor(place: Place, leaves: (entry: ImageEntry) => void) {
     this.#place = place;
+    this.#leaves = leaves;
   }
 
   /** The names of all images, sorted, including those that cannot be opened. */
@@ -59,10 +62,17 @@ export class Catalog {
       this.#reported.add(file.shown);
       log(`${file.shown} is not shown: ${howToName(directory, file)}`);
     }
-    return names
-      .map(imageNameOf)
-      .filter((name) => name !== null)
-      .sort();
+    const images = names.map(imageNameOf).filter((name) => name !== null);
+    await this.#forgetOthers(new Set(images));
+    return images.sort();
+  }
+
+  /** Looks up the known images that are not `present`: those that are gone are forgotten. */
+  async #forgetOthers(present: ReadonlySet<string>): Promise<void> {
+    for (const name of [...this.#entries.keys()]) {
+      // Other errors are reported when the image itself is accessed.
+      if (!present.has(name)) await this.find(name).catch(() => undefined);
+    }
   }
 
   async find(name: string): Promise<Found> {
@@ -125,8 +135,11 @@ export class Catalog {
   }
 
   #forget(name: string): void {
-    this.#entries.get(name)?.retire();
+    const entry = this.#entries.get(name);
+    if (!entry) return;
     this.#entries.delete(name);
+    entry.retire();
+    this.#leaves(entry);
   }
 
   /**
@@ -214,6 +227,7 @@ export class Catalog {
             return Promise.resolve();
           },
         });
+        this.#leaves(entry);
         this.#entries.delete(name);
         this.#entries.set(target, entry);
         entry.name = target;

@@ -92,6 +92,8 @@ export class ImageEntry {
   readonly done = new Map<string, number>();
   readonly checksums = new ChecksumMaking();
   readonly stops: StopTimes = { count: 0, seconds: 0 };
+  /** The image file is gone, or was replaced. */
+  retired = false;
   #lastFailed: LastError | null = null;
   /** The long command for which `commands` is held. */
   work: Work | null = null;
@@ -365,6 +367,7 @@ export class ImageEntry {
 
   /** The image file is gone, or was replaced: new users do not get this ImageEntry. */
   retire(): void {
+    this.retired = true;
     void this.checksums.stop();
     this.#openings.retire();
   }

@@ -15,10 +15,15 @@ export const CONTROL_DIRECTORY = '.pcow';
 /** The directory with the files of an image's snapshots, beside its control files. */
 export const SNAPSHOT_DIRECTORY = 'at';
 
+/** The path of that directory in the mount. */
+export function snapshotDirectory(image: string): string {
+  return `/${CONTROL_DIRECTORY}/${image}/${SNAPSHOT_DIRECTORY}`;
+}
+
 /** The mountpoint: it contains the flat files. */
 export class RootDirectory extends Node {
   attributes(): Promise<Attributes> {
-    return this.context.attributes.ofRoot(this.path);
+    return this.context.attributes.ofRoot();
   }
 
   /**
