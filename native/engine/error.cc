@@ -91,15 +91,15 @@ std::string text_of(int err) {
 // What block devices (the table blk_errors in the kernel's block/blk-core.c) and filesystems mean by an errno. null: its text is right.
 const char* disk_meaning(int err) {
   switch (err) {
-    case ENODATA: return "the disk cannot read or keep that place any more, a medium error";
+    case ENODATA: return "a medium error: the disk can no longer read or store these sectors";
     case ETIMEDOUT: return "the disk did not answer in time";
     case ETIME: return "the disk gave up after its time limit";
-    case ENOLINK: return "the way to the disk is lost";
-    case EREMOTEIO: return "the disk refuses to do that";
+    case ENOLINK: return "the connection to the disk is lost";
+    case EREMOTEIO: return "the disk refused the request";
     case EBADE: return "another host has reserved the disk";
     case EILSEQ: return "the disk found a wrong checksum";
     case ENODEV:
-    case ENXIO: return "the device behind it is not there";
+    case ENXIO: return "the device does not exist";
     case EREMCHG:
     case EBUSY:
     case EAGAIN: return "the disk is busy, try again later";
@@ -107,17 +107,17 @@ const char* disk_meaning(int err) {
     case EOVERFLOW: return "too many zones of the disk are in use";
     case EINVAL:
     case EOPNOTSUPP:
-    case ENOSYS: return "the disk or the filesystem cannot do that";
+    case ENOSYS: return "the disk or the filesystem does not support this";
     case EUCLEAN: return "the filesystem is damaged, check it with fsck";
     case EBADMSG: return "the filesystem found a wrong checksum, check it with fsck";
     case ESHUTDOWN: return "the filesystem has shut down after an error";
     case ENOTCONN:
-    case ECONNABORTED: return "the process behind the filesystem has ended";
-    case ESTALE: return "the file is not there any more";
+    case ECONNABORTED: return "the process that serves the filesystem has ended";
+    case ESTALE: return "the file no longer exists";
     case ENOKEY:
     case EKEYREVOKED:
-    case EKEYEXPIRED: return "the key that the file is encrypted with is not there";
-    case ETXTBSY: return "the file is used for swapping or is being run";
+    case EKEYEXPIRED: return "the key of the encrypted file is not available";
+    case ETXTBSY: return "the file is used for swapping or as a running program";
     default: return nullptr;
   }
 }

@@ -269,7 +269,7 @@ void each_kind_of_damage() {
   // Entries: places. The block itself, which nothing names any more, is kept.
   const auto pointing_at = [&](uint64_t index) { return (word & 0xffffffff) | index << 32; };
   for (const auto& [index, words] :
-       std::map<uint64_t, std::string>{{0x3fffffff, "behind its end"},
+       std::map<uint64_t, std::string>{{0x3fffffff, "beyond its end"},
                                        {good.layer("two").table_offset / kBlock, "the table of snapshot two"},
                                        {good.layer("").table_offset / kBlock, "the table of the active layer"},
                                        {directory_at / kBlock, "where the layer directory is"}}) {
@@ -281,7 +281,7 @@ void each_kind_of_damage() {
     CHECK(load(directory / "image.pcow.lost.index").size() > 50);
   }
   damage(directory, good, "a pointer at the superblocks", set_word(place, pointing_at(0)),
-         {"free space", uint64_t{entry.index} * kBlock, "named by nothing"}, {0});
+         {"free space", uint64_t{entry.index} * kBlock, "belongs to no layer"}, {0});
 
   // A block with two owners: both go on reading it.
   const uint64_t second = good.entry_place("two", 10);
@@ -302,7 +302,7 @@ void each_kind_of_damage() {
     }
   }();
   const CheckReport stray = damage(directory, good, "bytes in free space", flip(free_block * kBlock + 77, 1),
-                                   {"free space", free_block * kBlock, "named by nothing"});
+                                   {"free space", free_block * kBlock, "belongs to no layer"});
   CHECK(stray.repaired == 1);
 }
 
@@ -331,7 +331,7 @@ void what_cannot_be_mended() {
   save(path, good.bytes);
   CHECK(rename((directory / "base.pcow").c_str(), (directory / "gone.pcow").c_str()) == 0);
   CheckReport report = check(path);
-  if (!has(report, "base", 0, "is not there") || report.damages != 1) fail("a missing base is not found", report);
+  if (!has(report, "base", 0, "does not exist") || report.damages != 1) fail("a missing base is not found", report);
   CreateOptions options;
   options.size = kImage;
   options.block_size = kBlock;
@@ -389,7 +389,7 @@ void cut_short() {
   OpenOptions options;
   FAILS(Image::open(path, options), Code::kCorrupt);
   const CheckReport found = check(path);
-  if (!has(found, "table", last_table, "behind the end of the file")) fail("a cut is not found", found);
+  if (!has(found, "table", last_table, "beyond the end of the file")) fail("a cut is not found", found);
   const CheckReport mended = check(path, true);
   if (mended.damages) fail("a cut is not mended", mended);
   const Contents now = contents_of(path);

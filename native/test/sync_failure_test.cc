@@ -123,7 +123,7 @@ bool fail_sync(int number, int err) {
     CHECK(outcome.ok() == !failing.failed());
     if (outcome) continue;
     CHECK(outcome.error().err == err);
-    CHECK(outcome.error().message.find("opened anew") != std::string::npos);
+    CHECK(outcome.error().message.find("until the image is opened again") != std::string::npos);
     break;
   }
   if (!failing.failed()) return false;

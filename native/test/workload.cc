@@ -145,7 +145,7 @@ void Workload::survive(const Content& after, const Error& error, bool sync_faile
   if (image_ && sync_failed) {
     const auto again = image_->sync();
     const bool closed = !again && again.error().code == Code::kClosed;
-    if (again || (!closed && again.error().message.find("opened anew") == std::string::npos))
+    if (again || (!closed && again.error().message.find("until the image is opened again") == std::string::npos))
       run_->fail("a failed sync was forgotten");
     if (!closed && image_->close()) run_->fail("a failed sync was forgotten by closing");
   }

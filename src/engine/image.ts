@@ -521,7 +521,7 @@ async function standingOnBase(
   if (base == null) return work();
   const lock = await lockStanding(base.path, 'shared').catch((error: unknown) => {
     if (!isPcowError(error) || error.code === 'PCOW_BUSY') throw error;
-    const why = error.code === 'PCOW_NOT_FOUND' ? ', which is not there' : `: ${error.message}`;
+    const why = error.code === 'PCOW_NOT_FOUND' ? ', which does not exist' : `: ${error.message}`;
     throw new PcowError('PCOW_BASE_MISSING', `${path} stands on ${base.path}${why}`, { errno: error.errno });
   });
   try {

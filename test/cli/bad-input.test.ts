@@ -86,10 +86,10 @@ test('names of snapshots', async (t) => {
   await fails(t, pcow('snapshot', 'vm1@a\nb'), 3, /contains a newline/);
   await fails(t, pcow('snapshot', `vm1@${'x'.repeat(300)}`), 3, /300 bytes; the limit is 255/);
   await fails(t, pcow('snapshot', 'vm1@one'), 5, /vm1/, /one/);
-  await fails(t, pcow('rollback', 'vm1@two'), 4, /no snapshot called two/, /pcow list/);
-  await fails(t, pcow('delete', 'vm1@two'), 4, /no snapshot called two/);
-  await fails(t, pcow('clone', 'vm1@two', 'vm2'), 4, /no snapshot called two/);
-  await fails(t, pcow('create', 'vm2', '--base', 'vm1@two'), 4, /no snapshot called two/);
+  await fails(t, pcow('rollback', 'vm1@two'), 4, /no snapshot named two/, /pcow list/);
+  await fails(t, pcow('delete', 'vm1@two'), 4, /no snapshot named two/);
+  await fails(t, pcow('clone', 'vm1@two', 'vm2'), 4, /no snapshot named two/);
+  await fails(t, pcow('create', 'vm2', '--base', 'vm1@two'), 4, /no snapshot named two/);
   await fails(t, pcow('snapshot', 'vm1@a', 'vm1@b'), 2, /has one name, but two are given: a and b/);
   await fails(t, pcow('snapshot', 'vm1@a', 'vm1@a'), 2, /listed twice/);
 });

@@ -72,7 +72,7 @@ test('damage is reported with file, snapshot and offset, and is not touched with
   const text = await pcow('check', 'vm1');
   t.is(text.exit, 13);
   t.true(text.stdout.includes(`at byte ${entry} of the file, bytes ${3 * BLOCK} to ${4 * BLOCK - 1} of snapshot one`));
-  t.regex(text.stdout, /points at block \d+ of the file, which lies behind its end/);
+  t.regex(text.stdout, /points at block \d+ of the file, which lies beyond its end/);
   const json = await pcow('check', 'vm1', '--json');
   t.is(json.exit, 13);
   const report = reportOf(json);
@@ -91,7 +91,7 @@ test('--repair repairs it, keeps the block that it cannot assign, and says so', 
   t.true(text.includes(`${file}.lost.index`));
   t.deepEqual(await readFile(`${file}.lost`), Buffer.alloc(BLOCK, 7));
   const index = (await readFile(`${file}.lost.index`, 'utf8')).trim().split('\n');
-  t.like(JSON.parse(index.at(-1) ?? ''), { at: 0, length: BLOCK, why: 'no entry names this block' });
+  t.like(JSON.parse(index.at(-1) ?? ''), { at: 0, length: BLOCK, why: 'no entry refers to this block' });
   await succeeds(t, pcow('check', 'vm1'));
 });
 
@@ -116,7 +116,7 @@ test('data in free space has its own exit code, and --repair gives the space bac
   await overwrite(file, Math.ceil(size / BLOCK) * BLOCK, Buffer.alloc(BLOCK, 1));
   const { exit, stdout } = await pcow('check', 'vm1');
   t.is(exit, 14);
-  t.regex(stdout, /^leak: block \d+ of the file is named by nothing, and holds bytes/m);
+  t.regex(stdout, /^leak: block \d+ of the file belongs to no layer, but contains data/m);
   // Some entry may have referred to that block.
   const repaired = await pcow('check', 'vm1', '--repair');
   t.is(repaired.exit, 15);

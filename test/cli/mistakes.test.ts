@@ -77,7 +77,7 @@ const MISTAKES: Mistake[] = [
   {
     typed: 'pcow info lost',
     exit: 10,
-    says: 'HERE/lost.pcow stands on HERE/gone.pcow, which is not there',
+    says: 'HERE/lost.pcow stands on HERE/gone.pcow, which does not exist',
     next: 'put the base back, or give its new path: pcow rebase IMAGE --unsafe --base BASE',
   },
   {
@@ -107,7 +107,7 @@ const MISTAKES: Mistake[] = [
   {
     typed: 'pcow snapshot vm1@one',
     exit: 5,
-    says: 'HERE/vm1.pcow already has a snapshot called one',
+    says: 'HERE/vm1.pcow already has a snapshot named one',
     next: 'choose another name',
   },
   {
@@ -125,7 +125,7 @@ const MISTAKES: Mistake[] = [
   {
     typed: 'pcow rollback vm1@three',
     exit: 4,
-    says: 'HERE/vm1.pcow has no snapshot called three',
+    says: 'HERE/vm1.pcow has no snapshot named three',
     next: '“pcow list” shows the images of a directory and the snapshots of an image',
   },
   {
@@ -257,7 +257,7 @@ const MISTAKES: Mistake[] = [
   {
     typed: 'pcow send vm1@two --from three',
     exit: 4,
-    says: 'HERE/vm1.pcow has no snapshot called three',
+    says: 'HERE/vm1.pcow has no snapshot named three',
     next: '“pcow list” shows the images of a directory and the snapshots of an image',
   },
   {

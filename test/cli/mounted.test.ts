@@ -67,7 +67,7 @@ test.serial('snapshot, rollback, delete, rename, list and info, by either name',
   t.is(await firstByte(flat), 2);
   t.notRegex(await succeeds(t, pcow('list', 'mnt/vm1')), /one/);
   t.is(await succeeds(t, pcow('rename', 'images/vm1@two', 'zwei')), 'vm1@two is now vm1@zwei\n');
-  await fails(t, pcow('rename', 'mnt/vm1@two', 'x'), 4, /no snapshot called two/);
+  await fails(t, pcow('rename', 'mnt/vm1@two', 'x'), 4, /no snapshot named two/);
   t.regex(await succeeds(t, pcow('list', 'mnt/vm1')), /zwei/);
 });
 

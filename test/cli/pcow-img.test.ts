@@ -73,7 +73,7 @@ test('rebase after a base was moved keeps the content, even if the base was writ
   await succeeds(t, img('create', '64', '1', 'vm.img', 'base.img'));
   await write(base, 2);
   await rename(base, path.join(directory, 'moved.img'));
-  await fails(t, img('info', 'vm.img'), 10, /base\.img, which is not there/, /pcow rebase IMAGE --unsafe/);
+  await fails(t, img('info', 'vm.img'), 10, /base\.img, which does not exist/, /pcow rebase IMAGE --unsafe/);
   await succeeds(t, img('rebase', 'vm.img', 'moved.img'));
   t.is(await firstByte(file), 1);
   t.regex(await succeeds(t, img('info', 'vm.img')), /^base +moved\.img$/m);

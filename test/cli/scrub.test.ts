@@ -82,7 +82,7 @@ test('a damaged block is reported, with exit code 13; without checksums it is no
   t.like(after.findings, [{ structure: 'block', snapshot: 'one', place, offset: 3 * BLOCK, length: BLOCK }]);
   t.regex(await damaged(t, pcow('scrub', 'vm1')), /bytes 196608 to 262143 of snapshot one/);
   await succeeds(t, pcow('check', 'vm1'));
-  await fails(t, pcow('export', 'vm1', 'vm1.raw'), 9, /do not have their checksum/);
+  await fails(t, pcow('export', 'vm1', 'vm1.raw'), 9, /do not match their checksum/);
 
   await fails(t, pcow('scrub', 'vm1', '--add', '--remove'), 2);
   await succeeds(t, pcow('scrub', 'vm1', '--remove'));

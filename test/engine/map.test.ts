@@ -116,7 +116,7 @@ test('an aborted signal ends a walk, with its reason', async (t) => {
 
 test('a layer that cannot be walked is refused with its name', async (t) => {
   const image = await opened(t, 2 ** 30);
-  await t.throwsAsync(listed(image.map({ snapshot: 'none' })), { code: 'PCOW_NOT_FOUND', message: /called none/ });
-  await t.throwsAsync(listed(image.diff('none', null)), { code: 'PCOW_NOT_FOUND', message: /called none/ });
+  await t.throwsAsync(listed(image.map({ snapshot: 'none' })), { code: 'PCOW_NOT_FOUND', message: /named none/ });
+  await t.throwsAsync(listed(image.diff('none', null)), { code: 'PCOW_NOT_FOUND', message: /named none/ });
   t.throws(() => image.map({ depths: { first: 2, end: 1 } }), { code: 'PCOW_INVALID', message: /before they begin/ });
 });

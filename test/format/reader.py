@@ -246,7 +246,7 @@ class Image:
         status = os.fstat(self.file)
         identity = status.st_dev, status.st_ino
         if identity in above:
-            raise Damaged(f"{self.path}: its chain of bases comes back to it")
+            raise Damaged(f"{self.path}: its chain of bases leads back to it")
         self.size = status.st_size
         self.superblock = superblock = read_superblock(self.file, self.path)
         self.block = 1 << superblock.shift

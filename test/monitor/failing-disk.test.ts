@@ -106,7 +106,10 @@ test.serial('after a failed flush, msync and every later flush fail until the im
   await disk.fail('nothing');
   t.not(await tool.ask('sync'), 'ok', 'the kernel tells of lost pages once: it is not forgotten');
   await t.throwsAsync(mount.write('s', 'vm1', 'snapshot'), { code: 'EIO' });
-  t.regex((await mount.status('vm1')).lastError?.message ?? '', /unsynced until it is opened anew/);
+  t.regex(
+    (await mount.status('vm1')).lastError?.message ?? '',
+    /every later sync fails, too, until the image is opened again/,
+  );
   await tool.end('SIGKILL');
   await attachedTo(mount, 'vm1', null);
 

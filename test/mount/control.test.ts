@@ -76,7 +76,7 @@ test.serial('a snapshot can be renamed, by its control file and by mv', async (t
   await t.throwsAsync(stat(mount.control('vm1', 'at', 'one')), { code: 'ENOENT' });
 
   t.regex(await mount.refused('EEXIST', 'uno two', 'vm1', 'rename'), /"two" already/);
-  t.regex(await mount.refused('ENOENT', 'one x', 'vm1', 'rename'), /no snapshot called one/);
+  t.regex(await mount.refused('ENOENT', 'one x', 'vm1', 'rename'), /no snapshot named one/);
   for (const bad of ['uno', 'uno a/b', 'uno ..', 'uno a b']) await mount.refused('EINVAL', bad, 'vm1', 'rename');
   const uno = mount.control('vm1', 'at', 'uno');
   await t.throwsAsync(rename(uno, mount.control('vm1', 'at', 'two')), { code: 'EEXIST' });

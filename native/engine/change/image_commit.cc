@@ -64,7 +64,7 @@ class CommitToBase {
     const bool fits = reference_.uuid == uuid && stood_on && stood_on->id != directory.active &&
                       (!reference_.identity || reference_.identity == identity_of(*stood_on, uuid));
     if (!fits) return Error(Code::kBaseChanged, image_.path + " does not stand on " + base_.path);
-    if (directory.find(name_)) return Error(Code::kExists, base_.path + " already has a snapshot called " + name_);
+    if (directory.find(name_)) return Error(Code::kExists, base_.path + " already has a snapshot named " + name_);
     std::string names;
     for (const Layer& layer : image_.layers.directory().layers)
       if (!layer.name.empty()) names += (names.empty() ? "" : ", ") + layer.name;

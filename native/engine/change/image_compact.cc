@@ -49,7 +49,7 @@ Result<void> compact_layer(ImageState& state, const Layer& layer, const std::fun
   for (const auto& [first, end] : table->present()) {
     for (uint64_t chunk = first; chunk < end; chunk++) {
       if (!go_on(uint64_t{kBlocksPerChunk} << state.geometry.block_shift()))
-        return Error(Code::kCancelled, state.path + ": compacting was interrupted; what was done so far counts");
+        return Error(Code::kCancelled, state.path + ": compacting was interrupted; what was done so far is kept");
       PCOW_TRY(state.layers.bring_up_to_date());
       const uint64_t limit = std::min((chunk + 1) * kBlocksPerChunk, entries);
       for (uint64_t block = chunk * kBlocksPerChunk; block < limit; block++) {

@@ -351,10 +351,11 @@ Result<void> finish_deletions(ImageState* image, const std::string& what) {
   if (collected || collected.error().code == Code::kCancelled) return collected;
   const Error& why = collected.error();
   const bool damaged = why.code == Code::kCorrupt;
-  return Error(why.code, why.err,
-               state.path + ": " + what +
-                   " waits for the deletion of a snapshot that was begun, and it cannot be finished: " + why.message +
-                   (damaged ? ". Write the damaged place anew, or take the checksums away (pcow scrub --remove)" : ""));
+  return Error(
+      why.code, why.err,
+      state.path + ": " + what +
+          " requires that an interrupted deletion of a snapshot is finished first, and this fails: " + why.message +
+          (damaged ? ". Write the damaged range again, or remove the checksums (pcow scrub --remove)" : ""));
 }
 
 Result<void> leave_unfinished(ImageState* image, const Error& why) {

@@ -113,7 +113,7 @@ class TakingIn {
     for (uint64_t chunk = 0; chunk < chunks; chunk++) {
       if (!go_on(chunk))
         return Error(Code::kCancelled,
-                     state_.path + ": the change of its base was interrupted; it stands where it stood");
+                     state_.path + ": the change of its base was interrupted; it still stands on its old base");
       for (int round = 0;; round++) {
         if (chains_are_stale()) PCOW_TRY(renew_chains());
         const bool held = old_chain_->may_hold(chunk) || new_chain_->may_hold(chunk);

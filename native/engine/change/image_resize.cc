@@ -67,7 +67,7 @@ Result<void> check_size(const ImageState& state, uint64_t size, bool shrink) {
   if (size < active.size && !shrink)
     return Error(Code::kInvalid,
                  state.path + " has " + std::to_string(active.size) +
-                     " bytes; pcow resize --shrink makes it smaller, and what lies behind the new end is lost");
+                     " bytes; pcow resize --shrink makes it smaller, and the data beyond the new end is lost");
   if (size < kMinImageSize)
     return Error(Code::kInvalid, "an image has at least " + std::to_string(kMinImageSize) + " bytes");
   const Layer* parent = state.layers.directory().find(active.parent);

@@ -27,7 +27,8 @@ Result<BaseReference> reference_to(const ImageState& state, const BaseSpec& spec
       return Error(Code::kInvalid,
                    spec.path + " (" + std::to_string(found->size) + " bytes) is larger than " +
                        (layer.id == state.layers.directory().active ? "" : "snapshot " + layer.name + " of ") +
-                       state.path + " (" + std::to_string(layer.size) + " bytes): a base can't be");
+                       state.path + " (" + std::to_string(layer.size) +
+                       " bytes): a base cannot be larger than the image");
   return std::move(found->reference);
 }
 

@@ -38,7 +38,7 @@ Result<std::unique_ptr<PendingSnapshot>> PendingSnapshot::prepare(Image* image, 
     auto pending = std::unique_ptr<PendingSnapshot>(new PendingSnapshot(std::make_unique<PendingState>(&state)));
     if (auto possible = state.structure.check_changeable(); !possible) return possible.error();
     if (state.layers.directory().find(name))
-      return Error(Code::kExists, state.path + " already has a snapshot called " + name);
+      return Error(Code::kExists, state.path + " already has a snapshot named " + name);
     PCOW_TRY(state.durability.write_back(state.space->file_end()));
     PreparedStructure& prepared = pending->state_->prepared;
     prepared.directory = state.layers.directory();
@@ -115,7 +115,7 @@ Result<void> Image::rename_snapshot(const std::string& from, const std::string& 
     const auto layer = state.layers.snapshot_called(from);
     if (!layer) return layer.error();
     if (state.layers.directory().find(to))
-      return Error(Code::kExists, state.path + " already has a snapshot called " + to);
+      return Error(Code::kExists, state.path + " already has a snapshot named " + to);
     PreparedStructure prepared;
     prepared.directory = state.layers.directory();
     Layer* renamed = prepared.directory.find((*layer)->id);

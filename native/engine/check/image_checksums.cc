@@ -262,7 +262,7 @@ Result<void> Image::add_checksums(const Progress& progress) {
       auto added = add_checksums_to(state, *in_hand, go_on);
       if (!added && added.error().code == Code::kCancelled)
         return Error(Code::kCancelled,
-                     state.path + ": making checksums was interrupted; snapshots that were done have theirs");
+                     state.path + ": making checksums was interrupted; the snapshots that were finished keep theirs");
       if (!added && added.error().code != Code::kNotFound) return added;
       done += of_layer;
     }
@@ -379,7 +379,7 @@ class Scrub {
       const uint64_t block = chunk * kBlocksPerChunk + i;
       const bool zero = entry.index == 0;
       if ((mask & ~entry.written) || (zero && crc32c(zeros.data(), bytes_of(mask, geometry_)) != sums.sums[i])) {
-        add(found, in_hand.layer, "entry", "the table does not hold all that has a checksum",
+        add(found, in_hand.layer, "entry", "the table lacks sub-blocks that have a checksum",
             in_hand.layer.table_offset + block * 8, block, 1);
         return uint16_t{0};
       }
@@ -393,7 +393,7 @@ class Scrub {
       }
       if (is_handed_over(state_, in_hand, held.block, held.index)) return;
       add(found, in_hand.layer, "block",
-          sum ? "the bytes do not have their checksum" : "the bytes cannot be read: " + sum.error().message,
+          sum ? "the bytes do not match their checksum" : "the bytes cannot be read: " + sum.error().message,
           uint64_t{held.index} << geometry_.block_shift(), held.block, 1);
     };
     const auto go_on = [&] {

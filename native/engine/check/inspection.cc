@@ -85,7 +85,7 @@ Result<void> Inspection::look_at_superblocks() {
   auto length = file->read(0, slots.data(), slots.size());
   if (!length) return length.error();
   if (*length < slots.size()) {
-    damage("file", "the file has only " + std::to_string(*length) + " bytes: it was cut short, or is no image",
+    damage("file", "the file has only " + std::to_string(*length) + " bytes: it was cut short, or is not an image",
            *length);
     return {};
   }
@@ -105,7 +105,7 @@ Result<void> Inspection::look_at_superblocks() {
       found[number] = *decoded;
       if ((decoded->generation & 1) == number) continue;
       finding.message +=
-          " holds generation " + std::to_string(decoded->generation) + ", which belongs into the other slot";
+          " holds generation " + std::to_string(decoded->generation) + ", which belongs in the other slot";
       add(finding);
       slot_damaged = true;
       continue;
@@ -191,7 +191,7 @@ std::optional<LayerDirectory> Inspection::look_at_directory(const Superblock& fr
       Finding finding;
       finding.structure = "table";
       finding.message = "the table of " + (layer.name.empty() ? "layer " + std::to_string(layer.id) : layer.name) +
-                        " reaches behind the end of the file, which was cut short";
+                        " extends beyond the end of the file, which was cut short";
       finding.file_offset = layer.table_offset;
       finding.layer = layer.id;
       finding.snapshot = layer.name;
@@ -266,16 +266,16 @@ void Inspection::describe(const Layer& layer, uint64_t block, uint64_t word, Ent
   switch (fault) {
     case EntryFault::kNone: return;
     case EntryFault::kOutside:
-      what += entry.index < geometry_->superblock_blocks() ? "where the superblocks are" : "which lies behind its end";
+      what += entry.index < geometry_->superblock_blocks() ? "where the superblocks are" : "which lies beyond its end";
       break;
     case EntryFault::kStructure: what += "where " + owner_of(entry.index) + " is"; break;
     case EntryFault::kShared: what += "and so does another entry"; break;
     case EntryFault::kUnsynced: what = "holds sub-blocks that are not durable, though the image was closed"; break;
     case EntryFault::kUnsound:
       what = word >> 62                                ? "has bits set that are always zero"
-             : entry.written & ~geometry_->full_mask() ? "has bits for sub-blocks that a block has not"
-             : entry.durable & ~entry.written          ? "calls sub-blocks durable that it does not hold"
-                                                       : "names a block of which it holds nothing";
+             : entry.written & ~geometry_->full_mask() ? "has bits for sub-blocks that a block does not have"
+             : entry.durable & ~entry.written          ? "marks sub-blocks as durable that it does not hold"
+                                                       : "refers to a block of which it holds nothing";
   }
   damage("entry", "the entry of block " + std::to_string(block) + " of " + name_of(layer) + " " + what,
          layer.table_offset + block * 8, layer, block, 1);
@@ -428,7 +428,7 @@ Result<void> Inspection::look_at_free_space() {
     Finding finding;
     finding.severity = Severity::kLeak;
     finding.structure = "free space";
-    finding.message = "block " + std::to_string(block) + " of the file is named by nothing, and holds bytes";
+    finding.message = "block " + std::to_string(block) + " of the file belongs to no layer, but contains data";
     finding.file_offset = block << geometry_->block_shift();
     add(std::move(finding));
     return {};
@@ -465,7 +465,7 @@ Result<void> Inspection::run(const Progress& progress) {
       Finding finding;
       finding.severity = Severity::kNote;
       finding.structure = "directory";
-      finding.message = "snapshot " + layer.name + " was being taken when the host went down: it does not count";
+      finding.message = "snapshot " + layer.name + " was being taken when the host crashed: it is not valid";
       finding.layer = layer.id;
       finding.snapshot = layer.name;
       add(std::move(finding));

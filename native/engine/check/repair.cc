@@ -57,7 +57,7 @@ class Repair {
     return found_.for_each_stray([&](uint64_t block, const std::vector<char>& bytes) -> Result<void> {
       if (claimed_.contains(static_cast<uint32_t>(block))) return {};
       LostPiece piece;
-      piece.why = "no entry names this block";
+      piece.why = "no entry refers to this block";
       piece.file_offset = file_offset_of(block);
       return lost_.keep(piece, bytes.data(), bytes.size());
     });
@@ -117,7 +117,7 @@ class Repair {
     } else if (index) {
       const EntryFault left = found_.fault_of(Entry{index, full, full}.pack());
       if (left == EntryFault::kOutside || left == EntryFault::kStructure) {
-        PCOW_TRY(keep(layer, block, index, "the entry pointed at what cannot be its block"));
+        PCOW_TRY(keep(layer, block, index, "the entry referred to a block that cannot be its own"));
         losses_.add_gone(layer.id, block, entry.written);
         store.entry = {};
       } else if (entry.empty()) {
@@ -125,7 +125,7 @@ class Repair {
         claimed_.insert(index);
         store.entry = {};
       } else {
-        if (stray) PCOW_TRY(keep(layer, block, index, "the entry called sub-blocks durable that it did not hold"));
+        if (stray) PCOW_TRY(keep(layer, block, index, "the entry marked sub-blocks as durable that it did not hold"));
         const bool is_named = fault == EntryFault::kUnsound && found_.is_named(index);
         if (left == EntryFault::kShared || is_named) losses_.add_doubtful(layer.id, block, entry.written);
         if (!claimed_.insert(index).second || is_named) {

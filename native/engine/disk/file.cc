@@ -22,7 +22,7 @@
 namespace pcow {
 namespace {
 
-constexpr const char* kUntilOpenedAnew = "; it stays unsynced until it is opened anew";
+constexpr const char* kUntilOpenedAnew = "; every later sync fails, too, until the image is opened again";
 
 // Whether every byte of the range has its place on the disk, which it shares with no other file: ioctl_fiemap(2).
 bool has_own_space(int descriptor, uint64_t offset, uint64_t length) {
@@ -204,7 +204,7 @@ Result<void> File::make_hole(uint64_t offset, uint64_t length) {
                        static_cast<off_t>(length));
     });
   }
-  if (err) return disk_error(err, "cannot punch a hole into " + path_);
+  if (err) return disk_error(err, "cannot punch a hole in " + path_);
   return {};
 }
 
@@ -236,7 +236,7 @@ Error File::torn() const {
   auto now = size();
   if (now && *now < std::max(mapped_end_.load(), least_length_.load()))
     return Error(Code::kCorrupt, path_ + " was cut short while it was open");
-  return Error(Code::kIo, path_ + ": a mapped page of it cannot be read from the disk, or finds no space there");
+  return Error(Code::kIo, path_ + ": a mapped page cannot be read from the disk, or the disk has no space for it");
 }
 
 std::optional<Error> File::sync_failure() const {
@@ -368,7 +368,7 @@ void File::read_ahead(uint64_t offset, uint64_t length) const {
 
 Result<struct stat> File::status() const {
   struct stat status;
-  if (fstat(descriptor_, &status) < 0) return disk_error(errno, "cannot look at " + path_);
+  if (fstat(descriptor_, &status) < 0) return disk_error(errno, "cannot get the status of " + path_);
   return status;
 }
 

@@ -132,7 +132,7 @@ Result<void> Checksums::verify(uint64_t block, uint32_t index) const {
           outcome =
               Error(Code::kCorrupt, file_->path() + ": bytes " + std::to_string(offset) + " to " +
                                         std::to_string(offset + geometry_.block_size() - 1) + " of " + name_ +
-                                        " are damaged: they do not have their checksum; pcow scrub tells what else is");
+                                        " are damaged: they do not match their checksum; pcow scrub lists all damage");
         }
       });
     PCOW_TRY(outcome);

@@ -149,14 +149,14 @@ Result<LayerDirectory> LayerDirectory::decode(const std::vector<uint8_t>& bytes,
   directory.next_id = get_field<uint64_t>(bytes.data(), kNextIdAt);
   directory.active = get_field<uint64_t>(bytes.data(), kActiveAt);
   const auto count = get_field<uint32_t>(bytes.data(), kCountAt);
-  if (count == 0 || count > kMaxLayers) return corrupt("has an impossible count of layers");
+  if (count == 0 || count > kMaxLayers) return corrupt("has an impossible number of layers");
 
   std::vector<std::pair<uint64_t, uint64_t>> ranges = {{superblock.directory_offset, superblock.directory_length}};
   size_t at = kHeaderLength;
   std::unordered_set<std::string> names;
   uint64_t last_id = 0;
   for (uint32_t i = 0; i < count; i++) {
-    if (bytes.size() - at < kRecordLength) return corrupt("is shorter than its count of layers");
+    if (bytes.size() - at < kRecordLength) return corrupt("is too short for its number of layers");
     const uint8_t* record = bytes.data() + at;
     Layer layer;
     layer.id = get_field<uint64_t>(record, kIdAt);
@@ -190,15 +190,15 @@ Result<LayerDirectory> LayerDirectory::decode(const std::vector<uint8_t>& bytes,
     const bool named = layer.id != directory.active && !layer.hidden;
     if (named != !layer.name.empty() ||
         (named && (!check_snapshot_name(layer.name) || !names.insert(layer.name).second)))
-      return corrupt(which + "a name that it may not have");
+      return corrupt(which + "a name that is not allowed");
     ranges.emplace_back(layer.table_offset, layer.table_length);
     if (layer.checksums) {
-      if (layer.id == directory.active) return corrupt(which + "checksums, which the active layer has not");
+      if (layer.id == directory.active) return corrupt(which + "checksums, which an active layer cannot have");
       ranges.emplace_back(uint64_t{layer.checksums} << geometry.block_shift(), layer.table_length);
     }
     directory.layers.push_back(std::move(layer));
   }
-  if (at != bytes.size()) return corrupt("is longer than its count of layers");
+  if (at != bytes.size()) return corrupt("is too long for its number of layers");
   const Layer* active = directory.find(directory.active);
   if (!active || active->hidden || directory.count_children(directory.active))
     return corrupt("names an active layer that cannot be one");

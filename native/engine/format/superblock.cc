@@ -252,7 +252,7 @@ Result<void> check_supported(const uint8_t* slots, const std::string& where) {
 Result<Superblock> choose_superblock(const uint8_t* slots, const std::string& where) {
   PCOW_TRY(check_supported(slots, where));
   const auto contradiction = [&](const std::string& what) {
-    return Error(Code::kCorrupt, where + ": " + what + "; pcow check tells more");
+    return Error(Code::kCorrupt, where + ": " + what + "; pcow check lists all damage");
   };
   std::optional<Superblock> newest;
   std::optional<Error> torn;

@@ -27,7 +27,7 @@ Result<std::string> path_of(const File& file) {
   char target[PATH_MAX];
   const std::string link = "/proc/thread-self/fd/" + std::to_string(file.descriptor());
   const ssize_t length = readlink(link.c_str(), target, sizeof target);
-  if (length < 0) return system_error(errno, "cannot tell where " + file.path() + " is");
+  if (length < 0) return system_error(errno, "cannot find the path of " + file.path());
   return std::string(target, static_cast<size_t>(length));
 }
 
@@ -45,7 +45,7 @@ bool lies_in(const std::string& path, const std::string& directory) {
 }
 
 Error missing_base(const std::string& image, const std::string& base, const Error& why) {
-  const std::string said = why.code == Code::kNotFound ? ", which is not there" : ": " + why.message;
+  const std::string said = why.code == Code::kNotFound ? ", which does not exist" : ": " + why.message;
   return Error(Code::kBaseMissing, why.err, image + " stands on " + base + said);
 }
 
@@ -93,7 +93,7 @@ Result<OpenedBase> look_at_base(std::shared_ptr<File> file, const std::string& s
   const Layer* layer = loaded->directory.find(reference.layer);
   if (!layer || layer->id == loaded->directory.active)
     return Error(Code::kBaseChanged, stander + " stands on layer " + std::to_string(reference.layer) + " of " +
-                                         base.name + ", which does not exist any more");
+                                         base.name + ", which no longer exists");
   // Its heir may be writing into what was its blocks. The layers below it are safe: what a merge does there has frozen heirs,
   // of this layer or nearer to it, and nobody writes in place what a frozen layer holds.
   if (loaded->directory.is_spent(*layer))
@@ -103,8 +103,7 @@ Result<OpenedBase> look_at_base(std::shared_ptr<File> file, const std::string& s
   if (reference.identity && identity_of(*layer, loaded->superblock.uuid) != reference.identity)
     return Error(Code::kBaseChanged,
                  stander + " stands on " + (layer->name.empty() ? "a layer" : "snapshot " + layer->name) + " of " +
-                     base.name +
-                     ", which does not hold what it held: the base was restored, or the snapshot taken anew");
+                     base.name + ", whose content has changed: the base was restored, or the snapshot was taken again");
   base.file = std::move(file);
   base.watch = std::move(*watch);
   base.loaded = std::move(*loaded);
@@ -131,7 +130,8 @@ Result<OpenedBase> open_base(const BaseOpening& opening, const std::string& stan
   }
   const OpenOptions& options = opening.options;
   if (opening.only_held)
-    return Error(Code::kBaseMissing, stander + " stands on " + reference.path + ", which was not handed over");
+    return Error(Code::kBaseMissing,
+                 stander + " stands on " + reference.path + ", which was not passed to this process");
   auto directory_path = directory_of(stander_file);
   if (!directory_path) return missing_base(stander, reference.path, directory_path.error());
   const std::string base_path = reference.path[0] == '/' ? reference.path : *directory_path + "/" + reference.path;
@@ -195,8 +195,8 @@ Result<LoadedStructure> load_sealed(const std::shared_ptr<File>& file, const Bas
     const Result<void> sealed = image ? (*image)->close() : Result<void>(image.error());
     if (!sealed && sealed.error().code != Code::kLocked)
       return Error(sealed.error().code, sealed.error().err,
-                   name + " is not durable, for the process that took it has ended, and " + spec.path +
-                       " cannot be opened for writing to make it so: " + sealed.error().message);
+                   name + " is not durable, because the process that took it has ended, and " + spec.path +
+                       " cannot be opened for writing to make it durable: " + sealed.error().message);
   }
 }
 
@@ -210,7 +210,7 @@ Result<FoundBase> find_base(const std::string& image_path, const BaseSpec& spec)
   const Layer* layer = named_by(spec, loaded->directory);
   if (!layer || layer->id == loaded->directory.active || loaded->directory.is_spent(*layer))
     return Error(Code::kNotFound, spec.layer ? spec.path + " has no frozen layer " + std::to_string(spec.layer)
-                                             : spec.path + " has no snapshot called " + spec.snapshot);
+                                             : spec.path + " has no snapshot named " + spec.snapshot);
   PCOW_TRY(check_chain_below(image_path, *file, *loaded, *layer));
   FoundBase found;
   found.block_size = Geometry(loaded->superblock.block_shift).block_size();
@@ -295,7 +295,7 @@ Result<BaseChain> Bases::open(std::optional<BaseReference> reference, const Base
     auto status = base->file->status();
     if (!status) return status.error();
     if (!visited.emplace(status->st_dev, status->st_ino).second)
-      return Error(Code::kBaseLoop, image_.path + ": its chain of bases comes back to " + base->name);
+      return Error(Code::kBaseLoop, image_.path + ": its chain of bases leads back to " + base->name);
     const LayerDirectory& directory = base->loaded.directory;
     const Layer* layer = directory.find(reference->layer);
     if (bases.files.empty()) {

@@ -163,15 +163,15 @@ Result<const Layer*> Layers::layer_in_view(const View& view) const {
   if (!layer || !is_readable(*layer, view.by_name()))
     return Error(Code::kNotFound,
                  image_.path + (view.by_name() ? ": that snapshot has been deleted"
-                                               : ": the layer that is read is there no more: its snapshot was "
-                                                 "deleted, or the image rolled back or committed"));
+                                               : ": the layer that is read no longer exists: its snapshot was "
+                                                 "deleted, or the image was rolled back or committed"));
   if (layer->size < view.size()) return Error(Code::kBusy, image_.path + " became smaller while it was read");
   return layer;
 }
 
 Result<const Layer*> Layers::snapshot_called(const std::string& name) const {
   const Layer* layer = directory_.find(name);
-  if (!layer) return Error(Code::kNotFound, image_.path + " has no snapshot called " + name);
+  if (!layer) return Error(Code::kNotFound, image_.path + " has no snapshot named " + name);
   return layer;
 }
 

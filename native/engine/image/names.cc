@@ -127,7 +127,7 @@ Result<int> lock_file(const std::string& path, LockByte byte, bool exclusive) {
     Descriptor file(open(path.c_str(), access | O_CLOEXEC | O_NONBLOCK | O_NOCTTY));
     if (file.get() < 0) return system_error(errno, "cannot open " + path);
     struct stat status;
-    if (fstat(file.get(), &status) < 0) return system_error(errno, "cannot look at " + path);
+    if (fstat(file.get(), &status) < 0) return system_error(errno, "cannot get the status of " + path);
     if (!S_ISREG(status.st_mode)) return Error(Code::kNotAnImage, path + " is not a regular file");
     auto taken = take(file.get(), byte, exclusive, path);
     if (!taken) return taken.error();

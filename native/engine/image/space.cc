@@ -149,7 +149,8 @@ Result<void> Space::keep_reserve() {
     if (reserve_.blocks || making_reserve_ || goes_without_reserve) return {};
     // What a deletion spends is not for data, neither as space on the disk nor as blocks of a file that cannot grow.
     const bool spending = spending_;
-    const auto left = Error(Code::kNoSpace, ENOSPC, file_->path() + ": a deletion needs what is left of the disk");
+    const auto left =
+        Error(Code::kNoSpace, ENOSPC, file_->path() + ": the remaining disk space is reserved for a deletion");
     if (spending && !file_->disk_has(2 * (reserve_blocks() << geometry_.block_shift()))) return left;
     // Asking for space behind an end that somebody has cut off would hide that.
     if (keeps(Rule::kFileReachesBeforeUse)) PCOW_TRY(file_->check_length(blocks_ << geometry_.block_shift()));

@@ -50,7 +50,8 @@ Result<void> Superblocks::check_settled() const {
   if (const int err = doubt_)
     return Error(
         Code::kIo, err,
-        image_.path + ": a change failed, and whether it is on the disk is not known; nothing is durable before it is");
+        image_.path +
+            ": a change failed, and it is not known whether it is on the disk. Nothing is durable until it is");
   return {};
 }
 
