@@ -141,7 +141,7 @@ Napi::Value extents_to_js(Napi::Env env, const ExtentBatch& batch) {
     *at++ = static_cast<double>(extent.length);
     *at++ = static_cast<double>(extent.kind);
     *at++ = static_cast<double>(extent.depth);
-    *at++ = static_cast<double>(extent.place);
+    *at++ = static_cast<double>(extent.file_offset);
     deepest = std::max(deepest, extent.depth);
   }
   auto object = Napi::Object::New(env);

@@ -66,7 +66,9 @@ Result<void> CleanCache::copy(Region* region, uint64_t offset, uint64_t ahead) {
 // image itself holds are left out, because another mapping may change them without a fault.
 Result<void> CleanCache::put(Region* region, uint64_t low, uint64_t high) {
   const uint64_t sub = geometry_.sub_block_size();
-  const auto wanted = [&](uint64_t at) { return !region->is_mapped(at) && (!writable_ || image_->place(at) == 0); };
+  const auto wanted = [&](uint64_t at) {
+    return !region->is_mapped(at) && (!writable_ || image_->file_offset(at) == 0);
+  };
   const auto next = [&](uint64_t at) { return std::min(high, at / sub * sub + sub); };
   for (uint64_t at = low; at < high;) {
     uint64_t end = at;

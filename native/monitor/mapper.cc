@@ -24,7 +24,7 @@ Result<void> Mapper::map_extent(Region* region, uint64_t offset, const Extent& e
   uint64_t to = made ? high : std::min(high, offset / sub * sub + sub);
   while (to < high && !region->is_mapped(to)) to = std::min(high, to / sub * sub + sub);
 
-  const uint64_t in_file = extent.place + (from - extent.offset);
+  const uint64_t in_file = extent.file_offset + (from - extent.offset);
   void* address = region->at(from);
   // Other mappings of the image may still show these blocks as clean copies. Drop them before this
   // mapping can be written.
@@ -37,8 +37,8 @@ Result<void> Mapper::map_extent(Region* region, uint64_t offset, const Extent& e
   // mapped runs are not neighbours in the file.
   const bool left = from > region->offset() && region->is_mapped(from - 1);
   const bool right = to < region->end() && region->is_mapped(to);
-  const bool joins_left = left && image_->place(from - 1) == in_file - 1;
-  const bool joins_right = right && image_->place(to) == in_file + (to - from);
+  const bool joins_left = left && image_->file_offset(from - 1) == in_file - 1;
+  const bool joins_right = right && image_->file_offset(to) == in_file + (to - from);
   count_boundaries(region, from, (joins_left ? 0 : 1) + (joins_right ? 0 : 1) - boundaries_between(*region, from, to));
   take_over(region, from, to);
   faults_->wake(address, to - from);
@@ -126,7 +126,7 @@ bool Mapper::map_chunk(Region* region, uint64_t chunk, int64_t* pieces) {
     auto extent = image_->held(at);
     if (!extent || !extent->length) return false;
     const uint64_t to = std::min(end, extent->offset + extent->length);
-    const uint64_t in_file = extent->place + (at - extent->offset);
+    const uint64_t in_file = extent->file_offset + (at - extent->offset);
     if (!map_blocks(region->at(at), to - at, region->protection(), in_file)) return false;
     if (in_file != expected) (*pieces)++;
     expected = in_file + (to - at);

@@ -82,7 +82,7 @@ void Session::zap_chunk(const Region& region, uint64_t start, const std::vector<
       at = next(at);
       continue;
     }
-    const uint64_t place = extent->place + (at - extent->offset);
+    const uint64_t place = extent->file_offset + (at - extent->offset);
     const uint64_t window = place / Demotion::kWindow;
     // To the end of the run, or of its part in this window.
     const uint64_t to =

@@ -53,7 +53,7 @@ struct Sample {
     const auto view = MUST(image->view(snapshot));
     for (const MapExtent& extent : MUST(image->map(view.get(), 0, {})).extents)
       if (extent.kind == ExtentKind::kData && offset - extent.offset < extent.length)
-        return extent.place + offset - extent.offset;
+        return extent.file_offset + offset - extent.offset;
     CHECK(false);
     return 0;
   }

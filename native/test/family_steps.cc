@@ -376,7 +376,8 @@ void Family::read_on() {
     if (extent.kind == ExtentKind::kData) {
       const int descriptor = ::open(batch.chain[extent.depth].path.c_str(), O_RDONLY | O_CLOEXEC);
       if (descriptor < 0 && errno == ENOENT) continue;  // it was renamed since the reader has opened it
-      CHECK(descriptor >= 0 && pread(descriptor, found.data(), found.size(), static_cast<off_t>(extent.place)) >= 0);
+      CHECK(descriptor >= 0 &&
+            pread(descriptor, found.data(), found.size(), static_cast<off_t>(extent.file_offset)) >= 0);
       ::close(descriptor);
     }
     if (memcmp(found.data(), expected.data() + extent.offset, found.size()) != 0)

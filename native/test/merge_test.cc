@@ -189,7 +189,7 @@ void beside_a_deletion_that_waits(Next next, bool reopened, bool damaged) {
   }
   put(image.get(), 0, 4096, 'b');
   put(image.get(), kChunk, 4096, 'b');
-  const uint64_t place = image->place(kChunk);
+  const uint64_t place = image->file_offset(kChunk);
   MUST(image->snapshot("newer"));
   const auto flip = [&] { MUST(MUST(File::open(path, true, nullptr))->write(place + 9, "#", 1)); };
   if (damaged) {
@@ -264,7 +264,7 @@ void a_branch_that_is_stuck() {
   put(image.get(), 0, kBlock, 'a');
   MUST(image->snapshot("fork"));
   put(image.get(), kBlock, kBlock, 'b');
-  const uint64_t place = image->place(kBlock);
+  const uint64_t place = image->file_offset(kBlock);
   MUST(image->snapshot("bad"));
   MUST(image->snapshot("above"));
   MUST(image->rollback("fork"));
@@ -296,7 +296,7 @@ void scrub_beside_a_merge() {
   auto image = new_image(path);
   put(image.get(), 0, kBlock, 'a');
   put(image.get(), kChunk, kBlock, 'a');
-  const uint64_t place = image->place(kChunk);
+  const uint64_t place = image->file_offset(kChunk);
   MUST(image->snapshot("s"));
   MUST(image->add_checksums(nullptr));
   MUST(image->close());

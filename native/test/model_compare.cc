@@ -40,7 +40,7 @@ uint64_t compare_batch(const Image& image, const View* view, uint64_t offset, co
     if (extent.kind == ExtentKind::kData) {
       const int descriptor = open(batch.chain[extent.depth].path.c_str(), O_RDONLY | O_CLOEXEC);
       CHECK(descriptor >= 0);
-      CHECK(pread(descriptor, found.data(), found.size(), static_cast<off_t>(extent.place)) ==
+      CHECK(pread(descriptor, found.data(), found.size(), static_cast<off_t>(extent.file_offset)) ==
             static_cast<ssize_t>(found.size()));
       close(descriptor);
     }

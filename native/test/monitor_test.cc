@@ -254,7 +254,7 @@ void damaged_base(uint32_t block_size) {
     const auto view = MUST(base->view("base"));
     for (const MapExtent& extent : MUST(base->map(view.get(), 0, {})).extents)
       if (extent.kind == ExtentKind::kData && kMiB - extent.offset < extent.length)
-        place = extent.place + kMiB - extent.offset;
+        place = extent.file_offset + kMiB - extent.offset;
     MUST(base->close());
   }
   CHECK(place != 0);

@@ -107,7 +107,7 @@ void blocks(const XfsInFile& disk) {
   CHECK(extent.offset == 0 && extent.length == kBlocks * kBlock);
   disk.fill();
   void* mapped = mmap(nullptr, extent.length, PROT_READ | PROT_WRITE, MAP_SHARED, image->descriptor(),
-                      static_cast<off_t>(extent.place));
+                      static_cast<off_t>(extent.file_offset));
   CHECK(mapped != MAP_FAILED);
   memset(mapped, 'b', extent.length);
   // It has its space now: asking again needs none.

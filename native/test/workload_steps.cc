@@ -74,7 +74,7 @@ Workload::Stored Workload::store_sectors(bool flushed) {
   std::vector<uint8_t> bytes(count * kSector);
   const uint64_t first = extent.offset / kSector + within;
   for (uint64_t i = 0; i < count; i++) fill_sector(stamp, first + i, bytes.data() + i * kSector);
-  const uint64_t place = extent.place + within * kSector;
+  const uint64_t place = extent.file_offset + within * kSector;
   for (uint64_t i = 0; i < count; i++)
     for (World& world : cuts_.worlds) world.active[first + i].insert(stamp);
   CHECK(pwrite(image_->descriptor(), bytes.data(), bytes.size(), static_cast<off_t>(place)) ==

@@ -140,11 +140,11 @@ struct LayerInfo {
   uint64_t size = 0;      // bytes
 };
 
-// A run of the active layer's own bytes, whose places in the file are neighbours too.
+// A run of the active layer's own bytes that are neighbours in the file, too.
 struct Extent {
-  uint64_t offset = 0;  // bytes, in the image
-  uint64_t length = 0;  // bytes; 0: none
-  uint64_t place = 0;   // bytes, in the image's file
+  uint64_t offset = 0;       // bytes, in the image
+  uint64_t length = 0;       // bytes; 0: none
+  uint64_t file_offset = 0;  // bytes, in the image's file
 };
 
 // What a range of an image is: bytes in some file, zeros that a layer holds, or nothing anywhere (which reads as zeros).
@@ -155,8 +155,8 @@ struct MapExtent {
   uint64_t offset = 0;  // bytes, in the image
   uint64_t length = 0;  // bytes
   ExtentKind kind = ExtentKind::kHole;
-  uint64_t depth = 0;  // of the layer that holds it, in the chain: 0 is the one that was asked for. Not of a hole
-  uint64_t place = 0;  // bytes, in that layer's file; of kData only
+  uint64_t depth = 0;        // of the layer that holds it, in the chain: 0 is the one that was asked for. Not of a hole
+  uint64_t file_offset = 0;  // bytes, in that layer's file; of kData only
 };
 
 struct ExtentBatch {
@@ -177,7 +177,7 @@ struct DepthRange {
 // Bytes that one fault maps at most; a run of so many may be one huge page.
 inline constexpr uint64_t kLargestRun = uint64_t{2} << 20;
 
-// What a monitor knows of a fault's place.
+// What a monitor knows about the surroundings of a fault.
 struct FaultHint {
   uint64_t ahead = 0;        // bytes that may be allocated beyond it, because its writer goes on from there
   bool whole_block = false;  // worth a copy of the whole block at its first write
@@ -260,7 +260,7 @@ class Image {
   // the caller sees to it that nobody has the image mapped then.
   Result<void> resize(uint64_t size, bool shrink = false);
   // The id of a frozen layer with the present content: the newest where the active layer is empty, otherwise a new
-  // automatic snapshot called `name`.
+  // automatic snapshot named `name`.
   Result<uint64_t> freeze_for_clone(const std::string& name);
   Result<uint64_t> layer_id(const std::string& snapshot) const;  // empty: of the active layer
   // Points the image at another base without looking at the content (unsafe rebase). An empty path: no base.
@@ -281,20 +281,26 @@ class Image {
   // Reads all that has checksums from the disk. Fails where that could not be completed, not for what it finds.
   Result<ScrubReport> scrub(const Progress& progress) const;
 
-  // For a monitor, which maps the image's own blocks into memory. One thread at a time calls these four.
+  // For a monitor, which maps the image's own blocks into memory. One thread at a time calls these
+  // four.
   //
-  // The run of own bytes around `offset` that may be mapped for writing: at most the 2 MiB around it, within its chunk.
+  // Returns the run of own bytes around `offset` that may be mapped for writing: at most the 2 MiB
+  // around it, within its chunk.
   Result<Extent> held(uint64_t offset) const;
-  // Makes the place at `offset` the active layer's own, with disk space behind it. Returns what was made so around it, or, where
-  // it was its own already, the run as held() does. Where nothing lies below, up to `hint.ahead` bytes more are allocated. Where
-  // something does, the first write to a block copies one sub-block, a further one completes the block. kNoSpace changes nothing.
+  // Ensures that the active layer holds the sub-block at `offset`, with disk space. Returns the range
+  // that this call made the layer's own, or, if the layer held it already, the run that held() returns.
+  // If no lower layer holds anything there, up to `hint.ahead` more bytes are allocated. Otherwise the
+  // first write to a block copies one sub-block, and the next one completes the block. If the disk is
+  // full (kNoSpace), nothing changes.
   Result<Extent> make_writable(uint64_t offset, const FaultHint& hint, FaultWork* work);
-  // Allocates up to `length` bytes from `offset` on for a writer that will come there, as far as they are empty all the way down.
+  // Allocates up to `length` bytes from `offset` on, before a writer needs them. Stops at the first
+  // block that any layer holds.
   Result<void> allocate_ahead(uint64_t offset, uint64_t length);
-  // Completes every block of the chunk at `offset` from below, with disk space, so that it maps in few pieces.
+  // Copies to every block of the chunk at `offset` what lower layers hold, so that the chunk can be
+  // mapped in few pieces.
   Result<void> complete_chunk(uint64_t offset, FaultWork* work);
-  // Where the active layer's own byte at `offset` is in the file, or 0 where it is not its own.
-  uint64_t place(uint64_t offset) const;
+  // The offset in the file of the active layer's own byte at `offset`; 0 if the layer does not hold it.
+  uint64_t file_offset(uint64_t offset) const;
   int descriptor() const;  // of the image's file: what extents are mapped from
 
   // For an image that was opened by given descriptors: those of its bases' files as the chain is now.

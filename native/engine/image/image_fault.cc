@@ -67,14 +67,14 @@ Extent ActiveLayer::held_extent(uint64_t offset) const {
   Extent extent;
   extent.offset = low << shift;
   extent.length = std::min(high << shift, round_up<uint64_t>(size, kPageSize)) - extent.offset;
-  extent.place = in_file - (uint64_t{before} << shift);
+  extent.file_offset = in_file - (uint64_t{before} << shift);
   return extent;
 }
 
 // A discard of a part of a block leaves own sub-blocks without disk space: what is to be stored to gets it again.
 Result<Extent> ActiveLayer::mappable_extent(uint64_t offset) const {
   const Extent extent = held_extent(offset);
-  if (extent.length && image_.writable()) PCOW_TRY(own_blocks_.make_mappable(extent.place, extent.length));
+  if (extent.length && image_.writable()) PCOW_TRY(own_blocks_.make_mappable(extent.file_offset, extent.length));
   return extent;
 }
 
@@ -97,7 +97,7 @@ uint64_t ActiveLayer::own_offset(uint64_t offset) const {
   return (uint64_t{entry.index} << geometry.block_shift()) + within;
 }
 
-uint64_t Image::place(uint64_t offset) const {
+uint64_t Image::file_offset(uint64_t offset) const {
   const ImageState& state = *state_;
   const std::shared_lock lock(state.gate);
   return state.active_layer.own_offset(offset);
@@ -159,7 +159,7 @@ Result<Extent> ActiveLayer::make_writable(uint64_t offset, const FaultHint& hint
   Extent extent = held_extent(offset);
   const uint64_t end = std::min(made->to, extent.offset + extent.length);
   if (extent.offset < made->from) {
-    extent.place += made->from - extent.offset;
+    extent.file_offset += made->from - extent.offset;
     extent.offset = made->from;
   }
   extent.length = end - extent.offset;

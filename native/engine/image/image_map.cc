@@ -93,7 +93,7 @@ class ExtentList {
     if (!extents_->empty()) {
       MapExtent& last = extents_->back();
       if (last.offset + last.length == extent.offset && last.kind == extent.kind && last.depth == extent.depth &&
-          (extent.kind != ExtentKind::kData || last.place + last.length == extent.place)) {
+          (extent.kind != ExtentKind::kData || last.file_offset + last.length == extent.file_offset)) {
         last.length += extent.length;
         return;
       }
@@ -167,7 +167,7 @@ class ChunkOfWalk {
     made.length = uint64_t{end - number} << geometry_.sub_block_shift();
     made.kind = !held ? ExtentKind::kHole : held->index ? ExtentKind::kData : ExtentKind::kZero;
     if (held) made.depth = held->depth;
-    if (held && held->index) made.place = (uint64_t{held->index} << geometry_.block_shift()) + within;
+    if (held && held->index) made.file_offset = (uint64_t{held->index} << geometry_.block_shift()) + within;
     return made;
   }
 
