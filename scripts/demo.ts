@@ -52,7 +52,7 @@ async function play(): Promise<void> {
   stage.scene('A snapshot while the guest writes: one write to a control file, and the guest is not stopped');
   await stage.inGuest('(while echo tick >> /mnt/ticks; do sync; done) > /dev/null 2>&1 & echo $! > /ticker; sleep 1');
   await stage.shell('echo before-upgrade > mnt/.pcow/vm1/snapshot');
-  await stage.shell('grep -o "last_freeze_nanoseconds.*" mnt/.pcow/vm1/status');
+  await stage.shell('grep -o "lastFreezeNs.*" mnt/.pcow/vm1/status');
   await stage.inGuest('kill $(cat /ticker) && sync && wc -l < /mnt/ticks');
   await stage.shell('cat mnt/.pcow/vm1/snapshots');
 

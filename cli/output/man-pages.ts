@@ -34,8 +34,9 @@ const PCOW_SECTIONS: Section[] = [
   {
     title: 'Output',
     paragraphs: [
-      'With --json commands print JSON: sizes in bytes, times in ISO 8601. Later versions may add fields, ' +
-        'but never rename or remove them.',
+      'With --json commands print JSON. Names are written like diskUse; sizes and offsets are in bytes, ' +
+        'times in ISO 8601, and other units are part of the name (p99Us, sumNs). Later versions may add ' +
+        'fields, but never rename or remove them.',
       'Long commands show their progress on standard error: as a bar on a terminal, or with --progress ' +
         'json as lines of JSON. Ctrl-C stops a command and leaves every image sound, also through a mount.',
       'Errors go to standard error: a line that tells what happened to which image, and usually a line ' +

@@ -8,8 +8,8 @@ namespace pcow {
 const char* fault_kind_name(FaultKind kind) {
   switch (kind) {
     case FaultKind::kExpansion: return "expansion";
-    case FaultKind::kCopyOnWrite: return "copy_on_write";
-    case FaultKind::kCleanCopy: return "clean_copy";
+    case FaultKind::kCopyOnWrite: return "copyOnWrite";
+    case FaultKind::kCleanCopy: return "cleanCopy";
     case FaultKind::kMapping: return "mapping";
   }
   return "";
@@ -40,17 +40,17 @@ struct Figure {
 };
 
 constexpr Figure kFigures[] = {
-    {"copied_bytes", &Statistics::copied_bytes},
-    {"clean_cache_bytes", &Statistics::clean_bytes},
-    {"clean_cache_dropped_bytes", &Statistics::clean_dropped},
+    {"copiedBytes", &Statistics::copied_bytes},
+    {"cleanCacheBytes", &Statistics::clean_bytes},
+    {"cleanCacheDroppedBytes", &Statistics::clean_dropped},
     {"mappings", &Statistics::mappings},
     {"promotions", &Statistics::promotions},
     {"demotions", &Statistics::demotions},
     {"stalls", &Statistics::stalls},
     {"stalled", &Statistics::stalled_now},
-    {"live_snapshots", &Statistics::snapshots},
-    {"last_freeze_nanoseconds", &Statistics::last_freeze_ns},
-    {"monitor_syncs", &Statistics::syncs},
+    {"liveSnapshots", &Statistics::snapshots},
+    {"lastFreezeNs", &Statistics::last_freeze_ns},
+    {"monitorSyncs", &Statistics::syncs},
 };
 
 }  // namespace

@@ -71,20 +71,20 @@ async function snapshot(
   const durable = performance.now() - began;
   await sleep(50);
   const { longestUs } = await guest.ask<Report>();
-  const { last_freeze_nanoseconds: freeze } = await readCounts(mount);
+  const { lastFreezeNs: freeze } = await readCounts(mount);
   return { stall: longestUs / 1000, durable, freeze: freeze / 1e6 };
 }
 
 /** The monitor's report, in nanoseconds, and faults by kind. */
 interface Counts {
-  last_freeze_nanoseconds: number;
+  lastFreezeNs: number;
   faults: Record<string, { count: number; p50Us: number; p99Us: number }>;
 }
 
 async function readCounts({ mountpoint }: Mount): Promise<Counts> {
   const text = await readFile(path.join(mountpoint, '.pcow/vm/status'), 'utf8');
   const { attached } = JSON.parse(text) as { attached: { monitor: Counts | null } | null };
-  return attached?.monitor ?? { last_freeze_nanoseconds: 0, faults: {} };
+  return attached?.monitor ?? { lastFreezeNs: 0, faults: {} };
 }
 
 async function stalls({ stand, record, short, say }: Bench): Promise<void> {
@@ -200,7 +200,10 @@ async function work({ stand, record, short, say }: Bench): Promise<void> {
       const spent = { row: [bytesOf(mapped)], better: 'less' as const };
       record.add({ ...spent, table: 'work sync', system: 'until durable', unit: 'ms' }, durable);
       for (const [kind, { count, p50Us, p99Us }] of Object.entries(counts.faults)) {
-        const of = { row: [bytesOf(mapped), kind.replaceAll('_', ' ')], better: 'less' as const };
+        const of = {
+          row: [bytesOf(mapped), kind.replace(/[A-Z]/g, (letter) => ` ${letter.toLowerCase()}`)],
+          better: 'less' as const,
+        };
         const faults = count - (countsBefore.faults[kind]?.count ?? 0);
         record.add({ ...of, table: 'work faults', system: 'faults', unit: 'in ten seconds' }, faults);
         record.add({ ...of, table: 'work latencies', system: 'p50', unit: 'µs' }, p50Us);

@@ -9,9 +9,9 @@ import type { PcowMount } from '../images/mount-table.js';
 import { naturalOrder } from '../images/natural-order.js';
 
 /** What a page fault needs: a new block, a copy of data from below, a clean copy that is only read, or a mapping alone. */
-export type FaultKind = 'expansion' | 'copy_on_write' | 'clean_copy' | 'mapping';
+export type FaultKind = 'expansion' | 'copyOnWrite' | 'cleanCopy' | 'mapping';
 
-export const FAULT_KINDS: readonly FaultKind[] = ['expansion', 'copy_on_write', 'clean_copy', 'mapping'];
+export const FAULT_KINDS: readonly FaultKind[] = ['expansion', 'copyOnWrite', 'cleanCopy', 'mapping'];
 
 /** Page faults of one kind. */
 export interface FaultFigures {
@@ -137,16 +137,16 @@ function monitorFigures(figures: Json): Activity['monitor'] {
   return {
     faults: {
       expansion: fault('expansion'),
-      copy_on_write: fault('copy_on_write'),
-      clean_copy: fault('clean_copy'),
+      copyOnWrite: fault('copyOnWrite'),
+      cleanCopy: fault('cleanCopy'),
       mapping: fault('mapping'),
     },
-    copiedBytes: numberOf(figures.copied_bytes),
+    copiedBytes: numberOf(figures.copiedBytes),
     cleanCacheBytes: numberOf(figures.clean_cache_bytes),
     mappings: numberOf(figures.mappings),
     stalls: numberOf(figures.stalls),
     stalledNow: numberOf(figures.stalled),
-    snapshots: numberOf(figures.live_snapshots),
+    snapshots: numberOf(figures.liveSnapshots),
   };
 }
 

@@ -26,7 +26,7 @@ test('a progress bar fits, and is complete if there is room', (t) => {
 
 const monitor = {
   faults: Object.fromEntries(
-    ['expansion', 'copy_on_write', 'clean_copy', 'mapping'].map((kind) => [kind, { count: 100_000, p99Us: 1000 }]),
+    ['expansion', 'copyOnWrite', 'cleanCopy', 'mapping'].map((kind) => [kind, { count: 100_000, p99Us: 1000 }]),
   ),
   copiedBytes: 2 ** 33,
   cleanCacheBytes: 2 ** 33,

@@ -104,7 +104,7 @@ test.serial(
     }
     const last: number[] = [];
     for (const disk of disks) {
-      t.is((await monitorReport(mount, disk.name)).live_snapshots, SNAPSHOTS);
+      t.is((await monitorReport(mount, disk.name)).liveSnapshots, SNAPSHOTS);
       last.push(await durable(guest, disk, (disk.held.at(-1) ?? 0) + 8));
     }
     await guest.kill();

@@ -211,7 +211,7 @@ test.serial('the monitor does snapshot, delete and rename', async (t) => {
   await renaming;
   const metrics = readFile(mount.control('vm1', 'metrics'), 'utf8');
   t.is(await it.ask('next'), 'status 0 ');
-  await it.ask('done {"copied_bytes":3,"mappings":"4","faults":{"copy":{"sumNs":1500,"buckets":[1,0,2]},"other":7}}');
+  await it.ask('done {"copiedBytes":3,"mappings":"4","faults":{"copy":{"sumNs":1500,"buckets":[1,0,2]},"other":7}}');
   const text = await metrics;
   t.regex(text, /^pcow_copied_bytes_total\{image="vm1"\} 3$/m);
   t.notRegex(text, /pcow_mappings/, 'what is no number');

@@ -123,13 +123,13 @@ test.serial('an fsync of the flat file by another process makes the attached one
   const mount = await mountedContent(t);
   const tool = await monitored(t, await program('map-tool', mount.scratch), [mount.file('vm1')]);
   t.is(await tool.ask('write 0 1 99'), 'ok');
-  const before = (await monitorReport(mount, 'vm1')).monitor_syncs;
+  const before = (await monitorReport(mount, 'vm1')).monitorSyncs;
   await run('sync', [mount.file('vm1')]);
   await run('sync', ['--data', mount.file('vm1')]);
   let after = before;
   for (let tries = 0; tries < 100 && after === before; ++tries) {
     await sleep(20); // a report may be a moment old
-    after = (await monitorReport(mount, 'vm1')).monitor_syncs;
+    after = (await monitorReport(mount, 'vm1')).monitorSyncs;
   }
   t.is(after, (before ?? NaN) + 2);
   await tool.end();

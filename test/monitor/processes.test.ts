@@ -88,7 +88,7 @@ test.serial('msync over two images makes both durable', async (t) => {
   const cases = await program('process-cases', mount.scratch);
   const conversation = await monitored(t, cases, [mount.file('vm1'), 'two-images', mount.file('vm2')]);
   t.is(conversation.greeting, 'synced');
-  for (const name of ['vm1', 'vm2']) t.is((await monitorReport(mount, name)).monitor_syncs, 1, name);
+  for (const name of ['vm1', 'vm2']) t.is((await monitorReport(mount, name)).monitorSyncs, 1, name);
   await conversation.end();
 });
 

@@ -72,8 +72,8 @@ test.serial('snapshots under threads that write over a base and over holes are c
   }
   t.true(first?.equals(await readFile(mount.control('vm1', 'at', 's0'))), 'a frozen layer never changes');
   const report = await monitorReport(mount, 'vm1');
-  t.is(report.live_snapshots, count);
-  t.true((report.faults.copy_on_write?.count ?? 0) > count);
+  t.is(report.liveSnapshots, count);
+  t.true((report.faults.copyOnWrite?.count ?? 0) > count);
   await writer.end('SIGKILL');
   await attachedTo(mount, 'vm1', null);
   const rest = checkCut(await readFile(mount.file('vm1')), SHAPE);

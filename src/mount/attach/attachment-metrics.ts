@@ -17,20 +17,20 @@ interface Figure {
 }
 
 const FIGURES: Figure[] = [
-  counter('copied_bytes', 'pcow_copied_bytes_total', 'Bytes copied from lower layers.'),
-  gauge('clean_cache_bytes', 'pcow_clean_cache_bytes', 'Resident clean copies of lower blocks.'),
-  counter('clean_cache_dropped_bytes', 'pcow_clean_cache_dropped_bytes_total', 'Clean copies dropped for the budget.'),
+  counter('copiedBytes', 'pcow_copied_bytes_total', 'Bytes copied from lower layers.'),
+  gauge('cleanCacheBytes', 'pcow_clean_cache_bytes', 'Resident clean copies of lower blocks.'),
+  counter('cleanCacheDroppedBytes', 'pcow_clean_cache_dropped_bytes_total', 'Clean copies dropped for the budget.'),
   gauge('mappings', 'pcow_mappings', 'Memory mappings in use (an upper estimate).'),
   counter('promotions', 'pcow_promotions_total', 'Fragmented chunks that were completed.'),
   counter('demotions', 'pcow_demotions_total', 'Windows of 2 MiB of the image file whose pages were made small.'),
   counter('stalls', 'pcow_stalls_total', 'Faults that waited for the disk (full or failing).'),
   gauge('stalled', 'pcow_stalled', 'Faults that wait for the disk now (full or failing).'),
-  counter('live_snapshots', 'pcow_live_snapshots_total', 'Snapshots of the running guest.'),
+  counter('liveSnapshots', 'pcow_live_snapshots_total', 'Snapshots of the running guest.'),
   {
-    ...gauge('last_freeze_nanoseconds', 'pcow_last_freeze_seconds', 'How long the last snapshot froze the memory.'),
+    ...gauge('lastFreezeNs', 'pcow_last_freeze_seconds', 'How long the last snapshot froze the memory.'),
     perUnit: 1e9,
   },
-  counter('monitor_syncs', 'pcow_monitor_syncs_total', 'Flushes of the guest.'),
+  counter('monitorSyncs', 'pcow_monitor_syncs_total', 'Flushes of the guest.'),
 ];
 
 interface Report {
@@ -73,7 +73,7 @@ function faultSeconds(reports: Report[]): Family {
       const { buckets, sumNs } = isRecord(fault) ? fault : {};
       if (!isCounts(buckets) || typeof sumNs !== 'number') return [];
       const bounds = buckets.slice(1).map((_, at) => 2 ** at / 1e6);
-      return histogramSamples({ image, kind }, bounds, buckets, sumNs / 1e9);
+      return histogramSamples({ image, kind: labelOf(kind) }, bounds, buckets, sumNs / 1e9);
     }),
   );
   return {
@@ -82,6 +82,11 @@ function faultSeconds(reports: Report[]): Family {
     help: "Time from a page fault's event to its answer.",
     samples,
   };
+}
+
+/** `copyOnWrite` in the report is `copy_on_write` in a label, as Prometheus's names are written. */
+function labelOf(kind: string): string {
+  return kind.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`);
 }
 
 function isRecord(value: unknown): value is Record<string, unknown> {
