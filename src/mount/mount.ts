@@ -15,7 +15,7 @@ import { AttributeSource } from './fuse/attributes.js';
 import { Catalog } from './images/catalog.js';
 import { Commands } from './control/commands.js';
 import { MountContext } from './context.js';
-import { Cutter } from './control/cut.js';
+import { Cutter } from './cut/cutter.js';
 import { sentenceOf } from './failure.js';
 import { type FuseOptions, FuseSession } from './fuse/session.js';
 import { handOver } from './daemon/hand-over.js';

@@ -12,7 +12,7 @@ import { type AttachEvent, type AttachServer, startAttachServer } from '../../en
 import { PcowError } from '../../engine/index.js';
 import type { AttributeSource } from '../fuse/attributes.js';
 import type { Catalog } from '../images/catalog.js';
-import type { Cutter } from '../control/cut.js';
+import type { Cutter } from '../cut/cutter.js';
 import { errnoOf, refusal, sentenceOf } from '../failure.js';
 import { describeProcess, textOf } from '../../engine/processes.js';
 import type { ImageEntry } from '../images/image-entry.js';

@@ -5,11 +5,11 @@
  */
 import { chmod, chown, realpath } from 'node:fs/promises';
 
-import { LiveSnapshot } from '../attach/live-snapshot.js';
+import { LiveSnapshot } from '../cut/live-snapshot.js';
 import { isGone, type Monitor } from '../../attach/monitor.js';
 import { checkSnapshotName, Image, PcowError, snapshotTogether, takingAway } from '../../engine/index.js';
 import type { Catalog, Found } from '../images/catalog.js';
-import type { Cutter } from './cut.js';
+import type { Cutter } from '../cut/cutter.js';
 import { automaticName } from '../../images/automatic-name.js';
 import { errnoOf } from '../failure.js';
 import { flatFileOnly, type ImageEntry, snapshotFile } from '../images/image-entry.js';
