@@ -1,3 +1,5 @@
+// The file is longer than others, because it holds one state machine: each state of a connection,
+// and what leads out of it.
 #include "addon/attach_server.h"
 
 #include <fcntl.h>

@@ -162,6 +162,12 @@ async function run(bench: Bench): Promise<void> {
     }
   }
 
+  await memory(bench, bases, length);
+  await bases.end();
+}
+
+/** Reads and writes of memory that has been touched once. */
+async function memory({ stand, record, say }: Bench, bases: Mount, length: number): Promise<void> {
   say('mapping: memory once touched');
   const vm = await prepared(bases, 'nothing', length);
   const raw = stand.fresh('raw');
@@ -176,7 +182,6 @@ async function run(bench: Bench): Promise<void> {
   }
   await vm.remove();
   await rm(raw);
-  await bases.end();
 }
 
 /**

@@ -5,6 +5,9 @@
  * Every method that returns a Promise works on another thread, concurrently with the others.
  * Changes of the structure (snapshot, rollback, delete, resize) of one image are done one after the
  * other. Every failure throws or rejects with a PcowError.
+ *
+ * The file is longer than others, because the class is the library's main interface and each method
+ * has its documentation here.
  */
 import { fromNative, isPcowError, PcowError, translated, translatedNow } from './errors.js';
 import { extentsOf } from './extents.js';
