@@ -22,8 +22,7 @@ namespace pcow::addon {
 
 namespace {
 
-// At most this many threads wait for requests: surplus threads end, or wait aside, after they have
-// served theirs.
+// At most this many threads wait for requests: surplus threads end after they have served theirs.
 constexpr int kMostIdle = 10;
 
 struct Library {
@@ -94,12 +93,6 @@ class Loop {
     // Signals are for the threads that the program itself has started.
     const SignalsHeld held;
     const std::lock_guard lock(mutex_);
-    if (aside_ > called_) {
-      called_++;
-      idle_++;
-      call_.notify_one();
-      return true;
-    }
     pthread_t thread;
     const bool started = pthread_create(&thread, nullptr, &Loop::serve_on_thread, this) == 0;
     if (!started) return false;
@@ -114,21 +107,9 @@ class Loop {
     return nullptr;
   }
 
-  // A thread of the loop. For each thread that has called JavaScript, fuse-native keeps a buffer and
-  // a libuv handle, and never frees them. So such a thread does not end when there are too many: it
-  // waits aside, without its own buffer, until start() calls it.
+  // A thread of the loop. While it serves a request, another thread must wait for the next one,
+  // because a request may take any length of time.
   void serve() {
-    bool asked_javascript = false;
-    while (serve_until_surplus(&asked_javascript) && asked_javascript && wait_aside()) {
-    }
-    const std::lock_guard lock(mutex_);
-    if (--threads_ == 0) ended_.notify_all();
-  }
-
-  // Returns false if the session has ended, or if there is no memory for a request. While this
-  // thread serves a request, another thread must wait for the next one, because a request may take
-  // any length of time.
-  bool serve_until_surplus(bool* asked_javascript) {
     const Buffer buffer(largest_);
     while (buffer.is_there() && !library_.exited(session_)) {
       fuse_chan* channel = channel_;
@@ -138,32 +119,13 @@ class Loop {
       // If no thread can be started, the existing ones must do.
       if (--idle_ == 0) (void)start();
       if (!serve_directly(buffer, static_cast<size_t>(length))) {
-        *asked_javascript = true;
         pass_on(buffer.request(), static_cast<size_t>(length));
         idle_++;
       }
-      if (is_surplus()) return true;
+      if (is_surplus()) return end();
     }
     idle_--;
-    if (buffer.is_there()) end_aside();
-    return false;
-  }
-
-  // Returns false if the session has ended.
-  bool wait_aside() {
-    std::unique_lock lock(mutex_);
-    aside_++;
-    call_.wait(lock, [&] { return called_ > 0 || session_ended_; });
-    aside_--;
-    if (called_ == 0) return false;
-    called_--;
-    return true;
-  }
-
-  void end_aside() {
-    const std::lock_guard lock(mutex_);
-    session_ended_ = true;
-    call_.notify_all();
+    end();
   }
 
   // Returns true if this thread no longer counts as waiting, because more than enough do. Enough
@@ -173,6 +135,11 @@ class Loop {
     while (idle > kMostIdle)
       if (idle_.compare_exchange_weak(idle, idle - 1)) return true;
     return false;
+  }
+
+  void end() {
+    const std::lock_guard lock(mutex_);
+    if (--threads_ == 0) ended_.notify_all();
   }
 
   // Returns false if libfuse must serve the request. Otherwise this thread counts as waiting again.
@@ -254,10 +221,6 @@ class Loop {
   std::mutex mutex_;  // guards the rest
   std::condition_variable ended_;
   int threads_ = 0;
-  std::condition_variable call_;  // for the threads that wait aside
-  int aside_ = 0;                 // threads that wait aside, including those that are called
-  int called_ = 0;                // of these, the ones that serve requests again
-  bool session_ended_ = false;
 };
 
 }  // namespace

@@ -250,14 +250,14 @@ void each_kind_of_damage() {
   damage(directory, good, "a high bit of an entry", set_word(place, word | uint64_t{1} << 63),
          {"entry", place, "bits set that are always zero"});
   damage(directory, good, "bits over the sub-blocks", set_word(place, word | 0x00100010),
-         {"entry", place, "sub-blocks that a block has not"});
+         {"entry", place, "sub-blocks that a block does not have"});
   unlink(lost.c_str());
   damage(directory, good, "durable bits too many", set_word(place, word & ~uint64_t{2}),
-         {"entry", place, "calls sub-blocks durable"}, {0});
+         {"entry", place, "marks sub-blocks as durable"}, {0});
   // The sub-block that the entry does not hold any more is kept.
   CHECK(load(lost).size() == kBlock && load(lost)[4096] == '1');
   damage(directory, good, "the same, mended anew", set_word(place, word & ~uint64_t{2}),
-         {"entry", place, "calls sub-blocks durable"}, {0});
+         {"entry", place, "marks sub-blocks as durable"}, {0});
   CHECK(load(lost).size() == kBlock);
   damage(directory, good, "written bits that are not durable", set_word(place, word & ~uint64_t{0x20000}),
          {"entry", place, "not durable"});

@@ -1,14 +1,11 @@
 /**
- * A mount that runs for months: images, snapshots, attachments and requests that have come and gone
+ * A mount that runs for months: images, snapshots and attachments that have come and gone
  * leave no descriptor, no mapping of an image file, and no memory.
  */
-import { execFile } from 'node:child_process';
-import { once } from 'node:events';
-import { open, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
+import { open, readdir, readFile, rm, stat } from 'node:fs/promises';
 import { connect } from 'node:net';
 import path from 'node:path';
 import { text } from 'node:stream/consumers';
-import { promisify } from 'node:util';
 
 import test, { type ExecutionContext } from 'ava';
 
@@ -17,8 +14,6 @@ import { eventually } from '../helpers/eventually.js';
 import { imagesFor, MiB, type TestMount } from '../helpers/mount.js';
 import { Conversation, program } from '../helpers/program.js';
 import type { Memory } from './tells-memory.js';
-
-const run = promisify(execFile);
 
 /** Rounds before the first measurement: a mount then has everything that it keeps. */
 const WARM = 5;
@@ -36,7 +31,6 @@ interface Footprint extends Memory {
   descriptors: number;
   /** The number of image files. */
   mappings: number;
-  threads: number;
 }
 
 async function mountThatTells(t: ExecutionContext<unknown>, images: Record<string, number>): Promise<TestMount> {
@@ -61,16 +55,11 @@ async function footprintOf(mount: TestMount): Promise<Footprint> {
   const socket = connect(socketOf(mount));
   socket.write('memory');
   const memory = JSON.parse(await text(socket)) as Memory;
-  const [descriptors, threads, maps] = await Promise.all([
-    readdir(`/proc/${pid}/fd`),
-    readdir(`/proc/${pid}/task`),
-    readFile(`/proc/${pid}/maps`, 'utf8'),
-  ]);
+  const [descriptors, maps] = await Promise.all([readdir(`/proc/${pid}/fd`), readFile(`/proc/${pid}/maps`, 'utf8')]);
   return {
     ...memory,
     descriptors: descriptors.length,
     mappings: maps.match(/\.pcow(?: \(deleted\))?$/gm)?.length ?? 0,
-    threads: threads.length,
   };
 }
 
@@ -151,48 +140,4 @@ test.serial('clones that are removed without the mount', async (t) => {
     await rm(mount.image(name));
     await readdir(mount.point);
   });
-});
-
-/** More than the mount keeps ready. */
-const AT_ONCE = 40;
-const BURSTS = 5;
-
-test.serial('many requests at once, again and again', async (t) => {
-  const mount = await mountThatTells(t, { vm1: MiB });
-  const fifo = path.join(mount.scratch, 'fifo');
-  await run('mkfifo', [fifo]);
-  // Each line: that many fstat(2) at the same time, of a file whose attributes JavaScript answers.
-  const asker = Conversation.begin(
-    t,
-    'python3',
-    '-c',
-    `import os, sys, threading
-file = os.open(sys.argv[1], os.O_RDONLY)
-for line in sys.stdin:
-    threads = [threading.Thread(target=os.fstat, args=(file,)) for _ in range(int(line))]
-    for thread in threads: thread.start()
-    for thread in threads: thread.join()
-    print("done", flush=True)`,
-    path.join(mount.point, '.pcow', 'help'),
-  );
-  t.is(await asker.ask('1'), 'done');
-  const threads = async (): Promise<number> => (await readdir(`/proc/${mount.daemon.pid ?? 0}/task`)).length;
-  const burst = async (): Promise<void> => {
-    const socket = connect(socketOf(mount));
-    socket.write(`wait ${fifo}`);
-    await once(socket, 'data');
-    const waiting = asker.ask(String(AT_ONCE));
-    await eventually(async () => (await threads()) > AT_ONCE);
-    await writeFile(fifo, 'go on');
-    t.is(await waiting, 'done');
-    socket.destroy();
-  };
-  await burst();
-  const before = await footprintOf(mount);
-  for (let count = 0; count < BURSTS; ++count) await burst();
-  const after = await footprintOf(mount);
-  t.log(before, after);
-  t.true(after.threads <= before.threads, `threads: ${before.threads}, ${after.threads}`);
-  // fuse-native keeps more than 400 bytes for each thread that has asked JavaScript.
-  t.true(after.buffers < before.buffers + 100 * AT_ONCE, `buffers: ${before.buffers}, ${after.buffers}`);
 });

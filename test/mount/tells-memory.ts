@@ -1,9 +1,8 @@
 /**
  * Loaded into a mount's process before everything else (NODE_OPTIONS): on PCOW_TEST_SOCKET the
- * process tells how much memory it uses, and can be made to stop answering.
+ * process tells how much memory it uses.
  */
 import { createServer } from 'node:net';
-import { readFileSync } from 'node:fs';
 import { setImmediate as turn } from 'node:timers/promises';
 import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
@@ -13,8 +12,6 @@ import { rememberedFiles } from '../../src/engine/native-operations.js';
 export interface Memory {
   /** Bytes of JavaScript objects. */
   heap: number;
-  /** Bytes of buffers. */
-  buffers: number;
   /** The files of which the native operations remember something. */
   remembered: number;
 }
@@ -33,21 +30,11 @@ async function memory(): Promise<Memory> {
     collect();
     await turn();
   }
-  const { heapUsed, arrayBuffers } = process.memoryUsage();
-  return { heap: heapUsed, buffers: arrayBuffers, remembered: rememberedFiles() };
+  return { heap: process.memoryUsage().heapUsed, remembered: rememberedFiles() };
 }
 
-/** "memory", or "wait FIFO": nothing is answered in JavaScript until the FIFO has been written. */
 const server = createServer((socket) => {
-  socket.setEncoding('utf8').once('data', (text: string) => {
-    const [word, file = ''] = text.trim().split(' ');
-    if (word === 'wait') {
-      socket.write('waiting\n', () => {
-        readFileSync(file);
-        socket.end();
-      });
-      return;
-    }
+  socket.once('data', () => {
     void memory().then((it) => socket.end(JSON.stringify(it)));
   });
 });
