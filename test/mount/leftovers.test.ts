@@ -114,15 +114,21 @@ test.serial('snapshots that are taken, read and deleted', async (t) => {
   });
 });
 
+/** A clone of the snapshot `s`, with a byte of its own. Returns its name. */
+async function writtenClone(mount: TestMount, number: number): Promise<string> {
+  const name = `c${number}${LONG}`;
+  await mount.write(`${name} s`, 'vm1', 'clone');
+  const file = await open(mount.file(name), 'r+');
+  await file.write('x');
+  await file.close();
+  return name;
+}
+
 test.serial('clones that are made, read and removed', async (t) => {
   const mount = await mountThatTells(t, { vm1: MiB });
   await mount.write('s', 'vm1', 'snapshot');
   await leavesNothing(t, mount, { rounds: effort(20, 1000) }, async (number) => {
-    const name = `c${number}${LONG}`;
-    await mount.write(`${name} s`, 'vm1', 'clone');
-    const file = await open(mount.file(name), 'r+');
-    await file.write('x');
-    await file.close();
+    const name = await writtenClone(mount, number);
     await stat(mount.control(name, 'status'));
     await mount.write(name, name, 'remove');
   });
@@ -132,11 +138,7 @@ test.serial('clones that are removed without the mount', async (t) => {
   const mount = await mountThatTells(t, { vm1: MiB });
   await mount.write('s', 'vm1', 'snapshot');
   await leavesNothing(t, mount, { rounds: effort(20, 1000) }, async (number) => {
-    const name = `c${number}${LONG}`;
-    await mount.write(`${name} s`, 'vm1', 'clone');
-    const file = await open(mount.file(name), 'r+');
-    await file.write('x');
-    await file.close();
+    const name = await writtenClone(mount, number);
     await rm(mount.image(name));
     await readdir(mount.point);
   });
