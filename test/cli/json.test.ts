@@ -181,7 +181,7 @@ test('every command has --json, except those whose output is not a report', asyn
   const without = commands.filter(({ options }) => !options.some(({ long }) => long === '--json'));
   t.deepEqual(
     without.map((command) => command.name()),
-    ['map', 'libvirt-xml', 'run', 'completion', 'exit-codes'],
+    ['map', 'login', 'logout', 'libvirt-xml', 'run', 'completion', 'exit-codes'],
   );
 });
 
