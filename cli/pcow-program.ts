@@ -35,7 +35,7 @@ const COMMANDS: Readonly<Record<string, () => Promise<Add>>> = {
   push: async () => (await import('./commands/push.js')).addPush,
   pull: async () => (await import('./commands/pull.js')).addPull,
   login: async () => (await import('./commands/login.js')).addLogin,
-  logout: async () => (await import('./commands/login.js')).addLogout,
+  logout: async () => (await import('./commands/logout.js')).addLogout,
   check: async () => (await import('./commands/check.js')).addCheck,
   scrub: async () => (await import('./commands/scrub.js')).addScrub,
   recover: async () => (await import('./commands/recover.js')).addRecover,

@@ -1,7 +1,7 @@
 import { createInterface } from 'node:readline/promises';
 import { Writable } from 'node:stream';
 import type { Command } from 'commander';
-import { loginToRegistry, logoutOfRegistry } from '../../src/registry/index.js';
+import { loginToRegistry } from '../../src/registry/index.js';
 import { parseHost } from '../../src/registry/reference.js';
 import { textOf } from '../input-text.js';
 import { Failure } from '../output/errors.js';
@@ -35,16 +35,6 @@ export function addLogin(program: Command): void {
   });
 }
 
-export function addLogout(program: Command): void {
-  const command = program
-    .command('logout')
-    .summary('forget the credentials for a registry')
-    .description('Removes what “pcow login” keeps for a registry.')
-    .argument('<host>', 'HOST or HOST:PORT of the registry')
-    .action(logout);
-  addNotes(command, { examples: [{ command: 'pcow logout registry.example.org', does: 'forgets the password' }] });
-}
-
 async function login(given: string, options: Options): Promise<void> {
   const host = parseHost(given);
   const username = options.username ?? (await ask('Username: ', true));
@@ -58,14 +48,6 @@ async function login(given: string, options: Options): Promise<void> {
   }
   const place = await loginToRegistry(host, { username, password }, httpOf(options));
   say(`logged in to ${host}: kept in ${place}`);
-}
-
-async function logout(given: string): Promise<void> {
-  const host = parseHost(given);
-  if (!(await logoutOfRegistry(host))) {
-    throw new Failure('PCOW_NOT_FOUND', `there are no credentials for ${host}`, 'nothing to forget');
-  }
-  say(`logged out of ${host}`);
 }
 
 /** On a terminal only. A password is not shown. */
