@@ -5,12 +5,11 @@
 import { decompressed, type LongOptions } from '../engine/index.js';
 import type { Begin, End } from '../stream/header.js';
 import { chained, checksumOf, encodeRecord, encodeText, RecordType } from '../stream/record.js';
-import { corrupt } from './manifest.js';
+import { sha256 } from './digest.js';
+import { corrupt, type ImageLayer } from './manifest.js';
 import { ordered } from './ordered.js';
 import { type Piece, type PieceIndex, runsOf } from './piece-index.js';
-import { sha256 } from './push.js';
 import { type BlobReader, cancelled, type Store } from './store.js';
-import type { ImageLayer } from './manifest.js';
 
 /** Bytes of the data blob that are asked for at once: many pieces for one round trip. */
 const GROUP = 4 << 20;

@@ -9,7 +9,8 @@ import path from 'node:path';
 import { pipeline } from 'node:stream/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { giveName, isPcowError, lockWriter, PcowError, removeName } from '../engine/index.js';
-import { ARTIFACT_TYPE, type Blob, blobOf, corrupt, digestOf, LONGEST_TEXT, MANIFEST_TYPE } from './manifest.js';
+import { digestOf } from './digest.js';
+import { ARTIFACT_TYPE, type Blob, blobOf, corrupt, LONGEST_TEXT, MANIFEST_TYPE } from './manifest.js';
 import { formatReference, isDigest, type LayoutReference } from './reference.js';
 import type { BlobReader, Store } from './store.js';
 

@@ -3,12 +3,11 @@
  * proves nothing: it comes from whoever wrote the manifest. So the local content is read, and must
  * be what the indexes of the registry say, piece by piece.
  */
-import type { Image } from '../engine/index.js';
+import type { Image, SnapshotInfo } from '../engine/index.js';
 import { ExportPlan, type Part } from '../stream/plan.js';
 import { canonicalPieces } from './canonical.js';
 import type { ImageConfig } from './manifest.js';
-import { NO_DIGEST, type PieceIndex } from './piece-index.js';
-import { sha256 } from './push.js';
+import { type PieceIndex, recordDigest } from './piece-index.js';
 
 /** The result of layersThere(). */
 export interface LayersThere {
@@ -16,6 +15,8 @@ export interface LayersThere {
   count: number;
   /** The name of a snapshot that has the identity of the next layer, but another content. */
   different: string | null;
+  /** The snapshot of the image itself, and not of its base, that is the uppermost of these layers. */
+  top: SnapshotInfo | null;
 }
 
 /** `indexOf`: of a layer in the registry. */
@@ -26,23 +27,27 @@ export async function layersThere(
   signal: AbortSignal | undefined,
 ): Promise<LayersThere> {
   const identities = layers.map(({ snapshot }) => snapshot.identity);
-  const newest = image
-    .snapshots({ countData: false })
+  const snapshots = image.snapshots({ countData: false });
+  const there = (count: number, different: string | null = null): LayersThere => {
+    const top = snapshots.find(({ identity }) => identity === identities[count - 1]);
+    return { count, different, top: top ?? null };
+  };
+  const newest = snapshots
     .filter(({ identity }) => identities.includes(identity))
     .sort((one, other) => identities.indexOf(one.identity) - identities.indexOf(other.identity))
     .at(-1);
-  if (newest === undefined) return { count: 0, different: null };
+  if (newest === undefined) return there(0);
   const plan = await ExportPlan.make(image, newest.id);
   try {
     let below: Part | null = null;
     for (const [at, { snapshot, size }] of layers.entries()) {
       const part = plan.parts.find((it) => it.snapshot?.identity === snapshot.identity);
-      if (part === undefined || !standsOn(part, below)) return { count: at, different: null };
+      if (part === undefined || !standsOn(part, below)) return there(at);
       const same = part.layer.size === size && (await isSame({ ...part, from: below }, await indexOf(at), signal));
-      if (!same) return { count: at, different: part.snapshot?.name ?? '' };
+      if (!same) return there(at, part.snapshot?.name ?? '');
       below = { ...part, from: below };
     }
-    return { count: layers.length, different: null };
+    return there(layers.length);
   } finally {
     await plan.close();
   }
@@ -61,7 +66,7 @@ async function isSame(part: Part, index: PieceIndex, signal: AbortSignal | undef
     if (at === index.count) return false;
     const piece = index.piece(at++);
     if (piece.number !== number || piece.data !== data || piece.zero !== zero) return false;
-    if (!piece.content.equals(bytes.length === 0 ? NO_DIGEST : sha256(bytes))) return false;
+    if (!piece.content.equals(recordDigest(bytes))) return false;
   }
   return at === index.count;
 }

@@ -2,8 +2,8 @@
  * The manifest and the config of an image in a registry (docs/registry.md). Both come from outside,
  * so everything in them is checked.
  */
-import { createHash } from 'node:crypto';
 import { checkBlockSize, checkCreated, checkSize, checkSnapshotName, isPcowError, PcowError } from '../engine/index.js';
+import { digestOf } from './digest.js';
 import { LONGEST_INDEX } from './piece-index.js';
 import { isDigest } from './reference.js';
 
@@ -41,10 +41,6 @@ export interface ImageConfig {
   blockSize: number;
   /** The lowest first. */
   layers: ImageLayer[];
-}
-
-export function digestOf(bytes: Uint8Array): string {
-  return `sha256:${createHash('sha256').update(bytes).digest('hex')}`;
 }
 
 export function blobOf(bytes: Uint8Array): Blob {

@@ -2,6 +2,7 @@
  * The index of a layer: where each of its pieces is in the data blob, what it covers, and its
  * digests (docs/registry.md). An index comes from outside, so parsing checks everything in it.
  */
+import { sha256 } from './digest.js';
 import { PcowError } from '../engine/index.js';
 
 /** Bytes of the image that one piece covers: measured by scripts/piece-sizes.ts. */
@@ -38,7 +39,12 @@ export interface Piece {
   content: Buffer;
 }
 
-export const NO_DIGEST = Buffer.alloc(32);
+const NO_DIGEST = Buffer.alloc(32);
+
+/** As a record has it: zeros where there are no bytes. */
+export function recordDigest(bytes: Uint8Array): Buffer {
+  return bytes.length === 0 ? NO_DIGEST : sha256(bytes);
+}
 
 export class IndexBuilder {
   readonly #records: Buffer[] = [];

@@ -20,7 +20,8 @@ import { receive, unfinishedOf } from '../stream/receive.js';
 import { removeReceipt } from '../stream/receipt.js';
 import { layerStream } from './layer-stream.js';
 import { layersThere } from './local-layers.js';
-import { corrupt, digestOf, type ImageConfig, parseConfig, parseManifest } from './manifest.js';
+import { digestOf } from './digest.js';
+import { corrupt, type ImageConfig, parseConfig, parseManifest } from './manifest.js';
 import { PieceIndex } from './piece-index.js';
 import { readWhole, type Store } from './store.js';
 
@@ -150,10 +151,8 @@ async function groundIn(
 ): Promise<Ground> {
   const image = await Image.open(file);
   try {
-    const { count } = await layersThere(image, config, indexOf, signal);
-    const identity = config.layers[count - 1]?.snapshot.identity;
-    const top = image.snapshots({ countData: false }).find((snapshot) => snapshot.identity === identity);
-    if (top !== undefined) return { file, layer: top.id, count };
+    const { count, top } = await layersThere(image, config, indexOf, signal);
+    if (top !== null) return { file, layer: top.id, count };
     throw new PcowError(
       'PCOW_NOT_FOUND',
       `${file} has no snapshot of ${store.name} on which another image could stand`,
@@ -259,7 +258,7 @@ async function whatIsThere(
 ): Promise<number> {
   const image = await Image.open(file);
   try {
-    const { count, different } = await layersThere(image, config, indexOf, signal);
+    const { count, different, top } = await layersThere(image, config, indexOf, signal);
     if (different !== null) {
       throw new PcowError(
         'PCOW_EXISTS',
@@ -269,10 +268,7 @@ async function whatIsThere(
         },
       );
     }
-    const top = image
-      .snapshots({ countData: false })
-      .some(({ identity }) => identity === config.layers[count - 1]?.snapshot.identity);
-    if (count === 0 || !top) {
+    if (top === null) {
       throw new PcowError(
         'PCOW_EXISTS',
         `${file} exists already, and has no snapshot of ${store.name} to which the others could be added`,

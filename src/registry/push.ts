@@ -18,7 +18,7 @@ import {
   MOST_LAYERS,
 } from './manifest.js';
 import { ordered } from './ordered.js';
-import { IndexBuilder, NO_DIGEST, PIECE, type Piece } from './piece-index.js';
+import { IndexBuilder, PIECE, type Piece, recordDigest } from './piece-index.js';
 import { cancelled, type Store } from './store.js';
 
 /** The level of zstd: measured by scripts/piece-sizes.ts. */
@@ -159,14 +159,10 @@ async function encodePiece({ number, data, zero, bytes }: PieceContent) {
     data,
     zero,
     stored: frame.length,
-    digest: bytes.length === 0 ? NO_DIGEST : sha256(frame),
-    content: bytes.length === 0 ? NO_DIGEST : sha256(bytes),
+    digest: recordDigest(frame),
+    content: recordDigest(bytes),
   };
   return { piece, frame, length: bytes.length };
-}
-
-export function sha256(bytes: Uint8Array): Buffer {
-  return createHash('sha256').update(bytes).digest();
 }
 
 /** The bytes as one chunk. */

@@ -12,7 +12,8 @@ import {
   skip,
   unreachable,
 } from './http.js';
-import { type Blob, blobOf, corrupt, digestOf, LONGEST_TEXT, MANIFEST_TYPE } from './manifest.js';
+import { digestOf } from './digest.js';
+import { type Blob, blobOf, corrupt, LONGEST_TEXT, MANIFEST_TYPE } from './manifest.js';
 import { formatReference, type RegistryReference } from './reference.js';
 import type { BlobReader, Store } from './store.js';
 

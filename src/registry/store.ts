@@ -1,6 +1,7 @@
 /** Where images are outside of this machine: what a registry and an OCI layout have in common. */
 import { PcowError } from '../engine/index.js';
-import { type Blob, corrupt, digestOf } from './manifest.js';
+import { digestOf } from './digest.js';
+import { type Blob, corrupt } from './manifest.js';
 
 export interface Store {
   /** For messages: the image as the user named it. */

@@ -13,7 +13,7 @@ import { LayoutStore } from '../../src/registry/layout.js';
 import { blobOf, encodeConfig, encodeManifest } from '../../src/registry/manifest.js';
 import { pullImage, pushImage } from '../../src/registry/index.js';
 import { IndexBuilder } from '../../src/registry/piece-index.js';
-import { sha256 } from '../../src/registry/push.js';
+import { sha256 } from '../../src/registry/digest.js';
 import { type LayoutReference, parseReference } from '../../src/registry/reference.js';
 import { bench, isSame, MiB, reading, working } from '../stream/images.js';
 import { type Asked, layoutServer, sendRange, startServer } from './servers.js';
