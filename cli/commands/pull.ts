@@ -1,6 +1,6 @@
 import type { Command } from 'commander';
 import { isPcowError } from '../../src/engine/errors.js';
-import { openStore } from '../../src/registry/open-store.js';
+import { withStore } from '../../src/registry/open-store.js';
 import { abandonPull, pull } from '../../src/registry/pull.js';
 import { nameFrom, parseReference } from '../../src/registry/reference.js';
 import { formatSize } from '../../src/images/sizes.js';
@@ -61,25 +61,20 @@ async function pullCommand(reference: string, given: string | undefined, options
     await abort(target, options);
     return;
   }
-  const { ca, plainHttp, force, wait, progress, json } = options;
+  const { force, wait, progress, json } = options;
   const base = options.base === undefined ? undefined : (await findImage(options.base)).file;
   const pulled = await withProgress(`pull ${target.name}`, progress, async (long) => {
-    const store = await openStore(reference, 'pull', {
-      ...httpOf({ ca, plainHttp } as RegistryFlags),
-      signal: long.signal,
-    });
-    try {
-      return await pull(store, target.file, {
-        force: force ?? false,
-        base,
-        ...long,
-        opening: (open) => patiently(wait, open, long.signal),
-      });
-    } catch (error) {
-      throw explainedFor(error, target);
-    } finally {
-      await store.close();
-    }
+    const pulling = {
+      force,
+      base,
+      ...long,
+      opening: <T>(open: () => Promise<T>) => patiently(wait, open, long.signal),
+    };
+    return withStore(reference, 'pull', { ...httpOf(options), signal: long.signal }, (store) =>
+      pull(store, target.file, pulling).catch((error: unknown) => {
+        throw explainedFor(error, target);
+      }),
+    );
   });
   if (json === true) {
     sayJson({ image: target.name, file: target.file, reference, ...pulled });

@@ -1,5 +1,5 @@
 import type { Command } from 'commander';
-import { openStore } from '../../src/registry/open-store.js';
+import { withStore } from '../../src/registry/open-store.js';
 import { push } from '../../src/registry/push.js';
 import { formatSize } from '../../src/images/sizes.js';
 import { withImage } from '../../src/images/with-image.js';
@@ -41,14 +41,11 @@ export function addPush(program: Command): void {
 async function pushCommand(given: string, reference: string, options: Options): Promise<void> {
   const { image: target, snapshot } = await findSnapshotTarget(given);
   const pushed = await withImage(target.file, {}, (image) =>
-    withProgress(`push ${target.name}`, options.progress, async (long) => {
-      const store = await openStore(reference, 'push', { ...httpOf(options), signal: long.signal });
-      try {
-        return await push(image, image.snapshotInfo(snapshot).id, store, long);
-      } finally {
-        await store.close();
-      }
-    }),
+    withProgress(`push ${target.name}`, options.progress, (long) =>
+      withStore(reference, 'push', { ...httpOf(options), signal: long.signal }, (store) =>
+        push(image, image.snapshotInfo(snapshot).id, store, long),
+      ),
+    ),
   );
   if (options.json === true) {
     sayJson({ image: target.name, snapshot, reference, ...pushed });

@@ -3,7 +3,7 @@ import { type Image, PcowError } from '../engine/index.js';
 import type { LongOptions } from '../engine/types.js';
 import { checkFlag, checkOptions, checkPath, checkSnapshotName } from '../engine/validate.js';
 import { removeCredentials, storeCredentials } from './credentials.js';
-import { openStore } from './open-store.js';
+import { withStore } from './open-store.js';
 import { abandonPull, pull, type Pulled } from './pull.js';
 import { push, type Pushed } from './push.js';
 import { parseHost } from './reference.js';
@@ -56,12 +56,9 @@ export async function pushImage(
   checkOptions('the options of pushImage', options, ['certificates', 'plainHttp', 'signal', 'onProgress']);
   checkFlag('the option "plainHttp"', options.plainHttp);
   const { certificates, plainHttp, ...long } = options;
-  const store = await openStore(reference, 'push', { certificates, plainHttp, signal: long.signal });
-  try {
-    return await push(image, image.snapshotInfo(snapshot).id, store, long);
-  } finally {
-    await store.close();
-  }
+  return withStore(reference, 'push', { certificates, plainHttp, signal: long.signal }, (store) =>
+    push(image, image.snapshotInfo(snapshot).id, store, long),
+  );
 }
 
 /**
@@ -85,12 +82,9 @@ export async function pullImage(reference: string, path: string, options: PullOp
   checkFlag('the option "force"', options.force);
   if (options.base !== undefined) checkPath('the option "base"', options.base);
   const { certificates, plainHttp, ...pulling } = options;
-  const store = await openStore(reference, 'pull', { certificates, plainHttp, signal: pulling.signal });
-  try {
-    return await pull(store, path, pulling);
-  } finally {
-    await store.close();
-  }
+  return withStore(reference, 'pull', { certificates, plainHttp, signal: pulling.signal }, (store) =>
+    pull(store, path, pulling),
+  );
 }
 
 /**

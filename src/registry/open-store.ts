@@ -4,7 +4,22 @@ import type { HttpOptions } from './http.js';
 import { type Reference, parseReference } from './reference.js';
 import type { Store } from './store.js';
 
-export async function openStore(text: string, doing: 'push' | 'pull', options: HttpOptions): Promise<Store> {
+/** Opens what the text refers to for the time of `work`. */
+export async function withStore<T>(
+  text: string,
+  doing: 'push' | 'pull',
+  options: HttpOptions,
+  work: (store: Store) => Promise<T>,
+): Promise<T> {
+  const store = await openStore(text, doing, options);
+  try {
+    return await work(store);
+  } finally {
+    await store.close();
+  }
+}
+
+async function openStore(text: string, doing: 'push' | 'pull', options: HttpOptions): Promise<Store> {
   const reference: Reference = parseReference(text);
   if (doing === 'push' && reference.digest !== null) {
     throw new PcowError('PCOW_INVALID', `${JSON.stringify(text)} has a digest, which a push cannot choose`, {
