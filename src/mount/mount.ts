@@ -2,8 +2,6 @@
  * A mount in this process. The process must never access its own mount: the request would wait for
  * itself forever.
  */
-import { execFile } from 'node:child_process';
-import { promisify } from 'node:util';
 
 import { AttachService } from './attach/attach-service.js';
 import { type DirectoryLock, lockDirectory } from '../engine/directory-lock.js';
@@ -20,7 +18,7 @@ import { sentenceOf } from './failure.js';
 import { type FuseOptions, FuseSession } from './fuse/session.js';
 import { handOver } from './daemon/hand-over.js';
 import { debugLog, log } from './log.js';
-import { checkedDirectory, checkedMountpoint, checkFuse, mountError, unmountFailure } from './daemon/mountpoint.js';
+import { checkedDirectory, checkedMountpoint, checkFuse, mountError, unmount } from './daemon/mountpoint.js';
 import { OpenImages } from './images/open-images.js';
 import { FileSystem } from './fuse/operations.js';
 import { type MountOptions, settingsOf } from './options.js';
@@ -28,7 +26,6 @@ import type { Place } from './place.js';
 import { word } from '../engine/quote.js';
 import { Watchdog } from './daemon/watchdog.js';
 
-const run = promisify(execFile);
 const debug = debugLog('mount');
 
 /** What went wrong when the images were closed at the end, by image. Empty if nothing did. */
@@ -167,7 +164,7 @@ async function begin(place: Place, lock: DirectoryLock): Promise<Mount> {
     mountpoint: place.mountpoint,
     ended,
     unmount: async () => {
-      await endSession(place);
+      await unmount(place.mountpoint);
       return ended;
     },
     detach: () =>
@@ -177,7 +174,7 @@ async function begin(place: Place, lock: DirectoryLock): Promise<Mount> {
         () => over,
       ),
     [Symbol.asyncDispose]: async () => {
-      await endSession(place);
+      await unmount(place.mountpoint);
       const [failure] = await ended;
       if (failure !== undefined) throw failure.error;
     },
@@ -247,12 +244,4 @@ function fuseOptions({ directory, settings }: Place): FuseOptions {
     attrTimeout: '0',
     entryTimeout: '1',
   };
-}
-
-async function endSession({ mountpoint }: Place): Promise<void> {
-  try {
-    await run('fusermount3', ['-u', '--', mountpoint]);
-  } catch (cause) {
-    throw await unmountFailure(mountpoint, cause);
-  }
 }

@@ -65,6 +65,27 @@ test.serial('a mount that ends while the next one of its directory begins', asyn
   t.is((await mount.status('vm1')).state, 'ok');
 });
 
+test.serial('a mount that another process looks at for a moment', async (t) => {
+  const mount = await imagesFor(t, { vm1: MiB });
+  await mount.mount();
+  const ended = once(mount.daemon, 'close');
+  const programs = path.join(mount.scratch, 'bin');
+  await mkdir(programs);
+  const fusermount = (await run('which', ['fusermount3'])).stdout.trim();
+  // The first three calls fail as they do while a `stat` of another process is under way.
+  const script = `#!/bin/sh
+    echo call >> ${programs}/calls
+    if [ $(wc -l < ${programs}/calls) -lt 4 ]; then
+      echo "fusermount3: failed to unmount $3: Device or resource busy" >&2
+      exit 1
+    fi
+    exec ${fusermount} "$@"`;
+  await writeFile(path.join(programs, 'fusermount3'), script, { mode: 0o755 });
+  const PATH = `${programs}:${process.env.PATH ?? ''}`;
+  await run(process.execPath, [pcowProgram, 'umount', mount.point], { env: { ...process.env, PATH } });
+  t.deepEqual(await ended, [0, null]);
+});
+
 const PRERM = fileURLToPath(new URL('../../../packaging/debian/prerm', import.meta.url));
 
 test.serial('the package is not removed because of one mount: the others are looked at first, and stay', async (t) => {

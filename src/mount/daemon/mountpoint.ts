@@ -8,6 +8,7 @@ import { constants as fsConstants } from 'node:fs';
 import { access, readdir, realpath, stat } from 'node:fs/promises';
 import { constants } from 'node:os';
 import path from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { promisify } from 'node:util';
 
 import { PcowError } from '../../engine/index.js';
@@ -19,6 +20,12 @@ import { usersBelow } from '../../engine/processes.js';
 import { log } from '../log.js';
 
 const run = promisify(execFile);
+
+/** Milliseconds between attempts to unmount. */
+const PAUSE = 20;
+
+/** A mount that is busy at so many attempts is in use. */
+const LOOKS_AT_BUSY = 25;
 
 /** Bytes: fuse-native silently truncates longer paths. */
 const MAX_PATH = 1000;
@@ -208,9 +215,29 @@ function mountAround(mounts: MountTableEntry[], real: string): MountTableEntry |
   );
 }
 
-/** Why fusermount3 did not unmount. */
-export async function unmountFailure(mountpoint: string, cause: unknown): Promise<Error> {
-  if (!/busy/i.test(sentenceOf(cause))) {
+/**
+ * Unmounts. A process that only looks at the mount (`pcow list`, a backup's `stat`) has it in use
+ * for a moment, so a busy mount is tried again for half a second. Rejects with EBUSY and the
+ * processes that use it; then it is still mounted.
+ */
+export async function unmount(mountpoint: string): Promise<void> {
+  for (let look = 1; ; look += 1) {
+    try {
+      await run('fusermount3', ['-u', '--', mountpoint]);
+      return;
+    } catch (cause) {
+      if (!isBusy(cause) || look === LOOKS_AT_BUSY) throw await unmountFailure(mountpoint, cause);
+    }
+    await sleep(PAUSE);
+  }
+}
+
+function isBusy(cause: unknown): boolean {
+  return /busy/i.test(sentenceOf(cause));
+}
+
+async function unmountFailure(mountpoint: string, cause: unknown): Promise<Error> {
+  if (!isBusy(cause)) {
     return mountError(`${mountpoint} could not be unmounted: ${sentenceOf(cause)}`, cause);
   }
   const users = await usersBelow(mountpoint);

@@ -1,9 +1,7 @@
 /** Ends a mount from another process. */
-import { execFile } from 'node:child_process';
 import { readFile } from 'node:fs/promises';
 import path from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { promisify } from 'node:util';
 
 import { lockDirectory } from '../../engine/directory-lock.js';
 import { isPcowError } from '../../engine/index.js';
@@ -18,9 +16,7 @@ import {
 } from '../../images/mount-table.js';
 import { word } from '../../engine/quote.js';
 import type { UsingProcess } from '../control/status.js';
-import { clearDeadMount, inUse, mountError, placeOf, silent, unmountFailure } from './mountpoint.js';
-
-const run = promisify(execFile);
+import { clearDeadMount, inUse, mountError, placeOf, silent, unmount } from './mountpoint.js';
 
 /** Milliseconds between checks whether the mount's process has ended. */
 const PAUSE = 20;
@@ -52,11 +48,7 @@ export async function umount(mountpoint: string): Promise<void> {
   const { mountpoint: place, source, device } = await mountOn(mountpoint);
   await notBelowGuests(place);
   const { pid: server } = await stateOfServer(source);
-  try {
-    await run('fusermount3', ['-u', '--', place]);
-  } catch (cause) {
-    throw await unmountFailure(place, cause);
-  }
+  await unmount(place);
   await ended(source, device, server);
 }
 
