@@ -1,15 +1,19 @@
-// What an image has written goes into its base, as a new frozen layer there.
+// Commit to a base: what an image has written becomes a new frozen layer of its base.
 //
-// Order (docs/format.md, "What a writer does, in which order"); the image must have no snapshots, which stand on the old layer of the base:
-//   1. the image's active layer is frozen, hidden: what is copied does not change any more, and writes go on above it.
-//      After a crash it is a deleted snapshot with one child, and is merged back
-//   2. its blocks are copied into free space of the base, and a table there that nothing names yet
-//   3. all of that is durable; then one superblock of the base names the new layer, and says that it is sealed
-//   4. that is durable; then one superblock of the image names the new layer as its base, and a layer directory with nothing
-//      but the active layer
-//   5. that is durable; then the blocks of step 1 are released
-// A crash after step 3 leaves a snapshot more in the base, and the image as it was. The layer on which the image stood
-// stays, and with it every other image on it.
+// Order (docs/format.md, "What a writer does, in which order"). The image must have no snapshots,
+// because these stand on the old layer of the base.
+//   1. The image's active layer is frozen and hidden: what is copied no longer changes, and writes
+//      go to the layer above it. After a crash it is a deleted snapshot with one child, and is
+//      merged back.
+//   2. Its blocks are copied into free space of the base, and their entries into a table there that
+//      nothing names yet.
+//   3. All of that becomes durable. Then one superblock of the base names the new layer, and says
+//      that it is sealed.
+//   4. That becomes durable. Then one superblock of the image names the new layer as its base, and
+//      a layer directory that has only the active layer.
+//   5. That becomes durable. Then the blocks of step 1 are released.
+// After a crash that follows step 3, the base has one snapshot more, and the image is as it was.
+// The layer on which the image stood stays, and so does every other image on it.
 
 #include <shared_mutex>
 
@@ -20,13 +24,13 @@
 namespace pcow {
 namespace {
 
-// One commit, with `structure` of both images held.
+// One commit. The caller holds `structure` of both images.
 class CommitToBase {
  public:
   CommitToBase(ImageState* image, ImageState* base, const std::string& name, bool automatic, const Progress& progress)
       : image_(*image), base_(*base), name_(name), automatic_(automatic), progress_(progress) {}
 
-  // Returns whether the base's own content went along.
+  // Returns whether the base's own content changed as well (commit_into() in image.h).
   Result<bool> run() {
     PCOW_TRY(check());
     PCOW_TRY(finish_deletions(&image_, "a commit"));
@@ -41,7 +45,8 @@ class CommitToBase {
       return follows;
     }
     if (auto stands = stand_on_it(); !stands) {
-      // The base has a snapshot more; the image is as it was once it has its layer back.
+      // The base has one snapshot more. The image is as it was when its hidden layer has been
+      // merged back.
       if (image_.layers.directory().find(frozen_.id)) PCOW_TRY(collect(&image_, nullptr));
       return stands.error();
     }
@@ -55,8 +60,8 @@ class CommitToBase {
     for (const ImageState* one : {&image_, &base_}) PCOW_TRY(one->structure.check_changeable());
     if (!image_.superblocks.current().base) return Error(Code::kInvalid, image_.path + " has no base to commit to");
     reference_ = *image_.superblocks.current().base;
-    // Deletions that were begun come to their end: then the image has one layer only, and the new layer of the base gets no parent
-    // that is being merged away.
+    // Finish interrupted deletions first: then the image has only one layer, and the parent of the
+    // base's new layer is not one that is being merged away.
     PCOW_TRY(finish_deletions(&base_, "a commit"));
     const LayerDirectory& directory = base_.layers.directory();
     const Uuid& uuid = base_.superblocks.current().uuid;
@@ -108,8 +113,9 @@ class CommitToBase {
     if (!table) return table.error();
     PCOW_TRY(copy_layer(*table));
 
-    // The ids of frozen layers stay smaller than the active one's: that one gets a new id, and where it holds nothing
-    // and stands where the image stood, the base's own content goes along.
+    // A frozen layer's id must be smaller than that of the active layer, so the active layer gets a
+    // new id. If it is empty and stands where the image stood, it moves onto the new layer, and the
+    // base's own content changes.
     const Layer active = base_.layers.active_layer();
     const bool follows =
         base_.layers.active_is_empty() && active.parent == reference_.layer && active.size <= added_.size;
@@ -134,7 +140,8 @@ class CommitToBase {
     return follows;
   }
 
-  // Step 2: what the image's frozen layer holds, into a table of the base. Nobody else knows that table yet, so no lock is needed.
+  // Step 2: copies what the image's frozen layer holds into a table of the base. No lock is needed,
+  // because no other thread knows that table yet.
   Result<void> copy_layer(const std::shared_ptr<Table>& table) {
     const uint64_t entries = base_.geometry.blocks_for(frozen_.size);
     const uint64_t chunk_bytes = uint64_t{kBlocksPerChunk} << base_.geometry.block_shift();
@@ -197,9 +204,9 @@ class CommitToBase {
   const std::string& name_;
   const bool automatic_;
   const Progress& progress_;
-  BaseReference reference_;  // where the image stands
-  Layer frozen_;             // of the image, by step 1
-  Layer added_;              // of the base
+  BaseReference reference_;  // the layer on which the image stands
+  Layer frozen_;             // a layer of the image, frozen in step 1
+  Layer added_;              // the new layer of the base
 };
 
 }  // namespace

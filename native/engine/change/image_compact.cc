@@ -1,11 +1,15 @@
-// Giving back blocks that hold nothing but zeros.
+// Compaction: giving back blocks that hold only zeros.
 //
-// Such a block's entry becomes empty, or *zero here* where that says the same; it reads as before, in frozen layers too.
-// Order (docs/format.md, "What a writer does, in which order"):
-//   1. entry by entry; in the active layer with the gate held exclusively, since what it holds is written in place
-//   2. a superblock with the next generation: readers in other processes load the tables anew
-//   3. only then are the blocks released: one sync makes the freeing durable and punches them, the next one gives them back
-// A crash at any point leaves entries of either kind, and the same content.
+// The entry of such a block becomes *zero here*, or, in the active layer, empty if no lower layer
+// holds data. Every layer reads as before. Order (docs/format.md, "What a writer does, in which
+// order"):
+//   1. The entries are changed one by one; in the active layer with the gate held exclusively,
+//      because writes go to its blocks in place.
+//   2. A superblock with the next generation makes readers in other processes load the tables
+//      again.
+//   3. Only then are the blocks released: one sync makes the freeing durable and punches them, and
+//      the next sync makes them free.
+// A crash at any point leaves some entries changed and others not, with the same content.
 
 #include <algorithm>
 #include <bit>
@@ -18,7 +22,7 @@
 namespace pcow {
 namespace {
 
-// Whether all of these sub-blocks of a block of the file are zeros. Holes are not read.
+// Whether all of these sub-blocks of a block in the file are zeros. Holes are not read.
 Result<bool> is_zero(const ImageState& state, uint32_t index, uint16_t mask) {
   std::vector<char> bytes(state.geometry.sub_block_size());
   for (uint32_t number = 0; number < state.geometry.sub_blocks(); number++) {
@@ -34,7 +38,7 @@ Result<bool> is_zero(const ImageState& state, uint32_t index, uint16_t mask) {
   return true;
 }
 
-// Step 1 for one layer. What is let go is held back (Space).
+// Step 1 for one layer. Blocks that are released are held back (Space).
 Result<void> compact_layer(ImageState& state, const Layer& layer, const std::function<bool(uint64_t bytes)>& go_on) {
   const bool is_active = layer.id == state.layers.directory().active;
   const uint64_t entries = state.geometry.blocks_for(layer.size);
@@ -58,13 +62,13 @@ Result<void> compact_layer(ImageState& state, const Layer& layer, const std::fun
         auto zero = is_zero(state, seen.index, seen.written);
         if (!zero) return zero.error();
         if (!*zero) continue;
-        // What has become zeros by damage stays what it is.
+        // A damaged block that happens to hold zeros is kept.
         if (checksums && !checksums->verify(block, seen.index)) continue;
 
         const std::unique_lock exclusively(state.gate);
         const Entry entry = Entry::unpack(table->load(block));
         if (is_active) {
-          // It may have been written since.
+          // The block may have been written since the first look.
           if (!entry.index) continue;
           zero = is_zero(state, entry.index, entry.written);
           if (!zero) return zero.error();
@@ -73,7 +77,8 @@ Result<void> compact_layer(ImageState& state, const Layer& layer, const std::fun
         uint16_t hides = entry.written;
         if (is_active) {
           auto lower = state.layers.hidden_below(block);
-          if (!lower && lower.error().code == Code::kBaseChanged) continue;  // what lies below can't be told now
+          if (!lower && lower.error().code == Code::kBaseChanged)
+            continue;  // what lower layers hold cannot be known now
           if (!lower) return lower.error();
           hides &= *lower;
         }
@@ -92,7 +97,7 @@ Result<void> compact_layer(ImageState& state, const Layer& layer, const std::fun
 Result<void> Image::compact(const Progress& progress) {
   ImageState& state = *state_;
   return state.structure.change([&]() -> Result<void> {
-    // A layer that is being merged away shares blocks with its heir: first that comes to its end.
+    // A layer that is being merged away shares blocks with its heir: finish that merge first.
     PCOW_TRY(finish_deletions(&state, "compacting"));
     uint64_t total = 0;
     for (const Layer& layer : state.layers.directory().layers) {
@@ -114,10 +119,10 @@ Result<void> Image::compact(const Progress& progress) {
       outcome = compact_layer(state, layer, go_on);
       if (!outcome) break;
     }
-    // What was done is brought to its end also where the rest was not.
+    // What was changed is completed even if the rest failed.
     {
       const std::unique_lock lock(state.gate);
-      // Chains remember what has been let go, whatever comes.
+      // In any case: chains remember blocks that have been released.
       state.layers.renew_chains();
     }
     PCOW_TRY(state.structure.let_go());

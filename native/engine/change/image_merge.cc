@@ -1,23 +1,30 @@
 // Deleting snapshots.
 //
-// A deleted layer is first hidden (one change of the layer directory: from then on it is deleted, whatever happens). A hidden
-// layer without children is dropped. One with a single child is merged into it, and then dropped:
-//   0. sixteen chunks at a time: what is to be handed on is verified, and the parent's checksums of it are taken away, durably
-//   1. entry by entry, under the chunk's lock, the child takes what it does not hold itself: the parent's whole block
-//      where the child has none (the entry is moved: one store), a copy of sub-blocks where it has one already
-//   2. sync: the child's entries and copies are durable
-//   3. the flip to a layer directory without the parent
-//   4. blocks that the child did not take are released
-// Of the parent's table only what the heir holds durably is taken out, and that only on a full disk: hand_over(). So after a crash
-// anywhere the merge starts over: what the child has taken, it holds.
-// Until step 4 a block may be named by both; blocks that the child lets go meanwhile are held back (Space).
+// A layer is deleted by being hidden, with one change of the layer directory. If it has no
+// children, it is then dropped. If it has a single child, it is merged into that child, its heir,
+// and then dropped:
+//   0. For sixteen chunks at a time, what is to be handed over is verified, and the parent's
+//      checksums of it are taken away durably.
+//   1. Entry by entry, under the chunk's lock, the heir takes what it does not hold itself: the
+//      parent's whole block if the heir has none (the entry is moved with one store), otherwise
+//      copies of the sub-blocks.
+//   2. A sync makes the heir's entries and copies durable.
+//   3. The flip to a layer directory without the parent.
+//   4. The blocks that the heir did not take are released.
+// Entries are taken out of the parent's table only on a full disk, and only if the heir holds
+// durably what they say: hand_over(). So after a crash at any point the merge starts again, and the
+// heir already holds what it has taken.
+// Until step 4 both tables may name the same block. Blocks that the heir releases meanwhile are
+// held back (Space).
 //
-// Who may write a block that two tables name? Only the child, which is the only one that still needs what lies in it. A merge
-// writes into blocks of its child, so nothing is ever merged *into* a layer that is to be merged away itself: some of the blocks that
-// such a layer names may be its own child's by now. Of hidden layers that stand on each other, the one that is nearest to the active
-// layer goes first. One that cannot be finished (a damaged block, a full disk) stays, and so do those below it; other branches go on.
-// If a snapshot is deleted into which a merge was begun and not finished, three tables may name a block. What the nearest of
-// them holds then hides all that the other two hold, and the block is released with the last of them.
+// Which layer may write into a block that two tables name? Only the heir, because it alone still
+// needs the content. A merge writes into blocks of its heir, so nothing is ever merged *into* a
+// layer that is to be merged away itself: some of the blocks that such a layer names may already
+// belong to its own child. If hidden layers stand on each other, the one nearest to the active
+// layer is merged first. If it cannot be finished (a damaged block, a full disk), it stays, and so
+// do those below it; other branches continue. If a snapshot is deleted into which an unfinished
+// merge has already moved blocks, three tables may name one block. What the nearest of them holds
+// hides all that the other two hold, and the block is released with the last of them.
 
 #include <algorithm>
 #include <bit>
@@ -30,14 +37,15 @@
 namespace pcow {
 namespace {
 
-constexpr uint64_t kChunksAtOnce = 16;  // for which one sync takes the parent's checksums away
+constexpr uint64_t kChunksAtOnce = 16;  // chunks whose checksums one sync takes away
 
-// Why one deletion cannot be finished now, though others can.
+// Whether this error keeps one deletion from being finished, but not the others.
 bool is_stuck(const ImageState& state, const Error& why) {
   return (why.code == Code::kCorrupt && !state.file->sync_failure()) || state.full_disk.is_full(why);
 }
 
-// Layers whose tables may name what `layer` names because a merge from there was begun and not finished.
+// Hidden layers that may name the same blocks as `layer`, because a merge of them was begun and not
+// finished.
 std::vector<Layer> hidden_ancestors(const ImageState& state, const Layer& layer) {
   const LayerDirectory& directory = state.layers.directory();
   std::vector<Layer> hidden;
@@ -46,7 +54,8 @@ std::vector<Layer> hidden_ancestors(const ImageState& state, const Layer& layer)
   return hidden;
 }
 
-// The blocks that a layer names in a chunk; 0 where one of `others` names the same.
+// The blocks that a layer names in a chunk; 0 instead of a block that one of `others` names as
+// well.
 Result<std::array<uint32_t, kBlocksPerChunk>> unnamed_blocks(const ImageState& state, const Layer& layer,
                                                              const std::vector<Layer>& others, uint64_t chunk) {
   std::array<uint32_t, kBlocksPerChunk> unnamed;
@@ -106,10 +115,12 @@ class Merge {
  private:
   bool heir_is_active() const { return child_.id == state_.layers.directory().active; }
 
-  // Before the heir takes anything over of these chunks: what it will take is verified, for it has no checksum in the heir. Then the
-  // parent's checksums of them are taken away, and that is durable, before the heir can write into a block that it has taken over:
-  // after a crash such a block may hold what the heir has written while the heir's table does not name it yet, and whoever reads it
-  // through the parent must not call that damage. `*end` becomes the first chunk that must not be taken over, because of damage.
+  // Before the heir takes anything over from these chunks: verifies what it will take, because the
+  // heir has no checksums for it. Then takes the parent's checksums of these chunks away, durably,
+  // before the heir can write into a block that it has taken over. After a crash such a block may
+  // hold what the heir has written although the heir's table does not name it yet, and a read
+  // through the parent must not report that as damage. `*end` becomes the first chunk that must not
+  // be taken over, because it is damaged.
   Result<void> give_up_checksums(uint64_t first, uint64_t* end) {
     const std::shared_ptr<const Checksums> checksums = state_.layers.source_in_use(parent_.id)->checksums;
     if (!checksums) return {};
@@ -120,7 +131,7 @@ class Merge {
       for (uint64_t i = 0; i < kBlocksPerChunk; i++) {
         const uint64_t block = chunk * kBlocksPerChunk + i;
         const Entry lower = Entry::unpack(page[i]);
-        // What the heir holds never gets less while this goes on.
+        // The heir never loses anything that it holds while the merge is running.
         if (lower.index && (lower.written & ~Entry::unpack(heir_->load(block)).written))
           PCOW_TRY(checksums->verify(block, lower.index));
       }
@@ -134,13 +145,14 @@ class Merge {
     PCOW_TRY(state_.file->punch((uint64_t{parent_.checksums} << state_.geometry.block_shift()) + first * kPageSize,
                                 (chunk - first) * kPageSize));
     PCOW_TRY(state_.file->sync());
-    // Nobody is still comparing with what was there.
+    // A barrier: no reader is still comparing with the checksums that were there.
     const std::unique_lock barrier(state_.gate);
     checksums->forget(first, chunk);
     return outcome;
   }
 
-  // The heir takes over what it does not hold of a chunk. `*taken`: all blocks before this one, also where it fails.
+  // The heir takes over what it does not hold of a chunk. All blocks before `*taken` are done, also
+  // after an error.
   Result<void> merge_chunk(uint64_t chunk, uint64_t* taken) {
     EntryPage page;
     *taken = chunk * kBlocksPerChunk;
@@ -158,7 +170,8 @@ class Merge {
       if (!missing) continue;
       if (entry.empty()) {
         heir_->store(block, lower);
-        // At once: what an interrupted merge has stored is not looked at again by the one that goes on.
+        // Mark at once: a merge that continues an interrupted one does not look again at what that
+        // one stored.
         state_.durability.mark(heir_, chunk);
       } else if (!lower.index && !entry.index) {
         state_.own_blocks.make_zero(heir_.get(), block, entry, missing);
@@ -181,8 +194,9 @@ class Merge {
     return {};
   }
 
-  // Chunks [first, end), where the heir holds all before. Where the disk is full, what the heir holds is taken out of the parent, and
-  // gives its space for what is to come; where there is nothing yet, the reserve does.
+  // Merges chunks [first, end); the heir holds all chunks before them. If the disk is full, entries
+  // that the heir holds durably are taken out of the parent, to make space for the rest. If there
+  // are none yet, the reserve is spent.
   Result<void> merge_chunks(uint64_t first, uint64_t end, const std::function<bool(uint64_t chunk)>& go_on) {
     for (uint64_t chunk = first; chunk < end;) {
       if (!go_on(chunk))
@@ -201,8 +215,8 @@ class Merge {
     return {};
   }
 
-  // From here on everybody reads what the heir has taken over in the heir. With the superblock of the next generation: readers in other
-  // processes load the tables anew.
+  // From here on every reader finds in the heir what it has taken over. The superblock gets the
+  // next generation, so that readers in other processes load the tables again.
   Result<void> show_heir() {
     const std::unique_lock lock(state_.gate);
     PCOW_TRY(state_.superblocks.renew());
@@ -212,14 +226,17 @@ class Merge {
     return {};
   }
 
-  // Takes out of the parent what its heir holds durably of blocks before `end`, all of which the heir has taken. False: nothing.
-  //   1. sync: what the heir has taken is durable. What it holds of other blocks may only have come to be *zero here* since, by a discard
-  //      that no sync has seen yet
-  //   2. nobody reads it in the parent any more
-  //   3. the parent's entries are emptied, pages without an entry punched, and the blocks that nobody names then released
-  //   4. sync: that is durable, and the blocks are given back to the disk
-  // After a crash before 4 any of these entries may be there still; the heir holds what they say. Only a discard, which would leave
-  // nothing in the heir where nothing lies below, leaves zeros as long as that lasts (Layers::set_handing_over()).
+  // Takes out of the parent what its heir holds durably of the blocks before `end`, all of which
+  // the heir has taken. Returns false if there was nothing to take out.
+  //   1. Sync: what the heir has taken is durable. (Other blocks that it holds may be *zero here*
+  //      only since a discard that no sync has covered yet.)
+  //   2. From here on no reader looks for it in the parent.
+  //   3. The parent's entries are emptied, pages without an entry are punched, and blocks that no
+  //      table names any more are released.
+  //   4. Sync: that is durable, and the blocks are given back to the disk.
+  // After a crash before 4 any of these entries may still be there; the heir holds what they say.
+  // There is one exception: a discard, which would leave an empty entry in the heir if no lower
+  // layer holds anything, must leave *zero here* until step 4 is done (Layers::set_handing_over()).
   Result<bool> hand_over(uint64_t end) {
     if (keeps(Rule::kHeirBeforeHandingOver)) PCOW_TRY(state_.durability.sync());
     PCOW_TRY(show_heir());
@@ -260,7 +277,7 @@ class Merge {
   ImageState& state_;
   const Layer parent_;
   const Layer child_;
-  const std::shared_ptr<Table> heir_;  // of the child
+  const std::shared_ptr<Table> heir_;  // the heir's table
 };
 
 Result<void> merge(ImageState& state, const Layer& parent, const Layer& child, const Progress& progress) {
@@ -273,7 +290,7 @@ Result<void> merge(ImageState& state, const Layer& parent, const Layer& child, c
   return Merge(&state, parent, child, std::move(table)).run(progress);
 }
 
-// Drops a hidden layer without children, or merges it into its only one.
+// Drops a hidden layer without children, or merges it into its only child.
 Result<void> collect_layer(ImageState& state, const Layer& spent, const Progress& progress) {
   const LayerDirectory& directory = state.layers.directory();
   const auto child = std::find_if(directory.layers.begin(), directory.layers.end(),
@@ -309,7 +326,8 @@ Result<void> release_layer(ImageState* image, const Layer& gone, const Layer* he
     return {};
   };
   auto released = release();
-  // Neither in use nor on its way to a hole any more: only an opener that finds the image unclean punches it out.
+  // These blocks are neither in use nor on their way to a hole: only an opener that finds the image
+  // unclean punches them.
   if (!released) state.structure.note_leak();
   return released;
 }
@@ -328,12 +346,14 @@ Result<void> collect(ImageState* image, const Progress& progress) {
     };
     const auto spent = std::find_if(directory.layers.begin(), directory.layers.end(), may_go);
     if (spent == directory.layers.end()) break;
-    // Of all that wait: an heir of any of them may have begun to take blocks over.
+    // Hold back releases for all waiting merges: the heir of any of them may have begun to take
+    // blocks over.
     state.space->hold_releases(true);
     const Layer gone = *spent;
     auto collected = state.full_disk.giving_back_by_change([&] { return collect_layer(state, gone, progress); });
     if (collected) continue;
-    // One that is damaged, or too large for the disk, does not keep those of other branches from going.
+    // A layer that is damaged, or too large for the disk, does not keep layers of other branches
+    // from being deleted.
     if (!is_stuck(state, collected.error())) {
       state.space->end_spending();
       return collected;
@@ -380,7 +400,7 @@ Result<void> Image::remove(const std::string& name, const Progress& progress) {
       return state.structure.change_to(&prepared);
     }));
     auto collected = collect(&state, progress);
-    // What keeps another deletion from being finished is no failure of this one.
+    // This deletion is done: what keeps another deletion from being finished is not its failure.
     if (!collected && is_stuck(state, collected.error()) && !state.layers.directory().find(id))
       return leave_unfinished(&state, collected.error());
     return collected;

@@ -1,14 +1,17 @@
-// Another base, or none, with the content kept.
+// Rebase: another base, or none, with the same content.
 //
 // Order (docs/format.md, "What a writer does, in which order"):
-//   1. every root takes in what it does not hold itself and what the two bases hold differently: entry by entry, under the
-//      chunk's lock, as the old base has it. It reads the same before and after, so a crash leaves the image as it was
-//   2. sync: what the roots have taken is durable
-//   3. the superblock names the new base
-// A frozen root never changes by this what it reads as; like a merge, it only moves bytes nearer.
+//   1. Every root takes in what it does not hold itself and what the two bases hold differently:
+//      entry by entry, under the chunk's lock, with the old base's content. It reads the same
+//      before and after, so a crash leaves the image as it was.
+//   2. A sync makes durable what the roots have taken in.
+//   3. The superblock names the new base.
+// A rebase never changes the content of a frozen root. Like a merge, it only moves bytes to a
+// nearer layer.
 //
-// The image can be used meanwhile. What is written in the active layer is its own and stays. A discard there must hide what
-// the new base holds as well (Layers::hidden_below()): it may take away zeros that step 1 has put into the active layer for that.
+// The image can be used meanwhile. What is written in the active layer is its own, and stays. A
+// discard there must also hide what the new base holds (Layers::hidden_below()), because it may
+// remove zeros that step 1 has put into the active layer for this purpose.
 
 #include <algorithm>
 #include <cstring>
@@ -21,7 +24,7 @@
 namespace pcow {
 namespace {
 
-// Where a chain has a sub-block: in which file, by its identity, and where there. No file: zeros.
+// Where a chain holds a sub-block: the identity of the file, and the offset in it. No file: zeros.
 struct Location {
   const File* file = nullptr;
   std::pair<dev_t, ino_t> identity{};
@@ -55,7 +58,7 @@ class ChunkOfChain {
     return mask;
   }
 
-  // That what it has there is not damaged, as far as checksums tell.
+  // Verifies the sub-block, if it has a checksum.
   Result<void> verify(uint64_t block, uint32_t sub_block) const {
     const size_t i = block % kBlocksPerChunk;
     if (resolved_)
@@ -97,7 +100,8 @@ bool all_zero(const char* bytes, size_t length) {
   return length == 0 || (bytes[0] == 0 && memcmp(bytes, bytes + 1, length - 1) == 0);
 }
 
-// Step 1 for one root. Where somebody merges in either base, both chains are opened anew.
+// Step 1 for one root. If another process merges layers of either base, both chains are opened
+// again.
 class TakingIn {
  public:
   TakingIn(ImageState* state, const Layer& root, std::shared_ptr<Table> table)
@@ -126,8 +130,8 @@ class TakingIn {
   }
 
  private:
-  // Whether what was seen in the two chains need not have been so: the gate is open meanwhile, and somebody else who found
-  // them stale may have opened others.
+  // Whether the two chains have changed since this root began to use them: the gate is open
+  // meanwhile, and another thread that found them stale may have opened new ones.
   bool chains_are_stale() const {
     const std::shared_lock lock(state_.gate);
     return !old_chain_ || epoch_ != state_.layers.epoch() || state_.layers.is_stale();
@@ -162,7 +166,8 @@ class TakingIn {
     return {};
   }
 
-  // The sub-blocks of a block that must be taken in, and of these the ones that are zeros; `old_bytes_` has the others.
+  // The sub-blocks of a block that must be taken in; `*zeros` are those of them that are zeros, and
+  // `old_bytes_` holds the others.
   Result<uint16_t> differences(const ChunkOfChain& from, const ChunkOfChain& to, uint64_t block, uint16_t own,
                                uint16_t* zeros) {
     const uint32_t length = geometry_.sub_block_size();
@@ -206,16 +211,16 @@ class TakingIn {
 
   ImageState& state_;
   const Geometry& geometry_;
-  const std::shared_ptr<Table> table_;  // of the root
+  const std::shared_ptr<Table> table_;  // the root's table
   const uint64_t entries_;
-  std::vector<char> old_bytes_;  // of a block, as the old base has it
+  std::vector<char> old_bytes_;  // of a block, in the old base
   std::vector<char> new_bytes_;  // of a sub-block
   std::shared_ptr<const Chain> old_chain_;
   std::shared_ptr<const Chain> new_chain_;
-  uint64_t epoch_ = 0;  // of both
+  uint64_t epoch_ = 0;  // of both chains
 };
 
-// The root layers of an image, and their tables once they have taken in what they must.
+// The root layers of an image, and their tables after they have taken in what they must.
 struct Roots {
   std::vector<Layer> layers;
   std::vector<std::shared_ptr<Table>> tables;
@@ -254,7 +259,8 @@ Result<void> take_in_all(ImageState& state, Roots* roots, const Progress& progre
   return keeps(Rule::kTakenInBeforeSuperblock) ? state.durability.sync() : Result<void>();
 }
 
-// Step 3, where all has been taken in; what frozen roots have taken in is seen in any case.
+// Step 3, if everything was taken in. Readers see what frozen roots have taken in even if the rest
+// failed.
 Result<void> end_change(ImageState& state, const std::optional<BaseReference>& base, const Roots& roots,
                         Result<void> outcome) {
   const std::unique_lock lock(state.gate);
@@ -281,7 +287,7 @@ Result<void> end_change(ImageState& state, const std::optional<BaseReference>& b
 Result<void> Image::rebase(const BaseSpec& spec, bool has_base, const Progress& progress) {
   ImageState& state = *state_;
   return state.structure.change([&]() -> Result<void> {
-    // A root that is being merged away shares blocks with its heir, which writes them.
+    // A root that is being merged away shares blocks with its heir, which writes into them.
     PCOW_TRY(finish_deletions(&state, "another base"));
     std::optional<BaseReference> base;
     if (has_base) {

@@ -1,4 +1,5 @@
-// Another size. The entries move to a table of another length; the order is that of every change of structure (image/structure.h).
+// Resize. The entries move to a table of another length. The order is that of every change of
+// structure (image/structure.h).
 #include <algorithm>
 #include <shared_mutex>
 
@@ -8,8 +9,9 @@
 namespace pcow {
 namespace {
 
-// The active layer's entries, as far as an image of `size` bytes has them, into another table. What the last block holds
-// behind the end is left behind: should the image grow again, there are zeros. With the gate held exclusively.
+// Copies the active layer's entries, as far as an image of `size` bytes has them, into another
+// table. What the last block holds behind the new end is left out: if the image grows again later,
+// zeros are there. The caller holds the gate exclusively.
 Result<void> copy_entries(ImageState& state, const std::shared_ptr<Table>& table, uint64_t size) {
   const Geometry& geometry = state.geometry;
   const Table& active = *state.layers.active();
@@ -24,11 +26,12 @@ Result<void> copy_entries(ImageState& state, const std::shared_ptr<Table>& table
       if (block == last && size < state.layers.active_layer().size) {
         entry.written &= geometry.touched_mask(0, tail);
         entry.durable &= entry.written;
-        const uint32_t torn = tail >> geometry.sub_block_shift();  // a sub-block that ends behind the image
+        const uint32_t torn = tail >> geometry.sub_block_shift();  // a sub-block that the new end cuts
         if (entry.empty()) {
           entry = {};
         } else if (entry.index && tail % geometry.sub_block_size() && (entry.written >> torn & 1)) {
-          // Not in place: until the superblock names the new table, the old end counts.
+          // The block is not changed in place: until the superblock names the new table, the old
+          // size counts.
           std::vector<char> bytes(tail);
           PCOW_TRY(state.file->read_all(uint64_t{entry.index} << geometry.block_shift(), bytes.data(), tail));
           const auto owned = state.own_blocks.make_own(
@@ -44,8 +47,8 @@ Result<void> copy_entries(ImageState& state, const std::shared_ptr<Table>& table
   return {};
 }
 
-// The blocks of the active layer that another table for it has left out. With the gate held exclusively: afterwards a discard
-// may let go of any of those that it has taken.
+// The blocks of the active layer that its new table does not name. The caller holds the gate
+// exclusively: after it is released, a discard may release any block that the new table names.
 std::vector<uint32_t> left_out_by(const ImageState& state, const Table& table) {
   const Table& active = *state.layers.active();
   std::vector<uint32_t> left_out;
@@ -85,7 +88,7 @@ Result<void> check_size(const ImageState& state, uint64_t size, bool shrink) {
   return {};
 }
 
-// A table of the new length for the active layer, and the layer directory that names it.
+// Prepares a table of the new length for the active layer, and the layer directory that names it.
 Result<void> prepare_table(ImageState& state, uint64_t size, PreparedStructure* prepared) {
   prepared->directory = state.layers.directory();
   Layer* layer = prepared->directory.find(prepared->directory.active);
@@ -96,8 +99,8 @@ Result<void> prepare_table(ImageState& state, uint64_t size, PreparedStructure* 
   return ready;
 }
 
-// The entries move to another table. They must be there, durably, before the superblock says so. `left_out`: the blocks that nothing
-// names afterwards.
+// Moves the entries to another table. They must be durable there before the superblock names it.
+// `left_out` gets the blocks that nothing names afterwards.
 Result<void> move_entries(ImageState& state, uint64_t size, PreparedStructure* prepared,
                           std::vector<uint32_t>* left_out) {
   const auto no_sync = state.durability.keep_away();
@@ -113,7 +116,7 @@ Result<void> move_entries(ImageState& state, uint64_t size, PreparedStructure* p
   if (outcome) outcome = state.structure.flip(prepared);
   if (!outcome) {
     state.durability.forget(*table);
-    // The one block that copy_entries() may have taken.
+    // The one block that copy_entries() may have allocated.
     const uint64_t last = table->entries() - 1;
     const uint32_t taken = Entry::unpack(table->load(last)).index;
     if (taken && taken != Entry::unpack(last < old->entries() ? old->load(last) : 0).index)
@@ -149,7 +152,7 @@ Result<void> Image::resize(uint64_t size, bool shrink) {
   };
   return state.structure.change([&]() -> Result<void> {
     if (!shrink) return change();
-    // A snapshot whose deletion was interrupted does not stand in the way.
+    // A snapshot whose deletion was interrupted must not prevent the change.
     PCOW_TRY(finish_deletions(&state, "making it smaller"));
     return state.full_disk.giving_back_by_change(change);
   });

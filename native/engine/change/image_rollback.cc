@@ -20,7 +20,7 @@ Result<void> Image::rollback(const std::string& name) {
     }));
     state.layers.note_change_of_content();
     PCOW_TRY(release_layer(&state, gone, nullptr));
-    // The image is back at the snapshot, whatever keeps an earlier deletion from being finished.
+    // The rollback is done, even if an earlier deletion cannot be finished.
     if (auto collected = collect(&state, nullptr); !collected) return leave_unfinished(&state, collected.error());
     return {};
   });

@@ -1,4 +1,5 @@
-// Another base, without looking at the content. The order is that of every change of structure (image/structure.h).
+// Another base, without a look at the content. The order is that of every change of structure
+// (image/structure.h).
 #include <shared_mutex>
 
 #include "engine/change/new_base.h"
@@ -6,7 +7,8 @@
 namespace pcow {
 namespace {
 
-// Whether a reference leads to the same content as the other, as far as the two say: it was moved, or copied.
+// Whether two references lead to the same content, as far as they tell: the base was moved, or
+// copied.
 bool same_content(const std::optional<BaseReference>& one, const BaseReference& other) {
   if (!one) return false;
   if (one->identity && other.identity) return one->identity == other.identity;
@@ -41,7 +43,7 @@ Result<void> Image::set_base(const BaseSpec& spec, bool has_base) {
       if (!reference) return reference.error();
       prepared.base = std::move(*reference);
     }
-    // The new chain is opened before anything is written: a base that cannot be read is refused.
+    // Open the new chain before anything is written: a base that cannot be read is refused.
     auto bases = state.bases.open(prepared.base, {});
     if (!bases) return bases.error();
     if (prepared.base ? same_content(state.superblocks.current().base, *prepared.base)
@@ -56,8 +58,8 @@ Result<void> Image::set_base(const BaseSpec& spec, bool has_base) {
       state.layers.note_change_of_content();
       return state.file->sync();
     }
-    // Frozen layers may read otherwise from then on: in the same step as the base, each gets an identity of its own, so that
-    // nobody takes its content for what it was.
+    // Frozen layers may read differently from then on. In the same change each of them gets a new
+    // identity, so that its content is not taken for the old one.
     prepared.bases = std::move(*bases);
     prepared.directory = state.layers.directory();
     for (Layer& layer : prepared.directory.layers)

@@ -1,8 +1,11 @@
-// Snapshots: of one image, of several at one moment, and in steps for a monitor that freezes the guest's memory itself. And their names.
+// Snapshots: of one image, of several images at one moment, and in steps, for a monitor that
+// freezes the guest's memory itself. Also the names of snapshots.
 //
-// The order is that of every change of structure (image/structure.h). What can take long happens before the moment, with the old layer
-// still taking writes (most of what is dirty is written back), or after it, with the new one doing so (the sync that seals). Before it
-// nothing need be durable but the layer directory; but what is written back then need not be while many faults follow the moment.
+// The order is that of every change of structure (image/structure.h). Work that can take long is
+// done before the moment of the snapshot, while the old layer still takes writes (most dirty pages
+// are written back), or after it, when the new layer takes them (the sync that seals). Only the
+// layer directory must be durable before the moment. But what is written back early need not be
+// written back while many faults follow the moment.
 
 #include <algorithm>
 
@@ -19,7 +22,7 @@ class PendingState {
   std::unique_lock<Gate> gate;
   PreparedStructure prepared;
   bool committed = false;
-  uint64_t file_end = 0;  // bytes, when it was committed
+  uint64_t file_end = 0;  // bytes, at the commit
 };
 
 PendingSnapshot::PendingSnapshot(std::unique_ptr<PendingState> state) : state_(std::move(state)) {}
@@ -48,7 +51,8 @@ Result<std::unique_ptr<PendingSnapshot>> PendingSnapshot::prepare(Image* image, 
     frozen->time_ns = origin.time_ns.value_or(realtime_ns());
     frozen->identity = origin.identity.value_or(random_identity());
     PCOW_TRY(state.structure.prepare_active(&prepared, frozen->id, frozen->size));
-    // The rest is durable, or is made so after the moment: a busy writer has written much again by now.
+    // All other data is durable, or is made durable after the moment: a busy writer has written
+    // much more by now.
     PCOW_TRY(state.structure.prepare_directory(&prepared, Structure::Reach::kDirectory));
     return pending;
   };
@@ -79,7 +83,7 @@ Result<void> Image::snapshot(const std::string& name, const SnapshotOrigin& orig
 }
 
 Result<void> Image::snapshot_together(const std::vector<Image*>& images, const std::string& name) {
-  // One order for all callers, so that two of them never wait for each other.
+  // All callers use the same order, so that no two of them wait for each other.
   std::vector<Image*> ordered = images;
   std::sort(ordered.begin(), ordered.end());
   if (std::adjacent_find(ordered.begin(), ordered.end()) != ordered.end())
@@ -90,7 +94,8 @@ Result<void> Image::snapshot_together(const std::vector<Image*>& images, const s
     if (!prepared) return prepared.error();
     pending.push_back(std::move(*prepared));
   }
-  // All gates are closed before the first superblock changes: no write of any image falls between two of them.
+  // All gates are closed before the first superblock changes: no write to any image falls between
+  // two of them.
   for (const auto& snapshot : pending) snapshot->close_gate();
   Result<void> outcome;
   size_t committed = 0;
@@ -106,8 +111,8 @@ Result<void> Image::snapshot_together(const std::vector<Image*>& images, const s
   return outcome;
 }
 
-// Names stand in the layer directory alone: whoever refers to a layer, in this file or in another, does so by its id and identity. One that is
-// being merged away has none any more.
+// Only the layer directory contains names: a reference to a layer, in this file or in another,
+// consists of its id and identity. A layer that is being merged away no longer has a name.
 Result<void> Image::rename_snapshot(const std::string& from, const std::string& to) {
   ImageState& state = *state_;
   PCOW_TRY(state.failures.noted(check_snapshot_name(to)));
@@ -120,7 +125,7 @@ Result<void> Image::rename_snapshot(const std::string& from, const std::string& 
     prepared.directory = state.layers.directory();
     Layer* renamed = prepared.directory.find((*layer)->id);
     renamed->name = to;
-    renamed->automatic = false;  // somebody has chosen that name
+    renamed->automatic = false;  // a user has chosen this name
     return state.structure.change_to(&prepared);
   });
 }
@@ -133,7 +138,7 @@ Result<uint64_t> Image::freeze_for_clone(const std::string& name) {
     const bool empty = state.layers.active_is_empty();
     PCOW_TRY(state.layers.untorn());
     if (empty && parent && !parent->hidden && parent->size == active.size) {
-      // Where the sync of its snapshot failed it is not durable.
+      // It is not durable yet if the sync of its snapshot failed.
       PCOW_TRY(state.structure.seal());
       return parent->id;
     }

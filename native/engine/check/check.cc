@@ -9,8 +9,8 @@
 namespace pcow {
 namespace {
 
-// With a writer at work a slot may be half written, a layer directory replaced, a block freed and used again between two looks:
-// what counts is what two looks in a row have found.
+// While a writer is at work, the check may see a slot half written, a layer directory that is being
+// replaced, or a block that is freed and used again. Only findings of two successive looks count.
 Result<CheckReport> check_in_use(const std::shared_ptr<File>& file, const Progress& progress) {
   constexpr int kLooks = 3;
   std::vector<Finding> before;
@@ -53,7 +53,7 @@ Result<CheckReport> check_image(const std::string& path, const CheckOptions& opt
     Inspection inspection(*file, false);
     PCOW_TRY(inspection.run(progress));
     if (inspection.report.findings.empty()) return std::move(inspection.report);
-    // A writer may have come and gone meanwhile.
+    // A writer may have opened and closed the image meanwhile.
     if ((*file)->is_locked_by_other()) continue;
     auto now = read_superblock(**file);
     if (!now || !inspection.superblock || now->generation <= inspection.newest) return std::move(inspection.report);

@@ -1,10 +1,12 @@
-// Checksums of frozen layers: making them, taking them away, and reading all that has some to see whether it is damaged.
+// Checksums of frozen layers: making them, taking them away, and reading everything that has some,
+// to find damage.
 //
-// Order of making a layer's (docs/format.md, "What a writer does, in which order"):
-//   1. a range of free blocks gets the pages; the layer is read for them without keeping anybody out
-//   2. the layer directory that names the range is written, and all of that made durable
-//   3. the superblock; then the range that the layer had before is released
-// A crash before 3 leaves free blocks. What has a checksum keeps that very one: damage does not get a right checksum.
+// Order of making those of a layer (docs/format.md, "What a writer does, in which order"):
+//   1. A range of free blocks gets the pages. The layer is read for them while others use it.
+//   2. The layer directory that names the range is written, and all of that is made durable.
+//   3. The superblock is written. Then the range that the layer had before is released.
+// A crash before 3 leaves free blocks. A sub-block that has a checksum keeps it: damaged data never
+// gets a matching checksum.
 
 #include <algorithm>
 #include <bit>
@@ -18,18 +20,19 @@
 namespace pcow {
 namespace {
 
-constexpr uint64_t kBatch = uint64_t{8} << 20;  // bytes that are read with the gate held once
+constexpr uint64_t kBatch = uint64_t{8} << 20;  // bytes that are read while the gate is held once
 
 uint64_t bytes_of(uint16_t mask, const Geometry& geometry) {
   return static_cast<uint64_t>(std::popcount(mask)) << geometry.sub_block_shift();
 }
 
-// The sub-blocks that can be covered.
+// The sub-blocks that a checksum can cover.
 uint16_t durable_data(const Entry& entry) {
   return entry.index ? static_cast<uint16_t>(entry.written & entry.durable) : uint16_t{0};
 }
 
-// Whether all that is covered is there, and a checksum of more can take its place.
+// Whether the layer holds everything that the checksum covers, and more, so that a larger checksum
+// can replace it.
 bool can_grow(uint16_t covered, uint16_t held) { return covered != held && (covered & ~held) == 0; }
 
 ChecksumPage page_of(const Source& source, uint64_t chunk) {
@@ -41,7 +44,7 @@ ChecksumPage page_of(const Source& source, uint64_t chunk) {
 struct FrozenLayer {
   Layer layer;
   std::shared_ptr<const Source> source;
-  bool spent;  // is being merged away, or about to be
+  bool spent;  // is being merged away, or will be
 };
 using Wanted = std::function<uint16_t(size_t block_in_chunk, const Entry&)>;  // sub-blocks
 
@@ -73,8 +76,8 @@ Result<std::array<Entry, kBlocksPerChunk>> frozen_entries(const Geometry& geomet
   return entries;
 }
 
-// `wanted` says which sub-blocks of a block count, and `use` gets what they are. A layer that is no longer as it is in hand is
-// kNotFound: it was merged away, or has other checksums.
+// `wanted` says which sub-blocks of a block count, and `use` gets their checksums. Fails with
+// kNotFound if the layer is no longer the one in hand: it was merged away, or has other checksums.
 Result<void> checksum_chunk(const ImageState& state, const FrozenLayer& in_hand, uint64_t chunk, bool from_disk,
                             const Wanted& wanted, const std::function<bool()>& go_on,
                             const std::function<void(const HeldBlock&, Result<uint32_t>)>& use) {
@@ -111,8 +114,9 @@ Result<void> checksum_chunk(const ImageState& state, const FrozenLayer& in_hand,
   return {};
 }
 
-// Whether the only child of a layer that is being merged away has taken a block over: it may have written into it since. What is
-// taken over loses its checksum before; an image that an older pcow has left may have kept it.
+// Whether the only child of a layer that is being merged away has taken a block over: it may have
+// written into it since. A block loses its checksum before it is taken over, but an image of an
+// older pcow may have kept it.
 bool is_handed_over(const ImageState& state, const FrozenLayer& in_hand, uint64_t block, uint32_t index) {
   const uint64_t chunk = block / kBlocksPerChunk;
   if (!in_hand.spent) return false;
@@ -145,12 +149,12 @@ Result<uint64_t> count_missing(const Geometry& geometry, const FrozenLayer& in_h
   return missing;
 }
 
-// Step 1 for a chunk. `added` counts the bytes that are covered now, and were not before.
+// Step 1 for a chunk. `*added` counts the bytes that are covered now and were not before.
 Result<ChecksumPage> make_checksums(const ImageState& state, const FrozenLayer& in_hand, uint64_t chunk,
                                     const std::function<bool()>& go_on, uint64_t* added) {
   const ChecksumPage before = page_of(*in_hand.source, chunk);
   ChecksumPage after = before;
-  // A block of which a part is covered: that part is looked at first.
+  // Of a block that is covered in part, that part is verified first.
   std::array<bool, kBlocksPerChunk> damaged{};
   const auto covered_part = [&](size_t i, const Entry& entry) {
     return can_grow(before.covered[i], durable_data(entry)) ? before.covered[i] : uint16_t{0};
@@ -236,13 +240,13 @@ Result<void> Image::add_checksums(const Progress& progress) {
   const auto change = [&]() -> Result<void> {
     const auto one_at_a_time = state.checksum_work.begin();
     if (!state.writable()) return Error(Code::kReadOnly, state.path + " is open for reading only");
-    // Only what is durable is covered: of the layers that have just been frozen, too.
+    // Only durable data is covered: make the layers that were frozen last durable, too.
     PCOW_TRY(sync());
     uint64_t total = 0;
     std::vector<uint64_t> wanting;
     for (const uint64_t id : frozen_layers(state)) {
       const auto in_hand = frozen_layer(state, id);
-      // The heir of one that is being merged away writes into its blocks.
+      // The heir of a layer that is being merged away writes into the layer's blocks.
       if (!in_hand || in_hand->spent) continue;
       auto missing = count_missing(state.geometry, *in_hand);
       if (!missing) return missing.error();
@@ -331,7 +335,7 @@ class Scrub {
     return {};
   }
 
-  // Of its checksums in the file, bytes.
+  // The offset of a layer's checksums in the file, bytes.
   uint64_t begin_of(const Layer& layer) const { return uint64_t{layer.checksums} << geometry_.block_shift(); }
 
   Result<void> look_at(uint64_t id) {
@@ -339,7 +343,7 @@ class Scrub {
       for (int round = 0;; round++) {
         const auto in_hand = frozen_layer(state_, id);
         if (!in_hand || !in_hand->source->checksums) return {};  // deleted meanwhile
-        // Where nothing has checksums there is a hole.
+        // A hole means that no checksums are there.
         const uint64_t begin = begin_of(in_hand->layer);
         const uint64_t end = begin + geometry_.chunks_for(in_hand->layer.size) * kPageSize;
         if (begin + chunk * kPageSize >= end) return {};
@@ -362,11 +366,11 @@ class Scrub {
   Result<void> look_at_chunk(const FrozenLayer& in_hand, uint64_t chunk, ScrubReport* found) {
     const auto page = in_hand.source->checksums->page(chunk);
     if (!page) {
-      // What was released may be anything by now.
+      // The range may have been released meanwhile, and hold anything by now.
       const auto now = frozen_layer(state_, in_hand.layer.id);
       if (!now || now->layer.checksums != in_hand.layer.checksums || state_.layers.is_own_stale())
         return Error(Code::kNotFound, state_.path + ": the layer has changed");
-      if (in_hand.spent) return {};  // on its way out, and half empty after a crash
+      if (in_hand.spent) return {};  // it is being merged away, and may be half empty after a crash
       add(found, in_hand.layer, "checksums", "a page of its checksums is damaged: " + page.error().message,
           begin_of(in_hand.layer) + chunk * kPageSize, chunk * kBlocksPerChunk, kBlocksPerChunk);
       return {};

@@ -1,5 +1,7 @@
-// What a check looks at, from the outside in: the superblock slots, the layer directory, the tables with each of their entries,
-// the base, what lies in free space. What is damaged is named, and the look goes on with what can be told anyway.
+// What a check looks at, from the outside in: the superblock slots, the layer directory, the tables
+// with all their entries, the base, and free space. Damage is reported, and the inspection
+// continues with everything that is still readable. One file, because each step uses the state of
+// those before it (inspection.h).
 #include "engine/check/inspection.h"
 
 #include <algorithm>
@@ -69,7 +71,7 @@ std::string Inspection::name_of(const Layer& layer) const {
   return layer.name.empty() ? "hidden layer " + std::to_string(layer.id) : "snapshot " + layer.name;
 }
 
-// What lies in a block of the structure, for people.
+// What a block of the structure contains, for messages.
 std::string Inspection::owner_of(uint64_t block) const {
   const uint64_t file_offset = block << geometry_->block_shift();
   for (const Layer& layer : directory->layers) {
@@ -91,7 +93,7 @@ Result<void> Inspection::look_at_superblocks() {
   }
   PCOW_TRY(check_supported(slots.data(), file->path()));
   std::optional<Superblock> found[2];
-  bool given_up[2] = {};  // the older slot, with a feature that the newer one does without
+  bool given_up[2] = {};  // the older slot needs a feature that the newer one does not need
   Finding slot_findings[2];
   std::optional<Superblock> mended[2];
   for (uint64_t number = 0; number < 2; number++) {
@@ -128,8 +130,9 @@ Result<void> Inspection::look_at_superblocks() {
                              : ": " + without_path(decoded.error().message, file->path());
     }
   }
-  // A power cut may tear the slot that is being written, down to a single bit that is missing. The other one counts then, and
-  // names all that there is. Only where that one leads nowhere is a slot used in which a bit has been put right.
+  // A power cut may tear the slot that is being written, even by a single missing bit. Then the
+  // other slot counts, and names everything that exists. A slot with a corrected bit is used only
+  // if the other one leads nowhere.
   for (uint64_t number = 0; number < 2; number++) {
     if (found[number] || given_up[number]) continue;
     if (found[1 - number] && !is_intact_slot(slots.data() + number * kPageSize)) {
@@ -142,7 +145,7 @@ Result<void> Inspection::look_at_superblocks() {
   return {};
 }
 
-// The one of the intact slots and of those in which a bit has been put right that counts.
+// Chooses the superblock that counts, among the intact slots and those with a corrected bit.
 void Inspection::take_superblock(const std::optional<Superblock> (&found)[2],
                                  const std::optional<Superblock> (&mended)[2]) {
   for (const auto* slot : {&mended[0], &mended[1], &found[0], &found[1]})
@@ -180,7 +183,8 @@ std::optional<LayerDirectory> Inspection::look_at_directory(const Superblock& fr
   }
   auto decoded = LayerDirectory::decode(*bytes, from, file_size_, path);
   if (decoded) return *decoded;
-  // A file that was cut short has a sound layer directory, of which not all is there any more.
+  // A file that was cut short has an intact layer directory, but not all that it names still
+  // exists.
   constexpr uint64_t kAnySize = uint64_t{1} << 62;
   if (auto cut = LayerDirectory::decode(*bytes, from, kAnySize, path)) {
     for (const Layer& layer : cut->layers) {
@@ -237,7 +241,7 @@ Result<void> Inspection::for_each_entry(const Layer& layer, const std::function<
   return {};
 }
 
-// A merge that was interrupted: whatever the only child of a hidden layer has taken over is named by both.
+// An interrupted merge: both tables name what the only child of a hidden layer has taken over.
 bool Inspection::is_being_merged(const Layer& parent) const {
   return parent.hidden && directory->count_children(parent.id) == 1;
 }
@@ -316,7 +320,7 @@ Result<void> Inspection::look_at_tables(const Progress& progress) {
       done_ = done;
       const EntryFault fault = fault_of(word);
       if (fault != EntryFault::kNone) describe(layer, block, word, fault);
-      // What names no block of its own does not claim one.
+      // An entry that names no block of its own claims none.
       if (fault != EntryFault::kNone && fault != EntryFault::kUnsynced) return {};
       Entry entry = Entry::unpack(word);
       if (report.crashed && entry != entry.as_durable()) {
@@ -343,7 +347,7 @@ Result<void> Inspection::look_at_tables(const Progress& progress) {
   return look_at_shared();
 }
 
-// A second walk, for the claims on blocks that the first one has met twice.
+// A second walk, for the blocks that the first one found in two entries.
 Result<void> Inspection::look_at_shared() {
   if (shared.empty()) return {};
   for (const Layer& layer : directory->layers) {
@@ -359,7 +363,8 @@ Result<void> Inspection::look_at_shared() {
 Result<void> Inspection::look_at_checksums() {
   for (const Layer& layer : directory->layers) {
     const uint64_t begin = uint64_t{layer.checksums} << geometry_->block_shift();
-    // A layer that is being merged away loses its pages; one of them may be half empty after a crash.
+    // A layer that is being merged away loses its pages; after a crash one of them may be half
+    // empty.
     if (!layer.checksums || begin >= file_size_ || directory->is_spent(layer)) continue;
     const Checksums checksums(file, *geometry_, layer);
     auto present = present_chunks(*file, begin, geometry_->blocks_for(layer.size));
@@ -379,7 +384,8 @@ Result<void> Inspection::look_at_checksums() {
 
 Result<void> Inspection::look_at_base() {
   if (!superblock->base) return {};
-  // Its chain is opened as for reading the image; of the image itself no more than the superblock is needed for that.
+  // The chain is opened as for reading the image. Of the image itself only the superblock is
+  // needed.
   const ImageFile image{file->path(), {}, file, *geometry_};
   const auto bases = Bases(image).open(superblock->base, {});
   if (!bases) {
@@ -412,7 +418,7 @@ Result<void> Inspection::for_each_stray(
       bytes.resize(geometry_->block_size());
       auto length = file->read(block << geometry_->block_shift(), bytes.data(), bytes.size());
       if (!length) return length.error();
-      bytes.resize(*length);  // less than a block where somebody has appended to the file
+      bytes.resize(*length);  // less than a block if the file has a tail
       if (!is_zero(reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size())) PCOW_TRY(use(block, bytes));
     }
     offset = *hole;
@@ -420,7 +426,7 @@ Result<void> Inspection::for_each_stray(
   return {};
 }
 
-// In a clean image what is free is a hole: a block that is taken into use relies on it.
+// In a clean image free space is a hole: a block that is allocated relies on it.
 Result<void> Inspection::look_at_free_space() {
   const bool all_known = !(superblock->read_only_compatible & ~kKnownReadOnlyCompatible);
   if (!report.clean || report.in_use || !all_known) return {};
@@ -442,7 +448,8 @@ Result<void> Inspection::run(const Progress& progress) {
   file_size_ = *size;
   PCOW_TRY(look_at_superblocks());
   if (!superblock) return {};
-  // Where the newest does not lead to a layer directory, what another slot knows may still be there.
+  // If the newest superblock leads to no layer directory, the structure that another slot names may
+  // still exist.
   std::set<uint64_t> looked_at;
   for (const Superblock& candidate : candidates_) {
     if (!looked_at.insert(candidate.directory_offset).second) continue;

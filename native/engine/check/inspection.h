@@ -1,4 +1,4 @@
-// One look over an image file: what check.cc reports and repair.cc mends.
+// One inspection of an image file: check.cc reports what it finds, and repair.cc mends it.
 #pragma once
 
 #include <functional>
@@ -17,29 +17,29 @@ namespace pcow {
 
 enum class EntryFault {
   kNone,
-  kUnsound,    // bits that no writer stores
-  kOutside,    // points behind the end of the file, or at the superblocks
-  kStructure,  // points at a layer directory or a table
-  kShared,     // points at a block that another entry points at
-  kUnsynced,   // holds what is not durable, in a clean image
+  kUnsound,    // has bits that no writer stores
+  kOutside,    // names a block behind the end of the file, or of the superblocks
+  kStructure,  // names a block of a layer directory or a table
+  kShared,     // names a block that another entry names, too
+  kUnsynced,   // holds sub-blocks that are not durable, in a clean image
 };
 
 class Inspection {
  public:
   Inspection(std::shared_ptr<File> file, bool in_use) : file(std::move(file)) { report.in_use = in_use; }
 
-  // Fails with kUnsupported, kCancelled, or where the machine does (kNoMemory, kPermission).
+  // Fails only with kUnsupported or kCancelled, or if the machine fails (kNoMemory, kPermission).
   Result<void> run(const Progress& progress);
 
-  // The entries of a layer's table that are not 0; `use` gets the block's number and the word. Pages that cannot be read go
-  // to `unreadable`.
+  // Calls `use` with the block's number and the word for each entry of a layer's table that is not
+  // 0. Pages that cannot be read go to `unreadable`.
   Result<void> for_each_entry(const Layer& layer, const std::function<Result<void>(uint64_t, uint64_t)>& use,
                               const std::function<void(uint64_t, const Error&)>& unreadable) const;
-  // kShared only for blocks that a finished run has found to be.
+  // Returns kShared only after a finished run.
   EntryFault fault_of(uint64_t word) const;
-  // Data in blocks that nothing names, block by block, where it is not all zeros.
+  // Calls `use` for each block that nothing names and that is not all zeros.
   Result<void> for_each_stray(const std::function<Result<void>(uint64_t, const std::vector<char>&)>& use) const;
-  // Whether a sound entry, or a structure, has the block.
+  // Whether a sound entry, or a structure, names the block.
   bool is_named(uint64_t block) const { return used_.contains(block); }
   std::string name_of(const Layer& layer) const;
   uint64_t file_size() const { return file_size_; }
@@ -47,18 +47,20 @@ class Inspection {
 
   const std::shared_ptr<File> file;
   CheckReport report;
-  uint64_t newest = 0;                      // the highest generation that a slot tells of
-  std::optional<Superblock> superblock;     // to go on from; empty: none can be read
-  std::optional<LayerDirectory> directory;  // that it names
+  uint64_t newest = 0;                      // the highest generation of any slot
+  std::optional<Superblock> superblock;     // the one that is used; empty: none can be read
+  std::optional<LayerDirectory> directory;  // that the superblock names
   bool slot_damaged = false;                // one of the slots is not as a writer leaves it
-  bool older_directory = false;  // the newest slot's layer directory cannot be read: that of the other one counts
-  // Where a bit of the layer directory was wrong: as it should be. Where none can be read: as it is.
+  // The layer directory of the newest slot cannot be read, so that of the other slot is used.
+  bool older_directory = false;
+  // The layer directory with a wrong bit corrected, or, if none can be read, as it lies in the
+  // file.
   std::vector<uint8_t> mended_directory;
   std::vector<uint8_t> damaged_directory;
   uint64_t damaged_directory_offset = 0;
-  uint64_t wanted_size = 0;  // bytes that the file must have for all tables to lie inside
+  uint64_t wanted_size = 0;  // bytes that the file must have to contain all tables
   std::unordered_set<uint32_t> shared;
-  std::vector<uint64_t> damaged_checksums;  // offsets of the pages in the file
+  std::vector<uint64_t> damaged_checksums;  // file offsets of the pages
 
  private:
   void add(Finding finding);
@@ -80,8 +82,8 @@ class Inspection {
 
   std::optional<Geometry> geometry_;
   uint64_t file_size_ = 0;
-  std::vector<Superblock> candidates_;  // to go on from, the likeliest first
-  BlockSet structure_;                  // blocks of the superblocks, the layer directory, the tables and checksums
+  std::vector<Superblock> candidates_;  // that may be used, the likeliest first
+  BlockSet structure_;                  // blocks of the superblocks, the layer directory, tables and checksums
   BlockSet used_;                       // … and those that entries name
   uint64_t done_ = 0;
   uint64_t total_ = 0;
