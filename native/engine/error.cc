@@ -88,7 +88,8 @@ std::string text_of(int err) {
   return strerror_r(err, text, sizeof text);
 }
 
-// What block devices (the table blk_errors in the kernel's block/blk-core.c) and filesystems mean by an errno. null: its text is right.
+// What block devices (table blk_errors in the kernel's block/blk-core.c) and filesystems mean by an
+// errno. null: the errno's usual text is right.
 const char* disk_meaning(int err) {
   switch (err) {
     case ENODATA: return "a medium error: the disk can no longer read or store these sectors";

@@ -1,4 +1,5 @@
-// Errors are values in the engine: every failure has a code, an errno and a sentence. Nothing here throws.
+// Errors are values in the engine: every failure has a code, an errno and a sentence. The engine
+// throws no exceptions.
 #pragma once
 
 #include <cerrno>
@@ -50,12 +51,13 @@ struct Error {
   Error(Code c, int e, std::string text) : code(c), err(e), message(std::move(text)) {}
 };
 
-// An Error for a failed system call: `what` says what was tried, on which file; the errno's text is added, and the
-// code follows from it (ENOSPC and EDQUOT become kNoSpace, EACCES and EPERM kPermission, …).
+// An Error for a failed system call. `what` says what was tried, on which file; the text of the
+// errno is added, and the code follows from it (ENOSPC and EDQUOT become kNoSpace, EACCES and EPERM
+// kPermission, …).
 Error system_error(int err, const std::string& what);
 
-// The same for a call that reads or writes a file: where the text of an errno is about something else, or about nothing, what the
-// disk or the filesystem means by it stands before that text.
+// The same for a call that reads or writes a file. If the usual text of the errno would mislead,
+// the meaning that the disk or the filesystem gives to it is put before that text.
 Error disk_error(int err, const std::string& what);
 
 template <typename T>

@@ -1,5 +1,5 @@
-// A set of blocks of a file, as bits. A stretch that was never touched does not exist, so that a huge sparse file costs
-// nothing.
+// A set of blocks of a file, as bits. Stretches without members take no memory, so a huge sparse
+// file costs nothing.
 #pragma once
 
 #include <array>
@@ -13,9 +13,10 @@ class BlockSet {
  public:
   bool contains(uint64_t block) const { return word(block / 64) >> (block % 64) & 1; }
   void set(uint64_t first, uint64_t count, bool member);
-  // The first block from `from` on that is (or is not) in the set; `end` where there is none before it.
+  // The first block from `from` on that is (or is not) in the set; `end` if there is none before
+  // it.
   uint64_t next(bool member, uint64_t from, uint64_t end) const;
-  // One behind the last block in the set; 0 where it is empty.
+  // The number after the last block in the set; 0 if the set is empty.
   uint64_t end() const;
 
  private:

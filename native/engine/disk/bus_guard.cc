@@ -13,22 +13,25 @@
 namespace pcow {
 namespace {
 
-// The handler walks the list from here, at any time: entries are added, and used again, but never taken out.
+// The handler may walk the list from here at any time: entries are added and used again, but never
+// removed.
 std::atomic<GuardedRange*> ranges{nullptr};
-// What was installed before, or what the program has asked for since. Without a lock, for a program may ask in a signal handler; the next
-// comes to another place, for the handler may be looking at the one before.
+// The actions that were installed before the guard, and those that the program has asked for since.
+// No lock guards them, because a program may ask in a signal handler. Each new action gets another
+// element, because the handler may be reading the one before.
 std::array<struct sigaction, 64> actions;
 std::atomic<size_t> actions_kept{0};
 std::atomic<const struct sigaction*> previous{nullptr};
-// Not 0: the guard itself changes the action for SIGBUS, which must reach the kernel though the monitor interposes the function.
+// Greater than 0 while the guard itself changes the action for SIGBUS: this must reach the kernel
+// although the monitor interposes the function.
 std::atomic<int> own_changes{0};
 
 struct Registry {
-  std::mutex mutex;  // guards the rest, and who adds to `ranges`
+  std::mutex mutex;  // guards the fields below and additions to `ranges`
   std::vector<GuardedRange*> spare;
 };
 Registry& registry() {
-  static auto* made = new Registry;  // never destroyed: threads may come here until the end of the process
+  static auto* made = new Registry;  // never destroyed: threads may use it until the process ends
   return *made;
 }
 
@@ -38,20 +41,20 @@ void keep(const struct sigaction& action) {
   previous.store(&place, std::memory_order_release);
 }
 
-// As if the guard were not there.
+// Does what would happen without the guard.
 void pass_on(int number, siginfo_t* info, void* context) {
   const struct sigaction& action = *previous.load(std::memory_order_acquire);
   if (action.sa_flags & SA_SIGINFO) return action.sa_sigaction(number, info, context);
-  const bool sent = info->si_code <= 0;  // by kill(2): nothing faults again when we return
+  const bool sent = info->si_code <= 0;  // by kill(2): no access faults again when the handler returns
   if (action.sa_handler == SIG_IGN && sent) return;
   if (action.sa_handler != SIG_IGN && action.sa_handler != SIG_DFL) return action.sa_handler(number);
-  own_changes++;  // for ever: the process ends by this
+  own_changes++;  // never decremented: this ends the process
   signal(number, SIG_DFL);
   if (sent) raise(number);
 }
 
-// A thread that is here because of its own access keeps the mapping alive, so an entry that holds the address stays as it is; and the
-// other ones are only looked at.
+// A thread that is here because of its own access keeps the mapping alive, so the entry that
+// contains the address does not change; the other entries are only read.
 GuardedRange* range_around(uintptr_t address) {
   for (GuardedRange* range = ranges.load(std::memory_order_acquire); range; range = range->next) {
     const uintptr_t end = range->end.load(std::memory_order_acquire);
@@ -62,21 +65,22 @@ GuardedRange* range_around(uintptr_t address) {
   return nullptr;
 }
 
-// Marked before the pages are replaced: a thread that sees zeros sees the mark. All of the mapping, so that one that is gone altogether
-// does not become a mapping a page.
+// The mark is set before the pages are replaced, so a thread that sees zeros sees the mark. The
+// whole mapping is replaced: replacing single pages of a file that is gone would need a mapping for
+// each page.
 bool tear(uintptr_t address) {
   GuardedRange* range = range_around(address);
   if (!range) return false;
   range->torn.store(true);
   if (auto* told = range->told.load(std::memory_order_acquire)) told->store(true);
   const uintptr_t begin = range->begin.load(std::memory_order_acquire);
-  // The system call itself: the monitor interposes the function.
+  // The system call itself, because the monitor interposes the function.
   return syscall(SYS_mmap, begin, range->end.load(std::memory_order_acquire) - begin,
                  range->protection.load(std::memory_order_acquire),
                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, off_t{0}) != -1;
 }
 
-// Async-signal-safe: atomics and system calls.
+// Async-signal-safe: it uses only atomics and system calls.
 void on_bus_error(int number, siginfo_t* info, void* context) {
   const int err = errno;
   const bool by_access = info->si_code > 0 && info->si_code != BUS_MCEERR_AO;
@@ -84,13 +88,13 @@ void on_bus_error(int number, siginfo_t* info, void* context) {
   errno = err;
 }
 
-// A child of fork(2) has none of the mappings (file.cc): what is there now is its own.
+// A child of fork(2) has none of the mappings (file.cc): these addresses now belong to the child.
 void forget_in_child() {
   for (GuardedRange* range = ranges.load(); range; range = range->next) range->end.store(0);
   registry().mutex.unlock();
 }
 
-// With the registry's lock.
+// The caller holds the registry's lock.
 void install() {
   if (previous.load()) return;
   pthread_atfork([] { registry().mutex.lock(); }, [] { registry().mutex.unlock(); }, forget_in_child);
@@ -140,7 +144,7 @@ void unguard_range(GuardedRange* range) {
 bool exchange_bus_action(const struct sigaction* action, struct sigaction* before) {
   const struct sigaction* kept = previous.load(std::memory_order_acquire);
   if (!kept || own_changes.load() != 0) return false;
-  const struct sigaction then = *kept;  // the caller may give one place for both
+  const struct sigaction then = *kept;  // `action` and `before` may be the same object
   if (action) keep(*action);
   if (before) *before = then;
   return true;

@@ -24,7 +24,7 @@ namespace {
 
 constexpr const char* kUntilOpenedAnew = "; every later sync fails, too, until the image is opened again";
 
-// Whether every byte of the range has its place on the disk, which it shares with no other file: ioctl_fiemap(2).
+// Whether the whole range has disk space that it shares with no other file: ioctl_fiemap(2).
 bool has_own_space(int descriptor, uint64_t offset, uint64_t length) {
   constexpr uint32_t kExtents = 64;
   alignas(fiemap) char bytes[sizeof(fiemap) + kExtents * sizeof(fiemap_extent)] = {};
@@ -64,7 +64,7 @@ void Mapping::expect_random() const { madvise(address_, length_, MADV_RANDOM); }
 File::File(std::string path, int descriptor, FileObserver* observer)
     : path_(std::move(path)), descriptor_(descriptor), observer_(observer) {}
 
-// Each file by itself: a directory may have files of both kinds.
+// Each file is examined by itself: a directory may contain files of both kinds.
 void File::find_out_where(bool write) {
   if (!write) return;
   const bool as_if = observer_ && observer_->is_persistent(path_);
@@ -73,7 +73,8 @@ void File::find_out_where(bool write) {
 }
 
 Result<std::shared_ptr<File>> File::open(const std::string& path, bool write, FileObserver* observer) {
-  // O_NONBLOCK: a FIFO under an image's name must not stop us; it has no effect on a regular file.
+  // O_NONBLOCK: opening a FIFO that has an image's name must not block; it has no effect on a
+  // regular file.
   const int descriptor = ::open(path.c_str(), (write ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
   if (descriptor < 0) return disk_error(errno, "cannot open " + path);
   std::shared_ptr<File> file(new File(path, descriptor, observer));
@@ -167,8 +168,9 @@ Result<void> File::allocate(uint64_t offset, uint64_t length) {
                   [&] { return fallocate(descriptor_, mode, static_cast<off_t>(offset), static_cast<off_t>(length)); });
   };
   int err = 0;
-  // Space that the range shares with another file (cp makes reflinks where it can) is not its own: a store would need new space. To
-  // unshare is to allocate as well. A filesystem that cannot do it at the first time never can.
+  // Space that the range shares with another file (cp makes reflinks if it can) is not its own: a
+  // store would need new space. Unsharing also allocates. A filesystem that does not support it at
+  // the first attempt never will.
   if (unshares_.load(std::memory_order_relaxed)) {
     err = act(FALLOC_FL_UNSHARE_RANGE);
     if (!err) known_to_unshare_.store(true, std::memory_order_relaxed);
@@ -176,7 +178,7 @@ Result<void> File::allocate(uint64_t offset, uint64_t length) {
       unshares_.store(false, std::memory_order_relaxed);
   }
   if (!unshares_.load(std::memory_order_relaxed)) err = act(0);
-  // On a full disk XFS asks for free space before it looks whether any is needed.
+  // On a full disk XFS asks for free space before it checks whether any is needed.
   const bool full = err == ENOSPC || err == EDQUOT;
   if (full && covers(offset + length) && has_own_space(descriptor_, offset, length)) return {};
   if (err) return failed(err);
@@ -185,7 +187,7 @@ Result<void> File::allocate(uint64_t offset, uint64_t length) {
 
 Result<void> File::punch(uint64_t offset, uint64_t length) {
   auto outcome = make_hole(offset, length);
-  // After it is made: a sync that was called before need not cover it.
+  // Set this after the hole is made: a sync that was called earlier need not cover it.
   if (memory_) memory_->has_fresh_holes.store(true);
   return outcome;
 }
@@ -257,9 +259,10 @@ Error File::fail_sync(int err) {
   return error;
 }
 
-// A call by which the kernel tells of a lost write-back, once: the file description has no other memory of it. So it is not made
-// again, whatever errno it returns. EINTR too may be what the disk (a filesystem in userspace, a server) gave as its reason; so that
-// it is never just a signal of this process, signals are held.
+// A call in which the kernel may report a lost write-back. It reports it only once for each file
+// description, so the call is not repeated, whatever errno it returns. EINTR may be the disk's
+// reason, too (a filesystem in userspace, a server). Signals are blocked, so that it never means
+// just a signal to this process.
 template <typename Call>
 int File::tell_lost(FileOperation operation, uint64_t offset, uint64_t length, const Call& call) {
   if (const int err = observe(operation, offset, length, nullptr)) return err;
@@ -272,20 +275,22 @@ template <typename Call>
 Result<void> File::sync_by(uint64_t offset, uint64_t length, const Call& call) {
   if (auto failed = sync_failure()) return *failed;
   if (const int err = tell_lost(FileOperation::kSync, offset, length, call)) return fail_sync(err);
-  // The kernel may have told another thread, between our call and its return, of what concerns us too.
+  // The kernel may have reported a loss that concerns this call to another thread, between our call
+  // and its return.
   if (auto failed = sync_failure()) return *failed;
   return {};
 }
 
 Result<void> File::sync() {
-  if (memory_) memory_->has_fresh_holes.store(false);  // those that are made from here on wait for the next one
+  if (memory_) memory_->has_fresh_holes.store(false);  // holes that are made from here on wait for the next sync
   return sync_by(0, kWholeFile, [&] { return fdatasync(descriptor_); });
 }
 
 Result<void> File::sync(uint64_t offset, uint64_t length) {
   const uint64_t start = offset / kPageSize * kPageSize;
   const size_t mapped = offset + length - start;
-  // Without any right: what has one is read in, all of it, in a process that locks its memory (mlockall(2), MCL_FUTURE).
+  // PROT_NONE: in a process that locks its memory (mlockall(2), MCL_FUTURE), the kernel reads in
+  // the whole of any accessible mapping.
   void* const address = mmap(nullptr, mapped, PROT_NONE, MAP_SHARED, descriptor_, static_cast<off_t>(start));
   if (address == MAP_FAILED) return sync();
   auto outcome = sync_by(offset, length, [&] { return msync(address, mapped, MS_SYNC); });
@@ -297,12 +302,13 @@ Result<void> File::write_back(uint64_t end) {
   using namespace std::chrono_literals;
   using Clock = std::chrono::steady_clock;
   constexpr uint64_t kLeast = uint64_t{64} << 10;
-  // A longer one may come from pages that are written back to many dirty ones.
+  // A longer step may cover pages that are written back together with many dirty ones.
   constexpr uint64_t kMost = uint64_t{2} << 20;
   if (auto failed = sync_failure()) return *failed;
-  // Without flags it does nothing, and takes no error of the file along: it only says whether there is such a call (an old kernel, a
-  // sandbox). Where there is none, nothing is lost: the next sync has more to do. From here on every failure is a lost write-back: no
-  // errno is harmless, for each may be what the disk gave as its reason.
+  // Without flags the call does nothing, and takes no error from the file: it only shows whether
+  // the call exists (an old kernel or a sandbox may lack it). If it does not, nothing is lost: the
+  // next sync has more to do. From here on every failure is a lost write-back. No errno is
+  // harmless, because each may be the disk's reason.
   if (sync_file_range(descriptor_, 0, 0, 0) != 0) return {};
   const auto act = [&](uint64_t offset, uint64_t length, unsigned how) {
     return tell_lost(FileOperation::kWriteBack, offset, length, [&] {
@@ -312,19 +318,21 @@ Result<void> File::write_back(uint64_t end) {
   uint64_t length = uint64_t{256} << 10;
   Clock::duration worked{0};
   for (uint64_t offset = 0; offset < end;) {
-    // Holes have nothing to write: a sparse file of many tables is mostly holes.
+    // Holes need no write-back: a sparse file with many tables consists mostly of holes.
     auto data = next_data(offset, end);
     if (!data) return data.error();
     if (*data == end) break;
     offset = std::max(offset, *data / kPageSize * kPageSize);
     const auto began = Clock::now();
-    // Also where it only begins to write: a filesystem may have let pages go that it found no place for, and tell nobody else.
+    // An error counts even when the call only starts writing: a filesystem may have dropped pages
+    // for which it found no space, and reports that to no other call.
     if (const int err = act(offset, length, SYNC_FILE_RANGE_WRITE)) return fail_sync(err);
     const auto took = Clock::now() - began;
     offset += length;
     if (took < 100us) length = std::min(length * 2, kMost);
     if (took > 300us) length = std::max(length / 2, kLeast);
-    // Who waits for this very processor would get it at a tick of the clock only, after up to 4 ms.
+    // Otherwise a thread that waits for this processor would get it only at a tick of the clock,
+    // after up to 4 ms.
     if ((worked += took) < 500us) continue;
     worked = {};
     std::this_thread::yield();
@@ -345,7 +353,8 @@ Result<std::unique_ptr<Mapping>> File::map_by(uint64_t offset, uint64_t length, 
   if (!err) {
     const int protection = PROT_READ | (write ? PROT_WRITE : 0);
     void* address = mmap(nullptr, length, protection, flags, descriptor_, static_cast<off_t>(offset));
-    // Not for a child of fork(2): as long as it lives, a mapping of its own would keep the writer's lock of a parent that has ended.
+    // Not inherited by a child of fork(2): a mapping in a child that outlives its parent would keep
+    // the parent's writer lock.
     if (address != MAP_FAILED && madvise(address, length, MADV_DONTFORK) == 0)
       return std::make_unique<Mapping>(address, length, protection, write ? stores_lost_ : nullptr);
     err = errno;
@@ -389,7 +398,7 @@ bool File::covers(uint64_t end) const {
 Result<uint64_t> File::seek(uint64_t from, uint64_t end, int whence) const {
   const off_t found = lseek(descriptor_, static_cast<off_t>(from), whence);
   if (found < 0) {
-    if (errno == ENXIO) return end;  // nothing of the kind from here to the end of the file
+    if (errno == ENXIO) return end;  // no data (or no hole) from here to the end of the file
     return disk_error(errno, "cannot find the holes of " + path_);
   }
   return static_cast<uint64_t>(found) < end ? static_cast<uint64_t>(found) : end;

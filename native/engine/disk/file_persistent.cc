@@ -1,15 +1,19 @@
-// How a File stores into persistent memory. No write(2) and no fdatasync(2) is called for that.
+// How a File stores into persistent memory, without calling write(2) or fdatasync(2).
 //
-// Where a page of the file is, and that the file reaches to it, is the filesystem's metadata, which must be durable before a store is worth
-// anything. That is what MAP_SYNC is for: "while some memory is mapped writable in the address space of the process, it will be visible in
-// the same file at the same offset even after the system crashes or is rebooted" (mmap(2)). The kernel keeps it in the write fault: if the
-// filesystem says that the inode has metadata that is not durable (IOMAP_F_DIRTY), the page becomes writable only after those have been
-// synced (dax_finish_sync_fault(), fs/dax.c; Documentation/filesystems/dax.rst names what a filesystem has to do for it). So a store into a
-// page means by itself that this page's place is durable, with the file's length as far as that page.
+// The position of a page of the file, and the length of the file, are the filesystem's metadata.
+// They must be durable before a store has any value. MAP_SYNC guarantees this: "while some memory
+// is mapped writable in the address space of the process, it will be visible in the same file at
+// the same offset even after the system crashes or is rebooted" (mmap(2)). The kernel implements it
+// in the write fault: if the filesystem reports that the inode has metadata that is not durable
+// (IOMAP_F_DIRTY), the page becomes writable only after that metadata has been synced
+// (dax_finish_sync_fault(), fs/dax.c; Documentation/filesystems/dax.rst names what a filesystem has
+// to do). So a successful store into a page implies that the page's position is durable, and the
+// length of the file as far as that page.
 //
-// Such a fault waits for the filesystem's journal whenever its page is new, which is for each of the sixteen pages of a copied block. So a
-// write fault of each page through a plain mapping comes first: it gives the pages their places. Then the first fault through MAP_SYNC
-// makes them durable, all together, and the others find nothing left to be done.
+// Such a fault waits for the filesystem's journal whenever its page is new, which holds for each of
+// the sixteen pages of a copied block. So a write fault of each page through a plain mapping comes
+// first, and allocates the pages. Then the first fault through MAP_SYNC makes all of them durable
+// together, and the others find nothing left to do.
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -57,7 +61,7 @@ void File::persist(const uint64_t* words, uint64_t offset, size_t length) {
   }
 }
 
-// With the mutex held exclusively.
+// The caller holds the mutex exclusively.
 Result<void> File::make_window(uint64_t number) {
   PersistentMemory::Window& window = memory_->windows[number];
   if (window.synced) return {};
@@ -70,7 +74,8 @@ Result<void> File::make_window(uint64_t number) {
   return {};
 }
 
-// With the mutex held exclusively, and the windows there: whole pages that have their space.
+// The caller holds the mutex exclusively, and the windows exist. The range consists of whole pages
+// that have disk space.
 void File::touch(uint64_t offset, uint64_t length) {
   each_window(offset, length, [&](uint64_t number, uint64_t within, uint64_t count) {
     cpu::touch(bytes_of(memory_->windows[number].plain) + within, count);
@@ -81,7 +86,8 @@ void File::touch(uint64_t offset, uint64_t length) {
   });
 }
 
-// A store into the range finds its pages in place, durably. Space comes first: a write fault that finds none is a SIGBUS.
+// Afterwards every page of the range has its place durably, for stores. Space is allocated first,
+// because a write fault that finds none raises SIGBUS.
 Result<void> File::make_ready(uint64_t offset, uint64_t length) {
   const uint64_t first = offset / kPageSize * kPageSize;
   const uint64_t bytes = (offset + length + kPageSize - 1) / kPageSize * kPageSize - first;
@@ -121,12 +127,13 @@ Result<void> File::copy_in(uint64_t offset, const void* buffer, size_t length) {
     observe(FileOperation::kFence, 0, 0, nullptr);
     cpu::fence();
   }
-  // A page whose memory is bad: what was stored is lost.
+  // The memory of a page is bad: what was stored is lost.
   return is_torn() ? Result<void>(torn()) : Result<void>();
 }
 
-// The file has grown, and reaches there durably when this returns: entries, which are durable at once, name what lies there. A page at the
-// new end gets a place, for then a write fault of it makes the length durable, and gives it back. (It reads as zeros before and after.)
+// The file has grown; its new length is durable on return, because entries, which are durable at
+// once, will name blocks there. A page at the new end is allocated, so that a write fault of it
+// makes the length durable; then the page is punched again. (It reads as zeros before and after.)
 Result<void> File::commit_length(uint64_t before, uint64_t length) {
   const uint64_t last = (length - 1) / kPageSize * kPageSize;
   PCOW_TRY(make_ready(last, length - last));

@@ -11,9 +11,10 @@ namespace pcow {
 namespace {
 
 constexpr uint64_t kLength = uint64_t{1} << 20;
-constexpr uint64_t kPlace = kLength / 2;  // of the page that is tried
+constexpr uint64_t kPlace = kLength / 2;  // offset of the page that is tried
 
-// Of a system call that failed because there is no such thing, that; every other failure is what it is.
+// If a system call failed because it is not supported, the error says so; every other failure stays
+// as it is.
 Result<void> there(const Result<void>& tried, const File& file, const char* lack) {
   if (tried) return {};
   switch (tried.error().err) {
@@ -52,7 +53,8 @@ Result<void> check_holes(File& file) {
   return *empty ? Result<void>() : lacking(file.path(), "cannot punch holes");
 }
 
-// Another process reads by read(2) what one stores through its mapping, and the other way round.
+// What one process stores through its mapping, another must see with read(2), and the other way
+// round.
 Result<void> check_mappings(File& file) {
   PCOW_TRY(file.allocate(kPlace, kPageSize));
   auto mapping = file.map(kPlace, kPageSize, true);

@@ -4,7 +4,7 @@
 
 namespace pcow {
 
-// Bytes of a page of memory, which the page cache and tables of entries are made of.
+// Bytes of a memory page: the unit of the page cache and of the tables of entries.
 inline constexpr uint32_t kPageSize = 4096;
 
 }  // namespace pcow

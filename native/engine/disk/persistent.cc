@@ -46,7 +46,8 @@ char* line_of(const void* address) {
 
 bool can_flush() { return flush_instruction() != Flush::kNone; }
 
-// The instructions as GCC would write them with -mclwb and -mclflushopt, which would let it use them where the processor has none.
+// Emits the instructions as GCC would with -mclwb and -mclflushopt. With these options GCC could
+// use them on processors that lack them.
 void flush(const void* from, size_t length) {
   const char* const end = static_cast<const char*>(from) + length;
   switch (flush_instruction()) {
@@ -111,7 +112,8 @@ bool is_in_persistent_memory(int descriptor) {
   struct statx status;
   if (!cpu::can_flush() || statx(descriptor, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, 0, &status) != 0) return false;
   if (!(status.stx_attributes_mask & status.stx_attributes & STATX_ATTR_DAX)) return false;
-  // Only what the kernel grants counts: a device may be too slow for it, or its driver not able to (mmap(2), MAP_SYNC).
+  // Only a mapping that the kernel grants counts: the device may be too slow for it, or its driver
+  // may not support it (mmap(2), MAP_SYNC).
   void* const tried = mmap(nullptr, kPageSize, PROT_NONE, MAP_SHARED_VALIDATE | MAP_SYNC, descriptor, 0);
   if (tried == MAP_FAILED) return false;
   munmap(tried, kPageSize);

@@ -1,8 +1,11 @@
-// Persistent memory that is mapped: a file on a filesystem that is mounted with DAX. A store reaches the medium at any time between itself
-// and the next fence after its cache line was flushed, in any order, torn at 8 bytes (docs/format.md, "On persistent memory").
+// Persistent memory that is mapped: a file on a filesystem that is mounted with DAX. A store
+// reaches the medium at any time before the first fence that follows the flush of its cache line,
+// in any order, torn at 8 bytes (docs/format.md, "On persistent memory").
 //
-// These are the processor's own instructions, and no library's: a package that is compiled at its installation needs no other one for three
-// instructions, and what is recorded for the simulator (file.h) is what is done. On processors other than x86-64 a file counts as one on a disk.
+// The processor's instructions are used directly, without a library: a package that is compiled
+// during installation should not need another library for three instructions, and the simulator
+// (file.h) records exactly what is done. On processors other than x86-64 every file counts as one
+// on a disk.
 #pragma once
 
 #include <atomic>
@@ -23,13 +26,16 @@ inline constexpr size_t kCacheLine = 64;
 
 // Whether this processor can flush a cache line.
 bool can_flush();
-// The lines of the range are on their way to the medium: clwb, clflushopt, or clflush, whichever there is.
+// Starts writing the lines of the range to the medium: with clwb, clflushopt or clflush, whichever
+// exists.
 void flush(const void* from, size_t length);
-// What this thread has flushed, or copied, before is on the medium.
+// Returns when everything that this thread has flushed or copied is on the medium.
 void fence();
-// Copies past the caches. Where the range begins or ends within a line, bytes beside it are not touched, and that line is flushed. No fence.
+// Copies past the caches. If the range begins or ends within a line, that line is flushed, and the
+// bytes beside the range are not touched. Does not fence.
 void copy(void* to, const void* from, size_t length);
-// A write fault of each page of the range, if there is to be one: nothing is changed. Anybody may be storing there.
+// Causes a write fault of each page of the range that needs one, without changing anything. Others
+// may store there at the same time.
 void touch(void* from, size_t length);
 
 }  // namespace cpu
@@ -37,14 +43,15 @@ void touch(void* from, size_t length);
 // Whether the file lies in persistent memory that can be mapped with MAP_SYNC, and this processor can flush.
 bool is_in_persistent_memory(int descriptor);
 
-// How the engine stores into a file in persistent memory: through mappings of stretches of it, made when they are needed.
+// How the engine stores into a file in persistent memory: through mappings of parts of it, which
+// are made when needed.
 struct PersistentMemory {
   static constexpr uint64_t kWindow = uint64_t{256} << 20;
 
   struct Window {
-    // A write fault gets its page a place, which the filesystem makes durable when it likes.
+    // A write fault allocates its page; the filesystem makes that durable at some later time.
     std::unique_ptr<Mapping> plain;
-    // MAP_SYNC: a write fault returns when what has changed of the file's places is durable.
+    // MAP_SYNC: a write fault returns after changes of the file's allocation are durable.
     std::unique_ptr<Mapping> synced;
   };
 
@@ -52,12 +59,12 @@ struct PersistentMemory {
 
   const int synced_flags;  // for mmap(2)
 
-  // Shared: stores. Exclusive: a page is taken away, or the two below are changed.
+  // Shared: stores. Exclusive: taking a page away, or changing the two fields below.
   std::shared_mutex mutex;
-  std::map<uint64_t, Window> windows;  // by their numbers
-  BlockSet ready;                      // pages that a store finds in place, with space of their own, durably
+  std::map<uint64_t, Window> windows;  // by number
+  BlockSet ready;                      // pages that have space of their own and their place, durably
 
-  // Holes have been made that are perhaps not durable: only a sync makes them so.
+  // Some holes may not be durable yet: only a sync makes them so.
   std::atomic<bool> has_fresh_holes{false};
 };
 

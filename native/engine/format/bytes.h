@@ -1,4 +1,5 @@
-// Little-endian fields at fixed offsets of a byte buffer: how the structures of docs/format.md are read and written.
+// Little-endian fields at fixed offsets of a byte buffer: used to read and write the structures of
+// docs/format.md.
 #pragma once
 
 #include <cstdint>

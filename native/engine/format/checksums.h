@@ -1,4 +1,5 @@
-// Checksums of a frozen layer: what its blocks held when they were made (docs/format.md, "Checksums").
+// Checksums of a frozen layer: of what its blocks held when the checksums were made
+// (docs/format.md, "Checksums").
 #pragma once
 
 #include <array>
@@ -16,38 +17,40 @@
 
 namespace pcow {
 
-// Those of a chunk: one page of the file.
+// The checksums of a chunk: one page of the file.
 struct ChecksumPage {
   std::array<uint16_t, kBlocksPerChunk> covered{};  // sub-blocks
   std::array<uint32_t, kBlocksPerChunk> sums{};     // of the covered sub-blocks of a block, one after the other
 
   std::array<uint8_t, kPageSize> encode(uint64_t layer, uint64_t chunk) const;
-  // kCorrupt where the page is neither empty nor of this chunk of this layer.
+  // kCorrupt if the page is neither empty nor of this chunk of this layer.
   static Result<ChecksumPage> decode(const uint8_t* bytes, uint64_t layer, uint64_t chunk, const std::string& where);
 };
 
-// Sub-blocks of a block, in a block of a file.
+// Sub-blocks of a layer's block, in a block of the file.
 struct HeldBlock {
   uint64_t block;  // of the layer
   uint32_t index;
   uint16_t mask;
 };
 
-// The checksum of each, or why its bytes cannot be read. Neighbours are read together.
+// Calls `use` with the checksum of each, or with the reason why its bytes cannot be read.
+// Neighbours are read together.
 void checksum_blocks(const File& file, const Geometry& geometry, const std::vector<HeldBlock>& blocks,
                      const std::function<void(const HeldBlock&, Result<uint32_t>)>& use);
 
-// The checksums of one layer; the range that holds them does not change. Any thread may call.
+// The checksums of one layer. The range that holds them does not change. Any thread may use them.
 class Checksums {
  public:
   Checksums(std::shared_ptr<File> file, const Geometry& geometry, const Layer& layer);
 
   uint64_t first_block() const { return first_block_; }
   Result<std::shared_ptr<const ChecksumPage>> page(uint64_t chunk) const;
-  // kCorrupt where the layer's block, which is at `index` of the file, does not have its checksum. A block is read for this
-  // when it is first asked for. What is not covered, or by a page that is damaged itself, is not judged.
+  // kCorrupt if the layer's block, at `index` of the file, does not match its checksum. The block
+  // is read when it is first asked for. Blocks that are not covered, or whose checksum page is
+  // itself damaged, are not judged.
   Result<void> verify(uint64_t block, uint32_t index) const;
-  // The pages of chunks [first, end) are holes from now on: nothing there is covered any more.
+  // From now on the pages of chunks [first, end) are holes: nothing there is covered.
   void forget(uint64_t first, uint64_t end) const;
 
  private:
@@ -55,10 +58,10 @@ class Checksums {
   const Geometry geometry_;
   const uint64_t first_block_;  // of the range
   const uint64_t layer_;        // id
-  const std::string name_;      // of the layer, for people
+  const std::string name_;      // of the layer, for messages
   mutable std::mutex mutex_;    // guards the rest
-  mutable BlockSet good_;       // blocks that need not be looked at any more
-  mutable BlockSet gone_;       // chunks that have lost their page
+  mutable BlockSet good_;       // blocks that need not be verified again
+  mutable BlockSet gone_;       // chunks whose page was removed
   mutable uint64_t last_chunk_ = ~uint64_t{0};
   mutable std::shared_ptr<const ChecksumPage> last_page_;
 };

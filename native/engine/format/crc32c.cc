@@ -64,7 +64,8 @@ std::optional<std::vector<uint8_t>> mend_one_bit(std::vector<uint8_t> structure,
     put_field(structure.data(), checksum_at, computed);
     return structure;
   }
-  // What a flipped bit adds to the checksum: known for the last byte, and for every other one by feeding zeros behind it.
+  // How a flipped bit changes the checksum: known for the last byte, and for every other byte by
+  // continuing with zeros.
   std::array<uint32_t, 8> added;
   for (size_t bit = 0; bit < 8; bit++) added[bit] = kTable[size_t{1} << bit];
   for (size_t at = structure.size(); at-- > 0;) {

@@ -11,9 +11,10 @@ namespace pcow {
 // Continues from `seed`, the result for the bytes before (0 at the start).
 uint32_t crc32c(const void* data, size_t length, uint32_t seed = 0);
 
-// Of a structure of the format whose checksum (of the whole, with the field itself as zeros) is wrong: the structure with
-// that one bit turned back whose being flipped explains it, where there is such a bit. Within the lengths in use at most one
-// can, and what is damaged otherwise passes for it once in some 100,000 times a page.
+// For a structure of the format with a wrong checksum (of the whole, with the checksum field as
+// zeros): if flipping exactly one bit explains it, returns the structure with that bit corrected.
+// Within the lengths in use at most one bit can. Other damage is mistaken for such a bit about once
+// in 100,000 times per page.
 std::optional<std::vector<uint8_t>> mend_one_bit(std::vector<uint8_t> structure, size_t checksum_at);
 
 }  // namespace pcow

@@ -1,10 +1,11 @@
-// A table entry: one atomic 64-bit word that says where a block of a layer is and which of its sub-blocks count.
+// A table entry: one atomic 64-bit word that says which block of the file a block of a layer is in,
+// and which of its sub-blocks count.
 //
 //   bits 0–15 written | 16–31 durable | 32–61 index | 62–63 zero
 //
-// `written`: this layer holds these sub-blocks; the others fall through to the parent. Index 0 with bits set: they are
-// zero here. `durable`: if this entry is on the disk, so is what it says about these sub-blocks (docs/format.md,
-// "After a host crash").
+// `written`: this layer holds these sub-blocks; reads of the others fall through to the parent.
+// Index 0 with bits set: these sub-blocks are zero here. `durable`: if this entry is on the disk,
+// so is what it says about these sub-blocks (docs/format.md, "After a host crash").
 #pragma once
 
 #include <cstdint>
@@ -23,7 +24,7 @@ struct Entry {
   constexpr uint64_t pack() const {
     return (static_cast<uint64_t>(index) << 32) | (static_cast<uint64_t>(durable) << 16) | written;
   }
-  // What may be believed of this entry after a host crash.
+  // The part of this entry that counts after a host crash.
   constexpr Entry as_durable() const {
     const auto kept = static_cast<uint16_t>(written & durable);
     return kept ? Entry{index, kept, kept} : Entry{};
@@ -33,8 +34,8 @@ struct Entry {
   friend constexpr bool operator==(const Entry&, const Entry&) = default;
 };
 
-// A word that no writer makes: bits 62–63 set, bits over the block's sub-blocks, durable but not written, or an index
-// with nothing written.
+// False for a word that no writer stores: bits 62–63 set, bits beyond the block's sub-blocks,
+// `durable` without `written`, or an index with nothing written.
 constexpr bool entry_is_sound(uint64_t word, uint16_t full_mask) {
   const Entry entry = Entry::unpack(word);
   return (word >> 62) == 0 && (entry.written & ~full_mask) == 0 && (entry.durable & ~entry.written) == 0 &&

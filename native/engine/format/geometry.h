@@ -34,20 +34,20 @@ class Geometry {
   constexpr uint32_t sub_block_shift() const { return block_shift_ - 4 < 12 ? 12 : block_shift_ - 4; }
   constexpr uint32_t sub_block_size() const { return uint32_t{1} << sub_block_shift(); }
   constexpr uint32_t sub_blocks() const { return uint32_t{1} << (block_shift_ - sub_block_shift()); }
-  // The mask that says "all sub-blocks of a block".
+  // The mask of all sub-blocks of a block.
   constexpr uint16_t full_mask() const { return static_cast<uint16_t>((uint32_t{1} << sub_blocks()) - 1); }
 
   constexpr uint64_t blocks_for(uint64_t bytes) const { return (bytes + block_size() - 1) >> block_shift_; }
   constexpr uint64_t chunks_for(uint64_t bytes) const {
     return (blocks_for(bytes) + kBlocksPerChunk - 1) / kBlocksPerChunk;
   }
-  // Bytes of file that the table of a layer of this size takes: whole blocks.
+  // Bytes that the table of a layer of this size takes in the file: whole blocks.
   constexpr uint64_t table_length(uint64_t bytes) const {
     return round_up<uint64_t>(blocks_for(bytes) * 8, block_size());
   }
   // File blocks that the two superblock slots take, at the start of the file.
   constexpr uint64_t superblock_blocks() const { return blocks_for(2 * kPageSize); }
-  // The largest image whose blocks a 30-bit index can tell apart.
+  // The largest image whose blocks a 30-bit index can address.
   constexpr uint64_t max_image_size() const {
     const uint64_t addressable = (kMaxBlockIndex + 1) << block_shift_;
     return addressable < kMaxImageSize ? addressable : kMaxImageSize;
@@ -59,8 +59,8 @@ class Geometry {
     const uint32_t last = (to - 1) >> sub_block_shift();
     return static_cast<uint16_t>(((uint32_t{2} << last) - 1) & ~((uint32_t{1} << first) - 1));
   }
-  // Calls `visit(within, length)` for each run of sub-blocks in `mask`: bytes from the start of the block, and bytes. Ends with the
-  // first error.
+  // Calls `visit(within, length)` for each run of sub-blocks in `mask`: offset in the block, and
+  // length, in bytes. Stops at the first error.
   template <typename Visit>
   Result<void> each_run(uint16_t mask, const Visit& visit) const {
     for (uint32_t left = mask; left;) {

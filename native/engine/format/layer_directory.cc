@@ -13,7 +13,7 @@ namespace {
 constexpr uint8_t kDirectoryMagic[8] = {'P', 'C', 'O', 'W', 'D', 'I', 'R', 0};
 constexpr uint32_t kHiddenFlag = 1;
 constexpr uint32_t kAutomaticFlag = 2;
-constexpr uint32_t kChecksumsShift = 2;  // the bits from here on
+constexpr uint32_t kChecksumsShift = 2;  // the position of the first such bit
 
 // Offsets of the fields, as in docs/format.md.
 enum : size_t {
@@ -37,8 +37,8 @@ enum : size_t {
   kRecordLength = 64,  // the name follows, padded to 8 bytes
 };
 
-// The length of a UTF-8 sequence that starts at `at`, or 0 where there is none (RFC 3629: no overlong forms, no
-// surrogates, nothing above U+10FFFF).
+// The length of the UTF-8 sequence that starts at `at`, or 0 if it is not valid (RFC 3629: no
+// overlong forms, no surrogates, nothing above U+10FFFF).
 size_t utf8_length(const std::string& text, size_t at) {
   const auto byte = [&](size_t i) { return i < text.size() ? static_cast<uint8_t>(text[i]) : 0; };
   const auto follows = [&](size_t i) { return (byte(i) & 0xc0) == 0x80; };
@@ -58,7 +58,8 @@ size_t utf8_length(const std::string& text, size_t at) {
   return 0;
 }
 
-// Whether ranges of whole blocks lie in the file, behind the superblocks, and apart from one another.
+// Whether the ranges of whole blocks are inside the file, behind the superblocks, and do not
+// overlap.
 bool ranges_are_apart(std::vector<std::pair<uint64_t, uint64_t>> ranges, const Geometry& geometry, uint64_t file_size) {
   std::sort(ranges.begin(), ranges.end());
   uint64_t end = geometry.superblock_blocks() << geometry.block_shift();
@@ -235,7 +236,7 @@ uint64_t identity_of(const Layer& layer, const Uuid& image) {
 }
 
 uint64_t random_identity() {
-  // Of a uuid six bits are fixed, but not the same ones in its halves.
+  // Six bits of a UUID are fixed, at different positions in its two halves.
   const Uuid random = random_uuid();
   const uint64_t identity = get_field<uint64_t>(random.data(), 0) ^ get_field<uint64_t>(random.data(), 8) << 1;
   return identity ? identity : 1;

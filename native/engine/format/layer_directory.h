@@ -1,4 +1,5 @@
-// The layer directory: which layers an image has (docs/format.md, "Layer directory"). Written anew on every change.
+// The layer directory: the layers of an image (docs/format.md, "Layer directory"). Every change
+// writes a new one.
 #pragma once
 
 #include <cstdint>
@@ -12,15 +13,15 @@ namespace pcow {
 
 struct Layer {
   uint64_t id = 0;
-  uint64_t parent = 0;  // id, always smaller than `id`; 0: a root, which stands on the image's base where it has one
-  int64_t time_ns = 0;  // when it was frozen (or made, for the active layer), since the epoch
-  uint64_t size = 0;    // bytes of the flat file
+  uint64_t parent = 0;        // id, always smaller than `id`; 0: a root, which stands on the image's base, if any
+  int64_t time_ns = 0;        // when it was frozen (or made, for the active layer), since the epoch
+  uint64_t size = 0;          // bytes of the flat file
   uint64_t table_offset = 0;  // bytes
   uint64_t table_length = 0;  // bytes, whole blocks
-  bool hidden = false;        // deleted, but still needed by its children
+  bool hidden = false;        // has no name, but its children still need it
   bool automatic = false;     // made by Pcow itself, for a clone
   uint64_t identity = 0;      // of the content, random; 0: none was recorded, see identity_of()
-  uint32_t checksums = 0;     // the block where they begin; they are as long as the table. 0: it has none
+  uint32_t checksums = 0;     // the first block of its checksums, which are as long as the table; 0: none
   std::string name;           // empty: the active layer, or a hidden one
 };
 
@@ -34,30 +35,31 @@ struct LayerDirectory {
   const Layer* find(const std::string& name) const;
   const Layer& active_layer() const { return *find(active); }
   uint64_t count_children(uint64_t id) const;
-  // Hidden, and no branch: it is on its way out, and blocks that it names may be its only child's by now.
+  // Hidden, with at most one child: the layer is being merged away, and blocks that it names may
+  // already belong to its child.
   bool is_spent(const Layer& layer) const { return layer.hidden && count_children(layer.id) <= 1; }
-  // The read-only compatible features that it needs.
+  // The read-only compatible features that the layer directory needs.
   uint64_t features() const;
   void erase(uint64_t id);
 
   std::vector<uint8_t> encode(const Uuid& image) const;
-  // Checks everything that can be checked without reading tables: ranges against the file size, that parents come
-  // before children, names, counts, that no two ranges overlap.
+  // Checks everything that can be checked without reading tables: that ranges are inside the file
+  // and do not overlap, that parents come before children, names, and counts.
   static Result<LayerDirectory> decode(const std::vector<uint8_t>& bytes, const Superblock& superblock,
                                        uint64_t file_size, const std::string& where);
 };
 
 inline constexpr size_t kDirectoryChecksumOffset = 8;  // in the encoded layer directory
 
-// The layer directory that the superblock names; as it lies in the file, or decoded.
+// The layer directory that the superblock names: its bytes in the file, or decoded.
 Result<std::vector<uint8_t>> read_layer_directory_bytes(const File& file, const Superblock& superblock);
 Result<LayerDirectory> read_layer_directory(const File& file, const Superblock& superblock);
 
-// The number that stands for what a frozen layer reads as, in all images that it is sent to.
+// The identity of a frozen layer's content, equal in all images that the layer is sent to.
 uint64_t identity_of(const Layer& layer, const Uuid& image);
 uint64_t random_identity();
 
-// kInvalid with a sentence where `name` may not be a snapshot's name.
+// kInvalid, with a sentence, if `name` cannot be a snapshot's name.
 Result<void> check_snapshot_name(const std::string& name);
 
 }  // namespace pcow

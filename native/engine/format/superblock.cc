@@ -64,7 +64,8 @@ std::string read_small_file(const std::string& path) {
   return length > 0 ? std::string(text, static_cast<size_t>(length)) : std::string();
 }
 
-// Field 22 of /proc/PID/stat: the 20th after the command, which stands in parentheses and may hold anything.
+// Field 22 of /proc/PID/stat: the 20th after the command, which is in parentheses and may contain
+// any character.
 uint64_t process_start_time(uint32_t pid) {
   const std::string stat = read_small_file("/proc/" + std::to_string(pid) + "/stat");
   size_t at = stat.rfind(')');
@@ -235,14 +236,14 @@ Result<Superblock> Superblock::decode(const uint8_t* page, const std::string& wh
 }
 
 Result<void> check_supported(const uint8_t* slots, const std::string& where) {
-  // Of a slot of another version nothing else is known, not even which of the two is the newer.
+  // Nothing else is known about a slot of another version, not even which of the two is newer.
   for (const uint8_t* page : {slots, slots + kPageSize})
     if (is_intact_slot(page) && version_of(page) != kVersion) return newer_version(page, where);
   for (const size_t number : {0, 1}) {
     const uint8_t* page = slots + number * kPageSize;
     const uint8_t* other = slots + (1 - number) * kPageSize;
     if (!is_intact_slot(page) || !needs_unknown_features(page)) continue;
-    // Where the other slot is newer, the program that knew the feature has given it up since.
+    // If the other slot is newer, the program that knew the feature no longer needs it.
     if (!is_intact_slot(other) || get_field<uint64_t>(page, kGenerationAt) >= get_field<uint64_t>(other, kGenerationAt))
       return unknown_features(where);
   }
@@ -261,11 +262,12 @@ Result<Superblock> choose_superblock(const uint8_t* slots, const std::string& wh
     if (!slot) {
       if (slot.error().code == Code::kUnsupported) continue;  // the older one: see check_supported()
       if (is_intact_slot(slots + number * kPageSize)) return slot.error();
-      // Neither is good: the more telling of the two complaints.
+      // Neither slot is intact: report the more specific error.
       if (!torn || torn->code == Code::kNotAnImage) torn = slot.error();
       continue;
     }
-    // The next superblock goes into the other slot than the one that counts only where that is in its own.
+    // The next superblock goes into the slot that does not count only if each generation is in its
+    // own slot.
     if ((slot->generation & 1) != number)
       return contradiction("superblock slot " + std::to_string(number) + " holds a generation of the other slot");
     if (newest && (newest->uuid != slot->uuid || newest->block_shift != slot->block_shift))

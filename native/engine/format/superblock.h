@@ -15,19 +15,20 @@ using Uuid = std::array<uint8_t, 16>;
 
 std::string format_uuid(const Uuid& uuid);
 Uuid random_uuid();
-// This boot of the host, from /proc/sys/kernel/random/boot_id; all zeros where that cannot be read, which equals none:
-// page_cache_survived() compares them.
+// The id of this boot of the host, from /proc/sys/kernel/random/boot_id. All zeros if it cannot be
+// read; that equals no boot id: page_cache_survived() compares them.
 const Uuid& boot_id();
 
 struct BaseReference {
   std::string path;  // as stored: absolute, or relative to the directory of the image
   Uuid uuid{};
   uint64_t layer = 0;
-  uint64_t identity = 0;  // of what that layer reads as (identity_of()); 0: older software wrote the reference
+  uint64_t identity = 0;  // of that layer's content (identity_of()); 0: older software wrote the reference
 };
 
-// Where a writer had the image open: in this boot, what tells whether the page cache of the file is still the same one
-// (page_cache.h). All zeros: older software wrote it, or the filesystem tells nothing that could be relied on.
+// Where a writer had the image open. Within one boot it tells whether the file's page cache is
+// still the same (page_cache.h). All zeros: older software wrote it, or the filesystem tells
+// nothing reliable.
 struct CacheToken {
   uint64_t device = 0;      // st_dev
   uint64_t inode = 0;       // st_ino
@@ -36,14 +37,15 @@ struct CacheToken {
   bool operator==(const CacheToken&) const = default;
 };
 
-// Who opened the image for writing. The kernel does not say who holds an open-file-description lock; this does.
+// The process that opened the image for writing. The kernel does not tell who holds an
+// open-file-description lock; this field does.
 struct Opener {
   uint32_t pid = 0;
   uint64_t start_time = 0;  // clock ticks since boot, field 22 of /proc/PID/stat (proc(5))
   std::string command;      // at most 63 bytes
 
   static Opener self();
-  // Whether that very process still lives.
+  // Whether this process is still alive.
   bool alive() const;
 };
 
@@ -59,32 +61,40 @@ struct Superblock {
   CacheToken cache;
   uint64_t directory_offset = 0;  // bytes
   uint64_t directory_length = 0;  // bytes
-  uint64_t sealed = 0;   // frozen layers with ids up to this one are durable as a whole: their snapshots have returned
-  uint32_t reserve = 0;  // free blocks that have disk space, for who gives space back; a hint
-  uint32_t reserve_blocks = 0;  // so many; 0: none
+  // Frozen layers with ids up to this one are durable as a whole: the calls that took their
+  // snapshots have returned.
+  uint64_t sealed = 0;
+  // The first of the free blocks with disk space that operations which give space back may use; a
+  // hint.
+  uint32_t reserve = 0;
+  uint32_t reserve_blocks = 0;  // their number; 0: none
   std::optional<BaseReference> base;
   Opener opener;
 
   std::array<uint8_t, kPageSize> encode() const;
-  // Checks magic, version, checksum and every field that can be checked alone. `where` names the image in messages.
+  // Checks magic, version, checksum, and every field that can be checked alone. `where` names the
+  // image in messages.
   static Result<Superblock> decode(const uint8_t* page, const std::string& where);
 };
 
-// The slot that counts. A slot that a crash has torn has a wrong checksum, and the other one counts; what has a right
-// checksum was written on purpose and is never passed over. kNotAnImage where neither slot has the magic, kUnsupported
-// where a newer program has written the slot that counts, kCorrupt where no slot has a right checksum, or the two
-// contradict each other.
+// The slot that counts. A slot that a crash has torn has a wrong checksum, and the other one
+// counts; a slot with a right checksum was written on purpose and is never ignored. Fails with
+// kNotAnImage if neither slot has the magic, with kUnsupported if a newer program wrote the slot
+// that counts, and with kCorrupt if no slot has a right checksum or the two contradict each other.
 Result<Superblock> read_superblock(const File& file);
 // The same for the 2 * kPageSize bytes at the start of a file.
 Result<Superblock> choose_superblock(const uint8_t* slots, const std::string& where);
-// Whether a writer has written this slot, and all of it is there: magic number and checksum.
+// Whether the slot has the magic number and a right checksum: a writer wrote it, and all of it is
+// there.
 bool is_intact_slot(const uint8_t* page);
-// Only whether this program knows what the slot that counts needs: kUnsupported where it does not.
+// Checks only whether this program knows the features that the slot that counts needs: otherwise
+// kUnsupported.
 Result<void> check_supported(const uint8_t* slots, const std::string& where);
 
-// Writes into the slot that `superblock.generation` chooses (odd: the second). The caller orders it with syncs.
+// Writes into the slot that `superblock.generation` chooses (odd: the second). The caller orders
+// this with syncs.
 Result<void> write_superblock(File& file, const Superblock& superblock);
-// Both slots are on the disk.
+// Makes both slots durable.
 Result<void> sync_superblock(File& file);
 
 // Read-only compatible features.
@@ -92,6 +102,6 @@ inline constexpr uint64_t kLayerChecksums = 1;
 inline constexpr uint64_t kKnownReadOnlyCompatible = kLayerChecksums;
 
 inline constexpr size_t kSuperblockChecksumOffset = 12;
-inline constexpr size_t kGenerationOffset = 32;  // of the generation in a slot: what a watcher looks at
+inline constexpr size_t kGenerationOffset = 32;  // of the generation in a slot, which watchers read
 
 }  // namespace pcow

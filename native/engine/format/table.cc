@@ -21,7 +21,7 @@ Result<std::vector<ChunkRange>> present_chunks(const File& file, uint64_t table_
     if (*data == end) break;
     auto hole = file.next_hole(*data, end);
     if (!hole) return hole.error();
-    // Filesystems may have larger or smaller units than a page: round outwards.
+    // The filesystem's unit may be larger or smaller than a page: round outwards.
     const uint64_t first = (*data - table_offset) / kPageSize;
     const uint64_t last = (*hole - table_offset + kPageSize - 1) / kPageSize;
     if (!ranges.empty() && ranges.back().end >= first) {
