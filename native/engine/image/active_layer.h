@@ -1,7 +1,7 @@
 // The active layer of an open image: reading through it, writing, discarding, and what page faults need.
 //
-// No state of its own. The caller holds the gate shared. What only one thread may do to an entry at a time is done with the chunk's lock
-// held (own_blocks.h says why).
+// It has no state of its own. The caller holds the gate shared. A change of an entry that only one
+// thread may make at a time is made under the chunk's lock (own_blocks.h says why).
 #pragma once
 
 #include "engine/image/chunk_locks.h"
@@ -17,15 +17,16 @@ class ActiveLayer {
               const std::unique_ptr<Space>& space)
       : image_(image), chunk_locks_(chunk_locks), layers_(layers), own_blocks_(own_blocks), space_(space) {}
 
-  // Of the active layer (`view` null) or of a frozen one. Returns the bytes read: short only at the end.
+  // Reads the active layer (`view` null) or a frozen one. Returns the bytes read: fewer than asked
+  // for only at the end.
   Result<size_t> read(const View* view, uint64_t offset, void* buffer, size_t length) const;
   Result<void> write(uint64_t offset, const void* buffer, size_t length);
   Result<void> discard(uint64_t offset, uint64_t length);
 
-  // What a monitor maps (image.h).
+  // The extents that a monitor maps (image.h).
   Extent held_extent(uint64_t offset) const;
   Result<Extent> mappable_extent(uint64_t offset) const;  // … with disk space behind it
-  uint64_t own_offset(uint64_t offset) const;             // of the layer's own byte in the file; 0: it is not its own
+  uint64_t own_offset(uint64_t offset) const;             // file offset of the layer's own byte; 0: it holds none there
   Result<Extent> make_writable(uint64_t offset, const FaultHint& hint, FaultWork* work);
   Result<void> allocate_ahead(uint64_t offset, uint64_t length);
   Result<void> complete_chunk(uint64_t offset, FaultWork* work);

@@ -22,7 +22,7 @@ Result<std::string> real_path(const std::string& path) {
   return std::string(resolved);
 }
 
-// Where an open file really is: what the descriptor was opened through does not matter any more.
+// The present path of an open file; the path through which it was opened does not matter any more.
 Result<std::string> path_of(const File& file) {
   char target[PATH_MAX];
   const std::string link = "/proc/thread-self/fd/" + std::to_string(file.descriptor());
@@ -31,8 +31,9 @@ Result<std::string> path_of(const File& file) {
   return std::string(target, static_cast<size_t>(length));
 }
 
-// The directory in which an open file lies, or lay when that name of it went: what a relative base path is relative to. Not that of the
-// path by which it was opened, for it may have been renamed since.
+// The directory that contains an open file, or contained it when this name was removed: a relative
+// base path is relative to it. The path by which the file was opened is not used, because the file
+// may have been renamed since.
 Result<std::string> directory_of(const File& file) {
   auto real = path_of(file);
   if (!real) return real;
@@ -54,15 +55,15 @@ Error too_many_layers(const std::string& image) {
                                  " layers: pcow flatten one of its bases, or delete snapshots of one");
 }
 
-// A file of a chain of bases, looked at.
+// A file of a chain of bases, after its structure was loaded.
 struct OpenedBase {
   std::shared_ptr<File> file;
-  std::string name;  // where it is
+  std::string name;  // its present path
   std::shared_ptr<GenerationWatch> watch;
-  LoadedStructure loaded;  // has the layer that the reference names
+  LoadedStructure loaded;  // contains the layer that the reference names
 };
 
-// Where it is now; or, where it has no name any more, where it was.
+// The file's present path, or its last one if it has none any more.
 std::string name_of(const File& file) {
   auto real = path_of(file);
   struct stat there;
@@ -72,7 +73,7 @@ std::string name_of(const File& file) {
   return named ? *real : file.path();
 }
 
-// Whether the file is what `stander` names as its base.
+// Whether the file is the one that `stander` names as its base.
 Result<OpenedBase> look_at_base(std::shared_ptr<File> file, const std::string& stander, const BaseReference& reference,
                                 const Geometry& geometry) {
   OpenedBase base;
@@ -94,12 +95,14 @@ Result<OpenedBase> look_at_base(std::shared_ptr<File> file, const std::string& s
   if (!layer || layer->id == loaded->directory.active)
     return Error(Code::kBaseChanged, stander + " stands on layer " + std::to_string(reference.layer) + " of " +
                                          base.name + ", which no longer exists");
-  // Its heir may be writing into what was its blocks. The layers below it are safe: what a merge does there has frozen heirs,
-  // of this layer or nearer to it, and nobody writes in place what a frozen layer holds.
+  // The layer's heir may be writing into blocks that were the layer's. The layers below it are
+  // safe: a merge there has a frozen heir, which is this layer or one nearer to it, and blocks that
+  // a frozen layer holds are never written in place.
   if (loaded->directory.is_spent(*layer))
     return Error(Code::kBaseChanged, stander + " stands on layer " + std::to_string(reference.layer) + " of " +
                                          base.name + ", a snapshot that was deleted");
-  // The same number need not be the same snapshot: the base may have been restored from a copy, and frozen anew.
+  // A layer with the same id need not be the same snapshot: the base may have been restored from a
+  // copy and frozen again.
   if (reference.identity && identity_of(*layer, loaded->superblock.uuid) != reference.identity)
     return Error(Code::kBaseChanged,
                  stander + " stands on " + (layer->name.empty() ? "a layer" : "snapshot " + layer->name) + " of " +
@@ -110,7 +113,7 @@ Result<OpenedBase> look_at_base(std::shared_ptr<File> file, const std::string& s
   return base;
 }
 
-// How the files of a chain are found.
+// How the files of a chain are opened.
 struct BaseOpening {
   const OpenOptions& options;
   const Geometry& geometry;
@@ -118,8 +121,8 @@ struct BaseOpening {
   bool only_held;
 };
 
-// One of the files in hand where one is what `stander` stands on: it is so whatever its name is by now, and there may be no
-// descriptor left for another. Otherwise what the path leads to.
+// One of the open files, if it is what `stander` stands on: its present name does not matter, and
+// there may be no descriptor left for another one. Otherwise the file to which the path leads.
 Result<OpenedBase> open_base(const BaseOpening& opening, const std::string& stander, const File& stander_file,
                              const BaseReference& reference) {
   for (const auto& file : opening.held) {
@@ -148,7 +151,8 @@ Result<OpenedBase> open_base(const BaseOpening& opening, const std::string& stan
   return look_at_base(std::move(*file), stander, reference, opening.geometry);
 }
 
-// That an image can stand on this layer: what lies below is there, and not too much.
+// Checks that an image can stand on this layer: that the layers below it exist, and are not too
+// many.
 Result<void> check_chain_below(const std::string& image, const std::shared_ptr<File>& base,
                                const LoadedStructure& loaded, const Layer& layer) {
   size_t layers = 0;
@@ -162,14 +166,15 @@ Result<void> check_chain_below(const std::string& image, const std::shared_ptr<F
   return layers > kMaxLayers ? Result<void>(too_many_layers(image)) : Result<void>();
 }
 
-constexpr std::chrono::minutes kSealingTime{1};  // a disk that needs longer for a sync has worse troubles
+constexpr std::chrono::minutes kSealingTime{1};  // a disk that needs longer for a sync has worse problems
 
 const Layer* named_by(const BaseSpec& spec, const LayerDirectory& directory) {
   return spec.layer ? directory.find(spec.layer) : directory.find(spec.snapshot);
 }
 
-// A snapshot that is just being taken is seen before it is durable: a power cut would take it from under whoever stands on it. Its
-// writer seals it soon; where no writer lives any more, we are one for a moment, for opening the image seals what is not.
+// A snapshot that is being taken can be seen before it is durable, and a power cut would then
+// remove it under an image that stands on it. Its writer seals it soon. If no writer lives any
+// more, this process becomes the writer for a moment, because opening the image seals its layers.
 Result<LoadedStructure> load_sealed(const std::shared_ptr<File>& file, const BaseSpec& spec) {
   using namespace std::chrono_literals;
   auto watch = GenerationWatch::start(*file);
@@ -276,7 +281,7 @@ Result<std::optional<BaseChain>> Bases::open_coming() const {
   return std::optional<BaseChain>(std::move(*opened));
 }
 
-// From the base that this image names to the last.
+// Opens the chain, from the base that this image names to the last one.
 Result<BaseChain> Bases::open(std::optional<BaseReference> reference, const BaseFiles& held) const {
   BaseChain bases;
   std::set<std::pair<dev_t, ino_t>> visited;

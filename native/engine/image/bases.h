@@ -14,13 +14,14 @@
 namespace pcow {
 
 struct FoundBase {
-  BaseReference reference;  // with the path as it is to be stored in the image
+  BaseReference reference;  // with the path as it will be stored in the image
   uint32_t block_size = 0;  // bytes
   uint64_t size = 0;        // bytes of the base layer
 };
 
-// Looks up what a new image at `image_path` is to stand on. The stored path is relative to the image's directory where
-// the base lies in or below it, or where the caller's path is relative; otherwise absolute. Waits until the layer is durable.
+// Finds the base of a new image at `image_path`. The stored path is relative to the image's
+// directory if the base is in or below that directory, or if the caller's path is relative;
+// otherwise it is absolute. Waits until the layer is durable.
 Result<FoundBase> find_base(const std::string& image_path, const BaseSpec& spec);
 
 using BaseFiles = std::vector<std::shared_ptr<File>>;
@@ -29,39 +30,41 @@ using BaseFiles = std::vector<std::shared_ptr<File>>;
 struct BaseChain {
   BaseFiles files;              // nearest first
   Chain::Sources sources;       // nearest layer first
-  std::vector<LayerRef> names;  // the same for people
+  std::vector<LayerRef> names;  // the same, for messages
   std::vector<Watch> watches;   // one for each file
-  std::string resolved;         // where the first file is
+  std::string resolved;         // path of the first file
   uint64_t size = 0;            // bytes of the nearest layer; 0: no base
 };
 
-// The bases of an open image: those on which it stands, and during a rebase those on which it is to stand.
+// The bases of an open image: those on which it stands, and during a rebase also those on which it
+// will stand.
 class Bases {
  public:
   explicit Bases(const ImageFile& image, bool are_given = false) : image_(image), are_given_(are_given) {}
 
-  // `held`: files that may be used in place of what the paths lead to.
+  // `held`: open files that may be used instead of what the paths lead to.
   Result<BaseChain> open(std::optional<BaseReference> reference, const BaseFiles& held) const;
   Result<BaseFiles> adopt_given(const std::vector<GivenFile>& bases) const;
 
-  // The rest looks with the gate held, and changes with the gate held exclusively.
+  // The other methods read with the gate held, and change with the gate held exclusively.
   const BaseChain& current() const { return current_; }
   bool is_stale() const;  // another process has changed the structure of one of the files
-  // What a chain is opened anew with: the files that we have need no path, and no descriptor more.
+  // The open files, with which a chain can be opened again without paths and without more
+  // descriptors.
   BaseFiles held_files() const;
   void give(BaseFiles files) { given_ = std::move(files); }
   void adopt(BaseChain bases) { current_ = std::move(bases); }
 
-  // A rebase, until whose end there are other bases that are to be.
+  // During a rebase there are also the coming bases, from begin_change() to end_change().
   void begin_change(std::optional<BaseReference> reference, BaseChain bases);
-  BaseChain end_change();  // returns those that were to be
+  BaseChain end_change();  // returns the coming bases
   std::shared_ptr<const Chain> coming_chain() const { return coming_ ? coming_->chain : nullptr; }  // null: no rebase
-  // They are opened anew from the files that we have.
+  // Opens the coming bases again, from the open files.
   Result<std::optional<BaseChain>> open_coming() const;
   void adopt_coming(BaseChain bases) { begin_change(std::move(coming_->reference), std::move(bases)); }
 
  private:
-  // The base that is to be, while an image takes in how the one that it has differs.
+  // The coming base, while an image takes in how its present base differs from it.
   struct Coming {
     std::optional<BaseReference> reference;
     BaseChain bases;
@@ -69,9 +72,9 @@ class Bases {
   };
 
   const ImageFile& image_;
-  const bool are_given_;  // by descriptors (OpenOptions::given): no path is tried
+  const bool are_given_;  // as descriptors (OpenOptions::given): no path is tried
   // Guarded by the gate.
-  BaseFiles given_;  // what somebody who may open them has opened for us
+  BaseFiles given_;  // files that a process with the right to open them has opened for this one
   BaseChain current_;
   std::optional<Coming> coming_;  // during a rebase
 };

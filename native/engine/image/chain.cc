@@ -5,7 +5,8 @@
 namespace pcow {
 namespace {
 
-// About 80 MiB at one piece a block: 320 GiB of hot image at the default block size.
+// About 80 MiB with one piece for each block: enough for 320 GiB of hot image at the default block
+// size.
 constexpr size_t kRememberedChunks = 10240;
 
 }  // namespace
@@ -36,7 +37,7 @@ Chain::Chain(const Geometry& geometry, Sources sources, std::shared_ptr<const Ch
   if (!continued || continued->sources_.size() > sources_.size()) return;
   if (!std::equal(continued->sources_.rbegin(), continued->sources_.rend(), sources_.rbegin())) return;
   continued_ = std::move(continued);
-  // Or each would keep all before it.
+  // Without this, each chain would keep alive all chains before it.
   const std::lock_guard lock(continued_->mutex_);
   continued_->continued_ = nullptr;
 }
@@ -68,7 +69,7 @@ Look<std::shared_ptr<const ResolvedChunk>> Chain::resolve(uint64_t chunk) const 
   return *built;
 }
 
-// What it remembers of the chunk, which it forgets by that, or null.
+// Takes the remembered chunk out of the cache; null if there is none.
 std::shared_ptr<const ResolvedChunk> Chain::take(uint64_t chunk) const {
   const std::lock_guard lock(mutex_);
   auto found = cache_.extract(chunk);
@@ -84,7 +85,7 @@ Result<std::shared_ptr<const ResolvedChunk>> Chain::build(uint64_t chunk) const 
     continued = continued_;
   }
   const auto farther = continued ? continued->take(chunk) : nullptr;
-  // Layers whose tables must be looked at.
+  // The number of layers whose tables must be read.
   const size_t nearer = farther ? sources_.size() - continued->sources_.size() : sources_.size();
   std::array<uint16_t, kBlocksPerChunk> settled{};  // sub-blocks that a nearer layer holds
   std::array<std::vector<Piece>, kBlocksPerChunk> found;

@@ -1,9 +1,11 @@
-// A frozen layer seen whole: itself and everything below it, over all files of its chain, resolved chunk by chunk.
+// A frozen layer as it reads: itself and all layers below it, over all files of its chain, resolved
+// chunk by chunk.
 //
-// A frozen layer never changes, so a chunk is resolved once (one look at each layer of the chain) and remembered; a
-// read then costs the same at any depth. The one thing that moves frozen data is the merge of a deleted snapshot. Inside
-// the writer's process chains are then built anew under the exclusive lock. A base image may be merged by another process:
-// every file of the chain that we do not write ourselves is watched (generation_watch.h), before and after.
+// A frozen layer never changes, so a chunk is resolved once (with one look at each layer of the
+// chain) and remembered; afterwards a read costs the same at any depth. Only the merge of a deleted
+// snapshot moves frozen data. Within the writer's process, chains are then built again under the
+// exclusive lock. Another process may merge layers of a base: every file of the chain that this
+// process does not write is watched (generation_watch.h), before and after each look.
 #pragma once
 
 #include <array>
@@ -30,7 +32,7 @@ struct Source {
   std::shared_ptr<File> file;
   uint64_t table_offset = 0;
   uint64_t entries = 0;
-  bool only_durable = false;  // the host crashed under the file's writer: apply Entry::as_durable
+  bool only_durable = false;  // the host crashed under the file's writer: Entry::as_durable applies
   std::vector<ChunkRange> present;
   std::shared_ptr<const Checksums> checksums;  // null: none
 };
@@ -39,9 +41,9 @@ struct Source {
 std::shared_ptr<const Source> make_source(std::shared_ptr<File> file, const Geometry& geometry, const Layer& layer,
                                           bool only_durable, std::vector<ChunkRange> present);
 
-// Where some sub-blocks of a block are. One word: a busy image remembers millions of them.
+// Where some sub-blocks of a block are. One word, because a busy image remembers millions of them.
 struct Piece {
-  uint64_t index : 30;   // of the block in the source's file; never 0: zeros have no piece
+  uint64_t index : 30;   // of the block in the source's file; never 0, because zeros have no piece
   uint64_t source : 18;  // number in the chain, 0 nearest
   uint64_t mask : 16;    // sub-blocks
 };
@@ -54,21 +56,24 @@ struct ResolvedChunk {
   static_assert(kBlocksPerChunk * kMaxSubBlocks <= UINT16_MAX, "each sub-block of a chunk may be a piece of its own");
   std::array<uint16_t, kBlocksPerChunk + 1> start{};
   std::vector<Piece> pieces;
-  std::array<uint16_t, kBlocksPerChunk> buried{};  // sub-blocks that some layer holds data of, seen or not
+  std::array<uint16_t, kBlocksPerChunk>
+      buried{};  // sub-blocks of which some layer holds data, whether it is hidden or not
 };
 
-// kCorrupt unless the word is a possible entry of a block of `file`: sound, and pointing behind the superblocks and
-// inside the file. `block` is for the message.
+// kCorrupt unless the word is a possible entry of a block of `file`: sound, and with an index
+// behind the superblocks and inside the file. `block` is for the message.
 Result<Entry> checked_entry(uint64_t word, const Geometry& geometry, const File& file, uint64_t block);
 
-// What a look at a chain saw. It counts once Layers::confirm() has taken it: none of the chain's files had another
-// structure by then. So nobody can act on a look and forget to ask.
+// What a look at a chain saw. It counts only after Layers::confirm() has found that no file of the
+// chain has got another structure meanwhile. The type makes it impossible to use the result without
+// this confirmation.
 template <typename T>
 class [[nodiscard]] Look {
  public:
   Look(T seen) : seen_(std::move(seen)) {}        // NOLINT(google-explicit-constructor)
   Look(Error error) : seen_(std::move(error)) {}  // NOLINT(google-explicit-constructor)
-  // For whoever looks often, and confirms once: after the last look, and before anything is done by what was seen.
+  // For a caller that looks often and confirms once: after the last look, and before it does
+  // anything with the results.
   Result<T> unconfirmed() && { return std::move(seen_); }
 
  private:
@@ -80,24 +85,26 @@ class Chain {
  public:
   using Sources = std::vector<std::shared_ptr<const Source>>;  // nearest layer first
 
-  // `continued`: a chain that is still right. Where its layers are the last of these, what it has resolved is taken over from
-  // it, chunk by chunk: after a snapshot of an image with a thousand, each chunk needs a look at one table, not at a thousand.
+  // `continued`: a chain that is still right. If its layers are the last ones of `sources`, its
+  // resolved chunks are taken over, chunk by chunk. So after a snapshot of an image with a thousand
+  // snapshots, each chunk needs a look at one table, not at a thousand.
   Chain(const Geometry& geometry, Sources sources, std::shared_ptr<const Chain> continued = nullptr);
 
   const Sources& sources() const { return sources_; }
-  // false: nothing below holds anything of this chunk.
+  // False: no layer of the chain holds anything of this chunk.
   bool may_hold(uint64_t chunk) const;
-  // kCorrupt where an entry is not sound.
+  // kCorrupt if an entry is not sound.
   Look<std::shared_ptr<const ResolvedChunk>> resolve(uint64_t chunk) const;
-  // The sub-blocks of a block that hold data somewhere in the chain, and the number of the nearest layer in which some of them are seen.
+  // The sub-blocks of a block of which data is visible in the chain, and the number of the nearest
+  // layer that has some of it.
   struct BlockBelow {
     uint16_t mask = 0;
     size_t nearest = SIZE_MAX;
   };
   Look<BlockBelow> look(uint64_t block) const;
-  // As look()'s mask, and those whose data a nearer layer hides behind zeros.
+  // As the mask of look(), and also the sub-blocks whose data a nearer layer hides behind zeros.
   Look<uint16_t> buried_mask(uint64_t block) const;
-  // kCorrupt where the block behind the piece is not what it was, as far as checksums tell.
+  // kCorrupt if the block of the piece does not match its checksum; no error if it has none.
   Result<void> verify(uint64_t block, const Piece& piece) const {
     const auto& checksums = sources_[piece.source]->checksums;
     return checksums ? checksums->verify(block, piece.index) : Result<void>();
@@ -114,7 +121,7 @@ class Chain {
 
   const Geometry geometry_;
   const Sources sources_;
-  mutable std::mutex mutex_;  // guards the rest
+  mutable std::mutex mutex_;  // guards the fields below
   mutable std::shared_ptr<const Chain> continued_;
   mutable std::unordered_map<uint64_t, Remembered> cache_;
   mutable std::list<uint64_t> ages_;  // most recently used first

@@ -1,4 +1,4 @@
-// Reading parts of blocks: the active layer's own sub-blocks, and all others through its chain.
+// Reads parts of blocks: the active layer's own sub-blocks directly, all others through its chain.
 #pragma once
 
 #include <algorithm>
@@ -52,12 +52,12 @@ inline Part part_at(const Geometry& geometry, uint64_t offset, uint64_t left) {
           static_cast<uint32_t>(std::min<uint64_t>(geometry.block_size(), from + left))};
 }
 
-// Reads parts of blocks through one chain, remembering the chunk at hand.
+// Reads parts of blocks through one chain, and remembers the current chunk.
 class ChainReader {
  public:
   ChainReader(const Geometry& geometry, const Chain& chain) : geometry_(geometry), chain_(chain) {}
 
-  // `own`: the entry of a layer above the chain, in `own_file`; empty where there is none.
+  // `own`: the entry of a layer above the chain, in `own_file`; empty if there is no such layer.
   Result<void> read(const Part& part, const Entry& own, const File& own_file, char* to, Gatherer* gatherer) {
     const uint16_t wanted = geometry_.touched_mask(part.from, part.to);
     if (own.index && (own.written & wanted) == wanted)
@@ -65,7 +65,7 @@ class ChainReader {
     const Piece* pieces = nullptr;
     size_t count = 0;
     if (wanted & ~own.written) PCOW_TRY(look_up(part.block, &pieces, &count));
-    // Sub-block by sub-block; the gatherer joins what belongs together.
+    // Goes sub-block by sub-block; the gatherer joins neighbours.
     const Piece* verified = nullptr;
     for (uint32_t at = part.from; at < part.to;) {
       const uint32_t number = at >> geometry_.sub_block_shift();
@@ -105,7 +105,7 @@ class ChainReader {
     if (chunk != chunk_) {
       resolved_ = nullptr;
       if (chain_.may_hold(chunk)) {
-        // Whoever reads by this confirms afterwards: the bytes must have been there as well.
+        // The caller confirms after the read, because the bytes must still have been there, too.
         auto resolved = chain_.resolve(chunk).unconfirmed();
         if (!resolved) return resolved.error();
         resolved_ = std::move(*resolved);

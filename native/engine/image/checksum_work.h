@@ -1,4 +1,5 @@
-// Who makes checksums of an open image: one at a time. close() ends that, and waits for it.
+// Making checksums of an open image: one thread at a time. close() ends this work, and waits for
+// it.
 #pragma once
 
 #include <atomic>
@@ -9,7 +10,7 @@ namespace pcow {
 class ChecksumWork {
  public:
   [[nodiscard]] std::unique_lock<std::mutex> begin() { return std::unique_lock(checksumming_); }
-  // From now on is_ending(). Returns when nobody works any more.
+  // From now on is_ending() is true. Returns when no thread makes checksums any more.
   [[nodiscard]] std::unique_lock<std::mutex> end() {
     ending_ = true;
     return begin();

@@ -1,5 +1,5 @@
-// Locks for the entries of tables. A lock covers the read-modify-write of the entries of a chunk, in whichever table; chunks that are far
-// apart share one.
+// Locks for the entries of tables. A lock covers the read-modify-write of the entries of a chunk,
+// in any table. Chunks that are far apart share one.
 #pragma once
 
 #include <array>

@@ -5,7 +5,7 @@
 
 namespace pcow {
 
-// The time of day in nanoseconds since the epoch, as layers and failures are dated.
+// The time of day in nanoseconds since the epoch: the time of layers and failures.
 inline int64_t realtime_ns() {
   timespec now;
   clock_gettime(CLOCK_REALTIME, &now);

@@ -27,7 +27,8 @@ Result<void> check_size(uint64_t size, const Geometry& geometry) {
   return {};
 }
 
-// The first two blocks' worth of structure: superblocks, then the layer directory, then the (empty) table of the active layer.
+// Writes the structures of an empty image: the superblocks, the layer directory, and the (empty)
+// table of the active layer.
 Result<void> write_structures(File& file, const Geometry& geometry, uint64_t size,
                               const std::optional<BaseReference>& base) {
   const uint64_t directory_offset = geometry.superblock_blocks() << geometry.block_shift();
@@ -51,7 +52,7 @@ Result<void> write_structures(File& file, const Geometry& geometry, uint64_t siz
 
   PCOW_TRY(file.resize(layer.table_offset + layer.table_length));
   PCOW_TRY(file.write(directory_offset, bytes.data(), bytes.size()));
-  // Both slots, so that neither is ever read as garbage.
+  // Write both slots, so that none of them ever contains garbage.
   PCOW_TRY(write_superblock(file, superblock));
   superblock.generation++;
   PCOW_TRY(write_superblock(file, superblock));
@@ -94,7 +95,7 @@ Result<void> create_image(const std::string& path, const CreateOptions& options)
   if (options.into) return fill_draft(path, geometry, size, base);
   if (access(path.c_str(), F_OK) == 0) return Error(Code::kExists, path + " exists already");
 
-  // Nobody ever sees half an image under its name.
+  // A draft, because no other process must see half an image under its name.
   auto draft = make_draft(path);
   if (!draft) return draft.error();
   auto outcome = fill_draft(draft->path, geometry, size, base);

@@ -16,7 +16,7 @@ void Durability::forget(const Table& table) {
   std::erase_if(unsynced_, [&](const auto& marked) { return marked.first.get() == &table; });
 }
 
-// Steps 1 to 4 for what `marked` names; with `syncing_` held. `write_back` is step 2.
+// Steps 1 to 4 for the entries of `marked`. The caller holds `syncing_`. `write_back` is step 2.
 template <typename WriteBack>
 Result<void> Durability::make_durable(const Unsynced& marked, const WriteBack& write_back) {
   struct Noted {
@@ -38,7 +38,8 @@ Result<void> Durability::make_durable(const Unsynced& marked, const WriteBack& w
     return noted;
   };
   auto noted_entries = take_note();
-  // Somebody who may write the file has cut it short. It may have grown again since: its entries, or blocks, are gone all the same.
+  // Another process may have cut the file short. It may have grown again since, but its entries or
+  // blocks are gone nevertheless.
   if (keeps(Rule::kFileReachesBeforeUse)) PCOW_TRY(image_.file->check_length(space_->file_end()));
 
   if (keeps(Rule::kDataBeforeDurable)) PCOW_TRY(write_back());
@@ -46,7 +47,7 @@ Result<void> Durability::make_durable(const Unsynced& marked, const WriteBack& w
   for (const auto& [table, block, then] : noted_entries) {
     const std::lock_guard storing(chunk_locks_.of(block));
     Entry now = Entry::unpack(table->load(block));
-    if (now.index != then.index) continue;  // discarded meanwhile; its block is not reused before this sync is over
+    if (now.index != then.index) continue;  // discarded meanwhile; its block is not used again before this sync is over
     now.durable |= then.written & now.written;
     table->store(block, now);
   }
@@ -56,8 +57,8 @@ Result<void> Durability::make_durable(const Unsynced& marked, const WriteBack& w
   return {};
 }
 
-// Whether something waits that only the kernel makes durable. An operation that is over has left its trace before it returned: no lock
-// over all three is needed.
+// Whether anything waits that only the kernel makes durable. A finished operation has left its mark
+// before it returned, so no lock over all three conditions is needed.
 bool Durability::needs_kernel() const {
   if (!image_.file->is_persistent()) return true;
   if (lent_ && keeps(Rule::kMappedBeforeReturn)) return true;
@@ -71,7 +72,7 @@ Result<void> Durability::sync() {
   if (!needs_kernel() && !space_->has_pending()) return image_.file->sync_stored(0, kWholeFile);
   const uint64_t arrival = ++arrivals_;
   const std::lock_guard lock(syncing_);
-  if (covered_ >= arrival) return {};  // one that began after we came has already run
+  if (covered_ >= arrival) return {};  // a sync that began after this call has already run
   const uint64_t covering = arrivals_.load();
 
   Unsynced marked;
@@ -94,10 +95,11 @@ Result<void> Durability::sync() {
   return space_->finish_sync(released);
 }
 
-// What the frozen layers hold lies before `end`, with their tables, the layer directory and the superblock. What has been written since behind
-// it is a busy writer's new data: to write that back would make the writer wait for the disk, and it can wait for the next sync. Freed
-// blocks wait for one as well: while a hole is punched, and perhaps discarded on the disk, the kernel keeps writers of the file waiting,
-// and a guest whose memory has just been frozen needs many copies written.
+// Everything that frozen layers hold is before `end`, with their tables, the layer directory and
+// the superblock. What was written behind it is new data of a busy writer. Writing that back would
+// make the writer wait for the disk, so it is left to the next sync. So are released blocks: while
+// a hole is punched, and perhaps discarded on the disk, the kernel blocks writers of the file, and
+// a guest whose memory has just been frozen needs many copies written.
 Result<void> Durability::sync_frozen(const std::shared_ptr<Table>& active, uint64_t end) {
   PCOW_TRY(superblocks_.check_settled());
   const std::lock_guard lock(syncing_);

@@ -1,17 +1,24 @@
-// What of an open image is not durable yet, and making it so: the marks of those who store entries, the sync, the seal of frozen layers.
+// What of an open image is not durable yet, and making it durable: the marks of stored entries, the
+// sync, the seal of frozen layers.
 //
 // Order of a sync (docs/format.md, "What a writer does, in which order"):
-//   1. take the marked chunks and the released blocks; note which sub-blocks are `written` but not `durable`
-//   2. fdatasync: their data, their entries, and every freeing stored before are on the disk
-//   3. set `durable` for exactly the noted bits (a write that came in meanwhile keeps waiting for the next sync)
-//   4. where step 3 set anything: those entries are on the disk (and no more: what a busy writer has written meanwhile can wait)
-//   5. punch the released blocks, after everybody who may still be reading them has passed the gate; free what the
-//      sync before punched, for step 2 made those holes durable
-// The sync of a snapshot (in seal()) takes steps 1 to 4 for the frozen layers alone.
-// In persistent memory what the engine has stored is durable already. Then steps 1 to 4 are only needed for what others have stored through
-// mappings, for holes, and for entries that were not durable when the image was opened; without any of these, and without released blocks,
-// a sync makes no system call.
-// A crash between 2 and 4 loses bits whose data is on the disk; the sync had not returned, so nothing was promised.
+//   1. Take the marked chunks and the released blocks; note which sub-blocks are `written` but not
+//      `durable`.
+//   2. fdatasync: their data, their entries, and every freeing that was stored before are on the
+//      disk.
+//   3. Set `durable` for exactly the noted bits. (A write that came meanwhile waits for the next
+//      sync.)
+//   4. If step 3 set any bits, put these entries on the disk, and no more: what a busy writer has
+//      written meanwhile can wait.
+//   5. Punch the released blocks, after everyone who may still be reading them has passed the gate.
+//      Free the blocks that the previous sync punched, because step 2 made those holes durable.
+// The sync of a snapshot (in seal()) does steps 1 to 4 for the frozen layers only.
+// In persistent memory everything that the engine has stored is already durable. Steps 1 to 4 are
+// then only needed for what others have stored through mappings, for holes, and for entries that
+// were not durable when the image was opened. Without any of these, and without released blocks, a
+// sync makes no system call.
+// A crash between 2 and 4 loses bits whose data is on the disk. That breaks no promise, because the
+// sync had not returned.
 #pragma once
 
 #include <atomic>
@@ -36,26 +43,28 @@ class Durability {
              Superblocks& superblocks)
       : image_(image), gate_(gate), chunk_locks_(chunk_locks), space_(space), superblocks_(superblocks) {}
 
-  // Entries of the chunk have become `written` without being `durable`. The caller has stored them before, and their data before that: a
-  // sync that takes the mark covers both.
+  // Entries of the chunk have become `written` without being `durable`. The caller has stored them
+  // before, and their data before that, so a sync that takes the mark covers both.
   void mark(const std::shared_ptr<Table>& table, uint64_t chunk);
 
-  // Blocks are given out to be mapped: whoever has them stores there without the engine.
+  // Blocks are handed out to be mapped: whoever maps them stores there without the engine.
   void note_lent() {
     if (!lent_.load(std::memory_order_relaxed)) lent_.store(true);
   }
 
-  // Keeps syncs away, for whoever drops a table: a sync stores into tables.
+  // Blocks syncs, for a caller that drops a table: a sync stores into tables.
   [[nodiscard]] std::unique_lock<std::mutex> keep_away() { return std::unique_lock(syncing_); }
-  void forget(const Table& table);  // its marks; with syncs kept away
+  void forget(const Table& table);  // removes the table's marks; syncs must be blocked
 
-  // All that was written before the call is durable afterwards. Without the gate.
+  // Everything that was written before the call is durable when it returns. The caller does not
+  // hold the gate.
   Result<void> sync();
-  // Every layer frozen so far is made durable, and said to be: from then on a crash takes nothing from it. `end`: where the file ended
-  // when the newest of them was frozen, or later. With `structure` held, without the gate; `active`: the table of the active layer.
+  // Makes every layer that was frozen so far durable, and marks it as sealed: from then on no crash
+  // can damage it. `end`: where the file ended when the newest of them was frozen, or later. The
+  // caller holds `structure`, and not the gate. `active`: the table of the active layer.
   Result<void> seal(const LayerDirectory& directory, const std::shared_ptr<Table>& active, uint64_t end);
 
-  // Bytes of the file before `end`; only to make the next sync shorter.
+  // Writes back the bytes of the file before `end`, only to make the next sync shorter.
   Result<void> write_back(uint64_t end) const;
 
  private:
@@ -74,8 +83,8 @@ class Durability {
 
   std::atomic<bool> lent_{false};  // see note_lent()
   std::mutex syncing_;             // one sync at a time. Taken before the gate and the chunks' locks, after `structure`
-  std::atomic<uint64_t> arrivals_{0};  // syncs that were asked for
-  uint64_t covered_ = 0;               // guarded by `syncing_`: arrivals up to this one are done
+  std::atomic<uint64_t> arrivals_{0};  // number of syncs that were asked for
+  uint64_t covered_ = 0;               // guarded by `syncing_`: syncs with numbers up to this one are done
   mutable std::mutex marking_;         // a leaf: never held while another lock is taken
   Unsynced unsynced_;                  // guarded by `marking_`
 };

@@ -11,7 +11,7 @@ namespace pcow {
 
 class Failures {
  public:
-  // What the caller gave up has not failed.
+  // An operation that the caller cancelled has not failed.
   void note(const Error& error) {
     if (error.code == Code::kCancelled) return;
     const std::lock_guard lock(mutex_);

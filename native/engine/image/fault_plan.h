@@ -11,24 +11,26 @@ namespace pcow {
 
 enum class FaultPlan {
   kMap,           // the sub-block is the layer's own already
-  kCopySubBlock,  // it becomes own as a copy of what lies below
-  kComplete,      // all sub-blocks of the block become own, copied from below or as zeros
-  kExpand,        // nothing is there in any layer: a block of zeros, and followers for a writer that goes on
+  kCopySubBlock,  // it becomes own, as a copy from a lower layer
+  kComplete,      // all sub-blocks of the block become own, as copies from lower layers or as zeros
+  kExpand,        // no layer holds anything: a block of zeros, with followers for a sequential writer
 };
 
-// What is there. Of the active layer: as seen under the chunk's lock.
+// The situation of a fault. The caller holds the chunk's lock, so the entry cannot change.
 struct FaultScene {
   Entry entry;       // of the block, in the active layer
   uint16_t below;    // sub-blocks of the block that the layers below hold
-  bool in_snapshot;  // one of these sub-blocks lies in a snapshot of this image, not in its base
-  uint32_t number;   // of the sub-block that was written to
+  bool in_snapshot;  // a snapshot of this image, not only its base, holds one of these sub-blocks
+  uint32_t number;   // the number of the sub-block that was written to
 };
 
-// A copy of a single sub-block takes the least disk space, so it is made as long as writes are scattered. The whole block is completed
-//   - where the writer comes from the block before, and goes on (`hint.ahead`), or the caller asks for it (`hint.whole_block`)
-//   - where half of the block is own already
-//   - at the second write, where a snapshot of this image holds the block: what was in use when the snapshot was taken is likely to be
-//     used again, and comes back sooner in whole blocks
+// Copying a single sub-block needs the least disk space, so this is done as long as writes are
+// scattered. The whole block is completed
+//   - if the writer comes from the block before and continues (`hint.ahead`), or if the caller asks
+//     for it (`hint.whole_block`),
+//   - if half of the block is already own,
+//   - at the second write, if a snapshot of this image holds the block: pages that were used before
+//     a snapshot are likely to be used again, and whole blocks bring them back sooner.
 inline FaultPlan plan_fault(const Geometry& geometry, const FaultScene& scene, const FaultHint& hint) {
   const Entry& entry = scene.entry;
   const bool is_own = entry.written >> scene.number & 1;
@@ -39,7 +41,8 @@ inline FaultPlan plan_fault(const Geometry& geometry, const FaultScene& scene, c
   const auto own = static_cast<uint32_t>(std::popcount(entry.written));
   const bool scattered =
       hint.ahead == 0 && !hint.whole_block && own < geometry.sub_blocks() / 2 && (own == 0 || !scene.in_snapshot);
-  // Where sub-blocks are *zero here* and no block is named, a copy would take a block for one of them: the rest comes along.
+  // If sub-blocks are *zero here* and the entry names no block, a copy would allocate a block for a
+  // single sub-block: complete it instead.
   const bool has_block = entry.index || entry.empty();
   return scattered && has_block && (scene.below >> scene.number & 1) ? FaultPlan::kCopySubBlock : FaultPlan::kComplete;
 }

@@ -1,4 +1,4 @@
-// What gives space back, where the disk is full.
+// Operations that give space back, on a full disk.
 #pragma once
 
 #include "engine/image/durability.h"
@@ -11,19 +11,21 @@ class FullDisk {
            Durability& durability)
       : image_(image), space_(space), superblocks_(superblocks), durability_(durability) {}
 
-  // Whether the disk has too little space, so that giving some back helps. A sync that failed never counts, whatever errno the disk
-  // has given for it: what was to be synced is lost, and no space brings it back.
+  // Whether the disk has too little space, so that giving some back helps. After a failed sync the
+  // answer is no, whatever errno the disk gave: the data is lost, and no free space brings it back.
   bool is_full(const Error& why) const {
     return (why.code == Code::kNoSpace || why.code == Code::kTooLarge) && !image_.file->sync_failure();
   }
 
-  // Does what gives space back, and does it again where the disk is full and `may_repeat` says so. Without the gate.
+  // Runs an operation that gives space back, and runs it again if the disk is full and `may_repeat`
+  // allows it. The caller does not hold the gate.
   template <typename Do, typename MayRepeat>
   auto giving_back(const Do& what, const MayRepeat& may_repeat) {
     const auto is_over = [&](const auto& outcome) { return outcome || !is_full(outcome.error()) || !may_repeat(); };
     auto outcome = what();
     if (is_over(outcome)) return outcome;
-    // What was released before may only be waiting for a sync; two of them give its space back.
+    // Blocks that were released earlier may only be waiting for a sync: two syncs give their space
+    // back.
     if (space_->has_pending() && durability_.sync() && durability_.sync()) outcome = what();
     if (is_over(outcome) || !space_->spend_reserve()) return outcome;
     outcome = what();
@@ -31,7 +33,8 @@ class FullDisk {
     return outcome;
   }
 
-  // A change of structure: with `structure` held. One that has happened is not done again, whatever failed afterwards.
+  // The same for a change of structure. The caller holds `structure`. A change that has happened is
+  // not repeated, even if something failed afterwards.
   template <typename Do>
   auto giving_back_by_change(const Do& what) {
     return giving_back(what, [&, before = superblocks_.current().directory_offset] {

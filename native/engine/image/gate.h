@@ -1,4 +1,5 @@
-// A readers-writer lock that lets a waiting writer in before new readers: a snapshot must not starve behind a busy guest.
+// A readers-writer lock that lets a waiting writer in before new readers: a busy guest must not
+// delay a snapshot for ever.
 #pragma once
 
 #include <pthread.h>
@@ -10,7 +11,8 @@ class Gate {
   Gate() {
     pthread_rwlockattr_t attributes;
     pthread_rwlockattr_init(&attributes);
-    // Readers must not lock recursively then: no method of Image calls another that passes the gate while it holds it.
+    // With this kind readers must not lock recursively: no method of Image that holds the gate
+    // calls another one that takes it.
     pthread_rwlockattr_setkind_np(&attributes, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
     pthread_rwlock_init(&lock_, &attributes);
     pthread_rwlockattr_destroy(&attributes);
@@ -19,7 +21,7 @@ class Gate {
   Gate(const Gate&) = delete;
   Gate& operator=(const Gate&) = delete;
 
-  // The names that std::shared_lock and std::unique_lock call.
+  // The names that std::shared_lock and std::unique_lock need.
   void lock_shared() { pthread_rwlock_rdlock(&lock_); }
   void unlock_shared() { pthread_rwlock_unlock(&lock_); }
   void lock() { pthread_rwlock_wrlock(&lock_); }

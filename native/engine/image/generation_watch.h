@@ -1,4 +1,5 @@
-// Watching a file that another process may write: its superblock's generation, as its writer last stored it.
+// Watches a file that another process may write: the generation of its superblock, as its writer
+// last stored it.
 #pragma once
 
 #include <cstdint>
@@ -19,7 +20,7 @@ class GenerationWatch {
   std::unique_ptr<Mapping> mapping_;
 };
 
-// A file that is watched, and the generation at which we looked at it.
+// A watched file, and its generation when it was last loaded.
 struct Watch {
   std::shared_ptr<GenerationWatch> generation;
   uint64_t seen;

@@ -1,8 +1,9 @@
 // One image: a file with a tree of layers, and the bases that it stands on. See docs/format.md.
 //
-// Threads: every method of Image may be called from any thread at the same time, except that close() must come last.
-// Reads, writes, discards and syncs run side by side; changes of structure (snapshot, rollback, rename, remove, resize, close)
-// follow one another, and only their short final step keeps the others waiting.
+// Threads: any thread may call any method of Image at any time, except that close() must come last.
+// Reads, writes, discards and syncs run concurrently. Changes of structure (snapshot, rollback,
+// rename, remove, resize, close) run one after another, and only their short final step makes other
+// calls wait.
 #pragma once
 
 #include <sys/types.h>
@@ -26,38 +27,39 @@ class View;
 struct ScrubReport;
 
 struct BaseSpec {
-  std::string path;      // of the base image, as the caller gives it
-  std::string snapshot;  // its name, or empty where `layer` is given
+  std::string path;      // of the base image, as the caller gave it
+  std::string snapshot;  // its name, or empty if `layer` is given
   uint64_t layer = 0;    // id of a frozen layer; 0: by name
 };
 
 struct CreateOptions {
   uint64_t size = 0;        // bytes, a multiple of 4096; 0 with a base: the base layer's size
   uint32_t block_size = 0;  // bytes; 0: the base's, or 65536
-  bool into = false;        // the path is that of an empty draft (names.h), which is filled as it lies
+  bool into = false;        // the path is that of an empty draft (names.h), which is filled in place
   bool has_base = false;
   BaseSpec base;
 };
 
-// Makes a new image file. It appears under its name only when complete and durable.
+// Creates an image file. It appears under its name only when it is complete and durable.
 Result<void> create_image(const std::string& path, const CreateOptions& options);
 
-// A file of a chain that somebody else has opened for us.
+// A file of a chain that the caller has opened for the engine.
 struct GivenFile {
   std::string path;
-  int descriptor;  // stays the caller's: a duplicate is taken before the call returns
+  int descriptor;  // remains the caller's: the call duplicates it
 };
 
 struct OpenOptions {
-  bool write = false;     // be the one writer: takes the lock, or fails with kLocked
-  std::string base_root;  // when not empty, bases must lie in this directory (kBaseOutside)
-  // The bases are left alone, even if they are not there: for set_base() and close() only.
+  bool write = false;     // as the only writer: takes the lock, or fails with kLocked
+  std::string base_root;  // if not empty, bases must be in this directory (kBaseOutside)
+  // Bases are not opened, even if they exist: only for set_base() and close().
   bool without_bases = false;
-  // Open descriptors to be used in place of paths (which need not be accessible): the image's, then its bases' in any order.
-  // To write, the image's must carry the writer's lock; it goes over to us. Should the chain need another file later, that is
-  // kBaseMissing until give_bases() brings it.
+  // Open descriptors that are used instead of paths (which need not be accessible): the image's,
+  // then those of its bases in any order. For writing, the image's descriptor must hold the
+  // writer's lock, which the Image takes over. If the chain needs another file later, operations
+  // fail with kBaseMissing until give_bases() provides it.
   std::vector<GivenFile> given;
-  FileObserver* observer = nullptr;  // sees every file operation; outlives the image (tests)
+  FileObserver* observer = nullptr;  // sees every file operation, and must outlive the image (tests)
 };
 
 struct LayerRef {
@@ -86,7 +88,7 @@ struct ImageInfo {
   uint32_t sub_block_size = 0;  // bytes
   uint64_t file_size = 0;       // bytes, holes included
   uint64_t disk_use = 0;        // bytes, st_blocks * 512
-  bool clean = false;           // what the superblock said when it was opened or last read
+  bool clean = false;           // as the superblock said when the image was opened or last read
   bool writable = false;
   uint64_t generation = 0;
   uint64_t snapshots = 0;
@@ -97,19 +99,22 @@ struct ImageInfo {
   uint64_t base_layer = 0;
   std::string base_snapshot;    // empty where that layer has no name
   std::vector<LayerRef> chain;  // active layer first
-  bool has_holder = false;      // somebody alive has it open for writing
+  bool has_holder = false;      // a living process has it open for writing
   Holder holder;
-  bool has_opener = false;  // it is not clean: who has it open for writing, or was the last one and has died
+  // The image is not clean: `opener` has it open for writing, or was its last writer and has died.
+  bool has_opener = false;
   Holder opener;
   std::optional<LastError> last_error;  // of the last operation that failed on this opening
   bool persistent = false;              // its file counts as one in persistent memory (docs/format.md)
-  // How often this opening has called write(2), or fdatasync(2) and the like, for the image's file.
+  // How often this opening has called write(2), and fdatasync(2) or similar calls, for the image's
+  // file.
   uint64_t kernel_writes = 0;
   uint64_t kernel_syncs = 0;
 };
 
-// Of a snapshot that is received from another image: what it shares with that one. Absent: its own. Every time is a time,
-// that of 1970 too; 0 is not an identity (docs/format.md).
+// Of a snapshot that is received from another image: what it has in common with the original. An
+// absent field gets a new value. Every value of time is valid, also 0 (1970); 0 is not an identity
+// (docs/format.md).
 struct SnapshotOrigin {
   std::optional<uint64_t> identity;
   std::optional<int64_t> time_ns;
@@ -118,14 +123,14 @@ struct SnapshotOrigin {
 struct SnapshotInfo {
   std::string name;
   uint64_t id = 0;
-  uint64_t identity = 0;  // of the content: the same number in whatever image it was sent to
-  std::string parent;     // name; empty at the root
+  uint64_t identity = 0;  // of the content: equal in all images to which it was sent
+  std::string parent;     // its name; empty for a root
   int64_t time_ns = 0;    // since the epoch
   uint64_t size = 0;      // bytes
   uint64_t children = 0;  // layers of this image that stand directly on it, the active one included
   bool automatic = false;
   bool current = false;  // the active layer stands directly on it
-  uint64_t data = 0;     // bytes that this layer itself holds
+  uint64_t data = 0;     // bytes that this layer holds itself
 };
 
 // One layer of an image's tree, hidden ones and the active one included.
@@ -140,145 +145,163 @@ struct LayerInfo {
   uint64_t size = 0;      // bytes
 };
 
-// A run of the active layer's own bytes that are neighbours in the file, too.
+// A run of the active layer's own bytes that are neighbours in the file as well.
 struct Extent {
   uint64_t offset = 0;       // bytes, in the image
   uint64_t length = 0;       // bytes; 0: none
   uint64_t file_offset = 0;  // bytes, in the image's file
 };
 
-// What a range of an image is: bytes in some file, zeros that a layer holds, or nothing anywhere (which reads as zeros).
+// What a range of an image is: bytes in a file, zeros that a layer holds, or a range that no layer
+// holds (which reads as zeros).
 enum class ExtentKind { kData, kZero, kHole };
 
-// A range that one layer holds, as Image::map finds it. (Bytes of a kData range may be zeros all the same.)
+// A range that one layer holds, as Image::map finds it. (The bytes of a kData range may be zeros,
+// too.)
 struct MapExtent {
   uint64_t offset = 0;  // bytes, in the image
   uint64_t length = 0;  // bytes
   ExtentKind kind = ExtentKind::kHole;
-  uint64_t depth = 0;        // of the layer that holds it, in the chain: 0 is the one that was asked for. Not of a hole
-  uint64_t file_offset = 0;  // bytes, in that layer's file; of kData only
+  // Of the layer that holds the range, in the chain: 0 is the layer that was asked for. Not set for
+  // a hole.
+  uint64_t depth = 0;
+  uint64_t file_offset = 0;  // bytes, in that layer's file; only set for kData
 };
 
 struct ExtentBatch {
   std::vector<MapExtent> extents;  // ascending
-  uint64_t next = 0;               // where the next batch begins, bytes; `size` at the end
+  uint64_t next = 0;               // where the next batch begins, bytes; equals `size` at the end
   uint64_t size = 0;               // bytes of the layer that was asked for
-  std::vector<LayerRef> chain;     // of it, itself first: what depths count
-  // Stands for that chain, file by file and layer by layer. Depths of two batches count the same layers only where it is equal.
+  std::vector<LayerRef> chain;     // of that layer, itself first: `depth` is an index into it
+  // Identifies this chain, with its files and layers. Depths of two batches mean the same layers
+  // only if it is equal in both.
   uint64_t chain_state = 0;
 };
 
-// Layers of a chain by their depth, `end` excluded.
+// Layers of a chain by their depth, without `end`.
 struct DepthRange {
   uint64_t first = 0;
   uint64_t end = UINT64_MAX;
 };
 
-// Bytes that one fault maps at most; a run of so many may be one huge page.
+// The most bytes that one fault maps; a run of this length may be one huge page.
 inline constexpr uint64_t kLargestRun = uint64_t{2} << 20;
 
 // What a monitor knows about the surroundings of a fault.
 struct FaultHint {
-  uint64_t ahead = 0;        // bytes that may be allocated beyond it, because its writer goes on from there
-  bool whole_block = false;  // worth a copy of the whole block at its first write
+  uint64_t ahead = 0;        // bytes beyond the fault that may be allocated, because its writer continues there
+  bool whole_block = false;  // the whole block should be copied at its first write
 };
 
 // What a fault needed, for statistics.
 struct FaultWork {
-  bool expanded = false;  // space was allocated where nothing lay below
-  bool copied = false;    // something was copied from below
+  bool expanded = false;  // space was allocated, because no lower layer held anything
+  bool copied = false;    // something was copied from lower layers
   uint64_t copied_bytes = 0;
 };
 
-// Called from the working thread; false cancels: what was done stays sound.
+// Called from the working thread; returning false cancels the operation, and the image stays sound.
 using Progress = std::function<bool(uint64_t done, uint64_t total)>;
 
 class Image {
  public:
   // Fails with kNotAnImage, kUnsupported, kCorrupt, kLocked, kBase…, kPermission, kIo, …
   static Result<std::unique_ptr<Image>> open(const std::string& path, const OpenOptions& options);
-  ~Image();  // closes; an error of the last sync is lost, so call close() where it matters
+  ~Image();  // closes; an error of the last sync is lost, so call close() if it matters
   Image(const Image&) = delete;
   Image& operator=(const Image&) = delete;
 
   ImageInfo info() const;
-  // Oldest first, hidden layers left out. `with_data` counts each layer's bytes, which reads its table.
+  // Oldest first, without hidden layers. `with_data` counts each layer's bytes, which needs a read
+  // of its table.
   Result<std::vector<SnapshotInfo>> snapshots(bool with_data) const;
-  // One of them, its bytes not counted. kNotFound.
+  // One snapshot; its bytes are not counted. kNotFound if it does not exist.
   Result<SnapshotInfo> snapshot_info(const std::string& name) const;
   Result<std::vector<std::string>> snapshot_names() const;  // in the same order
-  // The whole tree at one moment, by ascending ids: the active layer last.
+  // The whole tree at one moment, by ascending ids: the active layer is last.
   Result<std::vector<LayerInfo>> layers() const;
   uint64_t size() const;  // bytes of the active layer
-  // "DEVICE:INODE" of the image file, decimal, as stat(2) has them; empty where that fails.
+  // "DEVICE:INODE" of the image file, decimal, from fstat(2); empty if that fails.
   std::string file_identity() const;
-  // Grows whenever what a reader of the active layer would see may have changed without a write (rollback).
+  // Grows whenever the content of the active layer may have changed other than by a write
+  // (rollback).
   uint64_t content_generation() const;
 
-  // A frozen layer for reading, by name or id. It stays readable until it is let go; deleting the snapshot makes its
-  // later reads fail with kNotFound.
+  // A frozen layer for reading, by name or id. It stays readable as long as the view exists; if the
+  // snapshot is deleted, later reads fail with kNotFound.
   Result<std::shared_ptr<View>> view(const std::string& snapshot) const;
-  // Any layer by its id, for whoever reads for long: an id means one layer for ever, a name or "the active layer" may mean another
-  // one by the next call. The active layer stays readable after a snapshot has frozen it, and a deleted one as long as
-  // several layers stand on it (nothing is merged then). Otherwise kNotFound.
+  // Any layer by its id, for a reader that takes long: an id always means the same layer, while a
+  // name or "the active layer" may mean another one at the next call. The active layer stays
+  // readable after a snapshot has frozen it, and a deleted layer as long as several layers stand on
+  // it (it is not merged then). Otherwise kNotFound.
   Result<std::shared_ptr<View>> view_of_layer(uint64_t layer) const;
   uint64_t view_size(const View& view) const;
 
-  // Reads the active layer (`view` null) or a frozen one. Returns the bytes read: short only at the end.
+  // Reads the active layer (`view` null) or a frozen one. Returns the bytes read: fewer than asked
+  // for only at the end.
   Result<size_t> read(const View* view, uint64_t offset, void* buffer, size_t length) const;
   // The layers that the active layer (`view` null) or a frozen one reads from, itself first.
   Result<std::vector<LayerRef>> chain(const View* view) const;
-  // Where the bytes of the active layer (`view` null) or of a frozen one are, from `offset` on: 0, then the `next` of the batch
-  // before. With fewer depths than all, a hole is what none of these layers holds. While somebody writes, each batch is right
+  // Where the bytes of the active layer (`view` null) or of a frozen one are, from `offset` on: 0
+  // first, then the `next` of the previous batch. If `depths` excludes some layers, a hole is a
+  // range that none of the included layers holds. While the image is written, each batch is right
   // for a moment of its own.
   Result<ExtentBatch> map(const View* view, uint64_t offset, DepthRange depths) const;
-  // The ranges of `to` that may differ from `from` (null: the active layer), by sub-blocks; elsewhere the two read the same.
-  // What one of them has behind the end of the other is not compared with anything.
+  // The ranges of `to` that may differ from `from` (null: the active layer), by sub-blocks; all
+  // other ranges read the same. If one of them is longer, the rest of it is not compared.
   Result<ExtentBatch> changes(const View* from, const View* to, uint64_t offset) const;
-  // The ranges that the layer and those below it in this file hold: what its content differs in from that of the base, by sub-blocks.
+  // The ranges that the layer, and those below it in this file, hold: where its content may differ
+  // from that of the base, by sub-blocks.
   Result<ExtentBatch> changes_to_base(const View* to, uint64_t offset) const;
-  // All or an error; after an error any part may have been written, as with write(2).
+  // Writes everything or fails; after an error any part may have been written, as with write(2).
   Result<void> write(uint64_t offset, const void* buffer, size_t length);
-  // The range reads as zeros afterwards. Whole blocks go back to the free space.
+  // Afterwards the range reads as zeros. Whole blocks are released.
   Result<void> discard(uint64_t offset, uint64_t length);
-  // All that was written before the call is durable afterwards. A failure is remembered: every later sync fails too.
+  // Everything that was written before the call is durable when it returns. A failure is
+  // remembered: every later sync fails, too.
   Result<void> sync();
 
-  // Freezes the active layer under a name. Durable on return.
+  // Freezes the active layer under a name. The snapshot is durable on return.
   Result<void> snapshot(const std::string& name, const SnapshotOrigin& origin = {});
-  // The same for several images at one moment. Images may be given in any order, each once.
+  // The same for several images at one moment. The images may be in any order, each of them once.
   static Result<void> snapshot_together(const std::vector<Image*>& images, const std::string& name);
-  // A new empty active layer on that snapshot; what the old active layer held is gone. The caller sees to it that
-  // nobody has the image mapped.
+  // Makes a new empty active layer on that snapshot; the content of the old active layer is lost.
+  // The caller ensures that no process has the image mapped.
   Result<void> rollback(const std::string& name);
-  // Gives a snapshot another name. It stays the same layer: views of it, and images that stand on it, do not notice. An automatic
-  // one is one like any other from then on. Durable on return. kNotFound, kExists, kInvalid of `to`.
+  // Renames a snapshot. It remains the same layer, so views of it and images that stand on it are
+  // not affected. An automatic snapshot becomes an ordinary one. Durable on return. kNotFound,
+  // kExists, kInvalid for `to`.
   Result<void> rename_snapshot(const std::string& from, const std::string& to);
-  // Deletes a snapshot: merges it into its only child, drops it where it has none, hides it where it has several.
+  // Deletes a snapshot: merges it into its only child, drops it if it has none, and hides it if it
+  // has several.
   Result<void> remove(const std::string& name, const Progress& progress);
-  // Gives the active layer `size` bytes. Fewer than it has only with `shrink`, and never fewer than what it stands on has;
-  // the caller sees to it that nobody has the image mapped then.
+  // Gives the active layer `size` bytes. It becomes smaller only with `shrink`, and never smaller
+  // than the layer that it stands on; for this the caller ensures that no process has the image
+  // mapped.
   Result<void> resize(uint64_t size, bool shrink = false);
-  // The id of a frozen layer with the present content: the newest where the active layer is empty, otherwise a new
-  // automatic snapshot named `name`.
+  // The id of a frozen layer with the present content: the newest one if the active layer is empty,
+  // otherwise a new automatic snapshot called `name`.
   Result<uint64_t> freeze_for_clone(const std::string& name);
-  Result<uint64_t> layer_id(const std::string& snapshot) const;  // empty: of the active layer
-  // Points the image at another base without looking at the content (unsafe rebase). An empty path: no base.
+  Result<uint64_t> layer_id(const std::string& snapshot) const;  // empty: the active layer
+  // Makes the image stand on another base without looking at the content (unsafe rebase). An empty
+  // path: no base.
   Result<void> set_base(const BaseSpec& base, bool has_base);
-  // Points the image at another base, or at none, and takes in what the two hold differently: nobody sees a change.
+  // Makes the image stand on another base, or on none, and takes in what the two hold differently:
+  // its content stays the same.
   Result<void> rebase(const BaseSpec& base, bool has_base, const Progress& progress);
   // Moves what this image has written into its base, `base`, as a new snapshot there called `name`, and stands on that,
   // empty, afterwards. Returns whether the base's own content went along: it does where the base has written nothing
   // since; the caller sees to it that nobody has the base mapped then. The image itself may be in use.
   Result<bool> commit_into(Image* base, const std::string& name, bool automatic, const Progress& progress);
-  // Gives back blocks that hold nothing but zeros, of all layers.
+  // Gives back the blocks, of all layers, that hold only zeros.
   Result<void> compact(const Progress& progress);
 
-  // Checksums of what frozen layers hold, where they have none. Works side by side with everything else.
+  // Makes checksums for frozen layers that have none. Runs concurrently with all other operations.
   Result<void> add_checksums(const Progress& progress);
-  // Takes them all away: what is damaged reads as it lies on the disk from then on.
+  // Removes all checksums: damaged data is then read as it lies on the disk.
   Result<void> remove_checksums();
-  // Reads all that has checksums from the disk. Fails where that could not be completed, not for what it finds.
+  // Reads everything that has checksums from the disk. Fails if the scrub could not be completed,
+  // but not because of what it finds.
   Result<ScrubReport> scrub(const Progress& progress) const;
 
   // For a monitor, which maps the image's own blocks into memory. One thread at a time calls these
@@ -303,10 +326,11 @@ class Image {
   uint64_t file_offset(uint64_t offset) const;
   int descriptor() const;  // of the image's file: what extents are mapped from
 
-  // For an image that was opened by given descriptors: those of its bases' files as the chain is now.
+  // For an image that was opened with given descriptors: the descriptors of its bases' files, as
+  // the chain is now.
   Result<void> give_bases(const std::vector<GivenFile>& bases);
 
-  // Syncs, sets the clean flag, gives up the lock. Later calls fail with kClosed.
+  // Syncs, sets the clean flag and gives up the lock. Later calls fail with kClosed.
   Result<void> close();
 
  private:
@@ -315,15 +339,16 @@ class Image {
   std::unique_ptr<ImageState> state_;
 };
 
-// A snapshot in steps, all on one thread. Until commit() the destructor undoes it.
+// A snapshot in steps, all on one thread. Before commit() the destructor undoes it.
 class PendingSnapshot {
  public:
-  // Syncs, and makes the new structure durable beside the old one. Other changes of structure wait from here on.
+  // Syncs, and makes the new structure durable beside the old one. From here on other changes of
+  // structure wait.
   static Result<std::unique_ptr<PendingSnapshot>> prepare(Image* image, const std::string& name, bool automatic,
                                                           const SnapshotOrigin& origin = {});
-  // Keeps reads, writes and discards out. Must be followed by commit(), or by the destructor.
+  // Blocks reads, writes and discards. commit() or the destructor must follow.
   void close_gate();
-  // The moment: from here on the new active layer takes writes. Opens the gate.
+  // The moment of the snapshot: from here on the new active layer takes writes. Opens the gate.
   Result<void> commit();
   // Returns when the snapshot is durable.
   Result<void> finish();

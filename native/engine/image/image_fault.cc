@@ -1,9 +1,11 @@
-// What a monitor's page fault needs: own blocks of the active layer, with disk space behind them, to map into memory.
+// Page faults of a monitored process: they need own blocks of the active layer, with disk space,
+// which the monitor maps into memory.
 //
-// The order is that of everything that becomes a layer's own (own_blocks.h). What comes on top is that nothing is mapped that has no
-// disk space, because it was written (a copy) or allocated: a store of the guest must never find the disk full, for that is SIGBUS.
-// Only whole sub-blocks that are `written` are mapped, so a sync that takes down the bits covers the guest's stores too:
-// the kernel writes dirty pages of the mapping back by the same fdatasync.
+// The order is that of everything that becomes a layer's own (own_blocks.h). In addition, only what
+// has disk space is mapped, because it was written (a copy) or allocated: a store of the guest that
+// found the disk full would raise SIGBUS. Only whole sub-blocks that are `written` are mapped, so a
+// sync that notes the bits covers the guest's stores, too: the same fdatasync writes the mapping's
+// dirty pages back.
 
 #include <algorithm>
 #include <bit>
@@ -14,12 +16,12 @@
 namespace pcow {
 namespace {
 
-constexpr uint64_t kCopiesAheadShare = 4;  // of what would be allocated ahead where nothing must be copied
+constexpr uint64_t kCopiesAheadShare = 4;  // divides what would be allocated ahead if nothing had to be copied
 
 }  // namespace
 
-// Both ways from the sub-block at `offset`, as far as sub-blocks are own and neighbours in the file. Whole blocks count in
-// one step: this is done twice a fault.
+// Goes in both directions from the sub-block at `offset`, as far as sub-blocks are own and
+// neighbours in the file. Whole blocks are passed in one step, because every fault does this twice.
 Extent ActiveLayer::held_extent(uint64_t offset) const {
   const uint32_t shift = image_.geometry.sub_block_shift();
   const uint32_t per_block = image_.geometry.sub_blocks();
@@ -34,7 +36,7 @@ Extent ActiveLayer::held_extent(uint64_t offset) const {
   Entry entry = Entry::unpack(layers_.active()->load(block));
   const auto middle = static_cast<uint32_t>((offset & (image_.geometry.block_size() - 1)) >> shift);
   if (!entry.index || !(entry.written >> middle & 1)) return {};
-  // Sub-blocks [first, end) of `block` to begin with, then of the image.
+  // Sub-blocks [first, end), first within `block`, then within the image.
   uint32_t first = middle;
   while (first > 0 && (entry.written >> (first - 1) & 1)) first--;
   uint32_t end = middle + 1;
@@ -71,7 +73,8 @@ Extent ActiveLayer::held_extent(uint64_t offset) const {
   return extent;
 }
 
-// A discard of a part of a block leaves own sub-blocks without disk space: what is to be stored to gets it again.
+// A discard of a part of a block leaves own sub-blocks without disk space: allocate it again before
+// anything is stored there.
 Result<Extent> ActiveLayer::mappable_extent(uint64_t offset) const {
   const Extent extent = held_extent(offset);
   if (extent.length && image_.writable()) PCOW_TRY(own_blocks_.make_mappable(extent.file_offset, extent.length));
@@ -85,7 +88,7 @@ Result<Extent> Image::held(uint64_t offset) const {
   state.durability.note_lent();
   auto extent = state.active_layer.mappable_extent(offset);
   if (extent && state.writable())
-    PCOW_TRY(state.layers.untorn());  // a reader asks Image::read() next, which maps the table anew
+    PCOW_TRY(state.layers.untorn());  // a reader then calls Image::read(), which maps the table again
   return extent;
 }
 
@@ -105,17 +108,19 @@ uint64_t Image::file_offset(uint64_t offset) const {
 
 int Image::descriptor() const { return state_->file->descriptor(); }
 
-// With the chunk's lock held, and the table's page ensured: every sub-block becomes own, and has disk space.
+// Every sub-block becomes own, with disk space. The caller holds the chunk's lock, and has ensured
+// the table's page.
 Result<Entry> ActiveLayer::complete_block(uint64_t block, const Entry& before, FaultWork* work) {
   const Geometry& geometry = image_.geometry;
   const auto missing = static_cast<uint16_t>(geometry.full_mask() & ~before.written);
   const auto fill = [&](uint64_t block_offset) -> Result<void> {
     auto lower = layers_.mask_below(block);
     if (!lower) return lower.error();
-    // In a fresh block only what lies below must be written; in an old one the other sub-blocks too, for an unfinished
-    // write may have left something in them.
+    // In a new block only what lower layers hold must be written. In an old one the other
+    // sub-blocks must be, too, because an unfinished write may have left something there.
     const auto wanted = static_cast<uint16_t>(before.index ? missing : missing & *lower);
-    // What is written has its disk space by that; what is our own already may have lost it by a discard.
+    // What is written gets disk space by that. Sub-blocks that are already own may have lost theirs
+    // by a discard.
     if (wanted != geometry.full_mask()) PCOW_TRY(own_blocks_.make_mappable(block_offset, geometry.block_size()));
     PCOW_TRY(copy_below(block, block_offset, wanted));
     if (wanted & *lower) {
@@ -129,7 +134,7 @@ Result<Entry> ActiveLayer::complete_block(uint64_t block, const Entry& before, F
   return own_blocks_.make_own(layers_.active(), block, before, {missing}, OwnBlocks::Purpose::kData, fill);
 }
 
-// Sub-blocks of a block, as the layers below hold them, to the block at `block_offset` of the file.
+// Copies sub-blocks of a block from the lower layers to the block at `block_offset` of the file.
 Result<void> ActiveLayer::copy_below(uint64_t block, uint64_t block_offset, uint16_t mask) const {
   return own_blocks_.copy_sub_blocks(block_offset, mask, [&](uint32_t within, char* to, uint32_t length) {
     return layers_.read_below(block, {}, within, to, length);
@@ -149,13 +154,14 @@ Result<Extent> ActiveLayer::make_writable(uint64_t offset, const FaultHint& hint
       static_cast<uint32_t>((offset & (image_.geometry.block_size() - 1)) >> image_.geometry.sub_block_shift())};
   Result<Made> made = Made{};
   switch (plan_fault(image_.geometry, scene, hint)) {
-    case FaultPlan::kMap: return mappable_extent(offset);  // made by somebody else since the look above
+    case FaultPlan::kMap: return mappable_extent(offset);  // another thread has made it own since the first look
     case FaultPlan::kCopySubBlock: made = copy_sub_block(block, scene, work); break;
     case FaultPlan::kComplete: made = complete(block, scene, hint.ahead, work); break;
     case FaultPlan::kExpand: made = expand(block, hint.ahead, work); break;
   }
   if (!made) return made.error();
-  // What was made here, and no more of its neighbours: they have been mapped, or have a fault of their own.
+  // Only what was made here, and not its neighbours: these are mapped already, or cause faults of
+  // their own.
   Extent extent = held_extent(offset);
   const uint64_t end = std::min(made->to, extent.offset + extent.length);
   if (extent.offset < made->from) {
@@ -166,7 +172,8 @@ Result<Extent> ActiveLayer::make_writable(uint64_t offset, const FaultHint& hint
   return extent;
 }
 
-// This and the next three: with the chunk's lock held, and the table's page ensured.
+// For this function and the next three the caller holds the chunk's lock, and has ensured the
+// table's page.
 Result<ActiveLayer::Made> ActiveLayer::copy_sub_block(uint64_t block, const FaultScene& scene, FaultWork* work) {
   const auto mask = static_cast<uint16_t>(1u << scene.number);
   const auto owned = own_blocks_.make_own(layers_.active(), block, scene.entry, {mask}, OwnBlocks::Purpose::kData,
@@ -179,8 +186,8 @@ Result<ActiveLayer::Made> ActiveLayer::copy_sub_block(uint64_t block, const Faul
   return Made{from, from + image_.geometry.sub_block_size()};
 }
 
-// The block, and where something of it lies below, followers in the chunk that do so as a whole. Not as many as `ahead` bytes hold, for
-// each costs a copy.
+// Completes the block, and, if lower layers hold something of it, followers in the chunk that lower
+// layers hold as a whole. They are fewer than fit into `ahead` bytes, because each costs a copy.
 Result<ActiveLayer::Made> ActiveLayer::complete(uint64_t block, const FaultScene& scene, uint64_t ahead,
                                                 FaultWork* work) {
   if (auto completed = complete_block(block, scene.entry, work); !completed) return completed.error();
@@ -196,16 +203,18 @@ Result<ActiveLayer::Made> ActiveLayer::complete(uint64_t block, const FaultScene
     if (!lower) return lower.error();
     if (!entry.empty() || *lower != image_.geometry.full_mask()) break;
     auto completed = complete_block(next, entry, work);
-    // The one that is needed is there: a full disk is no reason to make its writer wait, and a damaged neighbour none to fail.
+    // The requested block is complete. A full disk must not make its writer wait for followers, and
+    // a damaged follower must not make it fail.
     if (!completed && (completed.error().code == Code::kNoSpace || completed.error().code == Code::kCorrupt)) break;
     if (!completed) return completed.error();
   }
   return made();
 }
 
-// The block, and as many of its followers in the chunk as are empty all the way down and as `ahead` bytes hold, in one go. A run that
-// would pass a multiple of kLargestRun ends there, so that the next one is a whole one: aligned in the image, in the file and in memory,
-// it can be one huge page.
+// Allocates the block, and as many followers in the chunk as are empty in all layers and fit into
+// `ahead` bytes, in one step. A run that would cross a multiple of kLargestRun ends there, so that
+// the next one is whole: if it is aligned in the image, in the file and in memory, it can be one
+// huge page.
 Result<ActiveLayer::Made> ActiveLayer::expand(uint64_t block, uint64_t ahead, FaultWork* work) {
   const uint64_t whole = std::max<uint64_t>(kLargestRun >> image_.geometry.block_shift(), 1);
   uint64_t limit = block + 1 + (ahead >> image_.geometry.block_shift());
@@ -257,7 +266,8 @@ Result<void> Image::allocate_ahead(uint64_t offset, uint64_t length) {
     if (state.layers.is_stale()) return state.stale_error();
     return state.active_layer.allocate_ahead(offset, length);
   };
-  return state.layers.while_stale(attempt);  // not noted: nobody asked for it, and whoever does will be told
+  return state.layers.while_stale(
+      attempt);  // not noted: no caller needed this yet, and a fault that does gets the error
 }
 
 Result<void> ActiveLayer::complete_chunk(uint64_t offset, FaultWork* work) {

@@ -1,5 +1,5 @@
-// The file of an open image, and how it was opened: what stays the same for as long as the image is open. All parts of an open image
-// (image_state.h) refer to it.
+// The file of an open image, and how it was opened: what stays the same while the image is open.
+// All parts of an open image (image_state.h) refer to it.
 #pragma once
 
 #include <memory>

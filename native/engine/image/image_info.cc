@@ -1,4 +1,4 @@
-// What an image says of itself.
+// What an image reports about itself.
 #include <bit>
 #include <shared_mutex>
 
@@ -7,14 +7,14 @@
 namespace pcow {
 namespace {
 
-// With the gate held.
+// The caller holds the gate.
 SnapshotInfo describe(const ImageState& state, const Layer& layer, uint64_t children) {
   const LayerDirectory& directory = state.layers.directory();
   SnapshotInfo info;
   info.name = layer.name;
   info.id = layer.id;
   info.identity = identity_of(layer, state.superblocks.current().uuid);
-  // Hidden layers are not there for people: the parent is the nearest that is.
+  // Users do not see hidden layers: the parent is the nearest layer that is not hidden.
   const Layer* parent = directory.find(layer.parent);
   while (parent && parent->hidden) parent = directory.find(parent->parent);
   if (parent) info.parent = parent->name;

@@ -1,7 +1,9 @@
-// Where the bytes of an image are, layer by layer, and which may differ between two of its layers.
+// Where the bytes of an image are, layer by layer, and which of them may differ between two of its
+// layers.
 //
-// A walk goes chunk by chunk, and passes over whatever no layer has a table page for: an empty image of any size costs a look
-// at the holes of its tables. It comes in batches, each made under the gate like a read, so that long walks keep nobody waiting.
+// A walk goes chunk by chunk, and skips chunks for which no layer has a table page: for an empty
+// image of any size it only looks at the holes of its tables. It is made in batches, each under the
+// gate like a read, so that a long walk blocks nobody.
 
 #include <algorithm>
 #include <shared_mutex>
@@ -15,10 +17,11 @@ namespace {
 constexpr size_t kBatchExtents = 2048;
 constexpr uint64_t kBatchPages = 512;
 
-// The sources of a walk: frozen layers, and perhaps the active one, which is read through its table.
+// A layer of a walk: a frozen one, or the active one, which is read through its table.
 class WalkedLayer {
  public:
-  WalkedLayer(std::shared_ptr<const Source> source) : source_(std::move(source)) {}  // NOLINT: a link of a chain is one
+  WalkedLayer(std::shared_ptr<const Source> source)
+      : source_(std::move(source)) {}  // NOLINT: implicit, because a link of a chain is a walked layer
   WalkedLayer(std::shared_ptr<File> file, std::shared_ptr<Table> table, uint64_t offset, bool written_by_us,
               bool only_durable)
       : file_(std::move(file)),
@@ -27,7 +30,7 @@ class WalkedLayer {
         written_by_us_(written_by_us),
         only_durable_(only_durable) {}
 
-  // The first chunk from `chunk` on that may hold entries; `end` where there is none before it.
+  // The first chunk from `chunk` on that may hold entries; `end` if there is none before it.
   Result<uint64_t> next_chunk(uint64_t chunk, uint64_t end) const {
     if (!table_) {
       const auto after = std::upper_bound(source_->present.begin(), source_->present.end(), chunk,
@@ -67,7 +70,7 @@ class WalkedLayer {
  private:
   const File& file() const { return table_ ? *file_ : *source_->file; }
 
-  std::shared_ptr<const Source> source_;  // null: the active layer, by the others
+  std::shared_ptr<const Source> source_;  // null: the active layer, which the other fields describe
   std::shared_ptr<File> file_;
   std::shared_ptr<Table> table_;
   uint64_t offset_ = 0;  // of the table in the file, bytes
@@ -82,7 +85,7 @@ struct Held {
   uint64_t depth;
 };
 
-// Puts extents together out of sub-blocks that come in ascending order.
+// Builds extents from sub-blocks that come in ascending order.
 class ExtentList {
  public:
   ExtentList(std::vector<MapExtent>* extents, uint64_t size) : extents_(extents), size_(size) {}
@@ -107,21 +110,22 @@ class ExtentList {
 };
 
 struct Walk {
-  std::vector<WalkedLayer> chain;  // what the walked layer reads from, nearest first
-  std::vector<LayerRef> names;     // of the chain, for people
-  uint64_t first = 0;              // depths [first, end) of it are looked at
+  std::vector<WalkedLayer> chain;  // the layers that the walked layer reads from, nearest first
+  std::vector<LayerRef> names;     // of the chain, for messages
+  uint64_t first = 0;              // the depths [first, end) are looked at
   uint64_t end = 0;
-  std::vector<WalkedLayer> others;  // sub-blocks that they hold are of interest as well
-  bool only_held = false;           // leave out what none of these layers holds
+  std::vector<WalkedLayer> others;  // ranges that these layers hold are of interest as well
+  bool only_held = false;           // leave out ranges that none of these layers holds
   uint64_t size = 0;                // bytes
 };
 
-// The sub-blocks of a chunk, block by block, resolved through the layers of a walk.
+// The sub-blocks of a chunk, resolved block by block through the layers of a walk.
 class ChunkOfWalk {
  public:
   explicit ChunkOfWalk(const Geometry& geometry) : geometry_(geometry) {}
 
-  // Adds a layer below those added so far. Held sub-blocks are of interest; `depth` names the layer.
+  // Adds a layer below those that were added before. `interesting`: the sub-blocks that it holds
+  // are of interest. `depth` names the layer.
   void add(const std::array<Entry, kBlocksPerChunk>& entries, uint64_t depth, bool interesting) {
     for (size_t i = 0; i < kBlocksPerChunk; i++) {
       if (interesting) wanted_[i] |= entries[i].written;
@@ -177,7 +181,8 @@ class ChunkOfWalk {
   std::array<std::vector<Held>, kBlocksPerChunk> held_;
 };
 
-// One batch from `offset` (a multiple of the chunk's size, as every batch but the last ends with a chunk).
+// One batch from `offset`, which is a multiple of the chunk's size, because every batch but the
+// last ends with a chunk.
 Result<ExtentBatch> walk_batch(const Geometry& geometry, const Walk& walk, uint64_t offset) {
   ExtentBatch batch;
   batch.size = walk.size;
@@ -209,7 +214,7 @@ Result<ExtentBatch> walk_batch(const Geometry& geometry, const Walk& walk, uint6
     ChunkOfWalk resolved(geometry);
     std::array<Entry, kBlocksPerChunk> entries;
     const auto each = [&](const WalkedLayer& layer, const auto& use) -> Result<void> {
-      pages++;  // also of a layer that is only asked: a chain may have thousands
+      pages++;  // also for a layer that only says that it holds nothing: a chain may have thousands
       auto held = layer.next_chunk(chunk, chunk + 1);
       if (!held) return held.error();
       if (*held != chunk) return {};
@@ -217,7 +222,8 @@ Result<ExtentBatch> walk_batch(const Geometry& geometry, const Walk& walk, uint6
       use();
       return {};
     };
-    // Of a walk over changes, the layers behind `end` only say what is seen through a hole of it.
+    // In a walk over changes, the layers from `end` on only show what is read where the others hold
+    // nothing.
     const uint64_t last = walk.others.empty() ? walk.end : walk.chain.size();
     for (uint64_t depth = walk.first; depth < last; depth++)
       PCOW_TRY(each(walk.chain[depth], [&] { resolved.add(entries, depth, depth < walk.end); }));
@@ -236,7 +242,7 @@ WalkedLayer walked(const ImageState& state, const Layer& layer) {
   return state.layers.source_in_use(layer.id);
 }
 
-// The chain of a layer of this image, to be walked.
+// The chain of a layer of this image, for a walk.
 Walk chain_walk(const ImageState& state, const Layer& top) {
   Walk walk;
   walk.size = top.size;
@@ -265,7 +271,7 @@ uint64_t state_of(const std::vector<LayerRef>& chain) {
   return hash;
 }
 
-// As with a read, what was walked counts only if no superblock of the chain changed meanwhile.
+// As with a read, the result counts only if no superblock of the chain has changed meanwhile.
 template <typename Make>
 Result<ExtentBatch> walk_image(ImageState& state, uint64_t offset, const Make& make) {
   for (int round = 0; round < kStaleRounds; round++) {
@@ -322,7 +328,8 @@ Result<ExtentBatch> Image::changes(const View* from, const View* to, uint64_t of
     if (!after) return after.error();
     Walk walk = chain_walk(state, **after);
     walk.only_held = true;
-    // Down from both to the nearest layer that they share: what is held on either way may differ.
+    // Goes down from both to the nearest layer that they share: what the layers on both ways hold
+    // may differ.
     const Layer* left = *before;
     const Layer* right = *after;
     while (left != right) {

@@ -1,18 +1,21 @@
-// Opening and closing.
+// Opening and closing an image.
 //
 // Order of opening for writing (docs/format.md, "What a writer does, in which order"):
-//   1. the lock; nobody else changes the image from here on
-//   2. a sync: a writer that was killed may have left the newest superblock in the page cache only. Until that is on the
-//      disk, what the one before names is not free, and the slot of the one before is not to be written
-//   3. after a host crash: entries that were not durable are dropped, in every layer (a frozen one has such where a merge
-//      into it was interrupted)
-//   4. the free map is derived; after an unclean end, everything free is punched out, and in any case what somebody has
-//      appended to the file
-//   5. the superblock says "open, by us, in this boot, with this page cache" (page_cache.h), and is synced, before anything
-//      else is changed; then the inode is marked in memory. The sync makes
-//      the holes of step 4 durable as well
-//   6. layers that were frozen but not sealed are synced and sealed; deletions that were begun are finished
-// Step 3 needs no order against step 5: a crash in between finds another boot id, or entries that are already dropped.
+//   1. The lock is taken: from here on no other process changes the image.
+//   2. A sync: a writer that was killed may have left the newest superblock only in the page cache.
+//      Until it is on the disk, the space that the previous one names is not free, and the slot of
+//      the previous one must not be written.
+//   3. After a host crash, entries that were not durable are dropped, in every layer. (A frozen
+//      layer has such entries if a merge into it was interrupted.)
+//   4. The free map is derived. After an unclean end all free space is punched; bytes that were
+//      appended to the file are punched in any case.
+//   5. The superblock that says "open, by this process, in this boot, with this page cache"
+//      (page_cache.h) is written and synced before anything else is changed. The sync makes the
+//      holes of step 4 durable as well. Then the inode is marked in memory.
+//   6. Layers that were frozen but not sealed are synced and sealed, and unfinished deletions are
+//      finished.
+// Step 3 needs no order relative to step 5: after a crash in between, the next opener finds another
+// boot id, or entries that are already dropped.
 
 #include <algorithm>
 #include <shared_mutex>
@@ -26,7 +29,8 @@
 namespace pcow {
 namespace {
 
-// The lock came along with the descriptor; taking it once more is a no-op then, and fails where it did not.
+// The lock came with the descriptor: taking it again has no effect then, and fails if the
+// descriptor does not hold it.
 Result<std::shared_ptr<File>> open_given(const std::string& path, const OpenOptions& options) {
   auto file = File::adopt(path, options.given.front().descriptor, options.observer);
   if (!file || !options.write) return file;
@@ -36,7 +40,7 @@ Result<std::shared_ptr<File>> open_given(const std::string& path, const OpenOpti
   return file;
 }
 
-// Neighbouring blocks in use, gathered.
+// Collects neighbouring blocks that are in use.
 class Run {
  public:
   explicit Run(Space* space) : space_(space) {}
@@ -58,7 +62,8 @@ class Run {
   uint64_t count_ = 0;
 };
 
-// The writer's part of opening: recovery, the free map, the mark of being open. Nobody else knows the image yet: no locks.
+// The writer's part of opening: recovery, the free map, the open mark. It needs no locks, because
+// no other thread knows the image yet.
 class TakeOver {
  public:
   explicit TakeOver(ImageState* state) : state_(*state), geometry_(state->geometry) {}
@@ -77,19 +82,20 @@ class TakeOver {
     PCOW_TRY(derive_free_map());
     PCOW_TRY(punch_free(opened_clean));
     PCOW_TRY(mark_open());
-    if (state_.layers.only_durable()) PCOW_TRY(state_.layers.load(true));  // the entries are mended now
+    if (state_.layers.only_durable()) PCOW_TRY(state_.layers.load(true));  // now without the dropped entries
     const LayerDirectory& directory = state_.layers.directory();
     const bool all_sealed = std::all_of(directory.layers.begin(), directory.layers.end(), [&](const Layer& layer) {
       return layer.id == directory.active || layer.id <= state_.superblocks.current().sealed;
     });
     if (!all_sealed) PCOW_TRY(state_.structure.seal());
-    // Room for finishing deletions may be missing now: the image is sound without.
+    // There may be no space to finish deletions; the image is sound without.
     if (auto collected = collect(&state_, nullptr); !collected) return leave_unfinished(&state_, collected.error());
     return {};
   }
 
  private:
-  // A large image has millions of entries: many pages are read at once, and neighbours are marked together. A small one has a page or two.
+  // A large image has millions of entries, so many pages are read at once and neighbours are marked
+  // together. A small image has a page or two.
   static constexpr uint64_t kMostPages = 256;
 
   // Steps 3 and 4.
@@ -112,7 +118,8 @@ class TakeOver {
   Result<void> look_at_layer(const Layer& layer, Run* in_use) {
     const uint64_t entries = geometry_.blocks_for(layer.size);
     const bool is_active = layer.id == state_.layers.directory().active;
-    // Of a frozen layer only mapped where there is something to mend: it was not sealed, or a merge into it was interrupted.
+    // A frozen layer is mapped only if it has something to mend: it was not sealed, or a merge into
+    // it was interrupted.
     std::shared_ptr<Table> table = is_active ? state_.layers.active() : nullptr;
     const std::vector<ChunkRange> present =
         is_active ? table->present() : state_.layers.source_in_use(layer.id)->present;
@@ -138,7 +145,7 @@ class TakeOver {
     bool unsynced_here = false;
     for (uint64_t i = 0; i < kBlocksPerChunk; i++) {
       if (page[i] == 0) continue;
-      // Nearly all entries of a large image: whole, durable, inside the file.
+      // The usual entry of a large image: all sub-blocks, durable, inside the file.
       if (const uint64_t index = page[i] >> 32; (page[i] & 0xffffffffu) == whole && index >= lowest && index < limit_) {
         in_use->add(index);
         continue;
@@ -171,8 +178,10 @@ class TakeOver {
     return (*table)->ensure(chunk);
   }
 
-  // A reserve reads as zeros: one that the last writer had begun to spend is punched out with all that is free. One that is not in the
-  // superblock yet is not found again: another, that will be, or each end of that kind would leave one behind.
+  // A reserve must read as zeros. If the last writer had begun to spend it, it is punched with all
+  // other free space. A reserve that is not in the superblock yet would not be found again: the new
+  // one is made before the superblock is written, because otherwise each unclean end would leave
+  // one behind.
   Result<void> punch_free(bool opened_clean) {
     Space& space = *state_.space;
     const Superblock& superblock = state_.superblocks.current();
@@ -213,10 +222,12 @@ Result<void> close_image(ImageState& state) {
   if (state.layers.is_closed()) return {};
   Result<void> outcome;
   if (state.writable()) {
-    // What an interrupted merge holds back is not used again before the image is opened anew, and the deletion finished.
+    // What an unfinished merge holds back is not used before the image is opened again and the
+    // deletion finished.
     auto told = state.structure.let_go();
     if (!told) state.structure.note_leak();
-    // Once for what was written, and until everything released is punched out, durably.
+    // One sync for what was written, and more until everything that was released is punched
+    // durably.
     if (keeps(Rule::kSyncBeforeClean)) do {
         outcome = state.durability.sync();
       } while (outcome && state.space->has_pending() && keeps(Rule::kHolesBeforeClean));
@@ -262,7 +273,7 @@ Result<std::unique_ptr<Image>> Image::open(const std::string& path, const OpenOp
   auto superblock = read_superblock(**file);
   if (!superblock) return superblock.error();
   OpenOptions kept = options;
-  kept.given.clear();  // numbers that mean something only until we return
+  kept.given.clear();  // these numbers are valid only until this call returns
   const bool bases_are_given = !options.given.empty();
   auto state = std::make_unique<ImageState>(path, std::move(kept), *file, std::move(*superblock), bases_are_given);
   const auto load = [&]() -> Result<void> {
@@ -275,7 +286,7 @@ Result<std::unique_ptr<Image>> Image::open(const std::string& path, const OpenOp
     return options.write ? TakeOver(state.get()).run() : Result<void>();
   };
   if (auto loaded = load(); !loaded) {
-    // Without a word to the disk: what could not be opened is not closed either.
+    // Do not write anything: the open failed.
     state->layers.set_closed();
     if (options.write) (*file)->unlock();
     return loaded.error();

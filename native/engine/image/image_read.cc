@@ -8,13 +8,13 @@
 namespace pcow {
 namespace {
 
-// A writer moves a block once in a while: whoever sees this many reads in a row overtaken is being fooled.
+// A writer moves a block only rarely: a reader that must repeat this often is being fooled.
 constexpr int kMovedRounds = 1000;
 
 }  // namespace
 
-// The writer, another process, may free and use again a block between our look at its entry and at its data: `*moved` then, and what
-// was read does not count.
+// The writer may be another process, and may free a block and use it again between the look at its
+// entry and the look at its data. `*moved` is true then, and what was read does not count.
 Result<size_t> ActiveLayer::read_once(const View* view, uint64_t offset, void* buffer, size_t length,
                                       bool* moved) const {
   *moved = false;
@@ -22,7 +22,8 @@ Result<size_t> ActiveLayer::read_once(const View* view, uint64_t offset, void* b
   if (offset >= size) return size_t{0};
   length = std::min<uint64_t>(length, size - offset);
 
-  // A view may be of the active layer: until a snapshot freezes it, its entries are read like those of no view.
+  // A view may be of the active layer: until a snapshot freezes it, its entries are read as without
+  // a view.
   const bool of_active = !view || view->layer() == layers_.directory().active;
   std::shared_ptr<const Chain> chain = layers_.shared_below();
   if (of_active && view) {
@@ -34,7 +35,7 @@ Result<size_t> ActiveLayer::read_once(const View* view, uint64_t offset, void* b
   }
   ChainReader reader(image_.geometry, *chain);
   Gatherer gatherer;
-  std::vector<std::pair<uint64_t, uint64_t>> used;  // entries of a table that another process may be changing
+  std::vector<std::pair<uint64_t, uint64_t>> used;  // entries of a table that another process may change
   auto* to = static_cast<char*>(buffer);
   for (size_t done = 0; done < length;) {
     const Part part = part_at(image_.geometry, offset + done, length - done);
@@ -43,7 +44,7 @@ Result<size_t> ActiveLayer::read_once(const View* view, uint64_t offset, void* b
       uint64_t word = layers_.active()->load(part.block);
       if (!image_.writable()) {
         used.emplace_back(part.block, word);
-        // The host crashed under the writer: only what was synced counts.
+        // The host crashed under the writer: only durable sub-blocks count.
         if (layers_.only_durable()) word = Entry::unpack(word).as_durable().pack();
       }
       auto checked = checked_entry(word, image_.geometry, *image_.file, part.block);
@@ -70,15 +71,15 @@ Result<size_t> ActiveLayer::read(const View* view, uint64_t offset, void* buffer
 
 Result<size_t> Image::read(const View* view, uint64_t offset, void* buffer, size_t length) const {
   ImageState& state = *state_;
-  // Another process may merge layers of a base, or be the writer of this image, while we read: what was read counts only
-  // if no superblock of the chain changed meanwhile.
+  // While this reads, another process may merge layers of a base, or write this image: what was
+  // read counts only if no superblock of the chain has changed meanwhile.
   for (int round = 0; round < kStaleRounds; round++) {
     {
       const std::shared_lock lock(state.gate);
       if (state.layers.is_closed()) return state.closed_error();
       if (!state.layers.is_stale()) {
         auto count = state.active_layer.read(view, offset, buffer, length);
-        // Mapping it anew does not help twice.
+        // Mapping the table again does not help a second time.
         if (auto whole = state.layers.untorn(); !whole && (round || state.writable()))
           return state.failures.noted(Result<size_t>(whole.error()));
         if (!state.layers.is_stale()) return state.failures.noted(std::move(count));

@@ -1,15 +1,20 @@
-// What is behind Image: the parts of an open image, each a class with its own state. Nothing outside the engine includes this.
+// The state behind Image: the parts of an open image, each a class with its own state. Nothing
+// outside the engine includes this file.
 //
 // Locks, in the order in which they are taken:
-//   checksumming  (ChecksumWork) one making of checksums at a time; close() waits for it
-//   structure   (Structure) one change of structure at a time (snapshot, rollback, rename, remove, resize, set_base, close)
-//   syncing     (Durability) one sync at a time; also whoever drops a table, since a sync stores into tables
-//   gate        shared: reads, writes, discards. Exclusive: the moment in which the active layer is exchanged, and, as a
-//               barrier, before released blocks are punched (nobody may still be reading them)
-//   chunk       (ChunkLocks) read-modify-write of the entries of a chunk, in whichever table
-//   leaf locks  Space's, Table's, Chain's, Failures', the marks' in Durability: never held while another is taken
+//   checksumming  (ChecksumWork) one maker of checksums at a time; close() waits for it
+//   structure     (Structure) one change of structure at a time (snapshot, rollback, rename,
+//   remove, resize, set_base, close)
+//   syncing       (Durability) one sync at a time; also held while a table is dropped, because a
+//   sync stores into tables
+//   gate          shared: reads, writes, discards. Exclusive: the moment in which the active layer
+//   is exchanged, and, as a barrier, before released blocks are punched (no thread may still be
+//   reading them)
+//   chunk         (ChunkLocks) read-modify-write of the entries of a chunk, in any table
+//   leaf locks    of Space, Table, Chain, Failures, and of the marks in Durability: no other lock
+//   is taken while one is held
 //
-// Each part knows those that are declared before it, and no others.
+// A part knows only the parts that are declared before it.
 #pragma once
 
 #include "engine/image/active_layer.h"
@@ -47,13 +52,13 @@ class ImageState : public ImageFile {
   ChecksumWork checksum_work;
   mutable Gate gate;
   ChunkLocks chunk_locks;
-  std::unique_ptr<Space> space;  // the writer's; from its opening on
-  Superblocks superblocks;       // … that counts, and the next
+  std::unique_ptr<Space> space;  // only of the writer; exists after opening
+  Superblocks superblocks;       // the superblock that counts, and the next one
   Durability durability;         // what is not durable yet; the sync
   Bases bases;                   // frozen layers in other files
-  Layers layers;                 // what is read: layer directory, tables, chains
-  Structure structure;           // changes of that
-  FullDisk full_disk;            // giving space back
+  Layers layers;                 // what is read: the layer directory, tables, chains
+  Structure structure;           // changes of the layers
+  FullDisk full_disk;            // giving space back on a full disk
   OwnBlocks own_blocks;          // how a block becomes a layer's own
   ActiveLayer active_layer;      // reads, writes, discards, faults
 };

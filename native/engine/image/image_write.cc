@@ -1,7 +1,8 @@
-// Writes, discards, and the sync that whoever writes asks for.
+// Writes, discards, and the sync that a writer asks for.
 //
-// A write into sub-blocks that the active layer holds already is done in place, as on any disk. The others become its own first, by the
-// same order of steps as everywhere (own_blocks.h), with the new bytes, and around them what was read there before.
+// A write to sub-blocks that the active layer already holds is done in place, as on any disk. Other
+// sub-blocks first become its own, in the usual order (own_blocks.h), with the new bytes, and
+// around them the bytes that were read there before.
 
 #include <algorithm>
 #include <cstring>
@@ -13,7 +14,7 @@
 namespace pcow {
 namespace {
 
-// With the gate held.
+// The caller holds the gate.
 Result<void> check_changeable(const ImageState& state) {
   if (state.layers.is_closed()) return state.closed_error();
   if (state.layers.is_stale()) return state.stale_error();
@@ -23,9 +24,10 @@ Result<void> check_changeable(const ImageState& state) {
 
 }  // namespace
 
-// With the chunk's lock held: bytes [at, end) of a block, all in own sub-blocks or all in others. Others are written whole, so
-// that what an unfinished write may have left in the block never shows. Of own ones just these bytes: their neighbours may be
-// written in place at the same time, without the lock.
+// Writes bytes [at, end) of a block, whose sub-blocks are all own or all not. Those that are not
+// own are written as a whole, so that what an unfinished write may have left in the block never
+// shows. Of own ones only these bytes are written, because their neighbours may be written in place
+// at the same time, without the lock. The caller holds the chunk's lock.
 Result<void> ActiveLayer::fill(uint64_t block, uint64_t block_offset, const Entry& before, bool own, uint32_t at,
                                uint32_t end, const char* bytes) const {
   const uint32_t first = at >> image_.geometry.sub_block_shift() << image_.geometry.sub_block_shift();
@@ -44,7 +46,8 @@ Result<void> ActiveLayer::write(uint64_t offset, const void* buffer, size_t leng
     uint16_t touched = image_.geometry.touched_mask(part.from, part.to);
     Entry entry = Entry::unpack(layers_.active()->load(part.block));
 
-    // What the active layer holds already is written in place, as on any disk; neighbours in one system call.
+    // What the active layer already holds is written in place, as on any disk, and neighbours with
+    // one system call.
     if (entry.index && (entry.written & touched) == touched) {
       const uint64_t in_file = (uint64_t{entry.index} << image_.geometry.block_shift()) + part.from;
       size_t run = part.length();
@@ -99,18 +102,19 @@ Result<void> Image::write(uint64_t offset, const void* buffer, size_t length) {
     return state.active_layer.write(offset, buffer, length);
   };
   auto outcome = state.layers.while_stale(attempt);
-  // A full disk, but freed blocks are waiting for a sync: two of them give their space back.
+  // The disk is full, but released blocks are waiting for a sync: two syncs give their space back.
   if (!outcome && outcome.error().code == Code::kNoSpace && state.space->has_pending() && state.durability.sync() &&
       state.durability.sync())
     outcome = state.layers.while_stale(attempt);
   return state.failures.noted(std::move(outcome));
 }
 
-// Whole blocks are let go: the entry becomes empty, or "zero here" where something lies below. Data that a layer below hides
-// behind zeros counts as well: that layer may be the one that a merge under way is about to take out, and this entry may
-// hold the zeros that it has already handed on. "Zero here" has no data that could be missing after a crash, so it is
-// durable with its entry. In a block that is discarded in part, sub-blocks
-// of our own are punched in place, and zeros are written over those of the layers below.
+// Whole blocks are released: the entry becomes empty, or *zero here* if a lower layer holds data.
+// Data that a lower layer hides behind zeros counts as well, because that layer may be the one that
+// a running merge takes out, and this entry may hold the zeros that it has already handed over.
+// *Zero here* has no data that could be missing after a crash, so it is durable with its entry. In
+// a block that is discarded in part, own sub-blocks are punched in place, and zeros are written
+// over those that lower layers hold.
 Result<void> ActiveLayer::discard(uint64_t offset, uint64_t length) {
   const std::vector<char> zeros(image_.geometry.block_size());
   for (uint64_t done = 0; done < length;) {
@@ -126,7 +130,8 @@ Result<void> ActiveLayer::discard(uint64_t offset, uint64_t length) {
     if (!lower) return lower.error();
     const bool reaches_end = offset + done >= layers_.active_layer().size;
     if (part.from == 0 && (part.to == image_.geometry.block_size() || reaches_end)) {
-      // Also for a store that empties an entry: the page may share its space with a copy of the file. One that holds nothing stays a hole.
+      // Also needed for a store that empties an entry, because the page may share its space with a
+      // copy of the file. A page that holds nothing stays a hole.
       if (*lower || layers_.active()->may_hold(chunk)) PCOW_TRY(layers_.active()->ensure(chunk));
       const std::lock_guard lock(chunk_locks_.of(part.block));
       const Entry before = Entry::unpack(layers_.active()->load(part.block));

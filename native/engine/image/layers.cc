@@ -6,7 +6,8 @@
 
 namespace pcow {
 
-// Nothing that is in use is touched before all that can fail is done: a reader lives on with what it had.
+// Nothing that is in use changes before everything that can fail is done: after a failure a reader
+// continues with what it had.
 Result<void> Layers::load(bool recovered) {
   const Geometry& geometry = image_.geometry;
   std::shared_ptr<GenerationWatch> watch;
@@ -17,7 +18,8 @@ Result<void> Layers::load(bool recovered) {
   }
   auto loaded = load_structure(*image_.file, watch.get());
   if (!loaded) return loaded.error();
-  // Once this writer has recovered, all counts, also where the host does not tell its boot id.
+  // After this writer has recovered the image everything counts, even if the host does not tell its
+  // boot id.
   if (recovered) loaded->crashed = loaded->names_dropped = false;
   if (loaded->superblock.block_shift != geometry.block_shift())
     return Error(Code::kCorrupt, image_.path + ": its block size has changed");
@@ -84,8 +86,9 @@ void Layers::renew_chains() {
   below_ = chain_from(active_layer().parent);
 }
 
-// Chains that already exist stay right as long as no layer has gone, or has other checksums. One that is hidden goes already now for those
-// who read it: the merge that follows lets its heir write into its blocks.
+// Existing chains stay right unless a layer was removed or has got other checksums. A layer that
+// becomes hidden counts as removed for its readers: the merge that follows lets its heir write into
+// its blocks.
 void Layers::adopt(NextLayers next) {
   const bool gone = std::any_of(directory_.layers.begin(), directory_.layers.end(), [&](const Layer& layer) {
     const Layer* after = next.directory.find(layer.id);
@@ -108,7 +111,7 @@ Chain::Sources Layers::next_sources(const NextLayers& next) const {
     } else if (layer.id == next.heir) {
       kept.push_back(next.heir_source);
     } else if (layer.id == directory_.active) {
-      kept.push_back(source_of(layer, active_->present()));  // has just been frozen
+      kept.push_back(source_of(layer, active_->present()));  // was frozen by this change
     } else if (directory_.find(layer.id)->checksums != layer.checksums) {
       kept.push_back(source_of(layer, source_in_use(layer.id)->present));
     } else {
@@ -152,8 +155,8 @@ Result<std::shared_ptr<const Chain>> Layers::chain_of(const View& view) const {
   return view.chain_;
 }
 
-// A deleted layer with one child may be merged into it at any time: the child's writes go into its blocks then. With several it
-// only stands there.
+// A deleted layer with one child may be merged into it at any time; then the child's writes go into
+// its blocks. A deleted layer with several children does not change.
 bool Layers::is_readable(const Layer& layer, bool by_name) const {
   return !layer.hidden || (!by_name && directory_.count_children(layer.id) > 1);
 }
@@ -192,7 +195,7 @@ Result<uint16_t> Layers::mask_below(uint64_t block) const {
 }
 
 Result<uint16_t> Layers::hidden_below(uint64_t block) const {
-  // What a merge takes out below may come back by a crash.
+  // What a merge takes out of a lower layer may come back after a crash.
   if (handing_over_) return image_.geometry.full_mask();
   const auto coming = bases_.coming_chain();
   auto now = confirm(below_->buried_mask(block));

@@ -1,8 +1,10 @@
-// The layers of an open image, as it is read: the layer directory, the active layer's table, the frozen layers as links of chains, the
-// chain that the active layer stands on.
+// The layers of an open image, as they are read: the layer directory, the active layer's table, the
+// frozen layers as links of chains, and the chain on which the active layer stands.
 //
-// All of it changes with the gate held exclusively (as the writer: and with `structure` held), so whoever holds one of the two may look.
-// Another process may change it as well: as a reader the image itself, and anybody's bases. What is_stale() finds out, refresh() mends.
+// All of it changes with the gate held exclusively (in the writer, also with `structure` held), so
+// a thread that holds one of the two may read. Another process may change the files as well: the
+// image itself if this process is a reader, and bases in any case. is_stale() detects that, and
+// refresh() loads the new state.
 #pragma once
 
 #include <atomic>
@@ -24,17 +26,17 @@
 
 namespace pcow {
 
-// Structure changes are rare: who meets this many in a row is being fooled.
+// Changes of structure are rare: a caller that meets so many in a row is being fooled.
 inline constexpr int kStaleRounds = 100;
 
-// The layers that are to be.
+// The coming layers.
 struct NextLayers {
   LayerDirectory directory;
-  std::shared_ptr<Table> table;  // of a new active layer, or null
-  // A frozen layer that has inherited chunks by a merge, and itself as a link of chains; 0: none.
+  std::shared_ptr<Table> table;  // of a new active layer; null: no new one
+  // A frozen layer that has inherited chunks by a merge, and the same as a link of chains; 0: none.
   uint64_t heir = 0;
   std::shared_ptr<const Source> heir_source;
-  std::optional<BaseChain> bases;  // where the image stands on other bases from then on
+  std::optional<BaseChain> bases;  // set if the image stands on other bases from then on
 };
 
 class Layers {
@@ -48,30 +50,34 @@ class Layers {
   bool active_is_empty() const;
   const Chain& below() const { return *below_; }  // what the active layer stands on
   std::shared_ptr<const Chain> shared_below() const { return below_; }
-  // Its layers that are in this file.
+  // The number of layers below that are in this file.
   size_t own_sources_below() const { return below_->sources().size() - bases_.current().sources.size(); }
   bool is_closed() const { return closed_; }
-  bool only_durable() const { return crashed_; }  // the host went down under the last writer
+  bool only_durable() const { return crashed_; }  // the host crashed under the last writer
   bool names_dropped() const { return names_dropped_; }
   uint64_t epoch() const { return epoch_; }
-  // A layer by its snapshot's name, until the next change of structure. kNotFound.
+  // A layer by its snapshot's name; valid until the next change of structure. kNotFound.
   Result<const Layer*> snapshot_called(const std::string& name) const;
-  // The layer that a view is of, if it still reads as it did; else kNotFound, or kBusy where it has become smaller.
+  // The layer of a view, if it still reads as it did; otherwise kNotFound, or kBusy if it has
+  // become smaller.
   Result<const Layer*> layer_in_view(const View& view) const;
   Result<std::shared_ptr<const Chain>> chain_of(const View& view) const;  // of a frozen layer
-  // A frozen layer of this file as a link of chains: as one with these chunks would be, and as it is.
+  // A frozen layer of this file as a link of chains: as it would be with these chunks, and as it
+  // is.
   std::shared_ptr<const Source> source_of(const Layer& layer, std::vector<ChunkRange> present) const;
   const std::shared_ptr<const Source>& source_in_use(uint64_t layer) const;
-  uint64_t content_generation() const { return content_generation_; }  // any thread, without locks
+  uint64_t content_generation() const { return content_generation_; }  // any thread may call this, without locks
 
-  // What lies below the active layer, for whoever decides by that what to store. What these return is true for ever: a frozen layer never
-  // changes what it reads as, and the tables and blocks that were looked at still counted after the look. A base's writer lets blocks go
-  // only after the superblock that no longer names them, and uses them again two syncs later. So it is no matter if that superblock comes
-  // between the look and the store. kBaseChanged: it came too early; look again.
+  // What lower layers hold, for a caller that decides by it what to store. What these return stays
+  // true for ever: a frozen layer never changes its content, and after the look the tables and
+  // blocks that were looked at still counted. A base's writer releases blocks only after the
+  // superblock that no longer names them, and uses them again two syncs later. So the superblock
+  // may come between the look and the store. kBaseChanged: it came too early, and the caller must
+  // look again.
   Result<uint16_t> mask_below(uint64_t block) const;  // as Chain::look()
-  Result<uint16_t> hidden_below(
-      uint64_t block) const;  // what zeros must hide: also what a rebase under way brings below
-  // Bytes of the block, as read through `own`, an entry of the active layer.
+  // What zeros must hide: also what a running rebase brings below.
+  Result<uint16_t> hidden_below(uint64_t block) const;
+  // Bytes of the block, read through `own`, an entry of the active layer.
   Result<void> read_below(uint64_t block, const Entry& own, uint32_t from, char* to, size_t length) const;
   template <typename T>
   Result<T> confirm(Look<T> look) const {
@@ -79,38 +85,42 @@ class Layers {
   }
   template <typename T>
   Result<T> confirm(Result<T> look) const {
-    // A look that failed, too: what it stumbled over may have been something else by then.
+    // A look that failed also counts only if confirmed: by then it may have read other data.
     return is_stale() ? Result<T>(image_.stale_error()) : look;
   }
 
   // Whether another process has changed the structure of a file of the chain, or of this one.
   bool is_stale() const { return is_own_stale() || bases_.is_stale(); }
-  // As a reader, a table that was torn is mapped anew.
+  // In a reader, a table that was torn is mapped again.
   bool is_own_stale() const { return own_watch_ && (own_watch_->has_changed() || active_->is_torn()); }
-  // An error where a mapping of our file was torn: what was loaded, or stored, since does not count.
+  // An error if a mapping of the image's file was torn: what was loaded or stored since does not
+  // count.
   Result<void> untorn() const {
     return active_->is_torn() || image_.file->is_torn() ? image_.file->torn() : Result<void>();
   }
-  // Loads again what another process changed. Where that fails all stays as it was, and stale: reads fail until it succeeds. Without the
-  // gate; bring_up_to_date() where it is needed only.
+  // Loads again what another process has changed. If that fails, everything stays as it was, and
+  // stale: reads fail until it succeeds. The caller does not hold the gate. bring_up_to_date() does
+  // it only if needed.
   Result<void> refresh();
   Result<void> bring_up_to_date();
-  // Does `attempt` again as long as a base was merged by another process meanwhile. What a first attempt wrote is simply written once more.
-  // For writers, who do not exchange a table of theirs that was torn. Without the gate.
+  // Repeats `attempt` as long as another process has merged layers of a base meanwhile. What a
+  // first attempt wrote is written once more. For writers, which do not replace a torn table of
+  // their own. The caller does not hold the gate.
   template <typename Attempt>
   auto while_stale(const Attempt& attempt);
 
-  // Changes: with the gate held exclusively.
+  // Changes: the caller holds the gate exclusively.
   //
-  // Layer directory, bases, active layer: all of it anew from the file, or nothing is changed. `recovered`: all counts in this image.
+  // Loads layer directory, bases and active layer from the file; if that fails, nothing is changed.
+  // `recovered`: everything in this image counts.
   Result<void> load(bool recovered);
-  void adopt(NextLayers next);  // whose superblock has been written
-  // One frozen layer holds these chunks by now.
+  void adopt(NextLayers next);  // after its superblock has been written
+  // Notes that a frozen layer now holds these chunks.
   void adopt_chunks(const Layer& layer, std::vector<ChunkRange> present);
-  void renew_chains();  // what existing chains remember is right no longer
+  void renew_chains();  // what existing chains remember is no longer right
   void set_handing_over(bool handing_over) { handing_over_ = handing_over; }
   void set_closed() { closed_ = true; }
-  void note_change_of_content() { content_generation_++; }  // any thread, without locks
+  void note_change_of_content() { content_generation_++; }  // any thread may call this, without locks
 
  private:
   Chain::Sources next_sources(const NextLayers& next) const;
@@ -127,13 +137,14 @@ class Layers {
   bool closed_ = false;
   LayerDirectory directory_;
   std::shared_ptr<Table> active_;
-  Chain::Sources sources_;  // one for each layer of this file, in the layer directory's order; null for the active one
+  Chain::Sources
+      sources_;  // one for each layer of this file, in the order of the layer directory; null for the active one
   std::shared_ptr<const Chain> below_;
-  uint64_t epoch_ = 0;              // grows when chains built before are no longer right
-  bool handing_over_ = false;       // a layer that is merged away loses entries that may come back by a crash
-  bool crashed_ = false;            // the host went down under the last writer
-  bool names_dropped_ = false;      // snapshots that were not yet durable then have been hidden (in memory)
-  std::optional<Watch> own_watch_;  // read-only: another process may be the writer
+  uint64_t epoch_ = 0;              // grows when existing chains are no longer right
+  bool handing_over_ = false;       // a layer that is being merged away loses entries that may come back after a crash
+  bool crashed_ = false;            // the host crashed under the last writer
+  bool names_dropped_ = false;      // snapshots that were not durable then have been hidden (in memory)
+  std::optional<Watch> own_watch_;  // set for a reader: another process may be the writer
   std::atomic<uint64_t> content_generation_{0};
 };
 

@@ -9,8 +9,8 @@
 namespace pcow {
 namespace {
 
-// A frozen layer that was not sealed when the host went down is no consistent cut: its snapshot never returned. It loses
-// its name and is merged away like a deleted one.
+// A frozen layer that was not sealed before a host crash is no consistent cut: the call that took
+// its snapshot never returned. It loses its name and is merged away like a deleted one.
 bool drop_unsealed_names(LayerDirectory* directory, uint64_t sealed) {
   bool dropped = false;
   for (Layer& layer : directory->layers) {
@@ -25,8 +25,9 @@ bool drop_unsealed_names(LayerDirectory* directory, uint64_t sealed) {
 }  // namespace
 
 Result<LoadedStructure> load_structure(const File& file, const GenerationWatch* watch) {
-  // With a writer at work, a slot may be half written and a layer directory replaced between our two looks: look again. A slot
-  // that a crash has torn stays torn; after the last round the other slot counts.
+  // While a writer is at work, a slot may be half written, and a layer directory replaced between
+  // two looks: look again. A slot that a crash has torn stays torn; after the last round the other
+  // slot counts.
   constexpr int kRounds = 50;
   for (int round = 0;; round++) {
     const bool last = !watch || round == kRounds;

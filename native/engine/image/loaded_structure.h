@@ -1,4 +1,4 @@
-// What an image file says of itself: its superblock and its layer directory.
+// What an image file says about itself: its superblock and its layer directory.
 #pragma once
 
 #include "engine/format/layer_directory.h"
@@ -12,10 +12,11 @@ struct LoadedStructure {
   Superblock superblock;
   LayerDirectory directory;
   bool crashed = false;        // unclean, and the last writer's page cache is gone: only durable bits count
-  bool names_dropped = false;  // snapshots that were not yet durable then are hidden
-  uint64_t seen = 0;           // the generation that a watch of the file shows
+  bool names_dropped = false;  // snapshots that were not durable before the crash are hidden
+  uint64_t seen = 0;           // the generation that the file's watch showed
 };
-// Read so that a writer at work in another process cannot mislead, with a watch of the file. Null: nobody writes it.
+// Reads both so that a writer in another process cannot mislead this reader. `watch`: of the file;
+// null if no other process writes it.
 Result<LoadedStructure> load_structure(const File& file, const GenerationWatch* watch);
 
 }  // namespace pcow

@@ -47,7 +47,7 @@ Result<std::shared_ptr<File>> open_locked(const std::string& path, FileObserver*
     if (!file) return file.error();
     auto size = (*file)->size();
     if (!size) return size.error();
-    // Asked before and after, since a recovery may begin or end in between.
+    // Asked before and after, because a recovery may begin or end in between.
     const bool recovered = is_being_recovered(**file);
     auto locked = (*file)->try_lock();
     if (!locked) return locked.error();

@@ -16,7 +16,8 @@
 namespace pcow {
 namespace {
 
-constexpr size_t kDraftNameLength = 200;  // bytes of the file's name in its draft's, which then is never too long
+constexpr size_t kDraftNameLength =
+    200;  // bytes of the file's name that the draft's name contains, so that it is never too long
 
 class Descriptor {
  public:
@@ -52,11 +53,11 @@ Result<void> sync_path(const std::string& path, int flags) {
   return {};
 }
 
-// Where the filesystem cannot rename without replacing. Returns an errno, or 0.
+// For filesystems that cannot rename without replacing. Returns an errno, or 0.
 int rename_by_link(const std::string& draft, const std::string& name) {
   if (link(draft.c_str(), name.c_str()) == 0) return unlink(draft.c_str()) == 0 ? 0 : errno;
   if (errno != EPERM && errno != EOPNOTSUPP) return errno;
-  // Nor has it hard links: an empty file takes the name first.
+  // The filesystem has no hard links, either: an empty file reserves the name first.
   const Descriptor taken(open(name.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666));
   if (taken.get() < 0) return errno;
   return rename(draft.c_str(), name.c_str()) == 0 ? 0 : errno;
@@ -68,7 +69,7 @@ int rename_without_replacing(const std::string& draft, const std::string& name) 
   return rename_by_link(draft, name);
 }
 
-// true: held from now on. false: somebody else has it.
+// true: this process now holds the lock. false: another one does.
 Result<bool> take(int descriptor, LockByte byte, bool exclusive, const std::string& path) {
   struct flock lock = {};
   lock.l_type = exclusive ? F_WRLCK : F_RDLCK;
@@ -137,7 +138,8 @@ Result<int> lock_file(const std::string& path, LockByte byte, bool exclusive) {
       return held ? locked_by(**held) : held.error();
     }
     if (is_named(file.get(), path)) return file.release();
-    // It was replaced between the two, or has lost its name: look again at what has the name now.
+    // The file was replaced between the two calls, or has lost its name: look again at the file
+    // that has the name now.
   }
 }
 
@@ -151,7 +153,7 @@ Result<Draft> make_draft(const std::string& name) {
     if (file.get() < 0) return system_error(errno, "cannot create " + name);
     auto taken = take(file.get(), LockByte::kDraft, true, draft.path);
     if (!taken || !*taken || !is_named(file.get(), draft.path)) {
-      // Somebody took it for a leftover before it was locked.
+      // Another process removed it as a leftover before it was locked.
       unlink(draft.path.c_str());
       if (!taken) return taken.error();
       continue;

@@ -8,8 +8,9 @@
 namespace pcow {
 namespace {
 
-// kLargestRun bytes; null where there is no address space. Never written, so each of its pages is the kernel's one page of zeros:
-// to read all of it is to read that page again and again, from the processor's cache.
+// kLargestRun zeros; null if there is no address space for them. Nothing is ever written there, so
+// each page is the kernel's single page of zeros, and reading all of it reads that page repeatedly
+// from the processor's cache.
 const char* zeros() {
   static void* const made = mmap(nullptr, kLargestRun, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   return made == MAP_FAILED ? nullptr : static_cast<const char*>(made);
@@ -17,7 +18,7 @@ const char* zeros() {
 
 }  // namespace
 
-// A free block, where possible beside the blocks of its neighbours in the chunk.
+// A free block, if possible next to the blocks of its neighbours in the chunk.
 Result<uint32_t> OwnBlocks::allocate_block(const Table& table, uint64_t block) {
   const uint64_t chunk_start = block / kBlocksPerChunk * kBlocksPerChunk;
   const uint64_t chunk_end = std::min<uint64_t>(chunk_start + kBlocksPerChunk, table.entries());
@@ -35,7 +36,7 @@ Result<uint32_t> OwnBlocks::allocate_block(const Table& table, uint64_t block) {
                                 static_cast<uint32_t>(std::min<uint64_t>(kBlocksPerChunk, table.entries())));
 }
 
-// Steps 1 and 2. A caller that does not store the block releases it.
+// Steps 1 and 2. A caller that does not store an entry for the block releases it.
 Result<uint32_t> OwnBlocks::take_block(const Table& table, uint64_t block, const Entry& before, Purpose purpose) {
   if (purpose == Purpose::kData) PCOW_TRY(space_->keep_reserve());
   auto index = allocate_block(table, block);
@@ -56,8 +57,9 @@ Result<void> OwnBlocks::make_mappable(uint64_t offset, uint64_t length) const {
   return keeps(Rule::kDataSpaceBeforeMapping) ? image_.file->allocate(offset, length) : Result<void>();
 }
 
-// Neighbouring blocks that read as zeros, and whose space is allocated, come into the page cache as zeros of large folios. A page
-// that a fault brings in by itself costs the kernel several times as much, and a folio of its own.
+// Puts neighbouring blocks that read as zeros, and have disk space, into the page cache as large
+// folios of zeros. A single page that a fault brings in costs the kernel several times as much, and
+// becomes a folio of its own.
 Result<void> OwnBlocks::fill_cache(uint64_t index, uint64_t count) const {
   const uint64_t begin = index << image_.geometry.block_shift();
   const uint64_t end = begin + (count << image_.geometry.block_shift());
@@ -69,10 +71,11 @@ Result<void> OwnBlocks::fill_cache(uint64_t index, uint64_t count) const {
   return {};
 }
 
-// The same five steps as make_own() for a run: blocks [block, block + most) of one chunk of the active layer, whose table it is. They are
-// empty in every layer of the chain, so that none of them has `durable` bits, and their data is what a block that was taken reads as. They
-// get disk space. The run ends early where there is no space for all of it, or no neighbouring block. Returns how many became own: at
-// least one.
+// The five steps of make_own() for a run: blocks [block, block + most) of one chunk of the active
+// layer, whose table is `table`. They are empty in every layer of the chain, so none of them has
+// `durable` bits, and their data is what a free block reads as. They get disk space. The run ends
+// early if there is no space for all of it, or no neighbouring block. Returns how many became own:
+// at least one.
 Result<uint64_t> OwnBlocks::make_own_run(const std::shared_ptr<Table>& table, uint64_t block, uint64_t most) {
   auto first = take_block(*table, block, {}, Purpose::kData);
   if (!first) return first.error();
@@ -88,7 +91,7 @@ Result<uint64_t> OwnBlocks::make_own_run(const std::shared_ptr<Table>& table, ui
   const uint64_t offset = uint64_t{*first} << image_.geometry.block_shift();
   auto outcome = make_mappable(offset, count << image_.geometry.block_shift());
   if (!outcome && count > 1) {
-    // No space for the run: just for the one that is needed.
+    // There is no space for the run: allocate only the block that is needed.
     space_->release(uint64_t{*first} + 1, count - 1);
     count = 1;
     outcome = make_mappable(offset, image_.geometry.block_size());

@@ -1,31 +1,44 @@
-// A sub-block becomes a layer's own: the one way in which a table comes to name a block of data.
+// A sub-block becomes a layer's own: this is the only way in which a table comes to name a block of
+// data.
 //
 // make_own() does it in this order. Its caller holds the chunk's lock, and the table's page has disk space (Table::ensure()).
-//   1. Where the entry names no block, a free one is taken. It reads as zeros, also after a power cut (space.h).
-//   2. Sub-blocks that are *zero here* keep their `durable` bits, which promise zeros in the block that the entry names from now on. So
-//      the block must be zeros durably before the entry can reach the disk (kZerosBeforeEntry). It is, if it lay inside the file when
-//      that was last synced. Otherwise the file is synced now.
-//   3. The data of whole sub-blocks is written (kDataBeforeEntry). If that fails, a block that was taken is released: nothing names it.
-//   4. The entry is stored, with the new sub-blocks `written` and not `durable` (kDurableAfterSync). From here on readers see them.
-//   5. The chunk is marked, so that the next sync makes them durable. It covers the entry and the data, which come before the mark.
+//   1. If the entry names no block, a free one is taken. It reads as zeros, also after a power cut
+//      (space.h).
+//   2. Sub-blocks that are *zero here* keep their `durable` bits, which from now on promise zeros
+//      in the block that the entry names. So the block must be zeros durably before the entry can
+//      reach the disk (kZerosBeforeEntry). It is, if it was inside the file when that was last
+//      synced. Otherwise the file is synced now.
+//   3. The data of whole sub-blocks is written (kDataBeforeEntry). If that fails, a block that was
+//      taken is released: nothing names it.
+//   4. The entry is stored, with the new sub-blocks `written` and not `durable`
+//      (kDurableAfterSync). From here on readers see them.
+//   5. The chunk is marked, so that the next sync makes them durable. The sync covers the entry and
+//      the data, because they come before the mark.
 //
-// In persistent memory (File::is_persistent()) each of these steps is durable before the next begins: the data is copied and fenced
-// (kCopyFencedBeforeEntry), a file that has grown reaches there (kLengthBeforeUse), and the entry, with the new sub-blocks `durable` as well,
-// is flushed and fenced before the caller gets its answer. There is nothing left for a sync.
+// In persistent memory (File::is_persistent()) each of these steps is durable before the next
+// begins. The data is copied and fenced (kCopyFencedBeforeEntry), the file is durably long enough
+// (kLengthBeforeUse), and the entry, with the new sub-blocks `durable` as well, is flushed and
+// fenced before the caller gets its answer. Nothing remains for a sync.
 //
 // Why a crash does no harm:
-//   - A process that is killed before step 4 leaves the old entry, which reads as before; the next opener finds the block free. After
-//     step 4 the data is there: the kernel has both in its page cache.
-//   - After a power cut the entry may be on the disk without the data, but then its new bits are not `durable`, and do not count
-//     (docs/format.md, "After a host crash"). Only a sync sets these bits, and it does that after it has written the data back.
-//   - The store of step 4 cannot find the disk full, because the table's page has its disk space before step 1.
+//   - A process that is killed before step 4 leaves the old entry, which reads as before, and the
+//     next opener finds the block free. After step 4 the data is there: the kernel has both in its
+//     page cache.
+//   - After a power cut the entry may be on the disk without the data, but then its new bits are
+//     not `durable`, and do not count (docs/format.md, "After a host crash"). Only a sync sets
+//     these bits, after it has written the data back.
+//   - The store of step 4 cannot find the disk full, because the table's page has its disk space
+//     before step 1.
 //
-// Why the chunk's lock: `before` is loaded and the new entry stored under it. Without it two threads could each take a block for the same
-// entry, and the second store would lose what the first had gained. Holding the gate exclusively does as well, and a table that nobody
-// else knows needs no lock. An entry there may say `durable` at once, because the superblock that names the table comes after a sync.
+// Why the chunk's lock: `before` is loaded and the new entry stored under it. Without it two
+// threads could each take a block for the same entry, and the second store would lose what the
+// first had gained. Holding the gate exclusively is enough as well, and a table that no other
+// thread knows needs no lock. An entry in such a table may be `durable` at once, because the
+// superblock that names the table comes after a sync.
 //
-// Sub-blocks that become *zero here* name no block and have no data that could be missing: make_zero() just stores the entry. A run of
-// empty blocks becomes own by the same steps, all together: make_own_run().
+// Sub-blocks that become *zero here* name no block and have no data that could be missing:
+// make_zero() only stores the entry. A run of empty blocks becomes own by the same steps, all
+// together: make_own_run().
 #pragma once
 
 #include <memory>
@@ -38,7 +51,8 @@
 
 namespace pcow {
 
-// No state of its own. The caller holds the chunk's lock, where the table is known to others.
+// It has no state of its own. The caller holds the chunk's lock, unless no other thread knows the
+// table.
 class OwnBlocks {
  public:
   OwnBlocks(const ImageFile& image, const std::unique_ptr<Space>& space, Durability& durability)
@@ -47,7 +61,7 @@ class OwnBlocks {
   enum class Purpose { kData, kGivingBack };
   struct Gained {
     uint16_t written;
-    uint16_t durable = 0;  // only in a table that no superblock names yet: what does comes after a sync
+    uint16_t durable = 0;  // only in a table that no superblock names yet: the one that will comes after a sync
   };
   template <typename Fill>
   Result<Entry> make_own(const std::shared_ptr<Table>& table, uint64_t block, const Entry& before, const Gained& gained,
@@ -56,7 +70,7 @@ class OwnBlocks {
   Result<void> copy_sub_blocks(uint64_t offset, uint16_t mask, const Read& read) const;
   void make_zero(Table* table, uint64_t block, const Entry& before, uint16_t gained) const;  // `before` names no block
   Result<uint64_t> make_own_run(const std::shared_ptr<Table>& table, uint64_t block, uint64_t most);
-  Result<void> make_mappable(uint64_t offset, uint64_t length) const;  // bytes of the file: they get disk space
+  Result<void> make_mappable(uint64_t offset, uint64_t length) const;  // gives bytes of the file disk space
 
  private:
   Result<uint32_t> allocate_block(const Table& table, uint64_t block);
@@ -68,8 +82,9 @@ class OwnBlocks {
   Durability& durability_;
 };
 
-// `fill(offset)` writes the data of the sub-blocks `gained.written`; `offset`: of the block in the file. It may read what the layers
-// below hold, and what `before` names. Returns the entry that was stored.
+// `fill(offset)` writes the data of the sub-blocks `gained.written`; `offset` is that of the block
+// in the file. It may read what lower layers hold, and the block that `before` names. Returns the
+// entry that was stored.
 template <typename Fill>
 Result<Entry> OwnBlocks::make_own(const std::shared_ptr<Table>& table, uint64_t block, const Entry& before,
                                   const Gained& gained, Purpose purpose, const Fill& fill) {
@@ -94,9 +109,10 @@ Result<Entry> OwnBlocks::make_own(const std::shared_ptr<Table>& table, uint64_t 
   return after;
 }
 
-// What `fill` does where sub-blocks are copied: `read(within, to, length)` reads bytes of the block for each run in `mask`.
-// The buffer is not zeroed, for all of it is read into. It is no buffer of the thread's own that is kept: a file's observer (file.h) may
-// come back to the engine in the middle of a write.
+// A `fill` that copies sub-blocks: `read(within, to, length)` reads bytes of the block for each run
+// in `mask`. The buffer is not zeroed, because all of it is read into. It is not a buffer that the
+// thread keeps, because a file's observer (file.h) may call the engine again in the middle of a
+// write.
 template <typename Read>
 Result<void> OwnBlocks::copy_sub_blocks(uint64_t offset, uint16_t mask, const Read& read) const {
   return image_.geometry.each_run(mask, [&](uint32_t within, uint32_t length) -> Result<void> {

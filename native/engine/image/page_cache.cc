@@ -22,15 +22,17 @@ namespace {
 constexpr long kXfsMagic = 0x58465342;
 constexpr long kF2fsMagic = 0xf2f52010;
 
-// An id that no other mount gets before the host starts anew. (The older kind of id is soon given away again.)
+// An id that no other mount gets until the host boots again. (The older kind of id is soon used
+// again.)
 uint64_t mount_of(const File& file) {
   struct statx found = {};
   if (statx(file.descriptor(), "", AT_EMPTY_PATH, STATX_MNT_ID_UNIQUE, &found) < 0) return 0;
   return found.stx_mask & STATX_MNT_ID_UNIQUE ? found.stx_mnt_id : 0;
 }
 
-// Each mounted ext4, xfs and f2fs has a directory in sysfs, under the name of its device. It is made when the filesystem
-// is mounted, and its inode number is not used again. All mount namespaces see the same one.
+// Each mounted ext4, xfs and f2fs has a directory in sysfs, named after its device. The directory
+// is created when the filesystem is mounted, and its inode number is not used again. All mount
+// namespaces see the same one.
 uint64_t filesystem_of(long type, dev_t device) {
   const char* const kind = type == EXT4_SUPER_MAGIC ? "ext4"
                            : type == kXfsMagic      ? "xfs"
@@ -59,7 +61,8 @@ CacheToken cache_token_of(const File& file) {
   struct statfs type;
   auto status = file.status();
   if (!status || fstatfs(file.descriptor(), &type) < 0) return token;
-  // An overlay is mounted anew whenever its container starts, over a filesystem that stays: it tells nothing.
+  // An overlay is mounted again whenever its container starts, over a filesystem that stays
+  // mounted, so it tells nothing.
   if (type.f_type == OVERLAYFS_SUPER_MAGIC) return token;
   token.device = status->st_dev;
   token.inode = status->st_ino;
@@ -77,11 +80,12 @@ void mark_inode(const File& file) {
 bool page_cache_survived(const File& file, const Superblock& superblock) {
   if (superblock.boot == Uuid{} || superblock.boot != boot_id()) return false;
   const CacheToken& then = superblock.cache;
-  if (then == CacheToken{}) return true;  // the boot id is all that there is to go by
+  if (then == CacheToken{}) return true;  // only the boot id is known
   const CacheToken now = cache_token_of(file);
   if (now.device != then.device || now.inode != then.inode) return false;
-  // Each of these alone will do. The mark goes with the inode, which the kernel drops when it needs memory, but only after
-  // its pages are written back; another container, or a bind mount, is another mount of the same filesystem.
+  // Each of these proofs is enough. The mark goes with the inode: the kernel drops the inode when
+  // it needs memory, but only after its pages are written back. Another container, or a bind mount,
+  // is another mount of the same filesystem.
   return inode_is_marked(file) || (then.filesystem && now.filesystem == then.filesystem) ||
          (then.mount && now.mount == then.mount);
 }

@@ -19,7 +19,7 @@ Result<bool> has_something_to_save(const File& file) {
 
 Result<Recovery> recover_image(const std::string& path) {
   {
-    // Most are clean, or open: a look needs no right to write.
+    // Most images are clean, or open: looking needs no right to write.
     auto looked_at = File::open(path, false, nullptr);
     if (!looked_at) return looked_at.error();
     if ((*looked_at)->is_locked_by_other()) return Recovery::kInUse;

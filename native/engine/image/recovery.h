@@ -1,4 +1,4 @@
-// What comes after a writer that was killed (docs/durability.md).
+// What is done after a writer was killed (docs/durability.md).
 #pragma once
 
 #include <string>
@@ -8,14 +8,14 @@
 namespace pcow {
 
 enum class Recovery {
-  kNothing,    // nothing is to be saved: the image is clean, or the page cache of its last writer is gone
+  kNothing,    // the image is clean, or the page cache of its last writer is gone
   kRecovered,  // the image is clean now
-  kInUse,      // somebody has it open for writing, or recovers it
+  kInUse,      // another process has it open for writing, or recovers it
 };
 
-// Makes durable what a writer that has died has left in the page cache, by opening the image for writing and closing it:
-// then nothing is lost when the host is started anew. Its base is left alone, and need not be there. Whoever wants to
-// write the image waits meanwhile.
+// Makes durable what a dead writer has left in the page cache, by opening the image for writing and
+// closing it: then a host crash loses nothing of it. The image's base is not opened, and need not
+// exist. A process that wants to write the image waits meanwhile.
 Result<Recovery> recover_image(const std::string& path);
 
 }  // namespace pcow

@@ -36,12 +36,12 @@ void Space::mark_range(uint64_t first, uint64_t count) {
     range_stretches_.insert(stretch);
 }
 
-// Grows the file under the mutex: every block that is handed out lies inside the file, so a file that was cut short
-// from outside is recognised by entries that point behind its end.
+// Grows the file under the mutex. Every block that is handed out is inside the file, so a file that
+// was cut short from outside is recognized by entries that name blocks behind its end.
 Result<void> Space::grow_to(uint64_t blocks) {
   if (blocks <= blocks_) return {};
   if (keeps(Rule::kFileReachesBeforeUse)) {
-    // To grow again what somebody has cut short would hide that.
+    // Growing a file again that was cut short would hide the loss.
     PCOW_TRY(file_->check_length(blocks_ << geometry_.block_shift()));
     PCOW_TRY(file_->resize(blocks << geometry_.block_shift()));
   }
@@ -58,7 +58,8 @@ Result<uint32_t> Space::allocate_block(uint64_t near, uint32_t position, uint32_
   const std::lock_guard lock(mutex_);
   if (near && near < blocks_ && near <= kMaxBlockIndex && !used_.contains(near)) return take(near);
 
-  // A window of its own for the chunk: sparse, so that what stays unused of it costs no disk.
+  // A window of neighbours for the chunk. The file is sparse, so unused blocks of the window take
+  // no disk space.
   const uint64_t align = std::has_single_bit(window_blocks) ? window_blocks : 1;
   uint64_t window = near ? kNone : find_free_run(window_blocks, align, window_hint_);
   if (window != kNone && window + window_blocks - 1 <= kMaxBlockIndex) {
@@ -76,7 +77,8 @@ Result<uint32_t> Space::allocate_block(uint64_t near, uint32_t position, uint32_
     }
   }
 
-  // The file cannot grow that far (the filesystem's largest file, or the last index): pack what is left.
+  // The file cannot grow that far (the filesystem's largest file, or the last index): use what is
+  // left.
   const uint64_t end = std::min(blocks_, kMaxBlockIndex + 1);
   const uint64_t any = used_.next(false, block_hint_, end);
   block_hint_ = any;
@@ -118,12 +120,12 @@ Space::Reserve Space::reserve() const {
   return reserve_;
 }
 
-// With the mutex held: takes these blocks if they are free and have numbers of the format.
+// Takes these blocks if they are free and have valid numbers. The caller holds the mutex.
 bool Space::take_range(uint64_t first, uint64_t count) {
   if (first == 0 || count == 0 || first + count > std::min(blocks_, kMaxBlockIndex + 1)) return false;
   if (used_.next(true, first, first + count) < first + count) return false;
   used_.set(first, count, true);
-  // For directories, once it is spent.
+  // For layer directories, after the reserve is spent.
   for (const uint64_t end : {first, first + count - 1}) range_stretches_.insert(end / kStretch);
   return true;
 }
@@ -133,7 +135,8 @@ uint64_t Space::reserve_blocks() const { return geometry_.blocks_for(kReserveByt
 void Space::adopt_reserve(const Reserve& left) {
   const std::lock_guard lock(mutex_);
   if (left.blocks > reserve_blocks() || !take_range(left.first, left.blocks)) return;
-  // Whether it has its disk space still is told by asking for it: a copy of the file may have holes there.
+  // Allocating shows whether the reserve still has its disk space: a copy of the file may have
+  // holes there.
   place_of_reserve_ = left;
   if (file_->allocate(uint64_t{left.first} << geometry_.block_shift(),
                       uint64_t{left.blocks} << geometry_.block_shift()))
@@ -147,15 +150,17 @@ Result<void> Space::keep_reserve() {
   {
     const std::lock_guard lock(mutex_);
     if (reserve_.blocks || making_reserve_ || goes_without_reserve) return {};
-    // What a deletion spends is not for data, neither as space on the disk nor as blocks of a file that cannot grow.
+    // What a deletion has spent must not be used for data, neither as disk space nor as blocks of a
+    // file that cannot grow.
     const bool spending = spending_;
     const auto left =
         Error(Code::kNoSpace, ENOSPC, file_->path() + ": the remaining disk space is reserved for a deletion");
     if (spending && !file_->disk_has(2 * (reserve_blocks() << geometry_.block_shift()))) return left;
-    // Asking for space behind an end that somebody has cut off would hide that.
+    // Allocating behind an end that was cut off would hide the loss.
     if (keeps(Rule::kFileReachesBeforeUse)) PCOW_TRY(file_->check_length(blocks_ << geometry_.block_shift()));
     const uint64_t blocks = reserve_blocks();
-    // Apart from data, where directories can make use of it. A file that cannot grow has it anywhere, or none.
+    // Apart from data, so that layer directories can use it. If the file cannot grow, the reserve
+    // is anywhere, or there is none.
     uint64_t first = round_up(blocks_, kStretch);
     if (!spending && take_range(place_of_reserve_.first, place_of_reserve_.blocks)) {
       next = place_of_reserve_;
@@ -192,7 +197,7 @@ bool Space::spend_reserve() {
     spending_ = true;
     spent = std::exchange(reserve_, {});
   }
-  // Nobody has ever written there: it reads as zeros, durably, before and after.
+  // Nothing was ever written there: it reads as zeros, durably, before and after.
   const auto punched =
       file_->punch(uint64_t{spent.first} << geometry_.block_shift(), uint64_t{spent.blocks} << geometry_.block_shift());
   const std::lock_guard lock(mutex_);
@@ -205,7 +210,7 @@ void Space::end_spending() {
     const std::lock_guard lock(mutex_);
     if (!std::exchange(spending_, false)) return;
   }
-  (void)keep_reserve();  // otherwise whoever comes next for a block tries again
+  (void)keep_reserve();  // if this fails, the next caller that needs a block tries again
 }
 
 void Space::release_now(uint64_t index) {
@@ -251,7 +256,8 @@ Result<void> Space::finish_sync(const std::vector<uint64_t>& released) {
     for (const uint64_t index : punched_) free(index, 1);
     punched_.clear();
   }
-  // Only here is a released block touched again, and nobody else knows it: no lock is needed over the system calls.
+  // A released block is changed only here, and no other thread knows it: no lock is needed during
+  // the system calls.
   std::vector<uint64_t> sorted = released;
   std::sort(sorted.begin(), sorted.end());
   size_t done = 0;

@@ -63,7 +63,7 @@ Result<void> Structure::prepare_active(PreparedStructure* prepared, uint64_t par
 
 void Structure::abandon(const PreparedStructure& prepared) {
   if (superblocks_.in_doubt()) {
-    leaks_ = true;  // the disk may name it
+    leaks_ = true;  // the superblock on the disk may name it
     return;
   }
   const Geometry& geometry = image_.geometry;
@@ -97,7 +97,7 @@ Result<void> Structure::change_to(PreparedStructure* prepared) {
     return ready;
   }
   {
-    // A dropped table must not be stored into any more by a sync under way.
+    // A running sync must not store into a table that is dropped.
     const auto no_sync = durability_.keep_away();
     const std::unique_lock lock(gate_);
     const std::shared_ptr<Table> before = layers_.active();
@@ -109,7 +109,7 @@ Result<void> Structure::change_to(PreparedStructure* prepared) {
     if (layers_.active() != before && !layers_.directory().find(active_before)) durability_.forget(*before);
   }
   auto outcome = keeps(Rule::kSuperblockBeforeReturn) ? durability_.sync() : Result<void>();
-  // The change has happened, and its caller will not release what only the old structure used.
+  // The change has happened, but its caller will not release what only the old structure used.
   if (!outcome) leaks_ = true;
   return outcome;
 }
@@ -119,8 +119,9 @@ void Structure::begin_taking_out() {
   owing_ = true;
 }
 
-// A reader in another process goes by the tables that it has loaded until it sees another generation. A compaction that could not
-// write its superblock owes it one: only with that may the blocks be used again.
+// A reader in another process uses the tables that it has loaded until it sees another generation.
+// If a compaction could not write its superblock, a superblock must be written now: only then may
+// the blocks be used again.
 Result<void> Structure::let_go() {
   if (owing_) {
     const std::unique_lock lock(gate_);

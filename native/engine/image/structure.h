@@ -1,10 +1,13 @@
-// Changes of an open image's structure: what all of them share.
+// What all changes of an open image's structure have in common.
 //
-// Order of every such change (docs/format.md, "What a writer does, in which order"):
-//   1. the new layer directory (and a new, empty table) is written to free space, and made durable: prepare_…()
-//   2. with the gate held exclusively, the superblock's other slot is written: flip(). This is the moment
-//   3. fdatasync; only then is the space of the old layer directory, and what the old structure alone used, released
-// A crash before the slot is on the disk leaves the old structure untouched.
+// Order of every change (docs/format.md, "What a writer does, in which order"):
+//   1. The new layer directory (and a new, empty table) is written to free space, and made durable:
+//      prepare_…().
+//   2. With the gate held exclusively, the superblock's other slot is written: flip(). The change
+//      happens at this moment.
+//   3. fdatasync. Only then are the space of the old layer directory, and what only the old
+//      structure used, released.
+// A crash before the slot is on the disk leaves the old structure unchanged.
 #pragma once
 
 #include <memory>
@@ -17,12 +20,12 @@
 
 namespace pcow {
 
-// A structure that is to be, and as far as it has been written.
+// A coming structure, and how much of it has been written.
 struct PreparedStructure : NextLayers {
   uint64_t offset = 0;  // of the encoded layer directory in the file, bytes
   uint64_t length = 0;
-  std::optional<uint64_t> sealed;     // the superblock says so from then on
-  std::optional<BaseReference> base;  // where `bases` are others
+  std::optional<uint64_t> sealed;     // the new value in the superblock
+  std::optional<BaseReference> base;  // set together with `bases`
 };
 
 class Structure {
@@ -37,8 +40,8 @@ class Structure {
         durability_(durability),
         failures_(failures) {}
 
-  // The one way into a change from outside: alone, of an image that is open for writing. `work()` runs with `structure` held, and returns
-  // a Result; its failure is noted.
+  // All changes from outside begin here: one at a time, in an image that is open for writing.
+  // `work()` runs with `structure` held, and returns a Result; a failure is noted.
   template <typename Work>
   auto change(const Work& work) {
     const auto alone = [&]() -> decltype(work()) {
@@ -48,29 +51,32 @@ class Structure {
     };
     return failures_.noted(alone());
   }
-  // `structure` itself, for changes in steps, or of two images.
+  // The lock `structure` itself, for changes in steps, or of two images.
   [[nodiscard]] std::unique_lock<std::mutex> lock() { return std::unique_lock(changing_); }
   [[nodiscard]] static std::scoped_lock<std::mutex, std::mutex> lock_both(Structure& one, Structure& other) {
     return std::scoped_lock(one.changing_, other.changing_);
   }
 
-  // The rest: with `structure` held.
+  // For the methods below the caller holds `structure`.
   Result<void> check_changeable() const;  // an error: the image is closed, or open for reading only
   enum class Reach { kFile, kDirectory };
-  // Writes it elsewhere, and makes it durable: it alone, or with all else that has been written.
+  // Writes the layer directory to free space and makes it durable: only it, or together with
+  // everything else that was written.
   Result<void> prepare_directory(PreparedStructure* prepared, Reach reach);
   Result<void> prepare_active(PreparedStructure* prepared, uint64_t parent, uint64_t size);
-  // A table of the layer's size, in free space, for the active layer that is to be: `layer`, in `prepared` or on its way there.
+  // Allocates a table of the layer's size for the coming active layer: `layer`, which is in
+  // `prepared` or will be added to it.
   Result<void> prepare_table(PreparedStructure* prepared, Layer* layer);
   void abandon(const PreparedStructure& prepared);
-  Result<void> flip(PreparedStructure* prepared);       // with the gate held exclusively: from here on it counts
+  Result<void> flip(PreparedStructure* prepared);       // from here on it counts; the caller holds the gate exclusively
   Result<void> change_to(PreparedStructure* prepared);  // prepare, flip, make durable
   Result<void> seal() { return durability_.seal(layers_.directory(), layers_.active(), space_->file_end()); }
 
-  // Blocks are taken out of frozen layers: readers elsewhere must be told before these are used again.
+  // Blocks will be taken out of frozen layers: readers in other processes must see a new generation
+  // before these are used again.
   void begin_taking_out();
-  Result<void> let_go();  // of what Space holds back; they are told first
-  // Something is not released: what is free is not all holes.
+  Result<void> let_go();  // of what Space holds back, after a superblock with the next generation
+  // Something was not released, so not all free space is holes.
   void note_leak() { leaks_ = true; }
   bool leaks() const { return leaks_; }  // then the image is not closed clean
 
@@ -83,9 +89,9 @@ class Structure {
   Durability& durability_;
   Failures& failures_;
 
-  std::mutex changing_;  // `structure`: one change at a time. Taken before all locks but `checksumming`
+  std::mutex changing_;  // `structure`: one change at a time. Only `checksumming` is taken before it
   // Guarded by `structure`.
-  bool owing_ = false;  // readers elsewhere have not been told
+  bool owing_ = false;  // readers in other processes have not yet seen a new generation
   bool leaks_ = false;
 };
 

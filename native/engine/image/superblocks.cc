@@ -13,8 +13,8 @@ void Superblocks::mark_open() {
   current_.opener = Opener::self();
 }
 
-// Whoever watches may have seen a generation that we have only begun to write, so none is given twice. The one that follows is of the other
-// slot, but of the same where the last was not written.
+// A watcher may have seen a generation whose write only began, so none is used twice. The next
+// generation belongs to the other slot, or to the same slot if the last write failed.
 Superblock Superblocks::next() {
   Superblock next = current_;
   next.generation = std::max(current_.generation, last_generation_) + (doubt_ ? 2 : 1);
@@ -24,7 +24,8 @@ Superblock Superblocks::next() {
   return next;
 }
 
-// Readers may have seen what a failed write says, and a crash would make it count. So the superblock that we go on with is written over it.
+// Readers may have seen what a failed write stored, and a crash would make it count. So the
+// superblock that still counts is written over it.
 Result<void> Superblocks::put(const Superblock& next) {
   auto outcome = write_superblock(*image_.file, next);
   doubt_ = outcome ? 0 : outcome.error().err;
