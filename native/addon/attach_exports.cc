@@ -74,7 +74,7 @@ std::vector<std::string> texts_of(const Napi::Value& value) {
   return texts;
 }
 
-// JavaScript names a request (NativeRequestName, "status" among them), and the protocol alone has its number.
+// JavaScript uses names for requests (NativeRequestName); only the protocol knows their numbers.
 protocol::Kind request_of(const std::string& name) {
   if (name == "prepare") return protocol::Kind::kPrepare;
   if (name == "cut") return protocol::Kind::kCut;

@@ -28,8 +28,8 @@ namespace {
 using protocol::Received;
 
 constexpr size_t kMaxConnections = 1024;
-constexpr int64_t kFirstMessageMs = 10'000;  // for a connection to say what it wants
-constexpr int64_t kLastMessageMs = 10'000;   // for one that was told kReleased to close
+constexpr int64_t kFirstMessageMs = 10'000;  // how long a connection may take to send a request
+constexpr int64_t kLastMessageMs = 10'000;   // how long it may take to close after kReleased
 // how long the listener is not polled when descriptors have run out
 constexpr int64_t kRestMs = 100;
 

@@ -22,7 +22,7 @@ struct FreeContext {
   void operator()(ZSTD_DCtx* context) const { ZSTD_freeDCtx(context); }
 };
 
-// One for each thread of the lane: making one takes longer than compressing a piece.
+// One context for each thread of the lane: making one takes longer than compressing a piece.
 template <typename Context>
 Context* context_of_thread(Context* (*make)()) {
   thread_local std::unique_ptr<Context, FreeContext> context(make());
@@ -31,8 +31,8 @@ Context* context_of_thread(Context* (*make)()) {
 
 Error damaged(const char* why) { return Error(Code::kCorrupt, std::string("a compressed piece is damaged: ") + why); }
 
-// Worker thread. One frame, with its content size in the header, and no checksum: what the
-// specification says, byte for byte the same for the same library and level.
+// Worker thread. Makes one frame, with its content size in the header and without a checksum, as
+// docs/registry.md specifies. The same library and level always give the same bytes.
 Result<size_t> compress(const uint8_t* bytes, size_t length, uint8_t* into, size_t room, int level) {
   ZSTD_CCtx* context = context_of_thread(&ZSTD_createCCtx);
   if (context == nullptr) return Error(Code::kNoMemory, "no memory to compress a piece");
@@ -80,7 +80,7 @@ Napi::Value zstd_decompress(const Napi::CallbackInfo& info) {
                            room = into.ByteLength()] { return decompress(bytes, length, out, room); });
 }
 
-// `length`: the most bytes that this many can become.
+// `length`. Returns the most bytes to which compression can enlarge so many.
 Napi::Value zstd_bound(const Napi::CallbackInfo& info) {
   return Napi::Number::New(info.Env(), static_cast<double>(ZSTD_compressBound(static_cast<size_t>(bytes_of(info[0])))));
 }

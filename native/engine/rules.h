@@ -1,5 +1,6 @@
-// The ordering rules of docs/format.md, each asked for at the place that keeps it. The engine keeps them all. In a test build
-// (PCOW_BREAKABLE) one of them can be broken, to show that the power-cut simulator finds it: native/test/broken_rules_test.cc.
+// The ordering rules of docs/format.md, each asked for at the place that keeps it. The engine keeps
+// all of them. In a test build (PCOW_BREAKABLE) one of them can be broken, to show that the
+// power-cut simulator detects it: native/test/broken_rules_test.cc.
 #pragma once
 
 namespace pcow {

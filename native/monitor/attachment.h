@@ -51,7 +51,7 @@ class Attachment {
   protocol::Descriptor socket_;  // the control thread's; invalid while there is no mount
   std::unique_ptr<Session> session_;
   std::string uuid_;
-  int stop_ = -1;  // eventfd: the control thread shall end
+  int stop_ = -1;  // eventfd: the control thread must end
   int want_ = -1;  // eventfd, written by the session when a base is missing
   // The control thread's:
   bool may_want_ = false;  // the mount knows kWant

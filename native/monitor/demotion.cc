@@ -34,7 +34,7 @@ constexpr uint64_t kReadStep = uint64_t{128} << 10;
 #define SYS_cachestat 451  // of <asm/unistd.h> since Linux 6.5, the same number everywhere
 #endif
 
-// Here memory is the disk, and its pages are never dropped.
+// Whether the file is in a filesystem that keeps its files in memory: their pages are never dropped.
 bool is_in_memory(int descriptor) {
   struct statfs type;
   return fstatfs(descriptor, &type) < 0 || type.f_type == TMPFS_MAGIC;
@@ -163,7 +163,7 @@ void Demotion::demote(uint64_t window) {
   const std::lock_guard lock(mutex_);
   Window& state = windows_[window];
   state.points = 0;
-  // it is in use just now, and will be checked again
+  // the window is in use, and will be checked again
   if (!known || left.cached >= kManyPages) return;
   state.small = true;
   state.demotions++;

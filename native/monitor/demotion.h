@@ -1,4 +1,5 @@
-// Small pages for what sees scattered durable stores (docs/monitor.md, "Scattered durable stores").
+// Small pages for files with scattered durable stores (docs/monitor.md, "Scattered durable
+// stores").
 //
 // The kernel's page cache keeps a file in folios of up to 2 MiB. A store through a mapping dirties
 // a whole folio, and the next sync writes all of it: megabytes reach the disk for 64 bytes. A

@@ -7,7 +7,7 @@
 namespace pcow {
 namespace {
 
-constexpr uint64_t kBusyNs = 250'000;  // some times what it takes to serve a fault
+constexpr uint64_t kBusyNs = 250'000;  // several times as long as serving a fault takes
 
 }  // namespace
 

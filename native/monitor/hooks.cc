@@ -168,7 +168,7 @@ std::optional<void*> map_if_flat(void* address, size_t length, int protection, i
     return fail(ENODEV);
   }
   if (!footprint::identify(descriptor, &file)) return fail(errno);
-  // as if too much memory was locked already: see mlock below
+  // as if too much memory were locked already: see mlock below
   if (flags & MAP_LOCKED) return fail(EAGAIN);
   if (length == 0 || offset < 0 || static_cast<uint64_t>(offset) % kPage) return fail(EINVAL);
   if ((flags & MAP_FIXED) && reinterpret_cast<uintptr_t>(address) % kPage) return fail(EINVAL);

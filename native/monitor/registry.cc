@@ -163,7 +163,7 @@ Registry::Outcome Registry::map_flat_file(const std::string& socket_path, const 
     if (const Outcome attached = attach(socket_path, file, descriptor.number(), write); attached.err) return attached;
     session = session_of(file);
   }
-  // A flush of the application's is durable only where the monitor itself maps with MAP_SYNC: mmap(2).
+  // The application's own flushes are durable only if the monitor maps with MAP_SYNC, too: mmap(2).
   const bool refused = (call.flags & MAP_SYNC) && !session->is_persistent();
   const Outcome mapped = refused ? failed(EOPNOTSUPP) : map_attached(session.get(), call, descriptor.number());
   session = nullptr;

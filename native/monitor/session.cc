@@ -67,7 +67,7 @@ Result<std::unique_ptr<Session>> Session::start(std::unique_ptr<Image> image, co
   std::unique_ptr<Session> session(new Session(std::move(image), info, std::move(*faults), limits));
   if (session->wake_ < 0) return system_error(errno, "cannot make an eventfd");
   PCOW_TRY(session->fault_thread_.start("pcow-faults", [serving = session.get()] { serving->serve_faults(); }));
-  // Where no more threads are to be had, nothing is demoted: what is lost is speed.
+  // If no more threads can be made, nothing is demoted: only speed is lost.
   if (session->demotion_.is_usable())
     (void)session->demoting_thread_.start("pcow-demote", [demoting = session.get()] { demoting->demote(); });
   return session;

@@ -146,7 +146,7 @@ class Session {
   const std::unique_ptr<FaultDescriptor> faults_;
   const bool writable_;
   const RegionGeometry geometry_;
-  const int wake_;  // eventfd: `handling` was released, or the fault thread shall end
+  const int wake_;  // eventfd: `handling` was released, or the fault thread must end
   Thread fault_thread_;
   std::atomic<bool> ended_{false};
   Statistics statistics_;

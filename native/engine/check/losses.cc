@@ -11,13 +11,13 @@
 namespace pcow {
 namespace {
 
-// For each block of a chunk: the sub-blocks that a layer reads wrongly.
+// For each block of a chunk: the sub-blocks that read wrongly in a layer.
 struct Wrong {
   std::array<uint16_t, kBlocksPerChunk> gone{};
   std::array<uint16_t, kBlocksPerChunk> doubtful{};
 };
 
-// Adjoining ranges are one; more than are listed are only counted.
+// Joins adjoining ranges; ranges beyond the limit are only counted.
 void append(Loss* loss, const LostRange& range) {
   (range.certain ? loss->gone : loss->doubtful) += range.length;
   if (!loss->ranges.empty()) {
@@ -66,18 +66,19 @@ void Losses::add_doubtful_from(uint64_t layer, uint64_t block) {
 Result<std::vector<Loss>> Losses::of_views(const File& file, const Geometry& geometry,
                                            const LayerDirectory& directory) const {
   std::unordered_map<uint64_t, Reading> views;
-  for (const Layer& layer : directory.layers) {  // parents come first
+  for (const Layer& layer : directory.layers) {  // parents come before children
     Reading view{{layer.id, layer.name, 0, 0, {}}, layer.size, layer.size};
     if (const auto own = doubtful_from_.find(layer.id); own != doubtful_from_.end())
       view.doubtful_from = std::min(view.doubtful_from, own->second << geometry.block_shift());
-    // What a parent does not have, for it is smaller, is not in doubt for that.
+    // The part that a parent does not have, because it is smaller, is not in doubt because of the
+    // parent.
     if (const auto parent = views.find(layer.parent);
         parent != views.end() && parent->second.doubtful_from < parent->second.size)
       view.doubtful_from = std::min(view.doubtful_from, parent->second.doubtful_from);
     views.emplace(layer.id, std::move(view));
   }
   for (const auto& [chunk, pieces] : pieces_) {
-    std::unordered_map<uint64_t, Wrong> wrong;  // by the layer; those that read all as they did are not there
+    std::unordered_map<uint64_t, Wrong> wrong;  // by layer; layers without wrong sub-blocks are absent
     for (const Layer& layer : directory.layers) {
       Wrong own;
       const auto parent = wrong.find(layer.parent);

@@ -1,5 +1,6 @@
-// What a repair could not bring back, told as people see an image: for each snapshot and for the active layer, which bytes read
-// otherwise than they did, or may do so. A layer's loss is one of every layer that reads through it there.
+// What a repair could not restore, as users see an image: for each snapshot and for the active
+// layer, which bytes read differently now, or may do so. A layer's loss also affects every layer
+// that reads through it there.
 #pragma once
 
 #include <cstdint>
@@ -15,27 +16,28 @@ namespace pcow {
 
 class Losses {
  public:
-  // Sub-blocks of a block of a layer: what it held of them is gone, or nobody can tell whether it is what it was.
+  // Sub-blocks of a layer's block whose content is lost, or may have changed.
   void add_gone(uint64_t layer, uint64_t block, uint16_t sub_blocks) { add(layer, block, sub_blocks, 0); }
   void add_doubtful(uint64_t layer, uint64_t block, uint16_t sub_blocks) { add(layer, block, 0, sub_blocks); }
-  // The layer's own table is not what it was, from that block on: nobody can tell what it held there.
+  // From that block on, the layer's table is not as it was: what it held there is unknown.
   void add_doubtful_from(uint64_t layer, uint64_t block);
 
-  // What the views of the layer directory have lost, once the mended entries are in the file; those that have lost something.
+  // The losses of the layers as they are read, after the mended entries are in the file; only
+  // layers that have lost something.
   Result<std::vector<Loss>> of_views(const File& file, const Geometry& geometry, const LayerDirectory& directory) const;
 
  private:
   struct Piece {
     uint64_t layer;
-    uint32_t block;  // in its chunk
+    uint32_t block;  // number in its chunk
     uint16_t gone;
     uint16_t doubtful;
   };
 
   void add(uint64_t layer, uint64_t block, uint16_t gone, uint16_t doubtful);
 
-  std::map<uint64_t, std::vector<Piece>> pieces_;  // by the chunk
-  std::map<uint64_t, uint64_t> doubtful_from_;     // by the layer: a block
+  std::map<uint64_t, std::vector<Piece>> pieces_;  // by chunk
+  std::map<uint64_t, uint64_t> doubtful_from_;     // by layer: a block
 };
 
 }  // namespace pcow

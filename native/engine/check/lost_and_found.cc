@@ -15,7 +15,7 @@ namespace {
 
 constexpr std::string_view kAt = "{\"at\":";
 
-// Names hold no control characters, and are UTF-8 (check_snapshot_name).
+// The argument is a valid name (check_snapshot_name): it has no control characters, and is UTF-8.
 std::string quoted(const std::string& text) {
   std::string out = "\"";
   for (const char c : text) {
@@ -27,7 +27,7 @@ std::string quoted(const std::string& text) {
 
 }  // namespace
 
-// With the rights of the image: its bytes are in it.
+// The file gets the permissions of the image, because it contains bytes of the image.
 Result<std::shared_ptr<File>> LostAndFound::open(const std::string& path, uint64_t* size) const {
   auto file = File::open(path, true, nullptr);
   if (!file && file.error().code == Code::kNotFound) {
@@ -95,7 +95,8 @@ Result<void> LostAndFound::sync() {
   if (!bytes_) return {};
   PCOW_TRY(bytes_->sync());
   PCOW_TRY(index_->sync());
-  // Their names too, or what is about to be taken out of the image is nowhere after a power cut.
+  // Makes the names durable, too: otherwise a power cut could lose what the repair is about to take
+  // out of the image.
   return sync_directory_of(bytes_->path());
 }
 

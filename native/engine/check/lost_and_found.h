@@ -1,5 +1,6 @@
-// Where a repair keeps what it cannot place: IMAGE.lost holds the bytes, IMAGE.lost.index a line of JSON for each piece.
-// Both only ever grow. A repair that did not come to its end is begun anew: what it has kept already is not kept twice.
+// Where a repair keeps what it cannot place: IMAGE.lost contains the bytes, IMAGE.lost.index one
+// line of JSON for each piece. Both files only grow. If a repair did not finish, the next one
+// starts again, and does not keep a piece twice.
 #pragma once
 
 #include <map>
@@ -16,7 +17,7 @@ struct LostPiece {
   uint64_t file_offset = 0;  // where it was in the image file, bytes
   uint64_t layer = 0;        // id of the layer that named it; 0: none
   std::string snapshot;      // that layer's name
-  uint64_t offset = 0;       // where it was to be in the flat file, bytes
+  uint64_t offset = 0;       // where it belongs in the flat file, bytes
 };
 
 class LostAndFound {
@@ -24,9 +25,9 @@ class LostAndFound {
   explicit LostAndFound(std::string image) : image_(std::move(image)) {}
 
   Result<void> keep(const LostPiece& piece, const char* bytes, size_t length);
-  // Everything kept so far is durable.
+  // Makes everything that was kept so far durable.
   Result<void> sync();
-  // Of the bytes; empty where nothing was kept.
+  // The path of the file with the bytes; empty if nothing was kept.
   std::string path() const { return bytes_ ? bytes_->path() : ""; }
 
  private:
@@ -37,7 +38,7 @@ class LostAndFound {
   const std::string image_;
   std::shared_ptr<File> bytes_;
   std::shared_ptr<File> index_;
-  std::multimap<std::string, uint64_t> kept_;  // lines without their "at", and that
+  std::multimap<std::string, uint64_t> kept_;  // lines without "at", and the value of "at"
   uint64_t bytes_size_ = 0;
   uint64_t index_size_ = 0;
 };

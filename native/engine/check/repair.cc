@@ -1,12 +1,14 @@
-// Nothing is guessed: what has one possible meaning is put right; what has none is taken out, and kept beside the image;
-// what two entries claim, each gets; and where two things are possible, what is read stays as it was. Whatever data is lost by
-// that, or may be, is in the report (losses.h). The order:
-//   1. what cannot be placed is written to the lost-and-found, durably
-//   2. copies and a mended layer directory are written behind the end of the file; a file that was cut short is lengthened; sync
-//   3. the entries are stored; sync
-//   4. both superblock slots are written anew, one after the other, each with a sync. Not clean: what has become free is
-//      punched out when the image is next opened for writing
-// A crash in between leaves an image that is damaged still, or mended; a further repair goes on.
+// A repair does not guess. What has one possible meaning is corrected. What has none is removed,
+// and kept beside the image. If two entries claim a block, each gets a copy. If two meanings are
+// possible, what is read stays as it was. All data that is or may be lost is in the report
+// (losses.h). The order:
+//   1. What cannot be placed is written to the lost-and-found, durably.
+//   2. Copies and a mended layer directory are written behind the end of the file; a file that was
+//      cut short is lengthened; sync.
+//   3. The entries are stored; sync.
+//   4. Both superblock slots are written again, one after the other, each with a sync. They are not
+//      clean: free space is punched when the image is next opened for writing.
+// After a crash in between the image is still damaged, or mended; another repair continues.
 #include "engine/check/repair.h"
 
 #include <algorithm>
@@ -34,14 +36,14 @@ class Repair {
     return apply();
   }
   std::string lost_path() const { return lost_.path(); }
-  // Once run() has stored the entries.
+  // Only after run() has stored the entries.
   Result<std::vector<Loss>> losses() const { return losses_.of_views(*file_, found_.geometry(), *found_.directory); }
 
  private:
   struct Store {
     uint64_t file_offset;  // in the file, bytes
     Entry entry;
-    uint32_t copy_of = 0;  // a block whose content goes to the entry's own one first
+    uint32_t copy_of = 0;  // copy the content of this block to the entry's own block first
   };
 
   uint64_t file_offset_of(uint64_t block) const { return block << found_.geometry().block_shift(); }
@@ -77,7 +79,8 @@ class Repair {
     return lost_.keep(piece, bytes.data(), *length);
   }
 
-  // Entries that were cut off read as empty from now on, and so does what a newer layer directory knew of the active layer.
+  // From now on entries that were cut off read as empty, and so does what a newer layer directory
+  // recorded of the active layer.
   void look_at_tables() {
     for (const Layer& layer : found_.directory->layers) {
       const uint64_t entries = found_.geometry().blocks_for(layer.size);
@@ -103,7 +106,8 @@ class Repair {
     const uint16_t full = found_.geometry().full_mask();
     Entry entry = Entry::unpack(word);
     const uint32_t index = entry.index;
-    // Which of the two it was, the durable bit or the missing written one, nobody can tell: what is read stays.
+    // Either the durable bit is wrong, or the written bit is missing. Nothing tells which, so what
+    // is read stays.
     const auto stray = static_cast<uint16_t>(entry.durable & ~entry.written & full);
     losses_.add_doubtful(layer.id, block, (entry.written || !index) ? stray : full);
     entry.written &= full;
@@ -111,7 +115,7 @@ class Repair {
     if (found_.report.crashed) entry = entry.as_durable();
     Store store{layer.table_offset + block * 8, entry};
     if (fault == EntryFault::kUnsynced) {
-      // Likewise: a missing durable bit, or a written one too many.
+      // As above: a durable bit is missing, or there is a written bit too many.
       losses_.add_doubtful(layer.id, block, entry.written & ~entry.durable);
       store.entry.durable = store.entry.written;
     } else if (index) {
@@ -162,7 +166,7 @@ class Repair {
       const uint64_t word = store.entry.pack();
       PCOW_TRY(file_->write(store.file_offset, &word, sizeof word));
     }
-    // A page of zeros covers nothing.
+    // A checksum page of zeros covers nothing.
     for (const uint64_t file_offset : found_.damaged_checksums) PCOW_TRY(file_->punch(file_offset, kPageSize));
     PCOW_TRY(file_->sync());
     next.generation = found_.newest;
@@ -184,7 +188,7 @@ class Repair {
   const std::shared_ptr<File> file_;
   LostAndFound lost_;
   Losses losses_;
-  uint64_t end_ = 0;  // blocks of the file, those to come included
+  uint64_t end_ = 0;  // blocks of the file, with those that will be added
   std::unordered_set<uint32_t> claimed_;
   std::vector<Store> stores_;
 };
@@ -198,7 +202,8 @@ bool is_in(const Finding& finding, const std::vector<Finding>& findings) {
 }  // namespace
 
 Result<CheckReport> repair(const std::shared_ptr<File>& file, const CheckOptions& options, const Progress& progress) {
-  // As any writer: what a killed one has left in the page cache only is not to be overwritten piece by piece.
+  // Like any writer: what a killed writer has left only in the page cache must not be overwritten
+  // piece by piece.
   PCOW_TRY(file->sync());
   Inspection before(file, false);
   PCOW_TRY(before.run(progress));
@@ -217,8 +222,9 @@ Result<CheckReport> repair(const std::shared_ptr<File>& file, const CheckOptions
     if (!lost) return lost.error();
     losses = std::move(*lost);
   }
-  // What opening for writing recovers, and punches out, is part of it. Where the image cannot be opened still (its base is
-  // missing), that is for the next who opens it; the second look says why.
+  // Opening for writing recovers the image and punches free space, which belongs to the repair. If
+  // the image still cannot be opened (its base is missing), the next opener does that; the second
+  // inspection says why.
   file->unlock();
   OpenOptions writing;
   writing.write = true;
@@ -238,7 +244,7 @@ Result<CheckReport> repair(const std::shared_ptr<File>& file, const CheckOptions
   report.dropped = before.report.dropped;
   for (Finding& finding : before.report.findings) {
     if (is_in(finding, report.findings)) continue;
-    // A note on a snapshot that does not count is no fault that was mended: it is gone.
+    // A note on a snapshot that does not count is not a repaired fault: the snapshot is gone.
     const bool is_note = finding.severity == Severity::kNote;
     finding.repaired = !is_note || finding.structure == "superblock";
     report.repaired += is_note && finding.repaired ? 1 : 0;

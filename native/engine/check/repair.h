@@ -8,7 +8,7 @@
 
 namespace pcow {
 
-// `file` is open for writing, and locked.
+// `file` must be open for writing, and locked.
 Result<CheckReport> repair(const std::shared_ptr<File>& file, const CheckOptions& options, const Progress& progress);
 
 }  // namespace pcow

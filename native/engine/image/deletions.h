@@ -11,8 +11,9 @@ Result<void> collect(ImageState* image, const Progress& progress);
 // The same before another change that must not meet an unfinished merge. `what`: that change, for
 // messages.
 Result<void> finish_deletions(ImageState* image, const std::string& what);
-// An operation has done its own work; `why` keeps an earlier deletion from being finished. That is noted, and is no failure of the
-// operation, but for a failed sync: whoever waits for this operation would take what it has synced for durable.
+// For an operation that has done its own work, while `why` keeps an earlier deletion from being
+// finished. The error is noted, and the operation succeeds. Only after a failed sync the operation
+// fails too, because its caller would take for durable what the operation has synced.
 Result<void> leave_unfinished(ImageState* image, const Error& why);
 // Releases what a layer used that is no longer in the layer directory: its table, and its blocks
 // except those that another table names. That can be the table of `heir` (null: none), or that of a

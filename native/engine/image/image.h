@@ -289,9 +289,10 @@ class Image {
   // Makes the image stand on another base, or on none, and takes in what the two hold differently:
   // its content stays the same.
   Result<void> rebase(const BaseSpec& base, bool has_base, const Progress& progress);
-  // Moves what this image has written into its base, `base`, as a new snapshot there called `name`, and stands on that,
-  // empty, afterwards. Returns whether the base's own content went along: it does where the base has written nothing
-  // since; the caller sees to it that nobody has the base mapped then. The image itself may be in use.
+  // Moves what this image has written into its base, `base`, as a new snapshot called `name` there.
+  // Afterwards the image is empty and stands on that snapshot. Returns whether the base's own
+  // content changed as well: it does if the base has written nothing since; then the caller ensures
+  // that no process has the base mapped. The image itself may be in use.
   Result<bool> commit_into(Image* base, const std::string& name, bool automatic, const Progress& progress);
   // Gives back the blocks, of all layers, that hold only zeros.
   Result<void> compact(const Progress& progress);

@@ -4,15 +4,15 @@
 // Locks, in the order in which they are taken:
 //   checksumming  (ChecksumWork) one maker of checksums at a time; close() waits for it
 //   structure     (Structure) one change of structure at a time (snapshot, rollback, rename,
-//   remove, resize, set_base, close)
+//                 remove, resize, set_base, close)
 //   syncing       (Durability) one sync at a time; also held while a table is dropped, because a
-//   sync stores into tables
+//                 sync stores into tables
 //   gate          shared: reads, writes, discards. Exclusive: the moment in which the active layer
-//   is exchanged, and, as a barrier, before released blocks are punched (no thread may still be
-//   reading them)
+//                 is exchanged, and, as a barrier, before released blocks are punched (no thread
+//                 may still be reading them)
 //   chunk         (ChunkLocks) read-modify-write of the entries of a chunk, in any table
 //   leaf locks    of Space, Table, Chain, Failures, and of the marks in Durability: no other lock
-//   is taken while one is held
+//                 is taken while one is held
 //
 // A part knows only the parts that are declared before it.
 #pragma once

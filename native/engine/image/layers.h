@@ -85,7 +85,7 @@ class Layers {
   }
   template <typename T>
   Result<T> confirm(Result<T> look) const {
-    // A look that failed also counts only if confirmed: by then it may have read other data.
+    // This also replaces the error of a look that failed: it may have read something else by then.
     return is_stale() ? Result<T>(image_.stale_error()) : look;
   }
 
@@ -137,8 +137,8 @@ class Layers {
   bool closed_ = false;
   LayerDirectory directory_;
   std::shared_ptr<Table> active_;
-  Chain::Sources
-      sources_;  // one for each layer of this file, in the order of the layer directory; null for the active one
+  // One for each layer of this file, in the order of the layer directory; null for the active one.
+  Chain::Sources sources_;
   std::shared_ptr<const Chain> below_;
   uint64_t epoch_ = 0;              // grows when existing chains are no longer right
   bool handing_over_ = false;       // a layer that is being merged away loses entries that may come back after a crash

@@ -31,16 +31,17 @@ enum class LockByte {
   kStanding = 1,
   kDraft = 2,  // exclusive: the maker of the file, while it is a draft
 };
-// A descriptor, of the file that has this name, that holds the lock until it is closed; -1: another
-// process holds the lock. (For the writer's byte that is kLocked, with the process.) An exclusive
-// lock needs the right to write the file.
+// Returns a descriptor of the file that has this name, which holds the lock until it is closed. If
+// another process holds the lock, returns -1, or, for the writer's byte, fails with kLocked and
+// names the process. An exclusive lock needs the right to write the file.
 Result<int> lock_file(const std::string& path, LockByte byte, bool exclusive);
 
 // A file appears under its name only when it is complete. Until then it is a draft: a hidden file
 // beside it, with kDraft locked.
 struct Draft {
   std::string path;
-  int descriptor = -1;  // holds the lock; the caller's to close, after the file has its name or is removed
+  // Holds the lock. The caller closes it after the file has got its name or was removed.
+  int descriptor = -1;
 };
 // Makes an empty draft for the file `name`.
 Result<Draft> make_draft(const std::string& name);
