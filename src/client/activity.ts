@@ -8,16 +8,19 @@ import { asking, type AskOptions } from '../images/mount-answers.js';
 import type { PcowMount } from '../images/mount-table.js';
 import { naturalOrder } from '../images/natural-order.js';
 
-/** What a page fault needs: a new block, a copy of data from below, a clean copy that is only read, or a mapping alone. */
+/**
+ * What a page fault needs: a new block, a copy of data from a lower layer, a clean copy that is
+ * only read, or only a mapping.
+ */
 export type FaultKind = 'expansion' | 'copyOnWrite' | 'cleanCopy' | 'mapping';
 
 export const FAULT_KINDS: readonly FaultKind[] = ['expansion', 'copyOnWrite', 'cleanCopy', 'mapping'];
 
 /** Page faults of one kind. */
 export interface FaultFigures {
-  /** How many there were. */
+  /** The number of such faults. */
   count: number;
-  /** Microseconds that 99 of 100 took at most. */
+  /** Microseconds: 99 of 100 faults took at most this long. */
   p99Us: number;
 }
 
@@ -27,7 +30,7 @@ export interface Activity {
   pid: number;
   /** As in /proc/PID/comm. */
   command: string;
-  /** When it attached. */
+  /** The time at which it attached. */
   since: Date;
   /** Whether it is the writer. */
   writable: boolean;
@@ -36,26 +39,26 @@ export interface Activity {
    * bounds, in microseconds.
    */
   monitor: {
-    /** By what they needed. */
+    /** Faults by what they needed. */
     faults: Record<FaultKind, FaultFigures>;
-    /** Bytes copied from below. */
+    /** Bytes copied from lower layers. */
     copiedBytes: number;
     /** Bytes of clean copies in memory now. */
     cleanCacheBytes: number;
     /** Memory mappings now. */
     mappings: number;
-    /** Faults that found no disk space. */
+    /** Faults that had to wait for the disk. */
     stalls: number;
-    /** Those that wait for it now. */
+    /** Faults that wait now. */
     stalledNow: number;
-    /** Snapshots that it has taken under the guest. */
+    /** Snapshots that the monitor has taken while the guest ran. */
     snapshots: number;
   } | null;
 }
 
 /** What an image of a mount is doing. */
 export interface ImageActivity {
-  /** As the mount calls it. */
+  /** Its name in the mount. */
   name: string;
   /** "ok", or what is wrong with the image, as in `status`. */
   state: string;
@@ -63,21 +66,24 @@ export interface ImageActivity {
   attached: Activity[];
   /** Flat files that are open without the monitor. */
   open: number;
-  /** How many. */
+  /** The number of its snapshots. */
   snapshots: number;
 }
 
 /** One look at a mount. */
 export interface Look {
-  /** Where it is mounted. */
+  /** The mountpoint. */
   mountpoint: string;
-  /** When. */
+  /** The time of the look. */
   time: Date;
-  /** In the order in which people count. */
+  /** Sorted, with numbers in names compared as numbers. */
   images: ImageActivity[];
 }
 
-/** What the images of a mount are doing. Never call it from the mount's own process. Errors: PCOW_MOUNT where it does not answer. */
+/**
+ * What the images of a mount are doing. Never call it from the mount's own process. Errors:
+ * PCOW_MOUNT if the mount does not answer.
+ */
 export function lookAt(mount: PcowMount, options: AskOptions = {}): Promise<Look> {
   return asking(mount, () => look(mount), options);
 }

@@ -1,9 +1,11 @@
 /**
- * Changing an image wherever it is: one at rest is opened for it as its one writer, and for one in a mount the mount is asked, also while
- * a guest runs. Every function takes what findImage() and its like have found (src/images/find-image.ts).
+ * Changes an image wherever it is: an image at rest is opened for writing; if the image is in a
+ * mount, the mount is asked, also while a guest runs. Every function takes the result of
+ * findImage() or a similar function (src/images/find-image.ts).
  *
- * Sizes are bytes. What fails rejects with a PcowError: PCOW_LOCKED where another process writes the image, PCOW_BUSY and PCOW_IN_USE where
- * that or another image needs it as it is, PCOW_MOUNT where the mount does not answer, and what the operations of Image fail with.
+ * Sizes are bytes. Failures reject with a PcowError: PCOW_LOCKED if another process writes the
+ * image, PCOW_BUSY or PCOW_IN_USE if this or another image must not change now, PCOW_MOUNT if the
+ * mount does not answer, and the errors of the operations of Image.
  */
 import path from 'node:path';
 import {
@@ -27,7 +29,10 @@ import { withImage } from '../images/with-image.js';
 import { askForCut, askForRename, askForWork, askImage, joinWords, type WorkOptions } from './control.js';
 import { checkBase, onFrozenLayer } from './make-image.js';
 
-/** One snapshot of each, which is one cut across them: all in one mount, or none in any. Durable when it resolves. */
+/**
+ * Takes one snapshot of several images, which is one cut across them. All of them are in one mount,
+ * or none is in any. Durable when it resolves.
+ */
 export async function snapshotImages(name: string, images: ImageTarget[], options: AskOptions = {}): Promise<void> {
   const [first] = images;
   if (first === undefined) throw new PcowError('PCOW_INVALID', 'a snapshot of several images needs at least one image');
@@ -60,14 +65,14 @@ async function snapshotAtRest(name: string, targets: ImageTarget[]): Promise<voi
   }
 }
 
-/** Goes back to a snapshot: what was written since is gone. No guest may use the image. */
+/** Goes back to a snapshot: what was written since is lost. No guest may use the image. */
 export async function rollbackImage(image: ImageTarget, snapshot: string, options: AskOptions = {}): Promise<void> {
   const { mount, file, name } = image;
   if (mount !== null) await askImage(mount, name, 'rollback', snapshot, options);
   else await withImage(file, { write: true }, (open) => open.rollback(snapshot));
 }
 
-/** Gives a snapshot another name; it stays the same snapshot to what stands on it. */
+/** Renames a snapshot. Images that stand on it are not affected. */
 export async function renameSnapshot(
   image: ImageTarget,
   from: string,
@@ -80,7 +85,7 @@ export async function renameSnapshot(
   else await withImage(file, { write: true }, (open) => open.renameSnapshot(from, to));
 }
 
-/** Deletes a snapshot that no image of the directory stands on (PCOW_IN_USE). */
+/** Deletes a snapshot, unless an image of the directory stands on it (PCOW_IN_USE). */
 export async function deleteSnapshot(image: ImageTarget, snapshot: string, options: WorkOptions = {}): Promise<void> {
   const { mount, file, name } = image;
   if (mount !== null) {
@@ -95,7 +100,10 @@ export async function deleteSnapshot(image: ImageTarget, snapshot: string, optio
   });
 }
 
-/** Gives an image `size` bytes; a smaller size only with `shrink`, and where no process has it open. */
+/**
+ * Gives an image `size` bytes. A smaller size needs `shrink`, and no process may have the image
+ * open then.
+ */
 export async function resizeImage(
   image: ImageTarget,
   size: number,
@@ -106,7 +114,10 @@ export async function resizeImage(
   else await withImage(file, { write: true }, (open) => open.resize(size, { shrink }));
 }
 
-/** Puts an image on another base, or (null) on none, and copies what the two hold differently: the content stays. */
+/**
+ * Puts an image on another base, or (null) on none, and copies what the two hold differently: the
+ * content of the image stays the same.
+ */
 export async function rebaseImage(image: ImageTarget, base: Target | null, options: WorkOptions = {}): Promise<void> {
   const { mount, file, name } = image;
   if (base !== null) await checkBase(base, image);
@@ -130,8 +141,8 @@ export async function rebaseImage(image: ImageTarget, base: Target | null, optio
 }
 
 /**
- * Only writes down another base, or (null) none, without comparing contents: for a base that was moved or copied. The old one need not be
- * there any more. The image must not be mounted.
+ * Only records another base, or (null) none, without comparing contents: for a base that was moved
+ * or copied. The old base need not exist any more. The image must not be mounted.
  */
 export async function rebaseUnsafely(image: ImageTarget, base: Target | null, options: AskOptions = {}): Promise<void> {
   if (image.mount !== null) {
@@ -165,24 +176,31 @@ async function unlessStoodOn(image: ImageTarget, change: () => Promise<void>): P
   await takingAway({ file: image.file, what: `the base of ${image.name} can't be changed with --unsafe` }, change);
 }
 
-/** Copies everything that the image and its snapshots read from the base, and stands on none then. */
+/**
+ * Copies everything that the image and its snapshots read from the base. Afterwards the image
+ * stands on no base.
+ */
 export async function flattenImage(image: ImageTarget, options: WorkOptions = {}): Promise<void> {
   await rebaseImage(image, null, options);
 }
 
-/** What a commit has done. */
+/** The result of a commit. */
 export interface Commit {
   /** The image file of the base. */
   base: ImageTarget;
-  /** The new snapshot of it. */
+  /** The new snapshot of the base. */
   snapshot: string;
-  /** Whether the base's own content went along: it had written nothing since the image was made on it. */
+  /**
+   * Whether the base's own content changed as well: it does if the base has written nothing since
+   * the image was made on it.
+   */
   followed: boolean;
 }
 
 /**
- * Moves what an image has written into its base, as a new snapshot there, on which it stands then, empty. `name`: of that snapshot; left
- * out: an automatic one. Neither of the two may be in use; the image must have no snapshots.
+ * Moves what an image has written into its base, as a new snapshot there. Afterwards the image is
+ * empty and stands on that snapshot. `name` is the snapshot's; default: an automatic one. Neither
+ * of the two may be in use, and the image must have no snapshots.
  */
 export async function commitImage(
   image: ImageTarget,
@@ -222,21 +240,24 @@ export async function compactImage(image: ImageTarget, options: WorkOptions = {}
   else await withImage(file, { write: true }, (open) => open.compact(longOf(options)));
 }
 
-/** Makes checksums of what snapshots hold, where they have none. */
+/** Makes checksums for the snapshots' data that has none. */
 export async function addChecksums(image: ImageTarget, options: WorkOptions = {}): Promise<void> {
   const { mount, file, name } = image;
   if (mount !== null) await askForWork(mount, name, 'checksums', 'add', options);
   else await withImage(file, { write: true }, (open) => open.addChecksums(longOf(options)));
 }
 
-/** Takes all checksums away. */
+/** Removes all checksums. */
 export async function removeChecksums(image: ImageTarget, options: WorkOptions = {}): Promise<void> {
   const { mount, file, name } = image;
   if (mount !== null) await askForWork(mount, name, 'checksums', 'remove', options);
   else await withImage(file, { write: true }, (open) => open.removeChecksums());
 }
 
-/** Gives an image another name in its directory: newImage() tells where that is. What stands on it there is told. */
+/**
+ * Renames an image within its directory; newImage() finds the new path. The images of the directory
+ * that stand on it are updated.
+ */
 export async function renameImage(image: ImageTarget, to: ImageTarget, options: AskOptions = {}): Promise<void> {
   if (path.dirname(to.file) !== path.dirname(image.file)) {
     throw new PcowError(
@@ -259,7 +280,10 @@ export async function renameImage(image: ImageTarget, to: ImageTarget, options: 
   );
 }
 
-/** The images in an order in which each can be deleted, what stands on others first; fails with PCOW_IN_USE where there is none. */
+/**
+ * Sorts the images so that each can be deleted: images that stand on others come first. Fails with
+ * PCOW_IN_USE if there is no such order.
+ */
 export async function orderOfRemoval(images: ImageTarget[]): Promise<ImageTarget[]> {
   const ordered: ImageTarget[] = [];
   for (let left = images; left.length > 0;) {
@@ -280,7 +304,10 @@ export async function orderOfRemoval(images: ImageTarget[]): Promise<ImageTarget
   return ordered;
 }
 
-/** Deletes an image with its snapshots, where nobody uses it and no image of its directory stands on it. */
+/**
+ * Deletes an image with its snapshots, unless it is in use or an image of its directory stands on
+ * it.
+ */
 export async function removeImage({ file, name, mount }: ImageTarget, options: AskOptions = {}): Promise<void> {
   if (mount !== null) {
     await askImage(mount, name, 'remove', name, options);
@@ -290,7 +317,7 @@ export async function removeImage({ file, name, mount }: ImageTarget, options: A
   await removeRemains(path.dirname(file));
 }
 
-/** What the engine takes of it, which refuses options that it does not know. */
+/** The options that the engine knows: it refuses all others. */
 function longOf({ signal, onProgress }: WorkOptions) {
   return { signal, onProgress };
 }

@@ -76,11 +76,17 @@ export async function askForRename(
 
 /** The options of askForWork(). */
 export interface WorkOptions extends LongOptions, AskOptions {
-  /** Called with the name of the image where the work was to be stopped and can't be: it goes on in the mount. */
+  /**
+   * Called with the name of the image if the work was to be stopped and cannot be: it continues in
+   * the mount.
+   */
   onContinues?: ((image: string) => void) | undefined;
 }
 
-/** The text of a command with one or two words, for example an image and, unless it is left out, its snapshot. */
+/**
+ * The text of a command with one or two words, for example an image and, unless it is left out, its
+ * snapshot.
+ */
 export function joinWords(first: string, second: string | null | undefined): string {
   return second == null ? first : `${first} ${second}`;
 }

@@ -1,4 +1,4 @@
-/** What state an image file is in, and who has it. */
+/** The state of an image file, and which process writes it. */
 import type { ImageInfo } from '../engine/index.js';
 import { stateOfServer } from '../images/mount-life.js';
 import type { PcowMount } from '../images/mount-table.js';
@@ -11,7 +11,7 @@ import { type Attached, attachedTo } from './mount-status.js';
  */
 export type ImageFileState = 'open' | 'closed' | 'unclean';
 
-/** What Image.info() has told of an image, as one word. */
+/** The state that Image.info() describes. */
 export function stateOf(image: ImageInfo): ImageFileState {
   if (image.holder !== null) return 'open';
   return image.clean ? 'closed' : 'unclean';

@@ -1,4 +1,4 @@
-/** The images of a directory, with what can be told of each without stopping anybody. */
+/** The images of a directory, with what is known about each without disturbing any process. */
 import path from 'node:path';
 import { type Holder, howToName, imageFilesIn, PcowError, type PcowErrorCode } from '../engine/index.js';
 import { findDirectory } from '../images/find-image.js';
@@ -9,34 +9,34 @@ import { naturalOrder } from '../images/natural-order.js';
 import { withImage } from '../images/with-image.js';
 import { guestOf, type ImageFileState, type Reception, receptionOf, stateOf } from './image-state.js';
 
-/** One image of a directory. What is null is not known: `error` says why. */
+/** One image of a directory. Values that are not known are null, and `error` says why. */
 export interface ListedImage {
-  /** What a mount calls it. */
+  /** Its name in a mount. */
   name: string;
   /** The path of the image file. */
   file: string;
-  /** Bytes of what a guest sees. */
+  /** Bytes: the size that a guest sees. */
   size: number | null;
   /** Bytes that the image file takes on its disk. */
   diskUse: number | null;
-  /** How many. */
+  /** The number of its snapshots. */
   snapshots: number | null;
-  /** What it stands on, as it is written in the image; null: nothing. */
+  /** Its base, as recorded in the image; null: none. */
   base: {
-    /** Of the image file of the base. */
+    /** The path of the base's image file. */
     path: string;
-    /** null: a layer without a name. */
+    /** The snapshot of the base; null: a layer without a name. */
     snapshot: string | null;
   } | null;
-  /** `unreadable`: it can't be opened. */
+  /** `unreadable`: it cannot be opened. */
   state: ImageFileState | 'unreadable';
   /** The process that has it open for writing. */
   holder: Holder | null;
-  /** A guest has it, and stands still, because its disk is full or fails; otherwise it is not there. */
+  /** Set if a guest has the image and is paused, because its disk is full or fails. */
   stalled?: true;
-  /** What it has got of a stream that has not ended. */
+  /** The state of an unfinished receive. */
   receiving: Reception | null;
-  /** Why it can't be opened. */
+  /** Why it cannot be opened. */
   error: {
     /** The code of a PcowError. */
     code: PcowErrorCode;
@@ -51,11 +51,14 @@ export interface ImageList {
   directory: string;
   /** The mount of the directory. */
   mount: PcowMount | null;
-  /** In the order in which people count: vm2 before vm10. */
+  /** Sorted, with numbers in names compared as numbers: vm2 before vm10. */
   images: ListedImage[];
 }
 
-/** Lists the images of a directory; of a mount by its mountpoint. Errors: PCOW_NOT_FOUND, PCOW_MOUNT. */
+/**
+ * Lists the images of a directory, or of a mount by its mountpoint. Errors: PCOW_NOT_FOUND,
+ * PCOW_MOUNT.
+ */
 export async function listImages(where: string, options: AskOptions = {}): Promise<ImageList> {
   const { directory, mount } = await findDirectory(where, options);
   const { names: files, nameless } = await imageFilesIn(directory);

@@ -1,4 +1,7 @@
-/** Making an image, also on the present content of another one, which is frozen for it where it is. */
+/**
+ * Makes an image. If it stands on the present content of another image, that content is frozen
+ * first.
+ */
 import path from 'node:path';
 import { automaticName } from '../images/automatic-name.js';
 import {
@@ -20,19 +23,20 @@ import type { ImageTarget, Target } from '../images/find-image.js';
 
 /** For makeImage(). */
 export interface MakeOptions extends AskOptions {
-  /** Bytes; default: as the base. */
+  /** Bytes; default: the base's. */
   size?: number | undefined;
-  /** Bytes; default: as the base, or the general default. */
+  /** Bytes; default: the base's, or the general default. */
   blockSize?: number | undefined;
-  /** What it is to stand on; left out: nothing. */
+  /** The image or snapshot to stand on; default: none. */
   base?: Target | undefined;
   /** Replace an existing file; never one that is in use, or that other images stand on. */
   force?: boolean | undefined;
 }
 
 /**
- * Makes a new image where newImage() has found its place, and returns what it is. A base that holds what no snapshot has is frozen first, also
- * in its mount. Whatever can be refused is refused before that. Errors: those of Image.create().
+ * Makes a new image at the path that newImage() has found, and describes it. If the base's active
+ * layer has data, the base is frozen first, in its mount if it has one. Everything that can be
+ * refused is refused before that. Errors: those of Image.create().
  */
 export async function makeImage(target: ImageTarget, options: MakeOptions): Promise<ImageInfo> {
   const { size, blockSize, base, force = false, onWait } = options;
@@ -129,7 +133,9 @@ export async function onFrozenLayer<T>(
   return standingOn(image.file, () => work({ path: image.file, snapshot: name }));
 }
 
-/** A warning for an image whose base is in another directory; null: it is not. */
+/**
+ * A warning for an image whose base is in another directory; null if the base is in the same one.
+ */
 export function distanceWarning(target: ImageTarget, base: ImageTarget): string | null {
   if (path.dirname(target.file) === path.dirname(base.file)) return null;
   return (

@@ -1,4 +1,4 @@
-/** What a mount says of itself and of its images, in their `status` files. */
+/** What a mount reports about itself and its images, in their `status` files. */
 import { readFile } from 'node:fs/promises';
 import path from 'node:path';
 import createDebug from 'debug';
@@ -46,11 +46,11 @@ export interface MountedStatus {
   } | null;
   /** The last command, read or write that failed. */
   lastError: ToldError | null;
-  /** The rest. */
+  /** Other fields. */
   [field: string]: unknown;
 }
 
-/** What a `status` file says beside that. */
+/** Other fields of a `status` file. */
 interface MoreStatus {
   monitors?: { problem: string | null };
   attached?: { pid: number; command: string; monitor: { stalled?: number } | null } | null;
@@ -74,13 +74,13 @@ export async function statusIn(directory: string): Promise<MountedStatus | null>
   try {
     return JSON.parse(await readFile(path.join(directory, 'status'), 'utf8')) as MountedStatus;
   } catch (error) {
-    // Then the errno of the command must do.
+    // Then only the errno of the command is known.
     debug('no status in %s: %s', directory, error);
     return null;
   }
 }
 
-/** null where no process is attached to the image. */
+/** The process that is attached to the image; null: none. */
 export async function attachedTo(mountpoint: string, name: string): Promise<Attached | null> {
   const { attached } = ((await statusIn(controlDirectory({ mountpoint }, name))) ?? {}) as MoreStatus;
   return attached

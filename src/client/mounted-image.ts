@@ -13,7 +13,7 @@ import { mountHolding, mountsOfDirectory, type PcowMount } from '../images/mount
 import { askForCut, askForRename, askForWork, askImage, joinWords } from './control.js';
 import { controlDirectory, type MountedStatus } from './mount-status.js';
 
-/** The image, and its snapshot, on which another image shall stand. */
+/** The image, and its snapshot, on which another image will stand. */
 export interface MountedBase {
   /** The name of an image of the same mount. */
   image: string;

@@ -2,7 +2,7 @@
 import { type LongOptions, PcowError } from '../engine/index.js';
 import type { Contents, Range } from './contents.js';
 
-/** What compareContents() has found. */
+/** The result of compareContents(). */
 export type Comparison =
   | {
       /** They are equal. */
@@ -24,8 +24,9 @@ export type Comparison =
 const STEP = 1 << 20;
 
 /**
- * Compares byte by byte; progress is in bytes of the longer one. `strict`: sizes must be equal, and what is allocated in one must be in the other. Otherwise the rest
- * of the longer must be zeros. Errors: PCOW_CANCELLED, and what reading fails with.
+ * Compares byte by byte; progress is in bytes of the longer content. `strict`: the sizes must be
+ * equal, and what is allocated in one must be allocated in the other. Otherwise the rest of the
+ * longer one must be zeros. Errors: PCOW_CANCELLED, and those of reading.
  */
 export async function compareContents(
   left: Contents,

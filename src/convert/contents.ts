@@ -12,7 +12,7 @@ export interface Range {
   data: boolean;
 }
 
-/** What can be read flat, whatever holds it: see openContents(). */
+/** Content that can be read flat, in whatever format it is stored: see openContents(). */
 export interface Contents {
   /** Bytes. */
   readonly size: number;
@@ -20,7 +20,7 @@ export interface Contents {
   ranges(signal?: AbortSignal): AsyncIterable<Range>;
   /** Fills the buffer. The range must be before the end. */
   read(buffer: Uint8Array, offset: number): Promise<void>;
-  /** Lets go of what holds it. */
+  /** Releases the image or file. */
   close(): Promise<void>;
 }
 

@@ -1,4 +1,8 @@
-/** Converting: contents of any origin into a new image or file, into one that is there, or as bytes in a row. */
+/**
+ * Converts content in any format to a new image or file, to an existing one, or to a stream of
+ * bytes. One file, because all ways share the preparation of the source and the same checks of the
+ * target.
+ */
 import { type FileHandle, open, readFile, realpath, stat } from 'node:fs/promises';
 import path from 'node:path';
 import { isHeldBy } from '../client/image-state.js';
@@ -28,39 +32,42 @@ import { openUnnamed, pathOf } from '../engine/unnamed-file.js';
 
 /** What to convert, and how. */
 export interface Conversion {
-  /** What findTarget() has found; of a file of qcow2 with the name of a snapshot inside. */
+  /** The result of findTarget(); for a qcow2 file, with the name of a snapshot inside it. */
   source: Target;
-  /** `pcow`, `original` (the first Pcow's), `raw`, or one of qemu-img's; left out: what the source looks like. */
+  /**
+   * `pcow`, `original` (the first Pcow's), `raw`, or a format of qemu-img; default: the format that
+   * the source appears to have.
+   */
   from?: string | undefined;
-  /** Bytes; of a new image that stands on nothing. */
+  /** Bytes; for a new image that stands on no base. */
   blockSize?: number | undefined;
-  /** What a new image is to stand on. */
+  /** The base of a new image. */
   base?: Target | undefined;
-  /** Of a file of qcow2. */
+  /** For a qcow2 file. */
   compress?: boolean | undefined;
-  /** Of a file of qcow2: as qemu-img takes them after -o. */
+  /** For a qcow2 file: as for qemu-img's option -o. */
   qemuOptions?: string | undefined;
-  /** A new image or file takes the place of an old one. */
+  /** A new image or file may replace an existing one. */
   replace?: boolean | undefined;
 }
 
-/** For all that converts. Progress is in bytes of the source. */
+/** Options of every conversion. Progress is in bytes of the source. */
 export interface ConvertOptions extends LongOptions, AskOptions {
-  /** Called with a sentence for people: on what is left out, or is to be known of what was made. */
+  /** Called with a sentence for people: about content that is left out, or about the result. */
   onWarning?: ((message: string) => void) | undefined;
 }
 
-/** What was made. */
+/** The result of a conversion. */
 export interface Converted {
   /** The path of the image or file. */
   target: string;
   /** Bytes. */
   size: number;
-  /** The snapshots that a new image has got, oldest first. */
+  /** The snapshots of a new image, oldest first. */
   snapshots: string[];
 }
 
-/** A conversion with all that is known of its source. */
+/** A conversion with everything that is known about its source. */
 interface Prepared extends Conversion {
   /** The name of the source in messages. */
   name: string;
@@ -91,8 +98,9 @@ async function refuseInUse({ file, given, mount }: ImageTarget): Promise<void> {
 }
 
 /**
- * Makes a new image. Snapshots inside of a file of qcow2, or of the first Pcow's, come along, unless one is named. The image appears under
- * its name only when it is complete and durable.
+ * Makes a new image. The snapshots inside a qcow2 file, or in an image of the first Pcow, are
+ * converted as well, unless one is named. The image appears under its name only when it is complete
+ * and durable.
  */
 export async function convertToImage(
   conversion: Conversion,
@@ -214,7 +222,10 @@ function into(image: Image, holding: boolean): CopyTarget {
   return { write, present: { read, discard: (offset, length) => image.discard(offset, length) } };
 }
 
-/** Makes a new file. It appears under its name only when it is complete and durable. `target`: what newFile() returns. */
+/**
+ * Makes a new file. It appears under its name only when it is complete and durable. `target`: the
+ * result of newFile().
+ */
 export async function convertToFile(
   conversion: Conversion,
   target: string,
@@ -262,7 +273,7 @@ const PIECE = 1 << 20;
 async function* bytesOf(contents: Contents, { signal, onProgress }: LongOptions): AsyncGenerator<Buffer> {
   for await (const { offset, length, data } of contents.ranges(signal)) {
     for (let at = offset; at < offset + length; at += PIECE) {
-      // A new buffer each time: the one before may not have been written yet.
+      // A new buffer each time, because the previous one may not have been written yet.
       const piece = Buffer.alloc(Math.min(PIECE, offset + length - at));
       if (data) await contents.read(piece, at);
       yield piece;
@@ -272,8 +283,8 @@ async function* bytesOf(contents: Contents, { signal, onProgress }: LongOptions)
 }
 
 /**
- * Writes into an image that is there, and at rest: it keeps its size, its snapshots, and what lies behind the end of the source. Stopped in
- * the middle, it is half old and half new.
+ * Writes into an existing image at rest. The image keeps its size, its snapshots, and its content
+ * behind the end of the source. If it is stopped in the middle, the image is half old and half new.
  */
 export async function convertIntoImage(
   conversion: Conversion,
@@ -301,8 +312,9 @@ export async function convertIntoImage(
 }
 
 /**
- * Writes into a file that is there: a raw file, a block device, the flat file of a mounted image, or a file of qcow2. It keeps its size.
- * Stopped in the middle, it is half old and half new.
+ * Writes into an existing file: a raw file, a block device, the flat file of a mounted image, or a
+ * qcow2 file. The file keeps its size. If it is stopped in the middle, the file is half old and
+ * half new.
  */
 export async function convertIntoFile(
   conversion: Conversion,

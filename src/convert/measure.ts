@@ -2,7 +2,7 @@
 import type { LongOptions } from '../engine/index.js';
 import type { Contents } from './contents.js';
 
-/** What an image takes on its disk. */
+/** The disk space of an image. */
 export interface Measure {
   /** Bytes that an image takes after the content has been copied into it. */
   required: number;
@@ -15,7 +15,10 @@ const ENTRIES_PER_PAGE = PAGE / 8;
 /** Bytes that an image with data reserves for deletions on a full disk; one block is added. */
 const RESERVE = 128 << 10;
 
-/** Of an image of `size` bytes in blocks of `blockSize` bytes that is to hold `contents`, or of an empty one where there are none. */
+/**
+ * Measures an image of `size` bytes in blocks of `blockSize` bytes that will hold `contents`, or an
+ * empty one if there are no contents.
+ */
 export async function measure(
   size: number,
   blockSize: number,

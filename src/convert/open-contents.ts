@@ -18,8 +18,9 @@ import type { ImageTarget, Target } from '../images/find-image.js';
 const MAGIC = Buffer.from('\x89PCOW\r\n\x1a', 'latin1');
 
 /**
- * Opens what findTarget() has found, to read it flat. `format`: `pcow`, `original` (the first Pcow's), `raw`, or one of qemu-img's; left
- * out: what the file looks like. Of a format of qemu-img's a raw, sparse copy is made in the directory for temporary files.
+ * Opens the result of findTarget(), to read it flat. `format`: `pcow`, `original` (the first
+ * Pcow's), `raw`, or a format of qemu-img; default: the format that the file appears to have. For a
+ * format of qemu-img, a raw, sparse copy is made in the directory for temporary files.
  */
 export async function openContents(
   { image, snapshot }: Target,

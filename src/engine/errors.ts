@@ -52,7 +52,10 @@ const ERRNO_OF_CODE = {
   PCOW_USAGE: errno.EINVAL,
 } as const;
 
-/** What a failed system call means: the engine's table (code_of_errno in native/engine/error.cc); everything else is PCOW_IO. */
+/**
+ * The code of a failed system call, as in the engine's table (code_of_errno in
+ * native/engine/error.cc); every other errno is PCOW_IO.
+ */
 const CODE_OF_ERRNO: Partial<Record<keyof typeof errno, PcowErrorCode>> = {
   ENOSPC: 'PCOW_NO_SPACE',
   EDQUOT: 'PCOW_NO_SPACE',
@@ -71,8 +74,8 @@ const CODE_OF_ERRNO: Partial<Record<keyof typeof errno, PcowErrorCode>> = {
 };
 
 /**
- * What a mount or a monitor means that answers with the errno of its error (ERRNO_OF_CODE), where a system call means something else by it.
- * Of codes that share an errno it is the one that says least.
+ * What an errno means in the answer of a mount or a monitor (ERRNO_OF_CODE), if that differs from
+ * its meaning after a system call. If several codes share an errno, the least specific one is used.
  */
 const CODE_OF_ANSWER: Partial<Record<keyof typeof errno, PcowErrorCode>> = {
   EINVAL: 'PCOW_INVALID',
@@ -88,7 +91,7 @@ export function systemCodeOf(number: number): PcowErrorCode {
   return CODE_OF_ERRNO[NAME_OF_ERRNO.get(number) as keyof typeof errno] ?? 'PCOW_IO';
 }
 
-/** The code of an error of which another process of Pcow tells the (positive) errno alone. */
+/** The code of an error of which another process of Pcow reports only the (positive) errno. */
 export function codeOfAnswer(number: number): PcowErrorCode {
   return CODE_OF_ANSWER[NAME_OF_ERRNO.get(number) as keyof typeof errno] ?? systemCodeOf(number);
 }

@@ -134,7 +134,7 @@ export function forgetFilesIn(directory: string, present: string[]): void {
   addon().fuseForgetFilesIn(directory, present);
 }
 
-/** For tests: of how many files the native operations remember something. */
+/** For tests: the number of files about which the native operations remember something. */
 export function rememberedFiles(): number {
   return addon().fuseRemembered();
 }

@@ -124,7 +124,7 @@ export type NativeAttachEvent =
   | { kind: 'looked'; connection: number; id: number }
   | { kind: 'closed'; connection: number; text: string };
 
-/** The requests of native/attach/protocol.h, which has their numbers. */
+/** The requests of native/attach/protocol.h, which defines their numbers. */
 export type NativeRequestName =
   'prepare' | 'cut' | 'commit' | 'finish' | 'abort' | 'delete' | 'status' | 'sync' | 'rename';
 

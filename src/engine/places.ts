@@ -1,10 +1,11 @@
-/** Where images lie: what the filesystem of a directory can do, and what lies in persistent memory. */
+/** What the filesystem of a directory supports, and which files are in persistent memory. */
 import { translated } from './errors.js';
 import { addon } from './native.js';
 
 /**
- * Fails with PCOW_UNSUPPORTED if the filesystem lacks something that images need (docs/filesystems.md).
- * Tries it with a file of its own, and so fails as well where none can be made.
+ * Fails with PCOW_UNSUPPORTED if the filesystem lacks something that images need
+ * (docs/filesystems.md). Tries it with a file of its own, and so also fails if no file can be made
+ * there.
  */
 export function checkPlace(directory: string): Promise<void> {
   return translated(() => addon().checkDirectory(directory));

@@ -14,8 +14,9 @@ export function quote(text: string): string {
 }
 
 /**
- * A word for a shell, and then for a program, to read back as it is: a path that begins with a dash is no option. Every name and path in
- * what a message tells to type goes through here (test/cli/hints.test.ts looks).
+ * Quotes a word so that a shell, and then a program, reads it back unchanged: a path that begins
+ * with a dash is not taken for an option. Every name and path in a command that a message suggests
+ * goes through this function (test/cli/hints.test.ts checks that).
  */
 export function word(text: string): string {
   const name = text.startsWith('-') ? `./${text}` : text;

@@ -14,15 +14,15 @@ export type Recovery = 'nothing' | 'recovered' | 'in use';
 
 /** The results for the images of a directory, each by its path. */
 export interface DirectoryRecovery {
-  /** Those of which something was made durable. */
+  /** Images of which something was made durable. */
   recovered: string[];
-  /** Those that somebody has open for writing, or recovers. */
+  /** Images that another process has open for writing, or recovers. */
   inUse: string[];
-  /** Those that could not be recovered. */
+  /** Images that could not be recovered. */
   failed: {
-    /** Its path. */
+    /** The path of the image. */
     image: string;
-    /** Mostly a PcowError. */
+    /** Usually a PcowError. */
     error: unknown;
   }[];
 }

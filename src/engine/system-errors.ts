@@ -1,4 +1,7 @@
-/** Failed system calls, in words for people. The command line uses this for whatever has no sentence of its own. */
+/**
+ * Explains failed system calls to people. The command line uses this for errors without a sentence
+ * of their own.
+ */
 import { getSystemErrorMap } from 'node:util';
 import { systemCodeOf, type PcowErrorCode } from './errors.js';
 import { quote } from './quote.js';
@@ -67,7 +70,7 @@ export function workingDirectoryIsGone(): boolean {
 
 interface Reason {
   why: string;
-  /** The next step; left out: that of the code (cli/output/errors.ts). */
+  /** The next step; default: that of the code (cli/output/errors.ts). */
   next?: string;
   /** Default: the engine's code for this errno. */
   code?: PcowErrorCode;

@@ -1,7 +1,7 @@
 /** The arguments and results of an image's operations. Sizes and offsets are bytes. */
 import type { PcowError } from './errors.js';
 
-/** On what a new image stands: a frozen layer of another image. */
+/** The base of a new image: a frozen layer of another image. */
 export interface BaseOptions {
   /**
    * The base image, as the user gave it; stored relative to the new image's directory if possible.
@@ -152,13 +152,16 @@ export interface ImageInfo {
   persistent: boolean;
   /** How often this opening has called write(2) for the image's file. */
   kernelWrites: number;
-  /** How often this opening has asked the kernel to make something of the image's file durable: fdatasync(2) and the like. */
+  /**
+   * How often this opening has asked the kernel to make data of the image's file durable:
+   * fdatasync(2) and similar calls.
+   */
   kernelSyncs: number;
 }
 
 /** An operation on an image that failed. */
 export interface ImageFailure {
-  /** When. */
+  /** The time of the failure. */
   time: Date;
   /** The error that the operation threw, or with which it rejected. */
   error: PcowError;

@@ -10,8 +10,8 @@ export async function compressed(bytes: Uint8Array, level: number): Promise<Buff
 }
 
 /**
- * The content of one frame, which must have exactly `length` bytes: never more are made of it.
- * Errors: PCOW_CORRUPT.
+ * The content of one frame, which must have exactly `length` bytes: never more than that are
+ * produced. Errors: PCOW_CORRUPT.
  */
 export async function decompressed(frame: Uint8Array, length: number): Promise<Buffer> {
   const into = Buffer.allocUnsafeSlow(length);

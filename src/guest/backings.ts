@@ -1,4 +1,6 @@
-/** The images that a guest will have as memory: each is mounted, used once, and has its own id. */
+/**
+ * The images that a guest will have as memory: each is mounted, is used once, and has its own id.
+ */
 import { stat } from 'node:fs/promises';
 import { asking, type AskOptions } from '../images/mount-answers.js';
 import { isPcowError, PcowError } from '../engine/errors.js';
@@ -7,7 +9,10 @@ import { backingIds, type Backing } from './qemu-options.js';
 import { quote } from '../engine/quote.js';
 import { findImage, flatFile } from '../images/find-image.js';
 
-/** The flat files of mounted images, with their sizes and an id each. `id`: begins those; left out: `pcow`. Errors: PCOW_MOUNT of one that is not mounted. */
+/**
+ * The flat files of mounted images, with their sizes and an id for each. `id`: the beginning of
+ * these ids; default: `pcow`. Errors: PCOW_MOUNT if an image is not mounted.
+ */
 export async function backingsFor(
   given: string[],
   { id, ...options }: AskOptions & { id?: string | undefined } = {},
@@ -36,7 +41,10 @@ export async function backingsFor(
   return backings;
 }
 
-/** Whether an image is in persistent memory. Who starts a guest may have no right to the image file: then nothing is promised of it. */
+/**
+ * Whether an image is in persistent memory. If this user may not read the image file, the answer is
+ * no.
+ */
 export async function maybePersistent(file: string): Promise<boolean> {
   try {
     return await isInPersistentMemory(file);

@@ -18,13 +18,13 @@ const LAST_SLOT = 0x1e;
 
 /** For libvirtElements(). */
 export interface LibvirtRequest {
-  /** In the order in which the guest is to see them. */
+  /** In the order in which the guest sees them. */
   images: Backing[];
-  /** As what it sees them. */
+  /** The kind of device that the guest sees. */
   device: Device;
   /** Bytes of ordinary memory of the virtual machine. */
   memory: number;
-  /** How many processors it has. */
+  /** The number of processors. */
   cpus: number;
   /** nvdimm only: tell the guest that its flushes are not durable. */
   unarmed: boolean;
@@ -34,7 +34,10 @@ export interface LibvirtRequest {
   kvm: boolean;
 }
 
-/** Elements of <domain> with which libvirt starts a guest that has images as memory. Errors: PCOW_LIMIT of too many. */
+/**
+ * The elements of <domain> with which libvirt starts a guest that has images as memory. Errors:
+ * PCOW_LIMIT if there are too many images.
+ */
 export function libvirtElements(request: LibvirtRequest): string {
   const { images, memory, cpus, monitor, kvm } = request;
   return [

@@ -7,7 +7,10 @@ import { PcowError } from '../engine/errors.js';
 import { quote, word } from '../engine/quote.js';
 import { formatSize, GIB, MIB, sizeArgument } from '../images/sizes.js';
 
-/** What a guest sees: a device whose flush is an fsync of the image, or one whose flushes are processor instructions. */
+/**
+ * What a guest sees: a device whose flush is an fsync of the image, or one that is flushed by
+ * processor instructions.
+ */
 export type Device = 'virtio-pmem' | 'nvdimm';
 
 export const DEVICES: readonly Device[] = ['virtio-pmem', 'nvdimm'];
@@ -25,7 +28,7 @@ export const SECTION = 128 * MIB;
 /** x86 guests have 40 address bits by default. */
 export const DEFAULT_ADDRESS_BITS = 40;
 
-/** An image that a guest is to have as memory. */
+/** An image that a guest will have as memory. */
 export interface Backing {
   /** The mounted flat file. */
   file: string;
@@ -39,9 +42,9 @@ export interface Backing {
 
 /** For qemuOptions(). */
 export interface QemuRequest {
-  /** In the order in which the guest is to see them. */
+  /** In the order in which the guest sees them. */
   images: Backing[];
-  /** As what it sees them. */
+  /** The kind of device that the guest sees. */
   device: Device;
   /** Bytes of ordinary memory of the virtual machine. */
   memory: number;
@@ -49,15 +52,18 @@ export interface QemuRequest {
   unarmed: boolean;
 }
 
-/** For a command line of QEMU. */
+/** The result of qemuOptions(). */
 export interface QemuOptions {
-  /** Words of the command line. */
+  /** Words of QEMU's command line. */
   args: string[];
   /** Sentences for people. */
   warnings: string[];
 }
 
-/** The options with which QEMU has images as memory. Errors: PCOW_INVALID of a size that QEMU does not take. */
+/**
+ * The options with which QEMU has images as memory. Errors: PCOW_INVALID for a size that QEMU does
+ * not accept.
+ */
 export function qemuOptions(request: QemuRequest): QemuOptions {
   const { images, device, memory, unarmed } = request;
   const maxMemory = maxMemoryOf(request);

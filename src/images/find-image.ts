@@ -1,10 +1,11 @@
 /**
  * What IMAGE, IMAGE@SNAPSHOT and the name of a new image stand for.
  *
- * An image is named by its file, by its flat file in a mount, or by either without `.pcow`. Who works on it needs to know
- * both of its sides: the image file, and the mount of its directory where there is one, because a mount is the one
- * writer of its images and is asked by its control files. A name is looked up once: what it stands for is passed on, because the
- * same name may stand for another image a moment later.
+ * An image is named by its file, by its flat file in a mount, or by either without `.pcow`. Code
+ * that works on it needs to know both of its sides: the image file, and the mount of its directory
+ * if there is one, because a mount is the only writer of its images and takes requests through its
+ * control files. A name is looked up once and the result is passed on, because the same name may
+ * stand for another image a moment later.
  */
 import { realpath, stat } from 'node:fs/promises';
 import path from 'node:path';
@@ -18,7 +19,7 @@ import { quote, word } from '../engine/quote.js';
 /** The directory of control files in a mount. */
 const CONTROL = '.pcow';
 
-/** An image that was found, or the place of one that is to be made. */
+/** An image that was found, or the path of one that will be made. */
 export interface ImageTarget {
   /** As it was given: messages repeat this. */
   given: string;
@@ -38,11 +39,14 @@ export interface ImageTarget {
 export interface Target {
   /** The image. */
   image: ImageTarget;
-  /** The name of the snapshot; null: the image as it is now. Whether there is such a snapshot has not been looked at. */
+  /**
+   * The name of the snapshot; null: the image as it is now. It is not known yet whether the
+   * snapshot exists.
+   */
   snapshot: string | null;
 }
 
-/** A snapshot that was named. */
+/** A named snapshot. */
 export interface SnapshotTarget extends Target {
   /** Its name. */
   snapshot: string;
@@ -52,11 +56,14 @@ export interface SnapshotTarget extends Target {
 export interface ImageDirectory {
   /** A real path. */
   directory: string;
-  /** The mount of it. */
+  /** The mount of the directory, or null. */
   mount: PcowMount | null;
 }
 
-/** Finds an image, or fails with what is wrong with the name. Errors: PCOW_NOT_FOUND, PCOW_NOT_AN_IMAGE, PCOW_MOUNT. */
+/**
+ * Finds an image, or fails and says what is wrong with the name. Errors: PCOW_NOT_FOUND,
+ * PCOW_NOT_AN_IMAGE, PCOW_MOUNT.
+ */
 export async function findImage(given: string, options: AskOptions = {}): Promise<ImageTarget> {
   const { image, snapshot } = await findTarget(given, options);
   if (snapshot !== null) {

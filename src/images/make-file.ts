@@ -3,7 +3,10 @@ import path from 'node:path';
 import { isPcowError, type Making, PcowError, throughDraft as throughEngineDraft } from '../engine/index.js';
 import { explain, systemErrorOf } from '../engine/system-errors.js';
 
-/** As the engine's, with the next step in the errors. What `work` fails with has its own sentence, and is told as it is. */
+/**
+ * As the engine's function, and adds the next step to errors. An error of `work` has its own
+ * sentence, and is not changed.
+ */
 export async function throughDraft<T>(target: string, making: Making, work: (draft: string) => Promise<T>): Promise<T> {
   let ofWork: unknown;
   try {

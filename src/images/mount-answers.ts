@@ -1,11 +1,14 @@
-/** Before anything touches a path: the mount that it leads into must answer. mount-life.ts finds out whether it does. */
+/**
+ * Before anything accesses a path, the mount into which it leads must answer. mount-life.ts finds
+ * out whether it does.
+ */
 import { PcowError } from '../engine/errors.js';
 import { lifeOf, mountOnTheWay, type Trouble, troubleOf, withMount } from './mount-life.js';
 import { mountsOfDirectory, type PcowMount } from './mount-table.js';
 
-/** For everything that may ask a mount. */
+/** Options of everything that may ask a mount. */
 export interface AskOptions {
-  /** Called once, where a mount takes its time to answer. */
+  /** Called once if a mount takes long to answer. */
   onWait?: ((mount: PcowMount) => void) | undefined;
 }
 
@@ -18,12 +21,15 @@ const answered = new Map<string, number>();
 /** Milliseconds for which an answer is valid. */
 const FRESH = 1000;
 
-/** Does work that asks a mount. Fails with PCOW_MOUNT if the mount does not answer. */
+/** Runs work that asks a mount. Fails with PCOW_MOUNT if the mount does not answer. */
 export function asking<T>(mount: PcowMount, work: () => Promise<T>, options: AskOptions = {}): Promise<T> {
   return withMount(mount, patience(mount, options), noAnswer, work);
 }
 
-/** Fails with PCOW_MOUNT where the mount that a path leads into does not answer. To be called before anything touches the path. */
+/**
+ * Fails with PCOW_MOUNT if the mount into which a path leads does not answer. Call it before
+ * anything accesses the path.
+ */
 export async function mustAnswerOnTheWay(given: string, options: AskOptions = {}): Promise<void> {
   const mount = given.includes('\0') ? null : await mountOnTheWay(given);
   if (mount === null || performance.now() - (answered.get(mount.mountpoint) ?? -Infinity) < FRESH) return;
@@ -32,7 +38,7 @@ export async function mustAnswerOnTheWay(given: string, options: AskOptions = {}
   answered.set(mount.mountpoint, performance.now());
 }
 
-/** What is wrong with a mount that its caller can do without. */
+/** What is wrong with a mount whose answer is not essential. */
 export async function briefTroubleOf(mount: PcowMount): Promise<Trouble | null> {
   return troubleOf(mount, await lifeOf(mount, { limit: SHORT }));
 }

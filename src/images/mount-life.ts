@@ -197,7 +197,7 @@ export function troubleOf({ mountpoint, directory, connection }: PcowMount, life
 }
 
 /**
- * Does work that asks a mount, and checks meanwhile that the mount is alive. `fail` makes the error
+ * Runs work that asks a mount, and checks meanwhile that the mount is alive. `fail` makes the error
  * if it is not.
  */
 export async function withMount<T>(

@@ -186,7 +186,8 @@ async function checkFileSystem(directory: string): Promise<void> {
     await checkPlace(directory);
   } catch (error) {
     if (isPcowError(error, 'PCOW_UNSUPPORTED')) throw mountError(error.message, error, 'EOPNOTSUPP');
-    // It cannot be tried there, in a directory that is full or belongs to others; its images can still be read.
+    // The check is not possible in this directory, because it is full or belongs to another user;
+    // its images can still be read.
     debug('%s: %s', directory, sentenceOf(error));
   }
 }

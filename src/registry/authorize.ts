@@ -1,6 +1,6 @@
 /**
- * How requests to one repository are authorized: Basic, or by a token that a server of the registry
- * gives for it. Nothing is sent before the registry has asked.
+ * How requests to one repository are authorized: Basic, or by a token from a server that the
+ * registry names. No credentials are sent before the registry has asked for them.
  */
 import { PcowError } from '../engine/index.js';
 import { word } from '../engine/quote.js';
@@ -11,7 +11,7 @@ import { bodyOf, type Http, messageOf } from './http.js';
 const LONGEST_TOKEN = 1 << 20;
 
 export class Authorizer {
-  /** What is sent now; a promise, so that concurrent requests ask for one token. */
+  /** The present header; a promise, so that concurrent requests ask for one token. */
   #current: Promise<string | null> = Promise.resolve(null);
   #credentials: Promise<Credentials | null> | undefined;
 
@@ -31,7 +31,7 @@ export class Authorizer {
   async header(challenge: string | null, used: string | null): Promise<string | null> {
     const current = this.#current;
     const known = await current;
-    // Another request may have got a new one since, or be getting it.
+    // Another request may have got a new one meanwhile, or may be getting it.
     if (challenge === null || known !== used || this.#current !== current) return this.#current;
     this.#current = this.#answer(challenge);
     this.#current.catch(() => undefined);
@@ -117,7 +117,7 @@ export function refused(host: string, why: string, known: boolean): PcowError {
   });
 }
 
-/** `Bearer realm="…",service="…"`; of several challenges, a Bearer. */
+/** `Bearer realm="…",service="…"`; a Bearer challenge if there are several. */
 function parseChallenge(header: string): { scheme: string; parameters: Map<string, string> } {
   const text = header.slice(0, 8192);
   const bearer = /\bbearer\s/i.exec(text);

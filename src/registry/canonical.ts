@@ -1,7 +1,7 @@
 /**
- * What a layer holds, as its content alone determines it: the units of 4 KiB in which a snapshot
- * differs from the one below (docs/registry.md). Block sizes, and how the bytes came there, play no
- * part: the same two contents give the same pieces wherever they are.
+ * The content of a layer in its canonical form: the units of 4 KiB in which a snapshot differs from
+ * the one below (docs/registry.md). Block sizes, and how the bytes were written, do not matter: the
+ * same two contents give the same pieces everywhere.
  */
 import type { Extent, Image } from '../engine/index.js';
 import { PcowError } from '../engine/index.js';
@@ -17,7 +17,7 @@ export interface PieceContent {
   bytes: Buffer;
 }
 
-/** Pieces that are read at once. */
+/** The number of pieces that are read at the same time. */
 const WIDTH = 8;
 const ZEROS = Buffer.alloc(UNIT);
 
@@ -35,7 +35,7 @@ export async function* canonicalPieces(
   }
 }
 
-/** How many pieces canonicalPieces() looks at. Reads the tables only. */
+/** The number of pieces that canonicalPieces() examines. Reads only the tables. */
 export async function countCandidates(part: Part, signal: AbortSignal | undefined): Promise<number> {
   let [count, next] = [0, 0];
   for await (const { offset, length, kind } of extentsOf(part, signal)) {
@@ -56,7 +56,7 @@ interface Candidate {
 async function* candidates(part: Part, signal: AbortSignal | undefined): AsyncGenerator<Candidate> {
   let piece = null as Candidate | null;
   for await (const { offset, length, kind } of extentsOf(part, signal)) {
-    // On nothing, zeros are no difference.
+    // If there is no layer below, zeros are no difference.
     if (kind !== 'data' && part.from === null) continue;
     for (let unit = Math.floor(offset / UNIT); unit * UNIT < offset + length; unit++) {
       const number = Math.floor(unit / UNITS);

@@ -1,6 +1,6 @@
 /**
- * Credentials for registries, where docker, skopeo and podman keep them: files with JSON, and
- * helper programs that these files name. Nothing is written that these programs could not read.
+ * Credentials for registries, where docker, skopeo and podman keep them: in JSON files, and with
+ * helper programs that these files name. Only what these programs can read is written.
  */
 import { spawn } from 'node:child_process';
 import { mkdir, readFile, writeFile } from 'node:fs/promises';
@@ -21,11 +21,11 @@ interface AuthFile {
   credsStore?: string;
 }
 
-/** Milliseconds that a helper may take: it may ask its user. */
+/** Milliseconds that a helper may take, because it may ask the user. */
 const HELPER_LIMIT = 60_000;
 const LONGEST_ANSWER = 1 << 20;
 
-/** Those that are read, in this order: the first that knows the host counts. */
+/** The files that are read, in this order: the first one that has the host counts. */
 function files(): string[] {
   const { REGISTRY_AUTH_FILE: chosen, XDG_RUNTIME_DIR: runtime, XDG_CONFIG_HOME: config } = process.env;
   if (chosen) return [chosen];
@@ -37,7 +37,10 @@ function dockerFile(): string {
   return path.join(process.env.DOCKER_CONFIG ?? path.join(homedir(), '.docker'), 'config.json');
 }
 
-/** null: nobody has logged in. `repository`: skopeo may keep other credentials for a part of a registry. */
+/**
+ * The credentials for a host; null: the user has not logged in. `repository`: skopeo may keep other
+ * credentials for a part of a registry.
+ */
 export async function credentialsFor(host: string, repository: string): Promise<Credentials | null> {
   for (const file of files()) {
     const known = await readAuthFile(file);
@@ -141,17 +144,17 @@ async function runHelper(name: string, verb: string, input: string): Promise<{ c
     child.on('close', (code) => {
       resolve({ code, output });
     });
-    child.stdin.on('error', () => undefined); // it may not read
+    child.stdin.on('error', () => undefined); // the helper may not read it
     child.stdin.end(input);
   });
 }
 
-/** Where `pcow login` writes. Every one of those programs reads it. */
+/** The file that `pcow login` writes. All of these programs read it. */
 function fileToWrite(): string {
   return process.env.REGISTRY_AUTH_FILE ?? dockerFile();
 }
 
-/** Returns the place where they are now, for people. */
+/** Returns where they are stored, for messages. */
 export async function storeCredentials(host: string, credentials: Credentials): Promise<string> {
   const file = fileToWrite();
   const known = (await readAuthFile(file)) ?? {};
@@ -172,7 +175,7 @@ export async function storeCredentials(host: string, credentials: Credentials): 
   return file;
 }
 
-/** Returns whether there were some. */
+/** Returns whether there were any. */
 export async function removeCredentials(host: string): Promise<boolean> {
   const file = fileToWrite();
   const known = await readAuthFile(file);
@@ -188,7 +191,7 @@ export async function removeCredentials(host: string): Promise<boolean> {
   return true;
 }
 
-/** Only its owner may read it. It is replaced as a whole. */
+/** Only the owner may read the file. It is replaced as a whole. */
 async function writeAuthFile(file: string, content: AuthFile): Promise<void> {
   await mkdir(path.dirname(file), { recursive: true, mode: 0o700 });
   const draft = `${file}.${process.pid}.new`;

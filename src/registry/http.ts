@@ -16,7 +16,10 @@ const debug = createDebug('pcow:registry');
 
 /** Milliseconds without a byte, in either direction. */
 const SILENCE = 60_000;
-/** Bytes per second that a transfer must reach, beyond SILENCE: endless drops do not count. */
+/**
+ * Bytes per second that a transfer must reach in addition to SILENCE, so that it cannot trickle for
+ * ever.
+ */
 const SLOWEST = 16 << 10;
 const TRIES = 6;
 /** Milliseconds before the second try; doubled before each further one. */
@@ -26,7 +29,7 @@ const MOST_REDIRECTS = 5;
 const REDIRECTS = [301, 302, 303, 307, 308];
 /** Answers after which the same request may succeed. */
 const TEMPORARY = [408, 429, 500, 502, 503, 504];
-/** Bytes of an answer that is only read for its message. */
+/** Bytes that are read of an answer's error message. */
 const LONGEST_MESSAGE = 64 << 10;
 
 export interface HttpOptions {
@@ -68,7 +71,7 @@ export class Http {
     return this.options.plainHttp === true;
   }
 
-  /** The answer, whatever its status is; temporary failures are tried again first. */
+  /** The answer, whatever its status; temporary failures are retried first. */
   async request(request: HttpRequest): Promise<HttpAnswer> {
     const { signal } = this.options;
     for (let tried = 1; ; tried++) {
@@ -108,7 +111,7 @@ export class Http {
         continue;
       }
       const asked = answer.headers['www-authenticate'];
-      // Once: what was sent is wrong, or has expired meanwhile.
+      // Only once: the header that was sent is wrong, or has expired.
       if (
         answer.status === 401 &&
         challenge === null &&
@@ -135,7 +138,10 @@ export class Http {
     return url;
   }
 
-  /** Refuses addresses to which a registry must not send us: other protocols, and http without being asked. */
+  /**
+   * Refuses addresses to which a registry must not redirect: other protocols, and http unless it
+   * was requested.
+   */
   check(url: URL, from: URL): void {
     const allowed = url.protocol === 'https:' || (url.protocol === 'http:' && this.plain);
     if (allowed && url.username === '' && url.password === '') return;
@@ -166,7 +172,7 @@ export class Http {
       body: request.body === undefined ? null : Readable.from(request.body(), { objectMode: false }),
       signal: signal === undefined ? limit : AbortSignal.any([signal, limit]),
     });
-    // An answer that is given up in the middle is an error of its body, for which nobody waits.
+    // If an answer is abandoned in the middle, its body emits an error that nothing waits for.
     answer.body.on('error', () => undefined);
     return { status: answer.statusCode, headers: answer.headers, url, body: answer.body };
   }
@@ -175,13 +181,13 @@ export class Http {
     const { EnvHttpProxyAgent } = await import('undici');
     const ca = certificatesFor(url.host, this.options.certificates ?? []);
     const times = { headersTimeout: SILENCE, bodyTimeout: SILENCE, connectTimeout: 20_000 };
-    // The last two are for the agent of the proxy, to which undici passes them. Its types do not say so.
+    // The last two are for the proxy's agent, to which undici passes them. Its types do not say so.
     const options = { ...times, connect: { ca, timeout: 20_000 }, requestTls: { ca }, proxyTls: { ca } };
     return new EnvHttpProxyAgent(options);
   }
 }
 
-/** Reads the rest of an answer that does not matter, so that its connection can be used again. */
+/** Reads the rest of an answer that is not needed, so that its connection can be used again. */
 export async function skip({ body }: HttpAnswer): Promise<void> {
   await body.dump({ limit: LONGEST_MESSAGE }).catch(() => undefined);
 }
@@ -206,7 +212,10 @@ export async function bodyOf(answer: HttpAnswer, most: number, signal: AbortSign
   return Buffer.concat(chunks, length);
 }
 
-/** What a registry says about its refusal, as one line without characters that a terminal acts on. */
+/**
+ * The registry's reason for its refusal, on one line, without characters that a terminal
+ * interprets.
+ */
 export async function messageOf(answer: HttpAnswer): Promise<string> {
   const text = await bodyOf(answer, LONGEST_MESSAGE, undefined).then(
     (bytes) => bytes.toString('utf8'),
@@ -220,7 +229,7 @@ export async function messageOf(answer: HttpAnswer): Promise<string> {
     };
     told = errors?.map(({ code, message }) => message ?? code ?? '').join('; ') ?? details ?? '';
   } catch {
-    // the status alone must do
+    // then only the status is reported
   }
 
   const line = String(told)
@@ -230,13 +239,13 @@ export async function messageOf(answer: HttpAnswer): Promise<string> {
   return line === '' ? `HTTP ${answer.status}` : `HTTP ${answer.status}, ${line}`;
 }
 
-/** Milliseconds of a Retry-After; 0: none that counts. */
+/** Milliseconds of a Retry-After header; 0 if there is no valid one. */
 function waitTold(header: string | string[] | undefined): number {
   const seconds = typeof header === 'string' && /^\d{1,6}$/.test(header) ? Number(header) : 0;
   return Math.min(LONGEST_PAUSE, seconds * 1000);
 }
 
-/** A wrong certificate or a name that does not exist will not change. */
+/** False for errors that will not go away: a wrong certificate, a name that does not exist. */
 function mayPass(error: Error): boolean {
   const code = codeOf(error);
   return !/^(ERR_TLS|CERT_|UNABLE_TO|SELF_SIGNED|DEPTH_ZERO|ERR_SSL|EPROTO|ENOTFOUND|UND_ERR_INVALID_ARG|ERR_INVALID)/.test(
@@ -263,7 +272,10 @@ export function unreachable(url: URL, error: Error): PcowError {
 /** The system's bundle, as other programs use it. */
 const SYSTEM = ['/etc/ssl/certs/ca-certificates.crt', '/etc/pki/tls/certs/ca-bundle.crt'];
 
-/** Node's own authorities, the system's, those of this host as docker and skopeo keep them, and the given ones. */
+/**
+ * The authorities of Node, of the system, of this host as docker and skopeo keep them, and the
+ * given ones.
+ */
 function certificatesFor(host: string, given: readonly string[]): string[] {
   const bundle = process.env.SSL_CERT_FILE ?? SYSTEM.find((file) => existsSync(file));
   const own = ['/etc/docker/certs.d', '/etc/containers/certs.d'].flatMap((directory) => {

@@ -14,7 +14,7 @@ export type { Pulled, Pushed };
 export interface RegistryOptions {
   /** Files with certificates of authorities to trust, besides those of the system. */
   certificates?: readonly string[] | undefined;
-  /** Use HTTP instead of HTTPS. Default: false, and a registry is never asked without TLS. */
+  /** Use HTTP instead of HTTPS. Default: false; then a registry is never accessed without TLS. */
   plainHttp?: boolean | undefined;
 }
 
@@ -26,15 +26,15 @@ export interface PullOptions extends RegistryOptions, LongOptions {
   /** Drop what an existing image holds beyond its snapshots. */
   force?: boolean | undefined;
   /**
-   * The image file on which a new image stands: on the newest snapshot that it has of the pulled
-   * image. Default: a new image stands on its own.
+   * The image file on which a new image stands: on the newest snapshot there that belongs to the
+   * pulled image. Default: a new image stands on no base.
    */
   base?: string | undefined;
 }
 
-/** What is kept for a registry. */
+/** Credentials for a registry. */
 export interface RegistryLogin {
-  /** As the registry knows the user. */
+  /** The user name. */
   username: string;
   /** A password, or a token that the registry gives for it. */
   password: string;
@@ -42,7 +42,7 @@ export interface RegistryLogin {
 
 /**
  * Pushes a snapshot, with the snapshots on which it stands, to `HOST/REPOSITORY:TAG` or
- * `oci:DIRECTORY:TAG`. What is there already is not sent. The image may be in use. Errors:
+ * `oci:DIRECTORY:TAG`. What is already there is not sent. The image may be in use. Errors:
  * PCOW_NOT_FOUND for the snapshot, PCOW_PERMISSION, PCOW_IO, PCOW_BUSY, PCOW_CANCELLED; PCOW_LIMIT
  * for more than 1000 snapshots.
  */
@@ -63,10 +63,11 @@ export async function pushImage(
 
 /**
  * Pulls `HOST/REPOSITORY[:TAG][@DIGEST]` or `oci:DIRECTORY[:TAG][@DIGEST]` into the image file at
- * `path`. If there is none, it appears when it is complete. If it has snapshots of that image, the
- * missing ones are added. An interrupted pull goes on where it was. Errors: PCOW_NOT_FOUND,
- * PCOW_EXISTS if the file is another image, PCOW_NOT_AN_IMAGE if the registry has something else,
- * PCOW_CORRUPT, PCOW_PERMISSION, PCOW_IO, PCOW_BUSY, PCOW_LOCKED, PCOW_NO_SPACE, PCOW_CANCELLED.
+ * `path`. If there is no such file, it appears when it is complete. If it has snapshots of that
+ * image, the missing ones are added. An interrupted pull continues where it stopped. Errors:
+ * PCOW_NOT_FOUND, PCOW_EXISTS if the file is another image, PCOW_NOT_AN_IMAGE if the registry has
+ * something else, PCOW_CORRUPT, PCOW_PERMISSION, PCOW_IO, PCOW_BUSY, PCOW_LOCKED, PCOW_NO_SPACE,
+ * PCOW_CANCELLED.
  */
 export async function pullImage(reference: string, path: string, options: PullOptions = {}): Promise<Pulled> {
   checkPath('the path of the image', path);
@@ -89,7 +90,7 @@ export async function pullImage(reference: string, path: string, options: PullOp
 
 /**
  * Drops what an interrupted pullImage() of a new image has kept. Returns whether there was
- * something.
+ * anything.
  */
 export async function abandonPulling(path: string): Promise<boolean> {
   checkPath('the path of the image', path);
@@ -97,8 +98,8 @@ export async function abandonPulling(path: string): Promise<boolean> {
 }
 
 /**
- * Has the registry check the credentials, and keeps them where docker, podman and skopeo keep
- * theirs. Returns the file, or the helper. Errors: PCOW_PERMISSION, PCOW_IO.
+ * Lets the registry check the credentials, and stores them where docker, podman and skopeo keep
+ * theirs. Returns the name of the file or of the helper. Errors: PCOW_PERMISSION, PCOW_IO.
  */
 export async function loginToRegistry(
   host: string,
@@ -107,7 +108,7 @@ export async function loginToRegistry(
 ): Promise<string> {
   parseHost(host);
   checkPath('the user name', username);
-  // A message must not show it.
+  // The message must not show the password.
   if (typeof password !== 'string' || password === '' || /\p{Cc}/u.test(password)) {
     throw new PcowError('PCOW_INVALID', 'the password is no text, or it is empty, or has more than one line');
   }
@@ -118,7 +119,7 @@ export async function loginToRegistry(
   return storeCredentials(host, credentials);
 }
 
-/** Forgets the credentials for a registry. Returns whether there were some. */
+/** Removes the credentials for a registry. Returns whether there were any. */
 export async function logoutOfRegistry(host: string): Promise<boolean> {
   return removeCredentials(parseHost(host));
 }

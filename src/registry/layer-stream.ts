@@ -1,6 +1,6 @@
 /**
- * A layer of a registry as a stream that receive() takes (docs/stream.md): its pieces are fetched
- * in groups, several at once, and verified one by one before anything of them is used.
+ * A layer of a registry as a stream for receive() (docs/stream.md). Its pieces are fetched in
+ * groups, several groups at a time, and each is verified before anything of it is used.
  */
 import { decompressed, type LongOptions } from '../engine/index.js';
 import type { Begin, End } from '../stream/header.js';
@@ -11,14 +11,17 @@ import { ordered } from './ordered.js';
 import { type Piece, type PieceIndex, runsOf } from './piece-index.js';
 import { type BlobReader, cancelled, type Store } from './store.js';
 
-/** Bytes of the data blob that are asked for at once: many pieces for one round trip. */
+/** Bytes of the data blob that one request fetches: many pieces for one round trip. */
 const GROUP = 4 << 20;
-/** Groups that are fetched at once: with what is decompressed, this bounds the memory. */
+/**
+ * Groups that are fetched at the same time: with the pieces being decompressed, this bounds the
+ * memory.
+ */
 const GROUPS_AT_ONCE = 4;
-/** Pieces that are decompressed at once. */
+/** Pieces that are decompressed at the same time. */
 const WIDTH = 4;
 
-/** What the stream begins with; `resumedAt` as in docs/stream.md. */
+/** The beginning of the stream; `resumedAt` as in docs/stream.md. */
 export type LayerBegin = Omit<Begin, 'data'>;
 
 export async function* layerStream(
@@ -41,7 +44,7 @@ export async function* layerStream(
     for (const { kind, offset, length } of runsOf(piece)) {
       const part = kind === 'data' ? bytes.subarray(at, at + length) : null;
       at += part?.length ?? 0;
-      // Records end where they ended before an interruption.
+      // Records have the same ends as before an interruption.
       if (offset + length <= begin.resumedAt) continue;
       end[part === null ? 'zeros' : 'data'] += length;
       yield counted(
@@ -55,7 +58,7 @@ export async function* layerStream(
 
 interface Content {
   piece: Piece;
-  /** Its data units. */
+  /** Its data units, one after another. */
   bytes: Buffer;
 }
 
@@ -108,7 +111,7 @@ async function framesOf(reader: BlobReader, group: Piece[]): Promise<{ piece: Pi
   }));
 }
 
-/** The digest is checked first: nothing else reads bytes that are not those of the manifest. */
+/** Checks the digest first: nothing else reads bytes that are not those of the manifest. */
 async function contentOf(name: string, { piece, frame }: { piece: Piece; frame: Buffer }): Promise<Content> {
   if (piece.stored === 0) return { piece, bytes: frame };
   if (!sha256(frame).equals(piece.digest)) throw corrupt(name, `the bytes of piece ${piece.number} are others`);

@@ -1,6 +1,6 @@
 /**
- * An OCI image layout: a directory with blobs by their digests, and an index of what is tagged. Any
- * number of programs may read it. Those that write it take the lock of its file `oci-layout`.
+ * An OCI image layout: a directory with blobs named by their digests, and an index of the tags. Any
+ * number of programs may read it. Programs that write it take the lock of its file `oci-layout`.
  */
 import { randomUUID } from 'node:crypto';
 import { createWriteStream } from 'node:fs';
@@ -98,7 +98,7 @@ export class LayoutStore implements Store {
 
   async #make(): Promise<void> {
     const { directory } = this.reference;
-    // One by one: with `recursive`, Node gives ENOENT where the filesystem is mounted read-only.
+    // One by one: with `recursive`, Node reports ENOENT if the filesystem is mounted read-only.
     for (const folder of [directory, path.join(directory, 'blobs'), path.join(directory, 'blobs', 'sha256')]) {
       await mkdir(folder).catch(unlessThere);
     }
@@ -129,7 +129,7 @@ export class LayoutStore implements Store {
     });
   }
 
-  /** Those that can be read; an empty list where there is no layout yet. */
+  /** The entries that can be read; an empty list if there is no layout yet. */
   async #entries(): Promise<Entry[]> {
     const file = path.join(this.reference.directory, 'index.json');
     if ((await stat(file).catch(() => null)) === null) return [];

@@ -1,7 +1,7 @@
 /**
- * What an image on this machine has already of an image in a registry. An identity that is equal
- * proves nothing: it comes from whoever wrote the manifest. So the local content is read, and must
- * be what the indexes of the registry say, piece by piece.
+ * The layers of a registry's image that an image on this machine already has. An equal identity
+ * proves nothing, because the author of the manifest chose it. So the local content is read, and
+ * must match the registry's indexes, piece by piece.
  */
 import type { Image, SnapshotInfo } from '../engine/index.js';
 import { ExportPlan, type Part } from '../stream/plan.js';
@@ -13,13 +13,16 @@ import { type PieceIndex, recordDigest } from './piece-index.js';
 export interface LayersThere {
   /** How many of the lowest layers the image has. */
   count: number;
-  /** The name of a snapshot that has the identity of the next layer, but another content. */
+  /** The name of a snapshot that has the identity of the next layer, but different content. */
   different: string | null;
-  /** The snapshot of the image itself, and not of its base, that is the uppermost of these layers. */
+  /**
+   * The uppermost of these layers if it is a snapshot of the image itself, not of its base;
+   * otherwise null.
+   */
   top: SnapshotInfo | null;
 }
 
-/** `indexOf`: of a layer in the registry. */
+/** `indexOf` returns the index of a layer in the registry. */
 export async function layersThere(
   image: Image,
   { layers }: ImageConfig,

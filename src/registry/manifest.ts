@@ -16,10 +16,10 @@ export const DATA_TYPE = 'application/vnd.pcow.layer.data.v1';
 /** Bytes of a manifest or a config. */
 export const LONGEST_TEXT = 4 << 20;
 export const MOST_LAYERS = 1000;
-/** Bytes of a data blob: of so many pieces, each as long as it can be. */
+/** Bytes of a data blob: the largest number of pieces, each of the largest size. */
 const LONGEST_BLOB = 2 ** 40;
 
-/** What names a blob: its content, and how long it is. */
+/** The identification of a blob: its digest and its length. */
 export interface Blob {
   digest: string;
   size: number;
@@ -90,7 +90,7 @@ function encodeJson(value: unknown): Buffer {
   return Buffer.from(JSON.stringify(value));
 }
 
-/** The config of an image, as its manifest names it. `what` names the image for messages. */
+/** The config of an image, as named in its manifest. `what` names the image in messages. */
 export function parseManifest(bytes: Buffer, what: string): { config: Blob; blobs: Map<string, number> } {
   const { mediaType, artifactType, config, layers } = objectOf(parseJson(bytes, what), what);
   const isIndex = mediaType !== undefined && mediaType !== MANIFEST_TYPE;
@@ -187,7 +187,7 @@ function objectOf(value: unknown, what: string): Record<string, unknown> {
   throw corrupt(what, 'a part of its manifest or config is missing');
 }
 
-/** The checks of the engine speak of arguments: here they are content of a registry. */
+/** The engine's checks call the values arguments; here they are content of a registry. */
 function checking<T>(what: string, work: () => T): T {
   try {
     return work();

@@ -1,10 +1,10 @@
-/** What a reference leads to. HTTP is loaded only where it is needed. */
+/** Opens the store to which a reference leads. The HTTP module is loaded only if it is needed. */
 import { PcowError } from '../engine/index.js';
 import type { HttpOptions } from './http.js';
 import { type Reference, parseReference } from './reference.js';
 import type { Store } from './store.js';
 
-/** Opens what the text refers to for the time of `work`. */
+/** Opens the store to which the text refers, while `work` runs. */
 export async function withStore<T>(
   text: string,
   doing: 'push' | 'pull',

@@ -1,8 +1,11 @@
-/** Work on items that arrive one after another: several at once, with the results in their order. */
+/**
+ * Works on items that arrive one after another: on several at a time, with the results in their
+ * order.
+ */
 
 /**
- * Does `work` on up to `width` items at once. When it ends, by an error or because its reader
- * stops, everything that was begun has ended.
+ * Runs `work` on up to `width` items at a time. When it ends, by an error or because its reader
+ * stops, all work that was begun has ended.
  */
 export async function* ordered<T, R>(
   items: AsyncIterable<T> | Iterable<T>,

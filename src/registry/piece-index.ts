@@ -10,7 +10,7 @@ export const PIECE = 256 << 10;
 /** Bytes: what a bit of a mask stands for. */
 export const UNIT = 4096;
 export const UNITS = PIECE / UNIT;
-/** Bytes of the longest frame: zstd never makes more of a piece. */
+/** Bytes of the longest frame: zstd never makes a longer one from a piece. */
 export const LONGEST_FRAME = PIECE + 4096;
 /** Of one layer: 256 GiB of changed ranges. */
 export const MOST_PIECES = 1 << 20;
@@ -41,7 +41,7 @@ export interface Piece {
 
 const NO_DIGEST = Buffer.alloc(32);
 
-/** As a record has it: zeros where there are no bytes. */
+/** The digest in a record: zeros if there are no bytes. */
 export function recordDigest(bytes: Uint8Array): Buffer {
   return bytes.length === 0 ? NO_DIGEST : sha256(bytes);
 }
@@ -83,7 +83,9 @@ export class IndexBuilder {
   }
 }
 
-/** An index that was checked: its pieces are decoded one by one, so that it takes no more memory. */
+/**
+ * A verified index. Its pieces are decoded one by one, so it takes no more memory than its bytes.
+ */
 export class PieceIndex {
   private constructor(
     private readonly bytes: Buffer,

@@ -1,7 +1,7 @@
 /**
- * Pulls an image (docs/registry.md). Each layer is received as a stream is (src/stream), so that an
- * interrupted pull goes on where it was, and a snapshot appears when all of it has arrived. A new
- * image is hidden until its last snapshot is there.
+ * Pulls an image (docs/registry.md). Each layer is received like a stream (src/stream), so an
+ * interrupted pull continues where it stopped, and a snapshot appears when all of it has arrived. A
+ * new image is hidden until its last snapshot is there.
  */
 import path from 'node:path';
 import {
@@ -45,16 +45,16 @@ export interface Pulled {
 export interface Pulling extends LongOptions {
   /** Drop what an existing image holds beyond its snapshots. */
   force?: boolean | undefined;
-  /** The new image stands on this one: on the newest snapshot that it has of the pulled image. */
+  /** The base of the new image: the newest snapshot there that belongs to the pulled image. */
   base?: string | undefined;
   /** As for receive(). */
   opening?: (<T>(open: () => Promise<T>) => Promise<T>) | undefined;
 }
 
-/** How many snapshots below are named in a stream. */
+/** The number of earlier snapshots that a stream names. */
 const HISTORY = 200;
 
-/** An image outside of this machine, whose config was read and checked. */
+/** An image in a registry or layout, whose config was read and checked. */
 export interface RemoteImage {
   digest: string;
   config: ImageConfig;
@@ -66,7 +66,7 @@ export async function readRemote(store: Store): Promise<RemoteImage> {
   return { digest: digestOf(manifest), config: parseConfig(await readWhole(store, config), blobs, store.name) };
 }
 
-/** Where a new image is until it is complete. Such a name belongs to no image. */
+/** The path of a new image until it is complete. No image can have such a name. */
 export function hiddenName(file: string): string {
   return path.join(path.dirname(file), `.${path.basename(file)}.pulling`);
 }
@@ -76,7 +76,7 @@ export async function pull(store: Store, file: string, options: Pulling = {}): P
   try {
     return await pullInto(store, file, options);
   } catch (error) {
-    // For the user, the image has the name that it is to get.
+    // The user knows the image only by its final name.
     if (error instanceof Error) error.message = error.message.replaceAll(hiddenName(file), file);
     throw error;
   }
@@ -92,7 +92,7 @@ async function pullInto(store: Store, file: string, options: Pulling): Promise<P
     const index =
       indexes.get(at) ?? PieceIndex.parse(await readWhole(store, layer.index), layer.size, layer.data?.size ?? 0);
     if (index.data !== layer.bytes) throw corrupt(store.name, 'the number of its bytes is wrong');
-    indexes.clear(); // one is enough, and they may be large
+    indexes.clear(); // one is enough, and indexes may be large
     indexes.set(at, index);
     return index;
   };
@@ -109,7 +109,7 @@ async function pullInto(store: Store, file: string, options: Pulling): Promise<P
   for (const [at, layer] of missing.entries()) {
     await receiveLayer(store, target, config, present + at, await indexOf(present + at), {
       ...rest,
-      // What is hidden, and in no snapshot, is of no use to anybody.
+      // Data that is hidden and in no snapshot is of no use.
       force: made || force === true,
       onProgress: (received) => options.onProgress?.(done + received, total),
     });
@@ -127,18 +127,20 @@ async function pullInto(store: Store, file: string, options: Pulling): Promise<P
   };
 }
 
-/** While its base keeps its snapshots. Opening it shows that it still has the one on which it stands. */
+/**
+ * The base keeps its snapshots meanwhile. Opening the image shows that its snapshot is still there.
+ */
 async function appear(hidden: string, file: string): Promise<void> {
   await (await Image.open(hidden)).close();
   await giveName(hidden, file, false);
 }
 
-/** The snapshot of another image on which a new one is to stand. */
+/** The snapshot of another image on which a new one will stand. */
 interface Ground {
   file: string;
   /** The id of its layer. */
   layer: number;
-  /** How many layers the new image need not hold. */
+  /** The number of layers that the new image need not hold. */
   count: number;
 }
 
@@ -165,7 +167,7 @@ async function groundIn(
   }
 }
 
-/** Returns how many layers are there, in the hidden image and below it. */
+/** Returns how many layers exist, in the hidden image and below it. */
 async function prepareHidden(
   hidden: string,
   config: ImageConfig,
@@ -179,7 +181,7 @@ async function prepareHidden(
   return ground.count;
 }
 
-/** Removes what an interrupted pull of a new image has left. Returns whether there was something. */
+/** Removes what an interrupted pull of a new image has left. Returns whether there was anything. */
 export async function abandonPull(file: string): Promise<boolean> {
   const hidden = hiddenName(file);
   if (!(await exists(hidden))) return false;
@@ -187,7 +189,7 @@ export async function abandonPull(file: string): Promise<boolean> {
   return true;
 }
 
-/** Not while another pull writes it. */
+/** Fails if another pull is writing it. */
 async function removeHidden(hidden: string): Promise<void> {
   const lock = await lockWriter(hidden);
   try {
@@ -200,7 +202,7 @@ async function removeHidden(hidden: string): Promise<void> {
 
 type IndexOf = (layer: number) => Promise<PieceIndex>;
 
-/** The layers that an interrupted pull has left complete. Anything else there is dropped. */
+/** The layers that an interrupted pull has left complete. Everything else there is dropped. */
 async function whatIsHidden(
   hidden: string,
   config: ImageConfig,
@@ -218,7 +220,7 @@ async function whatIsHidden(
   return 0;
 }
 
-/** null: it holds something else, which is no beginning of this image. */
+/** null: it holds something else, and is not the beginning of this image. */
 async function countOf(
   hidden: string,
   config: ImageConfig,
@@ -248,7 +250,7 @@ async function countOf(
   return continues ? count : null;
 }
 
-/** The layers that an existing image has: at least one, or it is another image. */
+/** The layers that an existing image already has: at least one, otherwise it is another image. */
 async function whatIsThere(
   store: Store,
   file: string,

@@ -1,7 +1,7 @@
 /**
  * Pushes a snapshot, with the snapshots on which it stands, as an artifact (docs/registry.md). Each
- * layer is compressed into a file without a name, and sent while the next one is compressed; what
- * the other side has already is not sent.
+ * layer is compressed into an unnamed file, and sent while the next one is compressed. What the
+ * other side already has is not sent.
  */
 import { createHash } from 'node:crypto';
 import type { FileHandle } from 'node:fs/promises';
@@ -23,15 +23,15 @@ import { cancelled, type Store } from './store.js';
 
 /** The level of zstd: measured by scripts/piece-sizes.ts. */
 export const LEVEL = 3;
-/** Pieces that are compressed at once. */
+/** Pieces that are compressed at the same time. */
 const WIDTH = 4;
-/** Layers that are sent at once. */
+/** Layers that are sent at the same time. */
 const LAYERS_AT_ONCE = 3;
 const CHUNK = 1 << 20;
 
 /** The result of push(). */
 export interface Pushed {
-  /** Of the manifest: what names this image for ever. */
+  /** The manifest's digest, which identifies this image for ever. */
   digest: string;
   /** The number of layers. */
   layers: number;
@@ -41,7 +41,7 @@ export interface Pushed {
   present: number;
 }
 
-/** What is sent of a layer. */
+/** The parts of a layer that are sent. */
 interface EncodedLayer {
   layer: ImageLayer;
   index: Buffer;
@@ -170,14 +170,14 @@ async function* once(bytes: Buffer): AsyncGenerator<Uint8Array> {
   yield await Promise.resolve(bytes);
 }
 
-/** A file without a name, for a data blob: its digest is known only when it is complete. */
+/** An unnamed file for a data blob: its digest is known only when it is complete. */
 class Spool {
   readonly #hash = createHash('sha256');
   #size = 0;
 
   private constructor(private readonly file: FileHandle) {}
 
-  /** On a disk: /tmp may be memory. */
+  /** On a disk, because /tmp may be in memory. */
   static async make(): Promise<Spool> {
     return new Spool(await openUnnamed(process.env.TMPDIR ?? '/var/tmp'));
   }

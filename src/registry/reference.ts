@@ -1,4 +1,4 @@
-/** What names an image outside of this machine: in a registry, or in an OCI layout. */
+/** References to images outside of this machine: in a registry, or in an OCI layout. */
 import path from 'node:path';
 import { PcowError } from '../engine/index.js';
 
@@ -30,7 +30,7 @@ const HOST = /^(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9a-fA-F:.]+\])(
 const COMPONENT = /^[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*$/;
 const LONGEST_REPOSITORY = 255;
 
-/** Tags of images that are pushed without one. */
+/** The tag of an image that is pushed without one. */
 const DEFAULT_TAG = 'latest';
 
 export function parseReference(text: string): Reference {
@@ -57,7 +57,7 @@ export function parseReference(text: string): Reference {
   return { kind: 'registry', host, repository, tag: tag ?? (digest === null ? DEFAULT_TAG : null), digest };
 }
 
-/** The host of a registry alone, as `pcow login` takes it. */
+/** The host of a registry, as an argument of `pcow login`. */
 export function parseHost(text: string): string {
   if (HOST.test(text)) return text;
   throw new PcowError('PCOW_INVALID', `${JSON.stringify(text)} is not the host of a registry`, {
@@ -65,7 +65,7 @@ export function parseHost(text: string): string {
   });
 }
 
-/** As messages show it. */
+/** The text that messages show. */
 export function formatReference(reference: Reference): string {
   const { tag, digest } = reference;
   const place =
@@ -77,7 +77,7 @@ export function isDigest(value: unknown): value is string {
   return typeof value === 'string' && DIGEST.test(value);
 }
 
-/** The file name of an image that gets no other name: the last part of the repository. */
+/** The file name of an image if no other is given: the last part of the repository. */
 export function nameFrom(reference: Reference): string {
   const name =
     reference.kind === 'layout'
@@ -94,7 +94,7 @@ function parseLayout(text: string, place: string): LayoutReference {
   return { kind: 'layout', directory, tag, digest };
 }
 
-/** As with skopeo and docker: a name with a dot or a port is a host, and so is localhost. */
+/** As for skopeo and docker: a name with a dot or a port is a host, and so is localhost. */
 function isHost(host: string): boolean {
   return HOST.test(host) && (host === 'localhost' || /[.:]/.test(host));
 }

@@ -1,4 +1,4 @@
-/** A repository of a registry, by the OCI distribution specification. */
+/** A repository of a registry, according to the OCI distribution specification. */
 import { PcowError } from '../engine/index.js';
 import { Authorizer, refused } from './authorize.js';
 import type { Credentials } from './credentials.js';
@@ -17,7 +17,7 @@ import { type Blob, blobOf, corrupt, LONGEST_TEXT, MANIFEST_TYPE } from './manif
 import { formatReference, type RegistryReference } from './reference.js';
 import type { BlobReader, Store } from './store.js';
 
-/** The tries for a part of a blob whose transfer breaks off in the middle. */
+/** The number of tries for a part of a blob if the transfer breaks off. */
 const TRIES = 4;
 
 export class RegistryStore implements Store {
@@ -113,7 +113,7 @@ export class RegistryStore implements Store {
   }
 
   async #request(request: HttpRequest): Promise<HttpAnswer> {
-    // An address on another host carries its own right to it.
+    // An address on another host contains its own authorization.
     const own = request.url.origin === this.#root.origin;
     const authorization = own
       ? (challenge: string | null, used: string | null) => this.#authorizer.header(challenge, used)
@@ -161,7 +161,7 @@ export async function checkCredentials(host: string, credentials: Credentials, o
   }
 }
 
-/** Docker Hub is served by another host than its images are named after. */
+/** Docker Hub's server has another name than its images use. */
 function addressOf(host: string, { plainHttp }: HttpOptions): URL {
   return new URL(`${plainHttp === true ? 'http' : 'https'}://${host === 'docker.io' ? 'registry-1.docker.io' : host}/`);
 }
@@ -176,11 +176,11 @@ interface Range {
 }
 
 /**
- * Reads parts of a blob by ranges. A registry may ignore ranges, and send everything: then the
- * parts are read from that one answer, as far as they are asked for in ascending order.
+ * Reads parts of a blob with range requests. A registry may ignore ranges and send everything: then
+ * the parts are read from that one answer, as long as they are requested in ascending order.
  */
 class RemoteBlob implements BlobReader {
-  /** The first part is read alone: it shows whether ranges work. */
+  /** The first part is read alone, because it shows whether ranges work. */
   #first: Promise<unknown> | undefined;
   #whole: WholeAnswer | null = null;
   /** Parts that are read from one answer, one after another. */
@@ -209,7 +209,7 @@ class RemoteBlob implements BlobReader {
     return Promise.resolve();
   }
 
-  /** A transfer that breaks off is begun again: the answer may come from another server. */
+  /** A transfer that breaks off is started again, because another server may answer. */
   async #retried(range: Range): Promise<Buffer> {
     for (let tried = 1; ; tried++) {
       try {
@@ -255,7 +255,7 @@ class RemoteBlob implements BlobReader {
       return await whole.take(length, true);
     } catch (error) {
       whole.end();
-      // It has no position any more: the next try begins another one.
+      // Its position is no longer known: the next try starts another one.
       whole.position = Infinity;
       throw error;
     }
@@ -282,7 +282,7 @@ class WholeAnswer {
     this.#chunks = (answer.body as AsyncIterable<Buffer>)[Symbol.asyncIterator]();
   }
 
-  /** The next bytes; where they are only skipped, none. */
+  /** The next bytes; none if they are only skipped. */
   async take(length: number, keep: boolean): Promise<Buffer> {
     const kept: Buffer[] = [];
     for (let missing = length; missing > 0;) {

@@ -1,4 +1,6 @@
-/** Where images are outside of this machine: what a registry and an OCI layout have in common. */
+/**
+ * What a registry and an OCI layout have in common: both contain images outside of this machine.
+ */
 import { PcowError } from '../engine/index.js';
 import { digestOf } from './digest.js';
 import { type Blob, corrupt } from './manifest.js';
@@ -6,20 +8,22 @@ import { type Blob, corrupt } from './manifest.js';
 export interface Store {
   /** For messages: the image as the user named it. */
   readonly name: string;
-  /** The manifest to which the reference leads now. Its digest is not yet checked against it. */
+  /**
+   * The manifest to which the reference leads now. It has not been checked against a digest yet.
+   */
   readManifest(): Promise<Buffer>;
   hasBlob(blob: Blob): Promise<boolean>;
   /** Reads a blob, or parts of it in any order. */
   openBlob(blob: Blob): BlobReader;
-  /** Calls `open` for the bytes: again, where the first try failed. */
+  /** Calls `open` for the bytes, and again if the first try failed. */
   writeBlob(blob: Blob, open: () => AsyncIterable<Uint8Array>): Promise<void>;
-  /** Gives it the tag of the reference. */
+  /** Stores the manifest under the tag of the reference. */
   writeManifest(bytes: Buffer): Promise<void>;
   close(): Promise<void>;
 }
 
 export interface BlobReader {
-  /** Exactly these bytes; nothing about their content is checked. */
+  /** Returns exactly these bytes; their content is not checked. */
   read(offset: number, length: number): Promise<Buffer>;
   close(): Promise<void>;
 }

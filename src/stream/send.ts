@@ -101,7 +101,7 @@ export async function* sendStream(image: Image, sending: Sending, options: LongO
   };
   yield encodeText(RecordType.begin, begin);
   for await (const { offset, length, kind } of sending.extents(signal)) {
-    // Where there is no snapshot below, zeros need not be sent.
+    // If there is no snapshot below, zeros need not be sent.
     if (kind !== 'data') {
       if (begin.from === null) continue;
       end.zeros += length;

@@ -176,8 +176,8 @@ export class AttachService {
   }
 
   /**
-   * Returns the image whose flat file the descriptor has open. Checks that it is open with the
-   * rights that are asked for.
+   * Returns the image whose flat file the descriptor has open. Checks that the file is open with
+   * the rights that are requested.
    */
   async #shown({ device, inode, flags, writable }: AttachRequest): Promise<ImageEntry> {
     const { place, catalog, attributes } = this.#context;
