@@ -1,5 +1,7 @@
-// The monitor's end of the attach protocol, beside a mount that is silent, busy, dead or strange: whoever waits for it gets an
-// error in the end, and memory that stood still for it goes on.
+// The monitor's end of the attach protocol, with a mount that is silent, busy, dead or strange:
+// every thread that waits for the mount gets an error in the end, and memory that was frozen for it
+// continues. One file, because all tests share one stand-in for the mount (class Mount) and one
+// image.
 #include "monitor/attachment.h"
 
 #include <fcntl.h>
@@ -22,11 +24,11 @@ namespace {
 
 constexpr uint64_t kSize = 1 << 20;
 constexpr Session::Limits kLimits = {1 << 20, 100};
-// A test that hangs is ended by alarm(2); whoever waits for as long as this has hung.
+// alarm(2) ends a test that hangs. A thread that waits longer than this has hung.
 constexpr unsigned kHungSeconds = 120;
 constexpr Patience kNever = {10 * 60 * 1000, 10 * 60 * 1000};
 
-// A mount as far as the socket goes.
+// A mount, as far as the monitor sees it through the socket.
 class Mount {
  public:
   explicit Mount(const std::string& path, int backlog = 8) : path_(path) {
@@ -40,7 +42,7 @@ class Mount {
   }
   ~Mount() { unlink(path_.c_str()); }
 
-  // Waits for a connection, and for what it says first.
+  // Waits for a connection, and for its first message.
   void meet(protocol::Kind kind) {
     peer_ = protocol::Descriptor(accept4(listener_.number(), nullptr, nullptr, SOCK_CLOEXEC));
     CHECK(peer_);
@@ -58,7 +60,7 @@ class Mount {
 
   void say(const protocol::Packet& packet) { CHECK(protocol::send_packet(peer_.number(), packet)); }
 
-  // Questions that come in between are passed over.
+  // Skips the monitor's own questions.
   protocol::Kind hear_answer() {
     for (;;) {
       const protocol::Kind kind = hear().kind;
@@ -66,9 +68,9 @@ class Mount {
     }
   }
 
-  // A request, answered by kDone.
+  // Sends a request, which is answered by kDone.
   void ask(protocol::Kind kind, const std::string& text = {}) { CHECK(answer_to(kind, text) == protocol::Kind::kDone); }
-  // One out of order, answered by kFailed.
+  // Sends a request that is out of order, which is answered by kFailed.
   void ask_in_vain(protocol::Kind kind) { CHECK(answer_to(kind, "s") == protocol::Kind::kFailed); }
 
   void wait_for_end() {
@@ -79,7 +81,8 @@ class Mount {
     CHECK(protocol::receive_packet(peer_.number(), 1, &packet, &reason) == protocol::Received::kEnd);
   }
 
-  // Takes the image back. A request crosses the monitor's word for it: the monitor has nothing to do with it any more.
+  // Takes the image back. A request crosses the monitor's kRelease: the monitor no longer has
+  // anything to do with it.
   void take_back() {
     CHECK(hear().kind == protocol::Kind::kRelease);
     protocol::Packet crossing;
@@ -152,7 +155,7 @@ struct Stage {
     return attachment;
   }
 
-  // What a mount hands over in its place.
+  // `answer` makes the message that the mount sends instead.
   void refuses(const char* what, const std::function<protocol::Packet()>& answer, int expected) const {
     Mount mount(socket);
     std::thread answering([&] {
@@ -176,7 +179,8 @@ void silent_when_attaching() {
   CHECK(!outcome && outcome.error().err == ETIMEDOUT);
 }
 
-// Such as one that is killed while a guest starts. Only the message tells that it is the mount's end, and not the image's fault.
+// For example, a mount that is killed while a guest starts. Only the message shows that the mount
+// has ended, and that the image is not at fault.
 void dies_when_attaching() {
   const Stage stage;
   Mount mount(stage.socket);
@@ -206,7 +210,7 @@ void takes_no_connections() {
   CHECK(!attached && attached.error().err == EAGAIN);
 }
 
-// An application has signals of its own, and they interrupt the waiting.
+// An application has its own signals, and they interrupt the wait.
 void signals_while_it_waits() {
   const Stage stage;
   Mount mount(stage.socket);
@@ -289,7 +293,7 @@ void strange_answers() {
   close(pipes[1]);
 }
 
-// Each step of a snapshot in the state that the one before has left, and none of the others.
+// Each step of a snapshot is allowed only in the state that the step before has left.
 void steps_out_of_order() {
   using protocol::Kind;
   const Stage stage;
@@ -328,7 +332,7 @@ void silent_after_the_cut() {
   memory[0] = 1;
   mount.ask(protocol::Kind::kPrepare, "never");
   mount.ask(protocol::Kind::kCut);
-  memory[4096] = 2;  // stands still until the mount is taken for dead
+  memory[4096] = 2;  // waits until the mount is taken for dead
   CHECK(memory[0] == 1);
   mount.wait_for_end();
   CHECK(MUST(session.image().snapshots(false)).empty());
@@ -349,9 +353,9 @@ void next_mounts() {
   Mount second(stage.socket);
   second.meet(protocol::Kind::kResume);
   protocol::Packet answer;
-  answer.kind = protocol::Kind::kStatus;  // which is none
+  answer.kind = protocol::Kind::kStatus;  // which is no answer
   second.say(answer);
-  second.meet(protocol::Kind::kResume);  // it comes again, and again, until it gets its answer
+  second.meet(protocol::Kind::kResume);  // the monitor repeats it until it gets its answer
   answer.kind = protocol::Kind::kAttached;
   second.say(answer);
   second.ask(protocol::Kind::kStatus);
@@ -361,7 +365,7 @@ void next_mounts() {
   attachment->detach();  // does not wait for an answer
 }
 
-// What is attached stands on a base, which gets another base that was not handed over.
+// The attached image stands on a base, which gets another base that was not handed over.
 struct ChangedBase {
   Stage stage;
   std::string ground = stage.directory / "ground.pcow";
@@ -383,7 +387,7 @@ struct ChangedBase {
     writer = MUST(Image::open(base, options));
   }
 
-  // Each holds its `value` in a block of its own, and has the snapshot s.
+  // Each image holds its `value` in a block of its own, and has the snapshot s.
   static void make(const std::string& path, const std::string& on, char value) {
     CreateOptions create;
     create.size = on.empty() ? kSize : 0;
@@ -413,7 +417,7 @@ struct ChangedBase {
     return attachment;
   }
 
-  // A mapping that has been read, and then the base stands on what was not handed over.
+  // A mapping is read, and then the base stands on a file that was not handed over.
   volatile char* map_and_rebase(Session* session) const {
     auto* memory = static_cast<volatile char*>(MUST(session->map(kSize, PROT_READ, 0)));
     CHECK(memory[3 * 65536] == 3);
@@ -438,8 +442,8 @@ void base_that_was_not_handed_over() {
   std::atomic<int> found{-1};
   std::thread reader([&] { found = memory[65536]; });
   CHECK(mount.hear().kind == Kind::kWant);
-  mount.ask(Kind::kStatus);  // side by side with all else
-  // What does not help is no answer: it asks again.
+  mount.ask(Kind::kStatus);  // requests continue meanwhile
+  // An answer that does not help is none: the monitor asks again.
   protocol::Packet bases;
   bases.kind = Kind::kBases;
   ChangedBase::add(&bases, scene.base);
@@ -457,7 +461,7 @@ void base_that_was_not_handed_over() {
   attachment->detach();
 }
 
-// A mount of another age says nothing of it, and would take the question for nonsense.
+// A mount of an older version does not announce that it knows kWant, and would reject it.
 void mount_that_is_not_to_be_asked() {
   using protocol::Kind;
   const ChangedBase scene;
@@ -469,7 +473,7 @@ void mount_that_is_not_to_be_asked() {
   std::thread reader([&] { found = memory[65536]; });
   while (session.statistics().stalled_now == 0) usleep(1000);
   mount.ask(Kind::kStatus);
-  // It may bring the files all the same.
+  // It may send the files nevertheless.
   protocol::Packet bases;
   bases.kind = Kind::kBases;
   for (const std::string& path : {scene.base, scene.other}) ChangedBase::add(&bases, path);
@@ -479,7 +483,7 @@ void mount_that_is_not_to_be_asked() {
   reader.join();
   CHECK(found == 1);
   MUST(session.unmap(const_cast<char*>(memory), kSize));
-  // Descriptors with anything else are nonsense.
+  // Descriptors in any other message are not valid.
   bases.kind = Kind::kStatus;
   ChangedBase::add(&bases, scene.base);
   mount.say(bases);

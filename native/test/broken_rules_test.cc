@@ -1,8 +1,10 @@
-// A deliberately broken engine. Each ordering rule of docs/format.md (engine/rules.h) is broken in turn, and the power-cut
-// simulator must find a state in which that breaks a promise.
+// An engine that is broken on purpose. Each ordering rule of docs/format.md (engine/rules.h) is
+// broken in turn, and the power-cut simulator must find a state in which this breaks a promise.
 //
-//   broken_rules_test [ROUNDS [RULE [WORKLOAD]]]     how often a workload is tried before a breach counts as not found; RULE: the only one,
-//                                                    or "all"; WORKLOAD: another than the one in which it shows soonest
+//   broken_rules_test [ROUNDS [RULE [WORKLOAD]]]
+//     ROUNDS    how often a workload is tried before a breach counts as not found
+//     RULE      the only rule to break, or "all"
+//     WORKLOAD  another workload than the one that shows the breach soonest
 #include <sys/wait.h>
 
 #include <cstring>
@@ -19,7 +21,7 @@ namespace {
 struct Breach {
   Rule rule;
   const char* name;
-  const char* workload;  // where it shows
+  const char* workload;  // that shows the breach
   bool persistent;       // in persistent memory
 };
 
@@ -78,7 +80,7 @@ const Breach kBreaches[] = {
     BREACH_IN_MEMORY(kDurableBeforeSeal, "mapping"),
 };
 
-// In a process of its own, for that is how a failure ends. Its files are this one's to remove.
+// In a process of its own, because a failure ends the process. The parent removes its files.
 bool is_found(const Breach& breach, const char* workload, uint64_t seed, int rounds) {
   const TemporaryDirectory place("/dev/shm");
   fflush(nullptr);
@@ -99,14 +101,14 @@ bool is_found(const Breach& breach, const char* workload, uint64_t seed, int rou
   }
   int status = 0;
   CHECK(waitpid(child, &status, 0) == child);
-  // The engine may also stop at what its broken rule has led to.
+  // The engine may also stop because of what its broken rule has caused.
   return WIFSIGNALED(status) || WEXITSTATUS(status) == 1;
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  const int rounds = argc > 1 ? atoi(argv[1]) : 400;  // most are found in a few
+  const int rounds = argc > 1 ? atoi(argv[1]) : 400;  // most breaches are found after a few
   const uint64_t seed = test_seed();
   std::set<Rule> seen;
   for (const Breach& breach : kBreaches) seen.insert(breach.rule);

@@ -1,6 +1,7 @@
-// An image file that somebody else cuts short, or makes unreadable, while it is open: an error, and no SIGBUS; nothing that was lost is
-// said to be safe. What is not the engine's own goes to the handler that was there before. And a writer that moves a block to and fro
-// for ever: an error, and no end of the stack.
+// An image file that another process cuts short, or makes unreadable, while it is open: the engine
+// reports an error, raises no SIGBUS, and reports nothing as safe that was lost. A SIGBUS that is
+// not the engine's own goes to the handler that was installed before. And a writer that moves a
+// block to and fro for ever: a reader gets an error, and its stack does not overflow.
 #include "engine/disk/bus_guard.h"
 
 #include <sys/mman.h>
@@ -62,7 +63,7 @@ void readers() {
   }
 }
 
-// Whatever a writer does with it.
+// Every operation of a writer.
 void writers() {
   const TemporaryDirectory directory("/dev/shm");
   const std::vector<char> bytes(65536, 'b');
@@ -93,7 +94,7 @@ void writers() {
     if (i % 2) MUST(image->write(1 << 20, bytes.data(), bytes.size()));
     cut_short(path);
     const bool done = steps[i](*image);
-    // A new place needs nothing of what is gone. But it is not called safe.
+    // A write to a new place needs nothing that is lost. But it is not reported as safe.
     if (done && i > 0) fprintf(stderr, "step %zu succeeded\n", i);
     CHECK(!done || i == 0);
     CHECK(!image->sync());
@@ -102,7 +103,7 @@ void writers() {
   }
 }
 
-// Many threads at once, in several images of which one is cut short: the others are none the worse for it.
+// Many threads at once, in several images of which one is cut short: the others are not affected.
 void many_threads() {
   const TemporaryDirectory directory("/dev/shm");
   std::vector<std::unique_ptr<Image>> images;
@@ -133,7 +134,7 @@ void many_threads() {
 std::atomic<int> seen{0};
 sigjmp_buf back;
 
-// A SIGBUS of the program's own, before and after the engine has its handler.
+// A SIGBUS of the program itself, before and after the engine has installed its handler.
 void others_get_theirs() {
   const TemporaryDirectory directory("/dev/shm");
   const std::string path = directory / "own";
@@ -154,14 +155,14 @@ void others_get_theirs() {
     CHECK(false);
   }
   CHECK(seen == 1);
-  // … while one of the engine's stays the engine's.
+  // … while the engine's own SIGBUS still goes to the engine.
   readers();
   CHECK(seen == 1);
   CHECK(exchange_bus_action(&before, nullptr));
   munmap(const_cast<char*>(page), 4096);
 }
 
-// The writer, another process, always comes between the look at the entry and the look again.
+// The writer, another process, always moves the block between the two looks at the entry.
 class Mover : public FileObserver {
  public:
   uint64_t* word = nullptr;

@@ -1,4 +1,5 @@
-// What the native tests share: checks that end the program with a sentence, files, temporary directories, seeded randomness.
+// Shared by the native tests: checks that end the program with a sentence, files, temporary
+// directories, seeded random numbers.
 #pragma once
 
 #include <fcntl.h>
@@ -26,7 +27,7 @@
     }                                                                         \
   } while (false)
 
-// The value of a Result; ends the program with its error where there is none.
+// The value of a Result; if there is none, ends the program with the error.
 template <typename T>
 T must_(pcow::Result<T> result, const char* file, int line) {
   if (!result) {
@@ -49,7 +50,7 @@ T must_(pcow::Result<T> result, const char* file, int line) {
     }                                                                                               \
   } while (false)
 
-// A whole file.
+// The content of a file.
 using Bytes = std::vector<uint8_t>;
 
 // Images are mostly holes, so only the data is read, and only what is not zero is written.
@@ -85,7 +86,7 @@ inline void save(const std::string& path, const Bytes& bytes) {
 
 class TemporaryDirectory {
  public:
-  // By default on a real disk: /tmp may be memory.
+  // By default on a real disk, because /tmp may be in memory.
   explicit TemporaryDirectory(const std::string& parent = "/var/tmp") : path_(parent + "/pcow-test-XXXXXX") {
     if (!mkdtemp(path_.data())) {
       perror(path_.c_str());
@@ -103,18 +104,20 @@ class TemporaryDirectory {
   std::string path_;
 };
 
-// How much of what can be done any number of times: all of it without a sanitizer; under one, which makes the programs many times slower,
-// less: at length (PCOW_LONG=1, npm run test:long) and in short (npm test).
+// How often to repeat what can be repeated any number of times: `plain` without a sanitizer. Under
+// one, which makes programs many times slower: `at_length` with PCOW_LONG=1 (npm run test:long),
+// otherwise `in_short` (npm test).
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 inline int effort(int /*plain*/, int at_length, int in_short) { return getenv("PCOW_LONG") ? at_length : in_short; }
 #else
 inline int effort(int plain, int /*at_length*/, int /*in_short*/) { return plain; }
 #endif
 
-// Of the places that a test goes through one by one, every so many-th is tried, from a random one of the first on.
+// Of the places that a test goes through one by one, every n-th is tried, beginning with a random
+// one of the first n.
 inline int every() { return effort(1, 6, 18); }
 
-// Whose turn it is among `count` things: every so many-th, at random, and one in any case.
+// Chooses among `count` things: every n-th, at random, and at least one.
 class Turns {
  public:
   Turns(std::mt19937_64* random, uint64_t count) : random_(random), chosen_((*random)() % count) {}
@@ -129,14 +132,15 @@ class Turns {
   uint64_t number_ = 0;
 };
 
-// The thread sanitizer finds nothing in a part of a test that has one thread, and makes it twenty times slower.
+// The thread sanitizer finds nothing in parts of a test that have one thread, and makes them twenty
+// times slower.
 #if defined(__SANITIZE_THREAD__)
 inline constexpr bool kThreadsOnly = true;
 #else
 inline constexpr bool kThreadsOnly = false;
 #endif
 
-// PCOW_SEED=… runs the same again.
+// PCOW_SEED=… repeats a run.
 inline uint64_t test_seed() {
   const char* given = getenv("PCOW_SEED");
   const uint64_t seed = given ? strtoull(given, nullptr, 10) : std::random_device{}();

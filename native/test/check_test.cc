@@ -1,171 +1,27 @@
-// The check finds every kind of damage, and names its place; a repair mends it, and keeps what it cannot place. Damage is made
-// on purpose, one kind at a time, and at random, bit by bit: whatever is flipped is found, or the image still is right.
+// The check finds every kind of damage, and says where it is; a repair mends it, and keeps what it
+// cannot place. The damage is made on purpose, one kind at a time, and at random, bit by bit: every
+// flipped bit is found, or the content of the image is right except for this bit.
 #include "engine/check/check.h"
 
-#include <fcntl.h>
-#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cstring>
 #include <map>
 #include <thread>
 #include <vector>
 
 #include "check.h"
+#include "check_sample.h"
 #include "engine/format/bytes.h"
-#include "engine/format/crc32c.h"
 #include "engine/format/entry.h"
-#include "engine/format/layer_directory.h"
 #include "engine/format/superblock.h"
 
 using namespace pcow;
+using namespace check_sample;
 
 namespace {
-
-constexpr uint32_t kBlock = 16384;
-constexpr uint64_t kImage = 24 * kBlock + 4096;
-using Contents = std::map<std::string, std::vector<char>>;  // of the active layer ("") and the snapshots
-
-std::unique_ptr<Image> open_image(const std::string& path, bool write = false) {
-  OpenOptions options;
-  options.write = write;
-  return MUST(Image::open(path, options));
-}
-
-void put(Image* image, uint64_t offset, size_t length, char value) {
-  const std::vector<char> bytes(length, value);
-  MUST(image->write(offset, bytes.data(), length));
-}
-
-Contents contents_of(const std::string& path) {
-  auto image = open_image(path);
-  Contents contents;
-  contents[""].resize(image->size());
-  CHECK(MUST(image->read(nullptr, 0, contents[""].data(), image->size())) == image->size());
-  for (const SnapshotInfo& info : MUST(image->snapshots(false))) {
-    const auto view = MUST(image->view(info.name));
-    auto& bytes = contents[info.name];
-    bytes.resize(image->view_size(*view));
-    CHECK(MUST(image->read(view.get(), 0, bytes.data(), bytes.size())) == bytes.size());
-  }
-  return contents;
-}
-
-// Where its structures are, read apart from the engine's opening.
-struct Sample {
-  Bytes bytes;
-  Contents contents;
-  Superblock superblock;
-  LayerDirectory directory;
-
-  const Layer& layer(const std::string& name) const {
-    return name.empty() ? directory.active_layer() : *directory.find(name);
-  }
-  uint64_t entry_place(const std::string& name, uint64_t block) const { return layer(name).table_offset + block * 8; }
-  uint64_t slot() const { return superblock.generation & 1; }
-};
-
-Sample sample_of(const std::string& path) {
-  Sample sample;
-  sample.bytes = load(path);
-  sample.contents = contents_of(path);
-  const uint8_t* bytes = sample.bytes.data();
-  const auto first = MUST(Superblock::decode(bytes, path));
-  const auto second = MUST(Superblock::decode(bytes + kPageSize, path));
-  sample.superblock = first.generation > second.generation ? first : second;
-  const auto* start = bytes + sample.superblock.directory_offset;
-  sample.directory = MUST(LayerDirectory::decode(Bytes(start, start + sample.superblock.directory_length),
-                                                 sample.superblock, sample.bytes.size(), path));
-  return sample;
-}
-
-// An image with a base, two snapshots, whole and partial blocks, and blocks that are zero over data.
-Sample make_sample(const TemporaryDirectory& directory) {
-  const std::string base = directory / "base.pcow";
-  CreateOptions options;
-  options.size = kImage;
-  options.block_size = kBlock;
-  MUST(create_image(base, options));
-  auto image = open_image(base, true);
-  put(image.get(), 0, 6 * kBlock, 'b');
-  MUST(image->snapshot("ground"));
-  MUST(image->close());
-  options = {};
-  options.has_base = true;
-  options.base.path = base;
-  options.base.snapshot = "ground";
-  const std::string path = directory / "image.pcow";
-  MUST(create_image(path, options));
-  image = open_image(path, true);
-  put(image.get(), 0, 2 * kBlock, '1');
-  put(image.get(), 3 * kBlock + 4096, 8192, '1');
-  MUST(image->snapshot("one"));
-  put(image.get(), kBlock, 4096, '2');
-  put(image.get(), 9 * kBlock, 2 * kBlock, '2');
-  MUST(image->discard(2 * kBlock, kBlock));
-  MUST(image->snapshot("two"));
-  put(image.get(), 5 * kBlock, kBlock, '3');
-  put(image.get(), 12 * kBlock, 4096, '3');
-  MUST(image->close());
-  return sample_of(path);
-}
-
-CheckReport check(const std::string& path, bool repair = false) {
-  CheckOptions options;
-  options.repair = repair;
-  return MUST(check_image(path, options, nullptr));
-}
-
-[[noreturn]] void fail(const std::string& what, const CheckReport& report) {
-  fprintf(stderr, "%s; the check says:\n", what.c_str());
-  for (const Finding& finding : report.findings)
-    fprintf(stderr, "  %d %s at %llu: %s%s\n", static_cast<int>(finding.severity), finding.structure.c_str(),
-            static_cast<unsigned long long>(finding.file_offset), finding.message.c_str(),
-            finding.repaired ? " (repaired)" : "");
-  exit(1);
-}
-
-bool has(const CheckReport& report, const std::string& structure, uint64_t place, const std::string& words) {
-  for (const Finding& finding : report.findings)
-    if (finding.structure == structure && finding.file_offset == place &&
-        finding.message.find(words) != std::string::npos)
-      return true;
-  return false;
-}
-
-// Whatever reads otherwise after a repair than it did before the damage is among what the repair says is lost, or may be; unless
-// data had no place, which it says as well.
-void all_losses_are_told(const std::string& what, const CheckReport& mended, const Contents& before,
-                         const Contents& now) {
-  if (mended.unplaced) return;
-  for (const auto& [name, bytes] : before) {
-    std::vector<bool> told(bytes.size());
-    uint64_t total = 0;
-    for (const Loss& loss : mended.losses) {
-      uint64_t end = 0;
-      for (const LostRange& range : loss.ranges) {
-        if (range.offset < end || !range.length) fail(what + ": lost ranges overlap", mended);
-        end = range.offset + range.length;
-        total += range.length;
-        if (loss.snapshot != name) continue;
-        if (end > bytes.size()) fail(what + ": a lost range behind the end of \"" + name + "\"", mended);
-        std::fill_n(told.begin() + static_cast<ptrdiff_t>(range.offset), range.length, true);
-      }
-      total -= loss.gone + loss.doubtful;
-    }
-    if (total) fail(what + ": the sums of what is lost are wrong", mended);
-    for (size_t i = 0; i < bytes.size(); i++)
-      if (bytes[i] != now.at(name)[i] && !told[i])
-        fail(what + ": byte " + std::to_string(i) + " of \"" + name + "\" is lost, and not told", mended);
-  }
-}
-
-const Loss* loss_of(const CheckReport& report, const std::string& snapshot) {
-  for (const Loss& loss : report.losses)
-    if (loss.snapshot == snapshot) return &loss;
-  return nullptr;
-}
 
 struct Expected {
   std::string structure;
@@ -173,8 +29,8 @@ struct Expected {
   std::string words;
 };
 
-// Damages a copy of the sample; the check must name the place and leave the file alone, the repair must mend it.
-// Afterwards every view reads as before, but for the blocks `lost`.
+// Damages a copy of the sample. The check must report the place and not change the file, and the
+// repair must mend it. Afterwards every view reads as before, except for the blocks `lost`.
 CheckReport damage(const TemporaryDirectory& directory, const Sample& good, const std::string& what,
                    const std::function<void(Bytes*)>& harm, const Expected& expected,
                    const std::vector<uint64_t>& lost = {}) {
@@ -202,8 +58,6 @@ CheckReport damage(const TemporaryDirectory& directory, const Sample& good, cons
   return mended;
 }
 
-uint64_t word_at(const Bytes& bytes, uint64_t place) { return get_field<uint64_t>(bytes.data(), place); }
-
 void each_kind_of_damage() {
   TemporaryDirectory directory;
   const Sample good = make_sample(directory);
@@ -217,7 +71,7 @@ void each_kind_of_damage() {
   if (const CheckReport report = check(directory / "image.pcow"); !report.findings.empty() || report.snapshots != 2)
     fail("the sample is not sound", report);
 
-  // Superblocks: either slot, one bit, many bits, nothing at all.
+  // Superblocks: each slot, with one wrong bit, with many, and empty.
   for (const uint64_t slot : {0, 1}) {
     damage(directory, good, "a flipped bit in a slot", flip(slot * kPageSize + 45, 4),
            {"superblock", slot * kPageSize + 45, "one bit is wrong"});
@@ -235,7 +89,7 @@ void each_kind_of_damage() {
   damage(directory, good, "a slot without its magic number", wipe(other * kPageSize, 8, 'x'),
          {"superblock", other * kPageSize, "no magic number"});
 
-  // The directory: one bit is put right.
+  // The layer directory: one bit is corrected.
   const uint64_t directory_at = good.superblock.directory_offset;
   damage(directory, good, "a flipped bit in the directory", flip(directory_at + 80, 0x10),
          {"directory", directory_at + 80, "one bit is wrong"});
@@ -254,7 +108,7 @@ void each_kind_of_damage() {
   unlink(lost.c_str());
   damage(directory, good, "durable bits too many", set_word(place, word & ~uint64_t{2}),
          {"entry", place, "marks sub-blocks as durable"}, {0});
-  // The sub-block that the entry does not hold any more is kept.
+  // The sub-block that the entry no longer holds is kept.
   CHECK(load(lost).size() == kBlock && load(lost)[4096] == '1');
   damage(directory, good, "the same, mended anew", set_word(place, word & ~uint64_t{2}),
          {"entry", place, "marks sub-blocks as durable"}, {0});
@@ -266,7 +120,7 @@ void each_kind_of_damage() {
          {"entry", place, "holds nothing"}, {0});
   CHECK(load(lost).size() == kBlock && load(lost)[0] == '1');
 
-  // Entries: places. The block itself, which nothing names any more, is kept.
+  // Entries: indexes. The block itself, which nothing names any more, is kept.
   const auto pointing_at = [&](uint64_t index) { return (word & 0xffffffff) | index << 32; };
   for (const auto& [index, words] :
        std::map<uint64_t, std::string>{{0x3fffffff, "beyond its end"},
@@ -283,7 +137,7 @@ void each_kind_of_damage() {
   damage(directory, good, "a pointer at the superblocks", set_word(place, pointing_at(0)),
          {"free space", uint64_t{entry.index} * kBlock, "belongs to no layer"}, {0});
 
-  // A block with two owners: both go on reading it.
+  // A block that two entries name: both read the same as before.
   const uint64_t second = good.entry_place("two", 10);
   const CheckReport shared = damage(directory, good, "a block that two entries name", set_word(second, word),
                                     {"entry", second, "and so does another entry"}, {10});
@@ -306,7 +160,7 @@ void each_kind_of_damage() {
   CHECK(stray.repaired == 1);
 }
 
-// What cannot be mended is named all the same, and nothing is written.
+// What cannot be mended is reported nevertheless, and nothing is written.
 void what_cannot_be_mended() {
   TemporaryDirectory directory;
   const Sample good = make_sample(directory);
@@ -327,7 +181,7 @@ void what_cannot_be_mended() {
   stays("a directory that is gone", [&](Bytes* bytes) { memset(bytes->data() + directory_at, 0, 64); },
         {"directory", directory_at, "no magic number"});
 
-  // A base that is gone, or another image.
+  // A base that is absent, or another image.
   save(path, good.bytes);
   CHECK(rename((directory / "base.pcow").c_str(), (directory / "gone.pcow").c_str()) == 0);
   CheckReport report = check(path);
@@ -345,100 +199,7 @@ void what_cannot_be_mended() {
   if (report.damages != 2 || !report.uuid.empty()) fail("what is no image is not called so", report);
 }
 
-// The directory of the newest slot is gone, and that of the one before is still there.
-void older_directory() {
-  TemporaryDirectory directory;
-  const Sample good = make_sample(directory);
-  const std::string path = directory / "image.pcow";
-  Bytes bytes = good.bytes;
-  const uint64_t end = round_up<uint64_t>(bytes.size(), kBlock);
-  bytes.resize(end + kBlock);
-  Superblock next = good.superblock;
-  next.generation++;
-  next.directory_offset = end;
-  memset(bytes.data() + end, 0x77, good.superblock.directory_length);
-  memcpy(bytes.data() + (next.generation & 1) * kPageSize, next.encode().data(), kPageSize);
-  save(path, bytes);
-  const CheckReport found = check(path);
-  if (!has(found, "directory", end, "no magic number")) fail("a damaged directory is not found", found);
-  const CheckReport mended = check(path, true);
-  if (mended.damages || mended.generation <= next.generation) fail("the older directory is not used", mended);
-  CHECK(contents_of(path) == good.contents);
-  // What it knew and this one does not, nobody can tell.
-  CHECK(mended.older_directory && loss_of(mended, "")->doubtful == good.contents.at("").size());
-  // What was damaged is kept.
-  CHECK(load(mended.lost_path)[0] == 0x77);
-}
-
-// A file that was cut off: what lies behind the cut is lost, the rest is there again.
-void cut_short() {
-  TemporaryDirectory directory;
-  const Sample good = make_sample(directory);
-  const std::string path = directory / "image.pcow";
-  // The active layer's table, moved to the end of the file, and cut off there.
-  LayerDirectory moved = good.directory;
-  Layer* layer = moved.find(moved.active);
-  const uint64_t last_table = round_up<uint64_t>(good.bytes.size(), kBlock);
-  Bytes bytes = good.bytes;
-  bytes.resize(last_table);
-  memset(bytes.data() + layer->table_offset, 0, layer->table_length);
-  layer->table_offset = last_table;
-  const Bytes encoded = moved.encode(good.superblock.uuid);
-  memcpy(bytes.data() + good.superblock.directory_offset, encoded.data(), encoded.size());
-  save(path, bytes);
-  OpenOptions options;
-  FAILS(Image::open(path, options), Code::kCorrupt);
-  const CheckReport found = check(path);
-  if (!has(found, "table", last_table, "beyond the end of the file")) fail("a cut is not found", found);
-  const CheckReport mended = check(path, true);
-  if (mended.damages) fail("a cut is not mended", mended);
-  const Contents now = contents_of(path);
-  CHECK(now.at("one") == good.contents.at("one") && now.at("two") == good.contents.at("two"));
-  // What the active layer had is gone from it, but not from the host: it is among what nothing names.
-  CHECK(load(mended.lost_path)[0] == '3');
-  CHECK(mended.unplaced == 2);
-  const Loss* lost = loss_of(mended, "");
-  CHECK(lost && lost->doubtful == now.at("").size() && mended.losses.size() == 1);
-}
-
-// The blocks of snapshots were cut off: each view names what it misses, but for what lies in nearer layers.
-void cut_data() {
-  TemporaryDirectory directory;
-  const Sample good = make_sample(directory);
-  const std::string path = directory / "image.pcow";
-  // Whatever lies last in the file, a block of data of "two" by now, and what comes after it.
-  const uint64_t place = good.entry_place("two", 9);
-  const Entry entry = Entry::unpack(word_at(good.bytes, place));
-  CHECK(entry.index);
-  Bytes bytes = good.bytes;
-  const uint64_t last = round_up<uint64_t>(bytes.size(), kBlock);
-  bytes.resize(last + kBlock);
-  memcpy(bytes.data() + last, bytes.data() + entry.index * uint64_t{kBlock}, kBlock);
-  memset(bytes.data() + entry.index * uint64_t{kBlock}, 0, kBlock);
-  put_field(bytes.data(), place, Entry{static_cast<uint32_t>(last / kBlock), entry.written, entry.durable}.pack());
-  save(path, bytes);
-  CHECK(contents_of(path) == good.contents);
-  CHECK(check(path).findings.empty());
-  // One sub-block of it was written anew since.
-  auto image = open_image(path, true);
-  put(image.get(), 9 * kBlock + 4096, 4096, '4');
-  MUST(image->close());
-  const Contents before = contents_of(path);
-  CHECK(Entry::unpack(word_at(load(path), good.entry_place("", 9))).index != last / kBlock);
-  bytes = load(path);
-  // The new block lies behind it: what is cut is the old one, so that the file keeps its length.
-  CHECK(truncate(path.c_str(), static_cast<off_t>(last)) == 0);
-  const CheckReport mended = check(path, true);
-  CHECK(!mended.damages);
-  const Contents now = contents_of(path);
-  all_losses_are_told("a cut", mended, before, now);
-  const Loss* frozen = loss_of(mended, "two");
-  CHECK(frozen && frozen->gone == kBlock && frozen->ranges.size() == 1 && frozen->ranges[0].offset == 9 * kBlock);
-  CHECK(!loss_of(mended, "one"));
-  CHECK(now.at("one") == before.at("one"));
-}
-
-// Left by a writer that was killed, or by a host that went down: no damage, and a repair recovers it.
+// What a killed writer, or a host crash, has left is no damage, and a repair recovers it.
 void unclean() {
   TemporaryDirectory directory;
   const Sample good = make_sample(directory);
@@ -469,7 +230,7 @@ void unclean() {
   CHECK(contents_of(path) == good.contents);
 }
 
-// A merge that was interrupted: parent and heir name the same blocks, and that is as it should be.
+// An interrupted merge: parent and heir name the same blocks, and this is no damage.
 void interrupted_merge() {
   TemporaryDirectory directory;
   const std::string path = directory / "image.pcow";
@@ -490,7 +251,7 @@ void interrupted_merge() {
   if (!report.findings.empty()) fail("an interrupted merge", report);
 }
 
-// Somebody writes, snapshots and deletes all the time: the check raises no false alarm.
+// While a writer writes, takes snapshots and deletes them, the check raises no false alarm.
 void in_use() {
   TemporaryDirectory directory;
   make_sample(directory);
@@ -537,8 +298,8 @@ size_t differing_bytes(const std::vector<char>& a, const std::vector<char>& b, u
   return count;
 }
 
-// Any one bit of the file: it is found, or all content is right but for that very bit. The repair mends it, and no more than
-// one block reads otherwise than before.
+// Any single bit of the file: it is found, or all content is right except for this bit. The repair
+// mends it, and at most one block reads differently than before.
 void random_flips() {
   TemporaryDirectory directory("/dev/shm");
   const Sample good = make_sample(directory);
@@ -583,7 +344,7 @@ void random_flips() {
   CHECK(found > static_cast<uint64_t>(flips) / 2);
 }
 
-// Whatever the bytes: the check ends, and so does the repair.
+// Random bytes: the check ends, and so does the repair.
 void random_garbage() {
   TemporaryDirectory directory("/dev/shm");
   const Sample good = make_sample(directory);
@@ -622,9 +383,6 @@ int main() {
   if (kThreadsOnly) return 0;
   each_kind_of_damage();
   what_cannot_be_mended();
-  older_directory();
-  cut_short();
-  cut_data();
   unclean();
   interrupted_merge();
   random_flips();

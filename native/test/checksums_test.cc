@@ -1,5 +1,6 @@
-// Checksums of frozen layers: a byte that changes on the disk is found by a scrub, and never read; whatever moves blocks
-// between layers, or lets go of them, neither loses data for that nor gives damage a right checksum.
+// Checksums of frozen layers: a scrub finds every byte that changes on the disk, and no reader gets
+// it. Operations that move blocks between layers, or release them, lose no data because of
+// checksums, and give no damaged data a right checksum.
 #include "engine/format/checksums.h"
 
 #include <fcntl.h>
@@ -48,7 +49,7 @@ struct Sample {
     const std::vector<char> bytes(length, value);
     MUST(image->write(offset, bytes.data(), length));
   }
-  // Where the file has what a snapshot reads at `offset`.
+  // The file offset of what a snapshot reads at `offset`.
   uint64_t place(const std::string& snapshot, uint64_t offset) {
     const auto view = MUST(image->view(snapshot));
     for (const MapExtent& extent : MUST(image->map(view.get(), 0, {})).extents)
@@ -57,7 +58,8 @@ struct Sample {
     CHECK(false);
     return 0;
   }
-  // A byte goes bad on the disk. The page cache is the disk here; the image is opened anew, as nobody looks twice.
+  // A byte changes on the disk. The page cache serves as the disk here; the image is opened again,
+  // because blocks are verified only once.
   uint64_t damage(uint64_t at) {
     MUST(image->close());
     const int descriptor = open(path.c_str(), O_RDWR | O_CLOEXEC);
@@ -78,7 +80,7 @@ struct Sample {
     CHECK(*count == 1);
     return byte;
   }
-  // Of all layers, by a reader of its own.
+  // Of all layers, with a new reader.
   ScrubReport scrub() { return MUST(open_image(path, false)->scrub(nullptr)); }
   uint64_t missing() {
     uint64_t bytes = 0;
@@ -92,7 +94,8 @@ struct Sample {
   std::unique_ptr<Image> image;
 };
 
-// One bad byte: found by name and place, and not read by anybody; all else is.
+// One bad byte: its name and offset are reported, and no reader gets it. Everything else can be
+// read.
 void finds_damage(uint32_t block_size) {
   Sample sample(block_size);
   const uint64_t block = sample.block;
@@ -120,12 +123,12 @@ void finds_damage(uint32_t block_size) {
     CHECK(MUST(sample.at(snapshot, 8 * block)) == '1' && MUST(sample.at(snapshot, 9 * block)) == 0);
   }
   CHECK(MUST(sample.at("", 5 * block)) == '2');
-  // A guest's memory does not get it either.
+  // A guest's memory does not get it, either.
   FaultWork work;
   FAILS(sample.image->make_writable(2 * block, {}, &work), Code::kCorrupt);
   FAILS(sample.image->complete_chunk(0, &work), Code::kCorrupt);
   MUST(sample.image->make_writable(3 * block, {}, &work));
-  // An image that stands on it does not read it, and what is written over it is sound.
+  // An image that stands on it does not read it, and data that is written over it is sound.
   const std::string clone = sample.directory / "clone.pcow";
   CreateOptions options;
   options.has_base = true;
@@ -144,13 +147,13 @@ void finds_damage(uint32_t block_size) {
     MUST(child->read(nullptr, 2 * block + 100, &byte, 1));
     CHECK(byte == 'x');
   }
-  // Without checksums it reads as it lies on the disk.
+  // Without checksums the data is read as it lies on the disk.
   MUST(sample.image->remove_checksums());
   CHECK(MUST(sample.at("one", 2 * block + 100)) == ('1' ^ 4));
   CHECK(sample.scrub().verified == 0);
 }
 
-// A table that leads elsewhere is damage of that block, too.
+// A table entry that leads elsewhere counts as damage of that block, too.
 void finds_wrong_entries() {
   Sample sample(16384);
   sample.put(0, 16384, '1');
@@ -169,7 +172,8 @@ void finds_wrong_entries() {
   CHECK(sample.scrub().damages == 1);
 }
 
-// The heir of a deleted snapshot keeps its checksums; what it takes is verified, and gets some when they are next made.
+// The heir of a deleted snapshot keeps its checksums. What it takes over is verified, and gets
+// checksums when they are next made.
 void goes_through_merges() {
   Sample sample(65536);
   sample.put(0, 4 * 65536, '1');
@@ -185,7 +189,7 @@ void goes_through_merges() {
   MUST(sample.image->add_checksums(nullptr));
   CHECK(sample.missing() == 0 && sample.scrub().verified == 5 * 65536);
 
-  // Damage is not taken for good: not by a merge, and not when checksums are completed.
+  // Damaged data never counts as sound: not after a merge, and not when checksums are completed.
   MUST(sample.image->snapshot("three"));
   sample.damage(sample.place("two", 100));
   sample.damage(sample.place("two", 65536 + 5000));
@@ -201,7 +205,7 @@ void goes_through_merges() {
   CHECK(MUST(sample.at("three", 100)) == ('1' ^ 4));
 }
 
-// What the active layer has written over damage lets the deletion come to its end.
+// After the active layer has overwritten the damage, the deletion can be finished.
 void is_written_over() {
   Sample sample(16384);
   sample.put(0, 65536, '1');
@@ -217,7 +221,7 @@ void is_written_over() {
   CHECK(MUST(sample.at("", 5000)) == '2' && MUST(sample.at("", 16384)) == '1');
 }
 
-// A part of a block has a checksum and is damaged: completing the checksums leaves it so.
+// A part of a block has a checksum and is damaged: completing the checksums does not change that.
 void keeps_the_old_checksum() {
   Sample sample(65536);
   sample.put(0, 65536, '1');
@@ -234,7 +238,8 @@ void keeps_the_old_checksum() {
   CHECK(sample.scrub().damages == 1 && sample.missing() == 65536 - 4096);
 }
 
-// A block that the disk has lost is not compacted away as one of zeros; one that was zeros is, and stays verified.
+// A block that the disk has lost is not compacted away as one of zeros. A block that held zeros is,
+// and can still be verified.
 void survives_compacting() {
   Sample sample(16384);
   sample.put(0, 16384, '1');
@@ -256,7 +261,8 @@ void survives_compacting() {
   CHECK(sample.scrub().damages == 1);
 }
 
-// A damaged page of checksums takes nothing away from the data; a repair drops it, and it can be made anew.
+// A damaged page of checksums does not make data unreadable. A repair drops the page, and it can be
+// made again.
 void outlives_damaged_pages() {
   Sample sample(16384);
   sample.put(0, 65536, '1');
@@ -299,7 +305,8 @@ void can_be_cancelled() {
   FAILS(sample.image->scrub([](uint64_t, uint64_t) { return false; }), Code::kCancelled);
 }
 
-// Readers and a scrub go on while checksums are made and taken away, and layers come and go: nothing is damaged.
+// Readers and a scrub continue while checksums are made and removed, and layers come and go: no
+// damage is reported.
 void goes_side_by_side() {
   Sample sample(4096);
   sample.put(0, kSize, '1');
@@ -335,7 +342,7 @@ void goes_side_by_side() {
   for (std::thread* thread : {&scrubbing, &making, &reading}) thread->join();
 }
 
-// Closing does not wait for the end of a making, and leaves nothing of it behind.
+// Closing does not wait until all checksums are made, and leaves nothing unfinished behind.
 void ends_with_the_image() {
   Sample sample(4096);
   sample.put(0, kSize, '1');

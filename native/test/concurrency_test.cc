@@ -1,9 +1,10 @@
-// Everything at once, from many threads: writers (each in a region that it knows), discards, reads, syncs, snapshots,
-// deletions with their merges, growing, a second opener that only reads. It is the program that matters for the thread
-// sanitizer.
+// Everything at once, from many threads: writers (each in a region whose content it knows),
+// discards, reads, syncs, snapshots, deletions with their merges, growing, and a second opener that
+// only reads. This is the main test for the thread sanitizer.
 //
-// What must hold meanwhile: a writer reads what it wrote; and what was written in causal order (a number at `first`,
-// then the same number at `second`) is seen in that order by every reader and in every snapshot.
+// What must hold meanwhile: a writer reads what it wrote; and writes in causal order (a number at
+// `first`, then the same number at `second`) are seen in that order by every reader and in every
+// snapshot.
 #include <atomic>
 #include <cstring>
 #include <deque>
@@ -57,7 +58,7 @@ uint64_t number_at(const Image& image, const View* view, uint64_t offset) {
   return number;
 }
 
-// Writes and discards in a region of its own, and compares it with what it should be.
+// Writes and discards in a region of its own, and compares the region with its expected content.
 class Writer {
  public:
   Writer(Image* image, uint64_t start, uint64_t seed) : image_(image), start_(start), random_(seed), model_(kRegion) {}
@@ -91,7 +92,7 @@ class Writer {
   std::vector<uint8_t> model_;
 };
 
-// One image: writers in their regions, and behind them two blocks for numbers in causal order.
+// One image: writers in their regions, and behind these two blocks for numbers in causal order.
 void one_image(uint64_t seed) {
   TemporaryDirectory directory;
   const std::string path = directory / "busy.pcow";
@@ -105,7 +106,7 @@ void one_image(uint64_t seed) {
 
   std::atomic<bool> done = false;
   std::mutex naming;
-  std::deque<std::string> names;  // of the snapshots that are there
+  std::deque<std::string> names;  // of the existing snapshots
   const auto some_view = [&]() -> std::shared_ptr<View> {
     const std::lock_guard lock(naming);
     return names.empty() ? nullptr : MUST(image->view(names.back()));
@@ -136,7 +137,7 @@ void one_image(uint64_t seed) {
         std::this_thread::sleep_for(std::chrono::milliseconds(3));
       }
     });
-    threads.start([&] {  // as another process would
+    threads.start([&] {  // like another process
       auto reader = open_image(path, false);
       while (!done) {
         check_order(*reader, nullptr);
@@ -144,7 +145,7 @@ void one_image(uint64_t seed) {
         std::this_thread::sleep_for(std::chrono::milliseconds(1));
       }
     });
-    threads.start([&] {  // of snapshots that may be deleted while they are read
+    threads.start([&] {  // reads snapshots that may be deleted meanwhile
       std::vector<uint8_t> once(size), again(size);
       while (!done) {
         const auto view = some_view();
@@ -191,8 +192,8 @@ void one_image(uint64_t seed) {
   for (const Writer& writer : writers) writer.compare(*image, 0, kRegion);
 }
 
-// Snapshots of two images at one moment, under a writer that goes from one to the other, and single ones at the same
-// time in the other order.
+// Snapshots of two images at one moment, while a writer alternates between them, and at the same
+// time single snapshots in the opposite order.
 void two_images() {
   TemporaryDirectory directory;
   make_image(directory / "one.pcow", 1 << 20, 4096);

@@ -19,7 +19,7 @@ World exactly(const Content& content) {
   return world;
 }
 
-// Odd, so that what it was multiplied by can be told.
+// Odd, so that a multiplication by it can be undone.
 constexpr uint64_t kMixer = 0x9e3779b97f4a7c15u;
 constexpr uint64_t kUnmixer = [] {
   uint64_t inverse = kMixer;
@@ -30,7 +30,7 @@ static_assert(kMixer * kUnmixer == 1);
 
 constexpr size_t kWords = kSector / 8;
 using TornSector = std::array<uint64_t, kWords>;  // stamps
-constexpr uint64_t kTorn = uint64_t{1} << 63;     // and its number
+constexpr uint64_t kTorn = uint64_t{1} << 63;     // marks the number of a torn sector
 
 struct TornSectors {
   std::vector<TornSector> by_number;

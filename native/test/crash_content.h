@@ -1,4 +1,4 @@
-// What an image holds, sector by sector, and what a power cut may leave of it.
+// The content of an image, sector by sector, and what of it a power cut may leave.
 #pragma once
 
 #include <cstdint>
@@ -14,8 +14,8 @@
 namespace crash {
 
 constexpr size_t kSector = 512;
-// What each sector holds; 0: zeros. In persistent memory a sector may be torn between two words: then it has a number that stands for the
-// stamps of its words.
+// The content of each sector; 0: zeros. In persistent memory a sector may be torn between two
+// words: then its number stands for the stamps of its words.
 using Stamps = std::vector<uint64_t>;
 
 struct Content {
@@ -24,7 +24,7 @@ struct Content {
   friend bool operator==(const Content&, const Content&) = default;
 };
 
-// What a disk may hold: `active` gives the stamps that each sector may have.
+// What a disk may hold: `active` contains the stamps that each sector may have.
 struct World {
   std::vector<std::set<uint64_t>> active;
   std::map<std::string, Stamps> snapshots;
@@ -32,10 +32,10 @@ struct World {
 
 World exactly(const Content& content);
 bool allows(const World& world, const Content& content);
-// Why it does not.
+// The reason why the content is not allowed.
 std::string difference(const World& world, const Content& content);
 
-// A sector says which write made it, and where it belongs.
+// A sector contains the number of its write, and its own position.
 void fill_sector(uint64_t stamp, uint64_t sector, uint8_t* bytes);
 
 pcow::Result<std::unique_ptr<pcow::Image>> open_image(const std::string& path, bool write,
@@ -45,9 +45,10 @@ pcow::Result<void> write_sectors(pcow::Image* image, Content* content, uint64_t 
 Stamps read_stamps(const Run& run, const pcow::Image& image, const pcow::View* view, const std::string& what);
 Content read_content(const Run& run, const pcow::Image& image);
 
-// What has checksums has the right ones; `whole`: and a layer that has some has them all.
+// All checksums must be right. `whole`: a layer that has checksums must have all of them.
 void must_have_checksums(const Run& run, const pcow::Image& image, bool whole);
-// The check finds nothing: neither in what a crash may leave, nor in what a writer has closed.
+// The check must find nothing: neither in a state that a crash may leave, nor in an image that a
+// writer has closed.
 void must_be_sound(const Run& run, const std::string& path);
 
 }  // namespace crash

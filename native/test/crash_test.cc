@@ -1,6 +1,7 @@
 // Power cuts: see crash_workload.h.
 //
-//   crash_test [EFFORT [WORKLOAD]]     EFFORT: how many times the work of the short run; WORKLOAD: the name of the only one
+//   crash_test [EFFORT [WORKLOAD]]     EFFORT: multiplies the work of the short run; WORKLOAD: the
+//   name of a single one
 #include "crash_workload.h"
 
 int main(int argc, char** argv) {

@@ -37,10 +37,10 @@ constexpr Profile kProfiles[] = {
     {"renames", 40, 6, 6, 12, 8, 4, 2, 0, 2, true, false, 0, 0, true, 9, 0, 0, 0, 0, 4, 16},
     {"renames, killed", 40, 6, 6, 12, 8, 4, 2, 0, 2, false, true, 0, 0, false, 9, 0, 0, 0, 0, 0, 20},
 };
-// Two chunks, for what may come in between when a merge is done with the first.
+// Two chunks, so that something can happen in a merge after the first chunk.
 constexpr Profile kLongMerge = {"long merge", 40, 4, 4, 26, 26, 0, 0, 0, 0, false, false, 0, 0, true, 520};
 
-// Not at random: see Workload::reuse_during_a_merge().
+// Not random: see Workload::reuse_during_a_merge().
 constexpr Profile kReuse = {"reuse during a merge", 0, 0, 0, 0, 0, 0, 0, 0, 0, false, false, 0, 0, false, 16};
 constexpr Profile kTwoDeletions = {"two deletions", 0, 0, 0, 0, 0, 0, 0, 0, 0, false, false, 0, 0, false, 516};
 constexpr Profile kMergedChecksums = {
@@ -104,6 +104,6 @@ void run_with_fault(Run* run, const std::string& name, uint32_t block_size, int 
 std::vector<std::string> fault_workloads() {
   std::vector<std::string> names;
   for (const Profile& profile : kProfiles)
-    if (!profile.kills && !profile.commit) names.emplace_back(profile.name);  // a commit is judged by its base
+    if (!profile.kills && !profile.commit) names.emplace_back(profile.name);  // a commit is checked through its base
   return names;
 }

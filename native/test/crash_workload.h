@@ -1,9 +1,12 @@
-// Workloads whose power is cut. The engine works on an image, and every file operation goes to a simulated disk as well. At
-// every sync, and now and then in between, states of the disk that a power cut could leave at this moment are made into
-// files, and opened as after a new start of the host: read-only, then for writing. Each must open, and hold
-//   - every sector as it was at the last sync that returned, or as written since; nothing of another place or time
-//   - every snapshot that returned, bit for bit; one that did not return whole, or not at all
-// and go on working. Some recoveries have their power cut as well; and some workloads a process that is killed.
+// Workloads whose power is cut. The engine works on an image, and every file operation also goes to
+// a simulated disk. At every sync, and sometimes in between, states of the disk that a power cut
+// could leave at this moment are made into files, and opened as after a new boot of the host:
+// read-only, then for writing. Each must open, and hold
+//   - every sector as it was at the last sync that returned, or as written since, and no other
+//     content
+//   - every snapshot whose call returned, bit for bit; any other snapshot as a whole, or not at all
+// and must be usable afterwards. In some recoveries the power is cut as well, and in some workloads
+// a process is killed.
 #pragma once
 
 #include <cstdint>
@@ -15,8 +18,9 @@
 
 #include "engine/error.h"
 
-// Something that the machine does to a run's file operations: the one with this number fails, whatever it is but a store (and the
-// following ones of the same step of the workload, where it lasts).
+// A fault of the machine among a run's file operations: the operation with this number fails,
+// unless it is a store (and, if the fault lasts, so do the following ones of the same step of the
+// workload).
 struct Fault {
   int err = 0;
   uint64_t operation = 0;  // counted down
@@ -25,7 +29,8 @@ struct Fault {
   bool struck = false;
 };
 
-// What a run counts, and where it is, for the sentence about a failure: that ends the program, with exit code 1.
+// What a run counts, and where it is, for the sentence about a failure. A failure ends the program
+// with exit code 1.
 struct Run {
   std::mt19937_64 random;
   uint64_t states = 0;
@@ -35,8 +40,8 @@ struct Run {
   std::string operation;
   Fault fault;  // err 0: none
   std::string fault_name;
-  std::string place = "/dev/shm";  // for its files: states are written by the thousand, and nothing of them is to last
-  bool interrupts = false;         // reads and writes go piece by piece, and signals come in between
+  std::string place = "/dev/shm";  // for its files, which are temporary: thousands of states are written
+  bool interrupts = false;         // reads and writes are done piece by piece, with signals in between
   bool persistent = false;         // the image begins in persistent memory, and is carried to a disk and back
 
   [[noreturn]] void fail(const std::string& what) const {
@@ -51,14 +56,15 @@ struct Run {
   }
 };
 
-// What crash_test and persistent_crash_test do with their arguments [EFFORT [WORKLOAD]]: EFFORT rounds of all workloads, or of one.
-// Returns the exit code.
+// The main function of crash_test and persistent_crash_test, with their arguments [EFFORT
+// [WORKLOAD]]: EFFORT rounds of all workloads, or of one. Returns the exit code.
 int run_crash_test(int argc, char** argv, Run run, int steps);
-// All workloads, that many steps of each.
+// All workloads, with so many steps of each.
 void run_workloads(Run* run, int steps);
-// One of them, by name; or "family": several images at once (family.h).
+// One workload, by its name; or "family": several images at once (family.h).
 void run_workload(Run* run, const std::string& name, int steps);
-// One, with a block size. Few power cuts: with `run->fault`, it is one of many.
+// One workload, with this block size. With `run->fault` there are fewer power cuts, because the run
+// is one of many.
 void run_with_fault(Run* run, const std::string& name, uint32_t block_size, int steps);
-// Those that run_with_fault() takes.
+// The workloads that run_with_fault() accepts.
 std::vector<std::string> fault_workloads();

@@ -1,5 +1,6 @@
-// A snapshot on many others does not make the next reads look at all of their tables again; a deletion among them does, and either way
-// each layer's bytes are seen. So are those of the farthest layer that a chain can have; and none gets longer than that.
+// After a snapshot on many others, the next reads do not look at all of their tables again; after a
+// deletion among them they do. In both cases every layer's bytes can be read, also those of the
+// farthest layer that a chain can have. No chain can become longer.
 #include <optional>
 #include <string>
 #include <vector>
@@ -26,7 +27,7 @@ class CountingReads : public FileObserver {
   uint64_t reads = 0;
 };
 
-// An image with `count` frozen layers, one upon the other. The oldest holds `block`, full of `value`.
+// An image with `count` frozen layers, one on the other. The oldest holds `block`, full of `value`.
 void make_deep(const std::string& path, uint8_t number, uint64_t count, const std::optional<BaseReference>& base,
                uint64_t block, char value) {
   constexpr uint64_t kRecord = 64 + 8;
@@ -71,7 +72,7 @@ char byte_of(Image* image, uint64_t block) {
 
 void longest_chain() {
   const TemporaryDirectory directory;
-  constexpr uint64_t kMost = kMaxLayers - 1;  // frozen ones of an image
+  constexpr uint64_t kMost = kMaxLayers - 1;  // frozen layers of an image
   const auto path = [&](const char* name) { return directory / (std::string(name) + ".pcow"); };
   BaseReference on_base;
   on_base.path = "base.pcow";
@@ -82,7 +83,8 @@ void longest_chain() {
   OpenOptions options;
   options.write = true;
   auto top = MUST(Image::open(path("top"), options));
-  // The block of the base lies where the image has its own, in its own file.
+  // The block of the base has the same offset in its file as the image's own block in the image's
+  // file.
   CHECK(byte_of(top.get(), 0) == 'B' && byte_of(top.get(), 1) == 'T' && byte_of(top.get(), 2) == 0);
   FaultWork work;
   MUST(top->make_writable(0, {}, &work));
@@ -90,7 +92,7 @@ void longest_chain() {
   FAILS(top->snapshot("more"), Code::kLimit);
   MUST(top->close());
 
-  // Nothing is made that could not be opened.
+  // No image is made that could not be opened.
   const BaseSpec too_deep = {path("top"), "s" + std::to_string(kMost), 0};
   CreateOptions create;
   create.has_base = true;
@@ -127,7 +129,7 @@ int main() {
     MUST(image->write(block * kBlock, bytes.data(), kBlock));
     std::fill_n(model.begin() + static_cast<ptrdiff_t>(block * kBlock), kBlock, value);
   };
-  // How many reads of the file it takes to see everything; what is seen is what was written.
+  // The number of file reads until everything has been seen. What is read must be what was written.
   const auto look = [&] {
     const uint64_t before = counting.reads;
     std::vector<uint8_t> found(model.size());
@@ -137,7 +139,7 @@ int main() {
   };
   for (uint64_t layer = 0; layer < kLayers; layer++) {
     write(layer, static_cast<uint8_t>(layer + 1));
-    write(kLayers, static_cast<uint8_t>(layer + 1));  // hidden by the next layer's
+    write(kLayers, static_cast<uint8_t>(layer + 1));  // hidden by the next layer's data
     MUST(image->snapshot("s" + std::to_string(layer)));
   }
   look();

@@ -1,11 +1,13 @@
-// Every errno by which a disk or a filesystem may fail a call of the engine's, so that no test relies on the few that come to mind.
+// Every errno with which a disk or a filesystem may fail a call of the engine, so that no test
+// relies on a few well-known ones.
 #pragma once
 
 #include <cerrno>
 
 inline constexpr int kDiskErrnos[] = {
-    // What the block layer makes of a device's status: blk_errors[] in the kernel's block/blk-core.c, all of it (Linux 6.18). By a
-    // write-back that fails in the background, each becomes what the next fdatasync(2), msync(2) or sync_file_range(2) returns.
+    // What the block layer returns for a device's status: the whole of blk_errors[] in the kernel's
+    // block/blk-core.c (Linux 6.18). If a write-back fails in the background, each becomes the
+    // result of the next fdatasync(2), msync(2) or sync_file_range(2).
     EOPNOTSUPP,    // BLK_STS_NOTSUPP
     ETIMEDOUT,     // BLK_STS_TIMEOUT
     ENOSPC,        // BLK_STS_NOSPC: thin provisioning below us is full
@@ -23,11 +25,12 @@ inline constexpr int kDiskErrnos[] = {
     EOVERFLOW,     // BLK_STS_ZONE_ACTIVE_RESOURCE
     ETIME,         // BLK_STS_DURATION_LIMIT
     EINVAL,        // BLK_STS_INVAL
-    EIO,           // BLK_STS_IOERR, and every number that the table has not
-    // Filesystems: quota, a read-only remount after an error, EFSCORRUPTED and EFSBADCRC (ext4, XFS, btrfs), a forced shutdown, the
-    // largest file, immutable files, encryption without its key, a server's stale handle or refusal, a dead FUSE daemon and what it
-    // may answer, a device that is gone.
+    EIO,           // BLK_STS_IOERR, and every number that is not in the table
+    // Filesystems: quota, a read-only remount after an error, EFSCORRUPTED and EFSBADCRC (ext4,
+    // XFS, btrfs), a forced shutdown, the largest file, immutable files, encryption without its
+    // key, a server's stale handle or refusal, a dead FUSE daemon and its possible answers, a
+    // device that is gone.
     EDQUOT, EROFS, EUCLEAN, EBADMSG, ESHUTDOWN, EFBIG, EPERM, EACCES, ENOKEY, EKEYREVOKED, ESTALE, ENOTCONN,
     ECONNABORTED, ENOSYS, EPROTO, ENXIO, ETXTBSY, EINTR,
-    // Tables that are full: of the process, of the host.
+    // Full tables: of the process, of the host.
     EMFILE, ENFILE};

@@ -16,7 +16,8 @@ namespace {
 
 constexpr size_t kDiskSector = 512;
 
-// Of these nobody need trust that a sector is written whole: there are two, and each has a checksum.
+// The superblocks, which need not be written as whole sectors: there are two, and each has a
+// checksum.
 bool is_superblock(uint64_t page) { return page < 2; }
 
 }  // namespace
@@ -149,7 +150,8 @@ void DiskSimulator::sync(uint64_t offset, uint64_t length) {
     at->second = {at->second.back()};
 }
 
-// `version` is asked with the number of versions of each thing that has several. With `tear`, pages are torn.
+// Calls `version` with the number of versions of each thing that has several. With `tear`, pages
+// are torn.
 DiskState DiskSimulator::choose(const std::function<size_t(size_t)>& version, std::mt19937_64* tear) const {
   DiskState state;
   state.size = sizes_.size() > 1 ? sizes_[version(sizes_.size())] : sizes_[0];
@@ -210,7 +212,8 @@ void DiskSimulator::sample(size_t budget, std::mt19937_64* random, const std::fu
     use(choose([](size_t) { return size_t{0}; }, nullptr));
     use(cached());
   }
-  // One thing ahead of all others, or behind; then anything. With few things, what is left to try is tearing.
+  // One thing is ahead of all others, or behind; then random choices. If there are few things, only
+  // tearing is left to try.
   for (size_t tried = all <= budget ? all : 2; tried < budget && !counts.empty(); tried++) {
     const size_t odd = (*random)() % counts.size();
     const uint64_t kind = all <= budget ? 3 : (*random)() % 4;

@@ -1,8 +1,9 @@
-// A disk under a page cache, as far as one file is concerned: what a power cut could leave of it.
+// A disk under a page cache, as far as one file is concerned: what a power cut could leave of the
+// file.
 //
-// Every page is written back whole, as it stood at any moment since the last sync; in which order, and whether at all, is
-// the kernel's affair. The same goes for the length of the file. A power cut may tear a page between two 512-byte sectors, and
-// a superblock anywhere.
+// The kernel writes every page back as a whole, as it was at any moment since the last sync, in any
+// order, or not at all. The same holds for the length of the file. A power cut may tear a page
+// between two 512-byte sectors, and a superblock anywhere.
 #pragma once
 
 #include <array>
@@ -22,36 +23,39 @@ using DiskPage = std::array<uint8_t, pcow::kPageSize>;
 
 inline uint64_t pages_for(uint64_t bytes) { return (bytes + pcow::kPageSize - 1) / pcow::kPageSize; }
 
-// The content of the file; pages that are missing are zeros.
+// The content of the file; missing pages are zeros.
 struct DiskState {
   uint64_t size = 0;
   std::map<uint64_t, std::shared_ptr<const DiskPage>> pages;
 
-  // As if the host had been started again since: superblocks of this boot get another boot id.
+  // As after a new boot of the host: superblocks of this boot get another boot id.
   void forget_boot();
   void write_to(const std::string& path) const;
-  // The same, and the file is the very one that a process of this boot has written: with its page cache.
+  // The same, but the file is the one that a process of this boot has written, with its page cache.
   void go_on_as(const std::string& path);
   static DiskState of_file(const std::string& path);
 };
 
-// What a file lies on.
+// The medium of a file.
 class Medium {
  public:
   virtual ~Medium() = default;
 
-  // The operation reaches the page cache, or what there is in place of one.
+  // The operation reaches the page cache, or its equivalent.
   virtual void apply(pcow::FileOperation operation, uint64_t offset, uint64_t length, const void* data) = 0;
-  // The pages of the range reach the medium, and that the file reaches to its end; kWholeFile: all that was done.
+  // The pages of the range, and the length of the file up to the end of the range, reach the
+  // medium; kWholeFile: everything that was done.
   virtual void sync(uint64_t offset, uint64_t length) = 0;
-  // What every process sees.
+  // The content that every process sees.
   virtual DiskState cached() const = 0;
   // States that a power cut could leave now.
   virtual void sample(size_t budget, std::mt19937_64* random, const std::function<void(DiskState)>& use) const = 0;
 
-  // The file is copied, by reflinks: from now on whatever is in it shares its space, and a store there needs new space.
+  // The file is copied with reflinks: from now on everything in it shares its space, and a store
+  // there needs new space.
   void share() { allocated_.clear(); }
-  // Whether a store there can't find the disk full: it was allocated, or written, and neither punched nor shared since.
+  // Whether a store there cannot find the disk full: it was allocated or written, and has been
+  // neither punched nor shared since.
   bool has_space(uint64_t offset, uint64_t length) const;
 
  protected:
@@ -63,16 +67,16 @@ class Medium {
 
 class DiskSimulator : public Medium {
  public:
-  // All that it holds is shared with a copy of the file.
+  // Everything that it holds is shared with a copy of the file.
   explicit DiskSimulator(DiskState state);
 
   void apply(pcow::FileOperation operation, uint64_t offset, uint64_t length, const void* data) override;
   void sync(uint64_t offset, uint64_t length) override;
   DiskState cached() const override;
-  // What has surely reached the disk, and no more.
+  // What has certainly reached the disk, and nothing else.
   DiskState on_disk() const;
-  // All of them where there are at most `budget`, otherwise the two extremes, states where just one page is ahead of the others or
-  // behind, and random ones.
+  // All states if there are at most `budget`; otherwise the two extremes, states in which one page
+  // is ahead of the others or behind, and random ones.
   void sample(size_t budget, std::mt19937_64* random, const std::function<void(DiskState)>& use) const override;
 
  private:

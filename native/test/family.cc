@@ -22,8 +22,7 @@ int Process::before(FileOperation operation, const std::string& path, uint64_t o
                     const void* data) {
   const bool changes = operation != FileOperation::kRead && operation != FileOperation::kMap;
   if (killed_) return EIO;
-  if (operation == FileOperation::kWriteBack)
-    return 0;  // into how many parts it falls is a matter of time, not of the seed
+  if (operation == FileOperation::kWriteBack) return 0;  // the number of parts depends on time, not on the seed
   if (changes && left_ != kNever && left_-- == 0) {
     killed_ = true;
     return EIO;
@@ -92,7 +91,7 @@ void Family::go(int steps) {
     read_on();
     read_orphans();
   }
-  depth_++;  // nobody goes on
+  depth_++;  // no other process acts meanwhile
   for (const auto& member : members_) {
     if (member->orphaned) continue;
     close(member.get());
@@ -146,14 +145,16 @@ void Family::close(Member* member) {
   run_->operation = outer;
 }
 
-// The process was killed in the middle. Nothing is lost; what was being done may be seen or not.
+// The process was killed in the middle. Nothing may be lost; the interrupted operation may be
+// visible or not.
 void Family::revive(Member* member, const Content& after) {
   run_->kills++;
   member->image.reset();
   disk_.restore(member->path);
   open(member);
   member->now = content_between(member, after);
-  // Whichever of the worlds it is, it is on the disk now; but for what was written and not synced.
+  // Whichever of the worlds was left, it is on the disk now, except what was written and not
+  // synced.
   World world = exactly(member->now);
   for (const World& possible : member->worlds) {
     if (possible.snapshots != world.snapshots) continue;
@@ -163,7 +164,7 @@ void Family::revive(Member* member, const Content& after) {
   settle(member, std::move(world));
 }
 
-// Something was interrupted. What was begun waits, or is finished by opening anew.
+// Something was interrupted. The operation waits, or opening the image again finishes it.
 void Family::survive(Member* member, const Content& after) {
   const auto is_about = [&](const char* what) { return run_->operation.find(what) != std::string::npos; };
   if (below(3) == 0 || is_about("snapshot") || is_about("close")) {
@@ -175,7 +176,8 @@ void Family::survive(Member* member, const Content& after) {
   settle(member, exactly(member->now));
 }
 
-// What there is when something was not done to its end: nothing is lost, and it may be seen or not.
+// The state after an operation that was not finished: nothing is lost, and the operation may be
+// visible or not.
 Content Family::content_between(Member* member, const Content& after) {
   Content found = read_content(*run_, *member->image);
   const Content& before = member->now;
@@ -190,7 +192,7 @@ Content Family::content_between(Member* member, const Content& after) {
   return found;
 }
 
-// What came in while it was done may be on the disk or not.
+// What was written during the operation may be on the disk or not.
 void Family::settle(Member* member, World world) {
   member->world = std::move(world);
   for (const auto& [sector, stamps] : member->later) member->world.active[sector].insert(stamps.begin(), stamps.end());
@@ -238,7 +240,8 @@ void Family::check(const FamilyDisk::State& state) {
     }
   }
   check_names(state);
-  // In any order: who is opened for writing first recovers, and what it recovers others stand on.
+  // In any order: the first process that opens an image for writing recovers it, and other images
+  // stand on what it recovers.
   std::vector<const Member*> order;
   for (const auto& member : members_) order.push_back(member.get());
   std::shuffle(order.begin(), order.end(), run_->random);
@@ -276,7 +279,7 @@ void Family::check_member(const Member& member, const std::string& path) {
   if (below(6) == 0) work_on(member, path, std::move(content));
 }
 
-// What was recovered for reading is recovered for writing as well, and the image can be worked with.
+// What was recovered for reading is recovered for writing as well, and the image is usable.
 void Family::work_on(const Member& member, const std::string& path, Content content) {
   auto image = run_->must(open_image(path, true, nullptr), "open for writing");
   if (read_content(*run_, *image) != content) run_->fail(member.path + ": opened for writing it holds something else");
@@ -296,7 +299,7 @@ void Family::work_on(const Member& member, const std::string& path, Content cont
   if (read_content(*run_, *image) != content) run_->fail(member.path + ": after closing it holds something else");
 }
 
-// Whose base was deleted may be told so, but it never reads other bytes.
+// An image whose base was deleted may get an error, but it never reads other bytes.
 void Family::check_orphan(const Member& member, const std::string& path) {
   const auto image = open_image(path, false, nullptr);
   if (!image) return;

@@ -1,9 +1,12 @@
-// Several images whose power is cut at once: a base, clones of it in its directory and in another one, and clones of clones. Each is
-// opened by a process of its own, and while one works on its image the others go on with theirs; processes die; deletions are
-// interrupted anywhere, and wait while more is done; images are made, renamed, replaced and deleted. Readers that were opened long ago
-// read on, piece by piece, across all of that. After a power cut every file is in a state of its own, and so is every name
-// (family_disk.h). Then every file is sound, holds what was synced and every snapshot that returned, and reads through its base as
-// before; what was made is found, also by who stands on it, and what was deleted is not.
+// Several images whose power is cut at the same time: a base, clones of it in its directory and in
+// another one, and clones of clones. Each is opened by a process of its own, and while one process
+// works on its image the others continue with theirs. Processes die. Deletions are interrupted
+// anywhere, and wait while other operations are done. Images are made, renamed, replaced and
+// deleted. Readers that were opened long ago continue, piece by piece, during all of this. After a
+// power cut every file is in a state of its own, and so is every name (family_disk.h). Then every
+// file must be sound, hold everything that was synced and every snapshot whose call returned, and
+// read through its base as before. Files that were made must be found, also by the images that
+// stand on them; files that were deleted must not.
 #pragma once
 
 #include <algorithm>
@@ -23,7 +26,7 @@ namespace crash {
 class Family;
 struct Member;
 
-// A process at the engine's door to the images that it writes.
+// A process, which observes the engine's operations on the images that it writes.
 class Process : public pcow::FileObserver {
  public:
   Process(Family* family, Member* member) : family_(family), member_(member) {}
@@ -31,22 +34,23 @@ class Process : public pcow::FileObserver {
   int before(pcow::FileOperation operation, const std::string& path, uint64_t offset, uint64_t length,
              const void* data) override;
 
-  // The process dies before that many changing operations more.
+  // The process dies before so many more operations that change something.
   void kill_after(uint64_t operations) { left_ = operations; }
   bool killed() const { return killed_; }
-  // One operation that needs space fails with ENOSPC, or any but a sync with EIO, after that many of its kind.
+  // One operation fails after so many others of its kind: with ENOSPC if it needs space, or any
+  // operation but a sync with EIO.
   void fail_after(uint64_t operations, int err) {
     until_failure_ = operations;
     err_ = err;
   }
-  // The machine is well for the time of `what`.
+  // Nothing fails while `what` runs.
   template <typename Do>
   void without_failures(const Do& what) {
     const int err = std::exchange(err_, 0);
     what();
     err_ = err;
   }
-  // The machine is well again. Whether anything has failed.
+  // From now on nothing fails. Returns whether anything has failed.
   bool recover() {
     err_ = 0;
     return std::exchange(failed_, false);
@@ -65,7 +69,8 @@ class Process : public pcow::FileObserver {
   bool failed_ = false;
 };
 
-// What reads a snapshot in pieces, and its map in batches, in a process that has been there for long.
+// A reader in a process that has existed for long: it reads a snapshot in pieces, and its map in
+// batches.
 struct LongReader {
   std::unique_ptr<pcow::Image> image;
   std::shared_ptr<pcow::View> view;
@@ -76,25 +81,25 @@ struct LongReader {
 
 struct Member {
   std::string path;    // relative to the family's directory
-  std::string second;  // another name that it may have, where it is being renamed
+  std::string second;  // another name that it may have while it is being renamed
   std::unique_ptr<Process> process;
   std::unique_ptr<pcow::Image> image;
   LongReader reader;
   Content now;                                      // as every process sees it
-  World world;                                      // what a power cut may leave of it
-  std::vector<World> worlds;                        // … in the middle of something
-  std::map<uint64_t, std::vector<uint64_t>> later;  // sectors that were written in the middle of something
+  World world;                                      // what of it a power cut may leave
+  std::vector<World> worlds;                        // … in the middle of an operation
+  std::map<uint64_t, std::vector<uint64_t>> later;  // sectors that were written in the middle of an operation
   Member* base = nullptr;
   std::string base_snapshot;
   Member* next_base = nullptr;  // while it changes its base: it may stand on either
   std::string next_snapshot;
-  bool is_passing = false;   // it is being made or deleted: the file may be there or not. Nobody opens it
-  bool is_replaced = false;  // another file gets its name. Nobody opens it either
-  // Something that this process is doing now.
+  bool is_passing = false;   // it is being made or deleted, so the file may exist or not. No process opens it
+  bool is_replaced = false;  // another file is getting its name. No process opens it, either
+  // An operation that this process is doing now.
   bool busy = false;
-  bool changing = false;  // the content of the active layer, in one step
+  bool changing = false;  // of the content of the active layer, in one step
   std::string removing;   // a snapshot
-  // Its base was deleted from under it: it reads as before, or not at all.
+  // Its base was deleted: it reads as before, or not at all.
   bool orphaned = false;
 };
 
@@ -118,13 +123,13 @@ class Family : public NameObserver {
 
   // family.cc: processes and power cuts.
   void open(Member* member);
-  // Its process ends in order.
+  // Its process ends properly.
   void close(Member* member);
   void revive(Member* member, const Content& after);
   void survive(Member* member, const Content& after);
   Content content_between(Member* member, const Content& after);
   void settle(Member* member, World world);
-  // Others go on, in the middle of what this process does.
+  // Other processes act, in the middle of what this process does.
   void others_go_on(const Member* but);
   void cut(size_t budget);
   void check(const FamilyDisk::State& state);
@@ -133,7 +138,8 @@ class Family : public NameObserver {
   void work_on(const Member& member, const std::string& path, Content content);
   void check_orphan(const Member& member, const std::string& path);
 
-  // Does one thing with a member, which takes its content from `now` to `after`. true: it was done.
+  // Runs an operation on a member, which changes its content from `now` to `after`. Returns true if
+  // it was done.
   template <typename Do>
   bool attempt(Member* member, const std::string& name, const Content& after, std::vector<World> meanwhile,
                const Do& what) {
@@ -163,7 +169,7 @@ class Family : public NameObserver {
     return done;
   }
 
-  // family_steps.cc: what is done.
+  // family_steps.cc: the operations.
   void step(Member* member);
   void pick(const Member& member, uint64_t* first, uint64_t* count);
   void write(Member* member);
@@ -187,7 +193,7 @@ class Family : public NameObserver {
   void read_orphans();
   pcow::Progress between(Member* member);
 
-  // family_names.cc: names come and go.
+  // family_names.cc: making, renaming and removing files.
   void change_files();
   void change_name(Member* member, const std::string& what, const std::function<pcow::Result<void>()>& change);
   void add_clone(Member* base, const std::string& snapshot);
@@ -202,15 +208,15 @@ class Family : public NameObserver {
   const uint64_t blocks_;
   TemporaryDirectory directory_;
   FamilyDisk disk_;
-  const Member* naming_ = nullptr;  // whose name changes
+  const Member* naming_ = nullptr;  // the member whose name is changing
   std::vector<std::unique_ptr<Member>> members_;
   int names_ = 0;
-  int depth_ = 0;              // of what goes on in the middle of something else
-  bool base_goes_on_ = false;  // that is as often as can be what the base's process does
+  int depth_ = 0;              // number of nested operations
+  bool base_goes_on_ = false;  // the interrupting operations are, as often as possible, those of the base's process
   bool checking_ = false;      // a state
 };
 
-// One with blocks of each size, and one with two chunks.
+// A family with blocks of each size, and one with two chunks.
 void run_families(Run* run, int steps);
 
 }  // namespace crash

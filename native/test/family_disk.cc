@@ -50,7 +50,7 @@ void FamilyDisk::sync_names(const std::string& directory) {
   names.since.clear();
 }
 
-// What was not synced before it got a name is on its way to the disk only.
+// Data that was not synced before the file got its name has not certainly reached the disk.
 std::shared_ptr<DiskSimulator> FamilyDisk::file_of_draft(const std::string& path, const std::string& name) {
   const auto synced = drafts_.find(path);
   const DiskState before = synced == drafts_.end() ? DiskState{} : synced->second;
@@ -92,7 +92,7 @@ void FamilyDisk::apply(NameEvent event, const std::string& path, const std::stri
       } else if (!is_known) {
         drafts_[path] = DiskState::of_file(root_ + "/" + path);
       }
-      break;  // what is known is synced at the engine's door (Process::before)
+      break;  // operations on known files are synced in Process::before
   }
 }
 

@@ -1,6 +1,6 @@
-// The disks of several image files that belong together, under one directory: what a power cut could leave of all of them.
-// Each file is in a state of its own, and so is each directory: a name that was given or taken away is surely so on the disk after a sync
-// of the directory only.
+// The disks of several image files that belong together, under one directory: what a power cut
+// could leave of all of them. Each file is in a state of its own, and so is each directory: a name
+// that was given or removed is certainly so on the disk only after a sync of the directory.
 #pragma once
 
 #include <functional>
@@ -17,21 +17,23 @@ namespace crash {
 
 class FamilyDisk {
  public:
-  // Paths are relative to `root`, where the files really are.
+  // Paths are relative to `root`, which contains the real files.
   explicit FamilyDisk(std::string root) : root_(std::move(root)) {}
 
-  // The file has been made and named, and is durable with its name.
+  // The file was made and named, and is durable with its name.
   void adopt(const std::string& path);
   DiskSimulator& file(const std::string& path) { return *files_.at(path); }
 
-  // Something has happened to a name. What is a draft (engine/image/names.h) may be there after a power cut or not, and nobody cares; but whether
-  // its content was on the disk when it got its name counts.
+  // Something has happened to a name. A draft (engine/image/names.h) may exist after a power cut or
+  // not, and this does not matter; but it matters whether its content was on the disk when it got
+  // its name.
   void apply(NameEvent event, const std::string& path, const std::string& second);
 
-  // The file really holds what every process sees: what a dead process has stored since its death is undone.
+  // Makes the file hold what every process sees: what a dead process has stored since its death is
+  // undone.
   void restore(const std::string& path);
 
-  // By path; what is not there has no name. Names of one file have the same pointer.
+  // By path; a file that is absent has no name. Two names of one file have the same pointer.
   using State = std::map<std::string, std::shared_ptr<DiskState>>;
   // States that a power cut could leave now.
   void sample(size_t budget, std::mt19937_64* random, const std::function<void(State)>& use) const;
@@ -40,7 +42,7 @@ class FamilyDisk {
   using FileNames = std::map<std::string, std::shared_ptr<DiskSimulator>>;  // by path
   struct Change {
     std::string path;
-    std::shared_ptr<DiskSimulator> file;  // null: the name goes
+    std::shared_ptr<DiskSimulator> file;  // null: the name is removed
   };
   using Changes = std::vector<Change>;  // in one step
   struct LayerDirectory {
@@ -55,7 +57,7 @@ class FamilyDisk {
   std::string root_;
   FileNames files_;  // as every process sees them
   std::map<std::string, LayerDirectory> directories_;
-  std::map<std::string, DiskState> drafts_;  // by path: what is on the disk of those that were synced
+  std::map<std::string, DiskState> drafts_;  // by path: what is on the disk of the drafts that were synced
 };
 
 }  // namespace crash

@@ -1,4 +1,4 @@
-// How images of a family get their names and lose them, in the order in which the commands do it.
+// How images of a family get and lose their names, in the same order as in the commands.
 #include <unistd.h>
 
 #include <filesystem>
@@ -52,8 +52,8 @@ void Family::add_clone(Member* base, const std::string& snapshot) {
   clone->busy = false;
 }
 
-// As `pcow rename` (src/engine/rename.ts): it has both names while those that stand on it are told the new one. Now and then the
-// command is ended in between, and given again.
+// As `pcow rename` (src/engine/rename.ts): the image has both names while the images that stand on
+// it are updated. Sometimes the command is stopped in between, and given again.
 void Family::rename(Member* member) {
   close(member);
   member->busy = true;
@@ -89,7 +89,7 @@ void Family::tell_new_name(Member* child, const Member& base) {
   settle(child, child->world);
 }
 
-// What stood on it and has lost its base long ago may stay.
+// An image that has lost its base long ago may stay.
 void Family::remove_file(Member* member) {
   if (member->image) close(member);
   member->reader = {};
@@ -100,8 +100,8 @@ void Family::remove_file(Member* member) {
   std::erase_if(members_, [&](const auto& one) { return one.get() == member; });
 }
 
-// A draft with an image that has nothing to do with the one whose name it gets, as `convert --force` makes it; or, as `import` does, with
-// bytes that nobody has synced.
+// A draft with an image that is unrelated to the one whose name it gets, as in `convert --force`;
+// or, as in `import`, with bytes that were not synced.
 std::string Family::filled_draft(const Member& member, Content* content, int* lock) {
   Draft draft = run_->must(make_draft(place(member.path)), "make a draft");
   CreateOptions options;

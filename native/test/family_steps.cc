@@ -1,4 +1,4 @@
-// What the processes of a family do.
+// The operations of a family's processes.
 #include <fcntl.h>
 #include <unistd.h>
 
@@ -34,7 +34,7 @@ void Family::step(Member* member) {
 
 void Family::pick(const Member& member, uint64_t* first, uint64_t* count) {
   const uint64_t block = block_size_ / kSector;
-  // Where there are two chunks, near their border.
+  // If there are two chunks, near their border.
   const uint64_t from = blocks_ > kBlocksPerChunk ? (kBlocksPerChunk - 5) * block : 0;
   *first = from + below(member.now.active.size() - from);
   *count = below(4) ? 1 + below(10) : 1 + below(2 * block);
@@ -51,7 +51,7 @@ void Family::write(Member* member) {
   Content after = member->now;
   World world = member->world;
   for (uint64_t i = first; i < first + count; i++) world.active[i].insert(run_->stamps + 1);
-  // The stamp is taken now: others write in the middle.
+  // Take the stamp now, because other processes write in the middle.
   std::vector<uint8_t> bytes(count * kSector);
   const uint64_t stamp = ++run_->stamps;
   for (uint64_t i = 0; i < count; i++) {
@@ -64,7 +64,7 @@ void Family::write(Member* member) {
     settle(member, std::move(world));
 }
 
-// A thread of the process that is in the middle of something.
+// A thread of the process that is in the middle of an operation.
 void Family::write_meanwhile(Member* member) {
   uint64_t first, count;
   pick(*member, &first, &count);
@@ -98,7 +98,7 @@ void Family::discard(Member* member) {
     settle(member, std::move(world));
 }
 
-// A page fault of a guest, which reads as before.
+// A page fault of a guest, after which the image reads as before.
 void Family::touch(Member* member) {
   const uint64_t offset = below(member->now.active.size()) * kSector;
   const FaultHint hint{.ahead = below(4) * block_size_, .whole_block = below(2) == 0};
@@ -130,7 +130,7 @@ void Family::snapshot(Member* member) {
     settle(member, exactly(after));
 }
 
-// Who stands on it, and who reads it, goes on with it by its new name.
+// Images that stand on the snapshot, and its readers, continue with it under its new name.
 void Family::rename_snapshot(Member* member) {
   if (member->now.snapshots.empty()) return snapshot(member);
   const std::string from = some_snapshot(*member);
@@ -139,7 +139,8 @@ void Family::rename_snapshot(Member* member) {
   after.snapshots[to] = after.snapshots.extract(from).mapped();
   World world = member->world;
   world.snapshots[to] = world.snapshots.extract(from).mapped();
-  member->removing = from;  // nobody comes to stand on it, or begins to read it, by a name that may be gone
+  member->removing =
+      from;  // from now on no image is made to stand on it, and no reader begins, by a name that may be gone
   if (attempt(member, "rename " + from, after, {member->world, world},
               [&] { return member->image->rename_snapshot(from, to); }))
     settle(member, exactly(after));
@@ -150,7 +151,8 @@ void Family::rename_snapshot(Member* member) {
     if (other->base == member && other->base_snapshot == from) other->base_snapshot = to;
 }
 
-// Between two chunks of something that takes long: the image is used, and readers read on; or it ends there.
+// Between two chunks of a long operation: the image is used, and readers continue; or the operation
+// is stopped there.
 Progress Family::between(Member* member) {
   const bool cancels = below(4) == 0;
   return [=, this](uint64_t done, uint64_t total) {
@@ -169,7 +171,7 @@ Progress Family::between(Member* member) {
 void Family::remove(Member* member) {
   if (member->now.snapshots.empty()) return snapshot(member);
   std::string name = some_snapshot(*member);
-  // Often the newest: the active layer is its heir, and is written while it takes over.
+  // Often the newest: the active layer is its heir, and is written during the merge.
   for (const SnapshotInfo& info : run_->must(member->image->snapshots(false), "snapshots"))
     if (info.current && below(2)) name = info.name;
   remove(member, name);
@@ -192,14 +194,15 @@ void Family::remove(Member* member, const std::string& name) {
   });
   member->removing.clear();
   if (done) return settle(member, std::move(world));
-  // It waits. Its neighbour is deleted as well, or the image gets another base.
+  // The deletion waits. The neighbour is deleted as well, or the image gets another base.
   if (depth_) return;
   for (int i = 0; i < 6; i++) write(member);
   if (below(4) == 0) return rebase(member);
   if (member->now.snapshots.contains(parent) && !is_stood_on(*member, parent)) remove(member, parent);
 }
 
-// People delete what images in other directories stand on. All of these end at once: nobody may be left standing on one of them.
+// Users delete snapshots on which images in other directories stand. All of these images end at
+// once, because none may be left standing on a deleted snapshot.
 void Family::orphan(Member* member, const std::string& snapshot) {
   std::vector<Member*> lost;
   std::function<void(const Member*, const std::string*)> find = [&](const Member* base, const std::string* name) {
@@ -210,7 +213,7 @@ void Family::orphan(Member* member, const std::string& snapshot) {
     }
   };
   find(member, &snapshot);
-  depth_++;  // nobody goes on, and comes to stand on one
+  depth_++;  // no other process acts, and makes an image stand on one of them
   for (Member* other : lost) {
     close(other);
     other->reader = {};
@@ -254,7 +257,7 @@ void Family::clone(Member* member) {
     if (info.id == layer) add_clone(member, info.name);
 }
 
-// To a snapshot of another image, or to none. Nobody sees a change.
+// To a snapshot of another image, or to none. The content does not change.
 void Family::rebase(Member* member) {
   Member* const target = some_member(
       [&](const Member& one) { return &one != member && !one.orphaned && !one.busy && !one.now.snapshots.empty(); });
@@ -275,7 +278,7 @@ void Family::rebase(Member* member) {
   };
   const bool done = attempt(member, "rebase", member->now, {member->world}, change);
   if (done) settle(member, refused ? member->world : exactly(member->now));
-  // Where it was interrupted, the image says whether it was done.
+  // If it was interrupted, the image says whether it was done.
   const ImageInfo info = member->image->info();
   if (!info.has_base) {
     member->base = nullptr;
@@ -286,7 +289,7 @@ void Family::rebase(Member* member) {
   member->next_base = nullptr;
 }
 
-// One process has both open.
+// One process has both images open.
 void Family::commit(Member* member) {
   Member* const base = member->base;
   if (!base || base->busy || depth_) return write(member);
@@ -338,7 +341,7 @@ void Family::reopen(Member* member) {
   open(member);
 }
 
-// Everything is as its process sees it, at this moment.
+// Everything is as its process sees it at this moment.
 void Family::compare(Member* member) {
   if (read_content(*run_, *member->image) != member->now)
     run_->fail(member->path + ": " + difference(exactly(member->now), read_content(*run_, *member->image)));
@@ -375,7 +378,7 @@ void Family::read_on() {
     std::vector<uint8_t> found(extent.length);
     if (extent.kind == ExtentKind::kData) {
       const int descriptor = ::open(batch.chain[extent.depth].path.c_str(), O_RDONLY | O_CLOEXEC);
-      if (descriptor < 0 && errno == ENOENT) continue;  // it was renamed since the reader has opened it
+      if (descriptor < 0 && errno == ENOENT) continue;  // it was renamed after the reader had opened it
       CHECK(descriptor >= 0 &&
             pread(descriptor, found.data(), found.size(), static_cast<off_t>(extent.file_offset)) >= 0);
       ::close(descriptor);
@@ -386,7 +389,7 @@ void Family::read_on() {
   reader.next_mapped = batch.next % expected.size();
 }
 
-// Opened long ago, or now: as before, or an error.
+// Opened long ago, or now: reads as before, or fails.
 void Family::read_orphans() {
   for (const auto& member : members_) {
     if (!member->orphaned) continue;

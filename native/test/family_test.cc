@@ -1,6 +1,6 @@
 // Power cuts of several images: see family.h.
 //
-//   family_test [EFFORT]     how many times the work of the short run
+//   family_test [EFFORT]     EFFORT: multiplies the work of the short run
 #include "family.h"
 
 #include "check.h"

@@ -1,9 +1,12 @@
-// Faults of the machine, at every file operation of a workload in turn: with every errno that a disk or a filesystem has
-// (disk_errnos.h), for once, or until the step of the workload is over; and reads and writes that go piece by piece, with signals in
-// between. An error must come out, with the right errno; nothing is lost; the image goes on, also after a power cut (crash_workload.h).
+// Faults of the machine, at every file operation of a workload in turn: with every errno that a
+// disk or a filesystem may return (disk_errnos.h), once, or until the step of the workload is over;
+// and reads and writes that are done piece by piece, with signals in between. The operation must
+// fail with the right errno, nothing may be lost, and the image must remain usable, also after a
+// power cut (crash_workload.h).
 //
-//   faults_test                         the faults that were once not survived, and some at random: with each errno, in each workload
-//   faults_test EFFORT [WORKLOAD]       how many of the operations are tried, in parts of a hundred; 100: all
+//   faults_test                         faults that were once not survived, and random ones: with
+//   each errno, in each workload
+//   faults_test EFFORT [WORKLOAD]       EFFORT: the percentage of the operations to try
 #include <cerrno>
 
 #include "check.h"
@@ -26,14 +29,15 @@ Run run_with_error(const Fault& fault, uint64_t seed, const std::string& name, u
   return run;
 }
 
-// The release of a dropped layer could not read its table, or a hole could not be punched before it began, and the image was
-// closed clean.
+// Once, the release of a dropped layer could not read its table, or a hole could not be punched,
+// and the image was closed as clean.
 void known_faults() {
   for (uint64_t operation = 45; operation < 65; operation++)
     CHECK(run_with_error({EIO, operation}, 4, "deletion and merge", 4096, kSteps).fault.struck);
 }
 
-// Each errno in turn, at an operation somewhere in a workload: every workload, block size and way of failing has its turn.
+// Each errno in turn, at a random operation of a workload: every workload, block size and way of
+// failing has its turn.
 void faults_at_random(uint64_t seed) {
   std::mt19937_64 random(seed);
   const std::vector<std::string> names = fault_workloads();
@@ -51,7 +55,8 @@ struct Ways {
   uint64_t states = 0;
 };
 
-// Every `stride`-th operation of a workload fails, with one errno after another, or with those of a full disk.
+// Every `stride`-th operation of a workload fails, with one errno after another, or with those of a
+// full disk.
 void faults_everywhere(const std::string& name, uint32_t block_size, uint64_t stride, uint64_t seed, Ways* ways) {
   for (const bool of_space : {false, true}) {
     for (const bool lasts : {false, true}) {

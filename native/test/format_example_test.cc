@@ -1,5 +1,6 @@
-// The worked example of docs/format.md: builds its bytes, and compares the hex dump in the document with them. Then the
-// engine reads the image as the document says. With PCOW_REWRITE_EXAMPLE=1 the document's dump is written anew.
+// The worked example of docs/format.md: builds its bytes, and compares the hex dump in the document
+// with them. Then the engine reads the image as the document says. With PCOW_REWRITE_EXAMPLE=1 it
+// rewrites the dump in the document.
 #include <cstring>
 #include <fstream>
 #include <sstream>
@@ -79,7 +80,7 @@ std::vector<uint8_t> build(bool clean) {
   return bytes;
 }
 
-// As hexdump -Cv shows it, without the lines that hold zeros only.
+// As hexdump -Cv shows it, without lines that contain only zeros.
 std::string dump(const std::vector<uint8_t>& bytes) {
   std::string text;
   for (size_t line = 0; line < bytes.size(); line += 16) {

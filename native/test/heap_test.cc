@@ -1,5 +1,6 @@
-// The monitor's own heap (monitor/heap.cc), which is this program's, too: pieces of all sizes and alignments, by several threads, keep what
-// is written into them, and never overlap; a child that was made in the middle of it begins with a heap of its own.
+// The monitor's own heap (monitor/heap.cc), which this program uses, too. Allocations of all sizes
+// and alignments, by several threads, keep what is written to them, and never overlap. A child that
+// is made in the middle of a change begins with a heap of its own.
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -76,7 +77,8 @@ void threads_at_random(uint64_t seed) {
   for (std::thread& thread : threads) thread.join();
 }
 
-// While another thread is in the heap all the time, so that its lock is held, or its pools are half changed, in most of the copies.
+// Another thread uses the heap all the time, so that in most of the copies its lock is held, or its
+// pools are half changed.
 void children(uint64_t seed) {
   std::vector<Piece> pieces;
   work(seed, 1000, &pieces);

@@ -1,5 +1,6 @@
-// Images that somebody else made, or that were damaged: whatever the bytes, opening, reading and working with them ends
-// in success or in an error of the right class. Nothing crashes, hangs, or reads what is not the image's.
+// Images that another program made, or that were damaged: whatever the bytes, opening, reading and
+// changing them succeeds, or fails with an error of the right class. Nothing crashes, hangs, or
+// reads outside of the image.
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -50,7 +51,7 @@ Result<void> make_on_base(const std::string& path, const std::string& base, cons
   return create_image(path, options);
 }
 
-// What damage may lead to; anything else would send people looking in the wrong place.
+// The errors that damage may cause; any other error would mislead the user.
 void check_class(const Error& error, const std::string& what) {
   static const std::set<Code> classes = {Code::kNotAnImage, Code::kUnsupported, Code::kCorrupt,     Code::kNotFound,
                                          Code::kNoSpace,    Code::kTooLarge,    Code::kBaseMissing, Code::kBaseChanged,
@@ -60,7 +61,7 @@ void check_class(const Error& error, const std::string& what) {
   exit(1);
 }
 
-// Does everything that one can do with an image; each step may fail, with a fitting error.
+// Tries every operation on an image; each may fail, with a fitting error.
 void use(const std::string& path, bool write, const std::string& what) {
   auto opened = open_image(path, write);
   if (!opened) return check_class(opened.error(), what);
@@ -128,7 +129,8 @@ void mend_checksum(uint8_t* structure, size_t length, size_t checksum_at) {
   put_field(structure, checksum_at, crc32c(structure, length));
 }
 
-// Every byte of the superblock's and the directory's fields with several values, as it is and with a right checksum.
+// Every byte of the fields of superblock and layer directory gets several values, with the old
+// checksum and with a right one.
 void mutate_structures(const TemporaryDirectory& directory, const Bytes& good) {
   const auto first = MUST(Superblock::decode(good.data(), "slot 0"));
   const auto second = MUST(Superblock::decode(good.data() + kPageSize, "slot 1"));
@@ -161,17 +163,17 @@ void damage_at_random(const TemporaryDirectory& directory, const Bytes& good, st
     const uint64_t kind = (*random)() % 4;
     if (kind == 0) {  // cut off
       bad.resize((*random)() % (bad.size() + 1));
-    } else if (kind == 1) {  // flipped bits, mostly where something is
+    } else if (kind == 1) {  // flipped bits, mostly in structures
       for (int i = 0; i < 20; i++) {
         const size_t at = (*random)() % bad.size();
         if (bad[at] || (*random)() % 8 == 0) bad[at] ^= static_cast<uint8_t>(1 << (*random)() % 8);
       }
-    } else if (kind == 2) {  // spliced: one part put over another
+    } else if (kind == 2) {  // one part copied over another
       const size_t length = 1 + (*random)() % (2 * kBlock);
       const size_t from = (*random)() % (bad.size() - length);
       const size_t to = (*random)() % (bad.size() - length);
       memmove(bad.data() + to, good.data() + from, length);
-    } else {  // entries that nobody stored
+    } else {  // entries that no writer stored
       const auto superblock = MUST(Superblock::decode(good.data() + kPageSize, "slot 1"));
       for (int i = 0; i < 30; i++) {
         const size_t block = superblock.directory_offset / kBlock + (*random)() % 4;
@@ -212,7 +214,7 @@ void bases(const TemporaryDirectory& directory) {
   MUST(open_image(directory / "in/b.pcow", false, root));
   FAILS(make_on_base(directory / "in/none.pcow", directory / "in/a.pcow", "unknown"), Code::kNotFound);
 
-  // Outside, directly and by a symbolic link.
+  // Outside of the directory, directly and through a symbolic link.
   MUST(make_on_base(directory / "in/c.pcow", directory / "out/o.pcow", "s"));
   FAILS(open_image(directory / "in/c.pcow", false, root), Code::kBaseOutside);
   FAILS(open_image(directory / "in/c.pcow", true, root), Code::kBaseOutside);
@@ -223,7 +225,7 @@ void bases(const TemporaryDirectory& directory) {
   FAILS(open_image(directory / "in/d.pcow", false, root), Code::kBaseOutside);
   MUST(open_image(directory / "in/d.pcow"));
 
-  // Another image, another kind of file, and a loop in its place.
+  // At its path: another image, another kind of file, and a loop.
   CHECK(unlink((directory / "in/a.pcow").c_str()) == 0);
   make_image(directory / "in/a.pcow");
   FAILS(open_image(directory / "in/d.pcow"), Code::kBaseChanged);
@@ -242,7 +244,7 @@ void bases(const TemporaryDirectory& directory) {
   FAILS(x->set_base(spec, true), Code::kBaseLoop);
   MUST(x->close());
   MUST(y->close());
-  // By hand: x stands on y, which stands on x.
+  // Made by hand: x stands on y, which stands on x.
   Bytes bytes = load(directory / "x.pcow");
   const auto at_y = MUST(open_image(directory / "y.pcow"));
   for (const size_t slot : {size_t{0}, size_t{kPageSize}}) {

@@ -1,7 +1,8 @@
-// Every change of a base's structure under every kind of long reader of an image that stands on it: a mount's writer, a reader,
-// a monitored process that has nothing but descriptors. What they read stays what it was, with all that they are given at hand,
-// and also where the way back to the chain fails at any step for a while: then they get an error, never other bytes, and go on
-// when it no longer fails.
+// Every change of a base's structure, with every kind of long reader of an image that stands on it:
+// a mount's writer, a reader, a monitored process that has only descriptors. What they read stays
+// the same, as long as they are given the files that they need. If any step of loading the chain
+// again fails for a while, they get an error, and never other bytes, and continue when it no longer
+// fails. One file, because all these tests use one family of images (class Scene).
 #include <fcntl.h>
 #include <sys/resource.h>
 
@@ -22,7 +23,7 @@ constexpr uint64_t kBlock = 16384;
 constexpr uint64_t kSize = 64 * kBlock;
 constexpr uint64_t kLooked = 12 * kBlock;
 
-// From the `number`-th operation of its kind on, each fails until it is disarmed.
+// From the `number`-th operation of its kind on, each one fails until the observer is disarmed.
 class Failing : public FileObserver {
  public:
   int before(FileOperation operation, const std::string&, uint64_t, uint64_t, const void*) override {
@@ -37,7 +38,8 @@ class Failing : public FileObserver {
   int count = 0;
 };
 
-// A disk that takes the head of one superblock, where all that changes is, and then fails.
+// A disk that writes the beginning of one superblock, which contains all the changes, and then
+// fails.
 class HalfASuperblock : public FileObserver {
  public:
   int before(FileOperation operation, const std::string& path, uint64_t offset, uint64_t, const void* data) override {
@@ -83,7 +85,8 @@ Result<std::string> look(Image* image, const View* view) {
 enum class Kind { kWriter, kReader, kMonitoredWriter, kMonitoredReader };
 constexpr Kind kKinds[] = {Kind::kWriter, Kind::kReader, Kind::kMonitoredWriter, Kind::kMonitoredReader};
 
-// ground@g ← base@old ← base@s ← image@own ← image; other@o is another ground, cousin another image on base@s.
+// ground@g ← base@old ← base@s ← image@own ← image; other@o is another ground, and cousin another
+// image on base@s.
 struct Scene {
   TemporaryDirectory directory{"/dev/shm"};
   const std::string ground = directory / "ground.pcow";
@@ -222,7 +225,8 @@ std::vector<Change> changes() {
   };
 }
 
-// Descriptors as a mount hands them over, which closes them when they are sent: here as soon as they have been taken.
+// Descriptors as a mount hands them over. The mount closes them when they are sent; here they are
+// closed as soon as they have been taken.
 class Handover {
  public:
   void add(const std::string& path, bool write) {
@@ -234,7 +238,7 @@ class Handover {
     }
     files.push_back({path, descriptor});
   }
-  // Another file has the number of each then.
+  // Then each number refers to another file.
   void let_go() {
     for (const GivenFile& file : files) {
       const int null = open("/dev/null", O_RDONLY | O_CLOEXEC);
@@ -266,7 +270,7 @@ class Reader {
     CHECK(MUST(image_->read(nullptr, 0, &first_, 1)) == 1);  // it remembers a little, and has the rest to look up
   }
 
-  // Right, or an error.
+  // The right bytes, or an error.
   Result<void> look_again() {
     auto found = look(image_.get(), nullptr);
     if (!found) return found.error();
@@ -282,7 +286,7 @@ class Reader {
     return {};
   }
 
-  // What a mount does that is asked for the files of the chain again.
+  // The answer of a mount that is asked for the files of the chain again.
   void ask_the_mount() {
     auto view = MUST(Image::open(scene_->path, {}));
     std::vector<std::string> paths;
@@ -333,7 +337,7 @@ void must_be_right(Reader* reader, const Change& change, Kind kind, const char* 
   exit(1);
 }
 
-// false: there are not so many such operations.
+// Returns false if there are fewer such operations.
 bool fail_for_a_while(const Change& change, Kind kind, FileOperation operation, int number) {
   Scene scene;
   Reader reader(&scene, kind);
@@ -356,7 +360,7 @@ bool fail_for_a_while(const Change& change, Kind kind, FileOperation operation, 
   return failing.failed;
 }
 
-// The process has no descriptor left: what is in hand needs none.
+// The process has no descriptor left: the files that are open need none.
 void without_descriptors(const Change& change, Kind kind) {
   Scene scene;
   Reader reader(&scene, kind);
@@ -372,7 +376,7 @@ void without_descriptors(const Change& change, Kind kind) {
   MUST(reader.image().close());
 }
 
-// A base that is needed now, and is not where it should be for a moment.
+// A base that is needed now, and is not at its path for a moment.
 void away_for_a_moment(Kind kind) {
   Scene scene;
   Reader reader(&scene, kind);
@@ -385,7 +389,8 @@ void away_for_a_moment(Kind kind) {
   MUST(reader.image().close());
 }
 
-// The image itself changes under a reader, and what it needs then is not there, or can't be read.
+// The image itself changes while it has a reader, and a file that the reader then needs is absent
+// or unreadable.
 void own_changes(std::mt19937_64* random, FileOperation operation) {
   const std::vector<std::pair<const char*, std::function<void(Image*)>>> own = {
       {"rollback", [](Image* w) { MUST(w->rollback("own")); }},
@@ -430,8 +435,9 @@ void own_changes(std::mt19937_64* random, FileOperation operation) {
   }
 }
 
-// A compaction cannot write its superblock: a reader elsewhere still goes by the tables that it has loaded. Nothing that comes later may
-// use the blocks again before the reader has been told.
+// A compaction cannot write its superblock: a reader in another process still uses the tables that
+// it has loaded. No later operation may use the blocks again before that reader can see a new
+// generation.
 void compaction_that_told_nobody() {
   const TemporaryDirectory directory{"/dev/shm"};
   const std::string path = directory / "image.pcow";
@@ -452,7 +458,7 @@ void compaction_that_told_nobody() {
   FAILS(writer->compact(nullptr), Code::kIo);
   failing.armed = false;
   CHECK(failing.failed);
-  // Refused, but only once all deletions are finished.
+  // Refused, but only after all deletions are finished.
   FAILS(writer->resize(1, true), Code::kInvalid);
   for (int i = 0; i < 3; i++) MUST(writer->sync());
   for (uint64_t block = 0; block < 40; block++) put(writer.get(), block, 'x');
@@ -462,7 +468,8 @@ void compaction_that_told_nobody() {
   CHECK(MUST(look(reader.get(), view.get())) == zeros);
 }
 
-// A superblock whose write failed is on the disk all the same. Nobody goes by it, also after a crash, and the next one is news to all.
+// A superblock whose write failed is on the disk nevertheless. No process uses it, also not after a
+// crash, and every process notices the next one.
 void superblock_of_which_half_came() {
   const TemporaryDirectory directory{"/dev/shm"};
   const std::string path = directory / "image.pcow";

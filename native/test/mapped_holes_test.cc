@@ -1,5 +1,5 @@
-// A discard of a part of a block leaves a hole in it. A fault that maps the place again must give it disk space first: the guest
-// stores into it, and a full disk would be SIGBUS.
+// A discard of a part of a block leaves a hole. A fault that maps the sub-blocks again must first
+// give them disk space: the guest stores there, and on a full disk this would raise SIGBUS.
 #include <sys/stat.h>
 
 #include <vector>

@@ -85,7 +85,8 @@ void MemorySimulator::store_durably(uint64_t offset, uint64_t length, const void
   }
 }
 
-// Whole pages lose their places. What is left of others is overwritten with zeros, by the kernel, which flushes them some time.
+// Whole pages are taken away from the file. The rest of other pages is overwritten with zeros by
+// the kernel, which flushes them at some later time.
 void MemorySimulator::punch(uint64_t offset, uint64_t length) {
   const uint64_t end = std::min(offset + length, sizes_.back());
   while (offset < end) {
@@ -109,7 +110,7 @@ void MemorySimulator::commit(uint64_t first, uint64_t end) {
   commit_size(end);
 }
 
-// As much as is needed of it: a file that has grown twice may have its first new length.
+// Only as much as is needed: a file that has grown twice may have its first new length.
 void MemorySimulator::commit_size(uint64_t end) {
   sizes_.erase(sizes_.begin(),
                std::find_if(sizes_.begin(), sizes_.end() - 1, [&](uint64_t size) { return pages_for(size) >= end; }));
@@ -121,7 +122,7 @@ void MemorySimulator::apply(FileOperation operation, uint64_t offset, uint64_t l
   switch (operation) {
     case FileOperation::kWrite:
     case FileOperation::kStore:
-      CHECK(offset + length <= size);  // nothing is mapped behind the end
+      CHECK(offset + length <= size);  // nothing is mapped beyond the end
       commit(offset / kPageSize, pages_for(offset + length));
       store(offset, length, data, operation == FileOperation::kWrite);
       break;
@@ -169,7 +170,7 @@ void MemorySimulator::sync(uint64_t offset, uint64_t length) {
     at->second.back().settle_all();
 }
 
-// `things`: how many there are of which one version is chosen.
+// `things`: the number of things of which one version is chosen.
 DiskState MemorySimulator::choose(Kind kind, size_t odd, std::mt19937_64* random, size_t* things) const {
   size_t thing = 0;
   const auto version = [&](size_t count) -> size_t {
@@ -195,7 +196,7 @@ DiskState MemorySimulator::choose(Kind kind, size_t odd, std::mt19937_64* random
       for (const auto& [word, values] : content.cached) {
         if (word / kWordsPerLine != line) chosen = version(3);
         line = word / kWordsPerLine;
-        // 0: nothing of the line has reached the medium; 2: all; 1: of each word anything.
+        // 0: nothing of the line has reached the medium; 2: all of it; 1: anything, word by word.
         const size_t many = chosen == 0   ? 0
                             : chosen == 2 ? values.size()
                                           : static_cast<size_t>((*random)() % (values.size() + 1));

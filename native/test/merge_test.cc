@@ -1,5 +1,6 @@
-// What happens to an image while a deleted snapshot is merged into its heir. The progress callback of the deletion stands
-// between two chunks of the merge: what it does there happens after the first chunk has been handed on, every time.
+// What happens to an image while a deleted snapshot is merged into its heir. The deletion calls the
+// progress callback between two chunks of the merge: what the callback does always happens after
+// the first chunk has been handed over.
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -46,7 +47,7 @@ bool holds(const Image& image, const View* view, uint64_t offset, size_t length,
   return found == std::vector<char>(length, value);
 }
 
-// Deletes a snapshot and does `between` once, when the first of the two chunks has been merged.
+// Deletes a snapshot, and calls `between` once, after the first of the two chunks has been merged.
 template <typename Action>
 void remove_and(Image* image, const std::string& name, const Action& between) {
   int calls = 0;
@@ -57,8 +58,9 @@ void remove_and(Image* image, const std::string& name, const Action& between) {
   CHECK(calls == 1);
 }
 
-// The layer that goes hides data of the one below behind zeros. Its heir has taken the zeros over when a discard comes:
-// "nothing here" would be right for as long as the layer stands, and bring the old bytes back when it is gone.
+// The deleted layer hides data of the layer below it behind zeros. Its heir has taken the zeros
+// over when a discard comes. An empty entry would be right as long as the deleted layer exists, and
+// would bring the old bytes back when it is gone.
 void discard_of_inherited_zeros(bool heir_has_data) {
   TemporaryDirectory directory;
   auto image = new_image(directory / "image.pcow");
@@ -74,8 +76,8 @@ void discard_of_inherited_zeros(bool heir_has_data) {
   CHECK(holds(*image, MUST(image->view("old")).get(), 0, kBlock, 'a'));
 }
 
-// The heir writes into a block that it has taken over: whoever still reads the deleted snapshot is told so, rather than
-// given the new bytes.
+// The heir writes into a block that it has taken over: a reader of the deleted snapshot gets an
+// error instead of the new bytes.
 void read_of_the_deleted() {
   TemporaryDirectory directory;
   auto image = new_image(directory / "image.pcow");
@@ -98,12 +100,12 @@ void must_be_sound(const std::string& path) {
   CHECK(report.damages == 0 && report.leaks == 0);
 }
 
-// Makes the machine fail as long as it is told to.
+// Makes operations fail while `err` is set.
 class Failing : public FileObserver {
  public:
   FileOperation operation = FileOperation::kSync;
   int err = 0;     // 0: nothing fails
-  int spared = 0;  // so many go well first
+  int spared = 0;  // the number of operations that succeed first
   int failures = 0;
 
   int before(FileOperation happening, const std::string&, uint64_t, uint64_t, const void*) override {
@@ -113,15 +115,16 @@ class Failing : public FileObserver {
   }
 };
 
-// Two deletions were interrupted, and opening the image cannot go on with the first one: what the other one's heir lets go is still
-// named by the layer that is to be merged into it, so it must not be used again.
+// Two deletions were interrupted, and opening the image cannot continue the first one. The layer
+// that is to be merged into the other one's heir still names what that heir releases, so these
+// blocks must not be used again.
 void release_beside_a_merge_that_waits() {
   constexpr uint32_t kSmall = 4096;
   constexpr uint64_t kShared = 16;  // blocks
   constexpr uint64_t kReused = 40;
   TemporaryDirectory directory;
   CreateOptions options;
-  options.size = kShared * kSmall;  // small at first: its blocks lie where a full disk takes them from
+  options.size = kShared * kSmall;  // small at first: its blocks are those that a full disk uses first
   options.block_size = kSmall;
   MUST(create_image(directory / "image.pcow", options));
   OpenOptions writing;
@@ -165,8 +168,8 @@ void release_beside_a_merge_that_waits() {
   must_be_sound(directory / "image.pcow");
 }
 
-// One deletion is stopped in the middle, its heir writes into a block that it has taken over, and then something else would like to
-// merge into the layer that waits, or to change it.
+// One deletion is stopped in the middle, and its heir writes into a block that it has taken over.
+// Then another operation would merge into the waiting layer, or change it.
 enum class Next { kOlderDeletion, kFrozenHeir, kDeletedHeir, kFlatten, kRollback };
 void beside_a_deletion_that_waits(Next next, bool reopened, bool damaged) {
   TemporaryDirectory directory;
@@ -245,7 +248,7 @@ void beside_a_deletion_that_waits(Next next, bool reopened, bool damaged) {
   MUST(image->close());
   must_be_sound(path);
   if (!damaged || next == Next::kRollback) return;
-  // The block gets its byte back, and all goes on.
+  // The block gets its byte back, and everything continues.
   MUST(MUST(File::open(path, true, nullptr))->write(place + 9, "b", 1));
   image = MUST(Image::open(path, writing));
   if (next == Next::kFlatten) MUST(image->rebase({}, false, nullptr));
@@ -256,7 +259,7 @@ void beside_a_deletion_that_waits(Next next, bool reopened, bool damaged) {
   must_be_sound(path);
 }
 
-// The merge of one branch cannot be finished: those of others can.
+// The merge in one branch cannot be finished; those in other branches can.
 void a_branch_that_is_stuck() {
   TemporaryDirectory directory;
   const std::string path = directory / "image.pcow";
@@ -286,8 +289,8 @@ void a_branch_that_is_stuck() {
   must_be_sound(path);
 }
 
-// The heir writes into a block that it has taken over from a layer with checksums: no scrub calls that damage, neither now nor when the
-// deletion was stopped, and no checksum is made of it.
+// The heir writes into a block that it has taken over from a layer with checksums: no scrub reports
+// that as damage, neither now nor after the deletion was stopped, and no checksum is made from it.
 void scrub_beside_a_merge() {
   TemporaryDirectory directory;
   const std::string path = directory / "image.pcow";
@@ -300,7 +303,7 @@ void scrub_beside_a_merge() {
   MUST(image->snapshot("s"));
   MUST(image->add_checksums(nullptr));
   MUST(image->close());
-  MUST(MUST(File::open(path, true, nullptr))->write(place, "#", 1));  // the second chunk stays where it is
+  MUST(MUST(File::open(path, true, nullptr))->write(place, "#", 1));  // the second chunk is not taken over
   image = MUST(Image::open(path, writing));
   FAILS(image->remove("s", nullptr), Code::kCorrupt);
   put(image.get(), 0, kBlock, 'b');
@@ -326,8 +329,9 @@ void scrub_beside_a_merge() {
   CHECK(holds(*image, nullptr, kChunk, kBlock, 'a'));
 }
 
-// An image that nobody asks stands on the snapshot that goes. It reads what it has always read, or is told; also where it is opened
-// while the merge is under way, and where its base layer is hidden, but stays as long as two layers stand on it.
+// An image in another directory stands on the deleted snapshot. It reads what it always read, or
+// gets an error; also if it is opened while the merge is running, or if its base layer is hidden
+// but stays because two layers stand on it.
 void clone_on_a_deleted_snapshot() {
   TemporaryDirectory directory;
   const std::string path = directory / "base.pcow";
@@ -349,7 +353,7 @@ void clone_on_a_deleted_snapshot() {
     CHECK(holds(image, nullptr, 4096, 4096, 'a'));
     CHECK(holds(image, nullptr, kChunk + 4096, 4096, 'a'));
   };
-  // Below the layer it stands on, layers may go.
+  // Layers below the one on which it stands may be deleted.
   remove_and(base.get(), "ground", [&] {
     put(base.get(), 0, kBlock, 'x');
     must_read(*clone);
@@ -379,8 +383,8 @@ void clone_on_a_deleted_snapshot() {
   FAILS(create_image(directory / "another.pcow", options), Code::kNotFound);
 }
 
-// A snapshot that other processes see, but that is not durable yet: who wants to stand on it waits. If its writer has died, it is made
-// durable by whoever comes.
+// A snapshot that other processes see, but that is not durable yet: a process that wants to stand
+// on it waits. If the snapshot's writer has died, the next process makes it durable.
 void clone_on_an_unsealed_snapshot(bool writer_dies) {
   TemporaryDirectory directory;
   const std::string path = directory / "base.pcow";
@@ -416,7 +420,7 @@ void clone_on_an_unsealed_snapshot(bool writer_dies) {
     made = true;
   });
   if (!writer_dies) {
-    // However long it takes to get there: it must not be made before.
+    // However long the other process takes to get there, the image must not be made earlier.
     std::this_thread::sleep_for(std::chrono::milliseconds(50));
     CHECK(!made);
     MUST(pending->finish());

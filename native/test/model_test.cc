@@ -1,10 +1,10 @@
-// Random operations on a small family of images (a base, clones, clones of clones), against plain
-// memory: after any sequence every image, and every snapshot of it, equals the model; for the
-// engine, for a reader that was opened once and lives across all changes, and for a second reader,
-// which was written from docs/format.md alone. Images are reopened now and then, as after a clean
-// end and as after a killed process. Between the chunks of a merge they are worked with, as a guest
-// would that goes on, and changes are interrupted anywhere, by a cancellation or a full disk: then
-// more is done while they wait.
+// Random operations on a small family of images (a base, clones, clones of clones), compared with
+// plain memory: after any sequence every image, and every snapshot of it, equals the model. This is
+// checked with the engine, with a reader that was opened once and lives through all changes, and
+// with a second reader, which was written from docs/format.md alone. Images are sometimes opened
+// again, as after a clean end and as after a killed process. Between the chunks of a merge they are
+// used, as a running guest would, and changes are interrupted anywhere, by a cancellation or a full
+// disk; then other operations are done while they wait.
 #include <cstring>
 #include <map>
 #include <memory>
@@ -19,21 +19,21 @@ using namespace pcow;
 
 namespace {
 
-// At the door to one image: an operation fails, or the process is as good as dead.
+// Observes the operations on one image: an operation fails, or the process counts as dead.
 class Failures : public FileObserver {
  public:
-  // One operation fails, after that many others of its kind. ENOSPC: one that needs space; EIO:
-  // any, but for syncs, whose failures are never forgotten (sync_failure_test).
+  // One operation fails, after so many others of its kind. ENOSPC: one that needs space; EIO: any
+  // but a sync, because failures of syncs are never forgotten (sync_failure_test).
   void fail_after(uint64_t operations, int err) {
     left_ = operations;
     err_ = err;
   }
-  // The machine is well. Whether something has failed since this was last said.
+  // From now on nothing fails. Returns whether anything has failed since the last call.
   bool recover() {
     err_ = 0;
     return std::exchange(failed_, false);
   }
-  // Nothing reaches the file from now on.
+  // From now on nothing reaches the file.
   void kill() { dead_ = true; }
 
   int before(FileOperation operation, const std::string&, uint64_t, uint64_t, const void*) override {
@@ -54,7 +54,8 @@ class Failures : public FileObserver {
   bool dead_ = false;
 };
 
-// Of another process: opened once, while all sorts of things happen to the image and to its bases.
+// A reader in another process: opened once, while all kinds of things happen to the image and to
+// its bases.
 struct LongReader {
   std::unique_ptr<Image> image;
   std::shared_ptr<View> view;  // of a snapshot, which is read piece by piece
@@ -83,10 +84,10 @@ struct Family {
   std::map<std::string, int> bases;  // "path@snapshot": how many images stand on it
   int names = 0;
 
-  std::string latest;  // of the bases
+  std::string latest;  // the newest base
 
   uint64_t below(uint64_t limit) { return random() % limit; }
-  // An image that stood on one base (null: on none) stands on another ("": on none).
+  // An image that stood on one base (null: on none) now stands on another ("": on none).
   void stand(std::string* from, const std::string& to) {
     if (from && !from->empty()) bases[*from]--;
     if (!to.empty()) bases[to]++;
@@ -104,8 +105,8 @@ void open_image(Modelled* modelled) {
   modelled->image = MUST(Image::open(modelled->path, options));
 }
 
-// The changes between neighbours in the list, both ways: over and over these are all sorts of
-// pairs.
+// The changes between neighbours in the list, in both directions: after many calls, these are all
+// kinds of pairs.
 void compare_maps(const Modelled& modelled) {
   std::vector<std::pair<std::shared_ptr<View>, const Bytes*>> layers = {{nullptr, &modelled.active}};
   for (const auto& [name, bytes] : modelled.snapshots) layers.emplace_back(MUST(modelled.image->view(name)), &bytes);
@@ -139,8 +140,8 @@ std::string some_snapshot(Family* family, const Modelled& modelled) {
   return at->first;
 }
 
-// A reader that was opened long ago goes on where it stopped the last time, in the bytes of a
-// snapshot and in its map.
+// A reader that was opened long ago continues where it stopped, in the bytes of a snapshot and in
+// its map.
 void read_on(Family* family, Modelled* m) {
   LongReader& reader = m->reader;
   if (!reader.image) reader.image = MUST(Image::open(m->path, {}));
@@ -166,7 +167,7 @@ void read_on(Family* family, Modelled* m) {
   reader.next_mapped = next % expected.size();
 }
 
-// Few places in each chunk of an image that has several, so that operations meet.
+// Few places in each chunk of an image that has several chunks, so that operations meet.
 uint64_t some_offset(Family* family, uint64_t size, uint32_t block_size) {
   const uint64_t chunk = uint64_t{512} * block_size;
   if (size <= chunk) return family->below(size);
@@ -191,8 +192,8 @@ void discard_some(Family* family, Modelled* m, uint32_t block_size) {
   memset(m->active.data() + offset, 0, length);
 }
 
-// Something that takes long, and may be interrupted: by a cancellation between two chunks, or
-// anywhere by a failure. Between chunks the image is worked with.
+// A long operation that may be interrupted: by a cancellation between two chunks, or anywhere by a
+// failure. The image is used between chunks.
 Progress between_chunks(Family* family, Modelled* m, uint32_t block_size) {
   const bool cancel = family->below(4) == 0;
   const auto fail_soon = [=] {
@@ -217,7 +218,7 @@ Progress between_chunks(Family* family, Modelled* m, uint32_t block_size) {
   };
 }
 
-// Whether it was done; where not, because it was interrupted.
+// Whether it was done. If not, it must have been interrupted.
 template <typename T>
 bool is_done(Modelled* m, const Result<T>& outcome) {
   m->failures->recover();
@@ -228,11 +229,11 @@ bool is_done(Modelled* m, const Result<T>& outcome) {
   exit(1);
 }
 
-// Whether it was done to its end.
+// Whether it was finished.
 bool remove(Family* family, Modelled* m, uint32_t block_size, const std::string& name) {
   const Progress progress = between_chunks(family, m, block_size);
   const bool done = is_done(m, m->image->remove(name, [&](uint64_t reached, uint64_t total) {
-    m->snapshots.erase(name);  // as soon as it has begun
+    m->snapshots.erase(name);  // as soon as the deletion has begun
     return progress(reached, total);
   }));
   if (!m->image->layer_id(name)) m->snapshots.erase(name);
@@ -244,12 +245,12 @@ void remove_some(Family* family, Modelled* m, uint32_t block_size) {
   if (family->bases[m->path + "@" + name]) return;
   const std::string below = MUST(m->image->snapshot_info(name)).parent;
   if (remove(family, m, block_size, name) || family->below(2)) return;
-  // It waits, and the one that it stands on is to be deleted as well.
+  // The deletion waits, and the snapshot on which this one stands will be deleted as well.
   for (uint64_t count = family->below(8); count; count--) write_some(family, m, block_size);
   if (!below.empty() && !family->bases[m->path + "@" + below]) remove(family, m, block_size, below);
 }
 
-// Who has it open, and who stands on it, goes on with it by its new name.
+// Readers of the snapshot, and images that stand on it, continue with it under its new name.
 void rename_some(Family* family, Modelled* m, uint32_t block_size) {
   const std::string from = some_snapshot(family, *m);
   const std::string to = "r" + std::to_string(family->names++);
@@ -276,7 +277,7 @@ void rename_some(Family* family, Modelled* m, uint32_t block_size) {
   }
 }
 
-// Written zeros, for compact() to find.
+// Written zeros, for compact().
 void put_zeros(Family* family, Modelled* m, uint32_t block_size) {
   const uint64_t offset = family->below(m->active.size()) / 4096 * 4096;
   const uint64_t length = std::min<uint64_t>(m->active.size() - offset, 2 * block_size);
@@ -291,7 +292,7 @@ void shrink(Family* family, Modelled* m) {
   if (shrunk) {
     m->active.resize(size);
   } else {
-    // Not below what it stands on.
+    // Not smaller than the layer on which it stands.
     CHECK(shrunk.error().code == Code::kInvalid && !(m->snapshots.empty() && m->base.empty()));
   }
 }
@@ -308,7 +309,7 @@ void rebase(Family* family, Modelled* m, uint32_t block_size) {
   base.path = target.path;
   base.snapshot = some_snapshot(family, target);
   auto outcome = m->image->rebase(base, true, progress);
-  // A circle, or a base that is larger.
+  // A loop, or a base that is larger.
   const bool refused = !outcome && (outcome.error().code == Code::kBaseLoop || outcome.error().code == Code::kInvalid);
   if (refused) m->failures->recover();
   if (!refused && is_done(m, outcome)) family->stand(&m->base, base.path + "@" + base.snapshot);
@@ -320,7 +321,7 @@ void commit(Family* family, Modelled* m, uint32_t block_size) {
   for (Modelled& base : family->images) {
     if (base.path != path) continue;
     const std::string name = "c" + std::to_string(family->names++);
-    // What is frozen when it begins; writes go on.
+    // Covers what is frozen when it begins; writes continue.
     const Bytes frozen = m->active;
     auto followed = m->image->commit_into(base.image.get(), name, false, between_chunks(family, m, block_size));
     if (!m->snapshots.empty()) {
@@ -329,8 +330,8 @@ void commit(Family* family, Modelled* m, uint32_t block_size) {
       return;
     }
     const bool done = is_done(m, followed);
-    // Interrupted, the base may have the snapshot already, and then its own content may have gone
-    // along.
+    // If it was interrupted, the base may already have the snapshot, and its own content may have
+    // changed as well.
     if (!base.image->layer_id(name)) {
       CHECK(!done);
       return;
@@ -343,7 +344,7 @@ void commit(Family* family, Modelled* m, uint32_t block_size) {
   CHECK(false);
 }
 
-// After a clean end, or a death.
+// After a clean end, or after a death.
 void reopen(Family* family, Modelled* m) {
   if (family->below(2)) {
     MUST(m->image->close());
@@ -419,7 +420,7 @@ void step(Family* family, uint32_t block_size) {
   } else if (dice < 970) {
     compare_all(m);
   } else {
-    // Readers in between, as other processes would have them.
+    // Readers in between, like those of other processes.
     auto reader = MUST(Image::open(m.path, {}));
     compare(*reader, nullptr, m.active, m.path + " (read-only)");
     compare_map(*reader, nullptr, m.active, m.path + " (read-only)");

@@ -1,6 +1,6 @@
-// A session in this process: threads write through the mapping, in causal order, over a base and over holes, while
-// snapshots freeze it. No write may be lost, no read may see zeros, every snapshot is a consistent cut, and the mapping,
-// the image and the model agree.
+// A session in this process: threads write through the mapping, in causal order, over a base and
+// over holes, while snapshots freeze it. No write may be lost, no read may return zeros, every
+// snapshot is a consistent cut, and the mapping, the image and the model agree.
 //
 //   monitor_test [SNAPSHOTS]
 #include <setjmp.h>
@@ -54,7 +54,7 @@ void snapshot(Session* session, const std::string& name) {
   MUST(session->finish());
 }
 
-// An image of `size` bytes on a base whose every other 4 KiB hold the page's number.
+// An image of `size` bytes on a base in which every other page of 4 KiB holds its own number.
 std::string make_over_base(const TemporaryDirectory& directory, uint64_t size, uint32_t block_size) {
   CreateOptions options;
   options.size = size;
@@ -77,8 +77,8 @@ std::string make_over_base(const TemporaryDirectory& directory, uint64_t size, u
   return directory / "vm.pcow";
 }
 
-// Threads write the round's number to a cell of their own in every block, in ascending order: at any cut, block i + 1
-// holds at most what block i holds, and at most one less.
+// Threads write the number of the round to a cell of their own in every block, in ascending order:
+// at any cut, block i + 1 holds the same number as block i, or one less.
 void cuts(uint32_t block_size, int snapshots, const Session::Limits& limits) {
   constexpr int kThreads = 3;
   constexpr uint64_t kStride = 36864;
@@ -99,7 +99,7 @@ void cuts(uint32_t block_size, int snapshots, const Session::Limits& limits) {
           if (value.load() != (round == 1 ? first : round + 1'000'000 - 1)) wrong++;
           value.store(round + 1'000'000);
         }
-        // Leaves the processors to the faults, which make the next round long after a snapshot.
+        // Leaves the processors to the faults, because rounds after a snapshot take long.
         std::this_thread::sleep_for(std::chrono::microseconds(200));
       }
     });
@@ -139,7 +139,8 @@ void cuts(uint32_t block_size, int snapshots, const Session::Limits& limits) {
   finish(m);
 }
 
-// Random stores, loads, snapshots, deletions and syncs through two mappings of one image, against plain memory.
+// Random stores, loads, snapshots, deletions and syncs through two mappings of one image, compared
+// with plain memory.
 void model(uint64_t seed, uint32_t block_size, int steps, bool demote_always) {
   std::mt19937_64 random(seed);
   const TemporaryDirectory directory;
@@ -193,10 +194,11 @@ void model(uint64_t seed, uint32_t block_size, int steps, bool demote_always) {
   CHECK(found == expected);
 }
 
-// One byte in every block over a base, in random order: more mappings than the budget without promotion.
+// One byte in every block over a base, in random order: without promotion this needs more mappings
+// than the budget.
 void mapping_budget() {
   const TemporaryDirectory directory;
-  // Blocks in any order make several hundred pieces before they join.
+  // Blocks in random order make several hundred pieces before they join.
   constexpr uint64_t kBudget = 100;
   const Monitored m = monitor(make_over_base(directory, 64 * kMiB, 65536), {64 * kMiB, kBudget});
   std::vector<uint64_t> blocks(m.length / 65536);
@@ -209,7 +211,7 @@ void mapping_budget() {
   const uint64_t promotions = m.session->statistics().promotions.load();
   printf("%zu mappings, %llu promotions\n", lines, static_cast<unsigned long long>(promotions));
   CHECK(promotions > 0);
-  CHECK(lines < kBudget + 500);  // the rest are of the program itself
+  CHECK(lines < kBudget + 500);  // the rest are the program's own
   for (const uint64_t block : blocks) {
     CHECK(m.memory[block * 65536 + 5000] == 'x');
     uint64_t number;
@@ -234,7 +236,7 @@ bool raises(const Access& access) {
   return raised;
 }
 
-// Before Linux 6.6 a thread that touches damage can only be kept waiting, for ever.
+// Before Linux 6.6 a thread that accesses damaged data can only be made to wait, for ever.
 bool kernel_can_poison() {
   const auto faults = MUST(FaultDescriptor::open());
   void* page = MUST(faults->reserve(4096, PROT_READ));
@@ -243,7 +245,7 @@ bool kernel_can_poison() {
   return can;
 }
 
-// A block of the base is damaged: reading and writing there ends in SIGBUS, and nowhere else.
+// A block of the base is damaged: reading and writing there raises SIGBUS, and nowhere else.
 void damaged_base(uint32_t block_size) {
   const TemporaryDirectory directory;
   const std::string path = make_over_base(directory, 4 * kMiB, block_size);
@@ -264,7 +266,8 @@ void damaged_base(uint32_t block_size) {
       .seekp(static_cast<std::streamoff>(place))
       .put('!');
   const Monitored m = monitor(path, {kMiB, 30000});
-  // Not atomic: the thread sanitizer holds a lock of its own around an atomic access, and a signal would leave it so.
+  // Not atomic: the thread sanitizer holds a lock of its own around an atomic access, and the
+  // signal would leave it locked.
   auto* cells = reinterpret_cast<volatile uint64_t*>(m.memory);
   const auto cell = [&](uint64_t offset) -> volatile uint64_t& { return cells[offset / 8]; };
   CHECK(raises([&] { (void)(cell(kMiB) + 0); }));
@@ -279,7 +282,8 @@ void damaged_base(uint32_t block_size) {
   finish(m);
 }
 
-// A reader that goes on gets more at a time, as far as that may be kept, and what is right, also around a page that is the image's own.
+// A sequential reader gets more at a time, within the budget, and the right bytes, also around a
+// page that is the image's own.
 void reading_on(uint32_t block_size, uint64_t budget) {
   const TemporaryDirectory directory;
   const Monitored m = monitor(make_over_base(directory, 16 * kMiB, block_size), {budget, 30000});

@@ -1,6 +1,7 @@
-// The writer of a base, another process, deletes a snapshot there and uses its blocks for something else, at any moment of any
-// work on an image that stands on the base: before each file operation of that work in turn. Whatever was decided by looks at
-// the base until then must still be right: the image reads as if nothing had happened.
+// The writer of a base, another process, deletes a snapshot there and uses its blocks for other
+// data, at any moment of any operation on an image that stands on the base: before each file
+// operation in turn. Whatever the operation has decided from its looks at the base must still be
+// right: the image reads as if nothing had happened.
 #include <functional>
 #include <string>
 #include <vector>
@@ -16,7 +17,7 @@ constexpr uint64_t kBlock = 16384;
 constexpr uint64_t kSub = 4096;
 constexpr uint64_t kChunk = 512 * kBlock;
 constexpr uint64_t kSize = 2 * kChunk;
-constexpr uint64_t kLooked = 12 * kBlock;  // of each chunk: what these tests touch
+constexpr uint64_t kLooked = 12 * kBlock;  // of each chunk: the part that these tests use
 
 class At : public FileObserver {
  public:
@@ -53,7 +54,8 @@ std::string look(Image* image, const View* view = nullptr) {
   return found;
 }
 
-// An image with the snapshots `old` and, on it, `s`. `old` alone, or both, hold what is at the image's start.
+// An image with the snapshots `old` and, on it, `s`. The beginning of the image is held by `old`
+// alone, or by both.
 class Base {
  public:
   Base(const std::string& path, char value, bool both) : path_(path) {
@@ -108,7 +110,7 @@ struct Scene {
 
 struct Work {
   const char* name;
-  std::function<void(Scene*)> prepare;  // and the model is made of what is there afterwards
+  std::function<void(Scene*)> prepare;  // then the model is made from the content
   std::function<void(Scene*)> run;
   bool write = true;
 };
@@ -174,7 +176,8 @@ std::vector<Work> works() {
   return all;
 }
 
-// The base, or the base that is to be, changes before the `number`-th operation. false: there are not so many.
+// The base, or the coming base, changes before the `number`-th operation. Returns false if there
+// are fewer operations.
 bool try_at(const Work& work, bool both, uint64_t number, bool other_too) {
   Scene scene(both);
   if (!work.write) {
@@ -184,7 +187,7 @@ bool try_at(const Work& work, bool both, uint64_t number, bool other_too) {
   scene.image = open_image(scene.path, work.write, &scene.at);
   work.prepare(&scene);
   {
-    const auto reader = open_image(scene.path, false);  // so that our own image has seen nothing yet
+    const auto reader = open_image(scene.path, false);  // so that the image under test has seen nothing yet
     scene.model = look(reader.get());
   }
   scene.at.number = number;
@@ -206,8 +209,8 @@ bool try_at(const Work& work, bool both, uint64_t number, bool other_too) {
   return happened;
 }
 
-// While an image changes its base, the base that is to be changes, and then something is discarded where the change of base
-// has been already.
+// While an image changes its base, the coming base changes, and then something is discarded in a
+// range that the change of base has already passed.
 bool discard_during_rebase(uint64_t number) {
   Scene scene(false);
   scene.image = open_image(scene.path, true, &scene.at);

@@ -8,7 +8,7 @@
 
 namespace {
 
-// What the call would have been without us.
+// The original function.
 template <typename Call>
 Call next(const char* name) {
   return reinterpret_cast<Call>(dlsym(RTLD_NEXT, name));

@@ -1,5 +1,6 @@
-// The door of the C library, as far as names of files are concerned: the engine's calls (engine/image/names.h) pass here in every native test,
-// and whoever simulates a disk sees them.
+// Interposes the functions of the C library that change names of files: the engine's calls
+// (engine/image/names.h) go through here in every native test, so that a simulated disk can observe
+// them.
 #pragma once
 
 #include <string>
@@ -9,9 +10,10 @@ enum class NameEvent { kLink, kRename, kUnlink, kSync };
 class NameObserver {
  public:
   virtual ~NameObserver() = default;
-  // After it was done, on the thread that did it. `second`: the new name of a link or a rename. kSync: of a file or a directory.
+  // Called after the change, on the thread that made it. `second`: the new name of a link or a
+  // rename. kSync: of a file or a directory.
   virtual void saw(NameEvent event, const std::string& path, const std::string& second) = 0;
 };
 
-// The one of this process, or null.
+// The observer of this process, or null.
 inline NameObserver* name_observer = nullptr;

@@ -1,4 +1,5 @@
-// What opening refuses, what it makes sure of, and what it takes for the page cache of the last writer.
+// What opening refuses, what it ensures, and how it decides whether the last writer's page cache
+// still exists.
 #include <fcntl.h>
 #include <sys/wait.h>
 
@@ -59,7 +60,7 @@ std::string sample(const TemporaryDirectory& directory, uint64_t size = 16 * kBl
 
 Superblock newest_of(const std::string& path) { return MUST(read_superblock(*MUST(File::open(path, false, nullptr)))); }
 
-// Writes a slot as it is, whatever its fields say, with a right checksum.
+// Writes a slot with the given fields and a right checksum.
 using Slot = std::array<uint8_t, kPageSize>;
 void put_slot(const std::string& path, uint64_t number, Slot slot) {
   memset(slot.data() + kSuperblockChecksumOffset, 0, 4);
@@ -81,7 +82,7 @@ void is_refused(const std::string& path, Code code) {
   CHECK(load(path) == before);
 }
 
-// A newer program's superblock is never passed over for the older one in the other slot.
+// A newer program's superblock is never ignored in favour of the older one in the other slot.
 void newer_programs() {
   const TemporaryDirectory directory;
   for (const bool newest : {true, false}) {
@@ -91,7 +92,7 @@ void newer_programs() {
     if (!newest) superblock.generation--;
     Slot slot = superblock.encode();
     put(&slot, kVersionAt, uint32_t{2});
-    memset(slot.data() + 16, 0xa5, 4080);  // nothing else is where this program would look for it
+    memset(slot.data() + 16, 0xa5, 4080);  // everything else is where this program would not look for it
     put_slot(path, superblock.generation & 1, slot);
     is_refused(path, Code::kUnsupported);
   }
@@ -103,7 +104,7 @@ void newer_programs() {
     put(&slot, kIncompatibleAt, uint64_t{1} << 40);
     put_slot(path, superblock.generation & 1, slot);
     is_refused(path, Code::kUnsupported);
-    // The same in the older slot: whoever wrote the newer one has given the feature up.
+    // The same in the older slot: the program that wrote the newer one no longer needs the feature.
     superblock.generation++;
     put_slot(path, superblock.generation & 1, superblock.encode());
     CHECK(MUST(check_image(path, {}, nullptr)).damages == 0);
@@ -125,7 +126,7 @@ void newer_programs() {
   }
 }
 
-// Two slots with right checksums that cannot both be this image's.
+// Two slots with right checksums that cannot both belong to this image.
 void contradictions() {
   const TemporaryDirectory directory;
   const auto with_next = [&](auto change, uint64_t steps, bool mendable = true) {
@@ -141,19 +142,20 @@ void contradictions() {
     if (mendable) MUST(open_image(path, true));
     if (!mendable) FAILS(open_image(path, true), Code::kCorrupt);
   };
-  // Whose image it is, a repair does not guess.
+  // A repair does not guess to which image the file belongs.
   with_next([](Superblock* superblock) { superblock->uuid[3] ^= 1; }, 1, false);
-  // Equal generations: one of them stands in the slot of the other.
+  // Equal generations: one of them is in the slot of the other.
   with_next([](Superblock* superblock) { superblock->generation--; }, 1);
   with_next([](Superblock* superblock) { superblock->generation += 1; }, 2);
-  // Fields that no writer writes, in the older slot as in the newer.
+  // Fields that no writer writes, in the older slot and in the newer one.
   for (const uint64_t steps : {1, 2}) {
     with_next([](Superblock* superblock) { superblock->block_shift = 30; }, steps);
     with_next([](Superblock* superblock) { superblock->generation |= uint64_t{1} << 63; }, steps);
   }
 }
 
-// What was appended to the file of an image, clean or not, is not what fresh memory holds.
+// Bytes that were appended to the file of an image, clean or not, never show in newly allocated
+// blocks.
 void appended_bytes() {
   const TemporaryDirectory directory;
   for (const uint64_t length : {uint64_t{1}, uint64_t{40960}, kBlock, 5 * kBlock + 4097}) {
@@ -192,7 +194,7 @@ void take(const std::string& path, char value, const std::string& name) {
   MUST(image->close());
 }
 
-// Software that knew no identities in references.
+// As software that knew no identities in references.
 void forget_identity(const std::string& path) {
   Superblock superblock = newest_of(path);
   superblock.base->identity = 0;
@@ -202,7 +204,8 @@ void forget_identity(const std::string& path) {
   }
 }
 
-// A base that was restored from a copy, and frozen anew: the uuid and the layer's number are as before.
+// A base that was restored from a copy, and frozen again: its uuid and the layer's id are the same
+// as before.
 void restored_bases() {
   const TemporaryDirectory directory;
   const std::string base = directory / "base.pcow", child = directory / "child.pcow";
@@ -232,7 +235,7 @@ void restored_bases() {
   is_refused(child, Code::kBaseChanged);
   CHECK(MUST(check_image(child, {}, nullptr)).damages > 0);
 
-  // The same base in another place: the content is the same, and so are identities.
+  // The same base at another path: the content is the same, and so are the identities.
   const auto stand_on = [&](const std::string& path, const std::string& snapshot) {
     OpenOptions options;
     options.write = true;
@@ -245,14 +248,14 @@ void restored_bases() {
   stand_on(directory / "moved.pcow", "s");
   CHECK(MUST(MUST(open_image(child, false))->snapshot_info("frozen")).identity == identity);
 
-  // Another content: nobody is to take the child's snapshots for what they were.
+  // Other content: the child's snapshots must not be taken for what they were.
   make_on(directory / "grandchild.pcow", child, "frozen");
   stand_on(base, "other");
   CHECK(reference().identity == MUST(MUST(open_image(base, false))->snapshot_info("other")).identity);
   CHECK(MUST(MUST(open_image(child, false))->snapshot_info("frozen")).identity != identity);
   FAILS(open_image(directory / "grandchild.pcow", false), Code::kBaseChanged);
 
-  // A reference without an identity goes by the number, as it did.
+  // A reference without an identity is followed by the layer's id alone, as before.
   forget_identity(child);
   begin_anew();
   FAILS(open_image(child, false), Code::kBaseChanged);  // another uuid
@@ -264,7 +267,7 @@ void restored_bases() {
   CHECK(byte_at(*MUST(open_image(child, false)), 0) == 'X');
 }
 
-// A commit refers to the layer that it has made; one into a base that was restored is refused.
+// A commit refers to the layer that it has made. A commit into a base that was restored is refused.
 void commits() {
   const TemporaryDirectory directory;
   const std::string base = directory / "base.pcow", child = directory / "child.pcow";
@@ -288,7 +291,7 @@ void commits() {
 
 // --- the page cache of a writer that was killed ---
 
-// Something is written and not synced, and the process dies.
+// Something is written and not synced, and then the process dies.
 void write_and_die(const std::string& path) {
   fflush(nullptr);
   const pid_t child = fork();
@@ -306,7 +309,7 @@ void set_hint(const std::string& path, uint64_t hint) {
   CHECK(fcntl(MUST(File::open(path, true, nullptr))->descriptor(), F_SET_RW_HINT, &hint) == 0);
 }
 
-// Writes the newest superblock once more, changed.
+// Writes the newest superblock again, with a change.
 void change_newest(const std::string& path, const std::function<void(Superblock*)>& change) {
   Superblock superblock = newest_of(path);
   change(&superblock);
@@ -315,7 +318,7 @@ void change_newest(const std::string& path, const std::function<void(Superblock*
 
 char unsynced_byte(const std::string& path) { return byte_at(*MUST(open_image(path, false)), 4 * kBlock); }
 
-// Each proof alone is enough that what was not synced counts; without one it does not.
+// Each proof alone suffices for counting what was not synced. Without any proof it does not count.
 void proofs() {
   const TemporaryDirectory directory;
   const std::string path = sample(directory);
@@ -349,15 +352,15 @@ void proofs() {
     CHECK(reads(RWH_WRITE_LIFE_NOT_SET, [](Superblock* superblock) { superblock->cache.filesystem = 0; }) == 'u');
   if (left.cache.filesystem)
     CHECK(reads(RWH_WRITE_LIFE_NOT_SET, [](Superblock* superblock) { superblock->cache.mount = 0; }) == 'u');
-  // Another file, another device, another boot, none that anybody could read.
+  // Another file, another device, another boot, a boot id that could not be read.
   CHECK(reads(RWH_WRITE_LIFE_NONE, [](Superblock* superblock) { superblock->cache.inode++; }) == 0);
   CHECK(reads(RWH_WRITE_LIFE_NONE, [](Superblock* superblock) { superblock->cache.device++; }) == 0);
   CHECK(reads(RWH_WRITE_LIFE_NONE, [](Superblock* superblock) { superblock->boot[0] ^= 1; }) == 0);
   CHECK(reads(RWH_WRITE_LIFE_NONE, [](Superblock* superblock) { superblock->boot = {}; }) == 0);
-  // Older software stores no token: its boot id is all that there is.
+  // Older software stores no token: only its boot id is known.
   CHECK(reads(RWH_WRITE_LIFE_NOT_SET, [](Superblock* superblock) { superblock->cache = {}; }) == 'u');
 
-  // A copy of the file is not what the last writer had in memory.
+  // A copy of the file does not have the last writer's page cache.
   reads(RWH_WRITE_LIFE_NONE, [](Superblock*) {});
   save(directory / "copy.pcow", load(path));
   CHECK(unsynced_byte(directory / "copy.pcow") == 0);
@@ -371,10 +374,11 @@ class FailingSync : public FileObserver {
   }
 
  private:
-  int syncs_ = 0;  // the second one makes the mark of being open durable
+  int syncs_ = 0;  // the second one makes the open mark durable
 };
 
-// The inode is marked only after the token is on the disk: it would vouch for pages of a filesystem that is gone.
+// The inode is marked only after the token is on the disk: otherwise it would vouch for pages of a
+// filesystem that is gone.
 void token_before_mark() {
   const TemporaryDirectory directory;
   const std::string path = sample(directory);
@@ -389,7 +393,7 @@ void token_before_mark() {
   CHECK(hint == RWH_WRITE_LIFE_NOT_SET);
 }
 
-// Whoever comes next makes durable what a killed writer has left: then the host may be started anew.
+// The next process makes durable what a killed writer has left: then the host may boot again.
 void recovers() {
   const TemporaryDirectory directory;
   const std::string path = sample(directory);
@@ -403,13 +407,14 @@ void recovers() {
     superblock->boot[0] ^= 1;
   });
   CHECK(unsynced_byte(path) == 'u');
-  // After a crash of the host there is nothing left to save: that is for whoever opens it for writing.
+  // After a host crash there is nothing to save; the next process that opens the image for writing
+  // handles that.
   CHECK(MUST(recover_image(path)) == Recovery::kNothing);
   {
     auto writer = MUST(open_image(path, true));
     CHECK(MUST(recover_image(path)) == Recovery::kInUse);
   }
-  // The base is not there: what the image itself holds is saved all the same.
+  // The base does not exist: what the image itself holds is saved nevertheless.
   const std::string child = directory / "child.pcow";
   make_on(child, path, "s");
   write_and_die(child);
@@ -419,7 +424,7 @@ void recovers() {
   FAILS(recover_image(path), Code::kNotFound);
 }
 
-// Who wants to write an image that is being recovered waits for that, and is not refused.
+// A process that wants to write an image that is being recovered waits, and is not refused.
 void waits_for_a_recovery() {
   const TemporaryDirectory directory;
   const std::string path = sample(directory);
@@ -439,7 +444,8 @@ void waits_for_a_recovery() {
   writer.join();
 }
 
-// Who has an image open while it is renamed (by a second name, as src/engine/rename.ts does it) finds the base that it gets then.
+// A process that has an image open while it is renamed (with a second name, as in
+// src/engine/rename.ts) finds the base that it gets then.
 void another_base_after_a_rename() {
   const TemporaryDirectory directory;
   const std::string path = sample(directory), renamed = directory / "renamed.pcow", base = directory / "base.pcow";

@@ -1,5 +1,5 @@
-// The engine on persistent memory: what it asks of the kernel, and what it does when the memory fails. What a power cut leaves of its stores
-// is for persistent_crash_test.
+// The engine on persistent memory: the system calls that it makes, and what it does when the memory
+// fails. persistent_crash_test tests what a power cut leaves of its stores.
 #include "engine/disk/persistent.h"
 
 #include <sys/wait.h>
@@ -20,7 +20,7 @@ namespace {
 
 constexpr uint64_t kBlock = 65536;
 
-// As if the image were in persistent memory; and counts what is done to it.
+// Makes the image count as one in persistent memory, and counts the operations on it.
 class Memory : public FileObserver {
  public:
   int before(FileOperation operation, const std::string&, uint64_t, uint64_t, const void*) override {
@@ -44,7 +44,7 @@ std::unique_ptr<Image> open_image(const std::string& path, FileObserver* observe
   return MUST(Image::open(path, options));
 }
 
-// A new one, of so many blocks.
+// A new image of so many blocks.
 std::unique_ptr<Image> make_image(const std::string& path, uint64_t blocks, Memory* memory) {
   CreateOptions create;
   create.size = blocks * kBlock;
@@ -82,7 +82,8 @@ void only_dax_is_persistent_memory(const TemporaryDirectory& directory) {
   CHECK(!MUST(File::open(path, true, nullptr))->is_persistent());
 }
 
-// Expansions, copies, writes and a snapshot: no write(2), and no sync. Then a sync has nothing to do, until somebody has a block mapped.
+// Expansions, copies, writes and a snapshot: no write(2), and no sync. A sync then has nothing to
+// do, until a block is mapped by others.
 void nothing_is_asked_of_the_kernel(const TemporaryDirectory& directory) {
   const std::string path = directory / "asked.pcow";
   Memory memory;
@@ -96,7 +97,7 @@ void nothing_is_asked_of_the_kernel(const TemporaryDirectory& directory) {
   MUST(image->snapshot("s"));
   MUST(image->write(kBlock + 5, data.data(), 7));
   CHECK(kernel_calls() == opened);
-  for (int i = 0; i < 2; i++) MUST(image->sync());  // what the directory before the snapshot took is given back
+  for (int i = 0; i < 2; i++) MUST(image->sync());  // gives back what the layer directory before the snapshot took
   const uint64_t before = kernel_calls();
   const uint64_t done = memory.count();
   MUST(image->sync());
@@ -114,7 +115,7 @@ void nothing_is_asked_of_the_kernel(const TemporaryDirectory& directory) {
   MUST(image->close());
 }
 
-// A hole is durable by a sync alone. A block is used again only after one.
+// A hole becomes durable only with a sync. Only then is a block used again.
 void holes_are_synced(const TemporaryDirectory& directory) {
   const std::string path = directory / "holes.pcow";
   Memory memory;
@@ -124,7 +125,7 @@ void holes_are_synced(const TemporaryDirectory& directory) {
   MUST(image->sync());
   const uint64_t before = memory.counts[FileOperation::kSync];
   MUST(image->discard(0, kBlock));
-  MUST(image->sync());  // punches it out: the freeing is durable already
+  MUST(image->sync());  // punches it: the freeing is durable already
   CHECK(memory.counts[FileOperation::kSync] == before && memory.counts[FileOperation::kPunch] > 0);
   MUST(image->sync());
   CHECK(memory.counts[FileOperation::kSync] == before + 1);
@@ -135,7 +136,8 @@ void holes_are_synced(const TemporaryDirectory& directory) {
   MUST(image->close());
 }
 
-// What a writer on a disk has left without syncing it becomes durable by a sync there, too. Then the file goes back to a disk.
+// What a writer on a disk has left unsynced also becomes durable by a sync there. Then the file
+// goes back to a disk.
 void an_image_comes_from_a_disk_and_goes_back(const TemporaryDirectory& directory) {
   const std::string path = directory / "carried.pcow";
   CreateOptions create;
@@ -170,7 +172,7 @@ void an_image_comes_from_a_disk_and_goes_back(const TemporaryDirectory& director
   }
 }
 
-// Without space there is an error, and no SIGBUS; and the image goes on.
+// Without space there is an error, and no SIGBUS; and the image remains usable.
 void a_full_disk_is_an_error(const TemporaryDirectory& directory) {
   const std::string path = directory / "full.pcow";
   Memory memory;
@@ -185,7 +187,8 @@ void a_full_disk_is_an_error(const TemporaryDirectory& directory) {
   MUST(image->close());
 }
 
-// As a page whose memory is bad: SIGBUS at a store. An error for the caller, and nothing counts as durable from then on.
+// Like a page whose memory is bad: a store raises SIGBUS. The caller gets an error, and nothing
+// counts as durable from then on.
 void a_bad_page_is_an_error(const TemporaryDirectory& directory) {
   const std::string path = directory / "bad.pcow";
   Memory memory;

@@ -11,7 +11,7 @@ namespace crash {
 
 namespace {
 
-// Every file is, as far as its writer can tell.
+// Makes every file count as one in persistent memory.
 class AsIfPersistent : public FileObserver {
  public:
   int before(FileOperation, const std::string&, uint64_t, uint64_t, const void*) override { return 0; }
@@ -46,7 +46,7 @@ int PowerCuts::before(FileOperation operation, const std::string& path, uint64_t
   if (operation == FileOperation::kSync) {
     cut(budget_);
     disk_->sync(offset, length);
-    // Not in what is done meanwhile itself.
+    // Not within `meanwhile` itself.
     if (auto meanwhile = std::exchange(interrupt, nullptr)) {
       meanwhile();
       interrupt = std::move(meanwhile);
@@ -72,7 +72,8 @@ void PowerCuts::before_in_base(FileOperation operation, uint64_t offset, uint64_
   }
 }
 
-// A write that fails may have been done, in part or as a whole. (A superblock is torn anywhere; sectors of data are what is told apart.)
+// A write that fails may have been done, in part or as a whole. (A superblock may be torn anywhere;
+// data, only between sectors.)
 void PowerCuts::do_in_part(uint64_t offset, uint64_t length, const void* data) {
   uint64_t done = run_->random() % 2 ? run_->random() % (length + 1) : length;
   if (offset > kPageSize) done -= done % kSector;
@@ -122,7 +123,8 @@ void PowerCuts::check(DiskState state) {
   go_on(path, std::move(content));
 }
 
-// Makes the base of the state to be checked: its disk may be in any state, independently of the image's.
+// Makes the base of the state to be checked: its disk may be in any state, independently of the
+// image's.
 void PowerCuts::check_base() {
   std::vector<DiskState> states;
   base_disk_->sample(4, &run_->random, [&](DiskState state) { states.push_back(std::move(state)); });
@@ -143,7 +145,7 @@ void PowerCuts::check_base() {
   }
 }
 
-// What was recovered for reading is recovered for writing as well, and the image can be worked with.
+// What was recovered for reading is recovered for writing as well, and the image is usable.
 void PowerCuts::go_on(const std::string& path, Content content) {
   AsIfPersistent memory;
   const bool in_memory = run_->persistent && run_->random() % 2;
@@ -153,7 +155,7 @@ void PowerCuts::go_on(const std::string& path, Content content) {
     const uint64_t first = run_->random() % content.active.size();
     const uint64_t count = std::min<uint64_t>(1 + run_->random() % 12, content.active.size() - first);
     if (run_->random() % 4 == 0) {
-      // What is new to a mapping is not written, and must read as before.
+      // A page that is only newly mapped has not been written, and must read as before.
       FaultWork work;
       run_->must(image->make_writable(first * kSector, {.ahead = count * kSector}, &work), "fault");
     } else if (run_->random() % 4 == 0) {
@@ -177,7 +179,7 @@ void PowerCuts::go_on(const std::string& path, Content content) {
   if (read_content(*run_, *image) != content) run_->fail("after closing it holds something else");
 }
 
-// Cuts the power again, while the image recovers and after.
+// Cuts the power again, during the recovery of the image and after it.
 void PowerCuts::cut_recovery(const DiskState& state) {
   const std::string path = *directory_ / "states/recovering.pcow";
   state.write_to(path);

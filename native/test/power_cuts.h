@@ -1,4 +1,4 @@
-// The observer at the engine's door to one file, which cuts the power: see crash_workload.h.
+// The observer of the engine's operations on one file, which cuts the power: see crash_workload.h.
 #pragma once
 
 #include <cerrno>
@@ -16,51 +16,52 @@
 
 namespace crash {
 
-// Stands at the engine's door to one file.
+// Observes the engine's operations on one file.
 class PowerCuts : public pcow::FileObserver {
  public:
   PowerCuts(Run* run, const TemporaryDirectory* directory, size_t budget, bool nested)
       : run_(run), directory_(directory), budget_(budget), nested_(nested) {}
 
   std::vector<World> worlds;  // what a state may hold at present
-  // Does something else at a moment when another thread could: after a sync has taken down what it covers.
+  // Called at a moment when another thread could act: after a sync has noted what it covers.
   std::function<void()> interrupt;
-  // Looks at a state, too, in a file by this path.
+  // Also called with each state, in a file at this path.
   std::function<void(const std::string& path)> also;
-  bool checksums = false;        // some layers have them
-  bool whole_checksums = false;  // of a layer, all are made at once, and it takes nothing in later
+  bool checksums = false;        // some layers have checksums
+  bool whole_checksums = false;  // a layer gets all its checksums at once, and takes in nothing later
 
   void watch(const std::string& path) {
     path_ = path;
     carry_to(run_->persistent, DiskState::of_file(path));
   }
-  // The file, which nobody has open, is carried to a medium of the other kind.
+  // Moves the file, which no process has open, to a medium of the other kind.
   void carry_over() { carry_to(!memory_, disk_->cached()); }
   bool in_memory() const { return memory_; }
   void begin(const std::string& operation) {
     if (!nested_) run_->operation = operation;
   }
-  // The image's base, where it is written as well: every state of the image comes with one of the base's disk.
+  // The image's base, if it is written as well: every state of the image comes with one of the
+  // base's disk.
   void watch_base(const std::string& path) {
     base_path_ = path;
-    // Not always of one kind with what stands on it.
+    // Its medium is not always of the same kind as the image's.
     base_in_memory_ = run_->persistent && run_->random() % 2;
     base_disk_ = medium(base_in_memory_, DiskState::of_file(path));
   }
-  // What snapshots of that base hold: those that it must have, and one that may be there already.
+  // What snapshots of that base hold: those that it must have, and one that it may have already.
   std::map<std::string, Stamps> base_snapshots;
   std::map<std::string, Stamps> base_coming;
-  // The file system has no room for a longer file: blocks come from what is free in it.
+  // The filesystem has no space for a longer file: blocks come from free ones inside it.
   bool full = false;
-  // So many writes find the disk full.
+  // The number of writes that find the disk full.
   int refused_writes = 0;
-  // The process dies before that many operations more.
+  // The process dies before so many more operations.
   void kill_after(uint64_t operations) { left_ = operations; }
   bool killed() const { return killed_; }
-  // The file, which nobody has open, is copied by reflinks.
+  // Copies the file, which no process has open, with reflinks.
   void share() { disk_->share(); }
-  // A process stores into its mapping of the file: no operation of the engine. `flushed`: and flushes, in persistent memory that it has mapped
-  // with MAP_SYNC.
+  // A process stores into its mapping of the file, without an operation of the engine. `flushed`:
+  // it also flushes, in persistent memory that it has mapped with MAP_SYNC.
   void store_through_mapping(uint64_t offset, uint64_t length, const uint8_t* data, bool flushed) {
     if (!disk_->has_space(offset, length)) run_->fail("a store through a mapping may find the disk full");
     if (flushed) {
@@ -72,11 +73,12 @@ class PowerCuts : public pcow::FileObserver {
     }
     if (run_->random() % 8 == 0) cut(2);
   }
-  // Between two steps. In persistent memory what has returned is durable without a sync.
+  // Called between two steps. In persistent memory everything that has returned is durable without
+  // a sync.
   void look() {
     if (memory_ && run_->random() % 2 == 0) cut(2);
   }
-  // The process is dead; its file, as the page cache has it, goes on as another one.
+  // The process is dead; its file, as the page cache has it, continues as another file.
   void go_on_as(const std::string& path) {
     disk_->cached().go_on_as(path);
     path_ = path;
@@ -96,7 +98,8 @@ class PowerCuts : public pcow::FileObserver {
     return run_->random() % 2 ? 0 : 1 + run_->random() % length;
   }
 
-  // The machine is well again. Says whether a fault has struck since this was last asked; `sync`: it was a sync that failed.
+  // From now on nothing fails. Returns whether a fault has struck since the last call; `sync`:
+  // whether a sync failed.
   bool recover(bool* sync) {
     *sync = sync_failed_;
     sync_failed_ = false;
@@ -117,7 +120,7 @@ class PowerCuts : public pcow::FileObserver {
 
   void before_in_base(pcow::FileOperation operation, uint64_t offset, uint64_t length, const void* data);
   void check_base();
-  // The errno of the run's fault, where this is the operation that it strikes, or 0.
+  // The errno of the run's fault if it strikes this operation; otherwise 0.
   int fault_of(pcow::FileOperation operation);
   void do_in_part(uint64_t offset, uint64_t length, const void* data);
 
@@ -134,7 +137,7 @@ class PowerCuts : public pcow::FileObserver {
   const bool nested_;
   std::string path_;
   std::unique_ptr<Medium> disk_;
-  MemorySimulator* memory_ = nullptr;  // the same, where it is of that kind
+  MemorySimulator* memory_ = nullptr;  // the same, if it is of that kind
   std::string base_path_;
   std::unique_ptr<Medium> base_disk_;
   bool base_in_memory_ = false;

@@ -1,4 +1,5 @@
-// All tests of a flavour as one program (Makefile). It runs the test whose name it was called by.
+// All tests of a flavour in one program (Makefile), which runs the test by whose name it was
+// called.
 #pragma once
 
 #include <cstdio>

@@ -1,6 +1,7 @@
-// An image that was copied by reflinks, and a full disk. Its blocks and its tables share their space with the copy: a store into a
-// mapping of one would find no space for what it needs then, and raise SIGBUS. So they get space of their own before.
-// On XFS, of which this makes one in a file (scripts/setup disks).
+// An image that was copied with reflinks, and a full disk. Its blocks and its tables share their
+// space with the copy: a store into a mapping of them would find no space, and raise SIGBUS. So
+// they must get space of their own first. The test runs on XFS, which it makes in a file
+// (scripts/setup disks).
 #include <fcntl.h>
 #include <sys/mman.h>
 
@@ -23,7 +24,7 @@ void must_run(const std::string& command) {
   exit(1);
 }
 
-// A filesystem in a file, for as long as it lives, or as the process does.
+// A filesystem in a file. It is mounted as long as this object, or the process, lives.
 class XfsInFile {
  public:
   XfsInFile() : directory_("/var/tmp") {
@@ -40,7 +41,7 @@ class XfsInFile {
   std::string root() const { return directory_ / "root"; }
   std::string operator/(const std::string& name) const { return root() + "/" + name; }
 
-  // Takes all space, in ever smaller pieces.
+  // Takes all space, in smaller and smaller pieces.
   void fill() const {
     const int ballast = open((*this / "ballast").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
     CHECK(ballast >= 0);
@@ -54,7 +55,7 @@ class XfsInFile {
     }
     close(ballast);
   }
-  // XFS does it later, unless it is asked how much is free.
+  // XFS does this later, unless it is asked how much space is free.
   void free_space() const {
     std::filesystem::remove(*this / "ballast");
     while (std::filesystem::space(root()).available < 32 << 20) usleep(10'000);
@@ -125,7 +126,7 @@ void tables(const XfsInFile& disk) {
   make(disk, "tables");
   auto image = open_image(disk / "tables", true);
   disk.fill();
-  // The table's page is the copy's as well, and gets space of its own from the reserve.
+  // The table's page is shared with the copy as well, and gets space of its own from the reserve.
   for (uint64_t block = 0; block < kBlocks; block++) MUST(image->discard(block * kBlock, kBlock));
   MUST(image->sync());
   disk.free_space();

@@ -1,5 +1,6 @@
-// The reserve for what gives space back (docs/format.md, "Reserve"): where it is found again, and what a disk or a file that is full does.
-// Deletions and rollbacks on a disk that is really full: test/engine/full-disk.test.ts; power cuts: crash_test.
+// The reserve for operations that give space back (docs/format.md, "Reserve"): where it is found
+// again, and how a full disk or a file that cannot grow affects it. Deletions and rollbacks on a
+// disk that is really full: test/engine/full-disk.test.ts; power cuts: crash_test.
 #include <fcntl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -64,7 +65,7 @@ void stays_at_rest() {
   const std::string path = directory / "image.pcow";
   make(path);
   MUST(open_to_write(path)->close());
-  CHECK(newest_of(path).reserve_blocks == 0);  // nothing to give back
+  CHECK(newest_of(path).reserve_blocks == 0);  // it has no data, so nothing can be given back
   auto image = open_to_write(path);
   MUST(write(image.get(), 0, 'a'));
   MUST(image->close());
@@ -80,7 +81,7 @@ void stays_at_rest() {
   must_be_sound(path);
 }
 
-// It is free space for everybody else, so the hint may say anything.
+// For all other purposes the reserve is free space, so the hint may contain anything.
 void hint_that_does_not_count() {
   TemporaryDirectory directory;
   const std::string path = directory / "image.pcow";
@@ -108,7 +109,8 @@ void hint_that_does_not_count() {
   }
 }
 
-// A writer that was killed may have begun to spend it: what it wrote there, and no superblock told, is no part of a reserve.
+// A writer that was killed may have begun to spend it: what it wrote there, and no superblock
+// names, is not part of a reserve.
 void leftovers_in_it() {
   TemporaryDirectory directory;
   const std::string path = directory / "image.pcow";
@@ -130,7 +132,7 @@ void leftovers_in_it() {
   must_be_sound(path);
 }
 
-// Each end of that kind would otherwise leave one behind.
+// Otherwise each unclean end would leave one behind.
 void is_not_made_again_by_each_killed_writer() {
   TemporaryDirectory directory;
   const std::string path = directory / "image.pcow";
@@ -149,7 +151,7 @@ void is_not_made_again_by_each_killed_writer() {
   }
 }
 
-// A disk that is full, as long as that is said.
+// A disk that is full while `full` is set.
 class FullDisk : public FileObserver {
  public:
   bool full = false;
@@ -158,7 +160,7 @@ class FullDisk : public FileObserver {
   }
 };
 
-// What found no reserve does not keep others from the space that there is later.
+// An operation that found no reserve does not keep others from space that becomes free later.
 void is_spent_for_a_time_only() {
   TemporaryDirectory directory;
   const std::string path = directory / "image.pcow";
@@ -180,10 +182,11 @@ void is_spent_for_a_time_only() {
   CHECK(holds(*image, 0, 'a') && holds(*image, 1, 0));
 }
 
-// After the second superblock of a deletion one read fails with ENOSPC, as hardly a disk would say it.
+// After the second superblock of a deletion one read fails with ENOSPC, which a real disk would
+// hardly return.
 class LateFailure : public FileObserver {
  public:
-  int superblocks = -1;  // until then; below 0: never
+  int superblocks = -1;  // how many are left until then; below 0: it never fails
   int before(FileOperation operation, const std::string&, uint64_t offset, uint64_t, const void*) override {
     if (operation == FileOperation::kWrite && offset < 8192 && superblocks > 0) superblocks--;
     if (operation != FileOperation::kRead || superblocks != 0) return 0;
@@ -192,7 +195,8 @@ class LateFailure : public FileObserver {
   }
 };
 
-// The heir has taken the layer's blocks: a merge that has happened is not done once more, now that the layer is there no longer.
+// The heir has taken the layer's blocks: a merge that has happened is not repeated after the layer
+// is gone.
 void is_no_reason_to_delete_twice() {
   TemporaryDirectory directory;
   const std::string path = directory / "image.pcow";
@@ -217,7 +221,7 @@ void is_no_reason_to_delete_twice() {
   intact();
 }
 
-// In a process of its own, as the limit is one of the process.
+// In a process of its own, because the limit is one of the process.
 void in_a_file_that_cannot_grow(bool at_rest) {
   TemporaryDirectory directory;
   const std::string path = directory / "image.pcow";
@@ -239,7 +243,7 @@ void in_a_file_that_cannot_grow(bool at_rest) {
   signal(SIGXFSZ, SIG_IGN);
   const rlimit limit = {static_cast<rlim_t>(now.st_size), static_cast<rlim_t>(now.st_size)};
   CHECK(setrlimit(RLIMIT_FSIZE, &limit) == 0);
-  // Until nothing is left of it.
+  // Until no space is left.
   Result<void> written;
   for (int snapshots = 0; written; snapshots++) {
     for (uint64_t block = 0; block < kBlocks && written; block++) written = write(image.get(), block, 'c');

@@ -8,7 +8,7 @@
 
 namespace {
 
-// From where the tests run (scripts/native-tests).
+// Relative to the directory in which the tests run (scripts/native-tests).
 constexpr const char* kProgram = "../../test/format/reader.py";
 
 }  // namespace
@@ -34,7 +34,7 @@ SecondReader::SecondReader() {
 }
 
 SecondReader::~SecondReader() {
-  fclose(to_);  // its input ends, and so does it
+  fclose(to_);  // its input ends, and so it ends, too
   fclose(from_);
   waitpid(process_, nullptr, 0);
 }

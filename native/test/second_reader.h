@@ -15,10 +15,10 @@ class SecondReader {
   SecondReader(const SecondReader&) = delete;
   SecondReader& operator=(const SecondReader&) = delete;
 
-  // What the image holds: under "" the active layer, under their names the snapshots. Ends the
-  // program where the reader finds the image damaged.
+  // The content of the image: the active layer under "", the snapshots under their names. Ends the
+  // program if the reader finds the image damaged.
   std::map<std::string, Bytes> read(const std::string& path);
-  // Ends the program unless it holds exactly this.
+  // Ends the program unless the image holds exactly this.
   void compare(const std::string& path, const Bytes& active, const std::map<std::string, Bytes>& snapshots);
 
  private:

@@ -1,6 +1,7 @@
-// Syncs that fail, write-backs that cannot begin, and waits for what is written back, each of a workload in turn, with every errno that
-// a disk may give as its reason. The kernel tells of lost data once: from then on no sync succeeds, and no superblock is written, until
-// the image is opened anew; then everything that was written is there.
+// Syncs that fail, write-backs that cannot begin, and waits for write-back, each of a workload in
+// turn, with every errno that may be a disk's reason. The kernel reports lost data once: from then
+// on no sync succeeds, and no superblock is written, until the image is opened again. Then
+// everything that was written is there.
 #include <cstring>
 #include <functional>
 #include <vector>
@@ -24,7 +25,7 @@ class FailingSync : public FileObserver {
   int before(FileOperation operation, const std::string&, uint64_t offset, uint64_t, const void*) override {
     if (operation == FileOperation::kWrite && offset < 8192 && failed_) superblocks_since_++;
     const bool tells = operation == FileOperation::kSync || operation == FileOperation::kWriteBack;
-    if (!tells || failed_ || left_-- > 0) return 0;  // only this one: the kernel forgets
+    if (!tells || failed_ || left_-- > 0) return 0;  // only one call fails: the kernel forgets
     failed_ = true;
     return err_;
   }
@@ -36,7 +37,8 @@ class FailingSync : public FileObserver {
   int superblocks_since_ = 0;
 };
 
-// Interrupted before its first chunk: it waits for the next deletion, or for the image's next opening for writing.
+// Interrupted before its first chunk: it waits for the next deletion, or until the image is next
+// opened for writing.
 Result<void> begin_to_remove(Image* image, const std::string& name) {
   auto outcome = image->remove(name, [](uint64_t, uint64_t) { return false; });
   return !outcome && outcome.error().code == Code::kCancelled ? Result<void>() : outcome;
@@ -61,7 +63,7 @@ Result<std::vector<uint8_t>> bytes_of(const Image& image, const std::string& sna
   return bytes;
 }
 
-// false: the workload has fewer of them.
+// Returns false if the workload has fewer of them.
 bool fail_sync(int number, int err) {
   TemporaryDirectory directory("/dev/shm");
   const std::string path = directory / "image.pcow";
@@ -70,7 +72,7 @@ bool fail_sync(int number, int err) {
   create.block_size = 16384;
   MUST(create_image(path, create));
   std::vector<uint8_t> model(kSize);
-  std::vector<uint8_t> rolled_back;  // what a rollback that failed may have led to
+  std::vector<uint8_t> rolled_back;  // what a failed rollback may have led to
   OpenOptions options;
   options.write = true;
   with_a_deletion_that_waits(path, options);
@@ -133,7 +135,7 @@ bool fail_sync(int number, int err) {
   CHECK(failed_as(image.resize(2 * kSize)));
   if (image.layer_id("a")) CHECK(failed_as(image.rollback("a")));
   if (image.layer_id("b")) CHECK(failed_as(image.remove("b", {})));
-  CHECK(write(1000, 1000, 4));  // in place; it is not safe, and a sync says so
+  CHECK(write(1000, 1000, 4));  // in place; it is not durable, and a sync says so
   CHECK(failed_as(image.sync()));
   CHECK(failed_as(image.close()));
   CHECK(failing.superblocks_since() == 0);
@@ -152,13 +154,14 @@ bool fail_sync(int number, int err) {
 }  // namespace
 
 int main() {
-  // EIO, and those that mean a full disk wherever it is not a sync that fails: what fails so must not be taken for a lack of space.
+  // EIO, and those that mean a full disk if anything but a sync fails: such a failure must not be
+  // taken for a lack of space.
   int number = 0;
   while (fail_sync(number, EIO)) number++;
   CHECK(number > 50);
   for (const int err : {ENOSPC, EDQUOT, EFBIG})
     for (int i = 0; i < number; i++) CHECK(fail_sync(i, err));
-  // The others differ in nothing but what they are called: each at another place.
+  // The others differ only in their names: each is tried in another place.
   int next = 0;
   for (const int err : kDiskErrnos) {
     for (int step = 0; step < 4; step++) CHECK(fail_sync(next++ % number, err));

@@ -12,7 +12,7 @@ using namespace pcow;
 namespace crash {
 
 void Workload::reuse_during_a_merge() {
-  constexpr uint64_t kShared = 16;  // blocks: few, for then they lie where a full file has them taken from first
+  constexpr uint64_t kShared = 16;  // blocks: so few that they are the first that a full file uses
   constexpr uint64_t kReused = 40;
   const uint64_t sectors = block_size_ / kSector;
   const uint64_t second_chunk = kBlocksPerChunk * sectors;
@@ -115,7 +115,8 @@ void Workload::revive(const Content& after) {
   cuts_.begin("open after a kill");
   image_ = run_->must(open_image(path, true, &cuts_), "open after a kill");
   now_ = content_between(after);
-  // Whichever of the worlds it is, it is on the disk now; but for what was written and not synced.
+  // Whichever of the worlds was left, it is on the disk now, except what was written and not
+  // synced.
   World world = exactly(now_);
   for (const World& possible : cuts_.worlds) {
     if (possible.active.size() != world.active.size() || possible.snapshots != world.snapshots) continue;
@@ -151,7 +152,7 @@ void Workload::survive(const Content& after, const Error& error, bool sync_faile
   }
   if (image_ && !sync_failed && image_->sync()) {
     now_ = content_between(after);
-    // What it was doing can be done again, and what was begun is finished by opening anew.
+    // The operation can be repeated, and opening the image again finishes what was begun.
     run_->must(image_->close(), "close after an error");
   }
   image_.reset();

@@ -1,4 +1,4 @@
-// One workload of the power-cut simulator: an image that is worked with at random, and what it must hold.
+// One workload of the power-cut simulator: random operations on an image, and what it must hold.
 #pragma once
 
 #include <algorithm>
@@ -12,19 +12,19 @@
 
 namespace crash {
 
-// How often, of a hundred steps, what is done.
+// How many of a hundred steps are of each kind.
 struct Profile {
   const char* name;
   int write, discard, sync, snapshot, remove, rollback, clone, resize, reopen;
   bool base = false;         // the image stands on a base
   bool kills = false;        // the process is killed now and then
-  int touch = 0;             // a place is made the image's own, and mapped: then it is stored to at any time
-  int promote = 0;           // a chunk is completed from below
-  bool interrupted = false;  // writes and discards come in the middle of syncs, snapshots and merges
+  int touch = 0;             // a range is made the image's own and mapped, and may be stored to at any time afterwards
+  int promote = 0;           // a chunk is completed from lower layers
+  bool interrupted = false;  // writes and discards happen in the middle of syncs, snapshots and merges
   uint64_t blocks = 9;
   int shrink = 0, rebase = 0, commit = 0, compact = 0;
   int checksums = 0;  // frozen layers get checksums, or lose them
-  int rename = 0;     // snapshots get other names
+  int rename = 0;     // snapshots are renamed
 };
 
 class Workload {
@@ -36,19 +36,22 @@ class Workload {
         directory_(run->place),
         cuts_(run, &directory_, run->fault.err || profile.blocks > 100 ? 1 : 10, false) {}
 
-  // A deletion with blocks that its heir lets go of and that would be used again at once, were they not held back: the file is full,
-  // and they are the first that are free in it.
+  // A deletion with blocks that its heir releases and that would be used again at once if they were
+  // not held back: the file is full, and they are its first free blocks.
   void reuse_during_a_merge();
-  // A deletion is stopped when its heir has taken a block over, the heir writes into that block, and an older snapshot is deleted, which
-  // has something there that the newer one has not.
+  // A deletion is stopped after its heir has taken a block over, the heir writes into that block,
+  // and an older snapshot is deleted, which holds something there that the newer one does not.
   void two_deletions();
-  // The layer that goes has checksums, and its heir writes into blocks as soon as it has taken them over.
+  // The deleted layer has checksums, and its heir writes into blocks as soon as it has taken them
+  // over.
   void merge_with_checksums();
-  // Another process makes an image on a snapshot while it is being taken. That image is durable: a power cut must not take its base away.
+  // Another process makes an image on a snapshot while it is being taken. That image is durable: a
+  // power cut must not remove its base.
   void clone_of_a_snapshot();
-  // A merge finds the disk full, spends the reserve, and then takes out of the layer that goes what its heir holds.
+  // A merge finds the disk full, spends the reserve, and then takes out of the deleted layer what
+  // its heir holds.
   void merge_on_a_full_disk();
-  // Blocks that are zeros durably, and have no place in the file yet, are written in part.
+  // Blocks that are zeros durably, and have no block in the file yet, are written in part.
   void write_beside_zeros();
   void go(int steps);
 
@@ -60,11 +63,12 @@ class Workload {
   void prepare();
   pcow::Result<void> open_again();
 
-  // With a snapshot "ground". The states of the image find it too.
+  // It gets a snapshot "ground". The states of the image find this base, too.
   void make_base(const std::string& name, const pcow::CreateOptions& options);
 
-  // Does one thing, which takes the content from `now_` to `after`. While it is done the disk may hold any of `meanwhile`;
-  // true: it was done, and the caller says what the disk may hold from now on.
+  // Runs one operation, which changes the content from `now_` to `after`. Meanwhile the disk may
+  // hold any of `meanwhile`. Returns true if it was done; then the caller says what the disk may
+  // hold from now on.
   template <typename Do>
   bool attempt(const char* name, const Content& after, std::vector<World> meanwhile, const Do& what) {
     cuts_.begin(name);
@@ -86,20 +90,23 @@ class Workload {
     return true;
   }
 
-  // The process was killed in the middle. Nothing is lost; what was being done may be seen or not.
+  // The process was killed in the middle. Nothing may be lost; the interrupted operation may be
+  // visible or not.
   void revive(const Content& after);
 
-  // What there is when something was not done to its end: nothing is lost, and it may be seen or not.
+  // The state after an operation that was not finished: nothing is lost, and the operation may be
+  // visible or not.
   Content content_between(const Content& after);
 
-  // The machine let an operation down. An error came out; the image is sound, and goes on. A failed sync is not forgotten
-  // until the image is opened anew.
+  // An operation failed because of the machine. It must have returned an error; the image is sound,
+  // and usable. A failed sync is not forgotten until the image is opened again.
   void survive(const Content& after, const pcow::Error& error, bool sync_failed);
 
-  // What came in while it was done may be on the disk or not.
+  // What was written during the operation may be on the disk or not.
   void settle(World world);
 
-  // For the time of `what`, other threads write, discard and store through the mapping whenever they could.
+  // While `what` runs, other threads write, discard and store through the mapping whenever they
+  // could.
   template <typename Do>
   auto interrupted(const Do& what) {
     if (profile_.interrupted && !run_->fault.err) {
@@ -122,10 +129,10 @@ class Workload {
   void step();
   void pick(uint64_t* first, uint64_t* count);
 
-  // A guest under the monitor faults at a place.
+  // A guest under the monitor causes a page fault.
   void touch();
 
-  // … and stores, which nobody sees.
+  // … and stores, without the engine noticing.
   struct Stored {
     uint64_t first, count, stamp;
   };
@@ -140,7 +147,7 @@ class Workload {
   void sync();
   void snapshot();
 
-  // As the monitor takes one: writes and stores come in until the cut, and again after it.
+  // As the monitor takes one: writes and stores continue until the cut, and again after it.
   void snapshot_in_steps(const std::string& name);
   void remove();
   void remove(const pcow::Progress& between) { remove(some_snapshot(), between); }
@@ -154,7 +161,7 @@ class Workload {
   void resize(uint64_t sectors);
   void shrink();
 
-  // To one of the bases, or to none. Nobody sees a change.
+  // To one of the bases, or to none. The content does not change.
   void rebase();
   void commit();
   void write_zeros();
@@ -170,10 +177,11 @@ class Workload {
   PowerCuts cuts_;
   std::string image_path_;
   std::unique_ptr<pcow::Image> image_;
-  Content now_;                                      // as every process sees it
-  World world_;                                      // what a power cut may leave of it
-  std::vector<pcow::Extent> mapped_;                 // what a guest may store to
-  std::map<uint64_t, std::vector<uint64_t>> later_;  // sectors that were written during an operation, by it not covered
+  Content now_;                       // as every process sees it
+  World world_;                       // what of it a power cut may leave
+  std::vector<pcow::Extent> mapped_;  // what a guest may store to
+  std::map<uint64_t, std::vector<uint64_t>>
+      later_;  // sectors that were written during an operation, and that it does not cover
   int names_ = 0;
   std::map<std::string, Stamps> bases_;  // what their snapshots "ground" hold
 };

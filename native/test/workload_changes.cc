@@ -42,7 +42,7 @@ void Workload::snapshot_in_steps(const std::string& name) {
 }
 
 void Workload::remove() {
-  // Enough for blocks to be let go, and to be used again where that is allowed.
+  // Enough for blocks to be released, and to be used again if that is allowed.
   const Progress between = [&](uint64_t, uint64_t) {
     if (!profile_.interrupted || run_->fault.err || below(3) == 0) return true;
     for (uint64_t times = mapped_.empty() ? below(5) : 0; times; times--) discard_meanwhile();
@@ -54,7 +54,7 @@ void Workload::remove() {
 }
 
 void Workload::remove(const std::string& name, const Progress& between) {
-  cuts_.whole_checksums = false;  // what an heir takes has none
+  cuts_.whole_checksums = false;  // what an heir takes over has none
   Content after = now_;
   after.snapshots.erase(name);
   World world = world_;
@@ -123,7 +123,7 @@ void Workload::shrink() {
   after.active.resize(now_.active.size() - std::min(now_.active.size() - 128, 8 * (1 + below(30))));
   World world = world_;
   world.active.resize(after.active.size());
-  bool refused = false;  // it is never smaller than what it stands on
+  bool refused = false;  // an image is never smaller than the layer on which it stands
   const auto resize = [&] {
     auto outcome = image_->resize(after.active.size() * kSector, true);
     refused = !outcome && outcome.error().code == Code::kInvalid;

@@ -1,4 +1,4 @@
-// Moments that a random workload hits too seldom: most of them in deletions.
+// Situations that a random workload reaches too rarely, most of them in deletions.
 #include <unistd.h>
 
 #include <atomic>
@@ -54,7 +54,7 @@ void Workload::write_beside_zeros() {
   // Durable zeros without a block. The first block of a chunk makes the file longer.
   each_chunk([&](uint64_t first) { discard(first, sectors); });
   sync();
-  // A sync after each: so few stores can be on the disk or not that all states are tried.
+  // A sync after each: then so few stores may be on the disk or not that all states can be tried.
   each_chunk([&](uint64_t first) {
     write(first, sectors / 2);
     sync();
@@ -63,7 +63,7 @@ void Workload::write_beside_zeros() {
 }
 
 void Workload::merge_with_checksums() {
-  constexpr uint64_t kBlocks = 8;  // enough for a cut between the write of one and its entry
+  constexpr uint64_t kBlocks = 8;  // enough for a power cut between the write of one and its entry
   const uint64_t sectors = block_size_ / kSector;
   run_->where = profile_.name;
   prepare();
@@ -90,22 +90,23 @@ void Workload::merge_on_a_full_disk() {
   run_->where = profile_.name;
   prepare();
   resize(second_chunk + 6 * sectors);
-  // Two snapshots: what is lost of the nearer one would show the other.
+  // Two snapshots: if data of the nearer one were lost, the other one's would be read.
   for (int snapshots = 0; snapshots < 2; snapshots++) {
     write(0, kBlocks * sectors);
     write(second_chunk, 6 * sectors);
     snapshot();
   }
   for (uint64_t block = 0; block < kBlocks / 2; block++) write(block * sectors, sectors / 2);
-  // Of the second chunk the heir takes over one block, and the next one, of which it holds a part, finds the disk full.
+  // The heir takes over one block of the second chunk. The next one, of which it holds a part,
+  // finds the disk full.
   write(second_chunk + sectors, sectors / 2);
   sync();
   const Progress between = [&](uint64_t done, uint64_t) {
     if (done == 0 || cuts_.interrupt) return true;
     discard_meanwhile(0, sectors);
     write_meanwhile(sectors, sectors);
-    cuts_.refused_writes = 2;  // the first one is answered by the reserve
-    // In the syncs that precede the handing over, discards of what the heir has not taken yet.
+    cuts_.refused_writes = 2;  // the reserve serves the first one
+    // In the syncs before entries are taken out, discards of what the heir has not taken yet.
     cuts_.interrupt = [&, block = 2]() mutable {
       if (block < 6) discard_meanwhile(second_chunk + block++ * sectors, sectors);
     };
@@ -148,7 +149,7 @@ void Workload::clone_of_a_snapshot() {
       std::filesystem::copy_file(clone, directory_ / "states/clone.pcow");
       made = true;
     });
-    // Time enough for it, if it does not wait.
+    // Enough time for it, if it does not wait.
     for (int i = 0; i < 100 && !made; i++) usleep(200);
     if (made) cuts_.also = look_at_clone;
     return (*pending)->finish();

@@ -1,4 +1,4 @@
-// The steps of a workload that take and change bytes.
+// The steps of a workload that read and change bytes.
 #include <unistd.h>
 
 #include <algorithm>
@@ -124,7 +124,7 @@ void Workload::write(uint64_t first, uint64_t count) {
 }
 
 void Workload::discard() {
-  mapped_.clear();  // the monitor takes the range out of the mapping before
+  mapped_.clear();  // the monitor removes the range from the mapping first
   uint64_t first, count;
   pick(&first, &count);
   discard(first, count);

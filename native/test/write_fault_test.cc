@@ -1,4 +1,5 @@
-// Write faults of a monitored process: what is decided for each, and that a decision is made by what is there under the lock.
+// Write faults of a monitored process: what is decided for each, and that the decision uses the
+// state that is seen under the lock.
 #include <functional>
 #include <thread>
 
@@ -24,23 +25,25 @@ void decides_by_what_is_there() {
   const Entry empty;
   const Entry own_elsewhere{7, 0x0001, 0x0001};
   const Entry zeros_elsewhere{0, 0x0001, 0x0001};
-  // What is own already is mapped, whatever else there is.
+  // What is already own is mapped, whatever else there is.
   CHECK(plan({7, 0x0004, 0}, kAll) == FaultPlan::kMap);
   CHECK(plan({7, kAll, kAll}, 0, true, {kLargestRun, true}) == FaultPlan::kMap);
-  // Nothing anywhere.
+  // No layer holds anything.
   CHECK(plan(empty, 0) == FaultPlan::kExpand);
   CHECK(plan(empty, 0, false, {kLargestRun, true}) == FaultPlan::kExpand);
-  // Own in part, and nothing of the rest below: zeros for it. So for zeros without a block.
+  // Own in part, and lower layers hold nothing of the rest: it becomes zeros. The same for zeros
+  // without a block.
   CHECK(plan(own_elsewhere, 0) == FaultPlan::kComplete);
   CHECK(plan(own_elsewhere, 0x0001) == FaultPlan::kComplete);
   CHECK(plan({0, kAll, kAll}, kAll) == FaultPlan::kComplete);
-  // Scattered writes copy the one sub-block, if there is something to be copied.
+  // Scattered writes copy a single sub-block, if a lower layer holds it.
   CHECK(plan(empty, kAll) == FaultPlan::kCopySubBlock);
   CHECK(plan(empty, kAll, true) == FaultPlan::kCopySubBlock);
   CHECK(plan(own_elsewhere, kAll) == FaultPlan::kCopySubBlock);
   CHECK(plan(empty, static_cast<uint16_t>(kAll & ~0x0004)) == FaultPlan::kComplete);
   CHECK(plan(zeros_elsewhere, kAll) == FaultPlan::kComplete);
-  // The second write to what a snapshot of the image holds, a writer that goes on, a caller that asks, half a block.
+  // Completed: at the second write to what a snapshot of the image holds, for a sequential writer,
+  // if the caller asks for it, and if half of the block is own.
   CHECK(plan(own_elsewhere, kAll, true) == FaultPlan::kComplete);
   CHECK(plan(empty, kAll, false, {kBlock, false}) == FaultPlan::kComplete);
   CHECK(plan(empty, kAll, false, {0, true}) == FaultPlan::kComplete);
@@ -89,7 +92,8 @@ void keeps_what_is_written_meanwhile() {
   options.observer = &observer;
   auto image = MUST(Image::open(path, options));
 
-  // The page of the table gets its disk space after the fault's first look, and before it has the lock.
+  // The table's page gets its disk space after the fault's first look, and before the fault has the
+  // lock.
   const std::string written(kSub, 'n');
   bool came = false;
   observer.happen = [&] {

@@ -1,6 +1,6 @@
 /**
  * `pcow check`: its output, its exit codes, and what it does not touch. Every kind of damage is in
- * native/test/check_test.cc.
+ * native/test/check_test.cc and repair_test.cc.
  */
 import { open, readFile, stat, truncate } from 'node:fs/promises';
 import path from 'node:path';
