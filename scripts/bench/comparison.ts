@@ -9,8 +9,15 @@ export interface Bench {
   say: (line: string) => void;
 }
 
+/**
+ * Where the images and files of a comparison are. "memory" is tmpfs: a store is durable as far as
+ * the medium goes as soon as it is made, as on persistent memory.
+ */
+export type Medium = 'disk' | 'memory';
+
 export interface Comparison {
   name: string;
+  medium: Medium;
   run: (bench: Bench) => Promise<void>;
   /** SVG pictures by their names. */
   plots: (results: Results) => Record<string, string>;

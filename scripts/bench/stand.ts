@@ -5,13 +5,14 @@
 import { execFile, spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
 import { existsSync } from 'node:fs';
-import { mkdir, mkdtemp, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
+import { mkdir, mkdtemp, readFile, rm, stat, writeFile } from 'node:fs/promises';
 import os from 'node:os';
 import path from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { promisify } from 'node:util';
 
 import { repository } from '../guest/files.js';
+import type { Medium } from './comparison.js';
 
 const run = promisify(execFile);
 const sources = path.join(repository, 'scripts/bench/programs');
@@ -33,17 +34,16 @@ export class Stand {
 
   private constructor(readonly scratch: string) {}
 
-  static async open(): Promise<Stand> {
+  static async open(medium: Medium): Promise<Stand> {
     const parent = path.join(repository, 'build/bench');
     await mkdir(parent, { recursive: true });
     const stand = new Stand(await mkdtemp(path.join(parent, 'run-')));
-    await mkdir(stand.path('bin'));
-    for (const source of await readdir(sources)) {
-      const name = path.basename(source, '.c');
-      if (name === source) continue;
-      const output = stand.program(name);
-      await run('gcc', ['-O2', '-Wall', '-Wextra', '-Werror', '-pthread', '-o', output, path.join(sources, source)]);
+    if (medium === 'memory') {
+      await run('mount', ['-t', 'tmpfs', 'tmpfs', stand.scratch]);
+      stand.atEnd(async () => void (await run('umount', [stand.scratch])));
     }
+    await mkdir(stand.path('bin'));
+    await run('make', ['-s', '-C', sources, `OUT=${stand.path('bin')}`]);
     return stand;
   }
 

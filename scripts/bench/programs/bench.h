@@ -1,9 +1,6 @@
 /* Shared by the benchmark programs: time, pinning to processors, latencies, JSON. */
 #pragma once
 
-#ifndef _GNU_SOURCE
-#define _GNU_SOURCE
-#endif
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
