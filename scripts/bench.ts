@@ -38,7 +38,7 @@ const kept = path.join(output, values.short ? 'results' : 'benchmarks');
 const wanted = comparisons.filter(({ name }) => positionals.length === 0 || positionals.includes(name));
 
 for (const comparison of values.document ? [] : wanted) {
-  const stand = await Stand.open();
+  const stand = await Stand.open(comparison.medium);
   // The terminal and npm both pass an interruption on: further ones during the handling of the
   // first change nothing.
   const interrupted = (): void => void stand.close().finally(() => process.exit(130));

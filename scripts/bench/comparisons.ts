@@ -1,9 +1,9 @@
 /** All comparisons, in the order of the document. */
 import type { Comparison } from './comparison.js';
 import { fuse } from './fuse.js';
-import { guests } from './guests.js';
+import { guests, guestsInMemory } from './guests.js';
 import { mapping } from './mapping.js';
 import { snapshots } from './snapshots.js';
 import { space } from './space.js';
 
-export const comparisons: Comparison[] = [guests, mapping, snapshots, fuse, space];
+export const comparisons: Comparison[] = [guests, guestsInMemory, mapping, snapshots, fuse, space];

@@ -118,10 +118,22 @@ export function withUnit(value: number, unit: string): string {
   return unit === '×' ? `${short(value)}×` : `${short(value)} ${unit}`;
 }
 
+/** Each machine, with the comparisons that were measured on it, the newest machine first. */
 function machines(all: Results[]): string {
-  const [newest] = all.toSorted((a, b) => b.date.localeCompare(a.date));
-  if (!newest) return '(nothing measured)';
-  const { machine } = newest;
+  const newestFirst = all.toSorted((a, b) => b.date.localeCompare(a.date));
+  const groups = new Map<string, Results[]>();
+  for (const results of newestFirst) {
+    const { processor, processors, kernel } = results.machine;
+    const key = JSON.stringify([processor, processors, kernel]);
+    groups.set(key, [...(groups.get(key) ?? []), results]);
+  }
+  if (groups.size === 0) return '(nothing measured)';
+  return [...groups.values()].map(machineWith).join('\n\n');
+}
+
+function machineWith(comparisons: Results[]): string {
+  const machine = comparisons[0]?.machine;
+  if (!machine) return '';
   const lines = [
     [
       'processors',
@@ -129,16 +141,16 @@ function machines(all: Results[]): string {
     ],
     ['memory', `${short(machine.memory / 1024)} GiB`],
     ['kernel', `Linux ${machine.kernel}`],
-    ['filesystem of the images', machine.filesystem],
     ['QEMU', machine.qemu],
     ['Node.js', machine.node],
   ].map(([what = '', is = '']) => `| ${what} | ${is} |`);
-  const runs = all.map(
+  const runs = comparisons.map(
     (each) =>
-      `| ${each.comparison} | ${each.date} UTC, commit ${each.machine.commit} | ${each.short ? 'short form' : 'full form'}, ${each.seconds} s | ${each.machine.load} |`,
+      `| ${each.comparison} | ${each.date} UTC, commit ${each.machine.commit} | ${each.short ? 'short form' : 'full form'}, ${each.seconds} s | ${each.machine.filesystem} | ${each.machine.load} |`,
   );
   return [
     ...['| | |', '| --- | --- |', ...lines, ''],
-    ...['| comparison | when | how long | load average at its start |', '| --- | --- | --- | ---: |', ...runs],
+    '| comparison | when | how long | filesystem of the images | load average at its start |',
+    ...['| --- | --- | --- | --- | ---: |', ...runs],
   ].join('\n');
 }

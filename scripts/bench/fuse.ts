@@ -20,7 +20,7 @@ interface Outcome extends Latencies {
   megabytesPerSecond: number;
 }
 
-export const fuse: Comparison = { name: 'fuse', run, plots };
+export const fuse: Comparison = { name: 'fuse', medium: 'disk', run, plots };
 
 async function run({ stand, record, short, say }: Bench): Promise<void> {
   const length = (short ? 256 : 512) * MiB;

@@ -95,7 +95,7 @@ function after(on: Touch['on']): string {
   return on === 'base' ? 'over a base' : 'after a snapshot';
 }
 
-export const mapping: Comparison = { name: 'mapping', run, plots };
+export const mapping: Comparison = { name: 'mapping', medium: 'disk', run, plots };
 
 async function run(bench: Bench): Promise<void> {
   const { stand, record, short, say } = bench;

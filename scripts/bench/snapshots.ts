@@ -24,7 +24,7 @@ interface Report {
   timeline: number[];
 }
 
-export const snapshots: Comparison = { name: 'snapshots', run, plots };
+export const snapshots: Comparison = { name: 'snapshots', medium: 'disk', run, plots };
 
 async function run(bench: Bench): Promise<void> {
   // Not on the writer's processor, where the writer would wait for us.

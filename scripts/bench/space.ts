@@ -17,7 +17,7 @@ const DEFAULT_MAPPINGS = 65_530;
 const FEW_MAPPINGS = 'pcow, monitored, 65,530 mappings';
 const SYSTEMS = ['pcow', 'pcow, monitored', FEW_MAPPINGS, 'qcow2', 'qcow2, extended L2'] as const;
 
-export const space: Comparison = { name: 'space', run, plots };
+export const space: Comparison = { name: 'space', medium: 'disk', run, plots };
 
 async function run({ stand, record, short, say }: Bench): Promise<void> {
   const length = (short ? 256 : 1024) * MiB;

@@ -17,6 +17,8 @@ export interface GuestOptions {
   /** A command with options that starts QEMU, such as ['pcow', 'run', '--']. */
   commandPrefix?: string[];
   accelerator: Accelerator;
+  /** More parameters of the guest's kernel. */
+  parameters?: string[];
   /** Milliseconds until the guest must be ready. */
   timeLimit?: number;
 }
@@ -66,7 +68,8 @@ export function pmemArgs(file: string, size: number, device: PmemDisk['device'] 
 export function qemuCommand(options: GuestOptions, init?: [string, ...string[]]): string[] {
   const { vmlinuz, initramfs } = guestFiles();
   const start = init ? ` rdinit=/bin/${init[0]} -- ${init.slice(1).join(' ')}` : '';
-  const append = `console=ttyS0 panic=-1 quiet pcow.pmem=${options.pmemDevices ?? 0}${start}`;
+  const parameters = (options.parameters ?? []).map((each) => ` ${each}`).join('');
+  const append = `console=ttyS0 panic=-1 quiet pcow.pmem=${options.pmemDevices ?? 0}${parameters}${start}`;
   return [
     ...(options.commandPrefix ?? []),
     'qemu-system-x86_64',
