@@ -9,9 +9,10 @@
   "targets": [
     {
       # What the addon and the monitor share, compiled once. With exceptions, for the monitor's sake.
+      # scripts/native-build makes the units.
       "target_name": "pcow-engine",
       "type": "static_library",
-      "sources": ["<!@(node -p \"['engine', 'attach'].flatMap((dir) => fs.readdirSync(dir, { recursive: true }).filter((name) => name.endsWith('.cc')).sort().map((name) => dir + '/' + name)).join(' ')\")"],
+      "sources": ["<!@(ls build/units/engine*.cc build/units/attach.cc)"],
       "cflags": ["-fPIC"],
       "cflags_cc!": ["-fno-exceptions"],
       "cflags_cc": ["-fexceptions"]
@@ -19,7 +20,7 @@
     {
       "target_name": "pcow",
       "dependencies": ["pcow-engine"],
-      "sources": ["<!@(node -p \"fs.readdirSync('addon').filter((name) => name.endsWith('.cc')).sort().map((name) => 'addon/' + name).join(' ')\")"],
+      "sources": ["build/units/addon.cc"],
       "defines": ["NAPI_VERSION=8", "NAPI_DISABLE_CPP_EXCEPTIONS", "NODE_ADDON_API_DISABLE_DEPRECATED", "NODE_API_SWALLOW_UNTHROWABLE_EXCEPTIONS"],
       "cflags_cc": [
         "-isystem <!(node -p \"path.dirname(require.resolve('node-addon-api/package.json'))\")",
@@ -32,7 +33,7 @@
       "type": "loadable_module",
       "dependencies": ["pcow-engine"],
       "target_conditions": [["_target_name == 'pcow-monitor'", {"product_prefix": "lib", "product_extension": "so"}]],
-      "sources": ["<!@(node -p \"fs.readdirSync('monitor').filter((name) => name.endsWith('.cc')).sort().map((name) => 'monitor/' + name).join(' ')\")"],
+      "sources": ["build/units/monitor.cc", "monitor/hooks.cc", "monitor/heap.cc"],
       # With exceptions: a thread of the application that is cancelled in one of the interposed functions unwinds through it.
       "cflags_cc!": ["-fno-exceptions"],
       "cflags_cc": ["-fexceptions"],

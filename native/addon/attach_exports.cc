@@ -67,13 +67,6 @@ void deliver(Napi::Env env, Napi::Function on_event, AttachEvent* given) {
   if (static_cast<napi_env>(env) != nullptr) on_event.Call({event_to_js(env, *event)});
 }
 
-std::vector<std::string> texts_of(const Napi::Value& value) {
-  auto array = value.As<Napi::Array>();
-  std::vector<std::string> texts;
-  for (uint32_t i = 0; i < array.Length(); ++i) texts.push_back(text_of(array.Get(i)));
-  return texts;
-}
-
 // JavaScript uses names for requests (NativeRequestName); only the protocol knows their numbers.
 protocol::Kind request_of(const std::string& name) {
   if (name == "prepare") return protocol::Kind::kPrepare;

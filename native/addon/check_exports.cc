@@ -13,12 +13,6 @@
 
 namespace pcow::addon {
 
-namespace {
-
-Napi::Value number(Napi::Env env, uint64_t value) { return Napi::Number::New(env, static_cast<double>(value)); }
-
-}  // namespace
-
 template <>
 struct ToJs<CheckReport> {
   static Napi::Value convert(Napi::Env env, CheckReport& report) {

@@ -17,7 +17,7 @@ namespace {
 
 // `directory`. Returns the lock's descriptor. Throws kLocked if another process, or another mount
 // of this process, has the lock.
-Napi::Value lock(const Napi::CallbackInfo& info) {
+Napi::Value lock_directory(const Napi::CallbackInfo& info) {
   const std::string directory = text_of(info[0]);
   const int fd = ::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   if (fd < 0) return throw_in_js(info.Env(), system_error(errno, "can't open the image directory " + directory));
@@ -31,8 +31,8 @@ Napi::Value lock(const Napi::CallbackInfo& info) {
   return Napi::Number::New(info.Env(), fd);
 }
 
-// The descriptor that lock() returned.
-Napi::Value unlock(const Napi::CallbackInfo& info) {
+// The descriptor that lock_directory() returned.
+Napi::Value unlock_directory(const Napi::CallbackInfo& info) {
   ::close(info[0].ToNumber().Int32Value());
   return info.Env().Undefined();
 }
@@ -40,8 +40,8 @@ Napi::Value unlock(const Napi::CallbackInfo& info) {
 }  // namespace
 
 void export_directory_lock(Napi::Env env, Napi::Object exports) {
-  exports.Set("lockDirectory", Napi::Function::New<lock>(env, "lockDirectory"));
-  exports.Set("unlockDirectory", Napi::Function::New<unlock>(env, "unlockDirectory"));
+  exports.Set("lockDirectory", Napi::Function::New<lock_directory>(env, "lockDirectory"));
+  exports.Set("unlockDirectory", Napi::Function::New<unlock_directory>(env, "unlockDirectory"));
 }
 
 }  // namespace pcow::addon

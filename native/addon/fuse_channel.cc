@@ -24,7 +24,7 @@ constexpr uint64_t kDirectIoAllowMmap = uint64_t{1} << 36;
 // the part of its buffer that libfuse reserves for the header of a request
 constexpr uint32_t kHeader = 4096;
 
-struct Library {
+struct ChannelLibrary {
   decltype(&fuse_chan_new) chan_new;
   decltype(&fuse_chan_fd) chan_fd;
   decltype(&fuse_chan_data) chan_data;
@@ -32,7 +32,7 @@ struct Library {
   decltype(&fuse_session_exit) session_exit;
   decltype(&fuse_session_exited) session_exited;
 };
-Library library;
+ChannelLibrary library;
 
 // The state of FUSE_INIT of one connection.
 struct Greeting {

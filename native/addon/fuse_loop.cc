@@ -25,7 +25,7 @@ namespace {
 // At most this many threads wait for requests: surplus threads end after they have served theirs.
 constexpr int kMostIdle = 10;
 
-struct Library {
+struct LoopLibrary {
   decltype(&fuse_get_session) get_session;
   decltype(&fuse_session_next_chan) next_chan;
   decltype(&fuse_session_process_buf) process_buf;
@@ -36,7 +36,7 @@ struct Library {
   decltype(&fuse_chan_fd) descriptor;
 };
 
-bool load(void* libfuse, Library* library) {
+bool load(void* libfuse, LoopLibrary* library) {
   return find_function(libfuse, "fuse_get_session", "FUSE_2.6", &library->get_session) &&
          find_function(libfuse, "fuse_session_next_chan", "FUSE_2.4", &library->next_chan) &&
          find_function(libfuse, "fuse_session_process_buf", "FUSE_2.9", &library->process_buf) &&
@@ -73,7 +73,7 @@ class Buffer {
 
 class Loop {
  public:
-  Loop(const Library& library, fuse_session* session, fuse_chan* channel, const DirectOperations& operations)
+  Loop(const LoopLibrary& library, fuse_session* session, fuse_chan* channel, const DirectOperations& operations)
       : library_(library),
         session_(session),
         channel_(channel),
@@ -210,7 +210,7 @@ class Loop {
     (void)!writev(library_.descriptor(channel_), parts, length ? 2 : 1);
   }
 
-  const Library library_;
+  const LoopLibrary library_;
   fuse_session* const session_;
   fuse_chan* const channel_;
   const DirectOperations operations_;
@@ -226,7 +226,7 @@ class Loop {
 }  // namespace
 
 std::optional<int> run_fuse_loop(void* libfuse, fuse* fuse, const DirectOperations& operations) {
-  Library library;
+  LoopLibrary library;
   if (!load(libfuse, &library)) return std::nullopt;
   fuse_session* session = library.get_session(fuse);
   fuse_chan* channel = library.next_chan(session, nullptr);

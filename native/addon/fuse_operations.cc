@@ -35,7 +35,7 @@ int directory_fd = -1;
 fuse_operations javascript{};
 fuse* served = nullptr;  // the session that has our table
 
-std::function<void()> on_end;
+std::function<void()> on_session_end;
 
 decltype(&fuse_get_context) fuse_context = nullptr;
 
@@ -335,7 +335,7 @@ int get_attribute(const char* path, const char* name, char* value, size_t size) 
 
 // The session has ended, for whatever reason: there will be no more requests.
 void end_session(void*) {
-  if (on_end) on_end();
+  if (on_session_end) on_session_end();
 }
 
 using FuseNew = fuse* (*)(fuse_chan*, fuse_args*, const fuse_operations*, size_t, void*);
@@ -379,7 +379,7 @@ Result<void> prepare_fuse(const std::string& library, const std::string& directo
   return {};
 }
 
-void set_fuse_end(std::function<void()> hook) { on_end = std::move(hook); }
+void set_fuse_end(std::function<void()> hook) { on_session_end = std::move(hook); }
 
 uint64_t fuse_interceptions() { return interceptions.load(); }
 

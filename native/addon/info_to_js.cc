@@ -9,9 +9,6 @@ namespace pcow::addon {
 
 namespace {
 
-// All counts and sizes of the engine are below 2^53.
-Napi::Value number(Napi::Env env, uint64_t value) { return Napi::Number::New(env, static_cast<double>(value)); }
-
 Napi::Value string_or_null(Napi::Env env, const std::string& text) {
   return text.empty() ? env.Null() : Napi::String::New(env, text);
 }

@@ -97,8 +97,8 @@ Napi::Value remove_left(const Napi::CallbackInfo& info) {
 }
 
 // `directory`.
-Napi::Value check(const Napi::CallbackInfo& info) {
-  return start_work<void>(info.Env(), [directory = text_of(info[0])] { return check_directory(directory); });
+Napi::Value check_directory(const Napi::CallbackInfo& info) {
+  return start_work<void>(info.Env(), [directory = text_of(info[0])] { return pcow::check_directory(directory); });
 }
 
 // `path`: of a regular file. Whether a writer of it will store into persistent memory.
@@ -129,7 +129,7 @@ void export_names(Napi::Env env, Napi::Object exports) {
   exports.Set("unlockFile", Napi::Function::New<unlock>(env, "unlockFile"));
   exports.Set("makeDraft", Napi::Function::New<draft>(env, "makeDraft"));
   exports.Set("removeLeftDraft", Napi::Function::New<remove_left>(env, "removeLeftDraft"));
-  exports.Set("checkDirectory", Napi::Function::New<check>(env, "checkDirectory"));
+  exports.Set("checkDirectory", Napi::Function::New<check_directory>(env, "checkDirectory"));
   exports.Set("isPersistent", Napi::Function::New<is_persistent>(env, "isPersistent"));
   exports.Set("identify", Napi::Function::New<identify>(env, "identify"));
 }

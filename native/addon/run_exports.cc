@@ -42,13 +42,6 @@ Napi::Value check_monitor(const Napi::CallbackInfo& info) {
   return info.Env().Undefined();
 }
 
-std::vector<std::string> texts_of(const Napi::Value& value) {
-  auto list = value.As<Napi::Array>();
-  std::vector<std::string> texts;
-  for (uint32_t i = 0; i < list.Length(); ++i) texts.push_back(text_of(list.Get(i)));
-  return texts;
-}
-
 std::vector<char*> pointers_to(std::vector<std::string>& texts) {
   std::vector<char*> pointers;
   for (std::string& text : texts) pointers.push_back(text.data());
