@@ -1,11 +1,14 @@
-/** What IMAGE, IMAGE@SNAPSHOT and NEW on a command line stand for: src/images/find-image.ts, with a word where a mount takes its time. */
+/**
+ * What IMAGE, IMAGE@SNAPSHOT and NEW on a command line stand for: src/images/find-image.ts, with a
+ * message if a mount takes long to answer.
+ */
 import * as images from '../src/images/find-image.js';
 import { sayThatItWaits } from './mounts-must-answer.js';
 import { warn } from './output/errors.js';
 
 export { flatFile, type ImageTarget, type Target } from '../src/images/find-image.js';
 
-/** What people are told while a mount is asked. */
+/** Prints this message. */
 export const whileWaiting = {
   onWait: sayThatItWaits,
   onContinues(image: string): void {

@@ -1,11 +1,15 @@
-/** No command waits for ever for a mount that has died, is stopped or hangs: it says which one, and the cure. */
+/**
+ * No command waits for ever for a mount that has died, is stopped or hangs: the message names the
+ * mount and the fix.
+ */
 import type { Command } from 'commander';
 import { mustAnswerOnTheWay } from '../src/images/mount-answers.js';
 import type { PcowMount } from '../src/images/mount-table.js';
 import { warn } from './output/errors.js';
 
 /**
- * Commands that ask no mount before they know it, or that report themselves what is wrong with it.
+ * Commands that ask no mount before they know which one, or that report a mount's trouble
+ * themselves.
  */
 const ASK_THEMSELVES = ['run', 'umount', 'doctor', 'completion', 'exit-codes'];
 

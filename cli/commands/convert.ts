@@ -137,7 +137,7 @@ async function convert(given: string, target: string, options: Options): Promise
   }
 }
 
-/** null: it went to standard output. */
+/** Returns null if the result went to standard output. */
 async function made(
   conversion: Conversion,
   target: string,

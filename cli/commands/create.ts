@@ -73,7 +73,7 @@ async function create(image: string, size: string | undefined, options: Options)
   if (overwriting !== null) process.stderr.write(`warning: ${overwriting}; use ext4 or XFS, or keep space free\n`);
 }
 
-/** If the two are in the wrong order, their form shows it. */
+/** If the two arguments are in the wrong order, their form shows it. */
 function sizeOf(image: string, size: string): number {
   if (isSize(image) && !isSize(size)) {
     throw new Failure(

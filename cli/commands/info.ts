@@ -55,7 +55,8 @@ interface Found {
 }
 
 function forPrograms({ target, image, guest, receiving }: Found): object {
-  // What this opening may do, and has done, says nothing about the image; who is alive is `holder`.
+  // The permissions and counts of this opening say nothing about the image, and `holder` names the
+  // living process.
   const {
     writable: _writable,
     lastError: _lastError,

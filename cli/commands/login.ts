@@ -50,7 +50,7 @@ async function login(given: string, options: Options): Promise<void> {
   say(`logged in to ${host}: kept in ${place}`);
 }
 
-/** On a terminal only. A password is not shown. */
+/** Only on a terminal. A password is not shown. */
 async function ask(question: string, shown: boolean): Promise<string> {
   if (!process.stdin.isTTY) {
     throw new Failure(

@@ -104,7 +104,7 @@ async function abort(target: ImageTarget, { json }: Options): Promise<void> {
   else say(`gave up pulling ${target.name}`);
 }
 
-/** What has arrived is kept. */
+/** What has arrived is kept, so the next step is to continue. */
 function explainedFor(error: unknown, { name, mount }: ImageTarget): unknown {
   if (isPcowError(error, 'PCOW_LOCKED') && mount !== null) {
     return new Failure(

@@ -79,7 +79,7 @@ async function takeIn(target: ImageTarget, options: Options): Promise<void> {
       receive(readFrom(null, long.signal), target.file, {
         force: options.force ?? false,
         ...long,
-        // Not all of it again: the stream is read only once.
+        // Only the opening is repeated, because the stream can be read only once.
         opening: (open) => patiently(options.wait, open, long.signal),
       }),
     );

@@ -31,7 +31,7 @@ export function addSnapshot(program: Command): void {
 }
 
 async function snapshot(givens: string[], { json, wait }: { json?: boolean; wait?: number }): Promise<void> {
-  // One after another: of two mistakes the first is reported.
+  // One after another, so that the first of two mistakes is reported.
   const targets: { image: ImageTarget; snapshot: string }[] = [];
   for (const given of givens) targets.push(await findSnapshotTarget(given));
   const [first] = targets;

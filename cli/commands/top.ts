@@ -75,12 +75,12 @@ async function look(mount: PcowMount): Promise<Look> {
   }
 }
 
-/** Programs get everything. */
+/** Programs get the full width. */
 function width(): number {
   return isatty(1) ? process.stdout.columns : Infinity;
 }
 
-/** On a terminal it replaces the table before, and prints no more than fits. */
+/** On a terminal it replaces the previous table, and prints no more than fits. */
 function show(text: string): void {
   if (!isatty(1)) {
     say(`${text}\n`);

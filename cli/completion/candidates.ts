@@ -12,7 +12,7 @@ export interface Candidate {
   description: string;
 }
 
-/** What the shell itself completes better. */
+/** Candidates that the shell itself completes better. */
 export type ShellsOwn = 'files' | 'directories' | 'commands';
 
 export interface Completion {
@@ -66,7 +66,7 @@ function takingNextWord(command: Command, word: string): Option | undefined {
   return option?.required === true ? option : undefined;
 }
 
-/** `placeholder` is the name of the value in the help: it says what belongs there. */
+/** `placeholder` is the name of the value in the help, which says what kind of value it is. */
 async function valuesOf(of: Argument | Option, placeholder: string, current: string): Promise<Completion> {
   if (of.argChoices !== undefined) {
     return matching(
@@ -90,7 +90,7 @@ function commandsOf(program: Command): Candidate[] {
   return [...program.commands.map((command) => ({ value: command.name(), description: command.summary() })), help];
 }
 
-/** Those that are not on the command line already. */
+/** The options that are not on the command line yet. */
 function optionsOf(command: Command, before: string[]): Candidate[] {
   const own = command.options.filter(({ long, short, hidden }) => {
     return !hidden && ![long, short].some((flag) => flag != null && before.includes(flag));

@@ -77,7 +77,7 @@ function fileSystem(place: MountTableEntry | undefined): Finding {
   return ok('filesystem', `the images are on ${type}`);
 }
 
-/** `persistent`: of the writer of a new image there. */
+/** `persistent`: whether the writer of a new image there stores into persistent memory. */
 function dax(persistent: boolean): Finding {
   return ok(
     'dax',
@@ -145,13 +145,16 @@ async function tried(directory: string): Promise<Finding[]> {
   }
 }
 
-/** The images that are not where a new one would be: persistent memory is a property of each file. */
+/**
+ * The images whose files differ in this from a new one: persistent memory is a property of each
+ * file.
+ */
 async function elsewhere(directory: string, persistent: boolean): Promise<Finding[]> {
   const { names } = await imageFilesIn(directory);
   const files = names.filter((file) => !file.startsWith('.'));
   const others: string[] = [];
   for (const file of files) {
-    // One that cannot be opened is a finding of images().
+    // An image that cannot be opened is a finding of images().
     const found = await isInPersistentMemory(path.join(directory, file)).catch(() => persistent);
     if (found !== persistent) others.push(file);
   }

@@ -172,7 +172,9 @@ function optionFindings({ words }: Guest, backend: Backend): Finding[] {
   return findings;
 }
 
-/** QEMU's pmem=on asks for MAP_SYNC, which only the monitor grants, and only in persistent memory. */
+/**
+ * QEMU's pmem=on requests MAP_SYNC, which only the monitor grants, and only in persistent memory.
+ */
 function pmemFindings({ words, monitored }: Guest, { backend, persistent }: Found): Finding[] {
   if (!backend.pmem) return [];
   const name = quote(backend.path);

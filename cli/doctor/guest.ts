@@ -2,7 +2,7 @@
 
 export interface Backend {
   id: string;
-  /** As it is written there. */
+  /** As written in the description. */
   path: string;
   /** Bytes; null if it is not specified. */
   size: number | null;
@@ -66,7 +66,7 @@ export interface Guest {
   words: Words;
 }
 
-/** How to say it. */
+/** The terms of this kind of description. */
 export interface Words {
   share: string;
   discardData: string;

@@ -85,7 +85,7 @@ async function userfaultfd(): Promise<Finding> {
     return ok('userfaultfd', 'guests can run under the monitor');
   } catch (error) {
     const message = `guests can't run under the monitor: ${sentence(error)}`;
-    // What a filter forbids fails as what this user has no right to.
+    // A call that a filter forbids fails like one for which this user has no permission.
     if (isFiltered(await readFile('/proc/self/status', 'utf8')))
       return problem('userfaultfd', message, FILTER_MUST_ALLOW);
     const mend = isPcowError(error, 'PCOW_PERMISSION')

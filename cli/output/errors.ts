@@ -22,7 +22,7 @@ export class Failure extends PcowError {
   }
 }
 
-/** Does work in which errors with these codes have an unusual cause, and so another next step. */
+/** Runs work in which errors with these codes have an unusual cause, and so another next step. */
 export async function advising<T>(
   steps: Partial<Record<PcowErrorCode, string | null>>,
   work: () => Promise<T>,

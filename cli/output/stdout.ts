@@ -13,10 +13,10 @@ import { systemErrorOf } from '../../src/engine/system-errors.js';
 
 const STDOUT = 1;
 
-/** Why standard output cannot be written any more. */
+/** The error of an earlier write to standard output. */
 let failure: Error | null = null;
 
-/** Found out once: standard output does not change. */
+/** Determined once, because standard output does not change. */
 let stream: boolean | null = null;
 
 /** The reader of standard output has ended. This is no error, and nothing needs to be printed. */

@@ -2,8 +2,10 @@
 // call is about a flat file of a Pcow mount, or about memory that is a mapping of one. All other
 // calls go straight to the kernel, without our allocator or locks (footprint.h). For images, the
 // monitor's own threads (threads.h) do the work, through the registry.
-//
 // Threads: any thread of the application, at any time; also before main, in signal handlers, and
+// inside its allocator.
+//
+// One file, because it is a list: each function is short, and all of them follow the same pattern.
 // inside its allocator.
 
 // Both names of each function (with and without "64") are defined here, so the headers must not

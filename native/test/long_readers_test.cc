@@ -2,7 +2,7 @@
 // a mount's writer, a reader, a monitored process that has only descriptors. What they read stays
 // the same, as long as they are given the files that they need. If any step of loading the chain
 // again fails for a while, they get an error, and never other bytes, and continue when it no longer
-// fails. One file, because all these tests use one family of images (class Scene).
+// fails. One file, because all these tests use one family of images (struct Scene).
 #include <fcntl.h>
 #include <sys/resource.h>
 

@@ -1,5 +1,5 @@
 // What opening refuses, what it ensures, and how it decides whether the last writer's page cache
-// still exists.
+// still exists. One file, because the three groups of tests are short and share the same helpers.
 #include <fcntl.h>
 #include <sys/wait.h>
 

@@ -4,10 +4,11 @@
  *
  *   random-mapper MODEL FILE SCRATCH SEED      SCRATCH: a directory of a filesystem that has direct I/O
  *
- * The image stands on a base full of 0x55. What a run of before left half done is done again first,
- * and all that it did must be there. Mounts may die meanwhile: what is mapped goes on. Other calls
- * fail then, and are made anew by a file of the next mount. Ends with "ok", or with what is wrong.
- * If PCOW_RANDOM_MAP_SYNC is set, every mapping is made with MAP_SYNC.
+ * The image stands on a base full of 0x55. First, what an earlier run has left unfinished is
+ * repeated, and everything that it did must be there. Mounts may die meanwhile: mappings continue,
+ * and other calls fail and are repeated with a file of the next mount. Ends with "ok", or with what
+ * is wrong. If PCOW_RANDOM_MAP_SYNC is set, every mapping is made with MAP_SYNC. One file, because
+ * all operations work on the same few shared mappings.
  */
 #define _GNU_SOURCE
 #include <poll.h>
