@@ -2,12 +2,14 @@
  * The flat file through FUSE, against qemu-storage-daemon's FUSE export of a qcow2 and qemu-nbd
  * with nbdfuse.
  */
+import { closeSync, lstatSync, openSync, readdirSync } from 'node:fs';
+import { copyFile } from 'node:fs/promises';
 import path from 'node:path';
 
 import { Image } from '../../src/engine/index.js';
 import { rotated, type Bench, type Comparison, type Latencies } from './comparison.js';
 import { bars } from './plot.js';
-import { advantage, find, type Results } from './results.js';
+import { advantage, find, type Ledger, type Results } from './results.js';
 import { lastProcessor, type Served, type Stand } from './stand.js';
 
 const MiB = 2 ** 20;
@@ -64,6 +66,32 @@ async function run({ stand, record, short, say }: Bench): Promise<void> {
     }
     for (const each of served.values()) await each.end();
   }
+  for (const images of [10, 1000]) await listing(stand, record, images, rounds);
+}
+
+/** `ls -l` and an open of each file, as a backup program walks a mount. */
+async function listing(stand: Stand, record: Ledger, images: number, rounds: number): Promise<void> {
+  const mount = await stand.mount(`0-${lastProcessor}`);
+  const { directory, mountpoint } = mount;
+  const first = path.join(directory, '0.pcow');
+  await Image.create(first, { size: 64 * MiB });
+  for (let copy = 1; copy < images; ++copy) await copyFile(first, path.join(directory, `${copy}.pcow`));
+  const files = () => readdirSync(mountpoint).map((name) => path.join(mountpoint, name));
+  const steps: [string, () => void][] = [
+    ['list and stat', () => files().forEach((file) => lstatSync(file))],
+    ['open and close', () => files().forEach((file) => closeSync(openSync(file, 'r')))],
+  ];
+  // In the first round the mount opens the images.
+  for (let round = 0; round <= rounds; ++round) {
+    for (const [what, step] of steps) {
+      const began = performance.now();
+      step();
+      const each = ((performance.now() - began) * 1000) / images;
+      const of = { table: 'listing', row: [what], system: `${images} images`, unit: 'µs', better: 'less' as const };
+      if (round > 0) record.add(of, each);
+    }
+  }
+  await mount.end();
 }
 
 function* rows(): Generator<['direct' | 'cached', 'read' | 'write', 'random' | 'seq', number]> {

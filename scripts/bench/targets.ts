@@ -137,6 +137,20 @@ const TARGETS: Target[] = [
     },
   },
   {
+    what: '`stat` and `open` of a flat file',
+    against: 'qemu-storage-daemon’s FUSE export of a qcow2',
+    medium: NOT_FLUSHED,
+    target: 'at least 1.0',
+    found: (all) => least(ratios(of(all, 'fuse', 'metadata'), 'pcow', 'qemu-storage-daemon'), 1),
+  },
+  {
+    what: '`ls -l`, and an open of each file, in a mount with 1,000 images: time for each',
+    against: 'a mount with 10 images',
+    medium: NOT_FLUSHED,
+    target: 'at most 1.3 times',
+    found: (all) => most(ratios(of(all, 'fuse', 'listing'), '10 images', '1000 images'), 1.3, '×'),
+  },
+  {
     what: 'space, random 4 KiB over a base, written through the flat file',
     against: 'bytes written',
     medium: 'disk',
