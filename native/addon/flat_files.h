@@ -11,17 +11,25 @@
 #include <mutex>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <unordered_map>
 
+#include "addon/fuse_nodes.h"
 #include "addon/shared_image.h"
 
 namespace pcow::addon {
+
+// The image file of a flat file, and the flat file of a file in the image directory, if it may be
+// an image.
+std::string image_file_of(const std::string& name);
+std::optional<std::string> flat_file_of(std::string_view file);
 
 struct FlatFile {
   dev_t device = 0;  // of the image file, as is the next member
   ino_t inode = 0;
   uint64_t number = 0;  // the inode number in the mount
   std::weak_ptr<SharedImage> image;
+  bool lent = false;  // to a monitor, whose stores move the times without being told
 };
 
 class FlatFiles {
@@ -35,9 +43,9 @@ class FlatFiles {
   void forget(const std::string& name);
   // Any thread.
   size_t size() const;
-  // Any thread. The stat(2) of the flat file `name`, whose image file is `file` in the open
-  // directory `directory`. Returns nothing if JavaScript must be asked.
-  std::optional<struct stat> status(int directory, const std::string& name, const std::string& file) const;
+  // Any thread. The stat(2) of the flat file `name`, whose image file is in the open `directory`.
+  // Returns nothing if JavaScript must be asked.
+  std::optional<KeptStatus> status(int directory, const std::string& name) const;
 
  private:
   std::optional<FlatFile> find(const std::string& name) const;

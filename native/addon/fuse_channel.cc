@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <cstring>
 #include <memory>
+#include <utility>
 
 #include "addon/fuse_library.h"
 
@@ -41,6 +42,13 @@ struct Greeting {
 };
 
 std::atomic<bool> maps_direct_files{false};
+
+// An answer of this thread that the kernel may keep.
+struct Kept {
+  uint64_t unique;  // number of the request; 0: none
+  std::chrono::seconds valid;
+};
+thread_local Kept kept{};
 
 Greeting* greeting_of(fuse_chan* channel) { return static_cast<Greeting*>(library.chan_data(channel)); }
 
@@ -80,11 +88,29 @@ int pass_on(fuse_chan* channel, const iovec* parts, size_t count) {
   return -errno;
 }
 
+// Returns false if the answer has another length than it has in our version of the protocol.
+template <typename Answer>
+bool pass_on_kept(fuse_chan* channel, const iovec* parts, uint64_t Answer::*valid, int* result) {
+  if (parts[1].iov_len != sizeof(Answer)) return false;
+  Answer answer;
+  std::memcpy(&answer, parts[1].iov_base, sizeof answer);
+  answer.*valid = static_cast<uint64_t>(kept.valid.count());
+  const iovec completed[] = {parts[0], {&answer, sizeof answer}};
+  *result = pass_on(channel, completed, 2);
+  return true;
+}
+
 int send(fuse_chan* channel, const iovec parts[], size_t count) {
   Greeting* greeting = greeting_of(channel);
   if (!parts) return 0;  // libfuse sends no answer
   fuse_out_header header;
   std::memcpy(&header, parts[0].iov_base, sizeof header);
+  const bool may_keep = header.unique != 0 && header.unique == std::exchange(kept.unique, 0);
+  int result = 0;
+  if (may_keep && header.error == 0 && count == 2 &&
+      (pass_on_kept(channel, parts, &fuse_entry_out::entry_valid, &result) ||
+       pass_on_kept(channel, parts, &fuse_attr_out::attr_valid, &result)))
+    return result;
   if (greeting->unique == 0 || header.unique != greeting->unique) return pass_on(channel, parts, count);
   greeting->unique = 0;
   if (header.error != 0 || count != 2) return pass_on(channel, parts, count);
@@ -110,6 +136,8 @@ int send(fuse_chan* channel, const iovec parts[], size_t count) {
 void destroy(fuse_chan* channel) { delete greeting_of(channel); }
 
 }  // namespace
+
+void let_kernel_keep(uint64_t unique, std::chrono::seconds valid) { kept = {unique, valid}; }
 
 bool fuse_maps_direct_files() { return maps_direct_files; }
 

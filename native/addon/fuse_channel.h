@@ -13,12 +13,19 @@
 #include <fuse.h>
 #include <fuse_lowlevel.h>
 
+#include <chrono>
+#include <cstdint>
+
 namespace pcow::addon {
 
 // Makes a channel in front of `channel`, which its owner keeps and which must outlive it. libfuse
 // destroys the new channel with the session. `libfuse` is the open library. Returns null if the
 // library lacks a function: then use `channel` itself.
 fuse_chan* make_fuse_channel(void* libfuse, fuse_chan* channel);
+
+// The next answer that this thread gives to the request `unique` lets the kernel keep something: of
+// a look-up the name, of a question about attributes these.
+void let_kernel_keep(uint64_t unique, std::chrono::seconds valid);
 
 // Whether files that bypass the page cache can be mapped nevertheless: kernel 6.6 and later.
 bool fuse_maps_direct_files();

@@ -12,9 +12,11 @@
 #include "addon/flat_files.h"
 #include "addon/fuse_cache.h"
 #include "addon/fuse_handles.h"
+#include "addon/fuse_nodes.h"
 #include "addon/fuse_operations.h"
 #include "addon/fuse_questions.h"
 #include "addon/image_wrap.h"
+#include "addon/open_grants.h"
 
 namespace pcow::addon {
 
@@ -90,7 +92,7 @@ Napi::Value opener_of(const Napi::CallbackInfo& info) {
 }
 
 // `name` in the mount, `device` and `inode` of its image file, its `number` in the mount,
-// NativeImage.
+// NativeImage, `lent`.
 Napi::Value tell_flat_file(const Napi::CallbackInfo& info) {
   bool lossless;
   FlatFile file;
@@ -98,6 +100,7 @@ Napi::Value tell_flat_file(const Napi::CallbackInfo& info) {
   file.inode = info[2].As<Napi::BigInt>().Uint64Value(&lossless);
   file.number = info[3].As<Napi::BigInt>().Uint64Value(&lossless);
   file.image = ImageWrap::unwrap_image(info[4]);
+  file.lent = flag_of(info[5]);
   FlatFiles::instance().tell(text_of(info[0]), std::move(file));
   return info.Env().Undefined();
 }
@@ -107,6 +110,20 @@ Napi::Value forget_flat_file(const Napi::CallbackInfo& info) {
   const std::string name = text_of(info[0]);
   FlatFiles::instance().forget(name);
   FuseCache::instance().forget("/" + name);
+  FuseNodes::instance().gone(name);
+  return info.Env().Undefined();
+}
+
+// `name` in the mount. JavaScript will be asked again.
+Napi::Value flat_file_changed(const Napi::CallbackInfo& info) {
+  const std::string name = text_of(info[0]);
+  FlatFiles::instance().forget(name);
+  FuseNodes::instance().changed(name);
+  return info.Env().Undefined();
+}
+
+Napi::Value flat_files_changed(const Napi::CallbackInfo& info) {
+  FuseNodes::instance().everything_changed();
   return info.Env().Undefined();
 }
 
@@ -120,8 +137,38 @@ Napi::Value forget_files_in(const Napi::CallbackInfo& info) {
 }
 
 Napi::Value count_remembered(const Napi::CallbackInfo& info) {
-  const size_t count = FlatFiles::instance().size() + FuseCache::instance().size();
+  const size_t count = FlatFiles::instance().size() + FuseCache::instance().size() + FuseNodes::instance().size();
   return Napi::Number::New(info.Env(), static_cast<double>(count));
+}
+
+// `name` in the mount, NativeImage.
+Napi::Value grant_opens(const Napi::CallbackInfo& info) {
+  OpenGrants::instance().grant(text_of(info[0]), ImageWrap::unwrap_image(info[1]));
+  return info.Env().Undefined();
+}
+
+// `name` in the mount. Returns an array of objects with `fh` and `writable`.
+Napi::Value take_back_opens(const Napi::CallbackInfo& info) {
+  auto result = Napi::Array::New(info.Env());
+  for (const auto& [fh, writable] : OpenGrants::instance().take_back(text_of(info[0]))) {
+    auto open = Napi::Object::New(info.Env());
+    open.Set("fh", Napi::Number::New(info.Env(), static_cast<double>(fh)));
+    open.Set("writable", Napi::Boolean::New(info.Env(), writable));
+    result.Set(result.Length(), open);
+  }
+  return result;
+}
+
+// `callback`: (fh). Waiting for calls does not keep the process alive.
+Napi::Value on_release(const Napi::CallbackInfo& info) {
+  auto tell = Napi::ThreadSafeFunction::New(info.Env(), info[0].As<Napi::Function>(), "pcow release", 0, 1);
+  tell.Unref(info.Env());
+  OpenGrants::instance().on_release([tell](uint64_t fh) {
+    tell.NonBlockingCall([fh](Napi::Env env, Napi::Function callback) {
+      if (static_cast<napi_env>(env) != nullptr) callback.Call({Napi::Number::New(env, static_cast<double>(fh))});
+    });
+  });
+  return info.Env().Undefined();
 }
 
 // NativeImage, which may be closed.
@@ -195,6 +242,8 @@ void export_fuse(Napi::Env env, Napi::Object exports) {
   exports.Set("fuseInterceptions", Napi::Function::New<count_interceptions>(env, "fuseInterceptions"));
   exports.Set("fuseRequests", Napi::Function::New<count_requests>(env, "fuseRequests"));
   exports.Set("fuseTellFlatFile", Napi::Function::New<tell_flat_file>(env, "fuseTellFlatFile"));
+  exports.Set("fuseFlatFileChanged", Napi::Function::New<flat_file_changed>(env, "fuseFlatFileChanged"));
+  exports.Set("fuseFlatFilesChanged", Napi::Function::New<flat_files_changed>(env, "fuseFlatFilesChanged"));
   exports.Set("fuseForgetFlatFile", Napi::Function::New<forget_flat_file>(env, "fuseForgetFlatFile"));
   exports.Set("fuseForgetFilesIn", Napi::Function::New<forget_files_in>(env, "fuseForgetFilesIn"));
   exports.Set("fuseRemembered", Napi::Function::New<count_remembered>(env, "fuseRemembered"));
@@ -206,6 +255,9 @@ void export_fuse(Napi::Env env, Napi::Object exports) {
   exports.Set("fuseOpenHandle", Napi::Function::New<open_handle>(env, "fuseOpenHandle"));
   exports.Set("fuseMoveHandle", Napi::Function::New<move_handle>(env, "fuseMoveHandle"));
   exports.Set("fuseCloseHandle", Napi::Function::New<close_handle>(env, "fuseCloseHandle"));
+  exports.Set("fuseGrantOpens", Napi::Function::New<grant_opens>(env, "fuseGrantOpens"));
+  exports.Set("fuseTakeBackOpens", Napi::Function::New<take_back_opens>(env, "fuseTakeBackOpens"));
+  exports.Set("fuseOnRelease", Napi::Function::New<on_release>(env, "fuseOnRelease"));
   exports.Set("fuseOpener", Napi::Function::New<opener_of>(env, "fuseOpener"));
 }
 

@@ -28,6 +28,7 @@ std::shared_ptr<FuseHandle> FuseHandles::replace(uint64_t fh, std::shared_ptr<Fu
   if (found == handles_.end()) return nullptr;
   handle->direct = found->second->direct.load();
   handle->opener = found->second->opener.load();
+  handle->granted = found->second->granted;
   return std::exchange(found->second, std::move(handle));
 }
 

@@ -28,6 +28,7 @@ struct FuseHandle {
   bool refuses_cached = false;      // the pages that the kernel writes back are older than the image
   std::atomic<bool> direct{false};  // it was opened without the page cache
   std::atomic<uint32_t> opener{0};  // the thread that opened the file; 0: not known yet
+  std::string granted;              // the flat file, if OpenGrants has opened it
 
   // Set while the file is being opened: no other request can use the handle before open has
   // answered.

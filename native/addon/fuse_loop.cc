@@ -15,7 +15,10 @@
 #include <memory>
 #include <mutex>
 
+#include "addon/directory_watch.h"
+#include "addon/fuse_channel.h"
 #include "addon/fuse_library.h"
+#include "addon/fuse_nodes.h"
 #include "engine/disk/bus_guard.h"
 
 namespace pcow::addon {
@@ -24,6 +27,11 @@ namespace {
 
 // At most this many threads wait for requests: surplus threads end after they have served theirs.
 constexpr int kMostIdle = 10;
+
+// As long as with libfuse's defaults: a mount whose process has died must be noticed.
+constexpr std::chrono::seconds kMountpointValid{1};
+// FuseNodes tells the kernel earlier if a name is gone.
+constexpr std::chrono::seconds kNameValid = std::chrono::hours(1);
 
 struct LoopLibrary {
   decltype(&fuse_get_session) get_session;
@@ -71,6 +79,50 @@ class Buffer {
   std::unique_ptr<char, Free> memory_;
 };
 
+fuse_attr_out attributes_of(const KeptStatus& kept) {
+  const struct stat& status = kept.status;
+  fuse_attr_out out = {};
+  out.attr_valid = static_cast<uint64_t>(kept.valid.count());
+  out.attr.ino = status.st_ino;
+  out.attr.size = static_cast<uint64_t>(status.st_size);
+  out.attr.blocks = static_cast<uint64_t>(status.st_blocks);
+  out.attr.atime = static_cast<uint64_t>(status.st_atim.tv_sec);
+  out.attr.mtime = static_cast<uint64_t>(status.st_mtim.tv_sec);
+  out.attr.ctime = static_cast<uint64_t>(status.st_ctim.tv_sec);
+  out.attr.atimensec = static_cast<uint32_t>(status.st_atim.tv_nsec);
+  out.attr.mtimensec = static_cast<uint32_t>(status.st_mtim.tv_nsec);
+  out.attr.ctimensec = static_cast<uint32_t>(status.st_ctim.tv_nsec);
+  out.attr.mode = status.st_mode;
+  out.attr.nlink = static_cast<uint32_t>(status.st_nlink);
+  out.attr.uid = status.st_uid;
+  out.attr.gid = status.st_gid;
+  out.attr.blksize = static_cast<uint32_t>(status.st_blksize);
+  return out;
+}
+
+void forget_all(const char* request, size_t length) {
+  fuse_batch_forget_in batch;
+  fuse_forget_one one;
+  const size_t first = sizeof(fuse_in_header) + sizeof batch;
+  if (length < first) return;
+  std::memcpy(&batch, request + sizeof(fuse_in_header), sizeof batch);
+  for (size_t i = 0; i < batch.count && first + (i + 1) * sizeof one <= length; ++i) {
+    std::memcpy(&one, request + first + i * sizeof one, sizeof one);
+    FuseNodes::instance().forgotten(one.nodeid);
+  }
+}
+
+// Of libfuse's answers, the kernel may keep those about the mountpoint itself, and the names in it:
+// not that of the control directory.
+void keep_more(const fuse_in_header& header, const char* request, size_t length) {
+  if (header.opcode == FUSE_GETATTR) {
+    FuseNodes::instance().keep_root();
+    let_kernel_keep(header.unique, kMountpointValid);
+  }
+  if (header.opcode == FUSE_LOOKUP && length > sizeof header && request[sizeof header] != '.')
+    let_kernel_keep(header.unique, kNameValid);
+}
+
 class Loop {
  public:
   Loop(const LoopLibrary& library, fuse_session* session, fuse_chan* channel, const DirectOperations& operations)
@@ -81,11 +133,15 @@ class Loop {
         largest_(library.buffer_size(channel)) {}
 
   int run() {
-    if (!start()) return -1;
-    std::unique_lock lock(mutex_);
-    ended_.wait(lock, [&] { return threads_ == 0; });
-    library_.reset(session_);
-    return 0;
+    FuseNodes::instance().begin(library_.descriptor(channel_));
+    const bool started = start();
+    if (started) {
+      std::unique_lock lock(mutex_);
+      ended_.wait(lock, [&] { return threads_ == 0; });
+      library_.reset(session_);
+    }
+    FuseNodes::instance().end();
+    return started ? 0 : -1;
   }
 
  private:
@@ -155,6 +211,31 @@ class Loop {
       idle_++;
       return true;
     }
+    if (header.opcode == FUSE_GETATTR) {
+      const auto found = operations_.status(header.nodeid);
+      if (!found) return false;
+      const fuse_attr_out out = attributes_of(*found);
+      reply(header.unique, sizeof out, reinterpret_cast<const char*>(&out));
+      return true;
+    }
+    if (header.opcode == FUSE_OPEN && body_length >= sizeof(fuse_open_in)) {
+      fuse_open_in open;
+      std::memcpy(&open, body, sizeof open);
+      const auto opened = operations_.open(header.nodeid, open.flags, header.pid);
+      if (!opened) return false;
+      fuse_open_out out = {};
+      out.fh = opened->fh;
+      out.open_flags = opened->keep_cache ? FOPEN_KEEP_CACHE : 0;
+      reply(header.unique, sizeof out, reinterpret_cast<const char*>(&out));
+      return true;
+    }
+    if (header.opcode == FUSE_RELEASE && body_length >= sizeof(fuse_release_in)) {
+      fuse_release_in release;
+      std::memcpy(&release, body, sizeof release);
+      if (!operations_.release(release.fh)) return false;
+      reply(header.unique, 0, nullptr);
+      return true;
+    }
     if (header.opcode == FUSE_READ && body_length >= sizeof(fuse_read_in)) {
       fuse_read_in read;
       std::memcpy(&read, body, sizeof read);
@@ -189,6 +270,12 @@ class Loop {
   }
 
   void pass_on(char* request, size_t length) {
+    fuse_in_header header;
+    std::memcpy(&header, request, sizeof header);
+    if (header.opcode == FUSE_FORGET) FuseNodes::instance().forgotten(header.nodeid);
+    if (header.opcode == FUSE_BATCH_FORGET) forget_all(request, length);
+    if (header.nodeid == FuseNodes::kRoot && DirectoryWatch::instance().is_active()) keep_more(header, request, length);
+    const FuseNodes::Question question(header.opcode == FUSE_GETATTR ? header.nodeid : 0);
     fuse_buf buffer = {};
     buffer.mem = request;
     buffer.size = length;

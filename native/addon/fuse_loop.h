@@ -2,7 +2,8 @@
 //
 // For each request, libfuse searches a table of inodes, builds the path and looks for interrupts.
 // Reads, writes and seeks of an open flat file need none of this: here they go straight from the
-// kernel's message to the image. All other requests are passed to libfuse unchanged.
+// kernel's message to the image. Questions about attributes are answered here if it is known which
+// flat file a node is. All other requests are passed to libfuse unchanged.
 #pragma once
 
 #define FUSE_USE_VERSION 29
@@ -12,9 +13,16 @@
 #include <cstdint>
 #include <optional>
 
+#include "addon/fuse_nodes.h"
+
 namespace pcow::addon {
 
-// Requests that need only a file handle. Called on any thread of the loop. They return bytes, or a
+struct OpenedFile {
+  uint64_t fh;
+  bool keep_cache;  // the kernel keeps the pages that it has of the file
+};
+
+// Requests that need only a file handle, or the number of a node. Called on any thread of the loop. They return bytes, or a
 // negative errno.
 struct DirectOperations {
   bool (*knows)(uint64_t fh);
@@ -24,6 +32,12 @@ struct DirectOperations {
   // lseek(2) with SEEK_DATA or SEEK_HOLE. Returns an offset, or a negative errno. Called for every
   // handle, also one that `knows` rejects.
   int64_t (*seek)(uint64_t fh, uint64_t offset, uint32_t whence);
+  // stat(2). Returns nothing if libfuse must be asked.
+  std::optional<KeptStatus> (*status)(uint64_t node);
+  // open(2) by the thread `pid`. Returns nothing if libfuse must be asked.
+  std::optional<OpenedFile> (*open)(uint64_t node, uint32_t flags, uint32_t pid);
+  // Returns false if libfuse must be asked.
+  bool (*release)(uint64_t fh);
 };
 
 // Runs until the session has ended, for whatever reason. Returns 0, or -1 if no thread could be

@@ -18,12 +18,15 @@
 #include <string_view>
 #include <utility>
 
+#include "addon/directory_watch.h"
 #include "addon/flat_files.h"
 #include "addon/fuse_channel.h"
 #include "addon/fuse_handles.h"
 #include "addon/fuse_library.h"
 #include "addon/fuse_loop.h"
+#include "addon/fuse_nodes.h"
 #include "addon/fuse_questions.h"
+#include "addon/open_grants.h"
 
 namespace pcow::addon {
 
@@ -41,8 +44,6 @@ decltype(&fuse_get_context) fuse_context = nullptr;
 
 std::atomic<uint64_t> interceptions{0};
 std::atomic<uint64_t> requests{0};
-
-constexpr std::string_view kImageSuffix = ".pcow";
 
 bool is_native(uint64_t fh) { return fh >= FuseHandles::kFirst; }
 bool is_native(const fuse_file_info* file) { return file && is_native(file->fh); }
@@ -171,6 +172,12 @@ int write_file(const char* path, const char* buffer, size_t length, off_t offset
   return javascript.write ? javascript.write(path, buffer, length, offset, file) : -ENOSYS;
 }
 
+// The name of the flat file that a path directly below the root may be; empty if it cannot be one.
+std::string flat_file_name(const char* path) {
+  const std::string_view name(path + 1);
+  return name.starts_with('.') || name.find('/') != name.npos ? std::string() : std::string(name);
+}
+
 int sync_file(const char* path, int datasync, fuse_file_info* file) {
   const auto handle = is_native(file) ? FuseHandles::instance().find(file->fh) : nullptr;
   // While an image is being taken back from a monitor, the caller of fsync may map the file and
@@ -181,7 +188,9 @@ int sync_file(const char* path, int datasync, fuse_file_info* file) {
     // it was not lent in the meantime
     if (request->handle->image->writer() && !request->handle->refuses_cached) {
       Traffic::count(request->handle->image->traffic().syncs, 1);
-      return answer(request->image->sync());
+      const int result = answer(request->image->sync());
+      FuseNodes::instance().changed(flat_file_name(path));
+      return result;
     }
   }
   // Not for this process to sync, but perhaps for a monitor, which JavaScript asks. No lease is
@@ -225,6 +234,21 @@ int open_lent_file(const char* path, fuse_file_info* file, FuseHandle* handle) {
   return 0;
 }
 
+// Whether the kernel keeps its pages of a file that is being opened.
+bool keeps_pages(const std::string& path, FuseHandle* handle) {
+  if (!handle->view && !handle->image->writer()) return false;
+  auto image = handle->image->lease();
+  if (!image) return false;
+  handle->path = path;
+  handle->content = {handle->image->serial(), handle->layer, handle->view ? 0 : (*image)->content_generation()};
+  if (FuseCache::instance().holds(handle->path, handle->content)) return true;
+  // Not stored yet: the kernel drops the old pages only when it has this answer, and another open
+  // that kept them before that would show the old content. The first request with this handle shows
+  // that the pages have been dropped.
+  handle->remembered.store(false);
+  return false;
+}
+
 int open_file(const char* path, fuse_file_info* file) {
   if (!javascript.open) return -ENOSYS;
   const int result = javascript.open(path, file);
@@ -235,49 +259,71 @@ int open_file(const char* path, fuse_file_info* file) {
     return 0;
   }
   FuseHandles::instance().set_opener(file->fh, static_cast<uint32_t>(fuse_context()->pid));
+  // Whoever opens a file sees what is there, even if this process has not been told yet.
+  FuseNodes::instance().changed(flat_file_name(path));
   auto handle = FuseHandles::instance().find(file->fh);
   if (handle && handle->lent && !handle->view) return open_lent_file(path, file, handle.get());
-  if (!handle || (!handle->view && !handle->image->writer())) return 0;
-  auto image = handle->image->lease();
-  if (!image) return 0;
-  handle->path = path;
-  handle->content = {handle->image->serial(), handle->layer, handle->view ? 0 : (*image)->content_generation()};
-  file->keep_cache = FuseCache::instance().holds(handle->path, handle->content);
-  // Not stored yet: the kernel drops the old pages only when it has this answer, and another open
-  // that kept them before that would show the old content. The first request with this handle shows
-  // that the pages have been dropped.
-  if (!file->keep_cache) handle->remembered.store(false);
+  if (handle) file->keep_cache = keeps_pages(path, handle.get());
   return 0;
+}
+
+// The same for a flat file that JavaScript has granted. Returns nothing if it must be asked.
+std::optional<OpenedFile> open_granted(uint64_t node, uint32_t flags, uint32_t pid) {
+  const auto name = FuseNodes::instance().name_of(node);
+  if (!name) return std::nullopt;
+  const bool writable = (flags & O_ACCMODE) != O_RDONLY;
+  auto image = OpenGrants::instance().find(*name, writable);
+  // It is still the same image file.
+  if (!image || !FlatFiles::instance().status(directory_fd, *name)) return std::nullopt;
+  auto handle = std::make_shared<FuseHandle>();
+  handle->image = std::move(image);
+  handle->writable = writable;
+  handle->opener = pid;
+  handle->granted = *name;
+  const bool keep_cache = keeps_pages("/" + *name, handle.get());
+  const uint64_t fh = OpenGrants::instance().open(*name, std::move(handle));
+  if (fh == 0) return std::nullopt;
+  FuseNodes::instance().changed(*name);
+  return OpenedFile{fh, keep_cache};
+}
+
+// Returns false if libfuse must be asked.
+bool release_granted(uint64_t fh) {
+  const auto handle = is_native(fh) ? FuseHandles::instance().find(fh) : nullptr;
+  if (!handle || handle->granted.empty()) return false;
+  OpenGrants::instance().release(handle->granted, fh);
+  return true;
 }
 
 // fuse-native's fields have 32 bits: a large disk would appear to be empty.
 int stat_filesystem(const char*, struct statvfs* stat) {
   if (fstatvfs(directory_fd, stat) != 0) return -errno;
-  stat->f_namemax -= kImageSuffix.size();
+  stat->f_namemax -= image_file_of("").size();
   return 0;
 }
-
-// The name of the flat file that a path directly below the root may be; empty if it cannot be one.
-std::string flat_file_name(const char* path) {
-  const std::string_view name(path + 1);
-  return name.starts_with('.') || name.find('/') != name.npos ? std::string() : std::string(name);
-}
-
-std::string image_file(const std::string& name) { return name + std::string(kImageSuffix); }
 
 // fuse-native passes the access time twice. The times of a flat file are those of its image file;
 // control files have no times.
 int set_times(const char* path, const timespec times[2]) {
   const std::string name = flat_file_name(path);
   if (name.empty()) return 0;
-  return utimensat(directory_fd, image_file(name).c_str(), times, AT_SYMLINK_NOFOLLOW) == 0 ? 0 : -errno;
+  return utimensat(directory_fd, image_file_of(name).c_str(), times, AT_SYMLINK_NOFOLLOW) == 0 ? 0 : -errno;
 }
 
 bool stat_flat_file(const std::string& name, struct stat* stat) {
   if (name.empty()) return false;
-  const auto found = FlatFiles::instance().status(directory_fd, name, image_file(name));
-  if (found) *stat = *found;
-  return found.has_value();
+  const auto found = FlatFiles::instance().status(directory_fd, name);
+  if (!found) return false;
+  *stat = found->status;
+  FuseNodes::instance().learn(name);
+  return true;
+}
+
+// Of flat files whose nodes are known.
+std::optional<KeptStatus> status_of_node(uint64_t node) {
+  const auto name = FuseNodes::instance().keep(node);
+  if (!name) return std::nullopt;
+  return FlatFiles::instance().status(directory_fd, *name);
 }
 
 // fuse-native's fields for these two have 32 bits. JavaScript puts the upper half of the inode
@@ -417,7 +463,11 @@ extern "C" __attribute__((visibility("default"))) fuse* fuse_new(fuse_chan* chan
 // fuse-native calls this, too, on the thread on which it serves a mount.
 extern "C" __attribute__((visibility("default"))) int fuse_loop_mt(fuse* session) {
   if (session && session == served) {
-    const auto ended = run_fuse_loop(libfuse, session, {is_native, read_image, write_image, seek_image});
+    DirectoryWatch::instance().begin(directory_fd);
+    const DirectOperations operations = {is_native,      read_image,   write_image,    seek_image,
+                                         status_of_node, open_granted, release_granted};
+    const auto ended = run_fuse_loop(libfuse, session, operations);
+    DirectoryWatch::instance().end();
     if (ended) return *ended;
   }
   const auto loop = real<FuseLoop>("fuse_loop_mt", "FUSE_2.2");

@@ -17,9 +17,12 @@
  * next, as long as no rollback has changed the content.
  *
  * For flat files that the mount has registered (tellFlatFile), getattr is served natively, as long
- * as the name refers to the same image file and the image is open.
+ * as the name refers to the same image file and the image is open. The kernel keeps such attributes,
+ * and those of the mountpoint, until they change: docs/control-files.md, "Flat files".
  *
  * In the results of getattr and readdir, the field `dev` has the upper half of the inode number.
+ *
+ * For flat files that the mount has granted (grantOpens), open and release are served natively.
  *
  * For all paths these are served natively: statfs (of the image directory, 64-bit), utimens (sets
  * the times of NAME.pcow, with nanoseconds; also for `touch -a` and -m), and getxattr of names
@@ -114,11 +117,27 @@ export function trafficOf(image: Image): Traffic {
 
 /**
  * For getattr: `name` in the mount is the flat file of this open image. `device` and `inode` are
- * those of the image file; `number` is the flat file's inode number. Without native operations it
- * has no effect.
+ * those of the image file; `number` is the flat file's inode number; `lent`: a monitor is the
+ * image's writer. Without native operations it has no effect.
  */
-export function tellFlatFile(name: string, { device, inode }: FileIdentity, number: bigint, image: Image): void {
-  addon().fuseTellFlatFile(name, device, inode, number, image.native);
+export function tellFlatFile(
+  name: string,
+  { device, inode }: FileIdentity,
+  number: bigint,
+  image: Image,
+  lent: boolean,
+): void {
+  addon().fuseTellFlatFile(name, device, inode, number, image.native, lent);
+}
+
+/** What tellFlatFile() has told of this name is no longer right. */
+export function flatFileChanged(name: string): void {
+  addon().fuseFlatFileChanged(name);
+}
+
+/** The attributes of any flat files have changed: the kernel must not keep the present ones. */
+export function flatFilesChanged(): void {
+  addon().fuseFlatFilesChanged();
 }
 
 /** The image with the flat file `name` is gone, or has another name now. */
@@ -171,6 +190,27 @@ export function moveHandle(fh: number, image: Image, options: MoveOptions): void
   translatedNow(() => {
     addon().fuseMoveHandle(fh, image.native, snapshot, writable, lent, refusesCached);
   });
+}
+
+/**
+ * From now on the flat file `name` is opened and closed natively, with this opening of its image:
+ * also for writing if the opening is for writing. Only for files that tellFlatFile() has told.
+ */
+export function grantOpens(name: string, image: Image): void {
+  addon().fuseGrantOpens(name, image.native);
+}
+
+/**
+ * Ends that, and returns the files that were opened so and are open. When one is closed,
+ * onRelease() is called, and its handle is to be closed.
+ */
+export function takeBackOpens(name: string): { fh: number; writable: boolean }[] {
+  return addon().fuseTakeBackOpens(name);
+}
+
+/** Call it before the mount. */
+export function onRelease(released: (fh: number) => void): void {
+  addon().fuseOnRelease(released);
 }
 
 /** Call it before the mount. `answer` must not reject. */

@@ -242,11 +242,23 @@ export interface NativeAddon {
     refusesCached: boolean,
   ): void;
   fuseCloseHandle(fh: number): boolean;
+  fuseGrantOpens(name: string, image: NativeImage): void;
+  fuseTakeBackOpens(name: string): { fh: number; writable: boolean }[];
+  fuseOnRelease(callback: (fh: number) => void): void;
   fuseOpener(fh: number): number;
   fuseForgetFlatFile(name: string): void;
   fuseForgetFilesIn(directory: string, present: string[]): void;
   fuseRemembered(): number;
-  fuseTellFlatFile(name: string, device: bigint, inode: bigint, number: bigint, image: NativeImage): void;
+  fuseTellFlatFile(
+    name: string,
+    device: bigint,
+    inode: bigint,
+    number: bigint,
+    image: NativeImage,
+    lent: boolean,
+  ): void;
+  fuseFlatFileChanged(name: string): void;
+  fuseFlatFilesChanged(): void;
   fuseTraffic(image: NativeImage): Traffic;
   fuseCachedReads(image: NativeImage): number;
   fuseOnQuestion(callback: (id: number, kind: 'open' | 'write', fh: number, pid: number) => void): void;

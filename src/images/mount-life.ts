@@ -49,8 +49,9 @@ export interface Asking {
 
 /** Checks a mount, by its mountpoint as the kernel lists it. */
 export async function lifeOf(mount: Pick<PcowMount, 'mountpoint' | 'directory'>, asking: Asking = {}): Promise<Life> {
-  // LC_ALL=C, because the message is compared.
-  const helper = spawn('stat', ['--format=%i', '--', mount.mountpoint], {
+  // --cached=never, because the kernel keeps the attributes of a mountpoint for a second. LC_ALL=C,
+  // because the message is compared.
+  const helper = spawn('stat', ['--cached=never', '--format=%i', '--', mount.mountpoint], {
     stdio: ['ignore', 'ignore', 'pipe'],
     env: { ...process.env, LC_ALL: 'C' },
   });

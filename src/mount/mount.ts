@@ -6,7 +6,7 @@
 import { AttachService } from './attach/attach-service.js';
 import { type DirectoryLock, lockDirectory } from '../engine/directory-lock.js';
 import { checkPlace, isPcowError, recoverDirectory } from '../engine/index.js';
-import { onQuestion } from '../engine/native-operations.js';
+import { onQuestion, onRelease } from '../engine/native-operations.js';
 import { lifeOf, troubleOf } from '../images/mount-life.js';
 import { mountsOfDirectory } from '../images/mount-table.js';
 import { AttributeSource } from './fuse/attributes.js';
@@ -138,6 +138,9 @@ async function begin(place: Place, lock: DirectoryLock): Promise<Mount> {
   const fileSystem = new FileSystem(context);
 
   onQuestion((question) => fileSystem.answer(question));
+  onRelease((handle) => {
+    context.files.close(handle);
+  });
   const session = new FuseSession(place.directory, place.mountpoint, fileSystem.operations, fuseOptions(place));
   await started(session, place);
   context.native = session.native;

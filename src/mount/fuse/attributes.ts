@@ -181,7 +181,7 @@ export class AttributeSource {
     const { entry, status } = found;
     const { image } = await entry.view();
     const number = await this.inodeOf(entry);
-    if (!entry.retired) tellFlatFile(entry.name, status, number, image);
+    if (!entry.retired) tellFlatFile(entry.name, status, number, image, entry.attachment.state !== 'detached');
     return {
       ...this.#ofImage(found, REGULAR, 0o777),
       size: image.size(),

@@ -5,9 +5,13 @@ import { FIRST_NATIVE_HANDLE } from '../../engine/native-operations.js';
 import { PcowError } from '../../engine/index.js';
 import type { FlatFileUse } from '../images/image-entry.js';
 import type { OpenFile } from '../nodes/node.js';
+import { OpenFlatFile } from '../nodes/open-flat-file.js';
+import { OpenGrant } from '../nodes/open-grant.js';
 
 export class OpenFiles {
   readonly #files = new Map<number, OpenFile>();
+  /** Through these, files may be open that are not in the map yet. */
+  readonly #grants = new Set<OpenGrant>();
   #next = 1;
 
   /** Returns the handle number. */
@@ -17,7 +21,28 @@ export class OpenFiles {
     return handle;
   }
 
+  /** The flat file that has just been opened may be opened natively from now on. */
+  grant({ path, use }: OpenFlatFile): void {
+    const { entry, opening } = use;
+    if (!entry.mayGrant(opening)) return;
+    const grant = new OpenGrant(entry, opening, {
+      opened: (handle, writable) => {
+        this.add(new OpenFlatFile(path, entry.use({ entry, opening, snapshot: null, writable, handle }), true));
+      },
+      over: (it) => {
+        this.#grants.delete(it);
+      },
+    });
+    this.#grants.add(grant);
+  }
+
+  /** Afterwards the map is complete. */
+  #takeBackGrants(): void {
+    for (const grant of this.#grants) grant.takeBack();
+  }
+
   get(handle: number): OpenFile {
+    if (!this.#files.has(handle)) this.#takeBackGrants();
     const file = this.#files.get(handle);
     if (!file) {
       throw new PcowError('PCOW_CLOSED', `no file is open with the handle ${handle}`, {
@@ -35,6 +60,7 @@ export class OpenFiles {
 
   /** All open flat files and files of snapshots. */
   get flatFiles(): FlatFileUse[] {
+    this.#takeBackGrants();
     return [...this.#files.values()].map(({ use }) => use).filter((use) => use !== null);
   }
 

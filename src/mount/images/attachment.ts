@@ -10,7 +10,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 
 import { isGone, type Monitor } from '../../attach/monitor.js';
 import { isPcowError, PcowError, recoverImage } from '../../engine/index.js';
-import { cachedReads, moveHandle } from '../../engine/native-operations.js';
+import { cachedReads, flatFileChanged, moveHandle } from '../../engine/native-operations.js';
 import type { FlatFileUse, ImageEntry } from './image-entry.js';
 import { debugLog } from '../log.js';
 import type { Opening } from './opening.js';
@@ -110,6 +110,8 @@ export class Attachment {
     debug('%s: %s to %s (%s)', this.#entry.name, this.#state, to, monitor?.process ?? '');
     this.#state = to;
     this.#monitor = to === 'detached' ? null : monitor;
+    flatFileChanged(this.#entry.name);
+    this.#entry.grant?.takeBack();
     this.#wake();
   }
 

@@ -85,7 +85,9 @@ export class ImageEntry {
   readonly commands = new Mutex();
   /** Says whether this mount writes the image, or the monitor of another process. */
   readonly attachment: Attachment;
-  readonly uses = new Set<FlatFileUse>();
+  readonly #uses = new Set<FlatFileUse>();
+  /** There may be uses that are not known here yet. */
+  grant: { takeBack(): void } | null = null;
   /** Processes that have the image mapped read-only through a monitor; each has a use, too. */
   readonly readers = new Set<Monitor>();
   /** Commands done since the mount began, by their name. */
@@ -121,6 +123,21 @@ export class ImageEntry {
     this.#refused = refused;
     this.#openings = new Openings(this, place, refused, () => this.#closeIdleWriter());
     this.attachment = new Attachment(this, this.#openings);
+  }
+
+  get uses(): ReadonlySet<FlatFileUse> {
+    this.grant?.takeBack();
+    return this.#uses;
+  }
+
+  /**
+   * Whether its flat file may be opened with this opening of it, as often as anybody wants, until
+   * something looks at `uses`.
+   */
+  mayGrant({ ended }: Opening): boolean {
+    return (
+      this.grant === null && !this.retired && !ended && this.attachment.state === 'detached' && this.#shut === null
+    );
   }
 
   /** The image for reading: the writer's opening if there is one. */
@@ -229,13 +246,17 @@ export class ImageEntry {
     this.#pending += 1;
     try {
       const opening = await this.#openingFor(snapshot === null && writable);
-      const use: FlatFileUse = { entry: this, opening, snapshot, writable, handle: null };
-      opening.use();
-      this.uses.add(use);
-      return use;
+      return this.use({ entry: this, opening, snapshot, writable, handle: null });
     } finally {
       this.#pending -= 1;
     }
+  }
+
+  /** The caller must call close() with it. */
+  use(use: FlatFileUse): FlatFileUse {
+    use.opening.use();
+    this.#uses.add(use);
+    return use;
   }
 
   /** Closes the writer's opening if nothing needs it. Returns null if something does. */
@@ -268,7 +289,7 @@ export class ImageEntry {
   }
 
   close(use: FlatFileUse): void {
-    if (this.uses.delete(use)) {
+    if (this.#uses.delete(use)) {
       use.opening.release();
     }
   }
@@ -368,6 +389,7 @@ export class ImageEntry {
   /** The image file is gone, or was replaced: new users do not get this ImageEntry. */
   retire(): void {
     this.retired = true;
+    this.grant?.takeBack();
     void this.checksums.stop();
     this.#openings.retire();
   }

@@ -29,6 +29,8 @@ export class Opening implements Closable {
   readonly served: Traffic = noTraffic();
   /** Closed, or about to be: new users do not get it. */
   ended = false;
+  /** It may have users that are not counted yet. */
+  grant: { takeBack(): void } | null = null;
   readonly #owner: OpeningOwner;
   #users = 0;
   #retired = false;
@@ -44,6 +46,7 @@ export class Opening implements Closable {
 
   /** Whether no open file needs it. */
   get idle(): boolean {
+    this.grant?.takeBack();
     return this.#users === 0;
   }
 
@@ -72,6 +75,7 @@ export class Opening implements Closable {
 
   /** Closes it even if it is used. */
   async close(): Promise<void> {
+    this.grant?.takeBack();
     this.ended = true;
     try {
       await this.image.close();
@@ -81,7 +85,7 @@ export class Opening implements Closable {
   }
 
   #closeIfDone(): void {
-    if (this.#retired && this.#users === 0) {
+    if (this.#retired && this.idle) {
       this.close().catch((error: unknown) => {
         log(`closing an image failed: ${sentenceOf(error)}`);
       });

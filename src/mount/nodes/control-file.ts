@@ -3,6 +3,7 @@
  * same for that opening. Only if the last command written through it fails, the text becomes the
  * reason. One write is one command.
  */
+import { flatFilesChanged } from '../../engine/native-operations.js';
 import type { Attributes } from '../fuse/attributes.js';
 import type { Found } from '../images/catalog.js';
 import type { MountContext } from '../context.js';
@@ -161,6 +162,9 @@ class OpenControlFile implements OpenFile {
     } catch (error) {
       this.#failure = Buffer.from(`${JSON.stringify(errorFields(lastErrorOf(this.#file.name, error)))}\n`);
       throw error;
+    } finally {
+      // Also a command that fails may have changed an image.
+      flatFilesChanged();
     }
     this.#failure = null;
     return buffer.length;

@@ -10,8 +10,11 @@ export class FlatFile extends ImageNode {
     return this.context.attributes.ofFlatFile(this.found);
   }
 
-  override open(writable: boolean): Promise<OpenFile> {
-    return OpenFlatFile.open(this.path, this.found.entry, null, writable, this.context.native);
+  override async open(writable: boolean): Promise<OpenFile> {
+    const { native, files } = this.context;
+    const file = await OpenFlatFile.open(this.path, this.found.entry, null, writable, native);
+    if (native) files.grant(file);
+    return file;
   }
 
   /**

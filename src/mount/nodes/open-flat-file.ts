@@ -16,7 +16,7 @@ export class OpenFlatFile implements OpenFile {
     this.path = path;
     this.use = use;
     const { entry, opening, snapshot, writable } = use;
-    if (native) {
+    if (native && use.handle === null) {
       const lent = snapshot === null && entry.attachment.state !== 'detached' && !opening.writable;
       use.handle = openHandle(opening.image, { writable, lent, ...(snapshot !== null && { snapshot }) });
     }
