@@ -64,8 +64,8 @@ export function mountHelperProgram(): Command {
     text: [
       'Options after -o: “ro” (never write to an image), “allow_other” (let other users in, as far as the modes of the images let them), ' +
         '“allow_outside_base” (show images whose base lies outside of the directory), “no_stop” (never stop a process for a ' +
-        'snapshot), “checksums” (give each snapshot some, in the background), “show_control” (list the directory .pcow), “log=FILE” (append what happens to this file; SIGHUP opens it anew). Of mount(8)’s own, “noexec” and “sync” (each write is durable before it returns) ' +
-        'have their meaning, “user”, “users”, “owner” and “group” say who may mount, and the other common ones are taken.',
+        'snapshot), “checksums” (give each snapshot checksums, in the background), “show_control” (list the directory .pcow), “log=FILE” (append the log to this file; SIGHUP opens it anew). Of mount(8)’s own options, “noexec” and “sync” (each write is durable before it returns) ' +
+        'have their usual meaning, “user”, “users”, “owner” and “group” decide which users may mount, and the other common ones are accepted.',
     ],
     examples: [
       { command: 'mount -t fuse.pcow /srv/images /mnt', does: 'as pcow mount /srv/images /mnt' },

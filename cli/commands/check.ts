@@ -47,9 +47,9 @@ export function addCheck(program: Command): void {
       'With several images, each is verified, whatever is found in the others. The exit code is the first ' +
         'one that is not 0.',
       'The exit code is 0 for a sound image, 13 for damage, 14 if there are only bytes in free space, and ' +
-        'another one (“pcow help exit-codes”) if the check could not be completed. After a repair it tells ' +
-        'what is left. It is 15 if no damage is left, but data could not be brought back: the last lines ' +
-        'report how much of which snapshot, and where.',
+        'another one (“pcow help exit-codes”) if the check could not be completed. After a repair it ' +
+        'describes what is left. It is 15 if no damage is left, but data could not be restored: ' +
+        'the last lines report how much of which snapshot, and where.',
     ],
     examples: [
       { command: 'pcow check vm1', does: 'reports that vm1.pcow is sound, or what is damaged' },
@@ -141,7 +141,7 @@ function summary(target: ImageTarget, report: CheckReport, repair: boolean): str
     lines.push(`${target.file}: ${found}${figures}`, next);
   }
   if (report.inUse) {
-    lines.push('it is open for writing: the figures are of a moving image');
+    lines.push('it is open for writing, so these figures may change');
   } else if (!report.clean) {
     const why = report.hostCrashed
       ? 'the host crashed while its last writer had it open'

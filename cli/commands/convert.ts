@@ -186,8 +186,8 @@ function refuseUnfitting(target: string, to: Out, options: Options): void {
   if (to !== 'raw') {
     throw new Failure(
       'PCOW_USAGE',
-      `an image of the format ${to} is not written from its beginning to its end, so it is nothing for standard output`,
-      'raw is: -O raw; “pcow export IMAGE -” writes an image with its snapshots',
+      `an image of the format ${to} is not written from its beginning to its end, so it cannot go to standard output`,
+      'a raw image can: -O raw; “pcow export IMAGE -” writes an image with its snapshots',
     );
   }
   if (options.n === true || options.json === true) {
@@ -203,8 +203,8 @@ function formatByName(target: string, from: string): Out {
   if (from !== 'pcow') return 'pcow';
   throw new Failure(
     'PCOW_USAGE',
-    `the name ${quote(target)} does not tell which format it is to be`,
-    `say it: -O ${OUT.join(', -O ')}`,
+    `the name ${quote(target)} does not show the format of the target`,
+    `give the format: -O ${OUT.join(', -O ')}`,
   );
 }
 

@@ -53,7 +53,7 @@ async function create(image: string, size: string | undefined, options: Options)
   if (size === undefined && options.base === undefined) {
     throw new Failure(
       'PCOW_USAGE',
-      'a size is missing: only an image on a base has one by itself',
+      'a size is missing: only an image on a base has a default size',
       'pcow create IMAGE SIZE',
     );
   }

@@ -41,8 +41,8 @@ export function addDelete(program: Command): void {
     text: [
       'A snapshot that other images of the directory stand on is not deleted; the message names these ' +
         'images. Images in other directories are not known: keep images and their bases together. If one of ' +
-        'several snapshots cannot be deleted, the others are deleted all the same, and the exit code is that ' +
-        'of the first failure.',
+        'several snapshots cannot be deleted, the others are still deleted, and the exit code is that of ' +
+        'the first failure.',
       'A NAME with * or ? stands for all snapshots that it matches, oldest first. It matches automatic ' +
         'snapshots only if it begins as their names do (auto-*). If there is a snapshot with exactly that ' +
         'name, only that one is meant.',

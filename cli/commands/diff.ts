@@ -85,7 +85,7 @@ async function secondSnapshot(target: ImageTarget, given: string): Promise<strin
   if (image.file !== target.file || snapshot === null) {
     throw new Failure(
       'PCOW_USAGE',
-      `${quote(given)} is no snapshot of ${target.name}: a diff is between two layers of one image`,
+      `${quote(given)} is not a snapshot of ${target.name}: a diff is between two layers of one image`,
       '“pcow compare” compares any two images',
     );
   }

@@ -42,7 +42,7 @@ export function addLibvirtXml(program: Command): void {
       'QEMU gets the images as arguments, because libvirt’s own <memory> fills an nvdimm at the start, and ' +
         'some versions refuse a virtio-pmem. QEMU preloads the monitor. It runs as libvirt’s user, which ' +
         'needs access (mount with --allow-other, and set the mode of the image), and in libvirt’s ' +
-        'confinement: docs/monitor.md tells more.',
+        'confinement: see docs/monitor.md.',
       '“pcow doctor --libvirt FILE” checks a whole domain.',
     ],
     examples: [

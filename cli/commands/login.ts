@@ -25,8 +25,8 @@ export function addLogin(program: Command): void {
   addRegistryOptions(command).action(login);
   addNotes(command, {
     text: [
-      'They are kept in $REGISTRY_AUTH_FILE, or in ~/.docker/config.json (of $DOCKER_CONFIG), or with the helper ' +
-        'that this file names. docker, podman and skopeo use the same, and what they keep is used by Pcow.',
+      'They are kept in $REGISTRY_AUTH_FILE, or in ~/.docker/config.json (of $DOCKER_CONFIG), or by the helper ' +
+        'that this file names. docker, podman and skopeo use the same files: Pcow uses the credentials that they keep.',
     ],
     examples: [
       { command: 'pcow login registry.example.org', does: 'asks for user and password' },

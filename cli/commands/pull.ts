@@ -26,7 +26,7 @@ export function addPull(program: Command): void {
   const command = program
     .command('pull')
     .summary('get an image from a registry')
-    .description('Makes an image from a registry or an OCI layout, or adds the snapshots that an image has not yet.')
+    .description('Makes an image from a registry or an OCI layout, or adds the snapshots that an image lacks.')
     .argument('<reference>', 'HOST/REPOSITORY:TAG, or oci:DIRECTORY:TAG; @DIGEST instead of :TAG')
     .argument('[image]', 'the image to make or to bring up to date; default: named as the repository')
     .option('--base <image>', 'make the new image stand on this one, which has older snapshots of it')

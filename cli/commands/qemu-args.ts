@@ -33,8 +33,8 @@ export function addQemuArgs(program: Command): void {
       'A guest’s flush on virtio-pmem is an fsync of the flat file, and so is durable. A guest flushes an ' +
         'nvdimm with processor instructions, which do not make a file durable that is not on persistent ' +
         'memory. --unarmed tells the guest so, and Linux then makes the device read-only.',
-      'If the image file is in persistent memory (a filesystem with DAX; “pcow doctor DIR” tells), an nvdimm ' +
-        'gets pmem=on: QEMU asks for MAP_SYNC, which the monitor grants there. Under “pcow run”, what the ' +
+      'If the image file is in persistent memory (a filesystem with DAX; “pcow doctor DIR” shows that), an ' +
+        'nvdimm gets pmem=on: QEMU asks for MAP_SYNC, which the monitor grants there. Under “pcow run”, what the ' +
         'guest flushes is then durable at once. Without the monitor, or elsewhere, QEMU warns and continues ' +
         'without.',
     ],

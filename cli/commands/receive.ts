@@ -123,7 +123,7 @@ async function withNextStep(error: unknown, target: ImageTarget): Promise<unknow
   return new Failure(
     error.code,
     error.message,
-    `what arrived is kept: go on with “pcow send IMAGE --resume ${formatToken(token)}”`,
+    `what arrived is kept: continue with “pcow send IMAGE --resume ${formatToken(token)}”`,
   );
 }
 
@@ -155,6 +155,6 @@ function nothingBegun(target: ImageTarget): Failure {
   return new Failure(
     'PCOW_NOT_FOUND',
     `${target.name} has no stream that broke off`,
-    'nothing to go on with: send the next snapshot as usual',
+    'there is nothing to continue: send the next snapshot as usual',
   );
 }

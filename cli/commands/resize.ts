@@ -49,7 +49,7 @@ export function addResize(program: Command): void {
 
 function withNextStep(error: unknown, { given }: ImageTarget): unknown {
   if (!isPcowError(error, 'PCOW_INVALID')) return error;
-  const hint = `“pcow info ${word(given)}” shows what that is: “pcow delete” takes a snapshot away, “pcow flatten” the base`;
+  const hint = `“pcow info ${word(given)}” shows what that is: “pcow delete” removes a snapshot, “pcow flatten” the base`;
   return new Failure(error.code, error.message, hint);
 }
 
@@ -61,8 +61,8 @@ async function resize(given: string, size: string, options: Options): Promise<vo
   if (bytes < present && !shrink) {
     throw new Failure(
       'PCOW_INVALID',
-      `${image.name} has ${formatSize(present)}, and making it smaller loses what lies behind ${formatSize(bytes)}`,
-      `if that is meant: pcow resize ${word(given)} ${size} --shrink`,
+      `${image.name} has ${formatSize(present)}, and making it smaller loses the data after ${formatSize(bytes)}`,
+      `if you want that: pcow resize ${word(given)} ${size} --shrink`,
     );
   }
   try {

@@ -24,7 +24,7 @@ export function addRun(program: Command): void {
     .argument('[command...]', 'the command and its arguments')
     .option(
       '--clean-cache <size>',
-      'memory for copies of data below an image; default: a quarter of the memory',
+      'memory for copies of data of lower layers; default: a quarter of the memory',
       parseCacheSize,
     )
     .option('--log <file>', 'append the monitor’s log to this file')
@@ -38,7 +38,7 @@ export function addRun(program: Command): void {
     text: [
       'The command replaces pcow (exec): the process, its signals and its exit code are those of the ' + 'command.',
       'The guest of a monitored QEMU continues when the mount dies, and a snapshot does not stop it. ' +
-        'docs/monitor.md tells more, and how libvirt starts QEMU in this way.',
+        'docs/monitor.md describes this, and how libvirt starts QEMU in this way.',
       'The monitor needs the right to userfaultfd. Without this right, the command is run only with ' + '--plain.',
     ],
     examples: [

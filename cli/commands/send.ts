@@ -97,7 +97,7 @@ async function olderSnapshot(target: ImageTarget, given: string): Promise<string
   if (image.file !== target.file) {
     throw new Failure(
       'PCOW_USAGE',
-      `${quote(given)} is no snapshot of ${target.name}`,
+      `${quote(given)} is not a snapshot of ${target.name}`,
       'pcow send IMAGE@NEW --from OLD',
     );
   }

@@ -29,9 +29,9 @@ export function addTop(program: Command): void {
   addNotes(command, {
     text: [
       'The table shows page faults per second by what they needed: a new block (expand), a copy of data ' +
-        'from below (cow), a clean copy that is only read (clean), or a mapping of what the image already ' +
-        'holds (map). p99 is that of the slowest kind since the process attached. The bytes copied from ' +
-        'below, and the stalls, which are faults that found the disk full, are also counted since then.',
+        'from lower layers (cow), a clean copy that is only read (clean), or a mapping of what the image ' +
+        'already holds (map). p99 is that of the slowest kind since the process attached. The bytes copied ' +
+        'from lower layers, and the stalls, which are faults that waited for the disk, are also counted since then.',
     ],
     examples: [
       { command: 'pcow top /mnt', does: 'until Ctrl-C' },
@@ -70,7 +70,7 @@ async function look(mount: PcowMount): Promise<Look> {
     throw new Failure(
       'PCOW_MOUNT',
       `the mount on ${mount.mountpoint} has ended (${error instanceof Error ? error.message : String(error)})`,
-      'attached processes go on: mount the directory again',
+      'attached processes continue: mount the directory again',
     );
   }
 }

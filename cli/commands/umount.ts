@@ -30,7 +30,7 @@ export function addUmount(program: Command): void {
         clearTimeout(slow);
       }
       if (json === true) sayJson({ mountpoint: path.resolve(mountpoint), dryRun });
-      else say(dryRun ? `${mountpoint} is used by nobody` : `${mountpoint} is unmounted`);
+      else say(dryRun ? `no process uses ${mountpoint}` : `${mountpoint} is unmounted`);
     });
   addNotes(command, {
     text: ['A mount that a process still uses is not ended. The remains of a mount that died are removed.'],

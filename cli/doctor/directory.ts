@@ -29,9 +29,9 @@ export async function directoryFindings(given: string): Promise<Finding[]> {
   return [
     mount === null ? ok('mount', `${directory} is not mounted`) : await mountFinding(mount),
     fileSystem(place),
-    ...(await looked('space', `the space of ${directory} can't be told`, () => space(directory))),
+    ...(await looked('space', `the free space of ${directory} can't be read`, () => space(directory))),
     ...(await looked('image', `an image can't be made in ${directory}`, () => tried(directory))),
-    ...(await looked('images', `the images of ${directory} can't be looked at`, () => images(directory))),
+    ...(await looked('images', `the images of ${directory} can't be checked`, () => images(directory))),
   ];
 }
 

@@ -101,7 +101,7 @@ async function placeOf({
     return none(
       problem(
         'path',
-        `${quote(file)} is the mountpoint: QEMU would make a file of its own there, which goes when it ends`,
+        `${quote(file)} is the mountpoint: QEMU would make a file of its own there, which disappears when QEMU ends`,
         'name the flat file: MOUNTPOINT/NAME',
       ),
     );
@@ -352,7 +352,7 @@ function sharingFindings({ words, locked, vhostUser, vfio }: Guest): Finding[] {
     ...vhostUser.map((device) =>
       problem(
         'vhost-user',
-        `${device}: its process maps the flat file by itself, and would not see what the guest writes`,
+        `${device}: its process maps the flat file itself, and would not see what the guest writes`,
         'use a device inside QEMU, or run it without the monitor (pcow run --plain)',
       ),
     ),
@@ -376,7 +376,7 @@ function monitorFinding({ monitored, emulator }: Guest): Finding {
       )
     : warning(
         'monitored',
-        `whether ${emulator} starts QEMU under the monitor can't be seen here`,
+        `this check can't see whether ${emulator} starts QEMU under the monitor`,
         'pcow top MOUNTPOINT, when it runs',
       );
 }

@@ -31,7 +31,7 @@ export function guestOfDomain(xml: string, file: string): Guest {
   if (valid !== true) {
     throw new Failure(
       'PCOW_INVALID',
-      `${quote(file)} is no XML: ${valid.err.msg} (line ${valid.err.line})`,
+      `${quote(file)} is not XML: ${valid.err.msg} (line ${valid.err.line})`,
       'virsh dumpxml NAME',
     );
   }
@@ -47,7 +47,7 @@ export function guestOfDomain(xml: string, file: string): Guest {
   if (domain === undefined || typeof domain !== 'object') {
     throw new Failure(
       'PCOW_INVALID',
-      `${quote(file)} has no <domain>: it is not what libvirt knows of a guest`,
+      `${quote(file)} has no <domain>: it does not describe a guest of libvirt`,
       'virsh dumpxml NAME',
     );
   }

@@ -214,7 +214,10 @@ function confinement({ configuration, appArmor, seLinux }: LibvirtHost, monitore
     const missing = [...(monitored ? [DEVICE, 'libpcow-monitor.so'] : [])].filter((it) => !appArmor.includes(it));
     findings.push(
       missing.length === 0
-        ? ok('libvirt-apparmor', 'AppArmor lets QEMU use the monitor; whether it lets it use the images, its log says')
+        ? ok(
+            'libvirt-apparmor',
+            'AppArmor lets QEMU use the monitor; the log of AppArmor shows whether QEMU may use the images',
+          )
         : problem(
             'libvirt-apparmor',
             `AppArmor keeps libvirt’s guests from ${missing.join(' and ')}`,

@@ -101,7 +101,7 @@ async function mappings(): Promise<Finding> {
     ? ok('mappings', `a process may have ${limit} memory mappings, of which the monitor uses three quarters at most`)
     : warning(
         'mappings',
-        `a process may have ${limit} memory mappings only: the monitor copies more to get along with them`,
+        `a process may have only ${limit} memory mappings: the monitor copies more data to need fewer mappings`,
         `sysctl vm.max_map_count=${DEFAULT_MAPPINGS}`,
       );
 }

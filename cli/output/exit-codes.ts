@@ -51,7 +51,7 @@ export const exitCodes = [
   { exit: FOUND_LEAKS, meaning: '“check” was completed, and has found only bytes in free space', codes: [] },
   {
     exit: LOST_DATA,
-    meaning: '“check --repair” has repaired the image, but could not bring all of its data back',
+    meaning: '“check --repair” has repaired the image, but could not restore all of its data',
     codes: [],
   },
   { exit: 130, meaning: 'interrupted; the image is intact', codes: ['PCOW_CANCELLED'] },

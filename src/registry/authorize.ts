@@ -113,7 +113,7 @@ export function refused(host: string, why: string, known: boolean): PcowError {
   return new PcowError('PCOW_PERMISSION', `${host} refuses: ${why}`, {
     next: known
       ? `other credentials may help: pcow login ${word(host)}`
-      : `it may want credentials: pcow login ${word(host)}`,
+      : `it may need credentials: pcow login ${word(host)}`,
   });
 }
 

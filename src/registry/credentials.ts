@@ -113,7 +113,7 @@ async function askHelper(name: string, host: string): Promise<Credentials | null
   } catch {
     // reported below: what a helper says may contain a secret
   }
-  throw helperFailed(name, 'its answer is not what a helper answers');
+  throw helperFailed(name, 'its answer is not in the format of a helper');
 }
 
 function helperFailed(name: string, why: string): PcowError {
@@ -127,7 +127,7 @@ function helperFailed(name: string, why: string): PcowError {
 }
 
 async function runHelper(name: string, verb: string, input: string): Promise<{ code: number | null; output: string }> {
-  if (!/^[A-Za-z0-9_.-]+$/.test(name)) throw helperFailed(name, 'this is no name of a helper');
+  if (!/^[A-Za-z0-9_.-]+$/.test(name)) throw helperFailed(name, 'this is not the name of a helper');
   return new Promise((resolve, reject) => {
     const child = spawn(`docker-credential-${name}`, [verb], {
       stdio: ['pipe', 'pipe', 'inherit'],

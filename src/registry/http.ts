@@ -132,7 +132,7 @@ export class Http {
     try {
       url = new URL(String(location), from);
     } catch {
-      throw new PcowError('PCOW_IO', `${from.host} redirects to no address`, { next: null });
+      throw new PcowError('PCOW_IO', `${from.host} redirects without a valid address`, { next: null });
     }
     this.check(url, from);
     return url;
@@ -147,9 +147,9 @@ export class Http {
     if (allowed && url.username === '' && url.password === '') return;
     throw new PcowError(
       'PCOW_PERMISSION',
-      `${from.host} leads to an address that is not used: ${url.protocol}//${url.host}`,
+      `${from.host} redirects to an address that is not allowed: ${url.protocol}//${url.host}`,
       {
-        next: url.protocol === 'http:' ? 'if plain HTTP is right there: --plain-http' : null,
+        next: url.protocol === 'http:' ? 'if this registry uses plain HTTP: --plain-http' : null,
       },
     );
   }
@@ -265,7 +265,7 @@ export function unreachable(url: URL, error: Error): PcowError {
     ? 'if its certificate is right, name the file of its authority: --ca FILE'
     : /ERR_SSL|EPROTO/.test(code)
       ? 'if it speaks plain HTTP: --plain-http'
-      : 'see whether it can be reached, then run the same command again: it goes on from there';
+      : 'see whether it can be reached, then run the same command again: it continues from there';
   return new PcowError('PCOW_IO', `no answer from ${url.host}: ${why}`, { cause: error, next });
 }
 

@@ -110,7 +110,10 @@ export async function loginToRegistry(
   checkPath('the user name', username);
   // The message must not show the password.
   if (typeof password !== 'string' || password === '' || /\p{Cc}/u.test(password)) {
-    throw new PcowError('PCOW_INVALID', 'the password is no text, or it is empty, or has more than one line');
+    throw new PcowError(
+      'PCOW_INVALID',
+      'the password is not text, is empty, or has a line end or another control character',
+    );
   }
   checkOptions('the options of loginToRegistry', options, ['certificates', 'plainHttp', 'signal']);
   const { checkCredentials } = await import('./registry-store.js');

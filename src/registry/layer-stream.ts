@@ -114,10 +114,12 @@ async function framesOf(reader: BlobReader, group: Piece[]): Promise<{ piece: Pi
 /** Checks the digest first: nothing else reads bytes that are not those of the manifest. */
 async function contentOf(name: string, { piece, frame }: { piece: Piece; frame: Buffer }): Promise<Content> {
   if (piece.stored === 0) return { piece, bytes: frame };
-  if (!sha256(frame).equals(piece.digest)) throw corrupt(name, `the bytes of piece ${piece.number} are others`);
+  if (!sha256(frame).equals(piece.digest))
+    throw corrupt(name, `the bytes of piece ${piece.number} do not match its digest`);
   let length = 0;
   for (const run of runsOf(piece)) length += run.kind === 'data' ? run.length : 0;
   const bytes = await decompressed(frame, length);
-  if (!sha256(bytes).equals(piece.content)) throw corrupt(name, `the content of piece ${piece.number} is another`);
+  if (!sha256(bytes).equals(piece.content))
+    throw corrupt(name, `the content of piece ${piece.number} does not match its digest`);
   return { piece, bytes };
 }

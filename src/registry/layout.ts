@@ -39,7 +39,7 @@ export class LayoutStore implements Store {
     const { digest, tag } = this.reference;
     const found = digest ?? (await this.#entryOf(tag)).digest;
     const bytes = await this.#small(this.#blobFile(found), `the manifest ${found}`);
-    if (digestOf(bytes) !== found) throw corrupt(this.name, 'the bytes of its manifest are others');
+    if (digestOf(bytes) !== found) throw corrupt(this.name, 'the bytes of its manifest do not match their digest');
     return bytes;
   }
 

@@ -98,7 +98,7 @@ async function pullInto(store: Store, file: string, options: Pulling): Promise<P
   };
   const { base, force, ...rest } = options;
   if (base !== undefined && !made)
-    throw new PcowError('PCOW_EXISTS', `${file} exists already: a new image can get a base`);
+    throw new PcowError('PCOW_EXISTS', `${file} exists already: only a new image can get a base`);
   const ground = base === undefined ? null : await groundIn(base, store, config, indexOf, options.signal);
   const present = made
     ? await prepareHidden(target, config, ground, indexOf, options.signal)
@@ -264,7 +264,7 @@ async function whatIsThere(
     if (different !== null) {
       throw new PcowError(
         'PCOW_EXISTS',
-        `${file} has a snapshot ${different} with another content than in ${store.name}`,
+        `${file} has a snapshot ${different} whose content differs from that in ${store.name}`,
         {
           next: 'pull it as another image: pcow pull REFERENCE NEW',
         },

@@ -59,7 +59,7 @@ export async function push(image: Image, layer: number, store: Store, long: Long
         'PCOW_LIMIT',
         `an image in a registry has at most ${MOST_LAYERS} snapshots, and this one has ${parts.length}`,
         {
-          next: 'delete snapshots that nobody needs, or push a snapshot of a flat copy (pcow convert)',
+          next: 'delete snapshots that are not needed, or push a snapshot of a flat copy (pcow convert)',
         },
       );
     }

@@ -50,8 +50,8 @@ export function parseReference(text: string): Reference {
   if (repository.length > LONGEST_REPOSITORY || !repository.split('/').every((part) => COMPONENT.test(part))) {
     throw invalid(
       text,
-      `${JSON.stringify(repository)} is no name of a repository`,
-      'use small letters, digits, and . _ - / between them',
+      `${JSON.stringify(repository)} is not the name of a repository`,
+      'use lower-case letters, digits, and . _ - / between them',
     );
   }
   return { kind: 'registry', host, repository, tag: tag ?? (digest === null ? DEFAULT_TAG : null), digest };

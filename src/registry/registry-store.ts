@@ -50,7 +50,8 @@ export class RegistryStore implements Store {
     });
     if (answer.status !== 200) throw await this.#failed(answer, 'the image');
     const bytes = await bodyOf(answer, LONGEST_TEXT, this.options.signal);
-    if (digest !== null && digestOf(bytes) !== digest) throw corrupt(this.name, 'the bytes of its manifest are others');
+    if (digest !== null && digestOf(bytes) !== digest)
+      throw corrupt(this.name, 'the bytes of its manifest do not match their digest');
     return bytes;
   }
 
@@ -135,12 +136,12 @@ export class RegistryStore implements Store {
       case 416:
         return corrupt(this.name, `${what} is shorter than its manifest says`);
       case 429:
-        return new PcowError('PCOW_BUSY', `${host} wants fewer requests (${why})`, {
-          next: 'run the same command again later: it goes on from there',
+        return new PcowError('PCOW_BUSY', `${host} limits the number of requests (${why})`, {
+          next: 'run the same command again later: it continues from there',
         });
       default:
         return new PcowError('PCOW_IO', `${host} does not serve ${what}: ${why}`, {
-          next: 'run the same command again: it goes on from there',
+          next: 'run the same command again: it continues from there',
         });
     }
   }

@@ -34,7 +34,8 @@ export async function readWhole(store: Store, blob: Blob): Promise<Buffer> {
   const reader = store.openBlob(blob);
   try {
     const bytes = await reader.read(0, blob.size);
-    if (digestOf(bytes) !== blob.digest) throw corrupt(store.name, `the bytes of ${blob.digest} are others`);
+    if (digestOf(bytes) !== blob.digest)
+      throw corrupt(store.name, `the bytes of ${blob.digest} do not match this digest`);
     return bytes;
   } finally {
     await reader.close();

@@ -135,7 +135,7 @@ for (const [where, prepare] of [
     async (t) => {
       const { pcow, file, named } = await prepare(t);
       await succeeds(t, pcow('resize', named('vm'), '+4M'));
-      await fails(t, pcow('resize', named('vm'), '6M'), 3, /loses what lies behind/, /--shrink/);
+      await fails(t, pcow('resize', named('vm'), '6M'), 3, /loses the data after/, /--shrink/);
       await succeeds(t, pcow('resize', named('vm'), '6M', '--shrink'));
       await fails(t, pcow('resize', named('vm'), '1M', '--shrink'), 3, /never smaller than what it stands on/);
       t.deepEqual(await content(file('vm')), VM);

@@ -202,7 +202,7 @@ test('mistakes', async (t) => {
   const directory = await scratchDirectory(t);
   const pcow = pcowIn(directory);
   await succeeds(t, pcow('create', 'vm', '1M'));
-  await fails(t, pcow('convert', 'vm', 'copy'), 2, /does not tell which format/, /-O pcow/);
+  await fails(t, pcow('convert', 'vm', 'copy'), 2, /does not show the format/, /-O pcow/);
   await fails(t, pcow('convert', 'vm', 'copy.raw', '-c'), 2, /-c is for targets of the format qcow2/);
   await writeFile(path.join(directory, 'there.raw'), 'x');
   await fails(t, pcow('convert', 'vm', 'there.raw'), 5, /there\.raw exists already/, /--force/);
@@ -329,7 +329,7 @@ test('options of qemu-img: -p -q -t -T -W -m, -n, and - for standard output', as
   const shell = await shellIn(t, directory);
   t.like(await shell('pcow convert vm - | cmp - a.raw'), { exit: 0, stdout: '', stderr: '' });
   t.like(await shell('pcow convert vm - > out.raw && cmp out.raw a.raw'), { exit: 0, stdout: '', stderr: '' });
-  await fails(t, pcow('convert', '-O', 'qcow2', 'vm', '-'), 2, /nothing for standard output/, /-O raw/);
+  await fails(t, pcow('convert', '-O', 'qcow2', 'vm', '-'), 2, /cannot go to standard output/, /-O raw/);
 });
 
 test('errors never name the draft, but the file that should have been made', async (t) => {

@@ -187,7 +187,7 @@ test.serial('a libvirt domain: the same mistakes', async (t) => {
   for (const [from, to, ...wanted] of mistakes) {
     t.deepEqual((await found(domain(mount, [[from, to]]))).sort(), [...wanted].sort(), to);
   }
-  t.throws(() => domain(mount, [['</domain>', '']]), { message: /"vm1\.xml" is no XML/ });
+  t.throws(() => domain(mount, [['</domain>', '']]), { message: /"vm1\.xml" is not XML/ });
   t.throws(() => guestOfDomain('<network/>', 'net.xml'), { message: /no <domain>/ });
 });
 

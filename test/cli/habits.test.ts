@@ -270,7 +270,7 @@ test('the commands in hints are valid for a shell', async (t) => {
   await mkdir(path.join(directory, "it's mine"));
   await succeeds(t, pcow('create', "it's mine/vm1", '20M'));
   const { stderr } = await pcow('resize', "it's mine/vm1", '10M');
-  const line = /if that is meant: (.*)\n/.exec(stderr)?.[1] ?? '';
+  const line = /if you want that: (.*)\n/.exec(stderr)?.[1] ?? '';
   t.is(line, "pcow resize 'it'\\''s mine/vm1' 10M --shrink");
   t.like(await (await shellIn(t, directory))(line), { exit: 0, stdout: 'vm1 has 10 MiB now\n' });
 });

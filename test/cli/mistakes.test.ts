@@ -167,14 +167,14 @@ const MISTAKES: Mistake[] = [
   {
     typed: 'pcow resize vm1 4M',
     exit: 3,
-    says: 'vm1 has 8 MiB, and making it smaller loses what lies behind 4 MiB',
-    next: 'if that is meant: pcow resize vm1 4M --shrink',
+    says: 'vm1 has 8 MiB, and making it smaller loses the data after 4 MiB',
+    next: 'if you want that: pcow resize vm1 4M --shrink',
   },
   {
     typed: 'pcow resize vm2 4M --shrink',
     exit: 3,
     says: "HERE/vm2.pcow can't have less than 8388608 bytes, which its base has: an image is never smaller than what it stands on",
-    next: '“pcow info vm2” shows what that is: “pcow delete” takes a snapshot away, “pcow flatten” the base',
+    next: '“pcow info vm2” shows what that is: “pcow delete” removes a snapshot, “pcow flatten” the base',
   },
   {
     typed: 'pcow convert notes.txt lone',
@@ -197,8 +197,8 @@ const MISTAKES: Mistake[] = [
   {
     typed: 'pcow convert vm1 copy',
     exit: 2,
-    says: 'the name "copy" does not tell which format it is to be',
-    next: 'say it: -O pcow, -O raw, -O qcow2',
+    says: 'the name "copy" does not show the format of the target',
+    next: 'give the format: -O pcow, -O raw, -O qcow2',
   },
   {
     typed: 'pcow convert -O vdi vm1 vm1.vdi',

@@ -103,7 +103,7 @@ test.serial('resize grows the flat file', async (t) => {
   const { pcow, flat } = await stage(t);
   await succeeds(t, pcow('resize', 'mnt/vm1', '3M'));
   t.is((await stat(flat)).size, 3 * 2 ** 20);
-  await fails(t, pcow('resize', 'mnt/vm1', '2M'), 3, /loses what lies behind 2 MiB/, /--shrink/);
+  await fails(t, pcow('resize', 'mnt/vm1', '2M'), 3, /loses the data after 2 MiB/, /--shrink/);
 });
 
 test.serial('with the format raw a flat file is read itself, never its image file', async (t) => {

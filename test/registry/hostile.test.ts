@@ -102,9 +102,9 @@ test('redirects in a circle, and to other protocols', async (t) => {
     return true;
   };
   await refused(t, ready, to(''), 'PCOW_IO', /redirects more than/);
-  await refused(t, ready, to('file:///etc/passwd'), 'PCOW_PERMISSION', /not used/);
-  await refused(t, ready, to('http://user:password@localhost/'), 'PCOW_PERMISSION', /not used/);
-  await refused(t, ready, to('http://['), 'PCOW_IO', /no address/);
+  await refused(t, ready, to('file:///etc/passwd'), 'PCOW_PERMISSION', /not allowed/);
+  await refused(t, ready, to('http://user:password@localhost/'), 'PCOW_PERMISSION', /not allowed/);
+  await refused(t, ready, to('http://['), 'PCOW_IO', /without a valid address/);
 });
 
 test('manifests that are huge, or are something else', async (t) => {

@@ -147,7 +147,7 @@ test('one shell command makes an increment, another one continues it', async (t)
   t.is(cut.code, 9);
   t.regex(
     cut.stderr,
-    /^pcow: the stream breaks off after 94371840 bytes.*\n.*go on with “pcow send IMAGE --resume 1-[0-9a-f-]+”/m,
+    /^pcow: the stream breaks off after 94371840 bytes.*\n.*continue with “pcow send IMAGE --resume 1-[0-9a-f-]+”/m,
   );
   t.regex(cut.stderr, /^pcow: the receiver stopped reading the stream/m);
   const next = await shell(

@@ -52,7 +52,7 @@ Result<void> Superblocks::check_settled() const {
     return Error(
         Code::kIo, err,
         image_.path +
-            ": a change failed, and it is not known whether it is on the disk. Nothing is durable until it is");
+            ": a change failed, and it is not known whether it is on the disk. Nothing is durable until that is known");
   return {};
 }
 
