@@ -21,20 +21,21 @@ namespace pcow::addon {
 
 namespace {
 
-// Not everywhere in <linux/magic.h>.
+// <linux/magic.h> does not define these everywhere.
 constexpr unsigned long kZfs = 0x2fc12fc1;
 constexpr unsigned long kBcachefs = 0xca451a4e;
 
-// Only this machine changes files on these.
+// Filesystems on which only this machine changes files.
 constexpr std::array<unsigned long, 8> kLocal = {
     EXT4_SUPER_MAGIC, XFS_SUPER_MAGIC, BTRFS_SUPER_MAGIC, TMPFS_MAGIC, F2FS_SUPER_MAGIC, OVERLAYFS_SUPER_MAGIC, kZfs,
     kBcachefs};
 
-// Names, and attributes. A writer of an image is noticed when it closes the file.
+// Changes of names and of attributes. A writer of an image is noticed when it closes the file.
 constexpr uint32_t kOfDirectory =
     IN_ATTRIB | IN_CREATE | IN_DELETE | IN_MOVED_FROM | IN_MOVED_TO | IN_CLOSE_WRITE | IN_DELETE_SELF | IN_ONLYDIR;
-// A writer that does not close it. Only the first write is told: after that the kernel asks again,
-// and so the file is watched again. A file that is written all the time costs nothing.
+// This notices a writer that does not close the file. inotify reports only the first write: then
+// the kernel must ask for the attributes again, and the answer watches the file again. So a file
+// that is written all the time costs at most one event for each question of the kernel.
 constexpr uint32_t kOfFile = IN_MODIFY | IN_ONESHOT;
 
 bool is_local(int directory) {
@@ -61,7 +62,7 @@ void DirectoryWatch::begin(int directory) {
   stop_ = eventfd(0, EFD_CLOEXEC);
   if (events_ >= 0 && stop_ >= 0) whole_ = inotify_add_watch(events_, path_of(directory, "").c_str(), kOfDirectory);
   if (whole_ < 0) return end();
-  // Signals are for the threads that the program itself has started.
+  // The new thread must not handle signals: they are for the program's own threads.
   const SignalsHeld held;
   reader_ = std::thread([this] { read_events(); });
   active_ = true;
@@ -84,7 +85,8 @@ void DirectoryWatch::end() {
 }
 
 Changes DirectoryWatch::changes_of(const std::string& file, const struct stat& status, bool others_write) {
-  // Names in other directories are not watched, nor is what a link refers to.
+  // Other directories, in which the file may have another name, are not watched; nor is the target
+  // of a link.
   if (!is_active() || !S_ISREG(status.st_mode) || status.st_nlink != 1) return Changes::kUnnoticed;
   if (!others_write) return Changes::kNoticed;
   const std::lock_guard guard(lock_);
@@ -127,7 +129,7 @@ void DirectoryWatch::handle(const inotify_event& event) {
   nodes.changed(*name);
 }
 
-// The file has been written, or is no longer watched.
+// A process has written the file, or inotify no longer watches it.
 void DirectoryWatch::handle_file(int watch) {
   std::string file;
   {
@@ -138,24 +140,26 @@ void DirectoryWatch::handle_file(int watch) {
     const auto watched = files_.find(file);
     if (watched != files_.end() && watched->second.watch == watch) files_.erase(watched);
   }
-  // Only now: whoever found the file watched before has announced that the kernel may keep it.
+  // Only after the entry is removed: a thread that still found the file watched had called
+  // FuseNodes::keep() before, so this call also reaches the attributes that this thread reads.
   if (const auto name = flat_file_of(file)) FuseNodes::instance().changed(*name);
 }
 
-// Another file may have the name from now on.
+// From now on another file may have this name.
 void DirectoryWatch::forget(const std::string& file) {
   const std::lock_guard guard(lock_);
   const auto watched = files_.extract(file);
   if (watched.empty()) return;
   const int watch = watched.mapped().watch;
   const auto name = names_.find(watch);
-  // The watch may belong to the file's next name already.
+  // After a rename, the watch may already belong to the file's new name: inotify has one watch for
+  // each inode.
   if (name == names_.end() || name->second != file) return;
   names_.erase(name);
   inotify_rm_watch(events_, watch);
 }
 
-// The directory is gone.
+// The directory was removed, or is no longer watched.
 void DirectoryWatch::stop_telling() {
   active_ = false;
   FuseNodes::instance().everything_changed();

@@ -1,8 +1,8 @@
-// Watches the image directory, and tells FuseNodes what other processes change in it, and in the
-// images that this mount does not write (inotify(7)).
+// Watches the image directory with inotify(7), and reports to FuseNodes what other processes change
+// in the directory, and in the images that this mount does not write.
 //
-// On filesystems of which other machines are a part (NFS), inotify does not tell everything. There
-// the directory is not watched, and the kernel keeps nothing.
+// On filesystems that other machines change, too (NFS), inotify does not report everything. There
+// the directory is not watched, and the kernel keeps no attributes.
 #pragma once
 
 #include <sys/inotify.h>
@@ -23,15 +23,15 @@ class DirectoryWatch {
   // The only instance of the process. Never destroyed: FUSE threads may outlive static objects.
   static DirectoryWatch& instance();
 
-  // The session that serves the open `directory` begins, and has ended. Any thread.
+  // Any thread. begin(): the session that serves the open `directory` begins. end(): it has ended.
   void begin(int directory);
   void end();
 
-  // Any thread. Whether changes of the directory are told.
+  // Any thread. Whether changes of the directory are reported.
   bool is_active() const { return active_.load(std::memory_order_relaxed); }
-  // Any thread. Whether FuseNodes is told of each change of the attributes of `file`, which is in
-  // the directory. `status`: of the name itself, no link being followed. `others_write`: also
-  // another process than this one may write the file.
+  // Any thread. Whether FuseNodes gets a report of each change of the attributes of `file`, which
+  // is in the directory. `status`: of the name itself (lstat). `others_write`: another process may
+  // write the file.
   Changes changes_of(const std::string& file, const struct stat& status, bool others_write);
 
  private:
@@ -56,7 +56,7 @@ class DirectoryWatch {
 
   std::mutex lock_;  // guards the rest
   std::unordered_map<std::string, Watched> files_;
-  std::unordered_map<int, std::string> names_;  // of the files, by their watches
+  std::unordered_map<int, std::string> names_;  // the files' names, by their watches
 };
 
 }  // namespace pcow::addon

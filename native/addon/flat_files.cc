@@ -13,8 +13,8 @@ namespace {
 constexpr mode_t kRights = 0777;
 constexpr std::string_view kImageSuffix = ".pcow";
 
-// While this mount writes the image, what it does by itself (checksums, merges) moves the times and
-// the disk use, and is not told.
+// While this mount writes the image, its own work (checksums, merges) changes the times and the
+// disk use, and nothing reports that.
 constexpr std::chrono::seconds kWhileWritten{1};
 constexpr std::chrono::seconds kUntilItChanges = std::chrono::hours(1);
 

@@ -19,8 +19,8 @@
 
 namespace pcow::addon {
 
-// The image file of a flat file, and the flat file of a file in the image directory, if it may be
-// an image.
+// Both return names: of the image file of a flat file, and of the flat file of a file in the image
+// directory. flat_file_of() returns nothing if the file cannot be an image.
 std::string image_file_of(const std::string& name);
 std::optional<std::string> flat_file_of(std::string_view file);
 
@@ -29,7 +29,7 @@ struct FlatFile {
   ino_t inode = 0;
   uint64_t number = 0;  // the inode number in the mount
   std::weak_ptr<SharedImage> image;
-  bool lent = false;  // to a monitor, whose stores move the times without being told
+  bool lent = false;  // to a monitor: its stores change the times, and nothing reports that
 };
 
 class FlatFiles {

@@ -43,7 +43,7 @@ struct Greeting {
 
 std::atomic<bool> maps_direct_files{false};
 
-// An answer of this thread that the kernel may keep.
+// Describes an answer of this thread that the kernel may keep.
 struct Kept {
   uint64_t unique;  // number of the request; 0: none
   std::chrono::seconds valid;
@@ -88,7 +88,7 @@ int pass_on(fuse_chan* channel, const iovec* parts, size_t count) {
   return -errno;
 }
 
-// Returns false if the answer has another length than it has in our version of the protocol.
+// Returns false if the answer's length differs from that in our version of the protocol.
 template <typename Answer>
 bool pass_on_kept(fuse_chan* channel, const iovec* parts, uint64_t Answer::*valid, int* result) {
   if (parts[1].iov_len != sizeof(Answer)) return false;

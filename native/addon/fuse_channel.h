@@ -23,8 +23,8 @@ namespace pcow::addon {
 // library lacks a function: then use `channel` itself.
 fuse_chan* make_fuse_channel(void* libfuse, fuse_chan* channel);
 
-// The next answer that this thread gives to the request `unique` lets the kernel keep something: of
-// a look-up the name, of a question about attributes these.
+// The next answer that this thread gives to the request `unique` lets the kernel keep the name (the
+// answer to a look-up) or the attributes (the answer to a question about attributes).
 void let_kernel_keep(uint64_t unique, std::chrono::seconds valid);
 
 // Whether files that bypass the page cache can be mapped nevertheless: kernel 6.6 and later.

@@ -114,7 +114,7 @@ Napi::Value forget_flat_file(const Napi::CallbackInfo& info) {
   return info.Env().Undefined();
 }
 
-// `name` in the mount. JavaScript will be asked again.
+// `name` in the mount. The next stat(2) of it asks JavaScript again.
 Napi::Value flat_file_changed(const Napi::CallbackInfo& info) {
   const std::string name = text_of(info[0]);
   FlatFiles::instance().forget(name);
@@ -159,7 +159,7 @@ Napi::Value take_back_opens(const Napi::CallbackInfo& info) {
   return result;
 }
 
-// `callback`: (fh). Waiting for calls does not keep the process alive.
+// `callback`: (fh). The callback does not keep the process alive.
 Napi::Value on_release(const Napi::CallbackInfo& info) {
   auto tell = Napi::ThreadSafeFunction::New(info.Env(), info[0].As<Napi::Function>(), "pcow release", 0, 1);
   tell.Unref(info.Env());

@@ -28,9 +28,9 @@ namespace {
 // At most this many threads wait for requests: surplus threads end after they have served theirs.
 constexpr int kMostIdle = 10;
 
-// As long as with libfuse's defaults: a mount whose process has died must be noticed.
+// The same as libfuse's default, so that a mount whose process has died is noticed.
 constexpr std::chrono::seconds kMountpointValid{1};
-// FuseNodes tells the kernel earlier if a name is gone.
+// FuseNodes notifies the kernel when a name is gone.
 constexpr std::chrono::seconds kNameValid = std::chrono::hours(1);
 
 struct LoopLibrary {
@@ -112,8 +112,8 @@ void forget_all(const char* request, size_t length) {
   }
 }
 
-// Of libfuse's answers, the kernel may keep those about the mountpoint itself, and the names in it:
-// not that of the control directory.
+// Lets the kernel keep some of libfuse's answers: the attributes of the mountpoint, and the names
+// in it, except that of the control directory.
 void keep_more(const fuse_in_header& header, const char* request, size_t length) {
   if (header.opcode == FUSE_GETATTR) {
     FuseNodes::instance().keep_root();

@@ -2,8 +2,9 @@
 //
 // For each request, libfuse searches a table of inodes, builds the path and looks for interrupts.
 // Reads, writes and seeks of an open flat file need none of this: here they go straight from the
-// kernel's message to the image. Questions about attributes are answered here if it is known which
-// flat file a node is. All other requests are passed to libfuse unchanged.
+// kernel's message to the image. Questions about attributes are answered here if the flat file of
+// the node is known, and so are opens that JavaScript has granted (OpenGrants). All other requests
+// are passed to libfuse unchanged.
 #pragma once
 
 #define FUSE_USE_VERSION 29
@@ -19,11 +20,11 @@ namespace pcow::addon {
 
 struct OpenedFile {
   uint64_t fh;
-  bool keep_cache;  // the kernel keeps the pages that it has of the file
+  bool keep_cache;  // the kernel may keep the pages that it has of the file
 };
 
-// Requests that need only a file handle, or the number of a node. Called on any thread of the loop. They return bytes, or a
-// negative errno.
+// Requests that need only a file handle, or the number of a node. Called on any thread of the loop.
+// They return bytes, or a negative errno.
 struct DirectOperations {
   bool (*knows)(uint64_t fh);
   int (*read)(uint64_t fh, char* buffer, size_t length, uint64_t offset);

@@ -12,12 +12,12 @@ namespace pcow::addon {
 
 namespace {
 
-// The question that this thread's libfuse answers; 0: none.
+// The node of the question that libfuse answers on this thread; 0: none.
 thread_local uint64_t asked_node = 0;
 thread_local uint64_t asked_at = 0;  // names_gone_ when it was asked
 
-// It is no error if the kernel does not know the node or the name (ENOENT), or if the session has
-// ended.
+// Errors are ignored: the kernel may not know the node or the name (ENOENT), or the session may
+// have ended.
 void notify(int descriptor, int32_t code, const void* what, size_t length, const char* name, size_t name_length) {
   fuse_out_header header = {};
   header.len = static_cast<uint32_t>(sizeof header + length + name_length);
@@ -35,7 +35,7 @@ FuseNodes& FuseNodes::instance() {
 }
 
 void FuseNodes::begin(int descriptor) {
-  // Signals are for the threads that the program itself has started.
+  // The new thread must not handle signals: they are for the program's own threads.
   const SignalsHeld held;
   const std::lock_guard guard(lock_);
   descriptor_ = descriptor;
@@ -66,7 +66,7 @@ FuseNodes::Question::~Question() { asked_node = 0; }
 void FuseNodes::learn(const std::string& name) {
   if (asked_node == 0) return;
   const std::lock_guard guard(lock_);
-  // libfuse may have found the name before it became wrong.
+  // If a name has gone since the question, libfuse may have found the node by that name.
   if (asked_at != names_gone_ || descriptor_ < 0) return;
   if (const auto other = numbers_.find(name); other != numbers_.end() && other->second != asked_node) {
     const auto node = nodes_.extract(other->second);
@@ -101,7 +101,7 @@ void FuseNodes::forgotten(uint64_t id) {
   const auto node = nodes_.extract(id);
   if (node.empty()) return;
   numbers_.erase(node.mapped().name);
-  // The kernel may have asked for it again since.
+  // The kernel may have asked for the attributes of this node again since it sent the request.
   if (node.mapped().kept) tell_attributes(id);
 }
 
@@ -146,7 +146,7 @@ void FuseNodes::tell_changed(uint64_t id, Node* node) {
   if (std::exchange(node->kept, false)) tell_attributes(id);
 }
 
-// lock_ is held. The kernel keeps its pages of the file.
+// lock_ is held. The offset of -1 lets the kernel keep its pages of the file.
 void FuseNodes::tell_attributes(uint64_t node) {
   if (descriptor_ < 0) return;
   fuse_notify_inval_inode_out what = {};

@@ -234,7 +234,7 @@ int open_lent_file(const char* path, fuse_file_info* file, FuseHandle* handle) {
   return 0;
 }
 
-// Whether the kernel keeps its pages of a file that is being opened.
+// Whether the kernel may keep its pages of a file that is being opened.
 bool keeps_pages(const std::string& path, FuseHandle* handle) {
   if (!handle->view && !handle->image->writer()) return false;
   auto image = handle->image->lease();
@@ -259,7 +259,8 @@ int open_file(const char* path, fuse_file_info* file) {
     return 0;
   }
   FuseHandles::instance().set_opener(file->fh, static_cast<uint32_t>(fuse_context()->pid));
-  // Whoever opens a file sees what is there, even if this process has not been told yet.
+  // A process that opens a file sees the present attributes, even if inotify has not reported the
+  // change to this process yet.
   FuseNodes::instance().changed(flat_file_name(path));
   auto handle = FuseHandles::instance().find(file->fh);
   if (handle && handle->lent && !handle->view) return open_lent_file(path, file, handle.get());
@@ -267,13 +268,13 @@ int open_file(const char* path, fuse_file_info* file) {
   return 0;
 }
 
-// The same for a flat file that JavaScript has granted. Returns nothing if it must be asked.
+// open(2) of a flat file that JavaScript has granted. Returns nothing if JavaScript must be asked.
 std::optional<OpenedFile> open_granted(uint64_t node, uint32_t flags, uint32_t pid) {
   const auto name = FuseNodes::instance().name_of(node);
   if (!name) return std::nullopt;
   const bool writable = (flags & O_ACCMODE) != O_RDONLY;
   auto image = OpenGrants::instance().find(*name, writable);
-  // It is still the same image file.
+  // status() also checks that the name still has the same image file.
   if (!image || !FlatFiles::instance().status(directory_fd, *name)) return std::nullopt;
   auto handle = std::make_shared<FuseHandle>();
   handle->image = std::move(image);
@@ -319,7 +320,7 @@ bool stat_flat_file(const std::string& name, struct stat* stat) {
   return true;
 }
 
-// Of flat files whose nodes are known.
+// stat(2) of a flat file whose node is known. Returns nothing if libfuse must be asked.
 std::optional<KeptStatus> status_of_node(uint64_t node) {
   const auto name = FuseNodes::instance().keep(node);
   if (!name) return std::nullopt;

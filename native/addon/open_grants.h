@@ -1,10 +1,10 @@
 // Flat files that the native operations open and close without JavaScript.
 //
-// JavaScript keeps a list of who has each flat file open, and decides who may open it. After it has
-// opened one, it grants further opens of the same kind: they do the same again. As soon as anything
-// needs the list, or the answer might be another one, it takes the grant back, and with it the open
-// files: from then on they are as if JavaScript had opened them, except that it is told when they
-// are closed.
+// JavaScript keeps a list of the uses of each flat file, and decides which opens it permits. After
+// it has opened a flat file, it grants further opens that would have the same result. As soon as
+// anything needs the list, or an open might have another result, JavaScript takes the grant back,
+// and with it the open files: from then on they are as if JavaScript had opened them, except that
+// on_release()'s function reports to JavaScript when they are closed.
 #pragma once
 
 #include <cstdint>
@@ -26,22 +26,22 @@ class OpenGrants {
   // The only instance of the process. Never destroyed: FUSE threads may outlive static objects.
   static OpenGrants& instance();
 
-  // Before the mount's first request. `tell` returns at once.
+  // Call it before the mount's first request. `tell` must return at once.
   void on_release(std::function<void(uint64_t)> tell) { tell_ = std::move(tell); }
 
   struct Open {
     uint64_t fh;
     bool writable;
   };
-  // JavaScript thread. `image`: the opening that serves the files.
+  // JavaScript thread. `image`: the opening of the image that serves the files.
   void grant(const std::string& name, std::shared_ptr<SharedImage> image);
-  // JavaScript thread. Returns the files that are open: JavaScript closes them from now on.
+  // JavaScript thread. Returns the files that are open: from now on JavaScript must close them.
   std::vector<Open> take_back(const std::string& name);
 
-  // Any thread. The image that a file opened now would use; null if JavaScript must be asked.
+  // Any thread. The image that a file which is opened now uses; null if JavaScript must be asked.
   std::shared_ptr<SharedImage> find(const std::string& name, bool writable) const;
-  // Any thread. Returns the number of the handle, which has the image that find() has returned; 0
-  // if the grant has been taken back since.
+  // Any thread. `handle` has the image that find() returned. Returns the number of the handle, or 0
+  // if JavaScript has taken the grant back since.
   uint64_t open(const std::string& name, std::shared_ptr<FuseHandle> handle);
   // Any thread: the file that open() has opened is closed.
   void release(const std::string& name, uint64_t fh);
@@ -49,7 +49,7 @@ class OpenGrants {
  private:
   struct Grant {
     std::shared_ptr<SharedImage> image;
-    std::unordered_map<uint64_t, bool> open;  // whether it is writable
+    std::unordered_map<uint64_t, bool> open;  // by handle: whether it is writable
   };
 
   std::function<void(uint64_t)> tell_;

@@ -130,12 +130,12 @@ export function tellFlatFile(
   addon().fuseTellFlatFile(name, device, inode, number, image.native, lent);
 }
 
-/** What tellFlatFile() has told of this name is no longer right. */
+/** What tellFlatFile() registered for this name is no longer true. */
 export function flatFileChanged(name: string): void {
   addon().fuseFlatFileChanged(name);
 }
 
-/** The attributes of any flat files have changed: the kernel must not keep the present ones. */
+/** The attributes of any flat file may have changed: the kernel must ask for all of them again. */
 export function flatFilesChanged(): void {
   addon().fuseFlatFilesChanged();
 }
@@ -194,15 +194,16 @@ export function moveHandle(fh: number, image: Image, options: MoveOptions): void
 
 /**
  * From now on the flat file `name` is opened and closed natively, with this opening of its image:
- * also for writing if the opening is for writing. Only for files that tellFlatFile() has told.
+ * also for writing if the opening is for writing. tellFlatFile() must have registered the file.
  */
 export function grantOpens(name: string, image: Image): void {
   addon().fuseGrantOpens(name, image.native);
 }
 
 /**
- * Ends that, and returns the files that were opened so and are open. When one is closed,
- * onRelease() is called, and its handle is to be closed.
+ * Ends the grant of grantOpens(), and returns the files that were opened through it and are still
+ * open. When a process closes one of them, the function given to onRelease() is called, and must
+ * close the handle.
  */
 export function takeBackOpens(name: string): { fh: number; writable: boolean }[] {
   return addon().fuseTakeBackOpens(name);

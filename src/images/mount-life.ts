@@ -50,7 +50,7 @@ export interface Asking {
 /** Checks a mount, by its mountpoint as the kernel lists it. */
 export async function lifeOf(mount: Pick<PcowMount, 'mountpoint' | 'directory'>, asking: Asking = {}): Promise<Life> {
   // --cached=never, because the kernel keeps the attributes of a mountpoint for a second. LC_ALL=C,
-  // because the message is compared.
+  // because the message of `stat` is compared.
   const helper = spawn('stat', ['--cached=never', '--format=%i', '--', mount.mountpoint], {
     stdio: ['ignore', 'ignore', 'pipe'],
     env: { ...process.env, LC_ALL: 'C' },

@@ -10,7 +10,7 @@ import { OpenGrant } from '../nodes/open-grant.js';
 
 export class OpenFiles {
   readonly #files = new Map<number, OpenFile>();
-  /** Through these, files may be open that are not in the map yet. */
+  /** Files that were opened through these may not be in the map yet. */
   readonly #grants = new Set<OpenGrant>();
   #next = 1;
 
@@ -21,7 +21,7 @@ export class OpenFiles {
     return handle;
   }
 
-  /** The flat file that has just been opened may be opened natively from now on. */
+  /** Lets the native operations open this flat file, which has just been opened, from now on. */
   grant({ path, use }: OpenFlatFile): void {
     const { entry, opening } = use;
     if (!entry.mayGrant(opening)) return;
@@ -36,7 +36,7 @@ export class OpenFiles {
     this.#grants.add(grant);
   }
 
-  /** Afterwards the map is complete. */
+  /** Afterwards the map contains all open files. */
   #takeBackGrants(): void {
     for (const grant of this.#grants) grant.takeBack();
   }

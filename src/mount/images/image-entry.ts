@@ -86,7 +86,7 @@ export class ImageEntry {
   /** Says whether this mount writes the image, or the monitor of another process. */
   readonly attachment: Attachment;
   readonly #uses = new Set<FlatFileUse>();
-  /** There may be uses that are not known here yet. */
+  /** While there is a grant, files may be open whose uses are not in #uses yet. */
   grant: { takeBack(): void } | null = null;
   /** Processes that have the image mapped read-only through a monitor; each has a use, too. */
   readonly readers = new Set<Monitor>();
@@ -131,8 +131,8 @@ export class ImageEntry {
   }
 
   /**
-   * Whether its flat file may be opened with this opening of it, as often as anybody wants, until
-   * something looks at `uses`.
+   * Whether the native operations may open the flat file with this opening of the image, any number
+   * of times, until something reads `uses`.
    */
   mayGrant({ ended }: Opening): boolean {
     return (
@@ -252,7 +252,7 @@ export class ImageEntry {
     }
   }
 
-  /** The caller must call close() with it. */
+  /** Registers a use. The caller must call close() with it. */
   use(use: FlatFileUse): FlatFileUse {
     use.opening.use();
     this.#uses.add(use);

@@ -29,7 +29,7 @@ export class Opening implements Closable {
   readonly served: Traffic = noTraffic();
   /** Closed, or about to be: new users do not get it. */
   ended = false;
-  /** It may have users that are not counted yet. */
+  /** While there is a grant, the opening may have users that are not counted yet. */
   grant: { takeBack(): void } | null = null;
   readonly #owner: OpeningOwner;
   #users = 0;

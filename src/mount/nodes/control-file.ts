@@ -163,7 +163,7 @@ class OpenControlFile implements OpenFile {
       this.#failure = Buffer.from(`${JSON.stringify(errorFields(lastErrorOf(this.#file.name, error)))}\n`);
       throw error;
     } finally {
-      // Also a command that fails may have changed an image.
+      // A command that fails may have changed an image, too.
       flatFilesChanged();
     }
     this.#failure = null;

@@ -1,14 +1,14 @@
 /**
- * The grant of a flat file: it is opened and closed natively, without this list of open files, until
- * anything looks at the list. Then the files that are open come into it, and the next open is
- * decided here again.
+ * The grant of a flat file: the native operations open and close it without the list of open files
+ * (OpenFiles), until anything reads that list. Then the files that are open are added to the list,
+ * and JavaScript decides about the next open again.
  */
 import { grantOpens, takeBackOpens } from '../../engine/native-operations.js';
 import type { ImageEntry } from '../images/image-entry.js';
 import type { Opening } from '../images/opening.js';
 
 interface GrantOwner {
-  /** The file with this handle is open, and is to be closed like any other. */
+  /** The file with this handle is open, and must be closed like any other. */
   opened(handle: number, writable: boolean): void;
   /** The grant has ended. */
   over(grant: OpenGrant): void;
