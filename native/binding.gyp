@@ -8,8 +8,8 @@
   },
   "targets": [
     {
-      # What the addon and the monitor share, compiled once. With exceptions, for the monitor's sake.
-      # scripts/native-build makes the units.
+      # The code that the addon and the monitor share, compiled once, with exceptions because the
+      # monitor needs them. scripts/native-build makes the units.
       "target_name": "pcow-engine",
       "type": "static_library",
       "sources": ["<!@(ls build/units/engine*.cc build/units/attach.cc)"],
@@ -34,7 +34,8 @@
       "dependencies": ["pcow-engine"],
       "target_conditions": [["_target_name == 'pcow-monitor'", {"product_prefix": "lib", "product_extension": "so"}]],
       "sources": ["build/units/monitor.cc", "monitor/hooks.cc", "monitor/heap.cc"],
-      # With exceptions: a thread of the application that is cancelled in one of the interposed functions unwinds through it.
+      # With exceptions: if a thread of the application is cancelled in an interposed function, it
+      # unwinds through this function.
       "cflags_cc!": ["-fno-exceptions"],
       "cflags_cc": ["-fexceptions"],
       "ldflags": ["-static-libstdc++", "-static-libgcc", "-Wl,--exclude-libs,ALL", "-Wl,--version-script=<!(pwd)/monitor/exports.version"],

@@ -1,5 +1,6 @@
-// The mount's end of the attach protocol: connections that send anything, in any order, with any descriptors. The server must go on
-// serving: after each input an honest monitor gets its image.
+// Fuzzes the mount's end of the attach protocol: connections that send anything, in any order, with
+// any descriptors. The server must continue to serve: after each input, a correct monitor must get
+// its image.
 #include <dirent.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -20,13 +21,14 @@ using namespace pcow::addon;
 
 namespace {
 
-// Never destroyed: the server's threads go on to the very end.
+// Never destroyed: the server's threads run until the process ends.
 std::string& directory = *new std::string;
 std::string& socket_path = *new std::string;
 std::shared_ptr<AttachServer>& server = *new std::shared_ptr<AttachServer>;
 std::vector<int>& files = *new std::vector<int>;  // what a peer may send: an image, a pipe, a socket, a directory
 
-// As the mount's JavaScript: whoever shows something gets the image; whoever attached is asked something.
+// Acts as the mount's JavaScript: each peer that asks to attach gets the image, and each peer that
+// has attached gets a request.
 void report(AttachEvent event) {
   AttachCommand command;
   command.connection = event.connection;
@@ -52,7 +54,7 @@ void report(AttachEvent event) {
     case AttachEvent::Kind::kLooked:
     case AttachEvent::Kind::kClosed: return;
   }
-  // Not here: the server holds its lock while it reports.
+  // Another thread sends the command, because the server holds its lock while it reports.
   static auto& lock = *new std::mutex;
   static auto& come = *new std::condition_variable;
   static auto& waiting = *new std::vector<AttachCommand>;
@@ -89,7 +91,7 @@ void honest_monitor() {
   packet.kind = protocol::Kind::kAttach;
   packet.descriptors.emplace_back(dup(files[0]));
   if (!protocol::send_packet(made, packet)) abort();
-  // The fuzzer's own alarm may interrupt it; it also ends what waits for ever.
+  // The fuzzer's own alarm may interrupt poll(); it also ends the program if no answer ever comes.
   pollfd ready = {made, POLLIN, 0};
   while (poll(&ready, 1, -1) != 1) {
   }
@@ -130,7 +132,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     const int peer = peers[input.byte() % peers.size()];
     send_message(peer, next_message(&input, files));
     if (input.byte() % 4) continue;
-    // Sometimes the mount is heard out first.
+    // Sometimes the peer receives the mount's answer before it sends more.
     pollfd ready = {peer, POLLIN, 0};
     protocol::Packet heard;
     std::string reason;

@@ -1,6 +1,7 @@
-// Opens, walks, checks and repairs images that somebody else made: for reading, then for writing. The input is the file; a mutated one gets right
-// checksums most of the time, so that what lies behind them is reached. Nothing may crash, run for ever, take memory that the
-// file's size does not justify, or open a file outside the directory.
+// Opens, walks, checks and repairs images that are not to be trusted: for reading, then for
+// writing. The input is the file. A mutated input mostly gets correct checksums, so that the engine
+// also interprets the data that they cover. The engine must not crash, run for ever, use memory
+// that the file's size does not justify, or open a file outside the directory.
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -32,7 +33,7 @@ constexpr size_t kDirectoryChecksumAt = 8;  // of a directory
 constexpr uint64_t kMostSize = 1 << 20;
 
 const std::string& directory() {
-  // Never destroyed: it is needed to the very end.
+  // Never destroyed: the function at the process's exit needs it.
   static const std::string* const path = [] {
     auto* made = new std::string("/dev/shm/pcow-fuzz-XXXXXX");
     if (!mkdtemp(made->data())) abort();
@@ -54,7 +55,7 @@ void seal(uint8_t* data, size_t size, size_t at, size_t length, size_t checksum_
   put_field(data + at, checksum_at, crc32c(data + at, length));
 }
 
-// Both ends of a layer: an image may be larger than its file by far.
+// Reads only both ends of a layer, because an image may be far larger than its file.
 void read_ends(const Image& image, const View* view) {
   const uint64_t size = view ? image.view_size(*view) : image.size();
   std::vector<char> buffer(std::min(size, kMostRead));
@@ -122,7 +123,8 @@ void change(const std::string& path) {
 }  // namespace
 
 extern "C" size_t LLVMFuzzerCustomMutator(uint8_t* data, size_t size, size_t max_size, unsigned int seed) {
-  // Most of an image is zeros, and what decides is in its first pages.
+  // Most of an image is zeros, and its structures are in the first pages, so most mutations go
+  // there.
   const size_t page = seed / 8 % 16 * kPage;
   if (seed % 4 && page + kPage <= size) {
     const size_t length = LLVMFuzzerMutate(data + page, kPage, kPage);

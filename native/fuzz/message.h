@@ -1,4 +1,4 @@
-// An input as a list of messages on a socket, so that a mutation of a byte stays a list of messages.
+// Reads an input as a list of messages on a socket, so that a mutated input is still such a list.
 #pragma once
 
 #include <sys/socket.h>
@@ -33,7 +33,8 @@ struct Message {
   std::vector<int> descriptors;
 };
 
-// Mostly what could be a message; sometimes just bytes. `files`: what may be sent along.
+// Mostly a message with a valid header, sometimes just bytes. `files`: descriptors that it may
+// send.
 inline Message next_message(Input* input, const std::vector<int>& files) {
   Message message;
   const uint8_t shape = input->byte();

@@ -1,5 +1,6 @@
-// The monitor's end of the attach protocol: a mount that answers with anything, hands over anything, and asks anything in any
-// order. The process that is attached must live on with its memory, and can detach.
+// Fuzzes the monitor's end of the attach protocol: a mount that answers with anything, hands over
+// anything, and sends any requests in any order. The attached process must keep running with its
+// memory, and must be able to detach.
 #include <fcntl.h>
 #include <poll.h>
 #include <sys/mman.h>
@@ -48,7 +49,7 @@ void serve(Input input) {
   };
   hear(1000);
   if (input.byte() % 4) {
-    // Most of the time the image is handed over, so that there is somebody to ask.
+    // Most of the time the mount hands over the image, so that a session exists for the requests.
     protocol::Packet answer;
     answer.kind = protocol::Kind::kAttached;
     answer.text = directory + "/image.pcow" + '\0';
@@ -80,7 +81,7 @@ extern "C" int LLVMFuzzerInitialize(int*, char***) {
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   make_image();
-  // Who came back after the last input, and was not waited for.
+  // Closes connections that the monitor made again after the last input.
   for (pollfd come = {listener, POLLIN, 0}; poll(&come, 1, 0) == 1;) close(accept(listener, nullptr, nullptr));
   Input input(data, size);
   const bool write = input.byte() % 2;

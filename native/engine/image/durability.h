@@ -47,7 +47,7 @@ class Durability {
   // before, and their data before that, so a sync that takes the mark covers both.
   void mark(const std::shared_ptr<Table>& table, uint64_t chunk);
 
-  // Blocks are handed out to be mapped: whoever maps them stores there without the engine.
+  // Blocks are handed out to be mapped: a process that maps them stores there without the engine.
   void note_lent() {
     if (!lent_.load(std::memory_order_relaxed)) lent_.store(true);
   }

@@ -3,7 +3,7 @@
 //
 // A walk goes chunk by chunk, and skips chunks for which no layer has a table page: for an empty
 // image of any size it only looks at the holes of its tables. It is made in batches, each under the
-// gate like a read, so that a long walk blocks nobody.
+// gate like a read, so that a long walk blocks no other thread for long.
 
 #include <algorithm>
 #include <shared_mutex>

@@ -90,7 +90,7 @@ class Space {
   // Punches everything in the file that is not in use: after an unclean end, free blocks may hold
   // old bytes.
   Result<void> punch_free();
-  // Punches everything behind the last block in use, to the end of the file: anybody can append
+  // Punches everything behind the last block in use, to the end of the file: any program can append
   // bytes to a file, and `clean` says nothing about those. The file is not shortened, because
   // readers in other processes may have it mapped.
   Result<void> punch_tail();

@@ -29,7 +29,7 @@ export interface Attributes {
 
 const DIRECTORY = 0o040000;
 const REGULAR = 0o100000;
-/** The number of directories in a directory is not told, because programs would rely on it. */
+/** A directory does not report the number of its subdirectories: programs would rely on it. */
 const DIRECTORY_LINKS = 1;
 const BLOCK = 4096;
 /**
