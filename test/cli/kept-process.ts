@@ -18,7 +18,7 @@ export interface Request {
 
 export interface Answer {
   outcome: Outcome;
-  /** False where the command has ended its process, because something in it goes on. */
+  /** False where the command has ended its process, because something in it continues. */
   stays: boolean;
 }
 

@@ -1,4 +1,4 @@
-/** src/images/sizes.ts: what people type, and what they are told when it is wrong. */
+/** src/images/sizes.ts: the sizes that people type, and the messages if a size is wrong. */
 import test, { type ExecutionContext } from 'ava';
 import { PcowError, type PcowErrorCode } from '../../src/engine/index.js';
 import { formatSize, parseBlockSize, parseMemory, parseSize, sizeArgument } from '../../src/images/sizes.js';

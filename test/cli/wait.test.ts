@@ -1,4 +1,7 @@
-/** `--wait`: a command waits for whoever has an image open for writing, or a directory mounted, and no longer than is said. */
+/**
+ * `--wait`: a command waits until no other process has the image open for writing or the directory
+ * mounted, but no longer than the option says.
+ */
 import { mkdir, readFile } from 'node:fs/promises';
 import path from 'node:path';
 import test, { type ExecutionContext } from 'ava';

@@ -26,7 +26,7 @@ export interface Status {
   lastError: { command: string | null; code: string; errno: string; message: string } | null;
 }
 
-/** False if somebody uses the mount. */
+/** Returns false if a process uses the mount. */
 async function unmounted(point: string): Promise<boolean> {
   try {
     await run('fusermount3', ['-u', point]);

@@ -1,6 +1,6 @@
 /**
- * After a flat file has been opened once, it is opened without JavaScript. Whatever depends on who
- * has it open must find that out nevertheless.
+ * After a flat file has been opened once, it is opened without JavaScript. Operations that depend on
+ * the list of its openings must still see all of them.
  */
 import { open, readFile, rename, rm, type FileHandle } from 'node:fs/promises';
 
@@ -10,7 +10,7 @@ import { eventually } from '../helpers/eventually.js';
 import { MiB, mountedImages, type TestMount } from '../helpers/mount.js';
 import { Conversation, program } from '../helpers/program.js';
 
-/** Opens it so that the last open was granted. */
+/** Opens a flat file three times, so that the open whose file is returned was granted. */
 async function granted(mount: TestMount, name: string, flags: string): Promise<FileHandle> {
   for (let time = 0; time < 2; ++time) await (await open(mount.file(name), flags)).close();
   return open(mount.file(name), flags);
@@ -68,7 +68,7 @@ test.serial('each open after a rollback shows the old content', async (t) => {
   }
 });
 
-test.serial('a monitor gets an image that is open, and others then write no more', async (t) => {
+test.serial('a monitor gets an image that is open, and other processes can then no longer write', async (t) => {
   const mount = await mountedImages(t, { vm1: MiB });
   const it = await Conversation.start(t, await program('fake-monitor', mount.scratch), mount.file('vm1'));
   for (let round = 0; round < 3; ++round) {
@@ -85,7 +85,7 @@ test.serial('a monitor gets an image that is open, and others then write no more
   }
 });
 
-test.serial('an image that has replaced another one is opened itself', async (t) => {
+test.serial('an open after an image has replaced another one opens the new image', async (t) => {
   const mount = await mountedImages(t, { vm1: MiB, vm2: MiB });
   for (const name of ['vm1', 'vm2']) {
     const file = await granted(mount, name, 'r+');

@@ -1,7 +1,7 @@
 /**
  * The kernel keeps the attributes of flat files and of the mountpoint until they change. Each change
- * must show: those that are made through the mount at once, and those that other processes make in
- * the image directory as soon as the mount has heard of them.
+ * must become visible: those through the mount at once, and those that other processes make in the
+ * image directory as soon as inotify has reported them to the mount.
  */
 import { chmod, link, open, readdir, rename, rm, stat, symlink, utimes, writeFile } from 'node:fs/promises';
 import path from 'node:path';
@@ -13,13 +13,13 @@ import { eventually } from '../helpers/eventually.js';
 import { imagesFor, MiB, mountedImages, type TestMount } from '../helpers/mount.js';
 import { Conversation, program } from '../helpers/program.js';
 
-/** Asks until the kernel has attributes that it may keep. */
+/** Asks twice, so that the kernel then has attributes that it may keep. */
 async function sizeOf(mount: TestMount, name: string): Promise<number> {
   await stat(mount.file(name));
   return (await stat(mount.file(name))).size;
 }
 
-/** Stores a byte that is there already, through a mapping: nobody is told that the time moves. */
+/** Stores an unchanged byte through a mapping: this changes the time, and inotify does not report it. */
 const STORES = `
 import mmap, sys
 file = open(sys.argv[1], 'r+b')
@@ -31,7 +31,7 @@ for line in sys.stdin:
     print('stored', flush=True)
 `;
 
-/** Moves the time of an image file without anybody's being told. Returns the new one. */
+/** Changes the time of an image file so that inotify does not report it. Returns the new time. */
 async function moveTime(image: string, writer: Conversation): Promise<bigint> {
   const before = await modified(image);
   await eventually(async () => (await writer.ask('store')) === 'stored' && (await modified(image)) !== before);
@@ -42,7 +42,7 @@ async function modified(file: string): Promise<bigint> {
   return (await stat(file, { bigint: true })).mtimeNs;
 }
 
-test.serial('the kernel does not ask as long as it is told of nothing', async (t) => {
+test.serial('the kernel does not ask again until it is notified of a change', async (t) => {
   const mount = await mountedImages(t, { vm1: MiB, vm2: MiB });
   const writer = await Conversation.start(t, 'python3', '-c', STORES, mount.image('vm1'));
   await sizeOf(mount, 'vm1');
@@ -56,7 +56,7 @@ test.serial('the kernel does not ask as long as it is told of nothing', async (t
   await eventually(async () => (await modified(mount.file('vm1'))) === moved);
 });
 
-test.serial('what is done through the mount shows at once', async (t) => {
+test.serial('changes through the mount are visible at once', async (t) => {
   const mount = await mountedImages(t, { vm1: MiB, vm2: MiB });
   await mount.write('small', 'vm1', 'snapshot');
   t.is(await sizeOf(mount, 'vm1'), MiB);
@@ -84,7 +84,7 @@ test.serial('what is done through the mount shows at once', async (t) => {
   t.is(await sizeOf(mount, 'vm2'), 4 * MiB);
 });
 
-test.serial('a commit shows in the base', async (t) => {
+test.serial('a commit changes the visible size of the base', async (t) => {
   const mount = await mountedImages(t, { base: MiB });
   await mount.write('child', 'base', 'clone');
   await mount.write(`${2 * MiB}`, 'child', 'resize');
@@ -93,7 +93,7 @@ test.serial('a commit shows in the base', async (t) => {
   t.is(await sizeOf(mount, 'base'), 2 * MiB);
 });
 
-test.serial('an fsync through the mount shows in the disk use', async (t) => {
+test.serial('after an fsync through the mount, the disk use and the time are those of the image file', async (t) => {
   const mount = await mountedImages(t, { vm1: 64 * MiB });
   const file = await open(mount.file('vm1'), 'r+');
   for (let at = 0; at < 16; ++at) {
@@ -107,11 +107,11 @@ test.serial('an fsync through the mount shows in the disk use', async (t) => {
   await file.close();
 });
 
-test.serial('what other processes do in the image directory shows', async (t) => {
+test.serial('changes by other processes in the image directory become visible', async (t) => {
   const mount = await mountedImages(t, { vm1: MiB, vm2: 2 * MiB, vm3: 3 * MiB });
   const shows = async (name: string, shown: (file: Awaited<ReturnType<typeof stat>>) => boolean) => {
     await eventually(async () => shown(await stat(mount.file(name))));
-    // So that the kernel has something to keep at the next change.
+    // Now the kernel has attributes that the next change must make invalid.
     await sizeOf(mount, name);
   };
   const isGone = (name: string) =>
@@ -142,10 +142,10 @@ test.serial('what other processes do in the image directory shows', async (t) =>
   t.deepEqual(await readdir(mount.point), ['vm1', 'vm2']);
 });
 
-/** A name that the kernel keeps can be opened in this way without the mount's being asked. */
+/** With this flag the kernel opens a name that it keeps without asking the mount. */
 const O_PATH = 0o10000000;
 
-test.serial('names that are gone are not kept', async (t) => {
+test.serial('the kernel does not keep names that are gone', async (t) => {
   const mount = await mountedImages(t, { vm1: MiB, vm2: MiB, vm3: MiB });
   const isKept = async (name: string) => {
     try {
@@ -166,7 +166,7 @@ test.serial('names that are gone are not kept', async (t) => {
   t.true(await isKept('vm4'));
 });
 
-test.serial('what another writer of an image does shows before it closes the image', async (t) => {
+test.serial('the changes of another writer of an image are visible before it closes the image', async (t) => {
   const mount = await mountedImages(t, { vm1: MiB });
   await sizeOf(mount, 'vm1');
   const image = await Image.open(mount.image('vm1'), { write: true });
@@ -181,23 +181,26 @@ test.serial('what another writer of an image does shows before it closes the ima
   }
 });
 
-test.serial('an open file has the attributes of what is there, whatever the mount has heard of', async (t) => {
-  const mount = await imagesFor(t, { vm1: MiB, other: 2 * MiB });
-  await mount.mount();
-  for (let round = 0; round < 20; ++round) {
-    await sizeOf(mount, 'vm1');
-    const size = (await sizeOf(mount, 'other')) === MiB ? MiB : 2 * MiB;
-    await rename(mount.image('other'), mount.image('third'));
-    await rename(mount.image('vm1'), mount.image('other'));
-    await rename(mount.image('third'), mount.image('vm1'));
-    const file = await open(mount.file('vm1'));
-    t.is((await file.stat()).size, size);
-    await file.close();
-    await eventually(async () => (await sizeOf(mount, 'other')) !== size);
-  }
-});
+test.serial(
+  'a file that has just been opened has the present attributes, even before inotify reports a change',
+  async (t) => {
+    const mount = await imagesFor(t, { vm1: MiB, other: 2 * MiB });
+    await mount.mount();
+    for (let round = 0; round < 20; ++round) {
+      await sizeOf(mount, 'vm1');
+      const size = (await sizeOf(mount, 'other')) === MiB ? MiB : 2 * MiB;
+      await rename(mount.image('other'), mount.image('third'));
+      await rename(mount.image('vm1'), mount.image('other'));
+      await rename(mount.image('third'), mount.image('vm1'));
+      const file = await open(mount.file('vm1'));
+      t.is((await file.stat()).size, size);
+      await file.close();
+      await eventually(async () => (await sizeOf(mount, 'other')) !== size);
+    }
+  },
+);
 
-test.serial('files that other names refer to are asked for each time', async (t) => {
+test.serial('the attributes of files that have other names are not kept', async (t) => {
   const mount = await imagesFor(t, { vm1: MiB });
   const outside = path.join(mount.scratch, 'linked');
   await Image.create(outside, { size: MiB });
@@ -214,7 +217,7 @@ test.serial('files that other names refer to are asked for each time', async (t)
   }
 });
 
-test.serial('the times of an image that a monitor writes are asked for each time', async (t) => {
+test.serial('the times of an image that a monitor writes are not kept', async (t) => {
   const mount = await mountedImages(t, { vm1: MiB });
   await sizeOf(mount, 'vm1');
   const monitor = await Conversation.start(t, await program('fake-monitor', mount.scratch), mount.file('vm1'));

@@ -11,7 +11,7 @@
  *     resume UUID            shows the image to whoever listens now: "attached" or "refused ERRNO TEXT"
  *     let-go                 gives the image back: closes it, and waits for the mount to have it ("released 0 ");
  *                            requests that come meanwhile are not answered
- *     close                  closes the connection, and goes on holding the image
+ *     close                  closes the connection, and keeps the image's descriptors
  *     release                closes the image's descriptors
  *     open                   opens the flat file once more, for reading and writing: "ok" or an errno
  *     write OFFSET BYTE      to the flat file: "ok" or an errno
