@@ -129,7 +129,7 @@ test('diff lists what was written since; elsewhere the image is equal', async (t
   t.is(await succeeds(t, pcow('diff', 'vm1@tuesday', 'vm1@tuesday')), 'nothing changed since vm1@tuesday\n');
   t.regex(await succeeds(t, pcow('diff', 'vm1@monday', 'tuesday')), /in \d+ ranges?\n$/);
   await fails(t, pcow('diff', 'vm1'), 2, /does not name a snapshot/);
-  await fails(t, pcow('diff', 'vm1@monday', 'base@installed'), 2, /no snapshot of vm1/);
+  await fails(t, pcow('diff', 'vm1@monday', 'base@installed'), 2, /not a snapshot of vm1/);
 });
 
 test('compare has the messages and exit codes of qemu-img compare', async (t) => {
