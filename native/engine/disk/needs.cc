@@ -10,7 +10,9 @@
 namespace pcow {
 namespace {
 
-constexpr uint64_t kLength = uint64_t{1} << 20;
+// Long enough for an extent size hint of XFS (2 MiB for huge mappings of persistent memory), which
+// makes a single page take as much.
+constexpr uint64_t kLength = uint64_t{64} << 20;
 constexpr uint64_t kPlace = kLength / 2;  // offset of the page that is tried
 
 // If a system call failed because it is not supported, the error says so; every other failure stays
