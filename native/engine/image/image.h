@@ -251,8 +251,8 @@ class Image {
   // other ranges read the same. If one of them is longer, the rest of it is not compared.
   Result<ExtentBatch> changes(const View* from, const View* to, uint64_t offset) const;
   // The ranges that the layer, and those below it in this file, hold: where its content may differ
-  // from that of the base, by sub-blocks.
-  Result<ExtentBatch> changes_to_base(const View* to, uint64_t offset) const;
+  // from that of the base, by sub-blocks. The active layer if `to` is null. Nothing from `end` on.
+  Result<ExtentBatch> changes_to_base(const View* to, uint64_t offset, uint64_t end = UINT64_MAX) const;
   // Writes everything or fails; after an error any part may have been written, as with write(2).
   Result<void> write(uint64_t offset, const void* buffer, size_t length);
   // Afterwards the range reads as zeros. Whole blocks are released.

@@ -345,13 +345,14 @@ Result<ExtentBatch> Image::changes(const View* from, const View* to, uint64_t of
   }));
 }
 
-Result<ExtentBatch> Image::changes_to_base(const View* to, uint64_t offset) const {
+Result<ExtentBatch> Image::changes_to_base(const View* to, uint64_t offset, uint64_t end) const {
   ImageState& state = *state_;
   return state.failures.noted(walk_image(state, offset, [&]() -> Result<Walk> {
     auto layer = layer_of(state, to);
     if (!layer) return layer.error();
     Walk walk = chain_walk(state, **layer);
     walk.only_held = true;
+    walk.size = std::min(walk.size, end);
     walk.end = walk.chain.size() - state.bases.current().sources.size();
     return walk;
   }));
