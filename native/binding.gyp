@@ -20,7 +20,7 @@
     {
       "target_name": "pcow",
       "dependencies": ["pcow-engine"],
-      "sources": ["build/units/addon.cc"],
+      "sources": ["build/units/addon.cc", "build/units/store.cc"],
       "defines": ["NAPI_VERSION=8", "NAPI_DISABLE_CPP_EXCEPTIONS", "NODE_ADDON_API_DISABLE_DEPRECATED", "NODE_API_SWALLOW_UNTHROWABLE_EXCEPTIONS"],
       "cflags_cc": [
         "-isystem <!(node -p \"path.dirname(require.resolve('node-addon-api/package.json'))\")",

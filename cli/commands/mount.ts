@@ -1,6 +1,7 @@
 import path from 'node:path';
 import type { Command } from 'commander';
 import { howToName, imageFilesIn } from '../../src/engine/index.js';
+import { parseStoreSize } from '../../src/images/sizes.js';
 import { startDaemon } from '../../src/mount/daemon/daemon.js';
 import { mountOnTheWay } from '../../src/images/mount-life.js';
 import { monitorsProblem } from '../../src/client/mount-status.js';
@@ -20,6 +21,7 @@ interface Options {
   checksums?: boolean;
   json?: boolean;
   showControl?: boolean;
+  cleanStore?: number;
   wait?: number;
 }
 
@@ -40,6 +42,11 @@ export function addMount(program: Command): void {
     .option('--no-stop', 'never stop a process for a snapshot: a file that is mapped cannot be snapshotted then')
     .option('--show-control', 'list MOUNTPOINT/.pcow, which exists in any case')
     .option('--checksums', 'give each snapshot checksums in the background, for “pcow scrub” and for every read')
+    .option(
+      '--clean-store <size>',
+      'memory in which guests of one base share what they read of it; default: they do not share',
+      parseStoreSize,
+    )
     .option('--json', 'for programs: where it is mounted')
     .addOption(waitOption('what is mounted there, or another mount of the directory'))
     .action(mount);
@@ -66,6 +73,7 @@ async function mount(directory: string, mountpoint: string, options: Options): P
     stopMappers: options.stop,
     checksums: options.checksums,
     showControl: options.showControl,
+    cleanStore: options.cleanStore,
   };
   if (options.foreground === true) {
     if (options.log !== undefined) {

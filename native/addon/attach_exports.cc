@@ -97,6 +97,8 @@ Napi::Function AttachServerWrap::define(Napi::Env env) {
                          InstanceMethod<&AttachServerWrap::refuse>("refuse"),
                          InstanceMethod<&AttachServerWrap::request>("request"),
                          InstanceMethod<&AttachServerWrap::give_bases>("giveBases"),
+                         InstanceMethod<&AttachServerWrap::share>("share"),
+                         InstanceMethod<&AttachServerWrap::store>("store"),
                          InstanceMethod<&AttachServerWrap::released>("released"),
                          InstanceMethod<&AttachServerWrap::look>("look"),
                          InstanceMethod<&AttachServerWrap::close>("close"),
@@ -105,9 +107,9 @@ Napi::Function AttachServerWrap::define(Napi::Env env) {
 }
 
 AttachServerWrap::AttachServerWrap(const Napi::CallbackInfo& info) : Napi::ObjectWrap<AttachServerWrap>(info) {
-  auto events = Napi::ThreadSafeFunction::New(info.Env(), info[1].As<Napi::Function>(), "pcow attach", 0, 1);
+  auto events = Napi::ThreadSafeFunction::New(info.Env(), info[2].As<Napi::Function>(), "pcow attach", 0, 1);
   events.Unref(info.Env());
-  auto server = AttachServer::start(text_of(info[0]), [events](AttachEvent event) {
+  auto server = AttachServer::start(text_of(info[0]), bytes_of(info[1]), [events](AttachEvent event) {
     auto carried = std::make_unique<AttachEvent>(std::move(event));
     if (events.NonBlockingCall(carried.get(), deliver) == napi_ok) carried.release();
   });
@@ -158,6 +160,29 @@ void AttachServerWrap::give_bases(const Napi::CallbackInfo& info) {
   command.id = info[1].ToNumber().Uint32Value();
   command.paths = texts_of(info[2]);
   server_->command(std::move(command));
+}
+
+// `connection`, `id`, `path`, `layer`, `root`.
+void AttachServerWrap::share(const Napi::CallbackInfo& info) {
+  AttachCommand command = command_for(AttachCommand::Kind::kShare, info);
+  command.id = info[1].ToNumber().Uint32Value();
+  command.layer = {text_of(info[2]), bytes_of(info[3]), text_of(info[4])};
+  server_->command(std::move(command));
+}
+
+Napi::Value AttachServerWrap::store(const Napi::CallbackInfo& info) {
+  const CleanStore::Figures figures = server_->store_figures();
+  auto object = Napi::Object::New(info.Env());
+  const auto number = [&](const char* name, uint64_t value) {
+    object.Set(name, Napi::Number::New(info.Env(), static_cast<double>(value)));
+  };
+  number("budget", figures.budget);
+  number("bytes", figures.bytes);
+  number("segments", figures.segments);
+  number("clients", figures.clients);
+  number("given", figures.given);
+  number("refused", figures.refused);
+  return object;
 }
 
 // `connection`.

@@ -13,7 +13,7 @@ namespace pcow::addon {
 class AttachServerWrap : public Napi::ObjectWrap<AttachServerWrap> {
  public:
   static Napi::Function define(Napi::Env env);
-  // `path`, `on_event`. Throws if it cannot listen at `path`.
+  // `path`, `store_budget` (bytes), `on_event`. Throws if it cannot listen at `path`.
   explicit AttachServerWrap(const Napi::CallbackInfo& info);
 
  private:
@@ -22,6 +22,8 @@ class AttachServerWrap : public Napi::ObjectWrap<AttachServerWrap> {
   void refuse(const Napi::CallbackInfo& info);
   void give_bases(const Napi::CallbackInfo& info);
   void request(const Napi::CallbackInfo& info);
+  void share(const Napi::CallbackInfo& info);
+  Napi::Value store(const Napi::CallbackInfo& info);
   void released(const Napi::CallbackInfo& info);
   void look(const Napi::CallbackInfo& info);
   void close(const Napi::CallbackInfo& info);

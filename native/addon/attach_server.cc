@@ -12,6 +12,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <charconv>
 #include <csignal>
 #include <ctime>
 #include <semaphore>
@@ -65,16 +66,21 @@ struct ServerStart {
   int err = 0;  // why the thread could not start
 };
 
-AttachServer::AttachServer(std::string path, int listener, int wakeup, Report report)
-    : path_(std::move(path)), listener_(listener), wakeup_(wakeup), report_(std::move(report)) {}
+AttachServer::AttachServer(std::string path, uint64_t store_budget, int listener, int wakeup, Report report)
+    : path_(std::move(path)),
+      store_budget_(store_budget),
+      listener_(listener),
+      wakeup_(wakeup),
+      report_(std::move(report)) {}
 
-Result<std::shared_ptr<AttachServer>> AttachServer::start(const std::string& path, Report report) {
+Result<std::shared_ptr<AttachServer>> AttachServer::start(const std::string& path, uint64_t store_budget,
+                                                          Report report) {
   auto listener = listen_at(path);
   if (!listener) return listener.error();
   Descriptor wakeup(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   if (!wakeup) return system_error(errno, "can't serve monitors at " + path);
   ServerStart start;
-  start.server.reset(new AttachServer(path, listener->number(), wakeup.number(), std::move(report)));
+  start.server.reset(new AttachServer(path, store_budget, listener->number(), wakeup.number(), std::move(report)));
   PCOW_TRY(start_thread(report_main, &start));
   start.ready.acquire();
   if (auto started = start_thread(serve_main, &start); !started) {
@@ -171,6 +177,7 @@ void AttachServer::serve() {
   epoll_ = Descriptor(epoll_create1(EPOLL_CLOEXEC));
   watch(epoll_.number(), wakeup_, kWakeupMark);
   watch(epoll_.number(), listener_, kListenerMark);
+  start_store();
   for (;;) {
     epoll_event events[64];
     const int count = epoll_wait(epoll_.number(), events, 64, wait_ms());
@@ -192,6 +199,12 @@ void AttachServer::serve() {
     }
     expire();
   }
+  {
+    std::unique_lock guard(lock_);
+    const auto ending = std::move(store_);
+    guard.unlock();  // its thread may be reporting
+  }
+  answers_.clear();
   // Close them here: they exist only in this thread's table, which ends with the thread.
   for (auto& [id, connection] : connections_) {
     closer_.close(std::move(connection.socket), connection.uid);
@@ -301,6 +314,7 @@ std::string AttachServer::take(uint64_t id, Connection* connection, Packet* pack
   if (connection->state == State::kNew) return take_first(id, connection, packet);
   if (packet->kind == protocol::Kind::kRelease) return take_release(id, connection, *packet);
   if (packet->kind == protocol::Kind::kWant) return take_want(id, connection, *packet);
+  if (packet->kind == protocol::Kind::kWantShared) return take_want_shared(id, connection, *packet);
   return take_answer(id, connection, packet);
 }
 
@@ -371,6 +385,19 @@ std::string AttachServer::take_want(uint64_t id, Connection* connection, const P
   return "";
 }
 
+// The store ignores it if too many wait.
+std::string AttachServer::take_want_shared(uint64_t id, Connection* connection, const Packet& packet) {
+  if (connection->state != State::kAttached || !connection->shares) return "kWantShared without a store";
+  uint32_t count;
+  const char* end = packet.text.data() + packet.text.size();
+  const auto parsed = std::from_chars(packet.text.data(), end, count);
+  if (packet.id != 0 || parsed.ec != std::errc() || parsed.ptr != end || count > segment::kSlices ||
+      !packet.descriptors.empty())
+    return "kWantShared with unexpected contents";
+  store_->want(id, packet.value, count);
+  return "";
+}
+
 // A request in progress fails: the monitor has closed the image, perhaps before it read the
 // request.
 std::string AttachServer::take_release(uint64_t id, Connection* connection, const Packet& packet) {
@@ -402,11 +429,14 @@ void AttachServer::report_shut_down(uint64_t id, uint32_t request) {
 
 void AttachServer::run_commands() {
   std::deque<AttachCommand> commands;
+  std::deque<CleanStore::Answer> answers;
   {
     const std::lock_guard guard(lock_);
     commands.swap(commands_);
+    answers.swap(answers_);
   }
   for (const AttachCommand& command : commands) run(command);
+  for (CleanStore::Answer& answer : answers) pass_on(std::move(answer));
 }
 
 void AttachServer::look(const AttachCommand& command) {
@@ -435,6 +465,7 @@ void AttachServer::run(const AttachCommand& command) {
     case AttachCommand::Kind::kClose: drop(connection, command.text); return;
     case AttachCommand::Kind::kRequest: request(connection, command); return;
     case AttachCommand::Kind::kGiveBases: give_bases(connection, command); return;
+    case AttachCommand::Kind::kShare: share(connection, command); return;
     case AttachCommand::Kind::kReleased: released(connection); return;
     case AttachCommand::Kind::kLook: return;
   }
@@ -450,9 +481,23 @@ void AttachServer::request(Connections::iterator connection, const AttachCommand
   packet.id = command.id;
   packet.value = command.value;
   packet.text = command.text;
+  send_request(connection, std::move(packet));
+}
+
+void AttachServer::send_request(Connections::iterator connection, Packet packet) {
   connection->second.outstanding = true;
-  connection->second.id = command.id;
+  connection->second.id = packet.id;
   if (!send_packet(connection->second.socket.number(), packet)) drop(connection, "it does not read its messages");
+}
+
+void AttachServer::fail_request(uint64_t id, uint32_t request, const Error& error) {
+  AttachEvent event;
+  event.kind = AttachEvent::Kind::kAnswer;
+  event.connection = id;
+  event.id = request;
+  event.err = error.err;
+  event.text = error.message;
+  report(std::move(event));
 }
 
 // A request like any other, except for its descriptors. If a file cannot be opened, nothing is
@@ -470,19 +515,67 @@ void AttachServer::give_bases(Connections::iterator connection, const AttachComm
   Result<void> outcome = add_files(&packet, command.paths, false);
   if (outcome && packet.text.size() > protocol::kMaxText)
     outcome = Error(Code::kTooLarge, "the paths of the bases are too long to be sent");
-  if (!outcome) {
-    AttachEvent event;
-    event.kind = AttachEvent::Kind::kAnswer;
-    event.connection = connection->first;
-    event.id = command.id;
-    event.err = outcome.error().err;
-    event.text = outcome.error().message;
-    report(std::move(event));
+  if (outcome)
+    send_request(connection, std::move(packet));
+  else
+    fail_request(connection->first, command.id, outcome.error());
+}
+
+// On this thread, whose table of descriptors the store's thread gets: the segments are sent from
+// here.
+void AttachServer::start_store() {
+  if (store_budget_ == 0) return;
+  auto started = CleanStore::start(store_budget_, [this](CleanStore::Answer answer) {
+    const std::lock_guard guard(lock_);
+    if (stopped_) return;
+    answers_.push_back(std::move(answer));
+    eventfd_write(wakeup_, 1);
+  });
+  const std::lock_guard guard(lock_);
+  if (started) store_ = std::move(*started);
+}
+
+CleanStore::Figures AttachServer::store_figures() {
+  const std::lock_guard guard(lock_);
+  return store_ ? store_->figures() : CleanStore::Figures{};
+}
+
+// The store opens the layer first. The request follows in pass_on().
+void AttachServer::share(Connections::iterator connection, const AttachCommand& command) {
+  if (connection->second.state != State::kAttached)
+    report_shut_down(connection->first, command.id);
+  else if (!store_)
+    fail_request(connection->first, command.id, Error(Code::kUnsupported, EOPNOTSUPP, "the mount has no clean store"));
+  else
+    store_->open(connection->first, command.id, command.layer);
+}
+
+void AttachServer::pass_on(CleanStore::Answer answer) {
+  const auto connection = connections_.find(answer.client);
+  if (connection == connections_.end()) return;
+  const bool opened = answer.kind == CleanStore::Answer::Kind::kOpened;
+  if (connection->second.state != State::kAttached) {
+    if (opened) report_shut_down(answer.client, answer.id);
     return;
   }
-  connection->second.outstanding = true;
-  connection->second.id = command.id;
-  if (!send_packet(connection->second.socket.number(), packet)) drop(connection, "it does not read its messages");
+  if (opened && !answer.ok) {
+    fail_request(answer.client, answer.id, answer.error);
+    return;
+  }
+  Packet packet;
+  if (opened) {
+    packet.kind = protocol::Kind::kStore;
+    packet.id = answer.id;
+    packet.text = std::to_string(answer.size);
+    connection->second.shares = true;
+    send_request(connection, std::move(packet));
+    return;
+  }
+  packet.kind = protocol::Kind::kShared;
+  packet.value = answer.slice;
+  if (answer.segment) packet.descriptors.push_back(std::move(answer.segment));
+  // A monitor that does not read it makes copies of its own.
+  (void)send_packet(connection->second.socket.number(), packet);
 }
 
 // The monitor ends the connection. If this side did, and a late answer was still unread, the kernel
@@ -558,6 +651,7 @@ void AttachServer::drop(Connections::iterator connection, const std::string& why
     event.text = why;
     report(std::move(event));
   }
+  if (store_) store_->forget(connection->first);
   epoll_ctl(epoll_.number(), EPOLL_CTL_DEL, connection->second.socket.number(), nullptr);
   closer_.close(std::move(connection->second.socket), connection->second.uid);
   closer_.close(std::move(connection->second.image), connection->second.uid);

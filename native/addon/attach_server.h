@@ -26,6 +26,7 @@
 #include "addon/foreign_closer.h"
 #include "attach/packet.h"
 #include "engine/error.h"
+#include "store/clean_store.h"
 
 namespace pcow::addon {
 
@@ -67,7 +68,7 @@ struct AttachEvent {
 struct AttachCommand {
   // kLook: everything that the connection has sent so far is received and reported first, then
   // kLooked; also for a connection that is gone.
-  enum class Kind { kHandOver, kConfirm, kRefuse, kRequest, kGiveBases, kReleased, kLook, kClose };
+  enum class Kind { kHandOver, kConfirm, kRefuse, kRequest, kGiveBases, kShare, kReleased, kLook, kClose };
   Kind kind{};
   uint64_t connection = 0;
   std::vector<std::string>
@@ -78,8 +79,9 @@ struct AttachCommand {
   int err = 0;               // kRefuse, positive
   std::string text;          // kRefuse, kRequest
   protocol::Kind request{};  // kRequest, with `id` and `value`
-  uint32_t id = 0;           // also of kLook and kGiveBases
+  uint32_t id = 0;           // also of kLook, kGiveBases and kShare
   uint32_t value = 0;
+  CleanStore::Layer layer;  // kShare: what the image stands on
 };
 
 class AttachServer : public std::enable_shared_from_this<AttachServer> {
@@ -87,11 +89,14 @@ class AttachServer : public std::enable_shared_from_this<AttachServer> {
   // Any thread. `report` is called on one of the server's threads, and never after stop() has
   // returned.
   using Report = std::function<void(AttachEvent)>;
-  static Result<std::shared_ptr<AttachServer>> start(const std::string& path, Report report);
+  // `store_budget`: bytes of the clean store; 0: there is none.
+  static Result<std::shared_ptr<AttachServer>> start(const std::string& path, uint64_t store_budget, Report report);
   // Any thread. Does nothing if the connection is gone: its kClosed has been reported, or will be.
   void command(AttachCommand command);
   // Any thread. Removes the socket, and makes the thread end soon; does not wait for it.
   void stop();
+  // Any thread. All zero if there is no clean store.
+  CleanStore::Figures store_figures();
 
  private:
   // kReleasing: the monitor has given the image back, and kReleased has not been sent yet.
@@ -107,13 +112,14 @@ class AttachServer : public std::enable_shared_from_this<AttachServer> {
     bool outstanding = false;  // a request waits for its answer
     uint32_t id = 0;           // of that request
     bool wants = false;        // kWant was reported, and has not been answered yet
+    bool shares = false;       // kStore was sent
     uint32_t late_id =
         // kReleasing, kReleased: the request whose answer may still come, and is ignored; 0: none
         0;
   };
   using Connections = std::map<uint64_t, Connection>;
 
-  AttachServer(std::string path, int listener, int wakeup, Report report);
+  AttachServer(std::string path, uint64_t store_budget, int listener, int wakeup, Report report);
   static Result<void> start_thread(void* (*main)(void*), void* argument);
   static void* serve_main(void* start);
   static void* report_main(void* start);
@@ -130,6 +136,7 @@ class AttachServer : public std::enable_shared_from_this<AttachServer> {
   std::string take_first(uint64_t id, Connection* connection, Packet* packet);
   std::string take_answer(uint64_t id, Connection* connection, Packet* packet);
   std::string take_want(uint64_t id, Connection* connection, const Packet& packet);
+  std::string take_want_shared(uint64_t id, Connection* connection, const Packet& packet);
   std::string take_release(uint64_t id, Connection* connection, const Packet& packet);
   void report_shut_down(uint64_t id, uint32_t request);
   void run_commands();
@@ -137,6 +144,11 @@ class AttachServer : public std::enable_shared_from_this<AttachServer> {
   void look(const AttachCommand& command);
   void request(Connections::iterator connection, const AttachCommand& command);
   void give_bases(Connections::iterator connection, const AttachCommand& command);
+  void fail_request(uint64_t id, uint32_t request, const Error& error);
+  void send_request(Connections::iterator connection, Packet packet);
+  void start_store();
+  void share(Connections::iterator connection, const AttachCommand& command);
+  void pass_on(CleanStore::Answer answer);
   void released(Connections::iterator connection);
   void hand_over(Connections::iterator connection, const AttachCommand& command);
   void confirm(Connections::iterator connection);
@@ -145,6 +157,7 @@ class AttachServer : public std::enable_shared_from_this<AttachServer> {
   void report(AttachEvent event);
 
   const std::string path_;
+  const uint64_t store_budget_;
   const int listener_;  // closed in the process's table once the thread has its own table
   const int wakeup_;    // open in both tables until the end
   Descriptor epoll_;
@@ -158,6 +171,8 @@ class AttachServer : public std::enable_shared_from_this<AttachServer> {
   std::mutex lock_;
   bool stopped_ = false;
   std::deque<AttachCommand> commands_;
+  std::deque<CleanStore::Answer> answers_;  // of the store
+  std::unique_ptr<CleanStore> store_;       // the server's thread makes it and ends it
   std::deque<AttachEvent> events_;
   std::condition_variable reported_;
   Report report_;

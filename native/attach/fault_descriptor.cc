@@ -16,6 +16,9 @@ namespace pcow {
 namespace {
 
 constexpr uint64_t kFeatures = UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_EVENT_REMAP;
+// As in <linux/userfaultfd.h> of Linux 5.19: write protection of shared memory, also of pages that
+// are not there.
+constexpr uint64_t kSharing = UFFD_FEATURE_MISSING_SHMEM | uint64_t{1} << 12;
 constexpr size_t kAlignment = size_t{2} << 20;
 
 int open_userfaultfd(int* err) {
@@ -49,15 +52,20 @@ Result<std::unique_ptr<FaultDescriptor>> FaultDescriptor::open() {
     return system_error(err, err == ENOSYS ? "this kernel has no userfaultfd" : "cannot make a userfaultfd");
   }
   struct uffdio_api api = {};
-  api.api = UFFD_API;
-  api.features = kFeatures;
-  if (ioctl(descriptor, UFFDIO_API, &api) < 0) {
+  const auto shake_hands = [&](uint64_t features) {
+    api = {};
+    api.api = UFFD_API;
+    api.features = features;
+    return ioctl(descriptor, UFFDIO_API, &api) == 0;
+  };
+  const bool can_share = shake_hands(kFeatures | kSharing);
+  if (!can_share && !shake_hands(kFeatures)) {
     err = errno;
     close(descriptor);
     return system_error(
         err, "this kernel's userfaultfd cannot write-protect or follow mremap (Linux 5.7 or newer is needed)");
   }
-  return std::unique_ptr<FaultDescriptor>(new FaultDescriptor(descriptor));
+  return std::unique_ptr<FaultDescriptor>(new FaultDescriptor(descriptor, can_share));
 }
 
 FaultDescriptor::~FaultDescriptor() { close(descriptor_); }
@@ -71,22 +79,43 @@ Result<void*> FaultDescriptor::reserve(size_t length, int protection) const {
   if (aligned > start) system_munmap(found, aligned - start);
   system_munmap(reinterpret_cast<void*>(aligned + length), start + roomy - aligned - length);
   void* address = reinterpret_cast<void*>(aligned);
-  // A child of fork(2) has no userfaultfd and would read zeros. Therefore it does not get the
-  // mapping: accessing it there raises SIGSEGV.
-  if (system_madvise(address, length, MADV_DONTFORK) < 0) {
-    const int err = errno;
+  if (auto registered = register_range(address, length); !registered) {
     system_munmap(address, length);
-    return system_error(err, "cannot keep the image's mapping from children of this process");
-  }
-  struct uffdio_register whole = {};
-  whole.range = {aligned, length};
-  whole.mode = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP;
-  if (ioctl(descriptor_, UFFDIO_REGISTER, &whole) < 0) {
-    const int err = errno;
-    system_munmap(address, length);
-    return system_error(err, "cannot register the reservation with userfaultfd");
+    return registered.error();
   }
   return address;
+}
+
+Result<void> FaultDescriptor::register_range(void* address, size_t length) const {
+  // A child of fork(2) has no userfaultfd and would read zeros. Therefore it does not get the
+  // mapping: accessing it there raises SIGSEGV.
+  if (system_madvise(address, length, MADV_DONTFORK) < 0)
+    return system_error(errno, "cannot keep the image's mapping from children of this process");
+  struct uffdio_register whole = {};
+  whole.range = {reinterpret_cast<uintptr_t>(address), length};
+  whole.mode = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP;
+  if (ioctl(descriptor_, UFFDIO_REGISTER, &whole) < 0)
+    return system_error(errno, "cannot register the reservation with userfaultfd");
+  return {};
+}
+
+Result<char*> FaultDescriptor::map_protected(int memory, uint64_t offset, size_t length, int protection) const {
+  void* found =
+      system_mmap(nullptr, length, protection, MAP_PRIVATE | MAP_NORESERVE, memory, static_cast<off_t>(offset));
+  if (found == MAP_FAILED) return system_error(errno, "cannot map shared memory");
+  // Populated before it is registered: a page that is missing after that is an event, for which the
+  // kernel would keep this thread waiting.
+  Result<void> outcome;
+  if (system_madvise(found, length, MADV_POPULATE_READ) < 0) outcome = system_error(errno, "cannot read shared memory");
+  if (outcome) outcome = register_range(found, length);
+  struct uffdio_writeprotect whole = {};
+  whole.range = {reinterpret_cast<uintptr_t>(found), length};
+  whole.mode = UFFDIO_WRITEPROTECT_MODE_WP;
+  if (outcome && ioctl(descriptor_, UFFDIO_WRITEPROTECT, &whole) < 0)
+    outcome = system_error(errno, "cannot write-protect shared memory");
+  if (outcome) return static_cast<char*>(found);
+  system_munmap(found, length);
+  return outcome.error();
 }
 
 Result<void> FaultDescriptor::copy_protected(void* to, const void* from, size_t length) const {

@@ -27,6 +27,12 @@ class FaultDescriptor {
   // Maps private anonymous memory, aligned to 2 MiB. Accesses to its missing pages and writes to
   // its protected pages are reported to this userfaultfd.
   Result<void*> reserve(size_t length, int protection) const;
+  // Whether map_protected() works with this kernel.
+  bool can_share() const { return can_share_; }
+  // Maps a range of a memfd privately, anywhere, with its pages in the page tables: reading them
+  // causes no event, and the first write to each is reported to this userfaultfd. All of the range
+  // must be there.
+  Result<char*> map_protected(int memory, uint64_t offset, size_t length, int protection) const;
   // Fills missing pages with a write-protected copy. Pages that are already there are left as they
   // are.
   Result<void> copy_protected(void* to, const void* from, size_t length) const;
@@ -40,8 +46,11 @@ class FaultDescriptor {
   size_t read(struct uffd_msg* events, size_t count) const;
 
  private:
-  explicit FaultDescriptor(int descriptor) : descriptor_(descriptor) {}
+  FaultDescriptor(int descriptor, bool can_share) : descriptor_(descriptor), can_share_(can_share) {}
+  Result<void> register_range(void* address, size_t length) const;
+
   const int descriptor_;
+  const bool can_share_;
 };
 
 }  // namespace pcow

@@ -27,6 +27,14 @@
 //   kWant ─────────────────────────────────▶
 //                                          ◀─ kBases (descriptors: the bases as they are now; text:
 //                                             their paths), which is a request
+//   when the mount has a clean store (segment.h), and the image stands on a base:
+//                                          ◀─ kStore (text: the size of the base's layer), a request
+//                                             that older monitors fail
+//   kWantShared (slices that it needs) ────▶
+//                                          ◀─ kShared (descriptor of the segment, the first time),
+//                                             when the slices are filled, or cannot be. Without an
+//                                             answer, and without the mount, the monitor makes
+//                                             copies of its own
 //
 // The value of kAttached says whether the mount knows kWant, so that a monitor and a mount of
 // different versions work together.
@@ -78,6 +86,14 @@ enum class Kind : uint16_t {
   kBases = 19,  // Text: the paths of the descriptors, each ended by a NUL
   // Text: a snapshot's name and its new name, separated by a space, which no name contains
   kRename = 20,
+  // Text: the size in bytes, decimal, of the layer that the image stands on. Its content is in the
+  // clean store
+  kStore = 21,
+  // id 0, value: the first slice. Text: how many slices of its segment to fill from there on,
+  // decimal; 0: none, only what is there is of interest
+  kWantShared = 22,
+  // id 0, value: the first slice of a kWantShared. At most one descriptor: its segment
+  kShared = 23,
 };
 
 struct Header {

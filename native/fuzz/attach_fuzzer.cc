@@ -113,7 +113,7 @@ extern "C" int LLVMFuzzerInitialize(int*, char***) {
   CreateOptions options;
   options.size = 65536;
   if (!create_image(directory + "/image.pcow", options)) abort();
-  auto started = AttachServer::start(socket_path, report);
+  auto started = AttachServer::start(socket_path, 0, report);
   if (!started) abort();
   server = *started;
   int pipes[2];

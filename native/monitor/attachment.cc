@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstdlib>
 #include <cstring>
 
 #include "monitor/log.h"
@@ -147,6 +148,7 @@ Result<std::shared_ptr<Attachment>> Attachment::attach(const std::string& socket
   attachment->session_ = std::move(*session);
   attachment->stop_ = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
   attachment->want_ = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+  attachment->shared_ = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
   attachment->may_want_ = answer->value == protocol::kMayWant;
   attachment->session_->tell_of_missing_bases(attachment->want_);
   log_detail("attached " + options.given.front().path + (write ? " for writing" : " for reading"));
@@ -155,23 +157,26 @@ Result<std::shared_ptr<Attachment>> Attachment::attach(const std::string& socket
 }
 
 Attachment::~Attachment() {
-  session_.reset();  // before `want_` is closed: the fault thread may write to it
+  session_.reset();  // before `want_` and `shared_` are closed: the fault thread may write to them
   if (stop_ >= 0) close(stop_);
   if (want_ >= 0) close(want_);
+  if (shared_ >= 0) close(shared_);
 }
 
 void Attachment::serve_mount() {
   for (;;) {
     // While the mount cannot be asked, `want_` stays readable.
     const int want = socket_ && may_want_ ? want_ : -1;
-    struct pollfd ready[] = {{stop_, POLLIN, 0}, {socket_.number(), POLLIN, 0}, {want, POLLIN, 0}};
-    const int count = poll(ready, 3, !socket_ ? kReconnectMs : session_->is_cut() ? patience_.cut_ms : -1);
+    const int shared = socket_ ? shared_ : -1;
+    struct pollfd ready[] = {{stop_, POLLIN, 0}, {socket_.number(), POLLIN, 0}, {want, POLLIN, 0}, {shared, POLLIN, 0}};
+    const int count = poll(ready, 4, !socket_ ? kReconnectMs : session_->is_cut() ? patience_.cut_ms : -1);
     if (ready[0].revents) break;
     if (!socket_) {
       if (session_->writable() && resume()) log_detail(socket_path_ + ": attached to the next mount");
       continue;
     }
     if (ready[2].revents && ask_for_bases()) continue;
+    if (ready[3].revents && ask_for_shared()) continue;
     Packet request;
     std::string reason;
     Received received = protocol::receive_packet(socket_.number(), protocol::kMaxDescriptors, &request, &reason);
@@ -179,14 +184,23 @@ void Attachment::serve_mount() {
       if (count != 0) continue;
       reason = "it left the memory frozen for too long";
     }
-    if (received == Received::kPacket && !request.descriptors.empty() && request.kind != Kind::kBases) {
+    const size_t most = request.kind == Kind::kBases    ? protocol::kMaxDescriptors
+                        : request.kind == Kind::kShared ? 1
+                                                        : 0;
+    if (received == Received::kPacket && request.descriptors.size() > most) {
       received = Received::kMalformed;
       reason = "a request with unexpected descriptors";
+    }
+    if (received == Received::kPacket && request.kind == Kind::kShared) {
+      session_->take_shared(request.value,
+                            request.descriptors.empty() ? Descriptor() : std::move(request.descriptors[0]));
+      continue;
     }
     if (received == Received::kPacket && protocol::send_packet(socket_.number(), answer(request))) continue;
     // The mount is gone, or violates the protocol. A snapshot that it has not committed has not
     // happened, and the guest continues.
     session_->abort();
+    session_->shared().withdraw();
     socket_.reset();
     log_detail(socket_path_ + ": the mount is gone" + (reason.empty() ? "" : " (" + reason + ")"));
   }
@@ -205,6 +219,20 @@ bool Attachment::ask_for_bases() {
   Packet want;
   want.kind = Kind::kWant;
   return protocol::send_packet(socket_.number(), want);
+}
+
+// Returns false if the mount is gone.
+bool Attachment::ask_for_shared() {
+  uint64_t ignored;
+  (void)!read(shared_, &ignored, sizeof ignored);
+  for (const SharedBase::Want& want : session_->shared().take_wants()) {
+    Packet asked;
+    asked.kind = Kind::kWantShared;
+    asked.value = static_cast<uint32_t>(want.slice);
+    asked.text = std::to_string(want.count);
+    if (!protocol::send_packet(socket_.number(), asked)) return false;
+  }
+  return true;
 }
 
 bool Attachment::resume() {
@@ -240,6 +268,7 @@ Packet Attachment::answer(const Packet& request) {
       auto files = files_of(request);
       return outcome(files ? session_->give_bases(*files) : files.error());
     }
+    case Kind::kStore: return outcome(session_->offer_store(strtoull(request.text.c_str(), nullptr, 10), shared_));
     case Kind::kStatus: return done(request, session_->statistics().json());
     default: return failed(request, Error(Code::kInvalid, "this version of the monitor does not know the request"));
   }

@@ -44,6 +44,7 @@ class Attachment {
   bool resume();
   void release();
   bool ask_for_bases();
+  bool ask_for_shared();
   protocol::Packet answer(const protocol::Packet& request);
 
   const std::string socket_path_;
@@ -51,8 +52,9 @@ class Attachment {
   protocol::Descriptor socket_;  // the control thread's; invalid while there is no mount
   std::unique_ptr<Session> session_;
   std::string uuid_;
-  int stop_ = -1;  // eventfd: the control thread must end
-  int want_ = -1;  // eventfd, written by the session when a base is missing
+  int stop_ = -1;    // eventfd: the control thread must end
+  int want_ = -1;    // eventfd, written by the session when a base is missing
+  int shared_ = -1;  // eventfd, written by the session when it wants shared memory
   // The control thread's:
   bool may_want_ = false;  // the mount knows kWant
   int64_t wanted_ms_ = 0;  // when kWant was last sent; monotonic

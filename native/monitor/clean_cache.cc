@@ -24,17 +24,20 @@ CleanCache::CleanCache(Image* image, FaultDescriptor* faults, const RegionGeomet
       statistics_(statistics),
       buffer_(unit_ + Region::kLargestRead) {}
 
-Result<void> CleanCache::serve(Region* region, uint64_t offset) { return copy(region, offset, ahead(region, offset)); }
+Result<void> CleanCache::serve(Region* region, uint64_t offset, uint64_t limit) {
+  return copy(region, offset, ahead(region, offset, limit));
+}
 
 // How many bytes after the unit at `offset` to copy with it, because a sequential reader will want
 // them: one copy of many pages replaces many faults. Stops at data that is already there. Does not
 // push other copies out: a copy that was just made might be dropped before its reader runs again.
-uint64_t CleanCache::ahead(Region* region, uint64_t offset) const {
+uint64_t CleanCache::ahead(Region* region, uint64_t offset, uint64_t limit) const {
   const uint64_t start = std::min((offset / unit_ + 1) * unit_, region->end());
-  const uint64_t end = std::min(start + region->readers().ahead(offset), region->end());
+  const uint64_t end = std::max(start, std::min({start + region->readers().ahead(offset), region->end(), limit}));
   uint64_t at = start;
   const auto fits = [&] { return has_room_for((at - offset) + unit_); };
-  while (at < end && !region->is_mapped(at) && !region->is_clean(at) && fits()) at = std::min(end, at + unit_);
+  const auto is_there = [&] { return region->is_mapped(at) || region->is_clean(at) || region->is_shared(at); };
+  while (at < end && !is_there() && fits()) at = std::min(end, at + unit_);
   region->readers().served_to(at);
   return at - start;
 }
@@ -67,7 +70,7 @@ Result<void> CleanCache::copy(Region* region, uint64_t offset, uint64_t ahead) {
 Result<void> CleanCache::put(Region* region, uint64_t low, uint64_t high) {
   const uint64_t sub = geometry_.sub_block_size();
   const auto wanted = [&](uint64_t at) {
-    return !region->is_mapped(at) && (!writable_ || image_->file_offset(at) == 0);
+    return !region->is_mapped(at) && !region->is_shared(at) && (!writable_ || image_->file_offset(at) == 0);
   };
   const auto next = [&](uint64_t at) { return std::min(high, at / sub * sub + sub); };
   for (uint64_t at = low; at < high;) {
@@ -94,7 +97,7 @@ void CleanCache::serve_around(Region* region, uint64_t offset) {
   for (uint64_t at = std::max(group, region->offset()); at < std::min(group + unit_ * kGroup, region->end());
        at = (at / unit_ + 1) * unit_) {
     if (!has_room_for(unit_) || faults_->is_awaited()) return;
-    if (!region->was_in_use(at) || region->is_mapped(at) || region->is_clean(at)) continue;
+    if (!region->was_in_use(at) || region->is_mapped(at) || region->is_clean(at) || region->is_shared(at)) continue;
     if (!copy(region, at, 0)) return;  // an access to it will fault, and report the error
   }
 }

@@ -24,9 +24,9 @@ class CleanCache {
   CleanCache(Image* image, FaultDescriptor* faults, const RegionGeometry& geometry, const Regions& regions,
              uint64_t budget, bool writable, Statistics* statistics);
 
-  // Copies the unit at `offset`, and what follows it for a sequential reader. Wakes the threads
-  // that wait for it.
-  Result<void> serve(Region* region, uint64_t offset);
+  // Copies the unit at `offset`, and what follows it for a sequential reader, up to `limit`. Wakes
+  // the threads that wait for it.
+  Result<void> serve(Region* region, uint64_t offset, uint64_t limit = UINT64_MAX);
   // While no fault waits: copies data near `offset` that was in use before the last snapshot, so
   // that it causes no faults of its own.
   void serve_around(Region* region, uint64_t offset);
@@ -42,7 +42,7 @@ class CleanCache {
   void forget_sub_blocks(uint64_t sub_blocks) { count(-static_cast<int64_t>(sub_blocks * geometry_.sub_block_size())); }
 
  private:
-  uint64_t ahead(Region* region, uint64_t offset) const;
+  uint64_t ahead(Region* region, uint64_t offset, uint64_t limit) const;
   Result<void> copy(Region* region, uint64_t offset, uint64_t ahead);
   Result<void> put(Region* region, uint64_t low, uint64_t high);
   void drop(Region* region, uint64_t from, uint64_t to);

@@ -8,17 +8,24 @@ namespace pcow {
 namespace {
 
 constexpr uint64_t kBusyNs = 250'000;  // several times as long as serving a fault takes
+// What is shown at once to a sequential reader.
+constexpr uint64_t kLargestShare = uint64_t{4} << 20;
+constexpr uint64_t kWantAhead = uint64_t{8} << 20;
+constexpr uint64_t kSmallestUnit = 65536;
 
 }  // namespace
 
 FaultServer::FaultServer(Image* image, FaultDescriptor* faults, const RegionGeometry& geometry, const Regions& regions,
-                         CleanCache* clean, Mapper* mapper, Stalls* stalls, Statistics* statistics, bool writable)
+                         CleanCache* clean, Mapper* mapper, SharedBase* shared, SharingQueue* sharing, Stalls* stalls,
+                         Statistics* statistics, bool writable)
     : image_(image),
       faults_(faults),
       geometry_(geometry),
       regions_(regions),
       clean_(clean),
       mapper_(mapper),
+      shared_(shared),
+      sharing_(sharing),
       stalls_(stalls),
       statistics_(statistics),
       writable_(writable) {}
@@ -27,16 +34,19 @@ bool FaultServer::serve(const Fault& fault) {
   Region* region = region_at(fault.address);
   // The fault may have been served by now (for another thread, or with a neighbour's run), or the
   // region unmapped: only wake the thread.
-  if (!region || region->is_mapped(region->offset_of(fault.address))) {
+  const uint64_t offset = region ? region->offset_of(fault.address) : 0;
+  if (region && fault.alone && region->is_shared(offset))
+    statistics_->faults[static_cast<size_t>(FaultKind::kSharing)].add(monotonic_ns() - fault.since_ns);
+  if (!region || region->is_mapped(offset) || (!fault.write && region->is_shared(offset))) {
     faults_->wake(fault.address, 4096);
     return true;
   }
-  const uint64_t offset = region->offset_of(fault.address);
   busy_ = fault.since_ns < served_ns_ + kBusyNs;
   FaultKind kind = FaultKind::kMapping;
-  const auto served = fault.write ? serve_write(region, offset, &kind) : serve_read(region, offset, &kind);
+  const auto served = fault.write ? serve_write(region, offset, &kind) : serve_read(region, offset, fault, &kind);
   if (!served && !fail(region, offset, served.error())) return false;
   served_ns_ = monotonic_ns();
+  if (kind == FaultKind::kSharing) return true;
   statistics_->faults[static_cast<size_t>(kind)].add(served_ns_ - fault.since_ns);
   mapper_->keep_budget();
   return true;
@@ -71,14 +81,53 @@ Result<void> FaultServer::serve_write(Region* region, uint64_t offset, FaultKind
 // A reader's session maps nothing of the image directly. The image's writer, in another process,
 // may release a block at any time and use it for other data; and after a host crash only the
 // durable part of an entry counts. Image::read() handles both.
-Result<void> FaultServer::serve_read(Region* region, uint64_t offset, FaultKind* kind) {
+Result<void> FaultServer::serve_read(Region* region, uint64_t offset, const Fault& fault, FaultKind* kind) {
   auto extent = writable_ ? image_->held(offset) : Extent{};
   if (!extent) return extent.error();
   if (extent->length) return mapper_->map_extent(region, offset, *extent, false);
+  if (!fault.alone && share(region, offset, fault)) {
+    *kind = FaultKind::kSharing;
+    return {};
+  }
   *kind = FaultKind::kCleanCopy;
-  PCOW_TRY(clean_->serve(region, offset));
+  // No copies of what can be shared.
+  PCOW_TRY(clean_->serve(region, offset, shared_->missing_to(offset, offset + Region::kLargestRead + kSmallestUnit)));
+  want_shared(region, offset);
   if (busy_ && region->was_in_use(offset)) clean_->serve_around(region, offset);
   return {};
+}
+
+// Returns whether the sharing thread serves the fault.
+bool FaultServer::share(Region* region, uint64_t offset, const Fault& fault) {
+  const uint64_t chunk_end = (offset / geometry_.chunk_size() + 1) * geometry_.chunk_size();
+  const uint64_t slice = offset / segment::kSliceSize * segment::kSliceSize;
+  const uint64_t limit = std::min(chunk_end, region->end());
+  uint64_t end = shared_->filled_to(slice, std::min(limit, slice + kLargestShare));
+  if (end <= offset || !mapper_->has_room_for_shared()) return false;
+  if (region->readers().ahead(offset) > 0)
+    (void)shared_->want(end, end + kWantAhead);
+  else
+    end = std::min(end, slice + segment::kSliceSize);
+  region->readers().served_to(end);
+  sharing_->add({std::max(slice, region->offset()), end, fault});
+  return true;
+}
+
+// Copies have been made, from `offset` on. The mount is asked for the slice when a second part of it
+// is read, or when the reader goes on: a reader that jumps about would make it read much more than
+// that needs.
+void FaultServer::want_shared(Region* region, uint64_t offset) {
+  const uint64_t slice = offset / segment::kSliceSize * segment::kSliceSize;
+  if (region->readers().follows()) {
+    (void)shared_->want(offset, offset + kWantAhead);
+    return;
+  }
+  const uint64_t unit = std::max(geometry_.sub_block_size(), kSmallestUnit);
+  const uint64_t end = std::min(slice + segment::kSliceSize, region->end());
+  uint64_t parts = 0;
+  for (uint64_t at = std::max(slice, region->offset()); at < end; at = (at / unit + 1) * unit)
+    if (region->is_clean(at)) parts++;
+  (void)shared_->want(offset, parts > 1 ? offset + 1 : offset);
 }
 
 // Damage does not go away: accessing it raises SIGBUS, instead of waiting forever. Returns true if

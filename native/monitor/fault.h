@@ -3,7 +3,8 @@
 //   serve()       finds the region, and checks whether the fault has already been served
 //   serve_write() the sub-blocks become the image's own (engine/image/image_fault.cc); the mapper
 //                 maps them
-//   serve_read()  the image's own sub-blocks are mapped; all others become clean copies
+//   serve_read()  the image's own sub-blocks are mapped; all others become clean copies, or the
+//                 sharing thread shows shared memory there (sharing.h)
 //   fail()        the fault waits, or, if the image is damaged, raises SIGBUS
 //
 // All methods are called with the session's `handling` held.
@@ -16,29 +17,28 @@
 #include "monitor/clean_cache.h"
 #include "monitor/mapper.h"
 #include "monitor/region.h"
+#include "monitor/sharing.h"
 #include "monitor/stalls.h"
 #include "monitor/statistics.h"
 
 namespace pcow {
 
-struct Fault {
-  char* address;
-  bool write;
-  uint64_t since_ns;  // when its event was read
-};
-
 class FaultServer {
  public:
   FaultServer(Image* image, FaultDescriptor* faults, const RegionGeometry& geometry, const Regions& regions,
-              CleanCache* clean, Mapper* mapper, Stalls* stalls, Statistics* statistics, bool writable);
+              CleanCache* clean, Mapper* mapper, SharedBase* shared, SharingQueue* sharing, Stalls* stalls,
+              Statistics* statistics, bool writable);
 
-  // Returns false if the fault must wait, and be served again.
+  // Returns false if the fault must wait, and be served again. A fault that the sharing thread
+  // serves counts as served.
   bool serve(const Fault& fault);
 
  private:
   Region* region_at(const char* address) const;
   Result<void> serve_write(Region* region, uint64_t offset, FaultKind* kind);
-  Result<void> serve_read(Region* region, uint64_t offset, FaultKind* kind);
+  Result<void> serve_read(Region* region, uint64_t offset, const Fault& fault, FaultKind* kind);
+  bool share(Region* region, uint64_t offset, const Fault& fault);
+  void want_shared(Region* region, uint64_t offset);
   bool fail(Region* region, uint64_t offset, const Error& error);
 
   Image* const image_;
@@ -47,6 +47,8 @@ class FaultServer {
   const Regions& regions_;
   CleanCache* const clean_;
   Mapper* const mapper_;
+  SharedBase* const shared_;
+  SharingQueue* const sharing_;
   Stalls* const stalls_;
   Statistics* const statistics_;
   const bool writable_;

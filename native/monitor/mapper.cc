@@ -4,6 +4,7 @@
 #include <cerrno>
 #include <string>
 
+#include "attach/segment.h"
 #include "attach/system_calls.h"
 #include "monitor/log.h"
 
@@ -29,6 +30,7 @@ Result<void> Mapper::map_extent(Region* region, uint64_t offset, const Extent& e
   // Other mappings of the image may still show these blocks as clean copies. Drop them before this
   // mapping can be written.
   clean_->drop_elsewhere(region, from, to);
+  PCOW_TRY(replace_shared_elsewhere(region, from, to));
   const auto try_map = [&] { return map_blocks(address, to - from, region->protection(), in_file); };
   if (!try_map() && (errno != ENOMEM || !promote() || !try_map()))
     return system_error(errno, image_->info().path + ": cannot map a block of the image into memory");
@@ -45,17 +47,52 @@ Result<void> Mapper::map_extent(Region* region, uint64_t offset, const Extent& e
   return {};
 }
 
-// How many boundaries between mapped and unmapped sub-blocks there were in [from, to].
 int64_t Mapper::boundaries_between(const Region& region, uint64_t from, uint64_t to) const {
   const uint64_t sub = geometry_.sub_block_size();
+  // Equal for neighbours that may be of one mapping: 0 of the reservation, 1 of the image's file.
+  const auto mapping_at = [&](uint64_t at) -> uint64_t {
+    if (at < region.offset() || at >= region.end()) return 0;
+    return region.is_mapped(at) ? 1 : region.is_shared(at) ? 2 + at / segment::kContent : 0;
+  };
   int64_t count = 0;
-  bool mapped = from > region.offset() && region.is_mapped(from - 1);
+  uint64_t before = from > 0 ? mapping_at(from - 1) : 0;
   for (uint64_t at = from; at < to; at = at / sub * sub + sub) {
-    if (region.is_mapped(at) != mapped) count++;
-    mapped = region.is_mapped(at);
+    const uint64_t mapping = mapping_at(at);
+    if (mapping != before) count++;
+    before = mapping;
   }
-  const bool right = to < region.end() && region.is_mapped(to);
-  return count + (right != mapped ? 1 : 0);
+  return count + (mapping_at(to) != before ? 1 : 0);
+}
+
+// Other mappings of the image may still show these blocks as memory of the clean store, which nobody
+// can drop on this thread: mremap(2) waits for it to read an event. They get the image's own blocks
+// as well.
+Result<void> Mapper::replace_shared_elsewhere(const Region* region, uint64_t from, uint64_t to) {
+  const uint64_t sub = geometry_.sub_block_size();
+  for (const auto& other : regions_) {
+    if (other.get() == region) continue;
+    const uint64_t end = std::min(to, other->end());
+    for (uint64_t at = std::max(from, other->offset()); at < end;) {
+      const auto next = [&](uint64_t offset) { return std::min(end, offset / sub * sub + sub); };
+      if (!other->is_shared(at)) {
+        at = next(at);
+        continue;
+      }
+      auto extent = image_->held(at);
+      if (!extent) return extent.error();
+      const uint64_t most = std::min(end, extent->offset + extent->length);
+      uint64_t last = next(at);
+      while (last < most && other->is_shared(last)) last = next(last);
+      const int64_t before = boundaries_between(*other, at, last);
+      if (last > most ||
+          !map_blocks(other->at(at), last - at, other->protection(), extent->file_offset + (at - extent->offset)))
+        return system_error(errno, image_->info().path + ": cannot map a block of the image into memory");
+      take_over(other.get(), at, last);
+      count_boundaries(other.get(), at, boundaries_between(*other, at, last) - before);
+      at = last;
+    }
+  }
+  return {};
 }
 
 // Maps the image's own blocks over the present contents of the range. A child of fork(2) does not
@@ -73,6 +110,10 @@ void Mapper::take_over(Region* region, uint64_t from, uint64_t to) {
   const uint64_t sub = geometry_.sub_block_size();
   for (uint64_t at = from; at < to; at = at / sub * sub + sub) {
     clean_->forget(region, at);
+    if (region->is_shared(at)) {
+      region->set_shared(at, false);
+      statistics_->shared_bytes -= sub;
+    }
     region->set_mapped(at);
   }
 }
@@ -103,6 +144,11 @@ bool Mapper::promote() {
     return false;
   }
   statistics_->copied_bytes += work.copied_bytes;
+  const uint64_t end = std::min(chunk + geometry_.chunk_size(), worst->end());
+  if (auto replaced = replace_shared_elsewhere(worst, std::max(chunk, worst->offset()), end); !replaced) {
+    stalls_->report(replaced.error());
+    return false;
+  }
   if (statistics_->promotions++ == 0)
     log_notice(
         image_->info().path + ": the image is too fragmented for this process's mapping limit (" +

@@ -42,6 +42,15 @@ class Mapper {
   void keep_budget() {
     if (of_process_.load(std::memory_order_relaxed) > static_cast<int64_t>(budget_)) promote();
   }
+  // Whether there is room for mappings of shared memory: what is only read must not use up the
+  // budget, because promote() would copy it into the image.
+  bool has_room_for_shared() const {
+    return of_process_.load(std::memory_order_relaxed) < static_cast<int64_t>(budget_ / 2);
+  }
+  // How many boundaries between mappings there are in [from, to]: where sub-blocks in different
+  // states meet, or where mapped sub-blocks of different segments meet.
+  int64_t boundaries_between(const Region& region, uint64_t from, uint64_t to) const;
+  void count_boundaries(Region* region, uint64_t offset, int64_t change);
   // Chunks of a region have been taken down, which had this many boundaries.
   void forget_boundaries(int64_t boundaries) { of_process_ -= boundaries; }
 
@@ -55,8 +64,7 @@ class Mapper {
   bool map_chunk(Region* region, uint64_t chunk, int64_t* pieces);
   bool map_blocks(void* address, size_t length, int protection, uint64_t in_file);
   void take_over(Region* region, uint64_t from, uint64_t to);
-  int64_t boundaries_between(const Region& region, uint64_t from, uint64_t to) const;
-  void count_boundaries(Region* region, uint64_t offset, int64_t change);
+  Result<void> replace_shared_elsewhere(const Region* region, uint64_t from, uint64_t to);
 
   // mappings in all sessions: they share the limit
   static inline std::atomic<int64_t> of_process_{0};

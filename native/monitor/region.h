@@ -1,6 +1,6 @@
 // One mapping of a flat file in this process. It records which sub-blocks are mappings of the
-// image's own blocks, which are clean copies, and which are missing. Guarded by its session's
-// `handling`.
+// image's own blocks, which are clean copies, which show shared memory, and which are missing.
+// Guarded by its session's `handling`.
 #pragma once
 
 #include <algorithm>
@@ -48,25 +48,30 @@ class Region {
   // The state of a sub-block; `offset` is any offset in it.
   bool is_mapped(uint64_t offset) const { return get(offset, &Chunk::mapped); }
   bool is_clean(uint64_t offset) const { return get(offset, &Chunk::clean); }
+  bool is_shared(uint64_t offset) const { return get(offset, &Chunk::shared); }
   void set_mapped(uint64_t offset) { set(offset, &Chunk::mapped, true); }
   void set_clean(uint64_t offset, bool clean) { set(offset, &Chunk::clean, clean); }
+  void set_shared(uint64_t offset, bool shared) { set(offset, &Chunk::shared, shared); }
 
   // The number of boundaries between mappings in the chunk at `offset` (an upper estimate).
   int64_t& boundaries(uint64_t offset) { return at_or_new(offset).boundaries; }
   // The start of the chunk with the most boundaries, and their number; 0 if there is none.
   uint64_t most_fragmented(int64_t* boundaries) const;
-  // The starts of all chunks that may have mapped or clean sub-blocks, in no order.
+  // The starts of all chunks that may have sub-blocks that are not missing, in no order.
   std::vector<uint64_t> chunk_starts() const;
   // Forgets the chunks that overlap bytes [from, to) of the image, each after a call of
-  // `visit(clean, boundaries)` with the number of its clean sub-blocks.
+  // `visit(clean, shared, boundaries)` with the numbers of its clean and its shared sub-blocks.
   template <typename Visit>
   void take_down(uint64_t from, uint64_t to, const Visit& visit) {
     const uint64_t low = from >> geometry_.chunk_shift;
     const uint64_t high = (to + geometry_.chunk_size() - 1) >> geometry_.chunk_shift;
     const auto forget = [&](auto at) {
-      uint64_t clean = 0;
-      for (const uint64_t word : at->second.clean) clean += static_cast<uint64_t>(std::popcount(word));
-      visit(clean, at->second.boundaries);
+      const auto count = [](const Bits& bits) {
+        uint64_t found = 0;
+        for (const uint64_t word : bits) found += static_cast<uint64_t>(std::popcount(word));
+        return found;
+      };
+      visit(count(at->second.clean), count(at->second.shared), at->second.boundaries);
       last_ = nullptr;
       return chunks_.erase(at);
     };
@@ -78,7 +83,7 @@ class Region {
     for (auto at = chunks_.begin(); at != chunks_.end();) at = at->first >= low && at->first < high ? forget(at) : ++at;
   }
 
-  // Records which blocks of the chunk at `offset` are mapped or clean copies now. was_in_use()
+  // Records which blocks of the chunk at `offset` are not missing now. was_in_use()
   // returns this after they have been taken down.
   void remember_use(uint64_t offset);
   void forget_use() { used_.clear(); }
@@ -96,6 +101,7 @@ class Region {
   struct Chunk {
     Bits mapped{};
     Bits clean{};
+    Bits shared{};
     int64_t boundaries = 0;
   };
 

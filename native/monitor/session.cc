@@ -15,7 +15,6 @@ namespace {
 
 constexpr uint64_t kStallRetryMs = 100;
 constexpr uint64_t kAwaitNs = 30'000;
-constexpr uint64_t kSliceNs = 100'000;     // the least that the kernel takes
 constexpr uint32_t kMostUnsuccessful = 4;  // times in a row
 constexpr uint32_t kTryAgain = 16;         // … after that, every so many times
 
@@ -23,25 +22,6 @@ RegionGeometry region_geometry(const ImageInfo& info) {
   const auto sub_block_shift = static_cast<uint32_t>(std::countr_zero(info.sub_block_size));
   const auto block_shift = static_cast<uint32_t>(std::countr_zero(info.block_size));
   return {sub_block_shift, block_shift + 9};
-}
-
-// Asks for short time slices. Then this thread, when a fault wakes it, does not have to wait until
-// the thread that runs on its processor has used up its usual milliseconds: sched(7),
-// sched_setattr(2), Linux 6.12; older kernels ignore it. The thread's total share of the processor
-// does not change.
-void ask_for_short_slices() {
-  // of <linux/sched/types.h>, which conflicts with <sched.h>
-  struct {
-    uint32_t size, policy;
-    uint64_t flags;
-    int32_t nice;
-    uint32_t priority;
-    uint64_t runtime, deadline, period;
-  } attributes = {};
-  if (syscall(SYS_sched_getattr, 0, &attributes, sizeof attributes, 0) < 0 || attributes.policy != 0) return;
-  attributes.size = sizeof attributes;
-  attributes.runtime = kSliceNs;
-  (void)syscall(SYS_sched_setattr, 0, &attributes, 0);
 }
 
 }  // namespace
@@ -56,7 +36,8 @@ Session::Session(std::unique_ptr<Image> image, const ImageInfo& info, std::uniqu
       clean_(image_.get(), faults_.get(), geometry_, regions_, limits.clean_cache, writable_, &statistics_),
       mapper_(image_.get(), info.persistent, faults_.get(), geometry_, regions_, limits.mapping_budget, &clean_,
               &stalls_, &statistics_),
-      faulting_(image_.get(), faults_.get(), geometry_, regions_, &clean_, &mapper_, &stalls_, &statistics_, writable_),
+      faulting_(image_.get(), faults_.get(), geometry_, regions_, &clean_, &mapper_, &shared_, &sharing_, &stalls_,
+                &statistics_, writable_),
       // Persistent memory has no page cache.
       demotion_(image_.get(), info.writable && !info.persistent, limits.demote_always, &statistics_) {}
 
@@ -75,6 +56,7 @@ Result<std::unique_ptr<Session>> Session::start(std::unique_ptr<Image> image, co
 
 Session::~Session() {
   end_demotions();
+  end_sharing();
   ended_ = true;
   const uint64_t one = 1;
   (void)!write(wake_, &one, sizeof one);
@@ -125,7 +107,7 @@ bool Session::await_fault(std::deque<Fault>* waiting) {
 // mremap in progress waits until its event is read. It serves page faults only while it holds
 // `handling` itself.
 void Session::serve_faults() {
-  ask_for_short_slices();
+  threads::ask_for_short_slices();
   std::deque<Fault> waiting;
   std::deque<Fault> stalled;
   uint64_t retry_at = 0;
@@ -140,6 +122,8 @@ void Session::serve_faults() {
     (void)read_events(&waiting);
     served = false;
     if (!handling_.try_lock()) continue;  // the holder writes to `wake_` when it releases it
+    waiting.insert(waiting.end(), given_back_.begin(), given_back_.end());
+    given_back_.clear();
     if (!stalled.empty() && monotonic_ns() >= retry_at) {
       waiting.insert(waiting.begin(), stalled.begin(), stalled.end());
       stalled.clear();
@@ -160,6 +144,7 @@ void Session::serve_faults() {
 void Session::close() {
   stalls_.end();
   end_demotions();
+  end_sharing();
   if (auto closed = image_->close(); !closed) log_notice(closed.error().message);
 }
 

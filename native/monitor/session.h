@@ -7,10 +7,11 @@
 // events (an mremap returns only when its event has been read), and keeps page faults for later.
 // The registry (registry.h) calls map(), unmap(), sync() and discard() for threads of the
 // application. All of these are threads of the monitor (threads.h). The demoting thread drops page
-// cache in the background (demotion.h).
+// cache in the background (demotion.h). The sharing thread shows memory of the mount's clean store
+// (sharing.h).
 //
-// Lock order: handling → the engine's locks; demoting and Demotion's lock alone. Nothing on the
-// fault path waits for the mount.
+// Lock order: handling → the engine's locks, the locks of SharedBase and SharingQueue; demoting and
+// Demotion's lock alone. Nothing on the fault path waits for the mount.
 #pragma once
 
 #include <atomic>
@@ -28,6 +29,8 @@
 #include "monitor/fault.h"
 #include "monitor/mapper.h"
 #include "monitor/region.h"
+#include "monitor/shared_base.h"
+#include "monitor/sharing.h"
 #include "monitor/stalls.h"
 #include "monitor/statistics.h"
 #include "monitor/threads.h"
@@ -113,6 +116,14 @@ class Session {
   // The bases that were missing. Faults that wait for them are then served.
   Result<void> give_bases(const std::vector<GivenFile>& bases) { return image_->give_bases(bases); }
 
+  // The mount's clean store has the layer that the image stands on, with `size` bytes. From now on
+  // `eventfd` is written whenever there is something to ask the mount for. It must outlive the
+  // session.
+  Result<void> offer_store(uint64_t size, int eventfd);
+  SharedBase& shared() { return shared_; }
+  // The mount has answered the want that began with this slice.
+  void take_shared(uint64_t slice, protocol::Descriptor segment);
+
  private:
   // Holds `handling`. Its destructor tells the fault thread that it may try again.
   class Handling {
@@ -135,7 +146,19 @@ class Session {
   void demote();  // the demoting thread
   void end_demotions();
   bool zap(const std::vector<uint64_t>& windows);
+  void share();  // the sharing thread
+  void end_sharing();
+  struct Target {
+    char* address;
+    uint64_t from;
+    uint64_t to;
+    int protection;
+  };
+  std::vector<Target> targets(const SharingQueue::Task& task);
+  void show(const Target& target);
+  bool replace_copies();
   // With `handling` held.
+  void put_in_place(char* made, const Target& target);
   void zap_chunk(const Region& region, uint64_t start, const std::vector<uint64_t>& windows);
   Result<void> replace(Region* region, uint64_t from, uint64_t to) const;
   void keep_part(Regions* kept, const Region& whole, char* from, char* to, int protection);
@@ -152,11 +175,16 @@ class Session {
   Statistics statistics_;
   Stalls stalls_{&statistics_};
 
-  std::mutex handling_;  // guards the next four members, and what they contain
+  SharedBase shared_{faults_.get()};
+  SharingQueue sharing_;
+  Thread sharing_thread_;  // runs once a store was offered
+
+  std::mutex handling_;  // guards the next five members, and what they contain
   Regions regions_;
   CleanCache clean_;
   Mapper mapper_;
   FaultServer faulting_;
+  std::vector<Fault> given_back_;  // by the sharing thread: to be looked at again
 
   // The fault thread's: how many times in a row await_fault() found nothing or did not poll.
   uint32_t unsuccessful_ = 0;

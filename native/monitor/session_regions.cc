@@ -49,8 +49,9 @@ void Session::forget_chunks(Region* region) { forget_chunks(region, 0, region->e
 // copied.
 void Session::forget_chunks(Region* region, uint64_t from, uint64_t to) {
   clean_.forget_units(region, from, to);
-  region->take_down(from, to, [&](uint64_t clean, int64_t boundaries) {
+  region->take_down(from, to, [&](uint64_t clean, uint64_t shared, int64_t boundaries) {
     clean_.forget_sub_blocks(clean);
+    statistics_.shared_bytes -= shared * geometry_.sub_block_size();
     mapper_.forget_boundaries(boundaries);
   });
 }

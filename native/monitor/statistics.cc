@@ -11,6 +11,7 @@ const char* fault_kind_name(FaultKind kind) {
     case FaultKind::kCopyOnWrite: return "copyOnWrite";
     case FaultKind::kCleanCopy: return "cleanCopy";
     case FaultKind::kMapping: return "mapping";
+    case FaultKind::kSharing: return "sharing";
   }
   return "";
 }
@@ -43,6 +44,7 @@ constexpr Figure kFigures[] = {
     {"copiedBytes", &Statistics::copied_bytes},
     {"cleanCacheBytes", &Statistics::clean_bytes},
     {"cleanCacheDroppedBytes", &Statistics::clean_dropped},
+    {"sharedBytes", &Statistics::shared_bytes},
     {"mappings", &Statistics::mappings},
     {"promotions", &Statistics::promotions},
     {"demotions", &Statistics::demotions},

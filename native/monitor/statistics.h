@@ -9,8 +9,8 @@
 
 namespace pcow {
 
-enum class FaultKind { kExpansion, kCopyOnWrite, kCleanCopy, kMapping };
-inline constexpr size_t kFaultKinds = 4;
+enum class FaultKind { kExpansion, kCopyOnWrite, kCleanCopy, kMapping, kSharing };
+inline constexpr size_t kFaultKinds = 5;
 const char* fault_kind_name(FaultKind kind);
 
 // Latencies in powers of two of a microsecond: bucket i counts those below 2^i µs; the last bucket
@@ -36,6 +36,7 @@ struct Statistics {
   std::atomic<uint64_t> copied_bytes{0};
   std::atomic<uint64_t> clean_bytes{0};    // resident clean copies
   std::atomic<uint64_t> clean_dropped{0};  // bytes dropped for the budget
+  std::atomic<uint64_t> shared_bytes{0};   // mapped from the clean store
   std::atomic<uint64_t> mappings{0};       // estimate of mappings in use
   std::atomic<uint64_t> promotions{0};
   std::atomic<uint64_t> demotions{0};    // windows of the file that got small pages (demotion.h)

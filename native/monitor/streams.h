@@ -27,6 +27,8 @@ class Streams {
     }
     return streams_[newest_].ahead;
   }
+  // Whether the access of the last ahead() followed another one.
+  bool follows() const { return streams_[newest_].ahead > 0; }
   // The access of the last ahead() was served up to `end`: the next access of its stream is
   // expected there.
   void served_to(uint64_t end) { streams_[newest_].expected = end; }

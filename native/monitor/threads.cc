@@ -23,6 +23,7 @@ namespace pcow {
 namespace {
 
 constexpr int kMostWorkers = 64;
+constexpr uint64_t kSliceNs = 100'000;  // the least that the kernel takes
 // PIDFD_THREAD, Linux 6.9: the headers of a distribution are often older than its kernel
 constexpr unsigned kPidfdThread = O_EXCL;
 
@@ -238,6 +239,21 @@ void ask_and_wait(Task* task) {
   } while (!own->asked.compare_exchange_weak(newest, task, std::memory_order_release, std::memory_order_relaxed));
   sem_post(&own->waiting);
   wait_while(&task->done, 0);
+}
+
+void ask_for_short_slices() {
+  // of <linux/sched/types.h>, which conflicts with <sched.h>
+  struct {
+    uint32_t size, policy;
+    uint64_t flags;
+    int32_t nice;
+    uint32_t priority;
+    uint64_t runtime, deadline, period;
+  } attributes = {};
+  if (syscall(SYS_sched_getattr, 0, &attributes, sizeof attributes, 0) < 0 || attributes.policy != 0) return;
+  attributes.size = sizeof attributes;
+  attributes.runtime = kSliceNs;
+  (void)syscall(SYS_sched_setattr, 0, &attributes, 0);
 }
 
 protocol::Descriptor borrow(int number, pid_t thread) {

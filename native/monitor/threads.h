@@ -82,6 +82,12 @@ auto run(const Work& work) {
   return std::move(*asked.outcome);
 }
 
+// Asks for short time slices. Then the calling thread, when it is woken for a fault, does not have to wait until
+// the thread that runs on its processor has used up its usual milliseconds: sched(7),
+// sched_setattr(2), Linux 6.12; older kernels ignore it. The thread's total share of the processor
+// does not change.
+void ask_for_short_slices();
+
 // Duplicates the application's descriptor `number` into the monitor's table: pidfd_getfd(2), Linux
 // 5.6. `thread`: a thread of the application that has it open. Returns an empty Descriptor, with
 // errno set, if that fails.

@@ -208,6 +208,15 @@ export class Monitor {
     );
   }
 
+  /** Tells the monitor that the clean store has what its image stands on. */
+  async share(layer: { path: string; layer: number }, root: string): Promise<void> {
+    await this.#requests.run(() =>
+      this.#ask((id) => {
+        this.#server.share(this.connection, id, layer.path, layer.layer, root);
+      }),
+    );
+  }
+
   #send(name: RequestName, { text = '', value = 0, limit }: RequestOptions): Promise<string> {
     return this.#ask((id) => {
       this.#server.request(this.connection, id, name, value, text);

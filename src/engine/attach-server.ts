@@ -4,7 +4,15 @@
  * It knows nothing about images; src/attach does.
  */
 import { fromNative } from './errors.js';
-import { addon, type NativeAttachEvent, type NativeAttachServer, type NativeRequestName } from './native.js';
+import {
+  addon,
+  type NativeAttachEvent,
+  type NativeAttachServer,
+  type NativeRequestName,
+  type StoreFigures,
+} from './native.js';
+
+export type { StoreFigures };
 
 /**
  * The order of a connection's events: 'attach' or 'resume'; 'handed over', if that was requested;
@@ -28,11 +36,15 @@ export type RequestName = NativeRequestName;
 
 /**
  * Listens at `path`, and replaces a socket that is there. Waiting for events does not keep the
- * process alive.
+ * process alive. `cleanStore`: the budget of the clean store in bytes; 0: there is none.
  */
-export function startAttachServer(path: string, onEvent: (event: AttachEvent) => void): AttachServer {
+export function startAttachServer(
+  path: string,
+  cleanStore: number,
+  onEvent: (event: AttachEvent) => void,
+): AttachServer {
   try {
-    return new (addon().AttachServer)(path, onEvent);
+    return new (addon().AttachServer)(path, cleanStore, onEvent);
   } catch (error) {
     throw fromNative(error);
   }

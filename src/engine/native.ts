@@ -128,6 +128,22 @@ export type NativeAttachEvent =
 export type NativeRequestName =
   'prepare' | 'cut' | 'commit' | 'finish' | 'abort' | 'delete' | 'status' | 'sync' | 'rename';
 
+/** The clean store of a mount. */
+export interface StoreFigures {
+  /** Bytes. */
+  budget: number;
+  /** Bytes of memory in use. */
+  bytes: number;
+  /** Parts of bases that are in memory. */
+  segments: number;
+  /** Attached processes that may use it. */
+  clients: number;
+  /** How often a process was given a segment. */
+  given: number;
+  /** How often there was no room for a part of a base. */
+  refused: number;
+}
+
 export interface NativeAttachServer {
   handOver(connection: number, paths: string[], write: boolean): void;
   confirm(connection: number): void;
@@ -137,6 +153,13 @@ export interface NativeAttachServer {
    * A request, too. If there are no paths, there is nothing to give, and the monitor may ask again.
    */
   giveBases(connection: number, id: number, paths: string[]): void;
+  /**
+   * A request, too: tells the monitor that the clean store has what the layer `layer` of the image
+   * file `path` reads as. `root`: '', or the directory that all bases must be in.
+   */
+  share(connection: number, id: number, path: string, layer: number, root: string): void;
+  /** All 0 if there is no clean store. */
+  store(): StoreFigures;
   released(connection: number): void;
   look(connection: number, id: number): void;
   close(connection: number, why: string): void;
@@ -299,7 +322,11 @@ export interface NativeAddon {
   logTo(file: string): void;
 
   /** See attach-server.ts. */
-  AttachServer: new (path: string, onEvent: (event: NativeAttachEvent) => void) => NativeAttachServer;
+  AttachServer: new (
+    path: string,
+    storeBudget: number,
+    onEvent: (event: NativeAttachEvent) => void,
+  ) => NativeAttachServer;
 }
 
 let loaded: NativeAddon | undefined;

@@ -86,9 +86,18 @@ export function parseMemory(text: string): number {
 
 /** Parses how much memory the clean copies of a monitor may take. */
 export function parseCacheSize(text: string): number {
-  const bytes = parseBytes(text, 'size of the clean cache');
+  return parseBudget(text, 'clean cache');
+}
+
+/** Parses how much memory the clean store of a mount may take; 0: there is none. */
+export function parseStoreSize(text: string): number {
+  return text === '0' ? 0 : parseBudget(text, 'clean store');
+}
+
+function parseBudget(text: string, what: string): number {
+  const bytes = parseBytes(text, `size of the ${what}`);
   if (bytes > MAX_SIZE) {
-    throw new PcowError('PCOW_TOO_LARGE', `the size of the clean cache ${quote(text)} is over 64 TiB`);
+    throw new PcowError('PCOW_TOO_LARGE', `the size of the ${what} ${quote(text)} is over 64 TiB`);
   }
   return bytes;
 }

@@ -6,6 +6,7 @@ import { type LastError, lastErrorOf } from './control/last-error.js';
 import { log } from './log.js';
 import { OpenFiles } from './fuse/open-files.js';
 import type { Place } from './place.js';
+import type { StoreFigures } from '../engine/attach-server.js';
 
 export class MountContext {
   readonly place: Place;
@@ -18,6 +19,8 @@ export class MountContext {
    * first open.
    */
   native = false;
+  /** The clean store; null if the mount has none. */
+  store: () => StoreFigures | null = () => null;
   #lastError: LastError | null = null;
 
   constructor(place: Place, catalog: Catalog, commands: Commands, attributes: AttributeSource) {

@@ -145,6 +145,7 @@ async function begin(place: Place, lock: DirectoryLock): Promise<Mount> {
   await started(session, place);
   context.native = session.native;
   const attachService = await AttachService.start({ place, catalog, attributes, cutter });
+  context.store = () => attachService?.store ?? null;
 
   let over = false;
   const ended = session.ended.then(async () => {

@@ -33,6 +33,11 @@ export interface MountOptions {
   sync?: boolean | undefined;
   /** No file of the mount can be executed, whatever the permissions of its image are. */
   noExec?: boolean | undefined;
+  /**
+   * Bytes of memory in which guests of one base share what they read of it. Default: 0, they do not
+   * share.
+   */
+  cleanStore?: number | undefined;
 }
 
 /** The options with their defaults. */
@@ -45,6 +50,7 @@ export interface MountSettings {
   showControl: boolean;
   sync: boolean;
   noExec: boolean;
+  cleanStore: number;
 }
 
 const DEFAULTS: MountSettings = {
@@ -56,6 +62,7 @@ const DEFAULTS: MountSettings = {
   showControl: false,
   sync: false,
   noExec: false,
+  cleanStore: 0,
 };
 
 /** Rejects unknown options, so that a misspelled one is never ignored. */
@@ -69,6 +76,13 @@ export function settingsOf(options: MountOptions): MountSettings {
       throw new PcowError('PCOW_INVALID', `a mount has no option ${JSON.stringify(key)}: ${hint}`);
     }
     if (value === undefined) {
+      continue;
+    }
+    if (key === 'cleanStore') {
+      if (typeof value !== 'number' || !Number.isSafeInteger(value) || value < 0) {
+        throw new PcowError('PCOW_INVALID', 'the mount option "cleanStore" must be a number of bytes');
+      }
+      settings.cleanStore = value;
       continue;
     }
     if (typeof value !== 'boolean') {

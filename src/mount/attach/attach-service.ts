@@ -8,7 +8,12 @@
  */
 import { constants } from 'node:fs';
 
-import { type AttachEvent, type AttachServer, startAttachServer } from '../../engine/attach-server.js';
+import {
+  type AttachEvent,
+  type AttachServer,
+  startAttachServer,
+  type StoreFigures,
+} from '../../engine/attach-server.js';
 import { PcowError } from '../../engine/index.js';
 import type { AttributeSource } from '../fuse/attributes.js';
 import type { Catalog } from '../images/catalog.js';
@@ -58,9 +63,16 @@ export class AttachService {
 
   private constructor(context: AttachContext, socket: string) {
     this.#context = context;
-    this.#server = startAttachServer(socket, (event) => {
+    const { cleanStore } = context.place.settings;
+    this.#server = startAttachServer(socket, cleanStore, (event) => {
       this.#heard(event);
     });
+  }
+
+  /** The clean store; null if the mount has none. */
+  get store(): StoreFigures | null {
+    const figures = this.#server.store();
+    return figures.budget === 0 ? null : figures;
   }
 
   /** If no socket can be made, the mount works nevertheless, and says why no process can attach. */
@@ -260,10 +272,27 @@ export class AttachService {
       }
       await monitor.handOver(files);
       entry.attachment.handedOver(monitor);
+      void this.#share(entry, monitor);
       void watchForStalls(entry, monitor);
     } catch (error) {
       await this.#end(monitor, 'lost');
       throw error;
+    }
+  }
+
+  /**
+   * Offers the clean store to a process. Never rejects: without it, the process makes copies of its
+   * own, as does the monitor of an older version, which does not know the request.
+   */
+  async #share(entry: ImageEntry, monitor: Monitor): Promise<void> {
+    const { settings, directory } = this.#context.place;
+    try {
+      const { image } = await entry.view();
+      const base = image.info().chain.find(({ path }) => path !== entry.file);
+      if (this.store === null || base === undefined) return;
+      await monitor.share(base, settings.allowOutsideBase ? '' : directory);
+    } catch (error) {
+      debug('%s shares no memory: %s', monitor.process, sentenceOf(error));
     }
   }
 

@@ -20,6 +20,7 @@ const FIGURES: Figure[] = [
   counter('copiedBytes', 'pcow_copied_bytes_total', 'Bytes copied from lower layers.'),
   gauge('cleanCacheBytes', 'pcow_clean_cache_bytes', 'Resident clean copies of lower blocks.'),
   counter('cleanCacheDroppedBytes', 'pcow_clean_cache_dropped_bytes_total', 'Clean copies dropped for the budget.'),
+  gauge('sharedBytes', 'pcow_shared_bytes', 'Memory of the clean store that the process has mapped.'),
   gauge('mappings', 'pcow_mappings', 'Memory mappings in use (an upper estimate).'),
   counter('promotions', 'pcow_promotions_total', 'Fragmented chunks that were completed.'),
   counter('demotions', 'pcow_demotions_total', 'Windows of 2 MiB of the image file whose pages were made small.'),

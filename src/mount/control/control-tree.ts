@@ -8,7 +8,8 @@ import { wordsOf } from './control-text.js';
 import { HELP } from './help.js';
 import type { ImageEntry } from '../images/image-entry.js';
 import { imageMetrics } from './metrics.js';
-import { prometheusText } from './prometheus.js';
+import { type Family, prometheusText } from './prometheus.js';
+import { storeMetrics } from './store-metrics.js';
 import { imageStatus, mountStatus, snapshotLines } from './status.js';
 
 /** A control file of an image (Subject: Found) or of the mount (Subject: null). */
@@ -177,8 +178,11 @@ export const STATUS = 'status';
 
 export const mountControls: ReadonlyMap<string, Control<null>> = new Map<MountControl, Control<null>>([
   ['help', { read: () => Promise.resolve(HELP) }],
-  ['status', { read: (context) => mountStatus(context.place, context.catalog, context.lastError) }],
-  ['metrics', { read: async (context) => allMetrics(await everyEntry(context.catalog)) }],
+  ['status', { read: (context) => mountStatus(context) }],
+  [
+    'metrics',
+    { read: async (context) => allMetrics(await everyEntry(context.catalog), storeMetrics(context.store())) },
+  ],
   [
     'snapshot',
     {
@@ -204,8 +208,8 @@ function inProgress({ work }: ImageEntry): string {
   return `${work.command} ${work.text}${part}`;
 }
 
-async function allMetrics(entries: ImageEntry[]): Promise<string> {
-  return prometheusText([...(await imageMetrics(entries)), ...(await attachmentMetrics(entries))]);
+async function allMetrics(entries: ImageEntry[], ofMount: Family[] = []): Promise<string> {
+  return prometheusText([...ofMount, ...(await imageMetrics(entries)), ...(await attachmentMetrics(entries))]);
 }
 
 /** All images, whatever is wrong with them, except those that have just disappeared. */

@@ -3,12 +3,11 @@
  * names.
  */
 import { attachmentStatus } from '../../attach/attachment-status.js';
-import type { Catalog } from '../images/catalog.js';
 import { sentenceOf } from '../failure.js';
 import type { ImageEntry } from '../images/image-entry.js';
-import { errorFields, type LastError } from './last-error.js';
+import { errorFields } from './last-error.js';
+import type { MountContext } from '../context.js';
 import { RESERVED_NAMES } from '../../images/image-names.js';
-import type { Place } from '../place.js';
 import type { Work } from '../images/work.js';
 
 /** `.pcow/NAME/status`. Never fails: if something is wrong with the image, the text says so. */
@@ -63,7 +62,7 @@ export interface UsingProcess {
 }
 
 /** `.pcow/status`: the mount itself. */
-export async function mountStatus(place: Place, catalog: Catalog, lastError: LastError | null): Promise<string> {
+export async function mountStatus({ place, catalog, lastError, store }: MountContext): Promise<string> {
   const images = await Promise.all(
     (await catalog.names()).map(async (name) => {
       try {
@@ -83,6 +82,7 @@ export async function mountStatus(place: Place, catalog: Catalog, lastError: Las
     mountpoint: place.mountpoint,
     pid: process.pid,
     ...place.settings,
+    cleanStore: store(),
     monitors: { socket: place.socket || null, problem: place.noMonitors },
     images,
     lastError: lastError && errorFields(lastError),

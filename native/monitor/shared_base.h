@@ -1,0 +1,86 @@
+// What this process has of the mount's clean store: segments of the layer that the image stands on
+// (attach/segment.h), and what it has asked the mount for. All methods may be called on any thread;
+// none of them waits for the mount.
+//
+// A mapping of a segment is private and writable, so that nothing that this process does reaches
+// another one, and its pages are write-protected before anybody sees them: the first write to each
+// is a fault, as it is to a clean copy.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "attach/fault_descriptor.h"
+#include "attach/packet.h"
+#include "attach/segment.h"
+
+namespace pcow {
+
+class SharedBase {
+ public:
+  explicit SharedBase(FaultDescriptor* faults);
+  ~SharedBase();
+  SharedBase(const SharedBase&) = delete;
+  SharedBase& operator=(const SharedBase&) = delete;
+
+  // The mount has the layer, with `size` bytes. `eventfd` is written after every want.
+  void offer(uint64_t size, int eventfd);
+  // The mount is gone, with all that was asked of it. What it has given stays.
+  void withdraw();
+
+  // The end of the content that can be mapped from `offset` on, without a gap and in one segment; at
+  // most `limit`. `offset` itself if there is none.
+  uint64_t filled_to(uint64_t offset, uint64_t limit);
+  // The beginning of the first slice after the one at `offset` that can be mapped; at most `limit`.
+  uint64_t missing_to(uint64_t offset, uint64_t limit);
+  // Asks for what is not filled yet of bytes [from, to), as far as it is in one segment. With
+  // from = to, asks only for the segment, if there is one. Returns false if there is nothing to ask
+  // for.
+  bool want(uint64_t from, uint64_t to);
+
+  struct Want {
+    uint64_t slice;
+    uint64_t count;
+  };
+  std::vector<Want> take_wants();  // to be sent to the mount
+  // The mount's answer to the want that began with this slice. Returns the bytes that were asked
+  // for; none if nothing was.
+  struct Bytes {
+    uint64_t from = 0;
+    uint64_t to = 0;
+  };
+  Bytes take_answer(uint64_t slice, protocol::Descriptor segment);
+
+  // Maps bytes [from, to), which are filled and of one segment, anywhere: populated, registered and
+  // write-protected.
+  Result<char*> map(uint64_t from, uint64_t to, int protection);
+
+ private:
+  struct Segment {
+    std::shared_ptr<protocol::Descriptor> memory;  // null: the mount has not given it
+    const segment::Filled* filled = nullptr;       // set if `memory` is
+    uint64_t refused_until_ns = 0;                 // the mount had no room for it, or for a slice of it
+  };
+  struct Asked {
+    uint64_t count;
+    uint64_t until_ns;  // for how long the answer is awaited
+  };
+
+  bool is_filled(uint64_t slice) const;
+  bool is_asked(uint64_t slice) const;
+
+  FaultDescriptor* const faults_;
+  const size_t most_segments_;
+
+  std::mutex mutex_;  // guards the rest
+  int eventfd_ = -1;
+  uint64_t size_ = 0;                     // bytes of the layer; 0: there is no store
+  std::map<uint64_t, Segment> segments_;  // by offset / kContent
+  std::map<uint64_t, Asked> asked_;       // by the first slice
+  std::vector<Want> wants_;               // of these, what was not sent yet
+};
+
+}  // namespace pcow

@@ -1,0 +1,46 @@
+// What the sharing thread of a session has to do: put shared memory in place of missing sub-blocks
+// and clean copies. The fault thread cannot do it, because mremap(2) returns only when that thread
+// has read its event.
+#pragma once
+
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <mutex>
+#include <optional>
+
+#include "monitor/shared_base.h"
+
+namespace pcow {
+
+struct Fault {
+  char* address;
+  bool write;
+  uint64_t since_ns;   // when its event was read
+  bool alone = false;  // not to be served by shared memory
+};
+
+class SharingQueue {
+ public:
+  struct Task {
+    uint64_t from;  // bytes of the image, in one chunk and in one segment; all of them are filled
+    uint64_t to;
+    std::optional<Fault> fault;  // that waits for this. Without one: wherever clean copies are
+  };
+
+  // After end(), tasks are ignored, and there are none.
+  void add(Task task);
+  // Nothing if there is none for so long, or after end().
+  std::optional<Task> wait(std::chrono::milliseconds limit);
+  void end();
+  bool ended();
+
+ private:
+  std::mutex mutex_;  // guards the rest
+  std::deque<Task> tasks_;
+  bool ended_ = false;
+  std::condition_variable changed_;
+};
+
+}  // namespace pcow

@@ -1,0 +1,58 @@
+#include "store/shared_segment.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+
+#include <cerrno>
+#include <string>
+
+#include "attach/system_calls.h"
+
+namespace pcow {
+
+using protocol::Descriptor;
+
+SharedSegment::SharedSegment(Descriptor memory, char* content)
+    : memory_(std::move(memory)),
+      content_(content),
+      filled_(reinterpret_cast<segment::Filled*>(content + segment::kContent)) {}
+
+Result<std::unique_ptr<SharedSegment>> SharedSegment::make() {
+  Descriptor memory(memfd_create("pcow-clean-store", MFD_CLOEXEC | MFD_ALLOW_SEALING));
+  if (!memory || ftruncate(memory.number(), segment::kLength) < 0)
+    return system_error(errno, "cannot make shared memory for the clean store");
+  void* content = system_mmap(nullptr, segment::kLength, PROT_READ | PROT_WRITE, MAP_SHARED, memory.number(), 0);
+  if (content == MAP_FAILED) return system_error(errno, "cannot map the shared memory of the clean store");
+  // After the mapping, which stays writable.
+  if (fcntl(memory.number(), F_ADD_SEALS, segment::kSeals) < 0) {
+    const int err = errno;
+    system_munmap(content, segment::kLength);
+    return system_error(err, "cannot seal the shared memory of the clean store (Linux 5.1 or newer is needed)");
+  }
+  return std::unique_ptr<SharedSegment>(new SharedSegment(std::move(memory), static_cast<char*>(content)));
+}
+
+SharedSegment::~SharedSegment() { system_munmap(content_, segment::kLength); }
+
+void SharedSegment::filled(uint64_t slice) {
+  (*filled_)[slice / 64].fetch_or(uint64_t{1} << (slice % 64), std::memory_order_release);
+  // The pages stay in the memfd. Only this process need not have them in its page tables.
+  system_madvise(content_ + slice * segment::kSliceSize, segment::kSliceSize, MADV_DONTNEED);
+}
+
+// A description of its own for each receiver, so that is_held() sees it. O_NONBLOCK: whoever has the
+// segment might hold a lease on it (fcntl(2)), and keep this call waiting.
+Descriptor SharedSegment::for_reading() const {
+  // Not /proc/self: this thread has its own table of descriptors.
+  const std::string name = "/proc/thread-self/fd/" + std::to_string(memory_.number());
+  return Descriptor(open(name.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
+}
+
+// The kernel grants a lease for writing only if nobody else has the file open, and a mapping counts
+// as an opening (fcntl(2), F_SETLEASE). `memory_` itself does not count: memfd_create opened it.
+bool SharedSegment::is_held() const {
+  const Descriptor probe = for_reading();
+  return !probe || fcntl(probe.number(), F_SETLEASE, F_WRLCK) < 0;
+}
+
+}  // namespace pcow
