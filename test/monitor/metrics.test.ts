@@ -36,6 +36,7 @@ test.serial('every family once, every sample with the name of its image', async 
       } else if (line.startsWith('#')) {
         t.regex(line, new RegExp(`^# TYPE ${family} (counter|gauge|histogram)$`));
       } else {
+        if (line.startsWith('pcow_clean_store_')) continue; // of the mount
         const [, name = '', image = ''] = /^(\w+)\{image="([^"]+)"(?:,\w+="[^"]*")*\} [\d.e+-]+$/.exec(line) ?? [];
         t.true(name.startsWith(family), line);
         t.true(images.includes(image), line);

@@ -1,0 +1,281 @@
+// Sessions of one base share its memory: what each reads, what each writes, what the store keeps, and what can be given back.
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cstring>
+#include <fstream>
+#include <functional>
+
+#include "check.h"
+#include "local_store.h"
+
+using namespace pcow;
+
+namespace {
+
+constexpr uint64_t kMiB = uint64_t{1} << 20;
+constexpr unsigned kHungSeconds = 300;
+
+// Waits for a condition that other threads bring about. alarm(2) ends a test that waits in vain.
+void until(const std::function<bool()>& condition) {
+  while (!condition()) usleep(1000);
+}
+
+// A base in which each page but every third begins with its number + 1; the third ones are holes.
+struct Base {
+  const TemporaryDirectory& directory;
+  std::string path = directory / "base.pcow";
+  uint64_t size;
+  uint64_t layer = 0;
+
+  Base(const TemporaryDirectory& in, uint64_t bytes, uint32_t block_size) : directory(in), size(bytes) {
+    CreateOptions options;
+    options.size = size;
+    options.block_size = block_size;
+    MUST(create_image(path, options));
+    OpenOptions opening;
+    opening.write = true;
+    auto image = MUST(Image::open(path, opening));
+    std::vector<uint64_t> page(512);
+    for (uint64_t number = 0; number < size / 4096; number++) {
+      page[0] = value(number);
+      if (page[0]) MUST(image->write(number * 4096, page.data(), 4096));
+    }
+    MUST(image->snapshot("base"));
+    layer = MUST(image->layer_id("base"));
+    MUST(image->close());
+  }
+  static uint64_t value(uint64_t page) { return page % 3 == 2 ? 0 : page + 1; }
+
+  std::string clone(const std::string& name) const {
+    CreateOptions options;
+    options.has_base = true;
+    options.base = {path, "base", 0};
+    MUST(create_image(directory / name, options));
+    return directory / name;
+  }
+};
+
+struct Guest {
+  std::unique_ptr<Session> session;
+  size_t length;
+  uint64_t* pages;
+
+  Guest(const std::string& path, const Session::Limits& limits = {256 * kMiB, 30000}) {
+    OpenOptions options;
+    options.write = true;
+    auto image = MUST(Image::open(path, options));
+    length = image->size();
+    session = MUST(Session::start(std::move(image), limits));
+    pages = static_cast<uint64_t*>(MUST(session->map(length, PROT_READ | PROT_WRITE, 0)));
+  }
+  volatile uint64_t& page(uint64_t number) const { return pages[number * 512]; }
+  uint64_t shared() const { return session->statistics().shared_bytes; }
+  void read_all() const {
+    for (uint64_t number = 0; number < length / 4096; number++) CHECK(page(number) == Base::value(number));
+  }
+  uint64_t in_image(uint64_t number) const {
+    uint64_t found = 0;
+    MUST(session->image().read(nullptr, number * 4096, &found, sizeof found));
+    return found;
+  }
+  void end() {
+    MUST(session->unmap(pages, length));
+    CHECK(shared() == 0);
+    session->close();
+    session.reset();
+  }
+};
+
+void snapshot(Session* session, const std::string& name) {
+  MUST(session->prepare(name, false));
+  MUST(session->cut());
+  MUST(session->commit());
+  MUST(session->finish());
+}
+
+int store_mappings() {
+  std::ifstream maps("/proc/self/maps");
+  int count = 0;
+  // The store's own mappings are shared, the sessions' are private.
+  for (std::string line; std::getline(maps, line);)
+    if (line.find("pcow-clean-store") != std::string::npos && line.find("rw-p") != std::string::npos) count++;
+  return count;
+}
+
+void two_guests(uint32_t block_size) {
+  const TemporaryDirectory directory;
+  const Base base(directory, 80 * kMiB, block_size);
+  Guest a(base.clone("a.pcow"));
+  Guest b(base.clone("b.pcow"));
+  {
+    LocalStore store(256 * kMiB);
+    store.serve(a.session.get(), base.path, base.layer);
+    store.serve(b.session.get(), base.path, base.layer);
+    a.read_all();
+    b.read_all();
+    // Copies that were made while the store was being filled are replaced.
+    until([&] { return a.shared() == base.size && b.shared() == base.size; });
+    CHECK(a.session->statistics().clean_bytes == 0 && b.session->statistics().clean_bytes == 0);
+    CHECK(store.figures().bytes == base.size);
+    CHECK(store_mappings() == 2 * 2);  // two segments each: neighbours are one mapping
+    a.read_all();
+    b.read_all();
+
+    // A store is the writer's own.
+    a.page(5) = 1000;
+    CHECK(a.page(5) == 1000 && a.in_image(5) == 1000);
+    CHECK(b.page(5) == Base::value(5) && b.in_image(5) == Base::value(5));
+    // So is one by the kernel, and one after the pages were dropped.
+    int pipes[2];
+    CHECK(pipe(pipes) == 0);
+    const uint64_t sent = 2000;
+    CHECK(write(pipes[1], &sent, 8) == 8 && read(pipes[0], &a.pages[7 * 512], 8) == 8);
+    CHECK(a.in_image(7) == 2000 && b.page(7) == Base::value(7));
+    CHECK(madvise(&a.pages[512 * 512], kMiB, MADV_DONTNEED) == 0);
+    CHECK(a.page(513) == Base::value(513));
+    a.page(513) = 3000;
+    a.page(600) = 3001;
+    CHECK(a.in_image(513) == 3000 && a.in_image(600) == 3001 && b.page(513) == Base::value(513));
+
+    // A snapshot has what was written; the rest of the memory can be shared after it as well.
+    snapshot(a.session.get(), "s");
+    CHECK(a.page(5) == 1000 && a.page(7) == 2000 && a.page(513) == 3000);
+    a.page(5) = 1001;
+    CHECK(b.page(5) == Base::value(5));
+    uint64_t frozen = 0;
+    MUST(a.session->image().read(MUST(a.session->image().view("s")).get(), 5 * 4096, &frozen, 8));
+    CHECK(frozen == 1000);
+    for (uint64_t number = 1024; number < base.size / 4096; number++) CHECK(a.page(number) == Base::value(number));
+    CHECK(a.page(7) == 2000 && a.page(600) == 3001);
+    // What the image's own snapshot holds is never shown from the store.
+    snapshot(a.session.get(), "t");
+    for (uint64_t number = 0; number < 1024; number++) {
+      const bool own = number == 5 || number == 7 || number == 513 || number == 600;
+      CHECK(own || a.page(number) == Base::value(number));
+    }
+    CHECK(a.page(5) == 1001 && a.page(7) == 2000 && a.page(513) == 3000 && a.page(600) == 3001);
+
+    // Zeros of the image's own hide the base.
+    MUST(a.session->discard(10 * 4096, 2 * block_size));
+    for (uint64_t number = 10; number < 10 + 2 * block_size / 4096; number++) CHECK(a.page(number) == 0);
+    CHECK(b.page(10) == Base::value(10));
+    close(pipes[0]);
+    close(pipes[1]);
+  }
+  a.end();
+  b.end();
+}
+
+// A store through one mapping of an image shows in another one, which has shared memory there.
+void two_mappings(uint32_t block_size) {
+  const TemporaryDirectory directory;
+  const Base base(directory, 8 * kMiB, block_size);
+  Guest guest(base.clone("a.pcow"));
+  auto* other = static_cast<volatile uint64_t*>(MUST(guest.session->map(4 * kMiB, PROT_READ | PROT_WRITE, 4 * kMiB)));
+  const uint64_t first = 4 * kMiB / 4096;
+  {
+    LocalStore store(256 * kMiB);
+    store.serve(guest.session.get(), base.path, base.layer);
+    guest.read_all();
+    for (uint64_t number = 0; number < first; number++) CHECK(other[number * 512] == Base::value(first + number));
+    until([&] { return guest.shared() == 12 * kMiB; });
+    for (uint64_t number = 0; number < first; number += 37) {
+      guest.page(first + number) = 5000 + number;
+      CHECK(other[number * 512] == 5000 + number);
+      other[number * 512 + 1] = 6000 + number;
+      CHECK(guest.pages[(first + number) * 512 + 1] == 6000 + number);
+    }
+    for (uint64_t number = 0; number < first; number++)
+      CHECK(other[number * 512] == (number % 37 ? Base::value(first + number) : 5000 + number));
+  }
+  MUST(guest.session->unmap(const_cast<uint64_t*>(other), 4 * kMiB));
+  guest.end();
+}
+
+// The budget is kept, whoever has what; what nobody has any more makes room for others.
+void budget() {
+  const TemporaryDirectory directory;
+  const Base base(directory, 160 * kMiB, 65536);
+  const Base* const on = &base;
+  Guest a(on->clone("a.pcow"));
+  Guest b(on->clone("b.pcow"));
+  constexpr uint64_t kBudget = 64 * kMiB;
+  {
+    LocalStore store(kBudget);
+    store.serve(a.session.get(), base.path, base.layer);
+    for (uint64_t number = 0; number < 64 * kMiB / 4096; number++) CHECK(a.page(number) == Base::value(number));
+    until([&] { return a.shared() == kBudget; });
+    // It is full, and all of it is in use.
+    store.serve(b.session.get(), base.path, base.layer);
+    b.read_all();
+    a.read_all();
+    until([&] { return store.figures().refused > 0; });
+    CHECK(store.figures().bytes == kBudget && a.shared() == kBudget && b.shared() <= kBudget);
+    // Both are gone: the first segment makes room for the next one.
+    store.forget(1);
+    store.forget(2);
+    a.end();
+    b.end();
+    Guest c(on->clone("c.pcow"));
+    store.serve(c.session.get(), base.path, base.layer);
+    until([&] {
+      for (uint64_t number = 64 * kMiB / 4096; number < 128 * kMiB / 4096; number++)
+        CHECK(c.page(number) == Base::value(number));
+      if (c.shared() > 0) return true;
+      MUST(c.session->unmap(c.pages, c.length));
+      c.pages = static_cast<uint64_t*>(MUST(c.session->map(c.length, PROT_READ | PROT_WRITE, 0)));
+      return false;
+    });
+    CHECK(store.figures().bytes <= kBudget);
+    c.read_all();
+    store.forget(3);
+    c.end();
+  }
+}
+
+// An image that is larger than its base, and one whose base ends within a slice.
+void larger_image() {
+  const TemporaryDirectory directory;
+  const Base base(directory, 3 * kMiB + 200 * 1024, 65536);
+  const std::string path = base.clone("a.pcow");
+  {
+    OpenOptions options;
+    options.write = true;
+    auto image = MUST(Image::open(path, options));
+    MUST(image->resize(6 * kMiB));
+    MUST(image->close());
+  }
+  Guest guest(path);
+  {
+    LocalStore store(64 * kMiB);
+    store.serve(guest.session.get(), base.path, base.layer);
+    const auto check = [&] {
+      for (uint64_t number = 0; number < guest.length / 4096; number++)
+        CHECK(guest.page(number) == (number < base.size / 4096 ? Base::value(number) : 0));
+    };
+    check();
+    until([&] { return guest.shared() == 7 * 512 * 1024; });
+    check();
+    guest.page(base.size / 4096) = 9;
+    CHECK(guest.in_image(base.size / 4096) == 9);
+  }
+  guest.end();
+}
+
+}  // namespace
+
+int main() {
+  alarm(kHungSeconds);
+  if (!MUST(FaultDescriptor::open())->can_share()) {
+    printf("this kernel cannot write-protect shared memory: nothing was tested\n");
+    return 0;
+  }
+  larger_image();
+  budget();
+  for (const uint32_t block_size : {4096u, 65536u, 2097152u}) {
+    two_guests(block_size);
+    two_mappings(block_size);
+  }
+  return 0;
+}

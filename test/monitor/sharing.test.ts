@@ -1,0 +1,129 @@
+/** Processes of one base share its memory: what the mount's clean store gives, keeps and refuses. */
+import { readFile } from 'node:fs/promises';
+import path from 'node:path';
+
+import test, { type ExecutionContext } from 'ava';
+
+import { Image } from '../../src/engine/index.js';
+import type { StoreFigures } from '../../src/engine/attach-server.js';
+import { eventually } from '../helpers/eventually.js';
+import { attachedTo, imageOnBase, monitored, monitorReport } from '../helpers/monitored.js';
+import { imagesFor, MiB, type TestMount } from '../helpers/mount.js';
+import { type Conversation, program } from '../helpers/program.js';
+
+const SIZE = 64 * MiB;
+
+async function storeOf(mount: TestMount): Promise<StoreFigures | null> {
+  const status = JSON.parse(await readFile(path.join(mount.point, '.pcow/status'), 'utf8')) as {
+    cleanStore: StoreFigures | null;
+  };
+  return status.cleanStore;
+}
+
+/** Images "a", "b" and "c" on one base, mounted with a store of this size. */
+async function threeOnOneBase(t: ExecutionContext<unknown>, ...options: string[]): Promise<TestMount> {
+  const mount = await imagesFor(t, {});
+  await imageOnBase(mount, 'a', SIZE, (block) => (block % 251) + 1);
+  for (const name of ['b', 'c']) {
+    await Image.create(mount.image(name), { base: { path: mount.image('a-base'), snapshot: 'base' } });
+  }
+  await mount.mount(...options);
+  return mount;
+}
+
+async function reader(t: ExecutionContext<unknown>, mount: TestMount, name: string): Promise<Conversation> {
+  const it = await monitored(t, await program('base-reader', mount.scratch), [mount.file(name)]);
+  t.is(it.greeting, 'mapped');
+  return it;
+}
+
+/** The sum of what base-reader reads of the whole base. */
+function expected(): number {
+  let sum = 0;
+  for (let block = 0; block < SIZE / 65536; block += 1) sum += ((block % 251) + 1) * 1024;
+  return sum;
+}
+
+async function readsAll(t: ExecutionContext<unknown>, it: Conversation): Promise<void> {
+  t.is(Number((await it.ask(`sum 0 ${SIZE}`)).split(' ')[0]), expected());
+}
+
+async function shares(mount: TestMount, name: string, bytes: number): Promise<void> {
+  await eventually(async () => (await monitorReport(mount, name)).sharedBytes === bytes);
+}
+
+test.serial('two processes have the memory of their base once, and what each stores is its own', async (t) => {
+  const mount = await threeOnOneBase(t, '--clean-store', '128M');
+  const [a, b] = [await reader(t, mount, 'a'), await reader(t, mount, 'b')];
+  for (const it of [a, b]) await readsAll(t, it);
+  for (const name of ['a', 'b']) await shares(mount, name, SIZE);
+  t.is((await storeOf(mount))?.bytes, SIZE);
+  for (const it of [a, b]) {
+    t.true(Number(await it.ask('memory')) < (SIZE / 1024) * 0.75, 'proportional');
+    t.is(await it.ask('mappings'), '1');
+  }
+  t.is(await a.ask('put 70000 99'), 'ok');
+  t.is(await a.ask('get 70000'), '99');
+  t.is(await b.ask('get 70000'), '2');
+
+  await mount.write('s', 'a', 'snapshot');
+  t.is(await a.ask('get 70000'), '99');
+  t.is(await a.ask('put 70000 98'), 'ok');
+  t.is(await b.ask('get 70000'), '2');
+  await readsAll(t, b);
+  t.is(await a.ask('drop 1048576 1048576'), 'ok');
+  t.is(await a.ask('put 1048577 77'), 'ok');
+  await a.end();
+  await attachedTo(mount, 'a', null);
+  const again = await reader(t, mount, 'a');
+  t.is(await again.ask('get 1048577'), '77', 'a store after the pages were dropped is in the image');
+  t.is(await again.ask('get 70000'), '98');
+});
+
+test.serial('an attached process cannot change what others read', async (t) => {
+  const mount = await threeOnOneBase(t, '--clean-store', '128M');
+  const [a, b] = [await reader(t, mount, 'a'), await reader(t, mount, 'b')];
+  for (const it of [a, b]) await readsAll(t, it);
+  await shares(mount, 'a', SIZE);
+  t.is(await a.ask('attack'), 'nothing');
+  await readsAll(t, b);
+  const c = await reader(t, mount, 'c');
+  await readsAll(t, c);
+});
+
+test.serial(
+  'a process that keeps the memory keeps others from sharing, and does not make the store larger',
+  async (t) => {
+    const mount = await threeOnOneBase(t, '--clean-store', '4M');
+    const a = await reader(t, mount, 'a');
+    await readsAll(t, a);
+    await shares(mount, 'a', 4 * MiB);
+    t.is(await a.ask('keep'), 'ok');
+    const b = await reader(t, mount, 'b');
+    await readsAll(t, b);
+    await eventually(async () => ((await storeOf(mount))?.refused ?? 0) > 0);
+    t.is((await storeOf(mount))?.bytes, 4 * MiB);
+  },
+);
+
+test.serial('the mount is killed: what is shared stays, and the next mount shares on', async (t) => {
+  const mount = await threeOnOneBase(t, '--clean-store', '128M');
+  const a = await reader(t, mount, 'a');
+  t.is(await a.ask('get 1000'), '1');
+  await a.ask(`sum 0 ${8 * MiB}`);
+  await eventually(async () => (await monitorReport(mount, 'a')).sharedBytes! >= 8 * MiB);
+  await mount.kill();
+  await readsAll(t, a);
+  await mount.mount('--clean-store', '128M');
+  await attachedTo(mount, 'a', a.pid);
+  await shares(mount, 'a', SIZE);
+  await readsAll(t, a);
+});
+
+test.serial('without a store, processes make copies of their own', async (t) => {
+  const mount = await threeOnOneBase(t);
+  const a = await reader(t, mount, 'a');
+  await readsAll(t, a);
+  t.is(await storeOf(mount), null);
+  t.is((await monitorReport(mount, 'a')).sharedBytes, 0);
+});
