@@ -50,7 +50,9 @@ test('the programs compile with the types that the package exports', async (t) =
 
 test('every export is documented', async (t) => {
   const typedoc = path.join(ROOT, 'node_modules/typedoc/bin/typedoc');
-  await t.notThrowsAsync(run(process.execPath, [typedoc, '--emit', 'none', '--disableSources'], { cwd: ROOT }));
+  // The build has checked the types.
+  const options = ['--emit', 'none', '--disableSources', '--skipErrorChecking'];
+  await t.notThrowsAsync(run(process.execPath, [typedoc, ...options], { cwd: ROOT }));
 });
 
 for (const { title, program, prints } of examples) {
