@@ -5,6 +5,7 @@
 #include <sys/eventfd.h>
 
 #include <atomic>
+#include <mutex>
 #include <thread>
 
 #include "check.h"
@@ -27,9 +28,12 @@ class LocalStore {
     auto client = std::make_unique<Client>();
     client->session = session;
     client->store = store_.get();
-    client->number = clients_.size() + 1;
     Client* const served = client.get();
-    clients_.push_back(std::move(client));
+    {
+      const std::lock_guard lock(lock_);
+      clients_.push_back(std::move(client));
+      served->number = clients_.size();
+    }
     store_->open(served->number, 7, {path, layer, ""});
     served->offered.wait(false);
     served->asking = std::thread([served] { served->ask(); });
@@ -72,7 +76,11 @@ class LocalStore {
 
   // On the store's thread.
   void take(pcow::CleanStore::Answer answer) {
-    Client* const client = clients_[answer.client - 1].get();
+    Client* client;
+    {
+      const std::lock_guard lock(lock_);
+      client = clients_[answer.client - 1].get();
+    }
     if (client->ended) return;
     if (answer.kind == pcow::CleanStore::Answer::Kind::kSlices) {
       client->session->take_shared(answer.slice, std::move(answer.segment));
@@ -84,6 +92,7 @@ class LocalStore {
     client->offered.notify_all();
   }
 
+  std::mutex lock_;                               // guards the next
   std::vector<std::unique_ptr<Client>> clients_;  // before `store_`, whose thread uses them
   std::unique_ptr<pcow::CleanStore> store_;
 };

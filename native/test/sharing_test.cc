@@ -8,6 +8,7 @@
 
 #include "check.h"
 #include "local_store.h"
+#include "monitor/session.h"
 
 using namespace pcow;
 
