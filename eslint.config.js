@@ -16,12 +16,16 @@ const ROOMS = {
 
 /** A rule for the files of one room: an import that leads there is refused. */
 function refuses(files, regex, message) {
-  return { files, rules: { 'no-restricted-imports': ['error', { patterns: [{ regex, message }] }] } };
+  return {
+    files,
+    rules: { 'no-restricted-imports': ['error', { patterns: [{ regex, message }] }] },
+  };
 }
 
 const rooms = Object.entries(ROOMS).map(([room, used]) => {
   const others = Object.keys(ROOMS).filter((other) => other !== room && !used.includes(other));
-  const allowed = used.length === 0 ? 'no other room of src' : `${used.map((it) => `src/${it}`).join(', ')}`;
+  const allowed =
+    used.length === 0 ? 'no other room of src' : `${used.map((it) => `src/${it}`).join(', ')}`;
   return refuses(
     [`src/${room}/**/*.ts`],
     `^(\\.\\./)+(cli|scripts|test|${others.join('|')})/`,
@@ -36,14 +40,25 @@ export default tseslint.config(
   {
     files: ['**/*.ts', '**/*.cts'],
     extends: [tseslint.configs.recommendedTypeChecked, tseslint.configs.stylisticTypeChecked],
-    languageOptions: { parserOptions: { projectService: true, tsconfigRootDir: import.meta.dirname } },
+    languageOptions: {
+      parserOptions: { projectService: true, tsconfigRootDir: import.meta.dirname },
+    },
     rules: {
       eqeqeq: ['error', 'always', { null: 'ignore' }],
       '@typescript-eslint/consistent-type-imports': 'error',
-      '@typescript-eslint/no-unused-vars': ['error', { argsIgnorePattern: '^_', varsIgnorePattern: '^_' }],
+      '@typescript-eslint/no-unused-vars': [
+        'error',
+        { argsIgnorePattern: '^_', varsIgnorePattern: '^_' },
+      ],
       '@typescript-eslint/only-throw-error': 'error',
-      '@typescript-eslint/restrict-template-expressions': ['error', { allowNumber: true, allowBoolean: true }],
-      '@typescript-eslint/switch-exhaustiveness-check': ['error', { considerDefaultExhaustiveForUnions: true }],
+      '@typescript-eslint/restrict-template-expressions': [
+        'error',
+        { allowNumber: true, allowBoolean: true },
+      ],
+      '@typescript-eslint/switch-exhaustiveness-check': [
+        'error',
+        { considerDefaultExhaustiveForUnions: true },
+      ],
     },
   },
   ...rooms,

@@ -12,7 +12,10 @@ export { flatFile, type ImageTarget, type Target } from '../src/images/find-imag
 export const whileWaiting = {
   onWait: sayThatItWaits,
   onContinues(image: string): void {
-    warn('pcow', `${image}: this can't be stopped, and continues in the mount; Ctrl-C again stops waiting for it`);
+    warn(
+      'pcow',
+      `${image}: this can't be stopped, and continues in the mount; Ctrl-C again stops waiting for it`,
+    );
   },
 };
 

@@ -35,9 +35,12 @@ export function intoDomain(
   request: Pick<LibvirtRequest, 'images' | 'device' | 'unarmed' | 'monitor'>,
 ): string {
   const guest = guestOfDomain(xml, file); // rejects what is not a domain
-  const tree = new XMLParser({ ...SYNTAX, parseTagValue: false, trimValues: true }).parse(xml) as Node[];
+  const tree = new XMLParser({ ...SYNTAX, parseTagValue: false, trimValues: true }).parse(
+    xml,
+  ) as Node[];
   const domain = tree.find((node) => 'domain' in node);
-  if (domain === undefined || guest.memory === null) throw new Failure('PCOW_INVALID', `${file} has no memory element`);
+  if (domain === undefined || guest.memory === null)
+    throw new Failure('PCOW_INVALID', `${file} has no memory element`);
   const elements = childrenOf(domain);
   checkMachine(elements, file);
   if (!guest.acpi) throw withoutAcpi(file);
@@ -46,10 +49,15 @@ export function intoDomain(
   const others = withoutOwn(elements);
   const room = Math.max(memory, others.foreignMaxMemory ? (guest.maxMemory ?? 0) : 0);
   const slots = (others.foreignMaxMemory ? guest.slots : 0) + request.images.length;
-  replace(elements, 'maxMemory', [text(String(maxMemoryOf({ images: request.images, memory: room }) / KIB))], {
-    slots: String(slots),
-    unit: 'KiB',
-  });
+  replace(
+    elements,
+    'maxMemory',
+    [text(String(maxMemoryOf({ images: request.images, memory: room }) / KIB))],
+    {
+      slots: String(slots),
+      unit: 'KiB',
+    },
+  );
   addNumaCell(elements, { kvm: attributesOf(domain).type === 'kvm', memory });
   addCommandLine(domain, elements, [
     ...argumentsOf(request, takenSlots(elements)).map((value): [string, Attributes] => [
@@ -60,7 +68,12 @@ export function intoDomain(
       ? []
       : [['env', { name: 'LD_PRELOAD', value: escaped(request.monitor) }] as [string, Attributes]]),
   ]);
-  const builder = new XMLBuilder({ ...SYNTAX, format: true, indentBy: '  ', suppressEmptyNode: true });
+  const builder = new XMLBuilder({
+    ...SYNTAX,
+    format: true,
+    indentBy: '  ',
+    suppressEmptyNode: true,
+  });
   return builder.build(tree).trim();
 }
 
@@ -124,30 +137,40 @@ function withoutAcpi(file: string): Failure {
 function withoutOwn(elements: Node[]): { foreignMaxMemory: boolean } {
   const commandLine = elements.find((node) => /^(\w+:)?commandline$/.test(nameOf(node)));
   const words = commandLine === undefined ? [] : childrenOf(commandLine);
-  const value = (node: Node | undefined) => (node === undefined ? '' : (attributesOf(node).value ?? ''));
+  const value = (node: Node | undefined) =>
+    node === undefined ? '' : (attributesOf(node).value ?? '');
   const own = new Set<Node>();
   for (const [at, node] of words.entries()) {
     const next = words[at + 1];
-    const pair = /^-(object|device)$/.test(value(node)) && /(id|memdev)=pcow\d+(,|$)/.test(value(next));
+    const pair =
+      /^-(object|device)$/.test(value(node)) && /(id|memdev)=pcow\d+(,|$)/.test(value(next));
     const nvdimm = value(node) === '-machine' && value(next) === 'nvdimm=on';
     if ((pair || nvdimm) && next !== undefined) {
       own.add(node);
       own.add(next);
     }
-    if (attributesOf(node).name === 'LD_PRELOAD' && value(node).includes('libpcow-monitor')) own.add(node);
+    if (attributesOf(node).name === 'LD_PRELOAD' && value(node).includes('libpcow-monitor'))
+      own.add(node);
   }
-  if (commandLine !== undefined) commandLine[nameOf(commandLine)] = words.filter((node) => !own.has(node));
+  if (commandLine !== undefined)
+    commandLine[nameOf(commandLine)] = words.filter((node) => !own.has(node));
   return { foreignMaxMemory: own.size === 0 };
 }
 
 /** Persistent memory needs a NUMA node. An existing one stays. */
 function addNumaCell(elements: Node[], { kvm, memory }: { kvm: boolean; memory: number }): void {
   const cpus = Number(childrenOf(find(elements, 'vcpu') ?? {})[0]?.['#text'] ?? 1);
-  const cell = element('cell', { id: '0', cpus: allOf(cpus), memory: String(memory / KIB), unit: 'KiB' });
+  const cell = element('cell', {
+    id: '0',
+    cpus: allOf(cpus),
+    memory: String(memory / KIB),
+    unit: 'KiB',
+  });
   const numa = element('numa', {}, [cell]);
   const cpu = find(elements, 'cpu');
   // Without KVM the host's processor cannot be passed through.
-  if (cpu === undefined) elements.push(element('cpu', kvm ? { mode: 'host-passthrough' } : {}, [numa]));
+  if (cpu === undefined)
+    elements.push(element('cpu', kvm ? { mode: 'host-passthrough' } : {}, [numa]));
   else if (find(childrenOf(cpu), 'numa') === undefined) childrenOf(cpu).push(numa);
 }
 

@@ -21,8 +21,11 @@ export async function askMountsOf(command: Command): Promise<void> {
   if (ASK_THEMSELVES.includes(command.name())) return;
   const values = Object.values(command.opts<Record<string, unknown>>());
   // “mount DIR MOUNTPOINT” removes a dead mount.
-  const words = command.name().startsWith('mount') ? command.args.slice(0, 1) : [...command.args, ...values];
-  for (const word of words) if (typeof word === 'string') await mustAnswerOnTheWay(word, { onWait: sayThatItWaits });
+  const words = command.name().startsWith('mount')
+    ? command.args.slice(0, 1)
+    : [...command.args, ...values];
+  for (const word of words)
+    if (typeof word === 'string') await mustAnswerOnTheWay(word, { onWait: sayThatItWaits });
 }
 
 /** Printed once, if a mount takes long to answer. */

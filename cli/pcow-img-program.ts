@@ -32,7 +32,11 @@ export function pcowImgProgram(): Command {
       .argument('<new>', 'the file to make')
       .argument('[base]', 'the image to stand on')
       .action(create),
-    { examples: [{ command: 'pcow-img create 64 128 my_pcow_file.img', does: '128 GiB in blocks of 64 KiB' }] },
+    {
+      examples: [
+        { command: 'pcow-img create 64 128 my_pcow_file.img', does: '128 GiB in blocks of 64 KiB' },
+      ],
+    },
   );
   addNotes(
     program
@@ -41,23 +45,35 @@ export function pcowImgProgram(): Command {
       .description('Takes a snapshot, with the next number.')
       .argument('<image>')
       .action(snapshot),
-    { examples: [{ command: 'pcow-img snapshot my_pcow_file.img', does: 'snapshot 1 of a new image' }] },
+    {
+      examples: [
+        { command: 'pcow-img snapshot my_pcow_file.img', does: 'snapshot 1 of a new image' },
+      ],
+    },
   );
   addNotes(
     program
       .command('rollback')
       .summary('go back to a snapshot')
-      .description('Gives the image the content of its snapshot with this number. Later snapshots are kept.')
+      .description(
+        'Gives the image the content of its snapshot with this number. Later snapshots are kept.',
+      )
       .argument('<image>')
       .argument('<number>', 'from 1, the oldest')
       .action(rollback),
-    { examples: [{ command: 'pcow-img rollback my_pcow_file.img 1', does: 'back to the oldest snapshot' }] },
+    {
+      examples: [
+        { command: 'pcow-img rollback my_pcow_file.img 1', does: 'back to the oldest snapshot' },
+      ],
+    },
   );
   addNotes(
     program
       .command('rebase')
       .summary('put an image on another base')
-      .description('Changes the base of an image without comparing contents, as the original tool did.')
+      .description(
+        'Changes the base of an image without comparing contents, as the original tool did.',
+      )
       .argument('<image>')
       .argument('<base>', 'the new base, with its present content; or BASE@SNAPSHOT')
       .action(rebase),
@@ -66,7 +82,9 @@ export function pcowImgProgram(): Command {
         'The new base must hold the same data as the old one, or the content of the image changes: this is ' +
           'for a base that was moved or copied. The old one need not exist any more.',
       ],
-      examples: [{ command: 'pcow-img rebase vm.img ../bases/base.img', does: 'after its base was moved' }],
+      examples: [
+        { command: 'pcow-img rebase vm.img ../bases/base.img', does: 'after its base was moved' },
+      ],
     },
   );
   addNotes(
@@ -81,7 +99,12 @@ export function pcowImgProgram(): Command {
   return program;
 }
 
-async function create(blockKib: string, sizeGib: string, given: string, base: string | undefined): Promise<void> {
+async function create(
+  blockKib: string,
+  sizeGib: string,
+  given: string,
+  base: string | undefined,
+): Promise<void> {
   const blockSize = parseBlockSize(inUnits(blockKib, 'K', 'block size in KiB'));
   const size = parseSize(inUnits(sizeGib, 'G', 'size in GiB'));
   const target = await imageAsNamed(given);

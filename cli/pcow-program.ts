@@ -60,7 +60,9 @@ export async function pcowProgram(only?: string): Promise<Command> {
   // So that “run” can pass on everything after its command.
   program.enablePositionalOptions();
   const one = only !== undefined && Object.hasOwn(COMMANDS, only) ? COMMANDS[only] : undefined;
-  const adds = await Promise.all((one === undefined ? Object.values(COMMANDS) : [one]).map((load) => load()));
+  const adds = await Promise.all(
+    (one === undefined ? Object.values(COMMANDS) : [one]).map((load) => load()),
+  );
   for (const add of adds) add(program);
   return program;
 }

@@ -10,12 +10,16 @@ export function addRegistryOptions(command: Command): Command {
   return command
     .option('--plain-http', 'use HTTP without TLS; default: HTTPS only')
     .addOption(
-      new Option('--ca <file>', 'trust the authorities in this file, too; may be repeated').argParser(
-        (file: string, before: string[] | undefined) => [...(before ?? []), file],
-      ),
+      new Option(
+        '--ca <file>',
+        'trust the authorities in this file, too; may be repeated',
+      ).argParser((file: string, before: string[] | undefined) => [...(before ?? []), file]),
     );
 }
 
-export function httpOf({ plainHttp, ca }: RegistryFlags): { plainHttp: boolean; certificates: string[] } {
+export function httpOf({ plainHttp, ca }: RegistryFlags): {
+  plainHttp: boolean;
+  certificates: string[];
+} {
   return { plainHttp: plainHttp ?? false, certificates: ca ?? [] };
 }

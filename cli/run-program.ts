@@ -12,7 +12,9 @@ import { inThisLocale } from './output/locale.js';
 import { outputWritten, put, ReaderGone, watchOutput } from './output/stdout.js';
 import { quote } from '../src/engine/quote.js';
 
-const { version } = JSON.parse(readFileSync(path.join(ROOT, 'package.json'), 'utf8')) as { version: string };
+const { version } = JSON.parse(readFileSync(path.join(ROOT, 'package.json'), 'utf8')) as {
+  version: string;
+};
 
 /** An empty program. Commands that are added with `program.command()` inherit its settings. */
 export function newProgram(name: string): Command {
@@ -36,7 +38,9 @@ export async function run(program: Command, args: string[]): Promise<number> {
   process.stderr.on('error', () => undefined);
   reportWhatNobodyCatches(program.name());
   try {
-    await program.parseAsync(withSmallerSize(withoutHelpOfUnknown(program, args)), { from: 'user' });
+    await program.parseAsync(withSmallerSize(withoutHelpOfUnknown(program, args)), {
+      from: 'user',
+    });
     await outputWritten();
     return exitCodeSoFar();
   } catch (error) {
@@ -70,7 +74,10 @@ function reportWhatNobodyCatches(program: string): void {
  */
 function withoutHelpOfUnknown(program: Command, args: string[]): string[] {
   const [help, name] = args;
-  const vain = help === 'help' && name !== undefined && !program.commands.some((known) => known.name() === name);
+  const vain =
+    help === 'help' &&
+    name !== undefined &&
+    !program.commands.some((known) => known.name() === name);
   return vain && name !== 'help' ? [name] : args;
 }
 
@@ -93,7 +100,11 @@ function usageFailure(program: Command, error: CommanderError): Failure {
   const message = error.message.replace(/^error: /, '').replaceAll('\n', ' ');
   const [, what, word = ''] = /^unknown (command|option) '([^']*)'/.exec(message) ?? [];
   const instead =
-    what === 'command' ? commandInstead(word) : what === 'option' ? optionInstead(command ?? '', word) : undefined;
+    what === 'command'
+      ? commandInstead(word)
+      : what === 'option'
+        ? optionInstead(command ?? '', word)
+        : undefined;
   return instead === undefined || name !== 'pcow'
     ? new Failure('PCOW_USAGE', message, help)
     : new Failure('PCOW_USAGE', `unknown ${what ?? ''} ${quote(word)}`, instead);

@@ -8,7 +8,10 @@ import { Failure, report } from './output/errors.js';
 import { explain } from '../src/engine/system-errors.js';
 
 /** `load` imports the program of this name, as far as these arguments need it. */
-export async function start(name: string, load: (args: string[]) => Promise<Command>): Promise<void> {
+export async function start(
+  name: string,
+  load: (args: string[]) => Promise<Command>,
+): Promise<void> {
   const args = process.argv.slice(2);
   try {
     const program = await load(args);
@@ -23,5 +26,7 @@ export async function start(name: string, load: (args: string[]) => Promise<Comm
 
 function loadingFailure(error: unknown): unknown {
   const known = explain(error);
-  return known === null ? error : new Failure(known.code, `Pcow can't be loaded: ${known.message}`, known.hint);
+  return known === null
+    ? error
+    : new Failure(known.code, `Pcow can't be loaded: ${known.message}`, known.hint);
 }

@@ -7,19 +7,23 @@ import { InvalidArgumentError, Option } from 'commander';
 import { isPcowError, type PcowError } from '../src/engine/errors.js';
 
 /**
- * Milliseconds between two attempts: the first pause, and the longest. An attempt may start a process
- * (mount).
+ * Milliseconds between two attempts: the first pause, and the longest. An attempt may start a
+ * process (mount).
  */
 const PAUSE = 100;
 const LONGEST_PAUSE = 1000;
 
 /** For every command that changes an image, and for mount. `whom`: the process to wait for. */
 export function waitOption(whom = 'a process that has the image open for writing'): Option {
-  return new Option('--wait <seconds>', `wait this long for ${whom}; default: fail at once`).argParser(parseSeconds);
+  return new Option(
+    '--wait <seconds>',
+    `wait this long for ${whom}; default: fail at once`,
+  ).argParser(parseSeconds);
 }
 
 function parseSeconds(text: string): number {
-  if (!/^\d{1,6}(\.\d+)?$/.test(text)) throw new InvalidArgumentError('it must be a number of seconds.');
+  if (!/^\d{1,6}(\.\d+)?$/.test(text))
+    throw new InvalidArgumentError('it must be a number of seconds.');
   return Number(text);
 }
 
@@ -48,5 +52,8 @@ export async function patiently<T>(
 
 /** The lock of an image, or the directory or mountpoint of a mount. */
 function isTaken(error: unknown): error is PcowError {
-  return isPcowError(error, 'PCOW_LOCKED') || (isPcowError(error, 'PCOW_MOUNT') && error.errnoName === 'EBUSY');
+  return (
+    isPcowError(error, 'PCOW_LOCKED') ||
+    (isPcowError(error, 'PCOW_MOUNT') && error.errnoName === 'EBUSY')
+  );
 }

@@ -106,11 +106,15 @@ const OPTIONS: Readonly<Record<string, Readonly<Record<string, string>>>> = {
     '-T': 'omit it: nothing depends on caches here',
   },
   resize: {
-    '--preallocation': 'an image takes space as it is written: for a raw file, “pcow convert”, then fallocate',
+    '--preallocation':
+      'an image takes space as it is written: for a raw file, “pcow convert”, then fallocate',
     '-L': 'the size comes after the name: pcow resize IMAGE +5G',
   },
   rebase: { '-p': 'a progress bar is shown on a terminal', '-c': 'the content is not changed' },
-  commit: { '-b': 'an image is committed to its base; “pcow rebase” changes that first', '-d': '“pcow rm” deletes it' },
+  commit: {
+    '-b': 'an image is committed to its base; “pcow rebase” changes that first',
+    '-d': '“pcow rm” deletes it',
+  },
   send: {
     '-i': '--from NAME: what changed since that snapshot',
     '-I': '--from NAME, one snapshot after another; “pcow export” has all of them',

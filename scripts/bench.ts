@@ -35,7 +35,9 @@ if (unknown !== undefined) {
 }
 const output = path.join(repository, values.short ? 'build/bench' : 'docs');
 const kept = path.join(output, values.short ? 'results' : 'benchmarks');
-const wanted = comparisons.filter(({ name }) => positionals.length === 0 || positionals.includes(name));
+const wanted = comparisons.filter(
+  ({ name }) => positionals.length === 0 || positionals.includes(name),
+);
 
 for (const comparison of values.document ? [] : wanted) {
   const stand = await Stand.open(comparison.medium);

@@ -20,7 +20,9 @@ try {
     `\nThat was all, in ${Math.round((Date.now() - started) / 1000)} s. Next: pcow help, README.md\n`,
   );
 } catch (error) {
-  process.stderr.write(`\nThe demo ends here: ${error instanceof Error ? error.message : String(error)}\n`);
+  process.stderr.write(
+    `\nThe demo ends here: ${error instanceof Error ? error.message : String(error)}\n`,
+  );
   process.exitCode ??= 1;
 } finally {
   await stage.close('mnt');
@@ -33,7 +35,9 @@ async function play(): Promise<void> {
   await stage.shell('pcow mount images mnt');
   await stage.shell('ls -l mnt');
 
-  stage.scene('The base: a file system, made by a guest that has the flat file as its persistent memory');
+  stage.scene(
+    'The base: a file system, made by a guest that has the flat file as its persistent memory',
+  );
   await stage.bootOn('mnt/base');
   await stage.inGuest('mkfs.ext4 -q -b 4096 -L system /dev/pmem0');
   await stage.inGuest('mount -t ext4 -o dax /dev/pmem0 /mnt && grep pmem0 /proc/mounts');
@@ -47,10 +51,16 @@ async function play(): Promise<void> {
   stage.scene('The virtual machine works with files');
   await stage.bootOn('mnt/vm1');
   await stage.inGuest('mount -t ext4 -o dax /dev/pmem0 /mnt && cat /mnt/release');
-  await stage.inGuest('echo "dear diary" > /mnt/diary && pattern fill /mnt/data 1 16777216 | tail -n 1 && sync');
+  await stage.inGuest(
+    'echo "dear diary" > /mnt/diary && pattern fill /mnt/data 1 16777216 | tail -n 1 && sync',
+  );
 
-  stage.scene('A snapshot while the guest writes: one write to a control file, and the guest is not stopped');
-  await stage.inGuest('(while echo tick >> /mnt/ticks; do sync; done) > /dev/null 2>&1 & echo $! > /ticker; sleep 1');
+  stage.scene(
+    'A snapshot while the guest writes: one write to a control file, and the guest is not stopped',
+  );
+  await stage.inGuest(
+    '(while echo tick >> /mnt/ticks; do sync; done) > /dev/null 2>&1 & echo $! > /ticker; sleep 1',
+  );
   await stage.shell('echo before-upgrade > mnt/.pcow/vm1/snapshot');
   await stage.shell('grep -o "lastFreezeNs.*" mnt/.pcow/vm1/status');
   await stage.inGuest('kill $(cat /ticker) && sync && wc -l < /mnt/ticks');
@@ -79,5 +89,7 @@ async function play(): Promise<void> {
 
 function expect(found: string, wanted: string): void {
   if (found !== wanted)
-    throw new Error(`the old files are not back: found ${JSON.stringify(found)}, not ${JSON.stringify(wanted)}`);
+    throw new Error(
+      `the old files are not back: found ${JSON.stringify(found)}, not ${JSON.stringify(wanted)}`,
+    );
 }

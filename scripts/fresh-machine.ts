@@ -14,7 +14,10 @@ let failures = 0;
 let hasCertificates = false;
 
 /** A shell command in the chroot, in an environment like that of a login. */
-async function inside(directory: string, command: string): Promise<{ output: string; errors: string; ok: boolean }> {
+async function inside(
+  directory: string,
+  command: string,
+): Promise<{ output: string; errors: string; ok: boolean }> {
   const environment = [
     'HOME=/root',
     ...(hasCertificates ? ['NODE_EXTRA_CA_CERTS=/etc/ssl/certs/ca-certificates.crt'] : []),
@@ -22,7 +25,16 @@ async function inside(directory: string, command: string): Promise<{ output: str
     'LANG=C.UTF-8',
     'PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin',
   ];
-  const words = ['chroot', root, '/usr/bin/env', '-i', ...environment, 'bash', '-c', `cd ${directory} && ${command}`];
+  const words = [
+    'chroot',
+    root,
+    '/usr/bin/env',
+    '-i',
+    ...environment,
+    'bash',
+    '-c',
+    `cd ${directory} && ${command}`,
+  ];
   return new Promise((resolve) => {
     execFile('setsid', words, { maxBuffer: 1 << 26 }, (error, stdout, stderr) => {
       resolve({ output: stdout, errors: stderr, ok: error === null });
@@ -65,7 +77,11 @@ async function tour(): Promise<void> {
   for (const { command, prints } of stepsOf(readme)) {
     const { output, errors, ok } = await inside('/srv/vm', command);
     const as = comparable(output, '/srv/vm');
-    tell(ok && as === comparable(prints, '/srv/vm'), command, `${output}${errors}\nwanted:\n${prints}`);
+    tell(
+      ok && as === comparable(prints, '/srv/vm'),
+      command,
+      `${output}${errors}\nwanted:\n${prints}`,
+    );
   }
   await inside('/srv', 'rm -rf vm');
 }
@@ -88,7 +104,11 @@ await succeeds(
   /man8\/mount\.fuse\.pcow/,
 );
 // It fails if a minimal Debian lacks a file to which another one links; its output is what matters.
-await succeeds('/', '/lib/systemd/systemd-sysctl --cat-config || true', /^vm\.max_map_count = 1048576$/m);
+await succeeds(
+  '/',
+  '/lib/systemd/systemd-sysctl --cat-config || true',
+  /^vm\.max_map_count = 1048576$/m,
+);
 await succeeds('/', 'systemd-analyze verify /lib/systemd/system/pcow@.service');
 await succeeds(
   '/',
@@ -103,14 +123,23 @@ await succeeds(
 await succeeds('/', 'apt-get install -y --no-install-recommends qemu-utils > /dev/null');
 await walk('qemu-img-user');
 await walk('platform');
-await succeeds('/srv', 'mkdir -p used && pcow mount images used && cd used && ! apt-get remove -y pcow && pcow list');
-await succeeds('/', 'apt-get remove -y pcow && ! command -v pcow && ! ls /usr/lib/pcow && ! findmnt -rn -t fuse.pcow');
+await succeeds(
+  '/srv',
+  'mkdir -p used && pcow mount images used && cd used && ! apt-get remove -y pcow && pcow list',
+);
+await succeeds(
+  '/',
+  'apt-get remove -y pcow && ! command -v pcow && ! ls /usr/lib/pcow && ! findmnt -rn -t fuse.pcow',
+);
 
 // The npm package compiles its native code during installation, with this machine's Node, because
 // Debian 12 has an older one.
 await inside('/', 'apt-get install -y --no-install-recommends ca-certificates');
 await succeeds('/', lineWith('apt-get install -y build-essential'));
-await copyFile('/etc/ssl/certs/ca-certificates.crt', path.join(root, 'etc/ssl/certs/ca-certificates.crt'));
+await copyFile(
+  '/etc/ssl/certs/ca-certificates.crt',
+  path.join(root, 'etc/ssl/certs/ca-certificates.crt'),
+);
 hasCertificates = true;
 const tools = `cp $(readlink -f "$(command -v node)") ${root}/usr/local/bin/node && mkdir -p ${root}/usr/local/lib/node_modules && cp -r "$(npm root -g)/npm" ${root}/usr/local/lib/node_modules/ && for name in npm npx; do ln -sf ../lib/node_modules/npm/bin/$name-cli.js ${root}/usr/local/bin/$name; done`;
 await new Promise((resolve) => execFile('bash', ['-c', tools], resolve));

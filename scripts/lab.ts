@@ -20,7 +20,10 @@ import { repository } from './guest/files.js';
 interface Suite {
   /** The native tests that it runs at length: see scripts/lab/project. */
   native?: string[];
-  /** The kernels that it runs on, one after another, if none is named; otherwise the one of the test guests. */
+  /**
+   * The kernels that it runs on, one after another, if none is named; otherwise the one of the test
+   * guests.
+   */
   kernels?: string[];
   minutes: number;
 }
@@ -30,16 +33,29 @@ const plain = (...names: string[]): string[] => names.map((name) => `plain/${nam
 const SUITES: Record<string, Suite> = {
   shell: { minutes: 60 },
   short: { minutes: 30 },
-  dax: { native: plain('concurrency', 'crash', 'family', 'mapped_holes', 'merge', 'model', 'monitor'), minutes: 120 },
+  dax: {
+    native: plain('concurrency', 'crash', 'family', 'mapped_holes', 'merge', 'model', 'monitor'),
+    minutes: 120,
+  },
   filesystems: { minutes: 60 },
-  kernels: { native: plain('monitor'), kernels: ['own', 'bookworm-backports', 'trixie'], minutes: 120 },
+  kernels: {
+    native: plain('monitor'),
+    kernels: ['own', 'bookworm-backports', 'trixie'],
+    minutes: 120,
+  },
 };
 
-/** Half a GiB of it at most is what the kernel, Debian and the layers of memory take; the persistent memory lies above 4 GiB. */
+/**
+ * Half a GiB of it at most is what the kernel, Debian and the layers of memory take; the persistent
+ * memory lies above 4 GiB.
+ */
 const MEMORY = ['-m', '4G'];
 const PERSISTENT = 'memmap=1G!4G';
 
-/** An emulated processor that gets little time fails the kernel's check of its timer, and the watchdogs. */
+/**
+ * An emulated processor that gets little time fails the kernel's check of its timer, and the
+ * watchdogs.
+ */
 const PATIENCE = 'no_timer_check nowatchdog rcupdate.rcu_cpu_stall_suppress=1';
 
 const kvm = (await accelerator()) === 'kvm';
@@ -55,8 +71,9 @@ const { values, positionals } = parseArgs({
 });
 
 /**
- * Several emulated processors spend most of a busy host's time waiting for each other, so there is one. Its clock goes by its
- * instructions, 1 ns each: what waits for an answer waits as long as on a real processor, however slow the host is.
+ * Several emulated processors spend most of a busy host's time waiting for each other, so there is
+ * one. Its clock goes by its instructions, 1 ns each: what waits for an answer waits as long as on
+ * a real processor, however slow the host is.
  */
 const CLOCK = kvm || values.processors !== '1' ? [] : ['-icount', 'shift=0'];
 const PROCESSORS = ['-smp', values.processors, ...CLOCK];
@@ -81,13 +98,17 @@ for (const kernel of kernels) {
 
 /** What the first process of the lab's Debian runs. */
 function command(): string {
-  const what = name === 'shell' ? words.join(' ') : `bash scripts/lab/suites/${name} ${words.join(' ')}`;
+  const what =
+    name === 'shell' ? words.join(' ') : `bash scripts/lab/suites/${name} ${words.join(' ')}`;
   return `export PCOW_TEST_PROGRAMS=$PWD/build/lab/programs NATIVE='${native.join(' ')}'\n${what}\n`;
 }
 
 /** A step of the preparation. */
 function must(program: string, ...args: string[]): void {
-  const { status } = spawnSync(program, args, { cwd: repository, stdio: ['ignore', 'inherit', 'inherit'] });
+  const { status } = spawnSync(program, args, {
+    cwd: repository,
+    stdio: ['ignore', 'inherit', 'inherit'],
+  });
   if (status !== 0) process.exit(status ?? 1);
 }
 
@@ -95,19 +116,57 @@ function must(program: string, ...args: string[]): void {
 async function run(kernel: string, command: string, minutes: number): Promise<number> {
   const scratch = mkdtempSync(path.join(tmpdir(), 'pcow-lab-'));
   const file = (name: string): string => path.join(scratch, name);
-  const disk = (name: string): string[] => ['-drive', `file=${path.join(lab, name)},if=virtio,format=raw,readonly=on`];
+  const disk = (name: string): string[] => [
+    '-drive',
+    `file=${path.join(lab, name)},if=virtio,format=raw,readonly=on`,
+  ];
   try {
     writeFileSync(file('command'), command);
     // It dies with this process. ttyS0 is the kernel's console; scripts/lab/inside has the others.
     const qemu = spawn(
       'setpriv',
       [
-        ...['--pdeathsig', 'KILL', '--', 'qemu-system-x86_64', '-nodefaults', '-display', 'none', '-no-reboot'],
-        ...['-machine', 'q35', '-accel', kvm ? 'kvm' : 'tcg', '-cpu', 'max', ...PROCESSORS, ...MEMORY],
-        ...['-kernel', path.join(lab, kernel, 'vmlinuz'), '-initrd', path.join(lab, kernel, 'initramfs.gz')],
+        ...[
+          '--pdeathsig',
+          'KILL',
+          '--',
+          'qemu-system-x86_64',
+          '-nodefaults',
+          '-display',
+          'none',
+          '-no-reboot',
+        ],
+        ...[
+          '-machine',
+          'q35',
+          '-accel',
+          kvm ? 'kvm' : 'tcg',
+          '-cpu',
+          'max',
+          ...PROCESSORS,
+          ...MEMORY,
+        ],
+        ...[
+          '-kernel',
+          path.join(lab, kernel, 'vmlinuz'),
+          '-initrd',
+          path.join(lab, kernel, 'initramfs.gz'),
+        ],
         ...['-append', `console=ttyS0 panic=-1 quiet ${PERSISTENT} ${PATIENCE}`],
-        ...[...disk('root.img'), ...disk('project.img'), '-fw_cfg', `name=opt/pcow/command,file=${file('command')}`],
-        ...['-serial', `file:${file('console')}`, '-serial', 'stdio', '-serial', `file:${file('exit-code')}`],
+        ...[
+          ...disk('root.img'),
+          ...disk('project.img'),
+          '-fw_cfg',
+          `name=opt/pcow/command,file=${file('command')}`,
+        ],
+        ...[
+          '-serial',
+          `file:${file('console')}`,
+          '-serial',
+          'stdio',
+          '-serial',
+          `file:${file('exit-code')}`,
+        ],
       ],
       { stdio: ['ignore', 'inherit', 'inherit'] },
     );

@@ -13,7 +13,10 @@ import { fileURLToPath } from 'node:url';
 import { compressed, decompressed } from '../src/engine/zstd.js';
 
 const DOCUMENT = fileURLToPath(new URL('../../docs/registry.md', import.meta.url));
-const [BEGIN, END] = ['<!-- written by scripts/piece-sizes.ts -->', '<!-- end of what it writes -->'];
+const [BEGIN, END] = [
+  '<!-- written by scripts/piece-sizes.ts -->',
+  '<!-- end of what it writes -->',
+];
 const KiB = 1024;
 const SIZES = [64, 128, 256, 512, 1024].map((size) => size * KiB);
 const LEVELS = [1, 3, 9];
@@ -61,7 +64,13 @@ async function measure(disk: string, size: number, level: number): Promise<Figur
 function ownDisk(scratch: string): string {
   const [tree, disk] = [path.join(scratch, 'tree'), path.join(scratch, 'disk')];
   execFileSync('mkdir', [tree]);
-  for (const from of ['/etc', '/usr/sbin', '/usr/lib/git-core', '/usr/lib/python3.11', '/usr/share/perl']) {
+  for (const from of [
+    '/etc',
+    '/usr/sbin',
+    '/usr/lib/git-core',
+    '/usr/lib/python3.11',
+    '/usr/share/perl',
+  ]) {
     execFileSync('bash', ['-c', 'cp -a --parents "$0" "$1" 2> /dev/null || true', from, tree]);
   }
   execFileSync('mke2fs', ['-q', '-t', 'ext4', '-d', tree, disk, '512M']);
@@ -75,7 +84,11 @@ try {
   let first = 0;
   for (const size of SIZES) {
     for (const level of size === 256 * KiB ? LEVELS : [3]) {
-      const { stored, index, compressing, decompressing, pieces } = await measure(disk, size, level);
+      const { stored, index, compressing, decompressing, pieces } = await measure(
+        disk,
+        size,
+        level,
+      );
       first ||= stored + index;
       const wait = ROUND_TRIP + stored / pieces / BYTES_PER_SECOND + decompressing / pieces;
       const cells = [
@@ -101,7 +114,10 @@ try {
   ];
   const table = [`| ${head.join(' | ')} |`, `|${' --- |'.repeat(head.length)}`, ...rows].join('\n');
   const text = await readFile(DOCUMENT, 'utf8');
-  const [before, after] = [text.slice(0, text.indexOf(BEGIN) + BEGIN.length), text.slice(text.indexOf(END))];
+  const [before, after] = [
+    text.slice(0, text.indexOf(BEGIN) + BEGIN.length),
+    text.slice(text.indexOf(END)),
+  ];
   await writeFile(DOCUMENT, `${before}\n\n${table}\n\n${after}`);
   console.log(table);
 } finally {

@@ -10,7 +10,9 @@ export interface Step {
 
 /** The `$` lines of the console blocks, each with the lines below it. */
 export function stepsOf(markdown: string): Step[] {
-  const blocks = [...markdown.matchAll(/^```console\n(.*?)^```$/gms)].map(([, block]) => block ?? '');
+  const blocks = [...markdown.matchAll(/^```console\n(.*?)^```$/gms)].map(
+    ([, block]) => block ?? '',
+  );
   return blocks.flatMap((block) =>
     block
       .split(/^\$ /m)

@@ -27,7 +27,9 @@ The figures are medians of ${rounds} rounds; each round runs all commands one af
 /** Seconds of processor time, of the user and of the system. */
 function timeOf(words: readonly string[]): number {
   const measure = 'TIMEFORMAT="%U %S"; { time "$@" > /dev/null; } 2>&1';
-  const times = execFileSync('bash', ['-c', measure, 'bash', process.execPath, ...words], { encoding: 'utf8' });
+  const times = execFileSync('bash', ['-c', measure, 'bash', process.execPath, ...words], {
+    encoding: 'utf8',
+  });
   return times
     .trim()
     .split(' ')
@@ -47,7 +49,10 @@ try {
     ['pcow --version', () => [pcow, '--version']],
     ['pcow list DIR', () => [pcow, 'list', scratch]],
     ['pcow info IMAGE', () => [pcow, 'info', image]],
-    ['pcow clone BASE NEW', (round) => [pcow, 'clone', image, path.join(scratch, `clone-${round}`)]],
+    [
+      'pcow clone BASE NEW',
+      (round) => [pcow, 'clone', image, path.join(scratch, `clone-${round}`)],
+    ],
   ];
   const times = commands.map(() => [] as number[]);
   for (let round = 0; round < rounds; round += 1) {

@@ -8,9 +8,19 @@
  */
 export { checkImage } from './engine/check.js';
 export { type Dependant, dependants } from './engine/dependants.js';
-export { isPcowError, PcowError, type PcowErrorCode, type PcowErrorOptions } from './engine/errors.js';
+export {
+  isPcowError,
+  PcowError,
+  type PcowErrorCode,
+  type PcowErrorOptions,
+} from './engine/errors.js';
 export { Image, snapshotTogether } from './engine/image.js';
-export { type DirectoryRecovery, recoverDirectory, recoverImage, type Recovery } from './engine/recovery.js';
+export {
+  type DirectoryRecovery,
+  recoverDirectory,
+  recoverImage,
+  type Recovery,
+} from './engine/recovery.js';
 export type * from './engine/types.js';
 export {
   findDirectory,
@@ -75,7 +85,13 @@ export { measure, type Measure } from './convert/measure.js';
 export { formatOf, openContents } from './convert/open-contents.js';
 export { backingsFor } from './guest/backings.js';
 export { libvirtElements, type LibvirtRequest } from './guest/libvirt-elements.js';
-export { type Backing, type Device, type QemuOptions, qemuOptions, type QemuRequest } from './guest/qemu-options.js';
+export {
+  type Backing,
+  type Device,
+  type QemuOptions,
+  qemuOptions,
+  type QemuRequest,
+} from './guest/qemu-options.js';
 export {
   type DaemonOptions,
   type EndFailure,

@@ -54,7 +54,10 @@ export function addCheck(program: Command): void {
     examples: [
       { command: 'pcow check vm1', does: 'reports that vm1.pcow is sound, or what is damaged' },
       { command: 'pcow check /srv/images/vm1.pcow --repair', does: 'repairs it' },
-      { command: 'pcow check vm1 --json | jq .damages', does: 'for programs; for several images, a list' },
+      {
+        command: 'pcow check vm1 --json | jq .damages',
+        does: 'for programs; for several images, a list',
+      },
     ],
   });
 }
@@ -64,7 +67,10 @@ async function check(givens: string[], options: Options): Promise<void> {
   if (options.json === true) sayJson(givens.length === 1 ? found[0] : found);
 }
 
-async function checkOne(given: string, { repair = false, json = false, progress, wait }: Options): Promise<object> {
+async function checkOne(
+  given: string,
+  { repair = false, json = false, progress, wait }: Options,
+): Promise<object> {
   const target = await findImage(given);
   if (repair && target.mount !== null) {
     throw new Failure(
@@ -75,7 +81,9 @@ async function checkOne(given: string, { repair = false, json = false, progress,
   }
   await refuseForeign(target);
   const report = await patiently(repair ? wait : undefined, () =>
-    withProgress(`check ${target.name}`, progress, (options) => checkImage(target.file, { ...options, repair })),
+    withProgress(`check ${target.name}`, progress, (options) =>
+      checkImage(target.file, { ...options, repair }),
+    ),
   );
   if (!json) {
     say([...findingLines(report.findings), ...summary(target, report, repair)].join('\n'));
@@ -94,8 +102,14 @@ async function refuseForeign({ file }: ImageTarget): Promise<void> {
   const format = await formatOf(file).catch(() => 'raw');
   if (format === 'pcow' || format === 'raw') return;
   const hint =
-    format === 'original' ? '“pcow convert” makes a Pcow image from it' : `qemu-img check -f ${format} ${word(file)}`;
-  throw new Failure('PCOW_NOT_AN_IMAGE', `${file} is not a Pcow image: its format is ${format}`, hint);
+    format === 'original'
+      ? '“pcow convert” makes a Pcow image from it'
+      : `qemu-img check -f ${format} ${word(file)}`;
+  throw new Failure(
+    'PCOW_NOT_AN_IMAGE',
+    `${file} is not a Pcow image: its format is ${format}`,
+    hint,
+  );
 }
 
 type Outcome = 'sound' | 'damaged' | 'leaks' | 'lost';
@@ -118,11 +132,15 @@ function summary(target: ImageTarget, report: CheckReport, repair: boolean): str
     lines.push(`${counted(report.repaired, 'fault')} repaired`);
   }
   if (report.lost !== null) {
-    lines.push(`what could not be placed is in ${report.lost}; ${report.lost}.index says what it is`);
+    lines.push(
+      `what could not be placed is in ${report.lost}; ${report.lost}.index says what it is`,
+    );
   }
   lines.push(...lossLines(report));
   if (repair && report.dropped > 0) {
-    lines.push(`${formatSize(report.dropped)} that were never flushed when the host went down are dropped`);
+    lines.push(
+      `${formatSize(report.dropped)} that were never flushed when the host went down are dropped`,
+    );
   }
   if (outcomeOf(report) === 'lost') {
     lines.push(
@@ -146,7 +164,9 @@ function summary(target: ImageTarget, report: CheckReport, repair: boolean): str
     const why = report.hostCrashed
       ? 'the host crashed while its last writer had it open'
       : 'its last writer was killed';
-    const dropped = report.hostCrashed ? `; ${formatSize(report.dropped)} that were never flushed will be dropped` : '';
+    const dropped = report.hostCrashed
+      ? `; ${formatSize(report.dropped)} that were never flushed will be dropped`
+      : '';
     lines.push(`${why}: the next opening for writing, or --repair, recovers it${dropped}`);
   }
   return lines;

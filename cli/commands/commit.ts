@@ -52,13 +52,18 @@ async function commit(given: string, { name, json, wait, progress }: Options): P
   };
   const { base, snapshot, followed } = await patiently(wait, () =>
     advising(steps, () =>
-      withProgress(`commit ${image.name}`, progress, (long) => commitImage(image, { name, ...long, ...whileWaiting })),
+      withProgress(`commit ${image.name}`, progress, (long) =>
+        commitImage(image, { name, ...long, ...whileWaiting }),
+      ),
     ),
   );
   if (json === true) {
     sayJson({ image: image.file, base: base.file, snapshot, followed });
   } else {
     say(`${image.name} is committed to ${base.name}@${snapshot}, and stands on it`);
-    if (!followed) say(`${base.name} was written since: its present content stays, and does not include this snapshot`);
+    if (!followed)
+      say(
+        `${base.name} was written since: its present content stays, and does not include this snapshot`,
+      );
   }
 }

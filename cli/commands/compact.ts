@@ -12,7 +12,9 @@ export function addCompact(program: Command): void {
   const command = program
     .command('compact')
     .summary('give back blocks that hold only zeros')
-    .description('Gives the blocks of an image and its snapshots that hold only zeros back to the filesystem.')
+    .description(
+      'Gives the blocks of an image and its snapshots that hold only zeros back to the filesystem.',
+    )
     .argument('<image>', 'the image')
     .option('--json', 'for programs')
     .addOption(waitOption())
@@ -41,9 +43,14 @@ async function compact(given: string, { json, wait, progress }: Options): Promis
   const diskUse = () => withImage(image.file, {}, (open) => open.info().diskUse);
   const before = await diskUse();
   await patiently(wait, () =>
-    withProgress(`compact ${image.name}`, progress, (long) => compactImage(image, { ...long, ...whileWaiting })),
+    withProgress(`compact ${image.name}`, progress, (long) =>
+      compactImage(image, { ...long, ...whileWaiting }),
+    ),
   );
   const after = await diskUse();
   if (json === true) sayJson({ image: image.file, before, after });
-  else say(`${image.name} now takes ${formatSize(after)}, ${formatSize(Math.max(0, before - after))} less than before`);
+  else
+    say(
+      `${image.name} now takes ${formatSize(after)}, ${formatSize(Math.max(0, before - after))} less than before`,
+    );
 }

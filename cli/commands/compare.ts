@@ -21,20 +21,33 @@ export function addCompare(program: Command): void {
   const command = program
     .command('compare')
     .summary('compare the content of two images')
-    .description('Compares two images byte by byte: Pcow images, snapshots, raw files, and formats that QEMU knows.')
+    .description(
+      'Compares two images byte by byte: Pcow images, snapshots, raw files, and formats that QEMU knows.',
+    )
     .argument('<first>', 'an image, IMAGE@SNAPSHOT, or another file')
     .argument('<second>', 'what to compare it with')
-    .option('-f <format>', 'format of the first: pcow, raw, or one of qemu-img’s; default: it is detected')
+    .option(
+      '-f <format>',
+      'format of the first: pcow, raw, or one of qemu-img’s; default: it is detected',
+    )
     .option('-F <format>', 'format of the second')
-    .option('-s, --strict', 'also fail if the sizes differ, or if one holds data where the other holds none')
+    .option(
+      '-s, --strict',
+      'also fail if the sizes differ, or if one holds data where the other holds none',
+    )
     .option('--json', 'for programs')
     .addOption(progressOption())
-    .action(async (first: string, second: string, { f, F, ...options }: Options & { f?: string; F?: string }) =>
-      compare(first, second, {
-        ...options,
-        ...(f !== undefined && { format: f }),
-        ...(F !== undefined && { secondFormat: F }),
-      }),
+    .action(
+      async (
+        first: string,
+        second: string,
+        { f, F, ...options }: Options & { f?: string; F?: string },
+      ) =>
+        compare(first, second, {
+          ...options,
+          ...(f !== undefined && { format: f }),
+          ...(F !== undefined && { secondFormat: F }),
+        }),
     );
   addNotes(command, {
     text: [
@@ -45,7 +58,10 @@ export function addCompare(program: Command): void {
     examples: [
       { command: 'pcow compare vm1@monday vm1', does: 'the present content with a snapshot' },
       { command: 'pcow compare vm1 vm1.qcow2', does: 'with a copy in another format' },
-      { command: 'pcow compare -s vm1 /backup/vm1', does: 'also whether both hold data in the same ranges' },
+      {
+        command: 'pcow compare -s vm1 /backup/vm1',
+        does: 'also whether both hold data in the same ranges',
+      },
     ],
   });
 }
@@ -72,7 +88,10 @@ async function compare(first: string, second: string, options: Options): Promise
 
 function compared(first: string, second: string, options: Options): Promise<Comparison> {
   return withProgress(`compare ${first} ${second}`, options.progress, async (long) => {
-    const left = await openContents(await findTarget(first), { format: options.format, signal: long.signal });
+    const left = await openContents(await findTarget(first), {
+      format: options.format,
+      signal: long.signal,
+    });
     try {
       const right = await openContents(await findTarget(second), {
         format: options.secondFormat,

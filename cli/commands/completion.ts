@@ -12,9 +12,19 @@ export function addCompletion(program: Command): void {
   const command = program
     .command('completion')
     .summary('print the completion of commands, options and images for a shell')
-    .description('Prints a script with which a shell completes commands, options, images and snapshots.')
-    .addArgument(new Argument('<shell>', 'the shell; “words” is what its script calls').choices([...SHELLS, QUESTION]))
-    .argument('[words...]', 'after “words --”: the command line so far, with its last word unfinished')
+    .description(
+      'Prints a script with which a shell completes commands, options, images and snapshots.',
+    )
+    .addArgument(
+      new Argument('<shell>', 'the shell; “words” is what its script calls').choices([
+        ...SHELLS,
+        QUESTION,
+      ]),
+    )
+    .argument(
+      '[words...]',
+      'after “words --”: the command line so far, with its last word unfinished',
+    )
     .action(async (shell: Shell | typeof QUESTION, words: string[]) => {
       if (shell === QUESTION) {
         put(
@@ -33,7 +43,10 @@ export function addCompletion(program: Command): void {
     text: ['The Debian package installs all three.'],
     examples: [
       { command: 'source <(pcow completion bash)', does: 'for this bash; zsh too, with “zsh”' },
-      { command: 'pcow completion fish > ~/.config/fish/completions/pcow.fish', does: 'for every fish' },
+      {
+        command: 'pcow completion fish > ~/.config/fish/completions/pcow.fish',
+        does: 'for every fish',
+      },
     ],
   });
 }

@@ -13,7 +13,14 @@ import {
 import { formatOf } from '../../src/convert/open-contents.js';
 import { quote } from '../../src/engine/quote.js';
 import { formatSize, parseBlockSize } from '../../src/images/sizes.js';
-import { findImage, findTarget, newFile, newImage, type Target, whileWaiting } from '../find-image.js';
+import {
+  findImage,
+  findTarget,
+  newFile,
+  newImage,
+  type Target,
+  whileWaiting,
+} from '../find-image.js';
 import { writeToStdout } from '../output/byte-streams.js';
 import { Failure, warn } from '../output/errors.js';
 import { addNotes } from '../output/help.js';
@@ -59,16 +66,27 @@ export function addConvert(program: Command): void {
       'format of the source: pcow, original, raw, qcow2, vmdk, vdi, vhdx, …; default: it is detected',
     )
     .addOption(
-      new Option('-O <format>', 'format of the target; default: by the end of its name, otherwise pcow').choices(OUT),
+      new Option(
+        '-O <format>',
+        'format of the target; default: by the end of its name, otherwise pcow',
+      ).choices(OUT),
     )
     .option('-l <snapshot>', 'the snapshot of a Pcow image, as IMAGE@SNAPSHOT, or of a qcow2 file')
-    .option('-B <image[@snapshot]>', 'for a Pcow image: stand on this base, and store only what differs from it')
+    .option(
+      '-B <image[@snapshot]>',
+      'for a Pcow image: stand on this base, and store only what differs from it',
+    )
     .option('-c', 'for a qcow2 file: compress it')
     .option('-n', 'the target exists, and is at least as large: write into it')
     .option('-o <options>', 'for a qcow2 file: options for qemu-img, such as cluster_size=2M')
     .option('-p', 'as --progress bar')
     .option('-q', 'print nothing except failures')
-    .addOption(new Option('-t <cache>', 'accepted as in qemu-img; the target is durable in any case').choices(CACHES))
+    .addOption(
+      new Option(
+        '-t <cache>',
+        'accepted as in qemu-img; the target is durable in any case',
+      ).choices(CACHES),
+    )
     .addOption(new Option('-T <cache>', 'the same for the source').choices(CACHES))
     .option('-W', 'accepted as in qemu-img; without effect')
     .option('-m <number>', 'the same', parseCoroutines)
@@ -95,7 +113,10 @@ export function addConvert(program: Command): void {
       { command: 'pcow convert -O raw vm1 /dev/shm/vm1', does: 'to a raw, sparse file' },
       { command: 'pcow convert -n -O raw vm1@nightly /dev/vg/vm1', does: 'to a block device' },
       { command: 'pcow convert vm1@nightly - | zstd > vm1.zst', does: 'to another program' },
-      { command: 'pcow convert -f original old.img vm2', does: 'from the original Pcow, with its snapshots' },
+      {
+        command: 'pcow convert -f original old.img vm2',
+        does: 'from the original Pcow, with its snapshots',
+      },
     ],
   });
 }
@@ -133,7 +154,9 @@ async function convert(given: string, target: string, options: Options): Promise
   } else if (!quiet) {
     const { snapshots } = result;
     const along = snapshots.length === 0 ? '' : `, with the snapshots ${snapshots.join(', ')}`;
-    say(`converted ${name} (${from}) to ${result.target}: ${formatSize(result.size)}, ${to}${along}`);
+    say(
+      `converted ${name} (${from}) to ${result.target}: ${formatSize(result.size)}, ${to}${along}`,
+    );
   }
 }
 
@@ -179,7 +202,10 @@ function refuseUnfitting(target: string, to: Out, options: Options): void {
       );
     }
     if (wanted !== undefined && only === 'pcow' && options.n === true) {
-      throw new Failure('PCOW_USAGE', `${name} is for a new image, but with -n the target must exist`);
+      throw new Failure(
+        'PCOW_USAGE',
+        `${name} is for a new image, but with -n the target must exist`,
+      );
     }
   }
   if (target !== STDOUT) return;
@@ -209,6 +235,7 @@ function formatByName(target: string, from: string): Out {
 }
 
 function parseCoroutines(text: string): number {
-  if (!/^([1-9]|1[0-6])$/.test(text)) throw new InvalidArgumentError('it must be a number from 1 to 16.');
+  if (!/^([1-9]|1[0-6])$/.test(text))
+    throw new InvalidArgumentError('it must be a number from 1 to 16.');
   return Number(text);
 }

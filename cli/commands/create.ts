@@ -24,14 +24,22 @@ export function addCreate(program: Command): void {
   const command = program
     .command('create')
     .summary('make a new image')
-    .description('Makes a new image, empty or on a base. It takes disk space only for what is written to it.')
+    .description(
+      'Makes a new image, empty or on a base. It takes disk space only for what is written to it.',
+    )
     .argument('<image>', 'the image file to make; “.pcow” is added if it is missing')
-    .argument('[size]', 'bytes, or a number with K, M, G or T; with --base the default is the base’s size')
+    .argument(
+      '[size]',
+      'bytes, or a number with K, M, G or T; with --base the default is the base’s size',
+    )
     .option(
       '--block-size <size>',
       'unit of allocation, a power of two from 4K to 2M (default: 64K; on a base always that of the base)',
     )
-    .option('-b, --base <image[@snapshot]>', 'stand on the present content of this image, or on one of its snapshots')
+    .option(
+      '-b, --base <image[@snapshot]>',
+      'stand on the present content of this image, or on one of its snapshots',
+    )
     .option('--force', 'replace an existing file')
     .option('--json', 'for programs')
     .addOption(waitOption())
@@ -43,8 +51,14 @@ export function addCreate(program: Command): void {
     ],
     examples: [
       { command: 'pcow create vm1 10G', does: 'an empty image of 10 GiB, vm1.pcow' },
-      { command: 'pcow create vm2 --base base', does: 'on the present content of base.pcow, with its size' },
-      { command: 'pcow create -b base@installed vm3 20G', does: 'on a snapshot, and larger than it' },
+      {
+        command: 'pcow create vm2 --base base',
+        does: 'on the present content of base.pcow, with its size',
+      },
+      {
+        command: 'pcow create -b base@installed vm3 20G',
+        does: 'on a snapshot, and larger than it',
+      },
     ],
   });
 }
@@ -65,12 +79,16 @@ async function create(image: string, size: string | undefined, options: Options)
   const info = await patiently(options.wait, () => makeImage(target, wanted));
   const on = options.base === undefined ? '' : `, on ${options.base}`;
   if (options.json === true) sayJson(madeImage(target, info));
-  else say(`created ${target.file}: ${formatSize(info.size)}, blocks of ${formatSize(info.blockSize)}${on}`);
+  else
+    say(
+      `created ${target.file}: ${formatSize(info.size)}, blocks of ${formatSize(info.blockSize)}${on}`,
+    );
   const distance = base === undefined ? null : distanceWarning(target, base.image);
   if (distance !== null) warn('pcow', distance);
   const place = await fileSystemOf(await realpath(path.dirname(target.file)));
   const overwriting = overwritingProblem(place?.type ?? '');
-  if (overwriting !== null) process.stderr.write(`warning: ${overwriting}; use ext4 or XFS, or keep space free\n`);
+  if (overwriting !== null)
+    process.stderr.write(`warning: ${overwriting}; use ext4 or XFS, or keep space free\n`);
 }
 
 /** If the two arguments are in the wrong order, their form shows it. */

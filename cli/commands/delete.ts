@@ -30,8 +30,15 @@ export function addDelete(program: Command): void {
     .command('delete')
     .summary('delete snapshots')
     .description('Deletes snapshots. Data that other snapshots or the image itself need is kept.')
-    .argument('<image@name...>', 'the image and the snapshot to delete; in NAME, * and ? stand for any characters')
-    .option('--keep <number>', 'of the snapshots that a NAME matches, keep this number of the newest', parseCount)
+    .argument(
+      '<image@name...>',
+      'the image and the snapshot to delete; in NAME, * and ? stand for any characters',
+    )
+    .option(
+      '--keep <number>',
+      'of the snapshots that a NAME matches, keep this number of the newest',
+      parseCount,
+    )
     .option('-n, --dry-run', 'only print what would be deleted')
     .option('--json', 'for programs')
     .addOption(waitOption())
@@ -50,7 +57,10 @@ export function addDelete(program: Command): void {
     examples: [
       { command: 'pcow delete vm1@before-upgrade', does: 'of an image that is not mounted' },
       { command: 'pcow delete /mnt/vm1@before-upgrade', does: 'through the mount' },
-      { command: "pcow delete 'vm1@daily-*' --keep 7 --dry-run", does: 'shows all but the newest seven' },
+      {
+        command: "pcow delete 'vm1@daily-*' --keep 7 --dry-run",
+        does: 'shows all but the newest seven',
+      },
     ],
   });
 }
@@ -63,7 +73,9 @@ async function remove(
   for (const given of givens) doomed.push(...(await standingFor(given, keep)));
   const each = doomed.filter(
     ({ image, snapshot }, at) =>
-      doomed.findIndex((other) => other.image.file === image.file && other.snapshot === snapshot) === at,
+      doomed.findIndex(
+        (other) => other.image.file === image.file && other.snapshot === snapshot,
+      ) === at,
   );
   if (each.length === 0 && !json) say('nothing to delete');
   const deleted = await forEach(each, async ({ image, snapshot }) => {
@@ -89,9 +101,13 @@ async function standingFor(given: string, keep: number | undefined): Promise<Doo
   if (!pattern && keep === undefined) return [asked];
   const snapshots = await withImage(image.file, {}, (open) => open.snapshots({ countData: false }));
   const exact = snapshots.filter(({ name }) => name === snapshot);
-  const fitting = exact.length > 0 || !pattern ? exact : snapshots.filter((it) => fits(it, snapshot));
+  const fitting =
+    exact.length > 0 || !pattern ? exact : snapshots.filter((it) => fits(it, snapshot));
   if (fitting.length === 0 && keep === undefined) {
-    throw new Failure('PCOW_NOT_FOUND', `${image.name} has no snapshot that matches ${quote(snapshot)}`);
+    throw new Failure(
+      'PCOW_NOT_FOUND',
+      `${image.name} has no snapshot that matches ${quote(snapshot)}`,
+    );
   }
   // Snapshots of the same moment are in the order in which they were taken, as in the image's layer
   // directory.

@@ -48,7 +48,11 @@ interface Options {
   progress?: ProgressForm;
 }
 
-async function diff(given: string, second: string | undefined, { json, progress }: Options): Promise<void> {
+async function diff(
+  given: string,
+  second: string | undefined,
+  { json, progress }: Options,
+): Promise<void> {
   const { image: target, snapshot: from } = await findSnapshotTarget(given);
   const to = second === undefined ? null : await secondSnapshot(target, second);
   await withImage(target.file, {}, async (image) => {
@@ -56,7 +60,9 @@ async function diff(given: string, second: string | undefined, { json, progress 
     const found = ({ signal, onProgress }: Long) =>
       changes(reported(image.diff(from, to, { signal }), size, onProgress));
     if (json === true) {
-      await withProgress(`diff ${given}`, besideOutput(progress), (long) => sayEach(jsonLines(found(long))));
+      await withProgress(`diff ${given}`, besideOutput(progress), (long) =>
+        sayEach(jsonLines(found(long))),
+      );
       return;
     }
     const rows: string[][] = [];
@@ -71,7 +77,16 @@ async function diff(given: string, second: string | undefined, { json, progress 
       say(`nothing changed since ${target.name}@${from}`);
       return;
     }
-    say(table([{ title: 'offset', align: 'right' }, { title: 'length', align: 'right' }, { title: 'now' }], rows));
+    say(
+      table(
+        [
+          { title: 'offset', align: 'right' },
+          { title: 'length', align: 'right' },
+          { title: 'now' },
+        ],
+        rows,
+      ),
+    );
     say(`${formatSize(total)} in ${rows.length === 1 ? '1 range' : `${rows.length} ranges`}`);
   });
 }

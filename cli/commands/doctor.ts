@@ -29,7 +29,10 @@ export function addDoctor(program: Command): void {
       'Checks this machine, an image directory, and a command line of QEMU or a libvirt domain. Reports ' +
         'what will not work, and how to fix it.',
     )
-    .argument('[words...]', 'the image directory (or its mount), then -- and a command line of QEMU')
+    .argument(
+      '[words...]',
+      'the image directory (or its mount), then -- and a command line of QEMU',
+    )
     .option('--libvirt <file>', 'the XML of a domain; “-” is standard input')
     .option('--json', 'for programs')
     .usage('[options] [DIR] [-- COMMAND [ARGUMENT...]]')
@@ -43,9 +46,18 @@ export function addDoctor(program: Command): void {
     ],
     examples: [
       { command: 'pcow doctor', does: 'checks this machine' },
-      { command: 'pcow doctor /srv/images', does: 'also checks whether the directory can hold images' },
-      { command: 'pcow doctor -- qemu-system-x86_64 -m 4G …', does: 'also checks whether a guest will work' },
-      { command: 'virsh dumpxml vm1 | pcow doctor --libvirt -', does: 'the same for a libvirt domain' },
+      {
+        command: 'pcow doctor /srv/images',
+        does: 'also checks whether the directory can hold images',
+      },
+      {
+        command: 'pcow doctor -- qemu-system-x86_64 -m 4G …',
+        does: 'also checks whether a guest will work',
+      },
+      {
+        command: 'virsh dumpxml vm1 | pcow doctor --libvirt -',
+        does: 'the same for a libvirt domain',
+      },
     ],
   });
 }
@@ -53,16 +65,23 @@ export function addDoctor(program: Command): void {
 async function doctor(words: string[], options: Options, command: Command): Promise<void> {
   const { directory, commandLine } = partsOf(words, command);
   if (options.libvirt !== undefined && commandLine.length > 0) {
-    throw new Failure('PCOW_USAGE', 'describe the guest by a command line or by --libvirt, not by both');
+    throw new Failure(
+      'PCOW_USAGE',
+      'describe the guest by a command line or by --libvirt, not by both',
+    );
   }
   const guest = await guestOf(commandLine, options.libvirt);
   const about: [subject: string, findings: Finding[]][] = [
     ['machine', await machineFindings(guest?.emulator ?? DEFAULT_QEMU)],
-    ...(directory === undefined ? [] : ([['directory', await directoryFindings(directory)]] as [string, Finding[]][])),
+    ...(directory === undefined
+      ? []
+      : ([['directory', await directoryFindings(directory)]] as [string, Finding[]][])),
     ...(guest === null ? [] : ([['guest', await guestFindings(guest)]] as [string, Finding[]][])),
     ...(guest === null || options.libvirt === undefined ? [] : [await aboutLibvirt(guest)]),
   ];
-  const findings = about.flatMap(([subject, list]) => list.map((finding) => ({ subject, ...finding })));
+  const findings = about.flatMap(([subject, list]) =>
+    list.map((finding) => ({ subject, ...finding })),
+  );
   if (options.json === true) sayJson({ findings });
   else for (const [subject, list] of about) say(`${subject}\n${list.map(lines).join('\n')}`);
   if (findings.some(({ level }) => level === 'problem')) process.exitCode = UNFIT;
@@ -75,7 +94,10 @@ async function aboutLibvirt({ backends, monitored }: Guest): Promise<[string, Fi
 }
 
 /** commander removes the “--”. The command's own count of arguments shows what was before it. */
-function partsOf(words: string[], command: Command): { directory: string | undefined; commandLine: string[] } {
+function partsOf(
+  words: string[],
+  command: Command,
+): { directory: string | undefined; commandLine: string[] } {
   const raw = rawWords(command);
   const end = raw.indexOf('--');
   const before = end < 0 ? words : words.slice(0, words.length - (raw.length - end - 1));

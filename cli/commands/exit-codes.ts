@@ -21,5 +21,7 @@ export function addExitCodes(program: Command): void {
 }
 
 export function exitCodeTable(): string {
-  return exitCodes.map(({ exit, meaning }) => `  ${String(exit).padStart(3)}  ${meaning}`).join('\n');
+  return exitCodes
+    .map(({ exit, meaning }) => `  ${String(exit).padStart(3)}  ${meaning}`)
+    .join('\n');
 }

@@ -52,7 +52,11 @@ async function exportCommand(given: string, file: string, options: Options): Pro
     await write(null);
     return;
   }
-  await throughDraft(written, { replace: options.force, sources: await chainOf(target.file) }, write);
+  await throughDraft(
+    written,
+    { replace: options.force, sources: await chainOf(target.file) },
+    write,
+  );
   if (options.json === true) {
     sayJson({ image: target.name, file });
   } else {

@@ -40,7 +40,9 @@ interface Options {
 async function flatten(given: string, { json, wait, progress }: Options): Promise<void> {
   const image = await findImage(given);
   await patiently(wait, () =>
-    withProgress(`flatten ${image.name}`, progress, (long) => flattenImage(image, { ...long, ...whileWaiting })),
+    withProgress(`flatten ${image.name}`, progress, (long) =>
+      flattenImage(image, { ...long, ...whileWaiting }),
+    ),
   );
   if (json === true) sayJson({ image: image.file, base: null });
   else say(`${image.name} no longer stands on a base`);

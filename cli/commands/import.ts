@@ -16,7 +16,9 @@ export function addImport(program: Command): void {
   const command = program
     .command('import')
     .summary('make an image from an exported file')
-    .description('Makes an image, with its snapshots, from a file of “pcow export”. It stands on no base.')
+    .description(
+      'Makes an image, with its snapshots, from a file of “pcow export”. It stands on no base.',
+    )
     .argument('<file>', 'the file; “-”: standard input')
     .argument('<image>', 'the image to make; “.pcow” is added where it is missing')
     .option('--json', 'for programs')

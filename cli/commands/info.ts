@@ -2,7 +2,13 @@ import path from 'node:path';
 import type { Command } from 'commander';
 import type { ImageInfo } from '../../src/engine/index.js';
 import { addNotes } from '../output/help.js';
-import { guestOf, isHeldBy, type Reception, receptionOf, stateOf } from '../../src/client/image-state.js';
+import {
+  guestOf,
+  isHeldBy,
+  type Reception,
+  receptionOf,
+  stateOf,
+} from '../../src/client/image-state.js';
 import type { Attached } from '../../src/client/mount-status.js';
 import { withImage } from '../../src/images/with-image.js';
 import { say, sayJson } from '../output/stdout.js';
@@ -16,14 +22,19 @@ export function addInfo(program: Command): void {
   const command = program
     .command('info')
     .summary('show information about an image')
-    .description('Shows the size, the base, the state and other properties of an image. The image may be in use.')
+    .description(
+      'Shows the size, the base, the state and other properties of an image. The image may be in use.',
+    )
     .argument('<image...>', 'the images')
     .option('--json', 'for programs')
     .action(info);
   addNotes(command, {
     examples: [
       { command: 'pcow info vm1', does: 'of vm1.pcow' },
-      { command: 'pcow info /mnt/vm1 --json', does: 'of a mounted image, as JSON; for several images, a list' },
+      {
+        command: 'pcow info /mnt/vm1 --json',
+        does: 'of a mounted image, as JSON; for several images, a list',
+      },
     ],
   });
 }
@@ -77,7 +88,12 @@ function forPrograms({ target, image, guest, receiving }: Found): object {
 }
 
 function mountOf(target: ImageTarget): { mountpoint: string; flatFile: string } | null {
-  return target.mount && { mountpoint: target.mount.mountpoint, flatFile: flatFile(target, target.mount) };
+  return (
+    target.mount && {
+      mountpoint: target.mount.mountpoint,
+      flatFile: flatFile(target, target.mount),
+    }
+  );
 }
 
 function factsOf({ target, image, guest, isMounts, receiving }: Found): [string, string][] {

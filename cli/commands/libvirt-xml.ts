@@ -26,9 +26,15 @@ export function addLibvirtXml(program: Command): void {
   const command = program
     .command('libvirt-xml')
     .summary('print the libvirt elements that map images as memory')
-    .description('Prints the XML elements with which a libvirt domain has mounted images as persistent memory.')
+    .description(
+      'Prints the XML elements with which a libvirt domain has mounted images as persistent memory.',
+    )
     .argument('<image...>', 'the mounted flat files, or the image files of a mounted directory')
-    .addOption(new Option('--device <device>', 'what the guest sees').choices(DEVICES).default('virtio-pmem'))
+    .addOption(
+      new Option('--device <device>', 'what the guest sees')
+        .choices(DEVICES)
+        .default('virtio-pmem'),
+    )
     .option('--memory <size>', 'ordinary memory of the guest; default: 4G')
     .option('--cpus <number>', 'virtual processors of the guest; default: 1', parseCpus)
     .option('--into <file>', 'print this whole domain with the images in it; “-” is standard input')
@@ -46,7 +52,10 @@ export function addLibvirtXml(program: Command): void {
       '“pcow doctor --libvirt FILE” checks a whole domain.',
     ],
     examples: [
-      { command: 'pcow libvirt-xml /mnt/vm1 --memory 8G --cpus 4', does: 'an image, 8 GiB, 4 processors' },
+      {
+        command: 'pcow libvirt-xml /mnt/vm1 --memory 8G --cpus 4',
+        does: 'an image, 8 GiB, 4 processors',
+      },
       { command: 'virsh edit vm1', does: 'where the elements go' },
       {
         command: 'virsh dumpxml --inactive vm1 | pcow libvirt-xml /mnt/vm1 --into - > vm1.xml',
@@ -62,7 +71,10 @@ async function libvirtXml(given: string[], options: Options): Promise<void> {
     throw new Failure('PCOW_USAGE', '--unarmed is only supported with --device nvdimm');
   }
   if (options.into !== undefined && (options.memory !== undefined || options.cpus !== undefined)) {
-    throw new Failure('PCOW_USAGE', 'a domain defines its memory and processors itself: omit --memory and --cpus');
+    throw new Failure(
+      'PCOW_USAGE',
+      'a domain defines its memory and processors itself: omit --memory and --cpus',
+    );
   }
   const memory = parseMemory(options.memory ?? DEFAULT_MEMORY);
   const images = await backingsFor(given, whileWaiting);
@@ -71,7 +83,17 @@ async function libvirtXml(given: string[], options: Options): Promise<void> {
   }
   const monitor = plain ? null : monitorLibrary();
   if (options.into === undefined) {
-    say(libvirtElements({ images, device, memory, cpus, unarmed, monitor, kvm: existsSync('/dev/kvm') }));
+    say(
+      libvirtElements({
+        images,
+        device,
+        memory,
+        cpus,
+        unarmed,
+        monitor,
+        kvm: existsSync('/dev/kvm'),
+      }),
+    );
     return;
   }
   const { intoDomain } = await import('../into-domain.js');

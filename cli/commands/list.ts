@@ -19,7 +19,9 @@ export function addList(program: Command): void {
   const command = program
     .command('list')
     .summary('list the images of a directory, or the snapshots of an image')
-    .description('Lists the images of a directory (or of its mount), or the snapshots of an image as a tree.')
+    .description(
+      'Lists the images of a directory (or of its mount), or the snapshots of an image as a tree.',
+    )
     .argument(
       '[where]',
       'a directory, a mountpoint, or an image; default: the mounts of this machine, and the images in this ' +
@@ -46,7 +48,9 @@ async function list(where: string | undefined, options: { json?: boolean }): Pro
     (status) => status.isDirectory(),
     () => false,
   );
-  await (isDirectory ? listDirectory(where, options.json === true) : listImage(where, options.json === true));
+  await (isDirectory
+    ? listDirectory(where, options.json === true)
+    : listImage(where, options.json === true));
 }
 
 /** All mounts, and the images of this directory if it has any. */
@@ -54,7 +58,12 @@ async function listMounts(json: boolean): Promise<void> {
   const mounts = await pcowMounts();
   const here = await listImages('.', whileWaiting);
   if (json) {
-    sayJson({ directory: here.directory, mountpoint: here.mount?.mountpoint ?? null, images: here.images, mounts });
+    sayJson({
+      directory: here.directory,
+      mountpoint: here.mount?.mountpoint ?? null,
+      images: here.images,
+      mounts,
+    });
     return;
   }
   if (mounts.length === 0) say('nothing is mounted');
@@ -79,7 +88,9 @@ async function listDirectory(where: string, json: boolean): Promise<void> {
 }
 
 async function sayImages({ directory, mount, images }: ImageList): Promise<void> {
-  say(mount === null ? `${directory}, not mounted` : `${directory}, mounted on ${mount.mountpoint}`);
+  say(
+    mount === null ? `${directory}, not mounted` : `${directory}, mounted on ${mount.mountpoint}`,
+  );
   const trouble = mount && (await briefTroubleOf(mount));
   if (trouble !== null) warn('pcow', `${trouble.message}: ${trouble.cure}`);
   if (images.length === 0) {
@@ -136,7 +147,9 @@ async function listImage(where: string, json: boolean): Promise<void> {
     sayJson({ name: target.name, file: target.file, size: info.size, snapshots, receiving });
     return;
   }
-  say(`${target.file}, ${formatSize(info.size)}${info.base === null ? '' : `, on ${baseText(info.base)}`}`);
+  say(
+    `${target.file}, ${formatSize(info.size)}${info.base === null ? '' : `, on ${baseText(info.base)}`}`,
+  );
   if (receiving !== null) say(describeReception(receiving));
   if (snapshots.length === 0) {
     say('no snapshots');
@@ -145,11 +158,21 @@ async function listImage(where: string, json: boolean): Promise<void> {
   const rows = treeOf(snapshots).map(({ branch, node }) =>
     node === null
       ? [`${branch}(active)`, '', '', formatSize(info.size)]
-      : [branch + label(node), formatTime(node.created), formatSize(node.data), formatSize(node.size)],
+      : [
+          branch + label(node),
+          formatTime(node.created),
+          formatSize(node.data),
+          formatSize(node.size),
+        ],
   );
   say(
     table(
-      [{ title: 'snapshot' }, { title: 'taken' }, { title: 'data', align: 'right' }, { title: 'size', align: 'right' }],
+      [
+        { title: 'snapshot' },
+        { title: 'taken' },
+        { title: 'data', align: 'right' },
+        { title: 'size', align: 'right' },
+      ],
       rows,
     ),
   );

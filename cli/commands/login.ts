@@ -18,7 +18,9 @@ export function addLogin(program: Command): void {
   const command = program
     .command('login')
     .summary('keep the credentials for a registry')
-    .description('Has a registry check a user name and a password, and keeps them as “docker login” does.')
+    .description(
+      'Has a registry check a user name and a password, and keeps them as “docker login” does.',
+    )
     .argument('<host>', 'HOST or HOST:PORT of the registry')
     .option('-u, --username <name>', 'the user; default: asks on the terminal')
     .option('--password-stdin', 'read the password, or a token, from standard input');
@@ -30,7 +32,10 @@ export function addLogin(program: Command): void {
     ],
     examples: [
       { command: 'pcow login registry.example.org', does: 'asks for user and password' },
-      { command: 'pcow login -u me --password-stdin registry.example.org < token', does: 'for scripts' },
+      {
+        command: 'pcow login -u me --password-stdin registry.example.org < token',
+        does: 'for scripts',
+      },
     ],
   });
 }
@@ -38,7 +43,8 @@ export function addLogin(program: Command): void {
 async function login(given: string, options: Options): Promise<void> {
   const host = parseHost(given);
   const username = options.username ?? (await ask('Username: ', true));
-  const password = options.passwordStdin === true ? (await textOf('-')).trimEnd() : await ask('Password: ', false);
+  const password =
+    options.passwordStdin === true ? (await textOf('-')).trimEnd() : await ask('Password: ', false);
   if (username === '' || password === '') {
     throw new Failure(
       'PCOW_USAGE',
@@ -65,7 +71,11 @@ async function ask(question: string, shown: boolean): Promise<string> {
       done();
     },
   });
-  const terminal = createInterface({ input: process.stdin, output: shown ? process.stderr : nowhere, terminal: true });
+  const terminal = createInterface({
+    input: process.stdin,
+    output: shown ? process.stderr : nowhere,
+    terminal: true,
+  });
   try {
     return await terminal.question('');
   } finally {

@@ -12,13 +12,19 @@ export function addLogout(program: Command): void {
     .description('Removes what “pcow login” keeps for a registry.')
     .argument('<host>', 'HOST or HOST:PORT of the registry')
     .action(logout);
-  addNotes(command, { examples: [{ command: 'pcow logout registry.example.org', does: 'forgets the password' }] });
+  addNotes(command, {
+    examples: [{ command: 'pcow logout registry.example.org', does: 'forgets the password' }],
+  });
 }
 
 async function logout(given: string): Promise<void> {
   const host = parseHost(given);
   if (!(await logoutOfRegistry(host))) {
-    throw new Failure('PCOW_NOT_FOUND', `there are no credentials for ${host}`, 'nothing to forget');
+    throw new Failure(
+      'PCOW_NOT_FOUND',
+      `there are no credentials for ${host}`,
+      'nothing to forget',
+    );
   }
   say(`logged out of ${host}`);
 }

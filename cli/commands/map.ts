@@ -6,7 +6,13 @@ import { withImage } from '../../src/images/with-image.js';
 import { jsonLines, sayEach } from '../output/long-lists.js';
 import { mapPicture } from '../output/map-picture.js';
 import { put } from '../output/stdout.js';
-import { besideOutput, type ProgressForm, progressOption, reported, withProgress } from '../output/progress.js';
+import {
+  besideOutput,
+  type ProgressForm,
+  progressOption,
+  reported,
+  withProgress,
+} from '../output/progress.js';
 import { findTarget } from '../find-image.js';
 
 interface Options {
@@ -54,7 +60,11 @@ async function map(given: string, { output, progress }: Options): Promise<void> 
       const extents = () => {
         const size = image.layers().find(({ id }) => id === layer)?.size ?? 0;
         // Both parts of the picture must use depths of the same layers.
-        return reported(image.map({ snapshot: layer, chain, signal: long.signal }), size, long.onProgress);
+        return reported(
+          image.map({ snapshot: layer, chain, signal: long.signal }),
+          size,
+          long.onProgress,
+        );
       };
       switch (output) {
         case 'human':
@@ -81,7 +91,13 @@ async function* lines(extents: AsyncIterable<Extent>): AsyncGenerator<string> {
   }
 }
 
-function lineOf(offset: string, length: string, kind: string, place: string, layer: string): string {
+function lineOf(
+  offset: string,
+  length: string,
+  kind: string,
+  place: string,
+  layer: string,
+): string {
   return `${offset.padStart(15)} ${length.padStart(13)}  ${kind.padEnd(4)} ${place.padStart(15)}  ${layer}\n`;
 }
 

@@ -21,9 +21,14 @@ export function addMeasure(program: Command): void {
   const command = program
     .command('measure')
     .summary('show how much disk space an image would take')
-    .description('Shows how much disk space an image would take with the content of another image or file, or empty.')
+    .description(
+      'Shows how much disk space an image would take with the content of another image or file, or empty.',
+    )
     .argument('[source]', 'an image, IMAGE@SNAPSHOT, or another file')
-    .option('-f <format>', 'format of the source: pcow, raw, or one of qemu-img’s; default: it is detected')
+    .option(
+      '-f <format>',
+      'format of the source: pcow, raw, or one of qemu-img’s; default: it is detected',
+    )
     .option('--size <size>', 'instead of a source: the size of an empty image')
     .option('--block-size <size>', 'of the image', '64K')
     .option('--json', 'for programs')
@@ -45,7 +50,11 @@ export function addMeasure(program: Command): void {
 async function measureCommand(source: string | undefined, options: Options): Promise<void> {
   const blockSize = parseBlockSize(options.blockSize);
   if ((source === undefined) === (options.size === undefined)) {
-    throw new Failure('PCOW_USAGE', 'measure takes a source or --size, not both', 'pcow measure --help');
+    throw new Failure(
+      'PCOW_USAGE',
+      'measure takes a source or --size, not both',
+      'pcow measure --help',
+    );
   }
   const result =
     source === undefined
@@ -58,7 +67,10 @@ async function measureCommand(source: string | undefined, options: Options): Pro
     say(
       facts([
         ['required', `${formatSize(result.required)} (${result.required} bytes)`],
-        ['fully allocated', `${formatSize(result.fullyAllocated)} (${result.fullyAllocated} bytes)`],
+        [
+          'fully allocated',
+          `${formatSize(result.fullyAllocated)} (${result.fullyAllocated} bytes)`,
+        ],
       ]),
     );
   }
@@ -66,7 +78,10 @@ async function measureCommand(source: string | undefined, options: Options): Pro
 
 function measureSource(source: string, blockSize: number, options: Options) {
   return withProgress(`measure ${source}`, options.progress, async (long) => {
-    const contents = await openContents(await findTarget(source), { format: options.f, signal: long.signal });
+    const contents = await openContents(await findTarget(source), {
+      format: options.f,
+      signal: long.signal,
+    });
     try {
       return await measure(contents.size, blockSize, contents, long);
     } finally {

@@ -30,18 +30,28 @@ export function addMount(program: Command): void {
     .command('mount')
     .summary('show the images of a directory as flat files')
     .description(
-      'Mounts an image directory: every image of it appears as a flat file. Returns when the mount is ' + 'ready.',
+      'Mounts an image directory: every image of it appears as a flat file. Returns when the mount is ' +
+        'ready.',
     )
     .argument('<dir>', 'the image directory')
     .argument('<mountpoint>', 'an empty directory')
     .option('--foreground', 'stay in the foreground, and log to the terminal; Ctrl-C unmounts')
-    .option('--allow-other', 'allow access to other users, as far as the modes of the images permit')
+    .option(
+      '--allow-other',
+      'allow access to other users, as far as the modes of the images permit',
+    )
     .option('--read-only', 'never write to an image')
     .option('--log <file>', 'append the log to this file; SIGHUP reopens it')
     .option('--allow-outside-base', 'also show images whose base is outside of the directory')
-    .option('--no-stop', 'never stop a process for a snapshot: a file that is mapped cannot be snapshotted then')
+    .option(
+      '--no-stop',
+      'never stop a process for a snapshot: a file that is mapped cannot be snapshotted then',
+    )
     .option('--show-control', 'list MOUNTPOINT/.pcow, which exists in any case')
-    .option('--checksums', 'give each snapshot checksums in the background, for “pcow scrub” and for every read')
+    .option(
+      '--checksums',
+      'give each snapshot checksums in the background, for “pcow scrub” and for every read',
+    )
     .option(
       '--clean-store <size>',
       'memory in which guests of one base share what they read of it; default: they do not share',
@@ -60,7 +70,10 @@ export function addMount(program: Command): void {
     ],
     examples: [
       { command: 'pcow mount /srv/images /mnt', does: 'starts a daemon; /mnt/vm1 is vm1.pcow' },
-      { command: 'DEBUG=pcow:* pcow mount /srv/images /mnt --foreground', does: 'shows what it does' },
+      {
+        command: 'DEBUG=pcow:* pcow mount /srv/images /mnt --foreground',
+        does: 'shows what it does',
+      },
     ],
   });
 }
@@ -77,14 +90,22 @@ async function mount(directory: string, mountpoint: string, options: Options): P
   };
   if (options.foreground === true) {
     if (options.log !== undefined) {
-      throw new Failure('PCOW_USAGE', '--log is for a daemon: with --foreground the log goes to the terminal');
+      throw new Failure(
+        'PCOW_USAGE',
+        '--log is for a daemon: with --foreground the log goes to the terminal',
+      );
     }
     if (options.json === true) {
-      throw new Failure('PCOW_USAGE', '--json is for a daemon: with --foreground the log says when it is ready');
+      throw new Failure(
+        'PCOW_USAGE',
+        '--json is for a daemon: with --foreground the log says when it is ready',
+      );
     }
     const { endOnSignals, mountDirectory, tellReady } = await import('../../src/mount/index.js');
     // Its own log says when it is ready.
-    const mounted = await patiently(options.wait, () => mountDirectory(directory, mountpoint, settings));
+    const mounted = await patiently(options.wait, () =>
+      mountDirectory(directory, mountpoint, settings),
+    );
     endOnSignals(mounted);
     tellReady(`${mounted.directory} is mounted on ${mounted.mountpoint}`);
     const [failure] = await mounted.ended;
@@ -93,8 +114,11 @@ async function mount(directory: string, mountpoint: string, options: Options): P
     }
     return;
   }
-  await patiently(options.wait, () => startDaemon(directory, mountpoint, { ...settings, log: options.log }));
-  if (options.json === true) sayJson({ directory: path.resolve(directory), mountpoint: path.resolve(mountpoint) });
+  await patiently(options.wait, () =>
+    startDaemon(directory, mountpoint, { ...settings, log: options.log }),
+  );
+  if (options.json === true)
+    sayJson({ directory: path.resolve(directory), mountpoint: path.resolve(mountpoint) });
   else say(`${directory} is mounted on ${mountpoint}`);
   for (const file of (await imageFilesIn(directory)).nameless) {
     warn('pcow', `${file.shown} is not shown: ${howToName(directory, file)}`);

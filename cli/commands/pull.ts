@@ -26,10 +26,18 @@ export function addPull(program: Command): void {
   const command = program
     .command('pull')
     .summary('get an image from a registry')
-    .description('Makes an image from a registry or an OCI layout, or adds the snapshots that an image lacks.')
+    .description(
+      'Makes an image from a registry or an OCI layout, or adds the snapshots that an image lacks.',
+    )
     .argument('<reference>', 'HOST/REPOSITORY:TAG, or oci:DIRECTORY:TAG; @DIGEST instead of :TAG')
-    .argument('[image]', 'the image to make or to bring up to date; default: named as the repository')
-    .option('--base <image>', 'make the new image stand on this one, which has older snapshots of it')
+    .argument(
+      '[image]',
+      'the image to make or to bring up to date; default: named as the repository',
+    )
+    .option(
+      '--base <image>',
+      'make the new image stand on this one, which has older snapshots of it',
+    )
     .option('--force', 'drop data of an existing image that is in no snapshot')
     .option('--abort', 'pull nothing; drop what an interrupted pull of this image has kept');
   addRegistryOptions(command)
@@ -45,7 +53,10 @@ export function addPull(program: Command): void {
     ],
     examples: [
       { command: 'pcow pull registry.example.org/images/golden:v1', does: 'makes golden.pcow' },
-      { command: 'pcow pull registry.example.org/images/golden:v2 golden', does: 'adds to it what v2 has beyond v1' },
+      {
+        command: 'pcow pull registry.example.org/images/golden:v2 golden',
+        does: 'adds to it what v2 has beyond v1',
+      },
       {
         command: 'pcow pull registry.example.org/images/golden:v2 new --base golden',
         does: 'another image, which holds only what v2 has beyond the snapshots of golden',
@@ -55,7 +66,11 @@ export function addPull(program: Command): void {
   });
 }
 
-async function pullCommand(reference: string, given: string | undefined, options: Options): Promise<void> {
+async function pullCommand(
+  reference: string,
+  given: string | undefined,
+  options: Options,
+): Promise<void> {
   const target = await targetOf(given ?? nameFrom(parseReference(reference)));
   if (options.abort === true) {
     await abort(target, options);
@@ -98,7 +113,11 @@ async function targetOf(given: string): Promise<ImageTarget> {
 
 async function abort(target: ImageTarget, { json }: Options): Promise<void> {
   if (!(await abandonPull(target.file))) {
-    throw new Failure('PCOW_NOT_FOUND', `${target.name} has no pull that was interrupted`, 'nothing was left to drop');
+    throw new Failure(
+      'PCOW_NOT_FOUND',
+      `${target.name} has no pull that was interrupted`,
+      'nothing was left to drop',
+    );
   }
   if (json === true) sayJson({ image: target.name, abandoned: true });
   else say(`gave up pulling ${target.name}`);

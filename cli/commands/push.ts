@@ -18,10 +18,15 @@ export function addPush(program: Command): void {
   const command = program
     .command('push')
     .summary('put a snapshot into a registry')
-    .description('Puts a snapshot, with the snapshots on which it stands, into a registry or an OCI layout.')
+    .description(
+      'Puts a snapshot, with the snapshots on which it stands, into a registry or an OCI layout.',
+    )
     .argument('<image@name>', 'the image and the snapshot')
     .argument('<reference>', 'HOST/REPOSITORY:TAG, or oci:DIRECTORY:TAG');
-  addRegistryOptions(command).option('--json', 'for programs').addOption(progressOption()).action(pushCommand);
+  addRegistryOptions(command)
+    .option('--json', 'for programs')
+    .addOption(progressOption())
+    .action(pushCommand);
   addNotes(command, {
     text: [
       'Each snapshot is a layer. The same content has the same digest, whoever pushes it, and what is there ' +
@@ -29,7 +34,10 @@ export function addPush(program: Command): void {
       'The credentials of “pcow login”, “docker login” and “skopeo login” are used.',
     ],
     examples: [
-      { command: 'pcow push golden@v1 registry.example.org/images/golden:v1', does: 'into a registry' },
+      {
+        command: 'pcow push golden@v1 registry.example.org/images/golden:v1',
+        does: 'into a registry',
+      },
       {
         command: 'pcow push golden@v1 oci:/mnt/usb/images:v1',
         does: 'into a directory, for a machine without a network',
@@ -52,6 +60,8 @@ async function pushCommand(given: string, reference: string, options: Options): 
     return;
   }
   const { sent, present, digest } = pushed;
-  say(`pushed ${target.name}@${snapshot}: ${formatSize(sent)} sent, ${formatSize(present)} were there`);
+  say(
+    `pushed ${target.name}@${snapshot}: ${formatSize(sent)} sent, ${formatSize(present)} were there`,
+  );
   say(`${reference}@${digest}`);
 }

@@ -20,11 +20,20 @@ export function addQemuArgs(program: Command): void {
   const command = program
     .command('qemu-args')
     .summary('print the options with which QEMU maps images')
-    .description('Prints the options with which QEMU maps mounted images as persistent memory of its guest.')
+    .description(
+      'Prints the options with which QEMU maps mounted images as persistent memory of its guest.',
+    )
     .argument('<image...>', 'the mounted flat files, or the image files of a mounted directory')
-    .addOption(new Option('--device <device>', 'what the guest sees').choices(DEVICES).default('virtio-pmem'))
+    .addOption(
+      new Option('--device <device>', 'what the guest sees')
+        .choices(DEVICES)
+        .default('virtio-pmem'),
+    )
     .option('--memory <size>', 'ordinary memory of the guest, as with QEMU’s -m', '4G')
-    .option('--id <id>', 'a name for the memory in QEMU, numbered if there are several; default: pcow0, pcow1, …')
+    .option(
+      '--id <id>',
+      'a name for the memory in QEMU, numbered if there are several; default: pcow0, pcow1, …',
+    )
     .option('--unarmed', 'with nvdimm: tell the guest that its flushes are not durable')
     .option('--json', 'a list of arguments, for programs')
     .action(qemuArgs);
@@ -39,9 +48,15 @@ export function addQemuArgs(program: Command): void {
         'without.',
     ],
     examples: [
-      { command: 'qemu-system-x86_64 $(pcow qemu-args /mnt/vm1) -nographic …', does: 'a guest with /dev/pmem0' },
+      {
+        command: 'qemu-system-x86_64 $(pcow qemu-args /mnt/vm1) -nographic …',
+        does: 'a guest with /dev/pmem0',
+      },
       { command: 'pcow qemu-args /mnt/root /mnt/data', does: 'two: /dev/pmem0 and /dev/pmem1' },
-      { command: 'pcow qemu-args /mnt/vm1 --device nvdimm --memory 8G', does: 'as an NVDIMM, beside 8 GiB' },
+      {
+        command: 'pcow qemu-args /mnt/vm1 --device nvdimm --memory 8G',
+        does: 'as an NVDIMM, beside 8 GiB',
+      },
     ],
   });
 }

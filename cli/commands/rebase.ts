@@ -15,7 +15,10 @@ export function addRebase(program: Command): void {
         'is copied.',
     )
     .argument('<image>', 'the image')
-    .requiredOption('-b, --base <image[@snapshot]>', 'the new base; empty (""): no base, as with “pcow flatten”')
+    .requiredOption(
+      '-b, --base <image[@snapshot]>',
+      'the new base; empty (""): no base, as with “pcow flatten”',
+    )
     .option(
       '-u, --unsafe',
       'only change the name of the base, without comparing contents: for a base that was moved or copied',
@@ -34,7 +37,10 @@ export function addRebase(program: Command): void {
     examples: [
       { command: 'pcow rebase vm1 --base base@patched', does: 'on a newer snapshot of its base' },
       { command: 'pcow rebase vm1 --base ""', does: 'on no base' },
-      { command: 'pcow rebase vm1 --unsafe --base ../bases/base', does: 'after its base was moved' },
+      {
+        command: 'pcow rebase vm1 --unsafe --base ../bases/base',
+        does: 'after its base was moved',
+      },
     ],
   });
 }
@@ -47,7 +53,10 @@ interface Options {
   progress?: ProgressForm;
 }
 
-async function rebase(given: string, { base: newBase, unsafe, json, wait, progress }: Options): Promise<void> {
+async function rebase(
+  given: string,
+  { base: newBase, unsafe, json, wait, progress }: Options,
+): Promise<void> {
   const image = await findImage(given);
   const base = newBase === '' ? null : await findTarget(newBase);
   await patiently(wait, () =>
@@ -57,6 +66,15 @@ async function rebase(given: string, { base: newBase, unsafe, json, wait, progre
           rebaseImage(image, base, { ...long, ...whileWaiting }),
         ),
   );
-  if (json === true) sayJson({ image: image.file, base: base && { path: base.image.file, snapshot: base.snapshot } });
-  else say(base === null ? `${image.name} no longer stands on a base` : `${image.name} now stands on ${newBase}`);
+  if (json === true)
+    sayJson({
+      image: image.file,
+      base: base && { path: base.image.file, snapshot: base.snapshot },
+    });
+  else
+    say(
+      base === null
+        ? `${image.name} no longer stands on a base`
+        : `${image.name} now stands on ${newBase}`,
+    );
 }

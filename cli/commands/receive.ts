@@ -25,8 +25,13 @@ export function addReceive(program: Command): void {
   const command = program
     .command('receive')
     .summary('write a stream of “pcow send” into an image')
-    .description('Reads a stream from standard input into an image, and takes the snapshot that the stream contains.')
-    .argument('<image>', 'the image that has the older snapshot; for a whole stream, it is made if it is missing')
+    .description(
+      'Reads a stream from standard input into an image, and takes the snapshot that the stream contains.',
+    )
+    .argument(
+      '<image>',
+      'the image that has the older snapshot; for a whole stream, it is made if it is missing',
+    )
     .option(
       '--resume-token',
       'receive nothing; print a token for “pcow send --resume”: what has arrived of a stream that broke off',
@@ -45,8 +50,14 @@ export function addReceive(program: Command): void {
         'has its former snapshots only.',
     ],
     examples: [
-      { command: 'pcow send vm1@monday | pcow receive /backup/vm1', does: 'a copy, with its snapshot' },
-      { command: 'pcow receive --resume-token /backup/vm1', does: 'shows what arrived before the connection broke' },
+      {
+        command: 'pcow send vm1@monday | pcow receive /backup/vm1',
+        does: 'a copy, with its snapshot',
+      },
+      {
+        command: 'pcow receive --resume-token /backup/vm1',
+        does: 'shows what arrived before the connection broke',
+      },
       { command: 'pcow receive --abort /backup/vm1', does: 'discards it, to start again' },
     ],
   });
@@ -104,7 +115,11 @@ async function withNextStep(error: unknown, target: ImageTarget): Promise<unknow
     );
   }
   if (isPcowError(error, 'PCOW_EXISTS', 'PCOW_NOT_FOUND')) {
-    return new Failure(error.code, error.message, '“pcow list IMAGE”, here and at the sender, shows what both have');
+    return new Failure(
+      error.code,
+      error.message,
+      '“pcow list IMAGE”, here and at the sender, shows what both have',
+    );
   }
   if (!isPcowError(error, 'PCOW_CORRUPT', 'PCOW_IO', 'PCOW_CANCELLED', 'PCOW_NO_SPACE')) {
     return error;
@@ -118,7 +133,9 @@ async function withNextStep(error: unknown, target: ImageTarget): Promise<unknow
   }
   if (token === null) {
     const hint = 'nothing has arrived: see what the sender says, and send again';
-    return isPcowError(error, 'PCOW_CORRUPT', 'PCOW_IO') ? new Failure(error.code, error.message, hint) : error;
+    return isPcowError(error, 'PCOW_CORRUPT', 'PCOW_IO')
+      ? new Failure(error.code, error.message, hint)
+      : error;
   }
   return new Failure(
     error.code,

@@ -43,7 +43,11 @@ async function recover(given: string[], { json }: { json?: boolean }): Promise<v
     }
   }
   if (json === true)
-    sayJson({ recovered: all.recovered, inUse: all.inUse, failed: all.failed.map(({ image }) => image) });
+    sayJson({
+      recovered: all.recovered,
+      inUse: all.inUse,
+      failed: all.failed.map(({ image }) => image),
+    });
   else for (const image of all.recovered) say(`${image} is recovered`);
   // If one fails, the others are recovered nevertheless; the first error is the command's.
   const [first] = all.failed;

@@ -13,7 +13,9 @@ export function addRename(program: Command): void {
   const command = program
     .command('rename')
     .summary('give an image, or a snapshot, another name')
-    .description('Gives an image another name in its directory, or a snapshot another name in its image.')
+    .description(
+      'Gives an image another name in its directory, or a snapshot another name in its image.',
+    )
     .argument('<image[@name]>', 'the image, or a snapshot of it')
     .argument('<new>', 'the new name; for an image, “.pcow” is added if it is missing')
     .option('--json', 'for programs')

@@ -21,7 +21,8 @@ export function addResize(program: Command): void {
     .command('resize')
     .summary('make an image larger or smaller')
     .description(
-      'Makes an image larger, or with --shrink smaller. A new part reads as zeros. Snapshots keep their ' + 'sizes.',
+      'Makes an image larger, or with --shrink smaller. A new part reads as zeros. Snapshots keep their ' +
+        'sizes.',
     )
     .argument('<image>', 'the image')
     .argument(
@@ -66,7 +67,9 @@ async function resize(given: string, size: string, options: Options): Promise<vo
     );
   }
   try {
-    await patiently(options.wait, () => resizeImage(image, bytes, { shrink: bytes < present, ...whileWaiting }));
+    await patiently(options.wait, () =>
+      resizeImage(image, bytes, { shrink: bytes < present, ...whileWaiting }),
+    );
   } catch (error) {
     throw bytes < present ? withNextStep(error, image) : error;
   }

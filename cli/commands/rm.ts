@@ -11,14 +11,17 @@ export function addRm(program: Command): void {
   const command = program
     .command('rm')
     .summary('delete images')
-    .description('Deletes images with their snapshots. An image that others in its directory stand on is not deleted.')
+    .description(
+      'Deletes images with their snapshots. An image that others in its directory stand on is not deleted.',
+    )
     .argument('<image...>', 'the images; bases may come before the images that stand on them')
     .option('--json', 'for programs')
     .addOption(waitOption())
     .action(rm);
   addNotes(command, {
     text: [
-      'Damaged images, and images whose base is missing, are deleted as well. An image in use is not ' + 'deleted.',
+      'Damaged images, and images whose base is missing, are deleted as well. An image in use is not ' +
+        'deleted.',
     ],
     examples: [
       { command: 'pcow rm vm1', does: 'deletes vm1.pcow' },
@@ -27,11 +30,18 @@ export function addRm(program: Command): void {
   });
 }
 
-async function rm(given: string[], { json, wait }: { json?: boolean; wait?: number }): Promise<void> {
+async function rm(
+  given: string[],
+  { json, wait }: { json?: boolean; wait?: number },
+): Promise<void> {
   const images = await Promise.all(given.map(imageToRemove));
   const twice = images.find(({ file }, i) => images.findIndex((it) => it.file === file) !== i);
   if (twice !== undefined) {
-    throw new Failure('PCOW_USAGE', `the image ${twice.name} is listed twice`, 'list each image once');
+    throw new Failure(
+      'PCOW_USAGE',
+      `the image ${twice.name} is listed twice`,
+      'list each image once',
+    );
   }
   // Images that stand on others are deleted first. Everything is checked before the first one is
   // deleted.

@@ -9,7 +9,9 @@ export function addRollback(program: Command): void {
   const command = program
     .command('rollback')
     .summary('go back to a snapshot')
-    .description('Gives an image the content of a snapshot. What was written since the last snapshot is lost.')
+    .description(
+      'Gives an image the content of a snapshot. What was written since the last snapshot is lost.',
+    )
     .argument('<image@name>', 'the image and the snapshot to go back to')
     .option('--json', 'for programs')
     .addOption(waitOption())
@@ -23,7 +25,10 @@ export function addRollback(program: Command): void {
   });
 }
 
-async function rollback(given: string, { json, wait }: { json?: boolean; wait?: number }): Promise<void> {
+async function rollback(
+  given: string,
+  { json, wait }: { json?: boolean; wait?: number },
+): Promise<void> {
   const { image, snapshot } = await findSnapshotTarget(given);
   await patiently(wait, () => rollbackImage(image, snapshot, whileWaiting));
   if (json === true) sayJson({ image: image.file, snapshot });

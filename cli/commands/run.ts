@@ -29,21 +29,32 @@ export function addRun(program: Command): void {
     )
     .option('--log <file>', 'append the monitor’s log to this file')
     .option('--plain', 'run it without the monitor')
-    .option('--print-env', 'print the environment that enables the monitor, for a shell, and run nothing')
+    .option(
+      '--print-env',
+      'print the environment that enables the monitor, for a shell, and run nothing',
+    )
     .usage('[options] -- COMMAND [ARGUMENT...]')
     // Everything after the command belongs to the command.
     .passThroughOptions()
     .action(run);
   addNotes(command, {
     text: [
-      'The command replaces pcow (exec): the process, its signals and its exit code are those of the ' + 'command.',
+      'The command replaces pcow (exec): the process, its signals and its exit code are those of the ' +
+        'command.',
       'The guest of a monitored QEMU continues when the mount dies, and a snapshot does not stop it. ' +
         'docs/monitor.md describes this, and how libvirt starts QEMU in this way.',
-      'The monitor needs the right to userfaultfd. Without this right, the command is run only with ' + '--plain.',
+      'The monitor needs the right to userfaultfd. Without this right, the command is run only with ' +
+        '--plain.',
     ],
     examples: [
-      { command: 'pcow run -- qemu-system-x86_64 $(pcow qemu-args /mnt/vm1) …', does: 'a guest with live snapshots' },
-      { command: 'eval "$(pcow run --print-env)"', does: 'the same for everything that this shell starts from now on' },
+      {
+        command: 'pcow run -- qemu-system-x86_64 $(pcow qemu-args /mnt/vm1) …',
+        does: 'a guest with live snapshots',
+      },
+      {
+        command: 'eval "$(pcow run --print-env)"',
+        does: 'the same for everything that this shell starts from now on',
+      },
     ],
   });
 }
@@ -51,7 +62,10 @@ export function addRun(program: Command): void {
 function run(words: string[], options: Options): void {
   const { cleanCache, log, plain = false, printEnv = false } = options;
   if (plain && (printEnv || cleanCache !== undefined || log !== undefined)) {
-    throw new Failure('PCOW_USAGE', '--plain runs without the monitor: it cannot be combined with other options');
+    throw new Failure(
+      'PCOW_USAGE',
+      '--plain runs without the monitor: it cannot be combined with other options',
+    );
   }
   if (printEnv) {
     if (words.length > 0) {
@@ -66,7 +80,10 @@ function run(words: string[], options: Options): void {
   }
   try {
     if (plain) {
-      warn('pcow', 'without the monitor: a snapshot stops the command, and it does not survive the mount');
+      warn(
+        'pcow',
+        'without the monitor: a snapshot stops the command, and it does not survive the mount',
+      );
       runPlain([name, ...rest]);
     }
     runMonitored([name, ...rest], { cleanCache, log });

@@ -43,7 +43,8 @@ export function addScrub(program: Command): void {
         'does not return wrong bytes.',
       'Overwrite a damaged block, or go back to a copy. After --remove, it is read as it is on the disk. ' +
         'An older pcow that does not know checksums can read an image that has some, but not write it.',
-      'A base is another image: scrub it separately. The exit code is 0 if nothing is damaged, and 13 for ' + 'damage.',
+      'A base is another image: scrub it separately. The exit code is 0 if nothing is damaged, and 13 for ' +
+        'damage.',
     ],
     examples: [
       { command: 'pcow scrub vm1 --add', does: 'verifies, and makes missing checksums' },
@@ -70,14 +71,26 @@ async function scrub(
     );
   const report = await look();
   if (add) await patiently(wait, () => change(target, 'add', progress));
-  if (json) sayJson({ name: target.name, outcome: report.damages > 0 ? 'damaged' : 'sound', added: add, ...report });
+  if (json)
+    sayJson({
+      name: target.name,
+      outcome: report.damages > 0 ? 'damaged' : 'sound',
+      added: add,
+      ...report,
+    });
   else say([...findingLines(report.findings), ...summary(target, report, add)].join('\n'));
   if (report.damages > 0) process.exitCode = FOUND_DAMAGE;
 }
 
-async function change(target: ImageTarget, what: 'add' | 'remove', form: ProgressForm | undefined): Promise<void> {
+async function change(
+  target: ImageTarget,
+  what: 'add' | 'remove',
+  form: ProgressForm | undefined,
+): Promise<void> {
   const work = what === 'add' ? addChecksums : removeChecksums;
-  await withProgress(`checksums of ${target.name}`, form, (long) => work(target, { ...long, ...whileWaiting }));
+  await withProgress(`checksums of ${target.name}`, form, (long) =>
+    work(target, { ...long, ...whileWaiting }),
+  );
 }
 
 function summary(target: ImageTarget, report: ScrubReport, added: boolean): string[] {
@@ -92,8 +105,12 @@ function summary(target: ImageTarget, report: ScrubReport, added: boolean): stri
   } else if (bytes > 0 && added) {
     lines.push(`checksums made of ${formatSize(bytes)} more`);
   } else if (bytes > 0) {
-    const named = missing.map(({ snapshot, missing: its }) => `${snapshot ?? 'a deleted snapshot'} ${formatSize(its)}`);
-    lines.push(`without checksums: ${named.join(', ')}; “pcow scrub ${word(target.given)} --add” makes them`);
+    const named = missing.map(
+      ({ snapshot, missing: its }) => `${snapshot ?? 'a deleted snapshot'} ${formatSize(its)}`,
+    );
+    lines.push(
+      `without checksums: ${named.join(', ')}; “pcow scrub ${word(target.given)} --add” makes them`,
+    );
   }
   return lines;
 }

@@ -25,11 +25,18 @@ export function addSend(program: Command): void {
     .command('send')
     .summary('write a snapshot, or what changed since another, as a stream')
     .description(
-      'Writes a snapshot to standard output as a stream: all of it, or only what changed since an older ' + 'snapshot.',
+      'Writes a snapshot to standard output as a stream: all of it, or only what changed since an older ' +
+        'snapshot.',
     )
     .argument('<image@name>', 'the image and the snapshot to send; with --resume only the image')
-    .option('--from <name>', 'send only what changed since this snapshot, which the receiver must have')
-    .option('--resume <token>', 'continue an interrupted stream, with the token of “pcow receive --resume-token”')
+    .option(
+      '--from <name>',
+      'send only what changed since this snapshot, which the receiver must have',
+    )
+    .option(
+      '--resume <token>',
+      'continue an interrupted stream, with the token of “pcow receive --resume-token”',
+    )
     .option('--dry-run', 'only print what would be sent')
     .option('--json', 'with --dry-run: for programs')
     .addOption(progressOption())
@@ -40,10 +47,17 @@ export function addSend(program: Command): void {
         'snapshot only when all of it has arrived: docs/stream.md.',
     ],
     examples: [
-      { command: 'pcow send vm1@monday | ssh backup pcow receive vm1', does: 'a first, whole copy' },
-      { command: 'pcow send vm1@tuesday --from monday | ssh backup pcow receive vm1', does: 'what changed since' },
       {
-        command: 'pcow send vm1 --resume "$(ssh backup pcow receive --resume-token vm1)" | ssh backup pcow receive vm1',
+        command: 'pcow send vm1@monday | ssh backup pcow receive vm1',
+        does: 'a first, whole copy',
+      },
+      {
+        command: 'pcow send vm1@tuesday --from monday | ssh backup pcow receive vm1',
+        does: 'what changed since',
+      },
+      {
+        command:
+          'pcow send vm1 --resume "$(ssh backup pcow receive --resume-token vm1)" | ssh backup pcow receive vm1',
         does: 'continues after an interruption',
       },
       { command: 'pcow send vm1@tuesday --from monday --dry-run', does: 'shows how much it is' },
@@ -107,9 +121,18 @@ async function olderSnapshot(target: ImageTarget, given: string): Promise<string
 function tell(target: ImageTarget, { begin }: Sending, json: boolean): void {
   const { snapshot, from, data, resumedAt, size } = begin;
   if (json) {
-    sayJson({ image: target.name, snapshot: snapshot?.name ?? null, from: from?.name ?? null, size, resumedAt, data });
+    sayJson({
+      image: target.name,
+      snapshot: snapshot?.name ?? null,
+      from: from?.name ?? null,
+      size,
+      resumedAt,
+      data,
+    });
     return;
   }
   const what = `${target.name}@${snapshot?.name ?? ''}${from === null ? '' : ` since ${from.name}`}`;
-  say(`${what}: ${formatSize(data)} of data${resumedAt === 0 ? '' : `, from byte ${resumedAt} on`}`);
+  say(
+    `${what}: ${formatSize(data)} of data${resumedAt === 0 ? '' : `, from byte ${resumedAt} on`}`,
+  );
 }

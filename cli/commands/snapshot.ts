@@ -24,13 +24,19 @@ export function addSnapshot(program: Command): void {
     ],
     examples: [
       { command: 'pcow snapshot vm1@before-upgrade', does: 'of vm1.pcow' },
-      { command: 'pcow snapshot /mnt/vm1@before-upgrade', does: 'of a mounted image, also under a running guest' },
+      {
+        command: 'pcow snapshot /mnt/vm1@before-upgrade',
+        does: 'of a mounted image, also under a running guest',
+      },
       { command: 'pcow snapshot disk@s1 log@s1', does: 'of two images at one moment' },
     ],
   });
 }
 
-async function snapshot(givens: string[], { json, wait }: { json?: boolean; wait?: number }): Promise<void> {
+async function snapshot(
+  givens: string[],
+  { json, wait }: { json?: boolean; wait?: number },
+): Promise<void> {
   // One after another, so that the first of two mistakes is reported.
   const targets: { image: ImageTarget; snapshot: string }[] = [];
   for (const given of givens) targets.push(await findSnapshotTarget(given));
@@ -47,9 +53,15 @@ async function snapshot(givens: string[], { json, wait }: { json?: boolean; wait
       'take them one after another, or give all the same name',
     );
   }
-  const twice = targets.find(({ image }, i) => targets.findIndex((it) => it.image.file === image.file) !== i);
+  const twice = targets.find(
+    ({ image }, i) => targets.findIndex((it) => it.image.file === image.file) !== i,
+  );
   if (twice !== undefined) {
-    throw new Failure('PCOW_USAGE', `the image ${twice.image.name} is listed twice`, 'list each image once');
+    throw new Failure(
+      'PCOW_USAGE',
+      `the image ${twice.image.name} is listed twice`,
+      'list each image once',
+    );
   }
   const images = targets.map(({ image }) => image);
   await patiently(wait, () => snapshotImages(name, images, whileWaiting));

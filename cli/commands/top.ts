@@ -20,7 +20,8 @@ export function addTop(program: Command): void {
     .command('top')
     .summary('show what the images of a mount are doing')
     .description(
-      'Shows all images of a mount, with the processes that are attached to them, and refreshes this each ' + 'second.',
+      'Shows all images of a mount, with the processes that are attached to them, and refreshes this each ' +
+        'second.',
     )
     .argument('<mountpoint>', 'where it is mounted, or the image directory')
     .option('--once', 'print the table once')

@@ -19,21 +19,28 @@ export function addUmount(program: Command): void {
     .argument('<mountpoint>', 'where it is mounted, or the image directory')
     .option('-n, --dry-run', 'end nothing; only fail where a process still uses the mount')
     .option('--json', 'for programs')
-    .action(async (given: string, { json, dryRun = false }: { json?: boolean; dryRun?: boolean }) => {
-      const mountpoint = await mountpointOf(given);
-      const slow = setTimeout(() => {
-        warn('pcow', `waiting for the mount on ${mountpoint} to end: its last sync may take long`);
-      }, WORD_AFTER);
-      try {
-        await (dryRun ? checkUnused(mountpoint) : umount(mountpoint));
-      } finally {
-        clearTimeout(slow);
-      }
-      if (json === true) sayJson({ mountpoint: path.resolve(mountpoint), dryRun });
-      else say(dryRun ? `no process uses ${mountpoint}` : `${mountpoint} is unmounted`);
-    });
+    .action(
+      async (given: string, { json, dryRun = false }: { json?: boolean; dryRun?: boolean }) => {
+        const mountpoint = await mountpointOf(given);
+        const slow = setTimeout(() => {
+          warn(
+            'pcow',
+            `waiting for the mount on ${mountpoint} to end: its last sync may take long`,
+          );
+        }, WORD_AFTER);
+        try {
+          await (dryRun ? checkUnused(mountpoint) : umount(mountpoint));
+        } finally {
+          clearTimeout(slow);
+        }
+        if (json === true) sayJson({ mountpoint: path.resolve(mountpoint), dryRun });
+        else say(dryRun ? `no process uses ${mountpoint}` : `${mountpoint} is unmounted`);
+      },
+    );
   addNotes(command, {
-    text: ['A mount that a process still uses is not ended. The remains of a mount that died are removed.'],
+    text: [
+      'A mount that a process still uses is not ended. The remains of a mount that died are removed.',
+    ],
     examples: [
       { command: 'pcow umount /mnt', does: 'ends the mount on /mnt' },
       { command: 'pcow umount /srv/images', does: 'ends the mount of the images there' },

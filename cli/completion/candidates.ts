@@ -27,7 +27,10 @@ export async function complete(program: Command, words: string[]): Promise<Compl
   const at = before.findIndex((word) => !word.startsWith('-'));
   const name = before[at];
   if (name === undefined || (name === 'help' && at === before.length - 1)) {
-    return matching(current, current.startsWith('-') ? optionsOf(program, []) : commandsOf(program));
+    return matching(
+      current,
+      current.startsWith('-') ? optionsOf(program, []) : commandsOf(program),
+    );
   }
   const command = program.commands.find((known) => known.name() === name);
   return command === undefined ? nothing : argumentsOf(command, before.slice(at + 1), current);
@@ -35,7 +38,11 @@ export async function complete(program: Command, words: string[]): Promise<Compl
 
 const nothing: Completion = { candidates: [], shells: null };
 
-async function argumentsOf(command: Command, before: string[], current: string): Promise<Completion> {
+async function argumentsOf(
+  command: Command,
+  before: string[],
+  current: string,
+): Promise<Completion> {
   let positional = 0;
   let pending: Option | undefined;
   let optionsEnded = false;
@@ -51,9 +58,13 @@ async function argumentsOf(command: Command, before: string[], current: string):
     const [, flag, value = ''] = assigned;
     const option = command.options.find(({ long }) => long === flag);
     const { candidates } = option ? await valuesOf(option, option.flags, value) : nothing;
-    return { candidates: candidates.map((it) => ({ ...it, value: `${flag}=${it.value}` })), shells: null };
+    return {
+      candidates: candidates.map((it) => ({ ...it, value: `${flag}=${it.value}` })),
+      shells: null,
+    };
   }
-  if (current.startsWith('-') && !optionsEnded) return matching(current, optionsOf(command, before));
+  if (current.startsWith('-') && !optionsEnded)
+    return matching(current, optionsOf(command, before));
   const all = command.registeredArguments;
   const last = all.at(-1);
   const argument = all[positional] ?? (last?.variadic === true ? last : undefined);
@@ -67,18 +78,25 @@ function takingNextWord(command: Command, word: string): Option | undefined {
 }
 
 /** `placeholder` is the name of the value in the help, which says what kind of value it is. */
-async function valuesOf(of: Argument | Option, placeholder: string, current: string): Promise<Completion> {
+async function valuesOf(
+  of: Argument | Option,
+  placeholder: string,
+  current: string,
+): Promise<Completion> {
   if (of.argChoices !== undefined) {
     return matching(
       current,
       of.argChoices.map((value) => ({ value, description: '' })),
     );
   }
-  if (/image.*@/.test(placeholder)) return { candidates: await snapshotCandidates(current), shells: null };
-  if (/image|base/.test(placeholder)) return { candidates: await imageCandidates(current), shells: null };
+  if (/image.*@/.test(placeholder))
+    return { candidates: await snapshotCandidates(current), shells: null };
+  if (/image|base/.test(placeholder))
+    return { candidates: await imageCandidates(current), shells: null };
   if (placeholder.includes('mountpoint'))
     return { candidates: await mountpointCandidates(current), shells: 'directories' };
-  if (placeholder.includes('where')) return { candidates: await imageCandidates(current), shells: 'directories' };
+  if (placeholder.includes('where'))
+    return { candidates: await imageCandidates(current), shells: 'directories' };
   if (/dir|new/.test(placeholder)) return { candidates: [], shells: 'directories' };
   if (placeholder.includes('command')) return { candidates: [], shells: 'commands' };
   if (/size|number|name|id|count|rate|seconds/.test(placeholder)) return nothing;
@@ -87,7 +105,13 @@ async function valuesOf(of: Argument | Option, placeholder: string, current: str
 
 function commandsOf(program: Command): Candidate[] {
   const help = { value: 'help', description: 'show the help of a command' };
-  return [...program.commands.map((command) => ({ value: command.name(), description: command.summary() })), help];
+  return [
+    ...program.commands.map((command) => ({
+      value: command.name(),
+      description: command.summary(),
+    })),
+    help,
+  ];
 }
 
 /** The options that are not on the command line yet. */

@@ -21,7 +21,8 @@ export async function imageCandidates(current: string): Promise<Candidate[]> {
   const begun = current.slice(typed.length);
   const { entries, mounted } = await contentsOf(typed === '' ? '.' : typed);
   return entries.flatMap((entry): Candidate[] => {
-    if (!entry.name.startsWith(begun) || (entry.name.startsWith('.') && !begun.startsWith('.'))) return [];
+    if (!entry.name.startsWith(begun) || (entry.name.startsWith('.') && !begun.startsWith('.')))
+      return [];
     if (entry.isDirectory()) return [{ value: `${typed}${entry.name}/`, description: '' }];
     if (mounted) return [{ value: typed + entry.name, description: 'mounted image' }];
     if (!entry.name.endsWith(IMAGE_SUFFIX)) return [];

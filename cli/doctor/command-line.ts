@@ -92,12 +92,14 @@ function readOption(guest: Guest, name: string, value: string): void {
       if (fields.has('acpi')) guest.acpi = /^(on|auto)$/.test(fields.get('acpi') ?? '');
       if (fields.get('nvdimm-persistence') === 'cpu') guest.cachesPersist = true;
       const backend = fields.get('memory-backend');
-      if (backend !== undefined) guest.ordinary.push({ backend, by: `-machine memory-backend=${backend}` });
+      if (backend !== undefined)
+        guest.ordinary.push({ backend, by: `-machine memory-backend=${backend}` });
       return;
     }
     case '-numa': {
       const backend = fieldsOf(value, 'type').fields.get('memdev');
-      if (backend !== undefined) guest.ordinary.push({ backend, by: `-numa node,memdev=${backend}` });
+      if (backend !== undefined)
+        guest.ordinary.push({ backend, by: `-numa node,memdev=${backend}` });
       return;
     }
     case '-cpu': {
@@ -144,7 +146,9 @@ function fieldsOf(value: string, firstName: string): Fields {
   if (value.trimStart().startsWith('{')) {
     try {
       const entries = Object.entries(JSON.parse(value) as Record<string, unknown>);
-      const fields = new Map(entries.map(([key, it]) => [key, typeof it === 'string' ? it : JSON.stringify(it)]));
+      const fields = new Map(
+        entries.map(([key, it]) => [key, typeof it === 'string' ? it : JSON.stringify(it)]),
+      );
       return { first: fields.get(firstName) ?? '', fields };
     } catch {
       throw new Failure('PCOW_INVALID', `this option looks like JSON, but is not valid: ${value}`);
@@ -157,7 +161,8 @@ function fieldsOf(value: string, firstName: string): Fields {
   for (const [at, part] of parts.entries()) {
     const equals = part.indexOf('=');
     const text = (it: string) => it.replaceAll(',,', ',');
-    if (equals >= 0) fields.set(part.slice(0, equals).replace(/_/g, '-'), text(part.slice(equals + 1)));
+    if (equals >= 0)
+      fields.set(part.slice(0, equals).replace(/_/g, '-'), text(part.slice(equals + 1)));
     else if (at === 0) first = text(part);
     else fields.set(part, 'on');
   }
@@ -216,5 +221,8 @@ function sizeOf(text: string | undefined, unit: number): number | null {
     p: 1024 ** 2 * GIB,
     e: 1024 ** 3 * GIB,
   };
-  return Number(digits) * (suffix === '' || suffix === undefined ? unit : (units[suffix.toLowerCase()] ?? unit));
+  return (
+    Number(digits) *
+    (suffix === '' || suffix === undefined ? unit : (units[suffix.toLowerCase()] ?? unit))
+  );
 }

@@ -2,7 +2,13 @@
 import { constants } from 'node:fs';
 import { access, copyFile, mkdtemp, rm, stat, statfs } from 'node:fs/promises';
 import path from 'node:path';
-import { givingItAName, Image, imageFilesIn, isInPersistentMemory, PcowError } from '../../src/engine/index.js';
+import {
+  givingItAName,
+  Image,
+  imageFilesIn,
+  isInPersistentMemory,
+  PcowError,
+} from '../../src/engine/index.js';
 import { IMAGE_SUFFIX } from '../../src/images/image-names.js';
 import type { MountTableEntry, PcowMount } from '../../src/images/mount-table.js';
 import { briefTroubleOf, briefTroubleOnTheWay } from '../../src/images/mount-answers.js';
@@ -29,14 +35,22 @@ export async function directoryFindings(given: string): Promise<Finding[]> {
   return [
     mount === null ? ok('mount', `${directory} is not mounted`) : await mountFinding(mount),
     fileSystem(place),
-    ...(await looked('space', `the free space of ${directory} can't be read`, () => space(directory))),
+    ...(await looked('space', `the free space of ${directory} can't be read`, () =>
+      space(directory),
+    )),
     ...(await looked('image', `an image can't be made in ${directory}`, () => tried(directory))),
-    ...(await looked('images', `the images of ${directory} can't be checked`, () => images(directory))),
+    ...(await looked('images', `the images of ${directory} can't be checked`, () =>
+      images(directory),
+    )),
   ];
 }
 
 /** A check that fails is itself a finding, with its fix; the other checks continue. */
-async function looked(check: string, what: string, look: () => Promise<Finding | Finding[]>): Promise<Finding[]> {
+async function looked(
+  check: string,
+  what: string,
+  look: () => Promise<Finding | Finding[]>,
+): Promise<Finding[]> {
   try {
     return [await look()].flat();
   } catch (error) {
@@ -53,7 +67,11 @@ async function mountFinding(mount: PcowMount): Promise<Finding> {
   const unattached = await monitorsProblem(mount);
   return unattached === null
     ? ok('mount', `${directory} is mounted on ${mountpoint}`)
-    : problem('mount', `${mountpoint}: ${unattached}`, `pcow umount ${word(mountpoint)}, and mount it again with that`);
+    : problem(
+        'mount',
+        `${mountpoint}: ${unattached}`,
+        `pcow umount ${word(mountpoint)}, and mount it again with that`,
+      );
 }
 
 function fileSystem(place: MountTableEntry | undefined): Finding {
@@ -73,7 +91,8 @@ function fileSystem(place: MountTableEntry | undefined): Finding {
     );
   }
   const overwriting = overwritingProblem(type);
-  if (overwriting !== null) return warning('filesystem', overwriting, 'use ext4 or XFS, or keep space free');
+  if (overwriting !== null)
+    return warning('filesystem', overwriting, 'use ext4 or XFS, or keep space free');
   return ok('filesystem', `the images are on ${type}`);
 }
 
@@ -91,7 +110,11 @@ async function space(directory: string): Promise<Finding> {
   const { bavail, blocks, bsize } = await statfs(directory);
   const text = `${formatSize(bavail * bsize)} of ${formatSize(blocks * bsize)} are free`;
   return bavail < blocks * LITTLE_SPACE
-    ? warning('space', `${text}: guests are paused when the disk is full`, 'free space, or move images elsewhere')
+    ? warning(
+        'space',
+        `${text}: guests are paused when the disk is full`,
+        'free space, or move images elsewhere',
+      )
     : ok('space', text);
 }
 
@@ -103,25 +126,36 @@ async function tried(directory: string): Promise<Finding[]> {
   try {
     await access(directory, constants.W_OK);
   } catch {
-    return [problem('writable', `this user may not write to ${directory}`, 'run as the user who owns it')];
+    return [
+      problem('writable', `this user may not write to ${directory}`, 'run as the user who owns it'),
+    ];
   }
   const scratch = await mkdtemp(path.join(directory, '.pcow-doctor-'));
   try {
     const file = path.join(scratch, `image${IMAGE_SUFFIX}`);
     await Image.create(file, { size: 64 * GIB });
-    const { empty, full, punched, persistent } = await withImage(file, { write: true }, async (image) => {
-      const use = async () => {
-        await image.sync();
-        return (await stat(file)).blocks * 512;
-      };
-      const before = await use();
-      await image.write(Buffer.alloc(MIB, 1), 32 * GIB);
-      const after = await use();
-      await image.discard(32 * GIB, MIB);
-      // freed blocks are given back by the sync after the one that makes their release durable
-      await use();
-      return { empty: before, full: after, punched: await use(), persistent: image.info().persistent };
-    });
+    const { empty, full, punched, persistent } = await withImage(
+      file,
+      { write: true },
+      async (image) => {
+        const use = async () => {
+          await image.sync();
+          return (await stat(file)).blocks * 512;
+        };
+        const before = await use();
+        await image.write(Buffer.alloc(MIB, 1), 32 * GIB);
+        const after = await use();
+        await image.discard(32 * GIB, MIB);
+        // freed blocks are given back by the sync after the one that makes their release durable
+        await use();
+        return {
+          empty: before,
+          full: after,
+          punched: await use(),
+          persistent: image.info().persistent,
+        };
+      },
+    );
     const reflinks = await copyFile(file, `${file}-copy`, constants.COPYFILE_FICLONE_FORCE).then(
       () => true,
       () => false,
@@ -141,7 +175,9 @@ async function tried(directory: string): Promise<Finding[]> {
         : warning('holes', 'what a guest discards does not go back to the disk', 'use ext4 or XFS'),
       ok(
         'reflink',
-        reflinks ? 'cp --reflink copies an image at once' : 'no reflinks: copies of image files take time and space',
+        reflinks
+          ? 'cp --reflink copies an image at once'
+          : 'no reflinks: copies of image files take time and space',
       ),
     ];
   } finally {

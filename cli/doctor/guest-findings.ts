@@ -35,7 +35,8 @@ export async function guestFindings(guest: Guest): Promise<Finding[]> {
   for (const backend of guest.backends) {
     const place = await placeOf(backend);
     findings.push(...place.findings);
-    if (place.size !== null) found.push({ backend, size: place.size, persistent: place.persistent });
+    if (place.size !== null)
+      found.push({ backend, size: place.size, persistent: place.persistent });
   }
   if (found.length === 0 && findings.length === 0) {
     findings.push(
@@ -57,9 +58,16 @@ export async function guestFindings(guest: Guest): Promise<Finding[]> {
   const twice = found.find(({ backend }, at) =>
     found.some((other, before) => before < at && other.backend.path === backend.path),
   );
-  if (twice) findings.push(problem('twice', `${quote(twice.backend.path)} is listed twice`, 'remove one of them'));
+  if (twice)
+    findings.push(
+      problem('twice', `${quote(twice.backend.path)} is listed twice`, 'remove one of them'),
+    );
   if (found.length > 0) {
-    findings.push(...memoryFindings(guest, found), ...sharingFindings(guest), monitorFinding(guest));
+    findings.push(
+      ...memoryFindings(guest, found),
+      ...sharingFindings(guest),
+      monitorFinding(guest),
+    );
     findings.push(...guest.unseen.map((what) => warning('unseen', what, 'look at it yourself')));
     findings.push(...promiseFindings(guest));
   }
@@ -79,7 +87,13 @@ async function placeOf({
   try {
     real = await realpath(file);
   } catch {
-    return none(problem('path', `there is no ${quote(file)}`, 'pcow mount DIR MOUNTPOINT, and use MOUNTPOINT/NAME'));
+    return none(
+      problem(
+        'path',
+        `there is no ${quote(file)}`,
+        'pcow mount DIR MOUNTPOINT, and use MOUNTPOINT/NAME',
+      ),
+    );
   }
   const held = await mountHolding(real);
   if (held === null) {
@@ -119,7 +133,9 @@ async function placeOf({
   const attached = await attachedTo(held.mount.mountpoint, held.inside);
   return {
     size,
-    persistent: await maybePersistent(path.join(held.mount.directory, `${held.inside}${IMAGE_SUFFIX}`)),
+    persistent: await maybePersistent(
+      path.join(held.mount.directory, `${held.inside}${IMAGE_SUFFIX}`),
+    ),
     findings: [
       attached === null
         ? ok('path', `${quote(file)} is an image of ${formatSize(size)}`)
@@ -129,7 +145,13 @@ async function placeOf({
             'let that end first, or clone a snapshot of it',
           ),
       ...(held.mount.readOnly
-        ? [problem('read-only', `${held.mount.mountpoint} is mounted read-only`, 'mount it for writing')]
+        ? [
+            problem(
+              'read-only',
+              `${held.mount.mountpoint} is mounted read-only`,
+              'mount it for writing',
+            ),
+          ]
         : []),
     ],
   };
@@ -140,11 +162,17 @@ function optionFindings({ words }: Guest, backend: Backend): Finding[] {
   const findings: Finding[] = [];
   if (!backend.shared) {
     findings.push(
-      problem('share', `${name} is mapped privately: what the guest writes is lost when it ends`, words.share),
+      problem(
+        'share',
+        `${name} is mapped privately: what the guest writes is lost when it ends`,
+        words.share,
+      ),
     );
   }
   if (backend.discardData) {
-    findings.push(problem('discard-data', `QEMU discards all of ${name} when it ends`, words.discardData));
+    findings.push(
+      problem('discard-data', `QEMU discards all of ${name} when it ends`, words.discardData),
+    );
   }
   if (backend.preallocated) {
     findings.push(
@@ -166,7 +194,11 @@ function optionFindings({ words }: Guest, backend: Backend): Finding[] {
   }
   if (backend.offset > 0) {
     findings.push(
-      problem('offset', `the guest does not see the first ${formatSize(backend.offset)} of ${name}`, words.offset),
+      problem(
+        'offset',
+        `the guest does not see the first ${formatSize(backend.offset)} of ${name}`,
+        words.offset,
+      ),
     );
   }
   return findings;
@@ -180,13 +212,24 @@ function pmemFindings({ words, monitored }: Guest, { backend, persistent }: Foun
   const name = quote(backend.path);
   if (!persistent) {
     return [
-      problem('pmem', `${name} is promised to be persistent memory, and is not: MAP_SYNC is refused`, words.pmem),
+      problem(
+        'pmem',
+        `${name} is promised to be persistent memory, and is not: MAP_SYNC is refused`,
+        words.pmem,
+      ),
     ];
   }
   return [
     monitored === false
-      ? warning('pmem', `${name}: pmem=on has no effect without the monitor: MAP_SYNC is refused`, 'use pcow run')
-      : ok('pmem', `${name} is in persistent memory: under the monitor, what the guest flushes is durable`),
+      ? warning(
+          'pmem',
+          `${name}: pmem=on has no effect without the monitor: MAP_SYNC is refused`,
+          'use pcow run',
+        )
+      : ok(
+          'pmem',
+          `${name} is in persistent memory: under the monitor, what the guest flushes is durable`,
+        ),
   ];
 }
 
@@ -205,7 +248,11 @@ function sizeFindings({ words }: Guest, { backend, size }: Found): Finding[] {
   const findings: Finding[] = [];
   if (asked + backend.offset < size) {
     findings.push(
-      warning('size', `the guest gets ${formatSize(asked)} of the ${formatSize(size)} of ${name}`, words.size(size)),
+      warning(
+        'size',
+        `the guest gets ${formatSize(asked)} of the ${formatSize(size)} of ${name}`,
+        words.size(size),
+      ),
     );
   }
   if (asked % SIZE_STEP !== 0) {
@@ -219,7 +266,11 @@ function sizeFindings({ words }: Guest, { backend, size }: Found): Finding[] {
     );
   } else if (asked % SECTION !== 0) {
     findings.push(
-      warning('size', `${name}: ${sectionWarning(asked)}`, `pcow resize ${word(backend.path)} ${nextSection(asked)}`),
+      warning(
+        'size',
+        `${name}: ${sectionWarning(asked)}`,
+        `pcow resize ${word(backend.path)} ${nextSection(asked)}`,
+      ),
     );
   }
   return findings;
@@ -242,7 +293,13 @@ function deviceFindings(
   }
   const device = devices.find(({ backend }) => backend === id);
   if (device === undefined) {
-    return [problem('device', `no device of the guest has ${name}`, `add -device virtio-pmem-pci,memdev=${id}`)];
+    return [
+      problem(
+        'device',
+        `no device of the guest has ${name}`,
+        `add -device virtio-pmem-pci,memdev=${id}`,
+      ),
+    ];
   }
   if (device.kind !== 'nvdimm') return [];
   const { unarmed, labelSize } = device;
@@ -274,14 +331,25 @@ function deviceFindings(
 function memoryFindings(guest: Guest, found: Found[]): Finding[] {
   const { words, maxMemory, memory } = guest;
   const findings: Finding[] = [];
-  const wanted = found.reduce((sum, { backend, size }) => sum + (backend.size ?? size), memory ?? 0);
+  const wanted = found.reduce(
+    (sum, { backend, size }) => sum + (backend.size ?? size),
+    memory ?? 0,
+  );
   if (maxMemory === null || maxMemory < wanted) {
     const has = maxMemory === null ? 'none' : formatSize(maxMemory);
-    findings.push(problem('maxmem', `the guest needs room for ${formatSize(wanted)}, but has ${has}`, words.maxMemory));
+    findings.push(
+      problem(
+        'maxmem',
+        `the guest needs room for ${formatSize(wanted)}, but has ${has}`,
+        words.maxMemory,
+      ),
+    );
   }
   const modules = guest.devices.filter(({ kind }) => kind === 'nvdimm').length;
   if (modules > 0 && !guest.nvdimmMachine) {
-    findings.push(problem('nvdimm-machine', 'the machine does not support NVDIMMs', words.nvdimmMachine));
+    findings.push(
+      problem('nvdimm-machine', 'the machine does not support NVDIMMs', words.nvdimmMachine),
+    );
   }
   if (!guest.acpi) {
     const lack =
@@ -291,7 +359,13 @@ function memoryFindings(guest: Guest, found: Found[]): Finding[] {
     findings.push(problem('acpi', lack, words.acpi));
   }
   if (guest.slots < modules) {
-    findings.push(problem('slots', `${modules} NVDIMMs need as many slots, but there are ${guest.slots}`, words.slots));
+    findings.push(
+      problem(
+        'slots',
+        `${modules} NVDIMMs need as many slots, but there are ${guest.slots}`,
+        words.slots,
+      ),
+    );
   }
   const bits = addressBits(Math.max(maxMemory ?? 0, wanted));
   const has = guest.physicalBits ?? DEFAULT_ADDRESS_BITS;

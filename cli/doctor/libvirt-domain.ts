@@ -41,7 +41,17 @@ export function guestOfDomain(xml: string, file: string): Guest {
     removeNSPrefix: true,
     parseTagValue: false,
     isArray: (name) =>
-      ['memory', 'hostdev', 'interface', 'disk', 'filesystem', 'arg', 'env', 'vsock', 'cell'].includes(name),
+      [
+        'memory',
+        'hostdev',
+        'interface',
+        'disk',
+        'filesystem',
+        'arg',
+        'env',
+        'vsock',
+        'cell',
+      ].includes(name),
   });
   const { domain } = parser.parse(xml) as { domain?: Element };
   if (domain === undefined || typeof domain !== 'object') {
@@ -65,11 +75,16 @@ function guestOf(domain: Element): Guest {
   const cells = list(child(child(domain, 'cpu'), 'numa').cell);
   guest.memory =
     cells.length > 0
-      ? cells.reduce<number>((sum, cell) => sum + bytes(attribute(cell, 'memory') ?? '0', attribute(cell, 'unit')), 0)
+      ? cells.reduce<number>(
+          (sum, cell) => sum + bytes(attribute(cell, 'memory') ?? '0', attribute(cell, 'unit')),
+          0,
+        )
       : bytesOf(list(domain.memory)[0]);
   const mode = attribute(domain.cpu, 'mode');
   guest.physicalBits =
-    mode === 'host-passthrough' ? 'host' : Number(attribute(child(domain, 'cpu').maxphysaddr, 'bits')) || null;
+    mode === 'host-passthrough'
+      ? 'host'
+      : Number(attribute(child(domain, 'cpu').maxphysaddr, 'bits')) || null;
 
   for (const [at, memory] of list(devices.memory).entries())
     readMemory(guest, backing, memory as Element, `memory${at}`);
@@ -94,7 +109,9 @@ function guestOf(domain: Element): Guest {
     guest,
     list(commandLine.arg).map((arg) => attribute(arg, 'value') ?? ''),
   );
-  const preload = list(commandLine.env).find((variable) => attribute(variable, 'name') === 'LD_PRELOAD');
+  const preload = list(commandLine.env).find(
+    (variable) => attribute(variable, 'name') === 'LD_PRELOAD',
+  );
   // <emulator> may name a wrapper.
   guest.monitored = (attribute(preload, 'value') ?? '').includes('libpcow-monitor.so')
     ? true
@@ -142,13 +159,15 @@ function list(value: unknown): unknown[] {
 }
 
 function attribute(element: unknown, name: string): string | undefined {
-  const value = typeof element === 'object' && element !== null ? (element as Element)[`@${name}`] : undefined;
+  const value =
+    typeof element === 'object' && element !== null ? (element as Element)[`@${name}`] : undefined;
   return typeof value === 'string' ? value : undefined;
 }
 
 function text(element: unknown): string {
   if (typeof element === 'string') return element;
-  const inner = typeof element === 'object' && element !== null ? (element as Element)['#text'] : undefined;
+  const inner =
+    typeof element === 'object' && element !== null ? (element as Element)['#text'] : undefined;
   return typeof inner === 'string' ? inner : '';
 }
 

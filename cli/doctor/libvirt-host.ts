@@ -96,10 +96,20 @@ async function firstUser(names: string[]): Promise<QemuUser | null> {
 }
 
 /** `files`: the guest's memory. `monitored`: whether it runs under the monitor. */
-export async function libvirtFindings(host: LibvirtHost, files: string[], monitored: boolean): Promise<Finding[]> {
+export async function libvirtFindings(
+  host: LibvirtHost,
+  files: string[],
+  monitored: boolean,
+): Promise<Finding[]> {
   const { user } = host;
   if (user === null) {
-    return [warning('libvirt-user', `there is no user ${USERS.join(' or ')}: libvirt is not installed here`, null)];
+    return [
+      warning(
+        'libvirt-user',
+        `there is no user ${USERS.join(' or ')}: libvirt is not installed here`,
+        null,
+      ),
+    ];
   }
   const images: Finding[] = [];
   for (const file of files) images.push(await imageFinding(file, user));
@@ -114,7 +124,9 @@ export async function libvirtFindings(host: LibvirtHost, files: string[], monito
 
 /** `name = "value"` in a file of libvirt, outside of comments. */
 function settingOf(configuration: string, name: string): string | undefined {
-  return new RegExp(`^\\s*${name}\\s*=\\s*"?([^"\\n]*)"?\\s*$`, 'm').exec(configuration)?.[1]?.trim();
+  return new RegExp(`^\\s*${name}\\s*=\\s*"?([^"\\n]*)"?\\s*$`, 'm')
+    .exec(configuration)?.[1]
+    ?.trim();
 }
 
 function may({ uid, gids }: QemuUser, access: Access, wanted: number): boolean {
@@ -166,7 +178,8 @@ async function imageFinding(file: string, user: QemuUser): Promise<Finding> {
   }
   if (held !== null) {
     const options =
-      (await mountTable()).findLast(({ mountpoint }) => mountpoint === held.mount.mountpoint)?.options ?? [];
+      (await mountTable()).findLast(({ mountpoint }) => mountpoint === held.mount.mountpoint)
+        ?.options ?? [];
     if (!options.includes('allow_other') && !options.includes(`user_id=${user.uid}`)) {
       const { directory, mountpoint } = held.mount;
       return problem(
@@ -206,12 +219,17 @@ function filters({ filtered }: LibvirtHost): Finding[] {
   );
 }
 
-function confinement({ configuration, appArmor, seLinux }: LibvirtHost, monitored: boolean): Finding[] {
+function confinement(
+  { configuration, appArmor, seLinux }: LibvirtHost,
+  monitored: boolean,
+): Finding[] {
   if (settingOf(configuration, 'security_driver') === 'none')
     return [ok('libvirt-confinement', 'guests are not confined')];
   const findings: Finding[] = [];
   if (appArmor !== null) {
-    const missing = [...(monitored ? [DEVICE, 'libpcow-monitor.so'] : [])].filter((it) => !appArmor.includes(it));
+    const missing = [...(monitored ? [DEVICE, 'libpcow-monitor.so'] : [])].filter(
+      (it) => !appArmor.includes(it),
+    );
     findings.push(
       missing.length === 0
         ? ok(

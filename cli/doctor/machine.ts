@@ -38,7 +38,11 @@ function kernel(): Finding {
   const release = os.release();
   const [major = 0, minor = 0] = release.split('.').map(Number);
   if (os.arch() !== 'x64') {
-    return warning('kernel', `Linux ${release} on ${os.arch()}: Pcow is tested on x86-64 only`, null);
+    return warning(
+      'kernel',
+      `Linux ${release} on ${os.arch()}: Pcow is tested on x86-64 only`,
+      null,
+    );
   }
   // UFFDIO_WRITEPROTECT of anonymous memory.
   return major > 5 || (major === 5 && minor >= 7)
@@ -67,7 +71,13 @@ async function allowOther(): Promise<Finding[]> {
   const configuration = await readFile('/etc/fuse.conf', 'utf8').catch(() => '');
   return /^\s*user_allow_other\b/m.test(configuration)
     ? [ok('allow-other', 'all users may use --allow-other')]
-    : [warning('allow-other', '--allow-other is for root only', 'add the line user_allow_other to /etc/fuse.conf')];
+    : [
+        warning(
+          'allow-other',
+          '--allow-other is for root only',
+          'add the line user_allow_other to /etc/fuse.conf',
+        ),
+      ];
 }
 
 function monitor(): Finding {
@@ -98,7 +108,10 @@ async function userfaultfd(): Promise<Finding> {
 async function mappings(): Promise<Finding> {
   const limit = Number(await readFile('/proc/sys/vm/max_map_count', 'utf8').catch(() => '0'));
   return limit >= DEFAULT_MAPPINGS
-    ? ok('mappings', `a process may have ${limit} memory mappings, of which the monitor uses three quarters at most`)
+    ? ok(
+        'mappings',
+        `a process may have ${limit} memory mappings, of which the monitor uses three quarters at most`,
+      )
     : warning(
         'mappings',
         `a process may have only ${limit} memory mappings: the monitor copies more data to need fewer mappings`,
@@ -107,7 +120,9 @@ async function mappings(): Promise<Finding> {
 }
 
 async function memory(): Promise<Finding> {
-  const overcommit = (await readFile('/proc/sys/vm/overcommit_memory', 'utf8').catch(() => '0')).trim();
+  const overcommit = (
+    await readFile('/proc/sys/vm/overcommit_memory', 'utf8').catch(() => '0')
+  ).trim();
   if (overcommit === '2') {
     return problem(
       'memory',
@@ -127,8 +142,16 @@ async function kvm(): Promise<Finding> {
   } catch (error) {
     const missing = error instanceof Error && 'code' in error && error.code === 'ENOENT';
     return missing
-      ? warning('kvm', 'there is no /dev/kvm: guests are emulated, which is slow', 'modprobe kvm_intel or kvm_amd')
-      : warning('kvm', 'this user may not open /dev/kvm: guests are emulated, which is slow', 'adduser USER kvm');
+      ? warning(
+          'kvm',
+          'there is no /dev/kvm: guests are emulated, which is slow',
+          'modprobe kvm_intel or kvm_amd',
+        )
+      : warning(
+          'kvm',
+          'this user may not open /dev/kvm: guests are emulated, which is slow',
+          'adduser USER kvm',
+        );
   }
 }
 
@@ -150,7 +173,9 @@ async function qemuFindings(qemu: string): Promise<Finding[]> {
       ),
     ];
   }
-  const { stdout } = await run(qemu, ['-device', 'help'], { maxBuffer: 1 << 24 }).catch(() => ({ stdout: '' }));
+  const { stdout } = await run(qemu, ['-device', 'help'], { maxBuffer: 1 << 24 }).catch(() => ({
+    stdout: '',
+  }));
   const missing = ['virtio-pmem-pci', 'nvdimm'].filter((device) => !stdout.includes(`"${device}"`));
   return missing.length === 0
     ? [ok('qemu', `QEMU ${version}, with virtio-pmem and nvdimm`)]

@@ -17,7 +17,10 @@ const STDOUT = 1;
  * Writes everything to standard output. If the reader ends early that is an error, unlike for a
  * list.
  */
-export async function writeToStdout(bytes: AsyncIterable<Buffer>, signal: AbortSignal): Promise<void> {
+export async function writeToStdout(
+  bytes: AsyncIterable<Buffer>,
+  signal: AbortSignal,
+): Promise<void> {
   if (isatty(STDOUT)) {
     throw new Failure(
       'PCOW_USAGE',
@@ -50,7 +53,11 @@ export async function writeToFile(file: string, bytes: AsyncIterable<Buffer>): P
 /** Reads standard input, or a file if `file` is given. Aborting ends it with PCOW_CANCELLED. */
 export async function* readFrom(file: string | null, signal: AbortSignal): AsyncGenerator<Buffer> {
   if (file === null && isatty(0)) {
-    throw new Failure('PCOW_USAGE', 'expected a stream on standard input', 'pcow send … | pcow receive IMAGE');
+    throw new Failure(
+      'PCOW_USAGE',
+      'expected a stream on standard input',
+      'pcow send … | pcow receive IMAGE',
+    );
   }
   const source = file === null ? process.stdin : await fileSource(file);
   try {
@@ -73,7 +80,11 @@ async function fileSource(file: string): Promise<Readable> {
   return handle.createReadStream({ highWaterMark: 1 << 20 });
 }
 
-async function pumped(bytes: AsyncIterable<Buffer>, target: Writable, signal: AbortSignal): Promise<void> {
+async function pumped(
+  bytes: AsyncIterable<Buffer>,
+  target: Writable,
+  signal: AbortSignal,
+): Promise<void> {
   try {
     await pipeline(bytes, target, { signal });
   } catch (error) {
@@ -90,7 +101,9 @@ function stopped(error: unknown, signal: AbortSignal): unknown {
     return new PcowError('PCOW_CANCELLED', 'the stream was stopped', { cause: error });
   }
   if (error instanceof Error && 'code' in error && error.code === 'EPIPE') {
-    return new PcowError('PCOW_IO', 'the receiver stopped reading the stream: see its message', { cause: error });
+    return new PcowError('PCOW_IO', 'the receiver stopped reading the stream: see its message', {
+      cause: error,
+    });
   }
   return error;
 }

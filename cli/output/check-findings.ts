@@ -33,11 +33,15 @@ export function lossLines({ losses, unplaced, blockSize, olderDirectory }: Check
   for (const loss of losses) {
     const view = loss.snapshot === null ? 'the image' : `snapshot ${loss.snapshot}`;
     if (loss.gone > 0) {
-      lines.push(`${out.red('lost')}: ${formatSize(loss.gone)} of ${view}: ${rangesOf(loss, true)}`);
+      lines.push(
+        `${out.red('lost')}: ${formatSize(loss.gone)} of ${view}: ${rangesOf(loss, true)}`,
+      );
     }
     if (loss.doubtful > 0) {
       const size = formatSize(loss.doubtful);
-      lines.push(`${out.red('doubtful')}: ${size} of ${view} may have changed: ${rangesOf(loss, false)}`);
+      lines.push(
+        `${out.red('doubtful')}: ${size} of ${view} may have changed: ${rangesOf(loss, false)}`,
+      );
     }
   }
   if (unplaced > 0) {
@@ -51,7 +55,9 @@ const LISTED_RANGES = 20;
 
 function rangesOf({ ranges }: Loss, certain: boolean): string {
   const chosen = ranges.filter((range) => range.certain === certain);
-  const listed = chosen.slice(0, LISTED_RANGES).map(({ offset, length }) => `${offset} to ${offset + length - 1}`);
+  const listed = chosen
+    .slice(0, LISTED_RANGES)
+    .map(({ offset, length }) => `${offset} to ${offset + length - 1}`);
   return `bytes ${listed.join(', ')}${chosen.length > LISTED_RANGES ? ', … (all with --json)' : ''}`;
 }
 

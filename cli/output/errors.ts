@@ -7,7 +7,12 @@ import { PcowError, type PcowErrorCode } from '../../src/engine/errors.js';
 import { err } from './colors.js';
 import { exitCodeOf } from './exit-codes.js';
 import { inThisLocale } from './locale.js';
-import { adviceOn, CHANGE_DIRECTORY, explain, workingDirectoryIsGone } from '../../src/engine/system-errors.js';
+import {
+  adviceOn,
+  CHANGE_DIRECTORY,
+  explain,
+  workingDirectoryIsGone,
+} from '../../src/engine/system-errors.js';
 
 const debug = createDebug('pcow:cli');
 
@@ -30,8 +35,11 @@ export async function advising<T>(
   try {
     return await work();
   } catch (error) {
-    const step = error instanceof PcowError && error.next === undefined ? steps[error.code] : undefined;
-    throw step === undefined || !(error instanceof PcowError) ? error : new Failure(error.code, error.message, step);
+    const step =
+      error instanceof PcowError && error.next === undefined ? steps[error.code] : undefined;
+    throw step === undefined || !(error instanceof PcowError)
+      ? error
+      : new Failure(error.code, error.message, step);
   }
 }
 
@@ -44,14 +52,18 @@ const NEXT_STEPS: Partial<Record<PcowErrorCode, string>> = {
   PCOW_EXISTS: 'choose another name',
   PCOW_NOT_FOUND: '“pcow list” shows the images of a directory and the snapshots of an image',
   PCOW_LOCKED: 'end that process first; to change an image in a mount, use the mount',
-  PCOW_IN_USE: 'make those images stand on their own (pcow flatten), or delete them first (pcow rm)',
+  PCOW_IN_USE:
+    'make those images stand on their own (pcow flatten), or delete them first (pcow rm)',
   PCOW_NOT_AN_IMAGE: '“pcow convert FILE NEW” makes an image from a file in another format',
-  PCOW_CORRUPT: '“pcow check” shows what is damaged, and “pcow check --repair” repairs what can be repaired',
+  PCOW_CORRUPT:
+    '“pcow check” shows what is damaged, and “pcow check --repair” repairs what can be repaired',
   PCOW_NO_SPACE: 'free space on the filesystem of the image, then try again',
   PCOW_PERMISSION: 'run the command as the user who owns the image and its directory',
   PCOW_READ_ONLY: 'mount it for writing, or work on a copy',
-  PCOW_BASE_MISSING: 'put the base back, or give its new path: pcow rebase IMAGE --unsafe --base BASE',
-  PCOW_BASE_CHANGED: 'put the original base back, or use the present file: pcow rebase IMAGE --unsafe --base BASE',
+  PCOW_BASE_MISSING:
+    'put the base back, or give its new path: pcow rebase IMAGE --unsafe --base BASE',
+  PCOW_BASE_CHANGED:
+    'put the original base back, or use the present file: pcow rebase IMAGE --unsafe --base BASE',
   PCOW_BASE_OUTSIDE: 'move the base into the image directory, or mount with --allow-outside-base',
 };
 
@@ -67,11 +79,19 @@ export function report(program: string, error: unknown): number {
 }
 
 /** An error as a sentence, with the next step, and a code; null: a fault in Pcow itself. */
-export function explained(error: unknown): { code: PcowErrorCode | null; message: string; hint: string | undefined } {
+export function explained(error: unknown): {
+  code: PcowErrorCode | null;
+  message: string;
+  hint: string | undefined;
+} {
   if (error instanceof PcowError) {
     const { code, message } = error;
     const lost = error.errnoName === 'ENOENT' && workingDirectoryIsGone();
-    return { code, message, hint: lost ? `the working directory was removed: ${CHANGE_DIRECTORY}` : nextStepOf(error) };
+    return {
+      code,
+      message,
+      hint: lost ? `the working directory was removed: ${CHANGE_DIRECTORY}` : nextStepOf(error),
+    };
   }
   const system = explain(error);
   if (system !== null) return { ...system, hint: system.hint ?? NEXT_STEPS[system.code] };
@@ -89,7 +109,8 @@ function nextStepOf({ code, errnoName, next }: PcowError): string | undefined {
   if (next !== undefined) return next ?? undefined;
   const general = NEXT_STEPS[code];
   // A base that may not be read, or for which there is no descriptor, need not be put back.
-  const cause = code === 'PCOW_BASE_MISSING' ? errnoName !== 'ENOENT' : WHATEVER_FAILED.includes(errnoName);
+  const cause =
+    code === 'PCOW_BASE_MISSING' ? errnoName !== 'ENOENT' : WHATEVER_FAILED.includes(errnoName);
   return (cause ? adviceOn(errnoName) : undefined) ?? general;
 }
 

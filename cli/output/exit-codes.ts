@@ -28,7 +28,13 @@ export const exitCodes = [
   {
     exit: 3,
     meaning: 'a value is wrong: a size, a name, a file that is not an image of this kind',
-    codes: ['PCOW_INVALID', 'PCOW_TOO_LARGE', 'PCOW_LIMIT', 'PCOW_NOT_AN_IMAGE', 'PCOW_UNSUPPORTED'],
+    codes: [
+      'PCOW_INVALID',
+      'PCOW_TOO_LARGE',
+      'PCOW_LIMIT',
+      'PCOW_NOT_AN_IMAGE',
+      'PCOW_UNSUPPORTED',
+    ],
   },
   { exit: 4, meaning: 'an image or a snapshot does not exist', codes: ['PCOW_NOT_FOUND'] },
   { exit: 5, meaning: 'the target already exists', codes: ['PCOW_EXISTS'] },
@@ -39,7 +45,11 @@ export const exitCodes = [
   },
   { exit: 7, meaning: 'not permitted, or read-only', codes: ['PCOW_PERMISSION', 'PCOW_READ_ONLY'] },
   { exit: 8, meaning: 'the disk is full', codes: ['PCOW_NO_SPACE'] },
-  { exit: 9, meaning: 'the image is damaged, or could not be read or written', codes: ['PCOW_CORRUPT', 'PCOW_IO'] },
+  {
+    exit: 9,
+    meaning: 'the image is damaged, or could not be read or written',
+    codes: ['PCOW_CORRUPT', 'PCOW_IO'],
+  },
   {
     exit: 10,
     meaning: 'the base is missing, changed, circular, or outside of the directory',
@@ -48,7 +58,11 @@ export const exitCodes = [
   { exit: 11, meaning: 'the mount could not be made, reached or ended', codes: ['PCOW_MOUNT'] },
   { exit: UNFIT, meaning: '“pcow doctor” found what will not work', codes: [] },
   { exit: FOUND_DAMAGE, meaning: '“check” was completed, and has found damage', codes: [] },
-  { exit: FOUND_LEAKS, meaning: '“check” was completed, and has found only bytes in free space', codes: [] },
+  {
+    exit: FOUND_LEAKS,
+    meaning: '“check” was completed, and has found only bytes in free space',
+    codes: [],
+  },
   {
     exit: LOST_DATA,
     meaning: '“check --repair” has repaired the image, but could not restore all of its data',

@@ -23,7 +23,9 @@ export function addNotes(command: Command, notes: Notes): void {
   notesOf.set(command, notes);
   const paragraphs = (notes.text ?? []).map((paragraph) => `\n${wrap(paragraph)}\n`).join('');
   const width = Math.max(...notes.examples.map((example) => example.command.length));
-  const examples = notes.examples.map(({ command: line, does }) => `  ${line.padEnd(width)}  ${does}`).join('\n');
+  const examples = notes.examples
+    .map(({ command: line, does }) => `  ${line.padEnd(width)}  ${does}`)
+    .join('\n');
   command.addHelpText('after', `${paragraphs}\nExamples:\n${examples}`);
 }
 

@@ -6,12 +6,17 @@ import type { PcowMount } from '../../src/images/mount-table.js';
 import { formatSize } from '../../src/images/sizes.js';
 
 /** `guest`: writes it instead of the mount; `mount`: its writer. */
-export function describeState(image: ImageInfo, guest: Attached | null = null, mount: PcowMount | null = null): string {
+export function describeState(
+  image: ImageInfo,
+  guest: Attached | null = null,
+  mount: PcowMount | null = null,
+): string {
   if (guest?.stalled)
     return `stalled: process ${image.holder?.pid ?? '?'} waits for the disk, which is full or failing`;
   switch (stateOf(image)) {
     case 'open':
-      if (mount !== null) return `mounted on ${mount.mountpoint} (process ${image.holder?.pid ?? '?'})`;
+      if (mount !== null)
+        return `mounted on ${mount.mountpoint} (process ${image.holder?.pid ?? '?'})`;
       return `open for writing by process ${image.holder?.pid ?? '?'} (${image.holder?.command ?? '?'})`;
     case 'closed':
       return 'closed';

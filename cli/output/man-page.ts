@@ -23,7 +23,9 @@ export function manPage(program: Command, section: ManSection, sections: Section
     text(`${name} - ${lowerFirst(summary ?? '').replace(/\.$/, '')}`),
     '.SH SYNOPSIS',
     `.B ${word(name)}`,
-    ...(program.commands.length > 0 ? ['.I command', '[options] [arguments]'] : [text(program.usage())]),
+    ...(program.commands.length > 0
+      ? ['.I command', '[options] [arguments]']
+      : [text(program.usage())]),
     ...(description.length === 0 ? [] : ['.SH DESCRIPTION']),
     ...description.flatMap((paragraph) => ['.PP', text(paragraph.replaceAll('\n', ' '))]),
     ...(program.commands.length > 0
@@ -49,7 +51,9 @@ function commandLines(command: Command): string[] {
 
 function bodyOf(command: Command): string[] {
   const notes = notesFor(command);
-  const entries = [...command.registeredArguments, ...command.options].filter((entry) => entry.description !== '');
+  const entries = [...command.registeredArguments, ...command.options].filter(
+    (entry) => entry.description !== '',
+  );
   return [
     ...entries.flatMap((entry) => ['.TP', `.B ${word(term(entry))}`, text(meaning(entry))]),
     ...(notes?.text ?? []).flatMap((paragraph) => ['.PP', text(paragraph)]),

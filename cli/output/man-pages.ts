@@ -44,7 +44,10 @@ const PCOW_SECTIONS: Section[] = [
     ],
   },
   ENVIRONMENT,
-  { title: 'See also', paragraphs: ['pcow-img(1), mount.fuse.pcow(8), qemu-system-x86_64(1), fusermount3(1)'] },
+  {
+    title: 'See also',
+    paragraphs: ['pcow-img(1), mount.fuse.pcow(8), qemu-system-x86_64(1), fusermount3(1)'],
+  },
 ];
 
 const PCOW_IMG_SECTIONS: Section[] = [

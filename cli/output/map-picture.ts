@@ -7,7 +7,17 @@ import path from 'node:path';
 import { type Image, isPcowError, type LongOptions } from '../../src/engine/index.js';
 import { formatSize } from '../../src/images/sizes.js';
 
-const COLOURS = ['#2563eb', '#f59e0b', '#10b981', '#8b5cf6', '#ef4444', '#06b6d4', '#84cc16', '#ec4899', '#a16207'];
+const COLOURS = [
+  '#2563eb',
+  '#f59e0b',
+  '#10b981',
+  '#8b5cf6',
+  '#ef4444',
+  '#06b6d4',
+  '#84cc16',
+  '#ec4899',
+  '#a16207',
+];
 
 const WIDTH = 1160;
 const STRIP = { x: 220, width: 780 };
@@ -48,17 +58,32 @@ export async function mapPicture(
     `<svg xmlns="http://www.w3.org/2000/svg" width="${WIDTH}" height="${bottom + 62}" viewBox="0 0 ${WIDTH} ${bottom + 62}" font-family="Inter, 'Helvetica Neue', Arial, 'DejaVu Sans', sans-serif">`,
     '<defs><pattern id="zeros" width="6" height="6" patternUnits="userSpaceOnUse" patternTransform="rotate(45)"><rect width="6" height="6" fill="#fff"/><rect width="2" height="6" fill="#64748b"/></pattern></defs>',
     `<rect width="100%" height="100%" fill="#fff"/>`,
-    text(36, 50, name + (snapshot === null ? '' : `@${snapshot}`), 'font-size="24" font-weight="700" fill="#0f172a"'),
+    text(
+      36,
+      50,
+      name + (snapshot === null ? '' : `@${snapshot}`),
+      'font-size="24" font-weight="700" fill="#0f172a"',
+    ),
     text(
       36,
       76,
       `${formatSize(size)}, ${nothing ? 'empty' : `${formatSize(total)} of data`} in ${layers.length === 1 ? 'one layer' : `${layers.length} layers`}`,
       'font-size="14" fill="#64748b"',
     ),
-    text(36, 112 + TOP_HEIGHT / 2 + 5, 'what is read', 'font-size="14" font-weight="600" fill="#0f172a"'),
+    text(
+      36,
+      112 + TOP_HEIGHT / 2 + 5,
+      'what is read',
+      'font-size="14" font-weight="600" fill="#0f172a"',
+    ),
     strip(112, TOP_HEIGHT),
     ...composite(layers, 112, TOP_HEIGHT),
-    text(AMOUNT_X, 112 + TOP_HEIGHT / 2 + 5, formatSize(seenOf(layers)), `${NUMBER} font-weight="600" fill="#0f172a"`),
+    text(
+      AMOUNT_X,
+      112 + TOP_HEIGHT / 2 + 5,
+      formatSize(seenOf(layers)),
+      `${NUMBER} font-weight="600" fill="#0f172a"`,
+    ),
     ...axis(size, 112 + TOP_HEIGHT),
     ...layers.flatMap((layer, index) => row(layer, 162 + TOP_HEIGHT + index * ROW_STEP)),
     ...legend(bottom + 18),
@@ -144,7 +169,11 @@ async function layersOf(
     }
     layers.push(made);
   }
-  for await (const { offset, length, kind, depth } of image.map({ snapshot: which, chain, signal })) {
+  for await (const { offset, length, kind, depth } of image.map({
+    snapshot: which,
+    chain,
+    signal,
+  })) {
     onProgress?.(layers.length * size + offset + length, passes * size);
     if (kind === 'data' && depth !== null) layers[depth]?.seen.add(offset, length);
   }
@@ -152,7 +181,10 @@ async function layersOf(
 }
 
 function seenOf(layers: Layer[]): number {
-  return layers.reduce((sum, { seen }) => sum + seen.bytes.reduce((all, bytes) => all + bytes, 0), 0);
+  return layers.reduce(
+    (sum, { seen }) => sum + seen.bytes.reduce((all, bytes) => all + bytes, 0),
+    0,
+  );
 }
 
 /** In a column, its layers are stacked in proportion to their shares. */
@@ -169,7 +201,9 @@ function composite(layers: Layer[], y: number, height: number): string[] {
         const part = Math.round((seen.at(column) / total) * height * 4) / 4;
         const from = top;
         top += part;
-        return part === 0 ? '' : `y="${from}" height="${part}" fill="${colour}" opacity="${opacity}"`;
+        return part === 0
+          ? ''
+          : `y="${from}" height="${part}" fill="${colour}" opacity="${opacity}"`;
       })
       .filter((shape) => shape !== '')
       .join('|');
@@ -187,7 +221,11 @@ function row(layer: Layer, y: number): string[] {
     strip(y, ROW_HEIGHT),
     ...runs((column) => {
       if (seen.at(column) > 0) return shape(colour, opacityOf(seen.at(column) / seen.width));
-      return held.at(column) > 0 ? shape(colour, 0.22) : zeros.at(column) > 0 ? shape('url(#zeros)', 1) : '';
+      return held.at(column) > 0
+        ? shape(colour, 0.22)
+        : zeros.at(column) > 0
+          ? shape('url(#zeros)', 1)
+          : '';
     }),
     text(AMOUNT_X, y + 18, formatSize(data), `${NUMBER} fill="#475569"`),
   ];
@@ -202,7 +240,9 @@ function runs(look: (column: number) => string): string[] {
     const next = column < STRIP.width ? look(column) : null;
     if (next === current) continue;
     for (const shape of current.split('|').filter((part) => part !== '')) {
-      rectangles.push(`<rect x="${STRIP.x + from}" width="${column - from}" ${shape} shape-rendering="crispEdges"/>`);
+      rectangles.push(
+        `<rect x="${STRIP.x + from}" width="${column - from}" ${shape} shape-rendering="crispEdges"/>`,
+      );
     }
     from = column;
     current = next ?? '';
@@ -227,7 +267,12 @@ function axis(size: number, y: number): string[] {
     const x = Math.round((STRIP.x + (at / size) * STRIP.width) * 10) / 10;
     ticks.push(
       `<line x1="${x}" x2="${x}" y1="${y + 4}" y2="${y + 9}" stroke="#cbd5e1"/>`,
-      text(x, y + 22, at === 0 ? '0' : formatSize(at), 'font-size="11" text-anchor="middle" fill="#94a3b8"'),
+      text(
+        x,
+        y + 22,
+        at === 0 ? '0' : formatSize(at),
+        'font-size="11" text-anchor="middle" fill="#94a3b8"',
+      ),
     );
   }
   return ticks;

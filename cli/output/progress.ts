@@ -114,7 +114,9 @@ class Bar implements Meter {
   constructor(label: string, Drawn: typeof SingleBar) {
     this.#bar = new Drawn({
       format: (_, { progress }, shown) =>
-        inThisLocale(progressLine(label, progress, shown as Shown, process.stderr.columns || DEFAULT_WIDTH)),
+        inThisLocale(
+          progressLine(label, progress, shown as Shown, process.stderr.columns || DEFAULT_WIDTH),
+        ),
       clearOnComplete: true,
       stream: process.stderr,
     });
@@ -204,5 +206,7 @@ function formatSeconds(seconds: number): string {
   const whole = Math.ceil(seconds);
   const two = (value: number) => String(value).padStart(2, '0');
   const [hours, minutes] = [Math.floor(whole / 3600), Math.floor(whole / 60) % 60];
-  return hours > 0 ? `${hours}:${two(minutes)}:${two(whole % 60)}` : `${minutes}:${two(whole % 60)}`;
+  return hours > 0
+    ? `${hours}:${two(minutes)}:${two(whole % 60)}`
+    : `${minutes}:${two(whole % 60)}`;
 }

@@ -7,7 +7,10 @@ import { report } from './errors.js';
  * there are several, each error is printed, and the command ends with the first exit code. An
  * interrupt ends everything. Returns the results of the items that did not fail.
  */
-export async function forEach<Item, Result>(items: Item[], work: (item: Item) => Promise<Result>): Promise<Result[]> {
+export async function forEach<Item, Result>(
+  items: Item[],
+  work: (item: Item) => Promise<Result>,
+): Promise<Result[]> {
   const results: Result[] = [];
   for (const item of items) {
     try {

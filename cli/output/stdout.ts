@@ -65,11 +65,14 @@ export async function roomForMore(): Promise<void> {
 export function outputFailure(error: unknown): Error {
   const known = systemErrorOf(error);
   if (known === null) return error instanceof Error ? error : new Error(String(error));
-  if (known.name === 'EPIPE') return new ReaderGone('the reader of standard output has ended', { cause: error });
+  if (known.name === 'EPIPE')
+    return new ReaderGone('the reader of standard output has ended', { cause: error });
   return new Failure(
     systemCodeOf(known.errno),
     `standard output can't be written: ${known.meaning}`,
-    known.name === 'ENOSPC' || known.name === 'EDQUOT' ? 'free space there, or redirect it elsewhere' : undefined,
+    known.name === 'ENOSPC' || known.name === 'EDQUOT'
+      ? 'free space there, or redirect it elsewhere'
+      : undefined,
   );
 }
 

@@ -29,7 +29,10 @@ export function progressLine(
     const shown = truncated(label, Math.max(0, room - least - 1));
     const bar = Math.min(WIDEST_BAR, room - [...shown].length - 2 - tail.length);
     const done = Math.round(Math.max(0, bar) * Math.min(1, progress));
-    return truncated(`${shown} ${'█'.repeat(done)}${'░'.repeat(Math.max(0, bar - done))} ${tail}`, room);
+    return truncated(
+      `${shown} ${'█'.repeat(done)}${'░'.repeat(Math.max(0, bar - done))} ${tail}`,
+      room,
+    );
   }
   return '';
 }
@@ -64,7 +67,9 @@ export function fitted(
   return {
     columns: columns.filter((_, at) => kept.has(at)),
     rows: rows.map((row) =>
-      row.filter((_, at) => kept.has(at)).map((cell, at) => (at === 0 ? truncated(cell, first) : cell)),
+      row
+        .filter((_, at) => kept.has(at))
+        .map((cell, at) => (at === 0 ? truncated(cell, first) : cell)),
     ),
   };
 }

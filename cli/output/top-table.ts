@@ -10,7 +10,11 @@ import { formatSize } from '../../src/images/sizes.js';
 import { table } from './table.js';
 import { fitted, type FittingColumn } from './terminal-width.js';
 
-const right = (title: string, dispensable: number): FittingColumn => ({ title, align: 'right', dispensable });
+const right = (title: string, dispensable: number): FittingColumn => ({
+  title,
+  align: 'right',
+  dispensable,
+});
 const COLUMNS: FittingColumn[] = [
   { title: 'image' },
   { title: 'state' },
@@ -71,7 +75,8 @@ function rateOf(
   before: Look | null,
 ): (kind: FaultKind) => string {
   const same = earlier?.attached.find(
-    ({ pid, since, monitor }) => pid === process.pid && since.getTime() === process.since.getTime() && monitor !== null,
+    ({ pid, since, monitor }) =>
+      pid === process.pid && since.getTime() === process.since.getTime() && monitor !== null,
   );
   const from = same === undefined || before === null ? process.since : before.time;
   const seconds = Math.max((now.time.getTime() - from.getTime()) / 1000, 0.001);
@@ -100,6 +105,8 @@ function activityCells(process: Activity, rate: (kind: FaultKind) => string): st
 
 /** The 99th percentile of the slowest kind of fault. */
 function slowest(faults: Record<FaultKind, { count: number; p99Us: number }>): string {
-  const microseconds = Math.max(...FAULT_KINDS.map((kind) => (faults[kind].count > 0 ? faults[kind].p99Us : 0)));
+  const microseconds = Math.max(
+    ...FAULT_KINDS.map((kind) => (faults[kind].count > 0 ? faults[kind].p99Us : 0)),
+  );
   return microseconds < 1000 ? `${microseconds} µs` : `${Math.round(microseconds / 1000)} ms`;
 }

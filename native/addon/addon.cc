@@ -30,7 +30,9 @@ namespace pcow::addon {
 
 template <>
 struct ToJs<std::shared_ptr<SharedImage>> {
-  static Napi::Value convert(Napi::Env env, std::shared_ptr<SharedImage>& image) { return ImageWrap::wrap(env, image); }
+  static Napi::Value convert(Napi::Env env, std::shared_ptr<SharedImage>& image) {
+    return ImageWrap::wrap(env, image);
+  }
 };
 
 namespace {
@@ -39,7 +41,8 @@ namespace {
 
 template <typename T>
 Napi::Value start_structure(Napi::Env env, typename PromiseTask<T>::Work work) {
-  return start(*Environment::of(env).queue, Lane::kStructure, std::make_unique<PromiseTask<T>>(env, std::move(work)));
+  return start(*Environment::of(env).queue, Lane::kStructure,
+               std::make_unique<PromiseTask<T>>(env, std::move(work)));
 }
 
 // `path`, NativeCreateOptions.
@@ -52,7 +55,8 @@ Napi::Value create(const Napi::CallbackInfo& info) {
   const Napi::Value base = given.Get("base");
   options.has_base = !base.IsNull();
   if (options.has_base) options.base = base_of(base.As<Napi::Object>());
-  return start_structure<void>(info.Env(), [path = text_of(info[0]), options] { return create_image(path, options); });
+  return start_structure<void>(
+      info.Env(), [path = text_of(info[0]), options] { return create_image(path, options); });
 }
 
 // `path`, `write`, `base_root` or "", `without_bases`: if true, the image cannot be read.
@@ -73,15 +77,16 @@ Napi::Value open(const Napi::CallbackInfo& info) {
 Napi::Value set_base_blindly(const Napi::CallbackInfo& info) {
   const bool has_base = !info[1].IsNull();
   const BaseSpec base = has_base ? base_of(info[1].As<Napi::Object>()) : BaseSpec();
-  return start_structure<void>(info.Env(), [path = text_of(info[0]), base, has_base]() -> Result<void> {
-    OpenOptions options;
-    options.write = true;
-    options.without_bases = true;
-    auto image = Image::open(path, options);
-    if (!image) return image.error();
-    PCOW_TRY((*image)->set_base(base, has_base));
-    return (*image)->close();
-  });
+  return start_structure<void>(info.Env(),
+                               [path = text_of(info[0]), base, has_base]() -> Result<void> {
+                                 OpenOptions options;
+                                 options.write = true;
+                                 options.without_bases = true;
+                                 auto image = Image::open(path, options);
+                                 if (!image) return image.error();
+                                 PCOW_TRY((*image)->set_base(base, has_base));
+                                 return (*image)->close();
+                               });
 }
 
 // An array of NativeImage, `name`.
@@ -103,7 +108,8 @@ Napi::Value snapshot_together(const Napi::CallbackInfo& info) {
 // `bytes`, `seed`.
 Napi::Value crc32c_of(const Napi::CallbackInfo& info) {
   auto bytes = info[0].As<Napi::Uint8Array>();
-  return Napi::Number::New(info.Env(), crc32c(bytes.Data(), bytes.ByteLength(), info[1].ToNumber().Uint32Value()));
+  return Napi::Number::New(
+      info.Env(), crc32c(bytes.Data(), bytes.ByteLength(), info[1].ToNumber().Uint32Value()));
 }
 
 // `descriptor`, `from`, `end`. On every local filesystem this asks the kernel only, not the disk.

@@ -12,9 +12,13 @@
 
 namespace pcow::addon {
 
-inline uint64_t bytes_of(const Napi::Value& value) { return static_cast<uint64_t>(value.ToNumber().DoubleValue()); }
+inline uint64_t bytes_of(const Napi::Value& value) {
+  return static_cast<uint64_t>(value.ToNumber().DoubleValue());
+}
 
-inline std::string text_of(const Napi::Value& value) { return value.As<Napi::String>().Utf8Value(); }
+inline std::string text_of(const Napi::Value& value) {
+  return value.As<Napi::String>().Utf8Value();
+}
 
 inline std::vector<std::string> texts_of(const Napi::Value& value) {
   auto array = value.As<Napi::Array>();

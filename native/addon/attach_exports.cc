@@ -38,7 +38,8 @@ Napi::Object event_to_js(Napi::Env env, const AttachEvent& event) {
   switch (event.kind) {
     case AttachEvent::Kind::kAttach:
       object.Set("writable", event.wants_write);
-      object.Set("device", std::to_string(major(event.device)) + ":" + std::to_string(minor(event.device)));
+      object.Set("device",
+                 std::to_string(major(event.device)) + ":" + std::to_string(minor(event.device)));
       object.Set("inode", Napi::BigInt::New(env, event.inode));
       number("flags", event.flags);
       break;
@@ -106,13 +107,16 @@ Napi::Function AttachServerWrap::define(Napi::Env env) {
                      });
 }
 
-AttachServerWrap::AttachServerWrap(const Napi::CallbackInfo& info) : Napi::ObjectWrap<AttachServerWrap>(info) {
-  auto events = Napi::ThreadSafeFunction::New(info.Env(), info[2].As<Napi::Function>(), "pcow attach", 0, 1);
+AttachServerWrap::AttachServerWrap(const Napi::CallbackInfo& info)
+    : Napi::ObjectWrap<AttachServerWrap>(info) {
+  auto events =
+      Napi::ThreadSafeFunction::New(info.Env(), info[2].As<Napi::Function>(), "pcow attach", 0, 1);
   events.Unref(info.Env());
-  auto server = AttachServer::start(text_of(info[0]), bytes_of(info[1]), [events](AttachEvent event) {
-    auto carried = std::make_unique<AttachEvent>(std::move(event));
-    if (events.NonBlockingCall(carried.get(), deliver) == napi_ok) carried.release();
-  });
+  auto server =
+      AttachServer::start(text_of(info[0]), bytes_of(info[1]), [events](AttachEvent event) {
+        auto carried = std::make_unique<AttachEvent>(std::move(event));
+        if (events.NonBlockingCall(carried.get(), deliver) == napi_ok) carried.release();
+      });
   if (!server) {
     events.Release();
     throw_in_js(info.Env(), server.error());

@@ -12,7 +12,8 @@ namespace pcow::addon {
 
 bool identity_of(int descriptor, uint64_t* device, uint64_t* inode) {
   struct statx status;
-  if (statx(descriptor, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_INO, &status) < 0) return false;
+  if (statx(descriptor, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_INO, &status) < 0)
+    return false;
   *device = makedev(status.stx_dev_major, status.stx_dev_minor);
   *inode = status.stx_ino;
   return true;
@@ -36,7 +37,9 @@ Result<protocol::Descriptor> open_for_handover(const std::string& path, bool wri
   if (write) {
     auto locked = (*file)->try_lock();
     if (!locked) return locked.error();
-    if (!*locked) return Error(Code::kLocked, path + " is open for writing in another process: end that process first");
+    if (!*locked)
+      return Error(Code::kLocked,
+                   path + " is open for writing in another process: end that process first");
   }
   // The lock belongs to the open file description, so every duplicate of the descriptor has it.
   protocol::Descriptor descriptor(fcntl((*file)->descriptor(), F_DUPFD_CLOEXEC, 0));
@@ -46,7 +49,8 @@ Result<protocol::Descriptor> open_for_handover(const std::string& path, bool wri
 
 }  // namespace
 
-Result<void> add_files(protocol::Packet* packet, const std::vector<std::string>& paths, bool write) {
+Result<void> add_files(protocol::Packet* packet, const std::vector<std::string>& paths,
+                       bool write) {
   for (const std::string& path : paths) {
     auto opened = open_for_handover(path, write && packet->descriptors.empty());
     if (!opened) return opened.error();

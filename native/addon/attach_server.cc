@@ -66,21 +66,23 @@ struct ServerStart {
   int err = 0;  // why the thread could not start
 };
 
-AttachServer::AttachServer(std::string path, uint64_t store_budget, int listener, int wakeup, Report report)
+AttachServer::AttachServer(std::string path, uint64_t store_budget, int listener, int wakeup,
+                           Report report)
     : path_(std::move(path)),
       store_budget_(store_budget),
       listener_(listener),
       wakeup_(wakeup),
       report_(std::move(report)) {}
 
-Result<std::shared_ptr<AttachServer>> AttachServer::start(const std::string& path, uint64_t store_budget,
-                                                          Report report) {
+Result<std::shared_ptr<AttachServer>> AttachServer::start(const std::string& path,
+                                                          uint64_t store_budget, Report report) {
   auto listener = listen_at(path);
   if (!listener) return listener.error();
   Descriptor wakeup(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   if (!wakeup) return system_error(errno, "can't serve monitors at " + path);
   ServerStart start;
-  start.server.reset(new AttachServer(path, store_budget, listener->number(), wakeup.number(), std::move(report)));
+  start.server.reset(
+      new AttachServer(path, store_budget, listener->number(), wakeup.number(), std::move(report)));
   PCOW_TRY(start_thread(report_main, &start));
   start.ready.acquire();
   if (auto started = start_thread(serve_main, &start); !started) {
@@ -92,7 +94,8 @@ Result<std::shared_ptr<AttachServer>> AttachServer::start(const std::string& pat
   wakeup.release();
   if (start.err != 0) {
     start.server->stop();
-    return system_error(start.err, "cannot give the thread that serves monitors its own table of descriptors");
+    return system_error(start.err,
+                        "cannot give the thread that serves monitors its own table of descriptors");
   }
   return start.server;
 }
@@ -262,16 +265,20 @@ void AttachServer::accept_all() {
 void AttachServer::accept_one(Descriptor socket) {
   ucred peer{};
   socklen_t length = sizeof peer;
-  if (getsockopt(socket.number(), SOL_SOCKET, SO_PEERCRED, &peer, &length) < 0) peer = {0, ~0u, ~0u};
+  if (getsockopt(socket.number(), SOL_SOCKET, SO_PEERCRED, &peer, &length) < 0)
+    peer = {0, ~0u, ~0u};
   if (closer_.refuses(peer.uid)) {
-    send_packet(socket.number(),
-                refusal(EAGAIN, "closing the files that this user has sent takes too long: try again later"));
+    send_packet(
+        socket.number(),
+        refusal(EAGAIN,
+                "closing the files that this user has sent takes too long: try again later"));
     closer_.close(std::move(socket), peer.uid);
     return;
   }
   if (connections_.size() >= kMaxConnections) {
-    const auto idle = std::find_if(connections_.begin(), connections_.end(),
-                                   [](const auto& item) { return item.second.state == State::kNew; });
+    const auto idle = std::find_if(connections_.begin(), connections_.end(), [](const auto& item) {
+      return item.second.state == State::kNew;
+    });
     const std::string why = "the mount has too many connections: try again later";
     if (idle == connections_.end()) {
       send_packet(socket.number(), refusal(EAGAIN, why));
@@ -296,7 +303,8 @@ bool AttachServer::receive(Connections::iterator connection) {
   const uint32_t uid = connection->second.uid;
   Packet packet;
   std::string wrong;
-  const auto received = receive_packet(connection->second.socket.number(), protocol::kMaxDescriptors, &packet, &wrong);
+  const auto received = receive_packet(connection->second.socket.number(),
+                                       protocol::kMaxDescriptors, &packet, &wrong);
   if (received == Received::kPacket) wrong = take(connection->first, &connection->second, &packet);
   for (Descriptor& descriptor : packet.descriptors) closer_.close(std::move(descriptor), uid);
   if (received == Received::kNothing) return false;
@@ -321,10 +329,13 @@ std::string AttachServer::take(uint64_t id, Connection* connection, Packet* pack
 // Handles the first message of a connection. Returns what is wrong with it, or "".
 std::string AttachServer::take_first(uint64_t id, Connection* connection, Packet* packet) {
   const bool attach = packet->kind == protocol::Kind::kAttach;
-  if (!attach && packet->kind != protocol::Kind::kResume) return "another message before kAttach or kResume";
-  if (packet->value > 1 || (!attach && packet->value == 0)) return "a value that its kind of message may not have";
+  if (!attach && packet->kind != protocol::Kind::kResume)
+    return "another message before kAttach or kResume";
+  if (packet->value > 1 || (!attach && packet->value == 0))
+    return "a value that its kind of message may not have";
   if (packet->descriptors.size() != 1) return "a message that does not have exactly one descriptor";
-  if (attach ? !packet->text.empty() : packet->text.size() != 36) return "a text that its kind of message may not have";
+  if (attach ? !packet->text.empty() : packet->text.size() != 36)
+    return "a text that its kind of message may not have";
   const int shown = packet->descriptors.front().number();
 
   AttachEvent event;
@@ -366,7 +377,9 @@ std::string AttachServer::take_answer(uint64_t id, Connection* connection, Packe
   event.id = packet->id;
   event.ok = ok;
   // Whatever a monitor sends is turned into a valid errno.
-  event.err = ok ? 0 : packet->value > 0 && packet->value < 4096 ? static_cast<int>(packet->value) : EIO;
+  event.err = ok                                          ? 0
+              : packet->value > 0 && packet->value < 4096 ? static_cast<int>(packet->value)
+                                                          : EIO;
   event.text = std::move(packet->text);
   report(std::move(event));
   return "";
@@ -386,8 +399,10 @@ std::string AttachServer::take_want(uint64_t id, Connection* connection, const P
 }
 
 // The store ignores it if too many wait.
-std::string AttachServer::take_want_shared(uint64_t id, Connection* connection, const Packet& packet) {
-  if (connection->state != State::kAttached || !connection->shares) return "kWantShared without a store";
+std::string AttachServer::take_want_shared(uint64_t id, Connection* connection,
+                                           const Packet& packet) {
+  if (connection->state != State::kAttached || !connection->shares)
+    return "kWantShared without a store";
   uint32_t count;
   const char* end = packet.text.data() + packet.text.size();
   const auto parsed = std::from_chars(packet.text.data(), end, count);
@@ -487,7 +502,8 @@ void AttachServer::request(Connections::iterator connection, const AttachCommand
 void AttachServer::send_request(Connections::iterator connection, Packet packet) {
   connection->second.outstanding = true;
   connection->second.id = packet.id;
-  if (!send_packet(connection->second.socket.number(), packet)) drop(connection, "it does not read its messages");
+  if (!send_packet(connection->second.socket.number(), packet))
+    drop(connection, "it does not read its messages");
 }
 
 void AttachServer::fail_request(uint64_t id, uint32_t request, const Error& error) {
@@ -545,7 +561,8 @@ void AttachServer::share(Connections::iterator connection, const AttachCommand& 
   if (connection->second.state != State::kAttached)
     report_shut_down(connection->first, command.id);
   else if (!store_)
-    fail_request(connection->first, command.id, Error(Code::kUnsupported, EOPNOTSUPP, "the mount has no clean store"));
+    fail_request(connection->first, command.id,
+                 Error(Code::kUnsupported, EOPNOTSUPP, "the mount has no clean store"));
   else
     store_->open(connection->first, command.id, command.layer);
 }
@@ -605,7 +622,8 @@ void AttachServer::hand_over(Connections::iterator connection, const AttachComma
     refuse(connection, added.error().err, added.error().message);
     return;
   }
-  event.ok = packet.text.size() <= protocol::kMaxText && send_packet(connection->second.socket.number(), packet);
+  event.ok = packet.text.size() <= protocol::kMaxText &&
+             send_packet(connection->second.socket.number(), packet);
   connection->second.state = State::kAttached;
   if (!event.ok) {
     event.err = EPIPE;

@@ -68,7 +68,17 @@ struct AttachEvent {
 struct AttachCommand {
   // kLook: everything that the connection has sent so far is received and reported first, then
   // kLooked; also for a connection that is gone.
-  enum class Kind { kHandOver, kConfirm, kRefuse, kRequest, kGiveBases, kShare, kReleased, kLook, kClose };
+  enum class Kind {
+    kHandOver,
+    kConfirm,
+    kRefuse,
+    kRequest,
+    kGiveBases,
+    kShare,
+    kReleased,
+    kLook,
+    kClose
+  };
   Kind kind{};
   uint64_t connection = 0;
   std::vector<std::string>
@@ -90,7 +100,8 @@ class AttachServer : public std::enable_shared_from_this<AttachServer> {
   // returned.
   using Report = std::function<void(AttachEvent)>;
   // `store_budget`: bytes of the clean store; 0: there is none.
-  static Result<std::shared_ptr<AttachServer>> start(const std::string& path, uint64_t store_budget, Report report);
+  static Result<std::shared_ptr<AttachServer>> start(const std::string& path, uint64_t store_budget,
+                                                     Report report);
   // Any thread. Does nothing if the connection is gone: its kClosed has been reported, or will be.
   void command(AttachCommand command);
   // Any thread. Removes the socket, and makes the thread end soon; does not wait for it.

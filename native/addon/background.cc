@@ -23,7 +23,8 @@ void* thread_main(void* work) {
 
 void run_in_background(const std::function<void()>& work) {
   pthread_t thread;
-  if (pthread_create(&thread, nullptr, thread_main, const_cast<std::function<void()>*>(&work)) != 0) return work();
+  if (pthread_create(&thread, nullptr, thread_main, const_cast<std::function<void()>*>(&work)) != 0)
+    return work();
   pthread_join(thread, nullptr);
 }
 

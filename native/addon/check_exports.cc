@@ -32,7 +32,8 @@ struct ToJs<CheckReport> {
     object.Set("damages", number(env, report.damages));
     object.Set("leaks", number(env, report.leaks));
     object.Set("repaired", number(env, report.repaired));
-    object.Set("lost", report.lost_path.empty() ? env.Null() : Napi::String::New(env, report.lost_path));
+    object.Set("lost",
+               report.lost_path.empty() ? env.Null() : Napi::String::New(env, report.lost_path));
     object.Set("losses", losses_to_js(env, report.losses));
     object.Set("unplaced", number(env, report.unplaced));
     object.Set("olderDirectory", report.older_directory);
@@ -53,26 +54,29 @@ struct ToJs<Recovery> {
 namespace {
 
 template <typename T>
-Napi::Value start_long(const Napi::CallbackInfo& info, size_t at, typename LongTask<T>::LongWork work) {
+Napi::Value start_long(const Napi::CallbackInfo& info, size_t at,
+                       typename LongTask<T>::LongWork work) {
   WorkQueue& queue = *Environment::of(info.Env()).queue;
-  return start(queue, Lane::kStructure,
-               std::make_unique<LongTask<T>>(info.Env(), queue, info[at], info[at + 1], std::move(work)));
+  return start(
+      queue, Lane::kStructure,
+      std::make_unique<LongTask<T>>(info.Env(), queue, info[at], info[at + 1], std::move(work)));
 }
 
 // `path`, `repair`, `cancellation`, `on_progress` or null.
 Napi::Value check(const Napi::CallbackInfo& info) {
   CheckOptions options;
   options.repair = flag_of(info[1]);
-  return start_long<CheckReport>(info, 2, [path = text_of(info[0]), options](const Progress& progress) {
-    return check_image(path, options, progress);
-  });
+  return start_long<CheckReport>(info, 2,
+                                 [path = text_of(info[0]), options](const Progress& progress) {
+                                   return check_image(path, options, progress);
+                                 });
 }
 
 // `path`.
 Napi::Value recover(const Napi::CallbackInfo& info) {
-  return start(
-      *Environment::of(info.Env()).queue, Lane::kStructure,
-      std::make_unique<PromiseTask<Recovery>>(info.Env(), [path = text_of(info[0])] { return recover_image(path); }));
+  return start(*Environment::of(info.Env()).queue, Lane::kStructure,
+               std::make_unique<PromiseTask<Recovery>>(
+                   info.Env(), [path = text_of(info[0])] { return recover_image(path); }));
 }
 
 }  // namespace

@@ -24,7 +24,8 @@ Napi::Value notify_manager(const Napi::CallbackInfo& info) {
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
   if (path.size() >= sizeof address.sun_path) {
-    return throw_in_js(info.Env(), system_error(ENAMETOOLONG, "can't reach the service manager at " + path));
+    return throw_in_js(info.Env(),
+                       system_error(ENAMETOOLONG, "can't reach the service manager at " + path));
   }
   std::memcpy(address.sun_path, path.data(), path.size());
   if (path.starts_with('@')) address.sun_path[0] = '\0';
@@ -36,7 +37,9 @@ Napi::Value notify_manager(const Napi::CallbackInfo& info) {
     if (::sendto(fd, text.data(), text.size(), MSG_NOSIGNAL, to, length) < 0) error = errno;
     ::close(fd);
   }
-  if (error != 0) return throw_in_js(info.Env(), system_error(error, "can't reach the service manager at " + path));
+  if (error != 0)
+    return throw_in_js(info.Env(),
+                       system_error(error, "can't reach the service manager at " + path));
   return info.Env().Undefined();
 }
 
@@ -45,7 +48,8 @@ Napi::Value notify_manager(const Napi::CallbackInfo& info) {
 Napi::Value log_to(const Napi::CallbackInfo& info) {
   const std::string file = text_of(info[0]);
   const int fd = ::open(file.c_str(), O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0640);
-  if (fd < 0) return throw_in_js(info.Env(), system_error(errno, "can't append to the log file " + file));
+  if (fd < 0)
+    return throw_in_js(info.Env(), system_error(errno, "can't append to the log file " + file));
   ::dup2(fd, STDOUT_FILENO);
   ::dup2(fd, STDERR_FILENO);
   ::close(fd);

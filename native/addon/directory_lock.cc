@@ -20,13 +20,17 @@ namespace {
 Napi::Value lock_directory(const Napi::CallbackInfo& info) {
   const std::string directory = text_of(info[0]);
   const int fd = ::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (fd < 0) return throw_in_js(info.Env(), system_error(errno, "can't open the image directory " + directory));
+  if (fd < 0)
+    return throw_in_js(info.Env(),
+                       system_error(errno, "can't open the image directory " + directory));
   if (::flock(fd, LOCK_EX | LOCK_NB) != 0) {
     const int err = errno;
     ::close(fd);
     if (err == EWOULDBLOCK)
-      return throw_in_js(info.Env(), Error(Code::kLocked, directory + " is served by another mount"));
-    return throw_in_js(info.Env(), system_error(err, "can't lock the image directory " + directory));
+      return throw_in_js(info.Env(),
+                         Error(Code::kLocked, directory + " is served by another mount"));
+    return throw_in_js(info.Env(),
+                       system_error(err, "can't lock the image directory " + directory));
   }
   return Napi::Number::New(info.Env(), fd);
 }

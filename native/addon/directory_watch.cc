@@ -26,13 +26,18 @@ constexpr unsigned long kZfs = 0x2fc12fc1;
 constexpr unsigned long kBcachefs = 0xca451a4e;
 
 // Filesystems on which only this machine changes files.
-constexpr std::array<unsigned long, 8> kLocal = {
-    EXT4_SUPER_MAGIC, XFS_SUPER_MAGIC, BTRFS_SUPER_MAGIC, TMPFS_MAGIC, F2FS_SUPER_MAGIC, OVERLAYFS_SUPER_MAGIC, kZfs,
-    kBcachefs};
+constexpr std::array<unsigned long, 8> kLocal = {EXT4_SUPER_MAGIC,
+                                                 XFS_SUPER_MAGIC,
+                                                 BTRFS_SUPER_MAGIC,
+                                                 TMPFS_MAGIC,
+                                                 F2FS_SUPER_MAGIC,
+                                                 OVERLAYFS_SUPER_MAGIC,
+                                                 kZfs,
+                                                 kBcachefs};
 
 // Changes of names and of attributes. A writer of an image is noticed when it closes the file.
-constexpr uint32_t kOfDirectory =
-    IN_ATTRIB | IN_CREATE | IN_DELETE | IN_MOVED_FROM | IN_MOVED_TO | IN_CLOSE_WRITE | IN_DELETE_SELF | IN_ONLYDIR;
+constexpr uint32_t kOfDirectory = IN_ATTRIB | IN_CREATE | IN_DELETE | IN_MOVED_FROM | IN_MOVED_TO |
+                                  IN_CLOSE_WRITE | IN_DELETE_SELF | IN_ONLYDIR;
 // This notices a writer that does not close the file. inotify reports only the first write: then
 // the kernel must ask for the attributes again, and the answer watches the file again. So a file
 // that is written all the time costs at most one event for each question of the kernel.
@@ -41,7 +46,8 @@ constexpr uint32_t kOfFile = IN_MODIFY | IN_ONESHOT;
 bool is_local(int directory) {
   struct statfs found;
   return fstatfs(directory, &found) == 0 &&
-         std::find(kLocal.begin(), kLocal.end(), static_cast<unsigned long>(found.f_type)) != kLocal.end();
+         std::find(kLocal.begin(), kLocal.end(), static_cast<unsigned long>(found.f_type)) !=
+             kLocal.end();
 }
 
 std::string path_of(int directory, const std::string& file) {
@@ -60,7 +66,8 @@ void DirectoryWatch::begin(int directory) {
   directory_ = directory;
   events_ = inotify_init1(IN_CLOEXEC | IN_NONBLOCK);
   stop_ = eventfd(0, EFD_CLOEXEC);
-  if (events_ >= 0 && stop_ >= 0) whole_ = inotify_add_watch(events_, path_of(directory, "").c_str(), kOfDirectory);
+  if (events_ >= 0 && stop_ >= 0)
+    whole_ = inotify_add_watch(events_, path_of(directory, "").c_str(), kOfDirectory);
   if (whole_ < 0) return end();
   // The new thread must not handle signals: they are for the program's own threads.
   const SignalsHeld held;
@@ -84,16 +91,19 @@ void DirectoryWatch::end() {
   names_.clear();
 }
 
-Changes DirectoryWatch::changes_of(const std::string& file, const struct stat& status, bool others_write) {
+Changes DirectoryWatch::changes_of(const std::string& file, const struct stat& status,
+                                   bool others_write) {
   // Other directories, in which the file may have another name, are not watched; nor is the target
   // of a link.
   if (!is_active() || !S_ISREG(status.st_mode) || status.st_nlink != 1) return Changes::kUnnoticed;
   if (!others_write) return Changes::kNoticed;
   const std::lock_guard guard(lock_);
   const auto known = files_.find(file);
-  if (known != files_.end() && known->second.inode == status.st_ino && known->second.device == status.st_dev)
+  if (known != files_.end() && known->second.inode == status.st_ino &&
+      known->second.device == status.st_dev)
     return Changes::kNoticed;
-  const int watch = inotify_add_watch(events_, path_of(directory_, file).c_str(), kOfFile | IN_DONT_FOLLOW);
+  const int watch =
+      inotify_add_watch(events_, path_of(directory_, file).c_str(), kOfFile | IN_DONT_FOLLOW);
   if (watch < 0) return Changes::kUnnoticed;
   files_[file] = {watch, status.st_dev, status.st_ino};
   names_[watch] = file;

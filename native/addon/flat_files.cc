@@ -62,9 +62,11 @@ std::optional<KeptStatus> FlatFiles::status(int directory, const std::string& na
   KeptStatus found;
   struct stat& status = found.status;
   if (fstatat(directory, file.c_str(), &status, AT_SYMLINK_NOFOLLOW) != 0) return std::nullopt;
-  const auto changes =
-      known->lent ? Changes::kUnnoticed : DirectoryWatch::instance().changes_of(file, status, !shared->writer());
-  if (changes != Changes::kUnnoticed) found.valid = shared->writer() ? kWhileWritten : kUntilItChanges;
+  const auto changes = known->lent
+                           ? Changes::kUnnoticed
+                           : DirectoryWatch::instance().changes_of(file, status, !shared->writer());
+  if (changes != Changes::kUnnoticed)
+    found.valid = shared->writer() ? kWhileWritten : kUntilItChanges;
   const bool again = S_ISLNK(status.st_mode) || changes == Changes::kNoticedFromNowOn;
   if (again && fstatat(directory, file.c_str(), &status, 0) != 0) return std::nullopt;
   if (status.st_dev != known->device || status.st_ino != known->inode) return std::nullopt;

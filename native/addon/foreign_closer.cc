@@ -98,14 +98,16 @@ void ForeignCloser::start_thread(const std::shared_ptr<State>& state) {
 
 void* ForeignCloser::close_on_thread(void* argument) {
   pthread_setname_np(pthread_self(), "pcow-close");
-  const std::unique_ptr<std::shared_ptr<State>> shared(static_cast<std::shared_ptr<State>*>(argument));
+  const std::unique_ptr<std::shared_ptr<State>> shared(
+      static_cast<std::shared_ptr<State>*>(argument));
   State& state = **shared;
   std::unique_lock lock(state.mutex);
   for (;;) {
     const auto user = state.next();
     if (user == state.users.end()) {
       state.idle++;
-      const bool woken = !state.ended && state.changed.wait_for(lock, kIdle) == std::cv_status::no_timeout;
+      const bool woken =
+          !state.ended && state.changed.wait_for(lock, kIdle) == std::cv_status::no_timeout;
       state.idle--;
       if (woken || state.next() != state.users.end()) continue;
       state.threads--;

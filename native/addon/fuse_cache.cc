@@ -23,7 +23,8 @@ void FuseCache::forget(const std::string& path) {
   contents_.erase(path);
 }
 
-void FuseCache::forget_in(const std::string& directory, const std::unordered_set<std::string>& present) {
+void FuseCache::forget_in(const std::string& directory,
+                          const std::unordered_set<std::string>& present) {
   std::lock_guard guard(lock_);
   std::erase_if(contents_, [&](const auto& remembered) {
     const std::string& path = remembered.first;

@@ -30,9 +30,9 @@ class FuseCache {
   // Any thread. The kernel has dropped older pages of `path`: an open that was not allowed to keep
   // them is complete.
   void remember(const std::string& path, const FuseContent& content);
-  // Any thread. These files are gone: `path`, or all in `directory` whose names are not in `present`.
-  // If one exists nevertheless, its next open drops the kernel's pages of it, which is always
-  // correct.
+  // Any thread. These files are gone: `path`, or all in `directory` whose names are not in
+  // `present`. If one exists nevertheless, its next open drops the kernel's pages of it, which is
+  // always correct.
   void forget(const std::string& path);
   void forget_in(const std::string& directory, const std::unordered_set<std::string>& present);
   // Any thread.

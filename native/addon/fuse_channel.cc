@@ -50,13 +50,17 @@ struct Kept {
 };
 thread_local Kept kept{};
 
-Greeting* greeting_of(fuse_chan* channel) { return static_cast<Greeting*>(library.chan_data(channel)); }
+Greeting* greeting_of(fuse_chan* channel) {
+  return static_cast<Greeting*>(library.chan_data(channel));
+}
 
 void note_greeting(fuse_chan* channel, const char* request, size_t length) {
   fuse_in_header header;
   std::memcpy(&header, request, sizeof header);
   fuse_init_in offer{};
-  if (header.opcode != FUSE_INIT || length < sizeof header + offsetof(fuse_init_in, flags) + sizeof offer.flags) return;
+  if (header.opcode != FUSE_INIT ||
+      length < sizeof header + offsetof(fuse_init_in, flags) + sizeof offer.flags)
+    return;
   std::memcpy(&offer, request + sizeof header, std::min(length - sizeof header, sizeof offer));
   greeting_of(channel)->unique = header.unique;
   greeting_of(channel)->offered = offer.flags;
@@ -111,7 +115,8 @@ int send(fuse_chan* channel, const iovec parts[], size_t count) {
       (pass_on_kept(channel, parts, &fuse_entry_out::entry_valid, &result) ||
        pass_on_kept(channel, parts, &fuse_attr_out::attr_valid, &result)))
     return result;
-  if (greeting->unique == 0 || header.unique != greeting->unique) return pass_on(channel, parts, count);
+  if (greeting->unique == 0 || header.unique != greeting->unique)
+    return pass_on(channel, parts, count);
   greeting->unique = 0;
   if (header.error != 0 || count != 2) return pass_on(channel, parts, count);
 
@@ -151,7 +156,8 @@ fuse_chan* make_fuse_channel(void* libfuse, fuse_chan* channel) {
     return nullptr;
   fuse_chan_ops operations = {receive, send, destroy};
   auto greeting = std::make_unique<Greeting>();
-  fuse_chan* made = library.chan_new(&operations, library.chan_fd(channel), kLargestRequest + kHeader, greeting.get());
+  fuse_chan* made = library.chan_new(&operations, library.chan_fd(channel),
+                                     kLargestRequest + kHeader, greeting.get());
   if (made) greeting.release();
   return made;
 }

@@ -38,7 +38,8 @@ Napi::Value count_requests(const Napi::CallbackInfo& info) {
 }
 
 // NativeImage, `snapshot` or "", `writable`.
-Result<std::shared_ptr<FuseHandle>> handle_of(const Napi::Value& native, const Napi::Value& name, bool writable) {
+Result<std::shared_ptr<FuseHandle>> handle_of(const Napi::Value& native, const Napi::Value& name,
+                                              bool writable) {
   auto handle = std::make_shared<FuseHandle>();
   handle->image = ImageWrap::unwrap_image(native);
   handle->writable = writable;
@@ -62,7 +63,8 @@ Napi::Value open_handle(const Napi::CallbackInfo& info) {
   auto handle = handle_of(info[0], info[1], flag_of(info[2]));
   if (!handle) return throw_in_js(info.Env(), handle.error());
   (*handle)->lent = flag_of(info[3]);
-  return Napi::Number::New(info.Env(), static_cast<double>(FuseHandles::instance().add(std::move(*handle))));
+  return Napi::Number::New(info.Env(),
+                           static_cast<double>(FuseHandles::instance().add(std::move(*handle))));
 }
 
 // `fh`, NativeImage, `snapshot` or "", `writable`, `lent`, `refusesCached`. Releasing the old
@@ -137,7 +139,8 @@ Napi::Value forget_files_in(const Napi::CallbackInfo& info) {
 }
 
 Napi::Value count_remembered(const Napi::CallbackInfo& info) {
-  const size_t count = FlatFiles::instance().size() + FuseCache::instance().size() + FuseNodes::instance().size();
+  const size_t count =
+      FlatFiles::instance().size() + FuseCache::instance().size() + FuseNodes::instance().size();
   return Napi::Number::New(info.Env(), static_cast<double>(count));
 }
 
@@ -161,11 +164,13 @@ Napi::Value take_back_opens(const Napi::CallbackInfo& info) {
 
 // `callback`: (fh). The callback does not keep the process alive.
 Napi::Value on_release(const Napi::CallbackInfo& info) {
-  auto tell = Napi::ThreadSafeFunction::New(info.Env(), info[0].As<Napi::Function>(), "pcow release", 0, 1);
+  auto tell =
+      Napi::ThreadSafeFunction::New(info.Env(), info[0].As<Napi::Function>(), "pcow release", 0, 1);
   tell.Unref(info.Env());
   OpenGrants::instance().on_release([tell](uint64_t fh) {
     tell.NonBlockingCall([fh](Napi::Env env, Napi::Function callback) {
-      if (static_cast<napi_env>(env) != nullptr) callback.Call({Napi::Number::New(env, static_cast<double>(fh))});
+      if (static_cast<napi_env>(env) != nullptr)
+        callback.Call({Napi::Number::New(env, static_cast<double>(fh))});
     });
   });
   return info.Env().Undefined();
@@ -177,7 +182,8 @@ Napi::Value traffic_of(const Napi::CallbackInfo& info) {
   const Traffic& traffic = image->traffic();
   auto result = Napi::Object::New(info.Env());
   const auto set = [&](const char* name, const Traffic::Counter& counter) {
-    result.Set(name, Napi::Number::New(info.Env(), static_cast<double>(counter.load(std::memory_order_relaxed))));
+    result.Set(name, Napi::Number::New(
+                         info.Env(), static_cast<double>(counter.load(std::memory_order_relaxed))));
   };
   set("reads", traffic.reads);
   set("readBytes", traffic.read_bytes);
@@ -190,7 +196,8 @@ Napi::Value traffic_of(const Napi::CallbackInfo& info) {
 
 // NativeImage, which may be closed.
 Napi::Value count_cached_reads(const Napi::CallbackInfo& info) {
-  const auto count = ImageWrap::unwrap_image(info[0])->traffic().cached_reads.load(std::memory_order_relaxed);
+  const auto count =
+      ImageWrap::unwrap_image(info[0])->traffic().cached_reads.load(std::memory_order_relaxed);
   return Napi::Number::New(info.Env(), static_cast<double>(count));
 }
 
@@ -201,14 +208,18 @@ void put_question(Napi::Env env, Napi::Function on_question, FuseQuestion* given
     FuseQuestions::instance().answer(question->id, -EBUSY);
     return;
   }
-  const auto number = [&](uint64_t value) { return Napi::Number::New(env, static_cast<double>(value)); };
+  const auto number = [&](uint64_t value) {
+    return Napi::Number::New(env, static_cast<double>(value));
+  };
   const char* kind = question->kind == FuseQuestion::Kind::kOpen ? "open" : "write";
-  on_question.Call({number(question->id), Napi::String::New(env, kind), number(question->fh), number(question->pid)});
+  on_question.Call({number(question->id), Napi::String::New(env, kind), number(question->fh),
+                    number(question->pid)});
 }
 
 // `callback`: (id, kind, fh, pid). Waiting for questions does not keep the process alive.
 Napi::Value on_question(const Napi::CallbackInfo& info) {
-  auto ask = Napi::ThreadSafeFunction::New(info.Env(), info[0].As<Napi::Function>(), "pcow question", 0, 1);
+  auto ask = Napi::ThreadSafeFunction::New(info.Env(), info[0].As<Napi::Function>(),
+                                           "pcow question", 0, 1);
   ask.Unref(info.Env());
   FuseQuestions::instance().set_ask([ask](const FuseQuestion& question) {
     auto carried = std::make_unique<FuseQuestion>(question);
@@ -227,7 +238,8 @@ Napi::Value answer_question(const Napi::CallbackInfo& info) {
 
 // `callback`, called once on the JavaScript thread. Waiting for it does not keep the process alive.
 Napi::Value on_end(const Napi::CallbackInfo& info) {
-  auto end = Napi::ThreadSafeFunction::New(info.Env(), info[0].As<Napi::Function>(), "pcow mount end", 0, 1);
+  auto end = Napi::ThreadSafeFunction::New(info.Env(), info[0].As<Napi::Function>(),
+                                           "pcow mount end", 0, 1);
   end.Unref(info.Env());
   // `end` is not released in the callback: by then the callback may have let the process exit, and
   // Node may have destroyed it.
@@ -239,12 +251,16 @@ Napi::Value on_end(const Napi::CallbackInfo& info) {
 
 void export_fuse(Napi::Env env, Napi::Object exports) {
   exports.Set("fuseLoad", Napi::Function::New<load>(env, "fuseLoad"));
-  exports.Set("fuseInterceptions", Napi::Function::New<count_interceptions>(env, "fuseInterceptions"));
+  exports.Set("fuseInterceptions",
+              Napi::Function::New<count_interceptions>(env, "fuseInterceptions"));
   exports.Set("fuseRequests", Napi::Function::New<count_requests>(env, "fuseRequests"));
   exports.Set("fuseTellFlatFile", Napi::Function::New<tell_flat_file>(env, "fuseTellFlatFile"));
-  exports.Set("fuseFlatFileChanged", Napi::Function::New<flat_file_changed>(env, "fuseFlatFileChanged"));
-  exports.Set("fuseFlatFilesChanged", Napi::Function::New<flat_files_changed>(env, "fuseFlatFilesChanged"));
-  exports.Set("fuseForgetFlatFile", Napi::Function::New<forget_flat_file>(env, "fuseForgetFlatFile"));
+  exports.Set("fuseFlatFileChanged",
+              Napi::Function::New<flat_file_changed>(env, "fuseFlatFileChanged"));
+  exports.Set("fuseFlatFilesChanged",
+              Napi::Function::New<flat_files_changed>(env, "fuseFlatFilesChanged"));
+  exports.Set("fuseForgetFlatFile",
+              Napi::Function::New<forget_flat_file>(env, "fuseForgetFlatFile"));
   exports.Set("fuseForgetFilesIn", Napi::Function::New<forget_files_in>(env, "fuseForgetFilesIn"));
   exports.Set("fuseRemembered", Napi::Function::New<count_remembered>(env, "fuseRemembered"));
   exports.Set("fuseTraffic", Napi::Function::New<traffic_of>(env, "fuseTraffic"));

@@ -24,8 +24,9 @@ struct FuseHandle {
   std::shared_ptr<View> view;
   uint64_t layer = 0;  // id of the frozen layer; 0: the active one
   bool writable = false;
-  bool lent = false;                // a monitor is the image's writer
-  bool refuses_cached = false;      // the pages that the kernel writes back are older than the image
+  bool lent = false;  // a monitor is the image's writer
+  // The pages that the kernel writes back are older than the image.
+  bool refuses_cached = false;
   std::atomic<bool> direct{false};  // it was opened without the page cache
   std::atomic<uint32_t> opener{0};  // the thread that opened the file; 0: not known yet
   std::string granted;              // the flat file, if OpenGrants has opened it

@@ -125,7 +125,8 @@ void keep_more(const fuse_in_header& header, const char* request, size_t length)
 
 class Loop {
  public:
-  Loop(const LoopLibrary& library, fuse_session* session, fuse_chan* channel, const DirectOperations& operations)
+  Loop(const LoopLibrary& library, fuse_session* session, fuse_chan* channel,
+       const DirectOperations& operations)
       : library_(library),
         session_(session),
         channel_(channel),
@@ -240,7 +241,8 @@ class Loop {
       fuse_read_in read;
       std::memcpy(&read, body, sizeof read);
       if (!operations_.knows(read.fh) || read.size > largest_) return false;
-      reply(header.unique, operations_.read(read.fh, buffer.bytes(), read.size, read.offset), buffer.bytes());
+      reply(header.unique, operations_.read(read.fh, buffer.bytes(), read.size, read.offset),
+            buffer.bytes());
       return true;
     }
     if (header.opcode == FUSE_WRITE && body_length >= sizeof(fuse_write_in)) {
@@ -248,10 +250,12 @@ class Loop {
       std::memcpy(&write, body, sizeof write);
       if (!operations_.knows(write.fh) || write.size > body_length - sizeof write) return false;
       const bool cached = write.write_flags & FUSE_WRITE_CACHE;
-      const int written = operations_.write(write.fh, buffer.bytes(), write.size, write.offset, cached);
+      const int written =
+          operations_.write(write.fh, buffer.bytes(), write.size, write.offset, cached);
       fuse_write_out out = {};
       out.size = static_cast<uint32_t>(written);
-      reply(header.unique, written < 0 ? written : static_cast<int>(sizeof out), reinterpret_cast<const char*>(&out));
+      reply(header.unique, written < 0 ? written : static_cast<int>(sizeof out),
+            reinterpret_cast<const char*>(&out));
       return true;
     }
     if (header.opcode == FUSE_LSEEK && body_length >= sizeof(fuse_lseek_in)) {
@@ -274,7 +278,8 @@ class Loop {
     std::memcpy(&header, request, sizeof header);
     if (header.opcode == FUSE_FORGET) FuseNodes::instance().forgotten(header.nodeid);
     if (header.opcode == FUSE_BATCH_FORGET) forget_all(request, length);
-    if (header.nodeid == FuseNodes::kRoot && DirectoryWatch::instance().is_active()) keep_more(header, request, length);
+    if (header.nodeid == FuseNodes::kRoot && DirectoryWatch::instance().is_active())
+      keep_more(header, request, length);
     const FuseNodes::Question question(header.opcode == FUSE_GETATTR ? header.nodeid : 0);
     fuse_buf buffer = {};
     buffer.mem = request;

@@ -18,12 +18,14 @@ thread_local uint64_t asked_at = 0;  // names_gone_ when it was asked
 
 // Errors are ignored: the kernel may not know the node or the name (ENOENT), or the session may
 // have ended.
-void notify(int descriptor, int32_t code, const void* what, size_t length, const char* name, size_t name_length) {
+void notify(int descriptor, int32_t code, const void* what, size_t length, const char* name,
+            size_t name_length) {
   fuse_out_header header = {};
   header.len = static_cast<uint32_t>(sizeof header + length + name_length);
   header.error = code;
-  const iovec parts[] = {
-      {&header, sizeof header}, {const_cast<void*>(what), length}, {const_cast<char*>(name), name_length}};
+  const iovec parts[] = {{&header, sizeof header},
+                         {const_cast<void*>(what), length},
+                         {const_cast<char*>(name), name_length}};
   (void)!writev(descriptor, parts, name_length ? 3 : 2);
 }
 
@@ -68,7 +70,8 @@ void FuseNodes::learn(const std::string& name) {
   const std::lock_guard guard(lock_);
   // If a name has gone since the question, libfuse may have found the node by that name.
   if (asked_at != names_gone_ || descriptor_ < 0) return;
-  if (const auto other = numbers_.find(name); other != numbers_.end() && other->second != asked_node) {
+  if (const auto other = numbers_.find(name);
+      other != numbers_.end() && other->second != asked_node) {
     const auto node = nodes_.extract(other->second);
     if (node.mapped().kept) tell_attributes(node.key());
   }

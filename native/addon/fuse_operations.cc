@@ -129,13 +129,15 @@ int write_image(uint64_t fh, const char* buffer, size_t length, uint64_t offset,
 
 // Finds the first data (or hole) at or after `offset`; returns the end of the layer if there is
 // none.
-Result<uint64_t> find_extent(const Image& image, const View* view, uint64_t offset, uint64_t size, bool data) {
+Result<uint64_t> find_extent(const Image& image, const View* view, uint64_t offset, uint64_t size,
+                             bool data) {
   while (offset < size) {
     auto batch = image.map(view, offset, {});
     if (!batch) return batch.error();
     for (const MapExtent& extent : batch->extents) {
       const bool is_data = extent.kind == ExtentKind::kData;
-      if (is_data == data && extent.offset + extent.length > offset) return std::max(offset, extent.offset);
+      if (is_data == data && extent.offset + extent.length > offset)
+        return std::max(offset, extent.offset);
     }
     if (batch->next <= offset) break;
     offset = batch->next;
@@ -151,10 +153,12 @@ int64_t seek_image(uint64_t fh, uint64_t offset, uint32_t whence) {
   auto request = begin(fh);
   if (!request) return -request.error().err;
   const FuseHandle& handle = *request->handle;
-  const uint64_t size = handle.view ? request->image->view_size(*handle.view) : request->image->size();
+  const uint64_t size =
+      handle.view ? request->image->view_size(*handle.view) : request->image->size();
   if (offset >= size) return -ENXIO;
   const bool data = whence == SEEK_DATA;
-  const bool known = handle.view || (!handle.lent && !FuseHandles::instance().is_written(*handle.image));
+  const bool known =
+      handle.view || (!handle.lent && !FuseHandles::instance().is_written(*handle.image));
   if (!known) return static_cast<int64_t>(data ? offset : size);
   const auto found = find_extent(*request->image, handle.view.get(), offset, size, data);
   if (!found) return -found.error().err;
@@ -167,8 +171,10 @@ int read_file(const char* path, char* buffer, size_t length, off_t offset, fuse_
   return javascript.read ? javascript.read(path, buffer, length, offset, file) : -ENOSYS;
 }
 
-int write_file(const char* path, const char* buffer, size_t length, off_t offset, fuse_file_info* file) {
-  if (is_native(file)) return write_image(file->fh, buffer, length, static_cast<uint64_t>(offset), file->writepage);
+int write_file(const char* path, const char* buffer, size_t length, off_t offset,
+               fuse_file_info* file) {
+  if (is_native(file))
+    return write_image(file->fh, buffer, length, static_cast<uint64_t>(offset), file->writepage);
   return javascript.write ? javascript.write(path, buffer, length, offset, file) : -ENOSYS;
 }
 
@@ -240,7 +246,8 @@ bool keeps_pages(const std::string& path, FuseHandle* handle) {
   auto image = handle->image->lease();
   if (!image) return false;
   handle->path = path;
-  handle->content = {handle->image->serial(), handle->layer, handle->view ? 0 : (*image)->content_generation()};
+  handle->content = {handle->image->serial(), handle->layer,
+                     handle->view ? 0 : (*image)->content_generation()};
   if (FuseCache::instance().holds(handle->path, handle->content)) return true;
   // Not stored yet: the kernel drops the old pages only when it has this answer, and another open
   // that kept them before that would show the old content. The first request with this handle shows
@@ -308,7 +315,9 @@ int stat_filesystem(const char*, struct statvfs* stat) {
 int set_times(const char* path, const timespec times[2]) {
   const std::string name = flat_file_name(path);
   if (name.empty()) return 0;
-  return utimensat(directory_fd, image_file_of(name).c_str(), times, AT_SYMLINK_NOFOLLOW) == 0 ? 0 : -errno;
+  return utimensat(directory_fd, image_file_of(name).c_str(), times, AT_SYMLINK_NOFOLLOW) == 0
+             ? 0
+             : -errno;
 }
 
 bool stat_flat_file(const std::string& name, struct stat* stat) {
@@ -347,7 +356,9 @@ int get_attributes(const char* path, struct stat* stat) {
   return 0;
 }
 
-int get_open_attributes(const char* path, struct stat* stat, fuse_file_info*) { return get_attributes(path, stat); }
+int get_open_attributes(const char* path, struct stat* stat, fuse_file_info*) {
+  return get_attributes(path, stat);
+}
 
 struct Listing {
   void* buffer;
@@ -362,7 +373,8 @@ int list_file(void* listing, const char* name, const struct stat* stat, off_t of
   return fill(buffer, name, &joined, offset);
 }
 
-int list_directory(const char* path, void* buffer, fuse_fill_dir_t fill, off_t offset, fuse_file_info* file) {
+int list_directory(const char* path, void* buffer, fuse_fill_dir_t fill, off_t offset,
+                   fuse_file_info* file) {
   Listing listing{buffer, fill};
   return javascript.readdir ? javascript.readdir(path, &listing, list_file, offset, file) : -ENOSYS;
 }
@@ -408,7 +420,9 @@ void keep_from_children(fuse_chan* channel) {
 }  // namespace
 
 Result<void> prepare_fuse(const std::string& library, const std::string& directory) {
-  if (libfuse) return Error(Code::kBusy, "the FUSE library is already loaded: a process can serve only one mount");
+  if (libfuse)
+    return Error(Code::kBusy,
+                 "the FUSE library is already loaded: a process can serve only one mount");
   const int fd = ::open(directory.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC);
   if (fd < 0) return system_error(errno, "can't open the image directory " + directory);
   // RTLD_GLOBAL and NODELETE: fuse-native is loaded later, and finds the library by its SONAME.
@@ -434,13 +448,15 @@ uint64_t fuse_requests() { return requests.load(); }
 
 // fuse-native calls this instead of libfuse's function. Without prepare_fuse, and for a second
 // mount, the table is passed on unchanged.
-extern "C" __attribute__((visibility("default"))) fuse* fuse_new(fuse_chan* channel, fuse_args* arguments,
-                                                                 const fuse_operations* operations, size_t size,
-                                                                 void* user_data) {
+extern "C" __attribute__((visibility("default"))) fuse* fuse_new(fuse_chan* channel,
+                                                                 fuse_args* arguments,
+                                                                 const fuse_operations* operations,
+                                                                 size_t size, void* user_data) {
   const auto make = real<FuseNew>("fuse_new", "FUSE_2.6");
   if (!make) return nullptr;
   keep_from_children(channel);
-  if (!libfuse || interceptions.exchange(1) != 0) return make(channel, arguments, operations, size, user_data);
+  if (!libfuse || interceptions.exchange(1) != 0)
+    return make(channel, arguments, operations, size, user_data);
   std::memcpy(&javascript, operations, size < sizeof javascript ? size : sizeof javascript);
   fuse_operations table = javascript;
   table.getattr = get_attributes;

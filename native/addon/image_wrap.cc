@@ -13,12 +13,16 @@ namespace pcow::addon {
 
 template <>
 struct ToJs<ScrubReport> {
-  static Napi::Value convert(Napi::Env env, ScrubReport& report) { return scrub_to_js(env, report); }
+  static Napi::Value convert(Napi::Env env, ScrubReport& report) {
+    return scrub_to_js(env, report);
+  }
 };
 
 template <>
 struct ToJs<ExtentBatch> {
-  static Napi::Value convert(Napi::Env env, ExtentBatch& batch) { return extents_to_js(env, batch); }
+  static Napi::Value convert(Napi::Env env, ExtentBatch& batch) {
+    return extents_to_js(env, batch);
+  }
 };
 
 namespace {
@@ -78,7 +82,8 @@ Napi::Function ImageWrap::define(Napi::Env env) {
 }
 
 Napi::Value ImageWrap::wrap(Napi::Env env, std::shared_ptr<SharedImage> image) {
-  return Environment::of(env).image_constructor.New({Napi::External<std::shared_ptr<SharedImage>>::New(env, &image)});
+  return Environment::of(env).image_constructor.New(
+      {Napi::External<std::shared_ptr<SharedImage>>::New(env, &image)});
 }
 
 std::shared_ptr<SharedImage> ImageWrap::unwrap_image(const Napi::Value& value) {
@@ -109,7 +114,8 @@ Napi::Value ImageWrap::snapshots(const Napi::CallbackInfo& info) {
   auto snapshots = (*image)->snapshots(flag_of(info[0]));
   if (!snapshots) return throw_in_js(info.Env(), snapshots.error());
   auto list = Napi::Array::New(info.Env(), snapshots->size());
-  for (uint32_t i = 0; i < snapshots->size(); ++i) list.Set(i, snapshot_to_js(info.Env(), (*snapshots)[i]));
+  for (uint32_t i = 0; i < snapshots->size(); ++i)
+    list.Set(i, snapshot_to_js(info.Env(), (*snapshots)[i]));
   return list;
 }
 
@@ -163,13 +169,14 @@ Napi::Value ImageWrap::layer_of(const Napi::CallbackInfo& info) {
 }
 
 template <typename T>
-Napi::Value ImageWrap::run(Napi::Env env, Lane lane, std::function<Result<T>(Image&)> work, Napi::Object buffer) {
+Napi::Value ImageWrap::run(Napi::Env env, Lane lane, std::function<Result<T>(Image&)> work,
+                           Napi::Object buffer) {
   auto lease = image_->lease();
   if (!lease) return rejected(env, lease.error());
   // std::function needs a closure that can be copied, and a lease cannot be.
   auto held = std::make_shared<SharedImage::Lease>(std::move(*lease));
-  auto task =
-      std::make_unique<PromiseTask<T>>(env, [held = std::move(held), work = std::move(work)] { return work(**held); });
+  auto task = std::make_unique<PromiseTask<T>>(
+      env, [held = std::move(held), work = std::move(work)] { return work(**held); });
   if (!buffer.IsEmpty()) task->keep(buffer);
   return start(*queue_, lane, std::move(task));
 }
@@ -181,9 +188,11 @@ Napi::Value ImageWrap::run_long(const Napi::CallbackInfo& info, size_t at,
   if (!lease) return rejected(info.Env(), lease.error());
   auto held = std::make_shared<SharedImage::Lease>(std::move(*lease));
   return start(*queue_, Lane::kStructure,
-               std::make_unique<LongTask<T>>(info.Env(), *queue_, info[at], info[at + 1],
-                                             [held = std::move(held), work = std::move(work)](
-                                                 const Progress& progress) { return work(**held, progress); }));
+               std::make_unique<LongTask<T>>(
+                   info.Env(), *queue_, info[at], info[at + 1],
+                   [held = std::move(held), work = std::move(work)](const Progress& progress) {
+                     return work(**held, progress);
+                   }));
 }
 
 // `buffer`, `offset`, `layer`.
@@ -202,14 +211,14 @@ Napi::Value ImageWrap::read(const Napi::CallbackInfo& info) {
 
 // `offset`, `layer`, the depths: first and end.
 Napi::Value ImageWrap::map(const Napi::CallbackInfo& info) {
-  return run<ExtentBatch>(
-      info.Env(), Lane::kBytes,
-      [offset = bytes_of(info[0]), layer = LayerChoice::of(info[1]),
-       depths = DepthRange{bytes_of(info[2]), bytes_of(info[3])}](Image& image) -> Result<ExtentBatch> {
-        auto view = layer.view(image);
-        if (!view) return view.error();
-        return image.map(view->get(), offset, depths);
-      });
+  return run<ExtentBatch>(info.Env(), Lane::kBytes,
+                          [offset = bytes_of(info[0]), layer = LayerChoice::of(info[1]),
+                           depths = DepthRange{bytes_of(info[2]), bytes_of(info[3])}](
+                              Image& image) -> Result<ExtentBatch> {
+                            auto view = layer.view(image);
+                            if (!view) return view.error();
+                            return image.map(view->get(), offset, depths);
+                          });
 }
 
 // `offset`, `from` and `to`: layers.
@@ -227,13 +236,13 @@ Napi::Value ImageWrap::changes(const Napi::CallbackInfo& info) {
 
 // `offset`, `to`: a layer.
 Napi::Value ImageWrap::changes_to_base(const Napi::CallbackInfo& info) {
-  return run<ExtentBatch>(
-      info.Env(), Lane::kBytes,
-      [offset = bytes_of(info[0]), to = LayerChoice::of(info[1])](Image& image) -> Result<ExtentBatch> {
-        auto view = to.view(image);
-        if (!view) return view.error();
-        return image.changes_to_base(view->get(), offset);
-      });
+  return run<ExtentBatch>(info.Env(), Lane::kBytes,
+                          [offset = bytes_of(info[0]),
+                           to = LayerChoice::of(info[1])](Image& image) -> Result<ExtentBatch> {
+                            auto view = to.view(image);
+                            if (!view) return view.error();
+                            return image.changes_to_base(view->get(), offset);
+                          });
 }
 
 // `buffer`, `offset`.
@@ -241,17 +250,17 @@ Napi::Value ImageWrap::write(const Napi::CallbackInfo& info) {
   auto buffer = info[0].As<Napi::Uint8Array>();
   return run<void>(
       info.Env(), Lane::kBytes,
-      [data = buffer.Data(), length = buffer.ByteLength(), offset = bytes_of(info[1])](Image& image) {
-        return image.write(offset, data, length);
-      },
+      [data = buffer.Data(), length = buffer.ByteLength(),
+       offset = bytes_of(info[1])](Image& image) { return image.write(offset, data, length); },
       buffer);
 }
 
 // `offset`, `length`.
 Napi::Value ImageWrap::discard(const Napi::CallbackInfo& info) {
-  return run<void>(info.Env(), Lane::kBytes, [offset = bytes_of(info[0]), length = bytes_of(info[1])](Image& image) {
-    return image.discard(offset, length);
-  });
+  return run<void>(info.Env(), Lane::kBytes,
+                   [offset = bytes_of(info[0]), length = bytes_of(info[1])](Image& image) {
+                     return image.discard(offset, length);
+                   });
 }
 
 Napi::Value ImageWrap::sync(const Napi::CallbackInfo& info) {
@@ -265,8 +274,9 @@ Napi::Value ImageWrap::snapshot(const Napi::CallbackInfo& info) {
   // A double is not precise enough for nanoseconds. checkOrigin() has made sure that the product
   // fits.
   if (info[2].IsNumber()) origin.time_ns = info[2].ToNumber().Int64Value() * 1'000'000;
-  return run<void>(info.Env(), Lane::kStructure,
-                   [name = text_of(info[0]), origin](Image& image) { return image.snapshot(name, origin); });
+  return run<void>(info.Env(), Lane::kStructure, [name = text_of(info[0]), origin](Image& image) {
+    return image.snapshot(name, origin);
+  });
 }
 
 // `name`.
@@ -277,9 +287,10 @@ Napi::Value ImageWrap::rollback(const Napi::CallbackInfo& info) {
 
 // `from`, `to`.
 Napi::Value ImageWrap::rename_snapshot(const Napi::CallbackInfo& info) {
-  return run<void>(info.Env(), Lane::kStructure, [from = text_of(info[0]), to = text_of(info[1])](Image& image) {
-    return image.rename_snapshot(from, to);
-  });
+  return run<void>(info.Env(), Lane::kStructure,
+                   [from = text_of(info[0]), to = text_of(info[1])](Image& image) {
+                     return image.rename_snapshot(from, to);
+                   });
 }
 
 // `name`, `cancellation`, `on_progress` or null.
@@ -291,15 +302,17 @@ Napi::Value ImageWrap::remove(const Napi::CallbackInfo& info) {
 
 // `size`, `shrink`.
 Napi::Value ImageWrap::resize(const Napi::CallbackInfo& info) {
-  return run<void>(info.Env(), Lane::kStructure, [size = bytes_of(info[0]), shrink = flag_of(info[1])](Image& image) {
-    return image.resize(size, shrink);
-  });
+  return run<void>(info.Env(), Lane::kStructure,
+                   [size = bytes_of(info[0]), shrink = flag_of(info[1])](Image& image) {
+                     return image.resize(size, shrink);
+                   });
 }
 
 // `name`.
 Napi::Value ImageWrap::freeze_for_clone(const Napi::CallbackInfo& info) {
-  return run<uint64_t>(info.Env(), Lane::kStructure,
-                       [name = text_of(info[0])](Image& image) { return image.freeze_for_clone(name); });
+  return run<uint64_t>(info.Env(), Lane::kStructure, [name = text_of(info[0])](Image& image) {
+    return image.freeze_for_clone(name);
+  });
 }
 
 // `base` or null.
@@ -324,43 +337,49 @@ Napi::Value ImageWrap::commit_into(const Napi::CallbackInfo& info) {
   auto lease = unwrap_image(info[0])->lease();
   if (!lease) return rejected(info.Env(), lease.error());
   auto base = std::make_shared<SharedImage::Lease>(std::move(*lease));
-  return run_long<bool>(
-      info, 3, [base, name = text_of(info[1]), automatic = flag_of(info[2])](Image& image, const Progress& progress) {
-        return image.commit_into(&**base, name, automatic, progress);
-      });
+  return run_long<bool>(info, 3,
+                        [base, name = text_of(info[1]), automatic = flag_of(info[2])](
+                            Image& image, const Progress& progress) {
+                          return image.commit_into(&**base, name, automatic, progress);
+                        });
 }
 
 // `cancellation`, `on_progress` or null.
 Napi::Value ImageWrap::compact(const Napi::CallbackInfo& info) {
-  return run_long<void>(info, 0, [](Image& image, const Progress& progress) { return image.compact(progress); });
+  return run_long<void>(
+      info, 0, [](Image& image, const Progress& progress) { return image.compact(progress); });
 }
 
 // `background`, `cancellation`, `on_progress` or null.
 Napi::Value ImageWrap::add_checksums(const Napi::CallbackInfo& info) {
-  return run_long<void>(info, 1, [background = flag_of(info[0])](Image& image, const Progress& progress) {
-    if (!background) return image.add_checksums(progress);
-    Result<void> outcome;
-    run_in_background([&] { outcome = image.add_checksums(progress); });
-    return outcome;
-  });
+  return run_long<void>(info, 1,
+                        [background = flag_of(info[0])](Image& image, const Progress& progress) {
+                          if (!background) return image.add_checksums(progress);
+                          Result<void> outcome;
+                          run_in_background([&] { outcome = image.add_checksums(progress); });
+                          return outcome;
+                        });
 }
 
 Napi::Value ImageWrap::remove_checksums(const Napi::CallbackInfo& info) {
-  return run<void>(info.Env(), Lane::kStructure, [](Image& image) { return image.remove_checksums(); });
+  return run<void>(info.Env(), Lane::kStructure,
+                   [](Image& image) { return image.remove_checksums(); });
 }
 
 // `cancellation`, `on_progress` or null.
 Napi::Value ImageWrap::scrub(const Napi::CallbackInfo& info) {
-  return run_long<ScrubReport>(info, 0, [](Image& image, const Progress& progress) { return image.scrub(progress); });
+  return run_long<ScrubReport>(
+      info, 0, [](Image& image, const Progress& progress) { return image.scrub(progress); });
 }
 
 Napi::Value ImageWrap::close(const Napi::CallbackInfo& info) {
-  auto task = std::make_unique<PromiseTask<void>>(info.Env(), [image = image_] { return image->finish_close(); });
+  auto task = std::make_unique<PromiseTask<void>>(
+      info.Env(), [image = image_] { return image->finish_close(); });
   Napi::Promise promise = task->promise();
   // The last lease is returned on a worker or FUSE thread. The task waits there until then.
   auto waiting = std::make_shared<std::unique_ptr<Task>>(std::move(task));
-  auto begun =
-      image_->close_when_idle([queue = queue_, waiting] { queue->submit(Lane::kStructure, std::move(*waiting)); });
+  auto begun = image_->close_when_idle(
+      [queue = queue_, waiting] { queue->submit(Lane::kStructure, std::move(*waiting)); });
   if (!begun) return rejected(info.Env(), begun.error());
   queue_->expect();  // before it can settle: it settles on this thread
   return promise;

@@ -59,7 +59,8 @@ class ImageWrap : public Napi::ObjectWrap<ImageWrap> {
 
   // Runs `work(image)` on the lane, with a lease. `buffer`, if given, lives until then.
   template <typename T>
-  Napi::Value run(Napi::Env env, Lane lane, std::function<Result<T>(Image&)> work, Napi::Object buffer = {});
+  Napi::Value run(Napi::Env env, Lane lane, std::function<Result<T>(Image&)> work,
+                  Napi::Object buffer = {});
 
   // The same for work that may take long. The arguments at `at` and after it are `cancellation`,
   // and `on_progress` or null.

@@ -122,7 +122,8 @@ Napi::Value layer_to_js(Napi::Env env, const LayerInfo& layer) {
   object.Set("name", string_or_null(env, layer.name));
   object.Set("hidden", layer.hidden);
   object.Set("active", layer.active);
-  object.Set("identity", layer.active ? env.Null() : Napi::String::New(env, identity_text(layer.identity)));
+  object.Set("identity",
+             layer.active ? env.Null() : Napi::String::New(env, identity_text(layer.identity)));
   object.Set("created", milliseconds(env, layer.time_ns));
   object.Set("size", number(env, layer.size));
   return object;
@@ -145,7 +146,8 @@ Napi::Value extents_to_js(Napi::Env env, const ExtentBatch& batch) {
   object.Set("extents", numbers);
   object.Set("next", number(env, batch.next));
   object.Set("size", number(env, batch.size));
-  object.Set("chain", chain_to_js(env, batch.chain, std::min<size_t>(batch.chain.size(), deepest + 1)));
+  object.Set("chain",
+             chain_to_js(env, batch.chain, std::min<size_t>(batch.chain.size(), deepest + 1)));
   object.Set("chainState", identity_text(batch.chain_state));
   return object;
 }
@@ -160,7 +162,8 @@ Napi::Value findings_to_js(Napi::Env env, const std::vector<Finding>& findings) 
     object.Set("message", finding.message);
     object.Set("place", number(env, finding.file_offset));
     object.Set("layer", finding.layer ? number(env, finding.layer) : env.Null());
-    object.Set("snapshot", finding.snapshot.empty() ? env.Null() : Napi::String::New(env, finding.snapshot));
+    object.Set("snapshot",
+               finding.snapshot.empty() ? env.Null() : Napi::String::New(env, finding.snapshot));
     object.Set("offset", finding.length ? number(env, finding.offset) : env.Null());
     object.Set("length", finding.length ? number(env, finding.length) : env.Null());
     object.Set("repaired", finding.repaired);

@@ -13,7 +13,9 @@ namespace pcow::addon {
 
 // All functions: JavaScript thread.
 // All counts and sizes of the engine are below 2^53.
-inline Napi::Value number(Napi::Env env, uint64_t value) { return Napi::Number::New(env, static_cast<double>(value)); }
+inline Napi::Value number(Napi::Env env, uint64_t value) {
+  return Napi::Number::New(env, static_cast<double>(value));
+}
 
 Napi::Value info_to_js(Napi::Env env, const ImageInfo& info);
 Napi::Value snapshot_to_js(Napi::Env env, const SnapshotInfo& snapshot);

@@ -21,12 +21,13 @@ class LongTask : public PromiseTask<T> {
 
   // JavaScript thread. `cancellation`, and `on_progress` or null, as src/engine/long.ts passes
   // them.
-  LongTask(Napi::Env env, WorkQueue& queue, const Napi::Value& cancellation, const Napi::Value& on_progress,
-           LongWork work)
-      : PromiseTask<T>(env,
-                       [this, work = std::move(work)] {
-                         return work([this](uint64_t done, uint64_t total) { return progress(done, total); });
-                       }),
+  LongTask(Napi::Env env, WorkQueue& queue, const Napi::Value& cancellation,
+           const Napi::Value& on_progress, LongWork work)
+      : PromiseTask<T>(
+            env,
+            [this, work = std::move(work)] {
+              return work([this](uint64_t done, uint64_t total) { return progress(done, total); });
+            }),
         queue_(queue),
         cancelled_(Cancellation::Unwrap(cancellation.As<Napi::Object>())->flag()) {
     if (!on_progress.IsNull()) on_progress_ = Napi::Persistent(on_progress.As<Napi::Function>());

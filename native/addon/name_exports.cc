@@ -50,20 +50,23 @@ namespace {
 
 template <typename T>
 Napi::Value start_work(Napi::Env env, typename PromiseTask<T>::Work work) {
-  return start(*Environment::of(env).queue, Lane::kStructure, std::make_unique<PromiseTask<T>>(env, std::move(work)));
+  return start(*Environment::of(env).queue, Lane::kStructure,
+               std::make_unique<PromiseTask<T>>(env, std::move(work)));
 }
 
 // `draft`, `name`, `replace`.
 Napi::Value give(const Napi::CallbackInfo& info) {
-  return start_work<void>(info.Env(), [draft = text_of(info[0]), name = text_of(info[1]), replace = flag_of(info[2])] {
-    return give_name(draft, name, replace);
-  });
+  return start_work<void>(
+      info.Env(), [draft = text_of(info[0]), name = text_of(info[1]), replace = flag_of(info[2])] {
+        return give_name(draft, name, replace);
+      });
 }
 
 // `name`, `second`.
 Napi::Value add(const Napi::CallbackInfo& info) {
-  return start_work<void>(info.Env(),
-                          [name = text_of(info[0]), second = text_of(info[1])] { return add_name(name, second); });
+  return start_work<void>(info.Env(), [name = text_of(info[0]), second = text_of(info[1])] {
+    return add_name(name, second);
+  });
 }
 
 // `name`.
@@ -93,12 +96,14 @@ Napi::Value draft(const Napi::CallbackInfo& info) {
 
 // `path`.
 Napi::Value remove_left(const Napi::CallbackInfo& info) {
-  return start_work<bool>(info.Env(), [path = text_of(info[0])] { return remove_left_draft(path); });
+  return start_work<bool>(info.Env(),
+                          [path = text_of(info[0])] { return remove_left_draft(path); });
 }
 
 // `directory`.
 Napi::Value check_directory(const Napi::CallbackInfo& info) {
-  return start_work<void>(info.Env(), [directory = text_of(info[0])] { return pcow::check_directory(directory); });
+  return start_work<void>(
+      info.Env(), [directory = text_of(info[0])] { return pcow::check_directory(directory); });
 }
 
 // `path`: of a regular file. Whether a writer of it will store into persistent memory.

@@ -17,7 +17,9 @@ namespace pcow::addon {
 
 template <typename T>
 struct ToJs {
-  static Napi::Value convert(Napi::Env env, T& value) { return Napi::Number::New(env, static_cast<double>(value)); }
+  static Napi::Value convert(Napi::Env env, T& value) {
+    return Napi::Number::New(env, static_cast<double>(value));
+  }
 };
 
 template <>
@@ -31,7 +33,8 @@ class PromiseTask : public Task {
   using Work = std::function<Result<T>()>;
 
   // JavaScript thread.
-  PromiseTask(Napi::Env env, Work work) : deferred_(Napi::Promise::Deferred::New(env)), work_(std::move(work)) {}
+  PromiseTask(Napi::Env env, Work work)
+      : deferred_(Napi::Promise::Deferred::New(env)), work_(std::move(work)) {}
 
   // JavaScript thread.
   Napi::Promise promise() const { return deferred_.Promise(); }

@@ -17,9 +17,9 @@ namespace pcow::addon {
 
 namespace {
 
-// The monitor's threads borrow descriptors of their process. A filter of system calls may forbid that
-// (of a container, or a unit's SystemCallFilter). No descriptor has the number -1: EBADF means that
-// the call is allowed.
+// The monitor's threads borrow descriptors of their process. A filter of system calls may forbid
+// that (of a container, or a unit's SystemCallFilter). No descriptor has the number -1: EBADF means
+// that the call is allowed.
 Result<void> check_borrowing() {
   const int process = static_cast<int>(syscall(SYS_pidfd_open, getpid(), 0));
   if (process >= 0) syscall(SYS_pidfd_getfd, process, -1, 0);
@@ -28,7 +28,8 @@ Result<void> check_borrowing() {
   if (process >= 0 && err == EBADF) return {};
   return system_error(
       err,
-      "the monitor could not borrow descriptors of its process: its filter of system calls (for example, "
+      "the monitor could not borrow descriptors of its process: its filter of system calls (for "
+      "example, "
       "of a container) must allow pidfd_open and pidfd_getfd (Linux 5.6 or newer is needed)");
 }
 
@@ -38,7 +39,8 @@ Napi::Value check_monitor(const Napi::CallbackInfo& info) {
   auto faults = FaultDescriptor::open();
   if (!faults) return throw_in_js(info.Env(), faults.error());
   ::close((*faults)->descriptor());
-  if (auto borrowed = check_borrowing(); !borrowed) return throw_in_js(info.Env(), borrowed.error());
+  if (auto borrowed = check_borrowing(); !borrowed)
+    return throw_in_js(info.Env(), borrowed.error());
   return info.Env().Undefined();
 }
 

@@ -4,7 +4,9 @@ namespace pcow::addon {
 
 namespace {
 
-Error closed(const std::string& path) { return Error(Code::kClosed, path + " is closed: open it again"); }
+Error closed(const std::string& path) {
+  return Error(Code::kClosed, path + " is closed: open it again");
+}
 
 }  // namespace
 

@@ -29,7 +29,9 @@ struct Traffic {
   // those among `reads` that leave pages in the kernel's cache that may become stale
   Counter cached_reads{0};
 
-  static void count(Counter& counter, uint64_t more) { counter.fetch_add(more, std::memory_order_relaxed); }
+  static void count(Counter& counter, uint64_t more) {
+    counter.fetch_add(more, std::memory_order_relaxed);
+  }
 };
 
 class SharedImage : public std::enable_shared_from_this<SharedImage> {

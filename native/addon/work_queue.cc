@@ -47,7 +47,8 @@ void WorkQueue::submit(Lane which, std::unique_ptr<Task> task) {
         lane.wake.notify_one();
         return;
       }
-      if (lane.threads.size() == lane.thread_limit || add_thread(lane) || !lane.threads.empty()) return;
+      if (lane.threads.size() == lane.thread_limit || add_thread(lane) || !lane.threads.empty())
+        return;
       // No thread can be started: the caller runs the task itself.
       task = std::move(lane.waiting.back());
       lane.waiting.pop_back();

@@ -29,23 +29,29 @@ Context* context_of_thread(Context* (*make)()) {
   return context.get();
 }
 
-Error damaged(const char* why) { return Error(Code::kCorrupt, std::string("a compressed piece is damaged: ") + why); }
+Error damaged(const char* why) {
+  return Error(Code::kCorrupt, std::string("a compressed piece is damaged: ") + why);
+}
 
 // Worker thread. Makes one frame, with its content size in the header and without a checksum, as
 // docs/registry.md specifies. The same library and level always give the same bytes.
-Result<size_t> compress(const uint8_t* bytes, size_t length, uint8_t* into, size_t room, int level) {
+Result<size_t> compress(const uint8_t* bytes, size_t length, uint8_t* into, size_t room,
+                        int level) {
   ZSTD_CCtx* context = context_of_thread(&ZSTD_createCCtx);
   if (context == nullptr) return Error(Code::kNoMemory, "no memory to compress a piece");
   const size_t size = ZSTD_compressCCtx(context, into, room, bytes, length, level);
-  if (ZSTD_isError(size)) return Error(Code::kInvalid, std::string("can't compress: ") + ZSTD_getErrorName(size));
+  if (ZSTD_isError(size))
+    return Error(Code::kInvalid, std::string("can't compress: ") + ZSTD_getErrorName(size));
   return size;
 }
 
 // Worker thread. Never writes more than `expected` bytes, whatever the frame says: the library
 // decompresses straight into them, and needs no window of its own.
 Result<size_t> decompress(const uint8_t* bytes, size_t length, uint8_t* into, size_t expected) {
-  if (ZSTD_findFrameCompressedSize(bytes, length) != length) return damaged("it is not one zstd frame");
-  if (ZSTD_getFrameContentSize(bytes, length) != expected) return damaged("it has another size than its index says");
+  if (ZSTD_findFrameCompressedSize(bytes, length) != length)
+    return damaged("it is not one zstd frame");
+  if (ZSTD_getFrameContentSize(bytes, length) != expected)
+    return damaged("it has another size than its index says");
   ZSTD_DCtx* context = context_of_thread(&ZSTD_createDCtx);
   if (context == nullptr) return Error(Code::kNoMemory, "no memory to decompress a piece");
   const size_t size = ZSTD_decompressDCtx(context, into, expected, bytes, length);
@@ -67,22 +73,25 @@ Napi::Value start_zstd(const Napi::CallbackInfo& info, PromiseTask<size_t>::Work
 Napi::Value zstd_compress(const Napi::CallbackInfo& info) {
   auto from = info[0].As<Napi::Uint8Array>();
   auto into = info[1].As<Napi::Uint8Array>();
-  return start_zstd(info,
-                    [bytes = from.Data(), length = from.ByteLength(), out = into.Data(), room = into.ByteLength(),
-                     level = info[2].ToNumber().Int32Value()] { return compress(bytes, length, out, room, level); });
+  return start_zstd(info, [bytes = from.Data(), length = from.ByteLength(), out = into.Data(),
+                           room = into.ByteLength(), level = info[2].ToNumber().Int32Value()] {
+    return compress(bytes, length, out, room, level);
+  });
 }
 
 // `bytes`, `into`: exactly as long as the content of the frame.
 Napi::Value zstd_decompress(const Napi::CallbackInfo& info) {
   auto from = info[0].As<Napi::Uint8Array>();
   auto into = info[1].As<Napi::Uint8Array>();
-  return start_zstd(info, [bytes = from.Data(), length = from.ByteLength(), out = into.Data(),
-                           room = into.ByteLength()] { return decompress(bytes, length, out, room); });
+  return start_zstd(info,
+                    [bytes = from.Data(), length = from.ByteLength(), out = into.Data(),
+                     room = into.ByteLength()] { return decompress(bytes, length, out, room); });
 }
 
 // `length`. Returns the most bytes to which compression can enlarge so many.
 Napi::Value zstd_bound(const Napi::CallbackInfo& info) {
-  return Napi::Number::New(info.Env(), static_cast<double>(ZSTD_compressBound(static_cast<size_t>(bytes_of(info[0])))));
+  return Napi::Number::New(
+      info.Env(), static_cast<double>(ZSTD_compressBound(static_cast<size_t>(bytes_of(info[0])))));
 }
 
 }  // namespace

@@ -46,10 +46,12 @@ Result<std::unique_ptr<FaultDescriptor>> FaultDescriptor::open() {
       return Error(
           Code::kPermission, err,
           "this user may not use userfaultfd: as root, give the right to one of the user's groups, "
-          "\"chgrp kvm /dev/userfaultfd && chmod 660 /dev/userfaultfd\" (Pcow's udev rule 60-pcow.rules does that "
+          "\"chgrp kvm /dev/userfaultfd && chmod 660 /dev/userfaultfd\" (Pcow's udev rule "
+          "60-pcow.rules does that "
           "at each boot), or to every user, \"sysctl vm.unprivileged_userfaultfd=1\"; "
           "a guest of libvirt also needs /dev/userfaultfd in cgroup_device_acl of qemu.conf");
-    return system_error(err, err == ENOSYS ? "this kernel has no userfaultfd" : "cannot make a userfaultfd");
+    return system_error(
+        err, err == ENOSYS ? "this kernel has no userfaultfd" : "cannot make a userfaultfd");
   }
   struct uffdio_api api = {};
   const auto shake_hands = [&](uint64_t features) {
@@ -62,8 +64,9 @@ Result<std::unique_ptr<FaultDescriptor>> FaultDescriptor::open() {
   if (!can_share && !shake_hands(kFeatures)) {
     err = errno;
     close(descriptor);
-    return system_error(
-        err, "this kernel's userfaultfd cannot write-protect or follow mremap (Linux 5.7 or newer is needed)");
+    return system_error(err,
+                        "this kernel's userfaultfd cannot write-protect or follow mremap (Linux "
+                        "5.7 or newer is needed)");
   }
   return std::unique_ptr<FaultDescriptor>(new FaultDescriptor(descriptor, can_share));
 }
@@ -72,7 +75,8 @@ FaultDescriptor::~FaultDescriptor() { close(descriptor_); }
 
 Result<void*> FaultDescriptor::reserve(size_t length, int protection) const {
   const size_t roomy = length + kAlignment;
-  void* found = system_mmap(nullptr, roomy, protection, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void* found =
+      system_mmap(nullptr, roomy, protection, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (found == MAP_FAILED) return system_error(errno, "cannot reserve address space for the image");
   const auto start = reinterpret_cast<uintptr_t>(found);
   const uintptr_t aligned = (start + kAlignment - 1) / kAlignment * kAlignment;
@@ -99,14 +103,16 @@ Result<void> FaultDescriptor::register_range(void* address, size_t length) const
   return {};
 }
 
-Result<char*> FaultDescriptor::map_protected(int memory, uint64_t offset, size_t length, int protection) const {
-  void* found =
-      system_mmap(nullptr, length, protection, MAP_PRIVATE | MAP_NORESERVE, memory, static_cast<off_t>(offset));
+Result<char*> FaultDescriptor::map_protected(int memory, uint64_t offset, size_t length,
+                                             int protection) const {
+  void* found = system_mmap(nullptr, length, protection, MAP_PRIVATE | MAP_NORESERVE, memory,
+                            static_cast<off_t>(offset));
   if (found == MAP_FAILED) return system_error(errno, "cannot map shared memory");
   // Populated before it is registered: a page that is missing after that is an event, for which the
   // kernel would keep this thread waiting.
   Result<void> outcome;
-  if (system_madvise(found, length, MADV_POPULATE_READ) < 0) outcome = system_error(errno, "cannot read shared memory");
+  if (system_madvise(found, length, MADV_POPULATE_READ) < 0)
+    outcome = system_error(errno, "cannot read shared memory");
   if (outcome) outcome = register_range(found, length);
   struct uffdio_writeprotect whole = {};
   whole.range = {reinterpret_cast<uintptr_t>(found), length};

@@ -46,7 +46,8 @@ class FaultDescriptor {
   size_t read(struct uffd_msg* events, size_t count) const;
 
  private:
-  FaultDescriptor(int descriptor, bool can_share) : descriptor_(descriptor), can_share_(can_share) {}
+  FaultDescriptor(int descriptor, bool can_share)
+      : descriptor_(descriptor), can_share_(can_share) {}
   Result<void> register_range(void* address, size_t length) const;
 
   const int descriptor_;

@@ -25,12 +25,15 @@ std::vector<Descriptor> take_descriptors(msghdr* message) {
 }
 
 const char* fault_of(const msghdr& message, size_t length, const Header& header) {
-  if (message.msg_flags & MSG_CTRUNC) return "a message with more descriptors than its kind may have";
+  if (message.msg_flags & MSG_CTRUNC)
+    return "a message with more descriptors than its kind may have";
   if (message.msg_flags & MSG_TRUNC) return "a message that is too long";
   if (length < sizeof(Header)) return "a message shorter than its header";
   if (header.magic != kMagic) return "a message that does not begin with \"PCOW\"";
-  if (header.version != kVersion) return "another version of the protocol: use the monitor of this mount's version";
-  if (header.length != length - sizeof(Header)) return "a message whose length differs from the length in its header";
+  if (header.version != kVersion)
+    return "another version of the protocol: use the monitor of this mount's version";
+  if (header.length != length - sizeof(Header))
+    return "a message whose length differs from the length in its header";
   if (header.zero != 0) return "a message with a nonzero reserved field";
   return nullptr;
 }
@@ -70,8 +73,11 @@ Received receive_packet(int socket, size_t most_descriptors, Packet* packet, std
 }
 
 bool send_packet(int socket, const Packet& packet) {
-  Header header{kMagic, kVersion, packet.kind, packet.id, packet.value, static_cast<uint32_t>(packet.text.size()), 0};
-  iovec parts[] = {{&header, sizeof header}, {const_cast<char*>(packet.text.data()), packet.text.size()}};
+  Header header{kMagic,    kVersion,     packet.kind,
+                packet.id, packet.value, static_cast<uint32_t>(packet.text.size()),
+                0};
+  iovec parts[] = {{&header, sizeof header},
+                   {const_cast<char*>(packet.text.data()), packet.text.size()}};
   msghdr message{};
   message.msg_iov = parts;
   message.msg_iovlen = 2;

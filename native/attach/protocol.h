@@ -15,20 +15,21 @@
 //   kDone or kFailed ──────────────────────▶
 //   when nothing of a writable image is mapped any more, and the monitor has closed it:
 //   kRelease ──────────────────────────────▶
-//                                          ◀─ kReleased, when the mount has taken the image back. The
+//                                          ◀─ kReleased, when the mount has taken the image back.
+//                                          The
 //                                             monitor answers requests that arrive in between by
-//                                             kFailed with ESHUTDOWN. Then it closes the connection,
-//                                             and munmap(2) returns
+//                                             kFailed with ESHUTDOWN. Then it closes the
+//                                             connection, and munmap(2) returns
 //   after the mount died, to its successor:
 //   kResume  (descriptor of the image) ────▶
 //                                          ◀─ kAttached without descriptors, or kRefused
-//   when the image's chain needs a base that was not handed over (for example, because a base of the
-//   image has another base now):
-//   kWant ─────────────────────────────────▶
+//   when the image's chain needs a base that was not handed over (for example, because a base of
+//   the image has another base now): kWant ─────────────────────────────────▶
 //                                          ◀─ kBases (descriptors: the bases as they are now; text:
 //                                             their paths), which is a request
 //   when the mount has a clean store (segment.h), and the image stands on a base:
-//                                          ◀─ kStore (text: the size of the base's layer), a request
+//                                          ◀─ kStore (text: the size of the base's layer), a
+//                                          request
 //                                             that older monitors fail
 //   kWantShared (slices that it needs) ────▶
 //                                          ◀─ kShared (descriptor of the segment, the first time),
@@ -39,10 +40,10 @@
 // The value of kAttached says whether the mount knows kWant, so that a monitor and a mount of
 // different versions work together.
 //
-// A snapshot is kPrepare, kCut, kCommit, kFinish. Between kCut and kCommit the memory is frozen. For
-// a cut across several images, the mount sends kCommit only when every kCut has been answered. If the
-// connection ends in between, the monitor aborts. A connection that ends without kRelease means that
-// the process has died, or the mount.
+// A snapshot is kPrepare, kCut, kCommit, kFinish. Between kCut and kCommit the memory is frozen.
+// For a cut across several images, the mount sends kCommit only when every kCut has been answered.
+// If the connection ends in between, the monitor aborts. A connection that ends without kRelease
+// means that the process has died, or the mount.
 #pragma once
 
 #include <cstdint>

@@ -1,6 +1,6 @@
 // A segment of the clean store (store/clean_store.h): shared memory with 64 MiB of what a frozen
-// layer reads as. The mount fills it, slice by slice; monitors map the slices that are filled. After
-// the content there is one page with a bit for each filled slice.
+// layer reads as. The mount fills it, slice by slice; monitors map the slices that are filled.
+// After the content there is one page with a bit for each filled slice.
 //
 // A slice that is filled never changes. A slice that is not filled must not be touched through a
 // mapping: the kernel would put a page of zeros there, for everybody.
@@ -27,7 +27,8 @@ inline bool is_filled(const Filled& filled, uint64_t slice) {
 }
 
 // Nobody who gets a descriptor can change the content or the length, whatever the descriptor is
-// opened again for. The mount writes through a mapping that is older than the seals. memfd_create(2)
+// opened again for. The mount writes through a mapping that is older than the seals.
+// memfd_create(2)
 inline constexpr int kSeals = F_SEAL_FUTURE_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL;
 
 }  // namespace pcow::segment

@@ -9,9 +9,11 @@
 
 namespace pcow {
 
-inline void* system_mmap(void* address, size_t length, int protection, int flags, int descriptor, off_t offset) {
+inline void* system_mmap(void* address, size_t length, int protection, int flags, int descriptor,
+                         off_t offset) {
   // The wrapper of syscall(2) sets errno and returns -1, which is MAP_FAILED.
-  return reinterpret_cast<void*>(syscall(SYS_mmap, address, length, protection, flags, descriptor, offset));
+  return reinterpret_cast<void*>(
+      syscall(SYS_mmap, address, length, protection, flags, descriptor, offset));
 }
 
 inline int system_munmap(void* address, size_t length) {

@@ -10,7 +10,8 @@
 
 namespace pcow {
 
-// Stable codes: the addon hands them to JavaScript as "PCOW_" names (code_name), so they are never renamed.
+// Stable codes: the addon hands them to JavaScript as "PCOW_" names (code_name), so they are never
+// renamed.
 enum class Code {
   kInvalid,
   kExists,

@@ -8,23 +8,28 @@ namespace pcow {
 enum class Rule {
   kNone,
   // Opening.
-  kSyncAtOpening,    // what a killed writer left is on the disk before anything is punched or a slot written
+  // What a killed writer left is on the disk before anything is punched or a slot written.
+  kSyncAtOpening,
   kDropUndurable,    // after a host crash, what was written but not durable does not count
   kHideUnsealed,     // … nor does a snapshot that had not returned
   kPunchAtOpening,   // after an unclean end, all free space is punched
   kMarkBeforeWrite,  // the open mark is on the disk before anything else is changed
   // Writing.
-  kDataBeforeEntry,           // the data is written before the entry is stored
-  kDurableAfterSync,          // … which says `durable` only after a sync
-  kZerosBeforeEntry,          // zeros that an entry promises are on the disk before it names their block
-  kTableSpaceBeforeStore,     // a table's page has disk space before it is stored to
-  kDataSpaceBeforeMapping,    // a block has disk space before it is mapped
-  kFileReachesBeforeUse,      // the file reaches to the end of a block before it is used
-  kFreeingBeforePunch,        // a freeing is on the disk before the block is punched out
-  kFreeingBeforeReuse,        // … and before the block is used again
-  kHoleBeforeReuse,           // … and so is the hole
-  kHoldReleasesDuringMerges,  // what a merge's heir releases is not used again before the merge is over
-  kChecksumsGoneBeforeHeir,  // a layer's checksums of blocks that its heir takes over are gone before the heir can write there
+  kDataBeforeEntry,   // the data is written before the entry is stored
+  kDurableAfterSync,  // … which says `durable` only after a sync
+  // Zeros that an entry promises are on the disk before it names their block.
+  kZerosBeforeEntry,
+  kTableSpaceBeforeStore,   // a table's page has disk space before it is stored to
+  kDataSpaceBeforeMapping,  // a block has disk space before it is mapped
+  kFileReachesBeforeUse,    // the file reaches to the end of a block before it is used
+  kFreeingBeforePunch,      // a freeing is on the disk before the block is punched out
+  kFreeingBeforeReuse,      // … and before the block is used again
+  kHoleBeforeReuse,         // … and so is the hole
+  // What a merge's heir releases is not used again before the merge is over.
+  kHoldReleasesDuringMerges,
+  // A layer's checksums of blocks that its heir takes over are gone before the heir can write
+  // there.
+  kChecksumsGoneBeforeHeir,
   kHeirBeforeHandingOver,  // what an heir has taken is durable before the parent loses it
   kMergeNearestFirst,      // nothing is merged into a layer that will be merged away itself
   // Syncing.
@@ -32,23 +37,27 @@ enum class Rule {
   kNotedBitsOnly,        // only bits that were noted before that sync become durable
   kDurableBeforeReturn,  // `durable` bits are on the disk before a sync returns
   // On persistent memory, where what is written and stored is durable at once.
-  kCopyFencedBeforeEntry,  // data is copied and fenced before the entry is stored; a layer directory, before its superblock
-  kEntryFlushed,           // an entry is flushed after it is stored
+  // Data is copied and fenced before the entry is stored; a layer directory, before its superblock.
+  kCopyFencedBeforeEntry,
+  kEntryFlushed,             // an entry is flushed after it is stored
   kEntryFencedBeforeReturn,  // … and fenced before the operation returns
-  kLengthBeforeUse,          // the file reaches to the end of a block durably before an entry names the block
-  kHolesBeforeReturn,        // a sync makes holes durable, too: nothing else does
-  kMappedBeforeReturn,       // … and what others have stored through mappings of blocks
+  // The file reaches to the end of a block durably before an entry names the block.
+  kLengthBeforeUse,
+  kHolesBeforeReturn,   // a sync makes holes durable, too: nothing else does
+  kMappedBeforeReturn,  // … and what others have stored through mappings of blocks
   // Changing the structure.
-  kDirectoryBeforeSuperblock,    // a layer directory is on the disk before the superblock that names it
+  // A layer directory is on the disk before the superblock that names it.
+  kDirectoryBeforeSuperblock,
   kChecksumsBeforeSuperblock,    // a layer's checksums are, too
   kLongerTableBeforeSuperblock,  // the entries of a longer table are, too
   kHeirBeforeSuperblock,         // what an heir has taken is, too
-  kTakenInBeforeSuperblock,  // what a root has taken in from its base is, before the superblock that names another base
-  kSuperblockBeforeReturn,   // the superblock is on the disk before a change returns
-  kOtherSlot,                // the superblock that counts is never overwritten
-  kDurableBeforeSeal,        // a frozen layer is on the disk before the superblock that seals it
-  kSealedBeforeNamed,        // a frozen layer is sealed before another image names it as its base
-  kSealBeforeReturn,         // the seal is on the disk before a snapshot returns
+  // What a root has taken in from its base is, before the superblock that names another base.
+  kTakenInBeforeSuperblock,
+  kSuperblockBeforeReturn,  // the superblock is on the disk before a change returns
+  kOtherSlot,               // the superblock that counts is never overwritten
+  kDurableBeforeSeal,       // a frozen layer is on the disk before the superblock that seals it
+  kSealedBeforeNamed,       // a frozen layer is sealed before another image names it as its base
+  kSealBeforeReturn,        // the seal is on the disk before a snapshot returns
   // Names.
   kFileBeforeName,    // a file is on the disk before it gets its name
   kNameBeforeReturn,  // giving or removing a name is durable before the call returns

@@ -25,7 +25,8 @@ namespace {
 std::string& directory = *new std::string;
 std::string& socket_path = *new std::string;
 std::shared_ptr<AttachServer>& server = *new std::shared_ptr<AttachServer>;
-std::vector<int>& files = *new std::vector<int>;  // what a peer may send: an image, a pipe, a socket, a directory
+// What a peer may send: an image, a pipe, a socket, a directory.
+std::vector<int>& files = *new std::vector<int>;
 
 // Acts as the mount's JavaScript: each peer that asks to attach gets the image, and each peer that
 // has attached gets a request.
@@ -97,7 +98,8 @@ void honest_monitor() {
   }
   protocol::Packet answer;
   std::string reason;
-  if (protocol::receive_packet(made, protocol::kMaxDescriptors, &answer, &reason) != protocol::Received::kPacket ||
+  if (protocol::receive_packet(made, protocol::kMaxDescriptors, &answer, &reason) !=
+          protocol::Received::kPacket ||
       answer.kind != protocol::Kind::kAttached || answer.descriptors.size() != 1)
     abort();
   close(made);
@@ -136,7 +138,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     pollfd ready = {peer, POLLIN, 0};
     protocol::Packet heard;
     std::string reason;
-    if (poll(&ready, 1, 20) == 1) (void)protocol::receive_packet(peer, protocol::kMaxDescriptors, &heard, &reason);
+    if (poll(&ready, 1, 20) == 1)
+      (void)protocol::receive_packet(peer, protocol::kMaxDescriptors, &heard, &reason);
   }
   for (const int peer : peers) close(peer);
   honest_monitor();

@@ -72,7 +72,9 @@ void walk(const std::string& path) {
   for (const LayerRef& layer : info.chain)
     if (layer.path.compare(0, directory().size(), directory()) != 0) abort();
   read_ends(**image, nullptr);
-  if (const auto report = (*image)->scrub(nullptr); report && report->findings.size() > kListedFindings) abort();
+  if (const auto report = (*image)->scrub(nullptr);
+      report && report->findings.size() > kListedFindings)
+    abort();
   auto snapshots = (*image)->snapshots(true);
   if (!snapshots) return;
   for (const SnapshotInfo& snapshot : *snapshots)
@@ -122,7 +124,8 @@ void change(const std::string& path) {
 
 }  // namespace
 
-extern "C" size_t LLVMFuzzerCustomMutator(uint8_t* data, size_t size, size_t max_size, unsigned int seed) {
+extern "C" size_t LLVMFuzzerCustomMutator(uint8_t* data, size_t size, size_t max_size,
+                                          unsigned int seed) {
   // Most of an image is zeros, and its structures are in the first pages, so most mutations go
   // there.
   const size_t page = seed / 8 % 16 * kPage;

@@ -33,7 +33,8 @@ void make_image() {
   if (files.empty()) {
     int pipes[2];
     if (pipe(pipes) < 0) abort();
-    files = {image, pipes[0], open("/dev/null", O_RDWR | O_CLOEXEC), open(directory.c_str(), O_RDONLY | O_CLOEXEC)};
+    files = {image, pipes[0], open("/dev/null", O_RDWR | O_CLOEXEC),
+             open(directory.c_str(), O_RDONLY | O_CLOEXEC)};
   } else {
     files[0] = image;
   }
@@ -75,14 +76,17 @@ extern "C" int LLVMFuzzerInitialize(int*, char***) {
   address.sun_family = AF_UNIX;
   memcpy(address.sun_path, socket_path.data(), socket_path.size());
   listener = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
-  if (bind(listener, reinterpret_cast<sockaddr*>(&address), sizeof address) < 0 || listen(listener, 8) < 0) abort();
+  if (bind(listener, reinterpret_cast<sockaddr*>(&address), sizeof address) < 0 ||
+      listen(listener, 8) < 0)
+    abort();
   return 0;
 }
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   make_image();
   // Closes connections that the monitor made again after the last input.
-  for (pollfd come = {listener, POLLIN, 0}; poll(&come, 1, 0) == 1;) close(accept(listener, nullptr, nullptr));
+  for (pollfd come = {listener, POLLIN, 0}; poll(&come, 1, 0) == 1;)
+    close(accept(listener, nullptr, nullptr));
   Input input(data, size);
   const bool write = input.byte() % 2;
   std::thread mount(serve, input);

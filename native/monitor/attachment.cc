@@ -57,7 +57,8 @@ Result<Descriptor> connect_to(const std::string& path, int patience_ms) {
 }
 
 // Sends a request that carries one descriptor.
-Result<void> send_request(int socket, Kind kind, uint32_t value, const std::string& text, int descriptor) {
+Result<void> send_request(int socket, Kind kind, uint32_t value, const std::string& text,
+                          int descriptor) {
   Packet request;
   request.kind = kind;
   request.value = value;
@@ -71,20 +72,25 @@ Result<void> send_request(int socket, Kind kind, uint32_t value, const std::stri
 // Waits for the answer, unless `stop` becomes readable first: a silent mount must not keep a
 // process from exiting.
 Result<Packet> receive_answer(int socket, int stop, int patience_ms) {
-  if (!await_packet(socket, stop, patience_ms)) return Error(Code::kIo, ETIMEDOUT, "the mount does not answer");
+  if (!await_packet(socket, stop, patience_ms))
+    return Error(Code::kIo, ETIMEDOUT, "the mount does not answer");
   Packet answer;
   std::string reason;
-  const Received received = protocol::receive_packet(socket, protocol::kMaxDescriptors, &answer, &reason);
+  const Received received =
+      protocol::receive_packet(socket, protocol::kMaxDescriptors, &answer, &reason);
   if (received == Received::kEnd || received == Received::kNothing)
-    return Error(Code::kIo, EPROTO, "the mount ended before it answered: mount the image's directory again");
-  if (received != Received::kPacket) return Error(Code::kIo, EPROTO, "the mount answered with " + reason);
+    return Error(Code::kIo, EPROTO,
+                 "the mount ended before it answered: mount the image's directory again");
+  if (received != Received::kPacket)
+    return Error(Code::kIo, EPROTO, "the mount answered with " + reason);
   if (answer.kind == Kind::kRefused) {
     const bool is_errno = answer.value > 0 && answer.value < 4096;
     Error refused = system_error(is_errno ? static_cast<int>(answer.value) : EPROTO, "");
     refused.message = answer.text;
     return refused;
   }
-  if (answer.kind != Kind::kAttached) return Error(Code::kIo, EPROTO, "the mount sent an unexpected answer");
+  if (answer.kind != Kind::kAttached)
+    return Error(Code::kIo, EPROTO, "the mount sent an unexpected answer");
   return answer;
 }
 
@@ -125,8 +131,10 @@ Packet failed(const Packet& request, const Error& error) {
 
 }  // namespace
 
-Result<std::shared_ptr<Attachment>> Attachment::attach(const std::string& socket_path, int flat_file, bool write,
-                                                       const Session::Limits& limits, const Patience& patience) {
+Result<std::shared_ptr<Attachment>> Attachment::attach(const std::string& socket_path,
+                                                       int flat_file, bool write,
+                                                       const Session::Limits& limits,
+                                                       const Patience& patience) {
   auto socket = connect_to(socket_path, patience.answer_ms);
   if (!socket) return socket.error();
   PCOW_TRY(send_request(socket->number(), Kind::kAttach, write ? 1 : 0, "", flat_file));
@@ -152,7 +160,8 @@ Result<std::shared_ptr<Attachment>> Attachment::attach(const std::string& socket
   attachment->may_want_ = answer->value == protocol::kMayWant;
   attachment->session_->tell_of_missing_bases(attachment->want_);
   log_detail("attached " + options.given.front().path + (write ? " for writing" : " for reading"));
-  PCOW_TRY(attachment->control_.start("pcow-control", [serving = attachment.get()] { serving->serve_mount(); }));
+  PCOW_TRY(attachment->control_.start("pcow-control",
+                                      [serving = attachment.get()] { serving->serve_mount(); }));
   return attachment;
 }
 
@@ -168,18 +177,24 @@ void Attachment::serve_mount() {
     // While the mount cannot be asked, `want_` stays readable.
     const int want = socket_ && may_want_ ? want_ : -1;
     const int shared = socket_ ? shared_ : -1;
-    struct pollfd ready[] = {{stop_, POLLIN, 0}, {socket_.number(), POLLIN, 0}, {want, POLLIN, 0}, {shared, POLLIN, 0}};
-    const int count = poll(ready, 4, !socket_ ? kReconnectMs : session_->is_cut() ? patience_.cut_ms : -1);
+    struct pollfd ready[] = {
+        {stop_, POLLIN, 0}, {socket_.number(), POLLIN, 0}, {want, POLLIN, 0}, {shared, POLLIN, 0}};
+    const int count = poll(ready, 4,
+                           !socket_             ? kReconnectMs
+                           : session_->is_cut() ? patience_.cut_ms
+                                                : -1);
     if (ready[0].revents) break;
     if (!socket_) {
-      if (session_->writable() && resume()) log_detail(socket_path_ + ": attached to the next mount");
+      if (session_->writable() && resume())
+        log_detail(socket_path_ + ": attached to the next mount");
       continue;
     }
     if (ready[2].revents && ask_for_bases()) continue;
     if (ready[3].revents && ask_for_shared()) continue;
     Packet request;
     std::string reason;
-    Received received = protocol::receive_packet(socket_.number(), protocol::kMaxDescriptors, &request, &reason);
+    Received received =
+        protocol::receive_packet(socket_.number(), protocol::kMaxDescriptors, &request, &reason);
     if (received == Received::kNothing) {
       if (count != 0) continue;
       reason = "it left the memory frozen for too long";
@@ -192,11 +207,13 @@ void Attachment::serve_mount() {
       reason = "a request with unexpected descriptors";
     }
     if (received == Received::kPacket && request.kind == Kind::kShared) {
-      session_->take_shared(request.value,
-                            request.descriptors.empty() ? Descriptor() : std::move(request.descriptors[0]));
+      session_->take_shared(request.value, request.descriptors.empty()
+                                               ? Descriptor()
+                                               : std::move(request.descriptors[0]));
       continue;
     }
-    if (received == Received::kPacket && protocol::send_packet(socket_.number(), answer(request))) continue;
+    if (received == Received::kPacket && protocol::send_packet(socket_.number(), answer(request)))
+      continue;
     // The mount is gone, or violates the protocol. A snapshot that it has not committed has not
     // happened, and the guest continues.
     session_->abort();
@@ -238,7 +255,8 @@ bool Attachment::ask_for_shared() {
 bool Attachment::resume() {
   auto socket = connect_to(socket_path_, kReconnectMs);
   if (!socket) return false;
-  auto sent = send_request(socket->number(), Kind::kResume, 1, uuid_, session_->image().descriptor());
+  auto sent =
+      send_request(socket->number(), Kind::kResume, 1, uuid_, session_->image().descriptor());
   auto answer = sent ? receive_answer(socket->number(), stop_, patience_.answer_ms) : sent.error();
   if (!answer) {
     log_detail(socket_path_ + ": " + answer.error().message);
@@ -268,9 +286,12 @@ Packet Attachment::answer(const Packet& request) {
       auto files = files_of(request);
       return outcome(files ? session_->give_bases(*files) : files.error());
     }
-    case Kind::kStore: return outcome(session_->offer_store(strtoull(request.text.c_str(), nullptr, 10), shared_));
+    case Kind::kStore:
+      return outcome(session_->offer_store(strtoull(request.text.c_str(), nullptr, 10), shared_));
     case Kind::kStatus: return done(request, session_->statistics().json());
-    default: return failed(request, Error(Code::kInvalid, "this version of the monitor does not know the request"));
+    default:
+      return failed(request,
+                    Error(Code::kInvalid, "this version of the monitor does not know the request"));
   }
 }
 
@@ -294,7 +315,8 @@ void Attachment::release() {
   while (await_packet(socket_.number(), -1, patience_.answer_ms)) {
     Packet said;
     std::string reason;
-    if (protocol::receive_packet(socket_.number(), protocol::kMaxDescriptors, &said, &reason) != Received::kPacket)
+    if (protocol::receive_packet(socket_.number(), protocol::kMaxDescriptors, &said, &reason) !=
+        Received::kPacket)
       return;
     if (said.kind == Kind::kReleased || said.kind == Kind::kRefused) return;
     // A request that crossed kRelease: the mount does the work itself when it has the image again.

@@ -25,8 +25,9 @@ class Attachment {
   // Shows the open flat file to the mount behind `socket_path`, and takes its image over. Any
   // thread of the monitor. Fails with the mount's refusal (kBusy and others), or with the reason
   // why the mount could not be asked.
-  static Result<std::shared_ptr<Attachment>> attach(const std::string& socket_path, int flat_file, bool write,
-                                                    const Session::Limits& limits, const Patience& patience = {});
+  static Result<std::shared_ptr<Attachment>> attach(const std::string& socket_path, int flat_file,
+                                                    bool write, const Session::Limits& limits,
+                                                    const Patience& patience = {});
   // Call detach() first. Nothing may be mapped.
   ~Attachment();
   Attachment(const Attachment&) = delete;

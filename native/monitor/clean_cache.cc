@@ -12,8 +12,9 @@ constexpr uint64_t kLargestUnit = 65536;
 
 }  // namespace
 
-CleanCache::CleanCache(Image* image, FaultDescriptor* faults, const RegionGeometry& geometry, const Regions& regions,
-                       uint64_t budget, bool writable, Statistics* statistics)
+CleanCache::CleanCache(Image* image, FaultDescriptor* faults, const RegionGeometry& geometry,
+                       const Regions& regions, uint64_t budget, bool writable,
+                       Statistics* statistics)
     : image_(image),
       faults_(faults),
       geometry_(geometry),
@@ -33,10 +34,13 @@ Result<void> CleanCache::serve(Region* region, uint64_t offset, uint64_t limit) 
 // push other copies out: a copy that was just made might be dropped before its reader runs again.
 uint64_t CleanCache::ahead(Region* region, uint64_t offset, uint64_t limit) const {
   const uint64_t start = std::min((offset / unit_ + 1) * unit_, region->end());
-  const uint64_t end = std::max(start, std::min({start + region->readers().ahead(offset), region->end(), limit}));
+  const uint64_t end =
+      std::max(start, std::min({start + region->readers().ahead(offset), region->end(), limit}));
   uint64_t at = start;
   const auto fits = [&] { return has_room_for((at - offset) + unit_); };
-  const auto is_there = [&] { return region->is_mapped(at) || region->is_clean(at) || region->is_shared(at); };
+  const auto is_there = [&] {
+    return region->is_mapped(at) || region->is_clean(at) || region->is_shared(at);
+  };
   while (at < end && !is_there() && fits()) at = std::min(end, at + unit_);
   region->readers().served_to(at);
   return at - start;
@@ -70,7 +74,8 @@ Result<void> CleanCache::copy(Region* region, uint64_t offset, uint64_t ahead) {
 Result<void> CleanCache::put(Region* region, uint64_t low, uint64_t high) {
   const uint64_t sub = geometry_.sub_block_size();
   const auto wanted = [&](uint64_t at) {
-    return !region->is_mapped(at) && !region->is_shared(at) && (!writable_ || image_->file_offset(at) == 0);
+    return !region->is_mapped(at) && !region->is_shared(at) &&
+           (!writable_ || image_->file_offset(at) == 0);
   };
   const auto next = [&](uint64_t at) { return std::min(high, at / sub * sub + sub); };
   for (uint64_t at = low; at < high;) {
@@ -94,10 +99,12 @@ Result<void> CleanCache::put(Region* region, uint64_t low, uint64_t high) {
 // runs again, endlessly.
 void CleanCache::serve_around(Region* region, uint64_t offset) {
   const uint64_t group = offset / (unit_ * kGroup) * (unit_ * kGroup);
-  for (uint64_t at = std::max(group, region->offset()); at < std::min(group + unit_ * kGroup, region->end());
-       at = (at / unit_ + 1) * unit_) {
+  for (uint64_t at = std::max(group, region->offset());
+       at < std::min(group + unit_ * kGroup, region->end()); at = (at / unit_ + 1) * unit_) {
     if (!has_room_for(unit_) || faults_->is_awaited()) return;
-    if (!region->was_in_use(at) || region->is_mapped(at) || region->is_clean(at) || region->is_shared(at)) continue;
+    if (!region->was_in_use(at) || region->is_mapped(at) || region->is_clean(at) ||
+        region->is_shared(at))
+      continue;
     if (!copy(region, at, 0)) return;  // an access to it will fault, and report the error
   }
 }
@@ -119,7 +126,8 @@ void CleanCache::drop(Region* region, uint64_t from, uint64_t to) {
 
 void CleanCache::drop_elsewhere(const Region* region, uint64_t from, uint64_t to) {
   for (const auto& other : regions_)
-    if (other.get() != region) drop(other.get(), std::max(from, other->offset()), std::min(to, other->end()));
+    if (other.get() != region)
+      drop(other.get(), std::max(from, other->offset()), std::min(to, other->end()));
 }
 
 void CleanCache::forget(Region* region, uint64_t offset) {
@@ -129,8 +137,9 @@ void CleanCache::forget(Region* region, uint64_t offset) {
 }
 
 void CleanCache::forget_units(const Region* region, uint64_t from, uint64_t to) {
-  std::erase_if(units_,
-                [&](const Unit& unit) { return unit.region == region && unit.offset >= from && unit.offset < to; });
+  std::erase_if(units_, [&](const Unit& unit) {
+    return unit.region == region && unit.offset >= from && unit.offset < to;
+  });
 }
 
 void CleanCache::keep_budget() {
@@ -149,7 +158,8 @@ void CleanCache::count(int64_t bytes) {
 }
 
 bool CleanCache::has_room_for(uint64_t bytes) const {
-  return of_process_.load(std::memory_order_relaxed) + static_cast<int64_t>(bytes) <= static_cast<int64_t>(budget_);
+  return of_process_.load(std::memory_order_relaxed) + static_cast<int64_t>(bytes) <=
+         static_cast<int64_t>(budget_);
 }
 
 }  // namespace pcow

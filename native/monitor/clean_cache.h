@@ -21,8 +21,8 @@ namespace pcow {
 class CleanCache {
  public:
   // `budget`: bytes, for all sessions of this process together. `regions`: of the session.
-  CleanCache(Image* image, FaultDescriptor* faults, const RegionGeometry& geometry, const Regions& regions,
-             uint64_t budget, bool writable, Statistics* statistics);
+  CleanCache(Image* image, FaultDescriptor* faults, const RegionGeometry& geometry,
+             const Regions& regions, uint64_t budget, bool writable, Statistics* statistics);
 
   // Copies the unit at `offset`, and what follows it for a sequential reader, up to `limit`. Wakes
   // the threads that wait for it.
@@ -39,7 +39,9 @@ class CleanCache {
   // The mappings of bytes [from, to) of the region, whole chunks, were taken down.
   // forget_sub_blocks() follows with the number of clean copies among them.
   void forget_units(const Region* region, uint64_t from, uint64_t to);
-  void forget_sub_blocks(uint64_t sub_blocks) { count(-static_cast<int64_t>(sub_blocks * geometry_.sub_block_size())); }
+  void forget_sub_blocks(uint64_t sub_blocks) {
+    count(-static_cast<int64_t>(sub_blocks * geometry_.sub_block_size()));
+  }
 
  private:
   uint64_t ahead(Region* region, uint64_t offset, uint64_t limit) const;

@@ -34,7 +34,8 @@ constexpr uint64_t kReadStep = uint64_t{128} << 10;
 #define SYS_cachestat 451  // of <asm/unistd.h> since Linux 6.5, the same number everywhere
 #endif
 
-// Whether the file is in a filesystem that keeps its files in memory: their pages are never dropped.
+// Whether the file is in a filesystem that keeps its files in memory: their pages are never
+// dropped.
 bool is_in_memory(int descriptor) {
   struct statfs type;
   return fstatfs(descriptor, &type) < 0 || type.f_type == TMPFS_MAGIC;
@@ -43,7 +44,10 @@ bool is_in_memory(int descriptor) {
 }  // namespace
 
 Demotion::Demotion(const Image* image, bool useful, bool always, Statistics* statistics)
-    : image_(image), always_(always), statistics_(statistics), usable_(useful && kernel_can_tell()) {}
+    : image_(image),
+      always_(always),
+      statistics_(statistics),
+      usable_(useful && kernel_can_tell()) {}
 
 bool Demotion::kernel_can_tell() const {
   Pages pages;
@@ -68,7 +72,9 @@ bool Demotion::ask(uint64_t from, uint64_t to, Pages* pages) const {
 void Demotion::find_dirty(uint64_t first, uint64_t end, std::vector<uint64_t>* dirty) const {
   Pages pages;
   if (first >= end || dirty->size() > kMostDirtyWindows) return;
-  if (!ask(first * kWindow, end * kWindow, &pages) || (always_ ? pages.cached == 0 : pages.dirty < kManyPages)) return;
+  if (!ask(first * kWindow, end * kWindow, &pages) ||
+      (always_ ? pages.cached == 0 : pages.dirty < kManyPages))
+    return;
   if (end - first == 1) {
     dirty->push_back(first);
     return;
@@ -111,12 +117,15 @@ void Demotion::note(std::vector<uint64_t> dirty) {
   const std::vector<uint64_t> before = std::exchange(dirty_before_, std::move(dirty));
   if (dirty_before_.size() > kMostDirtyWindows && !always_) return;
   for (const uint64_t number : dirty_before_) {
-    const auto was_dirty = [&](uint64_t window) { return std::binary_search(before.begin(), before.end(), window); };
+    const auto was_dirty = [&](uint64_t window) {
+      return std::binary_search(before.begin(), before.end(), window);
+    };
     const bool follows = was_dirty(number) || (number > 0 && was_dirty(number - 1));
     Window& window = windows_[number];
     window.points += follows ? 1 : rightly_demoted_ < kRightlyDemoted ? kPoints : kWanted;
     if (window.points < kWanted && !always_) continue;
-    if (std::find(wanted_.begin(), wanted_.end(), number) == wanted_.end()) wanted_.push_back(number);
+    if (std::find(wanted_.begin(), wanted_.end(), number) == wanted_.end())
+      wanted_.push_back(number);
   }
 }
 
@@ -126,14 +135,16 @@ void Demotion::note(std::vector<uint64_t> dirty) {
 void Demotion::sample_demoted() {
   auto at = windows_.lower_bound(next_sample_);
   int samples = 0;
-  for (size_t seen = 0; seen < std::min<size_t>(windows_.size(), 4 * kSamples) && samples < kSamples; seen++, ++at) {
+  for (size_t seen = 0;
+       seen < std::min<size_t>(windows_.size(), 4 * kSamples) && samples < kSamples; seen++, ++at) {
     if (at == windows_.end()) at = windows_.begin();
     auto& [number, window] = *at;
     next_sample_ = number + 1;
     if (!window.small) continue;
     samples++;
     Pages pages;
-    if (!ask(number * kWindow, (number + 1) * kWindow, &pages) || pages.dirty < kPagesOfWindow / 2) continue;
+    if (!ask(number * kWindow, (number + 1) * kWindow, &pages) || pages.dirty < kPagesOfWindow / 2)
+      continue;
     window.small = false;
     if (window.demotions < kUnsuccessful) continue;
     window.demotions = 0;
@@ -154,12 +165,14 @@ void Demotion::demote(uint64_t window) {
   const int file = image_->descriptor();
   const uint64_t from = window * kWindow;
   // Both are advice to the kernel: a failure changes nothing.
-  (void)posix_fadvise(file, static_cast<off_t>(from), static_cast<off_t>(kWindow), POSIX_FADV_DONTNEED);
+  (void)posix_fadvise(file, static_cast<off_t>(from), static_cast<off_t>(kWindow),
+                      POSIX_FADV_DONTNEED);
   Pages left;
   const bool known = ask(from, from + kWindow, &left);
   // What is read because of this advice comes in single pages, whatever the size of the range.
   for (uint64_t at = from; at < from + kWindow; at += kReadStep)
-    (void)posix_fadvise(file, static_cast<off_t>(at), static_cast<off_t>(kReadStep), POSIX_FADV_WILLNEED);
+    (void)posix_fadvise(file, static_cast<off_t>(at), static_cast<off_t>(kReadStep),
+                        POSIX_FADV_WILLNEED);
   const std::lock_guard lock(mutex_);
   Window& state = windows_[window];
   state.points = 0;

@@ -35,8 +35,8 @@ class Demotion {
  public:
   static constexpr uint64_t kWindow = kLargestRun;  // bytes
 
-  // `useful`: stores into the image go through the page cache. `always` (tests): every window with a
-  // page in the cache is wanted at every sync.
+  // `useful`: stores into the image go through the page cache. `always` (tests): every window with
+  // a page in the cache is wanted at every sync.
   Demotion(const Image* image, bool useful, bool always, Statistics* statistics);
 
   bool is_usable() const { return usable_; }

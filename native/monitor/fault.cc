@@ -15,8 +15,9 @@ constexpr uint64_t kSmallestUnit = 65536;
 
 }  // namespace
 
-FaultServer::FaultServer(Image* image, FaultDescriptor* faults, const RegionGeometry& geometry, const Regions& regions,
-                         CleanCache* clean, Mapper* mapper, SharedBase* shared, SharingQueue* sharing, Stalls* stalls,
+FaultServer::FaultServer(Image* image, FaultDescriptor* faults, const RegionGeometry& geometry,
+                         const Regions& regions, CleanCache* clean, Mapper* mapper,
+                         SharedBase* shared, SharingQueue* sharing, Stalls* stalls,
                          Statistics* statistics, bool writable)
     : image_(image),
       faults_(faults),
@@ -36,14 +37,16 @@ bool FaultServer::serve(const Fault& fault) {
   // region unmapped: only wake the thread.
   const uint64_t offset = region ? region->offset_of(fault.address) : 0;
   if (region && fault.alone && region->is_shared(offset))
-    statistics_->faults[static_cast<size_t>(FaultKind::kSharing)].add(monotonic_ns() - fault.since_ns);
+    statistics_->faults[static_cast<size_t>(FaultKind::kSharing)].add(monotonic_ns() -
+                                                                      fault.since_ns);
   if (!region || region->is_mapped(offset) || (!fault.write && region->is_shared(offset))) {
     faults_->wake(fault.address, 4096);
     return true;
   }
   busy_ = fault.since_ns < served_ns_ + kBusyNs;
   FaultKind kind = FaultKind::kMapping;
-  const auto served = fault.write ? serve_write(region, offset, &kind) : serve_read(region, offset, fault, &kind);
+  const auto served =
+      fault.write ? serve_write(region, offset, &kind) : serve_read(region, offset, fault, &kind);
   if (!served && !fail(region, offset, served.error())) return false;
   served_ns_ = monotonic_ns();
   if (kind == FaultKind::kSharing) return true;
@@ -53,8 +56,8 @@ bool FaultServer::serve(const Fault& fault) {
 }
 
 Region* FaultServer::region_at(const char* address) const {
-  const auto found =
-      std::find_if(regions_.begin(), regions_.end(), [&](const auto& region) { return region->contains(address); });
+  const auto found = std::find_if(regions_.begin(), regions_.end(),
+                                  [&](const auto& region) { return region->contains(address); });
   return found == regions_.end() ? nullptr : found->get();
 }
 
@@ -63,7 +66,8 @@ Result<void> FaultServer::serve_write(Region* region, uint64_t offset, FaultKind
   // Pages that were mapped before a snapshot are likely to be used again. While the guest mostly
   // waits for faults, such blocks are copied whole, in one fault each. Later, a scattered write
   // takes no more disk space than it needs.
-  const FaultHint hint = {.ahead = region->writers().ahead(offset), .whole_block = busy_ && region->was_in_use(offset)};
+  const FaultHint hint = {.ahead = region->writers().ahead(offset),
+                          .whole_block = busy_ && region->was_in_use(offset)};
   auto extent = image_->make_writable(offset, hint, &work);
   if (!extent) return extent.error();
   const bool made = work.expanded || work.copied;
@@ -73,15 +77,19 @@ Result<void> FaultServer::serve_write(Region* region, uint64_t offset, FaultKind
   statistics_->copied_bytes += work.copied_bytes;
   // The writer has been woken: prepare what it needs next. If that fails, the next fault will
   // report it.
-  if (hint.ahead == kLargestRun && !work.copied && end < region->end()) (void)image_->allocate_ahead(end, kLargestRun);
-  *kind = work.copied ? FaultKind::kCopyOnWrite : work.expanded ? FaultKind::kExpansion : FaultKind::kMapping;
+  if (hint.ahead == kLargestRun && !work.copied && end < region->end())
+    (void)image_->allocate_ahead(end, kLargestRun);
+  *kind = work.copied     ? FaultKind::kCopyOnWrite
+          : work.expanded ? FaultKind::kExpansion
+                          : FaultKind::kMapping;
   return {};
 }
 
 // A reader's session maps nothing of the image directly. The image's writer, in another process,
 // may release a block at any time and use it for other data; and after a host crash only the
 // durable part of an entry counts. Image::read() handles both.
-Result<void> FaultServer::serve_read(Region* region, uint64_t offset, const Fault& fault, FaultKind* kind) {
+Result<void> FaultServer::serve_read(Region* region, uint64_t offset, const Fault& fault,
+                                     FaultKind* kind) {
   auto extent = writable_ ? image_->held(offset) : Extent{};
   if (!extent) return extent.error();
   if (extent->length) return mapper_->map_extent(region, offset, *extent, false);
@@ -91,7 +99,8 @@ Result<void> FaultServer::serve_read(Region* region, uint64_t offset, const Faul
   }
   *kind = FaultKind::kCleanCopy;
   // No copies of what can be shared.
-  PCOW_TRY(clean_->serve(region, offset, shared_->missing_to(offset, offset + Region::kLargestRead + kSmallestUnit)));
+  PCOW_TRY(clean_->serve(
+      region, offset, shared_->missing_to(offset, offset + Region::kLargestRead + kSmallestUnit)));
   want_shared(region, offset);
   if (busy_ && region->was_in_use(offset)) clean_->serve_around(region, offset);
   return {};
@@ -113,9 +122,9 @@ bool FaultServer::share(Region* region, uint64_t offset, const Fault& fault) {
   return true;
 }
 
-// Copies have been made, from `offset` on. The mount is asked for the slice when a second part of it
-// is read, or when the reader goes on: a reader that jumps about would make it read much more than
-// that needs.
+// Copies have been made, from `offset` on. The mount is asked for the slice when a second part of
+// it is read, or when the reader goes on: a reader that jumps about would make it read much more
+// than that needs.
 void FaultServer::want_shared(Region* region, uint64_t offset) {
   const uint64_t slice = offset / segment::kSliceSize * segment::kSliceSize;
   if (region->readers().follows()) {

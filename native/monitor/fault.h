@@ -25,9 +25,9 @@ namespace pcow {
 
 class FaultServer {
  public:
-  FaultServer(Image* image, FaultDescriptor* faults, const RegionGeometry& geometry, const Regions& regions,
-              CleanCache* clean, Mapper* mapper, SharedBase* shared, SharingQueue* sharing, Stalls* stalls,
-              Statistics* statistics, bool writable);
+  FaultServer(Image* image, FaultDescriptor* faults, const RegionGeometry& geometry,
+              const Regions& regions, CleanCache* clean, Mapper* mapper, SharedBase* shared,
+              SharingQueue* sharing, Stalls* stalls, Statistics* statistics, bool writable);
 
   // Returns false if the fault must wait, and be served again. A fault that the sharing thread
   // serves counts as served.

@@ -45,7 +45,8 @@ bool look(const Look& look_at) {
 
 // Sorts and joins the ranges. If there are too many, the smallest gaps between them are included.
 void fit(std::vector<Range>* ranges) {
-  std::sort(ranges->begin(), ranges->end(), [](const Range& a, const Range& b) { return a.from < b.from; });
+  std::sort(ranges->begin(), ranges->end(),
+            [](const Range& a, const Range& b) { return a.from < b.from; });
   const auto join = [&](size_t at) {
     (*ranges)[at].to = std::max((*ranges)[at].to, (*ranges)[at + 1].to);
     ranges->erase(ranges->begin() + static_cast<ptrdiff_t>(at) + 1);
@@ -70,10 +71,12 @@ void fit(std::vector<Range>* ranges) {
 
 bool identify(int descriptor, OpenFile* file) {
   struct statx found;
-  if (syscall(SYS_statx, descriptor, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_INO | kUniqueMountId, &found) < 0)
+  if (syscall(SYS_statx, descriptor, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC,
+              STATX_INO | kUniqueMountId, &found) < 0)
     return false;
   if (!(found.stx_mask & kUniqueMountId) &&
-      syscall(SYS_statx, descriptor, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_INO | STATX_MNT_ID, &found) < 0)
+      syscall(SYS_statx, descriptor, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC,
+              STATX_INO | STATX_MNT_ID, &found) < 0)
     return false;
   *file = {found.stx_mnt_id, found.stx_ino};
   return true;
@@ -85,7 +88,8 @@ bool holds(const void* address, size_t length) {
   return look([&](const Copy& copy) {
     const size_t count = std::min(copy.ranges.load(std::memory_order_acquire), kMostRanges);
     for (size_t i = 0; i < count; i++)
-      if (from < copy.to[i].load(std::memory_order_acquire) && copy.from[i].load(std::memory_order_acquire) < to)
+      if (from < copy.to[i].load(std::memory_order_acquire) &&
+          copy.from[i].load(std::memory_order_acquire) < to)
         return true;
     return false;
   });
@@ -105,7 +109,8 @@ bool holds(const OpenFile& file) {
 
 bool is_empty() {
   return !look([](const Copy& copy) {
-    return copy.files.load(std::memory_order_acquire) != 0 || copy.ranges.load(std::memory_order_acquire) != 0;
+    return copy.files.load(std::memory_order_acquire) != 0 ||
+           copy.ranges.load(std::memory_order_acquire) != 0;
   });
 }
 

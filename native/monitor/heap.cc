@@ -28,8 +28,8 @@ namespace pcow {
 namespace {
 
 void* map_pages(size_t length) {
-  void* const pages =
-      system_mmap(nullptr, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void* const pages = system_mmap(nullptr, length, PROT_READ | PROT_WRITE,
+                                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (pages == MAP_FAILED) throw std::bad_alloc();
   return pages;
 }
@@ -37,7 +37,9 @@ void* map_pages(size_t length) {
 class Pages : public std::pmr::memory_resource {
   void* do_allocate(size_t length, size_t) override { return map_pages(length); }
   void do_deallocate(void* pages, size_t length, size_t) override { system_munmap(pages, length); }
-  bool do_is_equal(const std::pmr::memory_resource& other) const noexcept override { return this == &other; }
+  bool do_is_equal(const std::pmr::memory_resource& other) const noexcept override {
+    return this == &other;
+  }
 };
 
 // Lies on a page that a child gets as zeros (madvise(2), MADV_WIPEONFORK). Zeros mean a free lock,
@@ -48,7 +50,8 @@ struct Heap {
   // generation.
   uint64_t generation;
   alignas(Pages) std::byte pages[sizeof(Pages)];
-  alignas(std::pmr::unsynchronized_pool_resource) std::byte pools[sizeof(std::pmr::unsynchronized_pool_resource)];
+  alignas(std::pmr::unsynchronized_pool_resource)
+      std::byte pools[sizeof(std::pmr::unsynchronized_pool_resource)];
 };
 static_assert(sizeof(Heap) <= kPageSize);
 
@@ -80,7 +83,8 @@ Heap* the_heap() {
 uint64_t new_generation() {
   timespec now;
   clock_gettime(CLOCK_MONOTONIC, &now);
-  return (static_cast<uint64_t>(now.tv_sec) * 1'000'000'000 + static_cast<uint64_t>(now.tv_nsec)) << 22 |
+  return (static_cast<uint64_t>(now.tv_sec) * 1'000'000'000 + static_cast<uint64_t>(now.tv_nsec))
+             << 22 |
          static_cast<uint64_t>(getpid());
 }
 
@@ -91,7 +95,8 @@ class Locked {
     pthread_mutex_lock(&heap_->lock);
     if (heap_->generation) return;
     auto* const pages = new (heap_->pages) Pages;
-    new (heap_->pools) std::pmr::unsynchronized_pool_resource({.largest_required_pool_block = kLargestPooled}, pages);
+    new (heap_->pools) std::pmr::unsynchronized_pool_resource(
+        {.largest_required_pool_block = kLargestPooled}, pages);
     heap_->generation = new_generation();
   }
   ~Locked() { pthread_mutex_unlock(&heap_->lock); }
@@ -131,18 +136,20 @@ void* allocate(size_t length, size_t alignment) {
     size_t offset = sizeof(Header);
     if (more) offset += -(reinterpret_cast<uintptr_t>(piece) + offset) % alignment;
     auto* const given = piece + offset;
-    new (given - sizeof(Header))
-        Header{heap.generation(), static_cast<uint32_t>(offset), static_cast<uint32_t>(whole / kUnit)};
+    new (given - sizeof(Header)) Header{heap.generation(), static_cast<uint32_t>(offset),
+                                        static_cast<uint32_t>(whole / kUnit)};
     return given;
   });
 }
 
 void release(void* given) {
   if (!given) return;
-  const Header header = *std::launder(reinterpret_cast<Header*>(static_cast<std::byte*>(given) - sizeof(Header)));
+  const Header header =
+      *std::launder(reinterpret_cast<Header*>(static_cast<std::byte*>(given) - sizeof(Header)));
   with_heap([&](Locked& heap) {
     if (header.generation != heap.generation()) return;  // the parent's
-    heap.pools().deallocate(static_cast<std::byte*>(given) - header.offset, header.units * kUnit, kUnit);
+    heap.pools().deallocate(static_cast<std::byte*>(given) - header.offset, header.units * kUnit,
+                            kUnit);
   });
 }
 

@@ -54,8 +54,8 @@ bool concerns(const void* address, size_t length) {
 }
 
 bool concerns(int descriptor, OpenFile* file) {
-  return !pcow::Inside::active() && !footprint::is_empty() && footprint::identify(descriptor, file) &&
-         footprint::holds(*file) && threads::begun();
+  return !pcow::Inside::active() && !footprint::is_empty() &&
+         footprint::identify(descriptor, file) && footprint::holds(*file) && threads::begun();
 }
 
 // Runs `work` on a thread of the monitor. Its errno becomes the caller's; changes to errno by the
@@ -150,14 +150,15 @@ int socket_of(int descriptor, std::string* socket) {
 bool is_flat_file(int descriptor) {
   char identity[64];
   const int before = errno;
-  const ssize_t count = fgetxattr(descriptor, pcow::protocol::kImageAttribute, identity, sizeof identity);
+  const ssize_t count =
+      fgetxattr(descriptor, pcow::protocol::kImageAttribute, identity, sizeof identity);
   errno = before;
   return count > 0;
 }
 
 // Maps a file that may be a flat file, shared. Returns nothing if it is no flat file.
-std::optional<void*> map_if_flat(void* address, size_t length, int protection, int flags, int descriptor,
-                                 off_t offset) {
+std::optional<void*> map_if_flat(void* address, size_t length, int protection, int flags,
+                                 int descriptor, off_t offset) {
   OpenFile file;
   std::string socket;
   const bool attached = concerns(descriptor, &file);
@@ -166,7 +167,8 @@ std::optional<void*> map_if_flat(void* address, size_t length, int protection, i
   if (!attached && socket.empty()) {
     if (!is_flat_file(descriptor)) return std::nullopt;
     pcow::log_notice(
-        "cannot map a flat file: its mount serves no monitors (the mount's log and \".pcow/status\" say why)");
+        "cannot map a flat file: its mount serves no monitors (the mount's log and "
+        "\".pcow/status\" say why)");
     return fail(ENODEV);
   }
   if (!footprint::identify(descriptor, &file)) return fail(errno);
@@ -181,22 +183,37 @@ std::optional<void*> map_if_flat(void* address, size_t length, int protection, i
     return fail(begun.error().err);
   }
   const int access = fcntl(descriptor, F_GETFL) & O_ACCMODE;
-  const Registry::MapCall call = {
-      address, whole_pages(length), protection, flags, descriptor, offset, static_cast<pid_t>(syscall(SYS_gettid))};
-  return ask_for_address([&](Registry& registry) { return registry.map_flat_file(socket, file, access, call); });
+  const Registry::MapCall call = {address,
+                                  whole_pages(length),
+                                  protection,
+                                  flags,
+                                  descriptor,
+                                  offset,
+                                  static_cast<pid_t>(syscall(SYS_gettid))};
+  return ask_for_address(
+      [&](Registry& registry) { return registry.map_flat_file(socket, file, access, call); });
 }
 
 void* map(void* address, size_t length, int protection, int flags, int descriptor, off_t offset) {
-  const auto plainly = [&] { return pcow::system_mmap(address, length, protection, flags, descriptor, offset); };
+  const auto plainly = [&] {
+    return pcow::system_mmap(address, length, protection, flags, descriptor, offset);
+  };
   if (pcow::Inside::active()) return plainly();
   const int type = flags & MAP_TYPE;
-  if (descriptor >= 0 && !(flags & MAP_ANONYMOUS) && (type == MAP_SHARED || type == MAP_SHARED_VALIDATE))
-    if (const auto mapped = map_if_flat(address, length, protection, flags, descriptor, offset)) return *mapped;
+  if (descriptor >= 0 && !(flags & MAP_ANONYMOUS) &&
+      (type == MAP_SHARED || type == MAP_SHARED_VALIDATE))
+    if (const auto mapped = map_if_flat(address, length, protection, flags, descriptor, offset))
+      return *mapped;
   if (!(flags & MAP_FIXED) || length == 0 || reinterpret_cast<uintptr_t>(address) % kPage ||
       !concerns(address, whole_pages(length)))
     return plainly();
-  const Registry::MapCall call = {
-      address, whole_pages(length), protection, flags, descriptor, offset, static_cast<pid_t>(syscall(SYS_gettid))};
+  const Registry::MapCall call = {address,
+                                  whole_pages(length),
+                                  protection,
+                                  flags,
+                                  descriptor,
+                                  offset,
+                                  static_cast<pid_t>(syscall(SYS_gettid))};
   return ask_for_address([&](Registry& registry) { return registry.map_over(call); });
 }
 
@@ -234,13 +251,14 @@ int allocate(int descriptor, int mode, off_t offset, off_t length) {
   const int access = flags & O_ACCMODE;
   if ((flags & O_PATH) || access == O_RDONLY) return errno = EBADF, -1;
   if (offset < 0 || length <= 0) return errno = EINVAL, -1;
-  const bool zeroes =
-      mode == (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE) || (mode & ~FALLOC_FL_KEEP_SIZE) == FALLOC_FL_ZERO_RANGE;
+  const bool zeroes = mode == (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE) ||
+                      (mode & ~FALLOC_FL_KEEP_SIZE) == FALLOC_FL_ZERO_RANGE;
   if (!zeroes) return errno = EOPNOTSUPP, -1;
   bool ours = false;
   const int outcome = ask_for_int([&](Registry& registry) {
     Registry::Outcome done;
-    ours = registry.discard_file(file, static_cast<uint64_t>(offset), static_cast<uint64_t>(length), &done);
+    ours = registry.discard_file(file, static_cast<uint64_t>(offset), static_cast<uint64_t>(length),
+                                 &done);
     return done;
   });
   return ours ? outcome : plainly();
@@ -248,11 +266,13 @@ int allocate(int descriptor, int mode, off_t offset, off_t length) {
 
 int advise(void* address, size_t length, int advice) {
   const auto plainly = [&] { return pcow::system_madvise(address, length, advice); };
-  if (reinterpret_cast<uintptr_t>(address) % kPage || length == 0 || !concerns(address, whole_pages(length)))
+  if (reinterpret_cast<uintptr_t>(address) % kPage || length == 0 ||
+      !concerns(address, whole_pages(length)))
     return plainly();
   switch (advice) {
     case MADV_REMOVE:
-      return ask_for_int([&](Registry& registry) { return registry.remove_range(address, whole_pages(length)); });
+      return ask_for_int(
+          [&](Registry& registry) { return registry.remove_range(address, whole_pages(length)); });
     case MADV_FREE:
     case MADV_WIPEONFORK:
       return errno = EINVAL, -1;  // as for every shared mapping of a file
@@ -284,7 +304,8 @@ int sync_file(int descriptor, Next* next, long number) {
     });
     if (ours) return outcome;
   }
-  return next && !pcow::Inside::active() ? next(descriptor) : static_cast<int>(syscall(number, descriptor));
+  return next && !pcow::Inside::active() ? next(descriptor)
+                                         : static_cast<int>(syscall(number, descriptor));
 }
 
 // Whether a read bypasses the page cache and goes directly into an image's memory (direct_reads.h).
@@ -309,7 +330,8 @@ ssize_t read_by(int descriptor, const iovec* parts, int count, const Call& call)
 
 #define PCOW_HOOK extern "C" __attribute__((visibility("default")))
 
-PCOW_HOOK void* mmap(void* address, size_t length, int protection, int flags, int descriptor, off_t offset) noexcept {
+PCOW_HOOK void* mmap(void* address, size_t length, int protection, int flags, int descriptor,
+                     off_t offset) noexcept {
   return map(address, length, protection, flags, descriptor, offset);
 }
 
@@ -319,9 +341,11 @@ PCOW_HOOK void* mmap64(void* address, size_t length, int protection, int flags, 
 }
 
 PCOW_HOOK int munmap(void* address, size_t length) noexcept {
-  if (reinterpret_cast<uintptr_t>(address) % kPage || length == 0 || !concerns(address, whole_pages(length)))
+  if (reinterpret_cast<uintptr_t>(address) % kPage || length == 0 ||
+      !concerns(address, whole_pages(length)))
     return pcow::system_munmap(address, length);
-  return ask_for_int([&](Registry& registry) { return registry.unmap(address, whole_pages(length)); });
+  return ask_for_int(
+      [&](Registry& registry) { return registry.unmap(address, whole_pages(length)); });
 }
 
 PCOW_HOOK void* mremap(void* old, size_t old_length, size_t length, int flags, ...) noexcept {
@@ -338,8 +362,9 @@ PCOW_HOOK void* mremap(void* old, size_t old_length, size_t length, int flags, .
     if (!(flags & MREMAP_FIXED) || reinterpret_cast<uintptr_t>(target) % kPage ||
         !concerns(target, whole_pages(length)))
       return plainly();
-    return ask_for_address(
-        [&](Registry& registry) { return registry.move_over(old, old_length, whole_pages(length), flags, target); });
+    return ask_for_address([&](Registry& registry) {
+      return registry.move_over(old, old_length, whole_pages(length), flags, target);
+    });
   }
   // A second mapping of the same pages is not supported, because a snapshot would not take it down.
   // A mapping is not moved while it serves a guest, and not extended beyond the file's end.
@@ -354,27 +379,37 @@ PCOW_HOOK void* mremap(void* old, size_t old_length, size_t length, int flags, .
   return unmapped < 0 ? MAP_FAILED : old;
 }
 
-PCOW_HOOK int madvise(void* address, size_t length, int advice) noexcept { return advise(address, length, advice); }
+PCOW_HOOK int madvise(void* address, size_t length, int advice) noexcept {
+  return advise(address, length, advice);
+}
 
 PCOW_HOOK int mprotect(void* address, size_t length, int protection) noexcept {
-  if (reinterpret_cast<uintptr_t>(address) % kPage || length == 0 || !concerns(address, whole_pages(length)))
+  if (reinterpret_cast<uintptr_t>(address) % kPage || length == 0 ||
+      !concerns(address, whole_pages(length)))
     return pcow::system_mprotect(address, length, protection);
-  return ask_for_int([&](Registry& registry) { return registry.protect(address, whole_pages(length), protection); });
+  return ask_for_int([&](Registry& registry) {
+    return registry.protect(address, whole_pages(length), protection);
+  });
 }
 
 PCOW_HOOK int msync(void* address, size_t length, int flags) {
   const bool checked = reinterpret_cast<uintptr_t>(address) % kPage == 0 && length != 0;
   if (checked && concerns(address, whole_pages(length))) {
     pthread_testcancel();
-    return ask_for_int([&](Registry& registry) { return registry.sync_range(address, whole_pages(length), flags); });
+    return ask_for_int([&](Registry& registry) {
+      return registry.sync_range(address, whole_pages(length), flags);
+    });
   }
-  return next_msync && !pcow::Inside::active() ? next_msync(address, length, flags)
-                                               : static_cast<int>(syscall(SYS_msync, address, length, flags));
+  return next_msync && !pcow::Inside::active()
+             ? next_msync(address, length, flags)
+             : static_cast<int>(syscall(SYS_msync, address, length, flags));
 }
 
 PCOW_HOOK int fsync(int descriptor) { return sync_file(descriptor, next_fsync, SYS_fsync); }
 
-PCOW_HOOK int fdatasync(int descriptor) { return sync_file(descriptor, next_fdatasync, SYS_fdatasync); }
+PCOW_HOOK int fdatasync(int descriptor) {
+  return sync_file(descriptor, next_fdatasync, SYS_fdatasync);
+}
 
 PCOW_HOOK int fallocate(int descriptor, int mode, off_t offset, off_t length) {
   return allocate(descriptor, mode, offset, length);
@@ -386,7 +421,8 @@ PCOW_HOOK int fallocate64(int descriptor, int mode, off64_t offset, off64_t leng
 
 // The engine handles SIGBUS for its own mappings first (engine/disk/bus_guard.h). The program's
 // action is kept, and used for all other addresses, whichever of the two was installed first.
-PCOW_HOOK int sigaction(int number, const struct sigaction* action, struct sigaction* before) noexcept {
+PCOW_HOOK int sigaction(int number, const struct sigaction* action,
+                        struct sigaction* before) noexcept {
   using Function = int (*)(int, const struct sigaction*, struct sigaction*);
   static const auto next = reinterpret_cast<Function>(dlsym(RTLD_NEXT, "sigaction"));
   if (number == SIGBUS && pcow::exchange_bus_action(action, before)) return 0;
@@ -411,21 +447,25 @@ PCOW_HOOK int mlock(const void* address, size_t length) noexcept {
 }
 
 PCOW_HOOK int mlock2(const void* address, size_t length, unsigned flags) noexcept {
-  if (!concerns(address, length)) return static_cast<int>(syscall(SYS_mlock2, address, length, flags));
+  if (!concerns(address, length))
+    return static_cast<int>(syscall(SYS_mlock2, address, length, flags));
   return errno = ENOMEM, -1;
 }
 
 // Pages in a different order are not supported for a mapping of a block format.
-PCOW_HOOK int remap_file_pages(void* address, size_t length, int protection, size_t page, int flags) noexcept {
+PCOW_HOOK int remap_file_pages(void* address, size_t length, int protection, size_t page,
+                               int flags) noexcept {
   if (!concerns(address, length))
-    return static_cast<int>(syscall(SYS_remap_file_pages, address, length, protection, page, flags));
+    return static_cast<int>(
+        syscall(SYS_remap_file_pages, address, length, protection, page, flags));
   return errno = EINVAL, -1;
 }
 
 PCOW_HOOK ssize_t read(int descriptor, void* buffer, size_t length) {
   const iovec part = {buffer, length};
   return read_by(descriptor, &part, 1, [&] {
-    return next_read ? next_read(descriptor, buffer, length) : syscall(SYS_read, descriptor, buffer, length);
+    return next_read ? next_read(descriptor, buffer, length)
+                     : syscall(SYS_read, descriptor, buffer, length);
   });
 }
 
@@ -443,7 +483,8 @@ PCOW_HOOK ssize_t pread(int descriptor, void* buffer, size_t length, off_t offse
 
 PCOW_HOOK ssize_t readv(int descriptor, const iovec* parts, int count) {
   return read_by(descriptor, parts, count, [&] {
-    return next_readv ? next_readv(descriptor, parts, count) : syscall(SYS_readv, descriptor, parts, count);
+    return next_readv ? next_readv(descriptor, parts, count)
+                      : syscall(SYS_readv, descriptor, parts, count);
   });
 }
 
@@ -458,7 +499,8 @@ PCOW_HOOK ssize_t preadv(int descriptor, const iovec* parts, int count, off_t of
   return preadv64(descriptor, parts, count, offset);
 }
 
-PCOW_HOOK ssize_t preadv64v2(int descriptor, const iovec* parts, int count, off64_t offset, int flags) {
+PCOW_HOOK ssize_t preadv64v2(int descriptor, const iovec* parts, int count, off64_t offset,
+                             int flags) {
   return read_by(descriptor, parts, count, [&] {
     return next_preadv2 ? next_preadv2(descriptor, parts, count, offset, flags)
                         : syscall(SYS_preadv2, descriptor, parts, count, offset, 0, flags);

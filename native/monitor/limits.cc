@@ -51,13 +51,15 @@ uint64_t limit_of_control_groups() {
 }  // namespace
 
 Session::Limits process_limits() {
-  const auto memory = static_cast<uint64_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
+  const auto memory =
+      static_cast<uint64_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
   const uint64_t mappings = read_number("/proc/sys/vm/max_map_count", 65530);
   // The rest is for the application, and for runs that end where one of its mapping calls split a
   // mapping.
-  return {number_from_environment("PCOW_CLEAN_CACHE", std::min(memory, limit_of_control_groups()) / 4),
-          number_from_environment("PCOW_MAPPING_BUDGET", mappings / 4 * 3),
-          number_from_environment("PCOW_DEMOTE_ALWAYS", 0) != 0};
+  return {
+      number_from_environment("PCOW_CLEAN_CACHE", std::min(memory, limit_of_control_groups()) / 4),
+      number_from_environment("PCOW_MAPPING_BUDGET", mappings / 4 * 3),
+      number_from_environment("PCOW_DEMOTE_ALWAYS", 0) != 0};
 }
 
 }  // namespace pcow

@@ -19,7 +19,8 @@ namespace {
 int open_log() {
   const char* where = getenv("PCOW_MONITOR_LOG");
   if (!where || !*where) return -1;
-  if (isdigit(static_cast<unsigned char>(*where))) return threads::borrow(atoi(where), getpid()).release();
+  if (isdigit(static_cast<unsigned char>(*where)))
+    return threads::borrow(atoi(where), getpid()).release();
   return open(where, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0640);
 }
 
@@ -46,8 +47,8 @@ std::string stamped(const std::string& text) {
   gmtime_r(&now.tv_sec, &utc);
   char time[sizeof "2026-01-01T12:00:00"];
   const size_t length = strftime(time, sizeof time, "%FT%T", &utc);
-  return std::string(time, length) + "." + std::to_string(1000 + now.tv_nsec / 1'000'000).substr(1) + "Z " + text +
-         "\n";
+  return std::string(time, length) + "." +
+         std::to_string(1000 + now.tv_nsec / 1'000'000).substr(1) + "Z " + text + "\n";
 }
 
 }  // namespace

@@ -31,9 +31,12 @@ Result<void> Mapper::map_extent(Region* region, uint64_t offset, const Extent& e
   // mapping can be written.
   clean_->drop_elsewhere(region, from, to);
   PCOW_TRY(replace_shared_elsewhere(region, from, to));
-  const auto try_map = [&] { return map_blocks(address, to - from, region->protection(), in_file); };
+  const auto try_map = [&] {
+    return map_blocks(address, to - from, region->protection(), in_file);
+  };
   if (!try_map() && (errno != ENOMEM || !promote() || !try_map()))
-    return system_error(errno, image_->info().path + ": cannot map a block of the image into memory");
+    return system_error(errno,
+                        image_->info().path + ": cannot map a block of the image into memory");
 
   // A boundary between two mappings lies where mapped and unmapped sub-blocks meet, and where two
   // mapped runs are not neighbours in the file.
@@ -41,7 +44,9 @@ Result<void> Mapper::map_extent(Region* region, uint64_t offset, const Extent& e
   const bool right = to < region->end() && region->is_mapped(to);
   const bool joins_left = left && image_->file_offset(from - 1) == in_file - 1;
   const bool joins_right = right && image_->file_offset(to) == in_file + (to - from);
-  count_boundaries(region, from, (joins_left ? 0 : 1) + (joins_right ? 0 : 1) - boundaries_between(*region, from, to));
+  count_boundaries(
+      region, from,
+      (joins_left ? 0 : 1) + (joins_right ? 0 : 1) - boundaries_between(*region, from, to));
   take_over(region, from, to);
   faults_->wake(address, to - from);
   return {};
@@ -64,9 +69,9 @@ int64_t Mapper::boundaries_between(const Region& region, uint64_t from, uint64_t
   return count + (mapping_at(to) != before ? 1 : 0);
 }
 
-// Other mappings of the image may still show these blocks as memory of the clean store, which nobody
-// can drop on this thread: mremap(2) waits for it to read an event. They get the image's own blocks
-// as well.
+// Other mappings of the image may still show these blocks as memory of the clean store, which
+// nobody can drop on this thread: mremap(2) waits for it to read an event. They get the image's own
+// blocks as well.
 Result<void> Mapper::replace_shared_elsewhere(const Region* region, uint64_t from, uint64_t to) {
   const uint64_t sub = geometry_.sub_block_size();
   for (const auto& other : regions_) {
@@ -84,9 +89,10 @@ Result<void> Mapper::replace_shared_elsewhere(const Region* region, uint64_t fro
       uint64_t last = next(at);
       while (last < most && other->is_shared(last)) last = next(last);
       const int64_t before = boundaries_between(*other, at, last);
-      if (last > most ||
-          !map_blocks(other->at(at), last - at, other->protection(), extent->file_offset + (at - extent->offset)))
-        return system_error(errno, image_->info().path + ": cannot map a block of the image into memory");
+      if (last > most || !map_blocks(other->at(at), last - at, other->protection(),
+                                     extent->file_offset + (at - extent->offset)))
+        return system_error(errno,
+                            image_->info().path + ": cannot map a block of the image into memory");
       take_over(other.get(), at, last);
       count_boundaries(other.get(), at, boundaries_between(*other, at, last) - before);
       at = last;
@@ -100,8 +106,8 @@ Result<void> Mapper::replace_shared_elsewhere(const Region* region, uint64_t fro
 // frozen since.
 bool Mapper::map_blocks(void* address, size_t length, int protection, uint64_t in_file) {
   const int flags = (synced_ ? MAP_SHARED_VALIDATE | MAP_SYNC : MAP_SHARED) | MAP_FIXED;
-  return system_mmap(address, length, protection, flags, image_->descriptor(), static_cast<off_t>(in_file)) !=
-             MAP_FAILED &&
+  return system_mmap(address, length, protection, flags, image_->descriptor(),
+                     static_cast<off_t>(in_file)) != MAP_FAILED &&
          system_madvise(address, length, MADV_DONTFORK) == 0;
 }
 
@@ -145,21 +151,23 @@ bool Mapper::promote() {
   }
   statistics_->copied_bytes += work.copied_bytes;
   const uint64_t end = std::min(chunk + geometry_.chunk_size(), worst->end());
-  if (auto replaced = replace_shared_elsewhere(worst, std::max(chunk, worst->offset()), end); !replaced) {
+  if (auto replaced = replace_shared_elsewhere(worst, std::max(chunk, worst->offset()), end);
+      !replaced) {
     stalls_->report(replaced.error());
     return false;
   }
   if (statistics_->promotions++ == 0)
-    log_notice(
-        image_->info().path + ": the image is too fragmented for this process's mapping limit (" +
-        std::to_string(budget_) +
-        "), so whole chunks of it are copied, which takes disk space. As root, \"sysctl vm.max_map_count=1048576\" "
-        "raises the limit for processes that start afterwards");
+    log_notice(image_->info().path +
+               ": the image is too fragmented for this process's mapping limit (" +
+               std::to_string(budget_) +
+               "), so whole chunks of it are copied, which takes disk space. As root, \"sysctl "
+               "vm.max_map_count=1048576\" "
+               "raises the limit for processes that start afterwards");
   int64_t pieces = 0;
   if (!map_chunk(worst, chunk, &pieces)) return false;
   count_boundaries(worst, chunk, pieces + 1 - most);
-  log_detail(image_->info().path + ": completed the chunk at " + std::to_string(chunk) + ", which had " +
-             std::to_string(most) + " boundaries");
+  log_detail(image_->info().path + ": completed the chunk at " + std::to_string(chunk) +
+             ", which had " + std::to_string(most) + " boundaries");
   return true;
 }
 

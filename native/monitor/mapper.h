@@ -21,9 +21,11 @@ namespace pcow {
 
 class Mapper {
  public:
-  // `synced`: see is_synced(). `budget`: mappings, for all sessions of this process together. `regions`: of the session.
-  Mapper(Image* image, bool synced, FaultDescriptor* faults, const RegionGeometry& geometry, const Regions& regions,
-         uint64_t budget, CleanCache* clean, Stalls* stalls, Statistics* statistics)
+  // `synced`: see is_synced(). `budget`: mappings, for all sessions of this process together.
+  // `regions`: of the session.
+  Mapper(Image* image, bool synced, FaultDescriptor* faults, const RegionGeometry& geometry,
+         const Regions& regions, uint64_t budget, CleanCache* clean, Stalls* stalls,
+         Statistics* statistics)
       : image_(image),
         synced_(synced),
         faults_(faults),

@@ -25,7 +25,8 @@ void Region::remember_use(uint64_t offset) {
   if (!chunk) return;
   auto& used = used_[offset >> geometry_.chunk_shift];
   for (size_t word = 0; word < chunk->mapped.size(); word++) {
-    for (uint64_t bits = chunk->mapped[word] | chunk->clean[word] | chunk->shared[word]; bits; bits &= bits - 1) {
+    for (uint64_t bits = chunk->mapped[word] | chunk->clean[word] | chunk->shared[word]; bits;
+         bits &= bits - 1) {
       const uint64_t sub_block = word * 64 + static_cast<uint64_t>(std::countr_zero(bits));
       used.set(block_in_chunk(sub_block << geometry_.sub_block_shift));
     }

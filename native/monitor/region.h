@@ -29,8 +29,13 @@ struct RegionGeometry {
 
 class Region {
  public:
-  Region(const RegionGeometry& geometry, char* address, size_t length, uint64_t offset, int protection)
-      : geometry_(geometry), address_(address), length_(length), offset_(offset), protection_(protection) {}
+  Region(const RegionGeometry& geometry, char* address, size_t length, uint64_t offset,
+         int protection)
+      : geometry_(geometry),
+        address_(address),
+        length_(length),
+        offset_(offset),
+        protection_(protection) {}
 
   char* address() const { return address_; }
   size_t length() const { return length_; }    // bytes
@@ -80,7 +85,8 @@ class Region {
         if (const auto at = chunks_.find(number); at != chunks_.end()) forget(at);
       return;
     }
-    for (auto at = chunks_.begin(); at != chunks_.end();) at = at->first >= low && at->first < high ? forget(at) : ++at;
+    for (auto at = chunks_.begin(); at != chunks_.end();)
+      at = at->first >= low && at->first < high ? forget(at) : ++at;
   }
 
   // Records which blocks of the chunk at `offset` are not missing now. was_in_use()

@@ -70,7 +70,8 @@ std::shared_ptr<Session> Registry::learn(const OpenFile& file, int descriptor) {
   {
     const std::lock_guard lock(attached_lock_);
     const auto same = std::find_if(attached_.begin(), attached_.end(), [&](const Attached& each) {
-      return each.session().image().file_identity() == std::string_view(text, static_cast<size_t>(count));
+      return each.session().image().file_identity() ==
+             std::string_view(text, static_cast<size_t>(count));
     });
     if (same == attached_.end()) return nullptr;
     same->files.push_back(file);
@@ -92,12 +93,14 @@ std::vector<Registry::Stretch> Registry::stretches(void* address, size_t length)
   for (const Attached& each : all())
     for (const Session::Part& part : each.session().parts(address, length))
       found.push_back({each, part.address, part.length, part.offset, part.protection});
-  std::sort(found.begin(), found.end(), [](const Stretch& a, const Stretch& b) { return a.address < b.address; });
+  std::sort(found.begin(), found.end(),
+            [](const Stretch& a, const Stretch& b) { return a.address < b.address; });
   std::vector<Stretch> whole;
   char* at = static_cast<char*>(address);
   char* const end = at + length;
   for (Stretch& stretch : found) {
-    if (at < stretch.address) whole.push_back({{}, at, static_cast<size_t>(stretch.address - at), 0, 0});
+    if (at < stretch.address)
+      whole.push_back({{}, at, static_cast<size_t>(stretch.address - at), 0, 0});
     at = stretch.address + stretch.length;
     whole.push_back(std::move(stretch));
   }
@@ -110,7 +113,8 @@ std::vector<Registry::Stretch> Registry::stretches(void* address, size_t length)
 // `changing` held. Meanwhile no fault of the sessions concerned is served, because the answer could
 // go into the new mapping. `added`: a session whose mapping is put there.
 template <typename Call>
-Registry::Outcome Registry::replace_range(void* address, size_t length, const Call& call, const Addition* added) {
+Registry::Outcome Registry::replace_range(void* address, size_t length, const Call& call,
+                                          const Addition* added) {
   char* const from = static_cast<char*>(address);
   char* const to = from + length;
   std::vector<Attached> concerned;
@@ -120,22 +124,26 @@ Registry::Outcome Registry::replace_range(void* address, size_t length, const Ca
   for (const Attached& each : concerned) each.session().hold();
   Outcome outcome;
   for (const Attached& each : concerned)
-    if (auto ready = each.session().prepare_removal(from, to); !ready && !outcome.err) outcome = failed(ready.error());
+    if (auto ready = each.session().prepare_removal(from, to); !ready && !outcome.err)
+      outcome = failed(ready.error());
   if (!outcome.err) outcome = call();
   if (!outcome.err)
     for (const Attached& each : concerned) each.session().forget_removed(from, to);
-  if (!outcome.err && added) added->session->add_region(from, added->length, added->offset, added->protection);
+  if (!outcome.err && added)
+    added->session->add_region(from, added->length, added->offset, added->protection);
   for (const Attached& each : concerned) each.session().let_go();
   return outcome;
 }
 
-Registry::Outcome Registry::attach(const std::string& socket_path, const OpenFile& file, int descriptor, bool write) {
+Registry::Outcome Registry::attach(const std::string& socket_path, const OpenFile& file,
+                                   int descriptor, bool write) {
   char path[128];
   ssize_t count = static_cast<ssize_t>(socket_path.size());
   // The image was released after the caller looked, so its mount must be asked after all.
   if (count == 0) count = fgetxattr(descriptor, protocol::kAttribute, path, sizeof path);
   if (count < 0) return failed(errno);
-  const std::string socket = socket_path.empty() ? std::string(path, static_cast<size_t>(count)) : socket_path;
+  const std::string socket =
+      socket_path.empty() ? std::string(path, static_cast<size_t>(count)) : socket_path;
   auto attachment = Attachment::attach(socket, descriptor, write, process_limits());
   if (!attachment) {
     Error error = attachment.error();
@@ -147,25 +155,29 @@ Registry::Outcome Registry::attach(const std::string& socket_path, const OpenFil
   return {};
 }
 
-Registry::Outcome Registry::map_flat_file(const std::string& socket_path, const OpenFile& file, int access,
-                                          MapCall call) {
+Registry::Outcome Registry::map_flat_file(const std::string& socket_path, const OpenFile& file,
+                                          int access, MapCall call) {
   const bool write = (call.protection & PROT_WRITE) != 0;
   if (access == O_WRONLY || (write && access != O_RDWR)) return failed(EACCES);
   const protocol::Descriptor descriptor = threads::borrow(call.descriptor, call.thread);
-  if (!descriptor) return failed(system_error(errno, "the monitor cannot borrow the descriptor of a flat file"));
+  if (!descriptor)
+    return failed(system_error(errno, "the monitor cannot borrow the descriptor of a flat file"));
   const std::lock_guard one_by_one(changing_);
   std::shared_ptr<Session> session = session_of(file);
   if (!session) session = learn(file, descriptor.number());
   if (session && write && !session->writable())
-    return failed(
-        Error(Code::kBusy, session->image().info().path + " is mapped read-only in this process: unmap it first"));
+    return failed(Error(Code::kBusy, session->image().info().path +
+                                         " is mapped read-only in this process: unmap it first"));
   if (!session) {
-    if (const Outcome attached = attach(socket_path, file, descriptor.number(), write); attached.err) return attached;
+    if (const Outcome attached = attach(socket_path, file, descriptor.number(), write);
+        attached.err)
+      return attached;
     session = session_of(file);
   }
   // The application's own flushes are durable only if the monitor maps with MAP_SYNC, too: mmap(2).
   const bool refused = (call.flags & MAP_SYNC) && !session->is_persistent();
-  const Outcome mapped = refused ? failed(EOPNOTSUPP) : map_attached(session.get(), call, descriptor.number());
+  const Outcome mapped =
+      refused ? failed(EOPNOTSUPP) : map_attached(session.get(), call, descriptor.number());
   session = nullptr;
   publish();
   let_go_of_idle();
@@ -179,8 +191,9 @@ Registry::Outcome Registry::map_attached(Session* session, const MapCall& call, 
   // This call must not read the flat file through its mount, nor lock it in memory.
   constexpr int kOmittedFlags = MAP_FIXED | MAP_POPULATE | MAP_LOCKED | MAP_SYNC;
   const auto offset = static_cast<uint64_t>(call.offset);
-  char* const whole = static_cast<char*>(
-      system_mmap(call.address, call.length, call.protection, call.flags & ~kOmittedFlags, descriptor, call.offset));
+  char* const whole =
+      static_cast<char*>(system_mmap(call.address, call.length, call.protection,
+                                     call.flags & ~kOmittedFlags, descriptor, call.offset));
   if (whole == MAP_FAILED) return failed(errno);
   const uint64_t size = (session->image().size() + kPage - 1) / kPage * kPage;
   const size_t inside = offset < size ? std::min<uint64_t>(call.length, size - offset) : 0;
@@ -192,12 +205,14 @@ Registry::Outcome Registry::map_attached(Session* session, const MapCall& call, 
       if (auto reserved = session->reserve_at(target, inside, call.protection); !reserved)
         return failed(reserved.error());
     if (fixed && beyond &&
-        system_mremap(whole + inside, beyond, beyond, MREMAP_MAYMOVE | MREMAP_FIXED, target + inside) == MAP_FAILED)
+        system_mremap(whole + inside, beyond, beyond, MREMAP_MAYMOVE | MREMAP_FIXED,
+                      target + inside) == MAP_FAILED)
       return failed(errno);
     return {0, target};
   };
   const Addition added = {session, inside, offset, call.protection};
-  const Outcome outcome = replace_range(target, call.length, put_at_target, inside ? &added : nullptr);
+  const Outcome outcome =
+      replace_range(target, call.length, put_at_target, inside ? &added : nullptr);
   const size_t left = outcome.err ? call.length : fixed ? inside : 0;  // of the kernel's own
   if (left) system_munmap(whole, left);
   return outcome;
@@ -213,8 +228,8 @@ Registry::Outcome Registry::map_over(const MapCall& call) {
   const Outcome outcome = replace_range(
       call.address, call.length,
       [&]() -> Outcome {
-        void* const found =
-            system_mmap(call.address, call.length, call.protection, call.flags, descriptor.number(), call.offset);
+        void* const found = system_mmap(call.address, call.length, call.protection, call.flags,
+                                        descriptor.number(), call.offset);
         return found == MAP_FAILED ? failed(errno) : Outcome{0, found};
       },
       nullptr);
@@ -223,7 +238,8 @@ Registry::Outcome Registry::map_over(const MapCall& call) {
   return outcome;
 }
 
-Registry::Outcome Registry::move_over(void* old, size_t old_length, size_t length, int flags, void* target) {
+Registry::Outcome Registry::move_over(void* old, size_t old_length, size_t length, int flags,
+                                      void* target) {
   const std::lock_guard one_by_one(changing_);
   const Outcome outcome = replace_range(
       target, length,
@@ -240,7 +256,8 @@ Registry::Outcome Registry::move_over(void* old, size_t old_length, size_t lengt
 Registry::Outcome Registry::unmap(void* address, size_t length) {
   const std::lock_guard one_by_one(changing_);
   const Outcome outcome = replace_range(
-      address, length, [&]() -> Outcome { return system_munmap(address, length) < 0 ? failed(errno) : Outcome{}; },
+      address, length,
+      [&]() -> Outcome { return system_munmap(address, length) < 0 ? failed(errno) : Outcome{}; },
       nullptr);
   publish();
   let_go_of_idle();
@@ -253,7 +270,8 @@ Registry::Outcome Registry::protect(void* address, size_t length, int protection
   for (Attached& each : all())
     if (each.session().overlaps(address, length)) concerned.push_back(std::move(each));
   for (const Attached& each : concerned)
-    if (auto allowed = each.session().check_protection(protection); !allowed) return failed(allowed.error());
+    if (auto allowed = each.session().check_protection(protection); !allowed)
+      return failed(allowed.error());
   // The kernel checks the arguments, and changes the parts of the range around our mappings.
   if (system_mprotect(address, length, protection) < 0) return failed(errno);
   Outcome outcome;
@@ -272,10 +290,13 @@ Registry::Outcome Registry::sync_range(void* address, size_t length, int flags) 
     // The kernel checks the arguments. For an image, MS_SYNC is done by the engine, once for each
     // image.
     const int asked = attachment && !(flags & MS_ASYNC) ? flags & ~MS_SYNC : flags;
-    if (syscall(SYS_msync, stretch.address, stretch.length, asked) < 0 && !outcome.err) outcome = failed(errno);
-    if (!attachment || !(flags & MS_SYNC) || std::count(synced.begin(), synced.end(), attachment)) continue;
+    if (syscall(SYS_msync, stretch.address, stretch.length, asked) < 0 && !outcome.err)
+      outcome = failed(errno);
+    if (!attachment || !(flags & MS_SYNC) || std::count(synced.begin(), synced.end(), attachment))
+      continue;
     synced.push_back(attachment);
-    if (auto done = attachment->session().sync(); !done && !outcome.err) outcome = failed(done.error());
+    if (auto done = attachment->session().sync(); !done && !outcome.err)
+      outcome = failed(done.error());
   }
   return outcome;
 }
@@ -288,7 +309,8 @@ Registry::Outcome Registry::remove_range(void* address, size_t length) {
       if (system_madvise(stretch.address, stretch.length, MADV_REMOVE) < 0) outcome = failed(errno);
     } else if (!(stretch.protection & PROT_WRITE)) {
       outcome = failed(EACCES);  // madvise(2): not a shared writable mapping
-    } else if (auto done = stretch.attached.session().discard(stretch.offset, stretch.length); !done) {
+    } else if (auto done = stretch.attached.session().discard(stretch.offset, stretch.length);
+               !done) {
       outcome = failed(done.error());
     }
   }
@@ -305,7 +327,8 @@ bool Registry::sync_file(const OpenFile& file, Outcome* outcome) {
   return true;
 }
 
-bool Registry::discard_file(const OpenFile& file, uint64_t offset, uint64_t length, Outcome* outcome) {
+bool Registry::discard_file(const OpenFile& file, uint64_t offset, uint64_t length,
+                            Outcome* outcome) {
   const auto session = session_of(file);
   if (!session) return false;
   const uint64_t size = session->image().size();
@@ -343,8 +366,9 @@ void Registry::let_go_of_idle() {
   {
     const std::lock_guard lock(attached_lock_);
     std::erase_if(attached_, [&](const Attached& each) {
-      return std::any_of(idle.begin(), idle.end(),
-                         [&](const Attached& other) { return other.attachment == each.attachment; });
+      return std::any_of(idle.begin(), idle.end(), [&](const Attached& other) {
+        return other.attachment == each.attachment;
+      });
     });
   }
   publish();

@@ -43,7 +43,8 @@ class Registry {
   };
   // Makes a shared mapping of a flat file. `socket_path`: of its mount; empty if the image seemed
   // to be attached already, which needs no mount. `access`: O_ACCMODE of the descriptor.
-  Outcome map_flat_file(const std::string& socket_path, const footprint::OpenFile& file, int access, MapCall call);
+  Outcome map_flat_file(const std::string& socket_path, const footprint::OpenFile& file, int access,
+                        MapCall call);
   // All other calls that replace or remove mappings of images: mmap(2) with MAP_FIXED, mremap(2)
   // with MREMAP_FIXED, munmap(2).
   Outcome map_over(const MapCall& call);
@@ -57,7 +58,8 @@ class Registry {
   // For a flat file: fdatasync(2), and fallocate(2) with FALLOC_FL_PUNCH_HOLE or
   // FALLOC_FL_ZERO_RANGE. Return false if the file is not attached.
   bool sync_file(const footprint::OpenFile& file, Outcome* outcome);
-  bool discard_file(const footprint::OpenFile& file, uint64_t offset, uint64_t length, Outcome* outcome);
+  bool discard_file(const footprint::OpenFile& file, uint64_t offset, uint64_t length,
+                    Outcome* outcome);
   // Whether an open file is a flat file of an attached image that is not known yet: after the mount
   // has died, the next mount has another flat file of the image. From then on the file is known.
   // `descriptor`: in the table of the application's `thread`.
@@ -93,7 +95,8 @@ class Registry {
   template <typename Call>
   Outcome replace_range(void* address, size_t length, const Call& call, const Addition* added);
   std::shared_ptr<Session> learn(const footprint::OpenFile& file, int descriptor);
-  Outcome attach(const std::string& socket_path, const footprint::OpenFile& file, int descriptor, bool write);
+  Outcome attach(const std::string& socket_path, const footprint::OpenFile& file, int descriptor,
+                 bool write);
   Outcome map_attached(Session* session, const MapCall& call, int descriptor);
   void publish();
   void let_go_of_idle();

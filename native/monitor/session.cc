@@ -26,31 +26,36 @@ RegionGeometry region_geometry(const ImageInfo& info) {
 
 }  // namespace
 
-Session::Session(std::unique_ptr<Image> image, const ImageInfo& info, std::unique_ptr<FaultDescriptor> faults,
-                 const Limits& limits)
+Session::Session(std::unique_ptr<Image> image, const ImageInfo& info,
+                 std::unique_ptr<FaultDescriptor> faults, const Limits& limits)
     : image_(std::move(image)),
       faults_(std::move(faults)),
       writable_(info.writable),
       geometry_(region_geometry(info)),
       wake_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
-      clean_(image_.get(), faults_.get(), geometry_, regions_, limits.clean_cache, writable_, &statistics_),
-      mapper_(image_.get(), info.persistent, faults_.get(), geometry_, regions_, limits.mapping_budget, &clean_,
-              &stalls_, &statistics_),
-      faulting_(image_.get(), faults_.get(), geometry_, regions_, &clean_, &mapper_, &shared_, &sharing_, &stalls_,
-                &statistics_, writable_),
+      clean_(image_.get(), faults_.get(), geometry_, regions_, limits.clean_cache, writable_,
+             &statistics_),
+      mapper_(image_.get(), info.persistent, faults_.get(), geometry_, regions_,
+              limits.mapping_budget, &clean_, &stalls_, &statistics_),
+      faulting_(image_.get(), faults_.get(), geometry_, regions_, &clean_, &mapper_, &shared_,
+                &sharing_, &stalls_, &statistics_, writable_),
       // Persistent memory has no page cache.
-      demotion_(image_.get(), info.writable && !info.persistent, limits.demote_always, &statistics_) {}
+      demotion_(image_.get(), info.writable && !info.persistent, limits.demote_always,
+                &statistics_) {}
 
-Result<std::unique_ptr<Session>> Session::start(std::unique_ptr<Image> image, const Limits& limits) {
+Result<std::unique_ptr<Session>> Session::start(std::unique_ptr<Image> image,
+                                                const Limits& limits) {
   auto faults = FaultDescriptor::open();
   if (!faults) return faults.error();
   const ImageInfo info = image->info();
   std::unique_ptr<Session> session(new Session(std::move(image), info, std::move(*faults), limits));
   if (session->wake_ < 0) return system_error(errno, "cannot make an eventfd");
-  PCOW_TRY(session->fault_thread_.start("pcow-faults", [serving = session.get()] { serving->serve_faults(); }));
+  PCOW_TRY(session->fault_thread_.start("pcow-faults",
+                                        [serving = session.get()] { serving->serve_faults(); }));
   // If no more threads can be made, nothing is demoted: only speed is lost.
   if (session->demotion_.is_usable())
-    (void)session->demoting_thread_.start("pcow-demote", [demoting = session.get()] { demoting->demote(); });
+    (void)session->demoting_thread_.start("pcow-demote",
+                                          [demoting = session.get()] { demoting->demote(); });
   return session;
 }
 
@@ -81,7 +86,8 @@ bool Session::read_events(std::deque<Fault>* waiting) {
       if (events[i].event != UFFD_EVENT_PAGEFAULT) continue;  // a remap: it only has to be read
       const auto& fault = events[i].arg.pagefault;
       waiting->push_back({reinterpret_cast<char*>(fault.address & ~uint64_t{4095}),
-                          (fault.flags & (UFFD_PAGEFAULT_FLAG_WRITE | UFFD_PAGEFAULT_FLAG_WP)) != 0, now});
+                          (fault.flags & (UFFD_PAGEFAULT_FLAG_WRITE | UFFD_PAGEFAULT_FLAG_WP)) != 0,
+                          now});
     }
   }
   return all > 0;

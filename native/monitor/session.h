@@ -137,8 +137,8 @@ class Session {
     Session* session_;
   };
 
-  Session(std::unique_ptr<Image> image, const ImageInfo& info, std::unique_ptr<FaultDescriptor> faults,
-          const Limits& limits);
+  Session(std::unique_ptr<Image> image, const ImageInfo& info,
+          std::unique_ptr<FaultDescriptor> faults, const Limits& limits);
   void serve_faults();  // the fault thread
   bool read_events(std::deque<Fault>* waiting);
   bool await_fault(std::deque<Fault>* waiting);

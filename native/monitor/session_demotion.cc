@@ -72,7 +72,8 @@ bool Session::zap(const std::vector<uint64_t>& windows) {
   return true;
 }
 
-void Session::zap_chunk(const Region& region, uint64_t start, const std::vector<uint64_t>& windows) {
+void Session::zap_chunk(const Region& region, uint64_t start,
+                        const std::vector<uint64_t>& windows) {
   const uint64_t sub = geometry_.sub_block_size();
   const uint64_t end = std::min(start + geometry_.chunk_size(), region.end());
   for (uint64_t at = std::max(start, region.offset()); at < end;) {
@@ -85,8 +86,8 @@ void Session::zap_chunk(const Region& region, uint64_t start, const std::vector<
     const uint64_t place = extent->file_offset + (at - extent->offset);
     const uint64_t window = place / Demotion::kWindow;
     // To the end of the run, or of its part in this window.
-    const uint64_t to =
-        std::min({end, extent->offset + extent->length, at + ((window + 1) * Demotion::kWindow - place)});
+    const uint64_t to = std::min(
+        {end, extent->offset + extent->length, at + ((window + 1) * Demotion::kWindow - place)});
     uint64_t mapped_to = next(at);
     while (mapped_to < to && region.is_mapped(mapped_to)) mapped_to = next(mapped_to);
     mapped_to = std::min(mapped_to, to);

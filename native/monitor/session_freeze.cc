@@ -15,7 +15,8 @@ constexpr int kDirectReadMs = 10'000;
 }  // namespace
 
 Result<void> Session::prepare(const std::string& name, bool automatic) {
-  if (pending_) return Error(Code::kBusy, image_->info().path + ": another snapshot is in progress");
+  if (pending_)
+    return Error(Code::kBusy, image_->info().path + ": another snapshot is in progress");
   auto pending = PendingSnapshot::prepare(image_.get(), name, automatic);
   if (!pending) return pending.error();
   pending_ = std::move(*pending);
@@ -48,9 +49,11 @@ Result<void> Session::cut() {
   }
   if (!direct_reads::hold_back(kDirectReadMs))
     return Error(Code::kBusy,
-                 image_->info().path + ": a read(2) with O_DIRECT into the image's memory has been in progress for " +
+                 image_->info().path +
+                     ": a read(2) with O_DIRECT into the image's memory has been in progress for " +
                      std::to_string(kDirectReadMs / 1000) +
-                     " seconds and would change the snapshot when it ends: try again when its disk responds");
+                     " seconds and would change the snapshot when it ends: try again when its disk "
+                     "responds");
   handling_.lock();
   step_ = Step::kCut;
   cut_since_ns_ = monotonic_ns();
@@ -78,7 +81,8 @@ Result<void> Session::commit() {
 }
 
 Result<void> Session::finish() {
-  if (step_ != Step::kCommitted) return Error(Code::kInvalid, "the snapshot has not been committed");
+  if (step_ != Step::kCommitted)
+    return Error(Code::kInvalid, "the snapshot has not been committed");
   auto outcome = pending_->finish();
   step_ = Step::kNone;
   pending_.reset();

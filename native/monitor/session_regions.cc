@@ -11,10 +11,13 @@ namespace pcow {
 Result<void> Session::reserve_at(void* address, size_t length, int protection) const {
   auto reserved = faults_->reserve(length, protection);
   if (!reserved) return reserved.error();
-  if (system_mremap(*reserved, length, length, MREMAP_MAYMOVE | MREMAP_FIXED, address) != MAP_FAILED) return {};
+  if (system_mremap(*reserved, length, length, MREMAP_MAYMOVE | MREMAP_FIXED, address) !=
+      MAP_FAILED)
+    return {};
   const int err = errno;
   system_munmap(*reserved, length);
-  return system_error(err, image_->info().path + ": cannot move a mapping of the image to its address");
+  return system_error(err,
+                      image_->info().path + ": cannot move a mapping of the image to its address");
 }
 
 // Puts a new reservation over the range: from then on every access to it faults.
@@ -39,8 +42,8 @@ void Session::keep_part(Regions* kept, const Region& whole, char* from, char* to
   from = std::max(from, whole.address());
   to = std::min(to, whole.address() + whole.length());
   if (from < to)
-    kept->push_back(
-        std::make_unique<Region>(geometry_, from, static_cast<size_t>(to - from), whole.offset_of(from), protection));
+    kept->push_back(std::make_unique<Region>(geometry_, from, static_cast<size_t>(to - from),
+                                             whole.offset_of(from), protection));
 }
 
 void Session::forget_chunks(Region* region) { forget_chunks(region, 0, region->end()); }
@@ -87,13 +90,16 @@ Result<void> Session::protect(void* address, size_t length, int protection) {
     keep_part(&kept, *region, to, end, region->protection());
     char* first = std::max(from, region->address());
     if (system_mprotect(first, static_cast<size_t>(std::min(to, end) - first), protection) < 0)
-      outcome = system_error(errno, image_->info().path + ": cannot change the protection of a mapping of the image");
+      outcome = system_error(
+          errno, image_->info().path + ": cannot change the protection of a mapping of the image");
   }
   regions_ = std::move(kept);
   return outcome;
 }
 
-bool Session::overlaps(const void* address, size_t length) { return !parts(address, length).empty(); }
+bool Session::overlaps(const void* address, size_t length) {
+  return !parts(address, length).empty();
+}
 
 bool Session::is_idle() {
   const Handling held(this);
@@ -106,10 +112,12 @@ std::vector<Session::Part> Session::parts(const void* address, size_t length) {
   std::vector<Part> found;
   for (const auto& region : regions_) {
     char* const start = region->address() + std::max<ptrdiff_t>(from - region->address(), 0);
-    char* const end = region->address() +
-                      std::min<ptrdiff_t>(from + length - region->address(), static_cast<ptrdiff_t>(region->length()));
+    char* const end =
+        region->address() + std::min<ptrdiff_t>(from + length - region->address(),
+                                                static_cast<ptrdiff_t>(region->length()));
     if (start < end)
-      found.push_back({start, static_cast<size_t>(end - start), region->offset_of(start), region->protection()});
+      found.push_back({start, static_cast<size_t>(end - start), region->offset_of(start),
+                       region->protection()});
   }
   return found;
 }

@@ -1,5 +1,5 @@
-// The thread that shows memory of the mount's clean store (sharing.h), and which ranges may show it:
-// those where this image reads as the layer below it in another image, because none of its own
+// The thread that shows memory of the mount's clean store (sharing.h), and which ranges may show
+// it: those where this image reads as the layer below it in another image, because none of its own
 // layers holds anything there.
 //
 // The memory is mapped elsewhere, populated and write-protected, and only then moved into place by
@@ -37,7 +37,8 @@ void Session::take_shared(uint64_t slice, protocol::Descriptor segment) {
   const SharedBase::Bytes asked = shared_.take_answer(slice, std::move(segment));
   // Copies that were made meanwhile are no longer needed.
   for (uint64_t from = asked.from; from < asked.to; from += segment::kSliceSize)
-    if (shared_.filled_to(from, from + 1) > from) sharing_.add({from, from + segment::kSliceSize, {}});
+    if (shared_.filled_to(from, from + 1) > from)
+      sharing_.add({from, from + segment::kSliceSize, {}});
 }
 
 void Session::share() {
@@ -60,8 +61,8 @@ void Session::share() {
 }
 
 // A reader may be faster than the mount. It goes on with copies of its own, which are replaced when
-// there is nothing else to do: what the mount has by now is shown, and the rest is asked for. Slices
-// of which only one part was read are left alone. Returns whether there was anything to do.
+// there is nothing else to do: what the mount has by now is shown, and the rest is asked for.
+// Slices of which only one part was read are left alone. Returns whether there was anything to do.
 bool Session::replace_copies() {
   if (statistics_.clean_bytes == 0) return false;
   std::vector<std::pair<size_t, uint64_t>> chunks;  // number of the region, start of the chunk
@@ -111,12 +112,15 @@ std::vector<Session::Target> Session::targets(const SharingQueue::Task& task) {
     if (from >= to) continue;
     bool wanted = false;
     if (task.fault) {
-      wanted = region->contains(task.fault->address) && !region->is_shared(region->offset_of(task.fault->address));
+      wanted = region->contains(task.fault->address) &&
+               !region->is_shared(region->offset_of(task.fault->address));
     } else {
       const uint64_t sub = geometry_.sub_block_size();
-      for (uint64_t at = from; at < to && !wanted; at = at / sub * sub + sub) wanted = region->is_clean(at);
+      for (uint64_t at = from; at < to && !wanted; at = at / sub * sub + sub)
+        wanted = region->is_clean(at);
     }
-    if (wanted && mapper_.has_room_for_shared()) found.push_back({region->at(from), from, to, protection});
+    if (wanted && mapper_.has_room_for_shared())
+      found.push_back({region->at(from), from, to, protection});
   }
   return found;
 }
@@ -135,11 +139,12 @@ void Session::show(const Target& target) {
 // have been unmapped meanwhile, and sub-blocks in it may have become the image's own.
 void Session::put_in_place(char* made, const Target& target) {
   const uint64_t sub = geometry_.sub_block_size();
-  const auto found = std::find_if(regions_.begin(), regions_.end(),
-                                  [&](const auto& region) { return region->contains(target.address); });
+  const auto found = std::find_if(regions_.begin(), regions_.end(), [&](const auto& region) {
+    return region->contains(target.address);
+  });
   Region* const region = found == regions_.end() ? nullptr : found->get();
-  const bool is_same = region && region->offset_of(target.address) == target.from && region->end() >= target.to &&
-                       region->protection() == target.protection;
+  const bool is_same = region && region->offset_of(target.address) == target.from &&
+                       region->end() >= target.to && region->protection() == target.protection;
   auto held = is_same ? image_->changes_to_base(nullptr, target.from, target.to) : ExtentBatch{};
   // A batch begins with its chunk, and may end before the range does.
   const uint64_t known_to = held ? std::min(held->next, target.to) : target.from;
@@ -147,7 +152,9 @@ void Session::put_in_place(char* made, const Target& target) {
   size_t extent = 0;  // the first that does not end before `at`; calls come in ascending order
   const auto may_show = [&](uint64_t at) {
     if (at >= known_to || region->is_mapped(at) || region->is_shared(at)) return false;
-    while (extent < held->extents.size() && held->extents[extent].offset + held->extents[extent].length <= at) extent++;
+    while (extent < held->extents.size() &&
+           held->extents[extent].offset + held->extents[extent].length <= at)
+      extent++;
     return extent == held->extents.size() || held->extents[extent].offset >= next(at);
   };
   const int64_t before = is_same ? mapper_.boundaries_between(*region, target.from, target.to) : 0;
@@ -157,7 +164,8 @@ void Session::put_in_place(char* made, const Target& target) {
     uint64_t end = next(at);
     while (end < target.to && (failed || may_show(end) == shown)) end = next(end);
     char* const part = made + (at - target.from);
-    if (shown && system_mremap(part, end - at, end - at, MREMAP_MAYMOVE | MREMAP_FIXED, region->at(at)) != MAP_FAILED) {
+    if (shown && system_mremap(part, end - at, end - at, MREMAP_MAYMOVE | MREMAP_FIXED,
+                               region->at(at)) != MAP_FAILED) {
       for (; at < end; at = next(at)) {
         clean_.forget(region, at);
         region->set_shared(at, true);
@@ -170,7 +178,8 @@ void Session::put_in_place(char* made, const Target& target) {
     at = end;
   }
   if (!is_same) return;
-  mapper_.count_boundaries(region, target.from, mapper_.boundaries_between(*region, target.from, target.to) - before);
+  mapper_.count_boundaries(region, target.from,
+                           mapper_.boundaries_between(*region, target.from, target.to) - before);
   faults_->wake(target.address, target.to - target.from);
 }
 

@@ -36,20 +36,24 @@ size_t most_segments() {
 // SIGBUS.
 const segment::Filled* map_filled(int descriptor) {
   struct stat status;
-  if (fstat(descriptor, &status) < 0 || status.st_size != static_cast<off_t>(segment::kLength)) return nullptr;
+  if (fstat(descriptor, &status) < 0 || status.st_size != static_cast<off_t>(segment::kLength))
+    return nullptr;
   const int seals = fcntl(descriptor, F_GET_SEALS);
   if (seals < 0 || (seals & segment::kSeals) != segment::kSeals) return nullptr;
-  void* page = system_mmap(nullptr, sizeof(segment::Filled), PROT_READ, MAP_SHARED, descriptor, kContent);
+  void* page =
+      system_mmap(nullptr, sizeof(segment::Filled), PROT_READ, MAP_SHARED, descriptor, kContent);
   return page == MAP_FAILED ? nullptr : static_cast<const segment::Filled*>(page);
 }
 
 }  // namespace
 
-SharedBase::SharedBase(FaultDescriptor* faults) : faults_(faults), most_segments_(most_segments()) {}
+SharedBase::SharedBase(FaultDescriptor* faults)
+    : faults_(faults), most_segments_(most_segments()) {}
 
 SharedBase::~SharedBase() {
   for (const auto& [number, segment] : segments_)
-    if (segment.filled) system_munmap(const_cast<segment::Filled*>(segment.filled), sizeof(segment::Filled));
+    if (segment.filled)
+      system_munmap(const_cast<segment::Filled*>(segment.filled), sizeof(segment::Filled));
 }
 
 void SharedBase::offer(uint64_t size, int eventfd) {
@@ -80,7 +84,8 @@ uint64_t SharedBase::filled_to(uint64_t offset, uint64_t limit) {
   const std::lock_guard lock(mutex_);
   limit = std::min(limit, (offset / kContent + 1) * kContent);
   uint64_t end = offset;
-  while (end < limit && is_filled(end / kSliceSize)) end = std::min(limit, (end / kSliceSize + 1) * kSliceSize);
+  while (end < limit && is_filled(end / kSliceSize))
+    end = std::min(limit, (end / kSliceSize + 1) * kSliceSize);
   return end;
 }
 
@@ -103,8 +108,8 @@ bool SharedBase::want(uint64_t from, uint64_t to) {
   if (known != segments_.end() && now < known->second.refused_until_ns) return false;
   std::erase_if(asked_, [&](const auto& item) { return item.second.until_ns < now; });
   if (asked_.size() >= kMostAsked) return false;
-  const uint64_t end =
-      std::min({(to + kSliceSize - 1) / kSliceSize, (number + 1) * kSlices, (size_ + kSliceSize - 1) / kSliceSize});
+  const uint64_t end = std::min({(to + kSliceSize - 1) / kSliceSize, (number + 1) * kSlices,
+                                 (size_ + kSliceSize - 1) / kSliceSize});
   const auto is_open = [&](uint64_t slice) { return !is_filled(slice) && !is_asked(slice); };
   uint64_t low = first;
   while (low < end && !is_open(low)) low++;
@@ -131,10 +136,11 @@ SharedBase::Bytes SharedBase::take_answer(uint64_t slice, Descriptor memory) {
   const uint64_t count = asked->second.count;
   asked_.erase(asked);
   Segment& segment = segments_[slice / kSlices];
-  // After the mount died, the next one gives another segment in place of this one. What is mapped of
-  // the former one stays mapped.
+  // After the mount died, the next one gives another segment in place of this one. What is mapped
+  // of the former one stays mapped.
   if (const segment::Filled* filled = memory ? map_filled(memory.number()) : nullptr) {
-    if (segment.filled) system_munmap(const_cast<segment::Filled*>(segment.filled), sizeof(segment::Filled));
+    if (segment.filled)
+      system_munmap(const_cast<segment::Filled*>(segment.filled), sizeof(segment::Filled));
     segment.filled = filled;
     segment.memory = std::make_shared<Descriptor>(std::move(memory));
   }
@@ -148,7 +154,8 @@ Result<char*> SharedBase::map(uint64_t from, uint64_t to, int protection) {
     const std::lock_guard lock(mutex_);
     // Perhaps the segment is another one by now, in which less is filled.
     for (uint64_t at = from; at < to; at = (at / kSliceSize + 1) * kSliceSize)
-      if (!is_filled(at / kSliceSize)) return Error(Code::kNotFound, "not all of the shared memory is filled");
+      if (!is_filled(at / kSliceSize))
+        return Error(Code::kNotFound, "not all of the shared memory is filled");
     memory = segments_.at(from / kContent).memory;
   }
   return faults_->map_protected(memory->number(), from % kContent, to - from, protection);

@@ -31,8 +31,8 @@ class SharedBase {
   // The mount is gone, with all that was asked of it. What it has given stays.
   void withdraw();
 
-  // The end of the content that can be mapped from `offset` on, without a gap and in one segment; at
-  // most `limit`. `offset` itself if there is none.
+  // The end of the content that can be mapped from `offset` on, without a gap and in one segment;
+  // at most `limit`. `offset` itself if there is none.
   uint64_t filled_to(uint64_t offset, uint64_t limit);
   // The beginning of the first slice after the one at `offset` that can be mapped; at most `limit`.
   uint64_t missing_to(uint64_t offset, uint64_t limit);
@@ -62,7 +62,8 @@ class SharedBase {
   struct Segment {
     std::shared_ptr<protocol::Descriptor> memory;  // null: the mount has not given it
     const segment::Filled* filled = nullptr;       // set if `memory` is
-    uint64_t refused_until_ns = 0;                 // the mount had no room for it, or for a slice of it
+    // The mount had no room for it, or for a slice of it.
+    uint64_t refused_until_ns = 0;
   };
   struct Asked {
     uint64_t count;

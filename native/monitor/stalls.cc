@@ -13,7 +13,8 @@ constexpr uint64_t kReportEveryNs = 10'000'000'000;
 
 void Stalls::tell_if_base_is_missing(const Error& error) {
   const uint64_t one = 1;
-  if (error.code == Code::kBaseMissing && missing_bases_ >= 0) (void)!write(missing_bases_, &one, sizeof one);
+  if (error.code == Code::kBaseMissing && missing_bases_ >= 0)
+    (void)!write(missing_bases_, &one, sizeof one);
 }
 
 void Stalls::report(const Error& error) {

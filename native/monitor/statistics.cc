@@ -66,7 +66,8 @@ std::string Statistics::json() const {
             ",\"p50Us\":" + std::to_string(histogram.quantile_us(0.5)) +
             ",\"p99Us\":" + std::to_string(histogram.quantile_us(0.99)) +
             ",\"sumNs\":" + std::to_string(histogram.sum_ns()) + ",\"buckets\":[";
-    for (size_t i = 0; i < Histogram::kBuckets; i++) text += std::to_string(histogram.bucket(i)) + ",";
+    for (size_t i = 0; i < Histogram::kBuckets; i++)
+      text += std::to_string(histogram.bucket(i)) + ",";
     text.back() = ']';
     text += "}";
   }

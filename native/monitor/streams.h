@@ -16,8 +16,9 @@ class Streams {
 
   // Bytes to go beyond an access at `offset`: 0 if it follows no other access.
   uint64_t ahead(uint64_t offset) {
-    const auto found =
-        std::find_if(streams_.begin(), streams_.end(), [&](const Stream& stream) { return stream.expected == offset; });
+    const auto found = std::find_if(streams_.begin(), streams_.end(), [&](const Stream& stream) {
+      return stream.expected == offset;
+    });
     if (found == streams_.end()) {
       newest_ = (newest_ + 1) % streams_.size();
       streams_[newest_] = {};

@@ -159,7 +159,8 @@ Result<void> try_to_borrow() {
   if (threads::borrow(-1, getpid()) || errno == EBADF) return {};
   return system_error(
       errno,
-      "the monitor may not borrow descriptors of this process: its filter of system calls (for example, "
+      "the monitor may not borrow descriptors of this process: its filter of system calls (for "
+      "example, "
       "of a container) must allow pidfd_open and pidfd_getfd (Linux 5.6 or newer is needed)");
 }
 
@@ -169,8 +170,8 @@ void* first_main(void* argument) {
   const Inside inside;
   pthread_setname_np(pthread_self(), "pcow-work");
   if (const int err = unshare_descriptors_and_root())
-    first->outcome =
-        system_error(err, "cannot give the monitor its own table of descriptors (Linux 5.9 or newer is needed)");
+    first->outcome = system_error(
+        err, "cannot give the monitor its own table of descriptors (Linux 5.9 or newer is needed)");
   if (first->outcome) first->outcome = try_to_borrow();
   Thread adding;
   if (first->outcome) first->outcome = adding.start("pcow-start", [own] { own->add_as_wanted(); });
@@ -182,7 +183,9 @@ void* first_main(void* argument) {
 }
 
 Error no_thread(int err) {
-  return system_error(err, "cannot start a thread of the monitor (see RLIMIT_NPROC and the control group's pids.max)");
+  return system_error(
+      err,
+      "cannot start a thread of the monitor (see RLIMIT_NPROC and the control group's pids.max)");
 }
 
 }  // namespace
@@ -236,7 +239,8 @@ void ask_and_wait(Task* task) {
   Task* newest = own->asked.load(std::memory_order_relaxed);
   do {
     task->next = newest;
-  } while (!own->asked.compare_exchange_weak(newest, task, std::memory_order_release, std::memory_order_relaxed));
+  } while (!own->asked.compare_exchange_weak(newest, task, std::memory_order_release,
+                                             std::memory_order_relaxed));
   sem_post(&own->waiting);
   wait_while(&task->done, 0);
 }
@@ -250,7 +254,9 @@ void ask_for_short_slices() {
     uint32_t priority;
     uint64_t runtime, deadline, period;
   } attributes = {};
-  if (syscall(SYS_sched_getattr, 0, &attributes, sizeof attributes, 0) < 0 || attributes.policy != 0) return;
+  if (syscall(SYS_sched_getattr, 0, &attributes, sizeof attributes, 0) < 0 ||
+      attributes.policy != 0)
+    return;
   attributes.size = sizeof attributes;
   attributes.runtime = kSliceNs;
   (void)syscall(SYS_sched_setattr, 0, &attributes, 0);
@@ -261,7 +267,8 @@ protocol::Descriptor borrow(int number, pid_t thread) {
   if (pidfd < 0) pidfd = static_cast<int>(syscall(SYS_pidfd_open, getpid(), 0));
   const protocol::Descriptor process(pidfd);
   if (!process) return {};
-  return protocol::Descriptor(static_cast<int>(syscall(SYS_pidfd_getfd, process.number(), number, 0)));
+  return protocol::Descriptor(
+      static_cast<int>(syscall(SYS_pidfd_getfd, process.number(), number, 0)));
 }
 
 }  // namespace threads

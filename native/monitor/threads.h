@@ -1,14 +1,14 @@
 // The monitor's own threads. They do everything that concerns an image. A thread of the application
 // that calls one of the interposed functions only asks and waits (run()). This makes the monitor
 // safe in any process:
-//   - They have their own table of file descriptors (unshare(2), CLONE_FILES). A program that closes
-//     descriptors it does not know closes none of ours; its limits do not count ours; a child of
-//     fork(2) inherits none of them.
+//   - They have their own table of file descriptors (unshare(2), CLONE_FILES). A program that
+//     closes descriptors it does not know closes none of ours; its limits do not count ours; a
+//     child of fork(2) inherits none of them.
 //   - They have their own root and working directory: after chroot(2) they still reach the mount's
 //     socket (except if the process had a filter of system calls by then, which may forbid this).
 //   - They block all signals and are never cancelled. So neither a signal handler nor
-//     pthread_cancel(3) interrupts a thread that holds one of their locks, and a signal handler that
-//     accesses an image finds a thread that serves it.
+//     pthread_cancel(3) interrupts a thread that holds one of their locks, and a signal handler
+//     that accesses an image finds a thread that serves it.
 //   - fork(2) copies none of them: their locks do not matter in the child.
 #pragma once
 
@@ -82,8 +82,8 @@ auto run(const Work& work) {
   return std::move(*asked.outcome);
 }
 
-// Asks for short time slices. Then the calling thread, when it is woken for a fault, does not have to wait until
-// the thread that runs on its processor has used up its usual milliseconds: sched(7),
+// Asks for short time slices. Then the calling thread, when it is woken for a fault, does not have
+// to wait until the thread that runs on its processor has used up its usual milliseconds: sched(7),
 // sched_setattr(2), Linux 6.12; older kernels ignore it. The thread's total share of the processor
 // does not change.
 void ask_for_short_slices();

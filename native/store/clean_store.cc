@@ -43,10 +43,12 @@ Result<std::string> key_of(const Image& image, const View& view, const std::stri
     if (!file) return file.error();
     auto layers = (*file)->layers();
     if (!layers) return layers.error();
-    const auto layer =
-        std::find_if(layers->begin(), layers->end(), [&](const LayerInfo& one) { return one.id == link.layer; });
-    if (layer == layers->end()) return Error(Code::kNotFound, link.path + " has changed: try again");
-    key += (*file)->file_identity() + " " + std::to_string(link.layer) + " " + std::to_string(layer->identity) + "\n";
+    const auto layer = std::find_if(layers->begin(), layers->end(),
+                                    [&](const LayerInfo& one) { return one.id == link.layer; });
+    if (layer == layers->end())
+      return Error(Code::kNotFound, link.path + " has changed: try again");
+    key += (*file)->file_identity() + " " + std::to_string(link.layer) + " " +
+           std::to_string(layer->identity) + "\n";
   }
   return key;
 }
@@ -92,7 +94,8 @@ void CleanStore::open(uint64_t client, uint32_t id, Layer layer) {
 void CleanStore::want(uint64_t client, uint32_t slice, uint32_t count) {
   const std::lock_guard guard(lock_);
   const auto found = clients_.find(client);
-  if (found == clients_.end() || !found->second.layer || found->second.wants.size() >= kMostWants) return;
+  if (found == clients_.end() || !found->second.layer || found->second.wants.size() >= kMostWants)
+    return;
   const auto left = static_cast<uint32_t>(kSlices - slice % kSlices);
   found->second.wants.push_back({slice, std::min(count, left), 0});
   changed_.notify_one();
@@ -110,8 +113,10 @@ void CleanStore::forget(uint64_t client) {
 CleanStore::Figures CleanStore::figures() const {
   const std::lock_guard guard(lock_);
   Figures now = figures_;
-  now.clients = static_cast<uint64_t>(
-      std::count_if(clients_.begin(), clients_.end(), [](const auto& item) { return item.second.layer != nullptr; }));
+  now.clients =
+      static_cast<uint64_t>(std::count_if(clients_.begin(), clients_.end(), [](const auto& item) {
+        return item.second.layer != nullptr;
+      }));
   return now;
 }
 
@@ -214,12 +219,14 @@ void CleanStore::serve_want(uint64_t client, const std::shared_ptr<Stored>& laye
     const uint64_t slice = uint64_t{want.slice} + want.next;
     if (slice * kSliceSize >= layer->size) break;
     const auto segment = layer->segments.find(slice / kSlices);
-    if (segment != layer->segments.end() && segment->second.memory->is_filled(slice % kSlices)) continue;
+    if (segment != layer->segments.end() && segment->second.memory->is_filled(slice % kSlices))
+      continue;
     fill(layer.get(), slice);
     want.next++;
     const std::lock_guard guard(lock_);
     const auto found = clients_.find(client);
-    if (found != clients_.end() && found->second.layer == layer) found->second.wants.push_front(want);
+    if (found != clients_.end() && found->second.layer == layer)
+      found->second.wants.push_front(want);
     return;
   }
   Answer answer;
@@ -286,7 +293,8 @@ bool CleanStore::make_room() {
   };
   std::vector<Candidate> candidates;
   for (const auto& [key, layer] : layers_)
-    for (const auto& [number, segment] : layer->segments) candidates.push_back({segment.used_at, layer, number});
+    for (const auto& [number, segment] : layer->segments)
+      candidates.push_back({segment.used_at, layer, number});
   std::sort(candidates.begin(), candidates.end(),
             [](const Candidate& a, const Candidate& b) { return a.used_at < b.used_at; });
   for (const Candidate& candidate : candidates) {
@@ -295,7 +303,8 @@ bool CleanStore::make_room() {
     if (segment->second.memory->is_held()) continue;
     bytes_ -= segment->second.memory->bytes();
     candidate.layer->segments.erase(segment);
-    if (candidate.layer->segments.empty() && candidate.layer->clients == 0) layers_.erase(candidate.layer->key);
+    if (candidate.layer->segments.empty() && candidate.layer->clients == 0)
+      layers_.erase(candidate.layer->key);
   }
   note();
   if (bytes_ + kSliceSize <= budget_) return true;

@@ -21,15 +21,19 @@ Result<std::unique_ptr<SharedSegment>> SharedSegment::make() {
   Descriptor memory(memfd_create("pcow-clean-store", MFD_CLOEXEC | MFD_ALLOW_SEALING));
   if (!memory || ftruncate(memory.number(), segment::kLength) < 0)
     return system_error(errno, "cannot make shared memory for the clean store");
-  void* content = system_mmap(nullptr, segment::kLength, PROT_READ | PROT_WRITE, MAP_SHARED, memory.number(), 0);
-  if (content == MAP_FAILED) return system_error(errno, "cannot map the shared memory of the clean store");
+  void* content = system_mmap(nullptr, segment::kLength, PROT_READ | PROT_WRITE, MAP_SHARED,
+                              memory.number(), 0);
+  if (content == MAP_FAILED)
+    return system_error(errno, "cannot map the shared memory of the clean store");
   // After the mapping, which stays writable.
   if (fcntl(memory.number(), F_ADD_SEALS, segment::kSeals) < 0) {
     const int err = errno;
     system_munmap(content, segment::kLength);
-    return system_error(err, "cannot seal the shared memory of the clean store (Linux 5.1 or newer is needed)");
+    return system_error(
+        err, "cannot seal the shared memory of the clean store (Linux 5.1 or newer is needed)");
   }
-  return std::unique_ptr<SharedSegment>(new SharedSegment(std::move(memory), static_cast<char*>(content)));
+  return std::unique_ptr<SharedSegment>(
+      new SharedSegment(std::move(memory), static_cast<char*>(content)));
 }
 
 SharedSegment::~SharedSegment() { system_munmap(content_, segment::kLength); }
@@ -40,8 +44,8 @@ void SharedSegment::filled(uint64_t slice) {
   system_madvise(content_ + slice * segment::kSliceSize, segment::kSliceSize, MADV_DONTNEED);
 }
 
-// A description of its own for each receiver, so that is_held() sees it. O_NONBLOCK: whoever has the
-// segment might hold a lease on it (fcntl(2)), and keep this call waiting.
+// A description of its own for each receiver, so that is_held() sees it. O_NONBLOCK: whoever has
+// the segment might hold a lease on it (fcntl(2)), and keep this call waiting.
 Descriptor SharedSegment::for_reading() const {
   // Not /proc/self: this thread has its own table of descriptors.
   const std::string name = "/proc/thread-self/fd/" + std::to_string(memory_.number());

@@ -54,7 +54,8 @@ class Mount {
     CHECK(poll(&ready, 1, -1) == 1);
     protocol::Packet packet;
     std::string reason;
-    CHECK(protocol::receive_packet(peer_.number(), 1, &packet, &reason) == protocol::Received::kPacket);
+    CHECK(protocol::receive_packet(peer_.number(), 1, &packet, &reason) ==
+          protocol::Received::kPacket);
     return packet;
   }
 
@@ -69,7 +70,9 @@ class Mount {
   }
 
   // Sends a request, which is answered by kDone.
-  void ask(protocol::Kind kind, const std::string& text = {}) { CHECK(answer_to(kind, text) == protocol::Kind::kDone); }
+  void ask(protocol::Kind kind, const std::string& text = {}) {
+    CHECK(answer_to(kind, text) == protocol::Kind::kDone);
+  }
   // Sends a request that is out of order, which is answered by kFailed.
   void ask_in_vain(protocol::Kind kind) { CHECK(answer_to(kind, "s") == protocol::Kind::kFailed); }
 
@@ -78,7 +81,8 @@ class Mount {
     CHECK(poll(&ready, 1, -1) == 1);
     protocol::Packet packet;
     std::string reason;
-    CHECK(protocol::receive_packet(peer_.number(), 1, &packet, &reason) == protocol::Received::kEnd);
+    CHECK(protocol::receive_packet(peer_.number(), 1, &packet, &reason) ==
+          protocol::Received::kEnd);
   }
 
   // Takes the image back. A request crosses the monitor's kRelease: the monitor no longer has
@@ -156,7 +160,8 @@ struct Stage {
   }
 
   // `answer` makes the message that the mount sends instead.
-  void refuses(const char* what, const std::function<protocol::Packet()>& answer, int expected) const {
+  void refuses(const char* what, const std::function<protocol::Packet()>& answer,
+               int expected) const {
     Mount mount(socket);
     std::thread answering([&] {
       mount.meet(protocol::Kind::kAttach);
@@ -204,7 +209,8 @@ void takes_no_connections() {
   int outcome;
   do {
     others.emplace_back(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
-    outcome = connect(others.back().number(), reinterpret_cast<sockaddr*>(&address), sizeof address);
+    outcome =
+        connect(others.back().number(), reinterpret_cast<sockaddr*>(&address), sizeof address);
   } while (outcome == 0);
   const auto attached = stage.attach({50, 50});
   CHECK(!attached && attached.error().err == EAGAIN);
@@ -252,7 +258,8 @@ void strange_answers() {
     protocol::Packet answer;
     answer.kind = protocol::Kind::kAttached;
     answer.text = text;
-    for (const int descriptor : descriptors) answer.descriptors.emplace_back(fcntl(descriptor, F_DUPFD_CLOEXEC, 0));
+    for (const int descriptor : descriptors)
+      answer.descriptors.emplace_back(fcntl(descriptor, F_DUPFD_CLOEXEC, 0));
     return answer;
   };
   int pipes[2];
@@ -304,11 +311,14 @@ void steps_out_of_order() {
   memory[0] = 1;
   for (const Kind step : {Kind::kCut, Kind::kCommit, Kind::kFinish}) mount.ask_in_vain(step);
   mount.ask(Kind::kPrepare, "s");
-  for (const Kind step : {Kind::kPrepare, Kind::kCommit, Kind::kFinish, Kind::kDelete}) mount.ask_in_vain(step);
+  for (const Kind step : {Kind::kPrepare, Kind::kCommit, Kind::kFinish, Kind::kDelete})
+    mount.ask_in_vain(step);
   mount.ask(Kind::kCut);
-  for (const Kind step : {Kind::kPrepare, Kind::kCut, Kind::kFinish, Kind::kDelete}) mount.ask_in_vain(step);
+  for (const Kind step : {Kind::kPrepare, Kind::kCut, Kind::kFinish, Kind::kDelete})
+    mount.ask_in_vain(step);
   mount.ask(Kind::kCommit);
-  for (const Kind step : {Kind::kPrepare, Kind::kCut, Kind::kCommit, Kind::kDelete}) mount.ask_in_vain(step);
+  for (const Kind step : {Kind::kPrepare, Kind::kCut, Kind::kCommit, Kind::kDelete})
+    mount.ask_in_vain(step);
   memory[0] = 2;
   mount.ask(Kind::kFinish);
   for (const Kind step : {Kind::kCut, Kind::kCommit, Kind::kFinish}) mount.ask_in_vain(step);

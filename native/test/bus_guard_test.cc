@@ -55,7 +55,8 @@ void readers() {
     std::vector<char> bytes(65536);
     if (!before_reading) MUST(image->read(nullptr, 0, bytes.data(), bytes.size()));
     cut_short(path);
-    for (int i = 0; i < 3; i++) is_cut_short(image->read(nullptr, 1 << 19, bytes.data(), bytes.size()));
+    for (int i = 0; i < 3; i++)
+      is_cut_short(image->read(nullptr, 1 << 19, bytes.data(), bytes.size()));
     is_cut_short(image->read(view.get(), 0, bytes.data(), bytes.size()));
     is_cut_short(image->map(nullptr, 0, {}));
     (void)image->info();
@@ -83,7 +84,9 @@ void writers() {
       [&](Image& image) { return image.resize(kSize * 2).ok(); },
       [&](Image& image) { return image.compact(nullptr).ok(); },
       [&](Image& image) { return image.add_checksums(nullptr).ok(); },
-      [&](Image& image) { return image.read(nullptr, 0, std::vector<char>(4096).data(), 4096).ok(); },
+      [&](Image& image) {
+        return image.read(nullptr, 0, std::vector<char>(4096).data(), 4096).ok();
+      },
   };
   for (size_t i = 0; i < steps.size(); i++) {
     const std::string path = directory / "image.pcow";
@@ -140,7 +143,8 @@ void others_get_theirs() {
   const std::string path = directory / "own";
   { std::ofstream(path) << std::string(4096, 'x'); }
   auto file = MUST(File::open(path, false, nullptr));
-  auto* page = static_cast<volatile char*>(mmap(nullptr, 4096, PROT_READ, MAP_SHARED, file->descriptor(), 0));
+  auto* page = static_cast<volatile char*>(
+      mmap(nullptr, 4096, PROT_READ, MAP_SHARED, file->descriptor(), 0));
   CHECK(page != MAP_FAILED);
   CHECK(truncate(path.c_str(), 0) == 0);
   struct sigaction action = {};
@@ -168,8 +172,10 @@ class Mover : public FileObserver {
   uint64_t* word = nullptr;
   uint64_t places[2] = {};
   uint64_t looks = 0;
-  int before(FileOperation operation, const std::string&, uint64_t, uint64_t, const void*) override {
-    if (word && operation == FileOperation::kRead) std::atomic_ref<uint64_t>(*word).store(places[++looks % 2]);
+  int before(FileOperation operation, const std::string&, uint64_t, uint64_t,
+             const void*) override {
+    if (word && operation == FileOperation::kRead)
+      std::atomic_ref<uint64_t>(*word).store(places[++looks % 2]);
     return 0;
   }
 };

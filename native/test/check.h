@@ -39,15 +39,15 @@ T must_(pcow::Result<T> result, const char* file, int line) {
 }
 #define MUST(expression) must_((expression), __FILE__, __LINE__)
 
-#define FAILS(expression, expected)                                                                 \
-  do {                                                                                              \
-    auto result_ = (expression);                                                                    \
-    CHECK(!result_);                                                                                \
-    if (result_.error().code != (expected)) {                                                       \
-      fprintf(stderr, "%s:%d: %s: %s\n", __FILE__, __LINE__, pcow::code_name(result_.error().code), \
-              result_.error().message.c_str());                                                     \
-      exit(1);                                                                                      \
-    }                                                                                               \
+#define FAILS(expression, expected)                                                    \
+  do {                                                                                 \
+    auto result_ = (expression);                                                       \
+    CHECK(!result_);                                                                   \
+    if (result_.error().code != (expected)) {                                          \
+      fprintf(stderr, "%s:%d: %s: %s\n", __FILE__, __LINE__,                           \
+              pcow::code_name(result_.error().code), result_.error().message.c_str()); \
+      exit(1);                                                                         \
+    }                                                                                  \
   } while (false)
 
 // The content of a file.
@@ -79,7 +79,8 @@ inline void save(const std::string& path, const Bytes& bytes) {
   for (size_t at = 0; at < bytes.size(); at += kPiece) {
     const size_t length = std::min(kPiece, bytes.size() - at);
     if (memcmp(bytes.data() + at, zeros, length) == 0) continue;
-    CHECK(pwrite(descriptor, bytes.data() + at, length, static_cast<off_t>(at)) == static_cast<ssize_t>(length));
+    CHECK(pwrite(descriptor, bytes.data() + at, length, static_cast<off_t>(at)) ==
+          static_cast<ssize_t>(length));
   }
   CHECK(close(descriptor) == 0);
 }
@@ -87,7 +88,8 @@ inline void save(const std::string& path, const Bytes& bytes) {
 class TemporaryDirectory {
  public:
   // By default on a real disk, because /tmp may be in memory.
-  explicit TemporaryDirectory(const std::string& parent = "/var/tmp") : path_(parent + "/pcow-test-XXXXXX") {
+  explicit TemporaryDirectory(const std::string& parent = "/var/tmp")
+      : path_(parent + "/pcow-test-XXXXXX") {
     if (!mkdtemp(path_.data())) {
       perror(path_.c_str());
       exit(1);
@@ -108,7 +110,9 @@ class TemporaryDirectory {
 // one, which makes programs many times slower: `at_length` with PCOW_LONG=1 (npm run test:long),
 // otherwise `in_short` (npm test).
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-inline int effort(int /*plain*/, int at_length, int in_short) { return getenv("PCOW_LONG") ? at_length : in_short; }
+inline int effort(int /*plain*/, int at_length, int in_short) {
+  return getenv("PCOW_LONG") ? at_length : in_short;
+}
 #else
 inline int effort(int plain, int /*at_length*/, int /*in_short*/) { return plain; }
 #endif

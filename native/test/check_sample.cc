@@ -42,8 +42,9 @@ Sample sample_of(const std::string& path) {
   const auto second = MUST(Superblock::decode(bytes + kPageSize, path));
   sample.superblock = first.generation > second.generation ? first : second;
   const auto* start = bytes + sample.superblock.directory_offset;
-  sample.directory = MUST(LayerDirectory::decode(Bytes(start, start + sample.superblock.directory_length),
-                                                 sample.superblock, sample.bytes.size(), path));
+  sample.directory =
+      MUST(LayerDirectory::decode(Bytes(start, start + sample.superblock.directory_length),
+                                  sample.superblock, sample.bytes.size(), path));
   return sample;
 }
 
@@ -88,13 +89,14 @@ CheckReport check(const std::string& path, bool repair) {
 void fail(const std::string& what, const CheckReport& report) {
   fprintf(stderr, "%s; the check says:\n", what.c_str());
   for (const Finding& finding : report.findings)
-    fprintf(stderr, "  %d %s at %llu: %s%s\n", static_cast<int>(finding.severity), finding.structure.c_str(),
-            static_cast<unsigned long long>(finding.file_offset), finding.message.c_str(),
-            finding.repaired ? " (repaired)" : "");
+    fprintf(stderr, "  %d %s at %llu: %s%s\n", static_cast<int>(finding.severity),
+            finding.structure.c_str(), static_cast<unsigned long long>(finding.file_offset),
+            finding.message.c_str(), finding.repaired ? " (repaired)" : "");
   exit(1);
 }
 
-bool has(const CheckReport& report, const std::string& structure, uint64_t place, const std::string& words) {
+bool has(const CheckReport& report, const std::string& structure, uint64_t place,
+         const std::string& words) {
   for (const Finding& finding : report.findings)
     if (finding.structure == structure && finding.file_offset == place &&
         finding.message.find(words) != std::string::npos)
@@ -115,7 +117,8 @@ void all_losses_are_told(const std::string& what, const CheckReport& mended, con
         end = range.offset + range.length;
         total += range.length;
         if (loss.snapshot != name) continue;
-        if (end > bytes.size()) fail(what + ": a lost range behind the end of \"" + name + "\"", mended);
+        if (end > bytes.size())
+          fail(what + ": a lost range behind the end of \"" + name + "\"", mended);
         std::fill_n(told.begin() + static_cast<ptrdiff_t>(range.offset), range.length, true);
       }
       total -= loss.gone + loss.doubtful;
@@ -125,7 +128,8 @@ void all_losses_are_told(const std::string& what, const CheckReport& mended, con
     if (left == bytes) continue;
     for (size_t i = 0; i < bytes.size(); i++)
       if (bytes[i] != left[i] && !told[i])
-        fail(what + ": byte " + std::to_string(i) + " of \"" + name + "\" is lost, and not told", mended);
+        fail(what + ": byte " + std::to_string(i) + " of \"" + name + "\" is lost, and not told",
+             mended);
   }
 }
 

@@ -39,7 +39,8 @@ CheckReport damage(const TemporaryDirectory& directory, const Sample& good, cons
   harm(&bytes);
   save(path, bytes);
   const CheckReport found = check(path);
-  if (!has(found, expected.structure, expected.place, expected.words)) fail(what + " is not found", found);
+  if (!has(found, expected.structure, expected.place, expected.words))
+    fail(what + " is not found", found);
   if (load(path) != bytes) fail(what + ": the check wrote to the image", found);
   const CheckReport mended = check(path, true);
   if (mended.damages || mended.leaks || !mended.repaired) fail(what + " is not mended", mended);
@@ -51,7 +52,8 @@ CheckReport damage(const TemporaryDirectory& directory, const Sample& good, cons
     std::vector<char> expected_bytes = before;
     for (const uint64_t block : lost)
       memcpy(expected_bytes.data() + block * kBlock, now.at(name).data() + block * kBlock, kBlock);
-    if (now.at(name) != expected_bytes) fail(what + ": the content has changed in \"" + name + "\"", mended);
+    if (now.at(name) != expected_bytes)
+      fail(what + ": the content has changed in \"" + name + "\"", mended);
   }
   all_losses_are_told(what, mended, good.contents, now);
   open_image(path, true);
@@ -68,7 +70,8 @@ void each_kind_of_damage() {
   const auto set_word = [](uint64_t place, uint64_t word) {
     return [place, word](Bytes* bytes) { put_field(bytes->data(), place, word); };
   };
-  if (const CheckReport report = check(directory / "image.pcow"); !report.findings.empty() || report.snapshots != 2)
+  if (const CheckReport report = check(directory / "image.pcow");
+      !report.findings.empty() || report.snapshots != 2)
     fail("the sample is not sound", report);
 
   // Superblocks: each slot, with one wrong bit, with many, and empty.
@@ -113,23 +116,23 @@ void each_kind_of_damage() {
   damage(directory, good, "the same, mended anew", set_word(place, word & ~uint64_t{2}),
          {"entry", place, "marks sub-blocks as durable"}, {0});
   CHECK(load(lost).size() == kBlock);
-  damage(directory, good, "written bits that are not durable", set_word(place, word & ~uint64_t{0x20000}),
-         {"entry", place, "not durable"});
+  damage(directory, good, "written bits that are not durable",
+         set_word(place, word & ~uint64_t{0x20000}), {"entry", place, "not durable"});
   unlink(lost.c_str());
-  damage(directory, good, "an index with nothing written", set_word(place, word & ~uint64_t{0xffffffff}),
-         {"entry", place, "holds nothing"}, {0});
+  damage(directory, good, "an index with nothing written",
+         set_word(place, word & ~uint64_t{0xffffffff}), {"entry", place, "holds nothing"}, {0});
   CHECK(load(lost).size() == kBlock && load(lost)[0] == '1');
 
   // Entries: indexes. The block itself, which nothing names any more, is kept.
   const auto pointing_at = [&](uint64_t index) { return (word & 0xffffffff) | index << 32; };
-  for (const auto& [index, words] :
-       std::map<uint64_t, std::string>{{0x3fffffff, "beyond its end"},
-                                       {good.layer("two").table_offset / kBlock, "the table of snapshot two"},
-                                       {good.layer("").table_offset / kBlock, "the table of the active layer"},
-                                       {directory_at / kBlock, "where the layer directory is"}}) {
+  for (const auto& [index, words] : std::map<uint64_t, std::string>{
+           {0x3fffffff, "beyond its end"},
+           {good.layer("two").table_offset / kBlock, "the table of snapshot two"},
+           {good.layer("").table_offset / kBlock, "the table of the active layer"},
+           {directory_at / kBlock, "where the layer directory is"}}) {
     unlink(lost.c_str());
-    damage(directory, good, "a pointer at " + std::to_string(index), set_word(place, pointing_at(index)),
-           {"entry", place, words}, {0});
+    damage(directory, good, "a pointer at " + std::to_string(index),
+           set_word(place, pointing_at(index)), {"entry", place, words}, {0});
     const Bytes kept = load(lost);
     CHECK(kept.size() >= kBlock && kept[kept.size() - kBlock] == '1');
     CHECK(load(directory / "image.pcow.lost.index").size() > 50);
@@ -139,8 +142,9 @@ void each_kind_of_damage() {
 
   // A block that two entries name: both read the same as before.
   const uint64_t second = good.entry_place("two", 10);
-  const CheckReport shared = damage(directory, good, "a block that two entries name", set_word(second, word),
-                                    {"entry", second, "and so does another entry"}, {10});
+  const CheckReport shared =
+      damage(directory, good, "a block that two entries name", set_word(second, word),
+             {"entry", second, "and so does another entry"}, {10});
   CHECK(has(shared, "entry", place, "and so does another entry"));
   {
     const Contents now = contents_of(directory / "image.pcow");
@@ -155,8 +159,9 @@ void each_kind_of_damage() {
       if (bytes == Bytes(kBlock)) return block;
     }
   }();
-  const CheckReport stray = damage(directory, good, "bytes in free space", flip(free_block * kBlock + 77, 1),
-                                   {"free space", free_block * kBlock, "belongs to no layer"});
+  const CheckReport stray =
+      damage(directory, good, "bytes in free space", flip(free_block * kBlock + 77, 1),
+             {"free space", free_block * kBlock, "belongs to no layer"});
   CHECK(stray.repaired == 1);
 }
 
@@ -165,27 +170,32 @@ void what_cannot_be_mended() {
   TemporaryDirectory directory;
   const Sample good = make_sample(directory);
   const std::string path = directory / "image.pcow";
-  const auto stays = [&](const std::string& what, const std::function<void(Bytes*)>& harm, const Expected& expected) {
+  const auto stays = [&](const std::string& what, const std::function<void(Bytes*)>& harm,
+                         const Expected& expected) {
     Bytes bytes = good.bytes;
     harm(&bytes);
     save(path, bytes);
     const CheckReport report = check(path, true);
-    if (!has(report, expected.structure, expected.place, expected.words) || !report.damages || report.repaired)
+    if (!has(report, expected.structure, expected.place, expected.words) || !report.damages ||
+        report.repaired)
       fail(what + " is not found", report);
     if (load(path) != bytes) fail(what + ": the repair wrote", report);
   };
   stays("no slot", [](Bytes* bytes) { memset(bytes->data(), 0, 2 * kPageSize); },
         {"superblock", kPageSize, "is empty"});
-  stays("a short file", [](Bytes* bytes) { bytes->resize(5000); }, {"file", 5000, "only 5000 bytes"});
+  stays("a short file", [](Bytes* bytes) { bytes->resize(5000); },
+        {"file", 5000, "only 5000 bytes"});
   const uint64_t directory_at = good.superblock.directory_offset;
-  stays("a directory that is gone", [&](Bytes* bytes) { memset(bytes->data() + directory_at, 0, 64); },
+  stays("a directory that is gone",
+        [&](Bytes* bytes) { memset(bytes->data() + directory_at, 0, 64); },
         {"directory", directory_at, "no magic number"});
 
   // A base that is absent, or another image.
   save(path, good.bytes);
   CHECK(rename((directory / "base.pcow").c_str(), (directory / "gone.pcow").c_str()) == 0);
   CheckReport report = check(path);
-  if (!has(report, "base", 0, "does not exist") || report.damages != 1) fail("a missing base is not found", report);
+  if (!has(report, "base", 0, "does not exist") || report.damages != 1)
+    fail("a missing base is not found", report);
   CreateOptions options;
   options.size = kImage;
   options.block_size = kBlock;
@@ -196,7 +206,8 @@ void what_cannot_be_mended() {
 
   save(path, Bytes(100000, 'x'));
   report = check(path);
-  if (report.damages != 2 || !report.uuid.empty()) fail("what is no image is not called so", report);
+  if (report.damages != 2 || !report.uuid.empty())
+    fail("what is no image is not called so", report);
 }
 
 // What a killed writer, or a host crash, has left is no damage, and a repair recovers it.
@@ -214,7 +225,8 @@ void unclean() {
   int status;
   CHECK(waitpid(child, &status, 0) == child && status == 0);
   CheckReport report = check(path);
-  if (!report.findings.empty() || report.clean || report.crashed || report.dropped) fail("a killed writer", report);
+  if (!report.findings.empty() || report.clean || report.crashed || report.dropped)
+    fail("a killed writer", report);
 
   Bytes bytes = load(path);
   for (const uint64_t slot : {0, 1}) {
@@ -224,7 +236,8 @@ void unclean() {
   }
   save(path, bytes);
   report = check(path);
-  if (!report.findings.empty() || !report.crashed || report.dropped != kBlock) fail("a crashed host", report);
+  if (!report.findings.empty() || !report.crashed || report.dropped != kBlock)
+    fail("a crashed host", report);
   report = check(path, true);
   if (!report.findings.empty() || !report.clean) fail("a crashed host is not recovered", report);
   CHECK(contents_of(path) == good.contents);
@@ -285,10 +298,12 @@ void in_use() {
   repair.repair = true;
   FAILS(check_image(path, repair, nullptr), Code::kLocked);
   MUST(image->close());
-  if (const CheckReport report = check(path); !report.findings.empty()) fail("at rest again", report);
+  if (const CheckReport report = check(path); !report.findings.empty())
+    fail("at rest again", report);
 }
 
-size_t differing_bytes(const std::vector<char>& a, const std::vector<char>& b, uint64_t* first, uint64_t* last) {
+size_t differing_bytes(const std::vector<char>& a, const std::vector<char>& b, uint64_t* first,
+                       uint64_t* last) {
   size_t count = 0;
   for (size_t i = 0; i < std::min(a.size(), b.size()); i++) {
     if (a[i] == b[i]) continue;
@@ -308,7 +323,8 @@ void random_flips() {
   // Most bytes of the file are data: half of the flips go into the structures.
   std::vector<std::pair<uint64_t, uint64_t>> structures = {
       {0, 2 * kPageSize}, {good.superblock.directory_offset, good.superblock.directory_length}};
-  for (const Layer& layer : good.directory.layers) structures.emplace_back(layer.table_offset, 25 * 8);
+  for (const Layer& layer : good.directory.layers)
+    structures.emplace_back(layer.table_offset, 25 * 8);
   uint64_t found = 0;
   Bytes bytes = good.bytes;
   const int flips = effort(1500, 300, 60);
@@ -358,7 +374,8 @@ void random_garbage() {
       const Layer& layer = good.directory.layers[random() % good.directory.layers.size()];
       const uint64_t start = random() % 2 ? layer.table_offset : random() % bytes.size();
       const uint64_t length = std::min<uint64_t>(1 + random() % 300, bytes.size() - start);
-      for (uint64_t at = start; at < start + length; at++) bytes[at] = static_cast<uint8_t>(random());
+      for (uint64_t at = start; at < start + length; at++)
+        bytes[at] = static_cast<uint8_t>(random());
     }
     if (random() % 8 == 0) bytes.resize(random() % bytes.size());
     save(path, bytes);

@@ -112,14 +112,16 @@ void finds_damage(uint32_t block_size) {
   CHECK(report.damages == 1 && report.findings.size() == 1);
   const Finding& found = report.findings.front();
   CHECK(found.snapshot == "one" && found.structure == "block");
-  CHECK(found.offset == 2 * block && found.length == block && found.file_offset == place / block * block);
+  CHECK(found.offset == 2 * block && found.length == block &&
+        found.file_offset == place / block * block);
   CHECK(report.verified == 5 * block + 4096);
   CHECK(MUST(check_image(sample.path, {}, nullptr)).damages == 0);
 
   for (const std::string snapshot : {"one", ""}) {
     FAILS(sample.at(snapshot, 2 * block + 100), Code::kCorrupt);
     CHECK(sample.at(snapshot, 3 * block - 1).error().err == EIO);
-    CHECK(MUST(sample.at(snapshot, 2 * block - 1)) == '1' && MUST(sample.at(snapshot, 3 * block)) == '1');
+    CHECK(MUST(sample.at(snapshot, 2 * block - 1)) == '1' &&
+          MUST(sample.at(snapshot, 3 * block)) == '1');
     CHECK(MUST(sample.at(snapshot, 8 * block)) == '1' && MUST(sample.at(snapshot, 9 * block)) == 0);
   }
   CHECK(MUST(sample.at("", 5 * block)) == '2');
@@ -269,7 +271,8 @@ void outlives_damaged_pages() {
   MUST(sample.image->snapshot("one"));
   MUST(sample.image->add_checksums(nullptr));
   MUST(sample.image->close());
-  const Superblock superblock = MUST(read_superblock(*MUST(File::open(sample.path, false, nullptr))));
+  const Superblock superblock =
+      MUST(read_superblock(*MUST(File::open(sample.path, false, nullptr))));
   CHECK(superblock.read_only_compatible == kLayerChecksums);
   const LayerDirectory directory =
       MUST(read_layer_directory(*MUST(File::open(sample.path, false, nullptr)), superblock));
@@ -292,7 +295,9 @@ void outlives_damaged_pages() {
   CHECK(sample.missing() == 0);
   MUST(sample.image->remove_checksums());
   MUST(sample.image->close());
-  CHECK(MUST(read_superblock(*MUST(File::open(sample.path, false, nullptr)))).read_only_compatible == 0);
+  CHECK(
+      MUST(read_superblock(*MUST(File::open(sample.path, false, nullptr)))).read_only_compatible ==
+      0);
 }
 
 void can_be_cancelled() {
@@ -314,7 +319,9 @@ void goes_side_by_side() {
   std::atomic<bool> done{false};
   std::thread scrubbing([&] {
     auto reader = open_image(sample.path, false);
-    while (!done) CHECK(MUST(reader->scrub(nullptr)).damages == 0 && MUST(sample.image->scrub(nullptr)).damages == 0);
+    while (!done)
+      CHECK(MUST(reader->scrub(nullptr)).damages == 0 &&
+            MUST(sample.image->scrub(nullptr)).damages == 0);
   });
   std::thread making([&] {
     while (!done) {

@@ -61,11 +61,13 @@ uint64_t number_at(const Image& image, const View* view, uint64_t offset) {
 // Writes and discards in a region of its own, and compares the region with its expected content.
 class Writer {
  public:
-  Writer(Image* image, uint64_t start, uint64_t seed) : image_(image), start_(start), random_(seed), model_(kRegion) {}
+  Writer(Image* image, uint64_t start, uint64_t seed)
+      : image_(image), start_(start), random_(seed), model_(kRegion) {}
 
   void step() {
     const uint64_t offset = random_() % kRegion;
-    const uint64_t length = std::min(kRegion - offset, 1 + random_() % (random_() % 4 ? 5000 : 60000));
+    const uint64_t length =
+        std::min(kRegion - offset, 1 + random_() % (random_() % 4 ? 5000 : 60000));
     std::vector<uint8_t> bytes(length);
     switch (random_() % 5) {
       case 0:

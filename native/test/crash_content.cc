@@ -46,15 +46,17 @@ static bool may_hold(const std::set<uint64_t>& allowed, uint64_t stamp) {
   if (allowed.contains(stamp)) return true;
   if (!(stamp & kTorn)) return false;
   for (size_t word = 0; word < kWords; word++) {
-    const bool known = std::any_of(allowed.begin(), allowed.end(),
-                                   [&](uint64_t one) { return word_stamp(one, word) == word_stamp(stamp, word); });
+    const bool known = std::any_of(allowed.begin(), allowed.end(), [&](uint64_t one) {
+      return word_stamp(one, word) == word_stamp(stamp, word);
+    });
     if (!known) return false;
   }
   return true;
 }
 
 bool allows(const World& world, const Content& content) {
-  if (world.snapshots != content.snapshots || world.active.size() != content.active.size()) return false;
+  if (world.snapshots != content.snapshots || world.active.size() != content.active.size())
+    return false;
   for (size_t i = 0; i < content.active.size(); i++)
     if (!may_hold(world.active[i], content.active[i])) return false;
   return true;
@@ -67,7 +69,8 @@ void fill_sector(uint64_t stamp, uint64_t sector, uint8_t* bytes) {
   memcpy(bytes, words, kSector);
 }
 
-static std::optional<uint64_t> torn_stamp_of(const Run& run, const uint8_t* bytes, uint64_t sector) {
+static std::optional<uint64_t> torn_stamp_of(const Run& run, const uint8_t* bytes,
+                                             uint64_t sector) {
   TornSector torn;
   for (size_t i = 0; i < kWords; i++) {
     uint64_t word;
@@ -75,7 +78,8 @@ static std::optional<uint64_t> torn_stamp_of(const Run& run, const uint8_t* byte
     torn[i] = i == 0 || word == 0 ? word : (word - sector * kWords - i) * kUnmixer;
     if (torn[i] > run.stamps) return std::nullopt;
   }
-  const auto [at, fresh] = torn_sectors.numbers.emplace(torn, kTorn | torn_sectors.by_number.size());
+  const auto [at, fresh] =
+      torn_sectors.numbers.emplace(torn, kTorn | torn_sectors.by_number.size());
   if (fresh) torn_sectors.by_number.push_back(torn);
   return at->second;
 }
@@ -87,11 +91,13 @@ static std::optional<uint64_t> stamp_of(const Run& run, const uint8_t* bytes, ui
   memcpy(&stamp, bytes, sizeof stamp);
   uint8_t expected[kSector];
   fill_sector(stamp, sector, expected);
-  if (memcmp(bytes, expected, kSector) != 0) return run.persistent ? torn_stamp_of(run, bytes, sector) : std::nullopt;
+  if (memcmp(bytes, expected, kSector) != 0)
+    return run.persistent ? torn_stamp_of(run, bytes, sector) : std::nullopt;
   return stamp;
 }
 
-Result<std::unique_ptr<Image>> open_image(const std::string& path, bool write, FileObserver* observer) {
+Result<std::unique_ptr<Image>> open_image(const std::string& path, bool write,
+                                          FileObserver* observer) {
   OpenOptions options;
   options.write = write;
   options.observer = observer;
@@ -107,17 +113,20 @@ void must_have_checksums(const Run& run, const Image& image, bool whole) {
 
 void must_be_sound(const Run& run, const std::string& path) {
   const CheckReport report = run.must(check_image(path, {}, nullptr), "check");
-  if (report.damages || report.leaks) run.fail("the check finds: " + report.findings.front().message);
+  if (report.damages || report.leaks)
+    run.fail("the check finds: " + report.findings.front().message);
 }
 
 Stamps read_stamps(const Run& run, const Image& image, const View* view, const std::string& what) {
   const uint64_t size = view ? image.view_size(*view) : image.size();
   std::vector<uint8_t> bytes(size);
-  if (run.must(image.read(view, 0, bytes.data(), size), "read") != size) run.fail(what + " is short");
+  if (run.must(image.read(view, 0, bytes.data(), size), "read") != size)
+    run.fail(what + " is short");
   Stamps stamps(size / kSector);
   for (size_t i = 0; i < stamps.size(); i++) {
     const auto stamp = stamp_of(run, bytes.data() + i * kSector, i);
-    if (!stamp) run.fail(what + " holds in sector " + std::to_string(i) + " what nobody wrote there");
+    if (!stamp)
+      run.fail(what + " holds in sector " + std::to_string(i) + " what nobody wrote there");
     stamps[i] = *stamp;
   }
   return stamps;
@@ -144,12 +153,13 @@ std::string difference(const World& world, const Content& content) {
   if (content.active.size() != world.active.size()) return "the size is wrong";
   for (size_t i = 0; i < content.active.size(); i++)
     if (!may_hold(world.active[i], content.active[i]))
-      return "sector " + std::to_string(i) + " holds stamp " + std::to_string(content.active[i]) + " instead of " +
-             std::to_string(*world.active[i].rbegin());
+      return "sector " + std::to_string(i) + " holds stamp " + std::to_string(content.active[i]) +
+             " instead of " + std::to_string(*world.active[i].rbegin());
   return "nothing";
 }
 
-Result<void> write_sectors(Image* image, Content* content, uint64_t first, uint64_t count, Run* run) {
+Result<void> write_sectors(Image* image, Content* content, uint64_t first, uint64_t count,
+                           Run* run) {
   std::vector<uint8_t> bytes(count * kSector);
   const uint64_t stamp = ++run->stamps;
   for (uint64_t i = 0; i < count; i++) {

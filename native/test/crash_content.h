@@ -41,8 +41,10 @@ void fill_sector(uint64_t stamp, uint64_t sector, uint8_t* bytes);
 pcow::Result<std::unique_ptr<pcow::Image>> open_image(const std::string& path, bool write,
                                                       pcow::FileObserver* observer);
 // Writes sectors with a new stamp, into the image and into `content`.
-pcow::Result<void> write_sectors(pcow::Image* image, Content* content, uint64_t first, uint64_t count, Run* run);
-Stamps read_stamps(const Run& run, const pcow::Image& image, const pcow::View* view, const std::string& what);
+pcow::Result<void> write_sectors(pcow::Image* image, Content* content, uint64_t first,
+                                 uint64_t count, Run* run);
+Stamps read_stamps(const Run& run, const pcow::Image& image, const pcow::View* view,
+                   const std::string& what);
 Content read_content(const Run& run, const pcow::Image& image);
 
 // All checksums must be right. `whole`: a layer that has checksums must have all of them.

@@ -31,23 +31,68 @@ constexpr Profile kProfiles[] = {
     {"commits", 56, 10, 10, 0, 0, 0, 0, 4, 6, true, false, 0, 0, false, 9, 0, 0, 14},
     {"compactions", 40, 6, 10, 8, 6, 4, 2, 0, 4, true, false, 0, 0, false, 9, 0, 0, 0, 20},
     {"checksums", 50, 4, 8, 14, 0, 2, 2, 0, 4, false, false, 0, 0, false, 9, 0, 0, 0, 0, 16},
-    {"checksums and merges", 40, 6, 6, 12, 10, 2, 2, 0, 2, true, false, 0, 0, false, 9, 0, 4, 0, 4, 12},
+    {"checksums and merges",
+     40,
+     6,
+     6,
+     12,
+     10,
+     2,
+     2,
+     0,
+     2,
+     true,
+     false,
+     0,
+     0,
+     false,
+     9,
+     0,
+     4,
+     0,
+     4,
+     12},
     {"checksums, killed", 40, 6, 6, 12, 8, 2, 2, 0, 2, false, true, 0, 0, false, 9, 0, 0, 0, 8, 14},
     {"killed changes", 44, 8, 8, 6, 6, 2, 0, 2, 2, true, true, 0, 0, false, 9, 4, 8, 0, 10},
     {"renames", 40, 6, 6, 12, 8, 4, 2, 0, 2, true, false, 0, 0, true, 9, 0, 0, 0, 0, 4, 16},
-    {"renames, killed", 40, 6, 6, 12, 8, 4, 2, 0, 2, false, true, 0, 0, false, 9, 0, 0, 0, 0, 0, 20},
+    {"renames, killed",
+     40,
+     6,
+     6,
+     12,
+     8,
+     4,
+     2,
+     0,
+     2,
+     false,
+     true,
+     0,
+     0,
+     false,
+     9,
+     0,
+     0,
+     0,
+     0,
+     0,
+     20},
 };
 // Two chunks, so that something can happen in a merge after the first chunk.
-constexpr Profile kLongMerge = {"long merge", 40, 4, 4, 26, 26, 0, 0, 0, 0, false, false, 0, 0, true, 520};
+constexpr Profile kLongMerge = {"long merge", 40,    4, 4, 26,   26, 0, 0, 0, 0,
+                                false,        false, 0, 0, true, 520};
 
 // Not random: see Workload::reuse_during_a_merge().
-constexpr Profile kReuse = {"reuse during a merge", 0, 0, 0, 0, 0, 0, 0, 0, 0, false, false, 0, 0, false, 16};
-constexpr Profile kTwoDeletions = {"two deletions", 0, 0, 0, 0, 0, 0, 0, 0, 0, false, false, 0, 0, false, 516};
+constexpr Profile kReuse = {
+    "reuse during a merge", 0, 0, 0, 0, 0, 0, 0, 0, 0, false, false, 0, 0, false, 16};
+constexpr Profile kTwoDeletions = {"two deletions", 0,     0, 0, 0,     0,  0, 0, 0, 0,
+                                   false,           false, 0, 0, false, 516};
 constexpr Profile kMergedChecksums = {
     "checksums of a merge", 0, 0, 0, 0, 0, 0, 0, 0, 0, false, false, 0, 0, true, 16, 0, 0, 0, 0, 1};
 constexpr Profile kCloned = {"clone of a snapshot", 0, 0, 0, 0, 0, 0, 0, 0, 0};
 constexpr Profile kBesideZeros = {"write beside zeros", 0, 0, 0, 0, 0, 0, 0, 0, 0};
-constexpr Profile kFullMerge = {"merge on a full disk", 0, 0, 0, 0, 0, 0, 0, 0, 0, false, false, 0, 0, false, 16};
+constexpr Profile kFullMerge = {
+    "merge on a full disk", 0, 0, 0, 0, 0, 0, 0, 0, 0, false, false, 0, 0, false, 16};
 
 }  // namespace
 
@@ -89,9 +134,10 @@ void run_workload(Run* run, const std::string& name, int steps) {
   if (name == kBesideZeros.name) return Workload(run, kBesideZeros, 4096).write_beside_zeros();
   if (name == kFullMerge.name) return Workload(run, kFullMerge, 8192).merge_on_a_full_disk();
   if (name == kTwoDeletions.name) return Workload(run, kTwoDeletions, 8192).two_deletions();
-  if (name == kMergedChecksums.name) return Workload(run, kMergedChecksums, 4096).merge_with_checksums();
-  const auto profile =
-      std::find_if(std::begin(kProfiles), std::end(kProfiles), [&](const Profile& one) { return name == one.name; });
+  if (name == kMergedChecksums.name)
+    return Workload(run, kMergedChecksums, 4096).merge_with_checksums();
+  const auto profile = std::find_if(std::begin(kProfiles), std::end(kProfiles),
+                                    [&](const Profile& one) { return name == one.name; });
   CHECK(profile != std::end(kProfiles));
   for (const uint32_t block_size : kBlockSizes) Workload(run, *profile, block_size).go(steps);
 }
@@ -104,6 +150,7 @@ void run_with_fault(Run* run, const std::string& name, uint32_t block_size, int 
 std::vector<std::string> fault_workloads() {
   std::vector<std::string> names;
   for (const Profile& profile : kProfiles)
-    if (!profile.kills && !profile.commit) names.emplace_back(profile.name);  // a commit is checked through its base
+    // A commit is checked through its base.
+    if (!profile.kills && !profile.commit) names.emplace_back(profile.name);
   return names;
 }

@@ -40,9 +40,12 @@ struct Run {
   std::string operation;
   Fault fault;  // err 0: none
   std::string fault_name;
-  std::string place = "/dev/shm";  // for its files, which are temporary: thousands of states are written
-  bool interrupts = false;         // reads and writes are done piece by piece, with signals in between
-  bool persistent = false;         // the image begins in persistent memory, and is carried to a disk and back
+  // For its files, which are temporary: thousands of states are written.
+  std::string place = "/dev/shm";
+  // Reads and writes are done piece by piece, with signals in between.
+  bool interrupts = false;
+  // The image begins in persistent memory, and is carried to a disk and back.
+  bool persistent = false;
 
   [[noreturn]] void fail(const std::string& what) const {
     fprintf(stderr, "%s, in %s, state %llu: %s %s\n", where.c_str(), operation.c_str(),

@@ -20,7 +20,8 @@ constexpr uint64_t kLayers = 60;
 
 class CountingReads : public FileObserver {
  public:
-  int before(FileOperation operation, const std::string&, uint64_t, uint64_t, const void*) override {
+  int before(FileOperation operation, const std::string&, uint64_t, uint64_t,
+             const void*) override {
     if (operation == FileOperation::kRead) reads++;
     return 0;
   }
@@ -28,8 +29,8 @@ class CountingReads : public FileObserver {
 };
 
 // An image with `count` frozen layers, one on the other. The oldest holds `block`, full of `value`.
-void make_deep(const std::string& path, uint8_t number, uint64_t count, const std::optional<BaseReference>& base,
-               uint64_t block, char value) {
+void make_deep(const std::string& path, uint8_t number, uint64_t count,
+               const std::optional<BaseReference>& base, uint64_t block, char value) {
   constexpr uint64_t kRecord = 64 + 8;
   constexpr uint64_t kDirectoryAt = 2;  // blocks
   const uint64_t data_at = kDirectoryAt + 1 + (count + 1) * kRecord / kBlock + 1;
@@ -61,7 +62,8 @@ void make_deep(const std::string& path, uint8_t number, uint64_t count, const st
   MUST(file->write(data_at * kBlock, data.data(), kBlock));
   const uint64_t word = Entry{static_cast<uint32_t>(data_at), 1, 1}.pack();
   MUST(file->write((data_at + 1) * kBlock + block * 8, &word, sizeof word));
-  for (int slot = 0; slot < 2; slot++, superblock.generation++) MUST(write_superblock(*file, superblock));
+  for (int slot = 0; slot < 2; slot++, superblock.generation++)
+    MUST(write_superblock(*file, superblock));
 }
 
 char byte_of(Image* image, uint64_t block) {

@@ -30,7 +30,7 @@ inline constexpr int kDiskErrnos[] = {
     // XFS, btrfs), a forced shutdown, the largest file, immutable files, encryption without its
     // key, a server's stale handle or refusal, a dead FUSE daemon and its possible answers, a
     // device that is gone.
-    EDQUOT, EROFS, EUCLEAN, EBADMSG, ESHUTDOWN, EFBIG, EPERM, EACCES, ENOKEY, EKEYREVOKED, ESTALE, ENOTCONN,
-    ECONNABORTED, ENOSYS, EPROTO, ENXIO, ETXTBSY, EINTR,
+    EDQUOT, EROFS, EUCLEAN, EBADMSG, ESHUTDOWN, EFBIG, EPERM, EACCES, ENOKEY, EKEYREVOKED, ESTALE,
+    ENOTCONN, ECONNABORTED, ENOSYS, EPROTO, ENXIO, ETXTBSY, EINTR,
     // Full tables: of the process, of the host.
     EMFILE, ENFILE};

@@ -40,7 +40,8 @@ void DiskState::write_to(const std::string& path) const {
     const uint64_t offset = number * kPageSize;
     if (offset >= size) break;
     const auto length = static_cast<ssize_t>(std::min<uint64_t>(kPageSize, size - offset));
-    CHECK(pwrite(descriptor, page->data(), static_cast<size_t>(length), static_cast<off_t>(offset)) == length);
+    CHECK(pwrite(descriptor, page->data(), static_cast<size_t>(length),
+                 static_cast<off_t>(offset)) == length);
   }
   close(descriptor);
 }
@@ -66,7 +67,8 @@ DiskState DiskState::of_file(const std::string& path) {
   CHECK(descriptor >= 0);
   state.size = static_cast<uint64_t>(lseek(descriptor, 0, SEEK_END));
   static const DiskPage zeros{};
-  for (off_t at = 0; (at = lseek(descriptor, at, SEEK_DATA)) >= 0; at = (at / kPageSize + 1) * kPageSize) {
+  for (off_t at = 0; (at = lseek(descriptor, at, SEEK_DATA)) >= 0;
+       at = (at / kPageSize + 1) * kPageSize) {
     auto page = std::make_shared<DiskPage>();
     CHECK(pread(descriptor, page->data(), kPageSize, at / kPageSize * kPageSize) >= 0);
     if (*page != zeros) state.pages[static_cast<uint64_t>(at) / kPageSize] = std::move(page);
@@ -87,7 +89,8 @@ bool Medium::has_space(uint64_t offset, uint64_t length) const {
 
 void Medium::note_space(FileOperation operation, uint64_t offset, uint64_t length) {
   if (operation == FileOperation::kWrite || operation == FileOperation::kAllocate) {
-    for (uint64_t page = offset / kPageSize; page < pages_for(offset + length); page++) allocated_.insert(page);
+    for (uint64_t page = offset / kPageSize; page < pages_for(offset + length); page++)
+      allocated_.insert(page);
   } else if (operation == FileOperation::kPunch) {
     const uint64_t first = pages_for(offset);
     const uint64_t end = (offset + length) / kPageSize;
@@ -103,7 +106,8 @@ void DiskSimulator::change(uint64_t offset, uint64_t length, const uint8_t* data
     Versions& versions = pages_[(offset + done) / kPageSize];
     if (versions.empty()) versions.push_back(nullptr);
     if (data || versions.back()) {
-      auto page = versions.back() ? std::make_shared<DiskPage>(*versions.back()) : std::make_shared<DiskPage>();
+      auto page = versions.back() ? std::make_shared<DiskPage>(*versions.back())
+                                  : std::make_shared<DiskPage>();
       if (data) {
         memcpy(page->data() + within, data + done, count);
       } else {
@@ -115,7 +119,8 @@ void DiskSimulator::change(uint64_t offset, uint64_t length, const uint8_t* data
   }
 }
 
-void DiskSimulator::apply(FileOperation operation, uint64_t offset, uint64_t length, const void* data) {
+void DiskSimulator::apply(FileOperation operation, uint64_t offset, uint64_t length,
+                          const void* data) {
   uint64_t size = sizes_.back();
   note_space(operation, offset, length);
   switch (operation) {
@@ -124,7 +129,9 @@ void DiskSimulator::apply(FileOperation operation, uint64_t offset, uint64_t len
       size = std::max(size, offset + length);
       change(offset, length, static_cast<const uint8_t*>(data));
       break;
-    case FileOperation::kPunch: change(offset, std::min(length, size - std::min(size, offset)), nullptr); break;
+    case FileOperation::kPunch:
+      change(offset, std::min(length, size - std::min(size, offset)), nullptr);
+      break;
     case FileOperation::kAllocate: size = std::max(size, offset + length); break;
     case FileOperation::kResize:
       CHECK(length >= size);  // the engine never shortens a file
@@ -146,13 +153,15 @@ void DiskSimulator::sync(uint64_t offset, uint64_t length) {
   const uint64_t end = whole ? kWholeFile : pages_for(offset + length);
   const auto reaches = [&](uint64_t size) { return !whole && pages_for(size) >= end; };
   sizes_.erase(sizes_.begin(), std::find_if(sizes_.begin(), sizes_.end() - 1, reaches));
-  for (auto at = pages_.lower_bound(offset / kPageSize); at != pages_.end() && at->first < end; ++at)
+  for (auto at = pages_.lower_bound(offset / kPageSize); at != pages_.end() && at->first < end;
+       ++at)
     at->second = {at->second.back()};
 }
 
 // Calls `version` with the number of versions of each thing that has several. With `tear`, pages
 // are torn.
-DiskState DiskSimulator::choose(const std::function<size_t(size_t)>& version, std::mt19937_64* tear) const {
+DiskState DiskSimulator::choose(const std::function<size_t(size_t)>& version,
+                                std::mt19937_64* tear) const {
   DiskState state;
   state.size = sizes_.size() > 1 ? sizes_[version(sizes_.size())] : sizes_[0];
   for (const auto& [number, versions] : pages_) {
@@ -189,7 +198,8 @@ DiskState DiskSimulator::on_disk() const {
   return choose([](size_t) { return size_t{0}; }, nullptr);
 }
 
-void DiskSimulator::sample(size_t budget, std::mt19937_64* random, const std::function<void(DiskState)>& use) const {
+void DiskSimulator::sample(size_t budget, std::mt19937_64* random,
+                           const std::function<void(DiskState)>& use) const {
   std::vector<size_t> counts;
   if (sizes_.size() > 1) counts.push_back(sizes_.size());
   for (const auto& [number, versions] : pages_)

@@ -21,7 +21,9 @@
 
 using DiskPage = std::array<uint8_t, pcow::kPageSize>;
 
-inline uint64_t pages_for(uint64_t bytes) { return (bytes + pcow::kPageSize - 1) / pcow::kPageSize; }
+inline uint64_t pages_for(uint64_t bytes) {
+  return (bytes + pcow::kPageSize - 1) / pcow::kPageSize;
+}
 
 // The content of the file; missing pages are zeros.
 struct DiskState {
@@ -42,14 +44,16 @@ class Medium {
   virtual ~Medium() = default;
 
   // The operation reaches the page cache, or its equivalent.
-  virtual void apply(pcow::FileOperation operation, uint64_t offset, uint64_t length, const void* data) = 0;
+  virtual void apply(pcow::FileOperation operation, uint64_t offset, uint64_t length,
+                     const void* data) = 0;
   // The pages of the range, and the length of the file up to the end of the range, reach the
   // medium; kWholeFile: everything that was done.
   virtual void sync(uint64_t offset, uint64_t length) = 0;
   // The content that every process sees.
   virtual DiskState cached() const = 0;
   // States that a power cut could leave now.
-  virtual void sample(size_t budget, std::mt19937_64* random, const std::function<void(DiskState)>& use) const = 0;
+  virtual void sample(size_t budget, std::mt19937_64* random,
+                      const std::function<void(DiskState)>& use) const = 0;
 
   // The file is copied with reflinks: from now on everything in it shares its space, and a store
   // there needs new space.
@@ -70,17 +74,20 @@ class DiskSimulator : public Medium {
   // Everything that it holds is shared with a copy of the file.
   explicit DiskSimulator(DiskState state);
 
-  void apply(pcow::FileOperation operation, uint64_t offset, uint64_t length, const void* data) override;
+  void apply(pcow::FileOperation operation, uint64_t offset, uint64_t length,
+             const void* data) override;
   void sync(uint64_t offset, uint64_t length) override;
   DiskState cached() const override;
   // What has certainly reached the disk, and nothing else.
   DiskState on_disk() const;
   // All states if there are at most `budget`; otherwise the two extremes, states in which one page
   // is ahead of the others or behind, and random ones.
-  void sample(size_t budget, std::mt19937_64* random, const std::function<void(DiskState)>& use) const override;
+  void sample(size_t budget, std::mt19937_64* random,
+              const std::function<void(DiskState)>& use) const override;
 
  private:
-  using Versions = std::vector<std::shared_ptr<const DiskPage>>;  // the first is on the disk; null: zeros
+  // The first is on the disk; null: zeros.
+  using Versions = std::vector<std::shared_ptr<const DiskPage>>;
   DiskState choose(const std::function<size_t(size_t)>& version, std::mt19937_64* tear) const;
   void change(uint64_t offset, uint64_t length, const uint8_t* data);
 

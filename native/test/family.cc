@@ -9,20 +9,23 @@ using namespace pcow;
 namespace crash {
 
 int Process::fault_of(FileOperation operation) {
-  const bool needs_space = operation == FileOperation::kWrite || operation == FileOperation::kAllocate ||
+  const bool needs_space = operation == FileOperation::kWrite ||
+                           operation == FileOperation::kAllocate ||
                            operation == FileOperation::kResize;
   const bool is_sync = operation == FileOperation::kSync || operation == FileOperation::kWriteBack;
-  const bool eligible = err_ == ENOSPC ? needs_space : err_ == EIO && !is_sync && operation != FileOperation::kStore;
+  const bool eligible =
+      err_ == ENOSPC ? needs_space : err_ == EIO && !is_sync && operation != FileOperation::kStore;
   if (!eligible || until_failure_-- > 0) return 0;
   failed_ = true;
   return std::exchange(err_, 0);
 }
 
-int Process::before(FileOperation operation, const std::string& path, uint64_t offset, uint64_t length,
-                    const void* data) {
+int Process::before(FileOperation operation, const std::string& path, uint64_t offset,
+                    uint64_t length, const void* data) {
   const bool changes = operation != FileOperation::kRead && operation != FileOperation::kMap;
   if (killed_) return EIO;
-  if (operation == FileOperation::kWriteBack) return 0;  // the number of parts depends on time, not on the seed
+  // The number of parts depends on time, not on the seed.
+  if (operation == FileOperation::kWriteBack) return 0;
   if (changes && left_ != kNever && left_-- == 0) {
     killed_ = true;
     return EIO;
@@ -46,8 +49,13 @@ int Process::before(FileOperation operation, const std::string& path, uint64_t o
 }
 
 Family::Family(Run* run, uint32_t block_size, uint64_t blocks)
-    : run_(run), block_size_(block_size), blocks_(blocks), directory_(run->place), disk_(directory_.path()) {
-  for (const char* path : {"elsewhere", "states", "states/elsewhere"}) CHECK(mkdir(place(path).c_str(), 0700) == 0);
+    : run_(run),
+      block_size_(block_size),
+      blocks_(blocks),
+      directory_(run->place),
+      disk_(directory_.path()) {
+  for (const char* path : {"elsewhere", "states", "states/elsewhere"})
+    CHECK(mkdir(place(path).c_str(), 0700) == 0);
   auto base = std::make_unique<Member>();
   base->path = "base.pcow";
   CreateOptions options;
@@ -67,7 +75,9 @@ Family::~Family() { name_observer = nullptr; }
 
 void Family::saw(NameEvent event, const std::string& path, const std::string& second) {
   const std::string root = directory_.path() + "/";
-  const auto within = [&](const std::string& name) { return name.starts_with(root) ? name.substr(root.size()) : ""; };
+  const auto within = [&](const std::string& name) {
+    return name.starts_with(root) ? name.substr(root.size()) : "";
+  };
   const bool is_root = path == directory_.path();
   const std::string name = within(path);
   if (checking_ || (name.empty() && !is_root) || name.starts_with("states")) return;
@@ -80,7 +90,8 @@ void Family::saw(NameEvent event, const std::string& path, const std::string& se
 
 void Family::go(int steps) {
   for (int i = 0; i < steps; i++) {
-    run_->where = "family, blocks of " + std::to_string(block_size_) + ", step " + std::to_string(i);
+    run_->where =
+        "family, blocks of " + std::to_string(block_size_) + ", step " + std::to_string(i);
     if (below(10) == 0) {
       change_files();
     } else {
@@ -96,7 +107,8 @@ void Family::go(int steps) {
     if (member->orphaned) continue;
     close(member.get());
     must_be_sound(*run_, place(member->path));
-    if (read_content(*run_, *run_->must(open_image(place(member->path), false, nullptr), "open")) != member->now)
+    if (read_content(*run_, *run_->must(open_image(place(member->path), false, nullptr), "open")) !=
+        member->now)
       run_->fail(member->path + ": what was closed holds something else");
   }
   cut(8);
@@ -166,7 +178,9 @@ void Family::revive(Member* member, const Content& after) {
 
 // Something was interrupted. The operation waits, or opening the image again finishes it.
 void Family::survive(Member* member, const Content& after) {
-  const auto is_about = [&](const char* what) { return run_->operation.find(what) != std::string::npos; };
+  const auto is_about = [&](const char* what) {
+    return run_->operation.find(what) != std::string::npos;
+  };
   if (below(3) == 0 || is_about("snapshot") || is_about("close")) {
     run_->must(member->image->close(), "close after an error");
     open(member);
@@ -185,7 +199,8 @@ Content Family::content_between(Member* member, const Content& after) {
     run_->fail(member->path + ": what was not done to its end has changed snapshots");
   for (size_t i = 0; i < found.active.size(); i++) {
     const auto later = member->later.find(i);
-    const bool is_later = later != member->later.end() && std::ranges::count(later->second, found.active[i]);
+    const bool is_later =
+        later != member->later.end() && std::ranges::count(later->second, found.active[i]);
     if (!is_later && found.active[i] != before.active[i] && found.active[i] != after.active[i])
       run_->fail(member->path + ": what was not done to its end has lost a write");
   }
@@ -195,7 +210,8 @@ Content Family::content_between(Member* member, const Content& after) {
 // What was written during the operation may be on the disk or not.
 void Family::settle(Member* member, World world) {
   member->world = std::move(world);
-  for (const auto& [sector, stamps] : member->later) member->world.active[sector].insert(stamps.begin(), stamps.end());
+  for (const auto& [sector, stamps] : member->later)
+    member->world.active[sector].insert(stamps.begin(), stamps.end());
   member->later.clear();
   member->worlds = {member->world};
 }
@@ -261,19 +277,22 @@ void Family::check_names(const FamilyDisk::State& state) {
     if (!member->is_passing && !state.contains(member->path) && !state.contains(member->second))
       run_->fail(member->path + " is not there");
   for (const auto& [path, disk] : state)
-    if (std::none_of(members_.begin(), members_.end(),
-                     [&path = path](const auto& member) { return path == member->path || path == member->second; }))
+    if (std::none_of(members_.begin(), members_.end(), [&path = path](const auto& member) {
+          return path == member->path || path == member->second;
+        }))
       run_->fail(path + " is there again");
 }
 
 void Family::check_member(const Member& member, const std::string& path) {
   must_be_sound(*run_, path);
-  Content content = read_content(*run_, *run_->must(open_image(path, false, nullptr), "open for reading"));
+  Content content =
+      read_content(*run_, *run_->must(open_image(path, false, nullptr), "open for reading"));
   if (std::none_of(member.worlds.begin(), member.worlds.end(),
                    [&](const World& world) { return allows(world, content); })) {
     std::string why;
     for (const World& world : member.worlds)
-      why += (why.empty() ? "" : "; or, if what was under way is over: ") + difference(world, content);
+      why +=
+          (why.empty() ? "" : "; or, if what was under way is over: ") + difference(world, content);
     run_->fail(member.path + ": " + why);
   }
   if (below(6) == 0) work_on(member, path, std::move(content));
@@ -282,7 +301,8 @@ void Family::check_member(const Member& member, const std::string& path) {
 // What was recovered for reading is recovered for writing as well, and the image is usable.
 void Family::work_on(const Member& member, const std::string& path, Content content) {
   auto image = run_->must(open_image(path, true, nullptr), "open for writing");
-  if (read_content(*run_, *image) != content) run_->fail(member.path + ": opened for writing it holds something else");
+  if (read_content(*run_, *image) != content)
+    run_->fail(member.path + ": opened for writing it holds something else");
   for (int i = 0; i < 3; i++) {
     uint64_t first, count;
     pick(member, &first, &count);
@@ -296,7 +316,8 @@ void Family::work_on(const Member& member, const std::string& path, Content cont
   run_->must(image->close(), "close");
   must_be_sound(*run_, path);
   image = run_->must(open_image(path, false, nullptr), "open again");
-  if (read_content(*run_, *image) != content) run_->fail(member.path + ": after closing it holds something else");
+  if (read_content(*run_, *image) != content)
+    run_->fail(member.path + ": after closing it holds something else");
 }
 
 // An image whose base was deleted may get an error, but it never reads other bytes.

@@ -31,8 +31,8 @@ class Process : public pcow::FileObserver {
  public:
   Process(Family* family, Member* member) : family_(family), member_(member) {}
 
-  int before(pcow::FileOperation operation, const std::string& path, uint64_t offset, uint64_t length,
-             const void* data) override;
+  int before(pcow::FileOperation operation, const std::string& path, uint64_t offset,
+             uint64_t length, const void* data) override;
 
   // The process dies before so many more operations that change something.
   void kill_after(uint64_t operations) { left_ = operations; }
@@ -85,15 +85,17 @@ struct Member {
   std::unique_ptr<Process> process;
   std::unique_ptr<pcow::Image> image;
   LongReader reader;
-  Content now;                                      // as every process sees it
-  World world;                                      // what of it a power cut may leave
-  std::vector<World> worlds;                        // … in the middle of an operation
-  std::map<uint64_t, std::vector<uint64_t>> later;  // sectors that were written in the middle of an operation
+  Content now;                // as every process sees it
+  World world;                // what of it a power cut may leave
+  std::vector<World> worlds;  // … in the middle of an operation
+  // Sectors that were written in the middle of an operation.
+  std::map<uint64_t, std::vector<uint64_t>> later;
   Member* base = nullptr;
   std::string base_snapshot;
   Member* next_base = nullptr;  // while it changes its base: it may stand on either
   std::string next_snapshot;
-  bool is_passing = false;   // it is being made or deleted, so the file may exist or not. No process opens it
+  // It is being made or deleted, so the file may exist or not. No process opens it.
+  bool is_passing = false;
   bool is_replaced = false;  // another file is getting its name. No process opens it, either
   // An operation that this process is doing now.
   bool busy = false;
@@ -141,8 +143,8 @@ class Family : public NameObserver {
   // Runs an operation on a member, which changes its content from `now` to `after`. Returns true if
   // it was done.
   template <typename Do>
-  bool attempt(Member* member, const std::string& name, const Content& after, std::vector<World> meanwhile,
-               const Do& what) {
+  bool attempt(Member* member, const std::string& name, const Content& after,
+               std::vector<World> meanwhile, const Do& what) {
     const std::string outer = std::exchange(run_->operation, member->path + ": " + name);
     member->busy = true;
     member->worlds = std::move(meanwhile);
@@ -195,7 +197,8 @@ class Family : public NameObserver {
 
   // family_names.cc: making, renaming and removing files.
   void change_files();
-  void change_name(Member* member, const std::string& what, const std::function<pcow::Result<void>()>& change);
+  void change_name(Member* member, const std::string& what,
+                   const std::function<pcow::Result<void>()>& change);
   void add_clone(Member* base, const std::string& snapshot);
   void rename(Member* member);
   void tell_new_name(Member* child, const Member& base);
@@ -211,9 +214,10 @@ class Family : public NameObserver {
   const Member* naming_ = nullptr;  // the member whose name is changing
   std::vector<std::unique_ptr<Member>> members_;
   int names_ = 0;
-  int depth_ = 0;              // number of nested operations
-  bool base_goes_on_ = false;  // the interrupting operations are, as often as possible, those of the base's process
-  bool checking_ = false;      // a state
+  int depth_ = 0;  // number of nested operations
+  // The interrupting operations are, as often as possible, those of the base's process.
+  bool base_goes_on_ = false;
+  bool checking_ = false;  // a state
 };
 
 // A family with blocks of each size, and one with two chunks.

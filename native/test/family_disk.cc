@@ -14,7 +14,9 @@ namespace {
 
 const DiskPage kZeros{};
 
-std::string directory_of_path(const std::string& path) { return std::filesystem::path(path).parent_path().string(); }
+std::string directory_of_path(const std::string& path) {
+  return std::filesystem::path(path).parent_path().string();
+}
 
 DiskState some_state_of(const DiskSimulator& disk, std::mt19937_64* random) {
   std::vector<DiskState> states;
@@ -51,7 +53,8 @@ void FamilyDisk::sync_names(const std::string& directory) {
 }
 
 // Data that was not synced before the file got its name has not certainly reached the disk.
-std::shared_ptr<DiskSimulator> FamilyDisk::file_of_draft(const std::string& path, const std::string& name) {
+std::shared_ptr<DiskSimulator> FamilyDisk::file_of_draft(const std::string& path,
+                                                         const std::string& name) {
   const auto synced = drafts_.find(path);
   const DiskState before = synced == drafts_.end() ? DiskState{} : synced->second;
   const DiskState now = DiskState::of_file(root_ + "/" + name);
@@ -63,7 +66,8 @@ std::shared_ptr<DiskSimulator> FamilyDisk::file_of_draft(const std::string& path
       file->apply(FileOperation::kWrite, number * kPageSize, kPageSize, page->data());
   }
   for (const auto& [number, page] : before.pages)
-    if (!now.pages.contains(number)) file->apply(FileOperation::kWrite, number * kPageSize, kPageSize, kZeros.data());
+    if (!now.pages.contains(number))
+      file->apply(FileOperation::kWrite, number * kPageSize, kPageSize, kZeros.data());
   return file;
 }
 
@@ -106,12 +110,15 @@ void FamilyDisk::restore(const std::string& path) {
     CHECK(pread(descriptor, is.data(), kPageSize, offset) >= 0);
     const auto at = state.pages.find(number);
     const DiskPage& wanted = at == state.pages.end() ? kZeros : *at->second;
-    if (is != wanted) CHECK(pwrite(descriptor, wanted.data(), kPageSize, offset) == static_cast<ssize_t>(kPageSize));
+    if (is != wanted)
+      CHECK(pwrite(descriptor, wanted.data(), kPageSize, offset) ==
+            static_cast<ssize_t>(kPageSize));
   }
   close(descriptor);
 }
 
-void FamilyDisk::sample(size_t budget, std::mt19937_64* random, const std::function<void(State)>& use) const {
+void FamilyDisk::sample(size_t budget, std::mt19937_64* random,
+                        const std::function<void(State)>& use) const {
   enum { kOnDisk, kCached, kNamesBehind, kNamesAhead, kAny };  // and what is above
   for (size_t tried = 0; tried < budget; tried++) {
     const uint64_t kind = (*random)() % 8;
@@ -120,15 +127,17 @@ void FamilyDisk::sample(size_t budget, std::mt19937_64* random, const std::funct
     for (const auto& [path, directory] : directories_) {
       FileNames names = directory.durable;
       for (const Changes& changes : directory.since) {
-        const bool is_there = kind >= kAny ? (*random)() % 2 : kind == kCached || kind == kNamesAhead;
+        const bool is_there =
+            kind >= kAny ? (*random)() % 2 : kind == kCached || kind == kNamesAhead;
         if (is_there) change(&names, changes);
       }
       for (const auto& [name, disk] : names) {
         auto& left = chosen[disk.get()];
         if (!left)
-          left = std::make_shared<DiskState>(kind == kOnDisk || kind == kNamesAhead    ? disk->on_disk()
-                                             : kind == kCached || kind == kNamesBehind ? disk->cached()
-                                                                                       : some_state_of(*disk, random));
+          left = std::make_shared<DiskState>(
+              kind == kOnDisk || kind == kNamesAhead    ? disk->on_disk()
+              : kind == kCached || kind == kNamesBehind ? disk->cached()
+                                                        : some_state_of(*disk, random));
         state[name] = left;
       }
     }

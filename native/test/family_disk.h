@@ -57,7 +57,8 @@ class FamilyDisk {
   std::string root_;
   FileNames files_;  // as every process sees them
   std::map<std::string, LayerDirectory> directories_;
-  std::map<std::string, DiskState> drafts_;  // by path: what is on the disk of the drafts that were synced
+  // By path: what is on the disk of the drafts that were synced.
+  std::map<std::string, DiskState> drafts_;
 };
 
 }  // namespace crash

@@ -12,7 +12,8 @@ namespace crash {
 
 void Family::change_files() {
   const auto is_alive = [](const Member& one) { return !one.orphaned; };
-  const auto alive = std::ranges::count_if(members_, [&](const auto& one) { return is_alive(*one); });
+  const auto alive =
+      std::ranges::count_if(members_, [&](const auto& one) { return is_alive(*one); });
   const uint64_t dice = below(3);
   if (dice == 0) return rename(some_member(is_alive));
   const auto is_free = [&](const Member& one) {
@@ -23,7 +24,8 @@ void Family::change_files() {
   dice == 1 ? replace(free) : remove_file(free);
 }
 
-void Family::change_name(Member* member, const std::string& what, const std::function<Result<void>()>& change) {
+void Family::change_name(Member* member, const std::string& what,
+                         const std::function<Result<void>()>& change) {
   const std::string outer = std::exchange(run_->operation, member->path + ": " + what);
   naming_ = member;
   run_->must(change(), "it");
@@ -59,7 +61,8 @@ void Family::rename(Member* member) {
   member->busy = true;
   const std::string from = member->path;
   const std::string to =
-      (std::filesystem::path(from).parent_path() / ("renamed" + std::to_string(names_++) + ".pcow")).string();
+      (std::filesystem::path(from).parent_path() / ("renamed" + std::to_string(names_++) + ".pcow"))
+          .string();
   member->second = to;
   change_name(member, "its new name", [&] { return add_name(place(from), place(to)); });
   member->path = to;
@@ -69,7 +72,8 @@ void Family::rename(Member* member) {
     if (other->base == member && !other->orphaned) children.push_back(other.get());
   for (Member* child : children) {
     tell_new_name(child, *member);
-    if (below(4) == 0) change_name(member, "its new name again", [&] { return add_name(place(from), place(to)); });
+    if (below(4) == 0)
+      change_name(member, "its new name again", [&] { return add_name(place(from), place(to)); });
   }
   change_name(member, "the old name goes", [&] { return remove_name(place(from)); });
   member->second.clear();

@@ -107,7 +107,8 @@ void Family::touch(Member* member) {
     auto made = member->image->make_writable(offset, hint, &work);
     if (!made) return made.error();
     return below(4) ? Result<void>()
-                    : member->image->allocate_ahead(made->offset + made->length, 4 * uint64_t{block_size_});
+                    : member->image->allocate_ahead(made->offset + made->length,
+                                                    4 * uint64_t{block_size_});
   };
   // A merge in the base may overtake it at any moment.
   base_goes_on_ = depth_ == 0 && below(2);
@@ -140,7 +141,9 @@ void Family::rename_snapshot(Member* member) {
   World world = member->world;
   world.snapshots[to] = world.snapshots.extract(from).mapped();
   member->removing =
-      from;  // from now on no image is made to stand on it, and no reader begins, by a name that may be gone
+      // From now on no image is made to stand on it, and no reader begins, by a name that may be
+      // gone.
+      from;
   if (attempt(member, "rename " + from, after, {member->world, world},
               [&] { return member->image->rename_snapshot(from, to); }))
     settle(member, exactly(after));
@@ -198,16 +201,19 @@ void Family::remove(Member* member, const std::string& name) {
   if (depth_) return;
   for (int i = 0; i < 6; i++) write(member);
   if (below(4) == 0) return rebase(member);
-  if (member->now.snapshots.contains(parent) && !is_stood_on(*member, parent)) remove(member, parent);
+  if (member->now.snapshots.contains(parent) && !is_stood_on(*member, parent))
+    remove(member, parent);
 }
 
 // Users delete snapshots on which images in other directories stand. All of these images end at
 // once, because none may be left standing on a deleted snapshot.
 void Family::orphan(Member* member, const std::string& snapshot) {
   std::vector<Member*> lost;
-  std::function<void(const Member*, const std::string*)> find = [&](const Member* base, const std::string* name) {
+  std::function<void(const Member*, const std::string*)> find = [&](const Member* base,
+                                                                    const std::string* name) {
     for (const auto& other : members_) {
-      if (other->orphaned || other->base != base || (name && other->base_snapshot != *name)) continue;
+      if (other->orphaned || other->base != base || (name && other->base_snapshot != *name))
+        continue;
       lost.push_back(other.get());
       find(other.get(), nullptr);
     }
@@ -247,7 +253,8 @@ void Family::clone(Member* member) {
     if (!member->image->layer_id(name)) after.snapshots.erase(name);
     return {};
   };
-  if (!attempt(member, "snapshot for a clone", after, {member->world, exactly(after)}, freeze)) return;
+  if (!attempt(member, "snapshot for a clone", after, {member->world, exactly(after)}, freeze))
+    return;
   if (after.snapshots.contains(name)) {
     settle(member, exactly(after));
     return add_clone(member, name);
@@ -259,8 +266,9 @@ void Family::clone(Member* member) {
 
 // To a snapshot of another image, or to none. The content does not change.
 void Family::rebase(Member* member) {
-  Member* const target = some_member(
-      [&](const Member& one) { return &one != member && !one.orphaned && !one.busy && !one.now.snapshots.empty(); });
+  Member* const target = some_member([&](const Member& one) {
+    return &one != member && !one.orphaned && !one.busy && !one.now.snapshots.empty();
+  });
   BaseSpec base;
   if (target && below(2)) {
     base.snapshot = some_snapshot(*target);
@@ -282,7 +290,8 @@ void Family::rebase(Member* member) {
   const ImageInfo info = member->image->info();
   if (!info.has_base) {
     member->base = nullptr;
-  } else if (member->next_base && info.base_resolved == place(target->path) && info.base_snapshot == base.snapshot) {
+  } else if (member->next_base && info.base_resolved == place(target->path) &&
+             info.base_snapshot == base.snapshot) {
     member->base = target;
     member->base_snapshot = base.snapshot;
   }
@@ -321,7 +330,8 @@ void Family::commit(Member* member) {
   disk_.restore(base->path);
   open(base);
   base->now = read_content(*run_, *base->image);
-  if (base->now != stood && base->now != with && base->now != along) run_->fail("the commit has spoiled the base");
+  if (base->now != stood && base->now != with && base->now != along)
+    run_->fail("the commit has spoiled the base");
   run_->must(base->image->sync(), "sync");
   settle(base, exactly(base->now));
   base->busy = base->changing = false;
@@ -331,12 +341,15 @@ void Family::commit(Member* member) {
 }
 
 void Family::compact(Member* member) {
-  if (attempt(member, "compact", member->now, {member->world}, [&] { return member->image->compact(between(member)); }))
+  if (attempt(member, "compact", member->now, {member->world},
+              [&] { return member->image->compact(between(member)); }))
     settle(member, exactly(member->now));
 }
 
 void Family::reopen(Member* member) {
-  if (!attempt(member, "close", member->now, {member->world}, [&] { return member->image->close(); })) return;
+  if (!attempt(member, "close", member->now, {member->world},
+               [&] { return member->image->close(); }))
+    return;
   settle(member, exactly(member->now));
   open(member);
 }
@@ -344,16 +357,19 @@ void Family::reopen(Member* member) {
 // Everything is as its process sees it at this moment.
 void Family::compare(Member* member) {
   if (read_content(*run_, *member->image) != member->now)
-    run_->fail(member->path + ": " + difference(exactly(member->now), read_content(*run_, *member->image)));
+    run_->fail(member->path + ": " +
+               difference(exactly(member->now), read_content(*run_, *member->image)));
 }
 
 void Family::read_on() {
-  Member* const member =
-      some_member([](const Member& one) { return !one.orphaned && !one.is_passing && !one.is_replaced; });
+  Member* const member = some_member(
+      [](const Member& one) { return !one.orphaned && !one.is_passing && !one.is_replaced; });
   if (!member) return;
   LongReader& reader = member->reader;
-  if (!reader.image) reader.image = run_->must(open_image(place(member->path), false, nullptr), "open for reading");
-  if (!member->busy && read_stamps(*run_, *reader.image, nullptr, member->path) != member->now.active)
+  if (!reader.image)
+    reader.image = run_->must(open_image(place(member->path), false, nullptr), "open for reading");
+  if (!member->busy &&
+      read_stamps(*run_, *reader.image, nullptr, member->path) != member->now.active)
     run_->fail(member->path + ": who opened it long ago reads something else");
   if (!member->now.snapshots.contains(reader.snapshot) || member->removing == reader.snapshot) {
     reader.view = nullptr;
@@ -367,24 +383,30 @@ void Family::read_on() {
   for (size_t i = 0; i < expected.size() / kSector; i++)
     if (const uint64_t stamp = member->now.snapshots[reader.snapshot][i])
       fill_sector(stamp, i, expected.data() + i * kSector);
-  std::vector<uint8_t> piece(std::min<uint64_t>(expected.size() - reader.next, (1 + below(64)) * kSector));
-  run_->must(reader.image->read(reader.view.get(), reader.next, piece.data(), piece.size()), "read on");
+  std::vector<uint8_t> piece(
+      std::min<uint64_t>(expected.size() - reader.next, (1 + below(64)) * kSector));
+  run_->must(reader.image->read(reader.view.get(), reader.next, piece.data(), piece.size()),
+             "read on");
   if (memcmp(piece.data(), expected.data() + reader.next, piece.size()) != 0)
-    run_->fail(member->path + "@" + reader.snapshot + ": who reads it in pieces reads something else");
+    run_->fail(member->path + "@" + reader.snapshot +
+               ": who reads it in pieces reads something else");
   reader.next = (reader.next + piece.size()) % expected.size();
 
-  const ExtentBatch batch = run_->must(reader.image->map(reader.view.get(), reader.next_mapped, {}), "map on");
+  const ExtentBatch batch =
+      run_->must(reader.image->map(reader.view.get(), reader.next_mapped, {}), "map on");
   for (const MapExtent& extent : batch.extents) {
     std::vector<uint8_t> found(extent.length);
     if (extent.kind == ExtentKind::kData) {
       const int descriptor = ::open(batch.chain[extent.depth].path.c_str(), O_RDONLY | O_CLOEXEC);
-      if (descriptor < 0 && errno == ENOENT) continue;  // it was renamed after the reader had opened it
-      CHECK(descriptor >= 0 &&
-            pread(descriptor, found.data(), found.size(), static_cast<off_t>(extent.file_offset)) >= 0);
+      // It was renamed after the reader had opened it.
+      if (descriptor < 0 && errno == ENOENT) continue;
+      CHECK(descriptor >= 0 && pread(descriptor, found.data(), found.size(),
+                                     static_cast<off_t>(extent.file_offset)) >= 0);
       ::close(descriptor);
     }
     if (memcmp(found.data(), expected.data() + extent.offset, found.size()) != 0)
-      run_->fail(member->path + "@" + reader.snapshot + ": who maps it in batches finds something else");
+      run_->fail(member->path + "@" + reader.snapshot +
+                 ": who maps it in batches finds something else");
   }
   reader.next_mapped = batch.next % expected.size();
 }
@@ -403,7 +425,8 @@ void Family::read_orphans() {
     std::vector<uint8_t> bytes(member->now.active.size() * kSector);
     if (reader.image->read(nullptr, 0, bytes.data(), bytes.size()) &&
         read_stamps(*run_, *reader.image, nullptr, member->path) != member->now.active)
-      run_->fail(member->path + ": its base was deleted, and who opened it long ago reads something else");
+      run_->fail(member->path +
+                 ": its base was deleted, and who opened it long ago reads something else");
   }
 }
 

@@ -19,12 +19,14 @@ constexpr uint32_t kBlockSizes[] = {4096, 16384};
 constexpr int kSteps = 12;
 constexpr size_t kErrnos = std::size(kDiskErrnos);
 
-Run run_with_error(const Fault& fault, uint64_t seed, const std::string& name, uint32_t block_size, int steps) {
+Run run_with_error(const Fault& fault, uint64_t seed, const std::string& name, uint32_t block_size,
+                   int steps) {
   Run run;
   run.random.seed(seed);
   run.fault = fault;
-  run.fault_name = "error " + std::to_string(fault.err) + (fault.lasts ? " from" : " at") + " operation " +
-                   std::to_string(fault.operation) + (fault.of_space ? " that needs space" : "");
+  run.fault_name = "error " + std::to_string(fault.err) + (fault.lasts ? " from" : " at") +
+                   " operation " + std::to_string(fault.operation) +
+                   (fault.of_space ? " that needs space" : "");
   run_with_fault(&run, name, block_size, steps);
   return run;
 }
@@ -62,12 +64,15 @@ struct Ways {
 
 // Every `stride`-th operation of a workload fails, with one errno after another, or with those of a
 // full disk.
-void faults_everywhere(const std::string& name, uint32_t block_size, uint64_t stride, uint64_t seed, Ways* ways) {
+void faults_everywhere(const std::string& name, uint32_t block_size, uint64_t stride, uint64_t seed,
+                       Ways* ways) {
   for (const bool of_space : {false, true}) {
     for (const bool lasts : {false, true}) {
       for (uint64_t operation = seed % stride;; operation += stride) {
-        const int err = of_space ? operation % 2 ? EDQUOT : ENOSPC : kDiskErrnos[(operation / stride + seed) % kErrnos];
-        const Run run = run_with_error({err, operation, lasts, of_space}, seed, name, block_size, kSteps);
+        const int err = of_space ? operation % 2 ? EDQUOT : ENOSPC
+                                 : kDiskErrnos[(operation / stride + seed) % kErrnos];
+        const Run run =
+            run_with_error({err, operation, lasts, of_space}, seed, name, block_size, kSteps);
         ways->states += run.states;
         if (!run.fault.struck) break;
         ways->faults++;

@@ -26,10 +26,12 @@ void put_text(std::vector<uint8_t>* bytes, uint64_t offset, const std::string& t
 std::vector<uint8_t> build(bool clean) {
   std::vector<uint8_t> bytes(7 * kBlock);
   Superblock superblock;
-  for (size_t i = 0; i < superblock.uuid.size(); i++) superblock.uuid[i] = static_cast<uint8_t>(0x10 + i);
+  for (size_t i = 0; i < superblock.uuid.size(); i++)
+    superblock.uuid[i] = static_cast<uint8_t>(0x10 + i);
   superblock.uuid[6] = 0x46;
   superblock.uuid[8] = 0x98;
-  for (size_t i = 0; i < superblock.boot.size(); i++) superblock.boot[i] = static_cast<uint8_t>(0xb0 + i);
+  for (size_t i = 0; i < superblock.boot.size(); i++)
+    superblock.boot[i] = static_cast<uint8_t>(0xb0 + i);
   superblock.block_shift = 13;
   superblock.clean = clean;
   superblock.directory_offset = 1 * kBlock;
@@ -117,12 +119,14 @@ void compare_with_document(const std::string& path, const std::string& expected)
     return;
   }
   if (document.substr(start, end - start) == expected) return;
-  fprintf(stderr, "%s: the example is not what the engine writes; PCOW_REWRITE_EXAMPLE=1 mends it:\n%s", path.c_str(),
-          expected.c_str());
+  fprintf(stderr,
+          "%s: the example is not what the engine writes; PCOW_REWRITE_EXAMPLE=1 mends it:\n%s",
+          path.c_str(), expected.c_str());
   exit(1);
 }
 
-void check_text(const Image& image, const View* view, uint64_t offset, const std::string& expected) {
+void check_text(const Image& image, const View* view, uint64_t offset,
+                const std::string& expected) {
   std::string found(4096, 'x');
   CHECK(MUST(image.read(view, offset, found.data(), found.size())) == found.size());
   CHECK(found == expected + std::string(4096 - expected.size(), '\0'));
@@ -132,7 +136,8 @@ void read_with_engine(bool clean) {
   TemporaryDirectory directory;
   const std::string path = directory / "example.pcow";
   const auto bytes = build(clean);
-  std::ofstream(path, std::ios::binary).write(reinterpret_cast<const char*>(bytes.data()), ssize_t(bytes.size()));
+  std::ofstream(path, std::ios::binary)
+      .write(reinterpret_cast<const char*>(bytes.data()), ssize_t(bytes.size()));
   for (const bool write : {false, true}) {
     OpenOptions options;
     options.write = write;

@@ -36,8 +36,8 @@ Piece make(std::mt19937_64* random) {
   piece.value = static_cast<uint8_t>((*random)());
   const bool aligned = (*random)() % 4 == 0;
   if (aligned) piece.alignment = std::align_val_t{size_t{1} << (*random)() % 13};
-  piece.bytes =
-      static_cast<uint8_t*>(aligned ? operator new(piece.length, piece.alignment) : operator new(piece.length));
+  piece.bytes = static_cast<uint8_t*>(
+      aligned ? operator new(piece.length, piece.alignment) : operator new(piece.length));
   const size_t least = std::max<size_t>(static_cast<size_t>(piece.alignment), aligned ? 1 : 16);
   CHECK(reinterpret_cast<uintptr_t>(piece.bytes) % least == 0);
   memset(piece.bytes, piece.value, piece.length);
@@ -90,7 +90,8 @@ void children(uint64_t seed) {
     }
   });
   for (int i = 0; i < 50; i++) {
-    const auto child = static_cast<pid_t>(syscall(SYS_clone, SIGCHLD, nullptr, nullptr, nullptr, nullptr));
+    const auto child =
+        static_cast<pid_t>(syscall(SYS_clone, SIGCHLD, nullptr, nullptr, nullptr, nullptr));
     CHECK(child >= 0);
     if (child == 0) {
       alarm(120);

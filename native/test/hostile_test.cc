@@ -29,7 +29,8 @@ constexpr int kMutantValues[] = {0x00, 0x01, 0x7f, 0xff};
 constexpr uint32_t kBlock = 16384;
 constexpr uint64_t kImage = 20 * kBlock + 4096;
 
-Result<std::unique_ptr<Image>> open_image(const std::string& path, bool write = false, const std::string& root = "") {
+Result<std::unique_ptr<Image>> open_image(const std::string& path, bool write = false,
+                                          const std::string& root = "") {
   OpenOptions options;
   options.write = write;
   options.base_root = root;
@@ -43,7 +44,8 @@ void make_image(const std::string& path, uint64_t size = kImage, uint32_t block_
   MUST(create_image(path, options));
 }
 
-Result<void> make_on_base(const std::string& path, const std::string& base, const std::string& snapshot) {
+Result<void> make_on_base(const std::string& path, const std::string& base,
+                          const std::string& snapshot) {
   CreateOptions options;
   options.has_base = true;
   options.base.path = base;
@@ -53,9 +55,9 @@ Result<void> make_on_base(const std::string& path, const std::string& base, cons
 
 // The errors that damage may cause; any other error would mislead the user.
 void check_class(const Error& error, const std::string& what) {
-  static const std::set<Code> classes = {Code::kNotAnImage, Code::kUnsupported, Code::kCorrupt,     Code::kNotFound,
-                                         Code::kNoSpace,    Code::kTooLarge,    Code::kBaseMissing, Code::kBaseChanged,
-                                         Code::kBaseLoop,   Code::kLimit};
+  static const std::set<Code> classes = {
+      Code::kNotAnImage, Code::kUnsupported, Code::kCorrupt,     Code::kNotFound, Code::kNoSpace,
+      Code::kTooLarge,   Code::kBaseMissing, Code::kBaseChanged, Code::kBaseLoop, Code::kLimit};
   if (classes.contains(error.code) && !error.message.empty()) return;
   fprintf(stderr, "%s: %s: %s\n", what.c_str(), code_name(error.code), error.message.c_str());
   exit(1);
@@ -138,12 +140,14 @@ void mutate_structures(const TemporaryDirectory& directory, const Bytes& good) {
   const Superblock& superblock = later ? second : first;
   const size_t slot = later ? kPageSize : 0;
   Bytes bad = good;
-  const auto mutate = [&](size_t start, size_t length, size_t checksum_at, size_t fields, const char* name) {
+  const auto mutate = [&](size_t start, size_t length, size_t checksum_at, size_t fields,
+                          const char* name) {
     for (size_t at = 0; at < fields; at += at < 160 ? 1 : 7) {
       for (const int value : kMutantValues) {
         if (good[start + at] == value) continue;
         bad[start + at] = static_cast<uint8_t>(value);
-        const std::string what = std::string(name) + " byte " + std::to_string(at) + " = " + std::to_string(value);
+        const std::string what =
+            std::string(name) + " byte " + std::to_string(at) + " = " + std::to_string(value);
         if (value == 0xff) use_bytes(directory, bad, what);
         mend_checksum(bad.data() + start, length, checksum_at);
         use_bytes(directory, bad, what + " with a right checksum");
@@ -152,10 +156,12 @@ void mutate_structures(const TemporaryDirectory& directory, const Bytes& good) {
     }
   };
   mutate(slot, kPageSize, 12, 300, "superblock");
-  mutate(superblock.directory_offset, superblock.directory_length, 8, superblock.directory_length, "directory");
+  mutate(superblock.directory_offset, superblock.directory_length, 8, superblock.directory_length,
+         "directory");
 }
 
-void damage_at_random(const TemporaryDirectory& directory, const Bytes& good, std::mt19937_64* random) {
+void damage_at_random(const TemporaryDirectory& directory, const Bytes& good,
+                      std::mt19937_64* random) {
   const int rounds = effort(1000, 150, 40);
   for (int round = 0; round < rounds; round++) {
     Bytes bad = good;
@@ -178,10 +184,11 @@ void damage_at_random(const TemporaryDirectory& directory, const Bytes& good, st
       for (int i = 0; i < 30; i++) {
         const size_t block = superblock.directory_offset / kBlock + (*random)() % 4;
         const size_t at = (block * kBlock + (*random)() % 21 * 8) % (bad.size() - 8);
-        put_field(bad.data(), at,
-                  Entry{static_cast<uint32_t>((*random)() % (2 * bad.size() / kBlock)),
-                        static_cast<uint16_t>((*random)() % 32), static_cast<uint16_t>((*random)() % 32)}
-                      .pack());
+        put_field(
+            bad.data(), at,
+            Entry{static_cast<uint32_t>((*random)() % (2 * bad.size() / kBlock)),
+                  static_cast<uint16_t>((*random)() % 32), static_cast<uint16_t>((*random)() % 32)}
+                .pack());
       }
     }
     use_bytes(directory, bad, what);
@@ -202,7 +209,8 @@ void not_images(const TemporaryDirectory& directory) {
 }
 
 void bases(const TemporaryDirectory& directory) {
-  for (const char* name : {"/in", "/out"}) CHECK(mkdir((directory.path() + name).c_str(), 0700) == 0);
+  for (const char* name : {"/in", "/out"})
+    CHECK(mkdir((directory.path() + name).c_str(), 0700) == 0);
   const std::string root = directory / "in";
   for (const std::string& path : {directory / "in/a.pcow", directory / "out/o.pcow"}) {
     make_image(path);
@@ -212,7 +220,8 @@ void bases(const TemporaryDirectory& directory) {
   }
   MUST(make_on_base(directory / "in/b.pcow", directory / "in/a.pcow", "s"));
   MUST(open_image(directory / "in/b.pcow", false, root));
-  FAILS(make_on_base(directory / "in/none.pcow", directory / "in/a.pcow", "unknown"), Code::kNotFound);
+  FAILS(make_on_base(directory / "in/none.pcow", directory / "in/a.pcow", "unknown"),
+        Code::kNotFound);
 
   // Outside of the directory, directly and through a symbolic link.
   MUST(make_on_base(directory / "in/c.pcow", directory / "out/o.pcow", "s"));
@@ -250,8 +259,8 @@ void bases(const TemporaryDirectory& directory) {
   for (const size_t slot : {size_t{0}, size_t{kPageSize}}) {
     auto superblock = MUST(Superblock::decode(bytes.data() + slot, "x"));
     const auto other = load(directory / "y.pcow");
-    superblock.base =
-        BaseReference{"y.pcow", MUST(Superblock::decode(other.data(), "y")).uuid, MUST(at_y->layer_id("t"))};
+    superblock.base = BaseReference{"y.pcow", MUST(Superblock::decode(other.data(), "y")).uuid,
+                                    MUST(at_y->layer_id("t"))};
     const auto encoded = superblock.encode();
     memcpy(bytes.data() + slot, encoded.data(), encoded.size());
   }
@@ -264,12 +273,14 @@ void names(const TemporaryDirectory& directory) {
   make_image(directory / "names.pcow");
   auto image = MUST(open_image(directory / "names.pcow", true));
   for (const std::string& bad :
-       {std::string(), std::string(256, 'n'), std::string(300, 'n'), std::string("."), std::string(".."),
-        std::string("a/b"), std::string("a@b"), std::string("a b"), std::string("a\nb"), std::string("a\0b", 3),
-        std::string("\x7f"), std::string("\xff"), std::string("\xc0\xaf"), std::string("\xed\xa0\x80"),
-        std::string("\xf5\x80\x80\x80"), std::string("\xe2\x82"), std::string("a\x80")})
+       {std::string(), std::string(256, 'n'), std::string(300, 'n'), std::string("."),
+        std::string(".."), std::string("a/b"), std::string("a@b"), std::string("a b"),
+        std::string("a\nb"), std::string("a\0b", 3), std::string("\x7f"), std::string("\xff"),
+        std::string("\xc0\xaf"), std::string("\xed\xa0\x80"), std::string("\xf5\x80\x80\x80"),
+        std::string("\xe2\x82"), std::string("a\x80")})
     FAILS(image->snapshot(bad), Code::kInvalid);
-  for (const std::string& good : {std::string(255, 'n'), std::string("größe-✓-😀"), std::string("...")}) {
+  for (const std::string& good :
+       {std::string(255, 'n'), std::string("größe-✓-😀"), std::string("...")}) {
     MUST(image->snapshot(good));
     FAILS(image->snapshot(good), Code::kExists);
   }
@@ -305,7 +316,8 @@ void sizes(const TemporaryDirectory& directory) {
     FAILS(create_image(directory / "refused.pcow", options), code);
     CHECK(access((directory / "refused.pcow").c_str(), F_OK) != 0);
   };
-  for (const uint64_t size : {0ull, 1ull, 4096ull, 65535ull, 65536ull + 512}) refused(size, 0, Code::kInvalid);
+  for (const uint64_t size : {0ull, 1ull, 4096ull, 65535ull, 65536ull + 512})
+    refused(size, 0, Code::kInvalid);
   refused((uint64_t{64} << 40) + 4096, 0, Code::kTooLarge);
   refused((uint64_t{4} << 40) + 4096, 4096, Code::kTooLarge);
   refused(~uint64_t{4095}, 0, Code::kTooLarge);
@@ -314,8 +326,9 @@ void sizes(const TemporaryDirectory& directory) {
 
   for (const uint32_t block_size : {4096u, 8192u, 65536u, 2097152u}) {
     const uint64_t largest = std::min(uint64_t{block_size} << 30, uint64_t{64} << 40);
-    for (const uint64_t size : {uint64_t{65536}, uint64_t{65536 + 4096}, uint64_t{1000 * 4096 + 3 * 4096},
-                                (uint64_t{1} << 40) - 4096, largest}) {
+    for (const uint64_t size :
+         {uint64_t{65536}, uint64_t{65536 + 4096}, uint64_t{1000 * 4096 + 3 * 4096},
+          (uint64_t{1} << 40) - 4096, largest}) {
       const std::string path = directory / "size.pcow";
       make_image(path, size, block_size);
       auto image = MUST(open_image(path, true));

@@ -16,8 +16,8 @@
 class LocalStore {
  public:
   explicit LocalStore(uint64_t budget)
-      : store_(MUST(
-            pcow::CleanStore::start(budget, [this](pcow::CleanStore::Answer answer) { take(std::move(answer)); }))) {}
+      : store_(MUST(pcow::CleanStore::start(
+            budget, [this](pcow::CleanStore::Answer answer) { take(std::move(answer)); }))) {}
   ~LocalStore() {
     store_.reset();
     for (const auto& client : clients_) client->end();

@@ -26,7 +26,8 @@ constexpr uint64_t kLooked = 12 * kBlock;
 // From the `number`-th operation of its kind on, each one fails until the observer is disarmed.
 class Failing : public FileObserver {
  public:
-  int before(FileOperation operation, const std::string&, uint64_t, uint64_t, const void*) override {
+  int before(FileOperation operation, const std::string&, uint64_t, uint64_t,
+             const void*) override {
     if (!armed || operation != kind || ++count < number) return 0;
     failed = true;
     return kind == FileOperation::kMap ? ENOMEM : EIO;
@@ -42,7 +43,8 @@ class Failing : public FileObserver {
 // fails.
 class HalfASuperblock : public FileObserver {
  public:
-  int before(FileOperation operation, const std::string& path, uint64_t offset, uint64_t, const void* data) override {
+  int before(FileOperation operation, const std::string& path, uint64_t offset, uint64_t,
+             const void* data) override {
     if (!armed || operation != FileOperation::kWrite || offset > kPageSize) return 0;
     armed = false;
     const int descriptor = open(path.c_str(), O_WRONLY | O_CLOEXEC);
@@ -83,7 +85,8 @@ Result<std::string> look(Image* image, const View* view) {
 }
 
 enum class Kind { kWriter, kReader, kMonitoredWriter, kMonitoredReader };
-constexpr Kind kKinds[] = {Kind::kWriter, Kind::kReader, Kind::kMonitoredWriter, Kind::kMonitoredReader};
+constexpr Kind kKinds[] = {Kind::kWriter, Kind::kReader, Kind::kMonitoredWriter,
+                           Kind::kMonitoredReader};
 
 // ground@g ← base@old ← base@s ← image@own ← image; other@o is another ground, and cousin another
 // image on base@s.
@@ -121,7 +124,8 @@ struct Scene {
     MUST(image->close());
   }
 
-  static void make(const std::string& path, uint64_t first, uint64_t end, char value, const std::string& snapshot) {
+  static void make(const std::string& path, uint64_t first, uint64_t end, char value,
+                   const std::string& snapshot) {
     auto image = open_writer(path);
     for (uint64_t block = first; block < end; block++) put(image.get(), block, value);
     MUST(image->snapshot(snapshot));
@@ -267,7 +271,8 @@ class Reader {
     image_ = MUST(Image::open(scene->path, options));
     handover_.let_go();
     own_ = MUST(image_->view("own"));
-    CHECK(MUST(image_->read(nullptr, 0, &first_, 1)) == 1);  // it remembers a little, and has the rest to look up
+    // It remembers a little, and has the rest to look up.
+    CHECK(MUST(image_->read(nullptr, 0, &first_, 1)) == 1);
   }
 
   // The right bytes, or an error.
@@ -282,7 +287,8 @@ class Reader {
     if (!again) return again.error();
     found = look(image_.get(), again->get());
     if (!found) return found.error();
-    if (*found != scene_->own_model) return Error(Code::kInvalid, "other bytes in the snapshot, opened again");
+    if (*found != scene_->own_model)
+      return Error(Code::kInvalid, "other bytes in the snapshot, opened again");
     return {};
   }
 
@@ -291,7 +297,8 @@ class Reader {
     auto view = MUST(Image::open(scene_->path, {}));
     std::vector<std::string> paths;
     for (const LayerRef& layer : view->info().chain)
-      if (layer.path != scene_->path && (paths.empty() || paths.back() != layer.path)) paths.push_back(layer.path);
+      if (layer.path != scene_->path && (paths.empty() || paths.back() != layer.path))
+        paths.push_back(layer.path);
     Handover handover;
     for (const std::string& path : paths) handover.add(path, false);
     MUST(image_->give_bases(handover.files));
@@ -310,7 +317,9 @@ class Reader {
     return {};
   }
 
-  bool monitored() const { return kind_ == Kind::kMonitoredWriter || kind_ == Kind::kMonitoredReader; }
+  bool monitored() const {
+    return kind_ == Kind::kMonitoredWriter || kind_ == Kind::kMonitoredReader;
+  }
   Image& image() { return *image_; }
   Failing failing;
 
@@ -349,8 +358,9 @@ bool fail_for_a_while(const Change& change, Kind kind, FileOperation operation, 
   for (int round = 0; round < 3; round++) {
     auto outcome = reader.look_again();
     if (!outcome && outcome.error().code == Code::kInvalid) {
-      fprintf(stderr, "%s, under reader %d, failure %d of kind %d, round %d: %s\n", change.name, static_cast<int>(kind),
-              number, static_cast<int>(operation), round, outcome.error().message.c_str());
+      fprintf(stderr, "%s, under reader %d, failure %d of kind %d, round %d: %s\n", change.name,
+              static_cast<int>(kind), number, static_cast<int>(operation), round,
+              outcome.error().message.c_str());
       exit(1);
     }
   }
@@ -400,7 +410,8 @@ void own_changes(std::mt19937_64* random, FileOperation operation) {
       {"rebase", [](Image* w) { MUST(w->rebase({}, false, nullptr)); }},
   };
   for (const auto& [name, happen] : own) {
-    for (int number = 1 + static_cast<int>((*random)() % static_cast<uint64_t>(every()));; number += every()) {
+    for (int number = 1 + static_cast<int>((*random)() % static_cast<uint64_t>(every()));;
+         number += every()) {
       Scene scene;
       Failing failing;
       OpenOptions options;
@@ -427,7 +438,8 @@ void own_changes(std::mt19937_64* random, FileOperation operation) {
       failing.armed = false;
       CHECK(MUST(look(reader.get(), nullptr)) == scene.model);
       if (auto view = writer->view("own"))
-        CHECK(MUST(look(reader.get(), MUST(reader->view("own")).get())) == MUST(look(writer.get(), view->get())));
+        CHECK(MUST(look(reader.get(), MUST(reader->view("own")).get())) ==
+              MUST(look(writer.get(), view->get())));
       MUST(writer->close());
       if (!failing.failed) break;
     }

@@ -25,7 +25,8 @@ int main() {
     MUST(image->discard(65536 + 8192, 32768));
     CHECK(disk_use() < full - 16384);
     FaultWork work;
-    const Extent extent = MUST(write ? image->make_writable(65536 + 12288, {}, &work) : image->held(65536 + 12288));
+    const Extent extent =
+        MUST(write ? image->make_writable(65536 + 12288, {}, &work) : image->held(65536 + 12288));
     CHECK(extent.offset <= 65536 + 8192 && extent.offset + extent.length >= 65536 + 40960);
     CHECK(disk_use() >= full);
   }

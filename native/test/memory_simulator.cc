@@ -38,7 +38,8 @@ void MemorySimulator::Content::settle(size_t number, size_t values) {
 void MemorySimulator::Content::settle_all() {
   if (cached.empty()) return;
   auto page = durable ? std::make_shared<DiskPage>(*durable) : std::make_shared<DiskPage>();
-  for (const auto& [number, values] : cached) memcpy(page->data() + number * kWord, &values.back(), kWord);
+  for (const auto& [number, values] : cached)
+    memcpy(page->data() + number * kWord, &values.back(), kWord);
   durable = std::move(page);
   cached.clear();
   on_way.clear();
@@ -112,11 +113,12 @@ void MemorySimulator::commit(uint64_t first, uint64_t end) {
 
 // Only as much as is needed: a file that has grown twice may have its first new length.
 void MemorySimulator::commit_size(uint64_t end) {
-  sizes_.erase(sizes_.begin(),
-               std::find_if(sizes_.begin(), sizes_.end() - 1, [&](uint64_t size) { return pages_for(size) >= end; }));
+  sizes_.erase(sizes_.begin(), std::find_if(sizes_.begin(), sizes_.end() - 1,
+                                            [&](uint64_t size) { return pages_for(size) >= end; }));
 }
 
-void MemorySimulator::apply(FileOperation operation, uint64_t offset, uint64_t length, const void* data) {
+void MemorySimulator::apply(FileOperation operation, uint64_t offset, uint64_t length,
+                            const void* data) {
   uint64_t size = sizes_.back();
   note_space(operation, offset, length);
   switch (operation) {
@@ -166,12 +168,14 @@ void MemorySimulator::sync(uint64_t offset, uint64_t length) {
   const uint64_t end = whole ? kWholeFile : pages_for(offset + length);
   if (whole) sizes_.erase(sizes_.begin(), sizes_.end() - 1);
   commit(offset / kPageSize, end);
-  for (auto at = pages_.lower_bound(offset / kPageSize); at != pages_.end() && at->first < end; ++at)
+  for (auto at = pages_.lower_bound(offset / kPageSize); at != pages_.end() && at->first < end;
+       ++at)
     at->second.back().settle_all();
 }
 
 // `things`: the number of things of which one version is chosen.
-DiskState MemorySimulator::choose(Kind kind, size_t odd, std::mt19937_64* random, size_t* things) const {
+DiskState MemorySimulator::choose(Kind kind, size_t odd, std::mt19937_64* random,
+                                  size_t* things) const {
   size_t thing = 0;
   const auto version = [&](size_t count) -> size_t {
     const bool is_odd = thing++ == odd;
@@ -213,7 +217,8 @@ DiskState MemorySimulator::choose(Kind kind, size_t odd, std::mt19937_64* random
 
 DiskState MemorySimulator::cached() const { return choose(Kind::kNewest, 0, nullptr, nullptr); }
 
-void MemorySimulator::sample(size_t budget, std::mt19937_64* random, const std::function<void(DiskState)>& use) const {
+void MemorySimulator::sample(size_t budget, std::mt19937_64* random,
+                             const std::function<void(DiskState)>& use) const {
   size_t things = 0;
   DiskState oldest = choose(Kind::kOldest, 0, random, &things);
   if (things == 0) return use(std::move(oldest));

@@ -15,16 +15,20 @@ class MemorySimulator : public Medium {
 
   // A write is a copy on its way to the medium; a store stays in the cache. Both go through
   // MAP_SYNC.
-  void apply(pcow::FileOperation operation, uint64_t offset, uint64_t length, const void* data) override;
+  void apply(pcow::FileOperation operation, uint64_t offset, uint64_t length,
+             const void* data) override;
   void sync(uint64_t offset, uint64_t length) override;
   DiskState cached() const override;
   // The two extremes; states in which one line is ahead of the others or behind; and random ones,
   // with lines torn between words.
-  void sample(size_t budget, std::mt19937_64* random, const std::function<void(DiskState)>& use) const override;
+  void sample(size_t budget, std::mt19937_64* random,
+              const std::function<void(DiskState)>& use) const override;
 
   // Stores of another process: through a mapping without MAP_SYNC, or through one with it, flushed
   // and fenced.
-  void store_plainly(uint64_t offset, uint64_t length, const void* data) { store(offset, length, data, false); }
+  void store_plainly(uint64_t offset, uint64_t length, const void* data) {
+    store(offset, length, data, false);
+  }
   void store_durably(uint64_t offset, uint64_t length, const void* data);
 
  private:
@@ -32,8 +36,10 @@ class MemorySimulator : public Medium {
   struct Content {
     std::shared_ptr<const DiskPage> durable;  // null: zeros
     std::map<size_t, std::vector<uint64_t>>
-        cached;                       // by the word's number: its values since then, of which the last counts
-    std::map<size_t, size_t> on_way;  // of that word: so many of these values are durable after a fence
+        // By the word's number: its values since then, of which the last counts.
+        cached;
+    // Of that word: so many of these values are durable after a fence.
+    std::map<size_t, size_t> on_way;
 
     uint64_t word(size_t number) const;
     void settle(size_t number, size_t values);  // makes so many of its values durable

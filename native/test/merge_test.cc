@@ -96,7 +96,8 @@ void read_of_the_deleted() {
 
 void must_be_sound(const std::string& path) {
   const CheckReport report = MUST(check_image(path, {}, nullptr));
-  if (report.damages || report.leaks) fprintf(stderr, "%s\n", report.findings.front().message.c_str());
+  if (report.damages || report.leaks)
+    fprintf(stderr, "%s\n", report.findings.front().message.c_str());
   CHECK(report.damages == 0 && report.leaks == 0);
 }
 
@@ -108,7 +109,8 @@ class Failing : public FileObserver {
   int spared = 0;  // the number of operations that succeed first
   int failures = 0;
 
-  int before(FileOperation happening, const std::string&, uint64_t, uint64_t, const void*) override {
+  int before(FileOperation happening, const std::string&, uint64_t, uint64_t,
+             const void*) override {
     if (!err || happening != operation || spared-- > 0) return 0;
     failures++;
     return err;
@@ -124,7 +126,8 @@ void release_beside_a_merge_that_waits() {
   constexpr uint64_t kReused = 40;
   TemporaryDirectory directory;
   CreateOptions options;
-  options.size = kShared * kSmall;  // small at first: its blocks are those that a full disk uses first
+  // Small at first: its blocks are those that a full disk uses first.
+  options.size = kShared * kSmall;
   options.block_size = kSmall;
   MUST(create_image(directory / "image.pcow", options));
   OpenOptions writing;
@@ -139,7 +142,8 @@ void release_beside_a_merge_that_waits() {
   const uint64_t second_chunk = 512 * uint64_t{kSmall};
   put(image.get(), second_chunk + kReused * kSmall, kSmall, 'c');
   MUST(image->snapshot("second"));
-  FAILS(image->remove("second", [&](uint64_t done, uint64_t) { return done == 0; }), Code::kCancelled);
+  FAILS(image->remove("second", [&](uint64_t done, uint64_t) { return done == 0; }),
+        Code::kCancelled);
   FAILS(image->remove("first", [](uint64_t, uint64_t) { return false; }), Code::kCancelled);
   MUST(image->close());
 
@@ -202,7 +206,8 @@ void beside_a_deletion_that_waits(Next next, bool reopened, bool damaged) {
     image = MUST(Image::open(path, writing));
     FAILS(image->remove("newer", nullptr), Code::kCorrupt);
   } else {
-    FAILS(image->remove("newer", [](uint64_t done, uint64_t) { return done == 0; }), Code::kCancelled);
+    FAILS(image->remove("newer", [](uint64_t done, uint64_t) { return done == 0; }),
+          Code::kCancelled);
   }
   put(image.get(), 4096, 4096, 'c');
   put(image.get(), 2 * 4096, 4096, 'd');
@@ -303,7 +308,8 @@ void scrub_beside_a_merge() {
   MUST(image->snapshot("s"));
   MUST(image->add_checksums(nullptr));
   MUST(image->close());
-  MUST(MUST(File::open(path, true, nullptr))->write(place, "#", 1));  // the second chunk is not taken over
+  // The second chunk is not taken over.
+  MUST(MUST(File::open(path, true, nullptr))->write(place, "#", 1));
   image = MUST(Image::open(path, writing));
   FAILS(image->remove("s", nullptr), Code::kCorrupt);
   put(image.get(), 0, kBlock, 'b');
@@ -408,7 +414,9 @@ void clone_on_an_unsealed_snapshot(bool writer_dies) {
   } else {
     take();
   }
-  const auto sealed = [&] { return MUST(read_superblock(*MUST(File::open(path, false, nullptr)))).sealed; };
+  const auto sealed = [&] {
+    return MUST(read_superblock(*MUST(File::open(path, false, nullptr)))).sealed;
+  };
   CHECK(sealed() == 0);
   std::atomic<bool> made{false};
   std::thread cloning([&] {
@@ -436,8 +444,8 @@ int main() {
   discard_of_inherited_zeros(true);
   read_of_the_deleted();
   release_beside_a_merge_that_waits();
-  for (const Next next :
-       {Next::kOlderDeletion, Next::kFrozenHeir, Next::kDeletedHeir, Next::kFlatten, Next::kRollback}) {
+  for (const Next next : {Next::kOlderDeletion, Next::kFrozenHeir, Next::kDeletedHeir,
+                          Next::kFlatten, Next::kRollback}) {
     beside_a_deletion_that_waits(next, false, false);
     beside_a_deletion_that_waits(next, false, true);
     beside_a_deletion_that_waits(next, true, true);

@@ -14,7 +14,8 @@ void compare(const Image& image, const View* view, const Bytes& expected, const 
   if (memcmp(found.data(), expected.data(), count) == 0) return;
   for (size_t i = 0; i < count; i++) {
     if (found[i] == expected[i]) continue;
-    fprintf(stderr, "%s differs at byte %zu: %u instead of %u\n", what.c_str(), i, found[i], expected[i]);
+    fprintf(stderr, "%s differs at byte %zu: %u instead of %u\n", what.c_str(), i, found[i],
+            expected[i]);
     exit(1);
   }
 }
@@ -45,14 +46,16 @@ uint64_t compare_batch(const Image& image, const View* view, uint64_t offset, co
       close(descriptor);
     }
     if (memcmp(found.data(), expected.data() + extent.offset, found.size()) == 0) continue;
-    fprintf(stderr, "the map of %s is wrong at %llu\n", what.c_str(), static_cast<unsigned long long>(extent.offset));
+    fprintf(stderr, "the map of %s is wrong at %llu\n", what.c_str(),
+            static_cast<unsigned long long>(extent.offset));
     exit(1);
   }
   CHECK(batch.next > offset && batch.next == end && (end == expected.size() || end % 4096 == 0));
   return end;
 }
 
-void compare_map(const Image& image, const View* view, const Bytes& expected, const std::string& what) {
+void compare_map(const Image& image, const View* view, const Bytes& expected,
+                 const std::string& what) {
   uint64_t offset = 0;
   do offset = compare_batch(image, view, offset, expected, what);
   while (offset < expected.size());

@@ -36,12 +36,17 @@ class Failures : public FileObserver {
   // From now on nothing reaches the file.
   void kill() { dead_ = true; }
 
-  int before(FileOperation operation, const std::string&, uint64_t, uint64_t, const void*) override {
+  int before(FileOperation operation, const std::string&, uint64_t, uint64_t,
+             const void*) override {
     if (dead_) return EIO;
-    const bool needs_space = operation == FileOperation::kWrite || operation == FileOperation::kAllocate ||
+    const bool needs_space = operation == FileOperation::kWrite ||
+                             operation == FileOperation::kAllocate ||
                              operation == FileOperation::kResize;
-    const bool is_sync = operation == FileOperation::kSync || operation == FileOperation::kWriteBack;
-    const bool eligible = err_ == ENOSPC ? needs_space : err_ == EIO && !is_sync && operation != FileOperation::kStore;
+    const bool is_sync =
+        operation == FileOperation::kSync || operation == FileOperation::kWriteBack;
+    const bool eligible = err_ == ENOSPC
+                              ? needs_space
+                              : err_ == EIO && !is_sync && operation != FileOperation::kStore;
     if (!eligible || left_-- > 0) return 0;
     failed_ = true;
     return std::exchange(err_, 0);
@@ -108,8 +113,10 @@ void open_image(Modelled* modelled) {
 // The changes between neighbours in the list, in both directions: after many calls, these are all
 // kinds of pairs.
 void compare_maps(const Modelled& modelled) {
-  std::vector<std::pair<std::shared_ptr<View>, const Bytes*>> layers = {{nullptr, &modelled.active}};
-  for (const auto& [name, bytes] : modelled.snapshots) layers.emplace_back(MUST(modelled.image->view(name)), &bytes);
+  std::vector<std::pair<std::shared_ptr<View>, const Bytes*>> layers = {
+      {nullptr, &modelled.active}};
+  for (const auto& [name, bytes] : modelled.snapshots)
+    layers.emplace_back(MUST(modelled.image->view(name)), &bytes);
   const auto* last = &layers.back();
   for (const auto& layer : layers) {
     const auto& [view, bytes] = layer;
@@ -159,11 +166,13 @@ void read_on(Family* family, Modelled* m) {
   }
   const Bytes& expected = m->snapshots[reader.snapshot];
   Bytes piece(std::min<uint64_t>(expected.size() - reader.next, 1 + family->below(200000)));
-  CHECK(MUST(reader.image->read(reader.view.get(), reader.next, piece.data(), piece.size())) == piece.size());
+  CHECK(MUST(reader.image->read(reader.view.get(), reader.next, piece.data(), piece.size())) ==
+        piece.size());
   CHECK(memcmp(piece.data(), expected.data() + reader.next, piece.size()) == 0);
   reader.next = (reader.next + piece.size()) % expected.size();
-  const uint64_t next = compare_batch(*reader.image, reader.view.get(), reader.next_mapped, expected,
-                                      m->path + "@" + reader.snapshot + " (opened long ago)");
+  const uint64_t next =
+      compare_batch(*reader.image, reader.view.get(), reader.next_mapped, expected,
+                    m->path + "@" + reader.snapshot + " (opened long ago)");
   reader.next_mapped = next % expected.size();
 }
 
@@ -197,7 +206,8 @@ void discard_some(Family* family, Modelled* m, uint32_t block_size) {
 Progress between_chunks(Family* family, Modelled* m, uint32_t block_size) {
   const bool cancel = family->below(4) == 0;
   const auto fail_soon = [=] {
-    if (!cancel && family->below(2)) m->failures->fail_after(family->below(16), family->below(2) ? ENOSPC : EIO);
+    if (!cancel && family->below(2))
+      m->failures->fail_after(family->below(16), family->below(2) ? ENOSPC : EIO);
   };
   fail_soon();
   return [=](uint64_t done, uint64_t total) {
@@ -225,7 +235,8 @@ bool is_done(Modelled* m, const Result<T>& outcome) {
   if (outcome) return true;
   const Code code = outcome.error().code;
   if (code == Code::kCancelled || code == Code::kNoSpace || code == Code::kIo) return false;
-  fprintf(stderr, "%s: %s: %s\n", m->path.c_str(), code_name(code), outcome.error().message.c_str());
+  fprintf(stderr, "%s: %s: %s\n", m->path.c_str(), code_name(code),
+          outcome.error().message.c_str());
   exit(1);
 }
 
@@ -287,7 +298,8 @@ void put_zeros(Family* family, Modelled* m, uint32_t block_size) {
 }
 
 void shrink(Family* family, Modelled* m) {
-  const uint64_t size = m->active.size() - std::min(m->active.size() - 65536, 4096 * family->below(60));
+  const uint64_t size =
+      m->active.size() - std::min(m->active.size() - 65536, 4096 * family->below(60));
   auto shrunk = m->image->resize(size, true);
   if (shrunk) {
     m->active.resize(size);
@@ -310,7 +322,8 @@ void rebase(Family* family, Modelled* m, uint32_t block_size) {
   base.snapshot = some_snapshot(family, target);
   auto outcome = m->image->rebase(base, true, progress);
   // A loop, or a base that is larger.
-  const bool refused = !outcome && (outcome.error().code == Code::kBaseLoop || outcome.error().code == Code::kInvalid);
+  const bool refused = !outcome && (outcome.error().code == Code::kBaseLoop ||
+                                    outcome.error().code == Code::kInvalid);
   if (refused) m->failures->recover();
   if (!refused && is_done(m, outcome)) family->stand(&m->base, base.path + "@" + base.snapshot);
 }
@@ -323,7 +336,8 @@ void commit(Family* family, Modelled* m, uint32_t block_size) {
     const std::string name = "c" + std::to_string(family->names++);
     // Covers what is frozen when it begins; writes continue.
     const Bytes frozen = m->active;
-    auto followed = m->image->commit_into(base.image.get(), name, false, between_chunks(family, m, block_size));
+    auto followed =
+        m->image->commit_into(base.image.get(), name, false, between_chunks(family, m, block_size));
     if (!m->snapshots.empty()) {
       CHECK(!followed && followed.error().code == Code::kInUse);
       m->failures->recover();
@@ -456,7 +470,8 @@ int main(int argc, char** argv) {
   const uint64_t seed = test_seed();
   SecondReader second_reader;
   for (const uint32_t block_size : {4096u, 16384u, 65536u, 262144u}) {
-    run(seed + block_size, &second_reader, block_size, std::max<uint64_t>(65536, 12 * block_size + 4096), steps);
+    run(seed + block_size, &second_reader, block_size,
+        std::max<uint64_t>(65536, 12 * block_size + 4096), steps);
   }
   run(seed, &second_reader, 2097152, 9 * 1048576, steps / 6);
   run(seed + 1, &second_reader, 4096, 5 * 1048576, steps);  // three chunks

@@ -55,7 +55,8 @@ void snapshot(Session* session, const std::string& name) {
 }
 
 // An image of `size` bytes on a base in which every other page of 4 KiB holds its own number.
-std::string make_over_base(const TemporaryDirectory& directory, uint64_t size, uint32_t block_size) {
+std::string make_over_base(const TemporaryDirectory& directory, uint64_t size,
+                           uint32_t block_size) {
   CreateOptions options;
   options.size = size;
   options.block_size = block_size;
@@ -92,7 +93,8 @@ void cuts(uint32_t block_size, int snapshots, const Session::Limits& limits) {
     threads.emplace_back([&, id] {
       for (uint64_t round = 1; !stop; round++) {
         for (size_t i = 0; i < cells; i++) {
-          auto* cell = reinterpret_cast<uint64_t*>(m.memory + i * kStride + 64 + static_cast<size_t>(id) * 64);
+          auto* cell = reinterpret_cast<uint64_t*>(m.memory + i * kStride + 64 +
+                                                   static_cast<size_t>(id) * 64);
           const std::atomic_ref<uint64_t> value(*cell);
           const uint64_t page = (i * kStride + 64) / 4096;
           const uint64_t first = page % 2 ? 0 : page + 1;
@@ -148,18 +150,21 @@ void model(uint64_t seed, uint32_t block_size, int steps, bool demote_always) {
   Monitored m = monitor(path, {kMiB, 30000, demote_always});
   const uint64_t second_offset = m.length / 8192 * 4096;
   const size_t half = m.length - second_offset;
-  char* second = static_cast<char*>(MUST(m.session->map(half, PROT_READ | PROT_WRITE, second_offset)));
+  char* second =
+      static_cast<char*>(MUST(m.session->map(half, PROT_READ | PROT_WRITE, second_offset)));
   std::vector<char> expected(m.length);
   CHECK(MUST(m.session->image().read(nullptr, 0, expected.data(), m.length)) == m.length);
   std::vector<std::pair<std::string, std::vector<char>>> snapshots;
   for (int step = 0; step < steps; step++) {
     const uint64_t offset = random() % m.length;
     const uint64_t length = std::min<uint64_t>(m.length - offset, 1 + random() % 9000);
-    const bool through_second = offset >= second_offset && offset + length <= second_offset + half && random() % 2;
+    const bool through_second =
+        offset >= second_offset && offset + length <= second_offset + half && random() % 2;
     char* at = through_second ? second + (offset - second_offset) : m.memory + offset;
     const auto dice = random() % 100;
     if (dice < 45) {
-      for (uint64_t i = 0; i < length; i++) at[i] = expected[offset + i] = static_cast<char>(random());
+      for (uint64_t i = 0; i < length; i++)
+        at[i] = expected[offset + i] = static_cast<char>(random());
     } else if (dice < 85) {
       CHECK(memcmp(at, expected.data() + offset, length) == 0);
     } else if (dice < 89) {
@@ -310,8 +315,10 @@ int main(int argc, char** argv) {
   cuts(2 * kMiB, snapshots, {64 * kMiB, 300});
   cuts(65536, snapshots, {512 * 1024, 30000, true});
   const int steps = effort(1500, 1500, 300);
-  for (const uint32_t block_size : {4096u, 65536u, 524288u}) model(seed + block_size, block_size, steps, false);
-  for (const uint32_t block_size : {4096u, 65536u}) model(seed + block_size, block_size, steps, true);
+  for (const uint32_t block_size : {4096u, 65536u, 524288u})
+    model(seed + block_size, block_size, steps, false);
+  for (const uint32_t block_size : {4096u, 65536u})
+    model(seed + block_size, block_size, steps, true);
   mapping_budget();
   for (const uint32_t block_size : {4096u, 65536u})
     for (const uint64_t budget : {128 * uint64_t{1024}, 64 * kMiB}) reading_on(block_size, budget);

@@ -21,7 +21,8 @@ constexpr uint64_t kLooked = 12 * kBlock;  // of each chunk: the part that these
 
 class At : public FileObserver {
  public:
-  int before(FileOperation operation, const std::string&, uint64_t, uint64_t, const void*) override {
+  int before(FileOperation operation, const std::string&, uint64_t, uint64_t,
+             const void*) override {
     if (armed && (!only_reads || operation == FileOperation::kRead) && ++count == number) {
       armed = false;
       happen();
@@ -35,7 +36,8 @@ class At : public FileObserver {
   std::function<void()> happen;
 };
 
-std::unique_ptr<Image> open_image(const std::string& path, bool write, FileObserver* observer = nullptr) {
+std::unique_ptr<Image> open_image(const std::string& path, bool write,
+                                  FileObserver* observer = nullptr) {
   OpenOptions options;
   options.write = write;
   options.observer = observer;
@@ -91,7 +93,8 @@ class Base {
 };
 
 struct Scene {
-  explicit Scene(bool both) : base(directory / "base.pcow", 'p', both), other(directory / "other.pcow", 'c', both) {
+  explicit Scene(bool both)
+      : base(directory / "base.pcow", 'p', both), other(directory / "other.pcow", 'c', both) {
     CreateOptions create;
     create.has_base = true;
     create.base = base.spec();
@@ -105,7 +108,9 @@ struct Scene {
   std::unique_ptr<Image> image;
   std::string model;  // what look() must find
 
-  void fill(uint64_t offset, uint64_t length, char value) { model.replace(offset, length, length, value); }
+  void fill(uint64_t offset, uint64_t length, char value) {
+    model.replace(offset, length, length, value);
+  }
 };
 
 struct Work {
@@ -127,7 +132,9 @@ std::vector<Work> works() {
   std::vector<Work> all;
   for (const uint64_t block : {0, 1, 3, 9}) {
     for (const uint64_t ahead : {uint64_t{0}, 32 * kBlock}) {
-      all.push_back({"a write fault", kNothing, [=](Scene* s) { fault(s, block * kBlock + kSub, {ahead, false}); }});
+      all.push_back({"a write fault", kNothing, [=](Scene* s) {
+                       fault(s, block * kBlock + kSub, {ahead, false});
+                     }});
       all.push_back({"a write fault in a block that is in part its own",
                      [=](Scene* s) { put(s->image.get(), block * kBlock, kSub, 'o'); },
                      [=](Scene* s) {
@@ -137,8 +144,8 @@ std::vector<Work> works() {
     all.push_back({"a write fault for a whole block", kNothing, [=](Scene* s) {
                      fault(s, block * kBlock, {0, true});
                    }});
-    all.push_back(
-        {"space ahead", kNothing, [=](Scene* s) { MUST(s->image->allocate_ahead(block * kBlock, 8 * kBlock)); }});
+    all.push_back({"space ahead", kNothing,
+                   [=](Scene* s) { MUST(s->image->allocate_ahead(block * kBlock, 8 * kBlock)); }});
     all.push_back({"a write of bytes", kNothing, [=](Scene* s) {
                      put(s->image.get(), block * kBlock + kSub + 100, 200, 'w');
                      s->fill(block * kBlock + kSub + 100, 200, 'w');
@@ -167,12 +174,17 @@ std::vector<Work> works() {
                    put(s->image.get(), 11 * kBlock, kSub, 'o');
                  },
                  [](Scene* s) { MUST(s->image->compact(nullptr)); }});
-  all.push_back({"a rebase to nothing", kNothing, [](Scene* s) { MUST(s->image->rebase({}, false, nullptr)); }});
-  all.push_back({"a rebase", kNothing, [](Scene* s) { MUST(s->image->rebase(s->other.spec(), true, nullptr)); }});
+  all.push_back({"a rebase to nothing", kNothing,
+                 [](Scene* s) { MUST(s->image->rebase({}, false, nullptr)); }});
+  all.push_back({"a rebase", kNothing,
+                 [](Scene* s) { MUST(s->image->rebase(s->other.spec(), true, nullptr)); }});
   all.push_back({"a read", kNothing, [](Scene* s) { CHECK(look(s->image.get()) == s->model); }});
-  all.push_back({"a read by a reader", kNothing, [](Scene* s) { CHECK(look(s->image.get()) == s->model); }, false});
+  all.push_back({"a read by a reader", kNothing,
+                 [](Scene* s) { CHECK(look(s->image.get()) == s->model); }, false});
   all.push_back({"a read of a snapshot", [](Scene* s) { MUST(s->image->snapshot("own")); },
-                 [](Scene* s) { CHECK(look(s->image.get(), MUST(s->image->view("own")).get()) == s->model); }});
+                 [](Scene* s) {
+                   CHECK(look(s->image.get(), MUST(s->image->view("own")).get()) == s->model);
+                 }});
   return all;
 }
 
@@ -187,7 +199,8 @@ bool try_at(const Work& work, bool both, uint64_t number, bool other_too) {
   scene.image = open_image(scene.path, work.write, &scene.at);
   work.prepare(&scene);
   {
-    const auto reader = open_image(scene.path, false);  // so that the image under test has seen nothing yet
+    // So that the image under test has seen nothing yet.
+    const auto reader = open_image(scene.path, false);
     scene.model = look(reader.get());
   }
   scene.at.number = number;
@@ -200,8 +213,8 @@ bool try_at(const Work& work, bool both, uint64_t number, bool other_too) {
   const bool happened = !scene.at.armed;
   scene.at.armed = false;
   if (look(scene.image.get()) != scene.model) {
-    fprintf(stderr, "%s: it is not there; the base changed before operation %lu (%s)\n", work.name, number,
-            both ? "both" : "old alone");
+    fprintf(stderr, "%s: it is not there; the base changed before operation %lu (%s)\n", work.name,
+            number, both ? "both" : "old alone");
     exit(1);
   }
   MUST(scene.image->close());
@@ -241,10 +254,13 @@ int main() {
   for (const Work& work : works()) {
     for (const bool both : {false, true}) {
       const bool changes_base = std::string(work.name).find("rebase") != std::string::npos;
-      for (uint64_t number = 1 + random() % step; try_at(work, both, number, changes_base); number += step) tried++;
+      for (uint64_t number = 1 + random() % step; try_at(work, both, number, changes_base);
+           number += step)
+        tried++;
     }
   }
-  for (uint64_t number = 1 + random() % step; discard_during_rebase(number); number += step) tried++;
+  for (uint64_t number = 1 + random() % step; discard_during_rebase(number); number += step)
+    tried++;
   printf("%lu changes of a base\n", tried);
   return 0;
 }

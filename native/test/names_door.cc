@@ -43,7 +43,8 @@ int rename(const char* path, const char* second) noexcept {
 }
 
 int renameat2(int from, const char* path, int to, const char* second, unsigned int flags) noexcept {
-  static const auto real = next<int (*)(int, const char*, int, const char*, unsigned int)>("renameat2");
+  static const auto real =
+      next<int (*)(int, const char*, int, const char*, unsigned int)>("renameat2");
   return tell(real(from, path, to, second, flags), NameEvent::kRename, path, second);
 }
 

@@ -58,7 +58,9 @@ std::string sample(const TemporaryDirectory& directory, uint64_t size = 16 * kBl
   return path;
 }
 
-Superblock newest_of(const std::string& path) { return MUST(read_superblock(*MUST(File::open(path, false, nullptr)))); }
+Superblock newest_of(const std::string& path) {
+  return MUST(read_superblock(*MUST(File::open(path, false, nullptr))));
+}
 
 // Writes a slot with the given fields and a right checksum.
 using Slot = std::array<uint8_t, kPageSize>;
@@ -78,7 +80,8 @@ void is_refused(const std::string& path, Code code) {
   const Bytes before = load(path);
   for (const bool write : {false, true}) FAILS(open_image(path, write), code);
   if (code == Code::kUnsupported)
-    for (const bool repair : {false, true}) FAILS(check_image(path, {.repair = repair}, nullptr), code);
+    for (const bool repair : {false, true})
+      FAILS(check_image(path, {.repair = repair}, nullptr), code);
   CHECK(load(path) == before);
 }
 
@@ -92,7 +95,8 @@ void newer_programs() {
     if (!newest) superblock.generation--;
     Slot slot = superblock.encode();
     put(&slot, kVersionAt, uint32_t{2});
-    memset(slot.data() + 16, 0xa5, 4080);  // everything else is where this program would not look for it
+    // Everything else is where this program would not look for it.
+    memset(slot.data() + 16, 0xa5, 4080);
     put_slot(path, superblock.generation & 1, slot);
     is_refused(path, Code::kUnsupported);
   }
@@ -168,7 +172,8 @@ void appended_bytes() {
     FaultWork work;
     for (uint64_t offset = kBlock; offset < image->size(); offset += kBlock)
       MUST(image->make_writable(offset, {.ahead = kBlock}, &work));
-    for (uint64_t offset = kBlock; offset < image->size(); offset += 512) CHECK(byte_at(*image, offset) == 0);
+    for (uint64_t offset = kBlock; offset < image->size(); offset += 512)
+      CHECK(byte_at(*image, offset) == 0);
     CHECK(byte_at(*image, 0) == '2');
     MUST(image->close());
     const CheckReport report = MUST(check_image(path, {}, nullptr));
@@ -251,7 +256,8 @@ void restored_bases() {
   // Other content: the child's snapshots must not be taken for what they were.
   make_on(directory / "grandchild.pcow", child, "frozen");
   stand_on(base, "other");
-  CHECK(reference().identity == MUST(MUST(open_image(base, false))->snapshot_info("other")).identity);
+  CHECK(reference().identity ==
+        MUST(MUST(open_image(base, false))->snapshot_info("other")).identity);
   CHECK(MUST(MUST(open_image(child, false))->snapshot_info("frozen")).identity != identity);
   FAILS(open_image(directory / "grandchild.pcow", false), Code::kBaseChanged);
 
@@ -285,7 +291,8 @@ void commits() {
     MUST(below->close());
     MUST(image->close());
   }
-  CHECK(newest_of(child).base->identity == MUST(MUST(open_image(base, false))->snapshot_info("t")).identity);
+  CHECK(newest_of(child).base->identity ==
+        MUST(MUST(open_image(base, false))->snapshot_info("t")).identity);
   CHECK(byte_at(*MUST(open_image(child, false)), kBlock) == 'c');
 }
 
@@ -316,7 +323,9 @@ void change_newest(const std::string& path, const std::function<void(Superblock*
   put_slot(path, superblock.generation & 1, superblock.encode());
 }
 
-char unsynced_byte(const std::string& path) { return byte_at(*MUST(open_image(path, false)), 4 * kBlock); }
+char unsynced_byte(const std::string& path) {
+  return byte_at(*MUST(open_image(path, false)), 4 * kBlock);
+}
 
 // Each proof alone suffices for counting what was not synced. Without any proof it does not count.
 void proofs() {
@@ -326,7 +335,8 @@ void proofs() {
   CHECK(unsynced_byte(path) == 'u');
   CHECK(!MUST(check_image(path, {}, nullptr)).crashed);
   const Superblock left = newest_of(path);
-  CHECK(left.cache == cache_token_of(*MUST(File::open(path, false, nullptr))) && left.cache.inode != 0);
+  CHECK(left.cache == cache_token_of(*MUST(File::open(path, false, nullptr))) &&
+        left.cache.inode != 0);
 
   const auto reads = [&](uint64_t hint, const std::function<void(Superblock*)>& change) {
     set_hint(path, hint);
@@ -339,7 +349,9 @@ void proofs() {
     CHECK(crashed == (byte == 0));
     return byte;
   };
-  const auto no_mount = [](Superblock* superblock) { superblock->cache.mount = superblock->cache.filesystem = 0; };
+  const auto no_mount = [](Superblock* superblock) {
+    superblock->cache.mount = superblock->cache.filesystem = 0;
+  };
   const auto other_mount = [](Superblock* superblock) {
     superblock->cache.mount++;
     superblock->cache.filesystem++;
@@ -349,16 +361,20 @@ void proofs() {
   CHECK(reads(RWH_WRITE_LIFE_NOT_SET, no_mount) == 0);
   CHECK(reads(RWH_WRITE_LIFE_NOT_SET, other_mount) == 0);
   if (left.cache.mount)
-    CHECK(reads(RWH_WRITE_LIFE_NOT_SET, [](Superblock* superblock) { superblock->cache.filesystem = 0; }) == 'u');
+    CHECK(reads(RWH_WRITE_LIFE_NOT_SET,
+                [](Superblock* superblock) { superblock->cache.filesystem = 0; }) == 'u');
   if (left.cache.filesystem)
-    CHECK(reads(RWH_WRITE_LIFE_NOT_SET, [](Superblock* superblock) { superblock->cache.mount = 0; }) == 'u');
+    CHECK(reads(RWH_WRITE_LIFE_NOT_SET,
+                [](Superblock* superblock) { superblock->cache.mount = 0; }) == 'u');
   // Another file, another device, another boot, a boot id that could not be read.
   CHECK(reads(RWH_WRITE_LIFE_NONE, [](Superblock* superblock) { superblock->cache.inode++; }) == 0);
-  CHECK(reads(RWH_WRITE_LIFE_NONE, [](Superblock* superblock) { superblock->cache.device++; }) == 0);
+  CHECK(reads(RWH_WRITE_LIFE_NONE, [](Superblock* superblock) { superblock->cache.device++; }) ==
+        0);
   CHECK(reads(RWH_WRITE_LIFE_NONE, [](Superblock* superblock) { superblock->boot[0] ^= 1; }) == 0);
   CHECK(reads(RWH_WRITE_LIFE_NONE, [](Superblock* superblock) { superblock->boot = {}; }) == 0);
   // Older software stores no token: only its boot id is known.
-  CHECK(reads(RWH_WRITE_LIFE_NOT_SET, [](Superblock* superblock) { superblock->cache = {}; }) == 'u');
+  CHECK(reads(RWH_WRITE_LIFE_NOT_SET, [](Superblock* superblock) { superblock->cache = {}; }) ==
+        'u');
 
   // A copy of the file does not have the last writer's page cache.
   reads(RWH_WRITE_LIFE_NONE, [](Superblock*) {});
@@ -369,7 +385,8 @@ void proofs() {
 
 class FailingSync : public FileObserver {
  public:
-  int before(FileOperation operation, const std::string&, uint64_t, uint64_t, const void*) override {
+  int before(FileOperation operation, const std::string&, uint64_t, uint64_t,
+             const void*) override {
     return operation == FileOperation::kSync && ++syncs_ == 2 ? EIO : 0;
   }
 
@@ -448,7 +465,8 @@ void waits_for_a_recovery() {
 // src/engine/rename.ts) finds the base that it gets then.
 void another_base_after_a_rename() {
   const TemporaryDirectory directory;
-  const std::string path = sample(directory), renamed = directory / "renamed.pcow", base = directory / "base.pcow";
+  const std::string path = sample(directory), renamed = directory / "renamed.pcow",
+                    base = directory / "base.pcow";
   const auto reader = MUST(open_image(path, false));
   CreateOptions options;
   options.size = 16 * kBlock;

@@ -1,4 +1,5 @@
-// Power cuts of an image in persistent memory (memory_simulator.h), by the workloads of crash_workload.h.
+// Power cuts of an image in persistent memory (memory_simulator.h), by the workloads of
+// crash_workload.h.
 //
 //   persistent_crash_test [EFFORT [WORKLOAD]]     as crash_test
 #include <utility>

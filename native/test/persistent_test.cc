@@ -23,7 +23,8 @@ constexpr uint64_t kBlock = 65536;
 // Makes the image count as one in persistent memory, and counts the operations on it.
 class Memory : public FileObserver {
  public:
-  int before(FileOperation operation, const std::string&, uint64_t, uint64_t, const void*) override {
+  int before(FileOperation operation, const std::string&, uint64_t, uint64_t,
+             const void*) override {
     counts[operation]++;
     return operation == refused ? ENOSPC : 0;
   }
@@ -70,7 +71,8 @@ void a_copy_leaves_its_neighbours_alone() {
     cpu::copy(to + at, from, length);
     cpu::fence();
     CHECK(memcmp(to + at, from, length) == 0);
-    for (size_t i = 0; i < sizeof to; i++) CHECK((i >= at && i < at + length) || to[i] == static_cast<char>(round));
+    for (size_t i = 0; i < sizeof to; i++)
+      CHECK((i >= at && i < at + length) || to[i] == static_cast<char>(round));
   }
 }
 
@@ -90,14 +92,17 @@ void nothing_is_asked_of_the_kernel(const TemporaryDirectory& directory) {
   auto image = make_image(path, 64, &memory);
   CHECK(image->info().persistent);
   const std::vector<char> data(3 * kBlock, 'd');
-  const auto kernel_calls = [&] { return image->info().kernel_writes + image->info().kernel_syncs; };
+  const auto kernel_calls = [&] {
+    return image->info().kernel_writes + image->info().kernel_syncs;
+  };
 
   const uint64_t opened = kernel_calls();
   MUST(image->write(100, data.data(), data.size()));
   MUST(image->snapshot("s"));
   MUST(image->write(kBlock + 5, data.data(), 7));
   CHECK(kernel_calls() == opened);
-  for (int i = 0; i < 2; i++) MUST(image->sync());  // gives back what the layer directory before the snapshot took
+  // Gives back what the layer directory before the snapshot took.
+  for (int i = 0; i < 2; i++) MUST(image->sync());
   const uint64_t before = kernel_calls();
   const uint64_t done = memory.count();
   MUST(image->sync());

@@ -14,14 +14,16 @@ namespace {
 // Makes every file count as one in persistent memory.
 class AsIfPersistent : public FileObserver {
  public:
-  int before(FileOperation, const std::string&, uint64_t, uint64_t, const void*) override { return 0; }
+  int before(FileOperation, const std::string&, uint64_t, uint64_t, const void*) override {
+    return 0;
+  }
   bool is_persistent(const std::string&) override { return true; }
 };
 
 }  // namespace
 
-int PowerCuts::before(FileOperation operation, const std::string& path, uint64_t offset, uint64_t length,
-                      const void* data) {
+int PowerCuts::before(FileOperation operation, const std::string& path, uint64_t offset,
+                      uint64_t length, const void* data) {
   if (base_disk_ && path == base_path_) {
     if (operation != FileOperation::kRead && operation != FileOperation::kMap)
       before_in_base(operation, offset, length, data);
@@ -61,7 +63,8 @@ int PowerCuts::before(FileOperation operation, const std::string& path, uint64_t
   return 0;
 }
 
-void PowerCuts::before_in_base(FileOperation operation, uint64_t offset, uint64_t length, const void* data) {
+void PowerCuts::before_in_base(FileOperation operation, uint64_t offset, uint64_t length,
+                               const void* data) {
   if (operation == FileOperation::kSync) {
     cut(budget_);
     base_disk_->sync(offset, length);
@@ -79,16 +82,19 @@ void PowerCuts::do_in_part(uint64_t offset, uint64_t length, const void* data) {
   if (offset > kPageSize) done -= done % kSector;
   if (done == 0) return;
   const int descriptor = open(path_.c_str(), O_WRONLY | O_CLOEXEC);
-  CHECK(descriptor >= 0 && pwrite(descriptor, data, done, static_cast<off_t>(offset)) == static_cast<ssize_t>(done));
+  CHECK(descriptor >= 0 &&
+        pwrite(descriptor, data, done, static_cast<off_t>(offset)) == static_cast<ssize_t>(done));
   ::close(descriptor);
   disk_->apply(FileOperation::kWrite, offset, done, data);
 }
 
 int PowerCuts::fault_of(FileOperation operation) {
   Fault& fault = run_->fault;
-  const bool needs_space = operation == FileOperation::kWrite || operation == FileOperation::kAllocate ||
+  const bool needs_space = operation == FileOperation::kWrite ||
+                           operation == FileOperation::kAllocate ||
                            operation == FileOperation::kResize;
-  const bool eligible = fault.err != 0 && operation < FileOperation::kStore && (!fault.of_space || needs_space);
+  const bool eligible =
+      fault.err != 0 && operation < FileOperation::kStore && (!fault.of_space || needs_space);
   if (nested_ || !eligible) return 0;
   const bool goes_on = faulty_ && fault.lasts;
   if (!goes_on && (fault.struck || fault.operation-- > 0)) return 0;
@@ -100,7 +106,8 @@ int PowerCuts::fault_of(FileOperation operation) {
 void PowerCuts::check(DiskState state) {
   run_->states++;
   state.forget_boot();
-  const std::string path = *directory_ / (nested_ ? "states/nested-state.pcow" : "states/state.pcow");
+  const std::string path =
+      *directory_ / (nested_ ? "states/nested-state.pcow" : "states/state.pcow");
   state.write_to(path);
   if (base_disk_) check_base();
   must_be_sound(*run_, path);
@@ -115,7 +122,8 @@ void PowerCuts::check(DiskState state) {
   if (!allowed) {
     std::string why;
     for (const World& world : worlds)
-      why += (why.empty() ? "" : "; or, if what was under way is over: ") + difference(world, content);
+      why +=
+          (why.empty() ? "" : "; or, if what was under way is over: ") + difference(world, content);
     run_->fail(why);
   }
   if (also) also(path);
@@ -127,7 +135,8 @@ void PowerCuts::check(DiskState state) {
 // image's.
 void PowerCuts::check_base() {
   std::vector<DiskState> states;
-  base_disk_->sample(4, &run_->random, [&](DiskState state) { states.push_back(std::move(state)); });
+  base_disk_->sample(4, &run_->random,
+                     [&](DiskState state) { states.push_back(std::move(state)); });
   DiskState& chosen = states[run_->random() % states.size()];
   chosen.forget_boot();
   const std::string path = *directory_ / "states/base.pcow";
@@ -149,11 +158,14 @@ void PowerCuts::check_base() {
 void PowerCuts::go_on(const std::string& path, Content content) {
   AsIfPersistent memory;
   const bool in_memory = run_->persistent && run_->random() % 2;
-  auto image = run_->must(open_image(path, true, in_memory ? &memory : nullptr), "open for writing");
-  if (read_content(*run_, *image) != content) run_->fail("opened for writing it holds something else");
+  auto image =
+      run_->must(open_image(path, true, in_memory ? &memory : nullptr), "open for writing");
+  if (read_content(*run_, *image) != content)
+    run_->fail("opened for writing it holds something else");
   for (int i = 0; i < 5; i++) {
     const uint64_t first = run_->random() % content.active.size();
-    const uint64_t count = std::min<uint64_t>(1 + run_->random() % 12, content.active.size() - first);
+    const uint64_t count =
+        std::min<uint64_t>(1 + run_->random() % 12, content.active.size() - first);
     if (run_->random() % 4 == 0) {
       // A page that is only newly mapped has not been written, and must read as before.
       FaultWork work;
@@ -171,8 +183,10 @@ void PowerCuts::go_on(const std::string& path, Content content) {
       content.snapshots.erase(content.snapshots.begin());
     }
   }
-  if (checksums && run_->random() % 4 == 0) run_->must(image->add_checksums(nullptr), "add checksums");
-  if (read_content(*run_, *image) != content) run_->fail("after further work it holds something else");
+  if (checksums && run_->random() % 4 == 0)
+    run_->must(image->add_checksums(nullptr), "add checksums");
+  if (read_content(*run_, *image) != content)
+    run_->fail("after further work it holds something else");
   run_->must(image->close(), "close");
   must_be_sound(*run_, path);
   image = run_->must(open_image(path, false, nullptr), "open again");

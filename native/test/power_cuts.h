@@ -27,8 +27,9 @@ class PowerCuts : public pcow::FileObserver {
   std::function<void()> interrupt;
   // Also called with each state, in a file at this path.
   std::function<void(const std::string& path)> also;
-  bool checksums = false;        // some layers have checksums
-  bool whole_checksums = false;  // a layer gets all its checksums at once, and takes in nothing later
+  bool checksums = false;  // some layers have checksums
+  // A layer gets all its checksums at once, and takes in nothing later.
+  bool whole_checksums = false;
 
   void watch(const std::string& path) {
     path_ = path;
@@ -63,7 +64,8 @@ class PowerCuts : public pcow::FileObserver {
   // A process stores into its mapping of the file, without an operation of the engine. `flushed`:
   // it also flushes, in persistent memory that it has mapped with MAP_SYNC.
   void store_through_mapping(uint64_t offset, uint64_t length, const uint8_t* data, bool flushed) {
-    if (!disk_->has_space(offset, length)) run_->fail("a store through a mapping may find the disk full");
+    if (!disk_->has_space(offset, length))
+      run_->fail("a store through a mapping may find the disk full");
     if (flushed) {
       memory_->store_durably(offset, length, data);
     } else if (memory_) {
@@ -86,8 +88,8 @@ class PowerCuts : public pcow::FileObserver {
     left_ = kNever;
   }
 
-  int before(pcow::FileOperation operation, const std::string& path, uint64_t offset, uint64_t length,
-             const void* data) override;
+  int before(pcow::FileOperation operation, const std::string& path, uint64_t offset,
+             uint64_t length, const void* data) override;
 
   bool is_persistent(const std::string& path) override {
     return path == path_ ? in_memory() : path == base_path_ && base_in_memory_;
@@ -118,7 +120,8 @@ class PowerCuts : public pcow::FileObserver {
     memory_ = memory ? static_cast<MemorySimulator*>(disk_.get()) : nullptr;
   }
 
-  void before_in_base(pcow::FileOperation operation, uint64_t offset, uint64_t length, const void* data);
+  void before_in_base(pcow::FileOperation operation, uint64_t offset, uint64_t length,
+                      const void* data);
   void check_base();
   // The errno of the run's fault if it strikes this operation; otherwise 0.
   int fault_of(pcow::FileOperation operation);

@@ -90,7 +90,8 @@ void make(const XfsInFile& disk, const std::string& name) {
 
 void must_hold(const std::string& path, char value) {
   std::vector<char> bytes(kBlocks * kBlock);
-  CHECK(MUST(open_image(path, false)->read(nullptr, 0, bytes.data(), bytes.size())) == bytes.size());
+  CHECK(MUST(open_image(path, false)->read(nullptr, 0, bytes.data(), bytes.size())) ==
+        bytes.size());
   CHECK(bytes == std::vector<char>(bytes.size(), value));
 }
 
@@ -107,8 +108,8 @@ void blocks(const XfsInFile& disk) {
   const Extent extent = MUST(image->make_writable(0, {}, &work));
   CHECK(extent.offset == 0 && extent.length == kBlocks * kBlock);
   disk.fill();
-  void* mapped = mmap(nullptr, extent.length, PROT_READ | PROT_WRITE, MAP_SHARED, image->descriptor(),
-                      static_cast<off_t>(extent.file_offset));
+  void* mapped = mmap(nullptr, extent.length, PROT_READ | PROT_WRITE, MAP_SHARED,
+                      image->descriptor(), static_cast<off_t>(extent.file_offset));
   CHECK(mapped != MAP_FAILED);
   memset(mapped, 'b', extent.length);
   // It has its space now: asking again needs none.

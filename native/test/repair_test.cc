@@ -1,5 +1,5 @@
-// Repairs of damage that costs data: a lost layer directory, and files that were cut short. Everything
-// that is left is there again, and the report says what is lost, or may be.
+// Repairs of damage that costs data: a lost layer directory, and files that were cut short.
+// Everything that is left is there again, and the report says what is lost, or may be.
 #include <unistd.h>
 
 #include <cstring>
@@ -27,9 +27,11 @@ void older_directory() {
   memcpy(bytes.data() + (next.generation & 1) * kPageSize, next.encode().data(), kPageSize);
   save(path, bytes);
   const CheckReport found = check(path);
-  if (!has(found, "directory", end, "no magic number")) fail("a damaged directory is not found", found);
+  if (!has(found, "directory", end, "no magic number"))
+    fail("a damaged directory is not found", found);
   const CheckReport mended = check(path, true);
-  if (mended.damages || mended.generation <= next.generation) fail("the older directory is not used", mended);
+  if (mended.damages || mended.generation <= next.generation)
+    fail("the older directory is not used", mended);
   CHECK(contents_of(path) == good.contents);
   // What the newest one contained in addition is unknown.
   CHECK(mended.older_directory && loss_of(mended, "")->doubtful == good.contents.at("").size());
@@ -56,7 +58,8 @@ void cut_short() {
   OpenOptions options;
   FAILS(Image::open(path, options), Code::kCorrupt);
   const CheckReport found = check(path);
-  if (!has(found, "table", last_table, "beyond the end of the file")) fail("a cut is not found", found);
+  if (!has(found, "table", last_table, "beyond the end of the file"))
+    fail("a cut is not found", found);
   const CheckReport mended = check(path, true);
   if (mended.damages) fail("a cut is not mended", mended);
   const Contents now = contents_of(path);
@@ -83,7 +86,8 @@ void cut_data() {
   bytes.resize(last + kBlock);
   memcpy(bytes.data() + last, bytes.data() + entry.index * uint64_t{kBlock}, kBlock);
   memset(bytes.data() + entry.index * uint64_t{kBlock}, 0, kBlock);
-  put_field(bytes.data(), place, Entry{static_cast<uint32_t>(last / kBlock), entry.written, entry.durable}.pack());
+  put_field(bytes.data(), place,
+            Entry{static_cast<uint32_t>(last / kBlock), entry.written, entry.durable}.pack());
   save(path, bytes);
   CHECK(contents_of(path) == good.contents);
   CHECK(check(path).findings.empty());
@@ -101,7 +105,8 @@ void cut_data() {
   const Contents now = contents_of(path);
   all_losses_are_told("a cut", mended, before, now);
   const Loss* frozen = loss_of(mended, "two");
-  CHECK(frozen && frozen->gone == kBlock && frozen->ranges.size() == 1 && frozen->ranges[0].offset == 9 * kBlock);
+  CHECK(frozen && frozen->gone == kBlock && frozen->ranges.size() == 1 &&
+        frozen->ranges[0].offset == 9 * kBlock);
   CHECK(!loss_of(mended, "one"));
   CHECK(now.at("one") == before.at("one"));
 }

@@ -50,7 +50,9 @@ bool holds(const Image& image, uint64_t block, char value) {
   return found == std::vector<char>(kBlock, value);
 }
 
-Superblock newest_of(const std::string& path) { return MUST(read_superblock(*MUST(File::open(path, false, nullptr)))); }
+Superblock newest_of(const std::string& path) {
+  return MUST(read_superblock(*MUST(File::open(path, false, nullptr))));
+}
 
 uint64_t disk_use(const std::string& path) {
   struct stat now;
@@ -58,7 +60,9 @@ uint64_t disk_use(const std::string& path) {
   return static_cast<uint64_t>(now.st_blocks) * 512;
 }
 
-void must_be_sound(const std::string& path) { CHECK(MUST(check_image(path, {}, nullptr)).findings.empty()); }
+void must_be_sound(const std::string& path) {
+  CHECK(MUST(check_image(path, {}, nullptr)).findings.empty());
+}
 
 void stays_at_rest() {
   TemporaryDirectory directory;
@@ -76,7 +80,8 @@ void stays_at_rest() {
     image = open_to_write(path);
     MUST(write(image.get(), 0, 'b'));
     MUST(image->close());
-    CHECK(newest_of(path).reserve == place && newest_of(path).reserve_blocks == kReserve && disk_use(path) == used);
+    CHECK(newest_of(path).reserve == place && newest_of(path).reserve_blocks == kReserve &&
+          disk_use(path) == used);
   }
   must_be_sound(path);
 }
@@ -87,12 +92,14 @@ void hint_that_does_not_count() {
   const std::string path = directory / "image.pcow";
   make(path);
   auto image = open_to_write(path);
-  for (uint64_t block = 0; block < 8; block++) MUST(write(image.get(), block, static_cast<char>('a' + block)));
+  for (uint64_t block = 0; block < 8; block++)
+    MUST(write(image.get(), block, static_cast<char>('a' + block)));
   MUST(image->close());
   CHECK(truncate(path.c_str(), int64_t{1} << 40) == 0);
   const uint32_t directory_block = static_cast<uint32_t>(newest_of(path).directory_offset / kBlock);
-  const std::pair<uint32_t, uint32_t> hints[] = {
-      {0, kReserve}, {directory_block, 1}, {1, UINT32_MAX}, {UINT32_MAX, UINT32_MAX}, {100000, 10000000}, {100000, 0}};
+  const std::pair<uint32_t, uint32_t> hints[] = {{0, kReserve},      {directory_block, 1},
+                                                 {1, UINT32_MAX},    {UINT32_MAX, UINT32_MAX},
+                                                 {100000, 10000000}, {100000, 0}};
   for (const auto& [first, blocks] : hints) {
     Superblock superblock = newest_of(path);
     superblock.generation++;
@@ -100,7 +107,8 @@ void hint_that_does_not_count() {
     superblock.reserve_blocks = blocks;
     MUST(write_superblock(*MUST(File::open(path, true, nullptr)), superblock));
     image = open_to_write(path);
-    for (uint64_t block = 0; block < 8; block++) CHECK(holds(*image, block, static_cast<char>('a' + block)));
+    for (uint64_t block = 0; block < 8; block++)
+      CHECK(holds(*image, block, static_cast<char>('a' + block)));
     MUST(write(image.get(), 8, 'x'));
     MUST(image->discard(8 * kBlock, kBlock));
     MUST(image->close());
@@ -155,8 +163,11 @@ void is_not_made_again_by_each_killed_writer() {
 class FullDisk : public FileObserver {
  public:
   bool full = false;
-  int before(FileOperation operation, const std::string&, uint64_t, uint64_t, const void*) override {
-    return full && (operation == FileOperation::kAllocate || operation == FileOperation::kResize) ? ENOSPC : 0;
+  int before(FileOperation operation, const std::string&, uint64_t, uint64_t,
+             const void*) override {
+    return full && (operation == FileOperation::kAllocate || operation == FileOperation::kResize)
+               ? ENOSPC
+               : 0;
   }
 };
 
@@ -187,7 +198,8 @@ void is_spent_for_a_time_only() {
 class LateFailure : public FileObserver {
  public:
   int superblocks = -1;  // how many are left until then; below 0: it never fails
-  int before(FileOperation operation, const std::string&, uint64_t offset, uint64_t, const void*) override {
+  int before(FileOperation operation, const std::string&, uint64_t offset, uint64_t,
+             const void*) override {
     if (operation == FileOperation::kWrite && offset < 8192 && superblocks > 0) superblocks--;
     if (operation != FileOperation::kRead || superblocks != 0) return 0;
     superblocks = -1;
@@ -246,7 +258,8 @@ void in_a_file_that_cannot_grow(bool at_rest) {
   // Until no space is left.
   Result<void> written;
   for (int snapshots = 0; written; snapshots++) {
-    for (uint64_t block = 0; block < kBlocks && written; block++) written = write(image.get(), block, 'c');
+    for (uint64_t block = 0; block < kBlocks && written; block++)
+      written = write(image.get(), block, 'c');
     if (written) written = image->snapshot("more" + std::to_string(snapshots));
     CHECK(snapshots < 100);
   }

@@ -19,7 +19,8 @@ class SecondReader {
   // program if the reader finds the image damaged.
   std::map<std::string, Bytes> read(const std::string& path);
   // Ends the program unless the image holds exactly this.
-  void compare(const std::string& path, const Bytes& active, const std::map<std::string, Bytes>& snapshots);
+  void compare(const std::string& path, const Bytes& active,
+               const std::map<std::string, Bytes>& snapshots);
 
  private:
   pid_t process_;

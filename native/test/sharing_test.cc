@@ -1,4 +1,5 @@
-// Sessions of one base share its memory: what each reads, what each writes, what the store keeps, and what can be given back.
+// Sessions of one base share its memory: what each reads, what each writes, what the store keeps,
+// and what can be given back.
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -29,7 +30,8 @@ struct Base {
   uint64_t size;
   uint64_t layer = 0;
 
-  Base(const TemporaryDirectory& in, uint64_t bytes, uint32_t block_size) : directory(in), size(bytes) {
+  Base(const TemporaryDirectory& in, uint64_t bytes, uint32_t block_size)
+      : directory(in), size(bytes) {
     CreateOptions options;
     options.size = size;
     options.block_size = block_size;
@@ -73,7 +75,8 @@ struct Guest {
   volatile uint64_t& page(uint64_t number) const { return pages[number * 512]; }
   uint64_t shared() const { return session->statistics().shared_bytes; }
   void read_all() const {
-    for (uint64_t number = 0; number < length / 4096; number++) CHECK(page(number) == Base::value(number));
+    for (uint64_t number = 0; number < length / 4096; number++)
+      CHECK(page(number) == Base::value(number));
   }
   uint64_t in_image(uint64_t number) const {
     uint64_t found = 0;
@@ -100,7 +103,9 @@ int store_mappings() {
   int count = 0;
   // The store's own mappings are shared, the sessions' are private.
   for (std::string line; std::getline(maps, line);)
-    if (line.find("pcow-clean-store") != std::string::npos && line.find("rw-p") != std::string::npos) count++;
+    if (line.find("pcow-clean-store") != std::string::npos &&
+        line.find("rw-p") != std::string::npos)
+      count++;
   return count;
 }
 
@@ -147,7 +152,8 @@ void two_guests(uint32_t block_size) {
     uint64_t frozen = 0;
     MUST(a.session->image().read(MUST(a.session->image().view("s")).get(), 5 * 4096, &frozen, 8));
     CHECK(frozen == 1000);
-    for (uint64_t number = 1024; number < base.size / 4096; number++) CHECK(a.page(number) == Base::value(number));
+    for (uint64_t number = 1024; number < base.size / 4096; number++)
+      CHECK(a.page(number) == Base::value(number));
     CHECK(a.page(7) == 2000 && a.page(600) == 3001);
     // What the image's own snapshot holds is never shown from the store.
     snapshot(a.session.get(), "t");
@@ -159,7 +165,8 @@ void two_guests(uint32_t block_size) {
 
     // Zeros of the image's own hide the base.
     MUST(a.session->discard(10 * 4096, 2 * block_size));
-    for (uint64_t number = 10; number < 10 + 2 * block_size / 4096; number++) CHECK(a.page(number) == 0);
+    for (uint64_t number = 10; number < 10 + 2 * block_size / 4096; number++)
+      CHECK(a.page(number) == 0);
     CHECK(b.page(10) == Base::value(10));
     close(pipes[0]);
     close(pipes[1]);
@@ -173,13 +180,15 @@ void two_mappings(uint32_t block_size) {
   const TemporaryDirectory directory;
   const Base base(directory, 8 * kMiB, block_size);
   Guest guest(base.clone("a.pcow"));
-  auto* other = static_cast<volatile uint64_t*>(MUST(guest.session->map(4 * kMiB, PROT_READ | PROT_WRITE, 4 * kMiB)));
+  auto* other = static_cast<volatile uint64_t*>(
+      MUST(guest.session->map(4 * kMiB, PROT_READ | PROT_WRITE, 4 * kMiB)));
   const uint64_t first = 4 * kMiB / 4096;
   {
     LocalStore store(256 * kMiB);
     store.serve(guest.session.get(), base.path, base.layer);
     guest.read_all();
-    for (uint64_t number = 0; number < first; number++) CHECK(other[number * 512] == Base::value(first + number));
+    for (uint64_t number = 0; number < first; number++)
+      CHECK(other[number * 512] == Base::value(first + number));
     until([&] { return guest.shared() == 12 * kMiB; });
     for (uint64_t number = 0; number < first; number += 37) {
       guest.page(first + number) = 5000 + number;
@@ -205,7 +214,8 @@ void budget() {
   {
     LocalStore store(kBudget);
     store.serve(a.session.get(), base.path, base.layer);
-    for (uint64_t number = 0; number < 64 * kMiB / 4096; number++) CHECK(a.page(number) == Base::value(number));
+    for (uint64_t number = 0; number < 64 * kMiB / 4096; number++)
+      CHECK(a.page(number) == Base::value(number));
     until([&] { return a.shared() == kBudget; });
     // It is full, and all of it is in use.
     store.serve(b.session.get(), base.path, base.layer);

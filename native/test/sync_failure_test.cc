@@ -22,7 +22,8 @@ class FailingSync : public FileObserver {
   bool failed() const { return failed_; }
   int superblocks_since() const { return superblocks_since_; }
 
-  int before(FileOperation operation, const std::string&, uint64_t offset, uint64_t, const void*) override {
+  int before(FileOperation operation, const std::string&, uint64_t offset, uint64_t,
+             const void*) override {
     if (operation == FileOperation::kWrite && offset < 8192 && failed_) superblocks_since_++;
     const bool tells = operation == FileOperation::kSync || operation == FileOperation::kWriteBack;
     if (!tells || failed_ || left_-- > 0) return 0;  // only one call fails: the kernel forgets

@@ -39,8 +39,8 @@ void Workload::reuse_during_a_merge() {
 void Workload::go(int steps) {
   prepare();
   for (int i = 0; i < steps; i++) {
-    run_->where =
-        std::string(profile_.name) + ", blocks of " + std::to_string(block_size_) + ", step " + std::to_string(i);
+    run_->where = std::string(profile_.name) + ", blocks of " + std::to_string(block_size_) +
+                  ", step " + std::to_string(i);
     if (profile_.kills && run_->random() % 3 == 0) cuts_.kill_after(run_->random() % 12);
     step();
   }
@@ -101,7 +101,8 @@ void Workload::make_base(const std::string& name, const CreateOptions& options) 
   }
   run_->must(image->snapshot("ground"), "snapshot");
   run_->must(image->close(), "close");
-  if (!profile_.commit) CHECK(link(path.c_str(), (directory_ / ("states/" + name + ".pcow")).c_str()) == 0);
+  if (!profile_.commit)
+    CHECK(link(path.c_str(), (directory_ / ("states/" + name + ".pcow")).c_str()) == 0);
   bases_[name] = content.active;
 }
 
@@ -119,7 +120,8 @@ void Workload::revive(const Content& after) {
   // synced.
   World world = exactly(now_);
   for (const World& possible : cuts_.worlds) {
-    if (possible.active.size() != world.active.size() || possible.snapshots != world.snapshots) continue;
+    if (possible.active.size() != world.active.size() || possible.snapshots != world.snapshots)
+      continue;
     for (size_t i = 0; i < world.active.size(); i++)
       world.active[i].insert(possible.active[i].begin(), possible.active[i].end());
   }
@@ -134,7 +136,8 @@ Content Workload::content_between(const Content& after) {
     run_->fail("what was not done to its end has changed the size");
   for (size_t i = 0; i < found.active.size(); i++) {
     const bool as_before = i < now_.active.size() && found.active[i] == now_.active[i];
-    if (!as_before && found.active[i] != after.active[i]) run_->fail("what was not done to its end has lost a write");
+    if (!as_before && found.active[i] != after.active[i])
+      run_->fail("what was not done to its end has lost a write");
   }
   return found;
 }
@@ -146,7 +149,8 @@ void Workload::survive(const Content& after, const Error& error, bool sync_faile
   if (image_ && sync_failed) {
     const auto again = image_->sync();
     const bool closed = !again && again.error().code == Code::kClosed;
-    if (again || (!closed && again.error().message.find("until the image is opened again") == std::string::npos))
+    if (again || (!closed && again.error().message.find("until the image is opened again") ==
+                                 std::string::npos))
       run_->fail("a failed sync was forgotten");
     if (!closed && image_->close()) run_->fail("a failed sync was forgotten by closing");
   }
@@ -164,7 +168,8 @@ void Workload::survive(const Content& after, const Error& error, bool sync_faile
 
 void Workload::settle(World world) {
   world_ = std::move(world);
-  for (const auto& [sector, stamps] : later_) world_.active[sector].insert(stamps.begin(), stamps.end());
+  for (const auto& [sector, stamps] : later_)
+    world_.active[sector].insert(stamps.begin(), stamps.end());
   later_.clear();
   cuts_.worlds = {world_};
   cuts_.look();

@@ -16,11 +16,13 @@ namespace crash {
 struct Profile {
   const char* name;
   int write, discard, sync, snapshot, remove, rollback, clone, resize, reopen;
-  bool base = false;         // the image stands on a base
-  bool kills = false;        // the process is killed now and then
-  int touch = 0;             // a range is made the image's own and mapped, and may be stored to at any time afterwards
-  int promote = 0;           // a chunk is completed from lower layers
-  bool interrupted = false;  // writes and discards happen in the middle of syncs, snapshots and merges
+  bool base = false;   // the image stands on a base
+  bool kills = false;  // the process is killed now and then
+  // A range is made the image's own and mapped, and may be stored to at any time afterwards.
+  int touch = 0;
+  int promote = 0;  // a chunk is completed from lower layers
+  // Writes and discards happen in the middle of syncs, snapshots and merges.
+  bool interrupted = false;
   uint64_t blocks = 9;
   int shrink = 0, rebase = 0, commit = 0, compact = 0;
   int checksums = 0;  // frozen layers get checksums, or lose them
@@ -70,7 +72,8 @@ class Workload {
   // hold any of `meanwhile`. Returns true if it was done; then the caller says what the disk may
   // hold from now on.
   template <typename Do>
-  bool attempt(const char* name, const Content& after, std::vector<World> meanwhile, const Do& what) {
+  bool attempt(const char* name, const Content& after, std::vector<World> meanwhile,
+               const Do& what) {
     cuts_.begin(name);
     cuts_.worlds = std::move(meanwhile);
     later_.clear();

@@ -21,7 +21,8 @@ void Workload::snapshot() {
 void Workload::snapshot_in_steps(const std::string& name) {
   std::unique_ptr<PendingSnapshot> pending;
   const auto prepare = [&]() -> Result<void> {
-    auto prepared = interrupted([&] { return PendingSnapshot::prepare(image_.get(), name, false); });
+    auto prepared =
+        interrupted([&] { return PendingSnapshot::prepare(image_.get(), name, false); });
     if (!prepared) return prepared.error();
     pending = std::move(*prepared);
     return {};
@@ -114,7 +115,8 @@ void Workload::resize(uint64_t sectors) {
   after.active.resize(sectors);
   World world = world_;
   world.active.resize(after.active.size(), {0});
-  if (attempt("resize", after, {world_, world}, [&] { return image_->resize(after.active.size() * kSector); }))
+  if (attempt("resize", after, {world_, world},
+              [&] { return image_->resize(after.active.size() * kSector); }))
     settle(std::move(world));
 }
 
@@ -180,11 +182,13 @@ void Workload::write_zeros() {
 }
 
 void Workload::compact() {
-  if (attempt("compact", now_, {world_}, [&] { return image_->compact(nullptr); })) settle(exactly(now_));
+  if (attempt("compact", now_, {world_}, [&] { return image_->compact(nullptr); }))
+    settle(exactly(now_));
 }
 
 void Workload::add_checksums() {
-  if (attempt("add checksums", now_, {world_}, [&] { return image_->add_checksums(nullptr); })) settle(exactly(now_));
+  if (attempt("add checksums", now_, {world_}, [&] { return image_->add_checksums(nullptr); }))
+    settle(exactly(now_));
 }
 
 void Workload::remove_checksums() {

@@ -19,7 +19,9 @@ void Workload::stop_remove(const std::string& name) {
   after.snapshots.erase(name);
   const auto stop = [&]() -> Result<void> {
     auto stopped = image_->remove(name, [](uint64_t done, uint64_t) { return done == 0; });
-    return !stopped && stopped.error().code == Code::kCancelled ? Result<void>() : Error(Code::kInvalid, "not stopped");
+    return !stopped && stopped.error().code == Code::kCancelled
+               ? Result<void>()
+               : Error(Code::kInvalid, "not stopped");
   };
   if (attempt("stopped remove", after, {world_, world}, stop)) settle(std::move(world));
 }
@@ -130,8 +132,10 @@ void Workload::clone_of_a_snapshot() {
     const std::string base = directory_ / "states/image.pcow";
     std::filesystem::remove(base);
     std::filesystem::create_hard_link(state, base);
-    const auto image = run_->must(open_image(directory_ / "states/clone.pcow", false, nullptr), "open the clone");
-    if (read_content(*run_, *image).active != after.snapshots["s"]) run_->fail("the clone holds something else");
+    const auto image =
+        run_->must(open_image(directory_ / "states/clone.pcow", false, nullptr), "open the clone");
+    if (read_content(*run_, *image).active != after.snapshots["s"])
+      run_->fail("the clone holds something else");
   };
   std::atomic<bool> made{false};
   std::thread cloning;

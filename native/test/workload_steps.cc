@@ -54,10 +54,12 @@ void Workload::touch() {
   const uint64_t offset = below(now_.active.size()) * kSector;
   Extent extent;
   const auto fault = [&]() -> Result<void> {
-    auto made = image_->make_writable(offset, {.ahead = below(4) * block_size_, .whole_block = below(2) == 0}, &work);
+    auto made = image_->make_writable(
+        offset, {.ahead = below(4) * block_size_, .whole_block = below(2) == 0}, &work);
     if (!made) return made.error();
     extent = *made;
-    if (below(4) == 0) return image_->allocate_ahead(extent.offset + extent.length, 4 * block_size_);
+    if (below(4) == 0)
+      return image_->allocate_ahead(extent.offset + extent.length, 4 * block_size_);
     return {};
   };
   if (!attempt("fault", now_, {world_}, fault)) return;
@@ -67,7 +69,8 @@ void Workload::touch() {
 
 Workload::Stored Workload::store_sectors(bool flushed) {
   const Extent& extent = mapped_[below(mapped_.size())];
-  const uint64_t sectors = std::min(extent.length, now_.active.size() * kSector - extent.offset) / kSector;
+  const uint64_t sectors =
+      std::min(extent.length, now_.active.size() * kSector - extent.offset) / kSector;
   const uint64_t within = below(sectors);
   const uint64_t count = std::min<uint64_t>(1 + below(12), sectors - within);
   const uint64_t stamp = ++run_->stamps;
@@ -116,9 +119,11 @@ void Workload::write(uint64_t first, uint64_t count) {
   Content after = now_;
   World world = world_;
   for (uint64_t i = first; i < first + count; i++) world.active[i].insert(run_->stamps + 1);
-  if (attempt("write", after, {world}, [&] { return write_sectors(image_.get(), &after, first, count, run_); })) {
+  if (attempt("write", after, {world},
+              [&] { return write_sectors(image_.get(), &after, first, count, run_); })) {
     now_ = after;
-    for (uint64_t i = first; cuts_.in_memory() && i < first + count; i++) world.active[i] = {now_.active[i]};
+    for (uint64_t i = first; cuts_.in_memory() && i < first + count; i++)
+      world.active[i] = {now_.active[i]};
     settle(std::move(world));
   }
 }
@@ -137,7 +142,8 @@ void Workload::discard(uint64_t first, uint64_t count) {
     after.active[i] = 0;
     world.active[i].insert(0);
   }
-  if (attempt("discard", after, {world}, [&] { return image_->discard(first * kSector, count * kSector); }))
+  if (attempt("discard", after, {world},
+              [&] { return image_->discard(first * kSector, count * kSector); }))
     settle(std::move(world));
 }
 

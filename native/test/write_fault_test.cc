@@ -19,7 +19,8 @@ void decides_by_what_is_there() {
   const Geometry geometry(16);
   constexpr uint32_t kNumber = 2;
   constexpr uint16_t kAll = 0xffff;
-  const auto plan = [&](const Entry& entry, uint16_t below, bool in_snapshot = false, const FaultHint& hint = {}) {
+  const auto plan = [&](const Entry& entry, uint16_t below, bool in_snapshot = false,
+                        const FaultHint& hint = {}) {
     return plan_fault(geometry, {entry, below, in_snapshot, kNumber}, hint);
   };
   const Entry empty;
@@ -54,7 +55,8 @@ void decides_by_what_is_there() {
 // Something that happens once, before the next file operation of that kind in the image's file.
 class Before : public FileObserver {
  public:
-  int before(FileOperation operation, const std::string&, uint64_t, uint64_t, const void*) override {
+  int before(FileOperation operation, const std::string&, uint64_t, uint64_t,
+             const void*) override {
     if (operation == kind && happen) std::exchange(happen, nullptr)();
     return 0;
   }
@@ -105,7 +107,8 @@ void keeps_what_is_written_meanwhile() {
   CHECK(came);
   CHECK(extent.offset <= kSub && extent.offset + extent.length >= 2 * kSub);
   CHECK(bytes_at(*image, kSub) == written);
-  CHECK(bytes_at(*image, 0) == old.substr(0, kSub) && bytes_at(*image, 2 * kSub) == old.substr(0, kSub));
+  CHECK(bytes_at(*image, 0) == old.substr(0, kSub) &&
+        bytes_at(*image, 2 * kSub) == old.substr(0, kSub));
   CHECK(!work.copied && !work.expanded);
   MUST(image->close());
 }
@@ -115,13 +118,15 @@ void finds_each_run_of_a_mask() {
   for (uint32_t mask = 0; mask <= 0xffff; mask++) {
     uint32_t seen = 0;
     uint32_t last = 0;
-    MUST(geometry.each_run(static_cast<uint16_t>(mask), [&](uint32_t within, uint32_t length) -> Result<void> {
-      CHECK(length > 0 && (seen == 0 || within > last) && within + length <= geometry.block_size());
-      for (uint32_t at = within; at < within + length; at += geometry.sub_block_size())
-        seen |= 1u << (at / geometry.sub_block_size());
-      last = within + length;
-      return {};
-    }));
+    MUST(geometry.each_run(
+        static_cast<uint16_t>(mask), [&](uint32_t within, uint32_t length) -> Result<void> {
+          CHECK(length > 0 && (seen == 0 || within > last) &&
+                within + length <= geometry.block_size());
+          for (uint32_t at = within; at < within + length; at += geometry.sub_block_size())
+            seen |= 1u << (at / geometry.sub_block_size());
+          last = within + length;
+          return {};
+        }));
     CHECK(seen == mask);
   }
 }

@@ -50,17 +50,24 @@ export function agreement(runs: Map<string, Results>, again: Map<string, Results
   if (all.length === 0) return '(measured once)';
   const differ = all.filter(({ first, second }) => first >= 1 !== second >= 1);
   const clear = differ.filter(({ open }) => !open);
-  const [least, most] = [Math.min, Math.max].map((pick) => short(pick(...all.map((each) => each.second / each.first))));
+  const [least, most] = [Math.min, Math.max].map((pick) =>
+    short(pick(...all.map((each) => each.second / each.first))),
+  );
   return [
     `Two runs of the ${[...runs.values()].every((each) => each.short) ? 'short' : 'full'} form are compared. Of ${all.length} comparisons of Pcow with a peer in a row, ${all.length - differ.length} have the same winner in both runs, and`,
     `${differ.length} have different winners. In ${differ.length - clear.length} of these, one of the runs has no clear winner (a tie: its rounds do not agree, or the values of the two`,
     `systems overlap, as they do in ${all.filter(({ open }) => open).length} of all comparisons); in ${clear.length}, both runs have a clear winner.`,
     `The second run's median ratio was ${least}× to ${most}× the first's.`,
     ...(differ.length > 0
-      ? ['', '| row with another winner | first run | second run | |', '| --- | ---: | ---: | --- |']
+      ? [
+          '',
+          '| row with another winner | first run | second run | |',
+          '| --- | ---: | ---: | --- |',
+        ]
       : []),
     ...differ.map(
-      ({ name, first, second, open }) => `| ${name} | ${short(first)}× | ${short(second)}× | ${open ? 'a tie' : ''} |`,
+      ({ name, first, second, open }) =>
+        `| ${name} | ${short(first)}× | ${short(second)}× | ${open ? 'a tie' : ''} |`,
     ),
   ].join('\n');
 }

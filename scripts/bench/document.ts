@@ -17,7 +17,15 @@ import { repository } from '../guest/files.js';
 import { agreement } from './agreement.js';
 import { comparisons } from './comparisons.js';
 import { short } from './plot.js';
-import { advantage, find, kept, spreadOf, type Measurement, type Results, type Spread } from './results.js';
+import {
+  advantage,
+  find,
+  kept,
+  spreadOf,
+  type Measurement,
+  type Results,
+  type Spread,
+} from './results.js';
 import { targetTable } from './targets.js';
 
 /** The directory with the results of a second run, in that of the results. */
@@ -39,9 +47,12 @@ export async function writeDocument(output: string, directory: string): Promise<
   }
   const pictures = path.basename(directory);
   const again = (place: string): Map<string, Results> => everything(path.join(place, AGAIN));
-  const twice = [path.join(directory, SHORT), directory].find((place) => again(place).size > 0) ?? directory;
+  const twice =
+    [path.join(directory, SHORT), directory].find((place) => again(place).size > 0) ?? directory;
   const text = template.replace(/\{\{([^}]+)\}\}/g, (_, words: string) =>
-    words === 'agreement' ? agreement(everything(twice), again(twice)) : replacement(words.split('|'), all, pictures),
+    words === 'agreement'
+      ? agreement(everything(twice), again(twice))
+      : replacement(words.split('|'), all, pictures),
   );
   const file = path.join(output, 'benchmarks.md');
   await writeFile(file, text);
@@ -56,7 +67,11 @@ function everything(directory: string): Map<string, Results> {
   return new Map(found);
 }
 
-function replacement([kind, name = '', ...rest]: string[], all: Map<string, Results>, pictures: string): string {
+function replacement(
+  [kind, name = '', ...rest]: string[],
+  all: Map<string, Results>,
+  pictures: string,
+): string {
   if (kind === 'machine') return machines([...all.values()]);
   if (kind === 'targets') return targetTable(all);
   const results = all.get(name);
@@ -81,9 +96,15 @@ function replacement([kind, name = '', ...rest]: string[], all: Map<string, Resu
   }
 }
 
-function tableOf(measurements: Measurement[], table: string, [system = '', ...peers]: string[]): string {
+function tableOf(
+  measurements: Measurement[],
+  table: string,
+  [system = '', ...peers]: string[],
+): string {
   const of = measurements.filter((each) => each.table === table);
-  const systems = [...new Set(of.map((each) => each.system))].sort((a, b) => order(a, system) - order(b, system));
+  const systems = [...new Set(of.map((each) => each.system))].sort(
+    (a, b) => order(a, system) - order(b, system),
+  );
   const rows = [...new Map(of.map((each) => [each.row.join('\n'), each.row])).values()];
   const first = of[0];
   if (!first) return '(not measured)';
@@ -108,7 +129,8 @@ function tableOf(measurements: Measurement[], table: string, [system = '', ...pe
   return lines.map((cells) => `| ${cells.join(' | ')} |`).join('\n');
 }
 
-const order = (name: string, first: string): number => (name === first ? 0 : name.startsWith('pcow') ? 1 : 2);
+const order = (name: string, first: string): number =>
+  name === first ? 0 : name.startsWith('pcow') ? 1 : 2;
 
 function withSpread({ median, low, high }: Spread): string {
   return low === high ? short(median) : `${short(median)} (${short(low)}–${short(high)})`;

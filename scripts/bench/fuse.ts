@@ -39,8 +39,23 @@ async function run({ stand, record, short, say }: Bench): Promise<void> {
       for (const [table, kind, pattern, size] of rows()) {
         for (const system of rotated(SYSTEMS, round)) {
           const file = served.get(system)?.file ?? '';
-          const words = [kind, pattern, String(size), String(jobs), table, String(seconds), String(length)];
-          const outcome = await stand.json<Outcome>('taskset', '-c', cpus, stand.program('file-io'), file, ...words);
+          const words = [
+            kind,
+            pattern,
+            String(size),
+            String(jobs),
+            table,
+            String(seconds),
+            String(length),
+          ];
+          const outcome = await stand.json<Outcome>(
+            'taskset',
+            '-c',
+            cpus,
+            stand.program('file-io'),
+            file,
+            ...words,
+          );
           record.add(
             {
               table,
@@ -57,9 +72,30 @@ async function run({ stand, record, short, say }: Bench): Promise<void> {
       for (const kind of ['getattr', 'open']) {
         for (const system of rotated(SYSTEMS, round)) {
           const file = served.get(system)?.file ?? '';
-          const words = [kind, 'seq', '4096', String(jobs), 'cached', String(seconds), String(length)];
-          const outcome = await stand.json<Outcome>('taskset', '-c', cpus, stand.program('file-io'), file, ...words);
-          const of = { table: 'metadata', row: [kind, String(jobs)], system, unit: '1/s', better: 'more' as const };
+          const words = [
+            kind,
+            'seq',
+            '4096',
+            String(jobs),
+            'cached',
+            String(seconds),
+            String(length),
+          ];
+          const outcome = await stand.json<Outcome>(
+            'taskset',
+            '-c',
+            cpus,
+            stand.program('file-io'),
+            file,
+            ...words,
+          );
+          const of = {
+            table: 'metadata',
+            row: [kind, String(jobs)],
+            system,
+            unit: '1/s',
+            better: 'more' as const,
+          };
           record.add(of, outcome.perSecond, outcome.histogram);
         }
       }
@@ -70,12 +106,18 @@ async function run({ stand, record, short, say }: Bench): Promise<void> {
 }
 
 /** `ls -l` and an open of each file, as a backup program walks a mount. */
-async function listing(stand: Stand, record: Ledger, images: number, rounds: number): Promise<void> {
+async function listing(
+  stand: Stand,
+  record: Ledger,
+  images: number,
+  rounds: number,
+): Promise<void> {
   const mount = await stand.mount(`0-${lastProcessor}`);
   const { directory, mountpoint } = mount;
   const first = path.join(directory, '0.pcow');
   await Image.create(first, { size: 64 * MiB });
-  for (let copy = 1; copy < images; ++copy) await copyFile(first, path.join(directory, `${copy}.pcow`));
+  for (let copy = 1; copy < images; ++copy)
+    await copyFile(first, path.join(directory, `${copy}.pcow`));
   const files = () => readdirSync(mountpoint).map((name) => path.join(mountpoint, name));
   const steps: [string, () => void][] = [
     ['list and stat', () => files().forEach((file) => lstatSync(file))],
@@ -87,7 +129,13 @@ async function listing(stand: Stand, record: Ledger, images: number, rounds: num
       const began = performance.now();
       step();
       const each = ((performance.now() - began) * 1000) / images;
-      const of = { table: 'listing', row: [what], system: `${images} images`, unit: 'µs', better: 'less' as const };
+      const of = {
+        table: 'listing',
+        row: [what],
+        system: `${images} images`,
+        unit: 'µs',
+        better: 'less' as const,
+      };
       if (round > 0) record.add(of, each);
     }
   }
@@ -97,7 +145,8 @@ async function listing(stand: Stand, record: Ledger, images: number, rounds: num
 function* rows(): Generator<['direct' | 'cached', 'read' | 'write', 'random' | 'seq', number]> {
   for (const table of ['direct', 'cached'] as const)
     for (const kind of ['write', 'read'] as const)
-      for (const pattern of ['random', 'seq'] as const) for (const size of SIZES) yield [table, kind, pattern, size];
+      for (const pattern of ['random', 'seq'] as const)
+        for (const size of SIZES) yield [table, kind, pattern, size];
 }
 
 function sizeName(size: number): string {
@@ -119,7 +168,12 @@ async function serve(stand: Stand, system: System, length: number, cpus: string)
   return made;
 }
 
-async function serveEmpty(stand: Stand, system: System, length: number, cpus: string): Promise<Served> {
+async function serveEmpty(
+  stand: Stand,
+  system: System,
+  length: number,
+  cpus: string,
+): Promise<Served> {
   if (system === 'pcow') {
     const mount = await stand.mount(cpus);
     await Image.create(path.join(mount.directory, 'disk.pcow'), { size: length });

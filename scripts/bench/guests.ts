@@ -28,7 +28,12 @@ const DISKS = ['qcow2 virtio-blk', 'raw virtio-blk', 'pcow virtio-blk'] as const
 const SYSTEMS = [...PMEM, ...DISKS];
 type System = (typeof SYSTEMS)[number];
 
-export const guests: Comparison = { name: 'guest', medium: 'disk', run: (bench) => run(bench, 'disk'), plots };
+export const guests: Comparison = {
+  name: 'guest',
+  medium: 'disk',
+  run: (bench) => run(bench, 'disk'),
+  plots,
+};
 export const guestsInMemory: Comparison = {
   name: 'guest-memory',
   medium: 'memory',
@@ -58,10 +63,13 @@ async function run(bench: Bench, medium: Medium): Promise<void> {
         // A guest that has given up its fast clock takes longer for each time stamp.
         const clocks = await clocksOf(running);
         if (new Set(clocks.values()).size > 1) {
-          say(`guest (${medium}): ${row.join(', ')} is void, the guests' clocks differ: ${[...clocks].join('; ')}`);
+          say(
+            `guest (${medium}): ${row.join(', ')} is void, the guests' clocks differ: ${[...clocks].join('; ')}`,
+          );
           continue;
         }
-        for (const [system, figure] of found) record.add({ table, row, system, unit, better }, figure);
+        for (const [system, figure] of found)
+          record.add({ table, row, system, unit, better }, figure);
       }
     }
   } finally {
@@ -72,7 +80,9 @@ async function run(bench: Bench, medium: Medium): Promise<void> {
 async function clocksOf(running: Map<System, Guest>): Promise<Map<System, string>> {
   const clocks = new Map<System, string>();
   for (const [system, guest] of running) {
-    const name = await guest.must('cat /sys/devices/system/clocksource/clocksource0/current_clocksource');
+    const name = await guest.must(
+      'cat /sys/devices/system/clocksource/clocksource0/current_clocksource',
+    );
     clocks.set(system, name.trim());
   }
   return clocks;
@@ -93,20 +103,22 @@ type Case = [
 function* cases(medium: Medium, seconds: number, short: boolean): Generator<Case> {
   const durable = (size: number, pattern: string, how: string): string =>
     `$B/bin/durable /mnt/durable ${FILE} ${size} ${pattern} ${how} ${seconds}`;
-  const p50 = (output: string): number => (JSON.parse(output.trim().split('\n').at(-1) ?? '') as Latencies).p50;
+  const p50 = (output: string): number =>
+    (JSON.parse(output.trim().split('\n').at(-1) ?? '') as Latencies).p50;
   for (const size of [64, 4096])
     for (const pattern of ['seq', 'random']) {
       const row = [`${size} bytes`, pattern];
       const add = (what: string, pmem: string, disk: string | null): Case => [
         'durable',
         [what, ...row],
-        (is) => (is ? shell(durable(size, pattern, pmem)) : disk && shell(durable(size, pattern, disk))),
+        (is) =>
+          is ? shell(durable(size, pattern, pmem)) : disk && shell(durable(size, pattern, disk)),
         'µs',
         'less',
         p50,
       ];
-      // For a block device, what a program must do instead. Below a guest's memory that is a file on
-      // a disk, a flush instruction makes nothing durable.
+      // For a block device, what a program must do instead. Below a guest's memory that is a file
+      // on a disk, a flush instruction makes nothing durable.
       if (medium === 'memory') yield add('write, flush instruction', 'flush', 'fdatasync');
       yield add('write, msync', 'msync', 'fdatasync');
       yield add('read', 'load', 'pread');
@@ -136,7 +148,14 @@ function* cases(medium: Medium, seconds: number, short: boolean): Generator<Case
     ['random 4 KiB reads', 'randread'],
   ] as const)
     yield ['fio', [name], () => fio(rw, seconds), 'IOPS', 'more', iops];
-  yield ['files', ['untar 1,000 files and sync'], () => untar, 's', 'less', (output) => Number(output.trim())];
+  yield [
+    'files',
+    ['untar 1,000 files and sync'],
+    () => untar,
+    's',
+    'less',
+    (output) => Number(output.trim()),
+  ];
 }
 
 const shell = (line: string): string => `B=/bench; export LD_LIBRARY_PATH=$B/lib; ${line}`;
@@ -247,7 +266,9 @@ async function device(stand: Stand, medium: Medium, system: System): Promise<str
 
 function plots({ measurements }: Results): Record<string, string> {
   const of = (table: string) => measurements.filter((each) => each.table === table);
-  const rows = (table: string) => [...new Map(of(table).map((each) => [each.row.join(', '), each.row])).keys()];
+  const rows = (table: string) => [
+    ...new Map(of(table).map((each) => [each.row.join(', '), each.row])).keys(),
+  ];
   const drawn = (table: string, title: string, unit: string) =>
     bars({
       title,
@@ -256,7 +277,9 @@ function plots({ measurements }: Results): Record<string, string> {
       series: SYSTEMS.map((name) => ({
         name,
         values: rows(table).map((row) => {
-          const found = of(table).find((each) => each.row.join(', ') === row && each.system === name);
+          const found = of(table).find(
+            (each) => each.row.join(', ') === row && each.system === name,
+          );
           return found ? spreadOf(found.values) : null;
         }),
       })),

@@ -31,7 +31,9 @@ export function describeMachine(directory: string, repository: string): Machine 
     hypervisor: /^flags.*\bhypervisor\b/m.test(cpuinfo) ? 'yes' : 'no',
     qemu: output('qemu-system-x86_64', '--version').split('\n')[0] ?? '',
     node: process.version,
-    commit: output('git', '-C', repository, 'rev-parse', '--short', 'HEAD') + (isChanged(repository) ? '-dirty' : ''),
+    commit:
+      output('git', '-C', repository, 'rev-parse', '--short', 'HEAD') +
+      (isChanged(repository) ? '-dirty' : ''),
     load: Math.round((os.loadavg()[0] ?? 0) * 100) / 100,
   };
 }
@@ -44,7 +46,10 @@ function isChanged(repository: string): boolean {
 
 function output(command: string, ...words: string[]): string {
   try {
-    return execFileSync(command, words, { encoding: 'utf8', stdio: ['ignore', 'pipe', 'ignore'] }).trim();
+    return execFileSync(command, words, {
+      encoding: 'utf8',
+      stdio: ['ignore', 'pipe', 'ignore'],
+    }).trim();
   } catch {
     return 'unknown';
   }

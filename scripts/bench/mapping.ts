@@ -34,8 +34,24 @@ interface Touch {
 }
 
 const EXPANSION: Touch[] = [
-  { name: 'sequential, whole pages', on: 'nothing', stride: 4096, size: 4096, order: 'seq', kind: 'write', threads: 1 },
-  { name: 'random, whole pages', on: 'nothing', stride: 4096, size: 4096, order: 'random', kind: 'write', threads: 1 },
+  {
+    name: 'sequential, whole pages',
+    on: 'nothing',
+    stride: 4096,
+    size: 4096,
+    order: 'seq',
+    kind: 'write',
+    threads: 1,
+  },
+  {
+    name: 'random, whole pages',
+    on: 'nothing',
+    stride: 4096,
+    size: 4096,
+    order: 'random',
+    kind: 'write',
+    threads: 1,
+  },
   {
     name: 'one byte a block, sequential',
     on: 'nothing',
@@ -56,7 +72,15 @@ const EXPANSION: Touch[] = [
   },
 ];
 const COPIES: Touch[] = (['base', 'snapshot'] as const).flatMap((on) => [
-  { name: `one byte a block, ${after(on)}`, on, stride: 64 * KiB, size: 1, order: 'random', kind: 'write', threads: 1 },
+  {
+    name: `one byte a block, ${after(on)}`,
+    on,
+    stride: 64 * KiB,
+    size: 1,
+    order: 'random',
+    kind: 'write',
+    threads: 1,
+  },
   {
     name: `whole blocks, ${after(on)}`,
     on,
@@ -68,7 +92,15 @@ const COPIES: Touch[] = (['base', 'snapshot'] as const).flatMap((on) => [
   },
 ]);
 const READS: Touch[] = [
-  { name: 'sequential pages', on: 'base', stride: 4096, size: 4096, order: 'seq', kind: 'read', threads: 1 },
+  {
+    name: 'sequential pages',
+    on: 'base',
+    stride: 4096,
+    size: 4096,
+    order: 'seq',
+    kind: 'read',
+    threads: 1,
+  },
   {
     name: 'one page a block, random',
     on: 'base',
@@ -79,7 +111,10 @@ const READS: Touch[] = [
     threads: 1,
   },
 ];
-const ONE_PROCESSOR: Touch[] = [...EXPANSION.slice(0, 2), ...COPIES.slice(0, 1)].map((t) => ({ ...t, together: true }));
+const ONE_PROCESSOR: Touch[] = [...EXPANSION.slice(0, 2), ...COPIES.slice(0, 1)].map((t) => ({
+  ...t,
+  together: true,
+}));
 const THREADS = [1, 2, 4, 8];
 /** Ways to prepare a run for first touches, as the program "runs" expects them. */
 const WAYS = new Map([
@@ -104,13 +139,24 @@ async function run(bench: Bench): Promise<void> {
   const bases = await makeBase(stand, length);
   const touch = (file: string, prefix: string[], t: Touch) =>
     stand.json<Outcome>(
-      ...[...prefix, stand.program('touch'), file, String(length), String(t.stride), String(t.size)],
+      ...[
+        ...prefix,
+        stand.program('touch'),
+        file,
+        String(length),
+        String(t.stride),
+        String(t.size),
+      ],
       ...[t.order, t.kind, String(t.threads), t.together ? 'together' : 'apart'],
     );
   const add = (table: string, row: string[], system: string, outcome: Outcome) => {
     const common = { table, row, system } as const;
     record.add({ ...common, table, unit: '1/s', better: 'more' }, outcome.perSecond);
-    record.add({ ...common, table: `${table} p50`, unit: 'µs', better: 'less' }, outcome.p50, outcome.histogram);
+    record.add(
+      { ...common, table: `${table} p50`, unit: 'µs', better: 'less' },
+      outcome.p50,
+      outcome.histogram,
+    );
     record.add({ ...common, table: `${table} p99`, unit: 'µs', better: 'less' }, outcome.p99);
   };
   const measure = async (table: string, t: Touch, row: string[], system: string) => {
@@ -135,7 +181,8 @@ async function run(bench: Bench): Promise<void> {
       for (const system of rotated(['pcow', 'pcow, plain', 'floor'], round))
         if (system !== 'floor' || t.size === 1) await measure('copies', t, [t.name], system);
     for (const t of READS)
-      for (const system of rotated(['pcow', 'pcow, plain'], round)) await measure('reads', t, [t.name], system);
+      for (const system of rotated(['pcow', 'pcow, plain'], round))
+        await measure('reads', t, [t.name], system);
     for (const t of ONE_PROCESSOR)
       for (const system of rotated(['pcow', t.on === 'base' ? 'floor' : 'raw'], round))
         await measure('one processor', t, [t.name], system);
@@ -155,7 +202,12 @@ async function run(bench: Bench): Promise<void> {
     for (const [name, way] of WAYS) {
       const file = stand.fresh('raw');
       await freshFile(file, length);
-      const outcome = await stand.json<Record<string, number>>(stand.program('runs'), file, String(length), way);
+      const outcome = await stand.json<Record<string, number>>(
+        stand.program('runs'),
+        file,
+        String(length),
+        way,
+      );
       for (const [system, value] of Object.entries(outcome))
         record.add({ table: 'runs', row: [name], system, unit: 'µs', better: 'less' }, value);
       await rm(file);
@@ -199,12 +251,18 @@ async function durable(
   if (!image) await freshFile(file, length);
   const statistics = diskStatistics(stand.scratch);
   const { p50, bytesWritten } = await stand.json<Latencies & { bytesWritten: number }>(
-    ...[...(system === 'pcow' ? stand.monitored() : []), stand.program('durable'), file, String(length)],
+    ...[
+      ...(system === 'pcow' ? stand.monitored() : []),
+      stand.program('durable'),
+      file,
+      String(length),
+    ],
     ...['64', pattern, 'msync', short ? '0.3' : '1', ...(statistics === null ? [] : [statistics])],
   );
   const of = { row: [pattern], system, better: 'less' as const };
   record.add({ ...of, table: 'durable', unit: 'µs' }, p50);
-  if (statistics !== null) record.add({ ...of, table: 'durable disk', unit: 'KiB' }, bytesWritten / KiB);
+  if (statistics !== null)
+    record.add({ ...of, table: 'durable disk', unit: 'KiB' }, bytesWritten / KiB);
   await (image ? image.remove() : rm(file));
 }
 
@@ -236,7 +294,9 @@ async function prepared(
   const name = `vm${++images}`;
   const file = path.join(directory, `${name}.pcow`);
   if (on === 'base') {
-    await Image.create(file, { base: { path: path.join(directory, 'base.pcow'), snapshot: 'full' } });
+    await Image.create(file, {
+      base: { path: path.join(directory, 'base.pcow'), snapshot: 'full' },
+    });
   } else {
     await Image.create(file, { size: length });
   }

@@ -46,7 +46,15 @@ export function bars({ title, unit, base, groups, series }: Bars): string {
         `<rect x="${left}" y="${at}" width="${px(x(value.median) - left)}" height="${bar - 1}" fill="${color(s)}"/>`,
       );
       parts.push(line(x(value.low), at + bar / 2, x(value.high), at + bar / 2, '#222222'));
-      parts.push(text(Math.max(x(value.median), x(value.high)) + 4, at + bar - 2, short(value.median), 'start', 9));
+      parts.push(
+        text(
+          Math.max(x(value.median), x(value.high)) + 4,
+          at + bar - 2,
+          short(value.median),
+          'start',
+          9,
+        ),
+      );
     });
   });
   return svg(width, height, parts);
@@ -74,7 +82,10 @@ export function lines({ title, x: xs, y: ys, series, mark }: Lines): string {
     points.map(([x]) => x),
     xs.logarithmic,
   );
-  const [lowY, highY] = bounds([...points.map(([, y]) => y), ...(mark ? [mark.at] : [])], ys.logarithmic);
+  const [lowY, highY] = bounds(
+    [...points.map(([, y]) => y), ...(mark ? [mark.at] : [])],
+    ys.logarithmic,
+  );
   const scale = (low: number, high: number, logarithmic = false) => {
     const f = (value: number) => (logarithmic ? Math.log(Math.max(value, low)) : value);
     return (value: number) => (f(high) === f(low) ? 0.5 : (f(value) - f(low)) / (f(high) - f(low)));
@@ -90,9 +101,16 @@ export function lines({ title, x: xs, y: ys, series, mark }: Lines): string {
     ),
   ];
   for (const tick of ys.logarithmic ? decades(lowY, highY) : ticks(lowY, highY, 6)) {
-    parts.push(line(left, y(tick), width - right, y(tick), '#dddddd'), text(left - 6, y(tick) + 4, short(tick), 'end'));
+    parts.push(
+      line(left, y(tick), width - right, y(tick), '#dddddd'),
+      text(left - 6, y(tick) + 4, short(tick), 'end'),
+    );
   }
-  const ticksX = xs.names ? [...xs.names.keys()] : xs.logarithmic ? decades(lowX, highX) : ticks(lowX, highX, 8);
+  const ticksX = xs.names
+    ? [...xs.names.keys()]
+    : xs.logarithmic
+      ? decades(lowX, highX)
+      : ticks(lowX, highX, 8);
   for (const tick of ticksX) {
     parts.push(line(x(tick), top, x(tick), height - bottom, '#eeeeee'));
     parts.push(text(x(tick), height - bottom + 16, xs.names?.get(tick) ?? short(tick), 'middle'));
@@ -116,7 +134,10 @@ export function lines({ title, x: xs, y: ys, series, mark }: Lines): string {
 }
 
 /** For each system, the share of events that took no longer. */
-export function shares(title: string, series: { name: string; histogram: [number, number][] }[]): string {
+export function shares(
+  title: string,
+  series: { name: string; histogram: [number, number][] }[],
+): string {
   return lines({
     title,
     x: { label: 'microseconds', logarithmic: true },
@@ -136,16 +157,27 @@ function svg(width: number, height: number, parts: string[]): string {
 }
 
 function heading(title: string, names: string[]): string {
-  const parts = [`<text x="12" y="20" font-size="14" font-weight="bold" ${FONT}>${escape(title)}</text>`];
+  const parts = [
+    `<text x="12" y="20" font-size="14" font-weight="bold" ${FONT}>${escape(title)}</text>`,
+  ];
   let at = 12;
   names.forEach((name, s) => {
-    parts.push(`<rect x="${at}" y="30" width="11" height="11" fill="${color(s)}"/>`, text(at + 16, 40, name, 'start'));
+    parts.push(
+      `<rect x="${at}" y="30" width="11" height="11" fill="${color(s)}"/>`,
+      text(at + 16, 40, name, 'start'),
+    );
     at += 30 + name.length * 7;
   });
   return parts.join('\n');
 }
 
-function text(x: number, y: number, words: string, anchor: 'start' | 'middle' | 'end', size = 11): string {
+function text(
+  x: number,
+  y: number,
+  words: string,
+  anchor: 'start' | 'middle' | 'end',
+  size = 11,
+): string {
   return `<text x="${px(x)}" y="${px(y)}" font-size="${size}" ${FONT} text-anchor="${anchor}">${escape(words)}</text>`;
 }
 
@@ -158,13 +190,15 @@ function ticks(low: number, high: number, count: number): number[] {
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].map((factor) => factor * power).find((each) => each >= rough) ?? rough;
   const found: number[] = [];
-  for (let at = Math.ceil(low / step) * step; at <= high; at += step) found.push(Number(at.toPrecision(12)));
+  for (let at = Math.ceil(low / step) * step; at <= high; at += step)
+    found.push(Number(at.toPrecision(12)));
   return found;
 }
 
 function decades(low: number, high: number): number[] {
   const found: number[] = [];
-  for (let power = Math.ceil(Math.log10(low) - 1e-9); 10 ** power <= high * 1.0001; ++power) found.push(10 ** power);
+  for (let power = Math.ceil(Math.log10(low) - 1e-9); 10 ** power <= high * 1.0001; ++power)
+    found.push(10 ** power);
   return found;
 }
 
@@ -177,5 +211,7 @@ export function short(value: number): string {
   if (value === 0 || !Number.isFinite(value)) return String(value);
   const digits = Math.max(0, 2 - Math.floor(Math.log10(Math.abs(value))));
   const rounded = value.toFixed(Math.min(digits, 4));
-  return rounded.includes('.') ? rounded.replace(/\.?0+$/, '') : Number(rounded).toLocaleString('en-US');
+  return rounded.includes('.')
+    ? rounded.replace(/\.?0+$/, '')
+    : Number(rounded).toLocaleString('en-US');
 }

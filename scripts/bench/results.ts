@@ -42,7 +42,8 @@ export function spreadOf(values: number[]): Spread {
   const sorted = values.toSorted((a, b) => a - b);
   const middle = sorted.length / 2;
   const at = (i: number) => sorted[i] ?? NaN;
-  const median = sorted.length % 2 === 1 ? at(Math.floor(middle)) : (at(middle - 1) + at(middle)) / 2;
+  const median =
+    sorted.length % 2 === 1 ? at(Math.floor(middle)) : (at(middle - 1) + at(middle)) / 2;
   return { median, low: at(0), high: at(sorted.length - 1) };
 }
 
@@ -59,7 +60,11 @@ export function advantage(mine: Measurement, other: Measurement): Spread {
 export class Ledger {
   readonly measurements: Measurement[] = [];
 
-  add(of: Omit<Measurement, 'values' | 'histogram'>, value: number, histogram?: [number, number][]): void {
+  add(
+    of: Omit<Measurement, 'values' | 'histogram'>,
+    value: number,
+    histogram?: [number, number][],
+  ): void {
     let measurement = find(this.measurements, of.table, of.row, of.system);
     if (!measurement) {
       measurement = { ...of, values: [] };
@@ -70,8 +75,16 @@ export class Ledger {
   }
 }
 
-export function find(all: Measurement[], table: string, row: string[], system: string): Measurement | undefined {
-  return all.find((each) => each.table === table && each.system === system && each.row.join('\n') === row.join('\n'));
+export function find(
+  all: Measurement[],
+  table: string,
+  row: string[],
+  system: string,
+): Measurement | undefined {
+  return all.find(
+    (each) =>
+      each.table === table && each.system === system && each.row.join('\n') === row.join('\n'),
+  );
 }
 
 function merged(a: [number, number][], b: [number, number][]): [number, number][] {

@@ -52,7 +52,13 @@ async function create(mount: Mount, size: number): Promise<string> {
   return file;
 }
 
-function write(stand: Stand, prefix: string[], file: string, mapped: number, state: State): Promise<Conversation> {
+function write(
+  stand: Stand,
+  prefix: string[],
+  file: string,
+  mapped: number,
+  state: State,
+): Promise<Conversation> {
   return stand.conversation(...prefix, stand.program('writer'), file, String(mapped), '1', state);
 }
 
@@ -89,7 +95,10 @@ async function readCounts({ mountpoint }: Mount): Promise<Counts> {
 
 async function stalls({ stand, record, short, say }: Bench): Promise<void> {
   const cuts = short ? 5 : 20;
-  const add = (row: string[], { stall, durable, freeze }: { stall: number; durable: number; freeze: number }) => {
+  const add = (
+    row: string[],
+    { stall, durable, freeze }: { stall: number; durable: number; freeze: number },
+  ) => {
     const of = { row, system: 'pcow', unit: 'ms', better: 'less' as const };
     record.add({ ...of, table: 'stall' }, stall);
     record.add({ ...of, table: 'freeze' }, freeze);
@@ -137,7 +146,8 @@ async function stalls({ stand, record, short, say }: Bench): Promise<void> {
     await guest.end();
     await rm(raw);
   }
-  for (const before of [1, 10, 100, 1000]) await measure(['snapshots below', String(before)], GiB, 256 * MiB, before);
+  for (const before of [1, 10, 100, 1000])
+    await measure(['snapshots below', String(before)], GiB, 256 * MiB, before);
 }
 
 /** A snapshot, and an fsync(2) of a raw file, when everything mapped has just been written. */
@@ -194,7 +204,12 @@ async function work({ stand, record, short, say }: Bench): Promise<void> {
       await guest.end();
       await mount.end();
       const rate = (report: Report) => report.steps / report.seconds;
-      const of = { row: [bytesOf(mapped)], unit: 'steps/s', better: 'more' as const, table: 'work' };
+      const of = {
+        row: [bytesOf(mapped)],
+        unit: 'steps/s',
+        better: 'more' as const,
+        table: 'work',
+      };
       record.add({ ...of, system: 'after' }, rate(after));
       record.add({ ...of, system: 'before' }, rate(before));
       const spent = { row: [bytesOf(mapped)], better: 'less' as const };
@@ -205,7 +220,10 @@ async function work({ stand, record, short, say }: Bench): Promise<void> {
           better: 'less' as const,
         };
         const faults = count - (countsBefore.faults[kind]?.count ?? 0);
-        record.add({ ...of, table: 'work faults', system: 'faults', unit: 'in ten seconds' }, faults);
+        record.add(
+          { ...of, table: 'work faults', system: 'faults', unit: 'in ten seconds' },
+          faults,
+        );
         record.add({ ...of, table: 'work latencies', system: 'p50', unit: 'µs' }, p50Us);
         record.add({ ...of, table: 'work latencies', system: 'p99', unit: 'µs' }, p99Us);
       }
@@ -236,7 +254,13 @@ async function unmapping({ stand, record, short, say }: Bench): Promise<void> {
         String(mapped),
       );
       record.add(
-        { table: 'unmapping', row: [bytesOf(mapped)], system: 'munmap', unit: 'ms', better: 'less' },
+        {
+          table: 'unmapping',
+          row: [bytesOf(mapped)],
+          system: 'munmap',
+          unit: 'ms',
+          better: 'less',
+        },
         milliseconds,
       );
     }
@@ -259,12 +283,20 @@ async function structure({ stand, record, short, say }: Bench): Promise<void> {
         const began = performance.now();
         await act();
         record.add(
-          { table: 'structure', row: [what, String(depth)], system: 'pcow', unit: 'ms', better: 'less' },
+          {
+            table: 'structure',
+            row: [what, String(depth)],
+            system: 'pcow',
+            unit: 'ms',
+            better: 'less',
+          },
           performance.now() - began,
         );
       };
       await add('snapshot', () => image.snapshot('newest'));
-      await add('deletion of a snapshot in the middle', () => image.delete(`s${Math.floor(depth / 2)}`));
+      await add('deletion of a snapshot in the middle', () =>
+        image.delete(`s${Math.floor(depth / 2)}`),
+      );
       await add('rollback to the newest', () => image.rollback('newest'));
       await add('clone of the newest', () =>
         Image.create(`${file}.clone`, { base: { path: file, snapshot: 'newest' } }),
@@ -295,7 +327,10 @@ async function opening({ stand, record, short, say }: Bench): Promise<void> {
     await image.close();
     await stand.command(stand.program('fill-tables'), file, String(perChunk));
     const add = (row: string, value: number) =>
-      record.add({ table: 'opening', row: [row, pattern], system: 'pcow', unit: 'ms', better: 'less' }, value);
+      record.add(
+        { table: 'opening', row: [row, pattern], system: 'pcow', unit: 'ms', better: 'less' },
+        value,
+      );
     const rounds = short ? 5 : 9;
     for (let round = 0; round < rounds; ++round) {
       for (const way of rotated(['read', 'write'], round)) {
@@ -307,7 +342,11 @@ async function opening({ stand, record, short, say }: Bench): Promise<void> {
     }
     const mount = await stand.mount(`0-${lastProcessor}`, directory);
     for (let round = 0; round < rounds; ++round) {
-      const words = [...stand.monitored(), stand.program('attach'), path.join(mount.mountpoint, 'vm')];
+      const words = [
+        ...stand.monitored(),
+        stand.program('attach'),
+        path.join(mount.mountpoint, 'vm'),
+      ];
       add('attaching', (await stand.json<{ milliseconds: number }>(...words)).milliseconds);
     }
     await mount.end();

@@ -48,7 +48,9 @@ async function run({ stand, record, short, say }: Bench): Promise<void> {
       const words = [vm.flat, String(length), String(pages)];
       const store = system.includes('monitored');
       const budget =
-        system === FEW_MAPPINGS ? ['env', `PCOW_MAPPING_BUDGET=${Math.floor(DEFAULT_MAPPINGS / 4) * 3}`] : [];
+        system === FEW_MAPPINGS
+          ? ['env', `PCOW_MAPPING_BUDGET=${Math.floor(DEFAULT_MAPPINGS / 4) * 3}`]
+          : [];
       const { written } = await stand.json<{ written: number }>(
         ...[...budget, ...(store ? stand.monitored() : []), stand.program('scatter')],
         ...[store ? 'store' : 'write', ...words],
@@ -56,14 +58,19 @@ async function run({ stand, record, short, say }: Bench): Promise<void> {
       await vm.end();
       const { blocks } = await stat(vm.image);
       const row = [String(density)];
-      record.add({ table: 'amplification', row, system, unit: '×', better: 'less' }, (blocks * 512) / written);
+      record.add(
+        { table: 'amplification', row, system, unit: '×', better: 'less' },
+        (blocks * 512) / written,
+      );
       await rm(vm.image);
     }
   }
   await mount.end();
   await restore();
 
-  async function over(system: string): Promise<{ image: string; flat: string; end(): Promise<void> }> {
+  async function over(
+    system: string,
+  ): Promise<{ image: string; flat: string; end(): Promise<void> }> {
     if (system.startsWith('pcow')) {
       const file = path.join(mount.directory, 'vm.pcow');
       await Image.create(file, { base: { path: base, snapshot: 'full' } });
@@ -72,7 +79,20 @@ async function run({ stand, record, short, say }: Bench): Promise<void> {
     }
     const file = stand.fresh('vm.qcow2');
     const options = system === 'qcow2' ? 'cluster_size=64k' : 'cluster_size=64k,extended_l2=on';
-    await stand.command('qemu-img', 'create', '-q', '-f', 'qcow2', '-o', options, '-b', qcow2Base, '-F', 'qcow2', file);
+    await stand.command(
+      'qemu-img',
+      'create',
+      '-q',
+      '-f',
+      'qcow2',
+      '-o',
+      options,
+      '-b',
+      qcow2Base,
+      '-F',
+      'qcow2',
+      file,
+    );
     const served = await stand.fuseExport(file, `0-${lastProcessor}`);
     return { image: file, flat: served.file, end: () => served.end() };
   }

@@ -109,7 +109,15 @@ export class Stand {
     const mountpoint = this.fresh('mnt');
     await mkdir(directory, { recursive: true });
     await mkdir(mountpoint);
-    const started = run('taskset', ['-c', cpus, process.execPath, pcow, 'mount', directory, mountpoint]);
+    const started = run('taskset', [
+      '-c',
+      cpus,
+      process.execPath,
+      pcow,
+      'mount',
+      directory,
+      mountpoint,
+    ]);
     const end = this.atEnd(async () => {
       await started.catch(() => undefined);
       await run(process.execPath, [pcow, 'umount', mountpoint]);
@@ -130,7 +138,10 @@ export class Stand {
       ...['--export', `type=fuse,id=export,node-name=disk,mountpoint=${file},writable=on`],
     ]);
     const end = this.atEnd(() => ended(daemon, 'SIGTERM'));
-    await until(async () => (await stat(file)).size > 0, 'qemu-storage-daemon did not export its image');
+    await until(
+      async () => (await stat(file)).size > 0,
+      'qemu-storage-daemon did not export its image',
+    );
     return { file, end };
   }
 
@@ -138,7 +149,15 @@ export class Stand {
   async nbd(image: string, cpus: string): Promise<Served> {
     const socket = this.fresh('nbd');
     const server = this.#spawn('taskset', [
-      ...['-c', cpus, 'qemu-nbd', '--persistent', '--shared=8', '--format=qcow2', '--cache=writeback'],
+      ...[
+        '-c',
+        cpus,
+        'qemu-nbd',
+        '--persistent',
+        '--shared=8',
+        '--format=qcow2',
+        '--cache=writeback',
+      ],
       ...[`--socket=${socket}`, image],
     ]);
     const endServer = this.atEnd(() => ended(server, 'SIGTERM'));
@@ -214,7 +233,9 @@ export class Conversation {
       this.#waiting = undefined;
       resolve(line);
     });
-    child.once('close', () => this.#waiting?.reject(new Error('a program of the benchmark has ended')));
+    child.once('close', () =>
+      this.#waiting?.reject(new Error('a program of the benchmark has ended')),
+    );
   }
 
   answer(): Promise<string> {
@@ -232,7 +253,8 @@ export class Conversation {
   /** Lets it end by itself. */
   async end(): Promise<void> {
     this.#child.stdin?.end();
-    if (this.#child.exitCode === null && this.#child.signalCode === null) await once(this.#child, 'close');
+    if (this.#child.exitCode === null && this.#child.signalCode === null)
+      await once(this.#child, 'close');
     await this.#kill();
   }
 }

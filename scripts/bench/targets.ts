@@ -36,14 +36,19 @@ const TARGETS: Target[] = [
     against: 'write and fdatasync on virtio-blk, qcow2',
     medium: IN_MEMORY,
     target: 'at least 50',
-    found: (all) => least(ratios(durable(all, 'guest-memory', 'flush instruction'), 'pcow', 'qcow2 virtio-blk'), 50),
+    found: (all) =>
+      least(
+        ratios(durable(all, 'guest-memory', 'flush instruction'), 'pcow', 'qcow2 virtio-blk'),
+        50,
+      ),
   },
   {
     what: 'the same',
     against: 'the same on a raw file as virtio-pmem',
     medium: IN_MEMORY,
     target: 'at least 0.98',
-    found: (all) => least(ratios(durable(all, 'guest-memory', 'flush instruction'), 'pcow', 'raw pmem'), 0.98),
+    found: (all) =>
+      least(ratios(durable(all, 'guest-memory', 'flush instruction'), 'pcow', 'raw pmem'), 0.98),
   },
   {
     what: '64-byte store made durable in the guest, msync',
@@ -85,7 +90,11 @@ const TARGETS: Target[] = [
     against: 'a raw sparse file',
     medium: NOT_FLUSHED,
     target: 'at least 1.0',
-    found: (all) => least(ratios(rows(of(all, 'mapping', 'expansion'), 'sequential, whole pages'), 'pcow', 'raw'), 1),
+    found: (all) =>
+      least(
+        ratios(rows(of(all, 'mapping', 'expansion'), 'sequential, whole pages'), 'pcow', 'raw'),
+        1,
+      ),
   },
   {
     what: 'copy-on-write fault, p50, single byte',
@@ -201,9 +210,12 @@ const rows = (measurements: Measurement[], first: string): Measurement[] =>
 
 /** Writes of 64 bytes; `how` they are made durable. */
 const durable = (all: All, comparison: string, how: string): Measurement[] =>
-  rows(of(all, comparison, 'durable'), `write, ${how}`).filter((each) => each.row[1] === '64 bytes');
+  rows(of(all, comparison, 'durable'), `write, ${how}`).filter(
+    (each) => each.row[1] === '64 bytes',
+  );
 
-const redis = (all: All): Measurement[] => rows(of(all, 'guest', 'redis'), 'SET, appendfsync always');
+const redis = (all: All): Measurement[] =>
+  rows(of(all, 'guest', 'redis'), 'SET, appendfsync always');
 
 interface Ratio {
   row: string;
@@ -235,7 +247,10 @@ function most(all: Ratio[], limit: number, unit: string): Found | null {
 
 function stall(all: All, wanted: (row: string[]) => boolean): Found | null {
   const found = of(all, 'snapshots', 'stall').filter((each) => wanted(each.row));
-  const worst = found.map((each) => ({ row: each.row.join(': '), ratio: spreadOf(each.values).high }));
+  const worst = found.map((each) => ({
+    row: each.row.join(': '),
+    ratio: spreadOf(each.values).high,
+  }));
   const medians = found.map((each) => spreadOf(each.values).median);
   const outcome = most(worst, 5, ' ms');
   return (
@@ -249,7 +264,10 @@ function stall(all: All, wanted: (row: string[]) => boolean): Found | null {
 function amplification(all: All, system: string): Found | null {
   const found = of(all, 'space', 'amplification').filter((each) => each.system === system);
   return most(
-    found.map((each) => ({ row: `${each.row.join()} pages a block`, ratio: spreadOf(each.values).median })),
+    found.map((each) => ({
+      row: `${each.row.join()} pages a block`,
+      ratio: spreadOf(each.values).median,
+    })),
     1.15,
     '×',
   );

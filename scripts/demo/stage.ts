@@ -44,7 +44,11 @@ export class Stage {
     const json = await this.#bash(`pcow qemu-args ${flatFile} --memory 512M --json`);
     const { args } = JSON.parse(json) as { args: string[] };
     const program = join(repository, 'dist/cli/pcow.cjs');
-    const options: BootOptions = { qemuArgs: args, pmemDevices: 1, commandPrefix: [program, 'run', '--'] };
+    const options: BootOptions = {
+      qemuArgs: args,
+      pmemDevices: 1,
+      commandPrefix: [program, 'run', '--'],
+    };
     const by = await accelerator();
     const shown = qemuCommand({
       ...options,
@@ -54,7 +58,11 @@ export class Stage {
     });
     print(`${pc.green('$')} ${onLines([...shown, '-serial', 'stdio'])}`);
     this.#guest = await boot(options);
-    print(pc.dim(`  the guest is up (${by === 'kvm' ? 'KVM' : 'software emulation: KVM does not run it here'})`));
+    print(
+      pc.dim(
+        `  the guest is up (${by === 'kvm' ? 'KVM' : 'software emulation: KVM does not run it here'})`,
+      ),
+    );
   }
 
   /** Runs a command line in the guest, and prints both. Resolves with its output. */
@@ -100,7 +108,11 @@ export class Stage {
     const env = { ...process.env, PATH: `${this.#bin}:${process.env.PATH ?? ''}` };
     // Detached: Ctrl-C reaches only the demo, which lets a step end before it cleans up.
     return new Promise((resolve, reject) => {
-      const shell = spawn('bash', ['-e', '-c', line], { cwd: this.#directory, env, detached: true });
+      const shell = spawn('bash', ['-e', '-c', line], {
+        cwd: this.#directory,
+        env,
+        detached: true,
+      });
       shell.stdin.end();
       let output = '';
       let complaints = '';

@@ -9,6 +9,7 @@ export const repository = fileURLToPath(new URL('../../../', import.meta.url));
 export function guestFiles(): { vmlinuz: string; initramfs: string } {
   const directory = join(repository, 'build/guest');
   const files = { vmlinuz: join(directory, 'vmlinuz'), initramfs: join(directory, 'initramfs.gz') };
-  if (!existsSync(files.initramfs)) throw new Error('there is no guest yet; make it with: bash scripts/setup guest');
+  if (!existsSync(files.initramfs))
+    throw new Error('there is no guest yet; make it with: bash scripts/setup guest');
   return files;
 }

@@ -56,7 +56,11 @@ export function disksArgs(disks: PmemDisk[]): string[] {
 }
 
 /** The same for one disk. */
-export function pmemArgs(file: string, size: number, device: PmemDisk['device'] = 'virtio-pmem'): string[] {
+export function pmemArgs(
+  file: string,
+  size: number,
+  device: PmemDisk['device'] = 'virtio-pmem',
+): string[] {
   return disksArgs([{ file, size, device }]);
 }
 
@@ -151,7 +155,12 @@ export class Guest {
   /** Runs a shell script in the guest. One at a time. */
   async run(script: string, options: RunOptions = {}): Promise<RunResult> {
     const id = this.#nextId++;
-    const answer = this.#answer(id, options.onOutput, options.timeLimit ?? 120_000, `no answer to: ${script}`);
+    const answer = this.#answer(
+      id,
+      options.onOutput,
+      options.timeLimit ?? 120_000,
+      `no answer to: ${script}`,
+    );
     const bytes = Buffer.from(script);
     this.#process.stdin?.write(`${id} ${bytes.length}\n`);
     this.#process.stdin?.write(bytes);
@@ -162,7 +171,9 @@ export class Guest {
   async must(script: string, options: RunOptions = {}): Promise<string> {
     const { output, exitCode } = await this.run(script, options);
     if (exitCode !== 0)
-      throw new Error(`exit code ${exitCode} in the guest from: ${script}\n${output}\n${this.console()}`);
+      throw new Error(
+        `exit code ${exitCode} in the guest from: ${script}\n${output}\n${this.console()}`,
+      );
     return output;
   }
 
@@ -179,7 +190,8 @@ export class Guest {
    */
   async kill(): Promise<void> {
     const { pid, exitCode, signalCode } = this.#process;
-    if (pid !== undefined && exitCode === null && signalCode === null) process.kill(-pid, 'SIGKILL');
+    if (pid !== undefined && exitCode === null && signalCode === null)
+      process.kill(-pid, 'SIGKILL');
     await this.exited;
   }
 
@@ -195,7 +207,10 @@ export class Guest {
       return await new Promise<RunResult>((resolve, reject) => {
         this.#pending = { id, onOutput: onOutput ?? (() => undefined), resolve, reject };
         timer = setTimeout(
-          () => reject(new Error(`${complaint} (after ${limit} ms)\n${this.#received}\n${this.console()}`)),
+          () =>
+            reject(
+              new Error(`${complaint} (after ${limit} ms)\n${this.#received}\n${this.console()}`),
+            ),
           limit,
         );
       });

@@ -24,7 +24,9 @@ enum { kPageSize = 4096, kWords = kPageSize / 8, kStep = 37, kFlushEvery = 16 };
 
 static int port;
 
-static void say(const char* word, uint64_t number) { dprintf(port, "%s %llu\n", word, (unsigned long long)number); }
+static void say(const char* word, uint64_t number) {
+  dprintf(port, "%s %llu\n", word, (unsigned long long)number);
+}
 
 static void fail(void) {
   say("failed", (uint64_t)errno);

@@ -2,7 +2,8 @@
 // checks them afterwards.
 //
 //   pattern fill PATH SEED [BYTES]     makes the file so long (a disk has its own size); prints "flushed N" after every
-//                                      batch of pages, when msync has returned for all of the first N
+//                                      batch of pages, when msync has returned for all of the first
+//                                      N
 //   pattern verify PATH SEED [PAGES]   the first PAGES pages (all of them by default) must be what `fill` wrote
 //
 // Exit code: 0 all is well, 1 a page is wrong, 2 anything else.
@@ -105,8 +106,9 @@ static int verify(const char* path, uint64_t seed, uint64_t pages) {
     if (memcmp(&memory[i], &expected, kPageSize) == 0) continue;
     const struct page* found = &memory[i];
     if (wrong++ < 8) {
-      printf("page %llu: magic %016llx, number %llu, seed %llu, checksum %s\n", (unsigned long long)i,
-             (unsigned long long)found->magic, (unsigned long long)found->number, (unsigned long long)found->seed,
+      printf("page %llu: magic %016llx, number %llu, seed %llu, checksum %s\n",
+             (unsigned long long)i, (unsigned long long)found->magic,
+             (unsigned long long)found->number, (unsigned long long)found->seed,
              found->checksum == checksum(found) ? "right" : "wrong");
     }
   }
@@ -116,7 +118,8 @@ static int verify(const char* path, uint64_t seed, uint64_t pages) {
 
 int main(int argc, char** argv) {
   uint64_t last = argc == 5 ? strtoull(argv[4], NULL, 0) : 0;
-  if ((argc == 4 || argc == 5) && strcmp(argv[1], "fill") == 0) return fill(argv[2], strtoull(argv[3], NULL, 0), last);
+  if ((argc == 4 || argc == 5) && strcmp(argv[1], "fill") == 0)
+    return fill(argv[2], strtoull(argv[3], NULL, 0), last);
   if ((argc == 4 || argc == 5) && strcmp(argv[1], "verify") == 0) {
     return verify(argv[2], strtoull(argv[3], NULL, 0), last);
   }

@@ -22,7 +22,14 @@ export function stalledFaults({ monitor }: AttachmentStatus): number | null {
 
 export async function attachmentStatus(monitor: Monitor): Promise<AttachmentStatus> {
   const { pid, command, uid, since, writable } = monitor;
-  return { pid, command, uid, since: since.toISOString(), writable, monitor: parsed(await monitor.report()) };
+  return {
+    pid,
+    command,
+    uid,
+    since: since.toISOString(),
+    writable,
+    monitor: parsed(await monitor.report()),
+  };
 }
 
 /** Returns null if the monitor is busy, or if its answer is not valid JSON. */

@@ -61,10 +61,14 @@ async function isFrozen(pid: number): Promise<boolean> {
     if (group === undefined) {
       continue;
     }
-    if (controllers === '' && /^frozen 1$/m.test(await textOf(`/sys/fs/cgroup${group}/cgroup.events`))) {
+    if (
+      controllers === '' &&
+      /^frozen 1$/m.test(await textOf(`/sys/fs/cgroup${group}/cgroup.events`))
+    ) {
       return true;
     }
-    const state = controllers === 'freezer' ? await textOf(`/sys/fs/cgroup/freezer${group}/freezer.state`) : '';
+    const state =
+      controllers === 'freezer' ? await textOf(`/sys/fs/cgroup/freezer${group}/freezer.state`) : '';
     if (state.startsWith('FROZEN')) {
       return true;
     }

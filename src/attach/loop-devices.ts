@@ -8,7 +8,9 @@ import { textOf } from '../engine/processes.js';
  * only.
  */
 export async function loopDevicesOn(file: string): Promise<string[]> {
-  const devices = (await readdir('/sys/block').catch(() => [])).filter((name) => name.startsWith('loop'));
+  const devices = (await readdir('/sys/block').catch(() => [])).filter((name) =>
+    name.startsWith('loop'),
+  );
   const found = await Promise.all(
     devices.map(async (name) => {
       const backing = (await textOf(`/sys/block/${name}/loop/backing_file`)).replace(/\n$/, '');

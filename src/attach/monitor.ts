@@ -137,10 +137,16 @@ export class Monitor {
    */
   request(name: RequestName, options: RequestOptions = {}): Promise<string> {
     const { undo } = options;
-    return undo ? this.#requestUnlessHalted(name, options, undo) : this.#requests.run(() => this.#send(name, options));
+    return undo
+      ? this.#requestUnlessHalted(name, options, undo)
+      : this.#requests.run(() => this.#send(name, options));
   }
 
-  async #requestUnlessHalted(name: RequestName, options: RequestOptions, undo: UndoRequest[]): Promise<string> {
+  async #requestUnlessHalted(
+    name: RequestName,
+    options: RequestOptions,
+    undo: UndoRequest[],
+  ): Promise<string> {
     const over = new AbortController();
     let givenUp: Halted | null = null;
     const answer = this.#requests.run(async () => {
@@ -163,7 +169,10 @@ export class Monitor {
     answer.catch(() => undefined);
     const halt = halted(this.pid, over.signal).then((reason) => {
       if (reason !== null) {
-        givenUp = new Halted('PCOW_BUSY', `${this.process}, which has the image attached, ${reason}, then try again`);
+        givenUp = new Halted(
+          'PCOW_BUSY',
+          `${this.process}, which has the image attached, ${reason}, then try again`,
+        );
         throw givenUp;
       }
       return '';
@@ -290,7 +299,8 @@ export class Monitor {
       case 'release':
         return; // the server answers the request in progress
       case 'closed':
-        this.#gone = event.text === '' ? 'the process has ended, or has released the image' : event.text;
+        this.#gone =
+          event.text === '' ? 'the process has ended, or has released the image' : event.text;
         this.#handingOver?.reject(this.#lost());
         this.#waiting?.reject(this.#lost());
         this.#handingOver = this.#waiting = null;
@@ -308,7 +318,10 @@ export class Monitor {
   }
 
   #lost(): PcowError {
-    return new MonitorGone('PCOW_IO', `the connection to ${this.process} was lost: ${this.#gone ?? ''}`);
+    return new MonitorGone(
+      'PCOW_IO',
+      `the connection to ${this.process} was lost: ${this.#gone ?? ''}`,
+    );
   }
 }
 

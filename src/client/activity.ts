@@ -14,7 +14,12 @@ import { naturalOrder } from '../images/natural-order.js';
  */
 export type FaultKind = 'expansion' | 'copyOnWrite' | 'cleanCopy' | 'mapping';
 
-export const FAULT_KINDS: readonly FaultKind[] = ['expansion', 'copyOnWrite', 'cleanCopy', 'mapping'];
+export const FAULT_KINDS: readonly FaultKind[] = [
+  'expansion',
+  'copyOnWrite',
+  'cleanCopy',
+  'mapping',
+];
 
 /** Page faults of one kind. */
 export interface FaultFigures {
@@ -130,7 +135,8 @@ function activity(status: Json): Activity {
     command: textOf(command),
     since: new Date(textOf(since)),
     writable: writable === true,
-    monitor: monitor === null || typeof monitor !== 'object' ? null : monitorFigures(objectOf(monitor)),
+    monitor:
+      monitor === null || typeof monitor !== 'object' ? null : monitorFigures(objectOf(monitor)),
   };
 }
 

@@ -26,16 +26,28 @@ import { automaticName } from '../images/automatic-name.js';
 import { findImage, type ImageTarget, type Target } from '../images/find-image.js';
 import type { AskOptions } from '../images/mount-answers.js';
 import { withImage } from '../images/with-image.js';
-import { askForCut, askForRename, askForWork, askImage, joinWords, type WorkOptions } from './control.js';
+import {
+  askForCut,
+  askForRename,
+  askForWork,
+  askImage,
+  joinWords,
+  type WorkOptions,
+} from './control.js';
 import { checkBase, onFrozenLayer } from './make-image.js';
 
 /**
  * Takes one snapshot of several images, which is one cut across them. All of them are in one mount,
  * or none is in any. Durable when it resolves.
  */
-export async function snapshotImages(name: string, images: ImageTarget[], options: AskOptions = {}): Promise<void> {
+export async function snapshotImages(
+  name: string,
+  images: ImageTarget[],
+  options: AskOptions = {},
+): Promise<void> {
   const [first] = images;
-  if (first === undefined) throw new PcowError('PCOW_INVALID', 'a snapshot of several images needs at least one image');
+  if (first === undefined)
+    throw new PcowError('PCOW_INVALID', 'a snapshot of several images needs at least one image');
   const { mount } = first;
   const apart = images.find((image) => image.mount?.mountpoint !== mount?.mountpoint);
   if (apart !== undefined) {
@@ -66,7 +78,11 @@ async function snapshotAtRest(name: string, targets: ImageTarget[]): Promise<voi
 }
 
 /** Goes back to a snapshot: what was written since is lost. No guest may use the image. */
-export async function rollbackImage(image: ImageTarget, snapshot: string, options: AskOptions = {}): Promise<void> {
+export async function rollbackImage(
+  image: ImageTarget,
+  snapshot: string,
+  options: AskOptions = {},
+): Promise<void> {
   const { mount, file, name } = image;
   if (mount !== null) await askImage(mount, name, 'rollback', snapshot, options);
   else await withImage(file, { write: true }, (open) => open.rollback(snapshot));
@@ -86,7 +102,11 @@ export async function renameSnapshot(
 }
 
 /** Deletes a snapshot, unless an image of the directory stands on it (PCOW_IN_USE). */
-export async function deleteSnapshot(image: ImageTarget, snapshot: string, options: WorkOptions = {}): Promise<void> {
+export async function deleteSnapshot(
+  image: ImageTarget,
+  snapshot: string,
+  options: WorkOptions = {},
+): Promise<void> {
   const { mount, file, name } = image;
   if (mount !== null) {
     await askForWork(mount, name, 'delete', snapshot, options);
@@ -110,7 +130,8 @@ export async function resizeImage(
   { shrink = false, ...options }: AskOptions & { shrink?: boolean | undefined } = {},
 ): Promise<void> {
   const { mount, file, name } = image;
-  if (mount !== null) await askImage(mount, name, 'resize', shrink ? `${size} shrink` : String(size), options);
+  if (mount !== null)
+    await askImage(mount, name, 'resize', shrink ? `${size} shrink` : String(size), options);
   else await withImage(file, { write: true }, (open) => open.resize(size, { shrink }));
 }
 
@@ -118,7 +139,11 @@ export async function resizeImage(
  * Puts an image on another base, or (null) on none, and copies what the two hold differently: the
  * content of the image stays the same.
  */
-export async function rebaseImage(image: ImageTarget, base: Target | null, options: WorkOptions = {}): Promise<void> {
+export async function rebaseImage(
+  image: ImageTarget,
+  base: Target | null,
+  options: WorkOptions = {},
+): Promise<void> {
   const { mount, file, name } = image;
   if (base !== null) await checkBase(base, image);
   if (mount === null) {
@@ -144,7 +169,11 @@ export async function rebaseImage(image: ImageTarget, base: Target | null, optio
  * Only records another base, or (null) none, without comparing contents: for a base that was moved
  * or copied. The old base need not exist any more. The image must not be mounted.
  */
-export async function rebaseUnsafely(image: ImageTarget, base: Target | null, options: AskOptions = {}): Promise<void> {
+export async function rebaseUnsafely(
+  image: ImageTarget,
+  base: Target | null,
+  options: AskOptions = {},
+): Promise<void> {
   if (image.mount !== null) {
     throw new PcowError(
       'PCOW_BUSY',
@@ -173,7 +202,10 @@ export async function rebaseUnsafely(image: ImageTarget, base: Target | null, op
 
 /** Snapshots of the image may read differently afterwards, so no image may stand on them. */
 async function unlessStoodOn(image: ImageTarget, change: () => Promise<void>): Promise<void> {
-  await takingAway({ file: image.file, what: `the base of ${image.name} can't be changed with --unsafe` }, change);
+  await takingAway(
+    { file: image.file, what: `the base of ${image.name} can't be changed with --unsafe` },
+    change,
+  );
 }
 
 /**
@@ -229,7 +261,11 @@ export async function commitImage(
       ),
     );
   }
-  const followed = await withImage(base.file, {}, (open) => open.info().chain[1]?.snapshot === snapshot);
+  const followed = await withImage(
+    base.file,
+    {},
+    (open) => open.info().chain[1]?.snapshot === snapshot,
+  );
   return { base, snapshot, followed };
 }
 
@@ -248,7 +284,10 @@ export async function addChecksums(image: ImageTarget, options: WorkOptions = {}
 }
 
 /** Removes all checksums. */
-export async function removeChecksums(image: ImageTarget, options: WorkOptions = {}): Promise<void> {
+export async function removeChecksums(
+  image: ImageTarget,
+  options: WorkOptions = {},
+): Promise<void> {
   const { mount, file, name } = image;
   if (mount !== null) await askForWork(mount, name, 'checksums', 'remove', options);
   else await withImage(file, { write: true }, (open) => open.removeChecksums());
@@ -258,15 +297,22 @@ export async function removeChecksums(image: ImageTarget, options: WorkOptions =
  * Renames an image within its directory; newImage() finds the new path. The images of the directory
  * that stand on it are updated.
  */
-export async function renameImage(image: ImageTarget, to: ImageTarget, options: AskOptions = {}): Promise<void> {
+export async function renameImage(
+  image: ImageTarget,
+  to: ImageTarget,
+  options: AskOptions = {},
+): Promise<void> {
   if (path.dirname(to.file) !== path.dirname(image.file)) {
     throw new PcowError(
       'PCOW_INVALID',
       `${quote(to.given)} lies in another directory than ${image.file}, and a rename keeps an image where it is`,
-      { next: 'move the file with mv, and tell images that stand on it with “pcow rebase --unsafe”' },
+      {
+        next: 'move the file with mv, and tell images that stand on it with “pcow rebase --unsafe”',
+      },
     );
   }
-  if (to.file === image.file) throw new PcowError('PCOW_EXISTS', `${image.name} already has that name`);
+  if (to.file === image.file)
+    throw new PcowError('PCOW_EXISTS', `${image.name} already has that name`);
   if (image.mount !== null) {
     await askForRename(image.mount, image.name, to.name, options);
     return;
@@ -274,7 +320,10 @@ export async function renameImage(image: ImageTarget, to: ImageTarget, options: 
   // Open for writing, so that no other process writes it or deletes it.
   await withImage(image.file, { write: true }, () =>
     renameImageFile(image.file, to.file, {
-      open: async ({ image: file, layer }) => ({ image: await Image.open(file, { write: true }), layer }),
+      open: async ({ image: file, layer }) => ({
+        image: await Image.open(file, { write: true }),
+        layer,
+      }),
       close: ({ image: standing }) => standing.close(),
     }),
   );
@@ -308,7 +357,10 @@ export async function orderOfRemoval(images: ImageTarget[]): Promise<ImageTarget
  * Deletes an image with its snapshots, unless it is in use or an image of its directory stands on
  * it.
  */
-export async function removeImage({ file, name, mount }: ImageTarget, options: AskOptions = {}): Promise<void> {
+export async function removeImage(
+  { file, name, mount }: ImageTarget,
+  options: AskOptions = {},
+): Promise<void> {
   if (mount !== null) {
     await askImage(mount, name, 'remove', name, options);
     return;

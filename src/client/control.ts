@@ -70,7 +70,14 @@ export async function askForRename(
       options,
     );
   } catch (error) {
-    throw await explained(error, mount, `mv ${image} ${newName}`, controlDirectory(mount, image), tried, options);
+    throw await explained(
+      error,
+      mount,
+      `mv ${image} ${newName}`,
+      controlDirectory(mount, image),
+      tried,
+      options,
+    );
   }
 }
 
@@ -103,7 +110,9 @@ export async function askForWork(
   { signal, onProgress, onWait, onContinues }: WorkOptions = {},
 ): Promise<void> {
   if (signal?.aborted) {
-    throw new PcowError('PCOW_CANCELLED', `${image}: ${control} was stopped before it began`, { cause: signal.reason });
+    throw new PcowError('PCOW_CANCELLED', `${image}: ${control} was stopped before it began`, {
+      cause: signal.reason,
+    });
   }
   await mustAnswerOnTheWay(controlDirectory(mount, image), { onWait });
   let over = false;
@@ -114,7 +123,8 @@ export async function askForWork(
   const ended = asked.catch(() => undefined); // its error is thrown below
   const look = async () => {
     const { working } = (await statusIn(controlDirectory(mount, image))) ?? {};
-    if (over || working?.command !== control || working.text !== text || working.total === 0) return;
+    if (over || working?.command !== control || working.text !== text || working.total === 0)
+      return;
     ({ total } = working);
     onProgress?.(working.done, total);
   };
@@ -186,7 +196,8 @@ async function openControl(file: string): Promise<FileHandle> {
   try {
     return await open(file, constants.O_RDWR);
   } catch (error) {
-    if (error instanceof Error && 'code' in error && error.code === 'EACCES') return open(file, constants.O_WRONLY);
+    if (error instanceof Error && 'code' in error && error.code === 'EACCES')
+      return open(file, constants.O_WRONLY);
     throw error;
   }
 }
@@ -227,24 +238,39 @@ async function explained(
   tried: Tried | null,
   options: AskOptions,
 ): Promise<unknown> {
-  if (isPcowError(error) || !(error instanceof Error) || !('errno' in error) || typeof error.errno !== 'number') {
+  if (
+    isPcowError(error) ||
+    !(error instanceof Error) ||
+    !('errno' in error) ||
+    typeof error.errno !== 'number'
+  ) {
     return error;
   }
   const name = getSystemErrorName(error.errno);
   const code = codeOfAnswer(-error.errno);
   const known = { errno: -error.errno, cause: error };
-  const status = await asking(mount, () => statusIn(directory), options).catch((failure: unknown) => {
-    if (isPcowError(failure)) return failure;
-    throw failure;
-  });
+  const status = await asking(mount, () => statusIn(directory), options).catch(
+    (failure: unknown) => {
+      if (isPcowError(failure)) return failure;
+      throw failure;
+    },
+  );
   if (isPcowError(status)) return status;
   if (status === null) {
     return code === 'PCOW_PERMISSION'
-      ? new PcowError(code, `this user may not ask the mount on ${mount.mountpoint} for “${what}” (${name})`, known)
-      : new PcowError(code, `the mount on ${mount.mountpoint} does not support “${what}” (${name})`, {
-          ...known,
-          next: `end the mount first: pcow umount ${word(mount.mountpoint)}`,
-        });
+      ? new PcowError(
+          code,
+          `this user may not ask the mount on ${mount.mountpoint} for “${what}” (${name})`,
+          known,
+        )
+      : new PcowError(
+          code,
+          `the mount on ${mount.mountpoint} does not support “${what}” (${name})`,
+          {
+            ...known,
+            next: `end the mount first: pcow umount ${word(mount.mountpoint)}`,
+          },
+        );
   }
   // An image that the mount cannot open has only a status file, which says why.
   const state = codeOfState(status.state);

@@ -19,7 +19,9 @@ export function stateOf(image: ImageInfo): ImageFileState {
 
 /** Whether the mount itself is the writer of an image. */
 export async function isHeldBy(mount: PcowMount | null, { holder }: ImageInfo): Promise<boolean> {
-  return mount !== null && holder !== null && (await stateOfServer(mount.directory)).pid === holder.pid;
+  return (
+    mount !== null && holder !== null && (await stateOfServer(mount.directory)).pid === holder.pid
+  );
 }
 
 /** The process that writes the image instead of the mount, as the mount reports it. */

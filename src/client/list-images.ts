@@ -1,13 +1,25 @@
 /** The images of a directory, with what is known about each without disturbing any process. */
 import path from 'node:path';
-import { type Holder, howToName, imageFilesIn, PcowError, type PcowErrorCode } from '../engine/index.js';
+import {
+  type Holder,
+  howToName,
+  imageFilesIn,
+  PcowError,
+  type PcowErrorCode,
+} from '../engine/index.js';
 import { findDirectory } from '../images/find-image.js';
 import { IMAGE_SUFFIX } from '../images/image-names.js';
 import type { AskOptions } from '../images/mount-answers.js';
 import type { PcowMount } from '../images/mount-table.js';
 import { naturalOrder } from '../images/natural-order.js';
 import { withImage } from '../images/with-image.js';
-import { guestOf, type ImageFileState, type Reception, receptionOf, stateOf } from './image-state.js';
+import {
+  guestOf,
+  type ImageFileState,
+  type Reception,
+  receptionOf,
+  stateOf,
+} from './image-state.js';
 
 /** One image of a directory. Values that are not known are null, and `error` says why. */
 export interface ListedImage {
@@ -65,7 +77,11 @@ export async function listImages(where: string, options: AskOptions = {}): Promi
   const names = files.map((file) => path.basename(file, IMAGE_SUFFIX)).sort(naturalOrder);
   const images: ListedImage[] = nameless.map((file) => {
     const error = new PcowError('PCOW_INVALID', howToName(directory, file));
-    return unreadable(path.basename(file.shown, IMAGE_SUFFIX), path.join(directory, file.shown), error);
+    return unreadable(
+      path.basename(file.shown, IMAGE_SUFFIX),
+      path.join(directory, file.shown),
+      error,
+    );
   });
   // One after another, because a directory may have thousands of images, and each open image needs
   // several descriptors.
@@ -99,6 +115,13 @@ async function listed(file: string, mount: PcowMount | null): Promise<ListedImag
 }
 
 function unreadable(name: string, file: string, { code, message }: PcowError): ListedImage {
-  const unknown = { size: null, diskUse: null, snapshots: null, base: null, holder: null, receiving: null };
+  const unknown = {
+    size: null,
+    diskUse: null,
+    snapshots: null,
+    base: null,
+    holder: null,
+    receiving: null,
+  };
   return { name, file, ...unknown, state: 'unreadable', error: { code, message } };
 }

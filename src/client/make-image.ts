@@ -47,13 +47,21 @@ export async function makeImage(target: ImageTarget, options: MakeOptions): Prom
   } else {
     await checkBase(base, target, { size, blockSize });
     const asItIs = size === undefined && blockSize === undefined && !force;
-    if (base.image.mount !== null && base.image.mount.mountpoint === target.mount?.mountpoint && asItIs) {
+    if (
+      base.image.mount !== null &&
+      base.image.mount.mountpoint === target.mount?.mountpoint &&
+      asItIs
+    ) {
       const { mount, name } = base.image;
       await askImage(mount, name, 'clone', joinWords(target.name, base.snapshot), { onWait });
     } else {
-      await onFrozenLayer(base, (standing) => Image.create(target.file, { size, blockSize, force, base: standing }), {
-        onWait,
-      });
+      await onFrozenLayer(
+        base,
+        (standing) => Image.create(target.file, { size, blockSize, force, base: standing }),
+        {
+          onWait,
+        },
+      );
     }
   }
   return withImage(target.file, {}, (image) => image.info());
@@ -63,7 +71,11 @@ export async function makeImage(target: ImageTarget, options: MakeOptions): Prom
  * A new image replaces a file only with --force, and never one that is in use or on which other
  * images stand.
  */
-export async function checkTarget(target: ImageTarget, force: boolean, sources: readonly string[] = []): Promise<void> {
+export async function checkTarget(
+  target: ImageTarget,
+  force: boolean,
+  sources: readonly string[] = [],
+): Promise<void> {
   if (!(await exists(target.file))) return;
   if (!force) {
     throw new PcowError('PCOW_EXISTS', `${target.file} exists already`, {
@@ -80,7 +92,9 @@ export async function checkBase(
   { size, blockSize }: Pick<MakeOptions, 'size' | 'blockSize'> = {},
 ): Promise<void> {
   const loop = (on: string) =>
-    new PcowError('PCOW_BASE_LOOP', `${quote(target.given)} can't stand on ${on}`, { next: 'choose another base' });
+    new PcowError('PCOW_BASE_LOOP', `${quote(target.given)} can't stand on ${on}`, {
+      next: 'choose another base',
+    });
   if (image.file === target.file) throw loop('itself');
   await withImage(image.file, {}, (base) => {
     const info = base.info();
@@ -96,7 +110,8 @@ export async function checkBase(
         { next: 'leave the block size out to take the base’s' },
       );
     }
-    const baseSize = snapshot === null ? info.size : base.snapshots().find(({ name }) => name === snapshot)?.size;
+    const baseSize =
+      snapshot === null ? info.size : base.snapshots().find(({ name }) => name === snapshot)?.size;
     if (size !== undefined && baseSize !== undefined && size < baseSize) {
       throw new PcowError(
         'PCOW_INVALID',

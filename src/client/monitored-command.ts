@@ -21,7 +21,10 @@ export interface MonitorOptions {
 }
 
 /** Replaces this process by the command, under the monitor. Returns only by throwing. */
-export function runMonitored(words: readonly [string, ...string[]], options: MonitorOptions): never {
+export function runMonitored(
+  words: readonly [string, ...string[]],
+  options: MonitorOptions,
+): never {
   checkMonitor();
   const others = withoutMonitor(process.env.LD_PRELOAD);
   const preload = [monitorLibrary(), ...others].join(':');
@@ -41,7 +44,10 @@ export function spawnMonitored(
   checkMonitor();
   const { env = process.env } = options;
   const preload = [monitorLibrary(), ...withoutMonitor(env.LD_PRELOAD)].join(':');
-  return spawn(command, args, { ...options, env: { ...env, ...monitorVariables(monitor), LD_PRELOAD: preload } });
+  return spawn(command, args, {
+    ...options,
+    env: { ...env, ...monitorVariables(monitor), LD_PRELOAD: preload },
+  });
 }
 
 /**
@@ -49,7 +55,10 @@ export function spawnMonitored(
  */
 export function runPlain(words: readonly [string, ...string[]]): never {
   const others = withoutMonitor(process.env.LD_PRELOAD);
-  return become(words, { ...process.env, LD_PRELOAD: others.length === 0 ? undefined : others.join(':') });
+  return become(words, {
+    ...process.env,
+    LD_PRELOAD: others.length === 0 ? undefined : others.join(':'),
+  });
 }
 
 /** Lines for a shell: commands that it starts afterwards run under the monitor. */
@@ -83,9 +92,13 @@ export function monitorLibrary(): string {
   try {
     accessSync(MONITOR);
   } catch (cause) {
-    throw new PcowError('PCOW_UNSUPPORTED', `the monitor (${path.basename(MONITOR)}) is not built: ${HOW_TO_BUILD}`, {
-      cause,
-    });
+    throw new PcowError(
+      'PCOW_UNSUPPORTED',
+      `the monitor (${path.basename(MONITOR)}) is not built: ${HOW_TO_BUILD}`,
+      {
+        cause,
+      },
+    );
   }
   return MONITOR;
 }

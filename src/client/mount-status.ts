@@ -65,7 +65,10 @@ export interface Attached {
 }
 
 /** The control directory of a mount, or of one of its images. */
-export function controlDirectory({ mountpoint }: Pick<PcowMount, 'mountpoint'>, image?: string): string {
+export function controlDirectory(
+  { mountpoint }: Pick<PcowMount, 'mountpoint'>,
+  image?: string,
+): string {
   return path.join(mountpoint, '.pcow', ...(image === undefined ? [] : [image]));
 }
 
@@ -82,14 +85,26 @@ export async function statusIn(directory: string): Promise<MountedStatus | null>
 
 /** The process that is attached to the image; null: none. */
 export async function attachedTo(mountpoint: string, name: string): Promise<Attached | null> {
-  const { attached } = ((await statusIn(controlDirectory({ mountpoint }, name))) ?? {}) as MoreStatus;
+  const { attached } = ((await statusIn(controlDirectory({ mountpoint }, name))) ??
+    {}) as MoreStatus;
   return attached
-    ? { pid: attached.pid, command: attached.command, stalled: (attached.monitor?.stalled ?? 0) > 0 }
+    ? {
+        pid: attached.pid,
+        command: attached.command,
+        stalled: (attached.monitor?.stalled ?? 0) > 0,
+      }
     : null;
 }
 
 /** Why no process can attach to the images of a mount, from its status; null if processes can. */
-export async function monitorsProblem(mount: PcowMount, options: AskOptions = {}): Promise<string | null> {
-  const status = (await asking(mount, () => statusIn(controlDirectory(mount)), options)) as MoreStatus | null;
+export async function monitorsProblem(
+  mount: PcowMount,
+  options: AskOptions = {},
+): Promise<string | null> {
+  const status = (await asking(
+    mount,
+    () => statusIn(controlDirectory(mount)),
+    options,
+  )) as MoreStatus | null;
   return status?.monitors?.problem ?? null;
 }

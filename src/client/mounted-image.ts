@@ -42,8 +42,12 @@ export class MountedImage {
     const held = await mountHolding(real);
     if (held !== null && held.inside !== '' && !held.inside.includes('/'))
       return new MountedImage(held.mount, held.inside);
-    const [mount] = held === null && real.endsWith(IMAGE_SUFFIX) ? await mountsOfDirectory(path.dirname(real)) : [];
-    if (mount === undefined) throw new PcowError('PCOW_MOUNT', `${JSON.stringify(file)} is not an image in a mount`);
+    const [mount] =
+      held === null && real.endsWith(IMAGE_SUFFIX)
+        ? await mountsOfDirectory(path.dirname(real))
+        : [];
+    if (mount === undefined)
+      throw new PcowError('PCOW_MOUNT', `${JSON.stringify(file)} is not an image in a mount`);
     return new MountedImage(mount, path.basename(real, IMAGE_SUFFIX));
   }
 
@@ -137,10 +141,19 @@ export class MountedImage {
 }
 
 /** Takes one snapshot of several images of one mount, which is one cut across them. */
-export async function snapshotMountedTogether(name: string, images: readonly MountedImage[]): Promise<void> {
+export async function snapshotMountedTogether(
+  name: string,
+  images: readonly MountedImage[],
+): Promise<void> {
   const [first] = images;
-  if (first === undefined || images.some(({ mount }) => mount.mountpoint !== first.mount.mountpoint)) {
-    throw new PcowError('PCOW_INVALID', 'a snapshot of several images needs images that are all in one mount');
+  if (
+    first === undefined ||
+    images.some(({ mount }) => mount.mountpoint !== first.mount.mountpoint)
+  ) {
+    throw new PcowError(
+      'PCOW_INVALID',
+      'a snapshot of several images needs images that are all in one mount',
+    );
   }
   await askForCut(
     first.mount,

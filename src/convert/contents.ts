@@ -66,11 +66,14 @@ export async function fileContents(path: string): Promise<Contents> {
   });
   return {
     size,
-    // eslint-disable-next-line @typescript-eslint/require-await -- asking for holes takes no time; others of its kind do wait
+    // eslint-disable-next-line @typescript-eslint/require-await -- asking for holes takes no time;
+    // others of its kind do wait
     async *ranges(signal) {
       for (let at = 0; at < size;) {
         if (signal?.aborted) {
-          throw new PcowError('PCOW_CANCELLED', `reading ${path} was stopped`, { cause: signal.reason });
+          throw new PcowError('PCOW_CANCELLED', `reading ${path} was stopped`, {
+            cause: signal.reason,
+          });
         }
         const { start, end } = nextData(handle.fd, at, size);
         if (start > at) yield { offset: at, length: start - at, data: false };

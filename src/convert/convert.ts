@@ -81,7 +81,12 @@ async function prepared(conversion: Conversion): Promise<Prepared> {
   const from = conversion.from ?? (await formatOf(image.file));
   if (from === 'pcow' && snapshot === null) await refuseInUse(image);
   const name = snapshot === null ? image.given : `${image.given}@${snapshot}`;
-  return { ...conversion, from, name, files: from === 'pcow' ? await chainOf(image.file) : [image.file] };
+  return {
+    ...conversion,
+    from,
+    name,
+    files: from === 'pcow' ? await chainOf(image.file) : [image.file],
+  };
 }
 
 async function refuseInUse({ file, given, mount }: ImageTarget): Promise<void> {
@@ -91,9 +96,13 @@ async function refuseInUse({ file, given, mount }: ImageTarget): Promise<void> {
     const state = (await isHeldBy(mount, image))
       ? `is written in the mount ${mount?.mountpoint ?? ''} (process ${holder.pid})`
       : `is open for writing by process ${holder.pid} (${holder.command})`;
-    throw new PcowError('PCOW_BUSY', `${quote(given)} ${state}, so a copy could be half old and half new`, {
-      next: `take a snapshot and convert that: pcow snapshot ${word(`${given}@now`)}, then ${word(`${given}@now`)}`,
-    });
+    throw new PcowError(
+      'PCOW_BUSY',
+      `${quote(given)} ${state}, so a copy could be half old and half new`,
+      {
+        next: `take a snapshot and convert that: pcow snapshot ${word(`${given}@now`)}, then ${word(`${given}@now`)}`,
+      },
+    );
   }
 }
 
@@ -114,7 +123,11 @@ export async function convertToImage(
   const make = (base?: BaseOptions) =>
     throughDraft(target.file, { replace, sources }, async (draft) => {
       const snapshots = await fill(draft, known, { blockSize, base }, options);
-      return { target: target.file, snapshots, size: await withImage(draft, {}, (image) => image.info().size) };
+      return {
+        target: target.file,
+        snapshots,
+        size: await withImage(draft, {}, (image) => image.info().size),
+      };
     });
   if (below === undefined) return make();
   const made = await onFrozenLayer(below, make, options);
@@ -134,7 +147,12 @@ async function create(draft: string, size: number, { blockSize, base }: Content)
 }
 
 /** Returns the names of the image's snapshots. */
-async function fill(draft: string, conversion: Prepared, content: Content, long: ConvertOptions): Promise<string[]> {
+async function fill(
+  draft: string,
+  conversion: Prepared,
+  content: Content,
+  long: ConvertOptions,
+): Promise<string[]> {
   const { source, from } = conversion;
   if (from === 'original') return fillFromOriginal(draft, source.image, content, long);
   if (source.snapshot === null && hasInternalSnapshots(from)) {
@@ -162,7 +180,11 @@ async function fillFromOriginal(
     await create(draft, original.size, { ...content, blockSize });
     await withImage(draft, { write: true }, async (image) => {
       for (let state = 0; state <= original.snapshots; state += 1) {
-        await copyContents(original.state(state), into(image, state === 0 ? content.base !== undefined : true), long);
+        await copyContents(
+          original.state(state),
+          into(image, state === 0 ? content.base !== undefined : true),
+          long,
+        );
         if (state < original.snapshots) {
           names.push(`snapshot-${state + 1}`);
           await image.snapshot(`snapshot-${state + 1}`);
@@ -245,7 +267,10 @@ export async function convertToFile(
 }
 
 /** All bytes in order, including zeros. */
-export async function* convertToBytes(conversion: Conversion, options: ConvertOptions = {}): AsyncGenerator<Buffer> {
+export async function* convertToBytes(
+  conversion: Conversion,
+  options: ConvertOptions = {},
+): AsyncGenerator<Buffer> {
   const { source, from } = await prepared(conversion);
   const contents = await openContents(source, { format: from, signal: options.signal });
   try {
@@ -270,7 +295,10 @@ async function withContents<T>(
 
 const PIECE = 1 << 20;
 
-async function* bytesOf(contents: Contents, { signal, onProgress }: LongOptions): AsyncGenerator<Buffer> {
+async function* bytesOf(
+  contents: Contents,
+  { signal, onProgress }: LongOptions,
+): AsyncGenerator<Buffer> {
   for await (const { offset, length, data } of contents.ranges(signal)) {
     for (let at = offset; at < offset + length; at += PIECE) {
       // A new buffer each time, because the previous one may not have been written yet.
@@ -295,15 +323,25 @@ export async function convertIntoImage(
   refuseSource(known, file);
   if (mount !== null) {
     const flat = path.join(mount.mountpoint, name);
-    throw new PcowError('PCOW_BUSY', `${name} is mounted on ${mount.mountpoint}, so write to its flat file`, {
-      next: `pcow convert -n -O raw ${word(known.name)} ${word(flat)}`,
-    });
+    throw new PcowError(
+      'PCOW_BUSY',
+      `${name} is mounted on ${mount.mountpoint}, so write to its flat file`,
+      {
+        next: `pcow convert -n -O raw ${word(known.name)} ${word(flat)}`,
+      },
+    );
   }
   return withContents(known, options, (contents) =>
     withImage(file, { write: true }, async (image) => {
       const { size } = image.info();
       if (size < contents.size) {
-        throw tooSmall(name, size, known, contents, `pcow resize ${word(given)} ${sizeArgument(contents.size)}`);
+        throw tooSmall(
+          name,
+          size,
+          known,
+          contents,
+          `pcow resize ${word(given)} ${sizeArgument(contents.size)}`,
+        );
       }
       await copyContents(contents, into(image, true), options);
       return { target: file, size, snapshots: [] };
@@ -350,9 +388,13 @@ async function existingFile(given: string, conversion: Prepared): Promise<string
   refuseSource(conversion, file);
   if (held === null) {
     if (status.isFile() && (await formatOf(file).catch(() => 'raw')) === 'pcow') {
-      throw new PcowError('PCOW_INVALID', `${quote(given)} is a Pcow image, and raw bytes would destroy it`, {
-        next: 'use -O pcow to write its content',
-      });
+      throw new PcowError(
+        'PCOW_INVALID',
+        `${quote(given)} is a Pcow image, and raw bytes would destroy it`,
+        {
+          next: 'use -O pcow to write its content',
+        },
+      );
     }
   } else {
     refuseSource(conversion, path.join(held.mount.directory, `${held.inside}.pcow`));
@@ -362,11 +404,20 @@ async function existingFile(given: string, conversion: Prepared): Promise<string
 
 function refuseSource({ files, name }: Prepared, file: string): void {
   if (files.includes(file)) {
-    throw new PcowError('PCOW_INVALID', `${quote(name)} is read from ${file}, so it can't be written there`);
+    throw new PcowError(
+      'PCOW_INVALID',
+      `${quote(name)} is read from ${file}, so it can't be written there`,
+    );
   }
 }
 
-function tooSmall(name: string, size: number, { name: source }: Prepared, contents: Contents, hint: string): PcowError {
+function tooSmall(
+  name: string,
+  size: number,
+  { name: source }: Prepared,
+  contents: Contents,
+  hint: string,
+): PcowError {
   return new PcowError(
     'PCOW_INVALID',
     `${name} has ${formatSize(size)}, and ${quote(source)} ${formatSize(contents.size)}`,
@@ -374,13 +425,19 @@ function tooSmall(name: string, size: number, { name: source }: Prepared, conten
   );
 }
 
-async function overwrite(contents: Contents, file: string, conversion: Prepared, long: LongOptions): Promise<void> {
+async function overwrite(
+  contents: Contents,
+  file: string,
+  conversion: Prepared,
+  long: LongOptions,
+): Promise<void> {
   const handle = await open(file, 'r+').catch((error: unknown) => {
     throw notWritable(error, file);
   });
   try {
     const size = await sizeOf(handle);
-    if (size < contents.size) throw tooSmall(file, size, conversion, contents, 'omit -n to make a new one');
+    if (size < contents.size)
+      throw tooSmall(file, size, conversion, contents, 'omit -n to make a new one');
     const write = (buffer: Uint8Array, offset: number) => writeAll(handle, buffer, offset);
     const present = {
       read: (buffer: Uint8Array, offset: number) => handle.read(buffer, 0, buffer.length, offset),
@@ -396,8 +453,11 @@ async function overwrite(contents: Contents, file: string, conversion: Prepared,
 function notWritable(error: unknown, file: string): unknown {
   const code = error instanceof Error && 'code' in error ? error.code : undefined;
   if (code === 'EBUSY')
-    return new PcowError('PCOW_BUSY', `${file} is in use`, { next: 'end the guest that has it first' });
-  if (code === 'EACCES' || code === 'EPERM') return new PcowError('PCOW_PERMISSION', `this user may not write ${file}`);
+    return new PcowError('PCOW_BUSY', `${file} is in use`, {
+      next: 'end the guest that has it first',
+    });
+  if (code === 'EACCES' || code === 'EPERM')
+    return new PcowError('PCOW_PERMISSION', `this user may not write ${file}`);
   return code === 'EROFS'
     ? new PcowError('PCOW_READ_ONLY', `${file} can't be written: its filesystem is read-only`)
     : error;
@@ -430,7 +490,19 @@ async function writeQcow2(
       ...(compress === true ? ['-c'] : []),
       ...(qemuOptions === undefined ? [] : ['-o', qemuOptions]),
     ];
-    await qemuImg(file, long.signal, 'convert', '-f', 'raw', '-O', 'qcow2', ...words, '--', pathOf(stage), file);
+    await qemuImg(
+      file,
+      long.signal,
+      'convert',
+      '-f',
+      'raw',
+      '-O',
+      'qcow2',
+      ...words,
+      '--',
+      pathOf(stage),
+      file,
+    );
   } finally {
     await stage.close();
   }
@@ -448,7 +520,11 @@ async function writeRaw(contents: Contents, file: string, long: LongOptions): Pr
 
 async function fillRaw(contents: Contents, handle: FileHandle, long: LongOptions): Promise<void> {
   await handle.truncate(contents.size);
-  await copyContents(contents, { write: (buffer, offset) => writeAll(handle, buffer, offset) }, long);
+  await copyContents(
+    contents,
+    { write: (buffer, offset) => writeAll(handle, buffer, offset) },
+    long,
+  );
 }
 
 async function writeAll(handle: FileHandle, buffer: Uint8Array, offset: number): Promise<void> {

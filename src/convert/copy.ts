@@ -31,7 +31,8 @@ export async function copyContents(
   const other = Buffer.alloc(STEP);
   for await (const { offset, length, data } of source.ranges(signal)) {
     for (let at = offset; (data || target.present) && at < offset + length; at += STEP) {
-      if (signal?.aborted) throw new PcowError('PCOW_CANCELLED', 'copying was stopped', { cause: signal.reason });
+      if (signal?.aborted)
+        throw new PcowError('PCOW_CANCELLED', 'copying was stopped', { cause: signal.reason });
       const bytes = buffer.subarray(0, Math.min(STEP, offset + length - at));
       if (data) await source.read(bytes, at);
       else bytes.fill(0);
@@ -49,7 +50,12 @@ type Kind = 'keep' | 'zero' | 'data';
 /**
  * Handles consecutive pieces of one kind together. `at`: the offset of the bytes in the content.
  */
-async function copyPieces(bytes: Buffer, present: Buffer | undefined, target: Target, at: number): Promise<void> {
+async function copyPieces(
+  bytes: Buffer,
+  present: Buffer | undefined,
+  target: Target,
+  at: number,
+): Promise<void> {
   let start = 0;
   let kind: Kind = 'keep';
   const flush = async (end: number) => {

@@ -22,10 +22,19 @@ export function hasInternalSnapshots(format: string): boolean {
 }
 
 /** Oldest first. */
-export async function internalSnapshots(file: string, signal?: AbortSignal): Promise<InternalSnapshot[]> {
+export async function internalSnapshots(
+  file: string,
+  signal?: AbortSignal,
+): Promise<InternalSnapshot[]> {
   const { stdout } = await qemuImg(file, signal, 'info', '--output=json', '--', file);
   const { snapshots = [] } = JSON.parse(stdout) as {
-    snapshots?: { id: string; name: string; 'vm-state-size': number; 'date-sec': number; 'date-nsec': number }[];
+    snapshots?: {
+      id: string;
+      name: string;
+      'vm-state-size': number;
+      'date-sec': number;
+      'date-nsec': number;
+    }[];
   };
   return snapshots
     .sort((a, b) => a['date-sec'] - b['date-sec'] || a['date-nsec'] - b['date-nsec'])
@@ -33,7 +42,11 @@ export async function internalSnapshots(file: string, signal?: AbortSignal): Pro
 }
 
 /** Finds it by its name, or, like qemu-img, by its id. */
-export async function internalSnapshot(file: string, asked: string, signal?: AbortSignal): Promise<InternalSnapshot> {
+export async function internalSnapshot(
+  file: string,
+  asked: string,
+  signal?: AbortSignal,
+): Promise<InternalSnapshot> {
   const all = await internalSnapshots(file, signal);
   const found = all.find(({ name }) => name === asked) ?? all.find(({ id }) => id === asked);
   if (found === undefined) {
@@ -54,7 +67,9 @@ export function chosen(snapshot: InternalSnapshot | null): string[] {
 export function namesFor(snapshots: InternalSnapshot[]): string[] {
   const names: string[] = [];
   for (const { id, name } of snapshots) {
-    const possible = shortened([...name].map((sign) => (FORBIDDEN_IN_NAMES.test(sign) ? '-' : sign)).join(''));
+    const possible = shortened(
+      [...name].map((sign) => (FORBIDDEN_IN_NAMES.test(sign) ? '-' : sign)).join(''),
+    );
     const wanted = possible === '' ? `snapshot-${id}` : possible;
     names.push(names.includes(wanted) ? `${wanted}-${id}` : wanted);
   }

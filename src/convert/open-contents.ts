@@ -12,7 +12,12 @@ import { PcowError } from '../engine/errors.js';
 import { openUnnamed, pathOf } from '../engine/unnamed-file.js';
 import { qemuImg } from './qemu-img.js';
 import { quote, word } from '../engine/quote.js';
-import { chosen, hasInternalSnapshots, type InternalSnapshot, internalSnapshot } from './internal-snapshots.js';
+import {
+  chosen,
+  hasInternalSnapshots,
+  type InternalSnapshot,
+  internalSnapshot,
+} from './internal-snapshots.js';
 import type { ImageTarget, Target } from '../images/find-image.js';
 
 const MAGIC = Buffer.from('\x89PCOW\r\n\x1a', 'latin1');
@@ -50,7 +55,10 @@ export async function openContents(
  * The file to read as a format other than Pcow's. If an image was named by its flat file, that is
  * the flat file.
  */
-async function fileWith(format: string, { given, file, flat, mount, name }: ImageTarget): Promise<string> {
+async function fileWith(
+  format: string,
+  { given, file, flat, mount, name }: ImageTarget,
+): Promise<string> {
   if (flat === undefined || mount === null) {
     if (format === 'raw' && (await beginsLikeImage(file))) {
       throw new PcowError(
@@ -117,7 +125,18 @@ export async function convertedContents(
   const raw = await openUnnamed(tmpdir());
   try {
     await raw.truncate((JSON.parse(stdout) as { 'virtual-size': number })['virtual-size']);
-    const words = ['-n', '--target-is-zero', '-f', format, '-O', 'raw', ...chosen(internal), '--', file, pathOf(raw)];
+    const words = [
+      '-n',
+      '--target-is-zero',
+      '-f',
+      format,
+      '-O',
+      'raw',
+      ...chosen(internal),
+      '--',
+      file,
+      pathOf(raw),
+    ];
     await qemuImg(file, signal, 'convert', ...words);
     return await fileContents(pathOf(raw));
   } finally {

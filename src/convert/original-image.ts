@@ -8,10 +8,10 @@
  * before. The original program never read the bitmaps; after it was killed, it showed zeros
  * instead.
  *
- * A bitmap has 32 bits, whatever the block size. The original set the bit of unit n by
- * `1ULL << n << 32`. Because of how x86-64 shifts, units 32 to 63 have no bit, and unit 64 has that
- * of unit 0 again. It copied one unit first, and the whole block at a further fault. So in blocks of
- * more than 128 KiB a bit stands for those of its units that have any data.
+ * A bitmap has 32 bits, whatever the block size. The original set the bit of unit n by `1ULL << n
+ * << 32`. Because of how x86-64 shifts, units 32 to 63 have no bit, and unit 64 has that of unit 0
+ * again. It copied one unit first, and the whole block at a further fault. So in blocks of more
+ * than 128 KiB a bit stands for those of its units that have any data.
  */
 import { type FileHandle, open, realpath } from 'node:fs/promises';
 import path from 'node:path';
@@ -64,7 +64,14 @@ export class OriginalImage {
       const first = await reader.super(0);
       const segments = await reader.segments(first);
       const base = first.base === '' ? null : await openBase(real, first.base, [...above, real]);
-      return new OriginalImage(real, first.blockSize, first.blocks * first.blockSize, base, handle, segments);
+      return new OriginalImage(
+        real,
+        first.blockSize,
+        first.blocks * first.blockSize,
+        base,
+        handle,
+        segments,
+      );
     } catch (error) {
       await handle.close();
       throw error;
@@ -85,7 +92,8 @@ export class OriginalImage {
   state(state: number): Contents {
     return {
       size: this.size,
-      // eslint-disable-next-line @typescript-eslint/require-await -- what is held is known already; others of its kind do wait
+      // eslint-disable-next-line @typescript-eslint/require-await -- what is held is known already;
+      // others of its kind do wait
       ranges: async function* (this: OriginalImage) {
         yield* this.#ranges(state);
       }.bind(this),
@@ -148,7 +156,12 @@ export class OriginalImage {
 
   async #holdsBytes(index: number, unit: number): Promise<boolean> {
     const buffer = Buffer.alloc(UNIT);
-    const { bytesRead } = await this.handle.read(buffer, 0, UNIT, index * this.blockSize + unit * UNIT);
+    const { bytesRead } = await this.handle.read(
+      buffer,
+      0,
+      UNIT,
+      index * this.blockSize + unit * UNIT,
+    );
     return buffer.subarray(0, bytesRead).some((byte) => byte !== 0);
   }
 
@@ -165,12 +178,14 @@ export class OriginalImage {
         buffer.length,
         copy.index * this.blockSize + (offset % this.blockSize),
       );
-      if (bytesRead < buffer.length) throw new PcowError('PCOW_IO', `${this.path} became shorter during the read`);
+      if (bytesRead < buffer.length)
+        throw new PcowError('PCOW_IO', `${this.path} became shorter during the read`);
       return;
     }
     const below = this.base && Math.max(0, Math.min(buffer.length, this.base.size - offset));
     buffer.fill(0, below ?? 0);
-    if (this.base && below) await this.base.state(this.base.snapshots).read(buffer.subarray(0, below), offset);
+    if (this.base && below)
+      await this.base.state(this.base.snapshots).read(buffer.subarray(0, below), offset);
   }
 }
 
@@ -179,10 +194,16 @@ export function beginsLikeOriginal(start: Buffer): boolean {
   return start.toString('latin1', MAGIC_AT, MAGIC_AT + MAGIC.length) === MAGIC;
 }
 
-async function openBase(image: string, name: string, above: readonly string[]): Promise<OriginalImage> {
+async function openBase(
+  image: string,
+  name: string,
+  above: readonly string[],
+): Promise<OriginalImage> {
   // The original program searched its working directory; users often keep bases beside their
   // images.
-  const candidates = path.isAbsolute(name) ? [name] : [path.join(path.dirname(image), name), path.resolve(name)];
+  const candidates = path.isAbsolute(name)
+    ? [name]
+    : [path.join(path.dirname(image), name), path.resolve(name)];
   for (const candidate of candidates) {
     let real: string;
     try {
@@ -231,11 +252,20 @@ class Reader {
       throw new PcowError('PCOW_NOT_AN_IMAGE', `${this.path} is not an image of the original Pcow`);
     }
     const size = found.blockSize;
-    if (size < 4096 || size > 2 ** 30 || !Number.isInteger(Math.log2(size)) || (blockSize && size !== blockSize)) {
-      throw this.#corrupt(`the superblock at ${at * blockSize} gives a block size of ${size} bytes`);
+    if (
+      size < 4096 ||
+      size > 2 ** 30 ||
+      !Number.isInteger(Math.log2(size)) ||
+      (blockSize && size !== blockSize)
+    ) {
+      throw this.#corrupt(
+        `the superblock at ${at * blockSize} gives a block size of ${size} bytes`,
+      );
     }
-    if (found.blocks <= 0) throw this.#corrupt(`the superblock at ${at * size} gives ${found.blocks} blocks`);
-    if (found.activeMeta < 0) throw this.#corrupt(`the superblock at ${at * size} names table ${found.activeMeta}`);
+    if (found.blocks <= 0)
+      throw this.#corrupt(`the superblock at ${at * size} gives ${found.blocks} blocks`);
+    if (found.activeMeta < 0)
+      throw this.#corrupt(`the superblock at ${at * size} names table ${found.activeMeta}`);
     return found;
   }
 
@@ -261,7 +291,17 @@ class Reader {
       let next = 0;
       for (let number = 0; number <= current.activeMeta; number += 1) {
         const meta = current.at + 1 + number * (capacity + 1);
-        next = meta + 1 + (await this.#table(segment, first, meta, capacity, entrySize, number < current.activeMeta));
+        next =
+          meta +
+          1 +
+          (await this.#table(
+            segment,
+            first,
+            meta,
+            capacity,
+            entrySize,
+            number < current.activeMeta,
+          ));
       }
       segments.push(segment);
       current = await this.#nextSuper(next, blockSize);
@@ -298,7 +338,8 @@ class Reader {
       const bitmap = entrySize === 8 ? bytes.readUInt32LE(HEADER + i * entrySize + 4) : 0;
       if (block >= blocks) throw this.#corrupt(`${where} names block ${block} of ${blocks}`);
       if (segment.has(block)) throw this.#corrupt(`${where} names block ${block} twice`);
-      if (bitmap > mask) throw this.#corrupt(`${where} has an impossible bitmap for block ${block}`);
+      if (bitmap > mask)
+        throw this.#corrupt(`${where} has an impossible bitmap for block ${block}`);
       const index = meta + 1 + i;
       if ((index + 1) * blockSize > this.length) {
         throw this.#corrupt(`it was cut short: block ${block} should be at ${index * blockSize}`);
@@ -316,8 +357,12 @@ class Reader {
   }
 
   #corrupt(what: string): PcowError {
-    return new PcowError('PCOW_CORRUPT', `${this.path}, an image of the original Pcow, is damaged: ${what}`, {
-      next: 'convert another copy of it',
-    });
+    return new PcowError(
+      'PCOW_CORRUPT',
+      `${this.path}, an image of the original Pcow, is damaged: ${what}`,
+      {
+        next: 'convert another copy of it',
+      },
+    );
   }
 }

@@ -18,7 +18,9 @@ export async function qemuImg(
     return await run('qemu-img', words, { signal, env: { ...process.env, LC_ALL: 'C' } });
   } catch (error) {
     if (signal?.aborted) {
-      throw new PcowError('PCOW_CANCELLED', `the work on ${quote(file)} was stopped`, { cause: error });
+      throw new PcowError('PCOW_CANCELLED', `the work on ${quote(file)} was stopped`, {
+        cause: error,
+      });
     }
     if (error instanceof Error && 'code' in error && error.code === 'ENOENT') {
       throw new PcowError(
@@ -27,11 +29,16 @@ export async function qemuImg(
         { next: 'install qemu-utils, or say that it is raw with its format option' },
       );
     }
-    const said = error instanceof Error && 'stderr' in error ? String(error.stderr).trim() : String(error);
+    const said =
+      error instanceof Error && 'stderr' in error ? String(error.stderr).trim() : String(error);
     if (said.includes('No space left on device')) {
-      throw new PcowError('PCOW_NO_SPACE', `qemu-img failed on ${quote(file)}, because the disk is full`, {
-        next: `free space there, or in ${tmpdir()}, where a temporary copy is`,
-      });
+      throw new PcowError(
+        'PCOW_NO_SPACE',
+        `qemu-img failed on ${quote(file)}, because the disk is full`,
+        {
+          next: `free space there, or in ${tmpdir()}, where a temporary copy is`,
+        },
+      );
     }
     throw new PcowError(
       'PCOW_NOT_AN_IMAGE',

@@ -107,7 +107,10 @@ export interface Taking {
  * otherwise fails with PCOW_IN_USE. From the check until the end of the work, no image can be made
  * to stand on it. When the work ends, it must be durable.
  */
-export async function takingAway<T>({ file, what, layer }: Taking, work: () => Promise<T>): Promise<T> {
+export async function takingAway<T>(
+  { file, what, layer }: Taking,
+  work: () => Promise<T>,
+): Promise<T> {
   const lock = await lockStanding(file, 'exclusive');
   try {
     await refuseWhereStoodOn({ file, what, layer });
@@ -174,7 +177,11 @@ export async function basePathOf(image: string): Promise<string | null> {
 /**
  * `self` and `own`: of the image that is asked about; `own` is null if its superblocks are damaged.
  */
-async function standsOn(image: string, self: string, own: NativeIdentity | null): Promise<FoundDependant | null> {
+async function standsOn(
+  image: string,
+  self: string,
+  own: NativeIdentity | null,
+): Promise<FoundDependant | null> {
   let base: NativeIdentity['base'];
   try {
     ({ base } = await identify(image));

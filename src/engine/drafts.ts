@@ -37,7 +37,8 @@ async function removeIfRemains(directory: string, name: string): Promise<boolean
   const file = path.join(directory, name);
   if (DRAFT.test(name)) return translated(() => addon().removeLeftDraft(file));
   const image = RECEIPT.exec(name)?.[1];
-  if (image?.endsWith('.pcow') !== true || (await exists(path.join(directory, image)))) return false;
+  if (image?.endsWith('.pcow') !== true || (await exists(path.join(directory, image))))
+    return false;
   await removeName(file);
   return true;
 }

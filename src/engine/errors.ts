@@ -160,7 +160,8 @@ interface NativeError extends Error {
  * is returned unchanged.
  */
 export function fromNative(error: unknown): unknown {
-  if (!(error instanceof Error) || !('code' in error) || !(String(error.code) in ERRNO_OF_CODE)) return error;
+  if (!(error instanceof Error) || !('code' in error) || !(String(error.code) in ERRNO_OF_CODE))
+    return error;
   const { code, errno, message } = error as NativeError;
   return new PcowError(code, message, { errno });
 }

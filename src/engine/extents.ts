@@ -27,7 +27,9 @@ export async function* extentsOf(
   let size: number | undefined;
   while (size === undefined || offset < size) {
     if (signal?.aborted) {
-      throw new PcowError('PCOW_CANCELLED', 'the walk over the image was stopped', { cause: signal.reason });
+      throw new PcowError('PCOW_CANCELLED', 'the walk over the image was stopped', {
+        cause: signal.reason,
+      });
     }
     const batch = await nextBatch(offset);
     size ??= batch.size;

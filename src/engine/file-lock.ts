@@ -33,10 +33,12 @@ export const noLock: FileLock = { release: () => undefined };
  * lock keeps writers out.
  */
 export async function lockWriter(file: string): Promise<FileLock> {
-  const descriptor = await translated(() => addon().lockFile(file, WRITER, true)).catch((error: unknown) => {
-    if (!isPcowError(error, 'PCOW_PERMISSION', 'PCOW_READ_ONLY')) throw error;
-    return translated(() => addon().lockFile(file, WRITER, false));
-  });
+  const descriptor = await translated(() => addon().lockFile(file, WRITER, true)).catch(
+    (error: unknown) => {
+      if (!isPcowError(error, 'PCOW_PERMISSION', 'PCOW_READ_ONLY')) throw error;
+      return translated(() => addon().lockFile(file, WRITER, false));
+    },
+  );
   return lockOf(descriptor);
 }
 
@@ -48,10 +50,13 @@ export async function lockWriter(file: string): Promise<FileLock> {
 export async function lockStanding(file: string, how: 'shared' | 'exclusive'): Promise<FileLock> {
   const deadline = Date.now() + STANDING_LIMIT;
   for (;;) {
-    const descriptor = await translated(() => addon().lockFile(file, STANDING, how === 'exclusive'));
+    const descriptor = await translated(() =>
+      addon().lockFile(file, STANDING, how === 'exclusive'),
+    );
     if (descriptor >= 0) return lockOf(descriptor);
     if (Date.now() > deadline) {
-      const who = how === 'shared' ? 'is deleting, renaming or replacing' : 'is making, moving or deleting';
+      const who =
+        how === 'shared' ? 'is deleting, renaming or replacing' : 'is making, moving or deleting';
       throw new PcowError(
         'PCOW_BUSY',
         `${file}: another process ${who} ${how === 'shared' ? 'it, or a snapshot of it' : 'an image that stands on it'}: ` +

@@ -57,7 +57,9 @@ function namelessFile(name: Buffer): NamelessFile {
   const characters = [...name.toString('latin1')];
   const isPlain = (character: string) => character > ' ' && character < '\u007f';
   return {
-    shown: characters.map((it) => (isPlain(it) ? it : `\\x${it.charCodeAt(0).toString(16).padStart(2, '0')}`)).join(''),
+    shown: characters
+      .map((it) => (isPlain(it) ? it : `\\x${it.charCodeAt(0).toString(16).padStart(2, '0')}`))
+      .join(''),
     pattern: `./${characters.map((it) => (/[\w@%+=:,.-]/.test(it) ? it : '?')).join('')}`,
     name,
   };

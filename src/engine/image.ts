@@ -106,7 +106,9 @@ export class Image {
     const { write, baseRoot } = options;
     checkFlag('the option "write"', write);
     if (baseRoot !== undefined) checkPath('the option "baseRoot"', baseRoot);
-    return new Image(await translated(() => addon().open(path, write ?? false, baseRoot ?? '', false)));
+    return new Image(
+      await translated(() => addon().open(path, write ?? false, baseRoot ?? '', false)),
+    );
   }
 
   /**
@@ -128,7 +130,10 @@ export class Image {
     const { lastError, ...info } = translatedNow(() => this.native.info());
     return {
       ...info,
-      lastError: lastError && { time: new Date(lastError.time), error: fromNative(lastError.error) as PcowError },
+      lastError: lastError && {
+        time: new Date(lastError.time),
+        error: fromNative(lastError.error) as PcowError,
+      },
     };
   }
 
@@ -161,7 +166,9 @@ export class Image {
   async chainState(snapshot?: LayerChoice): Promise<string> {
     if (snapshot !== undefined) checkLayerChoice(snapshot);
     // A batch that begins at the end contains nothing else.
-    const batch = await translated(() => this.native.map(Number.MAX_SAFE_INTEGER, snapshot ?? '', 0, 0));
+    const batch = await translated(() =>
+      this.native.map(Number.MAX_SAFE_INTEGER, snapshot ?? '', 0, 0),
+    );
     return batch.chainState;
   }
 
@@ -213,10 +220,14 @@ export class Image {
     checkSignal(signal);
     const { first, end } = depths ?? { first: 0, end: Number.MAX_SAFE_INTEGER };
     const layer = this.#pinned(snapshot);
-    return extentsOf((offset) => translated(() => this.native.map(offset, layer(), first, end)), signal, {
-      image: () => this.info().path,
-      chain,
-    });
+    return extentsOf(
+      (offset) => translated(() => this.native.map(offset, layer(), first, end)),
+      signal,
+      {
+        image: () => this.info().path,
+        chain,
+      },
+    );
   }
 
   /**
@@ -244,23 +255,34 @@ export class Image {
     checkSignal(options.signal);
     const before = this.#pinned(from ?? undefined);
     const after = this.#pinned(to ?? undefined);
-    return extentsOf((offset) => translated(() => this.native.changes(offset, before(), after())), options.signal, {
-      image: () => this.info().path,
-    });
+    return extentsOf(
+      (offset) => translated(() => this.native.changes(offset, before(), after())),
+      options.signal,
+      {
+        image: () => this.info().path,
+      },
+    );
   }
 
   /**
    * The ranges in which a layer differs from the image's base, or from zeros if there is none: what
    * the layer, and the layers of this image on which it stands, hold. Otherwise like diff().
    */
-  diffToBase(to: LayerChoice | null, options: { signal?: AbortSignal | undefined } = {}): AsyncGenerator<Extent, void> {
+  diffToBase(
+    to: LayerChoice | null,
+    options: { signal?: AbortSignal | undefined } = {},
+  ): AsyncGenerator<Extent, void> {
     if (to !== null) checkLayerChoice(to);
     checkOptions('the options of Image.diffToBase', options, ['signal']);
     checkSignal(options.signal);
     const layer = this.#pinned(to ?? undefined);
-    return extentsOf((offset) => translated(() => this.native.changesToBase(offset, layer())), options.signal, {
-      image: () => this.info().path,
-    });
+    return extentsOf(
+      (offset) => translated(() => this.native.changesToBase(offset, layer())),
+      options.signal,
+      {
+        image: () => this.info().path,
+      },
+    );
   }
 
   /**
@@ -304,7 +326,9 @@ export class Image {
       checkIdentity(origin.identity);
       checkCreated(origin.created);
     }
-    await translated(() => this.native.snapshot(name, origin?.identity ?? null, origin?.created.getTime() ?? null));
+    await translated(() =>
+      this.native.snapshot(name, origin?.identity ?? null, origin?.created.getTime() ?? null),
+    );
   }
 
   /**
@@ -379,7 +403,9 @@ export class Image {
    */
   async setBase(base: BaseOptions | null): Promise<void> {
     const native = nativeBase(base ?? undefined);
-    await standingOnBase(this.info().path, base, () => translated(() => this.native.setBase(native)));
+    await standingOnBase(this.info().path, base, () =>
+      translated(() => this.native.setBase(native)),
+    );
   }
 
   /** @internal The same for renameImage(), which holds the base's lock itself. */
@@ -390,7 +416,12 @@ export class Image {
   /**
    * `method` and `what` name the work in messages, for example `delete` and `the deletion of s1`.
    */
-  async #long<T>(method: string, what: string, options: LongOptions, work: LongWork<T>): Promise<T> {
+  async #long<T>(
+    method: string,
+    what: string,
+    options: LongOptions,
+    work: LongWork<T>,
+  ): Promise<T> {
     return runLong(`Image.${method}`, () => `${this.info().path}: ${what}`, options, work);
   }
 
@@ -424,8 +455,13 @@ export class Image {
    * before. It must have no snapshots. Returns whether the base's own content changed as well,
    * which is so if the base has written nothing since; then no process may have the base mapped.
    */
-  async commitInto(base: Image, name: string, options: LongOptions & { automatic?: boolean } = {}): Promise<boolean> {
-    if (!(base instanceof Image)) throw new PcowError('PCOW_INVALID', 'the base must be an open image');
+  async commitInto(
+    base: Image,
+    name: string,
+    options: LongOptions & { automatic?: boolean } = {},
+  ): Promise<boolean> {
+    if (!(base instanceof Image))
+      throw new PcowError('PCOW_INVALID', 'the base must be an open image');
     checkSnapshotName(name);
     const { automatic = false, ...rest } = options;
     return this.#long('commitInto', `the commit of ${name}`, rest, (cancellation, report) =>
@@ -446,7 +482,9 @@ export class Image {
    * checksums cannot write an image that has some. Other operations continue meanwhile; with
    * `background` this work has lower priority than they.
    */
-  async addChecksums(options: LongOptions & { background?: boolean | undefined } = {}): Promise<void> {
+  async addChecksums(
+    options: LongOptions & { background?: boolean | undefined } = {},
+  ): Promise<void> {
     const { background, ...rest } = options;
     checkFlag('the option "background"', background);
     await this.#long('addChecksums', 'making checksums', rest, (cancellation, report) =>
@@ -464,7 +502,9 @@ export class Image {
    * cannot be completed.
    */
   async scrub(options: LongOptions = {}): Promise<ScrubReport> {
-    return this.#long('scrub', 'the scrub', options, (cancellation, report) => this.native.scrub(cancellation, report));
+    return this.#long('scrub', 'the scrub', options, (cancellation, report) =>
+      this.native.scrub(cancellation, report),
+    );
   }
 
   /**
@@ -494,11 +534,17 @@ export async function snapshotTogether(name: string, images: Image[]): Promise<v
   }
   for (const image of images) {
     if (!(image instanceof Image)) {
-      throw new PcowError('PCOW_INVALID', 'a snapshot of several images needs an array of open images');
+      throw new PcowError(
+        'PCOW_INVALID',
+        'a snapshot of several images needs an array of open images',
+      );
     }
   }
   if (new Set(images).size < images.length) {
-    throw new PcowError('PCOW_INVALID', `an image is listed twice for the snapshot ${JSON.stringify(name)}`);
+    throw new PcowError(
+      'PCOW_INVALID',
+      `an image is listed twice for the snapshot ${JSON.stringify(name)}`,
+    );
   }
   await translated(() =>
     addon().snapshotTogether(
@@ -508,7 +554,9 @@ export async function snapshotTogether(name: string, images: Image[]): Promise<v
   );
 }
 
-function withDate<T extends { created: number }>(described: T): Omit<T, 'created'> & { created: Date } {
+function withDate<T extends { created: number }>(
+  described: T,
+): Omit<T, 'created'> & { created: Date } {
   return { ...described, created: new Date(described.created) };
 }
 
@@ -525,7 +573,9 @@ async function standingOnBase(
   const lock = await lockStanding(base.path, 'shared').catch((error: unknown) => {
     if (!isPcowError(error) || error.code === 'PCOW_BUSY') throw error;
     const why = error.code === 'PCOW_NOT_FOUND' ? ', which does not exist' : `: ${error.message}`;
-    throw new PcowError('PCOW_BASE_MISSING', `${path} stands on ${base.path}${why}`, { errno: error.errno });
+    throw new PcowError('PCOW_BASE_MISSING', `${path} stands on ${base.path}${why}`, {
+      errno: error.errno,
+    });
   });
   try {
     await work();
@@ -534,10 +584,16 @@ async function standingOnBase(
   }
 }
 
-function nativeCreateOptions(path: string, { size, blockSize, base }: Omit<CreateOptions, 'force'>) {
+function nativeCreateOptions(
+  path: string,
+  { size, blockSize, base }: Omit<CreateOptions, 'force'>,
+) {
   if (size !== undefined) checkSize(size);
   else if (!base)
-    throw new PcowError('PCOW_INVALID', `${path} needs a size: only an image that stands on a base has a default`);
+    throw new PcowError(
+      'PCOW_INVALID',
+      `${path} needs a size: only an image that stands on a base has a default`,
+    );
   if (blockSize !== undefined) checkBlockSize(blockSize);
   return { size: size ?? 0, blockSize: blockSize ?? 0, base: nativeBase(base) };
 }

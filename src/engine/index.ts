@@ -1,7 +1,14 @@
 /** The engine as the rest of Pcow uses it. */
 export { crc32c } from './checksum.js';
 export { checkImage } from './check.js';
-export { dependants, type Dependant, refuseWhereStoodOn, saidOf, survey, takingAway } from './dependants.js';
+export {
+  dependants,
+  type Dependant,
+  refuseWhereStoodOn,
+  saidOf,
+  survey,
+  takingAway,
+} from './dependants.js';
 export { exists, receiptOf, removeRemains } from './drafts.js';
 export { isPcowError, PcowError, type PcowErrorCode } from './errors.js';
 export { lockWriter, standingOn } from './file-lock.js';
@@ -12,7 +19,12 @@ export { removeImage } from './removal.js';
 export { type Making, mayBeReplaced, throughDraft } from './replace.js';
 export { renameImage, type Standing } from './rename.js';
 export { Image, snapshotTogether } from './image.js';
-export { type DirectoryRecovery, recoverDirectory, recoverImage, type Recovery } from './recovery.js';
+export {
+  type DirectoryRecovery,
+  recoverDirectory,
+  recoverImage,
+  type Recovery,
+} from './recovery.js';
 export { nextData } from './sparse-file.js';
 export type * from './types.js';
 export { compressed, decompressed } from './zstd.js';

@@ -26,7 +26,9 @@ export async function runLong<T>(
     throw new PcowError('PCOW_INVALID', 'the option "onProgress" must be a function');
   }
   if (signal?.aborted) {
-    throw new PcowError('PCOW_CANCELLED', `${what()} was stopped before it began`, { cause: signal.reason });
+    throw new PcowError('PCOW_CANCELLED', `${what()} was stopped before it began`, {
+      cause: signal.reason,
+    });
   }
   const cancellation = new (addon().Cancellation)();
   const cancel = () => {

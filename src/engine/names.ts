@@ -41,7 +41,10 @@ export type Relation = 'apart' | 'one name' | 'two names';
 export async function relationOf(one: string, other: string): Promise<Relation> {
   const [a, b] = await Promise.all([identityOf(one), identityOf(other)]);
   if (a === null || a !== b) return 'apart';
-  const [home, otherHome] = await Promise.all([realpath(path.dirname(one)), realpath(path.dirname(other))]);
+  const [home, otherHome] = await Promise.all([
+    realpath(path.dirname(one)),
+    realpath(path.dirname(other)),
+  ]);
   if (home !== otherHome) return 'two names';
   // A directory that ignores case finds both spellings, but lists one.
   const listed = await readdir(home);
@@ -67,5 +70,9 @@ export async function isTaken(file: string): Promise<boolean> {
 
 /** Whether a system call failed because there is no such file. */
 export function isMissing(error: unknown): boolean {
-  return error instanceof Error && 'code' in error && (error.code === 'ENOENT' || error.code === 'ENOTDIR');
+  return (
+    error instanceof Error &&
+    'code' in error &&
+    (error.code === 'ENOENT' || error.code === 'ENOTDIR')
+  );
 }

@@ -17,8 +17,8 @@
  * next, as long as no rollback has changed the content.
  *
  * For flat files that the mount has registered (tellFlatFile), getattr is served natively, as long
- * as the name refers to the same image file and the image is open. The kernel keeps such attributes,
- * and those of the mountpoint, until they change: docs/control-files.md, "Flat files".
+ * as the name refers to the same image file and the image is open. The kernel keeps such
+ * attributes, and those of the mountpoint, until they change: docs/control-files.md, "Flat files".
  *
  * In the results of getattr and readdir, the field `dev` has the upper half of the inode number.
  *
@@ -28,11 +28,11 @@
  * the times of NAME.pcow, with nanoseconds; also for `touch -a` and -m), and getxattr of names
  * outside of `user.`, which the kernel requests before each write.
  *
- * Everything else, and every request with another fh, goes to the JavaScript handlers. So these must
- * choose their own handle numbers below FIRST_NATIVE_HANDLE. Files that are open with such numbers
- * are read and written without the page cache (direct_io). The handlers for read, write, fsync,
- * statfs, utimens and open are required nevertheless: if the native operations are not active
- * (interceptions() is 0 after the mount), they serve everything.
+ * Everything else, and every request with another fh, goes to the JavaScript handlers. So these
+ * must choose their own handle numbers below FIRST_NATIVE_HANDLE. Files that are open with such
+ * numbers are read and written without the page cache (direct_io). The handlers for read, write,
+ * fsync, statfs, utimens and open are required nevertheless: if the native operations are not
+ * active (interceptions() is 0 after the mount), they serve everything.
  */
 import { translatedNow } from './errors.js';
 import type { Image } from './image.js';
@@ -185,7 +185,12 @@ export function openHandle(image: Image, options: HandleOptions): number {
  * is not, writes fail with EBUSY. Requests in progress finish with the old opening.
  */
 export function moveHandle(fh: number, image: Image, options: MoveOptions): void {
-  checkOptions('the options of moveHandle', options, ['snapshot', 'writable', 'lent', 'refusesCached']);
+  checkOptions('the options of moveHandle', options, [
+    'snapshot',
+    'writable',
+    'lent',
+    'refusesCached',
+  ]);
   const { snapshot = '', writable, lent = false, refusesCached = false } = options;
   translatedNow(() => {
     addon().fuseMoveHandle(fh, image.native, snapshot, writable, lent, refusesCached);

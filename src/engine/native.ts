@@ -148,7 +148,13 @@ export interface NativeAttachServer {
   handOver(connection: number, paths: string[], write: boolean): void;
   confirm(connection: number): void;
   refuse(connection: number, errno: number, text: string): void;
-  request(connection: number, id: number, name: NativeRequestName, value: number, text: string): void;
+  request(
+    connection: number,
+    id: number,
+    name: NativeRequestName,
+    value: number,
+    text: string,
+  ): void;
   /**
    * A request, too. If there are no paths, there is nothing to give, and the monitor may ask again.
    */
@@ -215,7 +221,10 @@ export interface NativeImage {
     cancellation: NativeCancellation,
     onProgress: ((done: number, total: number) => void) | null,
   ): Promise<boolean>;
-  compact(cancellation: NativeCancellation, onProgress: ((done: number, total: number) => void) | null): Promise<void>;
+  compact(
+    cancellation: NativeCancellation,
+    onProgress: ((done: number, total: number) => void) | null,
+  ): Promise<void>;
   addChecksums(
     background: boolean,
     cancellation: NativeCancellation,
@@ -284,7 +293,9 @@ export interface NativeAddon {
   fuseFlatFilesChanged(): void;
   fuseTraffic(image: NativeImage): Traffic;
   fuseCachedReads(image: NativeImage): number;
-  fuseOnQuestion(callback: (id: number, kind: 'open' | 'write', fh: number, pid: number) => void): void;
+  fuseOnQuestion(
+    callback: (id: number, kind: 'open' | 'write', fh: number, pid: number) => void,
+  ): void;
   fuseAnswer(id: number, result: number): void;
   fuseOnEnd(callback: () => void): void;
 

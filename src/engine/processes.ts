@@ -37,7 +37,11 @@ export async function mappersOf(device: string, inodes: ReadonlySet<bigint>): Pr
  * Those of `inodes` that a /proc/PID/maps shows as shared and writable mappings. `device` is in
  * hex.
  */
-export function writableMappings(maps: string, device: string, inodes: ReadonlySet<bigint>): Set<bigint> {
+export function writableMappings(
+  maps: string,
+  device: string,
+  inodes: ReadonlySet<bigint>,
+): Set<bigint> {
   const found = new Set<bigint>();
   if (!maps.includes(` ${device} `)) {
     return found;
@@ -80,7 +84,8 @@ export async function usersBelow(directory: string): Promise<string[]> {
   const below = (target: string) => target === directory || target.startsWith(`${directory}/`);
   const users: string[] = [];
   for (const pid of await processes()) {
-    const inside = below(await linkOf(`/proc/${pid}/cwd`)) || below(await linkOf(`/proc/${pid}/root`));
+    const inside =
+      below(await linkOf(`/proc/${pid}/cwd`)) || below(await linkOf(`/proc/${pid}/root`));
     if (pid !== process.pid && (inside || (await hasOpen(pid, below)))) {
       users.push(await describeProcess(pid));
     }

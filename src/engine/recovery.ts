@@ -46,7 +46,10 @@ export async function recoverDirectory(directory: string): Promise<DirectoryReco
   const { names, nameless } = await imageFilesIn(directory);
   for (const file of nameless) {
     const image = path.join(directory, file.shown);
-    const error = new PcowError('PCOW_INVALID', `${image} can't be recovered: ${howToName(directory, file)}`);
+    const error = new PcowError(
+      'PCOW_INVALID',
+      `${image} can't be recovered: ${howToName(directory, file)}`,
+    );
     outcome.failed.push({ image, error });
   }
   for (const name of names) {
@@ -56,7 +59,8 @@ export async function recoverDirectory(directory: string): Promise<DirectoryReco
       if (done === 'recovered') outcome.recovered.push(image);
       if (done === 'in use') outcome.inUse.push(image);
     } catch (error) {
-      if (!isPcowError(error, 'PCOW_NOT_AN_IMAGE', 'PCOW_NOT_FOUND')) outcome.failed.push({ image, error });
+      if (!isPcowError(error, 'PCOW_NOT_AN_IMAGE', 'PCOW_NOT_FOUND'))
+        outcome.failed.push({ image, error });
     }
   }
   return outcome;

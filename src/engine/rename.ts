@@ -27,14 +27,21 @@ export interface Standing {
 export async function renameImage(
   from: string,
   to: string,
-  { open, close }: { open: (dependant: Dependant) => Promise<Standing>; close: (standing: Standing) => Promise<void> },
+  {
+    open,
+    close,
+  }: {
+    open: (dependant: Dependant) => Promise<Standing>;
+    close: (standing: Standing) => Promise<void>;
+  },
 ): Promise<void> {
   await checkNames(from, to);
   const own = await lockStanding(from, 'exclusive');
   const standing: Standing[] = [];
   try {
     const base = await basePathOf(from);
-    const below = base !== null && (await isTaken(base)) ? await lockStanding(base, 'shared') : noLock;
+    const below =
+      base !== null && (await isTaken(base)) ? await lockStanding(base, 'shared') : noLock;
     try {
       const { standing: found, unclear } = await survey(path.dirname(from), from);
       const [first] = unclear;
@@ -45,7 +52,8 @@ export async function renameImage(
         );
       }
       // Images that had already lost their base do not refer to this name.
-      for (const dependant of found.filter(({ lost }) => !lost)) standing.push(await open(dependant));
+      for (const dependant of found.filter(({ lost }) => !lost))
+        standing.push(await open(dependant));
       await addName(from, to);
       await updateAll(standing, from, to);
       await removeName(from);

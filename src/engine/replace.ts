@@ -28,7 +28,11 @@ export interface Making {
  * that is replaced is locked from before it is first examined until the new file has durably
  * replaced it: meanwhile no guest can begin to write it, and no image can be made to stand on it.
  */
-export async function throughDraft<T>(target: string, making: Making, work: (draft: string) => Promise<T>): Promise<T> {
+export async function throughDraft<T>(
+  target: string,
+  making: Making,
+  work: (draft: string) => Promise<T>,
+): Promise<T> {
   let held = await holdTarget(target, making);
   await removeRemains(path.dirname(target));
   const draft = await translated(() => addon().makeDraft(target)).catch((error: unknown) => {
@@ -45,7 +49,8 @@ export async function throughDraft<T>(target: string, making: Making, work: (dra
         named = true;
       } catch (error) {
         // A file with that name was made during the work.
-        if (held !== null || making.replace !== true || !isPcowError(error, 'PCOW_EXISTS')) throw error;
+        if (held !== null || making.replace !== true || !isPcowError(error, 'PCOW_EXISTS'))
+          throw error;
         held = await holdTarget(target, making);
       }
     }
@@ -71,12 +76,16 @@ export async function mayBeReplaced(target: string, making: Making): Promise<voi
 }
 
 /** Locks the file to be replaced, or says why it must stay. null: there is no file. */
-async function holdTarget(target: string, { replace = false, sources = [] }: Making): Promise<FileLock | null> {
+async function holdTarget(
+  target: string,
+  { replace = false, sources = [] }: Making,
+): Promise<FileLock | null> {
   if (!(await isTaken(target))) return null;
   if (!replace) throw new PcowError('PCOW_EXISTS', `${target} exists already`);
   const there = await statusOf(target);
   if (there === null) return noLock; // a symbolic link without a target
-  if (!there.isFile()) throw new PcowError('PCOW_INVALID', `${target} is not a regular file, so it is not replaced`);
+  if (!there.isFile())
+    throw new PcowError('PCOW_INVALID', `${target} is not a regular file, so it is not replaced`);
   for (const source of sources) {
     const status = await statusOf(source);
     if (status?.dev === there.dev && status.ino === there.ino) {

@@ -21,7 +21,10 @@ export function checkMonitor(): void {
  * be undone: the command inherits only the three standard descriptors, and signals that were
  * ignored are no longer ignored.
  */
-export function become(words: readonly [string, ...string[]], environment: NodeJS.ProcessEnv): never {
+export function become(
+  words: readonly [string, ...string[]],
+  environment: NodeJS.ProcessEnv,
+): never {
   const variables = Object.entries(environment).flatMap(([name, value]) =>
     value === undefined ? [] : [`${name}=${value}`],
   );

@@ -5,7 +5,11 @@ import { addon } from './native.js';
  * before `end`. Both are `size` if there is no data from `from` on. On filesystems that do not
  * support holes everything is data.
  */
-export function nextData(descriptor: number, from: number, size: number): { start: number; end: number } {
+export function nextData(
+  descriptor: number,
+  from: number,
+  size: number,
+): { start: number; end: number } {
   const [start, end] = addon().nextData(descriptor, from, size);
   return { start, end };
 }

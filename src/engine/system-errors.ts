@@ -31,7 +31,10 @@ export function systemErrorOf(error: unknown): SystemError | null {
   if (!(error instanceof Error) || !('syscall' in error) || !('errno' in error)) return null;
   const { syscall, errno } = error;
   if (typeof syscall !== 'string' || typeof errno !== 'number') return null;
-  const [name, meaning] = getSystemErrorMap().get(errno) ?? [`errno ${-errno}`, 'an error of the system'];
+  const [name, meaning] = getSystemErrorMap().get(errno) ?? [
+    `errno ${-errno}`,
+    'an error of the system',
+  ];
   const path = 'path' in error && typeof error.path === 'string' ? error.path : null;
   return { name, errno: -errno, syscall, path, meaning: REASONS[name]?.why ?? meaning };
 }
@@ -45,7 +48,11 @@ export function explain(error: unknown, subject = 'a file that it needs'): Expla
   if (known === null) return null;
   const { name, errno, syscall, path, meaning } = known;
   if (syscall === 'uv_cwd') {
-    return { code: 'PCOW_NOT_FOUND', message: 'the working directory was removed', hint: CHANGE_DIRECTORY };
+    return {
+      code: 'PCOW_NOT_FOUND',
+      message: 'the working directory was removed',
+      hint: CHANGE_DIRECTORY,
+    };
   }
   const what = path === null || path === '' ? subject : quote(path);
   const reason = REASONS[name];
@@ -79,10 +86,19 @@ interface Reason {
 /** Errors that users meet. For the others Node's own text is used. */
 const REASONS: Partial<Record<string, Reason>> = {
   ENOSPC: { why: 'its disk is full', next: 'free space there, or use another disk' },
-  EDQUOT: { why: 'the disk quota of this user is used up', next: 'free space there, or have the quota raised' },
-  EACCES: { why: 'this user may not do that', next: 'run as the user who owns it, or have its mode changed' },
+  EDQUOT: {
+    why: 'the disk quota of this user is used up',
+    next: 'free space there, or have the quota raised',
+  },
+  EACCES: {
+    why: 'this user may not do that',
+    next: 'run as the user who owns it, or have its mode changed',
+  },
   EPERM: { why: 'this user may not do that', next: 'run as the user who owns it, or as root' },
-  EROFS: { why: 'its filesystem is mounted read-only', next: 'mount it for writing, or use another filesystem' },
+  EROFS: {
+    why: 'its filesystem is mounted read-only',
+    next: 'mount it for writing, or use another filesystem',
+  },
   EMFILE: {
     why: 'this process may not open any more files',
     next: 'raise the limit, then try again: ulimit -n 1024',
@@ -91,7 +107,10 @@ const REASONS: Partial<Record<string, Reason>> = {
     why: 'this machine may not open any more files',
     next: 'end programs with many open files, or raise the limit: sysctl fs.file-max',
   },
-  ENOMEM: { why: 'there is not enough memory', next: 'end programs that use much memory, then try again' },
+  ENOMEM: {
+    why: 'there is not enough memory',
+    next: 'end programs that use much memory, then try again',
+  },
   ENAMETOOLONG: { why: 'its name is too long for the filesystem', next: 'choose a shorter one' },
   ELOOP: { why: 'a symbolic link leads back to itself', next: 'name the file itself' },
   ENOENT: { why: 'it does not exist', next: 'check the path' },

@@ -148,7 +148,10 @@ export interface ImageInfo {
   opener: Holder | null;
   /** The last operation that failed on this opening. */
   lastError: ImageFailure | null;
-  /** Whether this opening may write, and stores into persistent memory directly (docs/durability.md). */
+  /**
+   * Whether this opening may write, and stores into persistent memory directly
+   * (docs/durability.md).
+   */
   persistent: boolean;
   /** How often this opening has called write(2) for the image's file. */
   kernelWrites: number;
@@ -266,7 +269,16 @@ export interface Finding {
   /** A note is not a fault. A leak is data where nothing should be. */
   severity: 'note' | 'leak' | 'damage';
   /** The structure that contains it. */
-  structure: 'file' | 'superblock' | 'directory' | 'table' | 'entry' | 'block' | 'checksums' | 'base' | 'free space';
+  structure:
+    | 'file'
+    | 'superblock'
+    | 'directory'
+    | 'table'
+    | 'entry'
+    | 'block'
+    | 'checksums'
+    | 'base'
+    | 'free space';
   /** A sentence, without the name of the image. */
   message: string;
   /** The offset in the image file. */

@@ -51,7 +51,8 @@ export function checkOptions(what: string, options: unknown, known: readonly str
 }
 
 export function checkFlag(what: string, value: unknown): void {
-  if (value !== undefined && typeof value !== 'boolean') invalid(`${what} must be true or false, not ${show(value)}`);
+  if (value !== undefined && typeof value !== 'boolean')
+    invalid(`${what} must be true or false, not ${show(value)}`);
 }
 
 export function checkPath(what: string, value: unknown): asserts value is string {
@@ -67,10 +68,14 @@ export function checkSize(value: unknown): asserts value is number {
   if (value < 0) invalid(`the size ${value} is negative`);
   if (value === 0) invalid('the size is zero; the smallest image has 65536 bytes (64 KiB)');
   if (value > MAX_SIZE) {
-    throw new PcowError('PCOW_TOO_LARGE', `the size ${value} is over the limit of ${MAX_SIZE} bytes (64 TiB)`);
+    throw new PcowError(
+      'PCOW_TOO_LARGE',
+      `the size ${value} is over the limit of ${MAX_SIZE} bytes (64 TiB)`,
+    );
   }
   if (!Number.isInteger(value)) invalid(`the size ${value} is not a whole number of bytes`);
-  if (value < MIN_SIZE) invalid(`the size ${value} is too small; the smallest image has ${MIN_SIZE} bytes (64 KiB)`);
+  if (value < MIN_SIZE)
+    invalid(`the size ${value} is too small; the smallest image has ${MIN_SIZE} bytes (64 KiB)`);
   if (value % SIZE_UNIT !== 0) {
     const up = Math.ceil(value / SIZE_UNIT) * SIZE_UNIT;
     invalid(`the size ${value} is not a multiple of ${SIZE_UNIT} bytes; the next one is ${up}`);
@@ -79,12 +84,15 @@ export function checkSize(value: unknown): asserts value is number {
 
 /** A valid block size, in bytes. */
 export function checkBlockSize(value: unknown): asserts value is number {
-  if (typeof value !== 'number') invalid(`the block size must be a number of bytes, not ${show(value)}`);
+  if (typeof value !== 'number')
+    invalid(`the block size must be a number of bytes, not ${show(value)}`);
   if (!Number.isInteger(value) || value <= 0 || !Number.isInteger(Math.log2(value))) {
     invalid(`the block size ${value} is not a power of two`);
   }
   if (value < MIN_BLOCK_SIZE || value > MAX_BLOCK_SIZE) {
-    invalid(`the block size ${value} is not between ${MIN_BLOCK_SIZE} (4 KiB) and ${MAX_BLOCK_SIZE} (2 MiB)`);
+    invalid(
+      `the block size ${value} is not between ${MIN_BLOCK_SIZE} (4 KiB) and ${MAX_BLOCK_SIZE} (2 MiB)`,
+    );
   }
 }
 
@@ -93,7 +101,8 @@ export function checkSnapshotName(value: unknown): asserts value is string {
   if (typeof value !== 'string') invalid(`a snapshot's name must be a string, not ${show(value)}`);
   if (value === '') invalid("a snapshot's name is empty");
   if (value === '.' || value === '..') invalid(`a snapshot can't be named ${show(value)}`);
-  if (/\p{Surrogate}/u.test(value)) invalid(`the snapshot name ${show(value)} is not well-formed Unicode`);
+  if (/\p{Surrogate}/u.test(value))
+    invalid(`the snapshot name ${show(value)} is not well-formed Unicode`);
   const bytes = Buffer.byteLength(value);
   if (bytes > MAX_NAME_LENGTH) {
     invalid(`the snapshot name ${show(value)} has ${bytes} bytes; the limit is ${MAX_NAME_LENGTH}`);
@@ -132,7 +141,9 @@ const FARTHEST = 9_223_372_036_854;
 /** A time that the format can store for a snapshot (docs/format.md). */
 export function checkCreated(value: unknown): asserts value is Date {
   if (!(value instanceof Date) || !(Math.abs(value.getTime()) <= FARTHEST)) {
-    invalid(`a snapshot's time must be a date between 1677-09-22 and 2262-04-11, not ${show(String(value))}`);
+    invalid(
+      `a snapshot's time must be a date between 1677-09-22 and 2262-04-11, not ${show(String(value))}`,
+    );
   }
 }
 
@@ -149,7 +160,10 @@ export function checkOffset(value: unknown): asserts value is number {
   }
   if (value < 0) invalid(`the offset ${value} is negative`);
   if (value > MAX_SIZE) {
-    throw new PcowError('PCOW_TOO_LARGE', `the offset ${value} is over the limit of ${MAX_SIZE} bytes (64 TiB)`);
+    throw new PcowError(
+      'PCOW_TOO_LARGE',
+      `the offset ${value} is over the limit of ${MAX_SIZE} bytes (64 TiB)`,
+    );
   }
 }
 
@@ -160,12 +174,16 @@ export function checkLength(value: unknown): asserts value is number {
   }
   if (value < 0) invalid(`the length ${value} is negative`);
   if (value > MAX_SIZE) {
-    throw new PcowError('PCOW_TOO_LARGE', `the length ${value} is over the limit of ${MAX_SIZE} bytes (64 TiB)`);
+    throw new PcowError(
+      'PCOW_TOO_LARGE',
+      `the length ${value} is over the limit of ${MAX_SIZE} bytes (64 TiB)`,
+    );
   }
 }
 
 export function checkBuffer(value: unknown): asserts value is Uint8Array {
-  if (!(value instanceof Uint8Array)) invalid(`the buffer must be a Uint8Array, not ${show(value)}`);
+  if (!(value instanceof Uint8Array))
+    invalid(`the buffer must be a Uint8Array, not ${show(value)}`);
 }
 
 /** The id of a layer: a positive whole number. */
@@ -188,5 +206,6 @@ export function checkDepths(value: unknown): asserts value is { first: number; e
   if (!Number.isSafeInteger(first) || !Number.isSafeInteger(end) || (first as number) < 0) {
     invalid(`the depths must be two whole numbers, not ${show(first)} and ${show(end)}`);
   }
-  if ((end as number) < (first as number)) invalid(`the depths end (${show(end)}) before they begin (${show(first)})`);
+  if ((end as number) < (first as number))
+    invalid(`the depths end (${show(end)}) before they begin (${show(first)})`);
 }

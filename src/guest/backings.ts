@@ -22,14 +22,21 @@ export async function backingsFor(
   for (const [at, name] of given.entries()) {
     const image = await findImage(name, options);
     if (image.mount === null) {
-      throw new PcowError('PCOW_MOUNT', `${quote(name)} is not mounted, and QEMU maps the flat file of a mount`, {
-        next: 'pcow mount DIR MOUNTPOINT, then name MOUNTPOINT/NAME',
-      });
+      throw new PcowError(
+        'PCOW_MOUNT',
+        `${quote(name)} is not mounted, and QEMU maps the flat file of a mount`,
+        {
+          next: 'pcow mount DIR MOUNTPOINT, then name MOUNTPOINT/NAME',
+        },
+      );
     }
     const { mount } = image;
     const file = flatFile(image, mount);
     if (backings.some((other) => other.file === file)) {
-      throw new PcowError('PCOW_USAGE', `${quote(name)} is named twice: a guest can have an image only once`);
+      throw new PcowError(
+        'PCOW_USAGE',
+        `${quote(name)} is named twice: a guest can have an image only once`,
+      );
     }
     backings.push({
       file,

@@ -68,13 +68,21 @@ export function argumentsOf(
   const all = Array.from({ length: LAST_SLOT - FIRST_SLOT + 1 }, (_, at) => FIRST_SLOT + at);
   const free = all.filter((slot) => !taken.has(slot));
   if (images.length > free.length) {
-    throw new PcowError('PCOW_LIMIT', `a domain can have ${free.length} images at most, not ${images.length}`);
+    throw new PcowError(
+      'PCOW_LIMIT',
+      `a domain can have ${free.length} images at most, not ${images.length}`,
+    );
   }
   return [
     ...(device === 'nvdimm' ? ['-machine', 'nvdimm=on'] : []),
     ...images.flatMap((image, at) => {
       const place = device === 'nvdimm' ? '' : `,bus=pcie.0,addr=0x${(free[at] ?? 0).toString(16)}`;
-      return ['-object', backendOf(image, device), '-device', deviceOf(image, device, unarmed) + place];
+      return [
+        '-object',
+        backendOf(image, device),
+        '-device',
+        deviceOf(image, device, unarmed) + place,
+      ];
     }),
   ];
 }

@@ -74,7 +74,12 @@ export function qemuOptions(request: QemuRequest): QemuOptions {
       ...['-machine', machine],
       ...(bits > DEFAULT_ADDRESS_BITS ? ['-cpu', `max,phys-bits=${bits}`] : []),
       ...['-m', `${memory / MIB}M,slots=${images.length},maxmem=${maxMemory / MIB}M`],
-      ...images.flatMap((image) => ['-object', backendOf(image, device), '-device', deviceOf(image, device, unarmed)]),
+      ...images.flatMap((image) => [
+        '-object',
+        backendOf(image, device),
+        '-device',
+        deviceOf(image, device, unarmed),
+      ]),
     ],
     warnings: warningsFor(request),
   };
@@ -89,11 +94,17 @@ export function backendOf({ file, size, id, persistent }: Backing, device: Devic
 /** The value of -device. */
 export function deviceOf({ id }: Backing, device: Device, unarmed: boolean): string {
   const common = `id=${id}-device,memdev=${id}`;
-  return device === 'nvdimm' ? `nvdimm,${common}${unarmed ? ',unarmed=on' : ''}` : `virtio-pmem-pci,${common}`;
+  return device === 'nvdimm'
+    ? `nvdimm,${common}${unarmed ? ',unarmed=on' : ''}`
+    : `virtio-pmem-pci,${common}`;
 }
 
 /** The warnings for any virtual machine. Fails if QEMU would not accept an image. */
-export function warningsFor({ images, device, unarmed }: Pick<QemuRequest, 'images' | 'device' | 'unarmed'>): string[] {
+export function warningsFor({
+  images,
+  device,
+  unarmed,
+}: Pick<QemuRequest, 'images' | 'device' | 'unarmed'>): string[] {
   const warnings: string[] = [];
   for (const { file, size } of images) {
     if (size % SIZE_STEP !== 0) {
@@ -105,7 +116,9 @@ export function warningsFor({ images, device, unarmed }: Pick<QemuRequest, 'imag
       );
     }
     if (size % SECTION !== 0) {
-      warnings.push(`${quote(file)}: ${sectionWarning(size)} (pcow resize ${word(file)} ${nextSection(size)})`);
+      warnings.push(
+        `${quote(file)}: ${sectionWarning(size)} (pcow resize ${word(file)} ${nextSection(size)})`,
+      );
     }
   }
   if (device === 'nvdimm') warnings.push(...nvdimmWarnings(images, unarmed));
@@ -114,7 +127,9 @@ export function warningsFor({ images, device, unarmed }: Pick<QemuRequest, 'imag
 
 function nvdimmWarnings(images: Backing[], unarmed: boolean): string[] {
   if (unarmed) {
-    return ['unarmed=on: the guest knows that its flushes are not durable; Linux makes such a device read-only'];
+    return [
+      'unarmed=on: the guest knows that its flushes are not durable; Linux makes such a device read-only',
+    ];
   }
   const persistent = images.filter((image) => image.persistent === true);
   return [

@@ -10,7 +10,8 @@ const ELSEWHERE = /^(btrfs|bcachefs|zfs|nilfs2)$/;
 /** `directory` is a real path. */
 export async function fileSystemOf(directory: string): Promise<MountTableEntry | undefined> {
   const around = (await mountTable()).filter(
-    ({ mountpoint }) => mountpoint === '/' || directory === mountpoint || directory.startsWith(`${mountpoint}/`),
+    ({ mountpoint }) =>
+      mountpoint === '/' || directory === mountpoint || directory.startsWith(`${mountpoint}/`),
   );
   const longest = Math.max(...around.map(({ mountpoint }) => mountpoint.length));
   return around.findLast(({ mountpoint }) => mountpoint.length === longest);

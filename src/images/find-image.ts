@@ -67,9 +67,13 @@ export interface ImageDirectory {
 export async function findImage(given: string, options: AskOptions = {}): Promise<ImageTarget> {
   const { image, snapshot } = await findTarget(given, options);
   if (snapshot !== null) {
-    throw new PcowError('PCOW_USAGE', `${quote(given)} names a snapshot, but this command is for a whole image`, {
-      next: `omit the name of the snapshot: ${word(given.slice(0, -snapshot.length - 1))}`,
-    });
+    throw new PcowError(
+      'PCOW_USAGE',
+      `${quote(given)} names a snapshot, but this command is for a whole image`,
+      {
+        next: `omit the name of the snapshot: ${word(given.slice(0, -snapshot.length - 1))}`,
+      },
+    );
   }
   return image;
 }
@@ -95,7 +99,10 @@ export async function findTarget(given: string, options: AskOptions = {}): Promi
 }
 
 /** Finds IMAGE@SNAPSHOT. The snapshot must be named. */
-export async function findSnapshotTarget(given: string, options: AskOptions = {}): Promise<SnapshotTarget> {
+export async function findSnapshotTarget(
+  given: string,
+  options: AskOptions = {},
+): Promise<SnapshotTarget> {
   const { image, snapshot } = await findTarget(given, options);
   if (snapshot === null) {
     throw new PcowError('PCOW_USAGE', `${quote(given)} does not name a snapshot`, {
@@ -123,7 +130,10 @@ export async function newImage(given: string, options: AskOptions = {}): Promise
     return { given, file: path.join(directory, fileName), name, mount };
   }
   if (held.inside !== '') {
-    throw new PcowError('PCOW_INVALID', `${quote(given)} is among the control files of a mount, where no image can be`);
+    throw new PcowError(
+      'PCOW_INVALID',
+      `${quote(given)} is among the control files of a mount, where no image can be`,
+    );
   }
   return { given, file: path.join(held.mount.directory, fileName), name, mount: held.mount };
 }
@@ -147,13 +157,20 @@ export async function imageAsNamed(given: string, options: AskOptions = {}): Pro
  */
 export async function newFile(
   given: string,
-  { instead = 'choose a directory that is not mounted', ...options }: AskOptions & { instead?: string } = {},
+  {
+    instead = 'choose a directory that is not mounted',
+    ...options
+  }: AskOptions & { instead?: string } = {},
 ): Promise<string> {
   const directory = await existingDirectory(path.dirname(given), options);
   if ((await mountHolding(directory)) !== null) {
-    throw new PcowError('PCOW_INVALID', `${quote(given)} is in a mount, which contains only images`, {
-      next: instead,
-    });
+    throw new PcowError(
+      'PCOW_INVALID',
+      `${quote(given)} is in a mount, which contains only images`,
+      {
+        next: instead,
+      },
+    );
   }
   const file = path.join(directory, path.basename(given));
   const there = await stat(file).catch(() => null);
@@ -171,7 +188,10 @@ export async function newFile(
 }
 
 /** Finds an image directory by its own path or by the mountpoint of its mount. */
-export async function findDirectory(given: string, options: AskOptions = {}): Promise<ImageDirectory> {
+export async function findDirectory(
+  given: string,
+  options: AskOptions = {},
+): Promise<ImageDirectory> {
   const directory = await existingDirectory(given, options);
   const held = await mountHolding(directory);
   if (held?.inside === '') {
@@ -227,11 +247,15 @@ async function notFound(given: string): Promise<PcowError> {
   }
   const there = given !== '' && (await isDirectory(given));
   const directory = there ? given : path.dirname(given);
-  return new PcowError('PCOW_NOT_FOUND', `there is no image ${quote(given)}${there ? ': this is a directory' : ''}`, {
-    next: (await isDirectory(directory))
-      ? `“pcow list ${word(directory)}” shows the images of that directory`
-      : `there is no directory ${quote(directory)} either: check the path`,
-  });
+  return new PcowError(
+    'PCOW_NOT_FOUND',
+    `there is no image ${quote(given)}${there ? ': this is a directory' : ''}`,
+    {
+      next: (await isDirectory(directory))
+        ? `“pcow list ${word(directory)}” shows the images of that directory`
+        : `there is no directory ${quote(directory)} either: check the path`,
+    },
+  );
 }
 
 function isDirectory(file: string): Promise<boolean> {
@@ -245,7 +269,11 @@ function isDirectory(file: string): Promise<boolean> {
  * The real path of a regular file; null if there is none (a directory `vm1` may exist beside the
  * image `vm1.pcow`).
  */
-async function realPathOfFile(candidate: string, given: string, options: AskOptions): Promise<string | null> {
+async function realPathOfFile(
+  candidate: string,
+  given: string,
+  options: AskOptions,
+): Promise<string | null> {
   await mustAnswerOnTheWay(candidate, options);
   try {
     const real = await realpath(candidate);
@@ -254,9 +282,13 @@ async function realPathOfFile(candidate: string, given: string, options: AskOpti
       return null;
     }
     if (!status.isFile()) {
-      throw new PcowError('PCOW_NOT_AN_IMAGE', `${quote(given)} is not a regular file, so it is not an image`, {
-        next: 'name the image file',
-      });
+      throw new PcowError(
+        'PCOW_NOT_AN_IMAGE',
+        `${quote(given)} is not a regular file, so it is not an image`,
+        {
+          next: 'name the image file',
+        },
+      );
     }
     return real;
   } catch (error) {
@@ -290,9 +322,15 @@ function pathFailure(error: unknown, given: string): unknown {
         next: 'check the path, or create the directory first',
       });
     case 'ENAMETOOLONG':
-      return new PcowError('PCOW_INVALID', `the name ${quote(given)} is too long for the filesystem`);
+      return new PcowError(
+        'PCOW_INVALID',
+        `the name ${quote(given)} is too long for the filesystem`,
+      );
     case 'ELOOP':
-      return new PcowError('PCOW_INVALID', `${quote(given)} is a symbolic link that leads back to itself`);
+      return new PcowError(
+        'PCOW_INVALID',
+        `${quote(given)} is a symbolic link that leads back to itself`,
+      );
     case 'EACCES':
     case 'EPERM':
       return new PcowError('PCOW_PERMISSION', `this user may not read ${quote(given)}`);
@@ -308,6 +346,7 @@ function pathFailure(error: unknown, given: string): unknown {
 
 /** For example `ENOENT`, for a failed system call; undefined for any other error. */
 function errnoName(error: unknown): string | undefined {
-  const code = error instanceof Error && 'syscall' in error && 'code' in error ? error.code : undefined;
+  const code =
+    error instanceof Error && 'syscall' in error && 'code' in error ? error.code : undefined;
   return typeof code === 'string' ? code : undefined;
 }

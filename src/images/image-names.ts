@@ -30,7 +30,10 @@ export function imageFile(directory: string, name: string): string {
 export function checkNewImageName(name: string): void {
   const problem = problemOf(name);
   if (problem !== null) {
-    throw new PcowError('PCOW_INVALID', `an image can't be named ${JSON.stringify(name)}: ${problem}`);
+    throw new PcowError(
+      'PCOW_INVALID',
+      `an image can't be named ${JSON.stringify(name)}: ${problem}`,
+    );
   }
 }
 
@@ -61,5 +64,7 @@ function problemOf(name: string): string | null {
     return 'a control file of the mount has that name';
   }
   const bytes = Buffer.byteLength(name + IMAGE_SUFFIX);
-  return bytes > MAX_FILE_NAME ? `with ${IMAGE_SUFFIX} it has ${bytes} bytes; the limit is ${MAX_FILE_NAME}` : null;
+  return bytes > MAX_FILE_NAME
+    ? `with ${IMAGE_SUFFIX} it has ${bytes} bytes; the limit is ${MAX_FILE_NAME}`
+    : null;
 }

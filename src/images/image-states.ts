@@ -18,7 +18,8 @@ const STATE_OF_CODE = {
 type CodeOfState = keyof typeof STATE_OF_CODE;
 
 /** 'unreadable': opening the image fails with any other code. */
-export type ImageState = 'ok' | (typeof STATE_OF_CODE)[CodeOfState] | 'outside of the directory' | 'unreadable';
+export type ImageState =
+  'ok' | (typeof STATE_OF_CODE)[CodeOfState] | 'outside of the directory' | 'unreadable';
 
 /** The state of an image if opening it fails with this code. */
 export function stateOfCode(code: PcowErrorCode): ImageState {
@@ -27,7 +28,13 @@ export function stateOfCode(code: PcowErrorCode): ImageState {
 
 /** The code for an operation on an image in this state; null for "ok". */
 export function codeOfState(state: string): PcowErrorCode | null {
-  const found = (Object.keys(STATE_OF_CODE) as CodeOfState[]).find((code) => STATE_OF_CODE[code] === state);
+  const found = (Object.keys(STATE_OF_CODE) as CodeOfState[]).find(
+    (code) => STATE_OF_CODE[code] === state,
+  );
   if (found !== undefined) return found;
-  return state === 'outside of the directory' ? 'PCOW_BASE_OUTSIDE' : state === 'unreadable' ? 'PCOW_IO' : null;
+  return state === 'outside of the directory'
+    ? 'PCOW_BASE_OUTSIDE'
+    : state === 'unreadable'
+      ? 'PCOW_IO'
+      : null;
 }

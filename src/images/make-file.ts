@@ -1,13 +1,22 @@
 /** Makes a file that gets its name only when it is complete, and explains the errors. */
 import path from 'node:path';
-import { isPcowError, type Making, PcowError, throughDraft as throughEngineDraft } from '../engine/index.js';
+import {
+  isPcowError,
+  type Making,
+  PcowError,
+  throughDraft as throughEngineDraft,
+} from '../engine/index.js';
 import { explain, systemErrorOf } from '../engine/system-errors.js';
 
 /**
  * As the engine's function, and adds the next step to errors. An error of `work` has its own
  * sentence, and is not changed.
  */
-export async function throughDraft<T>(target: string, making: Making, work: (draft: string) => Promise<T>): Promise<T> {
+export async function throughDraft<T>(
+  target: string,
+  making: Making,
+  work: (draft: string) => Promise<T>,
+): Promise<T> {
   let ofWork: unknown;
   try {
     return await throughEngineDraft(target, making, async (draft) => {
@@ -27,7 +36,11 @@ export async function throughDraft<T>(target: string, making: Making, work: (dra
 function withoutDraft(error: unknown, draft: string, target: string): unknown {
   if (!(error instanceof PcowError) || error.next?.includes(draft) !== true) return error;
   const { code, message, errno, next } = error;
-  return new PcowError(code, message, { errno, cause: error, next: next.replaceAll(draft, target) });
+  return new PcowError(code, message, {
+    errno,
+    cause: error,
+    next: next.replaceAll(draft, target),
+  });
 }
 
 /**
@@ -42,9 +55,13 @@ function draftFailure(error: unknown, target: string): unknown {
   }
   const code = error instanceof Error && 'code' in error ? error.code : undefined;
   if (isPcowError(error, 'PCOW_PERMISSION') || code === 'EACCES' || code === 'EPERM') {
-    return new PcowError('PCOW_PERMISSION', `${target} can't be made: this user may not write to its directory`, {
-      next: 'choose another directory, or run as its owner',
-    });
+    return new PcowError(
+      'PCOW_PERMISSION',
+      `${target} can't be made: this user may not write to its directory`,
+      {
+        next: 'choose another directory, or run as its owner',
+      },
+    );
   }
   return error instanceof PcowError ? error : systemFailure(error, target);
 }
@@ -52,7 +69,8 @@ function draftFailure(error: unknown, target: string): unknown {
 /** Errors about another directory (the temporary file of a conversion in /tmp) are not changed. */
 function systemFailure(error: unknown, target: string): unknown {
   const known = systemErrorOf(error);
-  if (known === null || (known.path !== null && path.dirname(known.path) !== path.dirname(target))) return error;
+  if (known === null || (known.path !== null && path.dirname(known.path) !== path.dirname(target)))
+    return error;
   const told = explain(Object.assign(new Error(), error, { path: target }));
   return told === null ? error : new PcowError(told.code, told.message, { next: told.hint });
 }

@@ -22,7 +22,11 @@ const answered = new Map<string, number>();
 const FRESH = 1000;
 
 /** Runs work that asks a mount. Fails with PCOW_MOUNT if the mount does not answer. */
-export function asking<T>(mount: PcowMount, work: () => Promise<T>, options: AskOptions = {}): Promise<T> {
+export function asking<T>(
+  mount: PcowMount,
+  work: () => Promise<T>,
+  options: AskOptions = {},
+): Promise<T> {
   return withMount(mount, patience(mount, options), noAnswer, work);
 }
 
@@ -32,7 +36,8 @@ export function asking<T>(mount: PcowMount, work: () => Promise<T>, options: Ask
  */
 export async function mustAnswerOnTheWay(given: string, options: AskOptions = {}): Promise<void> {
   const mount = given.includes('\0') ? null : await mountOnTheWay(given);
-  if (mount === null || performance.now() - (answered.get(mount.mountpoint) ?? -Infinity) < FRESH) return;
+  if (mount === null || performance.now() - (answered.get(mount.mountpoint) ?? -Infinity) < FRESH)
+    return;
   const trouble = troubleOf(mount, await lifeOf(mount, patience(mount, options)));
   if (trouble !== null) throw noAnswer(trouble);
   answered.set(mount.mountpoint, performance.now());

@@ -48,7 +48,10 @@ export interface Asking {
 }
 
 /** Checks a mount, by its mountpoint as the kernel lists it. */
-export async function lifeOf(mount: Pick<PcowMount, 'mountpoint' | 'directory'>, asking: Asking = {}): Promise<Life> {
+export async function lifeOf(
+  mount: Pick<PcowMount, 'mountpoint' | 'directory'>,
+  asking: Asking = {},
+): Promise<Life> {
   // --cached=never, because the kernel keeps the attributes of a mountpoint for a second. LC_ALL=C,
   // because the message of `stat` is compared.
   const helper = spawn('stat', ['--cached=never', '--format=%i', '--', mount.mountpoint], {
@@ -96,7 +99,8 @@ async function silence(
     stopped = now.state === 'stopped' ? stopped + 1 : 0;
     idle = now.state === 'busy' || now.work !== before ? 0 : idle + 1;
     before = now.work;
-    if (stopped >= Math.min(looks, (STOPPED_LIMIT * 1000) / LOOK)) return { state: 'silent', stopped: true, pid };
+    if (stopped >= Math.min(looks, (STOPPED_LIMIT * 1000) / LOOK))
+      return { state: 'silent', stopped: true, pid };
     if (idle >= looks || all >= looks * PATIENCE) return { state: 'silent', stopped: false, pid };
   }
 }
@@ -115,13 +119,17 @@ async function doingOf(pid: number): Promise<{ state: 'stopped' | 'busy' | 'idle
 }
 
 /** The process that serves a directory, as far as this process can see it. */
-export async function stateOfServer(directory: string): Promise<{ pid: number | null; stopped: boolean }> {
+export async function stateOfServer(
+  directory: string,
+): Promise<{ pid: number | null; stopped: boolean }> {
   const pid = await processOfDirectory(directory);
   return { pid, stopped: pid !== null && (await doingOf(pid)).state === 'stopped' };
 }
 
 /** proc_pid_stat(5): a command may contain spaces and parentheses. */
-async function statusOf(file: string): Promise<{ command: string; state: string; ticks: string } | null> {
+async function statusOf(
+  file: string,
+): Promise<{ command: string; state: string; ticks: string } | null> {
   const text = await readFile(file, 'utf8').catch(() => '');
   const [, command, rest] = /\((.*)\) (.*)/s.exec(text) ?? [];
   if (command === undefined || rest === undefined) return null;
@@ -140,7 +148,11 @@ async function processOfDirectory(directory: string): Promise<number | null> {
   ]);
   for (const line of locks.split('\n')) {
     const [, pid, inode] = /FLOCK +\S+ +WRITE +(\d+) +[0-9a-f]+:[0-9a-f]+:(\d+) /.exec(line) ?? [];
-    if (pid !== undefined && inode === status?.ino.toString() && (await serves(Number(pid), directory)))
+    if (
+      pid !== undefined &&
+      inode === status?.ino.toString() &&
+      (await serves(Number(pid), directory))
+    )
       return Number(pid);
   }
   return null;
@@ -153,7 +165,9 @@ async function processOfDirectory(directory: string): Promise<number | null> {
 async function serves(pid: number, directory: string): Promise<boolean> {
   try {
     const files = await readdir(`/proc/${pid}/fd`);
-    const targets = await Promise.all(files.map((file) => readlink(`/proc/${pid}/fd/${file}`).catch(() => '')));
+    const targets = await Promise.all(
+      files.map((file) => readlink(`/proc/${pid}/fd/${file}`).catch(() => '')),
+    );
     return targets.includes(directory);
   } catch {
     return true; // this user may not look at it
@@ -167,7 +181,10 @@ export interface Trouble {
 }
 
 /** Returns null for a mount that is alive. */
-export function troubleOf({ mountpoint, directory, connection }: PcowMount, life: Life): Trouble | null {
+export function troubleOf(
+  { mountpoint, directory, connection }: PcowMount,
+  life: Life,
+): Trouble | null {
   switch (life.state) {
     case 'alive':
       return null;

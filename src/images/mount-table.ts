@@ -38,7 +38,9 @@ export async function mountsOfDirectory(directory: string): Promise<PcowMount[]>
 }
 
 /** The Pcow mount that contains a real path, and the path inside of it; null if there is none. */
-export async function mountHolding(realPath: string): Promise<{ mount: PcowMount; inside: string } | null> {
+export async function mountHolding(
+  realPath: string,
+): Promise<{ mount: PcowMount; inside: string } | null> {
   for (const mount of await pcowMounts()) {
     if (realPath === mount.mountpoint) {
       return { mount, inside: '' };
@@ -114,7 +116,12 @@ function parseMountTable(text: string): MountTableEntry[] {
     }
     const [, , device, , mountpoint, options = ''] = before.split(' ');
     const [type, source, superOptions = ''] = after.split(' ');
-    if (device === undefined || mountpoint === undefined || type === undefined || source === undefined) {
+    if (
+      device === undefined ||
+      mountpoint === undefined ||
+      type === undefined ||
+      source === undefined
+    ) {
       continue;
     }
     entries.push({

@@ -9,7 +9,9 @@ export function naturalOrder(a: string, b: string): number {
     const other = theirs[at];
     if (other === undefined) return 1;
     if (part === other) continue;
-    return /^\d/.test(part) && /^\d/.test(other) ? byNumber(part, other) : byCharacters(part, other);
+    return /^\d/.test(part) && /^\d/.test(other)
+      ? byNumber(part, other)
+      : byCharacters(part, other);
   }
   return ours.length - theirs.length;
 }

@@ -36,9 +36,13 @@ export function parseNewSize(text: string, present: number): number {
   const change = parseBytes(text.slice(1), 'size');
   if (text.startsWith('+')) return imageSize(present + change, text);
   if (change >= present) {
-    throw new PcowError('PCOW_INVALID', `nothing is left if ${formatSize(present)} become ${text.slice(1)} smaller`, {
-      next: HOW,
-    });
+    throw new PcowError(
+      'PCOW_INVALID',
+      `nothing is left if ${formatSize(present)} become ${text.slice(1)} smaller`,
+      {
+        next: HOW,
+      },
+    );
   }
   return imageSize(present - change, text);
 }
@@ -52,7 +56,9 @@ function imageSize(bytes: number, text: string): number {
     throw new PcowError(
       'PCOW_INVALID',
       `the size ${text} ${/^[+-]/.test(text) ? 'makes it' : 'is'} ${bytes} bytes, which is not a multiple of 4 KiB`,
-      { next: `the nearest sizes are ${sizeArgument(below)} and ${sizeArgument(below + SIZE_UNIT)}` },
+      {
+        next: `the nearest sizes are ${sizeArgument(below)} and ${sizeArgument(below + SIZE_UNIT)}`,
+      },
     );
   }
   checkSize(bytes);
@@ -154,11 +160,15 @@ function parseBytes(text: string, what: string): number {
   }
   // A number with too many digits becomes infinite, and exceeds the limit.
   if (Number.isFinite(bytes) && !Number.isInteger(bytes)) {
-    throw new PcowError('PCOW_INVALID', `the ${what} ${text} is not a whole number of bytes`, { next: HOW });
+    throw new PcowError('PCOW_INVALID', `the ${what} ${text} is not a whole number of bytes`, {
+      next: HOW,
+    });
   }
   return bytes;
 }
 
 function trimmed(value: number): string {
-  return value >= 100 ? String(Math.round(value)) : String(Number(value.toFixed(value >= 10 ? 1 : 2)));
+  return value >= 100
+    ? String(Math.round(value))
+    : String(Number(value.toFixed(value >= 10 ? 1 : 2)));
 }

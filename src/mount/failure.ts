@@ -32,7 +32,12 @@ export function errnoOf(error: unknown): number {
     return error.errno;
   }
   // A failed system call in Node's fs has a negative `errno`.
-  if (error instanceof Error && 'errno' in error && typeof error.errno === 'number' && error.errno < 0) {
+  if (
+    error instanceof Error &&
+    'errno' in error &&
+    typeof error.errno === 'number' &&
+    error.errno < 0
+  ) {
     return -error.errno;
   }
   return errno.EIO;

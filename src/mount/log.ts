@@ -32,5 +32,7 @@ export function debugLog(noun: string): createDebug.Debugger {
 
 /** Names in messages come from users: no name may forge a second line. */
 function oneLine(text: string): string {
-  return text.replace(/[\p{Cc}\u2028\u2029]/gu, (character) => JSON.stringify(character).slice(1, -1));
+  return text.replace(/[\p{Cc}\u2028\u2029]/gu, (character) =>
+    JSON.stringify(character).slice(1, -1),
+  );
 }

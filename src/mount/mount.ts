@@ -18,7 +18,13 @@ import { sentenceOf } from './failure.js';
 import { type FuseOptions, FuseSession } from './fuse/session.js';
 import { handOver } from './daemon/hand-over.js';
 import { debugLog, log } from './log.js';
-import { checkedDirectory, checkedMountpoint, checkFuse, mountError, unmount } from './daemon/mountpoint.js';
+import {
+  checkedDirectory,
+  checkedMountpoint,
+  checkFuse,
+  mountError,
+  unmount,
+} from './daemon/mountpoint.js';
 import { OpenImages } from './images/open-images.js';
 import { FileSystem } from './fuse/operations.js';
 import { type MountOptions, settingsOf } from './options.js';
@@ -141,7 +147,12 @@ async function begin(place: Place, lock: DirectoryLock): Promise<Mount> {
   onRelease((handle) => {
     context.files.close(handle);
   });
-  const session = new FuseSession(place.directory, place.mountpoint, fileSystem.operations, fuseOptions(place));
+  const session = new FuseSession(
+    place.directory,
+    place.mountpoint,
+    fileSystem.operations,
+    fuseOptions(place),
+  );
   await started(session, place);
   context.native = session.native;
   const attachService = await AttachService.start({ place, catalog, attributes, cutter });
@@ -189,7 +200,8 @@ async function checkFileSystem(directory: string): Promise<void> {
   try {
     await checkPlace(directory);
   } catch (error) {
-    if (isPcowError(error, 'PCOW_UNSUPPORTED')) throw mountError(error.message, error, 'EOPNOTSUPP');
+    if (isPcowError(error, 'PCOW_UNSUPPORTED'))
+      throw mountError(error.message, error, 'EOPNOTSUPP');
     // The check is not possible in this directory, because it is full or belongs to another user;
     // its images can still be read.
     debug('%s: %s', directory, sentenceOf(error));
@@ -202,7 +214,8 @@ async function checkFileSystem(directory: string): Promise<void> {
  */
 async function recoverImages(directory: string): Promise<void> {
   const { recovered, failed } = await recoverDirectory(directory);
-  for (const image of recovered) log(`${image} has been recovered: a process that was killed had it open`);
+  for (const image of recovered)
+    log(`${image} has been recovered: a process that was killed had it open`);
   // The next process that opens the image gets the error, too.
   for (const { image, error } of failed) log(`${image} can't be recovered: ${sentenceOf(error)}`);
 }
@@ -215,7 +228,10 @@ async function started(session: FuseSession, place: Place): Promise<void> {
     const hint = place.settings.allowOther
       ? 'for --allow-other as a normal user, /etc/fuse.conf needs the line user_allow_other'
       : 'its own message is above; a normal user needs write permission on the mountpoint';
-    throw mountError(`FUSE could not mount on ${place.mountpoint} (${sentenceOf(cause)}): ${hint}`, cause);
+    throw mountError(
+      `FUSE could not mount on ${place.mountpoint} (${sentenceOf(cause)}): ${hint}`,
+      cause,
+    );
   }
   if (device === null) {
     throw mountError(`${place.mountpoint} was unmounted at once by another process`);

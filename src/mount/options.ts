@@ -72,7 +72,8 @@ export function settingsOf(options: MountOptions): MountSettings {
     if (!isOption(key)) {
       const known = Object.keys(DEFAULTS);
       const meant = known.find((name) => name.toLowerCase() === key.toLowerCase());
-      const hint = meant === undefined ? `known are ${known.join(', ')}` : `it should be "${meant}"`;
+      const hint =
+        meant === undefined ? `known are ${known.join(', ')}` : `it should be "${meant}"`;
       throw new PcowError('PCOW_INVALID', `a mount has no option ${JSON.stringify(key)}: ${hint}`);
     }
     if (value === undefined) {
@@ -80,7 +81,10 @@ export function settingsOf(options: MountOptions): MountSettings {
     }
     if (key === 'cleanStore') {
       if (typeof value !== 'number' || !Number.isSafeInteger(value) || value < 0) {
-        throw new PcowError('PCOW_INVALID', 'the mount option "cleanStore" must be a number of bytes');
+        throw new PcowError(
+          'PCOW_INVALID',
+          'the mount option "cleanStore" must be a number of bytes',
+        );
       }
       settings.cleanStore = value;
       continue;

@@ -41,16 +41,22 @@ export class Authorizer {
   async #answer(challenge: string): Promise<string | null> {
     const { scheme, parameters } = parseChallenge(challenge);
     const credentials = await (this.#credentials ??=
-      this.given === null ? credentialsFor(this.host, this.repository) : Promise.resolve(this.given));
+      this.given === null
+        ? credentialsFor(this.host, this.repository)
+        : Promise.resolve(this.given));
     if (scheme === 'bearer') return `Bearer ${await this.#token(parameters, credentials)}`;
     if (scheme !== 'basic' || credentials === null) return null;
     return basic(credentials);
   }
 
-  async #token(parameters: ReadonlyMap<string, string>, credentials: Credentials | null): Promise<string> {
+  async #token(
+    parameters: ReadonlyMap<string, string>,
+    credentials: Credentials | null,
+  ): Promise<string> {
     const url = this.#realm(parameters.get('realm'));
     const scope =
-      parameters.get('scope') ?? (this.repository === '' ? null : `repository:${this.repository}:${this.actions}`);
+      parameters.get('scope') ??
+      (this.repository === '' ? null : `repository:${this.repository}:${this.actions}`);
     const service = parameters.get('service');
     const isToken = credentials?.username === '';
     const wanted = new URLSearchParams();
@@ -69,9 +75,11 @@ export class Authorizer {
       url,
       headers: isToken ? { 'content-type': 'application/x-www-form-urlencoded' } : {},
       ...(isToken && { body: () => chunk(form), length: form.length }),
-      authorization: () => Promise.resolve(credentials === null || isToken ? null : basic(credentials)),
+      authorization: () =>
+        Promise.resolve(credentials === null || isToken ? null : basic(credentials)),
     });
-    if (answer.status !== 200) throw refused(this.host, await messageOf(answer), credentials !== null);
+    if (answer.status !== 200)
+      throw refused(this.host, await messageOf(answer), credentials !== null);
     return tokenIn(await bodyOf(answer, LONGEST_TOKEN, undefined), url);
   }
 
@@ -80,7 +88,11 @@ export class Authorizer {
     try {
       url = new URL(realm ?? '');
     } catch {
-      throw new PcowError('PCOW_IO', `${this.host} asks for a token, and does not say where to get it`, { next: null });
+      throw new PcowError(
+        'PCOW_IO',
+        `${this.host} asks for a token, and does not say where to get it`,
+        { next: null },
+      );
     }
     this.http.check(url, this.registry);
     return url;
@@ -121,7 +133,8 @@ export function refused(host: string, why: string, known: boolean): PcowError {
 function parseChallenge(header: string): { scheme: string; parameters: Map<string, string> } {
   const text = header.slice(0, 8192);
   const bearer = /\bbearer\s/i.exec(text);
-  const scheme = bearer === null ? (/^\s*([a-z]+)/i.exec(text)?.[1]?.toLowerCase() ?? '') : 'bearer';
+  const scheme =
+    bearer === null ? (/^\s*([a-z]+)/i.exec(text)?.[1]?.toLowerCase() ?? '') : 'bearer';
   const parameters = new Map<string, string>();
   const rest = bearer === null ? text : text.slice(bearer.index);
   for (const [, name, quoted, plain] of rest.matchAll(/([a-z_]+)=(?:"([^"]*)"|([^\s,"]+))/gi)) {

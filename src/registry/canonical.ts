@@ -27,20 +27,30 @@ export async function* canonicalPieces(
   signal: AbortSignal | undefined,
   onPiece?: () => void,
 ): AsyncGenerator<PieceContent, void> {
-  for await (const piece of ordered(candidates(part, signal), WIDTH, (candidate) => contentOf(part, candidate))) {
+  for await (const piece of ordered(candidates(part, signal), WIDTH, (candidate) =>
+    contentOf(part, candidate),
+  )) {
     if (signal?.aborted)
-      throw new PcowError('PCOW_CANCELLED', 'reading the image was stopped', { cause: signal.reason });
+      throw new PcowError('PCOW_CANCELLED', 'reading the image was stopped', {
+        cause: signal.reason,
+      });
     onPiece?.();
     if ((piece.data | piece.zero) !== 0n) yield piece;
   }
 }
 
 /** The number of pieces that canonicalPieces() examines. Reads only the tables. */
-export async function countCandidates(part: Part, signal: AbortSignal | undefined): Promise<number> {
+export async function countCandidates(
+  part: Part,
+  signal: AbortSignal | undefined,
+): Promise<number> {
   let [count, next] = [0, 0];
   for await (const { offset, length, kind } of extentsOf(part, signal)) {
     if (kind !== 'data' && part.from === null) continue;
-    const [first, end] = [Math.max(next, Math.floor(offset / PIECE)), Math.ceil((offset + length) / PIECE)];
+    const [first, end] = [
+      Math.max(next, Math.floor(offset / PIECE)),
+      Math.ceil((offset + length) / PIECE),
+    ];
     if (end > first) count += end - first;
     next = Math.max(next, end);
   }
@@ -70,13 +80,19 @@ async function* candidates(part: Part, signal: AbortSignal | undefined): AsyncGe
   if (piece !== null) yield piece;
 }
 
-function extentsOf({ image, layer, from }: Part, signal: AbortSignal | undefined): AsyncIterable<Extent> {
+function extentsOf(
+  { image, layer, from }: Part,
+  signal: AbortSignal | undefined,
+): AsyncIterable<Extent> {
   return from?.image === image
     ? image.diff(from.layer.id, layer.id, { signal })
     : image.diffToBase(layer.id, { signal });
 }
 
-async function contentOf({ image, layer, from }: Part, { number, units }: Candidate): Promise<PieceContent> {
+async function contentOf(
+  { image, layer, from }: Part,
+  { number, units }: Candidate,
+): Promise<PieceContent> {
   const start = number * PIECE;
   const [now, before] = await Promise.all([
     readUnits(image, layer, start, units),
@@ -100,7 +116,12 @@ async function contentOf({ image, layer, from }: Part, { number, units }: Candid
 }
 
 /** The chosen units of a piece; the others, and those beyond the end of the layer, are zeros. */
-async function readUnits(image: Image, layer: Part['layer'], start: number, units: Uint8Array): Promise<Buffer> {
+async function readUnits(
+  image: Image,
+  layer: Part['layer'],
+  start: number,
+  units: Uint8Array,
+): Promise<Buffer> {
   const piece = Buffer.alloc(PIECE);
   const there = Math.min(UNITS, Math.max(0, Math.ceil((layer.size - start) / UNIT)));
   for (let unit = 0; unit < there; unit++) {
@@ -109,7 +130,8 @@ async function readUnits(image: Image, layer: Part['layer'], start: number, unit
     while (end < there && units[end] === 1) end++;
     const bytes = piece.subarray(unit * UNIT, end * UNIT);
     const count = await image.read(bytes, start + unit * UNIT, layer.id);
-    if (count < bytes.length) throw new PcowError('PCOW_IO', `${image.info().path} ended early while it was read`);
+    if (count < bytes.length)
+      throw new PcowError('PCOW_IO', `${image.info().path} ended early while it was read`);
     unit = end;
   }
   return piece;

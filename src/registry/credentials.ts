@@ -27,10 +27,22 @@ const LONGEST_ANSWER = 1 << 20;
 
 /** The files that are read, in this order: the first one that has the host counts. */
 function files(): string[] {
-  const { REGISTRY_AUTH_FILE: chosen, XDG_RUNTIME_DIR: runtime, XDG_CONFIG_HOME: config } = process.env;
+  const {
+    REGISTRY_AUTH_FILE: chosen,
+    XDG_RUNTIME_DIR: runtime,
+    XDG_CONFIG_HOME: config,
+  } = process.env;
   if (chosen) return [chosen];
-  const containers = path.join(config ?? path.join(homedir(), '.config'), 'containers', 'auth.json');
-  return [...(runtime ? [path.join(runtime, 'containers', 'auth.json')] : []), containers, dockerFile()];
+  const containers = path.join(
+    config ?? path.join(homedir(), '.config'),
+    'containers',
+    'auth.json',
+  );
+  return [
+    ...(runtime ? [path.join(runtime, 'containers', 'auth.json')] : []),
+    containers,
+    dockerFile(),
+  ];
 }
 
 function dockerFile(): string {
@@ -41,7 +53,10 @@ function dockerFile(): string {
  * The credentials for a host; null: the user has not logged in. `repository`: skopeo may keep other
  * credentials for a part of a registry.
  */
-export async function credentialsFor(host: string, repository: string): Promise<Credentials | null> {
+export async function credentialsFor(
+  host: string,
+  repository: string,
+): Promise<Credentials | null> {
   for (const file of files()) {
     const known = await readAuthFile(file);
     if (known === null) continue;
@@ -49,7 +64,8 @@ export async function credentialsFor(host: string, repository: string): Promise<
     const stored = helper === undefined ? storedIn(known, host, repository) : null;
     if (stored !== null) return stored;
     const program = helper ?? known.credsStore;
-    const told = program === undefined ? null : await askHelper(program, keysOf(host).at(0) ?? host);
+    const told =
+      program === undefined ? null : await askHelper(program, keysOf(host).at(0) ?? host);
     if (told !== null) return told;
   }
   return null;
@@ -94,9 +110,13 @@ async function readAuthFile(file: string): Promise<AuthFile | null> {
   } catch {
     // reported below
   }
-  throw new PcowError('PCOW_INVALID', `${file}, which has the credentials for registries, is not JSON`, {
-    next: 'repair or remove it, then run pcow login again',
-  });
+  throw new PcowError(
+    'PCOW_INVALID',
+    `${file}, which has the credentials for registries, is not JSON`,
+    {
+      next: 'repair or remove it, then run pcow login again',
+    },
+  );
 }
 
 async function askHelper(name: string, host: string): Promise<Credentials | null> {
@@ -126,7 +146,11 @@ function helperFailed(name: string, why: string): PcowError {
   );
 }
 
-async function runHelper(name: string, verb: string, input: string): Promise<{ code: number | null; output: string }> {
+async function runHelper(
+  name: string,
+  verb: string,
+  input: string,
+): Promise<{ code: number | null; output: string }> {
   if (!/^[A-Za-z0-9_.-]+$/.test(name)) throw helperFailed(name, 'this is not the name of a helper');
   return new Promise((resolve, reject) => {
     const child = spawn(`docker-credential-${name}`, [verb], {
@@ -183,7 +207,8 @@ export async function removeCredentials(host: string): Promise<boolean> {
   const keys = keysOf(host);
   const helper = known.credHelpers?.[host] ?? known.credsStore;
   let removed = false;
-  if (helper !== undefined) removed = (await runHelper(helper, 'erase', keys[0] ?? host)).code === 0;
+  if (helper !== undefined)
+    removed = (await runHelper(helper, 'erase', keys[0] ?? host)).code === 0;
   const auths = Object.entries(known.auths ?? {});
   const rest = auths.filter(([key]) => !keys.includes(key));
   if (rest.length === auths.length) return removed;
@@ -196,7 +221,11 @@ async function writeAuthFile(file: string, content: AuthFile): Promise<void> {
   await mkdir(path.dirname(file), { recursive: true, mode: 0o700 });
   const draft = `${file}.${process.pid}.new`;
   try {
-    await writeFile(draft, `${JSON.stringify(content, null, '\t')}\n`, { mode: 0o600, flag: 'wx', flush: true });
+    await writeFile(draft, `${JSON.stringify(content, null, '\t')}\n`, {
+      mode: 0o600,
+      flag: 'wx',
+      flush: true,
+    });
     await giveName(draft, file, true);
   } catch (error) {
     await removeName(draft).catch(() => undefined);

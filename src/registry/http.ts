@@ -49,7 +49,8 @@ export interface HttpRequest {
   /** Bytes of the body. */
   length?: number | undefined;
   /** Added to the request, but never sent to another host. */
-  authorization?: ((challenge: string | null, used: string | null) => Promise<string | null>) | undefined;
+  authorization?:
+    ((challenge: string | null, used: string | null) => Promise<string | null>) | undefined;
   /** Bytes that the answer may take: decides how long it may take. */
   expected?: number | undefined;
 }
@@ -103,7 +104,10 @@ export class Http {
     let challenge: string | null = null;
     let used: string | null = null;
     for (let step = 0; step <= MOST_REDIRECTS; step++) {
-      used = url.origin === request.url.origin ? ((await request.authorization?.(challenge, used)) ?? null) : null;
+      used =
+        url.origin === request.url.origin
+          ? ((await request.authorization?.(challenge, used)) ?? null)
+          : null;
       const answer = await this.#send(request, url, used);
       if (REDIRECTS.includes(answer.status) && request.body === undefined) {
         await skip(answer);
@@ -124,7 +128,11 @@ export class Http {
       }
       return answer;
     }
-    throw new PcowError('PCOW_IO', `${request.url.host} redirects more than ${MOST_REDIRECTS} times`, { next: null });
+    throw new PcowError(
+      'PCOW_IO',
+      `${request.url.host} redirects more than ${MOST_REDIRECTS} times`,
+      { next: null },
+    );
   }
 
   #target(from: URL, location: string | string[] | undefined): URL {
@@ -132,7 +140,9 @@ export class Http {
     try {
       url = new URL(String(location), from);
     } catch {
-      throw new PcowError('PCOW_IO', `${from.host} redirects without a valid address`, { next: null });
+      throw new PcowError('PCOW_IO', `${from.host} redirects without a valid address`, {
+        next: null,
+      });
     }
     this.check(url, from);
     return url;
@@ -169,7 +179,8 @@ export class Http {
         ...(request.length !== undefined && { 'content-length': String(request.length) }),
         ...(authorization !== null && { authorization }),
       },
-      body: request.body === undefined ? null : Readable.from(request.body(), { objectMode: false }),
+      body:
+        request.body === undefined ? null : Readable.from(request.body(), { objectMode: false }),
       signal: signal === undefined ? limit : AbortSignal.any([signal, limit]),
     });
     // If an answer is abandoned in the middle, its body emits an error that nothing waits for.
@@ -182,7 +193,12 @@ export class Http {
     const ca = certificatesFor(url.host, this.options.certificates ?? []);
     const times = { headersTimeout: SILENCE, bodyTimeout: SILENCE, connectTimeout: 20_000 };
     // The last two are for the proxy's agent, to which undici passes them. Its types do not say so.
-    const options = { ...times, connect: { ca, timeout: 20_000 }, requestTls: { ca }, proxyTls: { ca } };
+    const options = {
+      ...times,
+      connect: { ca, timeout: 20_000 },
+      requestTls: { ca },
+      proxyTls: { ca },
+    };
     return new EnvHttpProxyAgent(options);
   }
 }
@@ -193,14 +209,20 @@ export async function skip({ body }: HttpAnswer): Promise<void> {
 }
 
 /** The bytes of an answer, of which there must not be more than `most`. */
-export async function bodyOf(answer: HttpAnswer, most: number, signal: AbortSignal | undefined): Promise<Buffer> {
+export async function bodyOf(
+  answer: HttpAnswer,
+  most: number,
+  signal: AbortSignal | undefined,
+): Promise<Buffer> {
   const chunks: Buffer[] = [];
   let length = 0;
   try {
     for await (const chunk of answer.body as AsyncIterable<Buffer>) {
       length += chunk.length;
       if (length > most)
-        throw new PcowError('PCOW_CORRUPT', `${answer.url.host} sends more than was asked for`, { next: null });
+        throw new PcowError('PCOW_CORRUPT', `${answer.url.host} sends more than was asked for`, {
+          next: null,
+        });
       chunks.push(chunk);
     }
   } catch (error) {
@@ -260,7 +282,8 @@ function codeOf(error: Error): string {
 
 export function unreachable(url: URL, error: Error): PcowError {
   const code = codeOf(error);
-  const why = error.name === 'TimeoutError' ? 'it is too slow' : error.message || code || error.name;
+  const why =
+    error.name === 'TimeoutError' ? 'it is too slow' : error.message || code || error.name;
   const next = /CERT|SELF_SIGNED|UNABLE_TO|DEPTH_ZERO/.test(code)
     ? 'if its certificate is right, name the file of its authority: --ca FILE'
     : /ERR_SSL|EPROTO/.test(code)

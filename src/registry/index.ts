@@ -53,7 +53,12 @@ export async function pushImage(
   options: PushOptions = {},
 ): Promise<Pushed> {
   checkSnapshotName(snapshot);
-  checkOptions('the options of pushImage', options, ['certificates', 'plainHttp', 'signal', 'onProgress']);
+  checkOptions('the options of pushImage', options, [
+    'certificates',
+    'plainHttp',
+    'signal',
+    'onProgress',
+  ]);
   checkFlag('the option "plainHttp"', options.plainHttp);
   const { certificates, plainHttp, ...long } = options;
   return withStore(reference, 'push', { certificates, plainHttp, signal: long.signal }, (store) =>
@@ -69,7 +74,11 @@ export async function pushImage(
  * something else, PCOW_CORRUPT, PCOW_PERMISSION, PCOW_IO, PCOW_BUSY, PCOW_LOCKED, PCOW_NO_SPACE,
  * PCOW_CANCELLED.
  */
-export async function pullImage(reference: string, path: string, options: PullOptions = {}): Promise<Pulled> {
+export async function pullImage(
+  reference: string,
+  path: string,
+  options: PullOptions = {},
+): Promise<Pulled> {
   checkPath('the path of the image', path);
   checkOptions('the options of pullImage', options, [
     'certificates',
@@ -83,8 +92,11 @@ export async function pullImage(reference: string, path: string, options: PullOp
   checkFlag('the option "force"', options.force);
   if (options.base !== undefined) checkPath('the option "base"', options.base);
   const { certificates, plainHttp, ...pulling } = options;
-  return withStore(reference, 'pull', { certificates, plainHttp, signal: pulling.signal }, (store) =>
-    pull(store, path, pulling),
+  return withStore(
+    reference,
+    'pull',
+    { certificates, plainHttp, signal: pulling.signal },
+    (store) => pull(store, path, pulling),
   );
 }
 

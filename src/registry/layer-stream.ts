@@ -48,7 +48,12 @@ export async function* layerStream(
       if (offset + length <= begin.resumedAt) continue;
       end[part === null ? 'zeros' : 'data'] += length;
       yield counted(
-        encodeRecord(part === null ? RecordType.zeros : RecordType.data, offset, length, part ?? Buffer.alloc(0)),
+        encodeRecord(
+          part === null ? RecordType.zeros : RecordType.data,
+          offset,
+          length,
+          part ?? Buffer.alloc(0),
+        ),
       );
     }
     onProgress?.(end.data, layer.bytes);
@@ -62,14 +67,21 @@ interface Content {
   bytes: Buffer;
 }
 
-async function* contents(store: Store, layer: ImageLayer, index: PieceIndex, from: number): AsyncGenerator<Content> {
+async function* contents(
+  store: Store,
+  layer: ImageLayer,
+  index: PieceIndex,
+  from: number,
+): AsyncGenerator<Content> {
   if (layer.data === null) {
     for (const piece of index.pieces()) yield { piece, bytes: Buffer.alloc(0) };
     return;
   }
   const reader = store.openBlob(layer.data);
   try {
-    for await (const pieces of ordered(groups(index, from), GROUPS_AT_ONCE, (group) => framesOf(reader, group))) {
+    for await (const pieces of ordered(groups(index, from), GROUPS_AT_ONCE, (group) =>
+      framesOf(reader, group),
+    )) {
       yield* ordered(pieces, WIDTH, (it) => contentOf(store.name, it));
     }
   } finally {
@@ -100,7 +112,10 @@ function ends(piece: Piece): number {
   return end;
 }
 
-async function framesOf(reader: BlobReader, group: Piece[]): Promise<{ piece: Piece; frame: Buffer }[]> {
+async function framesOf(
+  reader: BlobReader,
+  group: Piece[],
+): Promise<{ piece: Piece; frame: Buffer }[]> {
   const start = group[0]?.place ?? 0;
   const last = group.at(-1);
   const length = (last?.place ?? 0) + (last?.stored ?? 0) - start;
@@ -112,7 +127,10 @@ async function framesOf(reader: BlobReader, group: Piece[]): Promise<{ piece: Pi
 }
 
 /** Checks the digest first: nothing else reads bytes that are not those of the manifest. */
-async function contentOf(name: string, { piece, frame }: { piece: Piece; frame: Buffer }): Promise<Content> {
+async function contentOf(
+  name: string,
+  { piece, frame }: { piece: Piece; frame: Buffer },
+): Promise<Content> {
   if (piece.stored === 0) return { piece, bytes: frame };
   if (!sha256(frame).equals(piece.digest))
     throw corrupt(name, `the bytes of piece ${piece.number} do not match its digest`);

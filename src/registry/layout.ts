@@ -10,7 +10,14 @@ import { pipeline } from 'node:stream/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { giveName, isPcowError, lockWriter, PcowError, removeName } from '../engine/index.js';
 import { digestOf } from './digest.js';
-import { ARTIFACT_TYPE, type Blob, blobOf, corrupt, LONGEST_TEXT, MANIFEST_TYPE } from './manifest.js';
+import {
+  ARTIFACT_TYPE,
+  type Blob,
+  blobOf,
+  corrupt,
+  LONGEST_TEXT,
+  MANIFEST_TYPE,
+} from './manifest.js';
 import { formatReference, isDigest, type LayoutReference } from './reference.js';
 import type { BlobReader, Store } from './store.js';
 
@@ -39,7 +46,8 @@ export class LayoutStore implements Store {
     const { digest, tag } = this.reference;
     const found = digest ?? (await this.#entryOf(tag)).digest;
     const bytes = await this.#small(this.#blobFile(found), `the manifest ${found}`);
-    if (digestOf(bytes) !== found) throw corrupt(this.name, 'the bytes of its manifest do not match their digest');
+    if (digestOf(bytes) !== found)
+      throw corrupt(this.name, 'the bytes of its manifest do not match their digest');
     return bytes;
   }
 
@@ -71,7 +79,9 @@ export class LayoutStore implements Store {
     const tag = this.reference.tag ?? 'latest';
     const lock = await this.#lock();
     try {
-      const others = (await this.#entries()).filter(({ annotations }) => annotations?.[TAG] !== tag);
+      const others = (await this.#entries()).filter(
+        ({ annotations }) => annotations?.[TAG] !== tag,
+      );
       const entry: Entry = {
         mediaType: MANIFEST_TYPE,
         digest,
@@ -80,7 +90,11 @@ export class LayoutStore implements Store {
         annotations: { [TAG]: tag },
       };
       const index = path.join(this.reference.directory, 'index.json');
-      const text = JSON.stringify({ schemaVersion: 2, mediaType: INDEX_TYPE, manifests: [...others, entry] });
+      const text = JSON.stringify({
+        schemaVersion: 2,
+        mediaType: INDEX_TYPE,
+        manifests: [...others, entry],
+      });
       await writeFile(`${index}.partial`, text, { flush: true });
       await giveName(`${index}.partial`, index, true);
     } finally {
@@ -99,7 +113,11 @@ export class LayoutStore implements Store {
   async #make(): Promise<void> {
     const { directory } = this.reference;
     // One by one: with `recursive`, Node reports ENOENT if the filesystem is mounted read-only.
-    for (const folder of [directory, path.join(directory, 'blobs'), path.join(directory, 'blobs', 'sha256')]) {
+    for (const folder of [
+      directory,
+      path.join(directory, 'blobs'),
+      path.join(directory, 'blobs', 'sha256'),
+    ]) {
       await mkdir(folder).catch(unlessThere);
     }
     await writeFile(path.join(directory, 'oci-layout'), LAYOUT, { flag: 'wx' }).catch(unlessThere);
@@ -121,12 +139,21 @@ export class LayoutStore implements Store {
     const entries = await this.#entries();
     const [only] = entries;
     if (tag === null && entries.length === 1 && only !== undefined) return only;
-    const found = entries.filter(({ annotations }) => annotations?.[TAG] === (tag ?? 'latest')).at(-1);
+    const found = entries
+      .filter(({ annotations }) => annotations?.[TAG] === (tag ?? 'latest'))
+      .at(-1);
     if (found !== undefined) return found;
     const tags = entries.flatMap(({ annotations }) => annotations?.[TAG] ?? []);
-    throw new PcowError('PCOW_NOT_FOUND', `${this.name}: the layout has no image with the tag ${tag ?? 'latest'}`, {
-      next: tags.length === 0 ? 'push an image into it first' : `it has these tags: ${tags.slice(0, 20).join(', ')}`,
-    });
+    throw new PcowError(
+      'PCOW_NOT_FOUND',
+      `${this.name}: the layout has no image with the tag ${tag ?? 'latest'}`,
+      {
+        next:
+          tags.length === 0
+            ? 'push an image into it first'
+            : `it has these tags: ${tags.slice(0, 20).join(', ')}`,
+      },
+    );
   }
 
   /** The entries that can be read; an empty list if there is no layout yet. */
@@ -143,7 +170,9 @@ export class LayoutStore implements Store {
       throw error;
     }
     if (!Array.isArray(manifests)) throw corrupt(this.name, 'its index.json lists nothing');
-    return (manifests as (Entry | null)[]).filter((entry): entry is Entry => isDigest(entry?.digest));
+    return (manifests as (Entry | null)[]).filter((entry): entry is Entry =>
+      isDigest(entry?.digest),
+    );
   }
 
   async #small(file: string, what: string): Promise<Buffer> {
@@ -169,10 +198,14 @@ class FileReader implements BlobReader {
 
   async read(offset: number, length: number): Promise<Buffer> {
     this.#file ??= open(this.path).catch((cause: unknown) => {
-      throw new PcowError('PCOW_NOT_FOUND', `${this.name}: its blob ${this.blob.digest} is missing`, {
-        cause,
-        next: null,
-      });
+      throw new PcowError(
+        'PCOW_NOT_FOUND',
+        `${this.name}: its blob ${this.blob.digest} is missing`,
+        {
+          cause,
+          next: null,
+        },
+      );
     });
     const bytes = Buffer.allocUnsafeSlow(length);
     const { bytesRead } = await (await this.#file).read(bytes, 0, length, offset);

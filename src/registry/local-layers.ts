@@ -46,7 +46,9 @@ export async function layersThere(
     for (const [at, { snapshot, size }] of layers.entries()) {
       const part = plan.parts.find((it) => it.snapshot?.identity === snapshot.identity);
       if (part === undefined || !standsOn(part, below)) return there(at);
-      const same = part.layer.size === size && (await isSame({ ...part, from: below }, await indexOf(at), signal));
+      const same =
+        part.layer.size === size &&
+        (await isSame({ ...part, from: below }, await indexOf(at), signal));
       if (!same) return there(at, part.snapshot?.name ?? '');
       below = { ...part, from: below };
     }
@@ -56,14 +58,20 @@ export async function layersThere(
   }
 }
 
-/** Whether the differences of the two can be read from the tables: see extentsOf() in canonical.ts. */
+/**
+ * Whether the differences of the two can be read from the tables: see extentsOf() in canonical.ts.
+ */
 function standsOn(part: Part, below: Part | null): boolean {
   const base = part.image.info().base;
   if (below === null) return part.from === null;
   return below.image === part.image || base?.layer === below.layer.id;
 }
 
-async function isSame(part: Part, index: PieceIndex, signal: AbortSignal | undefined): Promise<boolean> {
+async function isSame(
+  part: Part,
+  index: PieceIndex,
+  signal: AbortSignal | undefined,
+): Promise<boolean> {
   let at = 0;
   for await (const { number, data, zero, bytes } of canonicalPieces(part, signal)) {
     if (at === index.count) return false;

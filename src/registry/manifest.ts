@@ -2,7 +2,14 @@
  * The manifest and the config of an image in a registry (docs/registry.md). Both come from outside,
  * so everything in them is checked.
  */
-import { checkBlockSize, checkCreated, checkSize, checkSnapshotName, isPcowError, PcowError } from '../engine/index.js';
+import {
+  checkBlockSize,
+  checkCreated,
+  checkSize,
+  checkSnapshotName,
+  isPcowError,
+  PcowError,
+} from '../engine/index.js';
 import { digestOf } from './digest.js';
 import { LONGEST_INDEX } from './piece-index.js';
 import { isDigest } from './reference.js';
@@ -91,15 +98,24 @@ function encodeJson(value: unknown): Buffer {
 }
 
 /** The config of an image, as named in its manifest. `what` names the image in messages. */
-export function parseManifest(bytes: Buffer, what: string): { config: Blob; blobs: Map<string, number> } {
+export function parseManifest(
+  bytes: Buffer,
+  what: string,
+): { config: Blob; blobs: Map<string, number> } {
   const { mediaType, artifactType, config, layers } = objectOf(parseJson(bytes, what), what);
   const isIndex = mediaType !== undefined && mediaType !== MANIFEST_TYPE;
   const type =
-    typeof config === 'object' && config !== null ? (config as Record<string, unknown>).mediaType : undefined;
+    typeof config === 'object' && config !== null
+      ? (config as Record<string, unknown>).mediaType
+      : undefined;
   if (isIndex || (artifactType ?? ARTIFACT_TYPE) !== ARTIFACT_TYPE || type !== CONFIG_TYPE) {
-    throw new PcowError('PCOW_NOT_AN_IMAGE', `${what} is something else, not an image that “pcow push” wrote`, {
-      next: 'see what it is: skopeo inspect --raw',
-    });
+    throw new PcowError(
+      'PCOW_NOT_AN_IMAGE',
+      `${what} is something else, not an image that “pcow push” wrote`,
+      {
+        next: 'see what it is: skopeo inspect --raw',
+      },
+    );
   }
   if (!Array.isArray(layers) || layers.length > 2 * MOST_LAYERS)
     throw corrupt(what, 'its list of blobs is missing or too long');
@@ -112,7 +128,11 @@ export function parseManifest(bytes: Buffer, what: string): { config: Blob; blob
 }
 
 /** `blobs`: those that the manifest lists. A registry keeps no others. */
-export function parseConfig(bytes: Buffer, blobs: ReadonlyMap<string, number>, what: string): ImageConfig {
+export function parseConfig(
+  bytes: Buffer,
+  blobs: ReadonlyMap<string, number>,
+  what: string,
+): ImageConfig {
   const { version, blockSize, layers } = objectOf(parseJson(bytes, what), what);
   if (version !== 1) {
     throw new PcowError('PCOW_UNSUPPORTED', `${what} has a version that this Pcow does not know`, {
@@ -126,10 +146,13 @@ export function parseConfig(bytes: Buffer, blobs: ReadonlyMap<string, number>, w
     checkBlockSize(blockSize);
     const parsed = layers.map((layer) => parseLayer(layer, what));
     for (const [at, { snapshot, size, index, data }] of parsed.entries()) {
-      if (size < (parsed[at - 1]?.size ?? 0)) throw corrupt(what, 'an image is smaller than the one that it stands on');
+      if (size < (parsed[at - 1]?.size ?? 0))
+        throw corrupt(what, 'an image is smaller than the one that it stands on');
       const same = parsed
         .slice(0, at)
-        .some((it) => it.snapshot.name === snapshot.name || it.snapshot.identity === snapshot.identity);
+        .some(
+          (it) => it.snapshot.name === snapshot.name || it.snapshot.identity === snapshot.identity,
+        );
       if (same) throw corrupt(what, 'two of its snapshots have the same name or identity');
       for (const blob of [index, data]) {
         if (blob !== null && blobs.get(blob.digest) !== blob.size)
@@ -147,7 +170,10 @@ function parseLayer(value: unknown, what: string): ImageLayer {
   if (typeof identity !== 'string' || !/^[0-9a-f]{16}$/.test(identity) || /^0+$/.test(identity)) {
     throw corrupt(what, 'a snapshot has no identity');
   }
-  if (typeof created !== 'string' || !/^[+-]?\d{4,6}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$/.test(created)) {
+  if (
+    typeof created !== 'string' ||
+    !/^[+-]?\d{4,6}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$/.test(created)
+  ) {
     throw corrupt(what, 'a snapshot has no time');
   }
   checkCreated(new Date(created));

@@ -19,12 +19,20 @@ export async function withStore<T>(
   }
 }
 
-async function openStore(text: string, doing: 'push' | 'pull', options: HttpOptions): Promise<Store> {
+async function openStore(
+  text: string,
+  doing: 'push' | 'pull',
+  options: HttpOptions,
+): Promise<Store> {
   const reference: Reference = parseReference(text);
   if (doing === 'push' && reference.digest !== null) {
-    throw new PcowError('PCOW_INVALID', `${JSON.stringify(text)} has a digest, which a push cannot choose`, {
-      next: 'name a tag: REGISTRY/REPOSITORY:TAG',
-    });
+    throw new PcowError(
+      'PCOW_INVALID',
+      `${JSON.stringify(text)} has a digest, which a push cannot choose`,
+      {
+        next: 'name a tag: REGISTRY/REPOSITORY:TAG',
+      },
+    );
   }
   if (reference.kind === 'layout') {
     const { LayoutStore } = await import('./layout.js');

@@ -99,14 +99,21 @@ export class PieceIndex {
     if (bytes.length < HEADER || !bytes.subarray(0, 8).equals(MAGIC))
       throw corruptIndex('it does not begin as an index');
     if (bytes.readUInt32LE(8) !== VERSION || bytes.readUInt32LE(12) !== PIECE) {
-      throw new PcowError('PCOW_UNSUPPORTED', 'an index of the image has a version that this Pcow does not know', {
-        next: 'use a newer Pcow',
-      });
+      throw new PcowError(
+        'PCOW_UNSUPPORTED',
+        'an index of the image has a version that this Pcow does not know',
+        {
+          next: 'use a newer Pcow',
+        },
+      );
     }
     const count = Number(bytes.readBigUInt64LE(24));
-    if (count > MOST_PIECES || bytes.length !== HEADER + count * RECORD) throw corruptIndex('its length is wrong');
-    if (Number(bytes.readBigUInt64LE(16)) !== size) throw corruptIndex('it belongs to an image of another size');
-    if (Number(bytes.readBigUInt64LE(32)) !== stored) throw corruptIndex('it belongs to another data blob');
+    if (count > MOST_PIECES || bytes.length !== HEADER + count * RECORD)
+      throw corruptIndex('its length is wrong');
+    if (Number(bytes.readBigUInt64LE(16)) !== size)
+      throw corruptIndex('it belongs to an image of another size');
+    if (Number(bytes.readBigUInt64LE(32)) !== stored)
+      throw corruptIndex('it belongs to another data blob');
     let [data, place, last] = [0, 0, -1];
     for (let at = 0; at < count; at++) {
       const piece = pieceAt(bytes, at);
@@ -141,12 +148,18 @@ function pieceAt(bytes: Buffer, at: number): Piece {
   };
 }
 
-function checkPiece({ number, place, stored, data, zero }: Piece, size: number, expected: number, last: number): void {
+function checkPiece(
+  { number, place, stored, data, zero }: Piece,
+  size: number,
+  expected: number,
+  last: number,
+): void {
   if (number <= last) throw corruptIndex('its pieces are out of order');
   if (number * PIECE >= size) throw corruptIndex('a piece is outside of the image');
   const units = Math.min(UNITS, Math.ceil((size - number * PIECE) / UNIT));
   if ((data | zero) >> BigInt(units) !== 0n) throw corruptIndex('a piece reaches beyond the image');
-  if ((data & zero) !== 0n || (data | zero) === 0n) throw corruptIndex('a piece contradicts itself, or is empty');
+  if ((data & zero) !== 0n || (data | zero) === 0n)
+    throw corruptIndex('a piece contradicts itself, or is empty');
   if (place !== expected) throw corruptIndex('its pieces are not one after another');
   if (stored > LONGEST_FRAME || (stored === 0) !== (data === 0n))
     throw corruptIndex('a piece has an impossible length');
@@ -170,7 +183,11 @@ export interface Run {
 }
 
 /** The ranges of a piece, in ascending order. */
-export function* runsOf({ number, data, zero }: Pick<Piece, 'number' | 'data' | 'zero'>): Generator<Run> {
+export function* runsOf({
+  number,
+  data,
+  zero,
+}: Pick<Piece, 'number' | 'data' | 'zero'>): Generator<Run> {
   let run: Run | null = null;
   for (let unit = 0; unit < UNITS; unit++) {
     const bit = 1n << BigInt(unit);

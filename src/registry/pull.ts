@@ -63,7 +63,10 @@ export interface RemoteImage {
 export async function readRemote(store: Store): Promise<RemoteImage> {
   const manifest = await store.readManifest();
   const { config, blobs } = parseManifest(manifest, store.name);
-  return { digest: digestOf(manifest), config: parseConfig(await readWhole(store, config), blobs, store.name) };
+  return {
+    digest: digestOf(manifest),
+    config: parseConfig(await readWhole(store, config), blobs, store.name),
+  };
 }
 
 /** The path of a new image until it is complete. No image can have such a name. */
@@ -90,7 +93,8 @@ async function pullInto(store: Store, file: string, options: Pulling): Promise<P
   const indexOf = async (at: number) => {
     const layer = config.layers[at]!;
     const index =
-      indexes.get(at) ?? PieceIndex.parse(await readWhole(store, layer.index), layer.size, layer.data?.size ?? 0);
+      indexes.get(at) ??
+      PieceIndex.parse(await readWhole(store, layer.index), layer.size, layer.data?.size ?? 0);
     if (index.data !== layer.bytes) throw corrupt(store.name, 'the number of its bytes is wrong');
     indexes.clear(); // one is enough, and indexes may be large
     indexes.set(at, index);
@@ -99,7 +103,8 @@ async function pullInto(store: Store, file: string, options: Pulling): Promise<P
   const { base, force, ...rest } = options;
   if (base !== undefined && !made)
     throw new PcowError('PCOW_EXISTS', `${file} exists already: only a new image can get a base`);
-  const ground = base === undefined ? null : await groundIn(base, store, config, indexOf, options.signal);
+  const ground =
+    base === undefined ? null : await groundIn(base, store, config, indexOf, options.signal);
   const present = made
     ? await prepareHidden(target, config, ground, indexOf, options.signal)
     : await whatIsThere(store, file, config, indexOf, options.signal);
@@ -212,7 +217,16 @@ async function whatIsHidden(
 ): Promise<number> {
   if (!(await exists(hidden))) return 0;
   const count = await countOf(hidden, config, ground, indexOf, signal).catch((error: unknown) => {
-    if (isPcowError(error, 'PCOW_NOT_AN_IMAGE', 'PCOW_CORRUPT', 'PCOW_BASE_MISSING', 'PCOW_BASE_CHANGED')) return null;
+    if (
+      isPcowError(
+        error,
+        'PCOW_NOT_AN_IMAGE',
+        'PCOW_CORRUPT',
+        'PCOW_BASE_MISSING',
+        'PCOW_BASE_CHANGED',
+      )
+    )
+      return null;
     throw error;
   });
   if (count !== null) return count;
@@ -302,7 +316,8 @@ async function receiveLayer(
     .slice(Math.max(0, at - HISTORY), at)
     .reverse()
     .map(({ snapshot: { name, identity } }) => ({ name, identity }));
-  const from = below === undefined ? null : { name: below.snapshot.name, identity: below.snapshot.identity };
+  const from =
+    below === undefined ? null : { name: below.snapshot.name, identity: below.snapshot.identity };
   const { name, identity, created } = layer.snapshot;
   const begin = {
     version: 1,
@@ -315,8 +330,12 @@ async function receiveLayer(
     source,
   } as const;
   const { signal, onProgress, ...receiving } = options;
-  await receive(layerStream(store, layer, index, { ...begin, history }, { signal, onProgress }), file, {
-    ...receiving,
-    signal,
-  });
+  await receive(
+    layerStream(store, layer, index, { ...begin, history }, { signal, onProgress }),
+    file,
+    {
+      ...receiving,
+      signal,
+    },
+  );
 }

@@ -5,7 +5,13 @@
  */
 import { createHash } from 'node:crypto';
 import type { FileHandle } from 'node:fs/promises';
-import { compressed, type Image, type LongOptions, openUnnamed, PcowError } from '../engine/index.js';
+import {
+  compressed,
+  type Image,
+  type LongOptions,
+  openUnnamed,
+  PcowError,
+} from '../engine/index.js';
 import { ExportPlan, type Part } from '../stream/plan.js';
 import { canonicalPieces, countCandidates, type PieceContent } from './canonical.js';
 import {
@@ -49,7 +55,12 @@ interface EncodedLayer {
 }
 
 /** `layer`: the id of the snapshot's layer. The image may be in use. */
-export async function push(image: Image, layer: number, store: Store, long: LongOptions = {}): Promise<Pushed> {
+export async function push(
+  image: Image,
+  layer: number,
+  store: Store,
+  long: LongOptions = {},
+): Promise<Pushed> {
   const { signal } = long;
   const plan = await ExportPlan.make(image, layer);
   try {
@@ -82,7 +93,11 @@ export async function push(image: Image, layer: number, store: Store, long: Long
         await data?.close();
       }
     };
-    for await (const sent of ordered(encodedLayers(parts, signal, progress), LAYERS_AT_ONCE, sendLayer)) {
+    for await (const sent of ordered(
+      encodedLayers(parts, signal, progress),
+      LAYERS_AT_ONCE,
+      sendLayer,
+    )) {
       config.layers.push(sent);
     }
     plan.checkBases();
@@ -97,7 +112,12 @@ export async function push(image: Image, layer: number, store: Store, long: Long
   }
 }
 
-async function sendOne(store: Store, blob: Blob, open: () => AsyncIterable<Uint8Array>, pushed: Pushed): Promise<void> {
+async function sendOne(
+  store: Store,
+  blob: Blob,
+  open: () => AsyncIterable<Uint8Array>,
+  pushed: Pushed,
+): Promise<void> {
   if (await store.hasBlob(blob)) {
     pushed.present += blob.size;
     return;
@@ -106,7 +126,10 @@ async function sendOne(store: Store, blob: Blob, open: () => AsyncIterable<Uint8
   pushed.sent += blob.size;
 }
 
-async function progressOf(parts: readonly Part[], { signal, onProgress }: LongOptions): Promise<() => void> {
+async function progressOf(
+  parts: readonly Part[],
+  { signal, onProgress }: LongOptions,
+): Promise<() => void> {
   if (onProgress === undefined) return () => undefined;
   let [done, total] = [0, 0];
   for (const part of parts) total += await countCandidates(part, signal);
@@ -123,14 +146,22 @@ async function* encodedLayers(
   for (const part of parts) yield encodeLayer(part, signal, onPiece);
 }
 
-async function encodeLayer(part: Part, signal: AbortSignal | undefined, onPiece: () => void): Promise<EncodedLayer> {
+async function encodeLayer(
+  part: Part,
+  signal: AbortSignal | undefined,
+  onPiece: () => void,
+): Promise<EncodedLayer> {
   const { layer, snapshot } = part;
   if (snapshot === null) throw new PcowError('PCOW_INVALID', 'only a snapshot can be pushed');
   const builder = new IndexBuilder();
   const spool = await Spool.make();
   try {
     let bytes = 0;
-    for await (const { piece, frame, length } of ordered(canonicalPieces(part, signal, onPiece), WIDTH, encodePiece)) {
+    for await (const { piece, frame, length } of ordered(
+      canonicalPieces(part, signal, onPiece),
+      WIDTH,
+      encodePiece,
+    )) {
       builder.add(piece);
       bytes += length;
       if (frame.length > 0) await spool.write(frame);
@@ -138,7 +169,11 @@ async function encodeLayer(part: Part, signal: AbortSignal | undefined, onPiece:
     const index = builder.finish(layer.size);
     const data = spool.finish();
     const encoded: ImageLayer = {
-      snapshot: { name: snapshot.name, identity: snapshot.identity, created: layer.created.toISOString() },
+      snapshot: {
+        name: snapshot.name,
+        identity: snapshot.identity,
+        created: layer.created.toISOString(),
+      },
       size: layer.size,
       bytes,
       index: blobOf(index),
@@ -190,7 +225,9 @@ class Spool {
 
   /** null: nothing was written. */
   finish(): Blob | null {
-    return this.#size === 0 ? null : { digest: `sha256:${this.#hash.digest('hex')}`, size: this.#size };
+    return this.#size === 0
+      ? null
+      : { digest: `sha256:${this.#hash.digest('hex')}`, size: this.#size };
   }
 
   async *read(signal: AbortSignal | undefined): AsyncGenerator<Uint8Array> {
@@ -198,7 +235,8 @@ class Spool {
       if (signal?.aborted) throw cancelled('the push', signal);
       const chunk = Buffer.allocUnsafeSlow(Math.min(CHUNK, this.#size - at));
       const { bytesRead } = await this.file.read(chunk, 0, chunk.length, at);
-      if (bytesRead === 0) throw new PcowError('PCOW_IO', 'the temporary file of the push has become shorter');
+      if (bytesRead === 0)
+        throw new PcowError('PCOW_IO', 'the temporary file of the push has become shorter');
       yield chunk.subarray(0, bytesRead);
       at += bytesRead;
     }

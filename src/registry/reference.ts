@@ -47,14 +47,23 @@ export function parseReference(text: string): Reference {
   }
   const { rest: repository, tag } = withoutTag(rest.slice(slash + 1));
   checkTag(text, tag);
-  if (repository.length > LONGEST_REPOSITORY || !repository.split('/').every((part) => COMPONENT.test(part))) {
+  if (
+    repository.length > LONGEST_REPOSITORY ||
+    !repository.split('/').every((part) => COMPONENT.test(part))
+  ) {
     throw invalid(
       text,
       `${JSON.stringify(repository)} is not the name of a repository`,
       'use lower-case letters, digits, and . _ - / between them',
     );
   }
-  return { kind: 'registry', host, repository, tag: tag ?? (digest === null ? DEFAULT_TAG : null), digest };
+  return {
+    kind: 'registry',
+    host,
+    repository,
+    tag: tag ?? (digest === null ? DEFAULT_TAG : null),
+    digest,
+  };
 }
 
 /** The host of a registry, as an argument of `pcow login`. */
@@ -69,7 +78,9 @@ export function parseHost(text: string): string {
 export function formatReference(reference: Reference): string {
   const { tag, digest } = reference;
   const place =
-    reference.kind === 'layout' ? `oci:${reference.directory}` : `${reference.host}/${reference.repository}`;
+    reference.kind === 'layout'
+      ? `oci:${reference.directory}`
+      : `${reference.host}/${reference.repository}`;
   return `${place}${tag === null ? '' : `:${tag}`}${digest === null ? '' : `@${digest}`}`;
 }
 
@@ -104,7 +115,11 @@ function withoutDigest(text: string): { rest: string; digest: string | null } {
   if (at < 0) return { rest: text, digest: null };
   const digest = text.slice(at + 1);
   if (isDigest(digest)) return { rest: text.slice(0, at), digest };
-  throw invalid(text, `${JSON.stringify(digest)} is not a digest`, 'a digest is sha256: and 64 hex digits');
+  throw invalid(
+    text,
+    `${JSON.stringify(digest)} is not a digest`,
+    'a digest is sha256: and 64 hex digits',
+  );
 }
 
 /** A colon before the last slash belongs to a port or a directory. */
@@ -124,5 +139,9 @@ function checkTag(text: string, tag: string | null): void {
 }
 
 function invalid(text: string, why: string, next: string): PcowError {
-  return new PcowError('PCOW_INVALID', `${JSON.stringify(text)} names no image in a registry: ${why}`, { next });
+  return new PcowError(
+    'PCOW_INVALID',
+    `${JSON.stringify(text)} names no image in a registry: ${why}`,
+    { next },
+  );
 }

@@ -64,10 +64,17 @@ export class RegistryStore implements Store {
 
   openBlob(blob: Blob): BlobReader {
     return new RemoteBlob(blob, this.name, this.options.signal, async (range) => {
-      const headers = range === null ? {} : { range: `bytes=${range.offset}-${range.offset + range.length - 1}` };
+      const headers =
+        range === null ? {} : { range: `bytes=${range.offset}-${range.offset + range.length - 1}` };
       const expected = range?.length ?? blob.size;
-      const answer = await this.#request({ method: 'GET', url: this.#blobUrl(blob.digest), headers, expected });
-      if (answer.status !== 200 && answer.status !== 206) throw await this.#failed(answer, blob.digest);
+      const answer = await this.#request({
+        method: 'GET',
+        url: this.#blobUrl(blob.digest),
+        headers,
+        expected,
+      });
+      if (answer.status !== 200 && answer.status !== 206)
+        throw await this.#failed(answer, blob.digest);
       return answer;
     });
   }
@@ -130,9 +137,13 @@ export class RegistryStore implements Store {
       case 403:
         return refused(host, why, false);
       case 404:
-        return new PcowError('PCOW_NOT_FOUND', `${this.name}: ${host} does not have ${what} (${why})`, {
-          next: 'check the repository and the tag: skopeo list-tags docker://HOST/REPOSITORY',
-        });
+        return new PcowError(
+          'PCOW_NOT_FOUND',
+          `${this.name}: ${host} does not have ${what} (${why})`,
+          {
+            next: 'check the repository and the tag: skopeo list-tags docker://HOST/REPOSITORY',
+          },
+        );
       case 416:
         return corrupt(this.name, `${what} is shorter than its manifest says`);
       case 429:
@@ -148,12 +159,17 @@ export class RegistryStore implements Store {
 }
 
 /** Checks the credentials with the registry itself. */
-export async function checkCredentials(host: string, credentials: Credentials, options: HttpOptions): Promise<void> {
+export async function checkCredentials(
+  host: string,
+  credentials: Credentials,
+  options: HttpOptions,
+): Promise<void> {
   const http = new Http(options);
   try {
     const root = new URL('v2/', addressOf(host, options));
     const authorizer = new Authorizer(http, root, host, '', '', credentials);
-    const authorization = (challenge: string | null, used: string | null) => authorizer.header(challenge, used);
+    const authorization = (challenge: string | null, used: string | null) =>
+      authorizer.header(challenge, used);
     const answer = await http.request({ method: 'GET', url: root, authorization });
     if (answer.status !== 200) throw refused(host, await messageOf(answer), true);
     await skip(answer);
@@ -164,7 +180,9 @@ export async function checkCredentials(host: string, credentials: Credentials, o
 
 /** Docker Hub's server has another name than its images use. */
 function addressOf(host: string, { plainHttp }: HttpOptions): URL {
-  return new URL(`${plainHttp === true ? 'http' : 'https'}://${host === 'docker.io' ? 'registry-1.docker.io' : host}/`);
+  return new URL(
+    `${plainHttp === true ? 'http' : 'https'}://${host === 'docker.io' ? 'registry-1.docker.io' : host}/`,
+  );
 }
 
 async function* nothing(): AsyncGenerator<Uint8Array> {
@@ -265,7 +283,8 @@ class RemoteBlob implements BlobReader {
 
 function checkRange({ headers, url }: HttpAnswer, { offset, length }: Range, name: string): void {
   const told = /^bytes (\d+)-(\d+)\//.exec(String(headers['content-range'] ?? ''));
-  if (told !== null && Number(told[1]) === offset && Number(told[2]) === offset + length - 1) return;
+  if (told !== null && Number(told[1]) === offset && Number(told[2]) === offset + length - 1)
+    return;
   throw corrupt(name, `${url.host} sends another range than was asked for`);
 }
 
@@ -307,7 +326,8 @@ class WholeAnswer {
       const { value, done } = (await this.#chunks.next()) as IteratorResult<Buffer, undefined>;
       if (done !== true) return value;
     } catch (error) {
-      if (this.signal?.aborted === true) throw new PcowError('PCOW_CANCELLED', `the pull of ${this.name} was stopped`);
+      if (this.signal?.aborted === true)
+        throw new PcowError('PCOW_CANCELLED', `the pull of ${this.name} was stopped`);
       throw unreachable(this.answer.url, error as Error);
     }
     throw unreachable(this.answer.url, new Error('the answer ends too early'));

@@ -1,7 +1,13 @@
 /** Applies the records of one stream to the active layer of an image, up to the end record. */
 import { type Image, type LongOptions, PcowError } from '../engine/index.js';
 import { type Begin, type End, parseEnd } from './header.js';
-import { chained, corruptStream, type RecordReader, RecordType, type StreamRecord } from './record.js';
+import {
+  chained,
+  corruptStream,
+  type RecordReader,
+  RecordType,
+  type StreamRecord,
+} from './record.js';
 
 export interface ApplyOptions extends LongOptions {
   /**
@@ -21,14 +27,20 @@ export async function applyStream(
   let end = begin.resumedAt;
   for (;;) {
     if (signal?.aborted) {
-      throw new PcowError('PCOW_CANCELLED', 'receiving was stopped; the data received so far is kept', {
-        cause: signal.reason,
-      });
+      throw new PcowError(
+        'PCOW_CANCELLED',
+        'receiving was stopped; the data received so far is kept',
+        {
+          cause: signal.reason,
+        },
+      );
     }
     const record = await reader.must();
     if (record.type === RecordType.end) {
       const told = parseEnd(record.payload);
-      const same = (['records', 'data', 'zeros', 'checksum'] as const).every((field) => told[field] === found[field]);
+      const same = (['records', 'data', 'zeros', 'checksum'] as const).every(
+        (field) => told[field] === found[field],
+      );
       if (!same) throw corruptStream('records are missing or out of order');
       return found;
     }
@@ -48,10 +60,16 @@ export async function applyStream(
   }
 }
 
-function checkRange({ type, offset, length, payload }: StreamRecord, end: number, size: number): void {
-  if (type !== RecordType.data && type !== RecordType.zeros) throw corruptStream('a record has an unknown type');
+function checkRange(
+  { type, offset, length, payload }: StreamRecord,
+  end: number,
+  size: number,
+): void {
+  if (type !== RecordType.data && type !== RecordType.zeros)
+    throw corruptStream('a record has an unknown type');
   if (offset < end) throw corruptStream('the ranges are out of order');
-  if (length === 0 || !(offset + length <= size)) throw corruptStream('a range is outside of the image');
+  if (length === 0 || !(offset + length <= size))
+    throw corruptStream('a range is outside of the image');
   if (payload.length !== (type === RecordType.data ? length : 0))
     throw corruptStream('the length of a record differs from its range');
 }

@@ -11,18 +11,30 @@ import { corruptStream, encodeText, type RecordReader, RecordType, withRecords }
 import { HISTORY, prepare, type Sending, sendStream } from './send.js';
 
 /** The bytes of an export. The caller still owns `image`. */
-export async function* exportStream(image: Image, { signal, onProgress }: LongOptions = {}): AsyncGenerator<Buffer> {
+export async function* exportStream(
+  image: Image,
+  { signal, onProgress }: LongOptions = {},
+): AsyncGenerator<Buffer> {
   const plan = await ExportPlan.make(image);
   try {
     const sendings: [Image, Sending][] = [];
     for (const part of plan.parts) sendings.push([part.image, await sendingOf(part, signal)]);
     const data = sendings.reduce((sum, [, { begin }]) => sum + begin.data, 0);
     const size = plan.parts.at(-1)?.layer.size ?? 0;
-    const archive: Archive = { version: 1, streams: sendings.length, size, blockSize: image.info().blockSize, data };
+    const archive: Archive = {
+      version: 1,
+      streams: sendings.length,
+      size,
+      blockSize: image.info().blockSize,
+      data,
+    };
     yield encodeText(RecordType.archive, archive);
     let done = 0;
     for (const [from, sending] of sendings) {
-      yield* sendStream(from, sending, { signal, onProgress: (sent) => onProgress?.(done + sent, data) });
+      yield* sendStream(from, sending, {
+        signal,
+        onProgress: (sent) => onProgress?.(done + sent, data),
+      });
       done += sending.begin.data;
     }
     plan.checkBases();
@@ -98,7 +110,8 @@ async function fill(
       }
     }
     const last = await reader.must();
-    if (last.type !== RecordType.archiveEnd || image === null) throw corruptStream('the end record is missing');
+    if (last.type !== RecordType.archiveEnd || image === null)
+      throw corruptStream('the end record is missing');
     for (const name of hidden) await image.delete(name, { signal });
     return { snapshots: image.snapshotNames().length, size: image.info().size, data: done };
   } finally {
@@ -117,7 +130,8 @@ async function standOn(image: Image, from: Named | null): Promise<void> {
   // Two snapshots have the same identity if one image of the chain received it from another.
   const same = known.filter(({ identity }) => identity === from.identity);
   const own = same.find(({ name }) => name === from.name) ?? same[0];
-  if (own === undefined) throw corruptStream(`the snapshot ${from.name} is missing, and other snapshots stand on it`);
+  if (own === undefined)
+    throw corruptStream(`the snapshot ${from.name} is missing, and other snapshots stand on it`);
   if (own !== current || image.info().size !== own.size) await image.rollback(own.name);
 }
 
@@ -126,7 +140,9 @@ async function sendingOf(part: Part, signal: AbortSignal | undefined): Promise<S
   async function* extents(stop: AbortSignal | undefined): AsyncGenerator<Extent> {
     if (layer.id === NO_LAYER) return;
     const own = from?.image === image && from.layer.id !== NO_LAYER;
-    yield* own ? image.diff(from.layer.id, layer.id, { signal: stop }) : image.diffToBase(layer.id, { signal: stop });
+    yield* own
+      ? image.diff(from.layer.id, layer.id, { signal: stop })
+      : image.diffToBase(layer.id, { signal: stop });
   }
   return prepare(image, { source: layer, extents, signal }, 0, {
     snapshot: snapshot && { ...snapshot, created: layer.created.toISOString() },
@@ -139,6 +155,7 @@ async function sendingOf(part: Part, signal: AbortSignal | undefined): Promise<S
 /** The snapshots on which a part stands, newest first. */
 function historyOf({ from }: Part): Named[] {
   const history: Named[] = [];
-  for (let next = from; next?.snapshot && history.length < HISTORY; next = next.from) history.push(next.snapshot);
+  for (let next = from; next?.snapshot && history.length < HISTORY; next = next.from)
+    history.push(next.snapshot);
   return history;
 }

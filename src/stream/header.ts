@@ -2,7 +2,13 @@
  * The contents of the first and the last record of a stream. They come from outside, so everything
  * in them is checked.
  */
-import { checkBlockSize, checkCreated, checkSize, checkSnapshotName, isPcowError } from '../engine/index.js';
+import {
+  checkBlockSize,
+  checkCreated,
+  checkSize,
+  checkSnapshotName,
+  isPcowError,
+} from '../engine/index.js';
 import { corruptStream } from './record.js';
 
 /** A snapshot, identified by its content. The name is for messages. */
@@ -77,7 +83,10 @@ export function parseBegin(payload: Buffer): Begin {
     version: 1,
     size: value.size,
     blockSize: value.blockSize,
-    snapshot: value.snapshot === null ? null : { ...named(value.snapshot), created: created(value.snapshot) },
+    snapshot:
+      value.snapshot === null
+        ? null
+        : { ...named(value.snapshot), created: created(value.snapshot) },
     from,
     resumedAt: count(value.resumedAt, value.size),
     data: count(value.data, value.size),
@@ -89,7 +98,12 @@ export function parseBegin(payload: Buffer): Begin {
 
 export function parseEnd(payload: Buffer): End {
   const { records, data, zeros, checksum } = objectOf(payload);
-  return { records: count(records), data: count(data), zeros: count(zeros), checksum: count(checksum, 2 ** 32 - 1) };
+  return {
+    records: count(records),
+    data: count(data),
+    zeros: count(zeros),
+    checksum: count(checksum, 2 ** 32 - 1),
+  };
 }
 
 export function parseArchive(payload: Buffer): Archive {
@@ -140,7 +154,8 @@ function created(value: unknown): string {
   try {
     checkCreated(new Date(time));
   } catch (error) {
-    if (isPcowError(error)) throw corruptStream(`the time of a snapshot, ${time}, cannot be stored in an image`);
+    if (isPcowError(error))
+      throw corruptStream(`the time of a snapshot, ${time}, cannot be stored in an image`);
     throw error;
   }
   return time;

@@ -3,7 +3,12 @@ import type { Image } from '../engine/image.js';
 import type { LongOptions } from '../engine/types.js';
 import { checkOptions, checkPath } from '../engine/validate.js';
 import { exportStream, importStream, type Imported } from './archive.js';
-import { abandonReceiving as abandon, receive as receiveInto, type Received, resumeTokenOf } from './receive.js';
+import {
+  abandonReceiving as abandon,
+  receive as receiveInto,
+  type Received,
+  resumeTokenOf,
+} from './receive.js';
 import { formatToken, parseToken } from './resume-token.js';
 import { resumedSending, sendingOf, sendStream } from './send.js';
 
@@ -31,7 +36,11 @@ export interface ReceiveOptions extends LongOptions {
  * open until the end of the stream. Errors: PCOW_NOT_FOUND for a snapshot, PCOW_CANCELLED,
  * PCOW_BUSY if the snapshot was replaced in the meantime.
  */
-export async function* send(image: Image, snapshot: string, options: SendOptions = {}): AsyncGenerator<Buffer, void> {
+export async function* send(
+  image: Image,
+  snapshot: string,
+  options: SendOptions = {},
+): AsyncGenerator<Buffer, void> {
   checkOptions('the options of send', options, ['from', 'signal', 'onProgress']);
   const { from, ...long } = options;
   yield* sendStream(image, await sendingOf(image, snapshot, from ?? null, long.signal), long);
@@ -90,7 +99,10 @@ export async function abandonReceiving(path: string): Promise<string | null> {
  * An image, its bases, and all snapshots, as one stream of bytes. The image must stay open until
  * the end of the stream.
  */
-export async function* exportImage(image: Image, options: LongOptions = {}): AsyncGenerator<Buffer, void> {
+export async function* exportImage(
+  image: Image,
+  options: LongOptions = {},
+): AsyncGenerator<Buffer, void> {
   checkOptions('the options of exportImage', options, ['signal', 'onProgress']);
   yield* exportStream(image, options);
 }

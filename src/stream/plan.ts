@@ -85,7 +85,10 @@ function storeyOf(image: Image, top: number | null): Storey {
 }
 
 function moved(image: Image): PcowError {
-  return new PcowError('PCOW_BUSY', `${image.info().path} got another base during the export: export it again`);
+  return new PcowError(
+    'PCOW_BUSY',
+    `${image.info().path} got another base during the export: export it again`,
+  );
 }
 
 /** The last one is the image itself, which belongs to the caller. */
@@ -148,7 +151,11 @@ function parentOf(layers: Storey['layers'], { parent }: LayerInfo): LayerInfo | 
 }
 
 /** The nearest layer below that is exported, too. */
-function nearest({ layers }: Storey, layer: LayerInfo, exported: ReadonlySet<LayerInfo>): LayerInfo | undefined {
+function nearest(
+  { layers }: Storey,
+  layer: LayerInfo,
+  exported: ReadonlySet<LayerInfo>,
+): LayerInfo | undefined {
   let next = parentOf(layers, layer);
   while (next !== undefined && !exported.has(next)) next = parentOf(layers, next);
   return next;
@@ -165,11 +172,16 @@ class Names {
   readonly #taken = new Set<string>();
 
   give({ id, name, identity }: Pick<LayerInfo, 'id' | 'name' | 'identity'>, image: Image): Named {
-    return { name: this.#free(name ?? `deleted-${id}`, image), identity: identity ?? 'ffffffffffffffff' };
+    return {
+      name: this.#free(name ?? `deleted-${id}`, image),
+      identity: identity ?? 'ffffffffffffffff',
+    };
   }
 
   #free(name: string, image: Image): string {
-    const own = path.basename(image.info().path, '.pcow').replace(new RegExp(FORBIDDEN_IN_NAMES, 'gu'), '-');
+    const own = path
+      .basename(image.info().path, '.pcow')
+      .replace(new RegExp(FORBIDDEN_IN_NAMES, 'gu'), '-');
     let free = name;
     for (let number = 1; this.#taken.has(free); number++) {
       const after = number === 1 ? '' : `.${number}`;

@@ -6,7 +6,15 @@
  * because another process that opened it first, and was killed, leaves the same generation.
  */
 import { readFile, writeFile } from 'node:fs/promises';
-import { exists, giveName, type Holder, type ImageInfo, isPcowError, receiptOf, removeName } from '../engine/index.js';
+import {
+  exists,
+  giveName,
+  type Holder,
+  type ImageInfo,
+  isPcowError,
+  receiptOf,
+  removeName,
+} from '../engine/index.js';
 import { type Begin, parseBegin } from './header.js';
 
 /** A process, as a superblock records it. */
@@ -71,7 +79,8 @@ function parseReceipt(text: string): Receipt | null {
       ? null
       : { uuid, generation, opening: openerOf(opening), begin: known, offset, made: made === true };
   } catch (error) {
-    if (error instanceof SyntaxError || error instanceof TypeError || isPcowError(error)) return null;
+    if (error instanceof SyntaxError || error instanceof TypeError || isPcowError(error))
+      return null;
     throw error;
   }
 }

@@ -47,7 +47,11 @@ interface Receiving extends LongOptions {
 }
 
 /** Receives one stream into the image file, and makes the file if there is none. */
-export function receive(source: AsyncIterable<Uint8Array>, file: string, options: Receiving = {}): Promise<Received> {
+export function receive(
+  source: AsyncIterable<Uint8Array>,
+  file: string,
+  options: Receiving = {},
+): Promise<Received> {
   return withRecords(source, (reader) => receiveRecords(reader, file, options));
 }
 
@@ -93,7 +97,10 @@ async function receiveRecords(
       await keep().catch(() => undefined);
       throw error;
     }
-    await image.snapshot(snapshot.name, { identity: snapshot.identity, created: new Date(snapshot.created) });
+    await image.snapshot(snapshot.name, {
+      identity: snapshot.identity,
+      created: new Date(snapshot.created),
+    });
     await removeReceipt(file);
     const { data, zeros } = found;
     return { snapshot: snapshot.name, from: begin.from?.name ?? null, data, zeros, resumedAt };
@@ -107,11 +114,17 @@ export async function resumeTokenOf(file: string): Promise<ResumeToken | null> {
   const receipt = await unfinishedOf(file);
   const snapshot = receipt?.begin.snapshot;
   if (!receipt || !snapshot) return null;
-  return { from: receipt.begin.from?.identity ?? null, to: snapshot.identity, offset: receipt.offset };
+  return {
+    from: receipt.begin.from?.identity ?? null,
+    to: snapshot.identity,
+    offset: receipt.offset,
+  };
 }
 
 /** The same, with the beginning of the stream. */
-export async function unfinishedOf(file: string): Promise<Pick<Receipt, 'begin' | 'offset'> | null> {
+export async function unfinishedOf(
+  file: string,
+): Promise<Pick<Receipt, 'begin' | 'offset'> | null> {
   return (await look(file)).receipt;
 }
 
@@ -171,7 +184,8 @@ async function look(file: string): Promise<{ receipt: Receipt | null; generation
  */
 async function openWithReceipt(file: string): Promise<{ image: Image; receipt: Receipt | null }> {
   const { receipt, generation } = await look(file);
-  if (receipt !== null) await writeReceipt(file, { ...receipt, generation, opening: await thisProcess() });
+  if (receipt !== null)
+    await writeReceipt(file, { ...receipt, generation, opening: await thisProcess() });
   const image = await Image.open(file, { write: true });
   try {
     const now = image.info().generation;
@@ -195,7 +209,13 @@ async function thisProcess(): Promise<Opener> {
 }
 
 /** Checks that the stream continues what the image has, and prepares the active layer for it. */
-async function takeUp(image: Image, file: string, begin: Begin, made: boolean, force: boolean): Promise<Receipt> {
+async function takeUp(
+  image: Image,
+  file: string,
+  begin: Begin,
+  made: boolean,
+  force: boolean,
+): Promise<Receipt> {
   const info = image.info();
   const { uuid, generation } = info;
   const fresh: Receipt = { uuid, generation, begin, offset: 0, made };
@@ -263,7 +283,8 @@ async function standOn(image: Image, file: string, begin: Begin, force: boolean)
     }
   } else {
     const own = ownSnapshot(image, from.identity);
-    const onBase = own === undefined && begin.source !== undefined && (await standsOn(image, from.identity));
+    const onBase =
+      own === undefined && begin.source !== undefined && (await standsOn(image, from.identity));
     if (own === undefined && !onBase) throw missing(sentenceOfMissing(file, begin, known));
     // Nothing leads back to the base alone.
     if (!empty && (!force || onBase)) {
@@ -272,11 +293,15 @@ async function standOn(image: Image, file: string, begin: Begin, force: boolean)
         `${file} has changes that are in no snapshot, and receiving would drop them: take a snapshot, or drop them with --force`,
       );
     }
-    if (own !== undefined && (!empty || !own.current || image.info().size !== own.size)) await image.rollback(own.name);
+    if (own !== undefined && (!empty || !own.current || image.info().size !== own.size))
+      await image.rollback(own.name);
   }
   const { size } = image.info();
   if (size > begin.size) {
-    throw new PcowError('PCOW_INVALID', `${file} has ${size} bytes, more than the sent image (${begin.size})`);
+    throw new PcowError(
+      'PCOW_INVALID',
+      `${file} has ${size} bytes, more than the sent image (${begin.size})`,
+    );
   }
   if (size < begin.size) await image.resize(begin.size);
 }
@@ -293,10 +318,16 @@ async function standsOn(image: Image, identity: string): Promise<boolean> {
   }
 }
 
-function sentenceOfMissing(file: string, { from, snapshot, history }: Begin, known: SnapshotInfo[]): string {
+function sentenceOfMissing(
+  file: string,
+  { from, snapshot, history }: Begin,
+  known: SnapshotInfo[],
+): string {
   const name = from?.name ?? '';
   const common = history.find(({ identity }) => known.some((own) => own.identity === identity));
-  const sameName = known.some((own) => own.name === name) ? ` (it has another one with that name)` : '';
+  const sameName = known.some((own) => own.name === name)
+    ? ` (it has another one with that name)`
+    : '';
   const sentence = `${file} has no snapshot ${name}${sameName}, which the changes of ${snapshot?.name ?? ''} stand on`;
   if (common === undefined) return `${sentence}: send ${name} first`;
   return `${sentence}; the newest that both have is ${common.name}: send ${name} --from ${common.name} first`;

@@ -5,7 +5,14 @@
 import { crc32c, PcowError } from '../engine/index.js';
 
 /** Numbers are never reused for another type. */
-export const RecordType = { begin: 1, data: 2, zeros: 3, end: 4, archive: 5, archiveEnd: 6 } as const;
+export const RecordType = {
+  begin: 1,
+  data: 2,
+  zeros: 3,
+  end: 4,
+  archive: 5,
+  archiveEnd: 6,
+} as const;
 
 export interface StreamRecord {
   type: number;
@@ -22,7 +29,12 @@ const HEADER = 32;
 /** Bytes; also the size of one read or write. */
 export const MAX_PAYLOAD = 1 << 20;
 
-export function encodeRecord(type: number, offset: number, length: number, payload: Uint8Array): Buffer {
+export function encodeRecord(
+  type: number,
+  offset: number,
+  length: number,
+  payload: Uint8Array,
+): Buffer {
   const record = Buffer.alloc(HEADER + payload.length);
   record.writeUInt32LE(MAGIC, 0);
   record.writeUInt32LE(type, 4);
@@ -86,7 +98,9 @@ export function chained(before: number, checksum: number): number {
 }
 
 export function corruptStream(why: string): PcowError {
-  return new PcowError('PCOW_CORRUPT', `the stream is damaged: ${why}`, { next: 'send or export it again' });
+  return new PcowError('PCOW_CORRUPT', `the stream is damaged: ${why}`, {
+    next: 'send or export it again',
+  });
 }
 
 /**
@@ -171,7 +185,8 @@ export class RecordReader {
 
 /** Numbers beyond 2^53 would be rounded; no image is that large. */
 function exact(value: bigint): number {
-  if (value > BigInt(Number.MAX_SAFE_INTEGER)) throw corruptStream('a range is outside of every image');
+  if (value > BigInt(Number.MAX_SAFE_INTEGER))
+    throw corruptStream('a range is outside of every image');
   return Number(value);
 }
 

@@ -18,7 +18,9 @@ export function formatToken({ from, to, offset }: ResumeToken): string {
 }
 
 export function parseToken(token: string): ResumeToken {
-  const match = /^(1-(nothing|[0-9a-f]{16})-([0-9a-f]{16})-([0-9a-f]{1,12}))-([0-9a-f]{8})$/.exec(token.trim());
+  const match = /^(1-(nothing|[0-9a-f]{16})-([0-9a-f]{16})-([0-9a-f]{1,12}))-([0-9a-f]{8})$/.exec(
+    token.trim(),
+  );
   const [, text = '', from = '', to = '', offset = '', checksum = ''] = match ?? [];
   if (match === null || crc32c(Buffer.from(text)) !== parseInt(checksum, 16)) {
     throw new PcowError(

@@ -2,9 +2,22 @@
  * The sending side: the changes between two snapshots of an image, or everything that one snapshot
  * holds, as a stream (docs/stream.md).
  */
-import { type Extent, type Image, type LayerInfo, type LongOptions, PcowError } from '../engine/index.js';
+import {
+  type Extent,
+  type Image,
+  type LayerInfo,
+  type LongOptions,
+  PcowError,
+} from '../engine/index.js';
 import type { Begin, End, Named } from './header.js';
-import { chained, checksumOf, encodeRecord, encodeText, MAX_PAYLOAD, RecordType } from './record.js';
+import {
+  chained,
+  checksumOf,
+  encodeRecord,
+  encodeText,
+  MAX_PAYLOAD,
+  RecordType,
+} from './record.js';
 import type { ResumeToken } from './resume-token.js';
 
 /** How many snapshots of the history a stream contains. */
@@ -39,7 +52,9 @@ export async function sendingOf(
   const { id, identity, created } = source;
   const older = from === null ? null : image.snapshotInfo(from);
   const extents = (stop: AbortSignal | undefined) =>
-    older === null ? image.map({ snapshot: id, signal: stop }) : image.diff(older.id, id, { signal: stop });
+    older === null
+      ? image.map({ snapshot: id, signal: stop })
+      : image.diff(older.id, id, { signal: stop });
   return prepare(image, { source, extents, signal }, 0, {
     snapshot: { name: snapshot, identity, created: created.toISOString() },
     from: older === null ? null : { name: older.name, identity: older.identity },
@@ -48,7 +63,11 @@ export async function sendingOf(
 }
 
 /** The part that is missing at a receiver with this token. */
-export async function resumedSending(image: Image, token: ResumeToken, signal?: AbortSignal): Promise<Sending> {
+export async function resumedSending(
+  image: Image,
+  token: ResumeToken,
+  signal?: AbortSignal,
+): Promise<Sending> {
   const known = image.snapshots({ countData: false });
   const find = (identity: string): string => {
     const found = known.find((candidate) => candidate.identity === identity);
@@ -68,7 +87,11 @@ export async function resumedSending(image: Image, token: ResumeToken, signal?: 
 
 export async function prepare(
   image: Image,
-  { source, extents, signal }: { source: Source; extents: Sending['extents']; signal?: AbortSignal | undefined },
+  {
+    source,
+    extents,
+    signal,
+  }: { source: Source; extents: Sending['extents']; signal?: AbortSignal | undefined },
   offset: number,
   { snapshot, from, history, hidden }: Pick<Begin, 'snapshot' | 'from' | 'history' | 'hidden'>,
 ): Promise<Sending> {
@@ -90,7 +113,11 @@ export async function prepare(
 }
 
 /** The bytes of the stream, record by record. Progress counts bytes of data. */
-export async function* sendStream(image: Image, sending: Sending, options: LongOptions = {}): AsyncGenerator<Buffer> {
+export async function* sendStream(
+  image: Image,
+  sending: Sending,
+  options: LongOptions = {},
+): AsyncGenerator<Buffer> {
   const { begin, layer } = sending;
   const { signal, onProgress } = options;
   const end: End = { records: 0, data: 0, zeros: 0, checksum: 0 };
@@ -112,7 +139,8 @@ export async function* sendStream(image: Image, sending: Sending, options: LongO
       stopWhere(signal);
       const bytes = Buffer.alloc(Math.min(MAX_PAYLOAD, offset + length - at));
       const count = await image.read(bytes, at, layer);
-      if (count < bytes.length) throw new PcowError('PCOW_BUSY', `${image.info().path} became smaller during the send`);
+      if (count < bytes.length)
+        throw new PcowError('PCOW_BUSY', `${image.info().path} became smaller during the send`);
       end.data += bytes.length;
       onProgress?.(end.data, begin.data);
       yield counted(encodeRecord(RecordType.data, at, bytes.length, bytes));
@@ -123,9 +151,13 @@ export async function* sendStream(image: Image, sending: Sending, options: LongO
 
 function stopWhere(signal: AbortSignal | undefined): void {
   if (signal?.aborted) {
-    throw new PcowError('PCOW_CANCELLED', 'sending was stopped; the receiver can continue from what it has', {
-      cause: signal.reason,
-    });
+    throw new PcowError(
+      'PCOW_CANCELLED',
+      'sending was stopped; the receiver can continue from what it has',
+      {
+        cause: signal.reason,
+      },
+    );
   }
 }
 
@@ -146,7 +178,8 @@ function historyOf(layers: readonly LayerInfo[], layer: number): Named[] {
   while (next !== null && history.length < HISTORY) {
     const found = known.get(next);
     if (found === undefined) break;
-    if (found.name !== null && found.identity !== null) history.push({ name: found.name, identity: found.identity });
+    if (found.name !== null && found.identity !== null)
+      history.push({ name: found.name, identity: found.identity });
     next = found.parent;
   }
   return history;

@@ -32,7 +32,9 @@ test('an error may have its own next step, or none', async (t) => {
   t.is(adviceFor('PCOW_CORRUPT', undefined, 'send it once more'), 'send it once more');
   t.is(adviceFor('PCOW_CORRUPT', undefined, null), undefined);
   const fail = (error: Error) =>
-    advising({ PCOW_IN_USE: 'for this' }, () => Promise.reject(error)).catch((it: unknown) => explained(it));
+    advising({ PCOW_IN_USE: 'for this' }, () => Promise.reject(error)).catch((it: unknown) =>
+      explained(it),
+    );
   t.like(await fail(new PcowError('PCOW_IN_USE', 'a')), { message: 'a', hint: 'for this' });
   t.like(await fail(new Failure('PCOW_IN_USE', 'a', 'its own')), { hint: 'its own' });
   t.like(await fail(new PcowError('PCOW_EXISTS', 'a')), { hint: 'choose another name' });
@@ -58,7 +60,12 @@ test.serial('a user without the right to an image in a mount is not told to unmo
   await chmod(scratch, 0o711);
   await mounted(t, path.join(scratch, 'images'), path.join(scratch, 'mnt'), '--allow-other');
   const shell = await shellIn(t, scratch);
-  for (const words of ['snapshot mnt/vm1@x', 'delete mnt/vm1@x', 'rename mnt/vm1@x y', 'rm mnt/vm1']) {
+  for (const words of [
+    'snapshot mnt/vm1@x',
+    'delete mnt/vm1@x',
+    'rename mnt/vm1@x y',
+    'rm mnt/vm1',
+  ]) {
     const outcome = shell(`${NOBODY} node ${pcowProgram} ${words}`);
     await fails(t, outcome, 7, /right|may not/);
     t.notRegex((await outcome).stderr, /umount|end the mount/, words);

@@ -16,7 +16,10 @@ async function fill(file: string, byte: number): Promise<void> {
 test('create makes an image, with or without .pcow, and prints its properties', async (t) => {
   const directory = await scratchDirectory(t);
   const pcow = pcowIn(directory);
-  t.is(await succeeds(t, pcow('create', 'vm1', '10G')), `created ${directory}/vm1.pcow: 10 GiB, blocks of 64 KiB\n`);
+  t.is(
+    await succeeds(t, pcow('create', 'vm1', '10G')),
+    `created ${directory}/vm1.pcow: 10 GiB, blocks of 64 KiB\n`,
+  );
   await succeeds(t, pcow('create', 'vm2.pcow', '1.5G', '--block-size', '4K'));
   const image = await Image.open(path.join(directory, 'vm2.pcow'));
   t.is(image.info().size, 1.5 * 2 ** 30);
@@ -85,7 +88,9 @@ test('one snapshot of several images', async (t) => {
 test('a clone shares the data of its base, and later changes are separate', async (t) => {
   const directory = await scratchDirectory(t);
   const pcow = pcowIn(directory);
-  const [vm1, vm2, old] = ['vm1.pcow', 'vm2.pcow', 'old.pcow'].map((name) => path.join(directory, name));
+  const [vm1, vm2, old] = ['vm1.pcow', 'vm2.pcow', 'old.pcow'].map((name) =>
+    path.join(directory, name),
+  );
   await succeeds(t, pcow('create', 'vm1', '1G'));
   await fill(vm1 ?? '', 1);
   await succeeds(t, pcow('snapshot', 'vm1@one'));
@@ -105,7 +110,12 @@ test('resize grows', async (t) => {
   await succeeds(t, pcow('create', 'vm1', '1G'));
   t.is(await succeeds(t, pcow('resize', 'vm1', '2G')), 'vm1 has 2 GiB now\n');
   await succeeds(t, pcow('resize', 'vm1', '+4K'));
-  await fails(t, pcow('resize', 'vm1', '+1K'), 3, /makes it 2147488768 bytes, which is not a multiple of 4 KiB/);
+  await fails(
+    t,
+    pcow('resize', 'vm1', '+1K'),
+    3,
+    /makes it 2147488768 bytes, which is not a multiple of 4 KiB/,
+  );
   await fails(t, pcow('resize', 'vm1', '+64T'), 3, /over the limit of 64 TiB/);
 });
 
@@ -136,7 +146,9 @@ test('an image whose path holds “@” is found', async (t) => {
 test('help has examples for every command, and requesting it is no failure', async (t) => {
   const pcow = pcowIn(await scratchDirectory(t));
   const overview = await succeeds(t, pcow('--help'));
-  const commands = [...overview.matchAll(/^ {2}([a-z-]+)(?= .*\S {2})/gm)].map(([, name]) => name ?? '');
+  const commands = [...overview.matchAll(/^ {2}([a-z-]+)(?= .*\S {2})/gm)].map(
+    ([, name]) => name ?? '',
+  );
   t.true(commands.includes('create') && commands.includes('qemu-args'), overview);
   for (const command of commands.filter((name) => name !== 'help')) {
     t.regex(await succeeds(t, pcow(command, '--help')), /\nExamples:\n {2}\S/, command);

@@ -46,7 +46,8 @@ test('a backup copies what changed, keeps the requested number of snapshots, and
   t.deepEqual(await snapshotsOf(at('copies/vm1.pcow')), names);
   t.is((await snapshotsOf(at('copies/vm2.pcow'))).length, 2);
   const pcow = pcowIn(scratch);
-  for (const name of names) await succeeds(t, pcow('compare', `images/vm1@${name}`, `copies/vm1@${name}`));
+  for (const name of names)
+    await succeeds(t, pcow('compare', `images/vm1@${name}`, `copies/vm1@${name}`));
 
   await writeFile(at('images/bad.pcow'), 'no image at all');
   const { exit, stderr } = await backup();
@@ -65,28 +66,34 @@ test('a receiver that fails makes the backup fail, and the next backup continues
   const { exit, stderr } = await shell(`${packaging}backup/pcow-backup images copies`);
   t.is(exit, 1);
   t.regex(stderr, /vm1 was not backed up/);
-  await succeeds(t, shell(`rm copies/vm1.pcow && sleep 1 && ${packaging}backup/pcow-backup images copies`));
+  await succeeds(
+    t,
+    shell(`rm copies/vm1.pcow && sleep 1 && ${packaging}backup/pcow-backup images copies`),
+  );
 });
 
-test.serial('the collector gets the metrics of a mount, or the report that it does not answer', async (t) => {
-  const mount = await mountedImages(t, { vm1: MiB });
-  await writeFile(mount.image('bad'), 'no image at all');
-  const file = path.join(mount.scratch, 'pcow.prom');
-  const collect = async () => {
-    await run(`${packaging}prometheus/pcow-textfile`, [mount.point, file]);
-    return readFile(file, 'utf8');
-  };
-  const text = await collect();
-  t.true(text.includes(`pcow_up{mountpoint="${mount.point}"} 1\n`));
-  t.regex(text, /^pcow_image_state\{image="bad",state="not an image"\} 1$/m);
-  t.regex(text, /^pcow_image_state\{image="vm1",state="ok"\} 1$/m);
-  t.regex(text, /^pcow_disk_free_bytes\{image="vm1"\} \d+$/m);
-  // Each alert uses metrics that exist.
-  const alerts = await readFile(`${packaging}prometheus/pcow-alerts.yml`, 'utf8');
-  const monitors = ['pcow_stalled', 'pcow_mappings'];
-  for (const [name] of alerts.matchAll(/\bpcow_\w+/g)) {
-    t.true(text.includes(`# TYPE ${name} `) || monitors.includes(name), name);
-  }
-  await mount.unmount();
-  t.true((await collect()).includes(`pcow_up{mountpoint="${mount.point}"} 0\n`));
-});
+test.serial(
+  'the collector gets the metrics of a mount, or the report that it does not answer',
+  async (t) => {
+    const mount = await mountedImages(t, { vm1: MiB });
+    await writeFile(mount.image('bad'), 'no image at all');
+    const file = path.join(mount.scratch, 'pcow.prom');
+    const collect = async () => {
+      await run(`${packaging}prometheus/pcow-textfile`, [mount.point, file]);
+      return readFile(file, 'utf8');
+    };
+    const text = await collect();
+    t.true(text.includes(`pcow_up{mountpoint="${mount.point}"} 1\n`));
+    t.regex(text, /^pcow_image_state\{image="bad",state="not an image"\} 1$/m);
+    t.regex(text, /^pcow_image_state\{image="vm1",state="ok"\} 1$/m);
+    t.regex(text, /^pcow_disk_free_bytes\{image="vm1"\} \d+$/m);
+    // Each alert uses metrics that exist.
+    const alerts = await readFile(`${packaging}prometheus/pcow-alerts.yml`, 'utf8');
+    const monitors = ['pcow_stalled', 'pcow_mappings'];
+    for (const [name] of alerts.matchAll(/\bpcow_\w+/g)) {
+      t.true(text.includes(`# TYPE ${name} `) || monitors.includes(name), name);
+    }
+    await mount.unmount();
+    t.true((await collect()).includes(`pcow_up{mountpoint="${mount.point}"} 0\n`));
+  },
+);

@@ -4,7 +4,18 @@
  */
 import { execFile, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { copyFile, link, mkdir, open, readFile, rename, rm, symlink, truncate, writeFile } from 'node:fs/promises';
+import {
+  copyFile,
+  link,
+  mkdir,
+  open,
+  readFile,
+  rename,
+  rm,
+  symlink,
+  truncate,
+  writeFile,
+} from 'node:fs/promises';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
@@ -15,7 +26,9 @@ import { fails, pcowIn, succeeds, type Run } from './outcome.js';
 const run = promisify(execFile);
 
 /** A directory with the image vm1, 1 GiB, and its snapshot one. */
-async function withImage(t: ExecutionContext<unknown>): Promise<{ directory: string; file: string; pcow: Run }> {
+async function withImage(
+  t: ExecutionContext<unknown>,
+): Promise<{ directory: string; file: string; pcow: Run }> {
   const directory = await scratchDirectory(t);
   const pcow = pcowIn(directory);
   await succeeds(t, pcow('create', 'vm1', '1G'));
@@ -29,13 +42,25 @@ test('sizes', async (t) => {
   await fails(t, pcow('create', 'vm1', '-5'), 3, /the size -5 is negative/);
   await fails(t, pcow('create', 'vm1', '-5G'), 3, /the size -5G is negative/);
   await fails(t, pcow('create', 'vm1', 'big'), 3, /"big" is not a size/, /10G/);
-  await fails(t, pcow('create', '10G', 'my vm'), 3, /"my vm" is not a size/, /“pcow create 'my vm' 10G”/);
+  await fails(
+    t,
+    pcow('create', '10G', 'my vm'),
+    3,
+    /"my vm" is not a size/,
+    /“pcow create 'my vm' 10G”/,
+  );
   await fails(t, pcow('create', 'vm1', '65T'), 3, /over the limit of 64 TiB/);
   await fails(t, pcow('create', 'vm1', '4K'), 3, /too small/);
   await fails(t, pcow('create', 'vm1', '1000000'), 3, /not a multiple of 4 KiB/, /976K and 980K/);
   await succeeds(t, pcow('create', 'vm2', '1G'));
   await fails(t, pcow('resize', 'vm2', '1000000001'), 3, /not a multiple of 4 KiB/);
-  await fails(t, pcow('create', 'vm1', '1G', '--block-size', '48K'), 3, /not a power of two/, /32K and 64K/);
+  await fails(
+    t,
+    pcow('create', 'vm1', '1G', '--block-size', '48K'),
+    3,
+    /not a power of two/,
+    /32K and 64K/,
+  );
   await fails(t, pcow('create', 'vm1', '1G', '--block-size', '2K'), 3, /not between 4096/);
   await fails(t, pcow('create', 'vm1', '1G', '--block-size', '4M'), 3, /not between 4096/);
   await fails(t, pcow('create', 'vm1'), 2, /a size is missing/, /pcow create IMAGE SIZE/);
@@ -53,7 +78,12 @@ test('an existing target is never overwritten without --force', async (t) => {
 test('--force replaces neither an image that others stand on, nor one that a process writes', async (t) => {
   const { pcow, file } = await withImage(t);
   await succeeds(t, pcow('clone', 'vm1@one', 'vm2'));
-  await fails(t, pcow('create', 'vm1', '2G', '--force'), 6, /can't be replaced: vm2\.pcow stands on it/);
+  await fails(
+    t,
+    pcow('create', 'vm1', '2G', '--force'),
+    6,
+    /can't be replaced: vm2\.pcow stands on it/,
+  );
   const holder = await hold(t, file);
   await succeeds(t, pcow('clone', 'vm1@one', 'vm3'));
   await fails(t, pcow('create', 'vm1', '2G', '--force'), 6);
@@ -66,7 +96,12 @@ test('names of images', async (t) => {
   await fails(t, pcow('create', '..', '1G'), 3, /can't be named ".."/);
   await fails(t, pcow('create', '.hidden', '1G'), 3, /begins with a dot/);
   await fails(t, pcow('create', 'a@b', '1G'), 3, /contains "@"/);
-  await fails(t, pcow('create', 'a\nb', '1G'), 3, /"a\\nb": it contains white space or a control character/);
+  await fails(
+    t,
+    pcow('create', 'a\nb', '1G'),
+    3,
+    /"a\\nb": it contains white space or a control character/,
+  );
   await fails(t, pcow('create', 'x'.repeat(300), '1G'), 3, /it has 305 bytes; the limit is 255/);
   await fails(t, pcow('create', 'nowhere/vm1', '1G'), 4, /there is no directory "nowhere"/);
   await fails(t, pcow('create', 'vm1/', '1G'), 3, /names a directory/);
@@ -122,8 +157,18 @@ test('files that are no images, and damaged ones', async (t) => {
 test('bases: missing, changed, circular, too large', async (t) => {
   const { pcow, directory, file } = await withImage(t);
   await fails(t, pcow('create', 'vm2', '--base', 'none'), 4, /there is no image "none"/);
-  await fails(t, pcow('create', 'vm2', '512M', '--base', 'vm1@one'), 3, /smaller than the base vm1@one/);
-  await fails(t, pcow('create', 'vm1', '--base', 'vm1@one', '--force'), 10, /"vm1" can't stand on itself/);
+  await fails(
+    t,
+    pcow('create', 'vm2', '512M', '--base', 'vm1@one'),
+    3,
+    /smaller than the base vm1@one/,
+  );
+  await fails(
+    t,
+    pcow('create', 'vm1', '--base', 'vm1@one', '--force'),
+    10,
+    /"vm1" can't stand on itself/,
+  );
   await fails(t, pcow('info', 'vm2'), 4);
   await succeeds(t, pcow('create', 'vm2', '--base', 'vm1@one'));
 
@@ -152,9 +197,18 @@ test('the error of a second writer names the process that has the image', async 
     ['resize', 'vm1', '2G'],
     ['clone', 'vm1', 'vm2'],
   ]) {
-    await fails(t, pcow(...command), 6, new RegExp(`vm1\\.pcow.*\\b${holder.pid}\\b`), /end that process first/);
+    await fails(
+      t,
+      pcow(...command),
+      6,
+      new RegExp(`vm1\\.pcow.*\\b${holder.pid}\\b`),
+      /end that process first/,
+    );
   }
-  t.regex(await succeeds(t, pcow('info', 'vm1')), new RegExp(`open for writing by process ${holder.pid}`));
+  t.regex(
+    await succeeds(t, pcow('info', 'vm1')),
+    new RegExp(`open for writing by process ${holder.pid}`),
+  );
   t.regex(await succeeds(t, pcow('list')), new RegExp(`open \\(process ${holder.pid}\\)`));
   holder.kill('SIGKILL');
   await once(holder, 'close');
@@ -165,7 +219,13 @@ test('the error of a second writer names the process that has the image', async 
 test('command lines', async (t) => {
   const { pcow } = await withImage(t);
   await fails(t, pcow('creat', 'vm2', '1G'), 2, /unknown command 'creat'.*create/);
-  await fails(t, pcow('info', 'vm1', '--jsn'), 2, /unknown option '--jsn'.*--json/, /pcow info --help/);
+  await fails(
+    t,
+    pcow('info', 'vm1', '--jsn'),
+    2,
+    /unknown option '--jsn'.*--json/,
+    /pcow info --help/,
+  );
   await fails(t, pcow('info'), 2, /missing required argument 'image'/, /pcow info --help/);
   await fails(t, pcow('map', 'vm1', 'vm2'), 2, /too many arguments/);
   const bare = await pcow();

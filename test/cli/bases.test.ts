@@ -64,7 +64,12 @@ test('the snapshot that a clone stands on cannot be deleted while the clone exis
   await succeeds(t, pcow('snapshot', 'base@two'));
   await succeeds(t, pcow('clone', 'base@one', 'clone1'));
   await succeeds(t, pcow('clone', 'base@one', 'clone2'));
-  await fails(t, pcow('delete', 'base@one'), 6, /base@one can't be deleted: clone1\.pcow, clone2\.pcow stand on it/);
+  await fails(
+    t,
+    pcow('delete', 'base@one'),
+    6,
+    /base@one can't be deleted: clone1\.pcow, clone2\.pcow stand on it/,
+  );
   await succeeds(t, pcow('delete', 'base@two'));
   await rm(path.join(directory, 'clone1.pcow'));
   await fails(t, pcow('delete', 'base@one'), 6, /clone2\.pcow stands on it/);
@@ -88,9 +93,23 @@ test('an image may be larger than its base, but not smaller, and has the same bl
   const base = path.join(directory, 'base.pcow');
   await succeeds(t, pcow('create', 'base', '1M', '--block-size', '16K'));
   await write(base, 5);
-  await fails(t, pcow('create', 'vm1', '512K', '--base', 'base'), 3, /524288 is smaller than the base base/);
-  await fails(t, pcow('create', 'vm1', '--base', 'base', '--block-size', '64K'), 3, /blocks of 16 KiB.*not 64 KiB/);
-  t.regex(await succeeds(t, pcow('list', 'base')), /no snapshots/, 'nothing was frozen for nothing');
+  await fails(
+    t,
+    pcow('create', 'vm1', '512K', '--base', 'base'),
+    3,
+    /524288 is smaller than the base base/,
+  );
+  await fails(
+    t,
+    pcow('create', 'vm1', '--base', 'base', '--block-size', '64K'),
+    3,
+    /blocks of 16 KiB.*not 64 KiB/,
+  );
+  t.regex(
+    await succeeds(t, pcow('list', 'base')),
+    /no snapshots/,
+    'nothing was frozen for nothing',
+  );
   await succeeds(t, pcow('create', 'vm1', '2M', '--base', 'base', '--block-size', '16K'));
   t.deepEqual(await content(path.join(directory, 'vm1.pcow')), await content(base));
   t.regex(await succeeds(t, pcow('info', 'vm1')), /^size +2 MiB/m);

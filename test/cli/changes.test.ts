@@ -79,10 +79,13 @@ for (const [where, prepare] of [
     t.deepEqual(await content(file('vm')), VM);
     t.deepEqual(await content(file('vm'), 'kept'), VM);
     t.regex(await succeeds(t, pcow('info', named('vm'))), /base\.pcow@two/);
-    t.deepEqual(JSON.parse(await succeeds(t, pcow('rebase', named('vm'), '--base', '', '--json'))), {
-      image: file('vm'),
-      base: null,
-    });
+    t.deepEqual(
+      JSON.parse(await succeeds(t, pcow('rebase', named('vm'), '--base', '', '--json'))),
+      {
+        image: file('vm'),
+        base: null,
+      },
+    );
     t.deepEqual(await content(file('vm')), VM);
     t.notRegex(await succeeds(t, pcow('info', named('vm'))), /^base/m);
   });
@@ -96,23 +99,28 @@ for (const [where, prepare] of [
     t.deepEqual(await content(file('vm')), VM);
   });
 
-  test.serial(`${where}: commit, to a base that was written since, and to one that was not`, async (t) => {
-    const { pcow, file, named } = await prepare(t);
-    t.regex(
-      await succeeds(t, pcow('commit', named('vm'), '--name', 'patched')),
-      /base@patched.*\nbase was written since/,
-    );
-    t.deepEqual(await content(file('vm')), VM);
-    t.deepEqual(await content(file('base'), 'patched'), VM);
-    t.deepEqual(await content(file('base')), [1, 2, 1, 2, 0, 0]);
-    t.deepEqual(await content(file('other')), ONE);
+  test.serial(
+    `${where}: commit, to a base that was written since, and to one that was not`,
+    async (t) => {
+      const { pcow, file, named } = await prepare(t);
+      t.regex(
+        await succeeds(t, pcow('commit', named('vm'), '--name', 'patched')),
+        /base@patched.*\nbase was written since/,
+      );
+      t.deepEqual(await content(file('vm')), VM);
+      t.deepEqual(await content(file('base'), 'patched'), VM);
+      t.deepEqual(await content(file('base')), [1, 2, 1, 2, 0, 0]);
+      t.deepEqual(await content(file('other')), ONE);
 
-    await succeeds(t, pcow('clone', named('vm'), named('vm2')));
-    await fails(t, pcow('commit', named('vm')), 6, /has snapshots \(auto-/, /delete them first/);
-    const done = JSON.parse(await succeeds(t, pcow('commit', named('vm2'), '--name', 'two', '--json'))) as object;
-    t.like(done, { base: file('vm'), snapshot: 'two', followed: true });
-    t.deepEqual(await content(file('vm')), VM);
-  });
+      await succeeds(t, pcow('clone', named('vm'), named('vm2')));
+      await fails(t, pcow('commit', named('vm')), 6, /has snapshots \(auto-/, /delete them first/);
+      const done = JSON.parse(
+        await succeeds(t, pcow('commit', named('vm2'), '--name', 'two', '--json')),
+      ) as object;
+      t.like(done, { base: file('vm'), snapshot: 'two', followed: true });
+      t.deepEqual(await content(file('vm')), VM);
+    },
+  );
 
   test.serial(`${where}: compact gives zeros back`, async (t) => {
     const { pcow, file, named } = await prepare(t);
@@ -121,7 +129,9 @@ for (const [where, prepare] of [
     if (where === 'at rest') await write(file('vm'), { 2: 0, 4: 0, 5: 0 });
     await succeeds(t, pcow('snapshot', `${named('vm')}@zeros`));
     const before = await content(file('vm'));
-    const { before: was, after } = JSON.parse(await succeeds(t, pcow('compact', named('vm'), '--json'))) as {
+    const { before: was, after } = JSON.parse(
+      await succeeds(t, pcow('compact', named('vm'), '--json')),
+    ) as {
       before: number;
       after: number;
     };
@@ -137,7 +147,12 @@ for (const [where, prepare] of [
       await succeeds(t, pcow('resize', named('vm'), '+4M'));
       await fails(t, pcow('resize', named('vm'), '6M'), 3, /loses the data after/, /--shrink/);
       await succeeds(t, pcow('resize', named('vm'), '6M', '--shrink'));
-      await fails(t, pcow('resize', named('vm'), '1M', '--shrink'), 3, /never smaller than what it stands on/);
+      await fails(
+        t,
+        pcow('resize', named('vm'), '1M', '--shrink'),
+        3,
+        /never smaller than what it stands on/,
+      );
       t.deepEqual(await content(file('vm')), VM);
       await succeeds(t, pcow('flatten', named('vm')));
       await succeeds(t, pcow('resize', named('vm'), '192K', '--shrink'));

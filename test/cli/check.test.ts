@@ -15,7 +15,13 @@ interface Report {
   damages: number;
   repaired: number;
   inUse: boolean;
-  findings: { structure: string; place: number; snapshot: string | null; offset: number | null; repaired: boolean }[];
+  findings: {
+    structure: string;
+    place: number;
+    snapshot: string | null;
+    offset: number | null;
+    repaired: boolean;
+  }[];
 }
 
 const MAGIC_OF_SLOT = 4096;
@@ -25,7 +31,9 @@ const BLOCK = 65536;
  * An image with one block in a snapshot, whose entry is then changed to point behind the end of the
  * file.
  */
-async function damagedImage(t: ExecutionContext<unknown>): Promise<{ directory: string; file: string; entry: number }> {
+async function damagedImage(
+  t: ExecutionContext<unknown>,
+): Promise<{ directory: string; file: string; entry: number }> {
   const directory = await scratchDirectory(t);
   const file = path.join(directory, 'vm1.pcow');
   await Image.create(file, { size: 2 ** 20 });
@@ -71,13 +79,22 @@ test('damage is reported with file, snapshot and offset, and is not touched with
   const before = await readFile(file);
   const text = await pcow('check', 'vm1');
   t.is(text.exit, 13);
-  t.true(text.stdout.includes(`at byte ${entry} of the file, bytes ${3 * BLOCK} to ${4 * BLOCK - 1} of snapshot one`));
+  t.true(
+    text.stdout.includes(
+      `at byte ${entry} of the file, bytes ${3 * BLOCK} to ${4 * BLOCK - 1} of snapshot one`,
+    ),
+  );
   t.regex(text.stdout, /points at block \d+ of the file, which lies beyond its end/);
   const json = await pcow('check', 'vm1', '--json');
   t.is(json.exit, 13);
   const report = reportOf(json);
   t.is(report.outcome, 'damaged');
-  t.like(report.findings[0], { structure: 'entry', place: entry, snapshot: 'one', offset: 3 * BLOCK });
+  t.like(report.findings[0], {
+    structure: 'entry',
+    place: entry,
+    snapshot: 'one',
+    offset: 3 * BLOCK,
+  });
   t.true(before.equals(await readFile(file)));
 });
 
@@ -91,7 +108,11 @@ test('--repair repairs it, keeps the block that it cannot assign, and says so', 
   t.true(text.includes(`${file}.lost.index`));
   t.deepEqual(await readFile(`${file}.lost`), Buffer.alloc(BLOCK, 7));
   const index = (await readFile(`${file}.lost.index`, 'utf8')).trim().split('\n');
-  t.like(JSON.parse(index.at(-1) ?? ''), { at: 0, length: BLOCK, why: 'no entry refers to this block' });
+  t.like(JSON.parse(index.at(-1) ?? ''), {
+    at: 0,
+    length: BLOCK,
+    why: 'no entry refers to this block',
+  });
   await succeeds(t, pcow('check', 'vm1'));
 });
 
@@ -157,7 +178,10 @@ test('a repair that cannot restore data reports the snapshots and the ranges', a
     'lost: 192 KiB of the image: bytes 131072 to 196607, 262144 to 393215',
   ]);
   t.regex(lines[3] ?? '', /not all of its data: restore what is named above from a copy$/);
-  t.deepEqual(await succeeds(t, pcow('check', 'vm1')).then((text) => text.split(':')[0]), `${file} is sound`);
+  t.deepEqual(
+    await succeeds(t, pcow('check', 'vm1')).then((text) => text.split(':')[0]),
+    `${file} is sound`,
+  );
 });
 
 function numberOf(value: number): Buffer {

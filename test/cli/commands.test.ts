@@ -18,7 +18,9 @@ const FOR_PROGRAMS =
   rename rm check qemu-args doctor`.split(/\s+/);
 /** Commands that may take long. */
 const WITH_PROGRESS =
-  'delete map measure compare convert rebase flatten commit compact diff send receive export import check'.split(' ');
+  'delete map measure compare convert rebase flatten commit compact diff send receive export import check'.split(
+    ' ',
+  );
 
 /** The words of an example that are options of this command, up to the start of another program. */
 function optionsIn(example: string, name: string): string[] {
@@ -47,21 +49,28 @@ for (const program of [await pcowProgram(), pcowImgProgram()]) {
       const name = command.name();
       t.not(command.summary(), '', name);
       const examples = notesFor(command)?.examples ?? [];
-      const own = examples.filter(({ command: line }) => line.includes(`${program.name()} ${name}`));
+      const own = examples.filter(({ command: line }) =>
+        line.includes(`${program.name()} ${name}`),
+      );
       t.true(own.length > 0, `${name} has no examples`);
       for (const { command: line, does } of own) {
         t.not(does, '', line);
         const known = command.options.flatMap(({ long, short }) => [long, short]);
-        for (const option of optionsIn(line, name)) t.true(known.includes(option.split('=')[0]), `${line}: ${option}`);
+        for (const option of optionsIn(line, name))
+          t.true(known.includes(option.split('=')[0]), `${line}: ${option}`);
       }
     }
   });
 
   test(`${program.name()}: each command, option and example is in the man page`, async (t) => {
-    const page = (await readFile(new URL(`docs/man/${program.name()}.1`, ROOT), 'utf8')).replaceAll('\\-', '-');
+    const page = (await readFile(new URL(`docs/man/${program.name()}.1`, ROOT), 'utf8')).replaceAll(
+      '\\-',
+      '-',
+    );
     for (const command of program.commands) {
       t.true(page.includes(`.SS ${command.name()} ${command.usage()}`.trimEnd()), command.name());
-      for (const { flags } of command.options) t.true(page.includes(`.B ${flags}\n`), `${command.name()} ${flags}`);
+      for (const { flags } of command.options)
+        t.true(page.includes(`.B ${flags}\n`), `${command.name()} ${flags}`);
       for (const { command: line } of notesFor(command)?.examples ?? []) {
         t.true(typed(page).includes(`.B ${line}\n`), line);
       }
@@ -70,7 +79,9 @@ for (const program of [await pcowProgram(), pcowImgProgram()]) {
 }
 
 test('each file of cli/commands is a command of pcow', async (t) => {
-  const files = (await readdir(new URL('cli/commands/', ROOT))).map((file) => file.replace(/\.ts$/, ''));
+  const files = (await readdir(new URL('cli/commands/', ROOT))).map((file) =>
+    file.replace(/\.ts$/, ''),
+  );
   t.deepEqual((await pcowProgram()).commands.map((command) => command.name()).sort(), files.sort());
 });
 
@@ -82,7 +93,8 @@ test('commands with a report have --json, long commands show progress', async (t
   const { commands } = await pcowProgram();
   const named = (names: string[]) => commands.filter((command) => names.includes(command.name()));
   t.is(named(FOR_PROGRAMS).length, FOR_PROGRAMS.length);
-  for (const command of named(FOR_PROGRAMS)) t.true(has(command, '--json', '--output'), command.name());
+  for (const command of named(FOR_PROGRAMS))
+    t.true(has(command, '--json', '--output'), command.name());
   t.is(named(WITH_PROGRESS).length, WITH_PROGRESS.length);
   for (const command of named(WITH_PROGRESS)) t.true(has(command, '--progress'), command.name());
 });
@@ -98,7 +110,8 @@ test('completion knows each command, its options, and the kinds of its arguments
     const name = command.name();
     t.true(commands.includes(name), name);
     const options = await values(name, '-');
-    for (const { long, short } of command.options) t.true(options.includes(long ?? short ?? ''), `${name} ${long}`);
+    for (const { long, short } of command.options)
+      t.true(options.includes(long ?? short ?? ''), `${name} ${long}`);
     await t.notThrowsAsync(values(name, ''), name);
   }
 });

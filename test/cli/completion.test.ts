@@ -24,7 +24,8 @@ async function values(...words: string[]): Promise<string[]> {
 async function stage(t: ExecutionContext<unknown>): Promise<string> {
   const scratch = await scratchDirectory(t);
   await mkdir(path.join(scratch, 'images'));
-  for (const name of ['vm1', 'vm2']) await Image.create(path.join(scratch, `images/${name}.pcow`), { size: MiB });
+  for (const name of ['vm1', 'vm2'])
+    await Image.create(path.join(scratch, `images/${name}.pcow`), { size: MiB });
   await writeFile(path.join(scratch, 'images/notes.txt'), '');
   const image = await Image.open(path.join(scratch, 'images/vm1.pcow'), { write: true });
   await image.snapshot('one');
@@ -61,14 +62,19 @@ test('values of options, and candidates for arguments', async (t) => {
 test('images without “.pcow”, directories, snapshots', async (t) => {
   const scratch = await stage(t);
   t.deepEqual(await values('info', `${scratch}/im`), [`${scratch}/images/`]);
-  t.deepEqual(await values('info', `${scratch}/images/`), [`${scratch}/images/vm1`, `${scratch}/images/vm2`]);
+  t.deepEqual(await values('info', `${scratch}/images/`), [
+    `${scratch}/images/vm1`,
+    `${scratch}/images/vm2`,
+  ]);
   t.deepEqual(await values('qemu-args', 'x', `${scratch}/images/vm2`), [`${scratch}/images/vm2`]);
   t.deepEqual(await values('rollback', `${scratch}/images/vm1`), [`${scratch}/images/vm1@`]);
   t.deepEqual(await values('rollback', `${scratch}/images/vm1@`), [
     `${scratch}/images/vm1@one`,
     `${scratch}/images/vm1@two`,
   ]);
-  t.deepEqual(await values('clone', `${scratch}/images/vm1.pcow@t`), [`${scratch}/images/vm1.pcow@two`]);
+  t.deepEqual(await values('clone', `${scratch}/images/vm1.pcow@t`), [
+    `${scratch}/images/vm1.pcow@two`,
+  ]);
   t.deepEqual(await values('info', `${scratch}/none/`), []);
 });
 
@@ -80,7 +86,10 @@ test.serial('mounted images, and mountpoints', async (t) => {
 
 test('the program answers its scripts', async (t) => {
   const pcow = pcowIn('/');
-  t.is(await succeeds(t, pcow('completion', 'words', '--', 'resi')), 'resize\tmake an image larger or smaller\n');
+  t.is(
+    await succeeds(t, pcow('completion', 'words', '--', 'resi')),
+    'resize\tmake an image larger or smaller\n',
+  );
   await fails(t, pcow('completion', 'tcsh'), 2, /bash, zsh, fish/);
   await fails(t, pcow('completion', 'bash', 'x'), 2, /no more arguments/);
 });
@@ -88,8 +97,14 @@ test('the program answers its scripts', async (t) => {
 const TYPE = fileURLToPath(new URL('../../../test/programs/type-and-run.py', import.meta.url));
 
 const SHELLS = {
-  bash: { command: ['bash', '--norc', '--noprofile', '-i'], source: 'source <(pcow completion bash)' },
-  zsh: { command: ['zsh', '-f', '-i'], source: 'autoload -U compinit; compinit -D -u; source <(pcow completion zsh)' },
+  bash: {
+    command: ['bash', '--norc', '--noprofile', '-i'],
+    source: 'source <(pcow completion bash)',
+  },
+  zsh: {
+    command: ['zsh', '-f', '-i'],
+    source: 'autoload -U compinit; compinit -D -u; source <(pcow completion zsh)',
+  },
   fish: { command: ['fish', '--no-config', '-i'], source: 'pcow completion fish | source' },
 };
 
@@ -115,7 +130,11 @@ for (const [shell, { command, source }] of Object.entries(SHELLS)) {
       execFile(
         'python3',
         [TYPE, ...command, '--', ...lines],
-        { cwd: scratch, timeout: 600_000, env: { ...process.env, PATH: `${scratch}:${process.env.PATH ?? ''}` } },
+        {
+          cwd: scratch,
+          timeout: 600_000,
+          env: { ...process.env, PATH: `${scratch}:${process.env.PATH ?? ''}` },
+        },
         (error, stdout, stderr) => {
           t.is(error, null, stdout + stderr);
           resolve(stdout);

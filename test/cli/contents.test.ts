@@ -39,7 +39,9 @@ async function samePair(t: ExecutionContext) {
   await fill(below);
   await below.snapshot('installed');
   await below.close();
-  await Image.create(path.join(directory, 'vm1.pcow'), { base: { path: base, snapshot: 'installed' } });
+  await Image.create(path.join(directory, 'vm1.pcow'), {
+    base: { path: base, snapshot: 'installed' },
+  });
   const image = await Image.open(path.join(directory, 'vm1.pcow'), { write: true });
   await fill(image);
   await image.snapshot('monday');
@@ -73,12 +75,20 @@ function dataOf(entries: { start: number; length: number; data: boolean }[]): [n
 
 test('map --output json shows data where qemu-img map finds it in the raw copy, and its file', async (t) => {
   const { directory, pcow } = await samePair(t);
-  const entries = JSON.parse(await succeeds(t, pcow('map', 'vm1', '--output', 'json'))) as MapEntry[];
+  const entries = JSON.parse(
+    await succeeds(t, pcow('map', 'vm1', '--output', 'json')),
+  ) as MapEntry[];
   t.is(
     entries.reduce((end, { start, length }) => (t.is(start, end), end + length), 0),
     SIZE,
   );
-  const { stdout } = await run('qemu-img', ['map', '--output=json', '-f', 'raw', path.join(directory, 'vm1.raw')]);
+  const { stdout } = await run('qemu-img', [
+    'map',
+    '--output=json',
+    '-f',
+    'raw',
+    path.join(directory, 'vm1.raw'),
+  ]);
   t.deepEqual(dataOf(entries), dataOf(JSON.parse(stdout) as MapEntry[]));
   t.deepEqual(
     new Set(entries.map(({ file }) => file && path.basename(file)).sort()),
@@ -105,7 +115,8 @@ test('map for people, and as a picture', async (t) => {
   t.regex(await succeeds(t, pcow('map', 'vm1@monday')), /vm1\.pcow@monday$/m);
   const svg = await succeeds(t, pcow('map', 'vm1', '--output', 'svg'));
   t.regex(svg, /^<svg [^]*<\/svg>\n$/);
-  for (const name of ['now', 'monday', 'installed', 'what is read']) t.true(svg.includes(`>${name}</text>`), name);
+  for (const name of ['now', 'monday', 'installed', 'what is read'])
+    t.true(svg.includes(`>${name}</text>`), name);
   await fails(t, pcow('map', 'vm1@never'), 4, /never/);
 });
 
@@ -126,7 +137,10 @@ test('diff lists what was written since; elsewhere the image is equal', async (t
     { offset: 8192, length: 4096, kind: 'data' } as never,
   );
   t.true(list.every(({ offset }) => offset < 4 * MiB));
-  t.is(await succeeds(t, pcow('diff', 'vm1@tuesday', 'vm1@tuesday')), 'nothing changed since vm1@tuesday\n');
+  t.is(
+    await succeeds(t, pcow('diff', 'vm1@tuesday', 'vm1@tuesday')),
+    'nothing changed since vm1@tuesday\n',
+  );
   t.regex(await succeeds(t, pcow('diff', 'vm1@monday', 'tuesday')), /in \d+ ranges?\n$/);
   await fails(t, pcow('diff', 'vm1'), 2, /does not name a snapshot/);
   await fails(t, pcow('diff', 'vm1@monday', 'base@installed'), 2, /not a snapshot of vm1/);
@@ -135,7 +149,15 @@ test('diff lists what was written since; elsewhere the image is equal', async (t
 test('compare has the messages and exit codes of qemu-img compare', async (t) => {
   const { directory, pcow } = await samePair(t);
   const raw = path.join(directory, 'vm1.raw');
-  await run('qemu-img', ['convert', '-f', 'raw', '-O', 'qcow2', raw, path.join(directory, 'vm1.qcow2')]);
+  await run('qemu-img', [
+    'convert',
+    '-f',
+    'raw',
+    '-O',
+    'qcow2',
+    raw,
+    path.join(directory, 'vm1.qcow2'),
+  ]);
   await run('cp', ['--sparse=always', raw, path.join(directory, 'other.raw')]);
   const other = await open(path.join(directory, 'other.raw'), 'r+');
   await other.write(Buffer.from([0]), 0, 1, EMPTY + 4096);
@@ -154,7 +176,12 @@ test('compare has the messages and exit codes of qemu-img compare', async (t) =>
     [[], 'other.raw'],
     [['-s'], 'longer.raw'],
   ] as const) {
-    const theirs = await run('qemu-img', [...words, ...strict, raw, path.join(directory, name)]).then(
+    const theirs = await run('qemu-img', [
+      ...words,
+      ...strict,
+      raw,
+      path.join(directory, name),
+    ]).then(
       () => ({ code: 0, stdout: '' }),
       (error: { code: number; stdout: string }) => error,
     );
@@ -163,7 +190,10 @@ test('compare has the messages and exit codes of qemu-img compare', async (t) =>
     t.is(ours.stdout, theirs.stdout);
   }
   const json = await pcow('compare', '--json', 'vm1', 'other.raw');
-  t.deepEqual([json.exit, JSON.parse(json.stdout)], [1, { same: false, offset: 60 * MiB, why: 'content' }]);
+  t.deepEqual(
+    [json.exit, JSON.parse(json.stdout)],
+    [1, { same: false, offset: 60 * MiB, why: 'content' }],
+  );
   await fails(t, pcow('compare', 'vm1', 'never'), 4, /never/);
   await fails(t, pcow('compare', 'vm1@never', 'vm1'), 4, /never/);
   await fails(t, pcow('compare', '-F', 'qcow2', 'vm1', 'vm1.raw'), 3, /qemu-img can't work on/);
@@ -171,12 +201,21 @@ test('compare has the messages and exit codes of qemu-img compare', async (t) =>
 
 test('measure shows the disk space of an image with that content', async (t) => {
   const { directory, pcow } = await samePair(t);
-  const measured = JSON.parse(await succeeds(t, pcow('measure', 'vm1.raw', '--json'))) as Record<string, number>;
+  const measured = JSON.parse(await succeeds(t, pcow('measure', 'vm1.raw', '--json'))) as Record<
+    string,
+    number
+  >;
   const file = path.join(directory, 'copy.pcow');
   await Image.create(file, { size: SIZE });
   const copy = await Image.open(file, { write: true });
   const raw = await open(path.join(directory, 'vm1.raw'));
-  const { stdout } = await run('qemu-img', ['map', '--output=json', '-f', 'raw', path.join(directory, 'vm1.raw')]);
+  const { stdout } = await run('qemu-img', [
+    'map',
+    '--output=json',
+    '-f',
+    'raw',
+    path.join(directory, 'vm1.raw'),
+  ]);
   for (const [start, length] of dataOf(JSON.parse(stdout) as MapEntry[])) {
     const bytes = Buffer.alloc(length);
     await raw.read(bytes, 0, length, start);
@@ -191,7 +230,10 @@ test('measure shows the disk space of an image with that content', async (t) => 
     `${measured.required} ${diskUse}`,
   );
   t.deepEqual(JSON.parse(await succeeds(t, pcow('measure', 'vm1', '--json'))), measured as never);
-  const empty = JSON.parse(await succeeds(t, pcow('measure', '--size', '1T', '--json'))) as Record<string, number>;
+  const empty = JSON.parse(await succeeds(t, pcow('measure', '--size', '1T', '--json'))) as Record<
+    string,
+    number
+  >;
   t.true(empty.required! <= 131072 && empty['fully-allocated']! > 2 ** 40);
   t.regex(await succeeds(t, pcow('measure', 'vm1.raw')), /^required .*\nfully allocated .*\n$/);
   await fails(t, pcow('measure'), 2, /a source or --size/);

@@ -54,7 +54,13 @@ test('raw → pcow → qcow2 → pcow → raw, byte for byte and sparse', async 
   t.true((await readFile(at('start.raw'))).equals(await readFile(at('end.raw'))));
   t.true((await diskUse(at('end.raw'))) <= (await diskUse(at('start.raw'))));
   t.true((await diskUse(at('one.pcow'))) < 48 * MiB);
-  t.deepEqual((await readdir(directory)).sort(), ['end.raw', 'one.pcow', 'start.raw', 'three.pcow', 'two.qcow2']);
+  t.deepEqual((await readdir(directory)).sort(), [
+    'end.raw',
+    'one.pcow',
+    'start.raw',
+    'three.pcow',
+    'two.qcow2',
+  ]);
 });
 
 test('vmdk, vdi and vhdx can be read', async (t) => {
@@ -65,7 +71,9 @@ test('vmdk, vdi and vhdx can be read', async (t) => {
   await randomRaw(random, path.join(directory, 'start.raw'), 16 * MiB);
   const expected = await readFile(path.join(directory, 'start.raw'));
   for (const format of ['vmdk', 'vdi', 'vhdx']) {
-    await run('qemu-img', ['convert', '-f', 'raw', '-O', format, 'start.raw', `in.${format}`], { cwd: directory });
+    await run('qemu-img', ['convert', '-f', 'raw', '-O', format, 'start.raw', `in.${format}`], {
+      cwd: directory,
+    });
     await succeeds(t, pcow('convert', `in.${format}`, format));
     t.true((await contentOf(path.join(directory, `${format}.pcow`))).equals(expected), format);
   }
@@ -85,7 +93,11 @@ test('a snapshot, and -B: only the differences from the base are stored', async 
   t.true((await contentOf(path.join(directory, 'vm.pcow'))).equals(raw));
   t.true((await diskUse(path.join(directory, 'vm.pcow'))) < 7 * BLOCK);
   await succeeds(t, pcow('convert', 'base@s', 'back.raw'));
-  t.true((await readFile(path.join(directory, 'back.raw'))).equals(await readFile(path.join(directory, 'a.raw'))));
+  t.true(
+    (await readFile(path.join(directory, 'back.raw'))).equals(
+      await readFile(path.join(directory, 'a.raw')),
+    ),
+  );
 });
 
 /** Random blocks, some of them copied in part, applied to `disk`. */
@@ -97,7 +109,8 @@ function randomSegment(random: Random, disk: Buffer, below: Buffer): OriginalBlo
     const bitmap = random.chance(0.5) ? 0 : 1 + random.below(65535);
     for (let unit = 0; unit < 16; unit += 1) {
       const from = block * BLOCK + unit * 4096;
-      const source = bitmap === 0 || (bitmap >> unit) & 1 ? bytes.subarray(unit * 4096) : below.subarray(from);
+      const source =
+        bitmap === 0 || (bitmap >> unit) & 1 ? bytes.subarray(unit * 4096) : below.subarray(from);
       source.copy(disk, from, 0, 4096);
     }
     return { block, bitmap, bytes };
@@ -157,7 +170,10 @@ test('in large blocks of the original each bit of the bitmap stands for 4 KiB, a
       const wanted = Buffer.from(below);
       wanted.fill(0x22, unit * 4096, (unit + 1) * 4096);
       const content = await contentOf(path.join(directory, 'vm.pcow'));
-      t.true(content.subarray(3 * blockSize, 4 * blockSize).equals(wanted), `${kib} KiB, unit ${unit}`);
+      t.true(
+        content.subarray(3 * blockSize, 4 * blockSize).equals(wanted),
+        `${kib} KiB, unit ${unit}`,
+      );
     }
   }
 });
@@ -179,7 +195,12 @@ test('damaged images of the original Pcow are refused, and no file is left', asy
   };
   await copyFile(at('good.img'), at('cut.img'));
   await truncate(at('cut.img'), 2.5 * BLOCK);
-  await fails(t, pcow('convert', 'cut.img', 'vm'), 9, /cut\.img.*cut short: block 1 should be at 131072/);
+  await fails(
+    t,
+    pcow('convert', 'cut.img', 'vm'),
+    9,
+    /cut\.img.*cut short: block 1 should be at 131072/,
+  );
   await damage('count.img', BLOCK, -1);
   await fails(t, pcow('convert', 'count.img', 'vm'), 9, /count\.img.*has -1 entries/);
   await damage('block.img', BLOCK + 64, 99);
@@ -203,7 +224,12 @@ test('mistakes', async (t) => {
   const pcow = pcowIn(directory);
   await succeeds(t, pcow('create', 'vm', '1M'));
   await fails(t, pcow('convert', 'vm', 'copy'), 2, /does not show the format/, /-O pcow/);
-  await fails(t, pcow('convert', 'vm', 'copy.raw', '-c'), 2, /-c is for targets of the format qcow2/);
+  await fails(
+    t,
+    pcow('convert', 'vm', 'copy.raw', '-c'),
+    2,
+    /-c is for targets of the format qcow2/,
+  );
   await writeFile(path.join(directory, 'there.raw'), 'x');
   await fails(t, pcow('convert', 'vm', 'there.raw'), 5, /there\.raw exists already/, /--force/);
   await fails(t, pcow('convert', 'none', 'x.raw'), 4, /no image "none"/);
@@ -228,18 +254,26 @@ test('an image that is in use, that others stand on, or that is the source is no
   ];
   const guest = await Image.open(at('vm.pcow'), { write: true });
   await guest.write(Buffer.from('guest'), 0);
-  for (const words of ways) await fails(t, pcow(...words), 6, /vm\.pcow is open for writing by .+; it is not replaced/);
+  for (const words of ways)
+    await fails(t, pcow(...words), 6, /vm\.pcow is open for writing by .+; it is not replaced/);
   await guest.snapshot('s');
   await guest.close();
   await succeeds(t, pcow('clone', 'vm@s', 'child'));
-  for (const words of ways) await fails(t, pcow(...words), 6, /vm\.pcow can't be replaced: child\.pcow stands on it/);
+  for (const words of ways)
+    await fails(t, pcow(...words), 6, /vm\.pcow can't be replaced: child\.pcow stands on it/);
   for (const words of [
     ['convert', '-O', 'pcow', 'vm', 'vm', '--force'],
     ['convert', '-O', 'raw', 'child', 'vm.pcow', '--force'],
     ['convert', '-O', 'pcow', '-B', 'other@s', 'vm', 'other', '--force'],
     ['export', 'child', 'vm.pcow', '--force'],
   ]) {
-    await fails(t, pcow(...words), 3, /can't be replaced by its own content/, /choose another name/);
+    await fails(
+      t,
+      pcow(...words),
+      3,
+      /can't be replaced by its own content/,
+      /choose another name/,
+    );
   }
   await succeeds(t, pcow('rm', 'child'));
   await succeeds(t, pcow('convert', '-O', 'pcow', 'other', 'vm', '--force'));
@@ -260,7 +294,8 @@ async function withInternalSnapshots(directory: string): Promise<Buffer[]> {
     await write(`write -P ${at + 1} ${at * BLOCK} ${2 * BLOCK}`);
     disk.fill(at + 1, at * BLOCK, (at + 2) * BLOCK);
     states.push(Buffer.from(disk));
-    if (name !== null) await run('qemu-img', ['snapshot', '-c', name, 'disk.qcow2'], { cwd: directory });
+    if (name !== null)
+      await run('qemu-img', ['snapshot', '-c', name, 'disk.qcow2'], { cwd: directory });
   }
   return states;
 }
@@ -284,7 +319,13 @@ test('the snapshots inside a qcow2 file are converted, or only the named one', a
   await succeeds(t, pcow('convert', '-l', 'snapshot.id=2', 'disk.qcow2', 'two'));
   t.true((await contentOf(at('two.pcow'))).equals(second));
   await succeeds(t, pcow('compare', 'disk.qcow2@2', 'two'));
-  await fails(t, pcow('convert', '-l', 'none', 'disk.qcow2', 'x'), 4, /no snapshot "none"/, /it has "before upgrade"/);
+  await fails(
+    t,
+    pcow('convert', '-l', 'none', 'disk.qcow2', 'x'),
+    4,
+    /no snapshot "none"/,
+    /it has "before upgrade"/,
+  );
   await fails(t, pcow('convert', '-l', 'none', 'one.raw', 'x'), 3, /not a Pcow image/);
 });
 
@@ -295,7 +336,13 @@ test('options of qemu-img: -p -q -t -T -W -m, -n, and - for standard output', as
   const bytes = Buffer.alloc(4 * MiB);
   bytes.fill(5, BLOCK, 2 * BLOCK);
   await writeFile(at('a.raw'), bytes);
-  t.is(await succeeds(t, pcow('convert', '-q', '-t', 'none', '-T', 'none', '-W', '-m', '8', 'a.raw', 'vm')), '');
+  t.is(
+    await succeeds(
+      t,
+      pcow('convert', '-q', '-t', 'none', '-T', 'none', '-W', '-m', '8', 'a.raw', 'vm'),
+    ),
+    '',
+  );
   await fails(t, pcow('convert', '-m', '99', 'a.raw', 'x'), 2, /number from 1 to 16/);
   await succeeds(t, pcow('convert', '-p', 'a.raw', 'shown'));
 
@@ -322,14 +369,29 @@ test('options of qemu-img: -p -q -t -T -W -m, -n, and - for standard output', as
     /small has 1 MiB, and "a\.raw" 4 MiB/,
     /resize small 4M/,
   );
-  await fails(t, pcow('convert', '-n', '-O', 'raw', 'a.raw', 'vm.pcow'), 3, /raw bytes would destroy it/);
+  await fails(
+    t,
+    pcow('convert', '-n', '-O', 'raw', 'a.raw', 'vm.pcow'),
+    3,
+    /raw bytes would destroy it/,
+  );
   await fails(t, pcow('convert', '-n', '-O', 'raw', 'a.raw', 'none.raw'), 4, /no "none\.raw"/);
   await fails(t, pcow('convert', '-n', '-O', 'pcow', 'vm', 'vm'), 3, /is read from/);
 
   const shell = await shellIn(t, directory);
   t.like(await shell('pcow convert vm - | cmp - a.raw'), { exit: 0, stdout: '', stderr: '' });
-  t.like(await shell('pcow convert vm - > out.raw && cmp out.raw a.raw'), { exit: 0, stdout: '', stderr: '' });
-  await fails(t, pcow('convert', '-O', 'qcow2', 'vm', '-'), 2, /cannot go to standard output/, /-O raw/);
+  t.like(await shell('pcow convert vm - > out.raw && cmp out.raw a.raw'), {
+    exit: 0,
+    stdout: '',
+    stderr: '',
+  });
+  await fails(
+    t,
+    pcow('convert', '-O', 'qcow2', 'vm', '-'),
+    2,
+    /cannot go to standard output/,
+    /-O raw/,
+  );
 });
 
 test('errors never name the draft, but the file that should have been made', async (t) => {

@@ -10,7 +10,9 @@ import { scratchDirectory } from '../helpers/scratch.js';
 
 async function isOpen(file: string): Promise<boolean> {
   const descriptors = await readdir('/proc/self/fd');
-  const files = await Promise.all(descriptors.map((fd) => readlink(`/proc/self/fd/${fd}`).catch(() => null)));
+  const files = await Promise.all(
+    descriptors.map((fd) => readlink(`/proc/self/fd/${fd}`).catch(() => null)),
+  );
   return files.includes(file);
 }
 
@@ -25,7 +27,9 @@ test('a stream that is not read to its end is closed, also in the library', asyn
         closed = true;
       }
     })();
-    await t.throwsAsync(work(Readable.from(bytes), path.join(scratch, 'new.pcow')), { code: 'PCOW_NOT_AN_IMAGE' });
+    await t.throwsAsync(work(Readable.from(bytes), path.join(scratch, 'new.pcow')), {
+      code: 'PCOW_NOT_AN_IMAGE',
+    });
     await eventually(() => Promise.resolve(closed));
   }
 });

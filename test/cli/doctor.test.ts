@@ -22,7 +22,9 @@ const run = promisify(execFile);
 /** The findings, without those of the level ok. */
 async function found(guest: Guest): Promise<string[]> {
   const findings = await guestFindings(guest);
-  return findings.filter(({ level }) => level !== 'ok').map(({ level, check }) => `${level} ${check}`);
+  return findings
+    .filter(({ level }) => level !== 'ok')
+    .map(({ level, check }) => `${level} ${check}`);
 }
 
 interface Description {
@@ -35,9 +37,26 @@ interface Description {
   rest?: string[];
 }
 
-function commandLine({ share = 'on', more = '', size = 128 * MiB, file, device, m, rest = [] }: Description): Guest {
+function commandLine({
+  share = 'on',
+  more = '',
+  size = 128 * MiB,
+  file,
+  device,
+  m,
+  rest = [],
+}: Description): Guest {
   return guestOfCommandLine([
-    ...['pcow', 'run', '--', 'qemu-system-x86_64', '-machine', 'q35', '-m', m ?? '1G,slots=1,maxmem=4G'],
+    ...[
+      'pcow',
+      'run',
+      '--',
+      'qemu-system-x86_64',
+      '-machine',
+      'q35',
+      '-m',
+      m ?? '1G,slots=1,maxmem=4G',
+    ],
     ...['-object', `memory-backend-file,id=p,mem-path=${file},size=${size},share=${share}${more}`],
     ...['-device', device ?? 'virtio-pmem-pci,memdev=p'],
     ...rest,
@@ -66,11 +85,21 @@ test.serial('a QEMU command line: each mistake is found, and nothing else', asyn
     [{ rest: ['-snapshot'] }, 'warning snapshot-option'],
     [{ file: mount.point }, 'problem path'],
     [
-      { rest: ['-object', 'memory-backend-ram,id=r,size=128M', '-device', 'virtio-pmem-pci,memdev=r'] },
+      {
+        rest: [
+          '-object',
+          'memory-backend-ram,id=r,size=128M',
+          '-device',
+          'virtio-pmem-pci,memdev=r',
+        ],
+      },
       'problem volatile',
     ],
     [
-      { device: 'nvdimm,memdev=p,unarmed=on', rest: ['-machine', 'nvdimm=on,nvdimm-persistence=cpu'] },
+      {
+        device: 'nvdimm,memdev=p,unarmed=on',
+        rest: ['-machine', 'nvdimm=on,nvdimm-persistence=cpu'],
+      },
       'warning unarmed',
       'problem persistence',
     ],
@@ -96,8 +125,16 @@ test.serial('a QEMU command line: each mistake is found, and nothing else', asyn
       'warning unarmed',
       'problem slots',
     ],
-    [{ device: 'nvdimm,memdev=p', rest: ['-M', 'nvdimm=on', '-no-acpi'] }, 'warning nvdimm', 'problem acpi'],
-    [{ device: 'nvdimm,memdev=p', rest: ['-M', 'nvdimm=on,acpi=off'] }, 'warning nvdimm', 'problem acpi'],
+    [
+      { device: 'nvdimm,memdev=p', rest: ['-M', 'nvdimm=on', '-no-acpi'] },
+      'warning nvdimm',
+      'problem acpi',
+    ],
+    [
+      { device: 'nvdimm,memdev=p', rest: ['-M', 'nvdimm=on,acpi=off'] },
+      'warning nvdimm',
+      'problem acpi',
+    ],
     [{ rest: ['-M', 'acpi=off'] }, 'problem acpi'],
     [{ rest: ['-sandbox', 'on,spawn=deny'] }],
     [{ rest: ['-overcommit', 'mem-lock=on'] }, 'problem locked'],
@@ -106,7 +143,12 @@ test.serial('a QEMU command line: each mistake is found, and nothing else', asyn
     [{ rest: ['-device', 'vfio-pci,host=01:00.0'] }, 'problem vfio'],
     [
       {
-        rest: ['-object', `memory-backend-file,id=q,mem-path=${file},share=on`, '-device', 'virtio-pmem-pci,memdev=q'],
+        rest: [
+          '-object',
+          `memory-backend-file,id=q,mem-path=${file},share=on`,
+          '-device',
+          'virtio-pmem-pci,memdev=q',
+        ],
       },
       'problem twice',
     ],
@@ -119,8 +161,12 @@ test.serial('a QEMU command line: each mistake is found, and nothing else', asyn
     t.deepEqual(await found(commandLine({ file, ...mistake })), wanted, JSON.stringify(mistake));
   }
   await mount.write('s', 'vm1', 'snapshot');
-  t.deepEqual(await found(commandLine({ file: mount.control('vm1', 'at', 's') })), ['problem path']);
-  t.deepEqual(await found(guestOfCommandLine(['qemu-system-x86_64', '-nographic', '-m', '1G'])), ['problem backend']);
+  t.deepEqual(await found(commandLine({ file: mount.control('vm1', 'at', 's') })), [
+    'problem path',
+  ]);
+  t.deepEqual(await found(guestOfCommandLine(['qemu-system-x86_64', '-nographic', '-m', '1G'])), [
+    'problem backend',
+  ]);
   // As libvirt writes it; and without the monitor.
   const json = JSON.stringify({
     'qom-type': 'memory-backend-file',
@@ -130,7 +176,15 @@ test.serial('a QEMU command line: each mistake is found, and nothing else', asyn
     size: 128 * MiB,
   });
   const device = JSON.stringify({ driver: 'virtio-pmem-pci', memdev: 'p' });
-  const words = ['qemu-system-x86_64', '-m', 'size=1048576k,maxmem=4G', '-object', json, '-device', device];
+  const words = [
+    'qemu-system-x86_64',
+    '-m',
+    'size=1048576k,maxmem=4G',
+    '-object',
+    json,
+    '-device',
+    device,
+  ];
   t.deepEqual(await found(guestOfCommandLine(words)), ['warning monitored']);
 });
 
@@ -168,18 +222,40 @@ test.serial('a libvirt domain: the same mistakes', async (t) => {
   t.deepEqual(await found(domain(mount)), always);
   const mistakes: [from: string | RegExp, to: string, ...wanted: string[]][] = [
     [" access='shared'", '', 'problem share', ...always],
-    ["access='shared'", "access='shared' discard='yes'", 'problem prealloc', 'problem discard-data', 'warning nvdimm'],
+    [
+      "access='shared'",
+      "access='shared' discard='yes'",
+      'problem prealloc',
+      'problem discard-data',
+      'warning nvdimm',
+    ],
     ['<memoryBacking>', '<memoryBacking><discard/>', 'problem discard-data', ...always],
     ['<memoryBacking>', '<memoryBacking><locked/>', ...always, 'problem locked'],
     ['<source>', '<source><pmem/>', 'problem prealloc', 'problem pmem', 'warning nvdimm'],
     [/<maxMemory.*<\/maxMemory>/, '', ...always, 'problem maxmem', 'problem slots'],
     ['<node>0</node>', '<node>0</node><readonly/>', 'problem prealloc', 'warning unarmed'],
-    ['<node>0</node>', "<node>0</node><label><size unit='KiB'>256</size></label>", ...always, 'warning labels'],
-    ["<size unit='MiB'>128", "<size unit='GiB'>1", 'problem prealloc', 'problem size', 'warning nvdimm'],
+    [
+      '<node>0</node>',
+      "<node>0</node><label><size unit='KiB'>256</size></label>",
+      ...always,
+      'warning labels',
+    ],
+    [
+      "<size unit='MiB'>128",
+      "<size unit='GiB'>1",
+      'problem prealloc',
+      'problem size',
+      'warning nvdimm',
+    ],
     ['<acpi/>', '', ...always, 'problem acpi'],
     [/<features>.*<\/features>/, '', ...always, 'problem acpi'],
     ['<devices>', "<devices><interface type='vhostuser'/>", ...always, 'problem vhost-user'],
-    ['<devices>', "<devices><filesystem><driver type='virtiofs'/></filesystem>", ...always, 'problem vhost-user'],
+    [
+      '<devices>',
+      "<devices><filesystem><driver type='virtiofs'/></filesystem>",
+      ...always,
+      'problem vhost-user',
+    ],
     ['<devices>', "<devices><hostdev type='pci'/>", ...always, 'problem vfio'],
     ['LD_PRELOAD', 'OTHER', ...always, 'warning monitored'],
     ["model='nvdimm'", "model='virtio-pmem'", 'warning unseen'],
@@ -195,7 +271,10 @@ test.serial('the doctor finds no fault in what pcow prints for QEMU and for libv
   const mount = await mountedImages(t, { vm1: 128 * MiB, vm2: 256 * MiB, 'r&d': 128 * MiB });
   const pcow = pcowIn(mount.scratch);
   const args = (await succeeds(t, pcow('qemu-args', 'mnt/vm1', 'mnt/vm2'))).trim().split(/\s+/);
-  t.deepEqual(await found(guestOfCommandLine(['pcow', 'run', '--', 'qemu-system-x86_64', ...args])), []);
+  t.deepEqual(
+    await found(guestOfCommandLine(['pcow', 'run', '--', 'qemu-system-x86_64', ...args])),
+    [],
+  );
   const elements = await succeeds(t, pcow('libvirt-xml', 'mnt/vm1', 'mnt/r&d'));
   await writeFile(
     path.join(mount.scratch, 'vm.xml'),
@@ -206,12 +285,17 @@ test.serial('the doctor finds no fault in what pcow prints for QEMU and for libv
   const { findings } = JSON.parse(stdout) as {
     findings: { subject: string; check: string; level: string; mend: string | null }[];
   };
-  t.deepEqual([...new Set(findings.map(({ subject }) => subject))], ['machine', 'guest', 'libvirt']);
+  t.deepEqual(
+    [...new Set(findings.map(({ subject }) => subject))],
+    ['machine', 'guest', 'libvirt'],
+  );
   t.deepEqual(
     findings.filter(({ subject, level }) => subject === 'guest' && level !== 'ok'),
     [],
   );
-  t.true(findings.every(({ level, mend }) => level !== 'problem' || (mend !== null && mend !== '')));
+  t.true(
+    findings.every(({ level, mend }) => level !== 'problem' || (mend !== null && mend !== '')),
+  );
 });
 
 test.serial('a directory is checked, and left unchanged', async (t) => {
@@ -246,12 +330,20 @@ test.serial('a filesystem that needs new space for every overwrite', async (t) =
   const disk = path.join(scratch, 'disk');
   await writeFile(disk, '');
   await truncate(disk, 160 * MiB);
-  await run('mkfs.btrfs', ['-q', disk], { env: { ...process.env, PATH: `${process.env.PATH}:/usr/sbin` } });
+  await run('mkfs.btrfs', ['-q', disk], {
+    env: { ...process.env, PATH: `${process.env.PATH}:/usr/sbin` },
+  });
   await run('mount', ['-o', 'loop', disk, images]);
   t.teardown(() => run('umount', ['-l', images]));
   const pcow = pcowIn(scratch);
-  t.regex((await pcow('doctor', 'images')).stdout, /warning +btrfs needs new space for every overwrite: .*SIGBUS/);
-  t.regex((await pcow('create', 'images/vm1', '1G')).stderr, /warning: btrfs needs new space for every overwrite/);
+  t.regex(
+    (await pcow('doctor', 'images')).stdout,
+    /warning +btrfs needs new space for every overwrite: .*SIGBUS/,
+  );
+  t.regex(
+    (await pcow('create', 'images/vm1', '1G')).stderr,
+    /warning: btrfs needs new space for every overwrite/,
+  );
 });
 
 test('mistakes in its own command line', async (t) => {

@@ -30,10 +30,14 @@ async function stage(t: ExecutionContext): Promise<Stage> {
   const pcow = async (line: string) => {
     await writeFile(record, '');
     const env = { ...process.env, LD_PRELOAD: library, RECORD: record };
-    await run('bash', ['-c', `set -o pipefail; pcow() { "${process.execPath}" "${pcowProgram}" "$@"; }; ${line}`], {
-      cwd: directory,
-      env,
-    });
+    await run(
+      'bash',
+      ['-c', `set -o pipefail; pcow() { "${process.execPath}" "${pcowProgram}" "$@"; }; ${line}`],
+      {
+        cwd: directory,
+        env,
+      },
+    );
     const lines = (await readFile(record, 'utf8')).split('\n').filter((it) => it !== '');
     return lines.map((it) => it.trimEnd().split(' ')).filter(([, ...files]) => files.some(isHere));
   };
@@ -54,14 +58,17 @@ function notDurable(events: string[][]): string[] {
       continue;
     }
     names.set(path.dirname(word === 'unlink' ? first : second), `${word} ${first} ${second}`);
-    if (word !== 'unlink' && path.basename(first).includes('draft') && !synced.has(first)) contents.add(second);
+    if (word !== 'unlink' && path.basename(first).includes('draft') && !synced.has(first))
+      contents.add(second);
   }
   return [...names.values(), ...[...contents].map((file) => `the content of ${file}`)];
 }
 
 /** A draft that is missing after a power cut, or still exists, does no harm. */
 function besideDrafts(events: string[][]): string[][] {
-  return events.filter(([word, first = '']) => word !== 'unlink' || !/pcow-draft$|\.pcow-\d/.test(first));
+  return events.filter(
+    ([word, first = '']) => word !== 'unlink' || !/pcow-draft$|\.pcow-\d/.test(first),
+  );
 }
 
 const LINES = [
@@ -97,7 +104,9 @@ test.serial(
   async (t) => {
     const { directory, pcow } = await stage(t);
     const at = (name: string) => path.join(directory, name);
-    await pcow('pcow create base 1M && pcow snapshot base@s && pcow clone base@s one && pcow clone base@s two');
+    await pcow(
+      'pcow create base 1M && pcow snapshot base@s && pcow clone base@s one && pcow clone base@s two',
+    );
     const events = await pcow('pcow rename base web');
     const place = (word: string, first: string, from = 0) =>
       events.findIndex((event, i) => i >= from && event[0] === word && event[1] === first);
@@ -106,29 +115,38 @@ test.serial(
     const unlinked = place('unlink', at('base.pcow'));
     t.true(linked >= 0 && linked < named && named < unlinked, JSON.stringify(events));
     for (const child of ['one.pcow', 'two.pcow']) {
-      const told = events.slice(named, unlinked).some(([word, first]) => word === 'sync' && first === at(child));
+      const told = events
+        .slice(named, unlinked)
+        .some(([word, first]) => word === 'sync' && first === at(child));
       t.true(told, `${child} is told durably in between: ${JSON.stringify(events)}`);
     }
     t.true(place('sync', directory, unlinked) > unlinked, JSON.stringify(events));
   },
 );
 
-test.serial('a repair: data that is removed from an image is on the disk in a named file before', async (t) => {
-  const { directory, pcow } = await stage(t);
-  await pcow('pcow create vm 1M && echo lost > raw && truncate -s 1M raw && pcow convert -f raw raw vm --force');
-  // A block to which nothing refers: the first entry of the table is cleared.
-  const image = await readFile(path.join(directory, 'vm.pcow'));
-  const directoryAt = Number(image.readBigUInt64LE(4096 + 80) || image.readBigUInt64LE(80));
-  const table = directoryAt + 65536;
-  image.fill(0, table, table + 8);
-  await writeFile(path.join(directory, 'vm.pcow'), image);
-  const events = await pcow('pcow check vm --repair || [ $? = 15 ]');
-  const lost = path.join(directory, 'vm.pcow.lost');
-  t.true(
-    events.some(([word, first]) => word === 'sync' && first === lost),
-    JSON.stringify(events),
-  );
-  const kept = events.findIndex(([word, first]) => word === 'sync' && first === lost);
-  const named = events.findIndex(([word, first], i) => i > kept && word === 'sync' && first === directory);
-  t.true(named > kept, JSON.stringify(events));
-});
+test.serial(
+  'a repair: data that is removed from an image is on the disk in a named file before',
+  async (t) => {
+    const { directory, pcow } = await stage(t);
+    await pcow(
+      'pcow create vm 1M && echo lost > raw && truncate -s 1M raw && pcow convert -f raw raw vm --force',
+    );
+    // A block to which nothing refers: the first entry of the table is cleared.
+    const image = await readFile(path.join(directory, 'vm.pcow'));
+    const directoryAt = Number(image.readBigUInt64LE(4096 + 80) || image.readBigUInt64LE(80));
+    const table = directoryAt + 65536;
+    image.fill(0, table, table + 8);
+    await writeFile(path.join(directory, 'vm.pcow'), image);
+    const events = await pcow('pcow check vm --repair || [ $? = 15 ]');
+    const lost = path.join(directory, 'vm.pcow.lost');
+    t.true(
+      events.some(([word, first]) => word === 'sync' && first === lost),
+      JSON.stringify(events),
+    );
+    const kept = events.findIndex(([word, first]) => word === 'sync' && first === lost);
+    const named = events.findIndex(
+      ([word, first], i) => i > kept && word === 'sync' && first === directory,
+    );
+    t.true(named > kept, JSON.stringify(events));
+  },
+);

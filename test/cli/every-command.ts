@@ -20,7 +20,8 @@ export const IMAGE_SIZE = 4 * MiB;
 export async function makeImages(directory: string): Promise<void> {
   const at = (name: string) => path.join(directory, 'images', `${name}.pcow`);
   await mkdir(path.join(directory, 'images'), { recursive: true });
-  const fill = (image: Image, byte: number) => image.write(Buffer.alloc(256 * 1024, byte), byte * 65536);
+  const fill = (image: Image, byte: number) =>
+    image.write(Buffer.alloc(256 * 1024, byte), byte * 65536);
   await Image.create(at('base'), { size: IMAGE_SIZE });
   await working(at('base'), async (image) => {
     await fill(image, 1);

@@ -23,7 +23,11 @@ async function place(t: ExecutionContext<unknown>): Promise<Place> {
   return { directory, pcow: pcowIn(directory) };
 }
 
-async function snapshotsOf(t: ExecutionContext<unknown>, pcow: Run, image: string): Promise<string[]> {
+async function snapshotsOf(
+  t: ExecutionContext<unknown>,
+  pcow: Run,
+  image: string,
+): Promise<string[]> {
   const { snapshots } = JSON.parse(await succeeds(t, pcow('list', image, '--json'))) as {
     snapshots: { name: string }[];
   };
@@ -50,7 +54,13 @@ test('commands and options of other programs: the message names the equivalent',
     );
   }
   await fails(t, pcow('toString'), 2, /unknown command 'toString'/);
-  await fails(t, pcow('snapshot', '-c', 'one', 'vm1'), 2, /unknown option "-c"/, /pcow snapshot IMAGE@NAME/);
+  await fails(
+    t,
+    pcow('snapshot', '-c', 'one', 'vm1'),
+    2,
+    /unknown option "-c"/,
+    /pcow snapshot IMAGE@NAME/,
+  );
   await fails(t, pcow('check', '-r', 'all', 'vm1'), 2, /--repair/);
   await fails(t, pcow('rename', 'none@one', 'two'), 4, /no image "none"/);
 });
@@ -61,7 +71,8 @@ test('none of them is an existing command or option', async (t) => {
     for (const { long, short } of command.options) {
       for (const flag of [long, short]) {
         // Some of the options for all commands exist in one command.
-        if (flag != null) t.is(ownOptionInstead(command.name(), flag), undefined, `${command.name()} ${flag}`);
+        if (flag != null)
+          t.is(ownOptionInstead(command.name(), flag), undefined, `${command.name()} ${flag}`);
       }
     }
   }
@@ -70,7 +81,13 @@ test('none of them is an existing command or option', async (t) => {
 test('resize -SIZE makes it smaller by that size, with --shrink', async (t) => {
   const { pcow } = await place(t);
   await succeeds(t, pcow('create', 'vm1', '20M'));
-  await fails(t, pcow('resize', 'vm1', '-5M'), 3, /has 20 MiB.*loses/, /pcow resize vm1 -5M --shrink/);
+  await fails(
+    t,
+    pcow('resize', 'vm1', '-5M'),
+    3,
+    /has 20 MiB.*loses/,
+    /pcow resize vm1 -5M --shrink/,
+  );
   t.is(await succeeds(t, pcow('resize', 'vm1', '-5M', '--shrink')), 'vm1 has 15 MiB now\n');
   t.is(await succeeds(t, pcow('resize', '--shrink', 'vm1', '-4K')), 'vm1 has 15 MiB now\n');
   await fails(t, pcow('resize', 'vm1', '-1G', '--shrink'), 3, /nothing is left/);
@@ -80,24 +97,42 @@ test('resize -SIZE makes it smaller by that size, with --shrink', async (t) => {
 test('names are in natural order', async (t) => {
   const { pcow } = await place(t);
   for (const name of ['vm10', 'vm2', 'vm1', 'base']) await succeeds(t, pcow('create', name, '1M'));
-  const { images } = JSON.parse(await succeeds(t, pcow('list', '--json'))) as { images: { name: string }[] };
+  const { images } = JSON.parse(await succeeds(t, pcow('list', '--json'))) as {
+    images: { name: string }[];
+  };
   t.deepEqual(
     images.map(({ name }) => name),
     ['base', 'vm1', 'vm2', 'vm10'],
   );
-  const names = ['a', 'a1', 'a1b', 'a1b2', 'a1b10', 'a01', 'a2', 'a9007199254740993', 'a9007199254740994', 'b'];
+  const names = [
+    'a',
+    'a1',
+    'a1b',
+    'a1b2',
+    'a1b10',
+    'a01',
+    'a2',
+    'a9007199254740993',
+    'a9007199254740994',
+    'b',
+  ];
   t.deepEqual([...names].reverse().sort(naturalOrder), names);
 });
 
 test('several images for info and check: one that fails does not hide the others', async (t) => {
   const { pcow } = await place(t);
   for (const name of ['vm1', 'vm2']) await succeeds(t, pcow('create', name, '1M'));
-  const two = JSON.parse(await succeeds(t, pcow('info', 'vm1', 'vm2', '--json'))) as { name: string }[];
+  const two = JSON.parse(await succeeds(t, pcow('info', 'vm1', 'vm2', '--json'))) as {
+    name: string;
+  }[];
   t.deepEqual(
     two.map(({ name }) => name),
     ['vm1', 'vm2'],
   );
-  t.regex(await succeeds(t, pcow('info', 'vm1', 'vm2')), /vm1\.pcow\n[^]*\n\nimage +\S+vm2\.pcow\n/);
+  t.regex(
+    await succeeds(t, pcow('info', 'vm1', 'vm2')),
+    /vm1\.pcow\n[^]*\n\nimage +\S+vm2\.pcow\n/,
+  );
   const { exit, stdout, stderr } = await pcow('check', 'vm1', 'none', 'vm2');
   t.is(exit, 4);
   t.regex(stderr, /no image "none"/);
@@ -111,7 +146,10 @@ test('delete: several snapshots, by a pattern, with --keep and --dry-run', async
     await succeeds(t, pcow('snapshot', `vm1@${name}`));
   }
   const words = ['delete', 'vm1@daily-*', '--keep', '2'];
-  t.is(await succeeds(t, pcow(...words, '--dry-run')), 'would delete vm1@daily-1\nwould delete vm1@daily-2\n');
+  t.is(
+    await succeeds(t, pcow(...words, '--dry-run')),
+    'would delete vm1@daily-1\nwould delete vm1@daily-2\n',
+  );
   t.is((await snapshotsOf(t, pcow, 'vm1')).length, 7);
   t.is(await succeeds(t, pcow(...words)), 'deleted vm1@daily-1\ndeleted vm1@daily-2\n');
   t.is(await succeeds(t, pcow(...words)), 'nothing to delete\n');
@@ -139,7 +177,13 @@ test('a clone works like zfs hold: its snapshot stays, and the refusal names the
   await succeeds(t, pcow('clone', 'vm1@one', 'keep-one'));
   // It is also kept under another name, and when the image is rolled back to it.
   await succeeds(t, pcow('rename', 'vm1@one', 'first'));
-  await fails(t, pcow('delete', 'vm1@first'), 6, /vm1@first can't be deleted: keep-one\.pcow stands on it/, /pcow rm/);
+  await fails(
+    t,
+    pcow('delete', 'vm1@first'),
+    6,
+    /vm1@first can't be deleted: keep-one\.pcow stands on it/,
+    /pcow rm/,
+  );
   const { exit, stdout, stderr } = await pcow('delete', 'vm1@*', '--keep', '0');
   t.is(exit, 6);
   t.regex(stderr, /vm1@first can't be deleted: keep-one/);
@@ -173,7 +217,9 @@ test('renaming a snapshot does not affect clones that stand on it', async (t) =>
 
   // As in ZFS, with the image or only the @.
   await succeeds(t, pcow('rename', 'vm1@two', '@three'));
-  const said = JSON.parse(await succeeds(t, pcow('rename', 'vm1@three', 'vm1@four', '--json'))) as unknown;
+  const said = JSON.parse(
+    await succeeds(t, pcow('rename', 'vm1@three', 'vm1@four', '--json')),
+  ) as unknown;
   t.deepEqual(said, { image: path.join(directory, 'vm1.pcow'), from: 'three', to: 'four' });
 
   await fails(t, pcow('rename', 'vm1@four', 'other'), 5, /already has a snapshot named other/);
@@ -181,7 +227,13 @@ test('renaming a snapshot does not affect clones that stand on it', async (t) =>
   await fails(t, pcow('rename', 'vm1@none', 'x'), 4, /no snapshot named none/);
   for (const bad of ['', 'a b', '..', 'a/b', 'x'.repeat(256)])
     await fails(t, pcow('rename', 'vm1@four', bad), 3, /name/);
-  await fails(t, pcow('rename', 'vm1@four', 'vm2@x'), 3, /another image/, /pcow rename vm1@four vm1@x/);
+  await fails(
+    t,
+    pcow('rename', 'vm1@four', 'vm2@x'),
+    3,
+    /another image/,
+    /pcow rename vm1@four vm1@x/,
+  );
   t.deepEqual(await snapshotsOf(t, pcow, 'vm1'), ['four', 'other']);
 
   // A deleted snapshot on which two layers stand has no name any more; its name is free.
@@ -206,7 +258,10 @@ test('a renamed automatic snapshot is an ordinary one', async (t) => {
 
 test.serial('umount by the image directory', async (t) => {
   const { directory, pcow } = await place(t);
-  const [images, point] = ['images', 'mnt'].map((name) => path.join(directory, name)) as [string, string];
+  const [images, point] = ['images', 'mnt'].map((name) => path.join(directory, name)) as [
+    string,
+    string,
+  ];
   await mkdir(images);
   await mkdir(point);
   await succeeds(t, pcow('create', 'images/vm1', '1M'));
@@ -220,13 +275,20 @@ test.serial('umount by the image directory', async (t) => {
 test('an image that is half received is shown as such', async (t) => {
   const { directory, pcow } = await place(t);
   await succeeds(t, pcow('create', 'vm1', '8M'));
-  await working(path.join(directory, 'vm1.pcow'), (image) => image.write(Buffer.alloc(8 * 2 ** 20, 1), 0));
+  await working(path.join(directory, 'vm1.pcow'), (image) =>
+    image.write(Buffer.alloc(8 * 2 ** 20, 1), 0),
+  );
   await succeeds(t, pcow('snapshot', 'vm1@monday'));
   const shell = await shellIn(t, directory);
   await shell('pcow send vm1@monday | head -c 3000000 | pcow receive copy');
-  t.regex(await succeeds(t, pcow('list', '.')), /^copy .* half received: monday up to \S+ MiB of 8 MiB$/m);
+  t.regex(
+    await succeeds(t, pcow('list', '.')),
+    /^copy .* half received: monday up to \S+ MiB of 8 MiB$/m,
+  );
   t.regex(await succeeds(t, pcow('info', 'copy')), /half received: monday/);
-  const { receiving } = JSON.parse(await succeeds(t, pcow('info', 'copy', '--json'))) as { receiving: unknown };
+  const { receiving } = JSON.parse(await succeeds(t, pcow('info', 'copy', '--json'))) as {
+    receiving: unknown;
+  };
   t.like(receiving, { snapshot: 'monday', size: 8 * 2 ** 20 });
   const token = (await succeeds(t, pcow('receive', '--resume-token', 'copy'))).trim();
   t.is((await shell(`pcow send vm1 --resume ${token} | pcow receive copy`)).exit, 0);
@@ -235,7 +297,10 @@ test('an image that is half received is shown as such', async (t) => {
 
 test.serial('list without arguments: all mounts, and the images here', async (t) => {
   const { directory, pcow } = await place(t);
-  const [images, point] = ['images', 'mnt'].map((name) => path.join(directory, name)) as [string, string];
+  const [images, point] = ['images', 'mnt'].map((name) => path.join(directory, name)) as [
+    string,
+    string,
+  ];
   await mkdir(images);
   await mkdir(point);
   await mounted(t, images, point);
@@ -246,7 +311,9 @@ test.serial('list without arguments: all mounts, and the images here', async (t)
   );
   await succeeds(t, pcow('create', 'here', '1M'));
   t.regex(await succeeds(t, pcow('list')), /\nhere +1 MiB/);
-  const { mounts } = JSON.parse(await succeeds(t, pcow('list', '--json'))) as { mounts: { mountpoint: string }[] };
+  const { mounts } = JSON.parse(await succeeds(t, pcow('list', '--json'))) as {
+    mounts: { mountpoint: string }[];
+  };
   t.true(mounts.some(({ mountpoint }) => mountpoint === point));
 });
 

@@ -35,7 +35,12 @@ const NO_HINTS = [
 ];
 
 function* templates(file: string): Generator<{ before: string; value: string }> {
-  const source = ts.createSourceFile(file, readFileSync(path.join(ROOT, file), 'utf8'), ts.ScriptTarget.Latest, true);
+  const source = ts.createSourceFile(
+    file,
+    readFileSync(path.join(ROOT, file), 'utf8'),
+    ts.ScriptTarget.Latest,
+    true,
+  );
   const found: ts.TemplateExpression[] = [];
   const look = (node: ts.Node): void => {
     if (ts.isTemplateExpression(node)) found.push(node);
@@ -54,7 +59,10 @@ function* templates(file: string): Generator<{ before: string; value: string }> 
 test('every name in a suggested command goes through word()', (t) => {
   let seen = 0;
   for (const directory of ['cli', 'src']) {
-    for (const name of readdirSync(path.join(ROOT, directory), { recursive: true, encoding: 'utf8' })) {
+    for (const name of readdirSync(path.join(ROOT, directory), {
+      recursive: true,
+      encoding: 'utf8',
+    })) {
       if (!name.endsWith('.ts')) continue;
       const file = path.join(directory, name);
       for (const { before, value } of templates(file)) {
@@ -69,7 +77,21 @@ test('every name in a suggested command goes through word()', (t) => {
 });
 
 test('a shell reads every word back unchanged, and no word looks like an option', async (t) => {
-  for (const text of ['vm1', 'a b', "it's", '$(id)', '`id`', 'a;b', 'a"b', 'a\nb', '*', '~', '#x', 'ä\u{a0}ö', '!x']) {
+  for (const text of [
+    'vm1',
+    'a b',
+    "it's",
+    '$(id)',
+    '`id`',
+    'a;b',
+    'a"b',
+    'a\nb',
+    '*',
+    '~',
+    '#x',
+    'ä\u{a0}ö',
+    '!x',
+  ]) {
     const { stdout } = await run('sh', ['-c', `printf %s ${word(text)}`]);
     t.is(stdout, text);
   }

@@ -4,7 +4,8 @@
  * `check` finds nothing, each image has its old or its new content, the same command again finishes
  * the work, and no hidden file is left.
  *
- * PCOW_INTERRUPTIONS: how often each command is struck; without it, some are, each once; at length all (npm run test:long).
+ * PCOW_INTERRUPTIONS: how often each command is struck; without it, some are, each once; at length
+ * all (npm run test:long).
  */
 import { execFile } from 'node:child_process';
 import { once } from 'node:events';
@@ -119,13 +120,20 @@ interface Reference {
   milliseconds: number;
 }
 
-async function referenceOf(t: ExecutionContext, command: Interruptible, directory: string): Promise<Reference> {
+async function referenceOf(
+  t: ExecutionContext,
+  command: Interruptible,
+  directory: string,
+): Promise<Reference> {
   const before = await stateOf(directory, command.reads ?? false);
   const begun = performance.now();
   const { code, stderr } = await pcow(directory, command);
   const milliseconds = performance.now() - begun;
   // The damaged image has data to which nothing refers; a repair reports this by its exit code.
-  t.true(code === (command.repairs ? LOST_DATA : 0) || command.reads, `${command.words.join(' ')}: ${stderr}`);
+  t.true(
+    code === (command.repairs ? LOST_DATA : 0) || command.reads,
+    `${command.words.join(' ')}: ${stderr}`,
+  );
   const after = await stateOf(directory, command.reads ?? false);
   if (command.reads) t.deepEqual(after, before);
   return { before, after, milliseconds };
@@ -151,7 +159,8 @@ async function soundAfter(
 ): Promise<boolean> {
   const { reads = false, receives = false, repairs = false } = command;
   const look = async (closed: boolean) => {
-    if (!repairs && !reads) t.deepEqual((await faultsIn(directory, closed)).filter(undamaged), [], what);
+    if (!repairs && !reads)
+      t.deepEqual((await faultsIn(directory, closed)).filter(undamaged), [], what);
     const found = await stateOf(directory, reads);
     t.is(isMixture(found, before, after, command), null, what);
     return isSameState(found, after);
@@ -168,7 +177,11 @@ function undamaged(fault: string): boolean {
   return !fault.startsWith('damaged.pcow');
 }
 
-async function strikeAtRest(t: ExecutionContext, { random, copy }: Place, startup: number): Promise<void> {
+async function strikeAtRest(
+  t: ExecutionContext,
+  { random, copy }: Place,
+  startup: number,
+): Promise<void> {
   const counts = { struck: 0, killed: 0 };
   const left = (ROUNDS === undefined ? someOf(AT_REST, FEW_AT_REST, random) : AT_REST).values();
   const strike = async (command: Interruptible, reference: Reference) => {
@@ -185,7 +198,10 @@ async function strikeAtRest(t: ExecutionContext, { random, copy }: Place, startu
     t.true(endsOf(signal, end), what);
     const done = await soundAfter(t, directory, command, reference, what);
     if (!command.reads) {
-      const again = await pcow(directory, againOf(command, reference, await stateOf(directory, false)));
+      const again = await pcow(
+        directory,
+        againOf(command, reference, await stateOf(directory, false)),
+      );
       t.true(isDone(again) || done, `${what}; again: ${again.stderr}`);
       t.true(isSameState(await stateOf(directory, false), reference.after), `${what}; again`);
       t.deepEqual((await faultsIn(directory, true)).filter(undamaged), [], `${what}; again`);
@@ -265,14 +281,16 @@ async function strikeMounted(
   const timer = setTimeout(() => {
     struck = true;
     if (way === 'the mount is killed') daemon.kill('SIGKILL');
-    else if (way === 'the mount is aborted') writeFileSync(`/sys/fs/fuse/connections/${connection ?? ''}/abort`, '1');
+    else if (way === 'the mount is aborted')
+      writeFileSync(`/sys/fs/fuse/connections/${connection ?? ''}/abort`, '1');
     else child.kill(way);
   }, after);
   const end = await ended;
   clearTimeout(timer);
   const what = `mounted: ${command.words.join(' ')}: ${way} after ${Math.round(after)} ms; ${end.stderr}`;
   // The mount finishes what it has begun, even if the requesting process is gone.
-  if (way === 'SIGINT' || way === 'SIGKILL') await eventually(async () => isDone(await pcow(directory, umount(point))));
+  if (way === 'SIGINT' || way === 'SIGKILL')
+    await eventually(async () => isDone(await pcow(directory, umount(point))));
   else if (!struck) daemon.kill('SIGKILL');
   await gone;
   // nothing is mounted any more
@@ -283,7 +301,11 @@ async function strikeMounted(
   const again = await pcow(directory, againOf(command, reference, await stateOf(directory, false)));
   t.true(isDone(again) || done, `${what}; again: ${again.stderr}`);
   t.true(isDone(await pcow(directory, umount(point))), what);
-  t.is(isMixture(await stateOf(directory, false), reference.after, reference.after, command), null, `${what}; again`);
+  t.is(
+    isMixture(await stateOf(directory, false), reference.after, reference.after, command),
+    null,
+    `${what}; again`,
+  );
   t.deepEqual(await faultsIn(directory, true), [], `${what}; again`);
   t.deepEqual(await hidden(directory), [], what);
   await run('rm', ['-rf', directory, before]);

@@ -79,8 +79,12 @@ export async function makeFamily(directory: string, random: Random): Promise<voi
   await pcow(directory, { words: ['convert', 'vm', 'disk.raw'] });
   await pcow(directory, { words: ['convert', 'vm', 'disk.qcow2'] });
   const bytes = random.fill(Buffer.alloc(BLOCK)) as Buffer;
-  const segment = () => Array.from({ length: 30 }, (_, number) => ({ block: number * 4 + random.below(4), bytes }));
-  await makeOriginal(at('old.img'), { blocks: SIZE / BLOCK, segments: [segment(), segment(), segment()] });
+  const segment = () =>
+    Array.from({ length: 30 }, (_, number) => ({ block: number * 4 + random.below(4), bytes }));
+  await makeOriginal(at('old.img'), {
+    blocks: SIZE / BLOCK,
+    segments: [segment(), segment(), segment()],
+  });
 }
 
 async function makeDamaged(file: string, random: Random): Promise<void> {
@@ -94,7 +98,12 @@ async function makeDamaged(file: string, random: Random): Promise<void> {
   await handle.read(table, 0, table.length, 2 * BLOCK);
   for (let entry = 0; entry < SIZE / BLOCK; entry += 1) table.writeUInt16LE(0, entry * 8 + 2);
   await handle.write(table, 0, table.length, 2 * BLOCK);
-  await handle.write(Buffer.alloc(BLOCK, 1), 0, BLOCK, Math.ceil((await handle.stat()).size / BLOCK) * BLOCK);
+  await handle.write(
+    Buffer.alloc(BLOCK, 1),
+    0,
+    BLOCK,
+    Math.ceil((await handle.stat()).size / BLOCK) * BLOCK,
+  );
   await handle.close();
 }
 
@@ -108,7 +117,11 @@ const GROUPS = [['base', 'vm', 'child'], ['lone', 'copy'], ['damaged'], ['plain'
  * Copies the images that a command names, with the images that belong to them. The other files are
  * only read, so they are links.
  */
-export async function copyFamily(family: string, directory: string, { words, input }: Interruptible): Promise<void> {
+export async function copyFamily(
+  family: string,
+  directory: string,
+  { words, input }: Interruptible,
+): Promise<void> {
   await mkdir(directory);
   const named = (name: string) => words.some((word) => word.split('@')[0] === name);
   const images = GROUPS.filter((group) => group.some(named)).flat();
@@ -117,7 +130,8 @@ export async function copyFamily(family: string, directory: string, { words, inp
   }
   for (const name of [...words, input ?? '']) {
     const file = path.join(family, name);
-    if (name.includes('.') && name !== '.' && (await isFile(file))) await symlink(file, path.join(directory, name));
+    if (name.includes('.') && name !== '.' && (await isFile(file)))
+      await symlink(file, path.join(directory, name));
   }
 }
 
@@ -178,7 +192,9 @@ export async function stateOf(directory: string, bytes: boolean): Promise<State>
 
 async function visible(directory: string): Promise<string[]> {
   const entries = await readdir(directory, { withFileTypes: true });
-  return entries.filter((entry) => entry.isFile() && !entry.name.startsWith('.')).map(({ name }) => name);
+  return entries
+    .filter((entry) => entry.isFile() && !entry.name.startsWith('.'))
+    .map(({ name }) => name);
 }
 
 export async function hidden(directory: string): Promise<string[]> {
@@ -252,7 +268,12 @@ export async function recover(directory: string): Promise<void> {
 }
 
 /** Every file equals its state before or after the command. */
-export function isMixture(found: State, before: State, after: State, { receives }: Interruptible): string | null {
+export function isMixture(
+  found: State,
+  before: State,
+  after: State,
+  { receives }: Interruptible,
+): string | null {
   for (const name of new Set([before, after, found].flatMap((state) => Object.keys(state)))) {
     if (found[name] === before[name] || found[name] === after[name]) continue;
     if (receives && withoutActive(found[name]) === withoutActive(before[name])) continue;

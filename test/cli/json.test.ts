@@ -12,7 +12,8 @@ import { pcowIn, succeeds, type Run } from './outcome.js';
  */
 function shapeOf(value: unknown): unknown {
   if (value === null) return 'null';
-  if (Array.isArray(value)) return [...new Map(value.map(shapeOf).map((it) => [JSON.stringify(it), it])).values()];
+  if (Array.isArray(value))
+    return [...new Map(value.map(shapeOf).map((it) => [JSON.stringify(it), it])).values()];
   if (typeof value !== 'object') return typeof value;
   return Object.fromEntries(Object.entries(value).map(([key, member]) => [key, shapeOf(member)]));
 }
@@ -32,7 +33,10 @@ test('info', async (t) => {
   const directory = await scratchDirectory(t);
   const pcow = pcowIn(directory);
   await imagesIn(directory, pcow);
-  const info = JSON.parse(await succeeds(t, pcow('info', 'vm1', '--json'))) as Record<string, unknown>;
+  const info = JSON.parse(await succeeds(t, pcow('info', 'vm1', '--json'))) as Record<
+    string,
+    unknown
+  >;
   t.deepEqual(shapeOf(info), {
     name: 'string',
     path: 'string',
@@ -46,7 +50,13 @@ test('info', async (t) => {
     clean: 'boolean',
     generation: 'number',
     snapshots: 'number',
-    base: { path: 'string', resolved: 'string', uuid: 'string', layer: 'number', snapshot: 'string' },
+    base: {
+      path: 'string',
+      resolved: 'string',
+      uuid: 'string',
+      layer: 'number',
+      snapshot: 'string',
+    },
     chain: [
       { path: 'string', snapshot: 'null', layer: 'number' },
       { path: 'string', snapshot: 'string', layer: 'number' },
@@ -65,7 +75,9 @@ test('list of a directory', async (t) => {
   const directory = await scratchDirectory(t);
   const pcow = pcowIn(directory);
   await imagesIn(directory, pcow);
-  const list = JSON.parse(await succeeds(t, pcow('list', '.', '--json'))) as { images: Record<string, unknown>[] };
+  const list = JSON.parse(await succeeds(t, pcow('list', '.', '--json'))) as {
+    images: Record<string, unknown>[];
+  };
   const sound = {
     name: 'string',
     file: 'string',
@@ -106,7 +118,9 @@ test('list of an image', async (t) => {
   const pcow = pcowIn(directory);
   await imagesIn(directory, pcow);
   await succeeds(t, pcow('snapshot', 'base@two'));
-  const list = JSON.parse(await succeeds(t, pcow('list', 'base', '--json'))) as { snapshots: { created: string }[] };
+  const list = JSON.parse(await succeeds(t, pcow('list', 'base', '--json'))) as {
+    snapshots: { created: string }[];
+  };
   const snapshot = {
     name: 'string',
     id: 'number',
@@ -126,22 +140,35 @@ test('list of an image', async (t) => {
     receiving: 'null',
     snapshots: [snapshot, { ...snapshot, parent: 'string' }],
   });
-  for (const { created } of list.snapshots) t.regex(created, /^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$/);
+  for (const { created } of list.snapshots)
+    t.regex(created, /^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$/);
 });
 
 test('commands that make and change images', async (t) => {
   const directory = await scratchDirectory(t);
   const pcow = pcowIn(directory);
-  const json = async (...words: string[]) => JSON.parse(await succeeds(t, pcow(...words, '--json'))) as unknown;
+  const json = async (...words: string[]) =>
+    JSON.parse(await succeeds(t, pcow(...words, '--json'))) as unknown;
   const image = path.join(directory, 'vm1.pcow');
   const clone = path.join(directory, 'vm2.pcow');
-  t.deepEqual(await json('create', 'vm1', '1M'), { image, size: 2 ** 20, blockSize: 65536, base: null });
+  t.deepEqual(await json('create', 'vm1', '1M'), {
+    image,
+    size: 2 ** 20,
+    blockSize: 65536,
+    base: null,
+  });
   t.deepEqual(await json('snapshot', 'vm1@one'), { snapshots: [{ image, snapshot: 'one' }] });
   t.deepEqual(shapeOf(await json('clone', 'vm1@one', 'vm2')), {
     image: 'string',
     size: 'number',
     blockSize: 'number',
-    base: { path: 'string', resolved: 'string', uuid: 'string', layer: 'number', snapshot: 'string' },
+    base: {
+      path: 'string',
+      resolved: 'string',
+      uuid: 'string',
+      layer: 'number',
+      snapshot: 'string',
+    },
   });
   t.deepEqual(await json('rollback', 'vm1@one'), { image, snapshot: 'one' });
   t.deepEqual(await json('snapshot', 'vm1@two', 'vm2@two'), {
@@ -171,7 +198,10 @@ test('mounts', async (t) => {
     [['--dry-run'], true],
     [[], false],
   ] as const) {
-    t.deepEqual(JSON.parse(await succeeds(t, pcow('umount', 'images', '--json', ...words))), { mountpoint, dryRun });
+    t.deepEqual(JSON.parse(await succeeds(t, pcow('umount', 'images', '--json', ...words))), {
+      mountpoint,
+      dryRun,
+    });
   }
 });
 

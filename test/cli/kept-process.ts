@@ -22,7 +22,13 @@ export interface Answer {
   stays: boolean;
 }
 
-type Evaluate = (exports: object, require: NodeJS.Require, module: object, file: string, directory: string) => void;
+type Evaluate = (
+  exports: object,
+  require: NodeJS.Require,
+  module: object,
+  file: string,
+  directory: string,
+) => void;
 
 const PROGRAMS = fileURLToPath(new URL('../../cli/bundle/programs.cjs', import.meta.url));
 const STDOUT = 1;
@@ -67,12 +73,16 @@ async function run({ program, words, cwd }: Request): Promise<Answer> {
   for (const stream of [process.stdout, process.stderr]) stream.removeAllListeners('error');
   process.chdir('/');
   const exitCode = Number(process.exitCode ?? 0);
-  return { outcome: { exit: exitCode, stdout: contentOf(STDOUT), stderr: contentOf(STDERR) }, stays };
+  return {
+    outcome: { exit: exitCode, stdout: contentOf(STDOUT), stderr: contentOf(STDERR) },
+    stays,
+  };
 }
 
 function contentOf(file: number): string {
   const bytes = Buffer.alloc(fstatSync(file).size);
-  for (let done = 0; done < bytes.length;) done += readSync(file, bytes, done, bytes.length - done, done);
+  for (let done = 0; done < bytes.length;)
+    done += readSync(file, bytes, done, bytes.length - done, done);
   return bytes.toString();
 }
 

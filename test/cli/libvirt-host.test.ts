@@ -23,26 +23,43 @@ const GOOD: LibvirtHost = {
   filtered: [],
 };
 
-async function problems(host: Partial<LibvirtHost>, files: string[] = [], monitored = true): Promise<string[]> {
+async function problems(
+  host: Partial<LibvirtHost>,
+  files: string[] = [],
+  monitored = true,
+): Promise<string[]> {
   const findings = await libvirtFindings({ ...GOOD, ...host }, files, monitored);
   return findings.filter(({ level }) => level !== 'ok').map(({ check }) => check);
 }
 
 test('the doctor finds what keeps libvirt’s user from using the monitor', async (t) => {
   t.deepEqual(await problems({}), []);
-  t.deepEqual(await problems({ device: { mode: 0o20600, uid: 0, gid: 0 } }), ['libvirt-userfaultfd']);
+  t.deepEqual(await problems({ device: { mode: 0o20600, uid: 0, gid: 0 } }), [
+    'libvirt-userfaultfd',
+  ]);
   t.deepEqual(await problems({ device: null }), ['libvirt-userfaultfd']);
   t.deepEqual(await problems({ device: null, configuration: '', everybody: true }), []);
-  t.deepEqual(await problems({ configuration: `#${DEVICES.replaceAll('\n', '\n#')}` }), ['libvirt-devices']);
-  t.deepEqual(await problems({ configuration: DEVICES.replace('  "/dev/user', '# "/dev/user') }), ['libvirt-devices']);
+  t.deepEqual(await problems({ configuration: `#${DEVICES.replaceAll('\n', '\n#')}` }), [
+    'libvirt-devices',
+  ]);
+  t.deepEqual(await problems({ configuration: DEVICES.replace('  "/dev/user', '# "/dev/user') }), [
+    'libvirt-devices',
+  ]);
   t.deepEqual(await problems({ appArmor: '/dev/kvm rw,' }), ['libvirt-apparmor']);
-  t.deepEqual(await problems({ appArmor: '', configuration: `security_driver = "none"\n${DEVICES}` }), []);
+  t.deepEqual(
+    await problems({ appArmor: '', configuration: `security_driver = "none"\n${DEVICES}` }),
+    [],
+  );
   t.deepEqual(await problems({ appArmor: null, seLinux: true }), ['libvirt-selinux']);
   t.deepEqual(await problems({ filtered: ['libvirtd'] }), ['libvirt-filter']);
   t.deepEqual(await problems({ user: null }), ['libvirt-user']);
   // Without the monitor none of this is required.
   t.deepEqual(
-    await problems({ device: null, configuration: '', appArmor: '', filtered: ['virtqemud'] }, [], false),
+    await problems(
+      { device: null, configuration: '', appArmor: '', filtered: ['virtqemud'] },
+      [],
+      false,
+    ),
     [],
   );
 });
@@ -103,7 +120,14 @@ test('a whole domain gets each image once, and keeps everything else', (t) => {
     IMAGES.map(({ file, size }) => [file, size, true]),
   );
   t.is(guest.devices.length, 2);
-  for (const kept of ['vm1 &amp; more', '<!-- kept -->', 'mode="custom"', 'Skylake', 'pcie-root', 'pc-q35-7.2']) {
+  for (const kept of [
+    'vm1 &amp; more',
+    '<!-- kept -->',
+    'mode="custom"',
+    'Skylake',
+    'pcie-root',
+    'pc-q35-7.2',
+  ]) {
     t.true(xml.includes(kept), `${kept}: ${xml}`);
   }
   t.regex(xml, /cpus="0-3" memory="2097152" unit="KiB"/);
@@ -118,7 +142,11 @@ test('a whole domain gets each image once, and keeps everything else', (t) => {
 test('without KVM no processor is passed through, and other machines are refused', (t) => {
   const bare = DOMAIN.replace(/<cpu [^]*<\/cpu>/, '');
   t.true(intoDomain(bare, 'vm1.xml', REQUEST).includes('host-passthrough'));
-  t.false(intoDomain(bare.replace("type='kvm'", "type='qemu'"), 'vm1.xml', REQUEST).includes('host-passthrough'));
+  t.false(
+    intoDomain(bare.replace("type='kvm'", "type='qemu'"), 'vm1.xml', REQUEST).includes(
+      'host-passthrough',
+    ),
+  );
   t.throws(() => intoDomain(DOMAIN.replace('pc-q35-7.2', 'pc-i440fx-7.2'), 'vm1.xml', REQUEST), {
     message: /need a q35/,
   });

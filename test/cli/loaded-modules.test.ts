@@ -62,7 +62,9 @@ function packageOf(file: string): string | undefined {
 
 test('a command loads no other command, no mount, and only the packages that it needs', async (t) => {
   const metafile = await graph();
-  for (const file of (await readdir(path.join(root, 'cli/commands'))).map((name) => `cli/commands/${name}`)) {
+  for (const file of (await readdir(path.join(root, 'cli/commands'))).map(
+    (name) => `cli/commands/${name}`,
+  )) {
     const name = path.basename(file, '.ts');
     const loaded = [...loadedWith(file, metafile)];
     const others = loaded.filter((other) => other.startsWith('cli/commands/') && other !== file);
@@ -72,17 +74,24 @@ test('a command loads no other command, no mount, and only the packages that it 
       [],
       name,
     );
-    const packages = new Set(loaded.map(packageOf).filter((known) => known !== undefined && !ALWAYS.includes(known)));
+    const packages = new Set(
+      loaded.map(packageOf).filter((known) => known !== undefined && !ALWAYS.includes(known)),
+    );
     t.deepEqual([...packages].sort(), WITH_TABLES.includes(name) ? TABLES : [], name);
   }
 });
 
 test('no command is loaded before it is known which one runs', async (t) => {
   const metafile = await graph();
-  const loaded = [...loadedWith('cli/programs.ts', metafile), ...loadedWith('cli/pcow-program.ts', metafile)];
+  const loaded = [
+    ...loadedWith('cli/programs.ts', metafile),
+    ...loadedWith('cli/pcow-program.ts', metafile),
+  ];
   t.deepEqual(
     loaded.filter((file) =>
-      /^(src\/(?!engine\/(built|errors|quote|system-errors)\.|images\/mount-)|cli\/commands)/.test(file),
+      /^(src\/(?!engine\/(built|errors|quote|system-errors)\.|images\/mount-)|cli\/commands)/.test(
+        file,
+      ),
     ),
     [],
   );
@@ -97,13 +106,19 @@ test('a command is read from one file', async (t) => {
   const env = { ...process.env, NODE_V8_COVERAGE: path.join(scratch, 'coverage') };
   await run(process.execPath, [pcowProgram, 'list', scratch], { env });
   const [report = ''] = await readdir(env.NODE_V8_COVERAGE);
-  const { result } = JSON.parse(await readFile(path.join(env.NODE_V8_COVERAGE, report), 'utf8')) as {
+  const { result } = JSON.parse(
+    await readFile(path.join(env.NODE_V8_COVERAGE, report), 'utf8'),
+  ) as {
     result: { url: string }[];
   };
   const files = result
     .filter(({ url }) => url.startsWith('file:'))
     .map(({ url }) => path.relative(root, fileURLToPath(url)));
-  t.deepEqual(files.sort(), ['dist/cli/bundle/programs.cjs', 'dist/cli/bundled.cjs', 'dist/cli/pcow.cjs']);
+  t.deepEqual(files.sort(), [
+    'dist/cli/bundle/programs.cjs',
+    'dist/cli/bundled.cjs',
+    'dist/cli/pcow.cjs',
+  ]);
 });
 
 test('with DEBUG, the stack of an error names functions and lines of the sources', async (t) => {

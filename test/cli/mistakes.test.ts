@@ -435,10 +435,14 @@ async function prepare(t: ExecutionContext<unknown>): Promise<Place> {
     await image.snapshot('two');
   });
   await Image.create(at('vm2.pcow'), { base: { path: at('vm1.pcow'), snapshot: 'one' } });
-  for (const name of ['lone', 'held', 'gone', 'images/disk']) await Image.create(at(`${name}.pcow`), { size: 8 * MiB });
-  for (const name of ['gone', 'images/disk']) await working(at(`${name}.pcow`), (image) => image.snapshot('one'));
+  for (const name of ['lone', 'held', 'gone', 'images/disk'])
+    await Image.create(at(`${name}.pcow`), { size: 8 * MiB });
+  for (const name of ['gone', 'images/disk'])
+    await working(at(`${name}.pcow`), (image) => image.snapshot('one'));
   await Image.create(at('lost.pcow'), { base: { path: at('gone.pcow'), snapshot: 'one' } });
-  await Image.create(at('images/child.pcow'), { base: { path: at('images/disk.pcow'), snapshot: 'one' } });
+  await Image.create(at('images/child.pcow'), {
+    base: { path: at('images/disk.pcow'), snapshot: 'one' },
+  });
   await rm(at('gone.pcow'));
   await writeFile(at('full/file'), '');
   await writeFile(at('notes.txt'), 'Buy milk. '.repeat(20));
@@ -447,7 +451,9 @@ async function prepare(t: ExecutionContext<unknown>): Promise<Place> {
   await succeeds(t, shell('pcow export vm1 vm1.export'));
   const daemon = await mounted(t, at('images'), at('mnt'));
   const program = fileURLToPath(new URL('../engine/hold-image.js', import.meta.url));
-  const holder = spawn(process.execPath, [program, at('held.pcow')], { stdio: ['pipe', 'pipe', 'inherit'] });
+  const holder = spawn(process.execPath, [program, at('held.pcow')], {
+    stdio: ['pipe', 'pipe', 'inherit'],
+  });
   t.teardown(() => holder.kill('SIGKILL'));
   await once(holder.stdout, 'data');
   return { directory, shell, mount: daemon.pid ?? 0, holder: holder.pid ?? 0 };
@@ -457,8 +463,12 @@ async function prepare(t: ExecutionContext<unknown>): Promise<Place> {
  * All files with their sizes. (Opening an image for writing marks it, so times cannot be compared.)
  */
 async function filesOf(directory: string): Promise<string[]> {
-  const names = (await readdir(directory, { recursive: true })).filter((name) => !name.startsWith('mnt/'));
-  return Promise.all(names.sort().map(async (name) => `${name} ${(await stat(path.join(directory, name))).size}`));
+  const names = (await readdir(directory, { recursive: true })).filter(
+    (name) => !name.startsWith('mnt/'),
+  );
+  return Promise.all(
+    names.sort().map(async (name) => `${name} ${(await stat(path.join(directory, name))).size}`),
+  );
 }
 
 test('the most likely mistakes, and the answers', async (t) => {

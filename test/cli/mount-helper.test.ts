@@ -20,26 +20,37 @@ async function stage(t: ExecutionContext<unknown>): Promise<TestMount> {
 }
 
 test('options of mount(8) and of Pcow', (t) => {
-  t.deepEqual(settingsOf(['rw', 'nosuid', 'nodev', 'relatime', 'x-systemd.automount', 'nofail'], false), {
-    readOnly: false,
-  });
-  t.deepEqual(settingsOf(['ro', 'allow_other', 'allow_outside_base', 'no_stop', 'log=/a=b'], false), {
-    readOnly: true,
-    allowOther: true,
-    allowOutsideBase: true,
-    stopMappers: false,
-    log: '/a=b',
-  });
+  t.deepEqual(
+    settingsOf(['rw', 'nosuid', 'nodev', 'relatime', 'x-systemd.automount', 'nofail'], false),
+    {
+      readOnly: false,
+    },
+  );
+  t.deepEqual(
+    settingsOf(['ro', 'allow_other', 'allow_outside_base', 'no_stop', 'log=/a=b'], false),
+    {
+      readOnly: true,
+      allowOther: true,
+      allowOutsideBase: true,
+      stopMappers: false,
+      log: '/a=b',
+    },
+  );
   // The options that mount(8) passes for "user", "owner" and the like, and its other options.
-  t.deepEqual(settingsOf(['noexec', 'nosuid', 'nodev', 'user=alice', 'users', 'owner', 'group'], false), {
-    noExec: true,
-  });
+  t.deepEqual(
+    settingsOf(['noexec', 'nosuid', 'nodev', 'user=alice', 'users', 'owner', 'group'], false),
+    {
+      noExec: true,
+    },
+  );
   t.deepEqual(settingsOf(['user', 'noexec', 'exec', 'sync'], false), { noExec: false, sync: true });
   const others =
     'suid,dev,dirsync,nodiratime,diratime,lazytime,nosymfollow,nomand,norelatime,atime,silent,X-mount.mkdir';
   t.deepEqual(settingsOf(others.split(','), false), {});
   t.throws(() => settingsOf(['allow-other'], false), { message: /no mount option "allow-other"/ });
-  t.throws(() => settingsOf(['remount', 'ro'], false), { message: /options of a mount cannot be changed/ });
+  t.throws(() => settingsOf(['remount', 'ro'], false), {
+    message: /options of a mount cannot be changed/,
+  });
   t.deepEqual(settingsOf(['unheard_of'], true), {});
 });
 
@@ -61,8 +72,17 @@ test.serial('noexec and sync work as on any filesystem', async (t) => {
   const { images, point } = await stage(t);
   await chmod(path.join(images, 'vm1.pcow'), 0o755);
   await succeeds(t, mountHelperIn('/')(images, point, '-o', 'noexec,sync'));
-  await run('dd', ['if=/dev/zero', `of=${path.join(point, 'vm1')}`, 'bs=4096', 'count=3', 'conv=notrunc']);
-  t.regex(await readFile(path.join(point, '.pcow/metrics'), 'utf8'), /^pcow_syncs_total\{image="vm1"\} 3$/m);
+  await run('dd', [
+    'if=/dev/zero',
+    `of=${path.join(point, 'vm1')}`,
+    'bs=4096',
+    'count=3',
+    'conv=notrunc',
+  ]);
+  t.regex(
+    await readFile(path.join(point, '.pcow/metrics'), 'utf8'),
+    /^pcow_syncs_total\{image="vm1"\} 3$/m,
+  );
   await t.throwsAsync(run(path.join(point, 'vm1')), { code: 'EACCES' });
   await umount(point);
 });
@@ -82,11 +102,17 @@ test.serial('SIGHUP reopens the log', async (t) => {
   const { images, point, scratch } = await stage(t);
   const log = path.join(scratch, 'mount.log');
   await succeeds(t, mountHelperIn('/')(images, point, '-o', `log=${log}`));
-  const { pid } = JSON.parse(await readFile(path.join(point, '.pcow/status'), 'utf8')) as { pid: number };
+  const { pid } = JSON.parse(await readFile(path.join(point, '.pcow/status'), 'utf8')) as {
+    pid: number;
+  };
   await rename(log, `${log}.1`);
   process.kill(pid, 'SIGHUP');
-  await eventually(async () => (await readFile(log, 'utf8').catch(() => '')).includes('opened the log again'));
-  await t.throwsAsync(writeFile(path.join(point, '.pcow/vm1/rollback'), 'none'), { code: 'ENOENT' });
+  await eventually(async () =>
+    (await readFile(log, 'utf8').catch(() => '')).includes('opened the log again'),
+  );
+  await t.throwsAsync(writeFile(path.join(point, '.pcow/vm1/rollback'), 'none'), {
+    code: 'ENOENT',
+  });
   t.regex(await readFile(log, 'utf8'), /rollback failed/);
   const old = await readFile(`${log}.1`, 'utf8');
   t.regex(old, /is mounted on/);

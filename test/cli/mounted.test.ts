@@ -29,7 +29,12 @@ async function stage(t: ExecutionContext<unknown>, ...options: string[]): Promis
   const pcow = pcowIn(scratch);
   await succeeds(t, pcow('create', 'images/vm1', '1M'));
   await succeeds(t, pcow('create', 'images/vm2', '1M'));
-  const daemon = await mounted(t, path.join(scratch, 'images'), path.join(scratch, 'mnt'), ...options);
+  const daemon = await mounted(
+    t,
+    path.join(scratch, 'images'),
+    path.join(scratch, 'mnt'),
+    ...options,
+  );
   return { scratch, pcow, flat: path.join(scratch, 'mnt/vm1'), daemon };
 }
 
@@ -52,9 +57,15 @@ test.serial('snapshot, rollback, delete, rename, list and info, by either name',
   t.is(await succeeds(t, pcow('snapshot', 'images/vm1.pcow@two')), 'snapshot vm1@two taken\n');
   await write(flat, 3);
   t.regex(await succeeds(t, pcow('list', 'mnt/vm1')), /^one .*\n.*two .*\n.*\(active\)/m);
-  t.regex(await succeeds(t, pcow('list', 'mnt')), new RegExp(`images, mounted on ${scratch}/mnt\n`));
+  t.regex(
+    await succeeds(t, pcow('list', 'mnt')),
+    new RegExp(`images, mounted on ${scratch}/mnt\n`),
+  );
   t.regex(await succeeds(t, pcow('list', 'images')), /^vm1 .*\n^vm2 /m);
-  t.regex(await succeeds(t, pcow('info', 'images/vm1')), new RegExp(`^mounted +${scratch}/mnt/vm1$`, 'm'));
+  t.regex(
+    await succeeds(t, pcow('info', 'images/vm1')),
+    new RegExp(`^mounted +${scratch}/mnt/vm1$`, 'm'),
+  );
 
   const state = `^state +mounted on ${scratch}/mnt \\(process ${daemon.pid}\\)$`;
   t.regex(await succeeds(t, pcow('info', 'images/vm1')), new RegExp(state, 'm'));
@@ -86,7 +97,10 @@ test.serial('clone and create --base freeze a mounted base through the mount', a
   await write(flat, 1);
   await succeeds(t, pcow('clone', 'mnt/vm1', 'mnt/clone1'));
   await succeeds(t, pcow('clone', 'images/vm1', 'images/clone2'));
-  await succeeds(t, pcow('create', 'images/larger', '2M', '--base', 'mnt/vm1', '--block-size', '64K'));
+  await succeeds(
+    t,
+    pcow('create', 'images/larger', '2M', '--base', 'mnt/vm1', '--block-size', '64K'),
+  );
   await succeeds(t, pcow('create', 'outside', '--base', 'images/vm1'));
   await write(flat, 2);
   t.is(await firstByte(path.join(scratch, 'mnt/clone1')), 1);
@@ -128,28 +142,31 @@ test.serial('an image that is made in a mount, or beside it, appears in the moun
   await fails(t, pcow('create', 'mnt/new1', '1M'), 5, /new1\.pcow exists already/);
 });
 
-test.serial('errors have the messages of the mount, and the exit codes of images at rest', async (t) => {
-  const { pcow, flat } = await stage(t);
-  await succeeds(t, pcow('snapshot', 'mnt/vm1@one'));
-  await fails(t, pcow('snapshot', 'mnt/vm1@one'), 5, /vm1.*one/);
-  await fails(t, pcow('rollback', 'mnt/vm1@none'), 4, /none/);
-  await fails(t, pcow('delete', 'mnt/vm1@none'), 4, /none/);
-  await fails(t, pcow('snapshot', 'mnt/vm1@a b'), 3, /white space/);
-  await fails(t, pcow('clone', 'mnt/vm1', 'mnt/vm2'), 5, /vm2/);
-  await succeeds(t, pcow('clone', 'mnt/vm1@one', 'mnt/vm3'));
-  await fails(t, pcow('delete', 'mnt/vm1@one'), 6, /vm3\.pcow/);
-  await fails(t, pcow('info', 'mnt/none'), 4, /there is no image/);
-  await fails(t, pcow('info', 'mnt/.pcow/vm1/status'), 3, /not the flat file/);
-  await fails(t, pcow('info', 'mnt/.pcow/vm1/at/one'), 3, /mnt\/vm1@one/);
-  await fails(t, pcow('create', 'mnt/.pcow/new', '1M'), 3, /control files/);
+test.serial(
+  'errors have the messages of the mount, and the exit codes of images at rest',
+  async (t) => {
+    const { pcow, flat } = await stage(t);
+    await succeeds(t, pcow('snapshot', 'mnt/vm1@one'));
+    await fails(t, pcow('snapshot', 'mnt/vm1@one'), 5, /vm1.*one/);
+    await fails(t, pcow('rollback', 'mnt/vm1@none'), 4, /none/);
+    await fails(t, pcow('delete', 'mnt/vm1@none'), 4, /none/);
+    await fails(t, pcow('snapshot', 'mnt/vm1@a b'), 3, /white space/);
+    await fails(t, pcow('clone', 'mnt/vm1', 'mnt/vm2'), 5, /vm2/);
+    await succeeds(t, pcow('clone', 'mnt/vm1@one', 'mnt/vm3'));
+    await fails(t, pcow('delete', 'mnt/vm1@one'), 6, /vm3\.pcow/);
+    await fails(t, pcow('info', 'mnt/none'), 4, /there is no image/);
+    await fails(t, pcow('info', 'mnt/.pcow/vm1/status'), 3, /not the flat file/);
+    await fails(t, pcow('info', 'mnt/.pcow/vm1/at/one'), 3, /mnt\/vm1@one/);
+    await fails(t, pcow('create', 'mnt/.pcow/new', '1M'), 3, /control files/);
 
-  const opened = await open(flat, 'r+');
-  const user = spawn('sleep', ['60'], { stdio: [opened.fd, 'ignore', 'ignore'] });
-  t.teardown(() => user.kill());
-  await once(user, 'spawn');
-  await opened.close();
-  await fails(t, pcow('rollback', 'mnt/vm1@one'), 6, new RegExp(`vm1.*${user.pid}`));
-});
+    const opened = await open(flat, 'r+');
+    const user = spawn('sleep', ['60'], { stdio: [opened.fd, 'ignore', 'ignore'] });
+    t.teardown(() => user.kill());
+    await once(user, 'spawn');
+    await opened.close();
+    await fails(t, pcow('rollback', 'mnt/vm1@one'), 6, new RegExp(`vm1.*${user.pid}`));
+  },
+);
 
 test.serial('the error for an image that a mount does not show says why', async (t) => {
   const { pcow, scratch } = await stage(t);
@@ -166,12 +183,15 @@ test.serial('the error for an image that a mount does not show says why', async 
   await fails(t, pcow('snapshot', 'images/status@one'), 4, /“status: snapshot one”/, /pcow umount/);
 });
 
-test.serial('with --allow-outside-base a mount shows images on bases of other directories', async (t) => {
-  const { pcow } = await stage(t, '--allow-outside-base');
-  await succeeds(t, pcow('create', 'outside', '1M'));
-  await succeeds(t, pcow('create', 'images/strange', '--base', 'outside'));
-  await succeeds(t, pcow('snapshot', 'mnt/strange@one'));
-});
+test.serial(
+  'with --allow-outside-base a mount shows images on bases of other directories',
+  async (t) => {
+    const { pcow } = await stage(t, '--allow-outside-base');
+    await succeeds(t, pcow('create', 'outside', '1M'));
+    await succeeds(t, pcow('create', 'images/strange', '--base', 'outside'));
+    await succeeds(t, pcow('snapshot', 'mnt/strange@one'));
+  },
+);
 
 test.serial('a read-only mount changes nothing', async (t) => {
   const { pcow } = await stage(t, '--read-only');
@@ -179,36 +199,47 @@ test.serial('a read-only mount changes nothing', async (t) => {
   t.regex(await succeeds(t, pcow('list', 'mnt/vm1')), /no snapshots/);
 });
 
-test.serial('a mount in its own process: mount returns when it is ready, umount when it has ended', async (t) => {
-  const scratch = await scratchDirectory(t);
-  const pcow = pcowIn(scratch);
-  await mkdir(path.join(scratch, 'images'));
-  await mkdir(path.join(scratch, 'mnt'));
-  await succeeds(t, pcow('create', 'images/vm1', '1M'));
-  t.teardown(() => pcow('umount', 'mnt'));
-  t.is(await succeeds(t, pcow('mount', 'images', 'mnt', '--log', 'log')), 'images is mounted on mnt\n');
-  await write(path.join(scratch, 'mnt/vm1'), 7);
-  await fails(t, pcow('mount', 'images', 'mnt'), 11, /already/);
-  t.is(await succeeds(t, pcow('umount', 'mnt')), 'mnt is unmounted\n');
-  t.regex(await succeeds(t, pcow('info', 'images/vm1')), /^state +closed$/m);
-  t.regex(await readFile(path.join(scratch, 'log'), 'utf8'), /is mounted on/);
-  await fails(t, pcow('umount', 'mnt'), 11, /mnt/);
-  await fails(t, pcow('mount', 'images', 'nowhere'), 11, /nowhere does not exist/);
-  await fails(t, pcow('mount', 'nowhere', 'mnt'), 11, /nowhere does not exist/);
-  await fails(t, pcow('mount', 'images', 'mnt', '--foreground', '--log', 'log'), 2, /--log/);
-});
+test.serial(
+  'a mount in its own process: mount returns when it is ready, umount when it has ended',
+  async (t) => {
+    const scratch = await scratchDirectory(t);
+    const pcow = pcowIn(scratch);
+    await mkdir(path.join(scratch, 'images'));
+    await mkdir(path.join(scratch, 'mnt'));
+    await succeeds(t, pcow('create', 'images/vm1', '1M'));
+    t.teardown(() => pcow('umount', 'mnt'));
+    t.is(
+      await succeeds(t, pcow('mount', 'images', 'mnt', '--log', 'log')),
+      'images is mounted on mnt\n',
+    );
+    await write(path.join(scratch, 'mnt/vm1'), 7);
+    await fails(t, pcow('mount', 'images', 'mnt'), 11, /already/);
+    t.is(await succeeds(t, pcow('umount', 'mnt')), 'mnt is unmounted\n');
+    t.regex(await succeeds(t, pcow('info', 'images/vm1')), /^state +closed$/m);
+    t.regex(await readFile(path.join(scratch, 'log'), 'utf8'), /is mounted on/);
+    await fails(t, pcow('umount', 'mnt'), 11, /mnt/);
+    await fails(t, pcow('mount', 'images', 'nowhere'), 11, /nowhere does not exist/);
+    await fails(t, pcow('mount', 'nowhere', 'mnt'), 11, /nowhere does not exist/);
+    await fails(t, pcow('mount', 'images', 'mnt', '--foreground', '--log', 'log'), 2, /--log/);
+  },
+);
 
-test.serial('a mount in the foreground continues when the reader of its log ends, and ends on a signal', async (t) => {
-  const { scratch, daemon, pcow } = await stage(t);
-  daemon.stdout?.destroy();
-  daemon.stderr?.destroy();
-  await succeeds(t, pcow('snapshot', 'mnt/vm1@one'));
-  await fails(t, pcow('snapshot', 'mnt/vm1@one'), 5, /one/);
-  daemon.kill('SIGTERM');
-  const [exit] = (await once(daemon, 'exit', { signal: AbortSignal.timeout(600_000) })) as [number | null];
-  t.is(exit, 0);
-  t.regex(await succeeds(t, pcow('info', path.join(scratch, 'images/vm1'))), /^state +closed$/m);
-});
+test.serial(
+  'a mount in the foreground continues when the reader of its log ends, and ends on a signal',
+  async (t) => {
+    const { scratch, daemon, pcow } = await stage(t);
+    daemon.stdout?.destroy();
+    daemon.stderr?.destroy();
+    await succeeds(t, pcow('snapshot', 'mnt/vm1@one'));
+    await fails(t, pcow('snapshot', 'mnt/vm1@one'), 5, /one/);
+    daemon.kill('SIGTERM');
+    const [exit] = (await once(daemon, 'exit', { signal: AbortSignal.timeout(600_000) })) as [
+      number | null,
+    ];
+    t.is(exit, 0);
+    t.regex(await succeeds(t, pcow('info', path.join(scratch, 'images/vm1'))), /^state +closed$/m);
+  },
+);
 
 test.serial('a mount that died is reported as dead', async (t) => {
   const scratch = await scratchDirectory(t);
@@ -234,7 +265,11 @@ interface Struck {
  * Runs a command that reports progress. `strike` is called with its process at the first line of
  * progress.
  */
-async function told(cwd: string, words: string[], strike: (child: ChildProcess) => void): Promise<Struck> {
+async function told(
+  cwd: string,
+  words: string[],
+  strike: (child: ChildProcess) => void,
+): Promise<Struck> {
   const child = spawn(process.execPath, [pcowProgram, ...words, '--progress', 'json'], {
     cwd,
     stdio: ['ignore', 'ignore', 'pipe'],
@@ -247,34 +282,42 @@ async function told(cwd: string, words: string[], strike: (child: ChildProcess) 
   return { code, lines: lines.map((line) => JSON.parse(line) as Struck['lines'][number]) };
 }
 
-test.serial('long changes through a mount report progress, and are stopped by Ctrl-C', async (t) => {
-  const { scratch, pcow } = await stage(t);
-  const at = (name: string) => path.join(scratch, `images/${name}.pcow`);
-  await Image.create(at('base'), { size: 512 * MiB });
-  await working(at('base'), async (image) => {
-    for (let offset = 0; offset < 512 * MiB; offset += MiB) await image.write(Buffer.alloc(MiB, 1), offset);
-    await image.snapshot('full');
-  });
-  const status = async () => JSON.parse(await readFile(path.join(scratch, 'mnt/.pcow/vm3/status'), 'utf8')) as Status;
-  for (let round = 0; ; round += 1) {
-    await succeeds(t, pcow('clone', 'mnt/base@full', 'mnt/vm3'));
-    const { code } = await told(scratch, ['flatten', 'mnt/vm3'], (child) => child.kill('SIGINT'));
-    if (code === 130) break;
-    t.true(code === 0 && round < 20, 'it was always done before it was interrupted');
-    await succeeds(t, pcow('rm', 'mnt/vm3'));
-  }
-  t.like(await status(), { base: { snapshot: 'full' }, lastError: { command: 'flatten', code: 'PCOW_CANCELLED' } });
-  const { code, lines } = await told(scratch, ['flatten', 'mnt/vm3'], () => undefined);
-  t.is(code, 0);
-  t.true(lines.every(({ operation }) => operation === 'flatten vm3'));
-  const last = lines.at(-1);
-  t.is(last?.done, last?.total);
-  t.like(await status(), { base: null, working: null });
-  const cancel = path.join(scratch, 'mnt/.pcow/vm3/cancel');
-  t.is(await readFile(cancel, 'utf8'), 'write COMMAND to stop it; in progress: (none)\n');
-  await t.throwsAsync(writeFile(cancel, 'flatten'), { code: 'ENOENT' });
-  t.regex((await status()).lastError?.message ?? '', /vm3 has no "flatten" in progress/);
-});
+test.serial(
+  'long changes through a mount report progress, and are stopped by Ctrl-C',
+  async (t) => {
+    const { scratch, pcow } = await stage(t);
+    const at = (name: string) => path.join(scratch, `images/${name}.pcow`);
+    await Image.create(at('base'), { size: 512 * MiB });
+    await working(at('base'), async (image) => {
+      for (let offset = 0; offset < 512 * MiB; offset += MiB)
+        await image.write(Buffer.alloc(MiB, 1), offset);
+      await image.snapshot('full');
+    });
+    const status = async () =>
+      JSON.parse(await readFile(path.join(scratch, 'mnt/.pcow/vm3/status'), 'utf8')) as Status;
+    for (let round = 0; ; round += 1) {
+      await succeeds(t, pcow('clone', 'mnt/base@full', 'mnt/vm3'));
+      const { code } = await told(scratch, ['flatten', 'mnt/vm3'], (child) => child.kill('SIGINT'));
+      if (code === 130) break;
+      t.true(code === 0 && round < 20, 'it was always done before it was interrupted');
+      await succeeds(t, pcow('rm', 'mnt/vm3'));
+    }
+    t.like(await status(), {
+      base: { snapshot: 'full' },
+      lastError: { command: 'flatten', code: 'PCOW_CANCELLED' },
+    });
+    const { code, lines } = await told(scratch, ['flatten', 'mnt/vm3'], () => undefined);
+    t.is(code, 0);
+    t.true(lines.every(({ operation }) => operation === 'flatten vm3'));
+    const last = lines.at(-1);
+    t.is(last?.done, last?.total);
+    t.like(await status(), { base: null, working: null });
+    const cancel = path.join(scratch, 'mnt/.pcow/vm3/cancel');
+    t.is(await readFile(cancel, 'utf8'), 'write COMMAND to stop it; in progress: (none)\n');
+    await t.throwsAsync(writeFile(cancel, 'flatten'), { code: 'ENOENT' });
+    t.regex((await status()).lastError?.message ?? '', /vm3 has no "flatten" in progress/);
+  },
+);
 
 test.serial(
   'receive works beside a mount that only shows the image, but not if the mount has it open for writing',

@@ -2,7 +2,8 @@
 import test from 'ava';
 import { parseMountInfo } from '../../src/images/mount-table.js';
 
-const LINE = '36 25 0:52 / /mnt rw,nosuid,nodev,relatime shared:1 - fuse.pcow /srv/images rw,user_id=0,group_id=0';
+const LINE =
+  '36 25 0:52 / /mnt rw,nosuid,nodev,relatime shared:1 - fuse.pcow /srv/images rw,user_id=0,group_id=0';
 
 test('a Pcow mount shows its directory, its mountpoint and its connection', (t) => {
   t.deepEqual(parseMountInfo(`${LINE}\n`), [
@@ -11,7 +12,8 @@ test('a Pcow mount shows its directory, its mountpoint and its connection', (t) 
 });
 
 test('other mounts are skipped, and so are malformed lines', (t) => {
-  const others = '22 1 8:1 / / rw - ext4 /dev/sda1 rw\n23 1 0:5 / /proc rw - proc proc rw\n\nnonsense\n';
+  const others =
+    '22 1 8:1 / / rw - ext4 /dev/sda1 rw\n23 1 0:5 / /proc rw - proc proc rw\n\nnonsense\n';
   t.deepEqual(parseMountInfo(others), []);
 });
 

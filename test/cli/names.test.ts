@@ -54,7 +54,9 @@ test.serial('a file whose name is not UTF-8 is listed, and logged by the mount',
   await succeeds(t, pcow('create', 'images/vm1', '1M'));
   const nameless = Buffer.from(`${directory}/images/b\xff.pcow`, 'latin1');
   await rename(path.join(directory, 'images/vm1.pcow'), nameless);
-  const cure = new RegExp(`its name is not UTF-8.* \\(cd (?:${directory}/)?images; mv \\./b\\?\\.pcow NAME\\.pcow\\)`);
+  const cure = new RegExp(
+    `its name is not UTF-8.* \\(cd (?:${directory}/)?images; mv \\./b\\?\\.pcow NAME\\.pcow\\)`,
+  );
   t.regex(await succeeds(t, pcow('list', 'images')), cure);
   const { stdout } = await pcow('doctor', 'images');
   t.regex(stdout, /is not a valid name: it is not UTF-8/);

@@ -37,7 +37,10 @@ export function mountHelperIn(directory: string): Run {
  * The result of a shell command line in a working directory: the shell finds both programs by their
  * names.
  */
-export async function shellIn(t: ExecutionContext<unknown>, cwd: string): Promise<(line: string) => Promise<Outcome>> {
+export async function shellIn(
+  t: ExecutionContext<unknown>,
+  cwd: string,
+): Promise<(line: string) => Promise<Outcome>> {
   const programs = await scratchDirectory(t);
   for (const name of ['pcow', 'pcow-img']) await symlink(fileOf(name), path.join(programs, name));
   const env = { ...process.env, PATH: `${programs}:${process.env.PATH ?? ''}` };
@@ -45,7 +48,10 @@ export async function shellIn(t: ExecutionContext<unknown>, cwd: string): Promis
 }
 
 /** The output of a command that must succeed. */
-export async function succeeds(t: ExecutionContext<unknown>, outcome: Promise<Outcome>): Promise<string> {
+export async function succeeds(
+  t: ExecutionContext<unknown>,
+  outcome: Promise<Outcome>,
+): Promise<string> {
   const { exit, stdout, stderr } = await outcome;
   t.is(exit, 0, stderr);
   return stdout;

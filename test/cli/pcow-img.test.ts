@@ -32,7 +32,10 @@ test('snapshots are numbered from 1, and rollback keeps the later ones', async (
   await succeeds(t, img('create', '4', '1', 'vm.img'));
   for (const byte of [1, 2, 3]) {
     await write(file, byte);
-    t.regex(await succeeds(t, img('snapshot', 'vm.img')), new RegExp(`^snapshot ${byte} of vm\\.img taken`));
+    t.regex(
+      await succeeds(t, img('snapshot', 'vm.img')),
+      new RegExp(`^snapshot ${byte} of vm\\.img taken`),
+    );
   }
   await succeeds(t, img('rollback', 'vm.img', '1'));
   t.is(await firstByte(file), 1);
@@ -42,7 +45,10 @@ test('snapshots are numbered from 1, and rollback keeps the later ones', async (
   t.regex(info, /^snapshot 1 .*snapshot-1$/m);
   t.regex(info, /^snapshot 3 .*snapshot-3$/m);
   await succeeds(t, pcowIn(directory)('delete', 'vm.img@snapshot-1'));
-  t.regex(await succeeds(t, img('snapshot', 'vm.img')), /^snapshot 3 of vm\.img taken \(snapshot-4\)/);
+  t.regex(
+    await succeeds(t, img('snapshot', 'vm.img')),
+    /^snapshot 3 of vm\.img taken \(snapshot-4\)/,
+  );
 });
 
 test('rebase puts an image on another base', async (t) => {
@@ -73,7 +79,13 @@ test('rebase after a base was moved keeps the content, even if the base was writ
   await succeeds(t, img('create', '64', '1', 'vm.img', 'base.img'));
   await write(base, 2);
   await rename(base, path.join(directory, 'moved.img'));
-  await fails(t, img('info', 'vm.img'), 10, /base\.img, which does not exist/, /pcow rebase IMAGE --unsafe/);
+  await fails(
+    t,
+    img('info', 'vm.img'),
+    10,
+    /base\.img, which does not exist/,
+    /pcow rebase IMAGE --unsafe/,
+  );
   await succeeds(t, img('rebase', 'vm.img', 'moved.img'));
   t.is(await firstByte(file), 1);
   t.regex(await succeeds(t, img('info', 'vm.img')), /^base +moved\.img$/m);

@@ -8,7 +8,10 @@ import { scratchDirectory } from '../helpers/scratch.js';
 import { fails, pcowIn, succeeds, type Run } from './outcome.js';
 
 /** A mount of images of these sizes: mnt/SIZE. */
-async function mountOf(t: ExecutionContext<unknown>, ...sizes: string[]): Promise<{ scratch: string; pcow: Run }> {
+async function mountOf(
+  t: ExecutionContext<unknown>,
+  ...sizes: string[]
+): Promise<{ scratch: string; pcow: Run }> {
   const scratch = await scratchDirectory(t);
   await mkdir(path.join(scratch, 'images'));
   await mkdir(path.join(scratch, 'mnt'));
@@ -26,7 +29,17 @@ interface MemoryDevice {
 /** Starts QEMU with these options, paused, queries its memory devices, and ends it. */
 function memoryDevices(args: string[]): Promise<MemoryDevice[]> {
   return new Promise((resolve, reject) => {
-    const options = ['-accel', 'tcg', '-S', '-nodefaults', '-display', 'none', '-qmp', 'stdio', ...args];
+    const options = [
+      '-accel',
+      'tcg',
+      '-S',
+      '-nodefaults',
+      '-display',
+      'none',
+      '-qmp',
+      'stdio',
+      ...args,
+    ];
     const qemu = execFile(
       'qemu-system-x86_64',
       options,
@@ -56,7 +69,10 @@ test.serial('QEMU accepts the options for images of all sizes, with both devices
     ['2T', 2 ** 41],
   ] as const) {
     for (const device of ['virtio-pmem', 'nvdimm'] as const) {
-      const text = await succeeds(t, pcow('qemu-args', `mnt/${size}`, '--device', device, '--memory', '64M'));
+      const text = await succeeds(
+        t,
+        pcow('qemu-args', `mnt/${size}`, '--device', device, '--memory', '64M'),
+      );
       const [memory] = await memoryDevices(text.trim().split(/\s+/));
       t.is(memory?.type, device);
       t.is(memory?.data.size, bytes);
@@ -66,7 +82,17 @@ test.serial('QEMU accepts the options for images of all sizes, with both devices
 
 test.serial('the JSON has the same options', async (t) => {
   const { pcow } = await mountOf(t, '128M');
-  const words = ['qemu-args', 'mnt/128M', '--device', 'nvdimm', '--unarmed', '--id', 'disk', '--memory', '64M'];
+  const words = [
+    'qemu-args',
+    'mnt/128M',
+    '--device',
+    'nvdimm',
+    '--unarmed',
+    '--id',
+    'disk',
+    '--memory',
+    '64M',
+  ];
   const text = await succeeds(t, pcow(...words));
   const json = JSON.parse(await succeeds(t, pcow(...words, '--json'))) as Record<string, unknown>;
   t.deepEqual(Object.keys(json).sort(), ['args', 'device', 'file', 'images', 'size', 'warnings']);
@@ -82,12 +108,21 @@ test.serial('both names of the image work; warnings go to stderr', async (t) => 
   t.regex(outcome.stderr, /warning: .*128 MiB/);
 });
 
-test.serial('a size that QEMU does not accept is refused, with the command that fixes it', async (t) => {
-  const { pcow, scratch } = await mountOf(t, '1M');
-  await fails(t, pcow('qemu-args', 'mnt/1M'), 3, /QEMU needs a multiple of 2 MiB/, /pcow resize \S*mnt\/1M 2M/);
-  await succeeds(t, pcow('resize', `${scratch}/mnt/1M`, '2M'));
-  await succeeds(t, pcow('qemu-args', 'mnt/1M'));
-});
+test.serial(
+  'a size that QEMU does not accept is refused, with the command that fixes it',
+  async (t) => {
+    const { pcow, scratch } = await mountOf(t, '1M');
+    await fails(
+      t,
+      pcow('qemu-args', 'mnt/1M'),
+      3,
+      /QEMU needs a multiple of 2 MiB/,
+      /pcow resize \S*mnt\/1M 2M/,
+    );
+    await succeeds(t, pcow('resize', `${scratch}/mnt/1M`, '2M'));
+    await succeeds(t, pcow('qemu-args', 'mnt/1M'));
+  },
+);
 
 test.serial('several images; none twice', async (t) => {
   const { pcow, scratch } = await mountOf(t, '128M', '256M');
@@ -106,7 +141,17 @@ test.serial('several images; none twice', async (t) => {
 test.serial('QEMU accepts the arguments that libvirt passes to it', async (t) => {
   const { pcow } = await mountOf(t, '128M', '256M');
   for (const device of ['virtio-pmem', 'nvdimm']) {
-    const words = ['libvirt-xml', 'mnt/128M', 'mnt/256M', '--device', device, '--memory', '64M', '--cpus', '2'];
+    const words = [
+      'libvirt-xml',
+      'mnt/128M',
+      'mnt/256M',
+      '--device',
+      device,
+      '--memory',
+      '64M',
+      '--cpus',
+      '2',
+    ];
     const xml = await succeeds(t, pcow(...words));
     const args = [...xml.matchAll(/<arg value='([^']*)'\/>/g)].map(([, value]) => value ?? '');
     // The rest of the domain, as libvirt writes it.
@@ -126,5 +171,10 @@ test.serial('QEMU accepts the arguments that libvirt passes to it', async (t) =>
   }
   t.notRegex(await succeeds(t, pcow('libvirt-xml', 'mnt/128M', '--plain')), /LD_PRELOAD/);
   await fails(t, pcow('libvirt-xml', 'mnt/128M', '--cpus', '0'), 2, /from 1 to 9999/);
-  await fails(t, pcow('libvirt-xml', 'mnt/128M', '--unarmed'), 2, /only supported with --device nvdimm/);
+  await fails(
+    t,
+    pcow('libvirt-xml', 'mnt/128M', '--unarmed'),
+    2,
+    /only supported with --device nvdimm/,
+  );
 });

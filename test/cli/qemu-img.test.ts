@@ -39,7 +39,8 @@ async function pair(t: ExecutionContext<unknown>): Promise<Pair> {
   t.log(`PCOW_SEED=${random.seed}`);
   const directory = await scratchDirectory(t);
   const at = (name: string) => path.join(directory, name);
-  const qemu = async (...words: string[]) => (await run('qemu-img', words, { cwd: directory })).stdout;
+  const qemu = async (...words: string[]) =>
+    (await run('qemu-img', words, { cwd: directory })).stdout;
   const scribble: Pair['scribble'] = async (name, { from = 0, to = SIZE, unit = 512 } = {}) => {
     const patches = Array.from({ length: 12 }, () => {
       const bytes = random.fill(Buffer.alloc(unit * (1 + random.below(Math.ceil(51200 / unit)))));
@@ -52,7 +53,9 @@ async function pair(t: ExecutionContext<unknown>): Promise<Pair> {
   };
   const same = async (name: string, snapshot?: string) => {
     const image = await Image.open(at(`${name}.pcow`));
-    const size = (snapshot === undefined ? image.info() : image.snapshots().find((it) => it.name === snapshot))?.size;
+    const size = (
+      snapshot === undefined ? image.info() : image.snapshots().find((it) => it.name === snapshot)
+    )?.size;
     const ours = Buffer.alloc(size ?? 0);
     await image.read(ours, 0, snapshot);
     await image.close();
@@ -99,8 +102,14 @@ test('create, with and without a base, and info', async (t) => {
   await same('base');
   await same('vm');
   const facts = async (name: string) => {
-    const ours = JSON.parse(await succeeds(t, pcow('info', name, '--json'))) as Record<string, unknown>;
-    const theirs = JSON.parse(await qemu('info', '--output=json', `${name}.qcow2`)) as Record<string, unknown>;
+    const ours = JSON.parse(await succeeds(t, pcow('info', name, '--json'))) as Record<
+      string,
+      unknown
+    >;
+    const theirs = JSON.parse(await qemu('info', '--output=json', `${name}.qcow2`)) as Record<
+      string,
+      unknown
+    >;
     return { ours, theirs };
   };
   for (const name of ['base', 'vm']) {
@@ -116,8 +125,12 @@ test('create, with and without a base, and info', async (t) => {
 test('snapshot: take, list, roll back, delete', async (t) => {
   const { pcow, qemu, scribble, same } = await stacked(t);
   const names = async () => {
-    const listed = JSON.parse(await succeeds(t, pcow('list', 'vm', '--json'))) as { snapshots: { name: string }[] };
-    const theirs = [...(await qemu('snapshot', '-l', 'vm.qcow2')).matchAll(/^\d+ +(\S+)/gm)].map(([, name]) => name);
+    const listed = JSON.parse(await succeeds(t, pcow('list', 'vm', '--json'))) as {
+      snapshots: { name: string }[];
+    };
+    const theirs = [...(await qemu('snapshot', '-l', 'vm.qcow2')).matchAll(/^\d+ +(\S+)/gm)].map(
+      ([, name]) => name,
+    );
     t.deepEqual(
       listed.snapshots.map(({ name }) => name),
       theirs as string[],
@@ -211,14 +224,22 @@ test('check: intact, damaged, with a leak, and repaired', async (t) => {
   await damagePcow(at('vm.pcow'));
   await both('damage');
   await qemu('check', '-q', '-r', 'all', '-f', 'qcow2', 'vm.qcow2');
-  t.is((await pcow('check', 'vm', '--repair')).exit, LOST_DATA, 'what nobody can tell, or nothing named, is told');
+  t.is(
+    (await pcow('check', 'vm', '--repair')).exit,
+    LOST_DATA,
+    'what nobody can tell, or nothing named, is told',
+  );
   await both('sound');
   await same('vm');
   await leakQcow2(at('vm.qcow2'));
   await leakPcow(at('vm.pcow'));
   await both('leak');
   await qemu('check', '-q', '-r', 'leaks', '-f', 'qcow2', 'vm.qcow2');
-  t.is((await pcow('check', 'vm', '--repair')).exit, LOST_DATA, 'what nobody can tell, or nothing named, is told');
+  t.is(
+    (await pcow('check', 'vm', '--repair')).exit,
+    LOST_DATA,
+    'what nobody can tell, or nothing named, is told',
+  );
   await both('sound');
   await same('vm');
 });
@@ -277,7 +298,16 @@ test('bitmap: what a dirty bitmap counts, diff counts', async (t) => {
     length: number;
   }[];
   const socket = path.join(directory, 'nbd');
-  const words = ['-r', '-k', socket, '-B', 'monday', '-f', 'qcow2', path.join(directory, 'vm.qcow2')];
+  const words = [
+    '-r',
+    '-k',
+    socket,
+    '-B',
+    'monday',
+    '-f',
+    'qcow2',
+    path.join(directory, 'vm.qcow2'),
+  ];
   const server = spawn('qemu-nbd', words, { stdio: 'inherit' });
   t.teardown(() => server.kill('SIGKILL'));
   await eventually(() =>
@@ -307,7 +337,20 @@ test('bench: the same program, on the file of a mounted image', async (t) => {
     await copyFile(path.join(directory, `${name}.pcow`), path.join(images, `${name}.pcow`));
   }
   await mounted(t, images, mnt);
-  const words = ['-q', '-w', '-c', '60', '-d', '4', '-s', '65536', '-S', '131072', '--pattern', '65'];
+  const words = [
+    '-q',
+    '-w',
+    '-c',
+    '60',
+    '-d',
+    '4',
+    '-s',
+    '65536',
+    '-S',
+    '131072',
+    '--pattern',
+    '65',
+  ];
   await qemu('bench', ...words, '-f', 'raw', path.join(mnt, 'vm'));
   await qemu('bench', ...words, '-f', 'qcow2', 'vm.qcow2');
   await succeeds(t, pcow('umount', mnt));
@@ -324,7 +367,9 @@ test('dd: on the file of a mounted image, as qemu-img dd does it', async (t) => 
   await copyFile(path.join(directory, 'vm.pcow'), path.join(images ?? '', 'vm.pcow'));
   await mounted(t, images ?? '', mnt ?? '');
   const words = ['bs=4096', 'skip=100', 'count=500'];
-  await run('dd', [`if=${path.join(mnt ?? '', 'vm')}`, 'of=ours.raw', ...words], { cwd: directory });
+  await run('dd', [`if=${path.join(mnt ?? '', 'vm')}`, 'of=ours.raw', ...words], {
+    cwd: directory,
+  });
   await qemu('dd', '-f', 'qcow2', '-O', 'raw', ...words, 'if=vm.qcow2', 'of=theirs.raw');
   // qemu-img counts from the beginning of its input, and dd from the skipped offset.
   const [ours, theirs] = await Promise.all(

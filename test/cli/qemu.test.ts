@@ -1,8 +1,16 @@
-/** src/guest/qemu-options.ts: the arithmetic of the options. That QEMU takes them: qemu-args.test.ts. */
+/**
+ * src/guest/qemu-options.ts: the arithmetic of the options. That QEMU takes them:
+ * qemu-args.test.ts.
+ */
 import test from 'ava';
 import { PcowError } from '../../src/engine/index.js';
 import { libvirtElements } from '../../src/guest/libvirt-elements.js';
-import { type Backing, backingIds, qemuOptions, type QemuRequest } from '../../src/guest/qemu-options.js';
+import {
+  type Backing,
+  backingIds,
+  qemuOptions,
+  type QemuRequest,
+} from '../../src/guest/qemu-options.js';
 
 const MIB = 2 ** 20;
 const GIB = 2 ** 30;
@@ -10,8 +18,16 @@ const GIB = 2 ** 30;
 const VM1: Backing = { file: '/mnt/vm1', size: GIB, id: 'pcow0' };
 
 function options({ file, size, ...request }: Partial<QemuRequest & Backing>) {
-  const images = [{ ...VM1, ...(file !== undefined && { file }), ...(size !== undefined && { size }) }];
-  return qemuOptions({ images, device: 'virtio-pmem', memory: 4 * GIB, unarmed: false, ...request });
+  const images = [
+    { ...VM1, ...(file !== undefined && { file }), ...(size !== undefined && { size }) },
+  ];
+  return qemuOptions({
+    images,
+    device: 'virtio-pmem',
+    memory: 4 * GIB,
+    unarmed: false,
+    ...request,
+  });
 }
 
 test('virtio-pmem', (t) => {
@@ -38,11 +54,18 @@ test('nvdimm warns that its flushes are not durable', (t) => {
 test('an nvdimm in persistent memory gets pmem=on, and the warning says what that needs', (t) => {
   const images = [{ ...VM1, persistent: true }];
   const { args, warnings } = options({ device: 'nvdimm', images });
-  t.true(args.includes('memory-backend-file,id=pcow0,share=on,mem-path=/mnt/vm1,size=1073741824,pmem=on'));
+  t.true(
+    args.includes(
+      'memory-backend-file,id=pcow0,share=on,mem-path=/mnt/vm1,size=1073741824,pmem=on',
+    ),
+  );
   t.regex(warnings.join(), /durable if QEMU runs under the monitor/);
   t.notRegex(warnings.join(), /not durable/);
   t.false(options({ images }).args.some((arg) => arg.includes('pmem=on')));
-  const both = options({ device: 'nvdimm', images: [...images, { ...VM1, file: '/mnt/vm2', id: 'pcow1' }] });
+  const both = options({
+    device: 'nvdimm',
+    images: [...images, { ...VM1, file: '/mnt/vm2', id: 'pcow1' }],
+  });
   t.is(both.warnings.length, 2);
   t.is(both.args.filter((arg) => arg.includes('pmem=on')).length, 1);
 });
@@ -50,12 +73,18 @@ test('an nvdimm in persistent memory gets pmem=on, and the warning says what tha
 test('a size that QEMU does not take is refused, with the next one that it takes and the command', (t) => {
   const error = t.throws(() => options({ size: 3 * MIB }), { instanceOf: PcowError });
   t.is(error.code, 'PCOW_INVALID');
-  t.regex(error.message, /"\/mnt\/vm1" has 3145728 bytes, but QEMU needs a multiple of 2 MiB; the next one is 4M/);
+  t.regex(
+    error.message,
+    /"\/mnt\/vm1" has 3145728 bytes, but QEMU needs a multiple of 2 MiB; the next one is 4M/,
+  );
   t.is(error.next, 'pcow resize /mnt/vm1 4M');
 });
 
 test('below the memory sections of a Linux guest there is a warning', (t) => {
-  t.regex(options({ size: 130 * MIB }).warnings.join(), /not a multiple of 128 MiB.*pcow resize \/mnt\/vm1 256M/);
+  t.regex(
+    options({ size: 130 * MIB }).warnings.join(),
+    /not a multiple of 128 MiB.*pcow resize \/mnt\/vm1 256M/,
+  );
   t.deepEqual(options({ size: 256 * MIB }).warnings, []);
 });
 
@@ -70,7 +99,9 @@ test('large images get more address bits', (t) => {
 });
 
 test('a comma in a path is doubled, as QEMU requires', (t) => {
-  t.true(options({ file: '/mnt/a,b' }).args.some((arg) => arg.includes('mem-path=/mnt/a,,b,size=')));
+  t.true(
+    options({ file: '/mnt/a,b' }).args.some((arg) => arg.includes('mem-path=/mnt/a,,b,size=')),
+  );
 });
 
 test('an id with other characters is refused', (t) => {

@@ -15,7 +15,10 @@ test.serial('the tour', async (t) => {
   const scratch = await scratchDirectory(t);
   const bin = path.join(scratch, 'bin');
   await mkdir(bin);
-  await writeFile(path.join(bin, 'pcow'), `#!/bin/sh\nexec '${process.execPath}' '${PROGRAM}' "$@"\n`);
+  await writeFile(
+    path.join(bin, 'pcow'),
+    `#!/bin/sh\nexec '${process.execPath}' '${PROGRAM}' "$@"\n`,
+  );
   await chmod(path.join(bin, 'pcow'), 0o755);
   const env = { ...process.env, PATH: `${bin}:${process.env.PATH ?? ''}:/usr/sbin:/sbin` };
   // Registered before anything is mounted; a successful tour leaves nothing mounted.

@@ -17,7 +17,13 @@ interface Report {
   outcome: string;
   verified: number;
   damages: number;
-  findings: { structure: string; snapshot: string; place: number; offset: number; length: number }[];
+  findings: {
+    structure: string;
+    snapshot: string;
+    place: number;
+    offset: number;
+    length: number;
+  }[];
   layers: { snapshot: string; covered: number; missing: number }[];
 }
 
@@ -55,7 +61,11 @@ function reportOf(stdout: string): Report {
   return JSON.parse(stdout) as Report;
 }
 
-async function first(t: ExecutionContext<unknown>, file: string, block: number): Promise<number | undefined> {
+async function first(
+  t: ExecutionContext<unknown>,
+  file: string,
+  block: number,
+): Promise<number | undefined> {
   const handle = await open(file, 'r');
   t.teardown(() => handle.close().catch(() => undefined));
   const { buffer } = await handle.read(Buffer.alloc(4096), 0, 4096, block * BLOCK);
@@ -70,7 +80,10 @@ test('a damaged block is reported, with exit code 13; without checksums it is no
   await succeeds(t, pcow('create', 'vm1', '1M'));
   t.regex(await succeeds(t, pcow('scrub', 'vm1')), /no snapshots/);
   const place = await fill(file);
-  t.regex(await succeeds(t, pcow('scrub', 'vm1')), /without checksums: one 128 KiB; “pcow scrub vm1 --add”/);
+  t.regex(
+    await succeeds(t, pcow('scrub', 'vm1')),
+    /without checksums: one 128 KiB; “pcow scrub vm1 --add”/,
+  );
   t.regex(await succeeds(t, pcow('scrub', 'vm1', '--add')), /checksums made of 128 KiB/);
   const before = reportOf(await succeeds(t, pcow('scrub', 'vm1', '--json')));
   t.like(before, { outcome: 'sound', verified: 2 * BLOCK, damages: 0, findings: [] });
@@ -79,7 +92,9 @@ test('a damaged block is reported, with exit code 13; without checksums it is no
   await flip(file, place + 5000);
   const after = reportOf(await damaged(t, pcow('scrub', 'vm1', '--json')));
   t.like(after, { outcome: 'damaged', verified: BLOCK, damages: 1 });
-  t.like(after.findings, [{ structure: 'block', snapshot: 'one', place, offset: 3 * BLOCK, length: BLOCK }]);
+  t.like(after.findings, [
+    { structure: 'block', snapshot: 'one', place, offset: 3 * BLOCK, length: BLOCK },
+  ]);
   t.regex(await damaged(t, pcow('scrub', 'vm1')), /bytes 196608 to 262143 of snapshot one/);
   await succeeds(t, pcow('check', 'vm1'));
   await fails(t, pcow('export', 'vm1', 'vm1.raw'), 9, /do not match their checksum/);
@@ -111,17 +126,23 @@ test.serial(
   },
 );
 
-test.serial('mount --checksums makes them after each snapshot, and ends with the mount', async (t) => {
-  const mount = await imagesFor(t, { vm1: 64 << 20 });
-  const pcow = pcowIn(mount.images);
-  await mount.mount('--checksums');
-  const layers = async () => reportOf(await succeeds(t, pcow('scrub', mount.image('vm1'), '--json'))).layers;
-  const handle = await open(mount.file('vm1'), 'r+');
-  await handle.write(Buffer.alloc(8 << 20, 7), 0, 8 << 20, 0);
-  await handle.close();
-  await mount.write('one', 'vm1', 'snapshot');
-  await eventually(async () => (await layers()).every(({ covered, missing }) => covered === 8 << 20 && missing === 0));
-  await mount.write('two', 'vm1', 'snapshot');
-  await mount.unmount();
-  await succeeds(t, pcow('check', 'vm1'));
-});
+test.serial(
+  'mount --checksums makes them after each snapshot, and ends with the mount',
+  async (t) => {
+    const mount = await imagesFor(t, { vm1: 64 << 20 });
+    const pcow = pcowIn(mount.images);
+    await mount.mount('--checksums');
+    const layers = async () =>
+      reportOf(await succeeds(t, pcow('scrub', mount.image('vm1'), '--json'))).layers;
+    const handle = await open(mount.file('vm1'), 'r+');
+    await handle.write(Buffer.alloc(8 << 20, 7), 0, 8 << 20, 0);
+    await handle.close();
+    await mount.write('one', 'vm1', 'snapshot');
+    await eventually(async () =>
+      (await layers()).every(({ covered, missing }) => covered === 8 << 20 && missing === 0),
+    );
+    await mount.write('two', 'vm1', 'snapshot');
+    await mount.unmount();
+    await succeeds(t, pcow('check', 'vm1'));
+  },
+);

@@ -34,7 +34,12 @@ async function stage(t: ExecutionContext<unknown>): Promise<Stage> {
  * Runs command lines in turn. The limit applies to mounts that do nothing at all, however slow the
  * machine is.
  */
-async function tell(t: ExecutionContext<unknown>, { scratch }: Stage, lines: Line[], limit = 30): Promise<Told[]> {
+async function tell(
+  t: ExecutionContext<unknown>,
+  { scratch }: Stage,
+  lines: Line[],
+  limit = 30,
+): Promise<Told[]> {
   const input = await open(path.join(scratch, 'lone.stream'));
   const child = fork(fileURLToPath(new URL('many-commands.js', import.meta.url)), [], {
     cwd: scratch,
@@ -51,7 +56,8 @@ async function tell(t: ExecutionContext<unknown>, { scratch }: Stage, lines: Lin
   return all;
 }
 
-const named = (lines: Line[], ...names: string[]) => lines.filter(({ words: [name = ''] }) => names.includes(name));
+const named = (lines: Line[], ...names: string[]) =>
+  lines.filter(({ words: [name = ''] }) => names.includes(name));
 const asking = (lines: Line[]) => lines.filter(({ doing }) => doing !== 'nothing');
 const changing = (lines: Line[]) => [
   ...lines.filter(({ doing, words: [name] }) => doing === 'changes' && name !== 'recover'),
@@ -105,7 +111,10 @@ test.serial('a mount that is stopped', async (t) => {
   allSay(t, await tell(t, it, asking(everyCommand('mnt')), SHORT), ...stopped);
   allSay(t, await tell(t, it, changing(everyCommand('images')), SHORT), ...stopped);
   allSay(t, await tell(t, it, named(everyCommand('images'), 'mount', 'umount'), SHORT), ...stopped);
-  allGoOn(t, await tell(t, it, named(everyCommand('images'), 'info', 'list', 'check', 'completion'), SHORT));
+  allGoOn(
+    t,
+    await tell(t, it, named(everyCommand('images'), 'info', 'list', 'check', 'completion'), SHORT),
+  );
   const pcow = pcowIn(it.scratch);
   await fails(t, pcow('snapshot', 'mnt/vm@new'), 11, ...stopped);
   daemon.kill('SIGCONT');
@@ -118,7 +127,9 @@ test.serial('a mount that is stopped', async (t) => {
  */
 async function hanging(t: ExecutionContext<unknown>, { at }: Stage): Promise<ChildProcess> {
   const program = fileURLToPath(new URL('hanging-mount.js', import.meta.url));
-  const child = fork(program, [at('images'), at('mnt')], { stdio: ['ignore', 'inherit', 'ignore', 'ipc'] });
+  const child = fork(program, [at('images'), at('mnt')], {
+    stdio: ['ignore', 'inherit', 'ignore', 'ipc'],
+  });
   t.teardown(async () => {
     const connection = await connectionOf(at('mnt'));
     child.kill('SIGKILL');
@@ -140,8 +151,15 @@ test.serial('a mount that hangs', async (t) => {
     new RegExp(`kill -9 ${daemon.pid}\\b`),
   ];
   allSay(t, await tell(t, it, asking(everyCommand('mnt')), SHORT), ...hangs);
-  allSay(t, await tell(t, it, named(everyCommand('images'), 'snapshot', 'top', 'mount', 'umount'), SHORT), ...hangs);
-  allGoOn(t, await tell(t, it, named(everyCommand('images'), 'info', 'list', 'check', 'completion'), SHORT));
+  allSay(
+    t,
+    await tell(t, it, named(everyCommand('images'), 'snapshot', 'top', 'mount', 'umount'), SHORT),
+    ...hangs,
+  );
+  allGoOn(
+    t,
+    await tell(t, it, named(everyCommand('images'), 'info', 'list', 'check', 'completion'), SHORT),
+  );
   daemon.kill('SIGKILL');
   await once(daemon, 'exit');
   const pcow = pcowIn(it.scratch);

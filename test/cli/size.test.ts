@@ -1,7 +1,13 @@
 /** src/images/sizes.ts: the sizes that people type, and the messages if a size is wrong. */
 import test, { type ExecutionContext } from 'ava';
 import { PcowError, type PcowErrorCode } from '../../src/engine/index.js';
-import { formatSize, parseBlockSize, parseMemory, parseSize, sizeArgument } from '../../src/images/sizes.js';
+import {
+  formatSize,
+  parseBlockSize,
+  parseMemory,
+  parseSize,
+  sizeArgument,
+} from '../../src/images/sizes.js';
 
 test('sizes are bytes, or numbers with a power of 1024', (t) => {
   t.is(parseSize('65536'), 65536);

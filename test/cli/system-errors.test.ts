@@ -29,7 +29,13 @@ function isSentence(t: ExecutionContext<unknown>, typed: string, { stderr }: Out
   t.regex(stderr, /^pcow: \S/, typed);
 }
 
-async function failsWith(t: ExecutionContext<unknown>, shell: Shell, typed: string, exit: number, ...says: RegExp[]) {
+async function failsWith(
+  t: ExecutionContext<unknown>,
+  shell: Shell,
+  typed: string,
+  exit: number,
+  ...says: RegExp[]
+) {
   const found = await shell(typed);
   t.is(found.exit, exit, `${typed}: ${found.stderr}`);
   isSentence(t, typed, found);
@@ -54,7 +60,12 @@ test('each command is in the list', async (t) => {
 test('each system error has a sentence, a next step and an exit code', (t) => {
   for (const [errno, [name]] of getSystemErrorMap()) {
     for (const syscall of ['open', 'write', 'mkdir', 'rename', 'unlink', 'spawn x', 'read']) {
-      const error = Object.assign(new Error(`${name}: as Node says it`), { errno, code: name, syscall, path: '/x/y' });
+      const error = Object.assign(new Error(`${name}: as Node says it`), {
+        errno,
+        code: name,
+        syscall,
+        path: '/x/y',
+      });
       const { code, message } = explained(error);
       t.not(code, null, name);
       t.regex(message, /^"\/x\/y" can't be \w+: \S/);
@@ -91,8 +102,20 @@ test.serial('output that is lost, completely or in part', async (t) => {
   const scratch = await scratchDirectory(t);
   const disk = path.join(scratch, 'disk');
   const shell = await prepared(t, scratch);
-  const printing = everyCommand('images').filter(({ doing }) => doing === 'reads' || doing === 'nothing');
-  const silent = ['umount', 'mount', 'top', 'qemu-args', 'libvirt-xml', 'scrub', 'completion', 'login', 'logout'];
+  const printing = everyCommand('images').filter(
+    ({ doing }) => doing === 'reads' || doing === 'nothing',
+  );
+  const silent = [
+    'umount',
+    'mount',
+    'top',
+    'qemu-args',
+    'libvirt-xml',
+    'scrub',
+    'completion',
+    'login',
+    'logout',
+  ];
   for (const { words } of printing.filter(({ words: [name = ''] }) => !silent.includes(name))) {
     await failsWith(
       t,
@@ -104,7 +127,11 @@ test.serial('output that is lost, completely or in part', async (t) => {
   }
   await failsWith(t, shell, 'pcow --help > /dev/full', 8, /standard output/);
   // The exit code is the only way to report it.
-  t.deepEqual(await shell('pcow info images/none 2> /dev/full'), { exit: 4, stdout: '', stderr: '' });
+  t.deepEqual(await shell('pcow info images/none 2> /dev/full'), {
+    exit: 4,
+    stdout: '',
+    stderr: '',
+  });
   await mountSmallDisk(t, disk, MiB);
   await fillDisk(disk, 4096);
   await failsWith(t, shell, 'pcow send images/vm@s1 > disk/stream', 8, /standard output/);
@@ -113,7 +140,14 @@ test.serial('output that is lost, completely or in part', async (t) => {
 test.serial('a reader that ends early is no failure, and ends a list', async (t) => {
   const scratch = await scratchDirectory(t);
   await prepared(t, scratch);
-  for (const words of ['list images', 'map images/vm', 'info images/vm', 'check images/vm', '--help', 'exit-codes']) {
+  for (const words of [
+    'list images',
+    'map images/vm',
+    'info images/vm',
+    'check images/vm',
+    '--help',
+    'exit-codes',
+  ]) {
     const { exit, stderr } = await (
       await shellIn(t, scratch)
     )(`bash -c 'pcow ${words} | true; exit \${PIPESTATUS[0]}'`);
@@ -143,7 +177,9 @@ test.serial('a disk that is mounted read-only', async (t) => {
   t.teardown(() => run('umount', ['-l', readOnly]));
   await run('mount', ['-o', 'remount,bind,ro', readOnly]);
   const shell = await shellIn(t, readOnly);
-  for (const line of everyCommand('images').filter(({ doing }) => doing === 'makes' || doing === 'changes')) {
+  for (const line of everyCommand('images').filter(
+    ({ doing }) => doing === 'makes' || doing === 'changes',
+  )) {
     const typed = typedOf(line);
     if (line.words[0] === 'doctor') t.is((await shell(typed)).exit, 12);
     else if (line.words[0] === 'recover') t.is((await shell(typed)).exit, 0);
@@ -213,7 +249,12 @@ test.serial('names that are too long, and links to themselves', async (t) => {
   ]) {
     await failsWith(t, shell, `pcow ${typed}`, 3);
   }
-  for (const typed of [`export images/vm ${long}`, `list ${long}`, `doctor ${long}`, `snapshot images/vm@${long}`]) {
+  for (const typed of [
+    `export images/vm ${long}`,
+    `list ${long}`,
+    `doctor ${long}`,
+    `snapshot images/vm@${long}`,
+  ]) {
     await failsWith(t, shell, `pcow ${typed}`, 3);
   }
   await failsWith(t, shell, `pcow import vm.export ${long}`, 3);

@@ -14,7 +14,15 @@ test.serial('images, the attached process and its faults', async (t) => {
   const mount = await mountedImages(t, { vm1: MiB, vm2: MiB });
   await mount.write('s', 'vm2', 'snapshot');
   const tool = await program('map-tool', mount.scratch);
-  const mapping = await Conversation.start(t, process.execPath, pcowProgram, 'run', '--', tool, mount.file('vm1'));
+  const mapping = await Conversation.start(
+    t,
+    process.execPath,
+    pcowProgram,
+    'run',
+    '--',
+    tool,
+    mount.file('vm1'),
+  );
   t.is(await mapping.ask('write 0 1 1'), 'ok');
 
   const look = JSON.parse(await succeeds(t, pcow('top', mount.point, '--json'))) as Look;
@@ -31,7 +39,9 @@ test.serial('images, the attached process and its faults', async (t) => {
   t.regex(head, /^image +state +process +expand\/s .* snapshots$/);
   t.regex(
     first,
-    new RegExp(`^vm1 +attached +${mapping.pid} map-tool( +\\d+){4} +\\d+ [µm]s +0 bytes +0 bytes( +\\d+){3}$`),
+    new RegExp(
+      `^vm1 +attached +${mapping.pid} map-tool( +\\d+){4} +\\d+ [µm]s +0 bytes +0 bytes( +\\d+){3}$`,
+    ),
   );
   t.regex(second, /^vm2 +idle +1$/);
 });

@@ -14,7 +14,10 @@ import { fails, shellIn, succeeds, type Outcome } from './outcome.js';
 interface Place {
   directory: string;
   pcow: (line: string) => Promise<Outcome>;
-  /** Starts lines with `--wait`, and returns when each of them says that it waits; then what comes of them. */
+  /**
+   * Starts lines with `--wait`, and returns when each of them says that it waits; then what comes
+   * of them.
+   */
   begun: (...lines: string[]) => Promise<Promise<Outcome>[]>;
 }
 
@@ -27,7 +30,9 @@ async function place(t: ExecutionContext<unknown>): Promise<Place> {
     );
     for (const [at, outcome] of outcomes.entries()) {
       const said = () => readFile(path.join(directory, `said-${at}`), 'utf8').catch(() => '');
-      const waits = eventually(async () => (await said()).includes('waiting for it to end')).then(() => null);
+      const waits = eventually(async () => (await said()).includes('waiting for it to end')).then(
+        () => null,
+      );
       const ended = await Promise.race([waits, outcome]);
       t.is(ended, null, `${lines[at]} did not wait: ${ended?.stderr}`);
     }
@@ -58,7 +63,11 @@ test('checksums are made, and a base is frozen, when it is given back', async (t
   const guest = await holder(directory, 'vm1');
   await guest.write(Buffer.from('data'), 0);
   await fails(t, pcow('clone vm1 vm2 --wait 0.2'), 6, /open for writing/);
-  const waiting = await begun('pcow scrub vm1 --add', 'pcow clone vm1 vm2', 'pcow create vm3 -b vm1');
+  const waiting = await begun(
+    'pcow scrub vm1 --add',
+    'pcow clone vm1 vm2',
+    'pcow create vm3 -b vm1',
+  );
   await guest.close();
   for (const outcome of waiting) await succeeds(t, outcome);
   await succeeds(t, pcow('check vm1 vm2 vm3'));
@@ -77,17 +86,20 @@ test('a stream is received when the image is given back', async (t) => {
   t.regex(await succeeds(t, received!), /received copy@two/);
 });
 
-test.serial('a mount waits for the one before it, of the directory or on the mountpoint', async (t) => {
-  const { directory, pcow, begun } = await place(t);
-  for (const name of ['images', 'others', 'mnt', 'mnt2']) await mkdir(path.join(directory, name));
-  await succeeds(t, pcow('create images/vm1 1M'));
-  await mounted(t, path.join(directory, 'images'), path.join(directory, 'mnt'));
-  await fails(t, pcow('mount images mnt2 --wait 0.2'), 11, /mounted on \S+mnt already/);
-  await fails(t, pcow('mount images none --wait 120'), 11, /does not exist/);
-  t.teardown(() => pcow('umount mnt; pcow umount mnt2'));
-  const waiting = await begun('pcow mount images mnt2', 'pcow mount others mnt');
-  await succeeds(t, pcow('umount mnt'));
-  for (const outcome of waiting) await succeeds(t, outcome);
-  await readFile(path.join(directory, 'mnt2/vm1'));
-  for (const name of ['mnt', 'mnt2']) await succeeds(t, pcow(`umount ${name}`));
-});
+test.serial(
+  'a mount waits for the one before it, of the directory or on the mountpoint',
+  async (t) => {
+    const { directory, pcow, begun } = await place(t);
+    for (const name of ['images', 'others', 'mnt', 'mnt2']) await mkdir(path.join(directory, name));
+    await succeeds(t, pcow('create images/vm1 1M'));
+    await mounted(t, path.join(directory, 'images'), path.join(directory, 'mnt'));
+    await fails(t, pcow('mount images mnt2 --wait 0.2'), 11, /mounted on \S+mnt already/);
+    await fails(t, pcow('mount images none --wait 120'), 11, /does not exist/);
+    t.teardown(() => pcow('umount mnt; pcow umount mnt2'));
+    const waiting = await begun('pcow mount images mnt2', 'pcow mount others mnt');
+    await succeeds(t, pcow('umount mnt'));
+    for (const outcome of waiting) await succeeds(t, outcome);
+    await readFile(path.join(directory, 'mnt2/vm1'));
+    for (const name of ['mnt', 'mnt2']) await succeeds(t, pcow(`umount ${name}`));
+  },
+);

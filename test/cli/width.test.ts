@@ -26,7 +26,10 @@ test('a progress bar fits, and is complete if there is room', (t) => {
 
 const monitor = {
   faults: Object.fromEntries(
-    ['expansion', 'copyOnWrite', 'cleanCopy', 'mapping'].map((kind) => [kind, { count: 100_000, p99Us: 1000 }]),
+    ['expansion', 'copyOnWrite', 'cleanCopy', 'mapping'].map((kind) => [
+      kind,
+      { count: 100_000, p99Us: 1000 },
+    ]),
   ),
   copiedBytes: 2 ** 33,
   cleanCacheBytes: 2 ** 33,
@@ -44,7 +47,9 @@ const look = {
       state: 'ok',
       open: 1,
       snapshots: 12,
-      attached: [{ pid: 12345, command: 'qemu-system-x86_64', since: new Date(0), writable: true, monitor }],
+      attached: [
+        { pid: 12345, command: 'qemu-system-x86_64', since: new Date(0), writable: true, monitor },
+      ],
     },
     { name: 'vm2', state: 'ok', open: 0, snapshots: 0, attached: [] },
   ],

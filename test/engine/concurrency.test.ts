@@ -42,12 +42,15 @@ test('reads, writes, discards, syncs and snapshots side by side', async (t) => {
 test('a close waits for earlier operations, and refuses later ones', async (t) => {
   const image = await opened(t);
   const file = image.info().path;
-  const before = Array.from({ length: 100 }, (_, i) => image.write(Buffer.alloc(4096, i), i * 4096));
+  const before = Array.from({ length: 100 }, (_, i) =>
+    image.write(Buffer.alloc(4096, i), i * 4096),
+  );
   before.push(image.sync().then(() => 0));
   const closed = image.close();
   const after = [image.read(Buffer.alloc(1), 0), image.write(Buffer.alloc(1), 0), image.sync()];
   await t.notThrowsAsync(Promise.all(before));
-  for (const late of after) await t.throwsAsync(late, { instanceOf: PcowError, code: 'PCOW_CLOSED' });
+  for (const late of after)
+    await t.throwsAsync(late, { instanceOf: PcowError, code: 'PCOW_CLOSED' });
   await closed;
   const again = await Image.open(file, { write: true });
   t.true((await Image.open(file).then((reader) => reader.info())).size === 4 * MiB);
@@ -76,7 +79,9 @@ test('of many attempts to open the same file for writing, one succeeds', async (
   const image = await opened(t);
   const file = image.info().path;
   await image.close();
-  const attempts = await Promise.allSettled(Array.from({ length: 20 }, () => Image.open(file, { write: true })));
+  const attempts = await Promise.allSettled(
+    Array.from({ length: 20 }, () => Image.open(file, { write: true })),
+  );
   const winners = attempts.filter((attempt) => attempt.status === 'fulfilled');
   t.is(winners.length, 1);
   for (const attempt of attempts) {
@@ -105,14 +110,18 @@ test('slow work on one image does not delay reads of another', async (t) => {
 test('an image without references is closed by the garbage collector', async (t) => {
   const file = path.join(await scratchDirectory(t), 'disk.pcow');
   await Image.create(file, { size: MiB });
-  const child = spawn(process.execPath, ['--expose-gc', program('forget-image.js'), file], { stdio: 'inherit' });
+  const child = spawn(process.execPath, ['--expose-gc', program('forget-image.js'), file], {
+    stdio: 'inherit',
+  });
   t.deepEqual(await once(child, 'exit'), [0, null]);
 });
 
 test('a process can end with an image open, and its writes are kept', async (t) => {
   const file = path.join(await scratchDirectory(t), 'disk.pcow');
   await Image.create(file, { size: MiB });
-  const child = spawn(process.execPath, [program('leave-image-open.js'), file], { stdio: 'inherit' });
+  const child = spawn(process.execPath, [program('leave-image-open.js'), file], {
+    stdio: 'inherit',
+  });
   t.deepEqual(await once(child, 'exit'), [0, null]);
   const image = await Image.open(file);
   const byte = Buffer.alloc(1);

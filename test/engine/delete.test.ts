@@ -17,7 +17,8 @@ async function merging(t: ExecutionContext): Promise<Image> {
   await Image.create(file, { size: SIZE, blockSize: 65536 });
   const image = await Image.open(file, { write: true });
   t.teardown(() => image.close());
-  for (let offset = 0; offset < SIZE; offset += 1 << 20) await image.write(Buffer.alloc(1 << 20, 1), offset);
+  for (let offset = 0; offset < SIZE; offset += 1 << 20)
+    await image.write(Buffer.alloc(1 << 20, 1), offset);
   await image.snapshot('old');
   // One sub-block of each block: every block is then partial, and the merge must copy.
   for (let offset = 0; offset < SIZE; offset += 65536) await image.write(Buffer.from([2]), offset);
@@ -75,7 +76,9 @@ test('an aborted delete fails with PCOW_CANCELLED, does no harm, and is finished
 
 test('with a signal that is already aborted nothing begins', async (t) => {
   const image = await merging(t);
-  await t.throwsAsync(image.delete('old', { signal: AbortSignal.abort() }), { code: 'PCOW_CANCELLED' });
+  await t.throwsAsync(image.delete('old', { signal: AbortSignal.abort() }), {
+    code: 'PCOW_CANCELLED',
+  });
   t.deepEqual(image.snapshotNames(), ['old', 'new']);
 });
 

@@ -1,4 +1,13 @@
-import { copyFile, open, readdir, readFile, rename, rm, symlink, writeFile } from 'node:fs/promises';
+import {
+  copyFile,
+  open,
+  readdir,
+  readFile,
+  rename,
+  rm,
+  symlink,
+  writeFile,
+} from 'node:fs/promises';
 import path from 'node:path';
 
 import test, { type ExecutionContext } from 'ava';
@@ -28,7 +37,9 @@ test('dependants finds the images that stand directly on an image', async (t) =>
   await writeFile(at('text'), 'not an image');
   await copyFile(at('base'), at('copy'));
   await Image.create(at('on-copy'), { base: { path: at('copy'), layer } });
-  await Image.create(at('orphan'), { base: { path: at('on-copy'), layer: await freeze('on-copy') } });
+  await Image.create(at('orphan'), {
+    base: { path: at('on-copy'), layer: await freeze('on-copy') },
+  });
   await rename(at('on-copy'), path.join(directory, 'gone'));
 
   const children = [
@@ -36,7 +47,9 @@ test('dependants finds the images that stand directly on an image', async (t) =>
     { image: at('child2'), layer },
   ];
   t.deepEqual(await dependants(directory, at('base')), children);
-  t.deepEqual(await dependants(directory, at('child1')), [{ image: at('grandchild'), layer: childLayer }]);
+  t.deepEqual(await dependants(directory, at('child1')), [
+    { image: at('grandchild'), layer: childLayer },
+  ]);
   t.deepEqual(await dependants(directory, at('grandchild')), []);
   t.deepEqual(await dependants(directory, at('none')), []);
 
@@ -90,7 +103,10 @@ test('dependants finds an image even if it, or an image below it, is damaged or 
   // The base of the middle image is missing; c stands on b nevertheless.
   await rename(at('a'), path.join(directory, 'away'));
   t.deepEqual(await names('b'), ['c']);
-  await t.throwsAsync(removeImage(at('b')), { code: 'PCOW_IN_USE', message: /c\.pcow stands on it/ });
+  await t.throwsAsync(removeImage(at('b')), {
+    code: 'PCOW_IN_USE',
+    message: /c\.pcow stands on it/,
+  });
   await rename(path.join(directory, 'away'), at('a'));
   // One bit of its layer directory, and of one of its superblocks, is wrong.
   const bytes = await readFile(at('c'));

@@ -1,7 +1,17 @@
 /** Each error of the engine: its code, and a sentence that names the image. */
 import { execFile, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { chmod, copyFile, mkdir, open, rename, rm, symlink, truncate, writeFile } from 'node:fs/promises';
+import {
+  chmod,
+  copyFile,
+  mkdir,
+  open,
+  rename,
+  rm,
+  symlink,
+  truncate,
+  writeFile,
+} from 'node:fs/promises';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
@@ -13,7 +23,12 @@ import { scratchDirectory } from '../helpers/scratch.js';
 
 const MiB = 1 << 20;
 
-async function refused(t: ExecutionContext, work: Promise<unknown>, code: PcowErrorCode, message: RegExp) {
+async function refused(
+  t: ExecutionContext,
+  work: Promise<unknown>,
+  code: PcowErrorCode,
+  message: RegExp,
+) {
   const error = await t.throwsAsync(work, { instanceOf: PcowError, message });
   t.is(error.code, code, error.message);
 }
@@ -29,7 +44,12 @@ test('PCOW_EXISTS and PCOW_NOT_FOUND: files and snapshots', async (t) => {
   const { directory, file } = await image(t);
   await refused(t, Image.create(file, { size: MiB }), 'PCOW_EXISTS', /disk\.pcow/);
   await refused(t, Image.open(path.join(directory, 'none.pcow')), 'PCOW_NOT_FOUND', /none\.pcow/);
-  await refused(t, Image.create(path.join(directory, 'no', 'a.pcow'), { size: MiB }), 'PCOW_NOT_FOUND', /a\.pcow/);
+  await refused(
+    t,
+    Image.create(path.join(directory, 'no', 'a.pcow'), { size: MiB }),
+    'PCOW_NOT_FOUND',
+    /a\.pcow/,
+  );
   const opened = await Image.open(file, { write: true });
   await opened.snapshot('one');
   await refused(t, opened.snapshot('one'), 'PCOW_EXISTS', /disk\.pcow.*one/);
@@ -56,15 +76,29 @@ test('PCOW_CLOSED: everything after close', async (t) => {
 test('PCOW_LOCKED: the error of a second writer, here and in another process, names the first', async (t) => {
   const { file } = await image(t);
   const first = await Image.open(file, { write: true });
-  await refused(t, Image.open(file, { write: true }), 'PCOW_LOCKED', new RegExp(`disk\\.pcow.*${process.pid}`));
+  await refused(
+    t,
+    Image.open(file, { write: true }),
+    'PCOW_LOCKED',
+    new RegExp(`disk\\.pcow.*${process.pid}`),
+  );
   await first.close();
 
-  const holder = spawn(process.execPath, [fileURLToPath(new URL('hold-image.js', import.meta.url)), file], {
-    stdio: ['pipe', 'pipe', 'inherit'],
-  });
+  const holder = spawn(
+    process.execPath,
+    [fileURLToPath(new URL('hold-image.js', import.meta.url)), file],
+    {
+      stdio: ['pipe', 'pipe', 'inherit'],
+    },
+  );
   t.teardown(() => holder.kill('SIGKILL'));
   await once(holder.stdout, 'data');
-  await refused(t, Image.open(file, { write: true }), 'PCOW_LOCKED', new RegExp(`disk\\.pcow.*${holder.pid}`));
+  await refused(
+    t,
+    Image.open(file, { write: true }),
+    'PCOW_LOCKED',
+    new RegExp(`disk\\.pcow.*${holder.pid}`),
+  );
   await refused(t, Image.create(file, { size: MiB, force: true }), 'PCOW_LOCKED', /disk\.pcow/);
   const reader = await Image.open(file);
   t.is(reader.info().holder?.pid, holder.pid);
@@ -100,11 +134,16 @@ test('PCOW_NOT_AN_IMAGE, PCOW_CORRUPT: other files, truncated and flipped ones',
   await writeFile(other, 'QFI\xfb'.repeat(10_000));
   await refused(t, Image.open(other), 'PCOW_NOT_AN_IMAGE', /other\.pcow/);
   await mkdir(path.join(directory, 'directory.pcow'));
-  await t.throwsAsync(Image.open(path.join(directory, 'directory.pcow')), { instanceOf: PcowError });
+  await t.throwsAsync(Image.open(path.join(directory, 'directory.pcow')), {
+    instanceOf: PcowError,
+  });
 
   await copyFile(file, other);
   await truncate(other, 8192);
-  const error = await t.throwsAsync(Image.open(other), { instanceOf: PcowError, message: /other\.pcow/ });
+  const error = await t.throwsAsync(Image.open(other), {
+    instanceOf: PcowError,
+    message: /other\.pcow/,
+  });
   t.true(['PCOW_CORRUPT', 'PCOW_NOT_AN_IMAGE'].includes(error.code), error.code);
 
   // Both superblocks have the magic number, and neither checksum is right.
@@ -131,7 +170,12 @@ test('PCOW_BASE_…: missing, changed, circular, outside', async (t) => {
   await opened.close();
   const child = path.join(directory, 'child.pcow');
   const base = { path: file, snapshot: 's' };
-  await refused(t, Image.create(child, { base: { path: file, snapshot: 'no' } }), 'PCOW_NOT_FOUND', /no/);
+  await refused(
+    t,
+    Image.create(child, { base: { path: file, snapshot: 'no' } }),
+    'PCOW_NOT_FOUND',
+    /no/,
+  );
   await refused(
     t,
     Image.create(child, { base: { path: `${file}x`, snapshot: 's' } }),
@@ -162,7 +206,12 @@ test('PCOW_BASE_…: missing, changed, circular, outside', async (t) => {
   await mkdir(inner);
   await rename(child, path.join(inner, 'child.pcow'));
   await symlink('../elsewhere/disk', path.join(inner, 'disk.pcow'));
-  await refused(t, Image.open(path.join(inner, 'child.pcow'), { baseRoot: inner }), 'PCOW_BASE_OUTSIDE', /disk/);
+  await refused(
+    t,
+    Image.open(path.join(inner, 'child.pcow'), { baseRoot: inner }),
+    'PCOW_BASE_OUTSIDE',
+    /disk/,
+  );
 });
 
 test('PCOW_BASE_LOOP: an image below itself', async (t) => {

@@ -66,10 +66,17 @@ test('isPcowError checks the class and the codes', (t) => {
 });
 
 test("fromNative translates the engine's errors and nothing else", (t) => {
-  const translated = fromNative(Object.assign(new Error('no room'), { code: 'PCOW_NO_SPACE', errno: 122 }));
+  const translated = fromNative(
+    Object.assign(new Error('no room'), { code: 'PCOW_NO_SPACE', errno: 122 }),
+  );
   t.true(isPcowError(translated, 'PCOW_NO_SPACE'));
   t.is((translated as PcowError).errnoName, 'EDQUOT');
-  const others = [new TypeError('a bug'), Object.assign(new Error('node'), { code: 'ENOENT' }), 'text', undefined];
+  const others = [
+    new TypeError('a bug'),
+    Object.assign(new Error('node'), { code: 'ENOENT' }),
+    'text',
+    undefined,
+  ];
   for (const other of others) t.is(fromNative(other), other);
 });
 
@@ -77,9 +84,14 @@ test('a failed system call has the same code here and in the engine', async (t) 
   const source = await readFile(path.join(ROOT, 'native/engine/error.cc'), 'utf8');
   const [, table = ''] = /^Code code_of_errno\(int err\) \{\n([^]*?)^\}/m.exec(source) ?? [];
   const codes = new Map<string, string>();
-  for (const [, cases = '', code = ''] of table.matchAll(/((?:\s*case E\w+:)+) return Code::k(\w+);/g)) {
+  for (const [, cases = '', code = ''] of table.matchAll(
+    /((?:\s*case E\w+:)+) return Code::k(\w+);/g,
+  )) {
     for (const [, name = ''] of cases.matchAll(/case (E\w+):/g)) {
-      codes.set(name, `PCOW${code.replace(/[A-Z]/g, (letter) => `_${letter.toUpperCase()}`).toUpperCase()}`);
+      codes.set(
+        name,
+        `PCOW${code.replace(/[A-Z]/g, (letter) => `_${letter.toUpperCase()}`).toUpperCase()}`,
+      );
     }
   }
   t.true(codes.size > 10);

@@ -122,7 +122,8 @@ const OTHERS = [
 ];
 
 test('names are given and removed in one module only', async (t) => {
-  const removes = /\b(?:unlink|unlinkat|link|linkat|rename|renameat2?|rm|rmSync|unlinkSync|renameSync|linkSync)\(/;
+  const removes =
+    /\b(?:unlink|unlinkat|link|linkat|rename|renameat2?|rm|rmSync|unlinkSync|renameSync|linkSync)\(/;
   const imports = /import \{[^}]*\b(?:unlink|link|rename|rm|rmdir)\b[^}]*\} from 'node:fs/;
   const found: string[] = [];
   for (const part of ['src', 'cli', 'native/engine', 'native/addon', 'native/monitor']) {
@@ -134,5 +135,9 @@ test('names are given and removed in one module only', async (t) => {
       if (pattern.test(code)) found.push(file);
     }
   }
-  t.deepEqual(found, [], 'use src/engine/names.ts or native/engine/image/names.h: they make it durable');
+  t.deepEqual(
+    found,
+    [],
+    'use src/engine/names.ts or native/engine/image/names.h: they make it durable',
+  );
 });

@@ -46,13 +46,27 @@ const handlers = {
   },
   open: (file: string, _flags: number, callback: Callback) => {
     if (file === '/plain') callback(0, 7);
-    else callback(0, openHandle(image, file === '/at' ? { snapshot: 'at', writable: false } : { writable: true }));
+    else
+      callback(
+        0,
+        openHandle(
+          image,
+          file === '/at' ? { snapshot: 'at', writable: false } : { writable: true },
+        ),
+      );
   },
   release: (_file: string, fh: number, callback: Callback) => {
     if (closeHandle(fh) !== fh >= FIRST_NATIVE_HANDLE) process.exit(3);
     callback(0);
   },
-  read: (_file: string, _fh: number, buffer: Buffer, length: number, offset: number, callback: Callback) => {
+  read: (
+    _file: string,
+    _fh: number,
+    buffer: Buffer,
+    length: number,
+    offset: number,
+    callback: Callback,
+  ) => {
     ++plainReads;
     callback(PLAIN.copy(buffer, 0, offset, offset + length));
   },

@@ -36,7 +36,12 @@ async function fill(disk: string, left: number, name = 'filler'): Promise<void> 
 }
 
 /** Every byte of each of the first `count` blocks has the value of the function. */
-async function check(t: ExecutionContext, image: Image, count: number, valueOf: (block: number) => number) {
+async function check(
+  t: ExecutionContext,
+  image: Image,
+  count: number,
+  valueOf: (block: number) => number,
+) {
   const bytes = Buffer.alloc(BLOCK);
   for (let block = 0; block < count; ++block) {
     await image.read(bytes, block * BLOCK);
@@ -52,7 +57,8 @@ test('a write', async (t) => {
   let written = 0;
   const error = await t.throwsAsync(
     async () => {
-      for (; written < 256; ++written) await image.write(Buffer.alloc(BLOCK, written + 1), written * BLOCK);
+      for (; written < 256; ++written)
+        await image.write(Buffer.alloc(BLOCK, written + 1), written * BLOCK);
     },
     { instanceOf: PcowError, code: 'PCOW_NO_SPACE', message: /a\.pcow/ },
   );
@@ -76,10 +82,15 @@ test('a snapshot', async (t) => {
   const file = path.join(disk, 'a.pcow');
   await Image.create(file, { size: 16 * MiB });
   const image = await Image.open(file, { write: true });
-  for (let block = 0; block < 16; ++block) await image.write(Buffer.alloc(BLOCK, block + 1), block * BLOCK);
+  for (let block = 0; block < 16; ++block)
+    await image.write(Buffer.alloc(BLOCK, block + 1), block * BLOCK);
   await image.sync();
   await fill(disk, 0);
-  await t.throwsAsync(image.snapshot('s'), { instanceOf: PcowError, code: 'PCOW_NO_SPACE', message: /a\.pcow/ });
+  await t.throwsAsync(image.snapshot('s'), {
+    instanceOf: PcowError,
+    code: 'PCOW_NO_SPACE',
+    message: /a\.pcow/,
+  });
   t.deepEqual(image.snapshotNames(), []);
   // Allocated blocks need no more space.
   await image.write(Buffer.alloc(BLOCK, 99), 0);
@@ -103,9 +114,11 @@ for (const atRest of [false, true]) {
     const count = 32;
     // Each block is complete in the lower layer and has one sub-block in the upper one, so the
     // merge copies.
-    for (let block = 0; block < count; ++block) await image.write(Buffer.alloc(BLOCK, 1), block * BLOCK);
+    for (let block = 0; block < count; ++block)
+      await image.write(Buffer.alloc(BLOCK, 1), block * BLOCK);
     await image.snapshot('lower');
-    for (let block = 0; block < count; ++block) await image.write(Buffer.alloc(4096, 2), block * BLOCK);
+    for (let block = 0; block < count; ++block)
+      await image.write(Buffer.alloc(4096, 2), block * BLOCK);
     await image.snapshot('upper');
     const expected = Buffer.alloc(BLOCK, 1).fill(2, 0, 4096);
     const intact = async (opened: Image) => {
@@ -118,7 +131,8 @@ for (const atRest of [false, true]) {
     // The guest continues until no space is left.
     await fill(disk, 20 * BLOCK);
     const more = async () => {
-      for (let block = count; block < 256; ++block) await image.write(Buffer.alloc(BLOCK, 3), block * BLOCK);
+      for (let block = count; block < 256; ++block)
+        await image.write(Buffer.alloc(BLOCK, 3), block * BLOCK);
     };
     await t.throwsAsync(more(), { code: 'PCOW_NO_SPACE' });
     if (atRest) await image.close();

@@ -9,7 +9,10 @@ import { scratchDirectory } from '../helpers/scratch.js';
 
 const MiB = 1 << 20;
 
-async function created(t: ExecutionContext, options: CreateOptions = { size: MiB }): Promise<string> {
+async function created(
+  t: ExecutionContext,
+  options: CreateOptions = { size: MiB },
+): Promise<string> {
   const file = path.join(await scratchDirectory(t), 'disk.pcow');
   await Image.create(file, options);
   return file;
@@ -21,7 +24,12 @@ async function opened(t: ExecutionContext, options?: CreateOptions): Promise<Ima
   return image;
 }
 
-async function contents(image: Image, offset: number, length: number, snapshot?: string): Promise<Buffer> {
+async function contents(
+  image: Image,
+  offset: number,
+  length: number,
+  snapshot?: string,
+): Promise<Buffer> {
   const buffer = Buffer.alloc(length, 0xaa);
   return buffer.subarray(0, await image.read(buffer, offset, snapshot));
 }
@@ -96,8 +104,14 @@ test('a discarded range reads as zeros and gives its blocks back', async (t) => 
   await image.sync();
   const before = image.info().diskUse;
   await image.discard(65536 + 10, MiB - 65536 - 20);
-  t.deepEqual(await contents(image, 65536, 20), Buffer.concat([Buffer.alloc(10, 7), Buffer.alloc(10)]));
-  t.deepEqual(await contents(image, MiB - 20, 20), Buffer.concat([Buffer.alloc(10), Buffer.alloc(10, 7)]));
+  t.deepEqual(
+    await contents(image, 65536, 20),
+    Buffer.concat([Buffer.alloc(10, 7), Buffer.alloc(10)]),
+  );
+  t.deepEqual(
+    await contents(image, MiB - 20, 20),
+    Buffer.concat([Buffer.alloc(10), Buffer.alloc(10, 7)]),
+  );
   await image.sync();
   t.true(image.info().diskUse <= before - 13 * 65536);
 });
@@ -112,8 +126,24 @@ test('snapshots: listed oldest first, read by name, rolled back to, deleted', as
   await image.write(Buffer.from([3]), 0);
   const [one, two, ...rest] = image.snapshots();
   t.is(rest.length, 0);
-  t.like(one, { name: 'one', parent: null, size: MiB, children: 1, automatic: false, current: false, data: 65536 });
-  t.like(two, { name: 'two', parent: 'one', size: MiB, children: 1, automatic: false, current: true, data: 4096 });
+  t.like(one, {
+    name: 'one',
+    parent: null,
+    size: MiB,
+    children: 1,
+    automatic: false,
+    current: false,
+    data: 65536,
+  });
+  t.like(two, {
+    name: 'two',
+    parent: 'one',
+    size: MiB,
+    children: 1,
+    automatic: false,
+    current: true,
+    data: 4096,
+  });
   for (const snapshot of [one, two]) {
     const created = snapshot?.created.getTime() ?? 0;
     t.true(created >= earliest - 1 && created <= Date.now());
@@ -191,7 +221,10 @@ test('snapshotTogether takes one snapshot of each', async (t) => {
 test('force replaces an existing file', async (t) => {
   const file = path.join(await scratchDirectory(t), 'disk.pcow');
   await writeFile(file, 'something precious');
-  await t.throwsAsync(Image.create(file, { size: MiB }), { code: 'PCOW_EXISTS', message: /disk\.pcow/ });
+  await t.throwsAsync(Image.create(file, { size: MiB }), {
+    code: 'PCOW_EXISTS',
+    message: /disk\.pcow/,
+  });
   await Image.create(file, { size: MiB, force: true });
   const image = await Image.open(file);
   t.is(image.info().size, MiB);

@@ -22,7 +22,12 @@ async function opened(t: ExecutionContext, size: number): Promise<Image> {
 async function listed(extents: AsyncIterable<Extent>) {
   const list: [number, number, string, string | null][] = [];
   for await (const { offset, length, kind, layer } of extents) {
-    list.push([offset, length, kind, layer && `${path.basename(layer.path)}@${layer.snapshot ?? ''}`]);
+    list.push([
+      offset,
+      length,
+      kind,
+      layer && `${path.basename(layer.path)}@${layer.snapshot ?? ''}`,
+    ]);
   }
   return list;
 }
@@ -60,7 +65,9 @@ test('a diff lists the sub-blocks that were written or discarded, and nothing el
   await image.write(Buffer.alloc(1, 2), 5000);
   await image.snapshot('second');
   await image.discard(2 * BLOCK, BLOCK);
-  t.deepEqual(await listed(image.diff('first', 'second')), [[4096, 4096, 'data', 'disk.pcow@second']]);
+  t.deepEqual(await listed(image.diff('first', 'second')), [
+    [4096, 4096, 'data', 'disk.pcow@second'],
+  ]);
   t.deepEqual(await listed(image.diff('second', null)), [[2 * BLOCK, BLOCK, 'zero', 'disk.pcow@']]);
   t.deepEqual(await listed(image.diff(null, 'first')), [
     [4096, 4096, 'data', 'disk.pcow@first'],
@@ -72,7 +79,8 @@ test('a diff lists the sub-blocks that were written or discarded, and nothing el
 test('a map continues through bases, and is joined across batches', async (t) => {
   const base = await opened(t, 2 ** 30);
   // More extents than fit into a batch.
-  for (let block = 0; block < 5000; block += 2) await base.write(Buffer.alloc(4096, 1), block * BLOCK);
+  for (let block = 0; block < 5000; block += 2)
+    await base.write(Buffer.alloc(4096, 1), block * BLOCK);
   await base.write(Buffer.alloc(64 * BLOCK, 2), 8192 * BLOCK);
   await base.snapshot('installed');
   const file = path.join(path.dirname(base.info().path), 'clone.pcow');
@@ -111,12 +119,23 @@ test('an aborted signal ends a walk, with its reason', async (t) => {
     code: 'PCOW_CANCELLED',
   });
   t.is(error.cause, reason);
-  await t.throwsAsync(listed(image.diff(null, null, { signal: AbortSignal.abort() })), { code: 'PCOW_CANCELLED' });
+  await t.throwsAsync(listed(image.diff(null, null, { signal: AbortSignal.abort() })), {
+    code: 'PCOW_CANCELLED',
+  });
 });
 
 test('a layer that cannot be walked is refused with its name', async (t) => {
   const image = await opened(t, 2 ** 30);
-  await t.throwsAsync(listed(image.map({ snapshot: 'none' })), { code: 'PCOW_NOT_FOUND', message: /named none/ });
-  await t.throwsAsync(listed(image.diff('none', null)), { code: 'PCOW_NOT_FOUND', message: /named none/ });
-  t.throws(() => image.map({ depths: { first: 2, end: 1 } }), { code: 'PCOW_INVALID', message: /before they begin/ });
+  await t.throwsAsync(listed(image.map({ snapshot: 'none' })), {
+    code: 'PCOW_NOT_FOUND',
+    message: /named none/,
+  });
+  await t.throwsAsync(listed(image.diff('none', null)), {
+    code: 'PCOW_NOT_FOUND',
+    message: /named none/,
+  });
+  t.throws(() => image.map({ depths: { first: 2, end: 1 } }), {
+    code: 'PCOW_INVALID',
+    message: /before they begin/,
+  });
 });

@@ -63,7 +63,9 @@ class World {
         if (step % 2000 === 0 || step === steps) await this.compareAll();
       }
     } catch (error) {
-      this.t.log(`seed ${seed}, block size ${this.blockSize}; the last operations:\n${this.#trace.join('\n')}`);
+      this.t.log(
+        `seed ${seed}, block size ${this.blockSize}; the last operations:\n${this.#trace.join('\n')}`,
+      );
       throw error;
     } finally {
       for (const { image } of this.pairs) await image.close();
@@ -105,7 +107,12 @@ class World {
 
   /** Any offset and length: single bytes, whole blocks, ranges over several blocks. */
   range(size: number): { offset: number; length: number } {
-    const longest = this.random.pick([16, 4096, this.blockSize, Math.min(2 * this.blockSize + 5000, 1 << 20)]);
+    const longest = this.random.pick([
+      16,
+      4096,
+      this.blockSize,
+      Math.min(2 * this.blockSize + 5000, 1 << 20),
+    ]);
     let offset = this.random.below(size);
     let length = 1 + this.random.below(longest);
     if (this.random.chance(0.5)) {
@@ -157,7 +164,10 @@ class World {
   async delete(pair: Pair): Promise<void> {
     const { image, model } = pair;
     const free = model.snapshots.filter(
-      ({ layer }) => !this.pairs.some(({ model: { base } }) => base?.path === model.path && base.layer === layer),
+      ({ layer }) =>
+        !this.pairs.some(
+          ({ model: { base } }) => base?.path === model.path && base.layer === layer,
+        ),
     );
     if (free.length === 0) return;
     const { name } = this.random.pick(free);
@@ -207,7 +217,9 @@ class World {
   async compareSome(pair: Pair): Promise<void> {
     const { model } = pair;
     const snapshot =
-      model.snapshots.length > 0 && this.random.chance(0.3) ? this.random.pick(model.snapshots) : undefined;
+      model.snapshots.length > 0 && this.random.chance(0.3)
+        ? this.random.pick(model.snapshots)
+        : undefined;
     const state = snapshot?.state ?? model.active;
     const { offset, length } = this.range(state.size);
     await this.compare(pair, state, offset, length, snapshot?.name);
@@ -222,11 +234,18 @@ class World {
       );
       this.t.is(image.info().size, model.active.size);
       await this.compare(pair, model.active, 0, model.active.size);
-      for (const { name, state } of model.snapshots) await this.compare(pair, state, 0, state.size, name);
+      for (const { name, state } of model.snapshots)
+        await this.compare(pair, state, 0, state.size, name);
     }
   }
 
-  async compare({ image, model }: Pair, state: ModelState, offset: number, length: number, name?: string) {
+  async compare(
+    { image, model }: Pair,
+    state: ModelState,
+    offset: number,
+    length: number,
+    name?: string,
+  ) {
     const bytes = new Uint8Array(length).fill(0xaa);
     const count = await image.read(bytes, offset, name);
     const expected = state.read(offset, length);
@@ -248,10 +267,16 @@ const CASES = [
 ];
 
 for (const { blockSize, size, maxSize, steps } of CASES) {
-  test.serial(`images equal the model: ${steps} operations, blocks of ${blockSize} bytes`, async (t) => {
-    t.log(`PCOW_SEED=${seed}`);
-    const directory = await scratchDirectory(t);
-    await new World(t, directory, new Random(seed + blockSize), blockSize, maxSize).run(size, steps);
-    t.pass();
-  });
+  test.serial(
+    `images equal the model: ${steps} operations, blocks of ${blockSize} bytes`,
+    async (t) => {
+      t.log(`PCOW_SEED=${seed}`);
+      const directory = await scratchDirectory(t);
+      await new World(t, directory, new Random(seed + blockSize), blockSize, maxSize).run(
+        size,
+        steps,
+      );
+      t.pass();
+    },
+  );
 }

@@ -28,7 +28,8 @@ function* characters(): Generator<string> {
   for (const [first, end] of ranges) {
     // Surrogates: the first and the last only.
     for (let code = first; code < end; code++) {
-      if (code < 0xd802 || code > 0xdffd || (code > 0xdbfd && code < 0xdc02)) yield String.fromCodePoint(code);
+      if (code < 0xd802 || code > 0xdffd || (code > 0xdbfd && code < 0xdc02))
+        yield String.fromCodePoint(code);
     }
   }
 }

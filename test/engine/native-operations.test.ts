@@ -4,7 +4,16 @@
  */
 import { type ChildProcess, execFile, fork } from 'node:child_process';
 import { once } from 'node:events';
-import { type FileHandle, mkdir, open, readFile, stat, statfs, utimes, writeFile } from 'node:fs/promises';
+import {
+  type FileHandle,
+  mkdir,
+  open,
+  readFile,
+  stat,
+  statfs,
+  utimes,
+  writeFile,
+} from 'node:fs/promises';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
@@ -55,7 +64,8 @@ async function mounted(t: ExecutionContext): Promise<Mount> {
     const connection = await connectionOf(point);
     // It may hang in a request to itself. Do this while it is still listed: afterwards the next
     // mount may have its number.
-    if (connection) await writeFile(`/sys/fs/fuse/connections/${connection}/abort`, '1').catch(() => undefined);
+    if (connection)
+      await writeFile(`/sys/fs/fuse/connections/${connection}/abort`, '1').catch(() => undefined);
     await run('umount', ['-l', point]).catch(() => undefined); // not mounted: fine
     child.kill('SIGKILL');
   });
@@ -97,28 +107,43 @@ test.serial('the bytes of flat files do not pass through JavaScript, other files
   await file.close();
 });
 
-test.serial('fallocate: holes and zero ranges are discards, preallocation is refused', async (t) => {
-  const mount = await mounted(t);
-  const disk = mount.file('disk');
-  const file = await opened(t, disk, 'r+');
-  await file.write(Buffer.alloc(4 * MiB, 7), 0, 4 * MiB, 0);
-  await file.sync();
-  const before = (await mount.ask<ImageInfo>('info')).diskUse;
-  await run('fallocate', ['--punch-hole', '--offset', `${MiB}`, '--length', `${MiB}`, disk]);
-  await run('fallocate', ['--zero-range', '--offset', `${2 * MiB + 1}`, '--length', `${MiB}`, disk]);
-  const bytes = await readFile(disk);
-  t.true(bytes.subarray(0, MiB).equals(Buffer.alloc(MiB, 7)));
-  t.true(bytes.subarray(MiB, 2 * MiB).equals(Buffer.alloc(MiB)));
-  t.is(bytes[2 * MiB], 7);
-  t.true(bytes.subarray(2 * MiB + 1, 3 * MiB + 1).equals(Buffer.alloc(MiB)));
-  t.is(bytes[3 * MiB + 1], 7);
-  await file.sync();
-  t.true((await mount.ask<ImageInfo>('info')).diskUse < before - MiB);
-  await t.throwsAsync(run('fallocate', ['--length', `${MiB}`, disk]), { message: /not supported/ });
-  await t.throwsAsync(run('fallocate', ['--zero-range', '--offset', `${15 * MiB}`, '--length', `${2 * MiB}`, disk]), {
-    message: /too large/,
-  });
-});
+test.serial(
+  'fallocate: holes and zero ranges are discards, preallocation is refused',
+  async (t) => {
+    const mount = await mounted(t);
+    const disk = mount.file('disk');
+    const file = await opened(t, disk, 'r+');
+    await file.write(Buffer.alloc(4 * MiB, 7), 0, 4 * MiB, 0);
+    await file.sync();
+    const before = (await mount.ask<ImageInfo>('info')).diskUse;
+    await run('fallocate', ['--punch-hole', '--offset', `${MiB}`, '--length', `${MiB}`, disk]);
+    await run('fallocate', [
+      '--zero-range',
+      '--offset',
+      `${2 * MiB + 1}`,
+      '--length',
+      `${MiB}`,
+      disk,
+    ]);
+    const bytes = await readFile(disk);
+    t.true(bytes.subarray(0, MiB).equals(Buffer.alloc(MiB, 7)));
+    t.true(bytes.subarray(MiB, 2 * MiB).equals(Buffer.alloc(MiB)));
+    t.is(bytes[2 * MiB], 7);
+    t.true(bytes.subarray(2 * MiB + 1, 3 * MiB + 1).equals(Buffer.alloc(MiB)));
+    t.is(bytes[3 * MiB + 1], 7);
+    await file.sync();
+    t.true((await mount.ask<ImageInfo>('info')).diskUse < before - MiB);
+    await t.throwsAsync(run('fallocate', ['--length', `${MiB}`, disk]), {
+      message: /not supported/,
+    });
+    await t.throwsAsync(
+      run('fallocate', ['--zero-range', '--offset', `${15 * MiB}`, '--length', `${2 * MiB}`, disk]),
+      {
+        message: /too large/,
+      },
+    );
+  },
+);
 
 test.serial('a snapshot is read through its own handle, and can not be written', async (t) => {
   const mount = await mounted(t);
@@ -143,7 +168,8 @@ test.serial('cached pages survive another open, but not a rollback', async (t) =
   };
   // The kernel may reclaim a page at any time. So the file is opened repeatedly until no page was
   // requested: if each open dropped the pages, that would never happen.
-  const isCached = (expected: string) => eventually(async () => (await requestsFor(expected)) === 0);
+  const isCached = (expected: string) =>
+    eventually(async () => (await requestsFor(expected)) === 0);
   t.true((await requestsFor('after!')) > 0);
   await isCached('after!');
   await mount.ask('rollback');

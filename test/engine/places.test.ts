@@ -1,4 +1,7 @@
-/** A filesystem that lacks what images need is refused by what makes images there, and by what mounts it. */
+/**
+ * A filesystem that lacks what images need is refused by what makes images there, and by what
+ * mounts it.
+ */
 import { execFile } from 'node:child_process';
 import { mkdir, readdir, statfs } from 'node:fs/promises';
 import path from 'node:path';
@@ -31,7 +34,8 @@ test('a filesystem that cannot reserve space: create, convert, mount and doctor 
   const { directory } = await mountDisk(t, scratch, 'ext2', 64 * 2 ** 20);
   const before = (await statfs(directory)).bavail;
   const pcow = pcowIn(scratch);
-  const lack = /the filesystem there cannot reserve space, and an image needs that: use ext4 or XFS/;
+  const lack =
+    /the filesystem there cannot reserve space, and an image needs that: use ext4 or XFS/;
   await fails(t, pcow('create', 'mnt/vm1', '1M'), 3, lack);
   await run('truncate', ['-s', '1M', path.join(scratch, 'raw')]);
   await fails(t, pcow('convert', '-f', 'raw', 'raw', 'mnt/vm1.pcow'), 3, lack);

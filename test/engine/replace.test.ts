@@ -9,7 +9,9 @@ import { scratchDirectory } from '../helpers/scratch.js';
 
 const MiB = 1 << 20;
 
-async function stage(t: ExecutionContext): Promise<{ directory: string; at: (name: string) => string }> {
+async function stage(
+  t: ExecutionContext,
+): Promise<{ directory: string; at: (name: string) => string }> {
   const directory = await scratchDirectory(t);
   return { directory, at: (name) => path.join(directory, name) };
 }
@@ -46,20 +48,28 @@ test('a file appears when it is complete, and replaces another one only if reque
 test('an image that is open for writing is not replaced, nor one that others stand on, nor the source itself', async (t) => {
   const { at } = await stage(t);
   await Image.create(at('vm.pcow'), { size: MiB });
-  const replaced = (making = {}) => throughDraft(at('vm.pcow'), { replace: true, ...making }, write('new'));
+  const replaced = (making = {}) =>
+    throughDraft(at('vm.pcow'), { replace: true, ...making }, write('new'));
   const image = await Image.open(at('vm.pcow'), { write: true });
   await t.throwsAsync(replaced(), {
     code: 'PCOW_LOCKED',
     message: /vm\.pcow is open for writing by .+; it is not replaced/,
   });
-  await t.throwsAsync(Image.create(at('vm.pcow'), { size: MiB, force: true }), { code: 'PCOW_LOCKED' });
+  await t.throwsAsync(Image.create(at('vm.pcow'), { size: MiB, force: true }), {
+    code: 'PCOW_LOCKED',
+  });
   await image.snapshot('s');
   await image.close();
   await Image.create(at('child.pcow'), { base: { path: at('vm.pcow'), snapshot: 's' } });
   await t.throwsAsync(replaced(), { code: 'PCOW_IN_USE', message: /child\.pcow stands on it/ });
-  await t.throwsAsync(Image.create(at('vm.pcow'), { size: MiB, force: true }), { code: 'PCOW_IN_USE' });
+  await t.throwsAsync(Image.create(at('vm.pcow'), { size: MiB, force: true }), {
+    code: 'PCOW_IN_USE',
+  });
   await symlink('vm.pcow', at('link'));
-  await t.throwsAsync(replaced({ sources: [at('link')] }), { code: 'PCOW_INVALID', message: /choose another name/ });
+  await t.throwsAsync(replaced({ sources: [at('link')] }), {
+    code: 'PCOW_INVALID',
+    message: /choose another name/,
+  });
   await rename(at('child.pcow'), at('child'));
   await replaced();
   t.is(await readFile(at('vm.pcow'), 'utf8'), 'new');

@@ -5,7 +5,12 @@ import { Image, PcowError, type PcowErrorCode, snapshotTogether } from '../../sr
 import * as validate from '../../src/engine/validate.js';
 import { scratchDirectory } from '../helpers/scratch.js';
 
-function refused(t: ExecutionContext, check: () => void, message: RegExp, code: PcowErrorCode = 'PCOW_INVALID') {
+function refused(
+  t: ExecutionContext,
+  check: () => void,
+  message: RegExp,
+  code: PcowErrorCode = 'PCOW_INVALID',
+) {
   const error = t.throws(check, { instanceOf: PcowError, message });
   t.is(error.code, code);
 }
@@ -71,17 +76,47 @@ test('names of snapshots', (t) => {
 
 test('paths, offsets, lengths, buffers, layers', (t) => {
   refused(t, () => validate.checkPath('the path', ''), /^the path is empty$/);
-  refused(t, () => validate.checkPath('the path', 'a\0b'), /^the path "a\\u0000b" contains a NUL character$/);
-  refused(t, () => validate.checkPath('the path', {}), /^the path must be a string, not a value of type object$/);
+  refused(
+    t,
+    () => validate.checkPath('the path', 'a\0b'),
+    /^the path "a\\u0000b" contains a NUL character$/,
+  );
+  refused(
+    t,
+    () => validate.checkPath('the path', {}),
+    /^the path must be a string, not a value of type object$/,
+  );
   refused(t, () => validate.checkPath('the path', []), /^the path must be a string, not an array$/);
   refused(t, () => validate.checkOffset(-1), /^the offset -1 is negative$/);
-  refused(t, () => validate.checkOffset(0.5), /^the offset must be a whole number of bytes, not 0.5$/);
-  refused(t, () => validate.checkOffset(2 ** 47), /^the offset .* is over the limit/, 'PCOW_TOO_LARGE');
+  refused(
+    t,
+    () => validate.checkOffset(0.5),
+    /^the offset must be a whole number of bytes, not 0.5$/,
+  );
+  refused(
+    t,
+    () => validate.checkOffset(2 ** 47),
+    /^the offset .* is over the limit/,
+    'PCOW_TOO_LARGE',
+  );
   refused(t, () => validate.checkLength(-1), /^the length -1 is negative$/);
-  refused(t, () => validate.checkLength('1'), /^the length must be a whole number of bytes, not "1"$/);
-  refused(t, () => validate.checkLength(2 ** 47), /^the length .* is over the limit/, 'PCOW_TOO_LARGE');
+  refused(
+    t,
+    () => validate.checkLength('1'),
+    /^the length must be a whole number of bytes, not "1"$/,
+  );
+  refused(
+    t,
+    () => validate.checkLength(2 ** 47),
+    /^the length .* is over the limit/,
+    'PCOW_TOO_LARGE',
+  );
   refused(t, () => validate.checkBuffer([1]), /^the buffer must be a Uint8Array, not an array$/);
-  refused(t, () => validate.checkBuffer(new DataView(new ArrayBuffer(1))), /^the buffer must be a Uint8Array/);
+  refused(
+    t,
+    () => validate.checkBuffer(new DataView(new ArrayBuffer(1))),
+    /^the buffer must be a Uint8Array/,
+  );
   refused(t, () => validate.checkLayer(0), /^a layer's id must be a positive whole number, not 0$/);
 });
 
@@ -103,7 +138,10 @@ test('arguments that Image.create and the methods refuse before the engine is ca
     const error = await t.throwsAsync(work, { instanceOf: PcowError, message });
     t.is(error.code, 'PCOW_INVALID');
   };
-  await no(Image.create(file, {}), /a\.pcow needs a size: only an image that stands on a base has a default$/);
+  await no(
+    Image.create(file, {}),
+    /a\.pcow needs a size: only an image that stands on a base has a default$/,
+  );
   await no(Image.create('', { size: 65536 }), /^the path of the new image is empty$/);
   const base = { path: 'b.pcow' };
   await no(
@@ -111,9 +149,18 @@ test('arguments that Image.create and the methods refuse before the engine is ca
     /^the base b\.pcow needs the name of a snapshot or the id of a layer, and not both$/,
   );
   await no(Image.create(file, { base: { ...base, snapshot: 's', layer: 1 } }), /and not both$/);
-  await no(Image.create(file, { base: { ...base, layer: -1 } }), /^a layer's id must be a positive/);
-  await no(Image.open(file, { write: 'yes' as never }), /^the option "write" must be true or false, not "yes"$/);
-  await no(Image.open(file, { readonly: true } as never), /has no option "readonly"; known are write, baseRoot$/);
+  await no(
+    Image.create(file, { base: { ...base, layer: -1 } }),
+    /^a layer's id must be a positive/,
+  );
+  await no(
+    Image.open(file, { write: 'yes' as never }),
+    /^the option "write" must be true or false, not "yes"$/,
+  );
+  await no(
+    Image.open(file, { readonly: true } as never),
+    /has no option "readonly"; known are write, baseRoot$/,
+  );
 
   await Image.create(file, { size: 65536 });
   const image = await Image.open(file, { write: true });
@@ -122,15 +169,27 @@ test('arguments that Image.create and the methods refuse before the engine is ca
   await no(image.discard(0, -1), /^the length -1 is negative$/);
   await no(image.snapshot('a b'), /white space/);
   await no(image.rollback(''), /empty/);
-  await no(image.delete('a', { signal: {} as never }), /^the option "signal" must be an AbortSignal$/);
-  await no(image.delete('a', { onProgress: 1 as never }), /^the option "onProgress" must be a function$/);
+  await no(
+    image.delete('a', { signal: {} as never }),
+    /^the option "signal" must be an AbortSignal$/,
+  );
+  await no(
+    image.delete('a', { onProgress: 1 as never }),
+    /^the option "onProgress" must be a function$/,
+  );
   await no(image.delete('a', { onprogress: undefined } as never), /should be "onProgress"$/);
   await no(image.resize(1), /too small/);
   await no(image.freezeForClone('@'), /contains "@"/);
   t.throws(() => image.layerOf('..'), { instanceOf: PcowError, message: /can't be named/ });
   await no(snapshotTogether('s', []), /^a snapshot of several images needs at least one image$/);
-  await no(snapshotTogether('s', [{} as never]), /^a snapshot of several images needs an array of open images$/);
-  await no(snapshotTogether('s', [image, image]), /^an image is listed twice for the snapshot "s"$/);
+  await no(
+    snapshotTogether('s', [{} as never]),
+    /^a snapshot of several images needs an array of open images$/,
+  );
+  await no(
+    snapshotTogether('s', [image, image]),
+    /^an image is listed twice for the snapshot "s"$/,
+  );
   await no(snapshotTogether('/', [image]), /contains "\/"/);
   await image.close();
 });

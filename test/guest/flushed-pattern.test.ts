@@ -34,12 +34,19 @@ test.serial('a guest is killed: a new boot finds every page that it has flushed'
     t.is(verified, `verified ${size / 4096} pages, 0 wrong\n`, device);
   }
   await second.must(`mount -t ext4 -o dax ${filesThen} /mnt`);
-  t.is(await second.must(`pattern verify /mnt/data 43 ${flushed}`), `verified ${flushed} pages, 0 wrong\n`);
+  t.is(
+    await second.must(`pattern verify /mnt/data 43 ${flushed}`),
+    `verified ${flushed} pages, 0 wrong\n`,
+  );
 });
 
 async function devicesOf(guest: Guest): Promise<[filled: string, nvdimm: string, files: string]> {
   const { filled, nvdimm, files } = SIZES;
-  return [await deviceOf(guest, filled), await deviceOf(guest, nvdimm), await deviceOf(guest, files)];
+  return [
+    await deviceOf(guest, filled),
+    await deviceOf(guest, nvdimm),
+    await deviceOf(guest, files),
+  ];
 }
 
 /**

@@ -28,7 +28,11 @@ interface Disk {
   held: number[];
 }
 
-async function monitoredGuest(t: ExecutionContext<unknown>, mount: TestMount, names: string[]): Promise<Guest> {
+async function monitoredGuest(
+  t: ExecutionContext<unknown>,
+  mount: TestMount,
+  names: string[],
+): Promise<Guest> {
   const disks = names.map((name) => ({ file: mount.file(name), size: GUEST_DISK }));
   const guest = await bootOnDisks(t, disks, [process.execPath, pcowProgram, 'run', '--']);
   await guest.must(names.map((_name, number) => `mkdir /mnt/${number}`).join('; '));
@@ -53,22 +57,36 @@ function writeForEver({ number }: Disk): string {
 /** The last durable number, once it is at least `wanted`. */
 async function durable(guest: Guest, { number }: Disk, wanted: number): Promise<number> {
   const file = `/tmp/durable.${number}`;
-  return Number(await guest.must(`until [ "$(cat ${file})" -ge ${wanted} ]; do usleep 1000; done; cat ${file}`));
+  return Number(
+    await guest.must(`until [ "$(cat ${file})" -ge ${wanted} ]; do usleep 1000; done; cat ${file}`),
+  );
 }
 
 /** `device` is a copy: its journal is replayed, as by its next mount. */
-async function checkFileSystem(t: ExecutionContext<unknown>, device: string, before: number, what: string) {
+async function checkFileSystem(
+  t: ExecutionContext<unknown>,
+  device: string,
+  before: number,
+  what: string,
+) {
   await run('e2fsck', ['-y', '-E', 'journal_only', device], { env }).catch((error: unknown) => {
     if ((error as { code: number }).code !== 1) throw error; // 1: the journal repaired something
   });
   await t.notThrowsAsync(run('e2fsck', ['-fn', device], { env }), what);
   for (let number = 1; number <= before; ++number) {
-    const file = await run('debugfs', ['-R', `cat /${Math.floor(number / 50)}/${number}`, device], { env });
+    const file = await run('debugfs', ['-R', `cat /${Math.floor(number / 50)}/${number}`, device], {
+      env,
+    });
     t.is(file.stdout.split('\n')[0], String(number), what);
   }
 }
 
-async function checkSnapshots(t: ExecutionContext<unknown>, mount: TestMount, disk: Disk, last: number) {
+async function checkSnapshots(
+  t: ExecutionContext<unknown>,
+  mount: TestMount,
+  disk: Disk,
+  last: number,
+) {
   const { name, held } = disk;
   const copy = path.join(mount.scratch, 'copy');
   for (const [i, before] of held.entries()) {
@@ -119,7 +137,9 @@ test.serial(
     for (const { number, options, held } of disks) {
       const [device, directory] = [`/dev/pmem${number}`, `/mnt/${number}`];
       await again.must(`mount -t ext4 ${options} ${device} ${directory}`);
-      const found = await again.must(`head -n 1 ${directory}/0/1; head -n 1 ${directory}/*/${held[1]}`);
+      const found = await again.must(
+        `head -n 1 ${directory}/0/1; head -n 1 ${directory}/*/${held[1]}`,
+      );
       t.is(found, `1\n${held[1]}\n`);
       await again.must(`umount ${directory} && e2fsck -fn ${device}`);
     }

@@ -12,9 +12,19 @@ export function bootOn(t: ExecutionContext, file: string): Promise<Guest> {
   return bootOnDisks(t, [{ file, size: GUEST_DISK }]);
 }
 
-/** The same on several: a boot takes most of the time of a test. `prefix`: the words before QEMU. */
-export async function bootOnDisks(t: ExecutionContext, disks: PmemDisk[], prefix: string[] = []): Promise<Guest> {
-  const guest = await boot({ qemuArgs: disksArgs(disks), pmemDevices: disks.length, commandPrefix: prefix });
+/**
+ * The same on several: a boot takes most of the time of a test. `prefix`: the words before QEMU.
+ */
+export async function bootOnDisks(
+  t: ExecutionContext,
+  disks: PmemDisk[],
+  prefix: string[] = [],
+): Promise<Guest> {
+  const guest = await boot({
+    qemuArgs: disksArgs(disks),
+    pmemDevices: disks.length,
+    commandPrefix: prefix,
+  });
   t.teardown(() => guest.kill());
   return guest;
 }

@@ -99,7 +99,9 @@ export function checkGuestNumbers(bytes: Buffer, flushed: number): void {
       if (word === 0 && least === 0) continue;
       const number = (word - i) / WORDS;
       if (!Number.isInteger(number) || number < least || (number * STEP) % GUEST_PAGES !== page) {
-        throw new Error(`word ${i} of page ${page} is ${word}, of number ${number}, in place of ${least} or later`);
+        throw new Error(
+          `word ${i} of page ${page} is ${word}, of number ${number}, in place of ${least} or later`,
+        );
       }
     }
   }

@@ -8,7 +8,9 @@ import { Image } from '../../src/engine/index.js';
 import { MiB, type Status, type TestMount } from './mount.js';
 import { Conversation } from './program.js';
 
-const library = fileURLToPath(new URL('../../../native/build/Release/libpcow-monitor.so', import.meta.url));
+const library = fileURLToPath(
+  new URL('../../../native/build/Release/libpcow-monitor.so', import.meta.url),
+);
 
 /** The command that runs another one under the monitor; `settings` are PCOW_… variables. */
 export function monitorPrefix(settings: Record<string, string> = {}): string[] {
@@ -54,7 +56,11 @@ export async function monitorReport(mount: TestMount, name: string): Promise<Mon
 }
 
 /** Waits until a process is attached, or (null) none is. */
-export async function attachedTo(mount: TestMount, name: string, pid: number | null): Promise<void> {
+export async function attachedTo(
+  mount: TestMount,
+  name: string,
+  pid: number | null,
+): Promise<void> {
   for (let tries = 0; tries < 5000; ++tries) {
     if (((await attachedStatus(mount, name)).attached?.pid ?? null) === pid) return;
     await sleep(20);

@@ -121,7 +121,10 @@ export class TestMount {
   /** One write to a control file. */
   async write(text: string | Uint8Array, ...parts: string[]): Promise<void> {
     // As a shell's `>`, but never makes a file.
-    const file = await open(path.join(this.point, '.pcow', ...parts), constants.O_WRONLY | constants.O_TRUNC);
+    const file = await open(
+      path.join(this.point, '.pcow', ...parts),
+      constants.O_WRONLY | constants.O_TRUNC,
+    );
     try {
       await (typeof text === 'string' ? file.write(text) : file.write(text));
     } finally {
@@ -130,8 +133,17 @@ export class TestMount {
   }
 
   /** A command that must fail with this errno. Returns its message in `status`. */
-  async refused(errno: string, text: string | Uint8Array, name: string, control: string): Promise<string> {
-    await this.t.throwsAsync(this.write(text, name, control), { code: errno }, `${control} ${String(text)}`);
+  async refused(
+    errno: string,
+    text: string | Uint8Array,
+    name: string,
+    control: string,
+  ): Promise<string> {
+    await this.t.throwsAsync(
+      this.write(text, name, control),
+      { code: errno },
+      `${control} ${String(text)}`,
+    );
     const { lastError } = await this.status(name);
     this.t.is(lastError?.command, control);
     this.t.is(lastError?.errno, errno);
@@ -151,11 +163,15 @@ export async function imagesFor(
   const mount = new TestMount(t, await scratchDirectory(t, parent));
   await mkdir(mount.images);
   await mkdir(mount.point);
-  for (const [name, size] of Object.entries(images)) await Image.create(mount.image(name), { size });
+  for (const [name, size] of Object.entries(images))
+    await Image.create(mount.image(name), { size });
   return mount;
 }
 
-export async function mountedImages(t: ExecutionContext<unknown>, images: Record<string, number>): Promise<TestMount> {
+export async function mountedImages(
+  t: ExecutionContext<unknown>,
+  images: Record<string, number>,
+): Promise<TestMount> {
   const mount = await imagesFor(t, images);
   await mount.mount();
   return mount;

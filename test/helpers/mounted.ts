@@ -36,15 +36,29 @@ export async function mountedBy(
   mountPoint: string,
   ...options: string[]
 ): Promise<ChildProcess> {
-  const words = [...prefix, process.execPath, pcowProgram, 'mount', '--foreground', ...options, images, mountPoint];
+  const words = [
+    ...prefix,
+    process.execPath,
+    pcowProgram,
+    'mount',
+    '--foreground',
+    ...options,
+    images,
+    mountPoint,
+  ];
   let said = '';
-  const daemon = spawn('setpriv', ['--pdeathsig', 'KILL', '--', ...words], { stdio: ['ignore', 'pipe', 'pipe'] });
+  const daemon = spawn('setpriv', ['--pdeathsig', 'KILL', '--', ...words], {
+    stdio: ['ignore', 'pipe', 'pipe'],
+  });
   t.teardown(() => takeDown(daemon, mountPoint));
   const ended = once(daemon, 'close').then(() => {
     throw new Error(`the mount ended: ${said}`);
   });
   const ready = new Promise<void>((resolve, reject) => {
-    const timer = setTimeout(() => reject(new Error(`no mount after ${READY_MS} ms: ${said}`)), READY_MS);
+    const timer = setTimeout(
+      () => reject(new Error(`no mount after ${READY_MS} ms: ${said}`)),
+      READY_MS,
+    );
     const listen = (text: string): void => {
       said += text;
       if (!said.includes('is mounted on')) return;
@@ -60,11 +74,15 @@ export async function mountedBy(
 }
 
 async function takeDown(daemon: ChildProcess, mountPoint: string): Promise<void> {
-  const gone = daemon.exitCode !== null || daemon.signalCode !== null ? Promise.resolve() : once(daemon, 'close');
+  const gone =
+    daemon.exitCode !== null || daemon.signalCode !== null
+      ? Promise.resolve()
+      : once(daemon, 'close');
   const connection = await connectionOf(mountPoint);
   // While it is still listed: when it is unmounted, the kernel may give its number to the next
   // mount, of another test.
-  if (connection !== null) await writeFile(`/sys/fs/fuse/connections/${connection}/abort`, '1').catch(() => undefined);
+  if (connection !== null)
+    await writeFile(`/sys/fs/fuse/connections/${connection}/abort`, '1').catch(() => undefined);
   // not mounted any more: fine
   await run('fusermount3', ['-u', '-z', mountPoint]).catch(() => undefined);
   daemon.kill('SIGKILL');

@@ -28,7 +28,10 @@ export class NumberWriter {
     readonly settings: Record<string, string>,
   ) {}
 
-  static async prepare(t: ExecutionContext<unknown>, settings: Record<string, string>): Promise<NumberWriter> {
+  static async prepare(
+    t: ExecutionContext<unknown>,
+    settings: Record<string, string>,
+  ): Promise<NumberWriter> {
     const mount = await imagesFor(t, {});
     // A page's number must be 0 before its first write: data of the base is not in the first bytes.
     await imageOnBase(mount, 'vm1', 8 * MiB, (block) => (block % 3 === 0 ? 0 : 1));
@@ -38,7 +41,12 @@ export class NumberWriter {
     await image.close();
     const progress = path.join(mount.scratch, 'progress');
     await writeFile(progress, Buffer.alloc(PAGE));
-    return new NumberWriter(mount, await program('stored-numbers', mount.scratch), progress, settings);
+    return new NumberWriter(
+      mount,
+      await program('stored-numbers', mount.scratch),
+      progress,
+      settings,
+    );
   }
 
   get process(): Conversation {
@@ -83,7 +91,9 @@ export function checkNumbers(bytes: Buffer, last: number): number {
     const found = Number(bytes.readBigUInt64LE(page * PAGE));
     if (found === (wanted.get(page) ?? 0)) continue;
     if (found !== last + 1 || (found * STEP) % PAGES !== page) {
-      throw new Error(`page ${page} holds ${found} in place of ${wanted.get(page) ?? 0}; ${last} was the last`);
+      throw new Error(
+        `page ${page} holds ${found} in place of ${wanted.get(page) ?? 0}; ${last} was the last`,
+      );
     }
     newest = found;
   }
@@ -93,13 +103,20 @@ export function checkNumbers(bytes: Buffer, last: number): number {
 /** A snapshot has all numbers up to one of them, which must be in a range. */
 function checkSnapshot(bytes: Buffer, from: number, to: number): void {
   let newest = 0;
-  for (let page = 0; page < PAGES; ++page) newest = Math.max(newest, Number(bytes.readBigUInt64LE(page * PAGE)));
-  if (newest < from || newest > to + 1) throw new Error(`it ends with ${newest}, not between ${from} and ${to}`);
+  for (let page = 0; page < PAGES; ++page)
+    newest = Math.max(newest, Number(bytes.readBigUInt64LE(page * PAGE)));
+  if (newest < from || newest > to + 1)
+    throw new Error(`it ends with ${newest}, not between ${from} and ${to}`);
   checkNumbers(bytes, newest);
 }
 
 /** Reads a snapshot. Returns the check that it has all numbers up to one in a range. */
-export async function checkerOf(mount: TestMount, name: string, from: number, to: number): Promise<() => void> {
+export async function checkerOf(
+  mount: TestMount,
+  name: string,
+  from: number,
+  to: number,
+): Promise<() => void> {
   const bytes = await readFile(mount.control('vm1', 'at', name));
   return () => {
     checkSnapshot(bytes, from, to);

@@ -26,7 +26,18 @@ async function build(name: string, output: string, options: string[]): Promise<s
   const built = process.env.PCOW_TEST_PROGRAMS; // test/programs/Makefile
   if (built !== undefined) return path.join(built, path.basename(output));
   const source = path.join(sources, `${name}.c`);
-  await run('gcc', ['-O2', '-Wall', '-Wextra', '-Werror', '-pthread', ...options, '-o', output, source, '-ldl']);
+  await run('gcc', [
+    '-O2',
+    '-Wall',
+    '-Wextra',
+    '-Werror',
+    '-pthread',
+    ...options,
+    '-o',
+    output,
+    source,
+    '-ldl',
+  ]);
   return output;
 }
 
@@ -52,7 +63,11 @@ export class Conversation {
   }
 
   /** Resolves when it has printed its first line. */
-  static async start(t: ExecutionContext<unknown>, file: string, ...words: string[]): Promise<Conversation> {
+  static async start(
+    t: ExecutionContext<unknown>,
+    file: string,
+    ...words: string[]
+  ): Promise<Conversation> {
     const conversation = new Conversation(t, file, words);
     conversation.greeting = await conversation.#answer();
     return conversation;

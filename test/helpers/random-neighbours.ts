@@ -25,7 +25,8 @@ function contentOf(bytes: Uint8Array): Content {
   for (let page = 0; page < PAGES; ++page) {
     const part = bytes.subarray(page * PAGE, (page + 1) * PAGE);
     content[page] = part[0]!;
-    if (!part.every((byte) => byte === part[0])) throw new Error(`page ${page} is not of one piece`);
+    if (!part.every((byte) => byte === part[0]))
+      throw new Error(`page ${page} is not of one piece`);
   }
   return content;
 }
@@ -61,7 +62,12 @@ export class Base {
   }
 
   /** `tool`: map-tool.c. */
-  static async make(mount: TestMount, random: Random, tool: string, blockSize: number): Promise<Base> {
+  static async make(
+    mount: TestMount,
+    random: Random,
+    tool: string,
+    blockSize: number,
+  ): Promise<Base> {
     await Image.create(mount.image('base'), { size: SIZE, blockSize });
     const image = await Image.open(mount.image('base'), { write: true });
     await image.write(Buffer.alloc(SIZE, Base.value), 0);
@@ -72,7 +78,14 @@ export class Base {
 
   /** One change or read. Fails if the mount dies. */
   async use(): Promise<void> {
-    const what = this.#random.weighted({ write: 4, snapshot: 2, delete: 2, rollback: 1, guest: 2, look: 2 });
+    const what = this.#random.weighted({
+      write: 4,
+      snapshot: 2,
+      delete: 2,
+      rollback: 1,
+      guest: 2,
+      look: 2,
+    });
     this.done[what] = (this.done[what] ?? 0) + 1;
     await {
       write: () => this.#write(),
@@ -91,13 +104,20 @@ export class Base {
     const value = this.#random.below(256);
     const after = this.#content.slice().fill(value, first, end);
     if (this.#guest) {
-      const answer = await this.#guest.ask(`write ${first * PAGE} ${(end - first) * PAGE} ${value}`);
+      const answer = await this.#guest.ask(
+        `write ${first * PAGE} ${(end - first) * PAGE} ${value}`,
+      );
       if (answer !== 'ok') throw new Error(`the base's guest: ${answer}`);
     } else {
       this.#doubt = { content: after };
       const file = await open(this.#mount.file('base'), 'r+');
       try {
-        await file.write(Buffer.alloc((end - first) * PAGE, value), 0, (end - first) * PAGE, first * PAGE);
+        await file.write(
+          Buffer.alloc((end - first) * PAGE, value),
+          0,
+          (end - first) * PAGE,
+          first * PAGE,
+        );
       } finally {
         await file.close();
       }
@@ -165,7 +185,8 @@ export class Base {
 
   #compare(name: string, found: Content, expected: Content, or: Content = expected): void {
     const page = found.findIndex((value, at) => value !== expected[at] && value !== or[at]);
-    if (page >= 0) throw new Error(`${name}: page ${page} is full of ${found[page]}, not of ${expected[page]}`);
+    if (page >= 0)
+      throw new Error(`${name}: page ${page} is full of ${found[page]}, not of ${expected[page]}`);
   }
 
   /**
@@ -180,7 +201,11 @@ export class Base {
     if (snapshot && names.includes(snapshot[0])) this.#snapshots.set(...snapshot);
     this.#mount.t.deepEqual(names.sort(), [...this.#snapshots.keys()].sort());
     for (const [name, expected] of this.#snapshots)
-      this.#compare(name, contentOf(await readFile(this.#mount.control('base', 'at', name))), expected);
+      this.#compare(
+        name,
+        contentOf(await readFile(this.#mount.control('base', 'at', name))),
+        expected,
+      );
     const found = contentOf(await readFile(this.#mount.file('base')));
     this.#compare('base', found, this.#content, content);
     this.#content = found;
@@ -213,10 +238,16 @@ export class Side {
   async end(random: Random): Promise<void> {
     const dump = path.join(this.mount.scratch, 'side');
     this.mount.t.is(await this.guest.ask(`dump ${dump}`), 'ok');
-    this.mount.t.true((await readFile(dump)).equals(this.content), 'the side image, as its guest has it');
+    this.mount.t.true(
+      (await readFile(dump)).equals(this.content),
+      'the side image, as its guest has it',
+    );
     await this.guest.end(random.chance(0.5) ? 'SIGKILL' : undefined);
     await attachedTo(this.mount, 'side', null);
-    this.mount.t.true((await readFile(this.mount.file('side'))).equals(this.content), 'the side image');
+    this.mount.t.true(
+      (await readFile(this.mount.file('side'))).equals(this.content),
+      'the side image',
+    );
     await this.mount.write('side', 'side', 'remove');
   }
 }

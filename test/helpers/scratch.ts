@@ -5,7 +5,10 @@ import path from 'node:path';
 
 import type { ExecutionContext } from 'ava';
 
-export async function scratchDirectory(t: ExecutionContext<unknown>, parent = tmpdir()): Promise<string> {
+export async function scratchDirectory(
+  t: ExecutionContext<unknown>,
+  parent = tmpdir(),
+): Promise<string> {
   const directory = await realpath(await mkdtemp(path.join(parent, 'pcow-test-')));
   t.teardown(() => rm(directory, { recursive: true, force: true }));
   return directory;

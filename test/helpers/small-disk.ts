@@ -16,7 +16,9 @@ export interface Disk {
   device: string;
 }
 
-/** Makes a filesystem of `size` bytes on a loop device, and mounts it below `scratch`, for one test. */
+/**
+ * Makes a filesystem of `size` bytes on a loop device, and mounts it below `scratch`, for one test.
+ */
 export async function mountDisk(
   t: ExecutionContext<unknown>,
   scratch: string,
@@ -33,14 +35,21 @@ export async function mountDisk(
   return { directory, device: path.basename(stdout.trim()) };
 }
 
-/** Bytes that have been written to the device since it was made: the seventh number of /sys/block/…/stat counts 512 bytes each. */
+/**
+ * Bytes that have been written to the device since it was made: the seventh number of
+ * /sys/block/…/stat counts 512 bytes each.
+ */
 export async function bytesWrittenTo({ device }: Disk): Promise<number> {
   const text = await readFile(`/sys/block/${device}/stat`, 'utf8');
   return Number(text.trim().split(/\s+/)[6]) * 512;
 }
 
 /** Mounts a tmpfs of `size` bytes at a directory that it makes, for one test. */
-export async function mountSmallDisk(t: ExecutionContext<unknown>, directory: string, size: number): Promise<void> {
+export async function mountSmallDisk(
+  t: ExecutionContext<unknown>,
+  directory: string,
+  size: number,
+): Promise<void> {
   await mkdir(directory, { recursive: true });
   await run('mount', ['-t', 'tmpfs', '-o', `size=${size}`, 'pcow-test', directory]);
   t.teardown(() => run('umount', ['-l', directory]));

@@ -12,9 +12,9 @@ const run = promisify(execFile);
 const ROOT = fileURLToPath(new URL('../../../', import.meta.url));
 
 const page = await readFile(path.join(ROOT, 'docs/library.md'), 'utf8');
-const examples = [...page.matchAll(/^## (.*?)\n(?:(?!^## )[^])*?^```ts\n([^]*?)^```\n+^```text\n([^]*?)^```/gm)].map(
-  ([, title = '', program = '', prints = '']) => ({ title, program, prints }),
-);
+const examples = [
+  ...page.matchAll(/^## (.*?)\n(?:(?!^## )[^])*?^```ts\n([^]*?)^```\n+^```text\n([^]*?)^```/gm),
+].map(([, title = '', program = '', prints = '']) => ({ title, program, prints }));
 
 test('every program of the page is tested', (t) => {
   t.is(examples.length, page.split('```ts\n').length - 1);
@@ -34,7 +34,14 @@ test('the programs compile with the types that the package exports', async (t) =
     }),
   );
   const { options } = ts.convertCompilerOptionsFromJson(
-    { module: 'NodeNext', target: 'ES2022', strict: true, noEmit: true, skipLibCheck: true, types: ['node'] },
+    {
+      module: 'NodeNext',
+      target: 'ES2022',
+      strict: true,
+      noEmit: true,
+      skipLibCheck: true,
+      types: ['node'],
+    },
     ROOT,
   );
   const diagnostics = ts.getPreEmitDiagnostics(
@@ -42,7 +49,8 @@ test('the programs compile with the types that the package exports', async (t) =
   );
   t.deepEqual(
     diagnostics.map(
-      ({ messageText, file }) => `${file?.fileName}: ${ts.flattenDiagnosticMessageText(messageText, '\n')}`,
+      ({ messageText, file }) =>
+        `${file?.fileName}: ${ts.flattenDiagnosticMessageText(messageText, '\n')}`,
     ),
     [],
   );
@@ -63,14 +71,28 @@ for (const { title, program, prints } of examples) {
     });
     // The name of an installed package.
     const file = path.join(scratch, 'example.mjs');
-    await writeFile(file, outputText.replace(/'pcow'/g, `'${path.join(ROOT, 'dist/src/index.js')}'`));
-    const { stdout, stderr, exit } = await new Promise<{ stdout: string; stderr: string; exit: number | null }>(
-      (resolve) => {
-        execFile(process.execPath, [file], { cwd: scratch, timeout: 600_000 }, (error, out, errors) => {
-          resolve({ stdout: out, stderr: errors, exit: error === null ? 0 : (error.code as number | null) });
-        });
-      },
+    await writeFile(
+      file,
+      outputText.replace(/'pcow'/g, `'${path.join(ROOT, 'dist/src/index.js')}'`),
     );
+    const { stdout, stderr, exit } = await new Promise<{
+      stdout: string;
+      stderr: string;
+      exit: number | null;
+    }>((resolve) => {
+      execFile(
+        process.execPath,
+        [file],
+        { cwd: scratch, timeout: 600_000 },
+        (error, out, errors) => {
+          resolve({
+            stdout: out,
+            stderr: errors,
+            exit: error === null ? 0 : (error.code as number | null),
+          });
+        },
+      );
+    });
     t.is(exit, 0, stderr);
     t.is(stdout, prints);
   });

@@ -1,4 +1,7 @@
-/** What the library does with images wherever they are: at rest, in a mount, or in another format. (docs/library.md has the first steps.) */
+/**
+ * What the library does with images wherever they are: at rest, in a mount, or in another format.
+ * (docs/library.md has the first steps.)
+ */
 import { readFile, rename, symlink, unlink, writeFile } from 'node:fs/promises';
 import path from 'node:path';
 import test from 'ava';
@@ -44,7 +47,10 @@ import { MiB, mountedImages } from '../helpers/mount.js';
 import { scratchDirectory } from '../helpers/scratch.js';
 
 /** Every change of an image; `at`: the path of an image by its name. */
-async function everyChange(at: (name: string) => string, fileOf: (name: string) => string): Promise<string[]> {
+async function everyChange(
+  at: (name: string) => string,
+  fileOf: (name: string) => string,
+): Promise<string[]> {
   await makeImage(await newImage(at('base')), { size: MiB });
   const base = await findImage(at('base'));
   await snapshotImages('one', [base]);
@@ -127,7 +133,10 @@ test('converting, comparing and measuring, with progress, and stopped by a signa
   let last = 0;
   const onProgress = (done: number, total: number) => (last = done / total);
   const image = await newImage(at('vm1'));
-  t.like(await convertToImage({ source, from: 'raw' }, image, { onProgress }), { size: MiB, snapshots: [] });
+  t.like(await convertToImage({ source, from: 'raw' }, image, { onProgress }), {
+    size: MiB,
+    snapshots: [],
+  });
   t.is(last, 1);
   const vm1 = await findTarget(at('vm1'));
   const file = await newFile(at('copy'));
@@ -140,7 +149,10 @@ test('converting, comparing and measuring, with progress, and stopped by a signa
   await convertIntoFile({ source: vm1 }, file, 'raw');
   await convertIntoImage({ source, from: 'raw' }, image);
 
-  const [left, right] = [await openContents(vm1), await openContents(await findTarget(file), { format: 'raw' })];
+  const [left, right] = [
+    await openContents(vm1),
+    await openContents(await findTarget(file), { format: 'raw' }),
+  ];
   t.deepEqual(await compareContents(left, right, { strict: false }), { same: true });
   t.true((await measure(right.size, 65536, right)).required > MiB);
   await left.close();

@@ -13,7 +13,10 @@ test.serial('every change through a control file, and its errors', async (t) => 
   const base = await MountedImage.find(mount.file('base'));
   t.is(base.flatFile, mount.file('base'));
   await base.snapshot('one');
-  await t.throwsAsync(base.snapshot('one'), { code: 'PCOW_EXISTS', message: /has a snapshot "one" already/ });
+  await t.throwsAsync(base.snapshot('one'), {
+    code: 'PCOW_EXISTS',
+    message: /has a snapshot "one" already/,
+  });
   await t.throwsAsync(base.rollback('none'), { code: 'PCOW_NOT_FOUND' });
   const clone = await base.clone('clone', 'one');
   await base.renameSnapshot('one', 'uno');
@@ -43,7 +46,9 @@ test.serial('work that is aborted', async (t) => {
   const mount = await mountedImages(t, { vm1: MiB });
   const vm1 = await MountedImage.find(mount.image('vm1'));
   await vm1.snapshot('one');
-  const error: unknown = await vm1.delete('one', { signal: AbortSignal.abort('enough') }).catch((it: unknown) => it);
+  const error: unknown = await vm1
+    .delete('one', { signal: AbortSignal.abort('enough') })
+    .catch((it: unknown) => it);
   t.true(isPcowError(error, 'PCOW_CANCELLED'));
   t.like(error, { cause: 'enough' });
 });

@@ -19,15 +19,26 @@ async function packed(): Promise<string[]> {
 
 test('the package has its programs, its licence, and the instructions to report a vulnerability', async (t) => {
   const files = await packed();
-  const { bin } = JSON.parse(await readFile(`${ROOT}package.json`, 'utf8')) as { bin: Record<string, string> };
-  for (const file of [...Object.values(bin), 'LICENSE', 'README.md', 'SECURITY.md', 'CHANGELOG.md']) {
+  const { bin } = JSON.parse(await readFile(`${ROOT}package.json`, 'utf8')) as {
+    bin: Record<string, string>;
+  };
+  for (const file of [
+    ...Object.values(bin),
+    'LICENSE',
+    'README.md',
+    'SECURITY.md',
+    'CHANGELOG.md',
+  ]) {
     t.true(files.includes(file), file);
   }
 });
 
 test('each source map has the sources that it names', async (t) => {
   for (const file of (await packed()).filter((file) => file.endsWith('.map'))) {
-    const map = JSON.parse(await readFile(ROOT + file, 'utf8')) as { sources: string[]; sourcesContent?: string[] };
+    const map = JSON.parse(await readFile(ROOT + file, 'utf8')) as {
+      sources: string[];
+      sourcesContent?: string[];
+    };
     t.is(map.sourcesContent?.length, map.sources.length, file);
   }
 });

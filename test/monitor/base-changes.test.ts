@@ -60,7 +60,11 @@ const CHANGES: Change[] = [
       await pcow('resize', '--shrink', base(mount), '16M');
     },
   },
-  { name: 'no base of its own any more', endsExport: true, happen: (mount, pcow) => pcow('flatten', base(mount)) },
+  {
+    name: 'no base of its own any more',
+    endsExport: true,
+    happen: (mount, pcow) => pcow('flatten', base(mount)),
+  },
   {
     name: 'another base of its own, and the former one removed',
     endsExport: true,
@@ -82,7 +86,9 @@ const CHANGES: Change[] = [
   {
     name: 'the end of its own guest',
     async happen(mount) {
-      const tool = await monitored(mount.t, await program('map-tool', mount.scratch), [base(mount)]);
+      const tool = await monitored(mount.t, await program('map-tool', mount.scratch), [
+        base(mount),
+      ]);
       mount.t.is(await tool.ask(`write ${3 * BLOCK} ${BLOCK} 99`), 'ok');
       await tool.end();
       await attachedTo(mount, 'base', null);
@@ -110,7 +116,12 @@ const CHANGES: Change[] = [
 
 async function fill(file: string, first: number, end: number, value: number): Promise<void> {
   const handle = await open(file, 'r+');
-  await handle.write(Buffer.alloc((end - first) * BLOCK, value), 0, (end - first) * BLOCK, first * BLOCK);
+  await handle.write(
+    Buffer.alloc((end - first) * BLOCK, value),
+    0,
+    (end - first) * BLOCK,
+    first * BLOCK,
+  );
   await handle.close();
 }
 
@@ -180,18 +191,28 @@ class HalfDone {
   private constructor(readonly child: ChildProcess) {}
 
   static piped(t: ExecutionContext<unknown>, ...words: string[]): HalfDone {
-    const child = spawn(process.execPath, [PCOW, ...words], { stdio: ['ignore', 'pipe', 'inherit'] });
+    const child = spawn(process.execPath, [PCOW, ...words], {
+      stdio: ['ignore', 'pipe', 'inherit'],
+    });
     t.teardown(() => child.kill('SIGKILL'));
     return new HalfDone(child);
   }
 
-  static async stopped(t: ExecutionContext<unknown>, directory: string, ...words: string[]): Promise<HalfDone> {
+  static async stopped(
+    t: ExecutionContext<unknown>,
+    directory: string,
+    ...words: string[]
+  ): Promise<HalfDone> {
     const before = new Set(await readdir(directory));
-    const child = spawn(process.execPath, [PCOW, ...words], { stdio: ['ignore', 'ignore', 'inherit'] });
+    const child = spawn(process.execPath, [PCOW, ...words], {
+      stdio: ['ignore', 'ignore', 'inherit'],
+    });
     t.teardown(() => child.kill('SIGKILL'));
     const hasBegun = async (): Promise<boolean> => {
       for (const name of await readdir(directory)) {
-        const made = before.has(name) ? null : await stat(path.join(directory, name)).catch(() => null);
+        const made = before.has(name)
+          ? null
+          : await stat(path.join(directory, name)).catch(() => null);
         if (made !== null && made.blocks > 0) return true;
       }
       return false;
@@ -208,16 +229,27 @@ class HalfDone {
 
   /** Its exit code. */
   async goOn(output?: string): Promise<number | null> {
-    const ended = this.child.exitCode === null ? once(this.child, 'close') : Promise.resolve([this.child.exitCode]);
+    const ended =
+      this.child.exitCode === null
+        ? once(this.child, 'close')
+        : Promise.resolve([this.child.exitCode]);
     if (output !== undefined) this.child.stdout?.pipe(createWriteStream(output));
     this.child.kill('SIGCONT');
     return ((await ended) as [number | null])[0];
   }
 }
 
-async function guestSees(t: ExecutionContext<unknown>, guest: Conversation, model: Buffer): Promise<void> {
+async function guestSees(
+  t: ExecutionContext<unknown>,
+  guest: Conversation,
+  model: Buffer,
+): Promise<void> {
   for (const block of [1, 5, 25, 45, 61, 130, 199, 201, 245, 255]) {
-    t.is(await guest.ask(`read ${block * BLOCK + 5000}`), String(model[block * BLOCK + 5000]), `block ${block}`);
+    t.is(
+      await guest.ask(`read ${block * BLOCK + 5000}`),
+      String(model[block * BLOCK + 5000]),
+      `block ${block}`,
+    );
   }
 }
 
@@ -266,7 +298,9 @@ for (const change of CHANGES) {
     const exported = await exporting.goOn(made('archive'));
     t.true(exported === 0 || change.endsExport === true, `export: ${exported}`);
     t.true((await readFile(made('raw'))).equals(expected), 'convert');
-    await run('sh', ['-c', `"${process.execPath}" "${PCOW}" receive received < stream`], { cwd: outputs });
+    await run('sh', ['-c', `"${process.execPath}" "${PCOW}" receive received < stream`], {
+      cwd: outputs,
+    });
     if (exported === 0) await commandsIn(outputs)('import', 'archive', 'imported');
     for (const name of exported === 0 ? ['received', 'imported'] : ['received']) {
       const image = await Image.open(made(`${name}.pcow`));
@@ -278,25 +312,28 @@ for (const change of CHANGES) {
   });
 }
 
-test.serial('a base that gets another base while there is no mount: the guest waits for the next one', async (t) => {
-  const mount = await imagesFor(t, {});
-  const model = await makeImages(mount);
-  await mount.mount();
-  const guest = await monitored(t, await program('map-tool', mount.scratch), [mount.file('vm1')]);
-  t.is(await guest.ask(`read ${BLOCK}`), '3');
-  await mount.kill();
-  const base = await Image.open(mount.image('base'), { write: true });
-  await base.rebase({ path: mount.image('other'), snapshot: 'o' });
-  await base.close();
-  const seen = guest.ask(`read ${130 * BLOCK}`);
-  await mount.mount();
-  t.is(await seen, '1');
-  await guestSees(t, guest, model);
-  // The files that it has got since work like the first ones.
-  await commandsIn(mount.scratch)('delete', `${mount.file('base')}@old`);
-  t.is(await guest.ask(`write ${BLOCK} 100 88`), 'ok');
-  model.fill(88, BLOCK, BLOCK + 100);
-  const made = path.join(mount.scratch, 'guest');
-  t.is(await guest.ask(`dump ${made}`), 'ok');
-  t.true((await readFile(made)).equals(model));
-});
+test.serial(
+  'a base that gets another base while there is no mount: the guest waits for the next one',
+  async (t) => {
+    const mount = await imagesFor(t, {});
+    const model = await makeImages(mount);
+    await mount.mount();
+    const guest = await monitored(t, await program('map-tool', mount.scratch), [mount.file('vm1')]);
+    t.is(await guest.ask(`read ${BLOCK}`), '3');
+    await mount.kill();
+    const base = await Image.open(mount.image('base'), { write: true });
+    await base.rebase({ path: mount.image('other'), snapshot: 'o' });
+    await base.close();
+    const seen = guest.ask(`read ${130 * BLOCK}`);
+    await mount.mount();
+    t.is(await seen, '1');
+    await guestSees(t, guest, model);
+    // The files that it has got since work like the first ones.
+    await commandsIn(mount.scratch)('delete', `${mount.file('base')}@old`);
+    t.is(await guest.ask(`write ${BLOCK} 100 88`), 'ok');
+    model.fill(88, BLOCK, BLOCK + 100);
+    const made = path.join(mount.scratch, 'guest');
+    t.is(await guest.ask(`dump ${made}`), 'ok');
+    t.true((await readFile(made)).equals(model));
+  },
+);

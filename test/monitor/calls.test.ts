@@ -29,7 +29,8 @@ const REFUSED: Record<string, string> = {
   'mremap to another place': 'ENOMEM',
   remap_file_pages: 'EINVAL',
 };
-const UNCHANGED = ' | loads 55 55 55 55 55 55 55 | stores 66 66 66 66 66 66 66 | file 66 66 66 66 66 66 66';
+const UNCHANGED =
+  ' | loads 55 55 55 55 55 55 55 | stores 66 66 66 66 66 66 66 | file 66 66 66 66 66 66 66';
 
 async function linesOf(t: ExecutionContext<unknown>, words: string[]): Promise<string[]> {
   const [command = '', ...rest] = words;
@@ -39,27 +40,35 @@ async function linesOf(t: ExecutionContext<unknown>, words: string[]): Promise<s
   return lines;
 }
 
-test.serial('every system call for memory works as for a file on tmpfs, or is refused as documented', async (t) => {
-  const memory = await scratchDirectory(t, '/dev/shm');
-  const plain = path.join(memory, 'plain');
-  await writeFile(plain, FILLED);
-  await writeFile(path.join(memory, 'other'), FILLED);
-  const mount = await imagesFor(t, { base: MiB });
-  const base = await Image.open(mount.image('base'), { write: true });
-  await base.write(FILLED, 0);
-  await base.snapshot('s');
-  await base.close();
-  await Image.create(mount.image('vm1'), { base: { path: mount.image('base'), snapshot: 's' } });
-  await mount.mount();
+test.serial(
+  'every system call for memory works as for a file on tmpfs, or is refused as documented',
+  async (t) => {
+    const memory = await scratchDirectory(t, '/dev/shm');
+    const plain = path.join(memory, 'plain');
+    await writeFile(plain, FILLED);
+    await writeFile(path.join(memory, 'other'), FILLED);
+    const mount = await imagesFor(t, { base: MiB });
+    const base = await Image.open(mount.image('base'), { write: true });
+    await base.write(FILLED, 0);
+    await base.snapshot('s');
+    await base.close();
+    await Image.create(mount.image('vm1'), { base: { path: mount.image('base'), snapshot: 's' } });
+    await mount.mount();
 
-  const calls = await program('mapping-calls', mount.scratch);
-  const expected = await linesOf(t, [calls, plain, path.join(memory, 'other')]);
-  await writeFile(path.join(memory, 'other'), FILLED);
-  const seen = await linesOf(t, [...monitorPrefix(), calls, mount.file('vm1'), path.join(memory, 'other')]);
-  t.is(seen.length, expected.length);
-  for (const [at, line] of expected.entries()) {
-    const name = line.slice(0, line.indexOf(':'));
-    const refusal = REFUSED[name];
-    t.is(seen[at], refusal === undefined ? line : `${name}: ${refusal}${UNCHANGED}`);
-  }
-});
+    const calls = await program('mapping-calls', mount.scratch);
+    const expected = await linesOf(t, [calls, plain, path.join(memory, 'other')]);
+    await writeFile(path.join(memory, 'other'), FILLED);
+    const seen = await linesOf(t, [
+      ...monitorPrefix(),
+      calls,
+      mount.file('vm1'),
+      path.join(memory, 'other'),
+    ]);
+    t.is(seen.length, expected.length);
+    for (const [at, line] of expected.entries()) {
+      const name = line.slice(0, line.indexOf(':'));
+      const refusal = REFUSED[name];
+      t.is(seen[at], refusal === undefined ? line : `${name}: ${refusal}${UNCHANGED}`);
+    }
+  },
+);

@@ -60,30 +60,39 @@ if prctl(38, 1, 0, 0, 0) or prctl(22, 2, ctypes.byref(Program(4, ctypes.addresso
 os.execvp(sys.argv[1], sys.argv[1:])
 `;
 
-test.serial('if a filter keeps the monitor from the descriptor of a flat file, it says so', async (t) => {
-  const mount = await mountedImages(t, { vm1: MiB });
-  const tool = await program('map-tool', mount.scratch);
-  const words = ['-c', FILTERED, ...monitorPrefix(), tool, mount.file('vm1')];
-  const error = await t.throwsAsync(promisify(execFile)('python3', words));
-  t.regex(
-    (error as ExecFileException).stderr ?? '',
-    /the monitor may not borrow descriptors of this process: .*pidfd_getfd/,
-  );
-
-  // As pcow run and pcow doctor tell it before.
-  const under = (...rest: string[]) =>
-    promisify(execFile)('python3', ['-c', FILTERED, process.execPath, pcowProgram, ...rest]).catch(
-      (failure: ExecFileException) => failure,
+test.serial(
+  'if a filter keeps the monitor from the descriptor of a flat file, it says so',
+  async (t) => {
+    const mount = await mountedImages(t, { vm1: MiB });
+    const tool = await program('map-tool', mount.scratch);
+    const words = ['-c', FILTERED, ...monitorPrefix(), tool, mount.file('vm1')];
+    const error = await t.throwsAsync(promisify(execFile)('python3', words));
+    t.regex(
+      (error as ExecFileException).stderr ?? '',
+      /the monitor may not borrow descriptors of this process: .*pidfd_getfd/,
     );
-  const started = (await under('run', '--', 'true')) as ExecFileException;
-  t.is(started.code, 7);
-  t.regex(started.stderr ?? '', /could not borrow descriptors of its process: .*pidfd_getfd/);
-  const { findings } = JSON.parse((await under('doctor', '--json')).stdout ?? '') as { findings: { check: string }[] };
-  t.like(
-    findings.find(({ check }) => check === 'userfaultfd'),
-    {
-      level: 'problem',
-      mend: 'the filter of system calls here, as of a container, must allow userfaultfd, pidfd_open and pidfd_getfd',
-    },
-  );
-});
+
+    // As pcow run and pcow doctor tell it before.
+    const under = (...rest: string[]) =>
+      promisify(execFile)('python3', [
+        '-c',
+        FILTERED,
+        process.execPath,
+        pcowProgram,
+        ...rest,
+      ]).catch((failure: ExecFileException) => failure);
+    const started = (await under('run', '--', 'true')) as ExecFileException;
+    t.is(started.code, 7);
+    t.regex(started.stderr ?? '', /could not borrow descriptors of its process: .*pidfd_getfd/);
+    const { findings } = JSON.parse((await under('doctor', '--json')).stdout ?? '') as {
+      findings: { check: string }[];
+    };
+    t.like(
+      findings.find(({ check }) => check === 'userfaultfd'),
+      {
+        level: 'problem',
+        mend: 'the filter of system calls here, as of a container, must allow userfaultfd, pidfd_open and pidfd_getfd',
+      },
+    );
+  },
+);

@@ -80,7 +80,9 @@ test.serial(
       const where = `seed ${random.seed}, round ${round}`;
       await attachedTo(mount, 'vm1', pid);
       // In some rounds the mount dies in the middle of a snapshot, or soon after one.
-      const late = random.chance(0.6) ? mount.write(`late${round}`, 'vm1', 'snapshot').catch(() => undefined) : null;
+      const late = random.chance(0.6)
+        ? mount.write(`late${round}`, 'vm1', 'snapshot').catch(() => undefined)
+        : null;
       await sleep(random.below(80));
       await mount.kill();
       await late;
@@ -99,47 +101,53 @@ test.serial(
   },
 );
 
-test.serial('the next mount: a process recognises its own image there, by any descriptor', async (t) => {
-  const mount = await imagesFor(t, { vm1: MiB });
-  await mount.mount();
-  const tool = await program('map-tool', mount.scratch);
-  for (const first of ['punch 65536 4096', 'another']) {
-    const it = await monitored(t, tool, [mount.file('vm1')]);
-    t.is(await it.ask('write 65536 8192 7'), 'ok');
-    await mount.kill();
+test.serial(
+  'the next mount: a process recognises its own image there, by any descriptor',
+  async (t) => {
+    const mount = await imagesFor(t, { vm1: MiB });
     await mount.mount();
-    await attachedTo(mount, 'vm1', it.pid);
-    t.is(await it.ask('another'), 'ok', 'by the descriptor of the dead mount');
-    t.is(await it.ask('reopen'), 'ok');
-    t.is(await it.ask(first), 'ok');
-    t.is(await it.ask('punch 65536 4096'), 'ok');
-    t.is(await it.ask('another'), 'ok');
-    t.is(await it.ask('read 65536'), '0');
-    t.is(await it.ask('read 69632'), '7');
+    const tool = await program('map-tool', mount.scratch);
+    for (const first of ['punch 65536 4096', 'another']) {
+      const it = await monitored(t, tool, [mount.file('vm1')]);
+      t.is(await it.ask('write 65536 8192 7'), 'ok');
+      await mount.kill();
+      await mount.mount();
+      await attachedTo(mount, 'vm1', it.pid);
+      t.is(await it.ask('another'), 'ok', 'by the descriptor of the dead mount');
+      t.is(await it.ask('reopen'), 'ok');
+      t.is(await it.ask(first), 'ok');
+      t.is(await it.ask('punch 65536 4096'), 'ok');
+      t.is(await it.ask('another'), 'ok');
+      t.is(await it.ask('read 65536'), '0');
+      t.is(await it.ask('read 69632'), '7');
+      await it.end();
+      await attachedTo(mount, 'vm1', null);
+    }
+  },
+);
+
+test.serial(
+  'the next mount: a process opens its own image there before it is attached again',
+  async (t) => {
+    const mount = await imagesFor(t, { vm1: MiB });
+    await mount.mount();
+    const it = await monitored(t, await program('map-tool', mount.scratch), [mount.file('vm1')]);
+    for (let value = 1; value <= 4; ++value) {
+      t.is(await it.ask(`write 65536 8192 ${value}`), 'ok');
+      await mount.kill();
+      const opened = it.ask('reopen-next');
+      await mount.mount();
+      t.is(await opened, 'ok');
+      await attachedTo(mount, 'vm1', it.pid);
+      t.is(await it.ask('another'), 'ok');
+      t.is(await it.ask('punch 65536 4096'), 'ok');
+      t.is(await it.ask('read 65536'), '0');
+      t.is(await it.ask('read 69632'), `${value}`);
+    }
     await it.end();
     await attachedTo(mount, 'vm1', null);
-  }
-});
-
-test.serial('the next mount: a process opens its own image there before it is attached again', async (t) => {
-  const mount = await imagesFor(t, { vm1: MiB });
-  await mount.mount();
-  const it = await monitored(t, await program('map-tool', mount.scratch), [mount.file('vm1')]);
-  for (let value = 1; value <= 4; ++value) {
-    t.is(await it.ask(`write 65536 8192 ${value}`), 'ok');
-    await mount.kill();
-    const opened = it.ask('reopen-next');
-    await mount.mount();
-    t.is(await opened, 'ok');
-    await attachedTo(mount, 'vm1', it.pid);
-    t.is(await it.ask('another'), 'ok');
-    t.is(await it.ask('punch 65536 4096'), 'ok');
-    t.is(await it.ask('read 65536'), '0');
-    t.is(await it.ask('read 69632'), `${value}`);
-  }
-  await it.end();
-  await attachedTo(mount, 'vm1', null);
-});
+  },
+);
 
 test.serial('the next mount: commands work before the process is attached again', async (t) => {
   const mount = await imagesFor(t, { vm1: MiB });
@@ -163,42 +171,48 @@ test.serial('the next mount: commands work before the process is attached again'
   await it.end();
 });
 
-test.serial('the next mount: a process that has another root in the meantime is attached again', async (t) => {
-  const mount = await imagesFor(t, { vm1: MiB });
-  await mount.mount();
-  const it = await monitored(t, await program('map-tool', mount.scratch), [mount.file('vm1')]);
-  t.is(await it.ask('write 0 4096 7'), 'ok');
-  t.is(await it.ask(`chroot ${await scratchDirectory(t)}`), 'ok');
-  await mount.kill();
-  await mount.mount();
-  await attachedTo(mount, 'vm1', it.pid);
-  await mount.write('s', 'vm1', 'snapshot');
-  t.is(await it.ask('write 0 4096 8'), 'ok');
-  t.is((await readFile(mount.control('vm1', 'at', 's')))[0], 7);
-  await it.end();
-  await attachedTo(mount, 'vm1', null);
-  t.is((await readFile(mount.file('vm1')))[0], 8);
-});
-
-test.serial('both die, the mount first: the next mount has everything that was stored', async (t) => {
-  const random = new Random(seedFromEnvironment());
-  t.log(`seed ${random.seed}`);
-  const writer = await NumberWriter.prepare(t, {});
-  const { mount } = writer;
-  let last = 0;
-  for (let round = 0; round < 5; ++round) {
+test.serial(
+  'the next mount: a process that has another root in the meantime is attached again',
+  async (t) => {
+    const mount = await imagesFor(t, { vm1: MiB });
     await mount.mount();
-    await writer.start(last + 1);
-    const snapshot = mount.write(`s${round}`, 'vm1', 'snapshot').catch(() => undefined);
-    await sleep(random.below(100));
+    const it = await monitored(t, await program('map-tool', mount.scratch), [mount.file('vm1')]);
+    t.is(await it.ask('write 0 4096 7'), 'ok');
+    t.is(await it.ask(`chroot ${await scratchDirectory(t)}`), 'ok');
     await mount.kill();
-    await sleep(random.below(50));
-    await writer.process.end('SIGKILL');
-    await snapshot;
-    const stored = Math.max(last, await writer.stored());
     await mount.mount();
-    last = checkNumbers(await readFile(mount.file('vm1')), stored);
-    t.is((await mount.status('vm1')).state, 'ok');
-    await mount.unmount();
-  }
-});
+    await attachedTo(mount, 'vm1', it.pid);
+    await mount.write('s', 'vm1', 'snapshot');
+    t.is(await it.ask('write 0 4096 8'), 'ok');
+    t.is((await readFile(mount.control('vm1', 'at', 's')))[0], 7);
+    await it.end();
+    await attachedTo(mount, 'vm1', null);
+    t.is((await readFile(mount.file('vm1')))[0], 8);
+  },
+);
+
+test.serial(
+  'both die, the mount first: the next mount has everything that was stored',
+  async (t) => {
+    const random = new Random(seedFromEnvironment());
+    t.log(`seed ${random.seed}`);
+    const writer = await NumberWriter.prepare(t, {});
+    const { mount } = writer;
+    let last = 0;
+    for (let round = 0; round < 5; ++round) {
+      await mount.mount();
+      await writer.start(last + 1);
+      const snapshot = mount.write(`s${round}`, 'vm1', 'snapshot').catch(() => undefined);
+      await sleep(random.below(100));
+      await mount.kill();
+      await sleep(random.below(50));
+      await writer.process.end('SIGKILL');
+      await snapshot;
+      const stored = Math.max(last, await writer.stored());
+      await mount.mount();
+      last = checkNumbers(await readFile(mount.file('vm1')), stored);
+      t.is((await mount.status('vm1')).state, 'ok');
+      await mount.unmount();
+    }
+  },
+);

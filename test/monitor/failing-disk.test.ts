@@ -86,38 +86,50 @@ test.serial(
     await tool.end();
     await attachedTo(mount, 'vm1', null);
     const block = (await readFile(mount.file('vm1'))).subarray(5 * BLOCK, 6 * BLOCK);
-    t.true(block.equals(Buffer.alloc(BLOCK, 6).fill(200, 100, 101)), 'what was copied, and what was stored');
+    t.true(
+      block.equals(Buffer.alloc(BLOCK, 6).fill(200, 100, 101)),
+      'what was copied, and what was stored',
+    );
   },
 );
 
-test.serial('after a failed flush, msync and every later flush fail until the image is opened again', async (t) => {
-  const mount = await imagesFor(t, { vm1: MiB });
-  await mount.mount();
-  const disk = await failingDisk(mount, 'vm1');
-  const [command = '', ...words] = disk.prefix;
-  const start = async (): Promise<Conversation> =>
-    Conversation.start(t, command, ...words, await program('map-tool', mount.scratch), mount.file('vm1'));
-  const tool = await start();
-  t.is(await tool.ask(`write 0 ${BLOCK} 7`), 'ok');
-  t.is(await tool.ask('sync'), 'ok');
-  t.is(await tool.ask(`write ${BLOCK} ${BLOCK} 8`), 'ok');
-  await disk.fail('sync');
-  t.not(await tool.ask('sync'), 'ok');
-  await disk.fail('nothing');
-  t.not(await tool.ask('sync'), 'ok', 'the kernel tells of lost pages once: it is not forgotten');
-  await t.throwsAsync(mount.write('s', 'vm1', 'snapshot'), { code: 'EIO' });
-  t.regex(
-    (await mount.status('vm1')).lastError?.message ?? '',
-    /every later sync fails, too, until the image is opened again/,
-  );
-  await tool.end('SIGKILL');
-  await attachedTo(mount, 'vm1', null);
+test.serial(
+  'after a failed flush, msync and every later flush fail until the image is opened again',
+  async (t) => {
+    const mount = await imagesFor(t, { vm1: MiB });
+    await mount.mount();
+    const disk = await failingDisk(mount, 'vm1');
+    const [command = '', ...words] = disk.prefix;
+    const start = async (): Promise<Conversation> =>
+      Conversation.start(
+        t,
+        command,
+        ...words,
+        await program('map-tool', mount.scratch),
+        mount.file('vm1'),
+      );
+    const tool = await start();
+    t.is(await tool.ask(`write 0 ${BLOCK} 7`), 'ok');
+    t.is(await tool.ask('sync'), 'ok');
+    t.is(await tool.ask(`write ${BLOCK} ${BLOCK} 8`), 'ok');
+    await disk.fail('sync');
+    t.not(await tool.ask('sync'), 'ok');
+    await disk.fail('nothing');
+    t.not(await tool.ask('sync'), 'ok', 'the kernel tells of lost pages once: it is not forgotten');
+    await t.throwsAsync(mount.write('s', 'vm1', 'snapshot'), { code: 'EIO' });
+    t.regex(
+      (await mount.status('vm1')).lastError?.message ?? '',
+      /every later sync fails, too, until the image is opened again/,
+    );
+    await tool.end('SIGKILL');
+    await attachedTo(mount, 'vm1', null);
 
-  const again = await start();
-  t.is(await again.ask(`read ${BLOCK}`), '8');
-  t.is(await again.ask('sync'), 'ok');
-  await again.end();
-});
+    const again = await start();
+    t.is(await again.ask(`read ${BLOCK}`), '8');
+    t.is(await again.ask('sync'), 'ok');
+    await again.end();
+  },
+);
 
 test.serial('the guest gets the error of a failed flush', async (t) => {
   const mount = await imagesFor(t, { vm1: 128 * MiB });

@@ -47,7 +47,10 @@ async function isolatedBytes(
     if (byte === 1) await mount.write('s', 'vm1', 'snapshot');
   }
   t.true(((await monitorReport(mount, 'vm1')).promotions ?? 0) > 0);
-  t.is((await readFile(log, 'utf8')).match(/too fragmented for this process's mapping limit/g)?.length, 1);
+  t.is(
+    (await readFile(log, 'utf8')).match(/too fragmented for this process's mapping limit/g)?.length,
+    1,
+  );
   await tool.end();
   await attachedTo(mount, 'vm1', null);
 }

@@ -47,7 +47,9 @@ for (const over of ['holes', 'a base'] as const) {
         await Image.create(mount.image('vm1'), { size: SIZE });
       }
       await mount.mount();
-      const tool = await monitored(t, await program('map-tool', mount.scratch), [mount.file('vm1')]);
+      const tool = await monitored(t, await program('map-tool', mount.scratch), [
+        mount.file('vm1'),
+      ]);
       const write = async (offset: number, length: number, byte: number): Promise<string> => {
         model.fill(byte, offset, offset + length);
         return tool.ask(`write ${offset} ${length} ${byte}`);
@@ -59,15 +61,26 @@ for (const over of ['holes', 'a base'] as const) {
       const waiting = write(4 * BLOCK, 60 * BLOCK, 202);
       await stalls(mount);
       t.false(await settled(waiting));
-      t.regex(await readFile(mount.control('vm1', 'metrics'), 'utf8'), /^pcow_stalled\{[^}]*\} 1$/m);
+      t.regex(
+        await readFile(mount.control('vm1', 'metrics'), 'utf8'),
+        /^pcow_stalled\{[^}]*\} 1$/m,
+      );
       t.regex(
         await readFile(mount.control('vm1', 'metrics'), 'utf8'),
         /^pcow_disk_free_bytes\{image="vm1"\} \d{1,6}$/m,
       );
       const pcow = pcowIn(mount.scratch);
-      t.regex(await succeeds(t, pcow('list', 'mnt')), /^vm1 .* stalled \(process \d+\): its disk is full or failing$/m);
-      t.regex(await succeeds(t, pcow('info', 'mnt/vm1')), /^state +stalled: process \d+ waits for the disk/m);
-      await mount.logged(/^\S+Z vm1: process \d+ \(map-tool\) is paused, because the disk of its image is full/m);
+      t.regex(
+        await succeeds(t, pcow('list', 'mnt')),
+        /^vm1 .* stalled \(process \d+\): its disk is full or failing$/m,
+      );
+      t.regex(
+        await succeeds(t, pcow('info', 'mnt/vm1')),
+        /^state +stalled: process \d+ waits for the disk/m,
+      );
+      await mount.logged(
+        /^\S+Z vm1: process \d+ \(map-tool\) is paused, because the disk of its image is full/m,
+      );
       t.deepEqual(
         (await readFile(mount.file('vm1'))).subarray(0, 4 * BLOCK),
         model.subarray(0, 4 * BLOCK),
@@ -102,20 +115,23 @@ for (const over of ['holes', 'a base'] as const) {
   );
 }
 
-test.serial('a process that waits for space can be killed, and the image goes back to the mount', async (t) => {
-  const mount = await imagesFor(t, {});
-  await mountSmallDisk(t, mount.images, 8 * MiB);
-  await Image.create(mount.image('vm1'), { size: SIZE });
-  await mount.mount();
-  const tool = await monitored(t, await program('map-tool', mount.scratch), [mount.file('vm1')]);
-  t.is(await tool.ask(`write 0 ${BLOCK} 5`), 'ok');
-  await fillDisk(mount.images, BLOCK);
-  tool.ask(`write ${BLOCK} ${4 * MiB} 6`).catch(() => undefined);
-  await stalls(mount);
-  await tool.end('SIGKILL');
-  await attachedTo(mount, 'vm1', null);
-  t.true((await readFile(mount.file('vm1'))).subarray(0, BLOCK).equals(Buffer.alloc(BLOCK, 5)));
-  await freeDisk(mount.images);
-  await writeFile(mount.file('vm1'), Buffer.alloc(BLOCK, 7), { flag: 'r+' });
-  t.is((await readFile(mount.file('vm1')))[BLOCK - 1], 7);
-});
+test.serial(
+  'a process that waits for space can be killed, and the image goes back to the mount',
+  async (t) => {
+    const mount = await imagesFor(t, {});
+    await mountSmallDisk(t, mount.images, 8 * MiB);
+    await Image.create(mount.image('vm1'), { size: SIZE });
+    await mount.mount();
+    const tool = await monitored(t, await program('map-tool', mount.scratch), [mount.file('vm1')]);
+    t.is(await tool.ask(`write 0 ${BLOCK} 5`), 'ok');
+    await fillDisk(mount.images, BLOCK);
+    tool.ask(`write ${BLOCK} ${4 * MiB} 6`).catch(() => undefined);
+    await stalls(mount);
+    await tool.end('SIGKILL');
+    await attachedTo(mount, 'vm1', null);
+    t.true((await readFile(mount.file('vm1'))).subarray(0, BLOCK).equals(Buffer.alloc(BLOCK, 5)));
+    await freeDisk(mount.images);
+    await writeFile(mount.file('vm1'), Buffer.alloc(BLOCK, 7), { flag: 'r+' });
+    t.is((await readFile(mount.file('vm1')))[BLOCK - 1], 7);
+  },
+);

@@ -24,47 +24,53 @@ async function told(mount: TestMount): Promise<unknown[]> {
   return ended;
 }
 
-test.serial('while a guest stores and flushes: the next mount has it, and takes live snapshots', async (t) => {
-  const writer = await NumberWriter.prepare(t, {});
-  const { mount } = writer;
-  await mount.mount();
-  await writer.start(1);
-  const { pid } = writer.process;
-  for (let round = 0; round < 5; ++round) {
-    await attachedTo(mount, 'vm1', pid);
-    await writer.flushesAgain();
-    t.deepEqual(await told(mount), [0, null]);
-    t.deepEqual(await readdir(mount.point), []);
-    await writer.flushesAgain();
+test.serial(
+  'while a guest stores and flushes: the next mount has it, and takes live snapshots',
+  async (t) => {
+    const writer = await NumberWriter.prepare(t, {});
+    const { mount } = writer;
     await mount.mount();
-    await attachedTo(mount, 'vm1', pid);
-    const before = await writer.stored();
-    await mount.write(`s${round}`, 'vm1', 'snapshot');
-    t.notThrows(await checkerOf(mount, `s${round}`, before, await writer.stored()));
-  }
-  await writer.process.end('SIGKILL');
-  await attachedTo(mount, 'vm1', null);
-  checkNumbers(await readFile(mount.file('vm1')), await writer.stored());
-});
+    await writer.start(1);
+    const { pid } = writer.process;
+    for (let round = 0; round < 5; ++round) {
+      await attachedTo(mount, 'vm1', pid);
+      await writer.flushesAgain();
+      t.deepEqual(await told(mount), [0, null]);
+      t.deepEqual(await readdir(mount.point), []);
+      await writer.flushesAgain();
+      await mount.mount();
+      await attachedTo(mount, 'vm1', pid);
+      const before = await writer.stored();
+      await mount.write(`s${round}`, 'vm1', 'snapshot');
+      t.notThrows(await checkerOf(mount, `s${round}`, before, await writer.stored()));
+    }
+    await writer.process.end('SIGKILL');
+    await attachedTo(mount, 'vm1', null);
+    checkNumbers(await readFile(mount.file('vm1')), await writer.stored());
+  },
+);
 
-test.serial('pcow umount refuses while a guest from an earlier mount is attached, and names it', async (t) => {
-  const mount = await imagesFor(t, { vm1: MiB, vm2: MiB });
-  await mount.mount();
-  const guest = await monitored(t, await program('map-tool', mount.scratch), [mount.file('vm1')]);
-  t.is(await guest.ask('write 0 4096 7'), 'ok');
-  t.deepEqual(await told(mount), [0, null]);
-  await mount.mount();
-  await attachedTo(mount, 'vm1', guest.pid);
-  const error = await t.throwsAsync(umount(mount.point));
-  t.regex(
-    String(error?.message),
-    new RegExp(`is in use by process ${guest.pid} \\(map-tool\\), which has vm1 attached`),
-  );
-  await attachedTo(mount, 'vm1', guest.pid);
-  await guest.end();
-  await attachedTo(mount, 'vm1', null);
-  await umount(mount.point);
-});
+test.serial(
+  'pcow umount refuses while a guest from an earlier mount is attached, and names it',
+  async (t) => {
+    const mount = await imagesFor(t, { vm1: MiB, vm2: MiB });
+    await mount.mount();
+    const guest = await monitored(t, await program('map-tool', mount.scratch), [mount.file('vm1')]);
+    t.is(await guest.ask('write 0 4096 7'), 'ok');
+    t.deepEqual(await told(mount), [0, null]);
+    await mount.mount();
+    await attachedTo(mount, 'vm1', guest.pid);
+    const error = await t.throwsAsync(umount(mount.point));
+    t.regex(
+      String(error?.message),
+      new RegExp(`is in use by process ${guest.pid} \\(map-tool\\), which has vm1 attached`),
+    );
+    await attachedTo(mount, 'vm1', guest.pid);
+    await guest.end();
+    await attachedTo(mount, 'vm1', null);
+    await umount(mount.point);
+  },
+);
 
 /** Maps a file to read; answers an offset with the byte there. */
 const READER = `
@@ -105,7 +111,9 @@ for (const [what, fileOf] of Object.entries(others)) {
     async (t) => {
       const mount = await imagesFor(t, { vm1: MiB, vm2: MiB });
       await mount.mount();
-      const guest = await monitored(t, await program('map-tool', mount.scratch), [mount.file('vm1')]);
+      const guest = await monitored(t, await program('map-tool', mount.scratch), [
+        mount.file('vm1'),
+      ]);
       t.is(await guest.ask('write 0 4096 7'), 'ok');
       await mount.write('s', 'vm1', 'snapshot');
       const reader = await openReader(t, fileOf(mount));

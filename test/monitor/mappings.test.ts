@@ -12,7 +12,13 @@ import test, { type ExecutionContext } from 'ava';
 
 import { Image } from '../../src/engine/index.js';
 import { imagesFor, MiB, type TestMount } from '../helpers/mount.js';
-import { attachedStatus, attachedTo, monitored, monitorPrefix, monitorReport } from '../helpers/monitored.js';
+import {
+  attachedStatus,
+  attachedTo,
+  monitored,
+  monitorPrefix,
+  monitorReport,
+} from '../helpers/monitored.js';
 import { program } from '../helpers/program.js';
 import { scratchDirectory } from '../helpers/scratch.js';
 
@@ -20,14 +26,26 @@ const run = promisify(execFile);
 const SIZE = 4 * MiB;
 const PAGE = 4096;
 const EVERYWHERE = [
-  ...['offset', 'two-mappings', 'fixed', 'read-only', 'write-only', 'unmap-part', 'shrink', 'advise', 'sync', 'remove'],
+  ...[
+    'offset',
+    'two-mappings',
+    'fixed',
+    'read-only',
+    'write-only',
+    'unmap-part',
+    'shrink',
+    'advise',
+    'sync',
+    'remove',
+  ],
   ...['protect', 'replace-itself', 'private', 'beyond-the-end', 'fork', 'system-calls'],
 ];
 
 /** As mapping-cases.c expects it. */
 function content(): Buffer {
   const bytes = Buffer.alloc(SIZE);
-  for (let page = 0; page < SIZE / PAGE; ++page) bytes.fill(1 + (page % 251), page * PAGE, (page + 1) * PAGE);
+  for (let page = 0; page < SIZE / PAGE; ++page)
+    bytes.fill(1 + (page % 251), page * PAGE, (page + 1) * PAGE);
   return bytes;
 }
 
@@ -53,7 +71,11 @@ async function outcome(command: string, words: string[]): Promise<string> {
   try {
     return (await run(command, words)).stdout;
   } catch (error) {
-    const { stdout, stderr, signal } = error as { stdout: string; stderr: string; signal: string | null };
+    const { stdout, stderr, signal } = error as {
+      stdout: string;
+      stderr: string;
+      signal: string | null;
+    };
     return `${signal ?? ''} ${stdout}${stderr}`;
   }
 }
@@ -119,45 +141,54 @@ test.serial('a process that unmaps the image releases it', async (t) => {
   await tool.end();
 });
 
-test.serial('an fsync of the flat file by another process makes the attached one’s writes durable', async (t) => {
-  const mount = await mountedContent(t);
-  const tool = await monitored(t, await program('map-tool', mount.scratch), [mount.file('vm1')]);
-  t.is(await tool.ask('write 0 1 99'), 'ok');
-  const before = (await monitorReport(mount, 'vm1')).monitorSyncs;
-  await run('sync', [mount.file('vm1')]);
-  await run('sync', ['--data', mount.file('vm1')]);
-  let after = before;
-  for (let tries = 0; tries < 100 && after === before; ++tries) {
-    await sleep(20); // a report may be a moment old
-    after = (await monitorReport(mount, 'vm1')).monitorSyncs;
-  }
-  t.is(after, (before ?? NaN) + 2);
-  await tool.end();
-});
+test.serial(
+  'an fsync of the flat file by another process makes the attached one’s writes durable',
+  async (t) => {
+    const mount = await mountedContent(t);
+    const tool = await monitored(t, await program('map-tool', mount.scratch), [mount.file('vm1')]);
+    t.is(await tool.ask('write 0 1 99'), 'ok');
+    const before = (await monitorReport(mount, 'vm1')).monitorSyncs;
+    await run('sync', [mount.file('vm1')]);
+    await run('sync', ['--data', mount.file('vm1')]);
+    let after = before;
+    for (let tries = 0; tries < 100 && after === before; ++tries) {
+      await sleep(20); // a report may be a moment old
+      after = (await monitorReport(mount, 'vm1')).monitorSyncs;
+    }
+    t.is(after, (before ?? NaN) + 2);
+    await tool.end();
+  },
+);
 
-test.serial('an image has one writer: the error of a second one names it; there may be many readers', async (t) => {
-  const mount = await mountedContent(t);
-  const tool = await program('map-tool', mount.scratch);
-  const cases = await program('mapping-cases', mount.scratch);
-  const writer = await monitored(t, tool, [mount.file('vm1')]);
-  t.is(await writer.ask(`write 0 ${PAGE} 1`), 'ok');
-  const refused = await underMonitor(cases, mount.file('vm1'), 'two-mappings');
-  t.regex(refused, /errno: EBUSY/);
-  const { lastError } = await mount.status('vm1');
-  t.regex(lastError?.message ?? '', new RegExp(`process ${writer.pid} \\(map-tool\\)`));
-  t.is((await attachedStatus(mount, 'vm1')).attached?.pid, writer.pid);
-  await t.throwsAsync(writeFile(mount.file('vm1'), 'x', { flag: 'r+' }), { code: 'EBUSY' });
+test.serial(
+  'an image has one writer: the error of a second one names it; there may be many readers',
+  async (t) => {
+    const mount = await mountedContent(t);
+    const tool = await program('map-tool', mount.scratch);
+    const cases = await program('mapping-cases', mount.scratch);
+    const writer = await monitored(t, tool, [mount.file('vm1')]);
+    t.is(await writer.ask(`write 0 ${PAGE} 1`), 'ok');
+    const refused = await underMonitor(cases, mount.file('vm1'), 'two-mappings');
+    t.regex(refused, /errno: EBUSY/);
+    const { lastError } = await mount.status('vm1');
+    t.regex(lastError?.message ?? '', new RegExp(`process ${writer.pid} \\(map-tool\\)`));
+    t.is((await attachedStatus(mount, 'vm1')).attached?.pid, writer.pid);
+    await t.throwsAsync(writeFile(mount.file('vm1'), 'x', { flag: 'r+' }), { code: 'EBUSY' });
 
-  t.is(await underMonitor(cases, mount.file('vm1'), 'read-only'), 'ok\n');
-  t.is(await writer.ask(`write ${PAGE} ${PAGE} 77`), 'ok', 'the writer goes on');
-  t.is((await readFile(mount.file('vm1')))[PAGE], 77, 'the mount sees what it writes');
-  await writer.end();
-});
+    t.is(await underMonitor(cases, mount.file('vm1'), 'read-only'), 'ok\n');
+    t.is(await writer.ask(`write ${PAGE} ${PAGE} 77`), 'ok', 'the writer goes on');
+    t.is((await readFile(mount.file('vm1')))[PAGE], 77, 'the mount sees what it writes');
+    await writer.end();
+  },
+);
 
-test.serial('without a mount behind a file, and for other files, the monitor changes nothing', async (t) => {
-  const scratch = await scratchDirectory(t);
-  const cases = await program('mapping-cases', scratch);
-  const file = path.join(scratch, 'plain');
-  await writeFile(file, content());
-  for (const name of EVERYWHERE) t.is(await underMonitor(cases, file, name), 'ok\n', name);
-});
+test.serial(
+  'without a mount behind a file, and for other files, the monitor changes nothing',
+  async (t) => {
+    const scratch = await scratchDirectory(t);
+    const cases = await program('mapping-cases', scratch);
+    const file = path.join(scratch, 'plain');
+    await writeFile(file, content());
+    for (const name of EVERYWHERE) t.is(await underMonitor(cases, file, name), 'ok\n', name);
+  },
+);

@@ -37,7 +37,8 @@ test.serial('every family once, every sample with the name of its image', async 
         t.regex(line, new RegExp(`^# TYPE ${family} (counter|gauge|histogram)$`));
       } else {
         if (line.startsWith('pcow_clean_store_')) continue; // of the mount
-        const [, name = '', image = ''] = /^(\w+)\{image="([^"]+)"(?:,\w+="[^"]*")*\} [\d.e+-]+$/.exec(line) ?? [];
+        const [, name = '', image = ''] =
+          /^(\w+)\{image="([^"]+)"(?:,\w+="[^"]*")*\} [\d.e+-]+$/.exec(line) ?? [];
         t.true(name.startsWith(family), line);
         t.true(images.includes(image), line);
       }
@@ -45,7 +46,10 @@ test.serial('every family once, every sample with the name of its image', async 
     t.deepEqual(families, [...new Set(families)]);
     for (const image of images) {
       const [, count] =
-        new RegExp(`^pcow_fault_seconds_count\\{image="${image}",kind="expansion"\\} (\\d+)$`, 'm').exec(text) ?? [];
+        new RegExp(
+          `^pcow_fault_seconds_count\\{image="${image}",kind="expansion"\\} (\\d+)$`,
+          'm',
+        ).exec(text) ?? [];
       t.is(count === undefined, image === 'idle', image);
     }
   }
@@ -64,14 +68,18 @@ test.serial('promtool finds no fault, with a guest attached and a damaged image'
 });
 
 test('promtool accepts the example alerts', async (t) => {
-  t.regex(await promtool('check rules packaging/prometheus/pcow-alerts.yml'), /SUCCESS: \d+ rules found/);
+  t.regex(
+    await promtool('check rules packaging/prometheus/pcow-alerts.yml'),
+    /SUCCESS: \d+ rules found/,
+  );
 });
 
 /** Its output; or the test fails. */
 async function promtool(command: string, input = ''): Promise<string> {
   const child = execFile('build/promtool', command.split(' '));
   const said: string[] = [];
-  for (const stream of [child.stdout, child.stderr]) stream?.on('data', (data: string) => said.push(data));
+  for (const stream of [child.stdout, child.stderr])
+    stream?.on('data', (data: string) => said.push(data));
   child.stdin?.end(input);
   const [code] = (await once(child, 'close')) as [number];
   if (code !== 0) throw new Error(`promtool ${command}: exit code ${code}: ${said.join('')}`);

@@ -40,7 +40,11 @@ test.serial(
     const during = await plainReader(t, mount);
     for (let value = 10; value < 20; ++value) {
       t.is(await guest.ask(`write 0 4096 ${value}`), 'ok');
-      t.is(await during.ask('read 0'), String(value), 'a descriptor from during the attachment is never behind');
+      t.is(
+        await during.ask('read 0'),
+        String(value),
+        'a descriptor from during the attachment is never behind',
+      );
     }
     await guest.end('SIGKILL');
     t.is(await old.ask('fsync'), 'ok', 'waits until the mount has the image');
@@ -53,7 +57,11 @@ test.serial(
 );
 
 async function plainReader(t: ExecutionContext<unknown>, mount: TestMount): Promise<Conversation> {
-  return Conversation.start(t, await program('fake-monitor', mount.scratch), `${mount.file('vm1')}:r`);
+  return Conversation.start(
+    t,
+    await program('fake-monitor', mount.scratch),
+    `${mount.file('vm1')}:r`,
+  );
 }
 
 test.serial(

@@ -24,7 +24,15 @@ const CASES = [
     'cancel-another',
     'touch-in-handlers',
   ],
-  ...['children', 'child-without-handlers', 'split', 'two-mappings', 'every-part', 'read-only', 'limits'],
+  ...[
+    'children',
+    'child-without-handlers',
+    'split',
+    'two-mappings',
+    'every-part',
+    'read-only',
+    'limits',
+  ],
   ...['exit-beside-stores', 'store-in-destructor'],
 ];
 
@@ -46,7 +54,13 @@ test.serial('programs that are careless with their mapping', async (t) => {
   const mount = await mountedClones(t, ...CASES, 'other');
   const cases = await program('process-cases', mount.scratch);
   for (const name of CASES) {
-    const [command = '', ...words] = [...monitorPrefix(), cases, mount.file(name), name, mount.file('other')];
+    const [command = '', ...words] = [
+      ...monitorPrefix(),
+      cases,
+      mount.file(name),
+      name,
+      mount.file('other'),
+    ];
     t.is((await run(command, words)).stdout, 'ok\n', name);
     await attachedTo(mount, name, null);
     await attachedTo(mount, 'other', null);
@@ -86,7 +100,11 @@ test.serial(
 test.serial('msync over two images makes both durable', async (t) => {
   const mount = await mountedClones(t, 'vm1', 'vm2');
   const cases = await program('process-cases', mount.scratch);
-  const conversation = await monitored(t, cases, [mount.file('vm1'), 'two-images', mount.file('vm2')]);
+  const conversation = await monitored(t, cases, [
+    mount.file('vm1'),
+    'two-images',
+    mount.file('vm2'),
+  ]);
   t.is(conversation.greeting, 'synced');
   for (const name of ['vm1', 'vm2']) t.is((await monitorReport(mount, name)).monitorSyncs, 1, name);
   await conversation.end();

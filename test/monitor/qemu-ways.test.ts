@@ -91,7 +91,12 @@ async function mountedMemory(t: ExecutionContext<unknown>): Promise<TestMount> {
 /**
  * Unplugs and plugs: each time all memory is touched, so that every block becomes the image's own.
  */
-async function plugs(t: ExecutionContext<unknown>, mount: TestMount, qmp: Qmp, pid: number): Promise<void> {
+async function plugs(
+  t: ExecutionContext<unknown>,
+  mount: TestMount,
+  qmp: Qmp,
+  pid: number,
+): Promise<void> {
   for (let round = 0; round < 3; ++round) {
     await qmp.ask('object-add', {
       ...{ 'qom-type': 'memory-backend-file', id: 'hot', 'mem-path': mount.file('hot') },
@@ -110,11 +115,9 @@ for (const [name, way] of Object.entries(WAYS)) {
     const mount = await mountedMemory(t);
     const scratch = await scratchDirectory(t);
     await chmod(scratch, 0o777);
-    const [socket, pidFile, saved] = ['qmp', 'pid', 'memory'].map((file) => path.join(scratch, file)) as [
-      string,
-      string,
-      string,
-    ];
+    const [socket, pidFile, saved] = ['qmp', 'pid', 'memory'].map((file) =>
+      path.join(scratch, file),
+    ) as [string, string, string];
     const qemu = spawn(
       process.execPath,
       [
@@ -129,11 +132,17 @@ for (const [name, way] of Object.entries(WAYS)) {
           'none',
           '-S',
         ],
-        ...['-object', `memory-backend-file,id=cold,share=on,mem-path=${mount.file('cold')},size=${SIZE}`],
+        ...[
+          '-object',
+          `memory-backend-file,id=cold,share=on,mem-path=${mount.file('cold')},size=${SIZE}`,
+        ],
         ...['-device', 'nvdimm,id=nvdimm,memdev=cold', '-qmp', `unix:${socket},server=on,wait=off`],
         ...['-pidfile', pidFile, ...way.options],
       ],
-      { stdio: ['ignore', 'ignore', 'inherit'], env: { ...process.env, LD_PRELOAD: way.preload ?? '' } },
+      {
+        stdio: ['ignore', 'ignore', 'inherit'],
+        env: { ...process.env, LD_PRELOAD: way.preload ?? '' },
+      },
     );
     t.teardown(() => qemu.kill('SIGKILL'));
     await eventually(async () => (await readFile(pidFile, 'utf8').catch(() => '')).endsWith('\n'));
@@ -151,7 +160,8 @@ for (const [name, way] of Object.entries(WAYS)) {
     await qmp.ask('quit');
     await attachedTo(mount, 'cold', null);
     await mount.unmount();
-    for (const image of ['cold', 'hot']) t.deepEqual((await checkImage(mount.image(image))).findings, [], image);
+    for (const image of ['cold', 'hot'])
+      t.deepEqual((await checkImage(mount.image(image))).findings, [], image);
   });
 }
 

@@ -72,7 +72,9 @@ class Scene {
     const disk = await scratchDirectory(t);
     const tool = await program('map-tool', disk);
     const base = await Base.make(mount, random, tool, random.pick([4096, 65536, 65536, 2 * MiB]));
-    await Image.create(mount.image('vm1'), { base: { path: mount.image('base'), snapshot: Base.snapshot } });
+    await Image.create(mount.image('vm1'), {
+      base: { path: mount.image('base'), snapshot: Base.snapshot },
+    });
     await mount.mount();
     const model = path.join(await scratchDirectory(t, '/dev/shm'), 'model');
     const settings: Record<string, string> = {
@@ -100,7 +102,8 @@ class Scene {
     let isOver = false;
     const over = Promise.race([worker.closed, taker.closed]).then(() => (isOver = true));
     await Promise.race([attachedTo(mount, 'vm1', worker.pid), over]);
-    if (this.#mark && random.chance(0.5)) this.#side = await Side.begin(mount, this.programs.tool, this.#mark.name);
+    if (this.#mark && random.chance(0.5))
+      this.#side = await Side.begin(mount, this.programs.tool, this.#mark.name);
 
     for (let left = 1 + random.below(25); left > 0 && !isOver && Date.now() < end; --left)
       await this.#scene(worker.pid, over);
@@ -111,7 +114,10 @@ class Scene {
       else await worker.end('SIGKILL');
       count('SIGKILL of the process');
     }
-    const [answer, taken] = await Promise.all([dies ? 'ok' : worker.endWithAnswer(), taker.endWithAnswer()]);
+    const [answer, taken] = await Promise.all([
+      dies ? 'ok' : worker.endWithAnswer(),
+      taker.endWithAnswer(),
+    ]);
     t.is(answer, 'ok');
     const snapshots = Number(/^(\d+) snapshots$/.exec(taken)?.[1]);
     t.false(Number.isNaN(snapshots), taken);
@@ -203,16 +209,20 @@ class Scene {
   }
 }
 
-test.serial('whatever a program does to its mapping, nothing is lost, and no snapshot changes', async (t) => {
-  t.timeout((SECONDS + 300) * 1000);
-  const random = new Random(seedFromEnvironment());
-  t.log(`PCOW_SEED=${random.seed}`);
-  const end = Date.now() + SECONDS * 1000;
-  while (Date.now() < end) {
-    const scene = await Scene.make(t, random);
-    // Make a new image before a thread has filled its log.
-    for (let lives = 1 + random.below(4); lives > 0 && Date.now() < end; --lives) await scene.life(end);
-    await scene.end();
-  }
-  t.log(counts);
-});
+test.serial(
+  'whatever a program does to its mapping, nothing is lost, and no snapshot changes',
+  async (t) => {
+    t.timeout((SECONDS + 300) * 1000);
+    const random = new Random(seedFromEnvironment());
+    t.log(`PCOW_SEED=${random.seed}`);
+    const end = Date.now() + SECONDS * 1000;
+    while (Date.now() < end) {
+      const scene = await Scene.make(t, random);
+      // Make a new image before a thread has filled its log.
+      for (let lives = 1 + random.below(4); lives > 0 && Date.now() < end; --lives)
+        await scene.life(end);
+      await scene.end();
+    }
+    t.log(counts);
+  },
+);

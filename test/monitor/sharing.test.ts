@@ -1,4 +1,6 @@
-/** Processes of one base share its memory: what the mount's clean store gives, keeps and refuses. */
+/**
+ * Processes of one base share its memory: what the mount's clean store gives, keeps and refuses.
+ */
 import { readFile } from 'node:fs/promises';
 import path from 'node:path';
 
@@ -21,17 +23,26 @@ async function storeOf(mount: TestMount): Promise<StoreFigures | null> {
 }
 
 /** Images "a", "b" and "c" on one base, mounted with a store of this size. */
-async function threeOnOneBase(t: ExecutionContext<unknown>, ...options: string[]): Promise<TestMount> {
+async function threeOnOneBase(
+  t: ExecutionContext<unknown>,
+  ...options: string[]
+): Promise<TestMount> {
   const mount = await imagesFor(t, {});
   await imageOnBase(mount, 'a', SIZE, (block) => (block % 251) + 1);
   for (const name of ['b', 'c']) {
-    await Image.create(mount.image(name), { base: { path: mount.image('a-base'), snapshot: 'base' } });
+    await Image.create(mount.image(name), {
+      base: { path: mount.image('a-base'), snapshot: 'base' },
+    });
   }
   await mount.mount(...options);
   return mount;
 }
 
-async function reader(t: ExecutionContext<unknown>, mount: TestMount, name: string): Promise<Conversation> {
+async function reader(
+  t: ExecutionContext<unknown>,
+  mount: TestMount,
+  name: string,
+): Promise<Conversation> {
   const it = await monitored(t, await program('base-reader', mount.scratch), [mount.file(name)]);
   t.is(it.greeting, 'mapped');
   return it;
@@ -52,33 +63,40 @@ async function shares(mount: TestMount, name: string, bytes: number): Promise<vo
   await eventually(async () => (await monitorReport(mount, name)).sharedBytes === bytes);
 }
 
-test.serial('two processes have the memory of their base once, and what each stores is its own', async (t) => {
-  const mount = await threeOnOneBase(t, '--clean-store', '128M');
-  const [a, b] = [await reader(t, mount, 'a'), await reader(t, mount, 'b')];
-  for (const it of [a, b]) await readsAll(t, it);
-  for (const name of ['a', 'b']) await shares(mount, name, SIZE);
-  t.is((await storeOf(mount))?.bytes, SIZE);
-  for (const it of [a, b]) {
-    t.true(Number(await it.ask('memory')) < (SIZE / 1024) * 0.75, 'proportional');
-    t.is(await it.ask('mappings'), '1');
-  }
-  t.is(await a.ask('put 70000 99'), 'ok');
-  t.is(await a.ask('get 70000'), '99');
-  t.is(await b.ask('get 70000'), '2');
+test.serial(
+  'two processes have the memory of their base once, and what each stores is its own',
+  async (t) => {
+    const mount = await threeOnOneBase(t, '--clean-store', '128M');
+    const [a, b] = [await reader(t, mount, 'a'), await reader(t, mount, 'b')];
+    for (const it of [a, b]) await readsAll(t, it);
+    for (const name of ['a', 'b']) await shares(mount, name, SIZE);
+    t.is((await storeOf(mount))?.bytes, SIZE);
+    for (const it of [a, b]) {
+      t.true(Number(await it.ask('memory')) < (SIZE / 1024) * 0.75, 'proportional');
+      t.is(await it.ask('mappings'), '1');
+    }
+    t.is(await a.ask('put 70000 99'), 'ok');
+    t.is(await a.ask('get 70000'), '99');
+    t.is(await b.ask('get 70000'), '2');
 
-  await mount.write('s', 'a', 'snapshot');
-  t.is(await a.ask('get 70000'), '99');
-  t.is(await a.ask('put 70000 98'), 'ok');
-  t.is(await b.ask('get 70000'), '2');
-  await readsAll(t, b);
-  t.is(await a.ask('drop 1048576 1048576'), 'ok');
-  t.is(await a.ask('put 1048577 77'), 'ok');
-  await a.end();
-  await attachedTo(mount, 'a', null);
-  const again = await reader(t, mount, 'a');
-  t.is(await again.ask('get 1048577'), '77', 'a store after the pages were dropped is in the image');
-  t.is(await again.ask('get 70000'), '98');
-});
+    await mount.write('s', 'a', 'snapshot');
+    t.is(await a.ask('get 70000'), '99');
+    t.is(await a.ask('put 70000 98'), 'ok');
+    t.is(await b.ask('get 70000'), '2');
+    await readsAll(t, b);
+    t.is(await a.ask('drop 1048576 1048576'), 'ok');
+    t.is(await a.ask('put 1048577 77'), 'ok');
+    await a.end();
+    await attachedTo(mount, 'a', null);
+    const again = await reader(t, mount, 'a');
+    t.is(
+      await again.ask('get 1048577'),
+      '77',
+      'a store after the pages were dropped is in the image',
+    );
+    t.is(await again.ask('get 70000'), '98');
+  },
+);
 
 test.serial('an attached process cannot change what others read', async (t) => {
   const mount = await threeOnOneBase(t, '--clean-store', '128M');
@@ -106,19 +124,22 @@ test.serial(
   },
 );
 
-test.serial('the mount is killed: what is shared stays, and the next mount shares on', async (t) => {
-  const mount = await threeOnOneBase(t, '--clean-store', '128M');
-  const a = await reader(t, mount, 'a');
-  t.is(await a.ask('get 1000'), '1');
-  await a.ask(`sum 0 ${8 * MiB}`);
-  await eventually(async () => (await monitorReport(mount, 'a')).sharedBytes! >= 8 * MiB);
-  await mount.kill();
-  await readsAll(t, a);
-  await mount.mount('--clean-store', '128M');
-  await attachedTo(mount, 'a', a.pid);
-  await shares(mount, 'a', SIZE);
-  await readsAll(t, a);
-});
+test.serial(
+  'the mount is killed: what is shared stays, and the next mount shares on',
+  async (t) => {
+    const mount = await threeOnOneBase(t, '--clean-store', '128M');
+    const a = await reader(t, mount, 'a');
+    t.is(await a.ask('get 1000'), '1');
+    await a.ask(`sum 0 ${8 * MiB}`);
+    await eventually(async () => (await monitorReport(mount, 'a')).sharedBytes! >= 8 * MiB);
+    await mount.kill();
+    await readsAll(t, a);
+    await mount.mount('--clean-store', '128M');
+    await attachedTo(mount, 'a', a.pid);
+    await shares(mount, 'a', SIZE);
+    await readsAll(t, a);
+  },
+);
 
 test.serial('without a store, processes make copies of their own', async (t) => {
   const mount = await threeOnOneBase(t);

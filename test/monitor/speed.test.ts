@@ -25,12 +25,24 @@ test.serial('loads and stores in a monitored mapping are as fast as in a plain f
   await truncate(plain, SIZE * MiB);
   await mount.mount();
   const tool = await program('memory-speed', mount.scratch);
-  const [command = '', ...words] = [...monitorPrefix(), tool, mount.file('vm1'), plain, String(SIZE)];
+  const [command = '', ...words] = [
+    ...monitorPrefix(),
+    tool,
+    mount.file('vm1'),
+    plain,
+    String(SIZE),
+  ];
   const { stdout } = await promisify(execFile)(command, words);
-  const found = JSON.parse(stdout) as Record<'speed' | 'expansionUs' | 'plainTouchUs' | 'roundTripUs', number>;
+  const found = JSON.parse(stdout) as Record<
+    'speed' | 'expansionUs' | 'plainTouchUs' | 'roundTripUs',
+    number
+  >;
   t.log(
     `speed ${found.speed} of a plain file's; first touch (p50) ${found.expansionUs} µs, ` +
       `plain file ${found.plainTouchUs} µs, bare userfaultfd round trip ${found.roundTripUs} µs`,
   );
-  t.true(found.speed > 0.7, `once touched, the mapping has ${found.speed} of the speed of a plain file's`);
+  t.true(
+    found.speed > 0.7,
+    `once touched, the mapping has ${found.speed} of the speed of a plain file's`,
+  );
 });

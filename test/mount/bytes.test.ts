@@ -56,7 +56,11 @@ test.serial('writes to the flat file are in the image, and vice versa', async (t
 
 test.serial('a shared writable mapping, write(2) and fallocate see each other', async (t) => {
   const mount = await mountedImages(t, { vm1: MiB });
-  const tool = await Conversation.start(t, await program('map-tool', mount.scratch), mount.file('vm1'));
+  const tool = await Conversation.start(
+    t,
+    await program('map-tool', mount.scratch),
+    mount.file('vm1'),
+  );
   await tool.ask('write 4000 200 5');
   const file = await open(mount.file('vm1'), 'r+');
   const seen = Buffer.alloc(3);
@@ -97,7 +101,9 @@ test.serial(
 test.serial('writing past the end is an error and changes nothing', async (t) => {
   const mount = await mountedImages(t, { vm1: MiB });
   const file = await open(mount.file('vm1'), 'r+');
-  const error = await t.throwsAsync<NodeJS.ErrnoException>(file.write(Buffer.alloc(4096), 0, 4096, MiB));
+  const error = await t.throwsAsync<NodeJS.ErrnoException>(
+    file.write(Buffer.alloc(4096), 0, 4096, MiB),
+  );
   t.true(['EFBIG', 'ENOSPC', 'EINVAL'].includes(error?.code ?? ''), error?.code);
   await file.close();
   t.is((await stat(mount.file('vm1'))).size, MiB);
@@ -130,7 +136,10 @@ test.serial('a filesystem on a loop device, with discard', async (t) => {
   await mount.write('full', 'vm1', 'delete');
   await mount.unmount();
   const left = (await stat(mount.image('vm1'))).blocks;
-  t.true(left < full - (15 * MiB) / 512, `${full} blocks when it was full, ${left} after the discard`);
+  t.true(
+    left < full - (15 * MiB) / 512,
+    `${full} blocks when it was full, ${left} after the discard`,
+  );
 });
 
 test.serial('cp --sparse, both ways', async (t) => {
@@ -148,7 +157,13 @@ test.serial('cp --sparse, both ways', async (t) => {
   await run('cmp', [raw, back]);
   t.true((await stat(back)).blocks * 512 < 3 * MiB);
   // Over an image that already has other data.
-  await run('dd', ['if=/dev/urandom', `of=${mount.file('vm1')}`, 'bs=1M', 'count=16', 'conv=notrunc']);
+  await run('dd', [
+    'if=/dev/urandom',
+    `of=${mount.file('vm1')}`,
+    'bs=1M',
+    'count=16',
+    'conv=notrunc',
+  ]);
   await run('cp', ['--sparse=always', raw, mount.file('vm1')]);
   await run('cmp', [raw, mount.file('vm1')]);
 });
@@ -162,9 +177,13 @@ test.serial('dd, with and without notrunc, and with direct I/O', async (t) => {
     await run('dd', [`if=${raw}`, `of=${mount.file('vm1')}`, 'bs=64k', ...words]);
     await run('cmp', [raw, mount.file('vm1')]);
   }
-  const { stdout } = await run('dd', [`if=${mount.file('vm1')}`, 'bs=4k', 'count=1', 'iflag=direct'], {
-    encoding: 'buffer',
-  });
+  const { stdout } = await run(
+    'dd',
+    [`if=${mount.file('vm1')}`, 'bs=4k', 'count=1', 'iflag=direct'],
+    {
+      encoding: 'buffer',
+    },
+  );
   t.true(bytes.subarray(0, 4096).equals(stdout));
 });
 
@@ -177,7 +196,13 @@ test.serial('qemu-img convert and compare, onto and from a flat file', async (t)
   await file.truncate(16 * MiB);
   await file.close();
   await run('qemu-img', ['convert', '-f', 'raw', '-O', 'qcow2', raw, qcow2]);
-  await run('dd', ['if=/dev/urandom', `of=${mount.file('vm1')}`, 'bs=1M', 'count=16', 'conv=notrunc']);
+  await run('dd', [
+    'if=/dev/urandom',
+    `of=${mount.file('vm1')}`,
+    'bs=1M',
+    'count=16',
+    'conv=notrunc',
+  ]);
   await run('qemu-img', ['convert', '-n', '-O', 'raw', qcow2, mount.file('vm1')]);
   await run('qemu-img', ['compare', '-f', 'qcow2', '-F', 'raw', qcow2, mount.file('vm1')]);
   await run('cmp', [raw, mount.file('vm1')]);
@@ -185,7 +210,15 @@ test.serial('qemu-img convert and compare, onto and from a flat file', async (t)
   await run('qemu-img', ['convert', '-f', 'raw', '-O', 'qcow2', mount.file('vm1'), back]);
   await run('qemu-img', ['compare', '-f', 'raw', '-F', 'qcow2', raw, back]);
   await mount.write('s', 'vm1', 'snapshot');
-  await run('qemu-img', ['compare', '-f', 'raw', '-F', 'raw', raw, mount.control('vm1', 'at', 's')]);
+  await run('qemu-img', [
+    'compare',
+    '-f',
+    'raw',
+    '-F',
+    'raw',
+    raw,
+    mount.control('vm1', 'at', 's'),
+  ]);
   t.pass();
 });
 

@@ -34,13 +34,21 @@ const WORDS = [
 function mutated(random: Random): Buffer {
   const words = Array.from({ length: random.below(5) }, () => random.pick(WORDS));
   const bytes = [
-    ...Buffer.from(words.join(random.pick([' ', '\t', '  ', '\n', '\0'])) + random.pick(['', '\n', '\n\n'])),
+    ...Buffer.from(
+      words.join(random.pick([' ', '\t', '  ', '\n', '\0'])) + random.pick(['', '\n', '\n\n']),
+    ),
   ];
   for (let changes = random.below(4); changes > 0; --changes) {
-    bytes.splice(random.below(bytes.length + 1), random.below(2), ...(random.chance(0.7) ? [random.below(256)] : []));
+    bytes.splice(
+      random.below(bytes.length + 1),
+      random.below(2),
+      ...(random.chance(0.7) ? [random.below(256)] : []),
+    );
   }
   return Buffer.from(
-    random.chance(0.01) ? Buffer.concat(Array.from({ length: 2000 }, () => Buffer.from(bytes))) : bytes,
+    random.chance(0.01)
+      ? Buffer.concat(Array.from({ length: 2000 }, () => Buffer.from(bytes)))
+      : bytes,
   );
 }
 
@@ -57,7 +65,8 @@ test('the text of a command is valid words, or it is refused', (t) => {
       for (const word of wordsOf(text, 1, 3, 'words')) {
         if (word === '' || /[ \t]/.test(word)) t.fail(`${where}: ${JSON.stringify(word)}`);
         checkNewImageName(word);
-        if (word.includes('/') || word.startsWith('.')) t.fail(`${where}: ${JSON.stringify(word)} is no name`);
+        if (word.includes('/') || word.startsWith('.'))
+          t.fail(`${where}: ${JSON.stringify(word)} is no name`);
         accepted += 1;
       }
     } catch (error) {
@@ -67,21 +76,28 @@ test('the text of a command is valid words, or it is refused', (t) => {
   t.true(accepted > ROUNDS / 50, `${accepted} names were accepted`);
 });
 
-test.serial('random bytes written to control files make no file elsewhere, and do not end the mount', async (t) => {
-  const random = new Random(seedFromEnvironment());
-  t.log(`seed ${random.seed}`);
-  const mount = await mountedImages(t, { vm1: MiB });
-  const before = await readdir(mount.scratch);
-  for (let round = 0; round < 150; ++round) {
-    const control = random.pick(['snapshot', 'rollback', 'delete', 'clone', 'resize']);
-    const path = random.chance(0.2) ? ['snapshot'] : ['vm1', control];
-    const bytes = mutated(random);
-    if (bytes.length === 0 || control === 'resize') continue;
-    await mount.write(bytes, ...path).catch((error: unknown) => {
-      t.regex(String((error as NodeJS.ErrnoException).code), /^E[A-Z0-9]+$/, `seed ${random.seed}, round ${round}`);
-    });
-  }
-  t.deepEqual(await readdir(mount.scratch), before);
-  for (const name of await readdir(mount.images)) t.regex(name, /^[^.].*\.pcow$/);
-  t.is((await mount.status('vm1')).state, 'ok');
-});
+test.serial(
+  'random bytes written to control files make no file elsewhere, and do not end the mount',
+  async (t) => {
+    const random = new Random(seedFromEnvironment());
+    t.log(`seed ${random.seed}`);
+    const mount = await mountedImages(t, { vm1: MiB });
+    const before = await readdir(mount.scratch);
+    for (let round = 0; round < 150; ++round) {
+      const control = random.pick(['snapshot', 'rollback', 'delete', 'clone', 'resize']);
+      const path = random.chance(0.2) ? ['snapshot'] : ['vm1', control];
+      const bytes = mutated(random);
+      if (bytes.length === 0 || control === 'resize') continue;
+      await mount.write(bytes, ...path).catch((error: unknown) => {
+        t.regex(
+          String((error as NodeJS.ErrnoException).code),
+          /^E[A-Z0-9]+$/,
+          `seed ${random.seed}, round ${round}`,
+        );
+      });
+    }
+    t.deepEqual(await readdir(mount.scratch), before);
+    for (const name of await readdir(mount.images)) t.regex(name, /^[^.].*\.pcow$/);
+    t.is((await mount.status('vm1')).state, 'ok');
+  },
+);

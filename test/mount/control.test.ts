@@ -1,7 +1,15 @@
 /** The control files: commands, their text when they are read, and bad input. */
 import { execFile, fork } from 'node:child_process';
 import { once } from 'node:events';
-import { type FileHandle, open, readdir, readFile, rename, stat, writeFile } from 'node:fs/promises';
+import {
+  type FileHandle,
+  open,
+  readdir,
+  readFile,
+  rename,
+  stat,
+  writeFile,
+} from 'node:fs/promises';
 import path from 'node:path';
 import { promisify } from 'node:util';
 
@@ -37,7 +45,9 @@ test.serial('snapshot: take, read, roll back, delete', async (t) => {
   const at = await stat(mount.control('vm1', 'at', 'first'));
   t.is(at.size, MiB);
   t.is(at.mode & 0o777, 0o444);
-  await t.throwsAsync(writeFile(mount.control('vm1', 'at', 'first'), 'x', { flag: 'r+' }), { code: 'EACCES' });
+  await t.throwsAsync(writeFile(mount.control('vm1', 'at', 'first'), 'x', { flag: 'r+' }), {
+    code: 'EACCES',
+  });
 
   await mount.write('first', 'vm1', 'rollback');
   t.is(await beginOf(mount.file('vm1'), 3), 'one', 'the page cache holds nothing of before');
@@ -77,7 +87,8 @@ test.serial('a snapshot can be renamed, by its control file and by mv', async (t
 
   t.regex(await mount.refused('EEXIST', 'uno two', 'vm1', 'rename'), /"two" already/);
   t.regex(await mount.refused('ENOENT', 'one x', 'vm1', 'rename'), /no snapshot named one/);
-  for (const bad of ['uno', 'uno a/b', 'uno ..', 'uno a b']) await mount.refused('EINVAL', bad, 'vm1', 'rename');
+  for (const bad of ['uno', 'uno a/b', 'uno ..', 'uno a b'])
+    await mount.refused('EINVAL', bad, 'vm1', 'rename');
   const uno = mount.control('vm1', 'at', 'uno');
   await t.throwsAsync(rename(uno, mount.control('vm1', 'at', 'two')), { code: 'EEXIST' });
   await t.throwsAsync(rename(uno, mount.control('vm2', 'at', 'uno')), { code: 'EPERM' });
@@ -112,7 +123,8 @@ test.serial('clone, as it is now and at a snapshot; neither changes the other', 
 test.serial('a snapshot of several images', async (t) => {
   const mount = await mountedImages(t, { vm1: MiB, vm2: MiB });
   await mount.write('both vm1 vm2', 'snapshot');
-  for (const name of ['vm1', 'vm2']) t.deepEqual(await readdir(mount.control(name, 'at')), ['both']);
+  for (const name of ['vm1', 'vm2'])
+    t.deepEqual(await readdir(mount.control(name, 'at')), ['both']);
   for (const [errno, text] of [
     ['EEXIST', 'both vm1 vm2'],
     ['EINVAL', 'twice vm1 vm1'],
@@ -120,7 +132,9 @@ test.serial('a snapshot of several images', async (t) => {
     ['ENOENT', 's vm1 vm9'],
   ] as const) {
     await t.throwsAsync(mount.write(text, 'snapshot'), { code: errno }, text);
-    const { lastError } = JSON.parse(await readFile(path.join(mount.point, '.pcow/status'), 'utf8')) as {
+    const { lastError } = JSON.parse(
+      await readFile(path.join(mount.point, '.pcow/status'), 'utf8'),
+    ) as {
       lastError: { errno: string };
     };
     t.is(lastError.errno, errno);
@@ -152,7 +166,8 @@ test.serial('invalid text is refused with a message, and changes nothing', async
     ['tab\u0007', /control character/],
     ['a@b', /@/],
   ];
-  for (const [text, sentence] of bad) t.regex(await mount.refused('EINVAL', text, 'vm1', 'snapshot'), sentence);
+  for (const [text, sentence] of bad)
+    t.regex(await mount.refused('EINVAL', text, 'vm1', 'snapshot'), sentence);
   t.regex(await mount.refused('ENOENT', 'nothing', 'vm1', 'rollback'), /nothing/);
   await mount.refused('ENOENT', 'nothing', 'vm1', 'delete');
   t.deepEqual(await readdir(mount.control('vm1', 'at')), []);
@@ -163,7 +178,8 @@ test.serial('invalid text is refused with a message, and changes nothing', async
 test.serial('shells: >, >>, and reading with the usual tools', async (t) => {
   const mount = await mountedImages(t, { vm1: MiB });
   const directory = mount.control('vm1');
-  const script = 'cd "$1" && echo a > snapshot && echo b >> snapshot && printf c > snapshot && ls at | tr "\\n" " "';
+  const script =
+    'cd "$1" && echo a > snapshot && echo b >> snapshot && printf c > snapshot && ls at | tr "\\n" " "';
   t.is((await run('bash', ['-c', script, 'bash', directory])).stdout, 'a b c ');
   const { stdout } = await run('bash', [
     '-c',
@@ -176,7 +192,8 @@ test.serial('shells: >, >>, and reading with the usual tools', async (t) => {
   t.regex(text.join('\n'), /newest is c/);
   // Each control file has a text.
   for (const name of await readdir(directory)) {
-    if (name !== 'at') t.true((await readFile(path.join(directory, name), 'utf8')).endsWith('\n'), name);
+    if (name !== 'at')
+      t.true((await readFile(path.join(directory, name), 'utf8')).endsWith('\n'), name);
   }
   t.regex(await readFile(path.join(mount.point, '.pcow/help'), 'utf8'), /rollback/);
 });
@@ -190,29 +207,35 @@ test.serial('a text stays the same for one opening', async (t) => {
   t.regex(await readFile(mount.control('vm1', 'snapshots'), 'utf8'), /later/);
 });
 
-test.serial('an open control file shows the error of its own last command, whatever other processes do', async (t) => {
-  const mount = await mountedImages(t, { vm1: MiB });
-  const told = async (file: FileHandle) => {
-    const { buffer, bytesRead } = await file.read(Buffer.alloc(4096), 0, 4096, 0);
-    return buffer.toString('utf8', 0, bytesRead);
-  };
-  for (const control of [mount.control('vm1', 'delete'), path.join(mount.point, '.pcow', 'snapshot')]) {
-    const [one, other] = [await open(control, 'r+'), await open(control, 'r+')];
-    const before = await told(one);
-    await t.throwsAsync(one.write('a@ vm1'), { code: 'EINVAL' });
-    await t.throwsAsync(other.write('b@ vm1'), { code: 'EINVAL' });
-    const failure = JSON.parse(await told(one)) as Record<string, unknown>;
-    t.like(failure, { command: path.basename(control), code: 'PCOW_INVALID', errno: 'EINVAL' });
-    t.regex(String(failure.message), /a@/);
-    t.regex(String(failure.time), /^\d{4}-.*Z$/);
-    t.regex(await told(other), /b@/);
-    if (control.endsWith('delete')) await mount.write('s', 'vm1', 'snapshot');
-    await one.write(control.endsWith('delete') ? 's' : 's vm1');
-    t.is(await told(one), before);
-    await one.close();
-    await other.close();
-  }
-});
+test.serial(
+  'an open control file shows the error of its own last command, whatever other processes do',
+  async (t) => {
+    const mount = await mountedImages(t, { vm1: MiB });
+    const told = async (file: FileHandle) => {
+      const { buffer, bytesRead } = await file.read(Buffer.alloc(4096), 0, 4096, 0);
+      return buffer.toString('utf8', 0, bytesRead);
+    };
+    for (const control of [
+      mount.control('vm1', 'delete'),
+      path.join(mount.point, '.pcow', 'snapshot'),
+    ]) {
+      const [one, other] = [await open(control, 'r+'), await open(control, 'r+')];
+      const before = await told(one);
+      await t.throwsAsync(one.write('a@ vm1'), { code: 'EINVAL' });
+      await t.throwsAsync(other.write('b@ vm1'), { code: 'EINVAL' });
+      const failure = JSON.parse(await told(one)) as Record<string, unknown>;
+      t.like(failure, { command: path.basename(control), code: 'PCOW_INVALID', errno: 'EINVAL' });
+      t.regex(String(failure.message), /a@/);
+      t.regex(String(failure.time), /^\d{4}-.*Z$/);
+      t.regex(await told(other), /b@/);
+      if (control.endsWith('delete')) await mount.write('s', 'vm1', 'snapshot');
+      await one.write(control.endsWith('delete') ? 's' : 's vm1');
+      t.is(await told(one), before);
+      await one.close();
+      await other.close();
+    }
+  },
+);
 
 test.serial('clients that fail at the same time each get their own error', async (t) => {
   const mount = await mountedImages(t, { vm1: MiB });
@@ -249,7 +272,13 @@ test.serial(
 
 test.serial('metrics count the operations', async (t) => {
   const mount = await mountedImages(t, { vm1: MiB, vm2: MiB });
-  await run('dd', ['if=/dev/zero', `of=${mount.file('vm1')}`, 'bs=4k', 'count=4', 'conv=notrunc,fsync']);
+  await run('dd', [
+    'if=/dev/zero',
+    `of=${mount.file('vm1')}`,
+    'bs=4k',
+    'count=4',
+    'conv=notrunc,fsync',
+  ]);
   await mount.write('s', 'vm1', 'snapshot');
   const text = await readFile(mount.control('vm1', 'metrics'), 'utf8');
   t.regex(text, /^pcow_writes_total\{image="vm1"\} 4$/m);
@@ -261,14 +290,24 @@ test.serial('metrics count the operations', async (t) => {
   t.is(all.match(/^# TYPE pcow_writes_total counter$/gm)?.length, 1);
 });
 
-test.serial('rollback is refused while a process has the flat file open, and names the process', async (t) => {
-  const mount = await mountedImages(t, { vm1: MiB });
-  await mount.write('s', 'vm1', 'snapshot');
-  const user = await Conversation.start(t, await program('map-tool', mount.scratch), mount.file('vm1'));
-  t.regex(await mount.refused('EBUSY', 's', 'vm1', 'rollback'), new RegExp(`process ${user.pid} \\(map-tool\\)`));
-  await user.end();
-  await mount.write('s', 'vm1', 'rollback');
-});
+test.serial(
+  'rollback is refused while a process has the flat file open, and names the process',
+  async (t) => {
+    const mount = await mountedImages(t, { vm1: MiB });
+    await mount.write('s', 'vm1', 'snapshot');
+    const user = await Conversation.start(
+      t,
+      await program('map-tool', mount.scratch),
+      mount.file('vm1'),
+    );
+    t.regex(
+      await mount.refused('EBUSY', 's', 'vm1', 'rollback'),
+      new RegExp(`process ${user.pid} \\(map-tool\\)`),
+    );
+    await user.end();
+    await mount.write('s', 'vm1', 'rollback');
+  },
+);
 
 test.serial('a snapshot whose file is open is not deleted', async (t) => {
   const mount = await mountedImages(t, { vm1: MiB });
@@ -279,27 +318,30 @@ test.serial('a snapshot whose file is open is not deleted', async (t) => {
   await mount.write('s', 'vm1', 'delete');
 });
 
-test.serial('an image that another process writes: readable, and status names the process', async (t) => {
-  const mount = await mountedImages(t, { vm1: MiB });
-  const child = fork(new URL('hold-image.js', import.meta.url), [mount.image('vm1')]);
-  t.teardown(() => child.kill('SIGKILL'));
-  await once(child, 'message');
-  t.is((await readFile(mount.file('vm1'))).length, MiB);
-  const sentence = await mount.refused('EBUSY', 's', 'vm1', 'snapshot');
-  t.regex(sentence, new RegExp(`\\b${child.pid}\\b`));
-  await t.throwsAsync(put(mount, 'vm1', 'x'), { code: 'EBUSY' });
-  const { holder } = await mount.status('vm1');
-  t.is(holder?.pid, child.pid);
-  t.false(holder?.mount);
-  // Its writes are visible through the mount, in spite of cached pages.
-  child.send('write');
-  await once(child, 'message');
-  t.is(await beginOf(mount.file('vm1'), 3), 'new');
-  const ended = once(child, 'exit');
-  child.send('end');
-  await ended;
-  await mount.write('s', 'vm1', 'snapshot');
-  const after = await mount.status('vm1');
-  t.is(after.holder?.pid, mount.daemon.pid);
-  t.true(after.holder?.mount);
-});
+test.serial(
+  'an image that another process writes: readable, and status names the process',
+  async (t) => {
+    const mount = await mountedImages(t, { vm1: MiB });
+    const child = fork(new URL('hold-image.js', import.meta.url), [mount.image('vm1')]);
+    t.teardown(() => child.kill('SIGKILL'));
+    await once(child, 'message');
+    t.is((await readFile(mount.file('vm1'))).length, MiB);
+    const sentence = await mount.refused('EBUSY', 's', 'vm1', 'snapshot');
+    t.regex(sentence, new RegExp(`\\b${child.pid}\\b`));
+    await t.throwsAsync(put(mount, 'vm1', 'x'), { code: 'EBUSY' });
+    const { holder } = await mount.status('vm1');
+    t.is(holder?.pid, child.pid);
+    t.false(holder?.mount);
+    // Its writes are visible through the mount, in spite of cached pages.
+    child.send('write');
+    await once(child, 'message');
+    t.is(await beginOf(mount.file('vm1'), 3), 'new');
+    const ended = once(child, 'exit');
+    child.send('end');
+    await ended;
+    await mount.write('s', 'vm1', 'snapshot');
+    const after = await mount.status('vm1');
+    t.is(after.holder?.pid, mount.daemon.pid);
+    t.true(after.holder?.mount);
+  },
+);

@@ -31,14 +31,21 @@ async function allWrittenSince(file: string, before: Buffer): Promise<Buffer> {
   for (;;) {
     const now = await readCut(file);
     const same = (at: number) => now.subarray(at, at + PAGE).equals(before.subarray(at, at + PAGE));
-    if (!Array.from({ length: now.length / PAGE }, (_, page) => same(page * PAGE)).includes(true)) return now;
+    if (!Array.from({ length: now.length / PAGE }, (_, page) => same(page * PAGE)).includes(true))
+      return now;
     await sleep(10);
   }
 }
 
 async function writerOn(mount: TestMount, name: string): Promise<Conversation> {
   const writer = await program('cut-writer', mount.scratch);
-  return Conversation.start(mount.t, writer, mount.file(name), String(SHAPE.threads), String(SHAPE.pages));
+  return Conversation.start(
+    mount.t,
+    writer,
+    mount.file(name),
+    String(SHAPE.threads),
+    String(SHAPE.pages),
+  );
 }
 
 /** One letter, as in /proc/PID/stat. */
@@ -51,7 +58,10 @@ test.serial('the checker recognises an inconsistent cut', async (t) => {
   const mount = await mountedImages(t, { vm1: 8 * MiB });
   const writer = await writerOn(mount, 'vm1');
   const early = await readCut(mount.file('vm1'));
-  const later = await allWrittenSince(mount.file('vm1'), await allWrittenSince(mount.file('vm1'), early));
+  const later = await allWrittenSince(
+    mount.file('vm1'),
+    await allWrittenSince(mount.file('vm1'), early),
+  );
   // The first thread's pages as they were, and the other threads' records of its later writes.
   const pages = SHAPE.pages * PAGE;
   const mixed = Buffer.concat([early.subarray(0, pages), later.subarray(pages)]);
@@ -100,7 +110,9 @@ test.serial('one snapshot of two images is one cut across both', async (t) => {
   for (let i = 0; i < 15; ++i) {
     await mount.write(`cut${i} vm1 vm2`, 'snapshot');
     const [a = 0, b = 0] = await Promise.all(
-      ['vm1', 'vm2'].map(async (name) => (await readFile(mount.control(name, 'at', `cut${i}`)))[4096]),
+      ['vm1', 'vm2'].map(
+        async (name) => (await readFile(mount.control(name, 'at', `cut${i}`)))[4096],
+      ),
     );
     t.true(a === b || a === (b % 200) + 1, `vm1 has ${a}, vm2 has ${b}`);
   }
@@ -121,7 +133,11 @@ test.serial('a process that was already stopped stays stopped', async (t) => {
 
 test.serial('a process may request a snapshot of an image that it has mapped itself', async (t) => {
   const mount = await mountedImages(t, { vm1: 8 * MiB });
-  const tool = await Conversation.start(t, await program('map-tool', mount.scratch), mount.file('vm1'));
+  const tool = await Conversation.start(
+    t,
+    await program('map-tool', mount.scratch),
+    mount.file('vm1'),
+  );
   await tool.ask('write 8192 100 7');
   t.is(await tool.ask(`control ${mount.control('vm1', 'snapshot')} own`), 'ok');
   t.is((await readFile(mount.control('vm1', 'at', 'own')))[8192], 7);
@@ -138,49 +154,59 @@ test.serial('a clone of a mapped image is a cut as well', async (t) => {
   await writer.end('SIGKILL');
 });
 
-test.serial('with --no-stop a snapshot of a mapped file is refused, and status says why', async (t) => {
-  const mount = await imagesFor(t, { vm1: 8 * MiB });
-  await mount.mount('--no-stop');
-  const writer = await writerOn(mount, 'vm1');
-  const sentence = await mount.refused('EBUSY', 's', 'vm1', 'snapshot');
-  t.regex(sentence, new RegExp(`process ${writer.pid} \\(cut-writer\\).*--no-stop`));
-  await writer.end('SIGKILL');
-  await mount.write('s', 'vm1', 'snapshot');
-  checkCut(await readCut(mount.control('vm1', 'at', 's')), SHAPE);
-});
-
-test.serial('a kill of the mount in the middle of a snapshot leaves no process stopped', async (t) => {
-  const mount = await imagesFor(t, { vm1: 8 * MiB });
-  for (let round = 0; round < ROUNDS; ++round) {
-    await mount.mount();
+test.serial(
+  'with --no-stop a snapshot of a mapped file is refused, and status says why',
+  async (t) => {
+    const mount = await imagesFor(t, { vm1: 8 * MiB });
+    await mount.mount('--no-stop');
     const writer = await writerOn(mount, 'vm1');
-    await mount.write(`before${round}`, 'vm1', 'snapshot').catch(() => undefined);
-    // In every other round the snapshot waits with the writer stopped: for a process that cannot
-    // stop before its child ends, which is stopped, too. In the others the mount is killed when it
-    // has just stopped the writer, or a little later, or when the snapshot is done.
-    const waits = round % 2 === 0;
-    const parent = waits ? await parentOn(mount, 'vm1') : null;
-    let snapshot: Snapshot;
-    do {
-      snapshot = begun(mount.write(`s${round}`, 'vm1', 'snapshot'));
-      await stopOf(writer, snapshot);
-      await sleep(round % 4);
-    } while (waits && !(await haltedWithStopped(mount, writer)));
-    await mount.kill();
-    await snapshot.end;
-    // The writer gets SIGBUS from its mapping when it continues, and ends. It must not remain
-    // stopped.
-    await eventually(async () => !(await stopped(writer.pid)));
-    t.pass();
-    await writer.end('SIGKILL').catch(() => undefined);
-    await parent?.end('SIGKILL');
-    await run('fusermount3', ['-u', '-z', mount.point]);
-  }
-});
+    const sentence = await mount.refused('EBUSY', 's', 'vm1', 'snapshot');
+    t.regex(sentence, new RegExp(`process ${writer.pid} \\(cut-writer\\).*--no-stop`));
+    await writer.end('SIGKILL');
+    await mount.write('s', 'vm1', 'snapshot');
+    checkCut(await readCut(mount.control('vm1', 'at', 's')), SHAPE);
+  },
+);
+
+test.serial(
+  'a kill of the mount in the middle of a snapshot leaves no process stopped',
+  async (t) => {
+    const mount = await imagesFor(t, { vm1: 8 * MiB });
+    for (let round = 0; round < ROUNDS; ++round) {
+      await mount.mount();
+      const writer = await writerOn(mount, 'vm1');
+      await mount.write(`before${round}`, 'vm1', 'snapshot').catch(() => undefined);
+      // In every other round the snapshot waits with the writer stopped: for a process that cannot
+      // stop before its child ends, which is stopped, too. In the others the mount is killed when
+      // it has just stopped the writer, or a little later, or when the snapshot is done.
+      const waits = round % 2 === 0;
+      const parent = waits ? await parentOn(mount, 'vm1') : null;
+      let snapshot: Snapshot;
+      do {
+        snapshot = begun(mount.write(`s${round}`, 'vm1', 'snapshot'));
+        await stopOf(writer, snapshot);
+        await sleep(round % 4);
+      } while (waits && !(await haltedWithStopped(mount, writer)));
+      await mount.kill();
+      await snapshot.end;
+      // The writer gets SIGBUS from its mapping when it continues, and ends. It must not remain
+      // stopped.
+      await eventually(async () => !(await stopped(writer.pid)));
+      t.pass();
+      await writer.end('SIGKILL').catch(() => undefined);
+      await parent?.end('SIGKILL');
+      await run('fusermount3', ['-u', '-z', mount.point]);
+    }
+  },
+);
 
 /** A process that has the image mapped, and waits for a child that shares its memory. */
 async function parentOn(mount: TestMount, name: string): Promise<Conversation> {
-  const tool = await Conversation.start(mount.t, await program('map-tool', mount.scratch), mount.file(name));
+  const tool = await Conversation.start(
+    mount.t,
+    await program('map-tool', mount.scratch),
+    mount.file(name),
+  );
   tool.ask('vfork').catch(() => undefined); // no answer
   while ((await stateOf(tool.pid)) !== 'D') await sleep(5);
   return tool;
@@ -215,12 +241,16 @@ async function haltedWithStopped(mount: TestMount, writer: Conversation): Promis
 
 async function halted(pid: number): Promise<boolean> {
   const threads = await readdir(`/proc/${pid}/task`);
-  const states = await Promise.all(threads.map((thread) => stateOf(Number(thread)).catch(() => 'X')));
+  const states = await Promise.all(
+    threads.map((thread) => stateOf(Number(thread)).catch(() => 'X')),
+  );
   return states.every((state) => 'TX'.includes(state));
 }
 
 async function stopped(pid: number): Promise<boolean> {
   const threads = await readdir(`/proc/${pid}/task`).catch(() => []);
-  const states = await Promise.all(threads.map((thread) => stateOf(Number(thread)).catch(() => 'X')));
+  const states = await Promise.all(
+    threads.map((thread) => stateOf(Number(thread)).catch(() => 'X')),
+  );
   return states.includes('T');
 }

@@ -1,6 +1,6 @@
 /**
- * After a flat file has been opened once, it is opened without JavaScript. Operations that depend on
- * the list of its openings must still see all of them.
+ * After a flat file has been opened once, it is opened without JavaScript. Operations that depend
+ * on the list of its openings must still see all of them.
  */
 import { open, readFile, rename, rm, type FileHandle } from 'node:fs/promises';
 
@@ -23,7 +23,11 @@ for (const flags of ['r', 'r+']) {
     const files = [await granted(mount, 'vm1', flags), await granted(mount, 'vm1', flags)];
     await mount.refused('EBUSY', 's', 'vm1', 'rollback');
     const counts = async () => (await mount.status('vm1')).open;
-    t.deepEqual(await counts(), { reading: flags === 'r' ? 2 : 0, writing: flags === 'r' ? 0 : 2, snapshots: 0 });
+    t.deepEqual(await counts(), {
+      reading: flags === 'r' ? 2 : 0,
+      writing: flags === 'r' ? 0 : 2,
+      snapshots: 0,
+    });
     files.push(await granted(mount, 'vm1', flags));
     await mount.refused('EBUSY', 'vm1', 'vm1', 'remove');
     await t.throwsAsync(rename(mount.file('vm1'), mount.file('vm2')), { code: 'EBUSY' });
@@ -41,19 +45,22 @@ for (const flags of ['r', 'r+']) {
   });
 }
 
-test.serial('a file that was opened for reading stays readable when another one is opened for writing', async (t) => {
-  const mount = await mountedImages(t, { vm1: MiB });
-  const reader = await granted(mount, 'vm1', 'r');
-  const writer = await granted(mount, 'vm1', 'r+');
-  await writer.write('written');
-  const { buffer } = await reader.read(Buffer.alloc(7), 0, 7, 0);
-  t.is(buffer.toString(), 'written');
-  await t.throwsAsync(reader.write('x'), { code: 'EBADF' });
-  await writer.sync();
-  await reader.sync();
-  await writer.close();
-  await reader.close();
-});
+test.serial(
+  'a file that was opened for reading stays readable when another one is opened for writing',
+  async (t) => {
+    const mount = await mountedImages(t, { vm1: MiB });
+    const reader = await granted(mount, 'vm1', 'r');
+    const writer = await granted(mount, 'vm1', 'r+');
+    await writer.write('written');
+    const { buffer } = await reader.read(Buffer.alloc(7), 0, 7, 0);
+    t.is(buffer.toString(), 'written');
+    await t.throwsAsync(reader.write('x'), { code: 'EBADF' });
+    await writer.sync();
+    await reader.sync();
+    await writer.close();
+    await reader.close();
+  },
+);
 
 test.serial('each open after a rollback shows the old content', async (t) => {
   const mount = await mountedImages(t, { vm1: MiB });
@@ -68,22 +75,29 @@ test.serial('each open after a rollback shows the old content', async (t) => {
   }
 });
 
-test.serial('a monitor gets an image that is open, and other processes can then no longer write', async (t) => {
-  const mount = await mountedImages(t, { vm1: MiB });
-  const it = await Conversation.start(t, await program('fake-monitor', mount.scratch), mount.file('vm1'));
-  for (let round = 0; round < 3; ++round) {
-    const file = await granted(mount, 'vm1', 'r+');
-    await file.write('before');
-    t.is(await it.ask('attach w'), `attached ${mount.image('vm1')}`);
-    await t.throwsAsync(file.write('during'), { code: 'EBUSY' });
-    await t.throwsAsync(open(mount.file('vm1'), 'r+'), { code: 'EBUSY' });
-    const { buffer } = await file.read(Buffer.alloc(6), 0, 6, 0);
-    t.is(buffer.toString(), 'before');
-    t.is(await it.ask('let-go'), 'released 0 ');
-    await file.write('after ', 0);
-    await file.close();
-  }
-});
+test.serial(
+  'a monitor gets an image that is open, and other processes can then no longer write',
+  async (t) => {
+    const mount = await mountedImages(t, { vm1: MiB });
+    const it = await Conversation.start(
+      t,
+      await program('fake-monitor', mount.scratch),
+      mount.file('vm1'),
+    );
+    for (let round = 0; round < 3; ++round) {
+      const file = await granted(mount, 'vm1', 'r+');
+      await file.write('before');
+      t.is(await it.ask('attach w'), `attached ${mount.image('vm1')}`);
+      await t.throwsAsync(file.write('during'), { code: 'EBUSY' });
+      await t.throwsAsync(open(mount.file('vm1'), 'r+'), { code: 'EBUSY' });
+      const { buffer } = await file.read(Buffer.alloc(6), 0, 6, 0);
+      t.is(buffer.toString(), 'before');
+      t.is(await it.ask('let-go'), 'released 0 ');
+      await file.write('after ', 0);
+      await file.close();
+    }
+  },
+);
 
 test.serial('an open after an image has replaced another one opens the new image', async (t) => {
   const mount = await mountedImages(t, { vm1: MiB, vm2: MiB });

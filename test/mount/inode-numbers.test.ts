@@ -30,25 +30,29 @@ async function everyFile(mount: TestMount, order: readonly string[]): Promise<Ma
   return numbers;
 }
 
-test.serial('a file has the same unique number in every mount, in whatever order files are accessed', async (t) => {
-  const mount = await imagesFor(t, { a: 4 * MiB, b: 4 * MiB });
-  await mount.mount();
-  for (const name of ['a', 'b']) for (const snapshot of ['s', 't']) await mount.write(snapshot, name, 'snapshot');
-  await mount.unmount();
-  // An image with the same uuid and the same snapshots.
-  await copyFile(mount.image('a'), mount.image('copy'));
-  await mount.mount();
-  const first = await everyFile(mount, ['a', 'b', 'copy']);
-  await mount.unmount();
-  await mount.mount();
-  const second = await everyFile(mount, ['copy', 'b', 'a']);
-  t.deepEqual(new Map([...second].sort()), new Map([...first].sort()));
-  t.is(new Set(first.values()).size, first.size);
-  t.true([...first.values()].some((number) => number > 2n ** 53n));
-  // After a rename it is the same file.
-  await run('mv', [mount.file('b'), mount.file('c')]);
-  t.is((await stat(mount.file('c'), { bigint: true })).ino, first.get(mount.file('b')) ?? 0n);
-});
+test.serial(
+  'a file has the same unique number in every mount, in whatever order files are accessed',
+  async (t) => {
+    const mount = await imagesFor(t, { a: 4 * MiB, b: 4 * MiB });
+    await mount.mount();
+    for (const name of ['a', 'b'])
+      for (const snapshot of ['s', 't']) await mount.write(snapshot, name, 'snapshot');
+    await mount.unmount();
+    // An image with the same uuid and the same snapshots.
+    await copyFile(mount.image('a'), mount.image('copy'));
+    await mount.mount();
+    const first = await everyFile(mount, ['a', 'b', 'copy']);
+    await mount.unmount();
+    await mount.mount();
+    const second = await everyFile(mount, ['copy', 'b', 'a']);
+    t.deepEqual(new Map([...second].sort()), new Map([...first].sort()));
+    t.is(new Set(first.values()).size, first.size);
+    t.true([...first.values()].some((number) => number > 2n ** 53n));
+    // After a rename it is the same file.
+    await run('mv', [mount.file('b'), mount.file('c')]);
+    t.is((await stat(mount.file('c'), { bigint: true })).ino, first.get(mount.file('b')) ?? 0n);
+  },
+);
 
 test.serial('the numbers in a directory list are those of the files', async (t) => {
   const mount = await imagesFor(t, { vm1: MiB, vm2: MiB });
@@ -72,12 +76,23 @@ test.serial('the numbers in a directory list are those of the files', async (t) 
 /** An image of which only attributes are asked. Its snapshots are those in `snapshots`. */
 function image(number: number, snapshots: SnapshotInfo[] = []): Found {
   const view = { uuid: String(number), image: { snapshots: () => snapshots } };
-  const entry = { name: `vm${number}`, identity: `1:${number}`, retired: false, view: () => Promise.resolve(view) };
+  const entry = {
+    name: `vm${number}`,
+    identity: `1:${number}`,
+    retired: false,
+    view: () => Promise.resolve(view),
+  };
   return { entry: entry as unknown as ImageEntry, status: { mode: 0o644 } as FileStatus };
 }
 
 function snapshotInfo(id: number): SnapshotInfo {
-  return { id, name: `s${id}`, identity: String(id), size: MiB, created: new Date(0) } as unknown as SnapshotInfo;
+  return {
+    id,
+    name: `s${id}`,
+    identity: String(id),
+    size: MiB,
+    created: new Date(0),
+  } as unknown as SnapshotInfo;
 }
 
 const HUNDREDS = 300;

@@ -22,7 +22,8 @@ test.serial('two mounts in one process', async (t) => {
   const second = await imagesFor(t, { vm1: 4 * MiB });
   t.teardown(async () => {
     child.kill('SIGKILL');
-    for (const { point } of [first, second]) await run('fusermount3', ['-u', '-z', point]).catch(() => undefined);
+    for (const { point } of [first, second])
+      await run('fusermount3', ['-u', '-z', point]).catch(() => undefined);
   });
   const words = [first, second].flatMap(({ images, point }) => [images, point]);
   const child = fork(new URL('two-mounts.js', import.meta.url), words, { silent: true });
@@ -47,12 +48,21 @@ test.serial('two mounts in one process', async (t) => {
   t.true(wanted.equals(await readFile(second.control('vm1', 'at', 's'))));
   await second.write('s', 'vm1', 'rollback');
   t.true(wanted.equals(await readFile(second.file('vm1'))));
-  t.regex(await readFile(second.control('vm1', 'metrics'), 'utf8'), /^pcow_written_bytes_total\{image="vm1"\} [1-9]/m);
+  t.regex(
+    await readFile(second.control('vm1', 'metrics'), 'utf8'),
+    /^pcow_written_bytes_total\{image="vm1"\} [1-9]/m,
+  );
 
   // A snapshot of a mapped file waits for requests that this very process serves.
   const shape = { threads: 2, pages: 50 };
   const writer = await program('cut-writer', second.scratch);
-  const writing = await Conversation.start(t, writer, second.file('vm1'), String(shape.threads), String(shape.pages));
+  const writing = await Conversation.start(
+    t,
+    writer,
+    second.file('vm1'),
+    String(shape.threads),
+    String(shape.pages),
+  );
   for (const name of ['c1', 'c2', 'c3']) {
     await second.write(name, 'vm1', 'snapshot');
     const cut = await readFile(second.control('vm1', 'at', name));

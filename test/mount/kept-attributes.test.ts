@@ -1,9 +1,20 @@
 /**
- * The kernel keeps the attributes of flat files and of the mountpoint until they change. Each change
- * must become visible: those through the mount at once, and those that other processes make in the
- * image directory as soon as inotify has reported them to the mount.
+ * The kernel keeps the attributes of flat files and of the mountpoint until they change. Each
+ * change must become visible: those through the mount at once, and those that other processes make
+ * in the image directory as soon as inotify has reported them to the mount.
  */
-import { chmod, link, open, readdir, rename, rm, stat, symlink, utimes, writeFile } from 'node:fs/promises';
+import {
+  chmod,
+  link,
+  open,
+  readdir,
+  rename,
+  rm,
+  stat,
+  symlink,
+  utimes,
+  writeFile,
+} from 'node:fs/promises';
 import path from 'node:path';
 
 import test from 'ava';
@@ -19,7 +30,10 @@ async function sizeOf(mount: TestMount, name: string): Promise<number> {
   return (await stat(mount.file(name))).size;
 }
 
-/** Stores an unchanged byte through a mapping: this changes the time, and inotify does not report it. */
+/**
+ * Stores an unchanged byte through a mapping: this changes the time, and inotify does not report
+ * it.
+ */
 const STORES = `
 import mmap, sys
 file = open(sys.argv[1], 'r+b')
@@ -34,7 +48,9 @@ for line in sys.stdin:
 /** Changes the time of an image file so that inotify does not report it. Returns the new time. */
 async function moveTime(image: string, writer: Conversation): Promise<bigint> {
   const before = await modified(image);
-  await eventually(async () => (await writer.ask('store')) === 'stored' && (await modified(image)) !== before);
+  await eventually(
+    async () => (await writer.ask('store')) === 'stored' && (await modified(image)) !== before,
+  );
   return modified(image);
 }
 
@@ -93,23 +109,29 @@ test.serial('a commit changes the visible size of the base', async (t) => {
   t.is(await sizeOf(mount, 'base'), 2 * MiB);
 });
 
-test.serial('after an fsync through the mount, the disk use and the time are those of the image file', async (t) => {
-  const mount = await mountedImages(t, { vm1: 64 * MiB });
-  const file = await open(mount.file('vm1'), 'r+');
-  for (let at = 0; at < 16; ++at) {
-    await file.write(Buffer.alloc(4096, 1), 0, 4096, at * 2 * MiB);
-    await sizeOf(mount, 'vm1');
-    await file.sync();
-    const [flat, image] = [await stat(mount.file('vm1')), await stat(mount.image('vm1'))];
-    t.is(flat.blocks, image.blocks);
-    t.is(flat.mtimeMs, image.mtimeMs);
-  }
-  await file.close();
-});
+test.serial(
+  'after an fsync through the mount, the disk use and the time are those of the image file',
+  async (t) => {
+    const mount = await mountedImages(t, { vm1: 64 * MiB });
+    const file = await open(mount.file('vm1'), 'r+');
+    for (let at = 0; at < 16; ++at) {
+      await file.write(Buffer.alloc(4096, 1), 0, 4096, at * 2 * MiB);
+      await sizeOf(mount, 'vm1');
+      await file.sync();
+      const [flat, image] = [await stat(mount.file('vm1')), await stat(mount.image('vm1'))];
+      t.is(flat.blocks, image.blocks);
+      t.is(flat.mtimeMs, image.mtimeMs);
+    }
+    await file.close();
+  },
+);
 
 test.serial('changes by other processes in the image directory become visible', async (t) => {
   const mount = await mountedImages(t, { vm1: MiB, vm2: 2 * MiB, vm3: 3 * MiB });
-  const shows = async (name: string, shown: (file: Awaited<ReturnType<typeof stat>>) => boolean) => {
+  const shows = async (
+    name: string,
+    shown: (file: Awaited<ReturnType<typeof stat>>) => boolean,
+  ) => {
     await eventually(async () => shown(await stat(mount.file(name))));
     // Now the kernel has attributes that the next change must make invalid.
     await sizeOf(mount, name);
@@ -166,20 +188,23 @@ test.serial('the kernel does not keep names that are gone', async (t) => {
   t.true(await isKept('vm4'));
 });
 
-test.serial('the changes of another writer of an image are visible before it closes the image', async (t) => {
-  const mount = await mountedImages(t, { vm1: MiB });
-  await sizeOf(mount, 'vm1');
-  const image = await Image.open(mount.image('vm1'), { write: true });
-  try {
-    for (const size of [2 * MiB, 3 * MiB]) {
-      await image.resize(size);
-      await eventually(async () => (await sizeOf(mount, 'vm1')) === size);
-      t.pass();
+test.serial(
+  'the changes of another writer of an image are visible before it closes the image',
+  async (t) => {
+    const mount = await mountedImages(t, { vm1: MiB });
+    await sizeOf(mount, 'vm1');
+    const image = await Image.open(mount.image('vm1'), { write: true });
+    try {
+      for (const size of [2 * MiB, 3 * MiB]) {
+        await image.resize(size);
+        await eventually(async () => (await sizeOf(mount, 'vm1')) === size);
+        t.pass();
+      }
+    } finally {
+      await image.close();
     }
-  } finally {
-    await image.close();
-  }
-});
+  },
+);
 
 test.serial(
   'a file that has just been opened has the present attributes, even before inotify reports a change',
@@ -220,7 +245,11 @@ test.serial('the attributes of files that have other names are not kept', async 
 test.serial('the times of an image that a monitor writes are not kept', async (t) => {
   const mount = await mountedImages(t, { vm1: MiB });
   await sizeOf(mount, 'vm1');
-  const monitor = await Conversation.start(t, await program('fake-monitor', mount.scratch), mount.file('vm1'));
+  const monitor = await Conversation.start(
+    t,
+    await program('fake-monitor', mount.scratch),
+    mount.file('vm1'),
+  );
   t.is(await monitor.ask('attach w'), `attached ${mount.image('vm1')}`);
   const writer = await Conversation.start(t, 'python3', '-c', STORES, mount.image('vm1'));
   for (let round = 0; round < 5; ++round) {

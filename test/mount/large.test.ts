@@ -19,7 +19,9 @@ async function milliseconds(work: () => Promise<unknown>): Promise<number> {
 }
 
 /** The medians of `work` for each image, measured in turns. */
-async function medians(work: (name: Name, round: number) => Promise<unknown>): Promise<Record<Name, number>> {
+async function medians(
+  work: (name: Name, round: number) => Promise<unknown>,
+): Promise<Record<Name, number>> {
   const times: Record<Name, number[]> = { small: [], large: [] };
   for (let round = 0; round < ROUNDS; ++round) {
     for (const name of NAMES) times[name].push(await milliseconds(() => work(name, round)));
@@ -38,17 +40,38 @@ test.serial('16 TiB is created, mounted and snapshotted as fast as 1 GiB', async
   report(
     t,
     'create',
-    await medians((name, round) => Image.create(mount.image(`${name}${round}`), { size: SIZES[name] })),
+    await medians((name, round) =>
+      Image.create(mount.image(`${name}${round}`), { size: SIZES[name] }),
+    ),
   );
   await mount.mount();
   report(t, 'first look', await medians((name, round) => stat(mount.file(`${name}${round}`))));
-  report(t, 'first snapshot', await medians((name, round) => mount.write('s', `${name}${round}`, 'snapshot')));
-  report(t, 'next snapshot', await medians((name, round) => mount.write(`n${round}`, `${name}0`, 'snapshot')));
-  report(t, 'rollback', await medians((name, round) => mount.write(`n${round}`, `${name}0`, 'rollback')));
-  report(t, 'delete', await medians((name, round) => mount.write(`n${round}`, `${name}0`, 'delete')));
+  report(
+    t,
+    'first snapshot',
+    await medians((name, round) => mount.write('s', `${name}${round}`, 'snapshot')),
+  );
+  report(
+    t,
+    'next snapshot',
+    await medians((name, round) => mount.write(`n${round}`, `${name}0`, 'snapshot')),
+  );
+  report(
+    t,
+    'rollback',
+    await medians((name, round) => mount.write(`n${round}`, `${name}0`, 'rollback')),
+  );
+  report(
+    t,
+    'delete',
+    await medians((name, round) => mount.write(`n${round}`, `${name}0`, 'delete')),
+  );
   t.is((await stat(mount.file('large0'))).size, SIZES.large);
   await mount.unmount();
-  t.true((await stat(mount.image('large1'))).blocks * 512 < MiB, 'an empty image takes less than a megabyte');
+  t.true(
+    (await stat(mount.image('large1'))).blocks * 512 < MiB,
+    'an empty image takes less than a megabyte',
+  );
 
   const directories: Record<Name, TestMount> = {
     small: await imagesFor(t, { vm1: SIZES.small }),

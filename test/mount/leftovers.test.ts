@@ -18,7 +18,9 @@ import type { Memory } from './tells-memory.js';
 /** Rounds before the first measurement: a mount then has everything that it keeps. */
 const WARM = 5;
 
-/** Snapshots are forgotten when there are this many files of them, and so are first forgotten later. */
+/**
+ * Snapshots are forgotten when there are this many files of them, and so are first forgotten later.
+ */
 const SWEPT_AT = 64;
 
 /** Long names, so that what stays of a name is more than what the heap varies by. */
@@ -33,7 +35,10 @@ interface Footprint extends Memory {
   mappings: number;
 }
 
-async function mountThatTells(t: ExecutionContext<unknown>, images: Record<string, number>): Promise<TestMount> {
+async function mountThatTells(
+  t: ExecutionContext<unknown>,
+  images: Record<string, number>,
+): Promise<TestMount> {
   const mount = await imagesFor(t, images);
   process.env.PCOW_TEST_SOCKET = socketOf(mount);
   process.env.NODE_OPTIONS = `--import=${new URL('tells-memory.js', import.meta.url).href}`;
@@ -55,7 +60,10 @@ async function footprintOf(mount: TestMount): Promise<Footprint> {
   const socket = connect(socketOf(mount));
   socket.write('memory');
   const memory = JSON.parse(await text(socket)) as Memory;
-  const [descriptors, maps] = await Promise.all([readdir(`/proc/${pid}/fd`), readFile(`/proc/${pid}/maps`, 'utf8')]);
+  const [descriptors, maps] = await Promise.all([
+    readdir(`/proc/${pid}/fd`),
+    readFile(`/proc/${pid}/maps`, 'utf8'),
+  ]);
   return {
     ...memory,
     descriptors: descriptors.length,
@@ -86,14 +94,22 @@ async function leavesNothing(
     return after.descriptors <= before.descriptors && after.mappings <= before.mappings;
   });
   t.log(before, after);
-  t.true(after.remembered <= before.remembered + kept, `remembered: ${before.remembered}, ${after.remembered}`);
+  t.true(
+    after.remembered <= before.remembered + kept,
+    `remembered: ${before.remembered}, ${after.remembered}`,
+  );
   // The test of AttributeSource says the same about a few rounds.
-  if (AT_LENGTH) t.true(after.heap <= before.heap + HEAP_VARIES, `heap: ${before.heap}, ${after.heap}`);
+  if (AT_LENGTH)
+    t.true(after.heap <= before.heap + HEAP_VARIES, `heap: ${before.heap}, ${after.heap}`);
 }
 
 test.serial('a process that attaches and releases an image again and again', async (t) => {
   const mount = await mountThatTells(t, { vm1: 64 * MiB });
-  const it = await Conversation.start(t, await program('fake-monitor', mount.scratch), mount.file('vm1'));
+  const it = await Conversation.start(
+    t,
+    await program('fake-monitor', mount.scratch),
+    mount.file('vm1'),
+  );
   await leavesNothing(t, mount, { rounds: effort(20, 100) }, async () => {
     t.is(await it.ask('attach w'), `attached ${mount.image('vm1')}`);
     t.is(await it.ask('let-go'), 'released 0 ');

@@ -40,7 +40,12 @@ class Model {
   ) {}
 
   add(name: string, active: ModelState): ModelImage {
-    const image = { name, active, snapshots: new Map<string, ModelState>(), needed: new Set<string>() };
+    const image = {
+      name,
+      active,
+      snapshots: new Map<string, ModelState>(),
+      needed: new Set<string>(),
+    };
     this.images.push(image);
     return image;
   }
@@ -54,7 +59,10 @@ class Model {
   range(): { offset: number; length: number } {
     const unit = this.random.pick([1, 512, 4096, 65_536]);
     const offset = this.random.below(SIZE / unit) * unit;
-    const length = Math.min(SIZE - offset, unit * (1 + this.random.below(this.random.pick([2, 8]))));
+    const length = Math.min(
+      SIZE - offset,
+      unit * (1 + this.random.below(this.random.pick([2, 8]))),
+    );
     return { offset, length };
   }
 
@@ -143,7 +151,14 @@ class Model {
 
   async discard(image: ModelImage): Promise<void> {
     const { offset, length } = this.range();
-    await run('fallocate', ['--punch-hole', '-o', String(offset), '-l', String(length), this.mount.file(image.name)]);
+    await run('fallocate', [
+      '--punch-hole',
+      '-o',
+      String(offset),
+      '-l',
+      String(length),
+      this.mount.file(image.name),
+    ]);
     image.active.discard(offset, length);
   }
 
@@ -158,12 +173,19 @@ class Model {
 
   async clone(image: ModelImage, snapshot: string | undefined): Promise<void> {
     const made = this.newName();
-    await this.mount.write(snapshot === undefined ? made : `${made} ${snapshot}`, image.name, 'clone');
-    const state = snapshot === undefined ? image.active : (image.snapshots.get(snapshot) ?? image.active);
+    await this.mount.write(
+      snapshot === undefined ? made : `${made} ${snapshot}`,
+      image.name,
+      'clone',
+    );
+    const state =
+      snapshot === undefined ? image.active : (image.snapshots.get(snapshot) ?? image.active);
     this.add(made, state.copy());
     // A clone of the present state stands on the newest layer: an automatic snapshot, or an
     // existing one.
-    const lines = (await readFile(this.mount.control(image.name, 'snapshots'), 'utf8')).trimEnd().split('\n');
+    const lines = (await readFile(this.mount.control(image.name, 'snapshots'), 'utf8'))
+      .trimEnd()
+      .split('\n');
     const listed = lines.map((line) => JSON.parse(line) as { name: string; current: boolean });
     const base = snapshot ?? listed.find(({ current }) => current)?.name;
     if (base !== undefined) {
@@ -201,7 +223,11 @@ class Model {
     for (const { name, active, snapshots } of this.images) {
       this.compare(name, await readFile(this.mount.file(name)), active);
       for (const [snapshot, state] of snapshots) {
-        this.compare(`${name}@${snapshot}`, await readFile(this.mount.control(name, 'at', snapshot)), state);
+        this.compare(
+          `${name}@${snapshot}`,
+          await readFile(this.mount.control(name, 'at', snapshot)),
+          state,
+        );
       }
     }
   }

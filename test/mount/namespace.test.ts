@@ -69,14 +69,26 @@ test.serial('a flat file has exactly the times of its image, from the first stat
 
 test.serial('read-only control files refuse writes', async (t) => {
   const mount = await mountedImages(t, { vm1: MiB });
-  for (const words of [['help'], ['status'], ['vm1', 'status'], ['vm1', 'snapshots'], ['vm1', 'metrics']]) {
+  for (const words of [
+    ['help'],
+    ['status'],
+    ['vm1', 'status'],
+    ['vm1', 'snapshots'],
+    ['vm1', 'metrics'],
+  ]) {
     await t.throwsAsync(mount.write('x', ...words), { code: 'EACCES' }, words.join('/'));
   }
 });
 
 test.serial('du shows the disk space of the images', async (t) => {
   const mount = await mountedImages(t, { vm1: 64 * MiB });
-  await run('dd', ['if=/dev/urandom', `of=${mount.file('vm1')}`, 'bs=1M', 'count=5', 'conv=notrunc,fsync']);
+  await run('dd', [
+    'if=/dev/urandom',
+    `of=${mount.file('vm1')}`,
+    'bs=1M',
+    'count=5',
+    'conv=notrunc,fsync',
+  ]);
   const { stdout } = await run('du', ['-k', mount.file('vm1')]);
   const kib = Number(stdout.split('\t')[0]);
   t.true(kib >= 5 * 1024 && kib < 6 * 1024, `du says ${kib} KiB`);
@@ -162,23 +174,28 @@ async function frozenLayer(file: string): Promise<number> {
   }
 }
 
-test.serial('links and bases outside of the image directory are refused, unless they are allowed', async (t) => {
-  const mount = await imagesFor(t, { vm1: MiB });
-  const outside = path.join(mount.scratch, 'outside.pcow');
-  await Image.create(outside, { size: MiB });
-  await Image.create(mount.image('child'), { base: { path: outside, layer: await frozenLayer(outside) } });
-  await symlink(outside, mount.image('link'));
-  await symlink('vm1.pcow', mount.image('alias'));
-  await mount.mount();
-  t.deepEqual(await readdir(mount.point), ['alias', 'vm1']);
-  const child = await mount.status('child');
-  t.is(child.state, 'base outside of the directory');
-  t.regex(child.problem ?? '', /outside/);
-  t.is((await mount.status('link')).state, 'outside of the directory');
-  await mount.unmount();
-  await mount.mount('--allow-outside-base');
-  t.deepEqual(await readdir(mount.point), ['alias', 'child', 'link', 'vm1']);
-});
+test.serial(
+  'links and bases outside of the image directory are refused, unless they are allowed',
+  async (t) => {
+    const mount = await imagesFor(t, { vm1: MiB });
+    const outside = path.join(mount.scratch, 'outside.pcow');
+    await Image.create(outside, { size: MiB });
+    await Image.create(mount.image('child'), {
+      base: { path: outside, layer: await frozenLayer(outside) },
+    });
+    await symlink(outside, mount.image('link'));
+    await symlink('vm1.pcow', mount.image('alias'));
+    await mount.mount();
+    t.deepEqual(await readdir(mount.point), ['alias', 'vm1']);
+    const child = await mount.status('child');
+    t.is(child.state, 'base outside of the directory');
+    t.regex(child.problem ?? '', /outside/);
+    t.is((await mount.status('link')).state, 'outside of the directory');
+    await mount.unmount();
+    await mount.mount('--allow-outside-base');
+    t.deepEqual(await readdir(mount.point), ['alias', 'child', 'link', 'vm1']);
+  },
+);
 
 test.serial('nothing can be made in a mount', async (t) => {
   const mount = await mountedImages(t, { vm1: MiB });
@@ -186,7 +203,9 @@ test.serial('nothing can be made in a mount', async (t) => {
   await t.throwsAsync(writeFile(mount.file('file'), ''), { code: 'EPERM' });
   await t.throwsAsync(symlink('vm1', mount.file('link')), { code: 'EPERM' });
   await t.throwsAsync(writeFile(mount.control('vm1', 'other'), ''), { code: 'EPERM' });
-  const { lastError } = JSON.parse(await readFile(path.join(mount.point, '.pcow/status'), 'utf8')) as Status;
+  const { lastError } = JSON.parse(
+    await readFile(path.join(mount.point, '.pcow/status'), 'utf8'),
+  ) as Status;
   t.regex(lastError?.message ?? '', /pcow create/);
 });
 
@@ -209,11 +228,19 @@ test.serial(
     await rename(mount.file('base'), mount.file('ground'));
     t.is((await mount.status('child')).state, 'ok');
     const holder = execFile('sleep', ['60']);
-    const reader = execFile('bash', ['-c', 'exec 3< "$1"; echo open; read -r', 'bash', mount.file('vm1')]);
+    const reader = execFile('bash', [
+      '-c',
+      'exec 3< "$1"; echo open; read -r',
+      'bash',
+      mount.file('vm1'),
+    ]);
     t.teardown(() => [holder, reader].map((child) => child.kill('SIGKILL')));
     await new Promise((resolve) => reader.stdout?.once('data', resolve));
     await t.throwsAsync(rm(mount.file('vm1')), { code: 'EBUSY' });
-    t.regex((await mount.status('vm1')).lastError?.message ?? '', new RegExp(`process ${reader.pid} \\(bash\\)`));
+    t.regex(
+      (await mount.status('vm1')).lastError?.message ?? '',
+      new RegExp(`process ${reader.pid} \\(bash\\)`),
+    );
     reader.kill('SIGKILL');
     await rm(mount.file('child'));
     // It has the snapshot that was made for the clone.
@@ -264,7 +291,10 @@ test.serial('extended attributes show state, chain and status', async (t) => {
   // such attributes.
   const trusted =
     'import errno,os,sys\ntry: os.getxattr(sys.argv[1], "trusted.x")\nexcept OSError as e: print(errno.errorcode[e.errno])';
-  t.regex((await run('python3', ['-c', trusted, mount.file('child')])).stdout, /^EOPNOTSUPP|ENOTSUP$/m);
+  t.regex(
+    (await run('python3', ['-c', trusted, mount.file('child')])).stdout,
+    /^EOPNOTSUPP|ENOTSUP$/m,
+  );
 });
 
 test.serial('an image with the name of a control file has a flat file nevertheless', async (t) => {

@@ -16,9 +16,16 @@ import { pcowProgram } from '../helpers/mounted.js';
 const run = promisify(execFile);
 
 /** Runs `pcow mount` without a mount helper: it must fail. Returns its message. */
-async function refused(t: TestMount['t'], directory: string, mountpoint: string, environment = {}): Promise<string> {
+async function refused(
+  t: TestMount['t'],
+  directory: string,
+  mountpoint: string,
+  environment = {},
+): Promise<string> {
   const error = await t.throwsAsync<Error & { code: number; stderr: string }>(
-    run(process.execPath, [pcowProgram, 'mount', directory, mountpoint], { env: { ...process.env, ...environment } }),
+    run(process.execPath, [pcowProgram, 'mount', directory, mountpoint], {
+      env: { ...process.env, ...environment },
+    }),
   );
   t.is(error?.code, 11, error?.stderr);
   return error?.stderr ?? '';
@@ -64,25 +71,28 @@ test.serial('a machine without /dev/fuse or fusermount3', async (t) => {
   t.regex(error?.stderr ?? '', /\/dev\/fuse/);
 });
 
-test.serial('two mounts of one directory, a mount over a mount, a mount inside a mount', async (t) => {
-  const mount = await imagesFor(t, { vm1: MiB });
-  const { images, scratch, point } = mount;
-  const second = path.join(scratch, 'second');
-  const other = path.join(scratch, 'other');
-  await mkdir(second);
-  await mkdir(other);
-  await symlink(images, path.join(scratch, 'same'));
-  await mount.mount();
-  for (const directory of [images, path.join(scratch, 'same')]) {
-    const sentence = await refused(t, directory, second);
-    t.true(sentence.includes(`mounted on ${point} already`), sentence);
-  }
-  t.regex(await refused(t, other, point), /is mounted on .* already.*pcow umount/);
-  t.regex(await refused(t, other, path.join(point, '.pcow')), /is in the mount/);
-  t.regex(await refused(t, point, second), /is in the mount/);
-  await mount.unmount();
-  await mount.mount();
-});
+test.serial(
+  'two mounts of one directory, a mount over a mount, a mount inside a mount',
+  async (t) => {
+    const mount = await imagesFor(t, { vm1: MiB });
+    const { images, scratch, point } = mount;
+    const second = path.join(scratch, 'second');
+    const other = path.join(scratch, 'other');
+    await mkdir(second);
+    await mkdir(other);
+    await symlink(images, path.join(scratch, 'same'));
+    await mount.mount();
+    for (const directory of [images, path.join(scratch, 'same')]) {
+      const sentence = await refused(t, directory, second);
+      t.true(sentence.includes(`mounted on ${point} already`), sentence);
+    }
+    t.regex(await refused(t, other, point), /is mounted on .* already.*pcow umount/);
+    t.regex(await refused(t, other, path.join(point, '.pcow')), /is in the mount/);
+    t.regex(await refused(t, point, second), /is in the mount/);
+    await mount.unmount();
+    await mount.mount();
+  },
+);
 
 test.serial('a mountpoint on which something else is mounted', async (t) => {
   const { images, point } = await imagesFor(t, { vm1: MiB });
@@ -118,9 +128,13 @@ async function alive(pid: number): Promise<boolean> {
 test.serial('umount of a mount in use names its users, and the mount continues', async (t) => {
   const mount = await imagesFor(t, { vm1: MiB });
   await mount.mount();
-  const user = spawn('bash', ['-c', 'exec 3< "$1"; echo open; read -r', 'bash', mount.file('vm1')], {
-    stdio: ['pipe', 'pipe', 'ignore'],
-  });
+  const user = spawn(
+    'bash',
+    ['-c', 'exec 3< "$1"; echo open; read -r', 'bash', mount.file('vm1')],
+    {
+      stdio: ['pipe', 'pipe', 'ignore'],
+    },
+  );
   t.teardown(() => user.kill('SIGKILL'));
   await once(user.stdout, 'data');
   const error = await t.throwsAsync(umount(mount.point));

@@ -12,7 +12,16 @@ const NOBODY = 65_534;
 
 /** Whether a shell script succeeds for a user without special rights. $1 is the mountpoint. */
 async function may(mount: TestMount, script: string): Promise<boolean> {
-  const words = [`--reuid=${NOBODY}`, `--regid=${NOBODY}`, '--clear-groups', 'sh', '-c', script, 'sh', mount.point];
+  const words = [
+    `--reuid=${NOBODY}`,
+    `--regid=${NOBODY}`,
+    '--clear-groups',
+    'sh',
+    '-c',
+    script,
+    'sh',
+    mount.point,
+  ];
   return run('setpriv', words).then(
     () => true,
     () => false,
@@ -42,7 +51,10 @@ test.serial('the modes and owners of the images decide', async (t) => {
   t.true(await may(mount, 'echo x | dd of="$1/own" conv=notrunc'));
   t.true(await may(mount, 'echo s > "$1/.pcow/own/snapshot"'));
   t.true(await may(mount, 'head -c 1 "$1/.pcow/own/at/s"'));
-  t.false(await may(mount, 'echo "s own secret" > "$1/.pcow/snapshot"'), 'the mount-wide files go by the directory');
+  t.false(
+    await may(mount, 'echo "s own secret" > "$1/.pcow/snapshot"'),
+    'the mount-wide files go by the directory',
+  );
 });
 
 test.serial('without --allow-other other users have no access', async (t) => {

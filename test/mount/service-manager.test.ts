@@ -18,7 +18,10 @@ import { pcowProgram } from '../helpers/mounted.js';
 const LISTENER = fileURLToPath(new URL('../../../test/programs/notify-socket.py', import.meta.url));
 
 /** A fake service manager; yields the messages that it gets. */
-async function listener(t: ExecutionContext<unknown>, socket: string): Promise<AsyncIterator<string>> {
+async function listener(
+  t: ExecutionContext<unknown>,
+  socket: string,
+): Promise<AsyncIterator<string>> {
   const child = spawn('python3', [LISTENER, socket], { stdio: ['ignore', 'pipe', 'inherit'] });
   t.teardown(() => child.kill('SIGKILL'));
   const lines = createInterface({ input: child.stdout })[Symbol.asyncIterator]();
@@ -27,7 +30,15 @@ async function listener(t: ExecutionContext<unknown>, socket: string): Promise<A
 }
 
 function mountUnder(t: ExecutionContext<unknown>, mount: TestMount, socket: string) {
-  const words = ['--pdeathsig', 'KILL', '--', process.execPath, pcowProgram, 'mount', '--foreground'];
+  const words = [
+    '--pdeathsig',
+    'KILL',
+    '--',
+    process.execPath,
+    pcowProgram,
+    'mount',
+    '--foreground',
+  ];
   const child = spawn('setpriv', [...words, mount.images, mount.point], {
     env: { ...process.env, NOTIFY_SOCKET: socket },
     stdio: ['ignore', 'ignore', 'pipe'],
@@ -45,7 +56,8 @@ function mountUnder(t: ExecutionContext<unknown>, mount: TestMount, socket: stri
 for (const place of ['a path', 'an abstract name'] as const) {
   test.serial(`READY=1 when it is mounted, STOPPING=1 as it ends: by ${place}`, async (t) => {
     const mount = await imagesFor(t, { vm1: MiB });
-    const socket = place === 'a path' ? path.join(mount.scratch, 'notify') : `@pcow-test-${process.pid}`;
+    const socket =
+      place === 'a path' ? path.join(mount.scratch, 'notify') : `@pcow-test-${process.pid}`;
     const messages = await listener(t, socket);
     const { child, ended } = mountUnder(t, mount, socket);
     const ready = (await messages.next()) as IteratorYieldResult<string>;
@@ -59,10 +71,15 @@ for (const place of ['a path', 'an abstract name'] as const) {
   });
 }
 
-test.serial('a service manager that cannot be reached is reported in the log, and does no harm', async (t) => {
-  const mount = await imagesFor(t, { vm1: MiB });
-  const { child, said, ended } = mountUnder(t, mount, path.join(mount.scratch, 'nobody'));
-  await eventually(() => Promise.resolve(/can't reach the service manager at .*nobody/.test(said())));
-  child.kill('SIGTERM');
-  t.is(await ended, 0, said());
-});
+test.serial(
+  'a service manager that cannot be reached is reported in the log, and does no harm',
+  async (t) => {
+    const mount = await imagesFor(t, { vm1: MiB });
+    const { child, said, ended } = mountUnder(t, mount, path.join(mount.scratch, 'nobody'));
+    await eventually(() =>
+      Promise.resolve(/can't reach the service manager at .*nobody/.test(said())),
+    );
+    child.kill('SIGTERM');
+    t.is(await ended, 0, said());
+  },
+);

@@ -18,7 +18,10 @@ const run = promisify(execFile);
 
 /** A shell command that must succeed, and soon. */
 async function shell(mount: TestMount, command: string): Promise<string> {
-  const { stdout } = await run('bash', ['-c', `set -o pipefail; ${command}`], { cwd: mount.scratch, timeout: 600_000 });
+  const { stdout } = await run('bash', ['-c', `set -o pipefail; ${command}`], {
+    cwd: mount.scratch,
+    timeout: 600_000,
+  });
   return stdout;
 }
 
@@ -56,45 +59,55 @@ test.serial('find, grep, cp, tar, du and ls go through all of it', async (t) => 
     'mnt/.pcow/vm1/at/one',
     'mnt/vm1',
   ]);
-  await shell(mount, 'cp -r mnt copy && tar cf archive.tar mnt && ls -lR mnt && du -a mnt && cmp copy/vm1 mnt/vm1');
+  await shell(
+    mount,
+    'cp -r mnt copy && tar cf archive.tar mnt && ls -lR mnt && du -a mnt && cmp copy/vm1 mnt/vm1',
+  );
   await shell(mount, 'cmp copy/.pcow/vm1/at/one mnt/vm1');
   t.is(await shell(mount, 'tar xOf archive.tar mnt/.pcow/help'), HELP);
   t.deepEqual(await content(mount), before);
 });
 
-test.serial('copying the copy of a mount back does no harm, and neither does rm -r of the control files', async (t) => {
-  const mount = await stage(t);
-  await shell(mount, 'cp -r mnt copy');
-  const [names, images] = (await content(mount)) as [string[], unknown[][]];
-  const states = (list: unknown[][]) => list.map((image) => image.slice(0, 3));
-  for (const command of [
-    'cp -r copy/.pcow mnt/',
-    'rm -rf mnt/.pcow',
-    'mv mnt/.pcow/vm1 mnt/vm3',
-    'sed -i s/a/b/ mnt/.pcow/vm1/delete',
-  ]) {
-    await t.throwsAsync(shell(mount, command), undefined, command);
-    const [namesNow, imagesNow] = (await content(mount)) as [string[], unknown[][]];
-    t.deepEqual(namesNow, names, command);
-    t.deepEqual(states(imagesNow), states(images), command);
-  }
-});
-
-test.serial('every control file has a useful text of its true size, and is in the help', async (t) => {
-  const mount = await stage(t);
-  const directories = [path.join(mount.point, '.pcow'), mount.control('vm1')];
-  for (const directory of directories) {
-    for (const entry of await readdir(directory, { withFileTypes: true })) {
-      if (!entry.isFile()) continue;
-      const file = path.join(directory, entry.name);
-      const text = await readFile(file, 'utf8');
-      t.regex(text, /\S\n$/, file);
-      t.is((await stat(file)).size, Buffer.byteLength(await readFile(file, 'utf8')), file);
-      const called = directory === directories[0] ? `.pcow/${entry.name}` : `.pcow/NAME/${entry.name}`;
-      t.true(entry.name === 'help' || HELP.includes(called), called);
+test.serial(
+  'copying the copy of a mount back does no harm, and neither does rm -r of the control files',
+  async (t) => {
+    const mount = await stage(t);
+    await shell(mount, 'cp -r mnt copy');
+    const [names, images] = (await content(mount)) as [string[], unknown[][]];
+    const states = (list: unknown[][]) => list.map((image) => image.slice(0, 3));
+    for (const command of [
+      'cp -r copy/.pcow mnt/',
+      'rm -rf mnt/.pcow',
+      'mv mnt/.pcow/vm1 mnt/vm3',
+      'sed -i s/a/b/ mnt/.pcow/vm1/delete',
+    ]) {
+      await t.throwsAsync(shell(mount, command), undefined, command);
+      const [namesNow, imagesNow] = (await content(mount)) as [string[], unknown[][]];
+      t.deepEqual(namesNow, names, command);
+      t.deepEqual(states(imagesNow), states(images), command);
     }
-  }
-});
+  },
+);
+
+test.serial(
+  'every control file has a useful text of its true size, and is in the help',
+  async (t) => {
+    const mount = await stage(t);
+    const directories = [path.join(mount.point, '.pcow'), mount.control('vm1')];
+    for (const directory of directories) {
+      for (const entry of await readdir(directory, { withFileTypes: true })) {
+        if (!entry.isFile()) continue;
+        const file = path.join(directory, entry.name);
+        const text = await readFile(file, 'utf8');
+        t.regex(text, /\S\n$/, file);
+        t.is((await stat(file)).size, Buffer.byteLength(await readFile(file, 'utf8')), file);
+        const called =
+          directory === directories[0] ? `.pcow/${entry.name}` : `.pcow/NAME/${entry.name}`;
+        t.true(entry.name === 'help' || HELP.includes(called), called);
+      }
+    }
+  },
+);
 
 test.serial('df is correct on a disk of more than 16 TiB', async (t) => {
   const mount = await imagesFor(t, {});

@@ -25,7 +25,8 @@ setFlagsFromString('--no-sparkplug');
 const collect = runInNewContext('gc') as () => void;
 
 async function memory(): Promise<Memory> {
-  // An image that is collected is released by another thread, and what it kept by the next collection.
+  // An image that is collected is released by another thread, and what it kept by the next
+  // collection.
   for (let round = 0; round < 4; ++round) {
     collect();
     await turn();

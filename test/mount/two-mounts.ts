@@ -4,7 +4,8 @@
  */
 import { mountDirectory } from '../../src/mount/index.js';
 
-const [firstDirectory = '', firstPoint = '', secondDirectory = '', secondPoint = ''] = process.argv.slice(2);
+const [firstDirectory = '', firstPoint = '', secondDirectory = '', secondPoint = ''] =
+  process.argv.slice(2);
 const first = await mountDirectory(firstDirectory, firstPoint);
 const second = await mountDirectory(secondDirectory, secondPoint);
 process.on('message', () => {

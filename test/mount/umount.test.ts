@@ -32,17 +32,30 @@ test.serial('a bind mount of the mountpoint', async (t) => {
   t.teardown(() => run('umount', ['--lazy', other]).catch(() => undefined));
   const { code, stderr } = await refusalOf(process.execPath, pcowProgram, 'umount', mount.point);
   t.is(code, 11);
-  t.regex(stderr, new RegExp(`^pcow: ${mount.images} is still mounted on ${other}: "umount ${other}"`, 'm'));
+  t.regex(
+    stderr,
+    new RegExp(`^pcow: ${mount.images} is still mounted on ${other}: "umount ${other}"`, 'm'),
+  );
 });
 
 test.serial('a mount that is removed in another mount namespace only', async (t) => {
   const mount = await imagesFor(t, { vm1: MiB });
   await mount.mount();
-  const { code, stderr } = await refusalOf('unshare', '-m', process.execPath, pcowProgram, 'umount', mount.point);
+  const { code, stderr } = await refusalOf(
+    'unshare',
+    '-m',
+    process.execPath,
+    pcowProgram,
+    'umount',
+    mount.point,
+  );
   t.is(code, 11);
   t.regex(
     stderr,
-    new RegExp(`^pcow: ${mount.images} is still mounted on ${mount.point} in another mount namespace, that of`, 'm'),
+    new RegExp(
+      `^pcow: ${mount.images} is still mounted on ${mount.point} in another mount namespace, that of`,
+      'm',
+    ),
   );
   t.is((await mount.status('vm1')).state, 'ok');
 });
@@ -51,7 +64,9 @@ test.serial('a mount that ends while the next one of its directory begins', asyn
   const mount = await imagesFor(t, { vm1: MiB });
   await mount.mount();
   const firstEnded = once(mount.daemon, 'close');
-  const umount = spawn(process.execPath, [pcowProgram, 'umount', mount.point], { stdio: 'inherit' });
+  const umount = spawn(process.execPath, [pcowProgram, 'umount', mount.point], {
+    stdio: 'inherit',
+  });
   t.teardown(() => umount.kill('SIGKILL'));
   const umountEnded = once(umount, 'close');
   // From the moment in which it is removed from view, so that it does not see the moment in which
@@ -82,36 +97,51 @@ test.serial('a mount that another process looks at for a moment', async (t) => {
     exec ${fusermount} "$@"`;
   await writeFile(path.join(programs, 'fusermount3'), script, { mode: 0o755 });
   const PATH = `${programs}:${process.env.PATH ?? ''}`;
-  await run(process.execPath, [pcowProgram, 'umount', mount.point], { env: { ...process.env, PATH } });
+  await run(process.execPath, [pcowProgram, 'umount', mount.point], {
+    env: { ...process.env, PATH },
+  });
   t.deepEqual(await ended, [0, null]);
 });
 
 const PRERM = fileURLToPath(new URL('../../../packaging/debian/prerm', import.meta.url));
 
-test.serial('the package is not removed because of one mount: the others are looked at first, and stay', async (t) => {
-  const idle = await imagesFor(t, { vm1: MiB });
-  const busy = await imagesFor(t, { vm1: MiB });
-  for (const mount of [idle, busy]) await mount.mount();
-  const programs = path.join(idle.scratch, 'bin');
-  await mkdir(programs);
-  await symlink(pcowProgram, path.join(programs, 'pcow'));
-  // The mounts of this test alone; and no services.
-  const lines = `${idle.point}\n${busy.point}\n`;
-  await writeFile(path.join(programs, 'findmnt'), `#!/bin/sh\nprintf %s '${lines}'\n`, { mode: 0o755 });
-  await writeFile(path.join(programs, 'systemctl'), '#!/bin/sh\n', { mode: 0o755 });
-  const words = ['env', `PATH=${programs}:${process.env.PATH ?? ''}`, 'sh', PRERM, 'remove'] as const;
+test.serial(
+  'the package is not removed because of one mount: the others are looked at first, and stay',
+  async (t) => {
+    const idle = await imagesFor(t, { vm1: MiB });
+    const busy = await imagesFor(t, { vm1: MiB });
+    for (const mount of [idle, busy]) await mount.mount();
+    const programs = path.join(idle.scratch, 'bin');
+    await mkdir(programs);
+    await symlink(pcowProgram, path.join(programs, 'pcow'));
+    // The mounts of this test alone; and no services.
+    const lines = `${idle.point}\n${busy.point}\n`;
+    await writeFile(path.join(programs, 'findmnt'), `#!/bin/sh\nprintf %s '${lines}'\n`, {
+      mode: 0o755,
+    });
+    await writeFile(path.join(programs, 'systemctl'), '#!/bin/sh\n', { mode: 0o755 });
+    const words = [
+      'env',
+      `PATH=${programs}:${process.env.PATH ?? ''}`,
+      'sh',
+      PRERM,
+      'remove',
+    ] as const;
 
-  const file = await open(busy.file('vm1'));
-  const { code, stderr } = await refusalOf(...words);
-  t.is(code, 1);
-  t.regex(
-    stderr,
-    new RegExp(`pcow: ${busy.point} is in use by process ${process.pid} .*\n[^]*pcow: it is not removed`),
-  );
-  for (const mount of [idle, busy]) t.is((await mount.status('vm1')).state, 'ok');
+    const file = await open(busy.file('vm1'));
+    const { code, stderr } = await refusalOf(...words);
+    t.is(code, 1);
+    t.regex(
+      stderr,
+      new RegExp(
+        `pcow: ${busy.point} is in use by process ${process.pid} .*\n[^]*pcow: it is not removed`,
+      ),
+    );
+    for (const mount of [idle, busy]) t.is((await mount.status('vm1')).state, 'ok');
 
-  await file.close();
-  t.deepEqual(await refusalOf(...words), { code: 0, stderr: '' });
-  const table = await readFile('/proc/self/mountinfo', 'utf8');
-  for (const { point } of [idle, busy]) t.false(table.includes(` ${point} `));
-});
+    await file.close();
+    t.deepEqual(await refusalOf(...words), { code: 0, stderr: '' });
+    const table = await readFile('/proc/self/mountinfo', 'utf8');
+    for (const { point } of [idle, busy]) t.false(table.includes(` ${point} `));
+  },
+);

@@ -13,7 +13,9 @@ const UNIT = new URL('../../../packaging/systemd/pcow@.service', import.meta.url
 /** The values of a setting, split into words. */
 async function setting(name: string): Promise<string[]> {
   const text = await readFile(UNIT, 'utf8');
-  return [...text.matchAll(new RegExp(`^${name}=(.*)$`, 'gm'))].flatMap(([, value = '']) => value.split(' '));
+  return [...text.matchAll(new RegExp(`^${name}=(.*)$`, 'gm'))].flatMap(([, value = '']) =>
+    value.split(' '),
+  );
 }
 
 test('a mount that fails because of its options is not started again', async (t) => {
@@ -37,7 +39,9 @@ test('a mount that fails because of its options is not started again', async (t)
 
 test('a mount that fails at every start is given up', async (t) => {
   const [pause, burst, interval] = await Promise.all(
-    ['RestartSec', 'StartLimitBurst', 'StartLimitIntervalSec'].map(async (name) => Number((await setting(name))[0])),
+    ['RestartSec', 'StartLimitBurst', 'StartLimitIntervalSec'].map(async (name) =>
+      Number((await setting(name))[0]),
+    ),
   );
   // A failing start takes some seconds.
   t.true(((pause ?? NaN) + 5) * (burst ?? NaN) < (interval ?? NaN));

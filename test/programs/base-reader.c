@@ -17,8 +17,8 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 #include <sys/sendfile.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <time.h>
@@ -26,7 +26,7 @@
 
 #define STORE "/memfd:pcow-clean-store"
 
-static char *memory;
+static char* memory;
 static size_t size;
 
 static double microseconds(void) {
@@ -41,15 +41,16 @@ struct mapping {
 };
 
 // The mappings of the store in this process, in the image's range only.
-static int store_mappings(struct mapping *found, int most) {
-  FILE *maps = fopen("/proc/self/maps", "r");
+static int store_mappings(struct mapping* found, int most) {
+  FILE* maps = fopen("/proc/self/maps", "r");
   char line[512];
   int count = 0;
   while (fgets(line, sizeof line, maps)) {
     unsigned long start, end, offset;
-    if (!strstr(line, STORE) || sscanf(line, "%lx-%lx %*s %lx", &start, &end, &offset) != 3) continue;
-    if ((char *)start < memory || (char *)start >= memory + size) continue;
-    if (count < most) found[count] = (struct mapping){(char *)start, (char *)end, offset};
+    if (!strstr(line, STORE) || sscanf(line, "%lx-%lx %*s %lx", &start, &end, &offset) != 3)
+      continue;
+    if ((char*)start < memory || (char*)start >= memory + size) continue;
+    if (count < most) found[count] = (struct mapping){(char*)start, (char*)end, offset};
     count++;
   }
   fclose(maps);
@@ -57,7 +58,7 @@ static int store_mappings(struct mapping *found, int most) {
 }
 
 static long own_memory(void) {
-  FILE *rollup = fopen("/proc/self/smaps_rollup", "r");
+  FILE* rollup = fopen("/proc/self/smaps_rollup", "r");
   char line[512];
   long pss = -1;
   while (fgets(line, sizeof line, rollup)) sscanf(line, "Pss: %ld", &pss);
@@ -74,7 +75,7 @@ static int stolen(int access) {
     static int count = -1;
     if (count < 0) {
       count = 0;
-      FILE *list = popen("ls /proc/$PPID/task", "r");
+      FILE* list = popen("ls /proc/$PPID/task", "r");
       while (count < 64 && fscanf(list, "%d", &tasks[count]) == 1) count++;
       pclose(list);
     }
@@ -90,7 +91,7 @@ static int stolen(int access) {
   return -1;
 }
 
-static void succeeded(const char *what) { printf("%s ", what); }
+static void succeeded(const char* what) { printf("%s ", what); }
 
 static void attack(void) {
   struct mapping found[64];
@@ -122,11 +123,13 @@ static void attack(void) {
     TRY("pwrite", pwrite(memfd, bad, sizeof bad, 0) > 0);
     TRY("ftruncate", ftruncate(memfd, 0) == 0);
     TRY("ftruncate-grow", ftruncate(memfd, 1 << 30) == 0);
-    TRY("fallocate-punch", fallocate(memfd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, 4096) == 0);
+    TRY("fallocate-punch",
+        fallocate(memfd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, 4096) == 0);
     TRY("fallocate-zero", fallocate(memfd, FALLOC_FL_ZERO_RANGE, 0, 4096) == 0);
     TRY("seals", fcntl(memfd, F_ADD_SEALS, F_SEAL_WRITE) == 0);
-    TRY("mmap-shared", mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, memfd, 0) != MAP_FAILED);
-    char *read_only = mmap(NULL, 4096, PROT_READ, MAP_SHARED, memfd, 0);
+    TRY("mmap-shared",
+        mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, memfd, 0) != MAP_FAILED);
+    char* read_only = mmap(NULL, 4096, PROT_READ, MAP_SHARED, memfd, 0);
     if (read_only != MAP_FAILED) {
       TRY("mprotect", mprotect(read_only, 4096, PROT_READ | PROT_WRITE) == 0);
       TRY("madvise-remove", syscall(SYS_madvise, read_only, 4096, MADV_REMOVE) == 0);
@@ -166,7 +169,7 @@ static void attack(void) {
   puts("");
 }
 
-int main(int argc, char **argv) {
+int main(int argc, char** argv) {
   (void)argc;
   setvbuf(stdout, NULL, _IOLBF, 0);
   const int file = open(argv[1], O_RDWR);
@@ -190,10 +193,10 @@ int main(int argc, char **argv) {
       for (unsigned long at = a; at < a + b; at += 64) sum += (unsigned char)memory[at];
       printf("%lu %.0f\n", sum, microseconds() - from);
     } else if (!strcmp(word, "put")) {
-      ((volatile char *)memory)[a] = (char)b;
+      ((volatile char*)memory)[a] = (char)b;
       puts("ok");
     } else if (!strcmp(word, "get")) {
-      printf("%d\n", (unsigned char)((volatile char *)memory)[a]);
+      printf("%d\n", (unsigned char)((volatile char*)memory)[a]);
     } else if (!strcmp(word, "drop")) {
       puts(madvise(memory + a, b, MADV_DONTNEED) == 0 ? "ok" : strerror(errno));
     } else if (!strcmp(word, "mappings")) {

@@ -52,8 +52,8 @@ static void* write_for_ever(void* argument) {
   for (uint64_t number = 1;; ++number) {
     struct Record* record = (struct Record*)(base + (me * pages + page_of(number % pages)) * kPage);
     if (number > pages && atomic_load(&record->number) != number - pages) {
-      fprintf(stderr, "cut-writer: thread %lu: in place of write %lu there is %lu\n", me, number - pages,
-              atomic_load(&record->number));
+      fprintf(stderr, "cut-writer: thread %lu: in place of write %lu there is %lu\n", me,
+              number - pages, atomic_load(&record->number));
       abort();
     }
     for (uint64_t k = 0; k < threads; ++k) record->seen[k] = atomic_load(&happened[k]);
@@ -77,7 +77,8 @@ int main(int argc, char** argv) {
   for (size_t i = 0; i < files; ++i) {
     const int fd = open(argv[i == 0 ? 1 : 3 + i], O_RDWR);
     if (fd < 0) return perror("open"), 1;
-    if (mmap(base + i * length, length, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0) == MAP_FAILED)
+    if (mmap(base + i * length, length, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0) ==
+        MAP_FAILED)
       return perror("mmap"), 1;
     close(fd);
   }

@@ -58,9 +58,10 @@ struct header {
   uint32_t id, value, length, zero;
 };
 
-static const char* const names[] = {"",       "attach", "resume",  "attached", "refused", "prepare", "cut",
-                                    "commit", "finish", "abort",   "delete",   "status",  "metrics", "done",
-                                    "failed", "sync",   "release", "released", "want",    "bases",   "rename"};
+static const char* const names[] = {
+    "",       "attach", "resume",  "attached", "refused", "prepare", "cut",
+    "commit", "finish", "abort",   "delete",   "status",  "metrics", "done",
+    "failed", "sync",   "release", "released", "want",    "bases",   "rename"};
 
 static struct sockaddr_un address = {.sun_family = AF_UNIX};
 static struct header answer;
@@ -81,8 +82,8 @@ static struct header header_of(int kind, uint32_t id, uint32_t value, size_t len
   return (struct header){0x574f4350, 1, (uint16_t)kind, id, value, (uint32_t)length, 0};
 }
 
-static void send_raw(int to, const void* head, size_t head_length, const void* body, size_t length, const int* sent,
-                     int count) {
+static void send_raw(int to, const void* head, size_t head_length, const void* body, size_t length,
+                     const int* sent, int count) {
   struct iovec parts[] = {{(void*)head, head_length}, {(void*)body, length}};
   char control[CMSG_SPACE(MAX_FILES * sizeof(int))] = {0};
   struct msghdr message = {.msg_iov = parts, .msg_iovlen = 2};
@@ -98,7 +99,8 @@ static void send_raw(int to, const void* head, size_t head_length, const void* b
   sendmsg(to, &message, MSG_NOSIGNAL);
 }
 
-static void send_message(int to, int kind, uint32_t id, uint32_t value, const char* body, const int* sent, int count) {
+static void send_message(int to, int kind, uint32_t id, uint32_t value, const char* body,
+                         const int* sent, int count) {
   const struct header head = header_of(kind, id, value, strlen(body));
   send_raw(to, &head, sizeof head, body, strlen(body), sent, count);
 }
@@ -109,7 +111,8 @@ static int receive(int from, int patience_ms) {
   if (patience_ms >= 0 && poll(&ready, 1, patience_ms) == 0) return -1;
   char control[CMSG_SPACE(MAX_FILES * sizeof(int))];
   struct iovec parts[] = {{&answer, sizeof answer}, {text, MAX_TEXT}};
-  struct msghdr message = {.msg_iov = parts, .msg_iovlen = 2, .msg_control = control, .msg_controllen = sizeof control};
+  struct msghdr message = {
+      .msg_iov = parts, .msg_iovlen = 2, .msg_control = control, .msg_controllen = sizeof control};
   const ssize_t length = recvmsg(from, &message, MSG_CMSG_CLOEXEC);
   if (length <= 0) return 0;
   text[length - (ssize_t)sizeof answer] = '\0';
@@ -128,7 +131,8 @@ static void say_answer(int from) {
   }
   if (answer.kind == ATTACHED) {
     printf("attached");
-    for (const char* path = text; path < text + answer.length; path += strlen(path) + 1) printf(" %s", path);
+    for (const char* path = text; path < text + answer.length; path += strlen(path) + 1)
+      printf(" %s", path);
     puts("");
   } else {
     printf("%s %u %s\n", names[answer.kind], answer.value, text);

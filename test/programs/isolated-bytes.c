@@ -52,7 +52,8 @@ int main(int argc, char** argv) {
     } else if (sscanf(line, "check %u", &byte) == 1) {
       size_t wrong = 0;
       for (size_t i = 0; i < blocks; i++)
-        wrong += base[i * block_size + kPage + 5] != (char)byte || base[i * block_size + kPage + 4] != 7;
+        wrong +=
+            base[i * block_size + kPage + 5] != (char)byte || base[i * block_size + kPage + 4] != 7;
       printf("%zu\n", wrong);
     } else {
       return 2;

@@ -50,7 +50,10 @@ int main(int argc, char** argv) {
   memcpy(code, text, sizeof text);
   struct kvm_userspace_memory_region slots[] = {
       {.slot = 0, .guest_phys_addr = 0, .memory_size = 4096, .userspace_addr = (uintptr_t)code},
-      {.slot = 1, .guest_phys_addr = FIRST, .memory_size = BLOCK * BLOCKS, .userspace_addr = (uintptr_t)memory},
+      {.slot = 1,
+       .guest_phys_addr = FIRST,
+       .memory_size = BLOCK * BLOCKS,
+       .userspace_addr = (uintptr_t)memory},
   };
   for (int i = 0; i < 2; i++)
     if (ioctl(vm, KVM_SET_USER_MEMORY_REGION, &slots[i]) < 0) die("KVM_SET_USER_MEMORY_REGION");
@@ -67,7 +70,8 @@ int main(int argc, char** argv) {
     struct kvm_regs registers = {.rip = 0, .rflags = 2};
     if (ioctl(cpu, KVM_GET_SREGS, &special) < 0) die("KVM_GET_SREGS");
     special.cs.base = special.cs.selector = special.ds.base = special.ds.selector = 0;
-    if (ioctl(cpu, KVM_SET_SREGS, &special) < 0 || ioctl(cpu, KVM_SET_REGS, &registers) < 0) die("KVM_SET_REGS");
+    if (ioctl(cpu, KVM_SET_SREGS, &special) < 0 || ioctl(cpu, KVM_SET_REGS, &registers) < 0)
+      die("KVM_SET_REGS");
     if (ioctl(cpu, KVM_RUN, 0) < 0 || run->exit_reason != KVM_EXIT_HLT) {
       printf("stopped with exit reason %u\n", run->exit_reason);
       continue;

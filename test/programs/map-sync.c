@@ -18,7 +18,8 @@ int main(int argc, char** argv) {
   const int fd = open(argv[1], O_RDWR);
   struct stat status;
   if (fd < 0 || fstat(fd, &status) != 0) return perror(argv[1]), 1;
-  char* base = mmap(NULL, (size_t)status.st_size, PROT_READ | PROT_WRITE, MAP_SHARED_VALIDATE | MAP_SYNC, fd, 0);
+  char* base = mmap(NULL, (size_t)status.st_size, PROT_READ | PROT_WRITE,
+                    MAP_SHARED_VALIDATE | MAP_SYNC, fd, 0);
   if (base == MAP_FAILED) return puts(strerrorname_np(errno)), 0;
   puts("granted");
   static const char kText[] = "stored and flushed";
@@ -26,7 +27,8 @@ int main(int argc, char** argv) {
   _mm_clflush(base + status.st_size / 2);
   _mm_sfence();
   char found[sizeof kText];
-  if (pread(fd, found, sizeof found, status.st_size / 2) != (ssize_t)sizeof found) return perror("pread"), 1;
+  if (pread(fd, found, sizeof found, status.st_size / 2) != (ssize_t)sizeof found)
+    return perror("pread"), 1;
   puts(memcmp(found, kText, sizeof found) == 0 ? "read back" : "something else was read");
   return 0;
 }

@@ -43,7 +43,8 @@ int main(int argc, char** argv) {
   int fd = open(argv[1], O_RDWR);
   struct stat status;
   if (fd < 0 || fstat(fd, &status) != 0) return perror(argv[1]), 1;
-  unsigned char* base = mmap(NULL, (size_t)status.st_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+  unsigned char* base =
+      mmap(NULL, (size_t)status.st_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
   if (base == MAP_FAILED) return perror("mmap"), 1;
   puts("mapped");
   fflush(stdout);
@@ -67,7 +68,10 @@ int main(int argc, char** argv) {
       }
       close(to);
     } else if (sscanf(line, "punch %zu %zu", &offset, &length) == 2) {
-      error = fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)length) ? errno : 0;
+      error =
+          fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)length)
+              ? errno
+              : 0;
     } else if (sscanf(line, "control %2047s %1023s", file, text) == 2) {
       const int control = open(file, O_WRONLY);
       error = control < 0 || write(control, text, strlen(text)) < 0 ? errno : 0;
@@ -85,7 +89,8 @@ int main(int argc, char** argv) {
     } else if (strcmp(line, "vfork\n") == 0) {
       wait_for_child();
     } else if (strcmp(line, "another\n") == 0) {
-      unsigned char* other = mmap(NULL, (size_t)status.st_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+      unsigned char* other =
+          mmap(NULL, (size_t)status.st_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
       error = other == MAP_FAILED ? errno : memcmp(other, base, (size_t)status.st_size) ? -1 : 0;
       if (other != MAP_FAILED) munmap(other, (size_t)status.st_size);
     } else if (strcmp(line, "unmap\n") == 0) {

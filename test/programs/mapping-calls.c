@@ -26,7 +26,13 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { PAGE = 4096, PAGES = 64, SIZE = PAGES * PAGE, READ_WRITE = PROT_READ | PROT_WRITE, FILL = 0x55 };
+enum {
+  PAGE = 4096,
+  PAGES = 64,
+  SIZE = PAGES * PAGE,
+  READ_WRITE = PROT_READ | PROT_WRITE,
+  FILL = 0x55
+};
 
 static int fd, other;
 static char* memory;
@@ -55,7 +61,8 @@ static void tell(const char* name, long result, int err) {
   printf("%s: %s", name, result == -1 ? strerrorname_np(err) : "ok");
   static const int pages[] = {0, 1, 7, 8, 9, 31, 63};
   printf(" | loads");
-  for (size_t i = 0; i < sizeof pages / sizeof *pages; i++) printf(" %s", outcome_of(memory + pages[i] * PAGE, 0));
+  for (size_t i = 0; i < sizeof pages / sizeof *pages; i++)
+    printf(" %s", outcome_of(memory + pages[i] * PAGE, 0));
   printf(" | stores");
   for (size_t i = 0; i < sizeof pages / sizeof *pages; i++)
     printf(" %s", outcome_of(memory + pages[i] * PAGE + 100, 1));
@@ -128,7 +135,8 @@ static void maps(void) {
       {"mmap shared validated", READ_WRITE, MAP_SHARED_VALIDATE, 0, SIZE},
       {"mmap shared validated, unknown flag", READ_WRITE, MAP_SHARED_VALIDATE | 1 << 28, 0, SIZE},
       {"mmap populate", READ_WRITE, MAP_SHARED | MAP_POPULATE, 0, SIZE},
-      {"mmap populate, do not block", READ_WRITE, MAP_SHARED | MAP_POPULATE | MAP_NONBLOCK, 0, SIZE},
+      {"mmap populate, do not block", READ_WRITE, MAP_SHARED | MAP_POPULATE | MAP_NONBLOCK, 0,
+       SIZE},
       {"mmap without reservation", READ_WRITE, MAP_SHARED | MAP_NORESERVE, 0, SIZE},
       {"mmap growing down", READ_WRITE, MAP_SHARED | MAP_GROWSDOWN, 0, SIZE},
       {"mmap at an odd offset", READ_WRITE, MAP_SHARED, 100, SIZE},
@@ -139,26 +147,41 @@ static void maps(void) {
       {"mmap locked", READ_WRITE, MAP_SHARED | MAP_LOCKED, 0, SIZE},
   };
   for (size_t i = 0; i < sizeof all / sizeof *all; i++)
-    CALL(all[i].name, mapped(mmap(NULL, all[i].length, all[i].protection, all[i].flags, fd, all[i].offset),
-                             all[i].length ? all[i].length : PAGE));
+    CALL(all[i].name,
+         mapped(mmap(NULL, all[i].length, all[i].protection, all[i].flags, fd, all[i].offset),
+                all[i].length ? all[i].length : PAGE));
   CALL("mmap fixed over a part, the same file",
-       mmap(memory + 8 * PAGE, PAGE, READ_WRITE, MAP_SHARED | MAP_FIXED, fd, 8 * PAGE) == MAP_FAILED ? -1 : 0);
+       mmap(memory + 8 * PAGE, PAGE, READ_WRITE, MAP_SHARED | MAP_FIXED, fd, 8 * PAGE) == MAP_FAILED
+           ? -1
+           : 0);
   CALL("mmap fixed over a part, read only",
-       mmap(memory + 8 * PAGE, PAGE, PROT_READ, MAP_SHARED | MAP_FIXED, fd, 8 * PAGE) == MAP_FAILED ? -1 : 0);
+       mmap(memory + 8 * PAGE, PAGE, PROT_READ, MAP_SHARED | MAP_FIXED, fd, 8 * PAGE) == MAP_FAILED
+           ? -1
+           : 0);
   CALL("mmap fixed over a part, anonymous",
-       mmap(memory + 8 * PAGE, 100, READ_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == MAP_FAILED ? -1 : 0);
+       mmap(memory + 8 * PAGE, 100, READ_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) ==
+               MAP_FAILED
+           ? -1
+           : 0);
   CALL("mmap fixed over a part, another file",
-       mmap(memory + 8 * PAGE, PAGE, READ_WRITE, MAP_SHARED | MAP_FIXED, other, 0) == MAP_FAILED ? -1 : 0);
+       mmap(memory + 8 * PAGE, PAGE, READ_WRITE, MAP_SHARED | MAP_FIXED, other, 0) == MAP_FAILED
+           ? -1
+           : 0);
   CALL("mmap fixed at an odd address",
        mmap(memory + 100, PAGE, READ_WRITE, MAP_SHARED | MAP_FIXED, fd, 0) == MAP_FAILED ? -1 : 0);
   CALL("mmap fixed, no replacing",
-       mmap(memory + 8 * PAGE, PAGE, READ_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0) == MAP_FAILED
+       mmap(memory + 8 * PAGE, PAGE, READ_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE,
+            -1, 0) == MAP_FAILED
            ? -1
            : 0);
   CALL("mmap fixed of the file, no replacing",
-       mmap(memory + 8 * PAGE, PAGE, READ_WRITE, MAP_SHARED | MAP_FIXED_NOREPLACE, fd, 0) == MAP_FAILED ? -1 : 0);
+       mmap(memory + 8 * PAGE, PAGE, READ_WRITE, MAP_SHARED | MAP_FIXED_NOREPLACE, fd, 0) ==
+               MAP_FAILED
+           ? -1
+           : 0);
   CALL("mmap fixed that fails",
-       mmap(memory + 8 * PAGE, PAGE, READ_WRITE, MAP_SHARED | MAP_FIXED, 999, 0) == MAP_FAILED ? -1 : 0);
+       mmap(memory + 8 * PAGE, PAGE, READ_WRITE, MAP_SHARED | MAP_FIXED, 999, 0) == MAP_FAILED ? -1
+                                                                                               : 0);
   CALL("munmap of a part", munmap(memory + 8 * PAGE, PAGE));
   CALL("munmap of an odd length", munmap(memory + 8 * PAGE, 100));
   CALL("munmap at an odd address", munmap(memory + 100, PAGE));
@@ -178,7 +201,8 @@ static void advices(void) {
   static const struct {
     const char* name;
     int advice;
-  } each[] = {{"posix_fadvise away", POSIX_FADV_DONTNEED}, {"posix_fadvise at random", POSIX_FADV_RANDOM}};
+  } each[] = {{"posix_fadvise away", POSIX_FADV_DONTNEED},
+              {"posix_fadvise at random", POSIX_FADV_RANDOM}};
   for (size_t i = 0; i < 2; i++) {
     begin(each[i].name);
     const int err = posix_fadvise(fd, 0, SIZE, each[i].advice);
@@ -193,7 +217,8 @@ static void protections(void) {
     snprintf(name, sizeof name, "mprotect %d of a part", protection);
     CALL(name, mprotect(memory + 8 * PAGE, PAGE, protection));
     snprintf(name, sizeof name, "mprotect %d of a part and back", protection);
-    CALL(name, mprotect(memory + 8 * PAGE, 100, protection) | mprotect(memory + 8 * PAGE, PAGE, READ_WRITE));
+    CALL(name, mprotect(memory + 8 * PAGE, 100, protection) |
+                   mprotect(memory + 8 * PAGE, PAGE, READ_WRITE));
   }
   CALL("mprotect at an odd address", mprotect(memory + 100, PAGE, PROT_READ));
   CALL("mprotect of nothing", mprotect(memory, 0, PROT_READ));
@@ -213,7 +238,8 @@ static void moves(void) {
   char* block = mmap(NULL, PAGE, READ_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   *block = 0x11;
   errno = 0;
-  const long onto = moved(mremap(block, PAGE, PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, memory + 8 * PAGE));
+  const long onto =
+      moved(mremap(block, PAGE, PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, memory + 8 * PAGE));
   tell(doing, onto, errno);
   end();
   CALL("mremap with an old length of nothing", moved(mremap(memory, 0, PAGE, MREMAP_MAYMOVE)));
@@ -238,11 +264,13 @@ static void syncs(void) {
   CALL("fsync", fsync(fd));
   CALL("fdatasync", fdatasync(fd));
   CALL("sync_file_range", sync_file_range(fd, 0, SIZE, SYNC_FILE_RANGE_WRITE));
-  CALL("fallocate, punching", fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 8 * PAGE, PAGE));
+  CALL("fallocate, punching",
+       fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 8 * PAGE, PAGE));
   CALL("fallocate, punching an odd range",
        fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 8 * PAGE + 50, 100));
   CALL("fallocate of nothing", fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, 0));
-  CALL("fallocate before the beginning", fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, -PAGE, PAGE));
+  CALL("fallocate before the beginning",
+       fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, -PAGE, PAGE));
   CALL("fallocate, collapsing", fallocate(fd, FALLOC_FL_COLLAPSE_RANGE, 0, PAGE));
 }
 

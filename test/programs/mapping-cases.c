@@ -50,7 +50,8 @@ static char* map(void* address, size_t length, int protection, int flags, int fd
 static void must_hold(const char* at, size_t offset, size_t length) {
   for (size_t i = 0; i < length; i++)
     if ((unsigned char)at[i] != byte_of(offset + i)) {
-      printf("byte %zu is %u in place of %u\n", offset + i, (unsigned char)at[i], byte_of(offset + i));
+      printf("byte %zu is %u in place of %u\n", offset + i, (unsigned char)at[i],
+             byte_of(offset + i));
       exit(1);
     }
 }
@@ -114,14 +115,16 @@ static void two_mappings(void) {
 
 static void fixed(void) {
   const int fd = open_file(O_RDWR);
-  char* reserved = map(NULL, 3 * SIZE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  char* reserved =
+      map(NULL, 3 * SIZE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   MUST(map(reserved + SIZE, SIZE, READ_WRITE, MAP_SHARED | MAP_FIXED, fd, 0) == reserved + SIZE);
   close(fd);
   must_hold(reserved + SIZE, 0, SIZE);
   MUST(signal_of(reserved + SIZE - 1, 0) == SIGSEGV);
   MUST(signal_of(reserved + 2 * SIZE, 0) == SIGSEGV);
   /* Anonymous memory replaces a part of it. */
-  map(reserved + SIZE + 4 * PAGE, 2 * PAGE, READ_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+  map(reserved + SIZE + 4 * PAGE, 2 * PAGE, READ_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1,
+      0);
   MUST(reserved[SIZE + 4 * PAGE] == 0);
   reserved[SIZE + 4 * PAGE] = 9;
   must_hold(reserved + SIZE, 0, 4 * PAGE);
@@ -316,7 +319,8 @@ static void not_moved(void) {
   const int fd = open_file(O_RDWR);
   char* mapped = map(NULL, SIZE, READ_WRITE, MAP_SHARED, fd, 0);
   char* target = map(NULL, SIZE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  MUST_FAIL(mremap(mapped, SIZE, SIZE, MREMAP_MAYMOVE | MREMAP_FIXED, target) == MAP_FAILED, ENOMEM);
+  MUST_FAIL(mremap(mapped, SIZE, SIZE, MREMAP_MAYMOVE | MREMAP_FIXED, target) == MAP_FAILED,
+            ENOMEM);
   MUST_FAIL(mremap(mapped, SIZE, 2 * SIZE, MREMAP_MAYMOVE) == MAP_FAILED, ENOMEM);
   must_hold(mapped, 0, SIZE);
 }
@@ -329,7 +333,8 @@ static void not_locked(void) {
 
 static void not_synchronous(void) {
   const int fd = open_file(O_RDWR);
-  MUST_FAIL(mmap(NULL, SIZE, READ_WRITE, MAP_SHARED_VALIDATE | MAP_SYNC, fd, 0) == MAP_FAILED, EOPNOTSUPP);
+  MUST_FAIL(mmap(NULL, SIZE, READ_WRITE, MAP_SHARED_VALIDATE | MAP_SYNC, fd, 0) == MAP_FAILED,
+            EOPNOTSUPP);
   must_hold(map(NULL, SIZE, READ_WRITE, MAP_SHARED_VALIDATE, fd, 0), 0, SIZE);
 }
 
@@ -352,7 +357,8 @@ static void cycles(void) {
     mapped[0] = (char)byte_of(0);
     MUST(munmap(mapped, SIZE) == 0);
     close(fd);
-    if (round == 0) threads = entries_of("/proc/self/task"), descriptors = entries_of("/proc/self/fd");
+    if (round == 0)
+      threads = entries_of("/proc/self/task"), descriptors = entries_of("/proc/self/fd");
   }
   MUST(entries_of("/proc/self/task") == threads);
   MUST(entries_of("/proc/self/fd") == descriptors);

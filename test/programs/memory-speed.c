@@ -46,7 +46,8 @@ static double median(double* values, int count) {
 
 static char* map(const char* path, size_t length) {
   int file = open(path, O_RDWR);
-  char* memory = file < 0 ? MAP_FAILED : mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+  char* memory =
+      file < 0 ? MAP_FAILED : mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
   if (memory == MAP_FAILED) die(path);
   return memory;
 }
@@ -80,8 +81,9 @@ static void* serve(void* descriptor) {
     struct uffd_msg event;
     poll(&ready, 1, -1);
     if (read(uffd, &event, sizeof event) != sizeof event) continue;
-    struct uffdio_copy copy = {
-        .dst = event.arg.pagefault.address & ~(uint64_t)(PAGE - 1), .src = (uintptr_t)page, .len = PAGE};
+    struct uffdio_copy copy = {.dst = event.arg.pagefault.address & ~(uint64_t)(PAGE - 1),
+                               .src = (uintptr_t)page,
+                               .len = PAGE};
     if (ioctl(uffd, UFFDIO_COPY, &copy) < 0) die("UFFDIO_COPY");
   }
   return NULL;
@@ -94,7 +96,8 @@ static double bare_round_trip(void) {
   if (uffd < 0 || ioctl(uffd, UFFDIO_API, &api) < 0) die("userfaultfd");
   size_t length = (size_t)TOUCHES * PAGE;
   char* memory = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  struct uffdio_register range = {.range = {(uintptr_t)memory, length}, .mode = UFFDIO_REGISTER_MODE_MISSING};
+  struct uffdio_register range = {.range = {(uintptr_t)memory, length},
+                                  .mode = UFFDIO_REGISTER_MODE_MISSING};
   if (memory == MAP_FAILED || ioctl(uffd, UFFDIO_REGISTER, &range) < 0) die("UFFDIO_REGISTER");
   pthread_t thread;
   if (pthread_create(&thread, NULL, serve, &uffd)) die("pthread_create");
@@ -113,7 +116,8 @@ int main(int argc, char** argv) {
     ratios[round] = theirs / ours;
   }
   size_t stride = half / TOUCHES;
-  printf("{\"speed\":%.3f,\"expansionUs\":%.1f,\"plainTouchUs\":%.1f,\"roundTripUs\":%.1f}\n", median(ratios, ROUNDS),
-         first_touch(monitored + half, stride), first_touch(plain + half, stride), bare_round_trip());
+  printf("{\"speed\":%.3f,\"expansionUs\":%.1f,\"plainTouchUs\":%.1f,\"roundTripUs\":%.1f}\n",
+         median(ratios, ROUNDS), first_touch(monitored + half, stride),
+         first_touch(plain + half, stride), bare_round_trip());
   return sink == 1;
 }

@@ -1,6 +1,7 @@
 /*
- * A guest's nvdimm without its guest: maps FILE with the system calls of QEMU's memory-backend-file with share=on and pmem=on (util/mmap-alloc.c,
- * softmmu/physmem.c), and does what a guest does with it: it stores, flushes the cache lines and fences. Nothing else makes a store durable.
+ * A guest's nvdimm without its guest: maps FILE with the system calls of QEMU's memory-backend-file
+ * with share=on and pmem=on (util/mmap-alloc.c, softmmu/physmem.c), and does what a guest does with
+ * it: it stores, flushes the cache lines and fences. Nothing else makes a store durable.
  *
  *   nvdimm FILE
  *     store OFFSET LENGTH BYTE   fills a range, and flushes it
@@ -28,7 +29,8 @@ static char* map(int fd, size_t size, const char** how) {
   const size_t before = (size_t)(-(uintptr_t)guard & (ALIGN - 1));
   const int flags = MAP_FIXED | MAP_SHARED;
   *how = "mapped with MAP_SYNC";
-  char* base = mmap(guard + before, size, PROT_READ | PROT_WRITE, flags | MAP_SHARED_VALIDATE | MAP_SYNC, fd, 0);
+  char* base = mmap(guard + before, size, PROT_READ | PROT_WRITE,
+                    flags | MAP_SHARED_VALIDATE | MAP_SYNC, fd, 0);
   if (base == MAP_FAILED) {
     *how = errno == EOPNOTSUPP ? "mapped without MAP_SYNC" : strerror(errno);
     base = mmap(guard + before, size, PROT_READ | PROT_WRITE, flags, fd, 0);
@@ -44,7 +46,8 @@ static char* map(int fd, size_t size, const char** how) {
 static void store(char* from, size_t length, int byte) {
   memset(from, byte, length);
   const uintptr_t end = (uintptr_t)from + length;
-  for (uintptr_t line = (uintptr_t)from & ~(uintptr_t)(LINE - 1); line < end; line += LINE) _mm_clflush((void*)line);
+  for (uintptr_t line = (uintptr_t)from & ~(uintptr_t)(LINE - 1); line < end; line += LINE)
+    _mm_clflush((void*)line);
   _mm_sfence();
 }
 

@@ -5,8 +5,9 @@
  *
  *   own-allocator FLATFILE      says "ok"
  *   own-allocator FLATFILE OTHER
- *       says "open", reads a line, and unmaps the other file in a second thread: that mount may not answer. Meanwhile the allocator
- *       gives pages of the image back under its lock. Says "ok"; it ends when its input does
+ *       says "open", reads a line, and unmaps the other file in a second thread: that mount may not
+ *       answer. Meanwhile the allocator gives pages of the image back under its lock. Says "ok"; it
+ *       ends when its input does
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -29,7 +30,8 @@ static size_t whole(size_t length) { return (length + 16 + 4095) & ~(size_t)4095
 
 void* malloc(size_t length) {
   pthread_mutex_lock(&lock);
-  char* memory = mmap(NULL, whole(length), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  char* memory =
+      mmap(NULL, whole(length), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (image && noted < length_of_image) {
     image[noted] = 3;
     if (gives_back) madvise(image + noted, 4096, MADV_REMOVE);
@@ -61,7 +63,9 @@ void* realloc(void* pointer, size_t length) {
   return fresh;
 }
 
-void* aligned_alloc(size_t alignment, size_t length) { return alignment <= 16 ? malloc(length) : NULL; }
+void* aligned_alloc(size_t alignment, size_t length) {
+  return alignment <= 16 ? malloc(length) : NULL;
+}
 void* memalign(size_t alignment, size_t length) { return aligned_alloc(alignment, length); }
 int posix_memalign(void** result, size_t alignment, size_t length) {
   *result = aligned_alloc(alignment, length);

@@ -26,12 +26,13 @@
 
 enum { PAGE = 4096, SIZE = 4 << 20, READ_WRITE = PROT_READ | PROT_WRITE, ROUNDS = 15 };
 
-#define MUST(condition)                                                                                \
-  do {                                                                                                 \
-    if (!(condition)) {                                                                                \
-      dprintf(1, "line %d: not true: %s (errno: %s)\n", __LINE__, #condition, strerrorname_np(errno)); \
-      _exit(1);                                                                                        \
-    }                                                                                                  \
+#define MUST(condition)                                                       \
+  do {                                                                        \
+    if (!(condition)) {                                                       \
+      dprintf(1, "line %d: not true: %s (errno: %s)\n", __LINE__, #condition, \
+              strerrorname_np(errno));                                        \
+      _exit(1);                                                               \
+    }                                                                         \
   } while (0)
 
 static const char *file, *other_file;
@@ -85,7 +86,8 @@ static void replace_beside_others(void) {
   MUST(pthread_create(&thread, NULL, own_memory, NULL) == 0);
   for (int i = 0; i < ROUNDS; i++) {
     memory[0] = 1;
-    MUST(mmap(memory, SIZE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0) == memory);
+    MUST(mmap(memory, SIZE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1,
+              0) == memory);
     MUST(mmap(memory, SIZE, READ_WRITE, MAP_SHARED | MAP_FIXED, fd, 0) == memory);
   }
   over = true;
@@ -127,7 +129,8 @@ static void* syncs_memory(void* unused) {
   return unused;
 }
 static void* punches(void* unused) {
-  for (unsigned i = 0;; i++) fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, i % 1000 * PAGE + 100, 1000);
+  for (unsigned i = 0;; i++)
+    fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, i % 1000 * PAGE + 100, 1000);
   return unused;
 }
 static void cancel(void) {
@@ -137,7 +140,8 @@ static void cancel(void) {
     void* outcome;
     MUST(pthread_create(&thread, NULL, calls[i % 3], NULL) == 0);
     usleep((unsigned)(i * 131 % 3000));
-    MUST(pthread_cancel(thread) == 0 && pthread_join(thread, &outcome) == 0 && outcome == PTHREAD_CANCELED);
+    MUST(pthread_cancel(thread) == 0 && pthread_join(thread, &outcome) == 0 &&
+         outcome == PTHREAD_CANCELED);
     memory[i * PAGE] = 3;
     MUST(fsync(fd) == 0);
   }
@@ -165,7 +169,8 @@ static void cancel_another(void) {
     pthread_t thread;
     void* outcome;
     MUST(pthread_create(&thread, NULL, calls[i], &own) == 0);
-    MUST(pthread_cancel(thread) == 0 && pthread_join(thread, &outcome) == 0 && outcome == PTHREAD_CANCELED);
+    MUST(pthread_cancel(thread) == 0 && pthread_join(thread, &outcome) == 0 &&
+         outcome == PTHREAD_CANCELED);
   }
 }
 
@@ -183,8 +188,10 @@ static void touch_in_handlers(void) {
     const unsigned long enough = hits + 50;
     MUST(setitimer(ITIMER_REAL, &every, NULL) == 0);
     for (int turn = 0; hits < enough; turn++) {
-      if (call == 0) MUST(fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, SIZE / 2) == 0);
-      if (call == 1) MUST(mprotect(memory + SIZE / 2, SIZE / 2, turn % 2 ? READ_WRITE : PROT_READ) == 0);
+      if (call == 0)
+        MUST(fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, SIZE / 2) == 0);
+      if (call == 1)
+        MUST(mprotect(memory + SIZE / 2, SIZE / 2, turn % 2 ? READ_WRITE : PROT_READ) == 0);
       if (call == 2) MUST(fsync(fd) == 0);
       if (call == 3) {
         const pid_t child = fork();
@@ -241,7 +248,8 @@ static void child_without_handlers(void) {
         _exit(0);
       }
       int status;
-      MUST(waitpid(child, &status, 0) == child && WIFSIGNALED(status) && WTERMSIG(status) == SIGSEGV);
+      MUST(waitpid(child, &status, 0) == child && WIFSIGNALED(status) &&
+           WTERMSIG(status) == SIGSEGV);
     }
   MUST(memory[0] == 1 && memory[8 * PAGE] == 0x55);
 }
@@ -285,7 +293,8 @@ static void read_only(void) {
   const int reading = open(file, O_RDONLY);
   memory[0] = 8;
   errno = 0;
-  MUST(fallocate(reading, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, PAGE) == -1 && errno == EBADF);
+  MUST(fallocate(reading, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, PAGE) == -1 &&
+       errno == EBADF);
   char* seen = mmap(NULL, SIZE, PROT_READ, MAP_SHARED, reading, 0);
   errno = 0;
   MUST(seen != MAP_FAILED && madvise(seen, PAGE, MADV_REMOVE) == -1 && errno == EACCES);
@@ -323,7 +332,9 @@ static void exit_beside_stores(void) {
 
 /* A destructor that runs after the monitor's. */
 static void store_last(void) { memory[SIZE - 1] = 1; }
-static void store_at_exit(void) { MUST(on_exit((void (*)(int, void*))(void*)store_last, NULL) == 0); }
+static void store_at_exit(void) {
+  MUST(on_exit((void (*)(int, void*))(void*)store_last, NULL) == 0);
+}
 static void* late;
 __attribute__((destructor(101))) static void store_very_last(void) {
   if (late) *(volatile char*)late = 1;

@@ -114,7 +114,8 @@ static bool is_halfway(int thread, struct step step, uint64_t number) {
 static void check_thread(const char* what, int thread, uint64_t from, uint64_t to) {
   const struct step* steps = model->logs[thread].steps;
   begin_with(pages);
-  for (uint64_t number = 1; number <= from; number++) apply(pages, thread, steps[number - 1], number);
+  for (uint64_t number = 1; number <= from; number++)
+    apply(pages, thread, steps[number - 1], number);
   memset(differs, 0, sizeof differs);
   difference = 0;
   for (uint32_t page = 0; page < PAGES; page++)
@@ -122,16 +123,17 @@ static void check_thread(const char* what, int thread, uint64_t from, uint64_t t
   const uint32_t at_first = difference;
   for (uint64_t number = from + 1; difference > 0; number++) {
     if (number > to) {
-      dprintf(
-          1,
-          "%s: the pages of thread %d are of no step from %lu to %lu: %u differ after the first, %u after the last\n",
-          what, thread, (unsigned long)from, (unsigned long)to, at_first, difference);
+      dprintf(1,
+              "%s: the pages of thread %d are of no step from %lu to %lu: %u differ after the "
+              "first, %u after the last\n",
+              what, thread, (unsigned long)from, (unsigned long)to, at_first, difference);
       for (uint32_t page = 0, told = 0; page < PAGES && told < 4; page++) {
         if (!differs[page]) continue;
         uint64_t first;
         memcpy(&first, content + (size_t)page * PAGE, 8);
-        dprintf(1, "  page %u begins with %016lx, not %016lx; byte 8 is %02x, not %02x\n", page, (unsigned long)first,
-                (unsigned long)pages[page].cells[0], content[(size_t)page * PAGE + 8], pages[page].fill);
+        dprintf(1, "  page %u begins with %016lx, not %016lx; byte 8 is %02x, not %02x\n", page,
+                (unsigned long)first, (unsigned long)pages[page].cells[0],
+                content[(size_t)page * PAGE + 8], pages[page].fill);
         told++;
       }
       _exit(1);
@@ -185,7 +187,8 @@ static void take(struct kept* kept, unsigned number) {
   for (int thread = 0; thread < THREADS; thread++) to[thread] = model->logs[thread].begun;
   read_snapshot(kept->name);
   kept->sum = sum_of_content();
-  for (int thread = 0; thread < THREADS; thread++) check_thread(kept->name, thread, from[thread], to[thread]);
+  for (int thread = 0; thread < THREADS; thread++)
+    check_thread(kept->name, thread, from[thread], to[thread]);
 }
 
 static void must_be_as_before(const struct kept* kept) {
@@ -216,7 +219,8 @@ static void clone(const struct kept* kept, unsigned number, unsigned* seed) {
   snprintf(words, sizeof words, "%s %s", name, kept->name);
   command(image, "clone", words, EEXIST);
   read_all(name);
-  if (sum_of_content() != kept->sum) dprintf(1, "%s, a clone of %s, is not as that\n", name, kept->name);
+  if (sum_of_content() != kept->sum)
+    dprintf(1, "%s, a clone of %s, is not as that\n", name, kept->name);
   MUST(sum_of_content() == kept->sum);
   memcpy(expected, content, sizeof content);
   for (int count = 0; count < CLONE_WRITES; count++) {

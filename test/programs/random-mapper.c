@@ -25,7 +25,8 @@ enum { SLOTS = 3, READ_WRITE = PROT_READ | PROT_WRITE, STUCK_AFTER_S = 150, RECE
 
 /* A mapping of pages from `first` on. The first slot has all pages. */
 struct slot {
-  pthread_rwlock_t lock; /* shared: who looks at the memory or changes it; exclusive: who changes the mapping */
+  pthread_rwlock_t
+      lock; /* shared: who looks at the memory or changes it; exclusive: who changes the mapping */
   char* memory;
   uint32_t first, count;
 };
@@ -77,8 +78,10 @@ static unsigned below(struct worker* worker, unsigned limit) {
 }
 
 static uint32_t own_page(struct worker* worker) {
-  if (below(worker, 2)) return below(worker, PAGES / 2 / THREADS) * THREADS + (uint32_t)worker->thread;
-  return PAGES / 2 + (uint32_t)worker->thread * (PAGES / 2 / THREADS) + below(worker, PAGES / 2 / THREADS);
+  if (below(worker, 2))
+    return below(worker, PAGES / 2 / THREADS) * THREADS + (uint32_t)worker->thread;
+  return PAGES / 2 + (uint32_t)worker->thread * (PAGES / 2 / THREADS) +
+         below(worker, PAGES / 2 / THREADS);
 }
 
 /* A slot with these pages, held. */
@@ -99,7 +102,8 @@ static char* address_in(const struct slot* slot, uint32_t page) {
 static uint32_t recent_page(struct worker* worker) {
   if (worker->number == 0) return own_page(worker);
   const uint64_t most = worker->number < RECENT ? worker->number : RECENT;
-  const struct step step = model->logs[worker->thread].steps[worker->number - 1 - below(worker, (unsigned)most)];
+  const struct step step =
+      model->logs[worker->thread].steps[worker->number - 1 - below(worker, (unsigned)most)];
   return step.page + (step.kind == ZERO ? below(worker, step.extra) : 0);
 }
 
@@ -109,17 +113,20 @@ static void look(struct worker* worker, const struct slot* slot, uint32_t page) 
   if (is_page(seen, &worker->pages[page])) return;
   uint64_t first;
   memcpy(&first, seen, 8);
-  dprintf(1, "thread %d, step %lu: page %u begins with %016lx, not %016lx; byte 8 is %02x, not %02x (slot %ld)\n",
+  dprintf(1,
+          "thread %d, step %lu: page %u begins with %016lx, not %016lx; byte 8 is %02x, not %02x "
+          "(slot %ld)\n",
           worker->thread, (unsigned long)worker->number, page, (unsigned long)first,
-          (unsigned long)worker->pages[page].cells[0], (unsigned char)seen[8], worker->pages[page].fill,
-          (long)(slot - slots));
+          (unsigned long)worker->pages[page].cells[0], (unsigned char)seen[8],
+          worker->pages[page].fill, (long)(slot - slots));
   _exit(1);
 }
 
 /* A page of another thread: one of its possible contents. The race is intended. */
-__attribute__((no_sanitize("thread"))) static void glance(struct worker* worker, const struct slot* slot,
-                                                          uint32_t page) {
-  const uint64_t seen = *(volatile uint64_t*)(address_in(slot, page) + below(worker, CELLS) * CELL_STRIDE);
+__attribute__((no_sanitize("thread"))) static void glance(struct worker* worker,
+                                                          const struct slot* slot, uint32_t page) {
+  const uint64_t seen =
+      *(volatile uint64_t*)(address_in(slot, page) + below(worker, CELLS) * CELL_STRIDE);
   const int owner = owner_of(page);
   if (seen == 0 || seen == 0x5555555555555555u) return;
   MUST(seen >> 56 == (uint64_t)owner + 1);
@@ -164,7 +171,8 @@ static void put_zeros(struct worker* worker, char* address, uint32_t page, uint3
   if (way == 1) memset(address, 0, length);
   if (way < 2) return;
   const int mode = (way == 2 ? FALLOC_FL_PUNCH_HOLE : FALLOC_FL_ZERO_RANGE) | FALLOC_FL_KEEP_SIZE;
-  for (unsigned before = mounts; fallocate(fd, mode, at, (off_t)length) != 0; before = mounts) open_anew(before);
+  for (unsigned before = mounts; fallocate(fd, mode, at, (off_t)length) != 0; before = mounts)
+    open_anew(before);
 }
 
 static void do_step(struct worker* worker, const struct slot* slot, struct step step) {
@@ -172,7 +180,8 @@ static void do_step(struct worker* worker, const struct slot* slot, struct step 
   apply(worker->pages, worker->thread, step, worker->number);
   switch ((enum kind)step.kind) {
     case STORE:
-      put_cell(worker, address + step.extra * CELL_STRIDE, worker->pages[step.page].cells[step.extra]);
+      put_cell(worker, address + step.extra * CELL_STRIDE,
+               worker->pages[step.page].cells[step.extra]);
       return;
     case FILL: put_page(worker, address, &worker->pages[step.page]); return;
     case ZERO: put_zeros(worker, address, step.page, step.extra); return;
@@ -180,7 +189,8 @@ static void do_step(struct worker* worker, const struct slot* slot, struct step 
 }
 
 static struct step random_step(struct worker* worker) {
-  struct step step = {.kind = STORE, .page = own_page(worker) & 0x3fff, .extra = below(worker, CELLS) & 0xffff};
+  struct step step = {
+      .kind = STORE, .page = own_page(worker) & 0x3fff, .extra = below(worker, CELLS) & 0xffff};
   const unsigned kind = below(worker, 20);
   if (kind < 4) step.kind = FILL;
   if (kind != 4) return step;
@@ -188,7 +198,8 @@ static struct step random_step(struct worker* worker) {
   step.extra = 1;
   if (step.page < PAGES / 2) return step;
   uint32_t end = step.page + 1;
-  const uint32_t most = below(worker, 4) ? 1 + below(worker, 8) : 1 + below(worker, PAGES / 2 / THREADS);
+  const uint32_t most =
+      below(worker, 4) ? 1 + below(worker, 8) : 1 + below(worker, PAGES / 2 / THREADS);
   while (end < PAGES && end < step.page + most && owner_of(end) == worker->thread) end++;
   step.extra = (end - step.page) & 0xffff;
   return step;
@@ -207,7 +218,8 @@ static void change(struct worker* worker) {
 }
 
 static void sync_file(struct worker* worker) {
-  for (unsigned before = mounts; (below(worker, 2) ? fsync(fd) : fdatasync(fd)) != 0; before = mounts)
+  for (unsigned before = mounts; (below(worker, 2) ? fsync(fd) : fdatasync(fd)) != 0;
+       before = mounts)
     open_anew(before);
 }
 
@@ -234,7 +246,8 @@ static void advise(struct worker* worker) {
 static void* map(void* at, uint32_t first, uint32_t count, int flags) {
   for (;;) {
     const unsigned before = mounts;
-    void* mapped = mmap(at, (size_t)count * PAGE, READ_WRITE, kind | flags, fd, (off_t)first * PAGE);
+    void* mapped =
+        mmap(at, (size_t)count * PAGE, READ_WRITE, kind | flags, fd, (off_t)first * PAGE);
     if (mapped != MAP_FAILED || (errno == EEXIST && (flags & MAP_FIXED_NOREPLACE))) return mapped;
     open_anew(before);
   }
@@ -283,7 +296,8 @@ static void remap(struct worker* worker) {
       if (map_hole(slot, part, count)) break;
       if (part) MUST(munmap(slot->memory, (size_t)part * PAGE) == 0);
       if (part + count < slot->count)
-        MUST(munmap(address + (size_t)count * PAGE, (size_t)(slot->count - part - count) * PAGE) == 0);
+        MUST(munmap(address + (size_t)count * PAGE, (size_t)(slot->count - part - count) * PAGE) ==
+             0);
       map_slot(worker, slot);
       break;
     case 3:
@@ -292,7 +306,8 @@ static void remap(struct worker* worker) {
       break;
     default:
       if (slot == &slots[0] || slot->count < 2) break;
-      MUST(mremap(slot->memory, (size_t)slot->count * PAGE, (size_t)(slot->count / 2) * PAGE, 0) == slot->memory);
+      MUST(mremap(slot->memory, (size_t)slot->count * PAGE, (size_t)(slot->count / 2) * PAGE, 0) ==
+           slot->memory);
       slot->count /= 2;
   }
   pthread_rwlock_unlock(&slot->lock);
@@ -311,12 +326,14 @@ static void intermission(struct worker* worker) {
   log->begun = worker->number;
   apply(worker->pages, worker->thread, step, worker->number);
   bytes_of(&worker->pages[step.page], (uint8_t*)worker->buffer);
-  for (unsigned before = mounts; pwrite(fd, worker->buffer, PAGE, (off_t)step.page * PAGE) != PAGE; before = mounts)
+  for (unsigned before = mounts; pwrite(fd, worker->buffer, PAGE, (off_t)step.page * PAGE) != PAGE;
+       before = mounts)
     open_anew(before);
   log->done = worker->number;
   if (below(worker, 2)) sync_file(worker);
   const uint32_t other = own_page(worker);
-  for (unsigned before = mounts; pread(fd, worker->buffer, PAGE, (off_t)other * PAGE) != PAGE; before = mounts)
+  for (unsigned before = mounts; pread(fd, worker->buffer, PAGE, (off_t)other * PAGE) != PAGE;
+       before = mounts)
     open_anew(before);
   MUST(is_page(worker->buffer, &worker->pages[other]));
   for (int slot = 0; slot < SLOTS; slot++) map_slot(worker, &slots[slot]);
@@ -375,7 +392,9 @@ static void act(struct worker* worker) {
   if (what < 600) return change(worker);
   if (what < 950) {
     const unsigned which = below(worker, 4);
-    const uint32_t page = which > 1 ? recent_page(worker) : which ? own_page(worker) : below(worker, PAGES);
+    const uint32_t page = which > 1 ? recent_page(worker)
+                          : which   ? own_page(worker)
+                                    : below(worker, PAGES);
     const struct slot* slot = slot_of(worker, page, 1);
     if (owner_of(page) == worker->thread)
       look(worker, slot, page);
@@ -450,10 +469,13 @@ static void disturb(pthread_t* threads, unsigned* seed) {
     }
     pthread_kill(threads[rand_r(seed) % THREADS], SIGUSR1);
     for (int thread = 0; thread < THREADS; thread++) {
-      still_ms[thread] = calls[thread] == last[thread] && model->logs[thread].done < STEPS ? still_ms[thread] + 10 : 0;
+      still_ms[thread] = calls[thread] == last[thread] && model->logs[thread].done < STEPS
+                             ? still_ms[thread] + 10
+                             : 0;
       last[thread] = calls[thread];
       if (still_ms[thread] < STUCK_AFTER_S * 1000) continue;
-      dprintf(1, "thread %d stands still after step %lu\n", thread, (unsigned long)model->logs[thread].done);
+      dprintf(1, "thread %d stands still after step %lu\n", thread,
+              (unsigned long)model->logs[thread].done);
       _exit(1);
     }
   }

@@ -18,14 +18,23 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-enum { PAGE = 4096, CELLS = 8, CELL_STRIDE = PAGE / CELLS, THREADS = 4, PAGES = 2048, STEPS = 1 << 22, BASE = 0x55 };
+enum {
+  PAGE = 4096,
+  CELLS = 8,
+  CELL_STRIDE = PAGE / CELLS,
+  THREADS = 4,
+  PAGES = 2048,
+  STEPS = 1 << 22,
+  BASE = 0x55
+};
 
-#define MUST(condition)                                                                                        \
-  do {                                                                                                         \
-    if (!(condition)) {                                                                                        \
-      dprintf(1, "%s:%d: not true: %s (errno: %s)\n", __FILE__, __LINE__, #condition, strerrorname_np(errno)); \
-      _exit(1);                                                                                                \
-    }                                                                                                          \
+#define MUST(condition)                                                               \
+  do {                                                                                \
+    if (!(condition)) {                                                               \
+      dprintf(1, "%s:%d: not true: %s (errno: %s)\n", __FILE__, __LINE__, #condition, \
+              strerrorname_np(errno));                                                \
+      _exit(1);                                                                       \
+    }                                                                                 \
   } while (0)
 
 enum kind {
@@ -58,10 +67,13 @@ struct page {
  * thread has a quarter, for operations on runs.
  */
 static inline int owner_of(uint32_t page) {
-  return page < PAGES / 2 ? (int)(page % THREADS) : (int)((page - PAGES / 2) / (PAGES / 2 / THREADS));
+  return page < PAGES / 2 ? (int)(page % THREADS)
+                          : (int)((page - PAGES / 2) / (PAGES / 2 / THREADS));
 }
 
-static inline uint64_t mark_of(int thread, uint64_t step) { return (uint64_t)(thread + 1) << 56 | step; }
+static inline uint64_t mark_of(int thread, uint64_t step) {
+  return (uint64_t)(thread + 1) << 56 | step;
+}
 
 static inline struct model* open_model(const char* path) {
   const int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
@@ -92,7 +104,8 @@ static inline void apply(struct page* pages, int thread, struct step step, uint6
 
 static inline void bytes_of(const struct page* page, uint8_t* bytes) {
   memset(bytes, page->fill, PAGE);
-  for (int cell = 0; cell < CELLS; cell++) memcpy(bytes + cell * CELL_STRIDE, &page->cells[cell], 8);
+  for (int cell = 0; cell < CELLS; cell++)
+    memcpy(bytes + cell * CELL_STRIDE, &page->cells[cell], 8);
 }
 
 static inline bool is_page(const void* bytes, const struct page* page) {

@@ -20,7 +20,9 @@ static inline bool lives(int fd) {
  * Whether this is how open(2) fails if the mount of a path has died, or has ended, and there is no
  * other one yet.
  */
-static inline bool means_no_mount(int err) { return err == ENOTCONN || err == ECONNABORTED || err == ENOENT; }
+static inline bool means_no_mount(int err) {
+  return err == ENOTCONN || err == ECONNABORTED || err == ENOENT;
+}
 
 /* Opens a file of a mount; of the next mount if there is none. -1: another error. */
 static inline int open_in_mount(const char* path, int flags) {

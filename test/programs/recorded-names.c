@@ -17,7 +17,8 @@ static void record(const char* word, const char* first, const char* second) {
   const char* file = getenv("RECORD");
   char line[9000];
   const int length = snprintf(line, sizeof line, "%s %s %s\n", word, first, second);
-  const int to = file ? (int)syscall(SYS_openat, AT_FDCWD, file, O_WRONLY | O_APPEND | O_CLOEXEC) : -1;
+  const int to =
+      file ? (int)syscall(SYS_openat, AT_FDCWD, file, O_WRONLY | O_APPEND | O_CLOEXEC) : -1;
   if (to >= 0) {
     if (syscall(SYS_write, to, line, length) != length) abort();
     syscall(SYS_close, to);

@@ -33,7 +33,9 @@ async function prepared(t: ExecutionContext) {
   await reading(at('source'), (image) => pushImage(image, 's', `oci:${layout}:v1`));
   const largest = async () => {
     const { layers } = JSON.parse(
-      String(await new LayoutStore(parseReference(`oci:${layout}`) as LayoutReference).readManifest()),
+      String(
+        await new LayoutStore(parseReference(`oci:${layout}`) as LayoutReference).readManifest(),
+      ),
     ) as {
       layers: { digest: string; mediaType: string }[];
     };
@@ -50,7 +52,9 @@ async function refused(
   text: RegExp,
 ): Promise<void> {
   const host = await startServer(t, layoutServer(layout, answer));
-  const error = await t.throwsAsync(pullImage(`${host}/a:v1`, at('copy'), PLAIN), { instanceOf: PcowError });
+  const error = await t.throwsAsync(pullImage(`${host}/a:v1`, at('copy'), PLAIN), {
+    instanceOf: PcowError,
+  });
   t.is(error.code, code, error.message);
   t.regex(error.message, text);
   t.false((await readdir(directory)).includes('copy.pcow'));
@@ -87,7 +91,9 @@ test('bodies that never end, and that are longer than they say', async (t) => {
       if (asked.kind !== kind) return false;
       const { range } = asked.request.headers;
       const [, from = '0', to = '0'] = /=(\d+)-(\d+)/.exec(range ?? '') ?? [];
-      asked.response.writeHead(range === undefined ? 200 : 206, { 'content-range': `bytes ${from}-${to}/99` });
+      asked.response.writeHead(range === undefined ? 200 : 206, {
+        'content-range': `bytes ${from}-${to}/99`,
+      });
       endless(asked.response);
       return true;
     };
@@ -98,7 +104,9 @@ test('bodies that never end, and that are longer than they say', async (t) => {
 test('redirects in a circle, and to other protocols', async (t) => {
   const ready = await prepared(t);
   const to = (location: string) => (asked: Asked) => {
-    asked.response.writeHead(307, { location: location === '' ? (asked.request.url ?? '') : location }).end();
+    asked.response
+      .writeHead(307, { location: location === '' ? (asked.request.url ?? '') : location })
+      .end();
     return true;
   };
   await refused(t, ready, to(''), 'PCOW_IO', /redirects more than/);
@@ -117,7 +125,11 @@ test('manifests that are huge, or are something else', async (t) => {
   await refused(t, ready, sending(' '.repeat(5 << 20)), 'PCOW_CORRUPT', /more than was asked for/);
   await refused(t, ready, sending('{'), 'PCOW_CORRUPT', /not/);
   await refused(t, ready, sending('[]'), 'PCOW_NOT_AN_IMAGE', /something else/);
-  const config = { mediaType: 'application/vnd.oci.image.config.v1+json', digest: `sha256:${'0'.repeat(64)}`, size: 2 };
+  const config = {
+    mediaType: 'application/vnd.oci.image.config.v1+json',
+    digest: `sha256:${'0'.repeat(64)}`,
+    size: 2,
+  };
   await refused(
     t,
     ready,
@@ -142,7 +154,10 @@ test('frames that become more than their index says', async (t) => {
     ['bomb', bomb],
     [
       'two frames',
-      Buffer.concat([await compressed(Buffer.alloc(2048, 1), 3), await compressed(Buffer.alloc(2048, 1), 3)]),
+      Buffer.concat([
+        await compressed(Buffer.alloc(2048, 1), 3),
+        await compressed(Buffer.alloc(2048, 1), 3),
+      ]),
     ],
     ['noise', randomBytes(500)],
   ] as const) {
@@ -158,7 +173,11 @@ test('frames that become more than their index says', async (t) => {
       content: sha256(Buffer.alloc(4096)),
     });
     const index = builder.finish(MiB);
-    const snapshot = { name: 's', identity: '00000000000000aa', created: '2026-01-01T00:00:00.000Z' };
+    const snapshot = {
+      name: 's',
+      identity: '00000000000000aa',
+      created: '2026-01-01T00:00:00.000Z',
+    };
     const layer = { snapshot, size: MiB, bytes: 4096, index: blobOf(index), data: blobOf(frame) };
     const config = encodeConfig({ blockSize: 65536, layers: [layer] });
     for (const bytes of [index, frame, config]) {
@@ -166,7 +185,11 @@ test('frames that become more than their index says', async (t) => {
     }
     await store.writeManifest(encodeManifest(config, { blockSize: 65536, layers: [layer] }));
     const before = process.memoryUsage().rss;
-    const error = await t.throwsAsync(pullImage(`oci:${layout}:v1`, at('copy')), { instanceOf: PcowError }, name);
+    const error = await t.throwsAsync(
+      pullImage(`oci:${layout}:v1`, at('copy')),
+      { instanceOf: PcowError },
+      name,
+    );
     t.is(error.code, 'PCOW_CORRUPT', error.message);
     t.true(process.memoryUsage().rss - before < 100 * MiB, name);
   }
@@ -226,7 +249,9 @@ test('blobs on another host are fetched without the credentials of the registry'
   });
   const front = await startServer(t, (request, response) => {
     if (request.headers.authorization === undefined) {
-      response.writeHead(401, { 'www-authenticate': `Bearer realm="http://${tokens}/token",service="s"` }).end();
+      response
+        .writeHead(401, { 'www-authenticate': `Bearer realm="http://${tokens}/token",service="s"` })
+        .end();
       return;
     }
     t.is(request.headers.authorization, 'Bearer abc');
@@ -241,7 +266,9 @@ test('blobs on another host are fetched without the credentials of the registry'
   t.true(seen.length > 2);
   t.true(seen.every((header) => header === undefined));
   // A token server that itself wants a token gives an error, and no loop.
-  const error = await t.throwsAsync(pullImage(`${host}/a:v1`, at('other'), PLAIN), { instanceOf: PcowError });
+  const error = await t.throwsAsync(pullImage(`${host}/a:v1`, at('other'), PLAIN), {
+    instanceOf: PcowError,
+  });
   t.is(error.code, 'PCOW_PERMISSION');
 });
 
@@ -255,9 +282,12 @@ test('a pull that is stopped ends at once, also when the registry says nothing',
       return kind === 'blob';
     }),
   );
-  const error = await t.throwsAsync(pullImage(`${host}/a:v1`, at('copy'), { ...PLAIN, signal: stop.signal }), {
-    instanceOf: PcowError,
-  });
+  const error = await t.throwsAsync(
+    pullImage(`${host}/a:v1`, at('copy'), { ...PLAIN, signal: stop.signal }),
+    {
+      instanceOf: PcowError,
+    },
+  );
   t.is(error.code, 'PCOW_CANCELLED');
   t.deepEqual((await readdir(directory)).sort(), ['layout', 'source.pcow']);
 });

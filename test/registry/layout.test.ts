@@ -1,4 +1,6 @@
-/** Images through OCI layouts: the same content comes back, gives the same digests, and moves once. */
+/**
+ * Images through OCI layouts: the same content comes back, gives the same digests, and moves once.
+ */
 import { randomBytes } from 'node:crypto';
 import { readdir, readFile, stat, truncate, writeFile } from 'node:fs/promises';
 import path from 'node:path';
@@ -18,11 +20,17 @@ function pushed(file: string, snapshot: string, store: LayoutStore) {
   return reading(file, (image) => push(image, image.snapshotInfo(snapshot).id, store));
 }
 
-async function sourceImage(file: string, random: Parameters<typeof scribble>[1], count: number, blockSize = 65536) {
+async function sourceImage(
+  file: string,
+  random: Parameters<typeof scribble>[1],
+  count: number,
+  blockSize = 65536,
+) {
   await Image.create(file, { size: 64 * MiB, blockSize });
   await working(file, async (image) => {
     for (let number = 0; number < count; number++) {
-      if (random.chance(0.5)) await image.resize(image.info().size + 4096 * (1 + random.below(500)));
+      if (random.chance(0.5))
+        await image.resize(image.info().size + 4096 * (1 + random.below(500)));
       await scribble(image, random, 30);
       await image.snapshot(`s${number}`);
     }
@@ -30,7 +38,12 @@ async function sourceImage(file: string, random: Parameters<typeof scribble>[1],
   });
 }
 
-async function failure(t: ExecutionContext, work: Promise<unknown>, code: PcowErrorCode, text: RegExp): Promise<void> {
+async function failure(
+  t: ExecutionContext,
+  work: Promise<unknown>,
+  code: PcowErrorCode,
+  text: RegExp,
+): Promise<void> {
   const error = await t.throwsAsync(work, { instanceOf: PcowError });
   t.is(error.code, code);
   t.regex(error.message, text);
@@ -44,7 +57,8 @@ test('a chain goes through a layout byte for byte, with names, times and identit
   const { made, present } = await pull(layout(path.join(directory, 'oci'), 'v1'), at('copy'));
   t.deepEqual([made, present], [true, 0]);
   t.deepEqual(await snapshotsOf(at('copy')), await snapshotsOf(at('source')));
-  for (let number = 0; number < 4; number++) await isSame(t, [at('source'), `s${number}`], [at('copy'), `s${number}`]);
+  for (let number = 0; number < 4; number++)
+    await isSame(t, [at('source'), `s${number}`], [at('copy'), `s${number}`]);
   await isSame(t, [at('source'), 's3'], [at('copy'), null]);
 });
 
@@ -130,14 +144,22 @@ test('a new image stands on one that has older snapshots of it, and holds only t
   t.false((await readdir(directory)).includes('new.pcow'));
   t.is((await pull(layout(oci, 'v3'), at('new'), { base: at('golden') })).present, 2);
   for (const name of ['v2', 'v3']) await isSame(t, [at('source'), name], [at('new'), name]);
-  t.like(await reading(at('new'), (image) => image.info().base), { path: 'golden.pcow', snapshot: 'v1' });
+  t.like(await reading(at('new'), (image) => image.info().base), {
+    path: 'golden.pcow',
+    snapshot: 'v1',
+  });
   t.true((await stat(at('new'))).blocks * 512 < 36 * MiB);
 
   // Everything is there: nothing but a clone.
   t.is((await pull(layout(oci, 'v3'), at('third'), { base: at('new') })).present, 3);
   await isSame(t, [at('source'), 'v3'], [at('third'), null]);
   await Image.create(at('empty'), { size: 64 * MiB });
-  await failure(t, pull(layout(oci, 'v3'), at('fourth'), { base: at('empty') }), 'PCOW_NOT_FOUND', /no snapshot/);
+  await failure(
+    t,
+    pull(layout(oci, 'v3'), at('fourth'), { base: at('empty') }),
+    'PCOW_NOT_FOUND',
+    /no snapshot/,
+  );
 });
 
 test('an interrupted pull shows no image, and goes on', async (t) => {
@@ -186,10 +208,18 @@ test('bytes that are not those of the manifest never get into an image', async (
     const damaged = Buffer.from(bytes);
     damaged[random.below(bytes.length)]! ^= 1 << random.below(8);
     await writeFile(file, damaged);
-    const error = await t.throwsAsync(pull(layout(oci, 'v1'), at('copy')), { instanceOf: PcowError }, name);
+    const error = await t.throwsAsync(
+      pull(layout(oci, 'v1'), at('copy')),
+      { instanceOf: PcowError },
+      name,
+    );
     t.is(error.code, 'PCOW_CORRUPT', error.message);
     await truncate(file, bytes.length - 1);
-    const short = await t.throwsAsync(pull(layout(oci, 'v1'), at('copy')), { instanceOf: PcowError }, name);
+    const short = await t.throwsAsync(
+      pull(layout(oci, 'v1'), at('copy')),
+      { instanceOf: PcowError },
+      name,
+    );
     t.is(short.code, 'PCOW_CORRUPT', short.message);
     await writeFile(file, bytes);
   }

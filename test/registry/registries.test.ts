@@ -6,7 +6,13 @@ import path from 'node:path';
 import { promisify } from 'node:util';
 import test, { type ExecutionContext } from 'ava';
 import { Image, PcowError, type PcowErrorCode } from '../../src/engine/index.js';
-import { loginToRegistry, logoutOfRegistry, pullImage, pushImage, type PushOptions } from '../../src/registry/index.js';
+import {
+  loginToRegistry,
+  logoutOfRegistry,
+  pullImage,
+  pushImage,
+  type PushOptions,
+} from '../../src/registry/index.js';
 import { bench, isSame, MiB, reading, snapshotsOf, working } from '../stream/images.js';
 import { makeCertificate, startRegistry, startServer, tokenServer } from './servers.js';
 
@@ -74,8 +80,18 @@ test.serial(
     t.deepEqual(await snapshotsOf(at('copy')), await snapshotsOf(at('golden')));
     for (const name of ['v1', 'v2']) await isSame(t, [at('golden'), name], [at('copy'), name]);
 
-    await failure(t, pullImage(`${host}/images/golden:v3`, at('none'), PLAIN), 'PCOW_NOT_FOUND', /v3/);
-    const tls = await failure(t, pullImage(`${host}/images/golden:v1`, at('none')), 'PCOW_IO', /no answer/);
+    await failure(
+      t,
+      pullImage(`${host}/images/golden:v3`, at('none'), PLAIN),
+      'PCOW_NOT_FOUND',
+      /v3/,
+    );
+    const tls = await failure(
+      t,
+      pullImage(`${host}/images/golden:v1`, at('none')),
+      'PCOW_IO',
+      /no answer/,
+    );
     t.regex(tls.next ?? '', /--plain-http/);
   },
 );
@@ -89,7 +105,13 @@ test.serial(
     await golden(at('golden'));
     const { digest } = await pushing(at('golden'), 'v2', `${host}/a:v2`, PLAIN);
     const from = `docker://${host}/a:v2`;
-    await skopeo('copy', '--src-tls-verify=false', '--dest-tls-verify=false', from, `docker://${other}/b/c:kept`);
+    await skopeo(
+      'copy',
+      '--src-tls-verify=false',
+      '--dest-tls-verify=false',
+      from,
+      `docker://${other}/b/c:kept`,
+    );
     await skopeo('copy', '--src-tls-verify=false', from, `oci:${directory}/layout:kept`);
     for (const [name, reference] of [
       ['one', `${other}/b/c:kept`],
@@ -97,16 +119,27 @@ test.serial(
       ['three', `oci:${directory}/layout@${digest}`],
     ] as const) {
       t.is((await pullImage(reference, at(name), PLAIN)).digest, digest);
-      for (const snapshot of ['v1', 'v2']) await isSame(t, [at('golden'), snapshot], [at(name), snapshot]);
+      for (const snapshot of ['v1', 'v2'])
+        await isSame(t, [at('golden'), snapshot], [at(name), snapshot]);
     }
-    const raw = await skopeo('inspect', '--raw', '--tls-verify=false', `docker://${other}/b/c:kept`);
+    const raw = await skopeo(
+      'inspect',
+      '--raw',
+      '--tls-verify=false',
+      `docker://${other}/b/c:kept`,
+    );
     t.like(JSON.parse(raw), {
       artifactType: 'application/vnd.pcow.image.v1',
       annotations: { 'org.opencontainers.image.title': 'v2' },
     });
     // And back: a layout that Pcow wrote.
     await pushing(at('one'), 'v2', `oci:${directory}/own:v2`, {});
-    await skopeo('copy', '--dest-tls-verify=false', `oci:${directory}/own:v2`, `docker://${host}/back:v2`);
+    await skopeo(
+      'copy',
+      '--dest-tls-verify=false',
+      `oci:${directory}/own:v2`,
+      `docker://${host}/back:v2`,
+    );
     t.is((await pullImage(`${host}/back:v2`, at('four'), PLAIN)).digest, digest);
   },
 );
@@ -120,7 +153,12 @@ test.serial(
     const host = await startRegistry(t, { tls, basic: true });
     const trusting = { certificates: [tls.certificate] };
     await golden(at('golden'));
-    const untrusted = await failure(t, pullImage(`${host}/a:v1`, at('copy')), 'PCOW_IO', /self-signed/);
+    const untrusted = await failure(
+      t,
+      pullImage(`${host}/a:v1`, at('copy')),
+      'PCOW_IO',
+      /self-signed/,
+    );
     t.regex(untrusted.next ?? '', /--ca/);
     const unknown = await failure(
       t,
@@ -143,55 +181,85 @@ test.serial(
     await pullImage(`${host}/a:v1`, at('copy'), trusting);
     await isSame(t, [at('golden'), 'v1'], [at('copy'), 'v1']);
     t.regex(
-      await skopeo('inspect', '--raw', '--tls-verify=false', `--authfile=${file}`, `docker://${host}/a:v1`),
+      await skopeo(
+        'inspect',
+        '--raw',
+        '--tls-verify=false',
+        `--authfile=${file}`,
+        `docker://${host}/a:v1`,
+      ),
       /vnd\.pcow/,
     );
     t.true(await logoutOfRegistry(host));
     t.false(await logoutOfRegistry(host));
-    await skopeo('login', '--tls-verify=false', `--authfile=${file}`, '-u', 'me', '-p', 'secret', host);
+    await skopeo(
+      'login',
+      '--tls-verify=false',
+      `--authfile=${file}`,
+      '-u',
+      'me',
+      '-p',
+      'secret',
+      host,
+    );
     await pullImage(`${host}/a:v1`, at('other'), trusting);
   },
 );
 
-test.serial('tokens are fetched for a repository, shared by requests, and replaced when they expire', async (t) => {
-  const { at, directory } = await bench(t);
-  const file = await ownCredentials(directory);
-  const tls = makeCertificate(directory);
-  const scopes: string[] = [];
-  // Each token is too old at once: every request that the registry refuses needs another one.
-  const lasting = { seconds: 300 };
-  const tokens = await startServer(
-    t,
-    (request, response) => {
-      tokenServer(tls, (scope) => scopes.push(scope), lasting.seconds)(request, response);
-    },
-    tls,
-  );
-  const host = await startRegistry(t, {
-    tls,
-    token: { realm: `https://${tokens}/token`, certificate: tls.certificate },
-  });
-  const trusting = { certificates: [tls.certificate] };
-  await golden(at('golden'));
-  await failure(t, pushing(at('golden'), 'v1', `${host}/a/b:v1`, trusting), 'PCOW_PERMISSION', /who are you/);
-  await writeFile(file, JSON.stringify({ auths: { [host]: { auth: Buffer.from('me:secret').toString('base64') } } }));
-  scopes.length = 0;
-  await pushing(at('golden'), 'v2', `${host}/a/b:v1`, trusting);
-  t.true(scopes.length <= 3 && scopes.length > 0, `${scopes.length} tokens`);
-  t.true(scopes.every((scope) => scope.startsWith('repository:a/b:')));
-  lasting.seconds = 1;
-  await pullImage(`${host}/a/b:v1`, at('copy'), trusting);
-  await isSame(t, [at('golden'), 'v2'], [at('copy'), 'v2']);
-});
+test.serial(
+  'tokens are fetched for a repository, shared by requests, and replaced when they expire',
+  async (t) => {
+    const { at, directory } = await bench(t);
+    const file = await ownCredentials(directory);
+    const tls = makeCertificate(directory);
+    const scopes: string[] = [];
+    // Each token is too old at once: every request that the registry refuses needs another one.
+    const lasting = { seconds: 300 };
+    const tokens = await startServer(
+      t,
+      (request, response) => {
+        tokenServer(tls, (scope) => scopes.push(scope), lasting.seconds)(request, response);
+      },
+      tls,
+    );
+    const host = await startRegistry(t, {
+      tls,
+      token: { realm: `https://${tokens}/token`, certificate: tls.certificate },
+    });
+    const trusting = { certificates: [tls.certificate] };
+    await golden(at('golden'));
+    await failure(
+      t,
+      pushing(at('golden'), 'v1', `${host}/a/b:v1`, trusting),
+      'PCOW_PERMISSION',
+      /who are you/,
+    );
+    await writeFile(
+      file,
+      JSON.stringify({ auths: { [host]: { auth: Buffer.from('me:secret').toString('base64') } } }),
+    );
+    scopes.length = 0;
+    await pushing(at('golden'), 'v2', `${host}/a/b:v1`, trusting);
+    t.true(scopes.length <= 3 && scopes.length > 0, `${scopes.length} tokens`);
+    t.true(scopes.every((scope) => scope.startsWith('repository:a/b:')));
+    lasting.seconds = 1;
+    await pullImage(`${host}/a/b:v1`, at('copy'), trusting);
+    await isSame(t, [at('golden'), 'v2'], [at('copy'), 'v2']);
+  },
+);
 
 test.serial('a credential helper is asked, and other keys of the file stay', async (t) => {
   const { directory, at } = await bench(t);
   const file = await ownCredentials(directory);
   const host = await startRegistry(t, { basic: true });
   const helper = path.join(directory, 'docker-credential-test');
-  await writeFile(helper, `#!/bin/sh\nread host; echo "{\\"Username\\":\\"me\\",\\"Secret\\":\\"secret\\"}"\n`, {
-    mode: 0o755,
-  });
+  await writeFile(
+    helper,
+    `#!/bin/sh\nread host; echo "{\\"Username\\":\\"me\\",\\"Secret\\":\\"secret\\"}"\n`,
+    {
+      mode: 0o755,
+    },
+  );
   await writeFile(file, JSON.stringify({ credHelpers: { [host]: 'test' }, other: { kept: true } }));
   process.env.PATH = `${directory}:${process.env.PATH ?? ''}`;
   await golden(at('golden'));

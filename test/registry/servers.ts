@@ -1,8 +1,16 @@
-/** Servers for tests of push and pull: Debian's registry, a token server, and a registry made of an OCI layout. */
+/**
+ * Servers for tests of push and pull: Debian's registry, a token server, and a registry made of an
+ * OCI layout.
+ */
 import { execFileSync, spawn } from 'node:child_process';
 import { createSign, X509Certificate } from 'node:crypto';
 import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
-import { createServer, type IncomingMessage, type RequestListener, type ServerResponse } from 'node:http';
+import {
+  createServer,
+  type IncomingMessage,
+  type RequestListener,
+  type ServerResponse,
+} from 'node:http';
 import { createServer as createTlsServer } from 'node:https';
 import { type AddressInfo, connect, createServer as createSocketServer } from 'node:net';
 import path from 'node:path';
@@ -17,7 +25,10 @@ export interface Certificate {
 }
 
 export function makeCertificate(directory: string): Certificate {
-  const [key, certificate] = [path.join(directory, 'key.pem'), path.join(directory, 'certificate.pem')];
+  const [key, certificate] = [
+    path.join(directory, 'key.pem'),
+    path.join(directory, 'certificate.pem'),
+  ];
   const names = 'subjectAltName=DNS:localhost,IP:127.0.0.1';
   const words = [
     'req',
@@ -48,7 +59,10 @@ export interface RegistryOptions {
 const PASSWORD = '$2y$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh4Hjl0a';
 
 /** Returns its HOST:PORT. It ends with the test. */
-export async function startRegistry(t: ExecutionContext, { tls, basic, token }: RegistryOptions = {}): Promise<string> {
+export async function startRegistry(
+  t: ExecutionContext,
+  { tls, basic, token }: RegistryOptions = {},
+): Promise<string> {
   const directory = await scratchDirectory(t);
   const port = await freePort();
   const file = path.join(directory, 'config.yml');
@@ -58,7 +72,8 @@ export async function startRegistry(t: ExecutionContext, { tls, basic, token }: 
       : token === undefined
         ? ''
         : `auth:\n  token:\n    realm: ${token.realm}\n    service: test\n    issuer: tests\n    rootcertbundle: ${token.certificate}\n`;
-  const certificates = tls === undefined ? '' : `  tls:\n    certificate: ${tls.certificate}\n    key: ${tls.key}\n`;
+  const certificates =
+    tls === undefined ? '' : `  tls:\n    certificate: ${tls.certificate}\n    key: ${tls.key}\n`;
   writeFileSync(path.join(directory, 'htpasswd'), `me:${PASSWORD}\n`);
   mkdirSync(path.join(directory, 'data'));
   writeFileSync(
@@ -67,7 +82,9 @@ export async function startRegistry(t: ExecutionContext, { tls, basic, token }: 
       `http:\n  addr: 127.0.0.1:${port}\n  secret: tests\n${certificates}${auth}`,
   );
   // It takes variables such as REGISTRY_AUTH_FILE for its own configuration.
-  const env = Object.fromEntries(Object.entries(process.env).filter(([name]) => !name.startsWith('REGISTRY_')));
+  const env = Object.fromEntries(
+    Object.entries(process.env).filter(([name]) => !name.startsWith('REGISTRY_')),
+  );
   const child = spawn('docker-registry', ['serve', file], { stdio: 'ignore', env });
   const ended = new Promise((resolve) => child.once('exit', resolve));
   t.teardown(async () => {
@@ -99,11 +116,18 @@ function isOpen(port: number): Promise<boolean> {
 }
 
 /** A server on this machine; it ends with the test, whatever its connections do. */
-export async function startServer(t: ExecutionContext, answer: RequestListener, tls?: Certificate): Promise<string> {
+export async function startServer(
+  t: ExecutionContext,
+  answer: RequestListener,
+  tls?: Certificate,
+): Promise<string> {
   const server =
     tls === undefined
       ? createServer(answer)
-      : createTlsServer({ key: readFileSync(tls.key), cert: readFileSync(tls.certificate) }, answer);
+      : createTlsServer(
+          { key: readFileSync(tls.key), cert: readFileSync(tls.certificate) },
+          answer,
+        );
   await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
   t.teardown(() => {
     server.closeAllConnections();
@@ -116,7 +140,11 @@ export async function startServer(t: ExecutionContext, answer: RequestListener, 
  * The answers of a token server that lets `me` with the password `secret` do everything. `seconds`:
  * how long a token lasts.
  */
-export function tokenServer(tls: Certificate, onToken: (scope: string) => void, seconds = 300): RequestListener {
+export function tokenServer(
+  tls: Certificate,
+  onToken: (scope: string) => void,
+  seconds = 300,
+): RequestListener {
   const chain = new X509Certificate(readFileSync(tls.certificate)).raw.toString('base64');
   const base64 = (value: unknown) => Buffer.from(JSON.stringify(value)).toString('base64url');
   return (request, response) => {
@@ -144,7 +172,9 @@ export function tokenServer(tls: Certificate, onToken: (scope: string) => void, 
       access,
     };
     const text = `${base64({ typ: 'JWT', alg: 'RS256', x5c: [chain] })}.${base64(claims)}`;
-    const signature = createSign('RSA-SHA256').update(text).sign(readFileSync(tls.key), 'base64url');
+    const signature = createSign('RSA-SHA256')
+      .update(text)
+      .sign(readFileSync(tls.key), 'base64url');
     response
       .writeHead(200, { 'content-type': 'application/json' })
       .end(JSON.stringify({ token: `${text}.${signature}` }));
@@ -160,15 +190,22 @@ export interface Asked {
   bytes: Buffer;
 }
 
-/** A registry that serves a layout, read only. `answer` may answer otherwise, and returns true then. */
-export function layoutServer(directory: string, answer: (asked: Asked) => boolean = () => false): RequestListener {
+/**
+ * A registry that serves a layout, read only. `answer` may answer otherwise, and returns true then.
+ */
+export function layoutServer(
+  directory: string,
+  answer: (asked: Asked) => boolean = () => false,
+): RequestListener {
   return (request, response) => {
     const [, kind, name = ''] = /^\/v2\/.*\/(manifest|blob)s\/(.+)$/.exec(request.url ?? '') ?? [];
     const index = JSON.parse(readFileSync(path.join(directory, 'index.json'), 'utf8')) as {
       manifests: { digest: string }[];
     };
     const digest = name.startsWith('sha256:') ? name : (index.manifests[0]?.digest ?? '');
-    const bytes = readFileSync(path.join(directory, 'blobs', 'sha256', digest.slice('sha256:'.length)));
+    const bytes = readFileSync(
+      path.join(directory, 'blobs', 'sha256', digest.slice('sha256:'.length)),
+    );
     if (answer({ kind: kind as Asked['kind'], digest, request, response, bytes })) return;
     sendRange(request, response, bytes);
   };

@@ -1,7 +1,7 @@
 /**
- * kill -9 of real QEMUs while their guests store and flush, of the mount and of commands beside them,
- * at random moments. Everything whose flush has returned to a guest is kept, snapshots do not change,
- * and the next round begins without human help.
+ * kill -9 of real QEMUs while their guests store and flush, of the mount and of commands beside
+ * them, at random moments. Everything whose flush has returned to a guest is kept, snapshots do not
+ * change, and the next round begins without human help.
  *
  *   PCOW_STORM_ROUNDS=200 (npm run storm -- 200 guest)
  */
@@ -42,7 +42,13 @@ test.serial('kill -9 of QEMU while its guest writes: what was flushed is there',
     if (!mounted) await mount.mount();
     mounted = true;
     const monitored = random.chance(0.75);
-    const guest = await GuestWriter.boot(t, mount.file('vm1'), DISK, flushed + 1, monitored ? monitorPrefix() : []);
+    const guest = await GuestWriter.boot(
+      t,
+      mount.file('vm1'),
+      DISK,
+      flushed + 1,
+      monitored ? monitorPrefix() : [],
+    );
     const early = random.chance(0.05);
     if (early) killed.booting += 1;
     else await guest.ready();
@@ -110,7 +116,8 @@ async function numbersIn(path: string): Promise<Buffer> {
   const file = await open(path);
   try {
     const bytes = Buffer.alloc(NUMBERS);
-    for (let done = 0; done < NUMBERS;) done += (await file.read(bytes, done, NUMBERS - done, done)).bytesRead;
+    for (let done = 0; done < NUMBERS;)
+      done += (await file.read(bytes, done, NUMBERS - done, done)).bytesRead;
     return bytes;
   } finally {
     await file.close();

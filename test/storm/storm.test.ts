@@ -2,8 +2,8 @@
  * kill -9 storms: the mount, a process that has an image mapped under the monitor, a QEMU without a
  * guest (guest.test.ts has QEMUs with one), and commands, in all combinations, at random moments.
  * Whatever died, the next round begins without human help: stale mounts, sockets, locks and
- * half-made images are no obstacle, `pcow check` finds no damage, and nothing that was stored, or is
- * in a snapshot, is lost.
+ * half-made images are no obstacle, `pcow check` finds no damage, and nothing that was stored, or
+ * is in a snapshot, is lost.
  *
  *   PCOW_STORM_ROUNDS=1000 (npm run storm -- 1000)
  */
@@ -92,8 +92,11 @@ test.serial('kill -9 of everything, in all combinations', async (t) => {
 
     const stored = Math.max(last, await writer.stored());
     last = checkNumbers(await readFile(mount.file('vm1')), stored);
-    const snapshots = (await readdir(mount.control('vm1', 'at'))).filter((name) => name !== 'zeros');
-    for (const name of snapshots) t.notThrows(await checkerOf(mount, name, 0, last), `${where}: snapshot ${name}`);
+    const snapshots = (await readdir(mount.control('vm1', 'at'))).filter(
+      (name) => name !== 'zeros',
+    );
+    for (const name of snapshots)
+      t.notThrows(await checkerOf(mount, name, 0, last), `${where}: snapshot ${name}`);
     for (const name of snapshots.slice(MOST_SNAPSHOTS)) await mount.write(name, 'vm1', 'delete');
     t.true(await work.isRight(), `${where}: a command has changed what an image holds`);
     if (random.chance(0.3)) await work.write(random);
@@ -121,12 +124,16 @@ class Work {
 
   static async prepare(mount: TestMount): Promise<Work> {
     for (const [number, name] of ['base1', 'base2'].entries()) {
-      await imageOnBase(mount, name, DISK, (block) => (block % 3 === number ? 0 : (block + number) % 250));
+      await imageOnBase(mount, name, DISK, (block) =>
+        block % 3 === number ? 0 : (block + number) % 250,
+      );
       const image = await Image.open(mount.image(name), { write: true });
       await image.snapshot('s');
       await image.close();
     }
-    await Image.create(mount.image('work'), { base: { path: mount.image('base1'), snapshot: 's' } });
+    await Image.create(mount.image('work'), {
+      base: { path: mount.image('base1'), snapshot: 's' },
+    });
     const work = new Work(mount);
     const image = await Image.open(mount.image('work'));
     await image.read(work.#content, 0);
@@ -156,22 +163,44 @@ class Work {
 /** A QEMU that maps the file and runs no guest. */
 function qemuOn(file: string): string[] {
   const memory = `memory-backend-file,id=m,share=on,prealloc=on,mem-path=${file},size=${DISK}`;
-  return ['qemu-system-x86_64', '-machine', 'none', '-nodefaults', '-display', 'none', '-S', '-object', memory];
+  return [
+    'qemu-system-x86_64',
+    '-machine',
+    'none',
+    '-nodefaults',
+    '-display',
+    'none',
+    '-S',
+    '-object',
+    memory,
+  ];
 }
 
 /** Through the mount if the image is given by its flat file, otherwise directly. */
 function aCommand(mount: TestMount, random: Random, round: number): string[] {
-  const place = (name: string): string => (random.chance(0.5) ? mount.file(name) : mount.image(name));
+  const place = (name: string): string =>
+    random.chance(0.5) ? mount.file(name) : mount.image(name);
   const commands = {
     snapshot: ['snapshot', `${place('vm1')}@s${round}`],
-    'snapshot of two': ['snapshot', `${mount.file('vm1')}@s${round}`, `${mount.file('disk')}@s${round}`],
+    'snapshot of two': [
+      'snapshot',
+      `${mount.file('vm1')}@s${round}`,
+      `${mount.file('disk')}@s${round}`,
+    ],
     delete: ['delete', `${place('vm1')}@s${round - 1}`],
     clone: ['clone', place('vm1'), place(`clone${random.below(3)}`)],
     create: ['create', '--force', mount.image(`made${random.below(3)}`), '1M'],
     list: ['list', mount.point],
     info: ['info', place('vm1')],
     convert: ['convert', '--force', mount.image('base1'), mount.image(`made${random.below(3)}`)],
-    'convert to raw': ['convert', '--force', '-O', 'raw', mount.image('base2'), path.join(mount.scratch, 'raw')],
+    'convert to raw': [
+      'convert',
+      '--force',
+      '-O',
+      'raw',
+      mount.image('base2'),
+      path.join(mount.scratch, 'raw'),
+    ],
     rebase: ['rebase', place('work'), '--base', `${place(random.pick(['base1', 'base2']))}@s`],
     flatten: ['flatten', place('work')],
     commit: ['commit', place('work')],
@@ -182,8 +211,26 @@ function aCommand(mount: TestMount, random: Random, round: number): string[] {
   };
   return commands[
     random.weighted({
-      ...{ snapshot: 4, 'snapshot of two': 2, delete: 4, clone: 1, create: 1, list: 1, info: 1, convert: 1 },
-      ...{ 'convert to raw': 1, rebase: 4, flatten: 1, commit: 3, compact: 2, resize: 1, rename: 1, remove: 1 },
+      ...{
+        snapshot: 4,
+        'snapshot of two': 2,
+        delete: 4,
+        clone: 1,
+        create: 1,
+        list: 1,
+        info: 1,
+        convert: 1,
+      },
+      ...{
+        'convert to raw': 1,
+        rebase: 4,
+        flatten: 1,
+        commit: 3,
+        compact: 2,
+        resize: 1,
+        rename: 1,
+        remove: 1,
+      },
     })
   ];
 }

@@ -5,7 +5,17 @@
 import test from 'ava';
 import { Image } from '../../src/engine/index.js';
 import { exportStream, importStream } from '../../src/stream/archive.js';
-import { bench, type Bench, isSame, MiB, piecewise, reading, scribble, snapshotsOf, working } from './images.js';
+import {
+  bench,
+  type Bench,
+  isSame,
+  MiB,
+  piecewise,
+  reading,
+  scribble,
+  snapshotsOf,
+  working,
+} from './images.js';
 
 async function exported(file: string): Promise<Buffer[]> {
   return reading(file, async (image) => {
@@ -27,7 +37,10 @@ async function family({ at, random }: Bench): Promise<void> {
     await scribble(image, random, 20);
     await image.snapshot('not-in-the-chain');
   });
-  await Image.create(at('middle'), { base: { path: at('ground'), snapshot: 'first' }, size: 20 * MiB });
+  await Image.create(at('middle'), {
+    base: { path: at('ground'), snapshot: 'first' },
+    size: 20 * MiB,
+  });
   await working(at('middle'), async (image) => {
     for (const name of ['first', 'gone', 'more']) {
       await scribble(image, random, 10);
@@ -53,7 +66,10 @@ test('a whole chain with branches comes back as one image', async (t) => {
   const given = await bench(t);
   const { at, random } = given;
   await family(given);
-  const imported = await importStream(piecewise(Buffer.concat(await exported(at('vm'))), random), at('new'));
+  const imported = await importStream(
+    piecewise(Buffer.concat(await exported(at('vm'))), random),
+    at('new'),
+  );
   t.is(imported.snapshots, 7);
   t.is(imported.size, 24 * MiB);
   const info = await reading(at('new'), (image) => image.info());
@@ -70,9 +86,12 @@ test('a whole chain with branches comes back as one image', async (t) => {
     ['vm', null, null],
   ] as const) {
     await isSame(t, [at(file), name], [at('new'), there]);
-    if (name !== null) t.is((await snapshotsOf(at('new')))[there], (await snapshotsOf(at(file)))[name]);
+    if (name !== null)
+      t.is((await snapshotsOf(at('new')))[there], (await snapshotsOf(at(file)))[name]);
   }
-  const parents = await reading(at('new'), (image) => image.snapshots().map(({ name, parent }) => [name, parent]));
+  const parents = await reading(at('new'), (image) =>
+    image.snapshots().map(({ name, parent }) => [name, parent]),
+  );
   t.deepEqual(Object.fromEntries(parents), {
     first: null,
     'middle.first': 'first',

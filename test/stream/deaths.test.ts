@@ -56,11 +56,18 @@ async function sourceImage(t: ExecutionContext) {
 }
 
 async function* rest(image: Image, token: ResumeToken | null): AsyncGenerator<Buffer> {
-  yield* sendStream(image, token === null ? await sendingOf(image, 's1', 's0') : await resumedSending(image, token));
+  yield* sendStream(
+    image,
+    token === null ? await sendingOf(image, 's1', 's0') : await resumedSending(image, token),
+  );
 }
 
 /** Passes bytes on, and calls `strike` once after this many. */
-async function* striking(bytes: AsyncIterable<Buffer>, after: number, strike: () => void): AsyncGenerator<Buffer> {
+async function* striking(
+  bytes: AsyncIterable<Buffer>,
+  after: number,
+  strike: () => void,
+): AsyncGenerator<Buffer> {
   let left = after;
   for await (const piece of bytes) {
     if (left >= 0 && left < piece.length) {
@@ -112,7 +119,8 @@ test('after a sender is killed or interrupted the receiver can continue', async 
   const { at, random, directory, before } = await sourceImage(t);
   for (let round = 0; ; round++) {
     const token = await resumeTokenOf(at('copy'));
-    const words = token === null ? ['source@s1', '--from', 's0'] : ['source', '--resume', formatToken(token)];
+    const words =
+      token === null ? ['source@s1', '--from', 's0'] : ['source', '--resume', formatToken(token)];
     const child = start(t, directory, 'send', ...words);
     const outcome = ended(child);
     const signal = signalOf(random);
@@ -143,7 +151,9 @@ test('one shell command makes an increment, another one continues it', async (t)
     });
     return ended(child);
   };
-  const cut = await shell('"$NODE" "$PCOW" send source@s1 --from s0 | head -c 90M | "$NODE" "$PCOW" receive copy');
+  const cut = await shell(
+    '"$NODE" "$PCOW" send source@s1 --from s0 | head -c 90M | "$NODE" "$PCOW" receive copy',
+  );
   t.is(cut.code, 9);
   t.regex(
     cut.stderr,
@@ -174,7 +184,8 @@ test('an import or export that is killed or interrupted makes nothing', async (t
     });
     t.is((await outcome).code, signal === 'SIGINT' ? 130 : null);
     await t.throwsAsync(access(at('imported')), { code: 'ENOENT' });
-    if (signal === 'SIGINT') t.false((await readdir(directory)).some((name) => name.includes(`.${child.pid}.`)));
+    if (signal === 'SIGINT')
+      t.false((await readdir(directory)).some((name) => name.includes(`.${child.pid}.`)));
   }
   const outcome = await ended(start(t, directory, 'import', exported, 'imported'));
   t.is(outcome.code, 0, outcome.stderr);
@@ -216,5 +227,7 @@ test('a sender whose reader is stopped can be interrupted, and so can a comparis
   const child = start(t, directory, 'send', 'source@s1', '--progress', 'json');
   child.stderr!.once('data', () => child.kill('SIGINT'));
   t.is((await ended(child)).code, 130);
-  await interrupted(t, directory, ['compare', 'source', 'source', '--progress', 'json'], () => Promise.resolve());
+  await interrupted(t, directory, ['compare', 'source', 'source', '--progress', 'json'], () =>
+    Promise.resolve(),
+  );
 });

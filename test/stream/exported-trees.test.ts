@@ -8,11 +8,40 @@ import { Image, type LayerInfo } from '../../src/engine/index.js';
 import { exportStream, importStream } from '../../src/stream/archive.js';
 import { receive } from '../../src/stream/receive.js';
 import type { Random } from '../helpers/random.js';
-import { bench, type Bench, isSame, MiB, piecewise, reading, scribble, streamOf, working } from './images.js';
+import {
+  bench,
+  type Bench,
+  isSame,
+  MiB,
+  piecewise,
+  reading,
+  scribble,
+  streamOf,
+  working,
+} from './images.js';
 
 /** Possible names of files; some equal names of snapshots, or have the maximal length. */
-const FILES = ['vm', 'my vm', 'vm@home', 'ü'.repeat(120), 'a\tb', 's', 'deleted-2', 'x'.repeat(249)] as const;
-const SNAPSHOTS = ['s', 'vm.s', 'deleted-2', 'a\u00a0b', '雪', '-', '...', 's'.repeat(255), 'é'.repeat(127)] as const;
+const FILES = [
+  'vm',
+  'my vm',
+  'vm@home',
+  'ü'.repeat(120),
+  'a\tb',
+  's',
+  'deleted-2',
+  'x'.repeat(249),
+] as const;
+const SNAPSHOTS = [
+  's',
+  'vm.s',
+  'deleted-2',
+  'a\u00a0b',
+  '雪',
+  '-',
+  '...',
+  's'.repeat(255),
+  'é'.repeat(127),
+] as const;
 
 /** A name that the image does not have yet. */
 function freshName(image: Image, random: Random): string {
@@ -23,7 +52,15 @@ function freshName(image: Image, random: Random): string {
 
 async function change(image: Image, random: Random): Promise<void> {
   const names = image.snapshotNames();
-  const kind = random.weighted({ write: 4, snapshot: 4, received: 1, grow: 1, rollback: 3, delete: 3, freeze: 1 });
+  const kind = random.weighted({
+    write: 4,
+    snapshot: 4,
+    received: 1,
+    grow: 1,
+    rollback: 3,
+    delete: 3,
+    freeze: 1,
+  });
   if (kind === 'write') await scribble(image, random, 1 + random.below(4), 16);
   if (kind === 'snapshot') await image.snapshot(freshName(image, random));
   if (kind === 'received') {
@@ -45,7 +82,9 @@ async function family({ at, random }: Bench, round: number, taken: Set<string>):
   const blockSize = random.pick([4096, 8192, 65536]);
   const count = 1 + random.below(3);
   while (files.length < count) {
-    const name = `${random.pick(FILES)}`.slice(0, 240) + (files.length === 0 && random.chance(0.5) ? '' : `${round}`);
+    const name =
+      `${random.pick(FILES)}`.slice(0, 240) +
+      (files.length === 0 && random.chance(0.5) ? '' : `${round}`);
     if (taken.has(name)) continue; // of an earlier family, on which others stand
     taken.add(name);
     const below = files.at(-1);
@@ -61,7 +100,8 @@ async function family({ at, random }: Bench, round: number, taken: Set<string>):
     });
   }
   // The bases are written further, away from the snapshots on which others stand.
-  for (const name of files.slice(0, -1)) await working(at(name), (image) => scribble(image, random, 3, 16));
+  for (const name of files.slice(0, -1))
+    await working(at(name), (image) => scribble(image, random, 3, 16));
   return files;
 }
 
@@ -89,7 +129,12 @@ function exportedOf(image: Image, top: number | null): LayerInfo[] {
 }
 
 /** Everything in the chain is in `copy`: compared by identity, because names may have changed. */
-async function holdsAll(t: ExecutionContext, { at }: Bench, files: string[], copy: string): Promise<void> {
+async function holdsAll(
+  t: ExecutionContext,
+  { at }: Bench,
+  files: string[],
+  copy: string,
+): Promise<void> {
   const arrived = await reading(at(copy), (image) => image.snapshots());
   let count = 0;
   let top: number | null = null;

@@ -2,7 +2,13 @@
 import { Readable } from 'node:stream';
 import test from 'ava';
 import { Image, PcowError } from '../../src/engine/index.js';
-import { chained, checksumOf, encodeRecord, encodeText, RecordType } from '../../src/stream/record.js';
+import {
+  chained,
+  checksumOf,
+  encodeRecord,
+  encodeText,
+  RecordType,
+} from '../../src/stream/record.js';
 import { receive } from '../../src/stream/receive.js';
 import { bench, MiB, reading } from './images.js';
 
@@ -15,7 +21,9 @@ function streamWith(begin: object, ranges: Range[] = [], end: object = {}): Read
     recordOf(type, offset, length, payload),
   );
   const total = (wanted: number) =>
-    ranges.filter(([type]) => type === wanted).reduce((sum, [, , length]) => sum + Number(length), 0);
+    ranges
+      .filter(([type]) => type === wanted)
+      .reduce((sum, [, , length]) => sum + Number(length), 0);
   return Readable.from([
     encodeText(RecordType.begin, {
       ...{ version: 1, size: MiB, blockSize: 65536, snapshot: SNAPSHOT },
@@ -69,13 +77,21 @@ test('invalid values are refused, and make no snapshot', async (t) => {
   const { at } = await bench(t);
   const page = Buffer.alloc(4096, 1);
   const cases: Record<string, Readable> = {
-    'year 275760': streamWith({ snapshot: { ...SNAPSHOT, created: '+275760-09-13T00:00:00.000Z' } }),
-    'year -271821': streamWith({ snapshot: { ...SNAPSHOT, created: '-271821-04-20T00:00:00.000Z' } }),
+    'year 275760': streamWith({
+      snapshot: { ...SNAPSHOT, created: '+275760-09-13T00:00:00.000Z' },
+    }),
+    'year -271821': streamWith({
+      snapshot: { ...SNAPSHOT, created: '-271821-04-20T00:00:00.000Z' },
+    }),
     'just too late': streamWith({ snapshot: { ...SNAPSHOT, created: '2262-04-12T00:00:00.000Z' } }),
-    'just too early': streamWith({ snapshot: { ...SNAPSHOT, created: '1677-09-21T00:00:00.000Z' } }),
+    'just too early': streamWith({
+      snapshot: { ...SNAPSHOT, created: '1677-09-21T00:00:00.000Z' },
+    }),
     'a time without a zone': streamWith({ snapshot: { ...SNAPSHOT, created: 'January 1' } }),
     'identity 0': streamWith({ snapshot: { ...SNAPSHOT, identity: '0000000000000000' } }),
-    'an identity too long': streamWith({ snapshot: { ...SNAPSHOT, identity: '100000000000000aa' } }),
+    'an identity too long': streamWith({
+      snapshot: { ...SNAPSHOT, identity: '100000000000000aa' },
+    }),
     'a name that is none': streamWith({ snapshot: { ...SNAPSHOT, name: '../../x' } }),
     'size 1': streamWith({ size: 1 }),
     'size 2^53': streamWith({ size: 2 ** 53 }),
@@ -117,7 +133,10 @@ test('an origin that cannot be stored in an image is refused, and the error name
     { identity: '0'.repeat(16), created },
     { identity: 'AA', created },
   ]) {
-    await t.throwsAsync(image.snapshot('s', origin), { code: 'PCOW_INVALID', message: /time|identity/ });
+    await t.throwsAsync(image.snapshot('s', origin), {
+      code: 'PCOW_INVALID',
+      message: /time|identity/,
+    });
   }
   await image.snapshot('s', { identity, created });
   t.deepEqual(image.snapshotInfo('s').created, created);

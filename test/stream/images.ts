@@ -43,7 +43,12 @@ export async function reading<T>(file: string, work: (image: Image) => T | Promi
 }
 
 /** Writes and discards at random offsets, with bytes that are quick to make. */
-export async function scribble(image: Image, random: Random, times: number, longest = 64): Promise<void> {
+export async function scribble(
+  image: Image,
+  random: Random,
+  times: number,
+  longest = 64,
+): Promise<void> {
   const { size } = image.info();
   for (let i = 0; i < times; i++) {
     const length = 4096 * (1 + random.below(longest));
@@ -54,10 +59,15 @@ export async function scribble(image: Image, random: Random, times: number, long
 }
 
 /** The whole stream of a snapshot, in memory. */
-export async function streamOf(file: string, snapshot: string, from: string | null): Promise<Buffer> {
+export async function streamOf(
+  file: string,
+  snapshot: string,
+  from: string | null,
+): Promise<Buffer> {
   return reading(file, async (image) => {
     const pieces: Buffer[] = [];
-    for await (const piece of sendStream(image, await sendingOf(image, snapshot, from))) pieces.push(piece);
+    for await (const piece of sendStream(image, await sendingOf(image, snapshot, from)))
+      pieces.push(piece);
     return Buffer.concat(pieces);
   });
 }
@@ -80,13 +90,19 @@ export async function isSame(
   const left = imageContents(await Image.open(one), snapshot);
   const right = imageContents(await Image.open(other), otherSnapshot);
   t.is(left.size, right.size);
-  t.deepEqual(await compareContents(left, right, { strict: false }), { same: true }, `${one} ${snapshot ?? ''}`);
+  t.deepEqual(
+    await compareContents(left, right, { strict: false }),
+    { same: true },
+    `${one} ${snapshot ?? ''}`,
+  );
   await left.close();
   await right.close();
 }
 
 export async function snapshotsOf(file: string): Promise<Record<string, string>> {
   return reading(file, (image) =>
-    Object.fromEntries(image.snapshots({ countData: false }).map(({ name, identity }) => [name, identity])),
+    Object.fromEntries(
+      image.snapshots({ countData: false }).map(({ name, identity }) => [name, identity]),
+    ),
   );
 }

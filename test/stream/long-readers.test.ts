@@ -137,7 +137,10 @@ interface Reading {
   step: () => Promise<void>;
 }
 
-async function* stepping<T>(source: AsyncIterable<T>, step: () => Promise<void>): AsyncGenerator<T> {
+async function* stepping<T>(
+  source: AsyncIterable<T>,
+  step: () => Promise<void>,
+): AsyncGenerator<T> {
   await step();
   for await (const one of source) {
     yield one;
@@ -145,7 +148,11 @@ async function* stepping<T>(source: AsyncIterable<T>, step: () => Promise<void>)
   }
 }
 
-async function received(stream: AsyncIterable<Buffer>, { at, step }: Reading, name: string): Promise<string> {
+async function received(
+  stream: AsyncIterable<Buffer>,
+  { at, step }: Reading,
+  name: string,
+): Promise<string> {
   const pieces: Buffer[] = [];
   for await (const piece of stepping(stream, step)) pieces.push(piece);
   await receive(Readable.from(pieces), at('copy'));
@@ -155,7 +162,10 @@ async function received(stream: AsyncIterable<Buffer>, { at, step }: Reading, na
 async function copied(reader: Reading, snapshot: string | null): Promise<string> {
   const contents = imageContents(reader.image, snapshot);
   const marks = Buffer.alloc(CHUNKS, 46);
-  const paced = { ...contents, ranges: (signal?: AbortSignal) => stepping(contents.ranges(signal), reader.step) };
+  const paced = {
+    ...contents,
+    ranges: (signal?: AbortSignal) => stepping(contents.ranges(signal), reader.step),
+  };
   await copyContents(paced, {
     write: (bytes, offset) => {
       for (let at = Math.ceil(offset / CHUNK) * CHUNK; at < offset + bytes.length; at += CHUNK) {
@@ -180,12 +190,18 @@ const READERS: Record<string, (reader: Reading) => Promise<Seen>> = {
     });
   },
   send: async (reader) => ({
-    s3: await received(sendStream(reader.image, await sendingOf(reader.image, 's3', null)), reader, 's3'),
+    s3: await received(
+      sendStream(reader.image, await sendingOf(reader.image, 's3', null)),
+      reader,
+      's3',
+    ),
   }),
   'send --from': async (reader) => {
     const { image, at } = reader;
     await receive(sendStream(image, await sendingOf(image, 's1', null)), at('copy'));
-    return { s3: await received(sendStream(image, await sendingOf(image, 's3', 's1')), reader, 's3') };
+    return {
+      s3: await received(sendStream(image, await sendingOf(image, 's3', 's1')), reader, 's3'),
+    };
   },
   convert: async (reader) => ({ '': await copied(reader, null) }),
   'convert of a snapshot': async (reader) => ({ s3: await copied(reader, 's3') }),
@@ -196,7 +212,10 @@ const READERS: Record<string, (reader: Reading) => Promise<Seen>> = {
     const left = imageContents(image, null);
     const right = imageContents(await Image.open(path.join(kept, 'vm.pcow')), null);
     try {
-      const paced = { ...left, ranges: (signal?: AbortSignal) => stepping(left.ranges(signal), step) };
+      const paced = {
+        ...left,
+        ranges: (signal?: AbortSignal) => stepping(left.ranges(signal), step),
+      };
       const found = await compareContents(paced, right, { strict: false });
       return { '': found.same ? (before[''] ?? '') : 'different' };
     } finally {
@@ -209,7 +228,11 @@ const READERS: Record<string, (reader: Reading) => Promise<Seen>> = {
     const marks = Buffer.from(await marksOf(image, older));
     const bytes = Buffer.alloc(1);
     for await (const { offset, length } of stepping(image.diff(older, newer), step)) {
-      for (let at = Math.ceil(offset / CHUNK) * CHUNK; at < Math.min(offset + length, CHUNKS * CHUNK); at += CHUNK) {
+      for (
+        let at = Math.ceil(offset / CHUNK) * CHUNK;
+        at < Math.min(offset + length, CHUNKS * CHUNK);
+        at += CHUNK
+      ) {
         await image.read(bytes, at, newer);
         marks[at / CHUNK] = bytes[0] === 0 ? 46 : bytes[0]!;
       }
@@ -221,10 +244,14 @@ const READERS: Record<string, (reader: Reading) => Promise<Seen>> = {
     const layer = image.layerOf(null);
     const depths = new Map<number, string>();
     const chain = await image.chainState(layer);
-    for await (const { depth, layer: link } of stepping(image.map({ snapshot: layer, chain }), step)) {
+    for await (const { depth, layer: link } of stepping(
+      image.map({ snapshot: layer, chain }),
+      step,
+    )) {
       if (depth === null || link === null) continue;
       const name = `${path.basename(link.path)} ${link.layer}`;
-      if ((depths.get(depth) ?? name) !== name) return { '': `depth ${depth} is ${name}, and ${depths.get(depth)!}` };
+      if ((depths.get(depth) ?? name) !== name)
+        return { '': `depth ${depth} is ${name}, and ${depths.get(depth)!}` };
       depths.set(depth, name);
     }
     return {};
@@ -276,7 +303,13 @@ test.before(async () => {
 test.after.always(() => rm(familyDirectory, { recursive: true, force: true }));
 
 /** Makes a change when the reader has made this many steps, and returns the results of both. */
-async function race(t: ExecutionContext, scratch: string, reader: string, change: string, moment: number) {
+async function race(
+  t: ExecutionContext,
+  scratch: string,
+  reader: string,
+  change: string,
+  moment: number,
+) {
   const directory = path.join(scratch, 'round');
   const here: At = (name) => path.join(directory, `${name}.pcow`);
   await mkdir(directory);
@@ -296,13 +329,20 @@ async function race(t: ExecutionContext, scratch: string, reader: string, change
     if (changed) {
       const later = await after(change, here('vm'));
       for (const [name, marks] of Object.entries(seen)) {
-        t.true(marks === before[name] || marks === later[name], `${what}: ${name || 'now'} reads\n${marks}`);
+        t.true(
+          marks === before[name] || marks === later[name],
+          `${what}: ${name || 'now'} reads\n${marks}`,
+        );
       }
     }
   } catch (error) {
     if (!isPcowError(error)) throw error;
     outcome = 'refused';
-    t.regex(error.code, /^PCOW_(BUSY|NOT_FOUND|BASE_MISSING|BASE_CHANGED)$/, `${what}: ${error.message}`);
+    t.regex(
+      error.code,
+      /^PCOW_(BUSY|NOT_FOUND|BASE_MISSING|BASE_CHANGED)$/,
+      `${what}: ${error.message}`,
+    );
   } finally {
     await image.close();
     await rm(directory, { recursive: true });
@@ -317,9 +357,13 @@ for (const reader of Object.keys(READERS)) {
     const { steps } = await race(t, directory, reader, 'snapshot', Infinity);
     const outcomes: Record<string, string> = {};
     for (const change of Object.keys(CHANGES)) {
-      // In one half, at length in each: an export is planned at its first step, and names that are gone by then are not missed.
+      // In one half, at length in each: an export is planned at its first step, and names that are
+      // gone by then are not missed.
       const half = Math.ceil(steps / 2);
-      const moments = [1 + random.below(Math.max(1, half - 1)), half + random.below(Math.max(1, steps - half))];
+      const moments = [
+        1 + random.below(Math.max(1, half - 1)),
+        half + random.below(Math.max(1, steps - half)),
+      ];
       for (const moment of AT_LENGTH ? moments : [random.pick(moments)]) {
         const { outcome } = await race(t, directory, reader, change, moment);
         outcomes[change] = `${outcomes[change] ?? ''} ${outcome}`;

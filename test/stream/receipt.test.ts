@@ -25,7 +25,9 @@ async function broken(t: ExecutionContext) {
   });
   await receive(Readable.from([await streamOf(at('source'), 's0', null)]), at('copy'));
   const increment = await streamOf(at('source'), 's1', 's0');
-  await t.throwsAsync(receive(Readable.from([increment.subarray(0, -100)]), at('copy')), { code: 'PCOW_IO' });
+  await t.throwsAsync(receive(Readable.from([increment.subarray(0, -100)]), at('copy')), {
+    code: 'PCOW_IO',
+  });
   return { ...given, increment };
 }
 

@@ -9,14 +9,29 @@ import { exportStream, importStream } from '../../src/stream/archive.js';
 import { abandonReceiving, receive, resumeTokenOf } from '../../src/stream/receive.js';
 import { formatToken, parseToken } from '../../src/stream/resume-token.js';
 import { resumedSending, sendingOf, sendStream } from '../../src/stream/send.js';
-import { bench, isSame, MiB, piecewise, reading, scribble, snapshotsOf, streamOf, working } from './images.js';
+import {
+  bench,
+  isSame,
+  MiB,
+  piecewise,
+  reading,
+  scribble,
+  snapshotsOf,
+  streamOf,
+  working,
+} from './images.js';
 
 /** `source` with snapshots s0, s1, …: random content over each other, and growing. */
-async function sourceImage(at: (name: string) => string, random: Parameters<typeof scribble>[1], count: number) {
+async function sourceImage(
+  at: (name: string) => string,
+  random: Parameters<typeof scribble>[1],
+  count: number,
+) {
   await Image.create(at('source'), { size: 64 * MiB, blockSize: 2 ** (12 + random.below(8)) });
   await working(at('source'), async (image) => {
     for (let number = 0; number < count; number++) {
-      if (random.chance(0.3)) await image.resize(image.info().size + 4096 * (1 + random.below(5000)));
+      if (random.chance(0.3))
+        await image.resize(image.info().size + 4096 * (1 + random.below(5000)));
       await scribble(image, random, 1 + random.below(40));
       await image.snapshot(`s${number}`);
     }
@@ -25,7 +40,12 @@ async function sourceImage(at: (name: string) => string, random: Parameters<type
 }
 
 /** With one of these codes. */
-async function refused(t: ExecutionContext, work: Promise<unknown>, codes: RegExp, what: string): Promise<void> {
+async function refused(
+  t: ExecutionContext,
+  work: Promise<unknown>,
+  codes: RegExp,
+  what: string,
+): Promise<void> {
   const error = await t.throwsAsync(work, { instanceOf: PcowError }, what);
   t.regex(error.code, codes, what);
 }
@@ -34,14 +54,20 @@ test('a chain of increments arrives byte for byte, with names, times and identit
   const { at, random } = await bench(t);
   await sourceImage(at, random, 6);
   for (let number = 0; number < 6; number++) {
-    const bytes = await streamOf(at('source'), `s${number}`, number === 0 ? null : `s${number - 1}`);
+    const bytes = await streamOf(
+      at('source'),
+      `s${number}`,
+      number === 0 ? null : `s${number - 1}`,
+    );
     const received = await receive(piecewise(bytes, random), at('copy'));
     t.is(received.snapshot, `s${number}`);
   }
   t.deepEqual(await snapshotsOf(at('copy')), await snapshotsOf(at('source')));
-  const times = (file: string) => reading(file, (image) => image.snapshots().map(({ created }) => created));
+  const times = (file: string) =>
+    reading(file, (image) => image.snapshots().map(({ created }) => created));
   t.deepEqual(await times(at('copy')), await times(at('source')));
-  for (let number = 0; number < 6; number++) await isSame(t, [at('source'), `s${number}`], [at('copy'), `s${number}`]);
+  for (let number = 0; number < 6; number++)
+    await isSame(t, [at('source'), `s${number}`], [at('copy'), `s${number}`]);
 });
 
 test('increments skip snapshots, outlive merges at the sender, and branch', async (t) => {
@@ -67,7 +93,9 @@ test('a snapshot that was renamed, on either side, is the same one for increment
   await receive(piecewise(await streamOf(at('source'), 's3', 's2'), random), at('copy'));
   await isSame(t, [at('source'), 's2'], [at('copy'), 'arrived']);
   await isSame(t, [at('source'), 's3'], [at('copy'), 's3']);
-  const again = streamOf(at('source'), 's2', 'sent').then((bytes) => receive(piecewise(bytes, random), at('copy')));
+  const again = streamOf(at('source'), 's2', 'sent').then((bytes) =>
+    receive(piecewise(bytes, random), at('copy')),
+  );
   await refused(t, again, /PCOW_EXISTS/, 'it is there, under another name');
 
   // Also a stream that broke off; the snapshot is renamed before it continues.
@@ -108,7 +136,12 @@ test('a damaged stream is refused, the snapshots stay, and the transfer continue
     const damaged = Buffer.from(bytes);
     const place = random.below(bytes.length);
     damaged[place]! ^= 1 << random.below(8);
-    await refused(t, receive(piecewise(damaged, random), at('copy')), /^PCOW_(CORRUPT|IO|INVALID)$/, `byte ${place}`);
+    await refused(
+      t,
+      receive(piecewise(damaged, random), at('copy')),
+      /^PCOW_(CORRUPT|IO|INVALID)$/,
+      `byte ${place}`,
+    );
     t.deepEqual(await snapshotsOf(at('copy')), before);
   }
   await isSame(t, [at('source'), 's0'], [at('copy'), 's0']);
@@ -122,7 +155,8 @@ test('records that are missing, duplicated, exchanged or truncated are noticed',
   await receive(piecewise(await streamOf(at('source'), 's0', null), random), at('copy'));
   const records = await reading(at('source'), async (image) => {
     const list: Buffer[] = [];
-    for await (const record of sendStream(image, await sendingOf(image, 's1', 's0'))) list.push(record);
+    for await (const record of sendStream(image, await sendingOf(image, 's1', 's0')))
+      list.push(record);
     return list;
   });
   t.true(records.length >= 3);
@@ -135,7 +169,12 @@ test('records that are missing, duplicated, exchanged or truncated are noticed',
     'without a beginning': records.slice(1),
   };
   for (const [name, variant] of Object.entries(variants)) {
-    await refused(t, receive(piecewise(Buffer.concat(variant), random), at('copy')), /^PCOW_(CORRUPT|IO)$/, name);
+    await refused(
+      t,
+      receive(piecewise(Buffer.concat(variant), random), at('copy')),
+      /^PCOW_(CORRUPT|IO)$/,
+      name,
+    );
     t.deepEqual(Object.keys(await snapshotsOf(at('copy'))), ['s0'], name);
   }
 });
@@ -148,13 +187,17 @@ test('a stream that broke off continues where it was, any number of times', asyn
   const whole = bytes.length;
   for (let round = 0; round < 5; round++) {
     const cut = bytes.subarray(0, random.below(bytes.length));
-    await t.throwsAsync(receive(piecewise(cut, random), at('copy')), { code: 'PCOW_IO', message: /breaks off/ });
+    await t.throwsAsync(receive(piecewise(cut, random), at('copy')), {
+      code: 'PCOW_IO',
+      message: /breaks off/,
+    });
     const token = await resumeTokenOf(at('copy'));
     if (token === null) continue;
     t.deepEqual(parseToken(formatToken(token)), token);
     bytes = await reading(at('source'), async (image) => {
       const pieces: Buffer[] = [];
-      for await (const piece of sendStream(image, await resumedSending(image, token))) pieces.push(piece);
+      for await (const piece of sendStream(image, await resumedSending(image, token)))
+        pieces.push(piece);
       return Buffer.concat(pieces);
     });
     t.true(bytes.length <= whole + 64);
@@ -185,18 +228,27 @@ test('streams out of order are refused, and the error names what is missing', as
     code: 'PCOW_NOT_FOUND',
     message: /another one with that name/,
   });
-  await t.throwsAsync(receive(piecewise(await streamOf(at('source'), 's1', 's0'), random), at('copy')), {
-    code: 'PCOW_EXISTS',
-    message: /already has this snapshot, as s1/,
-  });
-  await t.throwsAsync(receive(piecewise(await streamOf(at('source'), 's2', 's1'), random), at('copy')), {
-    code: 'PCOW_EXISTS',
-    message: /another snapshot named s2/,
-  });
-  await t.throwsAsync(receive(piecewise(await streamOf(at('source'), 's3', null), random), at('copy')), {
-    code: 'PCOW_EXISTS',
-    message: /is not empty/,
-  });
+  await t.throwsAsync(
+    receive(piecewise(await streamOf(at('source'), 's1', 's0'), random), at('copy')),
+    {
+      code: 'PCOW_EXISTS',
+      message: /already has this snapshot, as s1/,
+    },
+  );
+  await t.throwsAsync(
+    receive(piecewise(await streamOf(at('source'), 's2', 's1'), random), at('copy')),
+    {
+      code: 'PCOW_EXISTS',
+      message: /another snapshot named s2/,
+    },
+  );
+  await t.throwsAsync(
+    receive(piecewise(await streamOf(at('source'), 's3', null), random), at('copy')),
+    {
+      code: 'PCOW_EXISTS',
+      message: /is not empty/,
+    },
+  );
 });
 
 test('a part that begins behind what has arrived is refused', async (t) => {
@@ -235,7 +287,9 @@ test('a transfer does not continue if the image was written in the meantime', as
   await sourceImage(at, random, 2);
   await receive(piecewise(await streamOf(at('source'), 's0', null), random), at('copy'));
   const increment = await streamOf(at('source'), 's1', 's0');
-  await t.throwsAsync(receive(piecewise(increment.subarray(0, -100), random), at('copy')), { code: 'PCOW_IO' });
+  await t.throwsAsync(receive(piecewise(increment.subarray(0, -100), random), at('copy')), {
+    code: 'PCOW_IO',
+  });
   t.not(await resumeTokenOf(at('copy')), null);
   await working(at('copy'), (image) => image.write(Buffer.alloc(4096, 9), 4096));
   t.is(await resumeTokenOf(at('copy')), null);
@@ -246,12 +300,16 @@ test('an unfinished stream can be given up: the image is as before', async (t) =
   const { at, random } = await bench(t);
   await sourceImage(at, random, 2);
   const whole = await streamOf(at('source'), 's0', null);
-  await t.throwsAsync(receive(piecewise(whole.subarray(0, -100), random), at('copy')), { code: 'PCOW_IO' });
+  await t.throwsAsync(receive(piecewise(whole.subarray(0, -100), random), at('copy')), {
+    code: 'PCOW_IO',
+  });
   t.is(await abandonReceiving(at('copy')), 's0');
   await t.throwsAsync(stat(at('copy')), { code: 'ENOENT' });
   await receive(piecewise(whole, random), at('copy'));
   const increment = await streamOf(at('source'), 's1', 's0');
-  await t.throwsAsync(receive(piecewise(increment.subarray(0, -100), random), at('copy')), { code: 'PCOW_IO' });
+  await t.throwsAsync(receive(piecewise(increment.subarray(0, -100), random), at('copy')), {
+    code: 'PCOW_IO',
+  });
   await t.throwsAsync(receive(piecewise(whole, random), at('copy')), {
     code: 'PCOW_BUSY',
     message: /has begun to receive s1/,

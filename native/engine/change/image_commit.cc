@@ -27,7 +27,8 @@ namespace {
 // One commit. The caller holds `structure` of both images.
 class CommitToBase {
  public:
-  CommitToBase(ImageState* image, ImageState* base, const std::string& name, bool automatic, const Progress& progress)
+  CommitToBase(ImageState* image, ImageState* base, const std::string& name, bool automatic,
+               const Progress& progress)
       : image_(*image), base_(*base), name_(name), automatic_(automatic), progress_(progress) {}
 
   // Returns whether the base's own content changed as well (commit_into() in image.h).
@@ -58,7 +59,8 @@ class CommitToBase {
  private:
   Result<void> check() {
     for (const ImageState* one : {&image_, &base_}) PCOW_TRY(one->structure.check_changeable());
-    if (!image_.superblocks.current().base) return Error(Code::kInvalid, image_.path + " has no base to commit to");
+    if (!image_.superblocks.current().base)
+      return Error(Code::kInvalid, image_.path + " has no base to commit to");
     reference_ = *image_.superblocks.current().base;
     // Finish interrupted deletions first: then the image has only one layer, and the parent of the
     // base's new layer is not one that is being merged away.
@@ -69,13 +71,15 @@ class CommitToBase {
     const bool fits = reference_.uuid == uuid && stood_on && stood_on->id != directory.active &&
                       (!reference_.identity || reference_.identity == identity_of(*stood_on, uuid));
     if (!fits) return Error(Code::kBaseChanged, image_.path + " does not stand on " + base_.path);
-    if (directory.find(name_)) return Error(Code::kExists, base_.path + " already has a snapshot named " + name_);
+    if (directory.find(name_))
+      return Error(Code::kExists, base_.path + " already has a snapshot named " + name_);
     std::string names;
     for (const Layer& layer : image_.layers.directory().layers)
       if (!layer.name.empty()) names += (names.empty() ? "" : ", ") + layer.name;
     if (!names.empty())
-      return Error(Code::kInUse, image_.path + " has snapshots (" + names +
-                                     "), which need its base as it is: delete them first, or commit a clone");
+      return Error(Code::kInUse,
+                   image_.path + " has snapshots (" + names +
+                       "), which need its base as it is: delete them first, or commit a clone");
     return {};
   }
 
@@ -109,7 +113,8 @@ class CommitToBase {
     auto first = base_.space->allocate_range(added_.table_length >> geometry.block_shift());
     if (!first) return first.error();
     added_.table_offset = *first << geometry.block_shift();
-    auto table = Table::map(base_.file, added_.table_offset, geometry.blocks_for(added_.size), true);
+    auto table =
+        Table::map(base_.file, added_.table_offset, geometry.blocks_for(added_.size), true);
     if (!table) return table.error();
     PCOW_TRY(copy_layer(*table));
 
@@ -117,8 +122,8 @@ class CommitToBase {
     // new id. If it is empty and stands where the image stood, it moves onto the new layer, and the
     // base's own content changes.
     const Layer active = base_.layers.active_layer();
-    const bool follows =
-        base_.layers.active_is_empty() && active.parent == reference_.layer && active.size <= added_.size;
+    const bool follows = base_.layers.active_is_empty() && active.parent == reference_.layer &&
+                         active.size <= added_.size;
     prepared.directory.erase(active.id);
     prepared.directory.layers.push_back(added_);
     if (follows) {
@@ -153,8 +158,8 @@ class CommitToBase {
     for (const auto& [first, end] : *present) {
       for (uint64_t chunk = first; chunk < end; chunk++) {
         if (progress_ && !progress_(done, total))
-          return Error(Code::kCancelled,
-                       "the commit was interrupted; " + image_.path + " and its base are as they were");
+          return Error(Code::kCancelled, "the commit was interrupted; " + image_.path +
+                                             " and its base are as they were");
         EntryPage page;
         PCOW_TRY(read_entry_page(*image_.file, frozen_.table_offset, entries, chunk, &page));
         for (uint64_t i = 0; i < kBlocksPerChunk; i++)
@@ -176,11 +181,12 @@ class CommitToBase {
     const uint64_t from = uint64_t{checked->index} << base_.geometry.block_shift();
     const auto copy = [&](uint64_t block_offset) {
       return base_.own_blocks.copy_sub_blocks(
-          block_offset, checked->written,
-          [&](uint32_t within, char* to, uint32_t length) { return image_.file->read_all(from + within, to, length); });
+          block_offset, checked->written, [&](uint32_t within, char* to, uint32_t length) {
+            return image_.file->read_all(from + within, to, length);
+          });
     };
-    const auto owned = base_.own_blocks.make_own(table, block, {}, {checked->written, checked->written},
-                                                 OwnBlocks::Purpose::kData, copy);
+    const auto owned = base_.own_blocks.make_own(
+        table, block, {}, {checked->written, checked->written}, OwnBlocks::Purpose::kData, copy);
     return owned ? Result<void>() : owned.error();
   }
 
@@ -211,7 +217,8 @@ class CommitToBase {
 
 }  // namespace
 
-Result<bool> Image::commit_into(Image* target, const std::string& name, bool automatic, const Progress& progress) {
+Result<bool> Image::commit_into(Image* target, const std::string& name, bool automatic,
+                                const Progress& progress) {
   ImageState& state = *state_;
   const auto change = [&]() -> Result<bool> {
     if (target == this) return Error(Code::kInvalid, state.path + " cannot be its own base");

@@ -27,19 +27,21 @@ Result<bool> is_zero(const ImageState& state, uint32_t index, uint16_t mask) {
   std::vector<char> bytes(state.geometry.sub_block_size());
   for (uint32_t number = 0; number < state.geometry.sub_blocks(); number++) {
     if (!(mask >> number & 1)) continue;
-    const uint64_t from =
-        (uint64_t{index} << state.geometry.block_shift()) + (uint64_t{number} << state.geometry.sub_block_shift());
+    const uint64_t from = (uint64_t{index} << state.geometry.block_shift()) +
+                          (uint64_t{number} << state.geometry.sub_block_shift());
     auto data = state.file->next_data(from, from + bytes.size());
     if (!data) return data.error();
     if (*data == from + bytes.size()) continue;
     PCOW_TRY(state.file->read_all(from, bytes.data(), bytes.size()));
-    if (bytes[0] != 0 || memcmp(bytes.data(), bytes.data() + 1, bytes.size() - 1) != 0) return false;
+    if (bytes[0] != 0 || memcmp(bytes.data(), bytes.data() + 1, bytes.size() - 1) != 0)
+      return false;
   }
   return true;
 }
 
 // Step 1 for one layer. Blocks that are released are held back (Space).
-Result<void> compact_layer(ImageState& state, const Layer& layer, const std::function<bool(uint64_t bytes)>& go_on) {
+Result<void> compact_layer(ImageState& state, const Layer& layer,
+                           const std::function<bool(uint64_t bytes)>& go_on) {
   const bool is_active = layer.id == state.layers.directory().active;
   const uint64_t entries = state.geometry.blocks_for(layer.size);
   std::shared_ptr<Table> table = state.layers.active();
@@ -53,7 +55,8 @@ Result<void> compact_layer(ImageState& state, const Layer& layer, const std::fun
   for (const auto& [first, end] : table->present()) {
     for (uint64_t chunk = first; chunk < end; chunk++) {
       if (!go_on(uint64_t{kBlocksPerChunk} << state.geometry.block_shift()))
-        return Error(Code::kCancelled, state.path + ": compacting was interrupted; what was done so far is kept");
+        return Error(Code::kCancelled,
+                     state.path + ": compacting was interrupted; what was done so far is kept");
       PCOW_TRY(state.layers.bring_up_to_date());
       const uint64_t limit = std::min((chunk + 1) * kBlocksPerChunk, entries);
       for (uint64_t block = chunk * kBlocksPerChunk; block < limit; block++) {
@@ -101,7 +104,8 @@ Result<void> Image::compact(const Progress& progress) {
     PCOW_TRY(finish_deletions(&state, "compacting"));
     uint64_t total = 0;
     for (const Layer& layer : state.layers.directory().layers) {
-      auto present = present_chunks(*state.file, layer.table_offset, state.geometry.blocks_for(layer.size));
+      auto present =
+          present_chunks(*state.file, layer.table_offset, state.geometry.blocks_for(layer.size));
       if (!present) return present.error();
       for (const auto& [first, end] : *present)
         total += (end - first) * kBlocksPerChunk << state.geometry.block_shift();

@@ -41,7 +41,8 @@ constexpr uint64_t kChunksAtOnce = 16;  // chunks whose checksums one sync takes
 
 // Whether this error keeps one deletion from being finished, but not the others.
 bool is_stuck(const ImageState& state, const Error& why) {
-  return (why.code == Code::kCorrupt && !state.file->sync_failure()) || state.full_disk.is_full(why);
+  return (why.code == Code::kCorrupt && !state.file->sync_failure()) ||
+         state.full_disk.is_full(why);
 }
 
 // Hidden layers that may name the same blocks as `layer`, because a merge of them was begun and not
@@ -49,22 +50,28 @@ bool is_stuck(const ImageState& state, const Error& why) {
 std::vector<Layer> hidden_ancestors(const ImageState& state, const Layer& layer) {
   const LayerDirectory& directory = state.layers.directory();
   std::vector<Layer> hidden;
-  for (const Layer* at = directory.find(layer.parent); at && at->hidden; at = directory.find(at->parent))
+  for (const Layer* at = directory.find(layer.parent); at && at->hidden;
+       at = directory.find(at->parent))
     hidden.push_back(*at);
   return hidden;
 }
 
 // The blocks that a layer names in a chunk; 0 instead of a block that one of `others` names as
 // well.
-Result<std::array<uint32_t, kBlocksPerChunk>> unnamed_blocks(const ImageState& state, const Layer& layer,
-                                                             const std::vector<Layer>& others, uint64_t chunk) {
+Result<std::array<uint32_t, kBlocksPerChunk>> unnamed_blocks(const ImageState& state,
+                                                             const Layer& layer,
+                                                             const std::vector<Layer>& others,
+                                                             uint64_t chunk) {
   std::array<uint32_t, kBlocksPerChunk> unnamed;
   EntryPage page;
-  PCOW_TRY(read_entry_page(*state.file, layer.table_offset, state.geometry.blocks_for(layer.size), chunk, &page));
-  std::transform(page.begin(), page.end(), unnamed.begin(), [](uint64_t word) { return Entry::unpack(word).index; });
+  PCOW_TRY(read_entry_page(*state.file, layer.table_offset, state.geometry.blocks_for(layer.size),
+                           chunk, &page));
+  std::transform(page.begin(), page.end(), unnamed.begin(),
+                 [](uint64_t word) { return Entry::unpack(word).index; });
   for (const Layer& other : others) {
     if (chunk >= state.geometry.chunks_for(other.size)) continue;
-    PCOW_TRY(read_entry_page(*state.file, other.table_offset, state.geometry.blocks_for(other.size), chunk, &page));
+    PCOW_TRY(read_entry_page(*state.file, other.table_offset, state.geometry.blocks_for(other.size),
+                             chunk, &page));
     for (size_t i = 0; i < kBlocksPerChunk; i++)
       if (Entry::unpack(page[i]).index == unnamed[i]) unnamed[i] = 0;
   }
@@ -78,7 +85,8 @@ class Merge {
       : state_(*state), parent_(parent), child_(child), heir_(std::move(heir)) {}
 
   Result<void> run(const Progress& progress) {
-    auto present = present_chunks(*state_.file, parent_.table_offset, state_.geometry.blocks_for(parent_.size));
+    auto present = present_chunks(*state_.file, parent_.table_offset,
+                                  state_.geometry.blocks_for(parent_.size));
     if (!present) return present.error();
     const uint64_t chunk_size = kBlocksPerChunk << state_.geometry.block_shift();
     uint64_t total = 0;
@@ -122,7 +130,8 @@ class Merge {
   // through the parent must not report that as damage. `*end` becomes the first chunk that must not
   // be taken over, because it is damaged.
   Result<void> give_up_checksums(uint64_t first, uint64_t* end) {
-    const std::shared_ptr<const Checksums> checksums = state_.layers.source_in_use(parent_.id)->checksums;
+    const std::shared_ptr<const Checksums> checksums =
+        state_.layers.source_in_use(parent_.id)->checksums;
     if (!checksums) return {};
     const uint64_t entries = state_.geometry.blocks_for(parent_.size);
     const auto verify_chunk = [&](uint64_t chunk) -> Result<void> {
@@ -142,8 +151,9 @@ class Merge {
     while (chunk < *end && (outcome = verify_chunk(chunk))) chunk++;
     *end = chunk;
     if (chunk == first || !keeps(Rule::kChecksumsGoneBeforeHeir)) return outcome;
-    PCOW_TRY(state_.file->punch((uint64_t{parent_.checksums} << state_.geometry.block_shift()) + first * kPageSize,
-                                (chunk - first) * kPageSize));
+    PCOW_TRY(state_.file->punch(
+        (uint64_t{parent_.checksums} << state_.geometry.block_shift()) + first * kPageSize,
+        (chunk - first) * kPageSize));
     PCOW_TRY(state_.file->sync());
     // A barrier: no reader is still comparing with the checksums that were there.
     const std::unique_lock barrier(state_.gate);
@@ -156,8 +166,8 @@ class Merge {
   Result<void> merge_chunk(uint64_t chunk, uint64_t* taken) {
     EntryPage page;
     *taken = chunk * kBlocksPerChunk;
-    PCOW_TRY(
-        read_entry_page(*state_.file, parent_.table_offset, state_.geometry.blocks_for(parent_.size), chunk, &page));
+    PCOW_TRY(read_entry_page(*state_.file, parent_.table_offset,
+                             state_.geometry.blocks_for(parent_.size), chunk, &page));
     for (uint64_t i = 0; i < kBlocksPerChunk; i++) {
       if (page[i] == 0) continue;
       const uint64_t block = chunk * kBlocksPerChunk + i;
@@ -178,16 +188,18 @@ class Merge {
       } else {
         const auto copy = [&](uint64_t block_offset) {
           return state_.own_blocks.copy_sub_blocks(
-              block_offset, missing, [&](uint32_t within, char* to, uint32_t length) -> Result<void> {
+              block_offset, missing,
+              [&](uint32_t within, char* to, uint32_t length) -> Result<void> {
                 if (lower.index)
-                  return state_.file->read_all((uint64_t{lower.index} << state_.geometry.block_shift()) + within, to,
-                                               length);
+                  return state_.file->read_all(
+                      (uint64_t{lower.index} << state_.geometry.block_shift()) + within, to,
+                      length);
                 std::fill_n(to, length, 0);
                 return {};
               });
         };
-        const auto owned =
-            state_.own_blocks.make_own(heir_, block, entry, {missing}, OwnBlocks::Purpose::kGivingBack, copy);
+        const auto owned = state_.own_blocks.make_own(heir_, block, entry, {missing},
+                                                      OwnBlocks::Purpose::kGivingBack, copy);
         if (!owned) return owned.error();
       }
     }
@@ -197,10 +209,12 @@ class Merge {
   // Merges chunks [first, end); the heir holds all chunks before them. If the disk is full, entries
   // that the heir holds durably are taken out of the parent, to make space for the rest. If there
   // are none yet, the reserve is spent.
-  Result<void> merge_chunks(uint64_t first, uint64_t end, const std::function<bool(uint64_t chunk)>& go_on) {
+  Result<void> merge_chunks(uint64_t first, uint64_t end,
+                            const std::function<bool(uint64_t chunk)>& go_on) {
     for (uint64_t chunk = first; chunk < end;) {
       if (!go_on(chunk))
-        return Error(Code::kCancelled, "the deletion was interrupted; it is finished when " + state_.path +
+        return Error(Code::kCancelled, "the deletion was interrupted; it is finished when " +
+                                           state_.path +
                                            " is next opened, or by the next deletion");
       uint64_t taken = 0;
       auto merged = merge_chunk(chunk, &taken);
@@ -240,7 +254,8 @@ class Merge {
   Result<bool> hand_over(uint64_t end) {
     if (keeps(Rule::kHeirBeforeHandingOver)) PCOW_TRY(state_.durability.sync());
     PCOW_TRY(show_heir());
-    auto table = Table::map(state_.file, parent_.table_offset, state_.geometry.blocks_for(parent_.size), true);
+    auto table = Table::map(state_.file, parent_.table_offset,
+                            state_.geometry.blocks_for(parent_.size), true);
     if (!table) return table.error();
     std::vector<Layer> others = hidden_ancestors(state_, parent_);
     others.push_back(child_);
@@ -252,7 +267,8 @@ class Merge {
       auto unnamed = unnamed_blocks(state_, parent_, others, chunk);
       if (!unnamed) return unnamed.error();
       bool left = false;
-      for (uint64_t i = 0; i < kBlocksPerChunk && chunk * kBlocksPerChunk + i < (*table)->entries(); i++) {
+      for (uint64_t i = 0; i < kBlocksPerChunk && chunk * kBlocksPerChunk + i < (*table)->entries();
+           i++) {
         const uint64_t block = chunk * kBlocksPerChunk + i;
         const Entry lower = Entry::unpack((*table)->load(block));
         const Entry entry = Entry::unpack(heir_->load(block));
@@ -280,10 +296,12 @@ class Merge {
   const std::shared_ptr<Table> heir_;  // the heir's table
 };
 
-Result<void> merge(ImageState& state, const Layer& parent, const Layer& child, const Progress& progress) {
+Result<void> merge(ImageState& state, const Layer& parent, const Layer& child,
+                   const Progress& progress) {
   std::shared_ptr<Table> table = state.layers.active();
   if (child.id != state.layers.directory().active) {
-    auto mapped = Table::map(state.file, child.table_offset, state.geometry.blocks_for(child.size), true);
+    auto mapped =
+        Table::map(state.file, child.table_offset, state.geometry.blocks_for(child.size), true);
     if (!mapped) return mapped.error();
     table = std::move(*mapped);
   }
@@ -310,7 +328,8 @@ Result<void> release_layer(ImageState* image, const Layer& gone, const Layer* he
   std::vector<Layer> others = hidden_ancestors(state, gone);
   if (heir) others.push_back(*heir);
   const auto release = [&]() -> Result<void> {
-    auto present = present_chunks(*state.file, gone.table_offset, state.geometry.blocks_for(gone.size));
+    auto present =
+        present_chunks(*state.file, gone.table_offset, state.geometry.blocks_for(gone.size));
     if (!present) return present.error();
     for (const auto& [first, end] : *present) {
       for (uint64_t chunk = first; chunk < end; chunk++) {
@@ -322,7 +341,8 @@ Result<void> release_layer(ImageState* image, const Layer& gone, const Layer* he
     }
     state.space->release(gone.table_offset >> state.geometry.block_shift(),
                          gone.table_length >> state.geometry.block_shift());
-    if (gone.checksums) state.space->release(gone.checksums, gone.table_length >> state.geometry.block_shift());
+    if (gone.checksums)
+      state.space->release(gone.checksums, gone.table_length >> state.geometry.block_shift());
     return {};
   };
   auto released = release();
@@ -342,7 +362,9 @@ Result<void> collect(ImageState* image, const Progress& progress) {
       if (!directory.is_spent(layer) || stuck.contains(layer.id)) return false;
       if (!keeps(Rule::kMergeNearestFirst)) return true;
       return std::none_of(directory.layers.begin(), directory.layers.end(),
-                          [&](const Layer& other) { return other.parent == layer.id && directory.is_spent(other); });
+                          [&](const Layer& other) {
+                            return other.parent == layer.id && directory.is_spent(other);
+                          });
     };
     const auto spent = std::find_if(directory.layers.begin(), directory.layers.end(), may_go);
     if (spent == directory.layers.end()) break;
@@ -350,7 +372,8 @@ Result<void> collect(ImageState* image, const Progress& progress) {
     // blocks over.
     state.space->hold_releases(true);
     const Layer gone = *spent;
-    auto collected = state.full_disk.giving_back_by_change([&] { return collect_layer(state, gone, progress); });
+    auto collected =
+        state.full_disk.giving_back_by_change([&] { return collect_layer(state, gone, progress); });
     if (collected) continue;
     // A layer that is damaged, or too large for the disk, does not keep layers of other branches
     // from being deleted.
@@ -374,8 +397,12 @@ Result<void> finish_deletions(ImageState* image, const std::string& what) {
   return Error(
       why.code, why.err,
       state.path + ": " + what +
-          " requires that an interrupted deletion of a snapshot is finished first, and this fails: " + why.message +
-          (damaged ? ". Write the damaged range again, or remove the checksums (pcow scrub --remove)" : ""));
+          " requires that an interrupted deletion of a snapshot is finished first, and this "
+          "fails: " +
+          why.message +
+          (damaged
+               ? ". Write the damaged range again, or remove the checksums (pcow scrub --remove)"
+               : ""));
 }
 
 Result<void> leave_unfinished(ImageState* image, const Error& why) {

@@ -53,7 +53,8 @@ class ChunkOfChain {
   uint16_t mask(size_t block_in_chunk) const {
     uint16_t mask = 0;
     if (resolved_)
-      for (size_t p = resolved_->start[block_in_chunk]; p < resolved_->start[block_in_chunk + 1]; p++)
+      for (size_t p = resolved_->start[block_in_chunk]; p < resolved_->start[block_in_chunk + 1];
+           p++)
         mask |= resolved_->pieces[p].mask;
     return mask;
   }
@@ -63,13 +64,15 @@ class ChunkOfChain {
     const size_t i = block % kBlocksPerChunk;
     if (resolved_)
       for (size_t p = resolved_->start[i]; p < resolved_->start[i + 1]; p++)
-        if (resolved_->pieces[p].mask >> sub_block & 1) return chain_->verify(block, resolved_->pieces[p]);
+        if (resolved_->pieces[p].mask >> sub_block & 1)
+          return chain_->verify(block, resolved_->pieces[p]);
     return {};
   }
 
   Location location(size_t block_in_chunk, uint32_t sub_block) const {
     if (resolved_) {
-      for (size_t p = resolved_->start[block_in_chunk]; p < resolved_->start[block_in_chunk + 1]; p++) {
+      for (size_t p = resolved_->start[block_in_chunk]; p < resolved_->start[block_in_chunk + 1];
+           p++) {
         const Piece& piece = resolved_->pieces[p];
         if (!(piece.mask >> sub_block & 1)) continue;
         return {chain_->sources()[piece.source]->file.get(), identities_[piece.source],
@@ -81,7 +84,8 @@ class ChunkOfChain {
   }
 
  private:
-  ChunkOfChain(const Chain& chain, const Geometry& geometry) : chain_(&chain), geometry_(&geometry) {}
+  ChunkOfChain(const Chain& chain, const Geometry& geometry)
+      : chain_(&chain), geometry_(&geometry) {}
   const Chain* chain_;
   const Geometry* geometry_;
   std::shared_ptr<const ResolvedChunk> resolved_;
@@ -116,14 +120,17 @@ class TakingIn {
     const uint64_t chunks = (entries_ + kBlocksPerChunk - 1) / kBlocksPerChunk;
     for (uint64_t chunk = 0; chunk < chunks; chunk++) {
       if (!go_on(chunk))
-        return Error(Code::kCancelled,
-                     state_.path + ": the change of its base was interrupted; it still stands on its old base");
+        return Error(
+            Code::kCancelled,
+            state_.path +
+                ": the change of its base was interrupted; it still stands on its old base");
       for (int round = 0;; round++) {
         if (chains_are_stale()) PCOW_TRY(renew_chains());
         const bool held = old_chain_->may_hold(chunk) || new_chain_->may_hold(chunk);
         auto done = held ? take_in_chunk(chunk) : Result<void>();
         if (done && !chains_are_stale()) break;
-        if (!done && (done.error().code != Code::kBaseChanged || round == kStaleRounds)) return done;
+        if (!done && (done.error().code != Code::kBaseChanged || round == kStaleRounds))
+          return done;
       }
     }
     return {};
@@ -168,8 +175,8 @@ class TakingIn {
 
   // The sub-blocks of a block that must be taken in; `*zeros` are those of them that are zeros, and
   // `old_bytes_` holds the others.
-  Result<uint16_t> differences(const ChunkOfChain& from, const ChunkOfChain& to, uint64_t block, uint16_t own,
-                               uint16_t* zeros) {
+  Result<uint16_t> differences(const ChunkOfChain& from, const ChunkOfChain& to, uint64_t block,
+                               uint16_t own, uint16_t* zeros) {
     const uint32_t length = geometry_.sub_block_size();
     const size_t i = block % kBlocksPerChunk;
     uint16_t wanted = 0;
@@ -194,7 +201,8 @@ class TakingIn {
     PCOW_TRY(table_->ensure(block / kBlocksPerChunk));
     const std::lock_guard lock(state_.chunk_locks.of(block));
     const Entry entry = Entry::unpack(table_->load(block));
-    wanted &= static_cast<uint16_t>(~entry.written);  // the active layer may have been written meanwhile
+    // The active layer may have been written meanwhile.
+    wanted &= static_cast<uint16_t>(~entry.written);
     if (!wanted) return {};
     if (!entry.index && (wanted & ~zeros) == 0) {
       state_.own_blocks.make_zero(table_.get(), block, entry, wanted);
@@ -205,7 +213,8 @@ class TakingIn {
         return state_.file->write(block_offset + within, old_bytes_.data() + within, length);
       });
     };
-    const auto owned = state_.own_blocks.make_own(table_, block, entry, {wanted}, OwnBlocks::Purpose::kData, fill);
+    const auto owned =
+        state_.own_blocks.make_own(table_, block, entry, {wanted}, OwnBlocks::Purpose::kData, fill);
     return owned ? Result<void>() : owned.error();
   }
 
@@ -243,14 +252,16 @@ Result<void> take_in_all(ImageState& state, Roots* roots, const Progress& progre
   for (const Layer& root : roots->layers) {
     std::shared_ptr<Table> table = state.layers.active();
     if (root.id != state.layers.directory().active) {
-      auto mapped = Table::map(state.file, root.table_offset, state.geometry.blocks_for(root.size), true);
+      auto mapped =
+          Table::map(state.file, root.table_offset, state.geometry.blocks_for(root.size), true);
       if (!mapped) return mapped.error();
       table = std::move(*mapped);
     }
     roots->tables.push_back(table);
     const auto go_on = [&](uint64_t chunk) {
       return !progress ||
-             progress(before + std::min(root.size, chunk * kBlocksPerChunk << state.geometry.block_shift()),
+             progress(before + std::min(root.size,
+                                        chunk * kBlocksPerChunk << state.geometry.block_shift()),
                       roots->total);
     };
     PCOW_TRY(TakingIn(&state, root, table).run(go_on));
@@ -261,8 +272,8 @@ Result<void> take_in_all(ImageState& state, Roots* roots, const Progress& progre
 
 // Step 3, if everything was taken in. Readers see what frozen roots have taken in even if the rest
 // failed.
-Result<void> end_change(ImageState& state, const std::optional<BaseReference>& base, const Roots& roots,
-                        Result<void> outcome) {
+Result<void> end_change(ImageState& state, const std::optional<BaseReference>& base,
+                        const Roots& roots, Result<void> outcome) {
   const std::unique_lock lock(state.gate);
   BaseChain bases = state.bases.end_change();
   if (outcome) {

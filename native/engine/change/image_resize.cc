@@ -16,27 +16,33 @@ Result<void> copy_entries(ImageState& state, const std::shared_ptr<Table>& table
   const Geometry& geometry = state.geometry;
   const Table& active = *state.layers.active();
   const uint64_t last = (size - 1) >> geometry.block_shift();
-  const auto tail = static_cast<uint32_t>(size - (last << geometry.block_shift()));  // bytes of the last block
+  // Bytes of the last block.
+  const auto tail = static_cast<uint32_t>(size - (last << geometry.block_shift()));
   for (uint64_t chunk = 0; chunk < std::min(active.chunks(), table->chunks()); chunk++) {
     if (!active.may_hold(chunk)) continue;
     PCOW_TRY(table->ensure(chunk));
-    const uint64_t end = std::min({(chunk + 1) * kBlocksPerChunk, active.entries(), table->entries()});
+    const uint64_t end =
+        std::min({(chunk + 1) * kBlocksPerChunk, active.entries(), table->entries()});
     for (uint64_t block = chunk * kBlocksPerChunk; block < end; block++) {
       Entry entry = Entry::unpack(active.load(block));
       if (block == last && size < state.layers.active_layer().size) {
         entry.written &= geometry.touched_mask(0, tail);
         entry.durable &= entry.written;
-        const uint32_t torn = tail >> geometry.sub_block_shift();  // a sub-block that the new end cuts
+        // A sub-block that the new end cuts.
+        const uint32_t torn = tail >> geometry.sub_block_shift();
         if (entry.empty()) {
           entry = {};
         } else if (entry.index && tail % geometry.sub_block_size() && (entry.written >> torn & 1)) {
           // The block is not changed in place: until the superblock names the new table, the old
           // size counts.
           std::vector<char> bytes(tail);
-          PCOW_TRY(state.file->read_all(uint64_t{entry.index} << geometry.block_shift(), bytes.data(), tail));
+          PCOW_TRY(state.file->read_all(uint64_t{entry.index} << geometry.block_shift(),
+                                        bytes.data(), tail));
           const auto owned = state.own_blocks.make_own(
               table, block, {}, {entry.written, entry.durable}, OwnBlocks::Purpose::kGivingBack,
-              [&](uint64_t block_offset) { return state.file->write(block_offset, bytes.data(), tail); });
+              [&](uint64_t block_offset) {
+                return state.file->write(block_offset, bytes.data(), tail);
+              });
           if (!owned) return owned.error();
           continue;
         }
@@ -68,23 +74,26 @@ Result<void> check_size(const ImageState& state, uint64_t size, bool shrink) {
   const Layer& active = state.layers.active_layer();
   if (size % kPageSize) return Error(Code::kInvalid, "an image's size is a multiple of 4096 bytes");
   if (size < active.size && !shrink)
-    return Error(Code::kInvalid,
-                 state.path + " has " + std::to_string(active.size) +
-                     " bytes; pcow resize --shrink makes it smaller, and the data beyond the new end is lost");
+    return Error(Code::kInvalid, state.path + " has " + std::to_string(active.size) +
+                                     " bytes; pcow resize --shrink makes it smaller, and the data "
+                                     "beyond the new end is lost");
   if (size < kMinImageSize)
-    return Error(Code::kInvalid, "an image has at least " + std::to_string(kMinImageSize) + " bytes");
+    return Error(Code::kInvalid,
+                 "an image has at least " + std::to_string(kMinImageSize) + " bytes");
   const Layer* parent = state.layers.directory().find(active.parent);
   const uint64_t least = parent ? parent->size : state.bases.current().size;
   if (size < least)
-    return Error(Code::kInvalid, state.path + " can't have less than " + std::to_string(least) + " bytes, which " +
-                                     (parent ? parent->name.empty() ? "a deleted snapshot that it stands on"
-                                                                    : "its snapshot " + parent->name
-                                             : "its base") +
-                                     " has: an image is never smaller than what it stands on");
+    return Error(Code::kInvalid,
+                 state.path + " can't have less than " + std::to_string(least) + " bytes, which " +
+                     (parent ? parent->name.empty() ? "a deleted snapshot that it stands on"
+                                                    : "its snapshot " + parent->name
+                             : "its base") +
+                     " has: an image is never smaller than what it stands on");
   if (size > state.geometry.max_image_size())
-    return Error(Code::kTooLarge, "an image with blocks of " + std::to_string(state.geometry.block_size()) +
-                                      " bytes has at most " + std::to_string(state.geometry.max_image_size()) +
-                                      " bytes");
+    return Error(Code::kTooLarge, "an image with blocks of " +
+                                      std::to_string(state.geometry.block_size()) +
+                                      " bytes has at most " +
+                                      std::to_string(state.geometry.max_image_size()) + " bytes");
   return {};
 }
 

@@ -1,4 +1,5 @@
-// Rollback: a new empty active layer on a snapshot. The order is that of every change of structure (image/structure.h).
+// Rollback: a new empty active layer on a snapshot. The order is that of every change of structure
+// (image/structure.h).
 #include "engine/image/deletions.h"
 #include "engine/image/image_state.h"
 
@@ -21,7 +22,8 @@ Result<void> Image::rollback(const std::string& name) {
     state.layers.note_change_of_content();
     PCOW_TRY(release_layer(&state, gone, nullptr));
     // The rollback is done, even if an earlier deletion cannot be finished.
-    if (auto collected = collect(&state, nullptr); !collected) return leave_unfinished(&state, collected.error());
+    if (auto collected = collect(&state, nullptr); !collected)
+      return leave_unfinished(&state, collected.error());
     return {};
   });
 }

@@ -21,16 +21,19 @@ Result<BaseReference> reference_to(const ImageState& state, const BaseSpec& spec
   auto found = find_base(state.path, spec);
   if (!found) return found.error();
   if (found->block_size != state.geometry.block_size())
-    return Error(Code::kInvalid, spec.path + " has blocks of " + std::to_string(found->block_size) + " bytes, " +
-                                     state.path + " of " + std::to_string(state.geometry.block_size()) +
+    return Error(Code::kInvalid, spec.path + " has blocks of " + std::to_string(found->block_size) +
+                                     " bytes, " + state.path + " of " +
+                                     std::to_string(state.geometry.block_size()) +
                                      ": an image and its base have the same block size");
   for (const Layer& layer : state.layers.directory().layers)
     if (layer.parent == 0 && layer.size < found->size)
-      return Error(Code::kInvalid,
-                   spec.path + " (" + std::to_string(found->size) + " bytes) is larger than " +
-                       (layer.id == state.layers.directory().active ? "" : "snapshot " + layer.name + " of ") +
-                       state.path + " (" + std::to_string(layer.size) +
-                       " bytes): a base cannot be larger than the image");
+      return Error(
+          Code::kInvalid,
+          spec.path + " (" + std::to_string(found->size) + " bytes) is larger than " +
+              (layer.id == state.layers.directory().active ? ""
+                                                           : "snapshot " + layer.name + " of ") +
+              state.path + " (" + std::to_string(layer.size) +
+              " bytes): a base cannot be larger than the image");
   return std::move(found->reference);
 }
 

@@ -31,14 +31,18 @@ PendingSnapshot::~PendingSnapshot() {
   if (!state_->committed) state_->image->structure.abandon(state_->prepared);
 }
 
-Result<std::unique_ptr<PendingSnapshot>> PendingSnapshot::prepare(Image* image, const std::string& name, bool automatic,
+Result<std::unique_ptr<PendingSnapshot>> PendingSnapshot::prepare(Image* image,
+                                                                  const std::string& name,
+                                                                  bool automatic,
                                                                   const SnapshotOrigin& origin) {
   ImageState& state = *image->state_;
   const auto ready = [&]() -> Result<std::unique_ptr<PendingSnapshot>> {
     PCOW_TRY(check_snapshot_name(name));
     if (origin.identity == uint64_t{0})
-      return Error(Code::kInvalid, "a snapshot's identity cannot be 0, which stands for none: " + name);
-    auto pending = std::unique_ptr<PendingSnapshot>(new PendingSnapshot(std::make_unique<PendingState>(&state)));
+      return Error(Code::kInvalid,
+                   "a snapshot's identity cannot be 0, which stands for none: " + name);
+    auto pending = std::unique_ptr<PendingSnapshot>(
+        new PendingSnapshot(std::make_unique<PendingState>(&state)));
     if (auto possible = state.structure.check_changeable(); !possible) return possible.error();
     if (state.layers.directory().find(name))
       return Error(Code::kExists, state.path + " already has a snapshot named " + name);

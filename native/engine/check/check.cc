@@ -26,9 +26,9 @@ Result<CheckReport> check_in_use(const std::shared_ptr<File>& file, const Progre
                  return f.message == finding.message && f.file_offset == finding.file_offset;
                });
       });
-      const auto confirmed = std::count_if(report.findings.begin(), report.findings.end(), [](const Finding& finding) {
-        return finding.severity == Severity::kDamage;
-      });
+      const auto confirmed = std::count_if(
+          report.findings.begin(), report.findings.end(),
+          [](const Finding& finding) { return finding.severity == Severity::kDamage; });
       if (look == kLooks || static_cast<uint64_t>(confirmed) == report.damages) {
         if (report.damages <= kListedFindings) report.damages = static_cast<uint64_t>(confirmed);
         return std::move(report);
@@ -40,7 +40,8 @@ Result<CheckReport> check_in_use(const std::shared_ptr<File>& file, const Progre
 
 }  // namespace
 
-Result<CheckReport> check_image(const std::string& path, const CheckOptions& options, const Progress& progress) {
+Result<CheckReport> check_image(const std::string& path, const CheckOptions& options,
+                                const Progress& progress) {
   if (options.repair) {
     auto file = open_locked(path, options.observer);
     if (!file) return file.error();
@@ -56,7 +57,8 @@ Result<CheckReport> check_image(const std::string& path, const CheckOptions& opt
     // A writer may have opened and closed the image meanwhile.
     if ((*file)->is_locked_by_other()) continue;
     auto now = read_superblock(**file);
-    if (!now || !inspection.superblock || now->generation <= inspection.newest) return std::move(inspection.report);
+    if (!now || !inspection.superblock || now->generation <= inspection.newest)
+      return std::move(inspection.report);
   }
 }
 

@@ -24,7 +24,9 @@ enum class Severity {
 struct Finding {
   Severity severity = Severity::kDamage;
   std::string
-      structure;  // "file", "superblock", "directory", "table", "entry", "block", "checksums", "base", "free space"
+      // "file", "superblock", "directory", "table", "entry", "block", "checksums", "base", "free
+      // space".
+      structure;
   std::string message;       // a sentence without the image's name and without a full stop
   uint64_t file_offset = 0;  // in the image file
   uint64_t layer = 0;        // id
@@ -35,8 +37,9 @@ struct Finding {
 };
 
 // A finding of damage to `blocks` blocks of a layer, from `block` on.
-Finding damage_in(const Layer& layer, const Geometry& geometry, const char* structure, const std::string& message,
-                  uint64_t file_offset, uint64_t block, uint64_t blocks);
+Finding damage_in(const Layer& layer, const Geometry& geometry, const char* structure,
+                  const std::string& message, uint64_t file_offset, uint64_t block,
+                  uint64_t blocks);
 
 inline constexpr size_t kListedFindings = 1000;  // of each severity; others are only counted
 
@@ -68,10 +71,11 @@ struct CheckReport {
   uint32_t block_size = 0;  // bytes
   uint64_t size = 0;        // bytes of the active layer
   uint64_t snapshots = 0;
-  uint64_t data = 0;     // bytes of blocks that entries name
-  bool in_use = false;   // a process has it open for writing: the figures may change
-  bool clean = true;     // its last writer closed it
-  bool crashed = false;  // not clean, and the last writer's page cache is gone: only durable bits count
+  uint64_t data = 0;    // bytes of blocks that entries name
+  bool in_use = false;  // a process has it open for writing: the figures may change
+  bool clean = true;    // its last writer closed it
+  // Not clean, and the last writer's page cache is gone: only durable bits count.
+  bool crashed = false;
   // Bytes that were not durable before a host crash: the next opening for writing drops them, or a
   // repair has dropped them.
   uint64_t dropped = 0;
@@ -92,6 +96,7 @@ struct CheckReport {
 // Reads the whole structure. Works on images that cannot be opened, at rest or in use. Writes only
 // for a repair, and must be the only writer then (kLocked). Fails if the check could not be
 // completed, but not because of what it finds.
-Result<CheckReport> check_image(const std::string& path, const CheckOptions& options, const Progress& progress);
+Result<CheckReport> check_image(const std::string& path, const CheckOptions& options,
+                                const Progress& progress);
 
 }  // namespace pcow

@@ -60,26 +60,30 @@ std::optional<FrozenLayer> frozen_layer(const ImageState& state, uint64_t id) {
   const std::shared_lock lock(state.gate);
   const Layer* layer = state.layers.directory().find(id);
   if (!layer || state.layers.is_closed()) return std::nullopt;
-  return FrozenLayer{*layer, state.layers.source_in_use(id), state.layers.directory().is_spent(*layer)};
+  return FrozenLayer{*layer, state.layers.source_in_use(id),
+                     state.layers.directory().is_spent(*layer)};
 }
 
-Result<std::array<Entry, kBlocksPerChunk>> frozen_entries(const Geometry& geometry, const Source& source,
-                                                          uint64_t chunk) {
+Result<std::array<Entry, kBlocksPerChunk>> frozen_entries(const Geometry& geometry,
+                                                          const Source& source, uint64_t chunk) {
   std::array<Entry, kBlocksPerChunk> entries{};
   if (!contains(source.present, chunk)) return entries;
   EntryPage page;
   PCOW_TRY(read_entry_page(*source.file, source.table_offset, source.entries, chunk, &page));
   for (size_t i = 0; i < kBlocksPerChunk; i++) {
-    const uint64_t word = source.only_durable ? Entry::unpack(page[i]).as_durable().pack() : page[i];
-    if (auto checked = checked_entry(word, geometry, *source.file, chunk * kBlocksPerChunk + i)) entries[i] = *checked;
+    const uint64_t word =
+        source.only_durable ? Entry::unpack(page[i]).as_durable().pack() : page[i];
+    if (auto checked = checked_entry(word, geometry, *source.file, chunk * kBlocksPerChunk + i))
+      entries[i] = *checked;
   }
   return entries;
 }
 
 // `wanted` says which sub-blocks of a block count, and `use` gets their checksums. Fails with
 // kNotFound if the layer is no longer the one in hand: it was merged away, or has other checksums.
-Result<void> checksum_chunk(const ImageState& state, const FrozenLayer& in_hand, uint64_t chunk, bool from_disk,
-                            const Wanted& wanted, const std::function<bool()>& go_on,
+Result<void> checksum_chunk(const ImageState& state, const FrozenLayer& in_hand, uint64_t chunk,
+                            bool from_disk, const Wanted& wanted,
+                            const std::function<bool()>& go_on,
                             const std::function<void(const HeldBlock&, Result<uint32_t>)>& use) {
   const uint32_t shift = state.geometry.block_shift();
   for (size_t next = 0; next < kBlocksPerChunk;) {
@@ -89,8 +93,8 @@ Result<void> checksum_chunk(const ImageState& state, const FrozenLayer& in_hand,
       const std::shared_lock lock(state.gate);
       if (state.layers.is_closed() || state.checksum_work.is_ending()) return state.closed_error();
       const Layer* layer = state.layers.directory().find(in_hand.layer.id);
-      if (!layer || layer->checksums != in_hand.layer.checksums || layer->hidden != in_hand.layer.hidden ||
-          state.layers.is_own_stale())
+      if (!layer || layer->checksums != in_hand.layer.checksums ||
+          layer->hidden != in_hand.layer.hidden || state.layers.is_own_stale())
         return Error(Code::kNotFound, state.path + ": the layer has changed");
       auto entries = frozen_entries(state.geometry, *in_hand.source, chunk);
       if (!entries) return entries.error();
@@ -100,14 +104,22 @@ Result<void> checksum_chunk(const ImageState& state, const FrozenLayer& in_hand,
         if (mask) blocks.push_back({chunk * kBlocksPerChunk + next, (*entries)[next].index, mask});
       }
       const auto for_each_place = [&](const auto& advise) {
-        for (const HeldBlock& held : blocks) advise(uint64_t{held.index} << shift, state.geometry.block_size());
+        for (const HeldBlock& held : blocks)
+          advise(uint64_t{held.index} << shift, state.geometry.block_size());
       };
-      if (from_disk) for_each_place([&](uint64_t at, uint64_t length) { state.file->forget_cached(at, length); });
+      if (from_disk)
+        for_each_place(
+            [&](uint64_t at, uint64_t length) { state.file->forget_cached(at, length); });
       for_each_place([&](uint64_t at, uint64_t length) { state.file->read_ahead(at, length); });
       checksum_blocks(*state.file, state.geometry, blocks,
-                      [&](const HeldBlock& held, Result<uint32_t> sum) { found.emplace_back(held, std::move(sum)); });
-      if (from_disk) for_each_place([&](uint64_t at, uint64_t length) { state.file->forget_cached(at, length); });
-      if (state.layers.is_own_stale()) return Error(Code::kNotFound, state.path + ": the layer has changed");
+                      [&](const HeldBlock& held, Result<uint32_t> sum) {
+                        found.emplace_back(held, std::move(sum));
+                      });
+      if (from_disk)
+        for_each_place(
+            [&](uint64_t at, uint64_t length) { state.file->forget_cached(at, length); });
+      if (state.layers.is_own_stale())
+        return Error(Code::kNotFound, state.path + ": the layer has changed");
     }
     for (auto& [held, sum] : found) use(held, std::move(sum));
   }
@@ -117,7 +129,8 @@ Result<void> checksum_chunk(const ImageState& state, const FrozenLayer& in_hand,
 // Whether the only child of a layer that is being merged away has taken a block over: it may have
 // written into it since. A block loses its checksum before it is taken over, but an image of an
 // older pcow may have kept it.
-bool is_handed_over(const ImageState& state, const FrozenLayer& in_hand, uint64_t block, uint32_t index) {
+bool is_handed_over(const ImageState& state, const FrozenLayer& in_hand, uint64_t block,
+                    uint32_t index) {
   const uint64_t chunk = block / kBlocksPerChunk;
   if (!in_hand.spent) return false;
   const Checksums now(state.file, state.geometry, in_hand.layer);
@@ -127,7 +140,8 @@ bool is_handed_over(const ImageState& state, const FrozenLayer& in_hand, uint64_
     if (layer.parent != in_hand.layer.id) continue;
     const uint64_t entries = state.geometry.blocks_for(layer.size);
     EntryPage page;
-    return block < entries && read_entry_page(*state.file, layer.table_offset, entries, chunk, &page) &&
+    return block < entries &&
+           read_entry_page(*state.file, layer.table_offset, entries, chunk, &page) &&
            Entry::unpack(page[block % kBlocksPerChunk]).index == index;
   }
   return false;
@@ -150,8 +164,9 @@ Result<uint64_t> count_missing(const Geometry& geometry, const FrozenLayer& in_h
 }
 
 // Step 1 for a chunk. `*added` counts the bytes that are covered now and were not before.
-Result<ChecksumPage> make_checksums(const ImageState& state, const FrozenLayer& in_hand, uint64_t chunk,
-                                    const std::function<bool()>& go_on, uint64_t* added) {
+Result<ChecksumPage> make_checksums(const ImageState& state, const FrozenLayer& in_hand,
+                                    uint64_t chunk, const std::function<bool()>& go_on,
+                                    uint64_t* added) {
   const ChecksumPage before = page_of(*in_hand.source, chunk);
   ChecksumPage after = before;
   // Of a block that is covered in part, that part is verified first.
@@ -198,10 +213,12 @@ Result<void> add_checksums_to(ImageState& state, const FrozenLayer& in_hand,
         auto page = make_checksums(
             state, in_hand, chunk, [&] { return go_on(added); }, &added);
         if (!page) return page.error();
-        if (std::all_of(page->covered.begin(), page->covered.end(), [](uint16_t mask) { return mask == 0; })) continue;
+        if (std::all_of(page->covered.begin(), page->covered.end(),
+                        [](uint16_t mask) { return mask == 0; }))
+          continue;
         const auto bytes = page->encode(layer.id, chunk);
-        PCOW_TRY(
-            state.file->write((first << state.geometry.block_shift()) + chunk * kPageSize, bytes.data(), bytes.size()));
+        PCOW_TRY(state.file->write((first << state.geometry.block_shift()) + chunk * kPageSize,
+                                   bytes.data(), bytes.size()));
       }
     }
     return {};
@@ -265,8 +282,10 @@ Result<void> Image::add_checksums(const Progress& progress) {
       // A layer that was deleted meanwhile needs none.
       auto added = add_checksums_to(state, *in_hand, go_on);
       if (!added && added.error().code == Code::kCancelled)
-        return Error(Code::kCancelled,
-                     state.path + ": making checksums was interrupted; the snapshots that were finished keep theirs");
+        return Error(
+            Code::kCancelled,
+            state.path +
+                ": making checksums was interrupted; the snapshots that were finished keep theirs");
       if (!added && added.error().code != Code::kNotFound) return added;
       done += of_layer;
     }
@@ -287,7 +306,8 @@ Result<void> Image::remove_checksums() {
     for (Layer& layer : prepared.directory.layers) layer.checksums = 0;
     PCOW_TRY(state.structure.change_to(&prepared));
     for (const Layer& layer : before.layers)
-      if (layer.checksums) state.space->release(layer.checksums, layer.table_length >> state.geometry.block_shift());
+      if (layer.checksums)
+        state.space->release(layer.checksums, layer.table_length >> state.geometry.block_shift());
     return {};
   });
 }
@@ -304,7 +324,8 @@ class Scrub {
     PCOW_TRY(state_.layers.refresh());
     report_.path = state_.path;
     for (const uint64_t id : frozen_layers(state_)) PCOW_TRY(count(id));
-    for (size_t number = 0; number < report_.layers.size(); number++) PCOW_TRY(look_at(report_.layers[number].id));
+    for (size_t number = 0; number < report_.layers.size(); number++)
+      PCOW_TRY(look_at(report_.layers[number].id));
     if (progress_) progress_(total_, total_);
     return std::move(report_);
   }
@@ -321,7 +342,8 @@ class Scrub {
     layer.missing = *missing;
     layer.has_checksums = in_hand->source->checksums != nullptr;
     if (layer.has_checksums) {
-      auto present = present_chunks(*state_.file, begin_of(in_hand->layer), geometry_.blocks_for(in_hand->layer.size));
+      auto present = present_chunks(*state_.file, begin_of(in_hand->layer),
+                                    geometry_.blocks_for(in_hand->layer.size));
       if (!present) return present.error();
       for (const auto& [first, end] : *present) {
         for (uint64_t chunk = first; chunk < end; chunk++) {
@@ -336,7 +358,9 @@ class Scrub {
   }
 
   // The offset of a layer's checksums in the file, bytes.
-  uint64_t begin_of(const Layer& layer) const { return uint64_t{layer.checksums} << geometry_.block_shift(); }
+  uint64_t begin_of(const Layer& layer) const {
+    return uint64_t{layer.checksums} << geometry_.block_shift();
+  }
 
   Result<void> look_at(uint64_t id) {
     for (uint64_t chunk = 0;; chunk++) {
@@ -371,7 +395,8 @@ class Scrub {
       if (!now || now->layer.checksums != in_hand.layer.checksums || state_.layers.is_own_stale())
         return Error(Code::kNotFound, state_.path + ": the layer has changed");
       if (in_hand.spent) return {};  // it is being merged away, and may be half empty after a crash
-      add(found, in_hand.layer, "checksums", "a page of its checksums is damaged: " + page.error().message,
+      add(found, in_hand.layer, "checksums",
+          "a page of its checksums is damaged: " + page.error().message,
           begin_of(in_hand.layer) + chunk * kPageSize, chunk * kBlocksPerChunk, kBlocksPerChunk);
       return {};
     }
@@ -382,7 +407,8 @@ class Scrub {
       if (!mask) return mask;
       const uint64_t block = chunk * kBlocksPerChunk + i;
       const bool zero = entry.index == 0;
-      if ((mask & ~entry.written) || (zero && crc32c(zeros.data(), bytes_of(mask, geometry_)) != sums.sums[i])) {
+      if ((mask & ~entry.written) ||
+          (zero && crc32c(zeros.data(), bytes_of(mask, geometry_)) != sums.sums[i])) {
         add(found, in_hand.layer, "entry", "the table lacks sub-blocks that have a checksum",
             in_hand.layer.table_offset + block * 8, block, 1);
         return uint16_t{0};
@@ -397,7 +423,8 @@ class Scrub {
       }
       if (is_handed_over(state_, in_hand, held.block, held.index)) return;
       add(found, in_hand.layer, "block",
-          sum ? "the bytes do not match their checksum" : "the bytes cannot be read: " + sum.error().message,
+          sum ? "the bytes do not match their checksum"
+              : "the bytes cannot be read: " + sum.error().message,
           uint64_t{held.index} << geometry_.block_shift(), held.block, 1);
     };
     const auto go_on = [&] {
@@ -406,10 +433,12 @@ class Scrub {
     return checksum_chunk(state_, in_hand, chunk, true, covered, go_on, judge);
   }
 
-  void add(ScrubReport* found, const Layer& layer, const char* structure, const std::string& message,
-           uint64_t file_offset, uint64_t block, uint64_t blocks) const {
+  void add(ScrubReport* found, const Layer& layer, const char* structure,
+           const std::string& message, uint64_t file_offset, uint64_t block,
+           uint64_t blocks) const {
     found->damages++;
-    found->findings.push_back(damage_in(layer, geometry_, structure, message, file_offset, block, blocks));
+    found->findings.push_back(
+        damage_in(layer, geometry_, structure, message, file_offset, block, blocks));
   }
 
   void take(ScrubReport of_chunk) {

@@ -30,8 +30,9 @@ bool is_zero(const uint8_t* bytes, size_t length) {
 
 }  // namespace
 
-Finding damage_in(const Layer& layer, const Geometry& geometry, const char* structure, const std::string& message,
-                  uint64_t file_offset, uint64_t block, uint64_t blocks) {
+Finding damage_in(const Layer& layer, const Geometry& geometry, const char* structure,
+                  const std::string& message, uint64_t file_offset, uint64_t block,
+                  uint64_t blocks) {
   Finding finding;
   finding.structure = structure;
   finding.message = message;
@@ -39,7 +40,8 @@ Finding damage_in(const Layer& layer, const Geometry& geometry, const char* stru
   finding.layer = layer.id;
   finding.snapshot = layer.name;
   finding.offset = block << geometry.block_shift();
-  finding.length = std::min(blocks << geometry.block_shift(), layer.size - std::min(layer.size, finding.offset));
+  finding.length =
+      std::min(blocks << geometry.block_shift(), layer.size - std::min(layer.size, finding.offset));
   return finding;
 }
 
@@ -61,8 +63,8 @@ void Inspection::damage(const char* structure, const std::string& message, uint6
   add(std::move(finding));
 }
 
-void Inspection::damage(const char* structure, const std::string& message, uint64_t file_offset, const Layer& layer,
-                        uint64_t block, uint64_t blocks) {
+void Inspection::damage(const char* structure, const std::string& message, uint64_t file_offset,
+                        const Layer& layer, uint64_t block, uint64_t blocks) {
   add(damage_in(layer, *geometry_, structure, message, file_offset, block, blocks));
 }
 
@@ -75,8 +77,10 @@ std::string Inspection::name_of(const Layer& layer) const {
 std::string Inspection::owner_of(uint64_t block) const {
   const uint64_t file_offset = block << geometry_->block_shift();
   for (const Layer& layer : directory->layers) {
-    if (file_offset - layer.table_offset < layer.table_length) return "the table of " + name_of(layer);
-    if (layer.checksums && file_offset - (uint64_t{layer.checksums} << geometry_->block_shift()) < layer.table_length)
+    if (file_offset - layer.table_offset < layer.table_length)
+      return "the table of " + name_of(layer);
+    if (layer.checksums &&
+        file_offset - (uint64_t{layer.checksums} << geometry_->block_shift()) < layer.table_length)
       return "the checksums of " + name_of(layer);
   }
   return file_offset < 2 * kPageSize ? "the superblocks" : "the layer directory";
@@ -87,7 +91,9 @@ Result<void> Inspection::look_at_superblocks() {
   auto length = file->read(0, slots.data(), slots.size());
   if (!length) return length.error();
   if (*length < slots.size()) {
-    damage("file", "the file has only " + std::to_string(*length) + " bytes: it was cut short, or is not an image",
+    damage("file",
+           "the file has only " + std::to_string(*length) +
+               " bytes: it was cut short, or is not an image",
            *length);
     return {};
   }
@@ -106,8 +112,8 @@ Result<void> Inspection::look_at_superblocks() {
     if (decoded) {
       found[number] = *decoded;
       if ((decoded->generation & 1) == number) continue;
-      finding.message +=
-          " holds generation " + std::to_string(decoded->generation) + ", which belongs in the other slot";
+      finding.message += " holds generation " + std::to_string(decoded->generation) +
+                         ", which belongs in the other slot";
       add(finding);
       slot_damaged = true;
       continue;
@@ -151,17 +157,21 @@ void Inspection::take_superblock(const std::optional<Superblock> (&found)[2],
   for (const auto* slot : {&mended[0], &mended[1], &found[0], &found[1]})
     if (*slot) candidates_.push_back(**slot);
   const bool any = found[0] || found[1];
-  std::stable_sort(candidates_.begin(), candidates_.end(), [&](const Superblock& a, const Superblock& b) {
-    const auto is_found = [&](const Superblock& it) {
-      return (found[0] && it.generation == found[0]->generation) || (found[1] && it.generation == found[1]->generation);
-    };
-    return std::pair(any && is_found(a), a.generation) > std::pair(any && is_found(b), b.generation);
-  });
+  std::stable_sort(candidates_.begin(), candidates_.end(),
+                   [&](const Superblock& a, const Superblock& b) {
+                     const auto is_found = [&](const Superblock& it) {
+                       return (found[0] && it.generation == found[0]->generation) ||
+                              (found[1] && it.generation == found[1]->generation);
+                     };
+                     return std::pair(any && is_found(a), a.generation) >
+                            std::pair(any && is_found(b), b.generation);
+                   });
   if (candidates_.empty()) return;
   superblock = candidates_.front();
   for (const Superblock& candidate : candidates_) newest = std::max(newest, candidate.generation);
   std::erase_if(candidates_, [&](const Superblock& candidate) {
-    const bool other = candidate.uuid != superblock->uuid || candidate.block_shift != superblock->block_shift;
+    const bool other =
+        candidate.uuid != superblock->uuid || candidate.block_shift != superblock->block_shift;
     if (other) damage("superblock", "the two superblock slots are of different images", 0);
     slot_damaged |= other;
     return other;
@@ -194,7 +204,8 @@ std::optional<LayerDirectory> Inspection::look_at_directory(const Superblock& fr
       wanted_size = std::max(wanted_size, end);
       Finding finding;
       finding.structure = "table";
-      finding.message = "the table of " + (layer.name.empty() ? "layer " + std::to_string(layer.id) : layer.name) +
+      finding.message = "the table of " +
+                        (layer.name.empty() ? "layer " + std::to_string(layer.id) : layer.name) +
                         " extends beyond the end of the file, which was cut short";
       finding.file_offset = layer.table_offset;
       finding.layer = layer.id;
@@ -221,8 +232,9 @@ std::optional<LayerDirectory> Inspection::look_at_directory(const Superblock& fr
   return std::nullopt;
 }
 
-Result<void> Inspection::for_each_entry(const Layer& layer, const std::function<Result<void>(uint64_t, uint64_t)>& use,
-                                        const std::function<void(uint64_t, const Error&)>& unreadable) const {
+Result<void> Inspection::for_each_entry(
+    const Layer& layer, const std::function<Result<void>(uint64_t, uint64_t)>& use,
+    const std::function<void(uint64_t, const Error&)>& unreadable) const {
   const uint64_t entries = geometry_->blocks_for(layer.size);
   if (layer.table_offset >= file_size_) return {};
   auto present = present_chunks(*file, layer.table_offset, entries);
@@ -270,18 +282,23 @@ void Inspection::describe(const Layer& layer, uint64_t block, uint64_t word, Ent
   switch (fault) {
     case EntryFault::kNone: return;
     case EntryFault::kOutside:
-      what += entry.index < geometry_->superblock_blocks() ? "where the superblocks are" : "which lies beyond its end";
+      what += entry.index < geometry_->superblock_blocks() ? "where the superblocks are"
+                                                           : "which lies beyond its end";
       break;
     case EntryFault::kStructure: what += "where " + owner_of(entry.index) + " is"; break;
     case EntryFault::kShared: what += "and so does another entry"; break;
-    case EntryFault::kUnsynced: what = "holds sub-blocks that are not durable, though the image was closed"; break;
+    case EntryFault::kUnsynced:
+      what = "holds sub-blocks that are not durable, though the image was closed";
+      break;
     case EntryFault::kUnsound:
-      what = word >> 62                                ? "has bits set that are always zero"
-             : entry.written & ~geometry_->full_mask() ? "has bits for sub-blocks that a block does not have"
-             : entry.durable & ~entry.written          ? "marks sub-blocks as durable that it does not hold"
-                                                       : "refers to a block of which it holds nothing";
+      what = word >> 62 ? "has bits set that are always zero"
+             : entry.written & ~geometry_->full_mask()
+                 ? "has bits for sub-blocks that a block does not have"
+             : entry.durable & ~entry.written ? "marks sub-blocks as durable that it does not hold"
+                                              : "refers to a block of which it holds nothing";
   }
-  damage("entry", "the entry of block " + std::to_string(block) + " of " + name_of(layer) + " " + what,
+  damage("entry",
+         "the entry of block " + std::to_string(block) + " of " + name_of(layer) + " " + what,
          layer.table_offset + block * 8, layer, block, 1);
 }
 
@@ -294,7 +311,8 @@ Result<void> Inspection::look_at_tables(const Progress& progress) {
   occupy(superblock->directory_offset, superblock->directory_length);
   for (const Layer& layer : directory->layers) {
     occupy(layer.table_offset, layer.table_length);
-    if (layer.checksums) occupy(uint64_t{layer.checksums} << geometry_->block_shift(), layer.table_length);
+    if (layer.checksums)
+      occupy(uint64_t{layer.checksums} << geometry_->block_shift(), layer.table_length);
     total_ += geometry_->chunks_for(layer.size);
   }
   for (const Layer& layer : directory->layers) {
@@ -308,7 +326,8 @@ Result<void> Inspection::look_at_tables(const Progress& progress) {
       if (block >= entries) return false;
       if (block / kBlocksPerChunk != chunk_of_parent) {
         chunk_of_parent = block / kBlocksPerChunk;
-        if (!read_entry_page(*file, parent->table_offset, entries, chunk_of_parent, &page_of_parent))
+        if (!read_entry_page(*file, parent->table_offset, entries, chunk_of_parent,
+                             &page_of_parent))
           page_of_parent.fill(0);
       }
       return Entry::unpack(page_of_parent[block % kBlocksPerChunk]).index == index;
@@ -324,8 +343,9 @@ Result<void> Inspection::look_at_tables(const Progress& progress) {
       if (fault != EntryFault::kNone && fault != EntryFault::kUnsynced) return {};
       Entry entry = Entry::unpack(word);
       if (report.crashed && entry != entry.as_durable()) {
-        report.dropped += uint64_t(std::popcount(static_cast<uint16_t>(entry.written & ~entry.durable)))
-                          << geometry_->sub_block_shift();
+        report.dropped +=
+            uint64_t(std::popcount(static_cast<uint16_t>(entry.written & ~entry.durable)))
+            << geometry_->sub_block_shift();
         entry = entry.as_durable();
       }
       if (!entry.index) return {};
@@ -338,8 +358,9 @@ Result<void> Inspection::look_at_tables(const Progress& progress) {
       return {};
     };
     const auto unreadable = [&](uint64_t chunk, const Error& error) {
-      damage("table", "a page of the table of " + name_of(layer) + " cannot be read: " + error.message,
-             layer.table_offset + chunk * kPageSize, layer, chunk * kBlocksPerChunk, kBlocksPerChunk);
+      damage(
+          "table", "a page of the table of " + name_of(layer) + " cannot be read: " + error.message,
+          layer.table_offset + chunk * kPageSize, layer, chunk * kBlocksPerChunk, kBlocksPerChunk);
     };
     PCOW_TRY(for_each_entry(layer, look, unreadable));
     done_ = before + geometry_->chunks_for(layer.size);
@@ -373,8 +394,8 @@ Result<void> Inspection::look_at_checksums() {
       for (uint64_t chunk = first; chunk < end; chunk++) {
         if (checksums.page(chunk)) continue;
         const uint64_t file_offset = begin + chunk * kPageSize;
-        damage("checksums", "a page of the checksums of " + name_of(layer) + " is damaged", file_offset, layer,
-               chunk * kBlocksPerChunk, kBlocksPerChunk);
+        damage("checksums", "a page of the checksums of " + name_of(layer) + " is damaged",
+               file_offset, layer, chunk * kBlocksPerChunk, kBlocksPerChunk);
         damaged_checksums.push_back(file_offset);
       }
     }
@@ -395,9 +416,12 @@ Result<void> Inspection::look_at_base() {
     return {};
   }
   for (const Layer& layer : directory->layers) {
-    if (layer.parent || geometry_->blocks_for(layer.size) >= bases->sources.front()->entries) continue;
-    damage("base", "the base " + bases->resolved + " is larger than " + name_of(layer) + ", which stands on it", 0,
-           layer, 0, 0);
+    if (layer.parent || geometry_->blocks_for(layer.size) >= bases->sources.front()->entries)
+      continue;
+    damage("base",
+           "the base " + bases->resolved + " is larger than " + name_of(layer) +
+               ", which stands on it",
+           0, layer, 0, 0);
   }
   return {};
 }
@@ -419,7 +443,8 @@ Result<void> Inspection::for_each_stray(
       auto length = file->read(block << geometry_->block_shift(), bytes.data(), bytes.size());
       if (!length) return length.error();
       bytes.resize(*length);  // less than a block if the file has a tail
-      if (!is_zero(reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size())) PCOW_TRY(use(block, bytes));
+      if (!is_zero(reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size()))
+        PCOW_TRY(use(block, bytes));
     }
     offset = *hole;
   }
@@ -434,7 +459,8 @@ Result<void> Inspection::look_at_free_space() {
     Finding finding;
     finding.severity = Severity::kLeak;
     finding.structure = "free space";
-    finding.message = "block " + std::to_string(block) + " of the file belongs to no layer, but contains data";
+    finding.message =
+        "block " + std::to_string(block) + " of the file belongs to no layer, but contains data";
     finding.file_offset = block << geometry_->block_shift();
     add(std::move(finding));
     return {};
@@ -472,7 +498,8 @@ Result<void> Inspection::run(const Progress& progress) {
       Finding finding;
       finding.severity = Severity::kNote;
       finding.structure = "directory";
-      finding.message = "snapshot " + layer.name + " was being taken when the host crashed: it is not valid";
+      finding.message =
+          "snapshot " + layer.name + " was being taken when the host crashed: it is not valid";
       finding.layer = layer.id;
       finding.snapshot = layer.name;
       add(std::move(finding));

@@ -26,19 +26,23 @@ enum class EntryFault {
 
 class Inspection {
  public:
-  Inspection(std::shared_ptr<File> file, bool in_use) : file(std::move(file)) { report.in_use = in_use; }
+  Inspection(std::shared_ptr<File> file, bool in_use) : file(std::move(file)) {
+    report.in_use = in_use;
+  }
 
   // Fails only with kUnsupported or kCancelled, or if the machine fails (kNoMemory, kPermission).
   Result<void> run(const Progress& progress);
 
   // Calls `use` with the block's number and the word for each entry of a layer's table that is not
   // 0. Pages that cannot be read go to `unreadable`.
-  Result<void> for_each_entry(const Layer& layer, const std::function<Result<void>(uint64_t, uint64_t)>& use,
+  Result<void> for_each_entry(const Layer& layer,
+                              const std::function<Result<void>(uint64_t, uint64_t)>& use,
                               const std::function<void(uint64_t, const Error&)>& unreadable) const;
   // Returns kShared only after a finished run.
   EntryFault fault_of(uint64_t word) const;
   // Calls `use` for each block that nothing names and that is not all zeros.
-  Result<void> for_each_stray(const std::function<Result<void>(uint64_t, const std::vector<char>&)>& use) const;
+  Result<void> for_each_stray(
+      const std::function<Result<void>(uint64_t, const std::vector<char>&)>& use) const;
   // Whether a sound entry, or a structure, names the block.
   bool is_named(uint64_t block) const { return used_.contains(block); }
   std::string name_of(const Layer& layer) const;
@@ -65,11 +69,12 @@ class Inspection {
  private:
   void add(Finding finding);
   void damage(const char* structure, const std::string& message, uint64_t file_offset);
-  void damage(const char* structure, const std::string& message, uint64_t file_offset, const Layer& layer,
-              uint64_t block, uint64_t blocks);
+  void damage(const char* structure, const std::string& message, uint64_t file_offset,
+              const Layer& layer, uint64_t block, uint64_t blocks);
 
   Result<void> look_at_superblocks();
-  void take_superblock(const std::optional<Superblock> (&found)[2], const std::optional<Superblock> (&mended)[2]);
+  void take_superblock(const std::optional<Superblock> (&found)[2],
+                       const std::optional<Superblock> (&mended)[2]);
   std::optional<LayerDirectory> look_at_directory(const Superblock& superblock);
   Result<void> look_at_tables(const Progress& progress);
   Result<void> look_at_shared();
@@ -83,8 +88,9 @@ class Inspection {
   std::optional<Geometry> geometry_;
   uint64_t file_size_ = 0;
   std::vector<Superblock> candidates_;  // that may be used, the likeliest first
-  BlockSet structure_;                  // blocks of the superblocks, the layer directory, tables and checksums
-  BlockSet used_;                       // … and those that entries name
+  // Blocks of the superblocks, the layer directory, tables and checksums.
+  BlockSet structure_;
+  BlockSet used_;  // … and those that entries name
   uint64_t done_ = 0;
   uint64_t total_ = 0;
 };

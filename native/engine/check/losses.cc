@@ -55,7 +55,8 @@ void append_chunk(Reading* view, const Geometry& geometry, uint64_t chunk, const
 
 void Losses::add(uint64_t layer, uint64_t block, uint16_t gone, uint16_t doubtful) {
   if (!gone && !doubtful) return;
-  pieces_[block / kBlocksPerChunk].push_back({layer, static_cast<uint32_t>(block % kBlocksPerChunk), gone, doubtful});
+  pieces_[block / kBlocksPerChunk].push_back(
+      {layer, static_cast<uint32_t>(block % kBlocksPerChunk), gone, doubtful});
 }
 
 void Losses::add_doubtful_from(uint64_t layer, uint64_t block) {
@@ -78,14 +79,16 @@ Result<std::vector<Loss>> Losses::of_views(const File& file, const Geometry& geo
     views.emplace(layer.id, std::move(view));
   }
   for (const auto& [chunk, pieces] : pieces_) {
-    std::unordered_map<uint64_t, Wrong> wrong;  // by layer; layers without wrong sub-blocks are absent
+    // By layer; layers without wrong sub-blocks are absent.
+    std::unordered_map<uint64_t, Wrong> wrong;
     for (const Layer& layer : directory.layers) {
       Wrong own;
       const auto parent = wrong.find(layer.parent);
       if (parent != wrong.end()) {
         own = parent->second;
         EntryPage page;
-        PCOW_TRY(read_entry_page(file, layer.table_offset, geometry.blocks_for(layer.size), chunk, &page));
+        PCOW_TRY(read_entry_page(file, layer.table_offset, geometry.blocks_for(layer.size), chunk,
+                                 &page));
         for (uint64_t i = 0; i < kBlocksPerChunk; i++) {
           own.gone[i] &= static_cast<uint16_t>(~Entry::unpack(page[i]).written);
           own.doubtful[i] &= static_cast<uint16_t>(~Entry::unpack(page[i]).written);
@@ -106,7 +109,8 @@ Result<std::vector<Loss>> Losses::of_views(const File& file, const Geometry& geo
   std::vector<Loss> losses;
   for (const Layer& layer : directory.layers) {
     Reading& view = views.at(layer.id);
-    if (view.doubtful_from < view.size) append(&view.loss, {view.doubtful_from, view.size - view.doubtful_from, false});
+    if (view.doubtful_from < view.size)
+      append(&view.loss, {view.doubtful_from, view.size - view.doubtful_from, false});
     if (!layer.hidden && !view.loss.ranges.empty()) losses.push_back(std::move(view.loss));
   }
   return losses;

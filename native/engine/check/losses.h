@@ -17,14 +17,19 @@ namespace pcow {
 class Losses {
  public:
   // Sub-blocks of a layer's block whose content is lost, or may have changed.
-  void add_gone(uint64_t layer, uint64_t block, uint16_t sub_blocks) { add(layer, block, sub_blocks, 0); }
-  void add_doubtful(uint64_t layer, uint64_t block, uint16_t sub_blocks) { add(layer, block, 0, sub_blocks); }
+  void add_gone(uint64_t layer, uint64_t block, uint16_t sub_blocks) {
+    add(layer, block, sub_blocks, 0);
+  }
+  void add_doubtful(uint64_t layer, uint64_t block, uint16_t sub_blocks) {
+    add(layer, block, 0, sub_blocks);
+  }
   // From that block on, the layer's table is not as it was: what it held there is unknown.
   void add_doubtful_from(uint64_t layer, uint64_t block);
 
   // The losses of the layers as they are read, after the mended entries are in the file; only
   // layers that have lost something.
-  Result<std::vector<Loss>> of_views(const File& file, const Geometry& geometry, const LayerDirectory& directory) const;
+  Result<std::vector<Loss>> of_views(const File& file, const Geometry& geometry,
+                                     const LayerDirectory& directory) const;
 
  private:
   struct Piece {

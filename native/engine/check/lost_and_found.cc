@@ -33,7 +33,8 @@ Result<std::shared_ptr<File>> LostAndFound::open(const std::string& path, uint64
   if (!file && file.error().code == Code::kNotFound) {
     file = File::create(path, nullptr);
     struct stat image;
-    if (file && stat(image_.c_str(), &image) == 0) fchmod((*file)->descriptor(), image.st_mode & 0666);
+    if (file && stat(image_.c_str(), &image) == 0)
+      fchmod((*file)->descriptor(), image.st_mode & 0666);
   }
   if (!file) return file;
   auto found = (*file)->size();
@@ -62,7 +63,8 @@ Result<void> LostAndFound::open_both() {
   return {};
 }
 
-Result<bool> LostAndFound::is_kept(const std::string& rest, const char* bytes, size_t length) const {
+Result<bool> LostAndFound::is_kept(const std::string& rest, const char* bytes,
+                                   size_t length) const {
   std::vector<char> there(length);
   for (auto [kept, end] = kept_.equal_range(rest); kept != end; ++kept) {
     auto count = bytes_->read(kept->second, there.data(), length);
@@ -74,9 +76,11 @@ Result<bool> LostAndFound::is_kept(const std::string& rest, const char* bytes, s
 
 Result<void> LostAndFound::keep(const LostPiece& piece, const char* bytes, size_t length) {
   if (!bytes_) PCOW_TRY(open_both());
-  std::string rest = ",\"length\":" + std::to_string(length) + ",\"place\":" + std::to_string(piece.file_offset);
+  std::string rest =
+      ",\"length\":" + std::to_string(length) + ",\"place\":" + std::to_string(piece.file_offset);
   if (piece.layer) {
-    rest += ",\"layer\":" + std::to_string(piece.layer) + ",\"snapshot\":" + quoted(piece.snapshot) +
+    rest += ",\"layer\":" + std::to_string(piece.layer) +
+            ",\"snapshot\":" + quoted(piece.snapshot) +
             ",\"offset\":" + std::to_string(piece.offset);
   }
   rest += ",\"why\":" + quoted(piece.why) + "}";

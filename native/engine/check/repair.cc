@@ -23,7 +23,8 @@ namespace {
 
 class Repair {
  public:
-  explicit Repair(const Inspection& found) : found_(found), file_(found.file), lost_(found.file->path()) {}
+  explicit Repair(const Inspection& found)
+      : found_(found), file_(found.file), lost_(found.file->path()) {}
 
   Result<void> run() {
     auto size = file_->size();
@@ -37,7 +38,9 @@ class Repair {
   }
   std::string lost_path() const { return lost_.path(); }
   // Only after run() has stored the entries.
-  Result<std::vector<Loss>> losses() const { return losses_.of_views(*file_, found_.geometry(), *found_.directory); }
+  Result<std::vector<Loss>> losses() const {
+    return losses_.of_views(*file_, found_.geometry(), *found_.directory);
+  }
 
  private:
   struct Store {
@@ -56,13 +59,14 @@ class Repair {
       PCOW_TRY(lost_.keep(piece, reinterpret_cast<const char*>(found_.damaged_directory.data()),
                           found_.damaged_directory.size()));
     }
-    return found_.for_each_stray([&](uint64_t block, const std::vector<char>& bytes) -> Result<void> {
-      if (claimed_.contains(static_cast<uint32_t>(block))) return {};
-      LostPiece piece;
-      piece.why = "no entry refers to this block";
-      piece.file_offset = file_offset_of(block);
-      return lost_.keep(piece, bytes.data(), bytes.size());
-    });
+    return found_.for_each_stray(
+        [&](uint64_t block, const std::vector<char>& bytes) -> Result<void> {
+          if (claimed_.contains(static_cast<uint32_t>(block))) return {};
+          LostPiece piece;
+          piece.why = "no entry refers to this block";
+          piece.file_offset = file_offset_of(block);
+          return lost_.keep(piece, bytes.data(), bytes.size());
+        });
   }
 
   Result<void> keep(const Layer& layer, uint64_t block, uint32_t index, const std::string& why) {
@@ -95,7 +99,8 @@ class Repair {
     for (const Layer& layer : found_.directory->layers) {
       const auto look = [&](uint64_t block, uint64_t word) -> Result<void> {
         const EntryFault fault = found_.fault_of(word);
-        return fault == EntryFault::kNone ? Result<void>{} : look_at_entry(layer, block, word, fault);
+        return fault == EntryFault::kNone ? Result<void>{}
+                                          : look_at_entry(layer, block, word, fault);
       };
       PCOW_TRY(found_.for_each_entry(layer, look, [](uint64_t, const Error&) {}));
     }
@@ -129,9 +134,12 @@ class Repair {
         claimed_.insert(index);
         store.entry = {};
       } else {
-        if (stray) PCOW_TRY(keep(layer, block, index, "the entry marked sub-blocks as durable that it did not hold"));
+        if (stray)
+          PCOW_TRY(keep(layer, block, index,
+                        "the entry marked sub-blocks as durable that it did not hold"));
         const bool is_named = fault == EntryFault::kUnsound && found_.is_named(index);
-        if (left == EntryFault::kShared || is_named) losses_.add_doubtful(layer.id, block, entry.written);
+        if (left == EntryFault::kShared || is_named)
+          losses_.add_doubtful(layer.id, block, entry.written);
         if (!claimed_.insert(index).second || is_named) {
           store.copy_of = index;
           store.entry.index = static_cast<uint32_t>(end_++);
@@ -145,8 +153,10 @@ class Repair {
   Result<void> apply() {
     Superblock next = *found_.superblock;
     const uint64_t directory_at = end_;
-    if (!found_.mended_directory.empty()) end_ += found_.geometry().blocks_for(found_.mended_directory.size());
-    if (end_ > kMaxBlockIndex) return Error(Code::kTooLarge, file_->path() + ": no block number is left for a copy");
+    if (!found_.mended_directory.empty())
+      end_ += found_.geometry().blocks_for(found_.mended_directory.size());
+    if (end_ > kMaxBlockIndex)
+      return Error(Code::kTooLarge, file_->path() + ": no block number is left for a copy");
     auto size = file_->size();
     if (!size) return size.error();
     if (*size < file_offset_of(end_)) PCOW_TRY(file_->resize(file_offset_of(end_)));
@@ -159,7 +169,8 @@ class Repair {
     }
     if (!found_.mended_directory.empty()) {
       next.directory_offset = file_offset_of(directory_at);
-      PCOW_TRY(file_->write(next.directory_offset, found_.mended_directory.data(), found_.mended_directory.size()));
+      PCOW_TRY(file_->write(next.directory_offset, found_.mended_directory.data(),
+                            found_.mended_directory.size()));
     }
     PCOW_TRY(file_->sync());
     for (const Store& store : stores_) {
@@ -167,7 +178,8 @@ class Repair {
       PCOW_TRY(file_->write(store.file_offset, &word, sizeof word));
     }
     // A checksum page of zeros covers nothing.
-    for (const uint64_t file_offset : found_.damaged_checksums) PCOW_TRY(file_->punch(file_offset, kPageSize));
+    for (const uint64_t file_offset : found_.damaged_checksums)
+      PCOW_TRY(file_->punch(file_offset, kPageSize));
     PCOW_TRY(file_->sync());
     next.generation = found_.newest;
     next.clean = false;
@@ -201,15 +213,18 @@ bool is_in(const Finding& finding, const std::vector<Finding>& findings) {
 
 }  // namespace
 
-Result<CheckReport> repair(const std::shared_ptr<File>& file, const CheckOptions& options, const Progress& progress) {
+Result<CheckReport> repair(const std::shared_ptr<File>& file, const CheckOptions& options,
+                           const Progress& progress) {
   // Like any writer: what a killed writer has left only in the page cache must not be overwritten
   // piece by piece.
   PCOW_TRY(file->sync());
   Inspection before(file, false);
   PCOW_TRY(before.run(progress));
   if (before.superblock && before.superblock->read_only_compatible & ~kKnownReadOnlyCompatible)
-    return Error(Code::kUnsupported,
-                 file->path() + " uses features that this program can read, but not write: a newer pcow is needed");
+    return Error(
+        Code::kUnsupported,
+        file->path() +
+            " uses features that this program can read, but not write: a newer pcow is needed");
   const bool broken = before.report.damages || before.report.leaks || before.slot_damaged;
   if (!before.directory || (!broken && before.report.clean)) return std::move(before.report);
   std::string lost_path;

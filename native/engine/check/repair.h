@@ -9,6 +9,7 @@
 namespace pcow {
 
 // `file` must be open for writing, and locked.
-Result<CheckReport> repair(const std::shared_ptr<File>& file, const CheckOptions& options, const Progress& progress);
+Result<CheckReport> repair(const std::shared_ptr<File>& file, const CheckOptions& options,
+                           const Progress& progress);
 
 }  // namespace pcow

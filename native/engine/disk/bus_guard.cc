@@ -45,9 +45,11 @@ void keep(const struct sigaction& action) {
 void pass_on(int number, siginfo_t* info, void* context) {
   const struct sigaction& action = *previous.load(std::memory_order_acquire);
   if (action.sa_flags & SA_SIGINFO) return action.sa_sigaction(number, info, context);
-  const bool sent = info->si_code <= 0;  // by kill(2): no access faults again when the handler returns
+  // By kill(2): no access faults again when the handler returns.
+  const bool sent = info->si_code <= 0;
   if (action.sa_handler == SIG_IGN && sent) return;
-  if (action.sa_handler != SIG_IGN && action.sa_handler != SIG_DFL) return action.sa_handler(number);
+  if (action.sa_handler != SIG_IGN && action.sa_handler != SIG_DFL)
+    return action.sa_handler(number);
   own_changes++;  // never decremented: this ends the process
   signal(number, SIG_DFL);
   if (sent) raise(number);
@@ -84,7 +86,8 @@ bool tear(uintptr_t address) {
 void on_bus_error(int number, siginfo_t* info, void* context) {
   const int err = errno;
   const bool by_access = info->si_code > 0 && info->si_code != BUS_MCEERR_AO;
-  if (!by_access || !tear(reinterpret_cast<uintptr_t>(info->si_addr))) pass_on(number, info, context);
+  if (!by_access || !tear(reinterpret_cast<uintptr_t>(info->si_addr)))
+    pass_on(number, info, context);
   errno = err;
 }
 
@@ -97,7 +100,8 @@ void forget_in_child() {
 // The caller holds the registry's lock.
 void install() {
   if (previous.load()) return;
-  pthread_atfork([] { registry().mutex.lock(); }, [] { registry().mutex.unlock(); }, forget_in_child);
+  pthread_atfork([] { registry().mutex.lock(); }, [] { registry().mutex.unlock(); },
+                 forget_in_child);
   own_changes++;
   struct sigaction before = {};
   sigaction(SIGBUS, nullptr, &before);

@@ -22,7 +22,8 @@
 namespace pcow {
 namespace {
 
-constexpr const char* kUntilOpenedAnew = "; every later sync fails, too, until the image is opened again";
+constexpr const char* kUntilOpenedAnew =
+    "; every later sync fails, too, until the image is opened again";
 
 // Whether the whole range has disk space that it shares with no other file: ioctl_fiemap(2).
 bool has_own_space(int descriptor, uint64_t offset, uint64_t length) {
@@ -46,7 +47,8 @@ bool has_own_space(int descriptor, uint64_t offset, uint64_t length) {
 
 }  // namespace
 
-Mapping::Mapping(void* address, size_t length, int protection, std::shared_ptr<std::atomic<bool>> stores_lost)
+Mapping::Mapping(void* address, size_t length, int protection,
+                 std::shared_ptr<std::atomic<bool>> stores_lost)
     : address_(address),
       length_(length),
       stores_lost_(std::move(stores_lost)),
@@ -69,13 +71,16 @@ void File::find_out_where(bool write) {
   if (!write) return;
   const bool as_if = observer_ && observer_->is_persistent(path_);
   if (as_if || is_in_persistent_memory(descriptor_))
-    memory_ = std::make_unique<PersistentMemory>(as_if ? MAP_SHARED : MAP_SHARED_VALIDATE | MAP_SYNC);
+    memory_ =
+        std::make_unique<PersistentMemory>(as_if ? MAP_SHARED : MAP_SHARED_VALIDATE | MAP_SYNC);
 }
 
-Result<std::shared_ptr<File>> File::open(const std::string& path, bool write, FileObserver* observer) {
+Result<std::shared_ptr<File>> File::open(const std::string& path, bool write,
+                                         FileObserver* observer) {
   // O_NONBLOCK: opening a FIFO that has an image's name must not block; it has no effect on a
   // regular file.
-  const int descriptor = ::open(path.c_str(), (write ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+  const int descriptor =
+      ::open(path.c_str(), (write ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
   if (descriptor < 0) return disk_error(errno, "cannot open " + path);
   std::shared_ptr<File> file(new File(path, descriptor, observer));
   auto status = file->status();
@@ -85,7 +90,8 @@ Result<std::shared_ptr<File>> File::open(const std::string& path, bool write, Fi
   return file;
 }
 
-Result<std::shared_ptr<File>> File::adopt(const std::string& path, int descriptor, FileObserver* observer) {
+Result<std::shared_ptr<File>> File::adopt(const std::string& path, int descriptor,
+                                          FileObserver* observer) {
   const int duplicate = fcntl(descriptor, F_DUPFD_CLOEXEC, 0);
   if (duplicate < 0) return system_error(errno, "cannot use the descriptor of " + path);
   std::shared_ptr<File> file(new File(path, duplicate, observer));
@@ -131,7 +137,8 @@ Result<size_t> File::read(uint64_t offset, void* buffer, size_t length) const {
   int err = observe(FileOperation::kRead, offset, length, nullptr);
   if (!err) {
     err = move_all(FileOperation::kRead, length, &done, [&](size_t from, size_t most) {
-      return pread(descriptor_, static_cast<char*>(buffer) + from, most, static_cast<off_t>(offset + from));
+      return pread(descriptor_, static_cast<char*>(buffer) + from, most,
+                   static_cast<off_t>(offset + from));
     });
   }
   if (err) return disk_error(err, "cannot read " + path_);
@@ -152,7 +159,8 @@ Result<void> File::write(uint64_t offset, const void* buffer, size_t length) {
   int err = observe(FileOperation::kWrite, offset, length, buffer);
   if (!err) {
     err = move_all(FileOperation::kWrite, length, &done, [&](size_t from, size_t most) {
-      return pwrite(descriptor_, static_cast<const char*>(buffer) + from, most, static_cast<off_t>(offset + from));
+      return pwrite(descriptor_, static_cast<const char*>(buffer) + from, most,
+                    static_cast<off_t>(offset + from));
     });
   }
   if (!err && done < length) err = EIO;
@@ -162,10 +170,12 @@ Result<void> File::write(uint64_t offset, const void* buffer, size_t length) {
 
 Result<void> File::allocate(uint64_t offset, uint64_t length) {
   const auto failed = [&](int err) { return disk_error(err, "cannot allocate space in " + path_); };
-  if (const int err = observe(FileOperation::kAllocate, offset, length, nullptr)) return failed(err);
+  if (const int err = observe(FileOperation::kAllocate, offset, length, nullptr))
+    return failed(err);
   const auto act = [&](int mode) {
-    return insist(FileOperation::kAllocate,
-                  [&] { return fallocate(descriptor_, mode, static_cast<off_t>(offset), static_cast<off_t>(length)); });
+    return insist(FileOperation::kAllocate, [&] {
+      return fallocate(descriptor_, mode, static_cast<off_t>(offset), static_cast<off_t>(length));
+    });
   };
   int err = 0;
   // Space that the range shares with another file (cp makes reflinks if it can) is not its own: a
@@ -202,8 +212,8 @@ Result<void> File::make_hole(uint64_t offset, uint64_t length) {
   int err = observe(FileOperation::kPunch, offset, length, nullptr);
   if (!err) {
     err = insist(FileOperation::kPunch, [&] {
-      return fallocate(descriptor_, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(offset),
-                       static_cast<off_t>(length));
+      return fallocate(descriptor_, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+                       static_cast<off_t>(offset), static_cast<off_t>(length));
     });
   }
   if (err) return disk_error(err, "cannot punch a hole in " + path_);
@@ -214,7 +224,9 @@ Result<void> File::resize(uint64_t length) {
   Result<uint64_t> before = uint64_t{0};
   if (memory_ && !(before = size())) return before.error();
   int err = observe(FileOperation::kResize, 0, length, nullptr);
-  if (!err) err = insist(FileOperation::kResize, [&] { return ftruncate(descriptor_, static_cast<off_t>(length)); });
+  if (!err)
+    err = insist(FileOperation::kResize,
+                 [&] { return ftruncate(descriptor_, static_cast<off_t>(length)); });
   if (err) return disk_error(err, "cannot change the size of " + path_);
   if (memory_ && keeps(Rule::kLengthBeforeUse)) return commit_length(*before, length);
   return {};
@@ -238,7 +250,9 @@ Error File::torn() const {
   auto now = size();
   if (now && *now < std::max(mapped_end_.load(), least_length_.load()))
     return Error(Code::kCorrupt, path_ + " was cut short while it was open");
-  return Error(Code::kIo, path_ + ": a mapped page cannot be read from the disk, or the disk has no space for it");
+  return Error(
+      Code::kIo,
+      path_ + ": a mapped page cannot be read from the disk, or the disk has no space for it");
 }
 
 std::optional<Error> File::sync_failure() const {
@@ -282,7 +296,8 @@ Result<void> File::sync_by(uint64_t offset, uint64_t length, const Call& call) {
 }
 
 Result<void> File::sync() {
-  if (memory_) memory_->has_fresh_holes.store(false);  // holes that are made from here on wait for the next sync
+  // Holes that are made from here on wait for the next sync.
+  if (memory_) memory_->has_fresh_holes.store(false);
   return sync_by(0, kWholeFile, [&] { return fdatasync(descriptor_); });
 }
 
@@ -291,7 +306,8 @@ Result<void> File::sync(uint64_t offset, uint64_t length) {
   const size_t mapped = offset + length - start;
   // PROT_NONE: in a process that locks its memory (mlockall(2), MCL_FUTURE), the kernel reads in
   // the whole of any accessible mapping.
-  void* const address = mmap(nullptr, mapped, PROT_NONE, MAP_SHARED, descriptor_, static_cast<off_t>(start));
+  void* const address =
+      mmap(nullptr, mapped, PROT_NONE, MAP_SHARED, descriptor_, static_cast<off_t>(start));
   if (address == MAP_FAILED) return sync();
   auto outcome = sync_by(offset, length, [&] { return msync(address, mapped, MS_SYNC); });
   munmap(address, mapped);
@@ -312,7 +328,8 @@ Result<void> File::write_back(uint64_t end) {
   if (sync_file_range(descriptor_, 0, 0, 0) != 0) return {};
   const auto act = [&](uint64_t offset, uint64_t length, unsigned how) {
     return tell_lost(FileOperation::kWriteBack, offset, length, [&] {
-      return sync_file_range(descriptor_, static_cast<off_t>(offset), static_cast<off_t>(length), how);
+      return sync_file_range(descriptor_, static_cast<off_t>(offset), static_cast<off_t>(length),
+                             how);
     });
   };
   uint64_t length = uint64_t{256} << 10;
@@ -343,16 +360,19 @@ Result<void> File::write_back(uint64_t end) {
 }
 
 Result<std::unique_ptr<Mapping>> File::map(uint64_t offset, uint64_t length, bool write) {
-  auto mapping = map_by(offset, length, write, write && memory_ ? memory_->synced_flags : MAP_SHARED);
+  auto mapping =
+      map_by(offset, length, write, write && memory_ ? memory_->synced_flags : MAP_SHARED);
   if (mapping) note_end(offset + length);
   return mapping;
 }
 
-Result<std::unique_ptr<Mapping>> File::map_by(uint64_t offset, uint64_t length, bool write, int flags) {
+Result<std::unique_ptr<Mapping>> File::map_by(uint64_t offset, uint64_t length, bool write,
+                                              int flags) {
   int err = observe(FileOperation::kMap, offset, length, nullptr);
   if (!err) {
     const int protection = PROT_READ | (write ? PROT_WRITE : 0);
-    void* address = mmap(nullptr, length, protection, flags, descriptor_, static_cast<off_t>(offset));
+    void* address =
+        mmap(nullptr, length, protection, flags, descriptor_, static_cast<off_t>(offset));
     // Not inherited by a child of fork(2): a mapping in a child that outlives its parent would keep
     // the parent's writer lock.
     if (address != MAP_FAILED && madvise(address, length, MADV_DONTFORK) == 0)
@@ -364,20 +384,24 @@ Result<std::unique_ptr<Mapping>> File::map_by(uint64_t offset, uint64_t length, 
 }
 
 void File::note_end(uint64_t end) {
-  for (uint64_t known = mapped_end_; known < end && !mapped_end_.compare_exchange_weak(known, end);) continue;
+  for (uint64_t known = mapped_end_; known < end && !mapped_end_.compare_exchange_weak(known, end);)
+    continue;
 }
 
 void File::forget_cached(uint64_t offset, uint64_t length) const {
-  posix_fadvise(descriptor_, static_cast<off_t>(offset), static_cast<off_t>(length), POSIX_FADV_DONTNEED);
+  posix_fadvise(descriptor_, static_cast<off_t>(offset), static_cast<off_t>(length),
+                POSIX_FADV_DONTNEED);
 }
 
 void File::read_ahead(uint64_t offset, uint64_t length) const {
-  posix_fadvise(descriptor_, static_cast<off_t>(offset), static_cast<off_t>(length), POSIX_FADV_WILLNEED);
+  posix_fadvise(descriptor_, static_cast<off_t>(offset), static_cast<off_t>(length),
+                POSIX_FADV_WILLNEED);
 }
 
 Result<struct stat> File::status() const {
   struct stat status;
-  if (fstat(descriptor_, &status) < 0) return disk_error(errno, "cannot get the status of " + path_);
+  if (fstat(descriptor_, &status) < 0)
+    return disk_error(errno, "cannot get the status of " + path_);
   return status;
 }
 
@@ -404,9 +428,13 @@ Result<uint64_t> File::seek(uint64_t from, uint64_t end, int whence) const {
   return static_cast<uint64_t>(found) < end ? static_cast<uint64_t>(found) : end;
 }
 
-Result<uint64_t> File::next_data(uint64_t from, uint64_t end) const { return seek(from, end, SEEK_DATA); }
+Result<uint64_t> File::next_data(uint64_t from, uint64_t end) const {
+  return seek(from, end, SEEK_DATA);
+}
 
-Result<uint64_t> File::next_hole(uint64_t from, uint64_t end) const { return seek(from, end, SEEK_HOLE); }
+Result<uint64_t> File::next_hole(uint64_t from, uint64_t end) const {
+  return seek(from, end, SEEK_HOLE);
+}
 
 Result<bool> File::try_lock() {
   struct flock lock = {};

@@ -43,8 +43,8 @@ class FileObserver {
   // Called before the operation, on the thread that performs it. `data` holds what a write or a
   // store is about to put at `offset`. Returns 0 to let it happen, or an errno to make it fail
   // without happening (ignored for kStore and the operations after it, which cannot fail).
-  virtual int before(FileOperation operation, const std::string& path, uint64_t offset, uint64_t length,
-                     const void* data) = 0;
+  virtual int before(FileOperation operation, const std::string& path, uint64_t offset,
+                     uint64_t length, const void* data) = 0;
   // How many of `length` bytes one system call of a read or a write moves. 0: a signal interrupts
   // the call.
   virtual size_t step(FileOperation, size_t length) { return length; }
@@ -61,7 +61,8 @@ struct PersistentMemory;
 class Mapping {
  public:
   // `stores_lost` (may be null) becomes true when the mapping is torn.
-  Mapping(void* address, size_t length, int protection, std::shared_ptr<std::atomic<bool>> stores_lost);
+  Mapping(void* address, size_t length, int protection,
+          std::shared_ptr<std::atomic<bool>> stores_lost);
   ~Mapping();
   Mapping(const Mapping&) = delete;
   Mapping& operator=(const Mapping&) = delete;
@@ -82,10 +83,13 @@ class Mapping {
 
 class File {
  public:
-  // Opens an existing regular file. Anything else (a directory, a device, a pipe) is kInvalid, without blocking on it.
-  static Result<std::shared_ptr<File>> open(const std::string& path, bool write, FileObserver* observer);
+  // Opens an existing regular file. Anything else (a directory, a device, a pipe) is kInvalid,
+  // without blocking on it.
+  static Result<std::shared_ptr<File>> open(const std::string& path, bool write,
+                                            FileObserver* observer);
   // Adopts a file that the caller has opened: duplicates the descriptor, which shares its lock.
-  static Result<std::shared_ptr<File>> adopt(const std::string& path, int descriptor, FileObserver* observer);
+  static Result<std::shared_ptr<File>> adopt(const std::string& path, int descriptor,
+                                             FileObserver* observer);
   // Creates a new file; kExists if the name is taken.
   static Result<std::shared_ptr<File>> create(const std::string& path, FileObserver* observer);
   ~File();
@@ -234,7 +238,8 @@ class File {
   mutable std::atomic<uint64_t> known_size_{0};
   std::atomic<uint64_t> mapped_end_{0};    // bytes: the end of the farthest mapping
   std::atomic<uint64_t> least_length_{0};  // bytes: the length that check_length() found missing
-  const std::shared_ptr<std::atomic<bool>> stores_lost_ = std::make_shared<std::atomic<bool>>(false);
+  const std::shared_ptr<std::atomic<bool>> stores_lost_ =
+      std::make_shared<std::atomic<bool>>(false);
   // Whether the filesystem can unshare space. It is certain after known_to_unshare_ becomes true or
   // unshares_ becomes false.
   std::atomic<bool> unshares_{true};

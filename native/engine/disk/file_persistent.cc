@@ -38,7 +38,9 @@ void each_window(uint64_t offset, uint64_t length, const Visit& visit) {
   }
 }
 
-char* bytes_of(const std::unique_ptr<Mapping>& mapping) { return reinterpret_cast<char*>(mapping->words()); }
+char* bytes_of(const std::unique_ptr<Mapping>& mapping) {
+  return reinterpret_cast<char*>(mapping->words());
+}
 
 }  // namespace
 

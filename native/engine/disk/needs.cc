@@ -32,9 +32,11 @@ Result<void> check_sparse(File& file) {
   PCOW_TRY(file.resize(kLength));
   auto status = file.status();
   if (!status) return status.error();
-  if (static_cast<uint64_t>(status->st_blocks) * 512 >= kLength / 2) return lacking(file.path(), "has no sparse files");
+  if (static_cast<uint64_t>(status->st_blocks) * 512 >= kLength / 2)
+    return lacking(file.path(), "has no sparse files");
   auto data = file.next_data(0, kLength);
-  return there(data ? Result<void>() : Result<void>(data.error()), file, "cannot tell where files have data");
+  return there(data ? Result<void>() : Result<void>(data.error()), file,
+               "cannot tell where files have data");
 }
 
 Result<bool> reads_as(const File& file, const char* page) {
@@ -70,7 +72,9 @@ Result<void> check_mappings(File& file) {
   PCOW_TRY(file.write(kPlace, page, sizeof page));
   const bool mapped = memcmp((*mapping)->words(), page, sizeof page) == 0;
   if (file.is_torn()) return file.torn();
-  return *read && mapped ? Result<void>() : lacking(file.path(), "keeps shared mappings apart from reads and writes");
+  return *read && mapped
+             ? Result<void>()
+             : lacking(file.path(), "keeps shared mappings apart from reads and writes");
 }
 
 Result<void> try_all(File& file) {
@@ -82,14 +86,16 @@ Result<void> try_all(File& file) {
 }  // namespace
 
 Error lacking(const std::string& path, const std::string& lack) {
-  return {Code::kUnsupported, path + ": the filesystem there " + lack + ", and an image needs that: use ext4 or XFS"};
+  return {Code::kUnsupported,
+          path + ": the filesystem there " + lack + ", and an image needs that: use ext4 or XFS"};
 }
 
 Result<void> check_needs(const std::string& path) {
   auto file = File::open(path, true, nullptr);
   if (!file) return file.error();
   auto outcome = try_all(**file);
-  if (outcome && ftruncate((*file)->descriptor(), 0) != 0) return disk_error(errno, "cannot empty " + path);
+  if (outcome && ftruncate((*file)->descriptor(), 0) != 0)
+    return disk_error(errno, "cannot empty " + path);
   return outcome;
 }
 

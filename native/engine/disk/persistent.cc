@@ -89,7 +89,8 @@ void copy(void* to, const void* from, size_t length) {
 }
 
 void touch(void* from, size_t length) {
-  for (auto* page = static_cast<char*>(from); page < static_cast<char*>(from) + length; page += kPageSize)
+  for (auto* page = static_cast<char*>(from); page < static_cast<char*>(from) + length;
+       page += kPageSize)
     asm volatile("lock orq $0, %0" : "+m"(*reinterpret_cast<uint64_t*>(page)) : : "memory", "cc");
 }
 
@@ -100,7 +101,8 @@ void flush(const void*, size_t) {}
 void fence() { std::atomic_thread_fence(std::memory_order_seq_cst); }
 void copy(void* to, const void* from, size_t length) { memcpy(to, from, length); }
 void touch(void* from, size_t length) {
-  for (auto* page = static_cast<char*>(from); page < static_cast<char*>(from) + length; page += kPageSize)
+  for (auto* page = static_cast<char*>(from); page < static_cast<char*>(from) + length;
+       page += kPageSize)
     std::atomic_ref<uint64_t>(*reinterpret_cast<uint64_t*>(page)).fetch_add(0);
 }
 
@@ -110,11 +112,14 @@ void touch(void* from, size_t length) {
 
 bool is_in_persistent_memory(int descriptor) {
   struct statx status;
-  if (!cpu::can_flush() || statx(descriptor, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, 0, &status) != 0) return false;
+  if (!cpu::can_flush() ||
+      statx(descriptor, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, 0, &status) != 0)
+    return false;
   if (!(status.stx_attributes_mask & status.stx_attributes & STATX_ATTR_DAX)) return false;
   // Only a mapping that the kernel grants counts: the device may be too slow for it, or its driver
   // may not support it (mmap(2), MAP_SYNC).
-  void* const tried = mmap(nullptr, kPageSize, PROT_NONE, MAP_SHARED_VALIDATE | MAP_SYNC, descriptor, 0);
+  void* const tried =
+      mmap(nullptr, kPageSize, PROT_NONE, MAP_SHARED_VALIDATE | MAP_SYNC, descriptor, 0);
   if (tried == MAP_FAILED) return false;
   munmap(tried, kPageSize);
   return true;

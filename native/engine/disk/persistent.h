@@ -40,7 +40,8 @@ void touch(void* from, size_t length);
 
 }  // namespace cpu
 
-// Whether the file lies in persistent memory that can be mapped with MAP_SYNC, and this processor can flush.
+// Whether the file lies in persistent memory that can be mapped with MAP_SYNC, and this processor
+// can flush.
 bool is_in_persistent_memory(int descriptor);
 
 // How the engine stores into a file in persistent memory: through mappings of parts of it, which
@@ -62,7 +63,8 @@ struct PersistentMemory {
   // Shared: stores. Exclusive: taking a page away, or changing the two fields below.
   std::shared_mutex mutex;
   std::map<uint64_t, Window> windows;  // by number
-  BlockSet ready;                      // pages that have space of their own and their place, durably
+  // Pages that have space of their own and their place, durably.
+  BlockSet ready;
 
   // Some holes may not be durable yet: only a sync makes them so.
   std::atomic<bool> has_fresh_holes{false};

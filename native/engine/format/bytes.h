@@ -7,7 +7,8 @@
 
 namespace pcow {
 
-static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "table entries are mapped: the host must be little-endian");
+static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__,
+              "table entries are mapped: the host must be little-endian");
 
 template <typename T>
 T get_field(const uint8_t* bytes, size_t offset) {

@@ -25,7 +25,8 @@ uint32_t checksum_of(const Geometry& geometry, const char* block, uint16_t mask)
   uint32_t sum = 0;
   for (uint32_t number = 0; number < geometry.sub_blocks(); number++)
     if (mask >> number & 1)
-      sum = crc32c(block + (size_t{number} << geometry.sub_block_shift()), geometry.sub_block_size(), sum);
+      sum = crc32c(block + (size_t{number} << geometry.sub_block_shift()),
+                   geometry.sub_block_size(), sum);
   return sum;
 }
 
@@ -58,7 +59,8 @@ Result<ChecksumPage> ChecksumPage::decode(const uint8_t* bytes, uint64_t layer, 
   memcpy(copy, bytes, sizeof copy);
   put_field(copy, kPageChecksumAt, uint32_t{0});
   if (crc32c(copy, sizeof copy) != get_field<uint32_t>(bytes, kPageChecksumAt) ||
-      get_field<uint64_t>(bytes, kLayerAt) != layer || get_field<uint64_t>(bytes, kChunkAt) != chunk)
+      get_field<uint64_t>(bytes, kLayerAt) != layer ||
+      get_field<uint64_t>(bytes, kChunkAt) != chunk)
     return Error(Code::kCorrupt, where + ": a page of checksums is damaged");
   for (size_t i = 0; i < kBlocksPerChunk; i++) {
     page.covered[i] = get_field<uint16_t>(bytes, kCoveredAt + i * sizeof covered[0]);
@@ -67,19 +69,24 @@ Result<ChecksumPage> ChecksumPage::decode(const uint8_t* bytes, uint64_t layer, 
   return page;
 }
 
-void checksum_blocks(const File& file, const Geometry& geometry, const std::vector<HeldBlock>& blocks,
+void checksum_blocks(const File& file, const Geometry& geometry,
+                     const std::vector<HeldBlock>& blocks,
                      const std::function<void(const HeldBlock&, Result<uint32_t>)>& use) {
   const size_t most = std::max<uint64_t>(1, kLargestRead >> geometry.block_shift());
   std::vector<char> bytes;
   for (size_t first = 0; first < blocks.size();) {
     size_t end = first + 1;
-    while (end < blocks.size() && end - first < most && blocks[end].index == blocks[end - 1].index + 1) end++;
-    const bool together = read_blocks(file, geometry, blocks[first].index, end - first, &bytes).ok();
+    while (end < blocks.size() && end - first < most &&
+           blocks[end].index == blocks[end - 1].index + 1)
+      end++;
+    const bool together =
+        read_blocks(file, geometry, blocks[first].index, end - first, &bytes).ok();
     for (size_t i = first; i < end; i++) {
       Result<void> alone;
       if (!together) alone = read_blocks(file, geometry, blocks[i].index, 1, &bytes);
       const char* at = bytes.data() + (together ? (i - first) << geometry.block_shift() : 0);
-      use(blocks[i], alone ? Result<uint32_t>(checksum_of(geometry, at, blocks[i].mask)) : alone.error());
+      use(blocks[i],
+          alone ? Result<uint32_t>(checksum_of(geometry, at, blocks[i].mask)) : alone.error());
     }
     first = end;
   }
@@ -99,7 +106,8 @@ Result<std::shared_ptr<const ChecksumPage>> Checksums::page(uint64_t chunk) cons
     if (last_chunk_ == chunk) return last_page_;
   }
   uint8_t bytes[kPageSize];
-  PCOW_TRY(file_->read_all((first_block_ << geometry_.block_shift()) + chunk * kPageSize, bytes, sizeof bytes));
+  PCOW_TRY(file_->read_all((first_block_ << geometry_.block_shift()) + chunk * kPageSize, bytes,
+                           sizeof bytes));
   auto decoded = ChecksumPage::decode(bytes, layer_, chunk, file_->path());
   if (!decoded) return decoded.error();
   auto page = std::make_shared<const ChecksumPage>(*decoded);
@@ -124,17 +132,21 @@ Result<void> Checksums::verify(uint64_t block, uint32_t index) const {
     const uint16_t covered = (*found)->covered[i];
     Result<void> outcome;
     if (covered)
-      checksum_blocks(*file_, geometry_, {{block, index, covered}}, [&](const HeldBlock&, Result<uint32_t> sum) {
-        if (!sum) {
-          outcome = sum.error();
-        } else if (*sum != (*found)->sums[i]) {
-          const uint64_t offset = block << geometry_.block_shift();
-          outcome =
-              Error(Code::kCorrupt, file_->path() + ": bytes " + std::to_string(offset) + " to " +
-                                        std::to_string(offset + geometry_.block_size() - 1) + " of " + name_ +
-                                        " are damaged: they do not match their checksum; pcow scrub lists all damage");
-        }
-      });
+      checksum_blocks(*file_, geometry_, {{block, index, covered}},
+                      [&](const HeldBlock&, Result<uint32_t> sum) {
+                        if (!sum) {
+                          outcome = sum.error();
+                        } else if (*sum != (*found)->sums[i]) {
+                          const uint64_t offset = block << geometry_.block_shift();
+                          outcome =
+                              Error(Code::kCorrupt,
+                                    file_->path() + ": bytes " + std::to_string(offset) + " to " +
+                                        std::to_string(offset + geometry_.block_size() - 1) +
+                                        " of " + name_ +
+                                        " are damaged: they do not match their checksum; pcow "
+                                        "scrub lists all damage");
+                        }
+                      });
     PCOW_TRY(outcome);
   }
   const std::lock_guard lock(mutex_);

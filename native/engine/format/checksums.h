@@ -20,11 +20,13 @@ namespace pcow {
 // The checksums of a chunk: one page of the file.
 struct ChecksumPage {
   std::array<uint16_t, kBlocksPerChunk> covered{};  // sub-blocks
-  std::array<uint32_t, kBlocksPerChunk> sums{};     // of the covered sub-blocks of a block, one after the other
+  // Of the covered sub-blocks of a block, one after the other.
+  std::array<uint32_t, kBlocksPerChunk> sums{};
 
   std::array<uint8_t, kPageSize> encode(uint64_t layer, uint64_t chunk) const;
   // kCorrupt if the page is neither empty nor of this chunk of this layer.
-  static Result<ChecksumPage> decode(const uint8_t* bytes, uint64_t layer, uint64_t chunk, const std::string& where);
+  static Result<ChecksumPage> decode(const uint8_t* bytes, uint64_t layer, uint64_t chunk,
+                                     const std::string& where);
 };
 
 // Sub-blocks of a layer's block, in a block of the file.
@@ -36,7 +38,8 @@ struct HeldBlock {
 
 // Calls `use` with the checksum of each, or with the reason why its bytes cannot be read.
 // Neighbours are read together.
-void checksum_blocks(const File& file, const Geometry& geometry, const std::vector<HeldBlock>& blocks,
+void checksum_blocks(const File& file, const Geometry& geometry,
+                     const std::vector<HeldBlock>& blocks,
                      const std::function<void(const HeldBlock&, Result<uint32_t>)>& use);
 
 // The checksums of one layer. The range that holds them does not change. Any thread may use them.

@@ -31,7 +31,8 @@ uint32_t portable(const uint8_t* data, size_t length, uint32_t crc) {
 }
 
 #if defined(__x86_64__)
-__attribute__((target("sse4.2"))) uint32_t accelerated(const uint8_t* data, size_t length, uint32_t crc) {
+__attribute__((target("sse4.2"))) uint32_t accelerated(const uint8_t* data, size_t length,
+                                                       uint32_t crc) {
   uint64_t wide = crc;
   for (; length >= 8; data += 8, length -= 8) {
     uint64_t word;
@@ -54,7 +55,8 @@ uint32_t crc32c(const void* data, size_t length, uint32_t seed) {
   return ~portable(bytes, length, ~seed);
 }
 
-std::optional<std::vector<uint8_t>> mend_one_bit(std::vector<uint8_t> structure, size_t checksum_at) {
+std::optional<std::vector<uint8_t>> mend_one_bit(std::vector<uint8_t> structure,
+                                                 size_t checksum_at) {
   const auto stored = get_field<uint32_t>(structure.data(), checksum_at);
   put_field(structure.data(), checksum_at, uint32_t{0});
   const uint32_t computed = crc32c(structure.data(), structure.size());

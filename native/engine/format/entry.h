@@ -38,8 +38,8 @@ struct Entry {
 // `durable` without `written`, or an index with nothing written.
 constexpr bool entry_is_sound(uint64_t word, uint16_t full_mask) {
   const Entry entry = Entry::unpack(word);
-  return (word >> 62) == 0 && (entry.written & ~full_mask) == 0 && (entry.durable & ~entry.written) == 0 &&
-         (entry.index == 0 || entry.written != 0);
+  return (word >> 62) == 0 && (entry.written & ~full_mask) == 0 &&
+         (entry.durable & ~entry.written) == 0 && (entry.index == 0 || entry.written != 0);
 }
 
 }  // namespace pcow

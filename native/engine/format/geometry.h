@@ -16,7 +16,8 @@ inline constexpr uint32_t kDefaultBlockSize = 65536;
 inline constexpr uint64_t kMinImageSize = uint64_t{64} << 10;
 inline constexpr uint64_t kMaxImageSize = uint64_t{64} << 40;
 inline constexpr uint64_t kMaxBlockIndex = (uint64_t{1} << 30) - 1;
-inline constexpr uint32_t kMaxLayers = 65535;                // of an image; also of a chain of bases
+// Of an image; also of a chain of bases.
+inline constexpr uint32_t kMaxLayers = 65535;
 inline constexpr uint32_t kMaxChainLayers = 2 * kMaxLayers;  // an image's own and its bases'
 inline constexpr uint32_t kMaxSubBlocks = 16;
 inline constexpr uint32_t kMaxNameLength = 255;
@@ -31,13 +32,21 @@ class Geometry {
   constexpr uint32_t block_shift() const { return block_shift_; }
   constexpr uint32_t block_size() const { return uint32_t{1} << block_shift_; }
   // A sixteenth of a block, but at least a page.
-  constexpr uint32_t sub_block_shift() const { return block_shift_ - 4 < 12 ? 12 : block_shift_ - 4; }
+  constexpr uint32_t sub_block_shift() const {
+    return block_shift_ - 4 < 12 ? 12 : block_shift_ - 4;
+  }
   constexpr uint32_t sub_block_size() const { return uint32_t{1} << sub_block_shift(); }
-  constexpr uint32_t sub_blocks() const { return uint32_t{1} << (block_shift_ - sub_block_shift()); }
+  constexpr uint32_t sub_blocks() const {
+    return uint32_t{1} << (block_shift_ - sub_block_shift());
+  }
   // The mask of all sub-blocks of a block.
-  constexpr uint16_t full_mask() const { return static_cast<uint16_t>((uint32_t{1} << sub_blocks()) - 1); }
+  constexpr uint16_t full_mask() const {
+    return static_cast<uint16_t>((uint32_t{1} << sub_blocks()) - 1);
+  }
 
-  constexpr uint64_t blocks_for(uint64_t bytes) const { return (bytes + block_size() - 1) >> block_shift_; }
+  constexpr uint64_t blocks_for(uint64_t bytes) const {
+    return (bytes + block_size() - 1) >> block_shift_;
+  }
   constexpr uint64_t chunks_for(uint64_t bytes) const {
     return (blocks_for(bytes) + kBlocksPerChunk - 1) / kBlocksPerChunk;
   }
@@ -53,7 +62,8 @@ class Geometry {
     return addressable < kMaxImageSize ? addressable : kMaxImageSize;
   }
 
-  // The mask of the sub-blocks that bytes [from, to) of a block touch; 0 <= from < to <= block_size().
+  // The mask of the sub-blocks that bytes [from, to) of a block touch; 0 <= from < to <=
+  // block_size().
   constexpr uint16_t touched_mask(uint32_t from, uint32_t to) const {
     const uint32_t first = from >> sub_block_shift();
     const uint32_t last = (to - 1) >> sub_block_shift();

@@ -60,11 +60,13 @@ size_t utf8_length(const std::string& text, size_t at) {
 
 // Whether the ranges of whole blocks are inside the file, behind the superblocks, and do not
 // overlap.
-bool ranges_are_apart(std::vector<std::pair<uint64_t, uint64_t>> ranges, const Geometry& geometry, uint64_t file_size) {
+bool ranges_are_apart(std::vector<std::pair<uint64_t, uint64_t>> ranges, const Geometry& geometry,
+                      uint64_t file_size) {
   std::sort(ranges.begin(), ranges.end());
   uint64_t end = geometry.superblock_blocks() << geometry.block_shift();
   for (const auto& [offset, length] : ranges) {
-    if (offset % geometry.block_size() || offset < end || length > file_size || offset > file_size - length)
+    if (offset % geometry.block_size() || offset < end || length > file_size ||
+        offset > file_size - length)
       return false;
     end = offset + round_up<uint64_t>(length, geometry.block_size());
   }
@@ -74,8 +76,8 @@ bool ranges_are_apart(std::vector<std::pair<uint64_t, uint64_t>> ranges, const G
 }  // namespace
 
 const Layer* LayerDirectory::find(uint64_t id) const {
-  const auto at =
-      std::lower_bound(layers.begin(), layers.end(), id, [](const Layer& l, uint64_t i) { return l.id < i; });
+  const auto at = std::lower_bound(layers.begin(), layers.end(), id,
+                                   [](const Layer& l, uint64_t i) { return l.id < i; });
   return at != layers.end() && at->id == id ? &*at : nullptr;
 }
 
@@ -85,7 +87,8 @@ Layer* LayerDirectory::find(uint64_t id) {
 
 const Layer* LayerDirectory::find(const std::string& name) const {
   if (name.empty()) return nullptr;
-  const auto at = std::find_if(layers.begin(), layers.end(), [&](const Layer& l) { return l.name == name; });
+  const auto at =
+      std::find_if(layers.begin(), layers.end(), [&](const Layer& l) { return l.name == name; });
   return at != layers.end() ? &*at : nullptr;
 }
 
@@ -95,8 +98,9 @@ uint64_t LayerDirectory::count_children(uint64_t id) const {
 }
 
 uint64_t LayerDirectory::features() const {
-  return std::any_of(layers.begin(), layers.end(), [](const Layer& l) { return l.checksums != 0; }) ? kLayerChecksums
-                                                                                                    : 0;
+  return std::any_of(layers.begin(), layers.end(), [](const Layer& l) { return l.checksums != 0; })
+             ? kLayerChecksums
+             : 0;
 }
 
 void LayerDirectory::erase(uint64_t id) {
@@ -116,7 +120,8 @@ std::vector<uint8_t> LayerDirectory::encode(const Uuid& image) const {
     put_field(record, kTableOffsetAt, layer.table_offset);
     put_field(record, kTableLengthAt, layer.table_length);
     put_field(record, kLayerFlagsAt,
-              (layer.hidden ? kHiddenFlag : uint32_t{0}) | (layer.automatic ? kAutomaticFlag : uint32_t{0}) |
+              (layer.hidden ? kHiddenFlag : uint32_t{0}) |
+                  (layer.automatic ? kAutomaticFlag : uint32_t{0}) |
                   layer.checksums << kChecksumsShift);
     put_field(record, kNameLengthAt, static_cast<uint32_t>(layer.name.size()));
     put_field(record, kIdentityAt, layer.identity);
@@ -131,8 +136,9 @@ std::vector<uint8_t> LayerDirectory::encode(const Uuid& image) const {
   return bytes;
 }
 
-Result<LayerDirectory> LayerDirectory::decode(const std::vector<uint8_t>& bytes, const Superblock& superblock,
-                                              uint64_t file_size, const std::string& where) {
+Result<LayerDirectory> LayerDirectory::decode(const std::vector<uint8_t>& bytes,
+                                              const Superblock& superblock, uint64_t file_size,
+                                              const std::string& where) {
   const auto corrupt = [&](const std::string& what) {
     return Error(Code::kCorrupt, where + ": the layer directory " + what);
   };
@@ -143,7 +149,8 @@ Result<LayerDirectory> LayerDirectory::decode(const std::vector<uint8_t>& bytes,
   put_field(copy.data(), kDirectoryChecksumAt, uint32_t{0});
   if (crc32c(copy.data(), copy.size()) != get_field<uint32_t>(bytes.data(), kDirectoryChecksumAt))
     return corrupt("has a wrong checksum");
-  if (get_field<Uuid>(bytes.data(), kDirectoryUuidAt) != superblock.uuid) return corrupt("belongs to another image");
+  if (get_field<Uuid>(bytes.data(), kDirectoryUuidAt) != superblock.uuid)
+    return corrupt("belongs to another image");
 
   const Geometry geometry(superblock.block_shift);
   LayerDirectory directory;
@@ -152,7 +159,8 @@ Result<LayerDirectory> LayerDirectory::decode(const std::vector<uint8_t>& bytes,
   const auto count = get_field<uint32_t>(bytes.data(), kCountAt);
   if (count == 0 || count > kMaxLayers) return corrupt("has an impossible number of layers");
 
-  std::vector<std::pair<uint64_t, uint64_t>> ranges = {{superblock.directory_offset, superblock.directory_length}};
+  std::vector<std::pair<uint64_t, uint64_t>> ranges = {
+      {superblock.directory_offset, superblock.directory_length}};
   size_t at = kHeaderLength;
   std::unordered_set<std::string> names;
   uint64_t last_id = 0;
@@ -169,7 +177,8 @@ Result<LayerDirectory> LayerDirectory::decode(const std::vector<uint8_t>& bytes,
     const auto flags = get_field<uint32_t>(record, kLayerFlagsAt);
     layer.hidden = flags & kHiddenFlag;
     layer.automatic = flags & kAutomaticFlag;
-    if (superblock.read_only_compatible & kLayerChecksums) layer.checksums = flags >> kChecksumsShift;
+    if (superblock.read_only_compatible & kLayerChecksums)
+      layer.checksums = flags >> kChecksumsShift;
     layer.identity = get_field<uint64_t>(record, kIdentityAt);
     const auto name_length = get_field<uint32_t>(record, kNameLengthAt);
     at += kRecordLength;
@@ -179,13 +188,16 @@ Result<LayerDirectory> LayerDirectory::decode(const std::vector<uint8_t>& bytes,
     at += round_up<size_t>(name_length, 8);
 
     const std::string which = "describes layer " + std::to_string(layer.id) + " with ";
-    if (layer.id <= last_id || layer.id >= directory.next_id) return corrupt(which + "an id out of order");
+    if (layer.id <= last_id || layer.id >= directory.next_id)
+      return corrupt(which + "an id out of order");
     last_id = layer.id;
     if (layer.parent && (layer.parent >= layer.id || !directory.find(layer.parent)))
       return corrupt(which + "a parent that does not come before it");
-    if (layer.size < kMinImageSize || layer.size > geometry.max_image_size() || layer.size % kPageSize)
+    if (layer.size < kMinImageSize || layer.size > geometry.max_image_size() ||
+        layer.size % kPageSize)
       return corrupt(which + "an impossible size");
-    if (layer.table_length != geometry.table_length(layer.size)) return corrupt(which + "a table of the wrong length");
+    if (layer.table_length != geometry.table_length(layer.size))
+      return corrupt(which + "a table of the wrong length");
     if (const Layer* parent = directory.find(layer.parent); parent && parent->size > layer.size)
       return corrupt(which + "a size smaller than its parent's");
     const bool named = layer.id != directory.active && !layer.hidden;
@@ -194,7 +206,8 @@ Result<LayerDirectory> LayerDirectory::decode(const std::vector<uint8_t>& bytes,
       return corrupt(which + "a name that is not allowed");
     ranges.emplace_back(layer.table_offset, layer.table_length);
     if (layer.checksums) {
-      if (layer.id == directory.active) return corrupt(which + "checksums, which an active layer cannot have");
+      if (layer.id == directory.active)
+        return corrupt(which + "checksums, which an active layer cannot have");
       ranges.emplace_back(uint64_t{layer.checksums} << geometry.block_shift(), layer.table_length);
     }
     directory.layers.push_back(std::move(layer));
@@ -208,18 +221,23 @@ Result<LayerDirectory> LayerDirectory::decode(const std::vector<uint8_t>& bytes,
   return directory;
 }
 
-Result<std::vector<uint8_t>> read_layer_directory_bytes(const File& file, const Superblock& superblock) {
+Result<std::vector<uint8_t>> read_layer_directory_bytes(const File& file,
+                                                        const Superblock& superblock) {
   auto file_size = file.size();
   if (!file_size) return file_size.error();
-  constexpr uint64_t longest = kHeaderLength + uint64_t{kMaxLayers} * (kRecordLength + round_up(kMaxNameLength, 8u));
+  constexpr uint64_t longest =
+      kHeaderLength + uint64_t{kMaxLayers} * (kRecordLength + round_up(kMaxNameLength, 8u));
   if (superblock.directory_length < kHeaderLength || superblock.directory_length > longest ||
       superblock.directory_length > *file_size ||
       superblock.directory_offset > *file_size - superblock.directory_length)
-    return Error(Code::kCorrupt, file.path() + ": the layer directory lies outside the file (was the file truncated?)");
+    return Error(
+        Code::kCorrupt,
+        file.path() + ": the layer directory lies outside the file (was the file truncated?)");
   std::vector<uint8_t> bytes(superblock.directory_length);
   auto length = file.read(superblock.directory_offset, bytes.data(), bytes.size());
   if (!length) return length.error();
-  if (*length != bytes.size()) return Error(Code::kCorrupt, file.path() + ": the layer directory is cut off");
+  if (*length != bytes.size())
+    return Error(Code::kCorrupt, file.path() + ": the layer directory is cut off");
   return bytes;
 }
 
@@ -238,12 +256,15 @@ uint64_t identity_of(const Layer& layer, const Uuid& image) {
 uint64_t random_identity() {
   // Six bits of a UUID are fixed, at different positions in its two halves.
   const Uuid random = random_uuid();
-  const uint64_t identity = get_field<uint64_t>(random.data(), 0) ^ get_field<uint64_t>(random.data(), 8) << 1;
+  const uint64_t identity =
+      get_field<uint64_t>(random.data(), 0) ^ get_field<uint64_t>(random.data(), 8) << 1;
   return identity ? identity : 1;
 }
 
 Result<void> check_snapshot_name(const std::string& name) {
-  const auto invalid = [&](const std::string& why) { return Error(Code::kInvalid, "a snapshot's name " + why); };
+  const auto invalid = [&](const std::string& why) {
+    return Error(Code::kInvalid, "a snapshot's name " + why);
+  };
   if (name.empty()) return invalid("cannot be empty");
   if (name.size() > kMaxNameLength)
     return invalid("has at most " + std::to_string(kMaxNameLength) + " bytes; this one has " +
@@ -251,8 +272,10 @@ Result<void> check_snapshot_name(const std::string& name) {
   if (name == "." || name == "..") return invalid("cannot be \"" + name + "\"");
   for (size_t at = 0; at < name.size();) {
     const auto byte = static_cast<uint8_t>(name[at]);
-    if (byte == '/' || byte == '@') return invalid(std::string("cannot hold \"") + name[at] + "\": " + name);
-    if (byte <= ' ' || byte == 0x7f) return invalid("cannot hold spaces, newlines or control characters");
+    if (byte == '/' || byte == '@')
+      return invalid(std::string("cannot hold \"") + name[at] + "\": " + name);
+    if (byte <= ' ' || byte == 0x7f)
+      return invalid("cannot hold spaces, newlines or control characters");
     const size_t length = utf8_length(name, at);
     if (length == 0) return invalid("must be valid UTF-8");
     at += length;

@@ -13,7 +13,8 @@ namespace pcow {
 
 struct Layer {
   uint64_t id = 0;
-  uint64_t parent = 0;        // id, always smaller than `id`; 0: a root, which stands on the image's base, if any
+  // Id, always smaller than `id`; 0: a root, which stands on the image's base, if any.
+  uint64_t parent = 0;
   int64_t time_ns = 0;        // when it was frozen (or made, for the active layer), since the epoch
   uint64_t size = 0;          // bytes of the flat file
   uint64_t table_offset = 0;  // bytes
@@ -21,8 +22,9 @@ struct Layer {
   bool hidden = false;        // has no name, but its children still need it
   bool automatic = false;     // made by Pcow itself, for a clone
   uint64_t identity = 0;      // of the content, random; 0: none was recorded, see identity_of()
-  uint32_t checksums = 0;     // the first block of its checksums, which are as long as the table; 0: none
-  std::string name;           // empty: the active layer, or a hidden one
+  // The first block of its checksums, which are as long as the table; 0: none.
+  uint32_t checksums = 0;
+  std::string name;  // empty: the active layer, or a hidden one
 };
 
 struct LayerDirectory {
@@ -45,14 +47,16 @@ struct LayerDirectory {
   std::vector<uint8_t> encode(const Uuid& image) const;
   // Checks everything that can be checked without reading tables: that ranges are inside the file
   // and do not overlap, that parents come before children, names, and counts.
-  static Result<LayerDirectory> decode(const std::vector<uint8_t>& bytes, const Superblock& superblock,
-                                       uint64_t file_size, const std::string& where);
+  static Result<LayerDirectory> decode(const std::vector<uint8_t>& bytes,
+                                       const Superblock& superblock, uint64_t file_size,
+                                       const std::string& where);
 };
 
 inline constexpr size_t kDirectoryChecksumOffset = 8;  // in the encoded layer directory
 
 // The layer directory that the superblock names: its bytes in the file, or decoded.
-Result<std::vector<uint8_t>> read_layer_directory_bytes(const File& file, const Superblock& superblock);
+Result<std::vector<uint8_t>> read_layer_directory_bytes(const File& file,
+                                                        const Superblock& superblock);
 Result<LayerDirectory> read_layer_directory(const File& file, const Superblock& superblock);
 
 // The identity of a frozen layer's content, equal in all images that the layer is sent to.

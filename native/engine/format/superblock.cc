@@ -89,7 +89,8 @@ Uuid read_boot_id() {
 uint32_t version_of(const uint8_t* page) { return get_field<uint32_t>(page, kVersionAt); }
 
 Error newer_version(const uint8_t* page, const std::string& where) {
-  return Error(Code::kUnsupported, where + " has format version " + std::to_string(version_of(page)) +
+  return Error(Code::kUnsupported, where + " has format version " +
+                                       std::to_string(version_of(page)) +
                                        "; this program knows version " + std::to_string(kVersion));
 }
 
@@ -98,7 +99,8 @@ bool needs_unknown_features(const uint8_t* page) {
 }
 
 Error unknown_features(const std::string& where) {
-  return Error(Code::kUnsupported, where + " uses features that this program does not know: a newer pcow is needed");
+  return Error(Code::kUnsupported,
+               where + " uses features that this program does not know: a newer pcow is needed");
 }
 
 }  // namespace
@@ -190,7 +192,8 @@ std::array<uint8_t, kPageSize> Superblock::encode() const {
 Result<Superblock> Superblock::decode(const uint8_t* page, const std::string& where) {
   if (memcmp(page + kMagicAt, kMagic, sizeof kMagic) != 0)
     return Error(Code::kNotAnImage, where + " is not a Pcow image (no magic number at its start)");
-  if (!is_intact_slot(page)) return Error(Code::kCorrupt, where + ": the superblock's checksum is wrong");
+  if (!is_intact_slot(page))
+    return Error(Code::kCorrupt, where + ": the superblock's checksum is wrong");
   if (version_of(page) != kVersion) return newer_version(page, where);
   if (needs_unknown_features(page)) return unknown_features(where);
   Superblock superblock;
@@ -217,7 +220,8 @@ Result<Superblock> Superblock::decode(const uint8_t* page, const std::string& wh
     return Error(Code::kCorrupt, where + ": the superblock gives an impossible generation");
   const auto base_length = get_field<uint32_t>(page, kBasePathLengthAt);
   if (base_length > kMaxBasePathLength)
-    return Error(Code::kCorrupt, where + ": the superblock gives an impossible length of the base's path");
+    return Error(Code::kCorrupt,
+                 where + ": the superblock gives an impossible length of the base's path");
   if (base_length) {
     BaseReference base;
     base.path.assign(reinterpret_cast<const char*>(page) + kBasePathAt, base_length);
@@ -244,7 +248,8 @@ Result<void> check_supported(const uint8_t* slots, const std::string& where) {
     const uint8_t* other = slots + (1 - number) * kPageSize;
     if (!is_intact_slot(page) || !needs_unknown_features(page)) continue;
     // If the other slot is newer, the program that knew the feature no longer needs it.
-    if (!is_intact_slot(other) || get_field<uint64_t>(page, kGenerationAt) >= get_field<uint64_t>(other, kGenerationAt))
+    if (!is_intact_slot(other) ||
+        get_field<uint64_t>(page, kGenerationAt) >= get_field<uint64_t>(other, kGenerationAt))
       return unknown_features(where);
   }
   return {};
@@ -260,7 +265,8 @@ Result<Superblock> choose_superblock(const uint8_t* slots, const std::string& wh
   for (const uint64_t number : {0, 1}) {
     auto slot = Superblock::decode(slots + number * kPageSize, where);
     if (!slot) {
-      if (slot.error().code == Code::kUnsupported) continue;  // the older one: see check_supported()
+      // The older one: see check_supported().
+      if (slot.error().code == Code::kUnsupported) continue;
       if (is_intact_slot(slots + number * kPageSize)) return slot.error();
       // Neither slot is intact: report the more specific error.
       if (!torn || torn->code == Code::kNotAnImage) torn = slot.error();
@@ -269,7 +275,8 @@ Result<Superblock> choose_superblock(const uint8_t* slots, const std::string& wh
     // The next superblock goes into the slot that does not count only if each generation is in its
     // own slot.
     if ((slot->generation & 1) != number)
-      return contradiction("superblock slot " + std::to_string(number) + " holds a generation of the other slot");
+      return contradiction("superblock slot " + std::to_string(number) +
+                           " holds a generation of the other slot");
     if (newest && (newest->uuid != slot->uuid || newest->block_shift != slot->block_shift))
       return contradiction("the two superblock slots are of different images");
     if (!newest || slot->generation > newest->generation) newest = std::move(*slot);

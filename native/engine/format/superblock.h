@@ -23,17 +23,19 @@ struct BaseReference {
   std::string path;  // as stored: absolute, or relative to the directory of the image
   Uuid uuid{};
   uint64_t layer = 0;
-  uint64_t identity = 0;  // of that layer's content (identity_of()); 0: older software wrote the reference
+  // Of that layer's content (identity_of()); 0: older software wrote the reference.
+  uint64_t identity = 0;
 };
 
 // Where a writer had the image open. Within one boot it tells whether the file's page cache is
 // still the same (page_cache.h). All zeros: older software wrote it, or the filesystem tells
 // nothing reliable.
 struct CacheToken {
-  uint64_t device = 0;      // st_dev
-  uint64_t inode = 0;       // st_ino
-  uint64_t mount = 0;       // the unique id of the mount (statx(2)); 0: the kernel has none
-  uint64_t filesystem = 0;  // the inode of the filesystem's directory in /sys/fs, made anew by each mount; 0: none
+  uint64_t device = 0;  // st_dev
+  uint64_t inode = 0;   // st_ino
+  uint64_t mount = 0;   // the unique id of the mount (statx(2)); 0: the kernel has none
+  // The inode of the filesystem's directory in /sys/fs, made anew by each mount; 0: none.
+  uint64_t filesystem = 0;
   bool operator==(const CacheToken&) const = default;
 };
 

@@ -8,11 +8,14 @@
 namespace pcow {
 namespace {
 
-constexpr uint64_t chunks_of(uint64_t entries) { return (entries + kBlocksPerChunk - 1) / kBlocksPerChunk; }
+constexpr uint64_t chunks_of(uint64_t entries) {
+  return (entries + kBlocksPerChunk - 1) / kBlocksPerChunk;
+}
 
 }  // namespace
 
-Result<std::vector<ChunkRange>> present_chunks(const File& file, uint64_t table_offset, uint64_t entries) {
+Result<std::vector<ChunkRange>> present_chunks(const File& file, uint64_t table_offset,
+                                               uint64_t entries) {
   std::vector<ChunkRange> ranges;
   const uint64_t end = table_offset + chunks_of(entries) * kPageSize;
   for (uint64_t at = table_offset; at < end;) {
@@ -35,18 +38,19 @@ Result<std::vector<ChunkRange>> present_chunks(const File& file, uint64_t table_
 }
 
 bool contains(const std::vector<ChunkRange>& ranges, uint64_t chunk) {
-  const auto after = std::upper_bound(ranges.begin(), ranges.end(), chunk,
-                                      [](uint64_t c, const ChunkRange& range) { return c < range.first; });
+  const auto after =
+      std::upper_bound(ranges.begin(), ranges.end(), chunk,
+                       [](uint64_t c, const ChunkRange& range) { return c < range.first; });
   return after != ranges.begin() && chunk < std::prev(after)->end;
 }
 
-Result<void> read_entry_page(const File& file, uint64_t table_offset, uint64_t entries, uint64_t chunk,
-                             EntryPage* page) {
+Result<void> read_entry_page(const File& file, uint64_t table_offset, uint64_t entries,
+                             uint64_t chunk, EntryPage* page) {
   return read_entry_pages(file, table_offset, entries, chunk, 1, page);
 }
 
-Result<void> read_entry_pages(const File& file, uint64_t table_offset, uint64_t entries, uint64_t first, uint64_t count,
-                              EntryPage* pages) {
+Result<void> read_entry_pages(const File& file, uint64_t table_offset, uint64_t entries,
+                              uint64_t first, uint64_t count, EntryPage* pages) {
   const uint64_t wanted = std::min(count * kBlocksPerChunk, entries - first * kBlocksPerChunk) * 8;
   auto length = file.read(table_offset + first * kPageSize, pages->data(), wanted);
   if (!length) return length.error();
@@ -55,10 +59,12 @@ Result<void> read_entry_pages(const File& file, uint64_t table_offset, uint64_t 
   return {};
 }
 
-Result<std::shared_ptr<Table>> Table::map(std::shared_ptr<File> file, uint64_t offset, uint64_t entries, bool write) {
+Result<std::shared_ptr<Table>> Table::map(std::shared_ptr<File> file, uint64_t offset,
+                                          uint64_t entries, bool write) {
   auto mapping = file->map(offset, chunks_of(entries) * kPageSize, write);
   if (!mapping) return mapping.error();
-  std::shared_ptr<Table> table(new Table(std::move(file), std::move(*mapping), offset, entries, write));
+  std::shared_ptr<Table> table(
+      new Table(std::move(file), std::move(*mapping), offset, entries, write));
   auto present = present_chunks(*table->file_, offset, entries);
   if (!present) return present.error();
   for (const auto& [first, end] : *present)
@@ -82,13 +88,15 @@ std::vector<ChunkRange> Table::present() const {
 void Table::store_run(uint64_t block, uint64_t count, Entry first) {
   uint64_t* const words = &mapping_->words()[block];
   const uint64_t offset = offset_ + block * 8;
-  for (uint64_t i = 0; i < count; i++, first.index++) file_->store_unfenced(words + i, offset + i * 8, first.pack());
+  for (uint64_t i = 0; i < count; i++, first.index++)
+    file_->store_unfenced(words + i, offset + i * 8, first.pack());
   if (file_->is_persistent()) file_->persist(words, offset, count * 8);
 }
 
 Result<void> Table::ensure(uint64_t chunk) {
   if (ensured_.get(chunk)) return {};
-  if (keeps(Rule::kTableSpaceBeforeStore)) PCOW_TRY(file_->allocate(offset_ + chunk * kPageSize, kPageSize));
+  if (keeps(Rule::kTableSpaceBeforeStore))
+    PCOW_TRY(file_->allocate(offset_ + chunk * kPageSize, kPageSize));
   present_.set(chunk);
   ensured_.set(chunk);
   return {};

@@ -19,23 +19,28 @@ struct ChunkRange {
   uint64_t first;
   uint64_t end;
 };
-Result<std::vector<ChunkRange>> present_chunks(const File& file, uint64_t table_offset, uint64_t entries);
+Result<std::vector<ChunkRange>> present_chunks(const File& file, uint64_t table_offset,
+                                               uint64_t entries);
 bool contains(const std::vector<ChunkRange>& ranges, uint64_t chunk);
 
 // One page of a table, copied from the file; bytes beyond the end of the table are zeros.
 using EntryPage = std::array<uint64_t, kBlocksPerChunk>;
-Result<void> read_entry_page(const File& file, uint64_t table_offset, uint64_t entries, uint64_t chunk,
-                             EntryPage* page);
+Result<void> read_entry_page(const File& file, uint64_t table_offset, uint64_t entries,
+                             uint64_t chunk, EntryPage* page);
 // The same for `count` pages from chunk `first` on.
-Result<void> read_entry_pages(const File& file, uint64_t table_offset, uint64_t entries, uint64_t first, uint64_t count,
-                              EntryPage* pages);
+Result<void> read_entry_pages(const File& file, uint64_t table_offset, uint64_t entries,
+                              uint64_t first, uint64_t count, EntryPage* pages);
 
 // One bit for each chunk, which is set once and stays set. Any thread may set and read it.
 class ChunkBits {
  public:
   explicit ChunkBits(uint64_t chunks) : words_((chunks + 63) / 64) {}
-  bool get(uint64_t chunk) const { return words_[chunk / 64].load(std::memory_order_acquire) >> (chunk % 64) & 1; }
-  void set(uint64_t chunk) { words_[chunk / 64].fetch_or(uint64_t{1} << (chunk % 64), std::memory_order_release); }
+  bool get(uint64_t chunk) const {
+    return words_[chunk / 64].load(std::memory_order_acquire) >> (chunk % 64) & 1;
+  }
+  void set(uint64_t chunk) {
+    words_[chunk / 64].fetch_or(uint64_t{1} << (chunk % 64), std::memory_order_release);
+  }
 
  private:
   std::vector<std::atomic<uint64_t>> words_;
@@ -46,7 +51,8 @@ class ChunkBits {
 class Table {
  public:
   // Maps the table of a layer with `entries` blocks, at byte `offset` of the file.
-  static Result<std::shared_ptr<Table>> map(std::shared_ptr<File> file, uint64_t offset, uint64_t entries, bool write);
+  static Result<std::shared_ptr<Table>> map(std::shared_ptr<File> file, uint64_t offset,
+                                            uint64_t entries, bool write);
 
   // For a new table, which has nothing to read ahead: the kernel would fill megabytes of its cache
   // with zeros, and the fault that caused it would wait for that.
@@ -75,14 +81,16 @@ class Table {
   }
   // The chunks for which may_hold() is true. Complete only when no thread stores any more.
   std::vector<ChunkRange> present() const;
-  // Reserves disk space for the chunk's page, so that storing into it cannot raise SIGBUS on a full disk.
+  // Reserves disk space for the chunk's page, so that storing into it cannot raise SIGBUS on a full
+  // disk.
   Result<void> ensure(uint64_t chunk);
   // False: no entry of the chunk was ever stored. Only valid for a table that no other process
   // stores to.
   bool may_hold(uint64_t chunk) const { return present_.get(chunk); }
 
  private:
-  Table(std::shared_ptr<File> file, std::unique_ptr<Mapping> mapping, uint64_t offset, uint64_t entries, bool write)
+  Table(std::shared_ptr<File> file, std::unique_ptr<Mapping> mapping, uint64_t offset,
+        uint64_t entries, bool write)
       : file_(std::move(file)),
         mapping_(std::move(mapping)),
         offset_(offset),

@@ -1,4 +1,5 @@
-// The active layer of an open image: reading through it, writing, discarding, and what page faults need.
+// The active layer of an open image: reading through it, writing, discarding, and what page faults
+// need.
 //
 // It has no state of its own. The caller holds the gate shared. A change of an entry that only one
 // thread may make at a time is made under the chunk's lock (own_blocks.h says why).
@@ -13,9 +14,13 @@ namespace pcow {
 
 class ActiveLayer {
  public:
-  ActiveLayer(const ImageFile& image, ChunkLocks& chunk_locks, const Layers& layers, OwnBlocks& own_blocks,
-              const std::unique_ptr<Space>& space)
-      : image_(image), chunk_locks_(chunk_locks), layers_(layers), own_blocks_(own_blocks), space_(space) {}
+  ActiveLayer(const ImageFile& image, ChunkLocks& chunk_locks, const Layers& layers,
+              OwnBlocks& own_blocks, const std::unique_ptr<Space>& space)
+      : image_(image),
+        chunk_locks_(chunk_locks),
+        layers_(layers),
+        own_blocks_(own_blocks),
+        space_(space) {}
 
   // Reads the active layer (`view` null) or a frozen one. Returns the bytes read: fewer than asked
   // for only at the end.
@@ -26,15 +31,17 @@ class ActiveLayer {
   // The extents that a monitor maps (image.h).
   Extent held_extent(uint64_t offset) const;
   Result<Extent> mappable_extent(uint64_t offset) const;  // … with disk space behind it
-  uint64_t own_offset(uint64_t offset) const;             // file offset of the layer's own byte; 0: it holds none there
+  // File offset of the layer's own byte; 0: it holds none there.
+  uint64_t own_offset(uint64_t offset) const;
   Result<Extent> make_writable(uint64_t offset, const FaultHint& hint, FaultWork* work);
   Result<void> allocate_ahead(uint64_t offset, uint64_t length);
   Result<void> complete_chunk(uint64_t offset, FaultWork* work);
 
  private:
-  Result<size_t> read_once(const View* view, uint64_t offset, void* buffer, size_t length, bool* moved) const;
-  Result<void> fill(uint64_t block, uint64_t block_offset, const Entry& before, bool own, uint32_t at, uint32_t end,
-                    const char* bytes) const;
+  Result<size_t> read_once(const View* view, uint64_t offset, void* buffer, size_t length,
+                           bool* moved) const;
+  Result<void> fill(uint64_t block, uint64_t block_offset, const Entry& before, bool own,
+                    uint32_t at, uint32_t end, const char* bytes) const;
 
   struct Made {
     uint64_t from;  // bytes, in the image

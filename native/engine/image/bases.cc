@@ -46,13 +46,15 @@ bool lies_in(const std::string& path, const std::string& directory) {
 }
 
 Error missing_base(const std::string& image, const std::string& base, const Error& why) {
-  const std::string said = why.code == Code::kNotFound ? ", which does not exist" : ": " + why.message;
+  const std::string said =
+      why.code == Code::kNotFound ? ", which does not exist" : ": " + why.message;
   return Error(Code::kBaseMissing, why.err, image + " stands on " + base + said);
 }
 
 Error too_many_layers(const std::string& image) {
-  return Error(Code::kLimit, image + ": its chain of bases has more than " + std::to_string(kMaxLayers) +
-                                 " layers: pcow flatten one of its bases, or delete snapshots of one");
+  return Error(Code::kLimit,
+               image + ": its chain of bases has more than " + std::to_string(kMaxLayers) +
+                   " layers: pcow flatten one of its bases, or delete snapshots of one");
 }
 
 // A file of a chain of bases, after its structure was loaded.
@@ -68,45 +70,51 @@ std::string name_of(const File& file) {
   auto real = path_of(file);
   struct stat there;
   auto here = file.status();
-  const bool named =
-      real && here && stat(real->c_str(), &there) == 0 && there.st_dev == here->st_dev && there.st_ino == here->st_ino;
+  const bool named = real && here && stat(real->c_str(), &there) == 0 &&
+                     there.st_dev == here->st_dev && there.st_ino == here->st_ino;
   return named ? *real : file.path();
 }
 
 // Whether the file is the one that `stander` names as its base.
-Result<OpenedBase> look_at_base(std::shared_ptr<File> file, const std::string& stander, const BaseReference& reference,
-                                const Geometry& geometry) {
+Result<OpenedBase> look_at_base(std::shared_ptr<File> file, const std::string& stander,
+                                const BaseReference& reference, const Geometry& geometry) {
   OpenedBase base;
   base.name = name_of(*file);
   auto size = file->size();
   if (!size) return size.error();
-  if (*size < 2 * kPageSize) return Error(Code::kNotAnImage, base.name + " is not a Pcow image (it is too short)");
+  if (*size < 2 * kPageSize)
+    return Error(Code::kNotAnImage, base.name + " is not a Pcow image (it is too short)");
   auto watch = GenerationWatch::start(*file);
   if (!watch) return watch.error();
   auto loaded = load_structure(*file, watch->get());
   if (!loaded) return loaded.error();
   if (loaded->superblock.uuid != reference.uuid)
-    return Error(Code::kBaseChanged, stander + " stands on " + base.name + " with uuid " + format_uuid(reference.uuid) +
+    return Error(Code::kBaseChanged, stander + " stands on " + base.name + " with uuid " +
+                                         format_uuid(reference.uuid) +
                                          ", but there is now another image with uuid " +
                                          format_uuid(loaded->superblock.uuid));
   if (loaded->superblock.block_shift != geometry.block_shift())
     return Error(Code::kBaseChanged, base.name + " has another block size than " + stander);
   const Layer* layer = loaded->directory.find(reference.layer);
   if (!layer || layer->id == loaded->directory.active)
-    return Error(Code::kBaseChanged, stander + " stands on layer " + std::to_string(reference.layer) + " of " +
-                                         base.name + ", which no longer exists");
+    return Error(Code::kBaseChanged, stander + " stands on layer " +
+                                         std::to_string(reference.layer) + " of " + base.name +
+                                         ", which no longer exists");
   // The layer's heir may be writing into blocks that were the layer's. The layers below it are
   // safe: a merge there has a frozen heir, which is this layer or one nearer to it, and blocks that
   // a frozen layer holds are never written in place.
   if (loaded->directory.is_spent(*layer))
-    return Error(Code::kBaseChanged, stander + " stands on layer " + std::to_string(reference.layer) + " of " +
-                                         base.name + ", a snapshot that was deleted");
+    return Error(Code::kBaseChanged, stander + " stands on layer " +
+                                         std::to_string(reference.layer) + " of " + base.name +
+                                         ", a snapshot that was deleted");
   // A layer with the same id need not be the same snapshot: the base may have been restored from a
   // copy and frozen again.
   if (reference.identity && identity_of(*layer, loaded->superblock.uuid) != reference.identity)
-    return Error(Code::kBaseChanged,
-                 stander + " stands on " + (layer->name.empty() ? "a layer" : "snapshot " + layer->name) + " of " +
-                     base.name + ", whose content has changed: the base was restored, or the snapshot was taken again");
+    return Error(
+        Code::kBaseChanged,
+        stander + " stands on " + (layer->name.empty() ? "a layer" : "snapshot " + layer->name) +
+            " of " + base.name +
+            ", whose content has changed: the base was restored, or the snapshot was taken again");
   base.file = std::move(file);
   base.watch = std::move(*watch);
   base.loaded = std::move(*loaded);
@@ -123,8 +131,8 @@ struct BaseOpening {
 
 // One of the open files, if it is what `stander` stands on: its present name does not matter, and
 // there may be no descriptor left for another one. Otherwise the file to which the path leads.
-Result<OpenedBase> open_base(const BaseOpening& opening, const std::string& stander, const File& stander_file,
-                             const BaseReference& reference) {
+Result<OpenedBase> open_base(const BaseOpening& opening, const std::string& stander,
+                             const File& stander_file, const BaseReference& reference) {
   for (const auto& file : opening.held) {
     auto superblock = read_superblock(*file);
     if (!superblock || superblock->uuid != reference.uuid) continue;
@@ -133,11 +141,12 @@ Result<OpenedBase> open_base(const BaseOpening& opening, const std::string& stan
   }
   const OpenOptions& options = opening.options;
   if (opening.only_held)
-    return Error(Code::kBaseMissing,
-                 stander + " stands on " + reference.path + ", which was not passed to this process");
+    return Error(Code::kBaseMissing, stander + " stands on " + reference.path +
+                                         ", which was not passed to this process");
   auto directory_path = directory_of(stander_file);
   if (!directory_path) return missing_base(stander, reference.path, directory_path.error());
-  const std::string base_path = reference.path[0] == '/' ? reference.path : *directory_path + "/" + reference.path;
+  const std::string base_path =
+      reference.path[0] == '/' ? reference.path : *directory_path + "/" + reference.path;
   auto file = File::open(base_path, false, options.observer);
   if (!file) return missing_base(stander, base_path, file.error());
   if (!options.base_root.empty()) {
@@ -146,7 +155,8 @@ Result<OpenedBase> open_base(const BaseOpening& opening, const std::string& stan
     auto real = path_of(**file);
     if (!real) return real.error();
     if (!lies_in(*real, *root))
-      return Error(Code::kBaseOutside, stander + " stands on " + *real + ", which lies outside " + *root);
+      return Error(Code::kBaseOutside,
+                   stander + " stands on " + *real + ", which lies outside " + *root);
   }
   return look_at_base(std::move(*file), stander, reference, opening.geometry);
 }
@@ -166,7 +176,8 @@ Result<void> check_chain_below(const std::string& image, const std::shared_ptr<F
   return layers > kMaxLayers ? Result<void>(too_many_layers(image)) : Result<void>();
 }
 
-constexpr std::chrono::minutes kSealingTime{1};  // a disk that needs longer for a sync has worse problems
+// A disk that needs longer for a sync has worse problems.
+constexpr std::chrono::minutes kSealingTime{1};
 
 const Layer* named_by(const BaseSpec& spec, const LayerDirectory& directory) {
   return spec.layer ? directory.find(spec.layer) : directory.find(spec.snapshot);
@@ -179,18 +190,20 @@ Result<LoadedStructure> load_sealed(const std::shared_ptr<File>& file, const Bas
   using namespace std::chrono_literals;
   auto watch = GenerationWatch::start(*file);
   if (!watch) return watch.error();
-  const std::string name = spec.path + "@" + (spec.layer ? std::to_string(spec.layer) : spec.snapshot);
+  const std::string name =
+      spec.path + "@" + (spec.layer ? std::to_string(spec.layer) : spec.snapshot);
   const auto give_up = std::chrono::steady_clock::now() + kSealingTime;
   for (;;) {
     auto loaded = load_structure(*file, watch->get());
     if (!loaded) return loaded;
     const Layer* layer = named_by(spec, loaded->directory);
-    if (!layer || layer->id <= loaded->superblock.sealed || layer->id == loaded->directory.active) return loaded;
+    if (!layer || layer->id <= loaded->superblock.sealed || layer->id == loaded->directory.active)
+      return loaded;
     if (!keeps(Rule::kSealedBeforeNamed)) return loaded;
     if (file->is_locked_by_other()) {
       if (std::chrono::steady_clock::now() > give_up)
-        return Error(Code::kLocked, name + " is still being made durable by the process that has " + spec.path +
-                                        " open: try again later");
+        return Error(Code::kLocked, name + " is still being made durable by the process that has " +
+                                        spec.path + " open: try again later");
       std::this_thread::sleep_for(2ms);
       continue;
     }
@@ -199,9 +212,10 @@ Result<LoadedStructure> load_sealed(const std::shared_ptr<File>& file, const Bas
     auto image = Image::open(spec.path, writing);
     const Result<void> sealed = image ? (*image)->close() : Result<void>(image.error());
     if (!sealed && sealed.error().code != Code::kLocked)
-      return Error(sealed.error().code, sealed.error().err,
-                   name + " is not durable, because the process that took it has ended, and " + spec.path +
-                       " cannot be opened for writing to make it durable: " + sealed.error().message);
+      return Error(
+          sealed.error().code, sealed.error().err,
+          name + " is not durable, because the process that took it has ended, and " + spec.path +
+              " cannot be opened for writing to make it durable: " + sealed.error().message);
   }
 }
 
@@ -214,8 +228,9 @@ Result<FoundBase> find_base(const std::string& image_path, const BaseSpec& spec)
   if (!loaded) return loaded.error();
   const Layer* layer = named_by(spec, loaded->directory);
   if (!layer || layer->id == loaded->directory.active || loaded->directory.is_spent(*layer))
-    return Error(Code::kNotFound, spec.layer ? spec.path + " has no frozen layer " + std::to_string(spec.layer)
-                                             : spec.path + " has no snapshot named " + spec.snapshot);
+    return Error(Code::kNotFound,
+                 spec.layer ? spec.path + " has no frozen layer " + std::to_string(spec.layer)
+                            : spec.path + " has no snapshot named " + spec.snapshot);
   PCOW_TRY(check_chain_below(image_path, *file, *loaded, *layer));
   FoundBase found;
   found.block_size = Geometry(loaded->superblock.block_shift).block_size();
@@ -235,14 +250,16 @@ Result<FoundBase> find_base(const std::string& image_path, const BaseSpec& spec)
     found.reference.path = *real;
   }
   if (found.reference.path.size() > kMaxBasePathLength)
-    return Error(Code::kInvalid, "the path of the base has more than " + std::to_string(kMaxBasePathLength) +
+    return Error(Code::kInvalid, "the path of the base has more than " +
+                                     std::to_string(kMaxBasePathLength) +
                                      " bytes: " + found.reference.path);
   return found;
 }
 
 bool Bases::is_stale() const {
   const auto any_has_changed = [](const std::vector<Watch>& watches) {
-    return std::any_of(watches.begin(), watches.end(), [](const Watch& watch) { return watch.has_changed(); });
+    return std::any_of(watches.begin(), watches.end(),
+                       [](const Watch& watch) { return watch.has_changed(); });
   };
   return any_has_changed(current_.watches) || (coming_ && any_has_changed(coming_->bases.watches));
 }
@@ -293,14 +310,15 @@ Result<BaseChain> Bases::open(std::optional<BaseReference> reference, const Base
   std::shared_ptr<File> stander_file = image_.file;
   while (reference) {
     if (bases.files.size() >= kMaxChainImages)
-      return Error(Code::kLimit,
-                   image_.path + ": its chain has more than " + std::to_string(kMaxChainImages) + " images");
+      return Error(Code::kLimit, image_.path + ": its chain has more than " +
+                                     std::to_string(kMaxChainImages) + " images");
     auto base = open_base(opening, stander, *stander_file, *reference);
     if (!base) return base.error();
     auto status = base->file->status();
     if (!status) return status.error();
     if (!visited.emplace(status->st_dev, status->st_ino).second)
-      return Error(Code::kBaseLoop, image_.path + ": its chain of bases leads back to " + base->name);
+      return Error(Code::kBaseLoop,
+                   image_.path + ": its chain of bases leads back to " + base->name);
     const LayerDirectory& directory = base->loaded.directory;
     const Layer* layer = directory.find(reference->layer);
     if (bases.files.empty()) {
@@ -309,10 +327,11 @@ Result<BaseChain> Bases::open(std::optional<BaseReference> reference, const Base
     }
     for (const Layer* next = layer; next; next = directory.find(next->parent)) {
       if (bases.sources.size() >= kMaxLayers) return too_many_layers(image_.path);
-      auto present = present_chunks(*base->file, next->table_offset, image_.geometry.blocks_for(next->size));
+      auto present =
+          present_chunks(*base->file, next->table_offset, image_.geometry.blocks_for(next->size));
       if (!present) return present.error();
-      bases.sources.push_back(
-          make_source(base->file, image_.geometry, *next, base->loaded.crashed, std::move(*present)));
+      bases.sources.push_back(make_source(base->file, image_.geometry, *next, base->loaded.crashed,
+                                          std::move(*present)));
       bases.names.push_back({base->name, next->name, next->id});
     }
     bases.files.push_back(base->file);

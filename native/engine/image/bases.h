@@ -40,7 +40,8 @@ struct BaseChain {
 // will stand.
 class Bases {
  public:
-  explicit Bases(const ImageFile& image, bool are_given = false) : image_(image), are_given_(are_given) {}
+  explicit Bases(const ImageFile& image, bool are_given = false)
+      : image_(image), are_given_(are_given) {}
 
   // `held`: open files that may be used instead of what the paths lead to.
   Result<BaseChain> open(std::optional<BaseReference> reference, const BaseFiles& held) const;
@@ -58,10 +59,13 @@ class Bases {
   // During a rebase there are also the coming bases, from begin_change() to end_change().
   void begin_change(std::optional<BaseReference> reference, BaseChain bases);
   BaseChain end_change();  // returns the coming bases
-  std::shared_ptr<const Chain> coming_chain() const { return coming_ ? coming_->chain : nullptr; }  // null: no rebase
+  // Null: no rebase.
+  std::shared_ptr<const Chain> coming_chain() const { return coming_ ? coming_->chain : nullptr; }
   // Opens the coming bases again, from the open files.
   Result<std::optional<BaseChain>> open_coming() const;
-  void adopt_coming(BaseChain bases) { begin_change(std::move(coming_->reference), std::move(bases)); }
+  void adopt_coming(BaseChain bases) {
+    begin_change(std::move(coming_->reference), std::move(bases));
+  }
 
  private:
   // The coming base, while an image takes in how its present base differs from it.

@@ -11,17 +11,20 @@ constexpr size_t kRememberedChunks = 10240;
 
 }  // namespace
 
-Result<Entry> checked_entry(uint64_t word, const Geometry& geometry, const File& file, uint64_t block) {
+Result<Entry> checked_entry(uint64_t word, const Geometry& geometry, const File& file,
+                            uint64_t block) {
   const Entry entry = Entry::unpack(word);
-  const bool placed = entry.index == 0 || (entry.index >= geometry.superblock_blocks() &&
-                                           file.covers((uint64_t{entry.index} + 1) << geometry.block_shift()));
+  const bool placed =
+      entry.index == 0 || (entry.index >= geometry.superblock_blocks() &&
+                           file.covers((uint64_t{entry.index} + 1) << geometry.block_shift()));
   if (placed && entry_is_sound(word, geometry.full_mask())) return entry;
   return Error(Code::kCorrupt, file.path() + ": the table entry of block " + std::to_string(block) +
                                    " is damaged, or the file was cut short");
 }
 
-std::shared_ptr<const Source> make_source(std::shared_ptr<File> file, const Geometry& geometry, const Layer& layer,
-                                          bool only_durable, std::vector<ChunkRange> present) {
+std::shared_ptr<const Source> make_source(std::shared_ptr<File> file, const Geometry& geometry,
+                                          const Layer& layer, bool only_durable,
+                                          std::vector<ChunkRange> present) {
   auto source = std::make_shared<Source>();
   if (layer.checksums) source->checksums = std::make_shared<Checksums>(file, geometry, layer);
   source->file = std::move(file);
@@ -35,7 +38,8 @@ std::shared_ptr<const Source> make_source(std::shared_ptr<File> file, const Geom
 Chain::Chain(const Geometry& geometry, Sources sources, std::shared_ptr<const Chain> continued)
     : geometry_(geometry), sources_(std::move(sources)) {
   if (!continued || continued->sources_.size() > sources_.size()) return;
-  if (!std::equal(continued->sources_.rbegin(), continued->sources_.rend(), sources_.rbegin())) return;
+  if (!std::equal(continued->sources_.rbegin(), continued->sources_.rend(), sources_.rbegin()))
+    return;
   continued_ = std::move(continued);
   // Without this, each chain would keep alive all chains before it.
   const std::lock_guard lock(continued_->mutex_);
@@ -97,7 +101,8 @@ Result<std::shared_ptr<const ResolvedChunk>> Chain::build(uint64_t chunk) const 
     PCOW_TRY(read_entry_page(*source.file, source.table_offset, source.entries, chunk, &page));
     for (size_t i = 0; i < kBlocksPerChunk; i++) {
       if (page[i] == 0) continue;
-      const uint64_t word = source.only_durable ? Entry::unpack(page[i]).as_durable().pack() : page[i];
+      const uint64_t word =
+          source.only_durable ? Entry::unpack(page[i]).as_durable().pack() : page[i];
       auto checked = checked_entry(word, geometry_, *source.file, chunk * kBlocksPerChunk + i);
       if (!checked) return checked.error();
       const Entry entry = *checked;

@@ -38,8 +38,9 @@ struct Source {
 };
 
 // A frozen layer of `file` as a link of chains.
-std::shared_ptr<const Source> make_source(std::shared_ptr<File> file, const Geometry& geometry, const Layer& layer,
-                                          bool only_durable, std::vector<ChunkRange> present);
+std::shared_ptr<const Source> make_source(std::shared_ptr<File> file, const Geometry& geometry,
+                                          const Layer& layer, bool only_durable,
+                                          std::vector<ChunkRange> present);
 
 // Where some sub-blocks of a block are. One word, because a busy image remembers millions of them.
 struct Piece {
@@ -51,9 +52,11 @@ static_assert(sizeof(Piece) == 8);
 static_assert(kMaxBlockIndex < uint64_t{1} << 30);
 static_assert(kMaxChainLayers <= uint64_t{1} << 18);
 
-// A chunk of a chain, resolved: the pieces of block i of the chunk are those from start[i] to start[i + 1].
+// A chunk of a chain, resolved: the pieces of block i of the chunk are those from start[i] to
+// start[i + 1].
 struct ResolvedChunk {
-  static_assert(kBlocksPerChunk * kMaxSubBlocks <= UINT16_MAX, "each sub-block of a chunk may be a piece of its own");
+  static_assert(kBlocksPerChunk * kMaxSubBlocks <= UINT16_MAX,
+                "each sub-block of a chunk may be a piece of its own");
   std::array<uint16_t, kBlocksPerChunk + 1> start{};
   std::vector<Piece> pieces;
   std::array<uint16_t, kBlocksPerChunk>
@@ -62,7 +65,8 @@ struct ResolvedChunk {
 
 // kCorrupt unless the word is a possible entry of a block of `file`: sound, and with an index
 // behind the superblocks and inside the file. `block` is for the message.
-Result<Entry> checked_entry(uint64_t word, const Geometry& geometry, const File& file, uint64_t block);
+Result<Entry> checked_entry(uint64_t word, const Geometry& geometry, const File& file,
+                            uint64_t block);
 
 // What a look at a chain saw. It counts only after Layers::confirm() has found that no file of the
 // chain has got another structure meanwhile. The type makes it impossible to use the result without
@@ -88,7 +92,8 @@ class Chain {
   // `continued`: a chain that is still right. If its layers are the last ones of `sources`, its
   // resolved chunks are taken over, chunk by chunk. So after a snapshot of an image with a thousand
   // snapshots, each chunk needs a look at one table, not at a thousand.
-  Chain(const Geometry& geometry, Sources sources, std::shared_ptr<const Chain> continued = nullptr);
+  Chain(const Geometry& geometry, Sources sources,
+        std::shared_ptr<const Chain> continued = nullptr);
 
   const Sources& sources() const { return sources_; }
   // False: no layer of the chain holds anything of this chunk.

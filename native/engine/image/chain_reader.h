@@ -58,7 +58,8 @@ class ChainReader {
   ChainReader(const Geometry& geometry, const Chain& chain) : geometry_(geometry), chain_(chain) {}
 
   // `own`: the entry of a layer above the chain, in `own_file`; empty if there is no such layer.
-  Result<void> read(const Part& part, const Entry& own, const File& own_file, char* to, Gatherer* gatherer) {
+  Result<void> read(const Part& part, const Entry& own, const File& own_file, char* to,
+                    Gatherer* gatherer) {
     const uint16_t wanted = geometry_.touched_mask(part.from, part.to);
     if (own.index && (own.written & wanted) == wanted)
       return gatherer->add(own_file, offset_of(own.index, part.from), to, part.length());

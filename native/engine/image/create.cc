@@ -14,16 +14,18 @@ namespace {
 
 Result<void> check_size(uint64_t size, const Geometry& geometry) {
   if (size % kPageSize)
-    return Error(Code::kInvalid, "an image's size is a multiple of 4096 bytes; " + std::to_string(size) +
-                                     " is not: take " + std::to_string(size / kPageSize * kPageSize) + " or " +
+    return Error(Code::kInvalid, "an image's size is a multiple of 4096 bytes; " +
+                                     std::to_string(size) + " is not: take " +
+                                     std::to_string(size / kPageSize * kPageSize) + " or " +
                                      std::to_string(round_up<uint64_t>(size, kPageSize)));
   if (size < kMinImageSize)
-    return Error(Code::kInvalid,
-                 "an image has at least " + std::to_string(kMinImageSize) + " bytes, not " + std::to_string(size));
+    return Error(Code::kInvalid, "an image has at least " + std::to_string(kMinImageSize) +
+                                     " bytes, not " + std::to_string(size));
   if (size > geometry.max_image_size())
-    return Error(Code::kTooLarge, "an image with blocks of " + std::to_string(geometry.block_size()) +
-                                      " bytes has at most " + std::to_string(geometry.max_image_size()) +
-                                      " bytes, not " + std::to_string(size));
+    return Error(Code::kTooLarge,
+                 "an image with blocks of " + std::to_string(geometry.block_size()) +
+                     " bytes has at most " + std::to_string(geometry.max_image_size()) +
+                     " bytes, not " + std::to_string(size));
   return {};
 }
 
@@ -77,19 +79,22 @@ Result<void> create_image(const std::string& path, const CreateOptions& options)
     auto found = find_base(path, options.base);
     if (!found) return found.error();
     if (block_size && block_size != found->block_size)
-      return Error(Code::kInvalid, options.base.path + " has blocks of " + std::to_string(found->block_size) +
+      return Error(Code::kInvalid, options.base.path + " has blocks of " +
+                                       std::to_string(found->block_size) +
                                        " bytes: an image and its base have the same block size");
     block_size = found->block_size;
     if (!size) size = found->size;
     if (size < found->size)
-      return Error(Code::kInvalid, "an image cannot be smaller than its base: " + options.base.path + " has " +
-                                       std::to_string(found->size) + " bytes");
+      return Error(Code::kInvalid,
+                   "an image cannot be smaller than its base: " + options.base.path + " has " +
+                       std::to_string(found->size) + " bytes");
     base = std::move(found->reference);
   }
   if (!block_size) block_size = kDefaultBlockSize;
-  if (!std::has_single_bit(block_size) || block_size < (1u << kMinBlockShift) || block_size > (1u << kMaxBlockShift))
-    return Error(Code::kInvalid,
-                 "a block size is a power of two from 4096 to 2097152 bytes, not " + std::to_string(block_size));
+  if (!std::has_single_bit(block_size) || block_size < (1u << kMinBlockShift) ||
+      block_size > (1u << kMaxBlockShift))
+    return Error(Code::kInvalid, "a block size is a power of two from 4096 to 2097152 bytes, not " +
+                                     std::to_string(block_size));
   const Geometry geometry(static_cast<uint32_t>(std::countr_zero(block_size)));
   PCOW_TRY(check_size(size, geometry));
   if (options.into) return fill_draft(path, geometry, size, base);

@@ -47,12 +47,14 @@ Result<void> Durability::make_durable(const Unsynced& marked, const WriteBack& w
   for (const auto& [table, block, then] : noted_entries) {
     const std::lock_guard storing(chunk_locks_.of(block));
     Entry now = Entry::unpack(table->load(block));
-    if (now.index != then.index) continue;  // discarded meanwhile; its block is not used again before this sync is over
+    // Discarded meanwhile; its block is not used again before this sync is over.
+    if (now.index != then.index) continue;
     now.durable |= then.written & now.written;
     table->store(block, now);
   }
   if (!noted_entries.empty() && keeps(Rule::kDurableBeforeReturn)) {
-    for (const auto& [table, chunks] : marked) PCOW_TRY(table->sync(*chunks.begin(), *chunks.rbegin() + 1));
+    for (const auto& [table, chunks] : marked)
+      PCOW_TRY(table->sync(*chunks.begin(), *chunks.rbegin() + 1));
   }
   return {};
 }
@@ -84,8 +86,9 @@ Result<void> Durability::sync() {
   if (!keeps(Rule::kFreeingBeforePunch)) PCOW_TRY(space_->finish_sync(space_->take_released()));
   const std::vector<uint64_t> released = space_->take_released();
   space_->note_sync_began();
-  PCOW_TRY(
-      make_durable(marked, [&] { return by_kernel ? image_.file->sync() : image_.file->sync_stored(0, kWholeFile); }));
+  PCOW_TRY(make_durable(marked, [&] {
+    return by_kernel ? image_.file->sync() : image_.file->sync_stored(0, kWholeFile);
+  }));
   space_->note_sync_done();
   covered_ = covering;
 
@@ -121,7 +124,8 @@ Result<void> Durability::write_back(uint64_t end) const {
   return image_.file->is_persistent() && !lent_ ? Result<void>() : image_.file->write_back(end);
 }
 
-Result<void> Durability::seal(const LayerDirectory& directory, const std::shared_ptr<Table>& active, uint64_t end) {
+Result<void> Durability::seal(const LayerDirectory& directory, const std::shared_ptr<Table>& active,
+                              uint64_t end) {
   if (keeps(Rule::kDurableBeforeSeal)) PCOW_TRY(sync_frozen(active, end));
   uint64_t newest = 0;
   for (const Layer& layer : directory.layers)

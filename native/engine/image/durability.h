@@ -39,9 +39,13 @@ namespace pcow {
 
 class Durability {
  public:
-  Durability(const ImageFile& image, Gate& gate, ChunkLocks& chunk_locks, const std::unique_ptr<Space>& space,
-             Superblocks& superblocks)
-      : image_(image), gate_(gate), chunk_locks_(chunk_locks), space_(space), superblocks_(superblocks) {}
+  Durability(const ImageFile& image, Gate& gate, ChunkLocks& chunk_locks,
+             const std::unique_ptr<Space>& space, Superblocks& superblocks)
+      : image_(image),
+        gate_(gate),
+        chunk_locks_(chunk_locks),
+        space_(space),
+        superblocks_(superblocks) {}
 
   // Entries of the chunk have become `written` without being `durable`. The caller has stored them
   // before, and their data before that, so a sync that takes the mark covers both.
@@ -62,7 +66,8 @@ class Durability {
   // Makes every layer that was frozen so far durable, and marks it as sealed: from then on no crash
   // can damage it. `end`: where the file ended when the newest of them was frozen, or later. The
   // caller holds `structure`, and not the gate. `active`: the table of the active layer.
-  Result<void> seal(const LayerDirectory& directory, const std::shared_ptr<Table>& active, uint64_t end);
+  Result<void> seal(const LayerDirectory& directory, const std::shared_ptr<Table>& active,
+                    uint64_t end);
 
   // Writes back the bytes of the file before `end`, only to make the next sync shorter.
   Result<void> write_back(uint64_t end) const;
@@ -82,11 +87,13 @@ class Durability {
   Superblocks& superblocks_;
 
   std::atomic<bool> lent_{false};  // see note_lent()
-  std::mutex syncing_;             // one sync at a time. Taken before the gate and the chunks' locks, after `structure`
+  // One sync at a time. Taken before the gate and the chunks' locks, after `structure`.
+  std::mutex syncing_;
   std::atomic<uint64_t> arrivals_{0};  // number of syncs that were asked for
-  uint64_t covered_ = 0;               // guarded by `syncing_`: syncs with numbers up to this one are done
-  mutable std::mutex marking_;         // a leaf: never held while another lock is taken
-  Unsynced unsynced_;                  // guarded by `marking_`
+  // Guarded by `syncing_`: syncs with numbers up to this one are done.
+  uint64_t covered_ = 0;
+  mutable std::mutex marking_;  // a leaf: never held while another lock is taken
+  Unsynced unsynced_;           // guarded by `marking_`
 };
 
 }  // namespace pcow

@@ -13,7 +13,8 @@ enum class FaultPlan {
   kMap,           // the sub-block is the layer's own already
   kCopySubBlock,  // it becomes own, as a copy from a lower layer
   kComplete,      // all sub-blocks of the block become own, as copies from lower layers or as zeros
-  kExpand,        // no layer holds anything: a block of zeros, with followers for a sequential writer
+  // No layer holds anything: a block of zeros, with followers for a sequential writer.
+  kExpand,
 };
 
 // The situation of a fault. The caller holds the chunk's lock, so the entry cannot change.
@@ -31,7 +32,8 @@ struct FaultScene {
 //   - if half of the block is already own,
 //   - at the second write, if a snapshot of this image holds the block: pages that were used before
 //     a snapshot are likely to be used again, and whole blocks bring them back sooner.
-inline FaultPlan plan_fault(const Geometry& geometry, const FaultScene& scene, const FaultHint& hint) {
+inline FaultPlan plan_fault(const Geometry& geometry, const FaultScene& scene,
+                            const FaultHint& hint) {
   const Entry& entry = scene.entry;
   const bool is_own = entry.written >> scene.number & 1;
   if (is_own && entry.index) return FaultPlan::kMap;
@@ -39,12 +41,13 @@ inline FaultPlan plan_fault(const Geometry& geometry, const FaultScene& scene, c
   if (!copies) return entry.empty() ? FaultPlan::kExpand : FaultPlan::kComplete;
 
   const auto own = static_cast<uint32_t>(std::popcount(entry.written));
-  const bool scattered =
-      hint.ahead == 0 && !hint.whole_block && own < geometry.sub_blocks() / 2 && (own == 0 || !scene.in_snapshot);
+  const bool scattered = hint.ahead == 0 && !hint.whole_block && own < geometry.sub_blocks() / 2 &&
+                         (own == 0 || !scene.in_snapshot);
   // If sub-blocks are *zero here* and the entry names no block, a copy would allocate a block for a
   // single sub-block: complete it instead.
   const bool has_block = entry.index || entry.empty();
-  return scattered && has_block && (scene.below >> scene.number & 1) ? FaultPlan::kCopySubBlock : FaultPlan::kComplete;
+  return scattered && has_block && (scene.below >> scene.number & 1) ? FaultPlan::kCopySubBlock
+                                                                     : FaultPlan::kComplete;
 }
 
 }  // namespace pcow

@@ -7,21 +7,24 @@ namespace pcow {
 
 class FullDisk {
  public:
-  FullDisk(const ImageFile& image, const std::unique_ptr<Space>& space, const Superblocks& superblocks,
-           Durability& durability)
+  FullDisk(const ImageFile& image, const std::unique_ptr<Space>& space,
+           const Superblocks& superblocks, Durability& durability)
       : image_(image), space_(space), superblocks_(superblocks), durability_(durability) {}
 
   // Whether the disk has too little space, so that giving some back helps. After a failed sync the
   // answer is no, whatever errno the disk gave: the data is lost, and no free space brings it back.
   bool is_full(const Error& why) const {
-    return (why.code == Code::kNoSpace || why.code == Code::kTooLarge) && !image_.file->sync_failure();
+    return (why.code == Code::kNoSpace || why.code == Code::kTooLarge) &&
+           !image_.file->sync_failure();
   }
 
   // Runs an operation that gives space back, and runs it again if the disk is full and `may_repeat`
   // allows it. The caller does not hold the gate.
   template <typename Do, typename MayRepeat>
   auto giving_back(const Do& what, const MayRepeat& may_repeat) {
-    const auto is_over = [&](const auto& outcome) { return outcome || !is_full(outcome.error()) || !may_repeat(); };
+    const auto is_over = [&](const auto& outcome) {
+      return outcome || !is_full(outcome.error()) || !may_repeat();
+    };
     auto outcome = what();
     if (is_over(outcome)) return outcome;
     // Blocks that were released earlier may only be waiting for a sync: two syncs give their space

@@ -16,7 +16,8 @@ Result<std::shared_ptr<GenerationWatch>> GenerationWatch::start(File& file) {
 uint64_t GenerationWatch::now() const {
   uint64_t* words = mapping_->words();
   const auto load = [&](size_t slot) {
-    return std::atomic_ref<uint64_t>(words[(slot * kPageSize + kGenerationOffset) / 8]).load(std::memory_order_acquire);
+    return std::atomic_ref<uint64_t>(words[(slot * kPageSize + kGenerationOffset) / 8])
+        .load(std::memory_order_acquire);
   };
   return std::max(load(0), load(1));
 }

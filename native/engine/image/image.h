@@ -35,7 +35,8 @@ struct BaseSpec {
 struct CreateOptions {
   uint64_t size = 0;        // bytes, a multiple of 4096; 0 with a base: the base layer's size
   uint32_t block_size = 0;  // bytes; 0: the base's, or 65536
-  bool into = false;        // the path is that of an empty draft (names.h), which is filled in place
+  // The path is that of an empty draft (names.h), which is filled in place.
+  bool into = false;
   bool has_base = false;
   BaseSpec base;
 };
@@ -59,7 +60,8 @@ struct OpenOptions {
   // writer's lock, which the Image takes over. If the chain needs another file later, operations
   // fail with kBaseMissing until give_bases() provides it.
   std::vector<GivenFile> given;
-  FileObserver* observer = nullptr;  // sees every file operation, and must outlive the image (tests)
+  // Sees every file operation, and must outlive the image (tests).
+  FileObserver* observer = nullptr;
 };
 
 struct LayerRef {
@@ -105,7 +107,8 @@ struct ImageInfo {
   bool has_opener = false;
   Holder opener;
   std::optional<LastError> last_error;  // of the last operation that failed on this opening
-  bool persistent = false;              // its file counts as one in persistent memory (docs/format.md)
+  // Its file counts as one in persistent memory (docs/format.md).
+  bool persistent = false;
   // How often this opening has called write(2), and fdatasync(2) or similar calls, for the image's
   // file.
   uint64_t kernel_writes = 0;
@@ -189,7 +192,8 @@ inline constexpr uint64_t kLargestRun = uint64_t{2} << 20;
 
 // What a monitor knows about the surroundings of a fault.
 struct FaultHint {
-  uint64_t ahead = 0;        // bytes beyond the fault that may be allocated, because its writer continues there
+  // Bytes beyond the fault that may be allocated, because its writer continues there.
+  uint64_t ahead = 0;
   bool whole_block = false;  // the whole block should be copied at its first write
 };
 
@@ -252,7 +256,8 @@ class Image {
   Result<ExtentBatch> changes(const View* from, const View* to, uint64_t offset) const;
   // The ranges that the layer, and those below it in this file, hold: where its content may differ
   // from that of the base, by sub-blocks. The active layer if `to` is null. Nothing from `end` on.
-  Result<ExtentBatch> changes_to_base(const View* to, uint64_t offset, uint64_t end = UINT64_MAX) const;
+  Result<ExtentBatch> changes_to_base(const View* to, uint64_t offset,
+                                      uint64_t end = UINT64_MAX) const;
   // Writes everything or fails; after an error any part may have been written, as with write(2).
   Result<void> write(uint64_t offset, const void* buffer, size_t length);
   // Afterwards the range reads as zeros. Whole blocks are released.
@@ -293,7 +298,8 @@ class Image {
   // Afterwards the image is empty and stands on that snapshot. Returns whether the base's own
   // content changed as well: it does if the base has written nothing since; then the caller ensures
   // that no process has the base mapped. The image itself may be in use.
-  Result<bool> commit_into(Image* base, const std::string& name, bool automatic, const Progress& progress);
+  Result<bool> commit_into(Image* base, const std::string& name, bool automatic,
+                           const Progress& progress);
   // Gives back the blocks, of all layers, that hold only zeros.
   Result<void> compact(const Progress& progress);
 
@@ -311,11 +317,11 @@ class Image {
   // Returns the run of own bytes around `offset` that may be mapped for writing: at most the 2 MiB
   // around it, within its chunk.
   Result<Extent> held(uint64_t offset) const;
-  // Ensures that the active layer holds the sub-block at `offset`, with disk space. Returns the range
-  // that this call made the layer's own, or, if the layer held it already, the run that held() returns.
-  // If no lower layer holds anything there, up to `hint.ahead` more bytes are allocated. Otherwise the
-  // first write to a block copies one sub-block, and the next one completes the block. If the disk is
-  // full (kNoSpace), nothing changes.
+  // Ensures that the active layer holds the sub-block at `offset`, with disk space. Returns the
+  // range that this call made the layer's own, or, if the layer held it already, the run that
+  // held() returns. If no lower layer holds anything there, up to `hint.ahead` more bytes are
+  // allocated. Otherwise the first write to a block copies one sub-block, and the next one
+  // completes the block. If the disk is full (kNoSpace), nothing changes.
   Result<Extent> make_writable(uint64_t offset, const FaultHint& hint, FaultWork* work);
   // Allocates up to `length` bytes from `offset` on, before a writer needs them. Stops at the first
   // block that any layer holds.
@@ -323,7 +329,8 @@ class Image {
   // Copies to every block of the chunk at `offset` what lower layers hold, so that the chunk can be
   // mapped in few pieces.
   Result<void> complete_chunk(uint64_t offset, FaultWork* work);
-  // The offset in the file of the active layer's own byte at `offset`; 0 if the layer does not hold it.
+  // The offset in the file of the active layer's own byte at `offset`; 0 if the layer does not hold
+  // it.
   uint64_t file_offset(uint64_t offset) const;
   int descriptor() const;  // of the image's file: what extents are mapped from
 
@@ -345,7 +352,8 @@ class PendingSnapshot {
  public:
   // Syncs, and makes the new structure durable beside the old one. From here on other changes of
   // structure wait.
-  static Result<std::unique_ptr<PendingSnapshot>> prepare(Image* image, const std::string& name, bool automatic,
+  static Result<std::unique_ptr<PendingSnapshot>> prepare(Image* image, const std::string& name,
+                                                          bool automatic,
                                                           const SnapshotOrigin& origin = {});
   // Blocks reads, writes and discards. commit() or the destructor must follow.
   void close_gate();

@@ -16,7 +16,8 @@
 namespace pcow {
 namespace {
 
-constexpr uint64_t kCopiesAheadShare = 4;  // divides what would be allocated ahead if nothing had to be copied
+// Divides what would be allocated ahead if nothing had to be copied.
+constexpr uint64_t kCopiesAheadShare = 4;
 
 }  // namespace
 
@@ -28,9 +29,11 @@ Extent ActiveLayer::held_extent(uint64_t offset) const {
   const uint16_t full = image_.geometry.full_mask();
   const uint64_t size = layers_.active_layer().size;
   const uint64_t chunk_bytes = uint64_t{kBlocksPerChunk} << image_.geometry.block_shift();
-  const uint64_t window = std::min(chunk_bytes, std::max<uint64_t>(kLargestRun, image_.geometry.block_size()));
+  const uint64_t window =
+      std::min(chunk_bytes, std::max<uint64_t>(kLargestRun, image_.geometry.block_size()));
   const uint64_t from = offset / window * window;
-  const uint64_t to = std::min(from + window, round_up<uint64_t>(size, image_.geometry.sub_block_size()));
+  const uint64_t to =
+      std::min(from + window, round_up<uint64_t>(size, image_.geometry.sub_block_size()));
 
   uint64_t block = offset >> image_.geometry.block_shift();
   Entry entry = Entry::unpack(layers_.active()->load(block));
@@ -43,24 +46,26 @@ Extent ActiveLayer::held_extent(uint64_t offset) const {
   while (end < per_block && (entry.written >> end & 1)) end++;
   uint64_t low = block * per_block + first;
   uint64_t high = block * per_block + end;
-  const uint64_t in_file = (uint64_t{entry.index} << image_.geometry.block_shift()) + (uint64_t{first} << shift);
+  const uint64_t in_file =
+      (uint64_t{entry.index} << image_.geometry.block_shift()) + (uint64_t{first} << shift);
 
   uint32_t before = 0;
-  for (uint64_t other = block, index = entry.index; first == 0 && other > from >> image_.geometry.block_shift();
-       other--) {
+  for (uint64_t other = block, index = entry.index;
+       first == 0 && other > from >> image_.geometry.block_shift(); other--) {
     const Entry left = Entry::unpack(layers_.active()->load(other - 1));
     if (left.index == 0 || left.index != --index) break;
-    const auto held =
-        left.written == full
-            ? per_block
-            : static_cast<uint32_t>(std::countl_one(static_cast<uint16_t>(left.written << (16 - per_block))));
+    const auto held = left.written == full
+                          ? per_block
+                          : static_cast<uint32_t>(std::countl_one(
+                                static_cast<uint16_t>(left.written << (16 - per_block))));
     before += held;
     if (held < per_block) break;
   }
   for (uint64_t index = entry.index; end == per_block && high < to >> shift;) {
     const Entry right = Entry::unpack(layers_.active()->load(++block));
     if (right.index == 0 || right.index != ++index) break;
-    const auto held = right.written == full ? per_block : static_cast<uint32_t>(std::countr_one(right.written));
+    const auto held =
+        right.written == full ? per_block : static_cast<uint32_t>(std::countr_one(right.written));
     high += held;
     if (held < per_block) break;
   }
@@ -77,7 +82,8 @@ Extent ActiveLayer::held_extent(uint64_t offset) const {
 // anything is stored there.
 Result<Extent> ActiveLayer::mappable_extent(uint64_t offset) const {
   const Extent extent = held_extent(offset);
-  if (extent.length && image_.writable()) PCOW_TRY(own_blocks_.make_mappable(extent.file_offset, extent.length));
+  if (extent.length && image_.writable())
+    PCOW_TRY(own_blocks_.make_mappable(extent.file_offset, extent.length));
   return extent;
 }
 
@@ -88,7 +94,8 @@ Result<Extent> Image::held(uint64_t offset) const {
   state.durability.note_lent();
   auto extent = state.active_layer.mappable_extent(offset);
   if (extent && state.writable())
-    PCOW_TRY(state.layers.untorn());  // a reader then calls Image::read(), which maps the table again
+    // A reader then calls Image::read(), which maps the table again.
+    PCOW_TRY(state.layers.untorn());
   return extent;
 }
 
@@ -121,24 +128,28 @@ Result<Entry> ActiveLayer::complete_block(uint64_t block, const Entry& before, F
     const auto wanted = static_cast<uint16_t>(before.index ? missing : missing & *lower);
     // What is written gets disk space by that. Sub-blocks that are already own may have lost theirs
     // by a discard.
-    if (wanted != geometry.full_mask()) PCOW_TRY(own_blocks_.make_mappable(block_offset, geometry.block_size()));
+    if (wanted != geometry.full_mask())
+      PCOW_TRY(own_blocks_.make_mappable(block_offset, geometry.block_size()));
     PCOW_TRY(copy_below(block, block_offset, wanted));
     if (wanted & *lower) {
       work->copied = true;
-      work->copied_bytes += static_cast<uint64_t>(std::popcount(wanted)) << geometry.sub_block_shift();
+      work->copied_bytes += static_cast<uint64_t>(std::popcount(wanted))
+                            << geometry.sub_block_shift();
     } else {
       work->expanded = true;
     }
     return {};
   };
-  return own_blocks_.make_own(layers_.active(), block, before, {missing}, OwnBlocks::Purpose::kData, fill);
+  return own_blocks_.make_own(layers_.active(), block, before, {missing}, OwnBlocks::Purpose::kData,
+                              fill);
 }
 
 // Copies sub-blocks of a block from the lower layers to the block at `block_offset` of the file.
 Result<void> ActiveLayer::copy_below(uint64_t block, uint64_t block_offset, uint16_t mask) const {
-  return own_blocks_.copy_sub_blocks(block_offset, mask, [&](uint32_t within, char* to, uint32_t length) {
-    return layers_.read_below(block, {}, within, to, length);
-  });
+  return own_blocks_.copy_sub_blocks(block_offset, mask,
+                                     [&](uint32_t within, char* to, uint32_t length) {
+                                       return layers_.read_below(block, {}, within, to, length);
+                                     });
 }
 
 Result<Extent> ActiveLayer::make_writable(uint64_t offset, const FaultHint& hint, FaultWork* work) {
@@ -149,12 +160,14 @@ Result<Extent> ActiveLayer::make_writable(uint64_t offset, const FaultHint& hint
   if (!lower) return lower.error();
 
   const std::lock_guard lock(chunk_locks_.of(block));
-  const FaultScene scene{
-      Entry::unpack(layers_.active()->load(block)), lower->mask, lower->nearest < layers_.own_sources_below(),
-      static_cast<uint32_t>((offset & (image_.geometry.block_size() - 1)) >> image_.geometry.sub_block_shift())};
+  const FaultScene scene{Entry::unpack(layers_.active()->load(block)), lower->mask,
+                         lower->nearest < layers_.own_sources_below(),
+                         static_cast<uint32_t>((offset & (image_.geometry.block_size() - 1)) >>
+                                               image_.geometry.sub_block_shift())};
   Result<Made> made = Made{};
   switch (plan_fault(image_.geometry, scene, hint)) {
-    case FaultPlan::kMap: return mappable_extent(offset);  // another thread has made it own since the first look
+    // Another thread has made it own since the first look.
+    case FaultPlan::kMap: return mappable_extent(offset);
     case FaultPlan::kCopySubBlock: made = copy_sub_block(block, scene, work); break;
     case FaultPlan::kComplete: made = complete(block, scene, hint.ahead, work); break;
     case FaultPlan::kExpand: made = expand(block, hint.ahead, work); break;
@@ -174,29 +187,33 @@ Result<Extent> ActiveLayer::make_writable(uint64_t offset, const FaultHint& hint
 
 // For this function and the next three the caller holds the chunk's lock, and has ensured the
 // table's page.
-Result<ActiveLayer::Made> ActiveLayer::copy_sub_block(uint64_t block, const FaultScene& scene, FaultWork* work) {
+Result<ActiveLayer::Made> ActiveLayer::copy_sub_block(uint64_t block, const FaultScene& scene,
+                                                      FaultWork* work) {
   const auto mask = static_cast<uint16_t>(1u << scene.number);
-  const auto owned = own_blocks_.make_own(layers_.active(), block, scene.entry, {mask}, OwnBlocks::Purpose::kData,
-                                          [&](uint64_t block_offset) { return copy_below(block, block_offset, mask); });
+  const auto owned = own_blocks_.make_own(
+      layers_.active(), block, scene.entry, {mask}, OwnBlocks::Purpose::kData,
+      [&](uint64_t block_offset) { return copy_below(block, block_offset, mask); });
   if (!owned) return owned.error();
   work->copied = true;
   work->copied_bytes += image_.geometry.sub_block_size();
-  const uint64_t from =
-      (block << image_.geometry.block_shift()) + (uint64_t{scene.number} << image_.geometry.sub_block_shift());
+  const uint64_t from = (block << image_.geometry.block_shift()) +
+                        (uint64_t{scene.number} << image_.geometry.sub_block_shift());
   return Made{from, from + image_.geometry.sub_block_size()};
 }
 
 // Completes the block, and, if lower layers hold something of it, followers in the chunk that lower
 // layers hold as a whole. They are fewer than fit into `ahead` bytes, because each costs a copy.
-Result<ActiveLayer::Made> ActiveLayer::complete(uint64_t block, const FaultScene& scene, uint64_t ahead,
-                                                FaultWork* work) {
-  if (auto completed = complete_block(block, scene.entry, work); !completed) return completed.error();
+Result<ActiveLayer::Made> ActiveLayer::complete(uint64_t block, const FaultScene& scene,
+                                                uint64_t ahead, FaultWork* work) {
+  if (auto completed = complete_block(block, scene.entry, work); !completed)
+    return completed.error();
   const uint64_t from = block << image_.geometry.block_shift();
   uint64_t next = block + 1;
   const auto made = [&] { return Made{from, next << image_.geometry.block_shift()}; };
   if (!(scene.below & ~scene.entry.written)) return made();
-  const uint64_t limit = std::min({(block / kBlocksPerChunk + 1) * kBlocksPerChunk, layers_.active()->entries(),
-                                   block + 1 + (ahead >> image_.geometry.block_shift()) / kCopiesAheadShare});
+  const uint64_t limit =
+      std::min({(block / kBlocksPerChunk + 1) * kBlocksPerChunk, layers_.active()->entries(),
+                block + 1 + (ahead >> image_.geometry.block_shift()) / kCopiesAheadShare});
   for (; next < limit; next++) {
     const Entry entry = Entry::unpack(layers_.active()->load(next));
     auto lower = layers_.mask_below(next);
@@ -205,7 +222,9 @@ Result<ActiveLayer::Made> ActiveLayer::complete(uint64_t block, const FaultScene
     auto completed = complete_block(next, entry, work);
     // The requested block is complete. A full disk must not make its writer wait for followers, and
     // a damaged follower must not make it fail.
-    if (!completed && (completed.error().code == Code::kNoSpace || completed.error().code == Code::kCorrupt)) break;
+    if (!completed &&
+        (completed.error().code == Code::kNoSpace || completed.error().code == Code::kCorrupt))
+      break;
     if (!completed) return completed.error();
   }
   return made();
@@ -219,7 +238,8 @@ Result<ActiveLayer::Made> ActiveLayer::expand(uint64_t block, uint64_t ahead, Fa
   const uint64_t whole = std::max<uint64_t>(kLargestRun >> image_.geometry.block_shift(), 1);
   uint64_t limit = block + 1 + (ahead >> image_.geometry.block_shift());
   if (limit / whole > block / whole) limit = std::max(limit / whole * whole, block + 1);
-  limit = std::min({(block / kBlocksPerChunk + 1) * kBlocksPerChunk, layers_.active()->entries(), limit});
+  limit = std::min(
+      {(block / kBlocksPerChunk + 1) * kBlocksPerChunk, layers_.active()->entries(), limit});
   uint64_t end = block + 1;
   while (end < limit && !layers_.active()->load(end)) {
     auto lower = layers_.mask_below(end);
@@ -229,7 +249,8 @@ Result<ActiveLayer::Made> ActiveLayer::expand(uint64_t block, uint64_t ahead, Fa
   auto count = own_blocks_.make_own_run(layers_.active(), block, end - block);
   if (!count) return count.error();
   work->expanded = true;
-  return Made{block << image_.geometry.block_shift(), (block + *count) << image_.geometry.block_shift()};
+  return Made{block << image_.geometry.block_shift(), (block + *count)
+                                                          << image_.geometry.block_shift()};
 }
 
 Result<Extent> Image::make_writable(uint64_t offset, const FaultHint& hint, FaultWork* work) {

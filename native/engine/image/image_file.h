@@ -19,7 +19,9 @@ struct ImageFile {
 
   bool writable() const { return options.write; }
   Error closed_error() const { return Error(Code::kClosed, path + " has been closed"); }
-  Error stale_error() const { return Error(Code::kBaseChanged, path + ": one of its bases keeps changing"); }
+  Error stale_error() const {
+    return Error(Code::kBaseChanged, path + ": one of its bases keeps changing");
+  }
 };
 
 }  // namespace pcow

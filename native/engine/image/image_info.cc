@@ -49,19 +49,22 @@ ImageInfo Image::info() const {
   info.clean = state.superblocks.current().clean;
   info.writable = state.writable() && !state.layers.is_closed();
   info.generation = state.superblocks.current().generation;
-  for (const Layer& layer : state.layers.directory().layers) info.snapshots += layer.name.empty() ? 0 : 1;
+  for (const Layer& layer : state.layers.directory().layers)
+    info.snapshots += layer.name.empty() ? 0 : 1;
   info.chain.push_back({state.path, "", state.layers.directory().active});
-  for (const Layer* layer = state.layers.directory().find(state.layers.active_layer().parent); layer;
-       layer = state.layers.directory().find(layer->parent))
+  for (const Layer* layer = state.layers.directory().find(state.layers.active_layer().parent);
+       layer; layer = state.layers.directory().find(layer->parent))
     info.chain.push_back({state.path, layer->name, layer->id});
-  info.chain.insert(info.chain.end(), state.bases.current().names.begin(), state.bases.current().names.end());
+  info.chain.insert(info.chain.end(), state.bases.current().names.begin(),
+                    state.bases.current().names.end());
   if (const auto& base = state.superblocks.current().base) {
     info.has_base = true;
     info.base_path = base->path;
     info.base_resolved = state.bases.current().resolved;
     info.base_uuid = format_uuid(base->uuid);
     info.base_layer = base->layer;
-    if (!state.bases.current().names.empty()) info.base_snapshot = state.bases.current().names.front().snapshot;
+    if (!state.bases.current().names.empty())
+      info.base_snapshot = state.bases.current().names.front().snapshot;
   }
   const Opener& opener = state.superblocks.current().opener;
   if (info.writable || (!state.layers.is_closed() && state.file->is_locked_by_other())) {
@@ -94,10 +97,13 @@ Result<std::vector<SnapshotInfo>> Image::snapshots(bool with_data) const {
       for (const auto& [first, end] : source.present) {
         for (uint64_t chunk = first; chunk < end; chunk++) {
           EntryPage page;
-          PCOW_TRY(read_entry_page(*source.file, source.table_offset, source.entries, chunk, &page));
+          PCOW_TRY(
+              read_entry_page(*source.file, source.table_offset, source.entries, chunk, &page));
           for (const uint64_t word : page) {
             const Entry entry = Entry::unpack(word);
-            if (entry.index) info.data += uint64_t(std::popcount(entry.written)) << state.geometry.sub_block_shift();
+            if (entry.index)
+              info.data += uint64_t(std::popcount(entry.written))
+                           << state.geometry.sub_block_shift();
           }
         }
       }
@@ -170,7 +176,8 @@ Result<std::vector<LayerInfo>> Image::layers() const {
   for (const Layer& layer : state.layers.directory().layers) {
     const bool active = layer.id == state.layers.directory().active;
     found.push_back({layer.id, layer.parent, layer.name, layer.hidden, active,
-                     active ? 0 : identity_of(layer, state.superblocks.current().uuid), layer.time_ns, layer.size});
+                     active ? 0 : identity_of(layer, state.superblocks.current().uuid),
+                     layer.time_ns, layer.size});
   }
   return found;
 }

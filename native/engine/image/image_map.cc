@@ -21,9 +21,10 @@ constexpr uint64_t kBatchPages = 512;
 class WalkedLayer {
  public:
   WalkedLayer(std::shared_ptr<const Source> source)
-      : source_(std::move(source)) {}  // NOLINT: implicit, because a link of a chain is a walked layer
-  WalkedLayer(std::shared_ptr<File> file, std::shared_ptr<Table> table, uint64_t offset, bool written_by_us,
-              bool only_durable)
+      : source_(std::move(source)) {
+  }  // NOLINT: implicit, because a link of a chain is a walked layer
+  WalkedLayer(std::shared_ptr<File> file, std::shared_ptr<Table> table, uint64_t offset,
+              bool written_by_us, bool only_durable)
       : file_(std::move(file)),
         table_(std::move(table)),
         offset_(offset),
@@ -33,8 +34,9 @@ class WalkedLayer {
   // The first chunk from `chunk` on that may hold entries; `end` if there is none before it.
   Result<uint64_t> next_chunk(uint64_t chunk, uint64_t end) const {
     if (!table_) {
-      const auto after = std::upper_bound(source_->present.begin(), source_->present.end(), chunk,
-                                          [](uint64_t c, const ChunkRange& range) { return c < range.end; });
+      const auto after =
+          std::upper_bound(source_->present.begin(), source_->present.end(), chunk,
+                           [](uint64_t c, const ChunkRange& range) { return c < range.end; });
       return after == source_->present.end() ? end : std::min(end, std::max(chunk, after->first));
     }
     const uint64_t table_end = std::min(end, table_->chunks());
@@ -49,10 +51,12 @@ class WalkedLayer {
     return chunk < table_end ? chunk : end;
   }
 
-  Result<void> load(uint64_t chunk, const Geometry& geometry, std::array<Entry, kBlocksPerChunk>* entries) const {
+  Result<void> load(uint64_t chunk, const Geometry& geometry,
+                    std::array<Entry, kBlocksPerChunk>* entries) const {
     EntryPage page{};
     if (table_) {
-      const uint64_t count = std::min<uint64_t>(kBlocksPerChunk, table_->entries() - chunk * kBlocksPerChunk);
+      const uint64_t count =
+          std::min<uint64_t>(kBlocksPerChunk, table_->entries() - chunk * kBlocksPerChunk);
       for (uint64_t i = 0; i < count; i++) page[i] = table_->load(chunk * kBlocksPerChunk + i);
     } else {
       PCOW_TRY(read_entry_page(file(), source_->table_offset, source_->entries, chunk, &page));
@@ -95,8 +99,10 @@ class ExtentList {
     extent.length = std::min(extent.length, size_ - extent.offset);
     if (!extents_->empty()) {
       MapExtent& last = extents_->back();
-      if (last.offset + last.length == extent.offset && last.kind == extent.kind && last.depth == extent.depth &&
-          (extent.kind != ExtentKind::kData || last.file_offset + last.length == extent.file_offset)) {
+      if (last.offset + last.length == extent.offset && last.kind == extent.kind &&
+          last.depth == extent.depth &&
+          (extent.kind != ExtentKind::kData ||
+           last.file_offset + last.length == extent.file_offset)) {
         last.length += extent.length;
         return;
       }
@@ -143,7 +149,8 @@ class ChunkOfWalk {
     for (size_t i = 0; i < kBlocksPerChunk; i++) {
       const uint64_t start = (chunk * kBlocksPerChunk + i) << geometry_.block_shift();
       if (only_wanted && !wanted_[i]) continue;
-      if (held_[i].size() == 1 && held_[i][0].mask == geometry_.full_mask() && (wanted_[i] == held_[i][0].mask)) {
+      if (held_[i].size() == 1 && held_[i][0].mask == geometry_.full_mask() &&
+          (wanted_[i] == held_[i][0].mask)) {
         extents->add(extent(start, 0, geometry_.sub_blocks(), &held_[i][0]));
         continue;
       }
@@ -151,7 +158,9 @@ class ChunkOfWalk {
         const Held* held = holder(i, number);
         const bool wanted = wanted_[i] >> number & 1;
         uint32_t end = number + 1;
-        while (end < geometry_.sub_blocks() && holder(i, end) == held && (wanted_[i] >> end & 1) == wanted) end++;
+        while (end < geometry_.sub_blocks() && holder(i, end) == held &&
+               (wanted_[i] >> end & 1) == wanted)
+          end++;
         if (wanted || !only_wanted) extents->add(extent(start, number, end, held));
         number = end;
       }
@@ -171,7 +180,8 @@ class ChunkOfWalk {
     made.length = uint64_t{end - number} << geometry_.sub_block_shift();
     made.kind = !held ? ExtentKind::kHole : held->index ? ExtentKind::kData : ExtentKind::kZero;
     if (held) made.depth = held->depth;
-    if (held && held->index) made.file_offset = (uint64_t{held->index} << geometry_.block_shift()) + within;
+    if (held && held->index)
+      made.file_offset = (uint64_t{held->index} << geometry_.block_shift()) + within;
     return made;
   }
 
@@ -191,7 +201,8 @@ Result<ExtentBatch> walk_batch(const Geometry& geometry, const Walk& walk, uint6
   const uint64_t chunks = geometry.chunks_for(walk.size);
   uint64_t pages = 0;
   uint64_t chunk = std::min(offset / chunk_size, chunks);
-  const auto nearest = [&](const std::vector<WalkedLayer>& layers, uint64_t from, uint64_t end) -> Result<uint64_t> {
+  const auto nearest = [&](const std::vector<WalkedLayer>& layers, uint64_t from,
+                           uint64_t end) -> Result<uint64_t> {
     uint64_t next = chunks;
     for (uint64_t i = from; i < end && next > chunk; i++) {
       auto held = layers[i].next_chunk(chunk, next);
@@ -207,7 +218,8 @@ Result<ExtentBatch> walk_batch(const Geometry& geometry, const Walk& walk, uint6
     if (!in_others) return in_others.error();
     const uint64_t next = std::min(*in_chain, *in_others);
     if (next > chunk) {
-      if (!walk.only_held) extents.add({chunk * chunk_size, (next - chunk) * chunk_size, ExtentKind::kHole, 0, 0});
+      if (!walk.only_held)
+        extents.add({chunk * chunk_size, (next - chunk) * chunk_size, ExtentKind::kHole, 0, 0});
       chunk = next;
       continue;
     }
@@ -227,7 +239,8 @@ Result<ExtentBatch> walk_batch(const Geometry& geometry, const Walk& walk, uint6
     const uint64_t last = walk.others.empty() ? walk.end : walk.chain.size();
     for (uint64_t depth = walk.first; depth < last; depth++)
       PCOW_TRY(each(walk.chain[depth], [&] { resolved.add(entries, depth, depth < walk.end); }));
-    for (const WalkedLayer& other : walk.others) PCOW_TRY(each(other, [&] { resolved.want(entries); }));
+    for (const WalkedLayer& other : walk.others)
+      PCOW_TRY(each(other, [&] { resolved.want(entries); }));
     resolved.list(chunk, walk.only_held, &extents);
     chunk++;
   }
@@ -238,7 +251,8 @@ Result<ExtentBatch> walk_batch(const Geometry& geometry, const Walk& walk, uint6
 WalkedLayer walked(const ImageState& state, const Layer& layer) {
   const LayerDirectory& directory = state.layers.directory();
   if (layer.id == directory.active)
-    return {state.file, state.layers.active(), layer.table_offset, state.writable(), state.layers.only_durable()};
+    return {state.file, state.layers.active(), layer.table_offset, state.writable(),
+            state.layers.only_durable()};
   return state.layers.source_in_use(layer.id);
 }
 
@@ -251,7 +265,8 @@ Walk chain_walk(const ImageState& state, const Layer& top) {
     walk.names.push_back({state.path, layer->name, layer->id});
   }
   for (const auto& source : state.bases.current().sources) walk.chain.emplace_back(source);
-  walk.names.insert(walk.names.end(), state.bases.current().names.begin(), state.bases.current().names.end());
+  walk.names.insert(walk.names.end(), state.bases.current().names.begin(),
+                    state.bases.current().names.end());
   return walk;
 }
 
@@ -282,7 +297,8 @@ Result<ExtentBatch> walk_image(ImageState& state, uint64_t offset, const Make& m
         Result<Walk> walk = make();
         if (!walk) return walk.error();
         auto batch = walk_batch(state.geometry, *walk, offset);
-        if (auto whole = state.layers.untorn(); !whole && (round || state.writable())) return whole.error();
+        if (auto whole = state.layers.untorn(); !whole && (round || state.writable()))
+          return whole.error();
         if (batch) {
           batch->chain_state = state_of(walk->names);
           batch->chain = std::move(walk->names);

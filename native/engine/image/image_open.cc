@@ -71,8 +71,10 @@ class TakeOver {
   Result<void> run() {
     const Superblock& superblock = state_.superblocks.current();
     if (superblock.read_only_compatible & ~kKnownReadOnlyCompatible)
-      return Error(Code::kUnsupported,
-                   state_.path + " uses features that this program can read, but not write: a newer pcow is needed");
+      return Error(
+          Code::kUnsupported,
+          state_.path +
+              " uses features that this program can read, but not write: a newer pcow is needed");
     const bool opened_clean = superblock.clean;
     if (keeps(Rule::kSyncAtOpening)) PCOW_TRY(state_.file->sync());
     auto size = state_.file->size();
@@ -82,14 +84,17 @@ class TakeOver {
     PCOW_TRY(derive_free_map());
     PCOW_TRY(punch_free(opened_clean));
     PCOW_TRY(mark_open());
-    if (state_.layers.only_durable()) PCOW_TRY(state_.layers.load(true));  // now without the dropped entries
+    // Now without the dropped entries.
+    if (state_.layers.only_durable()) PCOW_TRY(state_.layers.load(true));
     const LayerDirectory& directory = state_.layers.directory();
-    const bool all_sealed = std::all_of(directory.layers.begin(), directory.layers.end(), [&](const Layer& layer) {
-      return layer.id == directory.active || layer.id <= state_.superblocks.current().sealed;
-    });
+    const bool all_sealed =
+        std::all_of(directory.layers.begin(), directory.layers.end(), [&](const Layer& layer) {
+          return layer.id == directory.active || layer.id <= state_.superblocks.current().sealed;
+        });
     if (!all_sealed) PCOW_TRY(state_.structure.seal());
     // There may be no space to finish deletions; the image is sound without.
-    if (auto collected = collect(&state_, nullptr); !collected) return leave_unfinished(&state_, collected.error());
+    if (auto collected = collect(&state_, nullptr); !collected)
+      return leave_unfinished(&state_, collected.error());
     return {};
   }
 
@@ -104,7 +109,8 @@ class TakeOver {
     const Superblock& superblock = state_.superblocks.current();
     const uint32_t shift = geometry_.block_shift();
     space.mark_range(0, geometry_.superblock_blocks());
-    space.mark_range(superblock.directory_offset >> shift, geometry_.blocks_for(superblock.directory_length));
+    space.mark_range(superblock.directory_offset >> shift,
+                     geometry_.blocks_for(superblock.directory_length));
     Run in_use(&space);
     for (const Layer& layer : state_.layers.directory().layers) {
       space.mark_range(layer.table_offset >> shift, layer.table_length >> shift);
@@ -129,7 +135,8 @@ class TakeOver {
         if (within == 0) {
           const uint64_t count = std::min(end - chunk, kMostPages);
           if (pages_.size() < count) pages_.resize(count);
-          PCOW_TRY(read_entry_pages(*state_.file, layer.table_offset, entries, chunk, count, pages_.data()));
+          PCOW_TRY(read_entry_pages(*state_.file, layer.table_offset, entries, chunk, count,
+                                    pages_.data()));
         }
         PCOW_TRY(look_at_page(layer, chunk, pages_[within], &table, in_use));
       }
@@ -137,8 +144,8 @@ class TakeOver {
     return {};
   }
 
-  Result<void> look_at_page(const Layer& layer, uint64_t chunk, const EntryPage& page, std::shared_ptr<Table>* table,
-                            Run* in_use) {
+  Result<void> look_at_page(const Layer& layer, uint64_t chunk, const EntryPage& page,
+                            std::shared_ptr<Table>* table, Run* in_use) {
     const uint16_t full = geometry_.full_mask();
     const uint64_t whole = Entry{0, full, full}.pack();
     const uint64_t lowest = geometry_.superblock_blocks();
@@ -146,18 +153,21 @@ class TakeOver {
     for (uint64_t i = 0; i < kBlocksPerChunk; i++) {
       if (page[i] == 0) continue;
       // The usual entry of a large image: all sub-blocks, durable, inside the file.
-      if (const uint64_t index = page[i] >> 32; (page[i] & 0xffffffffu) == whole && index >= lowest && index < limit_) {
+      if (const uint64_t index = page[i] >> 32;
+          (page[i] & 0xffffffffu) == whole && index >= lowest && index < limit_) {
         in_use->add(index);
         continue;
       }
       const uint64_t block = chunk * kBlocksPerChunk + i;
       Entry entry = Entry::unpack(page[i]);
-      if (state_.layers.only_durable() && entry_is_sound(page[i], full) && entry != entry.as_durable()) {
+      if (state_.layers.only_durable() && entry_is_sound(page[i], full) &&
+          entry != entry.as_durable()) {
         entry = entry.as_durable();
         PCOW_TRY(prepare_stores(layer, chunk, table));
         (*table)->store(block, entry);
       }
-      auto checked = checked_entry(entry.pack() | (page[i] >> 62 << 62), geometry_, *state_.file, block);
+      auto checked =
+          checked_entry(entry.pack() | (page[i] >> 62 << 62), geometry_, *state_.file, block);
       if (!checked) return checked.error();
       if (entry.index) in_use->add(entry.index);
       unsynced_here |= entry.written != entry.durable;
@@ -171,7 +181,8 @@ class TakeOver {
 
   Result<void> prepare_stores(const Layer& layer, uint64_t chunk, std::shared_ptr<Table>* table) {
     if (!*table) {
-      auto mapped = Table::map(state_.file, layer.table_offset, geometry_.blocks_for(layer.size), true);
+      auto mapped =
+          Table::map(state_.file, layer.table_offset, geometry_.blocks_for(layer.size), true);
       if (!mapped) return mapped.error();
       *table = std::move(*mapped);
     }
@@ -269,13 +280,15 @@ Result<std::unique_ptr<Image>> Image::open(const std::string& path, const OpenOp
   if (!file) return file.error();
   auto size = (*file)->size();
   if (!size) return size.error();
-  if (*size < 2 * kPageSize) return Error(Code::kNotAnImage, path + " is not a Pcow image (it is too short)");
+  if (*size < 2 * kPageSize)
+    return Error(Code::kNotAnImage, path + " is not a Pcow image (it is too short)");
   auto superblock = read_superblock(**file);
   if (!superblock) return superblock.error();
   OpenOptions kept = options;
   kept.given.clear();  // these numbers are valid only until this call returns
   const bool bases_are_given = !options.given.empty();
-  auto state = std::make_unique<ImageState>(path, std::move(kept), *file, std::move(*superblock), bases_are_given);
+  auto state = std::make_unique<ImageState>(path, std::move(kept), *file, std::move(*superblock),
+                                            bases_are_given);
   const auto load = [&]() -> Result<void> {
     if (bases_are_given) {
       auto bases = state->bases.adopt_given({options.given.begin() + 1, options.given.end()});

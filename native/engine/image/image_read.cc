@@ -15,8 +15,8 @@ constexpr int kMovedRounds = 1000;
 
 // The writer may be another process, and may free a block and use it again between the look at its
 // entry and the look at its data. `*moved` is true then, and what was read does not count.
-Result<size_t> ActiveLayer::read_once(const View* view, uint64_t offset, void* buffer, size_t length,
-                                      bool* moved) const {
+Result<size_t> ActiveLayer::read_once(const View* view, uint64_t offset, void* buffer,
+                                      size_t length, bool* moved) const {
   *moved = false;
   const uint64_t size = view ? view->size() : layers_.active_layer().size;
   if (offset >= size) return size_t{0};
@@ -35,7 +35,8 @@ Result<size_t> ActiveLayer::read_once(const View* view, uint64_t offset, void* b
   }
   ChainReader reader(image_.geometry, *chain);
   Gatherer gatherer;
-  std::vector<std::pair<uint64_t, uint64_t>> used;  // entries of a table that another process may change
+  // Entries of a table that another process may change.
+  std::vector<std::pair<uint64_t, uint64_t>> used;
   auto* to = static_cast<char*>(buffer);
   for (size_t done = 0; done < length;) {
     const Part part = part_at(image_.geometry, offset + done, length - done);
@@ -60,7 +61,8 @@ Result<size_t> ActiveLayer::read_once(const View* view, uint64_t offset, void* b
   return length;
 }
 
-Result<size_t> ActiveLayer::read(const View* view, uint64_t offset, void* buffer, size_t length) const {
+Result<size_t> ActiveLayer::read(const View* view, uint64_t offset, void* buffer,
+                                 size_t length) const {
   for (int round = 0; round < kMovedRounds; round++) {
     bool moved;
     auto count = read_once(view, offset, buffer, length, &moved);
@@ -87,7 +89,8 @@ Result<size_t> Image::read(const View* view, uint64_t offset, void* buffer, size
     }
     PCOW_TRY(state.failures.noted(state.layers.refresh()));
   }
-  return state.failures.noted(Result<size_t>(Error(Code::kIo, state.path + " changes faster than it can be read")));
+  return state.failures.noted(
+      Result<size_t>(Error(Code::kIo, state.path + " changes faster than it can be read")));
 }
 
 }  // namespace pcow

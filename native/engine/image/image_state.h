@@ -36,9 +36,10 @@ namespace pcow {
 
 class ImageState : public ImageFile {
  public:
-  ImageState(std::string path, OpenOptions options, std::shared_ptr<File> file, Superblock superblock,
-             bool bases_are_given)
-      : ImageFile{std::move(path), std::move(options), std::move(file), Geometry(superblock.block_shift)},
+  ImageState(std::string path, OpenOptions options, std::shared_ptr<File> file,
+             Superblock superblock, bool bases_are_given)
+      : ImageFile{std::move(path), std::move(options), std::move(file),
+                  Geometry(superblock.block_shift)},
         superblocks(*this, space, std::move(superblock)),
         durability(*this, gate, chunk_locks, space, superblocks),
         bases(*this, bases_are_given),

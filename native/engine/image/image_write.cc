@@ -28,11 +28,13 @@ Result<void> check_changeable(const ImageState& state) {
 // own are written as a whole, so that what an unfinished write may have left in the block never
 // shows. Of own ones only these bytes are written, because their neighbours may be written in place
 // at the same time, without the lock. The caller holds the chunk's lock.
-Result<void> ActiveLayer::fill(uint64_t block, uint64_t block_offset, const Entry& before, bool own, uint32_t at,
-                               uint32_t end, const char* bytes) const {
-  const uint32_t first = at >> image_.geometry.sub_block_shift() << image_.geometry.sub_block_shift();
+Result<void> ActiveLayer::fill(uint64_t block, uint64_t block_offset, const Entry& before, bool own,
+                               uint32_t at, uint32_t end, const char* bytes) const {
+  const uint32_t first = at >> image_.geometry.sub_block_shift()
+                                   << image_.geometry.sub_block_shift();
   const uint32_t last = round_up(end, image_.geometry.sub_block_size());
-  if (own || (first == at && last == end)) return image_.file->write(block_offset + at, bytes, end - at);
+  if (own || (first == at && last == end))
+    return image_.file->write(block_offset + at, bytes, end - at);
   std::vector<char> whole(last - first);
   PCOW_TRY(layers_.read_below(block, before, first, whole.data(), whole.size()));
   memcpy(whole.data() + (at - first), bytes, end - at);
@@ -55,7 +57,8 @@ Result<void> ActiveLayer::write(uint64_t offset, const void* buffer, size_t leng
         const Part follower = part_at(image_.geometry, offset + done + run, length - done - run);
         const Entry other = Entry::unpack(layers_.active()->load(next));
         const uint16_t mask = image_.geometry.touched_mask(follower.from, follower.to);
-        if (other.index != entry.index + (next - part.block) || (other.written & mask) != mask) break;
+        if (other.index != entry.index + (next - part.block) || (other.written & mask) != mask)
+          break;
         run += follower.length();
       }
       PCOW_TRY(image_.file->write(in_file, from + done, run));
@@ -79,7 +82,8 @@ Result<void> ActiveLayer::write(uint64_t offset, const void* buffer, size_t leng
             while (end < part.to && is_own(end) == own)
               end = std::min(part.to, ((end >> image_.geometry.sub_block_shift()) + 1)
                                           << image_.geometry.sub_block_shift());
-            PCOW_TRY(fill(part.block, block_offset, entry, own, at, end, from + done + (at - part.from)));
+            PCOW_TRY(fill(part.block, block_offset, entry, own, at, end,
+                          from + done + (at - part.from)));
             at = end;
           }
           return {};
@@ -98,13 +102,14 @@ Result<void> Image::write(uint64_t offset, const void* buffer, size_t length) {
     const uint64_t size = state.layers.active_layer().size;
     if (offset > size || length > size - offset)
       return Error(Code::kTooLarge, state.path + ": a write would go past the end of the image (" +
-                                        std::to_string(size) + " bytes); pcow resize makes it larger");
+                                        std::to_string(size) +
+                                        " bytes); pcow resize makes it larger");
     return state.active_layer.write(offset, buffer, length);
   };
   auto outcome = state.layers.while_stale(attempt);
   // The disk is full, but released blocks are waiting for a sync: two syncs give their space back.
-  if (!outcome && outcome.error().code == Code::kNoSpace && state.space->has_pending() && state.durability.sync() &&
-      state.durability.sync())
+  if (!outcome && outcome.error().code == Code::kNoSpace && state.space->has_pending() &&
+      state.durability.sync() && state.durability.sync())
     outcome = state.layers.while_stale(attempt);
   return state.failures.noted(std::move(outcome));
 }
@@ -147,7 +152,8 @@ Result<void> ActiveLayer::discard(uint64_t offset, uint64_t length) {
       const uint32_t end = std::min(part.to, (number + 1) << image_.geometry.sub_block_shift());
       const bool own = entry.written >> number & 1;
       if (own && entry.index) {
-        PCOW_TRY(image_.file->punch((uint64_t{entry.index} << image_.geometry.block_shift()) + at, end - at));
+        PCOW_TRY(image_.file->punch((uint64_t{entry.index} << image_.geometry.block_shift()) + at,
+                                    end - at));
       } else if (!own && (*lower >> number & 1)) {
         PCOW_TRY(write((part.block << image_.geometry.block_shift()) + at, zeros.data(), end - at));
         entry = Entry::unpack(layers_.active()->load(part.block));
@@ -165,14 +171,14 @@ Result<void> Image::discard(uint64_t offset, uint64_t length) {
     PCOW_TRY(check_changeable(state));
     const uint64_t size = state.layers.active_layer().size;
     if (offset > size || length > size - offset)
-      return Error(Code::kInvalid,
-                   state.path + ": a discard would go past the end of the image (" + std::to_string(size) + " bytes)");
+      return Error(Code::kInvalid, state.path + ": a discard would go past the end of the image (" +
+                                       std::to_string(size) + " bytes)");
     return state.active_layer.discard(offset, length);
   };
   return state.failures.noted(
-      state.writable()
-          ? state.full_disk.giving_back([&] { return state.layers.while_stale(attempt); }, [] { return true; })
-          : state.layers.while_stale(attempt));
+      state.writable() ? state.full_disk.giving_back(
+                             [&] { return state.layers.while_stale(attempt); }, [] { return true; })
+                       : state.layers.while_stale(attempt));
 }
 
 Result<void> Image::sync() {

@@ -30,15 +30,19 @@ Result<void> Layers::load(bool recovered) {
       fresh.push_back(nullptr);
       continue;
     }
-    auto present = present_chunks(*image_.file, layer.table_offset, geometry.blocks_for(layer.size));
+    auto present =
+        present_chunks(*image_.file, layer.table_offset, geometry.blocks_for(layer.size));
     if (!present) return present.error();
-    fresh.push_back(make_source(image_.file, geometry, layer, loaded->crashed, std::move(*present)));
+    fresh.push_back(
+        make_source(image_.file, geometry, layer, loaded->crashed, std::move(*present)));
   }
   const Layer& layer = loaded->directory.active_layer();
-  auto table = Table::map(image_.file, layer.table_offset, geometry.blocks_for(layer.size), image_.writable());
+  auto table = Table::map(image_.file, layer.table_offset, geometry.blocks_for(layer.size),
+                          image_.writable());
   if (!table) return table.error();
   Result<BaseChain> bases = BaseChain{};
-  if (!image_.options.without_bases) bases = bases_.open(loaded->superblock.base, bases_.held_files());
+  if (!image_.options.without_bases)
+    bases = bases_.open(loaded->superblock.base, bases_.held_files());
   if (!bases) return bases.error();
 
   superblocks_.adopt(std::move(loaded->superblock));
@@ -90,10 +94,11 @@ void Layers::renew_chains() {
 // becomes hidden counts as removed for its readers: the merge that follows lets its heir write into
 // its blocks.
 void Layers::adopt(NextLayers next) {
-  const bool gone = std::any_of(directory_.layers.begin(), directory_.layers.end(), [&](const Layer& layer) {
-    const Layer* after = next.directory.find(layer.id);
-    return !after || after->hidden != layer.hidden || after->checksums != layer.checksums;
-  });
+  const bool gone =
+      std::any_of(directory_.layers.begin(), directory_.layers.end(), [&](const Layer& layer) {
+        const Layer* after = next.directory.find(layer.id);
+        return !after || after->hidden != layer.hidden || after->checksums != layer.checksums;
+      });
   sources_ = next_sources(next);
   directory_ = std::move(next.directory);
   if (next.table) active_ = std::move(next.table);
@@ -126,7 +131,8 @@ void Layers::adopt_chunks(const Layer& layer, std::vector<ChunkRange> present) {
       source_of(layer, std::move(present));
 }
 
-std::shared_ptr<const Source> Layers::source_of(const Layer& layer, std::vector<ChunkRange> present) const {
+std::shared_ptr<const Source> Layers::source_of(const Layer& layer,
+                                                std::vector<ChunkRange> present) const {
   return make_source(image_.file, image_.geometry, layer, crashed_, std::move(present));
 }
 
@@ -134,7 +140,8 @@ const std::shared_ptr<const Source>& Layers::source_in_use(uint64_t layer) const
   return sources_[static_cast<size_t>(directory_.find(layer) - directory_.layers.data())];
 }
 
-std::shared_ptr<const Chain> Layers::chain_from(uint64_t layer, std::shared_ptr<const Chain> continued) const {
+std::shared_ptr<const Chain> Layers::chain_from(uint64_t layer,
+                                                std::shared_ptr<const Chain> continued) const {
   Chain::Sources chain;
   while (layer) {
     chain.push_back(source_in_use(layer));
@@ -165,10 +172,12 @@ Result<const Layer*> Layers::layer_in_view(const View& view) const {
   const Layer* layer = directory_.find(view.layer());
   if (!layer || !is_readable(*layer, view.by_name()))
     return Error(Code::kNotFound,
-                 image_.path + (view.by_name() ? ": that snapshot has been deleted"
-                                               : ": the layer that is read no longer exists: its snapshot was "
-                                                 "deleted, or the image was rolled back or committed"));
-  if (layer->size < view.size()) return Error(Code::kBusy, image_.path + " became smaller while it was read");
+                 image_.path + (view.by_name()
+                                    ? ": that snapshot has been deleted"
+                                    : ": the layer that is read no longer exists: its snapshot was "
+                                      "deleted, or the image was rolled back or committed"));
+  if (layer->size < view.size())
+    return Error(Code::kBusy, image_.path + " became smaller while it was read");
   return layer;
 }
 
@@ -205,10 +214,12 @@ Result<uint16_t> Layers::hidden_below(uint64_t block) const {
   return static_cast<uint16_t>(*now | *later);
 }
 
-Result<void> Layers::read_below(uint64_t block, const Entry& own, uint32_t from, char* to, size_t length) const {
+Result<void> Layers::read_below(uint64_t block, const Entry& own, uint32_t from, char* to,
+                                size_t length) const {
   Gatherer gatherer;
   ChainReader reader(image_.geometry, *below_);
-  auto outcome = reader.read({block, from, from + static_cast<uint32_t>(length)}, own, *image_.file, to, &gatherer);
+  auto outcome = reader.read({block, from, from + static_cast<uint32_t>(length)}, own, *image_.file,
+                             to, &gatherer);
   if (outcome) outcome = gatherer.flush();
   return confirm(std::move(outcome));
 }

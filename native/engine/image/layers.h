@@ -51,7 +51,9 @@ class Layers {
   const Chain& below() const { return *below_; }  // what the active layer stands on
   std::shared_ptr<const Chain> shared_below() const { return below_; }
   // The number of layers below that are in this file.
-  size_t own_sources_below() const { return below_->sources().size() - bases_.current().sources.size(); }
+  size_t own_sources_below() const {
+    return below_->sources().size() - bases_.current().sources.size();
+  }
   bool is_closed() const { return closed_; }
   bool only_durable() const { return crashed_; }  // the host crashed under the last writer
   bool names_dropped() const { return names_dropped_; }
@@ -64,9 +66,11 @@ class Layers {
   Result<std::shared_ptr<const Chain>> chain_of(const View& view) const;  // of a frozen layer
   // A frozen layer of this file as a link of chains: as it would be with these chunks, and as it
   // is.
-  std::shared_ptr<const Source> source_of(const Layer& layer, std::vector<ChunkRange> present) const;
+  std::shared_ptr<const Source> source_of(const Layer& layer,
+                                          std::vector<ChunkRange> present) const;
   const std::shared_ptr<const Source>& source_in_use(uint64_t layer) const;
-  uint64_t content_generation() const { return content_generation_; }  // any thread may call this, without locks
+  // Any thread may call this, without locks.
+  uint64_t content_generation() const { return content_generation_; }
 
   // What lower layers hold, for a caller that decides by it what to store. What these return stays
   // true for ever: a frozen layer never changes its content, and after the look the tables and
@@ -78,7 +82,8 @@ class Layers {
   // What zeros must hide: also what a running rebase brings below.
   Result<uint16_t> hidden_below(uint64_t block) const;
   // Bytes of the block, read through `own`, an entry of the active layer.
-  Result<void> read_below(uint64_t block, const Entry& own, uint32_t from, char* to, size_t length) const;
+  Result<void> read_below(uint64_t block, const Entry& own, uint32_t from, char* to,
+                          size_t length) const;
   template <typename T>
   Result<T> confirm(Look<T> look) const {
     return confirm(std::move(look.seen_));
@@ -92,7 +97,9 @@ class Layers {
   // Whether another process has changed the structure of a file of the chain, or of this one.
   bool is_stale() const { return is_own_stale() || bases_.is_stale(); }
   // In a reader, a table that was torn is mapped again.
-  bool is_own_stale() const { return own_watch_ && (own_watch_->has_changed() || active_->is_torn()); }
+  bool is_own_stale() const {
+    return own_watch_ && (own_watch_->has_changed() || active_->is_torn());
+  }
   // An error if a mapping of the image's file was torn: what was loaded or stored since does not
   // count.
   Result<void> untorn() const {
@@ -120,12 +127,14 @@ class Layers {
   void renew_chains();  // what existing chains remember is no longer right
   void set_handing_over(bool handing_over) { handing_over_ = handing_over; }
   void set_closed() { closed_ = true; }
-  void note_change_of_content() { content_generation_++; }  // any thread may call this, without locks
+  // Any thread may call this, without locks.
+  void note_change_of_content() { content_generation_++; }
 
  private:
   Chain::Sources next_sources(const NextLayers& next) const;
   // `continued`: as Chain has it.
-  std::shared_ptr<const Chain> chain_from(uint64_t layer, std::shared_ptr<const Chain> continued = nullptr) const;
+  std::shared_ptr<const Chain> chain_from(uint64_t layer,
+                                          std::shared_ptr<const Chain> continued = nullptr) const;
   bool is_readable(const Layer& layer, bool by_name) const;
 
   const ImageFile& image_;
@@ -140,10 +149,12 @@ class Layers {
   // One for each layer of this file, in the order of the layer directory; null for the active one.
   Chain::Sources sources_;
   std::shared_ptr<const Chain> below_;
-  uint64_t epoch_ = 0;              // grows when existing chains are no longer right
-  bool handing_over_ = false;       // a layer that is being merged away loses entries that may come back after a crash
-  bool crashed_ = false;            // the host crashed under the last writer
-  bool names_dropped_ = false;      // snapshots that were not durable then have been hidden (in memory)
+  uint64_t epoch_ = 0;  // grows when existing chains are no longer right
+  // A layer that is being merged away loses entries that may come back after a crash.
+  bool handing_over_ = false;
+  bool crashed_ = false;  // the host crashed under the last writer
+  // Snapshots that were not durable then have been hidden (in memory).
+  bool names_dropped_ = false;
   std::optional<Watch> own_watch_;  // set for a reader: another process may be the writer
   std::atomic<uint64_t> content_generation_{0};
 };
@@ -158,7 +169,8 @@ auto Layers::while_stale(const Attempt& attempt) {
     return outcome;
   };
   auto outcome = attempt_whole();
-  for (int round = 0; round < kStaleRounds && !outcome && outcome.error().code == Code::kBaseChanged; round++) {
+  for (int round = 0;
+       round < kStaleRounds && !outcome && outcome.error().code == Code::kBaseChanged; round++) {
     if (auto refreshed = refresh(); !refreshed) return decltype(outcome)(refreshed.error());
     outcome = attempt_whole();
   }

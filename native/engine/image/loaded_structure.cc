@@ -34,7 +34,8 @@ Result<LoadedStructure> load_structure(const File& file, const GenerationWatch* 
     LoadedStructure loaded;
     if (watch) loaded.seen = watch->now();
     auto superblock = read_superblock(file);
-    Result<LayerDirectory> directory = superblock ? read_layer_directory(file, *superblock) : superblock.error();
+    Result<LayerDirectory> directory =
+        superblock ? read_layer_directory(file, *superblock) : superblock.error();
     if (watch && watch->is_torn()) return file.torn();
     if (directory && (last || superblock->generation == loaded.seen)) {
       loaded.superblock = *superblock;
@@ -45,7 +46,8 @@ Result<LoadedStructure> load_structure(const File& file, const GenerationWatch* 
         loaded.names_dropped = drop_unsealed_names(&loaded.directory, superblock->sealed);
       return loaded;
     }
-    if (!directory && (last || (superblock && superblock->generation == loaded.seen && watch->now() == loaded.seen)))
+    if (!directory && (last || (superblock && superblock->generation == loaded.seen &&
+                                watch->now() == loaded.seen)))
       return directory.error();
     const timespec pause = {0, 200'000};
     nanosleep(&pause, nullptr);

@@ -11,7 +11,8 @@ class GenerationWatch;
 struct LoadedStructure {
   Superblock superblock;
   LayerDirectory directory;
-  bool crashed = false;        // unclean, and the last writer's page cache is gone: only durable bits count
+  // Unclean, and the last writer's page cache is gone: only durable bits count.
+  bool crashed = false;
   bool names_dropped = false;  // snapshots that were not durable before the crash are hidden
   uint64_t seen = 0;           // the generation that the file's watch showed
 };

@@ -44,7 +44,9 @@ size_t name_at(const std::string& path) {
   return slash == std::string::npos ? 0 : slash + 1;
 }
 
-std::string directory_part(const std::string& path) { return name_at(path) ? path.substr(0, name_at(path)) : "."; }
+std::string directory_part(const std::string& path) {
+  return name_at(path) ? path.substr(0, name_at(path)) : ".";
+}
 
 Result<void> sync_path(const std::string& path, int flags) {
   const Descriptor descriptor(open(path.c_str(), O_RDONLY | O_CLOEXEC | flags));
@@ -78,21 +80,23 @@ Result<bool> take(int descriptor, LockByte byte, bool exclusive, const std::stri
   lock.l_len = 1;
   if (fcntl(descriptor, F_OFD_SETLK, &lock) == 0) return true;
   if (errno == EAGAIN || errno == EACCES) return false;
-  if (errno == ENOLCK || errno == EOPNOTSUPP || errno == ENOSYS) return lacking(path, "has no locks");
+  if (errno == ENOLCK || errno == EOPNOTSUPP || errno == ENOSYS)
+    return lacking(path, "has no locks");
   return system_error(errno, "cannot lock " + path);
 }
 
 // Whether the open file still has this name.
 bool is_named(int descriptor, const std::string& path) {
   struct stat own, named;
-  return fstat(descriptor, &own) == 0 && stat(path.c_str(), &named) == 0 && own.st_dev == named.st_dev &&
-         own.st_ino == named.st_ino;
+  return fstat(descriptor, &own) == 0 && stat(path.c_str(), &named) == 0 &&
+         own.st_dev == named.st_dev && own.st_ino == named.st_ino;
 }
 
 }  // namespace
 
 Result<void> sync_directory_of(const std::string& path) {
-  return keeps(Rule::kNameBeforeReturn) ? sync_path(directory_part(path), O_DIRECTORY) : Result<void>();
+  return keeps(Rule::kNameBeforeReturn) ? sync_path(directory_part(path), O_DIRECTORY)
+                                        : Result<void>();
 }
 
 Result<void> give_name(const std::string& draft, const std::string& name, bool replace) {
@@ -128,7 +132,8 @@ Result<int> lock_file(const std::string& path, LockByte byte, bool exclusive) {
     Descriptor file(open(path.c_str(), access | O_CLOEXEC | O_NONBLOCK | O_NOCTTY));
     if (file.get() < 0) return system_error(errno, "cannot open " + path);
     struct stat status;
-    if (fstat(file.get(), &status) < 0) return system_error(errno, "cannot get the status of " + path);
+    if (fstat(file.get(), &status) < 0)
+      return system_error(errno, "cannot get the status of " + path);
     if (!S_ISREG(status.st_mode)) return Error(Code::kNotAnImage, path + " is not a regular file");
     auto taken = take(file.get(), byte, exclusive, path);
     if (!taken) return taken.error();
@@ -144,11 +149,12 @@ Result<int> lock_file(const std::string& path, LockByte byte, bool exclusive) {
 }
 
 Result<Draft> make_draft(const std::string& name) {
-  const std::string base = directory_part(name) == "." && name_at(name) == 0 ? "" : directory_part(name);
+  const std::string base =
+      directory_part(name) == "." && name_at(name) == 0 ? "" : directory_part(name);
   for (;;) {
     Draft draft;
-    draft.path =
-        base + "." + name.substr(name_at(name), kDraftNameLength) + "." + format_uuid(random_uuid()) + ".pcow-draft";
+    draft.path = base + "." + name.substr(name_at(name), kDraftNameLength) + "." +
+                 format_uuid(random_uuid()) + ".pcow-draft";
     Descriptor file(open(draft.path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666));
     if (file.get() < 0) return system_error(errno, "cannot create " + name);
     auto taken = take(file.get(), LockByte::kDraft, true, draft.path);
@@ -179,8 +185,10 @@ Result<void> check_directory(const std::string& directory) {
 }
 
 Result<bool> remove_left_draft(const std::string& path) {
-  const Descriptor file(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY));
-  if (file.get() < 0) return errno == ENOENT ? Result<bool>(false) : system_error(errno, "cannot open " + path);
+  const Descriptor file(
+      open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY));
+  if (file.get() < 0)
+    return errno == ENOENT ? Result<bool>(false) : system_error(errno, "cannot open " + path);
   auto taken = take(file.get(), LockByte::kDraft, false, path);
   if (!taken || !*taken || !is_named(file.get(), path)) return taken ? Result<bool>(false) : taken;
   if (unlink(path.c_str()) < 0) return system_error(errno, "cannot remove " + path);

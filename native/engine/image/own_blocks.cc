@@ -12,7 +12,8 @@ namespace {
 // each page is the kernel's single page of zeros, and reading all of it reads that page repeatedly
 // from the processor's cache.
 const char* zeros() {
-  static void* const made = mmap(nullptr, kLargestRun, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  static void* const made =
+      mmap(nullptr, kLargestRun, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   return made == MAP_FAILED ? nullptr : static_cast<const char*>(made);
 }
 
@@ -25,22 +26,26 @@ Result<uint32_t> OwnBlocks::allocate_block(const Table& table, uint64_t block) {
   uint64_t near = 0;
   for (uint64_t distance = 1; distance < kBlocksPerChunk && !near; distance++) {
     if (block >= chunk_start + distance) {
-      if (const uint64_t index = Entry::unpack(table.load(block - distance)).index) near = index + distance;
+      if (const uint64_t index = Entry::unpack(table.load(block - distance)).index)
+        near = index + distance;
     }
     if (!near && block + distance < chunk_end) {
       const uint64_t index = Entry::unpack(table.load(block + distance)).index;
       if (index > distance) near = index - distance;
     }
   }
-  return space_->allocate_block(near, static_cast<uint32_t>(block - chunk_start),
-                                static_cast<uint32_t>(std::min<uint64_t>(kBlocksPerChunk, table.entries())));
+  return space_->allocate_block(
+      near, static_cast<uint32_t>(block - chunk_start),
+      static_cast<uint32_t>(std::min<uint64_t>(kBlocksPerChunk, table.entries())));
 }
 
 // Steps 1 and 2. A caller that does not store an entry for the block releases it.
-Result<uint32_t> OwnBlocks::take_block(const Table& table, uint64_t block, const Entry& before, Purpose purpose) {
+Result<uint32_t> OwnBlocks::take_block(const Table& table, uint64_t block, const Entry& before,
+                                       Purpose purpose) {
   if (purpose == Purpose::kData) PCOW_TRY(space_->keep_reserve());
   auto index = allocate_block(table, block);
-  if (!index || !before.written || space_->is_durable(*index) || !keeps(Rule::kZerosBeforeEntry)) return index;
+  if (!index || !before.written || space_->is_durable(*index) || !keeps(Rule::kZerosBeforeEntry))
+    return index;
   if (auto synced = image_.file->sync(); !synced) {
     space_->release(*index, 1);
     return synced.error();
@@ -48,13 +53,15 @@ Result<uint32_t> OwnBlocks::take_block(const Table& table, uint64_t block, const
   return index;
 }
 
-void OwnBlocks::make_zero(Table* table, uint64_t block, const Entry& before, uint16_t gained) const {
+void OwnBlocks::make_zero(Table* table, uint64_t block, const Entry& before,
+                          uint16_t gained) const {
   const auto held = static_cast<uint16_t>(before.written | gained);
   table->store(block, {0, held, static_cast<uint16_t>(before.durable | gained)});
 }
 
 Result<void> OwnBlocks::make_mappable(uint64_t offset, uint64_t length) const {
-  return keeps(Rule::kDataSpaceBeforeMapping) ? image_.file->allocate(offset, length) : Result<void>();
+  return keeps(Rule::kDataSpaceBeforeMapping) ? image_.file->allocate(offset, length)
+                                              : Result<void>();
 }
 
 // Puts neighbouring blocks that read as zeros, and have disk space, into the page cache as large
@@ -76,7 +83,8 @@ Result<void> OwnBlocks::fill_cache(uint64_t index, uint64_t count) const {
 // `durable` bits, and their data is what a free block reads as. They get disk space. The run ends
 // early if there is no space for all of it, or no neighbouring block. Returns how many became own:
 // at least one.
-Result<uint64_t> OwnBlocks::make_own_run(const std::shared_ptr<Table>& table, uint64_t block, uint64_t most) {
+Result<uint64_t> OwnBlocks::make_own_run(const std::shared_ptr<Table>& table, uint64_t block,
+                                         uint64_t most) {
   auto first = take_block(*table, block, {}, Purpose::kData);
   if (!first) return first.error();
   uint64_t count = 1;

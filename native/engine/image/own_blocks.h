@@ -1,7 +1,8 @@
 // A sub-block becomes a layer's own: this is the only way in which a table comes to name a block of
 // data.
 //
-// make_own() does it in this order. Its caller holds the chunk's lock, and the table's page has disk space (Table::ensure()).
+// make_own() does it in this order. Its caller holds the chunk's lock, and the table's page has
+// disk space (Table::ensure()).
 //   1. If the entry names no block, a free one is taken. It reads as zeros, also after a power cut
 //      (space.h).
 //   2. Sub-blocks that are *zero here* keep their `durable` bits, which from now on promise zeros
@@ -61,20 +62,24 @@ class OwnBlocks {
   enum class Purpose { kData, kGivingBack };
   struct Gained {
     uint16_t written;
-    uint16_t durable = 0;  // only in a table that no superblock names yet: the one that will comes after a sync
+    // Only in a table that no superblock names yet: the one that will comes after a sync.
+    uint16_t durable = 0;
   };
   template <typename Fill>
-  Result<Entry> make_own(const std::shared_ptr<Table>& table, uint64_t block, const Entry& before, const Gained& gained,
-                         Purpose purpose, const Fill& fill);
+  Result<Entry> make_own(const std::shared_ptr<Table>& table, uint64_t block, const Entry& before,
+                         const Gained& gained, Purpose purpose, const Fill& fill);
   template <typename Read>
   Result<void> copy_sub_blocks(uint64_t offset, uint16_t mask, const Read& read) const;
-  void make_zero(Table* table, uint64_t block, const Entry& before, uint16_t gained) const;  // `before` names no block
+  // `before` names no block.
+  void make_zero(Table* table, uint64_t block, const Entry& before, uint16_t gained) const;
   Result<uint64_t> make_own_run(const std::shared_ptr<Table>& table, uint64_t block, uint64_t most);
-  Result<void> make_mappable(uint64_t offset, uint64_t length) const;  // gives bytes of the file disk space
+  // Gives bytes of the file disk space.
+  Result<void> make_mappable(uint64_t offset, uint64_t length) const;
 
  private:
   Result<uint32_t> allocate_block(const Table& table, uint64_t block);
-  Result<uint32_t> take_block(const Table& table, uint64_t block, const Entry& before, Purpose purpose);
+  Result<uint32_t> take_block(const Table& table, uint64_t block, const Entry& before,
+                              Purpose purpose);
   Result<void> fill_cache(uint64_t index, uint64_t count) const;
 
   const ImageFile& image_;
@@ -86,8 +91,9 @@ class OwnBlocks {
 // in the file. It may read what lower layers hold, and the block that `before` names. Returns the
 // entry that was stored.
 template <typename Fill>
-Result<Entry> OwnBlocks::make_own(const std::shared_ptr<Table>& table, uint64_t block, const Entry& before,
-                                  const Gained& gained, Purpose purpose, const Fill& fill) {
+Result<Entry> OwnBlocks::make_own(const std::shared_ptr<Table>& table, uint64_t block,
+                                  const Entry& before, const Gained& gained, Purpose purpose,
+                                  const Fill& fill) {
   const bool fresh = before.index == 0;
   Entry after = before;
   if (fresh) {

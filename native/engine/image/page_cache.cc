@@ -39,13 +39,15 @@ uint64_t filesystem_of(long type, dev_t device) {
                            : type == kF2fsMagic     ? "f2fs"
                                                     : nullptr;
   if (!kind) return 0;
-  const std::string link = "/sys/dev/block/" + std::to_string(major(device)) + ":" + std::to_string(minor(device));
+  const std::string link =
+      "/sys/dev/block/" + std::to_string(major(device)) + ":" + std::to_string(minor(device));
   char target[PATH_MAX];
   const ssize_t length = readlink(link.c_str(), target, sizeof target);
   if (length < 0) return 0;
   const std::string place(target, static_cast<size_t>(length));
   struct stat status;
-  const std::string directory = std::string("/sys/fs/") + kind + "/" + place.substr(place.rfind('/') + 1);
+  const std::string directory =
+      std::string("/sys/fs/") + kind + "/" + place.substr(place.rfind('/') + 1);
   return stat(directory.c_str(), &status) < 0 ? 0 : status.st_ino;
 }
 

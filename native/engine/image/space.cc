@@ -122,7 +122,8 @@ Space::Reserve Space::reserve() const {
 
 // Takes these blocks if they are free and have valid numbers. The caller holds the mutex.
 bool Space::take_range(uint64_t first, uint64_t count) {
-  if (first == 0 || count == 0 || first + count > std::min(blocks_, kMaxBlockIndex + 1)) return false;
+  if (first == 0 || count == 0 || first + count > std::min(blocks_, kMaxBlockIndex + 1))
+    return false;
   if (used_.next(true, first, first + count) < first + count) return false;
   used_.set(first, count, true);
   // For layer directories, after the reserve is spent.
@@ -130,7 +131,9 @@ bool Space::take_range(uint64_t first, uint64_t count) {
   return true;
 }
 
-uint64_t Space::reserve_blocks() const { return geometry_.blocks_for(kReserveBytes + geometry_.block_size()); }
+uint64_t Space::reserve_blocks() const {
+  return geometry_.blocks_for(kReserveBytes + geometry_.block_size());
+}
 
 void Space::adopt_reserve(const Reserve& left) {
   const std::lock_guard lock(mutex_);
@@ -154,10 +157,13 @@ Result<void> Space::keep_reserve() {
     // file that cannot grow.
     const bool spending = spending_;
     const auto left =
-        Error(Code::kNoSpace, ENOSPC, file_->path() + ": the remaining disk space is reserved for a deletion");
-    if (spending && !file_->disk_has(2 * (reserve_blocks() << geometry_.block_shift()))) return left;
+        Error(Code::kNoSpace, ENOSPC,
+              file_->path() + ": the remaining disk space is reserved for a deletion");
+    if (spending && !file_->disk_has(2 * (reserve_blocks() << geometry_.block_shift())))
+      return left;
     // Allocating behind an end that was cut off would hide the loss.
-    if (keeps(Rule::kFileReachesBeforeUse)) PCOW_TRY(file_->check_length(blocks_ << geometry_.block_shift()));
+    if (keeps(Rule::kFileReachesBeforeUse))
+      PCOW_TRY(file_->check_length(blocks_ << geometry_.block_shift()));
     const uint64_t blocks = reserve_blocks();
     // Apart from data, so that layer directories can use it. If the file cannot grow, the reserve
     // is anywhere, or there is none.
@@ -198,8 +204,8 @@ bool Space::spend_reserve() {
     spent = std::exchange(reserve_, {});
   }
   // Nothing was ever written there: it reads as zeros, durably, before and after.
-  const auto punched =
-      file_->punch(uint64_t{spent.first} << geometry_.block_shift(), uint64_t{spent.blocks} << geometry_.block_shift());
+  const auto punched = file_->punch(uint64_t{spent.first} << geometry_.block_shift(),
+                                    uint64_t{spent.blocks} << geometry_.block_shift());
   const std::lock_guard lock(mutex_);
   free(spent.first, spent.blocks);
   return punched.ok();
@@ -265,7 +271,8 @@ Result<void> Space::finish_sync(const std::vector<uint64_t>& released) {
   while (done < sorted.size()) {
     size_t last = done;
     while (last + 1 < sorted.size() && sorted[last + 1] == sorted[last] + 1) last++;
-    outcome = file_->punch(sorted[done] << geometry_.block_shift(), (last + 1 - done) << geometry_.block_shift());
+    outcome = file_->punch(sorted[done] << geometry_.block_shift(), (last + 1 - done)
+                                                                        << geometry_.block_shift());
     if (!outcome) break;
     done = last + 1;
   }
@@ -315,7 +322,8 @@ Result<void> Space::punch_free() {
       const uint64_t first = used_.next(false, block, last);
       block = used_.next(true, first, last);
       if (first < block)
-        PCOW_TRY(file_->punch(first << geometry_.block_shift(), (block - first) << geometry_.block_shift()));
+        PCOW_TRY(file_->punch(first << geometry_.block_shift(), (block - first)
+                                                                    << geometry_.block_shift()));
     }
     offset = *hole;
   }

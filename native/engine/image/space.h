@@ -101,7 +101,8 @@ class Space {
   // itself needs, and a copy.
   static constexpr uint64_t kReserveBytes = uint64_t{128} << 10;
 
-  uint64_t find_free_run(uint64_t count, uint64_t align, uint64_t from) const;  // kNone if there is none in the file
+  // kNone if there is none in the file.
+  uint64_t find_free_run(uint64_t count, uint64_t align, uint64_t from) const;
   Result<void> grow_to(uint64_t blocks);
   uint32_t take(uint64_t index);
   void free(uint64_t first, uint64_t count);
@@ -112,7 +113,8 @@ class Space {
   const Geometry geometry_;
   mutable std::mutex mutex_;
   static constexpr uint64_t kStretch = kBlocksPerChunk;
-  std::set<uint64_t> range_stretches_ = {0};  // numbers of the stretches that contain tables and layer directories
+  // Numbers of the stretches that contain tables and layer directories.
+  std::set<uint64_t> range_stretches_ = {0};
   BlockSet used_;
   uint64_t blocks_;           // whole blocks in the file
   uint64_t durable_blocks_;   // … as of the last sync

@@ -24,7 +24,8 @@ Result<void> Structure::prepare_directory(PreparedStructure* prepared, Reach rea
   File& file = *image_.file;
   auto written = file.write(prepared->offset, bytes.data(), bytes.size());
   if (written && keeps(Rule::kDirectoryBeforeSuperblock))
-    written = reach == Reach::kFile ? file.sync() : file.sync_stored(prepared->offset, prepared->length);
+    written =
+        reach == Reach::kFile ? file.sync() : file.sync_stored(prepared->offset, prepared->length);
   if (!written) {
     space_->release(*first, blocks);
     prepared->length = 0;
@@ -48,7 +49,8 @@ Result<void> Structure::prepare_table(PreparedStructure* prepared, Layer* layer)
   return {};
 }
 
-Result<void> Structure::prepare_active(PreparedStructure* prepared, uint64_t parent, uint64_t size) {
+Result<void> Structure::prepare_active(PreparedStructure* prepared, uint64_t parent,
+                                       uint64_t size) {
   Layer layer;
   layer.id = prepared->directory.next_id++;
   layer.parent = parent;
@@ -67,10 +69,13 @@ void Structure::abandon(const PreparedStructure& prepared) {
     return;
   }
   const Geometry& geometry = image_.geometry;
-  if (prepared.length) space_->release(prepared.offset >> geometry.block_shift(), geometry.blocks_for(prepared.length));
+  if (prepared.length)
+    space_->release(prepared.offset >> geometry.block_shift(),
+                    geometry.blocks_for(prepared.length));
   if (prepared.table) {
     const Layer& layer = prepared.directory.active_layer();
-    space_->release(layer.table_offset >> geometry.block_shift(), layer.table_length >> geometry.block_shift());
+    space_->release(layer.table_offset >> geometry.block_shift(),
+                    layer.table_length >> geometry.block_shift());
   }
 }
 
@@ -78,7 +83,8 @@ Result<void> Structure::flip(PreparedStructure* prepared) {
   Superblock next = superblocks_.next();
   next.directory_offset = prepared->offset;
   next.directory_length = prepared->length;
-  next.read_only_compatible = (next.read_only_compatible & ~kLayerChecksums) | prepared->directory.features();
+  next.read_only_compatible =
+      (next.read_only_compatible & ~kLayerChecksums) | prepared->directory.features();
   if (prepared->sealed) next.sealed = *prepared->sealed;
   if (prepared->bases) next.base = prepared->base;
   PCOW_TRY(superblocks_.put(next));
@@ -106,7 +112,8 @@ Result<void> Structure::change_to(PreparedStructure* prepared) {
       abandon(*prepared);
       return done;
     }
-    if (layers_.active() != before && !layers_.directory().find(active_before)) durability_.forget(*before);
+    if (layers_.active() != before && !layers_.directory().find(active_before))
+      durability_.forget(*before);
   }
   auto outcome = keeps(Rule::kSuperblockBeforeReturn) ? durability_.sync() : Result<void>();
   // The change has happened, but its caller will not release what only the old structure used.

@@ -30,8 +30,8 @@ struct PreparedStructure : NextLayers {
 
 class Structure {
  public:
-  Structure(const ImageFile& image, Gate& gate, const std::unique_ptr<Space>& space, Superblocks& superblocks,
-            Layers& layers, Durability& durability, Failures& failures)
+  Structure(const ImageFile& image, Gate& gate, const std::unique_ptr<Space>& space,
+            Superblocks& superblocks, Layers& layers, Durability& durability, Failures& failures)
       : image_(image),
         gate_(gate),
         space_(space),
@@ -53,7 +53,8 @@ class Structure {
   }
   // The lock `structure` itself, for changes in steps, or of two images.
   [[nodiscard]] std::unique_lock<std::mutex> lock() { return std::unique_lock(changing_); }
-  [[nodiscard]] static std::scoped_lock<std::mutex, std::mutex> lock_both(Structure& one, Structure& other) {
+  [[nodiscard]] static std::scoped_lock<std::mutex, std::mutex> lock_both(Structure& one,
+                                                                          Structure& other) {
     return std::scoped_lock(one.changing_, other.changing_);
   }
 
@@ -68,9 +69,12 @@ class Structure {
   // `prepared` or will be added to it.
   Result<void> prepare_table(PreparedStructure* prepared, Layer* layer);
   void abandon(const PreparedStructure& prepared);
-  Result<void> flip(PreparedStructure* prepared);       // from here on it counts; the caller holds the gate exclusively
+  // From here on it counts; the caller holds the gate exclusively.
+  Result<void> flip(PreparedStructure* prepared);
   Result<void> change_to(PreparedStructure* prepared);  // prepare, flip, make durable
-  Result<void> seal() { return durability_.seal(layers_.directory(), layers_.active(), space_->file_end()); }
+  Result<void> seal() {
+    return durability_.seal(layers_.directory(), layers_.active(), space_->file_end());
+  }
 
   // Blocks will be taken out of frozen layers: readers in other processes must see a new generation
   // before these are used again.
@@ -89,7 +93,8 @@ class Structure {
   Durability& durability_;
   Failures& failures_;
 
-  std::mutex changing_;  // `structure`: one change at a time. Only `checksumming` is taken before it
+  // `structure`: one change at a time. Only `checksumming` is taken before it.
+  std::mutex changing_;
   // Guarded by `structure`.
   bool owing_ = false;  // readers in other processes have not yet seen a new generation
   bool leaks_ = false;

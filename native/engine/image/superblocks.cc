@@ -49,10 +49,10 @@ Result<void> Superblocks::settle() {
 
 Result<void> Superblocks::check_settled() const {
   if (const int err = doubt_)
-    return Error(
-        Code::kIo, err,
-        image_.path +
-            ": a change failed, and it is not known whether it is on the disk. Nothing is durable until that is known");
+    return Error(Code::kIo, err,
+                 image_.path +
+                     ": a change failed, and it is not known whether it is on the disk. Nothing is "
+                     "durable until that is known");
   return {};
 }
 

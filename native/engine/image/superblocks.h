@@ -31,7 +31,8 @@ class Superblocks {
   // For the methods below the caller holds `structure`.
   Superblock next();  // the current one with the next generation, to be written
   Result<void> put(const Superblock& next);
-  Result<void> renew();  // writes the current one with the next generation; the gate may be held exclusively
+  // Writes the current one with the next generation; the gate may be held exclusively.
+  Result<void> renew();
   Result<void> settle();
 
   // Any thread may call these.
@@ -41,10 +42,13 @@ class Superblocks {
  private:
   const ImageFile& image_;
   const std::unique_ptr<Space>& space_;
-  Superblock current_;            // guarded by the gate; the writer changes it with `structure` held as well
+  // Guarded by the gate; the writer changes it with `structure` held as well.
+  Superblock current_;
   uint64_t last_generation_ = 0;  // guarded by `structure`: the highest whose write has begun, or 0
   std::atomic<int> doubt_{
-      0};  // the errno of a failed write, after which the file may contain a change that has not happened; or 0
+      // The errno of a failed write, after which the file may contain a change that has not
+      // happened; or 0.
+      0};
 };
 
 }  // namespace pcow

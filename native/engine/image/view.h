@@ -11,7 +11,8 @@ class Chain;
 
 class View {
  public:
-  View(uint64_t layer, uint64_t size, bool by_name) : layer_(layer), size_(size), by_name_(by_name) {}
+  View(uint64_t layer, uint64_t size, bool by_name)
+      : layer_(layer), size_(size), by_name_(by_name) {}
   uint64_t layer() const { return layer_; }
   uint64_t size() const { return size_; }
   bool by_name() const {

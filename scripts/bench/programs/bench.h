@@ -56,7 +56,8 @@ static inline void place_threads(int together) {
  * system, which would hide everything else.
  */
 static inline void warm_memory(size_t length) {
-  char* memory = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  char* memory = mmap(NULL, length, PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED) die("mmap");
   (void)madvise(memory, length, MADV_HUGEPAGE);
   for (size_t at = 0; at < length; at += 4096) *(volatile char*)(memory + at) = 1;
@@ -110,8 +111,8 @@ static inline double quantile_us(const struct latencies* all, double fraction) {
 
 /* "p50":…,"p99":…,"longest":…,"histogram":[[µs,count],…] */
 static inline void print_latencies(const struct latencies* all) {
-  printf("\"p50\":%.3f,\"p99\":%.3f,\"longest\":%.3f,\"histogram\":[", quantile_us(all, 0.5), quantile_us(all, 0.99),
-         (double)all->longest / 1e3);
+  printf("\"p50\":%.3f,\"p99\":%.3f,\"longest\":%.3f,\"histogram\":[", quantile_us(all, 0.5),
+         quantile_us(all, 0.99), (double)all->longest / 1e3);
   const char* comma = "";
   for (unsigned i = 0; i < BUCKETS; i++) {
     if (!all->count[i]) continue;

@@ -24,11 +24,15 @@ static uint64_t bytes_written(const char* stat) {
 int main(int argc, char** argv) {
   if (argc != 7 && argc != 8) return 2;
   const char *path = argv[1], *how = argv[5];
-  size_t length = strtoull(argv[2], NULL, 10), size = strtoull(argv[3], NULL, 10), slots = length / size;
-  int shuffled = strcmp(argv[4], "random") == 0, reads = strcmp(how, "load") == 0 || strcmp(how, "pread") == 0;
+  size_t length = strtoull(argv[2], NULL, 10), size = strtoull(argv[3], NULL, 10),
+         slots = length / size;
+  int shuffled = strcmp(argv[4], "random") == 0,
+      reads = strcmp(how, "load") == 0 || strcmp(how, "pread") == 0;
   int mapped = !reads ? *how != 'f' || how[1] == 'l' : *how == 'l';
   double duration = atof(argv[6]);
-  int file = open(path, O_RDWR | O_CREAT | (strcmp(how, "pread") == 0 && size % 4096 == 0 ? O_DIRECT : 0), 0600);
+  int file =
+      open(path, O_RDWR | O_CREAT | (strcmp(how, "pread") == 0 && size % 4096 == 0 ? O_DIRECT : 0),
+           0600);
   struct stat status;
   if (file < 0 || fstat(file, &status) < 0) die(path);
   char *memory = NULL, *buffer = NULL;
@@ -41,7 +45,8 @@ int main(int argc, char** argv) {
     if (memory == MAP_FAILED) die("mmap");
   }
   // Otherwise half of the random stores, more or less, are the guest's own page faults.
-  for (size_t at = 0; mapped && !reads && at < length; at += 4096) *(volatile char*)(memory + at) = 'd';
+  for (size_t at = 0; mapped && !reads && at < length; at += 4096)
+    *(volatile char*)(memory + at) = 'd';
   // The first msync must not include the pages that this has dirtied. (Without msync: a clean page
   // would fault once more.)
   if (*how == 'm' && fsync(file) < 0) die("fsync");
@@ -66,14 +71,16 @@ int main(int argc, char** argv) {
     } else if (reads) {
       if (pread(file, buffer, size, (off_t)offset) != (ssize_t)size) die("pread");
     } else {
-      if (pwrite(file, buffer, size, (off_t)offset) != (ssize_t)size || fdatasync(file) < 0) die("fdatasync");
+      if (pwrite(file, buffer, size, (off_t)offset) != (ssize_t)size || fdatasync(file) < 0)
+        die("fdatasync");
     }
     uint64_t after = now_ns();
     add_latency(&all, after - before);
     before = after;
     operations++;
   }
-  printf("{\"bytesWritten\":%.0f,\"perSecond\":%.2f,", (double)(bytes_written(stat) - written) / (double)operations,
+  printf("{\"bytesWritten\":%.0f,\"perSecond\":%.2f,",
+         (double)(bytes_written(stat) - written) / (double)operations,
          (double)operations / ((double)(before - began) / 1e9));
   print_latencies(&all);
   printf("}\n");

@@ -43,13 +43,16 @@ static void* run(void* argument) {
     off_t offset = (off_t)((id * slots + slot) * size);
     ssize_t done = 0;
     if (*kind == 'r') {
-      if (!direct && !shuffled && slot == 0 && at > 1) posix_fadvise(file, 0, 0, POSIX_FADV_DONTNEED);
+      if (!direct && !shuffled && slot == 0 && at > 1)
+        posix_fadvise(file, 0, 0, POSIX_FADV_DONTNEED);
       done = pread(file, buffer, size, offset);
     } else if (*kind == 'w') {
       done = pwrite(file, buffer, size, offset);
     } else if (*kind == 'g') {
       struct statx found;
-      done = statx(AT_FDCWD, path, AT_STATX_FORCE_SYNC, STATX_BASIC_STATS, &found) == 0 ? (ssize_t)size : -1;
+      done = statx(AT_FDCWD, path, AT_STATX_FORCE_SYNC, STATX_BASIC_STATS, &found) == 0
+                 ? (ssize_t)size
+                 : -1;
     } else {
       int other = open(path, O_RDONLY);
       done = other >= 0 && close(other) == 0 ? (ssize_t)size : -1;

@@ -21,11 +21,14 @@ int main(int argc, char** argv) {
   static char slots[2][PAGE];
   struct stat status;
   int file = open(argv[1], O_RDWR);
-  if (file < 0 || fstat(file, &status) < 0 || pread(file, slots, sizeof slots, 0) != sizeof slots) die(argv[1]);
+  if (file < 0 || fstat(file, &status) < 0 || pread(file, slots, sizeof slots, 0) != sizeof slots)
+    die(argv[1]);
   const char* superblock = number(slots[0] + 32) > number(slots[1] + 32) ? slots[0] : slots[1];
   size_t length = number(superblock + 88);
   char* directory = malloc(length);
-  if (!directory || pread(file, directory, length, (off_t)number(superblock + 80)) != (ssize_t)length) die("directory");
+  if (!directory ||
+      pread(file, directory, length, (off_t)number(superblock + 80)) != (ssize_t)length)
+    die("directory");
   uint32_t layers;
   memcpy(&layers, directory + 12, 4);
   uint64_t frozen = layers - 1, active = number(directory + 40);
@@ -35,11 +38,13 @@ int main(int argc, char** argv) {
   uint64_t index = ((uint64_t)status.st_size + BLOCK - 1) / BLOCK;
   if (ftruncate(file, (off_t)((index + pages * each) * BLOCK)) < 0) die("ftruncate");
   const char* layer = directory + 64;
-  for (uint64_t done = 0, nth = 0; nth < frozen; layer += 64 + ((number(layer + 48) >> 32) + 7) / 8 * 8) {
+  for (uint64_t done = 0, nth = 0; nth < frozen;
+       layer += 64 + ((number(layer + 48) >> 32) + 7) / 8 * 8) {
     if (number(layer) == active) continue;
     for (uint64_t end = pages * (nth + 1) / frozen; done < end; done++) {
       uint64_t page[PER_PAGE] = {0};
-      for (uint64_t i = 0; i < each; i++) page[(done / chunks * each + i) % PER_PAGE] = index++ << 32 | 0xffffffffu;
+      for (uint64_t i = 0; i < each; i++)
+        page[(done / chunks * each + i) % PER_PAGE] = index++ << 32 | 0xffffffffu;
       off_t at = (off_t)(number(layer + 32) + done % chunks * PAGE);
       if (pwrite(file, page, PAGE, at) != PAGE) die("pwrite");
     }

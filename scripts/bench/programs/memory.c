@@ -12,7 +12,8 @@ static uint64_t sink;
 
 static char* map(const char* path, size_t length) {
   int file = open(path, O_RDWR);
-  char* memory = file < 0 ? MAP_FAILED : mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+  char* memory =
+      file < 0 ? MAP_FAILED : mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
   if (memory == MAP_FAILED) die(path);
   return memory;
 }
@@ -27,7 +28,8 @@ static void load(char* memory, size_t length) {
 
 static void random_store(char* memory, size_t length) {
   uint64_t state = 88172645463325252ull;
-  for (size_t i = 0; i < length / 256; i++) *(volatile uint64_t*)(memory + next_random(&state) % (length / 8) * 8) = i;
+  for (size_t i = 0; i < length / 256; i++)
+    *(volatile uint64_t*)(memory + next_random(&state) % (length / 8) * 8) = i;
 }
 
 static void random_load(char* memory, size_t length) {
@@ -48,10 +50,14 @@ int main(int argc, char** argv) {
   static const struct {
     const char* name;
     void (*run)(char*, size_t);
-  } passes[] = {{"store", store}, {"load", load}, {"random store", random_store}, {"random load", random_load}};
+  } passes[] = {{"store", store},
+                {"load", load},
+                {"random store", random_store},
+                {"random load", random_load}};
   printf("{");
   for (size_t pass = 0; pass < sizeof passes / sizeof *passes; pass++) {
-    double* seconds[2] = {calloc((size_t)rounds, sizeof(double)), calloc((size_t)rounds, sizeof(double))};
+    double* seconds[2] = {calloc((size_t)rounds, sizeof(double)),
+                          calloc((size_t)rounds, sizeof(double))};
     for (int round = 0; round < rounds; round++) {
       for (int turn = 0; turn < 2; turn++) {
         int which = (turn + round) % 2;
@@ -63,7 +69,8 @@ int main(int argc, char** argv) {
     printf("%s\"%s\":[", pass ? "," : "", passes[pass].name);
     for (int which = 0; which < 2; which++) {
       printf("%s[", which ? "," : "");
-      for (int round = 0; round < rounds; round++) printf("%s%.6f", round ? "," : "", seconds[which][round]);
+      for (int round = 0; round < rounds; round++)
+        printf("%s%.6f", round ? "," : "", seconds[which][round]);
       printf("]");
       free(seconds[which]);
     }

@@ -27,7 +27,9 @@ static void make_ready(int file, char* memory, off_t at, const char* way) {
         if (pwrite(file, zeros, RUN, at) != RUN) die("pwrite");
         break;
       case 'm':
-        if (mmap(memory, RUN, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, file, at) == MAP_FAILED) die("mmap");
+        if (mmap(memory, RUN, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, file, at) ==
+            MAP_FAILED)
+          die("mmap");
         break;
       case 'h':
         if (madvise(memory, RUN, MADV_HUGEPAGE)) die("MADV_HUGEPAGE");
@@ -45,7 +47,8 @@ int main(int argc, char** argv) {
   size_t length = strtoull(argv[2], NULL, 10) / RUN * RUN;
   int file = open(argv[1], O_RDWR);
   if (file < 0) die(argv[1]);
-  char* reserved = mmap(NULL, length + RUN, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  char* reserved =
+      mmap(NULL, length + RUN, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (reserved == MAP_FAILED) die("mmap");
   char* memory = (char*)(((uintptr_t)reserved + RUN - 1) / RUN * RUN);
   pin(0, 0);
@@ -60,6 +63,7 @@ int main(int argc, char** argv) {
     touched += now_ns() - ready;
   }
   double mebibytes = (double)length / (1 << 20);
-  printf("{\"made\":%.1f,\"touched\":%.1f}\n", (double)made / 1e3 / mebibytes, (double)touched / 1e3 / mebibytes);
+  printf("{\"made\":%.1f,\"touched\":%.1f}\n", (double)made / 1e3 / mebibytes,
+         (double)touched / 1e3 / mebibytes);
   return 0;
 }

@@ -40,7 +40,8 @@ static void* serve_barely(void* argument) {
     char* page = (char*)(event.arg.pagefault.address & ~(uint64_t)(PAGE - 1));
     size_t offset = (size_t)(page - memory);
     memcpy(bare->cached + offset, source, PAGE);
-    if (mmap(page, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, bare->file, (off_t)offset) == MAP_FAILED)
+    if (mmap(page, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, bare->file,
+             (off_t)offset) == MAP_FAILED)
       die("mmap");
     struct uffdio_range woken = {(uintptr_t)page, PAGE};
     ioctl(bare->uffd, UFFDIO_WAKE, &woken);
@@ -59,8 +60,10 @@ static char* map_barely(const char* path, size_t length) {
   bare.uffd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
   struct uffdio_api api = {.api = UFFD_API};
   if (bare.uffd < 0 || ioctl(bare.uffd, UFFDIO_API, &api) < 0) die("userfaultfd");
-  char* made = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  struct uffdio_register range = {.range = {(uintptr_t)made, length}, .mode = UFFDIO_REGISTER_MODE_MISSING};
+  char* made = mmap(NULL, length, PROT_READ | PROT_WRITE,
+                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  struct uffdio_register range = {.range = {(uintptr_t)made, length},
+                                  .mode = UFFDIO_REGISTER_MODE_MISSING};
   if (made == MAP_FAILED || ioctl(bare.uffd, UFFDIO_REGISTER, &range) < 0) die("UFFDIO_REGISTER");
   memory = made;
   pthread_t server;
@@ -70,7 +73,8 @@ static char* map_barely(const char* path, size_t length) {
 
 static char* map_file(const char* path, size_t length) {
   int file = open(path, O_RDWR);
-  char* made = file < 0 ? MAP_FAILED : mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+  char* made =
+      file < 0 ? MAP_FAILED : mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
   if (made == MAP_FAILED) die(path);
   return made;
 }
@@ -111,7 +115,8 @@ int main(int argc, char** argv) {
   threads = atoi(argv[7]);
   places = length / stride;
   if (threads < 1 || threads > MOST_THREADS) return 2;
-  memory = strncmp(argv[1], "floor:", 6) == 0 ? map_barely(argv[1] + 6, length) : map_file(argv[1], length);
+  memory = strncmp(argv[1], "floor:", 6) == 0 ? map_barely(argv[1] + 6, length)
+                                              : map_file(argv[1], length);
 
   order = malloc(places * sizeof *order);
   if (!order) die("malloc");
@@ -141,7 +146,8 @@ int main(int argc, char** argv) {
     merge_latencies(&all, mine);
   }
   double seconds = (double)(now_ns() - before) / 1e9;
-  printf("{\"seconds\":%.6f,\"touches\":%zu,\"perSecond\":%.1f,", seconds, places, (double)places / seconds);
+  printf("{\"seconds\":%.6f,\"touches\":%zu,\"perSecond\":%.1f,", seconds, places,
+         (double)places / seconds);
   print_latencies(&all);
   printf("}\n");
   return 0;

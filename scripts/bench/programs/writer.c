@@ -81,12 +81,14 @@ int main(int argc, char** argv) {
       uint64_t mine = __atomic_exchange_n(&each->longest, 0, __ATOMIC_RELAXED);
       if (mine > longest) longest = mine;
       steps += __atomic_exchange_n(&each->steps, 0, __ATOMIC_RELAXED);
-      for (size_t i = 0; i < SLOTS; i++) timeline[i] += __atomic_exchange_n(&each->timeline[i], 0, __ATOMIC_RELAXED);
+      for (size_t i = 0; i < SLOTS; i++)
+        timeline[i] += __atomic_exchange_n(&each->timeline[i], 0, __ATOMIC_RELAXED);
       each->since = now;
     }
-    printf("{\"longestUs\":%.1f,\"steps\":%llu,\"seconds\":%.6f,\"timeline\":[", (double)longest / 1e3,
-           (unsigned long long)steps, (double)(now - since) / 1e9);
-    for (size_t i = 0; i < slots; i++) printf("%s%llu", i ? "," : "", (unsigned long long)timeline[i]);
+    printf("{\"longestUs\":%.1f,\"steps\":%llu,\"seconds\":%.6f,\"timeline\":[",
+           (double)longest / 1e3, (unsigned long long)steps, (double)(now - since) / 1e9);
+    for (size_t i = 0; i < slots; i++)
+      printf("%s%llu", i ? "," : "", (unsigned long long)timeline[i]);
     printf("]}\n");
     fflush(stdout);
     since = now;

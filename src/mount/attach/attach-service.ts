@@ -178,7 +178,11 @@ export class AttachService {
     return event.kind === 'attach' ? this.#shown(event) : this.#resumed(event);
   }
 
-  #attach(entry: ImageEntry, monitor: Monitor, event: AttachRequest | ResumeRequest): Promise<void> {
+  #attach(
+    entry: ImageEntry,
+    monitor: Monitor,
+    event: AttachRequest | ResumeRequest,
+  ): Promise<void> {
     if (event.kind === 'resume') {
       // Without `commands`: a command that holds it may wait for this. The process has the image in
       // any case.
@@ -195,11 +199,19 @@ export class AttachService {
     const { place, catalog, attributes } = this.#context;
     const entry = device === place.device ? attributes.entryWith(inode, catalog.known) : undefined;
     if (!entry) {
-      throw refusal('EINVAL', 'PCOW_INVALID', `the descriptor is not an open flat file of ${place.mountpoint}`);
+      throw refusal(
+        'EINVAL',
+        'PCOW_INVALID',
+        `the descriptor is not an open flat file of ${place.mountpoint}`,
+      );
     }
     const found = await catalog.find(entry.name);
     if (found.entry !== entry) {
-      throw refusal('ESTALE', 'PCOW_NOT_FOUND', `the image file of ${entry.name} has been replaced: open it again`);
+      throw refusal(
+        'ESTALE',
+        'PCOW_NOT_FOUND',
+        `the image file of ${entry.name} has been replaced: open it again`,
+      );
     }
     const access = flags & ACCESS_MODE;
     const enough = writable ? access === constants.O_RDWR : access !== constants.O_WRONLY;
@@ -234,7 +246,10 @@ export class AttachService {
   async #attachWriter(entry: ImageEntry, monitor: Monitor): Promise<void> {
     const { place, cutter } = this.#context;
     if (place.settings.readOnly) {
-      throw new PcowError('PCOW_READ_ONLY', `${entry.name} is mounted read-only: mount its directory for writing`);
+      throw new PcowError(
+        'PCOW_READ_ONLY',
+        `${entry.name} is mounted read-only: mount its directory for writing`,
+      );
     }
     await entry.commands.run(async () => {
       await entry.attachment.settled();

@@ -19,16 +19,32 @@ interface Figure {
 const FIGURES: Figure[] = [
   counter('copiedBytes', 'pcow_copied_bytes_total', 'Bytes copied from lower layers.'),
   gauge('cleanCacheBytes', 'pcow_clean_cache_bytes', 'Resident clean copies of lower blocks.'),
-  counter('cleanCacheDroppedBytes', 'pcow_clean_cache_dropped_bytes_total', 'Clean copies dropped for the budget.'),
-  gauge('sharedBytes', 'pcow_shared_bytes', 'Memory of the clean store that the process has mapped.'),
+  counter(
+    'cleanCacheDroppedBytes',
+    'pcow_clean_cache_dropped_bytes_total',
+    'Clean copies dropped for the budget.',
+  ),
+  gauge(
+    'sharedBytes',
+    'pcow_shared_bytes',
+    'Memory of the clean store that the process has mapped.',
+  ),
   gauge('mappings', 'pcow_mappings', 'Memory mappings in use (an upper estimate).'),
   counter('promotions', 'pcow_promotions_total', 'Fragmented chunks that were completed.'),
-  counter('demotions', 'pcow_demotions_total', 'Windows of 2 MiB of the image file whose pages were made small.'),
+  counter(
+    'demotions',
+    'pcow_demotions_total',
+    'Windows of 2 MiB of the image file whose pages were made small.',
+  ),
   counter('stalls', 'pcow_stalls_total', 'Faults that waited for the disk (full or failing).'),
   gauge('stalled', 'pcow_stalled', 'Faults that wait for the disk now (full or failing).'),
   counter('liveSnapshots', 'pcow_live_snapshots_total', 'Snapshots of the running guest.'),
   {
-    ...gauge('lastFreezeNs', 'pcow_last_freeze_seconds', 'How long the last snapshot froze the memory.'),
+    ...gauge(
+      'lastFreezeNs',
+      'pcow_last_freeze_seconds',
+      'How long the last snapshot froze the memory.',
+    ),
     perUnit: 1e9,
   },
   counter('monitorSyncs', 'pcow_monitor_syncs_total', 'Flushes of the guest.'),
@@ -95,7 +111,9 @@ function isRecord(value: unknown): value is Record<string, unknown> {
 }
 
 function isCounts(value: unknown): value is number[] {
-  return Array.isArray(value) && value.length > 1 && value.every((count) => typeof count === 'number');
+  return (
+    Array.isArray(value) && value.length > 1 && value.every((count) => typeof count === 'number')
+  );
 }
 
 function gauge(field: string, name: string, help: string): Figure {

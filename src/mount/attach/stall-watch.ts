@@ -35,10 +35,15 @@ export async function watchForStalls(entry: ImageEntry, monitor: Monitor): Promi
     // While the monitor is busy nothing is known, so nothing is logged.
     if (stalled !== null && stalled > 0 && since === null) {
       since = Date.now();
-      const why = free < FULL ? 'the disk of its image is full' : 'its image cannot be read or written';
-      log(`${entry.name}: ${monitor.process} is paused, because ${why}; it continues by itself when this is fixed`);
+      const why =
+        free < FULL ? 'the disk of its image is full' : 'its image cannot be read or written';
+      log(
+        `${entry.name}: ${monitor.process} is paused, because ${why}; it continues by itself when this is fixed`,
+      );
     } else if (stalled === 0 && since !== null) {
-      log(`${entry.name}: ${monitor.process} continues after ${Math.round((Date.now() - since) / 1000)} s`);
+      log(
+        `${entry.name}: ${monitor.process} continues after ${Math.round((Date.now() - since) / 1000)} s`,
+      );
       since = null;
     }
   }

@@ -7,7 +7,13 @@ import { chmod, chown, realpath } from 'node:fs/promises';
 
 import { LiveSnapshot } from '../cut/live-snapshot.js';
 import { isGone, type Monitor } from '../../attach/monitor.js';
-import { checkSnapshotName, Image, PcowError, snapshotTogether, takingAway } from '../../engine/index.js';
+import {
+  checkSnapshotName,
+  Image,
+  PcowError,
+  snapshotTogether,
+  takingAway,
+} from '../../engine/index.js';
 import type { Catalog, Found } from '../images/catalog.js';
 import type { Cutter } from '../cut/cutter.js';
 import { automaticName } from '../../images/automatic-name.js';
@@ -38,14 +44,20 @@ export class Commands {
   async snapshotTogether(entries: ImageEntry[], name: string): Promise<void> {
     checkSnapshotName(name);
     if (new Set(entries).size < entries.length) {
-      throw new PcowError('PCOW_INVALID', `an image is named twice in the snapshot ${JSON.stringify(name)}`);
+      throw new PcowError(
+        'PCOW_INVALID',
+        `an image is named twice in the snapshot ${JSON.stringify(name)}`,
+      );
     }
     await holdingAll(entries, async () => {
       // Check this before any process is stopped.
       for (const entry of entries) {
         const { image } = await entry.view();
         if (image.snapshotNames().includes(name)) {
-          throw new PcowError('PCOW_EXISTS', `${entry.name} has a snapshot ${JSON.stringify(name)} already`);
+          throw new PcowError(
+            'PCOW_EXISTS',
+            `${entry.name} has a snapshot ${JSON.stringify(name)} already`,
+          );
         }
       }
       await this.#takeWhoeverHas(entries, name, false);
@@ -132,7 +144,9 @@ export class Commands {
    * of them stand still.
    */
   async #takeTogether(entries: ImageEntry[], name: string, automatic: boolean): Promise<void> {
-    const attached = new Map(entries.flatMap((entry) => (entry.monitor ? [[entry.monitor, entry] as const] : [])));
+    const attached = new Map(
+      entries.flatMap((entry) => (entry.monitor ? [[entry.monitor, entry] as const] : [])),
+    );
     const monitors = [...attached.keys()];
     const plain = entries.filter((entry) => entry.monitor === null);
     const images = await Promise.all(plain.map(async (entry) => (await entry.writer()).image));
@@ -206,7 +220,10 @@ export class Commands {
       const what = `the snapshot ${name} of ${entry.name} can't be deleted`;
       const busy = () =>
         Promise.resolve(
-          new PcowError('PCOW_BUSY', `the snapshot ${name} of ${entry.name} can't be deleted while its file is open`),
+          new PcowError(
+            'PCOW_BUSY',
+            `the snapshot ${name} of ${entry.name} can't be deleted while its file is open`,
+          ),
         );
       await takingAway({ file: entry.file, what, layer }, () =>
         entry.exclusively(snapshotFile(name), busy, () => this.#deleteWhoeverHas(entry, name)),
@@ -222,14 +239,22 @@ export class Commands {
       await entry.whoeverHas();
       const { id } = await entry.snapshot(from);
       if (await has(entry, to)) {
-        throw new PcowError('PCOW_EXISTS', `${entry.name} has a snapshot ${JSON.stringify(to)} already`);
+        throw new PcowError(
+          'PCOW_EXISTS',
+          `${entry.name} has a snapshot ${JSON.stringify(to)} already`,
+        );
       }
       // Open files refer to the snapshot by its name.
       const busy = () =>
         Promise.resolve(
-          new PcowError('PCOW_BUSY', `the snapshot ${from} of ${entry.name} can't be renamed while its file is open`),
+          new PcowError(
+            'PCOW_BUSY',
+            `the snapshot ${from} of ${entry.name} can't be renamed while its file is open`,
+          ),
         );
-      await entry.exclusively(snapshotFile(from), busy, () => this.#renameWhoeverHas(entry, id, from, to));
+      await entry.exclusively(snapshotFile(from), busy, () =>
+        this.#renameWhoeverHas(entry, id, from, to),
+      );
       log(`${entry.name}: snapshot ${from} renamed to ${to}`);
     });
   }
@@ -299,7 +324,10 @@ export class Commands {
       }
       throw error;
     }
-    throw new PcowError('PCOW_EXISTS', `there is an image ${name} already: choose another name, or remove it first`);
+    throw new PcowError(
+      'PCOW_EXISTS',
+      `there is an image ${name} already: choose another name, or remove it first`,
+    );
   }
 
   /**
@@ -312,7 +340,9 @@ export class Commands {
       const { image } = await entry.writer();
       const standing = base && { path: base.file, layer: await this.#layerFor(base, snapshot) };
       const text = base ? [base.name, snapshot ?? []].flat().join(' ') : 'now';
-      await entry.long(base ? 'rebase' : 'flatten', text, (options) => image.rebase(standing, options));
+      await entry.long(base ? 'rebase' : 'flatten', text, (options) =>
+        image.rebase(standing, options),
+      );
       log(base ? `${entry.name}: now stands on ${base.name}` : `${entry.name}: flattened`);
     });
   }
@@ -357,7 +387,10 @@ export class Commands {
   /** Deletes the image. Its name must be repeated, so that no image is deleted by mistake. */
   async remove(entry: ImageEntry, name: string): Promise<void> {
     if (name !== entry.name) {
-      throw new PcowError('PCOW_INVALID', `to delete ${entry.name}, write its own name, not ${JSON.stringify(name)}`);
+      throw new PcowError(
+        'PCOW_INVALID',
+        `to delete ${entry.name}, write its own name, not ${JSON.stringify(name)}`,
+      );
     }
     await this.#catalog.remove(name);
   }
@@ -407,7 +440,10 @@ export class Commands {
  */
 async function holdingAll<T>(entries: ImageEntry[], work: () => Promise<T>): Promise<T> {
   const ordered = [...entries].sort((a, b) => (a.name < b.name ? -1 : 1));
-  const held = ordered.reduceRight<() => Promise<T>>((inner, entry) => () => entry.commands.run(inner), work);
+  const held = ordered.reduceRight<() => Promise<T>>(
+    (inner, entry) => () => entry.commands.run(inner),
+    work,
+  );
   return held();
 }
 

@@ -37,7 +37,9 @@ export function commandText(bytes: Uint8Array): string {
 export function wordsOf(text: string, least: number, most: number, usage: string): string[] {
   const words = text.split(/[ \t]+/).filter((word) => word !== '');
   if (words.length < least || words.length > most) {
-    throw invalid(`write ${usage}, not ${words.length === 0 ? 'nothing' : JSON.stringify(shortened(text))}`);
+    throw invalid(
+      `write ${usage}, not ${words.length === 0 ? 'nothing' : JSON.stringify(shortened(text))}`,
+    );
   }
   return words;
 }

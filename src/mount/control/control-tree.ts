@@ -19,7 +19,10 @@ export interface Control<Subject> {
   write?(context: MountContext, subject: Subject, text: string): Promise<void>;
 }
 
-export const imageControls: ReadonlyMap<string, Control<Found>> = new Map<ImageControl | ImageReport, Control<Found>>([
+export const imageControls: ReadonlyMap<string, Control<Found>> = new Map<
+  ImageControl | ImageReport,
+  Control<Found>
+>([
   ['status', { read: (_, { entry }) => imageStatus(entry) }],
   ['snapshots', { read: (_, { entry }) => snapshotLines(entry) }],
   ['metrics', { read: (_, { entry }) => allMetrics([entry]) }],
@@ -34,8 +37,10 @@ export const imageControls: ReadonlyMap<string, Control<Found>> = new Map<ImageC
   [
     'rollback',
     {
-      read: (_, { entry }) => usage(entry, 'write NAME to go back to that snapshot; the image stands on', current),
-      write: (context, { entry }, text) => context.commands.rollback(entry, oneWord(text, 'the name of a snapshot')),
+      read: (_, { entry }) =>
+        usage(entry, 'write NAME to go back to that snapshot; the image stands on', current),
+      write: (context, { entry }, text) =>
+        context.commands.rollback(entry, oneWord(text, 'the name of a snapshot')),
     },
   ],
   [
@@ -52,7 +57,8 @@ export const imageControls: ReadonlyMap<string, Control<Found>> = new Map<ImageC
     'delete',
     {
       read: (_, { entry }) => usage(entry, 'write NAME to delete that snapshot; there are', all),
-      write: (context, { entry }, text) => context.commands.delete(entry, oneWord(text, 'the name of a snapshot')),
+      write: (context, { entry }, text) =>
+        context.commands.delete(entry, oneWord(text, 'the name of a snapshot')),
     },
   ],
   [
@@ -65,7 +71,12 @@ export const imageControls: ReadonlyMap<string, Control<Found>> = new Map<ImageC
           all,
         ),
       write: (context, found, text) => {
-        const [target = '', snapshot = null] = wordsOf(text, 1, 2, 'NEWIMAGE, or NEWIMAGE and the name of a snapshot');
+        const [target = '', snapshot = null] = wordsOf(
+          text,
+          1,
+          2,
+          'NEWIMAGE, or NEWIMAGE and the name of a snapshot',
+        );
         return context.commands.clone(found, target, snapshot);
       },
     },
@@ -91,7 +102,10 @@ export const imageControls: ReadonlyMap<string, Control<Found>> = new Map<ImageC
       write: (context, { entry }, text) => {
         const [size = '', how] = wordsOf(text, 1, 2, 'a number of bytes, or one and "shrink"');
         if (how !== undefined && how !== 'shrink') {
-          throw new PcowError('PCOW_INVALID', `write "shrink" or nothing after the number of bytes, not "${how}"`);
+          throw new PcowError(
+            'PCOW_INVALID',
+            `write "shrink" or nothing after the number of bytes, not "${how}"`,
+          );
         }
         return context.commands.resize(entry, bytesIn(size), how !== undefined);
       },
@@ -101,10 +115,23 @@ export const imageControls: ReadonlyMap<string, Control<Found>> = new Map<ImageC
     'rebase',
     {
       read: (_, { entry }) =>
-        usage(entry, 'write IMAGE or IMAGE SNAPSHOT to stand on that image; the content stays; the base is', baseName),
+        usage(
+          entry,
+          'write IMAGE or IMAGE SNAPSHOT to stand on that image; the content stays; the base is',
+          baseName,
+        ),
       write: async (context, { entry }, text) => {
-        const [base = '', snapshot = null] = wordsOf(text, 1, 2, 'IMAGE, or IMAGE and the name of a snapshot');
-        await context.commands.rebase(entry, (await context.catalog.findSound(base)).entry, snapshot);
+        const [base = '', snapshot = null] = wordsOf(
+          text,
+          1,
+          2,
+          'IMAGE, or IMAGE and the name of a snapshot',
+        );
+        await context.commands.rebase(
+          entry,
+          (await context.catalog.findSound(base)).entry,
+          snapshot,
+        );
       },
     },
   ],
@@ -112,7 +139,11 @@ export const imageControls: ReadonlyMap<string, Control<Found>> = new Map<ImageC
     'flatten',
     {
       read: (_, { entry }) =>
-        usage(entry, 'write "now" to copy everything from the base, and stand on no base; the base is', baseName),
+        usage(
+          entry,
+          'write "now" to copy everything from the base, and stand on no base; the base is',
+          baseName,
+        ),
       write: (context, { entry }, text) => {
         now(text);
         return context.commands.rebase(entry, null, null);
@@ -148,7 +179,8 @@ export const imageControls: ReadonlyMap<string, Control<Found>> = new Map<ImageC
   [
     'checksums',
     {
-      read: () => Promise.resolve('write "add" to add checksums to all snapshots, "remove" to remove them\n'),
+      read: () =>
+        Promise.resolve('write "add" to add checksums to all snapshots, "remove" to remove them\n'),
       write: (context, { entry }, text) => {
         const word = oneWord(text, '"add" or "remove"');
         if (word === 'add') {
@@ -164,9 +196,12 @@ export const imageControls: ReadonlyMap<string, Control<Found>> = new Map<ImageC
   [
     'cancel',
     {
-      read: (_, { entry }) => Promise.resolve(`write COMMAND to stop it; in progress: ${inProgress(entry)}\n`),
+      read: (_, { entry }) =>
+        Promise.resolve(`write COMMAND to stop it; in progress: ${inProgress(entry)}\n`),
       write: (_, { entry }, text) => {
-        entry.cancel(wordsOf(text, 1, Infinity, 'the name of a command that is in progress').join(' '));
+        entry.cancel(
+          wordsOf(text, 1, Infinity, 'the name of a command that is in progress').join(' '),
+        );
         return Promise.resolve();
       },
     },
@@ -176,12 +211,18 @@ export const imageControls: ReadonlyMap<string, Control<Found>> = new Map<ImageC
 /** The only control file of an image that cannot be opened. */
 export const STATUS = 'status';
 
-export const mountControls: ReadonlyMap<string, Control<null>> = new Map<MountControl, Control<null>>([
+export const mountControls: ReadonlyMap<string, Control<null>> = new Map<
+  MountControl,
+  Control<null>
+>([
   ['help', { read: () => Promise.resolve(HELP) }],
   ['status', { read: (context) => mountStatus(context) }],
   [
     'metrics',
-    { read: async (context) => allMetrics(await everyEntry(context.catalog), storeMetrics(context.store())) },
+    {
+      read: async (context) =>
+        allMetrics(await everyEntry(context.catalog), storeMetrics(context.store())),
+    },
   ],
   [
     'snapshot',
@@ -191,7 +232,12 @@ export const mountControls: ReadonlyMap<string, Control<null>> = new Map<MountCo
         return `write "NAME IMAGE IMAGE ..." to take one snapshot of several images at one moment; images: ${names.join(' ')}\n`;
       },
       write: async (context, _, text) => {
-        const [name = '', ...images] = wordsOf(text, 2, Infinity, 'the name of the new snapshot and the images');
+        const [name = '', ...images] = wordsOf(
+          text,
+          2,
+          Infinity,
+          'the name of the new snapshot and the images',
+        );
         const found = await Promise.all(images.map((image) => context.catalog.findSound(image)));
         await context.commands.snapshotTogether(
           found.map(({ entry }) => entry),
@@ -209,18 +255,26 @@ function inProgress({ work }: ImageEntry): string {
 }
 
 async function allMetrics(entries: ImageEntry[], ofMount: Family[] = []): Promise<string> {
-  return prometheusText([...ofMount, ...(await imageMetrics(entries)), ...(await attachmentMetrics(entries))]);
+  return prometheusText([
+    ...ofMount,
+    ...(await imageMetrics(entries)),
+    ...(await attachmentMetrics(entries)),
+  ]);
 }
 
 /** All images, whatever is wrong with them, except those that have just disappeared. */
 async function everyEntry(catalog: Catalog): Promise<ImageEntry[]> {
-  const found = await Promise.all((await catalog.names()).map(async (name) => catalog.find(name).catch(() => null)));
+  const found = await Promise.all(
+    (await catalog.names()).map(async (name) => catalog.find(name).catch(() => null)),
+  );
   return found.filter((it) => it !== null).map(({ entry }) => entry);
 }
 
 async function soundEntries(catalog: Catalog): Promise<ImageEntry[]> {
   const entries = await everyEntry(catalog);
-  const sound = await Promise.all(entries.map(async (entry) => (await entry.state()).state === 'ok'));
+  const sound = await Promise.all(
+    entries.map(async (entry) => (await entry.state()).state === 'ok'),
+  );
   return entries.filter((_, at) => sound[at]);
 }
 
@@ -237,7 +291,10 @@ function now(text: string): void {
 
 function bytesIn(word: string): number {
   if (!/^\d{1,15}$/.test(word)) {
-    throw new PcowError('PCOW_INVALID', `the size must be a number of bytes, not ${JSON.stringify(word)}`);
+    throw new PcowError(
+      'PCOW_INVALID',
+      `the size must be a number of bytes, not ${JSON.stringify(word)}`,
+    );
   }
   return Number(word);
 }

@@ -48,7 +48,11 @@ const FIGURES: Figure[] = [
     values: ({ disk }) => (disk ? [[disk.size]] : []),
   },
   gauge('pcow_snapshots', 'Snapshots of the image.', ({ info }) => info.snapshots),
-  gauge('pcow_chain_layers', 'Layers that a read may fall through.', ({ info }) => info.chain.length),
+  gauge(
+    'pcow_chain_layers',
+    'Layers that a read may fall through.',
+    ({ info }) => info.chain.length,
+  ),
   {
     name: 'pcow_open_files',
     type: 'gauge',
@@ -62,9 +66,17 @@ const FIGURES: Figure[] = [
     },
   },
   counter('pcow_reads_total', 'Reads of the flat file.', ({ traffic }) => traffic.reads),
-  counter('pcow_read_bytes_total', 'Bytes read from the flat file.', ({ traffic }) => traffic.readBytes),
+  counter(
+    'pcow_read_bytes_total',
+    'Bytes read from the flat file.',
+    ({ traffic }) => traffic.readBytes,
+  ),
   counter('pcow_writes_total', 'Writes to the flat file.', ({ traffic }) => traffic.writes),
-  counter('pcow_written_bytes_total', 'Bytes written to the flat file.', ({ traffic }) => traffic.writtenBytes),
+  counter(
+    'pcow_written_bytes_total',
+    'Bytes written to the flat file.',
+    ({ traffic }) => traffic.writtenBytes,
+  ),
   counter('pcow_syncs_total', 'Syncs requested (fsync, msync).', ({ traffic }) => traffic.syncs),
   counter('pcow_discards_total', 'Ranges discarded.', ({ traffic }) => traffic.discards),
   {
@@ -73,7 +85,11 @@ const FIGURES: Figure[] = [
     help: 'Commands done through control files.',
     values: ({ entry }) => [...entry.done].map(([command, count]) => [count, { command }]),
   },
-  counter('pcow_stops_total', 'Times that processes were stopped for a snapshot.', ({ entry }) => entry.stops.count),
+  counter(
+    'pcow_stops_total',
+    'Times that processes were stopped for a snapshot.',
+    ({ entry }) => entry.stops.count,
+  ),
   counter(
     'pcow_stop_seconds_total',
     'Time for which processes were stopped for a snapshot.',
@@ -92,7 +108,10 @@ export async function imageMetrics(entries: ImageEntry[]): Promise<Family[]> {
   };
   const families = FIGURES.map(({ name, type, help, values }): Family => {
     const samples = sound.flatMap((image) =>
-      values(image).map(([value, labels]) => ({ labels: { image: image.entry.name, ...labels }, value })),
+      values(image).map(([value, labels]) => ({
+        labels: { image: image.entry.name, ...labels },
+        value,
+      })),
     );
     return { name, type, help, samples };
   });

@@ -23,7 +23,9 @@ export function prometheusText(families: Family[]): string {
 }
 
 function familyText({ name, type, help, samples }: Family): string {
-  const lines = samples.map(({ labels, value, suffix = '' }) => `${name}${suffix}{${labelsText(labels)}} ${value}\n`);
+  const lines = samples.map(
+    ({ labels, value, suffix = '' }) => `${name}${suffix}{${labelsText(labels)}} ${value}\n`,
+  );
   return `# HELP ${name} ${help}\n# TYPE ${name} ${type}\n${lines.join('')}`;
 }
 
@@ -31,7 +33,9 @@ function familyText({ name, type, help, samples }: Family): string {
 function labelsText(labels: Labels): string {
   return Object.entries(labels)
     .map(([name, value]) => {
-      const escaped = value.replace(/[\\"\n]/g, (character) => (character === '\n' ? '\\n' : `\\${character}`));
+      const escaped = value.replace(/[\\"\n]/g, (character) =>
+        character === '\n' ? '\\n' : `\\${character}`,
+      );
       return `${name}="${escaped}"`;
     })
     .join(',');
@@ -42,7 +46,12 @@ function labelsText(labels: Labels): string {
  * the number above all bounds. `bounds`: the upper bounds, in seconds; there is one fewer than
  * counts. `sum`: of all observations, in seconds.
  */
-export function histogramSamples(labels: Labels, bounds: number[], counts: number[], sum: number): Sample[] {
+export function histogramSamples(
+  labels: Labels,
+  bounds: number[],
+  counts: number[],
+  sum: number,
+): Sample[] {
   let below = 0;
   const buckets = bounds.map((bound, at): Sample => {
     below += counts[at] ?? 0;

@@ -62,7 +62,12 @@ export interface UsingProcess {
 }
 
 /** `.pcow/status`: the mount itself. */
-export async function mountStatus({ place, catalog, lastError, store }: MountContext): Promise<string> {
+export async function mountStatus({
+  place,
+  catalog,
+  lastError,
+  store,
+}: MountContext): Promise<string> {
   const images = await Promise.all(
     (await catalog.names()).map(async (name) => {
       try {
@@ -91,7 +96,10 @@ export async function mountStatus({ place, catalog, lastError, store }: MountCon
 
 /** The processes that have it attached, to write or to read. */
 function processesOf({ monitor, readers }: ImageEntry): UsingProcess[] {
-  return [...(monitor === null ? [] : [monitor]), ...readers].map(({ pid, command }) => ({ pid, command }));
+  return [...(monitor === null ? [] : [monitor]), ...readers].map(({ pid, command }) => ({
+    pid,
+    command,
+  }));
 }
 
 function workFields({ command, text, since, done, total }: Work): object {

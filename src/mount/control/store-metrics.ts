@@ -6,8 +6,16 @@ import type { Family } from './prometheus.js';
 export function storeMetrics(store: StoreFigures | null): Family[] {
   if (store === null) return [];
   return [
-    gauge('pcow_clean_store_bytes', 'Memory in use for what guests of one base share.', store.bytes),
-    gauge('pcow_clean_store_budget_bytes', 'The most memory that guests of one base share.', store.budget),
+    gauge(
+      'pcow_clean_store_bytes',
+      'Memory in use for what guests of one base share.',
+      store.bytes,
+    ),
+    gauge(
+      'pcow_clean_store_budget_bytes',
+      'The most memory that guests of one base share.',
+      store.budget,
+    ),
     gauge('pcow_clean_store_processes', 'Attached processes that may share memory.', store.clients),
     {
       ...gauge(

@@ -53,7 +53,11 @@ export class Cutter {
    * Runs `take` at a cut of these images. If another program continued a process meanwhile, it was
    * no cut: `undo` removes what `take` made, and the call fails with PCOW_BUSY.
    */
-  async run<T>(entries: ImageEntry[], take: () => Promise<T>, undo: (taken: T) => Promise<void>): Promise<T> {
+  async run<T>(
+    entries: ImageEntry[],
+    take: () => Promise<T>,
+    undo: (taken: T) => Promise<void>,
+  ): Promise<T> {
     return this.#cuts.run(async () => {
       const open = entries.filter((entry) => entry.openForWriting);
       if (open.length === 0) {
@@ -84,7 +88,10 @@ export class Cutter {
     undo: (taken: T) => Promise<void>,
   ): Promise<T> {
     await this.#place.watchdog.ready();
-    const stopped = new StoppedProcesses(this.#place.watchdog, path.join(this.#place.mountpoint, '.pcow'));
+    const stopped = new StoppedProcesses(
+      this.#place.watchdog,
+      path.join(this.#place.mountpoint, '.pcow'),
+    );
     const began = performance.now();
     let taken: T;
     let disturbed: string | null;
@@ -120,7 +127,11 @@ export class Cutter {
    * Stops every mapper, and those that appear meanwhile: forks, and processes that have just mapped
    * a file.
    */
-  async #stopAll(stopped: StoppedProcesses, inodes: Set<bigint>, open: ImageEntry[]): Promise<void> {
+  async #stopAll(
+    stopped: StoppedProcesses,
+    inodes: Set<bigint>,
+    open: ImageEntry[],
+  ): Promise<void> {
     let running: string | null = null;
     for (const limit of ATTEMPTS) {
       running = null;
@@ -165,7 +176,11 @@ export class Cutter {
     const files = entries.map(({ name }) => flatFilePath(this.#place, name));
     const over = new AbortController();
     try {
-      const helper = run('sync', ['--data', '--', ...files], { cwd: '/', signal: over.signal, killSignal: 'SIGKILL' });
+      const helper = run('sync', ['--data', '--', ...files], {
+        cwd: '/',
+        signal: over.signal,
+        killSignal: 'SIGKILL',
+      });
       await (limit === undefined ? helper : Promise.race([helper, failAfter(limit, over)]));
     } catch (error) {
       throw new PcowError(

@@ -43,7 +43,11 @@ export class LiveSnapshot {
    */
   async prepare(): Promise<void> {
     await this.#all(async (monitor) => {
-      await monitor.request('prepare', { text: this.#name, value: this.#automatic ? 1 : 0, undo: ABORT });
+      await monitor.request('prepare', {
+        text: this.#name,
+        value: this.#automatic ? 1 : 0,
+        undo: ABORT,
+      });
       this.#steps.set(monitor, 'prepared');
     });
   }
@@ -59,7 +63,10 @@ export class LiveSnapshot {
   /** The guests continue. */
   async commit(): Promise<void> {
     await this.#all(async (monitor) => {
-      await monitor.request('commit', { limit: STEP_LIMIT, undo: [{ name: 'finish' }, this.#deletion] });
+      await monitor.request('commit', {
+        limit: STEP_LIMIT,
+        undo: [{ name: 'finish' }, this.#deletion],
+      });
       this.#steps.set(monitor, 'committed');
       this.#entries.get(monitor)?.attachment.freeze(monitor, false);
     });

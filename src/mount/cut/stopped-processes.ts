@@ -109,7 +109,11 @@ export class StoppedProcesses {
     for (const pid of [...this.#ours.keys(), ...this.#others.keys()]) {
       for (const thread of await threadsOf(pid)) {
         const state = await stateOf(pid, thread);
-        if (state !== null && !HALTED.includes(state) && !(await this.#waitsForControlFile(pid, thread))) {
+        if (
+          state !== null &&
+          !HALTED.includes(state) &&
+          !(await this.#waitsForControlFile(pid, thread))
+        ) {
           return pid;
         }
       }
@@ -123,7 +127,11 @@ export class StoppedProcesses {
    */
   async #waitsForControlFile(pid: number, thread: number): Promise<boolean> {
     const [call, descriptor] = (await textOf(`/proc/${pid}/task/${thread}/syscall`)).split(' ');
-    if (call === undefined || descriptor === undefined || !WRITE_CALLS[process.arch]?.includes(Number(call))) {
+    if (
+      call === undefined ||
+      descriptor === undefined ||
+      !WRITE_CALLS[process.arch]?.includes(Number(call))
+    ) {
       return false;
     }
     const file = await linkOf(`/proc/${pid}/fd/${Number(descriptor)}`);

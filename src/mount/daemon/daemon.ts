@@ -24,7 +24,8 @@ export interface DaemonOptions extends MountOptions {
 }
 
 /** The one message that the daemon sends over IPC. */
-export type Readiness = { ready: true } | { ready: false; code: PcowErrorCode; errno: number; message: string };
+export type Readiness =
+  { ready: true } | { ready: false; code: PcowErrorCode; errno: number; message: string };
 
 /**
  * Starts a process that mounts a directory and outlives this one. Resolves when the mount is ready,
@@ -41,7 +42,13 @@ export async function startDaemon(
     const stream = output?.handle.fd ?? 'ignore';
     const child = spawn(
       process.execPath,
-      [MOUNT_PROGRAM, path.resolve(directory), path.resolve(mountpoint), JSON.stringify(settings), output?.file ?? ''],
+      [
+        MOUNT_PROGRAM,
+        path.resolve(directory),
+        path.resolve(mountpoint),
+        JSON.stringify(settings),
+        output?.file ?? '',
+      ],
       { detached: true, cwd: '/', stdio: ['ignore', stream, stream, 'ipc'] },
     );
     const end = once(child, 'exit').then(([status, signal]) => {
@@ -52,7 +59,10 @@ export async function startDaemon(
     });
     end.catch(() => undefined);
     const said = once(child, 'message').catch((cause: unknown) => {
-      throw mountError(`the process of the mount could not be started: ${sentenceOf(cause)}`, cause);
+      throw mountError(
+        `the process of the mount could not be started: ${sentenceOf(cause)}`,
+        cause,
+      );
     });
     const [answer] = (await Promise.race([said, end])) as [Readiness];
     if (!answer.ready) {
@@ -137,6 +147,8 @@ export function endOnSignals(mount: Mount, signals: readonly NodeJS.Signals[] = 
     log(`unexpected: ${error.stack ?? error.message}`);
   });
   process.on('unhandledRejection', (reason) => {
-    log(`unexpected: ${reason instanceof Error ? (reason.stack ?? reason.message) : String(reason)}`);
+    log(
+      `unexpected: ${reason instanceof Error ? (reason.stack ?? reason.message) : String(reason)}`,
+    );
   });
 }

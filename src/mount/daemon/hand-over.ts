@@ -24,12 +24,20 @@ const PAUSE = 50;
  * Removes the mount from the directory tree at once, and ends it when `needed` returns false.
  * `ended` says whether it has ended by itself.
  */
-export async function handOver(place: Place, needed: () => boolean, ended: () => boolean): Promise<void> {
+export async function handOver(
+  place: Place,
+  needed: () => boolean,
+  ended: () => boolean,
+): Promise<void> {
   await detach(place.mountpoint);
   void endWhenUnneeded(place, needed, ended);
 }
 
-async function endWhenUnneeded(place: Place, needed: () => boolean, ended: () => boolean): Promise<void> {
+async function endWhenUnneeded(
+  place: Place,
+  needed: () => boolean,
+  ended: () => boolean,
+): Promise<void> {
   while (!ended() && needed()) await sleep(PAUSE, undefined, { ref: false });
   if (ended()) return;
   const connection = place.device.split(':')[1] ?? '';

@@ -13,7 +13,12 @@ import { promisify } from 'node:util';
 
 import { PcowError } from '../../engine/index.js';
 import { lifeOf, mountOnTheWay, type Trouble, troubleOf } from '../../images/mount-life.js';
-import { type MountTableEntry, mountTable, MOUNT_TYPE, type PcowMount } from '../../images/mount-table.js';
+import {
+  type MountTableEntry,
+  mountTable,
+  MOUNT_TYPE,
+  type PcowMount,
+} from '../../images/mount-table.js';
 import { word } from '../../engine/quote.js';
 import { isSystemError, sentenceOf } from '../failure.js';
 import { usersBelow } from '../../engine/processes.js';
@@ -30,7 +35,11 @@ const LOOKS_AT_BUSY = 25;
 /** Bytes: fuse-native silently truncates longer paths. */
 const MAX_PATH = 1000;
 
-export function mountError(message: string, cause?: unknown, errno: keyof typeof constants.errno = 'EIO'): PcowError {
+export function mountError(
+  message: string,
+  cause?: unknown,
+  errno: keyof typeof constants.errno = 'EIO',
+): PcowError {
   return new PcowError('PCOW_MOUNT', message, { errno: constants.errno[errno], cause });
 }
 
@@ -86,7 +95,11 @@ export async function checkedMountpoint(given: string, directory: string): Promi
   }
   checkApart(given, mountpoint, directory);
   if ((await readdir(mountpoint)).length > 0) {
-    throw mountError(`the mountpoint ${given} is not empty: choose an empty directory`, undefined, 'ENOTEMPTY');
+    throw mountError(
+      `the mountpoint ${given} is not empty: choose an empty directory`,
+      undefined,
+      'ENOTEMPTY',
+    );
   }
   const longest = Math.max(Buffer.byteLength(mountpoint), Buffer.byteLength(directory));
   if (longest > MAX_PATH) {
@@ -203,7 +216,11 @@ async function realPathOf(given: string, what: string): Promise<string> {
     return await realpath(given);
   } catch (cause) {
     if (isSystemError(cause, 'ENOENT')) {
-      throw mountError(`${what} ${given} does not exist: create it first ("mkdir -p")`, cause, 'ENOENT');
+      throw mountError(
+        `${what} ${given} does not exist: create it first ("mkdir -p")`,
+        cause,
+        'ENOENT',
+      );
     }
     throw mountError(`${what} ${given} can't be reached: ${sentenceOf(cause)}`, cause);
   }
@@ -211,7 +228,8 @@ async function realPathOf(given: string, what: string): Promise<string> {
 
 function mountAround(mounts: MountTableEntry[], real: string): MountTableEntry | undefined {
   return mounts.find(
-    ({ type, mountpoint }) => type === MOUNT_TYPE && (real === mountpoint || real.startsWith(mountpoint + path.sep)),
+    ({ type, mountpoint }) =>
+      type === MOUNT_TYPE && (real === mountpoint || real.startsWith(mountpoint + path.sep)),
   );
 }
 
@@ -249,5 +267,9 @@ async function unmountFailure(mountpoint: string, cause: unknown): Promise<Error
 }
 
 export function inUse(mountpoint: string, users: string[], cause?: unknown): PcowError {
-  return mountError(`${mountpoint} is in use by ${users.join(', ')}: end that first`, cause, 'EBUSY');
+  return mountError(
+    `${mountpoint} is in use by ${users.join(', ')}: end that first`,
+    cause,
+    'EBUSY',
+  );
 }

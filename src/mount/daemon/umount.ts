@@ -53,9 +53,9 @@ export async function umount(mountpoint: string): Promise<void> {
 }
 
 /**
- * Rejects with EBUSY if umount() would now, because the mount is in use. Changes nothing, except that
- * it removes a dead mount. Only umount() itself finds a loop device, a process that this user cannot
- * see, and a mount namespace that would keep the mount.
+ * Rejects with EBUSY if umount() would now, because the mount is in use. Changes nothing, except
+ * that it removes a dead mount. Only umount() itself finds a loop device, a process that this user
+ * cannot see, and a mount namespace that would keep the mount.
  */
 export async function checkUnused(mountpoint: string): Promise<void> {
   if (await clearDeadMount(mountpoint)) return;
@@ -63,7 +63,9 @@ export async function checkUnused(mountpoint: string): Promise<void> {
   await notBelowGuests(place);
   const users = await usersBelow(place);
   if (users.length > 0) throw inUse(place, users);
-  const elsewhere = (await mountpointsOfDevice(device)).filter((it) => it.pid === null && it.mountpoint !== place);
+  const elsewhere = (await mountpointsOfDevice(device)).filter(
+    (it) => it.pid === null && it.mountpoint !== place,
+  );
   if (elsewhere.length > 0) throw mountedElsewhere(place, elsewhere);
 }
 
@@ -104,7 +106,9 @@ async function guestsOf(place: string): Promise<string[]> {
   const text = await withMount(mount, {}, silent, () =>
     readFile(path.join(place, '.pcow', 'status'), 'utf8').catch(() => '{}'),
   );
-  const { images = [] } = JSON.parse(text) as { images?: { name: string; processes?: UsingProcess[] }[] };
+  const { images = [] } = JSON.parse(text) as {
+    images?: { name: string; processes?: UsingProcess[] }[];
+  };
   return images.flatMap(({ name, processes = [] }) =>
     processes.map(({ pid, command }) => `process ${pid} (${command}), which has ${name} attached`),
   );
@@ -149,7 +153,11 @@ async function ended(directory: string, device: string, server: number | null): 
 }
 
 function mountedElsewhere(what: string, others: OtherMountpoint[]): Error {
-  return mountError(`${what} is still mounted ${others.map(mountpointAndRemedy).join(', ')}`, undefined, 'EBUSY');
+  return mountError(
+    `${what} is still mounted ${others.map(mountpointAndRemedy).join(', ')}`,
+    undefined,
+    'EBUSY',
+  );
 }
 
 function mountpointAndRemedy({ mountpoint, pid }: OtherMountpoint): string {

@@ -50,9 +50,13 @@ export class Watchdog {
       await this.#running();
       await this.#greeted;
     } catch (cause) {
-      throw new PcowError('PCOW_BUSY', 'could not start the watchdog, which a snapshot of a mapped image needs', {
-        cause,
-      });
+      throw new PcowError(
+        'PCOW_BUSY',
+        'could not start the watchdog, which a snapshot of a mapped image needs',
+        {
+          cause,
+        },
+      );
     }
   }
 
@@ -70,11 +74,15 @@ export class Watchdog {
   async #spawn(): Promise<ChildProcess> {
     const startTime = await startTimeOf(process.pid);
     // In its own session: a kill of the mount's process group must not reach it.
-    const child = spawn(process.execPath, [WATCHDOG_PROGRAM, this.#directory, `${process.pid}`, `${startTime ?? 0}`], {
-      detached: true,
-      stdio: ['pipe', 'pipe', 'ignore'],
-      cwd: '/',
-    });
+    const child = spawn(
+      process.execPath,
+      [WATCHDOG_PROGRAM, this.#directory, `${process.pid}`, `${startTime ?? 0}`],
+      {
+        detached: true,
+        stdio: ['pipe', 'pipe', 'ignore'],
+        cwd: '/',
+      },
+    );
     const failed = new Promise<never>((_resolve, reject) => {
       child.once('error', reject);
       child.once('exit', () => {

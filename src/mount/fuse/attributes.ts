@@ -1,6 +1,11 @@
 /** The attributes (stat(2)) of the files of a mount. */
 import type { SnapshotInfo } from '../../engine/index.js';
-import { forgetFilesIn, forgetFlatFile, interceptions, tellFlatFile } from '../../engine/native-operations.js';
+import {
+  forgetFilesIn,
+  forgetFlatFile,
+  interceptions,
+  tellFlatFile,
+} from '../../engine/native-operations.js';
 import type { Found } from '../images/catalog.js';
 import { fileStatus } from '../images/image-entry.js';
 import type { ImageEntry } from '../images/image-entry.js';
@@ -124,7 +129,9 @@ export class AttributeSource {
    * before.
    */
   entryWith(inode: bigint, entries: ImageEntry[]): ImageEntry | undefined {
-    return entries.find(({ identity }) => this.#ofImages.get(identity)?.group.known(FLAT_KEY) === inode);
+    return entries.find(
+      ({ identity }) => this.#ofImages.get(identity)?.group.known(FLAT_KEY) === inode,
+    );
   }
 
   /** For a file that cannot be read at this moment, in the list of a directory. */
@@ -166,7 +173,11 @@ export class AttributeSource {
     const { created, size, id, identity } = snapshot;
     const { uuid } = await entry.view();
     await this.#forgetSnapshots(entry);
-    const number = this.#numberOf(entry, snapshotKey(snapshot), `snapshot ${lasting(entry, uuid)} ${id} ${identity}`);
+    const number = this.#numberOf(
+      entry,
+      snapshotKey(snapshot),
+      `snapshot ${lasting(entry, uuid)} ${id} ${identity}`,
+    );
     return {
       ...this.#ofImage(found, REGULAR, 0o444),
       size,
@@ -181,7 +192,8 @@ export class AttributeSource {
     const { entry, status } = found;
     const { image } = await entry.view();
     const number = await this.inodeOf(entry);
-    if (!entry.retired) tellFlatFile(entry.name, status, number, image, entry.attachment.state !== 'detached');
+    if (!entry.retired)
+      tellFlatFile(entry.name, status, number, image, entry.attachment.state !== 'detached');
     return {
       ...this.#ofImage(found, REGULAR, 0o777),
       size: image.size(),

@@ -25,7 +25,9 @@ export class InodeNumbers {
     this.#bits = bits;
   }
 
-  /** A number for what `lasting` identifies in every mount. It stays taken until it is given back. */
+  /**
+   * A number for what `lasting` identifies in every mount. It stays taken until it is given back.
+   */
   take(lasting: string): bigint {
     let number = this.hash(lasting);
     // By chance, or because two images have the same identification.
@@ -45,7 +47,10 @@ export class InodeNumbers {
 
   /** Does not take the number. */
   hash(lasting: string): bigint {
-    return BigInt.asUintN(this.#bits, createHash('sha256').update(lasting).digest().readBigUInt64LE());
+    return BigInt.asUintN(
+      this.#bits,
+      createHash('sha256').update(lasting).digest().readBigUInt64LE(),
+    );
   }
 }
 
@@ -76,7 +81,9 @@ export class InodeGroup {
     return this.#numbers.get(key);
   }
 
-  /** Whether there are twice as many numbers as after the last sweep: some of the files may be gone. */
+  /**
+   * Whether there are twice as many numbers as after the last sweep: some of the files may be gone.
+   */
   get full(): boolean {
     return this.#numbers.size >= this.#sweepAt;
   }

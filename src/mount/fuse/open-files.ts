@@ -27,7 +27,13 @@ export class OpenFiles {
     if (!entry.mayGrant(opening)) return;
     const grant = new OpenGrant(entry, opening, {
       opened: (handle, writable) => {
-        this.add(new OpenFlatFile(path, entry.use({ entry, opening, snapshot: null, writable, handle }), true));
+        this.add(
+          new OpenFlatFile(
+            path,
+            entry.use({ entry, opening, snapshot: null, writable, handle }),
+            true,
+          ),
+        );
       },
       over: (it) => {
         this.#grants.delete(it);

@@ -33,7 +33,11 @@ export class FileSystem {
   }
 
   #onPaths(): Operations {
-    const getattr = guarded('getattr', async (path: string) => (await this.#node(path)).attributes(), value);
+    const getattr = guarded(
+      'getattr',
+      async (path: string) => (await this.#node(path)).attributes(),
+      value,
+    );
     return {
       getattr,
       fgetattr: getattr,
@@ -53,7 +57,8 @@ export class FileSystem {
       ),
       ftruncate: guarded(
         'ftruncate',
-        async (path: string, _handle: number, size: number) => (await this.#node(path)).truncate(size, true),
+        async (path: string, _handle: number, size: number) =>
+          (await this.#node(path)).truncate(size, true),
         done,
       ),
       utimens: guarded(
@@ -95,10 +100,15 @@ export class FileSystem {
       ),
       getxattr: guarded(
         'getxattr',
-        async (path: string, name: string) => Buffer.from(await (await this.#node(path)).extendedAttribute(name)),
+        async (path: string, name: string) =>
+          Buffer.from(await (await this.#node(path)).extendedAttribute(name)),
         value,
       ),
-      listxattr: guarded('listxattr', async (path: string) => (await this.#node(path)).extendedAttributeNames(), value),
+      listxattr: guarded(
+        'listxattr',
+        async (path: string) => (await this.#node(path)).extendedAttributeNames(),
+        value,
+      ),
     };
   }
 
@@ -128,19 +138,29 @@ export class FileSystem {
           this.#inProgress(() => files.get(handle).write(buffer.subarray(0, length), offset)),
         count,
       ),
-      fsync: guarded('fsync', (_path: string, _datasync: number, handle: number) => files.get(handle).sync(), done),
+      fsync: guarded(
+        'fsync',
+        (_path: string, _datasync: number, handle: number) => files.get(handle).sync(),
+        done,
+      ),
     };
   }
 
   /** Files can only be made in a mount through its control files. */
   #refused(): Operations {
-    const path = (name: string) => guarded(name, (made: string) => this.#refuseCreation(made), done);
-    const target = (name: string) => guarded(name, (_source: string, made: string) => this.#refuseCreation(made), done);
+    const path = (name: string) =>
+      guarded(name, (made: string) => this.#refuseCreation(made), done);
+    const target = (name: string) =>
+      guarded(name, (_source: string, made: string) => this.#refuseCreation(made), done);
     return {
       create: path('create'),
       mknod: path('mknod'),
       mkdir: path('mkdir'),
-      rmdir: guarded('rmdir', (directory: string) => Promise.reject(belongsToMount(directory)), done),
+      rmdir: guarded(
+        'rmdir',
+        (directory: string) => Promise.reject(belongsToMount(directory)),
+        done,
+      ),
       symlink: target('symlink'),
       link: target('link'),
     };
@@ -202,8 +222,20 @@ export class FileSystem {
   }
 
   async #statfs(): Promise<object> {
-    const { bsize, blocks, bfree, bavail, files, ffree } = await statfs(this.#context.place.directory);
-    return { bsize, frsize: bsize, blocks, bfree, bavail, files, ffree, favail: ffree, namemax: 250 };
+    const { bsize, blocks, bfree, bavail, files, ffree } = await statfs(
+      this.#context.place.directory,
+    );
+    return {
+      bsize,
+      frsize: bsize,
+      blocks,
+      bfree,
+      bavail,
+      files,
+      ffree,
+      favail: ffree,
+      namemax: 250,
+    };
   }
 
   #refuseCreation(path: string): Promise<never> {

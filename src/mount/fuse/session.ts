@@ -84,9 +84,16 @@ export class FuseSession {
         }
       });
     });
-    const device = (await mountTable()).findLast(({ mountpoint }) => mountpoint === this.#mountpoint)?.device ?? null;
+    const device =
+      (await mountTable()).findLast(({ mountpoint }) => mountpoint === this.#mountpoint)?.device ??
+      null;
     this.#native = interceptions() > before;
-    this.#ended = this.#native && nativeEnd ? nativeEnd : device === null ? Promise.resolve() : connectionGone(device);
+    this.#ended =
+      this.#native && nativeEnd
+        ? nativeEnd
+        : device === null
+          ? Promise.resolve()
+          : connectionGone(device);
     return device;
   }
 

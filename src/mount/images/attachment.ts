@@ -37,7 +37,8 @@ const LOCK_GRACE = 3000;
  * - lost: the connection ended without a release, because the process has died or the mount has
  *   closed the connection. The mount takes the image back if it can.
  */
-export type AttachmentState = 'detached' | 'attaching' | 'attached' | 'frozen' | 'releasing' | 'lost';
+export type AttachmentState =
+  'detached' | 'attaching' | 'attached' | 'frozen' | 'releasing' | 'lost';
 
 const NEXT: Record<AttachmentState, readonly AttachmentState[]> = {
   detached: ['attaching'],
@@ -105,7 +106,9 @@ export class Attachment {
 
   #move(to: AttachmentState, monitor: Monitor | null): void {
     if (!NEXT[this.#state].includes(to)) {
-      throw new Error(`the attachment of ${this.#entry.name} can't go from ${this.#state} to ${to}`);
+      throw new Error(
+        `the attachment of ${this.#entry.name} can't go from ${this.#state} to ${to}`,
+      );
     }
     debug('%s: %s to %s (%s)', this.#entry.name, this.#state, to, monitor?.process ?? '');
     this.#state = to;
@@ -228,7 +231,11 @@ export class Attachment {
         await present.image.sync();
         return;
       }
-      while (goOn() && (await recoverImage(this.#entry.file)) === 'in use' && Date.now() < deadline) {
+      while (
+        goOn() &&
+        (await recoverImage(this.#entry.file)) === 'in use' &&
+        Date.now() < deadline
+      ) {
         await sleep(20);
       }
     } catch (error) {
@@ -240,7 +247,9 @@ export class Attachment {
   /** Gives open files their writer back. Returns those files. */
   async #writeAgain(): Promise<FlatFileUse[]> {
     const waiting = () =>
-      [...this.#entry.uses].filter((use) => use.writable && use.snapshot === null && !use.opening.writable);
+      [...this.#entry.uses].filter(
+        (use) => use.writable && use.snapshot === null && !use.opening.writable,
+      );
     if (waiting().length === 0) {
       return [];
     }
@@ -264,7 +273,9 @@ export class Attachment {
   }
 
   async #dropCache(): Promise<void> {
-    if ([...this.#entry.uses].some(({ snapshot, handle }) => snapshot === null && handle !== null)) {
+    if (
+      [...this.#entry.uses].some(({ snapshot, handle }) => snapshot === null && handle !== null)
+    ) {
       await dropCachedPages(this.#entry.flatFile);
     }
   }
@@ -358,7 +369,8 @@ export class Attachment {
         return;
       } catch (error) {
         // The image has changed hands in the meantime: ask the present writer.
-        const closed = monitor === null && isPcowError(error, 'PCOW_CLOSED') && this.#openings.present !== null;
+        const closed =
+          monitor === null && isPcowError(error, 'PCOW_CLOSED') && this.#openings.present !== null;
         if (!isGone(error) && !closed && this.monitor === monitor) {
           throw error;
         }
@@ -386,7 +398,11 @@ export class Attachment {
 }
 
 /** Moves an open file to another opening of its image. */
-function moveUse(use: FlatFileUse, opening: Opening, how: { lent?: true; refusesCached?: true } = {}): void {
+function moveUse(
+  use: FlatFileUse,
+  opening: Opening,
+  how: { lent?: true; refusesCached?: true } = {},
+): void {
   const { handle, snapshot, writable } = use;
   if (handle !== null) {
     moveHandle(handle, opening.image, { writable, ...(snapshot !== null && { snapshot }), ...how });

@@ -22,7 +22,14 @@ import {
 import { word } from '../../engine/quote.js';
 import { isSystemError, noSuchFile, refusal } from '../failure.js';
 import { usersOf } from '../../engine/processes.js';
-import { everyFile, fileStatus, type FileStatus, ImageEntry, leadsOutside, noRegularFile } from './image-entry.js';
+import {
+  everyFile,
+  fileStatus,
+  type FileStatus,
+  ImageEntry,
+  leadsOutside,
+  noRegularFile,
+} from './image-entry.js';
 import { checkNewImageName, imageFile, imageNameOf } from '../../images/image-names.js';
 import { log } from '../log.js';
 import { Mutex } from '../../engine/mutex.js';
@@ -118,7 +125,11 @@ export class Catalog {
   async again(entry: ImageEntry): Promise<Found> {
     const found = await this.find(entry.name);
     if (found.entry !== entry) {
-      throw refusal('ENOENT', 'PCOW_NOT_FOUND', `the image file of ${entry.name} has been replaced: open it again`);
+      throw refusal(
+        'ENOENT',
+        'PCOW_NOT_FOUND',
+        `the image file of ${entry.name} has been replaced: open it again`,
+      );
     }
     return found;
   }
@@ -158,7 +169,12 @@ export class Catalog {
   async unlink(name: string): Promise<void> {
     await this.#remove(name, async (entry) => {
       const { image } = await entry.view();
-      const what = image.snapshotNames().length > 0 ? 'has snapshots' : (await isEmpty(image)) ? null : 'holds data';
+      const what =
+        image.snapshotNames().length > 0
+          ? 'has snapshots'
+          : (await isEmpty(image))
+            ? null
+            : 'holds data';
       if (what === null) return;
       throw refusal(
         'EPERM',
@@ -195,7 +211,8 @@ export class Catalog {
   /** Removes what killed commands have left in the directory. */
   async removeRemains(): Promise<void> {
     if (this.#place.settings.readOnly) return;
-    for (const file of await removeRemains(this.#place.directory)) log(`removed ${file}, which a killed command left`);
+    for (const file of await removeRemains(this.#place.directory))
+      log(`removed ${file}, which a killed command left`);
   }
 
   /**
@@ -208,7 +225,10 @@ export class Catalog {
       checkNewImageName(target);
       const file = imageFile(this.#place.directory, target);
       if (await exists(file)) {
-        throw new PcowError('PCOW_EXISTS', `${name} can't be renamed: there is a ${target} already; remove it first`);
+        throw new PcowError(
+          'PCOW_EXISTS',
+          `${name} can't be renamed: there is a ${target} already; remove it first`,
+        );
       }
       await this.#unused(entry, 'renamed', async () => {
         await entry.shutDown();
@@ -241,7 +261,10 @@ export class Catalog {
   async #openDependant({ image }: Dependant): Promise<Opening> {
     const name = imageNameOf(path.basename(image));
     if (name === null)
-      throw new PcowError('PCOW_IN_USE', `${image} stands on it, and this mount does not show that image`);
+      throw new PcowError(
+        'PCOW_IN_USE',
+        `${image} stands on it, and this mount does not show that image`,
+      );
     const child = await this.findSound(name);
     return child.entry.writer();
   }
@@ -260,8 +283,14 @@ export class Catalog {
    */
   async inUse(entry: ImageEntry, done: string): Promise<PcowError> {
     const users = await usersOf(flatFilePath(this.#place, entry.name));
-    const who = users.length > 0 ? users.join(', ') : 'a process that this mount cannot see (or a loop device)';
-    return new PcowError('PCOW_BUSY', `${entry.name} can't be ${done} while it is open by ${who}: let that end first`);
+    const who =
+      users.length > 0
+        ? users.join(', ')
+        : 'a process that this mount cannot see (or a loop device)';
+    return new PcowError(
+      'PCOW_BUSY',
+      `${entry.name} can't be ${done} while it is open by ${who}: let that end first`,
+    );
   }
 
   /** The images that the mount knows now, without reading the directory. */

@@ -20,7 +20,10 @@ export class ChecksumMaking {
    * Returns when everything that was frozen at the call has checksums. Fails with PCOW_CANCELLED if
    * it is stopped.
    */
-  async run(image: Image, { signal, ...options }: LongOptions & { background?: boolean }): Promise<void> {
+  async run(
+    image: Image,
+    { signal, ...options }: LongOptions & { background?: boolean },
+  ): Promise<void> {
     const abort = new AbortController();
     const stop = () => {
       abort.abort();

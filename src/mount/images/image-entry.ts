@@ -115,7 +115,13 @@ export class ImageEntry {
   #shut: { scope: UseScope; end: Promise<void> } | null = null;
 
   /** `refused`: why the file must not be opened at all. */
-  constructor(place: Place, name: string, file: string, identity: string, refused: PcowError | null) {
+  constructor(
+    place: Place,
+    name: string,
+    file: string,
+    identity: string,
+    refused: PcowError | null,
+  ) {
     this.#place = place;
     this.name = name;
     this.file = file;
@@ -136,7 +142,11 @@ export class ImageEntry {
    */
   mayGrant({ ended }: Opening): boolean {
     return (
-      this.grant === null && !this.retired && !ended && this.attachment.state === 'detached' && this.#shut === null
+      this.grant === null &&
+      !this.retired &&
+      !ended &&
+      this.attachment.state === 'detached' &&
+      this.#shut === null
     );
   }
 
@@ -167,7 +177,9 @@ export class ImageEntry {
    * writing. If a process comes to this mount with the lock while this waits for the lock, that
    * process is the writer.
    */
-  async whoeverHas(): Promise<{ monitor: Monitor; opening: null } | { monitor: null; opening: Opening }> {
+  async whoeverHas(): Promise<
+    { monitor: Monitor; opening: null } | { monitor: null; opening: Opening }
+  > {
     for (;;) {
       await this.attachment.settled();
       const { monitor } = this;
@@ -261,7 +273,8 @@ export class ImageEntry {
 
   /** Closes the writer's opening if nothing needs it. Returns null if something does. */
   #closeIdleWriter(): Promise<void> | null {
-    const needed = !this.commands.idle || this.uses.size > 0 || this.#pending > 0 || this.#shut !== null;
+    const needed =
+      !this.commands.idle || this.uses.size > 0 || this.#pending > 0 || this.#shut !== null;
     if (needed || this.attachment.state !== 'detached' || this.checksums.busy) return null;
     return this.commands
       .run(() =>
@@ -312,7 +325,11 @@ export class ImageEntry {
    * Runs `work` while none of the files in `scope` is open, and lets no process open them
    * meanwhile. `commands` must be held. `busy` makes the error if one is open.
    */
-  async exclusively<T>(scope: UseScope, busy: () => Promise<PcowError>, work: () => Promise<T>): Promise<T> {
+  async exclusively<T>(
+    scope: UseScope,
+    busy: () => Promise<PcowError>,
+    work: () => Promise<T>,
+  ): Promise<T> {
     const deadline = Date.now() + RELEASE_GRACE;
     while (this.#pending > 0 || [...this.uses].some((use) => scope.covers(use.snapshot))) {
       if (Date.now() > deadline) {
@@ -336,7 +353,11 @@ export class ImageEntry {
   /**
    * Runs a long command, so that users can see its progress and stop it. `commands` must be held.
    */
-  async long(command: string, text: string, run: (options: LongOptions) => Promise<unknown>): Promise<void> {
+  async long(
+    command: string,
+    text: string,
+    run: (options: LongOptions) => Promise<unknown>,
+  ): Promise<void> {
     const work = new Work(command, text);
     this.work = work;
     try {
@@ -354,7 +375,10 @@ export class ImageEntry {
     const { work } = this;
     if (work === null || (text !== work.command && text !== `${work.command} ${work.text}`)) {
       const instead = work === null ? '' : `: it is ${work.command} ${work.text}`;
-      throw new PcowError('PCOW_NOT_FOUND', `${this.name} has no ${JSON.stringify(text)} in progress${instead}`);
+      throw new PcowError(
+        'PCOW_NOT_FOUND',
+        `${this.name} has no ${JSON.stringify(text)} in progress${instead}`,
+      );
     }
     work.stop();
   }

@@ -55,7 +55,10 @@ export interface Closable {
 
 /** Whether this process, or the machine, has no descriptors left. */
 export function isOutOfDescriptors(error: unknown): boolean {
-  return isPcowError(error) && (error.errno === constants.errno.EMFILE || error.errno === constants.errno.ENFILE);
+  return (
+    isPcowError(error) &&
+    (error.errno === constants.errno.EMFILE || error.errno === constants.errno.ENFILE)
+  );
 }
 
 export class OpenImages {
@@ -100,7 +103,8 @@ export class OpenImages {
     try {
       // Other calls open theirs meanwhile, so check again.
       while (this.#files + this.#coming > this.#limit) {
-        if (await this.#makeRoom((freed) => this.#files - freed + this.#coming <= this.#limit)) continue;
+        if (await this.#makeRoom((freed) => this.#files - freed + this.#coming <= this.#limit))
+          continue;
         if (this.#files + this.#coming > this.#most) throw tooManyUsed(this.#files);
         break;
       }

@@ -65,7 +65,10 @@ export class Openings implements OpeningOwner {
   get refusal(): PcowError | null {
     const { name } = this.#image;
     return this.#place.settings.readOnly
-      ? new PcowError('PCOW_READ_ONLY', `${name} is mounted read-only: mount its directory for writing`)
+      ? new PcowError(
+          'PCOW_READ_ONLY',
+          `${name} is mounted read-only: mount its directory for writing`,
+        )
       : this.#refused;
   }
 
@@ -190,7 +193,9 @@ export class Openings implements OpeningOwner {
   async #open(write: boolean): Promise<Opening> {
     if (write) {
       await this.#place.watchdog.start().catch((error: unknown) => {
-        log(`${this.#image.name}: if the mount is killed, no process will sync the image: ${sentenceOf(error)}`);
+        log(
+          `${this.#image.name}: if the mount is killed, no process will sync the image: ${sentenceOf(error)}`,
+        );
       });
     }
     const baseRoot = this.#place.settings.allowOutsideBase ? undefined : this.#place.directory;
@@ -244,7 +249,8 @@ export class Openings implements OpeningOwner {
       .map(({ image }) => image.info().lastError)
       .filter((last) => last !== null)
       .reduce<LastError | null>(
-        (latest, { time, error }) => (latest && latest.time >= time ? latest : lastErrorOf(null, error, time)),
+        (latest, { time, error }) =>
+          latest && latest.time >= time ? latest : lastErrorOf(null, error, time),
         this.#pastError,
       );
   }

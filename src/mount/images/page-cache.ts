@@ -28,7 +28,11 @@ export async function dropCachedPages(file: string): Promise<void> {
   try {
     // A helper that is stuck in the kernel cannot be killed, so the limit does not wait for its
     // end.
-    const helper = run('sh', ['-c', ': < "$1"', 'sh', file], { cwd: '/', signal, killSignal: 'SIGKILL' });
+    const helper = run('sh', ['-c', ': < "$1"', 'sh', file], {
+      cwd: '/',
+      signal,
+      killSignal: 'SIGKILL',
+    });
     helper.catch(() => undefined);
     const limit = sleep(LIMIT, undefined, { signal, ref: false }).then(() => {
       throw new Error(`it took longer than ${LIMIT / 1000} s`);

@@ -33,7 +33,9 @@ export abstract class ControlFile extends Node {
 
   /** The size is that of the newest opening's text, as long as there is an opening. */
   async attributes(): Promise<Attributes> {
-    return this.sized(this.context.files.textSizeOf(this.path) ?? Buffer.byteLength(await this.text()));
+    return this.sized(
+      this.context.files.textSizeOf(this.path) ?? Buffer.byteLength(await this.text()),
+    );
   }
 
   /** No text is made, so the size is 0. */
@@ -43,7 +45,11 @@ export abstract class ControlFile extends Node {
 
   override async open(writable: boolean): Promise<OpenFile> {
     if (writable && !this.writable) {
-      throw refusal('EACCES', 'PCOW_READ_ONLY', `${this.path} is a read-only control file: it takes no commands`);
+      throw refusal(
+        'EACCES',
+        'PCOW_READ_ONLY',
+        `${this.path} is a read-only control file: it takes no commands`,
+      );
     }
     return new OpenControlFile(this, await this.text());
   }
@@ -90,7 +96,13 @@ export class ImageControlFile extends ControlFile {
   readonly #control: Control<Found>;
   readonly #found: Found;
 
-  constructor(context: MountContext, path: string, name: string, control: Control<Found>, found: Found) {
+  constructor(
+    context: MountContext,
+    path: string,
+    name: string,
+    control: Control<Found>,
+    found: Found,
+  ) {
     super(context, path, name);
     this.#control = control;
     this.#found = found;
@@ -118,7 +130,9 @@ export class ImageControlFile extends ControlFile {
   }
 
   protected sized(size: number): Promise<Attributes> {
-    return Promise.resolve(this.context.attributes.ofImageControl(this.#found, this.path, this.writable, size));
+    return Promise.resolve(
+      this.context.attributes.ofImageControl(this.#found, this.path, this.writable, size),
+    );
   }
 }
 
@@ -160,7 +174,9 @@ class OpenControlFile implements OpenFile {
     try {
       await this.#file.command(buffer);
     } catch (error) {
-      this.#failure = Buffer.from(`${JSON.stringify(errorFields(lastErrorOf(this.#file.name, error)))}\n`);
+      this.#failure = Buffer.from(
+        `${JSON.stringify(errorFields(lastErrorOf(this.#file.name, error)))}\n`,
+      );
       throw error;
     } finally {
       // A command that fails may have changed an image, too.

@@ -32,7 +32,10 @@ export class RootDirectory extends Node {
    */
   override async names(): Promise<string[]> {
     const { place, catalog } = this.context;
-    return [...(place.settings.showControl ? [CONTROL_DIRECTORY] : []), ...(await shownNames(catalog))];
+    return [
+      ...(place.settings.showControl ? [CONTROL_DIRECTORY] : []),
+      ...(await shownNames(catalog)),
+    ];
   }
 }
 
@@ -43,7 +46,9 @@ export class ControlDirectory extends Node {
   }
 
   override async names(): Promise<string[]> {
-    const images = (await this.context.catalog.names()).filter((name) => !RESERVED_NAMES.includes(name));
+    const images = (await this.context.catalog.names()).filter(
+      (name) => !RESERVED_NAMES.includes(name),
+    );
     return [...mountControls.keys(), ...images];
   }
 }

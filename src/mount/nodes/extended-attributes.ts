@@ -4,7 +4,10 @@ import type { ImageEntry } from '../images/image-entry.js';
 import type { Place } from '../place.js';
 import { imageStatus } from '../control/status.js';
 
-export const extendedAttributes: ReadonlyMap<string, (entry: ImageEntry, place: Place) => Promise<string>> = new Map([
+export const extendedAttributes: ReadonlyMap<
+  string,
+  (entry: ImageEntry, place: Place) => Promise<string>
+> = new Map([
   ['user.pcow.state', async (entry: ImageEntry) => (await entry.state()).state],
   ['user.pcow.chain', chain],
   ['user.pcow.status', imageStatus],
@@ -13,13 +16,19 @@ export const extendedAttributes: ReadonlyMap<string, (entry: ImageEntry, place: 
 ]);
 
 export function extendedAttributeNames(place: Place): string[] {
-  return [...extendedAttributes.keys()].filter((name) => name !== 'user.pcow.attach' || place.socket !== '');
+  return [...extendedAttributes.keys()].filter(
+    (name) => name !== 'user.pcow.attach' || place.socket !== '',
+  );
 }
 
 /** The socket for monitors (native/attach/protocol.h). */
 async function attachSocket(entry: ImageEntry, { socket }: Place): Promise<string> {
   if (socket === '') {
-    throw refusal('ENODATA', 'PCOW_NOT_FOUND', `${entry.name} can't be attached: this mount serves no monitors`);
+    throw refusal(
+      'ENODATA',
+      'PCOW_NOT_FOUND',
+      `${entry.name} can't be attached: this mount serves no monitors`,
+    );
   }
   return Promise.resolve(socket);
 }

@@ -42,7 +42,9 @@ export abstract class Node {
 
   /** `byHandle`: ftruncate(2); otherwise truncate(2), or open(2) with O_TRUNC. */
   truncate(_size: number, _byHandle: boolean): Promise<void> {
-    return Promise.reject(refusal('EPERM', 'PCOW_PERMISSION', `the size of ${this.path} cannot be changed`));
+    return Promise.reject(
+      refusal('EPERM', 'PCOW_PERMISSION', `the size of ${this.path} cannot be changed`),
+    );
   }
 
   /** The image file, to which chmod, chown and utimens apply. */
@@ -65,7 +67,9 @@ export abstract class Node {
 
   /** getxattr */
   extendedAttribute(name: string): Promise<string> {
-    return Promise.reject(refusal('ENODATA', 'PCOW_NOT_FOUND', `${this.path} has no attribute ${name}`));
+    return Promise.reject(
+      refusal('ENODATA', 'PCOW_NOT_FOUND', `${this.path} has no attribute ${name}`),
+    );
   }
 
   /** listxattr */

@@ -2,7 +2,12 @@
  * An open flat file, or open file of a snapshot. Its bytes are served natively if that is possible
  * (engine/native-operations.ts); otherwise read(), write() and sync() serve them.
  */
-import { closeHandle, openHandle, type Question, type QuestionAnswer } from '../../engine/native-operations.js';
+import {
+  closeHandle,
+  openHandle,
+  type Question,
+  type QuestionAnswer,
+} from '../../engine/native-operations.js';
 import type { FlatFileUse, ImageEntry } from '../images/image-entry.js';
 import type { OpenFile } from './node.js';
 
@@ -18,7 +23,11 @@ export class OpenFlatFile implements OpenFile {
     const { entry, opening, snapshot, writable } = use;
     if (native && use.handle === null) {
       const lent = snapshot === null && entry.attachment.state !== 'detached' && !opening.writable;
-      use.handle = openHandle(opening.image, { writable, lent, ...(snapshot !== null && { snapshot }) });
+      use.handle = openHandle(opening.image, {
+        writable,
+        lent,
+        ...(snapshot !== null && { snapshot }),
+      });
     }
   }
 

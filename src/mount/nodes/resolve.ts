@@ -34,7 +34,11 @@ export async function resolve(context: MountContext, path: string): Promise<Node
   return new FlatFile(context, path, found);
 }
 
-async function inControlDirectory(context: MountContext, path: string, names: string[]): Promise<Node> {
+async function inControlDirectory(
+  context: MountContext,
+  path: string,
+  names: string[],
+): Promise<Node> {
   const [first, ...below] = names;
   if (first === undefined) {
     return new ControlDirectory(context, path);
@@ -49,7 +53,12 @@ async function inControlDirectory(context: MountContext, path: string, names: st
   return new MountControlFile(context, path, first, control);
 }
 
-async function ofImage(context: MountContext, path: string, found: Found, names: string[]): Promise<Node> {
+async function ofImage(
+  context: MountContext,
+  path: string,
+  found: Found,
+  names: string[],
+): Promise<Node> {
   const [first, second, ...below] = names;
   if (first === undefined) {
     return new ImageDirectory(context, path, found);

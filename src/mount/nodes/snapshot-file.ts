@@ -24,7 +24,13 @@ export class SnapshotFile extends ImageNode {
   override open(writable: boolean): Promise<OpenFile> {
     return writable
       ? Promise.reject(this.#neverChanges('; make a clone to write to it'))
-      : OpenFlatFile.open(this.path, this.found.entry, this.#snapshot.name, false, this.context.native);
+      : OpenFlatFile.open(
+          this.path,
+          this.found.entry,
+          this.#snapshot.name,
+          false,
+          this.context.native,
+        );
   }
 
   override truncate(): Promise<void> {
@@ -49,6 +55,10 @@ export class SnapshotFile extends ImageNode {
   }
 
   #neverChanges(instead: string): PcowError {
-    return refusal('EACCES', 'PCOW_READ_ONLY', `${this.path} is a snapshot: it never changes${instead}`);
+    return refusal(
+      'EACCES',
+      'PCOW_READ_ONLY',
+      `${this.path} is a snapshot: it never changes${instead}`,
+    );
   }
 }
