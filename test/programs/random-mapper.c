@@ -242,13 +242,18 @@ static void advise(struct worker* worker) {
   pthread_rwlock_unlock((pthread_rwlock_t*)&slot->lock);
 }
 
-/* MAP_FAILED: something is there already, with MAP_FIXED_NOREPLACE. */
+/*
+ * MAP_FAILED: something is there already, with MAP_FIXED_NOREPLACE; which the kernel never permits
+ * together with MAP_SHARED_VALIDATE (EOPNOTSUPP: it is not in its LEGACY_MAP_MASK).
+ */
 static void* map(void* at, uint32_t first, uint32_t count, int flags) {
   for (;;) {
     const unsigned before = mounts;
     void* mapped =
         mmap(at, (size_t)count * PAGE, READ_WRITE, kind | flags, fd, (off_t)first * PAGE);
-    if (mapped != MAP_FAILED || (errno == EEXIST && (flags & MAP_FIXED_NOREPLACE))) return mapped;
+    if (mapped != MAP_FAILED) return mapped;
+    const int occupied = kind == MAP_SHARED ? EEXIST : EOPNOTSUPP;
+    if (errno == occupied && (flags & MAP_FIXED_NOREPLACE)) return mapped;
     open_anew(before);
   }
 }
