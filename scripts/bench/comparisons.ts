@@ -1,9 +1,18 @@
 /** All comparisons, in the order of the document. */
 import type { Comparison } from './comparison.js';
+import { density } from './density.js';
 import { fuse } from './fuse.js';
 import { guests, guestsInMemory } from './guests.js';
 import { mapping } from './mapping.js';
 import { snapshots } from './snapshots.js';
 import { space } from './space.js';
 
-export const comparisons: Comparison[] = [guests, guestsInMemory, mapping, snapshots, fuse, space];
+export const comparisons: Comparison[] = [
+  guests,
+  guestsInMemory,
+  mapping,
+  snapshots,
+  fuse,
+  space,
+  density,
+];

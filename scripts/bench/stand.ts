@@ -105,7 +105,11 @@ export class Stand {
   }
 
   /** A mount of a directory of images, which is removed with it. `cpus` as for taskset(1). */
-  async mount(cpus: string, directory = this.fresh('images')): Promise<Mount> {
+  async mount(
+    cpus: string,
+    directory = this.fresh('images'),
+    ...options: string[]
+  ): Promise<Mount> {
     const mountpoint = this.fresh('mnt');
     await mkdir(directory, { recursive: true });
     await mkdir(mountpoint);
@@ -115,6 +119,7 @@ export class Stand {
       process.execPath,
       pcow,
       'mount',
+      ...options,
       directory,
       mountpoint,
     ]);
