@@ -66,8 +66,8 @@ export async function fileContents(path: string): Promise<Contents> {
   });
   return {
     size,
-    // eslint-disable-next-line @typescript-eslint/require-await -- asking for holes takes no time;
-    // others of its kind do wait
+    // Asking for holes takes no time; others of its kind do wait.
+    // eslint-disable-next-line @typescript-eslint/require-await
     async *ranges(signal) {
       for (let at = 0; at < size;) {
         if (signal?.aborted) {

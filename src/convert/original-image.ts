@@ -92,8 +92,8 @@ export class OriginalImage {
   state(state: number): Contents {
     return {
       size: this.size,
-      // eslint-disable-next-line @typescript-eslint/require-await -- what is held is known already;
-      // others of its kind do wait
+      // What is held is known already; others of its kind do wait.
+      // eslint-disable-next-line @typescript-eslint/require-await
       ranges: async function* (this: OriginalImage) {
         yield* this.#ranges(state);
       }.bind(this),
