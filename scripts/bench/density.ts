@@ -21,7 +21,7 @@ export const density: Comparison = { name: 'density', medium: 'disk', run, plots
 
 async function run({ stand, record, short, say }: Bench): Promise<void> {
   const processes = short ? 8 : 20;
-  const length = (short ? 256 : 1024) * MiB;
+  const length = (short ? 256 : 512) * MiB;
   const rounds = short ? 3 : 5;
   const rows = [String(processes), `${length / MiB} MiB`];
   for (let round = 0; round < rounds; ++round) {
