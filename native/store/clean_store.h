@@ -2,11 +2,12 @@
 // stand on them. A process maps it instead of making clean copies of its own.
 //
 // It is divided into segments (attach/segment.h). A segment is filled slice by slice when monitors
-// ask for it, in the order in which they ask, and turn by turn if several do. The memory of all
+// ask for it, in the order in which they ask, and turn by turn if several do. What is filled in all
 // segments together stays within the budget. A segment that somebody else has is never dropped,
 // because that would free nothing; of the others, the least recently used goes first. If there are
-// none, nothing more is filled, and the processes make copies of their own. So nobody can make the
-// store larger than its budget, however long it keeps what it was given.
+// none, nothing more is filled, and the processes make copies of their own. So what is filled never
+// exceeds the budget, however long somebody keeps what it was given. (Pages of zeros that a hostile
+// process touches into a segment, where it is not filled, do not count: docs/security.md.)
 //
 // Layers are told apart by their files (device and inode), their ids and their identities, together
 // with those of the bases below them. The identity alone would not do: whoever can write an image
