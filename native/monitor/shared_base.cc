@@ -58,12 +58,14 @@ SharedBase::~SharedBase() {
 
 void SharedBase::offer(uint64_t size, int eventfd) {
   const std::lock_guard lock(mutex_);
+  offered_ = true;
   eventfd_ = eventfd;
   size_ = size;
 }
 
 void SharedBase::withdraw() {
   const std::lock_guard lock(mutex_);
+  offered_ = false;
   asked_.clear();
   wants_.clear();
 }
@@ -98,7 +100,7 @@ uint64_t SharedBase::missing_to(uint64_t offset, uint64_t limit) {
 
 bool SharedBase::want(uint64_t from, uint64_t to) {
   const std::lock_guard lock(mutex_);
-  if (from >= size_) return false;
+  if (!offered_ || from >= size_) return false;
   const uint64_t first = from / kSliceSize;
   const uint64_t number = first / kSlices;
   const auto known = segments_.find(number);

@@ -28,7 +28,8 @@ class SharedBase {
 
   // The mount has the layer, with `size` bytes. `eventfd` is written after every want.
   void offer(uint64_t size, int eventfd);
-  // The mount is gone, with all that was asked of it. What it has given stays.
+  // The mount is gone, with all that was asked of it. What it has given stays. Nothing is asked for
+  // until the next mount has made its offer: the protocol does not permit it earlier.
   void withdraw();
 
   // The end of the content that can be mapped from `offset` on, without a gap and in one segment;
@@ -76,7 +77,8 @@ class SharedBase {
   FaultDescriptor* const faults_;
   const size_t most_segments_;
 
-  std::mutex mutex_;  // guards the rest
+  std::mutex mutex_;      // guards the rest
+  bool offered_ = false;  // by the mount that this process is attached to now
   int eventfd_ = -1;
   uint64_t size_ = 0;                     // bytes of the layer; 0: there is no store
   std::map<uint64_t, Segment> segments_;  // by offset / kContent

@@ -1,5 +1,6 @@
 // Sessions of one base share its memory: what each reads, what each writes, what the store keeps,
 // and what can be given back.
+#include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -274,6 +275,24 @@ void larger_image() {
   guest.end();
 }
 
+// The protocol permits nothing to be asked of a mount before its offer, and the sharing thread asks
+// whenever it finds copies to replace.
+void between_mounts() {
+  const TemporaryDirectory directory;
+  const Base base(directory, 3 * kMiB, 65536);
+  Guest guest(base.clone("a.pcow"));
+  SharedBase& shared = guest.session->shared();
+  const int event = eventfd(0, EFD_CLOEXEC);
+  MUST(guest.session->offer_store(base.size, event));
+  CHECK(shared.want(0, 4096));
+  shared.withdraw();
+  CHECK(!shared.want(0, 4096) && shared.take_wants().empty());
+  MUST(guest.session->offer_store(base.size, event));
+  CHECK(shared.want(0, 4096));
+  guest.end();
+  close(event);
+}
+
 }  // namespace
 
 int main() {
@@ -283,6 +302,7 @@ int main() {
     return 0;
   }
   larger_image();
+  between_mounts();
   budget();
   for (const uint32_t block_size : {4096u, 65536u, 2097152u}) {
     two_guests(block_size);
