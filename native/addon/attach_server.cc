@@ -14,12 +14,12 @@
 #include <cerrno>
 #include <charconv>
 #include <csignal>
-#include <ctime>
 #include <semaphore>
 #include <utility>
 
 #include "addon/attach_files.h"
 #include "addon/attach_listener.h"
+#include "attach/clock.h"
 #include "engine/disk/bus_guard.h"
 
 namespace pcow::addon {
@@ -36,12 +36,6 @@ constexpr int64_t kRestMs = 100;
 
 constexpr uint64_t kWakeupMark = 0;
 constexpr uint64_t kListenerMark = 1;
-
-int64_t now_ms() {
-  timespec now;
-  clock_gettime(CLOCK_MONOTONIC, &now);
-  return int64_t{now.tv_sec} * 1000 + now.tv_nsec / 1'000'000;
-}
 
 Packet refusal(int err, const std::string& text) {
   Packet packet;
@@ -226,11 +220,11 @@ int AttachServer::wait_ms() const {
     if (connection.state == State::kNew || connection.state == State::kReleased)
       next = std::min(next, connection.deadline_ms);
   }
-  return next == INT64_MAX ? -1 : static_cast<int>(std::max<int64_t>(next - now_ms(), 0) + 1);
+  return next == INT64_MAX ? -1 : static_cast<int>(std::max<int64_t>(next - monotonic_ms(), 0) + 1);
 }
 
 void AttachServer::expire() {
-  const int64_t now = now_ms();
+  const int64_t now = monotonic_ms();
   for (auto at = connections_.begin(); at != connections_.end();) {
     const auto connection = at++;
     if (connection->second.deadline_ms > now) continue;
@@ -252,7 +246,7 @@ void AttachServer::accept_all() {
       accept_one(std::move(socket));
     } else if (errno == EMFILE || errno == ENFILE || errno == ENOMEM || errno == ENOBUFS) {
       epoll_ctl(epoll_.number(), EPOLL_CTL_DEL, listener_, nullptr);
-      accept_again_ms_ = now_ms() + kRestMs;
+      accept_again_ms_ = monotonic_ms() + kRestMs;
       return;
     } else if (errno != EINTR && errno != ECONNABORTED) {
       return;
@@ -293,7 +287,7 @@ void AttachServer::accept_one(Descriptor socket) {
   connection.socket = std::move(socket);
   connection.pid = static_cast<uint32_t>(peer.pid);
   connection.uid = peer.uid;
-  connection.deadline_ms = now_ms() + kFirstMessageMs;
+  connection.deadline_ms = monotonic_ms() + kFirstMessageMs;
 }
 
 // Returns whether there was a message, and there may be more. Up to the kernel's limit of
@@ -602,7 +596,7 @@ void AttachServer::released(Connections::iterator connection) {
   Packet packet;
   packet.kind = protocol::Kind::kReleased;
   connection->second.state = State::kReleased;
-  connection->second.deadline_ms = now_ms() + kLastMessageMs;
+  connection->second.deadline_ms = monotonic_ms() + kLastMessageMs;
   if (!send_packet(connection->second.socket.number(), packet)) drop(connection, "");
 }
 

@@ -11,6 +11,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "attach/clock.h"
 #include "monitor/log.h"
 
 namespace pcow {
@@ -100,11 +101,6 @@ Packet done(const Packet& request, std::string text = {}) {
   answer.id = request.id;
   answer.text = std::move(text);
   return answer;
-}
-
-int64_t monotonic_ms() {
-  using namespace std::chrono;
-  return duration_cast<milliseconds>(steady_clock::now().time_since_epoch()).count();
 }
 
 // The descriptors of a message with their paths. The packet still owns the descriptors.

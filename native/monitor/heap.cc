@@ -15,10 +15,10 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
-#include <ctime>
 #include <memory_resource>
 #include <new>
 
+#include "attach/clock.h"
 #include "attach/system_calls.h"
 #include "engine/disk/bus_guard.h"
 #include "engine/disk/page.h"
@@ -80,13 +80,7 @@ Heap* the_heap() {
   return heap;
 }
 
-uint64_t new_generation() {
-  timespec now;
-  clock_gettime(CLOCK_MONOTONIC, &now);
-  return (static_cast<uint64_t>(now.tv_sec) * 1'000'000'000 + static_cast<uint64_t>(now.tv_nsec))
-             << 22 |
-         static_cast<uint64_t>(getpid());
-}
+uint64_t new_generation() { return monotonic_ns() << 22 | static_cast<uint64_t>(getpid()); }
 
 // The locked heap, with its pools. In a child it makes new ones.
 class Locked {

@@ -156,6 +156,18 @@ bool is_flat_file(int descriptor) {
   return count > 0;
 }
 
+// The call of this thread, for the monitor's threads.
+Registry::MapCall map_call(void* address, size_t length, int protection, int flags, int descriptor,
+                           off_t offset) {
+  return {address,
+          whole_pages(length),
+          protection,
+          flags,
+          descriptor,
+          offset,
+          static_cast<pid_t>(syscall(SYS_gettid))};
+}
+
 // Maps a file that may be a flat file, shared. Returns nothing if it is no flat file.
 std::optional<void*> map_if_flat(void* address, size_t length, int protection, int flags,
                                  int descriptor, off_t offset) {
@@ -183,13 +195,7 @@ std::optional<void*> map_if_flat(void* address, size_t length, int protection, i
     return fail(begun.error().err);
   }
   const int access = fcntl(descriptor, F_GETFL) & O_ACCMODE;
-  const Registry::MapCall call = {address,
-                                  whole_pages(length),
-                                  protection,
-                                  flags,
-                                  descriptor,
-                                  offset,
-                                  static_cast<pid_t>(syscall(SYS_gettid))};
+  const auto call = map_call(address, length, protection, flags, descriptor, offset);
   return ask_for_address(
       [&](Registry& registry) { return registry.map_flat_file(socket, file, access, call); });
 }
@@ -207,13 +213,7 @@ void* map(void* address, size_t length, int protection, int flags, int descripto
   if (!(flags & MAP_FIXED) || length == 0 || reinterpret_cast<uintptr_t>(address) % kPage ||
       !concerns(address, whole_pages(length)))
     return plainly();
-  const Registry::MapCall call = {address,
-                                  whole_pages(length),
-                                  protection,
-                                  flags,
-                                  descriptor,
-                                  offset,
-                                  static_cast<pid_t>(syscall(SYS_gettid))};
+  const auto call = map_call(address, length, protection, flags, descriptor, offset);
   return ask_for_address([&](Registry& registry) { return registry.map_over(call); });
 }
 

@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <string>
 
+#include "attach/clock.h"
+
 namespace pcow {
 
 enum class FaultKind { kExpansion, kCopyOnWrite, kCleanCopy, kMapping, kSharing };
@@ -49,7 +51,5 @@ struct Statistics {
   // A JSON object. The mount shows it in `status`, and makes `metrics` from it.
   std::string json() const;
 };
-
-uint64_t monotonic_ns();
 
 }  // namespace pcow

@@ -5,9 +5,9 @@
 
 #include <algorithm>
 #include <cstring>
-#include <ctime>
 #include <utility>
 
+#include "attach/clock.h"
 #include "engine/disk/bus_guard.h"
 
 namespace pcow {
@@ -21,12 +21,6 @@ using segment::kSliceSize;
 constexpr int kNice = 10;
 // If everything is in use by somebody, how long it is not looked at again.
 constexpr uint64_t kFullNs = 1'000'000'000;
-
-uint64_t now_ns() {
-  timespec now;
-  clock_gettime(CLOCK_MONOTONIC, &now);
-  return static_cast<uint64_t>(now.tv_sec) * 1'000'000'000 + static_cast<uint64_t>(now.tv_nsec);
-}
 
 // Everything that decides what the layer reads as: a link for each file of its chain.
 Result<std::string> key_of(const Image& image, const View& view, const std::string& root) {
@@ -261,7 +255,7 @@ void CleanStore::fill(Stored* layer, uint64_t slice) {
     auto made = SharedSegment::make();
     if (!made) {
       layer->segments.erase(slice / kSlices);
-      full_until_ns_ = now_ns() + kFullNs;
+      full_until_ns_ = monotonic_ns() + kFullNs;
       return;
     }
     segment.memory = std::move(*made);
@@ -285,7 +279,7 @@ void CleanStore::fill(Stored* layer, uint64_t slice) {
 // Room for one slice.
 bool CleanStore::make_room() {
   if (bytes_ + kSliceSize <= budget_) return true;
-  if (now_ns() < full_until_ns_) return false;
+  if (monotonic_ns() < full_until_ns_) return false;
   struct Candidate {
     uint64_t used_at;
     std::shared_ptr<Stored> layer;
@@ -308,7 +302,7 @@ bool CleanStore::make_room() {
   }
   note();
   if (bytes_ + kSliceSize <= budget_) return true;
-  full_until_ns_ = now_ns() + kFullNs;
+  full_until_ns_ = monotonic_ns() + kFullNs;
   return false;
 }
 
