@@ -6,8 +6,7 @@ import path from 'node:path';
 
 import { Image } from '../../src/engine/index.js';
 import { rotated, type Bench, type Comparison } from './comparison.js';
-import type { Conversation } from './stand.js';
-import { freshFile, lastProcessor, type Stand } from './stand.js';
+import { type Conversation, freshFile, lastProcessor, type Stand } from './stand.js';
 
 const MiB = 2 ** 20;
 const SHARING = 'pcow, clean store';

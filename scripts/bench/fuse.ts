@@ -34,28 +34,17 @@ async function run({ stand, record, short, say }: Bench): Promise<void> {
     const cpus = jobs === 1 ? String(lastProcessor) : `0-${lastProcessor}`;
     const served = new Map<System, Served>();
     for (const system of SYSTEMS) served.set(system, await serve(stand, system, length, cpus));
+    const measured = (file: string, kind: string, pattern: string, size: number, table: string) =>
+      stand.json<Outcome>(
+        ...['taskset', '-c', cpus, stand.program('file-io'), file],
+        ...[kind, pattern, String(size), String(jobs), table, String(seconds), String(length)],
+      );
     for (let round = 0; round < rounds; ++round) {
       say(`fuse: ${jobs} ${jobs === 1 ? 'job' : 'jobs'}, round ${round + 1} of ${rounds}`);
       for (const [table, kind, pattern, size] of rows()) {
         for (const system of rotated(SYSTEMS, round)) {
           const file = served.get(system)?.file ?? '';
-          const words = [
-            kind,
-            pattern,
-            String(size),
-            String(jobs),
-            table,
-            String(seconds),
-            String(length),
-          ];
-          const outcome = await stand.json<Outcome>(
-            'taskset',
-            '-c',
-            cpus,
-            stand.program('file-io'),
-            file,
-            ...words,
-          );
+          const outcome = await measured(file, kind, pattern, size, table);
           record.add(
             {
               table,
@@ -72,23 +61,7 @@ async function run({ stand, record, short, say }: Bench): Promise<void> {
       for (const kind of ['getattr', 'open']) {
         for (const system of rotated(SYSTEMS, round)) {
           const file = served.get(system)?.file ?? '';
-          const words = [
-            kind,
-            'seq',
-            '4096',
-            String(jobs),
-            'cached',
-            String(seconds),
-            String(length),
-          ];
-          const outcome = await stand.json<Outcome>(
-            'taskset',
-            '-c',
-            cpus,
-            stand.program('file-io'),
-            file,
-            ...words,
-          );
+          const outcome = await measured(file, kind, 'seq', 4096, 'cached');
           const of = {
             table: 'metadata',
             row: [kind, String(jobs)],
