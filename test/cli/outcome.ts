@@ -16,6 +16,9 @@ export interface Outcome {
   stderr: string;
 }
 
+/** A command line of one of the programs that does not need a shell. */
+const WORDS_ONLY = /^pcow(-img)?( [\w@.:/+-]+)+$/;
+
 export type Run = (...words: string[]) => Promise<Outcome>;
 
 /** `pcow` in a working directory. */
@@ -44,7 +47,11 @@ export async function shellIn(
   const programs = await scratchDirectory(t);
   for (const name of ['pcow', 'pcow-img']) await symlink(fileOf(name), path.join(programs, name));
   const env = { ...process.env, PATH: `${programs}:${process.env.PATH ?? ''}` };
-  return (line) => outcomeOf('sh', ['-c', line], { cwd, env });
+  return (line) => {
+    const [program = '', ...words] = line.split(' ');
+    if (WORDS_ONLY.test(line)) return runner(program, cwd)(...words);
+    return outcomeOf('sh', ['-c', line], { cwd, env });
+  };
 }
 
 /** The output of a command that must succeed. */

@@ -43,7 +43,7 @@ async function failsWith(
 }
 
 function typedOf({ words, input }: Line): string {
-  return `pcow ${words.join(' ')} > /dev/null${input === undefined ? '' : ` < ${input}`}`;
+  return `pcow ${words.join(' ')}${input === undefined ? '' : ` < ${input}`}`;
 }
 
 async function prepared(t: ExecutionContext<unknown>, directory: string): Promise<Shell> {
