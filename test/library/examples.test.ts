@@ -37,6 +37,7 @@ test('the programs compile with the types that the package exports', async (t) =
     {
       module: 'NodeNext',
       target: 'ES2022',
+      lib: ['ES2022'],
       strict: true,
       noEmit: true,
       skipLibCheck: true,

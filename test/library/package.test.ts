@@ -10,15 +10,12 @@ import test from 'ava';
 
 const ROOT = fileURLToPath(new URL('../../../', import.meta.url));
 
-async function packed(): Promise<string[]> {
-  const words = ['pack', '--dry-run', '--json', '--ignore-scripts'];
-  const { stdout } = await promisify(execFile)('npm', words, { cwd: ROOT, maxBuffer: 1 << 24 });
-  const [found] = JSON.parse(stdout) as { files: { path: string }[] }[];
-  return (found?.files ?? []).map(({ path }) => path);
-}
+const words = ['pack', '--dry-run', '--json', '--ignore-scripts'];
+const { stdout } = await promisify(execFile)('npm', words, { cwd: ROOT, maxBuffer: 1 << 24 });
+const [found] = JSON.parse(stdout) as { files: { path: string }[] }[];
+const files = (found?.files ?? []).map(({ path }) => path);
 
 test('the package has its programs, its licence, and the instructions to report a vulnerability', async (t) => {
-  const files = await packed();
   const { bin } = JSON.parse(await readFile(`${ROOT}package.json`, 'utf8')) as {
     bin: Record<string, string>;
   };
@@ -34,7 +31,7 @@ test('the package has its programs, its licence, and the instructions to report 
 });
 
 test('each source map has the sources that it names', async (t) => {
-  for (const file of (await packed()).filter((file) => file.endsWith('.map'))) {
+  for (const file of files.filter((file) => file.endsWith('.map'))) {
     const map = JSON.parse(await readFile(ROOT + file, 'utf8')) as {
       sources: string[];
       sourcesContent?: string[];
