@@ -4,6 +4,7 @@
  *   npm run lab -- SUITE                  the suites are those of scripts/lab/suites
  *   npm run lab -- shell COMMAND...       one command in the lab, as root
  *   npm run lab -- --kernel trixie ...    on this kernel of Debian; --processors N: by default 2 with KVM, 1 without
+ *   npm run lab -- --minutes 300 ...      the suite is ended after as long as this, not after the usual time
  *
  * Prints what the suite prints, and ends with its exit code.
  */
@@ -67,6 +68,7 @@ const { values, positionals } = parseArgs({
   options: {
     kernel: { type: 'string' },
     processors: { type: 'string', default: kvm ? '2' : '1' },
+    minutes: { type: 'string' },
   },
 });
 
@@ -82,7 +84,7 @@ const [name = '', ...words] = positionals;
 const suite = SUITES[name];
 if (!suite) {
   process.stderr.write(
-    `usage: npm run lab -- [--kernel NAME] [--processors N] SUITE; the suites are: ${Object.keys(SUITES).join(' ')}\n`,
+    `usage: npm run lab -- [--kernel NAME] [--processors N] [--minutes N] SUITE; the suites are: ${Object.keys(SUITES).join(' ')}\n`,
   );
   process.exit(2);
 }
@@ -92,7 +94,7 @@ must('bash', 'scripts/lab/project', ...native);
 const kernels = values.kernel === undefined ? (suite.kernels ?? ['own']) : [values.kernel];
 for (const kernel of kernels) {
   must('bash', 'scripts/lab/kernel', kernel);
-  const code = await run(kernel, command(), suite.minutes);
+  const code = await run(kernel, command(), Number(values.minutes ?? suite.minutes));
   if (code !== 0) process.exitCode = code;
 }
 
