@@ -306,7 +306,8 @@ async function prepared(
     await image.snapshot('full');
     await image.close();
   }
-  return { flat: path.join(mountpoint, name), remove: () => rm(path.join(mountpoint, name)) };
+  // Not through the mount, which deletes no image that holds anything.
+  return { flat: path.join(mountpoint, name), remove: () => rm(file) };
 }
 
 function plots({ measurements }: Results): Record<string, string> {
