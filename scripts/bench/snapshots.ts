@@ -72,17 +72,23 @@ async function snapshot(
   guest: Conversation,
 ): Promise<{ stall: number; durable: number; freeze: number }> {
   await guest.ask<Report>();
+  const { liveSnapshots: taken } = await readCounts(mount);
   const began = performance.now();
   await writeFile(path.join(mount.mountpoint, '.pcow/vm/snapshot'), name);
   const durable = performance.now() - began;
   await sleep(50);
   const { longestUs } = await guest.ask<Report>();
-  const { lastFreezeNs: freeze } = await readCounts(mount);
-  return { stall: longestUs / 1000, durable, freeze: freeze / 1e6 };
+  let counts = await readCounts(mount);
+  while (counts.liveSnapshots <= taken) {
+    await sleep(50); // the mount may give a report from before the snapshot
+    counts = await readCounts(mount);
+  }
+  return { stall: longestUs / 1000, durable, freeze: counts.lastFreezeNs / 1e6 };
 }
 
 /** The monitor's report, in nanoseconds, and faults by kind. */
 interface Counts {
+  liveSnapshots: number;
   lastFreezeNs: number;
   faults: Record<string, { count: number; p50Us: number; p99Us: number }>;
 }
@@ -90,7 +96,7 @@ interface Counts {
 async function readCounts({ mountpoint }: Mount): Promise<Counts> {
   const text = await readFile(path.join(mountpoint, '.pcow/vm/status'), 'utf8');
   const { attached } = JSON.parse(text) as { attached: { monitor: Counts | null } | null };
-  return attached?.monitor ?? { lastFreezeNs: 0, faults: {} };
+  return attached?.monitor ?? { liveSnapshots: 0, lastFreezeNs: 0, faults: {} };
 }
 
 async function stalls({ stand, record, short, say }: Bench): Promise<void> {

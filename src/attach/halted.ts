@@ -17,20 +17,23 @@ const PAUSE = 250;
 
 /**
  * Resolves with the reason why the process does not run, as soon as that has lasted for HALT_LIMIT.
- * Resolves with null only after `over`.
+ * Resolves with null only after `over`. Does not look at once: each look reads a file for each
+ * thread, and most answers come sooner, some of them to a guest that is frozen until then.
  */
 export async function halted(pid: number, over: AbortSignal): Promise<string | null> {
   let since: number | null = null;
-  while (!over.aborted) {
+  for (;;) {
+    await sleep(PAUSE, undefined, { signal: over, ref: false }).catch(() => undefined);
+    if (over.aborted) {
+      return null;
+    }
     const reason = await reasonOf(pid);
     const now = performance.now();
     since = reason === null ? null : (since ?? now);
     if (reason !== null && since !== null && now - since >= HALT_LIMIT) {
       return reason;
     }
-    await sleep(PAUSE, undefined, { signal: over, ref: false }).catch(() => undefined);
   }
-  return null;
 }
 
 /** Waits until the process runs, or until `over`. */

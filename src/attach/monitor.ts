@@ -33,7 +33,10 @@ export interface RequestOptions {
    * sent, it is dropped.
    */
   undo?: UndoRequest[];
-  /** The request must be sent, even when no caller waits for it any more. */
+  /**
+   * The request is sent without a check whether the process runs, and even when no caller waits for
+   * it any more.
+   */
   must?: boolean;
 }
 

@@ -7,7 +7,10 @@ import path from 'node:path';
 
 import test from 'ava';
 
+import { Image } from '../../src/engine/index.js';
+import { stateOf, threadsOf } from '../../src/engine/processes.js';
 import { effort } from '../helpers/effort.js';
+import { eventually } from '../helpers/eventually.js';
 import { imagesFor, MiB, mountedImages, type TestMount } from '../helpers/mount.js';
 import { attachedTo, imageOnBase, monitored, monitorReport } from '../helpers/monitored.js';
 import { type Conversation, program } from '../helpers/program.js';
@@ -221,5 +224,31 @@ test.serial(
     await tool.end();
     await attachedTo(mount, 'vm1', null);
     t.true(model.equals(await readFile(mount.file('vm1'))), `seed ${random.seed}: after the end`);
+  },
+);
+
+test.serial(
+  'a guest with many threads is not frozen while each of them is looked at',
+  async (t) => {
+    const mount = await imagesFor(t, {});
+    await Image.create(mount.image('vm1'), { size: SIZE });
+    await mount.mount();
+    const tool = await monitored(t, await program('map-tool', mount.scratch), [mount.file('vm1')]);
+    t.is(await tool.ask('write 0 4096 1'), 'ok');
+    t.is(await tool.ask('threads 500'), 'ok');
+    const began = performance.now();
+    await Promise.all((await threadsOf(tool.pid)).map((thread) => stateOf(tool.pid, thread)));
+    const look = performance.now() - began;
+    const freezes: number[] = [];
+    while (freezes.length < 5) {
+      await mount.write(`s${freezes.length}`, 'vm1', 'snapshot');
+      await eventually(
+        async () => (await monitorReport(mount, 'vm1')).liveSnapshots === freezes.length + 1,
+      );
+      freezes.push(((await monitorReport(mount, 'vm1')).lastFreezeNs ?? Infinity) / 1e6);
+    }
+    t.log(`frozen for ${freezes.join(', ')} ms; one look at all threads takes ${look} ms`);
+    t.true(Math.min(...freezes) < look / 2);
+    await tool.end();
   },
 );

@@ -13,12 +13,14 @@
  *     reopen-next                the same, by the next mount, as soon as there is one
  *     another                    maps the whole file once more by that descriptor, and compares; then that mapping goes
  *     chroot DIRECTORY           has that directory for its root and working directory from then on
+ *     threads COUNT              starts threads that do nothing
  *     vfork                      waits, without an answer, for a child that shares the mapping and never ends
  *     control FILE TEXT          writes TEXT to a control file; answers "ok", or the number of the error
  */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -36,6 +38,21 @@ static void __attribute__((noinline)) wait_for_child(void) {
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     for (;;) pause();
   }
+}
+
+static void* do_nothing(void* unused) {
+  for (;;) pause();
+  return unused;
+}
+
+static int start_threads(size_t count) {
+  pthread_attr_t small;
+  pthread_attr_init(&small);
+  pthread_attr_setstacksize(&small, 65536);
+  int error = 0;
+  pthread_t thread;
+  while (count-- > 0 && error == 0) error = pthread_create(&thread, &small, do_nothing, NULL);
+  return error;
 }
 
 int main(int argc, char** argv) {
@@ -86,6 +103,8 @@ int main(int argc, char** argv) {
       close(fd);
       fd = open_in_mount(argv[1], O_RDWR);
       error = fd < 0 ? errno : 0;
+    } else if (sscanf(line, "threads %zu", &length) == 1) {
+      error = start_threads(length);
     } else if (strcmp(line, "vfork\n") == 0) {
       wait_for_child();
     } else if (strcmp(line, "another\n") == 0) {

@@ -52,10 +52,13 @@ export class LiveSnapshot {
     });
   }
 
-  /** From here on the guests are frozen. */
+  /**
+   * From here on the guests are frozen. So this and commit() are sent at once: whether a process
+   * runs is found out while it is waited for.
+   */
   async cut(): Promise<void> {
     await this.#all(async (monitor) => {
-      await monitor.request('cut', { limit: STEP_LIMIT, undo: ABORT });
+      await monitor.request('cut', { limit: STEP_LIMIT, undo: ABORT, must: true });
       this.#entries.get(monitor)?.attachment.freeze(monitor, true);
     });
   }
@@ -66,6 +69,7 @@ export class LiveSnapshot {
       await monitor.request('commit', {
         limit: STEP_LIMIT,
         undo: [{ name: 'finish' }, this.#deletion],
+        must: true,
       });
       this.#steps.set(monitor, 'committed');
       this.#entries.get(monitor)?.attachment.freeze(monitor, false);
