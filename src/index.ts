@@ -61,6 +61,7 @@ export {
   type ImageActivity,
   type Look,
   lookAt,
+  type StoreActivity,
 } from './client/activity.js';
 export type { WorkOptions } from './client/control.js';
 export { type ImageFileState, type Reception, receptionOf, stateOf } from './client/image-state.js';

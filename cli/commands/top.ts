@@ -30,9 +30,12 @@ export function addTop(program: Command): void {
   addNotes(command, {
     text: [
       'The table shows page faults per second by what they needed: a new block (expand), a copy of data ' +
-        'from lower layers (cow), a clean copy that is only read (clean), or a mapping of what the image ' +
-        'already holds (map). p99 is that of the slowest kind since the process attached. The bytes copied ' +
+        'from lower layers (cow), a clean copy that is only read (clean), memory that other guests share ' +
+        '(share), or a mapping of what the image already holds (map). p99 is that of the slowest kind since the process attached. The bytes copied ' +
         'from lower layers, and the stalls, which are faults that waited for the disk, are also counted since then.',
+      'The memory of a process consists of the image’s own blocks (own), memory of the mount’s clean store ' +
+        '(shared), and clean copies, which are its alone (private). The last line shows the clean store of ' +
+        'the mount, if it has one.',
     ],
     examples: [
       { command: 'pcow top /mnt', does: 'until Ctrl-C' },

@@ -26,7 +26,7 @@ export async function machineFindings(qemu: string): Promise<Finding[]> {
     await fuse(),
     ...(await allowOther()),
     monitor(),
-    await userfaultfd(),
+    ...(await userfaultfd()),
     await mappings(),
     await memory(),
     await kvm(),
@@ -89,20 +89,31 @@ function monitor(): Finding {
   }
 }
 
-async function userfaultfd(): Promise<Finding> {
+async function userfaultfd(): Promise<Finding[]> {
   try {
-    checkMonitor();
-    return ok('userfaultfd', 'guests can run under the monitor');
+    const { canShare } = checkMonitor();
+    return [ok('userfaultfd', 'guests can run under the monitor'), sharing(canShare)];
   } catch (error) {
     const message = `guests can't run under the monitor: ${sentence(error)}`;
     // A call that a filter forbids fails like one for which this user has no permission.
     if (isFiltered(await readFile('/proc/self/status', 'utf8')))
-      return problem('userfaultfd', message, FILTER_MUST_ALLOW);
+      return [problem('userfaultfd', message, FILTER_MUST_ALLOW)];
     const mend = isPcowError(error, 'PCOW_PERMISSION')
       ? 'sysctl vm.unprivileged_userfaultfd=1, or give /dev/userfaultfd to a group (docs/monitor.md)'
       : 'use pcow run --plain';
-    return problem('userfaultfd', message, mend);
+    return [problem('userfaultfd', message, mend)];
   }
+}
+
+/** UFFDIO_WRITEPROTECT of shared memory. */
+function sharing(can: boolean): Finding {
+  return can
+    ? ok('sharing', 'guests of one base can share its memory (pcow mount --clean-store)')
+    : warning(
+        'sharing',
+        "guests of one base can't share its memory: this kernel does not write-protect shared memory",
+        'use Linux 5.19 or newer',
+      );
 }
 
 async function mappings(): Promise<Finding> {

@@ -5,10 +5,11 @@ import {
   type FaultKind,
   type ImageActivity,
   type Look,
+  type StoreActivity,
 } from '../../src/client/activity.js';
 import { formatSize } from '../../src/images/sizes.js';
 import { table } from './table.js';
-import { fitted, type FittingColumn } from './terminal-width.js';
+import { fitted, type FittingColumn, truncated } from './terminal-width.js';
 
 const right = (title: string, dispensable: number): FittingColumn => ({
   title,
@@ -22,17 +23,20 @@ const COLUMNS: FittingColumn[] = [
   right('expand/s', 4),
   right('cow/s', 5),
   right('clean/s', 8),
-  right('map/s', 9),
+  right('share/s', 9),
+  right('map/s', 10),
   right('p99', 6),
   right('copied', 7),
-  right('clean cache', 11),
-  right('mappings', 12),
+  right('own', 12),
+  right('shared', 13),
+  right('private', 14),
+  right('mappings', 15),
   right('stalls', 2),
-  right('snapshots', 10),
+  right('snapshots', 11),
 ];
 
 /** The cells from expand/s to stalls, for images without a monitor, or with a busy one. */
-const NO_FIGURES: string[] = new Array<string>(9).fill('');
+const NO_FIGURES: string[] = new Array<string>(12).fill('');
 
 /**
  * Faults per second are since the previous look; for a new process, since it attached. Columns that
@@ -54,7 +58,13 @@ export function topTable(now: Look, before: Look | null, width = Infinity): stri
   });
   if (now.images.length === 0) return 'no images';
   const fitting = fitted(COLUMNS, rows, width);
-  return table(fitting.columns, fitting.rows);
+  const text = table(fitting.columns, fitting.rows);
+  return now.cleanStore === null ? text : `${text}\n${truncated(storeText(now.cleanStore), width)}`;
+}
+
+function storeText({ budget, bytes, shared, saved }: StoreActivity): string {
+  const [most, held, mapped, less] = [budget, bytes, shared, saved].map(formatSize);
+  return `clean store: ${held} of at most ${most}, mapped as ${mapped}, which saves ${less}`;
 }
 
 function stateText({ state, open }: ImageActivity): string {
@@ -97,6 +107,8 @@ function activityCells(process: Activity, rate: (kind: FaultKind) => string): st
     ...FAULT_KINDS.map(rate),
     slowest(monitor.faults),
     formatSize(monitor.copiedBytes),
+    formatSize(monitor.ownBytes),
+    formatSize(monitor.sharedBytes),
     formatSize(monitor.cleanCacheBytes),
     String(monitor.mappings),
     String(monitor.stalls),

@@ -33,15 +33,14 @@ Result<void> check_borrowing() {
       "of a container) must allow pidfd_open and pidfd_getfd (Linux 5.6 or newer is needed)");
 }
 
-// Throws the error that the monitor would fail with. Nothing has been registered with the
-// descriptor, so it can be closed again.
+// Returns whether the kernel can write-protect shared memory. Throws the error that the monitor
+// would fail with.
 Napi::Value check_monitor(const Napi::CallbackInfo& info) {
   auto faults = FaultDescriptor::open();
   if (!faults) return throw_in_js(info.Env(), faults.error());
-  ::close((*faults)->descriptor());
   if (auto borrowed = check_borrowing(); !borrowed)
     return throw_in_js(info.Env(), borrowed.error());
-  return info.Env().Undefined();
+  return Napi::Boolean::New(info.Env(), (*faults)->can_share());
 }
 
 std::vector<char*> pointers_to(std::vector<std::string>& texts) {

@@ -120,7 +120,9 @@ void Mapper::take_over(Region* region, uint64_t from, uint64_t to) {
       region->set_shared(at, false);
       statistics_->shared_bytes -= sub;
     }
+    if (region->is_mapped(at)) continue;
     region->set_mapped(at);
+    statistics_->own_bytes += sub;
   }
 }
 

@@ -65,7 +65,7 @@ class Region {
   // The starts of all chunks that may have sub-blocks that are not missing, in no order.
   std::vector<uint64_t> chunk_starts() const;
   // Forgets the chunks that overlap bytes [from, to) of the image, each after a call of
-  // `visit(clean, shared, boundaries)` with the numbers of its clean and its shared sub-blocks.
+  // `visit(mapped, clean, shared, boundaries)` with the numbers of its sub-blocks in these states.
   template <typename Visit>
   void take_down(uint64_t from, uint64_t to, const Visit& visit) {
     const uint64_t low = from >> geometry_.chunk_shift;
@@ -76,7 +76,8 @@ class Region {
         for (const uint64_t word : bits) found += static_cast<uint64_t>(std::popcount(word));
         return found;
       };
-      visit(count(at->second.clean), count(at->second.shared), at->second.boundaries);
+      visit(count(at->second.mapped), count(at->second.clean), count(at->second.shared),
+            at->second.boundaries);
       last_ = nullptr;
       return chunks_.erase(at);
     };

@@ -52,11 +52,14 @@ void Session::forget_chunks(Region* region) { forget_chunks(region, 0, region->e
 // copied.
 void Session::forget_chunks(Region* region, uint64_t from, uint64_t to) {
   clean_.forget_units(region, from, to);
-  region->take_down(from, to, [&](uint64_t clean, uint64_t shared, int64_t boundaries) {
+  const uint64_t sub = geometry_.sub_block_size();
+  const auto visit = [&](uint64_t mapped, uint64_t clean, uint64_t shared, int64_t boundaries) {
     clean_.forget_sub_blocks(clean);
-    statistics_.shared_bytes -= shared * geometry_.sub_block_size();
+    statistics_.own_bytes -= mapped * sub;
+    statistics_.shared_bytes -= shared * sub;
     mapper_.forget_boundaries(boundaries);
-  });
+  };
+  region->take_down(from, to, visit);
 }
 
 Result<void> Session::check_protection(int protection) const {

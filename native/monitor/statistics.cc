@@ -45,6 +45,7 @@ constexpr Figure kFigures[] = {
     {"cleanCacheBytes", &Statistics::clean_bytes},
     {"cleanCacheDroppedBytes", &Statistics::clean_dropped},
     {"sharedBytes", &Statistics::shared_bytes},
+    {"ownBytes", &Statistics::own_bytes},
     {"mappings", &Statistics::mappings},
     {"promotions", &Statistics::promotions},
     {"demotions", &Statistics::demotions},

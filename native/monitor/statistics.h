@@ -39,6 +39,7 @@ struct Statistics {
   std::atomic<uint64_t> clean_bytes{0};    // resident clean copies
   std::atomic<uint64_t> clean_dropped{0};  // bytes dropped for the budget
   std::atomic<uint64_t> shared_bytes{0};   // mapped from the clean store
+  std::atomic<uint64_t> own_bytes{0};      // mapped from the image's own blocks
   std::atomic<uint64_t> mappings{0};       // estimate of mappings in use
   std::atomic<uint64_t> promotions{0};
   std::atomic<uint64_t> demotions{0};    // windows of the file that got small pages (demotion.h)

@@ -10,14 +10,15 @@ import { naturalOrder } from '../images/natural-order.js';
 
 /**
  * What a page fault needs: a new block, a copy of data from a lower layer, a clean copy that is
- * only read, or only a mapping.
+ * only read, memory that other processes share, or only a mapping.
  */
-export type FaultKind = 'expansion' | 'copyOnWrite' | 'cleanCopy' | 'mapping';
+export type FaultKind = 'expansion' | 'copyOnWrite' | 'cleanCopy' | 'sharing' | 'mapping';
 
 export const FAULT_KINDS: readonly FaultKind[] = [
   'expansion',
   'copyOnWrite',
   'cleanCopy',
+  'sharing',
   'mapping',
 ];
 
@@ -48,8 +49,12 @@ export interface Activity {
     faults: Record<FaultKind, FaultFigures>;
     /** Bytes copied from lower layers. */
     copiedBytes: number;
-    /** Bytes of clean copies in memory now. */
+    /** Bytes of clean copies in memory now, which are the process's alone. */
     cleanCacheBytes: number;
+    /** Bytes of the mount's clean store that it has mapped now, and shares with other processes. */
+    sharedBytes: number;
+    /** Bytes of the image's own blocks that it has mapped now. */
+    ownBytes: number;
     /** Memory mappings now. */
     mappings: number;
     /** Faults that had to wait for the disk. */
@@ -83,6 +88,20 @@ export interface Look {
   time: Date;
   /** Sorted, with numbers in names compared as numbers. */
   images: ImageActivity[];
+  /** The memory that processes on one base share; null if the mount has none. */
+  cleanStore: StoreActivity | null;
+}
+
+/** The clean store of a mount. All in bytes. */
+export interface StoreActivity {
+  /** The most memory that it may take. */
+  budget: number;
+  /** What it holds. */
+  bytes: number;
+  /** What all attached processes together have mapped of it. */
+  shared: number;
+  /** How much more they would need if each had a copy. */
+  saved: number;
 }
 
 /**
@@ -95,7 +114,7 @@ export function lookAt(mount: PcowMount, options: AskOptions = {}): Promise<Look
 
 async function look({ mountpoint }: PcowMount): Promise<Look> {
   const control = path.join(mountpoint, '.pcow');
-  const { images } = await jsonOf(path.join(control, 'status'));
+  const { images, cleanStore } = await jsonOf(path.join(control, 'status'));
   const names = listOf(images)
     .map((image) => textOf(image.name))
     .sort(naturalOrder);
@@ -109,7 +128,23 @@ async function look({ mountpoint }: PcowMount): Promise<Look> {
       }
     }),
   );
-  return { mountpoint, time: new Date(), images: found.filter((image) => image !== null) };
+  return {
+    mountpoint,
+    time: new Date(),
+    images: found.filter((image) => image !== null),
+    cleanStore: storeActivity(cleanStore),
+  };
+}
+
+function storeActivity(status: unknown): StoreActivity | null {
+  if (typeof status !== 'object' || status === null) return null;
+  const { budget, bytes, shared, saved } = objectOf(status);
+  return {
+    budget: numberOf(budget),
+    bytes: numberOf(bytes),
+    shared: numberOf(shared),
+    saved: numberOf(saved),
+  };
 }
 
 function isGone(error: unknown): boolean {
@@ -151,10 +186,13 @@ function monitorFigures(figures: Json): Activity['monitor'] {
       expansion: fault('expansion'),
       copyOnWrite: fault('copyOnWrite'),
       cleanCopy: fault('cleanCopy'),
+      sharing: fault('sharing'),
       mapping: fault('mapping'),
     },
     copiedBytes: numberOf(figures.copiedBytes),
-    cleanCacheBytes: numberOf(figures.clean_cache_bytes),
+    cleanCacheBytes: numberOf(figures.cleanCacheBytes),
+    sharedBytes: numberOf(figures.sharedBytes),
+    ownBytes: numberOf(figures.ownBytes),
     mappings: numberOf(figures.mappings),
     stalls: numberOf(figures.stalls),
     stalledNow: numberOf(figures.stalled),

@@ -132,9 +132,9 @@ export type NativeRequestName =
 export interface StoreFigures {
   /** Bytes. */
   budget: number;
-  /** Bytes of memory in use. */
+  /** Bytes that are filled. */
   bytes: number;
-  /** Parts of bases that are in memory. */
+  /** Pieces of 64 MiB, which count as a whole. */
   segments: number;
   /** Attached processes that may use it. */
   clients: number;
@@ -320,7 +320,7 @@ export interface NativeAddon {
   identify(path: string): Promise<NativeIdentity>;
 
   /** See run.ts. */
-  checkMonitor(): void;
+  checkMonitor(): boolean;
   become(words: string[], environment: string[]): never;
 
   /** See zstd.ts. */

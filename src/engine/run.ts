@@ -6,13 +6,12 @@ import { translatedNow } from './errors.js';
 import { addon } from './native.js';
 
 /**
- * Throws PCOW_PERMISSION with the command that grants the right, or the error of a kernel or a
- * filter of system calls that does not allow what the monitor needs.
+ * Whether processes under the monitor can share memory. Throws PCOW_PERMISSION with the command
+ * that grants the right to be under it, or the error of a kernel or a filter of system calls that
+ * does not allow what the monitor needs.
  */
-export function checkMonitor(): void {
-  translatedNow(() => {
-    addon().checkMonitor();
-  });
+export function checkMonitor(): { canShare: boolean } {
+  return translatedNow(() => ({ canShare: addon().checkMonitor() }));
 }
 
 /**

@@ -40,7 +40,7 @@ test.serial('images, the attached process and its faults', async (t) => {
   t.regex(
     first,
     new RegExp(
-      `^vm1 +attached +${mapping.pid} map-tool( +\\d+){4} +\\d+ [µm]s +0 bytes +0 bytes( +\\d+){3}$`,
+      `^vm1 +attached +${mapping.pid} map-tool( +\\d+){5} +\\d+ [µm]s +0 bytes +\\d+ KiB +0 bytes +0 bytes( +\\d+){3}$`,
     ),
   );
   t.regex(second, /^vm2 +idle +1$/);

@@ -26,13 +26,15 @@ test('a progress bar fits, and is complete if there is room', (t) => {
 
 const monitor = {
   faults: Object.fromEntries(
-    ['expansion', 'copyOnWrite', 'cleanCopy', 'mapping'].map((kind) => [
+    ['expansion', 'copyOnWrite', 'cleanCopy', 'sharing', 'mapping'].map((kind) => [
       kind,
       { count: 100_000, p99Us: 1000 },
     ]),
   ),
   copiedBytes: 2 ** 33,
   cleanCacheBytes: 2 ** 33,
+  sharedBytes: 2 ** 33,
+  ownBytes: 2 ** 33,
   mappings: 49_000,
   stalls: 3,
   stalledNow: 0,
@@ -53,16 +55,22 @@ const look = {
     },
     { name: 'vm2', state: 'ok', open: 0, snapshots: 0, attached: [] },
   ],
+  cleanStore: { budget: 2 ** 33, bytes: 2 ** 32, shared: 2 ** 34, saved: 3 * 2 ** 32 },
 } as unknown as Look;
 
 test('the table of top fits, and keeps the important columns', (t) => {
   for (const width of WIDTHS) {
     const lines = topTable(look, null, width).split('\n');
-    t.is(lines.length, 3);
+    t.is(lines.length, 4);
     for (const line of lines) t.true([...line].length <= width, `${width}: ${line}`);
     t.regex(lines[0] ?? '', /^image +state/);
   }
   t.regex(topTable(look, null, 80), /stalls/);
+  t.regex(
+    topTable(look, null),
+    /\nclean store: 4 GiB of at most 8 GiB, mapped as 16 GiB, which saves 12 GiB$/,
+  );
+  t.is(topTable({ ...look, cleanStore: null }, null).split('\n').length, 3);
   t.is(topTable(look, null, 1000), topTable(look, null));
   t.is(truncated('name', 4), 'name');
   t.is(truncated('names', 4), 'nam…');

@@ -302,9 +302,10 @@ export class AttachService {
   async #share(entry: ImageEntry, monitor: Monitor): Promise<void> {
     const { settings, directory } = this.#context.place;
     try {
+      if (this.store === null) return;
       const { image } = await entry.view();
       const base = image.info().chain.find(({ path }) => path !== entry.file);
-      if (this.store === null || base === undefined) return;
+      if (base === undefined) return;
       await monitor.share(base, settings.allowOutsideBase ? '' : directory);
     } catch (error) {
       debug('%s shares no memory: %s', monitor.process, sentenceOf(error));

@@ -29,6 +29,11 @@ const FIGURES: Figure[] = [
     'pcow_shared_bytes',
     'Memory of the clean store that the process has mapped.',
   ),
+  gauge(
+    'ownBytes',
+    'pcow_own_bytes',
+    "Memory of the image's own blocks that the process has mapped.",
+  ),
   gauge('mappings', 'pcow_mappings', 'Memory mappings in use (an upper estimate).'),
   counter('promotions', 'pcow_promotions_total', 'Fragmented chunks that were completed.'),
   counter(
@@ -70,6 +75,14 @@ async function reportOf({ name, monitor }: ImageEntry): Promise<Report[]> {
   if (monitor === null) return [];
   const figures = (await attachmentStatus(monitor)).monitor;
   return isRecord(figures) ? [{ image: name, figures }] : [];
+}
+
+/** What all of them together have mapped of the clean store, in bytes. */
+export async function sharedBytes(entries: ImageEntry[]): Promise<number> {
+  const reports = (await Promise.all(entries.map(reportOf))).flat();
+  return reports
+    .map(({ figures }) => (typeof figures.sharedBytes === 'number' ? figures.sharedBytes : 0))
+    .reduce((sum, bytes) => sum + bytes, 0);
 }
 
 function familyOf({ field, name, type, help, perUnit = 1 }: Figure, reports: Report[]): Family {

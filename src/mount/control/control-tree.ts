@@ -9,7 +9,7 @@ import { HELP } from './help.js';
 import type { ImageEntry } from '../images/image-entry.js';
 import { imageMetrics } from './metrics.js';
 import { type Family, prometheusText } from './prometheus.js';
-import { storeMetrics } from './store-metrics.js';
+import { storeMetrics, storeStatus } from './store-status.js';
 import { imageStatus, mountStatus, snapshotLines } from './status.js';
 
 /** A control file of an image (Subject: Found) or of the mount (Subject: null). */
@@ -220,8 +220,10 @@ export const mountControls: ReadonlyMap<string, Control<null>> = new Map<
   [
     'metrics',
     {
-      read: async (context) =>
-        allMetrics(await everyEntry(context.catalog), storeMetrics(context.store())),
+      read: async (context) => {
+        const entries = await everyEntry(context.catalog);
+        return allMetrics(entries, storeMetrics(await storeStatus(context.store(), entries)));
+      },
     },
   ],
   [

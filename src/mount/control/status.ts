@@ -8,6 +8,7 @@ import type { ImageEntry } from '../images/image-entry.js';
 import { errorFields } from './last-error.js';
 import type { MountContext } from '../context.js';
 import { RESERVED_NAMES } from '../../images/image-names.js';
+import { storeStatus } from './store-status.js';
 import type { Work } from '../images/work.js';
 
 /** `.pcow/NAME/status`. Never fails: if something is wrong with the image, the text says so. */
@@ -68,10 +69,12 @@ export async function mountStatus({
   lastError,
   store,
 }: MountContext): Promise<string> {
+  const entries: ImageEntry[] = [];
   const images = await Promise.all(
     (await catalog.names()).map(async (name) => {
       try {
         const { entry } = await catalog.find(name);
+        entries.push(entry);
         const reserved = RESERVED_NAMES.includes(name) && {
           note: `a control file has this name: rename the image to get control files for it`,
         };
@@ -87,7 +90,7 @@ export async function mountStatus({
     mountpoint: place.mountpoint,
     pid: process.pid,
     ...place.settings,
-    cleanStore: store(),
+    cleanStore: await storeStatus(store(), entries),
     monitors: { socket: place.socket || null, problem: place.noMonitors },
     images,
     lastError: lastError && errorFields(lastError),
