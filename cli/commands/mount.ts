@@ -54,7 +54,7 @@ export function addMount(program: Command): void {
     )
     .option(
       '--clean-store <size>',
-      'memory in which guests of one base share what they read of it; default: they do not share',
+      'memory in which guests of one base share what they read of it, 64M or more; default: they do not share',
       parseStoreSize,
     )
     .option('--json', 'for programs: where it is mounted')

@@ -1,9 +1,11 @@
 #include "store/clean_store.h"
 
+#include <sys/inotify.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cstring>
 #include <utility>
 
@@ -50,7 +52,9 @@ Result<std::string> key_of(const Image& image, const View& view, const std::stri
 }  // namespace
 
 Result<std::unique_ptr<CleanStore>> CleanStore::start(uint64_t budget, Report report) {
-  std::unique_ptr<CleanStore> store(new CleanStore(budget, std::move(report)));
+  Descriptor ends(inotify_init1(IN_CLOEXEC | IN_NONBLOCK));
+  if (!ends) return system_error(errno, "cannot watch the memory of a clean store");
+  std::unique_ptr<CleanStore> store(new CleanStore(budget, std::move(report), std::move(ends)));
   store->figures_.budget = budget;
   const SignalsHeld held;
   if (const int err = pthread_create(&store->thread_, nullptr, run, store.get())) {
@@ -245,41 +249,46 @@ void CleanStore::serve_want(uint64_t client, const std::shared_ptr<Stored>& laye
 }
 
 void CleanStore::fill(Stored* layer, uint64_t slice) {
-  if (!make_room()) {
+  Stored::Segment* const segment = segment_for(layer, slice / kSlices);
+  if (!segment) {
     const std::lock_guard guard(lock_);
     figures_.refused++;
     return;
   }
-  auto& segment = layer->segments[slice / kSlices];
-  if (!segment.memory) {
-    auto made = SharedSegment::make();
-    if (!made) {
-      layer->segments.erase(slice / kSlices);
-      full_until_ns_ = monotonic_ns() + kFullNs;
-      return;
-    }
-    segment.memory = std::move(*made);
-    segment.number = ++clock_;
-  }
-  segment.used_at = ++clock_;
-  const uint64_t before = segment.memory->bytes();
-  char* const to = segment.memory->begin(slice % kSlices);
+  segment->used_at = ++clock_;
+  char* const to = segment->memory->at(slice % kSlices);
   const uint64_t offset = slice * kSliceSize;
   const uint64_t length = std::min(kSliceSize, layer->size - offset);
   const auto count = layer->image->read(layer->view.get(), offset, to, length);
+  if (!count || *count != length) return;
   // Beyond the end of the layer an image on it reads zeros.
-  if (count && *count == length) {
-    memset(to + length, 0, kSliceSize - length);
-    segment.memory->filled(slice % kSlices);
-  }
-  bytes_ += segment.memory->bytes() - before;
+  memset(to + length, 0, kSliceSize - length);
+  segment->memory->filled(slice % kSlices);
+  segment->filled++;
   note();
 }
 
-// Room for one slice.
+// Null if there is no room for it.
+CleanStore::Stored::Segment* CleanStore::segment_for(Stored* layer, uint64_t number) {
+  const auto known = layer->segments.find(number);
+  if (known != layer->segments.end()) return &known->second;
+  if (monotonic_ns() < full_until_ns_) return nullptr;
+  if (make_room()) {
+    if (auto made = SharedSegment::make(ends_.number())) {
+      in_use_.insert((*made)->watch());
+      Stored::Segment& segment = layer->segments[number];
+      segment.memory = std::move(*made);
+      segment.number = ++clock_;
+      return &segment;
+    }
+  }
+  full_until_ns_ = monotonic_ns() + kFullNs;
+  return nullptr;
+}
+
+// Room for one more segment.
 bool CleanStore::make_room() {
-  if (bytes_ + kSliceSize <= budget_) return true;
-  if (monotonic_ns() < full_until_ns_) return false;
+  if (has_room()) return true;
   struct Candidate {
     uint64_t used_at;
     std::shared_ptr<Stored> layer;
@@ -292,26 +301,36 @@ bool CleanStore::make_room() {
   std::sort(candidates.begin(), candidates.end(),
             [](const Candidate& a, const Candidate& b) { return a.used_at < b.used_at; });
   for (const Candidate& candidate : candidates) {
-    if (bytes_ + kSliceSize <= budget_) break;
+    if (has_room()) break;
     const auto segment = candidate.layer->segments.find(candidate.number);
     if (segment->second.memory->is_held()) continue;
-    bytes_ -= segment->second.memory->bytes();
     candidate.layer->segments.erase(segment);
     if (candidate.layer->segments.empty() && candidate.layer->clients == 0)
       layers_.erase(candidate.layer->key);
   }
   note();
-  if (bytes_ + kSliceSize <= budget_) return true;
-  full_until_ns_ = monotonic_ns() + kFullNs;
-  return false;
+  return has_room();
+}
+
+bool CleanStore::has_room() {
+  alignas(inotify_event) char events[4096];
+  for (ssize_t length; (length = read(ends_.number(), events, sizeof events)) > 0;) {
+    for (const char* at = events; at < events + length;) {
+      const auto* event = reinterpret_cast<const inotify_event*>(at);
+      if (event->mask & IN_IGNORED) in_use_.erase(event->wd);
+      at += sizeof *event + event->len;
+    }
+  }
+  return (in_use_.size() + 1) * kContent <= budget_;
 }
 
 void CleanStore::note() {
-  uint64_t segments = 0;
-  for (const auto& [key, layer] : layers_) segments += layer->segments.size();
+  uint64_t filled = 0;
+  for (const auto& [key, layer] : layers_)
+    for (const auto& [number, segment] : layer->segments) filled += segment.filled;
   const std::lock_guard guard(lock_);
-  figures_.bytes = bytes_;
-  figures_.segments = segments;
+  figures_.bytes = filled * kSliceSize;
+  figures_.segments = in_use_.size();
 }
 
 }  // namespace pcow

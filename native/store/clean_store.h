@@ -2,12 +2,14 @@
 // stand on them. A process maps it instead of making clean copies of its own.
 //
 // It is divided into segments (attach/segment.h). A segment is filled slice by slice when monitors
-// ask for it, in the order in which they ask, and turn by turn if several do. What is filled in all
-// segments together stays within the budget. A segment that somebody else has is never dropped,
-// because that would free nothing; of the others, the least recently used goes first. If there are
-// none, nothing more is filled, and the processes make copies of their own. So what is filled never
-// exceeds the budget, however long somebody keeps what it was given. (Pages of zeros that a hostile
-// process touches into a segment, where it is not filled, do not count: docs/security.md.)
+// ask for it, in the order in which they ask, and turn by turn if several do.
+//
+// A segment counts whole against the budget, however little of it is filled: whoever has it can
+// make the kernel put pages of zeros everywhere else. It counts until its memory is free. When the
+// budget is used up, the least recently used segment that nobody else has is dropped; dropping
+// another one would free nothing. If there is none, no further segment is made, and the processes
+// make copies of their own. So the memory never exceeds the budget, whatever somebody does with
+// what it was given, and however long it keeps that.
 //
 // Layers are told apart by their files (device and inode), their ids and their identities, together
 // with those of the bases below them. The identity alone would not do: whoever can write an image
@@ -25,6 +27,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -59,9 +62,9 @@ class CleanStore {
   };
 
   struct Figures {
-    uint64_t budget = 0;  // bytes
-    uint64_t bytes = 0;   // of memory in use
-    uint64_t segments = 0;
+    uint64_t budget = 0;    // bytes
+    uint64_t bytes = 0;     // that are filled
+    uint64_t segments = 0;  // whose memory is not free
     uint64_t clients = 0;
     uint64_t given = 0;    // segments that were given to a client, in total
     uint64_t refused = 0;  // slices that found no room, in total
@@ -71,7 +74,7 @@ class CleanStore {
   static constexpr size_t kMostWants = 64;
 
   // Starts the store's thread, which has the calling thread's table of descriptors and calls
-  // `report`. `budget`: bytes.
+  // `report`. `budget`: bytes. Less than one segment is none.
   static Result<std::unique_ptr<CleanStore>> start(uint64_t budget, Report report);
   ~CleanStore();  // ends the thread
   CleanStore(const CleanStore&) = delete;
@@ -96,6 +99,7 @@ class CleanStore {
       std::unique_ptr<SharedSegment> memory;
       uint64_t number = 0;   // of this instance: another one may take its place
       uint64_t used_at = 0;  // the larger, the later
+      uint64_t filled = 0;   // slices
     };
     std::map<uint64_t, Segment> segments;  // by offset / kContent
   };
@@ -115,7 +119,8 @@ class CleanStore {
     Layer layer;
   };
 
-  CleanStore(uint64_t budget, Report report) : budget_(budget), report_(std::move(report)) {}
+  CleanStore(uint64_t budget, Report report, protocol::Descriptor ends)
+      : budget_(budget), report_(std::move(report)), ends_(std::move(ends)) {}
   static void* run(void* store);
   void serve();
   // Without `lock_`, on the store's thread.
@@ -123,12 +128,15 @@ class CleanStore {
   Result<std::shared_ptr<Stored>> find(const Layer& layer);
   void serve_want(uint64_t client, const std::shared_ptr<Stored>& layer, Want want);
   void fill(Stored* layer, uint64_t slice);
+  Stored::Segment* segment_for(Stored* layer, uint64_t number);
   bool make_room();
+  bool has_room();
   void let_go(const std::shared_ptr<Stored>& layer);
   void note();
 
   const uint64_t budget_;
   const Report report_;
+  const protocol::Descriptor ends_;  // inotify: of the memory of segments
   pthread_t thread_{};
 
   mutable std::mutex lock_;  // guards the next members
@@ -143,7 +151,7 @@ class CleanStore {
   // The store's thread's.
   std::map<std::string, std::shared_ptr<Stored>> layers_;  // by key
   uint64_t clock_ = 0;
-  uint64_t bytes_ = 0;
+  std::set<int> in_use_;        // the watches of segments whose memory is not free
   uint64_t full_until_ns_ = 0;  // no room was found: do not look for any before
 };
 

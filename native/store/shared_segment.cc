@@ -1,6 +1,7 @@
 #include "store/shared_segment.h"
 
 #include <fcntl.h>
+#include <sys/inotify.h>
 #include <sys/mman.h>
 
 #include <cerrno>
@@ -12,12 +13,22 @@ namespace pcow {
 
 using protocol::Descriptor;
 
-SharedSegment::SharedSegment(Descriptor memory, char* content)
+namespace {
+
+// Not /proc/self: this thread has its own table of descriptors.
+std::string name_of(const Descriptor& memory) {
+  return "/proc/thread-self/fd/" + std::to_string(memory.number());
+}
+
+}  // namespace
+
+SharedSegment::SharedSegment(Descriptor memory, char* content, int watch)
     : memory_(std::move(memory)),
       content_(content),
-      filled_(reinterpret_cast<segment::Filled*>(content + segment::kContent)) {}
+      filled_(reinterpret_cast<segment::Filled*>(content + segment::kContent)),
+      watch_(watch) {}
 
-Result<std::unique_ptr<SharedSegment>> SharedSegment::make() {
+Result<std::unique_ptr<SharedSegment>> SharedSegment::make(int ends) {
   Descriptor memory(memfd_create("pcow-clean-store", MFD_CLOEXEC | MFD_ALLOW_SEALING));
   if (!memory || ftruncate(memory.number(), segment::kLength) < 0)
     return system_error(errno, "cannot make shared memory for the clean store");
@@ -32,8 +43,14 @@ Result<std::unique_ptr<SharedSegment>> SharedSegment::make() {
     return system_error(
         err, "cannot seal the shared memory of the clean store (Linux 5.1 or newer is needed)");
   }
+  const int watch = inotify_add_watch(ends, name_of(memory).c_str(), IN_DELETE_SELF);
+  if (watch < 0) {
+    const int err = errno;
+    system_munmap(content, segment::kLength);
+    return system_error(err, "cannot watch the shared memory of the clean store");
+  }
   return std::unique_ptr<SharedSegment>(
-      new SharedSegment(std::move(memory), static_cast<char*>(content)));
+      new SharedSegment(std::move(memory), static_cast<char*>(content), watch));
 }
 
 SharedSegment::~SharedSegment() { system_munmap(content_, segment::kLength); }
@@ -41,15 +58,13 @@ SharedSegment::~SharedSegment() { system_munmap(content_, segment::kLength); }
 void SharedSegment::filled(uint64_t slice) {
   (*filled_)[slice / 64].fetch_or(uint64_t{1} << (slice % 64), std::memory_order_release);
   // The pages stay in the memfd. Only this process need not have them in its page tables.
-  system_madvise(content_ + slice * segment::kSliceSize, segment::kSliceSize, MADV_DONTNEED);
+  system_madvise(at(slice), segment::kSliceSize, MADV_DONTNEED);
 }
 
 // A description of its own for each receiver, so that is_held() sees it. O_NONBLOCK: whoever has
 // the segment might hold a lease on it (fcntl(2)), and keep this call waiting.
 Descriptor SharedSegment::for_reading() const {
-  // Not /proc/self: this thread has its own table of descriptors.
-  const std::string name = "/proc/thread-self/fd/" + std::to_string(memory_.number());
-  return Descriptor(open(name.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
+  return Descriptor(open(name_of(memory_).c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
 }
 
 // The kernel grants a lease for writing only if nobody else has the file open, and a mapping counts

@@ -1,7 +1,9 @@
 // Sessions of one base share its memory: what each reads, what each writes, what the store keeps,
 // and what can be given back.
+#include <fcntl.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cstring>
@@ -86,7 +88,7 @@ struct Guest {
   }
   void end() {
     MUST(session->unmap(pages, length));
-    CHECK(shared() == 0);
+    CHECK(shared() == 0 && session->statistics().own_bytes == 0);
     session->close();
     session.reset();
   }
@@ -130,7 +132,10 @@ void two_guests(uint32_t block_size) {
     b.read_all();
 
     // A store is the writer's own.
+    CHECK(a.session->statistics().own_bytes == 0);
     a.page(5) = 1000;
+    const uint64_t own = a.session->statistics().own_bytes;
+    CHECK(own > 0 && own + a.shared() == base.size);
     CHECK(a.page(5) == 1000 && a.in_image(5) == 1000);
     CHECK(b.page(5) == Base::value(5) && b.in_image(5) == Base::value(5));
     // So is one by the kernel, and one after the pages were dropped.
@@ -246,6 +251,93 @@ void budget() {
   }
 }
 
+// Clients of a store, which get segments and have no session.
+struct Clients {
+  std::mutex lock;  // guards the next two
+  std::vector<protocol::Descriptor> segments;
+  uint64_t answers = 0;
+  std::unique_ptr<CleanStore> store;  // ends first
+
+  explicit Clients(uint64_t budget)
+      : store(MUST(CleanStore::start(budget, [this](CleanStore::Answer answer) {
+          const std::lock_guard guard(lock);
+          answers++;
+          if (answer.segment) segments.push_back(std::move(answer.segment));
+        }))) {}
+  void answered(uint64_t count) {
+    until([&] {
+      const std::lock_guard guard(lock);
+      return answers == count;
+    });
+  }
+};
+
+uint64_t memory_of(const protocol::Descriptor& segment) {
+  struct stat status;
+  CHECK(fstat(segment.number(), &status) == 0);
+  return static_cast<uint64_t>(status.st_blocks) * 512;
+}
+
+// A client that reads all of its segments, also where they are not filled, and keeps a name of
+// each, does not make the store larger than its budget.
+void hostile_client() {
+  const TemporaryDirectory directory;
+  CreateOptions options;
+  options.size = 4 * segment::kContent;
+  MUST(create_image(directory / "base.pcow", options));
+  uint64_t layer = 0;
+  {
+    OpenOptions opening;
+    opening.write = true;
+    auto image = MUST(Image::open(directory / "base.pcow", opening));
+    MUST(image->snapshot("base"));
+    layer = MUST(image->layer_id("base"));
+    MUST(image->close());
+  }
+  constexpr uint64_t kBudget = 2 * segment::kContent;
+  Clients clients(kBudget);
+  CleanStore& store = *clients.store;
+  store.open(1, 1, {directory / "base.pcow", layer, ""});
+  clients.answered(1);
+  for (uint32_t number = 0; number < 4; number++) store.want(1, number * segment::kSlices, 1);
+  clients.answered(5);
+  CHECK(clients.segments.size() == 2 && store.figures().refused == 2);
+  CHECK(store.figures().bytes == 2 * segment::kSliceSize && store.figures().segments == 2);
+  std::vector<protocol::Descriptor> names;
+  uint64_t memory = 0;
+  for (const protocol::Descriptor& segment : clients.segments) {
+    void* all = mmap(nullptr, segment::kContent, PROT_READ, MAP_PRIVATE, segment.number(), 0);
+    CHECK(all != MAP_FAILED);
+    for (uint64_t at = 0; at < segment::kContent; at += 4096)
+      CHECK(static_cast<volatile const char*>(all)[at] == 0);
+    CHECK(munmap(all, segment::kContent) == 0);
+    memory += memory_of(segment);
+    const std::string path = "/proc/self/fd/" + std::to_string(segment.number());
+    names.emplace_back(open(path.c_str(), O_PATH | O_CLOEXEC));
+    CHECK(static_cast<bool>(names.back()));
+  }
+  CHECK(memory >= kBudget && memory <= kBudget + 2 * 4096);
+  // It ends, but for the names, which are as good as the memory: it can be opened again by them.
+  store.forget(1);
+  clients.segments.clear();
+  store.open(2, 2, {directory / "base.pcow", layer, ""});
+  clients.answered(6);
+  const auto wants_third = [&] {
+    const uint64_t before = clients.answers;
+    store.want(2, 2 * segment::kSlices, 1);
+    clients.answered(before + 1);
+    return !clients.segments.empty();
+  };
+  until([&] {
+    CHECK(!wants_third());
+    return store.figures().bytes == 0;  // both were dropped, which freed nothing
+  });
+  CHECK(store.figures().segments == 2);
+  names.clear();
+  until(wants_third);
+  CHECK(store.figures().segments <= 2);
+}
+
 // An image that is larger than its base, and one whose base ends within a slice.
 void larger_image() {
   const TemporaryDirectory directory;
@@ -304,6 +396,7 @@ int main() {
   larger_image();
   between_mounts();
   budget();
+  hostile_client();
   for (const uint32_t block_size : {4096u, 65536u, 2097152u}) {
     two_guests(block_size);
     two_mappings(block_size);

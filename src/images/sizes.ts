@@ -97,7 +97,21 @@ export function parseCacheSize(text: string): number {
 
 /** Parses how much memory the clean store of a mount may take; 0: there is none. */
 export function parseStoreSize(text: string): number {
-  return text === '0' ? 0 : parseBudget(text, 'clean store');
+  const bytes = text === '0' ? 0 : parseBudget(text, 'clean store');
+  checkStoreSize(bytes);
+  return bytes;
+}
+
+/** What a clean store gives to processes as one, and counts whole: kContent in attach/segment.h. */
+const SEGMENT = 64 * MIB;
+
+export function checkStoreSize(bytes: number): void {
+  if (bytes === 0 || bytes >= SEGMENT) return;
+  throw new PcowError(
+    'PCOW_INVALID',
+    `a clean store of ${formatSize(bytes)} can hold nothing: its memory is given to guests in pieces of ${formatSize(SEGMENT)}`,
+    { next: `write ${sizeArgument(SEGMENT)} or more, or 0 for none` },
+  );
 }
 
 function parseBudget(text: string, what: string): number {

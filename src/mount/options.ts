@@ -1,5 +1,6 @@
 /** The options of a mount. */
 import { PcowError } from '../engine/index.js';
+import { checkStoreSize } from '../images/sizes.js';
 
 /** The options of a mount. */
 export interface MountOptions {
@@ -34,8 +35,8 @@ export interface MountOptions {
   /** No file of the mount can be executed, whatever the permissions of its image are. */
   noExec?: boolean | undefined;
   /**
-   * Bytes of memory in which guests of one base share what they read of it. Default: 0, they do not
-   * share.
+   * Bytes of memory in which guests of one base share what they read of it: 64 MiB or more. Default:
+   * 0, they do not share.
    */
   cleanStore?: number | undefined;
 }
@@ -86,6 +87,7 @@ export function settingsOf(options: MountOptions): MountSettings {
           'the mount option "cleanStore" must be a number of bytes',
         );
       }
+      checkStoreSize(value);
       settings.cleanStore = value;
       continue;
     }

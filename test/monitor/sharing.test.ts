@@ -1,11 +1,12 @@
 /**
  * Processes of one base share its memory: what the mount's clean store gives, keeps and refuses.
  */
-import { readFile } from 'node:fs/promises';
+import { readdir, readFile, readlink, stat } from 'node:fs/promises';
 import path from 'node:path';
 
 import test, { type ExecutionContext } from 'ava';
 
+import { mountDirectory } from '../../src/mount/index.js';
 import { Image } from '../../src/engine/index.js';
 import type { StoreFigures } from '../../src/engine/attach-server.js';
 import { eventually } from '../helpers/eventually.js';
@@ -109,20 +110,57 @@ test.serial('an attached process cannot change what others read', async (t) => {
   await readsAll(t, c);
 });
 
+/** Bytes of memory of all clean stores that a process has open. */
+async function storeMemory(pid: number): Promise<number> {
+  const found = new Map<number, number>();
+  for (const task of await readdir(`/proc/${pid}/task`)) {
+    const directory = `/proc/${pid}/task/${task}/fd`;
+    for (const name of await readdir(directory)) {
+      const file = path.join(directory, name);
+      if (!(await readlink(file).catch(() => '')).startsWith('/memfd:pcow-clean-store')) continue;
+      const { ino, blocks } = await stat(file);
+      found.set(ino, blocks * 512);
+    }
+  }
+  return [...found.values()].reduce((sum, bytes) => sum + bytes, 0);
+}
+
 test.serial(
-  'a process that keeps the memory keeps others from sharing, and does not make the store larger',
+  'a process that reads all that it was given does not make the store larger than its budget, and keeps others from sharing until it ends',
   async (t) => {
-    const mount = await threeOnOneBase(t, '--clean-store', '4M');
+    const mount = await imagesFor(t, {});
+    await imageOnBase(mount, 'a', 3 * SIZE, (block) => (block % (SIZE / 65536) < 16 ? 7 : 0));
+    await imageOnBase(mount, 'b', MiB, () => 8);
+    await mount.mount('--clean-store', '128M');
     const a = await reader(t, mount, 'a');
-    await readsAll(t, a);
-    await shares(mount, 'a', 4 * MiB);
-    t.is(await a.ask('keep'), 'ok');
+    for (const segment of [0, 1, 2]) await a.ask(`sum ${segment * SIZE} ${MiB}`);
+    await eventually(async () => (await storeOf(mount))!.refused > 0);
+    t.is(await a.ask('inflate'), '128');
+    const most = 2 * (SIZE + 4096);
+    t.is(await storeMemory(mount.daemon.pid!), most);
+    t.is((await storeOf(mount))?.segments, 2);
     const b = await reader(t, mount, 'b');
-    await readsAll(t, b);
-    await eventually(async () => ((await storeOf(mount))?.refused ?? 0) > 0);
-    t.is((await storeOf(mount))?.bytes, 4 * MiB);
+    const reads = async () => {
+      t.is(Number((await b.ask(`sum 0 ${MiB}`)).split(' ')[0]), (8 * MiB) / 64);
+    };
+    const refused = (await storeOf(mount))?.refused ?? 0;
+    await reads();
+    await eventually(async () => ((await storeOf(mount))?.refused ?? 0) > refused);
+    t.is((await monitorReport(mount, 'b')).sharedBytes, 0);
+    t.is(await storeMemory(mount.daemon.pid!), most);
+    await a.end();
+    await shares(mount, 'b', MiB);
+    await reads();
   },
 );
+
+test.serial('a clean store that could hold nothing is refused', async (t) => {
+  const mount = await imagesFor(t, {});
+  await t.throwsAsync(mountDirectory(mount.images, mount.point, { cleanStore: 4 * MiB }), {
+    code: 'PCOW_INVALID',
+    message: /64 MiB/,
+  });
+});
 
 test.serial(
   'the mount is killed: what is shared stays, and the next mount shares on',

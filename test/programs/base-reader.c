@@ -8,6 +8,7 @@
 //   attack                 tries to change the memory of the clean store through each of its descriptors and
 //                          mappings, by any system call; prints what succeeded, or "nothing"
 //   keep                   opens the store's memory again, and keeps it
+//   inflate                reads the store's segments whole; prints how many MiB
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -66,29 +67,44 @@ static long own_memory(void) {
   return pss;
 }
 
-// A descriptor of the store's memory. The monitor's threads have a table of their own, which a
-// hostile process can reach: they are its own threads.
-static int stolen(int access) {
-  for (int task = 0; task < 4096; task++) {
+// A descriptor of the store's memory: of the segment with this number. The monitor's threads have a
+// table of their own, which a hostile process can reach: they are its own threads.
+static int stolen(int access, int which) {
+  ino_t seen[256];
+  int found = 0;
+  int tasks[64], count = 0;
+  FILE* list = popen("ls /proc/$PPID/task", "r");
+  while (count < 64 && fscanf(list, "%d", &tasks[count]) == 1) count++;
+  pclose(list);
+  for (int at = 0; at < count * 256; at++) {
     char path[64], target[256];
-    static int tasks[64];
-    static int count = -1;
-    if (count < 0) {
-      count = 0;
-      FILE* list = popen("ls /proc/$PPID/task", "r");
-      while (count < 64 && fscanf(list, "%d", &tasks[count]) == 1) count++;
-      pclose(list);
-    }
-    if (task >= count) return -1;
-    for (int number = 0; number < 256; number++) {
-      snprintf(path, sizeof path, "/proc/self/task/%d/fd/%d", tasks[task], number);
-      const ssize_t length = readlink(path, target, sizeof target - 1);
-      if (length <= 0) continue;
-      target[length] = 0;
-      if (strncmp(target, STORE, strlen(STORE)) == 0) return open(path, access | O_CLOEXEC);
-    }
+    struct stat status;
+    snprintf(path, sizeof path, "/proc/self/task/%d/fd/%d", tasks[at / 256], at % 256);
+    const ssize_t length = readlink(path, target, sizeof target - 1);
+    if (length <= 0 || strncmp(target, STORE, strlen(STORE)) != 0 || stat(path, &status) < 0)
+      continue;
+    int old = 0;
+    for (int i = 0; i < found; i++) old |= seen[i] == status.st_ino;
+    if (old) continue;
+    if (found == which) return open(path, access | O_CLOEXEC);
+    seen[found++] = status.st_ino;
   }
   return -1;
+}
+
+// Reads all of them. Their mappings stay. Returns the number of bytes.
+static size_t inflated(void) {
+  size_t all = 0;
+  for (int which = 0, memfd; (memfd = stolen(O_RDONLY, which)) >= 0; which++) {
+    struct stat status;
+    if (fstat(memfd, &status) < 0) exit(1);
+    const size_t length = (size_t)status.st_size;
+    volatile char* content = mmap(NULL, length, PROT_READ, MAP_PRIVATE, memfd, 0);
+    if (content == MAP_FAILED) exit(1);
+    for (size_t at = 0; at < length; at += 4096) (void)content[at];
+    all += length;
+  }
+  return all;
 }
 
 static void succeeded(const char* what) { printf("%s ", what); }
@@ -110,8 +126,8 @@ static void attack(void) {
   } while (0)
   char bad[4096];
   memset(bad, 0x66, sizeof bad);
-  const int reading = stolen(O_RDONLY);
-  const int writing = stolen(O_RDWR);
+  const int reading = stolen(O_RDONLY, 0);
+  const int writing = stolen(O_RDWR, 0);
   if (reading < 0) {
     puts("no descriptor");
     return;
@@ -206,7 +222,9 @@ int main(int argc, char** argv) {
     } else if (!strcmp(word, "attack")) {
       attack();
     } else if (!strcmp(word, "keep")) {
-      puts(stolen(O_RDONLY) >= 0 ? "ok" : "no descriptor");
+      puts(stolen(O_RDONLY, 0) >= 0 ? "ok" : "no descriptor");
+    } else if (!strcmp(word, "inflate")) {
+      printf("%zu\n", inflated() >> 20);
     } else {
       puts("?");
     }
