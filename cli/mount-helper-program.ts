@@ -6,6 +6,7 @@ import { type DaemonOptions, startDaemon } from '../src/mount/daemon/daemon.js';
 import { Failure } from './output/errors.js';
 import { addNotes } from './output/help.js';
 import { newProgram } from './run-program.js';
+import { parseStoreSize } from '../src/images/sizes.js';
 import { quote } from '../src/engine/quote.js';
 
 interface Options {
@@ -64,7 +65,7 @@ export function mountHelperProgram(): Command {
     text: [
       'Options after -o: “ro” (never write to an image), “allow_other” (let other users in, as far as the modes of the images let them), ' +
         '“allow_outside_base” (show images whose base lies outside of the directory), “no_stop” (never stop a process for a ' +
-        'snapshot), “checksums” (give each snapshot checksums, in the background), “show_control” (list the directory .pcow), “log=FILE” (append the log to this file; SIGHUP opens it anew). Of mount(8)’s own options, “noexec” and “sync” (each write is durable before it returns) ' +
+        'snapshot), “checksums” (give each snapshot checksums, in the background), “show_control” (list the directory .pcow), “clean_store=SIZE” (memory in which guests of one base share what they read of it, 64M or more), “log=FILE” (append the log to this file; SIGHUP opens it anew). Of mount(8)’s own options, “noexec” and “sync” (each write is durable before it returns) ' +
         'have their usual meaning, “user”, “users”, “owner” and “group” decide which users may mount, and the other common ones are accepted.',
     ],
     examples: [
@@ -92,6 +93,8 @@ export function settingsOf(words: string[], sloppy: boolean): DaemonOptions {
     const setting = SETTINGS[word];
     if (setting !== undefined) Object.assign(settings, setting);
     else if (word.startsWith('log=')) settings.log = word.slice('log='.length);
+    else if (word.startsWith('clean_store='))
+      settings.cleanStore = parseStoreSize(word.slice('clean_store='.length));
     else if (!sloppy && !WITHOUT_EFFECT.test(word)) throw unknown(word);
   }
   return settings;

@@ -36,6 +36,8 @@ test('options of mount(8) and of Pcow', (t) => {
       log: '/a=b',
     },
   );
+  t.deepEqual(settingsOf(['clean_store=2G'], false), { cleanStore: 2 ** 31 });
+  t.throws(() => settingsOf(['clean_store=4M'], false), { message: /64 MiB/ });
   // The options that mount(8) passes for "user", "owner" and the like, and its other options.
   t.deepEqual(
     settingsOf(['noexec', 'nosuid', 'nodev', 'user=alice', 'users', 'owner', 'group'], false),
