@@ -11,6 +11,7 @@ import type { ExecutionContext } from 'ava';
 import { Image } from '../../src/engine/index.js';
 import { eventually } from './eventually.js';
 import { mounted } from './mounted.js';
+import type { Random } from './random.js';
 import { scratchDirectory } from './scratch.js';
 
 const run = promisify(execFile);
@@ -149,6 +150,11 @@ export class TestMount {
     this.t.is(lastError?.errno, errno);
     return lastError?.message ?? '';
   }
+}
+
+/** Options of a mount: with a clean store, or without. */
+export function anyStore(random: Random): string[] {
+  return random.chance(0.5) ? ['--clean-store', '64M'] : [];
 }
 
 /**

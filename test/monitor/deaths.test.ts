@@ -9,7 +9,7 @@ import test from 'ava';
 
 import { effort } from '../helpers/effort.js';
 import { attachedTo, monitored } from '../helpers/monitored.js';
-import { imagesFor, MiB } from '../helpers/mount.js';
+import { anyStore, imagesFor, MiB } from '../helpers/mount.js';
 import { checkerOf, checkNumbers, NumberWriter, PAGE, PAGES } from '../helpers/number-writer.js';
 import { program } from '../helpers/program.js';
 import { Random, seedFromEnvironment } from '../helpers/random.js';
@@ -26,7 +26,7 @@ test.serial(
     // Few mappings, so that promotions are in progress as well.
     const writer = await NumberWriter.prepare(t, { PCOW_MAPPING_BUDGET: '40' });
     const { mount } = writer;
-    await mount.mount();
+    await mount.mount(...anyStore(random));
     let last = 0;
     for (let round = 0; round < ROUNDS; ++round) {
       const where = `seed ${random.seed}, round ${round}`;
@@ -73,7 +73,7 @@ test.serial(
     t.log(`seed ${random.seed}`);
     const writer = await NumberWriter.prepare(t, {});
     const { mount } = writer;
-    await mount.mount();
+    await mount.mount(...anyStore(random));
     await writer.start(1);
     const { pid } = writer.process;
     for (let round = 0; round < MOUNT_ROUNDS; ++round) {
@@ -87,7 +87,7 @@ test.serial(
       await mount.kill();
       await late;
       await writer.flushesAgain();
-      await mount.mount();
+      await mount.mount(...anyStore(random));
       await attachedTo(mount, 'vm1', pid);
       const before = await writer.stored();
       await mount.write(`s${round}`, 'vm1', 'snapshot');
@@ -200,7 +200,7 @@ test.serial(
     const { mount } = writer;
     let last = 0;
     for (let round = 0; round < 5; ++round) {
-      await mount.mount();
+      await mount.mount(...anyStore(random));
       await writer.start(last + 1);
       const snapshot = mount.write(`s${round}`, 'vm1', 'snapshot').catch(() => undefined);
       await sleep(random.below(100));
@@ -209,7 +209,7 @@ test.serial(
       await writer.process.end('SIGKILL');
       await snapshot;
       const stored = Math.max(last, await writer.stored());
-      await mount.mount();
+      await mount.mount(...anyStore(random));
       last = checkNumbers(await readFile(mount.file('vm1')), stored);
       t.is((await mount.status('vm1')).state, 'ok');
       await mount.unmount();

@@ -15,7 +15,7 @@ import test, { type ExecutionContext } from 'ava';
 import { checkImage, Image } from '../../src/engine/index.js';
 import { effort } from '../helpers/effort.js';
 import { attachedTo, environmentOf, monitorPrefix } from '../helpers/monitored.js';
-import { imagesFor, MiB, type TestMount } from '../helpers/mount.js';
+import { anyStore, imagesFor, MiB, type TestMount } from '../helpers/mount.js';
 import { Conversation, program } from '../helpers/program.js';
 import { Random, seedFromEnvironment } from '../helpers/random.js';
 import { Base, Side } from '../helpers/random-neighbours.js';
@@ -75,7 +75,7 @@ class Scene {
     await Image.create(mount.image('vm1'), {
       base: { path: mount.image('base'), snapshot: Base.snapshot },
     });
-    await mount.mount();
+    await mount.mount(...anyStore(random));
     const model = path.join(await scratchDirectory(t, '/dev/shm'), 'model');
     const settings: Record<string, string> = {
       ...(random.chance(0.5) && { PCOW_MAPPING_BUDGET: '100' }),
@@ -171,7 +171,7 @@ class Scene {
   }
 
   async #nextMount(): Promise<void> {
-    await this.mount.mount();
+    await this.mount.mount(...anyStore(this.random));
     await this.base.settle();
   }
 

@@ -15,7 +15,7 @@ import { checkImage, Image } from '../../src/engine/index.js';
 import { effort } from '../helpers/effort.js';
 import { checkGuestNumbers, GuestWriter, GUEST_PAGES } from '../helpers/guest-writer.js';
 import { attachedTo, imageOnBase, monitorPrefix } from '../helpers/monitored.js';
-import { imagesFor, MiB } from '../helpers/mount.js';
+import { anyStore, imagesFor, MiB } from '../helpers/mount.js';
 import { pcowProgram } from '../helpers/mounted.js';
 import { Random, seedFromEnvironment } from '../helpers/random.js';
 import { ended, shuffled, started } from './deaths.js';
@@ -39,7 +39,7 @@ test.serial('kill -9 of QEMU while its guest writes: what was flushed is there',
 
   for (let round = 0; round < ROUNDS; ++round) {
     const where = `seed ${random.seed}, round ${round}`;
-    if (!mounted) await mount.mount();
+    if (!mounted) await mount.mount(...anyStore(random));
     mounted = true;
     const monitored = random.chance(0.75);
     const guest = await GuestWriter.boot(
@@ -81,7 +81,7 @@ test.serial('kill -9 of QEMU while its guest writes: what was flushed is there',
       }
       if (random.chance(0.5)) await sleep(random.below(100));
     }
-    if (!mounted) await mount.mount();
+    if (!mounted) await mount.mount(...anyStore(random));
     mounted = true;
     await ended((await command) ?? null);
     await attachedTo(mount, 'vm1', null);

@@ -17,7 +17,7 @@ import test from 'ava';
 import { checkImage, Image } from '../../src/engine/index.js';
 import { effort } from '../helpers/effort.js';
 import { attachedTo, imageOnBase, monitorPrefix } from '../helpers/monitored.js';
-import { MiB, type TestMount } from '../helpers/mount.js';
+import { anyStore, MiB, type TestMount } from '../helpers/mount.js';
 import { pcowProgram } from '../helpers/mounted.js';
 import { checkerOf, checkNumbers, NumberWriter } from '../helpers/number-writer.js';
 import { Random, seedFromEnvironment } from '../helpers/random.js';
@@ -43,7 +43,7 @@ test.serial('kill -9 of everything, in all combinations', async (t) => {
   for (let round = 0; round < ROUNDS; ++round) {
     const where = `seed ${random.seed}, round ${round}`;
     const atRest = !mounted && random.chance(0.3);
-    if (!mounted && !atRest) await mount.mount();
+    if (!mounted && !atRest) await mount.mount(...anyStore(random));
     mounted ||= !atRest;
     const runs = { writer: mounted && random.chance(0.8), qemu: mounted && random.chance(0.3) };
     if (runs.writer) await writer.start(last + 1);
@@ -77,7 +77,7 @@ test.serial('kill -9 of everything, in all combinations', async (t) => {
     }
 
     await Promise.all(commands.map((command) => ended(command)));
-    if (!mounted) await mount.mount();
+    if (!mounted) await mount.mount(...anyStore(random));
     mounted = true;
     if (writes) {
       // It has survived the others: it flushes, with this mount or without the last one, and its
