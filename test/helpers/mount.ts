@@ -78,18 +78,22 @@ export class TestMount {
    * every mount of the machine, has it in use for a moment.)
    */
   async unmount(): Promise<void> {
-    const refused = new AbortController();
-    const ended = once(this.daemon, 'close', { signal: refused.signal });
-    try {
-      await eventually(() => unmounted(this.point));
-    } catch (error) {
-      ended.catch(() => undefined);
-      refused.abort();
-      throw error;
+    await eventually(() => this.unmountIfIdle());
+  }
+
+  /** One try. Returns false, and changes nothing, if any process uses the mount at this moment. */
+  async unmountIfIdle(): Promise<boolean> {
+    const busy = new AbortController();
+    const ended = once(this.daemon, 'close', { signal: busy.signal });
+    ended.catch(() => undefined);
+    if (!(await unmounted(this.point))) {
+      busy.abort();
+      return false;
     }
     const [status, signal] = (await ended) as [number | null, string | null];
     if (status !== 0) throw new Error(`the mount ended with ${status ?? signal}`);
     this.#daemon = null;
+    return true;
   }
 
   /** SIGKILL, and nothing else: the mountpoint remains. */

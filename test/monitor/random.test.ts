@@ -144,13 +144,7 @@ class Scene {
         break;
       case 'umount':
         // It is refused if a process has a file of this mount open.
-        if (
-          !(await mount.unmount().then(
-            () => true,
-            () => false,
-          ))
-        )
-          return;
+        if (!(await mount.unmountIfIdle())) return;
         count('umounts');
         await sleep(random.below(100));
         await this.#nextMount();
