@@ -6,7 +6,7 @@
 import type { Extent, Image } from '../engine/index.js';
 import { PcowError } from '../engine/index.js';
 import type { Part } from '../stream/plan.js';
-import { ordered } from './ordered.js';
+import { ordered } from '../stream/ordered.js';
 import { PIECE, UNIT, UNITS } from './piece-index.js';
 
 /** A piece with its bytes: the data units, one after another. */
@@ -112,7 +112,7 @@ async function contentOf(
       kept.push(bytes);
     }
   }
-  return { number, data, zero, bytes: Buffer.concat(kept) };
+  return { number, data, zero, bytes: kept.length === UNITS ? now : Buffer.concat(kept) };
 }
 
 /** The chosen units of a piece; the others, and those beyond the end of the layer, are zeros. */

@@ -1,6 +1,7 @@
 /** Applies the records of one stream to the active layer of an image, up to the end record. */
 import { type Image, type LongOptions, PcowError } from '../engine/index.js';
 import { type Begin, type End, parseEnd } from './header.js';
+import { ordered } from './ordered.js';
 import {
   chained,
   corruptStream,
@@ -16,6 +17,9 @@ export interface ApplyOptions extends LongOptions {
   onApplied?: ((end: number, written: number) => Promise<void>) | undefined;
 }
 
+/** Records that are applied at the same time: their ranges are apart. */
+const WIDTH = 4;
+
 /** Returns when the end record has confirmed that nothing is missing. Nothing is synced yet. */
 export async function applyStream(
   image: Image,
@@ -24,17 +28,36 @@ export async function applyStream(
   { signal, onProgress, onApplied }: ApplyOptions,
 ): Promise<End> {
   const found: End = { records: 0, data: 0, zeros: 0, checksum: 0 };
+  const stopIfAborted = () => {
+    if (!signal?.aborted) return;
+    throw new PcowError(
+      'PCOW_CANCELLED',
+      'receiving was stopped; the data received so far is kept',
+      { cause: signal.reason },
+    );
+  };
+  stopIfAborted();
+  let data = 0;
+  const applying = ordered(checkedRecords(reader, begin, found), WIDTH, (record) =>
+    apply(image, record),
+  );
+  for await (const { offset, length, payload } of applying) {
+    data += payload.length;
+    onProgress?.(data, begin.data);
+    await onApplied?.(offset + length, payload.length);
+    stopIfAborted();
+  }
+  return found;
+}
+
+/** The records up to the end record, which they must match. `found`: what they have together. */
+async function* checkedRecords(
+  reader: RecordReader,
+  begin: Begin,
+  found: End,
+): AsyncGenerator<StreamRecord> {
   let end = begin.resumedAt;
   for (;;) {
-    if (signal?.aborted) {
-      throw new PcowError(
-        'PCOW_CANCELLED',
-        'receiving was stopped; the data received so far is kept',
-        {
-          cause: signal.reason,
-        },
-      );
-    }
     const record = await reader.must();
     if (record.type === RecordType.end) {
       const told = parseEnd(record.payload);
@@ -42,22 +65,22 @@ export async function applyStream(
         (field) => told[field] === found[field],
       );
       if (!same) throw corruptStream('records are missing or out of order');
-      return found;
+      return;
     }
     checkRange(record, end, begin.size);
-    if (record.type === RecordType.data) {
-      await image.write(record.payload, record.offset);
-      found.data += record.length;
-    } else {
-      await image.discard(record.offset, record.length);
-      found.zeros += record.length;
-    }
+    found[record.type === RecordType.data ? 'data' : 'zeros'] += record.length;
     found.records++;
     found.checksum = chained(found.checksum, record.checksum);
     end = record.offset + record.length;
-    onProgress?.(found.data, begin.data);
-    await onApplied?.(end, record.payload.length);
+    yield record;
   }
+}
+
+async function apply(image: Image, record: StreamRecord): Promise<StreamRecord> {
+  const { type, offset, length, payload } = record;
+  if (type === RecordType.data) await image.write(payload, offset);
+  else await image.discard(offset, length);
+  return record;
 }
 
 function checkRange(

@@ -34,8 +34,11 @@ export interface Received {
   resumedAt: number;
 }
 
-/** Bytes of data between two syncs: a killed receiver needs at most this much again. */
-const CHECKPOINT = 32 << 20;
+/**
+ * Bytes of data between two syncs. One sync may be under way while the next data arrives, so a
+ * killed receiver needs at most twice this much again.
+ */
+const CHECKPOINT = 16 << 20;
 
 interface Receiving extends LongOptions {
   force?: boolean | undefined;
@@ -77,11 +80,12 @@ async function receiveRecords(
     const resumedAt = taken.offset;
     let unsynced = 0;
     const keep = async () => {
+      const synced = { ...taken };
       await image.sync();
-      await writeReceipt(file, taken);
-      unsynced = 0;
+      await writeReceipt(file, synced);
     };
     await keep();
+    let keeping = Promise.resolve();
     let found;
     try {
       found = await applyStream(image, begin, reader, {
@@ -89,12 +93,17 @@ async function receiveRecords(
         onApplied: async (end, written) => {
           unsynced += written;
           taken.offset = Math.max(taken.offset, end);
-          if (unsynced >= CHECKPOINT) await keep();
+          if (unsynced < CHECKPOINT) return;
+          await keeping;
+          unsynced = 0;
+          keeping = keep();
+          keeping.catch(() => undefined); // it is awaited before the next one, and at the end
         },
       });
+      await keeping;
     } catch (error) {
       // The data that has arrived is valid. If the disk fails now, the next open reports it.
-      await keep().catch(() => undefined);
+      await keeping.then(keep).catch(() => undefined);
       throw error;
     }
     await image.snapshot(snapshot.name, {

@@ -26,6 +26,7 @@ export interface StreamRecord {
 
 const MAGIC = 0x31524350; // "PCR1"
 const HEADER = 32;
+const NO_CHECKSUM = Buffer.alloc(4);
 /** Bytes; also the size of one read or write. */
 export const MAX_PAYLOAD = 1 << 20;
 
@@ -35,15 +36,24 @@ export function encodeRecord(
   length: number,
   payload: Uint8Array,
 ): Buffer {
-  const record = Buffer.alloc(HEADER + payload.length);
-  record.writeUInt32LE(MAGIC, 0);
-  record.writeUInt32LE(type, 4);
-  record.writeBigUInt64LE(BigInt(offset), 8);
-  record.writeBigUInt64LE(BigInt(length), 16);
-  record.writeUInt32LE(payload.length, 24);
-  record.set(payload, HEADER);
-  record.writeUInt32LE(crc32c(record), 28);
-  return record;
+  return Buffer.concat([encodeHeader(type, offset, length, payload), payload]);
+}
+
+/** The bytes of a record before its payload. */
+export function encodeHeader(
+  type: number,
+  offset: number,
+  length: number,
+  payload: Uint8Array,
+): Buffer {
+  const header = Buffer.alloc(HEADER);
+  header.writeUInt32LE(MAGIC, 0);
+  header.writeUInt32LE(type, 4);
+  header.writeBigUInt64LE(BigInt(offset), 8);
+  header.writeBigUInt64LE(BigInt(length), 16);
+  header.writeUInt32LE(payload.length, 24);
+  header.writeUInt32LE(crc32c(payload, crc32c(header)), 28);
+  return header;
 }
 
 export function encodeText(type: number, value: unknown): Buffer {
@@ -144,8 +154,9 @@ export class RecordReader {
     if (payloadLength > MAX_PAYLOAD) throw corruptStream('a record is longer than the limit');
     const payload = await this.#take(payloadLength);
     if (payload === null) throw brokenOff(this.#position);
-    header.writeUInt32LE(0, 28);
-    if (crc32c(payload, crc32c(header)) !== checksum) {
+    // As if the field of the checksum were zeros: the bytes belong to the source.
+    const before = crc32c(NO_CHECKSUM, crc32c(header.subarray(0, 28)));
+    if (crc32c(payload, before) !== checksum) {
       throw corruptStream(`the checksum of a record is wrong, before byte ${this.#position}`);
     }
     return {
@@ -174,8 +185,11 @@ export class RecordReader {
       this.#pieces.push(value);
       this.#length += value.length;
     }
-    const all = this.#pieces.length === 1 ? this.#pieces[0] : Buffer.concat(this.#pieces);
-    const bytes = Buffer.from(all ?? []);
+    const [first] = this.#pieces;
+    const bytes =
+      first !== undefined && this.#pieces.length === 1
+        ? Buffer.from(first.buffer, first.byteOffset, first.length)
+        : Buffer.concat(this.#pieces);
     this.#pieces = bytes.length > length ? [bytes.subarray(length)] : [];
     this.#length -= length;
     this.#position += length;
