@@ -1,7 +1,8 @@
 import type { Command } from 'commander';
 import { isPcowError } from '../../src/engine/errors.js';
+import { abandonPull } from '../../src/registry/hidden-image.js';
 import { withStore } from '../../src/registry/open-store.js';
-import { abandonPull, pull } from '../../src/registry/pull.js';
+import { pull } from '../../src/registry/pull.js';
 import { nameFrom, parseReference } from '../../src/registry/reference.js';
 import { formatSize } from '../../src/images/sizes.js';
 import { findImage, type ImageTarget, newImage } from '../find-image.js';

@@ -3,8 +3,9 @@ import { type Image, PcowError } from '../engine/index.js';
 import type { LongOptions } from '../engine/types.js';
 import { checkFlag, checkOptions, checkPath, checkSnapshotName } from '../engine/validate.js';
 import { removeCredentials, storeCredentials } from './credentials.js';
+import { abandonPull } from './hidden-image.js';
 import { withStore } from './open-store.js';
-import { abandonPull, pull, type Pulled } from './pull.js';
+import { pull, type Pulled } from './pull.js';
 import { push, type Pushed } from './push.js';
 import { parseHost } from './reference.js';
 

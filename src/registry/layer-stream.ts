@@ -2,13 +2,13 @@
  * A layer of a registry as a stream for receive() (docs/stream.md). Its pieces are fetched in
  * groups, several groups at a time, and each is verified before anything of it is used.
  */
-import { decompressed, type LongOptions } from '../engine/index.js';
+import { decompressed, isPcowError, type LongOptions } from '../engine/index.js';
 import type { Begin, End } from '../stream/header.js';
-import { chained, checksumOf, encodeRecord, encodeText, RecordType } from '../stream/record.js';
+import { chained, checksumOf, encodeHeader, encodeText, RecordType } from '../stream/record.js';
 import { sha256 } from './digest.js';
-import { corrupt, type ImageLayer } from './manifest.js';
-import { ordered } from './ordered.js';
-import { type Piece, type PieceIndex, runsOf } from './piece-index.js';
+import { type Blob, corrupt, type ImageLayer } from './manifest.js';
+import { ordered } from '../stream/ordered.js';
+import { bitsOf, endOf, type Piece, type PieceIndex, runsOf, UNIT } from './piece-index.js';
 import { type BlobReader, cancelled, type Store } from './store.js';
 
 /** Bytes of the data blob that one request fetches: many pieces for one round trip. */
@@ -20,6 +20,8 @@ const GROUP = 4 << 20;
 const GROUPS_AT_ONCE = 4;
 /** Pieces that are decompressed at the same time. */
 const WIDTH = 4;
+
+const NOTHING = Buffer.alloc(0);
 
 /** The beginning of the stream; `resumedAt` as in docs/stream.md. */
 export type LayerBegin = Omit<Begin, 'data'>;
@@ -33,11 +35,6 @@ export async function* layerStream(
 ): AsyncGenerator<Buffer> {
   yield encodeText(RecordType.begin, { ...begin, data: layer.bytes } satisfies Begin);
   const end: End = { records: 0, data: 0, zeros: 0, checksum: 0 };
-  const counted = (record: Buffer) => {
-    end.records++;
-    end.checksum = chained(end.checksum, checksumOf(record));
-    return record;
-  };
   for await (const { piece, bytes } of contents(store, layer, index, begin.resumedAt)) {
     if (signal?.aborted) throw cancelled('the pull', signal);
     let at = 0;
@@ -46,15 +43,14 @@ export async function* layerStream(
       at += part?.length ?? 0;
       // Records have the same ends as before an interruption.
       if (offset + length <= begin.resumedAt) continue;
+      const payload = part ?? NOTHING;
+      const type = part === null ? RecordType.zeros : RecordType.data;
+      const header = encodeHeader(type, offset, length, payload);
       end[part === null ? 'zeros' : 'data'] += length;
-      yield counted(
-        encodeRecord(
-          part === null ? RecordType.zeros : RecordType.data,
-          offset,
-          length,
-          part ?? Buffer.alloc(0),
-        ),
-      );
+      end.records++;
+      end.checksum = chained(end.checksum, checksumOf(header));
+      yield header;
+      if (part !== null) yield part;
     }
     onProgress?.(end.data, layer.bytes);
   }
@@ -77,12 +73,13 @@ async function* contents(
     for (const piece of index.pieces()) yield { piece, bytes: Buffer.alloc(0) };
     return;
   }
-  const reader = store.openBlob(layer.data);
+  const blob = layer.data;
+  const reader = store.openBlob(blob);
   try {
     for await (const pieces of ordered(groups(index, from), GROUPS_AT_ONCE, (group) =>
       framesOf(reader, group),
     )) {
-      yield* ordered(pieces, WIDTH, (it) => contentOf(store.name, it));
+      yield* ordered(pieces, WIDTH, (it) => contentOf(store.name, blob, it));
     }
   } finally {
     await reader.close();
@@ -94,7 +91,7 @@ function* groups(index: PieceIndex, from: number): Generator<Piece[]> {
   let group: Piece[] = [];
   let length = 0;
   for (const piece of index.pieces()) {
-    if (ends(piece) <= from) continue;
+    if (endOf(piece) <= from) continue;
     if (length + piece.stored > GROUP) {
       yield group;
       [group, length] = [[], 0];
@@ -103,13 +100,6 @@ function* groups(index: PieceIndex, from: number): Generator<Piece[]> {
     length += piece.stored;
   }
   if (group.length > 0) yield group;
-}
-
-/** The end of the last run of a piece, in the image. */
-function ends(piece: Piece): number {
-  let end = 0;
-  for (const { offset, length } of runsOf(piece)) end = offset + length;
-  return end;
 }
 
 async function framesOf(
@@ -129,15 +119,15 @@ async function framesOf(
 /** Checks the digest first: nothing else reads bytes that are not those of the manifest. */
 async function contentOf(
   name: string,
+  { digest }: Blob,
   { piece, frame }: { piece: Piece; frame: Buffer },
 ): Promise<Content> {
   if (piece.stored === 0) return { piece, bytes: frame };
-  if (!sha256(frame).equals(piece.digest))
-    throw corrupt(name, `the bytes of piece ${piece.number} do not match its digest`);
-  let length = 0;
-  for (const run of runsOf(piece)) length += run.kind === 'data' ? run.length : 0;
-  const bytes = await decompressed(frame, length);
-  if (!sha256(bytes).equals(piece.content))
-    throw corrupt(name, `the content of piece ${piece.number} does not match its digest`);
+  const damaged = (why: string) => corrupt(name, `piece ${piece.number} in ${digest} ${why}`);
+  if (!sha256(frame).equals(piece.digest)) throw damaged('does not match its digest');
+  const bytes = await decompressed(frame, bitsOf(piece.data) * UNIT).catch((error: unknown) => {
+    throw isPcowError(error, 'PCOW_CORRUPT') ? damaged(`cannot be used: ${error.message}`) : error;
+  });
+  if (!sha256(bytes).equals(piece.content)) throw damaged('has other content than its index says');
   return { piece, bytes };
 }

@@ -6,8 +6,8 @@
 import type { Image, SnapshotInfo } from '../engine/index.js';
 import { ExportPlan, type Part } from '../stream/plan.js';
 import { canonicalPieces } from './canonical.js';
-import type { ImageConfig } from './manifest.js';
 import { type PieceIndex, recordDigest } from './piece-index.js';
+import type { RemoteImage } from './remote-image.js';
 
 /** The result of layersThere(). */
 export interface LayersThere {
@@ -22,13 +22,8 @@ export interface LayersThere {
   top: SnapshotInfo | null;
 }
 
-/** `indexOf` returns the index of a layer in the registry. */
-export async function layersThere(
-  image: Image,
-  { layers }: ImageConfig,
-  indexOf: (layer: number) => Promise<PieceIndex>,
-  signal: AbortSignal | undefined,
-): Promise<LayersThere> {
+export async function layersThere(image: Image, remote: RemoteImage): Promise<LayersThere> {
+  const { layers } = remote.config;
   const identities = layers.map(({ snapshot }) => snapshot.identity);
   const snapshots = image.snapshots({ countData: false });
   const there = (count: number, different: string | null = null): LayersThere => {
@@ -48,7 +43,7 @@ export async function layersThere(
       if (part === undefined || !standsOn(part, below)) return there(at);
       const same =
         part.layer.size === size &&
-        (await isSame({ ...part, from: below }, await indexOf(at), signal));
+        (await isSame({ ...part, from: below }, await remote.indexOf(at), remote.signal));
       if (!same) return there(at, part.snapshot?.name ?? '');
       below = { ...part, from: below };
     }
