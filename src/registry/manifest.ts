@@ -218,7 +218,7 @@ function checking<T>(what: string, work: () => T): T {
   try {
     return work();
   } catch (error) {
-    if (isPcowError(error, 'PCOW_INVALID')) throw corrupt(what, error.message);
+    if (isPcowError(error, 'PCOW_INVALID', 'PCOW_TOO_LARGE')) throw corrupt(what, error.message);
     throw error;
   }
 }
