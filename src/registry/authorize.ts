@@ -5,7 +5,9 @@
 import { PcowError } from '../engine/index.js';
 import { word } from '../engine/quote.js';
 import { type Credentials, credentialsFor } from './credentials.js';
-import { bodyOf, type Http, messageOf } from './http.js';
+import { bodyOf, messageOf } from './answers.js';
+import type { Http, HttpRequest } from './http.js';
+import { once } from './store.js';
 
 /** Bytes of the answer of a token server. */
 const LONGEST_TOKEN = 1 << 20;
@@ -61,26 +63,30 @@ export class Authorizer {
     const isToken = credentials?.username === '';
     const wanted = new URLSearchParams();
     if (service !== undefined) wanted.set('service', service);
-    for (const one of scope?.split(' ') ?? []) wanted.append('scope', one);
     if (credentials !== null && isToken) {
+      if (scope !== null) wanted.set('scope', scope);
       wanted.set('grant_type', 'refresh_token');
       wanted.set('client_id', 'pcow');
       wanted.set('refresh_token', credentials.secret);
     } else {
+      for (const one of scope?.split(' ') ?? []) wanted.append('scope', one);
       for (const [name, value] of wanted) url.searchParams.append(name, value);
     }
     const form = Buffer.from(wanted.toString());
-    const answer = await this.http.request({
+    const request: HttpRequest = {
       method: isToken ? 'POST' : 'GET',
       url,
+      what: `a token for ${this.host}`,
       headers: isToken ? { 'content-type': 'application/x-www-form-urlencoded' } : {},
-      ...(isToken && { body: () => chunk(form), length: form.length }),
+      ...(isToken && { body: () => once(form), length: form.length }),
       authorization: () =>
         Promise.resolve(credentials === null || isToken ? null : basic(credentials)),
+    };
+    return this.http.request(request, async (answer) => {
+      if (answer.status !== 200)
+        throw refused(this.host, await messageOf(answer), credentials !== null);
+      return tokenIn(await bodyOf(answer, LONGEST_TOKEN), url);
     });
-    if (answer.status !== 200)
-      throw refused(this.host, await messageOf(answer), credentials !== null);
-    return tokenIn(await bodyOf(answer, LONGEST_TOKEN, undefined), url);
   }
 
   #realm(realm: string | undefined): URL {
@@ -91,16 +97,12 @@ export class Authorizer {
       throw new PcowError(
         'PCOW_IO',
         `${this.host} asks for a token, and does not say where to get it`,
-        { next: null },
+        { next: 'see whether this is the right registry' },
       );
     }
     this.http.check(url, this.registry);
     return url;
   }
-}
-
-async function* chunk(bytes: Buffer): AsyncGenerator<Uint8Array> {
-  yield await Promise.resolve(bytes);
 }
 
 function tokenIn(bytes: Buffer, url: URL): string {
@@ -114,7 +116,9 @@ function tokenIn(bytes: Buffer, url: URL): string {
   } catch {
     // reported below
   }
-  throw new PcowError('PCOW_IO', `${url.host} gave no token`, { next: null });
+  throw new PcowError('PCOW_IO', `${url.host} gave no token`, {
+    next: 'see whether this is the right registry',
+  });
 }
 
 function basic({ username, secret }: Credentials): string {

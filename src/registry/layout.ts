@@ -19,7 +19,7 @@ import {
   MANIFEST_TYPE,
 } from './manifest.js';
 import { formatReference, isDigest, type LayoutReference } from './reference.js';
-import type { BlobReader, Store } from './store.js';
+import { type BlobReader, once, type Store } from './store.js';
 
 const TAG = 'org.opencontainers.image.ref.name';
 const INDEX_TYPE = 'application/vnd.oci.image.index.v1+json';
@@ -75,7 +75,7 @@ export class LayoutStore implements Store {
 
   async writeManifest(bytes: Buffer): Promise<void> {
     const { digest, size } = blobOf(bytes);
-    await this.writeBlob({ digest, size }, () => [bytes] as unknown as AsyncIterable<Uint8Array>);
+    await this.writeBlob({ digest, size }, () => once(bytes));
     const tag = this.reference.tag ?? 'latest';
     const lock = await this.#lock();
     try {

@@ -23,9 +23,9 @@ import {
   type ImageLayer,
   MOST_LAYERS,
 } from './manifest.js';
-import { ordered } from './ordered.js';
+import { ordered } from '../stream/ordered.js';
 import { IndexBuilder, PIECE, type Piece, recordDigest } from './piece-index.js';
-import { cancelled, type Store } from './store.js';
+import { cancelled, once, type Store } from './store.js';
 
 /** The level of zstd: measured by scripts/piece-sizes.ts. */
 export const LEVEL = 3;
@@ -198,11 +198,6 @@ async function encodePiece({ number, data, zero, bytes }: PieceContent) {
     content: recordDigest(bytes),
   };
   return { piece, frame, length: bytes.length };
-}
-
-/** The bytes as one chunk. */
-async function* once(bytes: Buffer): AsyncGenerator<Uint8Array> {
-  yield await Promise.resolve(bytes);
 }
 
 /** An unnamed file for a data blob: its digest is known only when it is complete. */

@@ -35,11 +35,16 @@ export async function readWhole(store: Store, blob: Blob): Promise<Buffer> {
   try {
     const bytes = await reader.read(0, blob.size);
     if (digestOf(bytes) !== blob.digest)
-      throw corrupt(store.name, `the bytes of ${blob.digest} do not match this digest`);
+      throw corrupt(store.name, `the bytes of its blob ${blob.digest} do not match this digest`);
     return bytes;
   } finally {
     await reader.close();
   }
+}
+
+/** The bytes as one chunk. */
+export async function* once(bytes: Uint8Array): AsyncGenerator<Uint8Array> {
+  yield await Promise.resolve(bytes);
 }
 
 export function cancelled(what: string, signal: AbortSignal): PcowError {

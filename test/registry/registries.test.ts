@@ -1,63 +1,17 @@
 /** Push and pull with Debian's registry, and with skopeo between registries and layouts. */
-import { execFile } from 'node:child_process';
-import { randomBytes } from 'node:crypto';
-import { readFile, stat, writeFile } from 'node:fs/promises';
+import { copyFile, mkdir, readFile, stat, writeFile } from 'node:fs/promises';
 import path from 'node:path';
-import { promisify } from 'node:util';
-import test, { type ExecutionContext } from 'ava';
-import { Image, PcowError, type PcowErrorCode } from '../../src/engine/index.js';
+import test from 'ava';
+import { loginToRegistry, logoutOfRegistry, pullImage } from '../../src/registry/index.js';
+import { bench, isSame, MiB, snapshotsOf } from '../stream/images.js';
+import { failure, golden, ownCredentials, PLAIN, pushing, skopeo } from './images.js';
 import {
-  loginToRegistry,
-  logoutOfRegistry,
-  pullImage,
-  pushImage,
-  type PushOptions,
-} from '../../src/registry/index.js';
-import { bench, isSame, MiB, reading, snapshotsOf, working } from '../stream/images.js';
-import { makeCertificate, startRegistry, startServer, tokenServer } from './servers.js';
-
-const PLAIN = { plainHttp: true };
-
-/** `golden` with the snapshots v1 (4 MiB of random bytes) and v2 (an eighth of that changed). */
-async function golden(file: string): Promise<void> {
-  await Image.create(file, { size: 64 * MiB });
-  await working(file, async (image) => {
-    await image.write(randomBytes(4 * MiB), 0);
-    await image.snapshot('v1');
-    await image.write(randomBytes(MiB / 2), 20 * MiB);
-    await image.discard(MiB, MiB);
-    await image.snapshot('v2');
-  });
-}
-
-function pushing(file: string, snapshot: string, reference: string, options: PushOptions) {
-  return reading(file, (image) => pushImage(image, snapshot, reference, options));
-}
-
-async function failure(
-  t: ExecutionContext,
-  work: Promise<unknown>,
-  code: PcowErrorCode,
-  text: RegExp,
-): Promise<PcowError> {
-  const error = await t.throwsAsync(work, { instanceOf: PcowError });
-  t.is(error.code, code, error.message);
-  t.regex(error.message, text);
-  return error;
-}
-
-async function skopeo(...words: string[]): Promise<string> {
-  const { stdout } = await promisify(execFile)('skopeo', ['--insecure-policy', ...words]);
-  return stdout;
-}
-
-/** The file of credentials that this process uses; it is empty, and another one for each test. */
-async function ownCredentials(directory: string): Promise<string> {
-  const file = path.join(directory, 'auth.json');
-  await writeFile(file, '{}');
-  process.env.REGISTRY_AUTH_FILE = file;
-  return file;
-}
+  IDENTITY_TOKEN,
+  makeCertificate,
+  startRegistry,
+  startServer,
+  tokenServer,
+} from './servers.js';
 
 test.serial(
   'an image goes through a registry byte for byte, a second push moves nothing, an update little',
@@ -248,23 +202,116 @@ test.serial(
   },
 );
 
-test.serial('a credential helper is asked, and other keys of the file stay', async (t) => {
+test.serial(
+  'identity tokens, from a file and from a helper, are exchanged for tokens',
+  async (t) => {
+    const { at, directory } = await bench(t);
+    const file = await ownCredentials(directory);
+    const tls = makeCertificate(directory);
+    let tokens = 0;
+    const server = await startServer(
+      t,
+      tokenServer(tls, () => ++tokens),
+      tls,
+    );
+    const token = { realm: `https://${server}/token`, certificate: tls.certificate };
+    const host = await startRegistry(t, { tls, token });
+    const trusting = { certificates: [tls.certificate] };
+    await golden(at('golden'));
+    const logIn = (auths: unknown, credHelpers: unknown) =>
+      writeFile(file, JSON.stringify({ auths, credHelpers }));
+    await logIn({ [host]: { auth: '', identitytoken: 'another' } }, {});
+    await failure(
+      t,
+      pushing(at('golden'), 'v1', `${host}/a:v1`, trusting),
+      'PCOW_PERMISSION',
+      /who are you/,
+    );
+    await logIn({ [host]: { auth: '', identitytoken: IDENTITY_TOKEN } }, {});
+    await pushing(at('golden'), 'v1', `${host}/a:v1`, trusting);
+    t.true(tokens > 0);
+    const before = tokens;
+
+    await helperIn(directory, `{"Username":"<token>","Secret":"${IDENTITY_TOKEN}"}`);
+    await logIn({}, { [host]: 'test' });
+    await pullImage(`${host}/a:v1`, at('copy'), trusting);
+    t.is(tokens, before + 1);
+    t.is(await readFile(path.join(directory, 'asked'), 'utf8'), `get ${host}\n`);
+    await isSame(t, [at('golden'), 'v1'], [at('copy'), 'v1']);
+  },
+);
+
+/** A helper `test` that gives this answer, and writes down what it is asked. */
+async function helperIn(directory: string, answer: string, exit = 0): Promise<void> {
+  await writeFile(
+    path.join(directory, 'docker-credential-test'),
+    `#!/bin/sh\necho "$1 $(cat)" >> ${directory}/asked\necho '${answer}'\nexit ${exit}\n`,
+    { mode: 0o755 },
+  );
+  process.env.PATH = `${directory}:${process.env.PATH ?? ''}`;
+}
+
+test.serial('a credential helper keeps credentials, and other keys of the file stay', async (t) => {
   const { directory, at } = await bench(t);
   const file = await ownCredentials(directory);
   const host = await startRegistry(t, { basic: true });
-  const helper = path.join(directory, 'docker-credential-test');
-  await writeFile(
-    helper,
-    `#!/bin/sh\nread host; echo "{\\"Username\\":\\"me\\",\\"Secret\\":\\"secret\\"}"\n`,
-    {
-      mode: 0o755,
-    },
-  );
+  const asked = async () => (await readFile(path.join(directory, 'asked'), 'utf8')).split('\n');
+  await helperIn(directory, '{"Username":"me","Secret":"secret"}');
   await writeFile(file, JSON.stringify({ credHelpers: { [host]: 'test' }, other: { kept: true } }));
-  process.env.PATH = `${directory}:${process.env.PATH ?? ''}`;
   await golden(at('golden'));
   await pushing(at('golden'), 'v1', `${host}/a:v1`, PLAIN);
+  const place = await loginToRegistry(host, { username: 'me', password: 'secret' }, PLAIN);
+  t.is(place, 'docker-credential-test');
+  t.true(await logoutOfRegistry(host));
+  t.deepEqual((await asked()).slice(1), [
+    `store {"ServerURL":"${host}","Username":"me","Secret":"secret"}`,
+    `erase ${host}`,
+    '',
+  ]);
+  t.notRegex(await readFile(file, 'utf8'), /secret/);
+
+  // What a broken helper says may be a secret.
+  for (const [answer, exit, says] of [
+    ['secret', 0, /test gave no credentials: its answer is not/],
+    ['the keyring is locked', 1, /test gave no credentials: the keyring is locked/],
+  ] as const) {
+    await helperIn(directory, answer, exit);
+    const work = pushing(at('golden'), 'v2', `${host}/a:v2`, PLAIN);
+    const { message } = await failure(t, work, 'PCOW_PERMISSION', says);
+    t.notRegex(message, /secret/);
+  }
+  await helperIn(directory, 'credentials not found in native keychain', 1);
+  const unknown = pushing(at('golden'), 'v2', `${host}/a:v2`, PLAIN);
+  t.regex((await failure(t, unknown, 'PCOW_PERMISSION', /refuses/)).next ?? '', /pcow login/);
+
   await writeFile(file, JSON.stringify({ other: { kept: true } }));
   await loginToRegistry(host, { username: 'me', password: 'secret' }, PLAIN);
   t.like(JSON.parse(await readFile(file, 'utf8')), { other: { kept: true } });
+});
+
+test.serial('certificates are found where podman and docker keep them', async (t) => {
+  const { at, directory } = await bench(t);
+  await ownCredentials(directory);
+  const home = process.env.HOME;
+  process.env.HOME = directory;
+  t.teardown(() => (process.env.HOME = home));
+  const [tls, client] = [makeCertificate(directory), makeCertificate(directory, 'client')];
+  const host = await startRegistry(t, { tls, clients: client });
+  await golden(at('golden'));
+  const push = () => pushing(at('golden'), 'v1', `${host}/a:v1`, {});
+  const folder = path.join(directory, '.config/containers/certs.d', host);
+  await mkdir(folder, { recursive: true });
+  await failure(t, push(), 'PCOW_IO', /self-signed/);
+  await copyFile(tls.certificate, path.join(folder, 'ca.crt'));
+  await copyFile(client.certificate, path.join(folder, 'me.cert'));
+  await failure(t, push(), 'PCOW_INVALID', /me\.cert has no key/);
+  await copyFile(client.key, path.join(folder, 'me.key'));
+  await push();
+  t.regex(await skopeo('inspect', '--raw', `docker://${host}/a:v1`), /vnd\.pcow/);
+  await pullImage(`${host}/a:v1`, at('copy'));
+  await isSame(t, [at('golden'), 'v1'], [at('copy'), 'v1']);
+  await writeFile(path.join(folder, 'ca.crt'), 'nothing');
+  await failure(t, pullImage(`${host}/a:v1`, at('other')), 'PCOW_IO', /self-signed/);
+  const missing = { certificates: [path.join(directory, 'missing.pem')] };
+  await failure(t, pullImage(`${host}/a:v1`, at('other'), missing), 'PCOW_INVALID', /missing\.pem/);
 });

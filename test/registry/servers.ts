@@ -8,28 +8,38 @@ import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import {
   createServer,
   type IncomingMessage,
+  request as ask,
   type RequestListener,
   type ServerResponse,
 } from 'node:http';
 import { createServer as createTlsServer } from 'node:https';
-import { type AddressInfo, connect, createServer as createSocketServer } from 'node:net';
+import {
+  type AddressInfo,
+  connect,
+  createServer as createSocketServer,
+  type Socket,
+} from 'node:net';
 import path from 'node:path';
+import { text } from 'node:stream/consumers';
 import type { ExecutionContext } from 'ava';
 import { eventually } from '../helpers/eventually.js';
 import { scratchDirectory } from '../helpers/scratch.js';
 
-/** A key with a certificate for localhost that signs itself. */
+/** The name of a server that only proxies know. */
+export const FAR = 'registry.test';
+
+/** A key with a certificate for localhost and FAR that signs itself. */
 export interface Certificate {
   key: string;
   certificate: string;
 }
 
-export function makeCertificate(directory: string): Certificate {
+export function makeCertificate(directory: string, name = 'server'): Certificate {
   const [key, certificate] = [
-    path.join(directory, 'key.pem'),
-    path.join(directory, 'certificate.pem'),
+    path.join(directory, `${name}.key`),
+    path.join(directory, `${name}.cert`),
   ];
-  const names = 'subjectAltName=DNS:localhost,IP:127.0.0.1';
+  const names = `subjectAltName=DNS:localhost,DNS:${FAR},IP:127.0.0.1`;
   const words = [
     'req',
     '-x509',
@@ -39,7 +49,7 @@ export function makeCertificate(directory: string): Certificate {
     '-days',
     '2',
     '-subj',
-    '/CN=localhost',
+    `/CN=${name}`,
     '-addext',
     names,
   ];
@@ -49,6 +59,8 @@ export function makeCertificate(directory: string): Certificate {
 
 export interface RegistryOptions {
   tls?: Certificate;
+  /** Only clients with a certificate of this authority. */
+  clients?: Certificate;
   /** Of the user `me` with the password `secret`. */
   basic?: boolean;
   /** Tokens of this server. */
@@ -61,7 +73,7 @@ const PASSWORD = '$2y$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh4Hjl0a';
 /** Returns its HOST:PORT. It ends with the test. */
 export async function startRegistry(
   t: ExecutionContext,
-  { tls, basic, token }: RegistryOptions = {},
+  { tls, clients, basic, token }: RegistryOptions = {},
 ): Promise<string> {
   const directory = await scratchDirectory(t);
   const port = await freePort();
@@ -73,7 +85,10 @@ export async function startRegistry(
         ? ''
         : `auth:\n  token:\n    realm: ${token.realm}\n    service: test\n    issuer: tests\n    rootcertbundle: ${token.certificate}\n`;
   const certificates =
-    tls === undefined ? '' : `  tls:\n    certificate: ${tls.certificate}\n    key: ${tls.key}\n`;
+    (tls === undefined
+      ? ''
+      : `  tls:\n    certificate: ${tls.certificate}\n    key: ${tls.key}\n`) +
+    (clients === undefined ? '' : `    clientcas:\n      - ${clients.certificate}\n`);
   writeFileSync(path.join(directory, 'htpasswd'), `me:${PASSWORD}\n`);
   mkdirSync(path.join(directory, 'data'));
   writeFileSync(
@@ -137,6 +152,80 @@ export async function startServer(
 }
 
 /**
+ * The answers of a server in front of another one. `answer` may answer instead, and returns true
+ * then.
+ */
+export function frontOf(
+  host: string,
+  answer: (request: IncomingMessage, response: ServerResponse) => boolean = () => false,
+): RequestListener {
+  return (request, response) => {
+    if (answer(request, response)) return;
+    const { pathname, search } = new URL(request.url ?? '', 'http://localhost');
+    const { method, headers } = request;
+    const port = host.split(':')[1];
+    const passed = ask({ port, method, headers, path: pathname + search }, (got) => {
+      response.writeHead(got.statusCode ?? 502, got.headers);
+      got.pipe(response);
+    });
+    passed.on('error', () => response.destroy());
+    // A client that goes away breaks its request off behind the front, too.
+    response.on('close', () => passed.destroy());
+    request.pipe(passed);
+  };
+}
+
+/**
+ * A proxy that knows the servers by these names (HOST:PORT), for `me` with the password `secret`.
+ * `asked`: its requests.
+ */
+export async function startProxy(
+  t: ExecutionContext,
+  servers: Record<string, string>,
+): Promise<{ host: string; asked: string[] }> {
+  const asked: string[] = [];
+  const allowed = ({ headers, method, url }: IncomingMessage) => {
+    asked.push(`${method ?? ''} ${url ?? ''}`);
+    const user = Buffer.from('me:secret').toString('base64');
+    return headers['proxy-authorization'] === `Basic ${user}`;
+  };
+  const server = createServer((request, response) => {
+    const target = servers[`${new URL(request.url ?? '').hostname}:80`];
+    if (!allowed(request)) response.writeHead(407).end();
+    else if (target === undefined) response.writeHead(502).end();
+    else frontOf(target)(request, response);
+  });
+  const open = new Set<Socket>();
+  server.on('connection', (socket) => open.add(socket));
+  server.on('connect', (request, socket: Socket) => {
+    socket.on('error', () => undefined);
+    const target = servers[request.url ?? ''];
+    if (!allowed(request)) {
+      socket.end('HTTP/1.1 407 Proxy Authentication Required\r\n\r\n');
+    } else if (target === undefined) {
+      socket.end('HTTP/1.1 502 Bad Gateway\r\n\r\n');
+    } else {
+      const there = connect(Number(target.split(':')[1]), '127.0.0.1', () => {
+        socket.write('HTTP/1.1 200 OK\r\n\r\n');
+        socket.pipe(there).pipe(socket);
+      });
+      open.add(there);
+      there.on('error', () => socket.destroy());
+      socket.on('close', () => there.destroy());
+    }
+  });
+  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+  t.teardown(() => {
+    for (const socket of open) socket.destroy();
+    server.close();
+  });
+  return { host: `localhost:${(server.address() as AddressInfo).port}`, asked };
+}
+
+/** The token that a token server takes instead of the password. */
+export const IDENTITY_TOKEN = 'an-identity-token';
+
+/**
  * The answers of a token server that lets `me` with the password `secret` do everything. `seconds`:
  * how long a token lasts.
  */
@@ -148,13 +237,32 @@ export function tokenServer(
   const chain = new X509Certificate(readFileSync(tls.certificate)).raw.toString('base64');
   const base64 = (value: unknown) => Buffer.from(JSON.stringify(value)).toString('base64url');
   return (request, response) => {
-    const url = new URL(request.url ?? '', 'https://localhost');
-    if (request.headers.authorization !== `Basic ${Buffer.from('me:secret').toString('base64')}`) {
-      response.writeHead(401).end('{"errors":[{"message":"who are you?"}]}');
-      return;
+    void asked(request).then((scopes) => {
+      if (scopes === null) {
+        response.writeHead(401).end('{"errors":[{"message":"who are you?"}]}');
+        return;
+      }
+      onToken(scopes.join(' '));
+      response
+        .writeHead(200, { 'content-type': 'application/json' })
+        .end(JSON.stringify({ token: tokenFor(scopes) }));
+    });
+  };
+
+  /** null: without the right credentials. */
+  async function asked(request: IncomingMessage): Promise<string[] | null> {
+    if (request.method === 'POST') {
+      const form = new URLSearchParams(await text(request));
+      const right =
+        form.get('grant_type') === 'refresh_token' && form.get('refresh_token') === IDENTITY_TOKEN;
+      return right ? (form.get('scope')?.split(' ') ?? []) : null;
     }
-    const scopes = url.searchParams.getAll('scope');
-    onToken(scopes.join(' '));
+    const user = `Basic ${Buffer.from('me:secret').toString('base64')}`;
+    const url = new URL(request.url ?? '', 'https://localhost');
+    return request.headers.authorization === user ? url.searchParams.getAll('scope') : null;
+  }
+
+  function tokenFor(scopes: string[]): string {
     const access = scopes.map((scope) => {
       const [type, name, actions = ''] = scope.split(':');
       return { type, name, actions: actions.split(',') };
@@ -171,14 +279,12 @@ export function tokenServer(
       jti: '1',
       access,
     };
-    const text = `${base64({ typ: 'JWT', alg: 'RS256', x5c: [chain] })}.${base64(claims)}`;
+    const signed = `${base64({ typ: 'JWT', alg: 'RS256', x5c: [chain] })}.${base64(claims)}`;
     const signature = createSign('RSA-SHA256')
-      .update(text)
+      .update(signed)
       .sign(readFileSync(tls.key), 'base64url');
-    response
-      .writeHead(200, { 'content-type': 'application/json' })
-      .end(JSON.stringify({ token: `${text}.${signature}` }));
-  };
+    return `${signed}.${signature}`;
+  }
 }
 
 /** What a registry that serves an OCI layout is asked for. */
