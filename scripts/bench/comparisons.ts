@@ -4,6 +4,7 @@ import { density } from './density.js';
 import { fuse } from './fuse.js';
 import { guests, guestsInMemory } from './guests.js';
 import { mapping } from './mapping.js';
+import { registry } from './registry.js';
 import { snapshots } from './snapshots.js';
 import { space } from './space.js';
 
@@ -15,4 +16,5 @@ export const comparisons: Comparison[] = [
   fuse,
   space,
   density,
+  registry,
 ];

@@ -6,6 +6,7 @@ import { execFile, spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
 import { existsSync } from 'node:fs';
 import { mkdir, mkdtemp, readFile, rm, stat, writeFile } from 'node:fs/promises';
+import { type AddressInfo, connect, createServer, type Socket } from 'node:net';
 import os from 'node:os';
 import path from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -16,7 +17,7 @@ import type { Medium } from './comparison.js';
 
 const run = promisify(execFile);
 const sources = path.join(repository, 'scripts/bench/programs');
-const pcow = path.join(repository, 'dist/cli/pcow.cjs');
+export const pcow = path.join(repository, 'dist/cli/pcow.cjs');
 const monitor = path.join(repository, 'native/build/Release/libpcow-monitor.so');
 
 export const lastProcessor = os.availableParallelism() - 1;
@@ -179,6 +180,55 @@ export class Stand {
     return { file, end };
   }
 
+  /** Debian's registry, empty. Its files are removed with it. */
+  async registry(): Promise<{ host: string; end: () => Promise<void> }> {
+    const directory = this.fresh('registry');
+    const config = path.join(directory, 'config.yml');
+    const port = await freePort();
+    await mkdir(path.join(directory, 'data'), { recursive: true });
+    await writeFile(
+      config,
+      `version: 0.1\nlog:\n  level: error\nstorage:\n  filesystem:\n    rootdirectory: ${directory}/data\n` +
+        `http:\n  addr: 127.0.0.1:${port}\n  secret: bench\n`,
+    );
+    // It reports each blob that it does not have yet.
+    const start = 'exec docker-registry serve "$0" 2> /dev/null';
+    const server = this.#spawn('sh', ['-c', start, config]);
+    const end = this.atEnd(async () => {
+      await ended(server, 'SIGTERM');
+      await rm(directory, { recursive: true });
+    });
+    await until(() => answers(port), 'the registry did not start');
+    return { host: `localhost:${port}`, end };
+  }
+
+  /** A server that leads to another one, and counts the bytes in both directions. */
+  async countingLink(
+    to: string,
+  ): Promise<{ host: string; moved: () => number; end: () => Promise<void> }> {
+    let moved = 0;
+    const sockets = new Set<Socket>();
+    const server = createServer((near) => {
+      const far = connect(Number(to.split(':')[1]), '127.0.0.1');
+      for (const [from, into] of [
+        [near, far],
+        [far, near],
+      ] as const) {
+        sockets.add(from);
+        from.on('data', (bytes: Buffer) => (moved += bytes.length));
+        from.on('error', () => into.destroy()).on('close', () => into.destroy());
+        from.pipe(into);
+      }
+    });
+    await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+    const end = this.atEnd(async () => {
+      for (const socket of sockets) socket.destroy();
+      await new Promise((resolve) => server.close(resolve));
+    });
+    const { port } = server.address() as AddressInfo;
+    return { host: `localhost:${port}`, moved: () => moved, end };
+  }
+
   /** The command that runs another one under the monitor. */
   monitored(): string[] {
     return ['env', `LD_PRELOAD=${monitor}`];
@@ -277,6 +327,26 @@ async function until(condition: () => Promise<boolean>, complaint: string): Prom
     await sleep(20);
   }
   throw new Error(complaint);
+}
+
+async function freePort(): Promise<number> {
+  const server = createServer();
+  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+  const { port } = server.address() as AddressInfo;
+  await new Promise((resolve) => server.close(resolve));
+  return port;
+}
+
+function answers(port: number): Promise<boolean> {
+  return new Promise((resolve) => {
+    const socket = connect(port, '127.0.0.1', () => {
+      socket.destroy();
+      resolve(true);
+    });
+    socket.once('error', () => {
+      resolve(false);
+    });
+  });
 }
 
 export async function freshFile(file: string, size: number): Promise<void> {

@@ -187,6 +187,34 @@ const TARGETS: Target[] = [
     target: 'at most 100 ms',
     found: (all) => milliseconds(all, 'attaching'),
   },
+  {
+    what: 'push of everything to a registry, and pull, slowest of four',
+    against: '`skopeo copy` of the same bytes as a plain layer',
+    medium: 'disk; a registry on the same machine',
+    target: 'at least 1.0',
+    found: (all) => least(ratios(of(all, 'registry', 'everything'), 'pcow', 'skopeo, gzip'), 1),
+  },
+  {
+    what: 'the same',
+    against: 'the same, and skopeo does not compress',
+    medium: 'disk; a registry on the same machine',
+    target: 'at least 1.0',
+    found: (all) => least(ratios(of(all, 'registry', 'everything'), 'pcow', 'skopeo'), 1),
+  },
+  {
+    what: 'push of the same once more: MiB moved',
+    against: '',
+    medium: 'link',
+    target: 'only the manifest',
+    found: (all) => moved(all, (what) => what.includes('once more'), 0.1),
+  },
+  {
+    what: 'push and pull of an update of 100 MiB: MiB moved',
+    against: '',
+    medium: 'link',
+    target: 'at most 110',
+    found: (all) => moved(all, (what) => what.includes(' of 100 MiB of it'), 110),
+  },
 ];
 
 export function targetTable(all: All): string {
@@ -270,6 +298,15 @@ function amplification(all: All, system: string): Found | null {
     })),
     1.15,
     '×',
+  );
+}
+
+function moved(all: All, wanted: (what: string) => boolean, limit: number): Found | null {
+  const found = of(all, 'registry', 'moved').filter((each) => wanted(each.row[0] ?? ''));
+  return most(
+    found.map((each) => ({ row: each.row[0] ?? '', ratio: spreadOf(each.values).median })),
+    limit,
+    ' MiB',
   );
 }
 
