@@ -16,13 +16,14 @@ constexpr uint64_t kSmallestUnit = 65536;
 }  // namespace
 
 FaultServer::FaultServer(Image* image, FaultDescriptor* faults, const RegionGeometry& geometry,
-                         const Regions& regions, CleanCache* clean, Mapper* mapper,
-                         SharedBase* shared, SharingQueue* sharing, Stalls* stalls,
+                         const Regions& regions, BaseRanges* base, CleanCache* clean,
+                         Mapper* mapper, SharedBase* shared, SharingQueue* sharing, Stalls* stalls,
                          Statistics* statistics, bool writable)
     : image_(image),
       faults_(faults),
       geometry_(geometry),
       regions_(regions),
+      base_(base),
       clean_(clean),
       mapper_(mapper),
       shared_(shared),
@@ -112,7 +113,8 @@ bool FaultServer::share(Region* region, uint64_t offset, const Fault& fault) {
   const uint64_t slice = offset / segment::kSliceSize * segment::kSliceSize;
   const uint64_t limit = std::min(chunk_end, region->end());
   uint64_t end = shared_->filled_to(slice, std::min(limit, slice + kLargestShare));
-  if (end <= offset || !mapper_->has_room_for_shared()) return false;
+  if (end <= offset || !mapper_->has_room_for_shared() || !base_->reads_as_base(offset))
+    return false;
   if (region->readers().ahead(offset) > 0)
     (void)shared_->want(end, end + kWantAhead);
   else
@@ -126,6 +128,7 @@ bool FaultServer::share(Region* region, uint64_t offset, const Fault& fault) {
 // it is read, or when the reader goes on: a reader that jumps about would make it read much more
 // than that needs.
 void FaultServer::want_shared(Region* region, uint64_t offset) {
+  if (!shared_->is_offered() || !base_->reads_as_base(offset)) return;
   const uint64_t slice = offset / segment::kSliceSize * segment::kSliceSize;
   if (region->readers().follows()) {
     (void)shared_->want(offset, offset + kWantAhead);

@@ -14,6 +14,7 @@
 
 #include "attach/fault_descriptor.h"
 #include "engine/image/image.h"
+#include "monitor/base_ranges.h"
 #include "monitor/clean_cache.h"
 #include "monitor/mapper.h"
 #include "monitor/region.h"
@@ -26,8 +27,9 @@ namespace pcow {
 class FaultServer {
  public:
   FaultServer(Image* image, FaultDescriptor* faults, const RegionGeometry& geometry,
-              const Regions& regions, CleanCache* clean, Mapper* mapper, SharedBase* shared,
-              SharingQueue* sharing, Stalls* stalls, Statistics* statistics, bool writable);
+              const Regions& regions, BaseRanges* base, CleanCache* clean, Mapper* mapper,
+              SharedBase* shared, SharingQueue* sharing, Stalls* stalls, Statistics* statistics,
+              bool writable);
 
   // Returns false if the fault must wait, and be served again. A fault that the sharing thread
   // serves counts as served.
@@ -45,6 +47,7 @@ class FaultServer {
   FaultDescriptor* const faults_;
   const RegionGeometry geometry_;
   const Regions& regions_;
+  BaseRanges* const base_;
   CleanCache* const clean_;
   Mapper* const mapper_;
   SharedBase* const shared_;

@@ -114,6 +114,7 @@ bool Mapper::map_blocks(void* address, size_t length, int protection, uint64_t i
 // Records that the range is mapped.
 void Mapper::take_over(Region* region, uint64_t from, uint64_t to) {
   const uint64_t sub = geometry_.sub_block_size();
+  base_->are_held(from, to);
   for (uint64_t at = from; at < to; at = at / sub * sub + sub) {
     clean_->forget(region, at);
     if (region->is_shared(at)) {

@@ -12,6 +12,7 @@
 
 #include "attach/fault_descriptor.h"
 #include "engine/image/image.h"
+#include "monitor/base_ranges.h"
 #include "monitor/clean_cache.h"
 #include "monitor/region.h"
 #include "monitor/stalls.h"
@@ -24,14 +25,15 @@ class Mapper {
   // `synced`: see is_synced(). `budget`: mappings, for all sessions of this process together.
   // `regions`: of the session.
   Mapper(Image* image, bool synced, FaultDescriptor* faults, const RegionGeometry& geometry,
-         const Regions& regions, uint64_t budget, CleanCache* clean, Stalls* stalls,
-         Statistics* statistics)
+         const Regions& regions, uint64_t budget, BaseRanges* base, CleanCache* clean,
+         Stalls* stalls, Statistics* statistics)
       : image_(image),
         synced_(synced),
         faults_(faults),
         geometry_(geometry),
         regions_(regions),
         budget_(budget),
+        base_(base),
         clean_(clean),
         stalls_(stalls),
         statistics_(statistics) {}
@@ -77,6 +79,7 @@ class Mapper {
   const RegionGeometry geometry_;
   const Regions& regions_;
   const uint64_t budget_;
+  BaseRanges* const base_;
   CleanCache* const clean_;
   Stalls* const stalls_;
   Statistics* const statistics_;

@@ -24,6 +24,7 @@
 
 #include "attach/fault_descriptor.h"
 #include "engine/image/image.h"
+#include "monitor/base_ranges.h"
 #include "monitor/clean_cache.h"
 #include "monitor/demotion.h"
 #include "monitor/fault.h"
@@ -179,8 +180,9 @@ class Session {
   SharingQueue sharing_;
   Thread sharing_thread_;  // runs once a store was offered
 
-  std::mutex handling_;  // guards the next five members, and what they contain
+  std::mutex handling_;  // guards the next six members, and what they contain
   Regions regions_;
+  BaseRanges base_;
   CleanCache clean_;
   Mapper mapper_;
   FaultServer faulting_;

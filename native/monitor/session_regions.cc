@@ -185,6 +185,7 @@ Result<void> Session::discard(uint64_t offset, uint64_t length) {
     forget_chunks(region.get(), first, last);
   }
   auto discarded = image_->discard(offset, length);
+  base_.look_again(first, last);
   if (!discarded) stalls_.tell_if_base_is_missing(discarded.error());
   return discarded;
 }

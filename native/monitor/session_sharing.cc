@@ -62,7 +62,8 @@ void Session::share() {
 
 // A reader may be faster than the mount. It goes on with copies of its own, which are replaced when
 // there is nothing else to do: what the mount has by now is shown, and the rest is asked for.
-// Slices of which only one part was read are left alone. Returns whether there was anything to do.
+// Slices of which only one part was read are left alone. Ends early when there is something else to
+// do. Returns whether there was anything to do.
 bool Session::replace_copies() {
   if (statistics_.clean_bytes == 0) return false;
   std::vector<std::pair<size_t, uint64_t>> chunks;  // number of the region, start of the chunk
@@ -83,12 +84,13 @@ bool Session::replace_copies() {
       uint64_t copied = 0;
       for (uint64_t at = std::max(start, region.offset()); at < end; at = at / sub * sub + sub) {
         if (at % segment::kSliceSize == 0) copied = 0;
-        if (!region.is_clean(at)) continue;
+        if (!region.is_clean(at) || !base_.reads_as_base(at)) continue;
         if (copied <= kWorthReplacing && copied + sub > kWorthReplacing) slices.push_back(at);
         copied += sub;
       }
     }
     for (const uint64_t at : slices) {
+      if (!sharing_.is_empty()) return true;
       const uint64_t from = at / segment::kSliceSize * segment::kSliceSize;
       const bool filled = shared_.filled_to(from, from + 1) > from;
       done |= filled || shared_.want(from, from + segment::kSliceSize);
@@ -112,12 +114,13 @@ std::vector<Session::Target> Session::targets(const SharingQueue::Task& task) {
     if (from >= to) continue;
     bool wanted = false;
     if (task.fault) {
-      wanted = region->contains(task.fault->address) &&
-               !region->is_shared(region->offset_of(task.fault->address));
+      const uint64_t at =
+          region->contains(task.fault->address) ? region->offset_of(task.fault->address) : to;
+      wanted = at < to && !region->is_shared(at) && base_.reads_as_base(at);
     } else {
       const uint64_t sub = geometry_.sub_block_size();
       for (uint64_t at = from; at < to && !wanted; at = at / sub * sub + sub)
-        wanted = region->is_clean(at);
+        wanted = region->is_clean(at) && base_.reads_as_base(at);
     }
     if (wanted && mapper_.has_room_for_shared())
       found.push_back({region->at(from), from, to, protection});
@@ -145,17 +148,9 @@ void Session::put_in_place(char* made, const Target& target) {
   Region* const region = found == regions_.end() ? nullptr : found->get();
   const bool is_same = region && region->offset_of(target.address) == target.from &&
                        region->end() >= target.to && region->protection() == target.protection;
-  auto held = is_same ? image_->changes_to_base(nullptr, target.from, target.to) : ExtentBatch{};
-  // A batch begins with its chunk, and may end before the range does.
-  const uint64_t known_to = held ? std::min(held->next, target.to) : target.from;
   const auto next = [&](uint64_t at) { return std::min(target.to, at / sub * sub + sub); };
-  size_t extent = 0;  // the first that does not end before `at`; calls come in ascending order
   const auto may_show = [&](uint64_t at) {
-    if (at >= known_to || region->is_mapped(at) || region->is_shared(at)) return false;
-    while (extent < held->extents.size() &&
-           held->extents[extent].offset + held->extents[extent].length <= at)
-      extent++;
-    return extent == held->extents.size() || held->extents[extent].offset >= next(at);
+    return is_same && !region->is_mapped(at) && !region->is_shared(at) && base_.reads_as_base(at);
   };
   const int64_t before = is_same ? mapper_.boundaries_between(*region, target.from, target.to) : 0;
   bool failed = false;

@@ -70,6 +70,11 @@ void SharedBase::withdraw() {
   wants_.clear();
 }
 
+bool SharedBase::is_offered() {
+  const std::lock_guard lock(mutex_);
+  return offered_;
+}
+
 bool SharedBase::is_filled(uint64_t slice) const {
   const auto segment = segments_.find(slice / kSlices);
   return segment != segments_.end() && segment->second.filled &&

@@ -31,6 +31,7 @@ class SharedBase {
   // The mount is gone, with all that was asked of it. What it has given stays. Nothing is asked for
   // until the next mount has made its offer: the protocol does not permit it earlier.
   void withdraw();
+  bool is_offered();
 
   // The end of the content that can be mapped from `offset` on, without a gap and in one segment;
   // at most `limit`. `offset` itself if there is none.

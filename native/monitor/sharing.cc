@@ -7,16 +7,22 @@ namespace pcow {
 void SharingQueue::add(Task task) {
   const std::lock_guard lock(mutex_);
   if (ended_) return;
-  tasks_.push_back(task);
+  (task.fault ? faults_ : others_).push_back(task);
   changed_.notify_one();
+}
+
+bool SharingQueue::is_empty() {
+  const std::lock_guard lock(mutex_);
+  return faults_.empty() && others_.empty();
 }
 
 std::optional<SharingQueue::Task> SharingQueue::wait(std::chrono::milliseconds limit) {
   std::unique_lock lock(mutex_);
-  changed_.wait_for(lock, limit, [this] { return ended_ || !tasks_.empty(); });
-  if (ended_ || tasks_.empty()) return std::nullopt;
-  const Task task = tasks_.front();
-  tasks_.pop_front();
+  changed_.wait_for(lock, limit, [this] { return ended_ || !faults_.empty() || !others_.empty(); });
+  std::deque<Task>& tasks = faults_.empty() ? others_ : faults_;
+  if (ended_ || tasks.empty()) return std::nullopt;
+  const Task task = tasks.front();
+  tasks.pop_front();
   return task;
 }
 

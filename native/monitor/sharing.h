@@ -29,8 +29,9 @@ class SharingQueue {
     std::optional<Fault> fault;  // that waits for this. Without one: wherever clean copies are
   };
 
-  // After end(), tasks are ignored, and there are none.
+  // After end(), tasks are ignored, and there are none. Those with a fault come first.
   void add(Task task);
+  bool is_empty();
   // Nothing if there is none for so long, or after end().
   std::optional<Task> wait(std::chrono::milliseconds limit);
   void end();
@@ -38,7 +39,8 @@ class SharingQueue {
 
  private:
   std::mutex mutex_;  // guards the rest
-  std::deque<Task> tasks_;
+  std::deque<Task> faults_;
+  std::deque<Task> others_;
   bool ended_ = false;
   std::condition_variable changed_;
 };

@@ -209,6 +209,31 @@ void two_mappings(uint32_t block_size) {
   guest.end();
 }
 
+// What the image's own snapshots hold is read without the sharing thread, which would map the whole
+// slice for nothing, while the reader waits.
+void own_snapshots() {
+  const TemporaryDirectory directory;
+  const Base base(directory, 8 * kMiB, 65536);
+  Guest guest(base.clone("a.pcow"));
+  {
+    LocalStore store(256 * kMiB);
+    store.serve(guest.session.get(), base.path, base.layer);
+    guest.read_all();
+    until([&] { return guest.shared() == base.size; });
+    constexpr uint64_t kPages = segment::kSliceSize / 4096;
+    for (uint64_t number = 5; number < base.size / 4096; number += kPages) guest.page(number) = 7;
+    snapshot(guest.session.get(), "s");
+    CHECK(guest.shared() == 0);
+    for (uint64_t number = 5; number < base.size / 4096; number += kPages)
+      CHECK(guest.page(number) == 7);
+    CHECK(guest.shared() == 0);
+    CHECK(guest.page(4 * kPages - 1) == Base::value(4 * kPages - 1));
+    until([&] { return guest.shared() > 0; });
+    CHECK(guest.page(3 * kPages + 5) == 7);
+  }
+  guest.end();
+}
+
 // The budget is kept, whoever has what; what nobody has any more makes room for others.
 void budget() {
   const TemporaryDirectory directory;
@@ -395,6 +420,7 @@ int main() {
   }
   larger_image();
   between_mounts();
+  own_snapshots();
   budget();
   hostile_client();
   for (const uint32_t block_size : {4096u, 65536u, 2097152u}) {

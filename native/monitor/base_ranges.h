@@ -1,0 +1,42 @@
+// Which sub-blocks of an image read as its base, because no layer of the image itself holds
+// anything there: only they may show shared memory (session_sharing.cc). What its layers hold is
+// looked up once for each chunk, because that takes as many reads as there are layers. After that
+// it only grows: a snapshot, and the deletion of one, change nothing in what they hold together.
+//
+// All methods are called with the session's `handling` held.
+#pragma once
+
+#include <bitset>
+#include <cstdint>
+#include <unordered_map>
+
+#include "engine/image/image.h"
+#include "monitor/region.h"
+
+namespace pcow {
+
+class BaseRanges {
+ public:
+  BaseRanges(Image* image, const RegionGeometry& geometry) : image_(image), geometry_(geometry) {}
+
+  // `offset` is any offset in the sub-block. If that cannot be found out, it does not.
+  bool reads_as_base(uint64_t offset);
+  // The image holds these bytes now: whole sub-blocks, in one chunk.
+  void are_held(uint64_t from, uint64_t to);
+  // The image may hold more than before between these two offsets.
+  void look_again(uint64_t from, uint64_t to);
+
+ private:
+  static constexpr size_t kSubBlocksPerChunk = 16 * 512;
+  using Held = std::bitset<kSubBlocksPerChunk>;
+
+  size_t number_in_chunk(uint64_t offset) const {
+    return (offset & (geometry_.chunk_size() - 1)) >> geometry_.sub_block_shift;
+  }
+
+  Image* const image_;
+  const RegionGeometry geometry_;
+  std::unordered_map<uint64_t, Held> chunks_;  // by number; those that were looked at
+};
+
+}  // namespace pcow
