@@ -12,7 +12,7 @@
 #include "monitor/session.h"
 #include "store/clean_store.h"
 
-// Ends before the sessions that it serves are closed.
+// Ends before the sessions that it serves are closed; as if its mount had died, for them.
 class LocalStore {
  public:
   explicit LocalStore(uint64_t budget)
@@ -67,6 +67,7 @@ class LocalStore {
     }
     void end() {
       if (ended.exchange(true)) return;
+      session->shared().withdraw();  // it no longer writes to `wanted`
       const uint64_t one = 1;
       (void)!write(wanted, &one, sizeof one);
       if (asking.joinable()) asking.join();

@@ -1,6 +1,7 @@
 // A session in this process: threads write through the mapping, in causal order, over a base and
 // over holes, while snapshots freeze it. No write may be lost, no read may return zeros, every
-// snapshot is a consistent cut, and the mapping, the image and the model agree.
+// snapshot is a consistent cut, and the mapping, the image and the model agree. All of this with
+// and without a clean store, from which the session maps what the base holds.
 //
 //   monitor_test [SNAPSHOTS]
 #include <setjmp.h>
@@ -17,6 +18,7 @@
 #include <vector>
 
 #include "check.h"
+#include "local_store.h"
 #include "monitor/session.h"
 
 using namespace pcow;
@@ -25,23 +27,37 @@ namespace {
 
 constexpr uint64_t kMiB = uint64_t{1} << 20;
 
+enum class Store { kNone, kShared };
+
 struct Monitored {
   std::unique_ptr<Session> session;
   char* memory;
   size_t length;
+  std::unique_ptr<LocalStore> store;  // ends first
 };
 
-Monitored monitor(const std::string& path, const Session::Limits& limits) {
+// A store of one segment, which is enough for every base here.
+std::unique_ptr<LocalStore> serve(Session* session, Store store) {
+  if (store == Store::kNone || !MUST(FaultDescriptor::open())->can_share()) return nullptr;
+  const std::vector<LayerRef> chain = MUST(session->image().chain(nullptr));
+  auto made = std::make_unique<LocalStore>(segment::kContent);
+  made->serve(session, chain.back().path, chain.back().layer);
+  return made;
+}
+
+Monitored monitor(const std::string& path, const Session::Limits& limits, Store store) {
   OpenOptions options;
   options.write = true;
   auto image = MUST(Image::open(path, options));
   const size_t length = image->size();
   auto session = MUST(Session::start(std::move(image), limits));
   void* memory = MUST(session->map(length, PROT_READ | PROT_WRITE, 0));
-  return {std::move(session), static_cast<char*>(memory), length};
+  auto served = serve(session.get(), store);
+  return {std::move(session), static_cast<char*>(memory), length, std::move(served)};
 }
 
-void finish(const Monitored& monitored) {
+void finish(Monitored& monitored) {
+  monitored.store.reset();
   MUST(monitored.session->unmap(monitored.memory, monitored.length));
   CHECK(monitored.session->is_idle());
   monitored.session->close();
@@ -80,11 +96,11 @@ std::string make_over_base(const TemporaryDirectory& directory, uint64_t size,
 
 // Threads write the number of the round to a cell of their own in every block, in ascending order:
 // at any cut, block i + 1 holds the same number as block i, or one less.
-void cuts(uint32_t block_size, int snapshots, const Session::Limits& limits) {
+void cuts(uint32_t block_size, int snapshots, const Session::Limits& limits, Store store) {
   constexpr int kThreads = 3;
   constexpr uint64_t kStride = 36864;
   const TemporaryDirectory directory;
-  const Monitored m = monitor(make_over_base(directory, 24 * kMiB, block_size), limits);
+  Monitored m = monitor(make_over_base(directory, 24 * kMiB, block_size), limits, store);
   const size_t cells = m.length / kStride;
   std::atomic<bool> stop{false};
   std::atomic<uint64_t> wrong{0};
@@ -142,12 +158,13 @@ void cuts(uint32_t block_size, int snapshots, const Session::Limits& limits) {
 }
 
 // Random stores, loads, snapshots, deletions and syncs through two mappings of one image, compared
-// with plain memory.
-void model(uint64_t seed, uint32_t block_size, int steps, bool demote_always) {
+// with plain memory. Its store ends, and another one begins, as of the next mount.
+void model(uint64_t seed, uint32_t block_size, int steps, bool demote_always, Store store) {
   std::mt19937_64 random(seed);
   const TemporaryDirectory directory;
   const std::string path = make_over_base(directory, 8 * kMiB + 4096, block_size);
-  Monitored m = monitor(path, {kMiB, 30000, demote_always});
+  Monitored m = monitor(path, {kMiB, 30000, demote_always}, store);
+  uint64_t shared = 0;
   const uint64_t second_offset = m.length / 8192 * 4096;
   const size_t half = m.length - second_offset;
   char* second =
@@ -182,8 +199,13 @@ void model(uint64_t seed, uint32_t block_size, int steps, bool demote_always) {
     } else if (dice == 98) {
       MUST(m.session->unmap(m.memory, m.length));
       m.memory = static_cast<char*>(MUST(m.session->map(m.length, PROT_READ | PROT_WRITE, 0)));
+    } else if (dice == 99) {
+      shared += m.session->statistics().shared_bytes;
+      m.store.reset();
+      if (random() % 4) m.store = serve(m.session.get(), store);
     }
   }
+  printf("block %u: %llu bytes were shared\n", block_size, static_cast<unsigned long long>(shared));
   CHECK(memcmp(m.memory, expected.data(), m.length) == 0);
   for (const auto& [name, content] : snapshots) {
     std::vector<char> found(m.length);
@@ -201,11 +223,11 @@ void model(uint64_t seed, uint32_t block_size, int steps, bool demote_always) {
 
 // One byte in every block over a base, in random order: without promotion this needs more mappings
 // than the budget.
-void mapping_budget() {
+void mapping_budget(Store store) {
   const TemporaryDirectory directory;
   // Blocks in random order make several hundred pieces before they join.
   constexpr uint64_t kBudget = 100;
-  const Monitored m = monitor(make_over_base(directory, 64 * kMiB, 65536), {64 * kMiB, kBudget});
+  Monitored m = monitor(make_over_base(directory, 64 * kMiB, 65536), {64 * kMiB, kBudget}, store);
   std::vector<uint64_t> blocks(m.length / 65536);
   for (size_t i = 0; i < blocks.size(); i++) blocks[i] = i;
   std::shuffle(blocks.begin(), blocks.end(), std::mt19937_64(1));
@@ -251,7 +273,7 @@ bool kernel_can_poison() {
 }
 
 // A block of the base is damaged: reading and writing there raises SIGBUS, and nowhere else.
-void damaged_base(uint32_t block_size) {
+void damaged_base(uint32_t block_size, Store store) {
   const TemporaryDirectory directory;
   const std::string path = make_over_base(directory, 4 * kMiB, block_size);
   OpenOptions opening;
@@ -270,7 +292,7 @@ void damaged_base(uint32_t block_size) {
   std::fstream(directory / "base.pcow", std::ios::in | std::ios::out | std::ios::binary)
       .seekp(static_cast<std::streamoff>(place))
       .put('!');
-  const Monitored m = monitor(path, {kMiB, 30000});
+  Monitored m = monitor(path, {kMiB, 30000}, store);
   // Not atomic: the thread sanitizer holds a lock of its own around an atomic access, and the
   // signal would leave it locked.
   auto* cells = reinterpret_cast<volatile uint64_t*>(m.memory);
@@ -291,7 +313,8 @@ void damaged_base(uint32_t block_size) {
 // page that is the image's own.
 void reading_on(uint32_t block_size, uint64_t budget) {
   const TemporaryDirectory directory;
-  const Monitored m = monitor(make_over_base(directory, 16 * kMiB, block_size), {budget, 30000});
+  Monitored m =
+      monitor(make_over_base(directory, 16 * kMiB, block_size), {budget, 30000}, Store::kNone);
   auto* pages = reinterpret_cast<uint64_t*>(m.memory);
   const uint64_t own = 5 * kMiB / 4096 + 3;
   pages[own * 512] = 5;
@@ -310,20 +333,27 @@ void reading_on(uint32_t block_size, uint64_t budget) {
 int main(int argc, char** argv) {
   const int snapshots = argc > 1 ? atoi(argv[1]) : effort(30, 30, 10);
   const uint64_t seed = test_seed();
-  cuts(65536, snapshots, {512 * 1024, 30000});
-  cuts(4096, snapshots, {64 * kMiB, 30000});
-  cuts(2 * kMiB, snapshots, {64 * kMiB, 300});
-  cuts(65536, snapshots, {512 * 1024, 30000, true});
   const int steps = effort(1500, 1500, 300);
-  for (const uint32_t block_size : {4096u, 65536u, 524288u})
-    model(seed + block_size, block_size, steps, false);
-  for (const uint32_t block_size : {4096u, 65536u})
-    model(seed + block_size, block_size, steps, true);
-  mapping_budget();
+  const bool at_length = effort(1, 1, 0);
+  for (const Store store : {Store::kNone, Store::kShared}) {
+    const bool all = store == Store::kNone || at_length;
+    cuts(65536, snapshots, {512 * 1024, 30000}, store);
+    if (all) {
+      cuts(4096, snapshots, {64 * kMiB, 30000}, store);
+      cuts(2 * kMiB, snapshots, {64 * kMiB, 300}, store);
+      cuts(65536, snapshots, {512 * 1024, 30000, true}, store);
+    }
+    for (const uint32_t block_size : {4096u, 65536u, 524288u})
+      if (all || block_size == 65536) model(seed + block_size, block_size, steps, false, store);
+    for (const uint32_t block_size : {4096u, 65536u})
+      if (all || block_size == 4096) model(seed + block_size, block_size, steps, true, store);
+    mapping_budget(store);
+  }
   for (const uint32_t block_size : {4096u, 65536u})
     for (const uint64_t budget : {128 * uint64_t{1024}, 64 * kMiB}) reading_on(block_size, budget);
   if (kernel_can_poison()) {
-    for (const uint32_t block_size : {4096u, 65536u}) damaged_base(block_size);
+    for (const uint32_t block_size : {4096u, 65536u})
+      for (const Store store : {Store::kNone, Store::kShared}) damaged_base(block_size, store);
   } else {
     printf("damaged blocks were not touched: this kernel has no UFFDIO_POISON\n");
   }
