@@ -1,4 +1,5 @@
 /** All comparisons, in the order of the document. */
+import { boots } from './boot.js';
 import type { Comparison } from './comparison.js';
 import { density } from './density.js';
 import { fuse } from './fuse.js';
@@ -11,6 +12,7 @@ import { space } from './space.js';
 export const comparisons: Comparison[] = [
   guests,
   guestsInMemory,
+  boots,
   mapping,
   snapshots,
   fuse,

@@ -86,6 +86,22 @@ const TARGETS: Target[] = [
     found: (all) => least(ratios(of(all, 'guest', 'sqlite'), 'pcow', 'qcow2 virtio-blk'), 1),
   },
   {
+    what: 'boot of a Debian on a clone, userspace until multi-user',
+    against: 'virtio-blk on a qcow2 overlay',
+    medium: NOT_FLUSHED,
+    target: 'at most 1.0 times',
+    found: (all) =>
+      most(
+        ratios(
+          rows(of(all, 'boot', 'boot'), 'userspace until multi-user'),
+          'qcow2 virtio-blk',
+          'pcow',
+        ),
+        1,
+        '×',
+      ),
+  },
+  {
     what: 'expansion, sequential first touch',
     against: 'a raw sparse file',
     medium: NOT_FLUSHED,
