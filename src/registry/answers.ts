@@ -46,7 +46,7 @@ export async function* chunksOf(answer: HttpAnswer): AsyncGenerator<Buffer, void
   try {
     for (;;) {
       const began = performance.now();
-      const timer = setTimeout(() => body.destroy(new Error('it is too slow')), left);
+      const timer = setTimeout(() => body.destroy(new BadTransfer('it is too slow')), left);
       const next = chunks.next().catch((error: unknown) => {
         throw broken(error, answer);
       });
@@ -124,10 +124,18 @@ export async function checkLasting(answer: HttpAnswer): Promise<void> {
   );
 }
 
-/** A failed connection, or an answer that broke off. Temporary, unless it will fail again. */
+/** What is wrong with an answer that arrives. */
+export class BadTransfer extends Error {
+  readonly code = 'EPIPE';
+}
+
+/**
+ * A failed connection, or an answer that broke off: temporary, unless it will fail again. All of
+ * these have a code; an error without one is a fault of this program, and stays as it is.
+ */
 export function broken(error: unknown, { url, what }: Pick<HttpAnswer, 'url' | 'what'>): Error {
-  if (isPcowError(error) || error instanceof Temporary || !(error instanceof Error))
-    return error as Error;
+  const isOther = isPcowError(error) || error instanceof Temporary;
+  if (isOther || !(error instanceof Error) || codeOf(error) === '') return error as Error;
   const failure = unreachable(error, url, what, proxyFor(url));
   return mayPass(error) ? new Temporary(failure) : failure;
 }

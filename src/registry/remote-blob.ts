@@ -2,7 +2,7 @@
  * Reads parts of a blob with range requests. A registry may ignore ranges and send everything: then
  * the parts are read from that one answer, as long as they are requested in ascending order.
  */
-import { bodyOf, broken, chunksOf, type HttpAnswer } from './answers.js';
+import { BadTransfer, bodyOf, broken, chunksOf, type HttpAnswer } from './answers.js';
 import { type Blob, corrupt } from './manifest.js';
 import type { BlobReader } from './store.js';
 import { untilDone } from './tries.js';
@@ -69,7 +69,7 @@ export class RemoteBlob implements BlobReader {
       if (answer.status === 206) this.#checkRange(answer, range);
       const body = await bodyOf(answer, range.length);
       if (body.length === range.length) return body;
-      throw broken(new Error('the answer ends too early'), answer);
+      throw broken(new BadTransfer('the answer ends too early'), answer);
     });
   }
 
@@ -130,6 +130,6 @@ class WholeAnswer {
   async #next(): Promise<Buffer> {
     const { value } = await this.#chunks.next();
     if (value !== undefined) return value;
-    throw broken(new Error('the answer ends too early'), this.answer);
+    throw broken(new BadTransfer('the answer ends too early'), this.answer);
   }
 }

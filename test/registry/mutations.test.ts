@@ -63,7 +63,7 @@ test('an index with changed bytes is refused, or keeps its promises', async (t) 
   const { random } = await bench(t);
   const size = 40 * PIECE + 5 * UNIT;
   let accepted = 0;
-  for (let round = effort(1500, 500_000); round > 0; round--) {
+  for (let round = effort(1000, 500_000); round > 0; round--) {
     const builder = new IndexBuilder();
     let stored = 0;
     for (let number = random.below(3); number < 41; number += 1 + random.below(30)) {
@@ -242,7 +242,7 @@ test('an image with changed bytes is refused, or is what these bytes say', async
   const original = await Artifact.read(layout);
   const pulling = () => pullImage(`oci:${layout}:v1`, at('copy'));
   let made = 0;
-  for (let round = effort(60, 20_000, 'PCOW_MUTATIONS'); round > 0; round--) {
+  for (let round = effort(40, 20_000, 'PCOW_MUTATIONS'); round > 0; round--) {
     const changed = original.copy();
     const layer = random.pick(changed.config.layers);
     const { data } = layer;
