@@ -6,6 +6,7 @@ import path from 'node:path';
 import { fileURLToPath } from 'node:url';
 import test from 'ava';
 import { imagesFor, mountedImages, MiB } from '../helpers/mount.js';
+import { leaveOtherMounts } from '../helpers/mount-namespace.js';
 import { pcowProgram } from '../helpers/mounted.js';
 import { Conversation, program } from '../helpers/program.js';
 import { fails, pcowIn, succeeds, type Outcome } from './outcome.js';
@@ -150,6 +151,7 @@ test('if the mount cannot make a socket, it warns, and nothing is silently mappe
   const tool = await program('map-tool', mount.scratch);
   const command = `'${process.execPath}' '${pcowProgram}'`;
   const script = `
+    ${leaveOtherMounts()}
     mount -t tmpfs -o ro none /run
     ${command} mount '${mount.images}' '${mount.point}' || exit
     ${command} run -- '${tool}' '${mount.file('vm1')}' < /dev/null; echo "run: $?"

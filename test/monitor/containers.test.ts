@@ -10,6 +10,7 @@ import test from 'ava';
 
 import { mountedImages, MiB } from '../helpers/mount.js';
 import { attachedStatus, attachedTo, monitorPrefix } from '../helpers/monitored.js';
+import { inMountNamespace } from '../helpers/mount-namespace.js';
 import { pcowProgram } from '../helpers/mounted.js';
 import { Conversation, program } from '../helpers/program.js';
 
@@ -24,8 +25,11 @@ for (const [what, words] of [
     async (t) => {
       const mount = await mountedImages(t, { vm1: 4 * MiB });
       const tool = await program('map-tool', mount.scratch);
-      const inside = [...words, ...NAMESPACES, ...monitorPrefix(), tool, mount.file('vm1')];
-      const guest = await Conversation.start(t, 'unshare', ...inside);
+      const inside = inMountNamespace([...monitorPrefix(), tool, mount.file('vm1')], {
+        kept: mount.point,
+        options: [...words, ...NAMESPACES],
+      });
+      const guest = await Conversation.start(t, ...inside);
       const { attached } = await attachedStatus(mount, 'vm1');
       t.is(attached?.command, 'map-tool');
       // Its pid is that of the host, not the 1 that it has inside.

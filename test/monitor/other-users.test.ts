@@ -11,6 +11,7 @@ import test, { type ExecutionContext } from 'ava';
 
 import { Image } from '../../src/engine/index.js';
 import { imagesFor, MiB, type TestMount } from '../helpers/mount.js';
+import { inMountNamespace } from '../helpers/mount-namespace.js';
 import { mountedBy, pcowProgram } from '../helpers/mounted.js';
 import { Conversation, program } from '../helpers/program.js';
 import { attachedTo } from '../helpers/monitored.js';
@@ -73,7 +74,7 @@ async function withFuseForAll(t: ExecutionContext<unknown>, scratch: string): Pr
     'mount -t tmpfs -o dev,mode=755 none "$0" && mknod -m 666 "$0/fuse" c 10 229 && mount --bind "$0/fuse" /dev/fuse && echo ready && read _';
   const device = path.join(scratch, 'device');
   await mkdir(device);
-  const holder = await Conversation.start(t, 'unshare', '--mount', 'sh', '-c', script, device);
+  const holder = await Conversation.start(t, ...inMountNamespace(['sh', '-c', script, device]));
   return ['nsenter', `--mount=/proc/${holder.pid}/ns/mnt`];
 }
 

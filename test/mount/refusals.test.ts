@@ -11,6 +11,7 @@ import test from 'ava';
 import { isPcowError } from '../../src/engine/index.js';
 import { startDaemon, umount } from '../../src/mount/index.js';
 import { imagesFor, MiB, type TestMount } from '../helpers/mount.js';
+import { inMountNamespace } from '../helpers/mount-namespace.js';
 import { pcowProgram } from '../helpers/mounted.js';
 
 const run = promisify(execFile);
@@ -55,8 +56,7 @@ test.serial('a machine without /dev/fuse or fusermount3', async (t) => {
   const { images, point } = await imagesFor(t, { vm1: MiB });
   t.regex(await refused(t, images, point, { PATH: '/nowhere' }), /fusermount3.*fuse3/);
   // In its own mount namespace, with nothing but null in /dev.
-  const words = [
-    '-m',
+  const [command, ...words] = inMountNamespace([
     'sh',
     '-c',
     'mount -t tmpfs none /dev && mknod /dev/null c 1 3 && exec "$@"',
@@ -66,8 +66,8 @@ test.serial('a machine without /dev/fuse or fusermount3', async (t) => {
     'mount',
     images,
     point,
-  ];
-  const error = await t.throwsAsync<Error & { stderr: string }>(run('unshare', words));
+  ]);
+  const error = await t.throwsAsync<Error & { stderr: string }>(run(command, words));
   t.regex(error?.stderr ?? '', /\/dev\/fuse/);
 });
 

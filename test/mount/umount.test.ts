@@ -11,6 +11,7 @@ import { promisify } from 'node:util';
 import test from 'ava';
 
 import { imagesFor, MiB } from '../helpers/mount.js';
+import { inMountNamespace } from '../helpers/mount-namespace.js';
 import { pcowProgram } from '../helpers/mounted.js';
 
 const run = promisify(execFile);
@@ -41,14 +42,8 @@ test.serial('a bind mount of the mountpoint', async (t) => {
 test.serial('a mount that is removed in another mount namespace only', async (t) => {
   const mount = await imagesFor(t, { vm1: MiB });
   await mount.mount();
-  const { code, stderr } = await refusalOf(
-    'unshare',
-    '-m',
-    process.execPath,
-    pcowProgram,
-    'umount',
-    mount.point,
-  );
+  const command = [process.execPath, pcowProgram, 'umount', mount.point];
+  const { code, stderr } = await refusalOf(...inMountNamespace(command, { kept: mount.point }));
   t.is(code, 11);
   t.regex(
     stderr,
