@@ -13,6 +13,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { promisify } from 'node:util';
 
 import { repository } from '../guest/files.js';
+import { freePort, isOpen } from '../ports.js';
 import type { Medium } from './comparison.js';
 
 const run = promisify(execFile);
@@ -198,7 +199,7 @@ export class Stand {
       await ended(server, 'SIGTERM');
       await rm(directory, { recursive: true });
     });
-    await until(() => answers(port), 'the registry did not start');
+    await until(() => isOpen(port), 'the registry did not start');
     return { host: `localhost:${port}`, end };
   }
 
@@ -327,26 +328,6 @@ async function until(condition: () => Promise<boolean>, complaint: string): Prom
     await sleep(20);
   }
   throw new Error(complaint);
-}
-
-async function freePort(): Promise<number> {
-  const server = createServer();
-  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
-  const { port } = server.address() as AddressInfo;
-  await new Promise((resolve) => server.close(resolve));
-  return port;
-}
-
-function answers(port: number): Promise<boolean> {
-  return new Promise((resolve) => {
-    const socket = connect(port, '127.0.0.1', () => {
-      socket.destroy();
-      resolve(true);
-    });
-    socket.once('error', () => {
-      resolve(false);
-    });
-  });
 }
 
 export async function freshFile(file: string, size: number): Promise<void> {

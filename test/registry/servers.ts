@@ -13,15 +13,11 @@ import {
   type ServerResponse,
 } from 'node:http';
 import { createServer as createTlsServer } from 'node:https';
-import {
-  type AddressInfo,
-  connect,
-  createServer as createSocketServer,
-  type Socket,
-} from 'node:net';
+import { type AddressInfo, connect, type Socket } from 'node:net';
 import path from 'node:path';
 import { text } from 'node:stream/consumers';
 import type { ExecutionContext } from 'ava';
+import { freePort, isOpen } from '../../scripts/ports.js';
 import { eventually } from '../helpers/eventually.js';
 import { scratchDirectory } from '../helpers/scratch.js';
 
@@ -108,26 +104,6 @@ export async function startRegistry(
   });
   await eventually(() => isOpen(port));
   return `localhost:${port}`;
-}
-
-async function freePort(): Promise<number> {
-  const server = createSocketServer();
-  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
-  const { port } = server.address() as AddressInfo;
-  await new Promise((resolve) => server.close(resolve));
-  return port;
-}
-
-function isOpen(port: number): Promise<boolean> {
-  return new Promise((resolve) => {
-    const socket = connect(port, '127.0.0.1', () => {
-      socket.destroy();
-      resolve(true);
-    });
-    socket.once('error', () => {
-      resolve(false);
-    });
-  });
 }
 
 /** A server on this machine; it ends with the test, whatever its connections do. */
