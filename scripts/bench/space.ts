@@ -5,7 +5,7 @@ import path from 'node:path';
 import { Image } from '../../src/engine/index.js';
 import type { Bench, Comparison } from './comparison.js';
 import { lines } from './plot.js';
-import { spreadOf, type Results } from './results.js';
+import { spreadOf, type Ledger, type Results } from './results.js';
 import { lastProcessor } from './stand.js';
 
 const MiB = 2 ** 20;
@@ -67,6 +67,9 @@ async function run({ stand, record, short, say }: Bench): Promise<void> {
   }
   await mount.end();
   await restore();
+  say('space: the length of the file');
+  for (let round = 0; round < (short ? 1 : 3); ++round)
+    await lengthOfFile(stand.fresh('long.pcow'), record);
 
   async function over(
     system: string,
@@ -98,6 +101,49 @@ async function run({ stand, record, short, say }: Bench): Promise<void> {
   }
 }
 
+/**
+ * Snapshots that come and go while a few pages are written between them: how long the file becomes;
+ * and, before and after that, how fast it is written in order, and in how many pieces that lies.
+ */
+async function lengthOfFile(file: string, record: Ledger): Promise<void> {
+  const [size, data, pages] = [1024 * MiB, 256 * MiB, 32];
+  await Image.create(file, { size });
+  const image = await Image.open(file, { write: true });
+  const bytes = Buffer.alloc(MiB, 'b');
+  const writeInOrder = async (): Promise<number> => {
+    const began = performance.now();
+    for (let at = 0; at < data; at += MiB) await image.write(bytes, at);
+    return data / MiB / ((performance.now() - began) / 1000);
+  };
+  const before = await writeInOrder();
+  for (let number = 1; number <= 200; ++number) {
+    await image.snapshot(`s${number}`);
+    for (let page = 0; page < pages; ++page)
+      await image.write(bytes.subarray(0, 4096), scattered(number * pages + page, data));
+    if (number > 10) await image.delete(`s${number - 10}`);
+  }
+  const add = (row: string, unit: string, better: 'less' | 'more', value: number): void =>
+    record.add({ table: 'length', system: 'pcow', row: [row], unit, better }, value);
+  const snapshots = image.snapshots().reduce((sum, snapshot) => sum + snapshot.data, 0);
+  add('length of the file', '×', 'less', (await stat(file)).size / (size + snapshots));
+  await image.snapshot('last');
+  add('writing in order', '×', 'more', (await writeInOrder()) / before);
+  let [pieces, end] = [0, -1];
+  for await (const extent of image.map()) {
+    if (extent.depth !== 0 || extent.place === null) continue;
+    if (extent.place !== end) ++pieces;
+    end = extent.place + extent.length;
+  }
+  add('pieces for each 32 MiB in order', '', 'less', pieces / (data / (32 * MiB)));
+  await image.close();
+  await rm(file);
+}
+
+/** The offset of a page, the same in every run. */
+function scattered(number: number, length: number): number {
+  return ((number * 40_503) % (length / 4096)) * 4096;
+}
+
 function plots({ measurements }: Results): Record<string, string> {
   return {
     space: lines({
@@ -111,7 +157,7 @@ function plots({ measurements }: Results): Record<string, string> {
       series: SYSTEMS.map((name) => ({
         name,
         points: measurements
-          .filter((each) => each.system === name)
+          .filter((each) => each.table === 'amplification' && each.system === name)
           .map((each): [number, number] => [Number(each.row[0]), spreadOf(each.values).median]),
       })),
     }),

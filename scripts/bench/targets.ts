@@ -190,6 +190,21 @@ const TARGETS: Target[] = [
     found: (all) => amplification(all, 'pcow, monitored'),
   },
   {
+    what: 'length of the file after 200 snapshots and 190 deletions, 32 random pages written after each',
+    against: 'the image and the data of its snapshots',
+    medium: 'disk',
+    target: 'at most 1.25 times',
+    found: (all) =>
+      most(
+        rows(of(all, 'space', 'length'), 'length of the file').map((each) => ({
+          row: each.row.join(),
+          ratio: spreadOf(each.values).median,
+        })),
+        1.25,
+        '×',
+      ),
+  },
+  {
     what: 'opening a 1 TiB image with 100 snapshots, half full',
     against: '',
     medium: 'disk',
