@@ -5,7 +5,7 @@ namespace pcow {
 bool BaseRanges::reads_as_base(uint64_t offset) {
   const uint64_t chunk = offset >> geometry_.chunk_shift;
   const auto known = chunks_.find(chunk);
-  if (known != chunks_.end()) return !known->second[number_in_chunk(offset)];
+  if (known != chunks_.end()) return !known->second[geometry_.sub_block_in_chunk(offset)];
   const uint64_t from = chunk << geometry_.chunk_shift;
   auto batch = image_->changes_to_base(nullptr, from, from + geometry_.chunk_size());
   if (!batch) return false;
@@ -13,8 +13,8 @@ bool BaseRanges::reads_as_base(uint64_t offset) {
   const uint64_t sub = geometry_.sub_block_size();
   for (const MapExtent& extent : batch->extents)
     for (uint64_t at = extent.offset; at < extent.offset + extent.length; at += sub)
-      held.set(number_in_chunk(at));
-  return !held[number_in_chunk(offset)];
+      held.set(geometry_.sub_block_in_chunk(at));
+  return !held[geometry_.sub_block_in_chunk(offset)];
 }
 
 void BaseRanges::are_held(uint64_t from, uint64_t to) {
@@ -22,7 +22,7 @@ void BaseRanges::are_held(uint64_t from, uint64_t to) {
   if (known == chunks_.end()) return;
   const uint64_t sub = geometry_.sub_block_size();
   for (uint64_t at = from; at < to; at = at / sub * sub + sub)
-    known->second.set(number_in_chunk(at));
+    known->second.set(geometry_.sub_block_in_chunk(at));
 }
 
 void BaseRanges::look_again(uint64_t from, uint64_t to) {

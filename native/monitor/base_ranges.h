@@ -27,12 +27,7 @@ class BaseRanges {
   void look_again(uint64_t from, uint64_t to);
 
  private:
-  static constexpr size_t kSubBlocksPerChunk = 16 * 512;
-  using Held = std::bitset<kSubBlocksPerChunk>;
-
-  size_t number_in_chunk(uint64_t offset) const {
-    return (offset & (geometry_.chunk_size() - 1)) >> geometry_.sub_block_shift;
-  }
+  using Held = std::bitset<RegionGeometry::kSubBlocksPerChunk>;
 
   Image* const image_;
   const RegionGeometry geometry_;

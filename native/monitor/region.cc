@@ -28,14 +28,14 @@ void Region::remember_use(uint64_t offset) {
     for (uint64_t bits = chunk->mapped[word] | chunk->clean[word] | chunk->shared[word]; bits;
          bits &= bits - 1) {
       const uint64_t sub_block = word * 64 + static_cast<uint64_t>(std::countr_zero(bits));
-      used.set(block_in_chunk(sub_block << geometry_.sub_block_shift));
+      used.set(geometry_.block_in_chunk(sub_block << geometry_.sub_block_shift));
     }
   }
 }
 
 bool Region::was_in_use(uint64_t offset) const {
   const auto used = used_.find(offset >> geometry_.chunk_shift);
-  return used != used_.end() && used->second.test(block_in_chunk(offset));
+  return used != used_.end() && used->second.test(geometry_.block_in_chunk(offset));
 }
 
 }  // namespace pcow

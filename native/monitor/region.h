@@ -20,11 +20,21 @@ namespace pcow {
 
 // Sizes of the image that a region needs, in powers of two of bytes.
 struct RegionGeometry {
+  static constexpr size_t kBlocksPerChunk = 512;
+  static constexpr size_t kSubBlocksPerChunk = 16 * kBlocksPerChunk;
+
   uint32_t sub_block_shift;
   uint32_t chunk_shift;
   uint64_t sub_block_size() const { return uint64_t{1} << sub_block_shift; }
   uint64_t chunk_size() const { return uint64_t{1} << chunk_shift; }
-  uint64_t block_size() const { return chunk_size() / 512; }
+  uint64_t block_size() const { return chunk_size() / kBlocksPerChunk; }
+  // The number, in its chunk, of the sub-block or block that has this offset of the image.
+  size_t sub_block_in_chunk(uint64_t offset) const {
+    return (offset & (chunk_size() - 1)) >> sub_block_shift;
+  }
+  size_t block_in_chunk(uint64_t offset) const {
+    return (offset & (chunk_size() - 1)) / block_size();
+  }
 };
 
 class Region {
@@ -102,9 +112,7 @@ class Region {
   Streams& readers() { return readers_; }
 
  private:
-  static constexpr size_t kBlocksPerChunk = 512;
-  static constexpr size_t kSubBlocksPerChunk = 16 * kBlocksPerChunk;
-  using Bits = std::array<uint64_t, kSubBlocksPerChunk / 64>;
+  using Bits = std::array<uint64_t, RegionGeometry::kSubBlocksPerChunk / 64>;
   struct Chunk {
     Bits mapped{};
     Bits clean{};
@@ -130,17 +138,13 @@ class Region {
   bool get(uint64_t offset, Bits Chunk::*bits) const {
     const Chunk* found = find(offset);
     if (!found) return false;
-    const uint64_t number = (offset & (geometry_.chunk_size() - 1)) >> geometry_.sub_block_shift;
+    const size_t number = geometry_.sub_block_in_chunk(offset);
     return (found->*bits)[number / 64] >> (number % 64) & 1;
   }
   void set(uint64_t offset, Bits Chunk::*bits, bool value) {
-    const uint64_t number = (offset & (geometry_.chunk_size() - 1)) >> geometry_.sub_block_shift;
+    const size_t number = geometry_.sub_block_in_chunk(offset);
     uint64_t& word = (at_or_new(offset).*bits)[number / 64];
     word = value ? word | uint64_t{1} << (number % 64) : word & ~(uint64_t{1} << (number % 64));
-  }
-
-  size_t block_in_chunk(uint64_t offset) const {
-    return (offset & (geometry_.chunk_size() - 1)) / (geometry_.chunk_size() / kBlocksPerChunk);
   }
 
   const RegionGeometry geometry_;
@@ -151,7 +155,8 @@ class Region {
   mutable std::unordered_map<uint64_t, Chunk> chunks_;
   mutable Chunk* last_ = nullptr;
   mutable uint64_t last_number_ = 0;
-  std::unordered_map<uint64_t, std::bitset<kBlocksPerChunk>> used_;  // by the chunk's number
+  // By the chunk's number.
+  std::unordered_map<uint64_t, std::bitset<RegionGeometry::kBlocksPerChunk>> used_;
   Streams writers_{uint64_t{128} << 10, kLargestRun};
   Streams readers_{uint64_t{64} << 10, kLargestRead};
 };
