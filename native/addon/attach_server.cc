@@ -585,8 +585,9 @@ void AttachServer::pass_on(CleanStore::Answer answer) {
   packet.kind = protocol::Kind::kShared;
   packet.value = answer.slice;
   if (answer.segment) packet.descriptors.push_back(std::move(answer.segment));
-  // A monitor that does not read it makes copies of its own.
-  (void)send_packet(connection->second.socket.number(), packet);
+  // A monitor that does not read it now makes copies of its own, and asks again.
+  if (!send_packet(connection->second.socket.number(), packet) && !packet.descriptors.empty())
+    store_->take_back(answer.client, answer.slice);
 }
 
 // The monitor ends the connection. If this side did, and a late answer was still unread, the kernel

@@ -87,6 +87,11 @@ bool SharedBase::is_asked(uint64_t slice) const {
   });
 }
 
+bool SharedBase::may_have(uint64_t number) const {
+  return number * kContent < size_ &&
+         (segments_.contains(number) || segments_.size() < most_segments_);
+}
+
 uint64_t SharedBase::filled_to(uint64_t offset, uint64_t limit) {
   const std::lock_guard lock(mutex_);
   limit = std::min(limit, (offset / kContent + 1) * kContent);
@@ -109,7 +114,7 @@ bool SharedBase::want(uint64_t from, uint64_t to) {
   const uint64_t first = from / kSliceSize;
   const uint64_t number = first / kSlices;
   const auto known = segments_.find(number);
-  if (known == segments_.end() && segments_.size() >= most_segments_) return false;
+  if (!may_have(number)) return false;
   if (from == to && known != segments_.end() && known->second.memory) return false;
   const uint64_t now = monotonic_ns();
   if (known != segments_.end() && now < known->second.refused_until_ns) return false;
@@ -139,9 +144,11 @@ std::vector<SharedBase::Want> SharedBase::take_wants() {
 SharedBase::Bytes SharedBase::take_answer(uint64_t slice, Descriptor memory) {
   const std::lock_guard lock(mutex_);
   const auto asked = asked_.find(slice);
-  if (asked == asked_.end()) return {};
-  const uint64_t count = asked->second.count;
-  asked_.erase(asked);
+  // An answer may come after this process has ceased to wait for it. Its segment is used even then:
+  // the mount gives each segment once.
+  if (asked == asked_.end() && (!memory || !may_have(slice / kSlices))) return {};
+  const uint64_t count = asked == asked_.end() ? 0 : asked->second.count;
+  if (asked != asked_.end()) asked_.erase(asked);
   Segment& segment = segments_[slice / kSlices];
   // After the mount died, the next one gives another segment in place of this one. What is mapped
   // of the former one stays mapped.

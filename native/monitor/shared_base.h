@@ -49,7 +49,7 @@ class SharedBase {
   };
   std::vector<Want> take_wants();  // to be sent to the mount
   // The mount's answer to the want that began with this slice. Returns the bytes that were asked
-  // for; none if nothing was.
+  // for; of an answer that is no longer awaited, the first slice; none if it says nothing.
   struct Bytes {
     uint64_t from = 0;
     uint64_t to = 0;
@@ -74,6 +74,7 @@ class SharedBase {
 
   bool is_filled(uint64_t slice) const;
   bool is_asked(uint64_t slice) const;
+  bool may_have(uint64_t number) const;  // a segment
 
   FaultDescriptor* const faults_;
   const size_t most_segments_;

@@ -99,6 +99,12 @@ void CleanStore::want(uint64_t client, uint32_t slice, uint32_t count) {
   changed_.notify_one();
 }
 
+void CleanStore::take_back(uint64_t client, uint32_t slice) {
+  const std::lock_guard guard(lock_);
+  if (const auto found = clients_.find(client); found != clients_.end())
+    found->second.given.erase(slice / kSlices);
+}
+
 void CleanStore::forget(uint64_t client) {
   const std::lock_guard guard(lock_);
   const auto found = clients_.find(client);

@@ -85,6 +85,8 @@ class CleanStore {
   // Fills up to `count` slices of one segment, if the client has opened a layer. With a count of 0,
   // gives only what is there.
   void want(uint64_t client, uint32_t slice, uint32_t count);
+  // The segment of an answer about this slice did not reach the client: it is given again.
+  void take_back(uint64_t client, uint32_t slice);
   void forget(uint64_t client);
   Figures figures() const;
 
