@@ -25,6 +25,7 @@ struct ToJs<CheckReport> {
     object.Set("size", report.size ? number(env, report.size) : env.Null());
     object.Set("snapshots", report.size ? number(env, report.snapshots) : env.Null());
     object.Set("data", report.size ? number(env, report.data) : env.Null());
+    object.Set("remote", number(env, report.remote));
     object.Set("inUse", report.in_use);
     object.Set("clean", report.clean);
     object.Set("hostCrashed", report.crashed);

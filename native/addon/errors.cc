@@ -6,6 +6,14 @@ Napi::Value error_to_js(Napi::Env env, const Error& error) {
   Napi::Object object = Napi::Error::New(env, error.message).Value();
   object.Set("code", code_name(error.code));
   object.Set("errno", error.err);
+  if (error.remote) {
+    auto remote = Napi::Object::New(env);
+    remote.Set("path", error.remote->path);
+    remote.Set("uuid", error.remote->uuid);
+    remote.Set("layer", static_cast<double>(error.remote->layer));
+    remote.Set("block", static_cast<double>(error.remote->block));
+    object.Set("remote", remote);
+  }
   return object;
 }
 

@@ -1,5 +1,5 @@
 // The engine's errors in JavaScript: an Error with `code` ("PCOW_LOCKED"), `errno` (positive) and a
-// message. src/engine/errors.ts makes a PcowError from it.
+// message; for PCOW_REMOTE also `remote`. src/engine/errors.ts makes a PcowError from it.
 #pragma once
 
 #include <napi.h>

@@ -8,6 +8,7 @@
 #include "addon/environment.h"
 #include "addon/info_to_js.h"
 #include "addon/promise_task.h"
+#include "engine/format/bytes.h"
 
 namespace pcow::addon {
 
@@ -22,6 +23,33 @@ template <>
 struct ToJs<ExtentBatch> {
   static Napi::Value convert(Napi::Env env, ExtentBatch& batch) {
     return extents_to_js(env, batch);
+  }
+};
+
+using SourceContent = std::optional<std::vector<uint8_t>>;
+
+template <>
+struct ToJs<SourceContent> {
+  static Napi::Value convert(Napi::Env env, SourceContent& content) {
+    if (!content) return env.Null();
+    return Napi::Buffer<uint8_t>::Copy(env, content->data(), content->size());
+  }
+};
+
+// Blocks and masks in turn.
+template <>
+struct ToJs<RemoteBatch> {
+  static Napi::Value convert(Napi::Env env, RemoteBatch& batch) {
+    auto numbers = Napi::Uint32Array::New(env, batch.blocks.size() * 2);
+    uint32_t* at = numbers.Data();
+    for (const RemoteEntry& entry : batch.blocks) {
+      *at++ = entry.block;
+      *at++ = entry.mask;
+    }
+    auto object = Napi::Object::New(env);
+    object.Set("blocks", numbers);
+    object.Set("next", batch.next ? number(env, *batch.next) : env.Null());
+    return object;
   }
 };
 
@@ -77,6 +105,11 @@ Napi::Function ImageWrap::define(Napi::Env env) {
                          InstanceMethod<&ImageWrap::add_checksums>("addChecksums"),
                          InstanceMethod<&ImageWrap::remove_checksums>("removeChecksums"),
                          InstanceMethod<&ImageWrap::scrub>("scrub"),
+                         InstanceMethod<&ImageWrap::set_source>("setSource"),
+                         InstanceMethod<&ImageWrap::source>("source"),
+                         InstanceMethod<&ImageWrap::mark_remote>("markRemote"),
+                         InstanceMethod<&ImageWrap::fill>("fill"),
+                         InstanceMethod<&ImageWrap::remote_blocks>("remoteBlocks"),
                          InstanceMethod<&ImageWrap::close>("close"),
                      });
 }
@@ -370,6 +403,54 @@ Napi::Value ImageWrap::remove_checksums(const Napi::CallbackInfo& info) {
 Napi::Value ImageWrap::scrub(const Napi::CallbackInfo& info) {
   return run_long<ScrubReport>(
       info, 0, [](Image& image, const Progress& progress) { return image.scrub(progress); });
+}
+
+// `content` or null.
+Napi::Value ImageWrap::set_source(const Napi::CallbackInfo& info) {
+  SourceContent content;
+  if (!info[0].IsNull()) {
+    auto bytes = info[0].As<Napi::Uint8Array>();
+    content.emplace(bytes.Data(), bytes.Data() + bytes.ByteLength());
+  }
+  return run<void>(info.Env(), Lane::kStructure, [content = std::move(content)](Image& image) {
+    return image.set_source(content);
+  });
+}
+
+Napi::Value ImageWrap::source(const Napi::CallbackInfo& info) {
+  return run<SourceContent>(info.Env(), Lane::kBytes, [](Image& image) { return image.source(); });
+}
+
+// `entries`: 8 bytes for each block.
+Napi::Value ImageWrap::mark_remote(const Napi::CallbackInfo& info) {
+  auto bytes = info[0].As<Napi::Uint8Array>();
+  std::vector<RemoteEntry> entries;
+  for (size_t at = 0; at + 8 <= bytes.ByteLength(); at += 8)
+    entries.push_back(
+        {get_field<uint32_t>(bytes.Data(), at), get_field<uint16_t>(bytes.Data(), at + 4)});
+  return run<void>(info.Env(), Lane::kBytes, [entries = std::move(entries)](Image& image) {
+    return image.mark_remote(entries);
+  });
+}
+
+// `layer`, `block`, `buffer`.
+Napi::Value ImageWrap::fill(const Napi::CallbackInfo& info) {
+  auto buffer = info[2].As<Napi::Uint8Array>();
+  return run<uint64_t>(
+      info.Env(), Lane::kBytes,
+      [layer = bytes_of(info[0]), block = bytes_of(info[1]), data = buffer.Data(),
+       length = buffer.ByteLength()](Image& image) {
+        return image.fill(layer, block, data, length);
+      },
+      buffer);
+}
+
+// `layer`, `from`.
+Napi::Value ImageWrap::remote_blocks(const Napi::CallbackInfo& info) {
+  return run<RemoteBatch>(info.Env(), Lane::kBytes,
+                          [layer = bytes_of(info[0]), from = bytes_of(info[1])](Image& image) {
+                            return image.remote_blocks(layer, from);
+                          });
 }
 
 Napi::Value ImageWrap::close(const Napi::CallbackInfo& info) {

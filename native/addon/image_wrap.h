@@ -55,6 +55,11 @@ class ImageWrap : public Napi::ObjectWrap<ImageWrap> {
   Napi::Value add_checksums(const Napi::CallbackInfo& info);
   Napi::Value remove_checksums(const Napi::CallbackInfo& info);
   Napi::Value scrub(const Napi::CallbackInfo& info);
+  Napi::Value set_source(const Napi::CallbackInfo& info);
+  Napi::Value source(const Napi::CallbackInfo& info);
+  Napi::Value mark_remote(const Napi::CallbackInfo& info);
+  Napi::Value fill(const Napi::CallbackInfo& info);
+  Napi::Value remote_blocks(const Napi::CallbackInfo& info);
   Napi::Value close(const Napi::CallbackInfo& info);
 
   // Runs `work(image)` on the lane, with a lease. `buffer`, if given, lives until then.

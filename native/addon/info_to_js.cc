@@ -9,6 +9,9 @@ namespace pcow::addon {
 
 namespace {
 
+// In place of an ExtentKind: data whose bytes are remote.
+constexpr double kRemoteData = 3;
+
 Napi::Value string_or_null(Napi::Env env, const std::string& text) {
   return text.empty() ? env.Null() : Napi::String::New(env, text);
 }
@@ -85,6 +88,8 @@ Napi::Value info_to_js(Napi::Env env, const ImageInfo& info) {
   object.Set("subBlockSize", number(env, info.sub_block_size));
   object.Set("fileSize", number(env, info.file_size));
   object.Set("diskUse", number(env, info.disk_use));
+  object.Set("lazy", info.lazy);
+  object.Set("remoteBytes", number(env, info.remote_bytes));
   object.Set("persistent", info.persistent);
   object.Set("kernelWrites", number(env, info.kernel_writes));
   object.Set("kernelSyncs", number(env, info.kernel_syncs));
@@ -137,7 +142,7 @@ Napi::Value extents_to_js(Napi::Env env, const ExtentBatch& batch) {
   for (const MapExtent& extent : batch.extents) {
     *at++ = static_cast<double>(extent.offset);
     *at++ = static_cast<double>(extent.length);
-    *at++ = static_cast<double>(extent.kind);
+    *at++ = extent.remote ? kRemoteData : static_cast<double>(extent.kind);
     *at++ = static_cast<double>(extent.depth);
     *at++ = static_cast<double>(extent.file_offset);
     deepest = std::max(deepest, extent.depth);

@@ -28,6 +28,7 @@ const char* code_name(Code code) {
     case Code::kCancelled: return "PCOW_CANCELLED";
     case Code::kClosed: return "PCOW_CLOSED";
     case Code::kNoMemory: return "PCOW_NO_MEMORY";
+    case Code::kRemote: return "PCOW_REMOTE";
   }
   return "PCOW_IO";
 }
@@ -56,6 +57,7 @@ int code_errno(Code code) {
     case Code::kCancelled: return ECANCELED;
     case Code::kClosed: return EBADF;
     case Code::kNoMemory: return ENOMEM;
+    case Code::kRemote: return EAGAIN;
   }
   return EIO;
 }

@@ -3,6 +3,8 @@
 #pragma once
 
 #include <cerrno>
+#include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <utility>
@@ -35,6 +37,7 @@ enum class Code {
   kCancelled,
   kClosed,
   kNoMemory,
+  kRemote,
 };
 
 // "PCOW_LOCKED" for Code::kLocked, and so on.
@@ -43,10 +46,19 @@ const char* code_name(Code code);
 // The errno that a system call would give for this code (positive).
 int code_errno(Code code);
 
+// What a reader lacks: a block of which sub-blocks are remote (docs/format.md, "Source").
+struct RemoteBlock {
+  std::string path;  // of the file whose layer holds it
+  std::string uuid;  // of that image: 8-4-4-4-12 hex digits
+  uint64_t layer;    // id
+  uint64_t block;    // number
+};
+
 struct Error {
   Code code;
   int err;              // positive errno
   std::string message;  // one sentence that names the image, without a full stop
+  std::shared_ptr<const RemoteBlock> remote;  // of kRemote, if a single block is known
 
   Error(Code c, std::string text) : code(c), err(code_errno(c)), message(std::move(text)) {}
   Error(Code c, int e, std::string text) : code(c), err(e), message(std::move(text)) {}

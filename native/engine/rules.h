@@ -22,6 +22,7 @@ enum class Rule {
   kTableSpaceBeforeStore,   // a table's page has disk space before it is stored to
   kDataSpaceBeforeMapping,  // a block has disk space before it is mapped
   kFileReachesBeforeUse,    // the file reaches to the end of a block before it is used
+  kFilledBeforeEntry,       // what is filled in is on the disk before an entry names it
   kFreeingBeforePunch,      // a freeing is on the disk before the block is punched out
   kFreeingBeforeReuse,      // … and before the block is used again
   kHoleBeforeReuse,         // … and so is the hole
@@ -53,6 +54,9 @@ enum class Rule {
   kHeirBeforeSuperblock,         // what an heir has taken is, too
   // What a root has taken in from its base is, before the superblock that names another base.
   kTakenInBeforeSuperblock,
+  kSourceBeforeSuperblock,  // the source of a lazy image is on the disk before a superblock names it
+  kSourceBeforeRemote,      // … and that superblock is, before an entry is remote
+  kFilledBeforeSourceGone,  // all fills are on the disk before the superblock without a source
   kSuperblockBeforeReturn,  // the superblock is on the disk before a change returns
   kOtherSlot,               // the superblock that counts is never overwritten
   kDurableBeforeSeal,       // a frozen layer is on the disk before the superblock that seals it

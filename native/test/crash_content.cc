@@ -7,6 +7,7 @@
 
 #include "engine/check/check.h"
 #include "engine/check/scrub.h"
+#include "engine/disk/page.h"
 
 using namespace pcow;
 
@@ -120,8 +121,20 @@ void must_be_sound(const Run& run, const std::string& path) {
 Stamps read_stamps(const Run& run, const Image& image, const View* view, const std::string& what) {
   const uint64_t size = view ? image.view_size(*view) : image.size();
   std::vector<uint8_t> bytes(size);
-  if (run.must(image.read(view, 0, bytes.data(), size), "read") != size)
+  auto read = image.read(view, 0, bytes.data(), size);
+  if (!read && read.error().code == Code::kRemote) {
+    for (uint64_t at = 0; at < size; at += kPageSize) {
+      read = image.read(view, at, bytes.data() + at, kPageSize);
+      if (!read && read.error().code == Code::kRemote) {
+        for (uint64_t i = at / kSector; i < (at + kPageSize) / kSector; i++)
+          fill_sector(run.registry[i], i, bytes.data() + i * kSector);
+      } else if (run.must(std::move(read), "read a page") != kPageSize) {
+        run.fail(what + " is short");
+      }
+    }
+  } else if (run.must(std::move(read), "read") != size) {
     run.fail(what + " is short");
+  }
   Stamps stamps(size / kSector);
   for (size_t i = 0; i < stamps.size(); i++) {
     const auto stamp = stamp_of(run, bytes.data() + i * kSector, i);
@@ -130,6 +143,30 @@ Stamps read_stamps(const Run& run, const Image& image, const View* view, const s
     stamps[i] = *stamp;
   }
   return stamps;
+}
+
+Result<void> fetch(const Run& run, Image* image, uint64_t layer, uint64_t block, uint64_t blocks) {
+  const uint64_t length = image->info().block_size;
+  std::vector<uint8_t> bytes(blocks * length);
+  for (uint64_t i = 0; i < bytes.size() / kSector; i++) {
+    const uint64_t sector = block * length / kSector + i;
+    if (sector < run.registry.size() && run.registry[sector])
+      fill_sector(run.registry[sector], sector, bytes.data() + i * kSector);
+  }
+  auto filled = image->fill(layer, block, bytes.data(), bytes.size());
+  return filled ? Result<void>() : filled.error();
+}
+
+Result<void> fetch_all(const Run& run, Image* image) {
+  auto layers = image->layers();
+  if (!layers) return layers.error();
+  for (const LayerInfo& layer : *layers) {
+    auto batch = image->remote_blocks(layer.id, 0);
+    if (!batch) return batch.error();
+    for (const RemoteEntry& entry : batch->blocks)
+      PCOW_TRY(fetch(run, image, layer.id, entry.block, 1));
+  }
+  return {};
 }
 
 Content read_content(const Run& run, const Image& image) {
@@ -166,7 +203,8 @@ Result<void> write_sectors(Image* image, Content* content, uint64_t first, uint6
     fill_sector(stamp, first + i, bytes.data() + i * kSector);
     content->active[first + i] = stamp;
   }
-  return image->write(first * kSector, bytes.data(), bytes.size());
+  return with_fetches(*run, image,
+                      [&] { return image->write(first * kSector, bytes.data(), bytes.size()); });
 }
 
 }  // namespace crash

@@ -43,9 +43,26 @@ pcow::Result<std::unique_ptr<pcow::Image>> open_image(const std::string& path, b
 // Writes sectors with a new stamp, into the image and into `content`.
 pcow::Result<void> write_sectors(pcow::Image* image, Content* content, uint64_t first,
                                  uint64_t count, Run* run);
+// Remote sub-blocks are read from `run.registry`.
 Stamps read_stamps(const Run& run, const pcow::Image& image, const pcow::View* view,
                    const std::string& what);
 Content read_content(const Run& run, const pcow::Image& image);
+
+// Fills a block with what the registry has.
+pcow::Result<void> fetch(const Run& run, pcow::Image* image, uint64_t layer, uint64_t block,
+                         uint64_t blocks);
+pcow::Result<void> fetch_all(const Run& run, pcow::Image* image);
+// Runs an operation on an image; if it needs remote bytes, fetches these and runs it again.
+template <typename Do>
+auto with_fetches(const Run& run, pcow::Image* image, const Do& what) {
+  for (;;) {
+    auto outcome = what();
+    if (outcome || !outcome.error().remote) return outcome;
+    const pcow::RemoteBlock wanted = *outcome.error().remote;
+    if (auto fetched = fetch(run, image, wanted.layer, wanted.block, 1); !fetched)
+      return decltype(outcome)(fetched.error());
+  }
+}
 
 // All checksums must be right. `whole`: a layer that has checksums must have all of them.
 void must_have_checksums(const Run& run, const pcow::Image& image, bool whole);

@@ -93,6 +93,8 @@ constexpr Profile kCloned = {"clone of a snapshot", 0, 0, 0, 0, 0, 0, 0, 0, 0};
 constexpr Profile kBesideZeros = {"write beside zeros", 0, 0, 0, 0, 0, 0, 0, 0, 0};
 constexpr Profile kFullMerge = {
     "merge on a full disk", 0, 0, 0, 0, 0, 0, 0, 0, 0, false, false, 0, 0, false, 16};
+constexpr Profile kFills = {"lazy", 50, 15, 15, 10, 0, 0, 0, 0, 10};
+constexpr Profile kFillsKilled = {"lazy, killed", 50, 15, 15, 10, 0, 0, 0, 0, 10, false, true};
 
 }  // namespace
 
@@ -116,7 +118,7 @@ void run_workloads(Run* run, int steps) {
   for (const Profile& profile : kProfiles)
     for (const uint32_t block_size : kBlockSizes)
       if (profiles.next()) Workload(run, profile, block_size).go(steps);
-  Turns turns(&run->random, 7);
+  Turns turns(&run->random, 9);
   if (turns.next()) Workload(run, kLongMerge, 4096).go(steps);
   if (turns.next()) Workload(run, kReuse, 4096).reuse_during_a_merge();
   if (turns.next()) Workload(run, kTwoDeletions, 8192).two_deletions();
@@ -124,6 +126,8 @@ void run_workloads(Run* run, int steps) {
   if (turns.next()) Workload(run, kCloned, 4096).clone_of_a_snapshot();
   if (turns.next()) Workload(run, kFullMerge, 8192).merge_on_a_full_disk();
   if (turns.next()) Workload(run, kBesideZeros, 4096).write_beside_zeros();
+  if (turns.next()) run_workload(run, kFills.name, steps);
+  if (turns.next()) run_workload(run, kFillsKilled.name, steps);
 }
 
 void run_workload(Run* run, const std::string& name, int steps) {
@@ -136,6 +140,11 @@ void run_workload(Run* run, const std::string& name, int steps) {
   if (name == kTwoDeletions.name) return Workload(run, kTwoDeletions, 8192).two_deletions();
   if (name == kMergedChecksums.name)
     return Workload(run, kMergedChecksums, 4096).merge_with_checksums();
+  for (const Profile& lazy : {kFills, kFillsKilled}) {
+    if (name != lazy.name) continue;
+    for (const uint32_t block_size : kBlockSizes) Workload(run, lazy, block_size).lazy(steps);
+    return;
+  }
   const auto profile = std::find_if(std::begin(kProfiles), std::end(kProfiles),
                                     [&](const Profile& one) { return name == one.name; });
   CHECK(profile != std::end(kProfiles));

@@ -46,6 +46,8 @@ struct Run {
   bool interrupts = false;
   // The image begins in persistent memory, and is carried to a disk and back.
   bool persistent = false;
+  // What the sectors of remote sub-blocks hold, wherever they are stored.
+  std::vector<uint64_t> registry;
 
   [[noreturn]] void fail(const std::string& what) const {
     fprintf(stderr, "%s, in %s, state %llu: %s %s\n", where.c_str(), operation.c_str(),

@@ -128,7 +128,7 @@ void PowerCuts::check(DiskState state) {
   }
   if (also) also(path);
   if (!nested_ && run_->random() % 24 == 0) cut_recovery(state);
-  go_on(path, std::move(content));
+  if (!draft) go_on(path, std::move(content));
 }
 
 // Makes the base of the state to be checked: its disk may be in any state, independently of the
@@ -169,15 +169,23 @@ void PowerCuts::go_on(const std::string& path, Content content) {
     if (run_->random() % 4 == 0) {
       // A page that is only newly mapped has not been written, and must read as before.
       FaultWork work;
-      run_->must(image->make_writable(first * kSector, {.ahead = count * kSector}, &work), "fault");
+      run_->must(with_fetches(*run_, image.get(),
+                              [&] {
+                                return image->make_writable(first * kSector,
+                                                            {.ahead = count * kSector}, &work);
+                              }),
+                 "fault");
     } else if (run_->random() % 4 == 0) {
-      run_->must(image->discard(first * kSector, count * kSector), "discard");
+      run_->must(with_fetches(*run_, image.get(),
+                              [&] { return image->discard(first * kSector, count * kSector); }),
+                 "discard");
       std::fill_n(content.active.begin() + static_cast<ptrdiff_t>(first), count, 0);
     } else {
       run_->must(write_sectors(image.get(), &content, first, count, run_), "write");
     }
   }
   if (run_->random() % 8 == 0) {
+    run_->must(fetch_all(*run_, image.get()), "fetch everything");
     while (!content.snapshots.empty()) {
       run_->must(image->remove(content.snapshots.begin()->first, nullptr), "remove");
       content.snapshots.erase(content.snapshots.begin());
@@ -201,6 +209,7 @@ void PowerCuts::cut_recovery(const DiskState& state) {
   cuts.worlds = worlds;
   cuts.checksums = checksums;
   cuts.whole_checksums = whole_checksums;
+  cuts.draft = draft;
   cuts.watch(path);
   cuts.begin("recovery");
   auto image = run_->must(open_image(path, true, &cuts), "open for writing, with power cuts");

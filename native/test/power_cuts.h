@@ -30,6 +30,8 @@ class PowerCuts : public pcow::FileObserver {
   bool checksums = false;  // some layers have checksums
   // A layer gets all its checksums at once, and takes in nothing later.
   bool whole_checksums = false;
+  // Remote sub-blocks may be in the active layer, so the image cannot be used yet.
+  bool draft = false;
 
   void watch(const std::string& path) {
     path_ = path;

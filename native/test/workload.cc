@@ -36,6 +36,49 @@ void Workload::reuse_during_a_merge() {
   finish();
 }
 
+void Workload::lazy(int steps) {
+  const uint64_t sectors = block_size_ / kSector;
+  run_->where = profile_.name;
+  prepare();
+  if (attempt("source", now_, {world_}, [&] { return image_->set_source({{1, 2, 3}}); }))
+    settle(world_);
+
+  std::vector<RemoteEntry> entries;
+  Content after = now_;
+  World world = world_;
+  run_->registry.assign(now_.active.size() / sectors * sectors, 0);
+  const uint64_t stamp = ++run_->stamps;
+  for (uint32_t block = 0; block < run_->registry.size() / sectors; block++) {
+    if (block % 4 == 3) continue;
+    const uint64_t sub_blocks = std::min<uint64_t>(16, block_size_ / kPageSize);
+    const uint64_t held = block % 4 == 2 ? std::max<uint64_t>(1, sub_blocks / 2) : sub_blocks;
+    entries.push_back({block, static_cast<uint16_t>((1u << held) - 1)});
+    for (uint64_t i = 0; i < held * (sectors / sub_blocks); i++) {
+      const uint64_t sector = block * sectors + i;
+      run_->registry[sector] = after.active[sector] = stamp;
+      world.active[sector].insert(stamp);
+    }
+  }
+  cuts_.draft = true;
+  if (!attempt("mark remote", after, {world}, [&] { return image_->mark_remote(entries); })) return;
+  settle(std::move(world));
+  snapshot();
+  cuts_.draft = false;
+  for (int i = 0; i < steps; i++) {
+    run_->where = std::string(profile_.name) + ", blocks of " + std::to_string(block_size_) +
+                  ", step " + std::to_string(i);
+    if (profile_.kills && run_->random() % 3 == 0) cuts_.kill_after(run_->random() % 12);
+    below(2) ? fill() : step();
+  }
+  while (image_->info().remote_bytes)  // again, if the process is killed
+    if (attempt("fetch everything", now_, {world_}, [&] { return fetch_all(*run_, image_.get()); }))
+      settle(world_);
+  if (attempt("no source", now_, {world_}, [&] { return image_->set_source(std::nullopt); }))
+    settle(exactly(now_));
+  write();
+  finish();
+}
+
 void Workload::go(int steps) {
   prepare();
   for (int i = 0; i < steps; i++) {

@@ -55,6 +55,8 @@ class Workload {
   void merge_on_a_full_disk();
   // Blocks that are zeros durably, and have no block in the file yet, are written in part.
   void write_beside_zeros();
+  // A snapshot is remote, is filled while other things happen, and becomes an ordinary one.
+  void lazy(int steps);
   void go(int steps);
 
  private:
@@ -148,6 +150,7 @@ class Workload {
   void discard();
   void discard(uint64_t first, uint64_t count);
   void sync();
+  void fill();
   void snapshot();
 
   // As the monitor takes one: writes and stores continue until the cut, and again after it.

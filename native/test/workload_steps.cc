@@ -142,9 +142,20 @@ void Workload::discard(uint64_t first, uint64_t count) {
     after.active[i] = 0;
     world.active[i].insert(0);
   }
-  if (attempt("discard", after, {world},
-              [&] { return image_->discard(first * kSector, count * kSector); }))
-    settle(std::move(world));
+  const auto discard = [&] {
+    return with_fetches(*run_, image_.get(),
+                        [&] { return image_->discard(first * kSector, count * kSector); });
+  };
+  if (attempt("discard", after, {world}, discard)) settle(std::move(world));
+}
+
+void Workload::fill() {
+  const uint64_t blocks = run_->registry.size() * kSector / block_size_;
+  const uint64_t first = below(blocks);
+  const uint64_t layer = run_->must(image_->layer_id("s0"), "the remote layer");
+  if (attempt("fill", now_, {world_},
+              [&] { return fetch(*run_, image_.get(), layer, first, 1 + below(blocks - first)); }))
+    settle(world_);
 }
 
 void Workload::sync() {

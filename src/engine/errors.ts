@@ -46,6 +46,8 @@ const ERRNO_OF_CODE = {
   PCOW_CANCELLED: errno.ECANCELED,
   PCOW_CLOSED: errno.EBADF,
   PCOW_NO_MEMORY: errno.ENOMEM,
+  /** Bytes of a lazy image are needed that are still in a registry: PcowError.remote. */
+  PCOW_REMOTE: errno.EAGAIN,
   /** The mount itself: its mountpoint, its daemon, FUSE. */
   PCOW_MOUNT: errno.EIO,
   /** An invalid command line. */
@@ -84,6 +86,7 @@ const CODE_OF_ANSWER: Partial<Record<keyof typeof errno, PcowErrorCode>> = {
   ESTALE: 'PCOW_BASE_CHANGED',
   ELOOP: 'PCOW_BASE_LOOP',
   ECANCELED: 'PCOW_CANCELLED',
+  EAGAIN: 'PCOW_REMOTE',
 };
 
 /** The code of a failed system call, by its (positive) errno. */
@@ -104,6 +107,18 @@ export function codeOfAnswer(number: number): PcowErrorCode {
  */
 export type PcowErrorCode = keyof typeof ERRNO_OF_CODE;
 
+/** The block of a lazy image that a reader needs, and that has not been fetched yet. */
+export interface RemoteBlock {
+  /** Of the image file that holds it, when it was opened. */
+  path: string;
+  /** Of that image. */
+  uuid: string;
+  /** The id of the layer in that file. */
+  layer: number;
+  /** The number of the block in the layer. */
+  block: number;
+}
+
 /** The optional properties of a PcowError. */
 export interface PcowErrorOptions {
   /** Positive; default: the errno of the code. */
@@ -115,6 +130,8 @@ export interface PcowErrorOptions {
    * it.
    */
   next?: string | null | undefined;
+  /** With PCOW_REMOTE, if a single block is missing. */
+  remote?: RemoteBlock | undefined;
 }
 
 /**
@@ -133,6 +150,8 @@ export class PcowError extends Error {
    * it.
    */
   readonly next: string | null | undefined;
+  /** With PCOW_REMOTE, if a single block is missing. */
+  readonly remote?: RemoteBlock;
 
   constructor(code: PcowErrorCode, message: string, options: PcowErrorOptions = {}) {
     super(message, options.cause === undefined ? undefined : { cause: options.cause });
@@ -140,6 +159,7 @@ export class PcowError extends Error {
     this.code = code;
     this.errno = options.errno ?? ERRNO_OF_CODE[code];
     this.next = options.next;
+    if (options.remote !== undefined) this.remote = options.remote;
     this.errnoName = NAME_OF_ERRNO.get(this.errno) ?? `errno ${this.errno}`;
   }
 }
@@ -153,6 +173,7 @@ export function isPcowError(error: unknown, ...codes: PcowErrorCode[]): error is
 interface NativeError extends Error {
   code: PcowErrorCode;
   errno: number;
+  remote?: RemoteBlock;
 }
 
 /**
@@ -162,8 +183,8 @@ interface NativeError extends Error {
 export function fromNative(error: unknown): unknown {
   if (!(error instanceof Error) || !('code' in error) || !(String(error.code) in ERRNO_OF_CODE))
     return error;
-  const { code, errno, message } = error as NativeError;
-  return new PcowError(code, message, { errno });
+  const { code, errno, message, remote } = error as NativeError;
+  return new PcowError(code, message, { errno, remote });
 }
 
 /** Runs work that calls the addon. Converts its errors to PcowErrors. */

@@ -3,7 +3,9 @@ import { PcowError } from './errors.js';
 import type { NativeExtentBatch } from './native.js';
 import type { ChainLink, Extent } from './types.js';
 
-const KINDS = ['data', 'zero', 'hole'] as const;
+/** The last one: data that is remote. */
+const KINDS = ['data', 'zero', 'hole', 'data'] as const;
+const REMOTE = 3;
 
 interface Walked {
   /** The path, for messages. */
@@ -67,7 +69,8 @@ function* unpack({ extents, chain }: NativeExtentBatch): Generator<Extent> {
       kind: name,
       depth: name === 'hole' ? null : depth,
       layer: name === 'hole' ? null : (chain[depth] ?? null),
-      place: name === 'data' ? place : null,
+      place: name === 'data' && kind !== REMOTE ? place : null,
+      ...(kind === REMOTE && { remote: true as const }),
     };
   }
 }
@@ -76,6 +79,7 @@ function continues(before: Extent, after: Extent): boolean {
   return (
     before.offset + before.length === after.offset &&
     before.kind === after.kind &&
+    before.remote === after.remote &&
     before.depth === after.depth &&
     sameLayer(before.layer, after.layer) &&
     (before.place === null || before.place + before.length === after.place)

@@ -414,6 +414,63 @@ export class Image {
   }
 
   /**
+   * Makes the image lazy: its layers may hold bytes that are still elsewhere, and `content` says
+   * where. The engine does not look at it. null: nothing is remote any more, and the image becomes
+   * an ordinary one again; PCOW_REMOTE if something is. Durable when the promise resolves.
+   */
+  async setSource(content: Uint8Array | null): Promise<void> {
+    if (content !== null) checkBuffer(content);
+    await translated(() => this.native.setSource(content));
+  }
+
+  /** The content that setSource() has stored; null: the image is not lazy. */
+  async source(): Promise<Buffer | null> {
+    return translated(() => this.native.source());
+  }
+
+  /**
+   * The active layer, which holds nothing of these blocks, holds these sub-blocks from now on, and
+   * their bytes are remote. `entries` has 8 bytes for each block: its number (32 bits, little
+   * endian), the mask of the sub-blocks (16 bits), zeros. For an image that is being made.
+   */
+  async markRemote(entries: Uint8Array): Promise<void> {
+    checkBuffer(entries);
+    if (entries.length % 8 !== 0)
+      throw new PcowError('PCOW_INVALID', 'markRemote() needs 8 bytes for each block');
+    await translated(() => this.native.markRemote(entries));
+  }
+
+  /**
+   * Stores the bytes of remote sub-blocks of a frozen layer: `data` has whole blocks from `block`
+   * on, or ends with the layer. What is not remote is ignored. Returns how many blocks were filled;
+   * after a power cut some of these may be remote again. Errors: PCOW_NOT_FOUND for the layer,
+   * PCOW_INVALID, PCOW_NO_SPACE, PCOW_IO, PCOW_READ_ONLY.
+   */
+  async fill(layer: number, block: number, data: Uint8Array): Promise<number> {
+    checkLayer(layer);
+    checkOffset(block);
+    checkBuffer(data);
+    return translated(() => this.native.fill(layer, block, data));
+  }
+
+  /**
+   * The remote sub-blocks of a layer, from block `from` on: 0 first, then the `next` of the call
+   * before; null: there are no more.
+   */
+  async remoteRanges(
+    layer: number,
+    from: number,
+  ): Promise<{ ranges: { block: number; mask: number }[]; next: number | null }> {
+    checkLayer(layer);
+    checkOffset(from);
+    const { blocks, next } = await translated(() => this.native.remoteBlocks(layer, from));
+    const ranges: { block: number; mask: number }[] = [];
+    for (let at = 0; at < blocks.length; at += 2)
+      ranges.push({ block: blocks[at]!, mask: blocks[at + 1]! });
+    return { ranges, next };
+  }
+
+  /**
    * `method` and `what` name the work in messages, for example `delete` and `the deletion of s1`.
    */
   async #long<T>(

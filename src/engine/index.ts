@@ -10,7 +10,7 @@ export {
   takingAway,
 } from './dependants.js';
 export { exists, receiptOf, removeRemains } from './drafts.js';
-export { isPcowError, PcowError, type PcowErrorCode } from './errors.js';
+export { isPcowError, PcowError, type PcowErrorCode, type RemoteBlock } from './errors.js';
 export { lockWriter, standingOn } from './file-lock.js';
 export { givingItAName, howToName, imageFilesIn } from './image-files.js';
 export { giveName, isMissing, removeName } from './names.js';

@@ -235,6 +235,13 @@ export interface NativeImage {
     cancellation: NativeCancellation,
     onProgress: ((done: number, total: number) => void) | null,
   ): Promise<ScrubReport>;
+  setSource(content: Uint8Array | null): Promise<void>;
+  source(): Promise<Buffer | null>;
+  /** 8 bytes for each block: its number (32 bits), the mask (16 bits), zeros. */
+  markRemote(entries: Uint8Array): Promise<void>;
+  fill(layer: number, block: number, data: Uint8Array): Promise<number>;
+  /** `blocks`: numbers and masks in turn. */
+  remoteBlocks(layer: number, from: number): Promise<{ blocks: Uint32Array; next: number | null }>;
   /** Waits for operations in progress. Call it once only. */
   close(): Promise<void>;
 }

@@ -130,6 +130,10 @@ export interface ImageInfo {
   fileSize: number;
   /** Disk space that the image file takes. */
   diskUse: number;
+  /** Whether it has a source for bytes that are still in a registry. */
+  lazy: boolean;
+  /** Bytes that its layers hold, and that have not been fetched yet. Counting them reads tables. */
+  remoteBytes: number;
   /** Whether the last writer closed the image. False while a process has it open for writing. */
   clean: boolean;
   /** Whether this opening may write. */
@@ -220,8 +224,10 @@ export interface Extent {
   depth: number | null;
   /** That layer. null for a hole. */
   layer: ChainLink | null;
-  /** The offset of the bytes in that layer's file. null unless `data`. */
+  /** The offset of the bytes in that layer's file. null unless `data`, and while they are remote. */
   place: number | null;
+  /** Only set for `data` of a lazy image that has not been fetched yet: reading it fails. */
+  remote?: true;
 }
 
 /** Layers of a chain, counted from the requested one. */
@@ -332,6 +338,8 @@ export interface CheckReport {
   snapshots: number | null;
   /** Bytes of the blocks to which entries refer. */
   data: number | null;
+  /** Bytes of a lazy image that have not been fetched yet. */
+  remote: number;
   /** A process has it open for writing, so the values may change. */
   inUse: boolean;
   /** Its last writer closed it. */

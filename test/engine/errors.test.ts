@@ -37,6 +37,7 @@ const ERRNO_NAMES: Record<PcowErrorCode, keyof typeof constants.errno> = {
   PCOW_CANCELLED: 'ECANCELED',
   PCOW_CLOSED: 'EBADF',
   PCOW_NO_MEMORY: 'ENOMEM',
+  PCOW_REMOTE: 'EAGAIN',
   PCOW_MOUNT: 'EIO',
   PCOW_USAGE: 'EINVAL',
 };

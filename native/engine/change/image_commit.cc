@@ -171,8 +171,11 @@ class CommitToBase {
   }
 
   Result<void> copy_block(uint64_t block, uint64_t word, const std::shared_ptr<Table>& table) {
-    auto checked = checked_entry(word, base_.geometry, *image_.file, block);
+    auto checked =
+        checked_entry(word, base_.geometry, *image_.file, image_.layers.is_lazy(), block);
     if (!checked) return checked.error();
+    if (checked->remote)
+      return remote_error(*image_.file, image_.superblocks.current().uuid, frozen_.id, block);
     PCOW_TRY(table->ensure(block / kBlocksPerChunk));
     if (!checked->index) {
       base_.own_blocks.make_zero(table.get(), block, {}, checked->written);

@@ -41,7 +41,7 @@ constexpr uint64_t kChunksAtOnce = 16;  // chunks whose checksums one sync takes
 
 // Whether this error keeps one deletion from being finished, but not the others.
 bool is_stuck(const ImageState& state, const Error& why) {
-  return (why.code == Code::kCorrupt && !state.file->sync_failure()) ||
+  return (why.code == Code::kCorrupt && !state.file->sync_failure()) || why.code == Code::kRemote ||
          state.full_disk.is_full(why);
 }
 
@@ -178,6 +178,11 @@ class Merge {
       const Entry entry = Entry::unpack(heir_->load(block));
       const auto missing = static_cast<uint16_t>(lower.written & ~entry.written);
       if (!missing) continue;
+      // Remote bytes belong to the layer for which the source names them. Only the active layer of a
+      // draft has no identity yet: it takes back what a snapshot that was not sealed has frozen.
+      if (entry.remote || (lower.remote && !(entry.empty() && heir_is_active())))
+        return remote_error(*state_.file, state_.superblocks.current().uuid,
+                            entry.remote ? child_.id : parent_.id, block);
       if (entry.empty()) {
         heir_->store(block, lower);
         // Mark at once: a merge that continues an interrupted one does not look again at what that
@@ -321,6 +326,26 @@ Result<void> collect_layer(ImageState& state, const Layer& spent, const Progress
   return release_layer(&state, spent, nullptr);
 }
 
+// Before a snapshot is deleted: a merge would need the bytes that are remote in it or in its heir.
+Result<void> check_mergeable(const ImageState& state, const Layer& layer) {
+  const LayerDirectory& directory = state.layers.directory();
+  const uint64_t children = directory.count_children(layer.id);
+  if (!state.layers.is_lazy() || children == 0) return {};
+  const auto must_be_here = [&](const Layer& one) -> Result<void> {
+    auto count = count_remote(state, one);
+    if (!count) return count.error();
+    if (!*count) return {};
+    return Error(Code::kRemote, state.path + ": snapshot " + layer.name +
+                                    " cannot be deleted before all bytes of " +
+                                    (one.id == layer.id ? "it" : "the snapshot after it") +
+                                    " have been fetched (pcow prefetch)");
+  };
+  PCOW_TRY(must_be_here(layer));
+  for (const Layer& other : directory.layers)
+    if (children == 1 && other.parent == layer.id) PCOW_TRY(must_be_here(other));
+  return {};
+}
+
 }  // namespace
 
 Result<void> release_layer(ImageState* image, const Layer& gone, const Layer* heir) {
@@ -417,6 +442,7 @@ Result<void> Image::remove(const std::string& name, const Progress& progress) {
     const auto layer = state.layers.snapshot_called(name);
     if (!layer) return layer.error();
     const uint64_t id = (*layer)->id;
+    PCOW_TRY(check_mergeable(state, **layer));
     PCOW_TRY(state.full_disk.giving_back_by_change([&]() -> Result<void> {
       PreparedStructure prepared;
       prepared.directory = state.layers.directory();

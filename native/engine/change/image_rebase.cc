@@ -25,12 +25,16 @@ namespace pcow {
 namespace {
 
 // Where a chain holds a sub-block: the identity of the file, and the offset in it. No file: zeros.
+// The same remote sub-block of the same layer has the same content, whatever that is.
 struct Location {
   const File* file = nullptr;
   std::pair<dev_t, ino_t> identity{};
   uint64_t offset = 0;
+  // The bytes are remote; `offset` is that of the entry.
+  bool remote = false;
   bool same_as(const Location& other) const {
-    return identity == other.identity && offset == other.offset && !file == !other.file;
+    return identity == other.identity && offset == other.offset && !file == !other.file &&
+           remote == other.remote;
   }
 };
 
@@ -64,23 +68,34 @@ class ChunkOfChain {
     const size_t i = block % kBlocksPerChunk;
     if (resolved_)
       for (size_t p = resolved_->start[i]; p < resolved_->start[i + 1]; p++)
-        if (resolved_->pieces[p].mask >> sub_block & 1)
+        if (resolved_->pieces[p].index && resolved_->pieces[p].mask >> sub_block & 1)
           return chain_->verify(block, resolved_->pieces[p]);
     return {};
   }
 
-  Location location(size_t block_in_chunk, uint32_t sub_block) const {
+  Result<Location> location(uint64_t block, uint32_t sub_block) const {
+    const size_t i = block % kBlocksPerChunk;
     if (resolved_) {
-      for (size_t p = resolved_->start[block_in_chunk]; p < resolved_->start[block_in_chunk + 1];
-           p++) {
+      for (size_t p = resolved_->start[i]; p < resolved_->start[i + 1]; p++) {
         const Piece& piece = resolved_->pieces[p];
         if (!(piece.mask >> sub_block & 1)) continue;
-        return {chain_->sources()[piece.source]->file.get(), identities_[piece.source],
-                (uint64_t{piece.index} << geometry_->block_shift()) +
-                    (uint64_t{sub_block} << geometry_->sub_block_shift())};
+        const Source& source = *chain_->sources()[piece.source];
+        uint64_t index = piece.index;
+        if (!index) {
+          auto now = chain_->look_again(block, piece).unconfirmed();
+          if (!now) return now.error();
+          if (now->remote)
+            return Location{source.file.get(), identities_[piece.source],
+                            source.table_offset + block * 8, true};
+          index = now->index;
+          if (!index) return Location{};
+        }
+        return Location{source.file.get(), identities_[piece.source],
+                        (index << geometry_->block_shift()) +
+                            (uint64_t{sub_block} << geometry_->sub_block_shift())};
       }
     }
-    return {};
+    return Location{};
   }
 
  private:
@@ -93,6 +108,11 @@ class ChunkOfChain {
 };
 
 Result<void> read_at(const Location& location, char* to, size_t length) {
+  if (location.remote)
+    return Error(Code::kRemote,
+                 location.file->path() +
+                     " has bytes that the comparison of the two bases needs and that "
+                     "have not been fetched yet (pcow prefetch)");
   if (!location.file) {
     memset(to, 0, length);
     return {};
@@ -182,14 +202,16 @@ class TakingIn {
     uint16_t wanted = 0;
     for (uint32_t number = 0; number < geometry_.sub_blocks(); number++) {
       if (!(((from.mask(i) | to.mask(i)) & ~own) >> number & 1)) continue;
-      const Location before = from.location(i, number);
-      const Location after = to.location(i, number);
-      if (before.same_as(after)) continue;
+      const auto before = from.location(block, number);
+      if (!before) return before.error();
+      const auto after = to.location(block, number);
+      if (!after) return after.error();
+      if (before->same_as(*after)) continue;
       char* bytes = old_bytes_.data() + (size_t{number} << geometry_.sub_block_shift());
       PCOW_TRY(from.verify(block, number));
       PCOW_TRY(to.verify(block, number));
-      PCOW_TRY(read_at(before, bytes, length));
-      PCOW_TRY(read_at(after, new_bytes_.data(), length));
+      PCOW_TRY(read_at(*before, bytes, length));
+      PCOW_TRY(read_at(*after, new_bytes_.data(), length));
       if (memcmp(bytes, new_bytes_.data(), length) == 0) continue;
       wanted |= static_cast<uint16_t>(1u << number);
       if (all_zero(bytes, length)) *zeros |= static_cast<uint16_t>(1u << number);
@@ -204,6 +226,9 @@ class TakingIn {
     // The active layer may have been written meanwhile.
     wanted &= static_cast<uint16_t>(~entry.written);
     if (!wanted) return {};
+    if (entry.remote)
+      return Error(Code::kRemote, state_.path + ": block " + std::to_string(block) +
+                                      " has not been fetched yet (pcow prefetch)");
     if (!entry.index && (wanted & ~zeros) == 0) {
       state_.own_blocks.make_zero(table_.get(), block, entry, wanted);
       return {};

@@ -32,6 +32,9 @@ Result<void> copy_entries(ImageState& state, const std::shared_ptr<Table>& table
         const uint32_t torn = tail >> geometry.sub_block_shift();
         if (entry.empty()) {
           entry = {};
+        } else if (entry.remote && tail % geometry.sub_block_size() &&
+                   (entry.written >> torn & 1)) {
+          return state.layers.remote_in_active(block);
         } else if (entry.index && tail % geometry.sub_block_size() && (entry.written >> torn & 1)) {
           // The block is not changed in place: until the superblock names the new table, the old
           // size counts.

@@ -63,6 +63,11 @@ Result<void> Image::set_base(const BaseSpec& spec, bool has_base) {
     }
     // Frozen layers may read differently from then on. In the same change each of them gets a new
     // identity, so that its content is not taken for the old one.
+    if (state.layers.is_lazy())
+      return Error(Code::kRemote, state.path +
+                                      " has snapshots whose bytes are fetched by their identity, "
+                                      "which another base would change: pcow prefetch fetches "
+                                      "everything first");
     prepared.bases = std::move(*bases);
     prepared.directory = state.layers.directory();
     for (Layer& layer : prepared.directory.layers)

@@ -72,6 +72,7 @@ struct CheckReport {
   uint64_t size = 0;        // bytes of the active layer
   uint64_t snapshots = 0;
   uint64_t data = 0;    // bytes of blocks that entries name
+  uint64_t remote = 0;  // bytes that layers hold, and that are not in the file yet
   bool in_use = false;  // a process has it open for writing: the figures may change
   bool clean = true;    // its last writer closed it
   // Not clean, and the last writer's page cache is gone: only durable bits count.

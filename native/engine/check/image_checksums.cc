@@ -73,7 +73,8 @@ Result<std::array<Entry, kBlocksPerChunk>> frozen_entries(const Geometry& geomet
   for (size_t i = 0; i < kBlocksPerChunk; i++) {
     const uint64_t word =
         source.only_durable ? Entry::unpack(page[i]).as_durable().pack() : page[i];
-    if (auto checked = checked_entry(word, geometry, *source.file, chunk * kBlocksPerChunk + i))
+    if (auto checked =
+            checked_entry(word, geometry, *source.file, source.lazy, chunk * kBlocksPerChunk + i))
       entries[i] = *checked;
   }
   return entries;

@@ -13,6 +13,7 @@
 #include "engine/format/bytes.h"
 #include "engine/format/checksums.h"
 #include "engine/format/crc32c.h"
+#include "engine/format/remote_source.h"
 #include "engine/image/bases.h"
 #include "engine/image/page_cache.h"
 
@@ -83,6 +84,8 @@ std::string Inspection::owner_of(uint64_t block) const {
         file_offset - (uint64_t{layer.checksums} << geometry_->block_shift()) < layer.table_length)
       return "the checksums of " + name_of(layer);
   }
+  if (superblock->is_lazy() && file_offset - superblock->source_offset < superblock->source_length)
+    return "the source of its remote bytes";
   return file_offset < 2 * kPageSize ? "the superblocks" : "the layer directory";
 }
 
@@ -259,7 +262,8 @@ bool Inspection::is_being_merged(const Layer& parent) const {
 }
 
 EntryFault Inspection::fault_of(uint64_t word) const {
-  if (!entry_is_sound(word, geometry_->full_mask())) return EntryFault::kUnsound;
+  if (!entry_is_sound(word, geometry_->full_mask(), superblock->is_lazy()))
+    return EntryFault::kUnsound;
   Entry entry = Entry::unpack(word);
   if (report.crashed) entry = entry.as_durable();
   const EntryFault otherwise =
@@ -291,7 +295,9 @@ void Inspection::describe(const Layer& layer, uint64_t block, uint64_t word, Ent
       what = "holds sub-blocks that are not durable, though the image was closed";
       break;
     case EntryFault::kUnsound:
-      what = word >> 62 ? "has bits set that are always zero"
+      what = word >> 63 || (entry.remote && !superblock->is_lazy())
+                 ? "has bits set that are always zero"
+             : entry.remote ? "says that bytes are remote, and contradicts itself"
              : entry.written & ~geometry_->full_mask()
                  ? "has bits for sub-blocks that a block does not have"
              : entry.durable & ~entry.written ? "marks sub-blocks as durable that it does not hold"
@@ -309,6 +315,7 @@ Result<void> Inspection::look_at_tables(const Progress& progress) {
   };
   occupy(0, 2 * kPageSize);
   occupy(superblock->directory_offset, superblock->directory_length);
+  if (superblock->is_lazy()) occupy(superblock->source_offset, superblock->source_length);
   for (const Layer& layer : directory->layers) {
     occupy(layer.table_offset, layer.table_length);
     if (layer.checksums)
@@ -348,6 +355,8 @@ Result<void> Inspection::look_at_tables(const Progress& progress) {
             << geometry_->sub_block_shift();
         entry = entry.as_durable();
       }
+      if (entry.remote)
+        report.remote += uint64_t(std::popcount(entry.written)) << geometry_->sub_block_shift();
       if (!entry.index) return {};
       if (!used_.contains(entry.index)) {
         used_.set(entry.index, 1, true);
@@ -400,6 +409,15 @@ Result<void> Inspection::look_at_checksums() {
       }
     }
   }
+  return {};
+}
+
+Result<void> Inspection::look_at_source() {
+  if (!superblock->is_lazy()) return {};
+  const auto content = read_source(*file, *superblock);
+  if (!content)
+    damage("source", without_path(content.error().message, file->path()),
+           superblock->source_offset);
   return {};
 }
 
@@ -507,6 +525,7 @@ Result<void> Inspection::run(const Progress& progress) {
   }
   PCOW_TRY(look_at_tables(progress));
   PCOW_TRY(look_at_checksums());
+  PCOW_TRY(look_at_source());
   PCOW_TRY(look_at_base());
   PCOW_TRY(look_at_free_space());
   if (progress) progress(total_ * kPageSize, total_ * kPageSize);

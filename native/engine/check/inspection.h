@@ -79,6 +79,7 @@ class Inspection {
   Result<void> look_at_tables(const Progress& progress);
   Result<void> look_at_shared();
   Result<void> look_at_checksums();
+  Result<void> look_at_source();
   Result<void> look_at_base();
   Result<void> look_at_free_space();
   void describe(const Layer& layer, uint64_t block, uint64_t word, EntryFault fault);

@@ -117,6 +117,8 @@ class Repair {
     losses_.add_doubtful(layer.id, block, (entry.written || !index) ? stray : full);
     entry.written &= full;
     entry.durable &= entry.written;
+    entry.remote &= found_.superblock->is_lazy() && !index && entry.written;
+    if (entry.remote) entry.durable = entry.written;
     if (found_.report.crashed) entry = entry.as_durable();
     Store store{layer.table_offset + block * 8, entry};
     if (fault == EntryFault::kUnsynced) {

@@ -6,6 +6,7 @@
 
 #include "engine/format/bytes.h"
 #include "engine/format/crc32c.h"
+#include "engine/format/remote_source.h"
 
 namespace pcow {
 namespace {
@@ -211,6 +212,13 @@ Result<LayerDirectory> LayerDirectory::decode(const std::vector<uint8_t>& bytes,
       ranges.emplace_back(uint64_t{layer.checksums} << geometry.block_shift(), layer.table_length);
     }
     directory.layers.push_back(std::move(layer));
+  }
+  if (superblock.is_lazy()) {
+    const uint64_t length = superblock.source_length;
+    if (length < kSourceHeaderLength || length > kMaxSourceLength)
+      return corrupt("belongs to an image whose source has an impossible length");
+    ranges.emplace_back(superblock.source_offset,
+                        round_up<uint64_t>(length, geometry.block_size()));
   }
   if (at != bytes.size()) return corrupt("is too long for its number of layers");
   const Layer* active = directory.find(directory.active);

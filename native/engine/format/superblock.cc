@@ -19,7 +19,6 @@ namespace {
 constexpr uint8_t kMagic[8] = {0x89, 'P', 'C', 'O', 'W', '\r', '\n', 0x1a};
 constexpr uint32_t kVersion = 1;
 constexpr uint32_t kCleanFlag = 1;
-constexpr uint64_t kKnownIncompatible = 0;
 constexpr uint64_t kLastGeneration = (uint64_t{1} << 63) - 1;
 
 // Offsets of the fields, as in docs/format.md.
@@ -53,6 +52,8 @@ enum : size_t {
   kBasePathAt = 256,
   kReserveAt = 2304,
   kReserveBlocksAt = 2308,
+  kSourceOffsetAt = 2312,
+  kSourceLengthAt = 2320,
 };
 
 std::string read_small_file(const std::string& path) {
@@ -175,6 +176,8 @@ std::array<uint8_t, kPageSize> Superblock::encode() const {
   put_field(bytes, kReadOnlyCompatibleAt, read_only_compatible);
   put_field(bytes, kReserveAt, reserve);
   put_field(bytes, kReserveBlocksAt, reserve_blocks);
+  put_field(bytes, kSourceOffsetAt, source_offset);
+  put_field(bytes, kSourceLengthAt, source_length);
   if (base) {
     put_field(bytes, kBaseUuidAt, base->uuid);
     put_field(bytes, kBaseLayerAt, base->layer);
@@ -202,6 +205,10 @@ Result<Superblock> Superblock::decode(const uint8_t* page, const std::string& wh
   superblock.read_only_compatible = get_field<uint64_t>(page, kReadOnlyCompatibleAt);
   superblock.reserve = get_field<uint32_t>(page, kReserveAt);
   superblock.reserve_blocks = get_field<uint32_t>(page, kReserveBlocksAt);
+  if (superblock.is_lazy()) {
+    superblock.source_offset = get_field<uint64_t>(page, kSourceOffsetAt);
+    superblock.source_length = get_field<uint64_t>(page, kSourceLengthAt);
+  }
   superblock.generation = get_field<uint64_t>(page, kGenerationAt);
   superblock.uuid = get_field<Uuid>(page, kUuidAt);
   superblock.block_shift = get_field<uint32_t>(page, kBlockShiftAt);

@@ -70,9 +70,13 @@ struct Superblock {
   // hint.
   uint32_t reserve = 0;
   uint32_t reserve_blocks = 0;  // their number; 0: none
+  // Where the source is in the file, bytes; of a lazy image only (source.h).
+  uint64_t source_offset = 0;
+  uint64_t source_length = 0;
   std::optional<BaseReference> base;
   Opener opener;
 
+  bool is_lazy() const;
   std::array<uint8_t, kPageSize> encode() const;
   // Checks magic, version, checksum, and every field that can be checked alone. `where` names the
   // image in messages.
@@ -98,6 +102,11 @@ Result<void> check_supported(const uint8_t* slots, const std::string& where);
 Result<void> write_superblock(File& file, const Superblock& superblock);
 // Makes both slots durable.
 Result<void> sync_superblock(File& file);
+
+// Incompatible features.
+inline constexpr uint64_t kLazy = 1;
+inline constexpr uint64_t kKnownIncompatible = kLazy;
+inline bool Superblock::is_lazy() const { return (incompatible & kLazy) != 0; }
 
 // Read-only compatible features.
 inline constexpr uint64_t kLayerChecksums = 1;

@@ -330,8 +330,8 @@ Result<BaseChain> Bases::open(std::optional<BaseReference> reference, const Base
       auto present =
           present_chunks(*base->file, next->table_offset, image_.geometry.blocks_for(next->size));
       if (!present) return present.error();
-      bases.sources.push_back(make_source(base->file, image_.geometry, *next, base->loaded.crashed,
-                                          std::move(*present)));
+      bases.sources.push_back(make_source(base->file, base->loaded.superblock, *next,
+                                          base->loaded.crashed, std::move(*present)));
       bases.names.push_back({base->name, next->name, next->id});
     }
     bases.files.push_back(base->file);

@@ -11,26 +11,39 @@ constexpr size_t kRememberedChunks = 10240;
 
 }  // namespace
 
-Result<Entry> checked_entry(uint64_t word, const Geometry& geometry, const File& file,
+Result<Entry> checked_entry(uint64_t word, const Geometry& geometry, const File& file, bool lazy,
                             uint64_t block) {
   const Entry entry = Entry::unpack(word);
   const bool placed =
       entry.index == 0 || (entry.index >= geometry.superblock_blocks() &&
                            file.covers((uint64_t{entry.index} + 1) << geometry.block_shift()));
-  if (placed && entry_is_sound(word, geometry.full_mask())) return entry;
+  if (placed && entry_is_sound(word, geometry.full_mask(), lazy)) return entry;
   return Error(Code::kCorrupt, file.path() + ": the table entry of block " + std::to_string(block) +
                                    " is damaged, or the file was cut short");
 }
 
-std::shared_ptr<const Source> make_source(std::shared_ptr<File> file, const Geometry& geometry,
+Error remote_error(const File& file, const Uuid& image, uint64_t layer, uint64_t block) {
+  Error error(Code::kRemote, file.path() + ": block " + std::to_string(block) + " of layer " +
+                                 std::to_string(layer) +
+                                 " has not been fetched yet; pcow prefetch fetches everything");
+  error.remote =
+      std::make_shared<RemoteBlock>(RemoteBlock{file.path(), format_uuid(image), layer, block});
+  return error;
+}
+
+std::shared_ptr<const Source> make_source(std::shared_ptr<File> file, const Superblock& superblock,
                                           const Layer& layer, bool only_durable,
                                           std::vector<ChunkRange> present) {
+  const Geometry geometry(superblock.block_shift);
   auto source = std::make_shared<Source>();
   if (layer.checksums) source->checksums = std::make_shared<Checksums>(file, geometry, layer);
   source->file = std::move(file);
   source->table_offset = layer.table_offset;
   source->entries = geometry.blocks_for(layer.size);
   source->only_durable = only_durable;
+  source->lazy = superblock.is_lazy();
+  source->layer = layer.id;
+  source->image = superblock.uuid;
   source->present = std::move(present);
   return source;
 }
@@ -103,13 +116,14 @@ Result<std::shared_ptr<const ResolvedChunk>> Chain::build(uint64_t chunk) const 
       if (page[i] == 0) continue;
       const uint64_t word =
           source.only_durable ? Entry::unpack(page[i]).as_durable().pack() : page[i];
-      auto checked = checked_entry(word, geometry_, *source.file, chunk * kBlocksPerChunk + i);
+      auto checked =
+          checked_entry(word, geometry_, *source.file, source.lazy, chunk * kBlocksPerChunk + i);
       if (!checked) return checked.error();
       const Entry entry = *checked;
       const auto fresh = static_cast<uint16_t>(entry.written & ~settled[i]);
       settled[i] |= entry.written;
-      if (entry.index) resolved->buried[i] |= entry.written;
-      if (fresh && entry.index) found[i].push_back({entry.index, number, fresh});
+      if (entry.has_data()) resolved->buried[i] |= entry.written;
+      if (fresh && entry.has_data()) found[i].push_back({entry.index, number, fresh});
     }
   }
   for (size_t i = 0; i < kBlocksPerChunk; i++) {
@@ -149,6 +163,15 @@ Look<uint16_t> Chain::buried_mask(uint64_t block) const {
   auto resolved = resolve(chunk).unconfirmed();
   if (!resolved) return resolved.error();
   return (*resolved)->buried[block % kBlocksPerChunk];
+}
+
+Look<Entry> Chain::look_again(uint64_t block, const Piece& piece) const {
+  const Source& source = *sources_[piece.source];
+  uint64_t word = 0;
+  PCOW_TRY(source.file->read_all(source.table_offset + block * 8, &word, sizeof word));
+  auto entry = checked_entry(word, geometry_, *source.file, source.lazy, block);
+  if (entry && !entry->remote) (void)take(block / kBlocksPerChunk);
+  return entry ? Look<Entry>(*entry) : Look<Entry>(entry.error());
 }
 
 }  // namespace pcow

@@ -23,6 +23,7 @@
 #include "engine/format/entry.h"
 #include "engine/format/geometry.h"
 #include "engine/format/layer_directory.h"
+#include "engine/format/superblock.h"
 #include "engine/format/table.h"
 
 namespace pcow {
@@ -33,18 +34,22 @@ struct Source {
   uint64_t table_offset = 0;
   uint64_t entries = 0;
   bool only_durable = false;  // the host crashed under the file's writer: Entry::as_durable applies
+  bool lazy = false;          // it may have remote entries
+  uint64_t layer = 0;         // id
+  Uuid image{};
   std::vector<ChunkRange> present;
   std::shared_ptr<const Checksums> checksums;  // null: none
 };
 
-// A frozen layer of `file` as a link of chains.
-std::shared_ptr<const Source> make_source(std::shared_ptr<File> file, const Geometry& geometry,
+// A frozen layer of `file`, which has this superblock, as a link of chains.
+std::shared_ptr<const Source> make_source(std::shared_ptr<File> file, const Superblock& superblock,
                                           const Layer& layer, bool only_durable,
                                           std::vector<ChunkRange> present);
 
 // Where some sub-blocks of a block are. One word, because a busy image remembers millions of them.
+// Zeros have no piece.
 struct Piece {
-  uint64_t index : 30;   // of the block in the source's file; never 0, because zeros have no piece
+  uint64_t index : 30;   // of the block in the source's file; 0: they are remote
   uint64_t source : 18;  // number in the chain, 0 nearest
   uint64_t mask : 16;    // sub-blocks
 };
@@ -64,9 +69,13 @@ struct ResolvedChunk {
 };
 
 // kCorrupt unless the word is a possible entry of a block of `file`: sound, and with an index
-// behind the superblocks and inside the file. `block` is for the message.
-Result<Entry> checked_entry(uint64_t word, const Geometry& geometry, const File& file,
+// behind the superblocks and inside the file. `lazy`: the entry may be remote. `block` is for the
+// message.
+Result<Entry> checked_entry(uint64_t word, const Geometry& geometry, const File& file, bool lazy,
                             uint64_t block);
+
+// kRemote: what the reader needs of this block is not in `file` yet.
+Error remote_error(const File& file, const Uuid& image, uint64_t layer, uint64_t block);
 
 // What a look at a chain saw. It counts only after Layers::confirm() has found that no file of the
 // chain has got another structure meanwhile. The type makes it impossible to use the result without
@@ -109,6 +118,9 @@ class Chain {
   Look<BlockBelow> look(uint64_t block) const;
   // As the mask of look(), and also the sub-blocks whose data a nearer layer hides behind zeros.
   Look<uint16_t> buried_mask(uint64_t block) const;
+  // The entry of a remote piece as it is now: the block may have been filled since the chunk was
+  // resolved, also by another process. If it was, the chunk is resolved again at the next look.
+  Look<Entry> look_again(uint64_t block, const Piece& piece) const;
   // kCorrupt if the block of the piece does not match its checksum; no error if it has none.
   Result<void> verify(uint64_t block, const Piece& piece) const {
     const auto& checksums = sources_[piece.source]->checksums;

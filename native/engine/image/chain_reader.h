@@ -68,6 +68,7 @@ class ChainReader {
     if (wanted & ~own.written) PCOW_TRY(look_up(part.block, &pieces, &count));
     // Goes sub-block by sub-block; the gatherer joins neighbours.
     const Piece* verified = nullptr;
+    Piece filled{};
     for (uint32_t at = part.from; at < part.to;) {
       const uint32_t number = at >> geometry_.sub_block_shift();
       const uint32_t end = std::min(part.to, (number + 1) << geometry_.sub_block_shift());
@@ -75,15 +76,21 @@ class ChainReader {
       const File* file = nullptr;
       uint32_t index = 0;
       if (own.written >> number & 1) {
+        if (own.remote) return remote_error(own_file, {}, 0, part.block);
         file = &own_file;
         index = own.index;
       } else {
         for (size_t i = 0; i < count && !file; i++) {
           if (!(pieces[i].mask >> number & 1)) continue;
-          if (&pieces[i] != verified) PCOW_TRY(chain_.verify(part.block, pieces[i]));
+          if (&pieces[i] != verified) {
+            filled = pieces[i];
+            if (!filled.index) PCOW_TRY(look_again(part.block, &filled));
+            // What was filled may have become zeros since.
+            if (filled.index) PCOW_TRY(chain_.verify(part.block, filled));
+          }
           verified = &pieces[i];
-          file = chain_.sources()[pieces[i].source]->file.get();
-          index = pieces[i].index;
+          file = chain_.sources()[filled.source]->file.get();
+          index = filled.index;
         }
       }
       if (index) {
@@ -99,6 +106,16 @@ class ChainReader {
  private:
   uint64_t offset_of(uint32_t index, uint32_t within) const {
     return (uint64_t{index} << geometry_.block_shift()) + within;
+  }
+
+  // kRemote if the piece is still remote.
+  Result<void> look_again(uint64_t block, Piece* piece) const {
+    auto now = chain_.look_again(block, *piece).unconfirmed();
+    if (!now) return now.error();
+    const Source& source = *chain_.sources()[piece->source];
+    if (now->remote) return remote_error(*source.file, source.image, source.layer, block);
+    piece->index = now->index;
+    return {};
   }
 
   Result<void> look_up(uint64_t block, const Piece** pieces, size_t* count) {

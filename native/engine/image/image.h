@@ -89,6 +89,8 @@ struct ImageInfo {
   uint32_t block_size = 0;      // bytes
   uint32_t sub_block_size = 0;  // bytes
   uint64_t file_size = 0;       // bytes, holes included
+  bool lazy = false;            // it has a source for remote bytes
+  uint64_t remote_bytes = 0;    // that all its layers hold, and that are not in the file yet
   uint64_t disk_use = 0;        // bytes, st_blocks * 512
   bool clean = false;           // as the superblock said when the image was opened or last read
   bool writable = false;
@@ -169,6 +171,7 @@ struct MapExtent {
   // a hole.
   uint64_t depth = 0;
   uint64_t file_offset = 0;  // bytes, in that layer's file; only set for kData
+  bool remote = false;       // of kData: the bytes are not in that file yet
 };
 
 struct ExtentBatch {
@@ -179,6 +182,17 @@ struct ExtentBatch {
   // Identifies this chain, with its files and layers. Depths of two batches mean the same layers
   // only if it is equal in both.
   uint64_t chain_state = 0;
+};
+
+// A block of which some sub-blocks are remote.
+struct RemoteEntry {
+  uint32_t block;
+  uint16_t mask;  // of these sub-blocks
+};
+
+struct RemoteBatch {
+  std::vector<RemoteEntry> blocks;  // ascending
+  std::optional<uint64_t> next;     // the block where the next batch begins; null: there is none
 };
 
 // Layers of a chain by their depth, without `end`.
@@ -310,6 +324,22 @@ class Image {
   // Reads everything that has checksums from the disk. Fails if the scrub could not be completed,
   // but not because of what it finds.
   Result<ScrubReport> scrub(const Progress& progress) const;
+
+  // Lazy images (docs/format.md, "Source"). What needs remote bytes fails with kRemote.
+  //
+  // Makes the image lazy, or gives it another source; null: an ordinary image again, for which
+  // nothing may be remote any more. Durable on return.
+  Result<void> set_source(const std::optional<std::vector<uint8_t>>& content);
+  Result<std::optional<std::vector<uint8_t>>> source() const;  // null: the image is not lazy
+  // The active layer holds these sub-blocks, of blocks of which it held nothing, and they are
+  // remote. For the maker of a draft.
+  Result<void> mark_remote(const std::vector<RemoteEntry>& entries);
+  // Stores the bytes of remote sub-blocks of a frozen layer: whole blocks from `block` on, or up to
+  // the end of the layer. What is not remote is ignored. Returns how many blocks were filled. After
+  // a crash some of these may be remote again, but none is damaged.
+  Result<uint64_t> fill(uint64_t layer, uint64_t block, const void* data, size_t length);
+  // The remote blocks of a layer, from `from` on: 0 first, then the `next` of the previous batch.
+  Result<RemoteBatch> remote_blocks(uint64_t layer, uint64_t from) const;
 
   // For a monitor, which maps the image's own blocks into memory. One thread at a time calls these
   // four.

@@ -220,10 +220,11 @@ Result<ActiveLayer::Made> ActiveLayer::complete(uint64_t block, const FaultScene
     if (!lower) return lower.error();
     if (!entry.empty() || *lower != image_.geometry.full_mask()) break;
     auto completed = complete_block(next, entry, work);
-    // The requested block is complete. A full disk must not make its writer wait for followers, and
-    // a damaged follower must not make it fail.
+    // The requested block is complete. A full disk, or remote bytes, must not make its writer wait
+    // for followers, and a damaged follower must not make it fail.
     if (!completed &&
-        (completed.error().code == Code::kNoSpace || completed.error().code == Code::kCorrupt))
+        (completed.error().code == Code::kNoSpace || completed.error().code == Code::kRemote ||
+         completed.error().code == Code::kCorrupt))
       break;
     if (!completed) return completed.error();
   }

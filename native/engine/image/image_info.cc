@@ -43,6 +43,11 @@ ImageInfo Image::info() const {
     info.file_size = static_cast<uint64_t>(status->st_size);
     info.disk_use = static_cast<uint64_t>(status->st_blocks) * 512;
   }
+  info.lazy = state.layers.is_lazy();
+  if (info.lazy)
+    for (const Layer& layer : state.layers.directory().layers)
+      if (auto count = count_remote(state, layer))
+        info.remote_bytes += *count << state.geometry.sub_block_shift();
   info.persistent = state.file->is_persistent();
   info.kernel_writes = state.file->kernel_calls().writes;
   info.kernel_syncs = state.file->kernel_calls().syncs;
@@ -101,7 +106,7 @@ Result<std::vector<SnapshotInfo>> Image::snapshots(bool with_data) const {
               read_entry_page(*source.file, source.table_offset, source.entries, chunk, &page));
           for (const uint64_t word : page) {
             const Entry entry = Entry::unpack(word);
-            if (entry.index)
+            if (entry.has_data())
               info.data += uint64_t(std::popcount(entry.written))
                            << state.geometry.sub_block_shift();
           }

@@ -24,12 +24,13 @@ class WalkedLayer {
       : source_(std::move(source)) {
   }  // NOLINT: implicit, because a link of a chain is a walked layer
   WalkedLayer(std::shared_ptr<File> file, std::shared_ptr<Table> table, uint64_t offset,
-              bool written_by_us, bool only_durable)
+              bool written_by_us, bool only_durable, bool lazy)
       : file_(std::move(file)),
         table_(std::move(table)),
         offset_(offset),
         written_by_us_(written_by_us),
-        only_durable_(only_durable) {}
+        only_durable_(only_durable),
+        lazy_(lazy) {}
 
   // The first chunk from `chunk` on that may hold entries; `end` if there is none before it.
   Result<uint64_t> next_chunk(uint64_t chunk, uint64_t end) const {
@@ -62,9 +63,10 @@ class WalkedLayer {
       PCOW_TRY(read_entry_page(file(), source_->table_offset, source_->entries, chunk, &page));
     }
     const bool only_durable = table_ ? only_durable_ : source_->only_durable;
+    const bool lazy = table_ ? lazy_ : source_->lazy;
     for (size_t i = 0; i < kBlocksPerChunk; i++) {
       const uint64_t word = only_durable ? Entry::unpack(page[i]).as_durable().pack() : page[i];
-      auto checked = checked_entry(word, geometry, file(), chunk * kBlocksPerChunk + i);
+      auto checked = checked_entry(word, geometry, file(), lazy, chunk * kBlocksPerChunk + i);
       if (!checked) return checked.error();
       (*entries)[i] = *checked;
     }
@@ -80,12 +82,14 @@ class WalkedLayer {
   uint64_t offset_ = 0;  // of the table in the file, bytes
   bool written_by_us_ = false;
   bool only_durable_ = false;
+  bool lazy_ = false;
 };
 
 // A run of sub-blocks of one block that one layer holds.
 struct Held {
   uint16_t mask;
   uint32_t index;
+  bool remote;
   uint64_t depth;
 };
 
@@ -100,8 +104,8 @@ class ExtentList {
     if (!extents_->empty()) {
       MapExtent& last = extents_->back();
       if (last.offset + last.length == extent.offset && last.kind == extent.kind &&
-          last.depth == extent.depth &&
-          (extent.kind != ExtentKind::kData ||
+          last.depth == extent.depth && last.remote == extent.remote &&
+          (extent.kind != ExtentKind::kData || extent.remote ||
            last.file_offset + last.length == extent.file_offset)) {
         last.length += extent.length;
         return;
@@ -138,7 +142,7 @@ class ChunkOfWalk {
       const auto fresh = static_cast<uint16_t>(entries[i].written & ~settled_[i]);
       if (!fresh) continue;
       settled_[i] |= fresh;
-      held_[i].push_back({fresh, entries[i].index, depth});
+      held_[i].push_back({fresh, entries[i].index, entries[i].remote, depth});
     }
   }
   void want(const std::array<Entry, kBlocksPerChunk>& entries) {
@@ -178,7 +182,10 @@ class ChunkOfWalk {
     MapExtent made;
     made.offset = start + within;
     made.length = uint64_t{end - number} << geometry_.sub_block_shift();
-    made.kind = !held ? ExtentKind::kHole : held->index ? ExtentKind::kData : ExtentKind::kZero;
+    made.kind = !held                         ? ExtentKind::kHole
+                : held->index || held->remote ? ExtentKind::kData
+                                              : ExtentKind::kZero;
+    made.remote = held && held->remote;
     if (held) made.depth = held->depth;
     if (held && held->index)
       made.file_offset = (uint64_t{held->index} << geometry_.block_shift()) + within;
@@ -251,8 +258,8 @@ Result<ExtentBatch> walk_batch(const Geometry& geometry, const Walk& walk, uint6
 WalkedLayer walked(const ImageState& state, const Layer& layer) {
   const LayerDirectory& directory = state.layers.directory();
   if (layer.id == directory.active)
-    return {state.file, state.layers.active(), layer.table_offset, state.writable(),
-            state.layers.only_durable()};
+    return {state.file,       state.layers.active(),       layer.table_offset,
+            state.writable(), state.layers.only_durable(), state.layers.is_lazy()};
   return state.layers.source_in_use(layer.id);
 }
 

@@ -111,6 +111,9 @@ class TakeOver {
     space.mark_range(0, geometry_.superblock_blocks());
     space.mark_range(superblock.directory_offset >> shift,
                      geometry_.blocks_for(superblock.directory_length));
+    if (superblock.is_lazy())
+      space.mark_range(superblock.source_offset >> shift,
+                       geometry_.blocks_for(superblock.source_length));
     Run in_use(&space);
     for (const Layer& layer : state_.layers.directory().layers) {
       space.mark_range(layer.table_offset >> shift, layer.table_length >> shift);
@@ -160,14 +163,14 @@ class TakeOver {
       }
       const uint64_t block = chunk * kBlocksPerChunk + i;
       Entry entry = Entry::unpack(page[i]);
-      if (state_.layers.only_durable() && entry_is_sound(page[i], full) &&
+      if (state_.layers.only_durable() && entry_is_sound(page[i], full, state_.layers.is_lazy()) &&
           entry != entry.as_durable()) {
         entry = entry.as_durable();
         PCOW_TRY(prepare_stores(layer, chunk, table));
         (*table)->store(block, entry);
       }
-      auto checked =
-          checked_entry(entry.pack() | (page[i] >> 62 << 62), geometry_, *state_.file, block);
+      auto checked = checked_entry(entry.pack() | (page[i] >> 62 << 62), geometry_, *state_.file,
+                                   state_.layers.is_lazy(), block);
       if (!checked) return checked.error();
       if (entry.index) in_use->add(entry.index);
       unsynced_here |= entry.written != entry.durable;
@@ -229,6 +232,7 @@ class TakeOver {
 
 Result<void> close_image(ImageState& state) {
   const auto no_checksums = state.checksum_work.end();
+  const auto no_fills = state.filling.keep_away();
   const auto holding = state.structure.lock();
   if (state.layers.is_closed()) return {};
   Result<void> outcome;

@@ -48,9 +48,12 @@ Result<size_t> ActiveLayer::read_once(const View* view, uint64_t offset, void* b
         // The host crashed under the writer: only durable sub-blocks count.
         if (layers_.only_durable()) word = Entry::unpack(word).as_durable().pack();
       }
-      auto checked = checked_entry(word, image_.geometry, *image_.file, part.block);
+      auto checked =
+          checked_entry(word, image_.geometry, *image_.file, layers_.is_lazy(), part.block);
       if (!checked) return checked.error();
       own = *checked;
+      if (own.remote && (own.written & image_.geometry.touched_mask(part.from, part.to)))
+        return layers_.remote_in_active(part.block);
     }
     PCOW_TRY(reader.read(part, own, *image_.file, to + done, &gatherer));
     done += part.length();

@@ -3,6 +3,7 @@
 //
 // Locks, in the order in which they are taken:
 //   checksumming  (ChecksumWork) one maker of checksums at a time; close() waits for it
+//   filling       (Filling) shared: fills. close() waits for them
 //   structure     (Structure) one change of structure at a time (snapshot, rollback, rename,
 //                 remove, resize, set_base, close)
 //   syncing       (Durability) one sync at a time; also held while a table is dropped, because a
@@ -23,6 +24,7 @@
 #include "engine/image/chunk_locks.h"
 #include "engine/image/durability.h"
 #include "engine/image/failures.h"
+#include "engine/image/filling.h"
 #include "engine/image/full_disk.h"
 #include "engine/image/gate.h"
 #include "engine/image/image_file.h"
@@ -51,6 +53,7 @@ class ImageState : public ImageFile {
 
   Failures failures;
   ChecksumWork checksum_work;
+  Filling filling;
   mutable Gate gate;
   ChunkLocks chunk_locks;
   std::unique_ptr<Space> space;  // only of the writer; exists after opening
@@ -63,5 +66,8 @@ class ImageState : public ImageFile {
   OwnBlocks own_blocks;          // how a block becomes a layer's own
   ActiveLayer active_layer;      // reads, writes, discards, faults
 };
+
+// The remote sub-blocks of a layer (image_fill.cc). The caller holds the gate, or `structure`.
+Result<uint64_t> count_remote(const ImageState& state, const Layer& layer);
 
 }  // namespace pcow

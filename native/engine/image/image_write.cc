@@ -147,6 +147,8 @@ Result<void> ActiveLayer::discard(uint64_t offset, uint64_t length) {
       continue;
     }
     Entry entry = Entry::unpack(layers_.active()->load(part.block));
+    if (entry.remote && (entry.written & image_.geometry.touched_mask(part.from, part.to)))
+      return layers_.remote_in_active(part.block);
     for (uint32_t at = part.from; at < part.to;) {
       const uint32_t number = at >> image_.geometry.sub_block_shift();
       const uint32_t end = std::min(part.to, (number + 1) << image_.geometry.sub_block_shift());

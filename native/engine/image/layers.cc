@@ -34,7 +34,7 @@ Result<void> Layers::load(bool recovered) {
         present_chunks(*image_.file, layer.table_offset, geometry.blocks_for(layer.size));
     if (!present) return present.error();
     fresh.push_back(
-        make_source(image_.file, geometry, layer, loaded->crashed, std::move(*present)));
+        make_source(image_.file, loaded->superblock, layer, loaded->crashed, std::move(*present)));
   }
   const Layer& layer = loaded->directory.active_layer();
   auto table = Table::map(image_.file, layer.table_offset, geometry.blocks_for(layer.size),
@@ -85,6 +85,12 @@ Result<void> Layers::refresh() {
   return {};
 }
 
+void Layers::renew_sources() {
+  for (size_t i = 0; i < sources_.size(); i++)
+    if (sources_[i]) sources_[i] = source_of(directory_.layers[i], sources_[i]->present);
+  renew_chains();
+}
+
 void Layers::renew_chains() {
   epoch_++;
   below_ = chain_from(active_layer().parent);
@@ -133,7 +139,7 @@ void Layers::adopt_chunks(const Layer& layer, std::vector<ChunkRange> present) {
 
 std::shared_ptr<const Source> Layers::source_of(const Layer& layer,
                                                 std::vector<ChunkRange> present) const {
-  return make_source(image_.file, image_.geometry, layer, crashed_, std::move(present));
+  return make_source(image_.file, superblocks_.current(), layer, crashed_, std::move(present));
 }
 
 const std::shared_ptr<const Source>& Layers::source_in_use(uint64_t layer) const {

@@ -50,11 +50,16 @@ class Layers {
   bool active_is_empty() const;
   const Chain& below() const { return *below_; }  // what the active layer stands on
   std::shared_ptr<const Chain> shared_below() const { return below_; }
+  // kRemote: the active layer itself (of a draft) holds the block, and it is not here.
+  Error remote_in_active(uint64_t block) const {
+    return remote_error(*image_.file, superblocks_.current().uuid, directory_.active, block);
+  }
   // The number of layers below that are in this file.
   size_t own_sources_below() const {
     return below_->sources().size() - bases_.current().sources.size();
   }
   bool is_closed() const { return closed_; }
+  bool is_lazy() const { return superblocks_.current().is_lazy(); }
   bool only_durable() const { return crashed_; }  // the host crashed under the last writer
   bool names_dropped() const { return names_dropped_; }
   uint64_t epoch() const { return epoch_; }
@@ -124,7 +129,8 @@ class Layers {
   void adopt(NextLayers next);  // after its superblock has been written
   // Notes that a frozen layer now holds these chunks.
   void adopt_chunks(const Layer& layer, std::vector<ChunkRange> present);
-  void renew_chains();  // what existing chains remember is no longer right
+  void renew_chains();   // what existing chains remember is no longer right
+  void renew_sources();  // the image has become lazy, or is no longer
   void set_handing_over(bool handing_over) { handing_over_ = handing_over; }
   void set_closed() { closed_ = true; }
   // Any thread may call this, without locks.

@@ -1,5 +1,5 @@
 // A sub-block becomes a layer's own: this is the only way in which a table comes to name a block of
-// data.
+// data, except that remote blocks are filled (image_fill.cc).
 //
 // make_own() does it in this order. Its caller holds the chunk's lock, and the table's page has
 // disk space (Table::ensure()).
@@ -65,6 +65,8 @@ class OwnBlocks {
     // Only in a table that no superblock names yet: the one that will comes after a sync.
     uint16_t durable = 0;
   };
+  Result<uint32_t> take_block(const Table& table, uint64_t block, const Entry& before,
+                              Purpose purpose);
   template <typename Fill>
   Result<Entry> make_own(const std::shared_ptr<Table>& table, uint64_t block, const Entry& before,
                          const Gained& gained, Purpose purpose, const Fill& fill);
@@ -78,8 +80,6 @@ class OwnBlocks {
 
  private:
   Result<uint32_t> allocate_block(const Table& table, uint64_t block);
-  Result<uint32_t> take_block(const Table& table, uint64_t block, const Entry& before,
-                              Purpose purpose);
   Result<void> fill_cache(uint64_t index, uint64_t count) const;
 
   const ImageFile& image_;
@@ -94,6 +94,10 @@ template <typename Fill>
 Result<Entry> OwnBlocks::make_own(const std::shared_ptr<Table>& table, uint64_t block,
                                   const Entry& before, const Gained& gained, Purpose purpose,
                                   const Fill& fill) {
+  // The bytes that the layer holds already must come first.
+  if (before.remote)
+    return Error(Code::kRemote, image_.path + ": block " + std::to_string(block) +
+                                    " has not been fetched yet; pcow prefetch fetches everything");
   const bool fresh = before.index == 0;
   Entry after = before;
   if (fresh) {
