@@ -5,19 +5,18 @@ import { Readable } from 'node:stream';
 import { PcowError } from '../engine/index.js';
 import { broken, checkLasting, type HttpAnswer, skip, SLOWEST } from './answers.js';
 import { Connections } from './connections.js';
-import { PATIENCE, untilDone } from './tries.js';
+import { PATIENCE, type Trying, untilDone } from './tries.js';
 
 /** Bytes per second that a registry must be able to store before it answers to an upload. */
 const SLOWEST_STORE = 16 << 20;
 const MOST_REDIRECTS = 5;
 const REDIRECTS = [301, 302, 303, 307, 308];
 
-export interface HttpOptions {
+export interface HttpOptions extends Trying {
   /** Files with certificates to trust, besides those of the system. */
   certificates?: readonly string[] | undefined;
   /** Use HTTP, and follow redirects to it. */
   plainHttp?: boolean | undefined;
-  signal?: AbortSignal | undefined;
 }
 
 export interface HttpRequest {
@@ -52,7 +51,7 @@ export class Http {
 
   /** Lets `use` read the answer, whatever its status. Temporary failures of both are retried. */
   request<T>(request: HttpRequest, use: (answer: HttpAnswer) => Promise<T>): Promise<T> {
-    return untilDone(this.options.signal, () => this.once(request, use));
+    return untilDone(this.options, () => this.once(request, use));
   }
 
   /** The same, tried once. Fails with Temporary if another try may succeed. */

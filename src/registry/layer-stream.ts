@@ -2,14 +2,14 @@
  * A layer of a registry as a stream for receive() (docs/stream.md). Its pieces are fetched in
  * groups, several groups at a time, and each is verified before anything of it is used.
  */
-import { decompressed, isPcowError, type LongOptions } from '../engine/index.js';
+import type { LongOptions } from '../engine/index.js';
 import type { Begin, End } from '../stream/header.js';
 import { chained, checksumOf, encodeHeader, encodeText, RecordType } from '../stream/record.js';
-import { sha256 } from './digest.js';
-import { type Blob, corrupt, type ImageLayer } from './manifest.js';
+import { type Content, contentOf, framesOf } from './frames.js';
+import type { ImageLayer } from './manifest.js';
 import { ordered } from '../stream/ordered.js';
-import { bitsOf, endOf, type Piece, type PieceIndex, runsOf, UNIT } from './piece-index.js';
-import { type BlobReader, cancelled, type Store } from './store.js';
+import { endOf, type Piece, type PieceIndex, runsOf } from './piece-index.js';
+import { cancelled, type Store } from './store.js';
 
 /** Bytes of the data blob that one request fetches: many pieces for one round trip. */
 const GROUP = 4 << 20;
@@ -57,12 +57,6 @@ export async function* layerStream(
   yield encodeText(RecordType.end, end);
 }
 
-interface Content {
-  piece: Piece;
-  /** Its data units, one after another. */
-  bytes: Buffer;
-}
-
 async function* contents(
   store: Store,
   layer: ImageLayer,
@@ -100,34 +94,4 @@ function* groups(index: PieceIndex, from: number): Generator<Piece[]> {
     length += piece.stored;
   }
   if (group.length > 0) yield group;
-}
-
-async function framesOf(
-  reader: BlobReader,
-  group: Piece[],
-): Promise<{ piece: Piece; frame: Buffer }[]> {
-  const start = group[0]?.place ?? 0;
-  const last = group.at(-1);
-  const length = (last?.place ?? 0) + (last?.stored ?? 0) - start;
-  const bytes = length === 0 ? Buffer.alloc(0) : await reader.read(start, length);
-  return group.map((piece) => ({
-    piece,
-    frame: bytes.subarray(piece.place - start, piece.place - start + piece.stored),
-  }));
-}
-
-/** Checks the digest first: nothing else reads bytes that are not those of the manifest. */
-async function contentOf(
-  name: string,
-  { digest }: Blob,
-  { piece, frame }: { piece: Piece; frame: Buffer },
-): Promise<Content> {
-  if (piece.stored === 0) return { piece, bytes: frame };
-  const damaged = (why: string) => corrupt(name, `piece ${piece.number} in ${digest} ${why}`);
-  if (!sha256(frame).equals(piece.digest)) throw damaged('does not match its digest');
-  const bytes = await decompressed(frame, bitsOf(piece.data) * UNIT).catch((error: unknown) => {
-    throw isPcowError(error, 'PCOW_CORRUPT') ? damaged(`cannot be used: ${error.message}`) : error;
-  });
-  if (!sha256(bytes).equals(piece.content)) throw damaged('has other content than its index says');
-  return { piece, bytes };
 }

@@ -19,7 +19,8 @@ export async function withStore<T>(
   }
 }
 
-async function openStore(
+/** The caller closes it. */
+export async function openStore(
   text: string,
   doing: 'push' | 'pull',
   options: HttpOptions,

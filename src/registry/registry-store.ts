@@ -57,7 +57,7 @@ export class RegistryStore implements Store {
   }
 
   openBlob(blob: Blob): BlobReader {
-    return new RemoteBlob(blob, this.name, this.options.signal, (range, use) => {
+    return new RemoteBlob(blob, this.name, this.options, (range, use) => {
       const end = range === null ? 0 : range.offset + range.length - 1;
       const headers = range === null ? {} : { range: `bytes=${range.offset}-${end}` };
       const request: HttpRequest = { method: 'GET', ...this.#blob(blob), headers };
@@ -70,7 +70,7 @@ export class RegistryStore implements Store {
 
   /** Each try begins a new upload, because a registry may keep a part of a broken one. */
   writeBlob(blob: Blob, open: () => AsyncIterable<Uint8Array>): Promise<void> {
-    return untilDone(this.options.signal, async () => {
+    return untilDone(this.options, async () => {
       const url = await this.#beginUpload(blob);
       url.searchParams.set('digest', blob.digest);
       const headers = { 'content-type': 'application/octet-stream' };

@@ -5,7 +5,7 @@
 import { BadTransfer, bodyOf, broken, chunksOf, type HttpAnswer } from './answers.js';
 import { type Blob, corrupt } from './manifest.js';
 import type { BlobReader } from './store.js';
-import { untilDone } from './tries.js';
+import { type Trying, untilDone } from './tries.js';
 
 interface Range {
   offset: number;
@@ -26,7 +26,7 @@ export class RemoteBlob implements BlobReader {
   constructor(
     private readonly blob: Blob,
     private readonly name: string,
-    private readonly signal: AbortSignal | undefined,
+    private readonly trying: Trying,
     private readonly get: Get,
   ) {}
 
@@ -48,11 +48,11 @@ export class RemoteBlob implements BlobReader {
 
   async #part(range: Range): Promise<Buffer> {
     if (this.#whole === null) {
-      const bytes = await untilDone(this.signal, () => this.#ranged(range));
+      const bytes = await untilDone(this.trying, () => this.#ranged(range));
       if (bytes !== null) return bytes;
     }
     // It is tried again before the next part: otherwise that one would need an answer of its own.
-    const next = this.#last.then(() => untilDone(this.signal, () => this.#fromWhole(range)));
+    const next = this.#last.then(() => untilDone(this.trying, () => this.#fromWhole(range)));
     this.#last = next.catch(() => undefined);
     return next;
   }

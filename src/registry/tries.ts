@@ -26,9 +26,16 @@ export class Temporary extends Error {
   }
 }
 
+/** For untilDone(). */
+export interface Trying {
+  signal?: AbortSignal | undefined;
+  /** Called after each try that failed and is followed by another one. */
+  onFailure?: ((failure: PcowError) => void) | undefined;
+}
+
 /** Runs `work`, again if it fails with Temporary. The last such failure is thrown. */
 export async function untilDone<T>(
-  signal: AbortSignal | undefined,
+  { signal, onFailure }: Trying,
   work: () => Promise<T>,
 ): Promise<T> {
   for (let tried = 1; ; tried++) {
@@ -39,6 +46,7 @@ export async function untilDone<T>(
       if (!(error instanceof Temporary)) throw error;
       debug('try %d: %s', tried, error.message);
       if (tried === TRIES || error.pause > PATIENCE) throw error.failure;
+      onFailure?.(error.failure);
       const pause = Math.min(PATIENCE, PAUSE * 2 ** tried) * (0.5 + Math.random());
       await sleep(Math.max(pause, error.pause), undefined, { signal }).catch(() => {
         throw cancelled('the transfer', signal!);
