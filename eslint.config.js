@@ -7,11 +7,11 @@ const ROOMS = {
   images: ['engine'],
   stream: ['engine'],
   registry: ['engine', 'stream'],
-  client: ['engine', 'images', 'stream'],
+  client: ['engine', 'images', 'stream', 'registry'],
   convert: ['engine', 'images', 'client'],
   guest: ['engine', 'images'],
   attach: ['engine'],
-  mount: ['engine', 'images', 'attach'],
+  mount: ['engine', 'images', 'attach', 'registry'],
 };
 
 /** A rule for the files of one room: an import that leads there is refused. */

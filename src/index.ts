@@ -54,6 +54,7 @@ export {
   rollbackImage,
   snapshotImages,
 } from './client/change-image.js';
+export { type LazyImage, lazyImagesOf, prefetchImage } from './client/prefetch.js';
 export {
   type Activity,
   type FaultFigures,

@@ -31,6 +31,8 @@ export interface ListedImage {
   size: number | null;
   /** Bytes that the image file takes on its disk. */
   diskUse: number | null;
+  /** Bytes of a lazy image that have not been fetched yet; null: it is not lazy. */
+  remote: number | null;
   /** The number of its snapshots. */
   snapshots: number | null;
   /** Its base, as recorded in the image; null: none. */
@@ -100,6 +102,7 @@ async function listed(file: string, mount: PcowMount | null): Promise<ListedImag
       file,
       size: info.size,
       diskUse: info.diskUse,
+      remote: info.lazy ? info.remoteBytes : null,
       snapshots: info.snapshots,
       base: info.base && { path: info.base.path, snapshot: info.base.snapshot },
       state: stateOf(info),
@@ -118,6 +121,7 @@ function unreadable(name: string, file: string, { code, message }: PcowError): L
   const unknown = {
     size: null,
     diskUse: null,
+    remote: null,
     snapshots: null,
     base: null,
     holder: null,

@@ -31,6 +31,11 @@ export interface PullOptions extends RegistryOptions, LongOptions {
    * pulled image. Default: a new image stands on no base.
    */
   base?: string | undefined;
+  /**
+   * Make a new, lazy image: its bytes are fetched when a mount needs them, or by prefetchImage().
+   * Not with `force` or `base`.
+   */
+  lazy?: boolean | undefined;
 }
 
 /** Credentials for a registry. */
@@ -86,18 +91,24 @@ export async function pullImage(
     'plainHttp',
     'force',
     'base',
+    'lazy',
     'signal',
     'onProgress',
   ]);
   checkFlag('the option "plainHttp"', options.plainHttp);
   checkFlag('the option "force"', options.force);
+  checkFlag('the option "lazy"', options.lazy);
   if (options.base !== undefined) checkPath('the option "base"', options.base);
-  const { certificates, plainHttp, ...pulling } = options;
-  return withStore(
-    reference,
-    'pull',
-    { certificates, plainHttp, signal: pulling.signal },
-    (store) => pull(store, path, pulling),
+  const { certificates, plainHttp, lazy, ...pulling } = options;
+  const { signal, base, force } = pulling;
+  const http = { certificates, plainHttp, signal };
+  if (lazy !== true)
+    return withStore(reference, 'pull', http, (store) => pull(store, path, pulling));
+  if (base !== undefined || force === true)
+    throw new PcowError('PCOW_INVALID', 'a lazy image is new, and stands on no base');
+  const { makeLazy, record } = await import('./lazy-image.js');
+  return withStore(reference, 'pull', http, async (store) =>
+    makeLazy(await record(store, signal), reference, path, http),
   );
 }
 

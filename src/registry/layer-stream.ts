@@ -9,7 +9,7 @@ import { type Content, contentOf, framesOf } from './frames.js';
 import type { ImageLayer } from './manifest.js';
 import { ordered } from '../stream/ordered.js';
 import { endOf, type Piece, type PieceIndex, runsOf } from './piece-index.js';
-import { cancelled, type Store } from './store.js';
+import { cancelled, type ReadableStore } from './store.js';
 
 /** Bytes of the data blob that one request fetches: many pieces for one round trip. */
 const GROUP = 4 << 20;
@@ -27,7 +27,7 @@ const NOTHING = Buffer.alloc(0);
 export type LayerBegin = Omit<Begin, 'data'>;
 
 export async function* layerStream(
-  store: Store,
+  store: ReadableStore,
   layer: ImageLayer,
   index: PieceIndex,
   begin: LayerBegin,
@@ -58,7 +58,7 @@ export async function* layerStream(
 }
 
 async function* contents(
-  store: Store,
+  store: ReadableStore,
   layer: ImageLayer,
   index: PieceIndex,
   from: number,

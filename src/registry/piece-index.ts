@@ -138,6 +138,19 @@ export class PieceIndex {
     return pieceAt(this.bytes, at);
   }
 
+  /** The place in the index of the piece with this number; null: the layer has none. */
+  find(number: number): number | null {
+    let [from, to] = [0, this.count];
+    while (from < to) {
+      const middle = (from + to) >> 1;
+      const there = Number(this.bytes.readBigUInt64LE(HEADER + middle * RECORD));
+      if (there === number) return middle;
+      if (there < number) from = middle + 1;
+      else to = middle;
+    }
+    return null;
+  }
+
   *pieces(): Generator<Piece> {
     for (let at = 0; at < this.count; at++) yield this.piece(at);
   }
@@ -180,7 +193,7 @@ export function bitsOf(mask: bigint): number {
 }
 
 /** The lower and the upper half: much faster than calculating with all 64 bits. */
-function halvesOf(mask: bigint): [number, number] {
+export function halvesOf(mask: bigint): [number, number] {
   return [Number(mask & 0xffffffffn) | 0, Number(mask >> 32n) | 0];
 }
 

@@ -2,21 +2,21 @@
 import { digestOf } from './digest.js';
 import { corrupt, type ImageConfig, parseConfig, parseManifest } from './manifest.js';
 import { PieceIndex } from './piece-index.js';
-import { readWhole, type Store } from './store.js';
+import { type ReadableStore, readWhole } from './store.js';
 
 export class RemoteImage {
   /** The index that was read last: one is enough, and indexes may be large. */
   #index: { layer: number; index: PieceIndex } | null = null;
 
   private constructor(
-    readonly store: Store,
+    readonly store: ReadableStore,
     /** Of the manifest. */
     readonly digest: string,
     readonly config: ImageConfig,
     readonly signal: AbortSignal | undefined,
   ) {}
 
-  static async read(store: Store, signal?: AbortSignal): Promise<RemoteImage> {
+  static async read(store: ReadableStore, signal?: AbortSignal): Promise<RemoteImage> {
     const manifest = await store.readManifest();
     const { config, blobs } = parseManifest(manifest, store.name);
     const parsed = parseConfig(await readWhole(store, config), blobs, store.name);

@@ -5,16 +5,20 @@ import { PcowError } from '../engine/index.js';
 import { digestOf } from './digest.js';
 import { type Blob, corrupt } from './manifest.js';
 
-export interface Store {
+/** What reading an image needs. */
+export interface ReadableStore {
   /** For messages: the image as the user named it. */
   readonly name: string;
   /**
    * The manifest to which the reference leads now. It has not been checked against a digest yet.
    */
   readManifest(): Promise<Buffer>;
-  hasBlob(blob: Blob): Promise<boolean>;
   /** Reads a blob, or parts of it in any order. */
   openBlob(blob: Blob): BlobReader;
+}
+
+export interface Store extends ReadableStore {
+  hasBlob(blob: Blob): Promise<boolean>;
   /** Calls `open` for the bytes, and again if the first try failed. */
   writeBlob(blob: Blob, open: () => AsyncIterable<Uint8Array>): Promise<void>;
   /** Stores the manifest under the tag of the reference. */
@@ -29,7 +33,7 @@ export interface BlobReader {
 }
 
 /** A small blob, checked against its digest. */
-export async function readWhole(store: Store, blob: Blob): Promise<Buffer> {
+export async function readWhole(store: ReadableStore, blob: Blob): Promise<Buffer> {
   if (blob.size === 0) throw corrupt(store.name, 'a blob is empty');
   const reader = store.openBlob(blob);
   try {
