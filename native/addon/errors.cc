@@ -2,18 +2,20 @@
 
 namespace pcow::addon {
 
+Napi::Object remote_to_js(Napi::Env env, const RemoteBlock& remote) {
+  auto object = Napi::Object::New(env);
+  object.Set("path", remote.path);
+  object.Set("uuid", remote.uuid);
+  object.Set("layer", static_cast<double>(remote.layer));
+  object.Set("block", static_cast<double>(remote.block));
+  return object;
+}
+
 Napi::Value error_to_js(Napi::Env env, const Error& error) {
   Napi::Object object = Napi::Error::New(env, error.message).Value();
   object.Set("code", code_name(error.code));
   object.Set("errno", error.err);
-  if (error.remote) {
-    auto remote = Napi::Object::New(env);
-    remote.Set("path", error.remote->path);
-    remote.Set("uuid", error.remote->uuid);
-    remote.Set("layer", static_cast<double>(error.remote->layer));
-    remote.Set("block", static_cast<double>(error.remote->block));
-    object.Set("remote", remote);
-  }
+  if (error.remote) object.Set("remote", remote_to_js(env, *error.remote));
   return object;
 }
 

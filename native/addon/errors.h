@@ -8,7 +8,9 @@
 
 namespace pcow::addon {
 
-// Both functions: JavaScript thread.
+// All functions: JavaScript thread.
+// As `remote` of an error.
+Napi::Object remote_to_js(Napi::Env env, const RemoteBlock& remote);
 Napi::Value error_to_js(Napi::Env env, const Error& error);
 // Returns an empty value, which a method returns after it has thrown.
 Napi::Value throw_in_js(Napi::Env env, const Error& error);

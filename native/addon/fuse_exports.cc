@@ -211,12 +211,17 @@ void put_question(Napi::Env env, Napi::Function on_question, FuseQuestion* given
   const auto number = [&](uint64_t value) {
     return Napi::Number::New(env, static_cast<double>(value));
   };
+  if (question->remote) {
+    on_question.Call({number(question->id), Napi::String::New(env, "fetch"),
+                      remote_to_js(env, *question->remote)});
+    return;
+  }
   const char* kind = question->kind == FuseQuestion::Kind::kOpen ? "open" : "write";
   on_question.Call({number(question->id), Napi::String::New(env, kind), number(question->fh),
                     number(question->pid)});
 }
 
-// `callback`: (id, kind, fh, pid). Waiting for questions does not keep the process alive.
+// `callback`: (id, kind, fh, pid), or (id, "fetch", block). Waiting for questions does not keep the process alive.
 Napi::Value on_question(const Napi::CallbackInfo& info) {
   auto ask = Napi::ThreadSafeFunction::New(info.Env(), info[0].As<Napi::Function>(),
                                            "pcow question", 0, 1);

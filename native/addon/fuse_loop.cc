@@ -19,6 +19,7 @@
 #include "addon/fuse_channel.h"
 #include "addon/fuse_library.h"
 #include "addon/fuse_nodes.h"
+#include "addon/fuse_questions.h"
 #include "engine/disk/bus_guard.h"
 
 namespace pcow::addon {
@@ -135,12 +136,14 @@ class Loop {
 
   int run() {
     FuseNodes::instance().begin(library_.descriptor(channel_));
+    FuseQuestions::instance().set_channel(library_.descriptor(channel_));
     const bool started = start();
     if (started) {
       std::unique_lock lock(mutex_);
       ended_.wait(lock, [&] { return threads_ == 0; });
       library_.reset(session_);
     }
+    FuseQuestions::instance().set_channel(-1);
     FuseNodes::instance().end();
     return started ? 0 : -1;
   }
@@ -241,8 +244,9 @@ class Loop {
       fuse_read_in read;
       std::memcpy(&read, body, sizeof read);
       if (!operations_.knows(read.fh) || read.size > largest_) return false;
-      reply(header.unique, operations_.read(read.fh, buffer.bytes(), read.size, read.offset),
-            buffer.bytes());
+      const int count =
+          operations_.read(read.fh, buffer.bytes(), read.size, read.offset, header.pid);
+      reply(header.unique, count, buffer.bytes());
       return true;
     }
     if (header.opcode == FUSE_WRITE && body_length >= sizeof(fuse_write_in)) {
@@ -251,7 +255,7 @@ class Loop {
       if (!operations_.knows(write.fh) || write.size > body_length - sizeof write) return false;
       const bool cached = write.write_flags & FUSE_WRITE_CACHE;
       const int written =
-          operations_.write(write.fh, buffer.bytes(), write.size, write.offset, cached);
+          operations_.write(write.fh, buffer.bytes(), write.size, write.offset, cached, header.pid);
       fuse_write_out out = {};
       out.size = static_cast<uint32_t>(written);
       reply(header.unique, written < 0 ? written : static_cast<int>(sizeof out),

@@ -27,9 +27,11 @@ struct OpenedFile {
 // They return bytes, or a negative errno.
 struct DirectOperations {
   bool (*knows)(uint64_t fh);
-  int (*read)(uint64_t fh, char* buffer, size_t length, uint64_t offset);
+  // `pid`: the thread that needs the bytes; 0 if there is none.
+  int (*read)(uint64_t fh, char* buffer, size_t length, uint64_t offset, uint32_t pid);
   // `cached`: the kernel writes back pages of its cache; no process waits for it in write(2).
-  int (*write)(uint64_t fh, const char* buffer, size_t length, uint64_t offset, bool cached);
+  int (*write)(uint64_t fh, const char* buffer, size_t length, uint64_t offset, bool cached,
+               uint32_t pid);
   // lseek(2) with SEEK_DATA or SEEK_HOLE. Returns an offset, or a negative errno. Called for every
   // handle, also one that `knows` rejects.
   int64_t (*seek)(uint64_t fh, uint64_t offset, uint32_t whence);

@@ -103,28 +103,53 @@ Result<Request> begin_write(uint64_t fh, bool cached) {
 // The message of the error is not lost: the engine keeps the last one for `status`.
 int answer(const Result<void>& result) { return result ? 0 : -result.error().err; }
 
-int read_image(uint64_t fh, char* buffer, size_t length, uint64_t offset) {
+// Has a block fetched that a request needs, which holds no image now. Returns 0 if the request
+// should be tried again; otherwise a negative errno.
+int fetch(const Error& error, uint32_t pid) {
+  if (error.code != Code::kRemote || !error.remote) return -error.err;
+  return FuseQuestions::instance().fetch(error.remote, pid);
+}
+
+Result<size_t> read_once(uint64_t fh, char* buffer, size_t length, uint64_t offset) {
   auto request = begin(fh);
-  if (!request) return -request.error().err;
+  if (!request) return request.error();
   auto count = request->image->read(request->handle->view.get(), offset, buffer, length);
-  if (!count) return -count.error().err;
+  if (!count) return count.error();
   Traffic& traffic = request->handle->image->traffic();
   Traffic::count(traffic.reads, 1);
   Traffic::count(traffic.read_bytes, *count);
   const FuseHandle& handle = *request->handle;
   if (handle.lent && !handle.view && !handle.direct) Traffic::count(traffic.cached_reads, 1);
-  return static_cast<int>(*count);
+  return *count;
 }
 
-int write_image(uint64_t fh, const char* buffer, size_t length, uint64_t offset, bool cached) {
+int read_image(uint64_t fh, char* buffer, size_t length, uint64_t offset, uint32_t pid) {
+  for (;;) {
+    const auto count = read_once(fh, buffer, length, offset);
+    if (count) return static_cast<int>(*count);
+    if (const int failure = fetch(count.error(), pid); failure != 0) return failure;
+  }
+}
+
+Result<void> write_once(uint64_t fh, const char* buffer, size_t length, uint64_t offset,
+                        bool cached) {
   auto request = begin_write(fh, cached);
-  if (!request) return -request.error().err;
+  if (!request) return request.error();
   auto written = request->image->write(offset, buffer, length);
-  if (!written) return -written.error().err;
+  if (!written) return written;
   Traffic& traffic = request->handle->image->traffic();
   Traffic::count(traffic.writes, 1);
   Traffic::count(traffic.written_bytes, length);
-  return static_cast<int>(length);
+  return {};
+}
+
+int write_image(uint64_t fh, const char* buffer, size_t length, uint64_t offset, bool cached,
+                uint32_t pid) {
+  for (;;) {
+    const auto written = write_once(fh, buffer, length, offset, cached);
+    if (written) return static_cast<int>(length);
+    if (const int failure = fetch(written.error(), pid); failure != 0) return failure;
+  }
 }
 
 // Finds the first data (or hole) at or after `offset`; returns the end of the layer if there is
@@ -165,16 +190,21 @@ int64_t seek_image(uint64_t fh, uint64_t offset, uint32_t whence) {
   return data && *found >= size ? -ENXIO : static_cast<int64_t>(*found);
 }
 
+// The thread that has sent the request which libfuse serves on this thread.
+uint32_t caller() { return static_cast<uint32_t>(fuse_context()->pid); }
+
 // If libfuse's own loop runs, these two functions are called for all files.
 int read_file(const char* path, char* buffer, size_t length, off_t offset, fuse_file_info* file) {
-  if (is_native(file)) return read_image(file->fh, buffer, length, static_cast<uint64_t>(offset));
+  if (is_native(file))
+    return read_image(file->fh, buffer, length, static_cast<uint64_t>(offset), caller());
   return javascript.read ? javascript.read(path, buffer, length, offset, file) : -ENOSYS;
 }
 
 int write_file(const char* path, const char* buffer, size_t length, off_t offset,
                fuse_file_info* file) {
   if (is_native(file))
-    return write_image(file->fh, buffer, length, static_cast<uint64_t>(offset), file->writepage);
+    return write_image(file->fh, buffer, length, static_cast<uint64_t>(offset), file->writepage,
+                       caller());
   return javascript.write ? javascript.write(path, buffer, length, offset, file) : -ENOSYS;
 }
 
@@ -204,24 +234,33 @@ int sync_file(const char* path, int datasync, fuse_file_info* file) {
   return javascript.fsync ? javascript.fsync(path, datasync, file) : -ENOSYS;
 }
 
+// `beyond`: the range may end behind the image.
+Result<void> discard_once(uint64_t fh, uint64_t start, uint64_t end, bool beyond) {
+  auto request = begin_write(fh, false);
+  if (!request) return request.error();
+  const uint64_t size = request->image->size();
+  if (end > size) {
+    if (!beyond) return system_error(EFBIG, "");
+    end = size;
+  }
+  if (start >= end) return {};
+  Traffic::count(request->handle->image->traffic().discards, 1);
+  return request->image->discard(start, end - start);
+}
+
 // If the answer is 0, the kernel drops or zeroes its own pages of the range. Preallocation (mode 0)
 // is refused: an image is meant to be sparse, and callers then write zeros, or do without.
 int allocate_file(const char*, int mode, off_t offset, off_t length, fuse_file_info* file) {
   if (!is_native(file)) return -EOPNOTSUPP;
   const int kind = mode & ~FALLOC_FL_KEEP_SIZE;
   if (kind != FALLOC_FL_PUNCH_HOLE && kind != FALLOC_FL_ZERO_RANGE) return -EOPNOTSUPP;
-  auto request = begin_write(file->fh, false);
-  if (!request) return -request.error().err;
-  const uint64_t size = request->image->size();
   const auto start = static_cast<uint64_t>(offset);
-  auto end = start + static_cast<uint64_t>(length);
-  if (end > size) {
-    if (!(mode & FALLOC_FL_KEEP_SIZE)) return -EFBIG;
-    end = size;
+  const auto end = start + static_cast<uint64_t>(length);
+  for (;;) {
+    const auto discarded = discard_once(file->fh, start, end, mode & FALLOC_FL_KEEP_SIZE);
+    if (discarded) return 0;
+    if (const int failure = fetch(discarded.error(), caller()); failure != 0) return failure;
   }
-  if (start >= end) return 0;
-  Traffic::count(request->handle->image->traffic().discards, 1);
-  return answer(request->image->discard(start, end - start));
 }
 
 // Decides which cached pages the kernel keeps from earlier opens of the file. A frozen layer never

@@ -34,7 +34,8 @@
  * fsync, statfs, utimens and open are required nevertheless: if the native operations are not
  * active (interceptions() is 0 after the mount), they serve everything.
  */
-import { translatedNow } from './errors.js';
+import { constants } from 'node:os';
+import { type RemoteBlock, translatedNow } from './errors.js';
 import type { Image } from './image.js';
 import { addon, requireModule, type Traffic } from './native.js';
 import { checkFlag, checkOptions, checkPath, checkSnapshotName } from './validate.js';
@@ -219,9 +220,28 @@ export function onRelease(released: (fh: number) => void): void {
   addon().fuseOnRelease(released);
 }
 
-/** Call it before the mount. `answer` must not reject. */
-export function onQuestion(answer: (question: Question) => Promise<QuestionAnswer>): void {
-  addon().fuseOnQuestion((id, kind, fh, pid) => {
+/**
+ * Call it before the mount. `answer` must not reject. `fetch`: a request needs this block of a lazy
+ * image; when it resolves, the request is tried again, and if it rejects, that is an I/O error.
+ */
+export function onQuestion(
+  answer: (question: Question) => Promise<QuestionAnswer>,
+  fetch: (block: RemoteBlock) => Promise<void>,
+): void {
+  addon().fuseOnQuestion((...question) => {
+    const [id, kind] = question;
+    if (kind === 'fetch') {
+      void fetch(question[2]).then(
+        () => {
+          addon().fuseAnswer(id, 0);
+        },
+        () => {
+          addon().fuseAnswer(id, -constants.errno.EIO);
+        },
+      );
+      return;
+    }
+    const [, , fh, pid] = question;
     void answer({ kind, fh, pid }).then((it) => {
       addon().fuseAnswer(id, typeof it === 'object' ? -it.errno : it === 'yes' ? 0 : 1);
     });

@@ -8,7 +8,7 @@ import { createRequire } from 'node:module';
 import { constants } from 'node:os';
 
 import { ADDON, HOW_TO_BUILD } from './built.js';
-import { PcowError } from './errors.js';
+import { PcowError, type RemoteBlock } from './errors.js';
 import type { ChainLink, CheckReport, ImageInfo, ScrubReport } from './types.js';
 
 export interface NativeBase {
@@ -301,7 +301,11 @@ export interface NativeAddon {
   fuseTraffic(image: NativeImage): Traffic;
   fuseCachedReads(image: NativeImage): number;
   fuseOnQuestion(
-    callback: (id: number, kind: 'open' | 'write', fh: number, pid: number) => void,
+    callback: (
+      ...question:
+        | [id: number, kind: 'open' | 'write', fh: number, pid: number]
+        | [id: number, kind: 'fetch', block: RemoteBlock]
+    ) => void,
   ): void;
   fuseAnswer(id: number, result: number): void;
   fuseOnEnd(callback: () => void): void;

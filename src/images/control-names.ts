@@ -19,6 +19,7 @@ export type ImageControl =
   | 'flatten'
   | 'commit'
   | 'compact'
+  | 'prefetch'
   | 'checksums'
   | 'cancel';
 

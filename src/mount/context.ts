@@ -1,6 +1,7 @@
 /** What the nodes and control files of a mount use. */
 import type { AttributeSource } from './fuse/attributes.js';
 import type { Catalog } from './images/catalog.js';
+import { Fetchers } from './images/fetchers.js';
 import type { Commands } from './control/commands.js';
 import { type LastError, lastErrorOf } from './control/last-error.js';
 import { log } from './log.js';
@@ -14,6 +15,7 @@ export class MountContext {
   readonly commands: Commands;
   readonly attributes: AttributeSource;
   readonly files = new OpenFiles();
+  readonly fetchers: Fetchers;
   /**
    * Whether the bytes of flat files are served natively. Set when the session has begun, before the
    * first open.
@@ -26,6 +28,7 @@ export class MountContext {
   constructor(place: Place, catalog: Catalog, commands: Commands, attributes: AttributeSource) {
     this.place = place;
     this.catalog = catalog;
+    this.fetchers = new Fetchers(place, catalog);
     this.commands = commands;
     this.attributes = attributes;
   }

@@ -143,7 +143,10 @@ async function begin(place: Place, lock: DirectoryLock): Promise<Mount> {
   const context = new MountContext(place, catalog, commands, attributes);
   const fileSystem = new FileSystem(context);
 
-  onQuestion((question) => fileSystem.answer(question));
+  onQuestion(
+    (question) => fileSystem.answer(question),
+    (block) => context.fetchers.fetchBlock(block),
+  );
   onRelease((handle) => {
     context.files.close(handle);
   });
@@ -163,6 +166,7 @@ async function begin(place: Place, lock: DirectoryLock): Promise<Mount> {
     over = true;
     debug('the session on %s is over', place.mountpoint);
     attachService?.stop();
+    await context.fetchers.stop();
     const failures = await catalog.shutDown();
     if (failures.length === 0) place.watchdog.close();
     for (const { image, error } of failures) {

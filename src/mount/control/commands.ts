@@ -403,6 +403,15 @@ export class Commands {
     });
   }
 
+  /**
+   * Fetches everything that a lazy image lacks. Without `commands`: it changes no structure, and may
+   * take long.
+   */
+  async prefetch(entry: ImageEntry): Promise<void> {
+    await entry.fetching.prefetch();
+    log(`${entry.name}: everything is here`);
+  }
+
   async addChecksums(entry: ImageEntry): Promise<void> {
     await entry.commands.run(async () => {
       const { image } = await entry.writer();

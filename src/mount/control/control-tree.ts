@@ -177,6 +177,19 @@ export const imageControls: ReadonlyMap<string, Control<Found>> = new Map<
     },
   ],
   [
+    'prefetch',
+    {
+      read: async (_, { entry }) => {
+        const { image } = await entry.view();
+        return `write "now" to fetch everything that the image lacks: ${image.info().remoteBytes} bytes\n`;
+      },
+      write: (context, { entry }, text) => {
+        now(text);
+        return context.commands.prefetch(entry);
+      },
+    },
+  ],
+  [
     'checksums',
     {
       read: () =>
@@ -250,7 +263,8 @@ export const mountControls: ReadonlyMap<string, Control<null>> = new Map<
   ],
 ]);
 
-function inProgress({ work }: ImageEntry): string {
+function inProgress({ work: changing, fetching }: ImageEntry): string {
+  const work = changing ?? fetching.work;
   if (work === null) return '(none)';
   const part = work.total === 0 ? '' : `, ${Math.floor((100 * work.done) / work.total)} % done`;
   return `${work.command} ${work.text}${part}`;

@@ -18,8 +18,9 @@ The write returns when the command is done. If it fails, the reason can be read 
   .pcow/NAME/flatten              write now: copy everything from the base, and stand on no base
   .pcow/NAME/commit               write SNAPSHOT: move what the image has written into the base, as a snapshot there
   .pcow/NAME/compact              write now: give back blocks that hold only zeros
+  .pcow/NAME/prefetch             write now: fetch everything that a lazy image lacks
   .pcow/NAME/checksums            write add or remove: checksums of snapshots ("pcow scrub" verifies them)
-  .pcow/NAME/cancel               write COMMAND (delete, rebase, flatten, commit, compact, checksums): stop it; "status" has its progress
+  .pcow/NAME/cancel               write COMMAND (delete, rebase, flatten, commit, compact, checksums, prefetch): stop it; "status" has its progress
   .pcow/NAME/metrics              Prometheus text
   .pcow/snapshot                  write "SNAPSHOT NAME NAME ...": one snapshot of several images at one moment
   .pcow/status, .pcow/metrics     the same as above, for the mount and all its images

@@ -4,6 +4,7 @@
 import { statfs } from 'node:fs/promises';
 
 import type { ImageInfo } from '../../engine/index.js';
+import type { FetchState } from '../../registry/fetcher.js';
 import type { ImageState } from '../../images/image-states.js';
 import type { ImageEntry } from '../images/image-entry.js';
 import type { Traffic } from '../images/traffic.js';
@@ -46,6 +47,30 @@ const FIGURES: Figure[] = [
     type: 'gauge',
     help: 'Size of the disk of the image file.',
     values: ({ disk }) => (disk ? [[disk.size]] : []),
+  },
+  {
+    name: 'pcow_remote_bytes',
+    type: 'gauge',
+    help: 'Bytes of a lazy image that have not been fetched yet.',
+    values: ({ info }) => (info.lazy ? [[info.remoteBytes]] : []),
+  },
+  {
+    name: 'pcow_fetched_bytes_total',
+    type: 'counter',
+    help: 'Bytes that were fetched from the registry of a lazy image.',
+    values: ({ entry }) => fetched(entry, ({ fetchedBytes }) => fetchedBytes),
+  },
+  {
+    name: 'pcow_fetch_requests_total',
+    type: 'counter',
+    help: 'Requests to the registry of a lazy image.',
+    values: ({ entry }) => fetched(entry, ({ requests }) => requests),
+  },
+  {
+    name: 'pcow_fetch_waiting_seconds',
+    type: 'gauge',
+    help: 'For how long a reader has waited for bytes of a lazy image; 0: none waits.',
+    values: ({ entry }) => fetched(entry, ({ waiting }) => secondsSince(waiting?.since)),
   },
   gauge('pcow_snapshots', 'Snapshots of the image.', ({ info }) => info.snapshots),
   gauge(
@@ -133,6 +158,15 @@ async function lookAt(entries: ImageEntry[]): Promise<Found> {
   found.all.sort((a, b) => (a.name < b.name ? -1 : 1));
   found.sound.sort((a, b) => (a.entry.name < b.entry.name ? -1 : 1));
   return found;
+}
+
+function fetched(entry: ImageEntry, figure: (state: FetchState) => number): [number][] {
+  const { state } = entry.fetching;
+  return state === null ? [] : [[figure(state)]];
+}
+
+function secondsSince(since: Date | undefined): number {
+  return since === undefined ? 0 : (Date.now() - since.getTime()) / 1000;
 }
 
 async function diskOf(file: string): Promise<SoundImage['disk']> {

@@ -42,7 +42,23 @@ async function details(entry: ImageEntry): Promise<object> {
     attached: entry.monitor && (await attachmentStatus(entry.monitor)),
     readers: await Promise.all([...entry.readers].map(attachmentStatus)),
     open: openFiles(entry),
-    working: entry.work && workFields(entry.work),
+    working: workOf(entry),
+    lazy: info.lazy ? { remoteBytes: info.remoteBytes, ...lazyFields(entry) } : null,
+  };
+}
+
+function workOf({ work, fetching }: ImageEntry): object | null {
+  const present = work ?? fetching.work;
+  return present && workFields(present);
+}
+
+/** What is known since the mount has begun to fetch. */
+function lazyFields({ fetching: { state, locked } }: ImageEntry): object {
+  return {
+    reference: state?.reference ?? null,
+    waiting: state?.waiting ?? (locked && { ...locked, snapshot: null, offset: null }),
+    requests: state?.requests ?? 0,
+    fetchedBytes: state?.fetchedBytes ?? 0,
   };
 }
 

@@ -5,14 +5,15 @@
 import { constants } from 'node:fs';
 import { chmod, chown, statfs, utimes } from 'node:fs/promises';
 
-import { PcowError } from '../../engine/index.js';
+import { isPcowError, PcowError } from '../../engine/index.js';
 import type { Question, QuestionAnswer } from '../../engine/native-operations.js';
 import type { Attributes } from './attributes.js';
 import type { MountContext } from '../context.js';
 import { errnoOf, refusal } from '../failure.js';
 import { guarded, type Operations } from './session.js';
 import { neededBy } from '../daemon/hand-over.js';
-import { belongsToMount, type Node } from '../nodes/node.js';
+import { belongsToMount, type Node, type OpenFile } from '../nodes/node.js';
+import { OpenFlatFile } from '../nodes/open-flat-file.js';
 import { resolve } from '../nodes/resolve.js';
 
 export class FileSystem {
@@ -129,13 +130,19 @@ export class FileSystem {
       read: guarded(
         'read',
         (_path: string, handle: number, buffer: Buffer, length: number, offset: number) =>
-          files.get(handle).read(buffer.subarray(0, length), offset),
+          this.#fetching(files.get(handle), (file) =>
+            file.read(buffer.subarray(0, length), offset),
+          ),
         count,
       ),
       write: guarded(
         'write',
         (_path: string, handle: number, buffer: Buffer, length: number, offset: number) =>
-          this.#inProgress(() => files.get(handle).write(buffer.subarray(0, length), offset)),
+          this.#inProgress(() =>
+            this.#fetching(files.get(handle), (file) =>
+              file.write(buffer.subarray(0, length), offset),
+            ),
+          ),
         count,
       ),
       fsync: guarded(
@@ -201,6 +208,22 @@ export class FileSystem {
     const node = await this.#node(path);
     const writable = (flags & (constants.O_WRONLY | constants.O_RDWR)) !== 0;
     return this.#context.files.add(await node.open(writable));
+  }
+
+  /**
+   * Works on an open file; if that is a flat file, again whenever a block has been fetched that was
+   * missing.
+   */
+  async #fetching<T>(file: OpenFile, work: (file: OpenFile) => Promise<T>): Promise<T> {
+    for (;;) {
+      try {
+        return await work(file);
+      } catch (error) {
+        const block = isPcowError(error, 'PCOW_REMOTE') ? error.remote : undefined;
+        if (block === undefined || !(file instanceof OpenFlatFile)) throw error;
+        await this.#context.fetchers.fetchBlock(block);
+      }
+    }
   }
 
   async #inProgress<T>(work: () => Promise<T>): Promise<T> {

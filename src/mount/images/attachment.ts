@@ -157,6 +157,7 @@ export class Attachment {
       }
     });
     await this.#entry.checksums.stop();
+    await this.#entry.fetching.stop();
     await writer?.close();
   }
 

@@ -17,6 +17,7 @@ import type { Monitor } from '../../attach/monitor.js';
 import { isPcowError, type LongOptions, PcowError, type SnapshotInfo } from '../../engine/index.js';
 import { Attachment } from './attachment.js';
 import { ChecksumMaking } from './checksum-making.js';
+import { Fetching, type Pinned } from './fetching.js';
 import { refusal, sentenceOf } from '../failure.js';
 import { type LastError, lastErrorOf } from '../control/last-error.js';
 import { log } from '../log.js';
@@ -93,6 +94,7 @@ export class ImageEntry {
   /** Commands done since the mount began, by their name. */
   readonly done = new Map<string, number>();
   readonly checksums = new ChecksumMaking();
+  readonly fetching = new Fetching(this, () => this.#pinned());
   readonly stops: StopTimes = { count: 0, seconds: 0 };
   /** The image file is gone, or was replaced. */
   retired = false;
@@ -228,6 +230,21 @@ export class ImageEntry {
         }
       },
     );
+  }
+
+  /** The image open for writing, which stays open until `release` is called. */
+  async #pinned(): Promise<Pinned> {
+    for (;;) {
+      const opening = await this.writer();
+      if (opening.ended) continue;
+      opening.use();
+      return {
+        image: opening.image,
+        release: () => {
+          opening.release();
+        },
+      };
+    }
   }
 
   /** Requests on the flat file since the mount began. */
@@ -372,9 +389,13 @@ export class ImageEntry {
    * its control file.
    */
   cancel(text: string): void {
-    const { work } = this;
-    if (work === null || (text !== work.command && text !== `${work.command} ${work.text}`)) {
-      const instead = work === null ? '' : `: it is ${work.command} ${work.text}`;
+    const running = [this.work, this.fetching.work].filter((work) => work !== null);
+    const work = running.find(
+      ({ command, text: written }) => text === command || text === `${command} ${written}`,
+    );
+    if (work === undefined) {
+      const [other] = running;
+      const instead = other === undefined ? '' : `: it is ${other.command} ${other.text}`;
       throw new PcowError(
         'PCOW_NOT_FOUND',
         `${this.name} has no ${JSON.stringify(text)} in progress${instead}`,
@@ -415,6 +436,7 @@ export class ImageEntry {
     this.retired = true;
     this.grant?.takeBack();
     void this.checksums.stop();
+    void this.fetching.stop();
     this.#openings.retire();
   }
 
@@ -424,6 +446,7 @@ export class ImageEntry {
    */
   async shutDown(): Promise<void> {
     await this.checksums.stop();
+    await this.fetching.stop();
     await this.#openings.shutDown();
   }
 }
