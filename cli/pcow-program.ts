@@ -34,6 +34,7 @@ const COMMANDS: Readonly<Record<string, () => Promise<Add>>> = {
   import: async () => (await import('./commands/import.js')).addImport,
   push: async () => (await import('./commands/push.js')).addPush,
   pull: async () => (await import('./commands/pull.js')).addPull,
+  prefetch: async () => (await import('./commands/prefetch.js')).addPrefetch,
   login: async () => (await import('./commands/login.js')).addLogin,
   logout: async () => (await import('./commands/logout.js')).addLogout,
   check: async () => (await import('./commands/check.js')).addCheck,

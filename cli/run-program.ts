@@ -8,6 +8,7 @@ import { ROOT } from '../src/engine/built.js';
 import { askMountsOf } from './mounts-must-answer.js';
 import { Failure, report } from './output/errors.js';
 import { commandInstead, optionInstead, withSmallerSize } from './words-of-other-programs.js';
+import { locatingRemote } from './output/remote.js';
 import { inThisLocale } from './output/locale.js';
 import { outputWritten, put, ReaderGone, watchOutput } from './output/stdout.js';
 import { quote } from '../src/engine/quote.js';
@@ -48,7 +49,7 @@ export async function run(program: Command, args: string[]): Promise<number> {
     if (error instanceof CommanderError) {
       return error.exitCode === 0 ? 0 : report(program.name(), usageFailure(program, error));
     }
-    return report(program.name(), error);
+    return report(program.name(), await locatingRemote(error));
   }
 }
 

@@ -158,6 +158,7 @@ function summary(target: ImageTarget, report: CheckReport, repair: boolean): str
       : `“pcow check ${word(target.given)} --repair” repairs what can be repaired`;
     lines.push(`${target.file}: ${found}${figures}`, next);
   }
+  if (report.remote > 0) lines.push(`${formatSize(report.remote)} have not been fetched yet`);
   if (report.inUse) {
     lines.push('it is open for writing, so these figures may change');
   } else if (!report.clean) {

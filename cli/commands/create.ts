@@ -9,10 +9,19 @@ import { madeImage } from '../output/made-image.js';
 import { say, sayJson } from '../output/stdout.js';
 import { quote, word } from '../../src/engine/quote.js';
 import { formatSize, isSize, parseBlockSize, parseSize } from '../../src/images/sizes.js';
-import { findTarget, newImage, whileWaiting } from '../find-image.js';
+import {
+  findImage,
+  findTarget,
+  type ImageTarget,
+  newImage,
+  type Target,
+  whileWaiting,
+} from '../find-image.js';
+import { addRegistryOptions, httpOf, type RegistryFlags } from '../registry-options.js';
+import { exists } from '../../src/engine/drafts.js';
 import { patiently, waitOption } from '../wait-option.js';
 
-interface Options {
+interface Options extends RegistryFlags {
   blockSize?: string;
   base?: string;
   force?: boolean;
@@ -38,9 +47,10 @@ export function addCreate(program: Command): void {
     )
     .option(
       '-b, --base <image[@snapshot]>',
-      'stand on the present content of this image, or on one of its snapshots',
+      'stand on the present content of this image, or on one of its snapshots; or on an image in a registry: HOST/REPOSITORY:TAG',
     )
-    .option('--force', 'replace an existing file')
+    .option('--force', 'replace an existing file');
+  addRegistryOptions(command)
     .option('--json', 'for programs')
     .addOption(waitOption())
     .action(create);
@@ -48,6 +58,8 @@ export function addCreate(program: Command): void {
     text: [
       'The base can still be used and changed: the new image stands on a frozen layer of it. If the base ' +
         'has data that is not frozen yet, an automatic snapshot freezes it first.',
+      'For a base in a registry, a lazy image of it is made beside the new one, named after the repository, ' +
+        'unless it is there already. Its bytes are fetched when they are used (“pcow help pull”).',
     ],
     examples: [
       { command: 'pcow create vm1 10G', does: 'an empty image of 10 GiB, vm1.pcow' },
@@ -58,6 +70,10 @@ export function addCreate(program: Command): void {
       {
         command: 'pcow create -b base@installed vm3 20G',
         does: 'on a snapshot, and larger than it',
+      },
+      {
+        command: 'pcow create vm4 --base registry.example.org/images/golden:v1',
+        does: 'on an image that is still in a registry',
       },
     ],
   });
@@ -74,7 +90,7 @@ async function create(image: string, size: string | undefined, options: Options)
   const bytes = size === undefined ? undefined : sizeOf(image, size);
   const blockSize = options.blockSize === undefined ? undefined : parseBlockSize(options.blockSize);
   const target = await newImage(image);
-  const base = options.base === undefined ? undefined : await findTarget(options.base);
+  const base = options.base === undefined ? undefined : await baseOf(options.base, target, options);
   const wanted = { size: bytes, blockSize, base, force: options.force, ...whileWaiting };
   const info = await patiently(options.wait, () => makeImage(target, wanted));
   const on = options.base === undefined ? '' : `, on ${options.base}`;
@@ -89,6 +105,26 @@ async function create(image: string, size: string | undefined, options: Options)
   const overwriting = overwritingProblem(place?.type ?? '');
   if (overwriting !== null)
     process.stderr.write(`warning: ${overwriting}; use ext4 or XFS, or keep space free\n`);
+}
+
+/** An image on this machine, or a lazy image of one in a registry. */
+async function baseOf(given: string, { file }: ImageTarget, flags: Options): Promise<Target> {
+  if (!(await isReference(given))) return findTarget(given);
+  const { lazyBase } = await import('../../src/client/lazy-base.js');
+  const base = await lazyBase(given, path.dirname(file), httpOf(flags));
+  if (base.made && flags.json !== true) say(`made ${base.file}, whose bytes are fetched when used`);
+  return { image: await findImage(base.file), snapshot: base.snapshot };
+}
+
+/** A directory may have a name like that of a registry: then the path is meant. */
+async function isReference(given: string): Promise<boolean> {
+  const { parseReference } = await import('../../src/registry/reference.js');
+  try {
+    parseReference(given);
+  } catch {
+    return false;
+  }
+  return given.startsWith('oci:') || !(await exists(given.split('/')[0]!));
 }
 
 /** If the two arguments are in the wrong order, their form shows it. */

@@ -1,6 +1,6 @@
 import path from 'node:path';
 import type { Command } from 'commander';
-import type { ImageInfo } from '../../src/engine/index.js';
+import type { Image, ImageInfo } from '../../src/engine/index.js';
 import { addNotes } from '../output/help.js';
 import {
   guestOf,
@@ -42,10 +42,13 @@ export function addInfo(program: Command): void {
 async function info(givens: string[], options: { json?: boolean }): Promise<void> {
   const found = await forEach(givens, async (given) => {
     const target = await findImage(given);
-    const image = await withImage(target.file, {}, (open) => open.info());
+    const { image, reference } = await withImage(target.file, {}, async (open) => {
+      const described = open.info();
+      return { image: described, reference: described.lazy ? await referenceOf(open) : null };
+    });
     const guest = await guestOf(image.holder, target.mount, target.name);
     const isMounts = guest === null && (await isHeldBy(target.mount, image));
-    return { target, image, guest, isMounts, receiving: await receptionOf(image) };
+    return { target, image, reference, guest, isMounts, receiving: await receptionOf(image) };
   });
   if (options.json === true) {
     const described = found.map(forPrograms);
@@ -58,6 +61,8 @@ async function info(givens: string[], options: { json?: boolean }): Promise<void
 interface Found {
   target: ImageTarget;
   image: ImageInfo;
+  /** Where the bytes are that a lazy image lacks. */
+  reference: string | null;
   /** writes it instead of the mount */
   guest: Attached | null;
   /** the mount is its writer */
@@ -65,7 +70,12 @@ interface Found {
   receiving: Reception | null;
 }
 
-function forPrograms({ target, image, guest, receiving }: Found): object {
+async function referenceOf(image: Image): Promise<string | null> {
+  const { sourceOf } = await import('../../src/registry/lazy-layers.js');
+  return (await sourceOf(image))?.origin.reference ?? null;
+}
+
+function forPrograms({ target, image, reference, guest, receiving }: Found): object {
   // The permissions and counts of this opening say nothing about the image, and `holder` names the
   // living process.
   const {
@@ -80,6 +90,7 @@ function forPrograms({ target, image, guest, receiving }: Found): object {
   return {
     name: target.name,
     ...rest,
+    reference,
     state: stateOf(image),
     ...(guest?.stalled && { stalled: true }),
     receiving,
@@ -96,7 +107,14 @@ function mountOf(target: ImageTarget): { mountpoint: string; flatFile: string } 
   );
 }
 
-function factsOf({ target, image, guest, isMounts, receiving }: Found): [string, string][] {
+function factsOf({
+  target,
+  image,
+  reference,
+  guest,
+  isMounts,
+  receiving,
+}: Found): [string, string][] {
   const lines: [string, string][] = [
     ['image', image.path],
     ['size', `${formatSize(image.size)} (${image.size} bytes)`],
@@ -104,6 +122,8 @@ function factsOf({ target, image, guest, isMounts, receiving }: Found): [string,
     ['blocks', `${formatSize(image.blockSize)}, sub-blocks ${formatSize(image.subBlockSize)}`],
     ['snapshots', String(image.snapshots)],
   ];
+  if (reference !== null)
+    lines.push(['lazy', `${formatSize(image.remoteBytes)} are still in ${reference}`]);
   if (image.base !== null) {
     const { path: file, snapshot, layer } = image.base;
     lines.push(['base', snapshot === null ? `${file}, layer ${layer}` : `${file}@${snapshot}`]);

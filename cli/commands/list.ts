@@ -120,7 +120,12 @@ async function sayImages({ directory, mount, images }: ImageList): Promise<void>
   );
 }
 
-function stateText({ error, holder, receiving, stalled, state }: ListedImage): string {
+function stateText(image: ListedImage): string {
+  const state = presentState(image);
+  return image.remote === null ? state : `${state}, ${formatSize(image.remote)} to fetch`;
+}
+
+function presentState({ error, holder, receiving, stalled, state }: ListedImage): string {
   if (error !== null) return error.message;
   if (receiving !== null) return describeReception(receiving);
   if (holder === null) return state;
@@ -150,6 +155,7 @@ async function listImage(where: string, json: boolean): Promise<void> {
   say(
     `${target.file}, ${formatSize(info.size)}${info.base === null ? '' : `, on ${baseText(info.base)}`}`,
   );
+  if (info.lazy) say(`${formatSize(info.remoteBytes)} are fetched when they are used`);
   if (receiving !== null) say(describeReception(receiving));
   if (snapshots.length === 0) {
     say('no snapshots');

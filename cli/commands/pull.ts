@@ -1,9 +1,11 @@
 import type { Command } from 'commander';
 import { isPcowError } from '../../src/engine/errors.js';
+import { exists } from '../../src/engine/drafts.js';
 import { abandonPull } from '../../src/registry/hidden-image.js';
 import { withStore } from '../../src/registry/open-store.js';
 import { pull } from '../../src/registry/pull.js';
 import { nameFrom, parseReference } from '../../src/registry/reference.js';
+import { withImage } from '../../src/images/with-image.js';
 import { formatSize } from '../../src/images/sizes.js';
 import { findImage, type ImageTarget, newImage } from '../find-image.js';
 import { Failure } from '../output/errors.js';
@@ -15,6 +17,7 @@ import { word } from '../../src/engine/quote.js';
 import { patiently, waitOption } from '../wait-option.js';
 
 interface Options extends RegistryFlags {
+  lazy?: boolean;
   base?: string;
   abort?: boolean;
   force?: boolean;
@@ -39,6 +42,7 @@ export function addPull(program: Command): void {
       '--base <image>',
       'make the new image stand on this one, which has older snapshots of it',
     )
+    .option('--lazy', 'fetch the bytes of the new image only when they are used')
     .option('--force', 'drop data of an existing image that is in no snapshot')
     .option('--abort', 'pull nothing; drop what an interrupted pull of this image has kept');
   addRegistryOptions(command)
@@ -50,6 +54,9 @@ export function addPull(program: Command): void {
     text: [
       'A new image appears when it is complete. An interrupted pull keeps what has arrived: run it again. ' +
         'Everything is checked against the digest of the manifest before it gets into an image.',
+      'A lazy image (--lazy) is there at once, and images can stand on it. Its mount fetches what readers ' +
+        'need, and they wait for it as for a slow disk; “pcow prefetch” fetches the rest. ' +
+        'Commands that need more than is here say so.',
       'No process may have an existing image open for writing, not even a mount that was asked to change it.',
     ],
     examples: [
@@ -61,6 +68,10 @@ export function addPull(program: Command): void {
       {
         command: 'pcow pull registry.example.org/images/golden:v2 new --base golden',
         does: 'another image, which holds only what v2 has beyond the snapshots of golden',
+      },
+      {
+        command: 'pcow pull --lazy registry.example.org/images/golden:v1',
+        does: 'golden.pcow, without its bytes',
       },
       { command: 'pcow pull oci:/mnt/usb/images:v1 golden', does: 'from a directory' },
     ],
@@ -75,6 +86,10 @@ async function pullCommand(
   const target = await targetOf(given ?? nameFrom(parseReference(reference)));
   if (options.abort === true) {
     await abort(target, options);
+    return;
+  }
+  if (options.lazy === true) {
+    await pullLazily(reference, target, options);
     return;
   }
   const { force, wait, progress, json } = options;
@@ -101,6 +116,43 @@ async function pullCommand(
   if (present === layers) say(`${what} is up to date`);
   else say(`pulled ${what}: ${formatSize(fetched)}, ${layers - present} of ${layers} layers`);
   say(digest);
+}
+
+async function pullLazily(
+  reference: string,
+  { name, file }: ImageTarget,
+  options: Options,
+): Promise<void> {
+  if (options.base !== undefined || options.force === true) {
+    throw new Failure(
+      'PCOW_USAGE',
+      '--lazy makes an image of its own: --base and --force do not apply to it',
+      'omit them',
+    );
+  }
+  if (await exists(file)) {
+    throw new Failure(
+      'PCOW_EXISTS',
+      `${file} exists already, and only a new image can be lazy`,
+      'give the new image another name, or pull without --lazy',
+    );
+  }
+  const { makeLazy, record } = await import('../../src/registry/lazy-image.js');
+  const http = httpOf(options);
+  const pulled = await withProgress(`pull ${name}`, options.progress, ({ signal }) =>
+    withStore(reference, 'pull', { ...http, signal }, async (store) =>
+      makeLazy(await record(store, signal), reference, file, { ...http, signal }),
+    ),
+  );
+  const { remoteBytes } = await withImage(file, {}, (image) => image.info());
+  if (options.json === true) {
+    sayJson({ image: name, file, reference, ...pulled, remote: remoteBytes });
+    return;
+  }
+  say(
+    `${name}@${pulled.snapshot} is lazy: ${formatSize(remoteBytes)} are fetched when they are used`,
+  );
+  say(pulled.digest);
 }
 
 async function targetOf(given: string): Promise<ImageTarget> {

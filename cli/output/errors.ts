@@ -60,6 +60,7 @@ const NEXT_STEPS: Partial<Record<PcowErrorCode, string>> = {
   PCOW_NO_SPACE: 'free space on the filesystem of the image, then try again',
   PCOW_PERMISSION: 'run the command as the user who owns the image and its directory',
   PCOW_READ_ONLY: 'mount it for writing, or work on a copy',
+  PCOW_REMOTE: 'fetch it first: pcow prefetch IMAGE',
   PCOW_BASE_MISSING:
     'put the base back, or give its new path: pcow rebase IMAGE --unsafe --base BASE',
   PCOW_BASE_CHANGED:

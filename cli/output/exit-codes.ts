@@ -68,6 +68,11 @@ export const exitCodes = [
     meaning: '“check --repair” has repaired the image, but could not restore all of its data',
     codes: [],
   },
+  {
+    exit: 16,
+    meaning: 'bytes of a lazy image are needed that are still in a registry',
+    codes: ['PCOW_REMOTE'],
+  },
   { exit: 130, meaning: 'interrupted; the image is intact', codes: ['PCOW_CANCELLED'] },
 ] as const satisfies readonly ExitCode[];
 
