@@ -75,6 +75,7 @@ function stateText({ state, open }: ImageActivity): string {
 function attachedText({ writable, monitor }: Activity): string {
   if (monitor === null) return 'busy';
   if (monitor.stalledNow > 0) return 'stalled: disk full';
+  if (monitor.fetchingNow > 0) return 'waits for bytes';
   return writable ? 'attached' : 'attached to read';
 }
 

@@ -21,6 +21,7 @@ const char* kind_name(AttachEvent::Kind kind) {
     case AttachEvent::Kind::kAnswer: return "answer";
     case AttachEvent::Kind::kRelease: return "release";
     case AttachEvent::Kind::kWant: return "want";
+    case AttachEvent::Kind::kFetch: return "fetch";
     case AttachEvent::Kind::kLooked: return "looked";
     case AttachEvent::Kind::kClosed: return "closed";
   }
@@ -50,6 +51,10 @@ Napi::Object event_to_js(Napi::Env env, const AttachEvent& event) {
     case AttachEvent::Kind::kRelease:
     case AttachEvent::Kind::kWant: return object;
     case AttachEvent::Kind::kLooked: number("id", event.id); return object;
+    case AttachEvent::Kind::kFetch:
+      number("id", event.id);
+      object.Set("text", event.text);
+      return object;
     case AttachEvent::Kind::kAnswer: number("id", event.id); [[fallthrough]];
     case AttachEvent::Kind::kHandedOver:
       object.Set("ok", event.ok);
@@ -78,6 +83,7 @@ protocol::Kind request_of(const std::string& name) {
   if (name == "delete") return protocol::Kind::kDelete;
   if (name == "sync") return protocol::Kind::kSync;
   if (name == "rename") return protocol::Kind::kRename;
+  if (name == "may fetch") return protocol::Kind::kMayFetch;
   return protocol::Kind::kStatus;
 }
 
@@ -100,6 +106,7 @@ Napi::Function AttachServerWrap::define(Napi::Env env) {
                          InstanceMethod<&AttachServerWrap::give_bases>("giveBases"),
                          InstanceMethod<&AttachServerWrap::share>("share"),
                          InstanceMethod<&AttachServerWrap::store>("store"),
+                         InstanceMethod<&AttachServerWrap::fetched>("fetched"),
                          InstanceMethod<&AttachServerWrap::released>("released"),
                          InstanceMethod<&AttachServerWrap::look>("look"),
                          InstanceMethod<&AttachServerWrap::close>("close"),
@@ -187,6 +194,14 @@ Napi::Value AttachServerWrap::store(const Napi::CallbackInfo& info) {
   number("given", figures.given);
   number("refused", figures.refused);
   return object;
+}
+
+// `connection`, `id`, `why`.
+void AttachServerWrap::fetched(const Napi::CallbackInfo& info) {
+  AttachCommand command = command_for(AttachCommand::Kind::kFetched, info);
+  command.id = info[1].ToNumber().Uint32Value();
+  command.text = text_of(info[2]);
+  server_->command(std::move(command));
 }
 
 // `connection`.

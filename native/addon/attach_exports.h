@@ -24,6 +24,7 @@ class AttachServerWrap : public Napi::ObjectWrap<AttachServerWrap> {
   void request(const Napi::CallbackInfo& info);
   void share(const Napi::CallbackInfo& info);
   Napi::Value store(const Napi::CallbackInfo& info);
+  void fetched(const Napi::CallbackInfo& info);
   void released(const Napi::CallbackInfo& info);
   void look(const Napi::CallbackInfo& info);
   void close(const Napi::CallbackInfo& info);

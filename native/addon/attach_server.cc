@@ -29,6 +29,9 @@ namespace {
 using protocol::Received;
 
 constexpr size_t kMaxConnections = 1024;
+// Of one connection, that wait for their answers (kMostFetches in monitor/fetches.cc).
+constexpr size_t kMostFetches = 64;
+constexpr size_t kLongestFetch = 4400;       // bytes: a path, and numbers
 constexpr int64_t kFirstMessageMs = 10'000;  // how long a connection may take to send a request
 constexpr int64_t kLastMessageMs = 10'000;   // how long it may take to close after kReleased
 // how long the listener is not polled when descriptors have run out
@@ -317,6 +320,7 @@ std::string AttachServer::take(uint64_t id, Connection* connection, Packet* pack
   if (packet->kind == protocol::Kind::kRelease) return take_release(id, connection, *packet);
   if (packet->kind == protocol::Kind::kWant) return take_want(id, connection, *packet);
   if (packet->kind == protocol::Kind::kWantShared) return take_want_shared(id, connection, *packet);
+  if (packet->kind == protocol::Kind::kFetch) return take_fetch(id, connection, packet);
   return take_answer(id, connection, packet);
 }
 
@@ -407,6 +411,25 @@ std::string AttachServer::take_want_shared(uint64_t id, Connection* connection,
   return "";
 }
 
+// Returns what is wrong with the message, or "".
+std::string AttachServer::take_fetch(uint64_t id, Connection* connection, Packet* packet) {
+  if (connection->state != State::kAttached || !connection->fetches)
+    return "kFetch without kMayFetch";
+  if (packet->id != 0 || packet->value == 0 || packet->text.empty() ||
+      packet->text.size() > kLongestFetch || !packet->descriptors.empty())
+    return "kFetch with unexpected contents";
+  if (connection->fetching.size() >= kMostFetches ||
+      !connection->fetching.insert(packet->value).second)
+    return "too many kFetch, or one twice";
+  AttachEvent event;
+  event.kind = AttachEvent::Kind::kFetch;
+  event.connection = id;
+  event.id = packet->value;
+  event.text = std::move(packet->text);
+  report(std::move(event));
+  return "";
+}
+
 // A request in progress fails: the monitor has closed the image, perhaps before it read the
 // request.
 std::string AttachServer::take_release(uint64_t id, Connection* connection, const Packet& packet) {
@@ -475,6 +498,7 @@ void AttachServer::run(const AttachCommand& command) {
     case AttachCommand::Kind::kRequest: request(connection, command); return;
     case AttachCommand::Kind::kGiveBases: give_bases(connection, command); return;
     case AttachCommand::Kind::kShare: share(connection, command); return;
+    case AttachCommand::Kind::kFetched: fetched(connection, command); return;
     case AttachCommand::Kind::kReleased: released(connection); return;
     case AttachCommand::Kind::kLook: return;
   }
@@ -490,6 +514,7 @@ void AttachServer::request(Connections::iterator connection, const AttachCommand
   packet.id = command.id;
   packet.value = command.value;
   packet.text = command.text;
+  if (command.request == protocol::Kind::kMayFetch) connection->second.fetches = true;
   send_request(connection, std::move(packet));
 }
 
@@ -588,6 +613,19 @@ void AttachServer::pass_on(CleanStore::Answer answer) {
   // A monitor that does not read it now makes copies of its own, and asks again.
   if (!send_packet(connection->second.socket.number(), packet) && !packet.descriptors.empty())
     store_->take_back(answer.client, answer.slice);
+}
+
+// If a monitor does not read it, its connection ends, and it asks the next mount.
+void AttachServer::fetched(Connections::iterator connection, const AttachCommand& command) {
+  if (connection->second.fetching.erase(command.id) == 0 ||
+      connection->second.state != State::kAttached)
+    return;
+  Packet packet;
+  packet.kind = protocol::Kind::kFetched;
+  packet.value = command.id;
+  packet.text = command.text.substr(0, protocol::kMaxText);
+  if (!send_packet(connection->second.socket.number(), packet))
+    drop(connection, "it does not read its messages");
 }
 
 // The monitor ends the connection. If this side did, and a late answer was still unread, the kernel

@@ -20,6 +20,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -43,6 +44,9 @@ struct AttachEvent {
     // the monitor needs the image's bases: answer with kGiveBases. There is no second kWant before
     // that
     kWant,
+    // faults of the process wait for a block: answer with kFetched. `id` is its number, `text` says
+    // which block it is
+    kFetch,
     kLooked,  // kLook was done
     // after kAttach or kResume: the connection is gone, and there are no more events for it
     kClosed,
@@ -75,6 +79,7 @@ struct AttachCommand {
     kRequest,
     kGiveBases,
     kShare,
+    kFetched,
     kReleased,
     kLook,
     kClose
@@ -87,9 +92,9 @@ struct AttachCommand {
       paths;
   bool write = false;        // kHandOver: the image with the writer's lock
   int err = 0;               // kRefuse, positive
-  std::string text;          // kRefuse, kRequest
+  std::string text;          // kRefuse, kRequest, kFetched
   protocol::Kind request{};  // kRequest, with `id` and `value`
-  uint32_t id = 0;           // also of kLook, kGiveBases and kShare
+  uint32_t id = 0;           // also of kLook, kGiveBases, kShare and kFetched
   uint32_t value = 0;
   CleanStore::Layer layer;  // kShare: what the image stands on
 };
@@ -118,12 +123,14 @@ class AttachServer : public std::enable_shared_from_this<AttachServer> {
     State state = State::kNew;
     uint32_t pid = 0;  // as this process sees it
     uint32_t uid = 0;
-    int64_t deadline_ms = 0;   // kNew, kReleased: when the connection is given up
-    Descriptor image;          // kAsked after kResume: the file that was shown
-    bool outstanding = false;  // a request waits for its answer
-    uint32_t id = 0;           // of that request
-    bool wants = false;        // kWant was reported, and has not been answered yet
-    bool shares = false;       // kStore was sent
+    int64_t deadline_ms = 0;      // kNew, kReleased: when the connection is given up
+    Descriptor image;             // kAsked after kResume: the file that was shown
+    bool outstanding = false;     // a request waits for its answer
+    uint32_t id = 0;              // of that request
+    bool wants = false;           // kWant was reported, and has not been answered yet
+    bool shares = false;          // kStore was sent
+    bool fetches = false;         // kMayFetch was sent
+    std::set<uint32_t> fetching;  // numbers of kFetch that have not been answered yet
     uint32_t late_id =
         // kReleasing, kReleased: the request whose answer may still come, and is ignored; 0: none
         0;
@@ -148,6 +155,7 @@ class AttachServer : public std::enable_shared_from_this<AttachServer> {
   std::string take_answer(uint64_t id, Connection* connection, Packet* packet);
   std::string take_want(uint64_t id, Connection* connection, const Packet& packet);
   std::string take_want_shared(uint64_t id, Connection* connection, const Packet& packet);
+  std::string take_fetch(uint64_t id, Connection* connection, Packet* packet);
   std::string take_release(uint64_t id, Connection* connection, const Packet& packet);
   void report_shut_down(uint64_t id, uint32_t request);
   void run_commands();
@@ -160,6 +168,7 @@ class AttachServer : public std::enable_shared_from_this<AttachServer> {
   void start_store();
   void share(Connections::iterator connection, const AttachCommand& command);
   void pass_on(CleanStore::Answer answer);
+  void fetched(Connections::iterator connection, const AttachCommand& command);
   void released(Connections::iterator connection);
   void hand_over(Connections::iterator connection, const AttachCommand& command);
   void confirm(Connections::iterator connection);

@@ -37,6 +37,12 @@
 //                                             answer, and without the mount, the monitor makes
 //                                             copies of its own
 //
+//   when the image stands on a lazy one:
+//                                          ◀─ kMayFetch, a request that older monitors fail
+//   kFetch (a block whose bytes are remote) ▶
+//                                          ◀─ kFetched, when the block is filled, or cannot be: the
+//                                             monitor asks again. Faults wait meanwhile
+//
 // The value of kAttached says whether the mount knows kWant, so that a monitor and a mount of
 // different versions work together.
 //
@@ -95,6 +101,14 @@ enum class Kind : uint16_t {
   kWantShared = 22,
   // id 0, value: the first slice of a kWantShared. At most one descriptor: its segment
   kShared = 23,
+  // From now on the monitor may send kFetch
+  kMayFetch = 24,
+  // id 0, value: a number, not 0, of which no other is waiting. Text: the uuid of the image that
+  // holds the block, the id of the layer, the number of the block, and the path of the image, each
+  // but the last followed by a space
+  kFetch = 25,
+  // id 0, value: that number. Text: why it cannot be fetched; empty: it is there now
+  kFetched = 26,
 };
 
 struct Header {

@@ -153,6 +153,7 @@ Result<std::shared_ptr<Attachment>> Attachment::attach(const std::string& socket
   attachment->stop_ = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
   attachment->want_ = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
   attachment->shared_ = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+  attachment->fetch_ = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
   attachment->may_want_ = answer->value == protocol::kMayWant;
   attachment->session_->tell_of_missing_bases(attachment->want_);
   log_detail("attached " + options.given.front().path + (write ? " for writing" : " for reading"));
@@ -162,10 +163,11 @@ Result<std::shared_ptr<Attachment>> Attachment::attach(const std::string& socket
 }
 
 Attachment::~Attachment() {
-  session_.reset();  // before `want_` and `shared_` are closed: the fault thread may write to them
+  session_.reset();  // before the eventfds are closed: the fault thread may write to them
   if (stop_ >= 0) close(stop_);
   if (want_ >= 0) close(want_);
   if (shared_ >= 0) close(shared_);
+  if (fetch_ >= 0) close(fetch_);
 }
 
 void Attachment::serve_mount() {
@@ -173,9 +175,13 @@ void Attachment::serve_mount() {
     // While the mount cannot be asked, `want_` stays readable.
     const int want = socket_ && may_want_ ? want_ : -1;
     const int shared = socket_ ? shared_ : -1;
-    struct pollfd ready[] = {
-        {stop_, POLLIN, 0}, {socket_.number(), POLLIN, 0}, {want, POLLIN, 0}, {shared, POLLIN, 0}};
-    const int count = poll(ready, 4,
+    const int fetch = socket_ ? fetch_ : -1;
+    struct pollfd ready[] = {{stop_, POLLIN, 0},
+                             {socket_.number(), POLLIN, 0},
+                             {want, POLLIN, 0},
+                             {shared, POLLIN, 0},
+                             {fetch, POLLIN, 0}};
+    const int count = poll(ready, 5,
                            !socket_             ? kReconnectMs
                            : session_->is_cut() ? patience_.cut_ms
                                                 : -1);
@@ -187,6 +193,7 @@ void Attachment::serve_mount() {
     }
     if (ready[2].revents && ask_for_bases()) continue;
     if (ready[3].revents && ask_for_shared()) continue;
+    if (ready[4].revents && ask_for_fetches()) continue;
     Packet request;
     std::string reason;
     Received received =
@@ -208,12 +215,17 @@ void Attachment::serve_mount() {
                                                : std::move(request.descriptors[0]));
       continue;
     }
+    if (received == Received::kPacket && request.kind == Kind::kFetched) {
+      session_->take_fetched(request.value, request.text);
+      continue;
+    }
     if (received == Received::kPacket && protocol::send_packet(socket_.number(), answer(request)))
       continue;
     // The mount is gone, or violates the protocol. A snapshot that it has not committed has not
     // happened, and the guest continues.
     session_->abort();
     session_->shared().withdraw();
+    session_->fetches().withdraw();
     socket_.reset();
     log_detail(socket_path_ + ": the mount is gone" + (reason.empty() ? "" : " (" + reason + ")"));
   }
@@ -243,6 +255,21 @@ bool Attachment::ask_for_shared() {
     asked.kind = Kind::kWantShared;
     asked.value = static_cast<uint32_t>(want.slice);
     asked.text = std::to_string(want.count);
+    if (!protocol::send_packet(socket_.number(), asked)) return false;
+  }
+  return true;
+}
+
+// Returns false if the mount is gone.
+bool Attachment::ask_for_fetches() {
+  uint64_t ignored;
+  (void)!read(fetch_, &ignored, sizeof ignored);
+  for (const auto& [number, block] : session_->fetches().take_wants()) {
+    Packet asked;
+    asked.kind = Kind::kFetch;
+    asked.value = number;
+    asked.text = block.uuid + " " + std::to_string(block.layer) + " " +
+                 std::to_string(block.block) + " " + block.path;
     if (!protocol::send_packet(socket_.number(), asked)) return false;
   }
   return true;
@@ -284,6 +311,7 @@ Packet Attachment::answer(const Packet& request) {
     }
     case Kind::kStore:
       return outcome(session_->offer_store(strtoull(request.text.c_str(), nullptr, 10), shared_));
+    case Kind::kMayFetch: session_->fetches().offer(fetch_); return done(request);
     case Kind::kStatus: return done(request, session_->statistics().json());
     default:
       return failed(request,

@@ -46,6 +46,7 @@ class Attachment {
   void release();
   bool ask_for_bases();
   bool ask_for_shared();
+  bool ask_for_fetches();
   protocol::Packet answer(const protocol::Packet& request);
 
   const std::string socket_path_;
@@ -56,6 +57,7 @@ class Attachment {
   int stop_ = -1;    // eventfd: the control thread must end
   int want_ = -1;    // eventfd, written by the session when a base is missing
   int shared_ = -1;  // eventfd, written by the session when it wants shared memory
+  int fetch_ = -1;   // eventfd, written by the session when it wants remote bytes
   // The control thread's:
   bool may_want_ = false;  // the mount knows kWant
   int64_t wanted_ms_ = 0;  // when kWant was last sent; monotonic

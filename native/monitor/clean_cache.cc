@@ -53,8 +53,13 @@ Result<void> CleanCache::copy(Region* region, uint64_t offset, uint64_t ahead) {
   uint64_t low = std::max(start, region->offset());
   uint64_t high = std::min(start + unit_ + ahead, region->end());
   auto count = image_->read(nullptr, low, buffer_.data(), high - low);
-  if (!count && count.error().code == Code::kCorrupt) {
-    // The damage may be in a neighbour: try the sub-block at `offset` alone.
+  if (!count && count.error().code == Code::kRemote && ahead) {
+    // What a sequential reader will want may come later.
+    high = std::min(start + unit_, region->end());
+    count = image_->read(nullptr, low, buffer_.data(), high - low);
+  }
+  if (!count && (count.error().code == Code::kCorrupt || count.error().code == Code::kRemote)) {
+    // A neighbour may be damaged, or remote: try the sub-block at `offset` alone.
     low = std::max(low, offset / sub * sub);
     high = std::min(high, offset / sub * sub + sub);
     count = image_->read(nullptr, low, buffer_.data(), high - low);

@@ -32,7 +32,7 @@ FaultServer::FaultServer(Image* image, FaultDescriptor* faults, const RegionGeom
       statistics_(statistics),
       writable_(writable) {}
 
-bool FaultServer::serve(const Fault& fault) {
+FaultServer::Outcome FaultServer::serve(const Fault& fault) {
   Region* region = region_at(fault.address);
   // The fault may have been served by now (for another thread, or with a neighbour's run), or the
   // region unmapped: only wake the thread.
@@ -42,18 +42,21 @@ bool FaultServer::serve(const Fault& fault) {
                                                                       fault.since_ns);
   if (!region || region->is_mapped(offset) || (!fault.write && region->is_shared(offset))) {
     faults_->wake(fault.address, 4096);
-    return true;
+    return Outcome::kServed;
   }
   busy_ = fault.since_ns < served_ns_ + kBusyNs;
   FaultKind kind = FaultKind::kMapping;
   const auto served =
       fault.write ? serve_write(region, offset, &kind) : serve_read(region, offset, fault, &kind);
-  if (!served && !fail(region, offset, served.error())) return false;
+  if (!served) {
+    const Outcome outcome = fail(region, offset, served.error());
+    if (outcome != Outcome::kServed) return outcome;
+  }
   served_ns_ = monotonic_ns();
-  if (kind == FaultKind::kSharing) return true;
+  if (kind == FaultKind::kSharing) return Outcome::kServed;
   statistics_->faults[static_cast<size_t>(kind)].add(served_ns_ - fault.since_ns);
   mapper_->keep_budget();
-  return true;
+  return Outcome::kServed;
 }
 
 Region* FaultServer::region_at(const char* address) const {
@@ -142,18 +145,18 @@ void FaultServer::want_shared(Region* region, uint64_t offset) {
   (void)shared_->want(offset, parts > 1 ? offset + 1 : offset);
 }
 
-// Damage does not go away: accessing it raises SIGBUS, instead of waiting forever. Returns true if
-// no thread waits for the page any more.
-bool FaultServer::fail(Region* region, uint64_t offset, const Error& error) {
+// Damage does not go away: accessing it raises SIGBUS, instead of waiting forever. Then no thread
+// waits for the page any more.
+FaultServer::Outcome FaultServer::fail(Region* region, uint64_t offset, const Error& error) {
   const uint64_t sub = geometry_.sub_block_size();
   const uint64_t low = std::max(offset / sub * sub, region->offset());
   const uint64_t high = std::min(offset / sub * sub + sub, region->end());
   if (error.code != Code::kCorrupt || !faults_->poison(region->at(low), high - low)) {
     stalls_->report(error);
-    return false;
+    return error.remote ? Outcome::kFetching : Outcome::kStalled;
   }
   log_notice(error.message + "; accessing it raises SIGBUS");
-  return true;
+  return Outcome::kServed;
 }
 
 }  // namespace pcow

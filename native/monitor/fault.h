@@ -31,9 +31,13 @@ class FaultServer {
               SharedBase* shared, SharingQueue* sharing, Stalls* stalls, Statistics* statistics,
               bool writable);
 
-  // Returns false if the fault must wait, and be served again. A fault that the sharing thread
-  // serves counts as served.
-  bool serve(const Fault& fault);
+  // A fault that the sharing thread serves counts as served.
+  enum class Outcome {
+    kServed,
+    kStalled,   // it must wait, and be served again
+    kFetching,  // … because bytes are remote
+  };
+  Outcome serve(const Fault& fault);
 
  private:
   Region* region_at(const char* address) const;
@@ -41,7 +45,7 @@ class FaultServer {
   Result<void> serve_read(Region* region, uint64_t offset, const Fault& fault, FaultKind* kind);
   bool share(Region* region, uint64_t offset, const Fault& fault);
   void want_shared(Region* region, uint64_t offset);
-  bool fail(Region* region, uint64_t offset, const Error& error);
+  Outcome fail(Region* region, uint64_t offset, const Error& error);
 
   Image* const image_;
   FaultDescriptor* const faults_;

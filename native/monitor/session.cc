@@ -116,8 +116,9 @@ bool Session::await_fault(std::deque<Fault>* waiting) {
 void Session::serve_faults() {
   threads::ask_for_short_slices();
   std::deque<Fault> waiting;
-  std::deque<Fault> stalled;
+  std::deque<Fault> stalled;  // and those that wait for fetches
   uint64_t retry_at = 0;
+  uint64_t fetching = 0;
   bool served = false;
   while (!ended_) {
     if (!served || !await_fault(&waiting)) {
@@ -131,21 +132,32 @@ void Session::serve_faults() {
     if (!handling_.try_lock()) continue;  // the holder writes to `wake_` when it releases it
     waiting.insert(waiting.end(), given_back_.begin(), given_back_.end());
     given_back_.clear();
-    if (!stalled.empty() && monotonic_ns() >= retry_at) {
+    if (!stalled.empty() && (fetched_.exchange(false) || monotonic_ns() >= retry_at)) {
       waiting.insert(waiting.begin(), stalled.begin(), stalled.end());
       stalled.clear();
+      fetching = 0;
     }
     while (!waiting.empty()) {
       served = true;
-      if (!faulting_.serve(waiting.front())) {
+      const FaultServer::Outcome outcome = faulting_.serve(waiting.front());
+      if (outcome != FaultServer::Outcome::kServed) {
+        fetching += outcome == FaultServer::Outcome::kFetching;
         if (stalled.empty()) retry_at = monotonic_ns() + kStallRetryMs * 1'000'000;
         stalled.push_back(waiting.front());
       }
       waiting.pop_front();
     }
     handling_.unlock();
-    statistics_.stalled_now = stalled.size();
+    statistics_.stalled_now = stalled.size() - fetching;
+    statistics_.fetching_now = fetching;
   }
+}
+
+void Session::take_fetched(uint32_t number, const std::string& why) {
+  if (!fetches_.take_answer(number, why) || !why.empty()) return;
+  fetched_ = true;
+  const uint64_t one = 1;
+  (void)!write(wake_, &one, sizeof one);
 }
 
 void Session::close() {

@@ -28,6 +28,7 @@
 #include "monitor/clean_cache.h"
 #include "monitor/demotion.h"
 #include "monitor/fault.h"
+#include "monitor/fetches.h"
 #include "monitor/mapper.h"
 #include "monitor/region.h"
 #include "monitor/shared_base.h"
@@ -122,6 +123,9 @@ class Session {
   // session.
   Result<void> offer_store(uint64_t size, int eventfd);
   SharedBase& shared() { return shared_; }
+  Fetches& fetches() { return fetches_; }
+  // The mount has answered: what the faults wait for is there, or why it is not.
+  void take_fetched(uint32_t number, const std::string& why);
   // The mount has answered the want that began with this slice.
   void take_shared(uint64_t slice, protocol::Descriptor segment);
 
@@ -173,8 +177,10 @@ class Session {
   const int wake_;  // eventfd: `handling` was released, or the fault thread must end
   Thread fault_thread_;
   std::atomic<bool> ended_{false};
+  std::atomic<bool> fetched_{false};  // faults that wait are to be served again at once
   Statistics statistics_;
-  Stalls stalls_{&statistics_};
+  Fetches fetches_;
+  Stalls stalls_{&statistics_, &fetches_};
 
   SharedBase shared_{faults_.get()};
   SharingQueue sharing_;

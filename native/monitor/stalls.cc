@@ -8,6 +8,7 @@ namespace pcow {
 namespace {
 
 constexpr uint64_t kReportEveryNs = 10'000'000'000;
+constexpr uint64_t kLongFetchNs = 5'000'000'000;
 
 }  // namespace
 
@@ -18,13 +19,28 @@ void Stalls::tell_if_base_is_missing(const Error& error) {
 }
 
 void Stalls::report(const Error& error) {
+  if (error.remote) return report_fetch(*error.remote);
   if (ended_) return;
   statistics_->stalls++;
   tell_if_base_is_missing(error);
+  notice(error.message + "; the guest is paused until this is fixed");
+}
+
+void Stalls::report_fetch(const RemoteBlock& block) {
+  if (ended_) return;
+  fetches_->want(block);
+  const Fetches::Waiting longest = fetches_->longest();
+  if (longest.ns < kLongFetchNs) return;
+  notice("the guest has been waiting for " + std::to_string(longest.ns / 1'000'000'000) +
+         " s for bytes of " + block.path + " that have not been fetched yet" +
+         (longest.why.empty() ? "" : ": " + longest.why));
+}
+
+void Stalls::notice(const std::string& what) {
   const uint64_t now = monotonic_ns();
   if (reported_ns_ && now - reported_ns_ < kReportEveryNs) return;
   reported_ns_ = now;
-  log_notice(error.message + "; the guest is paused until this is fixed");
+  log_notice(what);
 }
 
 }  // namespace pcow

@@ -1,5 +1,5 @@
 // Reports that a fault, or another access to the image, cannot be served: to standard error, in the
-// statistics, and to the attachment, which asks the mount for a missing base.
+// statistics, and to the attachment, which asks the mount for a missing base, or to fetch bytes.
 //
 // Any thread of the monitor may call tell_of() and tell_if_base_is_missing(); report() is called
 // with `handling` held.
@@ -9,13 +9,14 @@
 #include <cstdint>
 
 #include "engine/error.h"
+#include "monitor/fetches.h"
 #include "monitor/statistics.h"
 
 namespace pcow {
 
 class Stalls {
  public:
-  explicit Stalls(Statistics* statistics) : statistics_(statistics) {}
+  Stalls(Statistics* statistics, Fetches* fetches) : statistics_(statistics), fetches_(fetches) {}
 
   // `eventfd` is written whenever a read fails because a file of the image's chain was not handed
   // over.
@@ -23,10 +24,15 @@ class Stalls {
   void tell_if_base_is_missing(const Error& error);
   // A fault waits, and is tried again. Logs this at most every ten seconds.
   void report(const Error& error);
+  // … until remote bytes have been fetched. That is usual, and logged only if it takes long.
+  void report_fetch(const RemoteBlock& block);
   void end() { ended_ = true; }  // the process is about to end: report nothing more
 
  private:
+  void notice(const std::string& what);
+
   Statistics* const statistics_;
+  Fetches* const fetches_;
   std::atomic<int> missing_bases_{-1};
   std::atomic<bool> ended_{false};
   uint64_t reported_ns_ = 0;  // guarded by `handling`

@@ -51,6 +51,7 @@ constexpr Figure kFigures[] = {
     {"demotions", &Statistics::demotions},
     {"stalls", &Statistics::stalls},
     {"stalled", &Statistics::stalled_now},
+    {"fetching", &Statistics::fetching_now},
     {"liveSnapshots", &Statistics::snapshots},
     {"lastFreezeNs", &Statistics::last_freeze_ns},
     {"monitorSyncs", &Statistics::syncs},

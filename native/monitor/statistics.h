@@ -42,9 +42,10 @@ struct Statistics {
   std::atomic<uint64_t> own_bytes{0};      // mapped from the image's own blocks
   std::atomic<uint64_t> mappings{0};       // estimate of mappings in use
   std::atomic<uint64_t> promotions{0};
-  std::atomic<uint64_t> demotions{0};    // windows of the file that got small pages (demotion.h)
-  std::atomic<uint64_t> stalls{0};       // faults that could not be served at once, and waited
-  std::atomic<uint64_t> stalled_now{0};  // faults that wait now
+  std::atomic<uint64_t> demotions{0};     // windows of the file that got small pages (demotion.h)
+  std::atomic<uint64_t> stalls{0};        // faults that could not be served at once, and waited
+  std::atomic<uint64_t> stalled_now{0};   // faults that wait now
+  std::atomic<uint64_t> fetching_now{0};  // faults that wait until remote bytes have been fetched
   std::atomic<uint64_t> snapshots{0};
   std::atomic<uint64_t> last_freeze_ns{0};  // from the cut until the memory continued
   std::atomic<uint64_t> syncs{0};

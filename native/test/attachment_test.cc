@@ -14,6 +14,7 @@
 #include <csignal>
 #include <cstring>
 #include <functional>
+#include <set>
 #include <thread>
 
 #include "check.h"
@@ -135,11 +136,12 @@ struct Stage {
   ~Stage() { close(flat_file); }
 
   // The image with the writer's lock, as a mount hands it over.
-  protocol::Packet image_with_lock() const {
+  protocol::Packet image_with_lock() const { return image_with_lock(image); }
+  static protocol::Packet image_with_lock(const std::string& path) {
     protocol::Packet answer;
     answer.kind = protocol::Kind::kAttached;
-    answer.text = image + '\0';
-    answer.descriptors.emplace_back(open(image.c_str(), O_RDWR | O_CLOEXEC));
+    answer.text = path + '\0';
+    answer.descriptors.emplace_back(open(path.c_str(), O_RDWR | O_CLOEXEC));
     const struct flock whole = {F_WRLCK, SEEK_SET, 0, 0, 0};
     CHECK(fcntl(answer.descriptors.front().number(), F_OFD_SETLK, &whole) == 0);
     return answer;
@@ -501,6 +503,136 @@ void mount_that_is_not_to_be_asked() {
   attachment->detach();
 }
 
+// The attached image stands on a lazy one. Faults on remote blocks wait, all others are served.
+struct LazyBase {
+  Stage stage;
+  std::string base = stage.directory / "base.pcow";
+  std::string image = stage.directory / "on-base.pcow";
+  std::unique_ptr<Image> writer;
+  uint64_t layer = 0;
+
+  LazyBase() {
+    CreateOptions create;
+    create.size = kSize;
+    MUST(create_image(base, create));
+    OpenOptions options;
+    options.write = true;
+    writer = MUST(Image::open(base, options));
+    const std::string here(65536, 7);
+    MUST(writer->write(0, here.data(), here.size()));
+    MUST(writer->set_source({{1}}));
+    MUST(writer->mark_remote({{1, 0xffff}, {2, 0xffff}, {3, 0xfffe}, {5, 0xffff}}));
+    MUST(writer->snapshot("s"));
+    layer = MUST(writer->layer_id("s"));
+    CreateOptions on_base;
+    on_base.has_base = true;
+    on_base.base = {base, "s", 0};
+    MUST(create_image(image, on_base));
+  }
+
+  std::shared_ptr<Attachment> attached(Mount* mount) const {
+    std::thread handing_over([&] {
+      mount->meet(protocol::Kind::kAttach);
+      protocol::Packet answer = stage.image_with_lock(image);
+      ChangedBase::add(&answer, base);
+      mount->say(answer);
+    });
+    auto attachment = MUST(stage.attach(kNever));
+    handing_over.join();
+    return attachment;
+  }
+
+  // The monitor asks for one of these blocks; returns the number of the question.
+  uint32_t asked(Mount* mount, std::set<uint64_t>* blocks) const {
+    const protocol::Packet question = mount->hear();
+    CHECK(question.kind == protocol::Kind::kFetch && question.value != 0);
+    for (const uint64_t block : *blocks) {
+      if (question.text != writer->info().uuid + " " + std::to_string(layer) + " " +
+                               std::to_string(block) + " " + base)
+        continue;
+      blocks->erase(block);
+      return question.value;
+    }
+    CHECK(!"a question for one of these blocks");
+    return 0;
+  }
+
+  void fill(uint64_t block) const {
+    const std::string bytes(65536, static_cast<char>(10 + block));
+    CHECK(MUST(writer->fill(layer, block, bytes.data(), bytes.size())) == 1);
+  }
+};
+
+void answer(Mount* mount, uint32_t number, const std::string& why = {}) {
+  protocol::Packet fetched;
+  fetched.kind = protocol::Kind::kFetched;
+  fetched.value = number;
+  fetched.text = why;
+  mount->say(fetched);
+}
+
+void remote_bytes() {
+  using protocol::Kind;
+  const LazyBase scene;
+  auto mount = std::make_unique<Mount>(scene.stage.socket);
+  const auto attachment = scene.attached(mount.get());
+  Session& session = attachment->session();
+  auto* memory = static_cast<volatile char*>(MUST(session.map(kSize, PROT_READ | PROT_WRITE, 0)));
+  std::atomic<int> read{-1};
+  std::thread reader([&] { read = memory[65536 + 5]; });
+  std::thread writer([&] { memory[2 * 65536 + 4096] = 1; });
+  // A mount of an older version, or none, is not asked; the faults wait.
+  while (session.statistics().fetching_now != 2) usleep(1000);
+  CHECK(session.statistics().stalled_now == 0 && session.statistics().stalls == 0);
+  CHECK(memory[0] == 7 && memory[3 * 65536] == 0);  // beside remote sub-blocks of the same block
+  memory[6 * 65536] = 3;
+  mount->ask(Kind::kMayFetch);
+  std::set<uint64_t> open = {1, 2};
+  uint32_t first = scene.asked(mount.get(), &open);
+  const bool first_is_read = open.contains(2);
+  const uint32_t second = scene.asked(mount.get(), &open);
+  mount->ask(Kind::kStatus);  // requests continue meanwhile
+
+  // What cannot be fetched now is asked for again, as long as somebody waits for it.
+  answer(mount.get(), first, "the registry is away");
+  answer(mount.get(), first, "an answer to no question");
+  open = {first_is_read ? uint64_t{1} : uint64_t{2}};
+  first = scene.asked(mount.get(), &open);
+  CHECK(read == -1);
+  scene.fill(1);
+  answer(mount.get(), first_is_read ? first : second);
+  reader.join();
+  CHECK(read == 11);
+
+  // The mount dies: the next one is asked.
+  mount.reset();
+  mount = std::make_unique<Mount>(scene.stage.socket);
+  mount->meet(Kind::kResume);
+  protocol::Packet attached;
+  attached.kind = Kind::kAttached;
+  mount->say(attached);
+  mount->ask(Kind::kMayFetch);
+  open = {2};
+  first = scene.asked(mount.get(), &open);
+  CHECK(session.statistics().fetching_now == 1);
+  scene.fill(2);
+  answer(mount.get(), first);
+  writer.join();
+  CHECK(memory[2 * 65536 + 4096] == 1 && memory[2 * 65536] == 12);
+  while (session.statistics().fetching_now) usleep(1000);
+  // A block that was filled without the mount's answer: it is tried again, too.
+  std::thread waiting([&] { read = memory[5 * 65536]; });
+  open = {5};
+  (void)scene.asked(mount.get(), &open);
+  scene.fill(5);
+  waiting.join();
+  CHECK(read == 15 && memory[6 * 65536] == 3);
+  MUST(session.unmap(const_cast<char*>(memory), kSize));
+  std::thread taking_back([&] { mount->take_back(); });
+  attachment->detach();
+  taking_back.join();
+}
+
 }  // namespace
 
 int main() {
@@ -515,5 +647,6 @@ int main() {
   next_mounts();
   base_that_was_not_handed_over();
   mount_that_is_not_to_be_asked();
+  remote_bytes();
   return 0;
 }

@@ -229,6 +229,11 @@ export class Monitor {
     );
   }
 
+  /** Answers its 'fetch'. */
+  fetched(id: number, why: string): void {
+    this.#server.fetched(this.connection, id, why);
+  }
+
   #send(name: RequestName, { text = '', value = 0, limit }: RequestOptions): Promise<string> {
     return this.#ask((id) => {
       this.#server.request(this.connection, id, name, value, text);
@@ -279,7 +284,7 @@ export class Monitor {
   }
 
   /** Handles an event that the server reports for this connection. */
-  heard(event: Exclude<AttachEvent, { kind: 'attach' | 'resume' | 'want' }>): void {
+  heard(event: Exclude<AttachEvent, { kind: 'attach' | 'resume' | 'want' | 'fetch' }>): void {
     switch (event.kind) {
       case 'handed over':
         if (event.ok) {

@@ -59,8 +59,10 @@ export interface Activity {
     mappings: number;
     /** Faults that had to wait for the disk. */
     stalls: number;
-    /** Faults that wait now. */
+    /** Faults that wait for the disk now. */
     stalledNow: number;
+    /** Faults that wait for remote bytes now. */
+    fetchingNow: number;
     /** Snapshots that the monitor has taken while the guest ran. */
     snapshots: number;
   } | null;
@@ -196,6 +198,7 @@ function monitorFigures(figures: Json): Activity['monitor'] {
     mappings: numberOf(figures.mappings),
     stalls: numberOf(figures.stalls),
     stalledNow: numberOf(figures.stalled),
+    fetchingNow: numberOf(figures.fetching),
     snapshots: numberOf(figures.liveSnapshots),
   };
 }

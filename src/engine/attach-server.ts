@@ -19,7 +19,8 @@ export type { StoreFigures };
  * an 'answer' to each request; 'release', when its monitor gives the image back; 'closed', after
  * which only 'looked' may follow. A connection that never sends its first message has no events. A
  * request that is in progress at the 'release', or made after it, is answered with ESHUTDOWN.
- * Before that, 'want' may come at any time, when the monitor needs its image's bases (giveBases).
+ * Before that, 'want' may come at any time, when the monitor needs its image's bases (giveBases),
+ * and after the request 'may fetch' also 'fetch', when it needs a block that is remote (fetched).
  * 'looked' says that everything that the connection had sent before look() was called has been
  * reported.
  */

@@ -121,12 +121,23 @@ export type NativeAttachEvent =
   | { kind: 'answer'; connection: number; id: number; ok: boolean; errno: number; text: string }
   | { kind: 'release'; connection: number }
   | { kind: 'want'; connection: number }
+  /** `text`: the uuid of an image, the id of a layer, the number of a block, and a path. */
+  | { kind: 'fetch'; connection: number; id: number; text: string }
   | { kind: 'looked'; connection: number; id: number }
   | { kind: 'closed'; connection: number; text: string };
 
 /** The requests of native/attach/protocol.h, which defines their numbers. */
 export type NativeRequestName =
-  'prepare' | 'cut' | 'commit' | 'finish' | 'abort' | 'delete' | 'status' | 'sync' | 'rename';
+  | 'prepare'
+  | 'cut'
+  | 'commit'
+  | 'finish'
+  | 'abort'
+  | 'delete'
+  | 'status'
+  | 'sync'
+  | 'rename'
+  | 'may fetch';
 
 /** The clean store of a mount. */
 export interface StoreFigures {
@@ -166,6 +177,8 @@ export interface NativeAttachServer {
   share(connection: number, id: number, path: string, layer: number, root: string): void;
   /** All 0 if there is no clean store. */
   store(): StoreFigures;
+  /** Answers a 'fetch'. `why`: why it is not possible; '': the block is there now. */
+  fetched(connection: number, id: number, why: string): void;
   released(connection: number): void;
   look(connection: number, id: number): void;
   close(connection: number, why: string): void;

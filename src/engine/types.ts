@@ -132,6 +132,8 @@ export interface ImageInfo {
   diskUse: number;
   /** Whether it has a source for bytes that are still in a registry. */
   lazy: boolean;
+  /** Whether an image on which it stands has one. */
+  standsOnLazy: boolean;
   /** Bytes that its layers hold, and that have not been fetched yet. Counting them reads tables. */
   remoteBytes: number;
   /** Whether the last writer closed the image. False while a process has it open for writing. */

@@ -158,7 +158,13 @@ async function begin(place: Place, lock: DirectoryLock): Promise<Mount> {
   );
   await started(session, place);
   context.native = session.native;
-  const attachService = await AttachService.start({ place, catalog, attributes, cutter });
+  const attachService = await AttachService.start({
+    place,
+    catalog,
+    attributes,
+    cutter,
+    fetchers: context.fetchers,
+  });
   context.store = () => attachService?.store ?? null;
 
   let over = false;

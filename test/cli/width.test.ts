@@ -38,6 +38,7 @@ const monitor = {
   mappings: 49_000,
   stalls: 3,
   stalledNow: 0,
+  fetchingNow: 0,
   snapshots: 2,
 };
 const look = {

@@ -90,6 +90,7 @@ struct ImageInfo {
   uint32_t sub_block_size = 0;  // bytes
   uint64_t file_size = 0;       // bytes, holes included
   bool lazy = false;            // it has a source for remote bytes
+  bool stands_on_lazy = false;  // one of its bases has a source
   uint64_t remote_bytes = 0;    // that all its layers hold, and that are not in the file yet
   uint64_t disk_use = 0;        // bytes, st_blocks * 512
   bool clean = false;           // as the superblock said when the image was opened or last read

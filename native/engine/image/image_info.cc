@@ -44,6 +44,7 @@ ImageInfo Image::info() const {
     info.disk_use = static_cast<uint64_t>(status->st_blocks) * 512;
   }
   info.lazy = state.layers.is_lazy();
+  for (const auto& source : state.bases.current().sources) info.stands_on_lazy |= source->lazy;
   if (info.lazy)
     for (const Layer& layer : state.layers.directory().layers)
       if (auto count = count_remote(state, layer))

@@ -14,7 +14,7 @@ import {
   startAttachServer,
   type StoreFigures,
 } from '../../engine/attach-server.js';
-import { PcowError } from '../../engine/index.js';
+import { PcowError, type RemoteBlock } from '../../engine/index.js';
 import type { AttributeSource } from '../fuse/attributes.js';
 import type { Catalog } from '../images/catalog.js';
 import type { Cutter } from '../cut/cutter.js';
@@ -32,6 +32,7 @@ const debug = debugLog('attach');
 
 type AttachRequest = Extract<AttachEvent, { kind: 'attach' }>;
 type ResumeRequest = Extract<AttachEvent, { kind: 'resume' }>;
+type FetchRequest = Extract<AttachEvent, { kind: 'fetch' }>;
 
 /** Linux: the descriptor only names a file, and cannot read it. */
 const O_PATH = 0o10000000;
@@ -47,6 +48,8 @@ export interface AttachContext {
   catalog: Catalog;
   attributes: AttributeSource;
   cutter: Cutter;
+  /** Resolves when the block may be read again. */
+  fetchers: { fetchBlock(block: RemoteBlock): Promise<void> };
 }
 
 export class AttachService {
@@ -112,6 +115,10 @@ export class AttachService {
       void this.#giveBases(monitor);
       return;
     }
+    if (event.kind === 'fetch') {
+      void this.#fetch(monitor, event);
+      return;
+    }
     // First take the image back, then tell the callers whose requests have failed because of that.
     if (event.kind === 'release') {
       void this.#end(monitor, 'releasing').then(() => {
@@ -136,6 +143,40 @@ export class AttachService {
     function failed(error: unknown): string[] {
       if (!isGone(error)) entry?.failed('attach', error);
       return [];
+    }
+  }
+
+  /** Never rejects: the monitor asks again as long as a fault waits for the block. */
+  async #fetch(monitor: Monitor, { id, text }: FetchRequest): Promise<void> {
+    const entry = this.#images.get(monitor);
+    try {
+      const block = blockOf(text);
+      // The text comes from another process: it must not name any other file.
+      const chain = entry ? (await entry.view()).image.info().chain : [];
+      const link = chain.find(({ layer, path }) => layer === block.layer && path === block.path);
+      const moved = chain.some(({ layer }) => layer === block.layer);
+      if (!link && !moved) {
+        throw new PcowError('PCOW_INVALID', `${block.path} has no such layer below the image`);
+      }
+      await this.#context.fetchers.fetchBlock(link ? block : { ...block, path: '' });
+      monitor.fetched(id, '');
+    } catch (error) {
+      entry?.failed('fetch', error);
+      monitor.fetched(id, sentenceOf(error));
+    }
+  }
+
+  /**
+   * Tells a process that its faults on remote blocks can be served. Never rejects: the monitor of
+   * an older version does not know the request, and its guest waits.
+   */
+  async #offerFetches(entry: ImageEntry, monitor: Monitor): Promise<void> {
+    try {
+      const { image } = await entry.view();
+      const { lazy, standsOnLazy } = image.info();
+      if (lazy || standsOnLazy) await monitor.request('may fetch');
+    } catch (error) {
+      debug('%s cannot wait for remote bytes: %s', monitor.process, sentenceOf(error));
     }
   }
 
@@ -251,6 +292,13 @@ export class AttachService {
         `${entry.name} is mounted read-only: mount its directory for writing`,
       );
     }
+    const { image } = await entry.view();
+    if (image.info().remoteBytes > 0) {
+      throw new PcowError(
+        'PCOW_REMOTE',
+        `${entry.name} is not complete: a process that has it could not be given what is fetched. Run pcow prefetch, or map a clone of it`,
+      );
+    }
     await entry.commands.run(async () => {
       await entry.attachment.settled();
       if (entry.monitor === null) {
@@ -287,6 +335,7 @@ export class AttachService {
       }
       await monitor.handOver(files);
       entry.attachment.handedOver(monitor);
+      void this.#offerFetches(entry, monitor);
       void this.#share(entry, monitor);
       void watchForStalls(entry, monitor);
     } catch (error) {
@@ -332,11 +381,22 @@ export class AttachService {
     });
     try {
       await monitor.handOver(await chainFiles(entry));
+      void this.#offerFetches(entry, monitor);
     } catch (error) {
       await this.#end(monitor, 'lost');
       throw error;
     }
   }
+}
+
+/** The text of a 'fetch'. */
+function blockOf(text: string): RemoteBlock {
+  const [, uuid, layer, block, path] =
+    /^([0-9a-f-]{36}) (\d{1,15}) (\d{1,10}) (.+)$/s.exec(text) ?? [];
+  if (uuid === undefined || layer === undefined || block === undefined || path === undefined) {
+    throw new PcowError('PCOW_INVALID', 'the process needs a block that cannot exist');
+  }
+  return { uuid, layer: Number(layer), block: Number(block), path };
 }
 
 /** The image file and those of its bases, each once, in the order of the chain. */

@@ -43,6 +43,7 @@ const FIGURES: Figure[] = [
   ),
   counter('stalls', 'pcow_stalls_total', 'Faults that waited for the disk (full or failing).'),
   gauge('stalled', 'pcow_stalled', 'Faults that wait for the disk now (full or failing).'),
+  gauge('fetching', 'pcow_fetching', 'Faults that wait for remote bytes now.'),
   counter('liveSnapshots', 'pcow_live_snapshots_total', 'Snapshots of the running guest.'),
   {
     ...gauge(
