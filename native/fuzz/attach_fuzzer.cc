@@ -42,7 +42,7 @@ void report(AttachEvent event) {
     case AttachEvent::Kind::kHandedOver:
       if (!event.ok) return;
       command.kind = AttachCommand::Kind::kRequest;
-      command.request = protocol::Kind::kStatus;
+      command.request = event.connection % 2 ? protocol::Kind::kStatus : protocol::Kind::kMayFetch;
       command.id = 7;
       break;
     case AttachEvent::Kind::kRelease: command.kind = AttachCommand::Kind::kReleased; break;
@@ -50,6 +50,10 @@ void report(AttachEvent event) {
       command.kind = AttachCommand::Kind::kGiveBases;
       command.paths = {directory + "/image.pcow"};
       command.id = 8;
+      break;
+    case AttachEvent::Kind::kFetch:
+      command.kind = AttachCommand::Kind::kFetched;
+      command.id = event.id;
       break;
     case AttachEvent::Kind::kAnswer:
     case AttachEvent::Kind::kLooked:

@@ -44,7 +44,7 @@ inline Message next_message(Input* input, const std::vector<int>& files) {
     pcow::protocol::Header header{};
     header.magic = pcow::protocol::kMagic;
     header.version = pcow::protocol::kVersion;
-    header.kind = static_cast<pcow::protocol::Kind>(input->byte() % 17);
+    header.kind = static_cast<pcow::protocol::Kind>(input->byte() % 27);
     header.id = input->byte();
     header.value = input->byte();
     const std::string text = input->bytes(input->byte());

@@ -374,6 +374,13 @@ test.serial('hostile peers are refused, and do not disturb others', async (t) =>
   t.regex(await it.ask('hostile resume-flat-file'), /^refused 2 /);
   t.is(await it.ask('hostile empty'), 'closed');
   t.is(await it.ask('attach w'), `attached ${mount.image('vm1')}`);
+  // The image stands on nothing lazy, so the mount has not said that it fetches.
+  t.is(await it.ask('fetch 1 x'), 'ok');
+  t.regex(await it.ask('next'), /^refused 71 the monitor sent kFetch without kMayFetch/);
+  await it.ask('release');
+  await free(mount, 'vm1');
+  await it.ask('open');
+  t.is(await it.ask('attach w'), `attached ${mount.image('vm1')}`);
   // An answer to no request ends the connection.
   await it.ask('answer-id 77');
   t.regex(await it.ask('next'), /^refused 71 the monitor sent an answer to no request/);

@@ -9,7 +9,7 @@ import { PIECE } from '../../src/registry/piece-index.js';
 import { eventually } from '../helpers/eventually.js';
 import { imagesFor, type TestMount } from '../helpers/mount.js';
 import { attachedTo, monitored, monitorReport } from '../helpers/monitored.js';
-import { program } from '../helpers/program.js';
+import { Conversation, program } from '../helpers/program.js';
 import { PLAIN } from '../registry/images.js';
 import { countingFront, PIECES, pushedWhole } from '../registry/lazy-bench.js';
 import { startRegistry } from '../registry/servers.js';
@@ -98,6 +98,45 @@ test.serial('a guest waits while the registry is away, and outlives the mount', 
   t.is(await guest.ask(`read ${offset + PIECE}`), String(original[offset + PIECE]));
   await guest.end();
   await attachedTo(mount, 'vm1', null);
+});
+
+test.serial('what a process says that it needs leads to no other image', async (t) => {
+  const mount = await imagesFor(t, {});
+  const host = await startRegistry(t);
+  await pushedWhole(`${mount.scratch}/pushed.pcow`, `${host}/golden:v1`);
+  await lazily(mount, host, ['vm1']);
+  const outside = `${mount.scratch}/outside.pcow`;
+  await pullImage(`${host}/golden:v1`, outside, { ...PLAIN, lazy: true });
+  const facts = (file: string) =>
+    reading(file, (image) =>
+      Promise.resolve({
+        uuid: image.info().uuid,
+        layer: image.layerOf('v1'),
+        remote: image.info().remoteBytes,
+      }),
+    );
+  const golden = await facts(mount.image('golden'));
+  const other = await facts(outside);
+  await mount.mount();
+  const fake = await program('fake-monitor', mount.scratch);
+  const it = await Conversation.start(t, fake, mount.file('vm1'));
+  t.is(await it.ask('attach w'), `attached ${mount.image('vm1')} ${mount.image('golden')}`);
+  t.is(await it.ask('next'), 'may-fetch 0 ');
+  t.is(await it.ask('done '), 'ok');
+  const asked = async (text: string) => {
+    t.is(await it.ask(`fetch 7 ${text}`), 'ok');
+    return it.ask('next');
+  };
+  t.regex(await asked('nonsense'), /^fetched 7 .*cannot exist/);
+  t.regex(
+    await asked(`${golden.uuid} ${golden.layer + 7} 1 ${mount.image('golden')}`),
+    /^fetched 7 .*no such layer/,
+  );
+  t.regex(await asked(`${other.uuid} ${other.layer} 1 ${outside}`), /^fetched 7 /);
+  t.is((await facts(outside)).remote, other.remote);
+  t.is(await asked(`${golden.uuid} ${golden.layer} 1 /old/name.pcow`), 'fetched 7 ');
+  t.true((await facts(mount.image('golden'))).remote < golden.remote);
+  await it.end('SIGKILL');
 });
 
 test.serial('a lazy image itself is not attached before it is complete', async (t) => {

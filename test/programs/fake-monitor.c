@@ -8,6 +8,7 @@
  *     done TEXT              answers it
  *     failed ERRNO TEXT
  *     answer-id NUMBER       answers a request of that number, asked for or not
+ *     fetch NUMBER TEXT      asks for a remote block: "ok"
  *     resume UUID            shows the image to whoever listens now: "attached" or "refused ERRNO TEXT"
  *     let-go                 gives the image back: closes it, and waits for the mount to have it ("released 0 ");
  *                            requests that come meanwhile are not answered
@@ -48,7 +49,8 @@ enum {
   DONE = 13,
   FAILED = 14,
   RELEASE = 16,
-  RELEASED = 17
+  RELEASED = 17,
+  FETCH = 25
 };
 enum { MAX_TEXT = 60000, MAX_FILES = 250 };
 
@@ -61,7 +63,8 @@ struct header {
 static const char* const names[] = {
     "",       "attach", "resume",  "attached", "refused", "prepare", "cut",
     "commit", "finish", "abort",   "delete",   "status",  "metrics", "done",
-    "failed", "sync",   "release", "released", "want",    "bases",   "rename"};
+    "failed", "sync",   "release", "released", "want",    "bases",   "rename",
+    "store",  "want-shared", "shared", "may-fetch", "fetch", "fetched"};
 
 static struct sockaddr_un address = {.sun_family = AF_UNIX};
 static struct header answer;
@@ -249,6 +252,9 @@ int main(int argc, char** argv) {
       puts("ok");
     } else if (sscanf(line, "answer-id %u", &number) == 1) {
       send_message(mount, DONE, number, 0, "", NULL, 0);
+      puts("ok");
+    } else if (sscanf(line, "fetch %u %4095[^\n]", &number, word) == 2) {
+      send_message(mount, FETCH, 0, number, word, NULL, 0);
       puts("ok");
     } else if (strcmp(line, "where") == 0) {
       puts(address.sun_path);

@@ -151,14 +151,15 @@ export class AttachService {
     const entry = this.#images.get(monitor);
     try {
       const block = blockOf(text);
-      // The text comes from another process: it must not name any other file.
+      // The text comes from another process, so it must not lead to a file that is not below the
+      // image. (After the base was renamed, the process still knows it by its old path.)
       const chain = entry ? (await entry.view()).image.info().chain : [];
-      const link = chain.find(({ layer, path }) => layer === block.layer && path === block.path);
-      const moved = chain.some(({ layer }) => layer === block.layer);
-      if (!link && !moved) {
+      const here = chain.filter(({ layer }) => layer === block.layer).map((link) => link.path);
+      const file = here.includes(block.path) ? block.path : here[0];
+      if (file === undefined) {
         throw new PcowError('PCOW_INVALID', `${block.path} has no such layer below the image`);
       }
-      await this.#context.fetchers.fetchBlock(link ? block : { ...block, path: '' });
+      await this.#context.fetchers.fetchBlock({ ...block, path: file });
       monitor.fetched(id, '');
     } catch (error) {
       entry?.failed('fetch', error);
