@@ -13,6 +13,7 @@ export {
   PcowError,
   type PcowErrorCode,
   type PcowErrorOptions,
+  type RemoteBlock,
 } from './engine/errors.js';
 export { Image, snapshotTogether } from './engine/image.js';
 export {
@@ -54,6 +55,7 @@ export {
   rollbackImage,
   snapshotImages,
 } from './client/change-image.js';
+export { type PushedTrace, pushTraceOf } from './client/push-trace.js';
 export { type LazyImage, lazyImagesOf, prefetchImage } from './client/prefetch.js';
 export {
   type Activity,

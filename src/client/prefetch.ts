@@ -6,6 +6,7 @@ import { askForWork, type WorkOptions } from './control.js';
 
 /** A lazy image, and how much of it is not here. */
 export interface LazyImage {
+  /** The image. */
   image: ImageTarget;
   /** Bytes. */
   remote: number;

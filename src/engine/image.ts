@@ -27,6 +27,7 @@ import type {
   LongOptions,
   MapOptions,
   OpenOptions,
+  RemoteRanges,
   ScrubReport,
   SnapshotInfo,
   SnapshotOrigin,
@@ -457,14 +458,11 @@ export class Image {
    * The remote sub-blocks of a layer, from block `from` on: 0 first, then the `next` of the call
    * before; null: there are no more.
    */
-  async remoteRanges(
-    layer: number,
-    from: number,
-  ): Promise<{ ranges: { block: number; mask: number }[]; next: number | null }> {
+  async remoteRanges(layer: number, from: number): Promise<RemoteRanges> {
     checkLayer(layer);
     checkOffset(from);
     const { blocks, next } = await translated(() => this.native.remoteBlocks(layer, from));
-    const ranges: { block: number; mask: number }[] = [];
+    const ranges: RemoteRanges['ranges'] = [];
     for (let at = 0; at < blocks.length; at += 2)
       ranges.push({ block: blocks[at]!, mask: blocks[at + 1]! });
     return { ranges, next };

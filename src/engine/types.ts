@@ -232,6 +232,19 @@ export interface Extent {
   remote?: true;
 }
 
+/** A part of what a layer of a lazy image lacks, as Image.remoteRanges lists it. */
+export interface RemoteRanges {
+  /** In ascending order. */
+  ranges: {
+    /** Its number in the layer. */
+    block: number;
+    /** A bit for each remote sub-block of it. */
+    mask: number;
+  }[];
+  /** From where to go on; null: there are no more. */
+  next: number | null;
+}
+
 /** Layers of a chain, counted from the requested one. */
 export interface DepthRange {
   /** The first of them. */
