@@ -35,6 +35,7 @@ const COMMANDS: Readonly<Record<string, () => Promise<Add>>> = {
   push: async () => (await import('./commands/push.js')).addPush,
   pull: async () => (await import('./commands/pull.js')).addPull,
   prefetch: async () => (await import('./commands/prefetch.js')).addPrefetch,
+  trace: async () => (await import('./commands/trace.js')).addTrace,
   login: async () => (await import('./commands/login.js')).addLogin,
   logout: async () => (await import('./commands/logout.js')).addLogout,
   check: async () => (await import('./commands/check.js')).addCheck,

@@ -4,7 +4,7 @@
  */
 
 /** `.pcow/IMAGE/NAME`: the read-only files. */
-export type ImageReport = 'status' | 'snapshots' | 'metrics';
+export type ImageReport = 'status' | 'snapshots' | 'metrics' | 'trace';
 
 /** `.pcow/IMAGE/NAME`: the files that take commands. */
 export type ImageControl =

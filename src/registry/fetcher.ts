@@ -14,6 +14,7 @@ import { PIECE, type Piece, runsOf } from './piece-index.js';
 import { ReadAhead } from './read-ahead.js';
 import { Sessions } from './session.js';
 import { cancelled } from './store.js';
+import { MOST_TOUCHES, type Touch } from './trace.js';
 
 /** Requests at the same time; and how many of them for pieces that no reader waits for. */
 const WIDTH = 8;
@@ -86,6 +87,8 @@ class Wanted {
 
 export class Fetcher {
   readonly #layers: ReadonlyMap<number, LazyLayer>;
+  /** What readers have needed, or will need soon, in this order. */
+  readonly #touched = new Map<string, Touch>();
   readonly #sessions: Sessions;
   readonly #readAhead = new ReadAhead();
   readonly #blockSize: number;
@@ -141,10 +144,38 @@ export class Fetcher {
       if (ranges[0]?.block !== block) return;
       layer.setRemote(at, true);
     }
+    if (this.#touched.size === 0) this.#followTrace();
     const wanted = this.#want(layer, at, true);
-    for (const ahead of this.#readAhead.after(layer, at))
-      if (layer.isRemote(ahead)) this.#want(layer, ahead, false);
+    this.#touch(layer, at);
+    for (const ahead of this.#readAhead.after(layer, at)) {
+      if (!layer.isRemote(ahead)) continue;
+      this.#want(layer, ahead, false);
+      this.#touch(layer, ahead);
+    }
     return wanted.promise;
+  }
+
+  /** What readers have asked for, and what was fetched ahead of them or because of a trace. */
+  get trace(): Touch[] {
+    return [...this.#touched.values()];
+  }
+
+  /** The first reader is the beginning of what a trace tells about. */
+  #followTrace(): void {
+    const byPosition = new Map([...this.#layers.values()].map((it) => [it.position, it]));
+    for (const { layer, piece } of this.source.origin.trace) {
+      const known = byPosition.get(layer);
+      const at = known?.index.find(piece) ?? null;
+      if (known === undefined || at === null || !known.isRemote(at)) continue;
+      this.#want(known, at, false);
+      this.#touch(known, at);
+    }
+  }
+
+  #touch({ position, index }: LazyLayer, at: number): void {
+    if (this.#touched.size === MOST_TOUCHES) return;
+    const { number: piece } = index.piece(at);
+    this.#touched.set(`${position} ${piece}`, { layer: position, piece });
   }
 
   /** Fetches everything that is still remote. Fails if the registry fails. */

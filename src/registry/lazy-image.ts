@@ -9,6 +9,7 @@ import { originOf, Recording, SourceStore } from './lazy-source.js';
 import type { Pulled } from './pull.js';
 import { RemoteImage } from './remote-image.js';
 import type { Store } from './store.js';
+import { readTrace } from './trace-store.js';
 
 /** Bytes of all indexes of an image: they describe at least 600 GiB. */
 const MOST_INDEXES = 256 << 20;
@@ -43,7 +44,8 @@ export async function makeLazy(
   }
   await throughDraft(file, {}, async (draft) => {
     for (const at of layers.keys()) await remote.indexOf(at);
-    const source = recording.encodeSource(originOf(reference, remote.digest, options));
+    const trace = (await readTrace(reference, remote.digest, options)) ?? [];
+    const source = recording.encodeSource(originOf(reference, remote.digest, options, trace));
     await fillDraft(draft, source);
   });
   return {

@@ -15,6 +15,8 @@ export class LazyLayer {
   constructor(
     /** In the image file. */
     readonly id: number,
+    /** In the artifact: 0 is the lowest one. */
+    readonly position: number,
     /** The name of the snapshot in the artifact. */
     readonly snapshot: string,
     /** Bytes of the image at this layer. */
@@ -82,7 +84,7 @@ export async function lazyLayersOf(image: Image): Promise<LazyLayers | null> {
   for (const [at, { snapshot, size, data }] of remote.config.layers.entries()) {
     const id = ids.get(snapshot.identity);
     if (id === undefined || data === null) continue; // its snapshot was deleted
-    const layer = new LazyLayer(id, snapshot.name, size, data, await remote.indexOf(at));
+    const layer = new LazyLayer(id, at, snapshot.name, size, data, await remote.indexOf(at));
     for await (const piece of remotePiecesOf(image, id)) {
       const there = layer.index.find(piece);
       if (there === null) {

@@ -10,6 +10,7 @@ import type { HttpOptions } from './http.js';
 import type { Blob } from './manifest.js';
 import { formatReference, parseReference } from './reference.js';
 import type { BlobReader, ReadableStore } from './store.js';
+import { encodeTrace, parseTrace, type Touch } from './trace.js';
 
 /** Where the data blobs are. */
 export interface Origin {
@@ -18,6 +19,8 @@ export interface Origin {
   plainHttp: boolean;
   /** Absolute paths. */
   certificates: string[];
+  /** The pieces that are fetched first. */
+  trace: Touch[];
 }
 
 const MAGIC = Buffer.from('PCOWLAZ\0', 'latin1');
@@ -29,6 +32,7 @@ export function originOf(
   reference: string,
   digest: string,
   { plainHttp = false, certificates = [] }: HttpOptions,
+  trace: Touch[],
 ): Origin {
   const parsed = { ...parseReference(reference), digest };
   if (parsed.kind === 'layout') parsed.directory = path.resolve(parsed.directory);
@@ -36,6 +40,7 @@ export function originOf(
     reference: formatReference(parsed),
     plainHttp,
     certificates: certificates.map((file) => path.resolve(file)),
+    trace,
   };
 }
 
@@ -67,8 +72,8 @@ export class Recording implements ReadableStore {
   }
 
   /** The manifest, and all blobs that were read whole. */
-  encodeSource({ reference, plainHttp, certificates }: Origin): Buffer {
-    const contents = [this.#manifest!, ...this.#blobs.values()];
+  encodeSource({ reference, plainHttp, certificates, trace }: Origin): Buffer {
+    const contents = [this.#manifest!, ...this.#blobs.values(), encodeTrace(trace)];
     const text = Buffer.from(
       JSON.stringify({
         reference,
@@ -120,10 +125,13 @@ export class SourceStore implements ReadableStore {
       if (at + size > bytes.length) throw damaged();
       blobs.set(digest, bytes.subarray(at, (at += size)));
     }
+    const last = blobs.get(contents.at(-1)?.digest ?? '');
+    const trace = last === undefined ? null : parseTrace(last);
+    if (trace === null) throw damaged();
     const pinned = parseReference(origin.reference).digest;
     const manifest = blobs.get(pinned ?? '');
     if (manifest === undefined || digestOf(manifest) !== pinned) throw damaged();
-    return new SourceStore(origin, manifest, blobs);
+    return new SourceStore({ ...origin, trace }, manifest, blobs);
   }
 
   readManifest(): Promise<Buffer> {
@@ -145,7 +153,7 @@ export class SourceStore implements ReadableStore {
 }
 
 /** null: it is something else. */
-function descriptionIn(text: string): (Origin & { contents: Blob[] }) | null {
+function descriptionIn(text: string): (Omit<Origin, 'trace'> & { contents: Blob[] }) | null {
   let value: Partial<Record<keyof Origin | 'contents', unknown>> | null;
   try {
     value = JSON.parse(text) as typeof value;

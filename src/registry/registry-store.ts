@@ -82,13 +82,13 @@ export class RegistryStore implements Store {
     });
   }
 
-  async writeManifest(bytes: Buffer): Promise<void> {
+  async writeManifest(bytes: Buffer, type = MANIFEST_TYPE): Promise<void> {
     const { digest } = blobOf(bytes);
     const request: HttpRequest = {
       method: 'PUT',
       url: new URL(`manifests/${this.reference.tag ?? digest}`, this.#root),
       what: `the manifest of ${this.name}`,
-      headers: { 'content-type': MANIFEST_TYPE },
+      headers: { 'content-type': type },
       body: () => once(bytes),
       length: bytes.length,
     };

@@ -12,6 +12,8 @@ export class RemoteImage {
     readonly store: ReadableStore,
     /** Of the manifest. */
     readonly digest: string,
+    /** Bytes of the manifest. */
+    readonly manifestSize: number,
     readonly config: ImageConfig,
     readonly signal: AbortSignal | undefined,
   ) {}
@@ -20,7 +22,7 @@ export class RemoteImage {
     const manifest = await store.readManifest();
     const { config, blobs } = parseManifest(manifest, store.name);
     const parsed = parseConfig(await readWhole(store, config), blobs, store.name);
-    return new RemoteImage(store, digestOf(manifest), parsed, signal);
+    return new RemoteImage(store, digestOf(manifest), manifest.length, parsed, signal);
   }
 
   get name(): string {

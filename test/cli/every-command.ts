@@ -82,6 +82,7 @@ export function everyCommand(at: string): Line[] {
     { words: ['push', image('vm@s1'), 'oci:layout:new'], doing: 'makes' },
     { words: ['pull', 'oci:vm.layout', image('new5')], doing: 'makes' },
     { words: ['pull', '--lazy', 'oci:vm.layout', image('new6')], doing: 'makes' },
+    { words: ['trace', image('vm')], doing: 'nothing' },
     { words: ['receive', image('new4')], doing: 'makes', input: 'lone.stream' },
     { words: ['snapshot', image('vm@new')], doing: 'changes' },
     { words: ['rollback', image('vm@s1')], doing: 'changes' },

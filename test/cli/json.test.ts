@@ -49,6 +49,7 @@ test('info', async (t) => {
     diskUse: 'number',
     lazy: 'boolean',
     remoteBytes: 'number',
+    standsOnLazy: 'boolean',
     reference: 'null',
     clean: 'boolean',
     generation: 'number',

@@ -90,7 +90,7 @@ test.serial('a mount that has died, and then another beside it', async (t) => {
   t.regex((await pcow('list', 'images')).stderr, /has died/);
 
   await mounted(t, it.at('images'), it.at('second'));
-  const others = ['mount', 'umount', 'login', 'logout'];
+  const others = ['mount', 'umount', 'login', 'logout', 'trace'];
   const lines = everyCommand('images').filter(({ words: [name = ''] }) => !others.includes(name));
   allGoOn(t, await tell(t, it, lines));
   await fails(t, pcow('info', 'mnt/base'), 11, /has died/);

@@ -1,7 +1,7 @@
 /** Lazy images in a mount: what readers need is fetched, and they wait for it. */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { open, readFile, writeFile } from 'node:fs/promises';
+import { open, readFile, rm, writeFile } from 'node:fs/promises';
 import test from 'ava';
 import { Image } from '../../src/engine/index.js';
 import { pullImage } from '../../src/registry/index.js';
@@ -9,7 +9,8 @@ import { PIECE } from '../../src/registry/piece-index.js';
 import { eventually } from '../helpers/eventually.js';
 import { imagesFor, type TestMount } from '../helpers/mount.js';
 import { connectionOf } from '../helpers/mounted.js';
-import { PLAIN } from '../registry/images.js';
+import { fails, pcowIn, succeeds } from '../cli/outcome.js';
+import { ownCredentials, PLAIN, skopeo } from '../registry/images.js';
 import { countingFront, PIECES, pushedWhole } from '../registry/lazy-bench.js';
 import { layoutServer, sendRange, startRegistry, startServer } from '../registry/servers.js';
 import { isSame, MiB, reading } from '../stream/images.js';
@@ -195,6 +196,55 @@ test.serial('wrong bytes never reach a guest: it waits until the right ones come
   corrupting = false;
   t.true((await waiting).equals(await original(pushed, 0, MiB)));
 });
+
+test.serial(
+  'what one guest needed is fetched first for the next, if its trace was pushed',
+  async (t) => {
+    const mount = await imagesFor(t, {});
+    const host = await startRegistry(t);
+    const pushed = `${mount.scratch}/pushed.pcow`;
+    await ownCredentials(mount.scratch);
+    const digest = await pushedWhole(pushed, `${host}/golden:v1`);
+    const front = await countingFront(t, host);
+    await lazily(mount, front.host, ['vm1']);
+    const pcow = pcowIn(mount.scratch);
+    await fails(t, pcow('trace', 'images/vm1'), 11, /only a mount records a trace/);
+    await mount.mount();
+    await fails(t, pcow('trace', 'images/vm1'), 4, /nothing of golden has been fetched/);
+    const needed = [20, 3, 11];
+    for (const piece of needed) await read(mount.file('vm1'), piece * PIECE, 4096);
+    const text = JSON.parse(await readFile(mount.control('golden', 'trace'), 'utf8')) as object;
+    t.deepEqual(text, { version: 1, pieces: needed.map((piece) => [0, piece]) });
+    t.regex(await succeeds(t, pcow('trace', 'images/vm1')), /pushed a trace of golden: 3 pieces/);
+    await succeeds(t, pcow('trace', 'images/vm1'));
+    const list = await skopeo(
+      ...['inspect', '--raw', '--tls-verify=false'],
+      `docker://${host}/golden:${digest.replace(':', '-')}`,
+    );
+    const { manifests } = JSON.parse(list) as { manifests: { artifactType: string }[] };
+    t.deepEqual(
+      manifests.map(({ artifactType }) => artifactType),
+      ['application/vnd.pcow.trace.v1'],
+    );
+
+    await mount.unmount();
+    await rm(mount.image('vm1'));
+    await rm(mount.image('golden'));
+    await lazily(mount, front.host, ['vm2']);
+    await mount.mount();
+    front.ranges.length = 0;
+    const left = async () => (await lazyStatus(mount, 'golden')).lazy?.remoteBytes;
+    await read(mount.file('vm2'), 20 * PIECE, 4096);
+    await eventually(async () => (await left()) === (PIECES - needed.length) * PIECE);
+    for (const piece of needed) {
+      const bytes = await read(mount.file('vm2'), piece * PIECE, 4096);
+      t.true(bytes.equals(await original(pushed, piece * PIECE, 4096)));
+      // The kernel may have read others ahead. A frame is a little longer than its piece.
+      const requests = front.ranges.filter((it) => Math.floor(parseInt(it, 10) / PIECE) === piece);
+      t.is(requests.length, 1);
+    }
+  },
+);
 
 test.serial('a prefetch in a mount can be stopped, and shows its progress', async (t) => {
   const mount = await imagesFor(t, {});

@@ -6,6 +6,8 @@ import { checkImage, Image } from '../../src/engine/index.js';
 import { Fetcher } from '../../src/registry/fetcher.js';
 import { pullImage } from '../../src/registry/index.js';
 import { sourceOf } from '../../src/registry/lazy-layers.js';
+import { encodeTrace, parseTrace } from '../../src/registry/trace.js';
+import { pushTrace } from '../../src/registry/trace-store.js';
 import { PIECE } from '../../src/registry/piece-index.js';
 import { eventually } from '../helpers/eventually.js';
 import { pcowProgram } from '../helpers/mounted.js';
@@ -211,6 +213,50 @@ test.serial('a prefetch fails if the registry does, and nothing is lost', async 
     await fetcher.prefetch();
   });
   await isSame(t, [at('golden'), 'v1'], [at('lazy'), 'v1']);
+});
+
+test('a trace is a list of pieces, or nothing', (t) => {
+  const touches = [
+    { layer: 0, piece: 3 },
+    { layer: 999, piece: 0 },
+  ];
+  t.deepEqual(parseTrace(encodeTrace(touches)), touches);
+  for (const text of ['', '[]', '{"version":2,"pieces":[]}', '{"version":1}']) {
+    t.is(parseTrace(Buffer.from(text)), null);
+  }
+  for (const pieces of ['[[0]]', '[[1000,0]]', '[[0,-1]]', '[["0",1]]', '[7]', '[null]']) {
+    t.is(parseTrace(Buffer.from(`{"version":1,"pieces":${pieces}}`)), null);
+  }
+});
+
+test.serial('a trace that is damaged, or of another image, does no harm', async (t) => {
+  const { at, directory } = await bench(t);
+  await ownCredentials(directory);
+  const host = await startRegistry(t);
+  const digest = await pushedWhole(at('golden'), `${host}/golden:v1`);
+  const manifest = { digest, size: 1 };
+  const touches = [
+    { layer: 0, piece: 5 },
+    { layer: 0, piece: 1_000_000 },
+    { layer: 7, piece: 0 },
+  ];
+  await pushTrace(`${host}/golden:v1`, manifest, touches, PLAIN);
+  const front = await countingFront(t, host);
+  await pullImage(`${front.host}/golden:v1`, at('lazy'), { ...PLAIN, lazy: true });
+  await fetching(at('lazy'), async (fetcher, image) => {
+    await fetcher.fetch(idOf(image, 'v1'), blockOf(9));
+    await eventually(() => Promise.resolve(front.ranges.length >= 2));
+    await fetcher.prefetch();
+  });
+  await isSame(t, [at('golden'), 'v1'], [at('lazy'), 'v1']);
+  // The list of referrers is something else.
+  front.harm = ({ url = '' }, response) => {
+    if (!url.includes('manifests/sha256-')) return false;
+    response.writeHead(200).end('[1, {"artifactType":');
+    return true;
+  };
+  await pullImage(`${front.host}/golden:v1`, at('other'), { ...PLAIN, lazy: true });
+  t.deepEqual((await reading(at('other'), sourceOf))?.origin.trace, []);
 });
 
 test.serial('a prefetch that is killed goes on where it was', async (t) => {

@@ -4,6 +4,7 @@ import type { ImageControl, ImageReport, MountControl } from '../../images/contr
 import { PcowError } from '../../engine/index.js';
 import type { Catalog, Found } from '../images/catalog.js';
 import type { MountContext } from '../context.js';
+import { encodeTrace } from '../../registry/trace.js';
 import { wordsOf } from './control-text.js';
 import { HELP } from './help.js';
 import type { ImageEntry } from '../images/image-entry.js';
@@ -26,6 +27,7 @@ export const imageControls: ReadonlyMap<string, Control<Found>> = new Map<
   ['status', { read: (_, { entry }) => imageStatus(entry) }],
   ['snapshots', { read: (_, { entry }) => snapshotLines(entry) }],
   ['metrics', { read: (_, { entry }) => allMetrics([entry]) }],
+  ['trace', { read: (_, { entry }) => Promise.resolve(traceText(entry)) }],
   [
     'snapshot',
     {
@@ -262,6 +264,11 @@ export const mountControls: ReadonlyMap<string, Control<null>> = new Map<
     },
   ],
 ]);
+
+/** What readers of a lazy image have needed since the mount began, as docs/registry.md has it. */
+function traceText({ fetching }: ImageEntry): string {
+  return `${encodeTrace(fetching.trace).toString()}\n`;
+}
 
 function inProgress({ work: changing, fetching }: ImageEntry): string {
   const work = changing ?? fetching.work;

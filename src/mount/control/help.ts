@@ -18,6 +18,7 @@ The write returns when the command is done. If it fails, the reason can be read 
   .pcow/NAME/flatten              write now: copy everything from the base, and stand on no base
   .pcow/NAME/commit               write SNAPSHOT: move what the image has written into the base, as a snapshot there
   .pcow/NAME/compact              write now: give back blocks that hold only zeros
+  .pcow/NAME/trace                what readers of a lazy image have needed, as JSON
   .pcow/NAME/prefetch             write now: fetch everything that a lazy image lacks
   .pcow/NAME/checksums            write add or remove: checksums of snapshots ("pcow scrub" verifies them)
   .pcow/NAME/cancel               write COMMAND (delete, rebase, flatten, commit, compact, checksums, prefetch): stop it; "status" has its progress

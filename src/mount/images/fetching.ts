@@ -6,6 +6,7 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { type Image, isPcowError, PcowError } from '../../engine/index.js';
 import type { Fetcher, FetchState } from '../../registry/fetcher.js';
+import type { Touch } from '../../registry/trace.js';
 import { sentenceOf } from '../failure.js';
 import { log } from '../log.js';
 import { Work } from './work.js';
@@ -44,6 +45,10 @@ export class Fetching {
   /** null: nothing has been fetched yet, or the image is complete. */
   get state(): FetchState | null {
     return this.#present?.fetcher.state ?? null;
+  }
+
+  get trace(): Touch[] {
+    return this.#present?.fetcher.trace ?? [];
   }
 
   /** Another process has the image, and a reader waits for bytes that it lacks. */
