@@ -298,6 +298,7 @@ export interface Finding {
     | 'entry'
     | 'block'
     | 'checksums'
+    | 'source'
     | 'base'
     | 'free space';
   /** A sentence, without the name of the image. */

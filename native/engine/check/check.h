@@ -24,8 +24,8 @@ enum class Severity {
 struct Finding {
   Severity severity = Severity::kDamage;
   std::string
-      // "file", "superblock", "directory", "table", "entry", "block", "checksums", "base", "free
-      // space".
+      // "file", "superblock", "directory", "table", "entry", "block", "checksums", "source", "base",
+      // "free space".
       structure;
   std::string message;       // a sentence without the image's name and without a full stop
   uint64_t file_offset = 0;  // in the image file
