@@ -287,6 +287,49 @@ void fills_beside_other_threads() {
   must_be_sound(lazy.path, 50 * kSub);
 }
 
+// Refuses operations of one kind.
+class Refusing : public FileObserver {
+ public:
+  int before(FileOperation operation, const std::string&, uint64_t, uint64_t,
+             const void*) override {
+    return err && operation == refused ? err : 0;
+  }
+  FileOperation refused = FileOperation::kWrite;
+  int err = 0;
+};
+
+// A fill that fails leaves the block remote, and no bytes behind.
+void fills_that_fail() {
+  for (const FileOperation operation :
+       {FileOperation::kWrite, FileOperation::kAllocate, FileOperation::kSync}) {
+    const TemporaryDirectory directory;
+    Lazy lazy(directory);
+    MUST(lazy.image->close());
+    Refusing disk;
+    OpenOptions options;
+    options.write = true;
+    options.observer = &disk;
+    lazy.image = MUST(Image::open(lazy.path, options));
+    disk.refused = operation;
+    disk.err = operation == FileOperation::kSync ? EIO : ENOSPC;
+    auto filled = lazy.image->fill(lazy.layer, 2, content_of(2).data(), kBlock);
+    CHECK(!filled && filled.error().err == disk.err);
+    must_lack(*lazy.image, 2, lazy.layer);
+    disk.err = 0;
+    if (operation == FileOperation::kSync) {
+      // As after every failed sync, nothing counts as durable before the image is opened again.
+      CHECK(!lazy.image->fill(lazy.layer, 2, content_of(2).data(), kBlock));
+      CHECK(!lazy.image->close());
+      lazy.image = MUST(Image::open(lazy.path, options));
+      must_lack(*lazy.image, 2, lazy.layer);
+    }
+    CHECK(MUST(lazy.image->fill(lazy.layer, 2, content_of(2).data(), kBlock)) == 1);
+    must_read(*lazy.image, 2, content_of(2));
+    MUST(lazy.image->close());
+    must_be_sound(lazy.path, 34 * kSub);
+  }
+}
+
 void store_word(const std::string& path, uint64_t layer, uint64_t block, uint64_t word) {
   auto file = MUST(File::open(path, true, nullptr));
   const Superblock superblock = MUST(read_superblock(*file));
@@ -348,6 +391,7 @@ int main() {
   writes_over_remote_bytes();
   changes_that_need_remote_bytes();
   fills_beside_other_threads();
+  fills_that_fail();
   damage_is_found();
   return 0;
 }
