@@ -8,6 +8,7 @@
 #include "engine/format/entry.h"
 #include "engine/format/layer_directory.h"
 #include "engine/format/superblock.h"
+#include "second_reader.h"
 
 using namespace pcow;
 
@@ -142,10 +143,22 @@ void remote_bytes_are_missing_until_they_are_filled() {
   must_lack(*lazy.image, 4, lazy.layer);
   for (const uint64_t block : {4, 5})
     CHECK(MUST(lazy.image->fill(lazy.layer, block, content_of(block).data(), kBlock)) == 1);
+  MUST(lazy.image->sync());
+  // Complete, with its source, and then without.
+  SecondReader second;
+  Bytes all(64 * kBlock);
+  for (const uint64_t block : {0, 1, 2, 4, 5}) {
+    const auto of_block = content_of(block);
+    std::copy(of_block.begin(), of_block.end(),
+              all.begin() + static_cast<ptrdiff_t>(block * kBlock));
+  }
+  std::copy(third.begin(), third.end(), all.begin() + 3 * kBlock);
+  second.compare(lazy.path, all, {{"v1", all}});
   MUST(lazy.image->set_source(std::nullopt));
   CHECK(!lazy.image->info().lazy && !MUST(lazy.image->source()));
   MUST(lazy.image->close());
   must_be_sound(lazy.path, 0);
+  second.compare(lazy.path, all, {{"v1", all}});
   CHECK(MUST(read_superblock(**File::open(lazy.path, false, nullptr))).incompatible == 0);
   must_read(*reader, 5, content_of(5));
   must_read(*top, 4, content_of(4));

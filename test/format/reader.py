@@ -18,10 +18,12 @@ import zlib
 PAGE = 4096
 BLOCKS_IN_A_CHUNK = 512
 LAYERS_IN_A_CHAIN = 131070
+LAZY = 1  # incompatible feature
 F_GET_RW_HINT = 1035  # fcntl(2)
 AT_EMPTY_PATH = 0x1000  # statx(2)
 STATX_MNT_ID_UNIQUE = 0x4000
 ACTIVE = ""
+REMOTE = -1
 
 
 class Damaged(Exception):
@@ -76,6 +78,8 @@ class Superblock:
         self.directory, self.directory_length, self.sealed = struct.unpack_from("<QQQ", page, 80)
         (features,) = struct.unpack_from("<Q", page, 104)
         self.has_checksums = bool(features & 1)
+        self.is_lazy = bool(self.incompatible & LAZY)
+        self.source, self.source_length = struct.unpack_from("<QQ", page, 2312)
         self.base_uuid = page[112:128]
         self.base_layer, self.base_length = struct.unpack_from("<QI", page, 128)
         (self.cache_device,) = struct.unpack_from("<Q", page, 152)
@@ -110,9 +114,10 @@ def read_superblock(file, path):
         raise Damaged(f"{path} has no superblock")
     newest = max(intact.values(), key=lambda slot: slot.generation)
     for number, slot in intact.items():
-        if slot.incompatible and slot is not newest:
+        unknown = slot.incompatible & ~LAZY
+        if unknown and slot is not newest:
             continue  # the program that wrote the newer one has removed the feature
-        if slot.incompatible:
+        if unknown:
             raise Damaged(f"{path} has a feature that is not known")
         if not slot.is_possible(number) or (slot.uuid, slot.shift) != (newest.uuid, newest.shift):
             raise Damaged(f"{path}: its superblocks are damaged")
@@ -193,7 +198,8 @@ class Layer:
         self.table = None
 
     def entry(self, number):
-        """(written, index) of the block with this number, as the rule after a host crash has it."""
+        """(written, index) of the block with this number, as the rule after a host crash has it. REMOTE stands for the
+        index of a remote one."""
         if self.table is None:
             data = self.image.read(self.table_at, self.entries * 8)
             self.table = struct.unpack(f"<{self.entries}Q", data)
@@ -204,7 +210,7 @@ class Layer:
             if not written:
                 return 0, 0
         self.image.check_entry(self, number, word >> 62, written, durable, index)
-        return written, index
+        return written, REMOTE if word >> 62 else index
 
     def verify(self, number, written, index):
         """Raises where the block has a checksum that its bytes do not have."""
@@ -255,6 +261,8 @@ class Image:
         self.crashed = not superblock.clean and not cache_has_survived(superblock, self.file)
         self.base = None
         self.read_directory()
+        if superblock.is_lazy:
+            self.check_source()
         if superblock.base_length:
             self.open_base(above + (identity,))
 
@@ -271,6 +279,13 @@ class Image:
 
     def sub_block(self, index, number):
         return self.read(index * self.block + number * self.sub_block_size, self.sub_block_size)
+
+    def check_source(self):
+        superblock = self.superblock
+        data = self.read(superblock.source, superblock.source_length)
+        (length,) = struct.unpack_from("<Q", data, 16)
+        if data[:8] != b"PCOWSRC\0" or not has_right_checksum(data, 8) or length != superblock.source_length - 32:
+            raise Damaged(f"{self.path}: its source is damaged")
 
     def read_directory(self):
         superblock = self.superblock
@@ -310,7 +325,8 @@ class Image:
         outside = (1 << self.sub_blocks) - 1
         first = (2 * PAGE + self.block - 1) // self.block
         bad_index = index and (not written or index < first or (index + 1) * self.block > self.size)
-        if top or written & ~outside or durable & ~written or bad_index:
+        bad_remote = top and (not self.superblock.is_lazy or top > 1 or index or not written or durable != written)
+        if bad_remote or written & ~outside or durable & ~written or bad_index:
             raise Damaged(f"{self.path}: entry {number} of layer {layer.id} is damaged")
 
     def parent_of(self, layer):
@@ -342,6 +358,8 @@ def read_block(chain, number):
     for layer in chain:
         written, index = layer.entry(number) if number < layer.entries else (0, 0)
         found = written & missing
+        if found and index == REMOTE:
+            raise Damaged(f"{layer.image.path}: block {number} of layer {layer.id} has not been fetched yet")
         if found and index:
             layer.verify(number, written, index)
             block = layer.image.read(index * image.block, image.block)
