@@ -4,6 +4,7 @@ import type { Comparison } from './comparison.js';
 import { density } from './density.js';
 import { fuse } from './fuse.js';
 import { guests, guestsInMemory } from './guests.js';
+import { lazy } from './lazy.js';
 import { mapping } from './mapping.js';
 import { registry } from './registry.js';
 import { snapshots } from './snapshots.js';
@@ -19,4 +20,5 @@ export const comparisons: Comparison[] = [
   space,
   density,
   registry,
+  lazy,
 ];

@@ -95,12 +95,12 @@ async function changes({ stand, record, short, say }: Bench): Promise<void> {
   await rm(raw);
   await run('snapshot', `${image}@v1`);
   const { host, end } = await stand.registry();
-  const link = await stand.countingLink(host);
+  const link = await stand.link(host);
   const copy = `${stand.fresh('copy')}.pcow`;
   const moving = async (what: string, ...words: string[]) => {
-    const before = link.moved();
+    const before = link.moved;
     await run(...words, '--plain-http');
-    const moved = (link.moved() - before) / MiB;
+    const moved = (link.moved - before) / MiB;
     record.add({ table: 'moved', row: [what], system: 'pcow', unit: 'MiB', better: 'less' }, moved);
   };
   const there = `${link.host}/bench`;
@@ -117,7 +117,6 @@ async function changes({ stand, record, short, say }: Bench): Promise<void> {
   await opened.close();
   await moving(`push of ${update}`, 'push', `${image}@v2`, `${there}:v2`);
   await moving(`pull of ${update}`, 'pull', `${there}:v2`, copy);
-  await link.end();
   await end();
   for (const made of [image, copy]) await rm(made);
 }

@@ -6,7 +6,6 @@ import { execFile, spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
 import { existsSync } from 'node:fs';
 import { mkdir, mkdtemp, readFile, rm, stat, writeFile } from 'node:fs/promises';
-import { type AddressInfo, connect, createServer, type Socket } from 'node:net';
 import os from 'node:os';
 import path from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -15,6 +14,7 @@ import { promisify } from 'node:util';
 import { repository } from '../guest/files.js';
 import { freePort, isOpen } from '../ports.js';
 import type { Medium } from './comparison.js';
+import { Link, type Shape } from './link.js';
 
 const run = promisify(execFile);
 const sources = path.join(repository, 'scripts/bench/programs');
@@ -203,31 +203,11 @@ export class Stand {
     return { host: `localhost:${port}`, end };
   }
 
-  /** A server that leads to another one, and counts the bytes in both directions. */
-  async countingLink(
-    to: string,
-  ): Promise<{ host: string; moved: () => number; end: () => Promise<void> }> {
-    let moved = 0;
-    const sockets = new Set<Socket>();
-    const server = createServer((near) => {
-      const far = connect(Number(to.split(':')[1]), '127.0.0.1');
-      for (const [from, into] of [
-        [near, far],
-        [far, near],
-      ] as const) {
-        sockets.add(from);
-        from.on('data', (bytes: Buffer) => (moved += bytes.length));
-        from.on('error', () => into.destroy()).on('close', () => into.destroy());
-        from.pipe(into);
-      }
-    });
-    await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
-    const end = this.atEnd(async () => {
-      for (const socket of sockets) socket.destroy();
-      await new Promise((resolve) => server.close(resolve));
-    });
-    const { port } = server.address() as AddressInfo;
-    return { host: `localhost:${port}`, moved: () => moved, end };
+  /** A link to a server of this machine: as fast as this machine, if it has no shape. */
+  async link(to: string, shape: Shape | null = null): Promise<Link> {
+    const link = await Link.open(to, shape);
+    this.atEnd(() => link.close());
+    return link;
   }
 
   /** The command that runs another one under the monitor. */

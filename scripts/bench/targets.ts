@@ -246,6 +246,35 @@ const TARGETS: Target[] = [
     target: 'at most 110',
     found: (all) => moved(all, (what) => what.includes(' of 100 MiB of it'), 110),
   },
+  {
+    what: "from `create --base` on a registry to the guest's first process",
+    against: 'pull, then boot',
+    medium: 'disk; a registry behind 1 Gbit/s and 20 ms',
+    target: 'at least 10 times sooner',
+    found: (all) => least(ratios(firstProcess(all), 'lazy', 'pull, then boot'), 10),
+  },
+  {
+    what: 'the same',
+    against: 'a base on the local disk',
+    medium: 'disk; a registry behind 1 Gbit/s and 20 ms',
+    target: 'at most 3 s more',
+    found: (all) => later(all, 'lazy', 3),
+  },
+  {
+    what: 'the same, with a trace',
+    against: 'a base on the local disk',
+    medium: 'disk; a registry behind 1 Gbit/s and 20 ms',
+    target: 'at most 1 s more',
+    found: (all) => later(all, 'lazy, with a trace', 1),
+  },
+  {
+    what: 'bytes that a boot from a lazy image moves',
+    against: 'bytes that such a boot reads from a virtio-blk disk',
+    medium: 'link',
+    target: 'at most 1.5 times',
+    found: (all) =>
+      most(ratios(of(all, 'lazy', 'bytes'), 'read from virtio-blk', 'lazy'), 1.5, '×'),
+  },
 ];
 
 export function targetTable(all: All): string {
@@ -275,6 +304,20 @@ const durable = (all: All, comparison: string, how: string): Measurement[] =>
 
 const redis = (all: All): Measurement[] =>
   rows(of(all, 'guest', 'redis'), 'SET, appendfsync always');
+
+const firstProcess = (all: All): Measurement[] =>
+  rows(of(all, 'lazy', 'start'), 'until the first process of the root');
+
+/** Seconds until the first process, more than with a local base. */
+function later(all: All, system: string, limit: number): Found | null {
+  const found = firstProcess(all);
+  const mine = found.find((each) => each.system === system);
+  const local = found.find((each) => each.system === 'local base');
+  if (!mine || !local) return null;
+  const more = mine.values.map((value, round) => value - (local.values[round] ?? NaN));
+  const { median } = spreadOf(more);
+  return { text: `${short(median)} s`, met: median <= limit };
+}
 
 interface Ratio {
   row: string;
