@@ -10,25 +10,12 @@ const [READ, UNREAD] = [16 << 20, 64 << 20];
 
 const stage = new Stage();
 const registry = await Registry.make();
-for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
-  process.on(signal, () => {
-    process.exitCode = 130;
-    stage.interrupt();
-  });
-}
 
-try {
-  await play(registry.host);
-} catch (error) {
-  process.stderr.write(
-    `\nThe demo ends here: ${error instanceof Error ? error.message : String(error)}\n`,
-  );
-  process.exitCode ??= 1;
-} finally {
-  // A guest that waits for the registry ends only with its mount.
-  await stage.close('mnt');
-  await registry.close();
-}
+await stage.perform(
+  () => play(registry.host),
+  'mnt',
+  () => registry.close(),
+);
 
 async function play(host: string): Promise<void> {
   stage.scene('One host: a guest makes a golden image, and it goes into a registry');

@@ -7,26 +7,13 @@ import { Stage } from './demo/stage.js';
 
 const started = Date.now();
 const stage = new Stage();
-for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
-  process.on(signal, () => {
-    process.exitCode = 130;
-    stage.interrupt();
-  });
-}
 
-try {
+await stage.perform(async () => {
   await play();
   process.stdout.write(
     `\nThat was all, in ${Math.round((Date.now() - started) / 1000)} s. Next: pcow help, README.md\n`,
   );
-} catch (error) {
-  process.stderr.write(
-    `\nThe demo ends here: ${error instanceof Error ? error.message : String(error)}\n`,
-  );
-  process.exitCode ??= 1;
-} finally {
-  await stage.close('mnt');
-}
+}, 'mnt');
 
 async function play(): Promise<void> {
   stage.scene('A directory of images, with one image in it, mounted');

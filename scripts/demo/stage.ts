@@ -10,8 +10,8 @@ import { accelerator } from '../guest/accelerator.js';
 
 /**
  * The environment of the demo: a temporary directory, a shell in it that knows `pcow`, at most one
- * running guest. Everything is printed as it happens. close() leaves nothing behind, whatever
- * happened before.
+ * running guest. Everything is printed as it happens. perform() leaves nothing behind, whatever
+ * happens.
  */
 export class Stage {
   readonly #directory = mkdtempSync(join(tmpdir(), 'pcow-demo-'));
@@ -82,17 +82,41 @@ export class Stage {
   }
 
   /** Makes the step for which the demo waits end soon, and the next step fail. */
-  interrupt(): void {
+  #interrupt(): void {
     this.#interrupted = true;
     void this.#guest?.kill();
   }
 
   /** Ends the guest, unmounts, and removes the directory. */
-  async close(mountPoint: string): Promise<void> {
+  async #close(mountPoint: string): Promise<void> {
     await this.#guest?.kill();
     const unmount = `! mountpoint -q ${mountPoint} || pcow umount ${mountPoint} || fusermount3 -u -z ${mountPoint}`;
     await this.#bash(unmount);
     rmSync(this.#directory, { recursive: true, force: true });
+  }
+
+  /**
+   * Plays a demo until its end, a failure or a signal; then cleans up. A guest that waits for
+   * something ends only with its mount, so `end` comes last.
+   */
+  async perform(play: () => Promise<void>, mountPoint: string, end?: () => Promise<void>) {
+    for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
+      process.on(signal, () => {
+        process.exitCode = 130;
+        this.#interrupt();
+      });
+    }
+    try {
+      await play();
+    } catch (error) {
+      process.stderr.write(
+        `\nThe demo ends here: ${error instanceof Error ? error.message : String(error)}\n`,
+      );
+      process.exitCode ??= 1;
+    } finally {
+      await this.#close(mountPoint);
+      await end?.();
+    }
   }
 
   #mayGoOn(): void {
