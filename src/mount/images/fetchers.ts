@@ -40,13 +40,20 @@ export class Fetchers {
   async #entryOf(file: string, uuid: string): Promise<ImageEntry | null> {
     const own =
       path.dirname(file) === this.place.directory ? imageNameOf(path.basename(file)) : null;
-    const names = await this.catalog.names();
-    for (const name of [...(own === null ? [] : [own]), ...names.filter((it) => it !== own)]) {
-      const found = await this.catalog.findSound(name).catch(() => null);
-      const opening = await found?.entry.view().catch(() => null);
-      if (found !== null && opening?.uuid === uuid) return found.entry;
+    const usual = own === null ? null : await this.#entryIf(own, uuid);
+    if (usual !== null) return usual;
+    for (const name of await this.catalog.names()) {
+      const entry = await this.#entryIf(name, uuid);
+      if (entry !== null) return entry;
     }
     return null;
+  }
+
+  /** null: the name belongs to another image, or to none. */
+  async #entryIf(name: string, uuid: string): Promise<ImageEntry | null> {
+    const found = await this.catalog.findSound(name).catch(() => null);
+    const opening = await found?.entry.view().catch(() => null);
+    return opening?.uuid === uuid ? (found?.entry ?? null) : null;
   }
 
   #outsideAt(file: string): Fetching {
