@@ -270,9 +270,8 @@ function traceText({ fetching }: ImageEntry): string {
   return `${encodeTrace(fetching.trace).toString()}\n`;
 }
 
-function inProgress({ work: changing, fetching }: ImageEntry): string {
-  const work = changing ?? fetching.work;
-  if (work === null) return '(none)';
+function inProgress({ works: [work] }: ImageEntry): string {
+  if (work === undefined) return '(none)';
   const part = work.total === 0 ? '' : `, ${Math.floor((100 * work.done) / work.total)} % done`;
   return `${work.command} ${work.text}${part}`;
 }

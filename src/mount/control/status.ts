@@ -42,14 +42,9 @@ async function details(entry: ImageEntry): Promise<object> {
     attached: entry.monitor && (await attachmentStatus(entry.monitor)),
     readers: await Promise.all([...entry.readers].map(attachmentStatus)),
     open: openFiles(entry),
-    working: workOf(entry),
+    working: entry.works[0] ? workFields(entry.works[0]) : null,
     lazy: info.lazy ? { remoteBytes: info.remoteBytes, ...lazyFields(entry) } : null,
   };
-}
-
-function workOf({ work, fetching }: ImageEntry): object | null {
-  const present = work ?? fetching.work;
-  return present && workFields(present);
 }
 
 /** What is known since the mount has begun to fetch. */

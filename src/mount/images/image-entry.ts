@@ -247,6 +247,11 @@ export class ImageEntry {
     }
   }
 
+  /** The long commands in progress: at most one that changes the image, and one that fetches. */
+  get works(): Work[] {
+    return [this.work, this.fetching.work].filter((work) => work !== null);
+  }
+
   /** Requests on the flat file since the mount began. */
   traffic(): Traffic {
     return this.#openings.traffic();
@@ -389,7 +394,7 @@ export class ImageEntry {
    * its control file.
    */
   cancel(text: string): void {
-    const running = [this.work, this.fetching.work].filter((work) => work !== null);
+    const running = this.works;
     const work = running.find(
       ({ command, text: written }) => text === command || text === `${command} ${written}`,
     );
