@@ -89,7 +89,7 @@ async function pullCommand(
     return;
   }
   if (options.lazy === true) {
-    await pullLazily(reference, target, options);
+    await pullAsLazy(reference, target, options);
     return;
   }
   const { force, wait, progress, json } = options;
@@ -118,7 +118,7 @@ async function pullCommand(
   say(digest);
 }
 
-async function pullLazily(
+async function pullAsLazy(
   reference: string,
   { name, file }: ImageTarget,
   options: Options,
@@ -137,12 +137,9 @@ async function pullLazily(
       'give the new image another name, or pull without --lazy',
     );
   }
-  const { makeLazy, record } = await import('../../src/registry/lazy-image.js');
-  const http = httpOf(options);
+  const lazyImage = await import('../../src/registry/lazy-image.js');
   const pulled = await withProgress(`pull ${name}`, options.progress, ({ signal }) =>
-    withStore(reference, 'pull', { ...http, signal }, async (store) =>
-      makeLazy(await record(store, signal), reference, file, { ...http, signal }),
-    ),
+    lazyImage.pullLazily(reference, file, { ...httpOf(options), signal }),
   );
   const { remoteBytes } = await withImage(file, {}, (image) => image.info());
   if (options.json === true) {

@@ -106,10 +106,8 @@ export async function pullImage(
     return withStore(reference, 'pull', http, (store) => pull(store, path, pulling));
   if (base !== undefined || force === true)
     throw new PcowError('PCOW_INVALID', 'a lazy image is new, and stands on no base');
-  const { makeLazy, record } = await import('./lazy-image.js');
-  return withStore(reference, 'pull', http, async (store) =>
-    makeLazy(await record(store, signal), reference, path, http),
-  );
+  const { pullLazily } = await import('./lazy-image.js');
+  return pullLazily(reference, path, http);
 }
 
 /**

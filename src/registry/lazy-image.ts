@@ -6,6 +6,7 @@ import { Image, PcowError, throughDraft } from '../engine/index.js';
 import type { HttpOptions } from './http.js';
 import { LARGEST_LAZY_BLOCK, remoteMarks, zeroRanges } from './lazy-marks.js';
 import { originOf, Recording, SourceStore } from './lazy-source.js';
+import { withStore } from './open-store.js';
 import type { Pulled } from './pull.js';
 import { RemoteImage } from './remote-image.js';
 import type { Store } from './store.js';
@@ -23,6 +24,13 @@ export interface Recorded {
 export async function record(store: Store, signal: AbortSignal | undefined): Promise<Recorded> {
   const recording = new Recording(store);
   return { recording, remote: await RemoteImage.read(recording, signal) };
+}
+
+/** Makes a lazy image at `file` of the image with this reference. Otherwise like makeLazy(). */
+export function pullLazily(reference: string, file: string, options: HttpOptions): Promise<Pulled> {
+  return withStore(reference, 'pull', options, async (store) =>
+    makeLazy(await record(store, options.signal), reference, file, options),
+  );
 }
 
 /**
