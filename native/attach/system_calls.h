@@ -7,6 +7,11 @@
 #include <sys/types.h>
 #include <unistd.h>
 
+#if defined(__SANITIZE_THREAD__)
+// The sanitizer's own munmap(2), which a program's hook does not replace.
+extern "C" int __interceptor_munmap(void* address, size_t length);
+#endif
+
 namespace pcow {
 
 inline void* system_mmap(void* address, size_t length, int protection, int flags, int descriptor,
@@ -17,7 +22,13 @@ inline void* system_mmap(void* address, size_t length, int protection, int flags
 }
 
 inline int system_munmap(void* address, size_t length) {
+#if defined(__SANITIZE_THREAD__)
+  // Otherwise the sanitizer takes what is mapped at this address next for the same memory, and
+  // reports races with accesses to the former.
+  return __interceptor_munmap(address, length);
+#else
   return static_cast<int>(syscall(SYS_munmap, address, length));
+#endif
 }
 
 inline void* system_mremap(void* old, size_t old_length, size_t length, int flags, void* address) {
