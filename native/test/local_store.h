@@ -19,8 +19,8 @@ class LocalStore {
       : store_(MUST(pcow::CleanStore::start(
             budget, [this](pcow::CleanStore::Answer answer) { take(std::move(answer)); }))) {}
   ~LocalStore() {
+    for (const auto& client : clients_) client->end();  // their threads use the store
     store_.reset();
-    for (const auto& client : clients_) client->end();
   }
 
   // The session's image stands on this layer. Returns when the session knows the store.
@@ -52,6 +52,7 @@ class LocalStore {
     uint64_t number;
     int wanted = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     std::atomic<bool> offered{false};
+    std::mutex using_session;  // held by the store's thread
     std::atomic<bool> ended{false};
     std::thread asking;
 
@@ -66,7 +67,10 @@ class LocalStore {
       }
     }
     void end() {
-      if (ended.exchange(true)) return;
+      {
+        const std::lock_guard lock(using_session);
+        if (ended.exchange(true)) return;
+      }
       session->shared().withdraw();  // it no longer writes to `wanted`
       const uint64_t one = 1;
       (void)!write(wanted, &one, sizeof one);
@@ -82,6 +86,7 @@ class LocalStore {
       const std::lock_guard lock(lock_);
       client = clients_[answer.client - 1].get();
     }
+    const std::lock_guard lock(client->using_session);
     if (client->ended) return;
     if (answer.kind == pcow::CleanStore::Answer::Kind::kSlices) {
       client->session->take_shared(answer.slice, std::move(answer.segment));
