@@ -2,19 +2,27 @@
  * `npm run demo:lazy`: an image goes into a registry, and a guest on another host starts while its
  * disk is still there. Then the registry goes away while the guest reads.
  */
-import { Registry } from './demo/registry.js';
+import { mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import path from 'node:path';
+
 import { Stage } from './demo/stage.js';
+import { Registry } from './registry/debian.js';
 
 /** Bytes of the file that the guest reads, and of one that it does not read. */
 const [READ, UNREAD] = [16 << 20, 64 << 20];
 
 const stage = new Stage();
-const registry = await Registry.make();
+const directory = mkdtempSync(path.join(tmpdir(), 'pcow-registry-'));
+const registry = await Registry.make(directory);
 
 await stage.perform(
   () => play(registry.host),
   'mnt',
-  () => registry.close(),
+  async () => {
+    await registry.stop();
+    rmSync(directory, { recursive: true });
+  },
 );
 
 async function play(host: string): Promise<void> {

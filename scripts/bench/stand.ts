@@ -12,7 +12,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { promisify } from 'node:util';
 
 import { repository } from '../guest/files.js';
-import { freePort, isOpen } from '../ports.js';
+import { Registry } from '../registry/debian.js';
 import type { Medium } from './comparison.js';
 import { Link, type Shape } from './link.js';
 
@@ -184,23 +184,13 @@ export class Stand {
   /** Debian's registry, empty. Its files are removed with it. */
   async registry(): Promise<{ host: string; end: () => Promise<void> }> {
     const directory = this.fresh('registry');
-    const config = path.join(directory, 'config.yml');
-    const port = await freePort();
-    await mkdir(path.join(directory, 'data'), { recursive: true });
-    await writeFile(
-      config,
-      `version: 0.1\nlog:\n  level: error\nstorage:\n  filesystem:\n    rootdirectory: ${directory}/data\n` +
-        `http:\n  addr: 127.0.0.1:${port}\n  secret: bench\n`,
-    );
-    // It reports each blob that it does not have yet.
-    const start = 'exec docker-registry serve "$0" 2> /dev/null';
-    const server = this.#spawn('sh', ['-c', start, config]);
+    const registry = await Registry.make(directory);
     const end = this.atEnd(async () => {
-      await ended(server, 'SIGTERM');
+      await registry.stop('SIGTERM');
       await rm(directory, { recursive: true });
     });
-    await until(() => isOpen(port), 'the registry did not start');
-    return { host: `localhost:${port}`, end };
+    await registry.start();
+    return { host: registry.host, end };
   }
 
   /** A link to a server of this machine: as fast as this machine, if it has no shape. */

@@ -2,16 +2,11 @@
 import { copyFile, mkdir, readFile, stat, writeFile } from 'node:fs/promises';
 import path from 'node:path';
 import test from 'ava';
+import { IDENTITY_TOKEN, tokenServer } from '../../scripts/registry/tokens.js';
 import { loginToRegistry, logoutOfRegistry, pullImage } from '../../src/registry/index.js';
 import { bench, isSame, MiB, snapshotsOf } from '../stream/images.js';
 import { failure, golden, ownCredentials, PLAIN, pushing, skopeo } from './images.js';
-import {
-  IDENTITY_TOKEN,
-  makeCertificate,
-  startRegistry,
-  startServer,
-  tokenServer,
-} from './servers.js';
+import { makeCertificate, startRegistry, startServer } from './servers.js';
 
 test.serial(
   'an image goes through a registry byte for byte, a second push moves nothing, an update little',
