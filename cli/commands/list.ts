@@ -1,6 +1,6 @@
 import { stat } from 'node:fs/promises';
 import type { Command } from 'commander';
-import { receptionOf } from '../../src/client/image-state.js';
+import { describeHolder, receptionOf } from '../../src/client/image-state.js';
 import { type ImageList, type ListedImage, listImages } from '../../src/client/list-images.js';
 import type { SnapshotInfo } from '../../src/engine/index.js';
 import { briefTroubleOf } from '../../src/images/mount-answers.js';
@@ -131,7 +131,7 @@ function presentState({ error, holder, receiving, stalled, state }: ListedImage)
   if (holder === null) return state;
   return stalled === true
     ? `stalled (process ${holder.pid}): its disk is full or failing`
-    : `open (process ${holder.pid})`;
+    : `open (${describeHolder(holder)})`;
 }
 
 function baseText(base: ListedImage['base']): string {

@@ -1,5 +1,5 @@
 /** Describes the state of an image file. */
-import { type Reception, stateOf } from '../../src/client/image-state.js';
+import { describeHolder, type Reception } from '../../src/client/image-state.js';
 import type { Attached } from '../../src/client/mount-status.js';
 import type { ImageInfo } from '../../src/engine/index.js';
 import type { PcowMount } from '../../src/images/mount-table.js';
@@ -13,16 +13,12 @@ export function describeState(
 ): string {
   if (guest?.stalled)
     return `stalled: process ${image.holder?.pid ?? '?'} waits for the disk, which is full or failing`;
-  switch (stateOf(image)) {
-    case 'open':
-      if (mount !== null)
-        return `mounted on ${mount.mountpoint} (process ${image.holder?.pid ?? '?'})`;
-      return `open for writing by process ${image.holder?.pid ?? '?'} (${image.holder?.command ?? '?'})`;
-    case 'closed':
-      return 'closed';
-    case 'unclean':
-      return 'not closed by its last writer; the next one recovers it';
+  if (image.holder !== null) {
+    return mount === null
+      ? `open for writing by ${describeHolder(image.holder)} (${image.holder.command})`
+      : `mounted on ${mount.mountpoint} (process ${image.holder.pid})`;
   }
+  return image.clean ? 'closed' : 'not closed by its last writer; the next one recovers it';
 }
 
 export function describeReception({ snapshot, offset, size }: Reception): string {

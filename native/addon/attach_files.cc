@@ -7,6 +7,7 @@
 #include <cerrno>
 
 #include "engine/disk/file.h"
+#include "engine/image/locking.h"
 
 namespace pcow::addon {
 
@@ -37,9 +38,7 @@ Result<protocol::Descriptor> open_for_handover(const std::string& path, bool wri
   if (write) {
     auto locked = (*file)->try_lock();
     if (!locked) return locked.error();
-    if (!*locked)
-      return Error(Code::kLocked,
-                   path + " is open for writing in another process: end that process first");
+    if (!*locked) return locked_by(**file);
   }
   // The lock belongs to the open file description, so every duplicate of the descriptor has it.
   protocol::Descriptor descriptor(fcntl((*file)->descriptor(), F_DUPFD_CLOEXEC, 0));

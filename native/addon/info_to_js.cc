@@ -44,6 +44,7 @@ Napi::Value holder_to_js(Napi::Env env, bool is_there, const Holder& holder) {
   object.Set("pid", number(env, holder.pid));
   object.Set("startTime", number(env, holder.start_time));
   object.Set("command", holder.command);
+  object.Set("host", holder.host.empty() ? env.Null() : Napi::String::New(env, holder.host));
   return object;
 }
 

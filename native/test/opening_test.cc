@@ -4,6 +4,7 @@
 #include <sys/wait.h>
 
 #include <atomic>
+#include <csignal>
 #include <cstring>
 #include <functional>
 #include <thread>
@@ -483,6 +484,68 @@ void another_base_after_a_rename() {
   MUST(writer->close());
 }
 
+// Holds the writer's lock as a file server does for another host, until `work` has ended: in
+// another process, and not as an open-file-description lock.
+void locked_over_the_network(const std::string& path, const std::function<void()>& work) {
+  int locked[2];
+  CHECK(pipe(locked) == 0);
+  fflush(nullptr);
+  const pid_t server = fork();
+  CHECK(server >= 0);
+  if (server == 0) {
+    struct flock lock = {};
+    lock.l_type = F_WRLCK;
+    lock.l_whence = SEEK_SET;
+    lock.l_len = 1;
+    CHECK(fcntl(open(path.c_str(), O_RDWR | O_CLOEXEC), F_SETLK, &lock) == 0);
+    CHECK(write(locked[1], "!", 1) == 1);
+    for (;;) pause();
+  }
+  char byte;
+  CHECK(read(locked[0], &byte, 1) == 1);
+  work();
+  close(locked[0]);
+  close(locked[1]);
+  CHECK(kill(server, SIGKILL) == 0 && waitpid(server, nullptr, 0) == server);
+}
+
+// Whoever cannot open an image learns on which host its writer is.
+void writers_on_other_hosts() {
+  const TemporaryDirectory directory;
+  const std::string path = sample(directory);
+  const auto refusal = [&] {
+    auto opened = open_image(path, true);
+    CHECK(!opened && opened.error().code == Code::kLocked);
+    return opened.error().message.substr(path.size());
+  };
+  const auto host_of_holder = [&] { return MUST(open_image(path, false))->info().holder.host; };
+  {
+    const auto writer = MUST(open_image(path, true));
+    const std::string me = std::to_string(getpid());
+    CHECK(refusal() == " is open for writing by opening_test (pid " + me + ")");
+    CHECK(host_of_holder().empty());
+  }
+  write_and_die(path);
+  const std::string who = " is open for writing by opening_test (pid ";
+  locked_over_the_network(path, [&] {
+    // It has not written the superblock yet: the opener is a process of this host, which has died.
+    CHECK(refusal() == " is open for writing by another process on another host");
+    change_newest(path, [](Superblock* superblock) {
+      superblock->boot = random_uuid();
+      superblock->opener.host = "web2";
+    });
+    const std::string said = refusal();
+    CHECK(said.starts_with(who) && said.ends_with(") on the host web2"));
+    CHECK(host_of_holder() == "web2");
+    change_newest(path, [](Superblock* superblock) { superblock->opener.host = ""; });
+    CHECK(refusal().ends_with(") on another host"));
+  });
+  // A process of this host has the lock, and the opener is still one of another host.
+  const auto file = MUST(File::open(path, true, nullptr));
+  CHECK(MUST(file->try_lock()));
+  CHECK(refusal() == " is open for writing by another process");
+}
+
 }  // namespace
 
 int main() {
@@ -497,5 +560,6 @@ int main() {
   contradictions();
   appended_bytes();
   another_base_after_a_rename();
+  writers_on_other_hosts();
   return 0;
 }

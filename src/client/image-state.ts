@@ -1,5 +1,5 @@
 /** The state of an image file, and which process writes it. */
-import type { ImageInfo } from '../engine/index.js';
+import type { Holder, ImageInfo } from '../engine/index.js';
 import { stateOfServer } from '../images/mount-life.js';
 import type { PcowMount } from '../images/mount-table.js';
 import { readReceipt } from '../stream/receipt.js';
@@ -20,8 +20,15 @@ export function stateOf(image: ImageInfo): ImageFileState {
 /** Whether the mount itself is the writer of an image. */
 export async function isHeldBy(mount: PcowMount | null, { holder }: ImageInfo): Promise<boolean> {
   return (
-    mount !== null && holder !== null && (await stateOfServer(mount.directory)).pid === holder.pid
+    mount !== null &&
+    holder?.host === null &&
+    (await stateOfServer(mount.directory)).pid === holder.pid
   );
+}
+
+/** For messages. */
+export function describeHolder({ pid, host }: Holder): string {
+  return host === null ? `process ${pid}` : `process ${pid} on the host ${host}`;
 }
 
 /** The process that writes the image instead of the mount, as the mount reports it. */

@@ -5,7 +5,7 @@
  */
 import { type FileHandle, open, readFile, realpath, stat } from 'node:fs/promises';
 import path from 'node:path';
-import { isHeldBy } from '../client/image-state.js';
+import { describeHolder, isHeldBy } from '../client/image-state.js';
 import { checkTarget, distanceWarning, onFrozenLayer } from '../client/make-image.js';
 import {
   type BaseOptions,
@@ -95,7 +95,7 @@ async function refuseInUse({ file, given, mount }: ImageTarget): Promise<void> {
   if (holder !== null) {
     const state = (await isHeldBy(mount, image))
       ? `is written in the mount ${mount?.mountpoint ?? ''} (process ${holder.pid})`
-      : `is open for writing by process ${holder.pid} (${holder.command})`;
+      : `is open for writing by ${describeHolder(holder)} (${holder.command})`;
     throw new PcowError(
       'PCOW_BUSY',
       `${quote(given)} ${state}, so a copy could be half old and half new`,

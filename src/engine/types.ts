@@ -61,7 +61,7 @@ export interface BaseInfo {
 
 /** The process that has an image open for writing. */
 export interface Holder {
-  /** Process id, in this process's namespace. */
+  /** Process id, as the process itself sees it. */
   pid: number;
   /**
    * Clock ticks since boot (field 22 of /proc/PID/stat): distinguishes the process from a later one
@@ -70,6 +70,8 @@ export interface Holder {
   startTime: number;
   /** As in /proc/PID/comm. */
   command: string;
+  /** The host on which it runs, if that is not this one ("?" if it is not known). */
+  host: string | null;
 }
 
 /** One layer of the chain that a read falls through. */

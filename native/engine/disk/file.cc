@@ -462,4 +462,15 @@ bool File::is_locked_by_other() const {
   return fcntl(descriptor_, F_OFD_GETLK, &lock) != 0 || lock.l_type != F_UNLCK;
 }
 
+// The kernel gives -1 for an open-file-description lock of this host. Otherwise the lock has come
+// over the network: a client of NFS sees 0, and its server the process that serves the client.
+// (Asked by F_OFD_GETLK, the client would see -1 for every lock.)
+bool File::is_locked_by_other_host() const {
+  struct flock lock = {};
+  lock.l_type = F_WRLCK;
+  lock.l_whence = SEEK_SET;
+  lock.l_len = 1;
+  return fcntl(descriptor_, F_GETLK, &lock) == 0 && lock.l_type != F_UNLCK && lock.l_pid != -1;
+}
+
 }  // namespace pcow

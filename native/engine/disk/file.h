@@ -196,6 +196,8 @@ class File {
   // Whether some open file description holds the writer's lock; also true if the kernel does not
   // tell.
   bool is_locked_by_other() const;
+  // Whether a process of another host holds it, on a filesystem that hosts share.
+  bool is_locked_by_other_host() const;
 
  private:
   File(std::string path, int descriptor, FileObserver* observer);

@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <sys/random.h>
+#include <sys/utsname.h>
 #include <unistd.h>
 
 #include <cstdio>
@@ -54,6 +55,8 @@ enum : size_t {
   kReserveBlocksAt = 2308,
   kSourceOffsetAt = 2312,
   kSourceLengthAt = 2320,
+  kOpenerHostAt = 2328,
+  kOpenerHostLength = 64,
 };
 
 std::string read_small_file(const std::string& path) {
@@ -85,6 +88,11 @@ Uuid read_boot_id() {
     digits++;
   }
   return digits == 32 ? id : Uuid{};
+}
+
+std::string text_of(const uint8_t* bytes, size_t length) {
+  const char* text = reinterpret_cast<const char*>(bytes);
+  return {text, strnlen(text, length)};
 }
 
 uint32_t version_of(const uint8_t* page) { return get_field<uint32_t>(page, kVersionAt); }
@@ -149,6 +157,8 @@ Opener Opener::self() {
   std::string command = read_small_file("/proc/self/comm");
   while (!command.empty() && command.back() == '\n') command.pop_back();
   self.command = command.substr(0, kOpenerCommandLength - 1);
+  utsname names;
+  if (uname(&names) == 0) self.host = std::string(names.nodename).substr(0, kOpenerHostLength - 1);
   return self;
 }
 
@@ -188,6 +198,7 @@ std::array<uint8_t, kPageSize> Superblock::encode() const {
   put_field(bytes, kOpenerPidAt, opener.pid);
   put_field(bytes, kOpenerStartAt, opener.start_time);
   memcpy(bytes + kOpenerCommandAt, opener.command.data(), opener.command.size());
+  memcpy(bytes + kOpenerHostAt, opener.host.data(), opener.host.size());
   put_field(bytes, kChecksumAt, crc32c(bytes, page.size()));
   return page;
 }
@@ -241,8 +252,8 @@ Result<Superblock> Superblock::decode(const uint8_t* page, const std::string& wh
   }
   superblock.opener.pid = get_field<uint32_t>(page, kOpenerPidAt);
   superblock.opener.start_time = get_field<uint64_t>(page, kOpenerStartAt);
-  const char* command = reinterpret_cast<const char*>(page) + kOpenerCommandAt;
-  superblock.opener.command.assign(command, strnlen(command, kOpenerCommandLength));
+  superblock.opener.command = text_of(page + kOpenerCommandAt, kOpenerCommandLength);
+  superblock.opener.host = text_of(page + kOpenerHostAt, kOpenerHostLength);
   return superblock;
 }
 

@@ -45,9 +45,10 @@ struct Opener {
   uint32_t pid = 0;
   uint64_t start_time = 0;  // clock ticks since boot, field 22 of /proc/PID/stat (proc(5))
   std::string command;      // at most 63 bytes
+  std::string host;         // the name of its host, at most 63 bytes; older software left it empty
 
   static Opener self();
-  // Whether this process is still alive.
+  // Whether this process of this host is still alive.
   bool alive() const;
 };
 
@@ -77,6 +78,8 @@ struct Superblock {
   Opener opener;
 
   bool is_lazy() const;
+  // Whether another host, or another boot of this one, has opened it.
+  bool opened_elsewhere() const { return boot != boot_id(); }
   std::array<uint8_t, kPageSize> encode() const;
   // Checks magic, version, checksum, and every field that can be checked alone. `where` names the
   // image in messages.

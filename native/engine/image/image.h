@@ -74,6 +74,7 @@ struct Holder {
   uint32_t pid = 0;
   uint64_t start_time = 0;  // field 22 of /proc/PID/stat, clock ticks since boot
   std::string command;
+  std::string host;  // if it is another one than this; "?": older software did not say which
 };
 
 struct LastError {

@@ -26,6 +26,13 @@ SnapshotInfo describe(const ImageState& state, const Layer& layer, uint64_t chil
   return info;
 }
 
+// Empty: this host.
+std::string host_of_writer(const ImageState& state) {
+  if (state.writable() || !state.file->is_locked_by_other_host()) return "";
+  const std::string& name = state.superblocks.current().opener.host;
+  return name.empty() ? "?" : name;
+}
+
 }  // namespace
 
 ImageInfo Image::info() const {
@@ -75,10 +82,10 @@ ImageInfo Image::info() const {
   const Opener& opener = state.superblocks.current().opener;
   if (info.writable || (!state.layers.is_closed() && state.file->is_locked_by_other())) {
     info.has_holder = true;
-    info.holder = {opener.pid, opener.start_time, opener.command};
+    info.holder = {opener.pid, opener.start_time, opener.command, host_of_writer(state)};
   }
   info.has_opener = opener.pid != 0;
-  info.opener = {opener.pid, opener.start_time, opener.command};
+  info.opener = {opener.pid, opener.start_time, opener.command, ""};
   info.last_error = state.failures.last();
   return info;
 }

@@ -34,10 +34,19 @@ Result<bool> try_lock_for_recovery(const File& file) {
 }
 
 Error locked_by(const File& file) {
+  // The opener is an older one until the process that has the lock writes the superblock.
+  const bool elsewhere = file.is_locked_by_other_host();
   auto superblock = read_superblock(file);
-  std::string who = "another process";
-  if (superblock && superblock->opener.pid && superblock->opener.alive())
-    who = superblock->opener.command + " (pid " + std::to_string(superblock->opener.pid) + ")";
+  const bool known = superblock && superblock->opener.pid &&
+                     superblock->opened_elsewhere() == elsewhere &&
+                     (elsewhere || superblock->opener.alive());
+  std::string who =
+      known ? superblock->opener.command + " (pid " + std::to_string(superblock->opener.pid) + ")"
+            : "another process";
+  if (elsewhere && known && !superblock->opener.host.empty())
+    who += " on the host " + superblock->opener.host;
+  else if (elsewhere)
+    who += " on another host";
   return Error(Code::kLocked, file.path() + " is open for writing by " + who);
 }
 

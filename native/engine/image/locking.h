@@ -18,7 +18,7 @@ Result<std::shared_ptr<File>> open_locked(const std::string& path, FileObserver*
 // goes with the open file.
 Result<bool> try_lock_for_recovery(const File& file);
 
-// kLocked, with the process that has the file open for writing.
+// kLocked, with the process that has the file open for writing, and its host if that is another.
 Error locked_by(const File& file);
 
 }  // namespace pcow

@@ -38,7 +38,10 @@ async function details(entry: ImageEntry): Promise<object> {
     writable: info.writable,
     base: info.base,
     chain: info.chain,
-    holder: info.holder && { ...info.holder, mount: info.holder.pid === process.pid },
+    holder: info.holder && {
+      ...info.holder,
+      mount: info.holder.host === null && info.holder.pid === process.pid,
+    },
     attached: entry.monitor && (await attachmentStatus(entry.monitor)),
     readers: await Promise.all([...entry.readers].map(attachmentStatus)),
     open: openFiles(entry),
