@@ -15,8 +15,10 @@ import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { parseArgs } from 'node:util';
 
-import { accelerator } from './guest/accelerator.js';
 import { repository } from './guest/files.js';
+import { conduct, type Stage } from './lab/conduct.js';
+import { machineCommand } from './lab/machine.js';
+import { sharedDirectory } from './lab/shared-directory.js';
 
 interface Suite {
   /** The native tests that it runs at length: see scripts/lab/project. */
@@ -27,6 +29,8 @@ interface Suite {
    */
   kernels?: string[];
   minutes: number;
+  /** Several hosts that do this, after what the suite does on one machine if there is any. */
+  hosts?: { count: number; play: (stage: Stage, words: string[]) => Promise<void>; alone?: true };
 }
 
 const plain = (...names: string[]): string[] => names.map((name) => `plain/${name}_test`);
@@ -38,7 +42,7 @@ const SUITES: Record<string, Suite> = {
     native: plain('concurrency', 'crash', 'family', 'mapped_holes', 'merge', 'model', 'monitor'),
     minutes: 120,
   },
-  filesystems: { minutes: 60 },
+  filesystems: { minutes: 90, hosts: { count: 2, play: sharedDirectory } },
   kernels: {
     native: plain('monitor'),
     kernels: ['own', 'bookworm-backports', 'trixie'],
@@ -50,35 +54,17 @@ const SUITES: Record<string, Suite> = {
  * Half a GiB of it at most is what the kernel, Debian and the layers of memory take; the persistent
  * memory lies above 4 GiB.
  */
-const MEMORY = ['-m', '4G'];
+const MEMORY = '4G';
 const PERSISTENT = 'memmap=1G!4G';
-
-/**
- * An emulated processor that gets little time fails the kernel's check of its timer, and the
- * watchdogs.
- */
-const PATIENCE = 'no_timer_check nowatchdog rcupdate.rcu_cpu_stall_suppress=1';
-
-const kvm = (await accelerator()) === 'kvm';
-
-const lab = path.join(repository, 'build/lab');
 
 const { values, positionals } = parseArgs({
   allowPositionals: true,
   options: {
     kernel: { type: 'string' },
-    processors: { type: 'string', default: kvm ? '2' : '1' },
+    processors: { type: 'string' },
     minutes: { type: 'string' },
   },
 });
-
-/**
- * Several emulated processors spend most of a busy host's time waiting for each other, so there is
- * one. Its clock goes by its instructions, 1 ns each: what waits for an answer waits as long as on
- * a real processor, however slow the host is.
- */
-const CLOCK = kvm || values.processors !== '1' ? [] : ['-icount', 'shift=0'];
-const PROCESSORS = ['-smp', values.processors, ...CLOCK];
 
 const [name = '', ...words] = positionals;
 const suite = SUITES[name];
@@ -94,7 +80,17 @@ must('bash', 'scripts/lab/project', ...native);
 const kernels = values.kernel === undefined ? (suite.kernels ?? ['own']) : [values.kernel];
 for (const kernel of kernels) {
   must('bash', 'scripts/lab/kernel', kernel);
-  const code = await run(kernel, command(), Number(values.minutes ?? suite.minutes));
+  const minutes = Number(values.minutes ?? suite.minutes);
+  const { hosts } = suite;
+  const onHostsOnly = hosts?.alone === true || words[0] === 'hosts';
+  if (!onHostsOnly) end(await run(kernel, command(), minutes));
+  if (hosts && (onHostsOnly || words.length === 0))
+    end(
+      await conduct({ count: hosts.count, kernel, minutes }, (stage) => hosts.play(stage, words)),
+    );
+}
+
+function end(code: number): void {
   if (code !== 0) process.exitCode = code;
 }
 
@@ -118,60 +114,23 @@ function must(program: string, ...args: string[]): void {
 async function run(kernel: string, command: string, minutes: number): Promise<number> {
   const scratch = mkdtempSync(path.join(tmpdir(), 'pcow-lab-'));
   const file = (name: string): string => path.join(scratch, name);
-  const disk = (name: string): string[] => [
-    '-drive',
-    `file=${path.join(lab, name)},if=virtio,format=raw,readonly=on`,
-  ];
   try {
     writeFileSync(file('command'), command);
     // It dies with this process. ttyS0 is the kernel's console; scripts/lab/inside has the others.
-    const qemu = spawn(
-      'setpriv',
-      [
-        ...[
-          '--pdeathsig',
-          'KILL',
-          '--',
-          'qemu-system-x86_64',
-          '-nodefaults',
-          '-display',
-          'none',
-          '-no-reboot',
-        ],
-        ...[
-          '-machine',
-          'q35',
-          '-accel',
-          kvm ? 'kvm' : 'tcg',
-          '-cpu',
-          'max',
-          ...PROCESSORS,
-          ...MEMORY,
-        ],
-        ...[
-          '-kernel',
-          path.join(lab, kernel, 'vmlinuz'),
-          '-initrd',
-          path.join(lab, kernel, 'initramfs.gz'),
-        ],
-        ...['-append', `console=ttyS0 panic=-1 quiet ${PERSISTENT} ${PATIENCE}`],
-        ...[
-          ...disk('root.img'),
-          ...disk('project.img'),
-          '-fw_cfg',
-          `name=opt/pcow/command,file=${file('command')}`,
-        ],
-        ...[
-          '-serial',
-          `file:${file('console')}`,
-          '-serial',
-          'stdio',
-          '-serial',
-          `file:${file('exit-code')}`,
-        ],
+    const machine = machineCommand({
+      kernel,
+      processors: values.processors,
+      memory: MEMORY,
+      command: file('command'),
+      parameters: PERSISTENT,
+      devices: [
+        ...['-serial', `file:${file('console')}`, '-serial', 'stdio'],
+        ...['-serial', `file:${file('exit-code')}`],
       ],
-      { stdio: ['ignore', 'inherit', 'inherit'] },
-    );
+    });
+    const qemu = spawn('setpriv', ['--pdeathsig', 'KILL', '--', ...machine], {
+      stdio: ['ignore', 'inherit', 'inherit'],
+    });
     const stop = (): void => void qemu.kill('SIGKILL');
     const limit = setTimeout(stop, minutes * 60_000);
     process.on('SIGINT', stop).on('SIGTERM', stop);

@@ -105,8 +105,12 @@ export class Guest {
 
   /** Resolves when the guest is ready for run(). */
   static async start(options: GuestOptions): Promise<Guest> {
-    const guest = new Guest(qemuCommand(options));
-    const limit = options.timeLimit ?? 90_000;
+    return Guest.boot(qemuCommand(options), options.timeLimit ?? 90_000);
+  }
+
+  /** The same for another command, whose machine answers as scripts/guest/init does. */
+  static async boot(command: string[], limit: number): Promise<Guest> {
+    const guest = new Guest(command);
     try {
       await guest.#answer(0, undefined, limit, 'the guest was not ready');
       return guest;
