@@ -19,6 +19,9 @@ enum class Rule {
   kDurableAfterSync,  // … which says `durable` only after a sync
   // Zeros that an entry promises are on the disk before it names their block.
   kZerosBeforeEntry,
+  // A block that is moved is on the disk before an entry names its new place.
+  kMovedBeforeEntry,
+  kNoSyncSinceCopy,         // … and what has changed since was not covered by a sync
   kTableSpaceBeforeStore,   // a table's page has disk space before it is stored to
   kDataSpaceBeforeMapping,  // a block has disk space before it is mapped
   kFileReachesBeforeUse,    // the file reaches to the end of a block before it is used

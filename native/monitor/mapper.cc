@@ -13,6 +13,8 @@ namespace {
 
 // boundaries; completing a chunk that has fewer gains nothing
 constexpr int64_t kWorthPromoting = 8;
+// A chunk of more pieces of the file is moved.
+constexpr uint64_t kFewPieces = 4;
 
 }  // namespace
 
@@ -54,19 +56,49 @@ Result<void> Mapper::map_extent(Region* region, uint64_t offset, const Extent& e
 
 int64_t Mapper::boundaries_between(const Region& region, uint64_t from, uint64_t to) const {
   const uint64_t sub = geometry_.sub_block_size();
-  // Equal for neighbours that may be of one mapping: 0 of the reservation, 1 of the image's file.
-  const auto mapping_at = [&](uint64_t at) -> uint64_t {
-    if (at < region.offset() || at >= region.end()) return 0;
-    return region.is_mapped(at) ? 1 : region.is_shared(at) ? 2 + at / segment::kContent : 0;
+  const uint64_t block_size = geometry_.block_size();
+  // Equal for neighbours that are in one mapping: 0 of the reservation, a segment of the store, or
+  // the distance between the image and its file, which is the same in a whole block.
+  struct In {
+    enum { kReservation, kFile, kStore } what = kReservation;
+    uint64_t where = 0;
+    bool operator==(const In&) const = default;
+  };
+  In last;
+  uint64_t last_block = ~uint64_t{0};  // of which `last` is
+  const auto mapping_at = [&](uint64_t at) -> In {
+    if (at < region.offset() || at >= region.end()) return {};
+    if (region.is_shared(at)) return {In::kStore, at / segment::kContent};
+    if (!region.is_mapped(at)) return {};
+    if (at / block_size != last_block) last = {In::kFile, image_->file_offset(at) - at};
+    last_block = at / block_size;
+    return last;
   };
   int64_t count = 0;
-  uint64_t before = from > 0 ? mapping_at(from - 1) : 0;
+  In before = from > 0 ? mapping_at(from - 1) : In{};
   for (uint64_t at = from; at < to; at = at / sub * sub + sub) {
-    const uint64_t mapping = mapping_at(at);
+    const In mapping = mapping_at(at);
     if (mapping != before) count++;
     before = mapping;
   }
   return count + (mapping_at(to) != before ? 1 : 0);
+}
+
+void Mapper::map_moved(Region* region, const Extent& extent) {
+  const uint64_t from = std::max(extent.offset, region->offset());
+  const uint64_t to = std::min(extent.offset + extent.length, region->end());
+  if (from >= to || !map_blocks(region->at(from), to - from, region->protection(),
+                                extent.file_offset + (from - extent.offset)))
+    return;
+  take_over(region, from, to);
+  faults_->wake(region->at(from), to - from);
+}
+
+void Mapper::count_again(Region* region, uint64_t chunk) {
+  const int64_t before = region->boundaries(chunk);
+  const uint64_t from = std::max(chunk, region->offset());
+  const uint64_t to = std::min(chunk + geometry_.chunk_size(), region->end());
+  count_boundaries(region, chunk, boundaries_between(*region, from, to) - before);
 }
 
 // Other mappings of the image may still show these blocks as memory of the clean store, which
@@ -122,7 +154,7 @@ void Mapper::take_over(Region* region, uint64_t from, uint64_t to) {
       statistics_->shared_bytes -= sub;
     }
     if (region->is_mapped(at)) continue;
-    region->set_mapped(at);
+    region->set_mapped(at, true);
     statistics_->own_bytes += sub;
   }
 }
@@ -132,8 +164,20 @@ void Mapper::count_boundaries(Region* region, uint64_t offset, int64_t change) {
   statistics_->mappings = static_cast<uint64_t>(of_process_.fetch_add(change) + change);
 }
 
-// Completes the chunk that costs the most mappings, and maps it in one piece (or a few).
+void Mapper::note_promotion() {
+  if (statistics_->promotions++ > 0) return;
+  log_notice(image_->info().path +
+             ": the image is too fragmented for this process's mapping limit (" +
+             std::to_string(budget_) +
+             "), so whole chunks of it are copied, which takes disk space. As root, \"sysctl "
+             "vm.max_map_count=1048576\" "
+             "raises the limit for processes that start afterwards");
+}
+
+// Completes the chunk that costs the most mappings, and maps it in one piece (or a few). Returns
+// false if this must wait for the moving thread.
 bool Mapper::promote() {
+  if (moving_->is_wanted()) return false;
   Region* worst = nullptr;
   uint64_t chunk = 0;
   int64_t most = kWorthPromoting;
@@ -146,6 +190,10 @@ bool Mapper::promote() {
     chunk = start;
   }
   if (!worst) return false;
+  if (moving_->runs() && image_->pieces_when_complete(chunk) > kFewPieces) {
+    moving_->want(chunk);
+    return false;
+  }
   clean_->drop_elsewhere(worst, chunk, chunk + geometry_.chunk_size());
   FaultWork work;
   if (auto completed = image_->complete_chunk(chunk, &work); !completed) {
@@ -159,13 +207,7 @@ bool Mapper::promote() {
     stalls_->report(replaced.error());
     return false;
   }
-  if (statistics_->promotions++ == 0)
-    log_notice(image_->info().path +
-               ": the image is too fragmented for this process's mapping limit (" +
-               std::to_string(budget_) +
-               "), so whole chunks of it are copied, which takes disk space. As root, \"sysctl "
-               "vm.max_map_count=1048576\" "
-               "raises the limit for processes that start afterwards");
+  note_promotion();
   int64_t pieces = 0;
   if (!map_chunk(worst, chunk, &pieces)) return false;
   count_boundaries(worst, chunk, pieces + 1 - most);

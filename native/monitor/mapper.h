@@ -2,7 +2,8 @@
 //
 // The kernel limits the number of mappings of a process, and scattered blocks need one mapping
 // each. Therefore the boundaries between mappings are counted. When all sessions together exceed
-// the budget, promote() completes the most fragmented chunk and maps it in one piece.
+// the budget, promote() completes the most fragmented chunk and maps it in one piece. If its blocks
+// are scattered in the file, the moving thread brings them together first (moving.h).
 //
 // All methods are called with the session's `handling` held.
 #pragma once
@@ -14,6 +15,7 @@
 #include "engine/image/image.h"
 #include "monitor/base_ranges.h"
 #include "monitor/clean_cache.h"
+#include "monitor/moving.h"
 #include "monitor/region.h"
 #include "monitor/stalls.h"
 #include "monitor/statistics.h"
@@ -26,7 +28,7 @@ class Mapper {
   // `regions`: of the session.
   Mapper(Image* image, bool synced, FaultDescriptor* faults, const RegionGeometry& geometry,
          const Regions& regions, uint64_t budget, BaseRanges* base, CleanCache* clean,
-         Stalls* stalls, Statistics* statistics)
+         Moving* moving, Stalls* stalls, Statistics* statistics)
       : image_(image),
         synced_(synced),
         faults_(faults),
@@ -35,6 +37,7 @@ class Mapper {
         budget_(budget),
         base_(base),
         clean_(clean),
+        moving_(moving),
         stalls_(stalls),
         statistics_(statistics) {}
 
@@ -51,12 +54,25 @@ class Mapper {
   bool has_room_for_shared() const {
     return of_process_.load(std::memory_order_relaxed) < static_cast<int64_t>(budget_ / 2);
   }
+  // Faults make more mappings while a chunk is moved, but not many more than the budget.
+  bool waits_for_move() const {
+    return moving_->is_wanted() && of_process_.load(std::memory_order_relaxed) >
+                                       static_cast<int64_t>(budget_ + budget_ / 8);
+  }
   // How many boundaries between mappings there are in [from, to]: where sub-blocks in different
-  // states meet, or where mapped sub-blocks of different segments meet.
+  // states meet, or where those meet that are not neighbours in the file or in a segment.
   int64_t boundaries_between(const Region& region, uint64_t from, uint64_t to) const;
   void count_boundaries(Region* region, uint64_t offset, int64_t change);
   // Chunks of a region have been taken down, which had this many boundaries.
   void forget_boundaries(int64_t boundaries) { of_process_ -= boundaries; }
+
+  // These blocks were moved, after the range was taken down. If they cannot be mapped now, they come
+  // back by faults.
+  void map_moved(Region* region, const Extent& extent);
+  // A chunk was moved: its boundaries are counted anew.
+  void count_again(Region* region, uint64_t chunk);
+  // A chunk was completed because the process was over its budget.
+  void note_promotion();
 
   // Whether blocks are mapped with MAP_SYNC, because the image lies in persistent memory: a store
   // that the application flushes itself is then durable, and so is the position of its page in the
@@ -81,6 +97,7 @@ class Mapper {
   const uint64_t budget_;
   BaseRanges* const base_;
   CleanCache* const clean_;
+  Moving* const moving_;
   Stalls* const stalls_;
   Statistics* const statistics_;
 };

@@ -64,7 +64,7 @@ class Region {
   bool is_mapped(uint64_t offset) const { return get(offset, &Chunk::mapped); }
   bool is_clean(uint64_t offset) const { return get(offset, &Chunk::clean); }
   bool is_shared(uint64_t offset) const { return get(offset, &Chunk::shared); }
-  void set_mapped(uint64_t offset) { set(offset, &Chunk::mapped, true); }
+  void set_mapped(uint64_t offset, bool mapped) { set(offset, &Chunk::mapped, mapped); }
   void set_clean(uint64_t offset, bool clean) { set(offset, &Chunk::clean, clean); }
   void set_shared(uint64_t offset, bool shared) { set(offset, &Chunk::shared, shared); }
 

@@ -37,7 +37,7 @@ Session::Session(std::unique_ptr<Image> image, const ImageInfo& info,
       clean_(image_.get(), faults_.get(), geometry_, regions_, limits.clean_cache, writable_,
              &statistics_),
       mapper_(image_.get(), info.persistent, faults_.get(), geometry_, regions_,
-              limits.mapping_budget, &base_, &clean_, &stalls_, &statistics_),
+              limits.mapping_budget, &base_, &clean_, &moving_, &stalls_, &statistics_),
       faulting_(image_.get(), faults_.get(), geometry_, regions_, &base_, &clean_, &mapper_,
                 &shared_, &sharing_, &stalls_, &statistics_, writable_),
       // Persistent memory has no page cache.
@@ -57,11 +57,16 @@ Result<std::unique_ptr<Session>> Session::start(std::unique_ptr<Image> image,
   if (session->demotion_.is_usable())
     (void)session->demoting_thread_.start("pcow-demote",
                                           [demoting = session.get()] { demoting->demote(); });
+  // Without it, chunks are completed where they lie.
+  if (session->writable_)
+    (void)session->moving_thread_.start("pcow-move",
+                                        [moving = session.get()] { moving->move_chunks(); });
   return session;
 }
 
 Session::~Session() {
   end_demotions();
+  end_moving();
   end_sharing();
   ended_ = true;
   const uint64_t one = 1;
@@ -120,6 +125,7 @@ void Session::serve_faults() {
   uint64_t retry_at = 0;
   uint64_t fetching = 0;
   bool served = false;
+  const auto makes_way = [this] { return moving_.asks_for_handling() || mapper_.waits_for_move(); };
   while (!ended_) {
     if (!served || !await_fault(&waiting)) {
       struct pollfd ready[] = {{faults_->descriptor(), POLLIN, 0}, {wake_, POLLIN, 0}};
@@ -129,7 +135,8 @@ void Session::serve_faults() {
     }
     (void)read_events(&waiting);
     served = false;
-    if (!handling_.try_lock()) continue;  // the holder writes to `wake_` when it releases it
+    // Who holds or gets `handling` writes to `wake_` when it releases it.
+    if (makes_way() || !handling_.try_lock()) continue;
     waiting.insert(waiting.end(), given_back_.begin(), given_back_.end());
     given_back_.clear();
     if (!stalled.empty() && (fetched_.exchange(false) || monotonic_ns() >= retry_at)) {
@@ -137,7 +144,7 @@ void Session::serve_faults() {
       stalled.clear();
       fetching = 0;
     }
-    while (!waiting.empty()) {
+    while (!waiting.empty() && !makes_way()) {
       served = true;
       const FaultServer::Outcome outcome = faulting_.serve(waiting.front());
       if (outcome != FaultServer::Outcome::kServed) {
@@ -163,6 +170,7 @@ void Session::take_fetched(uint32_t number, const std::string& why) {
 void Session::close() {
   stalls_.end();
   end_demotions();
+  end_moving();
   end_sharing();
   if (auto closed = image_->close(); !closed) log_notice(closed.error().message);
 }

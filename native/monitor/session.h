@@ -8,7 +8,7 @@
 // The registry (registry.h) calls map(), unmap(), sync() and discard() for threads of the
 // application. All of these are threads of the monitor (threads.h). The demoting thread drops page
 // cache in the background (demotion.h). The sharing thread shows memory of the mount's clean store
-// (sharing.h).
+// (sharing.h). The moving thread brings scattered chunks into one piece (moving.h).
 //
 // Lock order: handling → the engine's locks, the locks of SharedBase and SharingQueue; demoting and
 // Demotion's lock alone. Nothing on the fault path waits for the mount.
@@ -30,6 +30,7 @@
 #include "monitor/fault.h"
 #include "monitor/fetches.h"
 #include "monitor/mapper.h"
+#include "monitor/moving.h"
 #include "monitor/region.h"
 #include "monitor/shared_base.h"
 #include "monitor/sharing.h"
@@ -151,6 +152,11 @@ class Session {
   void demote();  // the demoting thread
   void end_demotions();
   bool zap(const std::vector<uint64_t>& windows);
+  void move_chunks();  // the moving thread
+  Result<void> move_chunk(uint64_t start);
+  Result<bool> move_part(ChunkMove* move, uint64_t from, uint64_t to);
+  Result<bool> replace_part(ChunkMove* move, uint64_t from, uint64_t to);
+  void end_moving();
   void share();  // the sharing thread
   void end_sharing();
   struct Target {
@@ -169,6 +175,7 @@ class Session {
   void keep_part(Regions* kept, const Region& whole, char* from, char* to, int protection);
   void forget_chunks(Region* region);
   void forget_chunks(Region* region, uint64_t from, uint64_t to);
+  void forget_part(Region* region, uint64_t from, uint64_t to);
 
   const std::unique_ptr<Image> image_;
   const std::unique_ptr<FaultDescriptor> faults_;
@@ -185,6 +192,9 @@ class Session {
   SharedBase shared_{faults_.get()};
   SharingQueue sharing_;
   Thread sharing_thread_;  // runs once a store was offered
+
+  Moving moving_;
+  Thread moving_thread_;  // runs if it could be started
 
   std::mutex handling_;  // guards the next six members, and what they contain
   Regions regions_;

@@ -38,6 +38,8 @@ const Breach kBreaches[] = {
     BREACH(kDataBeforeEntry, "killed processes"),
     BREACH(kDurableAfterSync, "expansion"),
     BREACH(kZerosBeforeEntry, "write beside zeros"),
+    BREACH(kMovedBeforeEntry, "mapping"),
+    BREACH(kNoSyncSinceCopy, "mapping"),
     BREACH(kTableSpaceBeforeStore, "expansion"),
     BREACH(kDataSpaceBeforeMapping, "mapping, killed"),
     BREACH(kFileReachesBeforeUse, "expansion"),

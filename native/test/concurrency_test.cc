@@ -1,6 +1,6 @@
 // Everything at once, from many threads: writers (each in a region whose content it knows),
-// discards, reads, syncs, snapshots, deletions with their merges, growing, and a second opener that
-// only reads. This is the main test for the thread sanitizer.
+// discards, reads, syncs, snapshots, deletions with their merges, growing, moves of chunks, and a
+// second opener that only reads. This is the main test for the thread sanitizer.
 //
 // What must hold meanwhile: a writer reads what it wrote; and writes in causal order (a number at
 // `first`, then the same number at `second`) are seen in that order by every reader and in every
@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "check.h"
+#include "moves.h"
 
 using namespace pcow;
 
@@ -137,6 +138,13 @@ void one_image(uint64_t seed) {
         MUST(image->sync());
         (void)image->info();
         std::this_thread::sleep_for(std::chrono::milliseconds(3));
+      }
+    });
+    threads.start([&] {
+      while (!done) {
+        (void)image->pieces_when_complete(0);
+        move_chunk(image.get(), 0, [] {});
+        std::this_thread::sleep_for(std::chrono::milliseconds(20));
       }
     });
     threads.start([&] {  // like another process

@@ -90,7 +90,7 @@ constexpr Profile kTwoDeletions = {"two deletions", 0,     0, 0, 0,     0,  0, 0
 constexpr Profile kMergedChecksums = {
     "checksums of a merge", 0, 0, 0, 0, 0, 0, 0, 0, 0, false, false, 0, 0, true, 16, 0, 0, 0, 0, 1};
 constexpr Profile kCloned = {"clone of a snapshot", 0, 0, 0, 0, 0, 0, 0, 0, 0};
-constexpr Profile kBesideZeros = {"write beside zeros", 0, 0, 0, 0, 0, 0, 0, 0, 0};
+constexpr Profile kBesideZeros = {"write beside zeros", 0, 0, 0, 0, 0, 0, 0, 0, 0, true};
 constexpr Profile kFullMerge = {
     "merge on a full disk", 0, 0, 0, 0, 0, 0, 0, 0, 0, false, false, 0, 0, false, 16};
 constexpr Profile kFills = {"lazy", 50, 15, 15, 10, 0, 0, 0, 0, 10};

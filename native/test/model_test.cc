@@ -13,6 +13,7 @@
 #include "check.h"
 #include "engine/disk/file.h"
 #include "model_compare.h"
+#include "moves.h"
 #include "second_reader.h"
 
 using namespace pcow;
@@ -201,6 +202,22 @@ void discard_some(Family* family, Modelled* m, uint32_t block_size) {
   memset(m->active.data() + offset, 0, length);
 }
 
+// As for a guest with too many mappings, which goes on meanwhile.
+void move_some(Family* family, Modelled* m, uint32_t block_size) {
+  const auto meanwhile = [&] {
+    while (family->below(3) == 0) {
+      const uint64_t dice = family->below(8);
+      if (dice < 5)
+        write_some(family, m, block_size);
+      else if (dice < 7)
+        discard_some(family, m, block_size);
+      else
+        MUST(m->image->sync());
+    }
+  };
+  move_chunk(m->image.get(), some_offset(family, m->active.size(), block_size), meanwhile);
+}
+
 // A long operation that may be interrupted: by a cancellation between two chunks, or anywhere by a
 // failure. The image is used between chunks.
 Progress between_chunks(Family* family, Modelled* m, uint32_t block_size) {
@@ -220,6 +237,7 @@ Progress between_chunks(Family* family, Modelled* m, uint32_t block_size) {
         discard_some(family, m, block_size);
       }
     }
+    if (family->below(8) == 0) move_some(family, m, block_size);
     if (family->below(3) == 0) MUST(m->image->sync());
     compare(*m->image, nullptr, m->active, m->path + " in the middle of a change");
     read_on(family, m);
@@ -376,8 +394,10 @@ void step(Family* family, uint32_t block_size) {
   const uint64_t size = m.active.size();
   uint64_t dice = family->below(1000);
   if (family->many_deletions && dice % 3 == 0) dice = dice % 2 ? 800 : 880;
-  if (dice < 490) {
+  if (dice < 480) {
     write_some(family, &m, block_size);
+  } else if (dice < 490) {
+    move_some(family, &m, block_size);
   } else if (dice < 520) {
     put_zeros(family, &m, block_size);
   } else if (dice < 535) {

@@ -14,10 +14,12 @@
 #include <cstring>
 #include <fstream>
 #include <memory>
+#include <semaphore>
 #include <thread>
 #include <vector>
 
 #include "check.h"
+#include "engine/disk/file.h"
 #include "local_store.h"
 #include "monitor/session.h"
 
@@ -45,9 +47,11 @@ std::unique_ptr<LocalStore> serve(Session* session, Store store) {
   return made;
 }
 
-Monitored monitor(const std::string& path, const Session::Limits& limits, Store store) {
+Monitored monitor(const std::string& path, const Session::Limits& limits, Store store,
+                  FileObserver* observer = nullptr) {
   OpenOptions options;
   options.write = true;
+  options.observer = observer;
   auto image = MUST(Image::open(path, options));
   const size_t length = image->size();
   auto session = MUST(Session::start(std::move(image), limits));
@@ -159,11 +163,12 @@ void cuts(uint32_t block_size, int snapshots, const Session::Limits& limits, Sto
 
 // Random stores, loads, snapshots, deletions and syncs through two mappings of one image, compared
 // with plain memory. Its store ends, and another one begins, as of the next mount.
-void model(uint64_t seed, uint32_t block_size, int steps, bool demote_always, Store store) {
+void model(uint64_t seed, uint32_t block_size, int steps, const Session::Limits& limits,
+           Store store) {
   std::mt19937_64 random(seed);
   const TemporaryDirectory directory;
   const std::string path = make_over_base(directory, 8 * kMiB + 4096, block_size);
-  Monitored m = monitor(path, {kMiB, 30000, demote_always}, store);
+  Monitored m = monitor(path, limits, store);
   uint64_t shared = 0;
   const uint64_t second_offset = m.length / 8192 * 4096;
   const size_t half = m.length - second_offset;
@@ -221,6 +226,16 @@ void model(uint64_t seed, uint32_t block_size, int steps, bool demote_always, St
   CHECK(found == expected);
 }
 
+void must_have_promoted(const Monitored& m, uint64_t budget) {
+  std::ifstream maps("/proc/self/maps");
+  size_t lines = 0;
+  for (std::string line; std::getline(maps, line);) lines++;
+  const uint64_t promotions = m.session->statistics().promotions.load();
+  printf("%zu mappings, %llu promotions\n", lines, static_cast<unsigned long long>(promotions));
+  CHECK(promotions > 0);
+  CHECK(lines < budget + 500);  // the rest are the program's own
+}
+
 // One byte in every block over a base, in random order: without promotion this needs more mappings
 // than the budget.
 void mapping_budget(Store store) {
@@ -232,19 +247,110 @@ void mapping_budget(Store store) {
   for (size_t i = 0; i < blocks.size(); i++) blocks[i] = i;
   std::shuffle(blocks.begin(), blocks.end(), std::mt19937_64(1));
   for (const uint64_t block : blocks) m.memory[block * 65536 + 5000] = 'x';
-  std::ifstream maps("/proc/self/maps");
-  size_t lines = 0;
-  for (std::string line; std::getline(maps, line);) lines++;
-  const uint64_t promotions = m.session->statistics().promotions.load();
-  printf("%zu mappings, %llu promotions\n", lines, static_cast<unsigned long long>(promotions));
-  CHECK(promotions > 0);
-  CHECK(lines < kBudget + 500);  // the rest are the program's own
+  must_have_promoted(m, kBudget);
   for (const uint64_t block : blocks) {
     CHECK(m.memory[block * 65536 + 5000] == 'x');
     uint64_t number;
     memcpy(&number, m.memory + block * 65536 + 8192, 8);
     CHECK(number == block * 16 + 3);
   }
+  finish(m);
+}
+
+// The same after snapshots have come and gone, whose blocks are all over the file.
+void mapping_budget_after_snapshots(Store store) {
+  const TemporaryDirectory directory;
+  constexpr uint64_t kBudget = 100;
+  constexpr int kKept = 5;
+  Monitored m = monitor(make_over_base(directory, 64 * kMiB, 65536), {64 * kMiB, kBudget}, store);
+  std::mt19937_64 random(1);
+  std::vector<char> expected(m.length);
+  CHECK(MUST(m.session->image().read(nullptr, 0, expected.data(), m.length)) == m.length);
+  const int snapshots = effort(40, 40, 12);
+  for (int number = 0; number < snapshots; number++) {
+    for (int i = 0; i < 300; i++) {
+      const uint64_t at = random() % m.length;
+      m.memory[at] = expected[at] = static_cast<char>(number);
+    }
+    CHECK(memcmp(m.memory, expected.data(), m.length) == 0);
+    must_have_promoted(m, kBudget);
+    if (number % 7 == 3) MUST(m.session->sync());
+    snapshot(m.session.get(), "s" + std::to_string(number));
+    if (number >= kKept)
+      MUST(m.session->image().remove("s" + std::to_string(number - kKept), nullptr));
+  }
+  CHECK(memcmp(m.memory, expected.data(), m.length) == 0);
+  finish(m);
+}
+
+// Holds the first sync of a part of the file that comes after arm(): that of a copy of a chunk.
+class HeldSync : public FileObserver {
+ public:
+  int before(FileOperation operation, const std::string&, uint64_t, uint64_t length,
+             const void*) override {
+    if (operation != FileOperation::kSync || length == kWholeFile || !armed_.exchange(false))
+      return 0;
+    reached_ = true;
+    go_on_.acquire();
+    return 0;
+  }
+  void arm(bool armed) { armed_ = armed; }
+  bool is_reached() const { return reached_; }
+  void go_on() {
+    reached_ = false;
+    go_on_.release();
+  }
+
+ private:
+  std::atomic<bool> armed_{false};
+  std::atomic<bool> reached_{false};
+  std::binary_semaphore go_on_{0};
+};
+
+// While a chunk is copied and synced for a move, faults are served, stores go on, and syncs return.
+// No store is lost.
+void stores_during_a_move(Store store) {
+  const TemporaryDirectory directory;
+  constexpr uint64_t kBudget = 400;
+  HeldSync held;
+  Monitored m =
+      monitor(make_over_base(directory, 64 * kMiB, 65536), {64 * kMiB, kBudget}, store, &held);
+  const Statistics& statistics = m.session->statistics();
+  std::mt19937_64 random(1);
+  std::vector<char> expected(m.length);
+  CHECK(MUST(m.session->image().read(nullptr, 0, expected.data(), m.length)) == m.length);
+  char last = 0;
+  const auto put = [&](uint64_t at) { m.memory[at] = expected[at] = ++last; };
+  int moves = 0;
+  for (int round = 0; moves < effort(6, 6, 2); round++) {
+    CHECK(round < 100);
+    snapshot(m.session.get(), "s" + std::to_string(round));
+    if (round > 2) MUST(m.session->image().remove("s" + std::to_string(round - 2), nullptr));
+    std::vector<uint64_t> places;
+    held.arm(true);
+    for (int i = 0; i < 600 && !held.is_reached(); i++) {
+      put(places.emplace_back(random() % m.length));
+      // A chunk is completed, or it is about to be copied.
+      while (!held.is_reached() && statistics.mappings > kBudget) std::this_thread::yield();
+    }
+    held.arm(false);
+    if (!held.is_reached()) continue;
+    const uint64_t before = statistics.promotions;
+    for (const uint64_t at : places) put(at);
+    for (int i = 0; i < 10; i++) put(random() % m.length);
+    CHECK(statistics.promotions == before);
+    if (moves % 2) MUST(m.session->sync());
+    if (moves % 3 == 2) MUST(m.session->discard(places.front() / 65536 * 65536, 65536));
+    if (moves % 3 == 2) memset(&expected[places.front() / 65536 * 65536], 0, 65536);
+    held.go_on();
+    for (const uint64_t at : places) put(at);
+    while (statistics.promotions == before) std::this_thread::yield();
+    CHECK(memcmp(m.memory, expected.data(), m.length) == 0);
+    moves++;
+  }
+  std::vector<char> content(m.length);
+  CHECK(MUST(m.session->image().read(nullptr, 0, content.data(), m.length)) == m.length);
+  CHECK(content == expected);
   finish(m);
 }
 
@@ -342,12 +448,20 @@ int main(int argc, char** argv) {
       cuts(4096, snapshots, {64 * kMiB, 30000}, store);
       cuts(2 * kMiB, snapshots, {64 * kMiB, 300}, store);
       cuts(65536, snapshots, {512 * 1024, 30000, true}, store);
+      cuts(4096, snapshots, {512 * 1024, 50}, store);
     }
     for (const uint32_t block_size : {4096u, 65536u, 524288u})
-      if (all || block_size == 65536) model(seed + block_size, block_size, steps, false, store);
+      if (all || block_size == 65536)
+        model(seed + block_size, block_size, steps, {kMiB, 30000}, store);
     for (const uint32_t block_size : {4096u, 65536u})
-      if (all || block_size == 4096) model(seed + block_size, block_size, steps, true, store);
+      if (all || block_size == 4096) {
+        model(seed + block_size, block_size, steps, {kMiB, 30000, true}, store);
+        // So few mappings that chunks are completed and moved all the time.
+        model(seed + block_size, block_size, steps, {kMiB, 40}, store);
+      }
     mapping_budget(store);
+    if (all) mapping_budget_after_snapshots(store);
+    stores_during_a_move(store);
   }
   for (const uint32_t block_size : {4096u, 65536u})
     for (const uint64_t budget : {128 * uint64_t{1024}, 64 * kMiB}) reading_on(block_size, budget);

@@ -19,8 +19,9 @@ void Workload::reuse_during_a_merge() {
   run_->where = "reuse during a merge";
   prepare();
   write(0, kShared * sectors);
-  resize(second_chunk + 2 * kReused * sectors);
-  write(second_chunk + kReused * sectors, sectors);  // so that the merge has two chunks
+  resize(2 * second_chunk);
+  // So that the merge has two chunks, and the file has no other free blocks for data.
+  write(second_chunk, second_chunk);
   snapshot();
   const Progress between = [&](uint64_t done, uint64_t) {
     if (done == 0 || cuts_.full) return true;
@@ -152,6 +153,7 @@ void Workload::make_base(const std::string& name, const CreateOptions& options) 
 void Workload::revive(const Content& after) {
   run_->kills++;
   mapped_.clear();
+  move_.reset();
   const std::string path = directory_ / ("image" + std::to_string(run_->kills) + ".pcow");
   cuts_.go_on_as(path);
   image_path_ = path;
@@ -188,6 +190,7 @@ Content Workload::content_between(const Content& after) {
 void Workload::survive(const Content& after, const Error& error, bool sync_failed) {
   if (error.err != run_->fault.err) run_->fail("the fault became another error: " + error.message);
   mapped_.clear();
+  move_.reset();
   const std::vector<World> meanwhile = cuts_.worlds;
   if (image_ && sync_failed) {
     const auto again = image_->sync();

@@ -20,7 +20,7 @@ struct Profile {
   bool kills = false;  // the process is killed now and then
   // A range is made the image's own and mapped, and may be stored to at any time afterwards.
   int touch = 0;
-  int promote = 0;  // a chunk is completed from lower layers
+  int promote = 0;  // a chunk is completed from lower layers, where it is or elsewhere
   // Writes and discards happen in the middle of syncs, snapshots and merges.
   bool interrupted = false;
   uint64_t blocks = 9;
@@ -145,6 +145,8 @@ class Workload {
   void store();
   void store_meanwhile();
   void promote();
+  // Blocks are copied, other steps come, and what allows it is moved.
+  void move(uint64_t offset);
   void write();
   void write(uint64_t first, uint64_t count);
   void discard();
@@ -183,9 +185,10 @@ class Workload {
   PowerCuts cuts_;
   std::string image_path_;
   std::unique_ptr<pcow::Image> image_;
-  Content now_;                       // as every process sees it
-  World world_;                       // what of it a power cut may leave
-  std::vector<pcow::Extent> mapped_;  // what a guest may store to
+  std::unique_ptr<pcow::ChunkMove> move_;  // of this image
+  Content now_;                            // as every process sees it
+  World world_;                            // what of it a power cut may leave
+  std::vector<pcow::Extent> mapped_;       // what a guest may store to
   std::map<uint64_t, std::vector<uint64_t>>
       later_;  // sectors that were written during an operation, and that it does not cover
   int names_ = 0;

@@ -1,6 +1,7 @@
 // Situations that a random workload reaches too rarely, most of them in deletions.
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <filesystem>
 #include <thread>
@@ -43,24 +44,19 @@ void Workload::two_deletions() {
 }
 
 void Workload::write_beside_zeros() {
-  constexpr uint64_t kChunks = 2;
   const uint64_t sectors = block_size_ / kSector;
-  const auto each_chunk = [&](const auto& act) {
-    for (uint64_t chunk = 0; chunk < kChunks; chunk++) act(chunk * kBlocksPerChunk * sectors);
-  };
   run_->where = profile_.name;
   prepare();
-  resize(((kChunks - 1) * kBlocksPerChunk + 2) * sectors);
-  each_chunk([&](uint64_t first) { write(first, sectors); });
-  snapshot();
-  // Durable zeros without a block. The first block of a chunk makes the file longer.
-  each_chunk([&](uint64_t first) { discard(first, sectors); });
+  // A discard of what the base holds leaves durable zeros without a block. The image's first block
+  // makes the file longer.
+  const auto data = std::find_if(now_.active.begin(), now_.active.end(),
+                                 [](uint64_t stamp) { return stamp != 0; });
+  const auto first = static_cast<uint64_t>(data - now_.active.begin()) / sectors * sectors;
+  discard(first, sectors);
   sync();
-  // A sync after each: then so few stores may be on the disk or not that all states can be tried.
-  each_chunk([&](uint64_t first) {
-    write(first, sectors / 2);
-    sync();
-  });
+  write(first, sectors / 2);
+  // So few stores may be on the disk or not that all states can be tried.
+  sync();
   finish();
 }
 

@@ -106,7 +106,41 @@ void Workload::store_meanwhile() {
 void Workload::promote() {
   FaultWork work;
   const uint64_t offset = below(now_.active.size()) * kSector;
+  if (below(2)) return move(offset);
   attempt("promotion", now_, {world_}, [&] { return image_->complete_chunk(offset, &work); });
+}
+
+void Workload::move(uint64_t offset) {
+  const uint64_t from = offset / block_size_ * block_size_;
+  const uint64_t to = from + block_size_ * (1 + below(8));
+  FaultWork work;
+  const auto copy = [&]() -> Result<void> {
+    auto begun = ChunkMove::begin(image_.get(), offset);
+    if (!begun) return begun.error();
+    move_ = std::move(*begun);
+    return move_->copy(from, to, &work);
+  };
+  if (!attempt("copy for a move", now_, {world_}, copy)) return;
+  for (uint64_t steps = below(5); steps && move_; steps--) {
+    const uint64_t kind = below(8);
+    if (kind < 3 && !mapped_.empty())
+      store();
+    else if (kind < 4)
+      touch();
+    else if (kind < 5)
+      write();
+    else if (kind < 6)
+      discard();
+    else
+      sync();
+  }
+  if (!move_) return;  // the image was opened again
+  mapped_.clear();     // the monitor takes the range down first
+  attempt("move", now_, {world_}, [&]() -> Result<void> {
+    auto moved = move_->move(from, to);
+    move_.reset();
+    return moved ? Result<void>() : moved.error();
+  });
 }
 
 void Workload::write() {

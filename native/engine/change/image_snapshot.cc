@@ -69,13 +69,17 @@ Result<void> PendingSnapshot::commit() {
   auto outcome = state_->image->structure.flip(&state_->prepared);
   state_->committed = outcome.ok();
   state_->file_end = state_->image->space->file_end();
+  if (outcome) state_->image->space->begin_seal();
   state_->gate.unlock();
   return state_->image->failures.noted(std::move(outcome));
 }
 
 Result<void> PendingSnapshot::finish() {
-  return state_->image->failures.noted(state_->image->durability.seal(
-      state_->image->layers.directory(), state_->image->layers.active(), state_->file_end));
+  ImageState& image = *state_->image;
+  auto sealed =
+      image.durability.seal(image.layers.directory(), image.layers.active(), state_->file_end);
+  image.space->end_seal();
+  return image.failures.noted(std::move(sealed));
 }
 
 Result<void> Image::snapshot(const std::string& name, const SnapshotOrigin& origin) {

@@ -14,7 +14,9 @@ void BlockSet::set(uint64_t first, uint64_t count, bool member) {
     const uint64_t bits = std::min<uint64_t>(64 - block % 64, first + count - block);
     const uint64_t mask = (bits == 64 ? ~uint64_t{0} : (uint64_t{1} << bits) - 1) << (block % 64);
     uint64_t& word = (*leaves_[leaf])[at % kLeafWords];
+    size_ -= static_cast<uint64_t>(std::popcount(word & mask));
     word = member ? word | mask : word & ~mask;
+    size_ += static_cast<uint64_t>(std::popcount(word & mask));
     block += bits;
   }
 }

@@ -16,6 +16,7 @@ class BlockSet {
   // The first block from `from` on that is (or is not) in the set; `end` if there is none before
   // it.
   uint64_t next(bool member, uint64_t from, uint64_t end) const;
+  uint64_t size() const { return size_; }  // members
   // The number after the last block in the set; 0 if the set is empty.
   uint64_t end() const;
 
@@ -29,6 +30,7 @@ class BlockSet {
   }
 
   std::vector<std::unique_ptr<Leaf>> leaves_;
+  uint64_t size_ = 0;
 };
 
 }  // namespace pcow

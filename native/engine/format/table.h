@@ -66,6 +66,22 @@ class Table {
     if (write_ && !may_hold(block / kBlocksPerChunk)) return 0;
     return std::atomic_ref<uint64_t>(mapping_->words()[block]).load(std::memory_order_acquire);
   }
+  // The entries of a chunk, for a loop over many of them.
+  class Chunk {
+   public:
+    uint64_t load(uint64_t within) const {
+      return words_ ? std::atomic_ref<uint64_t>(words_[within]).load(std::memory_order_acquire) : 0;
+    }
+
+   private:
+    friend Table;
+    explicit Chunk(uint64_t* words) : words_(words) {}
+    uint64_t* const words_;  // null: none was ever stored
+  };
+  Chunk chunk(uint64_t number) const {
+    const bool empty = write_ && !may_hold(number);
+    return Chunk(empty ? nullptr : mapping_->words() + number * kBlocksPerChunk);
+  }
   // If true, loaded words may be zeros that the file does not hold (file.h).
   bool is_torn() const { return mapping_->is_torn(); }
   // Only for chunks that ensure() has prepared.

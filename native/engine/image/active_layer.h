@@ -36,6 +36,11 @@ class ActiveLayer {
   Result<Extent> make_writable(uint64_t offset, const FaultHint& hint, FaultWork* work);
   Result<void> allocate_ahead(uint64_t offset, uint64_t length);
   Result<void> complete_chunk(uint64_t offset, FaultWork* work);
+  uint64_t pieces_when_complete(uint64_t offset) const;
+  // Copies everything that the block reads as, with this entry, to an offset of the file. `fresh`:
+  // there are zeros.
+  Result<void> copy_content(uint64_t block, const Entry& entry, uint64_t to, bool fresh,
+                            FaultWork* work) const;
 
  private:
   Result<size_t> read_once(const View* view, uint64_t offset, void* buffer, size_t length,

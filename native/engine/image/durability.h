@@ -63,6 +63,8 @@ class Durability {
   // Everything that was written before the call is durable when it returns. The caller does not
   // hold the gate.
   Result<void> sync();
+  // How many syncs were asked for, once blocks have been handed out.
+  uint64_t syncs_asked_for() const { return arrivals_; }
   // Makes every layer that was frozen so far durable, and marks it as sealed: from then on no crash
   // can damage it. `end`: where the file ended when the newest of them was frozen, or later. The
   // caller holds `structure`, and not the gate. `active`: the table of the active layer.

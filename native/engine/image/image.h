@@ -22,6 +22,7 @@ namespace pcow {
 
 class FileObserver;
 class ImageState;
+class MoveState;
 class PendingState;
 class View;
 struct ScrubReport;
@@ -343,8 +344,8 @@ class Image {
   // The remote blocks of a layer, from `from` on: 0 first, then the `next` of the previous batch.
   Result<RemoteBatch> remote_blocks(uint64_t layer, uint64_t from) const;
 
-  // For a monitor, which maps the image's own blocks into memory. One thread at a time calls these
-  // four.
+  // For a monitor, which maps the image's own blocks into memory. One thread at a time calls these,
+  // except the last three.
   //
   // Returns the run of own bytes around `offset` that may be mapped for writing: at most the 2 MiB
   // around it, within its chunk.
@@ -361,6 +362,8 @@ class Image {
   // Copies to every block of the chunk at `offset` what lower layers hold, so that the chunk can be
   // mapped in few pieces.
   Result<void> complete_chunk(uint64_t offset, FaultWork* work);
+  // About how many pieces of the file the chunk would then be, at most. (ChunkMove makes one.)
+  uint64_t pieces_when_complete(uint64_t offset) const;
   // The offset in the file of the active layer's own byte at `offset`; 0 if the layer does not hold
   // it.
   uint64_t file_offset(uint64_t offset) const;
@@ -374,6 +377,7 @@ class Image {
   Result<void> close();
 
  private:
+  friend class ChunkMove;
   friend class PendingSnapshot;
   explicit Image(std::unique_ptr<ImageState> state);
   std::unique_ptr<ImageState> state_;
@@ -398,6 +402,31 @@ class PendingSnapshot {
  private:
   explicit PendingSnapshot(std::unique_ptr<PendingState> state);
   std::unique_ptr<PendingState> state_;
+};
+
+// The blocks of a chunk of the active layer are completed, and brought into one piece of the file,
+// which lies elsewhere. The image may be used meanwhile. own_blocks.h describes the order.
+class ChunkMove {
+ public:
+  // Of the chunk at `offset`. kNoSpace if the file cannot grow.
+  static Result<std::unique_ptr<ChunkMove>> begin(Image* image, uint64_t offset);
+  // Copies what has not been moved yet of bytes [from, to) of the chunk, whole blocks, and syncs
+  // the copies.
+  Result<void> copy(uint64_t from, uint64_t to, FaultWork* work);
+  // Whether there are copies of blocks in the range that were not moved yet.
+  bool has_copies(uint64_t from, uint64_t to) const;
+  // Moves the blocks that have copies, except those that were changed in a way that forbids it: they
+  // may be copied again. Returns what was moved. From before this call until it returns nobody may
+  // store through a mapping of the range's blocks; those that were moved are released.
+  Result<std::vector<Extent>> move(uint64_t from, uint64_t to);
+  // Everything was moved, or nothing more can be: another layer is active now.
+  bool is_done() const;
+  // Before the image is closed.
+  ~ChunkMove();
+
+ private:
+  explicit ChunkMove(std::unique_ptr<MoveState> state);
+  std::unique_ptr<MoveState> state_;
 };
 
 }  // namespace pcow

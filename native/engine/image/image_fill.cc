@@ -87,12 +87,13 @@ class Fill {
 
   // Neighbours should be neighbours in the file, too.
   Result<uint32_t> take_block(uint64_t block) {
-    if (!taken_.empty() && taken_.back().block + 1 == block && block % kBlocksPerChunk) {
-      auto next =
-          state_.space->allocate_block(uint64_t{taken_.back().index} + 1, 0, kBlocksPerChunk);
-      if (next) return next;
-    }
-    return state_.own_blocks.take_block(*table_, block, {}, OwnBlocks::Purpose::kData);
+    if (!taken_.empty() && taken_.back().block + 1 == block &&
+        state_.space->take_block(uint64_t{taken_.back().index} + 1))
+      return taken_.back().index + 1;
+    const uint64_t coming = first_ + state_.geometry.blocks_for(length_) - block;
+    return state_.own_blocks.take_block(
+        *table_, block, {}, OwnBlocks::Purpose::kData,
+        std::min(coming, kBlocksPerChunk - block % kBlocksPerChunk));
   }
 
   // Step 2. What are neighbours in both is written with one system call.

@@ -121,6 +121,7 @@ class TakeOver {
       PCOW_TRY(look_at_layer(layer, &in_use));
     }
     in_use.end();
+    if (state_.layers.directory().layers.size() > 1) space.note_frozen();
     return {};
   }
 

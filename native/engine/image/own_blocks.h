@@ -40,6 +40,37 @@
 // Sub-blocks that become *zero here* name no block and have no data that could be missing:
 // make_zero() only stores the entry. A run of empty blocks becomes own by the same steps, all
 // together: make_own_run().
+//
+// A block is moved to another place of the file, while its process goes on storing through mappings
+// of it (ChunkMove, image.h). This is done in the following order. From step 3 to step 5 the caller
+// holds the gate exclusively and the chunk's lock, and no process stores through a mapping of the
+// block: what was mapped has been taken down, and whoever accesses it waits. That is short, because
+// nothing waits for the disk there.
+//   1. A free block is taken, with disk space. It reads as zeros. The number of syncs that were
+//      asked for until now is noted, and so is the block's entry. Then everything that the block
+//      reads as is copied. Whoever stores meanwhile makes a copy that nobody has ever seen; step 3
+//      finds that.
+//   2. The copy is synced (kMovedBeforeEntry): what the old block holds may be durable, so the new
+//      entry must not reach the disk before its data.
+//   3. If the entry has another index now, or has lost sub-blocks (by a discard), the block stays.
+//      Otherwise every sub-block that the layer holds is compared with its copy, and copied again
+//      if it differs. No store is lost: those before the mappings were taken down are found here,
+//      and later ones wait for step 5. What lower layers hold cannot differ.
+//   4. If something was copied again, and a sync was asked for since step 1, the block stays: that
+//      sync has promised what was stored before it, and has made it durable in the old block only
+//      (kNoSyncSinceCopy). What was stored after the last sync is promised to nobody, so a crash
+//      may leave what step 2 has made durable. A sync that is asked for after this step writes
+//      back what step 3 has copied again.
+//   5. The new entry is stored, with all sub-blocks `written` and `durable`, which is true since
+//      step 2. The old block is released, like any other. So it keeps its content until a sync has
+//      made the new entry durable (kFreeingBeforePunch).
+// A block that stays may be tried again from step 1 on.
+// After a crash at any point, the entry names the old block or the new one, and both hold what was
+// promised. A sync that is under way during step 5 may have noted the old entry. If that had
+// `written` bits which were not `durable`, the sync puts the table's page on the disk at its end
+// (durability.h, step 4), so the new entry is there before it returns. If all bits were `durable`,
+// the old entry, if it is what the disk has, names the old block, into which that sync has written
+// back everything that it promises.
 #pragma once
 
 #include <memory>
@@ -65,8 +96,10 @@ class OwnBlocks {
     // Only in a table that no superblock names yet: the one that will comes after a sync.
     uint16_t durable = 0;
   };
+  // Steps 1 and 2. `coming`: how many blocks the caller will take from this one on. A caller that
+  // does not store an entry for the block releases it.
   Result<uint32_t> take_block(const Table& table, uint64_t block, const Entry& before,
-                              Purpose purpose);
+                              Purpose purpose, uint64_t coming = 1);
   template <typename Fill>
   Result<Entry> make_own(const std::shared_ptr<Table>& table, uint64_t block, const Entry& before,
                          const Gained& gained, Purpose purpose, const Fill& fill);
@@ -75,11 +108,16 @@ class OwnBlocks {
   // `before` names no block.
   void make_zero(Table* table, uint64_t block, const Entry& before, uint16_t gained) const;
   Result<uint64_t> make_own_run(const std::shared_ptr<Table>& table, uint64_t block, uint64_t most);
+  // Copies those of these sub-blocks that differ, from one offset of the file to another. Returns
+  // whether there were any.
+  Result<bool> copy_again(uint64_t from, uint64_t to, uint16_t mask) const;
+  // Step 5 of a move: block `index` of the file holds everything that `block` reads as.
+  void name_moved(Table* table, uint64_t block, const Entry& before, uint32_t index);
   // Gives bytes of the file disk space.
   Result<void> make_mappable(uint64_t offset, uint64_t length) const;
 
  private:
-  Result<uint32_t> allocate_block(const Table& table, uint64_t block);
+  Result<uint32_t> allocate_block(const Table& table, uint64_t block, uint64_t coming);
   Result<void> fill_cache(uint64_t index, uint64_t count) const;
 
   const ImageFile& image_;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <cerrno>
+#include <utility>
 
 #include "engine/rules.h"
 
@@ -54,41 +55,169 @@ uint32_t Space::take(uint64_t index) {
   return static_cast<uint32_t>(index);
 }
 
-Result<uint32_t> Space::allocate_block(uint64_t near, uint32_t position, uint32_t window_blocks) {
+bool Space::is_free_now(uint64_t index) const {
+  return index && index < std::min(blocks_, kMaxBlockIndex + 1) && !used_.contains(index);
+}
+
+bool Space::is_free(uint64_t index) const {
   const std::lock_guard lock(mutex_);
-  if (near && near < blocks_ && near <= kMaxBlockIndex && !used_.contains(near)) return take(near);
+  return is_free_now(index);
+}
 
-  // A window of neighbours for the chunk. The file is sparse, so unused blocks of the window take
-  // no disk space.
-  const uint64_t align = std::has_single_bit(window_blocks) ? window_blocks : 1;
-  uint64_t window = near ? kNone : find_free_run(window_blocks, align, window_hint_);
-  if (window != kNone && window + window_blocks - 1 <= kMaxBlockIndex) {
-    window_hint_ = window;
-    return take(window + position);
-  }
-  Error failure(Code::kNoSpace, file_->path() + ": all block numbers of the format are in use");
-  if (!near) {
-    window_hint_ = blocks_;
-    window = round_up(blocks_, align);
-    if (window + window_blocks - 1 <= kMaxBlockIndex) {
-      auto grown = grow_to(window + window_blocks);
-      if (grown) return take(window + position);
-      failure = grown.error();
-    }
-  }
+bool Space::take_block(uint64_t index) {
+  const std::lock_guard lock(mutex_);
+  if (!is_free_now(index)) return false;
+  take(index);
+  return true;
+}
 
-  // The file cannot grow that far (the filesystem's largest file, or the last index): use what is
-  // left.
+// The file grows for windows up to here: an eighth beyond the image, or beyond what is in use if
+// that is more.
+uint64_t Space::roomy_end(uint64_t image_blocks) const {
+  const uint64_t needed =
+      std::max(round_up(image_blocks, kStretch), used_.size()) + range_stretches_.size() * kStretch;
+  return std::min(needed + needed / 8, kMaxBlockIndex + 1);
+}
+
+// … and for the first blocks of chunks up to here, once there are frozen layers.
+uint64_t Space::first_end(uint64_t image_blocks) const {
+  const uint64_t room =
+      frozen_ + std::min(frozen_, image_blocks) + range_stretches_.size() * kStretch;
+  return std::min(room, kMaxBlockIndex + 1);
+}
+
+// Whether data keeps away from the block, because its stretch is for tables and layer directories.
+// (Those of a tiny image need no such care.)
+bool Space::spares(uint64_t index, uint64_t image_blocks) const {
+  return image_blocks >= kStretch && range_stretches_.contains(index / kStretch);
+}
+
+// Where data begins when the file grows.
+uint64_t Space::next_end(uint64_t image_blocks) const {
+  return spares(blocks_, image_blocks) ? round_up(blocks_ + 1, kStretch) : blocks_;
+}
+
+// kNone if no window of the size is free in the file.
+uint64_t Space::find_window(uint64_t size, uint64_t image_blocks) {
+  uint64_t& hint = window_hints_[static_cast<size_t>(std::countr_zero(size))];
+  uint64_t found = find_free_run(size, size, hint);
+  while (found != kNone && spares(found, image_blocks))
+    found = find_free_run(size, size, (found / kStretch + 1) * kStretch);
+  hint = found == kNone ? blocks_ / size * size : found;
+  return found != kNone && found + size <= kMaxBlockIndex + 1 ? found : kNone;
+}
+
+void Space::open_window(uint64_t first, uint64_t size) {
+  const uint64_t unit = first / kSmallestWindow;
+  open_windows_.set(unit, (first + size - 1) / kSmallestWindow - unit + 1, true);
+}
+
+// The first free block that is in no open window, and not among tables; kNone if there is none.
+uint64_t Space::find_scattered(uint64_t image_blocks) {
   const uint64_t end = std::min(blocks_, kMaxBlockIndex + 1);
-  const uint64_t any = used_.next(false, block_hint_, end);
-  block_hint_ = any;
-  if (any < end) return take(any);
-  if (blocks_ <= kMaxBlockIndex) {
-    auto grown = grow_to(blocks_ + 1);
-    if (grown) return take(blocks_ - 1);
-    failure = grown.error();
+  uint64_t index = used_.next(false, scattered_hint_, end);
+  while (index < end) {
+    uint64_t unit = 0;
+    if (spares(index, image_blocks))
+      unit = kStretch;
+    else if (is_open(index))
+      unit = kSmallestWindow;
+    else
+      break;
+    index = used_.next(false, (index / unit + 1) * unit, end);
   }
-  return failure;
+  scattered_hint_ = std::min(index, end);
+  return index < end ? index : kNone;
+}
+
+// The largest window that the block may begin; 0: none.
+uint64_t Space::window_size(const Wish& wish) const {
+  const uint64_t largest = largest_window(wish.image_blocks);
+  if (!has_frozen_ || wish.own >= kManyOfChunk) return largest;
+  if (wish.sequence >= kLongSequence)
+    return std::clamp(std::bit_floor(4 * wish.sequence), smallest_window(wish.image_blocks),
+                      largest);
+  return 0;
+}
+
+Result<uint32_t> Space::allocate_block(const Wish& wish) {
+  const std::lock_guard lock(mutex_);
+  if (is_free_now(wish.in_window)) return take(wish.in_window);
+
+  const uint64_t image_blocks = wish.image_blocks;
+  const uint64_t roomy = roomy_end(image_blocks);
+  // A chunk's first block gets no window inside the file: those are kept for long sequences.
+  const uint64_t largest = largest_window(image_blocks);
+  const uint64_t end = round_up(next_end(image_blocks), largest);
+  if (has_frozen_ && wish.own == wish.coming && end + largest <= first_end(image_blocks) &&
+      grow_to(end + largest)) {
+    open_window(end, largest);
+    return take(end + wish.position % largest);
+  }
+  for (uint64_t size = window_size(wish); size >= smallest_window(image_blocks); size /= 2) {
+    uint64_t window = find_window(size, image_blocks);
+    if (window == kNone) {
+      const uint64_t behind = round_up(next_end(image_blocks), size);
+      // A filesystem may not let the file grow that far.
+      if (behind + size <= roomy && grow_to(behind + size)) window = behind;
+    }
+    if (window == kNone) continue;
+    open_window(window, size);
+    return take(window + wish.position % size);
+  }
+
+  if (is_free_now(wish.next) && !is_open(wish.next)) return take(wish.next);
+  uint64_t any = find_scattered(image_blocks);
+  // In large steps: the kernel takes its time to make a file longer.
+  const uint64_t longer =
+      std::max(next_end(image_blocks) + kSmallestWindow, std::min(blocks_ + kStretch, roomy));
+  if (any == kNone && longer <= roomy && grow_to(longer)) any = find_scattered(image_blocks);
+  if (any == kNone && std::exchange(sealing_, false)) {
+    scattered_hint_ = 0;
+    any = find_scattered(image_blocks);
+  }
+  if (any != kNone) return take(any);
+  const uint64_t last = std::min(blocks_, kMaxBlockIndex + 1);
+  any = block_hint_ = used_.next(false, block_hint_, last);
+  if (any < last) return take(any);
+  if (blocks_ > kMaxBlockIndex)
+    return Error(Code::kNoSpace, file_->path() + ": all block numbers of the format are in use");
+  PCOW_TRY(grow_to(blocks_ + 1));
+  return take(blocks_ - 1);
+}
+
+Result<uint64_t> Space::take_window(uint64_t count, uint64_t image_blocks) {
+  const std::lock_guard lock(mutex_);
+  const uint64_t size = largest_window(image_blocks);
+  uint64_t first = find_window(size, image_blocks);
+  if (first == kNone) {
+    first = round_up(next_end(image_blocks), size);
+    if (first + size > kMaxBlockIndex + 1)
+      return Error(Code::kNoSpace, file_->path() + ": all block numbers of the format are in use");
+    PCOW_TRY(grow_to(first + size));
+  }
+  open_window(first, size);
+  used_.set(first, count, true);
+  return first;
+}
+
+void Space::note_frozen() {
+  const std::lock_guard lock(mutex_);
+  has_frozen_ = true;
+  frozen_ = used_.size();
+  open_windows_ = {};
+  scattered_hint_ = 0;
+}
+
+void Space::begin_seal() {
+  const std::lock_guard lock(mutex_);
+  sealing_ = true;
+  scattered_hint_ = blocks_;
+}
+
+void Space::end_seal() {
+  const std::lock_guard lock(mutex_);
+  if (std::exchange(sealing_, false)) scattered_hint_ = 0;
 }
 
 Result<uint64_t> Space::allocate_range(uint64_t count) {
@@ -228,7 +357,13 @@ void Space::release_now(uint64_t index) {
 void Space::free(uint64_t first, uint64_t count) {
   used_.set(first, count, false);
   block_hint_ = std::min(block_hint_, first);
-  window_hint_ = std::min(window_hint_, first);
+  if (!sealing_) scattered_hint_ = std::min(scattered_hint_, first);
+  // Only for windows that are free now: otherwise each freed block would start a search.
+  for (uint64_t size = 1; size <= kStretch; size *= 2) {
+    uint64_t& hint = window_hints_[static_cast<size_t>(std::countr_zero(size))];
+    for (uint64_t at = first / size * size; at < std::min(first + count, hint); at += size)
+      if (used_.next(true, at, at + size) == at + size) hint = at;
+  }
 }
 
 void Space::release(uint64_t first, uint64_t count) {

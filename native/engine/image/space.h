@@ -12,10 +12,30 @@
 // grow; until it can be made again, no other operation gets a block. It remains when the image is
 // closed (docs/format.md, "Free space").
 //
+// Blocks that are neighbours in the image should be neighbours in the file, so that they can be
+// mapped and read in one piece. So a chunk of a layer gets a window: aligned blocks of the file,
+// each of which is kept for the block at the same position of the chunk. (The file is sparse: what
+// stays unused of a window takes no disk space.) But every layer has chunks, and most of them get
+// few blocks before they are frozen. If each had a whole window, every snapshot could make the file
+// longer by the size of the image. So:
+//   - As long as the image has no frozen layers, the first block of a chunk gets a whole window:
+//     all of them together are as long as the image.
+//   - Later it does as long as the file is not longer than twice what frozen layers have: then a
+//     layer that replaces all of that finds room.
+//   - After that a block takes the first free place, or the one after its neighbour. Only a chunk
+//     whose blocks form a long sequence gets windows, each at most four times as long as the
+//     sequence; and a chunk that has a quarter of its blocks gets a whole one.
+//   - Windows make the file longer only up to a limit (roomy_end()).
+//   - When a layer is frozen, what it has not used of its windows is for everyone.
+// A chunk that has become too scattered for a monitor is moved into a whole window (own_blocks.h).
+//
 // Thread-safe: one mutex guards everything. No system call is made while it is held, except to grow
 // the file.
 #pragma once
 
+#include <algorithm>
+#include <array>
+#include <bit>
 #include <cstdint>
 #include <memory>
 #include <mutex>
@@ -36,11 +56,45 @@ class Space {
   void mark_data(uint64_t first, uint64_t count);
   void mark_range(uint64_t first, uint64_t count);
 
-  // A block that reads as zeros. `near`: take this block if it is free (0: any). Otherwise take one
-  // from an unused window of neighbours, at this position in it (0 ≤ position < window_blocks()),
-  // so that logical neighbours become physical ones; otherwise any block. kNoSpace or kTooLarge if
-  // the file cannot grow.
-  Result<uint32_t> allocate_block(uint64_t near, uint32_t position, uint32_t window_blocks);
+  // Where a block of a layer would lie well.
+  struct Wish {
+    uint64_t image_blocks = 0;  // the size of the image
+    uint64_t position = 0;      // of the block in its chunk
+    uint64_t coming = 1;        // how many will follow at once, with this one
+    // How many blocks the layer has in the chunk, and how long the sequence is that this one
+    // continues; both with those that are coming.
+    uint64_t own = 0;
+    uint64_t sequence = 0;
+    uint64_t in_window = 0;  // its place in the window of another block of the chunk; 0: none
+    uint64_t next = 0;       // the place after the block before it, or before the block after it
+  };
+  // Where the wished block lies in the window of another block of its chunk: of the one at position
+  // `other`, which is block `index` of the file, or nowhere. 0: that one is in no window that
+  // reaches so far.
+  static uint64_t place_in_window(const Wish& wish, uint64_t index, uint64_t other) {
+    // Windows are aligned, so the difference tells how large this one may be. (One branch for all:
+    // a processor could not predict three.)
+    const uint64_t shift = (index - other) | kStretch;
+    const uint64_t size = shift & -shift;
+    const bool is_window = (index != 0) & (size >= smallest_window(wish.image_blocks));
+    const bool reaches = is_window & ((other ^ wish.position) < size);
+    return reaches ? index + wish.position - other : 0;
+  }
+  // A block that reads as zeros. kNoSpace or kTooLarge if the file cannot grow.
+  Result<uint32_t> allocate_block(const Wish& wish);
+  // Takes this very block if it is free.
+  bool take_block(uint64_t index);
+  bool is_free(uint64_t index) const;
+  // A whole window, of which the first `count` blocks are taken, for a chunk that is moved. The
+  // file grows for it if necessary. Returns the index of the first block.
+  Result<uint64_t> take_window(uint64_t count, uint64_t image_blocks);
+  // A layer was frozen, or there are frozen layers.
+  void note_frozen();
+  // While a frozen layer is sealed, what lies before the end of the file is written back. Scattered
+  // blocks stay behind that end meanwhile, so that their writers do not wait for the disk, as long
+  // as the file may grow.
+  void begin_seal();
+  void end_seal();
   // Neighbouring blocks for a table or a layer directory, which read as zeros; returns the index of
   // the first. They get stretches of the file of their own, so that they do not separate the
   // neighbours of a chunk.
@@ -97,10 +151,32 @@ class Space {
 
  private:
   static constexpr uint64_t kNone = ~uint64_t{0};
+  static constexpr uint64_t kStretch = kBlocksPerChunk;
+  // The sizes of windows are powers of two, from this to a chunk (or to the image, if it is
+  // smaller).
+  static constexpr uint64_t kSmallestWindow = 32;
+  static constexpr uint64_t kLongSequence = 8;  // blocks
+  static constexpr uint64_t kManyOfChunk = kStretch / 4;
   // Enough, with one block, for one or two layer directories, pages of tables, what the filesystem
   // itself needs, and a copy.
   static constexpr uint64_t kReserveBytes = uint64_t{128} << 10;
 
+  static uint64_t largest_window(uint64_t image_blocks) {
+    return std::min(std::bit_ceil(image_blocks), kStretch);
+  }
+  static uint64_t smallest_window(uint64_t image_blocks) {
+    return std::min(largest_window(image_blocks), kSmallestWindow);
+  }
+  uint64_t roomy_end(uint64_t image_blocks) const;
+  uint64_t first_end(uint64_t image_blocks) const;
+  uint64_t window_size(const Wish& wish) const;
+  bool spares(uint64_t index, uint64_t image_blocks) const;
+  uint64_t find_window(uint64_t size, uint64_t image_blocks);
+  void open_window(uint64_t first, uint64_t size);
+  bool is_open(uint64_t index) const { return open_windows_.contains(index / kSmallestWindow); }
+  uint64_t find_scattered(uint64_t image_blocks);
+  uint64_t next_end(uint64_t image_blocks) const;
+  bool is_free_now(uint64_t index) const;
   // kNone if there is none in the file.
   uint64_t find_free_run(uint64_t count, uint64_t align, uint64_t from) const;
   Result<void> grow_to(uint64_t blocks);
@@ -112,15 +188,22 @@ class Space {
   std::shared_ptr<File> file_;
   const Geometry geometry_;
   mutable std::mutex mutex_;
-  static constexpr uint64_t kStretch = kBlocksPerChunk;
   // Numbers of the stretches that contain tables and layer directories.
   std::set<uint64_t> range_stretches_ = {0};
   BlockSet used_;
-  uint64_t blocks_;           // whole blocks in the file
-  uint64_t durable_blocks_;   // … as of the last sync
-  uint64_t syncing_blocks_;   // … as of the beginning of the sync under way
-  uint64_t window_hint_ = 0;  // no free window starts before this block
-  uint64_t block_hint_ = 0;   // no free block lies before this one
+  uint64_t blocks_;          // whole blocks in the file
+  uint64_t durable_blocks_;  // … as of the last sync
+  uint64_t syncing_blocks_;  // … as of the beginning of the sync under way
+  bool has_frozen_ = false;  // there are frozen layers
+  uint64_t frozen_ = 0;      // blocks that were in use when the last one was frozen
+  // No free window of 2^i blocks starts before this block.
+  std::array<uint64_t, std::bit_width(kStretch)> window_hints_{};
+  // In units of kSmallestWindow: windows that layers may go on using, which scattered blocks spare.
+  BlockSet open_windows_;
+  uint64_t block_hint_ = 0;  // no free block lies before this one
+  // The same for blocks that are neither in open windows nor among tables.
+  uint64_t scattered_hint_ = 0;
+  bool sealing_ = false;  // then the hint is the end that the file had
   Reserve reserve_;
   Reserve place_of_reserve_;  // where the last one was
   bool making_reserve_ = false;

@@ -93,7 +93,10 @@ Result<void> Structure::flip(PreparedStructure* prepared) {
                   image_.geometry.blocks_for(before.directory_length));
   superblocks_.adopt(next);
   owing_ = false;
+  const bool anew = prepared->table != nullptr;
   layers_.adopt(std::move(*prepared));
+  // The new active layer begins with the windows that are free now.
+  if (anew && layers_.directory().layers.size() > 1) space_->note_frozen();
   return {};
 }
 
