@@ -71,6 +71,8 @@ enum class Rule {
   // Closing.
   kSyncBeforeClean,   // everything is on the disk before the superblock says `clean`
   kHolesBeforeClean,  // all free space is holes before it does
+  // What lay at the end of the file is durably gone before the file becomes shorter.
+  kGoneBeforeShorter,
   kCount,
 };
 

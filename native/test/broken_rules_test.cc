@@ -71,6 +71,7 @@ const Breach kBreaches[] = {
     BREACH(kNameBeforeReturn, "family"),
     BREACH(kSyncBeforeClean, "expansion"),
     BREACH(kHolesBeforeClean, "mapping"),
+    BREACH(kGoneBeforeShorter, "shorter file"),
     BREACH_IN_MEMORY(kCopyFencedBeforeEntry, "expansion"),
     BREACH_IN_MEMORY(kCopyFencedBeforeEntry, "snapshots"),
     BREACH_IN_MEMORY(kEntryFlushed, "mapping"),

@@ -91,6 +91,7 @@ constexpr Profile kMergedChecksums = {
     "checksums of a merge", 0, 0, 0, 0, 0, 0, 0, 0, 0, false, false, 0, 0, true, 16, 0, 0, 0, 0, 1};
 constexpr Profile kCloned = {"clone of a snapshot", 0, 0, 0, 0, 0, 0, 0, 0, 0};
 constexpr Profile kBesideZeros = {"write beside zeros", 0, 0, 0, 0, 0, 0, 0, 0, 0, true};
+constexpr Profile kShorter = {"shorter file", 0, 0, 0, 0, 0, 0, 0, 0, 0};
 constexpr Profile kFullMerge = {
     "merge on a full disk", 0, 0, 0, 0, 0, 0, 0, 0, 0, false, false, 0, 0, false, 16};
 constexpr Profile kFills = {"lazy", 50, 15, 15, 10, 0, 0, 0, 0, 10};
@@ -118,7 +119,7 @@ void run_workloads(Run* run, int steps) {
   for (const Profile& profile : kProfiles)
     for (const uint32_t block_size : kBlockSizes)
       if (profiles.next()) Workload(run, profile, block_size).go(steps);
-  Turns turns(&run->random, 9);
+  Turns turns(&run->random, 10);
   if (turns.next()) Workload(run, kLongMerge, 4096).go(steps);
   if (turns.next()) Workload(run, kReuse, 4096).reuse_during_a_merge();
   if (turns.next()) Workload(run, kTwoDeletions, 8192).two_deletions();
@@ -126,6 +127,7 @@ void run_workloads(Run* run, int steps) {
   if (turns.next()) Workload(run, kCloned, 4096).clone_of_a_snapshot();
   if (turns.next()) Workload(run, kFullMerge, 8192).merge_on_a_full_disk();
   if (turns.next()) Workload(run, kBesideZeros, 4096).write_beside_zeros();
+  if (turns.next()) Workload(run, kShorter, 4096).shorter_file();
   if (turns.next()) run_workload(run, kFills.name, steps);
   if (turns.next()) run_workload(run, kFillsKilled.name, steps);
 }
@@ -136,6 +138,7 @@ void run_workload(Run* run, const std::string& name, int steps) {
   if (name == kReuse.name) return Workload(run, kReuse, 4096).reuse_during_a_merge();
   if (name == kCloned.name) return Workload(run, kCloned, 4096).clone_of_a_snapshot();
   if (name == kBesideZeros.name) return Workload(run, kBesideZeros, 4096).write_beside_zeros();
+  if (name == kShorter.name) return Workload(run, kShorter, 4096).shorter_file();
   if (name == kFullMerge.name) return Workload(run, kFullMerge, 8192).merge_on_a_full_disk();
   if (name == kTwoDeletions.name) return Workload(run, kTwoDeletions, 8192).two_deletions();
   if (name == kMergedChecksums.name)

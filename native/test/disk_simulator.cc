@@ -95,6 +95,8 @@ void Medium::note_space(FileOperation operation, uint64_t offset, uint64_t lengt
     const uint64_t first = pages_for(offset);
     const uint64_t end = (offset + length) / kPageSize;
     if (first < end) allocated_.erase(allocated_.lower_bound(first), allocated_.lower_bound(end));
+  } else if (operation == FileOperation::kShorten) {
+    allocated_.erase(allocated_.lower_bound(pages_for(length)), allocated_.end());
   }
 }
 
@@ -134,7 +136,13 @@ void DiskSimulator::apply(FileOperation operation, uint64_t offset, uint64_t len
       break;
     case FileOperation::kAllocate: size = std::max(size, offset + length); break;
     case FileOperation::kResize:
-      CHECK(length >= size);  // the engine never shortens a file
+      CHECK(length >= size);
+      size = length;
+      break;
+    case FileOperation::kShorten:
+      CHECK(length <= size && length % kPageSize == 0);
+      for (auto at = pages_.lower_bound(length / kPageSize); at != pages_.end(); ++at)
+        if (at->second.back()) at->second.push_back(nullptr);
       size = length;
       break;
     case FileOperation::kRead:

@@ -59,7 +59,9 @@ std::shared_ptr<DiskSimulator> FamilyDisk::file_of_draft(const std::string& path
   const DiskState before = synced == drafts_.end() ? DiskState{} : synced->second;
   const DiskState now = DiskState::of_file(root_ + "/" + name);
   auto file = std::make_shared<DiskSimulator>(before);
-  if (now.size > before.size) file->apply(FileOperation::kResize, 0, now.size, nullptr);
+  if (now.size != before.size)
+    file->apply(now.size > before.size ? FileOperation::kResize : FileOperation::kShorten, 0,
+                now.size, nullptr);
   for (const auto& [number, page] : now.pages) {
     const auto at = before.pages.find(number);
     if (at == before.pages.end() || *at->second != *page)

@@ -1,12 +1,16 @@
 // The image file stays short, however many snapshots come and go. What is written in order lies in
-// few pieces nevertheless, and what is scattered can be moved into one.
+// few pieces nevertheless, and what is scattered can be moved into one. When what lies at its end
+// is gone, closing makes it shorter.
 #include <sys/stat.h>
 
+#include <functional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "check.h"
 #include "engine/check/check.h"
+#include "engine/disk/file.h"
 #include "engine/format/geometry.h"
 #include "moves.h"
 
@@ -135,6 +139,102 @@ void snapshots_come_and_go(uint64_t size, uint64_t data, int pages) {
   numbered.compare();
 }
 
+std::unique_ptr<Image> open_image(const std::string& path, bool write,
+                                  FileObserver* observer = nullptr) {
+  OpenOptions options;
+  options.write = write;
+  options.observer = observer;
+  return MUST(Image::open(path, options));
+}
+
+// An image of two chunks. The first block of each is written, and the second chunk is at the end of
+// the file.
+std::string make_two_chunks(const TemporaryDirectory& directory) {
+  const std::string path = directory / "image.pcow";
+  CreateOptions create;
+  create.size = 2 * kChunk;
+  create.block_size = kBlock;
+  MUST(create_image(path, create));
+  auto image = open_image(path, true);
+  const std::vector<char> bytes(kBlock, 'x');
+  for (const uint64_t at : {uint64_t{0}, kChunk}) MUST(image->write(at, bytes.data(), kBlock));
+  MUST(image->close());
+  return path;
+}
+
+void end_goes_back() {
+  const TemporaryDirectory directory("/dev/shm");
+  const std::string path = make_two_chunks(directory);
+  const uint64_t before = length_of(path);
+  auto image = open_image(path, true);
+  MUST(image->discard(kChunk, kBlock));
+  MUST(image->close());
+  printf("%llu KiB, and %llu after a discard\n", static_cast<unsigned long long>(before >> 10),
+         static_cast<unsigned long long>(length_of(path) >> 10));
+  CHECK(length_of(path) + kChunk <= before);
+  const CheckReport report = MUST(check_image(path, {}, nullptr));
+  CHECK(report.damages == 0 && report.leaks == 0);
+
+  // What is written in order after opening again still lies in one piece.
+  image = open_image(path, true);
+  const std::vector<char> bytes(kBlock, 'y');
+  for (const uint64_t first : {uint64_t{0}, kChunk})
+    for (uint64_t at = first + kBlock; at < first + 100 * kBlock; at += kBlock) {
+      if (at == first + 50 * kBlock) {
+        MUST(image->close());
+        image = open_image(path, true);
+      }
+      MUST(image->write(at, bytes.data(), kBlock));
+    }
+  for (const uint64_t first : {uint64_t{0}, kChunk})
+    CHECK(image->file_offset(first + 99 * kBlock) ==
+          image->file_offset(first + kBlock) + 98 * kBlock);
+  MUST(image->close());
+}
+
+// Acts once, before the next read of the file.
+class BeforeRead : public FileObserver {
+ public:
+  int before(FileOperation operation, const std::string&, uint64_t, uint64_t,
+             const void*) override {
+    if (operation == FileOperation::kRead && act)
+      if (const auto now = std::exchange(act, nullptr)) now();
+    return 0;
+  }
+  std::function<void()> act;
+};
+
+// Another process reads at the end of the file when that goes back.
+void readers_at_the_end(bool of_snapshot) {
+  const TemporaryDirectory directory("/dev/shm");
+  const std::string path = make_two_chunks(directory);
+  auto writer = open_image(path, true);
+  if (of_snapshot) {
+    MUST(writer->snapshot("s"));
+    MUST(writer->discard(kChunk, kBlock));
+  }
+  BeforeRead observer;
+  const auto reader = open_image(path, false, &observer);
+  const auto view = of_snapshot ? MUST(reader->view("s")) : nullptr;
+  std::vector<char> bytes(kBlock);
+  MUST(reader->read(view.get(), 0, bytes.data(), kBlock));
+  const uint64_t before = length_of(path);
+  observer.act = [&] {
+    if (of_snapshot)
+      MUST(writer->remove("s", nullptr));
+    else
+      MUST(writer->discard(kChunk, kBlock));
+    MUST(writer->close());
+  };
+  const auto read = reader->read(view.get(), kChunk, bytes.data(), kBlock);
+  CHECK(!observer.act && length_of(path) < before);
+  if (of_snapshot) {
+    FAILS(read, Code::kNotFound);
+  } else {
+    CHECK(MUST(read) == kBlock && bytes == std::vector<char>(kBlock));
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -142,5 +242,8 @@ int main() {
   snapshots_come_and_go(256 * kMiB, 64 * kMiB, 32);
   // Everything is used, and much of each chunk is written between two snapshots.
   snapshots_come_and_go(128 * kMiB, 128 * kMiB, 400);
+  end_goes_back();
+  readers_at_the_end(false);
+  readers_at_the_end(true);
   return 0;
 }

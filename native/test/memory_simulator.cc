@@ -152,7 +152,12 @@ void MemorySimulator::apply(FileOperation operation, uint64_t offset, uint64_t l
     case FileOperation::kPunch: punch(offset, length); break;
     case FileOperation::kAllocate: size = std::max(size, offset + length); break;
     case FileOperation::kResize:
-      CHECK(length >= size);  // the engine never shortens a file
+      CHECK(length >= size);
+      size = length;
+      break;
+    case FileOperation::kShorten:
+      CHECK(length <= size);
+      punch(length, size - length);
       size = length;
       break;
     case FileOperation::kRead:

@@ -45,6 +45,7 @@ int PowerCuts::before(FileOperation operation, const std::string& path, uint64_t
     left_ = 0;
     return EIO;
   }
+  must_be_closing(operation, offset);
   if (operation == FileOperation::kSync) {
     cut(budget_);
     disk_->sync(offset, length);
@@ -61,6 +62,19 @@ int PowerCuts::before(FileOperation operation, const std::string& path, uint64_t
   disk_->apply(operation, offset, length, data);
   if (run_->random() % 16 == 0) cut(2);
   return 0;
+}
+
+// The file becomes shorter only at the end of closing: after that come a superblock and a sync.
+void PowerCuts::must_be_closing(FileOperation operation, uint64_t offset) {
+  const bool changes = operation == FileOperation::kWrite || operation == FileOperation::kStore ||
+                       operation == FileOperation::kAllocate ||
+                       operation == FileOperation::kPunch || operation == FileOperation::kResize;
+  if (shortened_ && changes && offset >= 2 * kPageSize)
+    run_->fail("the file was used after it had become shorter");
+  if (operation == FileOperation::kShorten)
+    shortened_ = true;
+  else if (operation == FileOperation::kSync)
+    shortened_ = false;
 }
 
 void PowerCuts::before_in_base(FileOperation operation, uint64_t offset, uint64_t length,

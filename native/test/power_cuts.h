@@ -86,7 +86,7 @@ class PowerCuts : public pcow::FileObserver {
   void go_on_as(const std::string& path) {
     disk_->cached().go_on_as(path);
     path_ = path;
-    killed_ = false;
+    killed_ = shortened_ = false;
     left_ = kNever;
   }
 
@@ -122,6 +122,7 @@ class PowerCuts : public pcow::FileObserver {
     memory_ = memory ? static_cast<MemorySimulator*>(disk_.get()) : nullptr;
   }
 
+  void must_be_closing(pcow::FileOperation operation, uint64_t offset);
   void before_in_base(pcow::FileOperation operation, uint64_t offset, uint64_t length,
                       const void* data);
   void check_base();
@@ -148,6 +149,7 @@ class PowerCuts : public pcow::FileObserver {
   bool base_in_memory_ = false;
   uint64_t left_ = kNever;
   bool killed_ = false;
+  bool shortened_ = false;  // … since the last sync
   bool faulty_ = false;
   bool sync_failed_ = false;
 };

@@ -55,6 +55,7 @@ class Workload {
   void merge_on_a_full_disk();
   // Blocks that are zeros durably, and have no block in the file yet, are written in part.
   void write_beside_zeros();
+  void shorter_file();
   // A snapshot is remote, is filled while other things happen, and becomes an ordinary one.
   void lazy(int steps);
   void go(int steps);

@@ -60,6 +60,28 @@ void Workload::write_beside_zeros() {
   finish();
 }
 
+void Workload::shorter_file() {
+  const uint64_t sectors = block_size_ / kSector;
+  const uint64_t second_chunk = kBlocksPerChunk * sectors;
+  const auto length = [&] { return std::filesystem::file_size(image_path_); };
+  run_->where = profile_.name;
+  prepare();
+  resize(2 * second_chunk);
+  write(0, sectors);
+  write(second_chunk, sectors);  // at the end of the file
+  sync();
+  const bool deletes = below(2);
+  if (deletes) snapshot();
+  discard(second_chunk, sectors);
+  if (deletes) remove("s0", nullptr);
+  const uint64_t before = length();
+  reopen();
+  if (length() >= before) run_->fail("the file has not become shorter");
+  write(second_chunk, sectors);
+  sync();
+  finish();
+}
+
 void Workload::merge_with_checksums() {
   constexpr uint64_t kBlocks = 8;  // enough for a power cut between the write of one and its entry
   const uint64_t sectors = block_size_ / kSector;

@@ -232,6 +232,21 @@ Result<void> File::resize(uint64_t length) {
   return {};
 }
 
+Result<void> File::shorten(uint64_t length) {
+  std::unique_lock<std::shared_mutex> nobody_stores;
+  if (memory_) {
+    nobody_stores = std::unique_lock(memory_->mutex);
+    const uint64_t first = length / kPageSize;
+    memory_->ready.set(first, std::max(memory_->ready.end(), first) - first, false);
+  }
+  int err = observe(FileOperation::kShorten, 0, length, nullptr);
+  if (!err)
+    err = insist(FileOperation::kShorten,
+                 [&] { return ftruncate(descriptor_, static_cast<off_t>(length)); });
+  if (err) return disk_error(err, "cannot change the size of " + path_);
+  return {};
+}
+
 Result<void> File::check_length(uint64_t end) {
   auto now = size();
   if (!now) return now.error();

@@ -24,6 +24,7 @@ enum class FileOperation {
   kAllocate,
   kPunch,
   kResize,
+  kShorten,
   kSync,
   kWriteBack,
   kMap,
@@ -117,6 +118,8 @@ class File {
   // Makes the range a hole that reads as zeros; the file keeps its size.
   Result<void> punch(uint64_t offset, uint64_t length);
   Result<void> resize(uint64_t length);  // only grows the file
+  // Cuts off what lies behind these bytes, of which nobody needs anything.
+  Result<void> shorten(uint64_t length);
   // fdatasync(2): data, and the metadata needed to find it. The kernel reports a lost write-back
   // once and then forgets it. So that lost data is never taken for durable, every later sync of a
   // file whose sync has failed fails too, until the file is opened again.

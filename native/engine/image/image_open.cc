@@ -242,12 +242,19 @@ Result<void> close_image(ImageState& state) {
     // deletion finished.
     auto told = state.structure.let_go();
     if (!told) state.structure.note_leak();
+    const auto shorten = [&] { state.space->shorten(state.layers.active()->entries()); };
+    if (!keeps(Rule::kGoneBeforeShorter)) shorten();
     // One sync for what was written, and more until everything that was released is punched
     // durably.
     if (keeps(Rule::kSyncBeforeClean)) do {
         outcome = state.durability.sync();
       } while (outcome && state.space->has_pending() && keeps(Rule::kHolesBeforeClean));
     if (outcome && !state.structure.leaks()) {
+      // Neither the superblock on the disk nor the next one names anything behind the new end, so a
+      // crash may leave the file with its old length or the new one. A reader in another process
+      // may still look there. What it finds missing, its superblock or its entry no longer names:
+      // it looks again, as it does for a block that is used for something else.
+      shorten();
       Superblock next = state.superblocks.next();
       next.clean = true;
       next.opener = Opener{};

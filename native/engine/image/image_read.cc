@@ -38,30 +38,34 @@ Result<size_t> ActiveLayer::read_once(const View* view, uint64_t offset, void* b
   // Entries of a table that another process may change.
   std::vector<std::pair<uint64_t, uint64_t>> used;
   auto* to = static_cast<char*>(buffer);
-  for (size_t done = 0; done < length;) {
-    const Part part = part_at(image_.geometry, offset + done, length - done);
-    Entry own;
-    if (of_active) {
-      uint64_t word = layers_.active()->load(part.block);
-      if (!image_.writable()) {
-        used.emplace_back(part.block, word);
-        // The host crashed under the writer: only durable sub-blocks count.
-        if (layers_.only_durable()) word = Entry::unpack(word).as_durable().pack();
+  const auto read_parts = [&]() -> Result<void> {
+    for (size_t done = 0; done < length;) {
+      const Part part = part_at(image_.geometry, offset + done, length - done);
+      Entry own;
+      if (of_active) {
+        uint64_t word = layers_.active()->load(part.block);
+        if (!image_.writable()) {
+          used.emplace_back(part.block, word);
+          // The host crashed under the writer: only durable sub-blocks count.
+          if (layers_.only_durable()) word = Entry::unpack(word).as_durable().pack();
+        }
+        auto checked =
+            checked_entry(word, image_.geometry, *image_.file, layers_.is_lazy(), part.block);
+        if (!checked) return checked.error();
+        own = *checked;
+        if (own.remote && (own.written & image_.geometry.touched_mask(part.from, part.to)))
+          return layers_.remote_in_active(part.block);
       }
-      auto checked =
-          checked_entry(word, image_.geometry, *image_.file, layers_.is_lazy(), part.block);
-      if (!checked) return checked.error();
-      own = *checked;
-      if (own.remote && (own.written & image_.geometry.touched_mask(part.from, part.to)))
-        return layers_.remote_in_active(part.block);
+      PCOW_TRY(reader.read(part, own, *image_.file, to + done, &gatherer));
+      done += part.length();
     }
-    PCOW_TRY(reader.read(part, own, *image_.file, to + done, &gatherer));
-    done += part.length();
-  }
-  PCOW_TRY(gatherer.flush());
+    return gatherer.flush();
+  };
+  const Result<void> outcome = read_parts();
+  // Also after an error: the block may have been at the end of the file, which is shorter now.
   for (const auto& [block, word] : used)
     *moved |= Entry::unpack(word).index != Entry::unpack(layers_.active()->load(block)).index;
-  return length;
+  return outcome ? Result<size_t>(length) : outcome.error();
 }
 
 Result<size_t> ActiveLayer::read(const View* view, uint64_t offset, void* buffer,

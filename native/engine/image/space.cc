@@ -465,6 +465,20 @@ Result<void> Space::punch_free() {
   return {};
 }
 
+void Space::shorten(uint64_t image_blocks) {
+  const std::lock_guard lock(mutex_);
+  if (!keeps(Rule::kGoneBeforeShorter))
+    for (const auto* gone : {&released_, &punched_})
+      for (const uint64_t index : *gone) used_.set(index, 1, false);
+  const uint64_t end = round_up(used_.end(), largest_window(image_blocks));
+  if (end >= blocks_) return;
+  // Also if this fails: the file may be shorter than before, and what lies behind is not used.
+  blocks_ = end;
+  durable_blocks_ = std::min(durable_blocks_, end);
+  syncing_blocks_ = std::min(syncing_blocks_, end);
+  (void)file_->shorten(end << geometry_.block_shift());
+}
+
 Result<void> Space::punch_tail() {
   const uint64_t from = used_.end() << geometry_.block_shift();
   auto size = file_->size();

@@ -145,9 +145,12 @@ class Space {
   // old bytes.
   Result<void> punch_free();
   // Punches everything behind the last block in use, to the end of the file: any program can append
-  // bytes to a file, and `clean` says nothing about those. The file is not shortened, because
-  // readers in other processes may have it mapped.
+  // bytes to a file, and `clean` says nothing about those. The file keeps its length.
   Result<void> punch_tail();
+  // At closing: cuts off what lies behind the last block in use, except the rest of a window. What
+  // was released is in use until it is a durable hole. If the file cannot become shorter, it stays
+  // as it is.
+  void shorten(uint64_t image_blocks);
 
  private:
   static constexpr uint64_t kNone = ~uint64_t{0};
