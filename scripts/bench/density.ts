@@ -10,10 +10,11 @@ import { type Conversation, freshFile, lastProcessor, type Stand } from './stand
 
 const MiB = 2 ** 20;
 const SHARING = 'pcow, clean store';
+const PLAIN = 'pcow, plain';
 const COPIES = 'pcow, private copies';
 /** What other monitors of machines do, which do not trap stores: nothing reaches the file. */
 const PRIVATE = 'raw, mapped privately';
-const SYSTEMS = [SHARING, COPIES, PRIVATE] as const;
+const SYSTEMS = [SHARING, COPIES, PLAIN, PRIVATE] as const;
 type System = (typeof SYSTEMS)[number];
 
 export const density: Comparison = { name: 'density', medium: 'disk', run, plots: () => ({}) };
@@ -59,9 +60,8 @@ async function run({ stand, record, short, say }: Bench): Promise<void> {
 
 function reading(stand: Stand, system: System, file: string): string[] {
   const program = stand.program('reader');
-  return system === PRIVATE
-    ? [program, file, 'private']
-    : [...stand.monitored(), program, file, 'shared'];
+  if (system === PRIVATE) return [program, file, 'private'];
+  return [...(system === PLAIN ? [] : stand.monitored()), program, file, 'shared'];
 }
 
 /** A file for each process. end() removes them. */
