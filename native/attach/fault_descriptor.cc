@@ -105,9 +105,22 @@ Result<void> FaultDescriptor::register_range(void* address, size_t length) const
 
 Result<char*> FaultDescriptor::map_protected(int memory, uint64_t offset, size_t length,
                                              int protection) const {
-  void* found = system_mmap(nullptr, length, protection, MAP_PRIVATE | MAP_NORESERVE, memory,
-                            static_cast<off_t>(offset));
-  if (found == MAP_FAILED) return system_error(errno, "cannot map shared memory");
+  // Where a large page of the memfd cannot be mapped as one: to write-protect it, the kernel would
+  // take it out of the page tables, and each page would cause a fault of its own.
+  const size_t roomy = length + 4096;
+  void* room =
+      system_mmap(nullptr, roomy, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (room == MAP_FAILED) return system_error(errno, "cannot map shared memory");
+  const bool is_aligned = (reinterpret_cast<uintptr_t>(room) - offset) % kAlignment == 0;
+  char* const start = static_cast<char*>(room) + (is_aligned ? 4096 : 0);
+  system_munmap(is_aligned ? room : start + length, 4096);
+  void* found = system_mmap(start, length, protection, MAP_PRIVATE | MAP_NORESERVE | MAP_FIXED,
+                            memory, static_cast<off_t>(offset));
+  if (found == MAP_FAILED) {
+    const int err = errno;
+    system_munmap(start, length);
+    return system_error(err, "cannot map shared memory");
+  }
   // Populated before it is registered: a page that is missing after that is an event, for which the
   // kernel would keep this thread waiting.
   Result<void> outcome;

@@ -18,6 +18,8 @@ inline constexpr uint64_t kSliceSize = uint64_t{512} << 10;  // bytes
 inline constexpr uint64_t kSlices = 128;
 inline constexpr uint64_t kContent = kSlices * kSliceSize;  // bytes
 inline constexpr uint64_t kLength = kContent + 4096;        // bytes of the memfd
+// The mount makes large pages where whole ones are wanted at once.
+inline constexpr uint64_t kLargePage = uint64_t{2} << 20;
 
 // At offset kContent. Set after the slice's content was written.
 using Filled = std::array<std::atomic<uint64_t>, kSlices / 64>;

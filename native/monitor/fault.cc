@@ -10,7 +10,6 @@ namespace {
 constexpr uint64_t kBusyNs = 250'000;  // several times as long as serving a fault takes
 // What is shown at once to a sequential reader.
 constexpr uint64_t kLargestShare = uint64_t{4} << 20;
-constexpr uint64_t kWantAhead = uint64_t{8} << 20;
 constexpr uint64_t kSmallestUnit = 65536;
 
 }  // namespace
@@ -97,7 +96,9 @@ Result<void> FaultServer::serve_read(Region* region, uint64_t offset, const Faul
   auto extent = writable_ ? image_->held(offset) : Extent{};
   if (!extent) return extent.error();
   if (extent->length) return mapper_->map_extent(region, offset, *extent, false);
-  if (!fault.alone && share(region, offset, fault)) {
+  if (fault.alone) {
+    region->readers().take_back(offset, fault.served_to);
+  } else if (share(region, offset, fault)) {
     *kind = FaultKind::kSharing;
     return {};
   }
@@ -110,31 +111,36 @@ Result<void> FaultServer::serve_read(Region* region, uint64_t offset, const Faul
   return {};
 }
 
-// Returns whether the sharing thread serves the fault.
+// Returns whether the sharing thread serves the fault, or tries to.
 bool FaultServer::share(Region* region, uint64_t offset, const Fault& fault) {
   const uint64_t chunk_end = (offset / geometry_.chunk_size() + 1) * geometry_.chunk_size();
   const uint64_t slice = offset / segment::kSliceSize * segment::kSliceSize;
   const uint64_t limit = std::min(chunk_end, region->end());
   uint64_t end = shared_->filled_to(slice, std::min(limit, slice + kLargestShare));
-  if (end <= offset || !mapper_->has_room_for_shared() || !base_->reads_as_base(offset))
-    return false;
-  if (region->readers().ahead(offset) > 0)
-    (void)shared_->want(end, end + kWantAhead);
+  const bool coming = end <= offset;
+  if (coming && !shared_->is_coming(offset)) return false;
+  if (!mapper_->has_room_for_shared() || !base_->reads_as_base(offset)) return false;
+  if (coming) end = std::min(limit, slice + segment::kSliceSize);
+  if (const uint64_t ahead = region->readers().ahead(offset))
+    shared_->want_ahead(end, ahead);
   else
     end = std::min(end, slice + segment::kSliceSize);
   region->readers().served_to(end);
-  sharing_->add({std::max(slice, region->offset()), end, fault});
+  Fault given = fault;
+  given.served_to = end;
+  sharing_->add({std::max(slice, region->offset()), end, given, coming});
   return true;
 }
 
 // Copies have been made, from `offset` on. The mount is asked for the slice when a second part of
-// it is read, or when the reader goes on: a reader that jumps about would make it read much more
-// than that needs.
+// it is read: a reader that jumps about would make it read much more than that needs. When the
+// reader goes on, the mount is asked for what comes later, so that it does not copy what the reader
+// copies at the same time. The sweep asks for the rest (session_sharing.cc).
 void FaultServer::want_shared(Region* region, uint64_t offset) {
   if (!shared_->is_offered() || !base_->reads_as_base(offset)) return;
   const uint64_t slice = offset / segment::kSliceSize * segment::kSliceSize;
-  if (region->readers().follows()) {
-    (void)shared_->want(offset, offset + kWantAhead);
+  if (const uint64_t ahead = region->readers().ahead()) {
+    shared_->want_ahead(offset + ahead, ahead);
     return;
   }
   const uint64_t unit = std::max(geometry_.sub_block_size(), kSmallestUnit);

@@ -11,7 +11,7 @@
 // (sharing.h). The moving thread brings scattered chunks into one piece (moving.h).
 //
 // Lock order: handling → the engine's locks, the locks of SharedBase and SharingQueue; demoting and
-// Demotion's lock alone. Nothing on the fault path waits for the mount.
+// Demotion's lock alone. The fault thread never waits for the mount.
 #pragma once
 
 #include <atomic>
@@ -19,6 +19,7 @@
 #include <deque>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -165,10 +166,12 @@ class Session {
     uint64_t to;
     int protection;
   };
-  std::vector<Target> targets(const SharingQueue::Task& task);
+  std::optional<Target> target_of(const SharingQueue::Task& task);
+  std::vector<Target> copies_in(uint64_t from, uint64_t to);
   void show(const Target& target);
   bool replace_copies();
   // With `handling` held.
+  bool may_show(const Region& region) const;
   void put_in_place(char* made, const Target& target);
   void zap_chunk(const Region& region, uint64_t start, const std::vector<uint64_t>& windows);
   Result<void> replace(Region* region, uint64_t from, uint64_t to) const;

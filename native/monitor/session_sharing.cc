@@ -4,6 +4,8 @@
 //
 // The memory is mapped elsewhere, populated and write-protected, and only then moved into place by
 // one mremap(2): there is never a moment in which a write would not be noticed.
+#include <sys/prctl.h>
+
 #include <algorithm>
 
 #include "attach/system_calls.h"
@@ -36,13 +38,12 @@ void Session::end_sharing() {
 void Session::take_shared(uint64_t slice, protocol::Descriptor segment) {
   const SharedBase::Bytes asked = shared_.take_answer(slice, std::move(segment));
   // Copies that were made meanwhile are no longer needed.
-  for (uint64_t from = asked.from; from < asked.to; from += segment::kSliceSize)
-    if (shared_.filled_to(from, from + 1) > from)
-      sharing_.add({from, from + segment::kSliceSize, {}});
+  if (asked.from < asked.to) sharing_.add({asked.from, asked.to, {}});
 }
 
 void Session::share() {
   threads::ask_for_short_slices();
+  prctl(PR_SET_TIMERSLACK, 1000UL);  // SharedBase::await() sleeps for less than the usual slack
   auto rest = kShortestRest;
   while (!sharing_.ended()) {
     const auto task = sharing_.wait(rest);
@@ -51,8 +52,12 @@ void Session::share() {
       continue;
     }
     rest = kShortestRest;
-    for (const Target& target : targets(*task)) show(target);
-    if (!task->fault) continue;
+    if (!task->fault) {
+      for (const Target& target : copies_in(task->from, task->to)) show(target);
+      continue;
+    }
+    if (!task->coming || shared_.await(task->from))
+      if (const auto target = target_of(*task)) show(*target);
     // If nothing could be shown there, the fault thread makes a copy.
     const Handling held(this);
     given_back_.push_back(*task->fault);
@@ -85,45 +90,68 @@ bool Session::replace_copies() {
       for (uint64_t at = std::max(start, region.offset()); at < end; at = at / sub * sub + sub) {
         if (at % segment::kSliceSize == 0) copied = 0;
         if (!region.is_clean(at) || !base_.reads_as_base(at)) continue;
-        if (copied <= kWorthReplacing && copied + sub > kWorthReplacing) slices.push_back(at);
+        if (copied <= kWorthReplacing && copied + sub > kWorthReplacing)
+          slices.push_back(at / segment::kSliceSize * segment::kSliceSize);
         copied += sub;
       }
     }
-    for (const uint64_t at : slices) {
+    for (size_t i = 0; i < slices.size();) {
       if (!sharing_.is_empty()) return true;
-      const uint64_t from = at / segment::kSliceSize * segment::kSliceSize;
-      const bool filled = shared_.filled_to(from, from + 1) > from;
-      done |= filled || shared_.want(from, from + segment::kSliceSize);
-      if (filled)
-        for (const Target& target : targets({from, from + segment::kSliceSize, {}})) show(target);
+      const auto is_filled = [&](uint64_t at) { return shared_.filled_to(at, at + 1) > at; };
+      const uint64_t from = slices[i];
+      uint64_t to = from;
+      while (i < slices.size() && slices[i] == to && !is_filled(to)) {
+        to += segment::kSliceSize;
+        i++;
+      }
+      if (to > from) {
+        done |= shared_.want(from, to);
+        continue;
+      }
+      done = true;
+      i++;
+      for (const Target& target : copies_in(from, from + segment::kSliceSize)) show(target);
     }
   }
   return done;
 }
 
-// Where the memory is to be shown: for a fault in its region, otherwise in each region with clean
-// copies of it.
-std::vector<Session::Target> Session::targets(const SharingQueue::Task& task) {
+bool Session::may_show(const Region& region) const {
+  const int protection = region.protection();
+  return (protection == PROT_READ || protection == (PROT_READ | PROT_WRITE)) &&
+         mapper_.has_room_for_shared();
+}
+
+// Where the memory is to be shown for a fault. Nothing if the region, or the page, has changed.
+std::optional<Session::Target> Session::target_of(const SharingQueue::Task& task) {
   const Handling held(this);
-  std::vector<Target> found;
   for (const auto& region : regions_) {
-    const int protection = region->protection();
-    if (protection != PROT_READ && protection != (PROT_READ | PROT_WRITE)) continue;
+    if (!region->contains(task.fault->address) || !may_show(*region)) continue;
+    const uint64_t at = region->offset_of(task.fault->address);
     const uint64_t from = std::max(task.from, region->offset());
     const uint64_t to = std::min(task.to, region->end());
-    if (from >= to) continue;
-    bool wanted = false;
-    if (task.fault) {
-      const uint64_t at =
-          region->contains(task.fault->address) ? region->offset_of(task.fault->address) : to;
-      wanted = at < to && !region->is_shared(at) && base_.reads_as_base(at);
-    } else {
-      const uint64_t sub = geometry_.sub_block_size();
-      for (uint64_t at = from; at < to && !wanted; at = at / sub * sub + sub)
+    if (at < from || at >= to || region->is_shared(at) || !base_.reads_as_base(at)) continue;
+    return Target{region->at(from), from, to, region->protection()};
+  }
+  return std::nullopt;
+}
+
+// Filled slices between these bytes of which a region has clean copies.
+std::vector<Session::Target> Session::copies_in(uint64_t from, uint64_t to) {
+  const Handling held(this);
+  const uint64_t sub = geometry_.sub_block_size();
+  std::vector<Target> found;
+  for (uint64_t slice = from; slice < to; slice += segment::kSliceSize) {
+    if (shared_.filled_to(slice, slice + 1) == slice) continue;
+    for (const auto& region : regions_) {
+      const uint64_t first = std::max(slice, region->offset());
+      const uint64_t last = std::min(slice + segment::kSliceSize, region->end());
+      bool wanted = false;
+      for (uint64_t at = first; at < last && !wanted; at = at / sub * sub + sub)
         wanted = region->is_clean(at) && base_.reads_as_base(at);
+      if (wanted && may_show(*region))
+        found.push_back({region->at(first), first, last, region->protection()});
     }
-    if (wanted && mapper_.has_room_for_shared())
-      found.push_back({region->at(from), from, to, protection});
   }
   return found;
 }

@@ -6,6 +6,8 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
+#include <thread>
 #include <utility>
 
 #include "attach/system_calls.h"
@@ -16,11 +18,20 @@ namespace {
 
 using protocol::Descriptor;
 using segment::kContent;
+using segment::kLargePage;
 using segment::kSlices;
 using segment::kSliceSize;
 
 // More would fill the socket while the control thread is busy.
 constexpr size_t kMostAsked = 16;
+// How far ahead of a reader shared memory is wanted, as a multiple of what is copied ahead. To make
+// large pages for a want, however long it is, may take the mount several milliseconds.
+constexpr uint64_t kWantAhead = 64;
+// As long as it takes to copy a slice, about.
+constexpr uint64_t kPatienceNs = 250'000;
+constexpr std::chrono::microseconds kNap{20};
+constexpr uint64_t kShortestHopelessNs = 4'000'000;
+constexpr uint64_t kLongestHopelessNs = 1'000'000'000;
 constexpr uint64_t kAnswerNs = 5'000'000'000;
 constexpr uint64_t kRefusedNs = 1'000'000'000;
 // Of the descriptors that this process may have, the part that segments may be.
@@ -129,11 +140,54 @@ bool SharedBase::want(uint64_t from, uint64_t to) {
   while (high < end && is_open(high)) high++;
   if (low == high && (from != to || is_asked(first))) return false;
   if (from == to) low = high = first;
-  asked_[low] = {high - low, now + kAnswerNs};
-  wants_.push_back({low, high - low});
+  const auto ask = [&](uint64_t slice, uint64_t count) {
+    asked_[slice] = {count, now + kAnswerNs};
+    wants_.push_back({slice, count});
+  };
+  // The segment comes with the first answer.
+  const bool is_new = known == segments_.end() || !known->second.memory;
+  const uint64_t alone = is_new ? std::min(high - low, kLargePage / kSliceSize) : 0;
+  if (alone) ask(low, alone);
+  if (high - low > alone || !alone) ask(low + alone, high - low - alone);
   const uint64_t one = 1;
   (void)!write(eventfd_, &one, sizeof one);
   return true;
+}
+
+void SharedBase::want_ahead(uint64_t from, uint64_t ahead) {
+  from = (from + kLargePage - 1) / kLargePage * kLargePage;
+  const uint64_t to = from + ahead * kWantAhead;
+  uint64_t open = from;
+  {
+    const std::lock_guard lock(mutex_);
+    while (open < to && (is_filled(open / kSliceSize) || is_asked(open / kSliceSize)))
+      open += kSliceSize;
+  }
+  if (open >= to || to - open < (to - from) / 2) return;
+  (void)want(open, to);
+  if (const uint64_t next = (open / kContent + 1) * kContent; next < to) (void)want(next, to);
+}
+
+bool SharedBase::is_coming(uint64_t offset) {
+  const std::lock_guard lock(mutex_);
+  return offered_ && is_asked(offset / kSliceSize) && monotonic_ns() >= hopeless_until_ns_;
+}
+
+bool SharedBase::await(uint64_t offset) {
+  for (const uint64_t end = monotonic_ns() + kPatienceNs;; std::this_thread::sleep_for(kNap)) {
+    const std::lock_guard lock(mutex_);
+    const uint64_t now = monotonic_ns();
+    const bool filled = is_filled(offset / kSliceSize);
+    if (!filled && offered_ && now < end) continue;
+    // On a busy machine a nap takes longer than copies would, even if the slice is filled then.
+    if (filled && now < end) {
+      hopeless_ns_ = 0;
+    } else {
+      hopeless_ns_ = std::clamp(2 * hopeless_ns_, kShortestHopelessNs, kLongestHopelessNs);
+      hopeless_until_ns_ = now + hopeless_ns_;
+    }
+    return filled;
+  }
 }
 
 std::vector<SharedBase::Want> SharedBase::take_wants() {

@@ -1,6 +1,6 @@
 // What this process has of the mount's clean store: segments of the layer that the image stands on
 // (attach/segment.h), and what it has asked the mount for. All methods may be called on any thread;
-// none of them waits for the mount.
+// only await() waits for the mount.
 //
 // A mapping of a segment is private and writable, so that nothing that this process does reaches
 // another one, and its pages are write-protected before anybody sees them: the first write to each
@@ -42,6 +42,14 @@ class SharedBase {
   // from = to, asks only for the segment, if there is one. Returns false if there is nothing to ask
   // for.
   bool want(uint64_t from, uint64_t to);
+  // The same for a sequential reader who goes on at `from`. `ahead`: how far it is served ahead
+  // without the mount (streams.h).
+  void want_ahead(uint64_t from, uint64_t ahead);
+  // Whether await() may find these bytes: the mount was asked for them, and has been fast enough.
+  bool is_coming(uint64_t offset);
+  // Returns whether these bytes are filled: for as long as copies of them would take, they are
+  // waited for. One thread at a time.
+  bool await(uint64_t offset);
 
   struct Want {
     uint64_t slice;
@@ -86,6 +94,8 @@ class SharedBase {
   std::map<uint64_t, Segment> segments_;  // by offset / kContent
   std::map<uint64_t, Asked> asked_;       // by the first slice
   std::vector<Want> wants_;               // of these, what was not sent yet
+  uint64_t hopeless_ns_ = 0;              // await() has waited too long: not again for so long
+  uint64_t hopeless_until_ns_ = 0;
 };
 
 }  // namespace pcow

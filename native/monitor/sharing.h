@@ -19,14 +19,19 @@ struct Fault {
   bool write;
   uint64_t since_ns;   // when its event was read
   bool alone = false;  // not to be served by shared memory
+  // If it is: up to where it was to be served by that
+  uint64_t served_to = 0;
 };
 
 class SharingQueue {
  public:
   struct Task {
-    uint64_t from;  // bytes of the image, in one chunk and in one segment; all of them are filled
+    uint64_t from;  // bytes of the image
     uint64_t to;
-    std::optional<Fault> fault;  // that waits for this. Without one: wherever clean copies are
+    // That waits for this: the bytes are in one chunk and in one segment, and filled. Without one:
+    // wherever clean copies are
+    std::optional<Fault> fault;
+    bool coming = false;  // one slice, which is not filled yet, but may be soon
   };
 
   // After end(), tasks are ignored, and there are none. Those with a fault come first.

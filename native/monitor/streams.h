@@ -28,11 +28,16 @@ class Streams {
     }
     return streams_[newest_].ahead;
   }
-  // Whether the access of the last ahead() followed another one.
-  bool follows() const { return streams_[newest_].ahead > 0; }
+  // What the last ahead() returned.
+  uint64_t ahead() const { return streams_[newest_].ahead; }
   // The access of the last ahead() was served up to `end`: the next access of its stream is
   // expected there.
   void served_to(uint64_t end) { streams_[newest_].expected = end; }
+  // An access at `offset` was to be served up to `end`, but was not: it comes again.
+  void take_back(uint64_t offset, uint64_t end) {
+    for (Stream& stream : streams_)
+      if (stream.expected == end) stream.expected = offset;
+  }
 
  private:
   struct Stream {

@@ -1,7 +1,6 @@
 #include "store/clean_store.h"
 
 #include <sys/inotify.h>
-#include <sys/resource.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -20,7 +19,6 @@ using segment::kContent;
 using segment::kSlices;
 using segment::kSliceSize;
 
-constexpr int kNice = 10;
 // If everything is in use by somebody, how long it is not looked at again.
 constexpr uint64_t kFullNs = 1'000'000'000;
 
@@ -76,8 +74,6 @@ CleanStore::~CleanStore() {
 
 void* CleanStore::run(void* store) {
   pthread_setname_np(pthread_self(), "pcow-store");
-  // Who reads is not to wait for who copies for later readers. setpriority(2): of this thread only.
-  setpriority(PRIO_PROCESS, static_cast<id_t>(gettid()), kNice);
   static_cast<CleanStore*>(store)->serve();
   return nullptr;
 }
@@ -95,7 +91,7 @@ void CleanStore::want(uint64_t client, uint32_t slice, uint32_t count) {
   if (found == clients_.end() || !found->second.layer || found->second.wants.size() >= kMostWants)
     return;
   const auto left = static_cast<uint32_t>(kSlices - slice % kSlices);
-  found->second.wants.push_back({slice, std::min(count, left), 0});
+  found->second.wants.push_back({slice, std::min(count, left)});
   changed_.notify_one();
 }
 
@@ -225,7 +221,7 @@ void CleanStore::serve_want(uint64_t client, const std::shared_ptr<Stored>& laye
     const auto segment = layer->segments.find(slice / kSlices);
     if (segment != layer->segments.end() && segment->second.memory->is_filled(slice % kSlices))
       continue;
-    fill(layer.get(), slice);
+    fill(layer.get(), slice, &want);
     want.next++;
     const std::lock_guard guard(lock_);
     const auto found = clients_.find(client);
@@ -254,7 +250,7 @@ void CleanStore::serve_want(uint64_t client, const std::shared_ptr<Stored>& laye
   report_(std::move(answer));
 }
 
-void CleanStore::fill(Stored* layer, uint64_t slice) {
+void CleanStore::fill(Stored* layer, uint64_t slice, Want* want) {
   Stored::Segment* const segment = segment_for(layer, slice / kSlices);
   if (!segment) {
     const std::lock_guard guard(lock_);
@@ -262,8 +258,13 @@ void CleanStore::fill(Stored* layer, uint64_t slice) {
     return;
   }
   segment->used_at = ++clock_;
-  char* const to = segment->memory->at(slice % kSlices);
   const uint64_t offset = slice * kSliceSize;
+  // Not beyond the end of the layer, where nothing is going to be filled.
+  if (!std::exchange(want->enlarged, true))
+    segment->memory->enlarge_pages(
+        slice % kSlices,
+        std::min<uint64_t>(want->count - want->next, (layer->size - offset) / kSliceSize));
+  char* const to = segment->memory->at(slice % kSlices);
   const uint64_t length = std::min(kSliceSize, layer->size - offset);
   const auto count = layer->image->read(layer->view.get(), offset, to, length);
   if (!count || *count != length) return;

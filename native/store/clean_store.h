@@ -108,7 +108,8 @@ class CleanStore {
   struct Want {
     uint32_t slice;
     uint32_t count;
-    uint32_t next;  // slices of it that have been looked at
+    uint32_t next = 0;      // slices of it that have been looked at
+    bool enlarged = false;  // large pages were made for it, if there were any
   };
   struct Client {
     std::shared_ptr<Stored> layer;
@@ -129,7 +130,7 @@ class CleanStore {
   void open_now(const Opening& opening);
   Result<std::shared_ptr<Stored>> find(const Layer& layer);
   void serve_want(uint64_t client, const std::shared_ptr<Stored>& layer, Want want);
-  void fill(Stored* layer, uint64_t slice);
+  void fill(Stored* layer, uint64_t slice, Want* want);
   Stored::Segment* segment_for(Stored* layer, uint64_t number);
   bool make_room();
   bool has_room();

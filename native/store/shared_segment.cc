@@ -15,6 +15,30 @@ using protocol::Descriptor;
 
 namespace {
 
+using segment::kLargePage;
+
+constexpr uint64_t kSlicesOfPage = kLargePage / segment::kSliceSize;
+// As in <sys/mman.h> of newer C libraries. Linux 6.1
+constexpr int kMadvCollapse = 25;
+
+// Maps the whole segment, aligned for large pages. Null if that fails.
+char* map_whole(const Descriptor& memory) {
+  const size_t roomy = segment::kLength + kLargePage;
+  void* room =
+      system_mmap(nullptr, roomy, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (room == MAP_FAILED) return nullptr;
+  const auto from = reinterpret_cast<uintptr_t>(room);
+  const uintptr_t start = (from + kLargePage - 1) / kLargePage * kLargePage;
+  void* content = system_mmap(reinterpret_cast<void*>(start), segment::kLength,
+                              PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, memory.number(), 0);
+  const int err = errno;
+  const uintptr_t end = start + (content == MAP_FAILED ? 0 : segment::kLength);
+  if (start > from) system_munmap(room, start - from);
+  if (from + roomy > end) system_munmap(reinterpret_cast<void*>(end), from + roomy - end);
+  errno = err;
+  return content == MAP_FAILED ? nullptr : static_cast<char*>(content);
+}
+
 // Not /proc/self: this thread has its own table of descriptors.
 std::string name_of(const Descriptor& memory) {
   return "/proc/thread-self/fd/" + std::to_string(memory.number());
@@ -32,10 +56,8 @@ Result<std::unique_ptr<SharedSegment>> SharedSegment::make(int ends) {
   Descriptor memory(memfd_create("pcow-clean-store", MFD_CLOEXEC | MFD_ALLOW_SEALING));
   if (!memory || ftruncate(memory.number(), segment::kLength) < 0)
     return system_error(errno, "cannot make shared memory for the clean store");
-  void* content = system_mmap(nullptr, segment::kLength, PROT_READ | PROT_WRITE, MAP_SHARED,
-                              memory.number(), 0);
-  if (content == MAP_FAILED)
-    return system_error(errno, "cannot map the shared memory of the clean store");
+  char* const content = map_whole(memory);
+  if (!content) return system_error(errno, "cannot map the shared memory of the clean store");
   // After the mapping, which stays writable.
   if (fcntl(memory.number(), F_ADD_SEALS, segment::kSeals) < 0) {
     const int err = errno;
@@ -49,11 +71,25 @@ Result<std::unique_ptr<SharedSegment>> SharedSegment::make(int ends) {
     system_munmap(content, segment::kLength);
     return system_error(err, "cannot watch the shared memory of the clean store");
   }
-  return std::unique_ptr<SharedSegment>(
-      new SharedSegment(std::move(memory), static_cast<char*>(content), watch));
+  return std::unique_ptr<SharedSegment>(new SharedSegment(std::move(memory), content, watch));
 }
 
 SharedSegment::~SharedSegment() { system_munmap(content_, segment::kLength); }
+
+// The kernel makes a large page only where there is a small one already. One call for all, because
+// each waits for every processor.
+void SharedSegment::enlarge_pages(uint64_t first, uint64_t count) {
+  uint64_t end = (first + kSlicesOfPage - 1) / kSlicesOfPage * kSlicesOfPage;
+  const uint64_t from = end;
+  const auto is_whole = [&](uint64_t slice) {
+    if (slice + kSlicesOfPage > first + count) return false;
+    for (uint64_t i = 0; i < kSlicesOfPage; i++)
+      if (is_filled(slice + i)) return false;
+    return system_madvise(at(slice), 4096, MADV_POPULATE_WRITE) == 0;
+  };
+  while (is_whole(end)) end += kSlicesOfPage;
+  if (end > from) system_madvise(at(from), (end - from) * segment::kSliceSize, kMadvCollapse);
+}
 
 void SharedSegment::filled(uint64_t slice) {
   (*filled_)[slice / 64].fetch_or(uint64_t{1} << (slice % 64), std::memory_order_release);

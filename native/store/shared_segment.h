@@ -19,6 +19,10 @@ class SharedSegment {
   SharedSegment& operator=(const SharedSegment&) = delete;
 
   bool is_filled(uint64_t slice) const { return segment::is_filled(*filled_, slice); }
+  // Puts large pages under these slices, where whole ones fit and nothing is filled yet. What is
+  // filled then costs a fraction of the time, here and in the processes that map it. If the kernel
+  // has none to give, nothing happens.
+  void enlarge_pages(uint64_t first, uint64_t count);
   // Where the content of a slice that is not filled is to be written. If that succeeded, filled()
   // follows.
   char* at(uint64_t slice) const { return content_ + slice * segment::kSliceSize; }

@@ -413,6 +413,23 @@ void between_mounts() {
   close(event);
 }
 
+// A mount that does not fill what it was asked for keeps no reader waiting.
+void silent_mount() {
+  const TemporaryDirectory directory;
+  const Base base(directory, 24 * kMiB, 65536);
+  Guest guest(base.clone("a.pcow"));
+  SharedBase& shared = guest.session->shared();
+  const int event = eventfd(0, EFD_CLOEXEC);
+  MUST(guest.session->offer_store(base.size, event));
+  CHECK(!shared.is_coming(0) && shared.want(0, 4096));
+  CHECK(shared.is_coming(0) && !shared.is_coming(segment::kSliceSize));
+  CHECK(!shared.await(0) && !shared.is_coming(0));  // not again soon
+  guest.read_all();
+  CHECK(shared.take_wants().size() > 1 && guest.shared() == 0);
+  guest.end();
+  close(event);
+}
+
 // The segment of an answer that comes after the process has ceased to wait for it is used; that of
 // an answer that gets lost is given again.
 void late_and_lost_answers() {
@@ -456,6 +473,7 @@ int main() {
   }
   larger_image();
   between_mounts();
+  silent_mount();
   late_and_lost_answers();
   own_snapshots();
   budget();
