@@ -22,6 +22,7 @@ const char* kind_name(AttachEvent::Kind kind) {
     case AttachEvent::Kind::kRelease: return "release";
     case AttachEvent::Kind::kWant: return "want";
     case AttachEvent::Kind::kFetch: return "fetch";
+    case AttachEvent::Kind::kOpened: return "opened";
     case AttachEvent::Kind::kLooked: return "looked";
     case AttachEvent::Kind::kClosed: return "closed";
   }
@@ -56,6 +57,7 @@ Napi::Object event_to_js(Napi::Env env, const AttachEvent& event) {
       object.Set("text", event.text);
       return object;
     case AttachEvent::Kind::kAnswer: number("id", event.id); [[fallthrough]];
+    case AttachEvent::Kind::kOpened:
     case AttachEvent::Kind::kHandedOver:
       object.Set("ok", event.ok);
       number("errno", static_cast<uint64_t>(event.err));
@@ -84,6 +86,7 @@ protocol::Kind request_of(const std::string& name) {
   if (name == "sync") return protocol::Kind::kSync;
   if (name == "rename") return protocol::Kind::kRename;
   if (name == "may fetch") return protocol::Kind::kMayFetch;
+  if (name == "store") return protocol::Kind::kStore;
   return protocol::Kind::kStatus;
 }
 
@@ -173,11 +176,10 @@ void AttachServerWrap::give_bases(const Napi::CallbackInfo& info) {
   server_->command(std::move(command));
 }
 
-// `connection`, `id`, `path`, `layer`, `root`.
+// `connection`, `path`, `layer`, `root`.
 void AttachServerWrap::share(const Napi::CallbackInfo& info) {
   AttachCommand command = command_for(AttachCommand::Kind::kShare, info);
-  command.id = info[1].ToNumber().Uint32Value();
-  command.layer = {text_of(info[2]), bytes_of(info[3]), text_of(info[4])};
+  command.layer = {text_of(info[1]), bytes_of(info[2]), text_of(info[3])};
   server_->command(std::move(command));
 }
 

@@ -515,6 +515,7 @@ void AttachServer::request(Connections::iterator connection, const AttachCommand
   packet.value = command.value;
   packet.text = command.text;
   if (command.request == protocol::Kind::kMayFetch) connection->second.fetches = true;
+  if (command.request == protocol::Kind::kStore) connection->second.shares = true;
   send_request(connection, std::move(packet));
 }
 
@@ -575,38 +576,38 @@ CleanStore::Figures AttachServer::store_figures() {
   return store_ ? store_->figures() : CleanStore::Figures{};
 }
 
-// The store opens the layer first. The request follows in pass_on().
+// The store opens the layer. Its disk may hang, so this is no request: requests of the connection
+// go on meanwhile.
 void AttachServer::share(Connections::iterator connection, const AttachCommand& command) {
-  if (connection->second.state != State::kAttached)
-    report_shut_down(connection->first, command.id);
-  else if (!store_)
-    fail_request(connection->first, command.id,
-                 Error(Code::kUnsupported, EOPNOTSUPP, "the mount has no clean store"));
-  else
-    store_->open(connection->first, command.id, command.layer);
+  if (store_) {
+    store_->open(connection->first, command.layer);
+    return;
+  }
+  CleanStore::Answer answer;
+  answer.client = connection->first;
+  answer.error = Error(Code::kUnsupported, EOPNOTSUPP, "the mount has no clean store");
+  report_opened(answer);
+}
+
+void AttachServer::report_opened(const CleanStore::Answer& answer) {
+  AttachEvent event;
+  event.kind = AttachEvent::Kind::kOpened;
+  event.connection = answer.client;
+  event.ok = answer.ok;
+  event.err = answer.ok ? 0 : answer.error.err;
+  event.text = answer.ok ? std::to_string(answer.size) : answer.error.message;
+  report(std::move(event));
 }
 
 void AttachServer::pass_on(CleanStore::Answer answer) {
   const auto connection = connections_.find(answer.client);
   if (connection == connections_.end()) return;
-  const bool opened = answer.kind == CleanStore::Answer::Kind::kOpened;
-  if (connection->second.state != State::kAttached) {
-    if (opened) report_shut_down(answer.client, answer.id);
+  if (answer.kind == CleanStore::Answer::Kind::kOpened) {
+    report_opened(answer);
     return;
   }
-  if (opened && !answer.ok) {
-    fail_request(answer.client, answer.id, answer.error);
-    return;
-  }
+  if (connection->second.state != State::kAttached) return;
   Packet packet;
-  if (opened) {
-    packet.kind = protocol::Kind::kStore;
-    packet.id = answer.id;
-    packet.text = std::to_string(answer.size);
-    connection->second.shares = true;
-    send_request(connection, std::move(packet));
-    return;
-  }
   packet.kind = protocol::Kind::kShared;
   packet.value = answer.slice;
   if (answer.segment) packet.descriptors.push_back(std::move(answer.segment));

@@ -47,6 +47,9 @@ struct AttachEvent {
     // faults of the process wait for a block: answer with kFetched. `id` is its number, `text` says
     // which block it is
     kFetch,
+    // kShare was done (ok; `text`: the bytes of the layer, decimal), or failed. What follows is the
+    // request kStore
+    kOpened,
     kLooked,  // kLook was done
     // after kAttach or kResume: the connection is gone, and there are no more events for it
     kClosed,
@@ -60,7 +63,7 @@ struct AttachEvent {
   uint64_t device = 0;  // of the file that was shown: the flat file, or (kResume) the image file
   uint64_t inode = 0;   // of the same file
   uint32_t flags = 0;   // kAttach: those of open(2)
-  // kHandedOver, kAnswer, kLooked
+  // kHandedOver, kAnswer, kOpened, kLooked
   uint32_t id = 0;
   bool ok = false;
   int err = 0;  // positive
@@ -94,7 +97,7 @@ struct AttachCommand {
   int err = 0;               // kRefuse, positive
   std::string text;          // kRefuse, kRequest, kFetched
   protocol::Kind request{};  // kRequest, with `id` and `value`
-  uint32_t id = 0;           // also of kLook, kGiveBases, kShare and kFetched
+  uint32_t id = 0;           // also of kLook, kGiveBases and kFetched
   uint32_t value = 0;
   CleanStore::Layer layer;  // kShare: what the image stands on
 };
@@ -167,6 +170,7 @@ class AttachServer : public std::enable_shared_from_this<AttachServer> {
   void send_request(Connections::iterator connection, Packet packet);
   void start_store();
   void share(Connections::iterator connection, const AttachCommand& command);
+  void report_opened(const CleanStore::Answer& answer);
   void pass_on(CleanStore::Answer answer);
   void fetched(Connections::iterator connection, const AttachCommand& command);
   void released(Connections::iterator connection);

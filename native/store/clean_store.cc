@@ -78,10 +78,10 @@ void* CleanStore::run(void* store) {
   return nullptr;
 }
 
-void CleanStore::open(uint64_t client, uint32_t id, Layer layer) {
+void CleanStore::open(uint64_t client, Layer layer) {
   const std::lock_guard guard(lock_);
   clients_.try_emplace(client);
-  openings_.push_back({client, id, std::move(layer)});
+  openings_.push_back({client, std::move(layer)});
   changed_.notify_one();
 }
 
@@ -162,7 +162,6 @@ void CleanStore::open_now(const Opening& opening) {
   Answer answer;
   answer.kind = Answer::Kind::kOpened;
   answer.client = opening.client;
-  answer.id = opening.id;
   answer.ok = layer.ok();
   if (layer) {
     answer.size = (*layer)->size;

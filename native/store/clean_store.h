@@ -46,7 +46,6 @@ class CleanStore {
     };
     Kind kind{};
     uint64_t client = 0;
-    uint32_t id = 0;               // kOpened: as given to open()
     uint64_t size = 0;             // kOpened: bytes of the layer
     Error error{Code::kIo, ""};    // kOpened
     bool ok = false;               // kOpened
@@ -81,7 +80,7 @@ class CleanStore {
   CleanStore& operator=(const CleanStore&) = delete;
 
   // Any thread; none of these waits for the disk.
-  void open(uint64_t client, uint32_t id, Layer layer);
+  void open(uint64_t client, Layer layer);
   // Fills up to `count` slices of one segment, if the client has opened a layer. With a count of 0,
   // gives only what is there.
   void want(uint64_t client, uint32_t slice, uint32_t count);
@@ -118,7 +117,6 @@ class CleanStore {
   };
   struct Opening {
     uint64_t client;
-    uint32_t id;
     Layer layer;
   };
 

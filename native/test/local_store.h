@@ -34,7 +34,7 @@ class LocalStore {
       clients_.push_back(std::move(client));
       served->number = clients_.size();
     }
-    store_->open(served->number, 7, {path, layer, ""});
+    store_->open(served->number, {path, layer, ""});
     served->offered.wait(false);
     served->asking = std::thread([served] { served->ask(); });
   }

@@ -325,7 +325,7 @@ void hostile_client() {
   constexpr uint64_t kBudget = 2 * segment::kContent;
   Clients clients(kBudget);
   CleanStore& store = *clients.store;
-  store.open(1, 1, {directory / "base.pcow", layer, ""});
+  store.open(1, {directory / "base.pcow", layer, ""});
   clients.answered(1);
   for (uint32_t number = 0; number < 4; number++) store.want(1, number * segment::kSlices, 1);
   clients.answered(5);
@@ -348,7 +348,7 @@ void hostile_client() {
   // It ends, but for the names, which are as good as the memory: it can be opened again by them.
   store.forget(1);
   clients.segments.clear();
-  store.open(2, 2, {directory / "base.pcow", layer, ""});
+  store.open(2, {directory / "base.pcow", layer, ""});
   clients.answered(6);
   const auto wants_third = [&] {
     const uint64_t before = clients.answers;
@@ -437,7 +437,7 @@ void late_and_lost_answers() {
   const Base base(directory, 3 * kMiB, 65536);
   Guest guest(base.clone("a.pcow"));
   Clients clients(64 * kMiB);
-  clients.store->open(1, 1, {base.path, base.layer, ""});
+  clients.store->open(1, {base.path, base.layer, ""});
   clients.answered(1);
   clients.store->want(1, 0, 6);
   clients.answered(2);

@@ -79,6 +79,8 @@ export class Monitor {
   /** The request that was sent last: the server allows only one at a time. */
   #waiting: (Waiting & { id: number }) | null = null;
   #handingOver: Waiting | null = null;
+  /** Of share(). */
+  #opening: Waiting | null = null;
   /** No request is sent before. */
   readonly #ready: Promise<void>;
   #becomeReady: () => void = () => undefined;
@@ -220,13 +222,20 @@ export class Monitor {
     );
   }
 
-  /** Tells the monitor that the clean store has what its image stands on. */
+  /**
+   * Tells the monitor that the clean store has what its image stands on, after the store has opened
+   * that. No request waits for this.
+   */
   async share(layer: { path: string; layer: number }, root: string): Promise<void> {
-    await this.#requests.run(() =>
-      this.#ask((id) => {
-        this.#server.share(this.connection, id, layer.path, layer.layer, root);
-      }),
-    );
+    const size = await new Promise<string>((resolve, reject) => {
+      if (this.#gone !== null) {
+        reject(this.#lost());
+        return;
+      }
+      this.#opening = { resolve, reject };
+      this.#server.share(this.connection, layer.path, layer.layer, root);
+    });
+    await this.request('store', { text: size });
   }
 
   /** Answers its 'fetch'. */
@@ -300,6 +309,10 @@ export class Monitor {
           settle(waiting, event.ok, this.#failure(event), event.text);
         }
         return;
+      case 'opened':
+        settle(this.#opening, event.ok, refused(event.errno, event.text), event.text);
+        this.#opening = null;
+        return;
       case 'looked':
         this.#looks.get(event.id)?.();
         this.#looks.delete(event.id);
@@ -309,9 +322,10 @@ export class Monitor {
       case 'closed':
         this.#gone =
           event.text === '' ? 'the process has ended, or has released the image' : event.text;
-        this.#handingOver?.reject(this.#lost());
-        this.#waiting?.reject(this.#lost());
-        this.#handingOver = this.#waiting = null;
+        for (const waiting of [this.#handingOver, this.#waiting, this.#opening]) {
+          waiting?.reject(this.#lost());
+        }
+        this.#handingOver = this.#waiting = this.#opening = null;
         this.#becomeReady();
         for (const resolve of this.#looks.values()) {
           resolve();

@@ -21,6 +21,7 @@ export type { StoreFigures };
  * request that is in progress at the 'release', or made after it, is answered with ESHUTDOWN.
  * Before that, 'want' may come at any time, when the monitor needs its image's bases (giveBases),
  * and after the request 'may fetch' also 'fetch', when it needs a block that is remote (fetched).
+ * 'opened' follows share(), and may take as long as a disk does.
  * 'looked' says that everything that the connection had sent before look() was called has been
  * reported.
  */

@@ -119,6 +119,8 @@ export type NativeAttachEvent =
   | { kind: 'resume'; connection: number; pid: number; uid: number; identity: string; uuid: string }
   | { kind: 'handed over'; connection: number; ok: boolean; errno: number; text: string }
   | { kind: 'answer'; connection: number; id: number; ok: boolean; errno: number; text: string }
+  /** `text`: bytes of the layer, or why it could not be opened. */
+  | { kind: 'opened'; connection: number; ok: boolean; errno: number; text: string }
   | { kind: 'release'; connection: number }
   | { kind: 'want'; connection: number }
   /** `text`: the uuid of an image, the id of a layer, the number of a block, and a path. */
@@ -137,7 +139,8 @@ export type NativeRequestName =
   | 'status'
   | 'sync'
   | 'rename'
-  | 'may fetch';
+  | 'may fetch'
+  | 'store';
 
 /** The clean store of a mount. */
 export interface StoreFigures {
@@ -171,10 +174,11 @@ export interface NativeAttachServer {
    */
   giveBases(connection: number, id: number, paths: string[]): void;
   /**
-   * A request, too: tells the monitor that the clean store has what the layer `layer` of the image
-   * file `path` reads as. `root`: '', or the directory that all bases must be in.
+   * Lets the clean store open the layer `layer` of the image file `path`. `root`: '', or the
+   * directory that all bases must be in. After 'opened', the request 'store' may follow, whose text
+   * is that of the event.
    */
-  share(connection: number, id: number, path: string, layer: number, root: string): void;
+  share(connection: number, path: string, layer: number, root: string): void;
   /** All 0 if there is no clean store. */
   store(): StoreFigures;
   /** Answers a 'fetch'. `why`: why it is not possible; '': the block is there now. */

@@ -1,7 +1,7 @@
 /**
  * Processes of one base share its memory: what the mount's clean store gives, keeps and refuses.
  */
-import { readdir, readFile, readlink, stat } from 'node:fs/promises';
+import { readdir, readFile, readlink, stat, writeFile } from 'node:fs/promises';
 import path from 'node:path';
 
 import test, { type ExecutionContext } from 'ava';
@@ -12,7 +12,8 @@ import type { StoreFigures } from '../../src/engine/attach-server.js';
 import { eventually } from '../helpers/eventually.js';
 import { attachedTo, imageOnBase, monitored, monitorReport } from '../helpers/monitored.js';
 import { imagesFor, MiB, type TestMount } from '../helpers/mount.js';
-import { type Conversation, program } from '../helpers/program.js';
+import { mountedBy } from '../helpers/mounted.js';
+import { type Conversation, preloadable, program } from '../helpers/program.js';
 
 const SIZE = 64 * MiB;
 
@@ -176,6 +177,38 @@ test.serial(
     await attachedTo(mount, 'a', a.pid);
     await shares(mount, 'a', SIZE);
     await readsAll(t, a);
+  },
+);
+
+test.serial(
+  'a base whose disk hangs for the store: the process gets its other requests, and shares memory when the disk answers',
+  async (t) => {
+    const mount = await imagesFor(t, {});
+    await imageOnBase(mount, 'a', SIZE, (block) => (block % 251) + 1);
+    const disk = path.join(mount.scratch, 'disk');
+    await writeFile(disk, 'hang');
+    const library = await preloadable('failing-disk', mount.scratch);
+    await mountedBy(
+      t,
+      [
+        'env',
+        `LD_PRELOAD=${library}`,
+        `FAILING_DISK=${disk}`,
+        'FAILING_FILE=/a-base.pcow',
+      ],
+      mount.images,
+      mount.point,
+      '--clean-store',
+      '128M',
+    );
+    const a = await reader(t, mount, 'a');
+    await readsAll(t, a);
+    await mount.write('s', 'a', 'snapshot');
+    t.is((await monitorReport(mount, 'a')).sharedBytes, 0);
+    await writeFile(disk, 'nothing');
+    await eventually(async () => (await storeOf(mount))?.clients === 1);
+    await readsAll(t, a);
+    await shares(mount, 'a', SIZE);
   },
 );
 

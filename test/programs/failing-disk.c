@@ -1,7 +1,8 @@
 /*
- * Preloaded before the monitor: a disk that fails. While the file FAILING_DISK contains the word
- * "read" or "sync", pread(2) and fdatasync(2) of files whose path ends with FAILING_FILE fail with
- * EIO. Only the monitor makes these calls on image files.
+ * Preloaded before the monitor, or into a mount: a disk that fails. While the file FAILING_DISK
+ * contains the word "read" or "sync", pread(2) and fdatasync(2) of files whose path ends with
+ * FAILING_FILE fail with EIO. In a process that maps an image, only the monitor makes these calls
+ * on image files. While it contains "hang", pread(2) by the mount's clean store hangs.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -10,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -17,7 +19,7 @@
  * Uses system calls only: the functions belong to the libraries that are preloaded after this one.
  * The monitor's threads have their own descriptors.
  */
-static int fails(int fd, const char* what) {
+static int is_hit(int fd, const char* what) {
   const char* disk = getenv("FAILING_DISK");
   const char* file = getenv("FAILING_FILE");
   char link[40], path[4096], word[16] = "";
@@ -30,12 +32,20 @@ static int fails(int fd, const char* what) {
   if (from < 0) return 0;
   syscall(SYS_read, from, word, sizeof word - 1);
   syscall(SYS_close, from);
-  if (strcmp(word, what) != 0) return 0;
+  return strcmp(word, what) == 0;
+}
+
+static int fails(int fd, const char* what) {
+  if (!is_hit(fd, what)) return 0;
   errno = EIO;
   return 1;
 }
 
 ssize_t pread64(int fd, void* buffer, size_t count, off64_t offset) {
+  char thread[16] = "";
+  prctl(PR_GET_NAME, thread);
+  if (strcmp(thread, "pcow-store") == 0)
+    while (is_hit(fd, "hang")) usleep(10000);
   return fails(fd, "read") ? -1 : syscall(SYS_pread64, fd, buffer, count, offset);
 }
 
