@@ -62,11 +62,14 @@ inline constexpr uint32_t kMaxText = 60000;  // bytes
 inline constexpr int kMaxDescriptors = 253;  // of one message: the kernel's limit (SCM_MAX_FD)
 inline constexpr uint32_t kMayWant = 1;      // value of kAttached: the mount answers kWant
 inline constexpr char kAttribute[] = "user.pcow.attach";
+// of the file of a snapshot: the id of its layer, a space, and the path of the socket
+inline constexpr char kSnapshotAttribute[] = "user.pcow.attach-snapshot";
 // of a flat file, too: Image::file_identity()
 inline constexpr char kImageAttribute[] = "user.pcow.image";
 
 enum class Kind : uint16_t {
-  kAttach = 1,  // value: 1 to write, 0 to read only. One descriptor: the open flat file
+  // value: 1 to write, 0 to read only. One descriptor: the open flat file, or file of a snapshot
+  kAttach = 1,
   // value: 1. Text: the image's uuid. One descriptor: the image file, with the writer's lock
   kResume = 2,
   kAttached = 3,  // Text: the paths of the descriptors, each ended by a NUL. value: kMayWant, or 0
@@ -93,8 +96,8 @@ enum class Kind : uint16_t {
   kBases = 19,  // Text: the paths of the descriptors, each ended by a NUL
   // Text: a snapshot's name and its new name, separated by a space, which no name contains
   kRename = 20,
-  // Text: the size in bytes, decimal, of the layer that the image stands on. Its content is in the
-  // clean store
+  // Text: the size in bytes, decimal, of the layer that the image stands on, or of the snapshot. Its
+  // content is in the clean store
   kStore = 21,
   // id 0, value: the first slice. Text: how many slices of its segment to fill from there on,
   // decimal; 0: none, only what is there is of interest

@@ -90,7 +90,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   Input input(data, size);
   const bool write = input.byte() % 2;
   std::thread mount(serve, input);
-  auto attachment = Attachment::attach(socket_path, files[2], write, Session::Limits{1 << 20, 100});
+  auto attachment =
+      Attachment::attach(socket_path, files[2], write, 0, Session::Limits{1 << 20, 100});
   if (!attachment) {
     mount.join();
     return 0;

@@ -128,7 +128,7 @@ Packet failed(const Packet& request, const Error& error) {
 }  // namespace
 
 Result<std::shared_ptr<Attachment>> Attachment::attach(const std::string& socket_path,
-                                                       int flat_file, bool write,
+                                                       int flat_file, bool write, uint64_t layer,
                                                        const Session::Limits& limits,
                                                        const Patience& patience) {
   auto socket = connect_to(socket_path, patience.answer_ms);
@@ -147,7 +147,7 @@ Result<std::shared_ptr<Attachment>> Attachment::attach(const std::string& socket
   if (!image) return image.error();
   std::shared_ptr<Attachment> attachment(new Attachment(socket_path, std::move(*socket), patience));
   attachment->uuid_ = (*image)->info().uuid;
-  auto session = Session::start(std::move(*image), limits);
+  auto session = Session::start(std::move(*image), limits, layer);
   if (!session) return session.error();
   attachment->session_ = std::move(*session);
   attachment->stop_ = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);

@@ -22,11 +22,12 @@ struct Patience {
 
 class Attachment {
  public:
-  // Shows the open flat file to the mount behind `socket_path`, and takes its image over. Any
-  // thread of the monitor. Fails with the mount's refusal (kBusy and others), or with the reason
+  // Shows the open flat file to the mount behind `socket_path`, and takes its image over. `layer`:
+  // of the snapshot whose file it is; 0: it is the image's. Any thread of the monitor. Fails with the mount's refusal (kBusy and others), or with the reason
   // why the mount could not be asked.
   static Result<std::shared_ptr<Attachment>> attach(const std::string& socket_path, int flat_file,
-                                                    bool write, const Session::Limits& limits,
+                                                    bool write, uint64_t layer,
+                                                    const Session::Limits& limits,
                                                     const Patience& patience = {});
   // Call detach() first. Nothing may be mapped.
   ~Attachment();

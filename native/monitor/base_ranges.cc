@@ -3,6 +3,7 @@
 namespace pcow {
 
 bool BaseRanges::reads_as_base(uint64_t offset) {
+  if (view_) return true;
   const uint64_t chunk = offset >> geometry_.chunk_shift;
   const auto known = chunks_.find(chunk);
   if (known != chunks_.end()) return !known->second[geometry_.sub_block_in_chunk(offset)];

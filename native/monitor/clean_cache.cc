@@ -12,10 +12,11 @@ constexpr uint64_t kLargestUnit = 65536;
 
 }  // namespace
 
-CleanCache::CleanCache(Image* image, FaultDescriptor* faults, const RegionGeometry& geometry,
-                       const Regions& regions, uint64_t budget, bool writable,
-                       Statistics* statistics)
+CleanCache::CleanCache(Image* image, const View* view, FaultDescriptor* faults,
+                       const RegionGeometry& geometry, const Regions& regions, uint64_t budget,
+                       bool writable, Statistics* statistics)
     : image_(image),
+      view_(view),
       faults_(faults),
       geometry_(geometry),
       regions_(regions),
@@ -52,17 +53,17 @@ Result<void> CleanCache::copy(Region* region, uint64_t offset, uint64_t ahead) {
   const uint64_t start = offset / unit_ * unit_;
   uint64_t low = std::max(start, region->offset());
   uint64_t high = std::min(start + unit_ + ahead, region->end());
-  auto count = image_->read(nullptr, low, buffer_.data(), high - low);
+  auto count = image_->read(view_, low, buffer_.data(), high - low);
   if (!count && count.error().code == Code::kRemote && ahead) {
     // What a sequential reader will want may come later.
     high = std::min(start + unit_, region->end());
-    count = image_->read(nullptr, low, buffer_.data(), high - low);
+    count = image_->read(view_, low, buffer_.data(), high - low);
   }
   if (!count && (count.error().code == Code::kCorrupt || count.error().code == Code::kRemote)) {
     // A neighbour may be damaged, or remote: try the sub-block at `offset` alone.
     low = std::max(low, offset / sub * sub);
     high = std::min(high, offset / sub * sub + sub);
-    count = image_->read(nullptr, low, buffer_.data(), high - low);
+    count = image_->read(view_, low, buffer_.data(), high - low);
   }
   if (!count) return count.error();
   PCOW_TRY(put(region, low, high));

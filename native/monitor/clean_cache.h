@@ -20,9 +20,11 @@ namespace pcow {
 
 class CleanCache {
  public:
-  // `budget`: bytes, for all sessions of this process together. `regions`: of the session.
-  CleanCache(Image* image, FaultDescriptor* faults, const RegionGeometry& geometry,
-             const Regions& regions, uint64_t budget, bool writable, Statistics* statistics);
+  // `view`: what is copied; null: the image's active layer. `budget`: bytes, for all sessions of
+  // this process together. `regions`: of the session.
+  CleanCache(Image* image, const View* view, FaultDescriptor* faults,
+             const RegionGeometry& geometry, const Regions& regions, uint64_t budget, bool writable,
+             Statistics* statistics);
 
   // Copies the unit at `offset`, and what follows it for a sequential reader, up to `limit`. Wakes
   // the threads that wait for it.
@@ -56,6 +58,7 @@ class CleanCache {
   static inline std::atomic<int64_t> of_process_{0};
 
   Image* const image_;
+  const View* const view_;
   FaultDescriptor* const faults_;
   const RegionGeometry geometry_;
   const Regions& regions_;

@@ -119,6 +119,7 @@ bool FaultServer::share(Region* region, uint64_t offset, const Fault& fault) {
   uint64_t end = shared_->filled_to(slice, std::min(limit, slice + kLargestShare));
   const bool coming = end <= offset;
   if (coming && !shared_->is_coming(offset)) return false;
+  base_->look_again_for_reader(offset, offset + 1);
   if (!mapper_->has_room_for_shared() || !base_->reads_as_base(offset)) return false;
   if (coming) end = std::min(limit, slice + segment::kSliceSize);
   if (const uint64_t ahead = region->readers().ahead(offset))

@@ -33,6 +33,7 @@
 #include "monitor/footprint.h"
 #include "monitor/inside.h"
 #include "monitor/log.h"
+#include "monitor/offer.h"
 #include "monitor/registry.h"
 #include "monitor/threads.h"
 
@@ -133,19 +134,6 @@ __attribute__((destructor)) void sync_all() {
   });
 }
 
-// Gets the socket of the mount that contains the file; an empty text if no mount of Pcow does.
-// Returns an errno if the mount does not answer.
-int socket_of(int descriptor, std::string* socket) {
-  char path[128];
-  const int before = errno;
-  const ssize_t count = fgetxattr(descriptor, pcow::protocol::kAttribute, path, sizeof path);
-  const int err = count < 0 ? errno : 0;
-  errno = before;
-  if (count > 0) socket->assign(path, static_cast<size_t>(count));
-  // The kernel's answer for a filesystem whose process has ended.
-  return err == ENOTCONN || err == ECONNABORTED ? err : 0;
-}
-
 // Whether a file is a flat file of a Pcow mount, even of one that serves no monitors. Keeps errno.
 bool is_flat_file(int descriptor) {
   char identity[64];
@@ -168,15 +156,19 @@ Registry::MapCall map_call(void* address, size_t length, int protection, int fla
           static_cast<pid_t>(syscall(SYS_gettid))};
 }
 
-// Maps a file that may be a flat file, shared. Returns nothing if it is no flat file.
+// Maps a file that may be a flat file, or that of a snapshot, shared. Returns nothing if it is
+// neither, and for a snapshot that the monitor cannot map: it reads the same without the monitor.
 std::optional<void*> map_if_flat(void* address, size_t length, int protection, int flags,
                                  int descriptor, off_t offset) {
   OpenFile file;
-  std::string socket;
+  pcow::Offer offer;
   const bool attached = concerns(descriptor, &file);
-  const int unanswered = attached ? 0 : socket_of(descriptor, &socket);
+  const int unanswered = attached ? 0 : pcow::find_offer(descriptor, &offer);
   if (unanswered) return fail(unanswered);
-  if (!attached && socket.empty()) {
+  const auto fail = [&](int err) -> std::optional<void*> {
+    return offer.layer ? std::nullopt : std::optional<void*>(::fail(err));
+  };
+  if (!attached && offer.socket.empty()) {
     if (!is_flat_file(descriptor)) return std::nullopt;
     pcow::log_notice(
         "cannot map a flat file: its mount serves no monitors (the mount's log and "
@@ -196,8 +188,9 @@ std::optional<void*> map_if_flat(void* address, size_t length, int protection, i
   }
   const int access = fcntl(descriptor, F_GETFL) & O_ACCMODE;
   const auto call = map_call(address, length, protection, flags, descriptor, offset);
-  return ask_for_address(
-      [&](Registry& registry) { return registry.map_flat_file(socket, file, access, call); });
+  void* const mapped = ask_for_address(
+      [&](Registry& registry) { return registry.map_flat_file(offer, file, access, call); });
+  return mapped == MAP_FAILED ? fail(errno) : mapped;
 }
 
 void* map(void* address, size_t length, int protection, int flags, int descriptor, off_t offset) {

@@ -70,8 +70,9 @@ std::shared_ptr<Session> Registry::learn(const OpenFile& file, int descriptor) {
   {
     const std::lock_guard lock(attached_lock_);
     const auto same = std::find_if(attached_.begin(), attached_.end(), [&](const Attached& each) {
-      return each.session().image().file_identity() ==
-             std::string_view(text, static_cast<size_t>(count));
+      return !each.session().is_snapshot() &&
+             each.session().image().file_identity() ==
+                 std::string_view(text, static_cast<size_t>(count));
     });
     if (same == attached_.end()) return nullptr;
     same->files.push_back(file);
@@ -135,16 +136,15 @@ Registry::Outcome Registry::replace_range(void* address, size_t length, const Ca
   return outcome;
 }
 
-Registry::Outcome Registry::attach(const std::string& socket_path, const OpenFile& file,
-                                   int descriptor, bool write) {
-  char path[128];
-  ssize_t count = static_cast<ssize_t>(socket_path.size());
+Registry::Outcome Registry::attach(const Offer& offer, const OpenFile& file, int descriptor,
+                                   bool write) {
+  Offer found = offer;
   // The image was released after the caller looked, so its mount must be asked after all.
-  if (count == 0) count = fgetxattr(descriptor, protocol::kAttribute, path, sizeof path);
-  if (count < 0) return failed(errno);
-  const std::string socket =
-      socket_path.empty() ? std::string(path, static_cast<size_t>(count)) : socket_path;
-  auto attachment = Attachment::attach(socket, descriptor, write, process_limits());
+  if (found.socket.empty())
+    if (const int unanswered = find_offer(descriptor, &found)) return failed(unanswered);
+  if (found.socket.empty()) return failed(ENODATA);
+  auto attachment =
+      Attachment::attach(found.socket, descriptor, write, found.layer, process_limits());
   if (!attachment) {
     Error error = attachment.error();
     error.message = "cannot attach: " + error.message;
@@ -155,8 +155,8 @@ Registry::Outcome Registry::attach(const std::string& socket_path, const OpenFil
   return {};
 }
 
-Registry::Outcome Registry::map_flat_file(const std::string& socket_path, const OpenFile& file,
-                                          int access, MapCall call) {
+Registry::Outcome Registry::map_flat_file(const Offer& offer, const OpenFile& file, int access,
+                                          MapCall call) {
   const bool write = (call.protection & PROT_WRITE) != 0;
   if (access == O_WRONLY || (write && access != O_RDWR)) return failed(EACCES);
   const protocol::Descriptor descriptor = threads::borrow(call.descriptor, call.thread);
@@ -169,8 +169,7 @@ Registry::Outcome Registry::map_flat_file(const std::string& socket_path, const 
     return failed(Error(Code::kBusy, session->image().info().path +
                                          " is mapped read-only in this process: unmap it first"));
   if (!session) {
-    if (const Outcome attached = attach(socket_path, file, descriptor.number(), write);
-        attached.err)
+    if (const Outcome attached = attach(offer, file, descriptor.number(), write); attached.err)
       return attached;
     session = session_of(file);
   }
@@ -195,7 +194,7 @@ Registry::Outcome Registry::map_attached(Session* session, const MapCall& call, 
       static_cast<char*>(system_mmap(call.address, call.length, call.protection,
                                      call.flags & ~kOmittedFlags, descriptor, call.offset));
   if (whole == MAP_FAILED) return failed(errno);
-  const uint64_t size = (session->image().size() + kPage - 1) / kPage * kPage;
+  const uint64_t size = (session->size() + kPage - 1) / kPage * kPage;
   const size_t inside = offset < size ? std::min<uint64_t>(call.length, size - offset) : 0;
   const size_t beyond = call.length - inside;
   const bool fixed = (call.flags & MAP_FIXED) != 0;

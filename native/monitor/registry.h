@@ -16,6 +16,7 @@
 
 #include "monitor/attachment.h"
 #include "monitor/footprint.h"
+#include "monitor/offer.h"
 
 namespace pcow {
 
@@ -41,9 +42,10 @@ class Registry {
     int err = 0;
     void* address = nullptr;
   };
-  // Makes a shared mapping of a flat file. `socket_path`: of its mount; empty if the image seemed
-  // to be attached already, which needs no mount. `access`: O_ACCMODE of the descriptor.
-  Outcome map_flat_file(const std::string& socket_path, const footprint::OpenFile& file, int access,
+  // Makes a shared mapping of a flat file, or of the file of a snapshot. `offer`: of its mount;
+  // empty if the file seemed to be attached already, which needs no mount. `access`: O_ACCMODE of
+  // the descriptor.
+  Outcome map_flat_file(const Offer& offer, const footprint::OpenFile& file, int access,
                         MapCall call);
   // All other calls that replace or remove mappings of images: mmap(2) with MAP_FIXED, mremap(2)
   // with MREMAP_FIXED, munmap(2).
@@ -95,8 +97,7 @@ class Registry {
   template <typename Call>
   Outcome replace_range(void* address, size_t length, const Call& call, const Addition* added);
   std::shared_ptr<Session> learn(const footprint::OpenFile& file, int descriptor);
-  Outcome attach(const std::string& socket_path, const footprint::OpenFile& file, int descriptor,
-                 bool write);
+  Outcome attach(const Offer& offer, const footprint::OpenFile& file, int descriptor, bool write);
   Outcome map_attached(Session* session, const MapCall& call, int descriptor);
   void publish();
   void let_go_of_idle();

@@ -26,16 +26,17 @@ RegionGeometry region_geometry(const ImageInfo& info) {
 
 }  // namespace
 
-Session::Session(std::unique_ptr<Image> image, const ImageInfo& info,
+Session::Session(std::unique_ptr<Image> image, std::shared_ptr<View> view, const ImageInfo& info,
                  std::unique_ptr<FaultDescriptor> faults, const Limits& limits)
     : image_(std::move(image)),
+      view_(std::move(view)),
       faults_(std::move(faults)),
       writable_(info.writable),
       geometry_(region_geometry(info)),
       wake_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
-      base_(image_.get(), geometry_),
-      clean_(image_.get(), faults_.get(), geometry_, regions_, limits.clean_cache, writable_,
-             &statistics_),
+      base_(image_.get(), view_.get(), geometry_, writable_),
+      clean_(image_.get(), view_.get(), faults_.get(), geometry_, regions_, limits.clean_cache,
+             writable_, &statistics_),
       mapper_(image_.get(), info.persistent, faults_.get(), geometry_, regions_,
               limits.mapping_budget, &base_, &clean_, &moving_, &stalls_, &statistics_),
       faulting_(image_.get(), faults_.get(), geometry_, regions_, &base_, &clean_, &mapper_,
@@ -44,12 +45,19 @@ Session::Session(std::unique_ptr<Image> image, const ImageInfo& info,
       demotion_(image_.get(), info.writable && !info.persistent, limits.demote_always,
                 &statistics_) {}
 
-Result<std::unique_ptr<Session>> Session::start(std::unique_ptr<Image> image,
-                                                const Limits& limits) {
+Result<std::unique_ptr<Session>> Session::start(std::unique_ptr<Image> image, const Limits& limits,
+                                                uint64_t layer) {
   auto faults = FaultDescriptor::open();
   if (!faults) return faults.error();
   const ImageInfo info = image->info();
-  std::unique_ptr<Session> session(new Session(std::move(image), info, std::move(*faults), limits));
+  std::shared_ptr<View> view;
+  if (layer) {
+    auto found = image->view_of_layer(layer);
+    if (!found) return found.error();
+    view = std::move(*found);
+  }
+  std::unique_ptr<Session> session(
+      new Session(std::move(image), std::move(view), info, std::move(*faults), limits));
   if (session->wake_ < 0) return system_error(errno, "cannot make an eventfd");
   PCOW_TRY(session->fault_thread_.start("pcow-faults",
                                         [serving = session.get()] { serving->serve_faults(); }));

@@ -50,8 +50,9 @@ class Session {
     bool demote_always = false;   // tests: demotion.h
   };
 
-  // Starts the fault thread.
-  static Result<std::unique_ptr<Session>> start(std::unique_ptr<Image> image, const Limits& limits);
+  // Starts the fault thread. `layer`: of a snapshot, whose content is mapped; 0: the image's own.
+  static Result<std::unique_ptr<Session>> start(std::unique_ptr<Image> image, const Limits& limits,
+                                                uint64_t layer = 0);
   // Ends the fault thread. Nothing may be mapped, because a later fault would wait forever.
   ~Session();
   Session(const Session&) = delete;
@@ -60,6 +61,8 @@ class Session {
   Image& image() { return *image_; }
   Statistics& statistics() { return statistics_; }
   bool writable() const { return writable_; }
+  bool is_snapshot() const { return view_ != nullptr; }
+  uint64_t size() const { return view_ ? image_->view_size(*view_) : image_->size(); }
   // Whether the image lies in persistent memory, and so is mapped with MAP_SYNC.
   bool is_persistent() const { return mapper_.is_synced(); }
 
@@ -144,7 +147,7 @@ class Session {
     Session* session_;
   };
 
-  Session(std::unique_ptr<Image> image, const ImageInfo& info,
+  Session(std::unique_ptr<Image> image, std::shared_ptr<View> view, const ImageInfo& info,
           std::unique_ptr<FaultDescriptor> faults, const Limits& limits);
   void serve_faults();  // the fault thread
   bool read_events(std::deque<Fault>* waiting);
@@ -181,6 +184,7 @@ class Session {
   void forget_part(Region* region, uint64_t from, uint64_t to);
 
   const std::unique_ptr<Image> image_;
+  const std::shared_ptr<View> view_;  // of a snapshot; null: the image itself is mapped
   const std::unique_ptr<FaultDescriptor> faults_;
   const bool writable_;
   const RegionGeometry geometry_;

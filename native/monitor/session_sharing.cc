@@ -174,6 +174,7 @@ void Session::put_in_place(char* made, const Target& target) {
     return region->contains(target.address);
   });
   Region* const region = found == regions_.end() ? nullptr : found->get();
+  base_.look_again_for_reader(target.from, target.to);
   const bool is_same = region && region->offset_of(target.address) == target.from &&
                        region->end() >= target.to && region->protection() == target.protection;
   const auto next = [&](uint64_t at) { return std::min(target.to, at / sub * sub + sub); };

@@ -148,7 +148,7 @@ struct Stage {
   }
 
   Result<std::shared_ptr<Attachment>> attach(const Patience& patience, bool write = true) const {
-    return Attachment::attach(socket, flat_file, write, kLimits, patience);
+    return Attachment::attach(socket, flat_file, write, 0, kLimits, patience);
   }
 
   std::shared_ptr<Attachment> attached(Mount* mount, const Patience& patience) const {

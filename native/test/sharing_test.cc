@@ -67,14 +67,16 @@ struct Guest {
   size_t length;
   uint64_t* pages;
 
-  Guest(const std::string& path, const Session::Limits& limits = {256 * kMiB, 30000}) {
+  // `layer`: of a snapshot; 0: the image's own.
+  explicit Guest(const std::string& path, bool write = true, uint64_t layer = 0) {
     OpenOptions options;
-    options.write = true;
-    auto image = MUST(Image::open(path, options));
-    length = image->size();
-    session = MUST(Session::start(std::move(image), limits));
-    pages = static_cast<uint64_t*>(MUST(session->map(length, PROT_READ | PROT_WRITE, 0)));
+    options.write = write;
+    session =
+        MUST(Session::start(MUST(Image::open(path, options)), {256 * kMiB, 30000, false}, layer));
+    length = session->size();
+    pages = static_cast<uint64_t*>(MUST(session->map(length, protection(), 0)));
   }
+  int protection() const { return session->writable() ? PROT_READ | PROT_WRITE : PROT_READ; }
   volatile uint64_t& page(uint64_t number) const { return pages[number * 512]; }
   uint64_t shared() const { return session->statistics().shared_bytes; }
   void read_all() const {
@@ -237,6 +239,72 @@ void own_snapshots() {
   guest.end();
 }
 
+// A process that only reads an image shares memory as well, but not where another process has
+// written meanwhile: the first read of a page shows what the image has then.
+void reader_beside_a_writer() {
+  const TemporaryDirectory directory;
+  const Base base(directory, 8 * kMiB, 65536);
+  const std::string path = base.clone("a.pcow");
+  OpenOptions options;
+  options.write = true;
+  auto writer = MUST(Image::open(path, options));
+  Guest guest(path, false);
+  {
+    LocalStore store(64 * kMiB);
+    store.serve(guest.session.get(), base.path, base.layer);
+    CHECK(guest.page(0) == Base::value(0) && guest.page(16) == Base::value(16));
+    until([&] { return store.figures().bytes >= 4 * kMiB; });
+    constexpr uint64_t kWritten = 700;  // in a slice that is filled
+    const uint64_t stored = 9000;
+    MUST(writer->write(kWritten * 4096, &stored, sizeof stored));
+    CHECK(guest.page(kWritten) == stored);
+    for (uint64_t number = 0; number < guest.length / 4096; number++)
+      CHECK(guest.page(number) == (number == kWritten ? stored : Base::value(number)));
+    until([&] { return guest.shared() > 4 * kMiB; });
+    CHECK(guest.page(kWritten) == stored && guest.page(kWritten + 1) == Base::value(kWritten + 1));
+  }
+  guest.end();
+  MUST(writer->close());
+}
+
+// Processes that map a snapshot share all of it, whatever becomes of the image.
+void mapped_snapshots() {
+  const TemporaryDirectory directory;
+  const Base base(directory, 8 * kMiB, 65536);
+  const std::string path = base.clone("a.pcow");
+  OpenOptions options;
+  options.write = true;
+  auto writer = MUST(Image::open(path, options));
+  uint64_t stored = 1000;
+  MUST(writer->write(5 * 4096, &stored, sizeof stored));
+  MUST(writer->snapshot("s"));
+  const uint64_t layer = MUST(writer->layer_id("s"));
+  stored = 2000;
+  MUST(writer->write(5 * 4096, &stored, sizeof stored));
+  MUST(writer->resize(12 * kMiB));
+  Guest a(path, false, layer);
+  Guest b(path, false, layer);
+  CHECK(a.length == base.size && a.session->is_snapshot());
+  {
+    LocalStore store(64 * kMiB);
+    store.serve(a.session.get(), path, layer);
+    store.serve(b.session.get(), path, layer);
+    const auto check = [&](const Guest& guest) {
+      for (uint64_t number = 0; number < guest.length / 4096; number++)
+        CHECK(guest.page(number) == (number == 5 ? 1000 : Base::value(number)));
+    };
+    check(a);
+    check(b);
+    until([&] { return a.shared() == base.size && b.shared() == base.size; });
+    check(a);
+    check(b);
+    CHECK(store.figures().bytes == base.size);
+  }
+  a.end();
+  b.end();
+  MUST(writer->close());
+}
+
 // The budget is kept, whoever has what; what nobody has any more makes room for others.
 void budget() {
   const TemporaryDirectory directory;
@@ -269,7 +337,7 @@ void budget() {
         CHECK(c.page(number) == Base::value(number));
       if (c.shared() > 0) return true;
       MUST(c.session->unmap(c.pages, c.length));
-      c.pages = static_cast<uint64_t*>(MUST(c.session->map(c.length, PROT_READ | PROT_WRITE, 0)));
+      c.pages = static_cast<uint64_t*>(MUST(c.session->map(c.length, c.protection(), 0)));
       return false;
     });
     CHECK(store.figures().bytes <= kBudget);
@@ -476,6 +544,8 @@ int main() {
   silent_mount();
   late_and_lost_answers();
   own_snapshots();
+  reader_beside_a_writer();
+  mapped_snapshots();
   budget();
   hostile_client();
   for (const uint32_t block_size : {4096u, 65536u, 2097152u}) {

@@ -100,6 +100,44 @@ test.serial(
   },
 );
 
+test.serial(
+  'processes that only read, an image or a snapshot, share its memory, and keep it when the mount dies',
+  async (t) => {
+    const mount = await threeOnOneBase(t, '--clean-store', '256M');
+    const snapshot = path.join(mount.point, '.pcow/a/at/s');
+    const a = await reader(t, mount, 'a');
+    t.is(await a.ask('put 70000 99'), 'ok');
+    await mount.write('s', 'a', 'snapshot');
+    t.is(await a.ask('put 70000 98'), 'ok');
+    await a.end();
+    await attachedTo(mount, 'a', null);
+    const base = await program('base-reader', mount.scratch);
+    const reading = (file: string) => monitored(t, base, [file, 'read']);
+    const [b, c] = [await reading(mount.file('b')), await reading(mount.file('c'))];
+    const [one, two] = [await reading(snapshot), await reading(snapshot)];
+    for (const it of [b, c]) {
+      await readsAll(t, it);
+      t.is(await it.ask('get 70000'), '2');
+    }
+    const sum = `sum 0 ${SIZE}`;
+    const stored = await one.ask(sum);
+    for (const it of [one, two]) {
+      t.is(await it.ask('get 70000'), '99');
+      t.is(Number((await it.ask(sum)).split(' ')[0]), Number(stored.split(' ')[0]));
+    }
+    for (const it of [b, c, one, two]) {
+      await eventually(async () => Number(await it.ask('memory')) < (SIZE / 1024) * 0.75);
+      t.is(await it.ask('mappings'), '1');
+    }
+    await t.throwsAsync(mount.write('s', 'a', 'delete'), { code: 'EBUSY' });
+    await mount.kill();
+    for (const it of [b, c]) await readsAll(t, it);
+    for (const it of [one, two]) t.is(await it.ask('get 70000'), '99');
+    t.is(await one.ask(`drop 0 ${SIZE}`), 'ok');
+    t.is(Number((await one.ask(sum)).split(' ')[0]), Number(stored.split(' ')[0]));
+  },
+);
+
 test.serial('an attached process cannot change what others read', async (t) => {
   const mount = await threeOnOneBase(t, '--clean-store', '128M');
   const [a, b] = [await reader(t, mount, 'a'), await reader(t, mount, 'b')];
@@ -190,12 +228,7 @@ test.serial(
     const library = await preloadable('failing-disk', mount.scratch);
     await mountedBy(
       t,
-      [
-        'env',
-        `LD_PRELOAD=${library}`,
-        `FAILING_DISK=${disk}`,
-        'FAILING_FILE=/a-base.pcow',
-      ],
+      ['env', `LD_PRELOAD=${library}`, `FAILING_DISK=${disk}`, 'FAILING_FILE=/a-base.pcow'],
       mount.images,
       mount.point,
       '--clean-store',

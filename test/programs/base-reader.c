@@ -1,4 +1,4 @@
-// Maps an image and does what it is told, one line each:
+// base-reader FILE [read]: maps an image, or only for reading, and does what it is told, one line each:
 //   sum FROM LENGTH        prints the sum of the bytes, and how many microseconds it took
 //   put OFFSET BYTE        stores a byte
 //   get OFFSET             prints a byte
@@ -186,13 +186,13 @@ static void attack(void) {
 }
 
 int main(int argc, char** argv) {
-  (void)argc;
+  const int reads = argc > 2;
   setvbuf(stdout, NULL, _IOLBF, 0);
-  const int file = open(argv[1], O_RDWR);
+  const int file = open(argv[1], reads ? O_RDONLY : O_RDWR);
   struct stat status;
   if (file < 0 || fstat(file, &status) < 0) return 1;
   size = (size_t)status.st_size;
-  memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+  memory = mmap(NULL, size, reads ? PROT_READ : PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
   if (memory == MAP_FAILED) {
     perror("mmap");
     return 1;

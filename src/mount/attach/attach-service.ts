@@ -14,7 +14,7 @@ import {
   startAttachServer,
   type StoreFigures,
 } from '../../engine/attach-server.js';
-import { PcowError, type RemoteBlock } from '../../engine/index.js';
+import { type ChainLink, PcowError, type RemoteBlock } from '../../engine/index.js';
 import type { AttributeSource } from '../fuse/attributes.js';
 import type { Catalog } from '../images/catalog.js';
 import type { Cutter } from '../cut/cutter.js';
@@ -43,6 +43,13 @@ const ACCESS_MODE = 0o3;
  */
 const MAX_FILES = 250;
 
+/** What a monitor has attached. */
+interface Attached {
+  entry: ImageEntry;
+  /** Of the snapshot whose file it has; null: the flat file. */
+  layer: number | null;
+}
+
 export interface AttachContext {
   place: Place;
   catalog: Catalog;
@@ -56,8 +63,7 @@ export class AttachService {
   readonly #context: AttachContext;
   readonly #server: AttachServer;
   readonly #monitors = new Map<number, Monitor>();
-  /** The image that each monitor has attached. */
-  readonly #images = new Map<Monitor, ImageEntry>();
+  readonly #attached = new Map<Monitor, Attached>();
   /**
    * What to do when a monitor gives its image back ('releasing'), or its connection ends without
    * that.
@@ -136,24 +142,24 @@ export class AttachService {
    * monitor asks again as long as it needs the base.
    */
   async #giveBases(monitor: Monitor): Promise<void> {
-    const entry = this.#images.get(monitor);
-    const bases = entry ? (await chainFiles(entry).catch(failed)).slice(1) : [];
+    const attached = this.#attached.get(monitor);
+    const bases = attached ? (await chainFiles(attached).catch(failed)).slice(1) : [];
     await monitor.giveBases(bases).catch(failed);
 
     function failed(error: unknown): string[] {
-      if (!isGone(error)) entry?.failed('attach', error);
+      if (!isGone(error)) attached?.entry.failed('attach', error);
       return [];
     }
   }
 
   /** Never rejects: the monitor asks again as long as a fault waits for the block. */
   async #fetch(monitor: Monitor, { id, text }: FetchRequest): Promise<void> {
-    const entry = this.#images.get(monitor);
+    const attached = this.#attached.get(monitor);
     try {
       const block = blockOf(text);
       // The text comes from another process, so it must not lead to a file that is not below the
       // image. (After the base was renamed, the process still knows it by its old path.)
-      const chain = entry ? (await entry.view()).image.info().chain : [];
+      const chain = attached ? await chainOf(attached) : [];
       const here = chain.filter(({ layer }) => layer === block.layer).map((link) => link.path);
       const file = here.includes(block.path) ? block.path : here[0];
       if (file === undefined) {
@@ -162,7 +168,7 @@ export class AttachService {
       await this.#context.fetchers.fetchBlock({ ...block, path: file });
       monitor.fetched(id, '');
     } catch (error) {
-      entry?.failed('fetch', error);
+      attached?.entry.failed('fetch', error);
       monitor.fetched(id, sentenceOf(error));
     }
   }
@@ -182,7 +188,7 @@ export class AttachService {
   }
 
   async #end(monitor: Monitor, how: 'releasing' | 'lost'): Promise<void> {
-    this.#images.delete(monitor);
+    this.#attached.delete(monitor);
     const ending = this.#endings.get(monitor);
     this.#endings.delete(monitor);
     try {
@@ -201,52 +207,58 @@ export class AttachService {
     // from here on.
     const monitor = new Monitor(this.#server, connection, pid, uid, writable);
     this.#monitors.set(connection, monitor);
-    let entry: ImageEntry | null = null;
+    let attached: Attached | null = null;
     try {
       monitor.command = await command;
-      entry = await this.#imageOf(event);
-      this.#images.set(monitor, entry);
-      await this.#attach(entry, monitor, event);
+      attached = await this.#fileOf(event);
+      this.#attached.set(monitor, attached);
+      await this.#attach(attached, monitor, event);
       const how = `${event.kind === 'resume' ? 'again ' : ''}attached to ${monitor.process}`;
-      log(`${entry.name}: ${how}${writable ? '' : ', to read'}`);
+      log(`${attached.entry.name}: ${how}${writable ? '' : ', to read'}`);
     } catch (error) {
-      entry?.failed('attach', error);
+      attached?.entry.failed('attach', error);
       debug('connection %d refused: %s', connection, sentenceOf(error));
       this.#server.refuse(connection, errnoOf(error), sentenceOf(error));
     }
   }
 
-  #imageOf(event: AttachRequest | ResumeRequest): Promise<ImageEntry> {
-    return event.kind === 'attach' ? this.#shown(event) : this.#resumed(event);
+  async #fileOf(event: AttachRequest | ResumeRequest): Promise<Attached> {
+    return event.kind === 'attach'
+      ? this.#shown(event)
+      : { entry: await this.#resumed(event), layer: null };
   }
 
   #attach(
-    entry: ImageEntry,
+    attached: Attached,
     monitor: Monitor,
     event: AttachRequest | ResumeRequest,
   ): Promise<void> {
+    const { entry } = attached;
     if (event.kind === 'resume') {
       // Without `commands`: a command that holds it may wait for this. The process has the image in
       // any case.
       return this.#lend(entry, monitor, 'as before');
     }
-    return event.writable ? this.#attachWriter(entry, monitor) : this.#attachReader(entry, monitor);
+    return event.writable
+      ? this.#attachWriter(entry, monitor)
+      : this.#attachReader(attached, monitor);
   }
 
   /**
-   * Returns the image whose flat file the descriptor has open. Checks that the file is open with
-   * the rights that are requested.
+   * Returns the image whose flat file, or file of a snapshot, the descriptor has open. Checks that
+   * the file is open with the rights that are requested.
    */
-  async #shown({ device, inode, flags, writable }: AttachRequest): Promise<ImageEntry> {
+  async #shown({ device, inode, flags, writable }: AttachRequest): Promise<Attached> {
     const { place, catalog, attributes } = this.#context;
-    const entry = device === place.device ? attributes.entryWith(inode, catalog.known) : undefined;
-    if (!entry) {
+    const shown = device === place.device ? attributes.fileWith(inode, catalog.known) : undefined;
+    if (!shown) {
       throw refusal(
         'EINVAL',
         'PCOW_INVALID',
         `the descriptor is not an open flat file of ${place.mountpoint}`,
       );
     }
+    const { entry } = shown;
     const found = await catalog.find(entry.name);
     if (found.entry !== entry) {
       throw refusal(
@@ -256,14 +268,16 @@ export class AttachService {
       );
     }
     const access = flags & ACCESS_MODE;
-    const enough = writable ? access === constants.O_RDWR : access !== constants.O_WRONLY;
+    const enough = writable
+      ? access === constants.O_RDWR && shown.layer === null
+      : access !== constants.O_WRONLY;
     if (!enough || (flags & O_PATH) !== 0) {
       throw new PcowError(
         'PCOW_PERMISSION',
         `the flat file of ${entry.name} is not open for ${writable ? 'reading and writing' : 'reading'}`,
       );
     }
-    return entry;
+    return shown;
   }
 
   /**
@@ -306,7 +320,7 @@ export class AttachService {
         await this.#aloneFor(entry);
         await cutter.flush([entry]);
       }
-      await this.#lend(entry, monitor, await chainFiles(entry));
+      await this.#lend(entry, monitor, await chainFiles({ entry, layer: null }));
     });
   }
 
@@ -337,7 +351,7 @@ export class AttachService {
       await monitor.handOver(files);
       entry.attachment.handedOver(monitor);
       void this.#offerFetches(entry, monitor);
-      void this.#share(entry, monitor);
+      void this.#share({ entry, layer: null }, monitor);
       void watchForStalls(entry, monitor);
     } catch (error) {
       await this.#end(monitor, 'lost');
@@ -349,14 +363,16 @@ export class AttachService {
    * Offers the clean store to a process. Never rejects: without it, the process makes copies of its
    * own, as does the monitor of an older version, which does not know the request.
    */
-  async #share(entry: ImageEntry, monitor: Monitor): Promise<void> {
+  async #share(attached: Attached, monitor: Monitor): Promise<void> {
     const { settings, directory } = this.#context.place;
+    const { entry, layer } = attached;
     try {
       if (this.store === null) return;
-      const { image } = await entry.view();
-      const base = image.info().chain.find(({ path }) => path !== entry.file);
-      if (base === undefined) return;
-      await monitor.share(base, settings.allowOutsideBase ? '' : directory);
+      const chain = await chainOf(attached);
+      // All of a snapshot is shared, and of an image what it stands on.
+      const shared = layer === null ? chain.find(({ path }) => path !== entry.file) : chain[0];
+      if (shared === undefined) return;
+      await monitor.share(shared, settings.allowOutsideBase ? '' : directory);
     } catch (error) {
       debug('%s shares no memory: %s', monitor.process, sentenceOf(error));
     }
@@ -373,16 +389,18 @@ export class AttachService {
    * Counts as an open file: what is forbidden while a file is open is also forbidden while it is
    * mapped.
    */
-  async #attachReader(entry: ImageEntry, monitor: Monitor): Promise<void> {
-    const use = await entry.open(null, false);
+  async #attachReader(attached: Attached, monitor: Monitor): Promise<void> {
+    const { entry, layer } = attached;
+    const use = await entry.open(layer === null ? null : await nameOf(entry, layer), false);
     entry.readers.add(monitor);
     this.#endings.set(monitor, () => {
       entry.readers.delete(monitor);
       entry.close(use);
     });
     try {
-      await monitor.handOver(await chainFiles(entry));
+      await monitor.handOver(await chainFiles(attached));
       void this.#offerFetches(entry, monitor);
+      void this.#share(attached, monitor);
     } catch (error) {
       await this.#end(monitor, 'lost');
       throw error;
@@ -400,15 +418,33 @@ function blockOf(text: string): RemoteBlock {
   return { uuid, layer: Number(layer), block: Number(block), path };
 }
 
-/** The image file and those of its bases, each once, in the order of the chain. */
-async function chainFiles(entry: ImageEntry): Promise<string[]> {
+/** The layers that it reads from, itself first. */
+async function chainOf({ entry, layer }: Attached): Promise<ChainLink[]> {
   const { image } = await entry.view();
-  const files = [...new Set(image.info().chain.map(({ path }) => path))];
+  return image.chain(layer ?? undefined);
+}
+
+/**
+ * The image file and those of its bases, each once, in the order of the chain. Whoever opens a
+ * snapshot opens the image as well, which may stand on others now.
+ */
+async function chainFiles(attached: Attached): Promise<string[]> {
+  const image = { ...attached, layer: null };
+  const links = [...(await chainOf(attached)), ...(await chainOf(image))];
+  const files = [...new Set(links.map(({ path }) => path))];
   if (files.length > MAX_FILES) {
     throw new PcowError(
       'PCOW_LIMIT',
-      `${entry.name} stands on ${files.length - 1} images: at most ${MAX_FILES - 1} can be attached`,
+      `${attached.entry.name} stands on ${files.length - 1} images: at most ${MAX_FILES - 1} can be attached`,
     );
   }
   return files;
+}
+
+/** The name of a snapshot. */
+async function nameOf(entry: ImageEntry, layer: number): Promise<string> {
+  const { image } = await entry.view();
+  const found = image.snapshots({ countData: false }).find(({ id }) => id === layer);
+  if (found) return found.name;
+  throw refusal('ESTALE', 'PCOW_NOT_FOUND', `the snapshot of ${entry.name} has been deleted`);
 }

@@ -125,13 +125,21 @@ export class AttributeSource {
   }
 
   /**
-   * Of `entries`, the image whose flat file has this inode number, if that has been asked for
-   * before.
+   * Of `entries`, the image whose flat file has this inode number, or the file of one of its
+   * snapshots, if that has been asked for before. `layer`: the snapshot's; null: the flat file.
    */
-  entryWith(inode: bigint, entries: ImageEntry[]): ImageEntry | undefined {
-    return entries.find(
-      ({ identity }) => this.#ofImages.get(identity)?.group.known(FLAT_KEY) === inode,
-    );
+  fileWith(
+    inode: bigint,
+    entries: ImageEntry[],
+  ): { entry: ImageEntry; layer: number | null } | undefined {
+    for (const entry of entries) {
+      const key = this.#ofImages.get(entry.identity)?.group.keyOf(inode);
+      if (key === FLAT_KEY) return { entry, layer: null };
+      if (key?.startsWith(SNAPSHOT_KEY) === true) {
+        return { entry, layer: parseInt(key.slice(SNAPSHOT_KEY.length), 10) };
+      }
+    }
+    return undefined;
   }
 
   /** For a file that cannot be read at this moment, in the list of a directory. */

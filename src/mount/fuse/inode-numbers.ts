@@ -81,6 +81,12 @@ export class InodeGroup {
     return this.#numbers.get(key);
   }
 
+  /** The key of the file that has this number. */
+  keyOf(number: bigint): string | undefined {
+    for (const [key, known] of this.#numbers) if (known === number) return key;
+    return undefined;
+  }
+
   /**
    * Whether there are twice as many numbers as after the last sweep: some of the files may be gone.
    */

@@ -9,6 +9,9 @@ import { refusal } from '../failure.js';
 import { ImageNode, type OpenFile } from './node.js';
 import { OpenFlatFile } from './open-flat-file.js';
 
+/** Not that of flat files: a monitor that does not know snapshots would map the present content. */
+const ATTACH_ATTRIBUTE = 'user.pcow.attach-snapshot';
+
 export class SnapshotFile extends ImageNode {
   readonly #snapshot: SnapshotInfo;
 
@@ -31,6 +34,14 @@ export class SnapshotFile extends ImageNode {
           false,
           this.context.native,
         );
+  }
+
+  /** For a monitor: the id of the layer, and the socket (native/attach/protocol.h). */
+  override extendedAttribute(name: string): Promise<string> {
+    const { socket } = this.context.place;
+    return name === ATTACH_ATTRIBUTE && socket !== ''
+      ? Promise.resolve(`${this.#snapshot.id} ${socket}`)
+      : super.extendedAttribute(name);
   }
 
   override truncate(): Promise<void> {
