@@ -98,6 +98,13 @@ bool SharedBase::is_asked(uint64_t slice) const {
   });
 }
 
+bool SharedBase::is_refused(uint64_t slice, uint64_t now) const {
+  const auto segment = segments_.find(slice / kSlices);
+  if (segment == segments_.end()) return false;
+  const auto refused = segment->second.refused_until_ns.find(slice);
+  return refused != segment->second.refused_until_ns.end() && now < refused->second;
+}
+
 bool SharedBase::may_have(uint64_t number) const {
   return number * kContent < size_ &&
          (segments_.contains(number) || segments_.size() < most_segments_);
@@ -128,17 +135,18 @@ bool SharedBase::want(uint64_t from, uint64_t to) {
   if (!may_have(number)) return false;
   if (from == to && known != segments_.end() && known->second.memory) return false;
   const uint64_t now = monotonic_ns();
-  if (known != segments_.end() && now < known->second.refused_until_ns) return false;
   std::erase_if(asked_, [&](const auto& item) { return item.second.until_ns < now; });
   if (asked_.size() >= kMostAsked) return false;
   const uint64_t end = std::min({(to + kSliceSize - 1) / kSliceSize, (number + 1) * kSlices,
                                  (size_ + kSliceSize - 1) / kSliceSize});
-  const auto is_open = [&](uint64_t slice) { return !is_filled(slice) && !is_asked(slice); };
+  const auto is_open = [&](uint64_t slice) {
+    return !is_filled(slice) && !is_asked(slice) && !is_refused(slice, now);
+  };
   uint64_t low = first;
   while (low < end && !is_open(low)) low++;
   uint64_t high = low;
   while (high < end && is_open(high)) high++;
-  if (low == high && (from != to || is_asked(first))) return false;
+  if (low == high && (from != to || is_asked(first) || is_refused(first, now))) return false;
   if (from == to) low = high = first;
   const auto ask = [&](uint64_t slice, uint64_t count) {
     asked_[slice] = {count, now + kAnswerNs};
@@ -212,7 +220,13 @@ SharedBase::Bytes SharedBase::take_answer(uint64_t slice, Descriptor memory) {
     segment.filled = filled;
     segment.memory = std::make_shared<Descriptor>(std::move(memory));
   }
-  if (count && !is_filled(slice)) segment.refused_until_ns = monotonic_ns() + kRefusedNs;
+  const uint64_t until = monotonic_ns() + kRefusedNs;
+  for (uint64_t at = slice; at < slice + count; at++) {
+    if (is_filled(at))
+      segment.refused_until_ns.erase(at);
+    else
+      segment.refused_until_ns[at] = until;
+  }
   return {slice * kSliceSize, (slice + std::max<uint64_t>(count, 1)) * kSliceSize};
 }
 

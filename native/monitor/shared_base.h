@@ -72,8 +72,9 @@ class SharedBase {
   struct Segment {
     std::shared_ptr<protocol::Descriptor> memory;  // null: the mount has not given it
     const segment::Filled* filled = nullptr;       // set if `memory` is
-    // The mount had no room for it, or for a slice of it.
-    uint64_t refused_until_ns = 0;
+    // Slices that the mount could not fill, because it has no room, or because their bytes are
+    // remote: for how long they are not asked for again.
+    std::map<uint64_t, uint64_t> refused_until_ns;
   };
   struct Asked {
     uint64_t count;
@@ -82,6 +83,7 @@ class SharedBase {
 
   bool is_filled(uint64_t slice) const;
   bool is_asked(uint64_t slice) const;
+  bool is_refused(uint64_t slice, uint64_t now) const;
   bool may_have(uint64_t number) const;  // a segment
 
   FaultDescriptor* const faults_;

@@ -249,36 +249,45 @@ void CleanStore::serve_want(uint64_t client, const std::shared_ptr<Stored>& laye
   report_(std::move(answer));
 }
 
+// What cannot be read, because it is remote or damaged, takes no room, and none from others.
 void CleanStore::fill(Stored* layer, uint64_t slice, Want* want) {
-  Stored::Segment* const segment = segment_for(layer, slice / kSlices);
-  if (!segment) {
+  const uint64_t offset = slice * kSliceSize;
+  const uint64_t length = std::min(kSliceSize, layer->size - offset);
+  const auto known = layer->segments.find(slice / kSlices);
+  Stored::Segment* segment = known == layer->segments.end() ? nullptr : &known->second;
+  const auto refuse = [this] {
     const std::lock_guard guard(lock_);
     figures_.refused++;
-    return;
-  }
-  segment->used_at = ++clock_;
-  const uint64_t offset = slice * kSliceSize;
+  };
   // Not beyond the end of the layer, where nothing is going to be filled.
-  if (!std::exchange(want->enlarged, true))
-    segment->memory->enlarge_pages(
-        slice % kSlices,
-        std::min<uint64_t>(want->count - want->next, (layer->size - offset) / kSliceSize));
-  char* const to = segment->memory->at(slice % kSlices);
-  const uint64_t length = std::min(kSliceSize, layer->size - offset);
+  const auto enlarge_pages = [&] {
+    if (!std::exchange(want->enlarged, true))
+      segment->memory->enlarge_pages(
+          slice % kSlices,
+          std::min<uint64_t>(want->count - want->next, (layer->size - offset) / kSliceSize));
+  };
+  if (!segment && monotonic_ns() < full_until_ns_) return refuse();
+  if (segment) enlarge_pages();
+  if (!segment && read_.empty()) read_.resize(kSliceSize);
+  char* const to = segment ? segment->memory->at(slice % kSlices) : read_.data();
   const auto count = layer->image->read(layer->view.get(), offset, to, length);
   if (!count || *count != length) return;
   // Beyond the end of the layer an image on it reads zeros.
   memset(to + length, 0, kSliceSize - length);
+  if (!segment) {
+    segment = make_segment(layer, slice / kSlices);
+    if (!segment) return refuse();
+    enlarge_pages();
+    memcpy(segment->memory->at(slice % kSlices), to, kSliceSize);
+  }
+  segment->used_at = ++clock_;
   segment->memory->filled(slice % kSlices);
   segment->filled++;
   note();
 }
 
 // Null if there is no room for it.
-CleanStore::Stored::Segment* CleanStore::segment_for(Stored* layer, uint64_t number) {
-  const auto known = layer->segments.find(number);
-  if (known != layer->segments.end()) return &known->second;
-  if (monotonic_ns() < full_until_ns_) return nullptr;
+CleanStore::Stored::Segment* CleanStore::make_segment(Stored* layer, uint64_t number) {
   if (make_room()) {
     if (auto made = SharedSegment::make(ends_.number())) {
       in_use_.insert((*made)->watch());

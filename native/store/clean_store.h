@@ -129,7 +129,7 @@ class CleanStore {
   Result<std::shared_ptr<Stored>> find(const Layer& layer);
   void serve_want(uint64_t client, const std::shared_ptr<Stored>& layer, Want want);
   void fill(Stored* layer, uint64_t slice, Want* want);
-  Stored::Segment* segment_for(Stored* layer, uint64_t number);
+  Stored::Segment* make_segment(Stored* layer, uint64_t number);
   bool make_room();
   bool has_room();
   void let_go(const std::shared_ptr<Stored>& layer);
@@ -152,6 +152,7 @@ class CleanStore {
   // The store's thread's.
   std::map<std::string, std::shared_ptr<Stored>> layers_;  // by key
   uint64_t clock_ = 0;
+  std::vector<char> read_;      // the first slice of a segment, before the segment is made
   std::set<int> in_use_;        // the watches of segments whose memory is not free
   uint64_t full_until_ns_ = 0;  // no room was found: do not look for any before
 };

@@ -531,6 +531,124 @@ void late_and_lost_answers() {
   close(event);
 }
 
+// A base whose bytes are still in a registry, but for the slices with an odd number.
+struct LazyBase {
+  static constexpr uint64_t kBlock = 65536;
+  static constexpr uint64_t kBlocks = segment::kSliceSize / kBlock;  // in a slice
+  std::string path;
+  std::unique_ptr<Image> image;
+  uint64_t layer = 0;
+
+  LazyBase(const TemporaryDirectory& directory, uint64_t slices) : path(directory / "lazy.pcow") {
+    CreateOptions options;
+    options.size = slices * segment::kSliceSize;
+    MUST(create_image(path, options));
+    OpenOptions opening;
+    opening.write = true;
+    image = MUST(Image::open(path, opening));
+    MUST(image->set_source({{1}}));
+    std::vector<RemoteEntry> remote;
+    for (uint32_t block = 0; block < slices * kBlocks; block++) {
+      if (is_remote(block))
+        remote.push_back({block, 0xffff});
+      else
+        MUST(image->write(block * kBlock, content_of(block).data(), kBlock));
+    }
+    MUST(image->mark_remote(remote));
+    MUST(image->snapshot("v1"));
+    layer = MUST(image->layer_id("v1"));
+  }
+  static bool is_remote(uint64_t block) { return block / kBlocks % 2 == 0; }
+  static uint64_t value(uint64_t page) { return page + 1; }
+  static std::vector<uint64_t> content_of(uint64_t block) {
+    std::vector<uint64_t> words(kBlock / 8);
+    for (uint64_t page = 0; page < kBlock / 4096; page++)
+      words[page * 512] = value(block * (kBlock / 4096) + page);
+    return words;
+  }
+  void fill(uint64_t block) const {
+    CHECK(MUST(image->fill(layer, block, content_of(block).data(), kBlock)) == 1);
+  }
+};
+
+// A slice with remote bytes is refused. It holds up no other one, and a segment with nothing in it
+// takes no room from one that has something.
+void remote_slices() {
+  const TemporaryDirectory directory;
+  const LazyBase lazy(directory, 2 + segment::kSlices);  // two segments
+  Clients clients(segment::kContent);
+  CleanStore& store = *clients.store;
+  store.open(1, {lazy.path, lazy.layer, ""});
+  clients.answered(1);
+  store.want(1, 0, 4);
+  clients.answered(2);
+  CHECK(clients.segments.size() == 1);
+  CHECK(store.figures().bytes == 2 * segment::kSliceSize && store.figures().segments == 1);
+  protocol::Descriptor segment = std::move(clients.segments.front());
+  clients.segments.clear();
+
+  // In a process: what is there is used, and the rest is asked for; what was refused is not.
+  CreateOptions on_top;
+  on_top.has_base = true;
+  on_top.base = {lazy.path, "v1", 0};
+  MUST(create_image(directory / "top.pcow", on_top));
+  Guest guest(directory / "top.pcow");
+  const int event = eventfd(0, EFD_CLOEXEC);
+  MUST(guest.session->offer_store(lazy.image->size(), event));
+  SharedBase& shared = guest.session->shared();
+  CHECK(shared.want(0, 4 * segment::kSliceSize) && shared.take_wants().size() == 1);
+  guest.session->take_shared(0, std::move(segment));
+  CHECK(shared.filled_to(0, 1) == 0 && !shared.want(0, 1));
+  CHECK(shared.filled_to(segment::kSliceSize, segment::kContent) == 2 * segment::kSliceSize);
+  CHECK(shared.want(4 * segment::kSliceSize, 6 * segment::kSliceSize));
+  for (uint64_t page = 128; page < 256; page++) CHECK(guest.page(page) == LazyBase::value(page));
+  until([&] { return guest.shared() == segment::kSliceSize; });
+
+  // The other segment cannot be filled, and does not push the first one out, whoever has that.
+  guest.end();
+  close(event);
+  store.want(1, segment::kSlices, 1);
+  clients.answered(3);
+  CHECK(store.figures().bytes == 2 * segment::kSliceSize && store.figures().segments == 1);
+  CHECK(store.figures().refused == 0);
+}
+
+// Whatever arrives while the store is asked, a guest reads what the base holds, and in the end it
+// shares all of it.
+void filled_meanwhile() {
+  const TemporaryDirectory directory;
+  const LazyBase lazy(directory, 16);
+  CreateOptions on_top;
+  on_top.has_base = true;
+  on_top.base = {lazy.path, "v1", 0};
+  std::vector<Guest> guests;
+  for (const char* name : {"a.pcow", "b.pcow"}) {
+    MUST(create_image(directory / name, on_top));
+    guests.emplace_back(directory / name);
+  }
+  const uint64_t size = lazy.image->size();
+  {
+    LocalStore local(64 * kMiB);
+    std::vector<std::thread> readers;
+    for (Guest& guest : guests) {
+      local.serve(guest.session.get(), lazy.path, lazy.layer);
+      readers.emplace_back([&guest] {
+        for (uint64_t number = 0; number < guest.length / 4096; number++)
+          CHECK(guest.page(number) == LazyBase::value(number));
+      });
+    }
+    // From the end, so that slices fill up in the middle of what is asked for.
+    for (uint64_t block = size / LazyBase::kBlock; block-- > 0;)
+      if (LazyBase::is_remote(block)) lazy.fill(block);
+    for (std::thread& reader : readers) reader.join();
+    until([&] { return guests[0].shared() == size && guests[1].shared() == size; });
+    for (const Guest& guest : guests)
+      for (uint64_t number = 0; number < guest.length / 4096; number++)
+        CHECK(guest.page(number) == LazyBase::value(number));
+  }
+  for (Guest& guest : guests) guest.end();
+}
+
 }  // namespace
 
 int main() {
@@ -548,6 +666,8 @@ int main() {
   mapped_snapshots();
   budget();
   hostile_client();
+  remote_slices();
+  filled_meanwhile();
   for (const uint32_t block_size : {4096u, 65536u, 2097152u}) {
     two_guests(block_size);
     two_mappings(block_size);
