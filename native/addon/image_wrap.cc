@@ -36,6 +36,15 @@ struct ToJs<SourceContent> {
   }
 };
 
+template <>
+struct ToJs<std::vector<bool>> {
+  static Napi::Value convert(Napi::Env env, std::vector<bool>& flags) {
+    auto array = Napi::Uint8Array::New(env, flags.size());
+    std::copy(flags.begin(), flags.end(), array.Data());
+    return array;
+  }
+};
+
 // Blocks and masks in turn.
 template <>
 struct ToJs<RemoteBatch> {
@@ -109,6 +118,9 @@ Napi::Function ImageWrap::define(Napi::Env env) {
                          InstanceMethod<&ImageWrap::source>("source"),
                          InstanceMethod<&ImageWrap::mark_remote>("markRemote"),
                          InstanceMethod<&ImageWrap::fill>("fill"),
+                         InstanceMethod<&ImageWrap::give_back>("giveBack"),
+                         InstanceMethod<&ImageWrap::take_uses>("takeUses"),
+                         InstanceMethod<&ImageWrap::remote_bytes>("remoteBytes"),
                          InstanceMethod<&ImageWrap::remote_blocks>("remoteBlocks"),
                          InstanceMethod<&ImageWrap::close>("close"),
                      });
@@ -421,16 +433,41 @@ Napi::Value ImageWrap::source(const Napi::CallbackInfo& info) {
   return run<SourceContent>(info.Env(), Lane::kBytes, [](Image& image) { return image.source(); });
 }
 
-// `entries`: 8 bytes for each block.
-Napi::Value ImageWrap::mark_remote(const Napi::CallbackInfo& info) {
-  auto bytes = info[0].As<Napi::Uint8Array>();
+// 8 bytes for each block.
+static std::vector<RemoteEntry> remote_entries(const Napi::Value& value) {
+  auto bytes = value.As<Napi::Uint8Array>();
   std::vector<RemoteEntry> entries;
   for (size_t at = 0; at + 8 <= bytes.ByteLength(); at += 8)
     entries.push_back(
         {get_field<uint32_t>(bytes.Data(), at), get_field<uint16_t>(bytes.Data(), at + 4)});
-  return run<void>(info.Env(), Lane::kBytes, [entries = std::move(entries)](Image& image) {
+  return entries;
+}
+
+// `entries`.
+Napi::Value ImageWrap::mark_remote(const Napi::CallbackInfo& info) {
+  return run<void>(info.Env(), Lane::kBytes, [entries = remote_entries(info[0])](Image& image) {
     return image.mark_remote(entries);
   });
+}
+
+// `layer`, `entries`.
+Napi::Value ImageWrap::give_back(const Napi::CallbackInfo& info) {
+  // Not behind a long change of the structure: readers wait for the room.
+  return run<std::vector<bool>>(info.Env(), Lane::kBytes,
+                                [layer = bytes_of(info[0]), entries = remote_entries(info[1])](
+                                    Image& image) { return image.give_back(layer, entries); });
+}
+
+// `layer`, `block`, `count`.
+Napi::Value ImageWrap::take_uses(const Napi::CallbackInfo& info) {
+  return run<bool>(
+      info.Env(), Lane::kBytes,
+      [layer = bytes_of(info[0]), block = bytes_of(info[1]), count = bytes_of(info[2])](
+          Image& image) -> Result<bool> { return image.take_uses(layer, block, count); });
+}
+
+Napi::Value ImageWrap::remote_bytes(const Napi::CallbackInfo& info) {
+  return run<uint64_t>(info.Env(), Lane::kBytes, [](Image& image) { return image.remote_bytes(); });
 }
 
 // `layer`, `block`, `buffer`.

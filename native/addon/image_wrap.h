@@ -59,6 +59,9 @@ class ImageWrap : public Napi::ObjectWrap<ImageWrap> {
   Napi::Value source(const Napi::CallbackInfo& info);
   Napi::Value mark_remote(const Napi::CallbackInfo& info);
   Napi::Value fill(const Napi::CallbackInfo& info);
+  Napi::Value give_back(const Napi::CallbackInfo& info);
+  Napi::Value take_uses(const Napi::CallbackInfo& info);
+  Napi::Value remote_bytes(const Napi::CallbackInfo& info);
   Napi::Value remote_blocks(const Napi::CallbackInfo& info);
   Napi::Value close(const Napi::CallbackInfo& info);
 

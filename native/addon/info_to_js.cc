@@ -91,7 +91,6 @@ Napi::Value info_to_js(Napi::Env env, const ImageInfo& info) {
   object.Set("diskUse", number(env, info.disk_use));
   object.Set("lazy", info.lazy);
   object.Set("standsOnLazy", info.stands_on_lazy);
-  object.Set("remoteBytes", number(env, info.remote_bytes));
   object.Set("persistent", info.persistent);
   object.Set("kernelWrites", number(env, info.kernel_writes));
   object.Set("kernelSyncs", number(env, info.kernel_syncs));

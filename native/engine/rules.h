@@ -26,6 +26,7 @@ enum class Rule {
   kDataSpaceBeforeMapping,  // a block has disk space before it is mapped
   kFileReachesBeforeUse,    // the file reaches to the end of a block before it is used
   kFilledBeforeEntry,       // what is filled in is on the disk before an entry names it
+  kRemoteBeforeRelease,     // an entry is remote before the block that it named is released
   kFreeingBeforePunch,      // a freeing is on the disk before the block is punched out
   kFreeingBeforeReuse,      // … and before the block is used again
   kHoleBeforeReuse,         // … and so is the hole

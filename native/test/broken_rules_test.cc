@@ -44,6 +44,7 @@ const Breach kBreaches[] = {
     BREACH(kDataSpaceBeforeMapping, "mapping, killed"),
     BREACH(kFileReachesBeforeUse, "expansion"),
     BREACH(kFilledBeforeEntry, "lazy"),
+    BREACH(kRemoteBeforeRelease, "lazy"),
     BREACH(kFreeingBeforePunch, "several children"),
     BREACH(kFreeingBeforeReuse, "discard and reuse"),
     BREACH(kHoleBeforeReuse, "mapping"),

@@ -157,6 +157,7 @@ void run_workload(Run* run, const std::string& name, int steps) {
 void run_with_fault(Run* run, const std::string& name, uint32_t block_size, int steps) {
   for (const Profile& profile : kProfiles)
     if (name == profile.name) Workload(run, profile, block_size).go(steps);
+  if (name == kFills.name) Workload(run, kFills, block_size).lazy(steps);
 }
 
 std::vector<std::string> fault_workloads() {
@@ -164,5 +165,6 @@ std::vector<std::string> fault_workloads() {
   for (const Profile& profile : kProfiles)
     // A commit is checked through its base.
     if (!profile.kills && !profile.commit) names.emplace_back(profile.name);
+  names.emplace_back(kFills.name);
   return names;
 }

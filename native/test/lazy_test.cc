@@ -51,7 +51,7 @@ struct Lazy {
     MUST(image->snapshot("v1"));
     layer = MUST(image->layer_id("v1"));
   }
-  uint64_t remote() const { return image->info().remote_bytes / kSub; }
+  uint64_t remote() const { return MUST(image->remote_bytes()) / kSub; }
   Result<size_t> read(uint64_t block, uint64_t length = kBlock) const {
     bytes.resize(length);
     return image->read(nullptr, block * kBlock, bytes.data(), length);
@@ -300,6 +300,130 @@ void fills_beside_other_threads() {
   must_be_sound(lazy.path, 50 * kSub);
 }
 
+// What is given back is remote for every reader, its space is free, and it can be filled again.
+// What the source does not have stays.
+void giving_back() {
+  const TemporaryDirectory directory;
+  Lazy lazy(directory);
+  for (const uint64_t block : {2, 3, 4, 5})
+    MUST(lazy.image->fill(lazy.layer, block, content_of(block).data(), kBlock));
+  auto third = content_of(3);
+  std::fill(third.begin() + 2 * kSub, third.end(), '\0');
+  MUST(lazy.image->write(9 * kBlock, content_of(9).data(), kBlock));
+  MUST(lazy.image->snapshot("v2"));
+  CreateOptions on_top;
+  on_top.has_base = true;
+  on_top.base = {lazy.path, "v1", 0};
+  MUST(create_image(directory / "top.pcow", on_top));
+  const auto top = open_image(directory / "top.pcow", true);
+  const auto reader = open_image(lazy.path, false);
+  for (const Image* image : {lazy.image.get(), reader.get(), top.get()}) {
+    must_read(*image, 2, content_of(2));
+    must_read(*image, 3, third);
+  }
+  CHECK(lazy.image->take_uses(lazy.layer, 2, 2) && !lazy.image->take_uses(lazy.layer, 2, 2));
+  must_read(*top, 3, third);
+  CHECK(!lazy.image->take_uses(lazy.layer, 2, 1) && lazy.image->take_uses(lazy.layer, 2, 4));
+
+  const uint64_t before = lazy.image->info().disk_use;
+  // Block 1 was never remote; of block 3 there is less.
+  const auto given = MUST(lazy.image->give_back(
+      lazy.layer, {{2, 0xffff}, {3, 0xffff}, {3, 3}, {4, 0xffff}, {7, 0xffff}, {1000, 0xffff}}));
+  CHECK((given == std::vector<bool>{true, false, true, true, false, false}));
+  CHECK(MUST(lazy.image->give_back(lazy.layer, {{4, 0xffff}})) == std::vector<bool>{false});
+  CHECK(MUST(lazy.image->give_back(lazy.layer + 100, {{5, 0xffff}})) == std::vector<bool>{false});
+  CHECK(lazy.remote() == 34);
+  CHECK(lazy.image->info().disk_use + 34 * kSub <= before);
+  for (const Image* image : {lazy.image.get(), reader.get(), top.get()}) {
+    for (const uint64_t block : {2, 3, 4}) must_lack(*image, block, lazy.layer);
+    must_read(*image, 5, content_of(5));
+    must_read(*image, 1, content_of(1));
+  }
+  FAILS(reader->give_back(lazy.layer, {{5, 0xffff}}), Code::kReadOnly);
+  // Its checksums outlive it.
+  MUST(lazy.image->add_checksums(nullptr));
+  CHECK(MUST(lazy.image->give_back(lazy.layer, {{5, 0xffff}})) == std::vector<bool>{true});
+  CHECK(MUST(lazy.image->scrub(nullptr)).damages == 0);
+  must_lack(*top, 5, lazy.layer);
+  // A layer that is not a snapshot gives nothing back.
+  for (const uint64_t block : {2, 3, 4, 5})
+    CHECK(MUST(lazy.image->fill(lazy.layer, block, content_of(block).data(), kBlock)) == 1);
+  CHECK(MUST(lazy.image->scrub(nullptr)).damages == 0);
+  for (const Image* image : {lazy.image.get(), reader.get(), top.get()}) {
+    must_read(*image, 3, third);
+    must_read(*image, 5, content_of(5));
+  }
+  MUST(lazy.image->snapshot("v3"));
+  MUST(lazy.image->remove("v1", nullptr));
+  CHECK(MUST(lazy.image->give_back(lazy.layer, {{2, 0xffff}})) == std::vector<bool>{false});
+  MUST(lazy.image->close());
+  must_be_sound(lazy.path, 0);
+}
+
+// While others read and fill, whatever they read is right.
+void giving_back_beside_readers() {
+  const TemporaryDirectory directory;
+  Lazy lazy(directory);
+  CreateOptions on_top;
+  on_top.has_base = true;
+  on_top.base = {lazy.path, "v1", 0};
+  MUST(create_image(directory / "top.pcow", on_top));
+  const auto top = open_image(directory / "top.pcow", true);
+  const auto second = open_image(lazy.path, false);
+  std::atomic<bool> done{false};
+  std::vector<std::thread> readers;
+  for (const Image* image : {lazy.image.get(), top.get(), second.get()}) {
+    readers.emplace_back([&, image] {
+      std::vector<char> bytes(kBlock);
+      while (!done) {
+        for (const uint64_t block : {2, 4, 5}) {
+          auto read = image->read(nullptr, block * kBlock, bytes.data(), kBlock);
+          CHECK(read ? bytes == content_of(block) : read.error().code == Code::kRemote);
+        }
+      }
+    });
+  }
+  for (int round = 0; round < effort(200, 50, 20); round++) {
+    for (const uint64_t block : {2, 4, 5}) {
+      MUST(lazy.image->fill(lazy.layer, block, content_of(block).data(), kBlock));
+      if (round % 3 == 0) MUST(lazy.image->write(20 * kBlock, content_of(20).data(), kBlock));
+    }
+    MUST(lazy.image->give_back(lazy.layer, {{2, 0xffff}, {4, 0xffff}, {5, 0xffff}}));
+    if (round % 3 == 0) MUST(lazy.image->discard(20 * kBlock, kBlock));
+  }
+  done = true;
+  for (std::thread& reader : readers) reader.join();
+  MUST(lazy.image->close());
+  must_be_sound(lazy.path, 50 * kSub);
+}
+
+// A part of a block of a base is discarded: no block is needed, and the bytes neither.
+void discards_of_parts() {
+  const TemporaryDirectory directory;
+  Lazy lazy(directory);
+  CreateOptions on_top;
+  on_top.has_base = true;
+  on_top.base = {lazy.path, "v1", 0};
+  MUST(create_image(directory / "top.pcow", on_top));
+  const auto top = open_image(directory / "top.pcow", true);
+  const uint64_t before = top->info().disk_use;
+  for (const uint64_t block : {0, 4}) MUST(top->discard(block * kBlock + kSub, 3 * kSub));
+  CHECK(top->info().disk_use < before + kBlock);
+  CHECK(MUST(top->held(kSub)).length == 0);
+  auto wanted = content_of(0);
+  std::fill(wanted.begin() + kSub, wanted.begin() + 4 * kSub, '\0');
+  must_read(*top, 0, wanted);
+  // What lies around it, and a sub-block that is discarded in part, keep their bytes.
+  MUST(top->discard(5 * kSub + 100, kSub));
+  std::fill(wanted.begin() + 5 * kSub + 100, wanted.begin() + 6 * kSub + 100, '\0');
+  must_read(*top, 0, wanted);
+  MUST(top->discard(7 * kSub, kSub));
+  std::fill(wanted.begin() + 7 * kSub, wanted.begin() + 8 * kSub, '\0');
+  must_read(*top, 0, wanted);
+  MUST(top->close());
+  must_be_sound(directory / "top.pcow", 0);
+}
+
 // Refuses operations of one kind.
 class Refusing : public FileObserver {
  public:
@@ -405,6 +529,9 @@ int main() {
   changes_that_need_remote_bytes();
   fills_beside_other_threads();
   fills_that_fail();
+  giving_back();
+  giving_back_beside_readers();
+  discards_of_parts();
   damage_is_found();
   return 0;
 }

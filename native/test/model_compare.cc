@@ -3,13 +3,15 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstring>
 
 using namespace pcow;
 
 void compare(const Image& image, const View* view, const Bytes& expected, const std::string& what) {
   Bytes found(expected.size() + 1);
-  const size_t count = MUST(image.read(view, 0, found.data(), found.size()));
+  const size_t count =
+      MUST(with_remote([&] { return image.read(view, 0, found.data(), found.size()); }));
   CHECK(count == expected.size());
   if (memcmp(found.data(), expected.data(), count) == 0) return;
   for (size_t i = 0; i < count; i++) {
@@ -22,7 +24,8 @@ void compare(const Image& image, const View* view, const Bytes& expected, const 
 
 bool reads_as(const Image& image, const Bytes& expected) {
   Bytes found(expected.size() + 1);
-  const size_t count = MUST(image.read(nullptr, 0, found.data(), found.size()));
+  const size_t count =
+      MUST(with_remote([&] { return image.read(nullptr, 0, found.data(), found.size()); }));
   found.resize(count);
   return found == expected;
 }
@@ -30,7 +33,17 @@ bool reads_as(const Image& image, const Bytes& expected) {
 // mapped. Returns where that begins.
 uint64_t compare_batch(const Image& image, const View* view, uint64_t offset, const Bytes& expected,
                        const std::string& what) {
-  const ExtentBatch batch = MUST(image.map(view, offset, {}));
+  ExtentBatch batch = MUST(image.map(view, offset, {}));
+  // What is remote is nowhere in the file yet.
+  const auto remote = [&] {
+    return std::find_if(batch.extents.begin(), batch.extents.end(),
+                        [](const MapExtent& extent) { return extent.remote; });
+  };
+  for (auto at = remote(); at != batch.extents.end(); at = remote()) {
+    Bytes found(at->length);
+    MUST(with_remote([&] { return image.read(view, at->offset, found.data(), found.size()); }));
+    batch = MUST(image.map(view, offset, {}));
+  }
   CHECK(batch.size == expected.size());
   uint64_t end = offset;
   for (const MapExtent& extent : batch.extents) {

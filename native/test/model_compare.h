@@ -1,9 +1,24 @@
 // Compares the content of an image with a model; each function ends the program if they differ.
 #pragma once
 
+#include <functional>
 #include <string>
 
 #include "check.h"
+
+// Fetches what such an error says is missing, and returns true; false: that is impossible. For
+// tests with lazy images.
+inline std::function<bool(const pcow::Error&)> fetch_remote = [](const pcow::Error&) {
+  return false;
+};
+// `what`, which is repeated as long as it lacks bytes that can be fetched.
+template <typename Do>
+auto with_remote(const Do& what) {
+  auto outcome = what();
+  while (!outcome && outcome.error().code == pcow::Code::kRemote && fetch_remote(outcome.error()))
+    outcome = what();
+  return outcome;
+}
 
 // Compares the active layer (`view` null), or a snapshot.
 void compare(const pcow::Image& image, const pcow::View* view, const Bytes& expected,

@@ -4,7 +4,8 @@
 // with a second reader, which was written from docs/format.md alone. Images are sometimes opened
 // again, as after a clean end and as after a killed process. Between the chunks of a merge they are
 // used, as a running guest would, and changes are interrupted anywhere, by a cancellation or a full
-// disk; then other operations are done while they wait.
+// disk; then other operations are done while they wait. In some families a snapshot is lazy: its
+// blocks are remote, are filled when something needs them, and are given back.
 #include <cstring>
 #include <map>
 #include <memory>
@@ -70,8 +71,16 @@ struct LongReader {
   uint64_t next_mapped = 0;
 };
 
+// What a registry has of a layer.
+struct Stored {
+  Bytes content;
+  std::map<uint32_t, uint16_t> masks;  // of blocks
+};
+
 struct Modelled {
   std::string path;
+  std::string uuid;
+  std::map<uint64_t, Stored> registry;  // by the id of the layer
   std::unique_ptr<Failures> failures;
   std::unique_ptr<Image> image;
   LongReader reader;
@@ -85,6 +94,7 @@ struct Family {
   std::mt19937_64 random;
   SecondReader* const second_reader;
   bool many_deletions = false;
+  bool lazy = false;
   TemporaryDirectory directory;
   std::vector<Modelled> images;
   std::map<std::string, int> bases;  // "path@snapshot": how many images stand on it
@@ -109,6 +119,72 @@ void open_image(Modelled* modelled) {
   modelled->failures = std::make_unique<Failures>();
   options.observer = modelled->failures.get();
   modelled->image = MUST(Image::open(modelled->path, options));
+  modelled->uuid = modelled->image->info().uuid;
+}
+
+// Fills some blocks of a lazy image, as a mount would, which fetches whole pieces.
+void fill(Family* family, Modelled* m, uint64_t layer, uint64_t block) {
+  const Bytes& content = m->registry.at(layer).content;
+  const uint64_t block_size = m->image->info().block_size;
+  const uint64_t end =
+      std::min<uint64_t>(content.size() / block_size, block + 1 + family->below(4));
+  const auto fill = [&] {
+    return m->image->fill(layer, block, content.data() + block * block_size,
+                          (end - block) * block_size);
+  };
+  auto filled = fill();
+  // It fails like everything else, and is done again.
+  if (!filled && m->failures->recover()) filled = fill();
+  MUST(std::move(filled));
+}
+
+// Everything, for a reader who cannot wait for it.
+void fill_all(Family* family) {
+  for (Modelled& m : family->images)
+    for (const LayerInfo& layer : MUST(m.image->layers()))
+      for (const RemoteEntry& entry : MUST(m.image->remote_blocks(layer.id, 0)).blocks)
+        fill(family, &m, layer.id, entry.block);
+}
+
+void give_some_back(Family* family) {
+  for (Modelled& m : family->images) {
+    for (const auto& [layer, stored] : m.registry) {
+      std::vector<RemoteEntry> blocks;
+      for (const auto& [block, mask] : stored.masks)
+        if (family->below(2)) blocks.push_back({block, mask});
+      MUST(m.image->give_back(layer, blocks));
+    }
+  }
+}
+
+// The image becomes lazy, with a snapshot whose blocks are in a registry.
+void make_lazy(Family* family, Modelled* m) {
+  const uint64_t block_size = m->image->info().block_size;
+  const uint64_t sub = m->image->info().sub_block_size;
+  const uint64_t blocks = (m->active.size() + block_size - 1) / block_size;
+  Stored stored;
+  stored.content.resize(blocks * block_size);
+  std::vector<RemoteEntry> entries;
+  for (uint32_t block = 0; block < blocks && entries.size() < 300; block++) {
+    if (family->below(3) == 0) continue;
+    const uint64_t end = std::min(m->active.size(), (block + 1) * block_size);
+    uint16_t mask = 0;
+    for (uint64_t at = block * block_size; at < end; at += sub) {
+      if (family->below(3) == 0) continue;
+      mask |= static_cast<uint16_t>(1u << ((at % block_size) / sub));
+      for (uint64_t byte = at; byte < std::min(end, at + sub); byte++)
+        stored.content[byte] = static_cast<uint8_t>(family->random());
+    }
+    if (!mask) continue;
+    stored.masks[block] = mask;
+    entries.push_back({block, mask});
+  }
+  MUST(m->image->set_source({{1, 2, 3}}));
+  MUST(m->image->mark_remote(entries));
+  MUST(m->image->snapshot("lazy"));
+  std::copy_n(stored.content.begin(), m->active.size(), m->active.begin());
+  m->snapshots["lazy"] = m->active;
+  m->registry[MUST(m->image->layer_id("lazy"))] = std::move(stored);
 }
 
 // The changes between neighbours in the list, in both directions: after many calls, these are all
@@ -167,8 +243,9 @@ void read_on(Family* family, Modelled* m) {
   }
   const Bytes& expected = m->snapshots[reader.snapshot];
   Bytes piece(std::min<uint64_t>(expected.size() - reader.next, 1 + family->below(200000)));
-  CHECK(MUST(reader.image->read(reader.view.get(), reader.next, piece.data(), piece.size())) ==
-        piece.size());
+  CHECK(MUST(with_remote([&] {
+          return reader.image->read(reader.view.get(), reader.next, piece.data(), piece.size());
+        })) == piece.size());
   CHECK(memcmp(piece.data(), expected.data() + reader.next, piece.size()) == 0);
   reader.next = (reader.next + piece.size()) % expected.size();
   const uint64_t next =
@@ -191,14 +268,14 @@ void write_some(Family* family, Modelled* m, uint32_t block_size) {
   const uint64_t length = std::min(m->active.size() - offset, 1 + family->below(longest));
   Bytes data(length);
   for (auto& byte : data) byte = static_cast<uint8_t>(family->random());
-  MUST(m->image->write(offset, data.data(), length));
+  MUST(with_remote([&] { return m->image->write(offset, data.data(), length); }));
   memcpy(m->active.data() + offset, data.data(), length);
 }
 
 void discard_some(Family* family, Modelled* m, uint32_t block_size) {
   const uint64_t offset = some_offset(family, m->active.size(), block_size);
   const uint64_t length = std::min(m->active.size() - offset, 1 + family->below(4 * block_size));
-  MUST(m->image->discard(offset, length));
+  MUST(with_remote([&] { return m->image->discard(offset, length); }));
   memset(m->active.data() + offset, 0, length);
 }
 
@@ -253,6 +330,7 @@ bool is_done(Modelled* m, const Result<T>& outcome) {
   if (outcome) return true;
   const Code code = outcome.error().code;
   if (code == Code::kCancelled || code == Code::kNoSpace || code == Code::kIo) return false;
+  if (code == Code::kRemote) return false;  // a deletion, which would need more than one block
   fprintf(stderr, "%s: %s: %s\n", m->path.c_str(), code_name(code),
           outcome.error().message.c_str());
   exit(1);
@@ -311,7 +389,7 @@ void put_zeros(Family* family, Modelled* m, uint32_t block_size) {
   const uint64_t offset = family->below(m->active.size()) / 4096 * 4096;
   const uint64_t length = std::min<uint64_t>(m->active.size() - offset, 2 * block_size);
   const Bytes zeros(length);
-  MUST(m->image->write(offset, zeros.data(), length));
+  MUST(with_remote([&] { return m->image->write(offset, zeros.data(), length); }));
   memset(m->active.data() + offset, 0, length);
 }
 
@@ -332,13 +410,14 @@ void rebase(Family* family, Modelled* m, uint32_t block_size) {
   const Progress progress = between_chunks(family, m, block_size);
   const Modelled& target = family->images[family->below(family->images.size())];
   if (family->below(3) == 0 || target.snapshots.empty()) {
-    if (is_done(m, m->image->rebase({}, false, progress))) family->stand(&m->base, "");
+    if (is_done(m, with_remote([&] { return m->image->rebase({}, false, progress); })))
+      family->stand(&m->base, "");
     return;
   }
   BaseSpec base;
   base.path = target.path;
   base.snapshot = some_snapshot(family, target);
-  auto outcome = m->image->rebase(base, true, progress);
+  auto outcome = with_remote([&] { return m->image->rebase(base, true, progress); });
   // A loop, or a base that is larger.
   const bool refused = !outcome && (outcome.error().code == Code::kBaseLoop ||
                                     outcome.error().code == Code::kInvalid);
@@ -353,9 +432,12 @@ void commit(Family* family, Modelled* m, uint32_t block_size) {
     if (base.path != path) continue;
     const std::string name = "c" + std::to_string(family->names++);
     // Covers what is frozen when it begins; writes continue.
-    const Bytes frozen = m->active;
-    auto followed =
-        m->image->commit_into(base.image.get(), name, false, between_chunks(family, m, block_size));
+    Bytes frozen;
+    auto followed = with_remote([&] {
+      frozen = m->active;
+      return m->image->commit_into(base.image.get(), name, false,
+                                   between_chunks(family, m, block_size));
+    });
     if (!m->snapshots.empty()) {
       CHECK(!followed && followed.error().code == Code::kInUse);
       m->failures->recover();
@@ -378,6 +460,7 @@ void commit(Family* family, Modelled* m, uint32_t block_size) {
 
 // After a clean end, or after a death.
 void reopen(Family* family, Modelled* m) {
+  fill_all(family);
   if (family->below(2)) {
     MUST(m->image->close());
   } else {
@@ -458,15 +541,29 @@ void step(Family* family, uint32_t block_size) {
     auto reader = MUST(Image::open(m.path, {}));
     compare(*reader, nullptr, m.active, m.path + " (read-only)");
     compare_map(*reader, nullptr, m.active, m.path + " (read-only)");
-    if (dice >= 990) family->second_reader->compare(m.path, m.active, m.snapshots);
+    if (dice >= 990) {
+      fill_all(family);
+      family->second_reader->compare(m.path, m.active, m.snapshots);
+    }
   }
+  if (family->lazy && family->below(4) == 0) give_some_back(family);
   if (family->below(8) == 0) read_on(family, &family->images[family->below(family->images.size())]);
 }
 
 void run(uint64_t seed, SecondReader* second_reader, uint32_t block_size, uint64_t size, int steps,
-         bool many_deletions = false) {
+         bool many_deletions = false, bool lazy = false) {
   Family family(seed, second_reader);
   family.many_deletions = many_deletions;
+  family.lazy = lazy;
+  fetch_remote = [&](const Error& error) {
+    if (!error.remote) return false;
+    for (Modelled& m : family.images) {
+      if (m.uuid != error.remote->uuid) continue;
+      fill(&family, &m, error.remote->layer, error.remote->block);
+      return true;
+    }
+    return false;
+  };
   Modelled first;
   first.path = family.directory / "first.pcow";
   CreateOptions options;
@@ -475,9 +572,11 @@ void run(uint64_t seed, SecondReader* second_reader, uint32_t block_size, uint64
   MUST(create_image(first.path, options));
   first.active.resize(size);
   open_image(&first);
+  if (lazy) make_lazy(&family, &first);
   family.images.push_back(std::move(first));
   for (int i = 0; i < steps; i++) step(&family, block_size);
   for (const Modelled& modelled : family.images) compare_all(modelled);
+  fill_all(&family);
   for (Modelled& modelled : family.images) MUST(modelled.image->close());
   for (const Modelled& modelled : family.images)
     second_reader->compare(modelled.path, modelled.active, modelled.snapshots);
@@ -496,5 +595,7 @@ int main(int argc, char** argv) {
   run(seed, &second_reader, 2097152, 9 * 1048576, steps / 6);
   run(seed + 1, &second_reader, 4096, 5 * 1048576, steps);  // three chunks
   run(seed + 2, &second_reader, 16384, 300000 / 4096 * 4096, steps, true);
+  run(seed + 3, &second_reader, 65536, 12 * 65536 + 4096, steps / 2, false, true);
+  run(seed + 4, &second_reader, 16384, 300000 / 4096 * 4096, steps / 2, true, true);
   return 0;
 }

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <bit>
 
 #include "engine/format/geometry.h"
 
@@ -41,8 +42,9 @@ void Workload::lazy(int steps) {
   const uint64_t sectors = block_size_ / kSector;
   run_->where = profile_.name;
   prepare();
-  if (attempt("source", now_, {world_}, [&] { return image_->set_source({{1, 2, 3}}); }))
-    settle(world_);
+  const auto set_source = [&] { return image_->set_source({{1, 2, 3}}); };
+  while (!attempt("source", now_, {world_}, set_source)) continue;  // again, if the disk fails
+  settle(world_);
 
   std::vector<RemoteEntry> entries;
   Content after = now_;
@@ -50,30 +52,45 @@ void Workload::lazy(int steps) {
   run_->registry.assign(now_.active.size() / sectors * sectors, 0);
   const uint64_t stamp = ++run_->stamps;
   for (uint32_t block = 0; block < run_->registry.size() / sectors; block++) {
-    if (block % 4 == 3) continue;
-    const uint64_t sub_blocks = std::min<uint64_t>(16, block_size_ / kPageSize);
-    const uint64_t held = block % 4 == 2 ? std::max<uint64_t>(1, sub_blocks / 2) : sub_blocks;
-    entries.push_back({block, static_cast<uint16_t>((1u << held) - 1)});
-    for (uint64_t i = 0; i < held * (sectors / sub_blocks); i++) {
+    const uint16_t mask = remote_mask(block);
+    if (!mask) continue;
+    entries.push_back({block, mask});
+    for (uint64_t i = 0; i < static_cast<uint64_t>(std::popcount(mask)) * kPageSize / kSector;
+         i++) {
       const uint64_t sector = block * sectors + i;
       run_->registry[sector] = after.active[sector] = stamp;
       world.active[sector].insert(stamp);
     }
   }
   cuts_.draft = true;
+  // If the disk fails here, a draft is given up.
   if (!attempt("mark remote", after, {world}, [&] { return image_->mark_remote(entries); })) return;
   settle(std::move(world));
   snapshot();
+  if (now_.snapshots.empty()) return;
   cuts_.draft = false;
   for (int i = 0; i < steps; i++) {
     run_->where = std::string(profile_.name) + ", blocks of " + std::to_string(block_size_) +
                   ", step " + std::to_string(i);
     if (profile_.kills && run_->random() % 3 == 0) cuts_.kill_after(run_->random() % 12);
-    below(2) ? fill() : step();
+    switch (below(4)) {
+      case 0: fill(); break;
+      case 1: give_back(); break;
+      default: step();
+    }
   }
-  while (image_->info().remote_bytes)  // again, if the process is killed
-    if (attempt("fetch everything", now_, {world_}, [&] { return fetch_all(*run_, image_.get()); }))
-      settle(world_);
+  uint64_t left = 0;
+  const auto fetch_everything = [&]() -> Result<void> {
+    PCOW_TRY(fetch_all(*run_, image_.get()));
+    auto counted = image_->remote_bytes();
+    if (!counted) return counted.error();
+    left = *counted;
+    return {};
+  };
+  do {  // again, if the process is killed, or the disk fails
+    left = 1;
+    if (attempt("fetch everything", now_, {world_}, fetch_everything)) settle(world_);
+  } while (left);
   if (attempt("no source", now_, {world_}, [&] { return image_->set_source(std::nullopt); }))
     settle(exactly(now_));
   write();

@@ -154,6 +154,8 @@ class Workload {
   void discard(uint64_t first, uint64_t count);
   void sync();
   void fill();
+  void give_back();
+  uint16_t remote_mask(uint64_t block) const;
   void snapshot();
 
   // As the monitor takes one: writes and stores continue until the cut, and again after it.

@@ -192,6 +192,30 @@ void Workload::fill() {
     settle(world_);
 }
 
+// The registry has these blocks, so their content stays.
+void Workload::give_back() {
+  const uint64_t sectors = block_size_ / kSector;
+  const uint64_t blocks = run_->registry.size() / sectors;
+  const uint64_t first = below(blocks);
+  std::vector<RemoteEntry> entries;
+  for (uint64_t count = 1 + below(blocks - first), at = first; at < first + count; at++)
+    if (const uint16_t mask = remote_mask(at)) entries.push_back({static_cast<uint32_t>(at), mask});
+  const uint64_t layer = run_->must(image_->layer_id("s0"), "the remote layer");
+  const auto give = [&]() -> Result<void> {
+    auto given = image_->give_back(layer, entries);
+    return given ? Result<void>() : given.error();
+  };
+  if (attempt("give back", now_, {world_}, give)) settle(world_);
+}
+
+// The sub-blocks of a block that are in the registry.
+uint16_t Workload::remote_mask(uint64_t block) const {
+  if (block % 4 == 3) return 0;
+  const uint64_t sub_blocks = std::min<uint64_t>(16, block_size_ / kPageSize);
+  const uint64_t held = block % 4 == 2 ? std::max<uint64_t>(1, sub_blocks / 2) : sub_blocks;
+  return static_cast<uint16_t>((1u << held) - 1);
+}
+
 void Workload::sync() {
   const Content before = now_;
   if (attempt("sync", now_, {world_}, [&] { return interrupted([&] { return image_->sync(); }); }))

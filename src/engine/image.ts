@@ -37,6 +37,7 @@ import {
   checkBuffer,
   checkCreated,
   checkDepths,
+  checkEntries,
   checkFlag,
   checkIdentity,
   checkLayer,
@@ -435,9 +436,7 @@ export class Image {
    * endian), the mask of the sub-blocks (16 bits), zeros. For an image that is being made.
    */
   async markRemote(entries: Uint8Array): Promise<void> {
-    checkBuffer(entries);
-    if (entries.length % 8 !== 0)
-      throw new PcowError('PCOW_INVALID', 'markRemote() needs 8 bytes for each block');
+    checkEntries(entries);
     await translated(() => this.native.markRemote(entries));
   }
 
@@ -452,6 +451,31 @@ export class Image {
     checkOffset(block);
     checkBuffer(data);
     return translated(() => this.native.fill(layer, block, data));
+  }
+
+  /**
+   * Makes blocks of a snapshot's layer remote again, and frees their disk space; `entries` as for
+   * markRemote(). Only blocks of which the layer holds exactly these sub-blocks are given back: says
+   * for each whether that is so. Errors: PCOW_BUSY while the image's structure is being changed,
+   * PCOW_IO, PCOW_READ_ONLY.
+   */
+  async giveBack(layer: number, entries: Uint8Array): Promise<boolean[]> {
+    checkLayer(layer);
+    checkEntries(entries);
+    return Array.from(await translated(() => this.native.giveBack(layer, entries)), Boolean);
+  }
+
+  /**
+   * Whether this process has read one of these blocks of a layer, through any opening, since the
+   * last call about it.
+   */
+  async takeUses(layer: number, block: number, count: number): Promise<boolean> {
+    return translated(() => this.native.takeUses(layer, block, count));
+  }
+
+  /** Bytes that the layers hold, and that have not been fetched yet. Reads all tables. */
+  async remoteBytes(): Promise<number> {
+    return translated(() => this.native.remoteBytes());
   }
 
   /**

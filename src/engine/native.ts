@@ -258,6 +258,9 @@ export interface NativeImage {
   markRemote(entries: Uint8Array): Promise<void>;
   fill(layer: number, block: number, data: Uint8Array): Promise<number>;
   /** `blocks`: numbers and masks in turn. */
+  giveBack(layer: number, entries: Uint8Array): Promise<Uint8Array>;
+  takeUses(layer: number, block: number, count: number): Promise<boolean>;
+  remoteBytes(): Promise<number>;
   remoteBlocks(layer: number, from: number): Promise<{ blocks: Uint32Array; next: number | null }>;
   /** Waits for operations in progress. Call it once only. */
   close(): Promise<void>;

@@ -136,8 +136,6 @@ export interface ImageInfo {
   lazy: boolean;
   /** Whether an image on which it stands has one. */
   standsOnLazy: boolean;
-  /** Bytes that its layers hold, and that have not been fetched yet. Counting them reads tables. */
-  remoteBytes: number;
   /** Whether the last writer closed the image. False while a process has it open for writing. */
   clean: boolean;
   /** Whether this opening may write. */

@@ -55,6 +55,20 @@ export function checkFlag(what: string, value: unknown): void {
     invalid(`${what} must be true or false, not ${show(value)}`);
 }
 
+const SMALLEST_LIMIT = 64 << 20;
+
+/** Bytes that a lazy image keeps. With less, readers would push out what others have just needed. */
+export function checkLimit(value: unknown): asserts value is number {
+  if (!Number.isSafeInteger(value) || (value as number) < SMALLEST_LIMIT)
+    invalid(`the limit of a lazy image is a number of bytes, at least 64 MiB, not ${show(value)}`);
+}
+
+/** 8 bytes for each block. */
+export function checkEntries(value: unknown): asserts value is Uint8Array {
+  checkBuffer(value);
+  if (value.length % 8 !== 0) invalid(`a list of blocks has 8 bytes for each, not ${value.length}`);
+}
+
 export function checkPath(what: string, value: unknown): asserts value is string {
   if (typeof value !== 'string') invalid(`${what} must be a string, not ${show(value)}`);
   if (value === '') invalid(`${what} is empty`);

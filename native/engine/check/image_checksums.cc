@@ -407,6 +407,8 @@ class Scrub {
       const uint16_t mask = sums.covered[i];
       if (!mask) return mask;
       const uint64_t block = chunk * kBlocksPerChunk + i;
+      // What was given back is protected by the digests of its source until it is filled again.
+      if (entry.remote && !(mask & ~entry.written)) return uint16_t{0};
       const bool zero = entry.index == 0;
       if ((mask & ~entry.written) ||
           (zero && crc32c(zeros.data(), bytes_of(mask, geometry_)) != sums.sums[i])) {

@@ -47,6 +47,7 @@ class ActiveLayer {
                            bool* moved) const;
   Result<void> fill(uint64_t block, uint64_t block_offset, const Entry& before, bool own,
                     uint32_t at, uint32_t end, const char* bytes) const;
+  Result<void> discard_sub_blocks(uint64_t block, uint32_t from, uint32_t to, uint16_t lower) const;
 
   struct Made {
     uint64_t from;  // bytes, in the image

@@ -42,6 +42,7 @@ std::shared_ptr<const Source> make_source(std::shared_ptr<File> file, const Supe
   source->entries = geometry.blocks_for(layer.size);
   source->only_durable = only_durable;
   source->lazy = superblock.is_lazy();
+  if (source->lazy) source->uses = Uses::of(superblock.uuid, layer.id, source->entries);
   source->layer = layer.id;
   source->image = superblock.uuid;
   source->present = std::move(present);

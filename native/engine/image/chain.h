@@ -25,6 +25,7 @@
 #include "engine/format/layer_directory.h"
 #include "engine/format/superblock.h"
 #include "engine/format/table.h"
+#include "engine/image/uses.h"
 
 namespace pcow {
 
@@ -35,7 +36,8 @@ struct Source {
   uint64_t entries = 0;
   bool only_durable = false;  // the host crashed under the file's writer: Entry::as_durable applies
   bool lazy = false;          // it may have remote entries
-  uint64_t layer = 0;         // id
+  std::shared_ptr<Uses> uses;  // of a lazy image
+  uint64_t layer = 0;          // id
   Uuid image{};
   std::vector<ChunkRange> present;
   std::shared_ptr<const Checksums> checksums;  // null: none

@@ -85,6 +85,7 @@ class ChainReader {
           if (&pieces[i] != verified) {
             filled = pieces[i];
             if (!filled.index) PCOW_TRY(look_again(part.block, &filled));
+            if (const auto& uses = chain_.sources()[filled.source]->uses) uses->note(part.block);
             // What was filled may have become zeros since.
             if (filled.index) PCOW_TRY(chain_.verify(part.block, filled));
           }

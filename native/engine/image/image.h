@@ -93,7 +93,6 @@ struct ImageInfo {
   uint64_t file_size = 0;       // bytes, holes included
   bool lazy = false;            // it has a source for remote bytes
   bool stands_on_lazy = false;  // one of its bases has a source
-  uint64_t remote_bytes = 0;    // that all its layers hold, and that are not in the file yet
   uint64_t disk_use = 0;        // bytes, st_blocks * 512
   bool clean = false;           // as the superblock said when the image was opened or last read
   bool writable = false;
@@ -341,6 +340,15 @@ class Image {
   // the end of the layer. What is not remote is ignored. Returns how many blocks were filled. After
   // a crash some of these may be remote again, but none is damaged.
   Result<uint64_t> fill(uint64_t layer, uint64_t block, const void* data, size_t length);
+  // Makes blocks of a snapshot remote again, if the layer holds exactly the given sub-blocks of
+  // them, and durably. Their disk space is free on return. Returns for each block whether it was
+  // done. kBusy: not now, because another change of the structure is in progress.
+  Result<std::vector<bool>> give_back(uint64_t layer, const std::vector<RemoteEntry>& blocks);
+  // Whether this process has read, through any opening, one of these blocks of the layer since the
+  // last call about it.
+  bool take_uses(uint64_t layer, uint64_t block, uint64_t count) const;
+  // That all layers hold, and that are not in the file yet.
+  Result<uint64_t> remote_bytes() const;
   // The remote blocks of a layer, from `from` on: 0 first, then the `next` of the previous batch.
   Result<RemoteBatch> remote_blocks(uint64_t layer, uint64_t from) const;
 

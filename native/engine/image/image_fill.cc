@@ -317,6 +317,21 @@ Result<std::optional<std::vector<uint8_t>>> Image::source() const {
   return Error(Code::kIo, state.path + " changes faster than it can be read");
 }
 
+Result<uint64_t> Image::remote_bytes() const {
+  ImageState& state = *state_;
+  PCOW_TRY(state.failures.noted(state.layers.bring_up_to_date()));
+  const std::shared_lock lock(state.gate);
+  if (state.layers.is_closed()) return state.closed_error();
+  uint64_t bytes = 0;
+  if (!state.layers.is_lazy()) return bytes;
+  for (const Layer& layer : state.layers.directory().layers) {
+    auto count = count_remote(state, layer);
+    if (!count) return count.error();
+    bytes += *count << state.geometry.sub_block_shift();
+  }
+  return bytes;
+}
+
 Result<RemoteBatch> Image::remote_blocks(uint64_t id, uint64_t from) const {
   ImageState& state = *state_;
   PCOW_TRY(state.failures.noted(state.layers.bring_up_to_date()));

@@ -52,10 +52,6 @@ ImageInfo Image::info() const {
   }
   info.lazy = state.layers.is_lazy();
   for (const auto& source : state.bases.current().sources) info.stands_on_lazy |= source->lazy;
-  if (info.lazy)
-    for (const Layer& layer : state.layers.directory().layers)
-      if (auto count = count_remote(state, layer))
-        info.remote_bytes += *count << state.geometry.sub_block_shift();
   info.persistent = state.file->is_persistent();
   info.kernel_writes = state.file->kernel_calls().writes;
   info.kernel_syncs = state.file->kernel_calls().syncs;

@@ -114,12 +114,31 @@ Result<void> Image::write(uint64_t offset, const void* buffer, size_t length) {
   return state.failures.noted(std::move(outcome));
 }
 
+// Of a block that has no block in the file: whole sub-blocks of which lower layers hold data.
+Result<void> ActiveLayer::discard_sub_blocks(uint64_t block, uint32_t from, uint32_t to,
+                                             uint16_t lower) const {
+  const uint32_t shift = image_.geometry.sub_block_shift();
+  const uint32_t first = (from + image_.geometry.sub_block_size() - 1) >> shift;
+  const uint32_t end = to >> shift;
+  if (first >= end) return {};
+  const auto whole = static_cast<uint16_t>(((1u << end) - 1) & ~((1u << first) - 1));
+  if (!(lower & whole)) return {};
+  PCOW_TRY(layers_.active()->ensure(block / kBlocksPerChunk));
+  const std::lock_guard lock(chunk_locks_.of(block));
+  const Entry before = Entry::unpack(layers_.active()->load(block));
+  const auto gained = static_cast<uint16_t>(lower & whole & ~before.written);
+  if (gained && !before.has_data())
+    own_blocks_.make_zero(layers_.active().get(), block, before, gained);
+  return {};
+}
+
 // Whole blocks are released: the entry becomes empty, or *zero here* if a lower layer holds data.
 // Data that a lower layer hides behind zeros counts as well, because that layer may be the one that
 // a running merge takes out, and this entry may hold the zeros that it has already handed over.
 // *Zero here* has no data that could be missing after a crash, so it is durable with its entry. In
-// a block that is discarded in part, own sub-blocks are punched in place, and zeros are written
-// over those that lower layers hold.
+// a block that is discarded in part, own sub-blocks are punched in place. Those that lower layers
+// hold become *zero here* if the entry has no block; otherwise zeros are written over them, because
+// what an unfinished write may have left in the block must never show.
 Result<void> ActiveLayer::discard(uint64_t offset, uint64_t length) {
   const std::vector<char> zeros(image_.geometry.block_size());
   for (uint64_t done = 0; done < length;) {
@@ -146,6 +165,7 @@ Result<void> ActiveLayer::discard(uint64_t offset, uint64_t length) {
       if (before.index) space_->release(before.index, 1);
       continue;
     }
+    PCOW_TRY(discard_sub_blocks(part.block, part.from, part.to, *lower));
     Entry entry = Entry::unpack(layers_.active()->load(part.block));
     if (entry.remote && (entry.written & image_.geometry.touched_mask(part.from, part.to)))
       return layers_.remote_in_active(part.block);

@@ -53,6 +53,10 @@ class Structure {
   }
   // The lock `structure` itself, for changes in steps, or of two images.
   [[nodiscard]] std::unique_lock<std::mutex> lock() { return std::unique_lock(changing_); }
+  // Not locked if another change is in progress.
+  [[nodiscard]] std::unique_lock<std::mutex> try_lock() {
+    return std::unique_lock(changing_, std::try_to_lock);
+  }
   [[nodiscard]] static std::scoped_lock<std::mutex, std::mutex> lock_both(Structure& one,
                                                                           Structure& other) {
     return std::scoped_lock(one.changing_, other.changing_);
