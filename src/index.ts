@@ -56,7 +56,12 @@ export {
   snapshotImages,
 } from './client/change-image.js';
 export { type PushedTrace, pushTraceOf } from './client/push-trace.js';
-export { type LazyImage, lazyImagesOf, prefetchImage } from './client/prefetch.js';
+export {
+  type LazyImage,
+  lazyImagesOf,
+  prefetchImage,
+  type PrefetchOptions,
+} from './client/prefetch.js';
 export {
   type Activity,
   type FaultFigures,

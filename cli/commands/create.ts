@@ -17,13 +17,19 @@ import {
   type Target,
   whileWaiting,
 } from '../find-image.js';
-import { addRegistryOptions, httpOf, type RegistryFlags } from '../registry-options.js';
+import {
+  addRegistryOptions,
+  httpOf,
+  limitOption,
+  type RegistryFlags,
+} from '../registry-options.js';
 import { exists } from '../../src/engine/drafts.js';
 import { patiently, waitOption } from '../wait-option.js';
 
 interface Options extends RegistryFlags {
   blockSize?: string;
   base?: string;
+  limit?: number;
   force?: boolean;
   json?: boolean;
   wait?: number;
@@ -49,6 +55,7 @@ export function addCreate(program: Command): void {
       '-b, --base <image[@snapshot]>',
       'stand on the present content of this image, or on one of its snapshots; or on an image in a registry: HOST/REPOSITORY:TAG',
     )
+    .addOption(limitOption())
     .option('--force', 'replace an existing file');
   addRegistryOptions(command)
     .option('--json', 'for programs')
@@ -75,6 +82,10 @@ export function addCreate(program: Command): void {
         command: 'pcow create vm4 --base registry.example.org/images/golden:v1',
         does: 'on an image that is still in a registry',
       },
+      {
+        command: 'pcow create vm5 --base registry.example.org/images/golden:v1 --limit 10G',
+        does: 'of which at most 10 GiB are kept here',
+      },
     ],
   });
 }
@@ -87,10 +98,19 @@ async function create(image: string, size: string | undefined, options: Options)
       'pcow create IMAGE SIZE',
     );
   }
+  const isRemote = options.base !== undefined && (await isReference(options.base));
+  if (options.limit !== undefined && !isRemote) {
+    throw new Failure(
+      'PCOW_USAGE',
+      '--limit is for a base in a registry',
+      'omit it, or name a registry: --base HOST/REPOSITORY:TAG',
+    );
+  }
   const bytes = size === undefined ? undefined : sizeOf(image, size);
   const blockSize = options.blockSize === undefined ? undefined : parseBlockSize(options.blockSize);
   const target = await newImage(image);
-  const base = options.base === undefined ? undefined : await baseOf(options.base, target, options);
+  const base =
+    options.base === undefined ? undefined : await baseOf(options.base, isRemote, target, options);
   const wanted = { size: bytes, blockSize, base, force: options.force, ...whileWaiting };
   const info = await patiently(options.wait, () => makeImage(target, wanted));
   const on = options.base === undefined ? '' : `, on ${options.base}`;
@@ -108,10 +128,15 @@ async function create(image: string, size: string | undefined, options: Options)
 }
 
 /** An image on this machine, or a lazy image of one in a registry. */
-async function baseOf(given: string, { file }: ImageTarget, flags: Options): Promise<Target> {
-  if (!(await isReference(given))) return findTarget(given);
+async function baseOf(
+  given: string,
+  isRemote: boolean,
+  { file }: ImageTarget,
+  flags: Options,
+): Promise<Target> {
+  if (!isRemote) return findTarget(given);
   const { lazyBase } = await import('../../src/client/lazy-base.js');
-  const base = await lazyBase(given, path.dirname(file), httpOf(flags));
+  const base = await lazyBase(given, path.dirname(file), { ...httpOf(flags), limit: flags.limit });
   if (base.made && flags.json !== true) say(`made ${base.file}, whose bytes are fetched when used`);
   return { image: await findImage(base.file), snapshot: base.snapshot };
 }

@@ -42,13 +42,13 @@ export function addInfo(program: Command): void {
 async function info(givens: string[], options: { json?: boolean }): Promise<void> {
   const found = await forEach(givens, async (given) => {
     const target = await findImage(given);
-    const { image, reference } = await withImage(target.file, {}, async (open) => {
+    const { image, lazy } = await withImage(target.file, {}, async (open) => {
       const described = open.info();
-      return { image: described, reference: described.lazy ? await referenceOf(open) : null };
+      return { image: described, lazy: described.lazy ? await lazyPartOf(open) : null };
     });
     const guest = await guestOf(image.holder, target.mount, target.name);
     const isMounts = guest === null && (await isHeldBy(target.mount, image));
-    return { target, image, reference, guest, isMounts, receiving: await receptionOf(image) };
+    return { target, image, lazy, guest, isMounts, receiving: await receptionOf(image) };
   });
   if (options.json === true) {
     const described = found.map(forPrograms);
@@ -61,8 +61,7 @@ async function info(givens: string[], options: { json?: boolean }): Promise<void
 interface Found {
   target: ImageTarget;
   image: ImageInfo;
-  /** Where the bytes are that a lazy image lacks. */
-  reference: string | null;
+  lazy: LazyPart | null;
   /** writes it instead of the mount */
   guest: Attached | null;
   /** the mount is its writer */
@@ -70,12 +69,22 @@ interface Found {
   receiving: Reception | null;
 }
 
-async function referenceOf(image: Image): Promise<string | null> {
-  const { sourceOf } = await import('../../src/registry/lazy-layers.js');
-  return (await sourceOf(image))?.origin.reference ?? null;
+/** What is said about a lazy image only. */
+interface LazyPart {
+  remoteBytes: number;
+  /** Where they are; null: the image has just become an ordinary one. */
+  reference: string | null;
+  /** The bytes that it may have fetched at the same time; null: there is no limit. */
+  limit: number | null;
 }
 
-function forPrograms({ target, image, reference, guest, receiving }: Found): object {
+async function lazyPartOf(image: Image): Promise<LazyPart> {
+  const { sourceOf } = await import('../../src/registry/lazy-layers.js');
+  const { reference = null, limit = null } = (await sourceOf(image))?.origin ?? {};
+  return { remoteBytes: await image.remoteBytes(), reference, limit };
+}
+
+function forPrograms({ target, image, lazy, guest, receiving }: Found): object {
   // The permissions and counts of this opening say nothing about the image, and `holder` names the
   // living process.
   const {
@@ -90,7 +99,9 @@ function forPrograms({ target, image, reference, guest, receiving }: Found): obj
   return {
     name: target.name,
     ...rest,
-    reference,
+    remoteBytes: lazy?.remoteBytes ?? 0,
+    reference: lazy?.reference ?? null,
+    limit: lazy?.limit ?? null,
     state: stateOf(image),
     ...(guest?.stalled && { stalled: true }),
     receiving,
@@ -107,14 +118,7 @@ function mountOf(target: ImageTarget): { mountpoint: string; flatFile: string } 
   );
 }
 
-function factsOf({
-  target,
-  image,
-  reference,
-  guest,
-  isMounts,
-  receiving,
-}: Found): [string, string][] {
+function factsOf({ target, image, lazy, guest, isMounts, receiving }: Found): [string, string][] {
   const lines: [string, string][] = [
     ['image', image.path],
     ['size', `${formatSize(image.size)} (${image.size} bytes)`],
@@ -122,8 +126,10 @@ function factsOf({
     ['blocks', `${formatSize(image.blockSize)}, sub-blocks ${formatSize(image.subBlockSize)}`],
     ['snapshots', String(image.snapshots)],
   ];
-  if (reference !== null)
-    lines.push(['lazy', `${formatSize(image.remoteBytes)} are still in ${reference}`]);
+  if (lazy !== null && lazy.reference !== null) {
+    const limit = lazy.limit === null ? '' : `; at most ${formatSize(lazy.limit)} are kept here`;
+    lines.push(['lazy', `${formatSize(lazy.remoteBytes)} are still in ${lazy.reference}${limit}`]);
+  }
   if (image.base !== null) {
     const { path: file, snapshot, layer } = image.base;
     lines.push(['base', snapshot === null ? `${file}, layer ${layer}` : `${file}@${snapshot}`]);

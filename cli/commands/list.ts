@@ -143,10 +143,14 @@ function baseText(base: ListedImage['base']): string {
 
 async function listImage(where: string, json: boolean): Promise<void> {
   const target = await findImage(where);
-  const { info, snapshots } = await withImage(target.file, {}, (image) => ({
-    info: image.info(),
-    snapshots: image.snapshots(),
-  }));
+  const { info, remote, snapshots } = await withImage(target.file, {}, async (image) => {
+    const described = image.info();
+    return {
+      info: described,
+      remote: described.lazy ? await image.remoteBytes() : null,
+      snapshots: image.snapshots(),
+    };
+  });
   const receiving = await receptionOf(info);
   if (json) {
     sayJson({ name: target.name, file: target.file, size: info.size, snapshots, receiving });
@@ -155,7 +159,7 @@ async function listImage(where: string, json: boolean): Promise<void> {
   say(
     `${target.file}, ${formatSize(info.size)}${info.base === null ? '' : `, on ${baseText(info.base)}`}`,
   );
-  if (info.lazy) say(`${formatSize(info.remoteBytes)} are fetched when they are used`);
+  if (remote !== null) say(`${formatSize(remote)} are fetched when they are used`);
   if (receiving !== null) say(describeReception(receiving));
   if (snapshots.length === 0) {
     say('no snapshots');

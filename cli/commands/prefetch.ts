@@ -10,6 +10,7 @@ import { say, sayJson } from '../output/stdout.js';
 import { patiently, waitOption } from '../wait-option.js';
 
 interface Options {
+  limit?: boolean;
   json?: boolean;
   wait?: number;
   progress?: ProgressForm;
@@ -24,6 +25,7 @@ export function addPrefetch(program: Command): void {
         'Afterwards they are ordinary images.',
     )
     .argument('<image>', 'the image')
+    .option('--no-limit', 'remove the limit of an image that may not keep everything')
     .option('--json', 'for programs')
     .addOption(waitOption())
     .addOption(progressOption())
@@ -40,13 +42,13 @@ export function addPrefetch(program: Command): void {
   });
 }
 
-async function prefetch(given: string, { json, wait, progress }: Options): Promise<void> {
+async function prefetch(given: string, { limit, json, wait, progress }: Options): Promise<void> {
   const image = await findImage(given);
   const lazy = await lazyImagesOf(image, whileWaiting);
   for (const { image: one } of lazy) {
     await patiently(wait, () =>
       withProgress(`prefetch ${one.name}`, progress, (long) =>
-        prefetchImage(one, { ...long, ...whileWaiting }),
+        prefetchImage(one, { noLimit: limit === false, ...long, ...whileWaiting }),
       ),
     ).catch((error: unknown) => {
       throw explained(error);

@@ -12,12 +12,18 @@ import { Failure } from '../output/errors.js';
 import { addNotes } from '../output/help.js';
 import { type ProgressForm, progressOption, withProgress } from '../output/progress.js';
 import { say, sayJson } from '../output/stdout.js';
-import { addRegistryOptions, httpOf, type RegistryFlags } from '../registry-options.js';
+import {
+  addRegistryOptions,
+  httpOf,
+  limitOption,
+  type RegistryFlags,
+} from '../registry-options.js';
 import { word } from '../../src/engine/quote.js';
 import { patiently, waitOption } from '../wait-option.js';
 
 interface Options extends RegistryFlags {
   lazy?: boolean;
+  limit?: number;
   base?: string;
   abort?: boolean;
   force?: boolean;
@@ -43,6 +49,7 @@ export function addPull(program: Command): void {
       'make the new image stand on this one, which has older snapshots of it',
     )
     .option('--lazy', 'fetch the bytes of the new image only when they are used')
+    .addOption(limitOption())
     .option('--force', 'drop data of an existing image that is in no snapshot')
     .option('--abort', 'pull nothing; drop what an interrupted pull of this image has kept');
   addRegistryOptions(command)
@@ -73,6 +80,10 @@ export function addPull(program: Command): void {
         command: 'pcow pull --lazy registry.example.org/images/golden:v1',
         does: 'golden.pcow, without its bytes',
       },
+      {
+        command: 'pcow pull --lazy --limit 10G registry.example.org/images/golden:v1',
+        does: 'the same, which never keeps more than 10 GiB of them',
+      },
       { command: 'pcow pull oci:/mnt/usb/images:v1 golden', does: 'from a directory' },
     ],
   });
@@ -87,6 +98,9 @@ async function pullCommand(
   if (options.abort === true) {
     await abort(target, options);
     return;
+  }
+  if (options.limit !== undefined && options.lazy !== true) {
+    throw new Failure('PCOW_USAGE', 'only a lazy image has a limit', 'add --lazy, or omit --limit');
   }
   if (options.lazy === true) {
     await pullAsLazy(reference, target, options);
@@ -139,9 +153,9 @@ async function pullAsLazy(
   }
   const lazyImage = await import('../../src/registry/lazy-image.js');
   const pulled = await withProgress(`pull ${name}`, options.progress, ({ signal }) =>
-    lazyImage.pullLazily(reference, file, { ...httpOf(options), signal }),
+    lazyImage.pullLazily(reference, file, { ...httpOf(options), limit: options.limit, signal }),
   );
-  const { remoteBytes } = await withImage(file, {}, (image) => image.info());
+  const remoteBytes = await withImage(file, {}, (image) => image.remoteBytes());
   if (options.json === true) {
     sayJson({ image: name, file, reference, ...pulled, remote: remoteBytes });
     return;

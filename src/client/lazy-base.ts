@@ -5,8 +5,7 @@
 import path from 'node:path';
 import { exists, type Image, isPcowError, PcowError } from '../engine/index.js';
 import { IMAGE_SUFFIX } from '../images/image-names.js';
-import type { HttpOptions } from '../registry/http.js';
-import { makeLazy, record, type Recorded } from '../registry/lazy-image.js';
+import { type LazyOptions, makeLazy, record, type Recorded } from '../registry/lazy-image.js';
 import { sourceOf } from '../registry/lazy-layers.js';
 import { layersThere } from '../registry/local-layers.js';
 import { withStore } from '../registry/open-store.js';
@@ -30,7 +29,17 @@ export interface LazyBase {
 export async function lazyBase(
   reference: string,
   directory: string,
-  options: HttpOptions,
+  options: LazyOptions,
+): Promise<LazyBase> {
+  const base = await findOrMake(reference, directory, options);
+  if (!base.made && options.limit !== undefined) await mustHaveLimit(base.file, options.limit);
+  return base;
+}
+
+async function findOrMake(
+  reference: string,
+  directory: string,
+  options: LazyOptions,
 ): Promise<LazyBase> {
   const parsed = parseReference(reference);
   const named = (end: string) => path.join(directory, nameFrom(parsed) + end + IMAGE_SUFFIX);
@@ -61,7 +70,7 @@ async function baseAt(
   file: string,
   recorded: Recorded,
   reference: string,
-  options: HttpOptions,
+  options: LazyOptions,
 ): Promise<LazyBase | null> {
   for (;;) {
     if (await exists(file)) {
@@ -78,6 +87,17 @@ async function baseAt(
       if (!isPcowError(error, 'PCOW_EXISTS')) throw error;
     }
   }
+}
+
+/** A limit is never changed, or ignored, without a word. */
+async function mustHaveLimit(file: string, limit: number): Promise<void> {
+  const source = await withImage(file, {}, sourceOf);
+  if (source?.origin.limit === limit) return;
+  throw new PcowError(
+    'PCOW_EXISTS',
+    `${file} is there already, and has ${source?.origin.limit == null ? 'no limit' : 'another limit'}`,
+    { next: 'omit --limit, or rename that image: pcow rename' },
+  );
 }
 
 /**

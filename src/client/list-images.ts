@@ -96,13 +96,16 @@ export async function listImages(where: string, options: AskOptions = {}): Promi
 async function listed(file: string, mount: PcowMount | null): Promise<ListedImage> {
   const name = path.basename(file, IMAGE_SUFFIX);
   try {
-    const info = await withImage(file, {}, (image) => image.info());
+    const { info, remote } = await withImage(file, {}, async (image) => {
+      const described = image.info();
+      return { info: described, remote: described.lazy ? await image.remoteBytes() : null };
+    });
     return {
       name,
       file,
       size: info.size,
       diskUse: info.diskUse,
-      remote: info.lazy ? info.remoteBytes : null,
+      remote,
       snapshots: info.snapshots,
       base: info.base && { path: info.base.path, snapshot: info.base.snapshot },
       state: stateOf(info),

@@ -1,5 +1,6 @@
 /** Fetches what lazy images lack, in their mount if they have one. */
 import { PcowError } from '../engine/index.js';
+import { WITHOUT_LIMIT } from '../images/control-names.js';
 import { findImage, type ImageTarget } from '../images/find-image.js';
 import { chainOf, withImage } from '../images/with-image.js';
 import { askForWork, type WorkOptions } from './control.js';
@@ -19,12 +20,20 @@ export async function lazyImagesOf(
 ): Promise<LazyImage[]> {
   const found: LazyImage[] = [];
   for (const file of new Set(await chainOf(image.file))) {
-    const { lazy, remoteBytes } = await withImage(file, {}, (open) => open.info());
-    if (!lazy) continue;
+    const remote = await withImage(file, {}, (open) =>
+      open.info().lazy ? open.remoteBytes() : null,
+    );
+    if (remote === null) continue;
     const target = file === image.file ? image : await findImage(file, options);
-    found.push({ image: target, remote: remoteBytes });
+    found.push({ image: target, remote });
   }
   return found;
+}
+
+/** For prefetchImage(). */
+export interface PrefetchOptions extends WorkOptions {
+  /** Remove the limit of the image. Default: fail if everything is more than that. */
+  noLimit?: boolean | undefined;
 }
 
 /**
@@ -33,10 +42,11 @@ export async function lazyImagesOf(
  */
 export async function prefetchImage(
   { file, name, mount }: ImageTarget,
-  options: WorkOptions = {},
+  options: PrefetchOptions = {},
 ): Promise<void> {
+  const { noLimit = false, ...work } = options;
   if (mount !== null) {
-    await askForWork(mount, name, 'prefetch', 'now', options);
+    await askForWork(mount, name, 'prefetch', noLimit ? WITHOUT_LIMIT : 'now', work);
     return;
   }
   await withImage(file, { write: true }, async (image) => {
@@ -44,7 +54,8 @@ export async function prefetchImage(
     const fetcher = await Fetcher.open(image);
     if (fetcher === null) return;
     try {
-      await fetcher.prefetch(options);
+      if (noLimit) await fetcher.removeLimit();
+      await fetcher.prefetch(work);
     } finally {
       await fetcher.close();
     }

@@ -23,6 +23,9 @@ export type ImageControl =
   | 'checksums'
   | 'cancel';
 
+/** Instead of "now" in `prefetch`, if the image shall keep everything. */
+export const WITHOUT_LIMIT = 'without limit';
+
 /** `.pcow/NAME`: an image with such a name has a flat file, but no control files. */
 export const MOUNT_CONTROLS = ['help', 'metrics', 'snapshot', 'status'] as const;
 

@@ -10,6 +10,7 @@ import {
 } from '../engine/index.js';
 import { PcowError } from '../engine/errors.js';
 import { quote } from '../engine/quote.js';
+import { checkLimit } from '../engine/validate.js';
 
 const KIB = 1024;
 export const MIB = 1024 * KIB;
@@ -99,6 +100,13 @@ export function parseCacheSize(text: string): number {
 export function parseStoreSize(text: string): number {
   const bytes = text === '0' ? 0 : parseBudget(text, 'clean store');
   checkStoreSize(bytes);
+  return bytes;
+}
+
+/** Parses how much a lazy image may keep of what it has fetched. */
+export function parseLimit(text: string): number {
+  const bytes = parseBudget(text, 'limit');
+  checkLimit(bytes);
   return bytes;
 }
 

@@ -9,7 +9,9 @@
  */
 import { type Image, isPcowError, PcowError } from '../engine/index.js';
 import { type Content, contentOf, framesOf } from './frames.js';
+import { bytesOf, HeldPieces } from './held-pieces.js';
 import { dataOf, type LazyLayer, type LazyLayers, lazyLayersOf } from './lazy-layers.js';
+import { withoutLimit } from './lazy-source.js';
 import { PIECE, type Piece, runsOf } from './piece-index.js';
 import { ReadAhead } from './read-ahead.js';
 import { Sessions } from './session.js';
@@ -51,7 +53,10 @@ export interface FetchState {
     /** Why it has not arrived; null: it is under way. */
     problem: string | null;
   } | null;
-  /** Since the fetcher began. */
+  /** The most bytes that the image keeps of what was fetched; null: it keeps everything. */
+  limit: number | null;
+  /** Since the fetcher began, as are the following. */
+  givenBackBytes: number;
   requests: number;
   /** Bytes of the data blobs that have arrived. */
   fetchedBytes: number;
@@ -103,6 +108,8 @@ export class Fetcher {
   #fetchedBytes = 0;
   #pumping = false;
   #complete = false;
+  /** null: it keeps everything. */
+  #held: HeldPieces | null = null;
 
   private constructor(
     private readonly image: Image,
@@ -111,6 +118,9 @@ export class Fetcher {
   ) {
     this.#layers = source.layers;
     this.#blockSize = image.info().blockSize;
+    const { limit } = source.origin;
+    if (limit !== null)
+      this.#held = new HeldPieces(image, this.#blockSize, this.#layers.values(), limit);
     this.#sessions = new Sessions(source.origin, {
       signal: this.#end.signal,
       onFailure: (error) => {
@@ -147,8 +157,11 @@ export class Fetcher {
     if (this.#touched.size === 0) this.#followTrace();
     const wanted = this.#want(layer, at, true);
     this.#touch(layer, at);
+    let room = this.#roomAhead();
     for (const ahead of this.#readAhead.after(layer, at)) {
       if (!layer.isRemote(ahead)) continue;
+      room -= bytesOf(layer.index.piece(ahead), this.#blockSize);
+      if (room < 0) break;
       this.#want(layer, ahead, false);
       this.#touch(layer, ahead);
     }
@@ -162,14 +175,22 @@ export class Fetcher {
 
   /** The first reader is the beginning of what a trace tells about. */
   #followTrace(): void {
+    let room = this.#roomAhead();
     const byPosition = new Map([...this.#layers.values()].map((it) => [it.position, it]));
     for (const { layer, piece } of this.source.origin.trace) {
       const known = byPosition.get(layer);
       const at = known?.index.find(piece) ?? null;
       if (known === undefined || at === null || !known.isRemote(at)) continue;
+      room -= bytesOf(known.index.piece(at), this.#blockSize);
+      if (room < 0) break;
       this.#want(known, at, false);
       this.#touch(known, at);
     }
+  }
+
+  /** Bytes. What is fetched ahead must not push out what readers have just been given. */
+  #roomAhead(): number {
+    return this.#held === null ? Infinity : this.#held.limit / 4;
   }
 
   #touch({ position, index }: LazyLayer, at: number): void {
@@ -178,9 +199,21 @@ export class Fetcher {
     this.#touched.set(`${position} ${piece}`, { layer: position, piece });
   }
 
-  /** Fetches everything that is still remote. Fails if the registry fails. */
+  /** The image keeps everything from now on. */
+  async removeLimit(): Promise<void> {
+    const source = await this.image.source();
+    if (this.#held === null || source === null) return;
+    await this.image.setSource(withoutLimit(source));
+    this.#held = null;
+  }
+
+  /**
+   * Fetches everything that is still remote. Fails if the registry fails; with PCOW_LIMIT if the
+   * image may not keep everything.
+   */
   async prefetch({ signal, onProgress }: Prefetching = {}): Promise<void> {
     const layers = [...this.#layers.values()];
+    this.#mustFit(layers);
     const total = layers.reduce((sum, { remoteBytes }) => sum + remoteBytes, 0);
     let done = 0;
     onProgress?.(done, total);
@@ -206,6 +239,19 @@ export class Fetcher {
     await this.#finish();
   }
 
+  #mustFit(layers: LazyLayer[]): void {
+    if (this.#held === null) return;
+    let bytes = 0;
+    for (const { index } of layers)
+      for (const piece of index.pieces()) bytes += bytesOf(piece, this.#blockSize);
+    if (bytes <= this.#held.limit) return;
+    throw new PcowError(
+      'PCOW_LIMIT',
+      `${this.image.info().path} has ${bytes} bytes in its registry, and a limit of ${this.#held.limit}: it cannot keep all of them`,
+      { next: 'pcow prefetch --no-limit removes the limit' },
+    );
+  }
+
   /** Nothing is remote any more, and the image is an ordinary one. */
   get complete(): boolean {
     return this.#complete;
@@ -228,6 +274,8 @@ export class Fetcher {
               offset: first.piece.number * PIECE,
               problem: first.problem ?? this.#trouble?.error.message ?? null,
             },
+      limit: this.#held?.limit ?? null,
+      givenBackBytes: this.#held?.givenBack ?? 0,
       requests: this.#requests,
       fetchedBytes: this.#fetchedBytes,
     };
@@ -326,7 +374,7 @@ export class Fetcher {
           contents.push(content);
         }
       }
-      await this.#fill(layer, contents).then(
+      await this.#store(layer, contents).then(
         () => {
           for (const wanted of sound) this.#arrived(wanted);
         },
@@ -359,6 +407,18 @@ export class Fetcher {
     });
   }
 
+  async #store(layer: LazyLayer, contents: Content[]): Promise<void> {
+    const held = this.#held;
+    const bytes = contents.reduce((sum, it) => sum + bytesOf(it.piece, this.#blockSize), 0);
+    await held?.makeRoom(bytes);
+    try {
+      await this.#fill(layer, contents);
+    } catch (error) {
+      held?.notStored(bytes);
+      throw error;
+    }
+  }
+
   /** One call for pieces that are neighbours in the image: it costs one sync. */
   async #fill(layer: LazyLayer, contents: Content[]): Promise<void> {
     for (let from = 0; from < contents.length;) {
@@ -380,6 +440,7 @@ export class Fetcher {
 
   #arrived(wanted: Wanted): void {
     wanted.layer.setRemote(wanted.at, false);
+    this.#held?.add(wanted.layer, wanted.at);
     this.#forget(wanted);
     wanted.resolve();
   }
@@ -432,9 +493,11 @@ export class Fetcher {
   async #finish(): Promise<void> {
     if (this.#complete || this.#end.signal.aborted) return;
     for (const layer of this.#layers.values()) if (!layer.remote().next().done) return;
-    const { lazy, remoteBytes } = this.image.info();
-    if (lazy && remoteBytes === 0) await this.image.setSource(null);
-    this.#complete = remoteBytes === 0;
+    if (this.image.info().lazy) {
+      if ((await this.image.remoteBytes()) > 0) return;
+      await this.image.setSource(null);
+    }
+    this.#complete = true;
   }
 }
 

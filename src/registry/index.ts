@@ -1,7 +1,13 @@
 /** Images in registries for programs outside of Pcow. docs/registry.md describes the artifact. */
 import { type Image, PcowError } from '../engine/index.js';
 import type { LongOptions } from '../engine/types.js';
-import { checkFlag, checkOptions, checkPath, checkSnapshotName } from '../engine/validate.js';
+import {
+  checkFlag,
+  checkLimit,
+  checkOptions,
+  checkPath,
+  checkSnapshotName,
+} from '../engine/validate.js';
 import { removeCredentials, storeCredentials } from './credentials.js';
 import { abandonPull } from './hidden-image.js';
 import { withStore } from './open-store.js';
@@ -36,6 +42,12 @@ export interface PullOptions extends RegistryOptions, LongOptions {
    * Not with `force` or `base`.
    */
   lazy?: boolean | undefined;
+  /**
+   * With `lazy`: the most bytes that the image keeps of what is fetched, at least 64 MiB. What was
+   * not used for long is given back, and fetched again when it is needed. Default: it keeps
+   * everything.
+   */
+  limit?: number | undefined;
 }
 
 /** Credentials for a registry. */
@@ -92,6 +104,7 @@ export async function pullImage(
     'force',
     'base',
     'lazy',
+    'limit',
     'signal',
     'onProgress',
   ]);
@@ -99,15 +112,18 @@ export async function pullImage(
   checkFlag('the option "force"', options.force);
   checkFlag('the option "lazy"', options.lazy);
   if (options.base !== undefined) checkPath('the option "base"', options.base);
-  const { certificates, plainHttp, lazy, ...pulling } = options;
+  if (options.limit !== undefined) checkLimit(options.limit);
+  const { certificates, plainHttp, lazy, limit, ...pulling } = options;
   const { signal, base, force } = pulling;
   const http = { certificates, plainHttp, signal };
+  if (limit !== undefined && lazy !== true)
+    throw new PcowError('PCOW_INVALID', 'only a lazy image can have a limit');
   if (lazy !== true)
     return withStore(reference, 'pull', http, (store) => pull(store, path, pulling));
   if (base !== undefined || force === true)
     throw new PcowError('PCOW_INVALID', 'a lazy image is new, and stands on no base');
   const { pullLazily } = await import('./lazy-image.js');
-  return pullLazily(reference, path, http);
+  return pullLazily(reference, path, { ...http, limit });
 }
 
 /**

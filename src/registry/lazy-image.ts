@@ -15,6 +15,12 @@ import { readTrace } from './trace-store.js';
 /** Bytes of all indexes of an image: they describe at least 600 GiB. */
 const MOST_INDEXES = 256 << 20;
 
+/** How a lazy image is made. */
+export interface LazyOptions extends HttpOptions {
+  /** The most bytes that it keeps of what is fetched. Default: it keeps everything. */
+  limit?: number | undefined;
+}
+
 /** An image of which everything is kept that is read of it. */
 export interface Recorded {
   recording: Recording;
@@ -27,7 +33,7 @@ export async function record(store: Store, signal: AbortSignal | undefined): Pro
 }
 
 /** Makes a lazy image at `file` of the image with this reference. Otherwise like makeLazy(). */
-export function pullLazily(reference: string, file: string, options: HttpOptions): Promise<Pulled> {
+export function pullLazily(reference: string, file: string, options: LazyOptions): Promise<Pulled> {
   return withStore(reference, 'pull', options, async (store) =>
     makeLazy(await record(store, options.signal), reference, file, options),
   );
@@ -41,8 +47,9 @@ export async function makeLazy(
   { recording, remote }: Recorded,
   reference: string,
   file: string,
-  options: HttpOptions,
+  options: LazyOptions,
 ): Promise<Pulled> {
+  const { limit = null } = options;
   const { layers } = remote.config;
   const fetched = layers.reduce((sum, { index }) => sum + index.size, 0);
   if (fetched > MOST_INDEXES) {
@@ -53,7 +60,9 @@ export async function makeLazy(
   await throughDraft(file, {}, async (draft) => {
     for (const at of layers.keys()) await remote.indexOf(at);
     const trace = (await readTrace(reference, remote.digest, options)) ?? [];
-    const source = recording.encodeSource(originOf(reference, remote.digest, options, trace));
+    const source = recording.encodeSource(
+      originOf(reference, remote.digest, options, trace, limit),
+    );
     await fillDraft(draft, source);
   });
   return {
@@ -83,7 +92,7 @@ async function fillDraft(draft: string, source: Buffer): Promise<void> {
       const { name, identity, created } = snapshot;
       await image.snapshot(name, { identity, created: new Date(created) });
     }
-    if (image.info().remoteBytes === 0) await image.setSource(null);
+    if ((await image.remoteBytes()) === 0) await image.setSource(null);
   } finally {
     await image.close();
   }

@@ -7,7 +7,7 @@ import { halvesOf, PIECE, type Piece, type PieceIndex, UNIT } from './piece-inde
 /** Bytes: in larger blocks, a unit would be a part of a sub-block. */
 export const LARGEST_LAZY_BLOCK = 64 << 10;
 
-/** Entries of one call of Image.markRemote(). */
+/** Entries of one call of Image.markRemote(), or a few more. */
 const BATCH = 1 << 16;
 const ENTRY = 8;
 
@@ -30,21 +30,26 @@ export function* blocksOf({ number, data, zero }: Piece, blockSize: number): Gen
   }
 }
 
+/** An argument for Image.markRemote() and giveBack(): zeros in a block belong to its data. */
+export function encodeMarks(blocks: readonly Block[]): Buffer {
+  const marks = Buffer.alloc(blocks.length * ENTRY);
+  for (const [at, { number, data, zero }] of blocks.entries()) {
+    marks.writeUInt32LE(number, at * ENTRY);
+    marks.writeUInt16LE(data | zero, at * ENTRY + 4);
+  }
+  return marks;
+}
+
 /** Arguments for Image.markRemote(): zeros in a block with data arrive together with it. */
 export function* remoteMarks(index: PieceIndex, blockSize: number): Generator<Buffer> {
-  let [batch, at] = [Buffer.alloc(BATCH * ENTRY), 0];
+  let batch: Block[] = [];
   for (const piece of index.pieces()) {
-    for (const { number, data, zero } of blocksOf(piece, blockSize)) {
-      if (data === 0) continue;
-      batch.writeUInt32LE(number, at);
-      batch.writeUInt16LE(data | zero, at + 4);
-      at += ENTRY;
-      if (at < batch.length) continue;
-      yield batch;
-      [batch, at] = [Buffer.alloc(BATCH * ENTRY), 0];
-    }
+    for (const block of blocksOf(piece, blockSize)) if (block.data !== 0) batch.push(block);
+    if (batch.length < BATCH) continue;
+    yield encodeMarks(batch);
+    batch = [];
   }
-  if (at > 0) yield batch.subarray(0, at);
+  if (batch.length > 0) yield encodeMarks(batch);
 }
 
 /** A range of bytes of the image. */

@@ -21,6 +21,8 @@ export interface Origin {
   certificates: string[];
   /** The pieces that are fetched first. */
   trace: Touch[];
+  /** The most bytes that are kept of what was fetched; null: everything is. */
+  limit: number | null;
 }
 
 const MAGIC = Buffer.from('PCOWLAZ\0', 'latin1');
@@ -33,6 +35,7 @@ export function originOf(
   digest: string,
   { plainHttp = false, certificates = [] }: HttpOptions,
   trace: Touch[],
+  limit: number | null,
 ): Origin {
   const parsed = { ...parseReference(reference), digest };
   if (parsed.kind === 'layout') parsed.directory = path.resolve(parsed.directory);
@@ -41,6 +44,7 @@ export function originOf(
     plainHttp,
     certificates: certificates.map((file) => path.resolve(file)),
     trace,
+    limit,
   };
 }
 
@@ -72,22 +76,35 @@ export class Recording implements ReadableStore {
   }
 
   /** The manifest, and all blobs that were read whole. */
-  encodeSource({ reference, plainHttp, certificates, trace }: Origin): Buffer {
+  encodeSource({ reference, plainHttp, certificates, trace, limit }: Origin): Buffer {
     const contents = [this.#manifest!, ...this.#blobs.values(), encodeTrace(trace)];
-    const text = Buffer.from(
-      JSON.stringify({
-        reference,
-        plainHttp,
-        certificates,
-        contents: contents.map((bytes) => ({ digest: digestOf(bytes), size: bytes.length })),
-      }),
-    );
-    const header = Buffer.alloc(HEADER);
-    MAGIC.copy(header, 0);
-    header.writeUInt32LE(VERSION, 8);
-    header.writeUInt32LE(text.length, 12);
-    return Buffer.concat([header, text, ...contents]);
+    const description = {
+      reference,
+      plainHttp,
+      certificates,
+      ...(limit !== null && { limit }),
+      contents: contents.map((bytes) => ({ digest: digestOf(bytes), size: bytes.length })),
+    };
+    return Buffer.concat([headOf(description), ...contents]);
   }
+}
+
+function headOf(description: object): Buffer {
+  const text = Buffer.from(JSON.stringify(description));
+  const header = Buffer.alloc(HEADER);
+  MAGIC.copy(header, 0);
+  header.writeUInt32LE(VERSION, 8);
+  header.writeUInt32LE(text.length, 12);
+  return Buffer.concat([header, text]);
+}
+
+/** The same source, which SourceStore.parse() has accepted, without a limit. */
+export function withoutLimit(source: Buffer): Buffer {
+  const end = HEADER + source.readUInt32LE(12);
+  const { limit: _limit, ...description } = JSON.parse(
+    source.subarray(HEADER, end).toString('utf8'),
+  ) as { limit?: number };
+  return Buffer.concat([headOf(description), source.subarray(end)]);
 }
 
 /** A source as the store of its image, without the data blobs. */
@@ -160,14 +177,16 @@ function descriptionIn(text: string): (Omit<Origin, 'trace'> & { contents: Blob[
   } catch {
     return null;
   }
-  const { reference, plainHttp, certificates, contents } = value ?? {};
+  const { reference, plainHttp, certificates, limit = null, contents } = value ?? {};
   if (typeof reference !== 'string' || typeof plainHttp !== 'boolean') return null;
+  if (limit !== null && !(Number.isSafeInteger(limit) && (limit as number) > 0)) return null;
   if (!isListOf(certificates, (it) => typeof it === 'string')) return null;
   if (!isListOf(contents, isBlob)) return null;
   return {
     reference,
     plainHttp,
     certificates: certificates as string[],
+    limit: limit as number | null,
     contents: contents as Blob[],
   };
 }

@@ -51,6 +51,7 @@ test('info', async (t) => {
     remoteBytes: 'number',
     standsOnLazy: 'boolean',
     reference: 'null',
+    limit: 'null',
     clean: 'boolean',
     generation: 'number',
     snapshots: 'number',

@@ -34,7 +34,7 @@ test('a lazy image says which block it lacks, is filled, and becomes an ordinary
   const layer = image.layerOf('v1');
   t.deepEqual(await image.source(), Buffer.from('somewhere'));
   t.true(image.info().lazy);
-  t.is(image.info().remoteBytes, BLOCK + 8192);
+  t.is(await image.remoteBytes(), BLOCK + 8192);
 
   const read = () => image.read(Buffer.alloc(2 * BLOCK), BLOCK);
   const missing = await t.throwsAsync<PcowError>(read, { code: 'PCOW_REMOTE' });

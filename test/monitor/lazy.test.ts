@@ -108,13 +108,11 @@ test.serial('what a process says that it needs leads to no other image', async (
   const outside = `${mount.scratch}/outside.pcow`;
   await pullImage(`${host}/golden:v1`, outside, { ...PLAIN, lazy: true });
   const facts = (file: string) =>
-    reading(file, (image) =>
-      Promise.resolve({
-        uuid: image.info().uuid,
-        layer: image.layerOf('v1'),
-        remote: image.info().remoteBytes,
-      }),
-    );
+    reading(file, async (image) => ({
+      uuid: image.info().uuid,
+      layer: image.layerOf('v1'),
+      remote: await image.remoteBytes(),
+    }));
   const golden = await facts(mount.image('golden'));
   const other = await facts(outside);
   await mount.mount();

@@ -308,7 +308,7 @@ export class AttachService {
       );
     }
     const { image } = await entry.view();
-    if (image.info().remoteBytes > 0) {
+    if ((await image.remoteBytes()) > 0) {
       throw new PcowError(
         'PCOW_REMOTE',
         `${entry.name} is not complete: a process that has it could not be given what is fetched. Run pcow prefetch, or map a clone of it`,

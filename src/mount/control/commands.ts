@@ -407,8 +407,8 @@ export class Commands {
    * Fetches everything that a lazy image lacks. Without `commands`: it changes no structure, and may
    * take long.
    */
-  async prefetch(entry: ImageEntry): Promise<void> {
-    await entry.fetching.prefetch();
+  async prefetch(entry: ImageEntry, text: string): Promise<void> {
+    await entry.fetching.prefetch(text);
     log(`${entry.name}: everything is here`);
   }
 

@@ -1,6 +1,11 @@
 /** The control files: the text that each shows, and the command that each runs. */
 import { attachmentMetrics } from '../attach/attachment-metrics.js';
-import type { ImageControl, ImageReport, MountControl } from '../../images/control-names.js';
+import {
+  type ImageControl,
+  type ImageReport,
+  type MountControl,
+  WITHOUT_LIMIT,
+} from '../../images/control-names.js';
 import { PcowError } from '../../engine/index.js';
 import type { Catalog, Found } from '../images/catalog.js';
 import type { MountContext } from '../context.js';
@@ -183,11 +188,11 @@ export const imageControls: ReadonlyMap<string, Control<Found>> = new Map<
     {
       read: async (_, { entry }) => {
         const { image } = await entry.view();
-        return `write "now" to fetch everything that the image lacks: ${image.info().remoteBytes} bytes\n`;
+        return `write "now" to fetch everything that the image lacks: ${await image.remoteBytes()} bytes\n`;
       },
       write: (context, { entry }, text) => {
-        now(text);
-        return context.commands.prefetch(entry);
+        if (text !== WITHOUT_LIMIT) now(text);
+        return context.commands.prefetch(entry, text);
       },
     },
   ],

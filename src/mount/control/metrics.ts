@@ -14,6 +14,8 @@ import type { Family, Labels } from './prometheus.js';
 interface SoundImage {
   entry: ImageEntry;
   info: ImageInfo;
+  /** Bytes that a lazy image lacks; null: it is not lazy, or this cannot be read. */
+  remote: number | null;
   traffic: Traffic;
   /** Of the disk with its file; null: unknown. */
   disk: { free: number; size: number } | null;
@@ -52,13 +54,19 @@ const FIGURES: Figure[] = [
     name: 'pcow_remote_bytes',
     type: 'gauge',
     help: 'Bytes of a lazy image that have not been fetched yet.',
-    values: ({ info }) => (info.lazy ? [[info.remoteBytes]] : []),
+    values: ({ remote }) => (remote === null ? [] : [[remote]]),
   },
   {
     name: 'pcow_fetched_bytes_total',
     type: 'counter',
     help: 'Bytes that were fetched from the registry of a lazy image.',
     values: ({ entry }) => fetched(entry, ({ fetchedBytes }) => fetchedBytes),
+  },
+  {
+    name: 'pcow_given_back_bytes_total',
+    type: 'counter',
+    help: 'Bytes that a lazy image with a limit has given back.',
+    values: ({ entry }) => fetched(entry, ({ givenBackBytes }) => givenBackBytes),
   },
   {
     name: 'pcow_fetch_requests_total',
@@ -152,7 +160,9 @@ async function lookAt(entries: ImageEntry[]): Promise<Found> {
       found.all.push({ name: entry.name, state });
       if (state !== 'ok') return;
       const { image } = await entry.view();
-      found.sound.push({ entry, info: image.info(), traffic: entry.traffic(), disk });
+      const info = image.info();
+      const remote = info.lazy ? await image.remoteBytes().catch(() => null) : null;
+      found.sound.push({ entry, info, remote, traffic: entry.traffic(), disk });
     }),
   );
   found.all.sort((a, b) => (a.name < b.name ? -1 : 1));

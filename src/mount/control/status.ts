@@ -46,7 +46,7 @@ async function details(entry: ImageEntry): Promise<object> {
     readers: await Promise.all([...entry.readers].map(attachmentStatus)),
     open: openFiles(entry),
     working: entry.works[0] ? workFields(entry.works[0]) : null,
-    lazy: info.lazy ? { remoteBytes: info.remoteBytes, ...lazyFields(entry) } : null,
+    lazy: info.lazy ? { remoteBytes: await image.remoteBytes(), ...lazyFields(entry) } : null,
   };
 }
 
@@ -55,6 +55,8 @@ function lazyFields({ fetching: { state, locked } }: ImageEntry): object {
   return {
     reference: state?.reference ?? null,
     waiting: state?.waiting ?? (locked && { ...locked, snapshot: null, offset: null }),
+    limit: state?.limit ?? null,
+    givenBackBytes: state?.givenBackBytes ?? 0,
     requests: state?.requests ?? 0,
     fetchedBytes: state?.fetchedBytes ?? 0,
   };

@@ -7,6 +7,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { type Image, isPcowError, PcowError } from '../../engine/index.js';
 import type { Fetcher, FetchState } from '../../registry/fetcher.js';
 import type { Touch } from '../../registry/trace.js';
+import { WITHOUT_LIMIT } from '../../images/control-names.js';
 import { sentenceOf } from '../failure.js';
 import { log } from '../log.js';
 import { Work } from './work.js';
@@ -77,14 +78,15 @@ export class Fetching {
     }
   }
 
-  /** Fetches everything. */
-  async prefetch(): Promise<void> {
+  /** Fetches everything. `text`: "now"; or "without limit", if the image may have one. */
+  async prefetch(text: string): Promise<void> {
     if (this.#work !== null)
       throw new PcowError('PCOW_BUSY', `a prefetch of ${this.image.name} is in progress already`);
-    const work = new Work('prefetch', 'now');
+    const work = new Work('prefetch', text);
     this.#work = work;
     try {
       const active = await this.#openedIfLazy();
+      if (text === WITHOUT_LIMIT) await active?.fetcher.removeLimit();
       await active?.fetcher.prefetch(work.options);
       await this.#endIfComplete();
     } finally {
