@@ -5,7 +5,11 @@
 import { open, readdir, readFile } from 'node:fs/promises';
 import path from 'node:path';
 
-import { Image } from '../../src/engine/index.js';
+import { type CreateOptions, Image } from '../../src/engine/index.js';
+import { pullLazily } from '../../src/registry/lazy-image.js';
+import { PLAIN, pushing } from '../registry/images.js';
+import { MoodyRegistry } from '../registry/moody.js';
+import { working } from '../stream/images.js';
 import { attachedTo, monitored } from './monitored.js';
 import type { TestMount } from './mount.js';
 import type { Conversation } from './program.js';
@@ -68,12 +72,36 @@ export class Base {
     tool: string,
     blockSize: number,
   ): Promise<Base> {
-    await Image.create(mount.image('base'), { size: SIZE, blockSize });
-    const image = await Image.open(mount.image('base'), { write: true });
-    await image.write(Buffer.alloc(SIZE, Base.value), 0);
-    await image.snapshot(Base.snapshot);
-    await image.close();
+    await Base.#filled(mount.image('base'), { size: SIZE, blockSize });
     return new Base(mount, random, tool);
+  }
+
+  /** The same, but its bytes are still in a registry: it stands on a lazy image. */
+  static async makeLazily(
+    mount: TestMount,
+    random: Random,
+    tool: string,
+  ): Promise<{ base: Base; registry: MoodyRegistry }> {
+    const pushed = path.join(mount.scratch, 'pushed.pcow');
+    const layout = path.join(mount.scratch, 'layout');
+    await Base.#filled(pushed, { size: SIZE });
+    await pushing(pushed, Base.snapshot, `oci:${layout}:v1`, PLAIN);
+    const registry = await MoodyRegistry.start(mount.t, layout, random);
+    const golden = mount.image('golden');
+    const limit = random.pick([undefined, SIZE / 2]);
+    await pullLazily(`${registry.host}/golden:v1`, golden, { ...PLAIN, limit });
+    const on = { base: { path: golden, snapshot: Base.snapshot } };
+    await Image.create(mount.image('base'), on);
+    await working(mount.image('base'), (image) => image.snapshot(Base.snapshot));
+    return { base: new Base(mount, random, tool), registry };
+  }
+
+  static async #filled(file: string, options: CreateOptions): Promise<void> {
+    await Image.create(file, options);
+    await working(file, async (image) => {
+      await image.write(Buffer.alloc(SIZE, Base.value), 0);
+      await image.snapshot(Base.snapshot);
+    });
   }
 
   /** One change or read. Fails if the mount dies. */

@@ -1,8 +1,9 @@
 /**
  * Threads that do at random what programs do to a mapping (test/programs/random-mapper.c), with
  * snapshots and clones (random-checker.c), rollbacks, and deaths of the process and of its mounts,
- * while the base is used, and a clone has its own guest (random-neighbours.ts). Everything that was
- * stored is kept, each snapshot is a consistent cut, and does not change. Nothing waits forever.
+ * while the base is used, and a clone has its own guest (random-neighbours.ts). The bytes of some
+ * bases are still in a registry, which fails now and then. Everything that was stored is kept, each
+ * snapshot is a consistent cut, and does not change. Nothing waits forever.
  */
 import { execFile } from 'node:child_process';
 import { open, readdir } from 'node:fs/promises';
@@ -19,6 +20,7 @@ import { anyStore, imagesFor, MiB, type TestMount } from '../helpers/mount.js';
 import { Conversation, program } from '../helpers/program.js';
 import { Random, seedFromEnvironment } from '../helpers/random.js';
 import { Base, Side } from '../helpers/random-neighbours.js';
+import type { MoodyRegistry } from '../registry/moody.js';
 import { scratchDirectory } from '../helpers/scratch.js';
 
 const run = promisify(execFile);
@@ -63,6 +65,8 @@ class Scene {
     /** A directory of a filesystem with direct I/O. */
     readonly disk: string,
     readonly base: Base,
+    /** From which its bytes come; null: they are here. */
+    readonly registry: MoodyRegistry | null,
     readonly programs: { mapper: string[]; checker: string; tool: string },
   ) {}
 
@@ -71,7 +75,13 @@ class Scene {
     const mount = await imagesFor(t, {}, random.chance(0.7) ? '/dev/shm' : undefined);
     const disk = await scratchDirectory(t);
     const tool = await program('map-tool', disk);
-    const base = await Base.make(mount, random, tool, random.pick([4096, 65536, 65536, 2 * MiB]));
+    const { base, registry } = random.chance(0.4)
+      ? await Base.makeLazily(mount, random, tool)
+      : {
+          base: await Base.make(mount, random, tool, random.pick([4096, 65536, 65536, 2 * MiB])),
+          registry: null,
+        };
+    if (registry) count('lazy bases');
     await Image.create(mount.image('vm1'), {
       base: { path: mount.image('base'), snapshot: Base.snapshot },
     });
@@ -85,7 +95,7 @@ class Scene {
       ? ['env', ...environmentOf(settings), SANITIZED]
       : [...monitorPrefix(settings), await program('random-mapper', disk)];
     const checker = await program('random-checker', disk);
-    return new Scene(mount, random, model, disk, base, { mapper, checker, tool });
+    return new Scene(mount, random, model, disk, base, registry, { mapper, checker, tool });
   }
 
   /** The process maps the image, and works until it is ended or killed. */
@@ -132,11 +142,13 @@ class Scene {
 
   async #scene(pid: number, over: Promise<unknown>): Promise<void> {
     const { mount, random } = this;
-    switch (random.weighted({ base: 6, side: 3, pause: 3, death: 2, umount: 1 })) {
+    switch (random.weighted({ base: 6, side: 3, pause: 3, death: 2, umount: 1, registry: 2 })) {
       case 'base':
         return this.base.use();
       case 'side':
         return this.#side?.use(random);
+      case 'registry':
+        return this.#registryFails();
       case 'pause':
         return sleep(random.below(500));
       case 'death':
@@ -151,6 +163,13 @@ class Scene {
     }
     // The process finds the next mount by itself.
     await Promise.race([attachedTo(mount, 'vm1', pid), over]);
+  }
+
+  /** For a while, whoever waits for it. */
+  async #registryFails(): Promise<void> {
+    await this.registry?.change();
+    await sleep(this.random.below(300));
+    await this.registry?.be('well');
   }
 
   /** In the middle of an operation that may fail because of it. */
@@ -196,7 +215,7 @@ class Scene {
   async end(): Promise<void> {
     await this.base.endGuest();
     await this.mount.unmount();
-    for (const name of ['vm1', 'base'])
+    for (const name of ['vm1', 'base', ...(this.registry ? ['golden'] : [])])
       this.mount.t.deepEqual((await checkImage(this.mount.image(name))).findings, [], name);
     count('steps', this.steps);
     for (const [what, times] of Object.entries(this.base.done)) count(`base: ${what}`, times);

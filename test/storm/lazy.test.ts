@@ -1,7 +1,9 @@
 /**
- * Random operations of two guests on a lazy base, while the registry is away, slow, refuses, or
- * sends wrong bytes, snapshots are taken, and the mount is killed. Whatever a guest reads must be
- * what it wrote, or what was pushed.
+ * Random operations of two guests on a lazy base, which may have a limit, while the registry is
+ * away, slow, refuses, sends wrong bytes or restarts, snapshots are taken, and the mount is killed.
+ * Whatever a guest reads must be what it wrote, or what was pushed.
+ *
+ *   PCOW_STORM_ROUNDS=1000 (npm run storm -- 1000 lazy)
  */
 import { readFile } from 'node:fs/promises';
 
@@ -9,7 +11,7 @@ import test from 'ava';
 
 import { checkImage } from '../../src/engine/check.js';
 import { Image } from '../../src/engine/index.js';
-import { pullImage } from '../../src/registry/index.js';
+import { pullLazily } from '../../src/registry/lazy-image.js';
 import { PIECE } from '../../src/registry/piece-index.js';
 import { effort } from '../helpers/effort.js';
 import { imagesFor } from '../helpers/mount.js';
@@ -18,7 +20,7 @@ import { type Conversation, program } from '../helpers/program.js';
 import { Random, seedFromEnvironment } from '../helpers/random.js';
 import { PLAIN } from '../registry/images.js';
 import { PIECES, pushedWhole } from '../registry/lazy-bench.js';
-import { layoutServer, sendRange, startServer } from '../registry/servers.js';
+import { MoodyRegistry } from '../registry/moody.js';
 import { MiB, reading } from '../stream/images.js';
 
 const SIZE = 64 * MiB;
@@ -41,36 +43,11 @@ test.serial('a storm: a lazy base, a registry that fails, a mount that is killed
   const layout = `${mount.scratch}/layout`;
   await pushedWhole(pushed, `oci:${layout}:v1`);
   const original = await contents(pushed, 'v1');
-  let mood: 'well' | 'away' | 'slow' | 'refuses' | 'corrupts' = 'well';
-  const host = await startServer(
-    t,
-    layoutServer(layout, ({ kind, request, response, bytes }) => {
-      if (kind !== 'blob' || bytes.length < PIECE) return false;
-      switch (mood) {
-        case 'well':
-          return false;
-        case 'away':
-          response.destroy();
-          return true;
-        case 'slow':
-          setTimeout(() => {
-            sendRange(request, response, bytes);
-          }, 100);
-          return true;
-        case 'refuses':
-          response.writeHead(503).end();
-          return true;
-        case 'corrupts': {
-          const wrong = Buffer.from(bytes);
-          for (let at = random.below(1000); at < wrong.length; at += 1000) wrong[at]! ^= 1;
-          sendRange(request, response, wrong);
-          return true;
-        }
-      }
-    }),
-  );
+  const registry = await MoodyRegistry.start(t, layout, random);
   const golden = mount.image('golden');
-  await pullImage(`${host}/golden:v1`, golden, { ...PLAIN, lazy: true });
+  const limit = random.pick([undefined, 3 * MiB]);
+  await pullLazily(`${registry.host}/golden:v1`, golden, { ...PLAIN, limit });
+  t.log(`limit: ${limit ?? 'none'}`);
   const tool = await program('map-tool', mount.scratch);
   await Promise.all(
     ['vm1', 'vm2'].map((name) =>
@@ -86,20 +63,20 @@ test.serial('a storm: a lazy base, a registry that fails, a mount that is killed
   }
   const anywhere = () => random.below(random.chance(0.8) ? PIECES * PIECE : SIZE - 10000);
 
-  const steps = effort(60, 1500, 'PCOW_STORM_STEPS');
+  const steps = 20 * effort(3, 75, 'PCOW_STORM_ROUNDS');
   for (let step = 0; step < steps; ++step) {
     const guest = random.pick(guests);
     const what = random.weighted({ read: 40, write: 25, mood: 20, snapshot: 4, kill: 2 });
-    t.log(`${step}: ${what} ${guest.name}, ${mood}`);
+    t.log(`${step}: ${what} ${guest.name}, ${registry.mood}`);
     if (what === 'mood') {
-      mood = random.pick(['well', 'well', 'away', 'slow', 'refuses', 'corrupts'] as const);
+      await registry.change();
     } else if (what === 'kill') {
       await mount.kill();
       await mount.mount();
       for (const { name, tool: process } of guests) await attachedTo(mount, name, process.pid);
     } else {
       if (guest.busy !== null) {
-        mood = 'well';
+        await registry.be('well');
         await guest.busy;
       }
       if (what === 'snapshot') {
@@ -112,9 +89,9 @@ test.serial('a storm: a lazy base, a registry that fails, a mount that is killed
       }
     }
   }
-  mood = 'well';
+  await registry.be('well');
   for (const { busy } of guests) await busy;
-  await mount.write('now', 'golden', 'prefetch');
+  await mount.write('without limit', 'golden', 'prefetch');
   const dump = `${mount.scratch}/dump`;
   for (const guest of guests) {
     t.is(await guest.tool.ask(`dump ${dump}`), 'ok');
