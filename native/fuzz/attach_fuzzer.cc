@@ -56,6 +56,7 @@ void report(AttachEvent event) {
       command.id = event.id;
       break;
     case AttachEvent::Kind::kAnswer:
+    case AttachEvent::Kind::kOpened:
     case AttachEvent::Kind::kLooked:
     case AttachEvent::Kind::kClosed: return;
   }
