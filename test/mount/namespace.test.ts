@@ -295,6 +295,14 @@ test.serial('extended attributes show state, chain and status', async (t) => {
     (await run('python3', ['-c', trusted, mount.file('child')])).stdout,
     /^EOPNOTSUPP|ENOTSUP$/m,
   );
+  // Monitors leave the mappings of a snapshot to the kernel, because this mount has no clean store.
+  const [snapshot = ''] = await readdir(mount.control('base', 'at'));
+  const forMonitors = trusted.replace('trusted.x', 'user.pcow.attach-snapshot');
+  t.is(
+    (await run('python3', ['-c', forMonitors, path.join(mount.control('base', 'at'), snapshot)]))
+      .stdout,
+    'ENODATA\n',
+  );
 });
 
 test.serial('an image with the name of a control file has a flat file nevertheless', async (t) => {

@@ -36,10 +36,13 @@ export class SnapshotFile extends ImageNode {
         );
   }
 
-  /** For a monitor: the id of the layer, and the socket (native/attach/protocol.h). */
+  /**
+   * For a monitor: the id of the layer, and the socket (native/attach/protocol.h). Without a clean
+   * store the kernel's mappings are better: they share the page cache, where a monitor would copy.
+   */
   override extendedAttribute(name: string): Promise<string> {
     const { socket } = this.context.place;
-    return name === ATTACH_ATTRIBUTE && socket !== ''
+    return name === ATTACH_ATTRIBUTE && socket !== '' && this.context.store() !== null
       ? Promise.resolve(`${this.#snapshot.id} ${socket}`)
       : super.extendedAttribute(name);
   }
