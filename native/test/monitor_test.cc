@@ -242,7 +242,7 @@ void mapping_budget(Store store) {
   const TemporaryDirectory directory;
   // Blocks in random order make several hundred pieces before they join.
   constexpr uint64_t kBudget = 100;
-  Monitored m = monitor(make_over_base(directory, 64 * kMiB, 65536), {64 * kMiB, kBudget}, store);
+  Monitored m = monitor(make_over_base(directory, 16 * kMiB, 16384), {16 * kMiB, kBudget}, store);
   std::vector<uint64_t> blocks(m.length / 65536);
   for (size_t i = 0; i < blocks.size(); i++) blocks[i] = i;
   std::shuffle(blocks.begin(), blocks.end(), std::mt19937_64(1));
@@ -262,17 +262,17 @@ void mapping_budget_after_snapshots(Store store) {
   const TemporaryDirectory directory;
   constexpr uint64_t kBudget = 100;
   constexpr int kKept = 5;
-  Monitored m = monitor(make_over_base(directory, 64 * kMiB, 65536), {64 * kMiB, kBudget}, store);
+  Monitored m = monitor(make_over_base(directory, 16 * kMiB, 16384), {16 * kMiB, kBudget}, store);
   std::mt19937_64 random(1);
   std::vector<char> expected(m.length);
   CHECK(MUST(m.session->image().read(nullptr, 0, expected.data(), m.length)) == m.length);
-  const int snapshots = effort(40, 40, 12);
+  const int snapshots = effort(40, 40, 8);
   for (int number = 0; number < snapshots; number++) {
     for (int i = 0; i < 300; i++) {
       const uint64_t at = random() % m.length;
       m.memory[at] = expected[at] = static_cast<char>(number);
     }
-    CHECK(memcmp(m.memory, expected.data(), m.length) == 0);
+    if (number % 4 == 1) CHECK(memcmp(m.memory, expected.data(), m.length) == 0);
     must_have_promoted(m, kBudget);
     if (number % 7 == 3) MUST(m.session->sync());
     snapshot(m.session.get(), "s" + std::to_string(number));
@@ -314,7 +314,7 @@ void stores_during_a_move(Store store) {
   constexpr uint64_t kBudget = 400;
   HeldSync held;
   Monitored m =
-      monitor(make_over_base(directory, 64 * kMiB, 65536), {64 * kMiB, kBudget}, store, &held);
+      monitor(make_over_base(directory, 16 * kMiB, 16384), {16 * kMiB, kBudget}, store, &held);
   const Statistics& statistics = m.session->statistics();
   std::mt19937_64 random(1);
   std::vector<char> expected(m.length);
