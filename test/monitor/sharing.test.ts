@@ -75,7 +75,7 @@ test.serial(
     t.is((await storeOf(mount))?.bytes, SIZE);
     for (const it of [a, b]) {
       t.true(Number(await it.ask('memory')) < (SIZE / 1024) * 0.75, 'proportional');
-      t.is(await it.ask('mappings'), '1');
+      await eventually(async () => (await it.ask('mappings')) === '1');
     }
     t.is(await a.ask('put 70000 99'), 'ok');
     t.is(await a.ask('get 70000'), '99');
@@ -127,7 +127,8 @@ test.serial(
     }
     for (const it of [b, c, one, two]) {
       await eventually(async () => Number(await it.ask('memory')) < (SIZE / 1024) * 0.75);
-      t.is(await it.ask('mappings'), '1');
+      // The monitor may still show the last slices.
+      await eventually(async () => (await it.ask('mappings')) === '1');
     }
     await t.throwsAsync(mount.write('s', 'a', 'delete'), { code: 'EBUSY' });
     await mount.kill();
